@@ -1,0 +1,42 @@
+"""Jobs on the wire: any POST sent with `Prefer: respond-async`, and what became of it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+__all__ = ["FINAL", "Job", "JobList", "JobStatus"]
+
+JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+FINAL: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
+"""States that a job does not leave (a retry makes it queued again)."""
+
+
+class Job(BaseModel):
+    """A request that is answered later."""
+
+    id: str
+    service: str
+    path: str = Field(description="The POST that is run, for example `/v1/segment`.")
+    status: JobStatus
+    progress: float = Field(0.0, ge=0, le=1)
+    note: str | None = Field(None, description="What it is doing now, for people.")
+    position: int | None = Field(None, description="Jobs ahead in the queue; null unless queued.")
+    attempts: int = Field(0, description="Deliveries so far.")
+    dead: bool = Field(
+        False, description="Failed for good after the last attempt: kept as a dead letter until retried."
+    )
+    error: dict[str, object] | None = Field(None, description="The problem, when failed.")
+    created: datetime
+    started: datetime | None = None
+    finished: datetime | None = None
+    expires: datetime | None = Field(None, description="When job and result are forgotten.")
+
+
+class JobList(BaseModel):
+    """Newest first."""
+
+    jobs: list[Job]

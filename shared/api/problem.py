@@ -1,0 +1,65 @@
+"""Errors on the wire: RFC 9457 problems, OpenAI's form and Open Inference's form, all from one `FoveaError`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.errors import FoveaError, by_status
+
+__all__ = ["PROBLEM_CONTENT_TYPE", "Problem", "from_problem", "oip_error", "openai_error", "problem"]
+
+PROBLEM_CONTENT_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem: what went wrong, why, what to try, and the id under which the log has more."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field("about:blank", description="Stable URI reference of the kind of problem.")
+    title: str = Field(description="The kind of problem in words.")
+    status: int = Field(description="HTTP status.")
+    detail: str = Field(description="What happened, and why.")
+    code: str = Field(description="Machine-readable word for the kind.")
+    hint: str | None = Field(None, description="What to try.")
+    field: str | None = Field(None, description="The offending option, tensor or parameter.")
+    request_id: str | None = Field(None, description="Names this request in the logs.")
+
+
+def problem(error: FoveaError, request_id: str | None = None) -> Problem:
+    """The problem body of an error."""
+    return Problem(
+        type=f"/problems/{error.code}", title=error.title, status=error.status, detail=error.detail, code=error.code,
+        hint=error.hint, field=error.field, request_id=request_id,
+    )  # fmt: skip
+
+
+def from_problem(body: Problem) -> FoveaError:
+    """The exception that a client raises for a problem it was sent."""
+    return by_status(body.status)(body.detail, hint=body.hint, field=body.field)
+
+
+def _sentence(error: FoveaError) -> str:
+    return f"{error.detail} {error.hint}" if error.hint else error.detail
+
+
+def openai_error(error: FoveaError, request_id: str | None = None) -> dict[str, Any]:
+    """OpenAI's error body; a 422 of ours is a 400 of theirs (see `openai_status`)."""
+    kind = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+    fallback = "invalid_request_error" if error.status < 500 else "server_error"
+    return {
+        "error": {
+            "message": _sentence(error),
+            "type": kind.get(error.status, fallback),
+            "param": error.field,
+            "code": getattr(error, "openai_code", None) or error.code,
+            "request_id": request_id,
+        }
+    }
+
+
+def oip_error(error: FoveaError) -> dict[str, str]:
+    """Open Inference v2's error body."""
+    return {"error": _sentence(error)}

@@ -1,0 +1,184 @@
+"""One error tree. Each class carries its HTTP status, its gRPC code and a text that is safe to show.
+
+Bytes become an answer in four steps, and each step has its own errors:
+
+    bytes ──read──▶ body ──parse──▶ In ──predict──▶ Out ──render──▶ bytes
+      │              │               │                │
+      TooLarge       Malformed       InvalidOption    QueueFull, DeadlineExceeded, Cancelled,
+      UnsupportedMedia               NotFound         NotReady, Fault
+
+    FoveaError
+    ├── BadInput 400
+    │   ├── Malformed 400         the bytes are not what they claim to be
+    │   ├── TooLarge 413          bytes, pixels or tokens over a stated limit
+    │   ├── UnsupportedMedia 415  a content type or file format nobody here reads
+    │   └── InvalidOption 422     well formed, but a value is out of range
+    ├── Unauthenticated 401
+    ├── PermissionDenied 403
+    ├── NotFound 404              model, version, job or route
+    ├── Conflict 409              the state forbids it (result of a running job, reused idempotency key)
+    ├── RateLimited 429           the caller's quota
+    ├── QueueFull 429             our queue
+    ├── Cancelled 499             the caller went away or asked for it
+    ├── Fault 500                 ours; the detail stays in the log
+    ├── NotReady 503              no weights, no replica, no queue yet
+    └── DeadlineExceeded 504
+
+Knows nothing about HTTP frameworks or gRPC: `shared.api.problem` renders an error for each front.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "BadInput",
+    "Cancelled",
+    "Conflict",
+    "DeadlineExceeded",
+    "Fault",
+    "FoveaError",
+    "InvalidOption",
+    "Malformed",
+    "NotFound",
+    "NotReady",
+    "PermissionDenied",
+    "QueueFull",
+    "RateLimited",
+    "TooLarge",
+    "Unauthenticated",
+    "UnsupportedMedia",
+    "by_status",
+]
+
+
+class FoveaError(Exception):
+    """An error that a caller may see.
+
+    Args:
+        detail: What happened and why, in one sentence that is safe to show.
+        hint: What to try, in one sentence.
+        field: The option, tensor or parameter that is wrong, where there is one.
+        retry_after: Seconds after which a retry makes sense, where it does.
+    """
+
+    status: ClassVar[int] = 500
+    grpc: ClassVar[str] = "INTERNAL"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(
+        self, detail: str, *, hint: str | None = None, field: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.hint = hint
+        self.field = field
+        self.retry_after = retry_after
+
+    @property
+    def code(self) -> str:
+        """The class name as a stable machine-readable word, for example `too_large`."""
+        name = type(self).__name__
+        return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+
+
+class BadInput(FoveaError):
+    """The request can't be served as it is; sending it again will not help."""
+
+    status, grpc, title = 400, "INVALID_ARGUMENT", "Bad input"
+
+
+class Malformed(BadInput):
+    """The bytes are not what they claim to be: broken JSON, base64, tensor or picture."""
+
+    title = "Malformed input"
+
+
+class TooLarge(BadInput):
+    """Bytes, pixels, tokens or batch over a stated limit; the detail names the limit and the value."""
+
+    status, title = 413, "Too large"
+
+
+class UnsupportedMedia(BadInput):
+    """A content type or file format that nobody here reads; the detail says what was detected."""
+
+    status, title = 415, "Unsupported media type"
+
+
+class InvalidOption(BadInput):
+    """Well formed, but a value is out of its range; `field` names it."""
+
+    status, title = 422, "Invalid option"
+
+
+class Unauthenticated(FoveaError):
+    """No key, an unknown key or an expired one."""
+
+    status, grpc, title = 401, "UNAUTHENTICATED", "Not authenticated"
+
+
+class PermissionDenied(FoveaError):
+    """A good key without the scope."""
+
+    status, grpc, title = 403, "PERMISSION_DENIED", "Not allowed"
+
+
+class NotFound(FoveaError):
+    """No such model, version, job or route; the detail lists what there is."""
+
+    status, grpc, title = 404, "NOT_FOUND", "Not found"
+
+
+class Conflict(FoveaError):
+    """The present state forbids it."""
+
+    status, grpc, title = 409, "FAILED_PRECONDITION", "Conflict"
+
+
+class RateLimited(FoveaError):
+    """The caller's quota is spent; `retry_after` says until when."""
+
+    status, grpc, title = 429, "RESOURCE_EXHAUSTED", "Quota exceeded"
+
+
+class QueueFull(FoveaError):
+    """Our queue is full; `retry_after` estimates when it is not."""
+
+    status, grpc, title = 429, "RESOURCE_EXHAUSTED", "Queue full"
+
+
+class Cancelled(FoveaError):
+    """The caller went away, or asked for it."""
+
+    status, grpc, title = 499, "CANCELLED", "Cancelled"
+
+
+class Fault(FoveaError):
+    """Our own failure. The detail is generic; the cause goes to the log under the request id."""
+
+    title = "Internal error"
+
+
+class NotReady(FoveaError):
+    """Weights not loaded, no replica alive, or no queue to reach."""
+
+    status, grpc, title = 503, "UNAVAILABLE", "Not ready"
+
+
+class DeadlineExceeded(FoveaError):
+    """The request's deadline passed before it was done."""
+
+    status, grpc, title = 504, "DEADLINE_EXCEEDED", "Deadline exceeded"
+
+
+def by_status(status: int) -> type[FoveaError]:
+    """The class that stands for an HTTP status, for clients that turn answers back into exceptions."""
+    known: dict[int, type[FoveaError]] = {
+        cls.status: cls
+        for cls in (
+            BadInput, Unauthenticated, PermissionDenied, NotFound, Conflict, TooLarge, UnsupportedMedia,
+            InvalidOption, RateLimited, Cancelled, NotReady, DeadlineExceeded,
+        )
+    }  # fmt: skip
+    return known.get(status, BadInput if 400 <= status < 500 else Fault)

@@ -1,0 +1,1 @@
+"""Jobs: the JobQueue contract, its Redis implementation, the blob store for large payloads and the worker loop."""

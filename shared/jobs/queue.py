@@ -1,0 +1,104 @@
+"""The JobQueue contract: at-least-once work with progress, cancel, retry, dead letters and results that expire.
+
+A job is a POST that is answered later: service, path, headers and body. Whoever runs it hands back status, content
+type and body, the same bytes the caller would have had at once. Effects are keyed by job id, so that a second delivery
+does no harm. Knows nothing about models or HTTP frameworks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from shared.api.job import Job
+
+__all__ = ["Handler", "JobQueue", "Payload", "Result", "Ticket"]
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """The request to run. `headers` holds only what the service needs (content type, accept, tenant, trace)."""
+
+    service: str
+    path: str
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    priority: int = 0
+    tenant: str = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer, byte for byte."""
+
+    status: int
+    content_type: str
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Ticket(Protocol):
+    """What a running job gets from its worker."""
+
+    id: str
+    attempt: int
+
+    async def progress(self, fraction: float, note: str | None = None) -> None:
+        """Publish how far the work is."""
+        ...
+
+    async def cancelled(self) -> None:
+        """Return when somebody cancels the job; wait for ever otherwise."""
+        ...
+
+
+Handler = Callable[[Payload, Ticket], Awaitable[Result]]
+"""Runs one job. An exception of `shared.errors` with a 4xx status fails it for good; any other error is tried again."""
+
+
+class JobQueue(Protocol):
+    """The queue as the gateway sees it. Every method raises `NotReady` while the queue can't be reached."""
+
+    async def submit(self, payload: Payload, idempotency_key: str | None = None) -> tuple[Job, bool]:
+        """Accept a job; return it and whether it is new.
+
+        A key seen before with the same request returns the first job; with another request it raises `Conflict`.
+        When this returns, the job survives the death of any process.
+
+        Raises:
+            QueueFull: Too many jobs wait for this service.
+        """
+        ...
+
+    async def get(self, job_id: str, tenant: str) -> Job:
+        """The job as it stands; `NotFound` for unknown, expired and other tenants' jobs."""
+        ...
+
+    async def recent(self, tenant: str, limit: int = 50) -> list[Job]:
+        """The tenant's jobs, newest first."""
+        ...
+
+    async def result(self, job_id: str, tenant: str) -> Result:
+        """The answer of a finished job; `Conflict` while it is not finished."""
+        ...
+
+    async def cancel(self, job_id: str, tenant: str) -> Job:
+        """Cancel, also while running; idempotent; a finished job is left as it is."""
+        ...
+
+    async def retry(self, job_id: str, tenant: str) -> Job:
+        """Queue a failed, dead or cancelled job again; `Conflict` otherwise."""
+        ...
+
+    def events(self, job_id: str, tenant: str) -> AsyncIterator[Job]:
+        """The job now and after every change, ending with its final state."""
+        ...
+
+    async def depth(self, service: str) -> int:
+        """Jobs that wait."""
+        ...
+
+    async def dead(self, tenant: str, limit: int = 50) -> list[Job]:
+        """Dead letters, newest first."""
+        ...

@@ -1,0 +1,83 @@
+"""The Card: frozen facts about one served model. Data only; shown in `/v1/models/{id}`, docs, console and CLI."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Card", "Limits", "Metric", "Paper", "Task"]
+
+Task = Literal[
+    "chat",
+    "complete",
+    "restore",
+    "segment",
+    "detect",
+    "classify",
+    "actions",
+    "scanpath",
+    "plan",
+    "probe",
+    "judge",
+    "echo",
+]
+"""The deed a model does. Domain routes are `/v1/<task>`; `echo` is for tests and benches."""
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Paper(_Facts):
+    """Where a system comes from."""
+
+    title: str
+    venue: str
+    year: int
+    url: str | None = None
+
+
+class Metric(_Facts):
+    """One measured number beside the paper's."""
+
+    name: str = Field(description="For example `dice_at_half`.")
+    ours: float | None = Field(description="Measured with the served weights, or null when not measured.")
+    paper: float | None = Field(None, description="Published for the full-size model on the paper's data.")
+    data: str = Field(description="What it was measured on, and how much of it.")
+    note: str | None = None
+
+
+class Limits(_Facts):
+    """What a model takes; None means that the platform's own limit is the only one."""
+
+    max_batch: int | None = None
+    min_side: int | None = Field(None, description="Shortest picture side, pixels.")
+    max_side: int | None = Field(None, description="Longest picture side, pixels.")
+    max_tokens: int | None = Field(None, description="Context window: prompt and answer together.")
+
+
+class Card(_Facts):
+    """Facts of one served model.
+
+    `variants` lists the forms that the system's spec names and `variant` the one served (the variants rule);
+    `example` is a valid request without its picture fields, used by contract tests, docs and the console.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._/-]*$", description="What callers put into `model`.")
+    task: Task
+    summary: str = Field(description="One sentence: what it does for whom.")
+    paper: Paper
+    licence: str = Field(description="Of the served weights and code, and limits on use of upstream weights.")
+    version: str = "1"
+    variants: tuple[str, ...] = ()
+    variant: str | None = None
+    weights: str | None = Field(None, description="sha256 of the served weights file; null for random weights.")
+    parameters: int | None = None
+    metrics: tuple[Metric, ...] = ()
+    limits: Limits = Limits()
+    notes: tuple[str, ...] = Field(
+        (), description="What a user should know: departures, traps, 'not a medical device'."
+    )
+    sparsity: dict[str, Any] | None = Field(None, description="A SparsityClaim, where the model calls itself sparse.")
+    example: dict[str, Any] = Field(default_factory=dict)

@@ -1,0 +1,123 @@
+"""Finds Servables and network builders by scanning packages. No global table: the mark is data on the thing found.
+
+A room whose extra is not installed is skipped; `skipped()` says which, and why, for `fovea doctor`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any, TypeVar
+
+from shared.errors import NotFound
+from shared.registry.servable import Servable
+
+__all__ = ["SERVICES", "builder", "network", "networks", "servables", "service_package", "skipped"]
+
+SERVICES = ("vision-restoration", "medical-seg", "detection", "llm-longctx", "interpretability", "relevance-judge")
+"""The six services by the name that images, URLs, queues and metric labels carry."""
+
+ROOMS = ("models", "methods", "mixers", "judges", "experiments")
+"""Rooms of a service that are scanned."""
+
+_MARK = "__fovea_network__"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def service_package(service: str) -> str:
+    """Import name of a service: `medical-seg` → `services.medical_seg`. The one place that knows the rule."""
+    return "services." + service.replace("-", "_")
+
+
+def builder(name: str) -> Callable[[F], F]:
+    """Mark a function (or class) as the builder that `network(name, ...)` calls."""
+
+    def mark(build: F) -> F:
+        setattr(build, _MARK, name)
+        return build
+
+    return mark
+
+
+def servables(service: str) -> dict[str, type[Servable[Any, Any]]]:
+    """Servables of one service by model name, in name order."""
+    found = {
+        cls.card.name: cls
+        for module in _modules(service)
+        for cls in vars(module).values()
+        if inspect.isclass(cls)
+        and issubclass(cls, Servable)
+        and "card" in vars(cls)
+        and cls.__module__ == module.__name__
+    }
+    return dict(sorted(found.items()))
+
+
+def networks() -> dict[str, Callable[..., Any]]:
+    """All marked builders by name, from every service room and `shared.lm`."""
+    found: dict[str, Callable[..., Any]] = {}
+    for module in (*_package_modules("shared.lm"), *(m for s in SERVICES for m in _modules(s))):
+        for thing in vars(module).values():
+            name = getattr(thing, _MARK, None) if callable(thing) else None
+            if name is not None and getattr(thing, "__module__", None) == module.__name__:
+                found[name] = thing
+    return found
+
+
+def network(name: str, *args: Any, **config: Any) -> Any:
+    """Build a network (a `torch.nn.Module`) by name, for example `network("pranet", width=1.0)`.
+
+    Raises:
+        NotFound: No installed room has a builder of that name; the detail lists those there are.
+    """
+    known = networks()
+    if name not in known:
+        detail = f"There is no network {name!r}; known are {', '.join(sorted(known)) or 'none'}."
+        raise NotFound(detail, hint=f"Rooms left out: {skipped() or 'none'}.")
+    return known[name](*args, **config)
+
+
+def skipped() -> dict[str, str]:
+    """Modules that could not be imported because a library is missing: module name → missing library."""
+    missing: dict[str, str] = {}
+    for package in ("shared.lm", *(f"{service_package(s)}.{room}" for s in SERVICES for room in ROOMS)):
+        for name in _names(package):
+            if isinstance(found := _load(name), str):
+                missing[name] = found
+    return missing
+
+
+def _modules(service: str) -> Iterator[ModuleType]:
+    for room in ROOMS:
+        yield from _package_modules(f"{service_package(service)}.{room}")
+
+
+def _package_modules(package: str) -> Iterator[ModuleType]:
+    for name in _names(package):
+        if isinstance(module := _load(name), ModuleType):
+            yield module
+
+
+def _names(package: str) -> list[str]:
+    if (
+        importlib.util.find_spec(package.rpartition(".")[0]) is None
+        or (spec := importlib.util.find_spec(package)) is None
+    ):
+        return []
+    places = spec.submodule_search_locations or []
+    return [package, *(f"{package}.{info.name}" for info in pkgutil.iter_modules(places))]
+
+
+def _load(name: str) -> ModuleType | str:
+    """The module, or the name of the library that it lacks. Our own mistakes are raised, not skipped."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in {"services", "shared"}:
+            raise
+        return error.name

@@ -1,0 +1,171 @@
+"""The Servable contract: a Card, typed In and Out, and three verbs (load, predict, stream).
+
+A Servable is domain code. It knows arrays and its own maths; it knows no HTTP, no queue and no metrics backend.
+The platform batches requests, moves them off the event loop and turns errors into answers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
+
+import numpy as np
+from pydantic import BaseModel
+
+from shared.api.tensors import TensorSpec
+from shared.errors import Cancelled, DeadlineExceeded, FoveaError
+from shared.registry.card import Card
+
+__all__ = ["Engine", "Mode", "Place", "Run", "Servable"]
+
+Mode = Literal["sync", "stream", "job"]
+
+Request = TypeVar("Request", bound=BaseModel)
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+class Engine(Protocol):
+    """Runs arrays → arrays. Implementations are in `shared.engines`; the first axis of every tensor is the batch.
+
+    `run` may be called from several threads at once.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute all outputs for `feeds` (input name → array of the stated dtype and shape)."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where and how a Servable loads: given by the platform, never read from the environment by domain code.
+
+    Attributes:
+        device: `cpu`, `cuda` or `cuda:N`.
+        engine: Wanted engine; `auto` lets the Servable choose the fastest that is there.
+        cache: Folder for derived artefacts, named by digest (exported graphs, dequantised weights).
+        threads: Intra-op threads; 0 means the library's default.
+        options: Further facts that a Servable documents for itself (`llm_model`, `llm_dtype`, `triton_url`).
+    """
+
+    device: str = "cpu"
+    engine: Literal["auto", "torch", "onnx", "tensorrt", "triton"] = "auto"
+    cache: Path = Path(".fovea/cache")
+    threads: int = 0
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+class Run:
+    """One call in flight: its deadline, its cancellation and where its progress goes. Safe to share between threads.
+
+    Long work calls `check()` between steps and `progress()` when there is something to tell.
+    """
+
+    def __init__(
+        self,
+        *,
+        deadline: float | None = None,
+        report: Callable[[float, str | None], None] | None = None,
+        job: str | None = None,
+    ) -> None:
+        """Start a run; `deadline` is a `time.monotonic()` instant, `job` the id when it runs as a job."""
+        self.deadline = deadline
+        self.job = job
+        self._report = report
+        self._cancelled = threading.Event()
+
+    def progress(self, fraction: float, note: str | None = None) -> None:
+        """Tell how far the work is: `fraction` in 0..1, `note` for people."""
+        if self._report is not None:
+            self._report(min(max(fraction, 0.0), 1.0), note)
+
+    def cancel(self) -> None:
+        """Ask the work to stop at its next `check()`."""
+        self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked to stop."""
+        return self._cancelled.is_set()
+
+    def check(self) -> None:
+        """Stop here if asked to.
+
+        Raises:
+            Cancelled: The caller went away or cancelled the job.
+            DeadlineExceeded: The deadline has passed.
+        """
+        if self._cancelled.is_set():
+            detail = "The request was cancelled."
+            raise Cancelled(detail)
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            detail = "The deadline of the request passed before it was done."
+            raise DeadlineExceeded(detail, hint="Send it with `Prefer: respond-async`, or allow more time.")
+
+
+class Servable(ABC, Generic[Request, Answer]):
+    """One model, ready to serve. A subclass in a scanned room with a `card` is all it takes to be discovered.
+
+    Class attributes:
+        card: Its facts; an instance may carry a refined copy (digest and metrics of the loaded weights).
+        In, Out: Pydantic models; fields of `In` are the request's options, and fields typed `ImageBytes` its pictures.
+        mode: `sync` answers at once, `stream` yields events, `job` is long and is offered as a job.
+    """
+
+    card: ClassVar[Card]
+    In: ClassVar[type[BaseModel]]
+    Out: ClassVar[type[BaseModel]]
+    mode: ClassVar[Mode] = "sync"
+
+    engine: Engine | None = None
+    """The engine behind `predict`, where tensors in and out make sense: offered as Open Inference v2."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, place: Place) -> Self:
+        """Verify and load the weights (random ones only if the class says so), ready to predict."""
+
+    @abstractmethod
+    def predict(self, batch: Sequence[Request], run: Run) -> list[Answer | FoveaError]:
+        """Answer requests, in order; one that fails alone is answered by its error. A batch equals its singles."""
+
+    def stream(self, request: Request, run: Run) -> Iterator[BaseModel]:
+        """Answer one request piece by piece (mode `stream`)."""
+        raise NotImplementedError
+
+    def render(self, request: Request, answer: Answer, media_type: str) -> bytes | None:
+        """The answer as `media_type` (an annotated PNG, a CSV), or None when there is no such form."""
+        return None
+
+    @classmethod
+    def media_types(cls) -> tuple[str, ...]:
+        """What `render` offers beside JSON, for content negotiation and docs."""
+        return ()
+
+    def example(self) -> Request:
+        """A small valid request: the Card's example with generated pictures where it needs some."""
+        return self.In.model_validate(self.card.example)  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Free what `load` took."""
+        if self.engine is not None:
+            self.engine.close()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check early that a concrete class carries what the platform needs."""
+        super().__init_subclass__(**kwargs)
+        if "card" in vars(cls) and not (hasattr(cls, "In") and hasattr(cls, "Out")):
+            message = f"{cls.__name__} has a card but no In or Out"
+            raise TypeError(message)

@@ -1,0 +1,156 @@
+"""Logs, metrics and trace context, in the field's names. Knows structlog and prometheus_client for all.
+
+Domain rooms call `stage("pre")` and `log()`; what they touch is a few plain functions. Counters live in
+prometheus_client's own default registry, which `/metrics` renders.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+
+__all__ = [
+    "BATCH_SIZE",
+    "ERRORS",
+    "IN_FLIGHT",
+    "LATENCY",
+    "METRICS_CONTENT_TYPE",
+    "QUEUE_DEPTH",
+    "REQUESTS",
+    "REQUEST_LATENCY",
+    "Context",
+    "bind",
+    "configure_logs",
+    "context",
+    "fresh_context",
+    "log",
+    "metrics_text",
+    "observe_stage",
+    "stage",
+    "traceparent",
+]
+
+Stage = Literal["queue", "pre", "run", "post"]
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+REQUESTS = Counter("fovea_requests_total", "Requests by outcome.", ["service", "model", "route", "status"])
+ERRORS = Counter("fovea_errors_total", "Errors by code.", ["service", "model", "code"])
+REQUEST_LATENCY = Histogram("fovea_request_seconds", "Whole request.", ["service", "route"], buckets=_SECONDS)
+LATENCY = Histogram("fovea_stage_seconds", "One stage of a request.", ["service", "model", "stage"], buckets=_SECONDS)
+BATCH_SIZE = Histogram(
+    "fovea_batch_size", "Requests per batch.", ["service", "model"], buckets=(1, 2, 4, 8, 16, 32, 64)
+)
+QUEUE_DEPTH = Gauge("fovea_queue_depth", "Requests or jobs that wait.", ["service", "model"])
+IN_FLIGHT = Gauge("fovea_in_flight", "Requests being served.", ["service"])
+
+METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Who is being served: what every log line and metric of one request carries."""
+
+    request_id: str = ""
+    service: str = ""
+    model: str = ""
+    traceparent: str = ""
+
+
+_context: ContextVar[Context] = ContextVar("fovea_context", default=Context())  # noqa: B039
+
+
+def context() -> Context:
+    """The context of the request that this task or thread serves."""
+    return _context.get()
+
+
+@contextmanager
+def bind(**fields: str) -> Iterator[Context]:
+    """Fill fields of the context for the length of a block, for example `bind(model="pranet")`."""
+    token = _context.set(replace(_context.get(), **fields))
+    try:
+        yield _context.get()
+    finally:
+        _context.reset(token)
+
+
+def fresh_context(request_id: str | None, traceparent_header: str | None, service: str) -> Context:
+    """The context of a new request: ids that came with it are kept when well formed, made otherwise."""
+    rid = request_id if request_id and len(request_id) <= 128 and request_id.isprintable() else secrets.token_hex(8)
+    return Context(request_id=rid, service=service, traceparent=traceparent(traceparent_header))
+
+
+def traceparent(incoming: str | None) -> str:
+    """A W3C `traceparent` for the next hop: the incoming trace with a span of ours, or a new trace."""
+    parts = (incoming or "").strip().split("-")
+    hexed = all(p and all(c in "0123456789abcdef" for c in p) for p in parts)
+    good = len(parts) == 4 and hexed and [len(p) for p in parts] == [2, 32, 16, 2] and parts[0] != "ff"
+    trace, flags = (parts[1], parts[3]) if good and set(parts[1]) != {"0"} else (secrets.token_hex(16), "01")
+    return f"00-{trace}-{secrets.token_hex(8)}-{flags}"
+
+
+@contextmanager
+def stage(name: Stage) -> Iterator[None]:
+    """Time a block as one stage of the current service and model."""
+    begun = time.perf_counter()
+    try:
+        yield
+    finally:
+        observe_stage(name, time.perf_counter() - begun)
+
+
+def observe_stage(name: Stage, seconds: float) -> None:
+    """Record a stage that was timed elsewhere."""
+    ctx = _context.get()
+    LATENCY.labels(ctx.service, ctx.model, name).observe(seconds)
+
+
+def metrics_text() -> bytes:
+    """Everything counted in this process, in the Prometheus text format."""
+    return generate_latest()
+
+
+def _add_context(_logger: Any, _name: str, event: dict[str, Any]) -> dict[str, Any]:
+    ctx = _context.get()
+    for key in ("request_id", "service", "model"):
+        if value := getattr(ctx, key):
+            event.setdefault(key, value)
+    if ctx.traceparent:
+        event.setdefault("trace_id", ctx.traceparent.split("-")[1])
+    return event
+
+
+def configure_logs(level: str = "INFO", form: Literal["json", "console"] = "console") -> None:
+    """Route structlog and the standard library to stderr in one form."""
+    render: Any = structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=False)
+    chain: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_context,
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[*chain, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=render, foreign_pre_chain=chain))
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+def log(name: str = "fovea") -> Any:
+    """A logger whose lines carry request id, service and model of the current context."""
+    return structlog.stdlib.get_logger(name)
