@@ -1,0 +1,61 @@
+# Two commands on a fresh machine: `make run` and `make test`. Needs Python 3.11+ with venv, and make.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+EXTRAS ?= all,cpu,dev
+SHELL  := /bin/bash
+
+.PHONY: help run test check lint format setup bench chaos images generate clean
+
+help:  ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+run: setup  ## set up, start everything, one real request to each service, serve until Ctrl-C (ONCE=1: stop after the requests)
+	@$(BIN)/fovea up $(if $(ONCE),--once)
+
+test: setup  ## the whole suite
+	@$(BIN)/python -m tests.browser
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup  ## the quick suite, under 3 minutes
+	@$(BIN)/python -m pytest -m "not slow and not e2e and not browser" $(ARGS)
+
+lint: setup  ## ruff, mypy strict, import rules, drift of generated files
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m tests.drift
+
+format: setup  ## format and fix what ruff can
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+setup: $(STAMP)  ## .venv with everything that running and testing need
+
+$(STAMP): pyproject.toml constraints.txt requirements-data.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Fovea needs Python 3.11 or newer; $$($(PYTHON) --version) is here. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo "Python's venv module is missing. Try: apt-get install python3-venv"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (a few minutes the first time) …"
+	@$(BIN)/python -m pip install --quiet --no-deps -r requirements-data.txt
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+bench: setup  ## ratios against the baselines, as JSON and a table in docs/benchmarks.md
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),bench]'
+	@$(BIN)/python -m loadtests.bench $(ARGS)
+
+chaos: setup  ## kill -9 of workers, replicas and Redis under load
+	@$(BIN)/python -m loadtests.chaos $(ARGS)
+
+images: setup  ## build one service's image with buildah and run it (BASE=… names a local base image)
+	@deploy/images.sh $(ARGS)
+
+generate: setup  ## everything that is generated and committed: gRPC stubs, model pages, values schema
+	@$(BIN)/python -m tests.drift --write
+
+clean:  ## remove what setup and runs leave behind
+	@rm -rf $(VENV) .fovea out build *.egg-info

@@ -1,0 +1,1 @@
+"""detection: pollen, road damage, classes, actions, gaze and plans."""

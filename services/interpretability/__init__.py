@@ -1,0 +1,1 @@
+"""interpretability: heads, circuits and what they do."""

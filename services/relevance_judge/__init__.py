@@ -1,0 +1,1 @@
+"""relevance-judge: graded relevance labels with their evidence."""

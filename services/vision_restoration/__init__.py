@@ -1,0 +1,1 @@
+"""vision-restoration: pictures made whole again (RRFormer)."""
