@@ -1,0 +1,109 @@
+"""One new file in a scanned room is found by name; broken rooms say so."""
+
+import sys
+import textwrap
+
+import pytest
+from pydantic import BaseModel
+
+from shared.errors import Cancelled, DeadlineExceeded, NotFound
+from shared.registry import Run, Servable, network, networks, servables
+from shared.registry.discovery import SERVICES, service_package
+
+MODEL = """
+'''A model that somebody dropped into the room.'''
+from pydantic import BaseModel
+from shared.registry import Card, Paper, Servable, builder
+
+class Text(BaseModel):
+    text: str = "x"
+
+@builder("toy-net")
+def toy(width=3):
+    return ["net", width]
+
+class Toy(Servable[Text, Text]):
+    card = Card(name="toy", task="echo", summary="s", paper=Paper(title="t", venue="v", year=2026), licence="MIT")
+    In = Out = Text
+    @classmethod
+    def load(cls, place):
+        return cls()
+    def predict(self, batch, run):
+        return list(batch)
+"""
+
+
+@pytest.fixture
+def toy_room(tmp_path, monkeypatch):
+    import services
+
+    room = tmp_path / "relevance_judge" / "models"
+    room.mkdir(parents=True)
+    (tmp_path / "relevance_judge" / "__init__.py").write_text("'''Toy.'''")
+    (room / "__init__.py").write_text("'''Toy.'''")
+    (room / "toy.py").write_text(textwrap.dedent(MODEL))
+    for name in [n for n in sys.modules if n.startswith("services.relevance_judge")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(services, "__path__", [str(tmp_path), *services.__path__])
+    yield room
+    for name in [n for n in sys.modules if n.startswith("services.relevance_judge")]:
+        del sys.modules[name]
+
+
+def test_new_file_is_found_without_editing_another(toy_room):
+    assert list(servables("relevance-judge")) == ["toy"]
+    assert network("toy-net", width=5) == ["net", 5]
+
+
+def test_file_that_lacks_a_library_is_skipped_and_named(toy_room):
+    (toy_room / "other.py").write_text("import a_library_nobody_has\n")
+    from shared.registry.discovery import skipped
+
+    assert skipped() == {"services.relevance_judge.models.other": "a_library_nobody_has"}
+    assert "toy" in servables("relevance-judge")
+
+
+def test_our_own_broken_import_is_raised_not_hidden(toy_room):
+    (toy_room / "other.py").write_text("import shared.no_such_room\n")
+    with pytest.raises(ModuleNotFoundError):
+        servables("relevance-judge")
+
+
+def test_unknown_network_lists_the_known():
+    with pytest.raises(NotFound, match="known are"):
+        network("no-such-net")
+    assert isinstance(networks(), dict)
+
+
+def test_folder_names_use_underscores():
+    assert [service_package(s) for s in SERVICES][1] == "services.medical_seg"
+
+
+def test_card_without_types_is_refused_when_the_class_is_made():
+    from shared.registry import Card, Paper
+
+    facts = Card(name="x", task="echo", summary="s", paper=Paper(title="t", venue="v", year=1), licence="MIT")
+    with pytest.raises(TypeError, match="no In or Out"):
+        type("Untyped", (Servable,), {"card": facts})
+
+
+def test_example_comes_from_the_card(toy_room):
+    toy = servables("relevance-judge")["toy"]
+    example = toy().example()
+    assert isinstance(example, BaseModel)
+
+
+def test_run_stops_when_cancelled_or_late():
+    run = Run()
+    run.check()
+    run.cancel()
+    with pytest.raises(Cancelled):
+        run.check()
+    with pytest.raises(DeadlineExceeded):
+        Run(deadline=0.0).check()
+
+
+def test_run_reports_progress_inside_its_range():
+    told = []
+    Run(report=lambda fraction, note: told.append((fraction, note))).progress(1.7, "tiles")
+    assert told == [(1.0, "tiles")]

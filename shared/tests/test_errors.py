@@ -1,0 +1,56 @@
+"""The error tree is what its docstring draws, and every front renders every error."""
+
+import re
+
+import pytest
+
+import shared.errors as tree
+from shared.api.problem import Problem, from_problem, oip_error, openai_error, problem
+from shared.errors import FoveaError, InvalidOption, by_status
+
+CLASSES = [getattr(tree, name) for name in tree.__all__ if name != "by_status"]
+GRPC = {
+    "INTERNAL", "INVALID_ARGUMENT", "UNAUTHENTICATED", "PERMISSION_DENIED", "NOT_FOUND", "FAILED_PRECONDITION",
+    "RESOURCE_EXHAUSTED", "CANCELLED", "UNAVAILABLE", "DEADLINE_EXCEEDED",
+}  # fmt: skip
+
+
+def test_docstring_draws_every_class_with_its_status():
+    drawn = dict(re.findall(r"[├└]── (\w+) (\d{3})", tree.__doc__ or ""))
+    real = {cls.__name__: str(cls.status) for cls in CLASSES if cls is not FoveaError}
+    assert drawn == real
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_class_has_status_grpc_code_and_title(cls):
+    assert 400 <= cls.status < 600
+    assert cls.grpc in GRPC
+    assert cls.title[0].isupper()
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_problem_round_trips_to_the_same_kind(cls):
+    body = problem(cls("why", hint="try", field="threshold"), "id-1")
+    again = Problem.model_validate_json(body.model_dump_json())
+    error = from_problem(again)
+    assert (error.status, error.detail, error.hint, error.field) == (cls.status, "why", "try", "threshold")
+
+
+def test_code_is_the_class_name_in_snake_case():
+    assert InvalidOption("x").code == "invalid_option"
+
+
+def test_openai_body_names_the_parameter_and_says_what_to_try():
+    body = openai_error(InvalidOption("top_p is 3.", hint="Use 0 to 1.", field="top_p"), "r1")["error"]
+    assert body["param"] == "top_p"
+    assert body["message"] == "top_p is 3. Use 0 to 1."
+    assert body["type"] == "invalid_request_error"
+
+
+def test_open_inference_body_is_one_sentence_under_error():
+    assert oip_error(InvalidOption("bad shape.")) == {"error": "bad shape."}
+
+
+def test_unknown_status_still_becomes_a_kind():
+    assert by_status(418).status == 400
+    assert by_status(599).status == 500
