@@ -33,14 +33,14 @@ format: setup  ## format and fix what ruff can
 
 setup: $(STAMP)  ## .venv with everything that running and testing need
 
-$(STAMP): pyproject.toml constraints.txt requirements-data.txt
+$(STAMP): pyproject.toml constraints.txt requirements-data.txt requirements-tools.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Fovea needs Python 3.11 or newer; $$($(PYTHON) --version) is here. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { echo "Python's venv module is missing. Try: apt-get install python3-venv"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time) …"
-	@$(BIN)/python -m pip install --quiet --no-deps -r requirements-data.txt
+	@$(BIN)/python -m pip install --quiet --no-deps -r requirements-data.txt -r requirements-tools.txt
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 

@@ -24,7 +24,8 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address the gateway binds to; loopback unless told otherwise.")
     http_port: int = Field(8080, ge=0, le=65535, description="Gateway REST and console.")
     grpc_port: int = Field(8081, ge=0, le=65535, description="Gateway gRPC (Open Inference v2).")
-    bind: str = Field("127.0.0.1", description="Address on which replicas listen and are reached by the gateway.")
+    bind: str = Field("127.0.0.1", description="Address on which replicas listen.")
+    advertise: str | None = Field(None, description="Address under which replicas are reached; unset, `bind`.")
 
     # What we stand on.
     redis_url: str | None = Field(None, description="Redis to use; unset, `fovea up` starts one of its own.")
