@@ -1,0 +1,110 @@
+"""Writes one documentation page per served model, from its Card and the schema of its requests. Knows no model by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shared.registry import Card, Servable, servables
+from shared.registry.discovery import SERVICES
+
+__all__ = ["page", "pages"]
+
+_HERE = "http://127.0.0.1:8080"
+
+_INDEX = """# Models
+
+Generated from the Cards; `make generate` rewrites it.
+
+| model | service | task | what it does |
+|---|---|---|---|
+"""
+
+
+def pages(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Path and text of every model's page, and of the index."""
+    rows = []
+    for service in SERVICES:
+        for name, cls in servables(service).items():
+            file = folder / f"{name.replace('/', '_')}.md"
+            rows.append(f"| [{name}]({file.name}) | {service} | {cls.card.task} | {cls.card.summary} |")
+            yield file, page(service, cls)
+    yield folder / "README.md", _INDEX + "\n".join(rows) + "\n"
+
+
+def page(service: str, cls: type[Servable[Any, Any]]) -> str:
+    """The page of one model as Markdown."""
+    card = cls.card
+    parts = [
+        f"# {card.name}",
+        card.summary,
+        _facts(service, card),
+        _metrics(card),
+        _notes(card),
+        _options(cls),
+        _call(card),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _facts(service: str, card: Card) -> str:
+    paper = f"*{card.paper.title}*, {card.paper.venue} {card.paper.year}"
+    rows = {
+        "service": service,
+        "task": card.task,
+        "paper": f"[{paper}]({card.paper.url})" if card.paper.url else paper,
+        "licence": card.licence,
+        "variants": ", ".join(f"**{v}**" if v == card.variant else v for v in card.variants),
+        "parameters": f"{card.parameters:,}" if card.parameters else "",
+        "weights": f"sha256 `{card.weights}`" if card.weights else "",
+        "limits": ", ".join(f"{k} {v}" for k, v in card.limits.model_dump(exclude_none=True).items()),
+    }
+    return "| fact | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
+
+
+def _metrics(card: Card) -> str:
+    if not card.metrics:
+        return ""
+    rows = [
+        f"| {m.name} | {'not measured' if m.ours is None else f'{m.ours:g}'} | {'' if m.paper is None else f'{m.paper:g}'} "
+        f"| {m.data}{f' ({m.note})' if m.note else ''} |"
+        for m in card.metrics
+    ]
+    return "## Measured\n\n| metric | ours | paper | on |\n|---|---|---|---|\n" + "\n".join(rows)
+
+
+def _notes(card: Card) -> str:
+    return "## What you should know\n\n" + "\n".join(f"* {note}" for note in card.notes) if card.notes else ""
+
+
+def _options(cls: type[Servable[Any, Any]]) -> str:
+    fields = cls.In.model_json_schema().get("properties", {})
+    rows = [f"| `{n}` | {_type(f)} | {_default(f)} | {f.get('description', '')} |" for n, f in fields.items()]
+    return "## Request\n\n| field | type | default | |\n|---|---|---|---|\n" + "\n".join(rows)
+
+
+def _default(field: dict[str, Any]) -> str:
+    return f"`{json.dumps(field['default'])}`" if "default" in field else ""
+
+
+def _type(field: dict[str, Any]) -> str:
+    if field.get("contentMediaType"):
+        return "picture"
+    if "enum" in field:
+        return " · ".join(str(v) for v in field["enum"])
+    kinds = [field] if "type" in field else field.get("anyOf", [])
+    return " or ".join(
+        str(k.get("type", k.get("$ref", "").rpartition("/")[2])) for k in kinds if k.get("type") != "null"
+    )
+
+
+def _call(card: Card) -> str:
+    if card.task == "chat":
+        body = json.dumps({"model": card.name, "messages": [{"role": "user", "content": "Hello"}]})
+        lines = [f"curl {_HERE}/v1/chat/completions -H 'content-type: application/json' \\", f"  -d '{body}'"]
+    else:
+        form = f"curl {_HERE}/v1/{card.task} -F image=@picture.jpg -F model={card.name}"
+        lines = [form, f"{form} -H 'accept: image/png' -o out.png"]
+    return "\n".join(["## Call it", "", "```bash", *lines, "```"])

@@ -1,0 +1,47 @@
+"""Finds Chromium for the console's tests, and installs Debian's where that is possible: `python -m tests.browser`.
+
+Never fails: without a browser the tests marked `browser` are skipped, and this says so loudly.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+"""For a container without a user namespace or a network; closed networks otherwise refuse many connections at once."""
+
+
+def chromium() -> str | None:
+    """Path of a Chromium, or None."""
+    return next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
+
+
+def install() -> str | None:
+    """Install Debian's Chromium if we may; return its path, or None."""
+    if chromium() is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
+        for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
+            if subprocess.run(["apt-get", "-qq", *command], check=False, timeout=600, **quiet).returncode:
+                break
+    return chromium()
+
+
+if __name__ == "__main__":
+    if install() is None:
+        sys.stderr.write(
+            "\n*** No Chromium here, and none could be installed: the console's browser tests will be SKIPPED.\n"
+            "*** Try: apt-get install chromium\n\n"
+        )
