@@ -1,4 +1,4 @@
-"""Writes one documentation page per served model, from its Card and the schema of its requests. Knows no model by name."""
+"""Writes one documentation page per served model, from its Card and its request schema. Knows no model by name."""
 
 from __future__ import annotations
 
@@ -68,11 +68,18 @@ def _metrics(card: Card) -> str:
     if not card.metrics:
         return ""
     rows = [
-        f"| {m.name} | {'not measured' if m.ours is None else f'{m.ours:g}'} | {'' if m.paper is None else f'{m.paper:g}'} "
-        f"| {m.data}{f' ({m.note})' if m.note else ''} |"
+        f"| {m.name} | {_number(m.ours, 'not measured')} | {_number(m.paper, '')} | {m.data}{_aside(m.note)} |"
         for m in card.metrics
     ]
     return "## Measured\n\n| metric | ours | paper | on |\n|---|---|---|---|\n" + "\n".join(rows)
+
+
+def _number(value: float | None, absent: str) -> str:
+    return absent if value is None else f"{value:g}"
+
+
+def _aside(note: str | None) -> str:
+    return f" ({note})" if note else ""
 
 
 def _notes(card: Card) -> str:
