@@ -1,0 +1,1 @@
+"""Load, chaos and benchmarks: what is measured, never what is tested."""

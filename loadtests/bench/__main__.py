@@ -1,0 +1,67 @@
+"""`python -m loadtests.bench [SUITE …] [--quick]`: run suites, write `results/*.json` and docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+from loadtests.bench import suites
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PAGE = HERE.parents[1] / "docs/benchmarks.md"
+
+INTRO = """# Benchmarks
+
+`make bench` measures every table here and rewrites this page; `make bench ARGS="serving"` measures one suite.
+Contenders take turns in one run; a figure is the median over rounds, the spread its lowest and highest round. Ratios are to be
+trusted across machines, milliseconds only on the machine that is named.
+"""
+
+
+def main() -> None:
+    """Run the named suites, or all."""
+    known = [info.name for info in pkgutil.iter_modules(suites.__path__)]
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("suite", nargs="*", choices=[[], *known], help=f"one of {', '.join(known)}; default all")
+    parser.add_argument("--quick", action="store_true", help="few rounds, for a look; results are not written")
+    asked = parser.parse_args()
+    for name in asked.suite or known:
+        suite = importlib.import_module(f"{suites.__name__}.{name}")
+        table = (suite.measure(rounds=2, count=200) if asked.quick else suite.measure()).as_dict()
+        print(rendered(table))
+        if not asked.quick:
+            RESULTS.mkdir(exist_ok=True)
+            (RESULTS / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n", "utf8")
+    if not asked.quick:
+        tables = [json.loads(file.read_text("utf8")) for file in sorted(RESULTS.glob("*.json"))]
+        PAGE.write_text(INTRO + "".join(rendered(table) for table in tables), "utf8")
+
+
+def rendered(table: dict[str, Any]) -> str:
+    """One suite as Markdown."""
+    on = table["machine"]
+    lines = [
+        f"\n## {table['title']}",
+        "",
+        f"{table['how']}. {on['cpu']}, {on['cores']} cores, Python {on['python']}, {table['measured']}.",
+        "",
+    ]
+    lines += [f"| | | median | low – high | × {table['baseline']} | |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {r['name']} | {r['unit']} | {r['median']:.3g} | {r['low']:.3g} – {r['high']:.3g} | {r['ratio']:.2f} "
+        f"| {r['note']} |"
+        for r in table["rows"]
+    ]
+    if table["targets"]:
+        lines += ["", "| target | reached | wanted |", "|---|---|---|"]
+        lines += [f"| {claim} | {got:.3g} | {want:.3g} |" for claim, (got, want) in table["targets"].items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

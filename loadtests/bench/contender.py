@@ -1,0 +1,113 @@
+"""A server process under measurement: how it is started, and what CPU time its whole process tree has used."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import psutil
+
+from loadtests.bench.client import request_bytes
+
+__all__ = ["Contender", "free_port"]
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Contender:
+    """One way to serve the small model.
+
+    Attributes:
+        name: What the table calls it.
+        module: Run as `python -m module PORT`; several processes are one contender through `helpers`.
+        path, body, headers: The request.
+        env: Further environment.
+        helpers: Contenders that must run behind this one; their CPU time counts here too.
+    """
+
+    name: str
+    module: str
+    path: str
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    helpers: tuple[Contender, ...] = ()
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def request(self) -> bytes:
+        """The prepared request."""
+        return request_bytes(self.port, self.path, self.body, dict(self.headers))
+
+    def start(self) -> None:
+        """Start the process (its helpers first) in a session of its own; its output goes to a log file."""
+        for helper in self.helpers:
+            helper.start()
+        handle, _ = tempfile.mkstemp(prefix=f"bench-{self.name.replace(' ', '-')}-", suffix=".log")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", self.module, str(self.port)],
+            env={**os.environ, **self.env},
+            stdout=handle,
+            stderr=handle,
+            start_new_session=True,
+        )
+        os.close(handle)
+
+    def wait(self, seconds: float = 120) -> None:
+        """Wait until the port accepts connections."""
+        for helper in self.helpers:
+            helper.wait(seconds)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self.process is None or self.process.poll() is not None:
+                message = f"{self.name} died on start"
+                raise RuntimeError(message)
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.2)
+        message = f"{self.name} did not listen within {seconds} s"
+        raise RuntimeError(message)
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the whole tree so far, user and system."""
+        if self.process is None:
+            return 0.0
+        total = sum(helper.cpu_seconds() for helper in self.helpers)
+        root = psutil.Process(self.process.pid)
+        for member in [root, *root.children(recursive=True)]:
+            try:
+                times = member.cpu_times()
+            except psutil.NoSuchProcess:
+                continue
+            total += times.user + times.system
+        return total
+
+    def stop(self) -> None:
+        """End the whole tree."""
+        if self.process is not None:
+            tree = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+            os.killpg(self.process.pid, signal.SIGTERM)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            for member in tree:
+                if member.is_running():
+                    member.kill()
+        for helper in self.helpers:
+            helper.stop()

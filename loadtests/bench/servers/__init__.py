@@ -1,0 +1,1 @@
+"""The contenders' servers, each `python -m loadtests.bench.servers.<name> PORT`, all around the same ONNX session."""
