@@ -15,6 +15,8 @@ __all__ = ["PROTOS", "STUBS", "generate"]
 STUBS = Path(__file__).parent
 PROTOS = STUBS.parents[1] / "proto"
 
+_HEADER = "# mypy: ignore-errors\n"  # protoc's type stubs leave generic mappings bare, which strict mypy refuses
+
 
 def generate(into: Path = STUBS) -> list[Path]:
     """Write `<name>_pb2.py` and its type stub for every file of `proto/`; return what was written.
@@ -30,6 +32,8 @@ def generate(into: Path = STUBS) -> list[Path]:
     if protoc.main(["protoc", *options, *map(str, sources)]):
         message = f"protoc failed on {', '.join(s.name for s in sources)}"
         raise RuntimeError(message)
+    for stub in into.glob("*_pb2.pyi"):
+        stub.write_text(_HEADER + stub.read_text())
     return [into / f"{source.stem}_pb2{suffix}" for source in sources for suffix in (".py", ".pyi")]
 
 

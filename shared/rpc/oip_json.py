@@ -1,0 +1,227 @@
+"""Open Inference v2 over HTTP bodies: JSON, then the binary tensors that `Inference-Header-Content-Length` sets apart.
+
+Knows bytes and `oip`'s calls and answers; knows no HTTP framework. Binary tensors are views of the body, so a body that
+is laid out with `align` costs no copy per tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import pydantic_core
+from pydantic import BaseModel, ValidationError
+
+from shared.errors import Malformed, TooLarge
+from shared.rpc.oip import InferAnswer, InferCall, Parameter, refuse_unoffered, unique
+from shared.rpc.oip_wire import InferRequest, InferResponse, Tensor
+from shared.rpc.tensors import datatype_of, from_raw, from_values, to_raw, to_values
+
+__all__ = ["HEADER_LENGTH", "Body", "align", "decode_answer", "decode_request", "encode_answer", "encode_request"]
+
+HEADER_LENGTH: Final = "inference-header-content-length"
+"""HTTP header that says how many bytes of the body are JSON; absent when all are."""
+
+_ALIGNMENT: Final = 64
+_MAX_JSON: Final = 32 * 2**20  # values as Python objects take some ten times their JSON
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """An encoded body in parts, JSON first; `header_length` is None when JSON is all there is."""
+
+    parts: Sequence[bytes | memoryview]
+    header_length: int | None
+
+    def joined(self) -> bytes:
+        """The body in one piece."""
+        return b"".join(self.parts)
+
+
+def align(chunks: Sequence[bytes], header_length: int | None) -> memoryview:
+    """Join chunks in one writable buffer in which the first binary tensor starts at a multiple of 64 bytes."""
+    size = sum(map(len, chunks))
+    buffer = np.empty(size + _ALIGNMENT, np.uint8)
+    begin = -(buffer.ctypes.data + (header_length or 0)) % _ALIGNMENT
+    view, at = buffer.data[begin : begin + size], 0
+    for chunk in chunks:
+        view[at : at + len(chunk)] = chunk
+        at += len(chunk)
+    return view
+
+
+def decode_request(model: str, version: str, body: bytes | memoryview, header_length: int | None = None) -> InferCall:
+    """A request body as a call.
+
+    Raises:
+        Malformed: The body is not a request, or a tensor is not what it claims to be (`field` names it).
+        TooLarge: There is more JSON than is read; tensors that large belong in binary data.
+    """
+    head, raw = _split(InferRequest, "inputs", body, header_length)
+    refuse_unoffered("", head.parameters)
+    for output in head.outputs:
+        refuse_unoffered(output.name, output.parameters)
+    return InferCall(
+        model=model,
+        version=version,
+        id=head.id,
+        feeds=_tensors("input", head.inputs, raw, finite=True),
+        wanted=unique("output", ((o.name, _flag(o.name, o.parameters, "binary_data")) for o in head.outputs)),
+        binary=bool(_flag("", head.parameters, "binary_data_output")),
+        parameters=_scalars(head.parameters),
+    )
+
+
+def encode_request(call: InferCall, *, binary: bool = True) -> Body:
+    """A call as a request body, for clients; `binary` says how the inputs travel, `call` how the outputs do."""
+    head: dict[str, Any] = {"id": call.id} if call.id else {}
+    parameters = dict(call.parameters) | ({"binary_data_output": True} if call.binary else {})
+    if parameters:
+        head["parameters"] = parameters
+    if call.wanted:
+        head["outputs"] = [{"name": n, "parameters": {"binary_data": call.as_bytes(n)}} for n in call.wanted]
+    return _body(head, "inputs", call.feeds, dict.fromkeys(call.feeds, binary))
+
+
+def decode_answer(body: bytes | memoryview, header_length: int | None = None) -> InferAnswer:
+    """An answer's body, for clients; NaN and infinities are let through, they are the model's own.
+
+    Raises:
+        Malformed: The body is not an answer.
+    """
+    head, raw = _split(InferResponse, "outputs", body, header_length)
+    outputs = _tensors("output", head.outputs, raw, finite=False)
+    return InferAnswer(head.model_name, head.model_version, outputs, head.id, _scalars(head.parameters))
+
+
+def encode_answer(answer: InferAnswer, call: InferCall) -> Body:
+    """An answer as the body that `call` asks for.
+
+    Raises:
+        Malformed: An output is asked for as JSON, and JSON can't carry its values.
+    """
+    head: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
+    if answer.id:
+        head["id"] = answer.id
+    if answer.parameters:
+        head["parameters"] = dict(answer.parameters)
+    return _body(head, "outputs", answer.outputs, {name: call.as_bytes(name) for name in answer.outputs})
+
+
+def _split(
+    kind: type[Model], part: str, body: bytes | memoryview, header_length: int | None
+) -> tuple[Model, memoryview | None]:
+    """The JSON, checked, and the bytes behind it (None when the whole body is JSON)."""
+    view = memoryview(body)
+    size = len(view) if header_length is None else header_length
+    if not 0 <= size <= len(view):
+        detail = f"{HEADER_LENGTH} is {header_length}, but the body has {len(view)} bytes."
+        raise Malformed(detail)
+    if size > _MAX_JSON:
+        detail = f"The body has {size} bytes of JSON; at most {_MAX_JSON} are read."
+        raise TooLarge(detail, hint="Send large tensors as binary data.")
+    try:
+        raw = pydantic_core.from_json(bytes(view[:size]), allow_inf_nan=False)
+    except ValueError as error:  # also too deep, or not UTF-8
+        detail = f"The body is not JSON: {error}."
+        raise Malformed(detail, hint="Binary tensors need the header Inference-Header-Content-Length.") from error
+    try:
+        head = kind.model_validate(raw)
+    except ValidationError as error:
+        raise _named(error, raw, part) from error
+    return head, None if header_length is None else view[size:]
+
+
+def _named(error: ValidationError, raw: Any, part: str) -> Malformed:
+    """The first thing that is wrong with the form of the JSON, with the tensor's name where there is one."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    path = first["loc"]
+    where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
+    name = raw[part][path[1]].get("name") if len(path) > 2 and path[0] == part else None
+    tensor = f" (tensor {name!r})" if isinstance(name, str) and len(name) <= 512 else ""
+    detail = f"The JSON of the body is not an inference message: {where or 'top'}{tensor}: {first['msg']}."
+    return Malformed(detail, field=name if tensor else where or None)
+
+
+def _tensors(kind: str, heads: Sequence[Tensor], raw: memoryview | None, *, finite: bool) -> dict[str, np.ndarray]:
+    at, found, blob = 0, [], raw or memoryview(b"")
+    for head in heads:
+        refuse_unoffered(head.name, head.parameters)
+        size = head.parameters.get("binary_data_size")
+        if size is None:
+            found.append((head.name, _from_json(head)))
+            continue
+        _check_size(head, size, None if raw is None else len(raw) - at)
+        found.append((head.name, from_raw(head.name, head.datatype, head.shape, blob[at : at + size], finite=finite)))
+        at += size
+    if at != len(blob):
+        detail = f"{len(blob) - at} bytes follow the last binary tensor; no `binary_data_size` claims them."
+        raise Malformed(detail)
+    return unique(kind, found)
+
+
+def _check_size(head: Tensor, size: Any, left: int | None) -> None:
+    if head.data is not None:
+        problem = "has both `data` and `binary_data_size`"
+    elif type(size) is not int or size < 0:
+        problem = "has a `binary_data_size` that is no number of bytes"
+    elif left is None:
+        problem = "has a `binary_data_size`, but the header Inference-Header-Content-Length is missing"
+    elif size > left:
+        problem = f"claims {size} bytes, but {left} are left in the body"
+    else:
+        return
+    detail = f"Tensor {head.name!r} {problem}."
+    raise Malformed(detail, field=head.name)
+
+
+def _from_json(head: Tensor) -> np.ndarray:
+    if head.data is None:
+        detail = f"Tensor {head.name!r} has neither `data` nor `binary_data_size`."
+        raise Malformed(detail, field=head.name)
+    values: list[Any] = head.data
+    if list in map(type, values):
+        values = _flat(head)
+    return from_values(head.name, head.datatype, head.shape, values)
+
+
+def _flat(head: Tensor) -> list[Any]:
+    """Nested lists, flattened axis by axis; each level must have the length that the shape says."""
+    level: list[Any] = [head.data]
+    for axis in head.shape:
+        if not all(type(item) is list and len(item) == axis for item in level):
+            detail = f"Tensor {head.name!r} holds lists that are not nested as its shape {head.shape} says."
+            raise Malformed(detail, field=head.name)
+        level = list(chain.from_iterable(level))
+    return level
+
+
+def _flag(name: str, parameters: Mapping[str, Any], key: str) -> bool | None:
+    value = parameters.get(key)
+    if value is not None and not isinstance(value, bool):
+        detail = f"The parameter {key!r}{f' of {name!r}' if name else ''} is not true or false."
+        raise Malformed(detail, field=name or key)
+    return value
+
+
+def _scalars(parameters: Mapping[str, Any]) -> dict[str, Parameter]:
+    return {key: value for key, value in parameters.items() if isinstance(value, bool | int | float | str)}
+
+
+def _body(head: dict[str, Any], part: str, arrays: Mapping[str, np.ndarray], binary: Mapping[str, bool]) -> Body:
+    tensors, blobs = [], []
+    for name, array in arrays.items():
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype_of(name, array), "shape": list(array.shape)}
+        if binary[name]:
+            blobs.append(to_raw(name, array))
+            tensor["parameters"] = {"binary_data_size": len(blobs[-1])}
+        else:
+            tensor["data"] = to_values(name, array)
+        tensors.append(tensor)
+    text = pydantic_core.to_json(head | {part: tensors})
+    return Body([text, *blobs], len(text) if blobs else None)

@@ -1,0 +1,151 @@
+"""Open Inference v2 over protobuf messages: raw contents, or typed contents.
+
+Knows our own stubs and `oip`'s calls and answers; knows no gRPC. An answer is raw when its request was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from shared.errors import Malformed
+from shared.rpc import open_inference_pb2 as pb
+from shared.rpc.oip import InferAnswer, InferCall, Parameter, refuse_unoffered, unique
+from shared.rpc.tensors import datatype_of, element_count, from_raw, from_values, to_raw
+
+__all__ = ["decode_answer", "decode_request", "encode_answer", "encode_request"]
+
+_FIELDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "BOOL": "bool_contents",
+        "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents", "INT64": "int64_contents",
+        "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents", "UINT64": "uint64_contents",
+        "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
+    }
+)  # fmt: skip
+"""Field of typed contents for each datatype; FP16 and BF16 have none."""
+
+
+class _TensorMessage(Protocol):
+    """What input and output tensors have in common."""
+
+    name: str
+    datatype: str
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+    @property
+    def contents(self) -> pb.InferTensorContents: ...
+    @property
+    def parameters(self) -> Mapping[str, pb.InferParameter]: ...
+
+
+def decode_request(message: pb.ModelInferRequest) -> InferCall:
+    """A request message as a call.
+
+    Raises:
+        Malformed: A tensor is not what it claims to be (`field` names it).
+    """
+    parameters = _parameters(message.parameters)
+    refuse_unoffered("", parameters)
+    if not message.inputs:
+        detail = "The request has no inputs."
+        raise Malformed(detail)
+    for output in message.outputs:
+        refuse_unoffered(output.name, _parameters(output.parameters))
+    return InferCall(
+        model=message.model_name,
+        version=message.model_version,
+        id=message.id,
+        feeds=_tensors("input", message.inputs, message.raw_input_contents, finite=True),
+        wanted=unique("output", ((output.name, None) for output in message.outputs)),
+        binary=bool(message.raw_input_contents),
+        parameters=parameters,
+    )
+
+
+def encode_request(call: InferCall) -> pb.ModelInferRequest:
+    """A call as a message, for clients; tensors travel raw."""
+    message = pb.ModelInferRequest(model_name=call.model, model_version=call.version, id=call.id)
+    _set_parameters(message.parameters, call.parameters)
+    for name in call.wanted:
+        message.outputs.add(name=name)
+    for name, array in call.feeds.items():
+        message.inputs.add(name=name, datatype=datatype_of(name, array), shape=array.shape)
+        message.raw_input_contents.append(bytes(to_raw(name, array)))
+    return message
+
+
+def decode_answer(message: pb.ModelInferResponse) -> InferAnswer:
+    """An answer message, for clients; NaN and infinities are let through, they are the model's own.
+
+    Raises:
+        Malformed: A tensor is not what it claims to be.
+    """
+    outputs = _tensors("output", message.outputs, message.raw_output_contents, finite=False)
+    parameters = _parameters(message.parameters)
+    return InferAnswer(message.model_name, message.model_version, outputs, message.id, parameters)
+
+
+def encode_answer(answer: InferAnswer, call: InferCall) -> pb.ModelInferResponse:
+    """An answer as the message that `call` asks for; all raw when one output has no typed form."""
+    message = pb.ModelInferResponse(model_name=answer.model, model_version=answer.version, id=answer.id)
+    _set_parameters(message.parameters, answer.parameters)
+    types = {name: datatype_of(name, array) for name, array in answer.outputs.items()}
+    raw = call.binary or not types.keys() or any(datatype not in _FIELDS for datatype in types.values())
+    for name, array in answer.outputs.items():
+        tensor = message.outputs.add(name=name, datatype=types[name], shape=array.shape)
+        if raw:
+            message.raw_output_contents.append(bytes(to_raw(name, array)))
+        else:
+            getattr(tensor.contents, _FIELDS[types[name]]).extend(array.reshape(-1).tolist())
+    return message
+
+
+def _tensors(
+    kind: str, messages: Sequence[_TensorMessage], raw: Sequence[bytes], *, finite: bool
+) -> dict[str, np.ndarray]:
+    if raw and len(raw) != len(messages):
+        detail = f"{len(raw)} raw contents came for {len(messages)} {kind}s."
+        raise Malformed(detail)
+    found = []
+    for index, tensor in enumerate(messages):
+        refuse_unoffered(tensor.name, _parameters(tensor.parameters))
+        if not raw:
+            array = _from_contents(tensor, finite=finite)
+        elif tensor.contents.ListFields():
+            detail = f"Tensor {tensor.name!r} has both raw and typed contents."
+            raise Malformed(detail, field=tensor.name)
+        else:
+            array = from_raw(tensor.name, tensor.datatype, tensor.shape, raw[index], finite=finite)
+        found.append((tensor.name, array))
+    return unique(kind, found)
+
+
+def _from_contents(tensor: _TensorMessage, *, finite: bool) -> np.ndarray:
+    element_count(tensor.name, tensor.datatype, tensor.shape)
+    field = _FIELDS.get(tensor.datatype)
+    if field is None:
+        detail = f"Tensor {tensor.name!r} of {tensor.datatype} has no typed contents."
+        raise Malformed(detail, field=tensor.name, hint="Send it in raw_input_contents.")
+    if odd := [set_field.name for set_field, _ in tensor.contents.ListFields() if set_field.name != field]:
+        detail = f"Tensor {tensor.name!r} of {tensor.datatype} travels in {field}, but {', '.join(odd)} came."
+        raise Malformed(detail, field=tensor.name)
+    return from_values(tensor.name, tensor.datatype, tensor.shape, list(getattr(tensor.contents, field)), finite=finite)
+
+
+def _parameters(message: Mapping[str, pb.InferParameter]) -> dict[str, Parameter]:
+    found: dict[str, Parameter] = {}
+    for key, value in message.items():
+        if choice := value.WhichOneof("parameter_choice"):
+            found[key] = getattr(value, choice)
+    return found
+
+
+def _set_parameters(message: Any, parameters: Mapping[str, Parameter]) -> None:
+    for key, value in parameters.items():
+        kind = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}[type(value)]
+        setattr(message[key], kind, value)
