@@ -1,0 +1,85 @@
+"""`build(...)`: the app of a service from its Servables, the same under uvicorn, Ray Serve and in a container.
+
+It puts fronts on a `Host`: health, metrics, models, the domain routes, Open Inference v2 and a service's own routers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from shared.registry import Servable
+from shared.registry.discovery import servables as discover
+from shared.serving import domain, system
+from shared.serving.host import Host
+from shared.serving.middleware import Front
+from shared.serving.rendering import render, translate
+from shared.settings import Settings
+from shared.settings import settings as read_settings
+
+__all__ = ["build"]
+
+
+def build(
+    service: str,
+    *,
+    routers: Sequence[APIRouter] = (),
+    servables: Mapping[str, type[Servable[Any, Any]]] | None = None,
+    settings: Settings | None = None,
+) -> FastAPI:
+    """The app of a service.
+
+    Args:
+        service: Its name with `-`, as in URLs and metric labels.
+        routers: The service's own routes; they win over the generic ones.
+        servables: Model name → class; left out, the rooms of the service are scanned.
+        settings: Left out, read from the environment.
+
+    Returns:
+        A FastAPI app whose `state.host` is the `Host`. Its lifespan loads the models in the background, so that
+        `/livez` answers at once and `/readyz` when they are there.
+    """
+    chosen = settings or read_settings()
+    host = Host(service, discover(service) if servables is None else servables, chosen)
+    app = FastAPI(
+        title=f"Fovea {service}", version="1", docs_url=None, redoc_url=None, lifespan=_lifespan,
+        exception_handlers={HTTPException: _on_error, RequestValidationError: _on_error},
+    )  # fmt: skip
+    app.state.host = host
+    app.state.settings = chosen
+    for router in (*routers, system.router, *_open_inference(), domain.router(host)):
+        app.include_router(router)
+    app.add_middleware(Front, service=service, settings=chosen)
+    return app
+
+
+def _open_inference() -> list[APIRouter]:
+    try:
+        return [importlib.import_module("shared.serving.oip_rest").router]
+    except ModuleNotFoundError:
+        return []
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    host: Host = app.state.host
+    loading = asyncio.create_task(host.start())
+    try:
+        yield
+    finally:
+        loading.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await loading
+        await host.stop()
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return render(request.scope, translate(error), getattr(error, "headers", None))

@@ -1,0 +1,300 @@
+"""Gathers calls of one model into micro-batches and runs them on the model's own thread.
+
+The event loop puts calls into a bounded queue; the thread takes those that may run together (same key), oldest first,
+runs them and hands the answers back to the loop they came from. It knows nothing about models or transports: the work
+is a function from a list of items to a list of answers.
+
+The wait for company is adaptive. While a batch runs, arrivals gather by themselves; only when the batch before had
+company, and ended a moment ago, are its callers likely to be on their way back, and the thread lingers for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from shared import telemetry
+from shared.errors import Cancelled, DeadlineExceeded, FoveaError, NotReady, QueueFull
+from shared.registry import Run
+from shared.serving.faults import blame
+
+__all__ = ["Batcher", "Knobs", "Together", "Work"]
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+Work = Callable[[Hashable, Sequence[Item], Run], Sequence[Answer | FoveaError]]
+"""Runs items that share a key: (key, items, run) → one answer or error per item, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """How one model batches: largest batch in rows, longest wait for company in seconds, calls that may wait.
+
+    More than one thread is for models that schedule for themselves and want their calls side by side.
+    """
+
+    size: int = 8
+    wait: float = 0.002
+    depth: int = 64
+    threads: int = 1
+
+
+@dataclass(eq=False, slots=True)
+class _Call(Generic[Item]):
+    """One caller's item on its way through the queue."""
+
+    item: Item
+    key: Hashable
+    rows: int
+    run: Run
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+    request_id: str
+    since: float = field(default_factory=time.perf_counter)
+    queued: bool = True
+
+
+class Together(Run):
+    """The run of a batch: it stops when every member has stopped, and tells every member how far it is."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        """Join `runs`; the deadline is the latest of theirs."""
+        deadlines = [math.inf if run.deadline is None else run.deadline for run in runs]
+        super().__init__(deadline=None if math.inf in deadlines else max(deadlines), report=self._tell)
+        self._members = tuple(runs)
+
+    def _tell(self, fraction: float, note: str | None) -> None:
+        for run in self._members:
+            run.progress(fraction, note)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether all members were cancelled."""
+        return all(run.cancelled for run in self._members)
+
+    def check(self) -> None:
+        """Stop here if nobody waits for the batch any more."""
+        if self.cancelled:
+            self.cancel()
+        super().check()
+
+
+class Batcher(Generic[Item, Answer]):
+    """The queue and the thread of one model. `submit` may be called from any event loop."""
+
+    def __init__(self, work: Work[Item, Answer], knobs: Knobs, *, service: str, model: str) -> None:
+        self._work = work
+        self._knobs = knobs
+        self._names = {"service": service, "model": model}
+        self._queue: deque[_Call[Item]] = deque()
+        self._ready = threading.Condition(threading.Lock())
+        self._wanted = 1  # the thread sleeps until this many calls wait
+        self._company = 1  # calls that were about when the last batch ended
+        self._ended = -math.inf
+        self._seconds = 0.0  # recent time of one batch
+        self._running: dict[int, Sequence[_Call[Item]]] = {}  # by thread
+        self._closed = False
+        self._waited = telemetry.LATENCY.labels(service, model, "queue")
+        self._sizes = telemetry.BATCH_SIZE.labels(service, model)
+        telemetry.QUEUE_DEPTH.labels(service, model).set_function(self._queue.__len__)
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"{model} {n}", daemon=True) for n in range(knobs.threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    async def submit(self, item: Item, run: Run, *, key: Hashable = None, rows: int = 1) -> Answer:
+        """Queue an item and wait for its answer.
+
+        Args:
+            item: What the work gets.
+            run: The caller's deadline and cancellation; an item that is over before its turn is never run.
+            key: Items run together only if their keys are equal.
+            rows: How much of a batch the item takes; an item larger than a batch runs alone.
+
+        Raises:
+            QueueFull: As many calls wait as may; `retry_after` estimates when a place is free.
+            DeadlineExceeded: The run's deadline passed, whether the item was running or not.
+            Cancelled: The run was cancelled before its turn, or the work noticed.
+            NotReady: The batcher is closed.
+        """
+        run.check()
+        loop = asyncio.get_running_loop()
+        call = _Call(item, key, rows, run, loop, loop.create_future(), telemetry.context().request_id)
+        self._put(call)
+        alarm = None if run.deadline is None else loop.call_later(run.deadline - time.monotonic(), _expire, call.future)
+        try:
+            return await call.future  # type: ignore[no-any-return]  # the future carries what the work answered
+        except asyncio.CancelledError:
+            run.cancel()
+            raise
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+            if call.queued:
+                self._forget(call)
+
+    async def close(self, seconds: float = 0.0) -> None:
+        """Refuse new calls, finish the waiting ones for up to `seconds`, then give up on the rest."""
+        with self._ready:
+            self._closed = True
+            self._ready.notify_all()
+        await asyncio.to_thread(self._join, seconds)
+        with self._ready:
+            left, running = list(self._queue), [call for batch in self._running.values() for call in batch]
+            self._queue.clear()
+        stopping = NotReady("The service is stopping.", hint="Send the request again.", retry_after=1)
+        _hand_back((call, stopping) for call in left)
+        for call in running:
+            call.run.cancel()
+
+    def _join(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(until - time.monotonic(), 0))
+
+    def _put(self, call: _Call[Item]) -> None:
+        with self._ready:
+            if self._closed:
+                raise NotReady("The model is being unloaded.", hint="Send the request again.", retry_after=1)
+            if len(self._queue) >= self._knobs.depth:
+                raise self._full()
+            self._queue.append(call)
+            if len(self._queue) >= self._wanted:
+                self._ready.notify()
+
+    def _full(self) -> QueueFull:
+        waiting = len(self._queue)
+        seconds = math.ceil(waiting / self._knobs.size) * self._seconds
+        detail = f"{waiting} requests wait for {self._names['model']}, and no more than {self._knobs.depth} may."
+        return QueueFull(detail, hint="Send it again later, or as a job.", retry_after=max(seconds, 0.1))
+
+    def _forget(self, call: _Call[Item]) -> None:
+        with self._ready, contextlib.suppress(ValueError):  # the thread may have taken it a moment ago
+            self._queue.remove(call)
+
+    def _serve(self) -> None:
+        with telemetry.bind(**self._names):
+            while batch := self._take():
+                self._run(batch)
+
+    def _take(self) -> list[_Call[Item]]:
+        """The next batch; empty when closed and done."""
+        with self._ready:
+            while True:
+                while not self._queue:
+                    if self._closed:
+                        return []
+                    self._ready.wait()
+                self._linger()
+                if batch := self._pick():
+                    self._running[threading.get_ident()] = batch
+                    return batch
+
+    def _linger(self) -> None:
+        """Give the callers of the batch before a moment to come back, if it had several and ended just now."""
+        knobs, wanted = self._knobs, min(self._company, self._knobs.size)
+        until = time.perf_counter() + knobs.wait
+        if len(self._queue) >= wanted or until - self._ended > 2 * knobs.wait:
+            return
+        self._wanted = wanted
+        while len(self._queue) < wanted and not self._closed and (left := until - time.perf_counter()) > 0:
+            self._ready.wait(left)
+        self._wanted = 1
+
+    def _pick(self) -> list[_Call[Item]]:
+        """Take the oldest live call and those after it that may run with it; drop the dead ones on the way."""
+        batch: list[_Call[Item]] = []
+        stay: deque[_Call[Item]] = deque()
+        dead: list[tuple[_Call[Item], FoveaError]] = []
+        rows = 0
+        while self._queue:
+            call = self._queue.popleft()
+            if over := _over(call):
+                dead.append((call, over))
+            elif batch and (call.key != batch[0].key or rows + call.rows > self._knobs.size):
+                stay.append(call)
+                if call.key == batch[0].key:  # calls of one key never overtake each other
+                    break
+            else:
+                batch.append(call)
+                rows += call.rows
+        self._queue.extendleft(reversed(stay))
+        for call in (*batch, *(call for call, _ in dead)):
+            call.queued = False
+        _hand_back(dead)
+        return batch
+
+    def _run(self, batch: Sequence[_Call[Item]]) -> None:
+        begun = time.perf_counter()
+        for call in batch:
+            self._waited.observe(begun - call.since)
+        self._sizes.observe(len(batch))
+        answers = self._attempt(batch)
+        self._ended = time.perf_counter()
+        self._seconds += 0.3 * (self._ended - begun - self._seconds)
+        self._company = len(batch) + len(self._queue)
+        del self._running[threading.get_ident()]
+        _hand_back(zip(batch, answers, strict=True))
+
+    def _attempt(self, batch: Sequence[_Call[Item]]) -> Sequence[Answer | FoveaError]:
+        """Run a batch; when it fails as a whole, run its members alone so that one does not spoil the others."""
+        run = batch[0].run if len(batch) == 1 else Together([call.run for call in batch])
+        try:
+            with telemetry.bind(request_id=",".join(call.request_id for call in batch)):
+                return self._answers(batch, run)
+        except (Cancelled, DeadlineExceeded) as error:
+            return [error] * len(batch)
+        except Exception as error:  # noqa: BLE001  # a model may fail in any way; its thread must go on
+            if len(batch) > 1:
+                return [self._attempt([call])[0] for call in batch]
+            with telemetry.bind(request_id=batch[0].request_id):
+                return [blame(error, f"The model {self._names['model']}")]
+
+    def _answers(self, batch: Sequence[_Call[Item]], run: Run) -> Sequence[Answer | FoveaError]:
+        answers = self._work(batch[0].key, [call.item for call in batch], run)
+        if len(answers) != len(batch):
+            raise RuntimeError(f"the model answered {len(answers)} of {len(batch)} requests")
+        return answers
+
+
+def _over(call: _Call[Any]) -> FoveaError | None:
+    try:
+        call.run.check()
+    except FoveaError as error:
+        return error
+    return Cancelled("Nobody waits for this request any more.") if call.future.done() else None
+
+
+def _expire(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        detail = "The deadline of the request passed before it was done."
+        future.set_exception(DeadlineExceeded(detail, hint="Send it with `Prefer: respond-async`, or allow more time."))
+
+
+def _hand_back(pairs: Iterable[tuple[_Call[Any], Any]]) -> None:
+    """Wake the callers, with one call into each event loop."""
+    loops: defaultdict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = defaultdict(list)
+    for call, answer in pairs:
+        loops[call.loop].append((call.future, answer))
+    for loop, settled in loops.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+            loop.call_soon_threadsafe(_settle, settled)
+
+
+def _settle(settled: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, answer in settled:
+        if future.done():
+            continue
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)

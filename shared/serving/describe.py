@@ -1,0 +1,109 @@
+"""Describes the domain routes in OpenAPI, from the schemas of the Servables behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shared.api.problem import Problem
+from shared.registry import Servable
+from shared.serving import schemas
+from shared.serving.host import Host
+
+__all__ = ["operation", "responses", "summary"]
+
+_SCALARS = {"string", "number", "integer", "boolean"}
+
+Kind = type[Servable[Any, Any]]
+
+
+def summary(host: Host, task: str) -> str:
+    """What the route does: its models, the default first."""
+    kinds = _kinds(host, task)
+    lines = [f"* `{name}`: {kind.card.summary}" for name, kind in kinds.items()]
+    return "\n".join([f"Answer a `{task}` request.", "", "Models, the default first:", "", *lines])
+
+
+def operation(host: Host, task: str) -> dict[str, Any]:
+    """Request body in all its forms, and the options that may go into the query."""
+    kinds = _kinds(host, task)
+    bodies = [_body(name, kind, host.settings.max_images) for name, kind in kinds.items()]
+    content: dict[str, Any] = {"application/json": {"schema": _any(bodies)}}
+    blobs = [media for kind in kinds.values() for media in list(schemas.blob_fields(kind.In).values())[:1]]
+    if blobs:
+        content["multipart/form-data"] = {"schema": _any([_form(name, kind) for name, kind in kinds.items()])}
+        content |= {media: {"schema": {"type": "string", "format": "binary"}} for media in blobs}
+    return {"parameters": _parameters(kinds), "requestBody": {"required": True, "content": content}}
+
+
+def responses(host: Host, task: str) -> dict[int | str, dict[str, Any]]:
+    """The answer in all its forms, and the problems."""
+    kinds = _kinds(host, task).values()
+    outs = [schemas.inlined(kind.Out, "serialization") for kind in kinds]
+    several = {"type": "object", "properties": {"results": {"type": "array", "items": {}}}, "required": ["results"]}
+    content: dict[str, Any] = {"application/json": {"schema": _any([*outs, several])}}
+    content |= {media: {"schema": {"format": "binary"}} for kind in kinds for media in kind.media_types()}
+    told = {"application/problem+json": {"schema": schemas.inlined(Problem)}}
+    problems: dict[int | str, dict[str, Any]] = {
+        code: {"description": why, "content": told} for code, why in _PROBLEMS.items()
+    }
+    return {200: {"description": "The answer.", "content": content}, **problems}
+
+
+_PROBLEMS: Mapping[int | str, str] = {
+    400: "Malformed body or picture.",
+    404: "Unknown model.",
+    406: "Nothing fits the Accept header.",
+    408: "The body stopped arriving.",
+    413: "Too large; the detail names the limit.",
+    415: "Not a picture, or a content type nobody here reads.",
+    422: "An option is out of range; `field` names it.",
+    429: "The queue is full; Retry-After says when to come back.",
+    503: "The model is not ready.",
+    504: "The deadline passed.",
+}
+
+
+def _kinds(host: Host, task: str) -> dict[str, Kind]:
+    return {name: host.servable_type(name) for name in host.tasks()[task]}
+
+
+def _any(schemas_: list[dict[str, Any]]) -> dict[str, Any]:
+    distinct = [schema for place, schema in enumerate(schemas_) if schema not in schemas_[:place]]
+    return distinct[0] if len(distinct) == 1 else {"anyOf": distinct}
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"type": "string", "enum": [name], "description": "Name of the model; left out, the default one."}
+
+
+def _body(name: str, kind: Kind, max_images: int) -> dict[str, Any]:
+    """JSON schema of one model's requests, with one picture or a list of them."""
+    schema = dict(schemas.inlined(kind.In))
+    fields = {"model": _model(name), **schema.get("properties", {})}
+    one = {**schema, "properties": fields, "additionalProperties": False}
+    main = next(iter(schemas.blob_fields(kind.In)), None)
+    if main is None or "images" in fields:
+        return one
+    many = dict(fields)
+    picture = many.pop(main)
+    many["images"] = {"type": "array", "items": picture, "minItems": 1, "maxItems": max_images}
+    required = [field if field != main else "images" for field in (*schema.get("required", ()),)]
+    return {"anyOf": [one, {**one, "properties": many, "required": sorted({*required, "images"})}]}
+
+
+def _form(name: str, kind: Kind) -> dict[str, Any]:
+    schema = dict(schemas.inlined(kind.In))
+    binary = {"type": "string", "format": "binary"}
+    fields = {key: binary if schemas.media_of(prop) else prop for key, prop in schema.get("properties", {}).items()}
+    return {**schema, "properties": {"model": _model(name), **fields}, "additionalProperties": False}
+
+
+def _parameters(kinds: dict[str, Kind]) -> list[dict[str, Any]]:
+    """Scalar options: with a raw body, they go into the query."""
+    found: dict[str, dict[str, Any]] = {"model": {"type": "string", "enum": list(kinds)}}
+    for kind in kinds.values():
+        for name, prop in schemas.properties(kind.In).items():
+            if prop.get("type") in _SCALARS and not schemas.media_of(prop) and name not in found:
+                found[name] = dict(prop)
+    return [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in found.items()]

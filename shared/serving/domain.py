@@ -1,0 +1,133 @@
+"""`POST /v1/<task>`: one route per task of the service, made from the Servables' own In and Out.
+
+Pictures come as multipart files, base64 in JSON or a raw body; answers go out as JSON or, by `Accept`, as whatever the
+model renders. Chat and completion are OpenAI's protocol and have routes of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+from starlette.responses import Response, StreamingResponse
+
+from shared import telemetry
+from shared.api.problem import problem
+from shared.errors import FoveaError, InvalidOption
+from shared.registry import Run
+from shared.serving import describe
+from shared.serving.faults import NotAcceptable, blame
+from shared.serving.host import Host
+from shared.serving.negotiation import choose
+from shared.serving.reading import Asked, read, requests
+
+__all__ = ["router"]
+
+_PROTOCOLS = frozenset({"chat", "complete"})
+"""Tasks that are served under a protocol of their own."""
+
+_LARGE = 256 * 1024
+"""Bodies from this size are taken apart on a thread: base64 of a photograph takes milliseconds."""
+
+_STREAMS = ("application/x-ndjson", "text/event-stream")
+
+
+def router(host: Host) -> APIRouter:
+    """The domain routes of a host."""
+    routes = APIRouter(tags=["domain"])
+    for task in host.tasks():
+        if task not in _PROTOCOLS:
+            routes.add_api_route(
+                f"/v1/{task}", _endpoint(host, task), methods=["POST"], name=task, operation_id=task,
+                openapi_extra=describe.operation(host, task), response_class=Response,
+                responses=describe.responses(host, task),
+            )  # fmt: skip
+    return routes
+
+
+def _endpoint(host: Host, task: str) -> Any:
+    async def answer(request: Request) -> Response:
+        asked = await read(request)
+        name = host.resolve(asked.model, task)
+        request.scope["fovea.model"] = name
+        return await _answer(host, name, asked, request)
+
+    answer.__doc__ = describe.summary(host, task)
+    return answer
+
+
+async def _answer(host: Host, name: str, asked: Asked, request: Request) -> Response:
+    kind, run = host.servable_type(name), request.scope["fovea.run"]
+    offered = ["application/json", *kind.media_types(), *(_STREAMS if kind.mode == "stream" else ())]
+    media = choose(request.headers.get("accept"), offered)
+    host.servable(name)  # not ready is said before the body is looked at
+    large = int(request.headers.get("content-length", _LARGE)) >= _LARGE
+    build = (asked, kind.In, host.settings.max_images)
+    calls, many = await asyncio.to_thread(requests, *build) if large else requests(*build)
+    if many:
+        return await _several(host, name, calls, media, run)
+    (call,) = calls
+    if isinstance(call, FoveaError):
+        raise call
+    if media in _STREAMS:
+        return await _stream(host.stream(name, call, run), media)
+    found = await host.predict(name, call, run)
+    if media == "application/json":
+        return Response(found.model_dump_json(), media_type=media, headers={"vary": "accept"})
+    return await _render(host, name, call, found, media)
+
+
+async def _render(host: Host, name: str, call: BaseModel, found: BaseModel, media: str) -> Response:
+    picture = await asyncio.to_thread(host.servable(name).render, call, found, media)
+    if picture is None:
+        raise NotAcceptable(f"This answer has no form {media}.", hint="Ask for application/json.")
+    return Response(picture, media_type=media, headers={"vary": "accept"})
+
+
+async def _several(host: Host, name: str, calls: list[BaseModel | FoveaError], media: str, run: Run) -> Response:
+    """Answer a list of pictures: results in their order, each an answer or a problem."""
+    if media != "application/json":
+        detail = f"Several pictures are answered as JSON only, not as {media}."
+        raise NotAcceptable(detail, hint="Send one picture at a time.")
+    found = await asyncio.gather(*(_attempt(host, name, call, run) for call in calls))
+    results = ",".join(_json(answer) for answer in found)
+    return Response(f'{{"results":[{results}]}}', media_type=media)
+
+
+async def _attempt(host: Host, name: str, call: BaseModel | FoveaError, run: Run) -> BaseModel | FoveaError:
+    if isinstance(call, FoveaError):
+        return call
+    try:
+        return await host.predict(name, call, run)
+    except FoveaError as error:
+        return error
+
+
+def _json(answer: BaseModel | FoveaError) -> str:
+    if isinstance(answer, BaseModel):
+        return answer.model_dump_json()
+    told = problem(answer, telemetry.context().request_id)
+    return json.dumps({"problem": told.model_dump(mode="json", exclude_none=True)})
+
+
+async def _stream(events: AsyncIterator[BaseModel], media: str) -> Response:
+    """Send events as they come; what goes wrong before the first is an ordinary error."""
+    try:
+        first = await anext(events)
+    except StopAsyncIteration as error:
+        raise InvalidOption("The model had nothing to say to this request.") from error
+    return StreamingResponse(_lines(first, events, media), media_type=media)
+
+
+async def _lines(first: BaseModel, events: AsyncIterator[BaseModel], media: str) -> AsyncIterator[str]:
+    form = "data: {}\n\n" if media == "text/event-stream" else "{}\n"
+    yield form.format(first.model_dump_json())
+    try:
+        async for event in events:
+            yield form.format(event.model_dump_json())
+    except Exception as error:  # noqa: BLE001  # the status is sent: the stream itself must say what went wrong
+        yield form.format(_json(blame(error, "The stream")))

@@ -1,0 +1,39 @@
+"""Errors that only a front can have, and what a caller may know of a failure of ours."""
+
+from __future__ import annotations
+
+from shared import telemetry
+from shared.errors import BadInput, Fault, FoveaError
+
+__all__ = ["MethodNotAllowed", "NotAcceptable", "TooSlow", "blame"]
+
+
+class MethodNotAllowed(BadInput):
+    """The route is there, but not for this method."""
+
+    status, grpc, title = 405, "UNIMPLEMENTED", "Method not allowed"
+
+
+class NotAcceptable(BadInput):
+    """Nothing that the model can answer fits the `Accept` header; the detail lists what it can."""
+
+    status, title = 406, "Not acceptable"
+
+
+class TooSlow(BadInput):
+    """The body stopped arriving."""
+
+    status, grpc, title = 408, "DEADLINE_EXCEEDED", "Request timeout"
+
+
+def blame(error: BaseException, what: str) -> FoveaError:
+    """Our own errors as they are; of any other only its place in the log.
+
+    Args:
+        error: What was raised.
+        what: What failed, as the subject of a sentence: `The model pranet`.
+    """
+    if isinstance(error, FoveaError):
+        return error
+    telemetry.log().error("failed", what=what, exc_info=error)
+    return Fault(f"{what} failed on this request.", hint="The log of the service says why, under the request id.")

@@ -1,0 +1,61 @@
+"""Where models run on this machine: turns settings into a Place, and lists the GPUs.
+
+Loads no deep-learning library unless the NVIDIA driver is there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from typing import Any
+
+from shared.registry import Place
+from shared.settings import Settings
+
+__all__ = ["device", "gpus", "place"]
+
+
+def place(settings: Settings) -> Place:
+    """The Place on which this process loads its Servables."""
+    options = {"llm_model": settings.llm_model, "llm_dtype": settings.llm_dtype}
+    if settings.triton_url:
+        options["triton_url"] = settings.triton_url
+    return Place(
+        device=device(settings.device), engine=settings.engine, cache=settings.cache_dir, threads=settings.threads,
+        options=options,
+    )  # fmt: skip
+
+
+def device(wanted: str) -> str:
+    """`wanted`, or for `auto` the first GPU that a library here can use, else the CPU."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if gpus() and _library_sees_gpu() else "cpu"
+
+
+def gpus() -> list[str]:
+    """Names of the NVIDIA GPUs that the driver shows; empty without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return []
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return []
+    return [_gpu_name(driver, index) for index in range(count.value)]
+
+
+def _gpu_name(driver: ctypes.CDLL, index: int) -> str:
+    name = ctypes.create_string_buffer(96)
+    driver.cuDeviceGetName(name, len(name), index)
+    return name.value.decode("utf-8", "replace") or f"GPU {index}"
+
+
+def _library_sees_gpu() -> bool:
+    if importlib.util.find_spec("torch") is not None:
+        torch: Any = importlib.import_module("torch")
+        return bool(torch.cuda.is_available())
+    if importlib.util.find_spec("onnxruntime") is not None:
+        onnxruntime: Any = importlib.import_module("onnxruntime")
+        return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return False

@@ -1,0 +1,205 @@
+"""Reads a domain request in any of its forms (JSON, multipart, raw bytes, query) into the requests of a model's In.
+
+Two steps, because the body names the model and the model decides what the body means: `read` takes the body apart,
+`requests` builds one `In` per picture. Knows no models, only their schemas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pydantic_core
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+
+from shared.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
+from shared.serving import schemas
+
+__all__ = ["Asked", "read", "requests"]
+
+_FILES = ("file", "image", "files", "images")
+"""Names under which a form may send the model's first field of bytes."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request taken apart.
+
+    Attributes:
+        options: Typed values, from JSON.
+        texts: Text values, from the query or a form; what they mean depends on the field.
+        files: (field, bytes) of a form, in order.
+        body: A raw body.
+        media: Its content type.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    files: list[tuple[str, bytes]] = field(default_factory=list)
+    body: bytes | None = None
+    media: str = ""
+
+    @property
+    def model(self) -> str | None:
+        """The model that was asked for."""
+        named = self.options.get("model", self.texts.get("model", [None])[-1])
+        if named is not None and not isinstance(named, str):
+            raise InvalidOption("model must be the name of a model, as text.", field="model")
+        return named or None
+
+
+async def read(request: Request) -> Asked:
+    """Take a request apart by its content type.
+
+    Raises:
+        Malformed: The body is not what its content type says.
+        UnsupportedMedia: Nobody here reads that content type.
+    """
+    asked = Asked(texts={name: request.query_params.getlist(name) for name in request.query_params})
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media in {"multipart/form-data", "application/x-www-form-urlencoded"}:
+        await _read_form(request, asked)
+        return asked
+    body = await request.body()
+    if media.endswith("json") or (not media and body[:1] == b"{"):
+        asked.options = _object(body)
+    elif body:
+        asked.body, asked.media = body, media or "application/octet-stream"
+    return asked
+
+
+async def _read_form(request: Request, asked: Asked) -> None:
+    async with request.form(max_files=1000, max_fields=1000) as form:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                asked.files.append((name, await value.read()))
+            else:
+                asked.texts.setdefault(name, []).append(value)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        found = pydantic_core.from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise Malformed(f"The body is not JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise InvalidOption(f"The body must be a JSON object, not {type(found).__name__}.", field="body")
+    return found
+
+
+def requests(asked: Asked, model: type[BaseModel], max_images: int) -> tuple[list[BaseModel | FoveaError], bool]:
+    """One request per picture, or its error where only that picture is wrong; and whether a list was asked for.
+
+    Raises:
+        InvalidOption: An option is unknown or out of range; `field` names it.
+        TooLarge: More pictures than `max_images`.
+        UnsupportedMedia: Raw bytes of another kind than the model takes.
+    """
+    fields = schemas.properties(model)
+    options = {name: value for name, value in asked.options.items() if name != "model" or name in fields}
+    for name, texts in asked.texts.items():
+        if name in fields:
+            options.setdefault(name, schemas.decode(name, fields[name], texts))
+        elif name != "model":
+            options.setdefault(name, texts[-1])
+    pictures, many = _pictures(asked, model, options)
+    _known(options, model)
+    if not many:
+        return [_validate(model, options | pictures)], False
+    (main, several), *_ = pictures.items()
+    _count(several, max_images)
+    return [_alone(model, options, main, picture) for picture in several], True
+
+
+def _pictures(asked: Asked, model: type[BaseModel], options: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The fields of bytes that came outside the options, and whether the first is a list of pictures to answer each."""
+    blobs, fields = schemas.blob_fields(model), schemas.properties(model)
+    main = next(iter(blobs), None)
+    if asked.body is not None:
+        return {_raw_field(main, blobs, asked.media): asked.body}, False
+    if main is not None and "images" in options and "images" not in fields:
+        return {main: options.pop("images")}, True
+    found: dict[str, list[bytes]] = {}
+    for name, data in asked.files:
+        target = name if name in blobs else main if name in _FILES else None
+        if target is None:
+            hint = f"Files go into {', '.join(blobs)}." if blobs else "This model takes no files."
+            raise InvalidOption(f"There is no file field {name!r}.", field=name, hint=hint)
+        found.setdefault(target, []).append(data)
+    many = main is not None and not schemas.is_list(fields[main]) and len(found.get(main, ())) > 1
+    if many:
+        options |= {name: _one(fields[name], data) for name, data in found.items() if name != main}
+        return {str(main): found[str(main)]}, True
+    return {name: _one(fields[name], data) for name, data in found.items()}, False
+
+
+def _one(prop: Mapping[str, Any], data: list[bytes]) -> Any:
+    return data if schemas.is_list(prop) else data[-1]
+
+
+def _raw_field(main: str | None, blobs: Mapping[str, str], media: str) -> str:
+    """The field that a raw body of this content type fills."""
+    taken = blobs.get(main or "", "")
+    fits = media == "application/octet-stream" or media.partition("/")[0] == taken.partition("/")[0]
+    if main is None or not fits:
+        kinds = ["application/json", "multipart/form-data", *([taken] if taken else [])]
+        raise UnsupportedMedia(f"A body of type {media!r} is not read here.", hint=f"Send {', '.join(kinds)}.")
+    return main
+
+
+def _known(options: Mapping[str, Any], model: type[BaseModel]) -> None:
+    if model.model_config.get("extra") == "allow":
+        return
+    fields = schemas.properties(model)
+    for name in options:
+        if name not in fields:
+            raise InvalidOption(f"There is no option {name!r}.", field=name, hint=f"Options are {', '.join(fields)}.")
+
+
+def _count(several: Any, max_images: int) -> None:
+    if not isinstance(several, list) or not several:
+        raise InvalidOption("images must be a list of at least one picture.", field="images")
+    if len(several) > max_images:
+        detail = f"{len(several)} pictures were sent; max_images is {max_images}."
+        raise TooLarge(detail, hint="Send them in several requests.", field="images")
+
+
+def _alone(model: type[BaseModel], options: Mapping[str, Any], main: str, picture: Any) -> BaseModel | FoveaError:
+    """The request of one picture of several; an error that lies in the picture stays with it."""
+    try:
+        return _validate(model, {**options, main: picture})
+    except FoveaError as error:
+        if error.field != main:
+            raise
+        return error
+
+
+def _validate(model: type[BaseModel], values: Mapping[str, Any]) -> BaseModel:
+    _refuse_urls(model, values)
+    try:
+        request = model.model_validate(values)
+    except ValidationError as error:
+        raise _named(error.errors(include_url=False)) from error
+    for name in schemas.blob_fields(model):
+        if getattr(request, name, None) == b"":
+            raise Malformed(f"{name} is empty.", field=name)
+    return request
+
+
+def _refuse_urls(model: type[BaseModel], values: Mapping[str, Any]) -> None:
+    for name in schemas.blob_fields(model):
+        if isinstance(value := values.get(name), str) and value[:8].lower().startswith(("http://", "https://")):
+            hint = "Send the picture itself: base64 in JSON, a multipart file or a raw body."
+            raise InvalidOption(f"{name} is a URL, and pictures are not fetched here.", field=name, hint=hint)
+
+
+def _named(errors: Sequence[Any]) -> FoveaError:
+    """The first thing that is wrong, by the name of its field, and how many more there are."""
+    first, more = errors[0], len(errors) - 1
+    where = ".".join(str(part) for part in first["loc"]) or "body"
+    rest = f" ({more} more)" if more else ""
+    kind = Malformed if first["type"] == "base64" else InvalidOption
+    return kind(f"{where}: {first['msg']}{rest}.", field=str(first["loc"][0]) if first["loc"] else where)

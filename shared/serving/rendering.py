@@ -1,0 +1,85 @@
+"""Renders errors for HTTP: problem+json everywhere, except where a protocol demands its own form.
+
+A route says so with `openapi_extra={"x-error-form": "openai"}`; the paths of the protocols themselves are known here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Literal
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from shared import telemetry
+from shared.api.problem import PROBLEM_CONTENT_TYPE, oip_error, openai_error, problem
+from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, NotFound, by_status
+from shared.serving.faults import MethodNotAllowed, NotAcceptable, TooSlow, blame
+
+__all__ = ["ErrorForm", "render", "translate"]
+
+ErrorForm = Literal["problem", "openai", "oip"]
+
+_FORMS: Mapping[str, ErrorForm] = {
+    "/v2": "oip",
+    "/v1/chat/": "openai",
+    "/v1/completions": "openai",
+    "/v1/embeddings": "openai",
+}
+"""Path prefix → form, for requests that match no route."""
+
+_OURS = {405: MethodNotAllowed, 406: NotAcceptable, 408: TooSlow}
+
+
+def translate(error: BaseException) -> FoveaError:
+    """The error of ours that stands for whatever a front raised."""
+    if isinstance(error, RequestValidationError):
+        return _invalid(error.errors()[0])
+    if isinstance(error, HTTPException):
+        return _http(error)
+    if isinstance(error, ClientDisconnect):
+        return Cancelled("The caller went away.")
+    return blame(error, "The service")
+
+
+def render(scope: Mapping[str, Any], error: FoveaError, headers: Mapping[str, str] | None = None) -> Response:
+    """An error as the response that callers of this route expect, with `Retry-After` where it helps."""
+    form, request_id = _form(scope), telemetry.context().request_id
+    status = 400 if error.status == 422 and form != "problem" else error.status
+    extra = dict(headers or {})
+    if error.retry_after is not None:
+        extra["retry-after"] = str(math.ceil(error.retry_after))
+    if form == "problem":
+        body = problem(error, request_id).model_dump_json(exclude_none=True).encode()
+        return Response(body, status, extra, PROBLEM_CONTENT_TYPE)
+    told = openai_error(error, request_id) if form == "openai" else oip_error(error)
+    return Response(json.dumps(told).encode(), status, extra, "application/json")
+
+
+def _form(scope: Mapping[str, Any]) -> ErrorForm:
+    stated: ErrorForm | None = (getattr(scope.get("route"), "openapi_extra", None) or {}).get("x-error-form")
+    if stated is not None:
+        return stated
+    return next((form for prefix, form in _FORMS.items() if scope["path"].startswith(prefix)), "problem")
+
+
+def _invalid(first: Mapping[str, Any]) -> FoveaError:
+    if first["type"] == "json_invalid":
+        return Malformed(f"The body is not JSON: {first.get('ctx', {}).get('error', 'it does not parse')}.")
+    where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+    return InvalidOption(f"{where}: {first['msg']}.", field=where)
+
+
+def _http(error: HTTPException) -> FoveaError:
+    if error.status_code == 404 and error.detail == HTTPStatus(404).phrase:
+        return NotFound("There is no such route here.", hint="GET /openapi.json lists the routes.")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another")
+        return MethodNotAllowed("This route does not take that method.", hint=f"It takes {allowed}.")
+    kind = _OURS.get(error.status_code) or by_status(error.status_code)
+    return kind(str(error.detail))

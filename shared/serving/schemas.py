@@ -1,0 +1,92 @@
+"""Reads and writes the JSON schema of a Servable's In: which fields are pictures, what a text value means, OpenAPI.
+
+The signature is the schema: nothing about a model's options is written down a second time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+
+from shared.errors import InvalidOption
+
+__all__ = ["blob_fields", "decode", "inlined", "is_list", "media_of", "properties"]
+
+Schema = Mapping[str, Any]
+
+
+@cache
+def inlined(model: type[BaseModel], mode: Any = "validation") -> dict[str, Any]:
+    """The JSON schema of a model with its `$defs` put where they are used (a recursive one becomes `{}`)."""
+    schema = model.model_json_schema(mode=mode)
+    put: dict[str, Any] = _put(schema, schema.pop("$defs", {}), ())
+    return put
+
+
+def _put(node: Any, defs: Schema, inside: tuple[str, ...]) -> Any:
+    if isinstance(node, list):
+        return [_put(part, defs, inside) for part in node]
+    if not isinstance(node, dict):
+        return node
+    reference = node.get("$ref")
+    if isinstance(reference, str):
+        name = reference.rpartition("/")[2]
+        rest = {key: value for key, value in node.items() if key != "$ref"}
+        return {} if name in inside else {**_put(defs[name], defs, (*inside, name)), **rest}
+    return {key: _put(value, defs, inside) for key, value in node.items() if key != "discriminator"}
+
+
+def properties(model: type[BaseModel]) -> dict[str, Schema]:
+    """Field name (as callers write it) → its schema."""
+    found: dict[str, Schema] = inlined(model).get("properties", {})
+    return found
+
+
+def blob_fields(model: type[BaseModel]) -> dict[str, str]:
+    """Fields that hold bytes (base64 in JSON) → their media type; the first is the one a bare body or file fills."""
+    return {name: media for name, prop in properties(model).items() if (media := media_of(prop))}
+
+
+def media_of(prop: Schema) -> str | None:
+    """Media type of a field of bytes, or of a list of them; None for any other field."""
+    if prop.get("contentEncoding") == "base64" or prop.get("format") in {"binary", "base64"}:
+        return str(prop.get("contentMediaType", "application/octet-stream"))
+    inner = (*prop.get("anyOf", ()), *([prop["items"]] if "items" in prop else []))
+    return next((media for part in inner if (media := media_of(part))), None)
+
+
+def is_list(prop: Schema) -> bool:
+    """Whether a field holds a list."""
+    return "array" in _types(prop)
+
+
+def _types(prop: Schema) -> set[str]:
+    found = {kind for part in (*prop.get("anyOf", ()), *prop.get("oneOf", ())) for kind in _types(part)}
+    stated = prop.get("type")
+    found |= {stated} if isinstance(stated, str) else set(stated or ())
+    return found
+
+
+def decode(field: str, prop: Schema, values: Sequence[str]) -> Any:
+    """What text values (of a form or a query) mean for a field: JSON where its type asks for it, text otherwise.
+
+    Raises:
+        InvalidOption: It should be JSON and is not.
+    """
+    kinds, value = _types(prop), values[-1]
+    if "array" in kinds and not value.lstrip().startswith("["):
+        return list(values)
+    if "string" in kinds:
+        return value
+    if value == "null" and "null" in kinds:
+        return None
+    if not kinds & {"array", "object"}:
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise InvalidOption(f"{field} must be JSON: {error}.", field=field) from error

@@ -1,0 +1,65 @@
+"""Routes that every service has: health, metrics and what it serves. Knows the host, and no model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from shared import telemetry
+from shared.api.model import ModelList
+from shared.serving.host import Host
+
+__all__ = ["host_of", "router"]
+
+router = APIRouter()
+
+
+def host_of(request: Request) -> Host:
+    """The host of the app that got this request."""
+    host: Host = request.app.state.host
+    return host
+
+
+HostOf = Annotated[Host, Depends(host_of)]
+
+
+@router.get("/livez", tags=["health"])
+async def livez() -> dict[str, str]:
+    """Whether the process lives."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz", tags=["health"], responses={503: {"description": "Some models are not loaded; says which."}})
+async def readyz(host: HostOf) -> JSONResponse:
+    """Whether every model is verified, loaded and warmed up."""
+    missing = host.missing()
+    status = "ready" if not missing else "not ready"
+    return JSONResponse({"status": status, "service": host.service, "missing": missing}, 503 if missing else 200)
+
+
+@router.get("/metrics", tags=["health"], response_class=Response)
+async def metrics() -> Response:
+    """What was counted, in Prometheus' text format."""
+    return Response(telemetry.metrics_text(), media_type=telemetry.METRICS_CONTENT_TYPE)
+
+
+@router.get("/v1/models", tags=["models"])
+async def models(host: HostOf, task: str | None = None) -> ModelList:
+    """The models of this service, in OpenAI's form, with their Cards' facts."""
+    return ModelList(data=[entry for entry in host.entries() if task in {None, entry.task}])
+
+
+@router.get("/v1/models/{name:path}/example", tags=["models"])
+async def example(name: str, host: HostOf) -> dict[str, Any]:
+    """A request that can be sent as it is; its pictures are base64."""
+    request = host.servable(name).example().model_dump(mode="json")
+    return {"model": host.resolve(name), **request}
+
+
+@router.get("/v1/models/{name:path}", tags=["models"])
+async def model(name: str, host: HostOf) -> dict[str, Any]:
+    """Everything about one model: its Card, tensors, limits in force and the schema of its requests."""
+    return host.card(name)
