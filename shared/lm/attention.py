@@ -1,0 +1,98 @@
+"""Causal attention over all that was read: the default of the decoder's seam, in two kernels.
+
+`sdpa` is torch's fused kernel, with grouped heads and never a repeated key. `eager` computes scores and patterns as
+tensors, so that they can be captured and edited. Knows nothing about methods, pages or schedulers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from shared.lm.cache import KVCache
+
+__all__ = ["Attend", "DenseAttention", "Tap", "eager", "patterns", "scores", "sdpa", "untapped", "visible"]
+
+Tap = Callable[[str, int, Tensor], Tensor]
+"""`tap(site, layer, x) -> x`: sees a named activation and hands on what the decoder goes on with."""
+
+
+class Attend(Protocol):
+    """The decoder's one seam: mixes values, and owns whatever it remembers."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
+        """Rotated q [B,T,H,d], rotated k, plain v [B,T,G,d] of new tokens from position `offset` on → z [B,T,H,d]."""
+        ...
+
+
+def untapped(_site: str, _layer: int, x: Tensor) -> Tensor:
+    """The tap that does nothing."""
+    return x
+
+
+class DenseAttention:
+    """Every token looks at itself and all before it, left padding apart."""
+
+    def __init__(self, cache: KVCache | None = None, pad: Tensor | None = None) -> None:
+        """Attend over `cache` (None: over the call's own tokens), `pad` [B] tokens on the left left out."""
+        self.cache = cache
+        self.pad = pad
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
+        """Mix values; see `Attend`."""
+        return sdpa(q, *self.remember(layer, k, v, offset), self.pad)
+
+    def remember(self, layer: int, k: Tensor, v: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+        """Keys and values to look at, the new ones included: [B,G,S,d]."""
+        if self.cache is None:
+            return k.transpose(1, 2), v.transpose(1, 2)
+        return self.cache.write(layer, k, v, offset)
+
+
+def visible(queries: Tensor, keys: int, pad: Tensor | None) -> Tensor:
+    """What query positions `queries` [T] may look at among `keys` positions: [T,S], or [B,1,T,S] with left padding."""
+    columns = torch.arange(keys, device=queries.device)
+    mask = columns <= queries[:, None]
+    return mask if pad is None else mask & (columns >= pad[:, None, None, None])
+
+
+def sdpa(q: Tensor, keys: Tensor, values: Tensor, pad: Tensor | None = None) -> Tensor:
+    """Fused attention of the last T positions: q [B,T,H,d], keys and values [B,G,S,d] → z [B,T,H,d]."""
+    (B, T, H, d), (G, S) = q.shape, keys.shape[1:3]
+    if T == 1 and pad is None:
+        # One query: the heads of a group are the rows of one product with their shared keys.
+        return functional.scaled_dot_product_attention(q.view(B, G, H // G, d), keys, values).view(B, 1, H, d)
+    mask = None if T == S and pad is None else visible(torch.arange(S - T, S, device=q.device), S, pad)
+    z = functional.scaled_dot_product_attention(
+        q.transpose(1, 2), keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=G != H
+    )
+    return z.transpose(1, 2)
+
+
+def scores(q: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+    """q·k / sqrt(d), −inf where `mask` ([T,S] or [B,1,T,S]) hides: q [B,T,H,d], keys [B,G,S,d] → [B,H,T,S]."""
+    (B, T, H, d), (G, S) = q.shape, keys.shape[1:3]
+    rows = q.transpose(1, 2).reshape(B, G, H // G * T, d)
+    product: Tensor = (rows @ keys.transpose(-1, -2) * d**-0.5).view(B, H, T, S)
+    return product.masked_fill(~mask, float("-inf"))
+
+
+def patterns(scored: Tensor) -> Tensor:
+    """Softmax rows in float32 or wider, in the dtype of the scores; a row that sees nothing is zero."""
+    wide = scored if scored.dtype == torch.float64 else scored.float()
+    return torch.nan_to_num(wide.softmax(-1), nan=0.0).to(scored.dtype)
+
+
+def eager(
+    q: Tensor, keys: Tensor, values: Tensor, pad: Tensor | None = None, *, layer: int = 0, tap: Tap = untapped
+) -> Tensor:
+    """Attention by plain products with `scores` and `pattern` tapped; shapes as `sdpa`."""
+    (B, T, H, d), (G, S) = q.shape, keys.shape[1:3]
+    mask = visible(torch.arange(S - T, S, device=q.device), S, pad)
+    pattern = tap("pattern", layer, patterns(tap("scores", layer, scores(q, keys, mask))))
+    mixed = pattern.reshape(B, G, H // G * T, S) @ values
+    return mixed.view(B, H, T, d).transpose(1, 2)

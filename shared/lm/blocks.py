@@ -1,0 +1,182 @@
+"""The two kinds of block, cut at the same joints, so that one loop can run either.
+
+A block answers four questions: `project` (norm, then q, k, v), `orient` (what positions do to q and k), `output` (what
+mixed values add to the residual stream) and `feed` (what the MLP adds). Parameter names are the official state-dict
+keys. Knows nothing about attention itself, caches or taps.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared.lm.config import DecoderConfig
+from shared.lm.rope import Rotation, rotate
+
+__all__ = ["Block", "GPT2Block", "LlamaBlock", "RMSNorm"]
+
+
+class Block(Protocol):
+    """One layer, as the decoder sees it. x is [B,T,D]; q [B,T,H,d]; k, v [B,T,G,d]."""
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """First norm, then q, k and v with their biases, before any rotation."""
+        ...
+
+    def orient(self, q: Tensor, k: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor]:
+        """What attention compares: per-head norm, then rotation."""
+        ...
+
+    def output(self, z: Tensor) -> Tensor:
+        """What the heads' mixed values z [B,T,H,d] add to the residual stream."""
+        ...
+
+    def feed(self, x: Tensor) -> Tensor:
+        """Second norm and MLP."""
+        ...
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean x² + eps) · weight, in float32 or wider whatever the model's dtype."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class InputFirst(nn.Module):
+    """y = x W + b with W [in, out], the way GPT-2 stores its matrices."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to the last axis."""
+        return functional.linear(x, self.weight.t(), self.bias)
+
+
+class _FusedAttention(nn.Module):
+    """GPT-2's projections: q, k and v are column blocks of one matrix, each head-major."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.c_attn = InputFirst(config.width, 3 * config.width)
+        self.c_proj = InputFirst(config.width, config.width)
+
+
+class _GeluMLP(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.c_fc = InputFirst(config.width, config.hidden)
+        self.c_proj = InputFirst(config.hidden, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.c_proj(functional.gelu(self.c_fc(x), approximate="tanh"))
+        return added
+
+
+class GPT2Block(nn.Module):
+    """LayerNorm, fused projections with biases, GELU MLP."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.ln_1 = nn.LayerNorm(config.width, config.norm_eps)
+        self.attn = _FusedAttention(config)
+        self.ln_2 = nn.LayerNorm(config.width, config.norm_eps)
+        self.mlp = _GeluMLP(config)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """First norm, then the fused projection cut in three."""
+        q, k, v = self.attn.c_attn(self.ln_1(x)).unflatten(-1, (3, -1, self.head_dim)).unbind(-3)
+        return q, k, v
+
+    def orient(self, q: Tensor, k: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor]:
+        """Positions are in the embedding already."""
+        return q, k
+
+    def output(self, z: Tensor) -> Tensor:
+        """Join the heads."""
+        added: Tensor = self.attn.c_proj(z.flatten(-2))
+        return added
+
+    def feed(self, x: Tensor) -> Tensor:
+        """Second norm and MLP."""
+        added: Tensor = self.mlp(self.ln_2(x))
+        return added
+
+
+class _SplitAttention(nn.Module):
+    """Llama's projections: H query heads share G key/value heads; Qwen2 adds biases, others a norm per head."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        d, D = config.head_dim, config.width
+        self.q_proj = nn.Linear(D, config.heads * d, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(D, config.kv_heads * d, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(D, config.kv_heads * d, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.heads * d, D, bias=config.out_bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(d, config.norm_eps)
+            self.k_norm = RMSNorm(d, config.norm_eps)
+
+
+class _GatedMLP(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.hidden, bias=False)
+        self.up_proj = nn.Linear(config.width, config.hidden, bias=False)
+        self.down_proj = nn.Linear(config.hidden, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return added
+
+
+class LlamaBlock(nn.Module):
+    """RMSNorm, rotary positions, grouped heads, gated MLP."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.qk_norm = config.qk_norm
+        self.self_attn = _SplitAttention(config)
+        self.mlp = _GatedMLP(config)
+        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """First norm, then three projections."""
+        x, attn, heads = self.input_layernorm(x), self.self_attn, (-1, self.head_dim)
+        return (
+            attn.q_proj(x).unflatten(-1, heads),
+            attn.k_proj(x).unflatten(-1, heads),
+            attn.v_proj(x).unflatten(-1, heads),
+        )
+
+    def orient(self, q: Tensor, k: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor]:
+        """Norm per head where the family has one, then rotation."""
+        if self.qk_norm:
+            q, k = self.self_attn.q_norm(q), self.self_attn.k_norm(k)
+        return (q, k) if turn is None else (rotate(q, turn), rotate(k, turn))
+
+    def output(self, z: Tensor) -> Tensor:
+        """Join the heads."""
+        added: Tensor = self.self_attn.o_proj(z.flatten(-2))
+        return added
+
+    def feed(self, x: Tensor) -> Tensor:
+        """Second norm and MLP."""
+        added: Tensor = self.mlp(self.post_attention_layernorm(x))
+        return added

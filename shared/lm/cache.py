@@ -1,0 +1,86 @@
+"""Keys and values of what a decoder has read, per layer, in one buffer that grows by doubling.
+
+Knows shapes and lengths. Knows nothing about who reads them, pages, eviction or attention methods.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from shared.lm.config import DecoderConfig
+
+__all__ = ["KVCache"]
+
+_FIRST = 256
+"""Tokens of the first buffer, unless more are known to come."""
+
+
+class KVCache:
+    """Dense cache of one batch: keys and values [B,G,S,d] per layer, after norm and rotation. It holds no gradients.
+
+    Attributes:
+        length: Tokens held; the position of the next one. Lowering it forgets the tail.
+        pad: Left padding per row [B] in tokens, or None; see `settle`.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        batch: int = 1,
+        *,
+        room: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Reserve `room` tokens at once (0: a small buffer that grows)."""
+        self.length = 0
+        self.pad: Tensor | None = None
+        shape = (2, batch, config.kv_heads, max(room, min(_FIRST, config.positions)), config.head_dim)
+        self._layers = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.layers)]
+
+    @property
+    def room(self) -> int:
+        """Tokens that fit before the buffers grow."""
+        return self._layers[0].shape[3]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes reserved."""
+        return sum(layer.nbytes for layer in self._layers)
+
+    def settle(self, pad: Tensor | None) -> Tensor | None:
+        """The left padding in force: the first one given stays."""
+        if self.pad is None:
+            self.pad = pad
+        return self.pad
+
+    @torch.no_grad()
+    def write(self, layer: int, k: Tensor, v: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+        """Store k and v [B,T,G,d] of tokens `offset`…`offset+T`; return all keys and values up to there [B,G,S,d]."""
+        end = offset + k.shape[1]
+        if end > self._layers[layer].shape[3]:
+            self._grow(layer, end, keep=offset)
+        keys, values = self._layers[layer][0, :, :, :end], self._layers[layer][1, :, :, :end]
+        keys[:, :, offset:] = k.transpose(1, 2)
+        values[:, :, offset:] = v.transpose(1, 2)
+        return keys, values
+
+    def values(self, layer: int, end: int) -> Tensor:
+        """Values of the first `end` tokens, [B,end,G,d]."""
+        return self._layers[layer][1, :, :, :end].transpose(1, 2)
+
+    def fork(self) -> Self:
+        """A copy that goes its own way from here."""
+        twin = object.__new__(type(self))
+        twin.length, twin.pad = self.length, self.pad
+        twin._layers = [layer.clone() for layer in self._layers]
+        return twin
+
+    def _grow(self, layer: int, end: int, *, keep: int) -> None:
+        old = self._layers[layer]
+        new = old.new_empty((*old.shape[:3], max(end, 2 * old.shape[3]), old.shape[4]))
+        new[:, :, :, :keep] = old[:, :, :, :keep]
+        self._layers[layer] = new

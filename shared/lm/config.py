@@ -1,0 +1,157 @@
+"""What a decoder is made of, as one frozen value, and how official config files say it.
+
+A family is a set of facts, not a class: Qwen2 is the Llama path with biases on q, k and v. Knows nothing about tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from shared.errors import BadInput
+
+__all__ = ["DecoderConfig", "RopeScaling", "from_official"]
+
+_LLAMA_PATH = {"llama": False, "mistral": False, "qwen2": True}
+"""Official `model_type`s that are the Llama path → whether q, k and v carry biases."""
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How rotary frequencies are stretched past the context of pre-training.
+
+    `linear` divides all frequencies by `factor`. `llama3` does so only for wavelengths above `original / low`, leaves
+    those under `original / high` alone, and blends in between. `table` divides by one given number per frequency.
+    """
+
+    kind: Literal["linear", "llama3", "table"]
+    factor: float = 1.0
+    low: float = 1.0
+    high: float = 4.0
+    original: int = 8192
+    table: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """Facts of one decoder.
+
+    Attributes:
+        path: Which of the two code paths; `gpt2` (learned positions, LayerNorm) or `llama` (rotary, RMSNorm).
+        vocab, width, layers, heads, kv_heads, head_dim, hidden: V, D, L, H, G, d and the width of the MLP.
+        positions: Longest sequence the model was made for, in tokens.
+        norm_eps: Added to the mean square (or variance) before the root.
+        tied: Whether the output matrix is the token embedding.
+        rope_theta: Base of the rotary angles.
+        rope_scaling: Stretching of the rotary angles, or None.
+        qkv_bias, out_bias: Biases of the Llama path's projections.
+        qk_norm: RMSNorm on each head of q and k, before rotation.
+    """
+
+    path: Literal["gpt2", "llama"]
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    positions: int
+    norm_eps: float
+    tied: bool
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse facts that no decoder can have.
+
+        Raises:
+            ValueError: A size is not positive, or heads do not divide.
+        """
+        for name in ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "hidden", "positions"):
+            if getattr(self, name) < 1:
+                message = f"{name} must be at least 1, not {getattr(self, name)}"
+                raise ValueError(message)
+        if self.heads % self.kv_heads:
+            message = f"{self.heads} query heads can't share {self.kv_heads} key/value heads evenly"
+            raise ValueError(message)
+        if self.path == "llama" and self.head_dim % 2:
+            message = f"rotary positions turn pairs: head_dim must be even, not {self.head_dim}"
+            raise ValueError(message)
+
+
+def from_official(facts: Mapping[str, Any]) -> DecoderConfig:
+    """Read the facts of an official `config.json` (Hugging Face's names).
+
+    Raises:
+        BadInput: A model type or a variant that this decoder does not have, or a fact is missing; the detail names it.
+    """
+    kind = facts.get("model_type")
+    try:
+        if kind == "gpt2":
+            return _gpt2(facts)
+        if kind in _LLAMA_PATH:
+            return _llama(facts, qkv_bias=_LLAMA_PATH[kind] or bool(facts.get("attention_bias")))
+    except (KeyError, TypeError, ValueError) as error:
+        detail = f"The config of this {kind} model can't be used: {error!r} is missing or out of range."
+        raise BadInput(detail, hint="Compare config.json with the official one.") from error
+    detail = f"The config says model_type {kind!r}; known are gpt2, {', '.join(sorted(_LLAMA_PATH))}."
+    raise BadInput(detail, hint="Convert the model to one of the known families.")
+
+
+def _gpt2(facts: Mapping[str, Any]) -> DecoderConfig:
+    width, heads = int(facts["n_embd"]), int(facts["n_head"])
+    return DecoderConfig(
+        path="gpt2", vocab=int(facts["vocab_size"]), width=width, layers=int(facts["n_layer"]), heads=heads,
+        kv_heads=heads, head_dim=width // heads, hidden=int(facts.get("n_inner") or 4 * width),
+        positions=int(facts["n_positions"]), norm_eps=float(facts.get("layer_norm_epsilon", 1e-5)),
+        tied=bool(facts.get("tie_word_embeddings", True)),
+    )  # fmt: skip
+
+
+def _llama(facts: Mapping[str, Any], *, qkv_bias: bool) -> DecoderConfig:
+    _refuse_variants(facts)
+    heads, width = int(facts["num_attention_heads"]), int(facts["hidden_size"])
+    rope = dict(facts.get("rope_parameters") or facts.get("rope_scaling") or {})
+    return DecoderConfig(
+        path="llama", vocab=int(facts["vocab_size"]), width=width, layers=int(facts["num_hidden_layers"]), heads=heads,
+        kv_heads=int(facts.get("num_key_value_heads") or heads), head_dim=int(facts.get("head_dim") or width // heads),
+        hidden=int(facts["intermediate_size"]), positions=int(facts["max_position_embeddings"]),
+        norm_eps=float(facts["rms_norm_eps"]), tied=bool(facts.get("tie_word_embeddings", False)),
+        rope_theta=float(rope.get("rope_theta") or facts.get("rope_theta") or 10000.0), rope_scaling=_scaling(rope),
+        qkv_bias=qkv_bias, out_bias=facts["model_type"] == "llama" and bool(facts.get("attention_bias")),
+    )  # fmt: skip
+
+
+def _refuse_variants(facts: Mapping[str, Any]) -> None:
+    windowed = facts.get("sliding_window") and facts.get("use_sliding_window", facts["model_type"] == "mistral")
+    refused = {
+        "hidden_act": facts.get("hidden_act", "silu") != "silu",
+        "mlp_bias": bool(facts.get("mlp_bias")),
+        "sliding_window": bool(windowed),
+    }
+    for name, wrong in refused.items():
+        if wrong:
+            detail = f"This decoder has no form for {name}={facts.get(name)!r}."
+            raise BadInput(detail, field=name)
+
+
+def _scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return RopeScaling("linear", factor=float(rope["factor"]))
+    if kind == "table":
+        return RopeScaling("table", table=tuple(float(x) for x in rope["table"]))
+    if kind == "llama3":
+        return RopeScaling(
+            "llama3", float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"]),
+            int(rope["original_max_position_embeddings"]),
+        )  # fmt: skip
+    detail = f"Rope scaling {kind!r} is not built; known are default, linear, llama3."
+    raise BadInput(detail, field="rope_scaling")

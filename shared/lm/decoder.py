@@ -1,0 +1,173 @@
+"""The decoder: embeds, runs its blocks in one loop, projects to logits. Plain enough to read in one sitting.
+
+It has one seam, `attend`, through which engines and studies replace attention, and one ear, `tap`, through which named
+activations are seen and edited. Both belong to a call, never to the module. Knows nothing about either's users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared.lm.attention import Attend, DenseAttention, Tap, untapped
+from shared.lm.blocks import Block, GPT2Block, LlamaBlock, RMSNorm
+from shared.lm.cache import KVCache
+from shared.lm.config import DecoderConfig
+from shared.lm.rope import Rotation, frequencies, rotation
+
+__all__ = ["Decoder"]
+
+
+class _GPT2Body(nn.Module):
+    """Parameters under `transformer.`."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab, config.width)
+        self.wpe = nn.Embedding(config.positions, config.width)
+        self.h = nn.ModuleList(GPT2Block(config) for _ in range(config.layers))
+        self.ln_f = nn.LayerNorm(config.width, config.norm_eps)
+
+
+class _LlamaBody(nn.Module):
+    """Parameters under `model.`."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab, config.width)
+        self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+
+
+class Decoder(nn.Module):
+    """A causal language model. State-dict keys, their order and their shapes are the official checkpoint's."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        if config.path == "gpt2":
+            self.transformer = _GPT2Body(config)
+        else:
+            self.model = _LlamaBody(config)
+        # A tied Llama file has no output matrix; a GPT-2 state dict lists the tie under its second name.
+        if config.path == "gpt2" or not config.tied:
+            self.lm_head = nn.Linear(config.width, config.vocab, bias=False)
+        self._start()
+        self._tie()
+
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        cache: KVCache | None = None,
+        attend: Attend | None = None,
+        offset: int = 0,
+        positions: Tensor | None = None,
+        pad: Tensor | None = None,
+        keep: int | None = None,
+        tap: Tap = untapped,
+    ) -> Tensor:
+        """Logits of `ids`.
+
+        Args:
+            ids: Tokens [B,T].
+            cache: Continue from it, and extend it.
+            attend: Replaces causal attention over `cache`; whoever gives both writes the cache in `attend`.
+            offset: Position of the first token where there is no cache but `attend` remembers what came before.
+            positions: Positions for embedding or rotation [B,T], where rows differ; default `offset`, `offset`+1, ….
+            pad: Left padding per row [B]: those tokens are seen by nobody, and positions count from behind them.
+            keep: Only the last `keep` positions get logits; None keeps all.
+            tap: Sees and edits named activations; see `shared.lm.taps`.
+
+        Returns:
+            Logits [B,T,V], or [B,keep,V].
+
+        Raises:
+            ValueError: A GPT-2 position behind its table.
+        """
+        if cache is not None:
+            offset, pad = cache.length, cache.settle(pad)
+        if attend is None:
+            attend = DenseAttention(cache, pad)
+        if positions is None:
+            positions = _positions(ids, offset, pad)
+        x, turn = self._embed(ids, positions)
+        x = tap("embed", -1, x)
+        for layer, block in enumerate(self.blocks):
+            x = _run(block, layer, x, turn, attend, offset, tap)
+        if cache is not None:
+            cache.length += ids.shape[1]
+        x = tap("final", -1, x)
+        x = tap("normed", -1, self._norm(x))
+        return functional.linear(x if keep is None else x[:, x.shape[1] - keep :], self.output_matrix)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers in order."""
+        return cast("list[Block]", self.transformer.h if self.config.path == "gpt2" else self.model.layers)
+
+    @property
+    def output_matrix(self) -> Tensor:
+        """The matrix from the normed residual stream to logits [V,D]."""
+        head = getattr(self, "lm_head", None)
+        return self.model.embed_tokens.weight if head is None else cast("Tensor", head.weight)
+
+    def new_cache(self, batch: int = 1, room: int = 0) -> KVCache:
+        """An empty cache that fits this model's dtype and device."""
+        like = self.output_matrix
+        return KVCache(self.config, batch, room=room, dtype=like.dtype, device=like.device)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load official weights; the tie of a tied GPT-2 survives files with and without the second name."""
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        self._tie()
+        return result
+
+    def _embed(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
+        if self.config.path == "gpt2":
+            return self.transformer.wte(ids) + self.transformer.wpe(self._within(positions)), None
+        x = self.model.embed_tokens(ids)
+        return x, rotation(frequencies(self.config).to(ids.device), positions, x.dtype)
+
+    def _within(self, positions: Tensor) -> Tensor:
+        if positions.numel() and int(positions.max()) >= self.config.positions:
+            message = f"this GPT-2 knows {self.config.positions} positions, not {int(positions.max()) + 1}"
+            raise ValueError(message)
+        return positions
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return cast("Tensor", self.transformer.ln_f(x) if self.config.path == "gpt2" else self.model.norm(x))
+
+    def _tie(self) -> None:
+        if self.config.path == "gpt2" and self.config.tied:
+            self.lm_head.weight = self.transformer.wte.weight
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """Small random matrices and no biases, so that an untrained model is near uniform."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+
+def _positions(ids: Tensor, offset: int, pad: Tensor | None) -> Tensor:
+    positions = torch.arange(offset, offset + ids.shape[1], device=ids.device)
+    return positions if pad is None else (positions - pad[:, None]).clamp(min=0)
+
+
+def _run(block: Block, layer: int, x: Tensor, turn: Rotation | None, attend: Attend, offset: int, tap: Tap) -> Tensor:
+    """One block on x [B,T,D]. The sites are those of the shared vocabulary of named activations."""
+    x = tap("resid_pre", layer, x)
+    q, k, v = block.project(x)
+    q, k, v = tap("q", layer, q), tap("k", layer, k), tap("v", layer, v)
+    q, k = block.orient(q, k, turn)
+    q, k = tap("q_rot", layer, q), tap("k_rot", layer, k)
+    z = tap("z", layer, attend(layer, q, k, v, offset))
+    x = tap("resid_mid", layer, x + tap("attn_out", layer, block.output(z)))
+    return tap("resid_post", layer, x + tap("mlp_out", layer, block.feed(x)))

@@ -1,0 +1,153 @@
+"""Edits of named activations as frozen values, and what each does to its site.
+
+An edit never writes into a tensor that it was given. Knows sites and shapes; knows nothing about kernels or decoders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.lm.sites import Extent, InvalidTap, Site, layer, local, parse, pick
+
+__all__ = ["Attend", "Deed", "Edit", "Replace", "Scale", "Uniform", "compile_edit"]
+
+Indices = int | Iterable[int] | None
+Values = Callable[[], Tensor]
+"""Values of all tokens seen so far at the layer at hand, [B,S,G,d]."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Replace:
+    """The selection takes the entries of `value`, which broadcasts to the site's full shape."""
+
+    site: str
+    value: Tensor
+    heads: Indices = None
+    positions: Indices = None
+    rows: Indices = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Scale:
+    """The selection is multiplied by `factor`; 0 on `z.l` is zero ablation."""
+
+    site: str
+    factor: float | Tensor
+    heads: Indices = None
+    positions: Indices = None
+    rows: Indices = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Uniform:
+    """Masking: the heads look at all visible keys alike, because their queries are zero."""
+
+    layer: int
+    heads: Indices = None
+    positions: Indices = None
+    rows: Indices = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Attend:
+    """One pattern row overridden: `weights` (used as given) on `keys`, zero elsewhere."""
+
+    layer: int
+    head: int
+    query: int
+    keys: Indices
+    weights: Any
+    rows: Indices = None
+
+
+Edit = Replace | Scale | Uniform | Attend
+
+Deed = Callable[[Tensor, Values], Tensor]
+"""A checked edit: the site's tensor in, the edited tensor out."""
+
+
+def compile_edit(edit: Edit, extent: Extent) -> tuple[Site, Deed]:
+    """Check an edit against the sizes of a forward and say where and how it acts.
+
+    Raises:
+        InvalidTap: Unknown site, or layer, head, position or row out of range, or heads on a headless site.
+    """
+    if isinstance(edit, Attend):
+        return _compile_attend(edit, extent)
+    if isinstance(edit, Uniform):
+        layer(edit.layer, extent.config, f"Uniform(layer={edit.layer})")
+        edit = Scale(f"q.{edit.layer}", 0.0, edit.heads, edit.positions, edit.rows)
+    site = parse(edit.site, extent.config)
+    index = _selection(edit, site, extent)
+    if isinstance(edit, Scale):
+        return site, _scaling(edit.factor, index)
+    return site, _replacing(edit, index)
+
+
+def _scaling(factor: float | Tensor, index: tuple[Any, ...]) -> Deed:
+    def deed(x: Tensor, _values: Values) -> Tensor:
+        x = x.clone()
+        x[index] = x[index] * factor
+        return x
+
+    return deed
+
+
+def _replacing(edit: Replace, index: tuple[Any, ...]) -> Deed:
+    def deed(x: Tensor, _values: Values) -> Tensor:
+        try:
+            value = edit.value.to(x).expand_as(x)
+        except RuntimeError as error:
+            detail = f"A value of shape {tuple(edit.value.shape)} does not broadcast to {edit.site}, {tuple(x.shape)}."
+            raise InvalidTap(detail, field=edit.site) from error
+        x = x.clone()
+        x[index] = value[index]
+        return x
+
+    return deed
+
+
+def _compile_attend(edit: Attend, extent: Extent) -> tuple[Site, Deed]:
+    config = extent.config
+    layer(edit.layer, config, f"Attend(layer={edit.layer})")
+    (head,) = pick(edit.head, config.heads, "head")
+    query = local(edit.query, extent)
+    keys = list(pick(edit.keys if edit.keys is not None else range(extent.total), extent.total, "key position"))
+    rows = list(range(extent.rows) if edit.rows is None else pick(edit.rows, extent.rows, "row"))
+    group = head // (config.heads // config.kv_heads)
+
+    def deed(z: Tensor, values: Values) -> Tensor:
+        v = values()[:, keys, group][rows]
+        weights = torch.as_tensor(edit.weights).to(v).expand(len(keys))
+        z = z.clone()
+        for t in query:
+            z[rows, t, head] = torch.einsum("k,bkd->bd", weights, v)
+        return z
+
+    return Site("z", edit.layer), deed
+
+
+def _selection(edit: Replace | Scale, site: Site, extent: Extent) -> tuple[Any, ...]:
+    """Index tuple over the site's axes; whole axes stay slices, chosen ones form an open mesh."""
+    count = extent.heads(site.axes)
+    if edit.heads is not None and count is None:
+        detail = f"{edit.site} has no heads, so heads={edit.heads!r} can't be chosen; sites with heads are q, k, v, z …"
+        raise InvalidTap(detail, field="heads")
+    chosen: dict[str, list[int]] = {}
+    if edit.rows is not None:
+        chosen["B"] = list(pick(edit.rows, extent.rows, "row"))
+    if edit.positions is not None:
+        chosen["T"] = local(edit.positions, extent)
+    if edit.heads is not None and count is not None:
+        chosen["H" if "H" in site.axes else "G"] = list(pick(edit.heads, count, "head"))
+    full = {"B": extent.rows, "T": extent.tokens, "H": extent.config.heads, "G": extent.config.kv_heads}
+    axes = site.axes[:3] if count is not None else site.axes[:2]
+    if not chosen:
+        return (slice(None),)
+    lists = [chosen.get(a, range(full[a])) for a in axes]
+    return tuple(torch.tensor(list(one)).view(-1, *[1] * (len(axes) - 1 - i)) for i, one in enumerate(lists))

@@ -1,0 +1,50 @@
+"""Rotary positions in the half-split pairing: entry i turns with entry i + d/2.
+
+Angles are float32 whatever the model's dtype, as in the official models. Knows nothing about heads, caches or layers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from shared.lm.config import DecoderConfig, RopeScaling
+
+__all__ = ["Rotation", "frequencies", "rotate", "rotation"]
+
+Rotation = tuple[Tensor, Tensor]
+"""cos and signed sin, each [B|1, T, 1, d]: the sine's first half is negated, so that one roll swaps the pairs."""
+
+
+def frequencies(config: DecoderConfig) -> Tensor:
+    """Angle per position of each pair, θ_i = base^(−2i/d), stretched as the config says: [d/2] float32."""
+    d = config.head_dim
+    theta = 1.0 / (config.rope_theta ** (torch.arange(0, d, 2, dtype=torch.int64).float() / d))
+    return theta if config.rope_scaling is None else _stretch(theta, config.rope_scaling)
+
+
+def _stretch(theta: Tensor, how: RopeScaling) -> Tensor:
+    if how.kind == "linear":
+        return theta / how.factor
+    if how.kind == "table":
+        return theta / torch.tensor(how.table, dtype=torch.float32)
+    wavelength = 2 * math.pi / theta
+    blend = ((how.original / wavelength - how.low) / (how.high - how.low)).clamp(0, 1)
+    return (1 - blend) * theta / how.factor + blend * theta
+
+
+def rotation(theta: Tensor, positions: Tensor, dtype: torch.dtype) -> Rotation:
+    """The turn at `positions` ([T] or [B,T]) for frequencies `theta` [d/2]."""
+    angles = positions[..., None].float() * theta
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    if positions.dim() == 1:
+        cos, sin = cos[None], sin[None]
+    return torch.cat((cos, cos), -1)[:, :, None], torch.cat((-sin, sin), -1)[:, :, None]
+
+
+def rotate(x: Tensor, turn: Rotation) -> Tensor:
+    """Turn the heads `x` [B,T,heads,d]."""
+    cos, sin = turn
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

@@ -1,0 +1,121 @@
+"""The vocabulary of named activations: which sites there are, their axes, and how a name is read.
+
+Knows names and shapes. Knows nothing about edits, captures or how a decoder computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from shared.errors import InvalidOption, TooLarge
+from shared.lm.config import DecoderConfig
+
+__all__ = ["SITES", "CaptureTooLarge", "Extent", "InvalidTap", "Site", "layer", "local", "parse", "pick"]
+
+SITES = {
+    "embed": "BTD", "resid_pre": "BTD", "resid_mid": "BTD", "resid_post": "BTD",
+    "q": "BTHd", "k": "BTGd", "v": "BTGd", "q_rot": "BTHd", "k_rot": "BTGd",
+    "scores": "BHTS", "pattern": "BHTS", "z": "BTHd", "attn_out": "BTD", "mlp_out": "BTD",
+    "final": "BTD", "normed": "BTD",
+}  # fmt: skip
+"""Site → axes: B batch, T tokens, S tokens with the cached ones, H query heads, G key/value heads, d, D widths."""
+
+WHOLE = frozenset({"embed", "final", "normed"})
+"""Sites that exist once, not per layer."""
+
+WEIGHTS = frozenset({"scores", "pattern"})
+"""Sites that only the eager kernel has."""
+
+
+class InvalidTap(InvalidOption, ValueError):
+    """A site, layer, head or position that this model does not have; the detail lists the choices."""
+
+
+class CaptureTooLarge(TooLarge, ValueError):
+    """A capture over `max_cells`; the detail has the sizes and the ways out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Sizes of one forward: B rows of T new tokens behind `offset` cached ones."""
+
+    rows: int
+    tokens: int
+    offset: int
+    config: DecoderConfig
+
+    @property
+    def total(self) -> int:
+        """S: cached and new tokens."""
+        return self.offset + self.tokens
+
+    def heads(self, axes: str) -> int | None:
+        """How many heads a site with `axes` has; None for a headless one."""
+        return self.config.heads if "H" in axes else self.config.kv_heads if "G" in axes else None
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One activation of one forward; `layer` is −1 for those that exist once."""
+
+    name: str
+    layer: int
+
+    @property
+    def axes(self) -> str:
+        """Letters of its axes."""
+        return SITES[self.name]
+
+
+def parse(text: str, config: DecoderConfig) -> Site:
+    """Read `z.3` or `final`.
+
+    Raises:
+        InvalidTap: No such site, or no such layer.
+    """
+    name, dot, number = text.partition(".")
+    if name not in SITES or (name in WHOLE) == bool(dot):
+        known = ", ".join(s if s in WHOLE else f"{s}.<layer>" for s in SITES)
+        detail = f"There is no site {text!r}; sites are {known}."
+        raise InvalidTap(detail, field=text)
+    if name in WHOLE:
+        return Site(name, -1)
+    return Site(name, layer(number, config, text))
+
+
+def layer(number: int | str, config: DecoderConfig, offender: str) -> int:
+    """A layer index, checked.
+
+    Raises:
+        InvalidTap: It is out of range.
+    """
+    if not str(number).isdecimal() or int(number) >= config.layers:
+        detail = f"{offender!r} names layer {number}; layers are 0…{config.layers - 1}."
+        raise InvalidTap(detail, field=offender)
+    return int(number)
+
+
+def pick(wanted: int | Iterable[int], size: int, what: str) -> Sequence[int]:
+    """Indices into an axis of `size`, negative ones counted from its end.
+
+    Raises:
+        InvalidTap: One is out of range.
+    """
+    indices = [wanted] if isinstance(wanted, int) else [int(i) for i in wanted]
+    for i in indices:
+        if not -size <= i < size:
+            detail = f"There is no {what} {i}; choices are 0…{size - 1}, or −{size}…−1 from the end."
+            raise InvalidTap(detail, field=what)
+    return [i % size for i in indices]
+
+
+def local(positions: int | Iterable[int], extent: Extent) -> list[int]:
+    """Positions of the whole sequence → indices of this forward's tokens; those it does not hold are left out.
+
+    Behind a cache, positions may also lie ahead: an edit given for a whole generation acts when its token comes.
+    """
+    asked = [positions] if isinstance(positions, int) else [int(p) for p in positions]
+    ahead = extent.offset > 0
+    inside = [p for p in asked if not (ahead and p >= extent.total)]
+    return [p - extent.offset for p in pick(inside, extent.total, "position") if p >= extent.offset]

@@ -1,0 +1,179 @@
+"""`trace` runs a decoder, keeps named activations and applies edits. No hooks, no globals: all of it lives in the call.
+
+A forward without captures and edits is the plain forward, operation for operation. Knows how the sites that only the
+eager kernel has come to be; knows nothing about experiments, text or plots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from shared.lm.attention import Attend as Seam
+from shared.lm.attention import DenseAttention, untapped
+from shared.lm.cache import KVCache
+from shared.lm.decoder import Decoder
+from shared.lm.edits import Attend, Edit, Replace, Scale, Uniform
+from shared.lm.listening import Ear, ListeningAttention
+from shared.lm.sites import CaptureTooLarge, Extent, InvalidTap
+
+__all__ = [
+    "Attend",
+    "CaptureTooLarge",
+    "Edit",
+    "InvalidTap",
+    "Replace",
+    "Scale",
+    "Trace",
+    "Uniform",
+    "sweep",
+    "trace",
+]
+
+MAX_CELLS = 2**28
+"""Cells of one captured pattern before it is refused: 1 GiB in float32."""
+
+SWEEP_BYTES = 256 * 2**20
+"""Default bound on variants·B·T·D·4 bytes in one forward of `sweep`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace(Mapping[str, Tensor]):
+    """Logits [B,T,V] (or of the last `keep` positions) and the captured sites by name."""
+
+    logits: Tensor
+    captured: Mapping[str, Tensor] = field(repr=False)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A captured site.
+
+        Raises:
+            KeyError: It was not captured.
+        """
+        if name not in self.captured:
+            message = f"{name!r} was not captured; captured are {', '.join(self.captured) or 'none'}"
+            raise KeyError(message)
+        return self.captured[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.captured)
+
+    def __len__(self) -> int:
+        return len(self.captured)
+
+
+def trace(
+    model: Decoder,
+    ids: Tensor,
+    *,
+    capture: Iterable[str] = (),
+    edits: Iterable[Edit] = (),
+    kernel: Literal["eager", "sdpa"] | None = None,
+    cache: KVCache | None = None,
+    attend: Seam | None = None,
+    queries: int | Iterable[int] | None = None,
+    keep: int | None = None,
+    pad: Tensor | None = None,
+    grad: bool = False,
+    max_cells: int = MAX_CELLS,
+) -> Trace:
+    """Run `model` on `ids` [B,T] once.
+
+    Args:
+        model: The decoder; it is left as it was.
+        ids: Tokens [B,T].
+        capture: Names of sites to keep, after their edits. Copies in the compute dtype (float16 widens to float32).
+        edits: Applied at their sites in the given order.
+        kernel: `eager` or `sdpa` for all layers; None takes the fastest that can serve each layer's captures.
+        cache: Continue from it. Positions of edits and `queries` count in the whole sequence.
+        attend: A seam of one's own; then no layer has `scores` or `pattern`.
+        queries: Keep only these query positions of `scores` and `pattern`, and compute no others if need be.
+        keep: Logits of the last `keep` positions only.
+        pad: Left padding per row, [B].
+        grad: Record gradients; captures then stay part of the graph.
+        max_cells: Largest pattern, in cells, that is computed.
+
+    Raises:
+        InvalidTap: A site, layer, head or position that does not exist, or that the kernel has not; a ValueError.
+        CaptureTooLarge: A pattern would exceed `max_cells`; a ValueError.
+    """
+    extent = Extent(ids.shape[0], ids.shape[1], 0 if cache is None else cache.length, model.config)
+    if grad and cache is not None:
+        detail = "A cache holds no gradients; trace the whole sequence at once."
+        raise InvalidTap(detail, field="grad")
+    ear = Ear(extent, capture, [(edit, None) for edit in edits], queries, grad=grad)
+    return _run(model, ids, ear, kernel, cache, attend, keep, pad, max_cells)
+
+
+def sweep(
+    model: Decoder,
+    ids: Tensor,
+    variants: Iterable[Sequence[Edit]],
+    *,
+    batch: int | None = None,
+    capture: Iterable[str] = (),
+    kernel: Literal["eager", "sdpa"] | None = None,
+    keep: int | None = None,
+    pad: Tensor | None = None,
+) -> Iterator[Trace]:
+    """One trace per variant (a list of edits), many variants per forward, stacked along the batch axis.
+
+    Each variant's edits see its own copy of the batch: rows, values and shapes are those of `ids` [B,T].
+
+    Args:
+        model: The decoder.
+        ids: Tokens [B,T].
+        variants: Edits of each variant.
+        batch: Variants per forward; the default keeps variants·B·T·D·4 bytes under 256 MiB.
+        capture: As in `trace`.
+        kernel: As in `trace`.
+        keep: As in `trace`.
+        pad: As in `trace`.
+
+    Yields:
+        Traces in the order of the variants.
+    """
+    B, T = ids.shape
+    wanted, remaining = list(capture), list(variants)
+    size = batch or max(1, SWEEP_BYTES // (B * T * model.config.width * 4))
+    extent = Extent(B, T, 0, model.config)
+    while remaining:
+        now, remaining = remaining[:size], remaining[size:]
+        placed = [(edit, slice(i * B, (i + 1) * B)) for i, edits in enumerate(now) for edit in edits]
+        ear = Ear(extent, wanted, placed, None, grad=False)
+        stacked = ids.repeat(len(now), 1)
+        stacked_pad = None if pad is None else pad.repeat(len(now))
+        whole = _run(model, stacked, ear, kernel, None, None, keep, stacked_pad, MAX_CELLS)
+        for i in range(len(now)):
+            rows = slice(i * B, (i + 1) * B)
+            yield Trace(whole.logits[rows], {name: x[rows] for name, x in whole.captured.items()})
+
+
+def _run(
+    model: Decoder,
+    ids: Tensor,
+    ear: Ear,
+    kernel: Literal["eager", "sdpa"] | None,
+    cache: KVCache | None,
+    attend: Seam | None,
+    keep: int | None,
+    pad: Tensor | None,
+    max_cells: int,
+) -> Trace:
+    eager_layers = range(model.config.layers) if kernel == "eager" else sorted(ear.weight_layers)
+    if ear.weight_layers and (attend is not None or kernel == "sdpa"):
+        detail = "scores and pattern exist in the eager kernel only, not in sdpa or an attend of one's own."
+        raise InvalidTap(detail, field="kernel")
+    rows_only = kernel is None and ear.queries is not None and not ear.edits_weights
+    if eager_layers and attend is None:
+        ear.refuse_above(max_cells, ids.shape[0], len(ear.queries or ()) if rows_only else ids.shape[1])
+        padding = pad if cache is None else cache.settle(pad)
+        attend = ListeningAttention(DenseAttention(cache, padding), frozenset(eager_layers), ear, rows_only=rows_only)
+    ear.cache = cache
+    with torch.set_grad_enabled(ear.grad):
+        logits = model(ids, cache=cache, attend=attend, keep=keep, pad=pad, tap=ear if ear.listens else untapped)
+    return Trace(logits, ear.captured)
