@@ -18,8 +18,8 @@ PAGE = HERE.parents[1] / "docs/benchmarks.md"
 INTRO = """# Benchmarks
 
 `make bench` measures every table here and rewrites this page; `make bench ARGS="serving"` measures one suite.
-Contenders take turns in one run; a figure is the median over rounds, the spread its lowest and highest round. Ratios are to be
-trusted across machines, milliseconds only on the machine that is named.
+Contenders take turns in one run; a figure is the median over rounds, the spread its lowest and highest round. Ratios
+are to be trusted across machines, milliseconds only on the machine that is named.
 """
 
 

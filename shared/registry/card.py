@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.sparsity import SparsityClaim
+
 __all__ = ["Card", "Limits", "Metric", "Paper", "Task"]
 
 Task = Literal[
@@ -79,5 +81,5 @@ class Card(_Facts):
     notes: tuple[str, ...] = Field(
         (), description="What a user should know: departures, traps, 'not a medical device'."
     )
-    sparsity: dict[str, Any] | None = Field(None, description="A SparsityClaim, where the model calls itself sparse.")
+    sparsity: SparsityClaim | None = Field(None, description="Owed by every model that calls itself sparse.")
     example: dict[str, Any] = Field(default_factory=dict)

@@ -1,0 +1,70 @@
+"""Claims of sparsity are linted: every rule finds its own offence and no other."""
+
+import json
+import pathlib
+import random
+
+import numpy as np
+import pytest
+
+from shared.sparsity import SparsityClaim, lint, sparsity_by_layer, sparsity_of, verify_nm
+
+CLAIMS = json.loads((pathlib.Path(__file__).parent / "golden/sparsity_claims.json").read_text("utf8"))
+GOOD = [case["claim"] for case in CLAIMS if not case["expect"]]
+
+
+@pytest.mark.parametrize("case", CLAIMS, ids=lambda case: case["name"])
+def test_exactly_the_expected_rules_are_found(case):
+    assert {finding.rule for finding in lint(case["claim"])} == set(case["expect"])
+
+
+@pytest.mark.parametrize("claim", GOOD, ids=lambda claim: claim["model"])
+def test_claim_and_its_json_lint_alike(claim):
+    record = SparsityClaim.model_validate(claim)
+    assert lint(record) == lint(json.loads(record.model_dump_json())) == []
+
+
+def test_order_of_fields_does_not_matter():
+    claim = dict(GOOD[0], kind=None)
+    items = list(claim.items())
+    random.Random(1).shuffle(items)
+    assert lint(dict(items)) == lint(claim)
+
+
+def test_rules_are_independent_and_each_is_named_once():
+    broken = dict(GOOD[2], kind="attention", when=None, phases=None, retrieval=None, quality=None, counted_in="config")
+    rules = [finding.rule for finding in lint(broken)]
+    assert rules == ["S2", "S3", "S7", "S8", "S10"]
+
+
+def test_invalid_record_is_the_only_finding_and_names_the_field():
+    [finding] = lint(dict(GOOD[0], sparsity_global=1.4, kind=None))
+    assert finding.rule == "S0"
+    assert "sparsity_global" in finding.message
+
+
+def test_headline_may_not_exceed_the_measurement():
+    faster = dict(GOOD[1]["headline"], speedup=1.65)
+    assert [f.rule for f in lint(dict(GOOD[1], headline=faster))] == ["S4"]
+
+
+def test_zeros_are_counted_per_matrix():
+    state = {"a.weight": np.array([[0.0, 1.0], [0.0, 2.0]]), "a.bias": np.zeros(2)}
+    assert sparsity_by_layer(state) == {"a.weight": 0.5}
+    assert sparsity_of(np.zeros((0, 3))) == 0.0
+
+
+def test_one_extra_non_zero_breaks_two_of_four():
+    tensor = np.zeros((3, 8))
+    tensor[:, [0, 1, 4, 5]] = 1
+    assert verify_nm(tensor, 2, 4)
+    tensor[1, 2] = 1
+    assert not verify_nm(tensor, 2, 4)
+    assert not verify_nm(np.zeros((2, 6)), 2, 4)
+
+
+def test_torch_tensors_are_counted_through_their_own_methods():
+    torch = pytest.importorskip("torch")
+    tensor = torch.tensor([[0.0, 1.0, 0.0, 0.0]])
+    assert sparsity_of(tensor) == 0.75
+    assert verify_nm(tensor, 1, 4)
