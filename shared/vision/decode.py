@@ -1,0 +1,220 @@
+"""Bytes → an upright RGB picture: PNG, JPEG, WebP, TIFF and BMP, refused from the header when over a limit.
+
+Whatever the file holds (1 to 16 bits, grey, palette, alpha, CMYK, any EXIF orientation), the answer is one uint8 array
+(h, w, 3). Orientation is applied before anything else, alpha is flattened on white, samples of 16 bits keep their high
+byte, and of an animation or a multi-page file the first picture is read and `first_of_many` says so.
+
+Knows Pillow's parsers, each called directly: `Image.open` tries formats by a process-wide table and judges sizes by a
+process-wide limit. Every call has its own state, so any number of threads may decode at once. Knows nothing about
+base64, HTTP or models.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from shared.errors import FoveaError, Malformed, TooLarge, UnsupportedMedia
+from shared.vision.sniff import sniff, webp_canvas
+
+__all__ = ["DEFAULT_BOUNDS", "READABLE", "Bounds", "Picture", "decode"]
+
+_PARSERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
+    "PNG": PngImageFile,
+    "JPEG": JpegImageFile,
+    "WebP": WebPImageFile,
+    "TIFF": TiffImageFile,
+    "BMP": BmpImageFile,
+}
+
+READABLE = tuple(_PARSERS)
+"""Formats that `decode` reads."""
+
+_ORIENTATION = 0x0112
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation → what makes the picture upright."""
+
+_TIFF_BITS, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 258, 322, 323
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How large a picture may be; all but `bytes` are judged from the header, before a pixel is decoded.
+
+    Attributes:
+        bytes: Size of the file.
+        pixels: Width times height.
+        min_side: Shortest side, pixels.
+        max_side: Longest side, pixels; None leaves it to `pixels`.
+    """
+
+    bytes: int = 64 * 2**20
+    pixels: int = 64_000_000
+    min_side: int = 1
+    max_side: int | None = None
+
+
+DEFAULT_BOUNDS = Bounds()
+"""What holds where nobody says otherwise."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """An upright picture and what its file said.
+
+    Attributes:
+        pixels: RGB uint8 (h, w, 3), upright.
+        format: One of `READABLE`.
+        mode: Pillow's name for the samples in the file, for example `CMYK` or `I;16`.
+        bit_depth: Bits per sample in the file.
+        orientation: EXIF orientation 1 to 8; already applied.
+        icc: ICC profile of the file, not applied.
+        first_of_many: Whether the file holds further frames or pages, which were not read.
+    """
+
+    pixels: np.ndarray
+    format: str
+    mode: str
+    bit_depth: int
+    orientation: int
+    icc: bytes | None
+    first_of_many: bool
+
+    @property
+    def width(self) -> int:
+        """Pixels from left to right, upright."""
+        return int(self.pixels.shape[1])
+
+    @property
+    def height(self) -> int:
+        """Pixels from top to bottom, upright."""
+        return int(self.pixels.shape[0])
+
+
+def decode(data: bytes, bounds: Bounds = DEFAULT_BOUNDS) -> Picture:
+    """Read a picture.
+
+    Raises:
+        UnsupportedMedia: No format that is read here, or samples that have no place in 8-bit RGB.
+        TooLarge: Bytes, pixels or a side over the bounds; nothing was decoded.
+        Malformed: Empty, truncated or broken, or a side below the bounds.
+    """
+    kind = _kind(data, bounds)
+    if kind == "WebP" and (canvas := webp_canvas(data)) != (0, 0):
+        _check_size(*canvas, bounds)
+    try:
+        image = _PARSERS[kind](io.BytesIO(data))
+        _check_size(*_claimed(image), bounds)
+        return _read(image, kind, data)
+    except FoveaError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise TooLarge(f"The picture is too large: {error}", hint="Send a smaller picture.") from error
+    except Exception as error:  # broken bytes lead Pillow's parsers to a dozen unrelated exceptions
+        raise Malformed(
+            f"The {kind} picture is truncated or broken: {error}.", hint="Export it again and check that it opens."
+        ) from error
+
+
+def _kind(data: bytes, bounds: Bounds) -> str:
+    """The format, once size and signature allow reading on."""
+    if not data:
+        raise Malformed("The picture is empty: it has 0 bytes.", hint="Send the bytes of an image file.")
+    if len(data) > bounds.bytes:
+        raise TooLarge(f"The picture has {len(data):,} bytes; the limit is {bounds.bytes:,}.")
+    kind = sniff(data)
+    if kind not in _PARSERS:
+        readable = ", ".join(READABLE)
+        raise UnsupportedMedia(f"Not a picture that is read here: found {kind}.", hint=f"Send one of {readable}.")
+    return kind
+
+
+def _claimed(image: ImageFile) -> tuple[int, int]:
+    """Width and height from the header; of a TIFF its tiles too, which are decoded whole however small the picture."""
+    width, height = image.size
+    if isinstance(image, TiffImageFile):
+        width = max(width, int(image.tag_v2.get(_TIFF_TILE_WIDTH, 0)))
+        height = max(height, int(image.tag_v2.get(_TIFF_TILE_HEIGHT, 0)))
+    return width, height
+
+
+def _check_size(width: int, height: int, bounds: Bounds) -> None:
+    size = f"The picture is {width:,}×{height:,} pixels"
+    hint = "Scale it before sending."
+    if width * height > bounds.pixels:
+        raise TooLarge(f"{size}, {width * height:,} in all; the limit is {bounds.pixels:,}.", hint=hint)
+    if bounds.max_side is not None and max(width, height) > bounds.max_side:
+        raise TooLarge(f"{size}; the longest side may have {bounds.max_side:,}.", hint=hint)
+    if min(width, height) < bounds.min_side:
+        raise Malformed(f"{size}; the shortest side must have at least {bounds.min_side:,}.", hint=hint)
+
+
+def _read(image: ImageFile, kind: str, data: bytes) -> Picture:
+    # Pillow itself turns a TIFF upright while loading, and drops the tag.
+    turned = int(image.tag_v2.get(_ORIENTATION, 1)) if isinstance(image, TiffImageFile) else 1
+    mode, depth = image.mode, _bit_depth(image, kind, data)
+    image.load()
+    orientation = _orientation(image)
+    upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    pixels = np.asarray(_rgb(upright))
+    icc = image.info.get("icc_profile")
+    return Picture(
+        pixels, kind, mode, depth, orientation if orientation in _UPRIGHT else turned,
+        icc if isinstance(icc, bytes) else None, bool(getattr(image, "is_animated", False)),
+    )  # fmt: skip
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF (or XMP) orientation; broken EXIF in a good picture is as good as none."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 (as many kinds of error as there are ways to break EXIF)
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _bit_depth(image: ImageFile, kind: str, data: bytes) -> int:
+    """Bits per sample, from the header; Pillow's mode does not tell for RGB of 16 bits."""
+    if kind == "PNG":
+        return data[24]
+    if isinstance(image, TiffImageFile):
+        bits = image.tag_v2.get(_TIFF_BITS, 1)
+        return int(max(bits) if isinstance(bits, tuple) else bits)
+    return 1 if image.mode == "1" else 8
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any samples → RGB: 16 bits keep the high byte, alpha is flattened on white."""
+    if image.mode.startswith("I;16"):
+        high = (np.asarray(image) >> 8).astype(np.uint8)
+        return Image.fromarray(high).convert("RGB")
+    if image.mode in {"F", "I", "LAB"}:
+        raise UnsupportedMedia(
+            f"Samples of the kind {image.mode!r} (32 bits, floating point or LAB) have no fixed place in 0..255.",
+            hint="Save the picture with 8 or 16 bits per channel.",
+        )
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    page = Image.new("RGB", layer.size, "white")
+    page.paste(layer, mask=layer.getchannel("A"))
+    return page

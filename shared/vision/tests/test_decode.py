@@ -1,0 +1,176 @@
+"""Every picture that users send is read upright in RGB, and every bad one is refused for the reason it has."""
+
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from shared.errors import BadInput, Malformed, TooLarge, UnsupportedMedia
+from shared.vision.decode import READABLE, Bounds, decode
+from shared.vision.sniff import sniff, webp_canvas
+from tests.bad_pictures import CORNERS, encoded, odd, png, quadrants, refused
+
+ODD = {picture.name: picture for picture in odd()}
+REFUSED = {picture.name: picture for picture in refused()}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_picture_is_read_upright_in_rgb(name):
+    sample = ODD[name]
+    found = decode(sample.data)
+    assert (found.width, found.height) == sample.size
+    assert found.pixels.dtype == np.uint8
+    assert found.pixels.shape == (*sample.size[::-1], 3)
+    if not sample.plain:
+        corners = found.pixels[[6, 6, -7, -7], [6, -7, 6, -7]].astype(int)
+        assert np.abs(corners - np.array(list(CORNERS.values()))).max() <= 12
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_picture_is_refused_with_its_status(name):
+    with pytest.raises(BadInput) as caught:
+        decode(REFUSED[name].data)
+    assert caught.value.status == REFUSED[name].status
+    assert caught.value.detail.endswith(".")
+
+
+@pytest.mark.parametrize("name", [n for n in REFUSED if n.startswith("bomb")])
+def test_bomb_is_refused_without_allocating(name):
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadInput):
+            decode(REFUSED[name].data)
+        assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_bomb_grows_the_process_by_nothing(resident_growth):
+    # Pillow allocates pixels outside Python's own allocator, so the process is asked too.
+    assert resident_growth("from tests.bad_pictures import refused", "bomb") < 30
+
+
+def test_limit_and_value_are_named():
+    with pytest.raises(TooLarge, match=r"400,000,000 in all; the limit is 64,000,000"):
+        decode(REFUSED["bomb-png"].data)
+    with pytest.raises(TooLarge, match=r"bytes; the limit is 100"):
+        decode(ODD["png"].data, Bounds(bytes=100))
+    with pytest.raises(TooLarge, match=r"64×48 pixels; the longest side may have 63"):
+        decode(ODD["png"].data, Bounds(max_side=63))
+    with pytest.raises(Malformed, match=r"shortest side must have at least 49"):
+        decode(ODD["png"].data, Bounds(min_side=49))
+
+
+def test_bounds_are_inclusive():
+    found = decode(ODD["png"].data, Bounds(bytes=len(ODD["png"].data), pixels=64 * 48, min_side=48, max_side=64))
+    assert found.width == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("gif", "GIF"), ("pdf", "PDF"), ("text-as-png", "text"), ("html-as-jpeg", "HTML"), ("json", "JSON")],
+)
+def test_refusal_says_what_was_detected(name, said):
+    with pytest.raises(UnsupportedMedia, match=f"found {said}") as caught:
+        decode(REFUSED[name].data)
+    assert all(kind in caught.value.hint for kind in READABLE)
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"lossless": True, "exif": b"Exif\0\0"}])
+def test_canvas_of_every_kind_of_webp_is_known_before_it_is_opened(options):
+    assert webp_canvas(encoded(quadrants(70, 50), "WEBP", **options)) == (70, 50)
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"\0\0\0\x18ftypheic", "HEIC"),
+        (b"\0\0\0\x18ftypavif", "AVIF"),
+        (b"\0\0\0\x18ftypisom", "MP4 video"),
+        (b"RIFF\0\0\0\0AVI ", "RIFF audio or video"),
+        (b"\0" * 128 + b"DICM", "DICOM"),
+        (b"\xef\xbb\xbf  <svg>", "SVG"),
+        ("ä".encode() * 400, "text"),
+        (b"x" + "ä".encode() * 400, "text"),
+        (b"\xc3", "unknown binary data"),
+    ],
+)
+def test_signature_is_recognised(head, said):
+    assert sniff(head) == said
+
+
+def test_alpha_is_flattened_on_white():
+    half = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("TIFF", {})):
+        assert np.abs(decode(encoded(half, kind, **options)).pixels.astype(int) - 127).max() <= 1
+    gone = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert (decode(encoded(gone, "PNG")).pixels == 255).all()
+
+
+def test_transparent_colour_of_palette_and_grey_is_white():
+    palette = quadrants().quantize(4)
+    data = encoded(palette, "PNG", transparency=palette.getpixel((0, 0)))
+    assert (decode(data).pixels[0, 0] == 255).all()
+    grey = encoded(Image.new("L", (4, 4), 9), "PNG", transparency=9)
+    assert (decode(grey).pixels == 255).all()
+
+
+def test_sixteen_bits_keep_their_high_byte():
+    assert decode(ODD["16-bit-rgb-png"].data).pixels[0, 0].tolist() == [0x40, 0x80, 0xC0]
+    deep = Image.fromarray(np.array([[0x0102, 0xFFFF]], np.uint16))
+    for kind in ("PNG", "TIFF"):
+        found = decode(encoded(deep, kind))
+        assert found.pixels[0].tolist() == [[1, 1, 1], [255, 255, 255]]
+        assert found.bit_depth == 16
+
+
+def test_facts_of_the_file_are_kept():
+    found = decode(ODD["exif-6-jpeg"].data)
+    assert (found.format, found.mode, found.bit_depth, found.orientation) == ("JPEG", "RGB", 8, 6)
+    assert decode(ODD["exif-8-tiff"].data).orientation == 8
+    assert decode(ODD["cmyk-jpeg"].data).mode == "CMYK"
+    assert decode(ODD["16-bit-rgb-png"].data).bit_depth == 16
+    assert decode(encoded(quadrants(), "PNG", icc_profile=b"profile")).icc == b"profile"
+
+
+@pytest.mark.parametrize("name", ["animated-png", "animated-webp", "paged-tiff"])
+def test_first_picture_of_many_is_read_and_said(name):
+    assert decode(ODD[name].data).first_of_many
+    assert not decode(ODD["tiff"].data).first_of_many
+
+
+def test_broken_exif_does_not_cost_the_picture():
+    found = decode(encoded(quadrants(), "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05broken"))
+    assert found.orientation == 1
+
+
+def test_many_threads_decode_at_once():
+    jobs = [*ODD.values()] * 3
+    alone = {name: decode(sample.data).pixels for name, sample in ODD.items()}
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda s: decode(s.data).pixels, jobs))
+    assert all((pixels == alone[s.name]).all() for s, pixels in zip(jobs, together, strict=True))
+
+
+@given(
+    name=st.sampled_from(["png", "jpeg", "webp", "tiff", "bmp", "lzw-tiff", "exif-6-jpeg", "animated-png"]),
+    edits=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), min_size=1, max_size=8),
+    end=st.integers(0, 3000),
+)
+def test_damaged_bytes_are_read_or_refused_but_never_crash(name, edits, end):
+    data = bytearray(ODD[name].data)
+    for place, value in edits:
+        data[place % len(data)] = value
+    try:
+        found = decode(bytes(data[: len(data) - end % len(data)]), Bounds(pixels=1_000_000))
+    except BadInput:
+        return
+    assert found.pixels.shape[2] == 3
+
+
+def test_picture_as_large_as_it_says_is_read():
+    assert decode(png(2000, 3000, bytes((2000 * 3 + 1) * 3000))).pixels.shape == (3000, 2000, 3)

@@ -1,0 +1,189 @@
+"""Pictures that nobody should trust, made on the spot: refused ones with their status, and odd ones that are fine.
+
+`refused()` and `odd()` feed every test that takes pictures from outside: decoding, contracts, services, the gateway.
+All are small; what is huge about them is only what they claim.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["OddPicture", "RefusedPicture", "encoded", "odd", "png", "quadrants", "refused"]
+
+CORNERS = {
+    "top-left": (200, 30, 30),
+    "top-right": (30, 200, 30),
+    "low-left": (30, 30, 200),
+    "low-right": (220, 220, 40),
+}
+"""Colours of `quadrants`, by which a test sees how a picture was turned."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedPicture:
+    """Bytes that must be answered by a 4xx, and by which."""
+
+    name: str
+    data: bytes
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class OddPicture:
+    """Bytes that must be read; the upright picture shows `quadrants` unless `plain`."""
+
+    name: str
+    data: bytes
+    size: tuple[int, int]
+    plain: bool = False
+
+
+def quadrants(width: int = 64, height: int = 48) -> Image.Image:
+    """An RGB picture whose four quarters have the colours of `CORNERS`."""
+    page = Image.new("RGB", (width, height))
+    half = (width // 2, height // 2)
+    for (x, y), colour in zip(((0, 0), (half[0], 0), (0, half[1]), half), CORNERS.values(), strict=True):
+        page.paste(colour, (x, y, x + half[0], y + half[1]))
+    return page
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    """The picture as a file of the kind that Pillow calls `kind`."""
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def png(
+    width: int,
+    height: int,
+    body: bytes,
+    *,
+    depth: int = 8,
+    colour: int = 2,
+    extra: tuple[tuple[bytes, bytes], ...] = (),
+) -> bytes:
+    """A PNG with any claims in its header: `body` is the raw (uncompressed) pixel data, `extra` further chunks."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), *extra, (b"IDAT", zlib.compress(body, 9)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+def _webp_claiming(width: int, height: int) -> bytes:
+    canvas = struct.pack("<I", 0) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    body = b"WEBPVP8X" + struct.pack("<I", len(canvas)) + canvas
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def _tiff(side: int, tile: int | None = None) -> bytes:
+    """A square grey TIFF in one strip or one tile, with its tags written by hand; its pixels lie beyond its end."""
+    fixed = ((256, 4, side), (257, 4, side), (258, 3, 8), (259, 3, 1), (262, 3, 1), (277, 3, 1))
+    strip = ((273, 4, 999), (279, 4, 10**6))
+    tiled = ((322, 4, tile), (323, 4, tile), (324, 4, 999), (325, 4, 10**6))
+    entries = (*fixed, *(strip if tile is None else tiled))
+    ifd = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", n, kind, 1, v) for n, kind, v in entries)
+    return b"II*\x00" + struct.pack("<I", 8) + ifd + struct.pack("<I", 0)
+
+
+def _bmp_claiming(width: int, height: int) -> bytes:
+    return b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+
+
+def _text_bomb() -> bytes:
+    return png(8, 8, bytes(200), extra=((b"zTXt", b"key\0\0" + zlib.compress(bytes(8_000_000))),))
+
+
+def _deep_png(width: int, height: int) -> bytes:
+    """16-bit RGB, every pixel (0x4007, 0x8007, 0xc007)."""
+    return png(width, height, (b"\0" + b"\x40\x07\x80\x07\xc0\x07" * width) * height, depth=16)
+
+
+@cache
+def refused() -> tuple[RefusedPicture, ...]:
+    """Everything that must be refused, each with the status of its problem."""
+    page, noise = quadrants(), np.random.default_rng(7).integers(0, 256, 4096, dtype=np.uint8).tobytes()
+    whole = {kind: encoded(page, kind) for kind in ("PNG", "JPEG", "WEBP", "TIFF", "BMP")}
+    swapped = bytearray(whole["PNG"])
+    swapped[60] ^= 0xFF
+    cut = tuple(RefusedPicture(f"truncated-{k.lower()}", data[: len(data) // 2], 400) for k, data in whole.items())
+    headers = tuple(RefusedPicture(f"header-only-{k.lower()}", data[:20], 400) for k, data in whole.items())
+    return (
+        RefusedPicture("empty", b"", 400),
+        RefusedPicture("one-byte", b"\x89", 415),
+        *cut,
+        *headers,
+        RefusedPicture("broken-crc", bytes(swapped), 400),
+        RefusedPicture("magic-then-noise", b"\x89PNG\r\n\x1a\n" + noise, 400),
+        RefusedPicture("bomb-png", png(20_000, 20_000, bytes(2_000_000)), 413),
+        RefusedPicture("bomb-webp", _webp_claiming(16_000, 10_000), 413),
+        RefusedPicture("bomb-tiff", _tiff(100_000), 413),
+        RefusedPicture("bomb-tiff-tile", _tiff(8, tile=60_000), 413),
+        RefusedPicture("bomb-bmp", _bmp_claiming(50_000, 50_000), 413),
+        RefusedPicture("bomb-text-chunk", _text_bomb(), 400),
+        RefusedPicture("no-pixels-png", png(0, 0, b""), 400),
+        RefusedPicture("text-as-png", b"This is not a picture, whatever its name says.\n" * 20, 415),
+        RefusedPicture("html-as-jpeg", b"<!DOCTYPE html><html><body>404</body></html>", 415),
+        RefusedPicture("json", b'{"image": "aGVsbG8="}', 415),
+        RefusedPicture("gif", encoded(page, "GIF"), 415),
+        RefusedPicture("pdf", b"%PDF-1.7\n" + noise, 415),
+        RefusedPicture("svg", b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', 415),
+        RefusedPicture("noise", b"\x00\x01" + noise, 415),
+        RefusedPicture("float-tiff", encoded(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"), 415),
+    )  # fmt: skip
+
+
+def _turned(page: Image.Image, orientation: int) -> tuple[Image.Image, Image.Exif]:
+    """The page as a camera stores it under an EXIF orientation, and the EXIF that says so."""
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = page.transpose(Image.Transpose(back[orientation])) if orientation in back else page
+    return stored, exif
+
+
+@cache
+def odd() -> tuple[OddPicture, ...]:
+    """Pictures of every kind that must be read, upright and in RGB."""
+    page, size = quadrants(), (64, 48)
+    clear = page.convert("RGBA")
+    clear.putalpha(255)
+    sixteen = Image.fromarray((np.asarray(page.convert("L")).astype(np.uint16) << 8) + 77)
+    frames = {"save_all": True, "append_images": [Image.new("RGB", size)]}
+    turned = tuple(
+        OddPicture(f"exif-{n}-{kind.lower()}", encoded(stored, kind, exif=exif, **more), size)
+        for kind, more in (("JPEG", {"quality": 95}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {}))
+        for n in range(1, 9)
+        for stored, exif in (_turned(page, n),)
+    )
+    return (
+        *turned,
+        *(OddPicture(k.lower(), encoded(page, k), size) for k in ("PNG", "WEBP", "TIFF", "BMP")),
+        OddPicture("jpeg", encoded(page, "JPEG", quality=95), size),
+        OddPicture("cmyk-jpeg", encoded(page.convert("CMYK"), "JPEG", quality=95), size),
+        OddPicture("cmyk-tiff", encoded(page.convert("CMYK"), "TIFF"), size),
+        OddPicture("palette-png", encoded(page.quantize(8), "PNG"), size),
+        OddPicture("alpha-png", encoded(clear, "PNG"), size),
+        OddPicture("alpha-webp", encoded(clear, "WEBP", lossless=True), size),
+        OddPicture("jpeg-progressive", encoded(page, "JPEG", quality=95, progressive=True), size),
+        OddPicture("lzw-tiff", encoded(page, "TIFF", compression="tiff_lzw"), size),
+        OddPicture("animated-png", encoded(page, "PNG", **frames), size),
+        OddPicture("animated-webp", encoded(page, "WEBP", lossless=True, **frames), size),
+        OddPicture("paged-tiff", encoded(page, "TIFF", **frames), size),
+        OddPicture("grey-png", encoded(page.convert("L"), "PNG"), size, plain=True),
+        OddPicture("grey-alpha-png", encoded(page.convert("LA"), "PNG"), size, plain=True),
+        OddPicture("two-colour-png", encoded(page.convert("1"), "PNG"), size, plain=True),
+        OddPicture("16-bit-png", encoded(sixteen, "PNG"), size, plain=True),
+        OddPicture("16-bit-tiff", encoded(sixteen, "TIFF"), size, plain=True),
+        OddPicture("16-bit-rgb-png", _deep_png(*size), size, plain=True),
+        OddPicture("one-pixel", encoded(Image.new("RGB", (1, 1)), "PNG"), (1, 1), plain=True),
+        OddPicture("thin", encoded(Image.new("RGB", (3000, 1)), "PNG"), (3000, 1), plain=True),
+    )  # fmt: skip
