@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Builds one service's image without a Docker daemon, runs it, and sends it one real request through a local gateway:
+#   deploy/images.sh [SERVICE]            (default medical-seg; needs root, buildah, podman, runc and, without BASE, mmdebstrap)
+# BASE names a base image that is already here; unset, a minimal Debian with Python is made from the distribution's packages.
+# SUITE is its release, WHEELS a folder of wheels that pip prefers, TORCH_INDEX an index of CPU builds of torch.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+service=${1:-medical-seg}
+suite=${SUITE:-$(. /etc/os-release && echo "${VERSION_CODENAME}")}
+base=${BASE:-localhost/fovea-base:${suite}}
+image=localhost/fovea-${service}:dev
+limits=(--ulimit nofile=20000:20000 --ulimit nproc=96365:96365)
+work=$(mktemp -d)
+pids=()
+stop() {
+  for pid in "${pids[@]}"; do kill "${pid}" 2>/dev/null || true; done
+  podman rm -f -t 3 "fovea-${service}-try" >/dev/null 2>&1 || true
+  rm -rf "${work}"
+}
+trap stop EXIT
+
+for tool in buildah podman; do
+  command -v "${tool}" >/dev/null || { echo "No ${tool} here. Try: apt-get install buildah podman runc mmdebstrap"; exit 2; }
+done
+
+if ! buildah inspect --type image "${base}" >/dev/null 2>&1; then
+  echo "Making ${base} from Debian packages …"
+  mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,ca-certificates "${suite}" "${work}/base.tar"
+  from=$(buildah from scratch)
+  buildah add --quiet "${from}" "${work}/base.tar" / >/dev/null
+  buildah commit --quiet --rm "${from}" "${base}" >/dev/null
+fi
+
+echo "Building ${image} on ${base} …"
+extra=()
+[ -z "${TORCH_INDEX:-}" ] || extra+=(--build-arg "TORCH_INDEX=${TORCH_INDEX}")
+[ -z "${WHEELS:-}" ] || extra+=(--volume "${WHEELS}:/wheels:ro" --env PIP_FIND_LINKS=/wheels)
+# The build sees this machine's certificates and pip settings, the image does not keep them.
+[ ! -d /etc/ssl/certs ] || extra+=(--volume /etc/ssl/certs:/etc/ssl/certs:ro)
+for name in $(compgen -e | grep -E '^(PIP_|SSL_CERT|REQUESTS_CA|https?_proxy|no_proxy|HTTPS?_PROXY)' || true); do
+  extra+=(--build-arg "${name}=${!name}")
+done
+buildah bud --quiet --isolation chroot --network host "${limits[@]}" "${extra[@]}" \
+  --build-arg "BASE=${base}" --build-arg "SERVICE=${service}" --build-arg FLAVOUR=cpu -t "${image}" . >/dev/null
+buildah images --format '{{.Name}}:{{.Tag}} {{.Size}}' | grep "fovea-${service}:" || true
+
+free() { .venv/bin/python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+http=$(free); grpc=$(free); front=$(free)
+podman --runtime runc run --detach --name "fovea-${service}-try" --network host "${limits[@]}" \
+  --env FOVEA_BIND=127.0.0.1 "${image}" \
+  python -m shared.serving "${service}" --http-port "${http}" --grpc-port "${grpc}" >/dev/null
+FOVEA_HTTP_PORT=${front} FOVEA_GRPC_PORT=0 FOVEA_DATA_DIR=${work} FOVEA_UPSTREAMS="${service}=http://127.0.0.1:${http}|grpc://127.0.0.1:${grpc}" \
+  .venv/bin/python -m services.gateway >"${work}/gateway.log" 2>&1 &
+pids+=($!)
+.venv/bin/python -m tests.deploy.one_request "http://127.0.0.1:${front}" "${service}"

@@ -1,0 +1,157 @@
+"""Real clients against the whole product: curl's forms, `openai`, `tritonclient`, jobs."""
+
+import io
+import pathlib
+import time
+
+import httpx2
+import numpy as np
+import openai
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from PIL import Image
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+FRAME = pathlib.Path(__file__).parents[2] / "services/medical_seg/models/example.jpg"
+QUESTION = [{"role": "user", "content": "What is the capital of France? Answer with one word."}]
+
+
+@pytest.fixture(scope="module")
+def http(product):
+    with httpx2.Client(base_url=product.url, timeout=120) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def llm(product):
+    with openai.OpenAI(base_url=f"{product.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def post_frame(http, **kwargs):
+    return http.post("/v1/segment", files={"image": ("frame.jpg", FRAME.read_bytes(), "image/jpeg")}, **kwargs)
+
+
+def finished(http, job, seconds=60):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        state = http.get(f"/v1/jobs/{job}").json()
+        if state["status"] in {"succeeded", "failed", "cancelled"}:
+            return state
+        time.sleep(0.1)
+    raise AssertionError(state)
+
+
+def test_picture_comes_back_segmented_at_its_own_size(http):
+    answer = post_frame(http).json()
+    with Image.open(FRAME) as frame:
+        assert (answer["width"], answer["height"]) == frame.size
+    assert answer["empty"] is False
+    assert 0 < answer["area_percent"] < 100
+
+
+def test_overlay_is_a_picture_of_the_same_size(http):
+    answer = post_frame(http, headers={"accept": "image/png"})
+    assert answer.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(answer.content)) as overlay, Image.open(FRAME) as frame:
+        assert overlay.size == frame.size
+
+
+def test_wrong_threshold_is_a_problem_that_names_the_field(http):
+    answer = post_frame(http, data={"threshold": "7"})
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "threshold" in answer.json()["field"]
+
+
+def test_default_chat_model_is_listed_first_and_answers(llm):
+    model = llm.models.list().data[0]
+    assert model.task == "chat"
+    answer = llm.chat.completions.create(model=model.id, messages=QUESTION, max_tokens=12, temperature=0)
+    assert "Paris" in answer.choices[0].message.content
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_stream_says_what_the_whole_answer_says(llm):
+    model = llm.models.list().data[0].id
+    whole = llm.chat.completions.create(model=model, messages=QUESTION, max_tokens=12, temperature=0)
+    pieces = llm.chat.completions.create(model=model, messages=QUESTION, max_tokens=12, temperature=0, stream=True)
+    text = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+    assert text == whole.choices[0].message.content
+
+
+def test_openai_errors_come_in_openais_form(llm):
+    with pytest.raises(openai.NotFoundError):
+        llm.chat.completions.create(model="no-such-model", messages=QUESTION)
+    with pytest.raises(openai.BadRequestError) as caught:
+        llm.chat.completions.create(model=llm.models.list().data[0].id, messages=QUESTION, temperature=-3)
+    assert caught.value.param == "temperature"
+
+
+def test_tritonclient_over_http_and_grpc_gets_equal_logits(product):
+    with triton_http.InferenceServerClient(f"127.0.0.1:{product.http}") as client:
+        facts = client.get_model_metadata("pranet")
+        assert client.is_server_ready()
+        assert "pranet" in {model["name"] for model in client.get_model_repository_index()}
+        name, out = facts["inputs"][0]["name"], facts["outputs"][0]["name"]
+        tensor = np.random.default_rng(0).standard_normal((1, 3, 160, 160)).astype(np.float32)
+        ask = triton_http.InferInput(name, list(tensor.shape), "FP32")
+        ask.set_data_from_numpy(tensor)
+        over_http = client.infer("pranet", [ask]).as_numpy(out)
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{product.grpc}") as client:
+        assert client.is_model_ready("pranet")
+        ask = triton_grpc.InferInput(name, list(tensor.shape), "FP32")
+        ask.set_data_from_numpy(tensor)
+        over_grpc = client.infer("pranet", [ask]).as_numpy(out)
+    assert over_http.shape[-2:] == (160, 160)
+    np.testing.assert_allclose(over_http, over_grpc, atol=1e-5)
+
+
+def test_job_answers_what_the_call_answers(http):
+    direct = post_frame(http).json()
+    accepted = post_frame(http, headers={"prefer": "respond-async"})
+    assert accepted.status_code == 202
+    job = accepted.json()["id"]
+    assert accepted.headers["location"].endswith(f"/v1/jobs/{job}")
+    assert finished(http, job)["status"] == "succeeded"
+    later = http.get(f"/v1/jobs/{job}/result").json()
+    assert later["mask"] == direct["mask"]
+
+
+def test_chat_runs_as_a_job_too(http):
+    model = http.get("/v1/models").json()["data"][0]["id"]
+    body = {"model": model, "messages": QUESTION, "max_tokens": 8, "temperature": 0}
+    job = http.post("/v1/chat/completions", json=body, headers={"prefer": "respond-async"}).json()["id"]
+    assert finished(http, job, 90)["status"] == "succeeded"
+    result = http.get(f"/v1/jobs/{job}/result").json()
+    assert "Paris" in result["choices"][0]["message"]["content"]
+
+
+def test_same_idempotency_key_is_the_same_job(http):
+    headers = {"prefer": "respond-async", "idempotency-key": "e2e-1"}
+    first, second = (post_frame_with_fixed_boundary(http, headers) for _ in range(2))
+    assert first["id"] == second["id"]
+
+
+def post_frame_with_fixed_boundary(http, headers):
+    return http.post(
+        "/v1/segment", content=FRAME.read_bytes(), headers={**headers, "content-type": "image/jpeg"}
+    ).json()
+
+
+def test_bad_job_fails_with_the_problem_of_the_call(http):
+    job = http.post(
+        "/v1/segment", content=b"not a picture", headers={"prefer": "respond-async", "content-type": "image/png"}
+    ).json()["id"]
+    state = finished(http, job)
+    assert state["status"] == "failed"
+    assert state["error"]["status"] in {400, 415}
+
+
+def test_models_pages_docs_and_metrics_are_there(http):
+    assert {m["service"] for m in http.get("/v1/models").json()["data"]} >= {"medical-seg", "llm-longctx"}
+    for path in ("/", "/docs", "/openapi.json", "/metrics", "/livez", "/readyz"):
+        assert http.get(path, headers={"accept": "*/*"}).status_code == 200, path
+    assert "fovea_requests_total" in http.get("/metrics").text
