@@ -1,4 +1,4 @@
-"""Open Inference v2 without a wire: what a call asks for, whether a model can take it, and what is answered.
+"""Open Inference v2 without a wire: what a call asks for, and what is answered.
 
 `oip_json` and `oip_proto` turn bytes and messages into `InferCall` and back; the REST and gRPC fronts, the gateway's
 tests and the `triton` engine all meet here. Knows nothing about servers, engines or batching.
@@ -14,9 +14,8 @@ import numpy as np
 
 from shared.api.tensors import TensorSpec
 from shared.errors import Fault, Malformed
-from shared.rpc.tensors import datatype_of
 
-__all__ = ["InferAnswer", "InferCall", "Parameter", "answer", "conform", "refuse_unoffered", "unique"]
+__all__ = ["InferAnswer", "InferCall", "Parameter", "answer", "check_outputs", "refuse_unoffered", "unique"]
 
 Parameter = bool | int | float | str
 """Value of a request, tensor or answer parameter."""
@@ -71,40 +70,17 @@ class InferAnswer:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
 
-def conform(call: InferCall, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-    """Check a call against a model's tensors.
+def check_outputs(call: InferCall, outputs: Sequence[TensorSpec]) -> None:
+    """See that a model has the outputs that a call names; whether its inputs fit is the host's to say.
 
     Raises:
-        Malformed: An input is missing, unknown, empty, or of another datatype or shape; an unknown output is wanted.
+        Malformed: It has no such output.
     """
-    known = {spec.name: spec for spec in inputs}
-    for name in call.feeds:
-        if name not in known:
-            detail = f"Model {call.model!r} has no input {name!r}."
-            raise Malformed(detail, field=name, hint=f"Its inputs are {_list(known)}.")
-    for name, spec in known.items():
-        if name not in call.feeds:
-            detail = f"Input {name!r} of model {call.model!r} is missing."
-            raise Malformed(detail, field=name, hint=f"Its inputs are {_list(known)}.")
-        _conform_tensor(call.feeds[name], spec)
     offered = [spec.name for spec in outputs]
     for name in call.wanted:
         if name not in offered:
             detail = f"Model {call.model!r} has no output {name!r}."
             raise Malformed(detail, field=name, hint=f"Its outputs are {_list(offered)}.")
-
-
-def _conform_tensor(array: np.ndarray, spec: TensorSpec) -> None:
-    datatype = datatype_of(spec.name, array)
-    if datatype != spec.datatype:
-        detail = f"Input {spec.name!r} is {spec.datatype}, but {datatype} came."
-        raise Malformed(detail, field=spec.name)
-    fits = len(array.shape) == len(spec.shape) and all(
-        axis > 0 and want in (-1, axis) for axis, want in zip(array.shape, spec.shape, strict=True)
-    )
-    if not fits:
-        detail = f"Input {spec.name!r} has the shape {list(spec.shape)}, but {list(array.shape)} came."
-        raise Malformed(detail, field=spec.name, hint="-1 marks an axis of any length from 1.")
 
 
 def answer(call: InferCall, results: Mapping[str, np.ndarray], version: str) -> InferAnswer:

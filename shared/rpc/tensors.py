@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from shared.api.tensors import Datatype
-from shared.errors import Fault, Malformed
+from shared.errors import Fault, Malformed, TooLarge
 
 __all__ = ["DTYPES", "datatype_of", "element_count", "from_raw", "from_values", "to_raw", "to_values"]
 
@@ -46,6 +46,7 @@ _EXPONENT: Final[Mapping[str, int]] = MappingProxyType({"FP16": 0x7C00, "BF16": 
 
 _MAX_RANK: Final = 32
 _MAX_AXIS: Final = 2**31 - 1
+_MAX_ITEMS: Final = 2**20  # of BYTES: each becomes an object of its own
 _MAX_BYTES: Final = 2**40  # far above any body limit; the point is that sizes can be multiplied safely afterwards
 
 
@@ -79,7 +80,11 @@ def element_count(name: str, datatype: str, shape: Sequence[int]) -> int:
     if math.prod(max(axis, 1) for axis in shape) * dtype.itemsize > _MAX_BYTES:
         detail = f"Tensor {name!r} has the shape {list(shape)}, whose size overflows."
         raise Malformed(detail, field=name)
-    return math.prod(shape)
+    count = math.prod(shape)
+    if datatype == "BYTES" and count > _MAX_ITEMS:
+        detail = f"Tensor {name!r} of BYTES has {count} elements; at most {_MAX_ITEMS} are read."
+        raise TooLarge(detail, field=name)
+    return count
 
 
 def from_raw(

@@ -1,0 +1,84 @@
+"""Bodies of Open Inference v2 over HTTP: read raw and bounded, inflated if need be, written and deflated if asked for.
+
+Knows HTTP's encodings; knows nothing of what the bodies say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import zlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from shared.errors import Malformed, TooLarge, UnsupportedMedia
+from shared.rpc.oip_json import HEADER_LENGTH, Body, align
+
+__all__ = ["read", "respond"]
+
+_WBITS: Final[Mapping[str, int]] = MappingProxyType({"gzip": 31, "deflate": 15})
+_LEVEL: Final = 1  # tensors are nearly incompressible: more effort only costs time
+
+
+async def read(request: Request, header_length: int | None, limit: int) -> memoryview:
+    """The request's body, inflated, laid out so that its first binary tensor is aligned.
+
+    Raises:
+        TooLarge: It has more than `limit` bytes, as sent or inflated.
+        Malformed: It is not what its content encoding says.
+        UnsupportedMedia: The content encoding is neither gzip nor deflate.
+    """
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        chunks.append(chunk)
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in {"identity", ""}:
+        chunks = [await asyncio.to_thread(_inflate, b"".join(chunks), coding, limit)]
+    return align(chunks, header_length)
+
+
+async def respond(request: Request, body: Body) -> Response:
+    """A response with a body, deflated if the caller asks for it by name."""
+    content, headers = body.joined(), {}
+    if body.header_length is not None:
+        headers[HEADER_LENGTH] = str(body.header_length)
+    media_type = "application/json" if body.header_length is None else "application/octet-stream"
+    coding = request.headers.get("accept-encoding", "").strip().lower()
+    # Browsers and HTTP libraries list several codings by habit; a tensor client that wants one names that one.
+    if coding in _WBITS:
+        content = await asyncio.to_thread(_deflate, content, coding)
+        headers |= {"content-encoding": coding, "vary": "accept-encoding"}
+    return Response(content, headers=headers, media_type=media_type)
+
+
+def _inflate(data: bytes, coding: str, limit: int) -> bytes:
+    if coding not in _WBITS:
+        detail = f"The content encoding {coding[:40]!r} is not read here."
+        raise UnsupportedMedia(detail, hint="Known are gzip and deflate.")
+    inflater = zlib.decompressobj(_WBITS[coding])
+    try:
+        inflated = inflater.decompress(data, limit + 1)
+    except zlib.error as error:
+        detail = f"The body is not {coding}: {error}."
+        raise Malformed(detail) from error
+    if len(inflated) > limit:
+        raise _too_large(limit)
+    if not inflater.eof or inflater.unused_data:
+        detail = f"The body is no whole {coding} stream, or more follows it."
+        raise Malformed(detail)
+    return inflated
+
+
+def _deflate(data: bytes, coding: str) -> bytes:
+    return gzip.compress(data, _LEVEL, mtime=0) if coding == "gzip" else zlib.compress(data, _LEVEL)
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"The body has more than {limit:,} bytes.", hint="Send less at a time.")

@@ -1,0 +1,266 @@
+"""Open Inference v2 over gRPC, beside the standard health and reflection services.
+
+Knows grpc.aio and the host, and leaves tensors to `shared.rpc`. The messages are our own package's, served under the
+public name `inference.GRPCInferenceService` (docs/adr/0003-open-inference.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import grpc
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message_factory import GetMessageClass
+
+from shared import telemetry
+from shared.api.problem import oip_error
+from shared.errors import FoveaError
+from shared.registry import Run
+from shared.rpc import open_inference_pb2 as pb
+from shared.rpc.oip import answer, check_outputs
+from shared.rpc.oip_proto import decode_request, encode_answer
+from shared.serving import oip_facts
+from shared.serving.faults import blame
+from shared.serving.grpc_standard import SERVICE, add_standard_services
+from shared.serving.host import Host
+from shared.serving.in_order import in_order
+from shared.settings import Settings
+
+__all__ = ["serve_grpc"]
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Deed = Callable[[Any, Run], Awaitable[Any]]
+
+_LONGEST_DETAIL: Final = 2000
+"""Characters of an error's text: it travels as a header, and those are limited to a few kilobytes."""
+
+_OFF_LOOP: Final = 64 * 1024
+"""Bytes of a message above which its BYTES tensors are taken apart off the event loop."""
+
+
+async def serve_grpc(host: Host, bind: str, port: int, settings: Settings) -> tuple[grpc.aio.Server, int]:
+    """Start a server for a host.
+
+    Args:
+        host: Whose models are served; may still be loading.
+        bind: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        settings: Limits.
+
+    Returns:
+        The running server (stop it with `await server.stop(grace)`), and its port.
+
+    Raises:
+        OSError: The port is in use.
+    """
+    options = [
+        ("grpc.max_receive_message_length", settings.max_body_bytes),
+        ("grpc.max_send_message_length", -1),  # what our own models answer may be larger than what they were sent
+        ("grpc.so_reuseport", 0),  # a port in use is an error, and not shared in silence
+    ]
+    server = grpc.aio.server(options=options)
+    server.add_generic_rpc_handlers((_Front(host, settings),))
+    add_standard_services(server, host)
+    address = f"[{bind}]:{port}" if ":" in bind else f"{bind}:{port}"
+    try:
+        taken = server.add_insecure_port(address)
+    except RuntimeError as error:
+        message = f"gRPC can't listen on {address}"
+        raise OSError(errno.EADDRINUSE, message) from error
+    await server.start()
+    return server, taken
+
+
+class _Front(grpc.GenericRpcHandler):
+    """The methods of the service: each takes a message and the call's Run, and answers with a message or a dict."""
+
+    def __init__(self, host: Host, settings: Settings) -> None:
+        self._host = host
+        self._settings = settings
+        self._deeds: Mapping[str, Deed] = {
+            "ServerLive": self._live,
+            "ServerReady": self._ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._metadata,
+            "ModelMetadata": self._model_metadata,
+            "ModelInfer": self._infer,
+            "ModelConfig": self._config,
+            "ModelStatistics": self._statistics,
+            "RepositoryIndex": self._index,
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
+        }
+        self._handlers = {f"/{SERVICE}/{method.name}": self._handler(method) for method in _methods()}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """The handler of a method; methods of Triton's service that are not offered are refused in words."""
+        path = handler_call_details.method
+        if found := self._handlers.get(path):
+            return found
+        return grpc.unary_unary_rpc_method_handler(_not_offered) if path.startswith(f"/{SERVICE}/") else None
+
+    def _handler(self, method: Any) -> grpc.RpcMethodHandler[Any, Any]:
+        request, response = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+        kind: Any = grpc.unary_unary_rpc_method_handler
+        behaviour: Any
+        if method.name == "ModelStreamInfer":
+            kind, behaviour = grpc.stream_stream_rpc_method_handler, self._stream_infer
+        else:
+            behaviour = self._unary(method.name, self._deeds[method.name], response)
+        handler: grpc.RpcMethodHandler[Any, Any] = kind(
+            behaviour, request_deserializer=request.FromString, response_serializer=response.SerializeToString
+        )
+        return handler
+
+    # Around every call.
+
+    def _unary(self, name: str, deed: Deed, response: type[Any]) -> Callable[[Any, Context], Awaitable[Any]]:
+        async def behaviour(message: Any, context: Context) -> Any:
+            try:
+                told = await self._serve(name, deed, message, context)
+            except FoveaError as error:
+                await context.abort(grpc.StatusCode[error.grpc], _sentence(error))
+            return ParseDict(told, response()) if isinstance(told, dict) else told
+
+        return behaviour
+
+    async def _stream_infer(
+        self, messages: AsyncIterator[pb.ModelInferRequest], context: Context
+    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+        """Answer each request of a stream, in order; one that fails gets its error, and the stream goes on."""
+
+        async def one(message: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+            try:
+                told = await self._serve("ModelStreamInfer", self._infer, message, context)
+            except FoveaError as error:
+                failed = pb.ModelInferResponse(model_name=message.model_name, id=message.id)
+                return pb.ModelStreamInferResponse(error_message=_sentence(error), infer_response=failed)
+            if (asked := message.parameters.get("triton_enable_empty_final_response")) and asked.bool_param:
+                told.parameters["triton_final_response"].bool_param = True
+            return pb.ModelStreamInferResponse(infer_response=told)
+
+        async for told in in_order(messages, one, ahead=self._settings.batch_max):
+            yield told
+
+    async def _serve(self, name: str, deed: Deed, message: Any, context: Context) -> Any:
+        """Run one deed in the caller's context: ids, trace, deadline, metrics; any failure becomes a FoveaError."""
+        sent = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        fresh = telemetry.fresh_context(sent.get("x-request-id"), sent.get("traceparent"), self._host.service)
+        named = message.model_name if isinstance(message, pb.ModelInferRequest) else ""
+        model = named if named in self._host.names() else ""  # names that callers invent would swell the metrics
+        run = Run(deadline=time.monotonic() + _seconds(context, sent, self._settings))
+        ids = {"request_id": fresh.request_id, "traceparent": fresh.traceparent, "service": fresh.service}
+        trailers = [("x-request-id", fresh.request_id)]
+        with telemetry.bind(**ids, model=model), _counted(fresh.service, model, f"grpc {name}"):
+            try:
+                return await deed(message, run)
+            except asyncio.CancelledError:
+                run.cancel()
+                raise
+            except Exception as error:
+                told = blame(error, "The service")
+                if told.retry_after is not None:
+                    trailers.append(("retry-after", str(math.ceil(told.retry_after))))
+                raise told from error
+            finally:
+                context.set_trailing_metadata(tuple(trailers))
+
+    # The methods.
+
+    async def _live(self, _message: pb.ServerLiveRequest, _run: Run) -> Any:
+        return pb.ServerLiveResponse(live=True)
+
+    async def _ready(self, _message: pb.ServerReadyRequest, _run: Run) -> Any:
+        return pb.ServerReadyResponse(ready=self._host.ready)
+
+    async def _model_ready(self, message: pb.ModelReadyRequest, _run: Run) -> Any:
+        try:
+            self._host.tensors(message.name, message.version)
+        except FoveaError:  # unknown and unloaded alike: this method answers yes or no
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=True)
+
+    async def _metadata(self, _message: pb.ServerMetadataRequest, _run: Run) -> Any:
+        return oip_facts.metadata(self._host)
+
+    async def _model_metadata(self, message: pb.ModelMetadataRequest, _run: Run) -> Any:
+        return oip_facts.model(self._host, message.name, message.version)
+
+    async def _config(self, message: pb.ModelConfigRequest, _run: Run) -> Any:
+        return {"config": oip_facts.config(self._host, message.name, message.version)}
+
+    async def _statistics(self, message: pb.ModelStatisticsRequest, _run: Run) -> Any:
+        return oip_facts.statistics(self._host, message.name, message.version)
+
+    async def _index(self, message: pb.RepositoryIndexRequest, _run: Run) -> Any:
+        return {"models": oip_facts.index(self._host, ready=message.ready)}
+
+    async def _load(self, message: pb.RepositoryModelLoadRequest, _run: Run) -> Any:
+        await oip_facts.load(self._host, message.model_name, message.parameters)
+        return {}
+
+    async def _unload(self, message: pb.RepositoryModelUnloadRequest, _run: Run) -> Any:
+        await oip_facts.unload(self._host, message.model_name)
+        return {}
+
+    async def _infer(self, message: pb.ModelInferRequest, run: Run) -> pb.ModelInferResponse:
+        host, name, version = self._host, message.model_name, message.model_version
+        _, outputs = host.tensors(name, version)
+        with telemetry.stage("pre"):
+            heavy = message.ByteSize() > _OFF_LOOP and any(tensor.datatype == "BYTES" for tensor in message.inputs)
+            call = await asyncio.to_thread(decode_request, message) if heavy else decode_request(message)
+        if outputs:
+            check_outputs(call, outputs)
+        if call.timeout_s is not None:
+            run.deadline = min(run.deadline or math.inf, time.monotonic() + call.timeout_s)
+        results = await host.infer(name, call.feeds, run, version)
+        with telemetry.stage("post"):
+            return encode_answer(answer(call, results, version or host.servable(name).card.version), call)
+
+
+@contextmanager
+def _counted(service: str, model: str, route: str) -> Iterator[None]:
+    """Count one call under its gRPC status."""
+    begun, status = time.perf_counter(), "OK"
+    with telemetry.IN_FLIGHT.labels(service).track_inprogress():
+        try:
+            yield
+        except FoveaError as error:
+            status = error.grpc
+            telemetry.ERRORS.labels(service, model, error.code).inc()
+            raise
+        except asyncio.CancelledError:
+            status = "CANCELLED"
+            raise
+        finally:
+            telemetry.REQUESTS.labels(service, model, route, status).inc()
+            telemetry.REQUEST_LATENCY.labels(service, route).observe(time.perf_counter() - begun)
+
+
+async def _not_offered(_message: bytes, context: Context) -> bytes:
+    detail = "This method is not offered: shared memory, trace and log settings stay with the operator."
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, detail)
+
+
+def _methods() -> list[Any]:
+    return list(pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods)
+
+
+def _sentence(error: FoveaError) -> str:
+    return oip_error(error)["error"][:_LONGEST_DETAIL]
+
+
+def _seconds(context: Context, sent: Mapping[str, str], settings: Settings) -> float:
+    """Seconds the caller gives us: gRPC's own deadline, the gateway's header, or what is configured."""
+    try:
+        stated = float(sent["x-fovea-deadline-ms"]) / 1000 if "x-fovea-deadline-ms" in sent else settings.deadline_s
+    except ValueError:
+        stated = settings.deadline_s
+    left = context.time_remaining()
+    return min(stated if stated >= 0 else settings.deadline_s, math.inf if left is None else left)

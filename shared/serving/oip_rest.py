@@ -1,0 +1,236 @@
+"""Open Inference v2 over REST: health, metadata, inference with the binary extension, repository, statistics.
+
+Knows HTTP and the host, and leaves tensors to `shared.rpc`; errors are raised and take the protocol's form in
+`rendering`. Routes call their function with the request and the path's parameters, without dependency solving, since
+inference lies on the hot path and reads its body raw.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from starlette.responses import Response
+
+from shared import telemetry
+from shared.errors import Malformed, NotFound, NotReady
+from shared.registry import Run
+from shared.rpc.oip import InferCall, answer, check_outputs
+from shared.rpc.oip_json import HEADER_LENGTH, Body, decode_request, encode_answer
+from shared.rpc.oip_wire import InferRequest, InferResponse
+from shared.serving import oip_facts
+from shared.serving.host import Host
+from shared.serving.oip_body import read, respond
+
+__all__ = ["router"]
+
+_OFF_LOOP: Final = 64 * 1024
+"""Bytes of JSON above which decoding and encoding leave the event loop."""
+
+
+class _Direct(APIRoute):
+    """A route whose function takes the request and the path's parameters; its signature is documentation besides."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Call the function, and nothing else."""
+        endpoint = self.endpoint
+
+        async def handle(request: Request) -> Response:
+            response: Response = await endpoint(request, **request.path_params)
+            return response
+
+        return handle
+
+
+def _inline(node: Any, defs: dict[str, Any]) -> Any:
+    """A JSON schema with its references replaced by what they stand for."""
+    if isinstance(node, list):
+        return [_inline(item, defs) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return _inline(defs[node["$ref"].rpartition("/")[2]], defs)
+    return {key: _inline(value, defs) for key, value in node.items() if key != "$defs"}
+
+
+def _bodies() -> dict[str, Any]:
+    schema = InferRequest.model_json_schema()
+    binary = "JSON, then binary tensors; Inference-Header-Content-Length says where they begin."
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": _inline(schema, schema["$defs"])},
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary", "description": binary}},
+            },
+        }
+    }
+
+
+_ERROR: Final[dict[str, Any]] = {
+    "description": "What is wrong, in one sentence.",
+    "content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}},
+}
+
+router = APIRouter(
+    prefix="/v2", tags=["open inference"], route_class=_Direct, responses={"4XX": _ERROR, "5XX": _ERROR}
+)  # fmt: skip
+
+
+@router.get("")
+async def server_metadata(request: Request) -> Response:
+    """Name, version and extensions of this server."""
+    return JSONResponse(oip_facts.metadata(_host(request)))
+
+
+@router.get("/health/live")
+async def live(_request: Request) -> Response:
+    """Whether the process lives."""
+    return JSONResponse({"live": True})
+
+
+@router.get("/health/ready")
+async def ready(request: Request) -> Response:
+    """Whether every model is loaded."""
+    missing = _host(request).missing()
+    if missing:
+        detail = f"Not ready: {', '.join(f'{name} ({why})' for name, why in missing.items())}."
+        raise NotReady(detail, retry_after=2)
+    return JSONResponse({"ready": True})
+
+
+@router.get("/models/stats")
+async def all_statistics(request: Request) -> Response:
+    """Counts and durations of all models."""
+    return JSONResponse(oip_facts.statistics(_host(request)))
+
+
+@router.get("/models/{name:path}/versions/{version}/ready", include_in_schema=False)
+@router.get("/models/{name:path}/ready")
+async def model_ready(request: Request, name: str, version: str = "") -> Response:
+    """Whether a model is loaded."""
+    _host(request).tensors(name, version)
+    return JSONResponse({"name": name, "ready": True})
+
+
+@router.get("/models/{name:path}/versions/{version}/config", include_in_schema=False)
+@router.get("/models/{name:path}/config")
+async def model_config(request: Request, name: str, version: str = "") -> Response:
+    """The part of a model's configuration that clients read."""
+    return JSONResponse(oip_facts.config(_host(request), name, version))
+
+
+@router.get("/models/{name:path}/versions/{version}/stats", include_in_schema=False)
+@router.get("/models/{name:path}/stats")
+async def model_statistics(request: Request, name: str, version: str = "") -> Response:
+    """Counts and durations of one model."""
+    return JSONResponse(oip_facts.statistics(_host(request), name, version))
+
+
+@router.post("/models/{name:path}/versions/{version}/infer", include_in_schema=False)
+@router.post("/models/{name:path}/infer", openapi_extra=_bodies(), responses={200: {"model": InferResponse}})
+async def infer(request: Request, name: str, version: str = "") -> Response:
+    """Tensors in, tensors out: as JSON, or as bytes behind the JSON. Also under `/versions/{version}/infer`."""
+    host = _host(request)
+    _, outputs = host.tensors(name, version)  # an unknown or unloaded model is told before the body is read
+    request.scope["fovea.model"] = name
+    head = _header_length(request)
+    body = await read(request, head, host.settings.max_body_bytes)
+    with telemetry.bind(model=name):
+        with telemetry.stage("pre"):
+            call = await _maybe_off_loop(len(body) if head is None else head, decode_request, name, version, body, head)
+        if outputs:
+            check_outputs(call, outputs)
+        results = await host.infer(name, call.feeds, _run(request, call), version)
+        with telemetry.stage("post"):
+            answered = answer(call, results, version or host.servable(name).card.version)
+            plain = sum(a.nbytes for n, a in answered.outputs.items() if not call.as_bytes(n))
+            told: Body = await _maybe_off_loop(plain, encode_answer, answered, call)
+    return await respond(request, told)
+
+
+@router.get("/models/{name:path}/versions/{version}", include_in_schema=False)
+@router.get("/models/{name:path}")
+async def model_metadata(request: Request, name: str, version: str = "") -> Response:
+    """Inputs, outputs and versions of a model."""
+    return JSONResponse(oip_facts.model(_host(request), name, version))
+
+
+@router.post("/repository/index")
+async def repository_index(request: Request) -> Response:
+    """All models with their state; only the ready ones for `{"ready": true}`."""
+    options = await _options(request)
+    return JSONResponse(oip_facts.index(_host(request), ready=options.get("ready") is True))
+
+
+@router.post("/repository/models/{name:path}/load")
+async def repository_load(request: Request, name: str) -> Response:
+    """Load a model that is not loaded."""
+    await oip_facts.load(_host(request), name, (await _options(request)).get("parameters") or {})
+    return JSONResponse({})
+
+
+@router.post("/repository/models/{name:path}/unload")
+async def repository_unload(request: Request, name: str) -> Response:
+    """Take a model out of service, after its waiting calls."""
+    await oip_facts.unload(_host(request), name)
+    return JSONResponse({})
+
+
+@router.api_route("/systemsharedmemory/{rest:path}", methods=["GET", "POST"], include_in_schema=False)
+@router.api_route("/cudasharedmemory/{rest:path}", methods=["GET", "POST"], include_in_schema=False)
+@router.api_route("/models/{name:path}/trace/setting", methods=["GET", "POST"], include_in_schema=False)
+@router.api_route("/trace/setting", methods=["GET", "POST"], include_in_schema=False)
+@router.api_route("/logging", methods=["GET", "POST"], include_in_schema=False)
+async def not_offered(request: Request, name: str = "", rest: str = "") -> Response:  # noqa: ARG001  # the path's
+    """Refuse extensions that reach into the server's machine or its configuration."""
+    detail = f"{request.url.path} is not offered: shared memory, trace and log settings stay with the operator."
+    raise NotFound(detail, hint=f"Offered extensions are {', '.join(oip_facts.EXTENSIONS)}.")
+
+
+def _host(request: Request) -> Host:
+    host: Host = request.app.state.host
+    return host
+
+
+def _run(request: Request, call: InferCall) -> Run:
+    """The run of this request, with the caller's own timeout where it is shorter."""
+    run: Run = request.scope.get("fovea.run") or Run()
+    if call.timeout_s is not None:
+        until = time.monotonic() + call.timeout_s
+        run.deadline = until if run.deadline is None else min(run.deadline, until)
+    return run
+
+
+def _header_length(request: Request) -> int | None:
+    stated = request.headers.get(HEADER_LENGTH)
+    if stated is None:
+        return None
+    if not (stated.isascii() and stated.isdecimal() and len(stated) <= 12):
+        detail = f"Inference-Header-Content-Length is {stated[:40]!r}, which is no number of bytes."
+        raise Malformed(detail)
+    return int(stated)
+
+
+async def _maybe_off_loop(size: int, work: Callable[..., Any], *args: Any) -> Any:
+    return await asyncio.to_thread(work, *args) if size > _OFF_LOOP else work(*args)
+
+
+async def _options(request: Request) -> dict[str, Any]:
+    """The small JSON object that repository calls may carry."""
+    text = bytes(await read(request, None, _OFF_LOOP))
+    try:
+        options = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError) as error:
+        detail = "The body is not JSON."
+        raise Malformed(detail) from error
+    if not isinstance(options, dict) or not isinstance(options.get("parameters") or {}, dict):
+        detail = "The body is not a JSON object with `parameters`."
+        raise Malformed(detail)
+    return options
