@@ -1,0 +1,1 @@
+"""The service medical-seg: polyps in endoscopy frames, segmented by PraNet and PraNet-V2."""
