@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib.resources
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["PROTOS", "STUBS", "generate"]
+__all__ = ["PROTOS", "STUBS", "generated"]
 
 STUBS = Path(__file__).parent
 PROTOS = STUBS.parents[1] / "proto"
@@ -18,8 +20,8 @@ PROTOS = STUBS.parents[1] / "proto"
 _HEADER = "# mypy: ignore-errors\n"  # protoc's type stubs leave generic mappings bare, which strict mypy refuses
 
 
-def generate(into: Path = STUBS) -> list[Path]:
-    """Write `<name>_pb2.py` and its type stub for every file of `proto/`; return what was written.
+def generated() -> Iterator[tuple[Path, str]]:
+    """Path and text of every stub: `<name>_pb2.py` and its types, for every file of `proto/`.
 
     Raises:
         RuntimeError: protoc refused a file (it says why on stderr).
@@ -28,15 +30,16 @@ def generate(into: Path = STUBS) -> list[Path]:
 
     sources = sorted(PROTOS.glob("*.proto"))
     known = importlib.resources.files("grpc_tools") / "_proto"
-    options = [f"--proto_path={PROTOS}", f"--proto_path={known}", f"--python_out={into}", f"--pyi_out={into}"]
-    if protoc.main(["protoc", *options, *map(str, sources)]):
-        message = f"protoc failed on {', '.join(s.name for s in sources)}"
-        raise RuntimeError(message)
-    for stub in into.glob("*_pb2.pyi"):
-        stub.write_text(_HEADER + stub.read_text())
-    return [into / f"{source.stem}_pb2{suffix}" for source in sources for suffix in (".py", ".pyi")]
+    with tempfile.TemporaryDirectory() as folder:
+        options = [f"--proto_path={PROTOS}", f"--proto_path={known}", f"--python_out={folder}", f"--pyi_out={folder}"]
+        if protoc.main(["protoc", *options, *map(str, sources)]):
+            message = f"protoc failed on {', '.join(source.name for source in sources)}"
+            raise RuntimeError(message)
+        for made in sorted(Path(folder).iterdir()):
+            yield STUBS / made.name, (_HEADER if made.suffix == ".pyi" else "") + made.read_text("utf8")
 
 
 if __name__ == "__main__":
-    for path in generate():
-        sys.stdout.write(f"{path.relative_to(PROTOS.parent)}\n")
+    for path, text in generated():
+        path.write_text(text, "utf8")
+        sys.stdout.write(f"{path.name}\n")

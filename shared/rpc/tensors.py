@@ -132,7 +132,7 @@ def to_raw(name: str, array: np.ndarray) -> bytes | memoryview:
 def from_values(
     name: str, datatype: str, shape: Sequence[int], values: Sequence[Any], *, finite: bool = True
 ) -> np.ndarray:
-    """An array of flat, row-major values (JSON or typed contents); values are never rounded to another kind.
+    """An array of flat, row-major values (JSON or typed contents); their kind never changes (no 1.5 → 1).
 
     Raises:
         Malformed: Number, type or range of the values don't fit, or one is NaN or infinite while `finite` is asked for.
@@ -150,7 +150,7 @@ def from_values(
     try:
         with np.errstate(over="ignore"):  # an overflow becomes an infinity, which is refused below
             array = np.array(values, DTYPES[datatype]).reshape(shape)
-    except OverflowError as error:
+    except (OverflowError, TypeError) as error:  # TypeError: what ml_dtypes says of an integer beyond floats
         detail = f"Tensor {name!r} holds a value out of range for {datatype}."
         raise Malformed(detail, field=name) from error
     return _checked(name, datatype, array) if finite else array

@@ -1,0 +1,109 @@
+"""The exact bytes that tritonclient 2.73 sends: decoded to their stated values, answered, and decoded back."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from shared.rpc import oip_json, oip_proto
+from shared.rpc import open_inference_pb2 as pb
+from shared.rpc.oip import InferCall, answer
+from shared.rpc.tensors import DTYPES
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "oip_requests_tritonclient_2.73.json").read_text())
+HTTP = GOLDEN["cases"]
+GRPC = GOLDEN["grpc_ModelInferRequest"]
+
+
+def named(case: dict[str, Any]) -> str:
+    form = {True: "binary", False: "json", None: "grpc"}[case.get("binary")]
+    return f"{case['datatype']}-{form}"
+
+
+def stated(case: dict[str, Any]) -> np.ndarray:
+    """The values of a case as the array that they describe; BYTES are written as base64 there."""
+    if case["datatype"] != "BYTES":
+        return np.array(case["values"], DTYPES[case["datatype"]]).reshape(case["shape"])
+    array = np.empty(len(case["values"]), object)
+    array[:] = [base64.b64decode(value) for value in case["values"]]
+    return array.reshape(case["shape"])
+
+
+def decode(case: dict[str, Any]) -> InferCall:
+    return oip_json.decode_request("m", "", base64.b64decode(case["body_b64"]), case["header_length"])
+
+
+@pytest.mark.parametrize("case", HTTP, ids=named)
+def test_http_body_decodes_to_its_stated_values(case: dict[str, Any]) -> None:
+    call = decode(case)
+
+    assert call.id == "r1"
+    assert call.wanted == {"out": case["binary"]}
+    assert call.feeds["in"].dtype == DTYPES[case["datatype"]]
+    np.testing.assert_array_equal(call.feeds["in"], stated(case), strict=True)
+
+
+@pytest.mark.parametrize("case", HTTP, ids=named)
+def test_answer_to_an_http_body_decodes_back(case: dict[str, Any]) -> None:
+    call = decode(case)
+    body = oip_json.encode_answer(answer(call, {"out": call.feeds["in"]}, "7"), call)
+
+    assert (body.header_length is not None) is case["binary"]
+    back = oip_json.decode_answer(body.joined(), body.header_length)
+    assert (back.model, back.version, back.id) == ("m", "7", "r1")
+    np.testing.assert_array_equal(back.outputs["out"], stated(case), strict=True)
+
+
+@pytest.mark.parametrize("case", HTTP, ids=named)
+def test_our_own_client_says_what_tritonclient_says(case: dict[str, Any]) -> None:
+    body = oip_json.encode_request(decode(case), binary=case["binary"])
+    text = body.joined()[: body.header_length]
+
+    assert json.loads(text) == case["header"]
+    assert b"".join(body.parts[1:]) == base64.b64decode(case["body_b64"])[case["header_length"] or 10**6 :]
+
+
+@pytest.mark.parametrize("case", GRPC, ids=named)
+def test_grpc_message_decodes_with_our_own_stubs(case: dict[str, Any]) -> None:
+    call = oip_proto.decode_request(pb.ModelInferRequest.FromString(base64.b64decode(case["message_b64"])))
+
+    assert (call.model, call.id, dict(call.wanted), call.binary) == ("m", "r1", {"out": None}, True)
+    np.testing.assert_array_equal(call.feeds["in"], stated(case), strict=True)
+
+
+@pytest.mark.parametrize("case", GRPC, ids=named)
+def test_grpc_message_encodes_to_the_same_bytes(case: dict[str, Any]) -> None:
+    sent = base64.b64decode(case["message_b64"])
+    call = oip_proto.decode_request(pb.ModelInferRequest.FromString(sent))
+
+    assert oip_proto.encode_request(call).SerializeToString() == sent
+
+
+@pytest.mark.parametrize("case", GRPC, ids=named)
+def test_answer_to_a_grpc_message_decodes_back(case: dict[str, Any]) -> None:
+    call = oip_proto.decode_request(pb.ModelInferRequest.FromString(base64.b64decode(case["message_b64"])))
+    message = oip_proto.encode_answer(answer(call, {"out": call.feeds["in"]}, "7"), call)
+    back = oip_proto.decode_answer(pb.ModelInferResponse.FromString(message.SerializeToString()))
+
+    assert (back.model, back.version, back.id) == ("m", "7", "r1")
+    np.testing.assert_array_equal(back.outputs["out"], stated(case), strict=True)
+
+
+def test_every_datatype_is_among_the_golden_messages() -> None:
+    assert {case["datatype"] for case in GRPC} == set(DTYPES)
+    assert {case["datatype"] for case in HTTP if case["binary"]} == set(DTYPES)
+
+
+def test_bf16_and_odd_bytes_are_ours_to_handle_where_the_client_refuses_them() -> None:
+    refused = {case["datatype"] for case in GOLDEN["client_refuses"]}
+    assert refused == {"BF16", "BYTES"}
+
+    call = InferCall("m", {"in": np.array([0.5, -2], ml_dtypes.bfloat16)}, wanted={"out": False})
+    body = oip_json.encode_request(call, binary=False)
+    assert oip_json.decode_request("m", "", body.joined()).feeds["in"].tolist() == [0.5, -2]

@@ -1,0 +1,110 @@
+"""The committed stubs are what `proto/` says, and what `tritonclient` sends: same names, numbers and types."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.rpc import open_inference_pb2 as pb
+from shared.rpc.generate import PROTOS, STUBS, generated
+
+# Runs where tritonclient has the package `inference` to itself, and prints what its descriptors say.
+TRITON = """
+import json
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+def fields(message):
+    found = {
+        f.name: [f.number, f.type, bool(f.is_repeated), f.containing_oneof.name if f.containing_oneof else None]
+        for f in message.fields
+    }
+    nested = {n.name: fields(n) for n in message.nested_types}
+    return {"fields": found, "nested": nested}
+
+files = (service_pb2.DESCRIPTOR, model_config_pb2.DESCRIPTOR)
+print(json.dumps({
+    "messages": {name: fields(m) for file in files for name, m in file.message_types_by_name.items()},
+    "enums": {name: dict((v.name, v.number) for v in e.values)
+              for file in files for name, e in file.enum_types_by_name.items()},
+    "methods": {m.name: [m.input_type.name, m.output_type.name, m.client_streaming, m.server_streaming]
+                for m in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods},
+}))
+"""
+
+# What tritonclient has and we leave out: parts of the configuration and statistics that no caller of ours can use.
+LEFT_OUT = {"ModelConfig", "ModelInput", "ModelOutput", "InferStatistics", "ModelStatistics"}
+
+
+@pytest.fixture(scope="module")
+def theirs() -> dict[str, Any]:
+    run = subprocess.run([sys.executable, "-c", TRITON], capture_output=True, text=True, check=True)
+    return json.loads(run.stdout)
+
+
+def ours(message: Any) -> dict[str, Any]:
+    found = {
+        f.name: [f.number, f.type, bool(f.is_repeated), f.containing_oneof.name if f.containing_oneof else None]
+        for f in message.fields
+    }
+    return {"fields": found, "nested": {n.name: ours(n) for n in message.nested_types}}
+
+
+@pytest.mark.parametrize("name", sorted(pb.DESCRIPTOR.message_types_by_name))
+def test_message_has_the_names_numbers_and_types_of_tritonclient(name: str, theirs: dict[str, Any]) -> None:
+    mine, other = ours(pb.DESCRIPTOR.message_types_by_name[name]), theirs["messages"][name]
+
+    if name in LEFT_OUT:
+        other = {"fields": {n: f for n, f in other["fields"].items() if n in mine["fields"]}, "nested": {}}
+    assert mine == other
+
+
+def test_enum_has_the_values_of_tritonclient(theirs: dict[str, Any]) -> None:
+    assert {v.name: v.number for v in pb.DataType.DESCRIPTOR.values} == theirs["enums"]["DataType"]
+
+
+def test_service_has_the_methods_of_tritonclient_but_those_that_reach_into_the_machine(theirs: dict[str, Any]) -> None:
+    mine = {
+        m.name: [m.input_type.name, m.output_type.name, m.client_streaming, m.server_streaming]
+        for m in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
+    }
+
+    assert mine.items() <= theirs["methods"].items()
+    refused = theirs["methods"].keys() - mine.keys()
+    assert all("SharedMemory" in name or name in {"TraceSetting", "LogSettings"} for name in refused)
+
+
+def test_stubs_and_tritonclient_live_in_one_process() -> None:
+    code = "import shared.rpc.open_inference_pb2, tritonclient.grpc, shared.rpc.oip_proto"
+    for order in (code, "import tritonclient.grpc, shared.rpc.open_inference_pb2"):
+        subprocess.run([sys.executable, "-c", order], check=True)
+
+
+def test_committed_stubs_are_generated_from_proto() -> None:
+    for path, text in generated():
+        assert path.read_text("utf8") == text, f"{path.name}: run `python -m shared.rpc.generate`"
+
+
+def test_every_stub_has_its_proto() -> None:
+    assert {p.stem for p in PROTOS.glob("*.proto")} == {p.name.removesuffix("_pb2.py") for p in STUBS.glob("*_pb2.py")}
+
+
+def test_a_broken_proto_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.proto").write_text('syntax = "proto3"; message {')
+    monkeypatch.setattr("shared.rpc.generate.PROTOS", tmp_path)
+
+    with pytest.raises(RuntimeError, match=r"broken\.proto"):
+        list(generated())
+
+
+def test_proto_passes_buf_lint() -> None:
+    buf = shutil.which("buf", path=str(Path(sys.executable).parent)) or shutil.which("buf")
+    if buf is None:
+        pytest.skip("buf is not installed (dev extra)")
+    run = subprocess.run([buf, "lint", PROTOS], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
