@@ -1,1 +1,8 @@
-"""Engines run arrays → arrays: torch, ONNX Runtime, TensorRT (through it), and any Open Inference v2 server."""
+"""Engines run arrays → arrays: torch, ONNX Runtime, TensorRT (through it), and any Open Inference v2 server.
+
+Each engine's file imports its own library; importing this package needs none of them.
+"""
+
+from shared.engines.choose import Forms, available, open_engine
+
+__all__ = ["Forms", "available", "open_engine"]

@@ -1,0 +1,125 @@
+"""Opens the engine that a Place asks for, from the forms in which a network is there. Imports only what it needs."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from shared.api.tensors import TensorSpec
+from shared.errors import NotReady
+from shared.registry.servable import Engine, Place
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Forms", "available", "open_engine"]
+
+_LIBRARIES = {"onnx": "onnxruntime", "torch": "torch", "tensorrt": "onnxruntime", "triton": "tritonclient"}
+
+_AUTO = ("onnx", "torch")
+"""What `auto` tries, fastest first: on the CPU ONNX Runtime takes half of torch's time for PraNet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """The forms in which one network is there. Each is made when an engine asks for it, never before.
+
+    Attributes:
+        name: What a remote server calls it.
+        inputs: Its tensors, as torch takes them; an ONNX graph and a server state their own.
+        outputs: Its tensors, as torch returns them.
+        graph: Path of its ONNX file, exported if need be.
+        network: The torch network with its weights, and what of it to call (None: the network itself).
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    graph: Callable[[], Path] | None = None
+    network: Callable[[], tuple[nn.Module, Callable[..., Any] | None]] | None = None
+
+
+def open_engine(place: Place, forms: Forms) -> Engine:
+    """The engine that `place` wants; `auto` takes the first that opens.
+
+    Raises:
+        NotReady: It can't run here; the detail says why, for `auto` of each that was tried.
+    """
+    if place.engine != "auto":
+        return _OPENERS[place.engine](place, forms)
+    reasons = []
+    for choice in _AUTO:
+        try:
+            return _OPENERS[choice](place, forms)
+        except NotReady as error:
+            reasons.append(f"{choice}: {error.detail}")
+    raise NotReady(f"No engine opens {forms.name!r}. {' '.join(reasons)}")
+
+
+def available() -> dict[str, str | None]:
+    """Engine → what it lacks on this machine, None where it runs; for `fovea doctor`."""
+    found: dict[str, str | None] = {}
+    for name, library in _LIBRARIES.items():
+        found[name] = None if importlib.util.find_spec(library) else f"the library {library} is not installed"
+    if found["tensorrt"] is None:
+        found["tensorrt"] = _module("tensorrt").missing()
+    return found
+
+
+def _module(name: str) -> ModuleType:
+    """The file of an engine, whose library is imported with it."""
+    try:
+        return importlib.import_module(f"shared.engines.{name}")
+    except ModuleNotFoundError as error:
+        raise NotReady(
+            f"The engine {name!r} needs the library {error.name}.", hint="Install the extra `cpu`, `gpu` or `serving`."
+        ) from error
+
+
+def _graph(forms: Forms) -> Path:
+    if forms.graph is None:
+        raise NotReady(f"{forms.name!r} has no ONNX form.", hint="Choose the engine `torch` or `auto`.")
+    return forms.graph()
+
+
+def _onnx(place: Place, forms: Forms) -> Engine:
+    engine: Engine = _module("onnx").OnnxEngine(_graph(forms), device=place.device, threads=place.threads)
+    return engine
+
+
+def _tensorrt(place: Place, forms: Forms) -> Engine:
+    module = _module("tensorrt")
+    device = place.device if place.device.startswith("cuda") else "cuda"
+    engine: Engine = module.TensorRTEngine(_graph(forms), device=device, cache=place.cache, threads=place.threads)
+    return engine
+
+
+def _torch(place: Place, forms: Forms) -> Engine:
+    if forms.network is None:
+        raise NotReady(f"{forms.name!r} has no torch form.")
+    network, call = forms.network()
+    engine: Engine = _module("torch").TorchEngine(
+        network, forms.inputs, forms.outputs, device=place.device, threads=place.threads, call=call
+    )
+    return engine
+
+
+def _triton(place: Place, forms: Forms) -> Engine:
+    url = place.options.get("triton_url")
+    if not url:
+        raise NotReady("No Triton server is named.", hint="Set FOVEA_TRITON_URL to its host:port.")
+    engine: Engine = _module("triton").TritonEngine(url, forms.name)
+    return engine
+
+
+_OPENERS: Mapping[str, Callable[[Place, Forms], Engine]] = {
+    "onnx": _onnx,
+    "torch": _torch,
+    "tensorrt": _tensorrt,
+    "triton": _triton,
+}

@@ -1,0 +1,67 @@
+"""What all engines do with arrays before and after a run: see that they fit, and say what a failed run means.
+
+Knows tensor specs and numpy; knows no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from shared.api.tensors import TensorSpec
+from shared.errors import Fault, FoveaError, InvalidOption, TooLarge
+from shared.rpc.tensors import datatype_of
+
+__all__ = ["check", "refusal", "say"]
+
+_MEMORY = ("out of memory", "bad_alloc", "failed to allocate", "not enough memory", "can't allocate memory")
+
+_DEVICE = ("cuda error", "cuda failure", "cudnn", "cublas")
+
+
+def check(feeds: Mapping[str, np.ndarray], specs: Sequence[TensorSpec]) -> None:
+    """See that `feeds` holds exactly the inputs of `specs`.
+
+    Raises:
+        InvalidOption: A tensor is missing or unknown, or has another dtype or shape; `field` names it.
+    """
+    names = [spec.name for spec in specs]
+    if strangers := [name for name in feeds if name not in names]:
+        raise InvalidOption(f"There is no input {strangers[0]!r}; inputs are {', '.join(names)}.", field=strangers[0])
+    for spec in specs:
+        if spec.name not in feeds:
+            raise InvalidOption(f"The input {spec.name!r} is missing.", field=spec.name)
+        array = feeds[spec.name]
+        if datatype_of(spec.name, array) != spec.datatype or not _fits(array.shape, spec.shape):
+            wanted = f"{spec.datatype} {list(spec.shape)}"
+            raise InvalidOption(
+                f"The input {spec.name!r} is {say(spec.name, array)}, but {wanted} is needed.",
+                hint="-1 stands for any length.",
+                field=spec.name,
+            )
+
+
+def _fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    return len(shape) == len(wanted) and all(want in {-1, have} for have, want in zip(shape, wanted, strict=True))
+
+
+def say(name: str, array: np.ndarray) -> str:
+    """Datatype and shape in words, for example `FP32 [1, 3, 352, 352]`."""
+    return f"{datatype_of(name, array)} {list(array.shape)}"
+
+
+def refusal(error: Exception, feeds: Mapping[str, np.ndarray]) -> FoveaError:
+    """What an exception of a numerical library means to the caller.
+
+    A network that ran its example fails on other arrays only for their shape or their size, or because its device is
+    broken. The library's own text stays in the log: it may name files.
+    """
+    text, tensors = str(error).lower(), ", ".join(f"{name} {say(name, array)}" for name, array in feeds.items())
+    if any(word in text for word in _MEMORY):
+        return TooLarge(f"There is not enough memory to run {tensors}.", hint="Send fewer or smaller tensors.")
+    if any(word in text for word in _DEVICE):
+        return Fault("The device of the model failed.")
+    return InvalidOption(
+        f"The network can't run {tensors}.", hint="Check the sizes that its Card states.", field=next(iter(feeds), None)
+    )

@@ -1,0 +1,154 @@
+"""ONNX Runtime as an Engine, on the CPU or an NVIDIA GPU. Knows sessions and their types; exports nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import ml_dtypes
+import numpy as np
+import onnxruntime
+
+from shared.api.tensors import Datatype, TensorSpec
+from shared.engines.feeds import check, refusal
+from shared.errors import Malformed, NotReady
+
+__all__ = ["ONNX_DATATYPES", "OnnxEngine", "Provider", "session_options"]
+
+Provider = tuple[str, dict[str, Any]]
+"""Name and options of an execution provider."""
+
+ONNX_DATATYPES: Mapping[str, Datatype] = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8", "tensor(uint16)": "UINT16", "tensor(uint32)": "UINT32", "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8", "tensor(int16)": "INT16", "tensor(int32)": "INT32", "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64", "tensor(bfloat16)": "BF16",
+    "tensor(string)": "BYTES",
+}  # fmt: skip
+"""ONNX Runtime's names of types → Open Inference's."""
+
+_BFLOAT16 = 16
+"""Number of bfloat16 in ONNX's own list of types; ONNX Runtime asks for it by number."""
+
+_QUIET = 4
+"""Log nothing but what ends the process: failed runs are answered, not printed."""
+
+
+class OnnxEngine:
+    """Runs a graph; any number of threads may call `run` at once.
+
+    Args:
+        graph: The ONNX file, or its bytes.
+        device: `cpu`, `cuda` or `cuda:N`.
+        threads: Intra-op threads; 0 means one per core.
+        providers: Execution providers in order of preference, instead of those that `device` stands for.
+
+    Raises:
+        NotReady: The device is not one that this build of ONNX Runtime runs on, or the graph can't be loaded.
+    """
+
+    name = "onnx"
+
+    def __init__(
+        self, graph: Path | bytes, *, device: str = "cpu", threads: int = 0, providers: Sequence[Provider] | None = None
+    ) -> None:
+        wanted = list(providers) if providers is not None else _providers(device)
+        source = graph if isinstance(graph, bytes) else str(graph)
+        try:
+            self._session = onnxruntime.InferenceSession(source, session_options(threads), providers=wanted)
+        except Exception as error:
+            raise NotReady(f"ONNX Runtime can't load the graph: {type(error).__name__}.") from error
+        # ONNX Runtime falls back to the CPU silently when a provider's libraries are missing.
+        if wanted[0][0] not in self._session.get_providers():
+            raise NotReady(f"{wanted[0][0]} did not start.", hint="Check the driver and CUDA libraries: fovea doctor.")
+        self.inputs = tuple(map(_spec, self._session.get_inputs()))
+        self.outputs = tuple(map(_spec, self._session.get_outputs()))
+        self._plain = all(spec.datatype != "BF16" for spec in (*self.inputs, *self.outputs))
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute all outputs.
+
+        Raises:
+            InvalidOption: A tensor is not as `inputs` states, or of a size that the graph can't take.
+            TooLarge: There is not enough memory.
+        """
+        check(feeds, self.inputs)
+        ready = {spec.name: _ready(spec, feeds[spec.name]) for spec in self.inputs}
+        names = [spec.name for spec in self.outputs]
+        try:
+            results = self._session.run(names, ready) if self._plain else self._run_values(names, ready)
+        except Exception as error:
+            raise refusal(error, feeds) from error
+        return {spec.name: _bytes(array) if spec.datatype == "BYTES" else array
+                for spec, array in zip(self.outputs, results, strict=True)}  # fmt: skip
+
+    def close(self) -> None:
+        """Free the graph; calls that still run finish first."""
+        del self._session
+
+    def _run_values(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run with ONNX Runtime's own values: it has no numpy form of bfloat16."""
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, _value(array))
+        for name in names:
+            binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding)
+        return [_array(value) for value in binding.get_outputs()]
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Options under which one model leaves the cores alone while it waits: threads that spin would burn them."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _QUIET
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
+
+
+def _providers(device: str) -> list[Provider]:
+    kind, _, index = device.partition(":")
+    if kind == "cpu":
+        return [("CPUExecutionProvider", {})]
+    if kind != "cuda" or "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise NotReady(f"This build of ONNX Runtime has no {device}.", hint="Install the extra `gpu` instead of `cpu`.")
+    return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), ("CPUExecutionProvider", {})]
+
+
+def _spec(node: Any) -> TensorSpec:
+    shape = tuple(axis if isinstance(axis, int) else -1 for axis in node.shape)
+    return TensorSpec(name=node.name, datatype=ONNX_DATATYPES[node.type], shape=shape)
+
+
+def _ready(spec: TensorSpec, array: np.ndarray) -> np.ndarray:
+    """The array as ONNX Runtime wants it: in one piece, and BYTES as text, for its strings are UTF-8."""
+    if spec.datatype != "BYTES":
+        return np.ascontiguousarray(array)
+    try:
+        texts = [item.decode() if isinstance(item, bytes) else str(item) for item in array.ravel().tolist()]
+    except UnicodeDecodeError as error:
+        raise Malformed(f"The input {spec.name!r} holds bytes that are not UTF-8.", field=spec.name) from error
+    return np.array(texts, dtype=object).reshape(array.shape)
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return np.array([str(item).encode() for item in array.ravel().tolist()], dtype=object).reshape(array.shape)
+
+
+def _value(array: np.ndarray) -> Any:
+    if array.dtype == ml_dtypes.bfloat16:
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _BFLOAT16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def _array(value: Any) -> np.ndarray:
+    if value.data_type() != "tensor(bfloat16)":
+        return cast("np.ndarray", value.numpy())
+    shape = tuple(value.shape())
+    words = (ctypes.c_uint16 * math.prod(shape)).from_address(value.data_ptr())
+    return np.asarray(np.array(words, dtype=np.uint16).view(ml_dtypes.bfloat16)).reshape(shape)

@@ -1,0 +1,56 @@
+"""TensorRT as an Engine, through ONNX Runtime's provider; what it builds is kept in the cache. Needs an NVIDIA GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+
+from shared.engines.onnx import OnnxEngine, Provider
+from shared.errors import NotReady
+
+__all__ = ["TensorRTEngine", "missing"]
+
+_PROVIDER = "TensorrtExecutionProvider"
+
+
+class TensorRTEngine(OnnxEngine):
+    """Runs a graph with TensorRT, and the parts that TensorRT can't with CUDA.
+
+    Args:
+        graph: The ONNX file; its name should hold its digest, for engines in the cache are named after the graph.
+        device: `cuda` or `cuda:N`.
+        cache: Folder for built engines; the first start takes minutes, later ones read them.
+        threads: Intra-op threads of what is left to the CPU.
+
+    Raises:
+        NotReady: There is no TensorRT here; the detail says what is missing.
+    """
+
+    name = "tensorrt"
+
+    def __init__(self, graph: Path | bytes, *, device: str = "cuda", cache: Path, threads: int = 0) -> None:
+        if (lack := missing()) is not None:
+            raise NotReady(f"TensorRT is not available: {lack}.", hint="Choose the engine `onnx` or `auto`.")
+        super().__init__(graph, threads=threads, providers=_providers(device, cache))
+
+
+def missing() -> str | None:
+    """What TensorRT lacks on this machine, or None; that the driver works is known only when a graph is opened."""
+    if _PROVIDER not in onnxruntime.get_available_providers():
+        return f"this build of ONNX Runtime has no {_PROVIDER} (the extra `gpu` brings it)"
+    return None
+
+
+def _providers(device: str, cache: Path) -> list[Provider]:
+    index = int(device.partition(":")[2] or 0)
+    folder = cache / "tensorrt"
+    folder.mkdir(parents=True, exist_ok=True)
+    built = {
+        "device_id": index,
+        "trt_engine_cache_enable": True,
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": True,
+        "trt_timing_cache_path": str(folder),
+    }
+    return [(_PROVIDER, built), ("CUDAExecutionProvider", {"device_id": index}), ("CPUExecutionProvider", {})]

@@ -1,0 +1,100 @@
+"""`auto` takes the fastest engine that opens; a wish is granted or refused with its reason."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from shared.api.tensors import TensorSpec
+from shared.engines import Forms, available, open_engine
+from shared.engines.tests.graphs import identity
+from shared.errors import NotReady
+from shared.registry import Place
+
+torch.set_num_threads(1)
+
+SPEC = TensorSpec(name="x", datatype="FP32", shape=(-1, 3))
+
+
+@pytest.fixture
+def forms(tmp_path):
+    path = tmp_path / "g.onnx"
+    path.write_bytes(identity("FP32"))
+    return Forms("net", (SPEC,), (SPEC,), graph=lambda: path, network=lambda: (nn.Identity(), None))
+
+
+def place(engine="auto", **more):
+    return Place(engine=engine, threads=1, **more)
+
+
+@pytest.mark.parametrize(("wish", "got"), [("auto", "onnx"), ("onnx", "onnx"), ("torch", "torch")])
+def test_wished_engine_is_opened(forms, wish, got):
+    engine = open_engine(place(wish), forms)
+    assert engine.name == got
+    x = np.ones((2, 3), np.float32)
+    assert (next(iter(engine.run({"x": x}).values())) == x).all()
+    engine.close()
+
+
+def test_auto_goes_on_to_torch_when_the_graph_does_not_open(forms, tmp_path):
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no graph")
+    engine = open_engine(place(), Forms("net", (SPEC,), (SPEC,), graph=lambda: broken, network=forms.network))
+    assert engine.name == "torch"
+
+
+def test_auto_says_what_was_tried_when_nothing_opens():
+    with pytest.raises(NotReady, match=r"onnx: 'net' has no ONNX form\. torch: 'net' has no torch form\."):
+        open_engine(place(), Forms("net"))
+
+
+def test_only_the_form_that_is_needed_is_made(forms):
+    def never():
+        pytest.fail("was made")
+
+    open_engine(place("torch"), Forms("net", (SPEC,), (SPEC,), graph=never, network=forms.network))
+    open_engine(place("onnx"), Forms("net", graph=forms.graph, network=never))
+
+
+def test_triton_needs_an_address(forms):
+    with pytest.raises(NotReady, match="No Triton server is named") as caught:
+        open_engine(place("triton"), forms)
+    assert "FOVEA_TRITON_URL" in caught.value.hint
+
+
+def test_tensorrt_is_refused_where_it_is_missing(forms):
+    if available()["tensorrt"] is None:
+        pytest.skip("there is a TensorRT build")
+    with pytest.raises(NotReady, match="TensorRT is not available"):
+        open_engine(place("tensorrt"), forms)
+
+
+def test_doctor_is_told_what_each_engine_lacks():
+    found = available()
+    assert list(found) == ["onnx", "torch", "tensorrt", "triton"]
+    assert found["onnx"] is None
+    assert found["torch"] is None
+
+
+def test_missing_library_is_named(forms, monkeypatch):
+    from shared.engines import choose
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "shared.engines.torch", raising=False)
+    with pytest.raises(NotReady, match="needs the library torch"):
+        choose.open_engine(place("torch"), forms)
+    monkeypatch.setattr(choose.importlib.util, "find_spec", lambda _: None)
+    assert choose.available()["onnx"] == "the library onnxruntime is not installed"
+
+
+def test_importing_the_package_loads_no_engine_library():
+    script = (
+        "import sys, shared.engines;"
+        "print([n for n in ('torch', 'onnxruntime', 'tritonclient', 'onnx') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path.cwd())
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,212 @@
+"""A remote Open Inference server is an engine like any other, and its errors become ours."""
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import ml_dtypes
+import numpy as np
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from shared.engines import Forms, open_engine
+from shared.engines.triton import TritonEngine, _fault
+from shared.errors import (
+    BadInput,
+    DeadlineExceeded,
+    Fault,
+    InvalidOption,
+    NotFound,
+    NotReady,
+    RateLimited,
+    TooLarge,
+    Unauthenticated,
+)
+from shared.registry import Place
+from shared.rpc.oip import InferAnswer
+from shared.rpc.oip_json import decode_request, encode_answer
+from shared.rpc.tensors import DTYPES
+
+
+class Stub(BaseHTTPRequestHandler):
+    """Answers metadata of `echo-<DATATYPE>` models, echoes x as y, and fails as its model's name says."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        """Say nothing."""
+
+    def answer(self, status, body, length=None):
+        """Send a status and a body."""
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if length is not None:
+            self.send_header("Inference-Header-Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(body)
+
+    @property
+    def model(self):
+        """The model's name in the path."""
+        return self.path.split("/")[3]
+
+    def do_GET(self):
+        """Metadata."""
+        if self.model == "absent":
+            return self.answer(404, b'{"error": "there is no model absent"}')
+        kind = self.model.removeprefix("echo-") if self.model.startswith("echo-") else "FP32"
+        tensors = [[{"name": n, "datatype": kind, "shape": [-1, 3]}] for n in "xy"]
+        facts = {"name": self.model, "platform": "stub", "inputs": tensors[0], "outputs": tensors[1]}
+        return self.answer(200, json.dumps(facts).encode())
+
+    def do_POST(self):
+        """Inference."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.paths.append(self.path)
+        if self.model.startswith("status-"):
+            return self.answer(int(self.model.removeprefix("status-")), b'{"error": "because"}')
+        if self.model == "slow":
+            time.sleep(1.0)
+        if self.model == "garbage":
+            return self.answer(200, b"<html>")
+        if self.model == "hang-up" or (self.model == "hang-up-once" and self.server.paths.count(self.path) == 1):
+            self.close_connection = True
+            return None
+        length = self.headers.get("Inference-Header-Content-Length")
+        call = decode_request(self.model, "", body, None if length is None else int(length))
+        self.server.binary.append(length is not None)
+        outputs = {"z" if self.model == "other-output" else "y": call.feeds["x"]}
+        if self.model == "other-dtype":
+            outputs = {"y": call.feeds["x"].astype(np.float64)}
+        reply = encode_answer(InferAnswer(self.model, "1", outputs), call)
+        return self.answer(200, reply.joined(), reply.header_length)
+
+
+@pytest.fixture(scope="module")
+def server():
+    stub = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
+    stub.daemon_threads = True
+    stub.paths, stub.binary = [], []
+    thread = threading.Thread(target=stub.serve_forever)
+    thread.start()
+    yield stub
+    stub.shutdown()
+    stub.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def opened(server):
+    engines = []
+
+    def connect(model, **more):
+        engines.append(TritonEngine(f"127.0.0.1:{server.server_port}", model, **more))
+        return engines[-1]
+
+    yield connect
+    for engine in engines:
+        engine.close()
+
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+@pytest.mark.parametrize("datatype", DTYPES)
+def test_every_datatype_goes_out_and_comes_back(opened, server, datatype):
+    x = X.astype(np.uint8).astype(DTYPES[datatype]) if datatype != "BYTES" else np.array([[b"a", b"\xff", b""]], object)
+    engine = opened(f"echo-{datatype}")
+    assert engine.inputs[0].model_dump() == {"name": "x", "datatype": datatype, "shape": (-1, 3)}
+    y = engine.run({"x": x})["y"]
+    assert y.dtype == DTYPES[datatype]
+    assert (y == x).all()
+    assert server.binary[-1]  # tensors travel as bytes, not as JSON lists
+
+
+def test_bfloat16_survives_to_the_last_bit(opened):
+    x = np.array([[1.0078125, -3.0e38, 1e-30]], dtype=ml_dtypes.bfloat16)
+    assert (opened("echo-BF16").run({"x": x})["y"].view(np.uint16) == x.view(np.uint16)).all()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, BadInput), (401, Unauthenticated), (404, NotFound), (413, TooLarge), (429, RateLimited),
+     (500, Fault), (503, NotReady), (504, DeadlineExceeded)],
+)  # fmt: skip
+def test_status_of_the_server_becomes_our_error(opened, status, kind):
+    with pytest.raises(kind) as caught:
+        opened(f"status-{status}").run({"x": X})
+    assert caught.value.status == status
+    assert ("because" in caught.value.detail) == (kind is not Fault)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("INVALID_ARGUMENT", 400), ("NOT_FOUND", 404), ("UNAVAILABLE", 503), ("DEADLINE_EXCEEDED", 504),
+     ("RESOURCE_EXHAUSTED", 429), ("INTERNAL", 500), ("UNKNOWN", 500)],
+)  # fmt: skip
+def test_grpc_code_becomes_our_error(code, status):
+    assert _fault(InferenceServerException("why", status=f"StatusCode.{code}")).status == status
+
+
+def test_unknown_model_is_not_found(opened):
+    with pytest.raises(NotFound, match="there is no model absent"):
+        opened("absent")
+
+
+@pytest.mark.parametrize("scheme", ["", "grpc://"])
+def test_server_that_is_not_there_is_not_ready(scheme):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(NotReady):
+        TritonEngine(f"{scheme}127.0.0.1:{port}", "net", timeout=2)
+
+
+def test_slow_server_is_a_deadline(opened):
+    engine = opened("slow", timeout=0.3)
+    with pytest.raises(DeadlineExceeded, match=r"took over 0\.3 s"):
+        engine.run({"x": X})
+
+
+@pytest.mark.parametrize("model", ["garbage", "other-output", "other-dtype"])
+def test_answer_that_is_no_answer_is_a_fault_of_the_server(opened, model):
+    with pytest.raises(Fault):
+        opened(model).run({"x": X})
+
+
+def test_lost_connection_is_tried_once_more(opened):
+    assert (opened("hang-up-once").run({"x": X})["y"] == X).all()
+    with pytest.raises(NotReady, match="can't be reached"):
+        opened("hang-up").run({"x": X})
+
+
+def test_tensor_that_does_not_fit_never_leaves(opened, server):
+    sent = len(server.paths)
+    with pytest.raises(InvalidOption, match="FP32"):
+        opened("echo-FP32").run({"x": X.astype(np.float64)})
+    assert len(server.paths) == sent
+
+
+def test_version_is_asked_for(opened, server):
+    opened("echo-FP32", version="7").run({"x": X})
+    assert "/versions/7/" in server.paths[-1]
+
+
+def test_many_threads_share_one_connection(opened):
+    engine = opened("echo-FP32")
+    jobs = [np.full((1 + i % 4, 3), i, np.float32) for i in range(48)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda x: engine.run({"x": x})["y"], jobs))
+    assert all((a == b).all() for a, b in zip(jobs, found, strict=True))
+
+
+def test_engine_is_opened_by_wish_and_closed_twice_without_harm(server):
+    place = Place(engine="triton", options={"triton_url": f"http://127.0.0.1:{server.server_port}"})
+    engine = open_engine(place, Forms("echo-FP32"))
+    assert (engine.name, engine.run({"x": X})["y"].shape) == ("triton", (2, 3))
+    engine.close()
+    engine.close()

@@ -1,0 +1,171 @@
+"""Any Open Inference v2 server as an Engine (NVIDIA Triton, KServe, another Fovea), through `tritonclient`.
+
+Tensors travel as binary data over HTTP, or over gRPC when the URL starts with `grpc://`. Knows the client library and
+what its errors mean; the server's own metadata says what the model takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+from tritonclient.utils import InferenceServerException
+
+from shared.api.tensors import TensorSpec
+from shared.engines.feeds import check
+from shared.errors import (
+    Cancelled,
+    Conflict,
+    DeadlineExceeded,
+    Fault,
+    FoveaError,
+    Malformed,
+    NotFound,
+    NotReady,
+    PermissionDenied,
+    RateLimited,
+    Unauthenticated,
+    by_status,
+)
+from shared.rpc.tensors import datatype_of
+
+__all__ = ["TritonEngine"]
+
+T = TypeVar("T")
+
+_GRPC: Mapping[str, type[FoveaError]] = {
+    "INVALID_ARGUMENT": Malformed, "UNAUTHENTICATED": Unauthenticated, "PERMISSION_DENIED": PermissionDenied,
+    "NOT_FOUND": NotFound, "FAILED_PRECONDITION": Conflict, "RESOURCE_EXHAUSTED": RateLimited, "CANCELLED": Cancelled,
+    "UNAVAILABLE": NotReady, "DEADLINE_EXCEEDED": DeadlineExceeded,
+}  # fmt: skip
+
+
+class TritonEngine:
+    """Runs a model on a server; any number of threads may call `run`, and their calls go out one after another.
+
+    The HTTP client may be used by one thread only, so the engine keeps a thread for it.
+
+    Args:
+        url: `host:port` or `http://host:port` for HTTP, `grpc://host:port` for gRPC.
+        model: The server's name of the model.
+        version: Its version; empty leaves the choice to the server.
+        timeout: Seconds after which a call is given up.
+
+    Raises:
+        NotReady: The server can't be reached, or the model isn't ready there.
+        NotFound: It has no such model.
+    """
+
+    name = "triton"
+
+    def __init__(self, url: str, model: str, *, version: str = "", timeout: float = 60.0) -> None:
+        scheme, _, self._address = url.rpartition("://")
+        self._grpc = scheme == "grpc"
+        self._model, self._version, self._timeout = model, version, timeout
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="triton")
+        try:
+            self._library: Any = importlib.import_module(f"tritonclient.{'grpc' if self._grpc else 'http'}")
+            self._lost = _lost(self._grpc)
+            self._client = self._thread.submit(self._connect).result()
+            facts = self._ask(self._metadata)
+        except BaseException:
+            self.close()
+            raise
+        self.inputs = tuple(map(_spec, facts["inputs"]))
+        self.outputs = tuple(map(_spec, facts["outputs"]))
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute all outputs on the server.
+
+        Raises:
+            FoveaError: What the server answers, by its status; NotReady when it is gone, DeadlineExceeded when slow.
+        """
+        check(feeds, self.inputs)
+        inputs = [self._input(spec, np.ascontiguousarray(feeds[spec.name])) for spec in self.inputs]
+        wanted = [self._library.InferRequestedOutput(spec.name) for spec in self.outputs]
+        answer = self._ask(lambda: self._infer(inputs, wanted))
+        return {spec.name: _array(spec, answer.as_numpy(spec.name)) for spec in self.outputs}
+
+    def close(self) -> None:
+        """Close the connection, once the running call is over."""
+        if client := getattr(self, "_client", None):
+            with contextlib.suppress(RuntimeError):  # closed before
+                self._thread.submit(client.close).result()
+        self._thread.shutdown()
+
+    def _connect(self) -> Any:
+        if self._grpc:
+            return self._library.InferenceServerClient(self._address)
+        return self._library.InferenceServerClient(
+            self._address, connection_timeout=self._timeout, network_timeout=self._timeout
+        )
+
+    def _metadata(self) -> Mapping[str, Any]:
+        more = {"as_json": True, "client_timeout": self._timeout} if self._grpc else {}
+        found: Mapping[str, Any] = self._client.get_model_metadata(self._model, self._version, **more)
+        return found
+
+    def _infer(self, inputs: list[Any], wanted: list[Any]) -> Any:
+        more = {"client_timeout": self._timeout} if self._grpc else {}
+        return self._client.infer(self._model, inputs, self._version, outputs=wanted, **more)
+
+    def _input(self, spec: TensorSpec, array: np.ndarray) -> Any:
+        tensor = self._library.InferInput(spec.name, list(array.shape), spec.datatype)
+        tensor.set_data_from_numpy(array)
+        return tensor
+
+    def _ask(self, call: Callable[[], T]) -> T:
+        """Make a call on the client's thread, and turn what goes wrong into our errors."""
+        try:
+            return self._thread.submit(self._insist, call).result()
+        except InferenceServerException as error:
+            raise _fault(error) from error
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"The server at {self._address} took over {self._timeout:g} s.") from error
+        except self._lost as error:
+            raise NotReady(
+                f"The server at {self._address} can't be reached.", hint="Check FOVEA_TRITON_URL and the server."
+            ) from error
+        except Exception as error:
+            raise Fault(f"The server at {self._address} gave an answer that can't be read.") from error
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        """Call again when the connection was lost: servers close idle ones, and inference may be done twice."""
+        try:
+            return call()
+        except TimeoutError:
+            raise
+        except self._lost:
+            return call()
+
+
+def _lost(grpc: bool) -> tuple[type[Exception], ...]:
+    """Exceptions that mean a lost connection."""
+    if grpc:
+        return (OSError,)
+    return (OSError, importlib.import_module("geventhttpclient.response").HTTPConnectionClosed)
+
+
+def _fault(error: InferenceServerException) -> FoveaError:
+    """The error of ours that stands for an HTTP status or a gRPC code; its text is the server's unless it is a 5xx."""
+    status, text = str(error.status() or ""), str(error.message() or "no reason given").strip()
+    word = status.removeprefix("StatusCode.")
+    kind = by_status(int(word)) if word.isdigit() else _GRPC.get(word, Fault)
+    return kind("The inference server failed." if kind is Fault else f"The inference server says: {text}")
+
+
+def _spec(fact: Mapping[str, Any]) -> TensorSpec:
+    """One tensor of the server's metadata; JSON made from protobuf writes its axes as text."""
+    return TensorSpec(name=fact["name"], datatype=fact["datatype"], shape=tuple(int(n) for n in fact.get("shape", ())))
+
+
+def _array(spec: TensorSpec, array: np.ndarray | None) -> np.ndarray:
+    if array is None:
+        raise Fault(f"The inference server did not answer the output {spec.name!r}.")
+    if datatype_of(spec.name, array) != spec.datatype:
+        raise Fault(f"The inference server answered {spec.name!r} as {array.dtype}, not {spec.datatype}.")
+    return array
