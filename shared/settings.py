@@ -5,6 +5,7 @@ Every field is the environment variable `FOVEA_<FIELD>`. Settings are read once 
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["Settings", "settings"]
+__all__ = ["Settings", "environment", "export", "settings"]
 
 
 class Settings(BaseSettings):
@@ -60,6 +61,7 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="cpu, cuda, cuda:0 … or auto.")
     threads: int = Field(0, ge=0, description="Intra-op threads of one model; 0 means all cores.")
     batch_max: int = Field(8, ge=1, description="Largest micro-batch.")
+    replicas: int = Field(1, ge=1, description="Replicas of each service that `fovea up` places.")
     batch_wait_ms: float = Field(2.0, ge=0, description="Longest wait for a micro-batch to fill; 0 never waits.")
     queue_max: int = Field(64, ge=1, description="Requests that may wait per model before 429.")
     llm_dtype: Literal["float32", "bfloat16"] = Field("float32", description="Compute type of language models.")
@@ -70,6 +72,8 @@ class Settings(BaseSettings):
     job_lease_s: float = Field(4.0, gt=0, description="A silent worker loses its job after this long.")
     job_attempts: int = Field(3, ge=1, description="Deliveries before a job becomes a dead letter.")
     job_concurrency: int = Field(2, ge=1, description="Jobs that one worker runs at a time.")
+    job_queue_max: int = Field(1000, ge=1, description="Jobs that may wait per service before 429.")
+    job_dead_max: int = Field(1000, ge=1, description="Dead letters kept per tenant; beyond it the oldest go.")
     job_inline_bytes: int = Field(
         1_000_000, ge=0, description="Payloads above this go to the blob store, not to Redis."
     )
@@ -109,3 +113,13 @@ class Settings(BaseSettings):
 def settings() -> Settings:
     """The settings of this process, read once."""
     return Settings()
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of this process and `more`, for a child process."""
+    return {**os.environ, **more}
+
+
+def export(**values: str) -> None:
+    """Set variables of libraries that can be told in no other way, for this process and its children."""
+    os.environ.update(values)

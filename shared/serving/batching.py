@@ -142,6 +142,12 @@ class Batcher(Generic[Item, Answer]):
             if call.queued:
                 self._forget(call)
 
+    @property
+    def busy(self) -> int:
+        """Calls that wait or run."""
+        with self._ready:
+            return len(self._queue) + sum(map(len, self._running.values()))
+
     async def close(self, seconds: float = 0.0) -> None:
         """Refuse new calls, finish the waiting ones for up to `seconds`, then give up on the rest."""
         with self._ready:
@@ -242,7 +248,8 @@ class Batcher(Generic[Item, Answer]):
         self._ended = time.perf_counter()
         self._seconds += 0.3 * (self._ended - begun - self._seconds)
         self._company = len(batch) + len(self._queue)
-        del self._running[threading.get_ident()]
+        with self._ready:
+            del self._running[threading.get_ident()]
         _hand_back(zip(batch, answers, strict=True))
 
     def _attempt(self, batch: Sequence[_Call[Item]]) -> Sequence[Answer | FoveaError]:

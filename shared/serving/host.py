@@ -6,6 +6,7 @@ REST, gRPC and jobs sit on it; it knows none of them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +60,9 @@ class Host:
         self.settings = settings
         self._slots = {name: _Slot(kind) for name, kind in servables.items()}
         self._created = int(time.time())
-        self._streams = 0
+        self._open: list[Run] = []  # of streams
+        self._quiet = asyncio.Event()
+        self._quiet.set()
         self._pool = ThreadPoolExecutor(settings.queue_max, thread_name_prefix="stream")
 
     # Life.
@@ -70,6 +73,11 @@ class Host:
 
     async def stop(self) -> None:
         """Finish what has begun, for up to `drain_s`, and free the models."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.drain_s):
+                await self._quiet.wait()
+        for run in self._open:
+            run.cancel()
         await asyncio.gather(*(self._free(slot, self.settings.drain_s) for slot in self._slots.values()))
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -99,6 +107,11 @@ class Host:
     def ready(self) -> bool:
         """Whether every model that should be loaded is."""
         return not self.missing()
+
+    @property
+    def busy(self) -> int:
+        """Calls that wait or run, and streams that are open."""
+        return len(self._open) + sum(slot.batcher.busy for slot in self._slots.values() if slot.batcher)
 
     def missing(self) -> dict[str, str]:
         """Models that should be loaded and are not, with the reason."""
@@ -237,9 +250,10 @@ class Host:
             QueueFull: As many streams are open as may be.
         """
         servable, _ = self._ready(name)
-        if self._streams >= self.settings.queue_max:
-            raise QueueFull(f"{self._streams} streams are open, and no more may be.", retry_after=1)
-        self._streams += 1
+        if len(self._open) >= self.settings.queue_max:
+            raise QueueFull(f"{len(self._open)} streams are open, and no more may be.", retry_after=1)
+        self._open.append(run)
+        self._quiet.clear()
         try:
             with telemetry.bind(service=self.service, model=name):
                 events = pump(lambda: servable.stream(request, run), run, self._pool)
@@ -248,7 +262,9 @@ class Host:
         except Exception as error:
             raise blame(error, f"The model {name}") from error
         finally:
-            self._streams -= 1
+            self._open.remove(run)
+            if not self._open:
+                self._quiet.set()
 
     # Inside.
 

@@ -1,0 +1,50 @@
+"""`python -m shared.serving SERVICE`: one replica in a process of its own, until SIGTERM. What the image runs."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Annotated
+
+import typer
+import uvloop
+
+from shared import telemetry
+from shared.registry.discovery import SERVICES
+from shared.serving.replica import ReplicaServer, load_app
+from shared.settings import Settings, settings
+
+__all__ = ["main"]
+
+
+def main(
+    service: Annotated[str, typer.Argument(help=f"One of {', '.join(SERVICES)}.")],
+    http_port: Annotated[int, typer.Option(help="REST; 0 takes a free port.")] = 0,
+    grpc_port: Annotated[int, typer.Option(help="Open Inference gRPC; 0 takes a free port.")] = 0,
+) -> None:
+    """Serve one service until SIGTERM or Ctrl-C, then finish what has begun."""
+    chosen = settings()
+    telemetry.configure_logs(chosen.log_level, chosen.log_format)
+    if service not in SERVICES:
+        raise typer.BadParameter(f"{service!r} is none of {', '.join(SERVICES)}.")
+    try:
+        uvloop.run(_serve(service, chosen, http_port, grpc_port))
+    except OSError as error:
+        typer.echo(f"Can't listen: {error}. Try other ports: --http-port, --grpc-port.", err=True)
+        raise typer.Exit(1) from error
+
+
+async def _serve(service: str, chosen: Settings, http_port: int, grpc_port: int) -> None:
+    over = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, over.set)
+    replica = ReplicaServer(load_app(service), chosen, http_port=http_port, grpc_port=grpc_port)
+    await replica.start()
+    telemetry.log().info("serving", service=service, http=replica.http, grpc=replica.grpc)
+    await over.wait()
+    telemetry.log().info("stopping", service=service)
+    await replica.stop()
+
+
+if __name__ == "__main__":
+    typer.run(main)

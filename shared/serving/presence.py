@@ -1,0 +1,86 @@
+"""Makes a replica known: writes its record into Redis and renews it while the replica lives.
+
+Without Redis, or while Redis is away, the replica serves on; callers that know its address still reach it. Knows
+nothing about what is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import redis.asyncio as aioredis
+from pydantic import ValidationError
+from redis.exceptions import RedisError
+
+from shared import telemetry
+from shared.api.replica import LEASE_S, RENEW_S, Replica, replicas_key
+
+__all__ = ["Presence"]
+
+_FORGET_S = 60 * LEASE_S
+"""Records this old are removed by the next replica of the service: nobody came back for them."""
+
+
+class Presence:
+    """Keeps one record alive. Belongs to the event loop that starts it."""
+
+    def __init__(self, url: str, record: Callable[[], Replica]) -> None:
+        """Announce what `record()` returns, asked anew at every renewal, in the Redis at `url`."""
+        self._record = record
+        self._redis: Any = aioredis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=1.0)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Renew from now on, in the background."""
+        self._task = asyncio.create_task(self._renew())
+
+    async def stop(self) -> None:
+        """Withdraw the record, so that no new request comes this way."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        record = self._record()
+        with contextlib.suppress(RedisError, OSError):
+            await self._redis.hdel(replicas_key(record.service), record.id)
+        await self._redis.aclose()
+
+    async def _renew(self) -> None:
+        away = False
+        await self._try(self._sweep())
+        while True:
+            record = self._record()
+            key, value = replicas_key(record.service), record.model_dump_json()
+            failure = await self._try(self._redis.hset(key, record.id, value))
+            if bool(failure) != away:
+                away = bool(failure)
+                telemetry.log().warning("not announced" if away else "announced again", why=failure)
+            await asyncio.sleep(RENEW_S)
+
+    async def _try(self, call: Any) -> str:
+        """Why the call failed; empty when it did not."""
+        try:
+            await call
+        except (RedisError, OSError) as error:
+            return str(error) or type(error).__name__
+        return ""
+
+    async def _sweep(self) -> None:
+        """Remove records that nobody has renewed for long: replicas that were killed."""
+        key = replicas_key(self._record().service)
+        found = await self._redis.hgetall(key)
+        old = [name for name, value in found.items() if time.time() - _seen(value) > _FORGET_S]
+        if old:
+            await self._redis.hdel(key, *old)
+
+
+def _seen(value: bytes) -> float:
+    try:
+        return Replica.model_validate_json(value).seen
+    except ValidationError:
+        return 0.0

@@ -1,0 +1,204 @@
+"""Places replicas with Ray Serve, heals and scales them. The only file that imports ray.
+
+Ray is the control plane only: a deployment is an actor that runs a `ReplicaServer`, which listens on ports of its own
+and makes them known in Redis; request bytes never pass Ray (docs/adr/0002-replicas-outside-rays-proxy.md).
+`python -m shared.serving.ray` starts a Ray of its own on this machine and runs until SIGTERM; under KubeRay,
+`application` is the import path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import math
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, cast
+
+import uvloop
+from pydantic import BaseModel
+
+from shared import telemetry
+from shared.registry.discovery import SERVICES, servables
+from shared.serving.replica import ReplicaServer, load_app
+from shared.settings import Settings, export, settings
+
+__all__ = ["Placement", "application", "deploy", "main", "scale", "start", "stop"]
+
+_LOOPBACK = "127.0.0.1"
+
+export(
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # what makes Ray name itself by the loopback address, on any system
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",  # replicas that reserve no GPU still see it: services share one
+)
+import ray  # noqa: E402  # it reads these variables when imported
+from ray import serve  # noqa: E402
+
+_OBJECT_STORE = 80 * 2**20
+"""Bytes of shared memory; nothing of ours goes through it."""
+
+_SOCKET_PATH = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
+"""Longest temporary folder under which Ray's unix sockets still have a legal path."""
+
+_BUSY = 8
+"""Requests in flight per replica beyond which another replica is worth its memory."""
+
+
+class Placement(BaseModel):
+    """What to place: a service, how many replicas, and what each needs."""
+
+    service: str
+    app: str | None = None
+    min_replicas: int = 1
+    max_replicas: int = 1
+    num_gpus: float = 0
+
+
+class _Replica:
+    """The actor: runs a `ReplicaServer` on a thread and loop of its own, and tells the truth about it."""
+
+    def __init__(self, placement: Placement) -> None:
+        chosen = settings()
+        telemetry.configure_logs(chosen.log_level, chosen.log_format)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        if chosen.bind == _LOOPBACK:
+            _keep_to_loopback()
+        self._started: Future[ReplicaServer] = Future()
+        self._over: asyncio.Event
+        self._loop: asyncio.AbstractEventLoop
+        self._thread = threading.Thread(target=self._main, args=(placement, chosen), name="replica", daemon=True)
+        self._thread.start()
+        self._server = self._started.result()
+
+    def _main(self, placement: Placement, chosen: Settings) -> None:
+        try:
+            uvloop.run(self._serve(placement, chosen))
+        except BaseException as error:
+            if self._started.done():
+                raise
+            self._started.set_exception(error)
+
+    async def _serve(self, placement: Placement, chosen: Settings) -> None:
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        server = ReplicaServer(load_app(placement.service, placement.app), chosen)
+        await server.start()
+        self._started.set_result(server)
+        await self._over.wait()
+        await server.stop()
+
+    def check_health(self) -> None:
+        """Raise if the replica does not serve any more: Ray then replaces it."""
+        if not (self._thread.is_alive() and self._server.alive):
+            raise RuntimeError("the replica's server has ended")
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Requests in flight, which Ray can't see, for `scale`."""
+        return {"busy": float(self._server.host.busy)}
+
+    async def __call__(self) -> str:
+        """Where the replica listens; requests do not come this way."""
+        return self._server.record().model_dump_json()
+
+    def __del__(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._over.set)
+            self._thread.join(settings().drain_s + 5)
+
+
+def _keep_to_loopback() -> None:
+    """Ray Serve gives each replica a gRPC port for calls between deployments, on all interfaces: put it on loopback.
+
+    Nothing of ours uses that port; the suite checks that no process of ours listens anywhere else.
+    """
+    inside: Any = importlib.import_module("ray.serve._private.replica")
+    add_port = inside.add_port_to_grpc_server
+    inside.add_port_to_grpc_server = lambda server, _address: add_port(server, f"{_LOOPBACK}:0")
+
+
+def scale(context: Any) -> tuple[int, dict[str, Any]]:
+    """Ray's autoscaling policy: as many replicas as keep each at no more than `_BUSY` requests in flight."""
+    seen = context.aggregated_metrics.get("busy", {}) if context.aggregated_metrics else {}
+    wanted = math.ceil(sum(seen.values()) / _BUSY)
+    low, high = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
+    return min(max(wanted, low), high), {}
+
+
+def application(args: Placement) -> serve.Application:
+    """One service as a Ray Serve application (the `import_path` of a RayService)."""
+    how: dict[str, Any] = {"num_replicas": args.min_replicas}
+    if args.max_replicas > args.min_replicas:
+        policy = {"policy_function": f"{__name__}:scale"}
+        how = {
+            "autoscaling_config": {
+                "min_replicas": args.min_replicas, "max_replicas": args.max_replicas, "policy": policy,
+            }
+        }  # fmt: skip
+    deploy_as: Any = serve.deployment(
+        name=args.service, health_check_period_s=1.0, health_check_timeout_s=10.0,
+        graceful_shutdown_timeout_s=settings().drain_s + 5, graceful_shutdown_wait_loop_s=0.1,
+        ray_actor_options={"num_cpus": 0.1, "num_gpus": args.num_gpus}, **how,
+    )  # fmt: skip
+    return cast("serve.Application", deploy_as(_Replica).bind(args))
+
+
+def start(chosen: Settings) -> Path | None:
+    """Start a Ray on loopback, without dashboard, proxy or telemetry; returns the folder to remove at the end."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    wanted = (chosen.data_dir / "ray").resolve()
+    folder = wanted if len(str(wanted)) <= _SOCKET_PATH else Path(tempfile.mkdtemp(prefix="fovea-"))
+    ray.init(
+        num_cpus=len(SERVICES) * chosen.replicas, include_dashboard=False, object_store_memory=_OBJECT_STORE,
+        logging_level=logging.WARNING, _temp_dir=str(folder), _node_ip_address=_LOOPBACK, namespace="fovea",
+    )  # fmt: skip
+    serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
+    return folder
+
+
+def deploy(placements: Sequence[Placement]) -> None:
+    """Place all services at once; returns when their replicas listen (models may still be loading)."""
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    targets = [
+        serve.RunTarget(application(placement), placement.service, route_prefix=None, logging_config=quiet)
+        for placement in placements
+    ]
+    serve.run_many(targets)
+
+
+def stop(folder: Path | None = None) -> None:
+    """Drain the replicas, stop Ray and remove what it left."""
+    with contextlib.suppress(Exception):
+        serve.shutdown()
+    end: Any = ray.shutdown
+    end()
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    """Place the services that have models, and keep them until SIGTERM or Ctrl-C."""
+    chosen = settings()
+    telemetry.configure_logs(chosen.log_level, chosen.log_format)
+    wanted = chosen.wanted_services or tuple(name for name in SERVICES if servables(name))
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: over.set())
+    folder = start(chosen)
+    try:
+        deploy([Placement(service=name, min_replicas=chosen.replicas, max_replicas=chosen.replicas) for name in wanted])
+        telemetry.log().info("placed", services=", ".join(wanted))
+        over.wait()
+    finally:
+        stop(folder)
+
+
+if __name__ == "__main__":
+    # Run the module under its own name, so that Ray's workers import the actor's class instead of being sent its code.
+    importlib.import_module("shared.serving.ray").main()

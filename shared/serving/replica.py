@@ -1,0 +1,147 @@
+"""One running replica of a service: its app under uvicorn, its Open Inference gRPC front, and its record in Redis.
+
+The same class runs in a process of its own, in a Ray actor and in tests. Knows nothing about who started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import importlib.util
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from shared.api.replica import RENEW_S, Replica
+from shared.registry.discovery import service_package
+from shared.serving.app import build
+from shared.serving.host import Host
+from shared.serving.presence import Presence
+from shared.settings import Settings
+
+__all__ = ["ReplicaServer", "load_app"]
+
+_KEEP_ALIVE_S = 75
+"""Longer than any client keeps an idle connection, so that it is never we who close one that is about to be used."""
+
+
+def load_app(service: str, where: str | None = None) -> FastAPI:
+    """The app of a service: at `where` (`module:name`), in its `app.py`, or a plain one where it has no such file."""
+    module, _, name = (where or f"{service_package(service)}.app:app").partition(":")
+    if where is None and importlib.util.find_spec(module) is None:
+        return build(service)
+    app: FastAPI = getattr(importlib.import_module(module), name)
+    return app
+
+
+class ReplicaServer:
+    """Serves an app until told to stop. `start` and `stop` belong to one event loop."""
+
+    def __init__(self, app: FastAPI, settings: Settings, *, http_port: int = 0, grpc_port: int = 0) -> None:
+        """Prepare to serve on `settings.bind`; port 0 takes a free one."""
+        self.host: Host = app.state.host
+        self.id = secrets.token_hex(6)
+        self.http = ""
+        self.grpc: str | None = None
+        self._app = app
+        self._settings = settings
+        self._ports = (http_port, grpc_port)
+        self._grpc: Any = None
+        self._server: _Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._presence: Presence | None = None
+        self._routes: tuple[str, ...] = ()
+
+    async def start(self) -> None:
+        """Listen, load the models in the background, and make the replica known.
+
+        Raises:
+            OSError: A port is in use.
+        """
+        listener = _listen(self._settings.bind, self._ports[0])
+        self.http = f"http://{_address(self._settings.bind, listener.getsockname()[1])}"
+        self._server = _Server(_config(self._app, self._settings))
+        self._serving = asyncio.create_task(self._server.serve([listener]))
+        while not self._server.started:
+            if self._serving.done():
+                self._serving.result()
+            await asyncio.sleep(0.005)
+        await self._start_grpc()
+        self._routes = _post_routes(self._app)
+        if self._settings.redis_url:
+            self._presence = Presence(self._settings.redis_url, self.record)
+            self._presence.start()
+
+    async def stop(self) -> None:
+        """Withdraw the record, finish what has begun for up to `drain_s`, then free the models."""
+        if self._presence is not None:
+            await self._presence.stop()
+            await asyncio.sleep(min(RENEW_S, self._settings.drain_s))  # the gateway hears of it
+        if self._grpc is not None:
+            await self._grpc.stop(self._settings.drain_s)
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            await self._serving
+
+    @property
+    def alive(self) -> bool:
+        """Whether it serves."""
+        return self._serving is not None and not self._serving.done()
+
+    def record(self) -> Replica:
+        """What the gateway is told."""
+        return Replica(
+            id=self.id, service=self.host.service, http=self.http, grpc=self.grpc, pid=os.getpid(),
+            ready=self.host.ready, models=tuple(self.host.names()), routes=self._routes, seen=time.time(),
+        )  # fmt: skip
+
+    async def _start_grpc(self) -> None:
+        front = importlib.import_module("shared.serving.oip_grpc")
+        self._grpc, port = await front.serve_grpc(self.host, self._settings.bind, self._ports[1], self._settings)
+        self.grpc = _address(self._settings.bind, port)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, leaving signals to whoever owns the process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app, http="httptools", lifespan="on", log_config=None, log_level="warning", access_log=False, server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+    )  # fmt: skip
+
+
+def _listen(bind: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((bind, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _address(bind: str, port: int) -> str:
+    """host:port at which others reach us; a replica bound to all addresses is named by its own."""
+    name = socket.gethostbyname(socket.gethostname()) if bind in {"0.0.0.0", "::"} else bind  # noqa: S104  # compared
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+
+
+def _post_routes(app: FastAPI) -> tuple[str, ...]:
+    """POST paths by which the gateway may route; Open Inference is routed by model name."""
+    paths = app.openapi()["paths"]
+    return tuple(path for path, methods in paths.items() if "post" in methods and not path.startswith("/v2"))
