@@ -17,7 +17,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
@@ -176,8 +176,7 @@ def stop(folder: Path | None = None) -> None:
     """Drain the replicas, stop Ray and remove what it left."""
     with contextlib.suppress(Exception):
         serve.shutdown()
-    end: Any = ray.shutdown
-    end()
+    cast("Callable[[], None]", ray.shutdown)()
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
 
