@@ -17,7 +17,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
@@ -175,8 +175,8 @@ def deploy(placements: Sequence[Placement]) -> None:
 def stop(folder: Path | None = None) -> None:
     """Drain the replicas, stop Ray and remove what it left."""
     with contextlib.suppress(Exception):
-        serve.shutdown()
-    cast("Callable[[], None]", ray.shutdown)()
+        serve.shutdown()  # type: ignore[no-untyped-call]  # ray leaves it without annotations
+    ray.shutdown()
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -119,7 +119,8 @@ class _Server(uvicorn.Server):
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app, http="httptools", lifespan="on", log_config=None, log_level="warning", access_log=False,
-        server_header=False, timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        server_header=False, timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
     )  # fmt: skip
 
 
