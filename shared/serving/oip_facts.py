@@ -5,6 +5,7 @@ Knows the host and the metrics; knows no transport.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from importlib.metadata import version as installed_version
 from typing import Any, Final
@@ -20,6 +21,8 @@ __all__ = ["EXTENSIONS", "config", "index", "load", "metadata", "model", "statis
 
 EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics")
 """Triton's extensions that are offered: the others are refused in words."""
+
+_Totals = defaultdict[tuple[str, str], list[float]]
 
 _STATES: Final[Mapping[str, str]] = {"ready": "READY", "loading": "LOADING"}
 
@@ -85,9 +88,9 @@ def statistics(host: Host, name: str = "", version: str = "") -> dict[str, Any]:
     """Counts and durations of one model, or of all, since the process began, from the service's own metrics."""
     if name:
         host.tensors(name, version)
-    return {
-        "model_stats": [_statistics(host, entry.id, entry) for entry in host.entries() if name in ("", entry.id)],
-    }
+    totals = _totals(host.service)
+    entries = [entry for entry in host.entries() if name in ("", entry.id)]
+    return {"model_stats": [_statistics(entry.id, (entry.model_extra or {})["version"], totals) for entry in entries]}
 
 
 async def load(host: Host, name: str, parameters: Mapping[str, Any]) -> None:
@@ -120,20 +123,22 @@ def _dims(spec: TensorSpec, *, whole: bool) -> dict[str, Any]:
     return {"name": spec.name, "data_type": f"TYPE_{kind}", "dims": list(spec.shape if whole else spec.shape[1:])}
 
 
-def _statistics(host: Host, name: str, entry: Any) -> dict[str, Any]:
-    labels = {"service": host.service, "model": name}
-    sizes = _sums(telemetry.BATCH_SIZE, labels)
-    stages = {stage: _sums(telemetry.LATENCY, {**labels, "stage": stage}) for stage in ("queue", "pre", "run", "post")}
-    good, bad = _answers(labels)
-    durations = {stage: {"count": int(count), "ns": int(total * 1e9)} for stage, (count, total) in stages.items()}
+def _statistics(name: str, version: str, totals: _Totals) -> dict[str, Any]:
+    good, bad = totals[name, "answers"]
+    batches_run, requests_run = totals[name, "batch"]
+    durations = {
+        stage: {"count": int(count), "ns": int(seconds * 1e9)}
+        for stage in ("queue", "pre", "run", "post")
+        for count, seconds in (totals[name, stage],)
+    }
     return {
         "name": name,
-        "version": entry.version,
-        "inference_count": int(sizes[1]),
-        "execution_count": int(sizes[0]),
+        "version": version,
+        "inference_count": int(requests_run),
+        "execution_count": int(batches_run),
         "inference_stats": {
-            "success": {"count": good, "ns": sum(stage["ns"] for stage in durations.values())},
-            "fail": {"count": bad, "ns": 0},
+            "success": {"count": int(good), "ns": sum(duration["ns"] for duration in durations.values())},
+            "fail": {"count": int(bad), "ns": 0},
             "queue": durations["queue"],
             "compute_input": durations["pre"],
             "compute_infer": durations["run"],
@@ -142,22 +147,15 @@ def _statistics(host: Host, name: str, entry: Any) -> dict[str, Any]:
     }
 
 
-def _sums(histogram: Any, labels: Mapping[str, str]) -> tuple[float, float]:
-    """Count and sum of what a histogram holds under `labels`."""
-    found = {
-        sample.name.rpartition("_")[2]: sample.value
-        for family in histogram.collect()
-        for sample in family.samples
-        if labels.items() <= sample.labels.items() and "le" not in sample.labels
-    }
-    return found.get("count", 0.0), found.get("sum", 0.0)
-
-
-def _answers(labels: Mapping[str, str]) -> tuple[int, int]:
-    """Requests answered and refused."""
-    counts = [0, 0]
-    for family in telemetry.REQUESTS.collect():
-        for sample in family.samples:
-            if labels.items() <= sample.labels.items() and sample.name.endswith("_total"):
-                counts[sample.labels["status"] not in {"200", "OK"}] += int(sample.value)
-    return counts[0], counts[1]
+def _totals(service: str) -> _Totals:
+    """Per model: answers given and refused; batches and their sizes; of each stage, count and seconds."""
+    found: _Totals = defaultdict(lambda: [0.0, 0.0])
+    for metric in (telemetry.BATCH_SIZE, telemetry.LATENCY, telemetry.REQUESTS):
+        for sample in (sample for family in metric.collect() for sample in family.samples):
+            kind, labels = sample.name.rpartition("_")[2], sample.labels
+            if labels["service"] != service or kind not in {"count", "sum", "total"}:
+                continue
+            what = "answers" if kind == "total" else labels.get("stage", "batch")
+            second = kind == "sum" or (kind == "total" and labels["status"] not in {"200", "OK"})
+            found[labels["model"], what][second] += sample.value
+    return found

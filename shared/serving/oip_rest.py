@@ -105,36 +105,51 @@ async def ready(request: Request) -> Response:
     return JSONResponse({"ready": True})
 
 
+@router.api_route("/systemsharedmemory/{rest:path}", methods=["GET", "POST"], include_in_schema=False)
+@router.api_route("/cudasharedmemory/{rest:path}", methods=["GET", "POST"], include_in_schema=False)
+@router.api_route("/models/{name:path}/trace/setting", methods=["GET", "POST"], include_in_schema=False)
+@router.api_route("/trace/setting", methods=["GET", "POST"], include_in_schema=False)
+@router.api_route("/logging", methods=["GET", "POST"], include_in_schema=False)
+async def not_offered(request: Request, name: str = "", rest: str = "") -> Response:  # noqa: ARG001  # the path's
+    """Refuse extensions that reach into the server's machine or its configuration."""
+    detail = f"{request.url.path} is not offered: shared memory, trace and log settings stay with the operator."
+    raise NotFound(detail, hint=f"Offered extensions are {', '.join(oip_facts.EXTENSIONS)}.")
+
+
+# The first route that matches wins, and names of models may hold slashes: the longer path comes first, which for
+# decorators means nearer to the function.
+
+
 @router.get("/models/stats")
 async def all_statistics(request: Request) -> Response:
     """Counts and durations of all models."""
     return JSONResponse(oip_facts.statistics(_host(request)))
 
 
-@router.get("/models/{name:path}/versions/{version}/ready", include_in_schema=False)
 @router.get("/models/{name:path}/ready")
+@router.get("/models/{name:path}/versions/{version}/ready", include_in_schema=False)
 async def model_ready(request: Request, name: str, version: str = "") -> Response:
     """Whether a model is loaded."""
     _host(request).tensors(name, version)
     return JSONResponse({"name": name, "ready": True})
 
 
-@router.get("/models/{name:path}/versions/{version}/config", include_in_schema=False)
 @router.get("/models/{name:path}/config")
+@router.get("/models/{name:path}/versions/{version}/config", include_in_schema=False)
 async def model_config(request: Request, name: str, version: str = "") -> Response:
     """The part of a model's configuration that clients read."""
     return JSONResponse(oip_facts.config(_host(request), name, version))
 
 
-@router.get("/models/{name:path}/versions/{version}/stats", include_in_schema=False)
 @router.get("/models/{name:path}/stats")
+@router.get("/models/{name:path}/versions/{version}/stats", include_in_schema=False)
 async def model_statistics(request: Request, name: str, version: str = "") -> Response:
     """Counts and durations of one model."""
     return JSONResponse(oip_facts.statistics(_host(request), name, version))
 
 
-@router.post("/models/{name:path}/versions/{version}/infer", include_in_schema=False)
 @router.post("/models/{name:path}/infer", openapi_extra=_bodies(), responses={200: {"model": InferResponse}})
+@router.post("/models/{name:path}/versions/{version}/infer", include_in_schema=False)
 async def infer(request: Request, name: str, version: str = "") -> Response:
     """Tensors in, tensors out: as JSON, or as bytes behind the JSON. Also under `/versions/{version}/infer`."""
     host = _host(request)
@@ -155,8 +170,8 @@ async def infer(request: Request, name: str, version: str = "") -> Response:
     return await respond(request, told)
 
 
-@router.get("/models/{name:path}/versions/{version}", include_in_schema=False)
 @router.get("/models/{name:path}")
+@router.get("/models/{name:path}/versions/{version}", include_in_schema=False)
 async def model_metadata(request: Request, name: str, version: str = "") -> Response:
     """Inputs, outputs and versions of a model."""
     return JSONResponse(oip_facts.model(_host(request), name, version))
@@ -181,17 +196,6 @@ async def repository_unload(request: Request, name: str) -> Response:
     """Take a model out of service, after its waiting calls."""
     await oip_facts.unload(_host(request), name)
     return JSONResponse({})
-
-
-@router.api_route("/systemsharedmemory/{rest:path}", methods=["GET", "POST"], include_in_schema=False)
-@router.api_route("/cudasharedmemory/{rest:path}", methods=["GET", "POST"], include_in_schema=False)
-@router.api_route("/models/{name:path}/trace/setting", methods=["GET", "POST"], include_in_schema=False)
-@router.api_route("/trace/setting", methods=["GET", "POST"], include_in_schema=False)
-@router.api_route("/logging", methods=["GET", "POST"], include_in_schema=False)
-async def not_offered(request: Request, name: str = "", rest: str = "") -> Response:  # noqa: ARG001  # the path's
-    """Refuse extensions that reach into the server's machine or its configuration."""
-    detail = f"{request.url.path} is not offered: shared memory, trace and log settings stay with the operator."
-    raise NotFound(detail, hint=f"Offered extensions are {', '.join(oip_facts.EXTENSIONS)}.")
 
 
 def _host(request: Request) -> Host:

@@ -1,0 +1,380 @@
+"""tritonclient, over HTTP and gRPC, against a replica on real sockets: both must get the same from us."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from google.protobuf.json_format import MessageToDict
+from tritonclient.utils import InferenceServerException
+
+from shared.rpc.tensors import DTYPES
+from shared.serving.replica import ReplicaServer
+from shared.serving.tests.oip_mirrors import MIRRORS, engine, limited, mirror, sample, serving
+
+
+@pytest.fixture(scope="module")
+def replica() -> Iterator[ReplicaServer]:
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def http(replica: ReplicaServer) -> Iterator[Any]:
+    with triton_http.InferenceServerClient(replica.http.removeprefix("http://"), concurrency=4) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def grpc_client(replica: ReplicaServer) -> Iterator[Any]:
+    with triton_grpc.InferenceServerClient(replica.grpc) as client:
+        yield client
+
+
+@pytest.fixture(params=["http", "grpc"])
+def triton(request: pytest.FixtureRequest, http: Any, grpc_client: Any) -> tuple[Any, Any]:
+    """A client and its module."""
+    return (http, triton_http) if request.param == "http" else (grpc_client, triton_grpc)
+
+
+def feed(module: Any, array: np.ndarray, datatype: str = "FP32", **how: Any) -> list[Any]:
+    tensor = module.InferInput("in", list(array.shape), datatype)
+    tensor.set_data_from_numpy(array, **how)
+    return [tensor]
+
+
+def plain(answer: Any) -> Any:
+    """The same facts from either client: gRPC's 64-bit integers come as text."""
+    if not hasattr(answer, "DESCRIPTOR"):
+        return answer
+    return MessageToDict(answer, preserving_proto_field_name=True)
+
+
+@pytest.mark.parametrize("datatype", sorted(DTYPES))
+def test_every_datatype_comes_back_as_it_was_sent(datatype: str, triton: tuple[Any, Any]) -> None:
+    client, module = triton
+    array = sample(datatype)
+    result = client.infer(f"mirror/{datatype.lower()}", feed(module, array, datatype), request_id="r-7")
+
+    back = result.as_numpy("out")
+    assert back.dtype == array.dtype
+    np.testing.assert_array_equal(back, array)
+    assert result.as_numpy("size").tolist() == [3, 3]
+    told = plain(result.get_response())
+    assert (told["id"], told["model_name"], told["model_version"]) == ("r-7", f"mirror/{datatype.lower()}", "3")
+
+
+@pytest.mark.parametrize("datatype", sorted(set(DTYPES) - {"BF16"}))  # the client has no JSON form of BF16
+def test_every_datatype_travels_as_json(datatype: str, http: Any) -> None:
+    array = sample(datatype)
+    wanted = [triton_http.InferRequestedOutput("out", binary_data=False)]
+    result = http.infer(
+        f"mirror/{datatype.lower()}", feed(triton_http, array, datatype, binary_data=False), outputs=wanted
+    )
+
+    (output,) = result.get_response()["outputs"]
+    assert "parameters" not in output
+    values = array.reshape(-1).tolist()
+    assert output["data"] == ([value.decode() for value in values] if datatype == "BYTES" else values)
+
+
+def test_only_wanted_outputs_come_and_each_in_its_form(http: Any) -> None:
+    wanted = [
+        triton_http.InferRequestedOutput("size", binary_data=False),
+        triton_http.InferRequestedOutput("out", binary_data=True),
+    ]
+    result = http.infer("mirror/fp32", feed(triton_http, sample("FP32")), outputs=wanted)
+
+    assert [(o["name"], "data" in o) for o in result.get_response()["outputs"]] == [("size", True), ("out", False)]
+    np.testing.assert_array_equal(result.as_numpy("out"), sample("FP32"))
+
+
+def test_only_wanted_outputs_come_over_grpc(grpc_client: Any) -> None:
+    wanted = [triton_grpc.InferRequestedOutput("size")]
+    result = grpc_client.infer("mirror/fp32", feed(triton_grpc, sample("FP32")), outputs=wanted)
+
+    assert [output.name for output in result.get_response().outputs] == ["size"]
+
+
+def test_health_and_metadata(triton: tuple[Any, Any]) -> None:
+    client, _ = triton
+
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("picture")
+    assert client.is_model_ready("picture", "3")
+    assert not client.is_model_ready("picture", "4")
+    assert not client.is_model_ready("nobody")
+    server = plain(client.get_server_metadata())
+    assert server["name"] == "fovea mirrors"
+    assert "binary_tensor_data" in server["extensions"]
+
+
+def test_model_metadata_states_names_types_and_shapes(triton: tuple[Any, Any]) -> None:
+    client, _ = triton
+    told = plain(client.get_model_metadata("picture", "3"))
+
+    assert (told["name"], told["versions"], told["platform"]) == ("picture", ["3"], "fovea_mirror")
+    (tensor,) = told["inputs"]
+    assert (tensor["name"], tensor["datatype"], [int(a) for a in tensor["shape"]]) == ("in", "FP32", [-1, 3, -1, -1])
+    assert [tensor["name"] for tensor in told["outputs"]] == ["out", "size"]
+
+
+def test_model_config_leaves_the_batch_axis_out(triton: tuple[Any, Any]) -> None:
+    client, _ = triton
+    told = plain(client.get_model_config("picture"))
+    told = told.get("config", told)
+
+    assert told["max_batch_size"] == 64
+    assert told["input"][0]["data_type"] == "TYPE_FP32"
+    assert [int(axis) for axis in told["input"][0]["dims"]] == [3, -1, -1]
+    assert client.get_model_config("mirror/bytes") is not None
+
+
+def test_statistics_count_inferences(triton: tuple[Any, Any]) -> None:
+    client, module = triton
+
+    def counts() -> tuple[int, int, int]:
+        (told,) = plain(client.get_inference_statistics("mirror/int8"))["model_stats"]
+        stats = told.get("inference_stats", {})
+        success, run = stats.get("success", {}), stats.get("compute_infer", {})
+        return tuple(int(n) for n in (told.get("inference_count", 0), success.get("count", 0), run.get("ns", 0)))
+
+    before = counts()
+    client.infer("mirror/int8", feed(module, sample("INT8"), "INT8"))
+    after = counts()
+    assert (after[0] - before[0], after[1] - before[1]) == (1, 1)
+    assert after[2] > before[2]
+    assert len(plain(client.get_inference_statistics())["model_stats"]) == len(MIRRORS)
+
+
+def index(client: Any) -> dict[str, str]:
+    told = plain(client.get_model_repository_index())
+    return {model["name"]: model.get("state", "") for model in (told["models"] if isinstance(told, dict) else told)}
+
+
+def test_models_are_unloaded_and_loaded_again(triton: tuple[Any, Any]) -> None:
+    client, module = triton
+    assert index(client) == dict.fromkeys(MIRRORS, "READY")
+
+    client.unload_model("mirror/uint8")
+    assert index(client)["mirror/uint8"] == "UNAVAILABLE"
+    assert not client.is_model_ready("mirror/uint8")
+    with pytest.raises(InferenceServerException, match="unloaded"):
+        client.infer("mirror/uint8", feed(module, sample("UINT8"), "UINT8"))
+
+    client.load_model("mirror/uint8")
+    assert client.is_model_ready("mirror/uint8")
+    client.infer("mirror/uint8", feed(module, sample("UINT8"), "UINT8"))
+
+
+def test_loading_takes_no_configuration_from_callers(triton: tuple[Any, Any]) -> None:
+    client, _ = triton
+
+    with pytest.raises(InferenceServerException, match="can't be given"):
+        client.load_model("picture", config='{"backend": "python"}')
+    for deed in (client.load_model, client.unload_model):
+        with pytest.raises(InferenceServerException, match="no model 'nobody'"):
+            deed("nobody")
+
+
+REFUSED: dict[str, tuple[str, str, np.ndarray, str, str]] = {
+    "unknown model": ("nobody", "FP32", sample("FP32"), "no model 'nobody' here; known are: mirror/bool", "404"),
+    "wrong datatype": ("mirror/fp32", "FP64", sample("FP64"), "'in'.*FP64.*FP32", "400"),
+    "wrong rank": ("mirror/fp32", "FP32", sample("FP32", (6,)), r"'in'.*\[6\].*\[-1, -1\]", "400"),
+    "wrong axis": ("picture", "FP32", sample("FP32", (1, 4, 2, 2)), r"'in'.*\[1, 4, 2, 2\].*\[-1, 3, -1, -1\]", "400"),
+    "empty batch": ("mirror/fp32", "FP32", sample("FP32", (0, 3)), r"'in'.*\[0, 3\]", "400"),
+    "over the batch limit": ("mirror/fp32", "FP32", sample("FP32", (65, 1)), "at most 64", "413"),
+    "NaN": ("mirror/fp32", "FP32", np.full((1, 1), np.nan, np.float32), "'in'.*NaN", "400"),
+    "half NaN": ("mirror/fp16", "FP16", np.full((1, 1), np.inf, np.float16), "'in'.*infinite", "400"),
+    "model that fails": ("buggy", "FP32", sample("FP32"), "buggy failed on this request", "500"),
+}
+GRPC_STATUS = {"404": "NOT_FOUND", "400": "INVALID_ARGUMENT", "413": "INVALID_ARGUMENT", "500": "INTERNAL"}
+
+
+@pytest.mark.parametrize(("model", "datatype", "array", "told", "status"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_wrong_is_said_in_one_sentence(
+    model: str, datatype: str, array: np.ndarray, told: str, status: str, triton: tuple[Any, Any]
+) -> None:
+    client, module = triton
+
+    with pytest.raises(InferenceServerException, match=told) as caught:
+        client.infer(model, feed(module, array, datatype))
+    assert "secret" not in caught.value.message()
+    stated = caught.value.status()
+    assert stated in {status, f"StatusCode.{GRPC_STATUS[status]}"}
+
+
+def test_unknown_versions_inputs_and_outputs_are_refused(triton: tuple[Any, Any]) -> None:
+    client, module = triton
+    good = feed(module, sample("FP32"))
+
+    with pytest.raises(InferenceServerException, match="version 3, not '9'"):
+        client.infer("mirror/fp32", good, model_version="9")
+    with pytest.raises(InferenceServerException, match="no output 'heat'"):
+        client.infer("mirror/fp32", good, outputs=[module.InferRequestedOutput("heat")])
+    with pytest.raises(InferenceServerException, match="classification"):
+        client.infer("mirror/fp32", good, outputs=[module.InferRequestedOutput("out", class_count=3)])
+    with pytest.raises(InferenceServerException, match="Sequences"):
+        client.infer("mirror/fp32", good, sequence_id=7, sequence_start=True)
+    other = module.InferInput("out", [2, 3], "FP32")
+    other.set_data_from_numpy(sample("FP32"))
+    with pytest.raises(InferenceServerException, match=r"no input 'out'|input 'in' is missing"):
+        client.infer("mirror/fp32", [other])
+    shared = module.InferInput("in", [2, 3], "FP32")
+    shared.set_shared_memory("region", 24)
+    with pytest.raises(InferenceServerException, match="shared memory"):
+        client.infer("mirror/fp32", [shared])
+
+
+def test_extensions_that_are_not_offered_answer_with_a_sentence(triton: tuple[Any, Any]) -> None:
+    client, _ = triton
+    asks = (
+        client.get_system_shared_memory_status, client.get_cuda_shared_memory_status, client.get_trace_settings,
+        client.get_log_settings, lambda: client.get_trace_settings("picture"),
+        lambda: client.register_system_shared_memory("a", "b", 1),
+        lambda: client.update_log_settings({"log_info": True}),
+    )  # fmt: skip
+
+    for ask in asks:
+        with pytest.raises(InferenceServerException, match="not offered"):
+            ask()
+
+
+def test_nan_from_a_model_travels_as_bytes_and_is_refused_as_json(triton: tuple[Any, Any]) -> None:
+    client, module = triton
+
+    assert np.isnan(client.infer("holes", feed(module, sample("FP32"))).as_numpy("out")).all()
+    if module is triton_http:
+        wanted = [module.InferRequestedOutput("out", binary_data=False)]
+        with pytest.raises(InferenceServerException, match=r"'out' holds NaN.*binary data") as caught:
+            client.infer("holes", feed(module, sample("FP32")), outputs=wanted)
+        assert caught.value.status() == "400"
+
+
+def test_the_callers_timeout_is_a_deadline(triton: tuple[Any, Any]) -> None:
+    client, module = triton
+
+    with pytest.raises(InferenceServerException, match="deadline"):
+        client.infer("slow", feed(module, sample("FP32")), timeout=50_000)
+
+
+def test_async_infer_over_http_shares_a_batch(replica: ReplicaServer, http: Any) -> None:
+    pending = [http.async_infer("slow", feed(triton_http, np.full((1, 3), i, np.float32))) for i in range(4)]
+    results = [request.get_result().as_numpy("out") for request in pending]
+
+    np.testing.assert_array_equal(np.concatenate(results)[:, 0], [0, 1, 2, 3])
+    assert max(shape[0] for shape in engine(replica, "slow").runs) > 1
+
+
+def test_async_infer_over_grpc_calls_back(grpc_client: Any) -> None:
+    done: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    for i in range(3):
+        array = np.full((1, 3), i, np.float32)
+        grpc_client.async_infer(
+            "mirror/fp32", feed(triton_grpc, array), lambda result, error: done.put((result, error))
+        )
+    results = [done.get(timeout=10) for _ in range(3)]
+
+    assert [error for _, error in results] == [None] * 3
+    assert sorted(result.as_numpy("out")[0, 0] for result, _ in results) == [0, 1, 2]
+
+
+def test_a_stream_answers_in_order_and_outlives_a_bad_request(replica: ReplicaServer) -> None:
+    done: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    with triton_grpc.InferenceServerClient(replica.grpc) as client:
+        client.start_stream(lambda result, error: done.put((result, error)))
+        for i in range(20):
+            model, array = ("slow" if i % 7 == 0 else "mirror/fp32"), np.full((1, 3), i, np.float32)
+            client.async_stream_infer("nobody" if i == 5 else model, feed(triton_grpc, array), request_id=str(i))
+        told = [done.get(timeout=10) for _ in range(20)]
+        client.stop_stream()
+
+    assert [str(i) for i in range(20) if i != 5] == [r.get_response().id for r, error in told if error is None]
+    assert [i for i, (_, error) in enumerate(told) if error] == [5]
+    assert "no model 'nobody'" in str(told[5][1])
+    assert [int(r.as_numpy("out")[0, 0]) for r, error in told if error is None] == [i for i in range(20) if i != 5]
+
+
+def test_a_stream_marks_final_answers_when_asked(replica: ReplicaServer) -> None:
+    done: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    with triton_grpc.InferenceServerClient(replica.grpc) as client:
+        client.start_stream(lambda result, error: done.put((result, error)))
+        client.async_stream_infer("mirror/fp32", feed(triton_grpc, sample("FP32")), enable_empty_final_response=True)
+        result, error = done.get(timeout=10)
+        client.stop_stream()
+
+    assert error is None
+    assert result.get_response().parameters["triton_final_response"].bool_param
+
+
+@pytest.mark.parametrize("sent", [None, "gzip", "deflate"])
+@pytest.mark.parametrize("answered", [None, "gzip", "deflate"])
+def test_bodies_are_compressed_as_the_client_offers(sent: str | None, answered: str | None, http: Any) -> None:
+    array = np.zeros((8, 1000), np.float32)
+    result = http.infer(
+        "mirror/fp32", feed(triton_http, array), request_compression_algorithm=sent,
+        response_compression_algorithm=answered,
+    )  # fmt: skip
+
+    np.testing.assert_array_equal(result.as_numpy("out"), array)
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_grpc_messages_are_compressed_as_the_client_offers(algorithm: str, grpc_client: Any) -> None:
+    array = np.zeros((8, 1000), np.float32)
+    result = grpc_client.infer("mirror/fp32", feed(triton_grpc, array), compression_algorithm=algorithm)
+
+    np.testing.assert_array_equal(result.as_numpy("out"), array)
+
+
+@pytest.mark.parametrize("algorithm", [None, "gzip"])
+def test_what_is_over_the_limit_is_refused_compressed_or_not(
+    algorithm: str | None, http: Any, grpc_client: Any
+) -> None:
+    array = np.zeros((1, 300_000), np.float32)
+
+    with pytest.raises(InferenceServerException) as caught:
+        http.infer("mirror/fp32", feed(triton_http, array), request_compression_algorithm=algorithm)
+    assert caught.value.status() == "413"  # the sentence may be lost when we hang up on a client that is still sending
+    with pytest.raises(InferenceServerException, match="max") as caught:
+        grpc_client.infer("mirror/fp32", feed(triton_grpc, array), compression_algorithm=algorithm)
+    assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
+
+
+def test_an_answer_may_be_larger_than_a_request_may_be() -> None:
+    wide = mirror("wide", deed=lambda array: np.tile(array, (1, 8)))
+    with serving({"wide": wide}, limited()) as running:
+        array = np.zeros((1, 100_000), np.float32)
+        for client, module in (
+            (triton_http.InferenceServerClient(running.http.removeprefix("http://")), triton_http),
+            (triton_grpc.InferenceServerClient(running.grpc), triton_grpc),
+        ):
+            assert client.infer("wide", feed(module, array)).as_numpy("out").shape == (1, 800_000)
+            client.close()
+
+
+def test_a_model_that_fails_to_load_says_so_without_secrets() -> None:
+    with serving({"broken": mirror("broken"), "mirror/fp32": MIRRORS["mirror/fp32"]}) as running:
+        http = triton_http.InferenceServerClient(running.http.removeprefix("http://"))
+        client = triton_grpc.InferenceServerClient(running.grpc)
+        assert index(http) == index(client) == {"broken": "UNAVAILABLE", "mirror/fp32": "READY"}
+        assert not http.is_server_ready()
+        assert not client.is_server_ready()
+        for each in (http, client):
+            with pytest.raises(InferenceServerException, match="did not load") as caught:
+                each.load_model("broken")
+            assert "secret" not in caught.value.message()
+            each.close()
+
+
+def test_grpc_deadline_of_the_caller_is_kept(grpc_client: Any) -> None:
+    with pytest.raises(InferenceServerException) as caught:
+        grpc_client.infer("slow", feed(triton_grpc, sample("FP32")), client_timeout=0.05)
+    assert caught.value.status() == str(grpc.StatusCode.DEADLINE_EXCEEDED)
