@@ -1,0 +1,77 @@
+"""`python -m services.gateway`: the HTTP server, and beside it in the same event loop the gRPC server.
+
+Knows in which order they start and stop, and what a wrong setting looks like.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import uvloop
+
+from services.gateway.app import build_gateway
+from services.gateway.locality import is_loopback
+from services.gateway.server import server
+from shared.settings import Settings, settings
+from shared.telemetry import configure_logs, log
+
+__all__ = ["main"]
+
+
+class NotListening(Exception):
+    """An address that can't be listened on; the text says which, why, and what to try."""
+
+
+def main() -> int:
+    """Serve until told to stop; returns the exit status."""
+    chosen = settings()
+    configure_logs(chosen.log_level, chosen.log_format)
+    try:
+        check(chosen)
+        uvloop.run(serve(chosen))
+    except NotListening as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+def check(chosen: Settings) -> None:
+    """Check that these settings may be served.
+
+    Raises:
+        NotListening: Without keys, on an address that other machines can reach.
+    """
+    if chosen.auth == "insecure-local" and not is_loopback(chosen.host):
+        message = (
+            f"FOVEA_AUTH=insecure-local serves this machine only, and FOVEA_HOST={chosen.host} does not: "
+            "set FOVEA_AUTH=keys (keys are made with `fovea keys add`), or FOVEA_HOST=127.0.0.1."
+        )
+        raise NotListening(message)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        NotListening: The port is taken, or the address is not this machine's.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        why = str(error.strerror).partition(" (")[0]
+        message = f"The gateway can't listen on {host}:{port}: {why}. Set FOVEA_HTTP_PORT to a free port."
+        raise NotListening(message) from error
+
+
+async def serve(chosen: Settings) -> None:
+    """Serve until a signal comes; what has begun is finished first, within `drain_s`."""
+    door = listen(chosen.host, chosen.http_port)
+    app = build_gateway(chosen)
+    log().info("the gateway listens", http="http://{}:{}".format(*door.getsockname()[:2]), auth=chosen.auth)
+    await server(app, chosen).serve(sockets=[door])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""Who is calling: API keys, of which only hashes are at rest, and what a key allows.
+
+A key reads `fovea_<id>_<secret>`; the file holds the id in clear and the SHA-256 of the whole key. The secret has 160
+random bits, so a plain hash is enough: there is nothing to guess. The file is read again when it changes.
+Knows nothing about rates being kept (`services.gateway.limits`) and nothing about HTTP beyond two header names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.errors import Conflict, NotFound, PermissionDenied, Unauthenticated
+from shared.telemetry import log
+
+__all__ = ["LOCAL", "SCOPES", "Caller", "Key", "KeyRing", "Scope", "presented"]
+
+Scope = Literal["infer", "jobs", "admin", "metrics"]
+
+SCOPES: tuple[Scope, ...] = ("infer", "jobs", "admin", "metrics")
+"""`infer` runs models, `jobs` queues and reads jobs, `admin` loads and unloads models, `metrics` reads `/metrics`."""
+
+RELOAD_S = 0.5
+"""Seconds between two looks at the key file."""
+
+
+class Key(BaseModel):
+    """One key as it is kept: everything but the key itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(pattern=r"^[0-9a-f]{8}$")
+    tenant: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Whose jobs and quotas these are.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Hash of the whole key.")
+    scopes: tuple[Scope, ...] = ("infer", "jobs")
+    rate_per_minute: int | None = Field(None, ge=1, description="Own rate; null for the tenant's common one.")
+    quota_per_day: int | None = Field(None, ge=1, description="Requests per day; null for no quota.")
+    created: datetime
+    expires: datetime | None = None
+
+    @property
+    def expired(self) -> bool:
+        """Whether its time is over."""
+        return self.expires is not None and self.expires <= datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who a request is served for."""
+
+    tenant: str
+    scopes: frozenset[str]
+    key: str = ""
+    rate_per_minute: int | None = None
+    quota_per_day: int | None = None
+
+    def demand(self, scope: Scope) -> None:
+        """Check a permission.
+
+        Raises:
+            PermissionDenied: The key has not this scope.
+        """
+        if scope not in self.scopes:
+            detail = f"This key lacks the scope {scope!r}; it has {', '.join(sorted(self.scopes)) or 'none'}."
+            raise PermissionDenied(detail, hint=f"Make one with `fovea keys add TENANT --scope {scope}`.")
+
+
+LOCAL = Caller("local", frozenset(SCOPES))
+"""Everybody, while keys are not demanded."""
+
+
+def presented(headers: Mapping[bytes, bytes]) -> str | None:
+    """The key in a request's headers (lower-case names), or None."""
+    if (plain := headers.get(b"x-api-key")) is not None:
+        return plain.decode("latin-1").strip()
+    kind, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    return key.strip() if kind.lower() == "bearer" and key.strip() else None
+
+
+class KeyRing:
+    """The keys in a file, read again when the file changes."""
+
+    def __init__(self, path: Path) -> None:
+        """Use the keys in `path`; a file that is not there holds none."""
+        self._path = path
+        self._callers: dict[str, tuple[Key, Caller]] = {}
+        self._mark: tuple[int, int, int] | None = None
+        self._due = float("-inf")
+
+    def caller(self, key: str | None) -> Caller:
+        """Who presents this key.
+
+        Raises:
+            Unauthenticated: No key, an unknown one, or one that has expired.
+        """
+        if key is None:
+            detail = "This gateway demands an API key."
+            raise Unauthenticated(detail, hint="Send `Authorization: Bearer …` or `x-api-key: …`.")
+        self._refresh()
+        kept = self._callers.get(key[6:14])
+        digest = _digest(key)
+        known = hmac.compare_digest(digest, kept[0].sha256 if kept else "0" * 64)
+        if kept is None or not known:
+            raise Unauthenticated("The API key is not known here.", hint="Check it, or ask for a new one.")
+        if kept[0].expired:
+            raise Unauthenticated(f"The API key expired at {kept[0].expires:%Y-%m-%d %H:%M} UTC.")
+        return kept[1]
+
+    def keys(self) -> list[Key]:
+        """All keys, oldest first.
+
+        Raises:
+            Conflict: The file is no key file.
+        """
+        return list(_read(self._path))
+
+    def add(
+        self, tenant: str, scopes: tuple[Scope, ...], *,
+        rate_per_minute: int | None = None, quota_per_day: int | None = None, expires: datetime | None = None,
+    ) -> tuple[Key, str]:  # fmt: skip
+        """Make a key; returns it and the text to hand out, which is not kept."""
+        name = secrets.token_hex(4)
+        text = f"fovea_{name}_{secrets.token_hex(20)}"
+        key = Key(
+            id=name, tenant=tenant, sha256=_digest(text), scopes=scopes, rate_per_minute=rate_per_minute,
+            quota_per_day=quota_per_day, created=datetime.now(UTC), expires=expires,
+        )  # fmt: skip
+        _write(self._path, [*_read(self._path), key])
+        return key, text
+
+    def revoke(self, key_id: str) -> Key:
+        """Remove a key.
+
+        Raises:
+            NotFound: There is no such key.
+        """
+        keys = _read(self._path)
+        for key in keys:
+            if key.id == key_id:
+                _write(self._path, [k for k in keys if k is not key])
+                return key
+        raise NotFound(f"There is no key {key_id!r}.", hint="`fovea keys list` shows the ids.")
+
+    def _refresh(self) -> None:
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + RELOAD_S
+        try:
+            stat = self._path.stat()
+            mark = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        except FileNotFoundError:
+            mark = None
+        if mark == self._mark:
+            return
+        try:
+            keys = _read(self._path)
+        except Conflict as error:
+            log().error("the key file can't be read; the keys read before stay in force", reason=error.detail)
+            return
+        self._mark = mark
+        self._callers = {k.id: (k, _caller(k)) for k in keys}
+
+
+def _caller(key: Key) -> Caller:
+    return Caller(key.tenant, frozenset(key.scopes), key.id, key.rate_per_minute, key.quota_per_day)
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _read(path: Path) -> list[Key]:
+    try:
+        document = json.loads(path.read_text())
+        return [Key.model_validate(entry) for entry in document["keys"]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        detail = f"{path} is no key file: {type(error).__name__}."
+        raise Conflict(detail, hint="Restore it, or move it away and make new keys.") from error
+
+
+def _write(path: Path, keys: list[Key]) -> None:
+    """Replace the file in one step, readable by its owner only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".new")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump({"keys": [k.model_dump(mode="json") for k in keys]}, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

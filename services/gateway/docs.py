@@ -1,0 +1,138 @@
+"""The reference page at `/docs`: rendered here from the OpenAPI document, without a script and without other hosts.
+
+Knows the document's form, nothing about where it comes from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse
+
+__all__ = ["router"]
+
+_PLACE = Path(__file__).parent / "reference"
+
+router = APIRouter(include_in_schema=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation as the page shows it."""
+
+    method: str
+    path: str
+    summary: str
+    text: str
+    parameters: list[dict[str, Any]]
+    bodies: list[tuple[str, str]]
+    answers: list[tuple[str, str, str]]
+
+    @property
+    def anchor(self) -> str:
+        """Its place on the page."""
+        return f"{self.method}{self.path}".translate(str.maketrans("/{}:", "----"))
+
+
+@router.get("/openapi.json")
+async def openapi(request: Request) -> JSONResponse:
+    """The OpenAPI document of the gateway and all services."""
+    return JSONResponse(await _document(request))
+
+
+@router.get("/docs")
+async def page(request: Request) -> HTMLResponse:
+    """The reference page."""
+    document = await _document(request)
+    template = Environment(
+        loader=FileSystemLoader(_PLACE), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+    ).get_template("page.html")
+    return HTMLResponse(template.render(info=document["info"], groups=groups(document), keys="security" in document))
+
+
+@router.get("/docs/style.css")
+async def style() -> FileResponse:
+    """The page's style sheet."""
+    return FileResponse(_PLACE / "style.css", media_type="text/css")
+
+
+async def _document(request: Request) -> dict[str, Any]:
+    gateway = request.app.state.gateway
+    document: dict[str, Any] = await gateway.document.get(request.app.openapi(), gateway.settings.auth == "keys")
+    return document
+
+
+def groups(document: Mapping[str, Any]) -> dict[str, list[Operation]]:
+    """Operations by tag, in the document's order."""
+    found: dict[str, list[Operation]] = {}
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            if isinstance(operation, dict) and "responses" in operation:
+                tag = next(iter(operation.get("tags", [])), "gateway")
+                found.setdefault(tag, []).append(_operation(document, method, path, operation))
+    return found
+
+
+def _operation(document: Mapping[str, Any], method: str, path: str, raw: Mapping[str, Any]) -> Operation:
+    body = raw.get("requestBody", {}).get("content", {})
+    return Operation(
+        method=method.upper(), path=path, summary=raw.get("summary", ""), text=raw.get("description", ""),
+        parameters=[p for p in raw.get("parameters", []) if "name" in p],
+        bodies=[(kind, _schema(document, media)) for kind, media in body.items()],
+        answers=[(status, a.get("description", ""), _answer(document, a)) for status, a in raw["responses"].items()],
+    )  # fmt: skip
+
+
+def _answer(document: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
+    return "\n".join(filter(None, (_schema(document, media) for media in answer.get("content", {}).values())))
+
+
+def _schema(document: Mapping[str, Any], media: Mapping[str, Any]) -> str:
+    schema = media.get("schema", {})
+    return "\n".join(_lines(document, schema, depth=0)) if schema else ""
+
+
+def _lines(document: Mapping[str, Any], schema: Mapping[str, Any], depth: int) -> Iterator[str]:
+    """A schema as an indented list of fields; what nests deeper than three levels is only named."""
+    schema = _resolved(document, schema)
+    required = schema.get("required", [])
+    for name, raw in schema.get("properties", {}).items():
+        field = _resolved(document, raw)
+        facts = ", ".join([_kind(document, raw), *(["required"] if name in required else [])])
+        about = field.get("description", raw.get("description", ""))
+        yield f"{'  ' * depth}{name}: {facts}{'  – ' + about if about else ''}"
+        inner = _resolved(document, field.get("items", field))
+        if depth < 2 and inner.get("properties"):
+            yield from _lines(document, inner, depth + 1)
+    if depth == 0 and not schema.get("properties"):
+        yield _kind(document, schema)
+
+
+def _kind(document: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
+    schema = _resolved(document, raw)
+    if "enum" in schema or "const" in schema:
+        return " | ".join(json.dumps(v) for v in schema.get("enum", [schema.get("const")]))
+    if choices := schema.get("anyOf", schema.get("oneOf")):
+        return " | ".join(dict.fromkeys(_kind(document, choice) for choice in choices))
+    if schema.get("type") == "array":
+        return f"[{_kind(document, schema.get('items', {}))}]"
+    kind = schema.get("title", "object") if schema.get("type") == "object" else schema.get("type", "any")
+    limits = [f"{word} {schema[key]}" for key, word in _LIMITS.items() if key in schema]
+    return " ".join([str(kind), *limits])
+
+
+_LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<", "default": "="}
+
+
+def _resolved(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    reference = schema.get("$ref")
+    if not isinstance(reference, str):
+        return schema
+    found: Any = document.get("components", {}).get("schemas", {}).get(reference.rpartition("/")[2], {})
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,166 @@
+"""What every request passes first: identity, permission, limits; then either a replica, the job queue or our own app.
+
+A plain ASGI layer, so that proxied requests see no web framework. Knows who decides each question, and decides none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import MutableMapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from services.gateway import jobs
+from services.gateway.answers import secured, send_error
+from services.gateway.auth import LOCAL, Caller, KeyRing, presented
+from services.gateway.auth import Scope as Permission
+from services.gateway.exchange import Exchange
+from services.gateway.limits import Limits
+from services.gateway.locality import same_machine
+from services.gateway.proxy import Proxy
+from services.gateway.relay import break_off
+from services.gateway.replicas import Fleet
+from services.gateway.routing import Route
+from services.gateway.sharing import chosen
+from shared.errors import Fault, FoveaError
+from shared.jobs.queue import JobQueue
+from shared.settings import Settings
+from shared.telemetry import ERRORS, IN_FLIGHT, REQUEST_LATENCY, REQUESTS, log
+
+__all__ = ["Front", "Staff"]
+
+LINGER_S, LINGER_BYTES = 2.0, 2**26
+"""How long, and for how many bytes, we read on after refusing a body, so that the caller can read why."""
+
+_GUARDED = ("/v1/", "/v2", "/metrics")
+_OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
+
+
+class Staff(Protocol):
+    """Those who decide; the gateway is made of them."""
+
+    settings: Settings
+    fleet: Fleet
+    proxy: Proxy
+    keys: KeyRing
+    limits: Limits
+    queue: JobQueue | None
+
+
+class Front:
+    """ASGI middleware around the gateway's own app."""
+
+    def __init__(self, app: ASGIApp, staff: Staff) -> None:
+        """Serve replicas' routes here, and everything else from `app`."""
+        self._app, self._staff = app, staff
+        self._local = staff.settings.auth == "insecure-local"
+        self._in_flight = IN_FLIGHT.labels("gateway")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; other scopes go to the app."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange.of(scope, receive, send, self._staff.settings.deadline_s)
+        self._in_flight.inc()
+        try:
+            await self._serve(exchange)
+        except FoveaError as error:
+            await self._refuse(exchange, error)
+        except Exception as error:  # noqa: BLE001 - the last resort: a problem for the caller, the cause for the log
+            log().error("failed", request_id=exchange.context.request_id, path=exchange.path, exc_info=error)
+            await self._refuse(exchange, Fault("The gateway failed on this request.", hint="Its log says why."))
+        finally:
+            self._in_flight.dec()
+            status = str(exchange.status)
+            REQUESTS.labels("gateway", exchange.model, exchange.route, status).inc()
+            REQUEST_LATENCY.labels("gateway", exchange.route).observe(time.perf_counter() - exchange.begun)
+
+    async def _serve(self, exchange: Exchange) -> None:
+        staff, path = self._staff, exchange.path
+        if self._local:
+            same_machine(exchange, staff.settings.host)
+        guarded = path.startswith(_GUARDED) and path not in _OPEN
+        route = None if guarded else staff.fleet.routing.find(path)
+        if guarded or route is not None:
+            await self._admit(exchange)
+        exchange.shorten()
+        if guarded:
+            route = staff.fleet.routing.find(path)
+        if route is None:
+            await self._own(exchange)
+        else:
+            exchange.route, exchange.model = route.label, route.model
+            await self._proxied(exchange, route)
+
+    async def _admit(self, exchange: Exchange) -> None:
+        staff = self._staff
+        caller: Caller = LOCAL if self._local else staff.keys.caller(presented(exchange.headers))
+        caller.demand(_permission(exchange.path))
+        exchange.caller = caller
+        if (standing := await staff.limits.count(caller)) is not None:
+            exchange.extra += standing.headers
+
+    async def _proxied(self, exchange: Exchange, route: Route) -> None:
+        proxy = self._staff.proxy
+        body = exchange.body = proxy.body(exchange)
+        try:
+            as_job = exchange.method == "POST" and not route.everywhere and jobs.wants_job(exchange.headers)
+            if as_job:
+                exchange.caller.demand("jobs")
+            if len(route.services) > 1:
+                route = chosen(exchange, route, await proxy.whole(exchange, body), self._staff.fleet.routing)
+            if as_job:
+                await jobs.accept(exchange, self._staff.queue, route.services[0], await proxy.whole(exchange, body))
+            else:
+                await proxy.forward(exchange, route, body)
+        finally:
+            body.release()
+
+    async def _own(self, exchange: Exchange) -> None:
+        async def send(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                own = [*message.get("headers", ()), *exchange.extra]
+                message = {**message, "headers": own + secured(own)}
+            await exchange.send(message)
+
+        exchange.scope["fovea.exchange"] = exchange
+        await self._app(exchange.scope, exchange.receive, send)
+        exchange.route = getattr(exchange.scope.get("route"), "path", "other")
+
+    async def _refuse(self, exchange: Exchange, error: FoveaError) -> None:
+        ERRORS.labels("gateway", exchange.model, error.code).inc()
+        if exchange.status:
+            await break_off(exchange)
+        elif error.status == 499:
+            exchange.status = 499
+        else:
+            unread = exchange.unread
+            extra = [*exchange.extra, (b"connection", b"close")] if unread else exchange.extra
+            exchange.status = await send_error(exchange.send, error, exchange.path, exchange.context.request_id, extra)
+            if unread:
+                await _linger(exchange)
+
+
+async def _linger(exchange: Exchange) -> None:
+    """Read on for a while after a refusal, then hang up: a caller that is still sending would miss the answer."""
+    seen, more = 0, True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while more and seen < LINGER_BYTES:
+                message = await exchange.receive()
+                more = message.get("more_body", False)
+                seen += len(message.get("body", b""))
+    await exchange.send({"type": "http.response.body", "body": b""})
+
+
+def _permission(path: str) -> Permission:
+    if path.startswith("/v1/jobs"):
+        return "jobs"
+    if path.startswith("/v2/repository/models/"):
+        return "admin"
+    return "metrics" if path == "/metrics" else "infer"

@@ -1,0 +1,167 @@
+"""Requests that are answered later: `Prefer: respond-async` on any proxied POST, and `/v1/jobs`.
+
+Knows the `JobQueue` contract, not what is behind it, and nothing about how jobs are run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.responses import StreamingResponse
+
+from services.gateway.answers import SECURITY_HEADERS
+from services.gateway.auth import Caller
+from services.gateway.documented import PROBLEMS
+from services.gateway.exchange import Exchange
+from shared.api.job import Job, JobList
+from shared.errors import FoveaError, InvalidOption, NotReady
+from shared.jobs.queue import JobQueue, Payload
+
+__all__ = ["accept", "router", "wants_job"]
+
+HEARTBEAT_S = 10.0
+"""A comment is sent into a silent event stream this often, so that nobody on the way thinks it dead."""
+
+_CARRIED = (
+    b"content-type", b"content-encoding", b"accept", b"inference-header-content-length", b"tracestate",
+)  # fmt: skip
+"""Request headers that a job keeps."""
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS)
+
+JobId = Annotated[str, Path(description="As in the answer to the POST.", max_length=128)]
+Many = Annotated[int, Query(ge=1, le=500, description="How many at most.")]
+
+
+def wants_job(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether `Prefer` holds `respond-async` (RFC 7240)."""
+    wishes = headers.get(b"prefer", b"").lower().replace(b";", b",").split(b",")
+    return any(wish.strip() == b"respond-async" for wish in wishes)
+
+
+async def accept(exchange: Exchange, queue: JobQueue | None, service: str, body: bytes) -> None:
+    """Queue a request and answer 202 with the job and where it is.
+
+    Raises:
+        NotReady: There is no queue, or it can't be reached.
+        QueueFull: Too many jobs wait for the service.
+        Conflict: The idempotency key was used for another request.
+    """
+    headers = {n.decode(): exchange.headers[n].decode("latin-1") for n in _CARRIED if n in exchange.headers}
+    headers |= {"x-request-id": exchange.context.request_id, "traceparent": exchange.context.traceparent}
+    headers["x-fovea-tenant"] = exchange.caller.tenant
+    payload = Payload(service, exchange.target, body, headers, tenant=exchange.caller.tenant)
+    job, new = await _present(queue).submit(payload, _idempotency_key(exchange))
+    answer = job.model_dump_json().encode()
+    exchange.status = 202
+    sent = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(answer)),
+        (b"location", f"/v1/jobs/{job.id}".encode()),
+        (b"preference-applied", b"respond-async"),
+        *([] if new else [(b"idempotency-replayed", b"true")]),
+        *SECURITY_HEADERS,
+        *exchange.extra,
+    ]
+    await exchange.send({"type": "http.response.start", "status": 202, "headers": sent})
+    await exchange.send({"type": "http.response.body", "body": answer})
+
+
+@router.get("")
+async def recent(request: Request, limit: Many = 50, dead: bool = False) -> JobList:
+    """The caller's jobs, newest first; with `dead=true` its dead letters."""
+    queue, tenant = _queue(request), _tenant(request)
+    return JobList(jobs=await (queue.dead(tenant, limit) if dead else queue.recent(tenant, limit)))
+
+
+@router.get("/{job_id}")
+async def get(request: Request, job_id: JobId) -> Job:
+    """The job as it stands."""
+    return await _queue(request).get(job_id, _tenant(request))
+
+
+@router.get(
+    "/{job_id}/events", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}}}
+)
+async def events(request: Request, job_id: JobId) -> StreamingResponse:
+    """The job now and after every change, as server-sent events whose data is the job; ends with its final state."""
+    queue, tenant = _queue(request), _tenant(request)
+    await queue.get(job_id, tenant)
+    stream = _server_sent(queue.events(job_id, tenant), HEARTBEAT_S)
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+
+@router.get("/{job_id}/result", response_class=Response, responses={200: {"content": {"*/*": {}}}})
+async def result(request: Request, job_id: JobId) -> Response:
+    """The answer, byte for byte, with the status that the request would have had at once."""
+    answer = await _queue(request).result(job_id, _tenant(request))
+    kept = {k: v for k, v in answer.headers.items() if k.lower() not in {"content-length", "content-type"}}
+    return Response(answer.body, answer.status, {**kept, "content-type": answer.content_type})
+
+
+@router.post("/{job_id}/cancel")
+async def cancel(request: Request, job_id: JobId) -> Job:
+    """Cancel the job, also while it runs; a finished job is left as it is."""
+    return await _queue(request).cancel(job_id, _tenant(request))
+
+
+@router.delete("/{job_id}")
+async def delete(request: Request, job_id: JobId) -> Job:
+    """The same as cancel."""
+    return await _queue(request).cancel(job_id, _tenant(request))
+
+
+@router.post("/{job_id}/retry")
+async def retry(request: Request, job_id: JobId) -> Job:
+    """Queue a failed, dead or cancelled job again."""
+    return await _queue(request).retry(job_id, _tenant(request))
+
+
+async def _server_sent(jobs: AsyncIterator[Job], heartbeat_s: float) -> AsyncIterator[bytes]:
+    """Each state as an event; comments while nothing happens."""
+    source = aiter(jobs)
+    pending: asyncio.Future[Job] | None = None
+    try:
+        while True:
+            pending = pending or asyncio.ensure_future(anext(source))
+            done, _ = await asyncio.wait({pending}, timeout=heartbeat_s)
+            if not done:
+                yield b": still here\n\n"
+                continue
+            job, pending = pending.result(), None
+            yield b"data: %b\n\n" % job.model_dump_json().encode()
+    except (StopAsyncIteration, FoveaError):
+        return
+    finally:
+        if pending is not None:
+            pending.cancel()
+
+
+def _idempotency_key(exchange: Exchange) -> str | None:
+    key = exchange.headers.get(b"idempotency-key")
+    if key is None:
+        return None
+    text = key.decode("latin-1").strip()
+    if not 1 <= len(text) <= 255 or not text.isprintable():
+        raise InvalidOption("Idempotency-Key must be 1 to 255 printable characters.", field="idempotency-key")
+    return text
+
+
+def _queue(request: Request) -> JobQueue:
+    return _present(request.app.state.gateway.queue)
+
+
+def _tenant(request: Request) -> str:
+    caller: Caller = request.scope["fovea.exchange"].caller
+    return caller.tenant
+
+
+def _present(queue: JobQueue | None) -> JobQueue:
+    if queue is None:
+        detail = "This gateway has no job queue."
+        raise NotReady(detail, hint="Set FOVEA_REDIS_URL, or start everything with `fovea up`.")
+    return queue

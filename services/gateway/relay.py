@@ -1,0 +1,62 @@
+"""Passes a replica's answer on to the caller, whole where it is small, piece by piece where it is not.
+
+Knows nothing about which replica answered and whether another could.
+"""
+
+from __future__ import annotations
+
+import json
+
+import aiohttp
+
+from services.gateway.answers import family, render, secured
+from services.gateway.exchange import Exchange, answer_headers
+from shared.errors import Fault
+from shared.telemetry import log
+
+__all__ = ["break_off", "relay"]
+
+WHOLE = 8 * 2**20
+"""Answers that state at most this many bytes are read whole before a byte is passed on, so that they can be retried."""
+
+
+async def relay(exchange: Exchange, response: aiohttp.ClientResponse) -> None:
+    """Send an answer on, and note in the exchange that it has begun.
+
+    Raises:
+        aiohttp.ClientError: The replica broke off; nothing was sent if `exchange.status` is still 0.
+    """
+    length = response.content_length
+    if length is not None and length <= WHOLE:
+        whole = await response.read()
+        await _start(exchange, response)
+        await exchange.send({"type": "http.response.body", "body": whole})
+        return
+    piece = await response.content.readany()
+    await _start(exchange, response)
+    while piece:
+        await exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
+        piece = await response.content.readany()
+    await exchange.send({"type": "http.response.body", "body": b""})
+
+
+async def break_off(exchange: Exchange) -> None:
+    """End an answer that can't be finished.
+
+    An event stream ends with an error event in the form of its route family. Of anything else the connection closes
+    early, which every client reports: the server does that for an answer that was begun and not completed.
+    """
+    log().warning("an answer broke off", request_id=exchange.context.request_id, path=exchange.path)
+    if exchange.streams_events:
+        error = Fault("The answer broke off: its replica was lost, or the deadline passed.", hint="Send it again.")
+        body = json.loads(render(error, family(exchange.path), exchange.context.request_id)[2])
+        event = body if "error" in body else {"error": body}
+        await exchange.send({"type": "http.response.body", "body": b"data: %b\n\n" % json.dumps(event).encode()})
+
+
+async def _start(exchange: Exchange, response: aiohttp.ClientResponse) -> None:
+    exchange.status = response.status
+    headers = [*answer_headers(response.raw_headers), *exchange.extra]
+    headers += secured(headers)
+    exchange.streams_events = response.content_type == "text/event-stream"
+    await exchange.send({"type": "http.response.start", "status": response.status, "headers": headers})

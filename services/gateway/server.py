@@ -1,0 +1,87 @@
+"""uvicorn as the gateway runs it: uvloop, httptools, quiet, and out of patience with slow or endless headers.
+
+Knows nothing about what is served.
+"""
+
+from __future__ import annotations
+
+from asyncio import TimerHandle, Transport
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from shared.settings import Settings
+
+__all__ = ["server"]
+
+MAX_HEADER_BYTES = 2**16
+"""URL and headers of one request together."""
+
+KEEP_ALIVE_S = 65
+"""How long an idle connection of a caller is kept."""
+
+
+class _Patient(HttpToolsProtocol):
+    """Hangs up on a connection whose request line and headers do not arrive in time, or do not end."""
+
+    header_timeout_s = 30.0
+    _timer: TimerHandle | None = None
+    _header_bytes = 0
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._header_bytes = 0
+        self._arm()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._disarm()
+        super().on_headers_complete()
+
+    def _count(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > MAX_HEADER_BYTES:
+            # The parser turns what its callbacks raise into a 400 and closes the connection.
+            message = "headers too large"
+            raise ValueError(message)
+
+    def _arm(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.header_timeout_s, self._give_up)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if not self.transport.is_closing():
+            self.transport.close()
+
+
+def server(app: object, settings: Settings) -> uvicorn.Server:
+    """A server for `app` on the HTTP address of `settings`, not started."""
+    protocol = type("Patient", (_Patient,), {"header_timeout_s": settings.body_timeout_s})
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]  # an ASGI app
+        host=settings.host, port=settings.http_port, http=protocol, loop="uvloop", ws="none", lifespan="on",
+        log_config=None, access_log=False, server_header=False, proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=max(int(settings.drain_s), 1),
+    )  # fmt: skip
+    return uvicorn.Server(config)

@@ -1,0 +1,192 @@
+"""Real sockets for gateway tests: a small upstream, a gateway in front of it, a queue that keeps its jobs in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from services.gateway.app import build_gateway
+from services.gateway.replicas import Known, Target
+from services.gateway.server import server
+from shared.api.replica import Replica
+from shared.settings import Settings
+
+
+@contextlib.asynccontextmanager
+async def listening(made: uvicorn.Server) -> AsyncIterator[str]:
+    """A started server's base URL; the server is stopped at the end."""
+    made.config.load()
+    made.lifespan = made.config.lifespan_class(made.config)
+    await made.startup()
+    port = made.servers[0].sockets[0].getsockname()[1]
+    ticking = asyncio.create_task(made.main_loop())
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        made.should_exit = True
+        made.force_exit = True
+        await ticking
+        await made.shutdown()
+
+
+@dataclass
+class Toy:
+    """An upstream that notes what it was sent. `POST /v1/echo` answers the body back."""
+
+    name: str = "toy"
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    status: int = 200
+    chunks: int = 3
+    gap_s: float = 0.01
+    url: str = ""
+    documents: dict[str, Any] = field(default_factory=dict)
+
+    def app(self) -> Starlette:
+        """The ASGI app."""
+        methods = ["GET", "POST", "DELETE", "PUT"]
+        return Starlette(
+            routes=[
+                Route("/v1/stream", self.stream, methods=["POST"]),
+                Route("/v1/slow", self.slow, methods=["POST"]),
+                Route("/v1/models", self.models),
+                Route("/openapi.json", self.openapi),
+                Route("/{path:path}", self.echo, methods=methods),
+            ]
+        )
+
+    async def echo(self, request: Request) -> Response:
+        """Note the request and send its body back."""
+        body = await request.body()
+        self.seen.append({
+            "method": request.method, "path": request.url.path, "query": request.url.query,
+            "headers": dict(request.headers), "body": body,
+        })  # fmt: skip
+        kind = request.headers.get("content-type", "application/octet-stream")
+        headers = {"x-replica": self.name, "connection": "keep-alive", "x-toy": "yes"}
+        return Response(body, self.status, headers, media_type=kind)
+
+    async def stream(self, request: Request) -> Response:
+        """Events, one after another."""
+        await request.body()
+
+        async def pieces() -> AsyncIterator[bytes]:
+            try:
+                for number in range(self.chunks):
+                    yield b"data: %d\n\n" % number
+                    await asyncio.sleep(self.gap_s)
+            except asyncio.CancelledError:
+                self.gone.set()
+                raise
+
+        return StreamingResponse(pieces(), media_type="text/event-stream")
+
+    async def slow(self, request: Request) -> Response:
+        """Answer only after ten seconds, or never."""
+        await request.body()
+        for _ in range(200):
+            await asyncio.sleep(0.05)
+            if await request.is_disconnected():
+                self.gone.set()
+                break
+        return PlainTextResponse("late")
+
+    async def models(self, request: Request) -> Response:
+        """What it was told to list."""
+        return JSONResponse(self.documents.get("models", {"object": "list", "data": []}))
+
+    async def openapi(self, request: Request) -> Response:
+        """What it was told to say."""
+        return JSONResponse(self.documents.get("openapi", {"paths": {}}))
+
+
+@dataclass
+class Scene:
+    """A gateway and its upstreams."""
+
+    app: FastAPI
+    url: str
+    client: httpx2.AsyncClient
+
+    @property
+    def fleet(self) -> Any:
+        """What the gateway knows of replicas."""
+        return self.app.state.gateway.fleet
+
+    def announce(
+        self, url: str, *, service: str = "svc", name: str = "r1", models: tuple[str, ...] = ("pranet",),
+        routes: tuple[str, ...] = ("/v1/echo", "/v1/stream", "/v1/slow", "/v1/sessions"), ready: bool = True,
+        grpc: str | None = None,
+    ) -> Target:  # fmt: skip
+        """Make a replica known as if Redis held its record and never let it go."""
+        fleet = self.fleet
+        record = Replica(
+            id=name, service=service, http=url, grpc=grpc, pid=1, ready=ready, models=models, routes=routes,
+            seen=time.time(),
+        )  # fmt: skip
+        state = fleet._services.setdefault(service, Known())
+        target = Target(record, changed=time.monotonic() + 3600)
+        state.targets[name] = target
+        fleet._settle()
+        return target
+
+
+@pytest.fixture
+def gateway_settings(tmp_path: Path) -> Settings:
+    """A gateway on a free port, without Redis."""
+    return Settings(data_dir=tmp_path, http_port=0, grpc_port=0, drain_s=1)
+
+
+StartGateway = Callable[..., Awaitable[Scene]]
+StartToy = Callable[..., Awaitable[Toy]]
+
+
+@pytest.fixture
+async def gateway(gateway_settings: Settings) -> AsyncIterator[StartGateway]:
+    """Starts gateways; keyword arguments are settings, `queue` is the job queue."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(queue: Any = None, **changed: Any) -> Scene:
+            kept = gateway_settings.model_dump(exclude_unset=True)
+            settings = Settings(**{**kept, **changed})
+            app = build_gateway(settings, queue)
+            url = await stack.enter_async_context(listening(server(app, settings)))
+            client = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=20))
+            return Scene(app, url, client)
+
+        yield start
+
+
+@pytest.fixture
+async def toy() -> AsyncIterator[StartToy]:
+    """Starts upstreams; keyword arguments are the fields of `Toy`."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(**fields: Any) -> Toy:
+            made = Toy(**fields)
+            config = uvicorn.Config(made.app(), port=0, log_config=None, lifespan="off", ws="none", access_log=False)
+            made.url = await stack.enter_async_context(listening(uvicorn.Server(config)))
+            return made
+
+        yield start
+
+
+def parsed(events: bytes) -> list[Any]:
+    """The data of server-sent events."""
+    blocks = [b for b in events.split(b"\n\n") if b.startswith(b"data: ")]
+    return [json.loads(block.removeprefix(b"data: ")) for block in blocks]

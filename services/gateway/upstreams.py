@@ -1,0 +1,90 @@
+"""Fixed upstreams: a plain service at a known address, or a real Triton server. Asked, because they announce nothing.
+
+Models are learned from the Open Inference repository index and from `/v1/models`, routes from `/openapi.json`, where
+there is such a thing. Knows nothing about Redis and nothing about requests in flight.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import aiohttp
+
+from shared.api.replica import Replica
+
+__all__ = ["Upstream"]
+
+LEARN_S = 5.0
+"""Seconds between two looks at what an upstream serves; its readiness is asked at every look."""
+
+_COMMON = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/v1/models", "/v2")
+
+
+class Upstream:
+    """One fixed upstream of a service."""
+
+    def __init__(self, service: str, http: str, grpc: str | None) -> None:
+        """Remember where it is; nothing is sent before `record`."""
+        self.service, self._http, self._grpc = service, http, grpc
+        self._models: tuple[str, ...] = ()
+        self._routes: tuple[str, ...] = ()
+        self._due = 0.0
+        self._session: aiohttp.ClientSession | None = None
+
+    async def record(self) -> Replica | None:
+        """Its record as of now, as if it had announced itself; None before it was reached for the first time."""
+        ready = await self._get("/v2/health/ready") is not None or await self._get("/readyz") is not None
+        if ready and time.monotonic() >= self._due:
+            await self._learn()
+            self._due = time.monotonic() + LEARN_S
+        if not ready and not (self._models or self._routes):
+            return None
+        return Replica(
+            id=f"fixed-{self.service}", service=self.service, http=self._http, grpc=self._grpc, pid=0, ready=ready,
+            models=self._models, routes=self._routes, seen=time.time(),
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        """Hang up."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _learn(self) -> None:
+        index = await self._json("POST", "/v2/repository/index")
+        listed = await self._json("GET", "/v1/models")
+        document = await self._json("GET", "/openapi.json")
+        names = [m.get("name") for m in _list(index)] + [m.get("id") for m in _list(_at(listed, "data"))]
+        self._models = tuple(dict.fromkeys(n for n in names if isinstance(n, str)))
+        paths = _at(document, "paths")
+        self._routes = tuple(p for p in paths if not _common(p)) if isinstance(paths, dict) else ()
+
+    async def _json(self, method: str, path: str) -> Any:
+        raw = await self._get(path, method)
+        try:
+            return json.loads(raw) if raw else None
+        except ValueError:
+            return None
+
+    async def _get(self, path: str, method: str = "GET") -> bytes | None:
+        """The body of a 2xx answer, or None for any other outcome."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2))
+        try:
+            async with self._session.request(method, self._http + path) as response:
+                return await response.read() if response.ok else None
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return None
+
+
+def _common(path: str) -> bool:
+    return path == "/" or any(path == place or path.startswith(place + "/") for place in _COMMON)
+
+
+def _at(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
+
+
+def _list(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
