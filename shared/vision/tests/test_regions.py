@@ -1,0 +1,153 @@
+"""Regions, outlines and run lengths say the same about a mask, and give it back."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from shared.vision.regions import keep, occupied, outlines, regions, run_lengths, unpack_run_lengths
+
+masks = arrays(bool, st.tuples(st.integers(1, 14), st.integers(1, 14)))
+
+
+def drawn(rows):
+    return np.array([[c == "#" for c in row] for row in rows])
+
+
+RING = drawn(["......", ".####.", ".#..#.", ".####.", "......"])
+TOUCHING = drawn(["#.", ".#"])
+
+
+def disc(height=120, width=160, radius=40):
+    y, x = np.mgrid[:height, :width]
+    return (x - 70) ** 2 + (y - 60) ** 2 < radius**2
+
+
+def area(points):
+    x, y = points[:, 0], points[:, 1]
+    return int((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) / 2
+
+
+def filled(outline_list, shape):
+    """Even-odd fill, by crossing counts of pixel centres: an independent way back to the mask."""
+    crossings = np.zeros(shape, int)
+    for outline in outline_list:
+        for (x1, y1), (x2, y2) in zip(outline.points, np.roll(outline.points, -1, axis=0), strict=True):
+            if x1 == x2:
+                crossings[min(y1, y2) : max(y1, y2), x1:] += 1
+    return crossings % 2 == 1
+
+
+@given(masks)
+def test_filling_the_outlines_gives_the_mask_back(mask):
+    assert (filled(outlines(mask), mask.shape) == mask).all()
+
+
+@given(masks)
+def test_outer_areas_less_holes_are_the_pixels(mask):
+    found = outlines(mask)
+    assert sum(area(outline.points) for outline in found) == mask.sum()
+    assert all((area(outline.points) < 0) == outline.hole for outline in found)
+
+
+@given(masks)
+def test_every_region_has_one_outer_outline(mask):
+    outer = [outline for outline in outlines(mask) if not outline.hole]
+    assert len(outer) == len(regions(mask)[0])
+
+
+@given(masks)
+def test_outlines_turn_at_every_corner(mask):
+    for outline in outlines(mask):
+        step = np.sign(np.roll(outline.points, -1, axis=0) - outline.points)
+        assert (np.abs(step).sum(axis=1) == 1).all()
+        assert (np.roll(step, 1, axis=0) != step).any(axis=1).all()
+
+
+def test_ring_has_an_outline_and_a_hole():
+    outer, hole = outlines(RING)
+    assert outer.points.tolist() == [[1, 1], [5, 1], [5, 4], [1, 4]]
+    assert (outer.hole, hole.hole) == (False, True)
+    assert sorted(hole.points.tolist()) == [[2, 2], [2, 3], [4, 2], [4, 3]]
+
+
+def test_parts_that_touch_at_a_corner_share_an_outline():
+    (outline,) = outlines(TOUCHING)
+    assert len(outline.points) == 8
+    assert len(outlines(np.pad(TOUCHING[::-1], 2))) == 1
+
+
+def test_polygon_drawn_by_pillow_covers_the_mask():
+    mask = disc()
+    (outline,) = outlines(mask)
+    page = Image.new("1", mask.shape[::-1])
+    ImageDraw.Draw(page).polygon([tuple(p) for p in outline.points.tolist()], fill=1)
+    assert np.asarray(page)[mask].mean() > 0.999
+
+
+@given(masks)
+def test_regions_agree_with_their_label_map(mask):
+    found, labels = regions(mask)
+    assert ((labels > 0) == mask).all()
+    assert [r.area for r in found] == sorted((r.area for r in found), reverse=True)
+    for region in found:
+        here = labels == region.label
+        assert region.area == here.sum()
+        assert occupied(here) == (region.rows, region.columns)
+        assert ndimage.label(here, np.ones((3, 3)))[1] == 1
+
+
+@given(masks, st.integers(1, 9))
+def test_keeping_regions_keeps_exactly_their_pixels(mask, least):
+    found, labels = regions(mask)
+    kept = keep(labels, [region for region in found if region.area >= least])
+    assert kept.sum() == sum(region.area for region in found if region.area >= least)
+    assert not (kept & ~mask).any()
+
+
+def test_window_of_a_mask_is_tight():
+    assert occupied(RING) == (slice(1, 4), slice(1, 5))
+    assert occupied(np.zeros((3, 4), bool)) == (slice(0, 0), slice(0, 0))
+
+
+def test_empty_mask_has_nothing():
+    empty = np.zeros((5, 7), bool)
+    assert outlines(empty) == []
+    assert regions(empty)[0] == []
+    assert not keep(regions(empty)[1], []).any()
+
+
+@given(masks)
+def test_run_lengths_give_the_mask_back(mask):
+    assert (unpack_run_lengths(run_lengths(mask), *mask.shape) == mask).all()
+
+
+@pytest.mark.parametrize(
+    ("mask", "text"),
+    [
+        # Written by pycocotools 2.0.11.
+        (RING, "632NO010O0124"),
+        (TOUCHING, "0120"),
+        (
+            disc(),
+            "le3a0S38I6K4L4L4M2N2M4M2N2N2N2N2N2O0O2N2N2O0O2O0O2O0O2O000O2O00000O2O00000000000000000000000000000001N1000001N10001N101N101N101N2N2N101N2N2N2N2N2N3L3N2N3L4L4L5J7HPj5",
+        ),
+        (np.zeros((3, 5), bool), "?"),
+        (np.ones((3, 5), bool), "0?"),
+        (
+            disc(700, 900, 33),
+            "lPj0a0Xe06K4L4L4M2M4M2N2N2N2N2N2O0O2N2O0O2O0O2O0O2O000O2O00000000000000000000000000000001N10001N101N101N101N2N101N2N2N2N2N2N3L3N3L4L4L5JkhPa0",
+        ),
+    ],
+)
+def test_run_lengths_are_those_of_coco(mask, text):
+    assert run_lengths(mask) == text
+
+
+@pytest.mark.parametrize("text", ["", "3", "`", "04O"])
+def test_runs_that_do_not_fill_the_size_are_refused(text):
+    with pytest.raises(ValueError, match="not 3×5"):
+        unpack_run_lengths(text, 3, 5)
