@@ -1,4 +1,4 @@
-"""Starts the whole product once for all end-to-end tests: free ports, its own folder, stopped and checked at the end."""
+"""Starts the whole product once for all end-to-end tests: free ports, its own folder, stopped at the end."""
 
 from __future__ import annotations
 
