@@ -11,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import json
 import logging
 import math
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -26,7 +29,8 @@ import uvloop
 from pydantic import BaseModel
 
 from shared import telemetry
-from shared.registry.discovery import SERVICES, servables
+from shared.registry.discovery import SERVICES
+from shared.serving.readiness import expect
 from shared.serving.replica import ReplicaServer, load_app
 from shared.settings import Settings, export, settings
 
@@ -41,6 +45,13 @@ export(
 )
 import ray  # noqa: E402  # it reads these variables when imported
 from ray import serve  # noqa: E402
+
+_ASK = """
+import json
+from shared.registry.discovery import SERVICES, servables
+print(json.dumps([name for name in SERVICES if servables(name)]))
+"""
+"""Lists the services that have models, in a process that ends: finding out loads the libraries of all of them."""
 
 _OBJECT_STORE = 80 * 2**20
 """Bytes of shared memory; nothing of ours goes through it."""
@@ -154,6 +165,7 @@ def start(chosen: Settings) -> Path | None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     wanted = (chosen.data_dir / "ray").resolve()
     folder = wanted if len(str(wanted)) <= _SOCKET_PATH else Path(tempfile.mkdtemp(prefix="fovea-"))
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed Ray left
     ray.init(
         num_cpus=len(SERVICES) * chosen.replicas, include_dashboard=False, object_store_memory=_OBJECT_STORE,
         logging_level=logging.WARNING, _temp_dir=str(folder), _node_ip_address=_LOOPBACK, namespace="fovea",
@@ -185,12 +197,15 @@ def main() -> None:
     """Place the services that have models, and keep them until SIGTERM or Ctrl-C."""
     chosen = settings()
     telemetry.configure_logs(chosen.log_level, chosen.log_format)
-    wanted = chosen.wanted_services or tuple(name for name in SERVICES if servables(name))
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
+    asking = subprocess.Popen([sys.executable, "-c", _ASK], stdout=subprocess.PIPE)  # noqa: S603  # our own interpreter
     folder = start(chosen)
     try:
+        wanted = chosen.wanted_services or tuple(json.loads(asking.communicate()[0]))
+        if chosen.redis_url:
+            asyncio.run(expect(chosen.redis_url, wanted))
         deploy([Placement(service=name, min_replicas=chosen.replicas, max_replicas=chosen.replicas) for name in wanted])
         telemetry.log().info("placed", services=", ".join(wanted))
         over.wait()

@@ -1,0 +1,141 @@
+"""Processes that `fovea up` starts: each in a session of its own, with a log, restarted with back-off when it dies.
+
+Knows processes; knows nothing about what they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from shared.serving import guard
+from shared.settings import environment
+
+__all__ = ["Child", "Children", "Died"]
+
+_DEATHS = 5
+_WITHIN_S = 60.0
+"""So many deaths in so many seconds, and there is no point in starting it once more."""
+
+_FIRST_PAUSE_S = 0.5
+_TAIL = 15
+
+
+class Died(Exception):
+    """A child died again and again; the message ends with the last lines of its log."""
+
+
+class Child:
+    """One process and its log."""
+
+    def __init__(self, name: str, arguments: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
+        self.name = name
+        self.log = log
+        self._command = [sys.executable, "-m", *arguments]
+        self._env = env
+        self.process: asyncio.subprocess.Process | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    async def start(self) -> int:
+        """Start it in a session of its own, so that Ctrl-C reaches the supervisor alone; returns its pid."""
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env=environment(**self._env), start_new_session=True,
+            )  # fmt: skip
+        return self.process.pid
+
+    async def stop(self, grace_s: float) -> None:
+        """SIGTERM, then SIGKILL for what is left of its session after `grace_s`."""
+        if self.process is None:
+            return
+        pid = self.process.pid
+        if self.process.returncode is None:
+            self.process.terminate()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    await self.process.wait()
+        await asyncio.to_thread(guard.end, [pid], 0.5)
+        await self.process.wait()
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        with self.log.open(encoding="utf-8", errors="replace") as lines:
+            return "".join(deque(lines, maxlen=_TAIL)).rstrip()
+
+
+class Children:
+    """All of them, in the order in which they were started."""
+
+    def __init__(self, logs: Path, env: Mapping[str, str], say: Callable[[str], None], grace_s: float) -> None:
+        """Keep logs under `logs`, give every child `env`, and report deaths through `say`."""
+        self._logs = logs
+        self._env = dict(env)
+        self._say = say
+        self._grace_s = grace_s
+        self._all: list[Child] = []
+        self._guard = subprocess.Popen(  # noqa: S603  # our own interpreter
+            [sys.executable, "-m", guard.__name__], stdin=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def watch(self, pid: int, *, gone: bool = False) -> None:
+        """Tell the guard of a session that somebody else started, or that has ended."""
+        if self._guard.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._guard.stdin.write(f"{'-' if gone else '+'}{pid}\n".encode())
+                self._guard.stdin.flush()
+
+    async def add(self, name: str, *arguments: str) -> Child:
+        """Start `python -m ARGUMENTS` and keep it alive."""
+        log = self._logs / f"{name.replace(' ', '-')}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_bytes(b"")
+        child = Child(name, arguments, log, self._env)
+        self.watch(await child.start())
+        child.task = asyncio.create_task(self._keep(child))
+        self._all.append(child)
+        return child
+
+    async def stop(self) -> None:
+        """Stop all, the last started first, then the guard."""
+        for child in reversed(self._all):
+            if child.task is not None:
+                child.task.cancel()
+            await child.stop(self._grace_s)
+            if child.process is not None:
+                self.watch(child.process.pid, gone=True)
+        if self._guard.stdin is not None:
+            self._guard.stdin.close()
+        await asyncio.to_thread(self._guard.wait)
+        if self.failed.done():
+            self.failed.exception()
+
+    async def _keep(self, child: Child) -> None:
+        """Start a child again whenever it ends, until it has done so too often."""
+        deaths: deque[float] = deque(maxlen=_DEATHS)
+        while child.process is not None:
+            code, pid = await child.process.wait(), child.process.pid
+            deaths.append(time.monotonic())
+            await asyncio.to_thread(guard.end, [pid], 0.0)
+            self.watch(pid, gone=True)
+            if len(deaths) == _DEATHS and deaths[-1] - deaths[0] < _WITHIN_S:
+                words = f"{child.name} ended {_DEATHS} times in a minute. Its last lines:\n{child.last_words()}"
+                if not self.failed.done():
+                    self.failed.set_exception(Died(words))
+                return
+            pause = _FIRST_PAUSE_S * 2 ** (len(deaths) - 1)
+            self._say(f"{child.name} ended ({_why(code)}); starting it again in {pause:g} s. Log: {child.log}")
+            await asyncio.sleep(pause)
+            self.watch(await child.start())
+
+
+def _why(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

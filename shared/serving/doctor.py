@@ -1,0 +1,187 @@
+"""`fovea doctor`: what this machine has, what is missing and what to do about it. Starts and changes nothing."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from shared.errors import FoveaError
+from shared.jobs import redis_server
+from shared.registry import discovery
+from shared.registry.weights import read_weights
+from shared.serving.place import device, gpus
+from shared.serving.up import port_in_use
+from shared.settings import Settings, settings
+
+__all__ = ["Finding", "doctor", "examine"]
+
+Verdict = Literal["good", "note", "bad"]
+
+_LEAST_MEMORY = 4 * 2**30
+_MARKS = {"good": "[green]✓[/]", "note": "[yellow]·[/]", "bad": "[red]✗[/]"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at: `bad` keeps the product from running, `note` is worth knowing."""
+
+    topic: str
+    verdict: Verdict
+    told: str
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Say what this machine has and lacks; the exit code says whether the product can run."""
+    found = examine(settings())
+    if as_json:
+        typer.echo(json.dumps({"ok": _runs(found), "findings": [asdict(finding) for finding in found]}, indent=1))
+    else:
+        console = Console(soft_wrap=True, highlight=False)
+        for finding in found:
+            console.print(f"{_MARKS[finding.verdict]} {finding.topic:<11} {escape(finding.told)}")
+    raise typer.Exit(0 if _runs(found) else 1)
+
+
+def examine(chosen: Settings) -> list[Finding]:
+    """Look at everything."""
+    looks: list[Callable[[Settings], list[Finding]]] = [
+        _python, _memory, _ports, _redis, _ray, _compilers, _gpus, _engines, _rooms, _models, _weights,
+    ]  # fmt: skip
+    return [finding for look in looks for finding in _safely(look, chosen)]
+
+
+def _safely(look: Callable[[Settings], list[Finding]], chosen: Settings) -> list[Finding]:
+    """A look that fails is a finding too: a room that can't be imported must not hide the others."""
+    try:
+        return look(chosen)
+    except Exception as error:  # noqa: BLE001
+        return [Finding(look.__name__.lstrip("_"), "bad", f"{type(error).__name__}: {error}")]
+
+
+def _runs(found: list[Finding]) -> bool:
+    return all(finding.verdict != "bad" for finding in found)
+
+
+def _python(_: Settings) -> list[Finding]:
+    good: Verdict = "good" if sys.version_info >= (3, 11) else "bad"
+    return [Finding("python", good, f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores")]
+
+
+def _memory(chosen: Settings) -> list[Finding]:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    chosen.data_dir.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(chosen.data_dir).free
+    told = f"{total / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB free under {chosen.data_dir}"
+    return [Finding("memory", "good" if total >= _LEAST_MEMORY else "note", told)]
+
+
+def _ports(chosen: Settings) -> list[Finding]:
+    wanted = ((chosen.http_port, "FOVEA_HTTP_PORT"), (chosen.grpc_port, "FOVEA_GRPC_PORT"))
+    taken = [said for port, variable in wanted if (said := port_in_use(chosen.host, port, variable))]
+    free = f"{chosen.http_port} (HTTP) and {chosen.grpc_port} (gRPC) on {chosen.host} are free"
+    return [Finding("ports", "bad", said) for said in taken] or [Finding("ports", "good", free)]
+
+
+def _redis(chosen: Settings) -> list[Finding]:
+    try:
+        redis_server.find(chosen)
+    except FoveaError as error:
+        return [Finding("redis", "bad", f"{error.detail} {error.hint or ''}")]
+    return [Finding("redis", "good", redis_server.describe(chosen))]
+
+
+def _ray(_: Settings) -> list[Finding]:
+    found = _version("ray")
+    return [Finding("ray", "good" if found else "bad", found or "missing. Try: pip install 'fovea[serving]'")]
+
+
+def _compilers(_: Settings) -> list[Finding]:
+    found = [name for name in ("gcc", "g++", "clang", "nvcc") if shutil.which(name)]
+    told = ", ".join(found) or "none; nothing needs one, torch.compile would"
+    return [Finding("compilers", "good" if found else "note", told)]
+
+
+def _gpus(chosen: Settings) -> list[Finding]:
+    found = gpus()
+    told = ", ".join(found) if found else "none (no NVIDIA driver)"
+    return [Finding("gpus", "good" if found else "note", f"{told}; models load on {device(chosen.device)}")]
+
+
+def _engines(chosen: Settings) -> list[Finding]:
+    lines = [("torch", _version("torch")), ("onnx", _version("onnxruntime") or _version("onnxruntime-gpu"))]
+    found = [
+        Finding("engine", "good" if number else "note", f"{name} {number or 'not installed'}") for name, number in lines
+    ]
+    return [*found, _tensorrt(), _triton(chosen)]
+
+
+def _tensorrt() -> Finding:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return Finding("engine", "note", "tensorrt not there: onnxruntime is not installed")
+    offered = importlib.import_module("onnxruntime").get_available_providers()
+    if "TensorrtExecutionProvider" not in offered:
+        return Finding("engine", "note", f"tensorrt not there: this onnxruntime offers {', '.join(offered)}")
+    if not gpus():
+        return Finding("engine", "note", "tensorrt not used: the provider is there, but no GPU")
+    return Finding("engine", "good", "tensorrt through onnxruntime")
+
+
+def _triton(chosen: Settings) -> Finding:
+    told = chosen.triton_url or "no server (FOVEA_TRITON_URL is not set)"
+    return Finding("engine", "good" if chosen.triton_url else "note", f"triton {told}")
+
+
+def _rooms(_: Settings) -> list[Finding]:
+    left = discovery.skipped()
+    return [Finding("rooms", "note", f"{room} left out: needs {library}") for room, library in left.items()]
+
+
+def _models(_: Settings) -> list[Finding]:
+    found = {service: ", ".join(discovery.servables(service)) for service in discovery.SERVICES}
+    lines = [Finding("models", "good", f"{service}: {names}") for service, names in found.items() if names]
+    return lines or [Finding("models", "bad", "no service has a model; see the rooms left out")]
+
+
+def _weights(chosen: Settings) -> list[Finding]:
+    """Whether the weights files of the services and those that were imported are what their manifests say."""
+    folders = [Path(spec.submodule_search_locations[0]) for spec in _packages() if spec.submodule_search_locations]
+    files = [file for folder in (*folders, chosen.data_dir) for file in sorted(folder.rglob("weights/*.safetensors"))]
+    return [_verified(file) for file in files]
+
+
+def _verified(file: Path) -> Finding:
+    try:
+        weights = read_weights(file)
+    except (FoveaError, OSError, ValueError) as error:
+        return Finding("weights", "bad", f"{file.name}: {getattr(error, 'detail', error)}")
+    return Finding("weights", "good", f"{file.name}: verified, sha256 {weights.manifest.sha256[:12]}…")
+
+
+def _packages() -> Iterator[ModuleSpec]:
+    for service in discovery.SERVICES:
+        if spec := importlib.util.find_spec(discovery.service_package(service)):
+            yield spec
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

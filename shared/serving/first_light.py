@@ -1,0 +1,112 @@
+"""First light: one real request to each service, through the gateway, with what came back written to `out/`.
+
+Knows the public API only, as any client does.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+
+__all__ = ["Light", "first_light"]
+
+_ROUTES = {"chat": "/v1/chat/completions", "complete": "/v1/completions"}
+_PICTURES = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Light:
+    """What one service answered."""
+
+    service: str
+    model: str
+    good: bool
+    seconds: float
+    told: str
+    files: tuple[Path, ...] = ()
+
+
+async def first_light(gateway: str, out: Path) -> AsyncIterator[Light]:
+    """Ask one model of each service for its own example, and write the answers under `out/<service>/`."""
+    async with httpx2.AsyncClient(base_url=gateway, timeout=_TIMEOUT_S) as client:
+        listed = (await client.get("/v1/models")).raise_for_status().json()["data"]
+        chosen: dict[str, Mapping[str, Any]] = {}
+        for entry in sorted(listed, key=lambda entry: not entry["ready"]):
+            chosen.setdefault(entry["service"], entry)
+        for entry in chosen.values():
+            yield await _ask(client, entry, out / entry["service"])
+
+
+async def _ask(client: httpx2.AsyncClient, entry: Mapping[str, Any], folder: Path) -> Light:
+    name, begun = entry["id"], time.perf_counter()
+    try:
+        example = (await client.get(f"/v1/models/{quote(name)}/example")).raise_for_status().json()
+        route = _ROUTES.get(entry["task"], f"/v1/{entry['task']}")
+        begun = time.perf_counter()
+        answer = await client.post(route, json={"model": name, **example})
+        seconds = time.perf_counter() - begun
+        answer.raise_for_status()
+        files = [_write(folder / f"{_stem(name)}.json", json.dumps(answer.json(), indent=1).encode())]
+        files += await _pictures(client, name, route, example, folder)
+    except (httpx2.HTTPError, ValueError) as error:
+        return Light(entry["service"], name, False, time.perf_counter() - begun, _failure(error))
+    return Light(entry["service"], name, True, seconds, _summary(answer.json()), tuple(files))
+
+
+async def _pictures(client: httpx2.AsyncClient, name: str, route: str, example: Any, folder: Path) -> list[Path]:
+    """The same request once more as a picture, where the model draws."""
+    card = (await client.get(f"/v1/models/{quote(name)}")).raise_for_status().json()
+    media = next((media for media in card.get("media_types", ()) if media in _PICTURES), None)
+    if media is None:
+        return []
+    drawn = await client.post(route, json={"model": name, **example}, headers={"accept": media})
+    return [_write(folder / f"{_stem(name)}.{_PICTURES[media]}", drawn.raise_for_status().content)]
+
+
+def _write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def _stem(name: str) -> str:
+    return name.replace("/", "-")
+
+
+def _failure(error: Exception) -> str:
+    if isinstance(error, httpx2.HTTPStatusError):
+        try:
+            body = error.response.json()
+        except ValueError:
+            return str(error)
+        told = body.get("detail") or body.get("error", body)
+        return str(told.get("message", told) if isinstance(told, dict) else told)
+    return str(error) or type(error).__name__
+
+
+def _summary(answer: Any) -> str:
+    """A few words on an answer: the text of a chat, else its first plain values."""
+    if isinstance(answer, dict) and answer.get("choices"):
+        choice = answer["choices"][0]
+        text = (choice.get("message") or {}).get("content") or choice.get("text") or ""
+        return json.dumps(" ".join(text.split())[:100], ensure_ascii=False)
+    plain = {key: value for key, value in _plain(answer) if not isinstance(value, str) or len(value) <= 40}
+    return ", ".join(f"{key} {_short(value)}" for key, value in list(plain.items())[:6])
+
+
+def _plain(answer: Any) -> list[tuple[str, Any]]:
+    pairs = answer.items() if isinstance(answer, dict) else ()
+    sized = [(key, f"{len(value)}×") if isinstance(value, list) else (key, value) for key, value in pairs]
+    return [(key, value) for key, value in sized if isinstance(value, str | int | float | bool)]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

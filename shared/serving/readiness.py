@@ -1,0 +1,123 @@
+"""Follows a start: which services are expected, placed and ready, as told by Redis, the replicas and the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import httpx2
+import redis.asyncio as aioredis
+from redis.exceptions import RedisError
+
+from shared.api.replica import LEASE_S, Replica, replicas_key
+
+__all__ = ["News", "Readiness", "expect"]
+
+_EXPECTED = "fovea:services"
+"""Redis key: names of the services that are being placed, as JSON."""
+
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """A service has come as far as this: placed, ready, or as ready as it gets, with the reasons why not more."""
+
+    service: str
+    stage: Literal["placed", "ready", "incomplete"]
+    models: tuple[str, ...] = ()
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+async def expect(url: str, services: Iterable[str] | None) -> None:
+    """Say which services are being placed, or, with None, that it is not known yet."""
+    async with _connect(url) as link:
+        if services is None:
+            await link.delete(_EXPECTED)
+        else:
+            await link.set(_EXPECTED, json.dumps(list(services)))
+
+
+class Readiness:
+    """Follows the services until all are as ready as they get."""
+
+    def __init__(self, url: str, gateway: str) -> None:
+        """Look into the Redis at `url`; `gateway` is the gateway's base URL."""
+        self._url = url
+        self._gateway = gateway
+        self._stages: dict[str, str] = {}
+
+    async def news(self) -> AsyncIterator[News]:
+        """Each step of each service once; ends when all are settled and the gateway routes to them."""
+        async with _connect(self._url) as link, httpx2.AsyncClient(timeout=2.0) as client:
+            while True:
+                services = await self._expected(link)
+                for service in services or ():
+                    for news in await self._step(link, client, service):
+                        yield news
+                settled = services is not None and all(
+                    self._stages.get(service) in {"ready", "incomplete"} for service in services
+                )
+                if settled and await self._routed(client, services or []):
+                    return
+                await asyncio.sleep(_POLL_S)
+
+    async def _expected(self, link: Any) -> list[str] | None:
+        try:
+            found = await link.get(_EXPECTED)
+        except (RedisError, OSError):
+            return None
+        return None if found is None else list(json.loads(found))
+
+    async def _step(self, link: Any, client: httpx2.AsyncClient, service: str) -> list[News]:
+        stage = self._stages.get(service)
+        if stage in {"ready", "incomplete"}:
+            return []
+        replicas = await self._replicas(link, service)
+        if not replicas:
+            return []
+        now = await _how_far(client, replicas[0])
+        found = [News(service, "placed", replicas[0].models)] if stage is None else []
+        if now.stage != "placed":
+            found.append(now)
+        self._stages[service] = now.stage
+        return found
+
+    async def _replicas(self, link: Any, service: str) -> list[Replica]:
+        try:
+            records = await link.hvals(replicas_key(service))
+        except (RedisError, OSError):
+            return []
+        found = [Replica.model_validate_json(record) for record in records]
+        living = [replica for replica in found if time.time() - replica.seen < LEASE_S]
+        return sorted(living, key=lambda replica: not replica.ready)
+
+    async def _routed(self, client: httpx2.AsyncClient, services: list[str]) -> bool:
+        try:
+            known = (await client.get(f"{self._gateway}/readyz")).json().get("services", {})
+        except (httpx2.HTTPError, ValueError):
+            return False
+        return all(known.get(service, {}).get("alive") for service in services)
+
+
+async def _how_far(client: httpx2.AsyncClient, replica: Replica) -> News:
+    """Ready, still loading, or done loading with some models failed."""
+    if replica.ready:
+        return News(replica.service, "ready", replica.models)
+    try:
+        entries = (await client.get(f"{replica.http}/v1/models")).json()["data"]
+    except (httpx2.HTTPError, ValueError, KeyError):
+        return News(replica.service, "placed", replica.models)
+    if any(entry["state"] in {"waiting", "loading"} for entry in entries):
+        return News(replica.service, "placed", replica.models)
+    reasons = {entry["id"]: str(entry["reason"]) for entry in entries if entry["state"] == "failed"}
+    good = tuple(entry["id"] for entry in entries if entry["ready"])
+    return News(replica.service, "incomplete" if reasons else "placed", good, reasons)
+
+
+def _connect(url: str) -> Any:
+    return aioredis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=1.0)

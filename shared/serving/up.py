@@ -1,0 +1,184 @@
+"""`fovea up`: starts Redis, Ray with the services, a worker per service and the gateway, and keeps them until Ctrl-C.
+
+It shows readiness as it comes, sends one real request to each service, prints the URLs, and at the end stops everything
+in reverse order. Knows processes and readiness; knows no models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from shared import telemetry
+from shared.errors import FoveaError, NotReady
+from shared.jobs.redis_server import RedisServer
+from shared.serving.children import Children, Died
+from shared.serving.first_light import Light, first_light
+from shared.serving.readiness import News, Readiness, expect
+from shared.settings import Settings, settings
+
+__all__ = ["port_in_use", "up"]
+
+_OUT = Path("out")
+_LONGEST_START_S = 900.0
+_STAGES = {"placed": "loading", "ready": "[green]ready[/]", "incomplete": "[yellow]started, not whole[/]"}
+
+
+def up(
+    once: Annotated[bool, typer.Option("--once", help="Stop after first light; the exit code tells.")] = False,
+) -> None:
+    """Start everything on this machine, send one real request to each service, and serve until Ctrl-C."""
+    telemetry.configure_logs("WARNING", settings().log_format)
+    raise typer.Exit(asyncio.run(_Product(settings()).run(once=once)))
+
+
+def port_in_use(host: str, port: int, variable: str) -> str | None:
+    """What to say when a port is taken; None when it is free."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return f"Port {port} on {host} can't be used ({error.strerror}). Set {variable} to another port."
+    return None
+
+
+class _Product:
+    """The whole product, as processes of this machine."""
+
+    def __init__(self, chosen: Settings) -> None:
+        self._settings = chosen
+        self._console = Console(soft_wrap=True, highlight=False)
+        self._begun = time.monotonic()
+        self._gateway = f"http://{_reachable(chosen.host)}:{chosen.http_port}"
+        self._failures = 0
+
+    async def run(self, *, once: bool) -> int:
+        """Start, light, serve and stop; returns the exit code."""
+        over = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, over.set)
+        try:
+            self._check_ports()
+            server = RedisServer(self._settings)
+            await asyncio.to_thread(server.start)
+        except FoveaError as error:
+            self._say(f"[red]Can't start.[/] {escape(_sentence(error))}")
+            return 1
+        self._say(f"Redis [green]ready[/]: {escape(server.safe_url)}, {server.found.kind}")
+        try:
+            return await self._with(server, over, once=once)
+        finally:
+            await asyncio.to_thread(server.stop)
+            self._say("Stopped.")
+
+    async def _with(self, server: RedisServer, over: asyncio.Event, *, once: bool) -> int:
+        """Run the children on a Redis until the work is done, something is beyond repair, or somebody asks to stop."""
+        await expect(server.url, None)
+        logs = self._settings.data_dir / "logs"
+        children = Children(logs, self._environment(server), self._warn, self._settings.drain_s + 10)
+        tasks = [
+            asyncio.create_task(self._keep(server, children)),
+            asyncio.create_task(self._work(server, children, once=once)),
+            asyncio.create_task(_until(over)),
+        ]
+        try:
+            done, _ = await asyncio.wait([children.failed, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        except (Died, FoveaError) as error:
+            self._failures += 1
+            self._say(f"[red]Giving up.[/] {escape(str(error))}")
+        finally:
+            self._say("Stopping …")
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await children.stop()
+        return 1 if self._failures else 0
+
+    async def _work(self, server: RedisServer, children: Children, *, once: bool) -> None:
+        """Start the children, follow them until they are ready, and send the first requests."""
+        await children.add("ray", "shared.serving.ray")
+        await children.add("gateway", "services.gateway")
+        readiness = Readiness(server.url, self._gateway)
+        try:
+            async with asyncio.timeout(_LONGEST_START_S):
+                async for news in readiness.news():
+                    self._tell(news)
+                    if news.stage == "placed":
+                        await children.add(f"worker {news.service}", "shared.serving.worker", news.service)
+        except TimeoutError:
+            raise NotReady(f"Not ready after {_LONGEST_START_S:g} s.", hint="See the logs.") from None
+        async for light in first_light(self._gateway, _OUT):
+            self._show(light)
+        self._urls()
+        if not once:
+            await asyncio.Event().wait()
+
+    async def _keep(self, server: RedisServer, children: Children) -> None:
+        """Start our Redis again, with its data and port, whenever it dies."""
+        while server.process is not None:
+            children.watch(server.process.pid)
+            pid, code = server.process.pid, await asyncio.to_thread(server.process.wait)
+            children.watch(pid, gone=True)
+            self._warn(f"Redis ended (code {code}); starting it again.")
+            await asyncio.to_thread(server.start)
+        await asyncio.Event().wait()
+
+    def _check_ports(self) -> None:
+        chosen = self._settings
+        for port, variable in ((chosen.http_port, "FOVEA_HTTP_PORT"), (chosen.grpc_port, "FOVEA_GRPC_PORT")):
+            if taken := port_in_use(chosen.host, port, variable):
+                raise NotReady(taken)
+
+    def _environment(self, server: RedisServer) -> dict[str, str]:
+        return {
+            "FOVEA_REDIS_URL": server.url,
+            "FOVEA_DATA_DIR": str(self._settings.data_dir.resolve()),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def _tell(self, news: News) -> None:
+        self._say(f"{news.service} {_STAGES[news.stage]}: {', '.join(news.models) or 'no models'}")
+        for model, reason in news.reasons.items():
+            self._failures += 1
+            self._say(f"  [red]{escape(model)}[/]: {escape(reason)}")
+
+    def _show(self, light: Light) -> None:
+        self._failures += not light.good
+        mark = "[green]✓[/]" if light.good else "[red]✗[/]"
+        files = f" → {', '.join(map(str, light.files))}" if light.files else ""
+        self._say(f"{mark} {light.model}  {light.seconds * 1000:.0f} ms  {escape(light.told)}{files}")
+
+    def _urls(self) -> None:
+        chosen, page = self._settings, self._gateway
+        self._say(f"Console {page}/  ·  API {page}/docs  ·  gRPC {_reachable(chosen.host)}:{chosen.grpc_port}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(f"[dim]{time.monotonic() - self._begun:6.1f} s[/]  {line}")
+
+    def _warn(self, line: str) -> None:
+        self._say(f"[yellow]{escape(line)}[/]")
+
+
+async def _until(over: asyncio.Event) -> None:
+    await over.wait()
+
+
+def _reachable(host: str) -> str:
+    """The address at which a server that listens on `host` is reached from here."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104  # compared, not bound
+
+
+def _sentence(error: FoveaError) -> str:
+    return f"{error.detail} {error.hint or ''}".rstrip()
