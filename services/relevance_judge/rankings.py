@@ -1,0 +1,160 @@
+"""Rankings of systems under labels, and how alike two rankings are. Measures have trec_eval's semantics.
+
+A run is sorted by score as float32, descending, ties by passage id descending; the rank column is ignored; what nobody
+judged counts as 0. Knows nothing about how labels were made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+__all__ = ["Comparison", "compare", "evaluate", "kendall_tau_b", "spearman_rho", "system_scores", "tau_ap"]
+
+Run = Mapping[str, Mapping[str, float]]
+Qrels = Mapping[tuple[str, str], int]
+
+
+def evaluate(
+    run: Run, qrels: Qrels, *, measures: Iterable[str] = ("ndcg_cut_10",), relevance_level: int = 1
+) -> dict[str, dict[str, float]]:
+    """Measures of one run per query: {qid: {measure: value}}, for queries in both run and labels.
+
+    Args:
+        run: {qid: {docid: score}}.
+        qrels: {(qid, docid): grade}.
+        measures: `ndcg`, `ndcg_cut_k`, `map`, `P_k`, `recip_rank`, `recall_k`.
+        relevance_level: Lowest grade that counts as relevant (nDCG uses the grades themselves).
+
+    Raises:
+        ValueError: An unknown measure.
+    """
+    known = {name: _measure(name) for name in measures}
+    judged: dict[str, dict[str, int]] = {}
+    for (query, passage), grade in qrels.items():
+        judged.setdefault(query, {})[passage] = grade
+    return {
+        query: {name: rule(_ranked(run[query], labels), labels, relevance_level) for name, rule in known.items()}
+        for query, labels in judged.items()
+        if query in run
+    }
+
+
+def system_scores(
+    runs: Mapping[str, Run], qrels: Qrels, *, measure: str = "ndcg_cut_10", relevance_level: int = 1
+) -> dict[str, float]:
+    """Mean over queries of one measure per system: {tag: mean}; a system without a labelled query has none."""
+    scores: dict[str, float] = {}
+    for tag, run in runs.items():
+        rows = evaluate(run, qrels, measures=[measure], relevance_level=relevance_level)
+        if rows:
+            scores[tag] = math.fsum(row[measure] for row in rows.values()) / len(rows)
+    return scores
+
+
+Rule = Callable[[Sequence[int], Mapping[str, int], int], float]
+
+
+def _measure(name: str) -> Rule:
+    stem, _, cut = name.rpartition("_")
+    if name in {"ndcg", "map", "recip_rank"}:
+        return {"ndcg": _ndcg(None), "map": _average_precision, "recip_rank": _reciprocal_rank}[name]
+    if stem in {"ndcg_cut", "P", "recall"} and cut.isdigit() and int(cut) > 0:
+        return {"ndcg_cut": _ndcg, "P": _precision, "recall": _recall}[stem](int(cut))
+    raise ValueError(f"There is no measure {name!r}; known are ndcg, ndcg_cut_k, map, P_k, recip_rank, recall_k.")
+
+
+def _ranked(scores: Mapping[str, float], labels: Mapping[str, int]) -> list[int]:
+    order = sorted(scores, reverse=True)
+    order.sort(key=lambda passage: np.float32(scores[passage]), reverse=True)
+    return [labels.get(passage, 0) for passage in order]
+
+
+def _gain(grades: Iterable[int]) -> float:
+    return math.fsum(max(grade, 0) / math.log2(rank + 2) for rank, grade in enumerate(grades))
+
+
+def _ndcg(cut: int | None) -> Rule:
+    def rule(grades: Sequence[int], labels: Mapping[str, int], _level: int) -> float:
+        ideal = _gain(sorted(labels.values(), reverse=True)[:cut])
+        return _gain(grades[:cut]) / ideal if ideal else 0.0
+
+    return rule
+
+
+def _relevant(labels: Mapping[str, int], level: int) -> int:
+    return sum(grade >= level for grade in labels.values())
+
+
+def _average_precision(grades: Sequence[int], labels: Mapping[str, int], level: int) -> float:
+    hits = [rank for rank, grade in enumerate(grades, 1) if grade >= level]
+    total = _relevant(labels, level)
+    return math.fsum(found / rank for found, rank in enumerate(hits, 1)) / total if total else 0.0
+
+
+def _reciprocal_rank(grades: Sequence[int], _labels: Mapping[str, int], level: int) -> float:
+    return next((1.0 / rank for rank, grade in enumerate(grades, 1) if grade >= level), 0.0)
+
+
+def _precision(cut: int) -> Rule:
+    return lambda grades, _labels, level: sum(grade >= level for grade in grades[:cut]) / cut
+
+
+def _recall(cut: int) -> Rule:
+    def rule(grades: Sequence[int], labels: Mapping[str, int], level: int) -> float:
+        total = _relevant(labels, level)
+        return sum(grade >= level for grade in grades[:cut]) / total if total else 0.0
+
+    return rule
+
+
+def kendall_tau_b(x: Any, y: Any) -> float | None:
+    """Kendall's τ-b with ties; None for fewer than two systems or a constant side."""
+    return _correlation(stats.kendalltau, x, y)
+
+
+def spearman_rho(x: Any, y: Any) -> float | None:
+    """Spearman's ρ over average ranks; None for fewer than two systems or a constant side."""
+    return _correlation(stats.spearmanr, x, y)
+
+
+def _correlation(rule: Callable[..., Any], x: Any, y: Any) -> float | None:
+    first, second = np.asarray(x, float), np.asarray(y, float)
+    if first.size < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(rule(first, second).statistic)
+
+
+def tau_ap(truth: Any, estimate: Any) -> float | None:
+    """τ-AP (Yilmaz et al. 2008): like τ, but errors near the top cost more. Not symmetric.
+
+    Systems are ordered by `estimate` (ties in input order); a tie in `truth` counts one half. None for a constant truth
+    or fewer than two systems.
+    """
+    true = np.asarray(truth, float)
+    if true.size < 2 or np.ptp(true) == 0:
+        return None
+    true = true[np.argsort(-np.asarray(estimate, float), kind="stable")]
+    share = [(np.sum(true[:i] > true[i]) + 0.5 * np.sum(true[:i] == true[i])) / i for i in range(1, true.size)]
+    return float(2.0 * math.fsum(share) / (true.size - 1) - 1.0)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How alike two rankings of the same systems are; None where undefined."""
+
+    tau_b: float | None
+    rho: float | None
+    tau_ap: float | None
+
+
+def compare(reference_scores: Mapping[str, float], judge_scores: Mapping[str, float]) -> Comparison:
+    """Compare system scores under two label sets, over the tags that both hold."""
+    tags = [tag for tag in reference_scores if tag in judge_scores]
+    truth, estimate = [reference_scores[t] for t in tags], [judge_scores[t] for t in tags]
+    return Comparison(kendall_tau_b(truth, estimate), spearman_rho(truth, estimate), tau_ap(truth, estimate))

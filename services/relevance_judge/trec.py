@@ -1,0 +1,94 @@
+"""Reads and writes TREC files: qrels and runs, plain or gzipped. Ids are opaque strings. Knows no measures."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from shared.errors import Malformed
+
+__all__ = ["read_qrels", "read_runs", "read_topics", "write_qrels"]
+
+Runs = dict[str, dict[str, dict[str, float]]]
+
+
+def read_qrels(path: str | Path) -> dict[tuple[str, str], int]:
+    """Labels of `qid iteration docid grade` lines: {(qid, docid): grade}.
+
+    Raises:
+        Malformed: A line without four fields, a grade that is no integer, or a pair repeated with another grade; the
+            detail names the lines.
+    """
+    labels: dict[tuple[str, str], int] = {}
+    seen: dict[tuple[str, str], int] = {}
+    for number, fields in _lines(path, 4, "qid 0 docid grade"):
+        query, _, passage, text = fields
+        try:
+            grade = int(text)
+        except ValueError as error:
+            raise Malformed(f"Line {number} of {Path(path).name}: the grade {text!r} is not an integer.") from error
+        pair = (query, passage)
+        if labels.setdefault(pair, grade) != grade:
+            was = f"line {seen[pair]} says {labels[pair]}, line {number} says {grade}"
+            raise Malformed(f"The pair {query} {passage} is labelled twice in {Path(path).name}: {was}.")
+        seen.setdefault(pair, number)
+    return labels
+
+
+def read_runs(path: str | Path) -> Runs:
+    """Runs of `qid Q0 docid rank score tag` lines: {tag: {qid: {docid: score}}}. The rank column is ignored.
+
+    Raises:
+        Malformed: A line without six fields, or a score that is no number.
+    """
+    runs: Runs = {}
+    for number, fields in _lines(path, 6, "qid Q0 docid rank score tag"):
+        query, _, passage, _, text, tag = fields
+        try:
+            score = float(text)
+        except ValueError as error:
+            raise Malformed(f"Line {number} of {Path(path).name}: the score {text!r} is not a number.") from error
+        runs.setdefault(tag, {}).setdefault(query, {})[passage] = score
+    return runs
+
+
+def read_topics(path: str | Path) -> dict[str, str]:
+    """Topics of `qid<TAB>text` lines: {qid: text}.
+
+    Raises:
+        Malformed: A line without a tab.
+    """
+    topics: dict[str, str] = {}
+    for number, line in _text(path):
+        query, tab, text = line.partition("\t")
+        if not tab:
+            raise Malformed(f"Line {number} of {Path(path).name} has no tab between topic id and text.")
+        topics[query.strip()] = text.strip()
+    return topics
+
+
+def write_qrels(path: str | Path, labels: Mapping[tuple[str, str], int]) -> None:
+    """Write labels as qrels, gzipped where the name ends in `.gz`."""
+    text = "".join(f"{query} 0 {passage} {grade}\n" for (query, passage), grade in labels.items())
+    raw = text.encode("utf8")
+    Path(path).write_bytes(gzip.compress(raw, mtime=0) if str(path).endswith(".gz") else raw)
+
+
+def _lines(path: str | Path, count: int, form: str) -> Iterator[tuple[int, list[str]]]:
+    for number, line in _text(path):
+        fields = line.split()
+        if len(fields) != count:
+            raise Malformed(f"Line {number} of {Path(path).name} has {len(fields)} fields; the form is `{form}`.")
+        yield number, fields
+
+
+def _text(path: str | Path) -> Iterator[tuple[int, str]]:
+    raw = Path(path).read_bytes()
+    try:
+        text = (gzip.decompress(raw) if str(path).endswith(".gz") else raw).decode("utf8")
+    except (UnicodeDecodeError, OSError, EOFError) as error:
+        raise Malformed(f"{Path(path).name} can't be read as text: {error}.") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            yield number, line
