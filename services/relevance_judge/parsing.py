@@ -1,0 +1,172 @@
+"""Reads a grade out of a model's answer: five rules in a fixed order, the first that fires decides.
+
+    tag    "##final score: 2"            the last tag counts
+    json   {"O": 2}                      the last object with a known key
+    label  "Score: 2", "O: 2"            final and overall scores before any other
+    bare   "2"                           the whole text is the number
+    none                                 absent
+
+An answer without a valid grade is invalid and says why; it is never 0. Total on any string, and linear: no pattern
+nests quantifiers. Knows nothing about templates, retries or policies.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = ["Parsed", "Reason", "Rule", "parse"]
+
+Rule = Literal["tag", "json", "label", "bare", "none"]
+Reason = Literal["absent", "truncated", "not_a_number", "not_an_integer", "out_of_range", "ambiguous"]
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What was found: the grade, or why there is none, and the rule that decided."""
+
+    grade: int | None
+    rule: Rule
+    reason: Reason | None = None
+
+
+# One separator between a label and its number: a bracketed remark, a word or sign, an opening quote or bracket.
+_SEP = r"[ \t]{0,20}(?:\([^()\n]{0,20}\)[ \t]{0,20})?(?:(?:is|of|was|as|:=|:|=|->|→)\s{0,20})?[\"'“‘(\[]?\s{0,5}"
+_NUMBER = r"[+-]?\d+(?:\.\d+)?"
+_AFTER = r"(?P<scale>[ \t]*(?:/|out of)[ \t]*(?P<top>\d+))?(?P<range>[ \t]*(?:-|–|to\b|or\b)[ \t]*\d)?"
+_VALUE = rf"{_SEP}(?:(?P<number>{_NUMBER})(?![A-Za-z]){_AFTER})?"
+
+_TAG = re.compile(rf"##[ \t]*final score{_VALUE}", re.IGNORECASE)
+_LABELLED = rf"{_SEP}(?P<number>{_NUMBER})(?![A-Za-z]){_AFTER}"
+_FIRST = re.compile(
+    rf"(?:(?<![^\W_])(?i:final score|final grade|overall score|overall)|^[ \t]*O){_LABELLED}", re.MULTILINE
+)
+_SECOND = re.compile(
+    r"(?<![^\W_])(?:relevance (?:score|category|grade|label|level)|score|relevance|grade|rating|label|category|answer)"
+    rf"{_LABELLED}",
+    re.IGNORECASE,
+)
+_BARE = re.compile(rf"[\"'“‘(\[]?\s*(?P<number>{_NUMBER})\s*[\"'”’)\]]?\.?")
+_FENCE = re.compile(r"```[a-z0-9]*", re.IGNORECASE)
+_THOUGHT = re.compile(r"<(/?)think>", re.IGNORECASE)
+
+_KEYS = ("o", "overall", "final score", "score", "relevance score", "relevance", "grade", "label", "rating")
+_BRACE = re.compile(r"\{(?=\s{0,50}[\"}])")
+_BRACES = 1000
+"""How many braces are tried, from the end: more is an attack, not an answer."""
+
+_DIGITS = 18
+"""Longer numbers are out of any scale; they are not converted."""
+
+
+def parse(answer: str, *, lowest: int = 0, highest: int = 3) -> Parsed:
+    """The grade that an answer states on the scale `lowest`…`highest`.
+
+    Args:
+        answer: The model's text; any string.
+        lowest: Lowest grade of the scale.
+        highest: Highest grade; "2/3" and "2 out of 3" are allowed only with this number.
+
+    Returns:
+        The grade and the rule that found it, or no grade and the reason.
+    """
+    text = unicodedata.normalize("NFKC", answer).replace("\u2212", "-")
+    spoken = _spoken(text)
+    if spoken is None:
+        return Parsed(None, "none", "truncated")
+    text = _FENCE.sub("", spoken).replace("*", "").replace("`", "").replace("_", " ")
+    for rule in (_by_tag, _by_json, _by_label, _by_itself):
+        if found := rule(text, lowest, highest):
+            return found
+    return Parsed(None, "none", "absent")
+
+
+def _spoken(text: str) -> str | None:
+    """The text without what lies between think marks, or None when one is never closed."""
+    parts, since, depth = [], 0, 0
+    for mark in _THOUGHT.finditer(text):
+        if mark[1] and depth:
+            since, depth = mark.end(), 0
+        elif not mark[1] and not depth:
+            parts.append(text[since : mark.start()])
+            depth = 1
+    return None if depth else "".join([*parts, text[since:]])
+
+
+def _by_tag(text: str, lowest: int, highest: int) -> Parsed | None:
+    last = None
+    for last in _TAG.finditer(text):  # noqa: B007 - only the last tag counts
+        pass
+    if last is None:
+        return None
+    if last["number"] is None:
+        return Parsed(None, "tag", "not_a_number")
+    return _stated("tag", last, lowest, highest)
+
+
+def _by_json(text: str, lowest: int, highest: int) -> Parsed | None:
+    for value in _objects(text):
+        known = {str(key).lower().replace("_", " ").strip(): item for key, item in value.items()}
+        if key := next((key for key in _KEYS if key in known), None):
+            return _json_value(known[key], lowest, highest)
+    return None
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """JSON objects of the text, by where they start, the last first (inner before outer)."""
+    decoder = json.JSONDecoder()
+    starts = [match.start() for match in _BRACE.finditer(text)]
+    for start in starts[: -_BRACES - 1 : -1]:
+        try:
+            value, _ = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+def _json_value(value: Any, lowest: int, highest: int) -> Parsed:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return Parsed(None, "json", "not_a_number")
+    number = re.fullmatch(rf"\s*(?P<number>{_NUMBER})\s*", str(value)) if isinstance(value, str) else None
+    if isinstance(value, str):
+        if number is None:
+            return Parsed(None, "json", "not_a_number")
+        return _graded("json", number["number"], lowest, highest)
+    return _graded("json", repr(value), lowest, highest)
+
+
+def _by_label(text: str, lowest: int, highest: int) -> Parsed | None:
+    for pattern in (_FIRST, _SECOND):
+        if hits := list(pattern.finditer(text)):
+            return _stated("label", hits[-1], lowest, highest)
+    return None
+
+
+def _by_itself(text: str, lowest: int, highest: int) -> Parsed | None:
+    match = _BARE.fullmatch(text.strip())
+    return match and _graded("bare", match["number"], lowest, highest)
+
+
+def _stated(rule: Rule, match: re.Match[str], lowest: int, highest: int) -> Parsed:
+    """Judge a number together with what follows it: a scale ("/3"), or a range ("2-3") that makes it ambiguous."""
+    if match["range"]:
+        return Parsed(None, rule, "ambiguous")
+    if match["scale"] and (len(match["top"]) > _DIGITS or int(match["top"]) != highest):
+        return Parsed(None, rule, "out_of_range")
+    return _graded(rule, match["number"], lowest, highest)
+
+
+def _graded(rule: Rule, number: str, lowest: int, highest: int) -> Parsed:
+    whole, _, decimals = number.partition(".")
+    if not re.fullmatch(r"[+-]?\d+", whole) or (decimals and not decimals.isdigit()):
+        return Parsed(None, rule, "not_an_integer")
+    if decimals.strip("0"):
+        return Parsed(None, rule, "not_an_integer")
+    if len(whole.lstrip("+-").lstrip("0")) > _DIGITS or not lowest <= int(whole) <= highest:
+        return Parsed(None, rule, "out_of_range")
+    return Parsed(int(whole), rule)
