@@ -1,0 +1,176 @@
+"""Turns a judge's signal into a grade: three cuts, fitted on labelled pairs and evaluated by leaving whole queries out.
+
+A calibration is a versioned resource that belongs to one model, template and scale; a judgement names the one it used.
+Knows nothing about how signals are computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.relevance_judge.agreement import cohen_kappa
+from services.relevance_judge.rankings import spearman_rho
+from shared.errors import InvalidOption
+
+__all__ = ["Calibration", "How", "fit"]
+
+How = Literal["quantile", "kappa"]
+
+FEW_PAIRS, FEW_QUERIES = 20, 5
+CANDIDATES = 64
+"""Midpoints that the kappa search looks at: evenly taken from all of them when there are more."""
+
+Floats = NDArray[np.float64]
+
+
+class Calibration(BaseModel):
+    """Cuts of one signal, with where they come from.
+
+    Attributes:
+        cuts: c1 ≤ c2 ≤ c3; the grade is the number of cuts at or below the signal.
+        how: Which rule fitted them.
+        metrics: Leave-one-query-out: `kappa`, `kappa_quadratic`, `spearman`, `pair_order` (share of pairs of unequal
+            grade within a query that the signal orders right); None where undefined.
+        warnings: Why the cuts deserve little trust.
+        digest: Names this calibration in every judgement made with it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    cuts: tuple[float, float, float]
+    how: How
+    pairs: int
+    queries: int
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    signal: str | None = None
+    model: str | None = None
+    template: str | None = None
+
+    def grade(self, signal: float) -> int:
+        """The grade 0–3 of a signal.
+
+        Raises:
+            InvalidOption: The signal is not finite; its row is invalid, not 0.
+        """
+        if not math.isfinite(signal):
+            raise InvalidOption("The signal is not a finite number, so the pair has no grade.", field="signal")
+        return sum(cut <= signal for cut in self.cuts)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the cuts and what they belong to, 16 hex digits."""
+        return hashlib.sha256(self.model_dump_json(exclude={"metrics", "warnings"}).encode()).hexdigest()[:16]
+
+
+def fit(signals: Any, grades: Any, queries: Sequence[Any], *, how: How = "quantile") -> Calibration:
+    """Fit cuts on labelled pairs.
+
+    Args:
+        signals: One finite number per pair.
+        grades: Its label, 0–3.
+        queries: The query it belongs to; evaluation leaves whole queries out.
+        how: `quantile` puts the cuts at the cumulative label shares; `kappa` searches midpoints of the signal for the
+            best quadratic kappa, ties to the lowest cuts.
+
+    Raises:
+        InvalidOption: Unequal lengths, no pairs, a label outside the scale, or a signal that is not finite.
+    """
+    x, y, q = np.asarray(signals, float), np.asarray(grades, int), np.asarray([str(query) for query in queries])
+    if not len(x) == len(y) == len(q) or not len(x):
+        raise InvalidOption(f"{len(x)} signals, {len(y)} grades and {len(q)} queries; one each is needed, and some.")
+    if not np.isfinite(x).all() or not ((y >= 0) & (y <= 3)).all():
+        raise InvalidOption("A signal is not finite, or a grade lies outside 0–3.", hint="Leave invalid rows out.")
+    count = len(set(q.tolist()))
+    return Calibration(
+        cuts=_cuts(x, y, how), how=how, pairs=len(x), queries=count, metrics=_left_out(x, y, q, how),
+        warnings=_warnings(len(x), count),
+    )  # fmt: skip
+
+
+def _warnings(pairs: int, queries: int) -> tuple[str, ...]:
+    few = []
+    if pairs < FEW_PAIRS:
+        few.append(f"Fitted on {pairs} labelled pairs; {FEW_PAIRS} are the least to trust.")
+    if queries < FEW_QUERIES:
+        few.append(f"Fitted on {queries} queries; {FEW_QUERIES} are the least to trust.")
+    return tuple(few)
+
+
+def _cuts(x: Floats, y: NDArray[Any], how: How) -> tuple[float, float, float]:
+    return _by_quantile(x, y) if how == "quantile" else _by_kappa(x, y)
+
+
+def _by_quantile(x: Floats, y: NDArray[Any]) -> tuple[float, float, float]:
+    """Cut so that as many training pairs fall below each cut as have a lower label."""
+    edges = np.concatenate([[-np.inf], _midpoints(np.sort(x)), [np.inf]])
+    below = [int((y < grade).sum()) for grade in (1, 2, 3)]
+    finite = np.nan_to_num(edges[below], posinf=float(x.max()) + 1.0, neginf=float(x.min()) - 1.0)
+    first, second, third = (float(cut) for cut in finite)
+    return first, second, third
+
+
+def _midpoints(ordered: Floats) -> Floats:
+    return (ordered[1:] + ordered[:-1]) / 2
+
+
+def _by_kappa(x: Floats, y: NDArray[Any]) -> tuple[float, float, float]:
+    ends = [float(x.min()) - 1.0, float(x.max()) + 1.0]
+    points = np.concatenate([ends[:1], _midpoints(np.unique(x)), ends[1:]])
+    if len(points) > CANDIDATES:
+        points = points[np.linspace(0, len(points) - 1, CANDIDATES).round().astype(int)]
+    # Labels [points, 4] at or above each point; a grade holds what lies between its cut and the next.
+    above = np.stack([np.bincount(y[x >= point], minlength=4) for point in points]).astype(np.float64)
+    cuts = np.asarray(list(itertools.combinations_with_replacement(range(len(points)), 3)))
+    first, second, third = (above[cuts[:, n]] for n in range(3))
+    tables = np.stack([above[0] - first, first - second, second - third, third], axis=1)
+    best = points[cuts[int(np.argmax(_quadratic(tables)))]]  # the first of equals has the lowest cuts
+    return float(best[0]), float(best[1]), float(best[2])
+
+
+_SQUARED = np.subtract.outer(np.arange(4.0), np.arange(4.0)) ** 2
+
+
+def _quadratic(tables: Floats) -> Floats:
+    """Quadratic kappa of many tables [n, 4, 4] at once; −inf where undefined."""
+    expected = np.einsum("ni,nk,ik->n", tables.sum(2), tables.sum(1), _SQUARED)
+    observed = (tables * _SQUARED).sum((1, 2)) * tables.sum((1, 2))
+    return np.where(expected > 0, 1.0 - observed / np.where(expected > 0, expected, 1.0), -np.inf)
+
+
+def _left_out(x: Floats, y: NDArray[Any], q: NDArray[Any], how: How) -> dict[str, float | None]:
+    """Grade each query with cuts fitted on the others."""
+    graded = np.zeros(len(x), int)
+    names = sorted(set(q.tolist()))
+    if len(names) < 2:
+        return {"kappa": None, "kappa_quadratic": None, "spearman": spearman_rho(x, y), "pair_order": _order(x, y, q)}
+    for name in names:
+        held = q == name
+        cuts = np.asarray(_cuts(x[~held], y[~held], how))
+        graded[held] = (cuts[None, :] <= x[held][:, None]).sum(1)
+    return {
+        "kappa": cohen_kappa(y, graded),
+        "kappa_quadratic": cohen_kappa(y, graded, weights="quadratic"),
+        "spearman": spearman_rho(x, y),
+        "pair_order": _order(x, y, q),
+    }
+
+
+def _order(x: Floats, y: NDArray[Any], q: NDArray[Any]) -> float | None:
+    """Share of pairs of unequal grade within a query that the signal orders right; ties count one half."""
+    right = total = 0.0
+    for name in set(q.tolist()):
+        signal, label = x[q == name], y[q == name]
+        higher = np.subtract.outer(label, label) > 0
+        ahead = np.subtract.outer(signal, signal)
+        right += float((ahead[higher] > 0).sum()) + 0.5 * float((ahead[higher] == 0).sum())
+        total += float(higher.sum())
+    return right / total if total else None
