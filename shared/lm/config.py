@@ -13,8 +13,8 @@ from shared.errors import BadInput
 
 __all__ = ["DecoderConfig", "RopeScaling", "from_official"]
 
-_LLAMA_PATH = {"llama": False, "mistral": False, "qwen2": True}
-"""Official `model_type`s that are the Llama path → whether q, k and v carry biases."""
+_LLAMA_PATH = {"llama": False, "mistral": False, "qwen2": True, "qwen3": False}
+"""Official `model_type`s that are the Llama path → whether q, k and v carry biases whatever else the config says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,8 @@ def _llama(facts: Mapping[str, Any], *, qkv_bias: bool) -> DecoderConfig:
         hidden=int(facts["intermediate_size"]), positions=int(facts["max_position_embeddings"]),
         norm_eps=float(facts["rms_norm_eps"]), tied=bool(facts.get("tie_word_embeddings", False)),
         rope_theta=float(rope.get("rope_theta") or facts.get("rope_theta") or 10000.0), rope_scaling=_scaling(rope),
-        qkv_bias=qkv_bias, out_bias=facts["model_type"] == "llama" and bool(facts.get("attention_bias")),
+        qkv_bias=qkv_bias, out_bias=facts["model_type"] != "qwen2" and bool(facts.get("attention_bias")),
+        qk_norm=facts["model_type"] == "qwen3",
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.lm.sites import Extent, InvalidTap, Site, layer, local, parse, pick
+from shared.lm.sites import SITES, Extent, InvalidTap, Site, layer, local, parse, pick
 
 __all__ = ["Attend", "Deed", "Edit", "Replace", "Scale", "Uniform", "compile_edit"]
 
@@ -114,40 +114,47 @@ def _replacing(edit: Replace, index: tuple[Any, ...]) -> Deed:
 
 def _compile_attend(edit: Attend, extent: Extent) -> tuple[Site, Deed]:
     config = extent.config
-    layer(edit.layer, config, f"Attend(layer={edit.layer})")
+    site = Site("z", layer(edit.layer, config, f"Attend(layer={edit.layer})"))
     (head,) = pick(edit.head, config.heads, "head")
     query = local(edit.query, extent)
-    keys = list(pick(edit.keys if edit.keys is not None else range(extent.total), extent.total, "key position"))
+    if not query:  # not among this forward's tokens; its keys may lie ahead, too
+        return site, lambda z, _values: z
+    keys = pick(range(extent.total) if edit.keys is None else edit.keys, extent.total, "key position")
+    weights = torch.as_tensor(edit.weights)
+    if weights.numel() not in {1, len(keys)}:
+        detail = f"Attend has {weights.numel()} weights for {len(keys)} keys."
+        raise InvalidTap(detail, field="weights")
     rows = list(range(extent.rows) if edit.rows is None else pick(edit.rows, extent.rows, "row"))
     group = head // (config.heads // config.kv_heads)
 
     def deed(z: Tensor, values: Values) -> Tensor:
         v = values()[:, keys, group][rows]
-        weights = torch.as_tensor(edit.weights).to(v).expand(len(keys))
         z = z.clone()
-        for t in query:
-            z[rows, t, head] = torch.einsum("k,bkd->bd", weights, v)
+        z[rows, query[0], head] = torch.einsum("k,bkd->bd", weights.to(v).expand(len(keys)), v)
         return z
 
-    return Site("z", edit.layer), deed
+    return site, deed
 
 
 def _selection(edit: Replace | Scale, site: Site, extent: Extent) -> tuple[Any, ...]:
     """Index tuple over the site's axes; whole axes stay slices, chosen ones form an open mesh."""
     count = extent.heads(site.axes)
     if edit.heads is not None and count is None:
-        detail = f"{edit.site} has no heads, so heads={edit.heads!r} can't be chosen; sites with heads are q, k, v, z …"
+        known = ", ".join(name for name, axes in SITES.items() if extent.heads(axes))
+        detail = f"{edit.site} has no heads, so heads={edit.heads!r} can't be chosen; sites with heads are {known}."
         raise InvalidTap(detail, field="heads")
     chosen: dict[str, list[int]] = {}
     if edit.rows is not None:
-        chosen["B"] = list(pick(edit.rows, extent.rows, "row"))
+        chosen["B"] = pick(edit.rows, extent.rows, "row")
     if edit.positions is not None:
         chosen["T"] = local(edit.positions, extent)
     if edit.heads is not None and count is not None:
-        chosen["H" if "H" in site.axes else "G"] = list(pick(edit.heads, count, "head"))
+        chosen["H" if "H" in site.axes else "G"] = pick(edit.heads, count, "head")
     full = {"B": extent.rows, "T": extent.tokens, "H": extent.config.heads, "G": extent.config.kv_heads}
     axes = site.axes[:3] if count is not None else site.axes[:2]
     if not chosen:
         return (slice(None),)
     lists = [chosen.get(a, range(full[a])) for a in axes]
-    return tuple(torch.tensor(list(one)).view(-1, *[1] * (len(axes) - 1 - i)) for i, one in enumerate(lists))
+    return tuple(
+        torch.tensor(list(one), dtype=torch.long).view(-1, *[1] * (len(axes) - 1 - i)) for i, one in enumerate(lists)
+    )

@@ -5,7 +5,7 @@ Knows names and shapes. Knows nothing about edits, captures or how a decoder com
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shared.errors import InvalidOption, TooLarge
@@ -38,11 +38,12 @@ class CaptureTooLarge(TooLarge, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Sizes of one forward: B rows of T new tokens behind `offset` cached ones."""
+    """Sizes of one forward: B rows of T new tokens behind `offset` cached ones; `more` may follow in later calls."""
 
     rows: int
     tokens: int
     offset: int
+    more: bool
     config: DecoderConfig
 
     @property
@@ -96,7 +97,7 @@ def layer(number: int | str, config: DecoderConfig, offender: str) -> int:
     return int(number)
 
 
-def pick(wanted: int | Iterable[int], size: int, what: str) -> Sequence[int]:
+def pick(wanted: int | Iterable[int], size: int, what: str) -> list[int]:
     """Indices into an axis of `size`, negative ones counted from its end.
 
     Raises:
@@ -113,9 +114,8 @@ def pick(wanted: int | Iterable[int], size: int, what: str) -> Sequence[int]:
 def local(positions: int | Iterable[int], extent: Extent) -> list[int]:
     """Positions of the whole sequence → indices of this forward's tokens; those it does not hold are left out.
 
-    Behind a cache, positions may also lie ahead: an edit given for a whole generation acts when its token comes.
+    With a cache, positions may also lie ahead: an edit given for a whole generation acts when its token comes.
     """
     asked = [positions] if isinstance(positions, int) else [int(p) for p in positions]
-    ahead = extent.offset > 0
-    inside = [p for p in asked if not (ahead and p >= extent.total)]
+    inside = [p for p in asked if not (extent.more and p >= extent.total)]
     return [p - extent.offset for p in pick(inside, extent.total, "position") if p >= extent.offset]

@@ -101,7 +101,8 @@ def trace(
         InvalidTap: A site, layer, head or position that does not exist, or that the kernel has not; a ValueError.
         CaptureTooLarge: A pattern would exceed `max_cells`; a ValueError.
     """
-    extent = Extent(ids.shape[0], ids.shape[1], 0 if cache is None else cache.length, model.config)
+    offset = 0 if cache is None else cache.length
+    extent = Extent(ids.shape[0], ids.shape[1], offset, more=cache is not None, config=model.config)
     if grad and cache is not None:
         detail = "A cache holds no gradients; trace the whole sequence at once."
         raise InvalidTap(detail, field="grad")
@@ -140,7 +141,7 @@ def sweep(
     B, T = ids.shape
     wanted, remaining = list(capture), list(variants)
     size = batch or max(1, SWEEP_BYTES // (B * T * model.config.width * 4))
-    extent = Extent(B, T, 0, model.config)
+    extent = Extent(B, T, 0, more=False, config=model.config)
     while remaining:
         now, remaining = remaining[:size], remaining[size:]
         placed = [(edit, slice(i * B, (i + 1) * B)) for i, edits in enumerate(now) for edit in edits]

@@ -1,0 +1,172 @@
+"""Turns a GGUF file into a Hugging Face folder, once: config, plain tensors, tokenizer. All else reads the folder.
+
+The folder lies in the cache under the file's digest and the dtype, so it is safe to delete and is never stale. Knows
+llama.cpp's names and its order of q and k rows; knows nothing about decoders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shared.errors import Malformed, NotFound, UnsupportedMedia
+from shared.lm.gguf_tokenizer import tokenizer_files
+
+__all__ = ["unpack"]
+
+_KINDS = {"llama": "llama", "qwen2": "qwen2"}
+"""GGUF architecture → official model type."""
+
+_WHOLE = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
+_HEAD = "output.weight"
+_ROPE_TABLE = "rope_freqs.weight"
+
+_PER_LAYER = {
+    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
+
+
+def unpack(file: Path, cache: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """The folder that holds the same model as `file`, made now or found in `cache`.
+
+    Raises:
+        NotFound: There is no such file.
+        Malformed: The file is not GGUF, or lacks facts or tensors.
+        UnsupportedMedia: An architecture, rope or tokenizer that is not read.
+    """
+    if not file.is_file():
+        detail = f"There is no file {file.name} to read a model from."
+        raise NotFound(detail)
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    folder = cache / "lm" / f"{digest[:32]}-{str(dtype).removeprefix('torch.')}"
+    if not (folder / "config.json").is_file():
+        _write(file, folder, dtype, digest)
+    return folder
+
+
+def _write(file: Path, folder: Path, dtype: torch.dtype, digest: str) -> None:
+    """Write into a neighbour and rename: readers see a whole folder or none, however many processes start at once."""
+    reader = _open(file)
+    facts = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    config, raw = _config(facts, reader), {tensor.name: tensor for tensor in reader.tensors}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    making = Path(tempfile.mkdtemp(prefix="making-", dir=folder.parent))
+    try:
+        tensors = {key: x.to(dtype).contiguous() for key, x in _tensors(raw, config)}
+        save_file(tensors, making / "model.safetensors", metadata={"format": "pt", "source_sha256": digest})
+        config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        for name, content in {"config.json": config, **tokenizer_files(facts)}.items():
+            (making / name).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+        making.replace(folder)
+    except OSError:
+        if not (folder / "config.json").is_file():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _open(file: Path) -> Any:
+    from gguf import GGUFReader  # noqa: PLC0415  # needed once per file, and slow to import
+
+    try:
+        return GGUFReader(file)
+    except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
+        detail = f"{file.name} can't be read as GGUF: {error}."
+        raise Malformed(detail) from error
+
+
+def _config(facts: Mapping[str, Any], reader: Any) -> dict[str, Any]:
+    arch = facts.get("general.architecture")
+    if arch not in _KINDS or facts.get(f"{arch}.expert_count"):
+        detail = f"GGUF files of architecture {arch!r} are not read; {', '.join(sorted(_KINDS))} without experts are."
+        raise UnsupportedMedia(detail, hint="Use the model's Hugging Face folder.")
+    shapes = {tensor.name: [int(n) for n in tensor.shape] for tensor in reader.tensors}
+    try:
+        heads, width = int(facts[f"{arch}.attention.head_count"]), int(facts[f"{arch}.embedding_length"])
+        head_dim = int(facts.get(f"{arch}.attention.key_length", width // heads))
+        config = {
+            "model_type": _KINDS[arch],
+            "architectures": [f"{_KINDS[arch].capitalize()}ForCausalLM"],
+            "vocab_size": shapes["token_embd.weight"][1],
+            "hidden_size": width,
+            "intermediate_size": int(facts[f"{arch}.feed_forward_length"]),
+            "num_hidden_layers": int(facts[f"{arch}.block_count"]),
+            "num_attention_heads": heads,
+            "num_key_value_heads": int(facts.get(f"{arch}.attention.head_count_kv", heads)),
+            "head_dim": head_dim,
+            "max_position_embeddings": int(facts[f"{arch}.context_length"]),
+            "rms_norm_eps": _tidy(facts[f"{arch}.attention.layer_norm_rms_epsilon"]),
+            "tie_word_embeddings": _HEAD not in shapes,
+            "rope_parameters": _rope(facts, arch, reader, head_dim),
+            "bos_token_id": facts.get("tokenizer.ggml.bos_token_id"),
+            "eos_token_id": facts.get("tokenizer.ggml.eos_token_id"),
+        }
+    except (KeyError, TypeError, IndexError) as error:
+        detail = f"The GGUF file lacks {error}."
+        raise Malformed(detail) from error
+    return config
+
+
+def _rope(facts: Mapping[str, Any], arch: str, reader: Any, head_dim: int) -> dict[str, Any]:
+    rope = {"rope_type": "default", "rope_theta": _tidy(facts.get(f"{arch}.rope.freq_base", 10000.0))}
+    turned, scaling = facts.get(f"{arch}.rope.dimension_count", head_dim), facts.get(f"{arch}.rope.scaling.type")
+    if turned != head_dim or scaling not in {None, "none", "linear"}:
+        detail = f"Rotation of {turned} of {head_dim} entries with scaling {scaling} is not read."
+        raise UnsupportedMedia(detail, hint="Use the model's Hugging Face folder.")
+    if scaling == "linear":
+        rope |= {"rope_type": "linear", "factor": float(facts[f"{arch}.rope.scaling.factor"])}
+    # llama.cpp ships Llama 3's stretching as one divisor per frequency.
+    for tensor in reader.tensors:
+        if tensor.name == _ROPE_TABLE:
+            rope |= {"rope_type": "table", "table": [float(x) for x in _plain(tensor)]}
+    return rope
+
+
+def _tidy(value: float) -> float:
+    """A float32 as the decimal that was meant: 9.99999975e-06 → 1e-05."""
+    return float(f"{float(value):.6g}")
+
+
+def _tensors(raw: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Official keys and dequantised tensors."""
+    turned = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    for name, tensor in raw.items():
+        if name == _ROPE_TABLE:
+            continue
+        plain = _plain(tensor)
+        key = _WHOLE.get(name) or ("lm_head.weight" if name == _HEAD else None)
+        if key is None:
+            part = name.split(".")
+            if len(part) != 4 or part[0] != "blk" or part[2] not in _PER_LAYER:
+                detail = f"The GGUF file has a tensor {name!r}, which this family does not have."
+                raise UnsupportedMedia(detail)
+            key = f"model.layers.{part[1]}.{_PER_LAYER[part[2]]}.{part[3]}"
+            if part[2] in turned and config["model_type"] == "llama":
+                plain = _half_split(plain, turned[part[2]])
+        yield key, torch.from_numpy(plain)
+
+
+def _plain(tensor: Any) -> np.ndarray:
+    from gguf import dequantize  # noqa: PLC0415  # see `_open`
+
+    found: np.ndarray = np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+    return found
+
+
+def _half_split(rows: np.ndarray, heads: int) -> np.ndarray:
+    """llama.cpp stores a Llama's q and k so that neighbours turn together: back to halves that turn together."""
+    pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows.shape))

@@ -1,0 +1,63 @@
+"""Tiny models with golden numbers, and tiny random models, for the tests of `shared.lm`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from shared.lm import networks
+from shared.lm.decoder import Decoder
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A tiny model with everything that is known about it."""
+
+    family: str
+    model: Decoder = field(repr=False)
+    facts: dict[str, Any] = field(repr=False)
+    clean: Tensor = field(repr=False)
+    corrupt: Tensor = field(repr=False)
+
+    def logit_diff(self, logits: Tensor) -> float:
+        """Mean over prompts of correct minus wrong answer at the last position."""
+        answers = torch.tensor(self.facts["answer_ids_correct_wrong"])
+        correct, wrong = logits[:, -1].gather(1, answers).unbind(1)
+        return float((correct - wrong).mean())
+
+
+def load_golden(family: str) -> Golden:
+    facts = json.loads((GOLDEN / f"tiny_{family}.json").read_text())
+    model = getattr(networks, family)(**facts["network"]["config"]).eval()
+    with np.load(GOLDEN / f"tiny_{family}_weights.npz", allow_pickle=False) as weights:
+        model.load_state_dict({key: torch.from_numpy(weights[key]) for key in weights}, strict=False)
+    return Golden(family, model, facts, torch.tensor(facts["clean_ids"]), torch.tensor(facts["corrupt_ids"]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", params=["gpt2", "llama"])
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return load_golden(request.param)
+
+
+@pytest.fixture(scope="session")
+def llama_golden() -> Golden:
+    return load_golden("llama")
+
+
+@pytest.fixture(scope="session")
+def gpt2_golden() -> Golden:
+    return load_golden("gpt2")

@@ -1,0 +1,319 @@
+"""Properties that named taps must have on any model."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from shared.errors import InvalidOption, TooLarge
+from shared.lm.networks import llama
+from shared.lm.rope import frequencies, rotate, rotation
+from shared.lm.sites import SITES, WHOLE
+from shared.lm.taps import Attend, Replace, Scale, Uniform, sweep, trace
+
+ALL_SITES = [site if site in WHOLE else f"{site}.1" for site in SITES]
+T = 12
+
+
+class Operations(TorchDispatchMode):
+    """Lists the tensor operations that are dispatched inside its block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.seen.append(str(op))
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("site", ALL_SITES)
+def test_replacing_a_site_by_its_own_capture_changes_nothing(golden, site):
+    plain = trace(golden.model, golden.clean, capture=[site])
+    again = trace(golden.model, golden.clean, edits=[Replace(site, plain[site])])
+    torch.testing.assert_close(again.logits, plain.logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("site", ALL_SITES)
+def test_sites_have_the_stated_shapes(golden, site):
+    c = golden.model.config
+    sizes = {"B": 6, "T": T, "S": T, "H": c.heads, "G": c.kv_heads, "d": c.head_dim, "D": c.width}
+    seen = trace(golden.model, golden.clean, capture=[site])[site]
+    assert seen.shape == tuple(sizes[axis] for axis in SITES[site.partition(".")[0]])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    position=st.integers(1, T - 1),
+    site=st.sampled_from([s for s in ALL_SITES if s.partition(".")[0] not in {"scores", "pattern"}]),
+)
+def test_an_edit_moves_no_logit_before_its_position(llama_golden, position, site):
+    plain = trace(llama_golden.model, llama_golden.clean).logits
+    other = Replace(site, torch.linspace(-1, 1, 32 if "D" in SITES[site.partition(".")[0]] else 8), positions=position)
+    edited = trace(llama_golden.model, llama_golden.clean, edits=[other]).logits
+    torch.testing.assert_close(edited[:, :position], plain[:, :position], atol=1e-5, rtol=0)
+    assert not torch.allclose(edited[:, position], plain[:, position], atol=1e-5)
+
+
+def test_the_residual_stream_adds_up(golden):
+    names = ["resid_pre.1", "attn_out.1", "resid_mid.1", "mlp_out.1", "resid_post.1"]
+    t = trace(golden.model, golden.clean, capture=names)
+    torch.testing.assert_close(t["resid_pre.1"] + t["attn_out.1"], t["resid_mid.1"])
+    torch.testing.assert_close(t["resid_mid.1"] + t["mlp_out.1"], t["resid_post.1"])
+
+
+def test_heads_add_up_to_the_attention_output(llama_golden, gpt2_golden):
+    t = trace(llama_golden.model, llama_golden.clean, capture=["z.1", "attn_out.1"])
+    out = llama_golden.model.model.layers[1].self_attn.o_proj.weight.unflatten(1, (4, 8))
+    torch.testing.assert_close(torch.einsum("bthd,Dhd->btD", t["z.1"], out), t["attn_out.1"], atol=1e-4, rtol=0)
+    t = trace(gpt2_golden.model, gpt2_golden.clean, capture=["z.1", "attn_out.1"])
+    proj = gpt2_golden.model.transformer.h[1].attn.c_proj
+    summed = torch.einsum("bthd,hdD->btD", t["z.1"], proj.weight.unflatten(0, (4, 8))) + proj.bias
+    torch.testing.assert_close(summed, t["attn_out.1"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("edits", [[], [Uniform(1, 2)], [Uniform(0, [0, 3], positions=[4, -1])]])
+def test_kernels_agree(golden, edits):
+    fused = trace(golden.model, golden.clean, edits=edits, kernel="sdpa").logits
+    plain = trace(golden.model, golden.clean, edits=edits, kernel="eager").logits
+    torch.testing.assert_close(fused, plain, atol=1e-4, rtol=0)
+
+
+def test_uniform_heads_look_at_all_visible_keys_alike(golden):
+    pattern = trace(golden.model, golden.clean, capture=["pattern.1"], edits=[Uniform(1, 2)])["pattern.1"][:, 2]
+    known = torch.tril(torch.ones(T, T)) / torch.arange(1, T + 1)[:, None]
+    torch.testing.assert_close(pattern, known.expand_as(pattern))
+
+
+def test_uniform_over_visible_keys_leaves_left_padding_out(golden):
+    pad = torch.tensor([0, 1, 2, 3, 4, 5])
+    t = trace(golden.model, golden.clean, capture=["pattern.0"], edits=[Uniform(0, 1)], pad=pad)
+    for row, left in enumerate(pad.tolist()):
+        seen = t["pattern.0"][row, 1]
+        assert seen[-1, :left].eq(0).all()
+        torch.testing.assert_close(seen[-1, left:], torch.full((T - left,), 1 / (T - left)))
+        assert seen[:left].eq(0).all(), "a padded query sees nothing"
+
+
+def test_a_padded_row_equals_the_row_alone(golden):
+    pad = torch.tensor([0, 3, 5, 0, 1, 2])
+    padded = trace(golden.model, golden.clean, pad=pad).logits
+    for row, left in enumerate(pad.tolist()):
+        alone = trace(golden.model, golden.clean[row : row + 1, left:]).logits
+        torch.testing.assert_close(padded[row, left:], alone[0], atol=1e-4, rtol=0)
+
+
+def test_the_decoders_values_override_is_a_pattern_edit(llama_golden):
+    t = trace(llama_golden.model, llama_golden.clean, capture=["pattern.1", "z.1"])
+    row = t["pattern.1"][0, 3, 7]
+    edit = Attend(1, 3, 7, range(T), row, rows=0)
+    again = trace(llama_golden.model, llama_golden.clean, capture=["z.1"], edits=[edit])
+    torch.testing.assert_close(again["z.1"], t["z.1"], atol=1e-5, rtol=0)
+
+
+EDITS = [Uniform(0, 1, positions=[3, 9]), Attend(1, 2, 8, [0, 4], [0.5, 1.5]), Scale("mlp_out.1", 0.5, positions=[10])]
+
+
+def test_token_by_token_equals_one_pass_with_edits(golden):
+    whole = trace(golden.model, golden.clean, edits=EDITS).logits
+    cache = golden.model.new_cache(6)
+    # An edit of a generation is given at every step and acts when its token comes.
+    steps = [trace(golden.model, golden.clean[:, t : t + 1], edits=EDITS, cache=cache).logits for t in range(T)]
+    torch.testing.assert_close(torch.cat(steps, 1), whole, atol=1e-4, rtol=0)
+
+
+def test_patterns_behind_a_cache_are_those_of_the_whole(golden):
+    whole = trace(golden.model, golden.clean, capture=["pattern.1", "scores.1"])
+    cache = golden.model.new_cache(6)
+    trace(golden.model, golden.clean[:, :7], cache=cache)
+    tail = trace(golden.model, golden.clean[:, 7:], cache=cache, capture=["pattern.1", "scores.1"])
+    for name in ("pattern.1", "scores.1"):
+        torch.testing.assert_close(tail[name], whole[name][:, :, 7:], atol=1e-4, rtol=0)
+
+
+def test_only_the_asked_query_rows_are_kept(golden):
+    whole = trace(golden.model, golden.clean, capture=["pattern.1", "scores.2"])
+    for kernel in (None, "eager"):
+        some = trace(
+            golden.model,
+            golden.clean,
+            capture=["pattern.1", "scores.2"],
+            queries=[2, -1],
+            kernel=kernel,
+            max_cells=10**4,
+        )
+        for name in ("pattern.1", "scores.2"):
+            torch.testing.assert_close(some[name], whole[name][:, :, [2, T - 1]], atol=1e-4, rtol=0)
+        torch.testing.assert_close(some.logits, whole.logits, atol=1e-4, rtol=0)
+
+
+def test_rows_of_a_sweep_equal_one_forward_each(golden):
+    donor = trace(golden.model, golden.corrupt, capture=["z.1", "q.0"])
+    variants = [
+        [Replace("z.1", donor["z.1"], heads=2)],
+        [Replace("q.0", donor["q.0"][:1], positions=4, rows=[1, 3]), Uniform(1, 0)],
+        [],
+        [Attend(1, 1, 5, [1, 2], [1.0, 2.0], rows=2)],
+    ]
+    for batch in (None, 1, 3):
+        swept = list(sweep(golden.model, golden.clean, variants, batch=batch, capture=["z.2"]))
+        for variant, seen in zip(variants, swept, strict=True):
+            alone = trace(golden.model, golden.clean, edits=variant, capture=["z.2"])
+            torch.testing.assert_close(seen.logits, alone.logits, atol=1e-5, rtol=0)
+            torch.testing.assert_close(seen["z.2"], alone["z.2"], atol=1e-5, rtol=0)
+
+
+def test_an_edit_of_one_row_moves_no_other(golden):
+    plain = trace(golden.model, golden.clean).logits
+    edited = trace(golden.model, golden.clean, edits=[Scale("resid_mid.0", 2.0, rows=[2])]).logits
+    others = [0, 1, 3, 4, 5]
+    assert torch.equal(edited[others], plain[others])
+    assert not torch.equal(edited[2], plain[2])
+
+
+def test_edits_of_a_site_apply_in_order_before_its_capture(golden):
+    one = torch.ones(())
+    edits = [Replace("z.0", one), Scale("z.0", 3.0, heads=1)]
+    z = trace(golden.model, golden.clean, edits=edits, capture=["z.0"])["z.0"]
+    assert z[:, :, 1].eq(3).all()
+    assert z[:, :, [0, 2, 3]].eq(1).all()
+    z = trace(golden.model, golden.clean, edits=edits[::-1], capture=["z.0"])["z.0"]
+    assert z.eq(1).all()
+
+
+def test_threads_with_different_edits_do_not_see_each_other(llama_golden):
+    model, ids = llama_golden.model, llama_golden.clean
+    edits = [[Scale(f"z.{i % 3}", 0.0, heads=i % 4)] for i in range(8)]
+    alone = [trace(model, ids, edits=e).logits for e in edits]
+    plain = trace(model, ids).logits
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda i: trace(model, ids, edits=edits[i % 8]).logits, range(64)))
+    for i, logits in enumerate(together):
+        assert torch.equal(logits, alone[i % 8])
+    assert torch.equal(trace(model, ids).logits, plain)
+
+
+def test_captures_belong_to_the_caller(golden):
+    t = trace(golden.model, golden.clean, capture=["resid_pre.1", "embed"])
+    again = trace(golden.model, golden.clean).logits
+    t["resid_pre.1"].zero_()
+    t["embed"].zero_()
+    assert not t["embed"].requires_grad
+    assert torch.equal(trace(golden.model, golden.clean).logits, again)
+
+
+def test_half_precision_captures_are_widened():
+    model = llama(
+        vocab=16, width=8, layers=2, heads=2, kv_heads=1, hidden=8, positions=16, tied=True
+    ).half()  # fmt: skip
+    t = trace(model, torch.tensor([[1, 2, 3]]), capture=["resid_post.1", "pattern.0"])
+    assert t["resid_post.1"].dtype == t["pattern.0"].dtype == torch.float32
+
+
+def test_gradients_reach_captures_when_asked_for(golden):
+    t = trace(golden.model, golden.clean, capture=["z.1"], grad=True)
+    (slope,) = torch.autograd.grad(t.logits[:, -1, 0].sum(), t["z.1"])
+    step = 1e-2 * torch.randn(t["z.1"].shape, generator=torch.Generator().manual_seed(0))
+    moved = trace(golden.model, golden.clean, edits=[Replace("z.1", t["z.1"].detach() + step)]).logits[:, -1, 0].sum()
+    assert float((moved - t.logits[:, -1, 0].sum()).detach()) == pytest.approx(
+        float((slope * step).sum()), rel=0.2, abs=2e-3
+    )
+    assert not trace(golden.model, golden.clean).logits.requires_grad
+
+
+def test_without_captures_no_operation_is_added(llama_golden):
+    model, ids = llama_golden.model, llama_golden.clean
+    with torch.no_grad(), Operations() as untapped_copy:
+        known = _llama_without_tap_lines(model, ids)
+    with Operations() as traced:
+        logits = trace(model, ids).logits
+    assert torch.equal(logits, known)
+    assert traced.seen == untapped_copy.seen
+    with Operations() as captured:
+        trace(model, ids, capture=["z.1"])
+    assert len(captured.seen) <= len(traced.seen) + 2, "detach and one copy"
+
+
+def _llama_without_tap_lines(model, ids):
+    """The forward as it would be written if nobody ever listened."""
+    c, sdpa = model.config, torch.nn.functional.scaled_dot_product_attention
+    positions = torch.arange(0, ids.shape[1])
+    x = model.model.embed_tokens(ids)
+    turn = rotation(frequencies(c).to(ids.device), positions, x.dtype)
+    for block in model.model.layers:
+        y, attn = block.input_layernorm(x), block.self_attn
+        q, k, v = (p(y).unflatten(-1, (-1, c.head_dim)) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
+        q, k = rotate(q, turn), rotate(k, turn)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        z = sdpa(q.transpose(1, 2), k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
+        x = x + attn.o_proj(z.flatten(-2))
+        x = x + block.mlp(block.post_attention_layernorm(x))
+    return torch.nn.functional.linear(model.model.norm(x), model.lm_head.weight)
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ({"capture": ["zz.1"]}, "zz.1.*sites are"),
+        ({"capture": ["z"]}, "'z'.*sites are"),
+        ({"capture": ["final.0"]}, "final.0"),
+        ({"capture": ["z.3"]}, r"layer 3.*0…2"),
+        ({"capture": ["z.-1"]}, "layers are 0…2"),
+        ({"edits": [Scale("z.0", 0.0, heads=4)]}, "head 4.*0…3"),
+        ({"edits": [Scale("k.0", 0.0, heads=2)]}, "head 2.*0…1"),
+        ({"edits": [Scale("mlp_out.0", 0.0, heads=0)]}, "no heads.*pattern, z"),
+        ({"edits": [Attend(0, 0, 3, [0, 1], [1.0, 2.0, 3.0])]}, "3 weights for 2 keys"),
+        ({"edits": [Uniform(7, 0)]}, "layer 7"),
+        ({"edits": [Attend(0, 9, 0, [0], [1.0])]}, "head 9"),
+        ({"edits": [Attend(0, 0, 12, [0], [1.0])]}, "position 12"),
+        ({"edits": [Scale("z.0", 0.0, positions=[12])]}, "position 12.*0…11"),
+        ({"edits": [Scale("z.0", 0.0, rows=[6])]}, "row 6"),
+        ({"edits": [Replace("z.0", torch.zeros(5))]}, "broadcast"),
+        ({"capture": ["pattern.0"], "kernel": "sdpa"}, "eager"),
+    ],
+)
+def test_what_a_model_does_not_have_is_named_with_the_choices(llama_golden, what, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        trace(llama_golden.model, llama_golden.clean, **what)
+    assert isinstance(caught.value, InvalidOption)
+
+
+def test_a_capture_that_was_not_asked_for_is_a_key_error(golden):
+    t = trace(golden.model, golden.clean, capture=["z.1", "z.0"])
+    assert list(t) == ["z.0", "z.1"]
+    with pytest.raises(KeyError, match=r"captured are z.0, z.1"):
+        t["z.2"]
+
+
+def test_patterns_too_large_are_refused_before_they_are_computed(llama_golden):
+    ids = torch.zeros(1, 3000, dtype=torch.long)
+    with pytest.raises(TooLarge, match="3000·3000"):
+        trace(llama_golden.model, ids, capture=["pattern.0"], max_cells=10**7)
+    with pytest.raises(ValueError, match="max_cells"):
+        trace(llama_golden.model, ids, kernel="eager", max_cells=10**7)
+    assert trace(
+        llama_golden.model, ids, capture=["pattern.0"], queries=[-1], max_cells=10**5, keep=1
+    ).logits.shape == (
+        1,
+        1,
+        64,
+    )
+
+
+def test_a_seam_of_ones_own_replaces_attention_and_keeps_the_taps(llama_golden):
+    offsets = []
+
+    def first_value(layer, q, k, v, offset):
+        offsets.append(offset)
+        return v[:, :1].repeat_interleave(2, 2).expand_as(q)
+
+    t = trace(llama_golden.model, llama_golden.clean, attend=first_value, capture=["z.1", "v.1"])
+    torch.testing.assert_close(t["z.1"][:, 5, 3], t["v.1"][:, 0, 1])
+    assert offsets == [0, 0, 0]
+    with pytest.raises(ValueError, match="attend of one's own"):
+        trace(llama_golden.model, llama_golden.clean, attend=first_value, capture=["pattern.1"])

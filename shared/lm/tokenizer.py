@@ -1,0 +1,222 @@
+"""Text to token ids and back, for one model: vocabulary, special tokens, chat template, characters of a stream.
+
+Reads a Hugging Face folder with the `tokenizers` library; nothing in the folder is run but its Jinja template, in a
+sandbox. Knows nothing about models, requests or sampling.
+"""
+
+from __future__ import annotations
+
+import codecs
+import datetime as dt
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models, pre_tokenizers
+
+from shared.errors import InvalidOption, Malformed, NotFound
+from shared.lm.weights import read_json
+
+__all__ = ["Detokenizer", "Tokenizer"]
+
+_ENDS = frozenset({"<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "</s>"})
+"""Special tokens that end an answer whether or not a config says so."""
+
+_SPACE = "▁"
+"""How SentencePiece writes a space."""
+
+
+class Tokenizer:
+    """One model's tokenizer.
+
+    Attributes:
+        size: Number of token ids.
+        eos: Ids that end an answer.
+        special: Ids that are never text.
+        chat_template: Jinja source, or None for a model that was not made for chat.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        *,
+        eos: frozenset[int] = frozenset(),
+        chat_template: str | None = None,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        """Wrap a library tokenizer; `names` are the special tokens that templates may use (`bos_token`, …)."""
+        self._library = library
+        self._added = library.get_added_tokens_decoder()
+        self._template = _compile(chat_template) if chat_template else None
+        self._names = dict(names or {})
+        self.chat_template = chat_template
+        self.size = library.get_vocab_size(with_added_tokens=True)
+        self.eos = eos
+        self.special = frozenset(i for i, token in self._added.items() if token.special)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        """The tokenizer of a Hugging Face folder.
+
+        Raises:
+            NotFound: There is none.
+            Malformed: Its files are broken.
+        """
+        facts = _optional(folder / "tokenizer_config.json")
+        library = _library(folder)
+        names = {name: text for name, value in facts.items() if name.endswith("_token") and (text := _text(value))}
+        ends = {library.token_to_id(names["eos_token"])} if "eos_token" in names else set()
+        for file in ("config.json", "generation_config.json"):
+            stated = _optional(folder / file).get("eos_token_id")
+            ends |= set(stated if isinstance(stated, list) else [stated])
+        ends |= {
+            i for i, token in library.get_added_tokens_decoder().items() if token.special and token.content in _ENDS
+        }
+        eos = frozenset(i for i in ends if isinstance(i, int))
+        return cls(library, eos=eos, chat_template=_chat_template(folder, facts), names=names)
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Ids of a text; `special` puts the model's own first token in front where it has one."""
+        ids: list[int] = self._library.encode(text, add_special_tokens=special).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
+        """Text of ids; without `special`, tokens that are never text are left out."""
+        text: str = self._library.decode(list(ids), skip_special_tokens=not special)
+        return text
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for; a special token's are its name."""
+        if token in self._added:
+            return str(self._added[token].content).encode()
+        written = self._library.id_to_token(token)
+        if written is None:
+            return b""
+        if self._byte_level:
+            return bytes(self._alphabet[letter] for letter in written if letter in self._alphabet)
+        if written.startswith("<0x") and written.endswith(">") and len(written) == 6:
+            return bytes([int(written[3:5], 16)])
+        return str(written).replace(_SPACE, " ").encode()
+
+    def token_text(self, token: int) -> str:
+        r"""A token as text; one that is a piece of a character is written `bytes:\xe2\x82`."""
+        raw = self.token_bytes(token)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """The prompt of a conversation, by the model's own template.
+
+        Raises:
+            InvalidOption: The model has no template, or its template refuses the messages.
+        """
+        if self._template is None:
+            detail = "This model has no chat template."
+            raise InvalidOption(detail, hint="Use /v1/completions, or another model.", field="messages")
+        try:
+            return self._template.render(
+                messages=[dict(m) for m in messages], add_generation_prompt=add_generation_prompt, **self._names
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
+            detail = f"The model's chat template refuses these messages: {error}."
+            raise InvalidOption(detail, field="messages") from error
+
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest token: n bytes of text are at least n / longest tokens."""
+        return max((len(self.token_bytes(i)) for i in range(self.size)), default=1) or 1
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        return isinstance(self._library.decoder, decoders.ByteLevel)
+
+    @cached_property
+    def _alphabet(self) -> dict[str, int]:
+        """Letters of byte-level vocabularies → bytes: printable Latin-1 is itself, the rest follows at U+0100."""
+        plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+        moved = [byte for byte in range(256) if byte not in plain]
+        return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(moved)}
+
+
+class Detokenizer:
+    """Turns a stream of tokens into text, whole characters at a time."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        """Text that `token` completes; nothing for special tokens and for pieces of a character."""
+        if token in self._tokenizer.special:
+            return ""
+        return self._decoder.decode(self._tokenizer.token_bytes(token))
+
+    def end(self) -> str:
+        """What is left: a replacement character where the last one stayed incomplete."""
+        return self._decoder.decode(b"", final=True)
+
+
+def _library(folder: Path) -> Library:
+    try:
+        if (folder / "tokenizer.json").is_file():
+            return Library.from_file(str(folder / "tokenizer.json"))
+        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            library = Library(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+            library.pre_tokenizer, library.decoder = (
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+                decoders.ByteLevel(),
+            )
+            return library
+    except Exception as error:  # the library raises a bare Exception
+        detail = f"The tokenizer of {folder.name} can't be read: {error}."
+        raise Malformed(detail) from error
+    detail = f"{folder.name} has no tokenizer.json."
+    raise NotFound(detail, hint="A model folder has config.json, safetensors and tokenizer.json.")
+
+
+def _optional(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
+
+
+def _text(value: Any) -> str | None:
+    """A special token, which files write as text or as an object."""
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) else None
+
+
+def _chat_template(folder: Path, facts: Mapping[str, Any]) -> str | None:
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text("utf-8")
+    found = facts.get("chat_template")
+    if isinstance(found, list):  # several by name
+        found = next((one.get("template") for one in found if one.get("name") == "default"), None)
+    return found if isinstance(found, str) else None
+
+
+def _compile(source: str) -> jinja2.Template:
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def to_json(value: Any, indent: int | None = None) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    def now(form: str) -> str:
+        return dt.datetime.now(tz=dt.UTC).strftime(form)
+
+    sandbox = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    sandbox.filters["tojson"] = to_json
+    sandbox.globals |= {"raise_exception": refuse, "strftime_now": now}
+    try:
+        return sandbox.from_string(source)
+    except jinja2.TemplateError as error:
+        detail = f"The chat template can't be read: {error}."
+        raise Malformed(detail) from error
