@@ -1,0 +1,34 @@
+"""How a worker makes itself known: a record that it renews with the leases of its jobs. Pure data."""
+
+from __future__ import annotations
+
+import time
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["FORGET_S", "SILENT_S", "Worker"]
+
+SILENT_S = 5.0
+"""Seconds without a renewal after which a worker no longer counts as alive (the replica records' rule)."""
+
+FORGET_S = 3600.0
+"""Seconds after which the record of a silent worker is removed."""
+
+
+class Worker(BaseModel):
+    """One worker process."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    service: str
+    host: str
+    pid: int
+    started: float = Field(description="Unix time of its start.")
+    seen: float = Field(description="Unix time of the last renewal.")
+    running: tuple[str, ...] = Field((), description="Ids of the jobs that it runs.")
+
+    @property
+    def alive(self) -> bool:
+        """Whether it renewed lately."""
+        return time.time() - self.seen < SILENT_S

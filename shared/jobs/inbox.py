@@ -1,0 +1,186 @@
+"""The queue as one worker sees it: take, renew, tell, hand in. Every write names the attempt that it speaks for.
+
+Knows deliveries, leases and blobs; knows nothing about what a job does or how many run at once (`worker.py` does).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shared.errors import FoveaError
+from shared.jobs import keys, record
+from shared.jobs.alive import FORGET_S, Worker
+from shared.jobs.blobs import BlobStore, FolderBlobs
+from shared.jobs.changes import Changes
+from shared.jobs.link import Link, reachable
+from shared.jobs.queue import Payload, Result
+from shared.settings import Settings
+
+__all__ = ["Delivery", "Inbox", "Quiet"]
+
+_BELL_MS = 1000
+"""Longest wait for the doorbell; so often an idle worker looks for jobs of dead workers."""
+
+_SWEEP = 100
+_ORPHAN_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One attempt at one job. `attempt` is its fence: it grows with each delivery and is never used again."""
+
+    id: str
+    attempt: int
+    tries: int
+    service: str
+    path: str
+    tenant: str
+    headers: Mapping[str, str]
+    priority: int
+    body: bytes | None
+    """None when it is in the blob store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """Nothing to do: what was last in each stream, and when a delayed job is due (milliseconds from now, or −1)."""
+
+    last: tuple[str, ...]
+    due_ms: int
+
+
+class Inbox:
+    """The jobs of one service, for one worker process. Make it in the worker's event loop and `close` it there."""
+
+    def __init__(self, url: str, service: str, settings: Settings, blobs: BlobStore | None = None) -> None:
+        """Use the Redis at `url`; large bodies are in `blobs`, by default a folder in `settings.data_dir`."""
+        self.service = service
+        self.consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._settings = settings
+        self._link = Link(url)
+        self._blobs = blobs or FolderBlobs(settings.data_dir / "blobs")
+        self._started = time.time()
+        self.stops = Changes(self._link, keys.key("stop", service))
+        """Wakes when a running job of this service was cancelled."""
+
+    async def take(self, *, reclaim: bool) -> Delivery | Quiet:
+        """The next job, begun; `reclaim` also takes jobs whose workers are silent for longer than the lease."""
+        lease = str(int(self._settings.job_lease_s * 1000)) if reclaim else ""
+        how, *rest = await self._link.verb(
+            "take", self.service, self.consumer, lease, self._settings.job_attempts, self._settings.job_dead_max,
+            *record.REQUEST,
+        )  # fmt: skip
+        if how == b"none":
+            return Quiet(tuple(entry.decode() for entry in rest[1]), int(rest[0]))
+        return _delivery(*rest)
+
+    async def wait(self, quiet: Quiet) -> None:
+        """Return when a job may be there: at once when one arrived since `quiet`, in any case within a second."""
+        names = [keys.key("stream", f"{self.service}:{level}") for level in keys.LEVELS]
+        patience = _BELL_MS if quiet.due_ms < 0 else max(1, min(_BELL_MS, quiet.due_ms))
+        with reachable():
+            await self._link.client.xread(dict(zip(names, quiet.last, strict=True)), count=1, block=patience)
+
+    async def payload(self, delivery: Delivery) -> Payload:
+        """The request of a delivery; `Fault` when its stored body is gone."""
+        body = await self._blobs.get(f"{delivery.id}/request") if delivery.body is None else delivery.body
+        return Payload(
+            service=delivery.service, path=delivery.path, body=body, headers=delivery.headers,
+            priority=delivery.priority, tenant=delivery.tenant,
+        )  # fmt: skip
+
+    async def renew(self, held: Mapping[str, int]) -> set[str]:
+        """Renew the leases of `held` (job id → attempt) and this worker's record; return the jobs that are lost."""
+        record_ = Worker(
+            id=self.consumer, service=self.service, host=socket.gethostname(), pid=os.getpid(),
+            started=self._started, seen=time.time(), running=tuple(held),
+        )  # fmt: skip
+        pairs = [part for job_id, attempt in held.items() for part in (job_id, str(attempt))]
+        lost = await self._link.verb("renew", self.service, self.consumer, record_.model_dump_json(), *pairs)
+        return {job_id.decode() for job_id in lost}
+
+    async def progress(self, delivery: Delivery, fraction: float, note: str | None) -> None:
+        """Tell how far the job is; says nothing once it is lost."""
+        await self._link.verb("progress", delivery.id, delivery.attempt, f"{fraction:.4f}", note or "")
+
+    async def succeed(self, delivery: Delivery, result: Result) -> bool:
+        """Hand in the answer; False when the job was taken from this attempt, whose answer is then dropped."""
+        answer: tuple[str, bytes | str] = ("answer", result.body)
+        if len(result.body) > self._settings.job_inline_bytes:
+            answer = ("answer_blob", f"{delivery.id}/answer-{delivery.attempt}")
+            await self._blobs.put(str(answer[1]), result.body)
+        how = await self._link.verb(
+            "succeed", delivery.id, delivery.attempt, self._settings.job_ttl_s * 1000,
+            "answer_status", result.status, "answer_type", result.content_type,
+            "answer_headers", json.dumps(dict(result.headers)), *answer,
+        )  # fmt: skip
+        if how == b"lost" and answer[0] == "answer_blob":
+            await self._blobs.delete(str(answer[1]))
+        elif how != b"lost" and delivery.body is None:
+            await self._blobs.delete(f"{delivery.id}/request")
+        return bool(how != b"lost")
+
+    async def fail(self, delivery: Delivery, error: FoveaError) -> bool:
+        """Fail for good: trying again would not help. False when the job was taken from this attempt."""
+        ttl_ms = self._settings.job_ttl_s * 1000
+        how = await self._link.verb("fail", delivery.id, delivery.attempt, ttl_ms, record.problem_json(error))
+        return bool(how != b"lost")
+
+    async def again(self, delivery: Delivery, error: BaseException, delay_s: float) -> bool:
+        """Queue for another attempt after `delay_s`, or bury as a dead letter when the attempts are used up."""
+        how = await self._link.verb(
+            "again", delivery.id, delivery.attempt, self._settings.job_attempts, self._settings.job_dead_max,
+            int(delay_s * 1000), record.problem_json(error),
+        )  # fmt: skip
+        return bool(how != b"lost")
+
+    async def hand_back(self, delivery: Delivery) -> None:
+        """Give an unfinished job to the next free worker, before all others; the attempt is not counted."""
+        await self._link.verb("hand_back", delivery.id, delivery.attempt)
+
+    async def sweep(self) -> int:
+        """Forget expired jobs and their blobs; return how many. Any number of workers may sweep at once."""
+        expired: list[bytes] = await self._link.verb("expired", _SWEEP)
+        for raw in expired:
+            # Blobs first: a death in between leaves a job that the next sweep finds again.
+            await self._blobs.delete_job(raw.decode())
+            await self._link.verb("forget", raw)
+        return len(expired)
+
+    async def sweep_orphans(self) -> None:
+        """Remove what nobody will ask for: blobs of submits that never were accepted, records of workers long gone."""
+        for job_id in await self._blobs.older_than(self._settings.job_ttl_s + _ORPHAN_S):
+            with reachable():
+                known = await self._link.client.exists(keys.key("job", job_id))
+            if not known:
+                await self._blobs.delete_job(job_id)
+        with reachable():
+            rows: Any = await self._link.client.hgetall(keys.key("workers", self.service))
+        for row in rows.values():
+            if time.time() - (other := Worker.model_validate_json(row)).seen > FORGET_S:
+                await self._link.verb("leave", self.service, other.id)
+
+    async def leave(self) -> None:
+        """Take this worker off the books; jobs that it still holds go to others when their lease ends."""
+        await self._link.verb("leave", self.service, self.consumer)
+
+    async def close(self) -> None:
+        """Drop connections."""
+        await self.stops.close()
+        await self._link.close()
+
+
+def _delivery(job_id: bytes, fence: int, values: list[bytes | None]) -> Delivery:
+    text = [None if value is None else value.decode() for value in values[:-1]]
+    service, path, tenant, headers, priority, tries = (part or "" for part in text)
+    return Delivery(
+        id=job_id.decode(), attempt=int(fence), tries=int(tries), service=service, path=path, tenant=tenant,
+        headers=json.loads(headers), priority=int(priority), body=values[-1],
+    )  # fmt: skip

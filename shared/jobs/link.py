@@ -1,0 +1,101 @@
+"""The connection to Redis: one pool, one script, and `NotReady` for every way in which Redis can be away.
+
+A call that was cut off is sent again for a moment, which hides a restart's first milliseconds; every verb of the script
+may be repeated without harm. Knows nothing about jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final, TypeVar
+
+import redis.asyncio as aioredis
+import stamina
+from redis import exceptions as gone
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
+
+from shared.errors import NotReady
+from shared.jobs.keys import ROOT
+
+__all__ = ["Link", "end", "patiently", "reachable"]
+
+_AWAY: Final = (gone.ConnectionError, gone.TimeoutError, OSError)
+_REFUSES: Final = (gone.OutOfMemoryError, gone.ReadOnlyError, gone.MasterDownError, gone.ClusterDownError)
+_REFUSES_SAYING: Final = ("MISCONF", "NOREPLICAS")
+"""Answers of a Redis that is there but takes no writes: memory full, a replica, disk full, too few replicas."""
+
+T = TypeVar("T")
+
+_PATIENT: Final = stamina.AsyncRetryingCaller(
+    attempts=None, timeout=None, wait_initial=0.05, wait_max=1.0, wait_jitter=0.1
+).on(NotReady)
+_CONNECTIONS = 64
+_TIMEOUT_S = 5.0
+
+
+@contextmanager
+def reachable() -> Iterator[None]:
+    """Turn every way in which Redis can be away into `NotReady`."""
+    try:
+        yield
+    except (gone.AuthenticationError, gone.AuthorizationError) as error:
+        raise NotReady("Redis refuses our password.", hint="Check FOVEA_REDIS_URL.") from error
+    except _AWAY as error:
+        raise NotReady("The job queue can't be reached.", hint="Try again in a moment.", retry_after=1) from error
+    except gone.ResponseError as error:
+        if not isinstance(error, _REFUSES) and not str(error).startswith(_REFUSES_SAYING):
+            raise
+        raise NotReady("The job queue takes no writes.", hint="See the log of Redis.", retry_after=5) from error
+
+
+async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """Call until Redis is back: for work that outlives an outage. Pauses grow to a second and are jittered."""
+    return await _PATIENT(call)
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks until they have ended.
+
+    Once is not enough: redis-py sends with `asyncio.wait_for`, which in Python 3.11 swallows a cancel that comes just
+    as the send is done.
+    """
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=0.1)
+
+
+class Link:
+    """One Redis as the queue uses it. Belongs to the event loop that first uses it; `close` it there."""
+
+    def __init__(self, url: str) -> None:
+        """Prepare; nothing is connected before the first call, so a Redis that is away is no error here."""
+        pool = aioredis.BlockingConnectionPool.from_url(
+            url, max_connections=_CONNECTIONS, timeout=_TIMEOUT_S, socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=1.0, protocol=2, retry=Retry(ConstantBackoff(0.1), 2),
+        )  # fmt: skip
+        self.client: Any = aioredis.Redis.from_pool(pool)
+        self._states: Any = self.client.register_script(_script())
+
+    async def verb(self, name: str, *args: str | bytes | float) -> Any:
+        """Run one verb of `states.lua`.
+
+        Raises:
+            NotReady: Redis is away.
+        """
+        with reachable():
+            return await self._states(keys=[ROOT], args=[name, *args])
+
+    async def close(self) -> None:
+        """Drop all connections."""
+        await self.client.aclose()
+
+
+@cache
+def _script() -> str:
+    return files("shared.jobs").joinpath("states.lua").read_text(encoding="utf-8")

@@ -1,0 +1,98 @@
+"""A job in Redis ⇄ the job on the wire, its request and its answer. Pure translation; opens no connection."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any, Final
+
+from shared.api.job import Job
+from shared.api.problem import PROBLEM_CONTENT_TYPE, problem
+from shared.errors import Cancelled, Fault, FoveaError
+from shared.jobs.queue import Payload, Result
+
+__all__ = [
+    "ANSWER", "REQUEST", "SHOWN", "answer", "answer_of_unsuccessful", "fingerprint", "job", "problem_json",
+    "request_fields",
+]  # fmt: skip
+
+SHOWN: Final = (
+    "service", "path", "status", "progress", "note", "fence", "dead", "error", "created", "started", "finished",
+    "expires",
+)  # fmt: skip
+"""Fields from which `job` is made."""
+
+REQUEST: Final = ("service", "path", "tenant", "headers", "priority", "tries", "body")
+"""Fields from which a worker makes the Payload; without `body` it is in the blob store."""
+
+ANSWER: Final = ("answer_status", "answer_type", "answer_headers", "answer", "answer_blob")
+"""Fields of the Result; exactly one of the last two is there."""
+
+_COMPARED: Final = ("content-type", "accept")
+"""Headers that make two requests different; trace ids do not."""
+
+
+def fingerprint(payload: Payload) -> str:
+    """Digest of what makes a request the same request, for idempotency keys."""
+    headers = {name.lower(): value for name, value in payload.headers.items()}
+    parts = [payload.service, payload.path, *(headers.get(name, "") for name in _COMPARED)]
+    return sha256(json.dumps(parts).encode() + payload.body).hexdigest()
+
+
+def request_fields(payload: Payload, inline: bool) -> list[str | bytes]:
+    """Names and values of a new job's request; the body only where it is kept in Redis."""
+    fields: list[str | bytes] = [
+        "path", payload.path, "headers", json.dumps(dict(payload.headers)), "priority", str(payload.priority),
+    ]  # fmt: skip
+    return [*fields, "body", payload.body] if inline else fields
+
+
+def job(job_id: str, rank: int, values: Sequence[bytes | None]) -> Job:
+    """The job as callers see it, from the `SHOWN` fields and its rank in the queue (−1: not queued)."""
+    row = _row(SHOWN, values)
+    failed = row["status"] == "failed"
+    return Job(
+        id=job_id, service=row["service"], path=row["path"], status=row["status"], note=row["note"],
+        progress=float(row["progress"] or 0), position=rank if rank >= 0 else None, attempts=int(row["fence"] or 0),
+        dead=row["dead"] is not None, error=_problem(row["error"]) if failed else None,
+        created=_when(row["created"]) or datetime.now(UTC), started=_when(row["started"]),
+        finished=_when(row["finished"]), expires=_when(row["expires"]),
+    )  # fmt: skip
+
+
+def answer(values: Sequence[bytes | None], body: bytes) -> Result:
+    """The stored answer, from the `ANSWER` fields and its body."""
+    row = _row(ANSWER[:3], values)
+    return Result(int(row["answer_status"]), row["answer_type"], body, json.loads(row["answer_headers"] or "{}"))
+
+
+def answer_of_unsuccessful(shown: Job) -> Result:
+    """The answer of a failed or cancelled job: the problem that the caller would have been sent at once."""
+    if shown.status == "cancelled":
+        body: Mapping[str, Any] = json.loads(problem_json(Cancelled("The job was cancelled.")))
+    else:
+        body = shown.error or _problem(None)
+    return Result(int(body["status"]), PROBLEM_CONTENT_TYPE, json.dumps(body).encode())
+
+
+def problem_json(error: BaseException, request_id: str | None = None) -> str:
+    """The problem to store for a failure; what is not ours to show becomes a `Fault`."""
+    known = error if isinstance(error, FoveaError) else Fault("The job failed unexpectedly.", hint="See the log.")
+    return problem(known, request_id).model_dump_json(exclude_none=True)
+
+
+def _problem(stored: str | None) -> dict[str, Any]:
+    lost = Fault("The worker died while it ran this job, each time.", hint="Retry it, with a smaller input if you can.")
+    return dict(json.loads(stored or problem_json(lost)))
+
+
+def _row(names: Sequence[str], values: Sequence[bytes | None]) -> dict[str, Any]:
+    return {
+        name: None if value is None else value.decode() for name, value in zip(names, values[: len(names)], strict=True)
+    }
+
+
+def _when(milliseconds: str | None) -> datetime | None:
+    return None if milliseconds is None else datetime.fromtimestamp(int(milliseconds) / 1000, UTC)

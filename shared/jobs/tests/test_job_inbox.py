@@ -1,0 +1,238 @@
+"""Deliveries: who has a job, and who may still write about it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from shared.errors import Fault
+from shared.jobs import alive, keys
+from shared.jobs.inbox import Delivery, Inbox, Quiet
+from shared.jobs.queue import Payload, Result
+from shared.jobs.redis_queue import RedisJobQueue
+from shared.settings import Settings
+
+DONE = Result(200, "text/plain", b"first")
+
+
+@pytest.fixture
+async def other(url: str, job_settings: Settings) -> AsyncIterator[Inbox]:
+    """A second worker of the same service."""
+    inbox = Inbox(url, "svc", job_settings)
+    yield inbox
+    await inbox.close()
+
+
+async def take(inbox: Inbox, *, reclaim: bool = False) -> Delivery:
+    found = await inbox.take(reclaim=reclaim)
+    assert isinstance(found, Delivery)
+    return found
+
+
+async def lease_over(settings: Settings) -> None:
+    await asyncio.sleep(settings.job_lease_s + 0.05)
+
+
+async def test_a_job_goes_to_one_worker(queue: RedisJobQueue, inbox: Inbox, other: Inbox, payload: Payload) -> None:
+    for _ in range(20):
+        await queue.submit(payload)
+    found = await asyncio.gather(*(side.take(reclaim=True) for side in (inbox, other) * 15))
+    ids = [delivery.id for delivery in found if isinstance(delivery, Delivery)]
+    assert len(ids) == len(set(ids)) == 20
+    assert await queue.counts("svc") == (0, 20)
+
+
+async def test_a_silent_worker_loses_its_job_after_the_lease(
+    queue: RedisJobQueue, inbox: Inbox, other: Inbox, payload: Payload, job_settings: Settings
+) -> None:
+    job, _ = await queue.submit(payload)
+    await take(inbox)
+    assert isinstance(await other.take(reclaim=True), Quiet), "not before the lease ends"
+    await lease_over(job_settings)
+    assert isinstance(await other.take(reclaim=False), Quiet), "not by a worker that may not judge silence"
+    second = await take(other, reclaim=True)
+    assert (second.id, second.attempt, second.tries) == (job.id, 2, 2)
+    assert (await queue.get(job.id, "ann")).attempts == 2
+
+
+async def test_a_renewed_lease_holds(
+    queue: RedisJobQueue, inbox: Inbox, other: Inbox, payload: Payload, job_settings: Settings
+) -> None:
+    job, _ = await queue.submit(payload)
+    delivery = await take(inbox)
+    for _ in range(5):
+        await asyncio.sleep(job_settings.job_lease_s / 2)
+        assert await inbox.renew({job.id: delivery.attempt}) == set()
+        assert isinstance(await other.take(reclaim=True), Quiet)
+
+
+async def test_a_late_zombie_changes_nothing(
+    queue: RedisJobQueue, inbox: Inbox, other: Inbox, payload: Payload, job_settings: Settings
+) -> None:
+    job, _ = await queue.submit(payload)
+    zombie = await take(inbox)
+    await lease_over(job_settings)
+    newer = await take(other, reclaim=True)
+    assert await inbox.renew({job.id: zombie.attempt}) == {job.id}
+    await inbox.progress(zombie, 0.9, "late")
+    await inbox.hand_back(zombie)
+    assert not await inbox.fail(zombie, Fault("late"))
+    assert not await inbox.again(zombie, Fault("late"), 0)
+    assert not await inbox.succeed(zombie, replace(DONE, body=b"late"))
+    running = await queue.get(job.id, "ann")
+    assert (running.status, running.progress, running.note) == ("running", 0.0, None)
+    assert await other.renew({job.id: newer.attempt}) == set(), "a zombie must not take the lease either"
+    assert await other.succeed(newer, DONE)
+    assert not await inbox.succeed(zombie, replace(DONE, body=b"late"))
+    assert (await queue.result(job.id, "ann")).body == b"first"
+
+
+async def test_the_large_answer_of_a_zombie_is_removed(
+    queue: RedisJobQueue, inbox: Inbox, other: Inbox, payload: Payload, job_settings: Settings
+) -> None:
+    job, _ = await queue.submit(payload)
+    zombie = await take(inbox)
+    await lease_over(job_settings)
+    await other.succeed(await take(other, reclaim=True), replace(DONE, body=b"n" * 2000))
+    assert not await inbox.succeed(zombie, replace(DONE, body=b"z" * 2000))
+    assert [path.name for path in (job_settings.data_dir / "blobs" / job.id).iterdir()] == ["answer-2"]
+    assert (await queue.result(job.id, "ann")).body == b"n" * 2000
+
+
+async def test_handing_in_twice_is_handing_in_once(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+    job, _ = await queue.submit(payload)
+    delivery = await take(inbox)
+    assert await inbox.succeed(delivery, DONE)
+    first = await queue.get(job.id, "ann")
+    assert await inbox.succeed(delivery, DONE), "the answer to the first write may have been lost with the connection"
+    assert await queue.get(job.id, "ann") == first
+
+
+async def test_an_attempt_before_a_cancel_and_retry_is_lost(
+    queue: RedisJobQueue, inbox: Inbox, other: Inbox, payload: Payload
+) -> None:
+    job, _ = await queue.submit(payload)
+    old = await take(inbox)
+    await queue.cancel(job.id, "ann")
+    await queue.retry(job.id, "ann")
+    await inbox.succeed(old, DONE)
+    assert (await queue.get(job.id, "ann")).status == "queued"
+    new = await take(other)
+    assert not await inbox.succeed(old, DONE)
+    assert await other.succeed(new, replace(DONE, body=b"new"))
+    assert (await queue.result(job.id, "ann")).body == b"new"
+
+
+async def test_a_job_that_kills_its_workers_becomes_a_dead_letter(
+    queue: RedisJobQueue, inbox: Inbox, payload: Payload, job_settings: Settings
+) -> None:
+    job, _ = await queue.submit(payload)
+    for attempt in (1, 2, 3):
+        assert (await take(inbox, reclaim=True)).attempt == attempt
+        await lease_over(job_settings)
+    assert isinstance(await inbox.take(reclaim=True), Quiet)
+    dead = await queue.get(job.id, "ann")
+    assert (dead.status, dead.dead, dead.attempts) == ("failed", True, 3)
+    assert "died" in dead.error["detail"]
+    assert (await queue.result(job.id, "ann")).status == 500
+
+
+async def test_a_job_handed_back_comes_first_and_costs_no_attempt(
+    queue: RedisJobQueue, inbox: Inbox, other: Inbox, payload: Payload
+) -> None:
+    low, _ = await queue.submit(replace(payload, priority=-1))
+    delivery = await take(inbox)
+    high, _ = await queue.submit(replace(payload, priority=1))
+    await inbox.hand_back(delivery)
+    back = await queue.get(low.id, "ann")
+    assert (back.status, back.position) == ("queued", 0)
+    assert (await queue.get(high.id, "ann")).position == 1
+    again = await take(other)
+    assert (again.id, again.attempt, again.tries) == (low.id, 2, 1)
+
+
+async def test_a_failed_attempt_waits_out_its_delay(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+    job, _ = await queue.submit(payload)
+    await inbox.again(await take(inbox), Fault("x"), 0.2)
+    waiting = await queue.get(job.id, "ann")
+    assert (waiting.status, waiting.position, waiting.error) == ("queued", 0, None)
+    quiet = await inbox.take(reclaim=True)
+    assert isinstance(quiet, Quiet)
+    assert 0 < quiet.due_ms <= 200
+    begun = time.monotonic()
+    await inbox.wait(quiet)
+    assert time.monotonic() - begun < 0.6, "the doorbell rings when the delay is over, not a second later"
+    assert (await take(inbox)).attempt == 2
+
+
+async def test_a_delayed_job_can_be_cancelled(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+    job, _ = await queue.submit(payload)
+    await inbox.again(await take(inbox), Fault("x"), 0.01)
+    await queue.cancel(job.id, "ann")
+    await asyncio.sleep(0.02)
+    assert isinstance(await inbox.take(reclaim=True), Quiet)
+
+
+async def test_the_doorbell_misses_no_job(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+    quiet = await inbox.take(reclaim=True)
+    assert isinstance(quiet, Quiet)
+    await queue.submit(replace(payload, priority=-1))
+    begun = time.monotonic()
+    await inbox.wait(quiet)
+    assert time.monotonic() - begun < 0.5, "the job came between take and wait"
+    await take(inbox)
+
+
+async def test_workers_are_known_while_they_renew(
+    queue: RedisJobQueue, inbox: Inbox, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await queue.workers("svc") == []
+    job, _ = await queue.submit(payload)
+    await inbox.renew({job.id: (await take(inbox)).attempt})
+    (worker,) = await queue.workers("svc")
+    assert (worker.id, worker.pid, worker.running) == (inbox.consumer, os.getpid(), (job.id,))
+    monkeypatch.setattr(alive, "SILENT_S", 0.0)
+    assert await queue.workers("svc") == []
+
+
+async def test_leaving_keeps_what_is_still_held(
+    queue: RedisJobQueue, inbox: Inbox, other: Inbox, payload: Payload, job_settings: Settings
+) -> None:
+    job, _ = await queue.submit(payload)
+    await take(inbox)
+    await inbox.renew({job.id: 1})
+    await inbox.leave()
+    assert await queue.workers("svc") == []
+    await lease_over(job_settings)
+    assert (await take(other, reclaim=True)).id == job.id
+
+
+async def test_the_sweep_removes_blobs_without_a_job_and_workers_long_gone(
+    queue: RedisJobQueue, inbox: Inbox, other: Inbox, payload: Payload, job_settings: Settings
+) -> None:
+    kept, _ = await queue.submit(replace(payload, body=b"x" * 2000))
+    blobs = job_settings.data_dir / "blobs"
+    for name, age in (("0" * 32, 10**6), ("1" * 32, 0), (kept.id, 10**6)):
+        (blobs / name).mkdir(exist_ok=True)
+        os.utime(blobs / name, (time.time() - age,) * 2)
+    await other.renew({})
+    row = await queue._link.client.hget(keys.key("workers", "svc"), other.consumer)
+    old = alive.Worker.model_validate_json(row).model_copy(update={"seen": time.time() - 2 * alive.FORGET_S})
+    await queue._link.client.hset(keys.key("workers", "svc"), other.consumer, old.model_dump_json())
+    await inbox.sweep_orphans()
+    assert {path.name for path in blobs.iterdir()} == {"1" * 32, kept.id}
+    assert not await queue._link.client.hexists(keys.key("workers", "svc"), other.consumer)
+
+
+async def test_a_lost_body_is_a_fault_that_says_why(
+    queue: RedisJobQueue, inbox: Inbox, payload: Payload, job_settings: Settings
+) -> None:
+    job, _ = await queue.submit(replace(payload, body=b"x" * 2000))
+    (job_settings.data_dir / "blobs" / job.id / "request").unlink()
+    with pytest.raises(Fault, match="gone"):
+        await inbox.payload(await take(inbox))

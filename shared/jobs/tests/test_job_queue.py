@@ -1,0 +1,428 @@
+"""What callers may rely on, against a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from shared.errors import Conflict, Fault, InvalidOption, NotFound, NotReady, QueueFull
+from shared.jobs import keys
+from shared.jobs.inbox import Delivery, Inbox, Quiet
+from shared.jobs.queue import JobQueue, Payload, Result
+from shared.jobs.redis_queue import RedisJobQueue
+from shared.settings import Settings
+
+DONE = Result(200, "application/json", b'{"mask": 1}', {"x-model": "pranet"})
+
+
+async def take(inbox: Inbox, *, reclaim: bool = False) -> Delivery:
+    found = await inbox.take(reclaim=reclaim)
+    assert isinstance(found, Delivery)
+    return found
+
+
+def test_redis_queue_is_a_job_queue(job_settings: Settings) -> None:
+    queue: JobQueue = RedisJobQueue("redis://127.0.0.1:1", job_settings)
+    assert {name for name in vars(JobQueue) if not name.startswith("_")} <= set(dir(queue))
+
+
+async def test_a_new_job_is_queued_with_its_position(queue: RedisJobQueue, payload: Payload) -> None:
+    first, new = await queue.submit(payload)
+    second, _ = await queue.submit(payload)
+    assert new
+    assert (first.status, first.position, first.attempts, first.progress) == ("queued", 0, 0, 0.0)
+    assert second.position == 1
+    assert first.expires is None
+    assert await queue.depth("svc") == 2
+
+
+async def test_the_request_arrives_byte_for_byte(queue: RedisJobQueue, inbox: Inbox) -> None:
+    sent = Payload("svc", "/v1/x?a=ü", bytes(range(256)), {"accept": "image/png", "x": "\n"}, priority=7, tenant="t:1")
+    await queue.submit(sent)
+    assert await inbox.payload(await take(inbox)) == sent
+
+
+async def test_the_answer_comes_back_byte_for_byte(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+    job, _ = await queue.submit(payload)
+    assert await inbox.succeed(await take(inbox), DONE)
+    assert await queue.result(job.id, "ann") == DONE
+    done = await queue.get(job.id, "ann")
+    assert (done.status, done.progress, done.position, done.attempts) == ("succeeded", 1.0, None, 1)
+    assert done.created <= done.started <= done.finished < done.expires
+    assert await queue.counts("svc") == (0, 0)
+
+
+async def test_priorities_are_served_high_first_and_in_order_within(queue: RedisJobQueue, inbox: Inbox) -> None:
+    wanted = {}
+    for priority in (0, -5, 1, 0, 99, -1):
+        job, _ = await queue.submit(Payload("svc", "/", b"", priority=priority))
+        wanted[job.id] = -max(-1, min(priority, 1))
+    order = sorted(wanted, key=lambda job_id: wanted[job_id])
+    positions = [(await queue.get(job_id, "local")).position for job_id in order]
+    assert positions == [0, 1, 2, 3, 4, 5]
+    assert [(await take(inbox)).id for _ in order] == order
+
+
+async def test_services_do_not_see_each_others_jobs(queue: RedisJobQueue, inbox: Inbox) -> None:
+    await queue.submit(Payload("other", "/", b""))
+    assert isinstance(await inbox.take(reclaim=True), Quiet)
+    assert await queue.depth("other") == 1
+
+
+async def test_another_tenant_finds_nothing(queue: RedisJobQueue, payload: Payload) -> None:
+    job, _ = await queue.submit(payload)
+    for call in (queue.get, queue.result, queue.cancel, queue.retry):
+        with pytest.raises(NotFound):
+            await call(job.id, "bob")
+    with pytest.raises(NotFound):
+        await anext(queue.events(job.id, "bob"))
+    assert await queue.recent("bob") == []
+    assert (await queue.get(job.id, "ann")).status == "queued"
+
+
+@pytest.mark.parametrize("job_id", ["", "nope", "../../etc", "0" * 31, "A" * 32, "*", "0" * 32 + "\n"])
+async def test_what_is_no_job_id_is_not_found(queue: RedisJobQueue, job_id: str) -> None:
+    with pytest.raises(NotFound, match="There is no job"):
+        await queue.get(job_id, "ann")
+
+
+async def test_recent_lists_newest_first_up_to_the_limit(queue: RedisJobQueue, payload: Payload) -> None:
+    ids = []
+    for _ in range(4):
+        ids.append((await queue.submit(payload))[0].id)
+        await asyncio.sleep(0.002)
+    assert [job.id for job in await queue.recent("ann", 3)] == ids[:0:-1]
+
+
+async def test_a_full_queue_refuses_and_leaves_nothing_behind(
+    queue: RedisJobQueue, payload: Payload, job_settings: Settings
+) -> None:
+    for _ in range(job_settings.job_queue_max):
+        await queue.submit(payload)
+    with pytest.raises(QueueFull) as refusal:
+        await queue.submit(replace(payload, body=b"x" * 5000), "key")
+    assert refusal.value.retry_after
+    assert await queue.depth("svc") == job_settings.job_queue_max
+    assert await queue._blobs.older_than(-60) == []
+    await queue.cancel((await queue.recent("ann"))[0].id, "ann")
+    _, new = await queue.submit(payload, "key")
+    assert new, "the refused submit must not have used up its key"
+
+
+# Idempotency keys
+
+
+async def test_twenty_submits_with_one_key_are_one_job(queue: RedisJobQueue, payload: Payload) -> None:
+    answers = await asyncio.gather(*(queue.submit(replace(payload, body=b"x" * 3000), "key") for _ in range(20)))
+    assert len({job.id for job, _ in answers}) == 1
+    assert sum(new for _, new in answers) == 1
+    assert await queue.depth("svc") == 1
+    assert await queue._blobs.older_than(-60) == [answers[0][0].id]
+
+
+async def test_a_key_with_another_request_is_a_conflict(queue: RedisJobQueue, payload: Payload) -> None:
+    await queue.submit(payload, "key")
+    for other in (
+        replace(payload, body=b"other"),
+        replace(payload, path="/v1/other"),
+        replace(payload, service="other"),
+        replace(payload, headers={"content-type": "image/jpeg"}),
+    ):
+        with pytest.raises(Conflict, match="idempotency key"):
+            await queue.submit(other, "key")
+
+
+async def test_trace_headers_do_not_make_another_request(queue: RedisJobQueue, payload: Payload) -> None:
+    first, _ = await queue.submit(payload, "key")
+    again, new = await queue.submit(replace(payload, headers={"Content-Type": "image/png", "traceparent": "b"}), "key")
+    assert (again.id, new) == (first.id, False)
+
+
+async def test_keys_belong_to_their_tenant(queue: RedisJobQueue, payload: Payload) -> None:
+    first, _ = await queue.submit(payload, "key")
+    other, new = await queue.submit(replace(payload, tenant="bob"), "key")
+    assert new
+    assert other.id != first.id
+
+
+async def test_a_key_returns_the_job_also_when_it_is_finished_or_the_queue_is_full(
+    queue: RedisJobQueue, inbox: Inbox, payload: Payload, job_settings: Settings
+) -> None:
+    first, _ = await queue.submit(payload, "key")
+    await inbox.succeed(await take(inbox), DONE)
+    for _ in range(job_settings.job_queue_max):
+        await queue.submit(payload)
+    again, new = await queue.submit(payload, "key")
+    assert (again.id, again.status, new) == (first.id, "succeeded", False)
+
+
+# Cancel and retry
+
+
+async def test_a_cancelled_queued_job_is_never_delivered(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+    job, _ = await queue.submit(payload)
+    cancelled = await queue.cancel(job.id, "ann")
+    assert (cancelled.status, cancelled.position) == ("cancelled", None)
+    assert cancelled.finished
+    assert isinstance(await inbox.take(reclaim=True), Quiet)
+    assert await queue.counts("svc") == (0, 0)
+
+
+async def test_a_cancelled_running_job_is_final_and_its_attempt_is_lost(
+    queue: RedisJobQueue, inbox: Inbox, payload: Payload
+) -> None:
+    job, _ = await queue.submit(payload)
+    delivery = await take(inbox)
+    assert (await queue.cancel(job.id, "ann")).status == "cancelled"
+    assert await inbox.renew({job.id: delivery.attempt}) == {job.id}
+    assert not await inbox.succeed(delivery, DONE)
+    assert (await queue.get(job.id, "ann")).status == "cancelled"
+    assert (await queue.result(job.id, "ann")).status == 499
+
+
+async def test_cancel_is_idempotent_and_leaves_finished_jobs_alone(
+    queue: RedisJobQueue, inbox: Inbox, payload: Payload
+) -> None:
+    job, _ = await queue.submit(payload)
+    await inbox.succeed(await take(inbox), DONE)
+    assert (await queue.cancel(job.id, "ann")).status == "succeeded"
+    other, _ = await queue.submit(payload)
+    first = await queue.cancel(other.id, "ann")
+    assert await queue.cancel(other.id, "ann") == first
+
+
+async def test_a_failed_job_can_be_tried_again(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+    job, _ = await queue.submit(payload)
+    await inbox.fail(await take(inbox), InvalidOption("No.", field="size"))
+    failed = await queue.get(job.id, "ann")
+    assert failed.status == "failed"
+    assert failed.error["code"] == "invalid_option"
+    assert failed.error["field"] == "size"
+    answer = await queue.result(job.id, "ann")
+    assert (answer.status, answer.content_type) == (422, "application/problem+json")
+    again = await queue.retry(job.id, "ann")
+    assert (again.status, again.error, again.finished, again.expires) == ("queued", None, None, None)
+    delivery = await take(inbox)
+    assert (delivery.id, delivery.attempt, delivery.tries) == (job.id, 2, 1)
+    assert (await inbox.payload(delivery)).body == b"body"
+
+
+async def test_only_unsuccessful_jobs_can_be_tried_again(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+    job, _ = await queue.submit(payload)
+    with pytest.raises(Conflict, match="queued"):
+        await queue.retry(job.id, "ann")
+    delivery = await take(inbox)
+    with pytest.raises(Conflict, match="running"):
+        await queue.retry(job.id, "ann")
+    await inbox.succeed(delivery, DONE)
+    with pytest.raises(Conflict, match="succeeded"):
+        await queue.retry(job.id, "ann")
+
+
+async def test_the_result_of_an_unfinished_job_is_a_conflict(
+    queue: RedisJobQueue, inbox: Inbox, payload: Payload
+) -> None:
+    job, _ = await queue.submit(payload)
+    with pytest.raises(Conflict, match="queued"):
+        await queue.result(job.id, "ann")
+    await take(inbox)
+    with pytest.raises(Conflict, match="running"):
+        await queue.result(job.id, "ann")
+
+
+async def test_a_retry_into_a_full_queue_is_refused_and_keeps_the_job(
+    queue: RedisJobQueue, payload: Payload, job_settings: Settings
+) -> None:
+    job, _ = await queue.submit(payload)
+    await queue.cancel(job.id, "ann")
+    for _ in range(job_settings.job_queue_max):
+        await queue.submit(payload)
+    with pytest.raises(QueueFull):
+        await queue.retry(job.id, "ann")
+    assert (await queue.get(job.id, "ann")).status == "cancelled"
+
+
+# Dead letters
+
+
+async def die(queue: RedisJobQueue, inbox: Inbox, payload: Payload, attempts: int) -> str:
+    job, _ = await queue.submit(payload)
+    for _ in range(attempts):
+        await inbox.again(await take(inbox), Fault("Out of luck."), 0)
+    return job.id
+
+
+async def test_a_job_without_attempts_left_is_a_dead_letter_until_retried(
+    queue: RedisJobQueue, inbox: Inbox, payload: Payload
+) -> None:
+    job_id = await die(queue, inbox, payload, 3)
+    dead = await queue.get(job_id, "ann")
+    assert (dead.status, dead.dead, dead.attempts, dead.expires) == ("failed", True, 3, None)
+    assert dead.error["detail"] == "Out of luck."
+    assert [job.id for job in await queue.dead("ann")] == [job_id]
+    assert await queue.dead("bob") == []
+    await queue.retry(job_id, "ann")
+    assert await queue.dead("ann") == []
+    assert (await take(inbox)).tries == 1
+
+
+async def test_the_oldest_of_too_many_dead_letters_are_let_go(
+    url: str, queue: RedisJobQueue, job_settings: Settings, payload: Payload
+) -> None:
+    inbox = Inbox(url, "svc", job_settings.model_copy(update={"job_dead_max": 2, "job_attempts": 1}))
+    ids = []
+    for _ in range(3):
+        ids.append(await die(queue, inbox, payload, 1))
+        await asyncio.sleep(0.002)
+    assert [job.id for job in await queue.dead("ann")] == [ids[2], ids[1]]
+    with pytest.raises(NotFound):
+        await queue.get(ids[0], "ann")
+    assert await inbox.sweep() == 1
+    await inbox.close()
+
+
+# Large bodies
+
+
+async def test_large_bodies_stay_out_of_redis_and_leave_with_the_job(
+    url: str, queue: RedisJobQueue, inbox: Inbox, payload: Payload, job_settings: Settings
+) -> None:
+    job, _ = await queue.submit(replace(payload, body=b"q" * 1001))
+    folder = job_settings.data_dir / "blobs" / job.id
+    assert (folder / "request").read_bytes() == b"q" * 1001
+    delivery = await take(inbox)
+    assert delivery.body is None
+    assert (await inbox.payload(delivery)).body == b"q" * 1001
+    await inbox.succeed(delivery, replace(DONE, body=b"a" * 1001))
+    assert not (folder / "request").exists(), "a succeeded job is never run again"
+    kept = await queue._link.client.hgetall(keys.key("job", job.id))
+    assert sum(map(len, kept.values())) < 1000
+    assert (await queue.result(job.id, "ann")).body == b"a" * 1001
+    short = Inbox(url, "svc", job_settings)
+    await queue._link.client.zadd(keys.key("expiring"), {job.id: 0})
+    assert await short.sweep() == 1
+    assert not folder.exists()
+    await short.close()
+
+
+async def test_a_body_of_exactly_the_limit_stays_in_redis(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+    await queue.submit(replace(payload, body=b"q" * 1000))
+    assert (await take(inbox)).body == b"q" * 1000
+
+
+# Expiry
+
+
+async def test_finished_jobs_are_forgotten_after_their_time(url: str, payload: Payload, job_settings: Settings) -> None:
+    settings = job_settings.model_copy(update={"job_ttl_s": 1})
+    queue, inbox = RedisJobQueue(url, settings), Inbox(url, "svc", settings)
+    done, _ = await queue.submit(payload, "key")
+    await inbox.succeed(await take(inbox), DONE)
+    gone, _ = await queue.submit(payload)
+    await queue.cancel(gone.id, "ann")
+    stays, _ = await queue.submit(payload)
+    assert await inbox.sweep() == 0
+    await asyncio.sleep(1.05)
+    for job_id in (done.id, gone.id):
+        with pytest.raises(NotFound):
+            await queue.get(job_id, "ann")
+    assert [job.id for job in await queue.recent("ann")] == [stays.id], "expired jobs are hidden before the sweep"
+    again, new = await queue.submit(payload, "key")
+    assert new, "an expired job frees its idempotency key"
+    assert await inbox.sweep() == 2
+    assert (await queue.submit(payload, "key"))[0].id == again.id, "the sweep leaves the key of the newer job"
+    left = [key.decode() for key in await queue._link.client.keys("*:job:*")]
+    assert sorted(left) == sorted(keys.key("job", job_id) for job_id in (stays.id, again.id))
+    await queue.close()
+    await inbox.close()
+
+
+# Events
+
+
+async def collect(queue: RedisJobQueue, job_id: str) -> list[tuple[str, float, str | None]]:
+    return [(job.status, job.progress, job.note) async for job in queue.events(job_id, "ann")]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  (the condition is somebody else's state)
+            await asyncio.sleep(0.005)
+
+
+async def test_events_tell_every_step_and_end_with_the_final_state(
+    queue: RedisJobQueue, inbox: Inbox, payload: Payload
+) -> None:
+    job, _ = await queue.submit(payload)
+    seen: list[tuple[str, float, str | None]] = []
+
+    async def follow() -> None:
+        async for now in queue.events(job.id, "ann"):
+            seen.append((now.status, now.progress, now.note))  # noqa: PERF401  (others read it meanwhile)
+
+    following = asyncio.create_task(follow())
+    await until(lambda: len(seen) == 1)
+    delivery = await take(inbox)
+    await until(lambda: len(seen) == 2)
+    await inbox.progress(delivery, 0.5, "half")
+    await until(lambda: len(seen) == 3)
+    await inbox.succeed(delivery, DONE)
+    await asyncio.wait_for(following, 5)
+    assert seen == [
+        ("queued", 0.0, None), ("running", 0.0, None), ("running", 0.5, "half"), ("succeeded", 1.0, None),
+    ]  # fmt: skip
+
+
+async def test_events_of_a_finished_job_are_its_final_state(queue: RedisJobQueue, payload: Payload) -> None:
+    job, _ = await queue.submit(payload)
+    await queue.cancel(job.id, "ann")
+    assert await collect(queue, job.id) == [("cancelled", 0.0, None)]
+
+
+async def test_many_watchers_share_one_connection(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+    job, _ = await queue.submit(payload)
+    followers = [asyncio.create_task(collect(queue, job.id)) for _ in range(50)]
+    await until(lambda: len(queue._changes._watchers.get(job.id, ())) == 50)
+    subscribers = await queue._link.client.pubsub_numsub(keys.key("changed"))
+    await inbox.succeed(await take(inbox), DONE)
+    stories = await asyncio.gather(*followers)
+    assert all(story[-1][0] == "succeeded" for story in stories)
+    assert subscribers[0][1] <= 1
+    assert not queue._changes._watchers, "finished watchers leave nothing behind"
+
+
+# Redis away
+
+
+async def test_every_method_raises_not_ready_while_redis_is_away(job_settings: Settings, payload: Payload) -> None:
+    queue = RedisJobQueue("redis://127.0.0.1:1", job_settings)
+    some = "0" * 32
+    calls = [
+        queue.submit(payload), queue.get(some, "ann"), queue.recent("ann"), queue.result(some, "ann"),
+        queue.cancel(some, "ann"), queue.retry(some, "ann"), anext(queue.events(some, "ann")), queue.depth("svc"),
+        queue.dead("ann"), queue.workers("svc"),
+    ]  # fmt: skip
+    for answer in await asyncio.gather(*calls, return_exceptions=True):
+        assert isinstance(answer, NotReady)
+        assert answer.retry_after
+    await queue.close()
+
+
+async def test_a_wrong_password_is_said_so(url: str, job_settings: Settings) -> None:
+    queue = RedisJobQueue(url.replace("redis://:", "redis://:wrong"), job_settings)
+    with pytest.raises(NotReady, match="password"):
+        await queue.depth("svc")
+    await queue.close()
+
+
+async def test_a_redis_that_takes_no_writes_is_not_ready(url: str, queue: RedisJobQueue, payload: Payload) -> None:
+    await queue._link.client.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(NotReady, match="no writes"):
+            await queue.submit(payload)
+    finally:
+        await queue._link.client.config_set("maxmemory", "0")
+    assert await queue.depth("svc") == 0
