@@ -71,7 +71,7 @@ def _safely(look: Callable[[Settings], list[Finding]], chosen: Settings) -> list
     """A look that fails is a finding too: a room that can't be imported must not hide the others."""
     try:
         return look(chosen)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001  # told as a finding
         return [Finding(look.__name__.lstrip("_"), "bad", f"{type(error).__name__}: {error}")]
 
 
@@ -161,9 +161,10 @@ def _models(_: Settings) -> list[Finding]:
 
 def _weights(chosen: Settings) -> list[Finding]:
     """Whether the weights files of the services and those that were imported are what their manifests say."""
-    folders = [Path(spec.submodule_search_locations[0]) for spec in _packages() if spec.submodule_search_locations]
-    files = [file for folder in (*folders, chosen.data_dir) for file in sorted(folder.rglob("weights/*.safetensors"))]
-    return [_verified(file) for file in files]
+    packaged = [Path(place) / "weights" for spec in _packages() for place in spec.submodule_search_locations or ()]
+    return [
+        _verified(file) for folder in (*packaged, chosen.weights_dir) for file in sorted(folder.glob("*.safetensors"))
+    ]
 
 
 def _verified(file: Path) -> Finding:

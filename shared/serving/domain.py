@@ -7,8 +7,9 @@ model renders. Chat and completion are OpenAI's protocol and have routes of thei
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -114,7 +115,7 @@ def _json(answer: BaseModel | FoveaError) -> str:
     return json.dumps({"problem": told.model_dump(mode="json", exclude_none=True)})
 
 
-async def _stream(events: AsyncIterator[BaseModel], media: str) -> Response:
+async def _stream(events: AsyncGenerator[BaseModel, None], media: str) -> Response:
     """Send events as they come; what goes wrong before the first is an ordinary error."""
     try:
         first = await anext(events)
@@ -123,11 +124,12 @@ async def _stream(events: AsyncIterator[BaseModel], media: str) -> Response:
     return StreamingResponse(_lines(first, events, media), media_type=media)
 
 
-async def _lines(first: BaseModel, events: AsyncIterator[BaseModel], media: str) -> AsyncIterator[str]:
+async def _lines(first: BaseModel, events: AsyncGenerator[BaseModel, None], media: str) -> AsyncIterator[str]:
     form = "data: {}\n\n" if media == "text/event-stream" else "{}\n"
-    yield form.format(first.model_dump_json())
-    try:
-        async for event in events:
-            yield form.format(event.model_dump_json())
-    except Exception as error:  # noqa: BLE001  # the status is sent: the stream itself must say what went wrong
-        yield form.format(_json(blame(error, "The stream")))
+    async with contextlib.aclosing(events):
+        yield form.format(first.model_dump_json())
+        try:
+            async for event in events:
+                yield form.format(event.model_dump_json())
+        except Exception as error:  # noqa: BLE001  # the status is sent: the stream itself must say what went wrong
+            yield form.format(_json(blame(error, "The stream")))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -243,7 +243,7 @@ class Host:
         outputs: dict[str, np.ndarray] = await batcher.submit(feeds, run, key=key, rows=rows)
         return outputs
 
-    async def stream(self, name: str, request: BaseModel, run: Run) -> AsyncIterator[BaseModel]:
+    async def stream(self, name: str, request: BaseModel, run: Run) -> AsyncGenerator[BaseModel, None]:
         """Answer one request piece by piece; closing the iterator cancels the run.
 
         Raises:
@@ -257,8 +257,9 @@ class Host:
         try:
             with telemetry.bind(service=self.service, model=name):
                 events = pump(lambda: servable.stream(request, run), run, self._pool)
-            async for event in events:
-                yield event
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    yield event
         except Exception as error:
             raise blame(error, f"The model {name}") from error
         finally:

@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ _END = object()
 
 async def pump(
     events: Callable[[], Iterator[Event]], run: Run, pool: Executor, depth: int = 32
-) -> AsyncIterator[Event]:
+) -> AsyncGenerator[Event, None]:
     """Iterate `events()` on a thread of `pool` and yield what comes, no more than `depth` events ahead of the reader.
 
     Closing the iterator early cancels `run`; the thread then ends at its next event or its next `run.check()`.

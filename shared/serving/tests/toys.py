@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -199,3 +200,11 @@ class Eye(Servable[Picture, Seen]):
 
 
 TOYS: dict[str, Any] = {kind.card.name: kind for kind in (Echo, Story, Long, Eye)}
+
+
+async def until(condition: Any, seconds: float = 5.0) -> None:
+    """Wait until `condition()` holds; fail after `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():  # what is waited for happens on other threads and in other processes
+        assert time.monotonic() < end, "it did not happen"
+        await asyncio.sleep(0.002)

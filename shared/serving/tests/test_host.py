@@ -1,0 +1,336 @@
+"""The host loads its models side by side, says which it has and why not, and runs their calls off the loop."""
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from shared.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Fault,
+    InvalidOption,
+    Malformed,
+    NotFound,
+    NotReady,
+    QueueFull,
+    TooLarge,
+)  # fmt: skip
+from shared.registry import Place, Run
+from shared.serving.host import Host
+from shared.serving.tests import toys
+from shared.serving.tests.toys import TOYS, Echo, Eye, Picture, Text, until
+from shared.settings import Settings
+
+
+@pytest.fixture
+async def host():
+    made = Host("toy", TOYS, Settings(batch_wait_ms=0))
+    await made.start()
+    yield made
+    await made.stop()
+
+
+def named(kind, name, **facts):
+    """A Servable like `kind` under another name."""
+    return type(name, (kind,), {"card": kind.card.model_copy(update={"name": name, **facts})})
+
+
+def feeds(rows=1, value=0.0):
+    return {"x": np.full((rows, 3), value, np.float32)}
+
+
+async def test_models_are_loaded_at_the_same_time():
+    together = threading.Barrier(2)
+
+    class One(Echo):
+        card = toys.card("one")
+
+        @classmethod
+        def load(cls, place: Place):  # noqa: ARG003
+            together.wait(5)
+            return cls()
+
+    host = Host("toy", {"one": One, "two": named(One, "two")}, Settings())
+    await host.start()
+    assert host.ready
+    await host.stop()
+
+
+async def test_failing_model_stays_listed_with_its_reason_and_the_others_serve():
+    host = Host("toy", {"toy/broken": toys.Broken, "toy/echo": Echo}, Settings())
+    await host.start()
+    assert not host.ready
+    assert list(host.missing()) == ["toy/broken"]
+    assert "secret" not in host.missing()["toy/broken"]
+    entry = next(entry for entry in host.entries() if entry.id == "toy/broken")
+    assert (entry.ready, entry.state) == (False, "failed")
+    with pytest.raises(NotReady, match="not available"):
+        host.servable("toy/broken")
+    assert (await host.predict("toy/echo", Text(text="a"), Run())).text == "a"
+    await host.stop()
+
+
+async def test_reason_of_a_refused_load_is_its_own_sentence():
+    class Unverified(Echo):
+        card = toys.card("u")
+
+        @classmethod
+        def load(cls, place: Place):  # noqa: ARG003
+            raise NotReady("The weights are damaged.")
+
+    host = Host("toy", {"u": Unverified}, Settings())
+    await host.start()
+    assert host.missing() == {"u": "The weights are damaged."}
+    await host.stop()
+
+
+async def test_model_whose_own_example_fails_is_not_ready_and_is_closed():
+    made = []
+
+    class Fails(Echo):
+        card = toys.card("f", example={"text": "bad"})
+
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+    host = Host("toy", {"f": Fails}, Settings())
+    await host.start()
+    assert host.missing() == {"f": "The text is bad."}
+    assert made[0].closed
+    await host.stop()
+
+
+async def test_example_warms_every_model_but_jobs(host):
+    assert host.servable("toy/echo").seen == ["hello"]
+    assert host.servable("toy/long").seen == []
+
+
+async def test_unknown_model_is_answered_with_the_known_ones(host):
+    with pytest.raises(NotFound, match="toy/echo"):
+        host.servable("nope")
+    with pytest.raises(NotFound, match="no model for detect"):
+        host.servable(None, "detect")
+
+
+async def test_model_of_another_task_is_an_option_out_of_range(host):
+    with pytest.raises(InvalidOption, match="does echo, not segment") as refused:
+        host.servable("toy/echo", "segment")
+    assert refused.value.field == "model"
+
+
+async def test_model_that_is_not_loaded_yet_says_so():
+    host = Host("toy", TOYS, Settings())
+    with pytest.raises(NotReady, match="not loaded yet") as refused:
+        host.servable("toy/echo")
+    assert refused.value.retry_after
+    await host.stop()
+
+
+async def test_default_is_the_configured_model_then_real_weights_then_the_first():
+    bare, real = named(Echo, "bare", weights=None), named(Echo, "real")
+    assert Host("toy", {"bare": bare, "real": real}, Settings()).resolve(None, "echo") == "real"
+    assert Host("toy", {"bare": bare, "real": real}, Settings(llm_model="bare")).resolve(None, "echo") == "bare"
+    assert Host("toy", {"b": named(Eye, "b"), "a": named(Eye, "a")}, Settings()).resolve(None, "segment") == "b"
+
+
+async def test_default_passes_over_a_model_that_failed():
+    host = Host("toy", {"toy/broken": toys.Broken, "plain": named(Echo, "plain", weights=None)}, Settings())
+    await host.start()
+    assert host.resolve(None, "echo") == "plain"
+    await host.stop()
+
+
+async def test_card_holds_tensors_limits_in_force_and_schema(host):
+    card = host.card("toy/echo")
+    assert card["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
+    assert card["limits"]["max_batch"] == 8
+    assert card["limits"]["max_images"] == host.settings.max_images
+    assert card["schema"]["properties"]["times"]["maximum"] == 5
+    assert host.card("toy/eye")["media_types"] == ["application/json", "image/png"]
+    assert host.card("toy/eye")["inputs"] == []
+
+
+async def test_requests_that_come_together_run_together_and_equal_their_singles(host):
+    requests = [Text(text=f"t{n}", times=n % 3 + 1) for n in range(6)]
+    singles = [(await host.predict("toy/echo", request, Run())).text for request in requests]
+    answers = await asyncio.gather(*(host.predict("toy/echo", request, Run()) for request in requests))
+    assert [answer.text for answer in answers] == singles
+    assert max(answer.together for answer in answers) > 1
+
+
+async def test_request_that_fails_alone_leaves_the_others_whole(host):
+    answers = await asyncio.gather(
+        *(host.predict("toy/eye", Picture(image=image), Run()) for image in (toys.PNG, b"no", toys.PNG)),
+        return_exceptions=True,
+    )
+    assert [type(answer).__name__ for answer in answers] == ["Seen", "Malformed", "Seen"]
+    assert isinstance(answers[1], Malformed)
+
+
+async def test_fault_of_a_model_keeps_its_secret(host):
+    with pytest.raises(Fault) as failed:
+        await host.predict("toy/echo", Text(text="bug"), Run())
+    assert "secret" not in failed.value.detail
+
+
+async def test_tensors_are_joined_by_shape_and_given_back_to_their_owners(host):
+    answers = await asyncio.gather(
+        *(host.infer("toy/echo", feeds(rows, rows), Run()) for rows in (1, 2, 3)),
+        host.infer("toy/echo", feeds(), Run()),
+    )
+    assert [answer["y"].shape for answer in answers] == [(1, 3), (2, 3), (3, 3), (1, 3)]
+    assert [answer["y"][0, 0] for answer in answers] == [2, 3, 4, 1]
+    assert max(host.servable("toy/echo").engine.batches) > 3
+
+
+@pytest.mark.parametrize(
+    ("sent", "error", "says"),
+    [
+        ({}, InvalidOption, "missing"),
+        ({"z": np.zeros((1, 3), np.float32)}, InvalidOption, "no input 'z'"),
+        ({"x": np.zeros((1, 3), np.float64)}, InvalidOption, "FP64"),
+        ({"x": np.zeros((1, 4), np.float32)}, InvalidOption, "shape"),
+        ({"x": np.zeros(3, np.float32)}, InvalidOption, "shape"),
+        ({"x": np.zeros((0, 3), np.float32)}, InvalidOption, "shape"),
+        ({"x": np.zeros((9, 3), np.float32)}, TooLarge, "at most 8"),
+    ],
+)
+async def test_tensors_that_are_not_those_stated_are_refused_by_name(host, sent, error, says):
+    with pytest.raises(error, match=says):
+        await host.infer("toy/echo", sent, Run())
+
+
+async def test_unknown_version_is_not_found_and_the_known_one_serves(host):
+    with pytest.raises(NotFound, match="version"):
+        await host.infer("toy/echo", feeds(), Run(), version="7")
+    assert await host.infer("toy/echo", feeds(), Run(), version="1")
+
+
+async def test_model_without_tensors_says_where_to_go_instead(host):
+    assert host.tensors("toy/eye") == ((), ())
+    with pytest.raises(InvalidOption) as refused:
+        await host.infer("toy/eye", feeds(), Run())
+    assert refused.value.hint == "Use POST /v1/segment."
+
+
+async def test_job_runs_alone_on_its_thread_and_tells_its_progress(host):
+    told = []
+    run = Run(report=lambda *news: told.append(news))
+    await asyncio.gather(*(host.predict("toy/long", Text(text=f"{n}", sleep=0.02), run) for n in range(3)))
+    assert told[:2] == [(0.0, "step 0"), (0.2, "step 1")]
+    assert len(told) == 15
+    assert len(host.servable("toy/long").threads) == 1
+
+
+async def test_stream_hands_out_events_as_they_come_and_counts_as_busy(host):
+    words = []
+    async for event in host.stream("toy/story", Text(text="a b c"), Run()):
+        words.append(event.text)
+        assert host.busy == 1
+    assert words == ["a", "b", "c"]
+    assert host.busy == 0
+
+
+async def test_closed_stream_cancels_its_run(host):
+    run = Run()
+    events = host.stream("toy/story", Text(text="…"), run)
+    await anext(events)
+    await events.aclose()
+    assert run.cancelled
+    assert host.busy == 0
+
+
+async def test_stream_that_breaks_is_a_fault_after_its_first_events(host):
+    events = host.stream("toy/story", Text(text="a bug"), Run())
+    assert (await anext(events)).text == "a"
+    with pytest.raises(Fault):
+        await anext(events)
+
+
+async def test_stream_ends_at_its_deadline(host):
+    with pytest.raises(DeadlineExceeded):
+        async for _ in host.stream("toy/story", Text(text="…"), Run(deadline=time.monotonic() + 0.05)):
+            pass
+
+
+async def test_more_streams_than_may_be_open_are_refused():
+    host = Host("toy", {"toy/story": toys.Story}, Settings(queue_max=1))
+    await host.start()
+    events = host.stream("toy/story", Text(text="…"), Run())
+    await anext(events)
+    with pytest.raises(QueueFull):
+        await anext(host.stream("toy/story", Text(text="a"), Run()))
+    await events.aclose()
+    await host.stop()
+
+
+async def test_streaming_model_answers_whole_requests_side_by_side():
+    together = threading.Barrier(2)
+
+    class Chat(toys.Story):
+        card = toys.card("chat", "plan")
+
+        def predict(self, batch, run):
+            together.wait(2)
+            return super().predict(batch, run)
+
+    host = Host("toy", {"chat": Chat}, Settings())
+    await host.start()
+    await asyncio.gather(*(host.predict("chat", Text(text="a"), Run()) for _ in range(2)))
+    await host.stop()
+
+
+async def test_unloaded_model_refuses_and_comes_back(host):
+    servable = host.servable("toy/echo")
+    await host.unload("toy/echo")
+    assert servable.closed
+    assert host.ready  # it is as wanted
+    with pytest.raises(NotReady, match="unloaded"):
+        await host.predict("toy/echo", Text(), Run())
+    await host.load("toy/echo")
+    assert (await host.predict("toy/echo", Text(), Run())).text == "hello"
+
+
+async def test_stop_finishes_what_has_begun(host):
+    answer = asyncio.create_task(host.predict("toy/echo", Text(text="x", sleep=0.1), Run()))
+    await until(lambda: host.busy)
+    await host.stop()
+    assert (await answer).text == "x"
+
+
+async def test_stop_cancels_what_does_not_end():
+    host = Host("toy", TOYS, Settings(drain_s=0.05))
+    await host.start()
+    answer = asyncio.create_task(host.predict("toy/echo", Text(text="x", sleep=2), Run()))
+    events = host.stream("toy/story", Text(text="…"), Run())
+    await anext(events)
+    await until(lambda: host.busy == 2)
+    await host.stop()
+    with pytest.raises(Cancelled):
+        await answer
+    with pytest.raises(Cancelled):
+        async for _ in events:
+            pass
+
+
+async def test_tensors_of_a_model_that_can_t_batch_run_alone():
+    class Fixed(toys.PlusOne):
+        inputs = tuple(spec.model_copy(update={"shape": (1, 3)}) for spec in toys.PlusOne.inputs)
+        outputs = tuple(spec.model_copy(update={"shape": (1, 3)}) for spec in toys.PlusOne.outputs)
+
+    class Alone(Echo):
+        card = toys.card("alone")
+
+        def __init__(self):
+            super().__init__()
+            self.engine = Fixed()
+
+    host = Host("toy", {"alone": Alone}, Settings())
+    await host.start()
+    await asyncio.gather(*(host.infer("alone", feeds(), Run()) for _ in range(5)))
+    assert host.servable("alone").engine.batches == [1] * 5
+    await host.stop()

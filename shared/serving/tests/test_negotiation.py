@@ -1,0 +1,37 @@
+"""Accept headers are read as RFC 9110 says."""
+
+import pytest
+
+from shared.serving.faults import NotAcceptable
+from shared.serving.negotiation import choose
+
+OFFERED = ["application/json", "image/png", "image/webp"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        (None, "application/json"),
+        ("", "application/json"),
+        ("*/*", "application/json"),
+        ("image/png", "image/png"),
+        ("IMAGE/PNG", "image/png"),
+        ("image/*", "image/png"),
+        ("image/webp, image/png;q=0.5", "image/webp"),
+        ("image/png;q=0.2, application/json;q=0.1", "image/png"),
+        ("image/*;q=0.9, image/png;q=0.1, */*;q=0.2", "image/webp"),
+        ("text/html, application/xhtml+xml, */*;q=0.8", "application/json"),
+        ("application/json;q=0, */*", "image/png"),
+        ("image/png;level=1;q=0.7", "image/png"),
+    ],
+)
+def test_best_liked_offer_is_chosen(accept, chosen):
+    assert choose(accept, OFFERED) == chosen
+
+
+@pytest.mark.parametrize("accept", ["text/html", "image/png;q=0", "image/png;q=x", "video/*", "*/*;q=0"])
+def test_nothing_that_fits_is_said_with_what_is_offered(accept):
+    with pytest.raises(NotAcceptable) as refused:
+        choose(accept, OFFERED)
+    assert refused.value.status == 406
+    assert "image/webp" in refused.value.hint

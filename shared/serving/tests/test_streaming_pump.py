@@ -1,0 +1,93 @@
+"""Events cross from thread to loop in order, no faster than they are read, and stop when nobody reads."""
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from shared.errors import DeadlineExceeded
+from shared.registry import Run
+from shared.serving.streaming import pump
+from shared.serving.tests.toys import until
+
+
+@pytest.fixture
+def pool():
+    with ThreadPoolExecutor(2) as made:
+        yield made
+
+
+async def test_events_come_in_order_and_end(pool):
+    assert [event async for event in pump(lambda: iter(range(100)), Run(), pool)] == list(range(100))
+
+
+async def test_run_that_was_read_to_its_end_is_not_cancelled(pool):
+    run = Run()
+    assert [event async for event in pump(lambda: iter("ab"), run, pool)] == ["a", "b"]
+    assert not run.cancelled
+
+
+async def test_thread_is_never_more_than_the_depth_ahead(pool):
+    made = []
+
+    def source():
+        for number in range(50):
+            made.append(number)
+            yield number
+
+    read = 0
+    async for _ in pump(source, Run(), pool, depth=4):
+        read += 1
+        await asyncio.sleep(0.001)
+        assert len(made) <= read + 4 + 1
+    assert read == 50
+
+
+async def test_source_is_closed_when_the_reader_goes_away(pool):
+    closed, run = threading.Event(), Run()
+
+    def source():
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    events = pump(source, run, pool, depth=1)
+    await anext(events)
+    await events.aclose()
+    assert run.cancelled
+    await until(closed.is_set)
+
+
+async def test_error_of_the_source_reaches_the_reader_after_what_came_before(pool):
+    def source():
+        yield 1
+        raise ZeroDivisionError
+
+    events = pump(source, Run(), pool)
+    assert await anext(events) == 1
+    with pytest.raises(ZeroDivisionError):
+        await anext(events)
+
+
+async def test_silence_ends_at_the_deadline(pool):
+    over = threading.Event()
+
+    def source():
+        over.wait(5)
+        yield 1
+
+    with pytest.raises(DeadlineExceeded):
+        await anext(pump(source, Run(deadline=time.monotonic() + 0.02), pool))
+    over.set()
+
+
+async def test_any_iterator_will_do(pool):
+    class Once:
+        def __iter__(self):
+            return iter([1])
+
+    assert [event async for event in pump(lambda: iter(Once()), Run(), pool)] == [1]

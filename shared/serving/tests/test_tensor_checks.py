@@ -1,0 +1,70 @@
+"""Tensors are checked by name, joined by signature and split without mixing rows."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.api.tensors import TensorSpec
+from shared.errors import InvalidOption
+from shared.serving import tensors
+from shared.serving.tests.toys import PlusOne
+
+SPECS = (
+    TensorSpec(name="a", datatype="FP32", shape=(-1, 2)),
+    TensorSpec(name="b", datatype="BYTES", shape=(-1,)),
+)
+
+
+def good():
+    return {"a": np.zeros((2, 2), np.float32), "b": np.array([b"x", b"y"], object)}
+
+
+def test_exactly_the_stated_tensors_pass():
+    tensors.check(good(), SPECS)
+
+
+def test_batch_sizes_that_differ_are_named():
+    with pytest.raises(InvalidOption, match="a 2, b 1"):
+        tensors.check({**good(), "b": np.array([b"x"], object)}, SPECS)
+
+
+@pytest.mark.parametrize(
+    ("array", "name"),
+    [
+        (np.zeros(1, np.float16), "FP16"),
+        (np.zeros(1, np.int64), "INT64"),
+        (np.zeros(1, bool), "BOOL"),
+        (np.array(["text"]), "BYTES"),
+        (np.array([b"raw"], object), "BYTES"),
+    ],
+)
+def test_dtypes_carry_their_open_inference_names(array, name):
+    assert tensors.datatype(array) == name
+
+
+def test_signature_ignores_the_batch_axis_and_the_order_of_names():
+    one, many = np.zeros((1, 2), np.float32), np.zeros((5, 2), np.float32)
+    assert tensors.signature({"a": one, "b": many}) == tensors.signature({"b": one, "a": many})
+    assert tensors.signature({"a": one}) != tensors.signature({"a": one.astype(np.float64)})
+    assert tensors.signature({"a": one}) != tensors.signature({"a": one[:, :1]})
+
+
+def test_only_an_engine_with_open_first_axes_batches():
+    assert tensors.batches(PlusOne())
+    fixed = PlusOne()
+    fixed.outputs = (TensorSpec(name="y", datatype="FP32", shape=(3,)),)
+    assert not tensors.batches(fixed)
+
+
+@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6))
+def test_split_undoes_join(sizes):
+    requests = [{"a": np.full((size, 2), place, np.float32)} for place, size in enumerate(sizes)]
+    parts = tensors.split(tensors.join(requests), [tensors.rows(feeds) for feeds in requests])
+    for request, part in zip(requests, parts, strict=True):
+        np.testing.assert_array_equal(part["a"], request["a"])
+
+
+def test_output_without_one_row_per_input_row_can_t_be_split():
+    with pytest.raises(ValueError, match="3 rows"):
+        tensors.split({"y": np.zeros((1, 2))}, [1, 2])
