@@ -94,6 +94,11 @@ class Settings(BaseSettings):
         return self.data_dir / "cache"
 
     @property
+    def weights_dir(self) -> Path:
+        """Imported checkpoints, by model name; they win over the weights that came with the package."""
+        return self.data_dir / "weights"
+
+    @property
     def fixed_upstreams(self) -> dict[str, tuple[str, str | None]]:
         """Service name → (HTTP base URL, gRPC target or None), parsed from `upstreams`."""
         found: dict[str, tuple[str, str | None]] = {}

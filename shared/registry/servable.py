@@ -56,13 +56,15 @@ class Place:
         device: `cpu`, `cuda` or `cuda:N`.
         engine: Wanted engine; `auto` lets the Servable choose the fastest that is there.
         cache: Folder for derived artefacts, named by digest (exported graphs, dequantised weights).
+        weights: Folder of imported checkpoints, by model name; they win over what came with the package.
         threads: Intra-op threads; 0 means the library's default.
-        options: Further facts that a Servable documents for itself (`llm_model`, `llm_dtype`, `triton_url`).
+        options: Further facts, as text: `llm_model`, `llm_dtype`, `triton_url`, `max_body_bytes`, `max_pixels`.
     """
 
     device: str = "cpu"
     engine: Literal["auto", "torch", "onnx", "tensorrt", "triton"] = "auto"
     cache: Path = Path(".fovea/cache")
+    weights: Path = Path(".fovea/weights")
     threads: int = 0
     options: Mapping[str, str] = field(default_factory=dict)
 

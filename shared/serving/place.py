@@ -17,12 +17,17 @@ __all__ = ["device", "gpus", "place"]
 
 def place(settings: Settings) -> Place:
     """The Place on which this process loads its Servables."""
-    options = {"llm_model": settings.llm_model, "llm_dtype": settings.llm_dtype}
+    options = {
+        "llm_model": settings.llm_model,
+        "llm_dtype": settings.llm_dtype,
+        "max_body_bytes": str(settings.max_body_bytes),
+        "max_pixels": str(settings.max_pixels),
+    }
     if settings.triton_url:
         options["triton_url"] = settings.triton_url
     return Place(
-        device=device(settings.device), engine=settings.engine, cache=settings.cache_dir, threads=settings.threads,
-        options=options,
+        device=device(settings.device), engine=settings.engine, cache=settings.cache_dir, weights=settings.weights_dir,
+        threads=settings.threads, options=options,
     )  # fmt: skip
 
 

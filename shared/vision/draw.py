@@ -38,7 +38,8 @@ def encode(pixels: np.ndarray, media_type: str = "image/png", *, quality: int = 
     if media_type == "image/png":
         image.save(out, "PNG", compress_level=_PNG_LEVEL, icc_profile=icc)
     elif media_type == "image/jpeg":
-        image.save(out, "JPEG", quality=quality, icc_profile=icc)
+        # Full chroma: half of it would smear thin coloured lines.
+        image.save(out, "JPEG", quality=quality, subsampling=0, icc_profile=icc)
     elif media_type == "image/webp":
         image.save(out, "WEBP", quality=quality, icc_profile=icc)
     else:

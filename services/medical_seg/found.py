@@ -1,0 +1,132 @@
+"""From a logit map to an answer: probabilities at the picture's size, the mask, its components and their forms.
+
+Knows arrays and the wire type; knows no network and no engine. Memory: three bytes per pixel of the picture beside its
+labels, however the map was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from services.medical_seg.resize import strips
+from shared.api.mask import Component, Contour, RunLengths, SegmentIn
+from shared.vision.draw import encode, outlined, tinted
+from shared.vision.regions import Region, keep, outlines, regions, run_lengths
+
+__all__ = ["LISTED", "Found", "drawn", "find", "forms", "numbers"]
+
+LISTED = 100
+"""Components that an answer lists; a mask of noise has tens of thousands."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """What the map says about a picture.
+
+    Attributes:
+        mask: (h, w) bool, after dropping components.
+        shades: Probabilities (h, w) as uint8, 255 for 1.
+        labels: Component number per pixel (h, w); dropped ones too.
+        components: Those that were kept, largest first.
+        peak: Largest probability.
+    """
+
+    mask: np.ndarray
+    shades: np.ndarray
+    labels: np.ndarray
+    components: list[Region]
+    peak: float
+
+
+def find(logits: np.ndarray, height: int, width: int, request: SegmentIn) -> Found:
+    """Enlarge a map (s, s) of raw logits to the picture, and decide which pixels belong to the mask."""
+    mask, shades = np.empty((height, width), bool), np.empty((height, width), np.uint8)
+    peak = 0.0
+    for rows, probability in _probabilities(logits, height, width, stretch=request.normalise == "minmax"):
+        mask[rows] = probability >= np.float32(request.threshold)
+        shades[rows] = np.rint(probability * 255)
+        peak = max(peak, float(probability.max()))
+    found, labels = regions(mask)
+    kept = [region for region in found if region.area >= request.min_area][: 1 if request.keep_largest else None]
+    if len(kept) < len(found):
+        mask = keep(labels, kept)
+    return Found(mask, shades, labels, kept, peak)
+
+
+def _probabilities(logits: np.ndarray, height: int, width: int, *, stretch: bool) -> Iterator[tuple[slice, np.ndarray]]:
+    """Sigmoid of the enlarged map, band by band; `stretch` maps its range over the whole picture to 0..1."""
+    low, span = 0.0, 1.0
+    if stretch:
+        ends = [(part.min(), part.max()) for _, part in strips(logits, height, width)]
+        low, high = _sigmoid(np.array([min(e[0] for e in ends), max(e[1] for e in ends)], np.float32)).tolist()
+        span = high - low + 1e-8
+    for rows, part in strips(logits, height, width):
+        probability = _sigmoid(part)
+        yield rows, (probability - np.float32(low)) / np.float32(span) if stretch else probability
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    """Without overflow at either end."""
+    small = np.exp(-np.abs(x))
+    return np.asarray(np.where(x >= 0, 1, small) / (1 + small))
+
+
+def numbers(found: Found) -> dict[str, Any]:
+    """The fields of an answer that are always there."""
+    height, width = found.mask.shape
+    area = sum(region.area for region in found.components)
+    return {
+        "width": width,
+        "height": height,
+        "empty": area == 0,
+        "area": area,
+        "area_percent": round(100 * area / (height * width), 4),
+        "max_probability": round(found.peak, 6),
+        "mean_probability": _mean(found.shades[found.mask]),
+        "components": [_component(found, region) for region in found.components[:LISTED]],
+        "component_count": len(found.components),
+    }
+
+
+def _component(found: Found, region: Region) -> Component:
+    inside = found.labels[region.rows, region.columns] == region.label
+    x = inside.sum(axis=0) @ np.arange(inside.shape[1]) / region.area + region.box[0] + 0.5
+    y = inside.sum(axis=1) @ np.arange(inside.shape[0]) / region.area + region.box[1] + 0.5
+    shades = found.shades[region.rows, region.columns][inside]
+    centre = (round(float(x), 2), round(float(y), 2))
+    return Component(box=region.box, area=region.area, centre=centre, probability=_mean(shades))
+
+
+def _mean(shades: np.ndarray) -> float:
+    """Mean probability of 8-bit shades; 0 for none."""
+    return round(float(shades.mean()) / 255, 6) if shades.size else 0.0
+
+
+def forms(found: Found, request: SegmentIn) -> dict[str, Any]:
+    """The forms that the request includes, but for the overlay, which needs the picture."""
+    made: dict[str, Any] = {}
+    if "mask" in request.include:
+        made["mask"] = encode(found.mask.astype(np.uint8) * 255)
+    if "probability" in request.include:
+        made["probability"] = encode(found.shades)
+    if "rle" in request.include:
+        made["rle"] = RunLengths(size=found.mask.shape, counts=run_lengths(found.mask))
+    if "contours" in request.include:
+        made["contours"] = _contours(found)
+    return made
+
+
+def _contours(found: Found) -> list[Contour]:
+    listed = found.components[:LISTED]
+    mask = found.mask if len(listed) == len(found.components) else keep(found.labels, listed)
+    return [Contour(points=outline.points.tolist(), hole=outline.hole) for outline in outlines(mask)]
+
+
+def drawn(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The picture with its mask tinted and outlined; the line grows with the picture."""
+    width = max(1, round(max(mask.shape) / 400))
+    return outlined(tinted(pixels, mask), mask, width=width)

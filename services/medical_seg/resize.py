@@ -1,0 +1,58 @@
+"""Pictures to the network's size and maps back to the picture's, exactly as the published code resizes.
+
+Down: PIL's antialiased bilinear squash, the aspect is not kept. Up: bilinear, corners not aligned, as
+`torch.nn.functional.interpolate` computes it, but without torch: serving an ONNX graph needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["MEAN", "STD", "enlarged", "normalised", "strips"]
+
+MEAN = np.array((0.485, 0.456, 0.406), np.float32)
+STD = np.array((0.229, 0.224, 0.225), np.float32)
+"""Of ImageNet, by RGB channel, as a share of 255."""
+
+_STRIP = 4_000_000
+"""Pixels that are enlarged at a time: memory does not grow with the picture's area beyond its mask."""
+
+
+def normalised(pixels: np.ndarray, side: int) -> np.ndarray:
+    """A picture (h, w, 3) uint8 as network input (3, side, side) float32."""
+    small = Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR)
+    scaled = np.asarray(small, np.float32) / 255
+    return np.ascontiguousarray(((scaled - MEAN) / STD).transpose(2, 0, 1))
+
+
+def enlarged(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A map (h, w) float32 at another size (height, width)."""
+    return np.concatenate([part for _, part in strips(values, height, width)])
+
+
+def strips(values: np.ndarray, height: int, width: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """`enlarged`, in bands of rows from top to bottom: (rows, their values)."""
+    down, across = _weights(values.shape[0], height), _weights(values.shape[1], width).T
+    step = max(1, _STRIP // width)
+    for top in range(0, height, step):
+        rows = slice(top, min(top + step, height))
+        yield rows, down[rows] @ values @ across
+
+
+def _weights(source: int, target: int) -> np.ndarray:
+    """Bilinear interpolation along one axis as a matrix (target, source) float32; each row has two weights.
+
+    Torch steps by a float32 scale and rounds each position once, to float32: in float64 all along, positions near the
+    far end would be 1e-5 off from its own.
+    """
+    scale = np.float64(np.float32(source) / np.float32(target))
+    at = np.maximum((scale * (np.arange(target) + 0.5) - 0.5).astype(np.float32), 0)
+    low = np.minimum(at.astype(np.int64), source - 1)
+    high, share = np.minimum(low + 1, source - 1), at - low
+    weights, rows = np.zeros((target, source), np.float32), np.arange(target)
+    weights[rows, low] = 1 - share
+    weights[rows, high] += share
+    return weights

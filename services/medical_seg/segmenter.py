@@ -1,0 +1,200 @@
+"""Any polyp network as a Servable: pictures in, masks out. A model file subclasses it with a card, and that is all.
+
+Knows pictures, engines and the wire type; the networks are in `models`, what their weights become in `artefacts`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from pydantic import BaseModel
+
+from services.medical_seg.artefacts import NAMES, Artefacts
+from services.medical_seg.found import drawn, find, forms, numbers
+from services.medical_seg.resize import normalised
+from shared.api.mask import SegmentIn, SegmentOut, SegmentTimes
+from shared.api.tensors import TensorSpec
+from shared.engines import Forms, open_engine
+from shared.errors import FoveaError
+from shared.registry import Card, Engine, Place, Run, Servable
+from shared.registry.weights import find_weights, read_weights
+from shared.telemetry import stage
+from shared.vision.decode import DEFAULT_BOUNDS, Bounds, Picture, decode
+from shared.vision.draw import encode
+
+__all__ = ["NAMES", "Segmenter"]
+
+
+@dataclass(slots=True)
+class _Frame:
+    """A picture on its way through: ready for the network, its pixels already let go."""
+
+    request: SegmentIn
+    tensor: np.ndarray
+    size: tuple[int, int]
+    notes: list[str]
+    times: SegmentTimes = field(default_factory=SegmentTimes)
+
+
+class Segmenter(Servable[SegmentIn, SegmentOut]):
+    """Segments pictures with one network.
+
+    Class attributes:
+        weights: Name of its weights, `<weights>.safetensors` beside its manifest.
+        folder: Where the weights that come with the package are.
+        side: Side of the square that the network sees, pixels, unless the recipe of its weights says another.
+    """
+
+    In: ClassVar[type[BaseModel]] = SegmentIn
+    Out: ClassVar[type[BaseModel]] = SegmentOut
+    weights: ClassVar[str]
+    folder: ClassVar[Path] = Path(__file__).parent / "weights"
+    side: ClassVar[int] = 352
+
+    def __init__(self, card: Card, engine: Engine, side: int, bounds: Bounds = DEFAULT_BOUNDS) -> None:
+        self.card = card  # type: ignore[misc]  # the class's Card with the facts of the loaded weights
+        self.engine: Engine = engine
+        self.pixels = side
+        self.bounds = bounds
+
+    @classmethod
+    def load(cls, place: Place) -> Self:
+        """Verify the weights and open the engine that `place` wants.
+
+        Raises:
+            NotReady: Weights are missing or not what their manifest says, or the engine can't run here.
+        """
+        weights = read_weights(find_weights(cls.weights, cls.folder, place.weights))
+        side = int(weights.manifest.recipe.get("scale", {}).get("side", cls.side))
+        artefacts = Artefacts(weights, side, place.cache)
+        engine = open_engine(place, _forms(cls.card.name, artefacts))
+        return cls(_refined(cls.card, artefacts, engine.name), engine, side, _bounds(cls.card, place))
+
+    def predict(self, batch: Sequence[SegmentIn], run: Run) -> list[SegmentOut | FoveaError]:
+        """Masks of pictures, in order; one that can't be read is answered by its error."""
+        with stage("pre"):
+            frames = [self._read(request, run) for request in batch]
+        whole = [frame for frame in frames if isinstance(frame, _Frame)]
+        logits = iter(self._infer(whole, run))
+        with stage("post"):
+            return [self._answer(frame, next(logits), run) if isinstance(frame, _Frame) else frame for frame in frames]
+
+    def render(self, request: SegmentIn, answer: SegmentOut, media_type: str) -> bytes | None:
+        """The picture with its mask drawn on it, as PNG or JPEG."""
+        if media_type not in self.media_types():
+            return None
+        if media_type == "image/jpeg" and answer.overlay is not None:
+            return answer.overlay
+        if answer.mask is None:
+            (answered,) = self.predict([request.model_copy(update={"include": ("mask",)})], Run())
+            if isinstance(answered, FoveaError):
+                raise answered
+            answer = answered
+        mask = decode(answer.mask or b"", self.bounds).pixels[..., 0] > 0
+        return encode(drawn(self._decode(request).pixels, mask), media_type)
+
+    @classmethod
+    def media_types(cls) -> tuple[str, ...]:
+        """The overlay."""
+        return ("image/png", "image/jpeg")
+
+    def example(self) -> SegmentIn:
+        """A synthetic frame with a polyp, and the Card's options."""
+        frame = resources.files("services.medical_seg.models").joinpath("example.jpg").read_bytes()
+        return SegmentIn(image=frame, **self.card.example)
+
+    def _decode(self, request: SegmentIn) -> Picture:
+        try:
+            return decode(request.image, self.bounds)
+        except FoveaError as error:
+            error.field = "image"
+            raise
+
+    def _read(self, request: SegmentIn, run: Run) -> _Frame | FoveaError:
+        run.check()
+        begun = time.perf_counter()
+        try:
+            picture = self._decode(request)
+        except FoveaError as error:
+            return error
+        decoded = time.perf_counter()
+        frame = _Frame(
+            request, normalised(picture.pixels, self.pixels), (picture.height, picture.width), self._notes(picture)
+        )
+        frame.times.decode, frame.times.preprocess = _ms(decoded - begun), _ms(time.perf_counter() - decoded)
+        return frame
+
+    def _infer(self, frames: Sequence[_Frame], run: Run) -> np.ndarray:
+        """Logits (n, s, s) of all frames, in one run of the engine."""
+        if not frames:
+            return np.empty((0, 0, 0), np.float32)
+        run.check()
+        begun = time.perf_counter()
+        (given,), (wanted,) = self.engine.inputs, self.engine.outputs
+        with stage("run"):
+            logits = self.engine.run({given.name: np.stack([frame.tensor for frame in frames])})[wanted.name]
+        for frame in frames:
+            frame.times.infer = _ms(time.perf_counter() - begun)
+        return logits[:, 0]
+
+    def _answer(self, frame: _Frame, logits: np.ndarray, run: Run) -> SegmentOut:
+        run.check()
+        begun, request = time.perf_counter(), frame.request
+        found = find(logits, *frame.size, request)
+        made = forms(found, request)
+        if "overlay" in request.include:
+            # Decoded anew: holding the pixels of a whole batch until here would cost three bytes for each of them.
+            made["overlay"] = encode(drawn(self._decode(request).pixels, found.mask), "image/jpeg")
+        frame.times.post = _ms(time.perf_counter() - begun)
+        return SegmentOut(
+            model=self.card.name, version=self.card.version, engine=self.engine.name, times=frame.times,
+            notes=frame.notes, **numbers(found), **made,
+        )  # fmt: skip
+
+    def _notes(self, picture: Picture) -> list[str]:
+        how = f"Squashed to {self.pixels}×{self.pixels} (antialiased bilinear); logits enlarged bilinearly"
+        return [f"{how}, align_corners=False.", *(["Only the first frame was read."] if picture.first_of_many else [])]
+
+
+def _forms(name: str, artefacts: Artefacts) -> Forms:
+    def network() -> tuple[Any, Any]:
+        net = artefacts.network()
+        return net, net.prediction
+
+    given, wanted = (
+        TensorSpec(name=tensor, datatype="FP32", shape=(-1, channels, artefacts.side, artefacts.side))
+        for tensor, channels in zip(NAMES, (3, 1), strict=True)
+    )
+    return Forms(name, (given,), (wanted,), graph=artefacts.graph, network=network)
+
+
+def _refined(card: Card, artefacts: Artefacts, engine: str) -> Card:
+    """The Card with what is true of the loaded weights."""
+    manifest, notes = artefacts.weights.manifest, list(card.notes)
+    measured = manifest.metrics if manifest.origin == "trained" else {}
+    metrics = tuple(m.model_copy(update={"ours": measured.get(m.name)}) for m in card.metrics)
+    if engine != "torch" and (parity := artefacts.parity()) is not None:
+        size = f"{parity.max_difference:.1e} on logits up to {parity.max_value:.1f}"
+        notes.append(f"The ONNX graph differs from torch by at most {size}, measured at export.")
+    facts = {"weights": manifest.sha256, "parameters": manifest.parameters, "metrics": metrics, "notes": tuple(notes)}
+    return card.model_copy(update=facts)
+
+
+def _bounds(card: Card, place: Place) -> Bounds:
+    limits, ours = card.limits, DEFAULT_BOUNDS
+    return Bounds(
+        bytes=int(place.options.get("max_body_bytes", ours.bytes)),
+        pixels=int(place.options.get("max_pixels", ours.pixels)),
+        min_side=limits.min_side or ours.min_side,
+        max_side=limits.max_side,
+    )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 2)

@@ -1,0 +1,333 @@
+"""Pictures of every kind become masks of their own size; a bad one fails alone; a batch equals its singles."""
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from services.medical_seg.artefacts import Artefacts
+from services.medical_seg.segmenter import NAMES, Segmenter
+from shared.api.mask import SegmentIn, SegmentOut
+from shared.api.tensors import TensorSpec
+from shared.engines.onnx import OnnxEngine
+from shared.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    FoveaError,
+    InvalidOption,
+    Malformed,
+    NotReady,
+    TooLarge,
+    UnsupportedMedia,
+)
+from shared.registry import Card, Limits, Metric, Paper, Place, Run, network
+from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
+from shared.vision.decode import decode
+from tests.bad_pictures import encoded, odd, quadrants, refused
+
+torch.set_num_threads(1)
+
+CONFIG = {"width": 0.125, "decoder": 8, "classifier": False}
+SIDE = 64
+FACTS = {"task": "segment", "summary": "s", "paper": Paper(title="t", venue="v", year=2020), "licence": "Apache-2.0"}
+
+
+class Small(Segmenter):
+    """A small PraNet with random weights."""
+
+    weights = "small"
+    card = Card(
+        name="small", example={"threshold": 0.4}, notes=("A note.",), limits=Limits(max_side=4000),
+        metrics=(Metric(name="dice_at_half", ours=None, data="d"), Metric(name="other", ours=None, data="d")), **FACTS,
+    )  # fmt: skip
+
+
+class Blob:
+    """An engine that finds one bright circle at the same place of every picture, and counts its runs."""
+
+    name = "blob"
+    inputs = (TensorSpec(name="image", datatype="FP32", shape=(-1, 3, 32, 32)),)
+    outputs = (TensorSpec(name="logits", datatype="FP32", shape=(-1, 1, 32, 32)),)
+
+    def __init__(self):
+        y, x = np.mgrid[:32, :32]
+        self.map = np.clip(3 * (8 - np.hypot(x - 12, y - 16)), -9, 9).astype(np.float32)
+        self.batches = []
+
+    def run(self, feeds):
+        """The same map for each picture."""
+        self.batches.append(len(feeds["image"]))
+        return {"logits": np.repeat(self.map[None, None], len(feeds["image"]), axis=0)}
+
+    def close(self):
+        """Nothing is held."""
+
+
+@pytest.fixture(scope="module")
+def packaged(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(4)
+    net = network("pranet", **CONFIG)
+    for module in net.modules():  # lively statistics, so that the map is not flat
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.8, 1.2)
+    arrays = {key: value.numpy() for key, value in net.state_dict().items()}
+    manifest = Manifest(
+        name="small", origin="trained", network=NetworkSpec(name="pranet", config=CONFIG), parameters=7,
+        recipe={"scale": {"side": SIDE}}, metrics={"dice_at_half": 0.5},
+    )  # fmt: skip
+    write_weights(folder, arrays, manifest)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def small(packaged, cache):
+    Small.folder = packaged
+    found = Small.load(Place(engine="onnx", cache=cache, weights=cache / "none", threads=1))
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def blob():
+    return Small(Small.card, Blob(), 32)
+
+
+def ask(image, **options):
+    return SegmentIn(image=image, **options)
+
+
+def one(servable, request, run=None):
+    (answer,) = servable.predict([request], run or Run())
+    return answer
+
+
+def timeless(answer):
+    return answer.model_dump(exclude={"times"})
+
+
+# Loading.
+
+
+def test_weights_are_verified_and_their_facts_go_into_the_card(small):
+    assert len(small.card.weights) == 64
+    assert small.card.parameters == 7
+    assert [metric.ours for metric in small.card.metrics] == [0.5, None]
+    assert small.pixels == SIDE
+    assert Small.card.weights is None  # the class's own Card is left as it was
+
+
+def test_card_states_the_measured_parity_of_the_graph(small):
+    assert small.card.notes[0] == "A note."
+    assert "differs from torch by at most" in small.card.notes[-1]
+
+
+def test_graph_is_exported_once_and_named_by_digest(small, cache, monkeypatch):
+    (path,) = cache.glob("small-*.onnx")
+    assert small.card.weights in path.name
+    monkeypatch.setattr(Artefacts, "_export", lambda _: pytest.fail("was exported again"))
+    again = Small.load(Place(engine="onnx", cache=cache, weights=cache / "none", threads=1))
+    assert again.card == small.card
+
+
+def test_engine_takes_any_batch_at_the_side_of_the_weights(small):
+    assert small.engine.inputs == (TensorSpec(name=NAMES[0], datatype="FP32", shape=(-1, 3, SIDE, SIDE)),)
+    assert small.engine.outputs == (TensorSpec(name=NAMES[1], datatype="FP32", shape=(-1, 1, SIDE, SIDE)),)
+
+
+def test_torch_and_onnx_answer_the_same(small, packaged, cache):
+    other = Small.load(Place(engine="torch", cache=cache, weights=cache / "none"))
+    assert (other.engine.name, small.engine.name) == ("torch", "onnx")
+    x = np.random.default_rng(0).standard_normal((3, 3, SIDE, SIDE)).astype(np.float32)
+    ours, theirs = (s.engine.run({"image": x})["logits"] for s in (small, other))
+    assert np.abs(ours - theirs).max() < 1e-4
+    assert np.ptp(theirs) > 1e-3
+    assert not any("ONNX" in note for note in other.card.notes)
+
+
+def test_auto_serves_the_graph(packaged, cache):
+    assert Small.load(Place(cache=cache, weights=cache / "none", threads=1)).engine.name == "onnx"
+
+
+def test_imported_weights_win_and_are_served_at_full_size(packaged, tmp_path):
+    held = read_weights(packaged / "small.safetensors")
+    facts = {"origin": "imported", "recipe": {}, "metrics": {}}
+    write_weights(tmp_path / "imported", held.arrays, held.manifest.model_copy(update=facts))
+    found = Small.load(Place(engine="torch", cache=tmp_path, weights=tmp_path / "imported"))
+    assert found.pixels == 352
+    assert [metric.ours for metric in found.card.metrics] == [None, None]
+
+
+def test_tampered_weights_are_not_served(packaged, tmp_path):
+    shutil.copytree(packaged, tmp_path / "weights")
+    file = tmp_path / "weights" / "small.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(NotReady, match="not what its manifest describes"):
+        Small.load(Place(cache=tmp_path, weights=tmp_path / "weights"))
+
+
+def test_missing_weights_are_not_ready(tmp_path):
+    class Absent(Small):
+        weights = "absent"
+
+    with pytest.raises(NotReady, match="no weights for 'absent'"):
+        Absent.load(Place(cache=tmp_path, weights=tmp_path))
+
+
+# Pictures.
+
+
+def test_real_network_gives_a_mask_of_the_pictures_size(small):
+    answer = one(small, small.example())
+    picture = decode(small.example().image)
+    assert (answer.width, answer.height) == (picture.width, picture.height)
+    assert decode(answer.mask).pixels.shape[:2] == (picture.height, picture.width)
+    assert answer.engine == "onnx"
+    assert SegmentOut.model_validate_json(answer.model_dump_json()) == answer
+
+
+@pytest.mark.parametrize("sample", odd(), ids=lambda sample: sample.name)
+def test_every_readable_picture_is_answered_in_its_upright_size(blob, sample):
+    answer = one(blob, ask(sample.data))
+    assert (answer.width, answer.height) == sample.size
+    assert decode(answer.mask).pixels.shape[:2] == sample.size[::-1]
+
+
+@pytest.mark.parametrize("sample", refused(), ids=lambda sample: sample.name)
+def test_bad_picture_is_its_own_error(blob, sample):
+    good = encoded(quadrants(), "PNG")
+    first, second, third = blob.predict([ask(good), ask(sample.data), ask(good)], Run())
+    assert isinstance(second, FoveaError)
+    assert (second.status, second.field) == (sample.status, "image")
+    assert timeless(first) == timeless(third)
+    assert blob.engine.batches == [2]
+
+
+def test_batch_of_bad_pictures_never_reaches_the_engine(blob):
+    answers = blob.predict([ask(b""), ask(b"text")], Run())
+    assert [type(answer) for answer in answers] == [Malformed, UnsupportedMedia]
+    assert blob.engine.batches == []
+
+
+def test_batch_equals_its_singles(small):
+    rng = np.random.default_rng(8)
+    pages = [
+        Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in ((40, 90), (64, 64), (99, 31))
+    ]
+    requests = [ask(encoded(page, "PNG"), include=("mask", "contours", "rle", "probability")) for page in pages]
+    together = small.predict(requests, Run())
+    for request, answer in zip(requests, together, strict=True):
+        assert timeless(one(small, request)) == timeless(answer)
+
+
+def test_turned_picture_is_answered_in_upright_pixels(blob):
+    stored = next(sample for sample in odd() if sample.name == "exif-6-jpeg")
+    assert Image.open(io.BytesIO(stored.data)).size == (48, 64)
+    answer = one(blob, ask(stored.data))
+    assert (answer.width, answer.height) == (64, 48)
+    assert answer.components[0].centre == pytest.approx((25, 24.75), abs=1)
+
+
+def test_card_and_place_bound_the_picture(packaged, cache, small):
+    assert (small.bounds.max_side, small.bounds.pixels) == (4000, 64_000_000)
+    options = {"max_pixels": "3000", "max_body_bytes": "100000"}
+    strict = Small.load(Place(engine="torch", cache=cache, weights=cache / "none", options=options))
+    error = one(strict, ask(encoded(quadrants(), "PNG")))
+    assert isinstance(error, TooLarge)
+    assert "3,072 in all; the limit is 3,000" in error.detail
+
+
+def test_resizing_and_first_frames_are_noted(blob):
+    plain = one(blob, ask(encoded(quadrants(), "PNG")))
+    assert "32×32" in plain.notes[0]
+    assert "align_corners=False" in plain.notes[0]
+    animated = next(sample for sample in odd() if sample.name == "animated-webp")
+    assert one(blob, ask(animated.data)).notes[1] == "Only the first frame was read."
+
+
+def test_times_are_those_of_the_stages(blob):
+    times = one(blob, ask(encoded(quadrants(900, 900), "PNG"))).times
+    assert min(times.decode, times.preprocess, times.infer, times.post) > 0
+
+
+def test_empty_picture_has_an_empty_mask(blob):
+    blob.engine.map[:] = -9
+    answer = one(blob, ask(encoded(quadrants(), "PNG"), include=("mask", "contours", "rle")))
+    assert answer.empty
+    assert (answer.contours, answer.components, answer.area) == ([], [], 0)
+    assert not decode(answer.mask).pixels.any()
+
+
+# Forms.
+
+
+def test_overlay_is_drawn_on_the_upright_picture(blob):
+    request = ask(encoded(quadrants(), "PNG"), include=("mask", "overlay"))
+    answer = one(blob, request)
+    overlay, mask = decode(answer.overlay), decode(answer.mask).pixels[..., 0] > 0
+    assert overlay.format == "JPEG"
+    before = np.asarray(quadrants()).astype(int)
+    change = np.abs(overlay.pixels - before).max(axis=2)
+    assert change[mask].mean() > 30
+    assert np.median(change[~mask]) < 10
+
+
+@pytest.mark.parametrize("include", [("mask",), (), ("rle",), ("overlay",)])
+@pytest.mark.parametrize(("media", "kind"), [("image/png", "PNG"), ("image/jpeg", "JPEG")])
+def test_answer_is_rendered_whatever_it_includes(blob, media, kind, include):
+    request = ask(encoded(quadrants(), "PNG"), include=include)
+    picture = decode(blob.render(request, one(blob, request), media))
+    assert picture.format == kind
+    full = decode(blob.render(ask(request.image), one(blob, ask(request.image)), "image/png"))
+    assert np.abs(picture.pixels.astype(int) - full.pixels).mean() < 6
+
+
+def test_unknown_form_is_not_rendered(blob):
+    request = ask(encoded(quadrants(), "PNG"))
+    assert blob.render(request, one(blob, request), "image/gif") is None
+    assert blob.media_types() == ("image/png", "image/jpeg")
+
+
+# Stopping.
+
+
+def test_cancelled_run_stops_before_the_engine(blob):
+    run = Run()
+    run.cancel()
+    with pytest.raises(Cancelled):
+        blob.predict([ask(encoded(quadrants(), "PNG"))], run)
+    assert blob.engine.batches == []
+
+
+def test_run_cancelled_while_inferring_stops_before_the_answer(blob, monkeypatch):
+    run, real = Run(), blob.engine.run
+
+    def infer(feeds):
+        run.cancel()
+        return real(feeds)
+
+    monkeypatch.setattr(blob.engine, "run", infer)
+    with pytest.raises(Cancelled):
+        blob.predict([ask(encoded(quadrants(), "PNG"))], run)
+
+
+def test_deadline_is_honoured(blob):
+    with pytest.raises(DeadlineExceeded):
+        blob.predict([ask(encoded(quadrants(), "PNG"))], Run(deadline=0.0))
+
+
+def test_tensor_of_another_size_is_refused_by_name(small):
+    with pytest.raises(InvalidOption) as caught:
+        small.engine.run({"image": np.zeros((1, 3, 48, 48), np.float32)})
+    assert caught.value.field == "image"
+    assert isinstance(small.engine, OnnxEngine)

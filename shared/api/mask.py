@@ -1,0 +1,101 @@
+"""Segmentation on the wire: one picture in, its mask out, in as many forms as were asked for.
+
+Pixels are those of the upright original, x right and y down, whatever size the network works at.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from shared.api.image import ImageBytes
+
+__all__ = ["Component", "Contour", "Form", "RunLengths", "SegmentIn", "SegmentOut", "SegmentTimes"]
+
+Form = Literal["mask", "contours", "rle", "probability", "overlay"]
+"""What an answer may hold beside its numbers."""
+
+
+def _listed(value: Any) -> Any:
+    """Forms and query strings write lists as `mask,rle`."""
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        return value
+    return [word.strip() for part in parts for word in part.split(",") if word.strip()]
+
+
+class SegmentIn(BaseModel):
+    """A picture to segment, and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: ImageBytes = Field(description="PNG, JPEG, WebP, TIFF or BMP.")
+    model: str | None = Field(None, description="Which model; left out, the default one.")
+    threshold: float = Field(0.5, ge=0, le=1, description="Probability from which a pixel belongs to the mask.")
+    normalise: Literal["none", "minmax"] = Field(
+        "none",
+        description="`minmax` stretches each picture's probabilities to 0..1 before the threshold, as published "
+        "evaluations do: no picture is ever empty then, so use it for comparison only.",
+    )
+    min_area: int = Field(0, ge=0, description="Components with fewer pixels are dropped.")
+    keep_largest: bool = Field(False, description="Keep the largest component only.")
+    include: Annotated[tuple[Form, ...], BeforeValidator(_listed)] = Field(
+        ("mask", "contours"), description="Forms of the answer; everything else is always there."
+    )
+
+
+class Component(BaseModel):
+    """One connected part of the mask; pixels that touch at a corner are connected."""
+
+    box: tuple[int, int, int, int] = Field(description="x1, y1, x2, y2; x2 and y2 are just outside.")
+    area: int = Field(description="Pixels.")
+    centre: tuple[float, float] = Field(description="Mean x and y of its pixels' centres.")
+    probability: float = Field(description="Mean over its pixels.")
+
+
+class Contour(BaseModel):
+    """A closed polygon along the edges of pixels; filling all contours even-odd gives the mask exactly."""
+
+    points: list[tuple[int, int]] = Field(description="Corners x, y in 0..width and 0..height.")
+    hole: bool = Field(description="Whether its inside is not part of the mask.")
+
+
+class RunLengths(BaseModel):
+    """COCO's run-length encoding, as `pycocotools.mask.decode` reads it."""
+
+    size: tuple[int, int] = Field(description="Height, width.")
+    counts: str = Field(description="Compressed runs, column by column.")
+
+
+class SegmentTimes(BaseModel):
+    """Where the time went, in milliseconds; `infer` is that of the whole micro-batch."""
+
+    decode: float = 0.0
+    preprocess: float = 0.0
+    infer: float = 0.0
+    post: float = 0.0
+
+
+class SegmentOut(BaseModel):
+    """What was found in one picture."""
+
+    model: str
+    version: str
+    engine: str = Field(description="What ran the network: onnx, torch, tensorrt or triton.")
+    width: int = Field(description="Pixels of the upright original.")
+    height: int
+    empty: bool = Field(description="Whether no pixel is in the mask.")
+    area: int = Field(description="Pixels in the mask.")
+    area_percent: float = Field(description="Of the picture.")
+    max_probability: float = Field(description="Over the whole picture.")
+    mean_probability: float = Field(description="Over the mask; 0 when it is empty.")
+    components: list[Component] = Field(description="Largest first; at most 100.")
+    component_count: int = Field(description="All of them.")
+    mask: ImageBytes | None = Field(None, description="PNG of the original's size, 0 or 255.")
+    contours: list[Contour] | None = Field(None, description="Of the components listed.")
+    rle: RunLengths | None = None
+    probability: ImageBytes | None = Field(None, description="Confidence map: PNG of the original's size, 0..255.")
+    overlay: ImageBytes | None = Field(None, description="JPEG of the original with the mask drawn on it.")
+    times: SegmentTimes
+    notes: list[str] = Field(default_factory=list, description="How it was resized, and what was odd about the file.")
