@@ -6,13 +6,12 @@ tests and the `triton` engine all meet here. Knows nothing about servers, engine
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from shared.api.tensors import TensorSpec
 from shared.errors import Fault, Malformed
 
 __all__ = ["InferAnswer", "InferCall", "Parameter", "answer", "check_outputs", "refuse_unoffered", "unique"]
@@ -70,13 +69,12 @@ class InferAnswer:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
 
-def check_outputs(call: InferCall, outputs: Sequence[TensorSpec]) -> None:
-    """See that a model has the outputs that a call names; whether its inputs fit is the host's to say.
+def check_outputs(call: InferCall, offered: Collection[str]) -> None:
+    """See that a model offers the outputs that a call names; whether its inputs fit is the host's to say.
 
     Raises:
         Malformed: It has no such output.
     """
-    offered = [spec.name for spec in outputs]
     for name in call.wanted:
         if name not in offered:
             detail = f"Model {call.model!r} has no output {name!r}."

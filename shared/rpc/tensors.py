@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, cast, get_args
+from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
 
-from shared.api.tensors import Datatype
 from shared.errors import Fault, Malformed, TooLarge
 
 __all__ = ["DTYPES", "datatype_of", "element_count", "from_raw", "from_values", "to_raw", "to_values"]
@@ -50,7 +49,7 @@ _MAX_ITEMS: Final = 2**20  # of BYTES: each becomes an object of its own
 _MAX_BYTES: Final = 2**40  # far above any body limit; the point is that sizes can be multiplied safely afterwards
 
 
-def datatype_of(name: str, array: np.ndarray) -> Datatype:
+def datatype_of(name: str, array: np.ndarray) -> str:
     """The Open Inference datatype of an array.
 
     Raises:
@@ -62,7 +61,7 @@ def datatype_of(name: str, array: np.ndarray) -> Datatype:
     if found is None:
         detail = f"Tensor {name!r} has the dtype {array.dtype}, which Open Inference can't carry."
         raise Fault(detail, field=name)
-    return cast("Datatype", found)
+    return found
 
 
 def element_count(name: str, datatype: str, shape: Sequence[int]) -> int:
@@ -70,7 +69,7 @@ def element_count(name: str, datatype: str, shape: Sequence[int]) -> int:
     dtype = DTYPES.get(datatype)
     if dtype is None:
         detail = f"Tensor {name!r} has the unknown datatype {datatype!r}."
-        raise Malformed(detail, field=name, hint=f"Known are {', '.join(get_args(Datatype))}.")
+        raise Malformed(detail, field=name, hint=f"Known are {', '.join(DTYPES)}.")
     if len(shape) > _MAX_RANK:
         detail = f"Tensor {name!r} has {len(shape)} axes; at most {_MAX_RANK} are read."
         raise Malformed(detail, field=name)

@@ -16,11 +16,12 @@ from typing import Any, Final
 
 import grpc
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from shared import telemetry
 from shared.api.problem import oip_error
-from shared.errors import FoveaError
+from shared.errors import FoveaError, Malformed
 from shared.registry import Run
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import answer, check_outputs
@@ -38,10 +39,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Deed = Callable[[Any, Run], Awaitable[Any]]
 
 _LONGEST_DETAIL: Final = 2000
-"""Characters of an error's text: it travels as a header, and those are limited to a few kilobytes."""
+"""Bytes of an error's text: it travels as a header, percent-encoded, and those are limited to 8 KiB."""
 
 _OFF_LOOP: Final = 64 * 1024
-"""Bytes of a message above which its BYTES tensors are taken apart off the event loop."""
+"""Bytes of a message above which elements are taken one by one off the event loop only."""
 
 
 async def serve_grpc(host: Host, bind: str, port: int, settings: Settings) -> tuple[grpc.aio.Server, int]:
@@ -114,7 +115,7 @@ class _Front(grpc.GenericRpcHandler):
         else:
             behaviour = self._unary(method.name, self._deeds[method.name], response)
         handler: grpc.RpcMethodHandler[Any, Any] = kind(
-            behaviour, request_deserializer=request.FromString, response_serializer=response.SerializeToString
+            behaviour, request_deserializer=_reader(request), response_serializer=response.SerializeToString
         )
         return handler
 
@@ -139,7 +140,7 @@ class _Front(grpc.GenericRpcHandler):
             try:
                 told = await self._serve("ModelStreamInfer", self._infer, message, context)
             except FoveaError as error:
-                failed = pb.ModelInferResponse(model_name=message.model_name, id=message.id)
+                failed = pb.ModelInferResponse(id=getattr(message, "id", ""))
                 return pb.ModelStreamInferResponse(error_message=_sentence(error), infer_response=failed)
             if (asked := message.parameters.get("triton_enable_empty_final_response")) and asked.bool_param:
                 told.parameters["triton_final_response"].bool_param = True
@@ -159,6 +160,8 @@ class _Front(grpc.GenericRpcHandler):
         trailers = [("x-request-id", fresh.request_id)]
         with telemetry.bind(**ids, model=model), _counted(fresh.service, model, f"grpc {name}"):
             try:
+                if isinstance(message, FoveaError):
+                    raise message  # noqa: TRY301  # the bytes were no message, see `_reader`
                 return await deed(message, run)
             except asyncio.CancelledError:
                 run.cancel()
@@ -213,10 +216,9 @@ class _Front(grpc.GenericRpcHandler):
         host, name, version = self._host, message.model_name, message.model_version
         _, outputs = host.tensors(name, version)
         with telemetry.stage("pre"):
-            heavy = message.ByteSize() > _OFF_LOOP and any(tensor.datatype == "BYTES" for tensor in message.inputs)
-            call = await asyncio.to_thread(decode_request, message) if heavy else decode_request(message)
+            call = await asyncio.to_thread(decode_request, message) if _slow(message) else decode_request(message)
         if outputs:
-            check_outputs(call, outputs)
+            check_outputs(call, [spec.name for spec in outputs])
         if call.timeout_s is not None:
             run.deadline = min(run.deadline or math.inf, time.monotonic() + call.timeout_s)
         results = await host.infer(name, call.feeds, run, version)
@@ -248,12 +250,31 @@ async def _not_offered(_message: bytes, context: Context) -> bytes:
     await context.abort(grpc.StatusCode.UNIMPLEMENTED, detail)
 
 
+def _slow(message: pb.ModelInferRequest) -> bool:
+    """Whether decoding takes elements one by one, and many of them."""
+    # `ByteSize` serialises the message, so it is asked last.
+    one_by_one = not message.raw_input_contents or any(tensor.datatype == "BYTES" for tensor in message.inputs)
+    return one_by_one and message.ByteSize() > _OFF_LOOP
+
+
 def _methods() -> list[Any]:
     return list(pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods)
 
 
+def _reader(kind: type[Any]) -> Callable[[bytes], Any]:
+    """A deserialiser that hands a bad message on as its error: grpc would call it our failure, and log it as one."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return kind.FromString(data)
+        except DecodeError:
+            return Malformed(f"The bytes are no {kind.__name__} message.")
+
+    return read
+
+
 def _sentence(error: FoveaError) -> str:
-    return oip_error(error)["error"][:_LONGEST_DETAIL]
+    return oip_error(error)["error"].encode()[:_LONGEST_DETAIL].decode(errors="ignore")
 
 
 def _seconds(context: Context, sent: Mapping[str, str], settings: Settings) -> float:

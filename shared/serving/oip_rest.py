@@ -1,7 +1,7 @@
 """Open Inference v2 over REST: health, metadata, inference with the binary extension, repository, statistics.
 
 Knows HTTP and the host, and leaves tensors to `shared.rpc`; errors are raised and take the protocol's form in
-`rendering`. Routes call their function with the request and the path's parameters, without dependency solving, since
+`rendering`. Routes call their function with the request and the model's name, without dependency solving, since
 inference lies on the hot path and reads its body raw.
 """
 
@@ -11,6 +11,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Coroutine
+from inspect import signature
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
@@ -31,18 +32,19 @@ from shared.serving.oip_body import read, respond
 __all__ = ["router"]
 
 _OFF_LOOP: Final = 64 * 1024
-"""Bytes of JSON above which decoding and encoding leave the event loop."""
+"""Bytes above which values are taken one by one off the event loop only."""
 
 
 class _Direct(APIRoute):
-    """A route whose function takes the request and the path's parameters; its signature is documentation besides."""
+    """A route whose function takes the request and, where the path has one, the model's name."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Call the function, and nothing else."""
         endpoint = self.endpoint
+        wanted = signature(endpoint).parameters.keys() & {"name"}
 
         async def handle(request: Request) -> Response:
-            response: Response = await endpoint(request, **request.path_params)
+            response: Response = await endpoint(request, **{key: request.path_params[key] for key in wanted})
             return response
 
         return handle
@@ -110,7 +112,7 @@ async def ready(request: Request) -> Response:
 @router.api_route("/models/{name:path}/trace/setting", methods=["GET", "POST"], include_in_schema=False)
 @router.api_route("/trace/setting", methods=["GET", "POST"], include_in_schema=False)
 @router.api_route("/logging", methods=["GET", "POST"], include_in_schema=False)
-async def not_offered(request: Request, name: str = "", rest: str = "") -> Response:  # noqa: ARG001  # the path's
+async def not_offered(request: Request) -> Response:
     """Refuse extensions that reach into the server's machine or its configuration."""
     detail = f"{request.url.path} is not offered: shared memory, trace and log settings stay with the operator."
     raise NotFound(detail, hint=f"Offered extensions are {', '.join(oip_facts.EXTENSIONS)}.")
@@ -128,53 +130,53 @@ async def all_statistics(request: Request) -> Response:
 
 @router.get("/models/{name:path}/ready")
 @router.get("/models/{name:path}/versions/{version}/ready", include_in_schema=False)
-async def model_ready(request: Request, name: str, version: str = "") -> Response:
+async def model_ready(request: Request, name: str) -> Response:
     """Whether a model is loaded."""
-    _host(request).tensors(name, version)
+    _host(request).tensors(name, _version(request))
     return JSONResponse({"name": name, "ready": True})
 
 
 @router.get("/models/{name:path}/config")
 @router.get("/models/{name:path}/versions/{version}/config", include_in_schema=False)
-async def model_config(request: Request, name: str, version: str = "") -> Response:
+async def model_config(request: Request, name: str) -> Response:
     """The part of a model's configuration that clients read."""
-    return JSONResponse(oip_facts.config(_host(request), name, version))
+    return JSONResponse(oip_facts.config(_host(request), name, _version(request)))
 
 
 @router.get("/models/{name:path}/stats")
 @router.get("/models/{name:path}/versions/{version}/stats", include_in_schema=False)
-async def model_statistics(request: Request, name: str, version: str = "") -> Response:
+async def model_statistics(request: Request, name: str) -> Response:
     """Counts and durations of one model."""
-    return JSONResponse(oip_facts.statistics(_host(request), name, version))
+    return JSONResponse(oip_facts.statistics(_host(request), name, _version(request)))
 
 
 @router.post("/models/{name:path}/infer", openapi_extra=_bodies(), responses={200: {"model": InferResponse}})
 @router.post("/models/{name:path}/versions/{version}/infer", include_in_schema=False)
-async def infer(request: Request, name: str, version: str = "") -> Response:
+async def infer(request: Request, name: str) -> Response:
     """Tensors in, tensors out: as JSON, or as bytes behind the JSON. Also under `/versions/{version}/infer`."""
-    host = _host(request)
+    host, version = _host(request), _version(request)
     _, outputs = host.tensors(name, version)  # an unknown or unloaded model is told before the body is read
     request.scope["fovea.model"] = name
     head = _header_length(request)
     body = await read(request, head, host.settings.max_body_bytes)
     with telemetry.bind(model=name):
         with telemetry.stage("pre"):
-            call = await _maybe_off_loop(len(body) if head is None else head, decode_request, name, version, body, head)
+            call: InferCall = await _maybe_off_loop(_slow(body, head), decode_request, name, version, body, head)
         if outputs:
-            check_outputs(call, outputs)
+            check_outputs(call, [spec.name for spec in outputs])
         results = await host.infer(name, call.feeds, _run(request, call), version)
         with telemetry.stage("post"):
             answered = answer(call, results, version or host.servable(name).card.version)
             plain = sum(a.nbytes for n, a in answered.outputs.items() if not call.as_bytes(n))
-            told: Body = await _maybe_off_loop(plain, encode_answer, answered, call)
+            told: Body = await _maybe_off_loop(plain > _OFF_LOOP, encode_answer, answered, call)
     return await respond(request, told)
 
 
 @router.get("/models/{name:path}")
 @router.get("/models/{name:path}/versions/{version}", include_in_schema=False)
-async def model_metadata(request: Request, name: str, version: str = "") -> Response:
+async def model_metadata(request: Request, name: str) -> Response:
     """Inputs, outputs and versions of a model."""
-    return JSONResponse(oip_facts.model(_host(request), name, version))
+    return JSONResponse(oip_facts.model(_host(request), name, _version(request)))
 
 
 @router.post("/repository/index")
@@ -203,6 +205,12 @@ def _host(request: Request) -> Host:
     return host
 
 
+def _version(request: Request) -> str:
+    """The version that the path names; empty where it names none, and any will do."""
+    version: str = request.path_params.get("version", "")
+    return version
+
+
 def _run(request: Request, call: InferCall) -> Run:
     """The run of this request, with the caller's own timeout where it is shorter."""
     run: Run = request.scope.get("fovea.run") or Run()
@@ -222,8 +230,16 @@ def _header_length(request: Request) -> int | None:
     return int(stated)
 
 
-async def _maybe_off_loop(size: int, work: Callable[..., Any], *args: Any) -> Any:
-    return await asyncio.to_thread(work, *args) if size > _OFF_LOOP else work(*args)
+def _slow(body: memoryview, head: int | None) -> bool:
+    """Whether decoding takes values one by one, and many of them: much JSON, or a large body with BYTES in it."""
+    if len(body) <= _OFF_LOOP or head is None or head > _OFF_LOOP:
+        return len(body) > _OFF_LOOP
+    text = bytes(body[:head])
+    return b"BYTES" in text or b"\\" in text  # the word may be written with escapes
+
+
+async def _maybe_off_loop(slow: bool, work: Callable[..., Any], *args: Any) -> Any:
+    return await asyncio.to_thread(work, *args) if slow else work(*args)
 
 
 async def _options(request: Request) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shared.api.tensors import TensorSpec
 from shared.errors import Fault, Malformed, TooLarge
 from shared.rpc import oip_json, oip_proto
 from shared.rpc import open_inference_pb2 as pb
@@ -161,7 +160,7 @@ def test_an_unknown_output_is_refused_with_the_known_ones() -> None:
     call = InferCall("m", {}, wanted={"heat": None})
 
     with pytest.raises(Malformed, match="no output 'heat'") as caught:
-        check_outputs(call, [TensorSpec(name="mask", datatype="FP32", shape=(1,))])
+        check_outputs(call, ["mask"])
     assert "'mask'" in str(caught.value.hint)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import hypothesis.extra.numpy as hnp
 import ml_dtypes
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.api.tensors import Datatype
 from shared.errors import Fault, Malformed, TooLarge
 from shared.rpc.oip_json import align
 from shared.rpc.tensors import DTYPES, datatype_of, element_count, from_raw, from_values, to_raw, to_values
@@ -30,6 +31,10 @@ def arrays(draw: st.DrawFn) -> np.ndarray:
         return wide.astype(ml_dtypes.bfloat16)
     finite = {"allow_nan": False, "allow_infinity": False} if datatype in FLOATS else {}
     return draw(hnp.arrays(DTYPES[datatype], shape, elements=finite or None))
+
+
+def test_the_codec_knows_every_datatype_of_the_contract() -> None:
+    assert set(DTYPES) == set(get_args(Datatype))
 
 
 @given(arrays())

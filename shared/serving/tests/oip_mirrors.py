@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from shared import telemetry
 from shared.api.tensors import TensorSpec
 from shared.registry import Card, Limits, Paper, Servable
 from shared.rpc.tensors import DTYPES
@@ -139,6 +140,37 @@ def engine(replica: ReplicaServer, name: str) -> MirrorEngine:
     found = replica.host.servable(name).engine
     assert isinstance(found, MirrorEngine)
     return found
+
+
+class Gate:
+    """Holds a model's runs until opened, so that tests need no guesses about time."""
+
+    def __init__(self, host: Any, name: str) -> None:
+        self.engine = host.servable(name).engine
+        self.labels = (host.service, name)
+        self._opened = threading.Event()
+        self.engine.deed = self._pass
+
+    def _pass(self, array: np.ndarray) -> np.ndarray:
+        assert self._opened.wait(20), "nobody opened the gate"
+        return array
+
+    def open(self) -> None:
+        """Let everybody pass."""
+        self._opened.set()
+
+    async def holds(self, *, running: int, waiting: int) -> None:
+        """Return once so many runs have begun and so many calls wait."""
+        until = time.monotonic() + 10
+        wanted, found = (running, waiting), (0, 0)
+        while found != wanted and time.monotonic() < until:
+            await asyncio.sleep(0.005)
+            found = (len(self.engine.runs), self._waiting())
+        assert found == wanted
+
+    def _waiting(self) -> int:
+        samples = (s for family in telemetry.QUEUE_DEPTH.labels(*self.labels).collect() for s in family.samples)
+        return int(sum(sample.value for sample in samples))
 
 
 def sample(datatype: str, shape: tuple[int, ...] = (2, 3)) -> np.ndarray:
