@@ -1,96 +1,29 @@
 """PraNet and PraNet-V2: polyp segmentation by reverse attention.
 
-Knows the maths of both papers and the layout of both official checkpoints, key for key. Knows nothing about pictures:
-inputs are normalised tensors, outputs raw logits.
+Knows the maths of both papers and the layout of both official checkpoints, key for key, and at the end what there is
+to say about serving them. The networks know nothing about pictures: inputs are normalised tensors, outputs raw logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.medical_seg.models.decoder import BasicConv, PartialDecoder, ReceptiveField
-from services.medical_seg.models.res2net import Res2Net
-from shared.errors import InvalidOption
-from shared.registry import builder
+from services.medical_seg.models.network import PolypNetwork, scaled
+from services.medical_seg.segmenter import Segmenter
+from shared.registry import Card, Metric, Paper, builder
 
-__all__ = ["PraNet", "PraNetV2", "pranet", "pranet_v2"]
-
-STRIDE = 32
-"""Height and width must be multiples of this, or the levels would not meet."""
-
-
-class _Polyp(nn.Module):
-    """The modules that both networks share, in checkpoint order; the subclasses write the attention."""
-
-    def __init__(
-        self, width: float, decoder: int, classifier: bool, *,
-        backbone: str, heads: Sequence[str], classes: int = 1, unused: nn.Module | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        if unused is not None:  # first in the official checkpoint of V2
-            self.conv = unused
-        encoder = Res2Net(width, classifier=classifier)
-        self.add_module(backbone, encoder)
-        self.backbone_name = backbone
-        _, c2, c3, c4 = encoder.channels
-        self.rfb2_1 = ReceptiveField(c2, decoder)
-        self.rfb3_1 = ReceptiveField(c3, decoder)
-        self.rfb4_1 = ReceptiveField(c4, decoder)
-        self.agg1 = PartialDecoder(decoder, [f"conv5{head}" for head in heads], classes)
-        self.heads = tuple(heads)
-        self._add_branch(4, c4, int(256 * width), classes, kernels=(5, 5, 5, 1))
-        self._add_branch(3, c3, int(64 * width), classes, kernels=(3, 3, 3))
-        self._add_branch(2, c2, int(64 * width), classes, kernels=(3, 3, 3))
-
-    def _add_branch(self, level: int, inputs: int, hidden: int, classes: int, kernels: Sequence[int]) -> None:
-        """One refining branch, `ra<level>_conv1…n`; the last convolution once per head."""
-        self.add_module(f"ra{level}_conv1", BasicConv(inputs, hidden, 1))
-        for index, kernel in enumerate(kernels[:-1], start=2):
-            self.add_module(f"ra{level}_conv{index}", BasicConv(hidden, hidden, kernel, padding=kernel // 2))
-        for head in self.heads:
-            last = BasicConv(hidden, classes, kernels[-1], padding=kernels[-1] // 2)
-            self.add_module(f"ra{level}_conv{len(kernels) + 1}{head}", last)
-
-    def _refine(self, level: int, features: Tensor) -> list[Tensor]:
-        """The branch of a level: raw maps (n, k, h, w), one per head. Only its middle convolutions have a ReLU."""
-        last = 5 if level == 4 else 4
-        x = self.get_submodule(f"ra{level}_conv1")(features)
-        for index in range(2, last):
-            x = F.relu(self.get_submodule(f"ra{level}_conv{index}")(x))
-        return [self.get_submodule(f"ra{level}_conv{last}{head}")(x) for head in self.heads]
-
-    def _encode(self, x: Tensor) -> tuple[dict[int, Tensor], tuple[Tensor, ...]]:
-        """Features by level (2, 3, 4), and the coarse maps S5 at 1/8, one per head."""
-        _, x2, x3, x4 = self.get_submodule(self.backbone_name)(x)
-        coarse: tuple[Tensor, ...] = self.agg1(self.rfb4_1(x4), self.rfb3_1(x3), self.rfb2_1(x2))
-        return {2: x2, 3: x3, 4: x4}, coarse
-
-    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
-        """`forward` without its size check: what exporters trace."""
-        raise NotImplementedError
-
-    def prediction(self, x: Tensor) -> Tensor:
-        """The one logit map (n, k, h, w) that is served."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """All maps of a normalised picture (n, 3, h, w) as raw logits (n, k, h, w).
-
-        Raises:
-            InvalidOption: Height or width is not a multiple of 32.
-        """
-        height, width = x.shape[-2:]
-        if height % STRIDE or width % STRIDE:
-            detail = f"Height and width must be multiples of {STRIDE}, got {height}x{width}."
-            raise InvalidOption(detail, hint="Resize or pad the picture first.", field="x")
-        return self.maps(x)
+__all__ = [
+    "PraNet",
+    "PraNetSegmenter",
+    "PraNetV2",
+    "PraNetV2Segmenter",
+    "pranet",
+    "pranet_v2",
+]
 
 
-class PraNet(_Polyp):
+class PraNet(PolypNetwork):
     """PraNet (Fan et al., MICCAI 2020): a coarse map, refined three times where it is not yet sure of a polyp.
 
     Args:
@@ -100,6 +33,8 @@ class PraNet(_Polyp):
         reverse: False replaces the reverse attention by ones: the ablation "A = 1", never served.
     """
 
+    idle = ("resnet.fc.",)
+
     def __init__(self, width: float = 1.0, decoder: int = 32, *, classifier: bool = True, reverse: bool = True) -> None:
         super().__init__(width, decoder, classifier, backbone="resnet", heads=("",))
         self.reverse = reverse
@@ -107,10 +42,10 @@ class PraNet(_Polyp):
     def maps(self, x: Tensor) -> tuple[Tensor, ...]:
         """(map_5, map_4, map_3, map_2), coarse to fine (section 2.3); the last one is the prediction."""
         features, (s5,) = self._encode(x)
-        s4 = self._attend(4, features[4], _scale(s5, 0.25))
-        s3 = self._attend(3, features[3], _scale(s4, 2))
-        s2 = self._attend(2, features[2], _scale(s3, 2))
-        return _scale(s5, 8), _scale(s4, 32), _scale(s3, 16), _scale(s2, 8)
+        s4 = self._attend(4, features[4], scaled(s5, 0.25))
+        s3 = self._attend(3, features[3], scaled(s4, 2))
+        s2 = self._attend(2, features[2], scaled(s3, 2))
+        return scaled(s5, 8), scaled(s4, 32), scaled(s3, 16), scaled(s2, 8)
 
     def prediction(self, x: Tensor) -> Tensor:
         """map_2 (n, 1, h, w)."""
@@ -122,7 +57,7 @@ class PraNet(_Polyp):
         return self._refine(level, seen)[0] + crop
 
 
-class PraNetV2(_Polyp):
+class PraNetV2(PolypNetwork):
     """PraNet-V2 (2025): foreground and background maps, the one attending to the difference of both.
 
     With `classes=1` the softmax over classes is 1 everywhere, so the attention only doubles each foreground map:
@@ -135,6 +70,8 @@ class PraNetV2(_Polyp):
         classifier: Whether the unused ImageNet head exists, as in the official checkpoint.
     """
 
+    idle = ("conv.", "backbone.fc.")
+
     def __init__(self, classes: int = 1, width: float = 1.0, decoder: int = 32, *, classifier: bool = True) -> None:
         unused = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3))
         super().__init__(
@@ -144,11 +81,11 @@ class PraNetV2(_Polyp):
     def maps(self, x: Tensor) -> tuple[Tensor, ...]:
         """Foreground p2, p3, p4, p5, then background p2, p3, p4, p5, each (n, K, h, w)."""
         features, (fg5, bg5) = self._encode(x)
-        fg4, bg4 = self._attend(4, features[4], _scale(fg5, 0.25), _scale(bg5, 0.25))
-        fg3, bg3 = self._attend(3, features[3], _scale(fg4, 2), _scale(bg4, 2))
-        fg2, bg2 = self._attend(2, features[2], _scale(fg3, 2), _scale(bg3, 2))
-        foreground = _scale(fg2, 8), _scale(fg3, 16), _scale(fg4, 32), _scale(fg5, 8)
-        return *foreground, _scale(bg2, 8), _scale(bg3, 16), _scale(bg4, 32), _scale(bg5, 8)
+        fg4, bg4 = self._attend(4, features[4], scaled(fg5, 0.25), scaled(bg5, 0.25))
+        fg3, bg3 = self._attend(3, features[3], scaled(fg4, 2), scaled(bg4, 2))
+        fg2, bg2 = self._attend(2, features[2], scaled(fg3, 2), scaled(bg3, 2))
+        foreground = scaled(fg2, 8), scaled(fg3, 16), scaled(fg4, 32), scaled(fg5, 8)
+        return *foreground, scaled(bg2, 8), scaled(bg3, 16), scaled(bg4, 32), scaled(bg5, 8)
 
     def prediction(self, x: Tensor) -> Tensor:
         """The sum of the four foreground maps (n, K, h, w)."""
@@ -158,11 +95,6 @@ class PraNetV2(_Polyp):
         """Foreground f + f·softmax(crop_fg - crop_bg) over the class axis; the background map stays plain."""
         found, background = self._refine(level, features)
         return found + found * torch.softmax(crop_fg - crop_bg, dim=1), background
-
-
-def _scale(x: Tensor, factor: float) -> Tensor:
-    """Bilinear, corners not aligned, no antialias: every resize around the attention."""
-    return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
 @builder("pranet")
@@ -175,3 +107,93 @@ def pranet(width: float = 1.0, decoder: int = 32, classifier: bool = True, rever
 def pranet_v2(classes: int = 1, width: float = 1.0, decoder: int = 32, classifier: bool = True) -> PraNetV2:
     """PraNet-V2 with random weights; the defaults are the official layout (32,548,842 parameters)."""
     return PraNetV2(classes, width, decoder, classifier=classifier)
+
+
+_OURS = "400 synthetic frames, seed 1, 40 of them without a polyp"
+
+_NOTES = (
+    "Not a medical device: for research only, never for diagnosis.",
+    (
+        "The weights that come with Fovea were trained on synthetic frames at a quarter of the width. They show that "
+        "the machinery works; they do not find polyps in real endoscopy. Import official weights for that."
+    ),
+    (
+        "normalise=minmax is what published evaluations do: the hottest pixel of every frame becomes 1, so that a "
+        "frame without a polyp never gets an empty mask. The default thresholds the plain sigmoid."
+    ),
+)
+
+
+def _published(name: str, data: str, paper: float, note: str | None = None) -> Metric:
+    """A number of the paper that ours can't be set beside: other pictures, full-size network."""
+    return Metric(name=name, ours=None, paper=paper, data=data, note=note)
+
+
+class PraNetSegmenter(Segmenter):
+    """PraNet, served."""
+
+    weights = "pranet"
+    card = Card(
+        name="pranet",
+        task="segment",
+        summary="Marks polyps in a colonoscopy frame, pixel by pixel.",
+        paper=Paper(
+            title="PraNet: Parallel Reverse Attention Network for Polyp Segmentation",
+            venue="MICCAI", year=2020, url="https://arxiv.org/abs/2006.11392",
+        ),
+        licence="Code and demo weights: Apache-2.0. Official weights: research and education only; commercial use "
+        "needs the authors' formal permission.",
+        variants=("paper", "released"),
+        variant="paper",
+        metrics=(
+            Metric(name="dice_at_half", ours=None, data=_OURS, note="Mean over frames with a polyp."),
+            Metric(name="mean_dice", ours=None, data=_OURS, note="Over 256 thresholds; frames with a polyp."),
+            Metric(name="mean_iou", ours=None, data=_OURS, note="Over 256 thresholds; frames with a polyp."),
+            Metric(name="empty_with_any_pixel", ours=None, data=_OURS, note="Share of polyp-free frames, at 0.5."),
+            _published("mean_dice.kvasir", "Kvasir", 0.898),
+            _published("mean_dice.clinicdb", "CVC-ClinicDB", 0.899),
+            _published("mean_dice.colondb", "CVC-ColonDB", 0.709),
+            _published("mean_dice.etis", "ETIS", 0.630, "0.628 in a later paper by the same authors."),
+            _published("mean_dice.cvc300", "CVC-300", 0.871),
+        ),
+        notes=(
+            *_NOTES,
+            ("Variant: the demo weights were trained with the loss of the paper, in which pixels near edges weigh more "
+            "in the cross-entropy. In the released code those weights cancel; official weights were trained that way. "
+            "The network itself is the same."),
+        ),
+        example={"threshold": 0.5},
+    )  # fmt: skip
+
+
+class PraNetV2Segmenter(Segmenter):
+    """PraNet-V2 with one class, served."""
+
+    weights = "pranet-v2"
+    card = Card(
+        name="pranet-v2",
+        task="segment",
+        summary="Marks polyps in a colonoscopy frame; trained on background and foreground at once.",
+        paper=Paper(
+            title="PraNet-V2: Dual-Supervised Reverse Attention for Medical Image Segmentation",
+            venue="arXiv", year=2025, url="https://arxiv.org/abs/2504.10986",
+        ),
+        licence="Code and demo weights: Apache-2.0. Official weights: MIT.",
+        metrics=(
+            Metric(name="dice_at_half", ours=None, data=_OURS, note="Mean over frames with a polyp."),
+            Metric(name="mean_dice", ours=None, data=_OURS, note="Over 256 thresholds; frames with a polyp."),
+            Metric(name="mean_iou", ours=None, data=_OURS, note="Over 256 thresholds; frames with a polyp."),
+            Metric(name="empty_with_any_pixel", ours=None, data=_OURS, note="Share of polyp-free frames, at 0.5."),
+            _published("mean_dice.kvasir", "Kvasir", 0.907, "Res2Net backbone."),
+            _published("mean_dice.clinicdb", "CVC-ClinicDB", 0.923, "Res2Net backbone."),
+            _published("mean_dice.etis", "ETIS", 0.641, "Res2Net backbone."),
+            _published("mean_dice.cvc300", "CVC-300", 0.898, "Res2Net backbone."),
+        ),
+        notes=(
+            *_NOTES,
+            ("With one class (K = 1), as here, the attention's softmax over classes is 1 everywhere: it doubles each "
+            "foreground map and nothing more. Disturbing every source of attention changes the refined maps by exactly "
+            "0.0. The variant matters with two classes or more; what differs here is the training on background maps."),
+        ),
+        example={"threshold": 0.5},
+    )  # fmt: skip

@@ -1,0 +1,37 @@
+"""The ONNX form of the polyp networks: the served map alone, for any batch and any size that is a multiple of 32.
+
+Knows names and axes of the graph; the exporter and its comparison are `shared.training.export`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from services.medical_seg.models.network import PolypNetwork
+from shared.training.export import Parity, export_onnx
+
+__all__ = ["INPUT", "OUTPUT", "export_graph"]
+
+INPUT = "image"
+"""(n, 3, h, w) float32, normalised."""
+
+OUTPUT = "logits"
+"""(n, k, h, w) float32, raw."""
+
+
+def export_graph(network: nn.Module, path: Path) -> Parity:
+    """Export `prediction` (map_2, or the sum of V2's foreground maps), compared with torch at two further sizes.
+
+    Raises:
+        Fault: The graph computes something else.
+    """
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((2, 3, 64, 96), (1, 3, 96, 64), (3, 3, 128, 128))
+    example, *probes = ({INPUT: torch.randn(shape, generator=draw)} for shape in shapes)
+    axes = {INPUT: {0: "n", 2: "h", 3: "w"}, OUTPUT: {0: "n", 2: "h", 3: "w"}}
+    call = cast("PolypNetwork", network.eval()).prediction
+    return export_onnx(network, path, example, [OUTPUT], call=call, dynamic=axes, probes=probes)

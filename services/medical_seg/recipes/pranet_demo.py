@@ -1,0 +1,109 @@
+"""Recipes of the slim demo weights: PraNet and PraNet-V2 at a quarter of the width, on synthetic frames.
+
+Knows how the committed weights are made and measured; its numbers say nothing about real endoscopy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+
+from services.medical_seg.losses import deep_supervision, dual_supervision
+from services.medical_seg.models.graph import export_graph
+from services.medical_seg.recipes.frames import mean_dice_at_half, normalised, predict_maps, score_frames
+from services.medical_seg.recipes.polyps import Frames, Split, frames
+from shared.training.export import Parity
+from shared.training.recipe import Batch, MultiScale, Recipe, Schedule
+
+__all__ = ["PraNetDemo", "PraNetV2Demo"]
+
+
+class PraNetDemo(Recipe):
+    """PraNet, 2.06 million parameters, `paper` loss; minutes on two CPU cores."""
+
+    name: ClassVar[str] = "pranet-demo"
+    weights: ClassVar[str] = "pranet"
+
+    schedule: Schedule = Schedule(
+        steps=3000, batch=16, rate=3e-4, floor=1e-5, decay=0.01, clamp=0.5, ema=0.995, validate_every=250
+    )
+    scale: MultiScale = MultiScale(side=160)
+    width: float = 0.25
+    decoder: int = 16
+    train: int = Field(4000, ge=1, description="Frames to train on.")
+    valid: int = Field(100, ge=1, description="Frames that choose the checkpoint.")
+    test: int = Field(400, ge=1, description="Frames that are only measured, once.")
+    reverse: bool = Field(True, description="False trains the ablation: reverse attention replaced by ones.")
+
+    _cache: Path | None = PrivateAttr(None)
+
+    def config(self) -> dict[str, Any]:
+        """A slim network without the unused classifier."""
+        slim = {"width": self.width, "decoder": self.decoder, "classifier": False}
+        return slim if self.reverse else slim | {"reverse": False}
+
+    def prepare(self, cache: Path) -> str:
+        """Draw the training and validation frames; the digest covers both."""
+        self._cache = cache
+        return f"train:{self.frames('train').digest} valid:{self.frames('valid').digest}"
+
+    def frames(self, split: Split) -> Frames:
+        """The frames of one split; no frame is in two of them."""
+        counts = {"train": self.train, "valid": self.valid, "test": self.test}
+        return frames(split, counts[split], seed=self.seed, size=self.scale.side, cache=self._cache)
+
+    def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
+        """Random frames, each flipped or not along both axes, at a drawn size."""
+        data = self.frames("train")
+        chosen = rng.integers(len(data.images), size=self.schedule.batch)
+        image, mask = normalised(data.images[chosen]), torch.from_numpy(data.masks[chosen, None].astype(np.float32))
+        for axis in (-1, -2):
+            turned = torch.from_numpy(rng.random(self.schedule.batch) < 0.5).view(-1, 1, 1, 1)
+            image, mask = image.where(~turned, image.flip(axis)), mask.where(~turned, mask.flip(axis))
+        for side in self.scale.sides(rng):
+            yield {"image": self.scale.resize(image, side), "mask": self.scale.resize(mask, side)}
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """`paper` structure loss on all four maps."""
+        image = batch["image"].to(memory_format=torch.channels_last)
+        return deep_supervision(network(image), batch["mask"])
+
+    def score(self, network: nn.Module) -> float:
+        """Mean Dice at 0.5 over validation frames that have a polyp."""
+        data = self.frames("valid")
+        return mean_dice_at_half(predict_maps(network, data.images), data.masks)
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """All metrics of the spec on the test frames."""
+        data = self.frames("test")
+        return score_frames(predict_maps(network, data.images), data.masks)
+
+    def facts(self) -> dict[str, str]:
+        """What the manifest should say beside the knobs."""
+        return {
+            "data": f"synthetic frames of services.medical_seg.recipes.polyps, {self.scale.side} px, one in ten empty",
+            "loss": "paper",
+            "departures": "averaged weights (EMA); no pretrained backbone; a quarter of the channels",
+        }
+
+    def export(self, network: nn.Module, path: Path) -> Parity:
+        """The served map alone, for pictures of any size that is a multiple of 32."""
+        return export_graph(network, path)
+
+
+class PraNetV2Demo(PraNetDemo):
+    """PraNet-V2 with one class, dual supervision."""
+
+    name: ClassVar[str] = "pranet-v2-demo"
+    weights: ClassVar[str] = "pranet-v2"
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """`paper` structure loss on the foreground maps, 0.8·BCE on the background maps."""
+        image = batch["image"].to(memory_format=torch.channels_last)
+        return dual_supervision(network(image), batch["mask"])

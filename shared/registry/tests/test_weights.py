@@ -1,0 +1,107 @@
+"""Weights files: verified before they are read, stored whole, found where they were imported first."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from shared.errors import NotReady
+from shared.registry.weights import Manifest, NetworkSpec, find_weights, read_manifest, read_weights, write_weights
+
+ARRAYS = {"conv.weight": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "steps": np.array(7, dtype=np.int64)}
+
+
+def manifest(**facts) -> Manifest:
+    return Manifest(name="toy", origin="trained", network=NetworkSpec(name="toy", config={"width": 0.5}), **facts)
+
+
+def test_weights_come_back_as_float32_with_the_facts_of_their_file(tmp_path):
+    written = write_weights(tmp_path, ARRAYS, manifest(metrics={"dice": 0.9}))
+    found = read_weights(tmp_path / "toy.safetensors")
+    assert found.manifest == written
+    assert (written.tensors, written.bytes) == (2, (tmp_path / "toy.safetensors").stat().st_size)
+    assert found.arrays["conv.weight"].dtype == np.float32
+    np.testing.assert_allclose(found.arrays["conv.weight"], ARRAYS["conv.weight"], atol=1e-3)
+    assert found.arrays["steps"] == 7
+
+
+def test_float32_is_stored_exactly_when_the_manifest_says_so(tmp_path):
+    write_weights(tmp_path, ARRAYS, manifest(dtype="float32"))
+    found = read_weights(tmp_path / "toy.safetensors")
+    np.testing.assert_array_equal(found.arrays["conv.weight"], ARRAYS["conv.weight"])
+
+
+def test_what_float16_cannot_hold_stays_float32(tmp_path):
+    large = {"bn.running_var": np.array([1e6, 1.0], dtype=np.float32)}
+    write_weights(tmp_path, large, manifest())
+    np.testing.assert_array_equal(
+        read_weights(tmp_path / "toy.safetensors").arrays["bn.running_var"], large["bn.running_var"]
+    )
+
+
+def test_a_changed_byte_is_refused_before_anything_is_parsed(tmp_path):
+    write_weights(tmp_path, ARRAYS, manifest())
+    file = tmp_path / "toy.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[0] ^= 1  # in the length of the header: a parser would fail or worse
+    file.write_bytes(raw)
+    with pytest.raises(NotReady, match="sha256"):
+        read_weights(file)
+
+
+def test_a_longer_file_is_refused_by_its_size(tmp_path):
+    write_weights(tmp_path, ARRAYS, manifest())
+    file = tmp_path / "toy.safetensors"
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(NotReady, match="bytes instead of"):
+        read_weights(file)
+
+
+@pytest.mark.parametrize("text", [None, "", "{", '{"name": "toy"}', '{"name": "toy", "origin": "found on the web"}'])
+def test_weights_without_a_proper_manifest_are_not_served(tmp_path, text):
+    write_weights(tmp_path, ARRAYS, manifest())
+    beside = tmp_path / "toy.json"
+    if text is None:
+        beside.unlink()
+    else:
+        beside.write_text(text)
+    with pytest.raises(NotReady, match=r"toy\.json"):
+        read_weights(tmp_path / "toy.safetensors")
+
+
+def test_imported_weights_win_over_packaged_ones(tmp_path):
+    packaged, imported = tmp_path / "packaged", tmp_path / "imported"
+    write_weights(packaged, ARRAYS, manifest())
+    assert find_weights("toy", packaged, imported).parent == packaged
+    write_weights(imported, ARRAYS, manifest())
+    assert find_weights("toy", packaged, imported).parent == imported
+
+
+def test_absent_weights_name_the_verb_that_brings_them(tmp_path):
+    with pytest.raises(NotReady) as refused:
+        find_weights("toy", tmp_path, tmp_path / "none")
+    assert "fovea import toy" in (refused.value.hint or "")
+
+
+def test_a_second_write_replaces_both_files_and_leaves_no_draft(tmp_path):
+    first = write_weights(tmp_path, ARRAYS, manifest())
+    second = write_weights(tmp_path, ARRAYS | {"steps": np.array(8, dtype=np.int64)}, manifest())
+    assert first.sha256 != second.sha256
+    assert read_weights(tmp_path / "toy.safetensors").arrays["steps"] == 8
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.json", "toy.safetensors"]
+
+
+def test_a_manifest_is_readable_json_that_ends_in_a_newline(tmp_path):
+    write_weights(tmp_path, ARRAYS, manifest(notes={"missing": ["fc.weight"]}))
+    text = (tmp_path / "toy.json").read_text()
+    assert text.endswith("}\n")
+    assert json.loads(text)["network"] == {"name": "toy", "config": {"width": 0.5}}
+    assert read_manifest(tmp_path / "toy.safetensors").notes == {"missing": ["fc.weight"]}
+
+
+def test_unknown_facts_are_refused():
+    with pytest.raises(ValidationError):
+        manifest(speed="fast")

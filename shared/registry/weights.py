@@ -1,0 +1,143 @@
+"""Weights by digest: a safetensors file, and beside it a manifest that says what it is and what its bytes must be.
+
+Knows files and numpy arrays; knows no framework and no model. Nothing here unpickles anything.
+
+    <name>.safetensors      tensors, usually float16
+    <name>.json             the Manifest: sha256, how to build the network, where the numbers come from
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.numpy import load, save
+
+from shared.errors import NotReady
+
+__all__ = ["Manifest", "NetworkSpec", "Weights", "find_weights", "read_manifest", "read_weights", "write_weights"]
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NetworkSpec(_Facts):
+    """The call that builds the network: `network(name, **config)`."""
+
+    name: str
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class Manifest(_Facts):
+    """What a weights file is. `sha256`, `bytes`, `dtype` and `tensors` are those of the file beside it."""
+
+    name: str
+    origin: Literal["trained", "imported"]
+    network: NetworkSpec
+    sha256: str = ""
+    bytes: int = 0
+    dtype: Literal["float16", "float32"] = "float16"
+    tensors: int = 0
+    parameters: int | None = Field(None, description="Trainable numbers; running statistics don't count.")
+    recipe: dict[str, Any] = Field(default_factory=dict, description="Name, seed and knobs of the recipe.")
+    data: dict[str, str] = Field(default_factory=dict, description="Digests and description of the data.")
+    code: dict[str, str] = Field(default_factory=dict, description="Versions of what computed it.")
+    metrics: dict[str, float] = Field(default_factory=dict, description="Measured on held-out data.")
+    notes: dict[str, Any] = Field(default_factory=dict, description="What else a reader should know.")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Verified weights: arrays by key (floats as float32), and their manifest."""
+
+    arrays: dict[str, np.ndarray]
+    manifest: Manifest
+
+
+def find_weights(name: str, packaged: Path, imported: Path) -> Path:
+    """The file to serve: what the user imported wins over what came with the package.
+
+    Raises:
+        NotReady: Neither is there.
+    """
+    for folder in (imported, packaged):
+        if (file := folder / f"{name}.safetensors").exists():
+            return file
+    detail = f"There are no weights for {name!r}."
+    raise NotReady(detail, hint=f"Import an official checkpoint with `fovea import {name} FILE`.")
+
+
+def read_manifest(file: Path) -> Manifest:
+    """The manifest beside a weights file.
+
+    Raises:
+        NotReady: It is missing or malformed.
+    """
+    beside = file.with_suffix(".json")
+    try:
+        return Manifest.model_validate_json(beside.read_bytes())
+    except (OSError, ValidationError) as error:
+        detail = f"The manifest {beside.name} is missing or malformed, so {file.name} can't be verified."
+        raise NotReady(detail, hint="Import or train the weights again.") from error
+
+
+def read_weights(file: Path) -> Weights:
+    """Verify a weights file against its manifest, then read it; float16 comes back as float32.
+
+    Raises:
+        NotReady: Size or digest differ from the manifest; nothing has been parsed then.
+    """
+    manifest = read_manifest(file)
+    if (size := file.stat().st_size) != manifest.bytes:
+        _refuse(file, f"{size} bytes instead of {manifest.bytes}")
+    raw = file.read_bytes()
+    if (digest := hashlib.sha256(raw).hexdigest()) != manifest.sha256:
+        _refuse(file, f"sha256 {digest[:12]}… instead of {manifest.sha256[:12]}…")
+    arrays = {key: _single(array) for key, array in load(raw).items()}
+    return Weights(arrays, manifest)
+
+
+def write_weights(folder: Path, arrays: Arrays, manifest: Manifest) -> Manifest:
+    """Store arrays as `<folder>/<name>.safetensors` with their manifest, in the manifest's dtype; return it filled in.
+
+    The weights are in place before the manifest is, and a reader verifies one against the other: a crash in between
+    is found, never served.
+    """
+    raw = save({key: _stored(array, manifest.dtype) for key, array in arrays.items()})
+    facts = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw), "tensors": len(arrays)}
+    filled = manifest.model_copy(update=facts)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(filled.model_dump(mode="json"), indent=2) + "\n"
+    for name, content in ((f"{manifest.name}.safetensors", raw), (f"{manifest.name}.json", text.encode())):
+        draft = folder / f".{name}.{os.getpid()}"
+        draft.write_bytes(content)
+        draft.replace(folder / name)
+    return filled
+
+
+def _single(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def _stored(array: np.ndarray, dtype: str) -> np.ndarray:
+    """The array in the file's dtype, unless that can't hold it: a large running variance overflows float16."""
+    if not np.issubdtype(array.dtype, np.floating):
+        return np.ascontiguousarray(array)
+    with np.errstate(over="ignore"):
+        narrow = array.astype(dtype)
+    return np.ascontiguousarray(narrow if np.isfinite(narrow).all() else array)
+
+
+def _refuse(file: Path, difference: str) -> None:
+    detail = f"{file.name} is not what its manifest describes: {difference}."
+    raise NotReady(detail, hint="The file is damaged or was replaced; import or train it again.")

@@ -1,0 +1,1 @@
+"""How weights come to be: the Recipe contract, one fit loop, manifests, and the export to ONNX with stated parity."""

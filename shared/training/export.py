@@ -1,0 +1,118 @@
+"""torch → ONNX, with the difference between the two measured before anyone sees the file.
+
+Knows networks as functions of named tensors; knows no model. TensorRT takes the same file through ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from shared.errors import Fault
+
+__all__ = ["OPSET", "Parity", "export_onnx"]
+
+OPSET = 17
+
+Axes = Mapping[str, Mapping[int, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far ONNX Runtime is from torch, over all outputs and probes.
+
+    Attributes:
+        max_difference: Largest absolute difference.
+        max_value: Largest absolute value that torch gave, for scale.
+        shapes: Input shapes that were compared, one tuple per probe.
+    """
+
+    max_difference: float
+    max_value: float
+    shapes: tuple[tuple[tuple[int, ...], ...], ...]
+
+
+class _Called(nn.Module):
+    """A module whose forward is some function of a network: exporters take modules only."""
+
+    def __init__(self, network: nn.Module, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.network = network
+        self.call = call
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.call(*tensors)
+
+
+def export_onnx(
+    network: nn.Module,
+    path: Path,
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    *,
+    call: Callable[..., Any] | None = None,
+    dynamic: Axes | None = None,
+    probes: Sequence[Mapping[str, Tensor]] = (),
+    tolerance: float = 1e-4,
+) -> Parity:
+    """Export a network, compare both forms, and only then put the file in place.
+
+    Args:
+        network: In eval mode afterwards.
+        path: Where the graph goes; replaced at once or not at all.
+        inputs: Example tensors by name, in the order in which the network takes them.
+        outputs: Names of what it returns.
+        call: What to export instead of the network itself, for example one of its methods.
+        dynamic: Tensor → axis → name of that axis, for axes of any length.
+        probes: Further inputs to compare on, of other sizes along the dynamic axes.
+        tolerance: Largest difference allowed, relative to the largest value or to 1.
+
+    Raises:
+        Fault: ONNX Runtime computes something else than torch.
+    """
+    module = _Called(network, call or network).eval()
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _write(module, draft, inputs, outputs, dynamic or {})
+        parity = _compare(module, draft, (inputs, *probes), outputs)
+        if parity.max_difference > tolerance * max(1.0, parity.max_value):
+            raise Fault(f"The ONNX graph differs from the network by {parity.max_difference:.1e}.")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return parity
+
+
+def _write(module: nn.Module, path: Path, inputs: Mapping[str, Tensor], outputs: Sequence[str], axes: Axes) -> None:
+    """Export by tracing: for networks without branches it is exact, and ten times faster than `dynamo=True`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces the other exporter; the comparison decides, not the warning
+        torch.onnx.export(
+            module, tuple(inputs.values()), path, input_names=list(inputs), output_names=list(outputs),
+            dynamic_axes={name: dict(named) for name, named in axes.items()}, opset_version=OPSET, dynamo=False,
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def _compare(module: nn.Module, path: Path, probes: Sequence[Mapping[str, Tensor]], outputs: Sequence[str]) -> Parity:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    differences, values = [0.0], [0.0]
+    for probe in probes:
+        results = module(*probe.values())
+        expected = (results,) if isinstance(results, Tensor) else tuple(results)
+        found = session.run(list(outputs), {name: tensor.numpy() for name, tensor in probe.items()})
+        for theirs, ours in zip(found, expected, strict=True):
+            differences.append(float(np.abs(theirs - ours.numpy()).max()))
+            values.append(float(ours.abs().max()))
+    shapes = tuple(tuple(tuple(tensor.shape) for tensor in probe.values()) for probe in probes)
+    return Parity(max(differences), max(values), shapes)

@@ -1,0 +1,166 @@
+"""Official checkpoints become served weights: read without running their code, compared key for key, stored by digest.
+
+Knows state dicts and `network()`, whose defaults are the official layout; knows no model by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from shared.errors import InvalidOption, Malformed, NotFound, TooLarge, UnsupportedMedia
+from shared.registry import network
+from shared.registry.weights import Manifest, NetworkSpec, write_weights
+from shared.training.manifest import arrays_of, code_facts
+
+__all__ = ["Imported", "compare", "import_weights", "read_checkpoint_file"]
+
+_ROOM = 3
+"""How much larger than its network a checkpoint may be: room for float64, never for a bomb."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import found, and what it stored.
+
+    Attributes:
+        manifest: Of the stored weights.
+        missing: Keys that the checkpoint lacks and that are not needed to predict; they keep their initial values.
+        unexpected: Keys of the checkpoint that the network has no place for; they were left out.
+    """
+
+    manifest: Manifest
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+
+
+def import_weights(model: str, file: Path, folder: Path) -> Imported:
+    """Read an official checkpoint of `model`, check it, and store it in `folder` for the services to serve.
+
+    Args:
+        model: Name of a network; its builder's defaults are the official layout.
+        file: `.safetensors`, or `.pth`/`.pt` with nothing but tensors.
+        folder: `<data_dir>/weights`.
+
+    Raises:
+        NotFound: There is no such file or network.
+        UnsupportedMedia, TooLarge, Malformed: The file is not a checkpoint of plain tensors.
+        InvalidOption: It is one, but not of this network; the detail lists keys.
+    """
+    if not file.is_file():
+        raise NotFound(f"There is no file {file.name!r}.")
+    net: nn.Module = network(model)
+    wanted = net.state_dict()
+    state = read_checkpoint_file(file, limit=_ROOM * sum(t.numel() * 4 for t in wanted.values()) + 2**20)
+    missing, unexpected = compare(state, wanted, idle=getattr(net, "idle", ()))
+    net.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)
+    manifest = Manifest(
+        name=model,
+        origin="imported",
+        network=NetworkSpec(name=model),
+        dtype="float32",
+        parameters=sum(p.numel() for p in net.parameters()),
+        data={"source": file.name, "source_sha256": _digest(file)},
+        code=code_facts(),
+        notes={"missing": missing, "unexpected": unexpected},
+    )
+    return Imported(write_weights(folder, arrays_of(net), manifest), missing, unexpected)
+
+
+def read_checkpoint_file(file: Path, limit: int) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by key, a leading `module.` removed. No code of the file is run.
+
+    Args:
+        file: The checkpoint.
+        limit: Most bytes it may have, unpacked; checked before anything is read.
+    """
+    readers = {".safetensors": _read_safetensors, ".pth": _read_pickle, ".pt": _read_pickle}
+    if (reader := readers.get(file.suffix.lower())) is None:
+        raise UnsupportedMedia(f"{file.name!r} is none of {', '.join(readers)}.")
+    size = _unpacked_size(file)
+    if size > limit:
+        raise TooLarge(f"The checkpoint has {size:,} bytes, this network allows {limit:,}.")
+    state = reader(file)
+    if not isinstance(state, Mapping) or not state or not all(isinstance(t, Tensor) for t in state.values()):
+        raise Malformed("The file does not hold a state dict: names → tensors.", hint="Save `model.state_dict()`.")
+    return {str(key).removeprefix("module."): tensor for key, tensor in state.items()}
+
+
+def compare(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], idle: tuple[str, ...] = ()
+) -> tuple[list[str], list[str]]:
+    """Missing and unexpected keys of a state dict that fits well enough to predict with.
+
+    Args:
+        state: The checkpoint.
+        wanted: The network's own state dict.
+        idle: Prefixes of keys that a prediction never touches.
+
+    Raises:
+        InvalidOption: A needed tensor is missing, has another shape, or is not finite.
+    """
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    needed = [key for key in missing if not key.startswith(idle) and not key.endswith("num_batches_tracked")]
+    if needed:
+        raise InvalidOption(
+            f"The checkpoint lacks {len(needed)} of {len(wanted)} tensors, {_some(needed)}.",
+            hint=f"It has {len(unexpected)} others, {_some(unexpected)}: is it of another network?",
+        )
+    shared = [key for key in wanted if key in state]
+    if misfits := [key for key in shared if state[key].shape != wanted[key].shape]:
+        key = misfits[0]
+        raise InvalidOption(
+            f"{len(misfits)} tensors have another shape: {key} is {list(state[key].shape)}, "
+            f"{list(wanted[key].shape)} is needed."
+        )
+    if broken := [key for key in shared if not bool(state[key].isfinite().all())]:
+        raise InvalidOption(f"{len(broken)} tensors hold values that are not finite, {_some(broken)}.")
+    return missing, unexpected
+
+
+def _read_safetensors(file: Path) -> object:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise Malformed(f"{file.name!r} is not a safetensors file.") from error
+
+
+def _read_pickle(file: Path) -> object:
+    """Tensors of a torch file; anything that would have to run code to exist is refused."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise Malformed(
+            f"{file.name!r} is broken, or holds more than tensors, which would run code to load.",
+            hint="Where you trust it, convert it: safetensors.torch.save_file(model.state_dict(), NAME).",
+        ) from error
+
+
+def _unpacked_size(file: Path) -> int:
+    """Bytes on disk, or for a zip (torch's format) the bytes that its entries say they unpack to, if that is more."""
+    size = file.stat().st_size
+    if not zipfile.is_zipfile(file):
+        return size
+    with zipfile.ZipFile(file) as archive:
+        return max(size, sum(entry.file_size for entry in archive.infolist()))
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, hashlib.sha256).hexdigest()
+
+
+def _some(keys: list[str], count: int = 4) -> str:
+    """The first few keys, for people."""
+    rest = f" and {len(keys) - count} more" if len(keys) > count else ""
+    return ", ".join(keys[:count]) + rest if keys else "none"

@@ -1,0 +1,77 @@
+"""From a finished fit to weights that others can trust: rounded, measured as they will be served, and described.
+
+Knows recipes and the manifest's fields; knows no model.
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from shared.registry.weights import Manifest, NetworkSpec, write_weights
+from shared.training.fit import Fitted
+from shared.training.recipe import Recipe
+
+__all__ = ["arrays_of", "code_facts", "publish"]
+
+_LIBRARIES = ("fovea", "torch", "numpy", "scipy", "pillow")
+
+
+def publish(recipe: Recipe, fitted: Fitted, folder: Path) -> Manifest:
+    """Round the weights to float16, measure exactly those on held-out data, and write both file and manifest.
+
+    Args:
+        recipe: What was trained.
+        fitted: The finished fit; its network holds the rounded weights afterwards.
+        folder: Where `<weights>.safetensors` and `<weights>.json` go.
+    """
+    _round(fitted.network)
+    metrics = recipe.measure(fitted.network)
+    progress = fitted.progress
+    manifest = Manifest(
+        name=recipe.weights,
+        origin="trained",
+        network=NetworkSpec(name=recipe.weights, config=recipe.config()),
+        parameters=sum(p.numel() for p in fitted.network.parameters()),
+        recipe={"name": recipe.name, **recipe.model_dump(mode="json")},
+        data={"sha256": fitted.data, **recipe.facts()},
+        code=code_facts(),
+        metrics={name: round(value, 5) for name, value in metrics.items()},
+        notes={
+            "steps": progress.step,
+            "best_step": progress.best_step,
+            "validation_score": round(progress.best, 5),
+            "training_seconds": round(progress.seconds),
+        },
+    )
+    return write_weights(folder, arrays_of(fitted.network), manifest)
+
+
+def arrays_of(network: nn.Module) -> dict[str, np.ndarray]:
+    """The state dict as numpy arrays, by key."""
+    return {key: tensor.detach().cpu().contiguous().numpy() for key, tensor in network.state_dict().items()}
+
+
+def code_facts() -> dict[str, str]:
+    """Versions of what computes: enough to explain a difference in the last digits."""
+    facts = {"python": platform.python_version(), "machine": platform.machine()}
+    for library in _LIBRARIES:
+        try:
+            facts[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return facts
+
+
+@torch.no_grad()
+def _round(network: nn.Module) -> None:
+    """Round every float to float16 in place, so that what is measured is what is stored."""
+    for tensor in network.state_dict().values():
+        if tensor.is_floating_point():
+            rounded = tensor.half().float()
+            tensor.copy_(torch.where(rounded.isfinite(), rounded, tensor))

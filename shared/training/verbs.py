@@ -1,0 +1,137 @@
+"""The verbs `fovea train` and `fovea import`: plug-ins of the command line (entry-point group `fovea.verbs`).
+
+Knows the terminal: options in, a progress bar and plain sentences out. Torch loads only when a verb runs, so that
+`fovea --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from shared.errors import FoveaError, InvalidOption
+from shared.settings import settings
+
+if TYPE_CHECKING:
+    from shared.training.fit import Fitted
+    from shared.training.recipe import Recipe
+
+__all__ = ["import_checkpoint", "train"]
+
+
+def import_checkpoint(
+    model: Annotated[str, typer.Argument(help="What it is a checkpoint of, for example `pranet`.")],
+    file: Annotated[Path, typer.Argument(help="`.safetensors`, or `.pth`/`.pt` that holds tensors only.")],
+) -> None:
+    """Serve an official checkpoint instead of the demo weights. No code in the file is ever run."""
+    console = Console()
+    importing = importlib.import_module("shared.training.importing")
+    try:
+        imported = importing.import_weights(model, file, settings().weights_dir)
+    except FoveaError as error:
+        raise _failed(error) from error
+    for label, keys in (("missing, kept at their initial values", imported.missing), ("left out", imported.unexpected)):
+        if keys:
+            console.print(f"{len(keys)} tensors {label}: {', '.join(keys)}", highlight=False)
+    facts = imported.manifest
+    console.print(f"Imported {facts.tensors} tensors, {facts.parameters:,} parameters, sha256 {facts.sha256[:12]}….")
+    console.print(f"{model} is served with them after the next start.")
+
+
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="Name of the recipe; left out, they are listed.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Checkpoints and derived data; goes on from what is there.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where weights, manifest and ONNX graph go.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A knob, `name=value` or `schedule.steps=100`.")
+    ] = None,
+) -> None:
+    """Train weights by a recipe, measure them on held-out data, write them with their manifest and ONNX graph."""
+    try:
+        found = importlib.import_module("shared.training.recipe")
+        if recipe is None:
+            _list(found.recipes())
+            return
+        chosen = configured(found.recipe_named(recipe), set_ or [])
+        folder = folder or settings().data_dir / "training" / recipe
+        _publish(chosen, _fit(chosen, folder), out or folder / "result")
+    except FoveaError as error:
+        raise _failed(error) from error
+
+
+def configured(kind: type[Recipe], assignments: list[str]) -> Recipe:
+    """The recipe with knobs set from `name=value`; dots reach into groups of knobs.
+
+    Raises:
+        InvalidOption: No such knob, or no such value.
+    """
+    knobs: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise InvalidOption(f"{assignment!r} is not `name=value`.", field="set")
+        group, _, knob = name.rpartition(".")
+        if group:
+            knobs.setdefault(group, _defaults(kind, group))[knob] = value
+        else:
+            knobs[knob] = value
+    try:
+        return kind.model_validate(knobs)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidOption(f"{where}: {first['msg']}.", hint=f"Knobs: {', '.join(kind.model_fields)}.") from error
+
+
+def _defaults(kind: type[Recipe], group: str) -> dict[str, Any]:
+    field = kind.model_fields.get(group)
+    if field is None or not hasattr(field.default, "model_dump"):
+        raise InvalidOption(f"{kind.name} has no group of knobs {group!r}.", field="set")
+    values: dict[str, Any] = field.default.model_dump()
+    return values
+
+
+def _fit(recipe: Recipe, folder: Path) -> Fitted:
+    fit = importlib.import_module("shared.training.fit").fit
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task(recipe.name, total=recipe.schedule.steps)
+
+        def show(progress: Any) -> None:
+            bar.update(task, completed=progress.step, description=f"{recipe.name}  loss {progress.loss:.3f}")
+
+        fitted: Fitted = fit(recipe, folder, on_step=show)
+    return fitted
+
+
+def _publish(recipe: Recipe, fitted: Fitted, out: Path) -> None:
+    console = Console()
+    console.print("Measuring on held-out data …")
+    manifest = importlib.import_module("shared.training.manifest").publish(recipe, fitted, out)
+    for name, value in manifest.metrics.items():
+        console.print(f"  {name:24} {value:.4f}")
+    if (parity := recipe.export(fitted.network, out / f"{recipe.weights}.onnx")) is not None:
+        console.print(f"ONNX graph within {parity.max_difference:.1e} of torch (values up to {parity.max_value:.1f}).")
+    console.print(f"Wrote {manifest.bytes:,} bytes to {out}")
+
+
+def _list(recipes: dict[str, type[Recipe]]) -> None:
+    console = Console()
+    for name, kind in recipes.items():
+        console.print(f"{name:18} {(kind.__doc__ or '').splitlines()[0]}")
+
+
+def _failed(error: FoveaError) -> typer.Exit:
+    console = Console(stderr=True)
+    console.print(error.detail, style="red", highlight=False)
+    if error.hint:
+        console.print(error.hint, highlight=False)
+    return typer.Exit(1)
