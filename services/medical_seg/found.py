@@ -48,8 +48,8 @@ def find(logits: np.ndarray, height: int, width: int, request: SegmentIn) -> Fou
     peak = 0.0
     for rows, probability in _probabilities(logits, height, width, stretch=request.normalise == "minmax"):
         mask[rows] = probability >= np.float32(request.threshold)
-        shades[rows] = np.rint(probability * 255)
         peak = max(peak, float(probability.max()))
+        shades[rows] = np.rint(np.multiply(probability, 255, out=probability), out=probability)
     found, labels = regions(mask)
     kept = [region for region in found if region.area >= request.min_area][: 1 if request.keep_largest else None]
     if len(kept) < len(found):
@@ -66,13 +66,19 @@ def _probabilities(logits: np.ndarray, height: int, width: int, *, stretch: bool
         span = high - low + 1e-8
     for rows, part in strips(logits, height, width):
         probability = _sigmoid(part)
-        yield rows, (probability - np.float32(low)) / np.float32(span) if stretch else probability
+        if stretch:
+            probability -= np.float32(low)
+            probability /= np.float32(span)
+        yield rows, probability
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    """Without overflow at either end."""
-    small = np.exp(-np.abs(x))
-    return np.asarray(np.where(x >= 0, 1, small) / (1 + small))
+    """1/(1 + exp(-x)) in float32, without overflow: beyond ±80 it is 0 or 1 to the last bit."""
+    y = np.clip(x, -80, 80)
+    np.negative(y, out=y)
+    np.exp(y, out=y)
+    y += 1
+    return np.asarray(np.reciprocal(y, out=y))
 
 
 def numbers(found: Found) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Contracts that every discovered thing keeps, written once."""
