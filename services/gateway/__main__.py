@@ -11,6 +11,7 @@ import sys
 import uvloop
 
 from services.gateway.app import build_gateway
+from services.gateway.grpc import serve_grpc
 from services.gateway.locality import is_loopback
 from services.gateway.server import server
 from shared.settings import Settings, settings
@@ -60,17 +61,32 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        why = str(error.strerror).partition(" (")[0]
-        message = f"The gateway can't listen on {host}:{port}: {why}. Set FOVEA_HTTP_PORT to a free port."
-        raise NotListening(message) from error
+        raise NotListening(_taken(host, port, error, "FOVEA_HTTP_PORT")) from error
 
 
 async def serve(chosen: Settings) -> None:
-    """Serve until a signal comes; what has begun is finished first, within `drain_s`."""
+    """Serve until a signal comes; what has begun is finished first, within `drain_s`.
+
+    Raises:
+        NotListening: A port is taken, or the address is not this machine's.
+    """
     door = listen(chosen.host, chosen.http_port)
     app = build_gateway(chosen)
-    log().info("the gateway listens", http="http://{}:{}".format(*door.getsockname()[:2]), auth=chosen.auth)
-    await server(app, chosen).serve(sockets=[door])
+    try:
+        tensors, port = await serve_grpc(app.state.gateway, chosen.host, chosen.grpc_port)
+    except OSError as error:
+        raise NotListening(_taken(chosen.host, chosen.grpc_port, error, "FOVEA_GRPC_PORT")) from error
+    http = "http://{}:{}".format(*door.getsockname()[:2])
+    log().info("the gateway listens", http=http, grpc=f"{chosen.host}:{port}", auth=chosen.auth)
+    try:
+        await server(app, chosen).serve(sockets=[door])
+    finally:
+        await tensors.stop(chosen.drain_s)
+
+
+def _taken(host: str, port: int, error: OSError, setting: str) -> str:
+    why = str(error.strerror).partition(" (")[0]
+    return f"The gateway can't listen on {host}:{port}: {why}. Set {setting} to a free port."
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 import tempfile
 import time
@@ -22,7 +23,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.errors import Conflict, NotFound, PermissionDenied, Unauthenticated
+from shared.errors import Conflict, InvalidOption, NotFound, PermissionDenied, Unauthenticated
 from shared.telemetry import log
 
 __all__ = ["LOCAL", "SCOPES", "Caller", "Key", "KeyRing", "Scope", "presented"]
@@ -31,6 +32,9 @@ Scope = Literal["infer", "jobs", "admin", "metrics"]
 
 SCOPES: tuple[Scope, ...] = ("infer", "jobs", "admin", "metrics")
 """`infer` runs models, `jobs` queues and reads jobs, `admin` loads and unloads models, `metrics` reads `/metrics`."""
+
+TENANT = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""What a tenant's name looks like; it becomes part of Redis keys and log lines."""
 
 RELOAD_S = 0.5
 """Seconds between two looks at the key file."""
@@ -42,7 +46,7 @@ class Key(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(pattern=r"^[0-9a-f]{8}$")
-    tenant: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Whose jobs and quotas these are.")
+    tenant: str = Field(pattern=TENANT, description="Whose jobs and quotas these are.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Hash of the whole key.")
     scopes: tuple[Scope, ...] = ("infer", "jobs")
     rate_per_minute: int | None = Field(None, ge=1, description="Own rate; null for the tenant's common one.")
@@ -130,7 +134,14 @@ class KeyRing:
         self, tenant: str, scopes: tuple[Scope, ...], *,
         rate_per_minute: int | None = None, quota_per_day: int | None = None, expires: datetime | None = None,
     ) -> tuple[Key, str]:  # fmt: skip
-        """Make a key; returns it and the text to hand out, which is not kept."""
+        """Make a key; returns it and the text to hand out, which is not kept.
+
+        Raises:
+            InvalidOption: The tenant's name has characters that it must not have.
+        """
+        if not re.fullmatch(TENANT, tenant):
+            detail = f"{tenant[:64]!r} is no tenant's name."
+            raise InvalidOption(detail, hint="Use up to 64 letters, digits, dots, dashes, underscores.", field="tenant")
         name = secrets.token_hex(4)
         text = f"fovea_{name}_{secrets.token_hex(20)}"
         key = Key(

@@ -110,8 +110,8 @@ class Exchange:
     @property
     def unread(self) -> bool:
         """Whether the caller may still be sending more than a server swallows by the way."""
-        if self.body is not None and self.body.complete:
-            return False
+        if self.body is not None and (self.body.complete or self.body.fault is not None):
+            return not self.body.complete
         length = self.headers.get(b"content-length", b"0")
         return b"transfer-encoding" in self.headers or not length.isdigit() or int(length) > SWALLOWED
 

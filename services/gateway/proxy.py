@@ -208,6 +208,8 @@ class Proxy:
 def _late(body: Body) -> FoveaError:
     """Whose fault it is that the deadline passed."""
     if not body.complete:
-        return SlowBody("The body had not arrived when the deadline of the request passed.", hint="Send it faster.")
+        detail = "The body had not arrived when the deadline of the request passed."
+        body.fault = SlowBody(detail, hint="Send it faster.")
+        return body.fault
     detail = "The deadline of the request passed before it was answered."
     return DeadlineExceeded(detail, hint="Allow more time, or send it with `Prefer: respond-async`.")

@@ -1,0 +1,170 @@
+"""A gateway on real sockets in a thread of its own, in front of a stub service, with a job queue that forgets.
+
+For tests whose client is synchronous (the SDK, the CLI, a browser) and so can't share a loop with the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import uvicorn
+
+from services.gateway.app import build_gateway
+from services.gateway.server import server
+from services.gateway.tests.stub_service import Stub
+from shared.api.job import FINAL, Job
+from shared.errors import Conflict, NotFound
+from shared.jobs.queue import Payload, Result
+from shared.settings import Settings
+
+
+@dataclass
+class ForgetfulQueue:
+    """A `JobQueue` in memory that runs jobs against an app, in a few visible steps."""
+
+    app: Any
+    step_s: float = 0.05
+    jobs: dict[str, Job] = field(default_factory=dict)
+    payloads: dict[str, Payload] = field(default_factory=dict)
+    results: dict[str, Result] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    async def submit(self, payload: Payload, idempotency_key: str | None = None) -> tuple[Job, bool]:
+        """Accept a job and begin it."""
+        if idempotency_key in self.keys:
+            return self.jobs[self.keys[idempotency_key]], False
+        job = Job(id=f"job-{next(self.numbers)}", service=payload.service, path=payload.path, status="queued",
+                  position=1, created=datetime.now(UTC))  # fmt: skip
+        if idempotency_key is not None:
+            self.keys[idempotency_key] = job.id
+        self.jobs[job.id], self.payloads[job.id] = job, payload
+        self._begin(job.id)
+        return job, True
+
+    async def get(self, job_id: str, tenant: str) -> Job:
+        """The job as it stands."""
+        if job_id not in self.jobs:
+            raise NotFound(f"There is no job {job_id!r}.")
+        return self.jobs[job_id]
+
+    async def recent(self, tenant: str, limit: int = 50) -> list[Job]:
+        """All jobs, newest first."""
+        return list(self.jobs.values())[::-1][:limit]
+
+    async def dead(self, tenant: str, limit: int = 50) -> list[Job]:
+        """Dead letters."""
+        return [job for job in await self.recent(tenant) if job.dead][:limit]
+
+    async def result(self, job_id: str, tenant: str) -> Result:
+        """The kept answer."""
+        job = await self.get(job_id, tenant)
+        if job.status not in FINAL:
+            raise Conflict(f"The job is {job.status}.", hint="Wait for it.")
+        if job_id not in self.results:
+            raise Conflict("The job has no result.")
+        return self.results[job_id]
+
+    async def cancel(self, job_id: str, tenant: str) -> Job:
+        """Stop a job where it is."""
+        job = await self.get(job_id, tenant)
+        if job.status not in FINAL:
+            self.tasks[job_id].cancel()
+            self._note(job_id, status="cancelled", finished=datetime.now(UTC))
+        return self.jobs[job_id]
+
+    async def retry(self, job_id: str, tenant: str) -> Job:
+        """Begin again."""
+        job = await self.get(job_id, tenant)
+        if job.status not in {"failed", "cancelled"}:
+            raise Conflict(f"The job is {job.status}.")
+        self._note(job_id, status="queued", progress=0.0, error=None, finished=None)
+        self._begin(job_id)
+        return self.jobs[job_id]
+
+    async def events(self, job_id: str, tenant: str) -> AsyncIterator[Job]:
+        """Every state, by looking often."""
+        last = None
+        while last is None or last.status not in FINAL:
+            if (job := await self.get(job_id, tenant)) != last:
+                yield (last := job)
+            await asyncio.sleep(0.01)
+
+    async def depth(self, service: str) -> int:
+        """Jobs that wait."""
+        return sum(job.status == "queued" for job in self.jobs.values())
+
+    def _begin(self, job_id: str) -> None:
+        self.tasks[job_id] = asyncio.get_running_loop().create_task(self._run(job_id))
+
+    def _note(self, job_id: str, **changed: Any) -> None:
+        self.jobs[job_id] = self.jobs[job_id].model_copy(update=changed)
+
+    async def _run(self, job_id: str) -> None:
+        await asyncio.sleep(self.step_s)
+        self._note(job_id, status="running", position=None, started=datetime.now(UTC), attempts=1)
+        for step in range(1, 5):
+            self._note(job_id, progress=step / 5, note=f"step {step} of 5")
+            await asyncio.sleep(self.step_s)
+        payload = self.payloads[job_id]
+        transport = httpx2.ASGITransport(self.app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://stub") as client:
+            answer = await client.post(payload.path, content=payload.body, headers=dict(payload.headers))
+        done = {"finished": datetime.now(UTC), "progress": 1.0, "note": None}
+        self.results[job_id] = Result(answer.status_code, answer.headers["content-type"], answer.content)
+        if answer.is_error:
+            self._note(job_id, status="failed", error=answer.json(), **done)
+        else:
+            self._note(job_id, status="succeeded", **done)
+
+
+@dataclass
+class Stage:
+    """What is running."""
+
+    url: str
+    stub: Stub
+    queue: ForgetfulQueue
+
+
+@contextlib.contextmanager
+def running(folder: Path, **settings: Any) -> Iterator[Stage]:
+    """A gateway and its stub service; keyword arguments are settings."""
+    stub = Stub()
+    queue = ForgetfulQueue(stub.app)
+    config = uvicorn.Config(stub.app, port=0, log_config=None, access_log=False, lifespan="off", ws="none",
+                            timeout_graceful_shutdown=1)  # fmt: skip
+    with _served(uvicorn.Server(config)) as upstream:
+        chosen = Settings(
+            data_dir=folder, http_port=0, grpc_port=0, drain_s=1, upstreams=f"stub={upstream}", **settings
+        )
+        with _served(server(build_gateway(chosen, queue), chosen)) as url:
+            yield Stage(url, stub, queue)
+
+
+@contextlib.contextmanager
+def _served(made: uvicorn.Server) -> Iterator[str]:
+    """Serve in a thread; gives the base URL."""
+    thread = threading.Thread(target=made.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + 20
+    while not made.started:
+        assert thread.is_alive(), "the server died at its start"
+        assert time.monotonic() < until, "the server did not start"
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{made.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        made.should_exit = True
+        thread.join(10)

@@ -1,0 +1,258 @@
+"""A service that says the right things without a model: what SDK, CLI and console are tried on, behind a real gateway.
+
+It segments by drawing a soft disc, chats by repeating, and lists one model of a task that no page knows by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request
+from PIL import Image
+from pydantic import BaseModel, Field, ValidationError
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from shared.api.image import ImageBytes, decode_base64
+from shared.api.mask import SegmentIn, SegmentOut, SegmentTimes
+from shared.api.model import ModelEntry
+from shared.api.problem import PROBLEM_CONTENT_TYPE, openai_error, problem
+from shared.errors import FoveaError, InvalidOption, Malformed, NotFound, QueueFull
+
+PAPER = {"title": "A Paper about Discs", "venue": "CVPR", "year": 2021, "url": "https://example.org/discs"}
+DICE = {"name": "dice_at_half", "ours": 0.8731, "paper": 0.912, "data": "60 held-out synthetic frames", "note": None}
+
+
+class EchoChatIn(BaseModel):
+    """What a stub chat model takes."""
+
+    messages: list[dict[str, str]]
+    temperature: float = Field(1.0, ge=0, le=2, description="Randomness; 0 always takes the likeliest token.")
+    max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens.")
+    seed: int | None = Field(None, description="Makes a random answer repeatable.")
+    stop: list[str] | None = Field(None, description="Texts that end the answer.")
+    stream: bool = False
+
+
+class PatchIn(BaseModel):
+    """What a stub classifier takes."""
+
+    image: ImageBytes
+    top_k: int = Field(3, ge=1, le=10, description="How many classes are named.")
+    prompt: str | None = Field(None, description="What to look for.")
+
+
+def card(name: str, task: str, model: type[BaseModel], *, ready: bool = True, **facts: Any) -> dict[str, Any]:
+    """A card as services write them."""
+    return {
+        "id": name, "object": "model", "created": 1_700_000_000, "owned_by": "fovea", "task": task, "service": "stub",
+        "ready": ready, "name": name, "summary": f"Stands in for a model that can {task}.", "paper": PAPER,
+        "licence": "Apache-2.0", "version": "1", "variants": [], "variant": None, "weights": "ab" * 32,
+        "parameters": 1_234_567, "metrics": [], "limits": {"max_batch": 8, "max_side": None}, "notes": [],
+        "inputs": [], "outputs": [], "media_types": ["application/json"], "schema": model.model_json_schema(),
+        "answer_schema": {}, **facts,
+    }  # fmt: skip
+
+
+CARDS = {
+    entry["id"]: entry
+    for entry in (
+        card("parrot", "chat", EchoChatIn, notes=["Repeats what it is told."]),
+        card(
+            "disc", "segment", SegmentIn, metrics=[DICE], media_types=["application/json", "image/png"],
+            variants=["as-released", "as-described"], variant="as-released",
+            notes=["Not a medical device.", "Draws discs."],
+            inputs=[{"name": "image", "datatype": "FP32", "shape": [-1, 3, 352, 352]}],
+            outputs=[{"name": "logits", "datatype": "FP32", "shape": [-1, 1, 352, 352]}],
+        ),
+        card("disc-large", "segment", SegmentIn, ready=False, metrics=[{**DICE, "ours": None}]),
+        card("patches/tiny", "classify", PatchIn),
+    )
+}  # fmt: skip
+
+
+class Stub:
+    """The app, and what tests may change about it."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+        self.busy = 0
+        self.token_s = 0.01
+        self.app = FastAPI(exception_handlers={FoveaError: _refuse})
+        for path, endpoint, methods in (
+            ("/readyz", self.readyz, ["GET"]),
+            ("/v1/models", self.models, ["GET"]),
+            ("/v1/models/{name:path}/example", self.example, ["GET"]),
+            ("/v1/models/{name:path}", self.model, ["GET"]),
+            ("/v1/segment", self.segment, ["POST"]),
+            ("/v1/classify", self.classify, ["POST"]),
+            ("/v1/chat/completions", self.chat, ["POST"]),
+        ):
+            self.app.add_api_route(path, endpoint, methods=methods, response_model=None)
+
+    async def readyz(self) -> dict[str, str]:
+        """Always ready."""
+        return {"status": "ready"}
+
+    async def models(self) -> dict[str, Any]:
+        """The list."""
+        known = ModelEntry.model_fields.keys() | {"summary", "paper", "licence", "metrics", "variant", "notes"}
+        data = [{key: value for key, value in entry.items() if key in known} for entry in CARDS.values()]
+        return {"object": "list", "data": data}
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """One card."""
+        if name not in CARDS:
+            raise NotFound(f"There is no model {name!r}.", hint=f"Known are {', '.join(CARDS)}.")
+        return CARDS[name]
+
+    async def example(self, name: str) -> dict[str, Any]:
+        """A request that works."""
+        if CARDS[name]["task"] == "chat":
+            return {"model": name, "messages": [{"role": "user", "content": "Hello"}]}
+        return {"model": name, "image": base64.b64encode(photograph()).decode()}
+
+    async def segment(self, request: Request) -> Response:
+        """A disc."""
+        options, data = await self._read(request)
+        options.pop("model", None)
+        if isinstance(include := options.get("include"), str) and include.startswith("["):
+            options["include"] = json.loads(include)
+        try:
+            asked = SegmentIn(image=data, **options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InvalidOption(f"{first['loc'][0]}: {first['msg']}.", field=str(first["loc"][0])) from error
+        answer = segmented(asked)
+        if "image/png" in request.headers.get("accept", ""):
+            return Response(b"\x89PNG\r\n\x1a\n overlay", media_type="image/png")
+        return JSONResponse(answer.model_dump(mode="json"))
+
+    async def classify(self, request: Request) -> Response:
+        """Three classes, whatever the picture."""
+        options, data = await self._read(request)
+        _opened(data)
+        top = [
+            {"class_name": name, "class_id": place, "probability": 0.6 / (place + 1)}
+            for place, name in enumerate("abc")
+        ]
+        return JSONResponse({"model": "patches/tiny", "top_k": top[: int(options.get("top_k", 3))], "options": options})
+
+    async def chat(self, request: Request) -> Response:
+        """What was said, repeated."""
+        body = await request.json()
+        self.seen.append(body)
+        if not 0 <= body.get("temperature", 1.0) <= 2:
+            error = InvalidOption("temperature: must be at most 2.", field="temperature")
+            return JSONResponse(openai_error(error), 400)
+        words = f"You said: {body['messages'][-1]['content']}".split(" ")
+        words = words[: body.get("max_tokens") or len(words)]
+        usage = {"prompt_tokens": 7, "completion_tokens": len(words), "total_tokens": 7 + len(words)}
+        if body.get("stream"):
+            return StreamingResponse(self._pieces(words, usage, body), media_type="text/event-stream")
+        message = {"role": "assistant", "content": " ".join(words)}
+        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+        return JSONResponse(_completion("chat.completion", choices=[choice], usage=usage))
+
+    async def _pieces(self, words: list[str], usage: dict[str, int], body: dict[str, Any]) -> AsyncIterator[str]:
+        for place, word in enumerate(words):
+            delta = {"role": "assistant"} if place == 0 else {}
+            choice = {
+                "index": 0,
+                "delta": {**delta, "content": word if place == 0 else f" {word}"},
+                "finish_reason": None,
+            }
+            yield _event(_completion("chat.completion.chunk", choices=[choice]))
+            await asyncio.sleep(self.token_s)
+        last = {"index": 0, "delta": {}, "finish_reason": "stop"}
+        yield _event(_completion("chat.completion.chunk", choices=[last]))
+        if (body.get("stream_options") or {}).get("include_usage"):
+            yield _event(_completion("chat.completion.chunk", choices=[], usage=usage))
+        yield "data: [DONE]\n\n"
+
+    async def _read(self, request: Request) -> tuple[dict[str, Any], bytes]:
+        """Options and picture of a request in any form, as services read them."""
+        if self.busy > 0:
+            self.busy -= 1
+            raise QueueFull("The queue is full.", hint="Try again.", retry_after=1)
+        kind = request.headers.get("content-type", "")
+        if kind.startswith("multipart/"):
+            async with request.form() as form:
+                options = {name: value for name, value in form.items() if isinstance(value, str)}
+                data = await form["image"].read()  # type: ignore[union-attr]
+        elif kind.startswith("application/json"):
+            options = await request.json()
+            data = decode_base64(options.pop("image"))
+        else:
+            options, data = dict(request.query_params), await request.body()
+        self.seen.append({"content_type": kind, "options": options, "bytes": len(data)})
+        return options, data
+
+
+def photograph(width: int = 320, height: int = 240) -> bytes:
+    """A JPEG that looks a little like something."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    rim = np.hypot((x - 0.6 * width) / width, (y - 0.45 * height) / width)
+    red = 190 - 90 * np.hypot(x / width - 0.5, y / height - 0.5) + 25 * (rim < 0.16)
+    picture = np.stack([red, red * 0.52 + 20 * (rim < 0.16), red * 0.45], axis=-1)
+    out = io.BytesIO()
+    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def _opened(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data)).convert("RGB")
+    except OSError as error:
+        raise Malformed("The bytes are not a picture.", hint="Send PNG or JPEG.") from error
+
+
+def _encoded(array: Any, form: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, form)
+    return out.getvalue()
+
+
+def _completion(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"id": "chatcmpl-1", "object": kind, "created": int(time.time()), "model": "parrot", **fields}
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value)}\n\n"
+
+
+async def _refuse(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, FoveaError)
+    headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+    body = problem(error, "stub-1").model_dump_json(exclude_none=True)
+    return Response(body, error.status, headers, PROBLEM_CONTENT_TYPE)
+
+
+def segmented(asked: SegmentIn) -> SegmentOut:
+    """A soft disc on the picture."""
+    picture = np.asarray(_opened(asked.image))
+    height, width = picture.shape[:2]
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    probability = 1 / (1 + np.exp(24 * (np.hypot(x - 0.6 * width, y - 0.45 * height) / width - 0.16)))
+    inside = probability >= asked.threshold
+    overlay = picture.copy()
+    overlay[inside] = (0.55 * overlay[inside] + 0.45 * np.array([18, 214, 189])).astype(np.uint8)
+    area = int(inside.sum())
+    forms = {
+        "mask": _encoded(inside.astype(np.uint8) * 255), "overlay": _encoded(overlay, "JPEG"),
+        "probability": _encoded((probability * 255).round().astype(np.uint8)),
+        "contours": [{"points": [(1, 1), (9, 1), (9, 9)], "hole": False}],
+    }  # fmt: skip
+    return SegmentOut(
+        model="disc", version="1", engine="onnx", width=width, height=height, empty=area == 0, area=area,
+        area_percent=100 * area / inside.size, max_probability=float(probability.max()),
+        mean_probability=float(probability[inside].mean()) if area else 0.0, components=[],
+        component_count=int(area > 0), times=SegmentTimes(infer=3.5),
+        **{form: value for form, value in forms.items() if form in asked.include},
+    )  # fmt: skip

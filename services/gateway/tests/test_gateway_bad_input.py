@@ -1,0 +1,194 @@
+"""Too much, too slow, too foreign, not there: each gets a clear answer in its route family's own form."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+
+async def raw(url: str, *parts: bytes | float, wait_s: float = 3) -> bytes:
+    """What a server answers to bytes; numbers between them are pauses."""
+    address = urlsplit(url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    with contextlib.suppress(ConnectionError):
+        for part in parts:
+            if isinstance(part, bytes):
+                writer.write(part)
+                await writer.drain()
+            else:
+                await asyncio.sleep(part)
+    try:
+        async with asyncio.timeout(wait_s):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+def head(path: str, *lines: str) -> bytes:
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", *lines, "", ""]).encode()
+
+
+async def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_read(gateway: Any, toy: Any) -> None:
+    upstream = await toy()
+    scene = await gateway(max_body_bytes=100_000)
+    scene.announce(upstream.url)
+    answer = await raw(scene.url, head("/v1/echo", "Content-Length: 100001", "Expect: 100-continue"))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"connection: close" in answer
+    assert b"100,001" in answer
+    assert b"100,000" in answer
+    assert upstream.seen == []
+
+
+async def test_a_caller_that_sends_on_regardless_still_reads_the_refusal(gateway: Any, toy: Any) -> None:
+    scene = await gateway(max_body_bytes=100_000)
+    scene.announce((await toy()).url)
+    answer = await scene.client.post("/v1/echo", content=b"x" * 5_000_000)
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+    assert (await scene.client.post("/v1/echo", content=b"x")).status_code == 200
+
+
+async def test_a_chunked_body_is_counted(gateway: Any, toy: Any) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b"x" * 10_000
+
+    scene = await gateway(max_body_bytes=100_000)
+    scene.announce((await toy()).url)
+    answer = await scene.client.post("/v1/echo", content=endless())
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize("length", [100, 3_000_000])
+async def test_a_caller_that_stops_sending_its_body_is_given_up(gateway: Any, toy: Any, length: int) -> None:
+    upstream = await toy()
+    scene = await gateway(body_timeout_s=0.3)
+    target = scene.announce(upstream.url)
+    answer = await raw(scene.url, head("/v1/echo", f"Content-Length: {length}"), b"only this")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"0.3 s" in answer
+    assert upstream.seen == []
+    assert target.in_flight == 0
+
+
+async def test_a_caller_that_drips_its_body_is_given_up_at_the_deadline(gateway: Any, toy: Any) -> None:
+    scene = await gateway(body_timeout_s=5, deadline_s=0.2)
+    scene.announce((await toy()).url)
+    drops = [b"x", 0.3] * 8
+    answer = await raw(scene.url, head("/v1/echo", "Content-Length: 100"), *drops)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_caller_that_stops_sending_its_headers_is_hung_up_on(gateway: Any) -> None:
+    scene = await gateway(body_timeout_s=0.3)
+    assert await raw(scene.url, b"POST /v1/echo HTTP/1.1\r\nHost: lo", wait_s=2) == b""
+    assert await raw(scene.url, wait_s=2) == b""
+
+
+async def test_headers_without_end_are_refused(gateway: Any) -> None:
+    scene = await gateway()
+    answer = await raw(scene.url, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n", b"X-A: " + b"a" * 70_000 + b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    "line", ["Content-Length: -1", "Content-Length: many", "Content-Length: 5\r\nContent-Length: 6"]
+)
+async def test_a_length_that_is_no_number_is_refused(gateway: Any, toy: Any, line: str) -> None:
+    scene = await gateway()
+    scene.announce((await toy()).url)
+    assert (await raw(scene.url, head("/v1/echo", line, "Connection: close"))).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "place"),
+    [
+        ("/v1/echo/../../etc", 404, ("detail",)),
+        ("/v1/segmnt", 404, ("detail",)),
+        ("/v2/models/nobody/infer", 404, ("error",)),
+        ("/v2/models/nobody", 404, ("error",)),
+        ("/v2/repository/models/nobody/load", 404, ("error",)),
+        ("/v1/models/nobody", 404, ("error", "message")),
+        ("/v1/chat/completions", 404, ("error", "message")),
+        ("/tokenize", 404, ("error", "message")),
+    ],
+)
+async def test_what_is_not_there_is_told_in_the_familys_form(
+    gateway: Any, toy: Any, path: str, status: int, place: tuple[str, ...]
+) -> None:
+    scene = await gateway()
+    scene.announce((await toy()).url)
+    answer = await scene.client.post(path, content=b"{}")
+    told = answer.json()
+    for key in place:
+        told = told[key]
+    assert answer.status_code == status
+    assert isinstance(told, str)
+    if place == ("detail",):
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+async def test_an_unknown_path_lists_what_there_is(gateway: Any, toy: Any) -> None:
+    scene = await gateway()
+    scene.announce((await toy()).url)
+    assert "/v1/echo" in (await scene.client.post("/v1/segmnt")).json()["hint"]
+    assert "pranet" in (await scene.client.post("/v2/models/prenet/infer")).json()["error"]
+
+
+async def test_nothing_is_unknown_before_everybody_has_announced_himself(gateway: Any) -> None:
+    scene = await gateway(services="medical-seg")
+    answer = await scene.client.post("/v1/segment", content=b"x")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+
+
+async def test_a_wrong_method_says_which_are_right(gateway: Any) -> None:
+    scene = await gateway()
+    answer = await scene.client.put("/v1/jobs")
+    assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
+    assert "GET" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "evil.example"}, 403),
+        ({"host": "evil.example:8080"}, 403),
+        ({"host": "localhost:1"}, 200),
+        ({"host": "[::1]:1"}, 200),
+        ({"host": "fovea.localhost"}, 200),
+        ({"host": "127.0.0.1", "origin": "http://evil.example"}, 403),
+        ({"host": "127.0.0.1", "origin": "null"}, 403),
+        ({"host": "127.0.0.1:9", "origin": "http://127.0.0.1:9"}, 200),
+    ],
+)
+async def test_pages_of_other_sites_can_not_use_a_gateway_without_keys(
+    gateway: Any, toy: Any, headers: dict[str, str], status: int
+) -> None:
+    scene = await gateway()
+    scene.announce((await toy()).url)
+    assert (await scene.client.post("/v1/echo", headers=headers)).status_code == status
+
+
+async def test_no_other_site_is_given_leave_to_read(gateway: Any, toy: Any) -> None:
+    scene = await gateway()
+    scene.announce((await toy()).url)
+    answer = await scene.client.get("/v1/models", headers={"origin": "http://evil.example"})
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+async def test_a_failure_of_ours_is_a_problem_without_a_traceback(gateway: Any, monkeypatch: Any) -> None:
+    async def broken(_task: str | None) -> list[Any]:
+        raise RuntimeError("the secret path /home/someone")
+
+    scene = await gateway()
+    monkeypatch.setattr(scene.app.state.gateway.models, "listing", broken)
+    answer = await scene.client.get("/v1/models")
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "server_error"
+    assert "secret" not in answer.text

@@ -1,0 +1,203 @@
+"""API keys: what is kept, what is refused, and the verb that makes them."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from services.gateway.auth import KeyRing, presented
+from services.gateway.verbs import keys
+from shared.errors import Conflict, NotFound, PermissionDenied, Unauthenticated
+from shared.settings import settings
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> KeyRing:
+    return KeyRing(tmp_path / "keys.json")
+
+
+def test_only_a_hash_is_kept_and_only_the_owner_can_read_it(ring: KeyRing, tmp_path: Path) -> None:
+    key, text = ring.add("ann", ("infer",))
+    kept = (tmp_path / "keys.json").read_text()
+    assert text.rpartition("_")[2] not in kept
+    assert key.sha256 in kept
+    assert (tmp_path / "keys.json").stat().st_mode & 0o077 == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["keys.json"]
+
+
+def test_a_key_names_its_tenant_scopes_and_limits(ring: KeyRing) -> None:
+    _, text = ring.add("ann", ("infer",), rate_per_minute=5, quota_per_day=100)
+    caller = ring.caller(text)
+    assert (caller.tenant, caller.rate_per_minute, caller.quota_per_day) == ("ann", 5, 100)
+    caller.demand("infer")
+    with pytest.raises(PermissionDenied, match="jobs"):
+        caller.demand("jobs")
+
+
+def test_no_key_and_near_misses_are_refused(ring: KeyRing) -> None:
+    _, text = ring.add("ann", ("infer",))
+    for wrong in (
+        None,
+        "",
+        "fovea_",
+        text[:-1],
+        text + "0",
+        text[:14] + "_" + "0" * 40,
+        "fovea_00000000_x",
+        "\udcff",
+        "ключ",
+    ):
+        with pytest.raises(Unauthenticated):
+            ring.caller(wrong)
+
+
+def test_an_expired_key_is_refused_and_says_so(ring: KeyRing) -> None:
+    _, text = ring.add("ann", ("infer",), expires=datetime.now(UTC) - timedelta(seconds=1))
+    with pytest.raises(Unauthenticated, match="expired"):
+        ring.caller(text)
+
+
+def test_a_revoked_key_is_refused_by_a_gateway_that_knew_it(ring: KeyRing, tmp_path: Path) -> None:
+    serving = KeyRing(tmp_path / "keys.json")
+    key, text = ring.add("ann", ("infer",))
+    assert serving.caller(text).tenant == "ann"
+    ring.revoke(key.id)
+    time.sleep(0.6)
+    with pytest.raises(Unauthenticated):
+        serving.caller(text)
+    with pytest.raises(NotFound):
+        ring.revoke(key.id)
+
+
+def test_a_broken_key_file_keeps_the_keys_read_before_in_force(ring: KeyRing, tmp_path: Path) -> None:
+    _, text = ring.add("ann", ("infer",))
+    ring.caller(text)
+    (tmp_path / "keys.json").write_text('{"keys": [')
+    time.sleep(0.6)
+    assert ring.caller(text).tenant == "ann"
+    with pytest.raises(Conflict):
+        ring.add("bob", ("infer",))
+
+
+@pytest.mark.parametrize(
+    ("headers", "key"),
+    [
+        ({b"authorization": b"Bearer abc"}, "abc"),
+        ({b"authorization": b"bearer  abc "}, "abc"),
+        ({b"authorization": b"Basic abc"}, None),
+        ({b"authorization": b"Bearer"}, None),
+        ({b"x-api-key": b"abc", b"authorization": b"Bearer def"}, "abc"),
+        ({}, None),
+    ],
+)
+def test_a_key_is_found_in_two_headers(headers: dict[bytes, bytes], key: str | None) -> None:
+    assert presented(headers) == key
+
+
+async def test_calls_need_a_key_and_pages_do_not(gateway: Any, toy: Any, ring: KeyRing) -> None:
+    _, text = ring.add("ann", ("infer",))
+    scene = await gateway(auth="keys")
+    upstream = await toy()
+    scene.announce(upstream.url)
+    for path in ("/livez", "/docs", "/docs/style.css", "/openapi.json", "/v2/health/live"):
+        assert (await scene.client.get(path)).status_code == 200, path
+    assert (await scene.client.get("/")).headers["content-type"].startswith("text/html")
+    answer = await scene.client.post("/v1/echo", content=b"x")
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+    assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert (await scene.client.post("/v1/echo", headers={"x-api-key": "no"})).status_code == 401
+    good = await scene.client.post("/v1/echo", headers={"authorization": f"Bearer {text}"})
+    assert good.status_code == 200
+    assert upstream.seen[-1]["headers"]["x-fovea-tenant"] == "ann"
+    assert text not in json.dumps(upstream.seen[-1]["headers"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "scope"),
+    [
+        ("POST", "/v1/echo", "infer"),
+        ("GET", "/v1/models", "infer"),
+        ("GET", "/v1/jobs", "jobs"),
+        ("GET", "/metrics", "metrics"),
+        ("POST", "/v2/repository/models/pranet/unload", "admin"),
+        ("POST", "/v2/repository/index", "infer"),
+        ("GET", "/v2", "infer"),
+    ],
+)
+async def test_each_door_needs_its_scope(
+    gateway: Any, toy: Any, ring: KeyRing, method: str, path: str, scope: Any
+) -> None:
+    everything = ("infer", "jobs", "admin", "metrics")
+    others = tuple(s for s in everything if s != scope)
+    (_, without), (_, only) = ring.add("ann", others), ring.add("ann", (scope,))
+    scene = await gateway(auth="keys")
+    scene.announce((await toy()).url)
+    refused = await scene.client.request(method, path, headers={"x-api-key": without})
+    assert (refused.status_code, scope in refused.text) == (403, True)
+    assert (await scene.client.request(method, path, headers={"x-api-key": only})).status_code in {200, 503}
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [("/v2/models/pranet/infer", "error"), ("/v1/chat/completions", "error"), ("/v1/echo", "detail")],
+)
+async def test_a_refusal_has_the_familys_form(gateway: Any, toy: Any, path: str, place: str) -> None:
+    scene = await gateway(auth="keys")
+    scene.announce((await toy()).url)
+    answer = await scene.client.post(path)
+    assert answer.status_code == 401
+    told = answer.json()[place]
+    assert "API key" in (told["message"] if isinstance(told, dict) else told)
+
+
+async def test_jobs_need_both_scopes(gateway: Any, toy: Any, ring: KeyRing) -> None:
+    _, text = ring.add("ann", ("infer",))
+    scene = await gateway(auth="keys")
+    scene.announce((await toy()).url)
+    answer = await scene.client.post("/v1/echo", headers={"x-api-key": text, "prefer": "respond-async"})
+    assert (answer.status_code, "jobs" in answer.json()["detail"]) == (403, True)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs `fovea keys …` on a key file of the test's own."""
+    monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path))
+    settings.cache_clear()
+    yield lambda *words: CliRunner().invoke(keys, list(words))
+    settings.cache_clear()
+
+
+def test_the_verb_prints_a_secret_once_and_lists_without_it(run: Any, tmp_path: Path) -> None:
+    added = run("add", "ann", "--scope", "infer", "--scope", "admin", "--expires", "2d", "--quota", "7")
+    secret = added.stdout.strip()
+    assert added.exit_code == 0
+    assert secret.startswith("fovea_")
+    assert KeyRing(tmp_path / "keys.json").caller(secret).scopes == {"infer", "admin"}
+    listed = json.loads(run("list", "--json").stdout)
+    assert (listed[0]["tenant"], listed[0]["quota_per_day"]) == ("ann", 7)
+    assert "sha256" not in listed[0]
+    assert secret.rpartition("_")[2] not in run("list").output
+    assert run("revoke", listed[0]["id"]).exit_code == 0
+    assert json.loads(run("list", "--json").stdout) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("add", "an n"), "no tenant"),
+        (("add", "ann", "--scope", "root"), "root"),
+        (("add", "ann", "--expires", "soon"), "soon"),
+        (("revoke", "12345678"), "12345678"),
+    ],
+)
+def test_the_verb_says_what_is_wrong_in_one_line(run: Any, words: tuple[str, ...], told: str) -> None:
+    failed = run(*words)
+    assert failed.exit_code == 2
+    assert told in failed.output
+    assert len(failed.output.strip().splitlines()) == 1

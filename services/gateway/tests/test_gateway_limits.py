@@ -1,0 +1,111 @@
+"""Rates and quotas: counted in a real Redis, and in the process while Redis is away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from services.gateway.auth import LOCAL, Caller, KeyRing
+from services.gateway.limits import Limits
+from shared.errors import RateLimited
+from shared.jobs.redis_server import RedisServer
+from shared.settings import Settings
+
+ANN = Caller("ann", frozenset({"infer"}), "k1", rate_per_minute=3)
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"))) as server:
+        yield server
+
+
+@pytest.fixture
+def url(redis_server: RedisServer) -> str:
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return redis_server.url
+
+
+async def spend(limits: Limits, caller: Caller) -> int:
+    """Requests until the first refusal."""
+    count = 0
+    while count < 100:
+        try:
+            await limits.count(caller)
+        except RateLimited:
+            return count
+        count += 1
+    return count
+
+
+async def test_a_local_gateway_limits_nobody_unless_told_to() -> None:
+    assert await Limits(Settings()).count(LOCAL) is None
+    assert await spend(Limits(Settings(rate_per_minute=4)), LOCAL) == 4
+
+
+async def test_a_keys_own_rate_wins_over_the_common_one() -> None:
+    limits = Limits(Settings(auth="keys", rate_per_minute=5))
+    assert await spend(limits, ANN) == 3
+    assert await spend(limits, Caller("bob", frozenset(), "k2")) == 5
+
+
+async def test_keys_of_one_tenant_share_the_common_rate() -> None:
+    limits = Limits(Settings(auth="keys", rate_per_minute=5))
+    await limits.count(Caller("bob", frozenset(), "k2"))
+    await limits.count(Caller("bob", frozenset(), "k3"))
+    assert await spend(limits, Caller("bob", frozenset(), "k2")) == 3
+
+
+async def test_a_spent_day_is_refused_until_tomorrow() -> None:
+    limits = Limits(Settings(auth="keys"))
+    caller = Caller("ann", frozenset(), "k1", quota_per_day=2)
+    assert await spend(limits, caller) == 2
+    with pytest.raises(RateLimited, match="day") as refused:
+        await limits.count(caller)
+    assert 80_000 < (refused.value.retry_after or 0) <= 86_400
+
+
+async def test_gateways_agree_through_redis(url: str) -> None:
+    one, two = (Limits(Settings(auth="keys", redis_url=url)) for _ in range(2))
+    first, second = await one.count(ANN), await two.count(ANN)
+    assert first is not None
+    assert second is not None
+    assert (first.used, second.used) == (1, 2)
+    assert abs(first.resets_at - second.resets_at) < 2
+    assert 55 < second.wait_s <= 61
+    assert await spend(one, ANN) == 1
+    await one.stop()
+    await two.stop()
+
+
+async def test_counting_goes_on_while_redis_is_away(tmp_path: Path) -> None:
+    with RedisServer(Settings(data_dir=tmp_path)) as server:
+        limits = Limits(Settings(auth="keys", redis_url=server.url))
+        await limits.count(ANN)
+        server.kill()
+        begun = time.monotonic()
+        assert await spend(limits, ANN) == 3
+        assert time.monotonic() - begun < 1
+        await limits.stop()
+
+
+async def test_headers_say_where_a_caller_stands_and_when_to_come_back(gateway: Any, toy: Any, tmp_path: Path) -> None:
+    _, text = KeyRing(tmp_path / "keys.json").add("ann", ("infer",), rate_per_minute=2)
+    scene = await gateway(auth="keys")
+    scene.announce((await toy()).url)
+    answers = [await scene.client.post("/v1/echo", headers={"x-api-key": text}) for _ in range(3)]
+    assert [a.status_code for a in answers] == [200, 200, 429]
+    assert [a.headers.get("x-ratelimit-remaining") for a in answers[:2]] == ["1", "0"]
+    assert answers[0].headers["x-ratelimit-limit"] == "2"
+    assert 0 < int(answers[2].headers["retry-after"]) <= 60
+    assert answers[2].json()["code"] == "rate_limited"
+    in_openai = await scene.client.get("/v1/models", headers={"x-api-key": text})
+    assert in_openai.json()["error"]["type"] == "rate_limit_error"
+    in_oip = await scene.client.post("/v2/models/pranet/infer", headers={"x-api-key": text})
+    assert (in_oip.status_code, "2 requests per minute" in in_oip.json()["error"]) == (429, True)

@@ -1,0 +1,229 @@
+"""Replicas die; requests do not. Connections are really cut and processes really killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+
+SERVER = """
+import sys, time, uvicorn
+async def app(scope, receive, send):
+    body = b""
+    while (message := await receive())["type"] == "http.request":
+        body += message["body"]
+        if not message["more_body"]:
+            break
+    time.sleep(0.002)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", lifespan="off", access_log=False)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def spawn(port: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", SERVER, str(port)])
+
+
+async def up(port: int) -> None:
+    for _ in range(200):
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("the replica did not start")
+
+
+@contextlib.asynccontextmanager
+async def cutting(after: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """An upstream that reads a request, answers `after` and cuts the connection; and what it has read."""
+    heard: list[bytes] = []
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read(2**16))
+        writer.write(after)
+        await writer.drain()
+        writer.transport.abort() if not after else writer.close()
+
+    listening = await asyncio.start_server(one, "127.0.0.1", 0)
+    async with listening:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", heard
+
+
+async def test_a_request_whose_replica_dies_is_answered_by_another(gateway: Any, toy: Any) -> None:
+    upstream = await toy(name="good")
+    scene = await gateway()
+    async with cutting(b"") as (url, heard):
+        scene.announce(url, name="bad")
+        scene.announce(upstream.url, name="good").in_flight = 1
+        answer = await scene.client.post("/v1/echo", content=b"picture")
+    assert (answer.status_code, answer.content, answer.headers["x-replica"]) == (200, b"picture", "good")
+    assert len(heard) == 1
+
+
+async def test_an_answer_that_is_cut_short_is_asked_for_again(gateway: Any, toy: Any) -> None:
+    upstream = await toy(name="good")
+    scene = await gateway()
+    async with cutting(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly this") as (url, heard):
+        scene.announce(url, name="bad")
+        scene.announce(upstream.url, name="good").in_flight = 1
+        answer = await scene.client.post("/v1/echo", content=b"picture")
+    assert (answer.content, len(heard)) == (b"picture", 1)
+
+
+async def test_a_request_that_leaves_something_behind_is_not_sent_twice(gateway: Any, toy: Any) -> None:
+    upstream = await toy(name="good")
+    scene = await gateway()
+    async with cutting(b"") as (url, heard):
+        scene.announce(url, name="bad")
+        scene.announce(upstream.url, name="good").in_flight = 1
+        answer = await scene.client.post("/v1/sessions", content=b"{}")
+    assert (answer.status_code, len(heard), upstream.seen) == (503, 1, [])
+    assert answer.json()["error"]["code"] == "not_ready"
+    assert answer.headers["retry-after"] == "1"
+
+
+async def test_a_refused_connection_is_no_reason_not_to_send_it_elsewhere(gateway: Any, toy: Any) -> None:
+    upstream = await toy(name="good")
+    scene = await gateway()
+    dead = scene.announce(f"http://127.0.0.1:{free_port()}", name="dead")
+    scene.announce(upstream.url, name="good").in_flight = 1
+    assert (await scene.client.post("/v1/sessions", content=b"{}")).status_code == 200
+    assert scene.fleet.pick("svc").id == "good"
+    assert dead.in_flight == 0
+
+
+async def test_a_request_that_kills_every_replica_is_given_up(gateway: Any) -> None:
+    scene = await gateway()
+    async with cutting(b"") as (url, heard):
+        scene.announce(url, name="only")
+        answer = await scene.client.post("/v1/echo", content=b"poison")
+    assert (answer.status_code, len(heard)) == (503, 4)
+
+
+async def test_a_replica_that_is_not_ready_sends_us_to_the_next(gateway: Any, toy: Any) -> None:
+    draining, good = await toy(name="draining", status=503), await toy(name="good")
+    scene = await gateway()
+    scene.announce(draining.url, name="draining")
+    scene.announce(good.url, name="good").in_flight = 1
+    assert (await scene.client.post("/v1/echo")).headers["x-replica"] == "good"
+
+
+async def test_a_503_is_handed_on_when_there_is_nobody_else(gateway: Any, toy: Any) -> None:
+    draining = await toy(name="draining", status=503)
+    scene = await gateway()
+    scene.announce(draining.url, name="draining")
+    answer = await scene.client.post("/v1/echo", content=b"why")
+    assert (answer.status_code, answer.content, len(draining.seen)) == (503, b"why", 1)
+
+
+async def test_a_request_waits_for_the_next_replica_of_a_service_that_lost_its_last(gateway: Any, toy: Any) -> None:
+    upstream = await toy(name="new")
+    scene = await gateway()
+    scene.announce(f"http://127.0.0.1:{free_port()}", name="dead")
+    asking = asyncio.create_task(scene.client.post("/v1/echo", content=b"picture"))
+    await asyncio.sleep(0.4)
+    assert not asking.done()
+    scene.announce(upstream.url, name="new")
+    assert (await asking).headers["x-replica"] == "new"
+
+
+async def test_a_request_does_not_wait_longer_than_its_deadline(gateway: Any) -> None:
+    scene = await gateway()
+    scene.announce(f"http://127.0.0.1:{free_port()}", name="dead")
+    answer = await scene.client.post("/v1/echo", headers={"x-fovea-deadline-ms": "300"})
+    assert answer.status_code == 503
+    assert answer.json()["code"] == "not_ready"
+
+
+async def test_a_service_that_never_was_ready_is_not_waited_for(gateway: Any) -> None:
+    scene = await gateway()
+    scene.announce("http://127.0.0.1:1", name="loading", ready=False)
+    answer = await scene.client.post("/v1/echo", timeout=2)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert "loading" in answer.json()["detail"]
+
+
+async def test_a_large_upload_survives_the_death_of_its_replica(gateway: Any, toy: Any) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(body), 200_000):
+            yield body[at : at + 200_000]
+            await asyncio.sleep(0.005)
+
+    body = random.Random(1).randbytes(5_000_000)
+    upstream = await toy(name="good")
+    scene = await gateway()
+    async with cutting(b"") as (url, heard):
+        scene.announce(url, name="bad")
+        scene.announce(upstream.url, name="good").in_flight = 1
+        answer = await scene.client.post("/v1/echo", content=pieces())
+    assert answer.content == body
+    assert len(heard) == 1
+
+
+async def test_an_upload_beyond_the_memory_set_aside_is_sent_but_not_twice(gateway: Any, toy: Any) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(30):
+            yield b"x" * 100_000
+            await asyncio.sleep(0.001)
+
+    upstream = await toy(name="good")
+    scene = await gateway()
+    scene.app.state.gateway.proxy._allowance.left = 1_000_000
+    scene.announce(upstream.url, name="good")
+    answer = await scene.client.post("/v1/echo", content=pieces())
+    assert len(answer.content) == 3_000_000
+    assert scene.app.state.gateway.proxy._allowance.left == 1_000_000
+
+
+@pytest.mark.slow
+async def test_no_request_is_lost_while_replicas_are_killed(gateway: Any) -> None:
+    ports = [free_port(), free_port()]
+    processes = [spawn(port) for port in ports]
+    scene = await gateway()
+    for number, port in enumerate(ports):
+        await up(port)
+        scene.announce(f"http://127.0.0.1:{port}", name=f"r{number}")
+    done = asyncio.Event()
+    statuses: list[int] = []
+
+    async def caller(client: httpx2.AsyncClient) -> None:
+        while not done.is_set():
+            body = os.urandom(3000)
+            answer = await client.post("/v1/echo", content=body)
+            statuses.append(answer.status_code if answer.content == body else 0)
+
+    try:
+        callers = [asyncio.create_task(caller(scene.client)) for _ in range(8)]
+        for turn in range(4):
+            await asyncio.sleep(0.4)
+            processes[turn % 2].send_signal(signal.SIGKILL)
+            processes[turn % 2].wait()
+            await asyncio.sleep(0.3)
+            processes[turn % 2] = spawn(ports[turn % 2])
+            await up(ports[turn % 2])
+        done.set()
+        await asyncio.gather(*callers)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert len(statuses) > 200
+    assert set(statuses) == {200}
