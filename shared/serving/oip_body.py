@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from shared.errors import Malformed, TooLarge, UnsupportedMedia
 from shared.rpc.oip_json import HEADER_LENGTH, Body, align
@@ -22,6 +23,7 @@ __all__ = ["read", "respond"]
 
 _WBITS: Final[Mapping[str, int]] = MappingProxyType({"gzip": 31, "deflate": 15})
 _LEVEL: Final = 1  # tensors are nearly incompressible: more effort only costs time
+_JOIN: Final = 64 * 1024  # below this, one write costs less than two
 
 
 async def read(request: Request, header_length: int | None, limit: int) -> memoryview:
@@ -46,16 +48,32 @@ async def read(request: Request, header_length: int | None, limit: int) -> memor
 
 async def respond(request: Request, body: Body) -> Response:
     """A response with a body, deflated if the caller asks for it by name."""
-    content, headers = body.joined(), {}
-    if body.header_length is not None:
-        headers[HEADER_LENGTH] = str(body.header_length)
+    headers = {} if body.header_length is None else {HEADER_LENGTH: str(body.header_length)}
     media_type = "application/json" if body.header_length is None else "application/octet-stream"
     coding = request.headers.get("accept-encoding", "").strip().lower()
     # Browsers and HTTP libraries list several codings by habit; a tensor client that wants one names that one.
     if coding in _WBITS:
-        content = await asyncio.to_thread(_deflate, content, coding)
+        content = await asyncio.to_thread(_deflate, body, coding)
         headers |= {"content-encoding": coding, "vary": "accept-encoding"}
-    return Response(content, headers=headers, media_type=media_type)
+        return Response(content, headers=headers, media_type=media_type)
+    if sum(map(len, body.parts)) > _JOIN:
+        return _InParts(body.parts, headers, media_type)
+    return Response(body.joined(), headers=headers, media_type=media_type)
+
+
+class _InParts(Response):
+    """A response that is sent part by part: joining megabytes costs more than everything else about an answer."""
+
+    def __init__(self, parts: Sequence[bytes | memoryview], headers: dict[str, str], media_type: str) -> None:
+        self.parts = parts
+        length = str(sum(map(len, parts)))
+        super().__init__(headers={**headers, "content-length": length}, media_type=media_type)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for left, part in enumerate(self.parts, 1 - len(self.parts)):
+            await send({"type": "http.response.body", "body": part, "more_body": left < 0})
 
 
 def _inflate(data: bytes, coding: str, limit: int) -> bytes:
@@ -76,7 +94,8 @@ def _inflate(data: bytes, coding: str, limit: int) -> bytes:
     return inflated
 
 
-def _deflate(data: bytes, coding: str) -> bytes:
+def _deflate(body: Body, coding: str) -> bytes:
+    data = body.joined()
     return gzip.compress(data, _LEVEL, mtime=0) if coding == "gzip" else zlib.compress(data, _LEVEL)
 
 

@@ -85,6 +85,32 @@ router = APIRouter(
 )  # fmt: skip
 
 
+# The first route that matches wins: inference comes first because it comes often, and longer paths before shorter ones
+# because names of models may hold slashes (for decorators, first means nearest to the function).
+
+
+@router.post("/models/{name:path}/infer", openapi_extra=_bodies(), responses={200: {"model": InferResponse}})
+@router.post("/models/{name:path}/versions/{version}/infer", include_in_schema=False)
+async def infer(request: Request, name: str) -> Response:
+    """Tensors in, tensors out: as JSON, or as bytes behind the JSON. Also under `/versions/{version}/infer`."""
+    host, version = _host(request), _version(request)
+    _, outputs = host.tensors(name, version)  # an unknown or unloaded model is told before the body is read
+    request.scope["fovea.model"] = name
+    head = _header_length(request)
+    body = await read(request, head, host.settings.max_body_bytes)
+    with telemetry.bind(model=name):
+        with telemetry.stage("pre"):
+            call: InferCall = await _maybe_off_loop(_slow(body, head), decode_request, name, version, body, head)
+        if outputs:
+            check_outputs(call, [spec.name for spec in outputs])
+        results = await host.infer(name, call.feeds, _run(request, call), version)
+        with telemetry.stage("post"):
+            answered = answer(call, results, version or host.servable(name).card.version)
+            plain = sum(a.nbytes for n, a in answered.outputs.items() if not call.as_bytes(n))
+            told: Body = await _maybe_off_loop(plain > _OFF_LOOP, encode_answer, answered, call)
+    return await respond(request, told)
+
+
 @router.get("")
 async def server_metadata(request: Request) -> Response:
     """Name, version and extensions of this server."""
@@ -118,10 +144,6 @@ async def not_offered(request: Request) -> Response:
     raise NotFound(detail, hint=f"Offered extensions are {', '.join(oip_facts.EXTENSIONS)}.")
 
 
-# The first route that matches wins, and names of models may hold slashes: the longer path comes first, which for
-# decorators means nearer to the function.
-
-
 @router.get("/models/stats")
 async def all_statistics(request: Request) -> Response:
     """Counts and durations of all models."""
@@ -148,28 +170,6 @@ async def model_config(request: Request, name: str) -> Response:
 async def model_statistics(request: Request, name: str) -> Response:
     """Counts and durations of one model."""
     return JSONResponse(oip_facts.statistics(_host(request), name, _version(request)))
-
-
-@router.post("/models/{name:path}/infer", openapi_extra=_bodies(), responses={200: {"model": InferResponse}})
-@router.post("/models/{name:path}/versions/{version}/infer", include_in_schema=False)
-async def infer(request: Request, name: str) -> Response:
-    """Tensors in, tensors out: as JSON, or as bytes behind the JSON. Also under `/versions/{version}/infer`."""
-    host, version = _host(request), _version(request)
-    _, outputs = host.tensors(name, version)  # an unknown or unloaded model is told before the body is read
-    request.scope["fovea.model"] = name
-    head = _header_length(request)
-    body = await read(request, head, host.settings.max_body_bytes)
-    with telemetry.bind(model=name):
-        with telemetry.stage("pre"):
-            call: InferCall = await _maybe_off_loop(_slow(body, head), decode_request, name, version, body, head)
-        if outputs:
-            check_outputs(call, [spec.name for spec in outputs])
-        results = await host.infer(name, call.feeds, _run(request, call), version)
-        with telemetry.stage("post"):
-            answered = answer(call, results, version or host.servable(name).card.version)
-            plain = sum(a.nbytes for n, a in answered.outputs.items() if not call.as_bytes(n))
-            told: Body = await _maybe_off_loop(plain > _OFF_LOOP, encode_answer, answered, call)
-    return await respond(request, told)
 
 
 @router.get("/models/{name:path}")

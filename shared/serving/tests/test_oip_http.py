@@ -332,6 +332,21 @@ async def test_a_response_carries_its_parts_and_the_length_of_the_first() -> Non
     assert told.headers[HEADER_LENGTH] == "2"
 
 
+async def test_a_large_response_is_sent_in_its_parts_and_not_joined() -> None:
+    array = np.zeros(100_000, np.float32)
+    told = await oip_body.respond(as_request(), Body([b"{}", array.data.cast("B")], 2))
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await told({"type": "http"}, None, send)  # type: ignore[arg-type]  # it asks for nothing
+
+    assert (b"content-length", b"400002") in sent[0]["headers"]
+    assert [message.get("more_body") for message in sent] == [None, True, False]
+    assert np.shares_memory(np.frombuffer(sent[2]["body"], np.uint8), array)
+
+
 # Documentation.
 
 
