@@ -1,0 +1,7 @@
+"""The app of `vision-restoration`: what its rooms hold is found by the package scan."""
+
+from shared.serving.app import build
+
+__all__ = ["app"]
+
+app = build("vision-restoration")
