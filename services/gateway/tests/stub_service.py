@@ -23,21 +23,11 @@ from shared.api.image import ImageBytes, decode_base64
 from shared.api.mask import SegmentIn, SegmentOut, SegmentTimes
 from shared.api.model import ModelEntry
 from shared.api.problem import PROBLEM_CONTENT_TYPE, openai_error, problem
+from shared.api.text import ChatRequest
 from shared.errors import FoveaError, InvalidOption, Malformed, NotFound, QueueFull
 
 PAPER = {"title": "A Paper about Discs", "venue": "CVPR", "year": 2021, "url": "https://example.org/discs"}
 DICE = {"name": "dice_at_half", "ours": 0.8731, "paper": 0.912, "data": "60 held-out synthetic frames", "note": None}
-
-
-class EchoChatIn(BaseModel):
-    """What a stub chat model takes."""
-
-    messages: list[dict[str, str]]
-    temperature: float = Field(1.0, ge=0, le=2, description="Randomness; 0 always takes the likeliest token.")
-    max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens.")
-    seed: int | None = Field(None, description="Makes a random answer repeatable.")
-    stop: list[str] | None = Field(None, description="Texts that end the answer.")
-    stream: bool = False
 
 
 class PatchIn(BaseModel):
@@ -63,7 +53,7 @@ def card(name: str, task: str, model: type[BaseModel], *, ready: bool = True, **
 CARDS = {
     entry["id"]: entry
     for entry in (
-        card("parrot", "chat", EchoChatIn, notes=["Repeats what it is told."]),
+        card("parrot", "chat", ChatRequest, notes=["Repeats what it is told."]),
         card(
             "disc", "segment", SegmentIn, metrics=[DICE], media_types=["application/json", "image/png"],
             variants=["as-released", "as-described"], variant="as-released",

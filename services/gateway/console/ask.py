@@ -1,0 +1,49 @@
+"""How the console learns what is served: by asking the gateway's own HTTP surface, in process, with the caller's key.
+
+So the console shows what its reader may see, knows nothing about how the gateway works, and needs no door of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+from starlette.requests import Request
+
+from services.gateway.sdk.failure import failed
+from shared.api.model import ModelEntry, ModelList
+from shared.errors import Fault
+
+__all__ = ["Asker"]
+
+_PASSED = ("authorization", "x-api-key", "traceparent", "x-request-id")
+"""Headers of the reader's request that the question carries on."""
+
+
+class Asker:
+    """Asks the app that serves a page, on behalf of the page's reader."""
+
+    async def models(self, request: Request) -> list[ModelEntry]:
+        """All models, as the reader may see them."""
+        return ModelList.model_validate(await self._get(request, "/v1/models")).data
+
+    async def card(self, request: Request, name: str) -> dict[str, Any]:
+        """Everything about one model.
+
+        Raises:
+            NotFound: There is no such model.
+        """
+        card = await self._get(request, f"/v1/models/{name}")
+        if not isinstance(card, dict):
+            raise Fault("The model's card is not an object.")
+        return card
+
+    async def _get(self, request: Request, path: str) -> Any:
+        client = (request.client.host, request.client.port) if request.client else ("127.0.0.1", 0)
+        transport = httpx2.ASGITransport(app=request.app, client=client)
+        headers = {name: request.headers[name] for name in _PASSED if name in request.headers}
+        async with httpx2.AsyncClient(transport=transport, base_url=str(request.base_url)) as asking:
+            response = await asking.get(path, headers=headers)
+        if response.is_error:
+            raise failed(response)
+        return response.json()

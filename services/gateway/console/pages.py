@@ -1,0 +1,169 @@
+"""The pages: what each needs to know, and which template draws it. Knows no model, no upstream and no job.
+
+A reader without a good key gets the page that asks for one; every other refusal is a page that says what to try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from services.gateway.console import view
+from services.gateway.console.ask import Asker
+from services.gateway.console.forms import Field, fields
+from services.gateway.console.snippets import snippets, task_path
+from shared.api.model import ModelEntry
+from shared.errors import FoveaError
+
+__all__ = ["ASSETS", "Console"]
+
+ASSETS = "/console/static"
+"""Where style sheets, modules and icons are served."""
+
+_HERE = Path(__file__).parent
+_SHEETS = ("tokens.css", "page.css", "controls.css", "models.css", "bench.css", "answers.css")
+_NAVIGATION = (
+    ("models", "/", "models"),
+    ("segment", "/console/segment", "segment"),
+    ("chat", "/console/chat", "chat"),
+    ("jobs", "/console/jobs", "jobs"),
+)
+_STARTERS = ("What is attention, in two sentences?", "Write a haiku about retinas.", "Name three uses of a mask.")
+
+_OWN_CONTROLS = {
+    "chat": frozenset({"model", "messages", "stream", "stream_options", "n", "user", "tools", "tool_choice"}),
+    "segment": frozenset({"model", "image", "include", "threshold"}),
+}
+"""Options of a request that a page asks for in its own way, or that make no sense on it."""
+
+_Page = Callable[[Request], Awaitable[Response]]
+
+
+class Console:
+    """The pages of one gateway.
+
+    Args:
+        asker: How pages learn what is served.
+        keys: Whether callers need an API key, which snippets then show.
+    """
+
+    def __init__(self, asker: Asker, *, keys: bool) -> None:
+        self._asker, self._keys = asker, keys
+        self._templates = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(_HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+            undefined=jinja2.ChainableUndefined,
+        )  # fmt: skip
+        self._templates.filters["prose"] = _prose
+        self._templates.globals.update(
+            asset=lambda name: f"{ASSETS}/{name}", sheets=_SHEETS, navigation=_NAVIGATION, starters=_STARTERS
+        )
+
+    def routes(self) -> list[Route | Mount]:
+        """The routes of all pages and of what they load."""
+        pages: dict[str, _Page] = {
+            "/": self.home,
+            "/console/segment": self.segment,
+            "/console/chat": self.chat,
+            "/console/jobs": self.jobs,
+            "/console/run/{task}": self.run,
+            "/console/models/{name:path}": self.card,
+        }
+        found: list[Route | Mount] = [Route(path, self._guarded(page)) for path, page in pages.items()]
+        return [*found, Mount(ASSETS, StaticFiles(directory=_HERE / "static"))]
+
+    async def home(self, request: Request) -> Response:
+        """All services and models."""
+        entries = await self._asker.models(request)
+        counts = {"all": len(entries), "ready": sum(entry.ready for entry in entries)}
+        tasks = {entry.task for entry in entries}
+        return self._draw(
+            "home.html", request, page="models", services=view.grouped(entries), counts=counts, tasks=tasks
+        )
+
+    async def segment(self, request: Request) -> Response:
+        """A picture and its mask."""
+        return await self._bench(request, "segment", "segment.html", page="segment")
+
+    async def chat(self, request: Request) -> Response:
+        """A conversation."""
+        return await self._bench(request, "chat", "chat.html", page="chat")
+
+    async def run(self, request: Request) -> Response:
+        """Any other task."""
+        return await self._bench(request, request.path_params["task"], "run.html", page="models")
+
+    async def jobs(self, request: Request) -> Response:
+        """The reader's jobs; the browser fetches them, the question only checks the key."""
+        await self._asker.models(request)
+        return self._draw("jobs.html", request, page="jobs", origin=_origin(request))
+
+    async def card(self, request: Request) -> Response:
+        """One model."""
+        card = await self._asker.card(request, request.path_params["name"])
+        options = [
+            {"name": f.name, "shown": f.shown, "help": f.help, "required": f.required, "type_words": view.type_words(f)}
+            for f in fields(card.get("schema") or {})
+        ]
+        return self._draw(
+            "card.html", request, page="models", card=view.seen(card), options=options, facts=list(view.facts(card)),
+            snippets=snippets(card, _origin(request), keys=self._keys),
+        )  # fmt: skip
+
+    async def _bench(self, request: Request, task: str, template: str, page: str) -> Response:
+        models = [entry for entry in await self._asker.models(request) if entry.task == task]
+        chosen = _chosen(models, request.query_params.get("model"))
+        card = await self._asker.card(request, chosen.id) if chosen else None
+        return self._draw(
+            template, request, page=page, task=task, path=task_path(task), models=models, chosen=card,
+            options=_options(card, task) if card else [], threshold=_default(card or {}, "threshold", 0.5),
+        )  # fmt: skip
+
+    def _guarded(self, page: _Page) -> _Page:
+        async def guarded(request: Request) -> Response:
+            try:
+                return await page(request)
+            except FoveaError as error:
+                template = "locked.html" if error.status == 401 else "problem.html"
+                return self._draw(template, request, status=error.status, page="", error=error)
+
+        return guarded
+
+    def _draw(self, template: str, request: Request, *, status: int = 200, **facts: Any) -> HTMLResponse:
+        text = self._templates.get_template(template).render(request=request, **facts)
+        return HTMLResponse(text, status, {"cache-control": "no-store"})
+
+
+def _chosen(models: list[ModelEntry], name: str | None) -> ModelEntry | None:
+    """The model asked for, else the first that is ready, else the first."""
+    return next(
+        (entry for entry in models if entry.id == name),
+        next((entry for entry in models if entry.ready), models[0] if models else None),
+    )
+
+
+def _options(card: dict[str, Any], task: str) -> list[Field]:
+    return fields(card.get("schema") or {}, without=_OWN_CONTROLS.get(task, frozenset({"model"})))
+
+
+def _default(card: dict[str, Any], option: str, otherwise: float) -> Any:
+    return (card.get("schema") or {}).get("properties", {}).get(option, {}).get("default", otherwise)
+
+
+def _prose(text: str) -> Markup:
+    """Text in which `backticks` mark code, as descriptions write it."""
+    parts = str(text).split("`")
+    return Markup("").join(  # every part is escaped
+        Markup("<code>{}</code>").format(part) if place % 2 else escape(part) for place, part in enumerate(parts)
+    )
+
+
+def _origin(request: Request) -> str:
+    return str(request.base_url).rstrip("/")

@@ -1,0 +1,19 @@
+/** Defines the console's elements. Pages use them by tag; nothing else runs on load. */
+
+import { Answer } from "./answer.js";
+import { Chat } from "./chat.js";
+import { Code, Slider } from "./snippet.js";
+import { Drop } from "./drop.js";
+import { Jobs } from "./jobs.js";
+import { KeyHolder, ModelChoice } from "./page.js";
+import { Live, Ready } from "./live.js";
+import { Lock } from "./lock.js";
+import { RunTask } from "./run.js";
+import { Segment } from "./segment.js";
+
+const ELEMENTS = {
+  ready: Ready, live: Live, key: KeyHolder, lock: Lock, model: ModelChoice, slider: Slider, code: Code, drop: Drop,
+  answer: Answer, segment: Segment, chat: Chat, jobs: Jobs, run: RunTask,
+};
+
+for (const [name, element] of Object.entries(ELEMENTS)) customElements.define(`fovea-${name}`, element);

@@ -1,0 +1,67 @@
+/**
+ * Talks to the gateway: key, problems and server-sent events. Knows no page.
+ */
+
+const KEY = "fovea-key";
+
+/** The API key of this tab, or null. */
+export const storedKey = () => sessionStorage.getItem(KEY);
+export const keepKey = (key) => sessionStorage.setItem(KEY, key);
+export const forgetKey = () => sessionStorage.removeItem(KEY);
+
+/** An error that the gateway explained, in any of its three error forms. */
+export class Problem extends Error {
+  constructor(status, body, requestId) {
+    const inner = typeof body?.error === "object" && body.error !== null ? body.error : {};
+    super(body?.detail ?? inner.message ?? (typeof body?.error === "string" ? body.error : `The gateway answered ${status}.`));
+    this.name = "Problem";
+    this.status = status;
+    this.title = body?.title ?? TITLES[status] ?? "The request failed";
+    this.hint = body?.hint;
+    this.field = body?.field ?? inner.param;
+    this.requestId = body?.request_id ?? inner.request_id ?? requestId;
+  }
+}
+
+const TITLES = {
+  400: "Bad input", 401: "Not authenticated", 403: "Not allowed", 404: "Not found", 409: "Conflict", 413: "Too large",
+  415: "Unsupported media type", 422: "Invalid option", 429: "Too many requests", 503: "Not ready", 504: "Deadline exceeded",
+};
+
+/** Send a request with this tab's key. Throws a `Problem` unless it succeeds. */
+export async function call(path, { json, headers = {}, ...rest } = {}) {
+  const sent = new Headers(headers);
+  if (storedKey()) sent.set("Authorization", `Bearer ${storedKey()}`);
+  if (json !== undefined) sent.set("Content-Type", "application/json");
+  const body = json === undefined ? rest.body : JSON.stringify(json);
+  const response = await fetch(path, { ...rest, headers: sent, body }).catch(unreachable);
+  if (response.ok) return response;
+  const said = await response.json().catch(() => null);
+  throw new Problem(response.status, said, response.headers.get("x-request-id"));
+}
+
+function unreachable(error) {
+  if (error.name === "AbortError") throw error;
+  const body = { title: "No answer", detail: "The gateway does not answer.", hint: "Is it still running? Start it with make run." };
+  throw new Problem(0, body);
+}
+
+/** The data of each server-sent event of a response, as text, until the stream ends. */
+export async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const blocks = (rest + value).split(/\r?\n\r?\n/);
+      rest = blocks.pop();
+      for (const block of blocks) {
+        const data = block.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trimStart());
+        if (data.length) yield data.join("\n");
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}

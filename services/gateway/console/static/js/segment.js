@@ -1,0 +1,190 @@
+/**
+ * A picture in, the mask on it. The model is asked once; threshold and overlay then move on its probability map here.
+ */
+
+import { binary, inside, overlay, tally } from "./mask.js";
+import { blend, blank, colourOf, decoded, fileOf, fitted, mapOf } from "./canvas.js";
+import { blobOf, chosenModel, values } from "./form.js";
+import { call } from "./gateway.js";
+import { jobNote, submit } from "./submit.js";
+import { Part } from "./element.js";
+import { save, saveJson } from "./save.js";
+
+/** Longest side, in pixels, at which the page draws; files to keep are made at the picture's own size. */
+const DRAWN = 1280;
+
+/** Forms of the answer that this page shows or keeps. */
+const INCLUDE = ["mask", "contours", "probability"];
+
+export class Segment extends Part {
+  connectedCallback() {
+    this.addEventListener("fovea-picture", (event) => this.take(event.detail));
+    this.on("submit", "options", (event) => {
+      event.preventDefault();
+      this.run();
+    });
+    this.on("click", "choose", () => this.part("file").click());
+    this.on("click", "example", () => this.useExample());
+    this.on("click", "stop", () => this.running?.abort());
+    for (const name of ["threshold", "opacity", "outline", "heat", "options"]) this.on("input", name, () => this.redraw());
+    this.on("click", "save-mask", () => this.saveMask());
+    this.on("click", "save-overlay", () => this.saveOverlay());
+    this.on("click", "save-json", () => saveJson(this.answer, `${this.stem}.json`));
+    this.addEventListener("fovea-model", () => this.file && this.run());
+  }
+
+  /** Show a picture and segment it. */
+  async take(file) {
+    this.file = file;
+    this.stem = file.name.replace(/\.[^.]*$/, "") || "picture";
+    this.answer = this.map = null;
+    this.picture = await decoded(file);
+    this.say("name", this.picture ? `${file.name}, ${this.picture.width} × ${this.picture.height}` : `${file.name} (this browser shows only its mask)`);
+    this.show(false, "drop", "result");
+    this.show(true, "viewer");
+    this.part("go").disabled = false;
+    if (this.picture) this.canvas(this.picture);
+    this.redraw();
+    await this.run();
+  }
+
+  async useExample() {
+    try {
+      const request = await (await call(`/v1/models/${chosenModel(this)}/example`)).json();
+      const blob = blobOf(request.image);
+      await this.take(new File([blob], "example", { type: blob.type }));
+    } catch (problem) {
+      this.fault(problem);
+    }
+  }
+
+  async run() {
+    if (!this.file) return;
+    this.running?.abort();
+    const running = (this.running = new AbortController());
+    this.busy(true);
+    const started = performance.now();
+    try {
+      const response = await submit(this.dataset.path, {
+        body: this.body(), signal: running.signal, asJob: this.part("as-job").checked,
+        onJob: (job) => this.progress(job.status === "queued" ? undefined : job.progress, jobNote(job)),
+      });
+      await this.receive(await response.json(), performance.now() - started);
+    } catch (problem) {
+      this.fault(problem);
+    } finally {
+      if (this.running === running) this.busy(false);
+    }
+  }
+
+  /** The request as multipart: the picture's bytes as they are. */
+  body() {
+    const body = new FormData();
+    body.append("model", chosenModel(this));
+    const options = { ...this.options, threshold: this.part("threshold").valueAsNumber, include: INCLUDE };
+    for (const [name, value] of Object.entries(options)) body.append(name, typeof value === "string" ? value : JSON.stringify(value));
+    body.append("image", this.file, this.file.name);
+    return body;
+  }
+
+  /** The options beside the threshold, which is chosen on the picture. */
+  get options() {
+    return values(this.part("options"));
+  }
+
+  async receive(answer, milliseconds) {
+    this.answer = answer;
+    this.asked = this.settings;
+    const probability = await decoded(blobOf(answer.probability, "image/png"));
+    this.whole = { map: mapOf(probability, answer), width: answer.width, height: answer.height };
+    this.map = mapOf(probability, this.canvas(answer));
+    this.show(true, "result");
+    this.say("time", `${Math.round(milliseconds)} ms`);
+    this.redraw();
+  }
+
+  /** Give the canvas the size at which a picture is drawn. */
+  canvas({ width, height }) {
+    const size = fitted(width, height, DRAWN);
+    Object.assign(this.part("canvas"), size);
+    return size;
+  }
+
+  /** What decides on the mask; areas are pixels of the picture. */
+  get settings() {
+    const { min_area: minArea = 0, keep_largest: keepLargest = false } = this.options;
+    return { threshold: this.part("threshold").valueAsNumber, minArea, keepLargest };
+  }
+
+  /** What decides on how it is drawn. */
+  get look() {
+    return {
+      opacity: this.part("opacity").valueAsNumber, outline: this.part("outline").checked,
+      heat: this.part("heat").checked, colour: colourOf(this, "--mask"),
+    };
+  }
+
+  /** Whether the mask is still the one that the model answered with. */
+  get untouched() {
+    return JSON.stringify(this.settings) === JSON.stringify(this.asked);
+  }
+
+  redraw() {
+    this.waiting ??= requestAnimationFrame(() => {
+      this.waiting = null;
+      const context = this.part("canvas").getContext("2d");
+      const { width, height } = context.canvas;
+      context.clearRect(0, 0, width, height);
+      if (this.picture) context.drawImage(this.picture, 0, 0, width, height);
+      if (!this.map) return;
+      const scale = (this.answer.width * this.answer.height) / (width * height);
+      const found = inside(this.map, width, height, { ...this.settings, minArea: this.settings.minArea / scale });
+      blend(context, overlay(this.map, found.mask, width, height, this.look));
+      this.tell({ ...tally(this.map, found.mask), regions: found.regions.length }, scale);
+    });
+  }
+
+  /** Numbers for the mask as it is drawn: the model's own where nothing was moved, counted here where something was. */
+  tell(counted, scale) {
+    const { answer } = this;
+    const { threshold } = this.settings;
+    const own = { area: answer.area, mean: answer.mean_probability, highest: answer.max_probability, regions: answer.component_count };
+    const { area, mean, highest, regions } = this.untouched ? own : { ...counted, area: Math.round(counted.area * scale) };
+    const share = (100 * area) / (answer.width * answer.height);
+    this.say("threshold-figure", threshold.toFixed(3));
+    this.say("opacity-figure", `${Math.round(this.look.opacity * 100)} %`);
+    this.say("area", `${area.toLocaleString()} px`);
+    this.say("share", `${share.toFixed(share < 10 ? 2 : 1)} %`);
+    this.say("regions", String(regions));
+    this.say("highest", highest.toFixed(3));
+    this.say("mean", area ? mean.toFixed(3) : "–");
+    this.show(area === 0, "verdict");
+    this.say("verdict", `Nothing here reaches a probability of ${threshold.toFixed(2)}. The highest is ${highest.toFixed(2)}.`);
+    this.part("canvas").setAttribute("aria-label", `${this.file.name} with its mask: ${share.toFixed(1)} percent of the picture`);
+  }
+
+  async saveMask() {
+    const { map, width, height } = this.whole;
+    const name = `${this.stem}.mask.png`;
+    if (this.untouched) return save(blobOf(this.answer.mask, "image/png"), name);
+    const context = blank(width, height);
+    context.putImageData(binary(inside(map, width, height, this.settings).mask, width, height), 0, 0);
+    return save(await fileOf(context), name);
+  }
+
+  async saveOverlay() {
+    const { map, width, height } = this.whole;
+    const context = blank(width, height);
+    if (this.picture) context.drawImage(this.picture, 0, 0, width, height);
+    blend(context, overlay(map, inside(map, width, height, this.settings).mask, width, height, this.look));
+    save(await fileOf(context), `${this.stem}.overlay.png`);
+  }
+
+  busy(on) {
+    if (on) this.fault(null);
+    this.progress(on ? undefined : null, "Segmenting");
+    this.classList.toggle("busy", on);
+    this.show(on, "stop");
+    this.show(!on, "go");
+  }
+}

@@ -1,0 +1,50 @@
+/**
+ * Sends a model's request, at once or as a job, and follows a job to its end. Knows no page and no model.
+ */
+
+import { call, events, Problem } from "./gateway.js";
+
+export const FINAL = new Set(["succeeded", "failed", "cancelled"]);
+
+export const jobs = {
+  list: async () => (await (await call("/v1/jobs")).json()).jobs,
+  cancel: (id) => call(`/v1/jobs/${encodeURIComponent(id)}/cancel`, { method: "POST" }),
+  retry: (id) => call(`/v1/jobs/${encodeURIComponent(id)}/retry`, { method: "POST" }),
+  result: (id) => call(`/v1/jobs/${encodeURIComponent(id)}/result`),
+
+  /** The job now and after every change, ending with its final state; a stream that breaks off is taken up again. */
+  async *follow(id, signal) {
+    for (;;) {
+      const response = await call(`/v1/jobs/${encodeURIComponent(id)}/events`, { signal, headers: { Accept: "text/event-stream" } });
+      for await (const data of events(response)) {
+        const job = JSON.parse(data);
+        yield job;
+        if (FINAL.has(job.status)) return;
+      }
+      await new Promise((resolve) => setTimeout(resolve, 500));
+    }
+  },
+};
+
+/** What a job is doing, in words. */
+export function jobNote(job) {
+  if (job.status === "queued") return job.position ? `Queued, ${job.position} ahead` : "Queued";
+  return job.note ?? { running: "Running", succeeded: "Done", failed: "Failed", cancelled: "Cancelled" }[job.status];
+}
+
+/**
+ * Answer of `POST path`. With `asJob` it is queued, `onJob` hears of every change, and an abort cancels the job.
+ */
+export async function submit(path, { asJob, onJob, signal, ...request }) {
+  if (!asJob) return call(path, { method: "POST", signal, ...request });
+  const headers = { ...request.headers, Prefer: "respond-async" };
+  let job = await (await call(path, { method: "POST", ...request, headers })).json();
+  const cancel = () => jobs.cancel(job.id).catch(() => {});
+  signal?.addEventListener("abort", cancel, { once: true });
+  onJob?.(job);
+  for await (job of jobs.follow(job.id, signal)) onJob?.(job);
+  signal?.removeEventListener("abort", cancel);
+  if (job.status === "failed") throw new Problem(job.error?.status ?? 500, job.error);
+  if (job.status === "cancelled") throw new DOMException("The job was cancelled.", "AbortError");
+  return jobs.result(job.id);
+}

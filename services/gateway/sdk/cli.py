@@ -1,0 +1,50 @@
+"""The command `fovea`: its own verbs speak to a gateway, plug-in verbs act on this machine.
+
+Knows the verbs by name and how an error is told; what a verb does is in `verbs/`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from services.gateway.sdk.plugins import PluginGroup
+from services.gateway.sdk.screen import Screen
+from services.gateway.sdk.verbs import chat, jobs, models, run, segment
+from shared.errors import FoveaError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    cls=PluginGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+app.command("models")(models.models)
+app.command("segment", no_args_is_help=True, context_settings=segment.SETTINGS)(segment.segment)
+app.command("chat")(chat.chat)
+app.command("run", no_args_is_help=True, context_settings=run.SETTINGS)(run.run)
+app.add_typer(jobs.app, name="jobs")
+
+
+@app.callback()
+def fovea() -> None:
+    """Attention-based research models, served: segment pictures, chat, and run anything else a gateway offers.
+
+    Verbs talk to the gateway at FOVEA_URL (--url), with the key in FOVEA_API_KEY (--key).
+    """
+
+
+def main() -> None:
+    """Run the command line; errors of ours are told in words and end with exit code 1."""
+    try:
+        app()
+    except FoveaError as error:
+        Screen(as_json="--json" in sys.argv).error(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,67 @@
+"""Command-line options made from a request's wire type, so that nothing about them is written down twice."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+__all__ = ["declared"]
+
+_PANEL = "Model"
+
+
+def declared(verb: Callable[..., None], kind: type[BaseModel], *, without: frozenset[str]) -> Callable[..., None]:
+    """A verb that takes the fields of `kind` as options and hands those that were given on, as `options`.
+
+    Args:
+        verb: Takes `options: dict[str, Any]` beside what it declares itself.
+        kind: The request.
+        without: Fields that the verb asks for in its own way.
+    """
+    own = inspect.signature(verb, eval_str=True).parameters
+    added = {parameter.name: parameter for parameter in _parameters(kind, without)}
+
+    @functools.wraps(verb)
+    def whole(**values: Any) -> None:
+        options = {name: value for name in added if (value := values.pop(name)) is not None}
+        verb(**values, options=options)
+
+    parameters = [parameter for parameter in own.values() if parameter.name != "options"] + list(added.values())
+    # typer reads both: the order from the signature, the types from the annotations.
+    whole.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect's own protocol
+    whole.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return whole
+
+
+def _parameters(kind: type[BaseModel], without: frozenset[str]) -> Iterator[inspect.Parameter]:
+    for name, field in kind.model_fields.items():
+        if name in without:
+            continue
+        option = typer.Option(
+            help=_help(field), show_default=False, rich_help_panel=_PANEL,
+            min=_bound(field, "ge"), max=_bound(field, "le"),
+        )  # fmt: skip
+        kind_of_value: Any = _type(field) | None
+        annotation: Any = Annotated.__class_getitem__((kind_of_value, option))  # type: ignore[attr-defined]
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _type(field: FieldInfo) -> Any:
+    """The field's type where the command line has it, text otherwise."""
+    simple = field.annotation in {bool, int, float} or str(get_origin(field.annotation)) == "typing.Literal"
+    return field.annotation if simple else str
+
+
+def _bound(field: FieldInfo, name: str) -> Any:
+    return next((getattr(limit, name) for limit in field.metadata if hasattr(limit, name)), None)
+
+
+def _help(field: FieldInfo) -> str:
+    default = "" if field.default is None else f" [dim]{field.default}[/]"
+    return f"{(field.description or '').replace('`', '')}{default}"

@@ -1,0 +1,115 @@
+"""Responses and broken connections as exceptions of `shared.errors`. Knows the error forms of all three protocols.
+
+A problem (RFC 9457), OpenAI's `{"error": {…}}` and Open Inference's `{"error": "…"}` become the same classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx2
+
+from shared.api.problem import Problem, from_problem
+from shared.errors import DeadlineExceeded, FoveaError, Malformed, NotReady
+
+__all__ = ["broken_off", "failed", "retry_after", "translated"]
+
+
+def failed(response: httpx2.Response) -> FoveaError:
+    """The exception that stands for an error response (its body must have been read)."""
+    told = _told(_body(response))
+    error = from_problem(
+        Problem(
+            title=_text(told, "title") or response.reason_phrase or "Error",
+            status=response.status_code,
+            detail=_text(told, "detail") or f"The gateway answered {response.status_code} {response.reason_phrase}.",
+            code=_text(told, "code") or "",
+            hint=_text(told, "hint"),
+            field=_text(told, "field"),
+        )
+    )
+    error.retry_after = retry_after(response)
+    return error
+
+
+def broken_off(event: Any) -> FoveaError | None:
+    """The exception for an event that says that the rest of the answer will not come; None for any other event."""
+    if not isinstance(event, dict) or "choices" in event:
+        return None
+    told = event.get("problem") or (event if event.get("error") and "status" not in event else None)
+    if not isinstance(told, dict):
+        return None
+    told = _told(told)
+    status = told.get("status")
+    return from_problem(
+        Problem(
+            title="The answer broke off", status=status if isinstance(status, int) else 500,
+            detail=_text(told, "detail") or "The answer broke off.", code=_text(told, "code") or "",
+            hint=_text(told, "hint"), field=_text(told, "field"),
+        )
+    )  # fmt: skip
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Turn failures of the connection to `url` into exceptions of `shared.errors`.
+
+    Raises:
+        NotReady: Nobody answers there, or the connection broke.
+        DeadlineExceeded: The answer did not come in time.
+        Malformed: The address is none.
+    """
+    try:
+        yield
+    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        hint = "Start one with `make run`, or name another with --url."
+        raise NotReady(f"No gateway answers at {url}.", hint=hint) from error
+    except httpx2.TimeoutException as error:
+        hint = "Allow more time, or send the request as a job."
+        raise DeadlineExceeded(f"{url} did not answer in time.", hint=hint) from error
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        raise Malformed(f"{url!r} is no address of a gateway.", hint="It looks like http://127.0.0.1:8080.") from error
+    except httpx2.TransportError as error:
+        raise NotReady(f"The connection to {url} broke: {error or type(error).__name__}.", hint="Try again.") from error
+
+
+def retry_after(response: httpx2.Response) -> float | None:
+    """Seconds that the `Retry-After` header asks to wait; both its forms (seconds, date) are read."""
+    value = response.headers.get("retry-after", "").strip()
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return None
+
+
+def _body(response: httpx2.Response) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _told(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What an error body says, in the names of a problem."""
+    inner = body.get("error")
+    if isinstance(inner, str):  # Open Inference
+        return {"detail": inner}
+    if not isinstance(inner, dict):
+        return body
+    if "detail" in inner:  # a problem inside an event
+        return inner
+    return {"detail": inner.get("message"), "field": inner.get("param"), "code": inner.get("code")}
+
+
+def _text(told: Mapping[str, Any], name: str) -> str | None:
+    value = told.get(name)
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,1 @@
+"""The verbs of `fovea` that speak to a gateway, one a file."""
