@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from starlette.responses import Response
 
 from shared.registry import Servable
 from shared.registry.discovery import servables as discover
-from shared.serving import domain, system
+from shared.serving import domain, oip_rest, system
 from shared.serving.host import Host
 from shared.serving.middleware import Front
 from shared.serving.rendering import render, translate
@@ -55,17 +54,10 @@ def build(
     )  # fmt: skip
     app.state.host = host
     app.state.settings = chosen
-    for router in (*routers, system.router, *_open_inference(), domain.router(host)):
+    for router in (*routers, system.router, oip_rest.router, domain.router(host)):
         app.include_router(router)
     app.add_middleware(Front, service=service, settings=chosen)
     return app
-
-
-def _open_inference() -> list[APIRouter]:
-    try:
-        return [importlib.import_module("shared.serving.oip_rest").router]
-    except ModuleNotFoundError:
-        return []
 
 
 @contextlib.asynccontextmanager

@@ -23,6 +23,7 @@ from shared.api.replica import RENEW_S, Replica
 from shared.registry.discovery import service_package
 from shared.serving.app import build
 from shared.serving.host import Host
+from shared.serving.oip_grpc import serve_grpc
 from shared.serving.presence import Presence
 from shared.settings import Settings
 
@@ -103,8 +104,7 @@ class ReplicaServer:
         )  # fmt: skip
 
     async def _start_grpc(self) -> None:
-        front = importlib.import_module("shared.serving.oip_grpc")
-        self._grpc, port = await front.serve_grpc(self.host, self._settings.bind, self._ports[1], self._settings)
+        self._grpc, port = await serve_grpc(self.host, self._settings.bind, self._ports[1], self._settings)
         self.grpc = _address(self._settings.bind, port)
 
 

@@ -1,0 +1,243 @@
+"""`POST /v1/<task>`: every way in, every way out, and a clear 4xx for the rest."""
+
+import base64
+import json
+
+import httpx2
+import pytest
+
+from shared.serving.app import build
+from shared.serving.tests import toys
+from shared.serving.tests.toys import PNG, TOYS
+from shared.settings import Settings
+
+B64 = base64.b64encode(PNG).decode()
+SEEN = {"bytes": len(PNG), "threshold": 0.5, "classes": None, "invert": False, "label": None}
+RAW = {"content-type": "image/png"}
+
+
+@pytest.fixture
+async def client():
+    app = build("toy", servables=TOYS, settings=Settings(max_images=3, max_body_bytes=100_000))
+    await app.state.host.start()
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://toy") as made:
+        yield made
+    await app.state.host.stop()
+
+
+def problem(answer, status):
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert body["status"] == status
+    assert body["request_id"] == answer.headers["x-request-id"]
+    assert "Traceback" not in answer.text
+    return body
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"json": {"image": B64}},
+        {"json": {"image": f"data:image/png;base64,{B64}"}},
+        {"json": {"image": B64, "model": "toy/eye"}},
+        {"files": {"image": ("a.png", PNG, "image/png")}},
+        {"files": {"file": ("a.png", PNG)}},
+        {"files": {"images": ("a.png", PNG)}, "data": {"model": "toy/eye"}},
+        {"content": PNG, "headers": RAW},
+        {"content": PNG, "headers": {"content-type": "image/anything"}},
+        {"content": PNG, "headers": {"content-type": "application/octet-stream"}},
+        {"content": PNG},
+        {"content": json.dumps({"image": B64})},
+    ],
+)
+async def test_picture_comes_as_multipart_base64_or_raw_bytes(client, how):
+    answer = await client.post("/v1/segment", **how)
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == SEEN
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"json": {"image": B64, "threshold": 0.25, "classes": ["a", "b"], "invert": True, "label": "12"}},
+        {
+            "files": {"image": ("a.png", PNG)},
+            "data": {"threshold": "0.25", "classes": '["a", "b"]', "invert": "true", "label": "12"},
+        },
+        {
+            "files": {"image": ("a.png", PNG)},
+            "data": {"threshold": ".25", "classes": ["a", "b"], "invert": "1", "label": "12"},
+        },
+        {
+            "content": PNG,
+            "headers": RAW,
+            "params": {"threshold": "0.25", "classes": ["a", "b"], "invert": "yes", "label": "12"},
+        },
+    ],
+)
+async def test_options_mean_the_same_in_json_form_and_query(client, how):
+    answer = await client.post("/v1/segment", **how)
+    assert answer.json() == {"bytes": len(PNG), "threshold": 0.25, "classes": ["a", "b"], "invert": True, "label": "12"}
+
+
+async def test_option_of_the_body_wins_over_the_query(client):
+    answer = await client.post("/v1/segment?threshold=0.9", json={"image": B64, "threshold": 0.1})
+    assert answer.json()["threshold"] == 0.1
+
+
+async def test_answer_is_the_picture_where_it_is_asked_for(client):
+    answer = await client.post("/v1/segment", content=PNG, headers={**RAW, "accept": "image/png"})
+    assert (answer.headers["content-type"], answer.content) == ("image/png", PNG)
+    assert answer.headers["vary"] == "accept"
+
+
+async def test_several_pictures_share_their_options_and_fail_alone(client):
+    body = {"images": [B64, base64.b64encode(b"no png").decode(), "§"], "threshold": 0.75}
+    answer = await client.post("/v1/segment", json=body)
+    assert answer.status_code == 200
+    first, second, third = answer.json()["results"]
+    assert first == {**SEEN, "threshold": 0.75}
+    assert (second["problem"]["code"], second["problem"]["field"]) == ("malformed", "image")
+    assert third["problem"]["detail"].startswith("image: the picture is not base64")
+
+
+async def test_several_files_are_several_pictures(client):
+    files = [("file", ("a.png", PNG)), ("images", ("b.png", PNG))]
+    answer = await client.post("/v1/segment", files=files, data={"label": "x"})
+    assert answer.json() == {"results": [{**SEEN, "label": "x"}] * 2}
+
+
+async def test_list_of_one_is_answered_as_a_list(client):
+    assert (await client.post("/v1/segment", json={"images": [B64]})).json() == {"results": [SEEN]}
+
+
+@pytest.mark.parametrize("images", [[], "text", None, {}])
+async def test_images_must_be_a_list_of_at_least_one(client, images):
+    assert problem(await client.post("/v1/segment", json={"images": images}), 422)["field"] == "images"
+
+
+async def test_more_pictures_than_the_limit_are_refused_by_its_name(client):
+    body = problem(await client.post("/v1/segment", json={"images": [B64] * 4}), 413)
+    assert "max_images is 3" in body["detail"]
+
+
+async def test_wrong_option_fails_the_whole_list(client):
+    body = problem(await client.post("/v1/segment", json={"images": [B64, B64], "threshold": 7}), 422)
+    assert body["field"] == "threshold"
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "field", "says"),
+    [
+        ({"json": {"image": "§§§"}}, 400, "image", "not base64"),
+        ({"json": {"image": ""}}, 400, "image", "empty"),
+        ({"json": {"image": 7}}, 422, "image", "valid bytes"),
+        ({"json": {}}, 422, "image", "required"),
+        ({"json": {"image": B64, "threshold": 2}}, 422, "threshold", "less than or equal to 1"),
+        ({"json": {"image": B64, "treshold": 0.2}}, 422, "treshold", "no option"),
+        ({"json": {"image": B64, "model": 7}}, 422, "model", "text"),
+        ({"json": {"image": B64, "model": "nope"}}, 404, "model", "toy/eye"),
+        ({"json": {"image": B64, "model": "toy/echo"}}, 422, "model", "does echo"),
+        ({"json": {"image": "https://example.org/a.png"}}, 422, "image", "URL"),
+        ({"json": {"image": "HTTP://169.254.169.254/"}}, 422, "image", "URL"),
+        ({"json": [1, 2]}, 422, "body", "JSON object"),
+        ({"content": "{", "headers": {"content-type": "application/json"}}, 400, None, "not JSON"),
+        ({"content": b"\xff\xfe", "headers": {"content-type": "application/json"}}, 400, None, "not JSON"),
+        ({"content": '{"threshold": NaN}', "headers": {"content-type": "application/json"}}, 400, None, "not JSON"),
+        ({"content": "[" * 5000, "headers": {"content-type": "application/json"}}, 400, None, "not JSON"),
+        ({"content": b"", "headers": {"content-type": "application/json"}}, 400, None, "not JSON"),
+        ({"content": PNG, "headers": {"content-type": "video/mp4"}}, 415, None, "video/mp4"),
+        ({"content": PNG, "headers": RAW, "params": {"threshold": "much"}}, 422, "threshold", "valid number"),
+        ({"content": PNG, "headers": RAW, "params": {"classes": "[1"}}, 422, "classes", "must be JSON"),
+        ({"content": b"GIF89a", "headers": RAW}, 400, "image", "no PNG"),
+        ({"content": b"", "headers": RAW}, 422, "image", "required"),
+        ({"files": {"image": ("a.png", b"")}}, 400, "image", "empty"),
+        ({"files": {"picture": ("a.png", PNG)}}, 422, "picture", "no file field"),
+        ({"files": {"image": ("a.png", PNG)}, "data": {"threshold": "2"}}, 422, "threshold", "less than"),
+        ({"data": {"threshold": "0.5"}}, 422, "image", "required"),
+        (
+            {"content": b"--x\r\nbroken", "headers": {"content-type": "multipart/form-data; boundary=x"}},
+            422,
+            "image",
+            "required",
+        ),
+        ({"content": b"--x--", "headers": {"content-type": "multipart/form-data"}}, 400, None, "boundary"),
+        ({"content": bytes(100_001), "headers": RAW}, 413, None, "limit is 100,000"),
+    ],
+)
+async def test_bad_input_is_a_clear_problem(client, how, status, field, says):
+    body = problem(await client.post("/v1/segment", **how), status)
+    assert body.get("field") == field
+    assert says in body["detail"]
+
+
+async def test_hint_of_a_refused_option_lists_the_options(client):
+    body = problem(await client.post("/v1/segment", json={"image": B64, "treshold": 0.2}), 422)
+    assert "threshold" in body["hint"]
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"content": PNG, "headers": {**RAW, "accept": "text/html"}}, "text/html"),
+        ({"content": PNG, "headers": {**RAW, "accept": "image/png"}, "params": {"invert": "true"}}, "no form"),
+        ({"json": {"images": [B64, B64]}, "headers": {"accept": "image/png"}}, "JSON only"),
+        ({"content": PNG, "headers": {**RAW, "accept": "application/x-ndjson"}}, "x-ndjson"),
+    ],
+)
+async def test_form_that_is_not_offered_is_not_acceptable(client, how, says):
+    body = problem(await client.post("/v1/segment", **how), 406)
+    assert says in body["detail"]
+    assert body["hint"]
+
+
+async def test_task_without_pictures_takes_json_query_and_form(client):
+    for how in (
+        {"json": {"text": "ab", "times": 2}},
+        {"params": {"text": "ab", "times": 2}},
+        {"data": {"text": "ab", "times": "2"}},
+    ):
+        assert (await client.post("/v1/echo", **how)).json() == {"text": "abab", "together": 1}
+
+
+async def test_task_without_pictures_takes_no_files_and_no_raw_body(client):
+    assert (
+        problem(await client.post("/v1/echo", files={"file": ("a", PNG)}), 422)["hint"] == "This model takes no files."
+    )
+    problem(await client.post("/v1/echo", content=PNG, headers=RAW), 415)
+
+
+@pytest.mark.parametrize("media", ["application/x-ndjson", "text/event-stream"])
+async def test_streaming_model_sends_its_events_as_they_come(client, media):
+    answer = await client.post("/v1/plan", json={"text": "a b"}, headers={"accept": media})
+    assert answer.headers["content-type"].startswith(media)
+    lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+    assert [json.loads(line)["text"] for line in lines] == ["a", "b"]
+
+
+async def test_error_inside_a_stream_is_its_last_record_and_before_it_a_status(client):
+    how = {"headers": {"accept": "application/x-ndjson"}}
+    answer = await client.post("/v1/plan", json={"text": "a bug"}, **how)
+    last = json.loads(answer.text.splitlines()[-1])
+    assert (answer.status_code, last["problem"]["status"]) == (200, 500)
+    assert problem(await client.post("/v1/plan", json={"text": "bug"}, **how), 500)["code"] == "fault"
+    assert problem(await client.post("/v1/plan", json={"text": " "}, **how), 422)["detail"].startswith("The model had")
+
+
+async def test_streaming_model_answers_at_once_as_json(client):
+    assert (await client.post("/v1/plan", json={"text": "a b"})).json() == {"text": "a b", "together": 1}
+
+
+async def test_chat_has_no_domain_route():
+    kind = type("Chat", (toys.Echo,), {"card": toys.card("c", "chat")})
+    app = build("toy", servables={"c": kind}, settings=Settings())
+    assert "/v1/chat" not in app.openapi()["paths"]
+
+
+async def test_model_that_is_not_ready_is_said_before_the_body_is_looked_at():
+    app = build("toy", servables=TOYS, settings=Settings())
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://toy") as made:
+        answer = await made.post("/v1/segment", json={"image": "§"})
+    assert problem(answer, 503)["code"] == "not_ready"
+    assert answer.headers["retry-after"] == "2"

@@ -1,0 +1,173 @@
+"""The signature is the schema: which fields are bytes, lists or JSON follows from the types alone."""
+
+import contextlib
+from typing import Annotated, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Base64Bytes, BaseModel, Field
+
+from shared.api.image import ImageBytes
+from shared.errors import BadInput, InvalidOption, UnsupportedMedia
+from shared.serving import schemas
+from shared.serving.reading import Asked, requests
+from shared.serving.tests.toys import PNG
+
+
+class Inner(BaseModel):
+    """A nested option."""
+
+    size: int = 1
+
+
+class Tree(BaseModel):
+    """A recursive option."""
+
+    leaves: "list[Tree]" = Field(default_factory=list)
+
+
+class Everything(BaseModel):
+    """One field of every kind."""
+
+    image: ImageBytes
+    mask: ImageBytes | None = None
+    crops: list[ImageBytes] = Field(default_factory=list)
+    features: Annotated[bytes, Field(json_schema_extra={"format": "binary"})] | None = None
+    count: int = 0
+    maybe: int | None = None
+    flag: bool = False
+    text: str | None = None
+    kind: Literal["a", "b"] = "a"
+    sizes: list[int] = Field(default_factory=list)
+    box: tuple[int, int] | None = None
+    inner: Inner | None = None
+    tree: Tree | None = None
+
+
+FIELDS = schemas.properties(Everything)
+
+
+def test_fields_of_bytes_are_found_with_their_media_type():
+    found = schemas.blob_fields(Everything)
+    assert found == {
+        "image": "image/*", "mask": "image/*", "crops": "image/*", "features": "application/octet-stream",
+    }  # fmt: skip
+
+
+def test_base64_fields_of_pydantic_count_as_bytes():
+    class Other(BaseModel):
+        blob: Base64Bytes
+
+    assert schemas.blob_fields(Other) == {"blob": "application/octet-stream"}
+
+
+def test_inlined_schema_has_no_references_even_of_a_recursive_model():
+    assert "$ref" not in str(schemas.inlined(Everything))
+    assert "$defs" not in schemas.inlined(Everything)
+    assert FIELDS["tree"]["anyOf"][0]["properties"]["leaves"]["items"] == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "meaning"),
+    [
+        ("count", ["7"], "7"),
+        ("text", ["null"], "null"),
+        ("text", ["[1"], "[1"),
+        ("kind", ["b"], "b"),
+        ("maybe", ["null"], None),
+        ("maybe", ["3"], "3"),
+        ("flag", ["true"], "true"),
+        ("sizes", ["[1, 2]"], [1, 2]),
+        ("sizes", ["1", "2"], ["1", "2"]),
+        ("sizes", ["1"], ["1"]),
+        ("box", ["[1, 2]"], [1, 2]),
+        ("inner", ['{"size": 3}'], {"size": 3}),
+        ("inner", ["null"], None),
+    ],
+)
+def test_text_values_mean_what_the_field_s_type_says(field, values, meaning):
+    assert schemas.decode(field, FIELDS[field], values) == meaning
+
+
+def test_text_that_should_be_json_and_is_not_is_named():
+    with pytest.raises(InvalidOption) as refused:
+        schemas.decode("inner", FIELDS["inner"], ["{size}"])
+    assert refused.value.field == "inner"
+
+
+def test_form_fills_fields_of_bytes_by_name_and_lists_by_repetition():
+    asked = Asked(files=[("image", b"1"), ("mask", b"2"), ("crops", b"3"), ("crops", b"4"), ("features", b"5")])
+    (request,), many = requests(asked, Everything, 9)
+    assert not many
+    assert (request.image, request.mask, request.crops, request.features) == (b"1", b"2", [b"3", b"4"], b"5")
+
+
+def test_several_pictures_share_the_other_files():
+    asked = Asked(files=[("image", b"1"), ("image", b"2"), ("mask", b"m")])
+    found, many = requests(asked, Everything, 9)
+    assert many
+    assert [(request.image, request.mask) for request in found] == [(b"1", b"m"), (b"2", b"m")]
+
+
+def test_raw_body_fills_the_first_field_of_bytes():
+    (request,), _ = requests(Asked(body=PNG, media="image/png", texts={"count": ["3"]}), Everything, 9)
+    assert (request.image, request.count) == (PNG, 3)
+
+
+def test_raw_body_of_another_family_is_refused():
+    with pytest.raises(UnsupportedMedia) as refused:
+        requests(Asked(body=b"x", media="text/plain"), Everything, 9)
+    assert "image/*" in refused.value.hint
+
+
+def test_model_s_own_field_images_is_no_list_to_answer_one_by_one():
+    class Shelf(BaseModel):
+        images: list[ImageBytes]
+
+    (request,), many = requests(Asked(options={"images": ["eA==", "eQ=="]}), Shelf, 1)
+    assert not many
+    assert request.images == [b"x", b"y"]
+
+
+def test_model_that_has_an_option_called_model_gets_it():
+    class Own(BaseModel):
+        model: str = "none"
+
+    (request,), _ = requests(Asked(options={"model": "mine"}), Own, 1)
+    assert request.model == "mine"
+
+
+def test_model_that_allows_extra_options_gets_them():
+    class Open(BaseModel, extra="allow"):
+        pass
+
+    (request,), _ = requests(Asked(options={"more": 1}), Open, 1)
+    assert request.more == 1
+
+
+def test_how_many_things_are_wrong_is_said_with_the_first():
+    with pytest.raises(InvalidOption, match=r"\(1 more\)"):
+        requests(Asked(options={"image": "eA==", "count": "x", "flag": "perhaps"}), Everything, 1)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    options=st.dictionaries(st.sampled_from([*FIELDS, "images", "model", "else"]), JSON, max_size=5),
+    texts=st.dictionaries(
+        st.sampled_from(sorted(FIELDS)), st.lists(st.text(max_size=9), min_size=1, max_size=3), max_size=4
+    ),
+    files=st.lists(
+        st.tuples(st.sampled_from(["image", "file", "mask", "crops", "zzz"]), st.binary(max_size=9)), max_size=4
+    ),
+)
+def test_anything_is_read_or_refused_and_never_crashes(options, texts, files):
+    with contextlib.suppress(BadInput):
+        found, _ = requests(Asked(options=options, texts=texts, files=files), Everything, 2)
+        assert all(isinstance(item, Everything | BadInput) for item in found)
