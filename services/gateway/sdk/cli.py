@@ -42,7 +42,7 @@ def fovea() -> None:
 def main() -> None:
     """Run the command line; errors of ours are told in words and end with exit code 1."""
     try:
-        app()
+        app(prog_name="fovea")
     except FoveaError as error:
         Screen(as_json="--json" in sys.argv).error(error)
         sys.exit(1)

@@ -74,7 +74,9 @@ def translated(url: str) -> Iterator[None]:
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
         raise Malformed(f"{url!r} is no address of a gateway.", hint="It looks like http://127.0.0.1:8080.") from error
     except httpx2.TransportError as error:
-        raise NotReady(f"The connection to {url} broke: {error or type(error).__name__}.", hint="Try again.") from error
+        raise NotReady(
+            f"The connection to {url} broke: {str(error) or type(error).__name__}.", hint="Try again."
+        ) from error
 
 
 def retry_after(response: httpx2.Response) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import typer
@@ -31,7 +31,7 @@ class Session:
     """The gateway that a command talks to."""
 
     url: str = LOCAL
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
 
     def client(self) -> Client:
         """A synchronous client."""

@@ -138,4 +138,4 @@ async def _fetch(url: str) -> bytes:
 
 
 def _unfetched(error: Exception) -> FoveaError:
-    return NotFound(f"It could not be fetched: {error or type(error).__name__}.")
+    return NotFound(f"It could not be fetched: {str(error) or type(error).__name__}.")

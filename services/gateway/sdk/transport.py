@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
@@ -26,7 +26,7 @@ class Address:
     """
 
     url: str = LOCAL
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
     timeout: float = 300.0
 
     def options(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import httpx2
 import uvicorn
 
 from services.gateway.app import build_gateway
+from services.gateway.auth import KeyRing
 from services.gateway.server import server
 from services.gateway.tests.stub_service import Stub
 from shared.api.job import FINAL, Job
@@ -136,6 +137,7 @@ class Stage:
     url: str
     stub: Stub
     queue: ForgetfulQueue
+    keys: KeyRing
 
 
 @contextlib.contextmanager
@@ -150,7 +152,7 @@ def running(folder: Path, **settings: Any) -> Iterator[Stage]:
             data_dir=folder, http_port=0, grpc_port=0, drain_s=1, upstreams=f"stub={upstream}", **settings
         )
         with _served(server(build_gateway(chosen, queue), chosen)) as url:
-            yield Stage(url, stub, queue)
+            yield Stage(url, stub, queue, KeyRing(chosen.keys_path))
 
 
 @contextlib.contextmanager

@@ -181,7 +181,7 @@ class Stub:
             data = decode_base64(options.pop("image"))
         else:
             options, data = dict(request.query_params), await request.body()
-        self.seen.append({"content_type": kind, "options": options, "bytes": len(data)})
+        self.seen.append({"content_type": kind, "options": dict(options), "bytes": len(data)})
         return options, data
 
 

@@ -49,10 +49,14 @@ def chat(
     screen = Screen(as_json=as_json)
     with Session(url, key).client() as client:
         talk = _Talk(client, screen, model or client.default("chat"), system, given)
-        if not prompt and sys.stdin.isatty():
+        if not prompt and _at_terminal():
             talk.converse()
         else:
             talk.ask(_question(prompt or ["-"]))
+
+
+def _at_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _question(words: list[str]) -> str:

@@ -1,0 +1,132 @@
+"""What `--help` says, word for word, and plug-in verbs: named without being loaded, loaded when invoked."""
+
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from services.gateway.sdk import plugins
+from services.gateway.sdk.cli import main
+
+PLUGIN = '''"""A module that is heavy to import."""
+import sys
+import typer
+sys.modules["plugin_was_loaded"] = sys
+{imports}
+
+def dig(depth: int = 1, fail: bool = False) -> None:
+    """Dig a hole.
+
+    As deep as wanted.
+    """
+    typer.echo(f"dug {{depth}}")
+
+app = typer.Typer(help="Several verbs.")
+
+@app.command()
+def one() -> None:
+    """The first."""
+    typer.echo("one")
+
+@app.command()
+def two() -> None:
+    """The second."""
+'''
+
+
+@pytest.fixture
+def fovea(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("FOVEA_URL", raising=False)
+    monkeypatch.delenv("FOVEA_API_KEY", raising=False)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["fovea", *words])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        shown = capsys.readouterr()
+        return code, "\n".join(line.rstrip() for line in shown.out.splitlines()), shown.err
+
+    return run
+
+
+@pytest.fixture
+def plug_in(monkeypatch, tmp_path):
+    """Installs a plug-in module and its entry points."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "plugin_was_loaded", raising=False)
+
+    def install(*points, imports=""):
+        (tmp_path / "hole_digger").mkdir(exist_ok=True)
+        (tmp_path / "hole_digger/__init__.py").write_text("")
+        (tmp_path / "hole_digger/verbs.py").write_text(PLUGIN.format(imports=imports))
+        made = [EntryPoint(name, value, plugins.GROUP) for name, value in points]
+        monkeypatch.setattr(plugins, "entry_points", lambda group: made if group == plugins.GROUP else [])
+        for name in [name for name in sys.modules if name.startswith("hole_digger")]:
+            monkeypatch.delitem(sys.modules, name)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [], ["models"], ["segment"], ["chat"], ["run"], ["jobs"], ["jobs", "list"], ["jobs", "get"], ["jobs", "watch"],
+        ["jobs", "cancel"], ["jobs", "retry"], ["jobs", "result"],
+    ],
+    ids=lambda words: " ".join(words) or "fovea",
+)  # fmt: skip
+def test_help_says_what_it_said(fovea, plug_in, snapshot, words):
+    plug_in()
+    code, out, err = fovea(*words, "--help")
+    assert (code, err) == (0, "")
+    assert out == snapshot
+
+
+def test_plug_ins_are_named_with_their_first_line_and_not_loaded(fovea, plug_in):
+    plug_in(("dig", "hole_digger.verbs:dig"), ("many", "hole_digger.verbs:app"), ("gone", "not_there.at_all:x"))
+    code, out, _ = fovea("--help")
+    assert code == 0
+    panel = out.partition("On this machine")[2]
+    assert "Dig a hole." in panel
+    assert "A module that is heavy to import." in panel
+    assert "gone" in panel
+    assert "plugin_was_loaded" not in sys.modules
+
+
+def test_a_plug_in_function_is_a_command(fovea, plug_in):
+    plug_in(("dig", "hole_digger.verbs:dig"))
+    assert fovea("dig", "--depth", "3")[:2] == (0, "dug 3")
+    assert "--depth" in fovea("dig", "--help")[1]
+    assert fovea("dig", "--depth", "x")[0] == 2
+
+
+def test_a_plug_in_app_brings_its_own_commands(fovea, plug_in):
+    plug_in(("many", "hole_digger.verbs:app"))
+    assert fovea("many", "one")[:2] == (0, "one")
+    assert "The second." in fovea("many", "--help")[1]
+
+
+def test_a_plug_in_whose_library_is_missing_says_what_to_install(fovea, plug_in):
+    plug_in(("dig", "hole_digger.verbs:dig [cpu,vision]"), imports="import a_library_nobody_has")
+    code, _, err = fovea("dig")
+    assert code == 1
+    assert "a_library_nobody_has" in err
+    assert "pip install 'fovea[cpu,vision]'" in err
+
+
+def test_a_plug_in_cannot_take_the_place_of_a_verb(fovea, plug_in):
+    plug_in(("models", "hole_digger.verbs:dig"))
+    assert "served models" in fovea("models", "--help")[1]
+
+
+def test_a_misspelt_verb_is_answered_with_the_one_that_was_meant(fovea, plug_in):
+    plug_in(("dig", "hole_digger.verbs:dig"))
+    code, _, err = fovea("segmnt", "x.png")
+    assert (code, "segment" in err) == (2, True)
+    assert "dig" in fovea("digg")[2]

@@ -1,0 +1,353 @@
+"""The command line as people use it: against a real gateway, with files, pipes, JSON and mistakes."""
+
+import http.server
+import io
+import json
+import sys
+import threading
+
+import pytest
+from PIL import Image
+
+from services.gateway.sdk.cli import main
+from services.gateway.sdk.verbs import chat as chat_verb
+from services.gateway.tests.stage import running
+from services.gateway.tests.stub_service import photograph
+
+PICTURE = photograph()
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("gateway")) as made:
+        yield made
+
+
+@pytest.fixture
+def fovea(stage, monkeypatch, capfdbinary):
+    """Run a command; gives its exit code, what it wrote and what it said beside."""
+    monkeypatch.setenv("FOVEA_URL", stage.url)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*words, stdin=None):
+        monkeypatch.setattr(sys, "argv", ["fovea", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin or b"")))
+        capfdbinary.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        sys.stdout.flush()
+        out, err = capfdbinary.readouterr()
+        return code, out, err.decode()
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two pictures, something that only looks like one, and a text."""
+    for name in ("a.jpg", "b.jpeg"):
+        (tmp_path / name).write_bytes(PICTURE)
+    (tmp_path / "notes.txt").write_text("not a picture")
+    return tmp_path
+
+
+def lines(out):
+    return [json.loads(line) for line in out.splitlines()]
+
+
+# models
+
+
+def test_models_are_listed_with_their_measured_number_beside_the_papers(fovea):
+    code, out, _ = fovea("models")
+    assert code == 0
+    row = next(line for line in out.decode().splitlines() if line.startswith("disc "))
+    assert row.split()[1:8] == ["segment", "stub", "yes", "0.873", "/", "0.912", "dice_at_half"]
+
+
+def test_models_can_be_narrowed_to_a_task_and_read_by_programs(fovea):
+    code, out, _ = fovea("models", "--task", "segment", "--json")
+    assert code == 0
+    assert [(entry["id"], entry["ready"]) for entry in lines(out)] == [("disc", True), ("disc-large", False)]
+
+
+def test_a_card_names_facts_limits_notes_and_the_models_own_options(fovea):
+    _, out, _ = fovea("models", "disc")
+    for words in (
+        b"as-released",
+        b"Not a medical device.",
+        b"0.873 here, 0.912 in the paper",
+        b"--min-area",
+        b"CVPR 2021",
+    ):
+        assert words in out
+    _, out, _ = fovea("models", "disc", "--json")
+    assert lines(out)[0]["schema"]["properties"]["threshold"]["default"] == 0.5
+
+
+def test_an_unknown_model_is_one_line_and_exit_code_one(fovea):
+    code, out, err = fovea("models", "nope")
+    assert (code, out) == (1, b"")
+    assert len(err.splitlines()) == 1
+    assert "nope" in err
+    assert "disc" in err
+
+
+# segment
+
+
+def test_a_folder_is_segmented_and_everything_is_written(fovea, folder):
+    code, _, _ = fovea("segment", folder, "-o", folder / "out", "--threshold", "0.4")
+    assert code == 0
+    assert {path.name for path in (folder / "out").iterdir()} == {
+        f"{stem}.{kind}" for stem in "ab" for kind in ("json", "mask.png", "overlay.jpg")
+    }
+    told = json.loads((folder / "out/a.json").read_text())
+    assert told["width"] == 320
+    assert told["contours"]
+    with Image.open(folder / "out/a.mask.png") as mask:
+        assert mask.size == (320, 240)
+        assert set(mask.get_flattened_data() if hasattr(mask, "get_flattened_data") else mask.getdata()) == {0, 255}
+
+
+def test_options_reach_the_model_as_its_schema_types_them(fovea, folder, stage):
+    fovea("segment", folder / "a.jpg", "-o", folder, "--threshold", "0.25", "--keep-largest", "--min-area=7")
+    sent = stage.stub.seen[-1]["options"]
+    assert (sent["threshold"], sent["keep_largest"], sent["min_area"], sent["model"]) == ("0.25", "true", "7", "disc")
+
+
+def test_one_bad_picture_is_reported_and_does_not_stop_the_others(fovea, folder):
+    (folder / "broken.png").write_bytes(b"nope")
+    code, out, err = fovea("segment", folder, folder / "none.png", "-o", folder / "out")
+    assert code == 1
+    assert "2 of 4 failed" in err
+    assert "broken.png: The bytes are not a picture." in err
+    assert "none.png: There is no such file." in err
+    assert out.count(b"10.7 % in 1 region") == 2
+
+
+def test_json_lines_tell_results_and_failures_alike(fovea, folder):
+    (folder / "broken.png").write_bytes(b"nope")
+    code, out, err = fovea("segment", folder / "*.*g", "-o", folder / "out", "--json")
+    told = {line["file"].rpartition("/")[2]: line for line in lines(out)}
+    assert (code, err) == (1, "")
+    assert told.keys() == {"a.jpg", "b.jpeg", "broken.png"}
+    assert told["broken.png"]["error"]["code"] == "bad_input"
+    assert told["a.jpg"]["written"][0].endswith("out/a.json")
+
+
+def test_two_pictures_of_one_name_do_not_overwrite_each_other(fovea, folder):
+    (folder / "more").mkdir()
+    (folder / "more/a.png").write_bytes(PICTURE)
+    fovea("segment", folder / "a.jpg", folder / "more/a.png", "-o", folder / "out")
+    assert (folder / "out/a.json").exists()
+    assert (folder / "out/a-2.json").exists()
+
+
+def test_a_dash_reads_standard_input(fovea, tmp_path):
+    code, out, _ = fovea("segment", "-", "-o", tmp_path, stdin=PICTURE)
+    assert (code, b"stdin" in out) == (0, True)
+    assert (tmp_path / "stdin.mask.png").exists()
+    assert fovea("segment", "-", "-o", tmp_path)[0] == 1
+
+
+@pytest.fixture
+def site():
+    """A web server that holds one picture."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            found = self.path.partition("?")[0] == "/dir/polyp.jpg"
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            self.wfile.write(PICTURE if found else b"")
+
+        def log_message(self, *_):
+            """Say nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_url_is_fetched_here_and_sent_as_bytes(fovea, site, stage, tmp_path):
+    code, _, _ = fovea("segment", f"{site}/dir/polyp.jpg?x=1", "-o", tmp_path)
+    assert code == 0
+    assert (tmp_path / "polyp.json").exists()
+    assert stage.stub.seen[-1]["bytes"] == len(PICTURE)
+
+
+def test_a_url_that_holds_nothing_is_reported(fovea, site, tmp_path):
+    code, _, err = fovea("segment", f"{site}/none", "http://127.0.0.1:9/x.png", "-o", tmp_path)
+    assert code == 1
+    assert "answered 404" in err
+    assert "could not be fetched" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["none*.png"], 1, "Nothing matches"),
+        (["a.jpg", "--bogus", "3"], 1, "no option --bogus"),
+        (["a.jpg", "--thresold=0.2"], 1, "--threshold?"),
+        (["a.jpg", "--threshold", "7"], 2, "--threshold"),
+        (["a.jpg", "--normalise", "median"], 2, "median"),
+        (["a.jpg", "--model", "nope"], 1, "nope"),
+    ],
+)
+def test_mistakes_are_answered_before_any_picture_is_sent(fovea, folder, monkeypatch, stage, words, code, said):
+    monkeypatch.chdir(folder)
+    before = len(stage.stub.seen)
+    got, _, err = fovea("segment", *words)
+    assert got == code
+    assert said in err
+    assert len(stage.stub.seen) == before
+
+
+def test_an_empty_folder_says_what_was_looked_for(fovea, tmp_path):
+    code, _, err = fovea("segment", tmp_path)
+    assert code == 1
+    assert ".tiff" in err
+
+
+# chat
+
+
+def test_chat_streams_the_answer_to_standard_output(fovea):
+    assert fovea("chat", "one", "two")[:2] == (0, b"You said: one two\n")
+
+
+def test_chat_hands_its_options_on_and_leaves_the_others_to_the_model(fovea, stage):
+    fovea("chat", "hi", "-s", "Be brief.", "-t", "0", "-n", "2", "--seed", "5", "--model", "parrot")
+    sent = stage.stub.seen[-1]
+    assert [turn["role"] for turn in sent["messages"]] == ["system", "user"]
+    assert {key: sent[key] for key in ("temperature", "max_tokens", "seed", "model", "stream")} == {
+        "temperature": 0, "max_tokens": 2, "seed": 5, "model": "parrot", "stream": True,
+    }  # fmt: skip
+    assert "top_p" not in sent
+
+
+def test_chat_reads_standard_input_where_there_is_no_prompt_or_a_dash(fovea):
+    assert fovea("chat", stdin=b"from a pipe\n")[1] == b"You said: from a pipe\n"
+    assert fovea("chat", "Summarise:", "-", stdin=b"a text")[1] == b"You said: Summarise: a text\n"
+    code, _, err = fovea("chat")
+    assert (code, "There is no prompt" in err) == (1, True)
+
+
+def test_chat_as_json_is_the_whole_completion(fovea):
+    told = lines(fovea("chat", "hi", "--json")[1])
+    assert told[0]["choices"][0]["message"]["content"] == "You said: hi"
+    assert told[0]["usage"]["completion_tokens"] == 3
+
+
+def test_a_conversation_remembers_clears_and_ends(fovea, stage, monkeypatch):
+    typed = iter(["first", "", "second", "/clear", "third"])
+
+    def read(_prompt):
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr(chat_verb, "_at_terminal", lambda: True)
+    before = len(stage.stub.seen)
+    code, out, _ = fovea("chat", "--system", "S")
+    turns = [[turn["content"] for turn in body["messages"]] for body in stage.stub.seen[before:]]
+    assert code == 0
+    assert out.splitlines() == [b"You said: first", b"You said: second", b"You said: third"]
+    assert turns == [["S", "first"], ["S", "first", "You said: first", "second"], ["S", "third"]]
+
+
+# run
+
+
+def test_any_task_takes_files_and_the_models_own_options(fovea, folder, stage):
+    code, out, _ = fovea("run", "classify", folder / "a.jpg", "--top-k", "2", "-O", "prompt=a b")
+    assert code == 0
+    assert [row["class_name"] for row in json.loads(out)["top_k"]] == ["a", "b"]
+    assert stage.stub.seen[-1]["options"] == {"model": "patches/tiny", "top_k": "2", "prompt": "a b"}
+
+
+def test_an_answer_can_be_a_picture_and_go_to_a_file_or_a_pipe(fovea, folder):
+    code, _, err = fovea("run", "segment", folder / "a.jpg", "--accept", "image/png", "-o", folder / "x/over.png")
+    assert (code, "wrote" in err) == (0, True)
+    assert (folder / "x/over.png").read_bytes().startswith(b"\x89PNG")
+    assert fovea("run", "segment", folder / "a.jpg", "--accept", "image/png")[1].startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["paint"], "Tasks are: chat, classify, segment."),
+        (["classify", "a.jpg", "b.jpeg"], "2 files were named; this model takes 1."),
+        (["classify", "a.jpg", "--option", "top_k"], "has no value"),
+        (["classify", "none.jpg"], "no file"),
+    ],
+)
+def test_mistakes_of_run_say_what_to_try(fovea, folder, monkeypatch, words, said):
+    monkeypatch.chdir(folder)
+    code, _, err = fovea("run", *words)
+    assert code == 1
+    assert said in err
+
+
+# jobs
+
+
+def test_a_job_is_submitted_watched_and_its_result_written(fovea, folder):
+    job = lines(fovea("run", "segment", folder / "a.jpg", "--job")[1])[0]["id"]
+    code, out, _ = fovea("jobs", "watch", job)
+    assert (code, b"succeeded" in out) == (0, True)
+    _, out, _ = fovea("jobs", "list")
+    assert out.splitlines()[0].split()[:2] == [b"id", b"status"]
+    assert any(row.startswith(job.encode()) for row in out.splitlines())
+    fovea("jobs", "result", job, "-o", folder / "r.json")
+    assert json.loads((folder / "r.json").read_text())["width"] == 320
+    assert json.loads(fovea("jobs", "result", job)[1])["width"] == 320
+
+
+def test_watching_a_job_that_fails_ends_with_exit_code_one(fovea, folder):
+    (folder / "broken.png").write_bytes(b"nope")
+    job = lines(fovea("run", "segment", folder / "broken.png", "--job")[1])[0]["id"]
+    code, out, _ = fovea("jobs", "watch", job, "--json")
+    assert code == 1
+    assert lines(out)[-1]["status"] == "failed"
+    assert lines(fovea("jobs", "retry", job, "--json")[1])[0]["status"] == "queued"
+    assert lines(fovea("jobs", "cancel", job, "--json")[1])[0]["status"] == "cancelled"
+    assert lines(fovea("jobs", "get", job, "--json")[1])[0]["status"] == "cancelled"
+    assert job in {told["id"] for told in lines(fovea("jobs", "list", "--json")[1])}
+
+
+def test_an_unknown_job_is_one_line(fovea):
+    code, _, err = fovea("jobs", "get", "job-0")
+    assert (code, len(err.splitlines())) == (1, 1)
+
+
+# no gateway
+
+
+def test_no_gateway_is_one_line_that_names_make_run(fovea):
+    code, out, err = fovea("models", "--url", "http://127.0.0.1:9")
+    assert (code, out, len(err.splitlines())) == (1, b"", 1)
+    assert "make run" in err
+    told = lines(fovea("models", "--url", "http://127.0.0.1:9", "--json")[1])
+    assert told[0]["error"]["code"] == "not_ready"
+
+
+def test_the_key_comes_from_the_environment_or_the_flag(fovea, tmp_path, monkeypatch):
+    with running(tmp_path, auth="keys") as locked:
+        monkeypatch.setenv("FOVEA_URL", locked.url)
+        assert "demands an API key" in fovea("models")[2]
+        _, text = locked.keys.add("lab", ("infer", "jobs"))
+        assert fovea("models", "--key", text)[0] == 0
+        monkeypatch.setenv("FOVEA_API_KEY", text)
+        assert fovea("models")[0] == 0
+        monkeypatch.setenv("FOVEA_API_KEY", "fovea_wrong")
+        code, _, err = fovea("models")
+        assert (code, "fovea_wrong" in err) == (1, False)

@@ -1,0 +1,316 @@
+"""What the SDK sends and how it reads answers, without a socket: calls, errors, patience, pictures, options."""
+
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import httpx2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway.sdk import surface
+from services.gateway.sdk.answers import JobResult, ModelCard
+from services.gateway.sdk.call import Call, Stream, read_json
+from services.gateway.sdk.chat import ChatPiece, messages_of
+from services.gateway.sdk.failure import broken_off, failed, retry_after, translated
+from services.gateway.sdk.patience import Patience, Watch, pauses
+from services.gateway.sdk.picture import media_type, picture
+from services.gateway.sdk.transport import Address
+from shared import errors
+from shared.api.job import Job
+from shared.api.mask import SegmentOut
+from shared.api.model import ModelEntry
+from shared.api.problem import oip_error, openai_error, problem
+from shared.api.text import ChatMessage
+
+KINDS = [
+    errors.BadInput, errors.Unauthenticated, errors.PermissionDenied, errors.NotFound, errors.Conflict,
+    errors.TooLarge, errors.UnsupportedMedia, errors.InvalidOption, errors.RateLimited, errors.Fault, errors.NotReady,
+    errors.DeadlineExceeded,
+]  # fmt: skip
+
+
+def sent(call: Call[Any]) -> httpx2.Request:
+    return call.request(httpx2.Client(base_url="http://gateway"))
+
+
+def answer(status: int, body: Any = None, **headers: str) -> httpx2.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx2.Response(status, content=content, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+
+# What is sent.
+
+
+def test_options_without_pictures_go_out_as_json_without_the_unset_ones():
+    request = sent(surface.task("classify", {"top_k": 3, "model": None}, {}))
+    assert (request.method, request.url.path) == ("POST", "/v1/classify")
+    assert json.loads(request.content) == {"top_k": 3}
+
+
+def test_pictures_go_out_as_multipart_with_their_bytes_as_they_are():
+    png = b"\x89PNG\r\n\x1a\n\x00\xff"
+    request = sent(surface.segment(png, "disc", {"threshold": 0.25, "include": ["mask", "rle"], "keep_largest": True}))
+    body = request.read()
+    assert request.headers["content-type"].startswith("multipart/form-data")
+    assert png in body
+    assert b"Content-Type: image/png" in body
+    for text in (b'"threshold"\r\n\r\n0.25', b'"include"\r\n\r\n["mask", "rle"]', b'"keep_largest"\r\n\r\ntrue'):
+        assert text in body
+    assert b'"model"\r\n\r\ndisc' in body
+
+
+def test_chat_is_at_openais_path_and_a_stream_asks_for_its_usage():
+    stream = surface.chat_stream(messages_of("Hi", system="Be brief."), None, {"temperature": 0, "seed": None})
+    request = sent(stream.call)
+    assert request.url.path == "/v1/chat/completions"
+    assert json.loads(request.content) == {
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+        "temperature": 0, "stream": True, "stream_options": {"include_usage": True},
+    }  # fmt: skip
+
+
+def test_a_conversation_may_mix_mappings_and_messages():
+    turns = [ChatMessage(role="user", content="a"), {"role": "assistant", "content": "b"}]
+    assert messages_of(turns) == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def test_any_call_becomes_a_job_with_its_body_untouched():
+    call = surface.task("segment", {"threshold": 0.4}, {"image": b"\xff\xd8\xff"})
+    request = sent(surface.queued(call, "once"))
+    assert (request.headers["prefer"], request.headers["idempotency-key"]) == ("respond-async", "once")
+    assert b"\xff\xd8\xff" in request.read()
+
+
+def test_names_are_quoted_and_keep_their_slashes():
+    assert sent(surface.model("patches/a b")).url.raw_path == b"/v1/models/patches/a%20b"
+    assert sent(surface.job("a/../b")).url.raw_path == b"/v1/jobs/a%2F..%2Fb"
+
+
+def test_key_goes_out_as_a_bearer_token_and_is_not_in_the_repr():
+    address = Address("http://gateway:1", key="fovea_secret")
+    options = address.options()
+    assert "secret" not in repr(address)
+    assert options["headers"]["authorization"] == "Bearer fovea_secret"
+    assert "authorization" not in Address("http://gateway:1").options()["headers"]
+
+
+def test_a_proxy_of_the_environment_is_not_used_for_this_machine():
+    assert Address("http://127.0.0.1:8080").options()["trust_env"] is False
+    assert Address("https://fovea.example").options()["trust_env"] is True
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "ftp://host", "http://", "127.0.0.1:8080"])
+def test_an_address_that_is_none_is_refused_before_anything_is_sent(url):
+    with pytest.raises(errors.Malformed, match="no address"):
+        Address(url).options()
+
+
+# How answers are read.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_problem_becomes_the_class_it_was(kind):
+    body = problem(kind("why", hint="try", field="threshold")).model_dump()
+    error = failed(answer(kind.status, body))
+    assert error.status == kind.status
+    assert (error.detail, error.hint, error.field) == ("why", "try", "threshold")
+
+
+def test_openais_and_open_inferences_forms_become_the_same_classes():
+    told = errors.NotFound("no such model", field="model")
+    openai = failed(answer(404, openai_error(told)))
+    oip = failed(answer(404, oip_error(told)))
+    assert [type(openai), type(oip)] == [errors.NotFound, errors.NotFound]
+    assert (openai.detail, openai.field, oip.detail) == ("no such model", "model", "no such model")
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error": 3}', b"\xff\xfe", b'{"detail": {"a": 1}}'])
+def test_an_error_in_no_known_form_still_says_its_status(body):
+    error = failed(answer(502, body))
+    assert isinstance(error, errors.Fault)
+    assert "502" in error.detail
+
+
+@given(st.binary(max_size=60), st.integers(400, 599))
+def test_no_error_body_breaks_the_reader(body, status):
+    assert isinstance(failed(httpx2.Response(status, content=body)), errors.FoveaError)
+
+
+def test_an_answer_that_makes_no_sense_is_a_fault_of_versions():
+    with pytest.raises(errors.Fault, match="does not read"):
+        surface.models().answer(answer(200, {"data": "x"}))
+    with pytest.raises(errors.Fault, match="does not read"):
+        Call("GET", "/", read_json).answer(answer(200, b"<html>"))
+
+
+def test_facts_that_the_library_does_not_name_ride_along():
+    card = ModelCard.model_validate({
+        "id": "m", "created": 1, "task": "t", "service": "s", "ready": True,
+        "paper": {"year": 2020}, "schema": {"a": 1},
+    })  # fmt: skip
+    assert card.request_schema == {"a": 1}
+    assert card.model_extra == {"paper": {"year": 2020}}
+
+
+def test_a_job_result_is_bytes_json_or_a_typed_answer():
+    found = surface.result("1").answer(answer(200, {"id": "x"}, content_type="application/json"))
+    assert isinstance(found, JobResult)
+    assert (found.content_type, found.json()) == ("application/json", {"id": "x"})
+    with pytest.raises(ValueError, match="model"):
+        found.parse(SegmentOut)
+
+
+# Events.
+
+
+def event(data: str) -> httpx2.ServerSentEvent:
+    return httpx2.ServerSentEvent(data=data)
+
+
+def chunk(**fields: Any) -> str:
+    return json.dumps({"id": "1", "created": 1, "model": "m", "choices": [], **fields})
+
+
+def test_a_piece_says_what_it_adds_to_the_first_choice():
+    stream = Stream(surface.chat([], None, {}), ChatPiece.model_validate_json)
+    both = [{"index": 1, "delta": {"content": "no"}}, {"index": 0, "delta": {"content": "yes"}}]
+    assert stream.item(event(chunk(choices=both))).text == "yes"
+    assert stream.item(event(chunk())).text == ""
+    assert stream.ends(event("[DONE]"))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"error": {"message": "lost", "code": "fault"}},
+        {"error": {"detail": "lost", "status": 503}},
+        {"error": "lost"},
+        {"problem": {"detail": "lost", "status": 503}},
+    ],
+)
+def test_an_event_that_says_the_answer_broke_off_is_raised(told):
+    with pytest.raises(errors.FoveaError, match="lost"):
+        Stream(surface.job("1"), Job.model_validate_json).item(event(json.dumps(told)))
+
+
+def test_a_failed_job_is_an_event_like_any_other():
+    job = Job(id="1", service="s", path="/", status="failed", error={"detail": "x"}, created=datetime.now(UTC))
+    assert broken_off(json.loads(job.model_dump_json())) is None
+    assert Stream(surface.job("1"), Job.model_validate_json).item(event(job.model_dump_json())) == job
+
+
+# Patience.
+
+
+def test_seconds_and_dates_of_retry_after_are_both_read():
+    assert retry_after(answer(429, retry_after="2.5")) == 2.5
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    assert retry_after(answer(429, retry_after=soon)) == pytest.approx(60, abs=2)
+    assert retry_after(answer(429, retry_after="soon")) is None
+    assert retry_after(answer(429)) is None
+    assert retry_after(answer(429, retry_after="-3")) == 0
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 404, 409, 422, 500, 502, 504])
+def test_only_busy_and_not_ready_are_worth_another_try(status):
+    assert Patience().wait(1, answer(status)) is None
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_waits_as_long_as_asked_and_gives_up_after_its_tries(status):
+    patience = Patience(tries=3, longest=10)
+    assert patience.wait(1, answer(status, retry_after="7")) == 7
+    assert patience.wait(2, answer(status, retry_after="11")) is None
+    assert patience.wait(3, answer(status, retry_after="1")) is None
+
+
+@given(st.integers(1, 20))
+def test_waits_of_its_own_grow_and_stay_bounded(attempt):
+    wait = Patience(tries=99, longest=5, first=0.2).wait(attempt, answer(503))
+    assert wait is not None
+    assert min(5, 0.2 * 2 ** (attempt - 1)) / 2 <= wait <= min(5, 0.2 * 2 ** (attempt - 1))
+
+
+def test_pauses_end_with_the_deadline():
+    assert next(pauses(None)) == 0.05
+    with pytest.raises(errors.DeadlineExceeded, match="0 s"):
+        next(pauses(0))
+
+
+def test_a_watch_tells_each_state_once():
+    heard: list[str] = []
+    job = Job(id="1", service="s", path="/", status="running", created=datetime.now(UTC))
+    watch = Watch(lambda told: heard.append(told.status))
+    assert [watch.finished(job), watch.finished(job)] == [False, False]
+    assert watch.finished(job.model_copy(update={"status": "succeeded"}))
+    assert heard == ["running", "succeeded"]
+
+
+# Pictures and connections.
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff\xe0", "image/jpeg"), (b"II*\x00", "image/tiff"),
+        (b"MM\x00*", "image/tiff"), (b"BM", "image/bmp"), (b"RIFF....WEBP", "image/webp"),
+        (b"RIFF....WAVE", "application/octet-stream"), (b"", "application/octet-stream"),
+    ],
+)  # fmt: skip
+def test_media_type_is_what_the_first_bytes_say(start, kind):
+    assert media_type(start) == kind
+
+
+def test_a_picture_may_be_bytes_a_path_or_a_file(tmp_path):
+    file = tmp_path / "polyp.jpg"
+    file.write_bytes(b"\xff\xd8\xff")
+    with file.open("rb") as opened:
+        found = [
+            picture(b"\xff\xd8\xff"),
+            picture(bytearray(b"\xff\xd8\xff")),
+            picture(file),
+            picture(str(file)),
+            picture(opened),
+        ]
+    assert {made.data for made in found} == {b"\xff\xd8\xff"}
+    assert [made.name for made in found] == ["picture", "picture", "polyp.jpg", "polyp.jpg", "polyp.jpg"]
+
+
+def test_a_picture_that_is_not_there_or_is_text_says_so(tmp_path):
+    with pytest.raises(errors.NotFound, match="no file"):
+        picture(tmp_path / "none.png")
+    with pytest.raises(errors.NotFound, match="can't be read"):
+        picture(tmp_path)
+    with pytest.raises(errors.UnsupportedMedia, match="as text"):
+        picture(io.StringIO("x"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "words"),
+    [
+        (httpx2.ConnectError("refused"), errors.NotReady, "No gateway answers"),
+        (httpx2.ConnectTimeout("slow"), errors.NotReady, "No gateway answers"),
+        (httpx2.ReadTimeout("slow"), errors.DeadlineExceeded, "in time"),
+        (httpx2.ReadError(""), errors.NotReady, "broke: ReadError"),
+        (httpx2.RemoteProtocolError("cut"), errors.NotReady, "broke: cut"),
+    ],
+)
+def test_a_broken_connection_is_an_error_of_ours(raised, kind, words):
+    with pytest.raises(kind, match=words), translated("http://gateway"):
+        raise raised
+
+
+def test_the_default_of_a_task_is_the_first_that_is_ready():
+    entries = [
+        ModelEntry(id=name, created=1, task=task, service="s", ready=ready)
+        for name, task, ready in (("a", "segment", False), ("b", "segment", True), ("c", "chat", False))
+    ]
+    assert surface.default_of("segment", entries) == "b"
+    assert surface.default_of("chat", entries) == "c"
+    with pytest.raises(errors.NotFound, match="paint") as caught:
+        surface.default_of("paint", entries)
+    assert "chat, segment" in (caught.value.hint or "")

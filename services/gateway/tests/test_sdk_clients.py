@@ -1,0 +1,262 @@
+"""Both clients against a real gateway on real sockets, deed for deed."""
+
+import inspect
+import threading
+
+import httpx2
+import pytest
+
+from services.gateway.sdk import AsyncClient, Client, Patience
+from services.gateway.sdk.aclient import AsyncJobs
+from services.gateway.sdk.client import Jobs
+from services.gateway.tests.stage import running
+from services.gateway.tests.stub_service import photograph
+from shared import errors
+from shared.api.mask import SegmentOut
+
+PICTURE = photograph()
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("gateway")) as made:
+        yield made
+
+
+@pytest.fixture
+def client(stage):
+    with Client(stage.url) as made:
+        yield made
+
+
+@pytest.fixture
+async def aclient(stage):
+    async with AsyncClient(stage.url) as made:
+        yield made
+
+
+def test_lists_models_of_all_tasks_or_of_one_with_chat_first(client):
+    assert client.models()[0].task == "chat"
+    assert [entry.id for entry in client.models("segment")] == ["disc", "disc-large"]
+    assert client.default("segment") == "disc"
+
+
+def test_a_card_has_facts_tensors_and_the_schema_of_its_requests(client):
+    card = client.model("disc")
+    assert card.inputs[0].shape == (-1, 3, 352, 352)
+    assert "threshold" in card.request_schema["properties"]
+    assert client.model("patches/tiny").task == "classify"
+
+
+def test_an_unknown_model_is_not_found_and_the_known_are_named(client):
+    with pytest.raises(errors.NotFound, match="nope") as caught:
+        client.model("nope")
+    assert "disc" in f"{caught.value.detail} {caught.value.hint}"
+
+
+def test_segments_bytes_a_path_and_a_file_alike(client, tmp_path):
+    file = tmp_path / "p.jpg"
+    file.write_bytes(PICTURE)
+    with file.open("rb") as opened:
+        answers = [client.segment(source, threshold=0.4) for source in (PICTURE, file, opened)]
+    assert isinstance(answers[0], SegmentOut)
+    assert len({answer.area for answer in answers}) == 1
+    assert (answers[0].width, answers[0].height) == (320, 240)
+
+
+def test_the_forms_that_were_asked_for_come_back_as_bytes(client):
+    answer = client.segment(PICTURE, include=["overlay", "probability"])
+    assert answer.mask is None
+    assert (answer.overlay or b"").startswith(b"\xff\xd8\xff")
+    assert (answer.probability or b"").startswith(b"\x89PNG")
+
+
+def test_a_wrong_option_names_the_field(client):
+    with pytest.raises(errors.InvalidOption) as caught:
+        client.segment(PICTURE, threshold=7)
+    assert caught.value.field == "threshold"
+
+
+def test_an_example_can_be_sent_as_it_is(client):
+    assert client.run("segment", client.example("disc"))["width"] == 320
+
+
+def test_any_task_runs_by_its_name_and_in_another_form(client):
+    answer = client.run("classify", {"top_k": 1}, pictures={"image": PICTURE})
+    assert [row["class_name"] for row in answer["top_k"]] == ["a"]
+    drawn = client.run("segment", pictures={"image": PICTURE}, accept="image/png")
+    assert drawn.startswith(b"\x89PNG")
+
+
+def test_chat_answers_whole_and_streamed_alike(client):
+    whole = client.chat("one two three", system="Repeat.", temperature=0)
+    pieces = list(client.chat_stream([{"role": "user", "content": "one two three"}]))
+    assert whole.text == "You said: one two three"
+    assert "".join(piece.text for piece in pieces) == whole.text
+    assert pieces[-1].usage == whole.usage
+    assert whole.usage.completion_tokens == 5
+
+
+def test_a_refused_stream_raises_before_its_first_piece(client):
+    with pytest.raises(errors.BadInput) as caught:
+        next(client.chat_stream("x", temperature=3))
+    assert caught.value.field == "temperature"
+
+
+def test_a_stream_that_is_left_early_hangs_up(client, stage):
+    pieces = client.chat_stream("a b c d e f g h i j k l m n o p q r s t u v w x y z " * 20)
+    assert next(pieces).text == "You"
+    pieces.close()
+    assert client.chat("still there").text.endswith("still there")
+
+
+def test_a_job_is_followed_to_its_end_and_gives_what_the_call_gives(client):
+    job = client.jobs.submit("segment", {"threshold": 0.4}, pictures={"image": PICTURE})
+    states = [event.status for event in client.jobs.events(job.id)]
+    assert (states[-1], "running" in states) == ("succeeded", True)
+    later = client.jobs.result(job.id).parse(SegmentOut)
+    assert later.mask == client.segment(PICTURE, threshold=0.4).mask
+    assert client.jobs.get(job.id).status == "succeeded"
+    assert job.id in {kept.id for kept in client.jobs.list()}
+
+
+def test_waiting_tells_every_change_and_has_an_end(client):
+    heard: list[float] = []
+    job = client.jobs.submit("chat", {"messages": [{"role": "user", "content": "hi"}]})
+    with pytest.raises(errors.DeadlineExceeded):
+        client.jobs.wait(job.id, timeout=0.01)
+    last = client.jobs.wait(job.id, timeout=20, on_change=lambda seen: heard.append(seen.progress))
+    assert last.status == "succeeded"
+    assert heard == sorted(set(heard))
+    assert client.jobs.result(job.id).json()["choices"][0]["message"]["content"] == "You said: hi"
+
+
+def test_a_result_that_is_not_there_yet_is_a_conflict(client, stage):
+    job = client.jobs.submit("classify", pictures={"image": PICTURE})
+    with pytest.raises(errors.Conflict, match="The job is"):
+        client.jobs.result(job.id)
+    client.jobs.wait(job.id, timeout=20)
+
+
+def test_a_failed_job_raises_what_the_call_would_have_raised_and_can_be_retried(client):
+    job = client.jobs.submit("segment", pictures={"image": b"no picture"})
+    last = client.jobs.wait(job.id, timeout=20)
+    assert last.status == "failed"
+    assert "not a picture" in str((last.error or {})["detail"])
+    with pytest.raises(errors.BadInput, match="not a picture"):
+        client.jobs.result(job.id)
+    assert client.jobs.retry(job.id).status == "queued"
+    assert client.jobs.wait(job.id, timeout=20).status == "failed"
+
+
+def test_a_cancelled_job_stays_cancelled(client):
+    job = client.jobs.submit("segment", pictures={"image": PICTURE})
+    assert client.jobs.cancel(job.id).status == "cancelled"
+    assert [event.status for event in client.jobs.events(job.id)] == ["cancelled"]
+
+
+def test_the_same_key_twice_is_one_job(client):
+    first, second = (client.jobs.submit("segment", pictures={"image": PICTURE}, idempotency_key="k1") for _ in range(2))
+    assert first.id == second.id
+
+
+def test_a_full_queue_is_waited_for(stage):
+    stage.stub.busy = 2
+    with Client(stage.url, patience=Patience(tries=3, longest=2)) as client:
+        assert client.segment(PICTURE).width == 320
+    assert stage.stub.busy == 0
+
+
+def test_an_impatient_client_hands_the_refusal_on(stage):
+    stage.stub.busy = 1
+    with Client(stage.url, patience=Patience(tries=1)) as client, pytest.raises(errors.RateLimited) as caught:
+        client.segment(PICTURE)
+    assert caught.value.retry_after == 1
+    assert stage.stub.busy == 0
+
+
+def test_no_gateway_is_not_ready_and_says_how_to_start_one():
+    with Client("http://127.0.0.1:9") as client, pytest.raises(errors.NotReady, match="No gateway") as caught:
+        client.models()
+    assert "make run" in (caught.value.hint or "")
+
+
+def test_one_client_serves_several_threads(client):
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda: found.append(client.segment(PICTURE).area)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(set(found)) == 1
+
+
+def test_a_broken_stream_of_events_is_taken_up_again():
+    job = {"id": "1", "service": "s", "path": "/", "created": "2026-01-01T00:00:00Z"}
+    asked = []
+
+    def gateway(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request.url.path)
+        status = "running" if len(asked) == 1 else "succeeded"
+        body = httpx2.Response(200, json={**job, "status": status}).content
+        return httpx2.Response(200, content=b"data: %b\n\n" % body, headers={"content-type": "text/event-stream"})
+
+    with Client(transport=httpx2.MockTransport(gateway)) as client:
+        assert [seen.status for seen in client.jobs.events("1")] == ["running", "succeeded"]
+    assert asked == ["/v1/jobs/1/events"] * 2
+
+
+# The asynchronous client.
+
+
+@pytest.mark.parametrize(("one", "other"), [(Client, AsyncClient), (Jobs, AsyncJobs)])
+def test_both_clients_offer_the_same_with_the_same_parameters(one, other):
+    def deeds(kind):
+        return {
+            name: [(p.name, p.kind, p.default) for p in inspect.signature(deed).parameters.values()]
+            for name, deed in vars(kind).items()
+            if not name.startswith("_") and callable(deed)
+        }
+
+    assert deeds(one) == deeds(other)
+
+
+async def test_async_client_segments_and_runs_anything(aclient):
+    answer = await aclient.segment(PICTURE, model="disc", threshold=0.4, include=("mask",))
+    assert answer.contours is None
+    assert (await aclient.run("classify", pictures={"image": PICTURE}))["model"] == "patches/tiny"
+    assert (await aclient.model("disc")).task == "segment"
+    assert (await aclient.example("parrot"))["messages"]
+    assert await aclient.default("chat") == "parrot"
+
+
+async def test_async_client_chats(aclient):
+    assert (await aclient.chat("hi")).text == "You said: hi"
+    assert "".join([piece.text async for piece in aclient.chat_stream("hi")]) == "You said: hi"
+    with pytest.raises(errors.BadInput):
+        await anext(aclient.chat_stream("hi", temperature=9))
+
+
+async def test_async_client_follows_jobs(aclient):
+    job = await aclient.jobs.submit("segment", pictures={"image": PICTURE}, idempotency_key="async")
+    assert [event.status async for event in aclient.jobs.events(job.id)][-1] == "succeeded"
+    assert (await aclient.jobs.wait(job.id, timeout=5)).status == "succeeded"
+    assert (await aclient.jobs.result(job.id)).parse(SegmentOut).width == 320
+    assert (await aclient.jobs.get(job.id)).id in {kept.id for kept in await aclient.jobs.list(5)}
+    bad = await aclient.jobs.submit("segment", pictures={"image": b"no"})
+    await aclient.jobs.wait(bad.id, timeout=20)
+    assert (await aclient.jobs.retry(bad.id)).status == "queued"
+    assert (await aclient.jobs.cancel(bad.id)).status == "cancelled"
+
+
+async def test_async_client_waits_for_a_full_queue(stage):
+    stage.stub.busy = 1
+    async with AsyncClient(stage.url) as client:
+        assert (await client.segment(PICTURE)).width == 320
+
+
+async def test_async_client_says_when_there_is_no_gateway():
+    async with AsyncClient("http://127.0.0.1:9") as client:
+        with pytest.raises(errors.NotReady, match="No gateway"):
+            await client.models()
