@@ -7,6 +7,7 @@ Pure ASGI, one class, because it lies on the hot path. It knows no models: route
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 
@@ -84,7 +85,7 @@ class Front:
         telemetry.REQUESTS.labels(self.service, model, route, call.status).inc()
         telemetry.REQUEST_LATENCY.labels(self.service, route).observe(seconds)
         if call.status >= 400:
-            telemetry.ERRORS.labels(self.service, model, call.status).inc()
+            telemetry.ERRORS.labels(self.service, model, scope.get("fovea.error", call.status)).inc()
 
 
 class _Call:
@@ -175,6 +176,7 @@ class _Call:
 def _seconds(deadline_ms: str | None, settings: Settings) -> float:
     """Seconds the caller gives us; what is no number is as if it had not been sent."""
     try:
-        return min(float(deadline_ms) / 1000, 7 * 24 * 3600.0) if deadline_ms else settings.deadline_s
+        seconds = float(deadline_ms or "") / 1000
     except ValueError:
         return settings.deadline_s
+    return seconds if math.isfinite(seconds) else settings.deadline_s

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from http import HTTPStatus
 from typing import Any, Literal
 
@@ -47,8 +47,12 @@ def translate(error: BaseException) -> FoveaError:
     return blame(error, "The service")
 
 
-def render(scope: Mapping[str, Any], error: FoveaError, headers: Mapping[str, str] | None = None) -> Response:
-    """An error as the response that callers of this route expect, with `Retry-After` where it helps."""
+def render(scope: MutableMapping[str, Any], error: FoveaError, headers: Mapping[str, str] | None = None) -> Response:
+    """An error as the response that callers of this route expect, with `Retry-After` where it helps.
+
+    Leaves the error's code in `scope["fovea.error"]`, for the metrics.
+    """
+    scope["fovea.error"] = error.code
     form, request_id = _form(scope), telemetry.context().request_id
     status = 400 if error.status == 422 and form != "problem" else error.status
     extra = dict(headers or {})

@@ -1,0 +1,331 @@
+"""What every request passes, on real sockets: ids, limits, slow and vanishing callers, metrics, and drains."""
+
+import asyncio
+import json
+import re
+import time
+from typing import Annotated
+
+import httpx2
+import pytest
+from fastapi import APIRouter, HTTPException, Query
+from pydantic import BaseModel
+
+from shared import telemetry
+from shared.errors import InvalidOption, RateLimited
+from shared.serving.app import build
+from shared.serving.replica import ReplicaServer
+from shared.serving.tests.toys import PNG, TOYS, until
+from shared.settings import Settings
+
+LIMIT = 50_000
+
+
+class Body(BaseModel):
+    """What the extra route takes."""
+
+    number: int
+
+
+def extra_routes() -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/extra")
+    async def extra(body: Body, size: Annotated[int, Query(le=10)] = 1) -> dict[str, int]:
+        return {"sum": body.number + size}
+
+    @router.post("/v1/completions")
+    async def completions() -> None:
+        raise InvalidOption("top_p is 3.", field="top_p")
+
+    @router.post("/own", openapi_extra={"x-error-form": "openai"})
+    async def own() -> None:
+        raise RateLimited("Enough.", retry_after=1.2)
+
+    @router.get("/teapot")
+    async def teapot() -> None:
+        raise HTTPException(418, "short and stout")
+
+    @router.get("/bug")
+    async def bug() -> None:
+        raise ZeroDivisionError("a secret path /etc/secret")
+
+    return router
+
+
+@pytest.fixture
+async def replica():
+    settings = Settings(max_body_bytes=LIMIT, body_timeout_s=0.3, drain_s=2, redis_url=None)
+    app = build("toy", routers=[extra_routes()], servables=TOYS, settings=settings)
+    made = ReplicaServer(app, settings)
+    await made.start()
+    await until(lambda: made.host.ready)
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def client(replica):
+    async with httpx2.AsyncClient(base_url=replica.http, timeout=5) as made:
+        yield made
+
+
+async def raw(replica, *pieces, pause=0.0):
+    """Send bytes over a socket of our own; return the answer up to the end of the connection."""
+    host, port = replica.http.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(pause)
+    answer = await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    return answer
+
+
+def head(length, path="/v1/segment", more=""):
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\n{length}\r\n{more}\r\n".encode()
+
+
+def body_of(answer):
+    return json.loads(answer.partition(b"\r\n\r\n")[2])
+
+
+async def test_request_id_and_trace_of_the_caller_are_kept(client):
+    answer = await client.get("/livez", headers={"x-request-id": "mine-1"})
+    assert answer.headers["x-request-id"] == "mine-1"
+    assert re.fullmatch("[0-9a-f]{16}", (await client.get("/livez")).headers["x-request-id"])
+
+
+async def test_health_says_what_is_missing(client, replica):
+    assert (await client.get("/readyz")).json() == {"status": "ready", "service": "toy", "missing": {}}
+    replica.host._slots["toy/eye"].state = "loading"
+    answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["missing"]) == (503, {"toy/eye": "loading"})
+    assert (await client.get("/livez")).status_code == 200
+
+
+async def test_models_are_listed_in_openai_s_form_and_by_task(client):
+    listed = (await client.get("/v1/models")).json()
+    assert listed["object"] == "list"
+    assert [entry["id"] for entry in listed["data"]] == list(TOYS)
+    assert listed["data"][0]["object"] == "model"
+    only = (await client.get("/v1/models", params={"task": "segment"})).json()["data"]
+    assert [entry["id"] for entry in only] == ["toy/eye"]
+
+
+async def test_card_and_example_of_a_name_with_a_slash(client):
+    card = (await client.get("/v1/models/toy/eye")).json()
+    assert (card["id"], card["licence"], card["limits"]["max_body_bytes"]) == ("toy/eye", "Apache-2.0", LIMIT)
+    example = (await client.get("/v1/models/toy/eye/example")).json()
+    answer = await client.post("/v1/segment", json=example)
+    assert answer.json()["bytes"] == len(PNG)
+
+
+async def test_unknown_route_method_and_model_are_problems(client):
+    gone = await client.get("/nope")
+    assert (gone.status_code, gone.json()["code"]) == (404, "not_found")
+    wrong = await client.delete("/v1/models")
+    assert (wrong.status_code, wrong.json()["code"], wrong.headers["allow"]) == (405, "method_not_allowed", "GET")
+    model = await client.get("/v1/models/none")
+    assert (model.status_code, model.headers["content-type"]) == (404, "application/problem+json")
+
+
+async def test_validation_of_a_router_names_the_field(client):
+    answer = await client.post("/extra", json={"number": "x"})
+    assert (answer.status_code, answer.json()["field"]) == (422, "number")
+    answer = await client.post("/extra?size=11", json={"number": 1})
+    assert (answer.status_code, answer.json()["field"]) == (422, "size")
+    answer = await client.post("/extra", content="{", headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed")
+    assert (await client.post("/extra?size=2", json={"number": 1})).json() == {"sum": 3}
+
+
+async def test_error_of_any_kind_keeps_its_status_and_ours_keep_their_secret(client):
+    assert ((await client.get("/teapot")).status_code, (await client.get("/teapot")).json()["detail"]) == (
+        400,
+        "short and stout",
+    )
+    answer = await client.get("/bug")
+    assert (answer.status_code, answer.json()["code"]) == (500, "fault")
+    assert "secret" not in answer.text
+
+
+async def test_openai_and_open_inference_routes_have_their_own_error_forms(client):
+    answer = await client.post("/v1/completions")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "top_p")
+    answer = await client.post("/own")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (429, "rate_limit_error")
+    assert answer.headers["retry-after"] == "2"
+    answer = await client.get("/v2/models/none")
+    assert (answer.status_code, list(answer.json())) == (404, ["error"])
+    answer = await client.get("/v2/nope")
+    assert (answer.status_code, list(answer.json())) == (404, ["error"])
+
+
+async def test_stated_length_over_the_limit_is_refused_before_any_of_it_is_read(replica):
+    answer = await raw(replica, head(f"content-length: {LIMIT + 1}"))
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"connection: close" in answer
+    assert f"{LIMIT:,}" in body_of(answer)["detail"]
+
+
+async def test_chunked_body_is_counted_while_it_is_read(replica):
+    chunk = b"%x\r\n%s\r\n" % (20_000, bytes(20_000))
+    answer = await raw(replica, head("transfer-encoding: chunked"), chunk, chunk, chunk, pause=0.02)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert body_of(answer)["code"] == "too_large"
+
+
+async def test_refusal_is_ours_also_where_the_framework_reads_the_body(replica):
+    chunk = b"%x\r\n%s\r\n" % (20_000, bytes(20_000))
+    json_head = head("transfer-encoding: chunked", "/extra").replace(b"image/png", b"application/json")
+    answer = await raw(replica, json_head, chunk, chunk, chunk, pause=0.02)
+    assert answer.startswith(b"HTTP/1.1 413")
+    slow = head("content-length: 100", "/extra").replace(b"image/png", b"application/json")
+    assert (await raw(replica, slow, b"{")).startswith(b"HTTP/1.1 408")
+
+
+async def test_body_that_stops_arriving_ends_in_a_timeout(replica):
+    begun = time.monotonic()
+    answer = await raw(replica, head("content-length: 1000"), b"some")
+    assert 0.25 < time.monotonic() - begun < 2
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert body_of(answer)["code"] == "too_slow"
+
+
+async def test_body_that_trickles_is_read_to_its_end(replica):
+    halves = PNG[:30], PNG[30:]
+    answer = await raw(replica, head(f"content-length: {len(PNG)}", more="connection: close\r\n"), *halves, pause=0.15)
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+async def test_caller_that_goes_away_cancels_its_run(replica):
+    host, port = replica.http.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    sent = b'{"text": "x", "sleep": 2}'
+    writer.write(head(f"content-length: {len(sent)}", "/v1/echo").replace(b"image/png", b"application/json") + sent)
+    await writer.drain()
+    await until(lambda: replica.host.busy)
+    await asyncio.sleep(0.1)
+    writer.close()
+    begun = time.monotonic()
+    await until(lambda: not replica.host.busy)
+    assert time.monotonic() - begun < 1
+
+
+async def test_caller_that_leaves_a_stream_ends_it(replica, client):
+    how = {"json": {"text": "…"}, "headers": {"accept": "application/x-ndjson"}}
+    async with client.stream("POST", "/v1/plan", **how) as answer:
+        assert json.loads(await anext(answer.aiter_lines()))["text"] == "…"
+        assert replica.host.busy == 1
+    await until(lambda: replica.host.busy == 0)
+
+
+@pytest.mark.parametrize("sent", ["80", "80.5"])
+async def test_deadline_of_the_caller_is_kept(client, sent):
+    begun = time.monotonic()
+    answer = await client.post("/v1/echo", json={"text": "x", "sleep": 2}, headers={"x-fovea-deadline-ms": sent})
+    assert answer.status_code == 504
+    assert time.monotonic() - begun < 1
+
+
+@pytest.mark.parametrize("sent", ["soon", "", "nan", "-1e999"])
+async def test_deadline_that_is_no_number_is_as_good_as_none(client, sent):
+    answer = await client.post("/v1/echo", json={"text": "x"}, headers={"x-fovea-deadline-ms": sent})
+    assert answer.status_code == 200
+
+
+async def test_run_of_a_job_is_taken_as_it_comes():
+    from shared.registry import Run
+
+    app = build("toy", servables=TOYS, settings=Settings())
+    await app.state.host.start()
+    told, run = [], Run(report=lambda *news: told.append(news))
+
+    async def with_run(scope, receive, send):
+        await app({**scope, "fovea.run": run}, receive, send)
+
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=with_run), base_url="http://toy") as client:
+        assert (await client.post("/v1/probe", json={"text": "x"})).status_code == 200
+        run.cancel()
+        assert (await client.post("/v1/probe", json={"text": "x"})).status_code == 499
+    assert told[0] == (0.0, "step 0")
+    await app.state.host.stop()
+
+
+async def test_requests_are_counted_by_service_model_route_and_status(client):
+    await client.post("/v1/echo", json={"text": "x"})
+    await client.post("/v1/echo", json={"text": "x", "times": 99})
+    text = (await client.get("/metrics")).text
+    good = 'fovea_requests_total{model="toy/echo",route="/v1/echo",service="toy",status="200"}'
+    bad = 'fovea_requests_total{model="toy/echo",route="/v1/echo",service="toy",status="422"}'
+    assert good in text
+    assert bad in text
+    assert 'fovea_request_seconds_count{route="/v1/echo",service="toy"}' in text
+    assert 'fovea_errors_total{code="invalid_option",model="toy/echo",service="toy"}' in text
+    assert 'fovea_in_flight{service="toy"} 1.0' in text
+
+
+async def test_full_queue_is_a_429_with_a_time_to_come_back():
+    settings = Settings(queue_max=1, batch_max=1)
+    app = build("toy", servables=TOYS, settings=settings)
+    await app.state.host.start()
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://toy") as client:
+        answers = await asyncio.gather(
+            *(client.post("/v1/echo", json={"text": f"{n}", "sleep": 0.1}) for n in range(6))
+        )
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+    assert any(answer.status_code == 200 for answer in answers)
+    await app.state.host.stop()
+
+
+async def test_stop_finishes_the_request_in_flight_and_accepts_no_more(replica):
+    async with httpx2.AsyncClient(base_url=replica.http) as client:
+        answer = asyncio.create_task(client.post("/v1/echo", json={"text": "x", "sleep": 0.4}))
+        await until(lambda: replica.host.busy)
+        await replica.stop()
+        assert (await answer).json()["text"] == "x"
+        with pytest.raises(httpx2.ConnectError):
+            await client.get("/livez")
+    assert not replica.alive
+
+
+async def test_port_in_use_is_an_error_and_not_shared(replica):
+    settings = Settings(redis_url=None)
+    port = int(replica.http.rpartition(":")[2])
+    second = ReplicaServer(build("toy", servables={}, settings=settings), settings, http_port=port)
+    with pytest.raises(OSError, match="in use"):
+        await second.start()
+
+
+async def test_loading_models_do_not_keep_the_service_from_living():
+    import threading
+
+    gate = threading.Event()
+
+    class Slow(TOYS["toy/echo"]):
+        card = TOYS["toy/echo"].card
+
+        @classmethod
+        def load(cls, place):  # noqa: ARG003
+            gate.wait(5)
+            return cls()
+
+    settings = Settings(redis_url=None)
+    made = ReplicaServer(build("toy", servables={"toy/echo": Slow}, settings=settings), settings)
+    await made.start()
+    async with httpx2.AsyncClient(base_url=made.http) as client:
+        assert (await client.get("/livez")).status_code == 200
+        assert (await client.get("/readyz")).status_code == 503
+        assert (await client.post("/v1/echo", json={})).status_code == 503
+        gate.set()
+        await until(lambda: made.host.ready)
+        assert (await client.get("/readyz")).status_code == 200
+    await made.stop()
+
+
+def test_context_of_one_request_does_not_leak_into_the_next():
+    assert telemetry.context().request_id == ""
