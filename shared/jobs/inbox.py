@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shared.errors import FoveaError
 from shared.jobs import keys, record
 from shared.jobs.alive import FORGET_S, Worker
 from shared.jobs.blobs import BlobStore, FolderBlobs
@@ -118,8 +117,7 @@ class Inbox:
             await self._blobs.put(str(answer[1]), result.body)
         how = await self._link.verb(
             "succeed", delivery.id, delivery.attempt, self._settings.job_ttl_s * 1000,
-            "answer_status", result.status, "answer_type", result.content_type,
-            "answer_headers", json.dumps(dict(result.headers)), *answer,
+            *record.answer_fields(result), *answer,
         )  # fmt: skip
         if how == b"lost" and answer[0] == "answer_blob":
             await self._blobs.delete(str(answer[1]))
@@ -127,17 +125,26 @@ class Inbox:
             await self._blobs.delete(f"{delivery.id}/request")
         return bool(how != b"lost")
 
-    async def fail(self, delivery: Delivery, error: FoveaError) -> bool:
+    async def fail(self, delivery: Delivery, outcome: Result | BaseException) -> bool:
         """Fail for good: trying again would not help. False when the job was taken from this attempt."""
-        ttl_ms = self._settings.job_ttl_s * 1000
-        how = await self._link.verb("fail", delivery.id, delivery.attempt, ttl_ms, record.problem_json(error))
+        answer: list[str | bytes | int] = []
+        if isinstance(outcome, Result) and len(outcome.body) <= self._settings.job_inline_bytes:
+            answer = [*record.answer_fields(outcome), "answer", outcome.body]
+        how = await self._link.verb(
+            "fail",
+            delivery.id,
+            delivery.attempt,
+            self._settings.job_ttl_s * 1000,
+            record.problem_json(outcome),
+            *answer,
+        )
         return bool(how != b"lost")
 
-    async def again(self, delivery: Delivery, error: BaseException, delay_s: float) -> bool:
+    async def again(self, delivery: Delivery, outcome: Result | BaseException, delay_s: float) -> bool:
         """Queue for another attempt after `delay_s`, or bury as a dead letter when the attempts are used up."""
         how = await self._link.verb(
             "again", delivery.id, delivery.attempt, self._settings.job_attempts, self._settings.job_dead_max,
-            int(delay_s * 1000), record.problem_json(error),
+            int(delay_s * 1000), record.problem_json(outcome),
         )  # fmt: skip
         return bool(how != b"lost")
 

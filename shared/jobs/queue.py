@@ -54,7 +54,8 @@ class Ticket(Protocol):
 
 
 Handler = Callable[[Payload, Ticket], Awaitable[Result]]
-"""Runs one job. An exception of `shared.errors` with a 4xx status fails it for good; any other error is tried again."""
+"""Runs one job. A 4xx, answered or raised as an error of `shared.errors`, fails it for good; what says "later" (408,
+425, 429, 499, 5xx) and any other error is tried again."""
 
 
 class JobQueue(Protocol):

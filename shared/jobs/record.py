@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -10,13 +11,22 @@ from typing import Any, Final
 
 from shared.api.job import Job
 from shared.api.problem import PROBLEM_CONTENT_TYPE, problem
-from shared.errors import Cancelled, Fault, FoveaError
+from shared.errors import Cancelled, Fault, FoveaError, by_status
 from shared.jobs.queue import Payload, Result
 
 __all__ = [
-    "ANSWER", "REQUEST", "SHOWN", "answer", "answer_of_unsuccessful", "fingerprint", "job", "problem_json",
+    "ANSWER",
+    "REQUEST",
+    "SHOWN",
+    "answer",
+    "answer_fields",
+    "answer_of_unsuccessful",
+    "fingerprint",
+    "job",
+    "problem_json",
     "request_fields",
-]  # fmt: skip
+    "status_of",
+]
 
 SHOWN: Final = (
     "service", "path", "status", "progress", "note", "fence", "dead", "error", "created", "started", "finished",
@@ -68,8 +78,16 @@ def answer(values: Sequence[bytes | None], body: bytes) -> Result:
     return Result(int(row["answer_status"]), row["answer_type"], body, json.loads(row["answer_headers"] or "{}"))
 
 
+def answer_fields(result: Result) -> list[str | bytes | int]:
+    """Names and values of an answer, without its body."""
+    return [
+        "answer_status", result.status, "answer_type", result.content_type,
+        "answer_headers", json.dumps(dict(result.headers)),
+    ]  # fmt: skip
+
+
 def answer_of_unsuccessful(shown: Job) -> Result:
-    """The answer of a failed or cancelled job: the problem that the caller would have been sent at once."""
+    """The answer of a failed or cancelled job that left none: the problem that says why."""
     if shown.status == "cancelled":
         body: Mapping[str, Any] = json.loads(problem_json(Cancelled("The job was cancelled.")))
     else:
@@ -77,10 +95,32 @@ def answer_of_unsuccessful(shown: Job) -> Result:
     return Result(int(body["status"]), PROBLEM_CONTENT_TYPE, json.dumps(body).encode())
 
 
-def problem_json(error: BaseException, request_id: str | None = None) -> str:
+def status_of(outcome: Result | BaseException) -> int:
+    """The HTTP status of what became of an attempt; 499 for one that was stopped."""
+    if isinstance(outcome, (Result, FoveaError)):
+        return outcome.status
+    return Cancelled.status if isinstance(outcome, asyncio.CancelledError) else Fault.status
+
+
+def problem_json(outcome: Result | BaseException, request_id: str | None = None) -> str:
     """The problem to store for a failure; what is not ours to show becomes a `Fault`."""
-    known = error if isinstance(error, FoveaError) else Fault("The job failed unexpectedly.", hint="See the log.")
+    if isinstance(outcome, Result):
+        return _problem_in(outcome)
+    known = outcome if isinstance(outcome, FoveaError) else Fault("The job failed unexpectedly.", hint="See the log.")
     return problem(known, request_id).model_dump_json(exclude_none=True)
+
+
+def _problem_in(result: Result) -> str:
+    """The problem that an error answer is; other forms of error (OpenAI's, Open Inference's) give it their words."""
+    try:
+        body = json.loads(result.body)
+    except ValueError:
+        body = None
+    if isinstance(body, dict) and {"title", "status", "detail", "code"} <= body.keys():
+        return json.dumps(body)
+    said = body.get("error") if isinstance(body, dict) else None
+    words = said.get("message") if isinstance(said, dict) else said
+    return problem_json(by_status(result.status)(str(words or f"The service answered {result.status}.")))
 
 
 def _problem(stored: str | None) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class RedisJobQueue:
         return await self._list("dead", tenant, limit)
 
     async def result(self, job_id: str, tenant: str) -> Result:
-        """The answer of a finished job; for a failed or cancelled one, the problem. See `JobQueue.result`."""
+        """The answer of a finished job; where it has none, the problem that says why. See `JobQueue.result`."""
         found = await self._link.verb("look", _checked(job_id), tenant, *record.SHOWN, *record.ANSWER)
         if found is None:
             raise _unknown(job_id)
@@ -93,10 +93,10 @@ class RedisJobQueue:
         shown = record.job(job_id, rank, values[: len(record.SHOWN)])
         if shown.status not in FINAL:
             raise Conflict(f"The job is {shown.status}: it has no result yet.", hint="Wait, or watch its events.")
-        if shown.status != "succeeded":
-            return record.answer_of_unsuccessful(shown)
         kept = values[len(record.SHOWN) :]
         *_, body, blob = kept
+        if body is None and blob is None:
+            return record.answer_of_unsuccessful(shown)
         return record.answer(kept, body if blob is None else await self._blobs.get(blob.decode()))
 
     async def cancel(self, job_id: str, tenant: str) -> Job:

@@ -127,7 +127,7 @@ class RedisServer:
             except NotReady as error:
                 self.stop()
                 # Somebody else may take a free port between our look and the server's bind: look again.
-                if wanted or not left or "in use" not in self._last_words():
+                if wanted or not left or "listening" not in self._last_words():
                     raise NotReady(f"{error.detail} {self._last_words()}".strip(), hint=error.hint) from error
             else:
                 break
@@ -200,11 +200,10 @@ def _wait_for_ping(url: str, process: subprocess.Popen[bytes] | None, timeout_s:
                 break
             try:
                 client.ping()
-            except redis.AuthenticationError as error:
-                why = str(error)
-                break
             except redis.RedisError as error:
                 why = str(error)
+                if isinstance(error, redis.AuthenticationError) and process is None:
+                    break  # (where a child was started, somebody else has its port, and it is about to say so)
                 time.sleep(0.02)
             else:
                 return

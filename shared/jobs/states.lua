@@ -174,7 +174,8 @@ function verbs.retry(id, tenant, limit)
   if redis.call('ZCARD', key('waiting', service)) >= tonumber(limit) then return 'full' end
   redis.call('ZREM', key('dead', tenant), id)
   redis.call('ZREM', key('expiring'), id)
-  unset(id, 'dead', 'error', 'note', 'progress', 'started', 'finished', 'expires')
+  unset(id, 'dead', 'error', 'note', 'progress', 'started', 'finished', 'expires',
+    'answer_status', 'answer_type', 'answer_headers', 'answer')
   set(id, 'tries', 0)
   enqueue(id, service, level)
   tell(id)
@@ -251,10 +252,10 @@ function verbs.succeed(id, fence, ttl, ...)
   return how
 end
 
-function verbs.fail(id, fence, ttl, problem)
+function verbs.fail(id, fence, ttl, problem, ...)
   local how = standing(id, fence)
   if how == 'mine' then
-    set(id, 'error', problem)
+    set(id, 'error', problem, ...)
     close(id, 'failed', ttl)
   end
   return how

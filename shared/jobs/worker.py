@@ -12,7 +12,8 @@ from contextlib import suppress
 from random import uniform
 from typing import Final
 
-from shared.errors import FoveaError, NotReady, QueueFull, RateLimited
+from shared.errors import Cancelled, FoveaError, NotReady
+from shared.jobs import record
 from shared.jobs.inbox import Delivery, Inbox, Quiet
 from shared.jobs.link import end, patiently
 from shared.jobs.queue import Handler, Result
@@ -34,8 +35,8 @@ _LONGEST_BACKOFF_S: Final = 60.0
 _SWEEP_S: Final = 30.0
 _ORPHANS_S: Final = 3600.0
 
-_TRANSIENT: Final = (QueueFull, RateLimited)
-"""4xx answers that say "later", not "never"."""
+_LATER: Final = frozenset({408, 425, 429, 499})
+"""Statuses below 500 that say "later", not "never"."""
 
 
 class JobTicket:
@@ -156,19 +157,22 @@ class JobWorker:
     async def _hand_in(self, delivery: Delivery, ticket: JobTicket, work: asyncio.Task[Result]) -> None:
         """Write what became of an attempt. May be repeated: each write is keyed by job and attempt."""
         job = {"job": delivery.id, "attempt": delivery.attempt}
-        if ticket.stopped and (not work.done() or work.cancelled()):
+        outcome = _outcome(work)
+        status = record.status_of(outcome)
+        if ticket.stopped and status == Cancelled.status:
             # If the job is still ours, this process is going; if not, this changes nothing.
             await self._inbox.hand_back(delivery)
             self._log.info("job stopped", **job)
-        elif (error := _error(work)) is None:
-            kept = await self._inbox.succeed(delivery, work.result())
+        elif isinstance(outcome, Result) and status < 400:
+            kept = await self._inbox.succeed(delivery, outcome)
             self._log.info("job succeeded" if kept else "answer dropped: the job was taken from this attempt", **job)
-        elif isinstance(error, FoveaError) and error.status < 500 and not isinstance(error, _TRANSIENT):
-            await self._inbox.fail(delivery, error)
-            self._log.info("job failed", problem=error.code, detail=error.detail, **job)
+        elif status < 500 and status not in _LATER:
+            await self._inbox.fail(delivery, outcome)
+            self._log.info("job failed", status=status, **job)
         else:
-            await self._inbox.again(delivery, error, _backoff(delivery.tries, error))
-            self._log.warning("job attempt failed", tries=delivery.tries, exc_info=error, **job)
+            await self._inbox.again(delivery, outcome, _backoff(delivery.tries, outcome))
+            cause = outcome if isinstance(outcome, BaseException) else None
+            self._log.warning("job attempt failed", status=status, tries=delivery.tries, exc_info=cause, **job)
 
     async def _keep_leases(self) -> None:
         """Renew often enough that two renewals may fail; at once when somebody cancels."""
@@ -231,12 +235,14 @@ async def _until_done_or_stopped(work: asyncio.Task[Result], ticket: JobTicket) 
         work.cancel()
 
 
-def _error(work: asyncio.Task[Result]) -> BaseException | None:
-    """What the work raised. A handler that cancels itself, unasked, has failed like any other."""
-    return asyncio.CancelledError("The handler cancelled itself.") if work.cancelled() else work.exception()
+def _outcome(work: asyncio.Task[Result]) -> Result | BaseException:
+    """The answer, or what was raised; a handler that was cancelled or does not end counts as cancelled."""
+    if not work.done() or work.cancelled():
+        return asyncio.CancelledError()
+    return work.exception() or work.result()
 
 
-def _backoff(tries: int, error: BaseException) -> float:
+def _backoff(tries: int, outcome: Result | BaseException) -> float:
     """Seconds until the next attempt: doubling, jittered, and no sooner than the error asks for."""
-    asked = error.retry_after if isinstance(error, FoveaError) and error.retry_after else 0.0
-    return max(asked, min(_LONGEST_BACKOFF_S, 2.0 ** (tries - 1)) * uniform(0.5, 1))
+    asked = outcome.retry_after if isinstance(outcome, FoveaError) else None
+    return max(asked or 0.0, min(_LONGEST_BACKOFF_S, 2.0 ** (tries - 1)) * uniform(0.5, 1))

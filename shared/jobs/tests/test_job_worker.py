@@ -1,0 +1,398 @@
+"""The worker loop against a real Redis: what becomes of a handler's answer, and what a stop or a cancel does."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from shared.api.job import FINAL, Job
+from shared.errors import Fault, InvalidOption, NotReady, QueueFull
+from shared.jobs import inbox as inbox_room
+from shared.jobs import worker as worker_room
+from shared.jobs.inbox import Inbox
+from shared.jobs.queue import Handler, Payload, Result, Ticket
+from shared.jobs.redis_queue import RedisJobQueue
+from shared.jobs.worker import JobWorker
+from shared.settings import Settings
+
+DONE = Result(200, "text/plain", b"done")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry, and look for delayed jobs, in tens of milliseconds."""
+    monkeypatch.setattr(worker_room, "_LONGEST_BACKOFF_S", 0.03)
+    monkeypatch.setattr(inbox_room, "_BELL_MS", 50)
+
+
+@asynccontextmanager
+async def working(url: str, settings: Settings, handler: Handler) -> AsyncIterator[JobWorker]:
+    inbox = Inbox(url, "svc", settings)
+    worker = JobWorker(inbox, handler, settings)
+    running = asyncio.create_task(worker.run())
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        await asyncio.wait_for(running, 10)
+        await inbox.close()
+
+
+async def ended(queue: RedisJobQueue, job: Job, tenant: str = "ann") -> Job:
+    async with asyncio.timeout(15):
+        async for now in queue.events(job.id, tenant):
+            last = now
+    assert last.status in FINAL
+    return last
+
+
+async def started(queue: RedisJobQueue, job: Job, attempt: int = 1) -> None:
+    async with asyncio.timeout(10):
+        async for now in queue.events(job.id, "ann"):
+            if now.status == "running" and now.attempts == attempt:
+                return
+
+
+def always(outcome: Result | BaseException) -> Handler:
+    async def handler(_payload: Payload, _ticket: Ticket) -> Result:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    return handler
+
+
+async def test_a_job_runs_and_its_answer_is_kept(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+) -> None:
+    async def echo(given: Payload, ticket: Ticket) -> Result:
+        return Result(201, given.headers["content-type"], given.body + b"!", {"x-attempt": str(ticket.attempt)})
+
+    async with working(url, job_settings, echo):
+        job, _ = await queue.submit(payload)
+        assert (await ended(queue, job)).status == "succeeded"
+        assert await queue.result(job.id, "ann") == Result(201, "image/png", b"body!", {"x-attempt": "1"})
+
+
+async def test_a_waiting_worker_begins_a_job_at_once(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_room, "_BELL_MS", 1500)
+    async with working(url, job_settings, always(DONE)):
+        await ended(queue, (await queue.submit(payload))[0])
+        await asyncio.sleep(0.1)
+        begun = time.monotonic()
+        await ended(queue, (await queue.submit(replace(payload, priority=-3)))[0])
+        assert time.monotonic() - begun < 0.5
+
+
+@pytest.mark.parametrize("outcome", [InvalidOption("Too wide.", field="width"), "problem", "openai", "oip", "html"])
+async def test_a_4xx_fails_for_good(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, outcome: Exception | str
+) -> None:
+    bodies = {
+        "problem": b'{"title":"T","status":422,"detail":"Too wide.","code":"invalid_option","limit":9}',
+        "openai": b'{"error": {"message": "Too wide.", "code": "x"}}',
+        "oip": b'{"error": "Too wide."}',
+        "html": b"<h1>Too wide.</h1>",
+    }
+    answer = outcome if isinstance(outcome, Exception) else Result(422, "application/json", bodies[outcome])
+    async with working(url, job_settings, always(answer)):
+        job, _ = await queue.submit(payload)
+        failed = await ended(queue, job)
+        assert (failed.status, failed.attempts, failed.dead) == ("failed", 1, False)
+        assert failed.expires
+        assert failed.error is not None
+        assert failed.error["status"] == 422
+        assert failed.error["code"] == "invalid_option"
+        assert failed.error["detail"] == ("The service answered 422." if outcome == "html" else "Too wide.")
+        result = await queue.result(job.id, "ann")
+        assert result.status == 422
+        if isinstance(outcome, str):
+            assert result.body == bodies[outcome], "the caller gets the bytes it would have had at once"
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [Fault("x"), NotReady("x"), QueueFull("x"), ValueError("ours"), Result(503, "", b""), Result(429, "", b"{")],
+    ids=lambda outcome: type(outcome).__name__ + str(getattr(outcome, "status", "")),
+)
+async def test_other_errors_are_tried_again_and_then_buried(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, outcome: Result | Exception
+) -> None:
+    async with working(url, job_settings, always(outcome)):
+        job, _ = await queue.submit(payload)
+        dead = await ended(queue, job)
+        assert (dead.status, dead.dead, dead.attempts) == ("failed", True, 3)
+        assert dead.error is not None
+        assert "ours" not in str(dead.error), "what is not written for callers is not shown to them"
+        assert [letter.id for letter in await queue.dead("ann")] == [job.id]
+
+
+async def test_a_second_attempt_may_succeed(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+) -> None:
+    async def moody(_payload: Payload, ticket: Ticket) -> Result:
+        if ticket.attempt == 1:
+            raise Fault("Not today.")
+        return DONE
+
+    async with working(url, job_settings, moody):
+        done = await ended(queue, (await queue.submit(payload))[0])
+        assert (done.status, done.attempts, done.error) == ("succeeded", 2, None)
+
+
+async def test_a_handler_that_cancels_itself_has_failed(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+) -> None:
+    async with working(url, job_settings, always(asyncio.CancelledError())):
+        dead = await ended(queue, (await queue.submit(payload))[0])
+        assert (dead.status, dead.attempts) == ("failed", 3)
+
+
+async def test_no_more_jobs_run_than_allowed(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+) -> None:
+    running, most = 0, 0
+
+    async def busy(_payload: Payload, _ticket: Ticket) -> Result:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.02)
+        running -= 1
+        return DONE
+
+    settings = job_settings.model_copy(update={"job_concurrency": 3})
+    async with working(url, settings, busy):
+        jobs = [(await queue.submit(payload))[0] for _ in range(12)]
+        for job in jobs:
+            await ended(queue, job)
+    assert most == 3
+
+
+async def test_two_workers_run_each_job_once(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+) -> None:
+    ran: list[bytes] = []
+
+    async def note(given: Payload, _ticket: Ticket) -> Result:
+        ran.append(given.body)
+        await asyncio.sleep(0.005)
+        return DONE
+
+    async with working(url, job_settings, note), working(url, job_settings, note):
+        jobs = [(await queue.submit(replace(payload, body=str(n).encode())))[0] for n in range(30)]
+        for job in jobs:
+            assert (await ended(queue, job)).attempts == 1
+    assert sorted(ran) == sorted(str(n).encode() for n in range(30))
+
+
+async def test_long_jobs_keep_their_lease(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+) -> None:
+    async def long(_payload: Payload, _ticket: Ticket) -> Result:
+        await asyncio.sleep(4 * job_settings.job_lease_s)
+        return DONE
+
+    async with working(url, job_settings, long), working(url, job_settings, long):
+        done = await ended(queue, (await queue.submit(payload))[0])
+        assert (done.status, done.attempts) == ("succeeded", 1)
+
+
+async def test_progress_is_shown_without_a_write_for_each_step(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+) -> None:
+    async def steps(_payload: Payload, ticket: Ticket) -> Result:
+        for step in range(500):
+            await ticket.progress(step / 500, f"step {step}")
+            await asyncio.sleep(0.001)
+        await ticket.progress(7.0)
+        return DONE
+
+    async with working(url, job_settings, steps):
+        job, _ = await queue.submit(payload)
+        seen = [now.progress async for now in queue.events(job.id, "ann")]
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+    assert 4 <= len(seen) <= 20, "several steps are seen, and far fewer are written than were told"
+
+
+# Cancel
+
+
+async def test_cancelling_a_running_job_stops_it_within_a_second(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+) -> None:
+    stopped = asyncio.Event()
+
+    async def patient(_payload: Payload, ticket: Ticket) -> Result:
+        await ticket.cancelled()
+        stopped.set()
+        return DONE
+
+    async with working(url, job_settings.model_copy(update={"job_lease_s": 60.0}), patient):
+        job, _ = await queue.submit(payload)
+        await started(queue, job)
+        begun = time.monotonic()
+        await queue.cancel(job.id, "ann")
+        await asyncio.wait_for(stopped.wait(), 1)
+        assert time.monotonic() - begun < 0.5, "by message, not by the next renewal"
+        assert (await queue.get(job.id, "ann")).status == "cancelled"
+
+
+async def test_a_handler_that_ignores_a_cancel_is_cancelled_and_its_slot_is_free(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+) -> None:
+    release = threading.Event()
+
+    async def deaf(given: Payload, _ticket: Ticket) -> Result:
+        if given.body == b"deaf":
+            await asyncio.to_thread(release.wait)
+        return DONE
+
+    settings = job_settings.model_copy(update={"job_concurrency": 1})
+    try:
+        async with working(url, settings, deaf):
+            job, _ = await queue.submit(replace(payload, body=b"deaf"))
+            await started(queue, job)
+            await queue.cancel(job.id, "ann")
+            next_job, _ = await queue.submit(payload)
+            begun = time.monotonic()
+            assert (await ended(queue, next_job)).status == "succeeded"
+            assert time.monotonic() - begun < 2
+    finally:
+        release.set()
+
+
+async def test_cancel_and_retry_runs_a_new_attempt_whose_answer_counts(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+) -> None:
+    async def slow_to_stop(_payload: Payload, ticket: Ticket) -> Result:
+        if ticket.attempt == 1:
+            await ticket.cancelled()
+            await asyncio.sleep(0.3)
+        return replace(DONE, body=str(ticket.attempt).encode())
+
+    async with working(url, job_settings, slow_to_stop):
+        job, _ = await queue.submit(payload)
+        await started(queue, job)
+        await queue.cancel(job.id, "ann")
+        await queue.retry(job.id, "ann")
+        assert (await ended(queue, job)).attempts == 2
+        await asyncio.sleep(0.4)
+        assert (await queue.result(job.id, "ann")).body == b"2"
+
+
+# Draining
+
+
+async def test_a_stopping_worker_finishes_what_is_nearly_done(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+) -> None:
+    async def short(_payload: Payload, _ticket: Ticket) -> Result:
+        await asyncio.sleep(0.15)
+        return DONE
+
+    async with working(url, job_settings, short) as worker:
+        job, _ = await queue.submit(payload)
+        await started(queue, job)
+        worker.stop()
+    assert (await queue.get(job.id, "ann")).status == "succeeded"
+    assert await queue.workers("svc") == [], "it takes itself off the books"
+
+
+@pytest.mark.parametrize("polite", [True, False])
+async def test_a_stopping_worker_hands_back_at_once_what_is_not(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, polite: bool
+) -> None:
+    async def long(_payload: Payload, ticket: Ticket) -> Result:
+        if ticket.attempt > 1:
+            return DONE
+        await (ticket.cancelled() if polite else asyncio.sleep(60))
+        return Result(499, "", b"")
+
+    settings = job_settings.model_copy(update={"job_lease_s": 60.0, "job_attempts": 1})
+    async with working(url, settings, long) as worker:
+        job, _ = await queue.submit(payload)
+        await started(queue, job)
+        begun = time.monotonic()
+        worker.stop()
+    assert time.monotonic() - begun < 2.5
+    back = await queue.get(job.id, "ann")
+    assert (back.status, back.position) == ("queued", 0)
+    async with working(url, settings, long):
+        done = await ended(queue, job)
+        assert (done.status, done.attempts) == ("succeeded", 2), "being handed back costs no attempt"
+
+
+async def test_a_second_stop_does_not_wait(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+) -> None:
+    async def long(_payload: Payload, ticket: Ticket) -> Result:
+        await ticket.cancelled()
+        raise asyncio.CancelledError
+
+    async with working(url, job_settings.model_copy(update={"drain_s": 60.0}), long) as worker:
+        job, _ = await queue.submit(payload)
+        await started(queue, job)
+        worker.stop()
+        worker.stop()
+    assert (await queue.get(job.id, "ann")).status == "queued"
+
+
+async def test_a_stopping_worker_begins_nothing_new(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+) -> None:
+    async with working(url, job_settings, always(DONE)) as worker:
+        worker.stop()
+        await asyncio.sleep(0.05)
+        await queue.submit(payload)
+    assert await queue.depth("svc") == 1
+
+
+# Housekeeping
+
+
+async def test_workers_forget_finished_jobs_by_themselves(url: str, payload: Payload, job_settings: Settings) -> None:
+    settings = job_settings.model_copy(update={"job_ttl_s": 1})
+    queue = RedisJobQueue(url, settings)
+    big = replace(DONE, body=b"x" * 5000)
+    async with working(url, settings, always(big)):
+        job, _ = await queue.submit(payload)
+        await ended(queue, job)
+        folder = settings.data_dir / "blobs" / job.id
+        assert folder.exists()
+        async with asyncio.timeout(10):
+            while folder.exists() or await queue._link.client.keys("*:job:*"):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    await queue.close()
+
+
+async def test_a_worker_waits_for_a_redis_that_is_away(job_settings: Settings) -> None:
+    inbox = Inbox("redis://127.0.0.1:1", "svc", job_settings)
+    worker = JobWorker(inbox, always(DONE), job_settings)
+    running = asyncio.create_task(worker.run())
+    await asyncio.sleep(0.7)
+    assert not running.done()
+    worker.stop()
+    await asyncio.wait_for(running, 5)
+    await inbox.close()
+
+
+async def test_a_broken_loop_ends_the_worker_loudly(
+    url: str, job_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = Inbox(url, "svc", job_settings)
+    broken: Callable[[], Awaitable[int]] = always(RuntimeError("bug"))  # type: ignore[assignment]
+    monkeypatch.setattr(inbox, "sweep", lambda: broken(None, None))  # type: ignore[call-arg]
+    with pytest.raises(ExceptionGroup) as group:
+        await asyncio.wait_for(JobWorker(inbox, always(DONE), job_settings).run(), 5)
+    assert group.group_contains(RuntimeError, match="bug")
+    await inbox.close()
