@@ -37,6 +37,7 @@ class Tokenizer:
     Attributes:
         size: Number of token ids.
         eos: Ids that end an answer.
+        start: Id that stands for an empty text: the model's first token, or one that ends texts.
         special: Ids that are never text.
         chat_template: Jinja source, or None for a model that was not made for chat.
     """
@@ -58,6 +59,8 @@ class Tokenizer:
         self.size = library.get_vocab_size(with_added_tokens=True)
         self.eos = eos
         self.special = frozenset(i for i, token in self._added.items() if token.special)
+        first = library.token_to_id(self._names["bos_token"]) if "bos_token" in self._names else None
+        self.start: int = first if first is not None else min(eos, default=0)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
@@ -148,13 +151,15 @@ class Tokenizer:
 class Detokenizer:
     """Turns a stream of tokens into text, whole characters at a time."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, special: bool = False) -> None:
+        """Begin a text; with `special`, special tokens show as their names."""
         self._tokenizer = tokenizer
+        self._hidden = frozenset() if special else tokenizer.special
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
-        """Text that `token` completes; nothing for special tokens and for pieces of a character."""
-        if token in self._tokenizer.special:
+        """Text that `token` completes; nothing for hidden tokens and for pieces of a character."""
+        if token in self._hidden:
             return ""
         return self._decoder.decode(self._tokenizer.token_bytes(token))
 

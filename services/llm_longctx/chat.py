@@ -1,0 +1,133 @@
+"""Chat in OpenAI's form: a conversation in, chunks out, and chunks gathered into one completion.
+
+Knows the protocol's chunks; knows nothing about HTTP or the engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+from services.llm_longctx.generation import Generation, Piece, Shown
+from services.llm_longctx.speaker import Speaker, check, samplings
+from shared.api.text import (
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatLogprobs,
+    ChatRequest,
+    ChunkChoice,
+    Delta,
+    Reply,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+from shared.errors import InvalidOption
+from shared.lm.tokenizer import Tokenizer
+from shared.registry import Run
+
+__all__ = ["chunks", "gather"]
+
+
+def chunks(speaker: Speaker, request: ChatRequest, run: Run) -> Iterator[ChatChunk]:
+    """Begin to answer; the last chunk has the usage and no choices.
+
+    Raises:
+        InvalidOption: An option that is not served.
+        ContextLengthExceeded: The conversation does not fit the context.
+        QueueFull: Too many requests wait.
+    """
+    _check(request)
+    ids = speaker.read(speaker.dialogue(request.messages), "messages", special=False)
+    if not ids:
+        detail = "The conversation is empty under the model's template."
+        raise InvalidOption(detail, field="messages")
+    prompt = speaker.prompt(ids, request.max_completion_tokens or request.max_tokens, request, "messages")
+    top = (request.top_logprobs or 0) if request.logprobs else None
+    generation = Generation(speaker.engine, speaker.tokenizer, run)
+    generation.begin(replace(prompt, top=top), samplings(request))
+    return _chunks(speaker, generation, len(ids), scored=request.logprobs)
+
+
+def _check(request: ChatRequest) -> None:
+    check(request)
+    if request.top_logprobs is not None and not request.logprobs:
+        detail = "top_logprobs needs logprobs to be true."
+        raise InvalidOption(detail, field="top_logprobs")
+    if (kind := (request.response_format or {}).get("type", "text")) != "text":
+        detail = f"response_format {kind!r} is not served; only text is."
+        raise InvalidOption(detail, hint="Ask for JSON in the prompt.", field="response_format")
+
+
+def _chunks(speaker: Speaker, generation: Generation, read: int, *, scored: bool) -> Iterator[ChatChunk]:
+    stamp: dict[str, Any] = {
+        "id": f"chatcmpl-{uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time()),
+        "model": speaker.name, "system_fingerprint": speaker.fingerprint,
+    }  # fmt: skip
+    begun: set[int] = set()
+    produced = 0
+    for piece in generation:
+        produced += piece.produced
+        for choice in _choices(piece, speaker.tokenizer, first=piece.index not in begun, scored=scored):
+            yield ChatChunk(**stamp, choices=[choice], usage=None)
+        begun.add(piece.index)
+    usage = Usage(prompt_tokens=read, completion_tokens=produced, total_tokens=read + produced)
+    yield ChatChunk(**stamp, choices=[], usage=usage)
+
+
+def _choices(piece: Piece, tokenizer: Tokenizer, *, first: bool, scored: bool) -> Iterator[ChunkChoice]:
+    """What one piece is as deltas: the role before all, text with its log-probabilities, then the end."""
+
+    def choice(delta: Delta, **more: Any) -> ChunkChoice:
+        return ChunkChoice(**{"index": piece.index, "delta": delta, "logprobs": None, "finish_reason": None} | more)
+
+    if first:
+        yield choice(Delta(role="assistant", content=""))
+    if piece.text or piece.tokens:
+        logprobs = ChatLogprobs(content=[_scored(s, tokenizer) for s in piece.tokens], refusal=None) if scored else None
+        yield choice(Delta(content=piece.text), logprobs=logprobs)
+    if piece.reason is not None:
+        yield choice(Delta(), finish_reason=piece.reason)
+
+
+def _scored(shown: Shown, tokenizer: Tokenizer) -> TokenLogprob:
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        raw = list(tokenizer.token_bytes(token))
+        return {"token": tokenizer.token_text(token), "logprob": max(logprob, -9999.0), "bytes": raw}
+
+    token = shown.token
+    top = [TopLogprob(**entry(i, logprob)) for i, logprob in token.top]
+    return TokenLogprob(**entry(token.id, token.logprob or 0.0), top_logprobs=top)
+
+
+def gather(pieces: Iterable[ChatChunk]) -> ChatCompletion:
+    """One completion from all chunks of an answer, the one with the usage included."""
+    texts: dict[int, str] = {}
+    scores: dict[int, list[TokenLogprob]] = {}
+    reasons: dict[int, Any] = {}
+    last: ChatChunk | None = None
+    for chunk in pieces:
+        last = chunk
+        for choice in chunk.choices:
+            texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+            reasons[choice.index] = choice.finish_reason
+            if choice.logprobs is not None:
+                scores.setdefault(choice.index, []).extend(choice.logprobs.content)
+    if last is None or last.usage is None:
+        message = "a whole answer ends with its usage"
+        raise ValueError(message)
+    choices = [
+        ChatChoice(
+            index=i, message=Reply(content=texts[i]), finish_reason=reasons[i],
+            logprobs=ChatLogprobs(content=scores[i]) if i in scores else None,
+        )
+        for i in sorted(texts)
+    ]  # fmt: skip
+    return ChatCompletion(
+        id=last.id, created=last.created, model=last.model, system_fingerprint=last.system_fingerprint,
+        choices=choices, usage=last.usage,
+    )  # fmt: skip

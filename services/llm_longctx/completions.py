@@ -1,0 +1,132 @@
+"""Completion in OpenAI's form: prompts in, chunks out, and chunks gathered into one answer.
+
+Knows the protocol's chunks; knows nothing about HTTP or the engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, cast
+from uuid import uuid4
+
+from services.llm_longctx.generation import Generation, Piece, Prompt, Shown
+from services.llm_longctx.speaker import Speaker, check, samplings
+from shared.api.text import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, Usage
+from shared.errors import InvalidOption
+from shared.lm.tokenizer import Tokenizer
+from shared.registry import Run
+
+__all__ = ["chunks", "gather"]
+
+MOST_PROMPTS = 32
+"""Prompts in one request; each waits and runs by itself."""
+
+
+def chunks(speaker: Speaker, request: CompletionRequest, run: Run) -> Iterator[Completion]:
+    """Begin to answer; the last chunk has the usage and no choices.
+
+    Raises:
+        InvalidOption: An option that is not served.
+        ContextLengthExceeded: A prompt does not fit the context.
+        QueueFull: Too many requests wait.
+    """
+    _check(request)
+    prompts = [_prompt(speaker, one, request) for one in _prompts(request)]
+    generation = Generation(speaker.engine, speaker.tokenizer, run)
+    for prompt in prompts:
+        generation.begin(prompt, samplings(request))
+    return _chunks(speaker, generation, sum(len(p.ids) for p in prompts), scored=request.logprobs is not None)
+
+
+def _check(request: CompletionRequest) -> None:
+    check(request)
+    if request.suffix:
+        detail = "suffix is not served: these models only read forwards."
+        raise InvalidOption(detail, field="suffix")
+    if request.best_of is not None and request.best_of != request.n:
+        detail = "best_of is not served beyond n."
+        raise InvalidOption(detail, hint="Leave it out, or ask for n answers with logprobs.", field="best_of")
+
+
+def _prompts(request: CompletionRequest) -> list[str | list[int]]:
+    """The prompts, one by one."""
+    given = request.prompt
+    if isinstance(given, str):
+        return [given]
+    if given and isinstance(given[0], int):
+        return [given]
+    if not 1 <= len(given) <= MOST_PROMPTS:
+        detail = f"prompt holds {len(given)} prompts; 1 to {MOST_PROMPTS} are answered at a time."
+        raise InvalidOption(detail, field="prompt")
+    return list(cast("list[str] | list[list[int]]", given))
+
+
+def _prompt(speaker: Speaker, given: str | list[int], request: CompletionRequest) -> Prompt:
+    ids, hidden = speaker.read(given, "prompt") if isinstance(given, str) else given, 0
+    if not ids:
+        ids, hidden = [speaker.tokenizer.start], 1
+    elif isinstance(given, str) and request.echo:
+        hidden = len(ids) - len(speaker.read(given, "prompt", special=False))
+    prompt = speaker.prompt(ids, request.max_tokens, request, "prompt")
+    return replace(prompt, top=request.logprobs, echo=request.echo, hidden=hidden)
+
+
+def _chunks(speaker: Speaker, generation: Generation, read: int, *, scored: bool) -> Iterator[Completion]:
+    stamp: dict[str, Any] = {
+        "id": f"cmpl-{uuid4().hex}", "object": "text_completion", "created": int(time.time()),
+        "model": speaker.name, "system_fingerprint": speaker.fingerprint,
+    }  # fmt: skip
+    produced = 0
+    for piece in generation:
+        produced += piece.produced
+        yield Completion(**stamp, choices=[_choice(piece, speaker.tokenizer, scored=scored)], usage=None)
+    usage = Usage(prompt_tokens=read, completion_tokens=produced, total_tokens=read + produced)
+    yield Completion(**stamp, choices=[], usage=usage)
+
+
+def _choice(piece: Piece, tokenizer: Tokenizer, *, scored: bool) -> CompletionChoice:
+    logprobs = _logprobs(piece.tokens, tokenizer) if scored else None
+    return CompletionChoice(index=piece.index, text=piece.text, logprobs=logprobs, finish_reason=piece.reason)
+
+
+def _logprobs(tokens: Sequence[Shown], tokenizer: Tokenizer) -> CompletionLogprobs:
+    top = [
+        {tokenizer.token_text(i): max(lp, -9999.0) for i, lp in s.token.top} if s.token.logprob is not None else None
+        for s in tokens
+    ]
+    return CompletionLogprobs(
+        tokens=[tokenizer.token_text(s.token.id) for s in tokens],
+        token_logprobs=[None if s.token.logprob is None else max(s.token.logprob, -9999.0) for s in tokens],
+        top_logprobs=top,
+        text_offset=[s.offset for s in tokens],
+    )
+
+
+def gather(pieces: Iterable[Completion]) -> Completion:
+    """One answer from all its chunks, the one with the usage included."""
+    whole: dict[int, CompletionChoice] = {}
+    last: Completion | None = None
+    for chunk in pieces:
+        last = chunk
+        for choice in chunk.choices:
+            whole[choice.index] = _joined(whole[choice.index], choice) if choice.index in whole else choice
+    if last is None or last.usage is None:
+        message = "a whole answer ends with its usage"
+        raise ValueError(message)
+    return last.model_copy(update={"choices": [whole[i] for i in sorted(whole)]})
+
+
+def _joined(begun: CompletionChoice, more: CompletionChoice) -> CompletionChoice:
+    logprobs = begun.logprobs
+    if logprobs is not None and more.logprobs is not None:
+        logprobs = CompletionLogprobs(
+            **{
+                name: [*getattr(logprobs, name), *getattr(more.logprobs, name)]
+                for name in CompletionLogprobs.model_fields
+            }
+        )
+    return begun.model_copy(
+        update={"text": begun.text + more.text, "logprobs": logprobs, "finish_reason": more.finish_reason}
+    )

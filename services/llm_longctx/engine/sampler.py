@@ -1,0 +1,87 @@
+"""Draws the next token of one answer from its logits.
+
+Each answer has a generator of its own, so that its draws do not depend on its neighbours. Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from services.llm_longctx.engine.request import Sampling, Token
+
+__all__ = ["Sampler", "scored"]
+
+_COLD = 1e-5
+"""Temperatures below this are greedy: dividing by them says nothing but the maximum."""
+
+
+class Sampler:
+    """The draws of one answer."""
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], vocab: int) -> None:
+        self._how = sampling
+        self._generator = torch.Generator()
+        if sampling.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(sampling.seed % 2**63)
+        self._produced = torch.zeros(vocab)
+        self._seen = torch.zeros(vocab, dtype=torch.bool)
+        if sampling.repetition_penalty != 1:
+            self._seen[torch.tensor(list(prompt), dtype=torch.long)] = True
+        self._bias = self._bias_of(sampling, vocab)
+
+    def draw(self, logits: Tensor, top: int | None = None) -> Token:
+        """Choose from logits [V] (float32 on the CPU), and remember the choice for the penalties."""
+        bent = self._bend(logits)
+        chosen = int(bent.argmax()) if self._how.temperature < _COLD else self._sample(bent)
+        self._produced[chosen] += 1
+        self._seen[chosen] = True
+        return Token(chosen) if top is None else scored(logits[None], [chosen], top)[0]
+
+    def _bend(self, logits: Tensor) -> Tensor:
+        """Logits after bias and penalties."""
+        how = self._how
+        if self._bias is not None:
+            logits = logits + self._bias
+        if how.repetition_penalty != 1:
+            divided = torch.where(logits > 0, logits / how.repetition_penalty, logits * how.repetition_penalty)
+            logits = torch.where(self._seen, divided, logits)
+        if how.presence_penalty or how.frequency_penalty:
+            used = self._produced
+            logits = logits - how.frequency_penalty * used - how.presence_penalty * (used > 0)
+        return logits
+
+    def _sample(self, logits: Tensor) -> int:
+        how = self._how
+        probs, ids = ((logits - logits.max()) / how.temperature).softmax(-1), None
+        if how.min_p > 0:
+            probs = probs.where(probs >= how.min_p * probs.max(), 0.0)
+        if how.top_k or how.top_p < 1:
+            probs, ids = probs.topk(min(how.top_k or len(probs), len(probs)))
+        if how.top_p < 1:
+            # A token stays while those before it hold less than top_p of what top_k left; the first always stays.
+            before = probs.cumsum(-1) - probs
+            probs = probs.where(before < max(how.top_p, 1e-9) * probs.sum(), 0.0)
+        drawn = int(torch.multinomial(probs, 1, generator=self._generator))
+        return drawn if ids is None else int(ids[drawn])
+
+    @staticmethod
+    def _bias_of(sampling: Sampling, vocab: int) -> Tensor | None:
+        if not sampling.logit_bias:
+            return None
+        bias = torch.zeros(vocab)
+        bias[list(sampling.logit_bias)] = torch.tensor(list(sampling.logit_bias.values()))
+        return bias
+
+
+def scored(logits: Tensor, chosen: Sequence[int], top: int) -> list[Token]:
+    """Tokens `chosen` [T] with their log-probabilities and the `top` likeliest, from logits [T,V]."""
+    logs = logits.log_softmax(-1)
+    own = logs.gather(1, torch.tensor(chosen)[:, None])[:, 0].tolist()
+    values, ids = logs.topk(min(top, logs.shape[1]))
+    likeliest = [tuple(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)]
+    return [Token(t, lp, best) for t, lp, best in zip(chosen, own, likeliest, strict=True)]

@@ -1,0 +1,23 @@
+"""Errors that OpenAI's clients know by a code of their own."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from shared.errors import BadInput, NotFound
+
+__all__ = ["ContextLengthExceeded", "ModelNotFound"]
+
+
+class ContextLengthExceeded(BadInput):
+    """The prompt is longer than the model's context."""
+
+    openai_code: ClassVar[str] = "context_length_exceeded"
+    title = "Context length exceeded"
+
+
+class ModelNotFound(NotFound):
+    """No model of that name is served here."""
+
+    openai_code: ClassVar[str] = "model_not_found"
+    title = "Model not found"

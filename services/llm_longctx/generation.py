@@ -1,0 +1,187 @@
+"""Between the engine's tokens and the protocol's text: one `Generation` per request, one `_Answer` per choice.
+
+Tokens become characters, stop texts end answers, log-probabilities wait for the text they belong to. Knows nothing
+about the protocol's forms.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from services.llm_longctx.engine import Choice, Engine, FinishReason, Request, Sampling, Token
+from services.llm_longctx.stops import Stops
+from shared.errors import FoveaError
+from shared.lm.tokenizer import Detokenizer, Tokenizer
+from shared.registry import Run
+
+__all__ = ["Generation", "Piece", "Prompt", "Shown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt and how its answers end.
+
+    Attributes:
+        ids: Tokens to go on from.
+        max_tokens: Longest answer.
+        stops: Texts that end an answer.
+        top: Log-probabilities wanted, or None; see `Request.top`.
+        echo: Whether the prompt is part of the answer.
+        hidden: Tokens at the prompt's beginning that the caller did not write and an echo does not show.
+    """
+
+    ids: Sequence[int]
+    max_tokens: int
+    stops: Sequence[str] = ()
+    top: int | None = None
+    echo: bool = False
+    hidden: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A token of the shown text and where it begins in it, in characters."""
+
+    token: Token
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What is new in one answer: text, its tokens where log-probabilities are wanted, and the end with its reason.
+
+    Attributes:
+        index: Which answer.
+        produced: Tokens made for this answer, told with the end.
+    """
+
+    index: int
+    text: str = ""
+    tokens: tuple[Shown, ...] = ()
+    reason: FinishReason | None = None
+    produced: int = 0
+
+
+class Generation:
+    """Answers being produced for one or more prompts; iterate over their pieces as they come."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, run: Run) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._run = run
+        self._news: queue.SimpleQueue[Piece | FoveaError] = queue.SimpleQueue()
+        self._requests: list[Request] = []
+        self._open = 0
+
+    def begin(self, prompt: Prompt, samplings: Sequence[Sampling]) -> None:
+        """Ask for one answer per sampling.
+
+        Raises:
+            QueueFull: Too many requests wait.
+        """
+        answers = [_Answer(self._open + i, prompt, self._tokenizer, self._news) for i in range(len(samplings))]
+        request = Request(
+            ids=prompt.ids, choices=[Choice(s, a) for s, a in zip(samplings, answers, strict=True)],
+            max_tokens=prompt.max_tokens, ends=self._tokenizer.eos, top=prompt.top,
+            score_prompt=prompt.echo and prompt.top is not None, run=self._run,
+        )  # fmt: skip
+        self._open += len(answers)
+        self._requests.append(request)
+        try:
+            self._engine.submit(request)
+        except FoveaError:
+            self.drop()
+            raise
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Pieces of all answers until each has ended; leaving early drops what is still being produced.
+
+        Raises:
+            FoveaError: An answer failed: cancelled, too late, or our fault.
+        """
+        try:
+            while self._open:
+                piece = self._news.get()
+                if isinstance(piece, FoveaError):
+                    raise piece
+                self._open -= piece.reason is not None
+                yield piece
+        finally:
+            self.drop()
+
+    def drop(self) -> None:
+        """Stop producing."""
+        for request in self._requests:
+            request.dropped = True
+
+
+class _Answer:
+    """The sink of one answer: turns its tokens into pieces."""
+
+    def __init__(
+        self, index: int, prompt: Prompt, tokenizer: Tokenizer, news: queue.SimpleQueue[Piece | FoveaError]
+    ) -> None:
+        self._index = index
+        self._prompt = prompt
+        self._news = news
+        self._text = Detokenizer(tokenizer)
+        self._stops = Stops(prompt.stops)
+        self._pending: list[Shown] = []
+        self._offsets: list[int] = []  # where the prompt's tokens begin in its echo
+        self._scored = 0  # tokens of the prompt that were told
+        self._read = 0  # characters that came
+        self._shown = 0  # characters that were let through
+        self._ended = False
+        if prompt.echo:
+            self._echo(tokenizer)
+
+    def prompt(self, tokens: Sequence[Token]) -> None:
+        """Log-probabilities of the prompt, whose text was shown already."""
+        places = self._offsets[self._scored : self._scored + len(tokens)]
+        self._scored += len(tokens)
+        self._news.put(Piece(self._index, tokens=tuple(map(Shown, tokens, places))))
+
+    def token(self, token: Token) -> bool:
+        """Show what this token completes; True at a stop text."""
+        text = self._text.feed(token.id)
+        if self._prompt.top is not None:
+            self._pending.append(Shown(token, self._read))
+        self._read += len(text)
+        self._show(self._stops.feed(text))
+        return self._stops.hit
+
+    def end(self, reason: FinishReason | FoveaError, produced: int) -> None:
+        """Show what was held back, and the reason."""
+        if self._ended:
+            return
+        self._ended = True
+        if isinstance(reason, FoveaError):
+            self._news.put(reason)
+            return
+        rest = self._stops.feed(self._text.end()) + self._stops.end()
+        self._shown += len(rest)
+        hit = self._stops.hit
+        tokens = tuple(s for s in self._pending if s.offset < self._shown or not hit)
+        self._news.put(Piece(self._index, rest, tokens, "stop" if hit else reason, produced))
+
+    def _show(self, text: str) -> None:
+        if not text:
+            return
+        self._shown += len(text)
+        ready = tuple(s for s in self._pending if s.offset < self._shown)
+        self._pending = self._pending[len(ready) :]
+        self._news.put(Piece(self._index, text, ready))
+
+    def _echo(self, tokenizer: Tokenizer) -> None:
+        """Show the prompt as the caller wrote it; stop texts do not look into it."""
+        spelled, text = Detokenizer(tokenizer, special=True), ""
+        for place, token in enumerate(self._prompt.ids):
+            self._offsets.append(len(text))
+            text += spelled.feed(token) if place >= self._prompt.hidden else ""
+        text += spelled.end()
+        self._read = self._shown = len(text)
+        self._news.put(Piece(self._index, text))
+        if self._prompt.top is not None:
+            self.prompt([Token(self._prompt.ids[0])])  # nothing came before it, so it has no probability

