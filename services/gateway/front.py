@@ -163,4 +163,4 @@ def _permission(path: str) -> Permission:
         return "jobs"
     if path.startswith("/v2/repository/models/"):
         return "admin"
-    return "metrics" if path == "/metrics" else "infer"
+    return "metrics" if path.startswith("/metrics") else "infer"

@@ -58,9 +58,17 @@ class Client:
 
     async def json(self, target: Target, path: str) -> Any:
         """A small JSON document of a replica, or None when it can't be had within two seconds."""
+        text = await self.text(target, path)
+        try:
+            return None if text is None else json.loads(text)
+        except ValueError:
+            return None
+
+    async def text(self, target: Target, path: str) -> str | None:
+        """A small text of a replica, or None when it can't be had within two seconds."""
         try:
             async with asyncio.timeout(PATIENCE_S), self._opened().get(target.replica.http + path) as response:
-                return json.loads(await response.read()) if response.ok else None
+                return await response.text("utf8") if response.ok else None
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return None
 

@@ -1,0 +1,66 @@
+"""`/metrics/services`: the numbers of all replicas in one document, each sample with the replica it came from.
+
+Replicas listen on ports of their own choice, so Prometheus can't find them by itself; it asks here. Knows the text
+format, and nothing about what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from shared.telemetry import METRICS_CONTENT_TYPE
+
+__all__ = ["merged", "router"]
+
+router = APIRouter(tags=["health"])
+
+
+class _Merged(Collector):
+    """Families of several documents, joined by name."""
+
+    def __init__(self, documents: Mapping[str, str]) -> None:
+        self._documents = documents
+
+    def collect(self) -> Iterable[Metric]:
+        """One family per name; every sample carries `replica`."""
+        families: dict[str, Metric] = {}
+        for replica, text in self._documents.items():
+            for found in _families(text):
+                family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
+                family.samples += [s._replace(labels={**s.labels, "replica": replica}) for s in found.samples]
+        return families.values()
+
+
+def merged(documents: Mapping[str, str]) -> bytes:
+    """One document of several.
+
+    Args:
+        documents: Replica id → its metrics in the Prometheus text format.
+    """
+    registry = CollectorRegistry()
+    registry.register(_Merged(documents))
+    return generate_latest(registry)
+
+
+def _families(text: str) -> Iterator[Metric]:
+    try:
+        yield from text_string_to_metric_families(text)
+    except ValueError:  # a foreign server behind a fixed upstream may write what the parser does not know
+        return
+
+
+@router.get("/metrics/services", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def services(request: Request) -> Response:
+    """The numbers of every replica of every service in the Prometheus text format."""
+    gateway = request.app.state.gateway
+    targets = [target for name in gateway.fleet.services for target in gateway.fleet.alive(name)]
+    texts = await asyncio.gather(*(gateway.client.text(target, "/metrics") for target in targets))
+    documents = {target.id: text for target, text in zip(targets, texts, strict=True) if text is not None}
+    return Response(merged(documents), media_type=METRICS_CONTENT_TYPE)

@@ -1,0 +1,40 @@
+"""Numbers of several replicas become one document that Prometheus can read."""
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.gateway.scrape import merged
+
+ONE = """# HELP fovea_requests_total Requests by outcome.
+# TYPE fovea_requests_total counter
+fovea_requests_total{service="s",status="200"} 3.0
+"""
+TWO = (
+    ONE.replace("3.0", "4.0")
+    + "# HELP fovea_batch_size Requests.\n# TYPE fovea_batch_size histogram\n"
+    + (
+        'fovea_batch_size_bucket{le="1.0"} 1.0\nfovea_batch_size_bucket{le="+Inf"} 2.0\n'
+        "fovea_batch_size_count 2.0\nfovea_batch_size_sum 5.0\n"
+    )
+)
+
+
+def families(raw):
+    return {family.name: family for family in text_string_to_metric_families(raw.decode())}
+
+
+def test_each_sample_says_which_replica_it_came_from():
+    found = families(merged({"a": ONE, "b": TWO}))["fovea_requests"]
+    assert {s.labels["replica"]: s.value for s in found.samples} == {"a": 3.0, "b": 4.0}
+
+
+def test_families_are_announced_once():
+    assert merged({"a": ONE, "b": TWO}).count(b"# TYPE fovea_requests_total counter") == 1
+
+
+def test_histograms_survive():
+    found = families(merged({"b": TWO}))["fovea_batch_size"]
+    assert [s.value for s in found.samples if s.name.endswith("_bucket")] == [1.0, 2.0]
+
+
+def test_what_is_no_metrics_text_is_left_out():
+    assert list(families(merged({"a": ONE, "x": "{not metrics"}))) == ["fovea_requests"]
