@@ -42,6 +42,7 @@ class Child:
         self._env = env
         self.process: asyncio.subprocess.Process | None = None
         self.task: asyncio.Task[None] | None = None
+        self.starting = asyncio.Lock()
 
     async def start(self) -> int:
         """Start it in a session of its own, so that Ctrl-C reaches the supervisor alone; returns its pid."""
@@ -106,9 +107,11 @@ class Children:
 
     async def stop(self) -> None:
         """Stop all, the last started first, then the guard."""
-        for child in reversed(self._all):
-            if child.task is not None:
-                child.task.cancel()
+        while self._all:
+            child = self._all.pop()
+            async with child.starting:  # never between the start of a process and its being known
+                if child.task is not None:
+                    child.task.cancel()
             await child.stop(self._grace_s)
             if child.process is not None:
                 self.watch(child.process.pid, gone=True)
@@ -120,13 +123,14 @@ class Children:
 
     async def _keep(self, child: Child) -> None:
         """Start a child again whenever it ends, until it has done so too often."""
-        deaths: deque[float] = deque(maxlen=_DEATHS)
+        deaths: list[float] = []
         while child.process is not None:
             code, pid = await child.process.wait(), child.process.pid
-            deaths.append(time.monotonic())
+            now = time.monotonic()
+            deaths = [*(death for death in deaths if now - death < _WITHIN_S), now]
             await asyncio.to_thread(guard.end, [pid], 0.0)
             self.watch(pid, gone=True)
-            if len(deaths) == _DEATHS and deaths[-1] - deaths[0] < _WITHIN_S:
+            if len(deaths) >= _DEATHS:
                 words = f"{child.name} ended {_DEATHS} times in a minute. Its last lines:\n{child.last_words()}"
                 if not self.failed.done():
                     self.failed.set_exception(Died(words))
@@ -134,7 +138,8 @@ class Children:
             pause = _FIRST_PAUSE_S * 2 ** (len(deaths) - 1)
             self._say(f"{child.name} ended ({_why(code)}); starting it again in {pause:g} s. Log: {child.log}")
             await asyncio.sleep(pause)
-            self.watch(await child.start())
+            async with child.starting:
+                self.watch(await child.start())
 
 
 def _why(code: int) -> str:

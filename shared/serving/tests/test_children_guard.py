@@ -1,0 +1,183 @@
+"""Children are kept alive, given up on in time, stopped in reverse order, and ended even when nobody stops them."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from shared.serving import guard
+from shared.serving.children import Children, Died
+from shared.serving.tests.toys import until
+
+NAP = "import time; time.sleep(60)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+ONCE = f"""
+import os, sys
+again = os.path.exists("ran")
+print("again" if again else "first", flush=True)
+if not again:
+    open("ran", "w").close()
+    sys.exit(3)
+{NAP}
+"""
+FAMILY = """
+import os, subprocess, sys, time
+inside = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+apart = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], process_group=0)
+print(inside.pid, apart.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as facts:  # noqa: PTH123
+            return facts.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def ignores(pid, number):
+    with open(f"/proc/{pid}/status") as facts:  # noqa: PTH123
+        (mask,) = (line.split()[1] for line in facts if line.startswith("SigIgn"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """Scripts that can be started as `python -m NAME`."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(name, code):
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(code))
+
+    write("nap", NAP)
+    write("stubborn", STUBBORN)
+    write("family", FAMILY)
+    write("once", ONCE)
+    write("doomed", "print('why it died', flush=True)\nraise SystemExit(7)")
+    write("shows", f"import os; print(os.environ['FOVEA_X'], os.getsid(0) == os.getpid(), flush=True); {NAP}")
+    return tmp_path
+
+
+@pytest.fixture
+async def children(modules):
+    said = []
+    made = Children(modules / "logs", {"FOVEA_X": "given"}, said.append, grace_s=1.0)
+    made.said = said
+    yield made
+    await made.stop()
+
+
+async def test_child_has_its_environment_its_session_and_its_log(children):
+    child = await children.add("the child", "shows")
+    await until(child.log.read_text)
+    assert child.log.name == "the-child.log"
+    assert child.log.read_text() == "given True\n"
+
+
+async def test_child_that_ends_is_started_again_and_said(children):
+    child = await children.add("once", "once")
+    await until(lambda: "again" in child.log.read_text())
+    assert child.log.read_text() == "first\nagain\n"
+    assert children.said == [f"once ended (exit code 3); starting it again in 0.5 s. Log: {child.log}"]
+
+
+async def test_child_that_is_killed_is_said_by_signal(children):
+    child = await children.add("nap", "nap")
+    child.process.kill()
+    await until(lambda: children.said)
+    assert "signal SIGKILL" in children.said[0]
+
+
+async def test_child_that_dies_again_and_again_is_given_up_on_with_its_last_words(children, monkeypatch):
+    monkeypatch.setattr("shared.serving.children._FIRST_PAUSE_S", 0.001)
+    await children.add("doomed", "doomed")
+    with pytest.raises(Died, match=r"5 times in a minute(?s:.*)why it died"):
+        await asyncio.wait_for(asyncio.shield(children.failed), 20)
+
+
+async def test_all_are_stopped_the_last_started_first(children):
+    first, second = await children.add("a", "nap"), await children.add("b", "nap")
+    ended = []
+    for child in (first, second):
+        asyncio.get_running_loop().create_task(child.process.wait()).add_done_callback(
+            lambda _, name=child.name: ended.append(name)
+        )
+    await asyncio.sleep(0)
+    await children.stop()
+    await until(lambda: len(ended) == 2)
+    assert ended == ["b", "a"]
+    assert children.said == []
+
+
+async def test_what_ignores_sigterm_is_killed_after_the_grace(children):
+    child = await children.add("stubborn", "stubborn")
+    await until(child.log.read_text)
+    begun = time.monotonic()
+    await children.stop()
+    assert not alive(child.process.pid)
+    assert 0.9 < time.monotonic() - begun < 5
+
+
+async def test_grandchildren_are_ended_in_whatever_group_they_are(children):
+    child = await children.add("family", "family")
+    await until(child.log.read_text)
+    pids = [int(word) for word in child.log.read_text().split()]
+    assert all(alive(pid) for pid in pids)
+    await children.stop()
+    assert not any(alive(pid) for pid in pids)
+
+
+def started(code, **how):
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **how)
+
+
+def test_members_of_a_session_are_all_its_living_processes():
+    leader = started(FAMILY, start_new_session=True)
+    pids = [int(word) for word in leader.stdout.readline().split()]
+    assert sorted(guard.members(leader.pid)) == sorted([leader.pid, *pids])
+    guard.end([leader.pid], 0.1)
+    leader.communicate()
+    assert guard.members(leader.pid) == []
+
+
+def test_guard_ends_what_is_left_when_its_supervisor_is_gone():
+    supervisor = started(
+        f"""
+import subprocess, sys, time
+watch = subprocess.Popen([sys.executable, "-m", "shared.serving.guard"], stdin=subprocess.PIPE, start_new_session=True)
+child = subprocess.Popen([sys.executable, "-c", {NAP!r}], start_new_session=True)
+ended = subprocess.Popen([sys.executable, "-c", ""], start_new_session=True)
+watch.stdin.write(f"+{{child.pid}}\\n+{{ended.pid}}\\n-{{ended.pid}}\\n".encode())
+watch.stdin.flush()
+print(watch.pid, child.pid, flush=True)
+time.sleep(60)
+"""
+    )
+    watch, child = (int(word) for word in supervisor.stdout.readline().split())
+    end = time.monotonic() + 10
+    while not ignores(watch, signal.SIGTERM) and time.monotonic() < end:
+        time.sleep(0.01)
+    os.kill(watch, signal.SIGTERM)  # only the supervisor's end counts
+    os.kill(watch, signal.SIGINT)
+    time.sleep(0.2)
+    assert alive(child)
+    assert alive(watch)
+    supervisor.kill()
+    supervisor.communicate()
+    while (alive(child) or alive(watch)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not alive(child)
+    assert not alive(watch)
+
+
+def test_guard_with_nothing_left_to_end_ends_at_once():
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-m", "shared.serving.guard"], input=b"+999999\n-999999\n", check=True)
+    assert time.monotonic() - begun < 5

@@ -1,0 +1,185 @@
+"""A replica is known while it lives: announced, renewed, forgotten, and untroubled by a Redis that goes away."""
+
+import asyncio
+import time
+
+import httpx2
+import pytest
+import redis
+
+from shared.api.replica import RENEW_S, Replica, replicas_key
+from shared.jobs.redis_server import RedisServer
+from shared.serving.app import build
+from shared.serving.presence import Presence
+from shared.serving.readiness import News, Readiness, expect
+from shared.serving.replica import ReplicaServer, load_app
+from shared.serving.tests import toys
+from shared.serving.tests.toys import TOYS, until
+from shared.settings import Settings
+
+
+@pytest.fixture
+def server(tmp_path):
+    with RedisServer(Settings(data_dir=tmp_path, redis_url=None)) as made:
+        yield made
+
+
+@pytest.fixture
+def link(server):
+    with redis.Redis.from_url(server.url) as made:
+        yield made
+
+
+def records(link, service="toy"):
+    return [Replica.model_validate_json(value) for value in link.hvals(replicas_key(service))]
+
+
+async def serving(url, servables=TOYS, **more):
+    settings = Settings(redis_url=url, drain_s=0.5, **more)
+    made = ReplicaServer(build("toy", servables=servables, settings=settings), settings)
+    await made.start()
+    return made
+
+
+async def test_record_says_where_what_and_whether_it_is_ready(server, link):
+    replica = await serving(server.url)
+    await until(lambda: records(link) and records(link)[0].ready)
+    (record,) = records(link)
+    assert (record.id, record.service, record.http, record.grpc) == (replica.id, "toy", replica.http, replica.grpc)
+    assert record.models == tuple(TOYS)
+    assert record.routes == ("/v1/echo", "/v1/plan", "/v1/probe", "/v1/segment")
+    assert abs(time.time() - record.seen) < RENEW_S + 1
+    async with httpx2.AsyncClient() as client:
+        assert (await client.get(f"{record.http}/readyz")).status_code == 200
+    await replica.stop()
+    assert records(link) == []
+
+
+async def test_record_is_renewed(server, link):
+    replica = await serving(server.url)
+    await until(lambda: records(link))
+    first = records(link)[0].seen
+    await until(lambda: records(link)[0].seen > first, 3 * RENEW_S)
+    await replica.stop()
+
+
+async def test_model_that_failed_keeps_the_record_from_being_ready(server, link):
+    replica = await serving(server.url, {"toy/broken": toys.Broken, "toy/echo": toys.Echo})
+    await until(lambda: records(link))
+    await until(lambda: "toy/broken" in replica.host.missing() and not replica.host.ready)
+    assert not records(link)[0].ready
+    await replica.stop()
+
+
+async def test_replica_outlives_its_redis_and_is_announced_again(server, link):
+    replica = await serving(server.url)
+    await until(lambda: records(link))
+    server.kill()
+    async with httpx2.AsyncClient(base_url=replica.http) as client:
+        assert (await client.post("/v1/echo", json={})).status_code == 200
+    await asyncio.sleep(RENEW_S)
+    await asyncio.to_thread(server.start)
+    begun = time.time()
+    await until(lambda: any(record.seen > begun for record in records(link)), 10)
+    await replica.stop()
+
+
+async def test_replica_without_a_redis_serves_and_stops_quickly():
+    replica = await serving(None)
+    async with httpx2.AsyncClient(base_url=replica.http) as client:
+        assert (await client.post("/v1/echo", json={})).status_code == 200
+    begun = time.monotonic()
+    await replica.stop()
+    assert time.monotonic() - begun < 2
+
+
+async def test_records_that_nobody_renewed_for_long_are_swept(server, link):
+    def record(name, seen):
+        return Replica(id=name, service="toy", http="http://x", pid=1, ready=True, models=(), seen=seen)
+
+    key = replicas_key("toy")
+    link.hset(key, "old", record("old", time.time() - 3600).model_dump_json())
+    link.hset(key, "silent", record("silent", time.time() - 10).model_dump_json())
+    link.hset(key, "broken", "{")
+    presence = Presence(server.url, lambda: record("new", time.time()))
+    presence.start()
+    await until(lambda: link.hexists(key, "new"))
+    assert sorted(name.decode() for name in link.hkeys(key)) == ["new", "silent"]
+    await presence.stop()
+    assert [name.decode() for name in link.hkeys(key)] == ["silent"]
+
+
+async def test_presence_that_never_started_stops_without_a_word(server, link):
+    await Presence(server.url, lambda: pytest.fail("asked")).stop()
+
+
+def test_service_without_an_app_of_its_own_gets_a_plain_one():
+    assert load_app("detection").state.host.service == "detection"
+    assert load_app("any", "shared.serving.tests.toy_app:app").state.host.names() == list(TOYS)
+
+
+class Gateway:
+    """A gateway that knows what it is told."""
+
+    def __init__(self):
+        self.known = {}
+
+    async def __call__(self, scope, receive, send):
+        """Answer /readyz."""
+        import json
+
+        body = json.dumps({"services": {name: {"alive": 1} for name in self.known}}).encode()
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+async def gateway():
+    import uvicorn
+
+    app = Gateway()
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None))
+    task = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield app, f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    await task
+
+
+async def follow(server, url):
+    return [news async for news in Readiness(server.url, url).news()]
+
+
+async def test_start_is_followed_until_all_is_ready_and_routed_to(server, link, gateway):
+    app, url = gateway
+    await expect(server.url, None)
+    following = asyncio.create_task(follow(server, url))
+    await asyncio.sleep(0.3)
+    assert not following.done()
+    await expect(server.url, ["toy"])
+    replica = await serving(server.url)
+    await until(lambda: records(link) and records(link)[0].ready)
+    await asyncio.sleep(0.5)
+    assert not following.done()  # the gateway does not route to it yet
+    app.known["toy"] = True
+    assert await asyncio.wait_for(following, 5) == [
+        News("toy", "placed", tuple(TOYS)),
+        News("toy", "ready", tuple(TOYS)),
+    ]
+    await replica.stop()
+
+
+async def test_service_with_a_failed_model_is_as_ready_as_it_gets(server, gateway):
+    app, url = gateway
+    app.known["toy"] = True
+    await expect(server.url, ["toy"])
+    replica = await serving(server.url, {"toy/broken": toys.Broken, "toy/echo": toys.Echo})
+    *_, last = await asyncio.wait_for(follow(server, url), 5)
+    assert (last.stage, last.models, list(last.reasons)) == ("incomplete", ("toy/echo",), ["toy/broken"])
+    await replica.stop()
+
+
+async def test_nothing_expected_is_settled_at_once(server, gateway):
+    await expect(server.url, [])
+    assert await asyncio.wait_for(follow(server, gateway[1]), 5) == []
