@@ -222,7 +222,8 @@ class Fleet:
         now = time.monotonic()
         target = state.targets.get(record.id)
         if target is None:
-            age = max(time.time() - record.seen, 0.0)
+            # An old record may be a dead replica's, or a live one's whose clock is behind: the next renewal tells.
+            age = min(max(time.time() - record.seen, 0.0), 2 * LEASE_S)
             state.targets[record.id] = Target(record, changed=now - age)
         elif record.seen != target.replica.seen:
             target.replica, target.changed, target.suspect_until = record, now, 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -184,9 +183,3 @@ async def toy() -> AsyncIterator[StartToy]:
             return made
 
         yield start
-
-
-def parsed(events: bytes) -> list[Any]:
-    """The data of server-sent events."""
-    blocks = [b for b in events.split(b"\n\n") if b.startswith(b"data: ")]
-    return [json.loads(block.removeprefix(b"data: ")) for block in blocks]

@@ -1,0 +1,180 @@
+"""What the gateway says about the whole: models, readiness, the joined document, the reference page."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import pytest
+
+from services.gateway.docs import groups
+from services.gateway.openapi import joined
+
+CHAT = {
+    "id": "smollm2",
+    "object": "model",
+    "created": 1,
+    "owned_by": "fovea",
+    "task": "chat",
+    "service": "llm",
+    "ready": True,
+}
+SEG = {**CHAT, "id": "pranet", "task": "segment", "service": "seg", "paper": {"year": 2020}, "version": "2"}
+
+
+@pytest.fixture
+async def scene(gateway: Any, toy: Any) -> Any:
+    """A gateway before two services that describe themselves."""
+    seg = await toy(documents={"models": {"data": [SEG]}, "openapi": document("/v1/segment", "Mask", "number")})
+    llm = await toy(
+        documents={"models": {"data": [CHAT]}, "openapi": document("/v1/chat/completions", "Mask", "string")}
+    )
+    scene = await gateway()
+    scene.announce(seg.url, service="seg", name="s", models=("pranet",), routes=("/v1/segment",))
+    scene.announce(llm.url, service="llm", name="l", models=("smollm2",), routes=("/v1/chat/completions",))
+    scene.seg, scene.llm = seg, llm
+    return scene
+
+
+def document(path: str, name: str, kind: str) -> dict[str, Any]:
+    schema = {"type": "object", "title": name, "properties": {"area": {"type": kind, "description": "How much."}}}
+    body = {"content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}}
+    operation = {
+        "operationId": "run",
+        "summary": "Run it",
+        "requestBody": body,
+        "responses": {"200": {"description": "Done"}},
+    }
+    return {
+        "openapi": "3.1.0",
+        "paths": {path: {"post": operation}, "/livez": {"get": operation}, "/v2/models/{name}": {"get": operation}},
+        "components": {"schemas": {name: schema, "Same": {"type": "string"}}},
+    }
+
+
+async def test_all_models_are_one_list_and_chat_comes_first(scene: Any) -> None:
+    listed = (await scene.client.get("/v1/models")).json()
+    assert listed["object"] == "list"
+    assert [m["id"] for m in listed["data"]] == ["smollm2", "pranet"]
+    assert listed["data"][1]["paper"] == {"year": 2020}
+    only = (await scene.client.get("/v1/models?task=segment")).json()
+    assert [m["id"] for m in only["data"]] == ["pranet"]
+
+
+async def test_a_model_whose_service_is_away_stays_listed_as_not_ready(scene: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("services.gateway.models.FRESH_S", 0)
+    await scene.client.get("/v1/models")
+    target = scene.fleet.pick("seg")
+    target.changed = float("-inf")
+    listed = (await scene.client.get("/v1/models")).json()["data"]
+    assert {m["id"]: m["ready"] for m in listed} == {"smollm2": True, "pranet": False}
+
+
+async def test_the_list_is_asked_for_at_most_once_a_second(scene: Any) -> None:
+    await asyncio.gather(*(scene.client.get("/v1/models") for _ in range(5)))
+    scene.seg.documents["models"] = {"data": []}
+    assert len((await scene.client.get("/v1/models")).json()["data"]) == 2
+
+
+async def test_an_upstream_without_a_list_is_listed_by_its_models_names(gateway: Any, toy: Any) -> None:
+    upstream = await toy(documents={"models": {"detail": "a Triton server knows no such list"}})
+    scene = await gateway()
+    scene.announce(upstream.url, service="triton", models=("densenet",), routes=())
+    entry = (await scene.client.get("/v1/models")).json()["data"][0]
+    assert (entry["id"], entry["object"], entry["service"], entry["ready"]) == ("densenet", "model", "triton", True)
+
+
+async def test_a_card_comes_from_the_service_that_has_the_model(scene: Any) -> None:
+    await scene.client.get("/v1/models/pranet")
+    await scene.client.get("/v1/models/smollm2/example")
+    assert [s["path"] for s in scene.seg.seen] == ["/v1/models/pranet"]
+    assert [s["path"] for s in scene.llm.seen] == ["/v1/models/smollm2/example"]
+
+
+async def test_readiness_names_who_is_not_ready(scene: Any) -> None:
+    good = await scene.client.get("/readyz")
+    assert (good.status_code, good.json()["not_ready"], good.json()["redis"]) == (200, [], "none")
+    scene.announce("http://127.0.0.1:1", service="detection", name="d", ready=False)
+    bad = await scene.client.get("/readyz")
+    assert (bad.status_code, bad.json()["not_ready"]) == (503, ["detection"])
+    assert bad.json()["services"]["detection"] == {"ready": 0, "alive": 1}
+    assert (await scene.client.get("/v2/health/ready")).status_code == 400
+    assert (await scene.client.get("/livez")).status_code == 200
+
+
+async def test_a_gateway_that_knows_nobody_is_not_ready(gateway: Any) -> None:
+    scene = await gateway()
+    assert (await scene.client.get("/readyz")).status_code == 503
+
+
+async def test_open_inference_speaks_for_the_whole_fleet(scene: Any) -> None:
+    assert (await scene.client.get("/v2")).json()["name"] == "fovea"
+    index = (await scene.client.post("/v2/repository/index", json={})).json()
+    assert {m["name"]: (m["state"], m["version"]) for m in index} == {
+        "smollm2": ("READY", "1"), "pranet": ("READY", "2"),
+    }  # fmt: skip
+
+
+async def test_one_document_holds_all_routes_and_every_reference_leads_somewhere(scene: Any) -> None:
+    whole = (await scene.client.get("/openapi.json")).json()
+    assert {"/v1/segment", "/v1/chat/completions", "/v1/jobs", "/v1/models", "/livez"} <= whole["paths"].keys()
+    schemas = whole["components"]["schemas"]
+    for reference in set(re.findall(r'#/components/schemas/([^"\']+)', str(whole))):
+        assert reference in schemas, reference
+    kinds = {schemas[n]["properties"]["area"]["type"] for n in schemas if n.endswith("Mask")}
+    assert kinds == {"number", "string"}
+    assert "Same" in schemas
+    assert not any(n.endswith("Same") and n != "Same" for n in schemas)
+    ids = re.findall(r"'operationId': '([^']+)'", str(whole))
+    assert len(ids) == len(set(ids))
+    assert "202" in whole["paths"]["/v1/segment"]["post"]["responses"]
+    assert whole["paths"]["/v1/segment"]["post"]["tags"] == ["seg"]
+    assert "get" in whole["paths"]["/livez"]
+    assert "operationId" in whole["paths"]["/livez"]["get"]
+
+
+def test_services_documents_are_left_as_they_were() -> None:
+    own: dict[str, Any] = {"openapi": "3.1.0", "info": {}, "paths": {}, "components": {"schemas": {}}}
+    first, second = document("/a", "M", "number"), document("/b", "M", "string")
+    kept = str((own, first, second))
+    assert "security" in joined(own, {"one": first, "two": second}, keys=True)
+    assert str((own, first, second)) == kept
+
+
+async def test_the_reference_page_shows_every_operation_without_script_or_other_hosts(scene: Any) -> None:
+    page = await scene.client.get("/docs")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "<script" not in page.text
+    assert " style=" not in page.text
+    assert not re.search(r'(?:src|href)="(?:https?:)?//', page.text)
+    assert "/v1/segment" in page.text
+    assert "area: number" in page.text
+    assert "How much." in page.text
+    style = await scene.client.get("/docs/style.css")
+    assert style.headers["content-type"].startswith("text/css")
+
+
+def test_the_page_survives_schemas_that_refer_to_themselves() -> None:
+    tree = {
+        "type": "object",
+        "properties": {"children": {"type": "array", "items": {"$ref": "#/components/schemas/Tree"}}},
+    }
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Tree"}}}
+    whole = {
+        "paths": {"/a": {"post": {"requestBody": {"content": content}, "responses": {"200": {}}}}},
+        "components": {"schemas": {"Tree": tree}},
+    }
+    (operation,) = groups(whole)["gateway"]
+    assert operation.bodies[0][1].startswith("children: [")
+
+
+async def test_every_answer_has_security_headers_and_a_request_id(scene: Any) -> None:
+    for path in ("/livez", "/docs", "/v1/models", "/nowhere", "/v1/models/pranet"):
+        answer = await scene.client.get(path)
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["x-request-id"]
+        assert "server" not in answer.headers

@@ -1,0 +1,308 @@
+"""The gRPC front before small real gRPC servers: what passes, what is answered here, who may call, who takes over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.gateway import grpc_upstream
+from services.gateway.auth import KeyRing
+from services.gateway.grpc import SERVICE, serve_grpc
+from shared.rpc import open_inference_pb2 as pb
+
+INFER = pb.ModelInferRequest(model_name="pranet", id="7", raw_input_contents=[b"\x00" * 1000]).SerializeToString()
+
+
+@dataclass
+class Replica(grpc.GenericRpcHandler):
+    """A gRPC server that answers every unary call with its name and the message, and notes the call."""
+
+    name: str
+    seen: list[tuple[str, dict[str, str], float]] = field(default_factory=list)
+    fails: list[grpc.StatusCode] = field(default_factory=list)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    sleep_s: float = 0
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        """The handler of every method."""
+
+        async def unary(message: bytes, context: Any) -> bytes:
+            sent = {k: v for k, v in context.invocation_metadata() if isinstance(v, str)}
+            self.seen.append((details.method, sent, context.time_remaining()))
+            if self.fails:
+                trailers = (("retry-after", "3"),)
+                await context.abort(self.fails.pop(0), f"{self.name} does not want to.", trailers)
+            try:
+                await asyncio.sleep(self.sleep_s)
+            except asyncio.CancelledError:
+                self.gone.set()
+                raise
+            return self.name.encode() + b"|" + message
+
+        async def stream(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+            self.seen.append((details.method, {}, 0))
+            try:
+                async for message in messages:
+                    yield self.name.encode() + b"|" + message
+            except asyncio.CancelledError:
+                self.gone.set()
+                raise
+
+        if details.method.endswith("ModelStreamInfer"):
+            return grpc.stream_stream_rpc_method_handler(stream)
+        return grpc.unary_unary_rpc_method_handler(unary)
+
+
+@pytest.fixture
+async def replica() -> AsyncIterator[Callable[[str], Any]]:
+    """Starts replicas; returns each with its address and server."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(name: str, port: int = 0) -> tuple[Replica, str, grpc.aio.Server]:
+            made, server = Replica(name), grpc.aio.server()
+            server.add_generic_rpc_handlers((made,))
+            taken = server.add_insecure_port(f"127.0.0.1:{port}")
+            await server.start()
+            stack.push_async_callback(server.stop, None)
+            return made, f"127.0.0.1:{taken}", server
+
+        yield start
+
+
+@pytest.fixture
+async def front(gateway: Any) -> AsyncIterator[Callable[..., Any]]:
+    """Starts a gateway with its gRPC front; returns the scene and a channel."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(**changed: Any) -> tuple[Any, grpc.aio.Channel]:
+            scene = await gateway(**changed)
+            server, port = await serve_grpc(scene.app.state.gateway, "127.0.0.1", 0)
+            stack.push_async_callback(server.stop, None)
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
+            return scene, channel
+
+        yield start
+
+
+async def call(channel: Any, method: str, message: bytes = b"", **options: Any) -> bytes:
+    answer: bytes = await channel.unary_unary(f"/{SERVICE}/{method}")(message, **options)
+    return answer
+
+
+async def test_a_message_passes_untouched_to_the_model_that_it_names(front: Any, replica: Any) -> None:
+    scene, channel = await front()
+    one, address, _ = await replica("one")
+    _, other, _ = await replica("two")
+    scene.announce("http://127.0.0.1:1", service="a", name="a", grpc=address)
+    scene.announce("http://127.0.0.1:1", service="b", name="b", grpc=other, models=("other",))
+    metadata = (("x-mine", "1"), ("authorization", "Bearer secret"), ("x-fovea-tenant", "someone"))
+    assert await call(channel, "ModelInfer", INFER, metadata=metadata, timeout=5) == b"one|" + INFER
+    method, sent, left = one.seen[0]
+    assert method == f"/{SERVICE}/ModelInfer"
+    assert sent["x-mine"] == "1"
+    assert sent["x-fovea-tenant"] == "local"
+    assert "authorization" not in sent
+    assert {"x-request-id", "traceparent"} <= sent.keys()
+    assert 3 < left <= 5
+    by_name = pb.ModelMetadataRequest(name="other").SerializeToString()
+    assert (await call(channel, "ModelMetadata", by_name)).startswith(b"two|")
+
+
+async def test_an_unknown_model_is_told_with_those_there_are(front: Any, replica: Any) -> None:
+    scene, channel = await front()
+    scene.announce("http://127.0.0.1:1", grpc="127.0.0.1:1")
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call(channel, "ModelInfer", pb.ModelInferRequest(model_name="nobody").SerializeToString())
+    assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "pranet" in failed.value.details()
+    ready = await call(channel, "ModelReady", pb.ModelReadyRequest(name="nobody").SerializeToString())
+    assert not pb.ModelReadyResponse.FromString(ready).ready
+
+
+async def test_what_is_no_message_is_an_invalid_argument(front: Any) -> None:
+    _, channel = await front()
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call(channel, "ModelInfer", b"\xff" * 10)
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_shared_memory_and_the_like_are_not_offered(front: Any) -> None:
+    _, channel = await front()
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call(channel, "SystemSharedMemoryStatus")
+    assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_the_server_speaks_for_the_whole_fleet(front: Any, toy: Any) -> None:
+    scene, channel = await front()
+    assert pb.ServerLiveResponse.FromString(await call(channel, "ServerLive")).live
+    assert not pb.ServerReadyResponse.FromString(await call(channel, "ServerReady")).ready
+    scene.announce((await toy(documents={"models": {}})).url)
+    assert pb.ServerReadyResponse.FromString(await call(channel, "ServerReady")).ready
+    assert pb.ServerMetadataResponse.FromString(await call(channel, "ServerMetadata")).name == "fovea"
+    index = pb.RepositoryIndexResponse.FromString(await call(channel, "RepositoryIndex"))
+    assert [(m.name, m.state) for m in index.models] == [("pranet", "READY")]
+
+
+async def test_health_follows_readiness(front: Any) -> None:
+    scene, channel = await front()
+    stub = health_pb2_grpc.HealthStub(channel)
+    kinds = health_pb2.HealthCheckResponse
+    assert (await stub.Check(health_pb2.HealthCheckRequest())).status == kinds.NOT_SERVING
+    watched = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+    assert (await watched.read()).status == kinds.NOT_SERVING
+    scene.announce("http://127.0.0.1:1")
+    assert (await watched.read()).status == kinds.SERVING
+    watched.cancel()
+    with pytest.raises(grpc.aio.AioRpcError, match="no service"):
+        await stub.Check(health_pb2.HealthCheckRequest(service="nobody"))
+
+
+async def test_calls_need_a_key_with_the_scope(front: Any, replica: Any, tmp_path: Path) -> None:
+    ring = KeyRing(tmp_path / "keys.json")
+    (_, good), (_, poor) = ring.add("ann", ("infer",), rate_per_minute=3), ring.add("ann", ("metrics",))
+    scene, channel = await front(auth="keys")
+    one, address, _ = await replica("one")
+    scene.announce("http://127.0.0.1:1", grpc=address)
+
+    async def code(method: str, *metadata: tuple[str, str], message: bytes = INFER) -> Any:
+        try:
+            await call(channel, method, message, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+        return None
+
+    assert await code("ServerLive") is None
+    assert await code("ModelInfer") is grpc.StatusCode.UNAUTHENTICATED
+    assert await code("ModelInfer", ("x-api-key", poor)) is grpc.StatusCode.PERMISSION_DENIED
+    assert await code("ModelInfer", ("authorization", f"Bearer {good}")) is None
+    assert one.seen[0][1]["x-fovea-tenant"] == "ann"
+    load = pb.RepositoryModelLoadRequest(model_name="pranet").SerializeToString()
+    assert await code("RepositoryModelLoad", ("x-api-key", good), message=load) is grpc.StatusCode.PERMISSION_DENIED
+    codes = [await code("ModelInfer", ("x-api-key", good)) for _ in range(4)]
+    assert codes[-1] is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_replicas_error_passes_unchanged(front: Any, replica: Any) -> None:
+    scene, channel = await front()
+    one, address, _ = await replica("one")
+    one.fails = [grpc.StatusCode.INVALID_ARGUMENT]
+    scene.announce("http://127.0.0.1:1", grpc=address)
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call(channel, "ModelInfer", INFER)
+    assert (failed.value.code(), failed.value.details()) == (
+        grpc.StatusCode.INVALID_ARGUMENT, "one does not want to.",
+    )  # fmt: skip
+    assert ("retry-after", "3") in tuple(failed.value.trailing_metadata())
+
+
+async def test_a_replica_that_is_not_ready_sends_us_to_the_next_and_is_believed_when_alone(
+    front: Any, replica: Any
+) -> None:
+    scene, channel = await front()
+    one, address, _ = await replica("one")
+    one.fails = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE]
+    scene.announce("http://127.0.0.1:1", name="one", grpc=address)
+    with pytest.raises(grpc.aio.AioRpcError, match="does not want"):
+        await call(channel, "ModelInfer", INFER)
+    _, other, _ = await replica("two")
+    scene.announce("http://127.0.0.1:1", name="two", grpc=other).in_flight = 1
+    assert (await call(channel, "ModelInfer", INFER)).startswith(b"two|")
+
+
+async def test_a_replica_that_is_gone_is_replaced_by_another_or_the_next(front: Any, replica: Any) -> None:
+    scene, channel = await front()
+    _, address, server = await replica("one")
+    port = int(address.rpartition(":")[2])
+    scene.announce("http://127.0.0.1:1", name="one", grpc=address)
+    assert (await call(channel, "ModelInfer", INFER)).startswith(b"one|")
+    await server.stop(None)
+    asking = asyncio.create_task(call(channel, "ModelInfer", INFER, timeout=8))
+    await asyncio.sleep(0.4)
+    assert not asking.done()
+    await replica("again", port)
+    assert (await asking).startswith(b"again|")
+
+
+async def test_no_replica_is_unavailable_and_a_deadline_is_kept(front: Any, replica: Any) -> None:
+    scene, channel = await front()
+    scene.announce("http://127.0.0.1:1", ready=False, grpc="127.0.0.1:1")
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call(channel, "ModelInfer", INFER)
+    assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+    ready = await call(channel, "ModelReady", pb.ModelReadyRequest(name="pranet").SerializeToString())
+    assert not pb.ModelReadyResponse.FromString(ready).ready
+    slow, address, _ = await replica("slow")
+    slow.sleep_s = 30
+    scene.announce("http://127.0.0.1:1", grpc=address)
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call(channel, "ModelInfer", INFER, timeout=0.3)
+    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_caller_that_leaves_stops_the_replica(front: Any, replica: Any) -> None:
+    scene, channel = await front()
+    slow, address, _ = await replica("slow")
+    slow.sleep_s = 30
+    target = scene.announce("http://127.0.0.1:1", grpc=address)
+    asking = channel.unary_unary(f"/{SERVICE}/ModelInfer")(INFER)
+    await asyncio.sleep(0.3)
+    asking.cancel()
+    await asyncio.wait_for(slow.gone.wait(), 3)
+    await asyncio.sleep(0.1)
+    assert target.in_flight == 0
+
+
+async def test_streams_pass_message_by_message(front: Any, replica: Any) -> None:
+    scene, channel = await front()
+    _, address, _ = await replica("one")
+    target = scene.announce("http://127.0.0.1:1", grpc=address)
+    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
+    for _ in range(3):
+        await stream.write(INFER)
+        assert await stream.read() == b"one|" + INFER
+    await stream.done_writing()
+    assert await stream.read() is grpc.aio.EOF
+    assert target.in_flight == 0
+
+
+async def test_a_stream_begins_on_a_replica_that_can_be_reached(front: Any, replica: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(grpc_upstream, "CONNECT_S", 0.3)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        dead = f"127.0.0.1:{probe.getsockname()[1]}"
+    scene, channel = await front()
+    _, address, _ = await replica("one")
+    scene.announce("http://127.0.0.1:1", name="dead", grpc=dead)
+    scene.announce("http://127.0.0.1:1", name="one", grpc=address).in_flight = 1
+    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
+    await stream.write(INFER)
+    assert await stream.read() == b"one|" + INFER
+    await stream.done_writing()
+
+
+async def test_loading_reaches_every_replica(front: Any, replica: Any) -> None:
+    scene, channel = await front()
+    (one, first, _), (two, second, _) = await replica("one"), await replica("two")
+    scene.announce("http://127.0.0.1:1", name="one", grpc=first)
+    scene.announce("http://127.0.0.1:1", name="two", grpc=second)
+    await call(channel, "RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="pranet").SerializeToString())
+    assert len(one.seen) == len(two.seen) == 1
+
+
+async def test_a_port_in_use_is_an_error(front: Any) -> None:
+    scene, _ = await front()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OSError, match="in use"):
+            await serve_grpc(scene.app.state.gateway, "127.0.0.1", taken.getsockname()[1])

@@ -1,0 +1,69 @@
+"""`python -m services.gateway` as a process: it starts, refuses wrong settings in one line, and stops when told."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+import httpx2
+import pytest
+
+
+def start(folder: Path, **changed: str) -> subprocess.Popen[str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("FOVEA_")}
+    env = {**kept, "FOVEA_DATA_DIR": str(folder), "FOVEA_HTTP_PORT": "0", "FOVEA_GRPC_PORT": "0", **changed}
+    return subprocess.Popen([sys.executable, "-m", "services.gateway"], env=env, text=True, stderr=subprocess.PIPE)
+
+
+def listens_at(stderr: IO[str]) -> str:
+    for line in stderr:
+        if found := re.search(r"http=(http://\S+)", line):
+            return found[1]
+    raise AssertionError("the gateway never said where it listens")
+
+
+def test_it_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    assert process.stderr is not None
+    with process, process.stderr:
+        url = listens_at(process.stderr)
+        for _ in range(50):
+            try:
+                answer = httpx2.get(f"{url}/livez")
+                break
+            except httpx2.TransportError:
+                continue
+        assert answer.json() == {"status": "alive"}
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+        assert process.wait(10) in {0, -signal.SIGTERM}
+    assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize("setting", ["FOVEA_HTTP_PORT", "FOVEA_GRPC_PORT"])
+def test_a_port_in_use_is_one_clear_line(tmp_path: Path, setting: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = start(tmp_path, **{setting: str(port)})
+        _, told = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert told.strip().splitlines()[-1] == (
+        f"The gateway can't listen on 127.0.0.1:{port}: Address already in use. Set {setting} to a free port."
+    )
+    assert "Traceback" not in told
+
+
+def test_without_keys_it_serves_its_own_machine_only(tmp_path: Path) -> None:
+    process = start(tmp_path, FOVEA_HOST="0.0.0.0")
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert len(told.strip().splitlines()) == 1
+    assert "FOVEA_AUTH=keys" in told

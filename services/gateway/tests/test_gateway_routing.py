@@ -1,0 +1,96 @@
+"""The table of routes: literal paths, templates, what is below, and names of models."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway.answers import family, render
+from services.gateway.routing import Routing
+from shared.api.replica import Replica
+from shared.errors import InvalidOption, NotFound, TooLarge
+
+
+def replica(service: str, routes: tuple[str, ...] = (), models: tuple[str, ...] = ()) -> Replica:
+    return Replica(
+        id=service, service=service, http="http://h:1", pid=1, ready=True, models=models, routes=routes, seen=0
+    )
+
+
+LLM = ("/v1/chat/completions", "/v1/sessions/{id}", "/v1/probe/{kind}/run", "/v1/documents")
+TABLE = Routing.of([
+    replica("seg", ("/v1/segment", "/livez", "/v1/models", "/v2/models/{name}/infer"), ("pranet", "org/pranet")),
+    replica("llm", LLM, ("a/ready",)),
+    replica("files", ("/v1/files/{path:path}",)),
+])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "service", "label"),
+    [
+        ("/v1/segment", "seg", "/v1/segment"),
+        ("/v1/segment/more/below", "seg", "/v1/segment"),
+        ("/v1/sessions/42", "llm", "/v1/sessions/{id}"),
+        ("/v1/probe/heads/run", "llm", "/v1/probe/{kind}/run"),
+        ("/v1/documents/7/pages", "llm", "/v1/documents"),
+        ("/v1/files/a/b/c", "files", "/v1/files/{path:path}"),
+        ("/v2/models/pranet/infer", "seg", "/v2/models/{name}/infer"),
+        ("/v2/models/org/pranet/versions/2/ready", "seg", "/v2/models/{name}/ready"),
+        ("/v2/models/pranet", "seg", "/v2/models/{name}/"),
+        ("/v2/models/a/ready/infer", "llm", "/v2/models/{name}/infer"),
+        ("/v2/repository/models/org/pranet/load", "seg", "/v2/repository/models/{name}/load"),
+        ("/v1/models/org/pranet", "seg", "/v1/models/{name}/"),
+        ("/v1/models/org/pranet/example", "seg", "/v1/models/{name}/example"),
+    ],
+)
+def test_a_path_leads_to_its_service(path: str, service: str, label: str) -> None:
+    route = TABLE.find(path)
+    assert route is not None
+    assert (route.services, route.label) == ((service,), label)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/livez", "/v1/models", "/v1/jobs/1", "/v1/segmentation", "/v1/probe/heads", "/v1/segment/../x", "/v2"],
+)
+def test_paths_of_our_own_and_of_nobody_lead_nowhere(path: str) -> None:
+    assert TABLE.find(path) is None
+
+
+def test_an_unknown_model_is_told_with_those_there_are() -> None:
+    with pytest.raises(NotFound) as refused:
+        TABLE.find("/v2/models/prenet/infer")
+    assert "org/pranet" in (refused.value.hint or "")
+
+
+def test_what_leaves_something_behind_is_marked() -> None:
+    assert TABLE.find("/v1/sessions/42").effects  # type: ignore[union-attr]
+    assert TABLE.find("/v1/documents").effects  # type: ignore[union-attr]
+    assert not TABLE.find("/v1/chat/completions").effects  # type: ignore[union-attr]
+
+
+@given(st.text(max_size=60))
+def test_no_path_breaks_the_table(text: str) -> None:
+    for prefix in ("/", "/v1/", "/v2/models/", "/v1/models/", "/v2/repository/models/"):
+        try:
+            route = TABLE.find(prefix + text)
+        except NotFound:
+            continue
+        assert route is None or route.services
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "status"),
+    [
+        ("/v2/models/x/infer", "oip", 400),
+        ("/v1/chat/completions", "openai", 400),
+        ("/v1/models", "openai", 400),
+        ("/v1/modelsx", "problem", 422),
+        ("/v1/segment", "problem", 422),
+    ],
+)
+def test_each_family_has_its_own_form_and_knows_its_own_statuses(path: str, form: str, status: int) -> None:
+    assert family(path) == form
+    assert render(InvalidOption("no"), family(path), "id")[0] == status
+    assert render(TooLarge("no"), family(path), "id")[0] == 413
