@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import io
 import json
 import time
@@ -74,6 +75,7 @@ class Stub:
         self.seen: list[dict[str, Any]] = []
         self.busy = 0
         self.token_s = 0.01
+        self.cards = copy.deepcopy(CARDS)
         self.app = FastAPI(exception_handlers={FoveaError: _refuse})
         for path, endpoint, methods in (
             ("/readyz", self.readyz, ["GET"]),
@@ -93,18 +95,18 @@ class Stub:
     async def models(self) -> dict[str, Any]:
         """The list."""
         known = ModelEntry.model_fields.keys() | {"summary", "paper", "licence", "metrics", "variant", "notes"}
-        data = [{key: value for key, value in entry.items() if key in known} for entry in CARDS.values()]
+        data = [{key: value for key, value in entry.items() if key in known} for entry in self.cards.values()]
         return {"object": "list", "data": data}
 
     async def model(self, name: str) -> dict[str, Any]:
         """One card."""
-        if name not in CARDS:
-            raise NotFound(f"There is no model {name!r}.", hint=f"Known are {', '.join(CARDS)}.")
-        return CARDS[name]
+        if name not in self.cards:
+            raise NotFound(f"There is no model {name!r}.", hint=f"Known are {', '.join(self.cards)}.")
+        return self.cards[name]
 
     async def example(self, name: str) -> dict[str, Any]:
         """A request that works."""
-        if CARDS[name]["task"] == "chat":
+        if self.cards[name]["task"] == "chat":
             return {"model": name, "messages": [{"role": "user", "content": "Hello"}]}
         return {"model": name, "image": base64.b64encode(photograph()).decode()}
 

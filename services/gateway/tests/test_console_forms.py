@@ -1,0 +1,143 @@
+"""Forms from schemas: every kind of option becomes the right control, whatever model declares it."""
+
+from enum import Enum
+from typing import Annotated, Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field
+
+from services.gateway.console import view
+from services.gateway.console.forms import fields
+from shared.api.image import ImageBytes
+from shared.api.mask import SegmentIn
+from shared.api.text import ChatRequest
+
+
+class Colour(Enum):
+    """A choice by reference."""
+
+    RED = "red"
+    BLUE = "blue"
+
+
+class Point(BaseModel):
+    """Something that has no control of its own."""
+
+    x: int = 0
+
+
+class Everything(BaseModel):
+    """One option of each kind."""
+
+    share: float = Field(0.25, ge=0, le=1, description="A part of `all`.")
+    free: float | None = None
+    count: int = Field(3, ge=1, le=50)
+    flag: bool = True
+    word: str = "hello"
+    prompt: str | None = Field(None, description="What to look for.")
+    essay: Annotated[str, Field(max_length=5000)] = ""
+    colour: Colour = Colour.BLUE
+    mode: Literal["a", "b"] | None = None
+    fixed: Literal["only"] = "only"
+    names: tuple[str, ...] = ("x", "y")
+    ids: list[int] | None = None
+    forms: tuple[Literal["mask", "rle"], ...] = ("mask",)
+    where: Point = Point()
+    bias: dict[int, float] | None = None
+    either: int | str = 3
+    picture: ImageBytes
+    more: list[ImageBytes] = Field(default_factory=list)
+    maybe: ImageBytes | None = None
+
+
+FOUND = {field.name: field for field in fields(Everything.model_json_schema())}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    {
+        "share": "number", "free": "number", "count": "integer", "flag": "switch", "word": "text", "prompt": "prose",
+        "essay": "prose", "colour": "choice", "mode": "choice", "fixed": "choice", "names": "list", "ids": "list",
+        "forms": "choices", "where": "json", "bias": "json", "either": "json", "picture": "picture",
+        "more": "pictures", "maybe": "picture",
+    }.items(),
+)  # fmt: skip
+def test_each_type_has_its_control(name, kind):
+    assert FOUND[name].kind == kind
+
+
+def test_no_option_is_lost_and_the_required_come_first():
+    assert FOUND.keys() == Everything.model_fields.keys()
+    assert next(iter(FOUND)) == "picture"
+    assert [field.name for field in FOUND.values() if field.required] == ["picture"]
+
+
+def test_bounds_choices_defaults_and_descriptions_are_carried_over():
+    share, colour, forms = FOUND["share"], FOUND["colour"], FOUND["forms"]
+    assert (share.low, share.high, share.step, share.default, share.slider) == (0, 1, 0.01, 0.25, True)
+    assert share.help == "A part of `all`."
+    assert (colour.choices, colour.default) == (("red", "blue"), "blue")
+    assert (forms.choices, forms.default) == (("mask", "rle"), ["mask"])
+    assert FOUND["ids"].items == "integer"
+    assert FOUND["prompt"].help == "What to look for."
+    assert not FOUND["free"].slider
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    {
+        "share": "0.25", "flag": "true", "names": "x, y", "forms": "mask", "where": '{\n  "x": 0\n}', "free": "",
+        "word": "hello",
+    }.items(),
+)  # fmt: skip
+def test_defaults_are_shown_as_one_would_type_them(name, shown):
+    assert FOUND[name].shown == shown
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    {
+        "share": "number, 0 to 1", "count": "integer, 1 to 50", "flag": "yes or no", "colour": "red · blue",
+        "forms": "some of mask · rle", "ids": "list of integers", "where": "JSON", "word": "text",
+    }.items(),
+)  # fmt: skip
+def test_types_are_told_in_words(name, words):
+    assert view.type_words(FOUND[name]) == words
+
+
+def test_an_example_stands_for_the_defaults_and_a_page_may_keep_options_to_itself():
+    found = fields(SegmentIn.model_json_schema(), without=frozenset({"image", "model"}), values={"threshold": 0.7})
+    assert [field.name for field in found] == ["threshold", "normalise", "min_area", "keep_largest", "include"]
+    assert found[0].default == 0.7
+
+
+def test_the_real_chat_request_has_its_sampling_options_with_their_bounds():
+    found = {field.name: field for field in fields(ChatRequest.model_json_schema())}
+    assert (found["temperature"].kind, found["temperature"].slider) == ("number", True)
+    assert found["seed"].kind == "integer"
+    assert found["messages"].required
+
+
+_PART = st.recursive(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from(["string", "number", "integer", "boolean", "array", "object", "null", "odd"]),
+            "default": st.none() | st.booleans() | st.integers(),
+            "enum": st.lists(st.text(max_size=3), max_size=3),
+            "$ref": st.sampled_from(["#/$defs/A", "#/$defs/none", "elsewhere"]),
+            "minimum": st.floats(-5, 5),
+            "maximum": st.floats(-5, 5),
+        },
+    ),
+    lambda part: st.fixed_dictionaries({}, optional={"anyOf": st.lists(part, max_size=3), "items": part}),
+    max_leaves=4,
+)
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=5), _PART, max_size=4))
+def test_no_schema_breaks_the_form(properties: dict[str, Any]):
+    schema = {"type": "object", "properties": properties, "$defs": {"A": {"type": "integer"}}}
+    assert {field.name for field in fields(schema)} == properties.keys()

@@ -1,0 +1,279 @@
+"""Pages as the server draws them: what they say, that they are sound HTML, and that they keep the security policy."""
+
+import itertools
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from services.gateway import console
+from services.gateway.console.snippets import snippets
+from services.gateway.tests.stage import running
+from services.gateway.tests.stub_service import CARDS
+
+STATIC = Path(console.__file__).parent / "static"
+PAGES = (
+    "/", "/console/segment", "/console/segment?model=disc-large", "/console/chat", "/console/jobs",
+    "/console/run/classify", "/console/run/none", "/console/models/disc", "/console/models/patches/tiny",
+    "/console/models/parrot", "/console/models/nope",
+)  # fmt: skip
+VOID = {"area", "br", "hr", "img", "input", "link", "meta", "path", "circle", "rect", "source", "wbr"}
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("gateway")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def site(stage):
+    with httpx2.Client(base_url=stage.url) as client:
+        yield client
+
+
+class Sound(HTMLParser):
+    """Reads a page strictly: balanced tags, and everything that the checks below look at."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        """Note a tag that opens."""
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"<{tag}> says something twice: {names}"
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        """Check a tag that closes."""
+        if tag not in VOID:
+            assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_startendtag(self, tag, attrs):
+        """Note a tag that does both."""
+        self.tags.append((tag, dict(attrs)))
+
+    def all(self, name):
+        """Values of an attribute, wherever it stands."""
+        return [found[name] for _, found in self.tags if found.get(name) is not None]
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_is_sound_and_has_nothing_inline(site, path):
+    page = Sound(site.get(path).text)
+    ids = page.all("id")
+    assert len(ids) == len(set(ids))
+    assert not page.all("style")
+    assert not [name for _, found in page.tags for name in found if name.startswith("on")]
+    assert all(found.get("src", "").startswith("/console/static/") for tag, found in page.tags if tag == "script")
+    assert [tag for tag, _ in page.tags].count("h1") == 1
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_control_has_a_name_and_every_reference_a_target(site, path):
+    page = Sound(site.get(path).text)
+    ids, labelled = set(page.all("id")), set(page.all("for"))
+    for name in ("for", "aria-describedby", "aria-labelledby"):
+        assert set(page.all(name)) <= ids
+    for tag, found in page.tags:
+        if tag in {"select", "textarea"} or (tag == "input" and "value" not in found | {"hidden": None}):
+            assert found.get("id") in labelled or "aria-label" in found, found
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_everything_a_page_loads_or_links_to_is_there(site, path):
+    page = Sound(site.get(path).text)
+    for place in {*page.all("href"), *page.all("src")}:
+        if place.startswith("/") and not place.startswith(("/readyz", "/metrics", "/docs")):
+            assert site.get(place).status_code == 200, place
+
+
+def test_every_module_imports_only_modules_that_are_there():
+    for file in (STATIC / "js").glob("*.js"):
+        for name in re.findall(r'from "\./([^"]+)"', file.read_text("utf8")):
+            assert (STATIC / "js" / name).exists(), f"{file.name} imports {name}"
+
+
+@pytest.mark.parametrize("file", sorted((STATIC / "js").glob("*.js")), ids=lambda file: file.name)
+def test_a_module_writes_no_html_and_evaluates_no_text(file):
+    text = file.read_text("utf8")
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|\.style\b", text
+    )
+    assert text.startswith("/**"), "a module says what it knows"
+    assert len(text.splitlines()) <= 300
+
+
+def test_pages_carry_the_strict_policy_and_are_not_kept(site):
+    answer = site.get("/")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self';" in policy
+    assert "unsafe" not in policy
+    assert len(answer.headers.get_list("content-security-policy")) == 1
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_modules_and_style_sheets_have_their_types(site):
+    assert site.get("/console/static/js/app.js").headers["content-type"].startswith("text/javascript")
+    assert site.get("/console/static/css/page.css").headers["content-type"].startswith("text/css")
+    assert site.get("/console/static/favicon.svg").headers["content-type"] == "image/svg+xml"
+    assert site.get("/console/static/../pages.py").status_code == 404
+    assert site.get("/console/static/%2e%2e/pages.py").status_code == 404
+
+
+def test_home_shows_each_model_with_its_readiness_and_the_papers_number_beside_ours(site):
+    text = site.get("/").text
+    assert "3 of 4 models ready in 1 service." in " ".join(text.split())
+    for name in CARDS:
+        assert f'href="/console/models/{name}"' in text
+    assert "0.873" in text
+    assert "0.912" in text
+    assert text.count("Not ready") == 1
+    assert 'href="/console/run/classify?model=patches/tiny"' in text
+
+
+def test_a_form_offers_what_the_model_declares(site):
+    page = Sound(site.get("/console/run/classify").text)
+    kinds = {
+        found["name"]: found["data-kind"] for _, found in page.tags if found.get("data-kind") and found.get("name")
+    }
+    assert kinds == {"model": "model", "image": "picture", "top_k": "integer", "prompt": "text"}
+    top_k = next(found for _, found in page.tags if found.get("name") == "top_k")
+    assert (top_k["min"], top_k["max"], top_k["value"]) == ("1", "10", "3")
+
+
+def test_the_model_of_the_address_is_chosen_and_otherwise_the_first_that_is_ready(site):
+    def chosen(path):
+        return re.search(r'<option value="([^"]+)" selected', site.get(path).text).group(1)
+
+    assert chosen("/console/segment") == "disc"
+    assert chosen("/console/segment?model=disc-large") == "disc-large"
+    assert chosen("/console/segment?model=nope") == "disc"
+
+
+def test_a_card_shows_numbers_notes_facts_tensors_and_snippets(site):
+    text = site.get("/console/models/disc").text
+    for words in (
+        "60 held-out synthetic frames", "Not a medical device.", "also exists: as-described", "1,234,567", "sha256",
+        "FP32 [-1, 3, 352, 352]", "tritonclient", "-F image=@picture.jpg", "<code>minmax</code> stretches",
+    ):  # fmt: skip
+        assert words in text
+
+
+def test_a_new_task_needs_no_new_page_and_one_without_models_says_so(site):
+    assert "No model does this" in site.get("/console/run/paint").text
+    assert "<script" not in re.sub(r"<script type=.module. src=[^>]+>", "", site.get("/console/run/%3Cscript%3E").text)
+
+
+def test_a_model_that_is_not_there_is_a_page_that_helps(site):
+    answer = site.get("/console/models/nope")
+    assert answer.status_code == 404
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "nope" in answer.text
+    assert "All models" in answer.text
+
+
+def test_what_a_card_says_is_text_and_never_markup(stage, site):
+    stage.stub.cards["disc"]["notes"] = ["<img src=x onerror=alert(1)> `<b>`"]
+    stage.stub.cards["disc"]["paper"]["url"] = "javascript:alert(1)"
+    try:
+        text = site.get("/console/models/disc").text
+    finally:
+        stage.stub.cards["disc"] |= {"notes": ["Not a medical device."], "paper": CARDS["disc"]["paper"]}
+    assert "&lt;img" in text
+    assert "<code>&lt;b&gt;</code>" in text
+    assert "javascript:" not in text
+
+
+def test_without_a_service_the_home_page_says_what_to_do(tmp_path):
+    with running(tmp_path) as stage:
+        stage.stub.cards.clear()
+        with httpx2.Client(base_url=stage.url) as site:
+            assert "No model has announced itself yet" in site.get("/").text
+            assert "No segmentation model is served" in site.get("/console/segment").text
+            assert "No chat model is served" in site.get("/console/chat").text
+
+
+def test_with_keys_a_page_asks_for_one_and_opens_with_it(tmp_path):
+    with running(tmp_path, auth="keys") as stage, httpx2.Client(base_url=stage.url) as site:
+        locked = [site.get(path) for path in ("/", "/console/segment", "/console/jobs", "/console/models/disc")]
+        assert {answer.status_code for answer in locked} == {401}
+        assert all("This gateway asks for a key" in answer.text and "disc" not in answer.text for answer in locked)
+        assert site.get("/console/static/js/app.js").status_code == 200
+        _, text = stage.keys.add("lab", ("infer", "jobs"))
+        headers = {"authorization": f"Bearer {text}"}
+        assert "disc" in site.get("/", headers=headers).text
+        assert "Authorization: Bearer" in site.get("/console/models/disc", headers=headers).text
+
+
+# Snippets are run, not only shown.
+
+
+def test_the_openai_snippet_runs_as_it_stands(stage, capsys):
+    text = next(s.text for s in snippets(CARDS["parrot"], stage.url) if s.title == "openai")
+    exec(compile(text, "snippet", "exec"), {})  # noqa: S102 - it is our own text
+    assert capsys.readouterr().out == "You said: Say hello."
+
+
+def test_the_fovea_snippet_runs_as_it_stands(stage, capsys, tmp_path, monkeypatch):
+    from services.gateway.tests.stub_service import photograph
+
+    (tmp_path / "picture.jpg").write_bytes(photograph())
+    monkeypatch.chdir(tmp_path)
+    for name in ("disc", "patches/tiny"):
+        text = next(s.text for s in snippets(CARDS[name], stage.url) if s.title == "fovea")
+        exec(compile(text, "snippet", "exec"), {})  # noqa: S102 - it is our own text
+        assert "model" in capsys.readouterr().out
+
+
+def test_snippets_show_a_key_only_where_one_is_asked_for():
+    for card in CARDS.values():
+        assert not [s for s in snippets(card, "http://h:1") if "fovea_…" in s.text]
+        shown = [s for s in snippets(card, "http://h:1", keys=True) if s.title != "fovea" or card["task"] != "chat"]
+        assert all("fovea_…" in s.text for s in shown)
+
+
+def test_the_tritonclient_snippet_feeds_every_input_of_the_model():
+    text = next(s.text for s in snippets(CARDS["disc"], "http://h:1") if s.title == "tritonclient")
+    compile(text, "snippet", "exec")
+    assert "np.zeros((1, 3, 352, 352), np.float32)" in text
+    assert 'triton.InferInput("image"' in text
+
+
+# The palette is readable in both schemes.
+
+
+def _palettes():
+    light, dark = (STATIC / "css/tokens.css").read_text("utf8").split("prefers-color-scheme: dark")
+    found = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", text)) for text in (light, dark)]
+    return {"light": found[0], "dark": {**found[0], **found[1]}}
+
+
+def _luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("text", "ground"),
+    [
+        *itertools.product(("ink", "muted", "accent", "good", "warn", "bad"), ("paper", "surface")),
+        ("muted", "sunken"), ("accent-strong", "accent-soft"), ("on-accent", "accent"), ("on-accent", "accent-strong"),
+        ("warn", "warn-soft"), ("bad", "bad-soft"),
+    ],
+)  # fmt: skip
+def test_text_has_enough_contrast(scheme, text, ground):
+    palette = _palettes()[scheme]
+    one, other = sorted((_luminance(palette[text]), _luminance(palette[ground])))
+    assert (other + 0.05) / (one + 0.05) >= 4.5
