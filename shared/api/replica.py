@@ -31,7 +31,9 @@ class Replica(BaseModel):
     http: str = Field(description="Base URL, for example http://127.0.0.1:40123.")
     grpc: str | None = Field(None, description="host:port of its Open Inference gRPC front.")
     pid: int
-    ready: bool = Field(description="All weights verified, loaded and warmed up.")
+    ready: bool = Field(
+        description="Whether it can answer: nothing is still loading, and not every model failed to load."
+    )
     models: tuple[str, ...] = Field(description="Names it serves, for routing by model name.")
     routes: tuple[str, ...] = Field(
         (), description="POST paths of its own, for routing by path, for example /v1/segment."

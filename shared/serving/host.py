@@ -113,6 +113,12 @@ class Host:
         """Calls that wait or run, and streams that are open."""
         return len(self._open) + sum(slot.batcher.busy for slot in self._slots.values() if slot.batcher)
 
+    @property
+    def settled(self) -> bool:
+        """Whether it can answer: nothing is still loading, and not every model failed to."""
+        states = {slot.state for slot in self._slots.values()}
+        return not states & {"waiting", "loading"} and states != {"failed"}
+
     def missing(self) -> dict[str, str]:
         """Models that should be loaded and are not, with the reason."""
         return {

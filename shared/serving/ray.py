@@ -198,10 +198,10 @@ def main() -> None:
     chosen = settings()
     telemetry.configure_logs(chosen.log_level, chosen.log_format)
     over = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: over.set())
     asking = subprocess.Popen([sys.executable, "-c", _ASK], stdout=subprocess.PIPE)  # noqa: S603  # our own interpreter
     folder = start(chosen)
+    for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own
+        signal.signal(number, lambda *_: over.set())
     try:
         wanted = chosen.wanted_services or tuple(json.loads(asking.communicate()[0]))
         if chosen.redis_url:

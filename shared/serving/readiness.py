@@ -50,6 +50,7 @@ class Readiness:
         self._url = url
         self._gateway = gateway
         self._stages: dict[str, str] = {}
+        self._some: dict[str, bool] = {}  # whether any model of the service is there, so that it can be routed to
 
     async def news(self) -> AsyncIterator[News]:
         """Each step of each service once; ends when all are settled and the gateway routes to them."""
@@ -85,6 +86,7 @@ class Readiness:
         if now.stage != "placed":
             found.append(now)
         self._stages[service] = now.stage
+        self._some[service] = bool(now.models)
         return found
 
     async def _replicas(self, link: Any, service: str) -> list[Replica]:
@@ -101,13 +103,11 @@ class Readiness:
             known = (await client.get(f"{self._gateway}/readyz")).json().get("services", {})
         except (httpx2.HTTPError, ValueError):
             return False
-        return all(known.get(service, {}).get("alive") for service in services)
+        return all(known.get(service, {}).get("ready") or not self._some.get(service) for service in services)
 
 
 async def _how_far(client: httpx2.AsyncClient, replica: Replica) -> News:
     """Ready, still loading, or done loading with some models failed."""
-    if replica.ready:
-        return News(replica.service, "ready", replica.models)
     try:
         entries = (await client.get(f"{replica.http}/v1/models")).json()["data"]
     except (httpx2.HTTPError, ValueError, KeyError):
@@ -116,7 +116,7 @@ async def _how_far(client: httpx2.AsyncClient, replica: Replica) -> News:
         return News(replica.service, "placed", replica.models)
     reasons = {entry["id"]: str(entry["reason"]) for entry in entries if entry["state"] == "failed"}
     good = tuple(entry["id"] for entry in entries if entry["ready"])
-    return News(replica.service, "incomplete" if reasons else "placed", good, reasons)
+    return News(replica.service, "incomplete" if reasons else "ready", good, reasons)
 
 
 def _connect(url: str) -> Any:

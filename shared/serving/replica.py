@@ -100,7 +100,7 @@ class ReplicaServer:
         """What the gateway is told."""
         return Replica(
             id=self.id, service=self.host.service, http=self.http, grpc=self.grpc, pid=os.getpid(),
-            ready=self.host.ready, models=tuple(self.host.names()), routes=self._routes, seen=time.time(),
+            ready=self.host.settled, models=tuple(self.host.names()), routes=self._routes, seen=time.time(),
         )  # fmt: skip
 
     async def _start_grpc(self) -> None:
