@@ -1,0 +1,92 @@
+"""One of our own services stands in for a Triton server: a model served from there answers as the model itself does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from shared.errors import InvalidOption, NotFound, NotReady
+from shared.registry import Place, Run, servables
+from shared.rpc.tensors import DTYPES
+from shared.serving.tests.oip_mirrors import serving
+from shared.settings import Settings
+from tests.bad_pictures import refused
+from tests.contract.sameness import differences
+
+NAME = "pranet"
+
+
+@pytest.fixture(scope="module")
+def kind():
+    return servables("medical-seg")[NAME]
+
+
+@pytest.fixture(scope="module")
+def replica(kind, tmp_path_factory):
+    settings = Settings(data_dir=tmp_path_factory.mktemp("fovea"), threads=1, drain_s=1, redis_url=None)
+    with serving({NAME: kind}, settings) as running:
+        assert running.host.ready, running.host.missing()
+        yield running
+
+
+@pytest.fixture(scope="module", params=["http", "grpc"])
+def remote(request, kind, replica, tmp_path_factory):
+    url = replica.http if request.param == "http" else f"grpc://{replica.grpc}"
+    place = Place(engine="triton", cache=tmp_path_factory.mktemp("cache"), options={"triton_url": url})
+    servable = kind.load(place)
+    yield servable
+    servable.close()
+
+
+def test_metadata_of_the_server_becomes_the_specs(remote, replica):
+    inputs, outputs = replica.host.tensors(NAME)
+    assert (remote.engine.name, remote.engine.inputs, remote.engine.outputs) == ("triton", inputs, outputs)
+
+
+def test_picture_is_answered_as_the_model_itself_answers(remote, replica):
+    request = remote.example().model_copy(update={"include": ("mask", "contours", "rle", "probability")})
+    (ours,), (theirs,) = (s.predict([request], Run()) for s in (remote, replica.host.servable(NAME)))
+    assert (ours.engine, theirs.engine) == ("triton", "onnx")
+    assert not ours.empty
+    assert differences(ours.model_copy(update={"engine": "onnx"}), theirs) == []
+
+
+def test_batch_and_threads_of_the_server_keep_rows_apart(remote, replica):
+    (spec,) = remote.engine.inputs
+    x = np.random.default_rng(2).standard_normal((3, *spec.shape[1:])).astype(DTYPES[spec.datatype])
+    together = remote.engine.run({spec.name: x})
+    for row in range(3):
+        alone = replica.host.servable(NAME).engine.run({spec.name: x[row : row + 1]})
+        for name, array in alone.items():
+            assert np.allclose(together[name][row], array[0], atol=1e-4)
+
+
+def test_bad_picture_never_reaches_the_server(remote):
+    sample = next(picture for picture in refused() if picture.name == "bomb-png")
+    (error,) = remote.predict([remote.example().model_copy(update={"image": sample.data})], Run())
+    assert error.status == 413
+
+
+def test_model_that_the_server_lacks_is_not_found(remote):
+    from shared.engines.triton import TritonEngine
+
+    address = ("grpc://" if remote.engine._grpc else "") + remote.engine._address
+    with pytest.raises(NotFound, match="nobody"):
+        TritonEngine(address, "nobody")
+
+
+def test_tensor_that_does_not_fit_is_refused_here(remote):
+    with pytest.raises(InvalidOption):
+        remote.engine.run({remote.engine.inputs[0].name: np.zeros((1, 3, 5, 5), np.float32)})
+
+
+async def test_model_that_is_unloaded_there_is_not_ready_here(replica, kind, tmp_path):
+    place = Place(engine="triton", cache=tmp_path, options={"triton_url": replica.http})
+    slot = replica.host._slots[NAME]
+    kept, slot.servable, slot.state = slot.servable, None, "unloaded"
+    try:
+        with pytest.raises((NotReady, NotFound)):
+            kind.load(place)
+    finally:
+        slot.servable, slot.state = kept, "ready"
+    assert replica.host.servable(NAME) is kept
