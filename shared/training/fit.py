@@ -7,6 +7,7 @@ the seed and on `t` alone, so a resumed fit ends where an uninterrupted one does
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.errors import Conflict
+from shared.errors import Conflict, InvalidOption
 from shared.registry import Run
 from shared.telemetry import log
 from shared.training.checkpoint import flatten_optimizer, read_checkpoint, restore_optimizer, write_checkpoint
@@ -60,6 +61,7 @@ def fit(
     recipe: Recipe,
     folder: Path,
     *,
+    device: str = "cpu",
     run: Run | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Fitted:
@@ -68,15 +70,17 @@ def fit(
     Args:
         recipe: What to train.
         folder: Holds `last.safetensors`, `best.safetensors` and the recipe's derived data.
+        device: `cpu`, `cuda` or `cuda:N`.
         run: Checked between steps, for jobs and Ctrl-C.
         on_step: Told the progress after every step.
 
     Raises:
         Conflict: The checkpoint in `folder` belongs to another recipe or to other knobs.
         Cancelled: `run` was cancelled; the last checkpoint stays.
+        InvalidOption: The loss is no longer finite.
     """
     run = run or Run()
-    loop = _Loop(recipe, folder, recipe.prepare(folder / "data"))
+    loop = _Loop(recipe, folder, recipe.prepare(folder / "data"), device)
     loop.resume()
     while not loop.finished:
         run.check()
@@ -91,13 +95,13 @@ def fit(
 class _Loop:
     """The state of one fit: live weights, averaged weights, optimiser, progress."""
 
-    def __init__(self, recipe: Recipe, folder: Path, data: str) -> None:
-        self.recipe, self.folder, self.data = recipe, folder, data
+    def __init__(self, recipe: Recipe, folder: Path, data: str, device: str = "cpu") -> None:
+        self.recipe, self.folder, self.data, self.device = recipe, folder, data, device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             # Channels last halves the time of small convolutions on a CPU and changes no result beyond rounding.
             self.live = recipe.network().train()
-            self.live.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
+            self.live.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
         self.average = copy.deepcopy(self.live).eval()
         self.optimizer = recipe.optimizer(self.live)
         self.progress = Progress()
@@ -115,7 +119,7 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = schedule.rate_at(step)
         for batch in self.recipe.batches(step, np.random.default_rng((self.recipe.seed, step))):
-            loss = self.recipe.loss(self.live, batch)
+            loss = self.recipe.loss(self.live, {name: tensor.to(self.device) for name, tensor in batch.items()})
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             if schedule.clamp is not None:
@@ -127,8 +131,16 @@ class _Loop:
         self.progress.seconds += time.monotonic() - started
 
     def _watch(self, loss: float) -> None:
+        """Keep a running mean of the loss.
+
+        Raises:
+            InvalidOption: It is not finite: going on would only spoil the checkpoint.
+        """
+        if not math.isfinite(loss):
+            detail = f"The loss is {loss} at step {self.progress.step}."
+            raise InvalidOption(detail, hint="Lower schedule.rate, or clamp gradients.", field="schedule.rate")
         known = self.progress.loss
-        self.progress.loss = loss if known != known else 0.98 * known + 0.02 * loss  # noqa: PLR0124  # NaN at first
+        self.progress.loss = loss if math.isnan(known) else 0.98 * known + 0.02 * loss
 
     @torch.no_grad()
     def _follow(self, decay: float) -> None:
@@ -181,10 +193,11 @@ class _Loop:
         self.live.load_state_dict(parts["live"])
         self.average.load_state_dict(parts["average"])
         restore_optimizer(self.optimizer, parts["optimizer"])
-        self.progress = Progress(**state["progress"])
+        scores = [(int(step), float(score)) for step, score in state["progress"]["scores"]]  # JSON knows no tuples
+        self.progress = Progress(**{**state["progress"], "scores": scores})
 
     def result(self) -> Fitted:
-        """The network with its best weights."""
+        """The network with its best weights, on the CPU."""
         tensors, _ = read_checkpoint(self.folder / "best.safetensors")
         self.average.load_state_dict(tensors)
-        return Fitted(self.average, self.data, self.progress)
+        return Fitted(self.average.cpu(), self.data, self.progress)

@@ -6,7 +6,7 @@ Knows state dicts and `network()`, whose defaults are the official layout; knows
 from __future__ import annotations
 
 import hashlib
-import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -138,8 +138,10 @@ def _read_safetensors(file: Path) -> object:
 def _read_pickle(file: Path) -> object:
     """Tensors of a torch file; anything that would have to run code to exist is refused."""
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: what can't be read is refused below
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file can make an unpickler raise anything
         raise Malformed(
             f"{file.name!r} is broken, or holds more than tensors, which would run code to load.",
             hint="Where you trust it, convert it: safetensors.torch.save_file(model.state_dict(), NAME).",

@@ -6,8 +6,10 @@ Knows recipes and the manifest's fields; knows no model.
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +24,14 @@ __all__ = ["arrays_of", "code_facts", "publish"]
 _LIBRARIES = ("fovea", "torch", "numpy", "scipy", "pillow")
 
 
-def publish(recipe: Recipe, fitted: Fitted, folder: Path) -> Manifest:
+def publish(recipe: Recipe, fitted: Fitted, folder: Path, *, notes: Mapping[str, Any] | None = None) -> Manifest:
     """Round the weights to float16, measure exactly those on held-out data, and write both file and manifest.
 
     Args:
         recipe: What was trained.
         fitted: The finished fit; its network holds the rounded weights afterwards.
         folder: Where `<weights>.safetensors` and `<weights>.json` go.
+        notes: What else a reader of the manifest should know, for example an ablation that was measured beside it.
     """
     _round(fitted.network)
     metrics = recipe.measure(fitted.network)
@@ -39,7 +42,7 @@ def publish(recipe: Recipe, fitted: Fitted, folder: Path) -> Manifest:
         network=NetworkSpec(name=recipe.weights, config=recipe.config()),
         parameters=sum(p.numel() for p in fitted.network.parameters()),
         recipe={"name": recipe.name, **recipe.model_dump(mode="json")},
-        data={"sha256": fitted.data, **recipe.facts()},
+        data={"digest": fitted.data, **recipe.facts()},
         code=code_facts(),
         metrics={name: round(value, 5) for name, value in metrics.items()},
         notes={
@@ -47,6 +50,7 @@ def publish(recipe: Recipe, fitted: Fitted, folder: Path) -> Manifest:
             "best_step": progress.best_step,
             "validation_score": round(progress.best, 5),
             "training_seconds": round(progress.seconds),
+            **(notes or {}),
         },
     )
     return write_weights(folder, arrays_of(fitted.network), manifest)

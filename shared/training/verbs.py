@@ -1,7 +1,7 @@
 """The verbs `fovea train` and `fovea import`: plug-ins of the command line (entry-point group `fovea.verbs`).
 
-Knows the terminal: options in, a progress bar and plain sentences out. Torch loads only when a verb runs, so that
-`fovea --help` stays quick.
+Knows the terminal: options in, a progress bar and plain sentences out; errors are left to the command line. Torch
+loads only when a verb runs, so that `fovea --help` stays quick.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shared.errors import FoveaError, InvalidOption
+from shared.errors import InvalidOption
 from shared.settings import settings
 
 if TYPE_CHECKING:
@@ -32,10 +32,7 @@ def import_checkpoint(
     """Serve an official checkpoint instead of the demo weights. No code in the file is ever run."""
     console = Console()
     importing = importlib.import_module("shared.training.importing")
-    try:
-        imported = importing.import_weights(model, file, settings().weights_dir)
-    except FoveaError as error:
-        raise _failed(error) from error
+    imported = importing.import_weights(model, file, settings().weights_dir)
     for label, keys in (("missing, kept at their initial values", imported.missing), ("left out", imported.unexpected)):
         if keys:
             console.print(f"{len(keys)} tensors {label}: {', '.join(keys)}", highlight=False)
@@ -50,21 +47,19 @@ def train(
         Path | None, typer.Option(help="Checkpoints and derived data; goes on from what is there.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where weights, manifest and ONNX graph go.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0 … or auto.")] = "auto",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A knob, `name=value` or `schedule.steps=100`.")
     ] = None,
 ) -> None:
     """Train weights by a recipe, measure them on held-out data, write them with their manifest and ONNX graph."""
-    try:
-        found = importlib.import_module("shared.training.recipe")
-        if recipe is None:
-            _list(found.recipes())
-            return
-        chosen = configured(found.recipe_named(recipe), set_ or [])
-        folder = folder or settings().data_dir / "training" / recipe
-        _publish(chosen, _fit(chosen, folder), out or folder / "result")
-    except FoveaError as error:
-        raise _failed(error) from error
+    found = importlib.import_module("shared.training.recipe")
+    if recipe is None:
+        _list(found.recipes())
+        return
+    chosen = configured(found.recipe_named(recipe), set_ or [])
+    folder = folder or settings().data_dir / "training" / recipe
+    _publish(chosen, _fit(chosen, folder, device), out or folder / "result")
 
 
 def configured(kind: type[Recipe], assignments: list[str]) -> Recipe:
@@ -99,8 +94,10 @@ def _defaults(kind: type[Recipe], group: str) -> dict[str, Any]:
     return values
 
 
-def _fit(recipe: Recipe, folder: Path) -> Fitted:
+def _fit(recipe: Recipe, folder: Path, device: str) -> Fitted:
     fit = importlib.import_module("shared.training.fit").fit
+    if device == "auto":
+        device = "cuda" if importlib.import_module("torch").cuda.is_available() else "cpu"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as bar:
         task = bar.add_task(recipe.name, total=recipe.schedule.steps)
@@ -108,7 +105,7 @@ def _fit(recipe: Recipe, folder: Path) -> Fitted:
         def show(progress: Any) -> None:
             bar.update(task, completed=progress.step, description=f"{recipe.name}  loss {progress.loss:.3f}")
 
-        fitted: Fitted = fit(recipe, folder, on_step=show)
+        fitted: Fitted = fit(recipe, folder, device=device, on_step=show)
     return fitted
 
 
@@ -120,18 +117,10 @@ def _publish(recipe: Recipe, fitted: Fitted, out: Path) -> None:
         console.print(f"  {name:24} {value:.4f}")
     if (parity := recipe.export(fitted.network, out / f"{recipe.weights}.onnx")) is not None:
         console.print(f"ONNX graph within {parity.max_difference:.1e} of torch (values up to {parity.max_value:.1f}).")
-    console.print(f"Wrote {manifest.bytes:,} bytes to {out}")
+    console.print(f"Wrote {manifest.bytes:,} bytes to {out}; in {settings().weights_dir} they would be served.")
 
 
 def _list(recipes: dict[str, type[Recipe]]) -> None:
     console = Console()
     for name, kind in recipes.items():
         console.print(f"{name:18} {(kind.__doc__ or '').splitlines()[0]}")
-
-
-def _failed(error: FoveaError) -> typer.Exit:
-    console = Console(stderr=True)
-    console.print(error.detail, style="red", highlight=False)
-    if error.hint:
-        console.print(error.hint, highlight=False)
-    return typer.Exit(1)

@@ -32,9 +32,8 @@ def normalised(images: NDArray[np.uint8]) -> Tensor:
 @torch.no_grad()
 def predict_maps(network: nn.Module, images: NDArray[np.uint8], batch: int = 16) -> Maps:
     """Polyp probability (n, h, w) of each pixel: the sigmoid of the served map."""
-    network.eval()
-    served = cast("PolypNetwork", network).prediction
-    parts = [served(normalised(images[at : at + batch])) for at in range(0, len(images), batch)]
+    served, device = cast("PolypNetwork", network.eval()).prediction, next(network.parameters()).device
+    parts = [served(normalised(images[at : at + batch]).to(device)).cpu() for at in range(0, len(images), batch)]
     return np.asarray(torch.cat(parts)[:, 0].sigmoid().numpy())
 
 

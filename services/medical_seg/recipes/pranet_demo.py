@@ -15,8 +15,8 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from services.medical_seg.losses import deep_supervision, dual_supervision
-from services.medical_seg.models.graph import export_graph
 from services.medical_seg.recipes.frames import mean_dice_at_half, normalised, predict_maps, score_frames
+from services.medical_seg.recipes.graph import export_graph
 from services.medical_seg.recipes.polyps import Frames, Split, frames
 from shared.training.export import Parity
 from shared.training.recipe import Batch, MultiScale, Recipe, Schedule
@@ -88,6 +88,7 @@ class PraNetDemo(Recipe):
         """What the manifest should say beside the knobs."""
         return {
             "data": f"synthetic frames of services.medical_seg.recipes.polyps, {self.scale.side} px, one in ten empty",
+            "test_digest": self.frames("test").digest,
             "loss": "paper",
             "departures": "averaged weights (EMA); no pretrained backbone; a quarter of the channels",
         }

@@ -1,6 +1,7 @@
 """The ONNX form of the polyp networks: the served map alone, for any batch and any size that is a multiple of 32.
 
-Knows names and axes of the graph; the exporter and its comparison are `shared.training.export`.
+Knows the axes of the graph; a service fixes height and width of the one that it exports for itself. The exporter and
+its comparison are `shared.training.export`.
 """
 
 from __future__ import annotations
@@ -11,16 +12,11 @@ from typing import cast
 import torch
 from torch import nn
 
+from services.medical_seg.artefacts import NAMES
 from services.medical_seg.models.network import PolypNetwork
 from shared.training.export import Parity, export_onnx
 
-__all__ = ["INPUT", "OUTPUT", "export_graph"]
-
-INPUT = "image"
-"""(n, 3, h, w) float32, normalised."""
-
-OUTPUT = "logits"
-"""(n, k, h, w) float32, raw."""
+__all__ = ["export_graph"]
 
 
 def export_graph(network: nn.Module, path: Path) -> Parity:
@@ -29,9 +25,9 @@ def export_graph(network: nn.Module, path: Path) -> Parity:
     Raises:
         Fault: The graph computes something else.
     """
-    draw = torch.Generator().manual_seed(0)
+    (given, wanted), draw = NAMES, torch.Generator().manual_seed(0)
     shapes = ((2, 3, 64, 96), (1, 3, 96, 64), (3, 3, 128, 128))
-    example, *probes = ({INPUT: torch.randn(shape, generator=draw)} for shape in shapes)
-    axes = {INPUT: {0: "n", 2: "h", 3: "w"}, OUTPUT: {0: "n", 2: "h", 3: "w"}}
+    example, *probes = ({given: torch.randn(shape, generator=draw)} for shape in shapes)
+    axes = {given: {0: "n", 2: "h", 3: "w"}, wanted: {0: "n", 2: "h", 3: "w"}}
     call = cast("PolypNetwork", network.eval()).prediction
-    return export_onnx(network, path, example, [OUTPUT], call=call, dynamic=axes, probes=probes)
+    return export_onnx(network, path, example, [wanted], call=call, dynamic=axes, probes=probes)

@@ -1,0 +1,228 @@
+"""The recipes: what they draw, that they learn, that their graph fits, and that official layouts can be imported."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from services.medical_seg.models.pranet import PraNet, PraNetSegmenter, PraNetV2
+from services.medical_seg.recipes.frames import mean_dice_at_half, predict_maps, score_frames
+from services.medical_seg.recipes.graph import export_graph
+from services.medical_seg.recipes.pictures import find_pairs
+from services.medical_seg.recipes.polyps import draw_split
+from services.medical_seg.recipes.pranet_demo import PraNetDemo, PraNetV2Demo
+from services.medical_seg.recipes.pranet_full import PraNetFull, PraNetV2Full
+from shared.errors import InvalidOption, NotFound
+from shared.registry import Place, network
+from shared.registry.weights import read_weights
+from shared.training.fit import fit
+from shared.training.importing import import_weights
+from shared.training.manifest import publish
+from shared.training.recipe import MultiScale, Schedule, recipes
+
+TINY = {"width": 0.0625, "decoder": 4}
+SOON = Schedule(steps=4, batch=4, rate=3e-3, floor=1e-3, clamp=0.5, validate_every=2)
+SMALL = {**TINY, "schedule": SOON, "train": 12, "valid": 10, "test": 20, "scale": MultiScale(side=64)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures and masks as data sets hold them: other sizes, other suffixes."""
+    drawn = draw_split("train", 10, seed=5, size=96)
+    for kind in ("images", "masks"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+    for index, (image, mask) in enumerate(zip(drawn.images, drawn.masks, strict=True)):
+        Image.fromarray(image).resize((120, 90)).save(tmp_path / "set" / "images" / f"{index}.jpg")
+        Image.fromarray(mask).convert("L").resize((120, 90)).save(tmp_path / "set" / "masks" / f"{index}.png")
+    return tmp_path / "set"
+
+
+def test_all_recipes_of_this_service_are_found():
+    assert {"pranet-demo", "pranet-v2-demo", "pranet-full", "pranet-v2-full"} <= recipes().keys()
+
+
+def test_the_demo_recipe_is_the_one_of_the_spec():
+    recipe = PraNetDemo()
+    assert recipe.network().state_dict().keys() == network("pranet", classifier=False).state_dict().keys()
+    assert sum(p.numel() for p in recipe.network().parameters()) == 2_060_027
+    assert (recipe.schedule.batch, recipe.schedule.rate, recipe.schedule.floor) == (16, 3e-4, 1e-5)
+    assert (recipe.train, recipe.test, recipe.schedule.clamp) == (4000, 400, 0.5)
+    assert [recipe.scale.side * rate for rate in recipe.scale.rates] == [120, 160, 200]
+
+
+def test_a_draw_is_one_batch_at_one_of_three_sizes(tmp_path):
+    recipe = PraNetDemo(**{**SMALL, "scale": MultiScale(side=128)})
+    recipe.prepare(tmp_path)
+    sides = set()
+    for step in range(12):
+        (batch,) = recipe.batches(step, np.random.default_rng(step))
+        assert batch["image"].shape == (4, 3, *batch["mask"].shape[2:])
+        assert 0 <= batch["mask"].min() <= batch["mask"].max() <= 1
+        sides.add(batch["image"].shape[-1])
+    assert sides == {96, 128, 160}
+
+
+def test_pictures_and_masks_are_flipped_together(tmp_path):
+    """Polyps differ from mucosa in colour: where masks and pictures part ways, that contrast is lost."""
+    recipe = PraNetDemo(**{**SMALL, "train": 40, "scale": MultiScale(side=160, rates=(1.0,))})
+    recipe.prepare(tmp_path)
+    data = recipe.frames("train")
+    originals = {mask.tobytes() for mask in data.masks}
+    flipped = 0
+    for step in range(6):
+        (batch,) = recipe.batches(step, np.random.default_rng(step))
+        for image, mask in zip(batch["image"], batch["mask"], strict=True):
+            flipped += mask[0].numpy().astype(bool).tobytes() not in originals
+            for candidate, truth in zip(data.images, data.masks, strict=True):
+                turned = [(s, np.flip(truth, s)) for s in ((), (0,), (1,), (0, 1))]
+                match = [s for s, t in turned if t.any() and np.array_equal(t, mask[0].numpy().astype(bool))]
+                if match:
+                    red = np.flip(candidate[..., 0], match[0]).astype(np.float32) / 255
+                    np.testing.assert_allclose(image[0].numpy() * 0.229 + 0.485, red, atol=1e-4)
+    assert flipped > 5
+
+
+def test_training_lowers_the_loss_and_gives_weights_that_a_service_can_load(tmp_path):
+    recipe = PraNetDemo(**{**SMALL, "schedule": SOON.model_copy(update={"steps": 12, "validate_every": 6})})
+    losses = []
+    fitted = fit(recipe, tmp_path, on_step=lambda progress: losses.append(progress.loss))
+    assert losses[-1] < losses[0]
+    publish(recipe, fitted, tmp_path / "weights")
+    served = PraNetSegmenter.load(
+        Place(engine="torch", cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1)
+    )
+    assert served.pixels == 64
+    assert served.card.weights != PraNetSegmenter.card.weights
+    assert {m.name: m.ours for m in served.card.metrics}["dice_at_half"] is not None
+    served.close()
+
+
+def test_v2_trains_with_dual_supervision(tmp_path):
+    recipe = PraNetV2Demo(**SMALL)
+    fitted = fit(recipe, tmp_path)
+    assert isinstance(fitted.network, PraNetV2)
+    assert np.isfinite(fitted.progress.loss)
+
+
+def test_the_ablation_is_a_knob_that_reaches_the_network():
+    assert isinstance(net := PraNetDemo(**TINY, reverse=False).network(), PraNet)
+    assert not net.reverse
+    assert PraNetDemo(**TINY).config() == {"width": 0.0625, "decoder": 4, "classifier": False}
+
+
+@pytest.mark.parametrize("name", ["pranet", "pranet-v2"])
+def test_the_graph_equals_the_network_at_any_size(fill, tmp_path, name):
+    import onnxruntime
+
+    net = fill(network(name, **TINY, classifier=False))
+    parity = export_graph(net, tmp_path / "net.onnx")
+    assert parity.max_difference < 1e-5
+    assert len(parity.shapes) == 3
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    x = torch.randn(1, 3, 160, 192, generator=torch.Generator().manual_seed(1))
+    (found,) = session.run(["logits"], {"image": x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, net.prediction(x).numpy(), atol=1e-5)
+
+
+def test_maps_are_probabilities_in_batches_as_in_one(fill):
+    net, images = fill(network("pranet", **TINY)), draw_split("test", 5, seed=1, size=64).images
+    maps = predict_maps(net, images, batch=2)
+    assert maps.shape == (5, 64, 64)
+    assert 0 <= maps.min() <= maps.max() <= 1
+    np.testing.assert_allclose(maps, predict_maps(net, images, batch=5), atol=1e-5)
+
+
+def test_scores_separate_found_polyps_from_false_alarms():
+    masks = np.zeros((4, 8, 8), bool)
+    masks[:2, 2:5, 2:5] = True
+    maps = np.where(masks, 0.9, 0.1).astype(np.float32)
+    maps[3, 0, 0] = 0.5
+    scores = score_frames(maps, masks)
+    assert scores["dice_at_half"] == mean_dice_at_half(maps, masks) == 1
+    assert (scores["empty_with_any_pixel"], scores["frames"], scores["empty_frames"]) == (0.5, 4, 2)
+
+
+def test_without_empty_frames_there_are_no_false_alarms_to_report():
+    masks = np.ones((1, 4, 4), bool)
+    masks[0, 0, 0] = False
+    assert "empty_with_any_pixel" not in score_frames(masks.astype(np.float32), masks)
+
+
+def test_the_full_recipe_steps_at_three_sizes_over_every_picture_once_per_epoch(folder):
+    recipe = PraNetFull(folder=folder, schedule=SOON, valid=0.2, **TINY)
+    recipe.prepare(folder)
+    seen = [list(recipe.batches(step, np.random.default_rng(step))) for step in range(2)]
+    assert [batch["image"].shape[-1] for batch in seen[0]] == [256, 352, 448]
+    pictures = torch.cat([draw[1]["image"] for draw in seen])
+    assert len({picture.numpy().tobytes() for picture in pictures}) == len(pictures) == 8
+    assert ((seen[0][1]["mask"] > 0) & (seen[0][1]["mask"] < 1)).any()  # resizing makes masks soft
+
+
+def test_the_full_recipe_is_the_published_one(folder):
+    recipe = PraNetFull(folder=folder)
+    assert recipe.network().state_dict().keys() == network("pranet").state_dict().keys()
+    assert {recipe.schedule.rate_at(step) for step in (0, 1728)} == {1e-4}
+    assert (recipe.schedule.batch, recipe.schedule.decay, recipe.schedule.ema) == (16, 0, 0)
+    assert (PraNetV2Full(folder=folder).schedule.batch, recipe.scale.mode) == (8, "each")
+
+
+@pytest.mark.parametrize("kind", [PraNetFull, PraNetV2Full])
+def test_a_full_recipe_trains_and_measures_on_the_folder_it_is_given(folder, tmp_path, kind):
+    schedule = Schedule(steps=1, batch=4, rate=1e-4, validate_every=1)
+    recipe = kind(folder=folder, held_out=folder, schedule=schedule, scale=MultiScale(side=64, mode="each"), **TINY)
+    fitted = fit(recipe, tmp_path / "run")
+    assert set(recipe.measure(fitted.network)) >= {"mean_dice", "s_measure", "empty_with_any_pixel"}
+    assert "held-out" in recipe.facts()["measured_on"]
+
+
+def test_a_picture_without_a_mask_is_named(folder):
+    (folder / "masks" / "4.png").unlink()
+    with pytest.raises(NotFound, match="'4'"):
+        find_pairs(folder)
+
+
+def test_a_folder_without_pictures_says_what_it_should_hold(tmp_path):
+    with pytest.raises(NotFound) as refused:
+        find_pairs(tmp_path)
+    assert "images/ and masks/" in (refused.value.hint or "")
+
+
+def test_the_digest_of_pairs_changes_with_any_byte(folder):
+    before = find_pairs(folder).digest
+    mask = folder / "masks" / "0.png"
+    mask.write_bytes(mask.read_bytes() + b"\0")
+    assert find_pairs(folder).digest != before
+
+
+@pytest.mark.slow
+def test_an_official_checkpoint_without_its_classifier_is_imported_and_served(tmp_path):
+    state = {f"module.{k}": v for k, v in network("pranet", classifier=False).state_dict().items()}
+    torch.save(state, tmp_path / "PraNet-19.pth")
+    imported = import_weights("pranet", tmp_path / "PraNet-19.pth", tmp_path / "weights")
+    assert imported.missing == ["resnet.fc.weight", "resnet.fc.bias"]
+    served = PraNetSegmenter.load(
+        Place(engine="torch", cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1)
+    )
+    assert served.pixels == 352
+    assert served.card.parameters == 32_547_319
+    assert all(metric.ours is None for metric in served.card.metrics)
+    served.close()
+
+
+def test_the_checkpoint_of_v2_is_not_taken_for_one_of_pranet(tmp_path):
+    torch.save(network("pranet-v2", **TINY).state_dict(), tmp_path / "v2.pth")
+    with pytest.raises(InvalidOption, match="lacks"):
+        import_weights("pranet", tmp_path / "v2.pth", tmp_path / "weights")
+
+
+def test_what_was_stored_is_what_was_measured(tmp_path):
+    recipe = PraNetDemo(**SMALL)
+    manifest = publish(recipe, fit(recipe, tmp_path), tmp_path / "out")
+    found = read_weights(tmp_path / "out" / "pranet.safetensors")
+    net = recipe.network()
+    net.load_state_dict({key: torch.from_numpy(array) for key, array in found.arrays.items()})
+    again = {name: round(value, 5) for name, value in recipe.measure(net).items()}
+    assert again == pytest.approx(manifest.metrics, nan_ok=True)

@@ -1,0 +1,164 @@
+"""Official checkpoints: read without running their code, refused when they don't fit, stored with what was missing."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from shared.errors import InvalidOption, Malformed, NotFound, TooLarge, UnsupportedMedia
+from shared.registry.weights import read_weights
+from shared.training import importing
+
+
+class Net(nn.Module):
+    """One layer that predicts, one that no prediction touches."""
+
+    idle = ("fc.",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.bn = nn.BatchNorm2d(2)
+        self.fc = nn.Linear(2, 2)
+
+
+@pytest.fixture(autouse=True)
+def _toy(monkeypatch):
+    monkeypatch.setattr(importing, "network", lambda _name: Net())
+
+
+@pytest.fixture
+def state():
+    torch.manual_seed(3)
+    return {key: torch.rand_like(value.float()).to(value.dtype) for key, value in Net().state_dict().items()}
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "weights"
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors", ".PTH"])
+def test_both_formats_are_stored_exactly(tmp_path, out, state, suffix):
+    file = tmp_path / f"official{suffix}"
+    (save_file if "safe" in suffix else torch.save)(state, file)
+    imported = importing.import_weights("toy", file, out)
+    found = read_weights(out / "toy.safetensors")
+    assert torch.equal(torch.from_numpy(found.arrays["conv.weight"]), state["conv.weight"])
+    assert (imported.missing, imported.unexpected) == ([], [])
+    assert found.manifest.origin == "imported"
+    assert found.manifest.dtype == "float32"
+    assert found.manifest.data["source_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_a_leading_module_is_removed(tmp_path, out, state):
+    torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "a.pth")
+    assert importing.import_weights("toy", tmp_path / "a.pth", out).unexpected == []
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, out, state):
+    trap = tmp_path / "trap"
+    torch.save(state | {"extra": Bomb(trap)}, tmp_path / "a.pth")
+    (tmp_path / "b.pth").write_bytes(pickle.dumps({"conv.weight": Bomb(trap)}))
+    for name in ("a.pth", "b.pth"):
+        with pytest.raises(Malformed, match="run code"):
+            importing.import_weights("toy", tmp_path / name, out)
+    assert not trap.exists()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_broken_files_are_malformed_not_a_crash(tmp_path, out, content, suffix):
+    file = tmp_path / f"a{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(Malformed):
+        importing.import_weights("toy", file, out)
+
+
+def test_a_file_of_another_kind_is_named_as_such(tmp_path, out):
+    (tmp_path / "a.onnx").write_bytes(b"x")
+    with pytest.raises(UnsupportedMedia, match="safetensors"):
+        importing.import_weights("toy", tmp_path / "a.onnx", out)
+
+
+def test_an_absent_file_is_not_found(tmp_path, out):
+    with pytest.raises(NotFound):
+        importing.import_weights("toy", tmp_path / "none.pth", out)
+
+
+def test_a_checkpoint_that_is_too_large_is_refused_before_it_is_read(tmp_path, out):
+    (tmp_path / "a.pth").write_bytes(b"\0" * (2 * 2**20))
+    with pytest.raises(TooLarge, match="2,097,152"):
+        importing.import_weights("toy", tmp_path / "a.pth", out)
+
+
+def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, out):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"\0" * (8 * 2**20))
+    assert (tmp_path / "a.pth").stat().st_size < 2**20
+    with pytest.raises(TooLarge):
+        importing.import_weights("toy", tmp_path / "a.pth", out)
+
+
+def test_a_whole_checkpoint_with_optimiser_state_is_no_state_dict(tmp_path, out, state):
+    torch.save({"model": state, "epoch": 19}, tmp_path / "a.pth")
+    with pytest.raises(Malformed, match="state dict"):
+        importing.import_weights("toy", tmp_path / "a.pth", out)
+
+
+def test_what_no_prediction_needs_may_be_missing_and_is_reported(tmp_path, out, state):
+    for key in ("fc.weight", "fc.bias", "bn.num_batches_tracked"):
+        del state[key]
+    torch.save(state | {"more": torch.zeros(1)}, tmp_path / "a.pth")
+    imported = importing.import_weights("toy", tmp_path / "a.pth", out)
+    assert set(imported.missing) == {"fc.weight", "fc.bias", "bn.num_batches_tracked"}
+    assert imported.unexpected == ["more"]
+    assert imported.manifest.notes == {"missing": imported.missing, "unexpected": ["more"]}
+    assert set(read_weights(out / "toy.safetensors").arrays) == set(Net().state_dict())
+
+
+def test_a_missing_needed_tensor_is_refused_by_name(tmp_path, out, state):
+    del state["bn.running_var"]
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(InvalidOption, match=r"lacks 1 of 9 tensors, bn\.running_var"):
+        importing.import_weights("toy", tmp_path / "a.pth", out)
+    assert not out.exists()
+
+
+def test_the_checkpoint_of_another_network_is_refused_with_keys_of_both(tmp_path, out):
+    torch.save({"encoder.weight": torch.zeros(1)}, tmp_path / "a.pth")
+    with pytest.raises(InvalidOption) as refused:
+        importing.import_weights("toy", tmp_path / "a.pth", out)
+    assert "conv.weight" in refused.value.detail
+    assert "encoder.weight" in (refused.value.hint or "")
+
+
+def test_another_shape_is_refused_with_both_shapes(tmp_path, out, state):
+    state["conv.weight"] = torch.zeros(2, 1, 5, 5)
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(InvalidOption, match=r"\[2, 1, 5, 5\], \[2, 1, 3, 3\] is needed"):
+        importing.import_weights("toy", tmp_path / "a.pth", out)
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path, out, state):
+    state["conv.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(InvalidOption, match="not finite"):
+        importing.import_weights("toy", tmp_path / "a.pth", out)
