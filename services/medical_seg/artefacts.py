@@ -6,7 +6,8 @@ Knows weights and where graphs are kept; how a network is exported and compared 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,9 @@ class Artefacts:
         """
         if not (self._graph.exists() and self._facts.exists()):
             parity = self._export()
-            told = {"max_difference": parity.max_difference, "max_value": parity.max_value, "shapes": parity.shapes}
-            self._facts.write_text(json.dumps(told))
+            draft = self._facts.with_suffix(f".{os.getpid()}")
+            draft.write_text(json.dumps(asdict(parity)))
+            draft.replace(self._facts)  # whole or not at all: a replica and its worker may export at once
         return self._graph
 
     def _export(self) -> Parity:
@@ -78,8 +80,7 @@ class Artefacts:
         """How far the exported graph is from the network; None before it is exported."""
         if not self._facts.exists():
             return None
-        told = json.loads(self._facts.read_text())
-        return Parity(told["max_difference"], told["max_value"], told["shapes"])
+        return Parity(**json.loads(self._facts.read_text()))
 
     @property
     def _graph(self) -> Path:

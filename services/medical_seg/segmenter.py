@@ -21,7 +21,7 @@ from services.medical_seg.resize import normalised
 from shared.api.mask import SegmentIn, SegmentOut, SegmentTimes
 from shared.api.tensors import TensorSpec
 from shared.engines import Forms, open_engine
-from shared.errors import FoveaError
+from shared.errors import FoveaError, NotReady
 from shared.registry import Card, Engine, Place, Run, Servable
 from shared.registry.weights import find_weights, read_weights
 from shared.telemetry import stage
@@ -74,6 +74,7 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
         side = int(weights.manifest.recipe.get("scale", {}).get("side", cls.side))
         artefacts = Artefacts(weights, side, place.cache)
         engine = open_engine(place, _forms(cls.card.name, artefacts))
+        _check_shapes(engine, side)
         return cls(_refined(cls.card, artefacts, engine.name), engine, side, _bounds(cls.card, place))
 
     def predict(self, batch: Sequence[SegmentIn], run: Run) -> list[SegmentOut | FoveaError]:
@@ -172,6 +173,18 @@ def _forms(name: str, artefacts: Artefacts) -> Forms:
         for tensor, channels in zip(NAMES, (3, 1), strict=True)
     )
     return Forms(name, (given,), (wanted,), graph=artefacts.graph, network=network)
+
+
+def _check_shapes(engine: Engine, side: int) -> None:
+    """See that an engine takes pictures of the weights' size and gives one map: a remote server holds its own model."""
+    fits = [spec.shape[1:] for spec in engine.inputs] == [(3, side, side)] and len(engine.outputs) == 1
+    if not fits:
+        held = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in (*engine.inputs, *engine.outputs))
+        engine.close()
+        raise NotReady(
+            f"The {engine.name} engine holds another network: {held}.",
+            hint=f"It must take one input [-1, 3, {side}, {side}].",
+        )
 
 
 def _refined(card: Card, artefacts: Artefacts, engine: str) -> Card:

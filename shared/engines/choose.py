@@ -11,8 +11,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from shared.api.tensors import TensorSpec
-from shared.errors import NotReady
+from shared.errors import FoveaError, NotReady
 from shared.registry.servable import Engine, Place
+from shared.telemetry import log
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +46,7 @@ class Forms:
 
 
 def open_engine(place: Place, forms: Forms) -> Engine:
-    """The engine that `place` wants; `auto` takes the first that opens.
+    """The engine that `place` wants; `auto` takes the first that opens, and logs why others did not.
 
     Raises:
         NotReady: It can't run here; the detail says why, for `auto` of each that was tried.
@@ -56,7 +57,8 @@ def open_engine(place: Place, forms: Forms) -> Engine:
     for choice in _AUTO:
         try:
             return _OPENERS[choice](place, forms)
-        except NotReady as error:
+        except FoveaError as error:
+            log().warning("engine not opened", engine=choice, network=forms.name, reason=error.detail)
             reasons.append(f"{choice}: {error.detail}")
     raise NotReady(f"No engine opens {forms.name!r}. {' '.join(reasons)}")
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from services.medical_seg import segmenter
 from services.medical_seg.artefacts import Artefacts
 from services.medical_seg.segmenter import NAMES, Segmenter
 from shared.api.mask import SegmentIn, SegmentOut
@@ -174,6 +175,13 @@ def test_tampered_weights_are_not_served(packaged, tmp_path):
     file.write_bytes(raw)
     with pytest.raises(NotReady, match="not what its manifest describes"):
         Small.load(Place(cache=tmp_path, weights=tmp_path / "weights"))
+
+
+def test_engine_that_holds_another_network_is_not_ready(packaged, cache, monkeypatch):
+    other = Blob()
+    monkeypatch.setattr(segmenter, "open_engine", lambda *_: other)
+    with pytest.raises(NotReady, match=r"blob engine holds another network: image \[-1, 3, 32, 32\]"):
+        Small.load(Place(cache=cache, weights=cache / "none"))
 
 
 def test_missing_weights_are_not_ready(tmp_path):

@@ -12,7 +12,7 @@ from torch import nn
 from shared.api.tensors import TensorSpec
 from shared.engines import Forms, available, open_engine
 from shared.engines.tests.graphs import identity
-from shared.errors import NotReady
+from shared.errors import Fault, NotReady
 from shared.registry import Place
 
 torch.set_num_threads(1)
@@ -45,6 +45,15 @@ def test_auto_goes_on_to_torch_when_the_graph_does_not_open(forms, tmp_path):
     broken.write_bytes(b"no graph")
     engine = open_engine(place(), Forms("net", (SPEC,), (SPEC,), graph=lambda: broken, network=forms.network))
     assert engine.name == "torch"
+
+
+def test_auto_goes_on_to_torch_when_the_export_is_wrong(forms):
+    def wrong():
+        raise Fault("The ONNX graph differs from the network.")
+
+    assert open_engine(place(), Forms("net", (SPEC,), (SPEC,), graph=wrong, network=forms.network)).name == "torch"
+    with pytest.raises(Fault):
+        open_engine(place("onnx"), Forms("net", graph=wrong))
 
 
 def test_auto_says_what_was_tried_when_nothing_opens():
