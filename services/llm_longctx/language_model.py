@@ -129,6 +129,12 @@ class LanguageModel(Servable[ChatRequest, ChatCompletion]):
             raise InvalidOption(detail, field="tokens")
         return Detokenized(prompt=self.speaker.tokenizer.decode(request.tokens))
 
+    def example(self) -> ChatRequest:
+        """The Card's conversation, or for a model without template a text to go on with."""
+        if self.speaker.tokenizer.chat_template is None:
+            return CompletionRequest(prompt="Once upon a time", max_tokens=8)  # type: ignore[return-value]  # `stream` takes both
+        return super().example()
+
     def close(self) -> None:
         """Stop the engine."""
         self.speaker.engine.close()

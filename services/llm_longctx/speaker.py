@@ -16,7 +16,7 @@ from shared.api.text import ChatMessage, GenerationOptions
 from shared.errors import InvalidOption, Malformed
 from shared.lm.tokenizer import Tokenizer
 
-__all__ = ["Speaker", "check", "samplings", "stops"]
+__all__ = ["Speaker", "check", "samplings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Speaker:
             raise InvalidOption(detail, field=field)
         self._known_tokens(options)
         room = self.context - len(ids)
-        return Prompt(ids=ids, max_tokens=room if wanted is None else min(wanted, room), stops=stops(options))
+        return Prompt(ids=ids, max_tokens=room if wanted is None else min(wanted, room), stops=options.stop or ())
 
     def _known_tokens(self, options: GenerationOptions) -> None:
         for token in options.logit_bias or {}:
@@ -101,11 +101,6 @@ def samplings(options: GenerationOptions) -> list[Sampling]:
         )
         for i in range(options.n)
     ]  # fmt: skip
-
-
-def stops(options: GenerationOptions) -> tuple[str, ...]:
-    """The stop texts."""
-    return (options.stop,) if isinstance(options.stop, str) else tuple(options.stop or ())
 
 
 def check(options: GenerationOptions) -> None:

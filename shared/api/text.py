@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 
 __all__ = [
     "ChatChoice",
@@ -41,7 +41,20 @@ __all__ = [
 FinishReason = Literal["stop", "length"]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-StopText = Annotated[str, StringConstraints(min_length=1)]
+StopTexts = Annotated[
+    list[Annotated[str, StringConstraints(min_length=1)]],
+    Field(max_length=4),
+    BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": 4},
+            ]
+        }
+    ),
+]
+"""One text or several, always a list in Python."""
 
 
 class StreamOptions(BaseModel):
@@ -65,9 +78,7 @@ class GenerationOptions(BaseModel):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, gt=0, le=10, description="Ours: above 1 makes repetition less likely.")
     logit_bias: dict[TokenId, Bias] | None = Field(None, description="Token id → added to its logit.")
-    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = Field(
-        None, description="Up to four texts that end the answer and are not part of it."
-    )
+    stop: StopTexts | None = Field(None, description="Up to four texts that end the answer and are not part of it.")
     n: int = Field(1, ge=1, le=8, description="Answers per prompt.")
     stream: bool = Field(False, description="Answer as server-sent events.")
     stream_options: StreamOptions | None = None

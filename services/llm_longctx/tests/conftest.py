@@ -7,7 +7,9 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
+import openai
 import pytest
 import torch
 import uvicorn
@@ -23,8 +25,9 @@ from shared.serving.app import build
 from shared.settings import Settings
 
 CONTEXT = 192
+MODEL = "tiny-llama"
+HELLO = [{"role": "user", "content": "Hello, who are you?"}]
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # noqa: E501
-WORDS = ["th", "the", "in", "an", "er", " t", " a", "on", "ing"]
 
 
 def tiny_decoder(seed: int = 3) -> Decoder:
@@ -91,7 +94,7 @@ class Server:
         self._server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", ws="none"))
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         self._thread.start()
         until = time.monotonic() + 60
         while not (self._server.started and self.app.state.host.ready):
@@ -119,3 +122,19 @@ def app_of(path: Path, tmp: Path, **settings):
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(app_of(folder, tmp_path_factory.mktemp("data"))) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def say(client, **more):
+    return client.chat.completions.create(
+        **{"model": MODEL, "messages": HELLO, "max_tokens": 16, "temperature": 0} | more
+    )
+
+
+def go_on(client, prompt="Once upon", **more):
+    return client.completions.create(**{"model": MODEL, "prompt": prompt, "max_tokens": 12, "temperature": 0} | more)

@@ -1,0 +1,122 @@
+"""The Servable: what is chosen to be served, how it loads, and that a batch equals its singles."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.llm_longctx.chat import gather
+from services.llm_longctx.language_model import LanguageModel
+from services.llm_longctx.local import chosen, model_at
+from services.llm_longctx.models.smollm2 import SmolLM2
+from services.llm_longctx.tests.conftest import HELLO, write_folder
+from shared.api.text import ChatRequest, CompletionRequest, TokenizeRequest
+from shared.errors import Cancelled, FoveaError, InvalidOption, NotFound, UnsupportedMedia
+from shared.registry import Place, Run
+
+
+@pytest.fixture
+def model(folder, tmp_path):
+    loaded = model_at(folder).load(Place(cache=tmp_path, threads=1))
+    yield loaded
+    loaded.close()
+
+
+def test_the_default_setting_serves_the_models_of_the_room():
+    assert chosen("smollm2") == {"smollm2-135m-instruct": SmolLM2}
+    assert chosen("smollm2-135m-instruct") == chosen("smollm2")
+
+
+def test_a_path_is_served_under_its_files_name(tmp_path):
+    (served,) = chosen(str(tmp_path / "My Model v1.5-Q4_K.gguf")).items()
+    assert served[0] == served[1].card.name == "my-model-v1.5-q4_k"
+    assert list(chosen(str(tmp_path / "Llama-3.2-1B"))) == ["llama-3.2-1b"]
+
+
+def test_a_path_that_leads_nowhere_says_so_when_it_is_loaded(tmp_path):
+    with pytest.raises(NotFound, match="no model at gone") as caught:
+        model_at(tmp_path / "gone.gguf").load(Place(cache=tmp_path))
+    assert "FOVEA_LLM_MODEL" in caught.value.hint
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(UnsupportedMedia, match=r"model\.bin"):
+        model_at(tmp_path / "model.bin").load(Place(cache=tmp_path))
+
+
+def test_an_unknown_dtype_is_refused_before_anything_is_read(folder, tmp_path):
+    with pytest.raises(InvalidOption, match="float8"):
+        model_at(folder).load(Place(cache=tmp_path, options={"llm_dtype": "float8"}))
+
+
+def test_bfloat16_is_another_fingerprint(folder, tmp_path, model):
+    narrow = model_at(folder).load(Place(cache=tmp_path, threads=1, options={"llm_dtype": "bfloat16"}))
+    try:
+        assert narrow.speaker.fingerprint != model.speaker.fingerprint
+        assert narrow.predict([narrow.example()], Run())[0].usage.completion_tokens == 8
+    finally:
+        narrow.close()
+
+
+def test_a_batch_equals_its_singles_and_an_error_stays_with_its_request(model):
+    requests = [
+        ChatRequest(messages=HELLO, max_tokens=4 + i, temperature=1, seed=i, **({"top_logprobs": 1} if i == 1 else {}))
+        for i in range(4)
+    ]
+    together = model.predict(requests, Run())
+    for i, (request, answer) in enumerate(zip(requests, together, strict=True)):
+        (single,) = model.predict([request], Run())
+        if i == 1:
+            assert isinstance(answer, InvalidOption)
+            assert isinstance(single, InvalidOption)
+        else:
+            assert answer.choices == single.choices
+
+
+def test_a_stream_gathers_into_the_answer_of_predict(model):
+    request = ChatRequest(messages=HELLO, max_tokens=9, temperature=0, n=2)
+    gathered = gather(model.stream(request, Run()))
+    assert gathered.choices == model.predict([request], Run())[0].choices
+    with pytest.raises(ValueError, match="usage"):
+        gather(model.stream(request.model_copy(update={"stream": True}), Run()))
+
+
+def test_leaving_a_stream_early_frees_the_engine(model):
+    stream = model.stream(CompletionRequest(prompt="a", max_tokens=150), Run())
+    next(stream)
+    stream.close()
+    (answer,) = model.predict([ChatRequest(messages=HELLO, max_tokens=2)], Run())
+    assert answer.usage.completion_tokens == 2
+    assert model.speaker.engine.in_flight == 0
+
+
+def test_a_cancelled_run_raises_where_its_stream_is_read(model):
+    run = Run()
+    stream = model.stream(ChatRequest(messages=HELLO, max_tokens=150), run)
+    next(stream)
+    run.cancel()
+    with pytest.raises(Cancelled):
+        list(stream)
+
+
+def test_what_is_no_request_of_a_language_model_is_a_mistake_of_ours(model):
+    with pytest.raises(TypeError, match="TokenizeRequest"):
+        model.stream(TokenizeRequest(prompt="a"), Run())
+
+
+def test_closing_refuses_what_comes_after(folder, tmp_path):
+    closed = model_at(folder).load(Place(cache=tmp_path))
+    closed.close()
+    (answer,) = closed.predict([closed.example()], Run())
+    assert isinstance(answer, FoveaError)
+    assert answer.status == 503
+
+
+def test_a_model_without_template_gives_a_text_as_its_example(tmp_path):
+    loaded = model_at(write_folder(tmp_path / "base", template=None)).load(Place(cache=tmp_path, threads=1))
+    try:
+        assert isinstance(loaded.example(), CompletionRequest)
+        assert len(list(loaded.stream(loaded.example(), Run()))) > 1
+    finally:
+        loaded.close()
+
+
+def test_the_room_holds_nothing_without_a_card():
+    assert "card" not in vars(LanguageModel)

@@ -1,0 +1,269 @@
+"""Conformance with the `openai` package, against the app under uvicorn on a tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+
+import httpx2
+import openai
+import pytest
+
+from services.llm_longctx.tests.conftest import CONTEXT, HELLO, MODEL, go_on, say
+
+# Chat.
+
+
+def test_the_served_model_is_listed_under_its_files_name(client):
+    (model,) = client.models.list().data
+    assert (model.id, model.object) == (MODEL, "model")
+    assert client.models.retrieve(MODEL).id == MODEL
+
+
+def test_a_chat_is_answered_with_its_usage(client):
+    answer = say(client)
+    (choice,) = answer.choices
+    assert answer.object == "chat.completion"
+    assert answer.id.startswith("chatcmpl-")
+    assert answer.model == MODEL
+    assert answer.system_fingerprint.endswith("float32")
+    assert (choice.index, choice.finish_reason, choice.message.role) == (0, "length", "assistant")
+    prompt = len("<user>Hello, who are you?\n<assistant>")
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (prompt, 16)
+    assert answer.usage.total_tokens == prompt + 16
+
+
+def test_a_stream_says_what_the_whole_answer_says(client):
+    for options in ({}, {"temperature": 1.0, "seed": 5}, {"n": 3, "seed": 1, "temperature": 1.0}, {"logprobs": True}):
+        whole = say(client, **options)
+        texts, reasons, roles, scored = {}, {}, [], {}
+        for chunk in say(client, stream=True, **options):
+            assert chunk.object == "chat.completion.chunk"
+            assert chunk.usage is None
+            for choice in chunk.choices:
+                texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+                reasons.setdefault(choice.index, choice.finish_reason)
+                reasons[choice.index] = choice.finish_reason
+                roles += [choice.delta.role] if choice.delta.role else []
+                scored.setdefault(choice.index, []).extend(choice.logprobs.content if choice.logprobs else [])
+        assert texts == {c.index: c.message.content for c in whole.choices}
+        assert reasons == {c.index: c.finish_reason for c in whole.choices}
+        assert roles == ["assistant"] * len(whole.choices)
+        if options.get("logprobs"):
+            assert scored == {c.index: c.logprobs.content for c in whole.choices}
+
+
+def test_the_events_are_openais_to_the_byte(server):
+    body = {
+        "messages": HELLO,
+        "max_tokens": 2,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    answer = httpx2.post(f"{server.url}/v1/chat/completions", json=body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *events, done, end = answer.text.split("\n\n")
+    assert (done, end) == ("data: [DONE]", "")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert len({(c["id"], c["created"], c["model"], c["system_fingerprint"]) for c in chunks}) == 1
+    first, last, usage = chunks[0], chunks[-2], chunks[-1]
+    assert first["choices"] == [
+        {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+    ]
+    assert last["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"}]
+    assert all(c["usage"] is None for c in chunks[:-1])
+    assert usage["choices"] == []
+    assert usage["usage"]["completion_tokens"] == 2
+    without = httpx2.post(f"{server.url}/v1/chat/completions", json=body | {"stream_options": None})
+    assert '"usage"' not in without.text
+
+
+def test_greedy_and_seeded_answers_repeat_and_others_vary(client):
+    assert say(client).choices == say(client).choices
+    seeded = [say(client, temperature=1.0, seed=7).choices for _ in range(2)]
+    assert seeded[0] == seeded[1] != say(client, temperature=1.0, seed=8).choices
+    free = {say(client, temperature=1.5).choices[0].message.content for _ in range(3)}
+    assert len(free) > 1
+
+
+async def test_a_seed_gives_the_same_answer_in_company(server, client):
+    alone = say(client, temperature=1.0, seed=3, max_tokens=30).choices[0].message.content
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as friend:
+        together = await asyncio.gather(
+            *(say(friend, temperature=1.0, seed=seed, max_tokens=30 + seed) for seed in (1, 2, 3, 4, 5, 3))
+        )
+    for answer in (together[2], together[5]):
+        assert answer.choices[0].message.content.startswith(alone.rstrip("�"))
+
+
+async def test_the_async_client_streams(server):
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as friend:
+        text = ""
+        async for chunk in await say(friend, stream=True):
+            text += chunk.choices[0].delta.content or ""
+        assert text == (await say(friend)).choices[0].message.content
+
+
+def test_max_completion_tokens_is_the_newer_name_and_wins(client):
+    assert say(client, max_tokens=9, max_completion_tokens=3).usage.completion_tokens == 3
+
+
+def test_without_a_limit_the_answer_ends_with_the_context(client):
+    answer = say(client, max_tokens=openai.omit)
+    assert answer.usage.total_tokens == CONTEXT
+    assert answer.choices[0].finish_reason == "length"
+    assert say(client, max_tokens=10_000).usage.total_tokens == CONTEXT
+
+
+def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(client):
+    text = say(client, max_tokens=30).choices[0].message.content
+    stop = text[5:8]
+    for stops in (stop, [stop, "never"], ["never", text[6:9], stop]):
+        answer = say(client, max_tokens=30, stop=stops)
+        assert answer.choices[0].message.content == text[: text.index(stop)]
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.usage.completion_tokens < 30
+        streamed = "".join(
+            c.choices[0].delta.content or "" for c in say(client, max_tokens=30, stop=stops, stream=True)
+        )
+        assert streamed == answer.choices[0].message.content
+
+
+def test_log_probabilities_belong_to_the_shown_text(client):
+    text = say(client, max_tokens=30).choices[0].message.content
+    answer = say(client, max_tokens=30, stop=text[5:8], logprobs=True, top_logprobs=4).choices[0]
+    tokens = answer.logprobs.content
+    assert bytes(b for t in tokens for b in t.bytes).decode(errors="replace") == answer.message.content
+    for token in tokens:
+        assert len(token.top_logprobs) == 4
+        assert token.top_logprobs[0].logprob >= token.logprob
+        assert sum(math.exp(t.logprob) for t in token.top_logprobs) <= 1 + 1e-5
+    assert say(client).choices[0].logprobs is None
+    assert say(client, logprobs=True).choices[0].logprobs.content[0].top_logprobs == []
+
+
+def test_bias_and_penalties_change_the_answer(client):
+    for options in (
+        {"frequency_penalty": 2.0},
+        {"presence_penalty": 2.0},
+        {"extra_body": {"repetition_penalty": 5.0}},
+        {"logit_bias": {"64": 100}},
+    ):
+        assert (
+            say(client, max_tokens=30, **options).choices[0].message.content
+            != say(client, max_tokens=30).choices[0].message.content
+        )
+    # In the tiny vocabulary, id 64 is the letter a.
+    assert say(client, logit_bias={"64": 100}).choices[0].message.content == "a" * 16
+
+
+def test_our_own_knobs_ride_in_the_extra_body(client):
+    cold = say(client, temperature=2.0, extra_body={"top_k": 1}).choices[0].message.content
+    assert cold == say(client, temperature=2.0, extra_body={"min_p": 1.0}).choices[0].message.content
+    assert (
+        cold
+        == say(client, temperature=2.0, top_p=0).choices[0].message.content
+        == say(client).choices[0].message.content
+    )
+
+
+def test_text_parts_and_developer_messages_are_understood(client):
+    parts = [
+        {"role": "user", "content": [{"type": "text", "text": "Hello, "}, {"type": "text", "text": "who are you?"}]}
+    ]
+    assert say(client, messages=parts).choices == say(client).choices
+    developer, system = ([{"role": r, "content": "Be brief."}, *HELLO] for r in ("developer", "system"))
+    assert say(client, messages=developer).choices == say(client, messages=system).choices
+
+
+def test_nulls_and_unknown_fields_are_ignored_unless_strict(client):
+    body = {"frobnicate": 1, "temperature": None, "stop": None, "logit_bias": None}
+    assert say(client, extra_body=body | {"temperature": 0}).choices == say(client).choices
+    with pytest.raises(openai.BadRequestError, match="frobnicate") as caught:
+        say(client, extra_body={"frobnicate": 1, "strict": True})
+    assert caught.value.param == "frobnicate"
+
+
+# Completions.
+
+
+def test_a_text_is_gone_on_with(client):
+    answer = go_on(client)
+    assert answer.object == "text_completion"
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.prompt_tokens == len("Once upon")
+    streamed = list(go_on(client, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].text for c in streamed[:-1]) == answer.choices[0].text
+    assert streamed[-1].usage == answer.usage
+    assert streamed[-2].choices[0].finish_reason == "length"
+
+
+def test_prompts_may_be_texts_or_token_ids_one_or_many(client, server):
+    ids = [httpx2.post(f"{server.url}/tokenize", json={"prompt": text}).json()["tokens"] for text in ("ab", "xyz")]
+    texts = go_on(client, ["ab", "xyz"], n=2)
+    assert [c.index for c in texts.choices] == [0, 1, 2, 3]
+    assert go_on(client, ids, n=2).choices == texts.choices
+    assert go_on(client, ids[1]).choices[0].text == go_on(client, "xyz").choices[0].text == texts.choices[2].text
+    assert texts.usage.prompt_tokens == 5
+    assert texts.usage.completion_tokens == 48
+
+
+def test_echo_with_log_probabilities_scores_a_prompt(client):
+    score = go_on(client, "Once upon", echo=True, logprobs=3, max_tokens=0)
+    (choice,) = score.choices
+    assert (choice.text, choice.finish_reason) == ("Once upon", "length")
+    assert choice.logprobs.tokens == list("Once upon")
+    assert choice.logprobs.text_offset == list(range(9))
+    assert choice.logprobs.token_logprobs[0] is choice.logprobs.top_logprobs[0] is None
+    assert all(lp < 0 for lp in choice.logprobs.token_logprobs[1:])
+    assert score.usage.completion_tokens == 0
+    longer = go_on(client, "Once upon a time", echo=True, logprobs=0, max_tokens=2).choices[0].logprobs
+    assert longer.token_logprobs[1:9] == pytest.approx(choice.logprobs.token_logprobs[1:], abs=1e-4)
+    assert len(longer.tokens) == len("Once upon a time") + 2
+
+
+def test_echo_shows_the_prompt_before_the_answer(client):
+    plain = go_on(client, "Grüße 😀")
+    echoed = go_on(client, "Grüße 😀", echo=True)
+    assert echoed.choices[0].text == "Grüße 😀" + plain.choices[0].text
+    both = go_on(client, "ab", echo=True, logprobs=1, n=2, stop="b").choices
+    assert [c.text[:2] for c in both] == ["ab", "ab"], "stop texts do not look into the prompt"
+
+
+def test_generated_log_probabilities_equal_those_of_scoring_the_same_text(client):
+    made = go_on(client, "Once upon", logprobs=2)
+    scored = go_on(client, "Once upon" + made.choices[0].text, echo=True, logprobs=2, max_tokens=0).choices[0].logprobs
+    if "�" not in made.choices[0].text:
+        assert scored.token_logprobs[9:] == pytest.approx(made.choices[0].logprobs.token_logprobs, abs=1e-3)
+
+
+def test_an_empty_prompt_begins_with_the_models_own_token(client):
+    answer = go_on(client, "", max_tokens=3)
+    assert answer.usage.prompt_tokens == 1
+    assert go_on(client, "", echo=True, max_tokens=3).choices[0].text == answer.choices[0].text
+
+
+def test_a_prompt_as_long_as_the_context_has_no_room_for_an_answer(client):
+    full = go_on(client, "x" * CONTEXT)
+    assert (full.choices[0].text, full.choices[0].finish_reason, full.usage.completion_tokens) == ("", "length", 0)
+    assert go_on(client, "x" * (CONTEXT - 1)).usage.completion_tokens == 1
+
+
+# The tokenizer.
+
+
+def test_tokens_and_text_go_there_and_back(server):
+    told = httpx2.post(f"{server.url}/tokenize", json={"prompt": "Grüße 😀"}).json()
+    assert told["count"] == len(told["tokens"]) == len("Grüße 😀".encode())
+    assert told["max_model_len"] == CONTEXT
+    assert httpx2.post(f"{server.url}/detokenize", json={"tokens": told["tokens"]}).json() == {"prompt": "Grüße 😀"}
+
+
+def test_a_conversation_is_tokenized_under_its_template(server):
+    for generate, end in ((True, "<assistant>"), (False, "")):
+        body = {"messages": HELLO, "add_generation_prompt": generate}
+        told = httpx2.post(f"{server.url}/tokenize", json=body).json()
+        assert told["prompt"] == f"<user>Hello, who are you?\n{end}"
+        assert told["count"] == len(told["prompt"])

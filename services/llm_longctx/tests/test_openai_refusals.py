@@ -1,0 +1,178 @@
+"""What OpenAI's routes refuse, in OpenAI's form: never a 5xx for bad input, never a 422."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import httpx2
+import openai
+import pytest
+
+from services.llm_longctx.tests.conftest import CONTEXT, HELLO, MODEL, Server, app_of, go_on, say, write_folder
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "param"),
+    [
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"n": 9}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 2.5}, "max_tokens"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"frequency_penalty": -3}, "frequency_penalty"),
+        ({"seed": 2**63}, "seed"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ""}, "stop.0"),
+        ({"stop": 5}, "stop"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x.[key]"),
+        ({"logit_bias": {"272": 1}}, "logit_bias"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
+        ({"extra_body": {"longctx": {"method": "duo"}}}, "longctx"),
+        ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty"),
+        ({"extra_body": {"top_k": -1}}, "top_k"),
+    ],
+)
+def test_bad_options_are_400_and_name_their_field(server, bad, param):
+    body = {"model": MODEL, "messages": HELLO, "max_tokens": 4} | bad | bad.get("extra_body", {})
+    answer = httpx2.post(f"{server.url}/v1/chat/completions", content=json.dumps(body), headers=JSON)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+    assert error["param"] == param
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_number_is_refused(server, value):
+    body = json.dumps({"messages": HELLO, "temperature": "T"}).replace('"T"', value)
+    answer = httpx2.post(f"{server.url}/v1/chat/completions", content=body, headers=JSON)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "temperature"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"messages": 1}', b"[" * 100_000])
+def test_broken_bodies_are_400(server, body):
+    for route in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
+        answer = httpx2.post(f"{server.url}{route}", content=body, headers=JSON)
+        assert answer.status_code == 400, (route, answer.text)
+        assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "param"),
+    [
+        ({"suffix": "end"}, "suffix"),
+        ({"best_of": 3}, "best_of"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["a"] * 33}, "prompt"),
+        ({"prompt": [272]}, "prompt"),
+        ({"prompt": "\udfff"}, "prompt"),
+    ],
+)
+def test_bad_completions_are_400_and_name_their_field(server, bad, param):
+    body = json.dumps({"prompt": "a", "max_tokens": 2} | bad)
+    answer = httpx2.post(f"{server.url}/v1/completions", content=body, headers=JSON)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/tokenize", {}),
+        ("/tokenize", {"prompt": "a", "messages": HELLO}),
+        ("/tokenize", {"prompt": "x" * 10_000}),
+        ("/detokenize", {"tokens": [272]}),
+        ("/detokenize", {"tokens": [-1]}),
+        ("/detokenize", {"tokens": [2**40]}),
+    ],
+)
+def test_the_tokenizers_routes_refuse_in_the_same_form(server, route, body):
+    answer = httpx2.post(f"{server.url}{route}", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_an_unknown_model_is_404_with_openais_code(client):
+    for call in (lambda: say(client, model="gpt-5"), lambda: go_on(client, model="gpt-5")):
+        with pytest.raises(openai.NotFoundError, match=MODEL) as caught:
+            call()
+        assert caught.value.code == "model_not_found"
+        assert caught.value.param == "model"
+
+
+@pytest.mark.parametrize("prompt", ["x" * (CONTEXT + 1), "x" * 1_000_000])
+def test_a_prompt_over_the_context_has_openais_code(client, prompt):
+    for call in (
+        lambda: go_on(client, prompt),
+        lambda: say(client, messages=[{"role": "user", "content": prompt}], stream=True),
+    ):
+        with pytest.raises(openai.BadRequestError, match="context") as caught:
+            call()
+        assert caught.value.code == "context_length_exceeded"
+
+
+def test_the_context_counts_for_token_ids_too(client):
+    with pytest.raises(openai.BadRequestError, match="193 tokens"):
+        go_on(client, [5] * (CONTEXT + 1))
+
+
+def test_going_away_stops_the_work_within_a_step(server, client):
+    engine = server.app.state.host.servable(MODEL).speaker.engine
+    stream = say(client, stream=True, max_tokens=150)
+    next(iter(stream))
+    stream.close()
+    until = time.monotonic() + 10
+    while engine.in_flight:
+        assert time.monotonic() < until, "the answer nobody reads goes on"
+        time.sleep(0.01)
+
+
+def test_a_deadline_ends_a_request(server):
+    headers = {"x-fovea-deadline-ms": "1"}
+    body = {"messages": HELLO, "max_tokens": 150}
+    answer = httpx2.post(f"{server.url}/v1/chat/completions", json=body, headers=headers)
+    assert answer.status_code == 504
+    assert answer.json()["error"]["code"] == "deadline_exceeded"
+
+
+def test_a_full_queue_is_429_with_retry_after(server, monkeypatch):
+    engine = server.app.state.host.servable(MODEL).speaker.engine
+    monkeypatch.setattr(engine, "_limits", (0, *engine._limits[1:]))
+    answer = httpx2.post(f"{server.url}/v1/chat/completions", json={"messages": HELLO, "max_tokens": 1})
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_the_documents_describe_the_routes(server):
+    document = httpx2.get(f"{server.url}/openapi.json").json()
+    for route in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
+        answers = document["paths"][route]["post"]["responses"]
+        assert {"200", "4XX", "5XX"} <= set(answers)
+        assert "422" not in answers
+
+
+def test_a_model_without_template_completes_but_does_not_chat(tmp_path):
+    with Server(app_of(write_folder(tmp_path / "plain.model", template=None), tmp_path)) as plain:
+        base = openai.OpenAI(base_url=f"{plain.url}/v1", api_key="none", max_retries=0)
+        with base:
+            assert go_on(base, model="plain.model").choices[0].text
+            with pytest.raises(openai.BadRequestError, match="no chat template"):
+                say(base, model="plain.model")

@@ -1,0 +1,107 @@
+"""Drawing tokens: what each knob keeps, and that draws belong to one answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.llm_longctx.engine.request import Sampling
+from services.llm_longctx.engine.sampler import Sampler, scored
+
+LOGITS = torch.tensor([0.0, 3.0, 2.0, 1.0, -2.0])
+
+
+def draws(sampling, n=300, logits=LOGITS, prompt=()):
+    """What `n` fresh samplers draw first, with seeds of their own."""
+    return Counter(
+        Sampler(Sampling(**{"temperature": 1.0, "seed": i} | sampling), prompt, len(logits)).draw(logits).id
+        for i in range(n)
+    )
+
+
+def test_temperature_zero_takes_the_likeliest():
+    assert draws({"temperature": 0.0}) == {1: 300}
+    assert draws({"temperature": 1e-9}) == {1: 300}
+
+
+def test_draws_follow_the_softmax():
+    found, known = draws({}, 3000), LOGITS.softmax(-1)
+    for token, probability in enumerate(known.tolist()):
+        assert found[token] / 3000 == pytest.approx(probability, abs=0.03)
+
+
+def test_temperature_flattens():
+    assert draws({"temperature": 2.0})[1] < draws({"temperature": 0.5})[1]
+
+
+@pytest.mark.parametrize(
+    ("knob", "kept"),
+    [
+        ({"top_k": 2}, {1, 2}),
+        ({"top_k": 99}, {0, 1, 2, 3, 4}),
+        ({"top_p": 0.0}, {1}),
+        ({"top_p": 0.6}, {1}),
+        ({"top_p": 0.8}, {1, 2}),
+        ({"min_p": 0.3}, {1, 2}),
+        ({"min_p": 1.0}, {1}),
+        ({"top_k": 3, "top_p": 0.99, "min_p": 0.1, "temperature": 2.0}, {1, 2, 3}),
+    ],
+)
+def test_knobs_keep_the_likeliest_tokens(knob, kept):
+    assert set(draws({"temperature": 3.0} | knob if knob.keys() <= {"top_k"} else knob, 400)) == kept
+
+
+def test_bias_forbids_and_forces():
+    assert 1 not in draws({"logit_bias": {1: -100.0}})
+    assert draws({"logit_bias": {4: 100.0}}) == {4: 300}
+
+
+def test_penalties_move_away_from_what_was_produced():
+    for penalty in ({"presence_penalty": 1.5}, {"frequency_penalty": 1.5}, {"repetition_penalty": 2.0}):
+        sampler = Sampler(Sampling(**penalty), [], 5)
+        assert [sampler.draw(LOGITS).id for _ in range(2)] == [1, 2]
+    assert Sampler(Sampling(presence_penalty=0.9), [1], 5).draw(LOGITS).id == 1, "the prompt does not count here"
+    assert Sampler(Sampling(repetition_penalty=2.0), [1], 5).draw(LOGITS).id == 2, "but it does here"
+
+
+def test_frequency_counts_every_time_and_presence_once():
+    often, once = Sampler(Sampling(frequency_penalty=0.6), [], 5), Sampler(Sampling(presence_penalty=0.6), [], 5)
+    assert [often.draw(LOGITS).id for _ in range(4)] == [1, 1, 2, 1]
+    assert [once.draw(LOGITS).id for _ in range(4)] == [1, 1, 1, 1]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(-(2**63), 2**63 - 1), st.floats(0.1, 2.0))
+def test_a_seed_repeats_its_draws(seed, temperature):
+    def run():
+        sampler = Sampler(Sampling(temperature=temperature, seed=seed), [], 50)
+        logits = torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
+        return [sampler.draw(row).id for row in logits]
+
+    assert run() == run()
+
+
+def test_without_a_seed_draws_differ():
+    flat = torch.zeros(10_000)
+    assert len({Sampler(Sampling(temperature=1.0), [], 10_000).draw(flat).id for _ in range(8)}) > 1
+
+
+def test_log_probabilities_are_the_models_own_before_bias_and_temperature():
+    token = Sampler(Sampling(temperature=0.5, seed=0, logit_bias={4: 100.0}), [], 5).draw(LOGITS, top=2)
+    logs = LOGITS.log_softmax(-1)
+    assert token.id == 4
+    assert token.logprob == pytest.approx(float(logs[4]))
+    assert [i for i, _ in token.top] == [1, 2]
+    assert [lp for _, lp in token.top] == pytest.approx(logs[[1, 2]].tolist())
+    assert Sampler(Sampling(), [], 5).draw(LOGITS).logprob is None
+
+
+def test_scores_name_as_many_alternatives_as_there_are():
+    (one, two) = scored(torch.stack([LOGITS, -LOGITS]), [0, 4], 9)
+    assert [len(one.top), len(two.top)] == [5, 5]
+    assert sum(2.718281828**lp for _, lp in one.top) == pytest.approx(1, abs=1e-5)
+    assert scored(LOGITS[None], [2], 0)[0].top == ()

@@ -1,0 +1,95 @@
+"""The embedded default, for real: it loads, answers, and what it streams is what it says."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import openai
+import pytest
+
+from services.llm_longctx import openai as routes
+from services.llm_longctx.models.smollm2 import SmolLM2
+from services.llm_longctx.tests.conftest import Server
+from shared.errors import NotFound
+from shared.serving.app import build
+from shared.settings import Settings
+
+pytestmark = pytest.mark.slow
+
+NAME = "smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    try:
+        SmolLM2.source()
+    except NotFound as error:
+        pytest.skip(error.detail)
+    app = build(
+        "llm-longctx", routers=[routes.router], servables={NAME: SmolLM2},
+        settings=Settings(data_dir=tmp_path_factory.mktemp("data"), threads=1),
+    )  # fmt: skip
+    with Server(app) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def smol(running):
+    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def ask(smol, text="What is the capital of France?", **more):
+    messages = [{"role": "user", "content": text}]
+    return smol.chat.completions.create(
+        **{"model": NAME, "messages": messages, "max_tokens": 24, "temperature": 0} | more
+    )
+
+
+def test_it_knows_the_capital_of_france_and_stops_by_itself(smol):
+    (choice,) = ask(smol).choices
+    assert "Paris" in choice.message.content
+    assert choice.finish_reason == "stop"
+    assert "<|im_end|>" not in choice.message.content
+
+
+def test_a_stream_says_the_same(smol):
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in ask(smol, stream=True))
+    assert streamed == ask(smol).choices[0].message.content
+
+
+def test_a_seed_repeats_and_stop_texts_stop(smol):
+    free = {"temperature": 0.8, "seed": 12, "top_p": 0.9}
+    assert ask(smol, **free).choices == ask(smol, **free).choices
+    assert ask(smol, stop="Paris").choices[0].message.content.endswith(" ")
+
+
+def test_log_probabilities_are_a_distribution(smol):
+    tokens = ask(smol, logprobs=True, top_logprobs=20).choices[0].logprobs.content
+    for token in tokens:
+        assert token.logprob == token.top_logprobs[0].logprob, "greedy takes the likeliest"
+        assert 0.3 < sum(math.exp(t.logprob) for t in token.top_logprobs) <= 1 + 1e-4
+    assert tokens[0].logprob == pytest.approx(tokens[0].top_logprobs[0].logprob)
+
+
+def test_scoring_prefers_sense_to_nonsense(smol):
+    texts = ["The capital of France is Paris.", "The capital of France is spoon."]
+    scored = smol.completions.create(model=NAME, prompt=texts, max_tokens=0, echo=True, logprobs=0)
+    sense, nonsense = (sum(c.logprobs.token_logprobs[1:]) for c in scored.choices)
+    assert sense > nonsense + 3
+
+
+def test_a_prompt_over_eight_thousand_tokens_is_refused(smol):
+    with pytest.raises(openai.BadRequestError, match=r"8,192") as caught:
+        ask(smol, "word " * 9000)
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_loading_again_takes_less_than_five_seconds(running):
+    from shared.registry import Place
+
+    place = Place(cache=running.app.state.settings.cache_dir, threads=1)
+    begun = time.process_time()
+    SmolLM2.load(place).close()
+    assert time.process_time() - begun < 5
