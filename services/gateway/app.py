@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from services.gateway import docs, health, jobs, models, scrape
+from services.gateway import docs, fleetwide, health, jobs, models, scrape
 from services.gateway.answers import MethodNotAllowed
 from services.gateway.auth import KeyRing
 from services.gateway.front import Front
@@ -81,7 +81,7 @@ def build_gateway(settings: Settings, queue: JobQueue | None = None) -> FastAPI:
         redirect_slashes=False,
     )  # fmt: skip
     app.state.gateway = Gateway.of(settings, queue)
-    for router in (health.router, scrape.router, models.router, jobs.router, docs.router):
+    for router in (health.router, scrape.router, fleetwide.router, models.router, jobs.router, docs.router):
         app.include_router(router)
     app.router.routes.extend(_console(settings))
     app.add_middleware(Front, staff=app.state.gateway)

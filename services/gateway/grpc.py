@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import grpc
 
-from services.gateway import health
+from services.gateway import fleetwide, health
 from services.gateway.app import Gateway
 from services.gateway.auth import LOCAL, Caller, presented
 from services.gateway.auth import Scope as Permission
@@ -144,9 +144,11 @@ class _Front(grpc.GenericRpcHandler):
     # The methods.
 
     async def _pass(self, message: bytes, call: Call) -> bytes:
-        name = call.path.rpartition("/")[2]
+        name, model = call.method, text_field(message, _NAMED[call.method])
+        if name == "ModelStatistics" and not model:
+            return await self._passage.joined(call, message)
         try:
-            call.service = self._gateway.fleet.routing.service_of(text_field(message, _NAMED[name]))
+            call.service = self._gateway.fleet.routing.service_of(model)
         except NotFound:
             if name == "ModelReady":
                 return pb.ModelReadyResponse(ready=False).SerializeToString()
@@ -164,12 +166,12 @@ class _Front(grpc.GenericRpcHandler):
         return pb.ServerReadyResponse(ready=health.ready(self._gateway.fleet)).SerializeToString()
 
     async def _metadata(self, _message: bytes, _call: Call) -> bytes:
-        facts: dict[str, Any] = health.SERVER
+        facts: dict[str, Any] = fleetwide.SERVER
         return pb.ServerMetadataResponse(**facts).SerializeToString()
 
     async def _index(self, message: bytes, _call: Call) -> bytes:
         wanted = pb.RepositoryIndexRequest.FromString(message).ready
-        index = [m for m in await health.repository(self._gateway) if m["state"] == "READY" or not wanted]
+        index = await fleetwide.repository(self._gateway, only_ready=wanted)
         models = [pb.RepositoryIndexResponse.ModelIndex(**entry) for entry in index]
         return pb.RepositoryIndexResponse(models=models).SerializeToString()
 

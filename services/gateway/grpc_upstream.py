@@ -45,6 +45,11 @@ class Call:
     pause: float = FIRST_PAUSE_S
 
     @property
+    def method(self) -> str:
+        """The method's name without its service."""
+        return self.path.rpartition("/")[2]
+
+    @property
     def left_s(self) -> float:
         """Seconds until the deadline."""
         return self.deadline - time.monotonic()
@@ -118,6 +123,15 @@ class Passage:
         if not targets:
             raise _nobody(call)
         return answer
+
+    async def joined(self, call: Call, message: bytes) -> bytes:
+        """Send one message to a replica of each service; encoded answers that are lists join by concatenation."""
+        answers = []
+        for service in self._fleet.services:
+            target = self._fleet.pick(service)
+            if target is not None and target.replica.grpc:
+                answers.append(await self._send(await self._channels.of(target.replica.grpc), call, message))
+        return b"".join(answers)
 
     async def stream(self, call: Call, first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Answer a stream of messages from one replica: the first that can be reached.

@@ -1,12 +1,8 @@
-"""Whether the gateway lives, whether what it stands for is ready, and what it has counted.
-
-Open Inference's own health and repository routes are here too: they speak for the whole fleet.
-"""
+"""Whether the gateway lives, whether what it stands for is ready, and what it has counted."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
@@ -16,10 +12,7 @@ from services.gateway.replicas import Fleet
 from shared.errors import FoveaError
 from shared.telemetry import METRICS_CONTENT_TYPE, QUEUE_DEPTH, metrics_text
 
-__all__ = ["SERVER", "ready", "repository", "router"]
-
-SERVER = {"name": "fovea", "version": "1", "extensions": ["binary_tensor_data", "model_repository"]}
-"""Server metadata of Open Inference."""
+__all__ = ["ready", "router"]
 
 DEPTH_S = 1.0
 """Longest wait for the queue's depth while metrics are collected."""
@@ -30,17 +23,6 @@ router = APIRouter(tags=["health"], responses=PROBLEMS)
 def ready(fleet: Fleet) -> bool:
     """Whether every service has a ready replica, and there is a service at all."""
     return bool(fleet.services) and not fleet.unready
-
-
-async def repository(gateway: Any) -> list[dict[str, str]]:
-    """The Open Inference repository index over all services."""
-    index = []
-    for entry in await gateway.models.listing():
-        state, reason = ("READY", "") if entry.get("ready") else ("UNAVAILABLE", "not ready")
-        index.append({
-            "name": entry["id"], "version": str(entry.get("version", "1")), "state": state, "reason": reason,
-        })  # fmt: skip
-    return index
 
 
 @router.get("/livez")
@@ -76,28 +58,3 @@ async def metrics(request: Request) -> Response:
             except (FoveaError, TimeoutError):
                 break
     return Response(metrics_text(), media_type=METRICS_CONTENT_TYPE)
-
-
-@router.get("/v2", tags=["open inference"])
-async def server() -> dict[str, Any]:
-    """Server metadata."""
-    return SERVER
-
-
-@router.get("/v2/health/live", tags=["open inference"])
-async def server_live() -> dict[str, bool]:
-    """The gateway lives."""
-    return {"live": True}
-
-
-@router.get("/v2/health/ready", tags=["open inference"], responses={400: {"description": "Not ready."}})
-async def server_ready(request: Request) -> JSONResponse:
-    """Every service has a ready replica."""
-    good = ready(request.app.state.gateway.fleet)
-    return JSONResponse({"ready": good}, 200 if good else 400)
-
-
-@router.post("/v2/repository/index", tags=["open inference"])
-async def repository_index(request: Request) -> list[dict[str, str]]:
-    """All models of all services."""
-    return await repository(request.app.state.gateway)

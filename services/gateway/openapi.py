@@ -19,7 +19,7 @@ __all__ = ["Document", "joined"]
 FRESH_S = 5.0
 """How old the document may be."""
 
-_OWN = ("/livez", "/readyz", "/metrics", "/v1/models", "/openapi.json", "/docs")
+_OWN = ("/livez", "/readyz", "/metrics", "/v1/models", "/openapi.json", "/docs", "/v2/models/stats")
 """Paths of services that the gateway answers itself; below `/v1/models` it is the services' turn again."""
 
 _METHODS = frozenset({"get", "put", "post", "delete", "patch", "head", "options"})

@@ -78,6 +78,8 @@ class Routing:
         """
         if (route := self.paths.get(path)) is not None:
             return route
+        if path == "/v2/models/stats":
+            return None
         if path.startswith(("/v2/models/", "/v2/repository/models/", "/v1/models/")):
             return self._by_model(path)
         if _within(path, OWN) or "/.." in path:

@@ -46,7 +46,7 @@ def _model(exchange: Exchange, body: bytes) -> str | None:
         return found[1].decode("utf-8", "replace") if found else None
     try:
         document: object = json.loads(body) if b"json" in kind else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if isinstance(document, dict) and isinstance(document.get("model"), str):
         return str(document["model"])

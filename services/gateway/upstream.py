@@ -67,7 +67,10 @@ class Client:
     async def text(self, target: Target, path: str) -> str | None:
         """A small text of a replica, or None when it can't be had within two seconds."""
         try:
-            async with asyncio.timeout(PATIENCE_S), self._opened().get(target.replica.http + path) as response:
+            async with (
+                asyncio.timeout(PATIENCE_S),
+                self._opened().get(target.replica.http + path, headers={"accept-encoding": "identity"}) as response,
+            ):
                 return await response.text("utf8") if response.ok else None
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return None

@@ -65,6 +65,7 @@ class Toy:
                 Route("/v1/slow", self.slow, methods=["POST"]),
                 Route("/v1/models", self.models),
                 Route("/openapi.json", self.openapi),
+                Route("/v2/models/stats", self.stats),
                 Route("/{path:path}", self.echo, methods=methods),
             ]
         )
@@ -108,6 +109,10 @@ class Toy:
     async def models(self, request: Request) -> Response:
         """What it was told to list."""
         return JSONResponse(self.documents.get("models", {"object": "list", "data": []}))
+
+    async def stats(self, request: Request) -> Response:
+        """What it was told to have counted."""
+        return JSONResponse(self.documents.get("stats", {}))
 
     async def openapi(self, request: Request) -> Response:
         """What it was told to say."""

@@ -116,6 +116,33 @@ async def test_open_inference_speaks_for_the_whole_fleet(scene: Any) -> None:
     }  # fmt: skip
 
 
+async def test_the_index_can_be_of_the_ready_only_and_says_why_others_are_not(gateway: Any, toy: Any) -> None:
+    failed = {**SEG, "ready": False, "state": "failed", "reason": "There are no weights."}
+    loading = {**SEG, "id": "hardnet", "ready": False, "state": "loading"}
+    upstream = await toy(documents={"models": {"data": [CHAT, failed, loading]}})
+    scene = await gateway()
+    scene.announce(upstream.url)
+    everything = {m["name"]: m for m in (await scene.client.post("/v2/repository/index")).json()}
+    assert (everything["pranet"]["state"], everything["pranet"]["reason"]) == ("UNAVAILABLE", "There are no weights.")
+    assert everything["hardnet"]["state"] == "LOADING"
+    only = (await scene.client.post("/v2/repository/index", json={"ready": True})).json()
+    assert [m["name"] for m in only] == ["smollm2"]
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"ready": 1}', b"\xff", b"[" * 200_000])
+async def test_an_index_request_that_makes_no_sense_is_refused(scene: Any, body: bytes) -> None:
+    answer = await scene.client.post("/v2/repository/index", content=body)
+    assert (answer.status_code, list(answer.json())) == (400, ["error"])
+
+
+async def test_statistics_of_all_services_are_one_list(scene: Any) -> None:
+    assert (await scene.client.get("/v2/models/stats")).json() == {"model_stats": []}
+    for service, upstream in (("seg", scene.seg), ("llm", scene.llm)):
+        upstream.documents["stats"] = {"model_stats": [{"name": service}]}
+    told = (await scene.client.get("/v2/models/stats")).json()["model_stats"]
+    assert sorted(stats["name"] for stats in told) == ["llm", "seg"]
+
+
 async def test_one_document_holds_all_routes_and_every_reference_leads_somewhere(scene: Any) -> None:
     whole = (await scene.client.get("/openapi.json")).json()
     assert {"/v1/segment", "/v1/chat/completions", "/v1/jobs", "/v1/models", "/livez"} <= whole["paths"].keys()

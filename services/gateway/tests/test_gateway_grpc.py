@@ -31,6 +31,7 @@ class Replica(grpc.GenericRpcHandler):
     fails: list[grpc.StatusCode] = field(default_factory=list)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     sleep_s: float = 0
+    answer: bytes = b""
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         """The handler of every method."""
@@ -46,7 +47,7 @@ class Replica(grpc.GenericRpcHandler):
             except asyncio.CancelledError:
                 self.gone.set()
                 raise
-            return self.name.encode() + b"|" + message
+            return self.answer or self.name.encode() + b"|" + message
 
         async def stream(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
             self.seen.append((details.method, {}, 0))
@@ -297,6 +298,16 @@ async def test_loading_reaches_every_replica(front: Any, replica: Any) -> None:
     scene.announce("http://127.0.0.1:1", name="two", grpc=second)
     await call(channel, "RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="pranet").SerializeToString())
     assert len(one.seen) == len(two.seen) == 1
+
+
+async def test_statistics_of_all_models_are_joined(front: Any, replica: Any) -> None:
+    scene, channel = await front()
+    for name in ("one", "two"):
+        made, address, _ = await replica(name)
+        made.answer = pb.ModelStatisticsResponse(model_stats=[pb.ModelStatistics(name=name)]).SerializeToString()
+        scene.announce("http://127.0.0.1:1", service=name, name=name, grpc=address, models=(name,))
+    told = pb.ModelStatisticsResponse.FromString(await call(channel, "ModelStatistics"))
+    assert sorted(stats.name for stats in told.model_stats) == ["one", "two"]
 
 
 async def test_a_port_in_use_is_an_error(front: Any) -> None:
