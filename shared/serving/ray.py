@@ -11,13 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import json
+import importlib.util
 import logging
 import math
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -29,12 +27,12 @@ import uvloop
 from pydantic import BaseModel
 
 from shared import telemetry
-from shared.registry.discovery import SERVICES
+from shared.registry.discovery import SERVICES, service_package
 from shared.serving.readiness import expect
 from shared.serving.replica import ReplicaServer, load_app
 from shared.settings import Settings, export, settings
 
-__all__ = ["Placement", "application", "deploy", "main", "scale", "start", "stop"]
+__all__ = ["Placement", "application", "deploy", "main", "scale", "start", "stop", "with_models"]
 
 _LOOPBACK = "127.0.0.1"
 
@@ -45,13 +43,6 @@ export(
 )
 import ray  # noqa: E402  # it reads these variables when imported
 from ray import serve  # noqa: E402
-
-_ASK = """
-import json
-from shared.registry.discovery import SERVICES, servables
-print(json.dumps([name for name in SERVICES if servables(name)]))
-"""
-"""Lists the services that have models, in a process that ends: finding out loads the libraries of all of them."""
 
 _OBJECT_STORE = 80 * 2**20
 """Bytes of shared memory; nothing of ours goes through it."""
@@ -174,6 +165,21 @@ def start(chosen: Settings) -> Path | None:
     return folder
 
 
+def with_models() -> tuple[str, ...]:
+    """Services whose code holds a Card.
+
+    Told from the source: importing all rooms, as discovery does, would load the libraries of every service here, at the
+    moment when the cores are needed most.
+    """
+    packages = {name: importlib.util.find_spec(service_package(name)) for name in SERVICES}
+    return tuple(
+        name
+        for name, spec in packages.items()
+        for place in (spec.submodule_search_locations or () if spec else ())
+        if any("Card(" in file.read_text("utf-8") for file in Path(place).rglob("*.py") if "tests" not in file.parts)
+    )
+
+
 def deploy(placements: Sequence[Placement]) -> None:
     """Place all services at once; returns when their replicas listen (models may still be loading)."""
     quiet = {"log_level": "WARNING", "enable_access_log": False}
@@ -198,12 +204,11 @@ def main() -> None:
     chosen = settings()
     telemetry.configure_logs(chosen.log_level, chosen.log_format)
     over = threading.Event()
-    asking = subprocess.Popen([sys.executable, "-c", _ASK], stdout=subprocess.PIPE)  # noqa: S603  # our own interpreter
     folder = start(chosen)
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own
         signal.signal(number, lambda *_: over.set())
     try:
-        wanted = chosen.wanted_services or tuple(json.loads(asking.communicate()[0]))
+        wanted = chosen.wanted_services or with_models()
         if chosen.redis_url:
             asyncio.run(expect(chosen.redis_url, wanted))
         deploy([Placement(service=name, min_replicas=chosen.replicas, max_replicas=chosen.replicas) for name in wanted])
