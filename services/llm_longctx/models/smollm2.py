@@ -39,7 +39,7 @@ class SmolLM2(LanguageModel):
             "Quantised to 4 bits (Q4_1) as shipped, computed in float32 or bfloat16 after dequantising once.",
             "It is often wrong: use it to exercise the platform, not for facts.",
             "Use its chat template: on raw prompts it tends to answer with an immediate end token.",
-            "No ONNX graph: its steps share a cache that grows, and attention methods replace parts of it while it runs.",
+            "No ONNX graph: its steps share a growing cache, and attention methods replace parts of it while it runs.",
         ),
         example={
             "messages": [{"role": "user", "content": "What is the capital of France?"}],
