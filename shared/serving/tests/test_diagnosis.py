@@ -1,0 +1,118 @@
+"""The doctor says what is there and what is not, and its exit code says whether the product can run."""
+
+import json
+import socket
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from shared.registry import discovery
+from shared.registry.weights import Manifest, NetworkSpec, write_weights
+from shared.serving import doctor as room
+from shared.serving.doctor import Finding, doctor, examine
+from shared.serving.place import device, place
+from shared.settings import Settings, settings
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine with free ports, no models and no weights, so that nothing heavy is looked at."""
+    monkeypatch.setattr(discovery, "skipped", dict)
+    monkeypatch.setattr(discovery, "servables", lambda service: {"eye": object} if service == "medical-seg" else {})
+    monkeypatch.setattr(room, "_packages", lambda: iter(()))
+
+    def make(**fields):
+        with socket.socket() as one, socket.socket() as two:
+            one.bind(("127.0.0.1", 0))
+            two.bind(("127.0.0.1", 0))
+            free = {"http_port": one.getsockname()[1], "grpc_port": two.getsockname()[1]}
+        return Settings(**{"data_dir": tmp_path, "redis_url": None, **free, **fields})
+
+    return make
+
+
+def found(chosen, topic):
+    return [finding for finding in examine(chosen) if finding.topic == topic]
+
+
+def test_every_topic_is_looked_at_and_a_good_machine_can_run(machine):
+    topics = {finding.topic for finding in examine(machine())}
+    assert topics == {"python", "memory", "ports", "redis", "ray", "compilers", "gpus", "engine", "models"}
+    assert room._runs(examine(machine()))
+
+
+def test_port_in_use_keeps_the_product_from_running(machine):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        chosen = machine(grpc_port=taken.getsockname()[1])
+        (finding,) = found(chosen, "ports")
+        assert finding.verdict == "bad"
+        assert "FOVEA_GRPC_PORT" in finding.told
+        assert not room._runs(examine(chosen))
+
+
+def test_redis_that_is_given_is_named_without_its_password(machine):
+    (finding,) = found(machine(redis_url="redis://:secret@127.0.0.1:9/0"), "redis")
+    assert "secret" not in finding.told
+
+
+def test_tensorrt_and_triton_are_told_with_the_reason_why_not(machine):
+    told = [finding.told for finding in found(machine(), "engine")]
+    assert any(line.startswith("tensorrt ") for line in told)
+    assert "triton no server (FOVEA_TRITON_URL is not set)" in told
+    assert "triton box:8001" in [finding.told for finding in found(machine(triton_url="box:8001"), "engine")]
+
+
+def test_rooms_left_out_are_named_with_what_they_lack(machine, monkeypatch):
+    monkeypatch.setattr(discovery, "skipped", lambda: {"services.detection.models.x": "shapely"})
+    assert found(machine(), "rooms") == [
+        Finding("rooms", "note", "services.detection.models.x left out: needs shapely")
+    ]
+
+
+def test_room_that_can_t_be_imported_is_a_finding_and_hides_nothing(machine, monkeypatch):
+    def broken():
+        raise SyntaxError("in a model")
+
+    monkeypatch.setattr(discovery, "skipped", broken)
+    assert found(machine(), "rooms") == [Finding("rooms", "bad", "SyntaxError: in a model")]
+    assert found(machine(), "models") == [Finding("models", "good", "medical-seg: eye")]
+
+
+def test_weights_that_are_not_what_their_manifest_says_are_bad(machine, tmp_path):
+    manifest = Manifest(name="eye", origin="imported", network=NetworkSpec(name="eye"))
+    write_weights(tmp_path / "weights", {"w": np.ones(3, np.float32)}, manifest)
+    (good,) = found(machine(), "weights")
+    assert good.verdict == "good"
+    (tmp_path / "weights" / "eye.safetensors").write_bytes(b"replaced")
+    (bad,) = found(machine(), "weights")
+    assert (bad.verdict, "eye.safetensors" in bad.told) == ("bad", True)
+
+
+def test_json_is_for_machines_and_lines_for_people(machine, monkeypatch):
+    chosen = machine()
+    monkeypatch.setattr(room, "settings", lambda: chosen)
+    app = typer.Typer()
+    app.command()(doctor)
+    answer = CliRunner().invoke(app, ["--json"])
+    assert answer.exit_code == 0
+    assert json.loads(answer.stdout)["ok"] is True
+    lines = CliRunner().invoke(app, []).stdout.splitlines()
+    assert lines[0].startswith("✓ python")
+    assert settings is not room.settings
+
+
+def test_device_is_as_told_and_otherwise_what_is_there(monkeypatch):
+    assert device("cuda:1") == "cuda:1"
+    monkeypatch.setattr("shared.serving.place.gpus", list)
+    assert device("auto") == "cpu"
+
+
+def test_place_carries_what_models_may_ask_for():
+    made = place(Settings(device="cpu", triton_url="box:8001", threads=3, llm_model="m"))
+    assert (made.device, made.threads) == ("cpu", 3)
+    assert made.options["triton_url"] == "box:8001"
+    assert made.options["llm_model"] == "m"

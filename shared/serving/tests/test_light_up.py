@@ -1,0 +1,129 @@
+"""First light asks each service one question and keeps the answers; `fovea up` says in one line what keeps it down."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import httpx2
+import pytest
+
+from shared.serving.app import build
+from shared.serving.first_light import Light, _failure, _summary, first_light
+from shared.serving.replica import ReplicaServer
+from shared.serving.tests import toys
+from shared.serving.tests.toys import PNG, until
+from shared.serving.up import port_in_use
+from shared.settings import Settings, environment
+
+
+@pytest.fixture
+async def replica():
+    """One service stands in for the gateway: both offer the same public API."""
+
+    async def start(servables):
+        settings = Settings(redis_url=None)
+        made = ReplicaServer(build("toy", servables=servables, settings=settings), settings)
+        await made.start()
+        await until(lambda: "loading" not in made.host.missing().values())
+        started.append(made)
+        return made
+
+    started = []
+    yield start
+    for made in started:
+        await made.stop()
+
+
+async def lights(url, out):
+    return [light async for light in first_light(url, out)]
+
+
+async def test_answer_and_picture_are_kept_under_the_service(replica, tmp_path):
+    made = await replica({"toy/eye": toys.Eye})
+    (light,) = await lights(made.http, tmp_path)
+    assert (light.service, light.model, light.good) == ("toy", "toy/eye", True)
+    assert light.files == (tmp_path / "toy" / "toy-eye.json", tmp_path / "toy" / "toy-eye.png")
+    assert json.loads(light.files[0].read_text())["threshold"] == 0.25
+    assert light.files[1].read_bytes() == PNG
+    assert light.told == "bytes 70, threshold 0.25, invert False"
+
+
+async def test_one_model_of_a_service_is_asked_and_a_ready_one_rather_than_a_failed(replica, tmp_path):
+    made = await replica({"toy/broken": toys.Broken, "toy/echo": toys.Echo, "toy/eye": toys.Eye})
+    (light,) = await lights(made.http, tmp_path)
+    assert (light.model, light.told) == ("toy/echo", "text hello, together 1")
+
+
+async def test_service_whose_model_fails_is_told_with_its_sentence(replica, tmp_path):
+    made = await replica({"toy/broken": toys.Broken})
+    (light,) = await lights(made.http, tmp_path)
+    assert not light.good
+    assert "not available" in light.told
+    assert not list(tmp_path.iterdir())
+
+
+async def test_gateway_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(httpx2.ConnectError):
+        await lights("http://127.0.0.1:9", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"choices": [{"message": {"content": "Paris\n is it."}}]}, '"Paris is it."'),
+        ({"choices": [{"text": "é"}]}, '"é"'),
+        ({"choices": [{"message": {"content": None}}]}, '""'),
+        (
+            {"area": 3.14159, "empty": False, "mask": "x" * 99, "boxes": [1, 2], "more": {}},
+            "area 3.142, empty False, boxes 2×",
+        ),
+        ([1], ""),
+    ],
+)
+def test_few_words_say_what_came_back(answer, words):
+    assert _summary(answer) == words
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"detail": "No."}', "No."),
+        (b'{"error": {"message": "No."}}', "No."),
+        (b'{"error": "No."}', "No."),
+        (b"<html>", "500"),
+    ],
+)
+def test_failure_is_told_in_every_error_form(body, words):
+    request = httpx2.Request("GET", "http://x/")
+    error = httpx2.HTTPStatusError("500", request=request, response=httpx2.Response(500, content=body, request=request))
+    assert _failure(error) == words
+
+
+def test_light_is_a_value():
+    assert Light("s", "m", True, 0.1, "x") == Light("s", "m", True, 0.1, "x")
+
+
+def test_port_in_use_is_one_line_that_names_the_variable():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = port_in_use("127.0.0.1", port, "FOVEA_HTTP_PORT")
+    assert (
+        said == f"Port {port} on 127.0.0.1 can't be used (Address already in use). Set FOVEA_HTTP_PORT to another port."
+    )
+    assert port_in_use("127.0.0.1", port, "FOVEA_HTTP_PORT") is None
+
+
+def test_up_on_a_port_in_use_says_so_and_ends(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        env = environment(FOVEA_HTTP_PORT=str(taken.getsockname()[1]), FOVEA_DATA_DIR=str(tmp_path))
+        command = [sys.executable, "-c", "import typer; from shared.serving.up import up; typer.run(up)", "--once"]
+        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    (line,) = ended.stdout.splitlines()
+    assert "Set FOVEA_HTTP_PORT to another port." in line
+    assert "Traceback" not in ended.stderr
