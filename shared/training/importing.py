@@ -58,7 +58,7 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
     """
     if not file.is_file():
         raise NotFound(f"There is no file {file.name!r}.")
-    net: nn.Module = network(model)
+    net = _official(model)
     wanted = net.state_dict()
     state = read_checkpoint_file(file, limit=_ROOM * sum(t.numel() * 4 for t in wanted.values()) + 2**20)
     missing, unexpected = compare(state, wanted, idle=getattr(net, "idle", ()))
@@ -74,6 +74,22 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
         notes={"missing": missing, "unexpected": unexpected},
     )
     return Imported(write_weights(folder, arrays_of(net), manifest), missing, unexpected)
+
+
+def _official(model: str) -> nn.Module:
+    """The network in its official layout; what a checkpoint lacks has the same initial values every time.
+
+    Raises:
+        NotFound: There is no such network.
+        InvalidOption: It has no layout of its own: its builder asks for a configuration.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            built: nn.Module = network(model)
+        except TypeError as error:
+            raise InvalidOption(f"{model!r} has no official layout to import into.", field="model") from error
+    return built
 
 
 def read_checkpoint_file(file: Path, limit: int) -> dict[str, Tensor]:

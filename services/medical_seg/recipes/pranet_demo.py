@@ -25,7 +25,7 @@ __all__ = ["PraNetDemo", "PraNetV2Demo"]
 
 
 class PraNetDemo(Recipe):
-    """PraNet, 2.06 million parameters, `paper` loss; minutes on two CPU cores."""
+    """PraNet, 2.06 million parameters, `paper` loss: about 40 minutes on one CPU core."""
 
     name: ClassVar[str] = "pranet-demo"
     weights: ClassVar[str] = "pranet"

@@ -134,6 +134,20 @@ def test_what_no_prediction_needs_may_be_missing_and_is_reported(tmp_path, out, 
     assert set(read_weights(out / "toy.safetensors").arrays) == set(Net().state_dict())
 
 
+def test_importing_twice_stores_the_same_bytes_whatever_was_missing(tmp_path, out, state):
+    del state["fc.weight"]
+    torch.save(state, tmp_path / "a.pth")
+    first, second = (importing.import_weights("toy", tmp_path / "a.pth", out).manifest for _ in range(2))
+    assert first.sha256 == second.sha256
+
+
+def test_a_network_without_a_layout_of_its_own_is_refused(tmp_path, out, state, monkeypatch):
+    monkeypatch.setattr(importing, "network", lambda _name: nn.Linear())
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(InvalidOption, match="official layout"):
+        importing.import_weights("toy", tmp_path / "a.pth", out)
+
+
 def test_a_missing_needed_tensor_is_refused_by_name(tmp_path, out, state):
     del state["bn.running_var"]
     torch.save(state, tmp_path / "a.pth")
