@@ -25,7 +25,7 @@ class Asker:
 
     async def models(self, request: Request) -> list[ModelEntry]:
         """All models, as the reader may see them."""
-        return ModelList.model_validate(await self._get(request, "/v1/models")).data
+        return ModelList.model_validate(await self._get(request, "v1/models")).data
 
     async def card(self, request: Request, name: str) -> dict[str, Any]:
         """Everything about one model.
@@ -33,17 +33,19 @@ class Asker:
         Raises:
             NotFound: There is no such model.
         """
-        card = await self._get(request, f"/v1/models/{name}")
+        card = await self._get(request, f"v1/models/{name}")
         if not isinstance(card, dict):
             raise Fault("The model's card is not an object.")
         return card
 
     async def _get(self, request: Request, path: str) -> Any:
         client = (request.client.host, request.client.port) if request.client else ("127.0.0.1", 0)
-        transport = httpx2.ASGITransport(app=request.app, client=client)
-        headers = {name: request.headers[name] for name in _PASSED if name in request.headers}
-        async with httpx2.AsyncClient(transport=transport, base_url=str(request.base_url)) as asking:
-            response = await asking.get(path, headers=headers)
+        headers = {name: request.headers[name] for name in ("host", *_PASSED) if name in request.headers}
+        question = httpx2.Request("GET", f"{request.base_url}{path}", headers=headers)
+        # The bare transport: a client around it would write a log line for every page.
+        async with httpx2.ASGITransport(app=request.app, client=client) as transport:
+            response = await transport.handle_async_request(question)
+            await response.aread()
         if response.is_error:
             raise failed(response)
         return response.json()

@@ -113,10 +113,11 @@ def _resolved(part: Schema, root: Schema) -> Schema:
 
 
 def _essence(part: Schema, root: Schema) -> Schema:
-    """What is left of a part without its `null` branch; several other branches leave it as it is."""
+    """What is left of a part without its `null` branch; of several others a text, which can be typed, is taken."""
     part = _resolved(part, root)
     branches = [b for b in (_resolved(b, root) for b in _branches(part)) if b.get("type") != "null"]
-    return {**branches[0], **_without_branches(part)} if len(branches) == 1 else part
+    typed = branches if len(branches) == 1 else [b for b in branches if b.get("type") == "string"]
+    return {**typed[0], **_without_branches(part)} if typed else part
 
 
 def _branches(part: Schema) -> Iterator[Schema]:

@@ -39,10 +39,16 @@ _NAVIGATION = (
 _STARTERS = ("What is attention, in two sentences?", "Write a haiku about retinas.", "Name three uses of a mask.")
 
 _OWN_CONTROLS = {
-    "chat": frozenset({"model", "messages", "stream", "stream_options", "n", "user", "tools", "tool_choice"}),
+    "chat": frozenset({
+        "model", "messages", "stream", "stream_options", "n", "user", "tools", "tool_choice", "strict", "logprobs",
+        "top_logprobs", "logit_bias", "response_format", "max_completion_tokens",
+    }),
     "segment": frozenset({"model", "image", "include", "threshold"}),
-}
+}  # fmt: skip
 """Options of a request that a page asks for in its own way, or that make no sense on it."""
+
+_FIRST = ("max_tokens", "temperature", "top_p", "seed")
+"""Options that are looked for first, wherever the schema has them."""
 
 _Page = Callable[[Request], Awaitable[Response]]
 
@@ -150,7 +156,10 @@ def _chosen(models: list[ModelEntry], name: str | None) -> ModelEntry | None:
 
 
 def _options(card: dict[str, Any], task: str) -> list[Field]:
-    return fields(card.get("schema") or {}, without=_OWN_CONTROLS.get(task, frozenset({"model"})))
+    found = fields(card.get("schema") or {}, without=_OWN_CONTROLS.get(task, frozenset({"model"})))
+    return sorted(
+        found, key=lambda field: (not field.required, _FIRST.index(field.name) if field.name in _FIRST else 99)
+    )
 
 
 def _default(card: dict[str, Any], option: str, otherwise: float) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from services.gateway.console.forms import Field
+from services.gateway.sdk.measured import headline
 from shared.api.model import ModelEntry
 
 __all__ = ["PAGES", "facts", "grouped", "open_path", "seen", "type_words"]
@@ -22,10 +23,11 @@ def open_path(task: str, model: str) -> str | None:
 
 
 def seen(entry: ModelEntry | Mapping[str, Any]) -> dict[str, Any]:
-    """A model as templates use it: its facts, the page to try it on, and an id that fits into HTML."""
+    """A model as templates use it: its facts, its headline, the page to try it on, and an id that fits into HTML."""
     facts = entry.model_dump() if isinstance(entry, ModelEntry) else dict(entry)
     slug = "".join(c if c.isalnum() else "-" for c in facts["id"])
-    return {**facts, "open": open_path(facts["task"], facts["id"]), "slug": slug}
+    told = headline(facts.get("metrics") or ())
+    return {**facts, "open": open_path(facts["task"], facts["id"]), "slug": slug, "headline": told}
 
 
 def grouped(entries: Sequence[ModelEntry]) -> list[dict[str, Any]]:
@@ -70,13 +72,13 @@ def type_words(field: Field) -> str:
 
 
 def _limits(limits: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    units = {"side": "pixels", "tokens": "tokens", "bytes": "bytes", "pixels": "pixels"}
+    units = {"side": "pixels", "tokens": "tokens", "bytes": "bytes", "pixels": "pixels", "s": "seconds"}
     for name, value in limits.items():
         if value is None:
             continue
-        words = name.replace("_", " ").capitalize()
-        amount = f"{value:,}" if isinstance(value, int) else str(value)
-        yield words, amount, units.get(name.rpartition("_")[2], "")
+        head, _, unit = name.rpartition("_")
+        words = (head if unit == "s" else name).replace("_", " ").capitalize()
+        yield words, f"{value:,}" if isinstance(value, int) else f"{value:g}", units.get(unit, "")
 
 
 def _size(count: int) -> str:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from services.gateway.console import view
 from services.gateway.console.forms import fields
+from services.gateway.sdk.measured import headline
 from shared.api.image import ImageBytes
 from shared.api.mask import SegmentIn
 from shared.api.text import ChatRequest
@@ -60,7 +61,7 @@ FOUND = {field.name: field for field in fields(Everything.model_json_schema())}
     {
         "share": "number", "free": "number", "count": "integer", "flag": "switch", "word": "text", "prompt": "prose",
         "essay": "prose", "colour": "choice", "mode": "choice", "fixed": "choice", "names": "list", "ids": "list",
-        "forms": "choices", "where": "json", "bias": "json", "either": "json", "picture": "picture",
+        "forms": "choices", "where": "json", "bias": "json", "either": "text", "picture": "picture",
         "more": "pictures", "maybe": "picture",
     }.items(),
 )  # fmt: skip
@@ -118,6 +119,37 @@ def test_the_real_chat_request_has_its_sampling_options_with_their_bounds():
     assert (found["temperature"].kind, found["temperature"].slider) == ("number", True)
     assert found["seed"].kind == "integer"
     assert found["messages"].required
+    assert (found["stop"].kind, found["logit_bias"].kind) == ("text", "json")
+
+
+def test_of_two_numbers_the_one_with_both_sides_is_the_headline():
+    dice = {"name": "dice", "ours": 0.9, "paper": None, "data": "ours"}
+    iou = {"name": "iou", "ours": 0.8, "paper": 0.7, "data": "both"}
+    told = headline([dice, iou])
+    assert (told.name, told.ours, told.paper, told.paper_data) == ("iou", 0.8, 0.7, "")
+
+
+def test_a_number_of_the_papers_own_data_stands_beside_ours_and_says_so():
+    ours = {"name": "dice", "ours": 0.9, "paper": None, "data": "frames of ours"}
+    theirs = {"name": "dice.kvasir", "ours": None, "paper": 0.898, "data": "Kvasir"}
+    told = headline([{"name": "empty", "ours": 0.0, "paper": None, "data": "x"}, ours, theirs])
+    assert (told.name, told.ours, told.paper, told.data, told.paper_data) == (
+        "dice", 0.9, 0.898, "frames of ours", "Kvasir",
+    )  # fmt: skip
+
+
+def test_without_a_measurement_the_papers_number_stands_alone():
+    told = headline([{"name": "dice", "ours": None, "paper": 0.9, "data": "Kvasir"}])
+    assert (told.ours, told.paper) == (None, 0.9)
+    assert headline([]) is None
+
+
+def test_limits_are_told_with_their_units():
+    card = {"task": "segment", "limits": {"max_side": 512, "deadline_s": 120.0, "max_tokens": None}, "weights": None}
+    told = {name: (value, remark) for name, value, remark in view.facts(card)}
+    assert (told["Max side"], told["Deadline"]) == (("512", "pixels"), ("120", "seconds"))
+    assert "Max tokens" not in told
+    assert told["Weights"][0] == "random"
 
 
 _PART = st.recursive(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from services.gateway.sdk.answers import ModelCard
 from services.gateway.sdk.flags import AsJson, Key, Session, Url
+from services.gateway.sdk.measured import headline
 from services.gateway.sdk.options import described
 from services.gateway.sdk.screen import Screen
 from services.gateway.sdk.transport import LOCAL
@@ -50,13 +51,11 @@ def _row(entry: ModelEntry) -> tuple[str, ...]:
 
 
 def _measured(entry: ModelEntry) -> str:
-    """The first metric, ours beside the paper's."""
-    metrics: list[Mapping[str, Any]] = (entry.model_extra or {}).get("metrics") or []
-    if not metrics:
+    """The number that says most, ours beside the paper's."""
+    told = headline((entry.model_extra or {}).get("metrics") or ())
+    if told is None:
         return "[dim]–[/]"
-    first = metrics[0]
-    ours, paper = (_figure(first.get(whose)) for whose in ("ours", "paper"))
-    return f"{ours} / {paper} [dim]{escape(str(first.get('name', '')))}[/]"
+    return f"{_figure(told.ours)} / {_figure(told.paper)} [dim]{escape(told.name)}[/]"
 
 
 def _figure(value: float | None) -> str:

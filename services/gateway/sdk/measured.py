@@ -1,0 +1,50 @@
+"""The one number that says most about a model: measured here, beside what its paper reports.
+
+A paper measures on its own data. Where a card lists that under a name of its own (`mean_dice.kvasir` beside our
+`mean_dice`), the two are put together, and each keeps saying what it was measured on. Pure data; draws nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Headline", "headline"]
+
+Metric = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """Two numbers of one kind.
+
+    Attributes:
+        name: What was measured, for example `mean_dice`.
+        ours: Measured with the served weights, or None.
+        paper: Published, or None.
+        data: What ours was measured on.
+        paper_data: What the paper's was measured on, where that is something else; empty otherwise.
+    """
+
+    name: str
+    ours: float | None
+    paper: float | None
+    data: str = ""
+    paper_data: str = ""
+
+
+def headline(metrics: Sequence[Metric]) -> Headline | None:
+    """The headline of a card's metrics: the first with both numbers, else the first there is."""
+    found = [_joined(metric, metrics) for metric in metrics]
+    return next((pair for pair in found if pair.ours is not None and pair.paper is not None), next(iter(found), None))
+
+
+def _joined(metric: Metric, metrics: Sequence[Metric]) -> Headline:
+    name, data, paper = str(metric["name"]), str(metric.get("data", "")), metric.get("paper")
+    if paper is not None or metric.get("ours") is None:
+        return Headline(name, metric.get("ours"), paper, data)
+    for other in metrics:
+        if str(other["name"]).startswith(f"{name}.") and other.get("paper") is not None:
+            return Headline(name, metric["ours"], other["paper"], data, str(other.get("data", "")))
+    return Headline(name, metric["ours"], None, data)
