@@ -99,7 +99,7 @@ class _Loop:
         self.recipe, self.folder, self.data, self.device = recipe, folder, data, device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            # Channels last halves the time of small convolutions on a CPU and changes no result beyond rounding.
+            # Channels last takes a quarter off a step on a CPU and changes no result beyond rounding.
             self.live = recipe.network().train()
             self.live.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
         self.average = copy.deepcopy(self.live).eval()
@@ -120,12 +120,12 @@ class _Loop:
             group["lr"] = schedule.rate_at(step)
         for batch in self.recipe.batches(step, np.random.default_rng((self.recipe.seed, step))):
             loss = self.recipe.loss(self.live, {name: tensor.to(self.device) for name, tensor in batch.items()})
+            self._watch(loss.item())
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             if schedule.clamp is not None:
                 nn.utils.clip_grad_value_(self.live.parameters(), schedule.clamp)
             self.optimizer.step()
-            self._watch(loss.item())
         self._follow(min(schedule.ema, (1 + step) / (10 + step)))
         self.progress.step += 1
         self.progress.seconds += time.monotonic() - started
@@ -157,8 +157,9 @@ class _Loop:
         score = self.recipe.score(self.average)
         progress = self.progress
         progress.scores.append((progress.step, score))
-        progress.stale = 0 if score > progress.best else progress.stale + 1
-        if score > progress.best:
+        better = progress.best_step == 0 or score > progress.best
+        progress.stale = 0 if better else progress.stale + 1
+        if better:
             progress.best, progress.best_step = score, progress.step
             write_checkpoint(self.folder / "best.safetensors", self.average.state_dict(), self._state())
         write_checkpoint(self.folder / "last.safetensors", self._tensors(), self._state())

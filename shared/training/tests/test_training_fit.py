@@ -174,3 +174,13 @@ def test_resizing_aligns_corners_and_leaves_the_right_size_alone():
 def test_progress_starts_with_nothing_known():
     assert math.isnan(Progress().loss)
     assert Progress().best == -math.inf
+
+
+def test_a_score_that_is_no_number_still_leaves_weights(line, tmp_path):
+    class Unscored(line):
+        def score(self, network):
+            return math.nan
+
+    fitted = fit(Unscored(), tmp_path)
+    assert fitted.progress.best_step == 20
+    assert weights(fitted)
