@@ -10,7 +10,7 @@ from shared.registry import Servable
 from shared.serving import schemas
 from shared.serving.host import Host
 
-__all__ = ["operation", "responses", "summary"]
+__all__ = ["operation", "problems", "responses", "summary"]
 
 _SCALARS = {"string", "number", "integer", "boolean"}
 
@@ -43,14 +43,16 @@ def responses(host: Host, task: str) -> dict[int | str, dict[str, Any]]:
     several = {"type": "object", "properties": {"results": {"type": "array", "items": {}}}, "required": ["results"]}
     content: dict[str, Any] = {"application/json": {"schema": _any([*outs, several])}}
     content |= {media: {"schema": {"format": "binary"}} for kind in kinds for media in kind.media_types()}
+    return {200: {"description": "The answer.", "content": content}, **problems(*_PROBLEMS)}
+
+
+def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """The problems that a route answers with, by status."""
     told = {"application/problem+json": {"schema": schemas.inlined(Problem)}}
-    problems: dict[int | str, dict[str, Any]] = {
-        code: {"description": why, "content": told} for code, why in _PROBLEMS.items()
-    }
-    return {200: {"description": "The answer.", "content": content}, **problems}
+    return {code: {"description": _PROBLEMS[code], "content": told} for code in codes}
 
 
-_PROBLEMS: Mapping[int | str, str] = {
+_PROBLEMS: Mapping[int, str] = {
     400: "Malformed body or picture.",
     404: "Unknown model.",
     406: "Nothing fits the Accept header.",

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from shared import telemetry
 from shared.api.model import ModelList
+from shared.serving.describe import problems
 from shared.serving.host import Host
 
 __all__ = ["host_of", "router"]
@@ -46,20 +47,20 @@ async def metrics() -> Response:
     return Response(telemetry.metrics_text(), media_type=telemetry.METRICS_CONTENT_TYPE)
 
 
-@router.get("/v1/models", tags=["models"])
+@router.get("/v1/models", tags=["models"], responses=problems(422))
 async def models(host: HostOf, task: str | None = None) -> ModelList:
     """The models of this service, in OpenAI's form, with their Cards' facts."""
     return ModelList(data=[entry for entry in host.entries() if task in {None, entry.task}])
 
 
-@router.get("/v1/models/{name:path}/example", tags=["models"])
+@router.get("/v1/models/{name:path}/example", tags=["models"], responses=problems(404, 422, 503))
 async def example(name: str, host: HostOf) -> dict[str, Any]:
     """A request that can be sent as it is; its pictures are base64."""
     request = host.servable(name).example().model_dump(mode="json")
     return {"model": host.resolve(name), **request}
 
 
-@router.get("/v1/models/{name:path}", tags=["models"])
+@router.get("/v1/models/{name:path}", tags=["models"], responses=problems(404, 422))
 async def model(name: str, host: HostOf) -> dict[str, Any]:
     """Everything about one model: its Card, tensors, limits in force and the schema of its requests."""
     return host.card(name)
