@@ -71,7 +71,7 @@ def fit(
         recipe: What to train.
         folder: Holds `last.safetensors`, `best.safetensors` and the recipe's derived data.
         device: `cpu`, `cuda` or `cuda:N`.
-        run: Checked between steps, for jobs and Ctrl-C.
+        run: Checked between steps and told the fraction done, for jobs.
         on_step: Told the progress after every step.
 
     Raises:
@@ -85,6 +85,7 @@ def fit(
     while not loop.finished:
         run.check()
         loop.step()
+        run.progress(loop.progress.step / recipe.schedule.steps)
         if on_step is not None:
             on_step(loop.progress)
         if loop.progress.step % recipe.schedule.validate_every == 0 or loop.progress.step == recipe.schedule.steps:

@@ -63,6 +63,12 @@ def test_an_interrupted_fit_ends_where_an_uninterrupted_one_does(line, tmp_path)
     assert resumed.progress.scores == whole.progress.scores
 
 
+def test_a_job_hears_how_far_its_fit_is(line, tmp_path):
+    told: list[float] = []
+    fit(line(), tmp_path, run=Run(report=lambda fraction, _note: told.append(fraction)))
+    assert told == pytest.approx([(step + 1) / 60 for step in range(60)])
+
+
 def test_a_finished_fit_is_not_trained_again(line, tmp_path):
     first = fit(line(), tmp_path)
     again = fit(line(), tmp_path, on_step=lambda _p: pytest.fail("no step was left"))
