@@ -90,7 +90,7 @@ def segmented(page):
 # Every page.
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", [*PLACES, "/docs"])
 def test_a_page_opens_without_complaints_and_fits_a_narrow_screen(page, place):
     page.set_viewport_size({"width": 360, "height": 780})
     page.goto(place)
