@@ -1,0 +1,37 @@
+"""What the tests of this service share: golden data and the released label sets."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.relevance_judge.trec import read_qrels
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@cache
+def _labels(name: str) -> dict[tuple[str, str], int]:
+    return read_qrels(GOLDEN / "llmjudge" / "scores" / f"{name}.txt.gz")
+
+
+@pytest.fixture(scope="session")
+def released() -> Any:
+    """Released label sets by name."""
+    return _labels
+
+
+@pytest.fixture(scope="session")
+def golden() -> Any:
+    """Golden files by path."""
+    return lambda path: json.loads((GOLDEN / path).read_text())
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    """Where golden files are."""
+    return GOLDEN

@@ -1,0 +1,87 @@
+"""Cuts turn signals into grades; evaluation leaves whole queries out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.relevance_judge.agreement import cohen_kappa
+from services.relevance_judge.calibration import fit
+from shared.errors import InvalidOption
+
+QUERIES = [query for query in range(6) for _ in range(8)]
+GRADES = [0, 0, 1, 1, 2, 2, 3, 3] * 6
+
+
+def test_a_signal_that_separates_the_grades_is_cut_perfectly() -> None:
+    for how in ("quantile", "kappa"):
+        found = fit([grade / 10 for grade in GRADES], GRADES, QUERIES, how=how)
+        assert [found.grade(grade / 10) for grade in GRADES] == GRADES
+        assert found.metrics == pytest.approx({"kappa": 1, "kappa_quadratic": 1, "spearman": 1, "pair_order": 1})
+        assert found.warnings == ()
+
+
+def test_quantile_cuts_give_as_many_of_each_grade_as_the_labels_have() -> None:
+    signals = np.random.default_rng(1).permutation(len(GRADES)).astype(float)
+    found = fit(signals, GRADES, QUERIES)
+    assert [sum(found.grade(s) == grade for s in signals) for grade in range(4)] == [12] * 4
+
+
+def test_kappa_cuts_are_at_least_as_good_on_their_training_pairs_as_quantile_cuts() -> None:
+    draw = np.random.default_rng(5)
+    signals = np.asarray(GRADES) + draw.normal(0, 1.0, len(GRADES))
+
+    def quality(how: str) -> float:
+        cuts = fit(signals, GRADES, QUERIES, how=how)  # type: ignore[arg-type]
+        return cohen_kappa(GRADES, [cuts.grade(s) for s in signals], weights="quadratic") or 0.0
+
+    assert quality("kappa") >= quality("quantile") - 1e-12
+
+
+def test_a_signal_of_noise_has_no_agreement_when_queries_are_left_out() -> None:
+    signals = np.random.default_rng(3).normal(size=len(GRADES))
+    found = fit(signals, GRADES, QUERIES, how="kappa")
+    assert abs(found.metrics["kappa"] or 0) < 0.3
+    assert 0.3 < (found.metrics["pair_order"] or 0) < 0.7
+
+
+@given(st.lists(st.tuples(st.floats(-50, 0), st.integers(0, 3)), min_size=1, max_size=30))
+def test_cuts_ascend_and_grades_rise_with_the_signal(pairs: list[tuple[float, int]]) -> None:
+    signals, grades = zip(*pairs, strict=True)
+    for how in ("quantile", "kappa"):
+        found = fit(signals, grades, [0] * len(pairs), how=how)
+        assert list(found.cuts) == sorted(found.cuts)
+        graded = [found.grade(s) for s in sorted(signals)]
+        assert graded == sorted(graded)
+
+
+def test_few_pairs_and_few_queries_are_a_warning_in_the_resource() -> None:
+    found = fit([1.0, 2.0], [0, 3], ["a", "a"])
+    assert len(found.warnings) == 2
+    assert found.metrics["kappa"] is None
+
+
+def test_a_signal_that_is_not_finite_has_no_grade() -> None:
+    found = fit(GRADES, GRADES, QUERIES)
+    for signal in (math.nan, math.inf, -math.inf):
+        with pytest.raises(InvalidOption):
+            found.grade(signal)
+
+
+@pytest.mark.parametrize(
+    ("signals", "grades", "queries"),
+    [([], [], []), ([1.0], [0, 1], ["a"]), ([math.nan], [0], ["a"]), ([1.0], [4], ["a"])],
+)
+def test_broken_training_data_is_refused(signals: list[float], grades: list[int], queries: list[str]) -> None:
+    with pytest.raises(InvalidOption):
+        fit(signals, grades, queries)
+
+
+def test_the_digest_names_the_cuts_and_what_they_belong_to() -> None:
+    first = fit(GRADES, GRADES, QUERIES)
+    assert first.digest == fit(GRADES, GRADES, QUERIES).digest
+    assert first.digest != first.model_copy(update={"model": "another"}).digest

@@ -1,0 +1,83 @@
+"""Ensembles follow their stated tie and rounding rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.relevance_judge.agreement import agree
+from services.relevance_judge.ensembles import NO_VOTE, average, majority, median
+
+Grades = st.lists(st.integers(0, 3), min_size=1, max_size=30)
+
+
+def test_votes_with_gaps_combine_as_the_oracle_says(golden: Any) -> None:
+    case = golden("agreement_vectors.json")["votes"]
+    votes = case["matrix"]
+    for tie, expected in case["majority"].items():
+        assert majority(votes, tie=tie) == expected
+        assert majority(np.asarray(votes, float), tie=tie) == expected
+    assert average(votes) == case["average_half_up"]
+    assert average(votes, rounding="half_even") == case["average_half_even"]
+    assert median(votes) == case["median"]
+
+
+def test_ensembles_of_released_sets_reach_the_stated_agreement(golden: Any, released: Any) -> None:
+    told = golden("llmjudge/ensembles.json")
+    reference = released(told["reference"])
+    for name, row in told["sets"].items():
+        members = [released(member) for member in row["members"]]
+        votes = [[min(max(labels[pair], 0), 3) for pair in reference] for labels in members]
+        made = {f"majority_{tie}": majority(votes, tie=tie) for tie in ("min", "max", "average", "median")}
+        made |= {f"average_{r}": average(votes, rounding=r) for r in ("half_up", "half_even")} | {
+            "median": median(votes)
+        }
+        for how, grades in made.items():
+            found = agree(reference, dict(zip(reference, grades, strict=True)))
+            assert found.counts == row[how]["counts"], (name, how)
+            assert found.kappa == pytest.approx(row[how]["kappa"], abs=1e-9)
+            assert found.alpha == pytest.approx(row[how]["alpha"], abs=1e-9)
+
+
+@given(Grades, st.integers(1, 5), st.sampled_from(["average", "min", "max", "median", "random"]))
+def test_identical_voters_are_the_voter(grades: list[int], judges: int, tie: Any) -> None:
+    votes = [grades] * judges
+    assert majority(votes, tie=tie) == average(votes) == median(votes) == grades
+
+
+@given(st.data(), st.sampled_from(["average", "min", "max", "median", "random"]))
+def test_the_order_of_judges_does_not_matter_even_for_random_ties(data: st.DataObject, tie: Any) -> None:
+    items = st.lists(st.one_of(st.none(), st.integers(0, 3)), min_size=6, max_size=6)
+    votes = data.draw(st.lists(items, min_size=2, max_size=5))
+    moved = data.draw(st.permutations(votes))
+    assert majority(votes, tie=tie, seed=3) == majority(moved, tie=tie, seed=3)
+
+
+def test_the_rounding_rule_decides_pairs() -> None:
+    assert average([[0, 1, 2], [1, 2, 3]]) == [1, 2, 3]
+    assert average([[0, 1, 2], [1, 2, 3]], rounding="half_even") == [0, 2, 2]
+
+
+def test_weights_move_the_mean_and_go_missing_with_their_votes() -> None:
+    assert average([[0, None], [3, 3]], weights=[3, 1]) == [1, 3]
+    assert average([[0], [3]], weights=[1, 0]) == [0]
+    assert average([[None], [3]], weights=[1, 0]) == [NO_VOTE]
+
+
+def test_bad_weights_and_votes_are_refused() -> None:
+    with pytest.raises(ValueError, match="weights"):
+        average([[0], [1]], weights=[1])
+    with pytest.raises(ValueError, match="weights"):
+        average([[0]], weights=[-1])
+    with pytest.raises(ValueError, match="outside"):
+        majority([[7]])
+
+
+def test_random_ties_are_seeded_and_use_every_tied_grade() -> None:
+    votes = [[0] * 40, [3] * 40]
+    assert majority(votes, tie="random", seed=1) == majority(votes, tie="random", seed=1)
+    assert set(majority(votes, tie="random", seed=1)) == {0, 3}

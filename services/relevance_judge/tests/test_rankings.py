@@ -1,0 +1,100 @@
+"""Measures have trec_eval's semantics, and correlations are exact or None."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.relevance_judge.rankings import compare, evaluate, kendall_tau_b, spearman_rho, system_scores, tau_ap
+from services.relevance_judge.trec import read_runs
+
+
+def _same(found: float | None, expected: float | None) -> bool:
+    return found is expected is None or (None not in (found, expected) and found == pytest.approx(expected, abs=1e-6))
+
+
+def test_measures_match_trec_eval_on_ties_float32_and_unjudged(golden: Any) -> None:
+    for case in golden("trec_measures.json")["cases"]:
+        labels = {("q", passage): grade for passage, grade in case["qrels"].items()}
+        measures = list(case["expected"])
+        found = evaluate({"q": case["run"]}, labels, measures=measures, relevance_level=case["relevance_level"])
+        assert found["q"] == pytest.approx(case["expected"], abs=1e-6)
+
+
+def test_synthetic_systems_are_ranked_as_trec_eval_ranks_them(golden: Any, golden_folder: Path, released: Any) -> None:
+    told, runs = golden("system_ranking.json"), read_runs(golden_folder / "runs.trec.gz")
+    clamped = {
+        name: {pair: min(max(grade, 0), 3) for pair, grade in released(name).items()}
+        for name in (told["reference"], *told["judges"])
+    }
+    truth = {
+        measure: system_scores(runs, clamped[told["reference"]], measure=measure, relevance_level=2)
+        for measure in ("ndcg_cut_10", "map", "P_10", "recip_rank", "recall_20")
+    }
+    for tag, row in told["measures_under_reference"].items():
+        assert {measure: truth[measure][tag] for measure in row} == pytest.approx(row, abs=1e-6)
+    for name, row in told["judges"].items():
+        scores = system_scores(runs, clamped[name])
+        assert scores == pytest.approx(row["ndcg_cut_10"], abs=1e-6)
+        found = compare(truth["ndcg_cut_10"], scores)
+        assert (found.tau_b, found.rho) == pytest.approx((row["kendall_tau_b"], row["spearman_rho"]), abs=1e-6)
+        by_map = compare(truth["map"], system_scores(runs, clamped[name], measure="map", relevance_level=2))
+        assert by_map.tau_b == pytest.approx(row["map_tau_b"], abs=1e-6)
+
+
+def test_correlations_match_the_oracle_and_are_none_where_undefined(golden: Any) -> None:
+    cases = golden("agreement_vectors.json")["rank_pairs"]
+    for case in cases:
+        truth, estimate = case["truth"], case["estimate"]
+        assert _same(kendall_tau_b(truth, estimate), case["kendall_tau_b"])
+        assert _same(spearman_rho(truth, estimate), case["spearman"])
+        assert _same(tau_ap(truth, estimate), case["tau_ap"])
+    assert compare({"a": 1.0}, {"a": 2.0, "b": 1.0}).tau_b is None
+
+
+def test_a_swap_at_the_top_costs_tau_ap_more_than_one_at_the_bottom() -> None:
+    truth = [5, 4, 3, 2, 1]
+    top, bottom = tau_ap(truth, [4, 5, 3, 2, 1]), tau_ap(truth, [5, 4, 3, 1, 2])
+    assert top is not None
+    assert bottom is not None
+    assert top < bottom < 1
+    assert kendall_tau_b(truth, [4, 5, 3, 2, 1]) == kendall_tau_b(truth, [5, 4, 3, 1, 2])
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdefgh"), st.floats(-5, 5), min_size=1),
+    st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 3), min_size=1),
+)
+def test_ndcg_lies_between_zero_and_one(run: dict[str, float], grades: dict[str, int]) -> None:
+    labels = {("q", passage): grade for passage, grade in grades.items()}
+    found = evaluate({"q": run}, labels, measures=["ndcg", "ndcg_cut_3"])["q"]
+    assert all(-1e-12 <= value <= 1 + 1e-12 for value in found.values())
+
+
+@given(st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 3), min_size=1))
+def test_the_labels_themselves_are_the_ideal_run(grades: dict[str, int]) -> None:
+    labels = {("q", passage): grade for passage, grade in grades.items()}
+    found = evaluate({"q": {p: float(g) for p, g in grades.items()}}, labels, measures=["ndcg"])["q"]["ndcg"]
+    assert found == pytest.approx(1.0 if any(grades.values()) else 0.0)
+
+
+def test_equal_scores_are_ordered_by_passage_id_descending() -> None:
+    labels = {("q", "a"): 1, ("q", "b"): 0}
+    assert evaluate({"q": {"a": 1.0, "b": 1.0}}, labels, measures=["recip_rank"])["q"]["recip_rank"] == 0.5
+
+
+def test_a_query_without_a_relevant_passage_scores_zero_and_one_without_a_run_does_not_count() -> None:
+    labels = {("q1", "a"): 0, ("q2", "a"): 3}
+    found = evaluate({"q1": {"a": 1.0}}, labels, measures=["ndcg", "map", "recall_5"])
+    assert found == {"q1": {"ndcg": 0.0, "map": 0.0, "recall_5": 0.0}}
+    assert system_scores({"s": {"q9": {"a": 1.0}}}, labels) == {}
+
+
+@pytest.mark.parametrize("name", ["bpref", "P_0", "ndcg_cut_x", "map_10", ""])
+def test_an_unknown_measure_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="no measure"):
+        evaluate({}, {}, measures=[name])
