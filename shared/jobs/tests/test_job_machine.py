@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -243,6 +243,8 @@ def test_the_queue_agrees_with_the_model(redis_server: RedisServer, job_settings
                 lambda: Machine(redis_server.url, chosen),
                 settings=settings(
                     max_examples=25, stateful_step_count=30, deadline=None,
+                    phases=[Phase.reuse, Phase.generate],  # shrinking takes minutes here, and thirty steps can be read
+
                     suppress_health_check=[HealthCheck.too_slow],
                 ),
             )  # fmt: skip

@@ -1,0 +1,215 @@
+"""The small parts: keys, records, the link's words for an absent Redis, the waking of watchers, tasks that must end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from importlib.resources import files
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis import exceptions as gone
+
+from shared.errors import Cancelled, Fault, InvalidOption, NotFound, NotReady, TooLarge
+from shared.jobs import keys, record
+from shared.jobs.changes import Changes
+from shared.jobs.link import Link, end, patiently, reachable
+from shared.jobs.queue import Payload, Result
+from shared.jobs.redis_server import RedisServer
+
+# Keys
+
+
+def test_lua_and_python_name_the_same_keys() -> None:
+    script = files("shared.jobs").joinpath("states.lua").read_text()
+    used = set(re.findall(r"key\('(\w+)'", script))
+    table = r"^    (\w+) +(?:all|digest|job id|service(?::N)?|tenant) +(?:hash|stream|zset|number|string|channel)"
+    described = set(re.findall(table, keys.__doc__ or "", re.MULTILINE))
+    assert used == described
+    assert keys.key("job", "x") == "{fovea:jobs}:job:x"
+
+
+@pytest.mark.parametrize(("priority", "level"), [(-100, 3), (-1, 3), (0, 2), (1, 1), (100, 1)])
+def test_priorities_become_three_streams(priority: int, level: int) -> None:
+    assert keys.level(priority) == level
+
+
+@given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
+def test_no_tenant_can_reach_anothers_idempotency_key(one: tuple[str, str], other: tuple[str, str]) -> None:
+    assert (keys.once(*one) == keys.once(*other)) == (one == other)
+
+
+# Records
+
+PAYLOAD = Payload("svc", "/v1/x", b"body", {"Content-Type": "image/png", "traceparent": "a"})
+
+
+def test_a_fingerprint_ignores_the_case_of_names_and_what_is_only_told() -> None:
+    same = replace(PAYLOAD, headers={"content-type": "image/png", "x-request-id": "b"}, priority=1, tenant="bob")
+    assert record.fingerprint(PAYLOAD) == record.fingerprint(same)
+
+
+@pytest.mark.parametrize("change", [{"service": "s"}, {"path": "/"}, {"body": b""}, {"headers": {"accept": "x"}}])
+def test_a_fingerprint_tells_different_requests_apart(change: dict[str, object]) -> None:
+    assert record.fingerprint(PAYLOAD) != record.fingerprint(replace(PAYLOAD, **change))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        (Result(404, "", b""), 404), (InvalidOption("x"), 422), (ValueError("x"), 500),
+        (asyncio.CancelledError(), 499), (Cancelled("x"), 499),
+    ],
+)  # fmt: skip
+def test_every_outcome_has_a_status(outcome: Result | BaseException, status: int) -> None:
+    assert record.status_of(outcome) == status
+
+
+def test_a_problem_is_kept_as_it_was_answered() -> None:
+    said = {"title": "Too large", "status": 413, "detail": "Big.", "code": "too_large", "limit": 5}
+    assert json.loads(record.problem_json(Result(413, "", json.dumps(said).encode()))) == said
+
+
+@given(
+    st.binary(max_size=40)
+    | st.recursive(
+        st.none() | st.text() | st.integers(),
+        lambda inner: st.dictionaries(st.sampled_from(["error", "message", "title"]), inner),
+    ).map(lambda body: json.dumps(body).encode())
+)
+def test_any_error_body_makes_a_problem(body: bytes) -> None:
+    problem = json.loads(record.problem_json(Result(404, "text/plain", body)))
+    assert (problem["status"], problem["code"]) == (404, NotFound("").code)
+    assert problem["detail"]
+
+
+def test_the_words_of_our_own_failures_are_not_shown() -> None:
+    assert "secret" not in record.problem_json(ValueError("secret"))
+    assert json.loads(record.problem_json(TooLarge("Big.", hint="Shrink it.")))["hint"] == "Shrink it."
+
+
+# The link
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        gone.ConnectionError("x"), gone.TimeoutError("x"), gone.BusyLoadingError("x"), ConnectionResetError("x"),
+        gone.ReadOnlyError("x"), gone.OutOfMemoryError("x"), gone.ResponseError("MISCONF Redis is configured …"),
+        gone.ResponseError("NOREPLICAS Not enough"), gone.AuthenticationError("x"),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_an_absent_redis_is_not_ready(error: Exception) -> None:
+    with pytest.raises(NotReady), reachable():
+        raise error
+
+
+def test_our_own_mistakes_are_not_taken_for_an_absent_redis() -> None:
+    with pytest.raises(gone.ResponseError), reachable():
+        raise gone.ResponseError("ERR wrong number of arguments")
+
+
+async def test_patience_outlives_an_outage() -> None:
+    tries = iter([NotReady("1"), NotReady("2"), None])
+
+    async def call() -> str:
+        if error := next(tries):
+            raise error
+        return "back"
+
+    assert await patiently(call) == "back"
+
+
+async def test_patience_is_only_for_an_absent_redis() -> None:
+    async def call() -> None:
+        raise Fault("x")
+
+    with pytest.raises(Fault):
+        await patiently(call)
+
+
+async def test_a_task_that_swallows_a_cancel_is_ended_all_the_same() -> None:
+    swallowed = 0
+
+    async def stubborn() -> None:
+        nonlocal swallowed
+        while swallowed < 2:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                swallowed += 1
+        await asyncio.sleep(60)
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(2):
+        await end(task)
+    assert task.cancelled()
+
+
+# Changes
+
+
+@contextlib.asynccontextmanager
+async def listening(url: str) -> AsyncIterator[tuple[Link, Changes]]:
+    link = Link(url)
+    changes = Changes(link, "news")
+    try:
+        yield link, changes
+    finally:
+        await changes.close()
+        await link.close()
+
+
+async def settled(link: Link) -> None:
+    async with asyncio.timeout(5):
+        while (await link.client.pubsub_numsub("news"))[0][1] != 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    await asyncio.sleep(0.02)
+
+
+async def test_a_change_wakes_its_watchers_and_nobody_else(url: str) -> None:
+    async with listening(url) as (link, changes):
+        with (
+            changes.watch("a") as a,
+            changes.watch("a") as also_a,
+            changes.watch("b") as b,
+            changes.watch() as anything,
+        ):
+            await settled(link)
+            for event in (a, also_a, b, anything):
+                event.clear()
+            await link.client.publish("news", "a")
+            async with asyncio.timeout(2):
+                await asyncio.gather(a.wait(), also_a.wait(), anything.wait())
+            assert not b.is_set()
+
+
+async def test_everybody_is_woken_when_the_subscription_comes_back(own_redis: RedisServer) -> None:
+    async with listening(own_redis.url) as (link, changes):
+        with changes.watch("a") as a:
+            await settled(link)
+            a.clear()
+            own_redis.kill()
+            await asyncio.sleep(0.1)
+            own_redis.start()
+            async with asyncio.timeout(5):
+                await a.wait()
+            await settled(link)
+            a.clear()
+            await link.client.publish("news", "a")
+            async with asyncio.timeout(2):
+                await a.wait()
+
+
+async def test_closing_ends_at_any_moment(url: str) -> None:
+    for delay in range(30):
+        async with asyncio.timeout(2), listening(url) as (_, changes):
+            with changes.watch("a"):
+                await asyncio.sleep(delay * 0.0002)

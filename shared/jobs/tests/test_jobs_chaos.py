@@ -1,0 +1,282 @@
+"""`kill -9` of workers and of Redis: nothing accepted is lost, nothing counts twice, and it is quick."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from shared.api.job import FINAL, Job
+from shared.errors import NotReady
+from shared.jobs.queue import Payload
+from shared.jobs.redis_queue import RedisJobQueue
+from shared.jobs.redis_server import RedisServer
+from shared.settings import Settings
+
+pytestmark = pytest.mark.slow
+
+REDELIVERED_S = 10.0
+"""What the product promises between the death of a worker and the second attempt's end."""
+
+Start = Callable[[], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    """What the workers did, a line each."""
+    path = tmp_path / "ledger"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def start_worker(own_redis: RedisServer, tmp_path: Path, ledger: Path) -> Iterator[Start]:
+    """Starts worker processes; ends them with the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        program = Path(__file__).with_name("chaos_worker.py")
+        with (tmp_path / "workers.log").open("ab") as log:
+            child = subprocess.Popen(
+                [sys.executable, str(program), own_redis.url, str(tmp_path), str(ledger)], stdout=log, stderr=log
+            )
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        child.kill()
+        child.wait()
+
+
+@pytest.fixture
+async def far_queue(own_redis: RedisServer, tmp_path: Path) -> AsyncIterator[RedisJobQueue]:
+    """The callers' side of the Redis that is killed."""
+    queue = RedisJobQueue(own_redis.url, Settings(data_dir=tmp_path))
+    yield queue
+    await queue.close()
+
+
+def work(seconds: float, *, size: int = 0) -> Payload:
+    return Payload("svc", "/", f"{seconds} ".encode() + b"x" * size)
+
+
+def lines(ledger: Path, what: str) -> list[str]:
+    rows = [line.split() for line in ledger.read_text().splitlines()]
+    return [row[0] for row in rows if row[3] == what]
+
+
+def runner(ledger: Path, job: Job) -> int:
+    """Pid of the worker that began the job last."""
+    rows = [line.split() for line in ledger.read_text().splitlines()]
+    return int([row[2] for row in rows if row[0] == job.id and row[3] == "begin"][-1])
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  (the condition is another process's state)
+            await asyncio.sleep(0.01)
+
+
+async def ended(queue: RedisJobQueue, job: Job, seconds: float = 40) -> Job:
+    async with asyncio.timeout(seconds):
+        async for now in queue.events(job.id, "local"):
+            last = now
+    assert last.status in FINAL
+    return last
+
+
+async def begun(queue: RedisJobQueue, ledger: Path, *jobs: Job) -> None:
+    await until(lambda: {job.id for job in jobs} <= set(lines(ledger, "begin")))
+
+
+@pytest.mark.parametrize("other_idle", [True, False], ids=["another is idle", "a new one is started"])
+async def test_the_job_of_a_killed_worker_is_done_within_ten_seconds(
+    far_queue: RedisJobQueue, start_worker: Start, ledger: Path, other_idle: bool, record_property: Callable[..., None]
+) -> None:
+    workers = [start_worker() for _ in range(1 + other_idle)]
+    job, _ = await far_queue.submit(work(1.0))
+    await begun(far_queue, ledger, job)
+    victim = next(child for child in workers if child.pid == runner(ledger, job))
+    await asyncio.sleep(0.5)
+    victim.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    if not other_idle:
+        start_worker()
+    done = await ended(far_queue, job)
+    took = time.monotonic() - killed
+    record_property("redelivery_s", round(took, 2))
+    assert (done.status, done.attempts) == ("succeeded", 2)
+    assert took < REDELIVERED_S
+
+
+async def test_accepted_jobs_survive_the_death_of_redis_and_run_once(
+    far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path
+) -> None:
+    start_worker()
+    running = [(await far_queue.submit(work(3.0)))[0] for _ in range(2)]
+    waiting = [(await far_queue.submit(work(0.05, size=size)))[0] for size in (0, 2_000_000) * 10]
+    await begun(far_queue, ledger, *running)
+    own_redis.kill()
+    await asyncio.sleep(1.5)
+    with pytest.raises(NotReady):
+        await far_queue.get(running[0].id, "local")
+    own_redis.start()
+    for job in (*running, *waiting):
+        done = await ended(far_queue, job)
+        assert (done.status, done.attempts) == ("succeeded", 1), "an outage is no reason to start over"
+        assert (await far_queue.result(job.id, "local")).body == b"1"
+    ends = collections.Counter(lines(ledger, "end"))
+    assert ends == {job.id: 1 for job in (*running, *waiting)}
+
+
+async def test_an_outage_longer_than_the_lease_costs_no_attempt(
+    far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path
+) -> None:
+    start_worker(), start_worker()
+    jobs = [(await far_queue.submit(work(9.0)))[0] for _ in range(3)]
+    await begun(far_queue, ledger, *jobs)
+    own_redis.kill()
+    await asyncio.sleep(6)
+    own_redis.start()
+    for job in jobs:
+        assert (await ended(far_queue, job)).attempts == 1
+    assert collections.Counter(lines(ledger, "end")) == {job.id: 1 for job in jobs}
+
+
+async def test_a_job_that_ends_while_redis_is_away_hands_in_its_answer_later(
+    far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path
+) -> None:
+    start_worker()
+    job, _ = await far_queue.submit(work(0.6))
+    await begun(far_queue, ledger, job)
+    own_redis.kill()
+    await until(lambda: lines(ledger, "end") == [job.id])
+    await asyncio.sleep(0.5)
+    own_redis.start()
+    done = await ended(far_queue, job)
+    assert (done.status, done.attempts) == ("succeeded", 1)
+
+
+async def test_accepted_jobs_survive_the_death_of_both(
+    far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path
+) -> None:
+    victim = start_worker()
+    jobs = [(await far_queue.submit(work(0.5)))[0] for _ in range(6)]
+    await begun(far_queue, ledger, *jobs[:2])
+    own_redis.kill()
+    victim.kill()
+    await asyncio.sleep(0.5)
+    own_redis.start()
+    start_worker()
+    back = time.monotonic()
+    for job in jobs:
+        done = await ended(far_queue, job)
+        assert done.status == "succeeded"
+        assert done.attempts <= 2
+    assert time.monotonic() - back < REDELIVERED_S
+
+
+async def test_a_frozen_worker_that_wakes_does_not_overwrite_the_newer_answer(
+    far_queue: RedisJobQueue, start_worker: Start, ledger: Path
+) -> None:
+    workers = [start_worker(), start_worker()]
+    job, _ = await far_queue.submit(work(1.0))
+    await begun(far_queue, ledger, job)
+    frozen = next(child for child in workers if child.pid == runner(ledger, job))
+    frozen.send_signal(signal.SIGSTOP)
+    done = await ended(far_queue, job)
+    assert done.attempts == 2
+    frozen.send_signal(signal.SIGCONT)
+    await until(lambda: len(lines(ledger, "end") + lines(ledger, "stop")) == 2)
+    await asyncio.sleep(0.5)
+    assert await far_queue.get(job.id, "local") == done
+    assert (await far_queue.result(job.id, "local")).body == b"2"
+
+
+async def test_a_terminated_worker_hands_its_job_to_another_at_once(
+    far_queue: RedisJobQueue, start_worker: Start, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOVEA_DRAIN_S", "0.2")
+    workers = [start_worker(), start_worker()]
+    job, _ = await far_queue.submit(work(2.0))
+    await begun(far_queue, ledger, job)
+    leaving = next(child for child in workers if child.pid == runner(ledger, job))
+    leaving.send_signal(signal.SIGTERM)
+    told = time.monotonic()
+    await until(lambda: len(lines(ledger, "begin")) == 2)
+    assert time.monotonic() - told < 1.5, "well before its lease ends"
+    assert (await ended(far_queue, job)).status == "succeeded"
+    assert await asyncio.to_thread(leaving.wait, 5) == 0
+
+
+async def test_a_cancel_reaches_another_process_within_a_second(
+    far_queue: RedisJobQueue, start_worker: Start, ledger: Path
+) -> None:
+    start_worker()
+    job, _ = await far_queue.submit(work(60))
+    await begun(far_queue, ledger, job)
+    asked = time.monotonic()
+    await far_queue.cancel(job.id, "local")
+    await until(lambda: lines(ledger, "stop") == [job.id])
+    assert time.monotonic() - asked < 1.0
+
+
+async def test_events_go_on_after_redis_comes_back(
+    far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path
+) -> None:
+    job, _ = await far_queue.submit(work(1.0))
+    story: list[str] = []
+
+    async def follow() -> None:
+        async for now in far_queue.events(job.id, "local"):
+            story.append(now.status)  # noqa: PERF401
+
+    following = asyncio.create_task(follow())
+    await until(lambda: story == ["queued"])
+    own_redis.kill()
+    await asyncio.sleep(1)
+    own_redis.start()
+    start_worker()
+    await asyncio.wait_for(following, 20)
+    assert story[0] == "queued"
+    assert "running" in story
+    assert story[-1] == "succeeded"
+
+
+async def test_what_was_accepted_while_redis_dies_again_and_again_is_done(
+    far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path
+) -> None:
+    start_worker()
+    accepted: dict[str, Job] = {}
+
+    async def submit(n: int) -> None:
+        async with asyncio.timeout(30):
+            while n not in numbers:
+                with suppress(NotReady):
+                    job, _ = await far_queue.submit(work(0.01), f"key {n}")
+                    accepted[job.id] = job
+                    numbers.add(n)
+                await asyncio.sleep(0.02)
+
+    numbers: set[int] = set()
+    submitting = asyncio.gather(*(submit(n) for n in range(60)))
+    for _ in range(3):
+        await asyncio.sleep(0.15)
+        own_redis.kill()
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(own_redis.start)
+    await submitting
+    assert len(accepted) == 60, "a key is one job, also where its answer got lost"
+    for job in accepted.values():
+        assert (await ended(far_queue, job)).status == "succeeded"
+    assert await far_queue.depth("svc") == 0
+    assert len(await far_queue.recent("local", 1000)) == 60
