@@ -1,0 +1,145 @@
+"""A prompt for a judge, as data: immutable, versioned, addressed by its digest. Files are in `templates/`.
+
+Rendering puts query and passage into the last turn between marks that are random per request, in one pass over the
+template's own text: nothing inside query or passage is ever interpreted. What varies stands last, so that a server can
+keep the shared beginning of all prompts. Knows nothing about models or how answers are drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from services.relevance_judge.parsing import Parsed, parse
+from shared.errors import NotFound
+
+__all__ = ["Kind", "Rendered", "Scale", "Template", "fence", "render", "template", "templates"]
+
+Kind = Literal["prompted-grade", "yes-no", "digits", "query-likelihood"]
+
+_FIELD = re.compile(r"\{(query|passage|fence|criterion)\}")
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Scale(_Facts):
+    """The grades that a template asks for."""
+
+    lowest: int = 0
+    highest: int = 3
+
+
+class Template(_Facts):
+    """One prompt.
+
+    Attributes:
+        kind: What is read off the model: a grade in its answer, the odds of yes and no, the probabilities of the
+            digits, or the probability of the query itself.
+        turns: The user's turns; between them the model answers. `{query}`, `{passage}`, `{fence}` and `{criterion}`
+            are filled in.
+        criteria: Name → text; with several, each is asked apart and the grade is their mean, rounded half up.
+        words: Word → grade, for answers in words.
+        max_tokens: Longest answer of each turn.
+    """
+
+    id: str = Field(pattern=r"^[a-z0-9-]+$")
+    version: int = Field(1, ge=1)
+    kind: Kind = "prompted-grade"
+    summary: str
+    scale: Scale = Scale()
+    system: str = ""
+    turns: tuple[str, ...] = Field(min_length=1)
+    criteria: dict[str, str] = Field(default_factory=dict)
+    words: dict[str, int] = Field(default_factory=dict)
+    max_tokens: int = Field(16, ge=1, le=2048)
+
+    @model_validator(mode="after")
+    def _shows_the_pair(self) -> Template:
+        asked = "".join(self.turns)
+        wanted = ["{passage}", *(["{query}"] if self.kind != "query-likelihood" else [])]
+        if missing := [name for name in wanted if name not in asked]:
+            raise ValueError(f"The turns must show {' and '.join(missing)}.")
+        if _FIELD.search(self.system):
+            raise ValueError("The system text is shared by all pairs, so it can't show one.")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """sha256 over everything that the model or the parser sees, 16 hex digits."""
+        return hashlib.sha256(self.model_dump_json(exclude={"summary"}).encode()).hexdigest()[:16]
+
+    def read(self, answer: str) -> Parsed:
+        """The grade that an answer states, by its words where the template asks for words, else by the parser."""
+        last = next((line for line in reversed(answer.splitlines()) if line.strip()), "")
+        word = re.sub(r"^.*:", "", last).strip(" \t.!*\"'`").casefold()
+        known = {name.casefold(): grade for name, grade in self.words.items()}
+        if word in known:
+            return Parsed(known[word], "label")
+        return parse(answer, lowest=self.scale.lowest, highest=self.scale.highest)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt ready to send: the system text and the user's turns."""
+
+    system: str
+    turns: tuple[str, ...]
+
+
+def fence(query: str, passage: str, seed: int | None = None) -> str:
+    """A mark that stands in neither text: random, or with a seed one that follows from it and from the texts."""
+    if seed is not None:
+        return hashlib.sha256(f"{seed}\0{query}\0{passage}".encode("utf8", "surrogatepass")).hexdigest()[:16]
+    mark = secrets.token_hex(8)
+    return mark if mark not in query + passage else fence(query, passage)
+
+
+def render(chosen: Template, query: str, passage: str, *, mark: str, criterion: str = "") -> Rendered:
+    """Fill a template in one pass: what is filled in is never looked into.
+
+    Args:
+        chosen: The template.
+        query: The query, as it is.
+        passage: The passage, as it is.
+        mark: From `fence`.
+        criterion: The text of one of its criteria, where it has some.
+    """
+    values = {"query": query, "passage": passage, "fence": mark, "criterion": criterion}
+    turns = tuple(_FIELD.sub(lambda found: values[found[1]], turn) for turn in chosen.turns)
+    return Rendered(chosen.system, turns)
+
+
+@cache
+def templates() -> Mapping[str, Template]:
+    """The templates that come with the service, by id."""
+    folder = resources.files("services.relevance_judge").joinpath("templates")
+    texts = [file.read_text("utf8") for file in folder.iterdir() if file.name.endswith(".toml")]
+    found = [Template.model_validate(tomllib.loads(text)) for text in texts]
+    return {one.id: one for one in sorted(found, key=lambda one: one.id)}
+
+
+def template(name: str) -> Template:
+    """A template by id, or by `id@digest` where the caller wants exactly that text.
+
+    Raises:
+        NotFound: There is none of that id, or its text has another digest.
+    """
+    plain, _, digest = name.partition("@")
+    known = templates()
+    if plain not in known:
+        raise NotFound(f"There is no template {plain!r}; known are {', '.join(known)}.", field="template")
+    if digest and known[plain].digest != digest:
+        detail = f"The template {plain} has the digest {known[plain].digest}, not {digest}."
+        raise NotFound(detail, hint="It was changed since; leave the digest out to take it as it is.", field="template")
+    return known[plain]
