@@ -64,6 +64,10 @@ class MethodNotAllowed(BadInput):
 
     status, grpc, title = 405, "UNIMPLEMENTED", "Method not allowed"
 
+    def __init__(self, path: str, allowed: tuple[str, ...]) -> None:
+        super().__init__(f"{path} takes {', '.join(allowed)}.")
+        self.allowed = allowed
+
 
 class SlowBody(BadInput):
     """The caller stopped sending its body for longer than we wait."""
@@ -95,10 +99,12 @@ def render(error: FoveaError, form: Family, request_id: str) -> tuple[int, str, 
 
 
 def error_headers(error: FoveaError) -> RawHeaders:
-    """Headers that belong to an error: when to come back, how to log in."""
+    """Headers that belong to an error: when to come back, how to log in, what to do instead."""
     headers: RawHeaders = []
     if error.retry_after is not None:
         headers.append((b"retry-after", str(math.ceil(error.retry_after)).encode()))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", ", ".join(error.allowed).encode()))
     if error.status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="fovea"'))
     return headers

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, cast
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from services.gateway import docs, fleetwide, health, jobs, models, scrape
 from services.gateway.answers import MethodNotAllowed
@@ -31,6 +32,9 @@ from shared.jobs.queue import JobQueue
 from shared.settings import Settings
 
 __all__ = ["Gateway", "build_gateway"]
+
+
+_ROUTERS = (health.router, scrape.router, fleetwide.router, models.router, jobs.router, docs.router)
 
 
 @dataclass(slots=True)
@@ -81,7 +85,7 @@ def build_gateway(settings: Settings, queue: JobQueue | None = None) -> FastAPI:
         redirect_slashes=False,
     )  # fmt: skip
     app.state.gateway = Gateway.of(settings, queue)
-    for router in (health.router, scrape.router, fleetwide.router, models.router, jobs.router, docs.router):
+    for router in _ROUTERS:
         app.include_router(router)
     app.router.routes.extend(_console(settings))
     app.add_middleware(Front, staff=app.state.gateway)
@@ -119,8 +123,7 @@ async def _on_http(request: Request, raised: Exception) -> NoReturn:
     fleet = request.app.state.gateway.fleet
     path = request.url.path[:200]
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "other methods")
-        raise MethodNotAllowed(f"{path} takes {allowed}.")
+        raise MethodNotAllowed(path, _methods(request))
     if error.status_code != 404:
         raise BadInput(str(error.detail))
     if request.method == "POST" and not fleet.settled:
@@ -128,6 +131,13 @@ async def _on_http(request: Request, raised: Exception) -> NoReturn:
         raise NotReady(detail, hint="`/readyz` says who is ready.", retry_after=2)
     hint = f"Services answer: {fleet.routing.listing()}. `/docs` lists everything."
     raise NotFound(f"There is no {path}.", hint=hint)
+
+
+def _methods(request: Request) -> tuple[str, ...]:
+    """All methods of a path; several routes may share it."""
+    routes = [*request.app.routes, *(route for router in _ROUTERS for route in router.routes)]
+    known = [r for r in routes if isinstance(r, Route) and r.matches(request.scope)[0] is not Match.NONE]
+    return tuple(sorted({method for route in known for method in route.methods or ()}))
 
 
 async def _on_invalid(_request: Request, raised: Exception) -> NoReturn:

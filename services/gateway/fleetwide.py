@@ -10,12 +10,11 @@ import json
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse
 
 from services.gateway.documented import PROBLEMS
 from services.gateway.exchange import Exchange
 from services.gateway.health import ready
-from shared.errors import Malformed
+from shared.errors import Malformed, NotReady
 
 __all__ = ["SERVER", "repository", "router"]
 
@@ -60,10 +59,12 @@ async def live() -> dict[str, bool]:
 
 
 @router.get("/health/ready")
-async def server_ready(request: Request) -> JSONResponse:
+async def server_ready(request: Request) -> dict[str, bool]:
     """Every service has a ready replica."""
-    good = ready(request.app.state.gateway.fleet)
-    return JSONResponse({"ready": good}, 200 if good else 400)
+    fleet = request.app.state.gateway.fleet
+    if not ready(fleet):
+        raise NotReady(f"Not ready: {', '.join(fleet.unready) or 'no service is known yet'}.", retry_after=2)
+    return {"ready": True}
 
 
 @router.get("/models/stats")

@@ -58,6 +58,7 @@ class Front:
         self._app, self._staff = app, staff
         self._local = staff.settings.auth == "insecure-local"
         self._in_flight = IN_FLIGHT.labels("gateway")
+        self._log = log()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; other scopes go to the app."""
@@ -71,13 +72,22 @@ class Front:
         except FoveaError as error:
             await self._refuse(exchange, error)
         except Exception as error:  # noqa: BLE001 - the last resort: a problem for the caller, the cause for the log
-            log().error("failed", request_id=exchange.context.request_id, path=exchange.path, exc_info=error)
+            self._log.error("failed", request_id=exchange.context.request_id, path=exchange.path, exc_info=error)
             await self._refuse(exchange, Fault("The gateway failed on this request.", hint="Its log says why."))
         finally:
             self._in_flight.dec()
-            status = str(exchange.status)
-            REQUESTS.labels("gateway", exchange.model, exchange.route, status).inc()
-            REQUEST_LATENCY.labels("gateway", exchange.route).observe(time.perf_counter() - exchange.begun)
+            self._account(exchange)
+
+    def _account(self, exchange: Exchange) -> None:
+        """Count what was answered; a line in the log at DEBUG, or at WARNING where the fault is ours."""
+        seconds = time.perf_counter() - exchange.begun
+        REQUESTS.labels("gateway", exchange.model, exchange.route, str(exchange.status)).inc()
+        REQUEST_LATENCY.labels("gateway", exchange.route).observe(seconds)
+        tell = self._log.warning if exchange.status >= 500 else self._log.debug
+        tell(
+            "answered", request_id=exchange.context.request_id, method=exchange.method, path=exchange.path,
+            status=exchange.status, seconds=round(seconds, 4), tenant=exchange.caller.tenant,
+        )  # fmt: skip
 
     async def _serve(self, exchange: Exchange) -> None:
         staff, path = self._staff, exchange.path

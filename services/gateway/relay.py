@@ -5,6 +5,8 @@ Knows nothing about which replica answered and whether another could.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 
 import aiohttp
@@ -18,6 +20,10 @@ __all__ = ["break_off", "relay"]
 
 WHOLE = 8 * 2**20
 """Answers that state at most this many bytes are read whole before a byte is passed on, so that they can be retried."""
+
+
+FAREWELL_S = 1.0
+"""Longest wait for a caller to take the last event; one that does not read would hold us for ever."""
 
 
 async def relay(exchange: Exchange, response: aiohttp.ClientResponse) -> None:
@@ -51,7 +57,10 @@ async def break_off(exchange: Exchange) -> None:
         error = Fault("The answer broke off: its replica was lost, or the deadline passed.", hint="Send it again.")
         body = json.loads(render(error, family(exchange.path), exchange.context.request_id)[2])
         event = body if "error" in body else {"error": body}
-        await exchange.send({"type": "http.response.body", "body": b"data: %b\n\n" % json.dumps(event).encode()})
+        message = {"type": "http.response.body", "body": b"data: %b\n\n" % json.dumps(event).encode()}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                await exchange.send(message)
 
 
 async def _start(exchange: Exchange, response: aiohttp.ClientResponse) -> None:

@@ -33,13 +33,10 @@ async def listening(made: uvicorn.Server) -> AsyncIterator[str]:
     made.lifespan = made.config.lifespan_class(made.config)
     await made.startup()
     port = made.servers[0].sockets[0].getsockname()[1]
-    ticking = asyncio.create_task(made.main_loop())
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        made.should_exit = True
         made.force_exit = True
-        await ticking
         await made.shutdown()
 
 
@@ -53,6 +50,7 @@ class Toy:
     status: int = 200
     chunks: int = 3
     gap_s: float = 0.01
+    padding: bytes = b""
     url: str = ""
     documents: dict[str, Any] = field(default_factory=dict)
 
@@ -88,7 +86,7 @@ class Toy:
         async def pieces() -> AsyncIterator[bytes]:
             try:
                 for number in range(self.chunks):
-                    yield b"data: %d\n\n" % number
+                    yield b"data: %d%b\n\n" % (number, self.padding)
                     await asyncio.sleep(self.gap_s)
             except asyncio.CancelledError:
                 self.gone.set()

@@ -90,6 +90,20 @@ async def test_a_caller_that_stops_sending_its_headers_is_hung_up_on(gateway: An
     assert await raw(scene.url, wait_s=2) == b""
 
 
+async def test_a_caller_that_does_not_read_is_let_go_at_the_deadline(gateway: Any, toy: Any) -> None:
+    upstream = await toy(chunks=10**6, gap_s=0, padding=b"x" * 60_000)
+    scene = await gateway(deadline_s=0.3)
+    target = scene.announce(upstream.url)
+    address = urlsplit(scene.url)
+    _, writer = await asyncio.open_connection(address.hostname, address.port, limit=1)
+    writer.write(head("/v1/stream", "Content-Length: 0"))
+    await asyncio.sleep(0.2)
+    assert target.in_flight == 1
+    await asyncio.wait_for(upstream.gone.wait(), 5)
+    assert target.in_flight == 0
+    writer.close()
+
+
 async def test_headers_without_end_are_refused(gateway: Any) -> None:
     scene = await gateway()
     answer = await raw(scene.url, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n", b"X-A: " + b"a" * 70_000 + b"\r\n\r\n")
@@ -149,9 +163,11 @@ async def test_nothing_is_unknown_before_everybody_has_announced_himself(gateway
 
 async def test_a_wrong_method_says_which_are_right(gateway: Any) -> None:
     scene = await gateway()
-    answer = await scene.client.put("/v1/jobs")
+    answer = await scene.client.put("/v1/jobs/1")
     assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
-    assert "GET" in answer.json()["detail"]
+    assert answer.headers["allow"] == "DELETE, GET"
+    assert "DELETE, GET" in answer.json()["detail"]
+    assert (await scene.client.put("/")).headers["allow"] == "GET, HEAD"
 
 
 @pytest.mark.parametrize(
