@@ -6,6 +6,7 @@ Knows networks as functions of named tensors; knows no model. TensorRT takes the
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ __all__ = ["OPSET", "Parity", "export_onnx"]
 OPSET = 17
 
 Axes = Mapping[str, Mapping[int, str]]
+
+_ONE_AT_A_TIME = threading.Lock()
+"""torch's exporter keeps its state in globals: models that load side by side must not export side by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ def export_onnx(
 
 def _write(module: nn.Module, path: Path, inputs: Mapping[str, Tensor], outputs: Sequence[str], axes: Axes) -> None:
     """Export by tracing: for networks without branches it is exact, and ten times faster than `dynamo=True`."""
-    with warnings.catch_warnings():
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces the other exporter; the comparison decides, not the warning
         torch.onnx.export(
             module, tuple(inputs.values()), path, input_names=list(inputs), output_names=list(outputs),

@@ -90,3 +90,14 @@ def test_the_opset_is_the_one_of_the_spec(tmp_path, x):
 
     export_onnx(Double(), tmp_path / "net.onnx", {"image": x}, ["one", "two"])
     assert onnx.load(tmp_path / "net.onnx").opset_import[0].version == OPSET == 17
+
+
+def test_networks_exported_side_by_side_do_not_disturb_each_other(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def one(index):
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+        return export_onnx(net, tmp_path / f"{index}.onnx", {"x": torch.rand(1, 3, 16, 16)}, ["y"])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(parity.max_difference < 1e-4 for parity in pool.map(one, range(12)))
