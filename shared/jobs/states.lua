@@ -51,6 +51,7 @@ local function wait_in_line(id, service, level)
   local turn = redis.call('INCR', key('sequence', service))
   redis.call('ZADD', key('waiting', service), level * 2 ^ 44 + turn, id)
   set(id, 'status', 'queued')
+  unset(id, 'note', 'progress')
 end
 
 local function enqueue(id, service, level)
@@ -95,6 +96,7 @@ end
 local function close(id, status, ttl)
   drop_entry(id)
   set(id, 'status', status, 'finished', now)
+  unset(id, 'note')
   if ttl then expire(id, now + ttl) end
   tell(id)
 end
@@ -174,7 +176,7 @@ function verbs.retry(id, tenant, limit)
   if redis.call('ZCARD', key('waiting', service)) >= tonumber(limit) then return 'full' end
   redis.call('ZREM', key('dead', tenant), id)
   redis.call('ZREM', key('expiring'), id)
-  unset(id, 'dead', 'error', 'note', 'progress', 'started', 'finished', 'expires',
+  unset(id, 'dead', 'error', 'started', 'finished', 'expires',
     'answer_status', 'answer_type', 'answer_headers', 'answer')
   set(id, 'tries', 0)
   enqueue(id, service, level)
@@ -246,7 +248,7 @@ function verbs.succeed(id, fence, ttl, ...)
   local how = standing(id, fence)
   if how == 'mine' then
     set(id, 'progress', 1, ...)
-    unset(id, 'body', 'note') -- a succeeded job is never run again
+    unset(id, 'body') -- a succeeded job is never run again
     close(id, 'succeeded', ttl)
   end
   return how

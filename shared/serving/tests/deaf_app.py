@@ -1,0 +1,20 @@
+"""An app whose work never looks up: for a worker that must end all the same."""
+
+from __future__ import annotations
+
+import threading
+
+import anyio.to_thread
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+
+async def deaf(_request: Request) -> Response:
+    """Never answers."""
+    await anyio.to_thread.run_sync(threading.Event().wait)
+    return Response()
+
+
+app = Starlette(routes=[Route("/deaf", deaf, methods=["POST"])])
