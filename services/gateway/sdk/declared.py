@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -53,9 +54,10 @@ def _parameters(kind: type[BaseModel], without: frozenset[str]) -> Iterator[insp
 
 
 def _type(field: FieldInfo) -> Any:
-    """The field's type where the command line has it, text otherwise."""
-    simple = field.annotation in {bool, int, float} or str(get_origin(field.annotation)) == "typing.Literal"
-    return field.annotation if simple else str
+    """The field's type where the command line has it, text otherwise; whether it may be null does not matter here."""
+    kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
+    kind = kinds[0] if len(kinds) == 1 and get_origin(field.annotation) in {Union, UnionType} else field.annotation
+    return kind if kind in {bool, int, float} or get_origin(kind) is Literal else str
 
 
 def _bound(field: FieldInfo, name: str) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import structlog
 import uvicorn
 
 from services.gateway.app import build_gateway
@@ -147,12 +149,23 @@ def running(folder: Path, **settings: Any) -> Iterator[Stage]:
     queue = ForgetfulQueue(stub.app)
     config = uvicorn.Config(stub.app, port=0, log_config=None, access_log=False, lifespan="off", ws="none",
                             timeout_graceful_shutdown=1)  # fmt: skip
-    with _served(uvicorn.Server(config)) as upstream:
+    with _quiet(), _served(uvicorn.Server(config)) as upstream:
         chosen = Settings(
             data_dir=folder, http_port=0, grpc_port=0, drain_s=1, upstreams=f"stub={upstream}", **settings
         )
         with _served(server(build_gateway(chosen, queue), chosen)) as url:
             yield Stage(url, stub, queue, KeyRing(chosen.keys_path))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the gateway's log out of standard output, which tests of the command line read."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 @contextlib.contextmanager

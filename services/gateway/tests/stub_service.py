@@ -12,7 +12,7 @@ import io
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, Request
@@ -37,6 +37,20 @@ class PatchIn(BaseModel):
     image: ImageBytes
     top_k: int = Field(3, ge=1, le=10, description="How many classes are named.")
     prompt: str | None = Field(None, description="What to look for.")
+
+
+class SinkIn(BaseModel):
+    """One option of each kind."""
+
+    prompt: str = Field(description="What to judge.")
+    share: float = Field(0.25, ge=0, le=1)
+    count: int = Field(3, ge=1, le=50)
+    flag: bool = True
+    mode: Literal["fast", "slow"] = "fast"
+    forms: list[Literal["mask", "rle", "box"]] = ["mask"]
+    names: list[str] = ["x", "y"]
+    ids: list[int] | None = None
+    where: dict[str, int] = {"x": 1}
 
 
 def card(name: str, task: str, model: type[BaseModel], *, ready: bool = True, **facts: Any) -> dict[str, Any]:
@@ -64,6 +78,7 @@ CARDS = {
         ),
         card("disc-large", "segment", SegmentIn, ready=False, metrics=[{**DICE, "ours": None}]),
         card("patches/tiny", "classify", PatchIn),
+        card("sink", "judge", SinkIn, service="stub"),
     )
 }  # fmt: skip
 
@@ -85,6 +100,7 @@ class Stub:
             ("/v1/segment", self.segment, ["POST"]),
             ("/v1/classify", self.classify, ["POST"]),
             ("/v1/chat/completions", self.chat, ["POST"]),
+            ("/v1/judge", self.judge, ["POST"]),
         ):
             self.app.add_api_route(path, endpoint, methods=methods, response_model=None)
 
@@ -136,6 +152,14 @@ class Stub:
         ]
         return JSONResponse({"model": "patches/tiny", "top_k": top[: int(options.get("top_k", 3))], "options": options})
 
+    async def judge(self, request: Request) -> Response:
+        """What was sent, as an answer of many shapes."""
+        body = await request.json()
+        self.seen.append(body)
+        picture = base64.b64encode(photograph(64, 48)).decode()
+        rows = [{"label": 2, "why": "near"}, {"label": None, "why": "<b>far</b>"}]
+        return JSONResponse({"asked": body, "score": 0.123456, "picture": picture, "rows": rows, "note": "<i>text</i>"})
+
     async def chat(self, request: Request) -> Response:
         """What was said, repeated."""
         body = await request.json()
@@ -162,6 +186,9 @@ class Stub:
             }
             yield _event(_completion("chat.completion.chunk", choices=[choice]))
             await asyncio.sleep(self.token_s)
+            if word == "break":
+                yield _event({"error": {"message": "The replica was lost.", "type": "server_error", "code": "fault"}})
+                return
         last = {"index": 0, "delta": {}, "finish_reason": "stop"}
         yield _event(_completion("chat.completion.chunk", choices=[last]))
         if (body.get("stream_options") or {}).get("include_usage"):

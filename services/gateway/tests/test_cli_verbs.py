@@ -284,7 +284,7 @@ def test_an_answer_can_be_a_picture_and_go_to_a_file_or_a_pipe(fovea, folder):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["paint"], "Tasks are: chat, classify, segment."),
+        (["paint"], "Tasks are: chat, classify, judge, segment."),
         (["classify", "a.jpg", "b.jpeg"], "2 files were named; this model takes 1."),
         (["classify", "a.jpg", "--option", "top_k"], "has no value"),
         (["classify", "none.jpg"], "no file"),

@@ -16,8 +16,8 @@ from services.gateway.tests.stub_service import CARDS
 STATIC = Path(console.__file__).parent / "static"
 PAGES = (
     "/", "/console/segment", "/console/segment?model=disc-large", "/console/chat", "/console/jobs",
-    "/console/run/classify", "/console/run/none", "/console/models/disc", "/console/models/patches/tiny",
-    "/console/models/parrot", "/console/models/nope",
+    "/console/run/classify", "/console/run/judge", "/console/run/none", "/console/models/disc",
+    "/console/models/patches/tiny", "/console/models/parrot", "/console/models/nope",
 )  # fmt: skip
 VOID = {"area", "br", "hr", "img", "input", "link", "meta", "path", "circle", "rect", "source", "wbr"}
 
@@ -132,7 +132,7 @@ def test_modules_and_style_sheets_have_their_types(site):
 
 def test_home_shows_each_model_with_its_readiness_and_the_papers_number_beside_ours(site):
     text = site.get("/").text
-    assert "3 of 4 models ready in 1 service." in " ".join(text.split())
+    assert "4 of 5 models ready in 1 service." in " ".join(text.split())
     for name in CARDS:
         assert f'href="/console/models/{name}"' in text
     assert "0.873" in text

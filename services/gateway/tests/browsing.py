@@ -1,0 +1,63 @@
+"""A real browser for console tests, and a page that remembers every complaint."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+MARKS = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not Path(CHROMIUM).exists(),
+        reason="THE CONSOLE IS NOT TESTED: no Chromium here. Install Debian's `chromium` (python -m tests.browser).",
+    ),
+]
+
+
+@contextlib.contextmanager
+def browser() -> Iterator[Any]:
+    """A started Chromium."""
+    # Imported here: without Chromium these tests are skipped, and need no Playwright either.
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield started
+        started.close()
+
+
+@contextlib.contextmanager
+def watched(started: Any, url: str, complaints: list[str]) -> Iterator[Any]:
+    """A page of its own context; what it reports to the console is added to `complaints`."""
+    context = started.new_context(base_url=url, viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(10_000)
+    page = context.new_page()
+    page.on("console", lambda said: said.type in {"error", "warning"} and complaints.append(said.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    yield page
+    context.close()
+
+
+def figure(page: Any, name: str) -> str:
+    """What a part of a page says."""
+    text: str = page.locator(f"[data-part={name}]").inner_text()
+    return text
+
+
+def kept(page: Any, button: str, name: str) -> bytes:
+    """The file that a button gives, under the name it should have."""
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name=button, exact=True).click()
+    assert waiting.value.suggested_filename == name
+    return Path(waiting.value.path()).read_bytes()

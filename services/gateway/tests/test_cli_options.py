@@ -1,0 +1,210 @@
+"""Options from schemas and wire types, sources from words, and what the screen writes."""
+
+import json
+from typing import Annotated, Any, Literal
+
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field
+from typer.testing import CliRunner
+
+from services.gateway.sdk.declared import declared
+from services.gateway.sdk.options import described, is_picture, parsed, picture_fields, split
+from services.gateway.sdk.screen import Screen, state
+from services.gateway.sdk.sources import sources
+from shared.api.image import ImageBytes
+from shared.api.mask import SegmentIn
+from shared.api.text import ChatRequest
+from shared.errors import InvalidOption, NotFound, TooLarge
+
+
+class Mixed(BaseModel):
+    """One option of each kind."""
+
+    model: str | None = None
+    image: ImageBytes
+    others: list[ImageBytes] | None = None
+    threshold: float = Field(0.5, ge=0, le=1, description="Where to cut.")
+    top_k: int | None = Field(None, ge=1)
+    keep: bool = False
+    mode: Literal["fast", "slow"] = Field("fast", description="How.")
+    words: list[str] | None = None
+    point: dict[str, int] | None = None
+    prompt: str | None = None
+
+
+SCHEMA = Mixed.model_json_schema()
+
+
+# Taking a command line apart.
+
+
+@pytest.mark.parametrize(
+    ("line", "plain", "texts"),
+    [
+        ("a.png b.png", ["a.png", "b.png"], {}),
+        ("a.png --threshold 0.4 b.png", ["a.png", "b.png"], {"threshold": "0.4"}),
+        ("--threshold=0.4 a.png", ["a.png"], {"threshold": "0.4"}),
+        ("--keep a.png", ["a.png"], {"keep": "true"}),
+        ("--no-keep a.png", ["a.png"], {"keep": "false"}),
+        ("--top-k 3 -", ["-"], {"top_k": "3"}),
+        ("--prompt a=b", [], {"prompt": "a=b"}),
+        ("--prompt=a=b", [], {"prompt": "a=b"}),
+        ("a.png --unknown", ["a.png"], {"unknown": "true"}),
+        ("--threshold -0.5", [], {"threshold": "-0.5"}),
+    ],
+)
+def test_words_and_options_are_told_apart(line, plain, texts):
+    assert split(line.split(), SCHEMA) == (plain, texts)
+
+
+@given(st.lists(st.text(max_size=8), max_size=8))
+def test_no_command_line_breaks_the_reader(words):
+    plain, texts = split(words, SCHEMA)
+    assert len(plain) + len(texts) <= len(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("threshold", "0.4", 0.4), ("top_k", "3", 3), ("keep", "true", True), ("mode", "slow", "slow"),
+        ("words", "a, b", ["a", "b"]), ("words", '["a, b"]', ["a, b"]), ("point", '{"x": 1}', {"x": 1}),
+        ("prompt", "3", "3"), ("prompt", "null", "null"), ("threshold", "high", "high"), ("top_k", "null", None),
+    ],
+)  # fmt: skip
+def test_a_text_becomes_what_the_schema_asks_for_and_the_gateway_checks_the_rest(name, text, value):
+    assert parsed({name: text}, SCHEMA) == {name: value}
+
+
+def test_an_unknown_option_is_answered_with_the_nearest_or_with_all():
+    with pytest.raises(InvalidOption, match="--thresold") as caught:
+        parsed({"thresold": "1"}, SCHEMA)
+    assert caught.value.hint == "Did you mean --threshold?"
+    with pytest.raises(InvalidOption) as caught:
+        parsed({"zzz": "1"}, SCHEMA)
+    assert "--top-k" in (caught.value.hint or "")
+    assert "--image" not in (caught.value.hint or "")
+
+
+def test_a_model_without_a_schema_takes_anything():
+    assert parsed({"anything": "3"}, {}) == {"anything": 3}
+
+
+def test_pictures_are_found_in_lists_and_behind_null():
+    assert picture_fields(SCHEMA) == ["image", "others"]
+    assert picture_fields(SegmentIn.model_json_schema()) == ["image"]
+    assert picture_fields(ChatRequest.model_json_schema()) == []
+    assert not is_picture({"type": "string"}, {})
+
+
+def test_options_are_described_with_choices_and_defaults():
+    told = dict(described(SCHEMA))
+    assert told["threshold"] == "Where to cut. [0.5]"
+    assert told["mode"] == 'How. (fast | slow) ["fast"]'
+    assert not {"model", "image", "others"} & told.keys()
+
+
+# Options made from a wire type.
+
+
+@pytest.fixture
+def verb():
+    """A command that writes down what it was called with."""
+    called: dict[str, Any] = {}
+
+    def bare(
+        word: Annotated[str, typer.Argument()], options: dict[str, Any], loud: Annotated[bool, typer.Option()] = False
+    ) -> None:
+        called.update(word=word, loud=loud, options=options)
+
+    app = typer.Typer()
+    app.command()(declared(bare, Mixed, without=frozenset({"image", "others", "model"})))
+
+    def run(*words):
+        called.clear()
+        ran = CliRunner().invoke(app, list(words))
+        return ran.exit_code, dict(called), ran.output
+
+    return run
+
+
+def test_only_options_that_were_given_are_handed_on(verb):
+    assert verb("x")[:2] == (0, {"word": "x", "loud": False, "options": {}})
+    code, called, _ = verb("x", "--loud", "--threshold", "0", "--no-keep", "--mode", "slow", "--top-k", "2")
+    assert (code, called["loud"]) == (0, True)
+    assert called["options"] == {"threshold": 0.0, "keep": False, "mode": "slow", "top_k": 2}
+
+
+@pytest.mark.parametrize(
+    "words", [["--threshold", "1.5"], ["--threshold", "x"], ["--top-k", "0"], ["--mode", "odd"], ["--image", "x"]]
+)
+def test_the_wire_types_bounds_are_checked_before_anything_is_sent(verb, words):
+    code, called, _ = verb("x", *words)
+    assert (code, called) == (2, {})
+
+
+def test_help_shows_what_the_wire_type_says(verb):
+    _, _, out = verb("--help")
+    for words in ("--threshold", "Where to cut.", "0<=x<=1", "fast|slow", "--keep", "--no-keep"):
+        assert words in out
+
+
+# Sources.
+
+
+def test_folders_and_patterns_are_spelled_out_in_order(tmp_path):
+    for name in ("b.PNG", "a.jpg", "c.txt", "d.tiff"):
+        (tmp_path / name).touch()
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/e.png").touch()
+    names = [source.said.rpartition("/")[2] for source in sources([str(tmp_path), str(tmp_path / "**/*.png")])]
+    assert names == ["a.jpg", "b.PNG", "d.tiff", "e.png"]
+
+
+def test_stems_are_safe_and_never_twice():
+    found = sources(["x/a.png", "y/a.jpg", "-", "http://h/p/a.png?q=/etc/x", "http://h/", "z/a b$.png"])
+    assert [source.stem for source in found] == ["a", "a-2", "stdin", "a-3", "picture", "a_b_"]
+
+
+@given(st.lists(st.sampled_from(["a.png", "a-2.png", "b/a.png", "a.jpg"]), max_size=8))
+def test_nothing_that_is_written_overwrites_anything_else(names):
+    stems = [source.stem for source in sources(names)]
+    assert len(stems) == len(set(stems)) == len(names)
+
+
+def test_a_name_with_a_bracket_is_a_file_before_it_is_a_pattern(tmp_path):
+    (tmp_path / "a[1].png").touch()
+    assert [source.stem for source in sources([str(tmp_path / "a[1].png")])] == ["a_1_"]
+    with pytest.raises(NotFound, match="Nothing matches"):
+        sources([str(tmp_path / "b[1].png")])
+
+
+# The screen.
+
+
+def test_errors_are_one_line_for_people_and_one_object_for_programs(capsys):
+    error = TooLarge("It has [3] bytes.", hint="Send fewer.", field="image")
+    Screen().error(error, about="a[b].png")
+    Screen(as_json=True).error(error, about="a[b].png")
+    out, err = capsys.readouterr()
+    assert err.strip() == "a[b].png: It has [3] bytes. Send fewer."
+    told = json.loads(out)
+    assert (told["file"], told["error"]["status"], told["error"]["field"]) == ("a[b].png", 413, "image")
+
+
+def test_what_a_model_says_is_never_markup(capsys):
+    screen = Screen()
+    screen.text("[bold]x[/] [/]")
+    screen.facts({"[red]name": "[blink]value", "empty": "", "none": None})
+    out = capsys.readouterr().out
+    assert "[bold]x[/] [/]" in out
+    assert "[red]name" in out
+    assert "[blink]value" in out
+    assert "empty" not in out
+
+
+def test_every_status_of_a_job_has_a_look():
+    for status in ("queued", "running", "succeeded", "failed", "cancelled", "unheard-of"):
+        assert status in state(status)
