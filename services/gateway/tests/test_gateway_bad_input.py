@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from structlog.testing import capture_logs
 
 
 async def raw(url: str, *parts: bytes | float, wait_s: float = 3) -> bytes:
@@ -204,7 +205,10 @@ async def test_a_failure_of_ours_is_a_problem_without_a_traceback(gateway: Any, 
 
     scene = await gateway()
     monkeypatch.setattr(scene.app.state.gateway.models, "listing", broken)
-    answer = await scene.client.get("/v1/models")
+    with capture_logs() as lines:
+        answer = await scene.client.get("/v1/models", headers={"x-request-id": "r-1"})
     assert answer.status_code == 500
+    failed = next(line for line in lines if line["event"] == "failed")
+    assert (failed["request_id"], str(failed["exc_info"])) == ("r-1", "the secret path /home/someone")
     assert answer.json()["error"]["type"] == "server_error"
     assert "secret" not in answer.text
