@@ -1,0 +1,59 @@
+"""Two rankers that know only words: overlap and BM25. They are what a judge has to beat to be worth its cost."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+__all__ = ["bm25", "overlap", "words"]
+
+Scores = dict[str, float]
+
+_FUNCTION_WORDS = """
+a an and are as at be between by do does during for from has have how i in is it its much of on or should that the
+there this to was what when where which who why with you
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
+"""English words that say nothing about the subject: they are left out of queries and passages."""
+
+
+def words(text: str) -> list[str]:
+    """Lower-case runs of letters and digits, without function words and without the s of plurals."""
+    found = re.findall(r"[^\W_]+", text.casefold())
+    return [_singular(word) for word in found if word not in FUNCTION_WORDS]
+
+
+def _singular(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+
+
+def overlap(query: str, passages: Mapping[str, str]) -> Scores:
+    """Share of the query's distinct words that each passage holds, 0…1; 0 for a query without words."""
+    wanted = set(words(query))
+    return {name: len(wanted & set(words(text))) / max(len(wanted), 1) for name, text in passages.items()}
+
+
+def bm25(query: str, passages: Mapping[str, str], *, k1: float = 0.9, b: float = 0.4) -> Scores:
+    """BM25 (Robertson and Zaragoza 2009) of each passage, with document frequencies from `passages` themselves."""
+    counts = {name: Counter(words(text)) for name, text in passages.items()}
+    lengths = {name: count.total() for name, count in counts.items()}
+    mean = sum(lengths.values()) / max(len(lengths), 1) or 1.0
+    rarity = {word: _rarity(sum(word in c for c in counts.values()), len(counts)) for word in set(words(query))}
+    asked = Counter(words(query))
+    return {
+        name: math.fsum(
+            asked[word]
+            * rarity[word]
+            * count[word]
+            * (k1 + 1)
+            / (count[word] + k1 * (1 - b + b * lengths[name] / mean))
+            for word in sorted(asked)
+        )
+        for name, count in counts.items()
+    }
+
+
+def _rarity(found: int, total: int) -> float:
+    return math.log(1 + (total - found + 0.5) / (found + 0.5))
