@@ -32,7 +32,7 @@ _REFUSES_SAYING: Final = ("MISCONF", "NOREPLICAS")
 T = TypeVar("T")
 
 _PATIENT: Final = stamina.AsyncRetryingCaller(
-    attempts=None, timeout=None, wait_initial=0.05, wait_max=1.0, wait_jitter=0.1
+    attempts=None, timeout=None, wait_initial=0.05, wait_max=0.4, wait_jitter=0.1
 ).on(NotReady)
 _CONNECTIONS = 64
 _TIMEOUT_S = 5.0
@@ -54,7 +54,7 @@ def reachable() -> Iterator[None]:
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """Call until Redis is back: for work that outlives an outage. Pauses grow to a second and are jittered."""
+    """Call until Redis is back: for work that outlives an outage. Pauses grow to half a second, with jitter."""
     return await _PATIENT(call)
 
 

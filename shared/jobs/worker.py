@@ -31,6 +31,10 @@ _STOP_S: Final = 0.5
 _ABANDON_S: Final = 2.0
 """How long a cancelled task has to end before its slot is given to another job."""
 
+_GRACE_S: Final = 2.0
+"""How long after an outage of Redis (or our own start, which may be one) others may still be renewing their leases:
+they try twice a second while Redis is away."""
+
 _LONGEST_BACKOFF_S: Final = 60.0
 _SWEEP_S: Final = 30.0
 _ORPHANS_S: Final = 3600.0
@@ -127,8 +131,9 @@ class JobWorker:
                 await asyncio.sleep(uniform(0.1, 0.3))
 
     def _may_reclaim(self) -> bool:
-        """Whether silence means death: after an outage of Redis everybody gets one lease of time to renew first."""
-        return self._reached is not None and time.monotonic() - self._reached >= self._settings.job_lease_s
+        """Whether silence means death: after an outage of Redis everybody gets time to renew first."""
+        grace = min(self._settings.job_lease_s, _GRACE_S)
+        return self._reached is not None and time.monotonic() - self._reached >= grace
 
     def _begin(self, delivery: Delivery) -> None:
         ticket = JobTicket(delivery)
