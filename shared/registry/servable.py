@@ -6,7 +6,6 @@ The platform batches requests, moves them off the event loop and turns errors in
 
 from __future__ import annotations
 
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,7 +85,7 @@ class Run:
         self.deadline = deadline
         self.job = job
         self._report = report
-        self._cancelled = threading.Event()
+        self._cancelled = False  # a plain flag: nobody waits for it, and setting it is atomic
 
     def progress(self, fraction: float, note: str | None = None) -> None:
         """Tell how far the work is: `fraction` in 0..1, `note` for people."""
@@ -95,12 +94,12 @@ class Run:
 
     def cancel(self) -> None:
         """Ask the work to stop at its next `check()`."""
-        self._cancelled.set()
+        self._cancelled = True
 
     @property
     def cancelled(self) -> bool:
         """Whether somebody asked to stop."""
-        return self._cancelled.is_set()
+        return self._cancelled
 
     def check(self) -> None:
         """Stop here if asked to.
@@ -109,7 +108,7 @@ class Run:
             Cancelled: The caller went away or cancelled the job.
             DeadlineExceeded: The deadline has passed.
         """
-        if self._cancelled.is_set():
+        if self._cancelled:
             detail = "The request was cancelled."
             raise Cancelled(detail)
         if self.deadline is not None and time.monotonic() > self.deadline:

@@ -12,8 +12,11 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from shared.registry import Servable
 from shared.registry.discovery import servables as discover
@@ -48,16 +51,30 @@ def build(
     """
     chosen = settings or read_settings()
     host = Host(service, discover(service) if servables is None else servables, chosen)
-    app = FastAPI(
+    app = _App(
         title=f"Fovea {service}", version="1", docs_url=None, redoc_url=None, lifespan=_lifespan,
+        redirect_slashes=False, telemetry={"tracing": False, "metrics": False, "logs": False},
         exception_handlers={HTTPException: _on_error, RequestValidationError: _on_error},
     )  # fmt: skip
     app.state.host = host
     app.state.settings = chosen
-    for router in (*routers, system.router, oip_rest.router, domain.router(host)):
+    app.router.routes.extend(oip_rest.router.routes)  # the hot path: first, and not behind a router of its own
+    for router in (*routers, system.router, domain.router(host)):
         app.include_router(router)
     app.add_middleware(Front, service=service, settings=chosen)
     return app
+
+
+class _App(FastAPI):
+    """FastAPI without its outer layers for errors, telemetry and body size: `Front` does that, once."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Our middleware, the exception handlers, the router."""
+        handlers: Any = self.exception_handlers
+        app: ASGIApp = ExceptionMiddleware(AsyncExitStackMiddleware(self.router), handlers=handlers)
+        for layer, args, more in reversed(self.user_middleware):
+            app = layer(app, *args, **more)
+        return app
 
 
 @contextlib.asynccontextmanager

@@ -10,6 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import Mapping
+from functools import cache
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -82,10 +83,14 @@ class Front:
     def _count(self, scope: Scope, call: _Call, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
         model = scope.get("fovea.model", "")
-        telemetry.REQUESTS.labels(self.service, model, route, call.status).inc()
-        telemetry.REQUEST_LATENCY.labels(self.service, route).observe(seconds)
+        _requests(self.service, model, route, call.status).inc()
+        _latency(self.service, route).observe(seconds)
         if call.status >= 400:
             telemetry.ERRORS.labels(self.service, model, scope.get("fovea.error", call.status)).inc()
+
+
+_requests = cache(telemetry.REQUESTS.labels)
+_latency = cache(telemetry.REQUEST_LATENCY.labels)
 
 
 class _Call:
