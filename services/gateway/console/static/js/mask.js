@@ -11,40 +11,43 @@ export const cutOf = (threshold) => Math.max(Math.ceil(threshold * 255 - 1e-9), 
  * Regions under `minArea` pixels are dropped; with `keepLargest` all but the largest.
  */
 export function inside(map, width, height, { threshold, minArea = 0, keepLargest = false }) {
-  const { labels, sizes } = labelled(map, width, height, cutOf(threshold));
-  const order = sizes.map((size, label) => [size, label]).slice(1).filter(([size]) => size >= minArea).sort(([a], [b]) => b - a);
-  const kept = keepLargest ? order.slice(0, 1) : order;
-  const wanted = new Uint8Array(sizes.length);
-  for (const [, label] of kept) wanted[label] = 1;
-  return { mask: Uint8Array.from(labels, (label) => wanted[label]), regions: kept.map(([size]) => size) };
+  const runs = joined(map, width, height, cutOf(threshold));
+  const sizes = new Map();
+  for (const { start, end, region } of runs) sizes.set(region, (sizes.get(region) ?? 0) + end - start);
+  const order = [...sizes].filter(([, size]) => size >= minArea).sort(([, a], [, b]) => b - a);
+  const kept = new Map(keepLargest ? order.slice(0, 1) : order);
+  const mask = new Uint8Array(map.length);
+  for (const { start, end, region } of runs) if (kept.has(region)) mask.fill(1, start, end);
+  return { mask, regions: [...kept.values()] };
 }
 
-/** A region number per pixel (0 outside) by flood fill, and the size of each region. */
-function labelled(map, width, height, cut) {
-  const labels = new Uint32Array(map.length);
-  const sizes = [0];
-  const open = [];
-  for (let start = 0; start < map.length; start++) {
-    if (labels[start] || map[start] < cut) continue;
-    labels[start] = sizes.push(0) - 1;
-    open.push(start);
-    while (open.length) visit(open.pop());
-  }
-  return { labels, sizes };
-
-  function visit(at) {
-    const x = at % width;
-    const y = (at - x) / width;
-    sizes[labels[at]]++;
-    for (let ny = Math.max(y - 1, 0); ny <= Math.min(y + 1, height - 1); ny++) {
-      for (let nx = Math.max(x - 1, 0); nx <= Math.min(x + 1, width - 1); nx++) {
-        const next = ny * width + nx;
-        if (labels[next] || map[next] < cut) continue;
-        labels[next] = labels[at];
-        open.push(next);
-      }
+/** Runs of pixels inside, row by row, each with the number of its region: rows are joined where runs touch. */
+function joined(map, width, height, cut) {
+  const runs = [];
+  const parents = [];
+  const rootOf = (run) => {
+    while (parents[run] !== run) run = parents[run] = parents[parents[run]];
+    return run;
+  };
+  let above = 0;
+  for (let row = 0; row < height; row++) {
+    const first = runs.length;
+    const stop = (row + 1) * width;
+    let touching = above;
+    for (let at = row * width; at < stop; at++) {
+      if (map[at] < cut) continue;
+      const start = at;
+      while (at < stop && map[at] >= cut) at++;
+      const run = runs.push({ start, end: at }) - 1;
+      parents.push(run);
+      // Ends are exclusive, so equality is a touch at a corner.
+      while (touching < first && runs[touching].end < start - width) touching++;
+      for (let other = touching; other < first && runs[other].start <= at - width; other++) parents[rootOf(other)] = rootOf(run);
     }
+    above = first;
   }
+  runs.forEach((run, index) => (run.region = rootOf(index)));
+  return runs;
 }
 
 /** Area in pixels, mean probability inside (0 when nothing is), and the highest probability of the whole map. */
@@ -62,18 +65,18 @@ export function tally(map, mask) {
 }
 
 /** The overlay as RGBA: the mask (or, with `heat`, the probability) in one colour, the mask's border drawn opaque. */
-export function overlay(map, mask, width, height, { opacity, outline, heat, colour }) {
+export function overlay(map, mask, width, height, { opacity, outline, heat, colour: [red, green, blue] }) {
   const image = new ImageData(width, height);
+  const { data } = image;
   const rim = Math.max(1, Math.round(Math.max(width, height) / 640));
   const within = (x, y) => x >= 0 && y >= 0 && x < width && y < height && mask[y * width + x] === 1;
   const border = (x, y) => !(within(x - rim, y) && within(x + rim, y) && within(x, y - rim) && within(x, y + rim));
-  for (let at = 0; at < map.length; at++) {
-    const x = at % width;
-    const edge = outline && mask[at] && border(x, (at - x) / width);
-    const alpha = edge ? 1 : opacity * (heat ? map[at] / 255 : mask[at]);
-    if (alpha === 0) continue;
-    image.data.set(colour, at * 4);
-    image.data[at * 4 + 3] = alpha * 255;
+  for (let y = 0, at = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, at++) {
+      let alpha = opacity * (heat ? map[at] : 255 * mask[at]);
+      if (outline && mask[at] && border(x, y)) alpha = 255;
+      if (alpha > 0) writeTo(data, at * 4, red, green, blue, alpha);
+    }
   }
   return image;
 }
@@ -81,6 +84,16 @@ export function overlay(map, mask, width, height, { opacity, outline, heat, colo
 /** The mask as RGBA: white inside, black outside. */
 export function binary(mask, width, height) {
   const image = new ImageData(width, height);
-  for (let at = 0; at < mask.length; at++) image.data.set([255 * mask[at], 255 * mask[at], 255 * mask[at], 255], at * 4);
+  for (let at = 0; at < mask.length; at++) {
+    const value = 255 * mask[at];
+    writeTo(image.data, at * 4, value, value, value, 255);
+  }
   return image;
+}
+
+function writeTo(data, at, red, green, blue, alpha) {
+  data[at] = red;
+  data[at + 1] = green;
+  data[at + 2] = blue;
+  data[at + 3] = alpha;
 }
