@@ -100,14 +100,22 @@ def _told(operation: Any, method: str, service: str, names: Mapping[str, str]) -
     if method not in _METHODS or not isinstance(operation, dict):
         return operation
     told = {**_renamed(operation, names), "tags": [service]}
+    told["responses"] = {code: _refused(code, answer) for code, answer in told.get("responses", {}).items()}
     if method == "post":
         accepted = {"$ref": "#/components/schemas/Job"}
         answer = {
             "description": "Accepted as a job (`Prefer: respond-async`).",
             "content": {"application/json": {"schema": accepted}},
         }
-        told["responses"] = {**told.get("responses", {}), "202": answer}
+        told["responses"]["202"] = answer
     return told
+
+
+def _refused(code: str, answer: Any) -> Any:
+    """An error of a service: the gateway may give it too, in the form of the route's family."""
+    if not code.startswith(("4", "5")) or not isinstance(answer, dict) or "content" not in answer:
+        return answer
+    return {**answer, "content": {"application/json": {}, **answer["content"]}}
 
 
 def _unique_ids(paths: Mapping[str, Any]) -> None:

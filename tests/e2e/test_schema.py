@@ -1,0 +1,30 @@
+"""schemathesis sends what the gateway's OpenAPI document allows to the whole product: never a 5xx."""
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+LEFT_OUT = ("/unload", "/events")
+"""Unloading takes the model from the other tests; event streams do not end by themselves."""
+
+
+def test_no_operation_of_the_product_answers_with_a_server_error(product, subtests):
+    document = schemathesis.openapi.from_url(f"{product.url}/openapi.json")
+    operations = [found.ok() for found in document.get_all_operations()]
+    assert len(operations) > 20
+    for operation in operations:
+        if operation.path.endswith(LEFT_OUT):
+            continue
+
+        @settings(
+            max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+        )
+        @given(case=operation.as_strategy())
+        def fuzz(case):
+            case.call_and_validate(checks=[not_a_server_error], timeout=120)
+
+        with subtests.test(operation.label):
+            fuzz()
