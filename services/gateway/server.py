@@ -26,30 +26,44 @@ class _Patient(HttpToolsProtocol):
 
     header_timeout_s = 30.0
     _timer: TimerHandle | None = None
-    _header_bytes = 0
+    _header_bytes = _unfinished = 0
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
+        """Begin to wait for a request."""
         super().connection_made(transport)
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
         self._disarm()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        """Parse, and count what belongs to headers that have not ended yet: the parser would keep it for ever."""
+        super().data_received(data)
+        if self._timer is not None:
+            self._unfinished += len(data)
+            if self._unfinished > MAX_HEADER_BYTES and not self.transport.is_closing():
+                self.send_400_response("The headers are too large.")
+
     def on_message_begin(self) -> None:
+        """Wait for the rest of the headers."""
         super().on_message_begin()
         self._header_bytes = 0
         self._arm()
 
     def on_url(self, url: bytes) -> None:
+        """Count the request line."""
         self._count(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Count a header."""
         self._count(len(name) + len(value))
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        """All headers are here: wait no more."""
         self._disarm()
         super().on_headers_complete()
 
@@ -62,6 +76,7 @@ class _Patient(HttpToolsProtocol):
 
     def _arm(self) -> None:
         if self._timer is None:
+            self._unfinished = 0
             self._timer = self.loop.call_later(self.header_timeout_s, self._give_up)
 
     def _disarm(self) -> None:

@@ -107,6 +107,11 @@ async def test_a_caller_that_does_not_read_is_let_go_at_the_deadline(gateway: An
 
 async def test_headers_without_end_are_refused(gateway: Any) -> None:
     scene = await gateway()
+    many = [b"X-A: " + b"a" * 10_000] + [b"a" * 10_000, 0.02] * 6
+    answer = await raw(scene.url, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n", *many)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    long = await raw(scene.url, b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert long.startswith(b"HTTP/1.1 400 ")
     answer = await raw(scene.url, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n", b"X-A: " + b"a" * 70_000 + b"\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
 

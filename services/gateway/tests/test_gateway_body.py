@@ -1,0 +1,180 @@
+"""A body that is read once and sent as often as it must be: limits, memory, replay."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway.answers import SlowBody
+from services.gateway.body import EAGER, Allowance, Body, declared_length
+from shared.errors import Cancelled, FoveaError, Malformed, QueueFull, TooLarge
+
+
+class Caller:
+    """Sends pieces as an ASGI server would hand them on; after the last one it hangs up."""
+
+    def __init__(self, pieces: list[bytes], *, hangs_up: bool = False) -> None:
+        self.pieces, self.hangs_up, self.asked = list(pieces), hangs_up, 0
+
+    async def __call__(self) -> dict[str, Any]:
+        """The next message."""
+        self.asked += 1
+        await asyncio.sleep(0)
+        if not self.pieces:
+            return {"type": "http.disconnect"}
+        piece = self.pieces.pop(0)
+        return {"type": "http.request", "body": piece, "more_body": bool(self.pieces) or self.hangs_up}
+
+
+def body(caller: Any, *, length: int | None = None, limit: int = 10**9, allowance: Allowance | None = None) -> Body:
+    return Body(caller, length=length, limit=limit, pause_s=0.2, allowance=allowance or Allowance(10**9))
+
+
+async def sent(payload: bytes | AsyncIterator[bytes]) -> bytes:
+    return payload if isinstance(payload, bytes) else b"".join([piece async for piece in payload])
+
+
+pieces = st.lists(st.binary(max_size=50), min_size=1, max_size=12)
+
+
+@given(pieces=pieces, stops=st.lists(st.integers(0, 12), max_size=3))
+def test_however_often_and_far_it_is_read_every_reading_is_whole(pieces: list[bytes], stops: list[int]) -> None:
+    async def scenario() -> None:
+        read = body(Caller(pieces))
+        await read.prefetch()
+        for stop in stops:
+            payload = read.payload()
+            if not isinstance(payload, bytes):
+                for _ in range(stop):
+                    if await anext(payload, None) is None:
+                        break
+                await payload.aclose()  # type: ignore[attr-defined]
+        assert await sent(read.payload()) == b"".join(pieces)
+        assert await sent(read.payload()) == b"".join(pieces)
+        assert await read.whole() == b"".join(pieces)
+
+    asyncio.run(scenario())
+
+
+@given(pieces=pieces, limit=st.integers(0, 300), stated=st.booleans())
+def test_no_more_than_the_limit_is_ever_kept(pieces: list[bytes], limit: int, stated: bool) -> None:
+    async def scenario() -> None:
+        size = sum(map(len, pieces))
+        read = body(Caller(pieces), length=size if stated else None, limit=limit)
+        try:
+            await read.prefetch()
+            whole = await read.whole()
+        except TooLarge:
+            assert size > limit
+            assert read.fault is not None
+        else:
+            assert size <= limit
+            assert whole == b"".join(pieces)
+
+    asyncio.run(scenario())
+
+
+@given(pieces=pieces)
+def test_memory_is_given_back(pieces: list[bytes]) -> None:
+    async def scenario() -> None:
+        allowance = Allowance(10_000)
+        read = body(Caller(pieces), allowance=allowance)
+        await read.whole()
+        assert allowance.left == 10_000 - sum(map(len, pieces))
+        read.release()
+        read.release()
+        assert allowance.left == 10_000
+
+    asyncio.run(scenario())
+
+
+async def test_a_small_stated_body_is_read_before_anything_is_sent() -> None:
+    read = body(Caller([b"a", b"b", b"c"]), length=3)
+    await read.prefetch()
+    assert read.complete
+    assert read.payload() == b"abc"
+
+
+async def test_a_large_body_is_not_read_ahead() -> None:
+    caller = Caller([b"a" * 100] * 5)
+    read = body(caller, length=EAGER + 1)
+    await read.prefetch()
+    assert (caller.asked, read.complete) == (1, False)
+    assert await sent(read.payload()) == b"a" * 500
+
+
+async def test_prefetching_a_body_that_is_here_asks_for_nothing() -> None:
+    caller = Caller([b"a"])
+    read = body(caller, length=1)
+    await read.whole()
+    await read.prefetch()
+    assert caller.asked == 1
+
+
+async def test_without_memory_a_body_flows_once_and_says_that_it_can_not_again() -> None:
+    read = body(Caller([b"aa", b"bb", b"cc"]), allowance=Allowance(3))
+    await read.prefetch()
+    assert read.replayable
+    assert await sent(read.payload()) == b"aabbcc"
+    assert not read.replayable
+
+
+async def test_a_body_that_must_be_whole_and_finds_no_memory_is_refused_for_now() -> None:
+    read = body(Caller([b"aa", b"bb"]), allowance=Allowance(3))
+    with pytest.raises(QueueFull) as refused:
+        await read.whole()
+    assert refused.value.retry_after == 1
+
+
+async def test_a_caller_that_hangs_up_in_the_middle_is_known() -> None:
+    read = body(Caller([b"aa"], hangs_up=True))
+    await read.prefetch()
+    with pytest.raises(Cancelled):
+        await sent(read.payload())
+    assert isinstance(read.fault, Cancelled)
+
+
+async def test_a_pause_is_only_so_long() -> None:
+    async def silent() -> dict[str, Any]:
+        await asyncio.sleep(10)
+        return {}
+
+    read = body(silent)
+    with pytest.raises(SlowBody, match=r"0\.2 s"):
+        await read.prefetch()
+    assert read.fault is not None
+
+
+@pytest.mark.parametrize(
+    ("headers", "outcome"),
+    [
+        ({}, 0),
+        ({b"content-length": b"0"}, 0),
+        ({b"content-length": b"100"}, 100),
+        ({b"transfer-encoding": b"chunked"}, None),
+        ({b"content-length": b"101"}, TooLarge),
+        ({b"content-length": b"9" * 30}, TooLarge),
+        ({b"content-length": b"-1"}, Malformed),
+        ({b"content-length": b"1.5"}, Malformed),
+        ({b"content-length": b""}, Malformed),
+        ({b"content-length": "²".encode()}, Malformed),
+    ],
+)
+def test_a_stated_length_is_checked_before_reading(headers: dict[bytes, bytes], outcome: Any) -> None:
+    if isinstance(outcome, type) and issubclass(outcome, FoveaError):
+        with pytest.raises(outcome):
+            declared_length(headers, 100)
+    else:
+        assert declared_length(headers, 100) == outcome
+
+
+def test_the_allowance_is_all_or_nothing() -> None:
+    allowance = Allowance(10)
+    assert allowance.take(6)
+    assert not allowance.take(5)
+    assert allowance.left == 4

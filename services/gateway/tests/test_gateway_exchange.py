@@ -1,0 +1,185 @@
+"""What crosses the gateway in headers, and who may be behind a request to a loopback port."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway.auth import Caller
+from services.gateway.exchange import Exchange, answer_headers, request_headers
+from services.gateway.locality import is_loopback, same_machine
+from services.gateway.routing import Routing
+from services.gateway.sharing import chosen
+from shared.api.replica import Replica
+from shared.errors import InvalidOption, NotFound, PermissionDenied
+
+NAMES = st.text("abcdefghijklmnopqrstuvwxyz-", min_size=1, max_size=20).map(lambda n: n.encode())
+VALUES = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=30).map(lambda v: v.encode("latin-1"))
+
+
+FORM = b'--x\r\nContent-Disposition: form-data; name="%b"\r\nContent-Type: text/plain\r\n\r\nm2\r\n--x--'
+
+
+def exchange(headers: list[tuple[bytes, bytes]] | None = None, **scope: Any) -> Exchange:
+    async def nothing(*_: Any) -> Any:
+        return {}
+
+    async def make() -> Exchange:
+        facts = {
+            "type": "http", "method": "POST", "path": "/v1/echo", "raw_path": b"/v1/echo", "query_string": b"",
+            "headers": headers or [], **scope,
+        }  # fmt: skip
+        return Exchange.of(facts, nothing, nothing, 60)
+
+    return asyncio.run(make())
+
+
+@given(st.lists(st.tuples(NAMES, VALUES), max_size=8))
+def test_all_other_headers_cross_unchanged_and_in_order(headers: list[tuple[bytes, bytes]]) -> None:
+    ours = {
+        b"connection", b"keep-alive", b"te", b"trailer", b"upgrade", b"host", b"expect", b"authorization", b"x-api-key",
+        b"prefer", b"cookie",
+    }  # fmt: skip
+    plain = [(n, v) for n, v in headers if n not in ours and not n.startswith((b"x-fovea-", b"proxy-", b"x-request"))]
+    passed = request_headers(exchange(plain))
+    kept = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in passed.items()]
+    assert kept[: len(plain)] == plain
+    assert [n for n, _ in kept[len(plain) :]] == [b"x-request-id", b"traceparent", b"x-fovea-tenant"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"proxy-authorization",
+        b"host", b"authorization", b"x-api-key", b"cookie", b"x-fovea-tenant", b"x-fovea-any", b"prefer", b"expect",
+        b"idempotency-key", b"content-length",
+    ],
+)  # fmt: skip
+def test_these_headers_stay_behind(name: bytes) -> None:
+    passed = request_headers(exchange([(name, b"somebody")]))
+    assert passed.get(name.decode()) != "somebody"
+
+
+def test_headers_that_connection_names_stay_behind() -> None:
+    passed = request_headers(exchange([(b"connection", b"close, X-Secret"), (b"x-secret", b"1"), (b"x-kept", b"1")]))
+    assert ("x-secret" in passed, "x-kept" in passed) == (False, True)
+
+
+def test_a_replica_is_told_for_whom_it_works() -> None:
+    made = exchange()
+    made.caller = Caller("ann", frozenset())
+    assert request_headers(made)["x-fovea-tenant"] == "ann"
+
+
+@pytest.mark.parametrize("bad", [b"", b"a" * 129, b"a\x00b", "ключ".encode(), b"a\r\nx: y"])
+def test_a_request_id_that_could_do_harm_is_replaced(bad: bytes) -> None:
+    made = exchange([(b"x-request-id", bad)]).context.request_id
+    assert made.isalnum()
+    assert len(made) == 16
+
+
+@pytest.mark.parametrize("bad", [b"", b"00-0-0-01", b"ff-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01", b"\xff\xfe"])
+def test_a_trace_that_is_none_is_begun_anew(bad: bytes) -> None:
+    parts = exchange([(b"traceparent", bad)]).context.traceparent.split("-")
+    assert [len(p) for p in parts] == [2, 32, 16, 2]
+
+
+def test_the_target_is_what_came_and_not_what_it_means() -> None:
+    made = exchange(path="/v1/a b", raw_path=b"/v1/a%20b", query_string=b"q=%2F&q=1")
+    assert made.target == "/v1/a%20b?q=%2F&q=1"
+
+
+@given(st.binary(max_size=20))
+def test_any_deadline_is_taken_or_refused(text: bytes) -> None:
+    made = exchange([(b"x-fovea-deadline-ms", text)])
+    before = made.deadline
+
+    async def shorten() -> None:
+        made.shorten()
+
+    try:
+        asyncio.run(shorten())
+    except InvalidOption as refused:
+        assert refused.field == "x-fovea-deadline-ms"  # noqa: PT017 - either outcome is fine
+    else:
+        assert made.deadline <= before
+
+
+def test_answers_lose_what_concerns_one_connection() -> None:
+    raw = [
+        (b"Connection", b"close"),
+        (b"Server", b"x"),
+        (b"Set-Cookie", b"a"),
+        (b"Set-Cookie", b"b"),
+        (b"Date", b"now"),
+    ]
+    assert answer_headers(raw) == [(b"set-cookie", b"a"), (b"set-cookie", b"b")]
+
+
+@pytest.mark.parametrize(
+    ("host", "ours"),
+    [
+        ("127.0.0.1", True), ("127.8.8.8", True), ("localhost", True), ("LOCALHOST", True), ("a.localhost", True),
+        ("::1", True), ("[::1]", True), ("0.0.0.0", False), ("10.0.0.1", False), ("localhost.evil.example", False),
+        ("", False), ("127.0.0.1.nip.io", False), ("::ffff:10.0.0.1", False),
+    ],
+)  # fmt: skip
+def test_loopback_is_known_by_name_and_address(host: str, ours: bool) -> None:
+    assert is_loopback(host) is ours
+
+
+def test_the_address_we_were_told_to_listen_on_is_a_name_of_ours() -> None:
+    same_machine(exchange([(b"host", b"fovea.test:8080")]), "fovea.test")
+    with pytest.raises(PermissionDenied, match=r"fovea\.test"):
+        same_machine(exchange([(b"host", b"fovea.test:8080")]), "127.0.0.1")
+
+
+def test_reading_is_open_to_any_origin_because_the_browser_keeps_the_answer() -> None:
+    foreign = [(b"host", b"localhost"), (b"origin", b"http://evil.example")]
+    same_machine(exchange(foreign, method="GET"), "127.0.0.1")
+    with pytest.raises(PermissionDenied):
+        same_machine(exchange(foreign, method="DELETE"), "127.0.0.1")
+
+
+def table() -> Routing:
+    facts = {"http": "http://h", "pid": 1, "ready": True, "routes": ("/v1/classify",), "seen": 0}
+    return Routing.of([
+        Replica(id="a", service="a", models=("m1",), **facts), Replica(id="b", service="b", models=("m2",), **facts),
+        Replica(id="c", service="c", models=("m3",), **{**facts, "routes": ()}),
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "query", "service"),
+    [
+        (b"application/json", b'{"model": "m2"}', b"", "b"),
+        (b"application/json; charset=utf-8", b'{"x": {"model": "m1"}, "model": "m2"}', b"", "b"),
+        (b"application/json", b'{"model": 7}', b"", "a"),
+        (b"application/json", b"[1]", b"", "a"),
+        (b"application/json", b"{broken", b"", "a"),
+        (b"application/json", b"[" * 100_000, b"", "a"),
+        (b"image/png", b'{"model": "m2"}', b"", "a"),
+        (b"image/png", b"\x89PNG", b"model=m2", "b"),
+        (b"multipart/form-data; boundary=x", FORM % b"model", b"", "b"),
+        (b"multipart/form-data; boundary=x", FORM % b"image", b"", "a"),
+        (b"", b"", b"", "a"),
+    ],
+)  # fmt: skip
+def test_the_model_is_read_wherever_callers_put_it(kind: bytes, body: bytes, query: bytes, service: str) -> None:
+    route = table().find("/v1/classify")
+    assert route is not None
+    made = exchange([(b"content-type", kind)], query_string=query)
+    assert chosen(made, route, body, table()).services == (service,)
+
+
+def test_a_model_of_another_path_is_told_with_those_of_this_one() -> None:
+    route = table().find("/v1/classify")
+    assert route is not None
+    made = exchange([(b"content-type", b"application/json")])
+    with pytest.raises(NotFound) as refused:
+        chosen(made, route, b'{"model": "m3"}', table())
+    assert "m1, m2" in (refused.value.hint or "")
