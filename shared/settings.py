@@ -67,6 +67,11 @@ class Settings(BaseSettings):
     llm_dtype: Literal["float32", "bfloat16"] = Field("float32", description="Compute type of language models.")
     llm_model: str = Field("smollm2", description="Default chat model: a served name, an HF folder or a GGUF file.")
 
+    judge_base_url: str = Field(
+        "http://127.0.0.1:8080", description="OpenAI-compatible endpoint that judges ask; by default our own gateway."
+    )
+    judge_api_key: SecretStr | None = Field(None, description="Key that judges send to it.")
+
     # Jobs.
     job_ttl_s: int = Field(24 * 3600, ge=1, description="How long a finished job and its result are kept.")
     job_lease_s: float = Field(4.0, gt=0, description="A silent worker loses its job after this long.")

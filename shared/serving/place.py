@@ -22,7 +22,10 @@ def place(settings: Settings) -> Place:
         "llm_dtype": settings.llm_dtype,
         "max_body_bytes": str(settings.max_body_bytes),
         "max_pixels": str(settings.max_pixels),
+        "judge_base_url": settings.judge_base_url,
     }
+    if settings.judge_api_key:
+        options["judge_api_key"] = settings.judge_api_key.get_secret_value()
     if settings.triton_url:
         options["triton_url"] = settings.triton_url
     return Place(

@@ -1,0 +1,125 @@
+"""A client of the OpenAI protocol, as small as judging needs. Safe to share between threads; keeps no request.
+
+Knows HTTP and the protocol's fields; knows nothing about grades.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+from shared.errors import Fault, FoveaError, InvalidOption, NotReady, TooLarge, by_status
+from shared.registry import Run
+
+__all__ = ["Endpoint", "Message", "Said", "TooLong"]
+
+Message = Mapping[str, str]
+
+MOST_SECONDS = 120.0
+TOP = 20
+"""Log-probabilities that servers list at most."""
+
+
+class TooLong(TooLarge):
+    """The prompt does not fit the model's window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An answer: its text, the model that gave it, tokens read and made, and log-probabilities of its first token."""
+
+    text: str
+    model: str
+    tokens: int
+    first: Mapping[str, float]
+
+
+class Endpoint:
+    """One server of chat models."""
+
+    def __init__(self, url: str, *, key: str | None = None, transport: httpx2.BaseTransport | None = None) -> None:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx2.Client(base_url=url.rstrip("/"), headers=headers, transport=transport)
+
+    def chat(
+        self, messages: Sequence[Message], run: Run, *, model: str | None = None, max_tokens: int = 16,
+        temperature: float = 0.0, seed: int | None = None, logprobs: bool = False,
+    ) -> Said:  # fmt: skip
+        """Go on with a conversation.
+
+        Raises:
+            TooLong: It does not fit the model's window.
+            NotReady: Nobody answers at the endpoint.
+            FoveaError: The endpoint refuses; its class follows the status.
+        """
+        body: dict[str, Any] = {"messages": list(messages), "max_tokens": max_tokens, "temperature": temperature}
+        body |= {"seed": seed} if seed is not None else {}
+        body |= {"logprobs": True, "top_logprobs": TOP} if logprobs else {}
+        found = self._post("/v1/chat/completions", body, run, model)
+        try:
+            choice = found["choices"][0]
+            listed = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs") or []
+            first = {str(item["token"]): float(item["logprob"]) for item in listed}
+            text = choice["message"]["content"] or ""
+            return Said(text, str(found["model"]), int((found.get("usage") or {}).get("total_tokens", 0)), first)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise _strange() from error
+
+    def tokens(self, run: Run, *, model: str | None = None, **what: Any) -> list[int]:
+        """Token ids of `messages` under the model's template, or of a plain `prompt`."""
+        found = self._post("/tokenize", what, run, model)
+        if not isinstance(ids := found.get("tokens"), list):
+            raise _strange()
+        return ids
+
+    def score(self, ids: Sequence[int], run: Run, *, model: str | None = None) -> tuple[list[float | None], str]:
+        """Log-probability of each token of a prompt, and the model's name; the first token has none."""
+        body = {"prompt": list(ids), "max_tokens": 0, "echo": True, "logprobs": 0, "temperature": 0}
+        found = self._post("/v1/completions", body, run, model)
+        try:
+            return list(found["choices"][0]["logprobs"]["token_logprobs"]), str(found["model"])
+        except (KeyError, IndexError, TypeError) as error:
+            hint = "Query likelihood needs echo with logprobs, which our own models serve."
+            raise InvalidOption(
+                "The endpoint gives no log-probabilities of a prompt.", hint=hint, field="llm"
+            ) from error
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._client.close()
+
+    def _post(self, path: str, body: Mapping[str, Any], run: Run, model: str | None) -> dict[str, Any]:
+        run.check()
+        left = MOST_SECONDS if run.deadline is None else max(run.deadline - time.monotonic(), 0.001)
+        try:
+            answer = self._client.post(path, json={**body, **({"model": model} if model else {})}, timeout=left)
+        except httpx2.TimeoutException as error:
+            run.check()
+            raise NotReady("The language model did not answer in time.", retry_after=5) from error
+        except httpx2.HTTPError as error:
+            hint = "Start it, or set FOVEA_JUDGE_BASE_URL."
+            raise NotReady("No language model can be reached at the judge's endpoint.", hint=hint) from error
+        try:
+            found = answer.json()
+        except ValueError as error:
+            raise _strange() from error
+        if answer.is_success and isinstance(found, dict):
+            return found
+        raise _refusal(answer.status_code, found)
+
+
+def _strange() -> FoveaError:
+    return Fault("The language model's endpoint answered in a form that is not the OpenAI protocol.")
+
+
+def _refusal(status: int, found: Any) -> FoveaError:
+    told = found.get("error", found) if isinstance(found, dict) else {}
+    told = told if isinstance(told, dict) else {"message": str(told)}
+    detail = f"The language model's endpoint refused: {str(told.get('message') or told.get('detail') or status)[:300]}"
+    if told.get("code") == "context_length_exceeded":
+        return TooLong(detail)
+    return NotReady(detail) if status in {401, 403} or status >= 500 else by_status(status)(detail)

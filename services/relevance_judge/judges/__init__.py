@@ -1,0 +1,1 @@
+"""The judges, one file each; each is found by the package scan."""

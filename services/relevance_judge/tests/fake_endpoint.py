@@ -1,0 +1,60 @@
+"""A language model's endpoint for tests: answers by rules, remembers what it was asked, and talks no network."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+
+from services.relevance_judge.endpoint import Endpoint
+
+Say = Callable[[dict[str, Any]], str]
+
+
+class FakeModel:
+    """Speaks the OpenAI protocol with words as tokens; a prompt above `window` words does not fit."""
+
+    def __init__(
+        self, say: Say = lambda _: "2", *, first: dict[str, float] | None = None, window: int = 10_000
+    ) -> None:
+        self.say, self.first, self.window = say, first, window
+        self.asked: list[dict[str, Any]] = []
+        self._vocabulary: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def endpoint(self) -> Endpoint:
+        """A client of this model."""
+        return Endpoint("http://model.test", transport=httpx2.MockTransport(self._answer))
+
+    def _answer(self, request: httpx2.Request) -> httpx2.Response:
+        body = json.loads(request.content)
+        with self._lock:
+            self.asked.append(body)
+        rule = {"/v1/chat/completions": self._chat, "/tokenize": self._tokenize, "/v1/completions": self._score}
+        return rule[request.url.path](body)
+
+    def _chat(self, body: dict[str, Any]) -> httpx2.Response:
+        if sum(len(m["content"].split()) for m in body["messages"]) > self.window:
+            error = {"message": "too long", "code": "context_length_exceeded"}
+            return httpx2.Response(400, json={"error": error})
+        choice: dict[str, Any] = {"message": {"role": "assistant", "content": self.say(body)}}
+        if body.get("logprobs") and self.first is not None:
+            top = [{"token": token, "logprob": value} for token, value in self.first.items()]
+            choice["logprobs"] = {"content": [{"token": "x", "logprob": 0, "top_logprobs": top}]}
+        return httpx2.Response(200, json={"model": "fake", "choices": [choice], "usage": {"total_tokens": 7}})
+
+    def _tokenize(self, body: dict[str, Any]) -> httpx2.Response:
+        text = body.get("prompt") or "\n".join(m["content"] for m in body["messages"])
+        with self._lock:
+            ids = [self._vocabulary.setdefault(word, len(self._vocabulary)) for word in text.lower().split()]
+        return httpx2.Response(200, json={"tokens": ids, "count": len(ids)})
+
+    def _score(self, body: dict[str, Any]) -> httpx2.Response:
+        """A word that was seen before is likely, a new one is not."""
+        ids = body["prompt"]
+        told = [None] + [-1.0 if ids[place] in ids[:place] else -5.0 for place in range(1, len(ids))]
+        choice = {"text": "", "logprobs": {"token_logprobs": told}}
+        return httpx2.Response(200, json={"model": "fake", "choices": [choice]})

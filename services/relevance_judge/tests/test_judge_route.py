@@ -1,0 +1,88 @@
+"""`POST /v1/judge` through the platform, with a model that answers by rule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from services.relevance_judge.judges.log_odds import LogOdds
+from services.relevance_judge.judges.prompted_grade import PromptedGrade
+from services.relevance_judge.tests.fake_endpoint import FakeModel
+from shared.registry import Place
+from shared.serving.app import build
+from shared.settings import Settings
+
+
+class Answering(PromptedGrade):
+    """The judge with a model behind it that always says 2."""
+
+    card = PromptedGrade.card
+
+    @classmethod
+    def load(cls, place: Place) -> Any:
+        """Needs no endpoint."""
+        assert place.options["judge_base_url"] == "http://judge.test"
+        return cls(FakeModel().endpoint())
+
+
+class Deaf(LogOdds):
+    """The judge whose model tells no log-probabilities."""
+
+    card = LogOdds.card
+
+    @classmethod
+    def load(cls, place: Place) -> Any:
+        """Needs no endpoint."""
+        assert "judge_api_key" not in place.options
+        return cls(FakeModel().endpoint())
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    folder: Path = tmp_path_factory.mktemp("fovea")
+    settings = Settings(_env_file=None, data_dir=folder, drain_s=1, judge_base_url="http://judge.test")
+    kinds = {"prompted-grade": Answering, "log-odds": Deaf}
+    with TestClient(build("relevance-judge", servables=kinds, settings=settings)) as made:
+        until = time.monotonic() + 30
+        while made.get("/readyz").status_code != 200:
+            assert time.monotonic() < until, made.get("/readyz").text
+            time.sleep(0.02)
+        yield made
+
+
+def test_one_query_with_its_passages_is_judged(client: TestClient) -> None:
+    body = {"model": "prompted-grade", "query": "q", "passages": ["a", {"doc": {"segment": "b"}}]}
+    answer = client.post("/v1/judge", json=body)
+    assert answer.status_code == 200, answer.text
+    assert [row["grade"] for row in answer.json()["results"]] == [2, 2]
+    assert answer.json()["model"] == "prompted-grade"
+
+
+def test_the_example_of_each_judge_can_be_sent_as_it_is(client: TestClient) -> None:
+    example = client.get("/v1/models/prompted-grade/example").json()
+    assert client.post("/v1/judge", json=example).status_code == 200, example
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        ({}, 422, None), ({"pairs": [{"query": "q"}]}, 422, "pairs"), ({"pairs": 3}, 422, "pairs"),
+        ({"query": "q", "passages": ["p"], "template": "nope"}, 404, "template"),
+        ({"query": "q", "passages": ["p"], "template": "yes-no"}, 422, "template"),
+        ({"query": "q", "passages": ["p"], "surprise": 1}, 422, "surprise"),
+        ({"query": "q", "passages": ["p"], "model": "log-odds"}, 422, "llm"),
+        ({"query": "q", "passages": ["p"], "model": "oracle"}, 404, "model"),
+    ],
+)  # fmt: skip
+def test_a_bad_request_is_a_problem_that_names_its_field(
+    client: TestClient, body: dict[str, Any], status: int, field: str | None
+) -> None:
+    answer = client.post("/v1/judge", json={"model": "prompted-grade", **body})
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"].startswith("application/problem+json")
+    assert field is None or answer.json()["field"] == field
