@@ -65,7 +65,7 @@ def contenders() -> list[Contender]:
     ]
 
 
-def measure(rounds: int = 7, count: int = 600) -> Table:
+def measure(rounds: int = 5, count: int = 300) -> Table:
     """Alternate all contenders; medians over rounds."""
     fleet = contenders()
     try:
