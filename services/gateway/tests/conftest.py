@@ -36,7 +36,6 @@ async def listening(made: uvicorn.Server) -> AsyncIterator[str]:
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        made.force_exit = True
         await made.shutdown()
 
 
@@ -181,7 +180,15 @@ async def toy() -> AsyncIterator[StartToy]:
 
         async def start(**fields: Any) -> Toy:
             made = Toy(**fields)
-            config = uvicorn.Config(made.app(), port=0, log_config=None, lifespan="off", ws="none", access_log=False)
+            config = uvicorn.Config(
+                made.app(),
+                port=0,
+                log_config=None,
+                lifespan="off",
+                ws="none",
+                access_log=False,
+                timeout_graceful_shutdown=1,
+            )
             made.url = await stack.enter_async_context(listening(uvicorn.Server(config)))
             return made
 

@@ -1,0 +1,275 @@
+"""HTTP's corners, byte by byte: an upstream that is a script, and callers that are sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+LARGE = b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5000000\r\n\r\n"
+"""A request of which more is to come."""
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def scripted(serve: Serve) -> AsyncIterator[str]:
+    """An upstream that does what `serve` says with each connection."""
+    at_work: set[asyncio.Task[None]] = set()
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        at_work.add(asyncio.current_task())  # type: ignore[arg-type]
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                await serve(reader, writer)
+        finally:
+            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+
+    async with await asyncio.start_server(one, "127.0.0.1", 0) as listening:
+        host, port = listening.sockets[0].getsockname()
+        yield f"http://{host}:{port}"
+        for task in at_work:
+            task.cancel()
+        await asyncio.gather(*at_work, return_exceptions=True)
+
+
+def answering(answer: bytes, *, close: bool = True) -> Serve:
+    """Read one request after another, and answer each with the same bytes."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await request(reader)
+            writer.write(answer)
+            await writer.drain()
+            if close:
+                return
+
+    return serve
+
+
+async def request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """Head and body of one request with a Content-Length."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = [line.partition(b":")[2] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    return head, await reader.readexactly(int(length[0]) if length else 0)
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A caller's connection."""
+    address = urlsplit(url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def response(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """Head and body of one answer with a Content-Length."""
+    async with asyncio.timeout(5):
+        return await request(reader)
+
+
+async def test_an_empty_answer_stays_empty(gateway: Any) -> None:
+    scene = await gateway()
+    async with scripted(answering(b"HTTP/1.1 204 No Content\r\nx-a: 1\r\n\r\n")) as url:
+        scene.announce(url)
+        answer = await scene.client.delete("/v1/sessions/1")
+    assert (answer.status_code, answer.content, answer.headers["x-a"]) == (204, b"", "1")
+    assert "transfer-encoding" not in answer.headers
+
+
+async def test_head_tells_the_length_and_sends_nothing(gateway: Any) -> None:
+    scene = await gateway()
+    async with scripted(answering(b"HTTP/1.1 200 OK\r\ncontent-length: 1234\r\n\r\n")) as url:
+        scene.announce(url)
+        answer = await scene.client.head("/v1/echo")
+    assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", "1234")
+
+
+async def test_packed_answers_are_not_unpacked_on_the_way(gateway: Any) -> None:
+    packed = gzip.compress(b"mask" * 1000)
+    head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(packed)
+    scene = await gateway()
+    async with scripted(answering(head + packed)) as url:
+        scene.announce(url)
+        async with scene.client.stream("POST", "/v1/echo") as answer:
+            raw = b"".join([piece async for piece in answer.aiter_raw()])
+    assert raw == packed
+    assert answer.headers["content-encoding"] == "gzip"
+
+
+async def test_headers_that_come_twice_go_on_twice(gateway: Any) -> None:
+    scene = await gateway()
+    async with scripted(answering(b"HTTP/1.1 200 OK\r\nlink: a\r\nlink: b\r\ncontent-length: 0\r\n\r\n")) as url:
+        scene.announce(url)
+        answer = await scene.client.post("/v1/echo")
+    assert answer.headers.get_list("link") == ["a", "b"]
+
+
+async def test_an_answer_without_a_length_ends_with_its_connection(gateway: Any) -> None:
+    scene = await gateway()
+    async with scripted(answering(b"HTTP/1.1 200 OK\r\n\r\nall of it")) as url:
+        scene.announce(url)
+        assert (await scene.client.post("/v1/echo")).content == b"all of it"
+
+
+async def test_a_begun_answer_that_breaks_off_is_not_passed_for_whole(gateway: Any) -> None:
+    scene = await gateway()
+    cut = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n"
+    async with scripted(answering(cut)) as url:
+        scene.announce(url)
+        async with connected(scene.url) as (reader, writer):
+            writer.write(b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n")
+            answer = await asyncio.wait_for(reader.read(), 5)
+    assert b"hello" in answer
+    assert not answer.endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"not http at all\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n", b"\x00" * 100]
+)
+async def test_an_upstream_that_speaks_no_http_is_not_ready(gateway: Any, garbage: bytes) -> None:
+    scene = await gateway()
+    async with scripted(answering(garbage)) as url:
+        scene.announce(url)
+        answer = await scene.client.post("/v1/echo", content=b"x")
+    assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+
+
+async def test_connections_to_replicas_are_used_again(gateway: Any) -> None:
+    scene = await gateway()
+    count = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal count
+        count += 1
+        await answering(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", close=False)(reader, writer)
+
+    async with scripted(serve) as url:
+        scene.announce(url)
+        for _ in range(10):
+            assert (await scene.client.post("/v1/echo", content=b"x")).content == b"ok"
+        await scene.app.state.gateway.client.stop()
+    assert count == 1
+
+
+async def test_a_connection_that_the_replica_closed_meanwhile_costs_no_request(gateway: Any) -> None:
+    scene = await gateway()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            await request(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        await request(reader)  # the third request of a connection is read and never answered
+
+    async with scripted(serve) as url:
+        scene.announce(url)
+        answers = [await scene.client.post("/v1/echo", content=b"x") for _ in range(9)]
+    assert {a.status_code for a in answers} == {200}
+
+
+async def test_an_answer_may_come_before_the_body_is_through(gateway: Any) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 415 No\r\ncontent-length: 3\r\nconnection: close\r\n\r\nwhy")
+        await writer.drain()
+        await reader.read(2**16)
+
+    scene = await gateway()
+    async with scripted(serve) as url:
+        scene.announce(url)
+        async with connected(scene.url) as (reader, writer):
+            writer.write(
+                b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5000000\r\n\r\n" + b"x" * 100_000
+            )
+            _, body = await response(reader)
+    assert body == b"why"
+
+
+async def test_a_caller_that_hangs_up_while_sending_stops_the_upload(gateway: Any) -> None:
+    over = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await request(reader)
+        finally:
+            over.set()
+
+    scene = await gateway()
+    async with scripted(serve) as url:
+        target = scene.announce(url)
+        async with connected(scene.url) as (_, writer):
+            writer.write(
+                b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5000000\r\n\r\n" + b"x" * 200_000
+            )
+            await asyncio.sleep(0.2)
+            assert target.in_flight == 1
+        await asyncio.wait_for(over.wait(), 3)
+        await asyncio.sleep(0.05)
+    assert target.in_flight == 0
+    assert scene.app.state.gateway.proxy._allowance.left == 8 * 64 * 2**20
+
+
+async def test_a_careful_caller_is_told_to_go_on(gateway: Any, toy: Any) -> None:
+    scene = await gateway()
+    scene.announce((await toy()).url)
+    async with connected(scene.url) as (reader, writer):
+        writer.write(b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 3\r\nexpect: 100-continue\r\n\r\n")
+        assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 3) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"abc")
+        assert (await response(reader))[1] == b"abc"
+
+
+async def test_requests_in_a_row_on_one_connection_are_answered_in_order(gateway: Any, toy: Any) -> None:
+    scene = await gateway()
+    scene.announce((await toy()).url)
+    async with connected(scene.url) as (reader, writer):
+        for number in range(5):
+            writer.write(b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\n%d" % number)
+        assert [(await response(reader))[1] for _ in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
+
+
+async def test_an_old_caller_gets_its_answer_and_the_end(gateway: Any, toy: Any) -> None:
+    scene = await gateway()
+    scene.announce((await toy()).url)
+    async with connected(scene.url) as (reader, writer):
+        writer.write(b"POST /v1/echo HTTP/1.0\r\ncontent-length: 3\r\n\r\nabc")
+        assert (await asyncio.wait_for(reader.read(), 3)).endswith(b"\r\n\r\nabc")
+
+
+async def test_a_fast_replica_waits_for_a_slow_reader(gateway: Any) -> None:
+    sent = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 200000000\r\n\r\n")
+        for _ in range(2000):
+            writer.write(b"x" * 100_000)
+            await writer.drain()
+            sent += 100_000
+
+    scene = await gateway()
+    async with scripted(serve) as url:
+        scene.announce(url)
+        async with connected(scene.url) as (_, writer):
+            writer.write(b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n")
+            await asyncio.sleep(0.7)
+    assert 0 < sent < 50_000_000
+
+
+async def test_many_requests_at_once_share_the_replicas(gateway: Any, toy: Any) -> None:
+    replicas = [await toy(name=name) for name in "abc"]
+    scene = await gateway()
+    for replica in replicas:
+        scene.announce(replica.url, name=replica.name)
+    answers = await asyncio.gather(*(scene.client.post("/v1/echo", content=b"%d" % n) for n in range(90)))
+    assert [a.content for a in answers] == [b"%d" % n for n in range(90)]
+    assert all(len(replica.seen) >= 10 for replica in replicas)
