@@ -20,17 +20,20 @@ from shared.errors import FoveaError, InvalidOption
 from shared.registry import Paper, Place, Run, Servable
 from shared.registry.servable import Mode
 
-__all__ = ["PAPER", "Judge", "graded", "named", "opening", "shrinking"]
+__all__ = ["EXAMPLE", "NO_GRAPH", "PAPER", "Judge", "graded", "named", "opening", "shrinking"]
 
 PAPER = Paper(title="Judging the Judges: A Collection of LLM-Generated Relevance Judgements", venue="SIGIR", year=2025)
+NO_GRAPH = "Asks a language model over HTTP and runs no network of its own, so there is no ONNX graph."
+
 EXAMPLE: dict[str, Any] = {
+    "seed": 1,
     "pairs": [
         {
             "query": "what causes ocean tides",
             "passage": "The moon's gravity stretches the oceans into two bulges, and as the earth turns beneath them, "
             "coasts see high water about twice a day. The sun adds a smaller effect of the same kind.",
         }
-    ]
+    ],
 }
 
 AT_ONCE = 8

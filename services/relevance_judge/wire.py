@@ -33,7 +33,7 @@ class JudgeIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    pairs: tuple[Pair, ...] = Field((), max_length=MOST_PAIRS)
+    pairs: tuple[Pair, ...] = Field((), max_length=MOST_PAIRS, description="Queries with their passages.")
     query: str | None = Field(None, description="One query, with its `passages` instead of `pairs`.")
     passages: tuple[str | dict[str, Any], ...] = Field(
         (), max_length=MOST_PAIRS, description="Texts, or candidates whose text is in `doc.segment`."
@@ -82,10 +82,12 @@ def _text(item: Any) -> Any:
 class EnsembleIn(JudgeIn):
     """Pairs to judge by several templates, and how their votes become one."""
 
-    templates: tuple[str, ...] = Field(("direct", "aspects", "words"), min_length=1, max_length=8)
-    combine: Literal["majority", "average", "median"] = "majority"
-    tie: Tie = Field("average", description="Of a majority.")
-    rounding: Rounding = Field("half_up", description="Of an average.")
+    templates: tuple[str, ...] = Field(
+        ("direct", "aspects", "words"), min_length=1, max_length=8, description="The templates that vote."
+    )
+    combine: Literal["majority", "average", "median"] = Field("majority", description="How votes become one grade.")
+    tie: Tie = Field("average", description="Which grade wins a tied majority.")
+    rounding: Rounding = Field("half_up", description="How an average becomes a grade.")
 
 
 class Verdict(BaseModel):

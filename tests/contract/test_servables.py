@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from shared.errors import Cancelled, DeadlineExceeded, FoveaError
+from shared.errors import Cancelled, DeadlineExceeded, FoveaError, NotReady
 from shared.registry import Place, Run, Servable, servables
 from shared.registry.discovery import SERVICES
 from shared.rpc.tensors import DTYPES
@@ -65,6 +65,8 @@ class Loaded:
             return [list(self.servable.stream(request, run)) for request in requests]
         answers = self.servable.predict(requests, run)
         for answer in answers:
+            if isinstance(answer, NotReady) and self.servable.mode == "job":
+                pytest.skip(answer.detail)  # a judge asks an endpoint that does not run here
             if isinstance(answer, FoveaError):
                 raise answer
         return answers

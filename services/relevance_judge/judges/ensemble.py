@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel
 
 from services.relevance_judge.ensembles import NO_VOTE, average, majority, median
-from services.relevance_judge.judge import EXAMPLE, PAPER, Judge, named
+from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, named
 from services.relevance_judge.judges.prompted_grade import asked
 from services.relevance_judge.wire import EnsembleIn, JudgeIn, Pair, Verdict
 from shared.registry import Card, Run
@@ -21,7 +21,9 @@ class Ensemble(Judge):
     card: ClassVar[Card] = Card(
         name="ensemble", task="judge", paper=PAPER, licence="Apache-2.0",
         summary="Lets several prompts grade each pair and combines their votes by majority, average or median.",
-        notes=("Kappa prefers the majority, alpha the average. Votes that are invalid are left out and shown.",),
+        notes=(
+            "Kappa prefers the majority, alpha the average. Votes that are invalid are left out and shown.", NO_GRAPH,
+        ),
         example=EXAMPLE,
     )  # fmt: skip
     In: ClassVar[type[BaseModel]] = EnsembleIn

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from services.relevance_judge.endpoint import Said
-from services.relevance_judge.judge import EXAMPLE, PAPER, Judge, graded, named, opening, shrinking
+from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, graded, named, opening, shrinking
 from services.relevance_judge.template import fence, render
 from services.relevance_judge.wire import JudgeIn, Pair, Verdict
 from shared.errors import InvalidOption
@@ -25,7 +25,9 @@ class LogOdds(Judge):
     card: ClassVar[Card] = Card(
         name="log-odds", task="judge", paper=PAPER, licence="Apache-2.0",
         summary="Takes the odds of yes against no, or the expected digit, from the model's next-token probabilities.",
-        notes=("Needs log-probabilities. The odds of yes-no need a calibration; digits can be graded by rounding.",),
+        notes=(
+            "Needs log-probabilities. The odds of yes-no need a calibration; digits can be graded by rounding.", NO_GRAPH,
+        ),
         example=EXAMPLE,
     )  # fmt: skip
     default: ClassVar[str] = "digits"

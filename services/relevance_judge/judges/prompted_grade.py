@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from services.relevance_judge.endpoint import Message, Said
-from services.relevance_judge.judge import EXAMPLE, PAPER, Judge, named, opening, shrinking
+from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, named, opening, shrinking
 from services.relevance_judge.parsing import Parsed
 from services.relevance_judge.template import Template, fence, render
 from services.relevance_judge.wire import JudgeIn, Pair, Verdict
@@ -25,7 +25,9 @@ class PromptedGrade(Judge):
     card: ClassVar[Card] = Card(
         name="prompted-grade", task="judge", paper=PAPER, licence="Apache-2.0",
         summary="Asks a chat model for a grade 0–3 and reads it out of the answer.",
-        notes=("Useless with models of about a hundred million parameters; use query-likelihood there.",),
+        notes=(
+            "Useless with models of about a hundred million parameters; use query-likelihood there.", NO_GRAPH,
+        ),
         example=EXAMPLE,
     )  # fmt: skip
     default: ClassVar[str] = "direct"

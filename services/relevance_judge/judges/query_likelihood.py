@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from services.relevance_judge.judge import EXAMPLE, PAPER, Judge, graded, named, opening, shrinking
+from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, graded, named, opening, shrinking
 from services.relevance_judge.template import fence, render
 from services.relevance_judge.wire import JudgeIn, Pair, Verdict
 from shared.registry import Card, Run
@@ -22,7 +22,9 @@ class QueryLikelihood(Judge):
     card: ClassVar[Card] = Card(
         name="query-likelihood", task="judge", paper=PAPER, licence="Apache-2.0",
         summary="Measures how likely a language model finds the query after reading the passage.",
-        notes=("Needs an endpoint with /tokenize and echoed log-probabilities, and a calibration to give grades.",),
+        notes=(
+            "Needs an endpoint with /tokenize and echoed log-probabilities, and a calibration to give grades.", NO_GRAPH,
+        ),
         example=EXAMPLE,
     )  # fmt: skip
     default: ClassVar[str] = "query-likelihood"
