@@ -22,7 +22,8 @@ class Ensemble(Judge):
         name="ensemble", task="judge", paper=PAPER, licence="Apache-2.0",
         summary="Lets several prompts grade each pair and combines their votes by majority, average or median.",
         notes=(
-            "Kappa prefers the majority, alpha the average. Votes that are invalid are left out and shown.", NO_GRAPH,
+            "Kappa prefers the majority, alpha the average. Votes that are invalid are left out and shown.",
+            NO_GRAPH,
         ),
         example=EXAMPLE,
     )  # fmt: skip

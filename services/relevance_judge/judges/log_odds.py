@@ -26,7 +26,8 @@ class LogOdds(Judge):
         name="log-odds", task="judge", paper=PAPER, licence="Apache-2.0",
         summary="Takes the odds of yes against no, or the expected digit, from the model's next-token probabilities.",
         notes=(
-            "Needs log-probabilities. The odds of yes-no need a calibration; digits can be graded by rounding.", NO_GRAPH,
+            "Needs log-probabilities. The odds of yes-no need a calibration; digits can be graded by rounding.",
+            NO_GRAPH,
         ),
         example=EXAMPLE,
     )  # fmt: skip

@@ -26,7 +26,8 @@ class PromptedGrade(Judge):
         name="prompted-grade", task="judge", paper=PAPER, licence="Apache-2.0",
         summary="Asks a chat model for a grade 0–3 and reads it out of the answer.",
         notes=(
-            "Useless with models of about a hundred million parameters; use query-likelihood there.", NO_GRAPH,
+            "Useless with models of about a hundred million parameters; use query-likelihood there.",
+            NO_GRAPH,
         ),
         example=EXAMPLE,
     )  # fmt: skip

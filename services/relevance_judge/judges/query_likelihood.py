@@ -23,7 +23,8 @@ class QueryLikelihood(Judge):
         name="query-likelihood", task="judge", paper=PAPER, licence="Apache-2.0",
         summary="Measures how likely a language model finds the query after reading the passage.",
         notes=(
-            "Needs an endpoint with /tokenize and echoed log-probabilities, and a calibration to give grades.", NO_GRAPH,
+            "Needs an endpoint with /tokenize and echoed log-probabilities, and a calibration to give grades.",
+            NO_GRAPH,
         ),
         example=EXAMPLE,
     )  # fmt: skip
