@@ -36,8 +36,10 @@ def up(
     once: Annotated[bool, typer.Option("--once", help="Stop after first light; the exit code tells.")] = False,
 ) -> None:
     """Start everything on this machine, send one real request to each service, and serve until Ctrl-C."""
-    telemetry.configure_logs("WARNING", settings().log_format)
-    raise typer.Exit(asyncio.run(_Product(settings()).run(once=once)))
+    chosen = settings()
+    telemetry.configure_logs("WARNING", chosen.log_format)
+    ports = {"http_port": chosen.http_port or _free_port(), "grpc_port": chosen.grpc_port or _free_port()}
+    raise typer.Exit(asyncio.run(_Product(chosen.model_copy(update=ports)).run(once=once)))
 
 
 def port_in_use(host: str, port: int, variable: str) -> str | None:
@@ -52,6 +54,12 @@ def port_in_use(host: str, port: int, variable: str) -> str | None:
     return None
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class _Product:
     """The whole product, as processes of this machine."""
 
@@ -61,6 +69,7 @@ class _Product:
         self._begun = time.monotonic()
         self._gateway = f"http://{_reachable(chosen.host)}:{chosen.http_port}"
         self._failures = 0
+        self._gave_up = False
 
     async def run(self, *, once: bool) -> int:
         """Start, light, serve and stop; returns the exit code."""
@@ -97,6 +106,7 @@ class _Product:
                 task.result()
         except (Died, FoveaError) as error:
             self._failures += 1
+            self._gave_up = True
             self._say(f"[red]Giving up.[/] {escape(str(error))}")
         finally:
             self._say("Stopping …")
@@ -104,7 +114,7 @@ class _Product:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await children.stop()
-        return 1 if self._failures else 0
+        return 1 if self._failures and (once or self._gave_up) else 0
 
     async def _work(self, server: RedisServer, children: Children, *, once: bool) -> None:
         """Start the children, follow them until they are ready, and send the first requests."""
@@ -142,11 +152,17 @@ class _Product:
                 raise NotReady(taken)
 
     def _environment(self, server: RedisServer) -> dict[str, str]:
-        return {
+        chosen = self._settings
+        told = {
             "FOVEA_REDIS_URL": server.url,
-            "FOVEA_DATA_DIR": str(self._settings.data_dir.resolve()),
+            "FOVEA_DATA_DIR": str(chosen.data_dir.resolve()),
+            "FOVEA_HTTP_PORT": str(chosen.http_port),
+            "FOVEA_GRPC_PORT": str(chosen.grpc_port),
             "PYTHONUNBUFFERED": "1",
         }
+        if "judge_base_url" not in chosen.model_fields_set:
+            told["FOVEA_JUDGE_BASE_URL"] = self._gateway
+        return told
 
     def _tell(self, news: News) -> None:
         self._say(f"{news.service} {_STAGES[news.stage]}: {', '.join(news.models) or 'no models'}")
