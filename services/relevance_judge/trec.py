@@ -8,13 +8,22 @@ from pathlib import Path
 
 from shared.errors import Malformed
 
-__all__ = ["read_qrels", "read_runs", "read_topics", "write_qrels"]
+__all__ = ["parse_qrels", "parse_runs", "qrels_text", "read_qrels", "read_runs", "read_topics", "write_qrels"]
 
 Runs = dict[str, dict[str, dict[str, float]]]
 
 
 def read_qrels(path: str | Path) -> dict[tuple[str, str], int]:
+    """Labels of a qrels file, see `parse_qrels`."""
+    return parse_qrels(_content(path), Path(path).name)
+
+
+def parse_qrels(text: str, source: str = "qrels") -> dict[tuple[str, str], int]:
     """Labels of `qid iteration docid grade` lines: {(qid, docid): grade}.
+
+    Args:
+        text: The lines.
+        source: What errors call it.
 
     Raises:
         Malformed: A line without four fields, a grade that is no integer, or a pair repeated with another grade; the
@@ -22,33 +31,38 @@ def read_qrels(path: str | Path) -> dict[tuple[str, str], int]:
     """
     labels: dict[tuple[str, str], int] = {}
     seen: dict[tuple[str, str], int] = {}
-    for number, fields in _lines(path, 4, "qid 0 docid grade"):
-        query, _, passage, text = fields
+    for number, fields in _lines(text, source, 4, "qid 0 docid grade"):
+        query, _, passage, told = fields
         try:
-            grade = int(text)
+            grade = int(told)
         except ValueError as error:
-            raise Malformed(f"Line {number} of {Path(path).name}: the grade {text!r} is not an integer.") from error
+            raise Malformed(f"Line {number} of {source}: the grade {told[:40]!r} is not an integer.") from error
         pair = (query, passage)
         if labels.setdefault(pair, grade) != grade:
             was = f"line {seen[pair]} says {labels[pair]}, line {number} says {grade}"
-            raise Malformed(f"The pair {query} {passage} is labelled twice in {Path(path).name}: {was}.")
+            raise Malformed(f"The pair {query} {passage} is labelled twice in {source}: {was}.")
         seen.setdefault(pair, number)
     return labels
 
 
 def read_runs(path: str | Path) -> Runs:
+    """Runs of a file, see `parse_runs`."""
+    return parse_runs(_content(path), Path(path).name)
+
+
+def parse_runs(text: str, source: str = "runs") -> Runs:
     """Runs of `qid Q0 docid rank score tag` lines: {tag: {qid: {docid: score}}}. The rank column is ignored.
 
     Raises:
         Malformed: A line without six fields, or a score that is no number.
     """
     runs: Runs = {}
-    for number, fields in _lines(path, 6, "qid Q0 docid rank score tag"):
-        query, _, passage, _, text, tag = fields
+    for number, fields in _lines(text, source, 6, "qid Q0 docid rank score tag"):
+        query, _, passage, _, told, tag = fields
         try:
-            score = float(text)
+            score = float(told)
         except ValueError as error:
-            raise Malformed(f"Line {number} of {Path(path).name}: the score {text!r} is not a number.") from error
+            raise Malformed(f"Line {number} of {source}: the score {told[:40]!r} is not a number.") from error
         runs.setdefault(tag, {}).setdefault(query, {})[passage] = score
     return runs
 
@@ -60,7 +74,7 @@ def read_topics(path: str | Path) -> dict[str, str]:
         Malformed: A line without a tab.
     """
     topics: dict[str, str] = {}
-    for number, line in _text(path):
+    for number, line in _filled(_content(path)):
         query, tab, text = line.partition("\t")
         if not tab:
             raise Malformed(f"Line {number} of {Path(path).name} has no tab between topic id and text.")
@@ -70,25 +84,32 @@ def read_topics(path: str | Path) -> dict[str, str]:
 
 def write_qrels(path: str | Path, labels: Mapping[tuple[str, str], int]) -> None:
     """Write labels as qrels, gzipped where the name ends in `.gz`."""
-    text = "".join(f"{query} 0 {passage} {grade}\n" for (query, passage), grade in labels.items())
-    raw = text.encode("utf8")
+    raw = qrels_text(labels).encode("utf8")
     Path(path).write_bytes(gzip.compress(raw, mtime=0) if str(path).endswith(".gz") else raw)
 
 
-def _lines(path: str | Path, count: int, form: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in _text(path):
+def qrels_text(labels: Mapping[tuple[str, str], int]) -> str:
+    """Labels as qrels lines."""
+    return "".join(f"{query} 0 {passage} {grade}\n" for (query, passage), grade in labels.items())
+
+
+def _lines(text: str, source: str, count: int, form: str) -> Iterator[tuple[int, list[str]]]:
+    for number, line in _filled(text):
         fields = line.split()
         if len(fields) != count:
-            raise Malformed(f"Line {number} of {Path(path).name} has {len(fields)} fields; the form is `{form}`.")
+            raise Malformed(f"Line {number} of {source} has {len(fields)} fields; the form is `{form}`.")
         yield number, fields
 
 
-def _text(path: str | Path) -> Iterator[tuple[int, str]]:
-    raw = Path(path).read_bytes()
-    try:
-        text = (gzip.decompress(raw) if str(path).endswith(".gz") else raw).decode("utf8")
-    except (UnicodeDecodeError, OSError, EOFError) as error:
-        raise Malformed(f"{Path(path).name} can't be read as text: {error}.") from error
+def _filled(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             yield number, line
+
+
+def _content(path: str | Path) -> str:
+    raw = Path(path).read_bytes()
+    try:
+        return (gzip.decompress(raw) if str(path).endswith(".gz") else raw).decode("utf8")
+    except (UnicodeDecodeError, OSError, EOFError) as error:
+        raise Malformed(f"{Path(path).name} can't be read as text: {error}.") from error

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from services.relevance_judge.calibration import Calibration
 from services.relevance_judge.ensembles import Rounding, Tie
 
-__all__ = ["EnsembleIn", "JudgeIn", "JudgeOut", "Pair", "Verdict"]
+__all__ = ["EnsembleIn", "EnsembleRule", "JudgeIn", "JudgeOut", "Pair", "Verdict"]
+
+EnsembleRule = Literal["majority", "average", "median"]
 
 MOST_PAIRS = 256
 LONGEST = 200_000
@@ -85,7 +87,7 @@ class EnsembleIn(JudgeIn):
     templates: tuple[str, ...] = Field(
         ("direct", "aspects", "words"), min_length=1, max_length=8, description="The templates that vote."
     )
-    combine: Literal["majority", "average", "median"] = Field("majority", description="How votes become one grade.")
+    combine: EnsembleRule = Field("majority", description="How votes become one grade.")
     tie: Tie = Field("average", description="Which grade wins a tied majority.")
     rounding: Rounding = Field("half_up", description="How an average becomes a grade.")
 

@@ -1,0 +1,60 @@
+"""How sure a kappa is: a bootstrap over whole queries, since pairs of one query are not independent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.relevance_judge.agreement import GRADES, Qrels, confusion
+
+__all__ = ["kappa_interval"]
+
+FEWEST = 2
+SHARE = (2.5, 97.5)
+
+
+def kappa_interval(reference: Qrels, judge: Qrels, *, draws: int = 2000, seed: int = 0) -> tuple[float, float] | None:
+    """Percentile interval (95 %) of the pooled unweighted kappa when queries are drawn again.
+
+    Args:
+        reference: {(qid, docid): grade}.
+        judge: The same; labels outside the scale are clamped.
+        draws: Samples of as many queries as there are.
+        seed: Makes it repeatable.
+
+    Returns:
+        Lower and upper end, or None for fewer than two queries or where kappa is undefined in every sample.
+    """
+    tables = np.stack([*_tables(reference, judge).values()] or [np.zeros((4, 4), np.int64)])
+    if len(tables) < FEWEST:
+        return None
+    picks = np.random.default_rng(seed).integers(0, len(tables), (draws, len(tables)))
+    times = np.stack([np.bincount(row, minlength=len(tables)) for row in picks])
+    kappas = _kappas(np.einsum("dq,qab->dab", times, tables).astype(np.float64))
+    known = kappas[~np.isnan(kappas)]
+    if not known.size:
+        return None
+    low, high = np.percentile(known, SHARE)
+    return float(low), float(high)
+
+
+def _tables(reference: Qrels, judge: Qrels) -> Mapping[str, NDArray[np.int64]]:
+    """Confusion [4, 4] of each query."""
+    labels: dict[str, tuple[list[int], list[int]]] = {}
+    for pair, grade in reference.items():
+        if pair in judge:
+            first, second = labels.setdefault(pair[0], ([], []))
+            first.append(min(max(grade, GRADES[0]), GRADES[-1]))
+            second.append(min(max(judge[pair], GRADES[0]), GRADES[-1]))
+    return {query: confusion(*sides) for query, sides in labels.items()}
+
+
+def _kappas(tables: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Kappa of many tables [d, 4, 4]; NaN, inside this file only, where undefined."""
+    total = tables.sum((1, 2))
+    agreed = np.trace(tables, axis1=1, axis2=2) / total
+    expected = (tables.sum(1) * tables.sum(2)).sum(1) / total**2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(expected < 1, (agreed - expected) / (1 - expected), np.nan)
