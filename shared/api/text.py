@@ -76,8 +76,12 @@ class GenerationOptions(BaseModel):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Makes the answer repeatable.")
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    repetition_penalty: float = Field(1.0, gt=0, le=10, description="Ours: above 1 makes repetition less likely.")
-    logit_bias: dict[TokenId, Bias] | None = Field(None, description="Token id → added to its logit.")
+    repetition_penalty: float = Field(1.0, ge=0.1, le=10, description="Ours: above 1 makes repetition less likely.")
+    logit_bias: dict[TokenId, Bias] | None = Field(
+        None,
+        description="Token id → added to its logit.",
+        json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}},
+    )
     stop: StopTexts | None = Field(None, description="Up to four texts that end the answer and are not part of it.")
     n: int = Field(1, ge=1, le=8, description="Answers per prompt.")
     stream: bool = Field(False, description="Answer as server-sent events.")
@@ -253,6 +257,8 @@ class Completion(BaseModel):
 
 class TokenizeRequest(BaseModel):
     """Ours: a text, or a conversation under the model's template, to be cut into tokens."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]})
 
     model: str | None = None
     prompt: str | None = None

@@ -174,7 +174,7 @@ class Engine:
         self._advance(begun, logits.expand(len(begun), -1))
 
     def _advance(self, sequences: list[Sequence], logits: Tensor) -> None:
-        over = [s for s, row in zip(sequences, logits, strict=True) if s.advance(row)]
+        over = [s for s, row in zip(sequences, logits, strict=True) if _advanced(s, row)]
         for sequence in over:
             sequence.context.run(telemetry.observe_stage, "run", time.perf_counter() - sequence.since)
         self._running = [s for s in self._running if s not in over]
@@ -192,8 +192,7 @@ class Engine:
             try:
                 self.step()
             except Exception as error:  # noqa: BLE001  # whatever a step hits, the next request must be served
-                telemetry.log().error("engine step failed", exc_info=error)
-                self._fail(Fault("The model failed on this request.", hint="The service's log says why."))
+                self._fail(_fault(error))
 
     def _fail(self, error: FoveaError) -> None:
         with self._news:
@@ -202,6 +201,21 @@ class Engine:
         running, self._running = self._running, []
         for one in (*waiting, *([reading] if reading else ()), *running):
             one.end(error)
+
+
+def _advanced(sequence: Sequence, logits: Tensor) -> bool:
+    """Whether an answer is over now; one that fails, fails alone."""
+    try:
+        return sequence.advance(logits)
+    except Exception as error:  # noqa: BLE001  # whatever it is, its neighbours go on
+        return sequence.end(_fault(error))
+
+
+def _fault(error: Exception) -> Fault:
+    """What a caller may know of a failure of ours; the rest goes to the log."""
+    telemetry.log().error("engine failed", exc_info=error)
+    detail = "The model failed on this request."
+    return Fault(detail, hint="The log of the service says why.")
 
 
 def _over(one: Prefill | Sequence) -> bool:

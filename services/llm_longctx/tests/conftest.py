@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -84,6 +84,14 @@ def engine(decoder: Decoder) -> Iterator[Engine]:
     made = Engine(decoder)
     yield made
     made.close()
+
+
+def until(reached: Callable[[], object], seconds: float = 20) -> None:
+    """Wait for what another thread brings about."""
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.01)
 
 
 class Server:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.llm_longctx.engine import Choice, Engine, Request, Sampling
-from services.llm_longctx.tests.conftest import tiny_decoder
+from services.llm_longctx.tests.conftest import tiny_decoder, until
 from shared.errors import Cancelled, DeadlineExceeded, Fault, FoveaError, NotReady, QueueFull
 from shared.registry import Run
 
@@ -241,15 +241,28 @@ def test_a_failing_step_is_our_fault_and_the_next_request_is_served(decoder):
     engine.start()
     broken, ear = ask([10_000], max_tokens=3)
     engine.submit(broken)
-    _until(lambda: ear.ends)
+    until(lambda: ear.ends)
     assert isinstance(ear.reason, Fault)
     good, well = ask([1, 2], max_tokens=3)
     engine.submit(good)
-    _until(lambda: well.ends)
+    until(lambda: well.ends)
     assert well.reason == "length"
     engine.close()
     with pytest.raises(NotReady):
         engine.submit(good)
+
+
+def test_an_answer_that_fails_fails_alone(decoder):
+    class Broken(Ear):
+        def token(self, token):
+            raise RuntimeError
+
+    engine = Engine(decoder)
+    broken, ear = ask([1, 2], Broken(), max_tokens=5)
+    good, well = ask([1, 2], max_tokens=5)
+    finish(engine, broken, good)
+    assert isinstance(ear.reason, Fault)
+    assert well.ends == [("length", 5)]
 
 
 def test_closing_ends_what_is_in_flight(decoder):
@@ -273,10 +286,3 @@ def test_a_long_prompt_delays_running_answers_by_one_chunk_a_step(decoder):
         before = len(ear.tokens)
         engine.step()
         assert len(ear.tokens) == before + 1, f"step {step} starved the running answer"
-
-
-def _until(reached):
-    end = time.monotonic() + 20
-    while not reached():
-        assert time.monotonic() < end
-        time.sleep(0.01)

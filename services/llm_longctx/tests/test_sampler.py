@@ -105,3 +105,17 @@ def test_scores_name_as_many_alternatives_as_there_are():
     assert [len(one.top), len(two.top)] == [5, 5]
     assert sum(2.718281828**lp for _, lp in one.top) == pytest.approx(1, abs=1e-5)
     assert scored(LOGITS[None], [2], 0)[0].top == ()
+
+
+@pytest.mark.parametrize("penalty", [0.1, 10.0])
+@pytest.mark.parametrize("temperature", [1e-4, 2.0])
+def test_the_widest_knobs_leave_something_to_draw(penalty, temperature):
+    knobs = {
+        "repetition_penalty": penalty,
+        "presence_penalty": -2.0,
+        "frequency_penalty": 2.0,
+        "min_p": 1.0,
+        "top_p": 0.0,
+    }
+    sampler = Sampler(Sampling(temperature=temperature, seed=0, logit_bias={0: -100.0, 3: 100.0}, **knobs), [0, 1], 5)
+    assert {sampler.draw(LOGITS * 30).id for _ in range(20)} <= set(range(5))
