@@ -1,8 +1,13 @@
 """The app of `relevance-judge`: judges are found by the package scan; what needs no model has routes of its own."""
 
 from services.relevance_judge.routes import router
+from shared.registry.discovery import servables
 from shared.serving.app import build
 
-__all__ = ["app"]
+__all__ = ["DEFAULT", "app"]
 
-app = build("relevance-judge", routers=[router])
+DEFAULT = "prompted-grade"
+"""The judge of requests that name none: it works with any endpoint. The first of a task is its default."""
+
+_found = servables("relevance-judge")
+app = build("relevance-judge", routers=[router], servables={DEFAULT: _found[DEFAULT], **_found})

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from services.relevance_judge.app import app
 from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.tests.fake_endpoint import FakeModel
@@ -86,3 +87,9 @@ def test_a_bad_request_is_a_problem_that_names_its_field(
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"].startswith("application/problem+json")
     assert field is None or answer.json()["field"] == field
+
+
+def test_the_app_of_the_service_has_the_judges_and_what_needs_no_model() -> None:
+    paths = app.openapi()["paths"]
+    assert {"/v1/judge", "/v1/judge/agreement", "/v1/judge/rankings", "/v1/judge/templates/{name}/render"} <= set(paths)
+    assert app.state.host.tasks() == {"judge": ["prompted-grade", "ensemble", "log-odds", "query-likelihood"]}
