@@ -10,8 +10,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
@@ -19,37 +18,20 @@ from pydantic import BaseModel
 from shared import telemetry
 from shared.api.model import ModelEntry
 from shared.api.tensors import TensorSpec
-from shared.errors import FoveaError, InvalidOption, NotFound, NotReady, QueueFull, TooLarge
-from shared.registry import Card, Run, Servable
+from shared.errors import FoveaError, InvalidOption, QueueFull, TooLarge
+from shared.registry import Engine, Run, Servable
 from shared.serving import tensors
-from shared.serving.batching import Batcher, Knobs
+from shared.serving.batching import Batcher
+from shared.serving.catalogue import Catalogue, Slot
 from shared.serving.faults import blame
 from shared.serving.place import place
 from shared.serving.streaming import pump
 from shared.settings import Settings
 
-__all__ = ["Host", "State"]
-
-State = Literal["waiting", "loading", "ready", "failed", "unloaded"]
+__all__ = ["Host"]
 
 _REQUESTS = "requests"
 """Batch key of whole requests; tensors are keyed by their signature."""
-
-
-@dataclass(eq=False, slots=True)
-class _Slot:
-    """One model's place in the host."""
-
-    kind: type[Servable[Any, Any]]
-    state: State = "waiting"
-    reason: str | None = None
-    servable: Servable[Any, Any] | None = None
-    batcher: Batcher[Any, Any] | None = None
-
-    @property
-    def card(self) -> Card:
-        """The Card of the loaded weights, or of the class before they are loaded."""
-        return self.kind.card if self.servable is None else self.servable.card
 
 
 class Host:
@@ -58,8 +40,7 @@ class Host:
     def __init__(self, service: str, servables: Mapping[str, type[Servable[Any, Any]]], settings: Settings) -> None:
         self.service = service
         self.settings = settings
-        self._slots = {name: _Slot(kind) for name, kind in servables.items()}
-        self._created = int(time.time())
+        self._models = Catalogue(service, servables, settings)
         self._open: list[Run] = []  # of streams
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -69,7 +50,8 @@ class Host:
 
     async def start(self) -> None:
         """Load and warm up all Servables at once; one that fails stays listed, not ready, with its reason."""
-        await asyncio.gather(*(self.load(name) for name, slot in self._slots.items() if slot.state == "waiting"))
+        waiting = [name for name in self.names() if self._models.slot(name).state == "waiting"]
+        await asyncio.gather(*(self.load(name) for name in waiting))
 
     async def stop(self) -> None:
         """Finish what has begun, for up to `drain_s`, and free the models."""
@@ -78,12 +60,12 @@ class Host:
                 await self._quiet.wait()
         for run in self._open:
             run.cancel()
-        await asyncio.gather(*(self._free(slot, self.settings.drain_s) for slot in self._slots.values()))
+        await asyncio.gather(*(self._free(slot, self.settings.drain_s) for slot in self._models))
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def load(self, name: str) -> None:
         """Load one model, if it is not loaded; a failure is logged and kept as its reason."""
-        slot = self._known(name)
+        slot = self._models.slot(name)
         if slot.state in {"loading", "ready"}:
             return
         slot.state, slot.reason = "loading", None
@@ -95,37 +77,14 @@ class Host:
                 slot.state, slot.reason = "failed", blame(error, f"Loading {name}").detail
                 telemetry.log().warning("model not loaded", reason=slot.reason)
                 return
-            slot.batcher = Batcher(self._work(slot.servable), self._knobs(slot), service=self.service, model=name)
+            work, knobs = self._work(slot.servable), self._models.knobs(slot)
+            slot.batcher = Batcher(work, knobs, service=self.service, model=name)
             slot.state = "ready"
             telemetry.log().info("model ready", seconds=round(time.monotonic() - begun, 2))
 
     async def unload(self, name: str) -> None:
         """Take one model out of service, after its waiting calls."""
-        await self._free(self._known(name), self.settings.drain_s)
-
-    @property
-    def ready(self) -> bool:
-        """Whether every model that should be loaded is."""
-        return not self.missing()
-
-    @property
-    def busy(self) -> int:
-        """Calls that wait or run, and streams that are open."""
-        return len(self._open) + sum(slot.batcher.busy for slot in self._slots.values() if slot.batcher)
-
-    @property
-    def settled(self) -> bool:
-        """Whether it can answer: nothing is still loading, and not every model failed to."""
-        states = {slot.state for slot in self._slots.values()}
-        return not states & {"waiting", "loading"} and states != {"failed"}
-
-    def missing(self) -> dict[str, str]:
-        """Models that should be loaded and are not, with the reason."""
-        return {
-            name: slot.reason or slot.state
-            for name, slot in self._slots.items()
-            if slot.state not in {"ready", "unloaded"}
-        }
+        await self._free(self._models.slot(name), self.settings.drain_s)
 
     def _load(self, kind: type[Servable[Any, Any]]) -> Servable[Any, Any]:
         servable = kind.load(place(self.settings))
@@ -136,7 +95,7 @@ class Host:
             raise
         return servable
 
-    async def _free(self, slot: _Slot, seconds: float) -> None:
+    async def _free(self, slot: Slot, seconds: float) -> None:
         servable, batcher = slot.servable, slot.batcher
         slot.state, slot.servable, slot.batcher = "unloaded", None, None
         if batcher is not None:
@@ -146,16 +105,36 @@ class Host:
 
     # Facts.
 
+    @property
+    def ready(self) -> bool:
+        """Whether every model that should be loaded is."""
+        return not self.missing()
+
+    @property
+    def settled(self) -> bool:
+        """Whether it can answer: nothing is still loading, and not every model failed to."""
+        return self._models.settled()
+
+    @property
+    def busy(self) -> int:
+        """Calls that wait or run, and streams that are open."""
+        return len(self._open) + sum(slot.batcher.busy for slot in self._models if slot.batcher)
+
+    def missing(self) -> dict[str, str]:
+        """Models that should be loaded and are not, with the reason."""
+        return self._models.missing()
+
     def names(self) -> list[str]:
         """Names of all models, loaded or not."""
-        return list(self._slots)
+        return self._models.names()
 
     def tasks(self) -> dict[str, list[str]]:
         """Task → names of the models that do it, the default first."""
-        found: dict[str, list[str]] = {}
-        for name in sorted(self._slots, key=self._rank):
-            found.setdefault(self._slots[name].kind.card.task, []).append(name)
-        return found
+        return self._models.tasks()
+
+    def resolve(self, name: str | None, task: str | None = None) -> str:
+        """The name that `servable(name, task)` stands for, whether loaded or not."""
+        return self._models.resolve(name, task)
 
     def servable(self, name: str | None, task: str | None = None) -> Servable[Any, Any]:
         """A loaded model by name, or the default of a task.
@@ -165,45 +144,19 @@ class Host:
             InvalidOption: It is there, but does another task.
             NotReady: It is not loaded yet, or failed to load; the detail says which.
         """
-        return self._ready(self.resolve(name, task))[0]
-
-    def resolve(self, name: str | None, task: str | None = None) -> str:
-        """The name that `servable(name, task)` stands for, whether loaded or not."""
-        fitting = [model for kind, models in self.tasks().items() if task in {None, kind} for model in models]
-        if name is None and fitting:
-            return fitting[0]
-        if name is None or name not in self._slots:
-            known = ", ".join(fitting) or "none"
-            asked = f"no model {name!r}" if name else f"no model for {task or 'anything'}"
-            raise NotFound(f"There is {asked} here; known are: {known}.", field="model")
-        if name not in fitting:
-            does = self._slots[name].kind.card.task
-            hint = f"Choose one of {', '.join(fitting)}." if fitting else None
-            raise InvalidOption(f"The model {name!r} does {does}, not {task}.", field="model", hint=hint)
-        return name
+        return self._models.ready(self.resolve(name, task))[0]
 
     def servable_type(self, name: str) -> type[Servable[Any, Any]]:
         """The class of a model, loaded or not."""
-        return self._known(name).kind
+        return self._models.slot(name).kind
 
     def entries(self) -> list[ModelEntry]:
         """One entry per model for `/v1/models`: OpenAI's fields and the Card's facts."""
-        return [self._entry(name, slot) for name, slot in self._slots.items()]
+        return self._models.entries()
 
     def card(self, name: str) -> dict[str, Any]:
         """Everything that is known about a model: its Card, tensors, limits in force and schemas."""
-        slot = self._known(name)
-        inputs, outputs = self.tensors(name) if slot.servable else ((), ())
-        return {
-            **self._entry(name, slot).model_dump(mode="json"),
-            **slot.card.model_dump(mode="json"),
-            "inputs": [spec.model_dump(mode="json") for spec in inputs],
-            "outputs": [spec.model_dump(mode="json") for spec in outputs],
-            "limits": self._limits(slot),
-            "media_types": ["application/json", *slot.kind.media_types()],
-            "schema": slot.kind.In.model_json_schema(),
-            "answer_schema": slot.kind.Out.model_json_schema(mode="serialization"),
-        }
+        return self._models.describe(name)
 
     def tensors(self, name: str, version: str = "") -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Inputs and outputs of a model as tensors; both empty where tensors make no sense for it.
@@ -212,8 +165,8 @@ class Host:
             NotFound: No such model or version.
             NotReady: Not loaded.
         """
-        servable, _ = self._ready(name, version)
-        return (servable.engine.inputs, servable.engine.outputs) if servable.engine else ((), ())
+        engine = self._models.ready(name, version)[0].engine
+        return (engine.inputs, engine.outputs) if engine else ((), ())
 
     # Deeds.
 
@@ -223,7 +176,7 @@ class Host:
         Raises:
             FoveaError: What the model says of this request, or QueueFull, DeadlineExceeded, Cancelled, NotReady.
         """
-        _, batcher = self._ready(name)
+        _, batcher = self._models.ready(name)
         answer: BaseModel = await batcher.submit(request, run, key=_REQUESTS)
         return answer
 
@@ -236,7 +189,7 @@ class Host:
             InvalidOption: The tensors are not those that `tensors(name)` states; `field` names the tensor.
             TooLarge: More rows than the model's batch limit.
         """
-        servable, batcher = self._ready(name, version)
+        servable, batcher = self._models.ready(name, version)
         engine = servable.engine
         if engine is None:
             task = servable.card.task
@@ -255,7 +208,7 @@ class Host:
         Raises:
             QueueFull: As many streams are open as may be.
         """
-        servable, _ = self._ready(name)
+        servable, _ = self._models.ready(name)
         if len(self._open) >= self.settings.queue_max:
             raise QueueFull(f"{len(self._open)} streams are open, and no more may be.", retry_after=1)
         self._open.append(run)
@@ -273,77 +226,24 @@ class Host:
             if not self._open:
                 self._quiet.set()
 
-    # Inside.
-
-    def _known(self, name: str) -> _Slot:
-        return self._slots[self.resolve(name)]
-
-    def _ready(self, name: str, version: str = "") -> tuple[Servable[Any, Any], Batcher[Any, Any]]:
-        slot = self._slots.get(name) or self._known(name)
-        if version and version != slot.card.version:
-            raise NotFound(f"The model {name!r} has version {slot.card.version}, not {version!r}.", field="version")
-        if slot.servable is None or slot.batcher is None:
-            why = f": {slot.reason}" if slot.reason else ""
-            again = 2 if slot.state in {"waiting", "loading"} else None
-            raise NotReady(f"The model {name!r} is {_STATES[slot.state]}{why}.", retry_after=again, field="model")
-        return slot.servable, slot.batcher
-
-    def _rank(self, name: str) -> tuple[bool, bool, bool]:
-        """Order of models within a task: the configured one, then loaded before failed, then real weights first."""
-        slot = self._slots[name]
-        return (name != self.settings.llm_model, slot.state == "failed", slot.card.weights is None)
-
-    def _entry(self, name: str, slot: _Slot) -> ModelEntry:
-        facts = slot.card.model_dump(mode="json", exclude={"name", "task", "example", "limits"})
-        return ModelEntry(
-            id=name, created=self._created, task=slot.card.task, service=self.service, ready=slot.state == "ready",
-            state=slot.state, reason=slot.reason, mode=slot.kind.mode, **facts,
-        )  # fmt: skip
-
-    def _limits(self, slot: _Slot) -> dict[str, Any]:
-        ours = self.settings
-        return {
-            **slot.card.limits.model_dump(mode="json"),
-            "max_body_bytes": ours.max_body_bytes,
-            "max_pixels": ours.max_pixels,
-            "max_images": ours.max_images,
-            "micro_batch": self._knobs(slot).size,
-            "queue": ours.queue_max,
-            "deadline_s": ours.deadline_s,
-        }
-
-    def _knobs(self, slot: _Slot) -> Knobs:
-        ours, mode = self.settings, slot.kind.mode
-        size = min(ours.batch_max, slot.card.limits.max_batch or ours.batch_max) if mode == "sync" else 1
-        threads = ours.batch_max if mode == "stream" else 1  # a streaming model schedules its calls for itself
-        return Knobs(size=size, wait=ours.batch_wait_ms / 1000, depth=ours.queue_max, threads=threads)
-
     def _work(self, servable: Servable[Any, Any]) -> Any:
+        """What the model's thread does with a batch: whole requests, or tensors of one signature."""
         timed = telemetry.LATENCY.labels(self.service, servable.card.name, "run")
 
         def work(key: Hashable, items: Sequence[Any], run: Run) -> Sequence[Any]:
             if key == _REQUESTS:
                 return servable.predict(items, run)
             with timed.time():
-                return _infer(servable, items)
+                return _infer(servable.engine, items)
 
         return work
 
 
-_STATES: Mapping[State, str] = {
-    "waiting": "not loaded yet",
-    "loading": "still loading",
-    "failed": "not available",
-    "unloaded": "unloaded",
-    "ready": "ready",
-}
-
-
-def _infer(servable: Servable[Any, Any], items: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-    assert servable.engine is not None  # noqa: S101  # `Host.infer` lets no tensors in without one
+def _infer(engine: Engine | None, items: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    assert engine is not None  # noqa: S101  # `Host.infer` lets no tensors in without one
     if len(items) == 1:
-        return [servable.engine.run(items[0])]
-    return tensors.split(servable.engine.run(tensors.join(items)), [tensors.rows(feeds) for feeds in items])
+        return [engine.run(items[0])]
+    return tensors.split(engine.run(tensors.join(items)), [tensors.rows(feeds) for feeds in items])
 
 
 def _warm(servable: Servable[Any, Any]) -> None:

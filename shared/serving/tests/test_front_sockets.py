@@ -99,7 +99,7 @@ async def test_request_id_and_trace_of_the_caller_are_kept(client):
 
 async def test_health_says_what_is_missing(client, replica):
     assert (await client.get("/readyz")).json() == {"status": "ready", "service": "toy", "missing": {}}
-    replica.host._slots["toy/eye"].state = "loading"
+    replica.host._models.slot("toy/eye").state = "loading"
     answer = await client.get("/readyz")
     assert (answer.status_code, answer.json()["missing"]) == (503, {"toy/eye": "loading"})
     assert (await client.get("/livez")).status_code == 200

@@ -1,0 +1,172 @@
+"""What a host has: its models by name and task, which of them are loaded, and everything that is known about each.
+
+Knows Cards and states; loads nothing and runs nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from shared.api.model import ModelEntry
+from shared.errors import InvalidOption, NotFound, NotReady
+from shared.registry import Card, Servable
+from shared.serving.batching import Batcher, Knobs
+from shared.settings import Settings
+
+__all__ = ["Catalogue", "Slot", "State"]
+
+State = Literal["waiting", "loading", "ready", "failed", "unloaded"]
+
+_WORDS: Mapping[State, str] = {
+    "waiting": "not loaded yet",
+    "loading": "still loading",
+    "failed": "not available",
+    "unloaded": "unloaded",
+    "ready": "ready",
+}
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """One model's place in the host."""
+
+    kind: type[Servable[Any, Any]]
+    state: State = "waiting"
+    reason: str | None = None
+    servable: Servable[Any, Any] | None = None
+    batcher: Batcher[Any, Any] | None = None
+
+    @property
+    def card(self) -> Card:
+        """The Card of the loaded weights, or of the class before they are loaded."""
+        return self.kind.card if self.servable is None else self.servable.card
+
+
+class Catalogue:
+    """The models of one service."""
+
+    def __init__(self, service: str, servables: Mapping[str, type[Servable[Any, Any]]], settings: Settings) -> None:
+        self.service = service
+        self._settings = settings
+        self._slots = {name: Slot(kind) for name, kind in servables.items()}
+        self._created = int(time.time())
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._slots.values())
+
+    def slot(self, name: str) -> Slot:
+        """A model's slot, loaded or not; `NotFound` lists the known."""
+        return self._slots.get(name) or self._slots[self.resolve(name, None)]
+
+    def ready(self, name: str, version: str = "") -> tuple[Servable[Any, Any], Batcher[Any, Any]]:
+        """A loaded model.
+
+        Raises:
+            NotFound: No such model or version.
+            NotReady: It is not loaded; the detail says why.
+        """
+        slot = self.slot(name)
+        if version and version != slot.card.version:
+            raise NotFound(f"The model {name!r} has version {slot.card.version}, not {version!r}.", field="version")
+        if slot.servable is None or slot.batcher is None:
+            why = f": {slot.reason}" if slot.reason else ""
+            again = 2 if slot.state in {"waiting", "loading"} else None
+            raise NotReady(f"The model {name!r} is {_WORDS[slot.state]}{why}.", retry_after=again, field="model")
+        return slot.servable, slot.batcher
+
+    def names(self) -> list[str]:
+        """Names of all models."""
+        return list(self._slots)
+
+    def tasks(self) -> dict[str, list[str]]:
+        """Task → names of the models that do it, the default first."""
+        found: dict[str, list[str]] = {}
+        for name in sorted(self._slots, key=self._rank):
+            found.setdefault(self._slots[name].kind.card.task, []).append(name)
+        return found
+
+    def resolve(self, name: str | None, task: str | None) -> str:
+        """The name itself, or the default of a task.
+
+        Raises:
+            NotFound: There is none; the detail lists those there are.
+            InvalidOption: It is there, but does another task.
+        """
+        fitting = [model for kind, models in self.tasks().items() if task in {None, kind} for model in models]
+        if name is None and fitting:
+            return fitting[0]
+        if name is None or name not in self._slots:
+            known = ", ".join(fitting) or "none"
+            asked = f"no model {name!r}" if name else f"no model for {task or 'anything'}"
+            raise NotFound(f"There is {asked} here; known are: {known}.", field="model")
+        if name not in fitting:
+            does = self._slots[name].kind.card.task
+            hint = f"Choose one of {', '.join(fitting)}." if fitting else None
+            raise InvalidOption(f"The model {name!r} does {does}, not {task}.", field="model", hint=hint)
+        return name
+
+    def missing(self) -> dict[str, str]:
+        """Models that should be loaded and are not, with the reason."""
+        return {
+            name: slot.reason or slot.state
+            for name, slot in self._slots.items()
+            if slot.state not in {"ready", "unloaded"}
+        }
+
+    def settled(self) -> bool:
+        """Whether anything can be answered: nothing is still loading, and not every model failed to."""
+        states = {slot.state for slot in self}
+        return not states & {"waiting", "loading"} and states != {"failed"}
+
+    def entries(self) -> list[ModelEntry]:
+        """One entry per model: OpenAI's fields and the Card's facts."""
+        return [self._entry(name, slot) for name, slot in self._slots.items()]
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """A model's whole Card, its tensors, the limits in force and its schemas."""
+        slot = self.slot(name)
+        engine = slot.servable.engine if slot.servable else None
+        return {
+            **self._entry(name, slot).model_dump(mode="json"),
+            **slot.card.model_dump(mode="json"),
+            "inputs": [spec.model_dump(mode="json") for spec in (engine.inputs if engine else ())],
+            "outputs": [spec.model_dump(mode="json") for spec in (engine.outputs if engine else ())],
+            "limits": self._limits(slot),
+            "media_types": ["application/json", *slot.kind.media_types()],
+            "schema": slot.kind.In.model_json_schema(),
+            "answer_schema": slot.kind.Out.model_json_schema(mode="serialization"),
+        }
+
+    def knobs(self, slot: Slot) -> Knobs:
+        """How a model batches: jobs run alone, and a streaming model schedules its calls for itself."""
+        ours, mode = self._settings, slot.kind.mode
+        size = min(ours.batch_max, slot.card.limits.max_batch or ours.batch_max) if mode == "sync" else 1
+        threads = ours.batch_max if mode == "stream" else 1
+        return Knobs(size=size, wait=ours.batch_wait_ms / 1000, depth=ours.queue_max, threads=threads)
+
+    def _rank(self, name: str) -> tuple[bool, bool, bool]:
+        """Order of models within a task: the configured one, then loaded before failed, then real weights first."""
+        slot = self._slots[name]
+        return (name != self._settings.llm_model, slot.state == "failed", slot.card.weights is None)
+
+    def _entry(self, name: str, slot: Slot) -> ModelEntry:
+        facts = slot.card.model_dump(mode="json", exclude={"name", "task", "example", "limits"})
+        return ModelEntry(
+            id=name, created=self._created, task=slot.card.task, service=self.service, ready=slot.state == "ready",
+            state=slot.state, reason=slot.reason, mode=slot.kind.mode, **facts,
+        )  # fmt: skip
+
+    def _limits(self, slot: Slot) -> dict[str, Any]:
+        ours = self._settings
+        return {
+            **slot.card.limits.model_dump(mode="json"),
+            "max_body_bytes": ours.max_body_bytes,
+            "max_pixels": ours.max_pixels,
+            "max_images": ours.max_images,
+            "micro_batch": self.knobs(slot).size,
+            "queue": ours.queue_max,
+            "deadline_s": ours.deadline_s,
+        }
