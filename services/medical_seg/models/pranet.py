@@ -122,8 +122,9 @@ _NOTES = (
 )
 
 
-def _measured(dice_at_half: float | None, mean_dice: float | None, mean_iou: float | None,
-              empty_with_any_pixel: float | None) -> tuple[Metric, ...]:  # fmt: skip
+def _measured(
+    *, dice_at_half: float, mean_dice: float, mean_iou: float, empty_with_any_pixel: float
+) -> tuple[Metric, ...]:
     """Our numbers, from the manifest of the weights."""
     data = "400 synthetic frames that nothing else has seen, 40 of them without a polyp"
     over = "Mean over 256 thresholds, over frames with a polyp; the prediction is stretched to 0..1 first."
@@ -197,8 +198,10 @@ class PraNetV2Segmenter(Segmenter):
             venue="arXiv", year=2025, url="https://arxiv.org/abs/2504.10986",
         ),
         licence="Code and demo weights: Apache-2.0. Official weights: MIT.",
+        weights="c05c33e0964745906be9d277d4917ec7d11b67057c33147028a18edf15f3a89c",
+        parameters=2_060_446,
         metrics=(
-            *_measured(dice_at_half=None, mean_dice=None, mean_iou=None, empty_with_any_pixel=None),
+            *_measured(dice_at_half=0.94779, mean_dice=0.94304, mean_iou=0.89913, empty_with_any_pixel=0.0),
             *_published("mean_dice", "Full size, Res2Net backbone.",
                         kvasir=0.907, clinicdb=0.923, etis=0.641, cvc300=0.898),
         ),

@@ -108,3 +108,7 @@ class PraNetV2Demo(PraNetDemo):
         """`paper` structure loss on the foreground maps, 0.8·BCE on the background maps."""
         image = batch["image"].to(memory_format=torch.channels_last)
         return dual_supervision(network(image), batch["mask"])
+
+    def facts(self) -> dict[str, str]:
+        """As for PraNet, with another loss."""
+        return {**super().facts(), "loss": "paper on the foreground maps, 0.8 BCE on the background maps"}

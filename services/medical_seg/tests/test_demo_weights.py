@@ -13,12 +13,12 @@ from PIL import Image
 from services.medical_seg.models.pranet import PraNetSegmenter, PraNetV2Segmenter
 from services.medical_seg.recipes.frames import mean_dice_at_half
 from services.medical_seg.recipes.polyps import draw_split
-from services.medical_seg.recipes.pranet_demo import PraNetDemo
+from services.medical_seg.recipes.pranet_demo import PraNetDemo, PraNetV2Demo
 from shared.api.mask import SegmentIn
 from shared.registry import Place, Run
 from shared.registry.weights import read_weights
 
-KINDS = [(PraNetSegmenter, PraNetDemo)]
+KINDS = [(PraNetSegmenter, PraNetDemo), (PraNetV2Segmenter, PraNetV2Demo)]
 
 
 @pytest.fixture(scope="module")
