@@ -159,6 +159,7 @@ class _Product:
             "FOVEA_HTTP_PORT": str(chosen.http_port),
             "FOVEA_GRPC_PORT": str(chosen.grpc_port),
             "PYTHONUNBUFFERED": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",  # services share the cores: threads that wait must not spin
         }
         if "judge_base_url" not in chosen.model_fields_set:
             told["FOVEA_JUDGE_BASE_URL"] = self._gateway
