@@ -21,6 +21,10 @@ START_S = 150
 """A first start dequantises the language model and exports graphs; on two busy cores that takes its time."""
 
 
+LIT = "Console http"
+"""Printed after the first light, when every service of the start has been asked once."""
+
+
 @dataclass
 class Product:
     """A running Fovea and where it listens."""
@@ -95,7 +99,7 @@ def start(folder: pathlib.Path, *flags: str, **settings: str) -> Product:
 
 
 def wait_ready(product: Product, seconds: float = START_S) -> None:
-    """Wait until the gateway says that everything is ready.
+    """Wait until the first light is done and the gateway says that everything is ready.
 
     Raises:
         AssertionError: It ended, or was not ready in time; the message holds its log.
@@ -104,7 +108,7 @@ def wait_ready(product: Product, seconds: float = START_S) -> None:
     while time.monotonic() < until:
         assert product.process.poll() is None, product.log
         try:
-            if httpx2.get(f"{product.url}/readyz", timeout=5).status_code == 200:
+            if LIT in product.log and httpx2.get(f"{product.url}/readyz", timeout=5).status_code == 200:
                 return
         except httpx2.HTTPError:
             pass
