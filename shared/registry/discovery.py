@@ -10,13 +10,23 @@ import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 from shared.errors import NotFound
 from shared.registry.servable import Servable
 
-__all__ = ["SERVICES", "builder", "network", "networks", "servables", "service_package", "skipped"]
+__all__ = [
+    "SERVICES",
+    "builder",
+    "network",
+    "networks",
+    "servables",
+    "service_package",
+    "services_with_models",
+    "skipped",
+]
 
 SERVICES = ("vision-restoration", "medical-seg", "detection", "llm-longctx", "interpretability", "relevance-judge")
 """The six services by the name that images, URLs, queues and metric labels carry."""
@@ -56,6 +66,17 @@ def servables(service: str) -> dict[str, type[Servable[Any, Any]]]:
         and cls.__module__ == module.__name__
     }
     return dict(sorted(found.items()))
+
+
+def services_with_models() -> tuple[str, ...]:
+    """Services whose code holds a Card: told from its source, because importing all rooms loads all their libraries."""
+    found = {name: importlib.util.find_spec(service_package(name)) for name in SERVICES}
+    return tuple(
+        name
+        for name, spec in found.items()
+        for place in (spec.submodule_search_locations or () if spec else ())
+        if any("Card(" in file.read_text("utf-8") for file in Path(place).rglob("*.py") if "tests" not in file.parts)
+    )
 
 
 def networks() -> dict[str, Callable[..., Any]]:

@@ -33,6 +33,7 @@ class Presence:
         self._record = record
         self._redis: Any = aioredis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=1.0)
         self._task: asyncio.Task[None] | None = None
+        self._over = asyncio.Event()
 
     def start(self) -> None:
         """Renew from now on, in the background."""
@@ -42,9 +43,8 @@ class Presence:
         """Withdraw the record, so that no new request comes this way."""
         if self._task is None:
             return
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        self._over.set()  # not cancelled: a client that is cut off in the middle of a call may swallow it
+        await self._task
         record = self._record()
         with contextlib.suppress(RedisError, OSError):
             await self._redis.hdel(replicas_key(record.service), record.id)
@@ -53,14 +53,16 @@ class Presence:
     async def _renew(self) -> None:
         away = False
         await self._try(self._sweep())
-        while True:
+        while not self._over.is_set():
             record = self._record()
             key, value = replicas_key(record.service), record.model_dump_json()
             failure = await self._try(self._redis.hset(key, record.id, value))
             if bool(failure) != away:
                 away = bool(failure)
                 telemetry.log().warning("not announced" if away else "announced again", why=failure)
-            await asyncio.sleep(RENEW_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RENEW_S):
+                    await self._over.wait()
 
     async def _try(self, call: Any) -> str:
         """Why the call failed; empty when it did not."""

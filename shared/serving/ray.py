@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import importlib.util
 import logging
 import math
 import shutil
@@ -27,12 +26,11 @@ import uvloop
 from pydantic import BaseModel
 
 from shared import telemetry
-from shared.registry.discovery import SERVICES, service_package
-from shared.serving.readiness import expect
+from shared.registry.discovery import SERVICES, services_with_models
 from shared.serving.replica import ReplicaServer, load_app
 from shared.settings import Settings, export, settings
 
-__all__ = ["Placement", "application", "deploy", "main", "scale", "start", "stop", "with_models"]
+__all__ = ["Placement", "application", "deploy", "main", "scale", "start", "stop"]
 
 _LOOPBACK = "127.0.0.1"
 
@@ -165,21 +163,6 @@ def start(chosen: Settings) -> Path | None:
     return folder
 
 
-def with_models() -> tuple[str, ...]:
-    """Services whose code holds a Card.
-
-    Told from the source: importing all rooms, as discovery does, would load the libraries of every service here, at the
-    moment when the cores are needed most.
-    """
-    packages = {name: importlib.util.find_spec(service_package(name)) for name in SERVICES}
-    return tuple(
-        name
-        for name, spec in packages.items()
-        for place in (spec.submodule_search_locations or () if spec else ())
-        if any("Card(" in file.read_text("utf-8") for file in Path(place).rglob("*.py") if "tests" not in file.parts)
-    )
-
-
 def deploy(placements: Sequence[Placement]) -> None:
     """Place all services at once; returns when their replicas listen (models may still be loading)."""
     quiet = {"log_level": "WARNING", "enable_access_log": False}
@@ -208,9 +191,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own
         signal.signal(number, lambda *_: over.set())
     try:
-        wanted = chosen.wanted_services or with_models()
-        if chosen.redis_url:
-            asyncio.run(expect(chosen.redis_url, wanted))
+        wanted = chosen.wanted_services or services_with_models()
         deploy([Placement(service=name, min_replicas=chosen.replicas, max_replicas=chosen.replicas) for name in wanted])
         telemetry.log().info("placed", services=", ".join(wanted))
         over.wait()

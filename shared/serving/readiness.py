@@ -1,11 +1,10 @@
-"""Follows a start: which services are expected, placed and ready, as told by Redis, the replicas and the gateway."""
+"""Follows a start: which services are placed and ready, as told by Redis, the replicas and the gateway."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,10 +14,7 @@ from redis.exceptions import RedisError
 
 from shared.api.replica import LEASE_S, Replica, replicas_key
 
-__all__ = ["News", "Readiness", "expect"]
-
-_EXPECTED = "fovea:services"
-"""Redis key: names of the services that are being placed, as JSON."""
+__all__ = ["News", "Readiness"]
 
 _POLL_S = 0.2
 
@@ -33,20 +29,12 @@ class News:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-async def expect(url: str, services: Iterable[str] | None) -> None:
-    """Say which services are being placed, or, with None, that it is not known yet."""
-    async with _connect(url) as link:
-        if services is None:
-            await link.delete(_EXPECTED)
-        else:
-            await link.set(_EXPECTED, json.dumps(list(services)))
-
-
 class Readiness:
     """Follows the services until all are as ready as they get."""
 
-    def __init__(self, url: str, gateway: str) -> None:
-        """Look into the Redis at `url`; `gateway` is the gateway's base URL."""
+    def __init__(self, services: Sequence[str], url: str, gateway: str) -> None:
+        """Follow `services` in the Redis at `url`; `gateway` is the gateway's base URL."""
+        self._services = tuple(services)
         self._url = url
         self._gateway = gateway
         self._stages: dict[str, str] = {}
@@ -56,23 +44,13 @@ class Readiness:
         """Each step of each service once; ends when all are settled and the gateway routes to them."""
         async with _connect(self._url) as link, httpx2.AsyncClient(timeout=2.0) as client:
             while True:
-                services = await self._expected(link)
-                for service in services or ():
+                for service in self._services:
                     for news in await self._step(link, client, service):
                         yield news
-                settled = services is not None and all(
-                    self._stages.get(service) in {"ready", "incomplete"} for service in services
-                )
-                if settled and await self._routed(client, services or []):
+                settled = all(self._stages.get(service) in {"ready", "incomplete"} for service in self._services)
+                if settled and await self._routed(client):
                     return
                 await asyncio.sleep(_POLL_S)
-
-    async def _expected(self, link: Any) -> list[str] | None:
-        try:
-            found = await link.get(_EXPECTED)
-        except (RedisError, OSError):
-            return None
-        return None if found is None else list(json.loads(found))
 
     async def _step(self, link: Any, client: httpx2.AsyncClient, service: str) -> list[News]:
         stage = self._stages.get(service)
@@ -98,12 +76,12 @@ class Readiness:
         living = [replica for replica in found if time.time() - replica.seen < LEASE_S]
         return sorted(living, key=lambda replica: not replica.ready)
 
-    async def _routed(self, client: httpx2.AsyncClient, services: list[str]) -> bool:
+    async def _routed(self, client: httpx2.AsyncClient) -> bool:
         try:
             known = (await client.get(f"{self._gateway}/readyz")).json().get("services", {})
         except (httpx2.HTTPError, ValueError):
             return False
-        return all(known.get(service, {}).get("ready") or not self._some.get(service) for service in services)
+        return all(known.get(service, {}).get("ready") or not self._some.get(service) for service in self._services)
 
 
 async def _how_far(client: httpx2.AsyncClient, replica: Replica) -> News:

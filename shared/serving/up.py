@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,9 +20,10 @@ from rich.markup import escape
 from shared import telemetry
 from shared.errors import FoveaError, NotReady
 from shared.jobs.redis_server import RedisServer
+from shared.registry.discovery import services_with_models
 from shared.serving.children import Children, Died
 from shared.serving.first_light import Light, first_light
-from shared.serving.readiness import News, Readiness, expect
+from shared.serving.readiness import News, Readiness
 from shared.settings import Settings, settings
 
 __all__ = ["port_in_use", "up"]
@@ -68,16 +69,17 @@ class _Product:
         self._console = Console(soft_wrap=True, highlight=False)
         self._begun = time.monotonic()
         self._gateway = f"http://{_reachable(chosen.host)}:{chosen.http_port}"
+        self._services = chosen.wanted_services or services_with_models()
         self._failures = 0
         self._gave_up = False
 
     async def run(self, *, once: bool) -> int:
         """Start, light, serve and stop; returns the exit code."""
-        over = asyncio.Event()
+        over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, over.set)
+            asyncio.get_running_loop().add_signal_handler(number, _asked, over, number.name)
         try:
-            self._check_ports()
+            self._check()
             server = RedisServer(self._settings)
             await asyncio.to_thread(server.start)
         except FoveaError as error:
@@ -90,18 +92,17 @@ class _Product:
             await asyncio.to_thread(server.stop)
             self._say("Stopped.")
 
-    async def _with(self, server: RedisServer, over: asyncio.Event, *, once: bool) -> int:
+    async def _with(self, server: RedisServer, over: asyncio.Future[str], *, once: bool) -> int:
         """Run the children on a Redis until the work is done, something is beyond repair, or somebody asks to stop."""
-        await expect(server.url, None)
         logs = self._settings.data_dir / "logs"
         children = Children(logs, self._environment(server), self._warn, self._settings.drain_s + 10)
         tasks = [
             asyncio.create_task(self._keep(server, children)),
             asyncio.create_task(self._work(server, children, once=once)),
-            asyncio.create_task(_until(over)),
         ]
         try:
-            done, _ = await asyncio.wait([children.failed, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            watched: list[asyncio.Future[Any]] = [children.failed, over, *tasks]
+            done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         except (Died, FoveaError) as error:
@@ -109,7 +110,7 @@ class _Product:
             self._gave_up = True
             self._say(f"[red]Giving up.[/] {escape(str(error))}")
         finally:
-            self._say("Stopping …")
+            self._say(f"Stopping{f' ({over.result()})' if over.done() else ''} …")
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -120,7 +121,7 @@ class _Product:
         """Start the children, follow them until they are ready, and send the first requests."""
         await children.add("ray", "shared.serving.ray")
         await children.add("gateway", "services.gateway")
-        readiness = Readiness(server.url, self._gateway)
+        readiness = Readiness(self._services, server.url, self._gateway)
         try:
             async with asyncio.timeout(_LONGEST_START_S):
                 async for news in readiness.news():
@@ -145,8 +146,10 @@ class _Product:
             await asyncio.to_thread(server.start)
         await asyncio.Event().wait()
 
-    def _check_ports(self) -> None:
+    def _check(self) -> None:
         chosen = self._settings
+        if not self._services:
+            raise NotReady("No service has a model.", hint="`fovea doctor` says which rooms were left out, and why.")
         for port, variable in ((chosen.http_port, "FOVEA_HTTP_PORT"), (chosen.grpc_port, "FOVEA_GRPC_PORT")):
             if taken := port_in_use(chosen.host, port, variable):
                 raise NotReady(taken)
@@ -155,6 +158,7 @@ class _Product:
         chosen = self._settings
         told = {
             "FOVEA_REDIS_URL": server.url,
+            "FOVEA_SERVICES": ",".join(self._services),
             "FOVEA_DATA_DIR": str(chosen.data_dir.resolve()),
             "FOVEA_HTTP_PORT": str(chosen.http_port),
             "FOVEA_GRPC_PORT": str(chosen.grpc_port),
@@ -188,8 +192,9 @@ class _Product:
         self._say(f"[yellow]{escape(line)}[/]")
 
 
-async def _until(over: asyncio.Event) -> None:
-    await over.wait()
+def _asked(over: asyncio.Future[str], how: str) -> None:
+    if not over.done():
+        over.set_result(how)
 
 
 def _reachable(host: str) -> str:

@@ -55,6 +55,15 @@ def test_new_file_is_found_without_editing_another(toy_room):
     assert network("toy-net", width=5) == ["net", 5]
 
 
+def test_service_with_a_card_is_told_from_its_source(toy_room):
+    from shared.registry.discovery import services_with_models
+
+    assert "relevance-judge" in services_with_models()
+    (toy_room / "toy.py").write_text("")
+    assert "relevance-judge" not in services_with_models()
+    assert "services.relevance_judge.models.toy" not in sys.modules
+
+
 def test_file_that_lacks_a_library_is_skipped_and_named(toy_room):
     (toy_room / "other.py").write_text("import a_library_nobody_has\n")
     from shared.registry.discovery import skipped

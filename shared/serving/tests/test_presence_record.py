@@ -11,7 +11,7 @@ from shared.api.replica import RENEW_S, Replica, replicas_key
 from shared.jobs.redis_server import RedisServer
 from shared.serving.app import build
 from shared.serving.presence import Presence
-from shared.serving.readiness import News, Readiness, expect
+from shared.serving.readiness import News, Readiness
 from shared.serving.replica import ReplicaServer, load_app
 from shared.serving.tests import toys
 from shared.serving.tests.toys import TOYS, until
@@ -151,16 +151,14 @@ async def gateway():
 
 
 async def follow(server, url):
-    return [news async for news in Readiness(server.url, url).news()]
+    return [news async for news in Readiness(["toy"], server.url, url).news()]
 
 
 async def test_start_is_followed_until_all_is_ready_and_routed_to(server, link, gateway):
     app, url = gateway
-    await expect(server.url, None)
     following = asyncio.create_task(follow(server, url))
     await asyncio.sleep(0.3)
     assert not following.done()
-    await expect(server.url, ["toy"])
     replica = await serving(server.url)
     await until(lambda: records(link) and records(link)[0].ready)
     await asyncio.sleep(0.5)
@@ -176,13 +174,7 @@ async def test_start_is_followed_until_all_is_ready_and_routed_to(server, link, 
 async def test_service_with_a_failed_model_is_as_ready_as_it_gets(server, gateway):
     app, url = gateway
     app.known["toy"] = True
-    await expect(server.url, ["toy"])
     replica = await serving(server.url, {"toy/broken": toys.Broken, "toy/echo": toys.Echo})
     *_, last = await asyncio.wait_for(follow(server, url), 5)
     assert (last.stage, last.models, list(last.reasons)) == ("incomplete", ("toy/echo",), ["toy/broken"])
     await replica.stop()
-
-
-async def test_nothing_expected_is_settled_at_once(server, gateway):
-    await expect(server.url, [])
-    assert await asyncio.wait_for(follow(server, gateway[1]), 5) == []

@@ -113,12 +113,3 @@ def test_replicas_grow_with_the_requests_in_flight(busy, replicas):
     from shared.serving.ray import scale
 
     assert scale(Context(*busy)) == (replicas, {})
-
-
-def test_services_with_a_card_in_their_source_are_placed():
-    from shared.registry.discovery import SERVICES
-    from shared.serving.ray import with_models
-
-    found = with_models()
-    assert "medical-seg" in found
-    assert set(found) <= set(SERVICES)
