@@ -82,7 +82,7 @@ def test_tensor_that_does_not_fit_is_refused_here(remote):
 
 async def test_model_that_is_unloaded_there_is_not_ready_here(replica, kind, tmp_path):
     place = Place(engine="triton", cache=tmp_path, options={"triton_url": replica.http})
-    slot = replica.host._slots[NAME]
+    slot = replica.host._models.slot(NAME)
     kept, slot.servable, slot.state = slot.servable, None, "unloaded"
     try:
         with pytest.raises((NotReady, NotFound)):

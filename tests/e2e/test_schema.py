@@ -7,8 +7,9 @@ from schemathesis.checks import not_a_server_error
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-LEFT_OUT = ("/unload", "/events")
-"""Unloading takes the model from the other tests; event streams do not end by themselves."""
+LEFT_OUT = ("/unload", "/events", "/completions")
+"""Unloading takes the model from the other tests; event streams do not end by themselves; a long answer of the language
+model may rightly pass its deadline (its routes are fuzzed with a tiny model beside them)."""
 
 
 def test_no_operation_of_the_product_answers_with_a_server_error(product, subtests):

@@ -113,7 +113,7 @@ async def test_a_message_passes_untouched_to_the_model_that_it_names(front: Any,
     assert sent["x-fovea-tenant"] == "local"
     assert "authorization" not in sent
     assert {"x-request-id", "traceparent"} <= sent.keys()
-    assert 3 < left <= 5
+    assert 3 < left <= 5.5
     by_name = pb.ModelMetadataRequest(name="other").SerializeToString()
     assert (await call(channel, "ModelMetadata", by_name)).startswith(b"two|")
 
