@@ -1,6 +1,8 @@
 """Accept headers are read as RFC 9110 says."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared.serving.faults import NotAcceptable
 from shared.serving.negotiation import choose
@@ -35,3 +37,16 @@ def test_nothing_that_fits_is_said_with_what_is_offered(accept):
         choose(accept, OFFERED)
     assert refused.value.status == 406
     assert "image/webp" in refused.value.hint
+
+
+@given(accept=st.text(alphabet="abcimage/*pngjson,;q=.0159 ", max_size=60))
+def test_any_header_chooses_an_offer_or_is_refused(accept):
+    try:
+        assert choose(accept, OFFERED) in OFFERED
+    except NotAcceptable:
+        assert accept.strip()
+
+
+@given(order=st.permutations(OFFERED))
+def test_among_equals_the_first_offered_wins(order):
+    assert choose(", ".join(reversed(order)), order) == order[0]

@@ -1,0 +1,124 @@
+"""Whatever a front raises becomes an error of ours, in the form that callers of the route expect."""
+
+import json
+
+import pytest
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from shared import telemetry
+from shared.errors import (
+    Cancelled,
+    Conflict,
+    Fault,
+    InvalidOption,
+    Malformed,
+    NotFound,
+    QueueFull,
+    TooLarge,
+    Unauthenticated,
+)
+from shared.serving.faults import MethodNotAllowed, NotAcceptable, TooSlow, blame
+from shared.serving.rendering import render, translate
+
+
+class Route:
+    """A route that states the form of its errors."""
+
+    def __init__(self):
+        self.openapi_extra = {"x-error-form": "openai"}
+
+
+def scope(path="/v1/segment", **more):
+    return {"path": path, **more}
+
+
+def invalid(**first):
+    return RequestValidationError([{"loc": ("body", "a", 0), "msg": "is wrong", "type": "x", **first}])
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "field"),
+    [
+        (invalid(), InvalidOption, "a.0"),
+        (invalid(loc=("query", "size")), InvalidOption, "size"),
+        (invalid(loc=("body",)), InvalidOption, "body"),
+        (invalid(type="json_invalid", ctx={"error": "Expecting value"}), Malformed, None),
+        (invalid(type="json_invalid"), Malformed, None),
+        (HTTPException(404), NotFound, None),
+        (HTTPException(404, "No such document."), NotFound, None),
+        (HTTPException(405, headers={"Allow": "GET"}), MethodNotAllowed, None),
+        (HTTPException(406, "x"), NotAcceptable, None),
+        (HTTPException(408, "x"), TooSlow, None),
+        (HTTPException(413, "x"), TooLarge, None),
+        (HTTPException(401, "x"), Unauthenticated, None),
+        (HTTPException(500, "x"), Fault, None),
+        (ClientDisconnect(), Cancelled, None),
+        (ZeroDivisionError("/etc/secret"), Fault, None),
+        (Conflict("as it is"), Conflict, None),
+    ],
+)
+def test_anything_raised_becomes_an_error_of_ours(raised, kind, field):
+    told = translate(raised)
+    assert type(told) is kind
+    assert told.field == field
+    assert "secret" not in told.detail
+
+
+def test_words_of_a_router_are_kept_and_those_of_the_framework_are_not():
+    assert translate(HTTPException(404, "No such document.")).detail == "No such document."
+    assert translate(HTTPException(404)).detail == "There is no such route here."
+    assert translate(HTTPException(405, headers={"Allow": "GET"})).hint == "It takes GET."
+    assert "Expecting value" in translate(invalid(type="json_invalid", ctx={"error": "Expecting value"})).detail
+
+
+@pytest.mark.parametrize(
+    ("where", "form"),
+    [
+        (scope("/v1/segment"), "problem"),
+        (scope("/v2/models/x/infer"), "oip"),
+        (scope("/v1/chat/completions"), "openai"),
+        (scope("/v1/completions"), "openai"),
+        (scope("/anything", route=Route()), "openai"),
+        (scope("/anything", route=object()), "problem"),
+    ],
+)
+def test_form_follows_the_route(where, form):
+    answer = render(where, InvalidOption("threshold is 7.", field="threshold", hint="Use 0 to 1."))
+    body = json.loads(answer.body)
+    if form == "problem":
+        assert answer.status_code == 422
+        assert answer.media_type == "application/problem+json"
+        assert (body["field"], body["hint"], body["code"]) == ("threshold", "Use 0 to 1.", "invalid_option")
+    elif form == "openai":
+        assert answer.status_code == 400
+        assert body["error"]["param"] == "threshold"
+    else:
+        assert answer.status_code == 400
+        assert body == {"error": "threshold is 7. Use 0 to 1."}
+
+
+def test_request_id_and_code_ride_along():
+    where = scope()
+    with telemetry.bind(request_id="r-1"):
+        answer = render(where, NotFound("x"))
+    assert json.loads(answer.body)["request_id"] == "r-1"
+    assert where["fovea.error"] == "not_found"
+
+
+@pytest.mark.parametrize(("seconds", "header"), [(None, None), (0.1, "1"), (2.0, "2"), (2.1, "3")])
+def test_time_to_come_back_is_told_in_whole_seconds(seconds, header):
+    assert render(scope(), QueueFull("x", retry_after=seconds)).headers.get("retry-after") == header
+
+
+def test_headers_of_the_framework_are_kept():
+    assert render(scope(), MethodNotAllowed("x"), {"allow": "GET"}).headers["allow"] == "GET"
+
+
+def test_blame_keeps_our_errors_and_names_what_failed_for_others():
+    ours = NotFound("x")
+    assert blame(ours, "The model") is ours
+    told = blame(RuntimeError("/etc/secret"), "The model pranet")
+    assert told.detail == "The model pranet failed on this request."
+    assert "log" in told.hint
