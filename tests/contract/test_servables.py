@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from shared.errors import Cancelled, DeadlineExceeded, FoveaError, NotReady
+from shared.errors import Cancelled, DeadlineExceeded, FoveaError
 from shared.registry import Place, Run, Servable, servables
 from shared.registry.discovery import SERVICES
 from shared.rpc.tensors import DTYPES
 from shared.vision.decode import decode
 from shared.vision.draw import encode
 from tests.bad_pictures import odd, refused
+from tests.contract.language_model import endpoint
 from tests.contract.sameness import differences
 
 LENGTH = 64
@@ -65,8 +66,6 @@ class Loaded:
             return [list(self.servable.stream(request, run)) for request in requests]
         answers = self.servable.predict(requests, run)
         for answer in answers:
-            if isinstance(answer, NotReady) and self.servable.mode == "job":
-                pytest.skip(answer.detail)  # a judge asks an endpoint that does not run here
             if isinstance(answer, FoveaError):
                 raise answer
         return answers
@@ -76,11 +75,12 @@ class Loaded:
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
     """Each Servable once, loaded as a fresh machine would load it."""
     home = tmp_path_factory.mktemp("fovea")
-    options = {"llm_model": "smollm2", "llm_dtype": "float32"}
-    place = Place(cache=home / "cache", weights=home / "weights", threads=1, options=options)
-    servable = request.param.load(place)
-    yield Loaded(servable, place)
-    servable.close()
+    with endpoint() as judge_base_url:
+        options = {"llm_model": "smollm2", "llm_dtype": "float32", "judge_base_url": judge_base_url}
+        place = Place(cache=home / "cache", weights=home / "weights", threads=1, options=options)
+        servable = request.param.load(place)
+        yield Loaded(servable, place)
+        servable.close()
 
 
 def _variants(loaded: Loaded) -> list[BaseModel]:
