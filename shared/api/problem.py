@@ -46,7 +46,7 @@ def _sentence(error: FoveaError) -> str:
 
 
 def openai_error(error: FoveaError, request_id: str | None = None) -> dict[str, Any]:
-    """OpenAI's error body; a 422 of ours is a 400 of theirs (see `openai_status`)."""
+    """OpenAI's error body; fronts send a 422 of ours as a 400 of theirs."""
     kind = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
     fallback = "invalid_request_error" if error.status < 500 else "server_error"
     return {

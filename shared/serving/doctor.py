@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from shared.engines import available
 from shared.errors import FoveaError
 from shared.jobs import redis_server
 from shared.registry import discovery
@@ -125,22 +126,17 @@ def _gpus(chosen: Settings) -> list[Finding]:
 
 
 def _engines(chosen: Settings) -> list[Finding]:
-    lines = [("torch", _version("torch")), ("onnx", _version("onnxruntime") or _version("onnxruntime-gpu"))]
-    found = [
-        Finding("engine", "good" if number else "note", f"{name} {number or 'not installed'}") for name, number in lines
-    ]
-    return [*found, _tensorrt(), _triton(chosen)]
+    numbers = {"torch": _version("torch"), "onnx": _version("onnxruntime") or _version("onnxruntime-gpu")}
+    lacking = {name: lack for name, lack in available().items() if name != "triton"}
+    if lacking["tensorrt"] is None and not gpus():
+        lacking["tensorrt"] = "the provider is there, but no GPU"
+    return [*(_engine(name, lack, numbers.get(name)) for name, lack in lacking.items()), _triton(chosen)]
 
 
-def _tensorrt() -> Finding:
-    if importlib.util.find_spec("onnxruntime") is None:
-        return Finding("engine", "note", "tensorrt not there: onnxruntime is not installed")
-    offered = importlib.import_module("onnxruntime").get_available_providers()
-    if "TensorrtExecutionProvider" not in offered:
-        return Finding("engine", "note", f"tensorrt not there: this onnxruntime offers {', '.join(offered)}")
-    if not gpus():
-        return Finding("engine", "note", "tensorrt not used: the provider is there, but no GPU")
-    return Finding("engine", "good", "tensorrt through onnxruntime")
+def _engine(name: str, lack: str | None, number: str | None) -> Finding:
+    if lack is not None:
+        return Finding("engine", "note", f"{name} not there: {lack}")
+    return Finding("engine", "good", f"{name} {number}" if number else f"{name} through onnxruntime")
 
 
 def _triton(chosen: Settings) -> Finding:

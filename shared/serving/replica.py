@@ -53,6 +53,7 @@ class ReplicaServer:
         self.grpc: str | None = None
         self._app = app
         self._settings = settings
+        self._reached_at = settings.advertise or settings.bind
         self._ports = (http_port, grpc_port)
         self._grpc: Any = None
         self._server: _Server | None = None
@@ -67,7 +68,7 @@ class ReplicaServer:
             OSError: A port is in use.
         """
         listener = _listen(self._settings.bind, self._ports[0])
-        self.http = f"http://{_address(self._settings.bind, listener.getsockname()[1])}"
+        self.http = f"http://{_address(self._reached_at, listener.getsockname()[1])}"
         self._server = _Server(_config(self._app, self._settings))
         self._serving = asyncio.create_task(self._server.serve([listener]))
         while not self._server.started:
@@ -105,7 +106,7 @@ class ReplicaServer:
 
     async def _start_grpc(self) -> None:
         self._grpc, port = await serve_grpc(self.host, self._settings.bind, self._ports[1], self._settings)
-        self.grpc = _address(self._settings.bind, port)
+        self.grpc = _address(self._reached_at, port)
 
 
 class _Server(uvicorn.Server):

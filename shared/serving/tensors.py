@@ -1,4 +1,4 @@
-"""Checks tensors against what an engine states, and joins and splits them along the batch axis. Knows only numpy."""
+"""Checks tensors against what an engine states, joins and splits them along the batch axis. Knows no transport."""
 
 from __future__ import annotations
 
@@ -6,25 +6,15 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from shared.api.tensors import Datatype, TensorSpec
+from shared.api.tensors import TensorSpec
 from shared.errors import InvalidOption
 from shared.registry import Engine
+from shared.rpc.tensors import datatype_of
 
-__all__ = ["Feeds", "batches", "check", "datatype", "join", "rows", "signature", "split"]
+__all__ = ["Feeds", "batches", "check", "join", "rows", "signature", "split"]
 
 Feeds = Mapping[str, np.ndarray]
 """Tensors by name; axis 0 is the batch."""
-
-_DATATYPES: Mapping[str, Datatype] = {
-    "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
-    "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
-    "float16": "FP16", "float32": "FP32", "float64": "FP64", "bfloat16": "BF16", "object": "BYTES",
-}  # fmt: skip
-
-
-def datatype(array: np.ndarray) -> Datatype:
-    """The Open Inference name of an array's dtype; text of any width is BYTES."""
-    return _DATATYPES.get(array.dtype.name, "BYTES")
 
 
 def batches(engine: Engine) -> bool:
@@ -52,7 +42,7 @@ def check(feeds: Feeds, specs: Sequence[TensorSpec]) -> None:
 
 
 def _check_one(array: np.ndarray, spec: TensorSpec) -> None:
-    if (sent := datatype(array)) != spec.datatype:
+    if (sent := datatype_of(spec.name, array)) != spec.datatype:
         raise InvalidOption(f"The input {spec.name!r} is {sent}, but {spec.datatype} is needed.", field=spec.name)
     fits = array.ndim == len(spec.shape) and all(
         length == want if want >= 0 else length > 0 for length, want in zip(array.shape, spec.shape, strict=True)

@@ -55,6 +55,16 @@ async def test_record_says_where_what_and_whether_it_is_ready(server, link):
     assert records(link) == []
 
 
+@pytest.mark.parametrize(("told", "written"), [("10.1.2.3", "10.1.2.3"), ("fd00::7", "[fd00::7]")])
+async def test_record_names_the_address_under_which_the_replica_is_reached(server, link, told, written):
+    replica = await serving(server.url, advertise=told)
+    await until(lambda: records(link))
+    (record,) = records(link)
+    assert record.http.startswith(f"http://{written}:")
+    assert record.grpc.startswith(f"{written}:")
+    await replica.stop()
+
+
 async def test_record_is_renewed(server, link):
     replica = await serving(server.url)
     await until(lambda: records(link))

@@ -40,7 +40,10 @@ def test_batch_sizes_that_differ_are_named():
     ],
 )
 def test_dtypes_carry_their_open_inference_names(array, name):
-    assert tensors.datatype(array) == name
+    tensors.check({"x": array}, [TensorSpec(name="x", datatype=name, shape=(-1,))])
+    other = "FP64" if name != "FP64" else "FP32"
+    with pytest.raises(InvalidOption, match=name):
+        tensors.check({"x": array}, [TensorSpec(name="x", datatype=other, shape=(-1,))])
 
 
 def test_signature_ignores_the_batch_axis_and_the_order_of_names():
