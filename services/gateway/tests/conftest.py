@@ -22,6 +22,8 @@ from starlette.routing import Route
 from services.gateway.app import build_gateway
 from services.gateway.replicas import Known, Target
 from services.gateway.server import server
+from services.gateway.tests.browsing import browser, watched
+from services.gateway.tests.stage import running
 from shared.api.replica import Replica
 from shared.settings import Settings
 
@@ -193,3 +195,40 @@ async def toy() -> AsyncIterator[StartToy]:
             return made
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """A gateway in front of a stub service, for what a person or a client library sees."""
+    with running(tmp_path_factory.mktemp("gateway")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser for the tests of one file."""
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture
+def complaints():
+    """What the browser complained about; a test that expects a complaint takes it out."""
+    found: list[str] = []
+    yield found
+    assert not found
+
+
+@pytest.fixture
+def page(chromium, stage, complaints):
+    """A fresh page of the console."""
+    with watched(chromium, stage.url, complaints) as opened:
+        yield opened
+
+
+@pytest.fixture
+def see():
+    """Playwright's assertions, which wait."""
+    from playwright.sync_api import expect
+
+    return expect

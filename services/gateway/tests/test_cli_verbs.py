@@ -17,12 +17,6 @@ from services.gateway.tests.stub_service import photograph
 PICTURE = photograph()
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("gateway")) as made:
-        yield made
-
-
 @pytest.fixture
 def fovea(stage, monkeypatch, capfdbinary):
     """Run a command; gives its exit code, what it wrote and what it said beside."""

@@ -2,45 +2,9 @@
 
 import re
 
-import pytest
-
-from services.gateway.tests.browsing import MARKS, browser, watched
-from services.gateway.tests.stage import running
+from services.gateway.tests.browsing import MARKS
 
 pytestmark = MARKS
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("gateway")) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as started:
-        yield started
-
-
-@pytest.fixture
-def complaints():
-    """What the browser complained about; a test that expects a complaint takes it out."""
-    found: list[str] = []
-    yield found
-    assert not found
-
-
-@pytest.fixture
-def page(chromium, stage, complaints):
-    with watched(chromium, stage.url, complaints) as opened:
-        yield opened
-
-
-@pytest.fixture
-def see():
-    from playwright.sync_api import expect
-
-    return expect
 
 
 def test_an_answer_is_written_as_it_comes_with_its_usage(page, stage, see):

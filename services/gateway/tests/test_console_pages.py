@@ -23,12 +23,6 @@ VOID = {"area", "br", "hr", "img", "input", "link", "meta", "path", "circle", "r
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("gateway")) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def site(stage):
     with httpx2.Client(base_url=stage.url) as client:
         yield client

@@ -11,46 +11,12 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from services.gateway.tests.browsing import MARKS, browser, figure, kept, watched
-from services.gateway.tests.stage import running
+from services.gateway.tests.browsing import MARKS, figure, kept
 from services.gateway.tests.stub_service import photograph
 
 pytestmark = MARKS
 
 PICTURE = photograph()
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("gateway")) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as started:
-        yield started
-
-
-@pytest.fixture
-def complaints():
-    """What the browser complained about; a test that expects a complaint takes it out."""
-    found: list[str] = []
-    yield found
-    assert not found
-
-
-@pytest.fixture
-def page(chromium, stage, complaints):
-    with watched(chromium, stage.url, complaints) as opened:
-        yield opened
-
-
-@pytest.fixture
-def see():
-    from playwright.sync_api import expect
-
-    return expect
 
 
 def segmented(page):

@@ -9,18 +9,11 @@ import pytest
 from services.gateway.sdk import AsyncClient, Client, Patience
 from services.gateway.sdk.aclient import AsyncJobs
 from services.gateway.sdk.client import Jobs
-from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
 from shared import errors
 from shared.api.mask import SegmentOut
 
 PICTURE = photograph()
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("gateway")) as made:
-        yield made
 
 
 @pytest.fixture
