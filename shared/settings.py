@@ -43,7 +43,6 @@ class Settings(BaseSettings):
     auth: Literal["insecure-local", "keys"] = Field("insecure-local", description="`keys` demands an API key.")
     keys_file: Path | None = Field(None, description="JSON file of hashed API keys; default `<data_dir>/keys.json`.")
     rate_per_minute: int = Field(600, ge=1, description="Requests per minute and tenant unless the key says otherwise.")
-    fetch_urls: bool = Field(False, description="Whether pictures may be given as URLs (never private addresses).")
 
     # How much we take.
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body.")
@@ -86,7 +85,6 @@ class Settings(BaseSettings):
     # What we tell.
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: Literal["json", "console"] = Field("console", description="json in production.")
-    otlp_endpoint: SecretStr | None = Field(None, description="Where traces go; unset, they are only passed on.")
 
     @property
     def keys_path(self) -> Path:
