@@ -1,6 +1,6 @@
 """Any polyp network as a Servable: pictures in, masks out. A model file subclasses it with a card, and that is all.
 
-Knows pictures, engines and the wire type; the networks are in `models`, what their weights become in `artefacts`.
+Knows pictures, engines and the wire type; the networks are in `models`.
 """
 
 from __future__ import annotations
@@ -10,21 +10,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from pydantic import BaseModel
 
-from services.medical_seg.artefacts import NAMES, Artefacts
 from services.medical_seg.found import drawn, find, forms, numbers
+from services.medical_seg.models.network import NAMES
 from services.medical_seg.resize import normalised
 from shared.api.mask import SegmentIn, SegmentOut, SegmentTimes
 from shared.api.tensors import TensorSpec
-from shared.engines import Forms, open_engine
-from shared.errors import FoveaError, NotReady
+from shared.engines import open_engine
+from shared.errors import FoveaError
 from shared.registry import Card, Engine, Place, Run, Servable
-from shared.registry.weights import find_weights, read_weights
+from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
+from shared.training.artefacts import Artefacts, fits, refined
+from shared.vision.bounds import bounds
 from shared.vision.decode import DEFAULT_BOUNDS, Bounds, Picture, decode
 from shared.vision.draw import encode
 
@@ -57,11 +59,11 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
     folder: ClassVar[Path] = Path(__file__).parent / "weights"
     side: ClassVar[int] = 352
 
-    def __init__(self, card: Card, engine: Engine, side: int, bounds: Bounds = DEFAULT_BOUNDS) -> None:
+    def __init__(self, card: Card, engine: Engine, side: int, limits: Bounds = DEFAULT_BOUNDS) -> None:
         self.card = card  # type: ignore[misc]  # the class's Card with the facts of the loaded weights
         self.engine: Engine = engine
         self.pixels = side
-        self.bounds = bounds
+        self.bounds = limits
 
     @classmethod
     def load(cls, place: Place) -> Self:
@@ -72,10 +74,10 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
         """
         weights = read_weights(find_weights(cls.weights, cls.folder, place.weights))
         side = int(weights.manifest.recipe.get("scale", {}).get("side", cls.side))
-        artefacts = Artefacts(weights, side, place.cache)
-        engine = open_engine(place, _forms(cls.card.name, artefacts))
-        _check_shapes(engine, side)
-        return cls(_refined(cls.card, artefacts, engine.name), engine, side, _bounds(cls.card, place))
+        artefacts = _artefacts(weights, side, place.cache)
+        engine = open_engine(place, artefacts.forms(cls.card.name))
+        fits(engine, artefacts)
+        return cls(refined(cls.card, artefacts, engine.name), engine, side, bounds(cls.card, place))
 
     def predict(self, batch: Sequence[SegmentIn], run: Run) -> list[SegmentOut | FoveaError]:
         """Masks of pictures, in order; one that can't be read is answered by its error."""
@@ -163,50 +165,13 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
         return [f"{how}, align_corners=False.", *(["Only the first frame was read."] if picture.first_of_many else [])]
 
 
-def _forms(name: str, artefacts: Artefacts) -> Forms:
-    def network() -> tuple[Any, Any]:
-        net = artefacts.network()
-        return net, net.prediction
-
+def _artefacts(weights: Weights, side: int, cache: Path) -> Artefacts:
+    """Logits of square pictures; a graph of free sides would take what the network was not made for."""
     given, wanted = (
-        TensorSpec(name=tensor, datatype="FP32", shape=(-1, channels, artefacts.side, artefacts.side))
+        TensorSpec(name=tensor, datatype="FP32", shape=(-1, channels, side, side))
         for tensor, channels in zip(NAMES, (3, 1), strict=True)
     )
-    return Forms(name, (given,), (wanted,), graph=artefacts.graph, network=network)
-
-
-def _check_shapes(engine: Engine, side: int) -> None:
-    """See that an engine takes pictures of the weights' size and gives one map: a remote server holds its own model."""
-    fits = [spec.shape[1:] for spec in engine.inputs] == [(3, side, side)] and len(engine.outputs) == 1
-    if not fits:
-        held = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in (*engine.inputs, *engine.outputs))
-        engine.close()
-        raise NotReady(
-            f"The {engine.name} engine holds another network: {held}.",
-            hint=f"It must take one input [-1, 3, {side}, {side}].",
-        )
-
-
-def _refined(card: Card, artefacts: Artefacts, engine: str) -> Card:
-    """The Card with what is true of the loaded weights."""
-    manifest, notes = artefacts.weights.manifest, list(card.notes)
-    measured = manifest.metrics if manifest.origin == "trained" else {}
-    metrics = tuple(m.model_copy(update={"ours": measured.get(m.name)}) for m in card.metrics)
-    if engine != "torch" and (parity := artefacts.parity()) is not None:
-        size = f"{parity.max_difference:.1e} on logits up to {parity.max_value:.1f}"
-        notes.append(f"The ONNX graph differs from torch by at most {size}, measured at export.")
-    facts = {"weights": manifest.sha256, "parameters": manifest.parameters, "metrics": metrics, "notes": tuple(notes)}
-    return card.model_copy(update=facts)
-
-
-def _bounds(card: Card, place: Place) -> Bounds:
-    limits, ours = card.limits, DEFAULT_BOUNDS
-    return Bounds(
-        bytes=int(place.options.get("max_body_bytes", ours.bytes)),
-        pixels=int(place.options.get("max_pixels", ours.pixels)),
-        min_side=limits.min_side or ours.min_side,
-        max_side=limits.max_side,
-    )
+    return Artefacts(weights, cache, (given,), (wanted,), tag=f"{side}px-v1", call="prediction")
 
 
 def _ms(seconds: float) -> float:

@@ -5,24 +5,17 @@ Pixels are those of the upright original, x right and y down, whatever size the 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.api.image import ImageBytes
+from shared.api.lists import listed
 
 __all__ = ["Component", "Contour", "Form", "RunLengths", "SegmentIn", "SegmentOut", "SegmentTimes"]
 
 Form = Literal["mask", "contours", "rle", "probability", "overlay"]
 """What an answer may hold beside its numbers."""
-
-
-def _listed(value: Any) -> Any:
-    """Forms and query strings write lists as `mask,rle`."""
-    parts = [value] if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
-        return value
-    return [word.strip() for part in parts for word in part.split(",") if word.strip()]
 
 
 class SegmentIn(BaseModel):
@@ -40,7 +33,7 @@ class SegmentIn(BaseModel):
     )
     min_area: int = Field(0, ge=0, description="Components with fewer pixels are dropped.")
     keep_largest: bool = Field(False, description="Keep the largest component only.")
-    include: Annotated[tuple[Form, ...], BeforeValidator(_listed)] = Field(
+    include: Annotated[tuple[Form, ...], BeforeValidator(listed)] = Field(
         ("mask", "contours"), description="Forms of the answer; everything else is always there."
     )
 

@@ -15,7 +15,10 @@ from services.medical_seg.models.decoder import BasicConv, PartialDecoder, Recep
 from services.medical_seg.models.res2net import Res2Net
 from shared.errors import InvalidOption
 
-__all__ = ["STRIDE", "PolypNetwork", "scaled"]
+__all__ = ["NAMES", "STRIDE", "PolypNetwork", "scaled"]
+
+NAMES = ("image", "logits")
+"""Input and output of the network as tensors, in the ONNX graph and on the Open Inference route."""
 
 STRIDE = 32
 """Height and width must be multiples of this, or the levels would not meet."""

@@ -12,8 +12,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from services.medical_seg.artefacts import NAMES
-from services.medical_seg.models.network import PolypNetwork
+from services.medical_seg.models.network import NAMES, PolypNetwork
 from shared.training.export import Parity, export_onnx
 
 __all__ = ["export_graph"]

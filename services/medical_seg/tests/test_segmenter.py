@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from services.medical_seg import segmenter
-from services.medical_seg.artefacts import Artefacts
 from services.medical_seg.segmenter import NAMES, Segmenter
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.api.tensors import TensorSpec
@@ -26,6 +25,7 @@ from shared.errors import (
 )
 from shared.registry import Card, Limits, Metric, Paper, Place, Run, network
 from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
+from shared.training.artefacts import Artefacts
 from shared.vision.decode import decode
 from tests.bad_pictures import encoded, odd, quadrants, refused
 

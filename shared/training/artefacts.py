@@ -1,0 +1,158 @@
+"""What a set of weights becomes: a torch network, and an ONNX graph that is exported once and kept in the cache.
+
+Knows weights, tensors and where graphs are kept; how a network is exported and compared is `export`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shared.api.tensors import TensorSpec
+from shared.engines import Forms
+from shared.errors import NotReady
+from shared.registry import Card, Engine, network
+from shared.registry.weights import Weights
+from shared.training.export import Parity, export_onnx
+
+__all__ = ["Artefacts", "Shapes", "fits", "refined"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Input → a shape to trace or to compare at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artefacts:
+    """The forms of one set of weights.
+
+    Attributes:
+        weights: Verified weights.
+        cache: Folder for graphs.
+        inputs: Tensors that it takes, in order; -1 is an axis of any length, and axis 0 the batch.
+        outputs: Tensors that it gives, in order.
+        tag: What of a graph's file name says how it was made (`352px-v1`): raise it when the code changes what a graph
+            computes, so that cached ones are made anew. The digest of the weights is in the name already.
+        call: Method of the network to run; None is the network itself.
+        prepare: Last change before it is served (fusing batch norms, dropping branches); may return another module.
+        shapes: Where to trace (the first) and to compare; empty: batches of 1 and 3, which is all that a free batch
+            axis needs. Give some when another axis is free.
+    """
+
+    weights: Weights
+    cache: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    tag: str
+    call: str | None = None
+    prepare: Callable[[nn.Module], nn.Module] | None = None
+    shapes: Sequence[Shapes] = field(default=())
+
+    def network(self) -> nn.Module:
+        """The torch network with these weights, in eval mode.
+
+        Raises:
+            RuntimeError: The weights are of another network than their manifest says.
+        """
+        spec = self.weights.manifest.network
+        net: nn.Module = network(spec.name, **spec.config)
+        net.load_state_dict({key: torch.from_numpy(array) for key, array in self.weights.arrays.items()})
+        net = net.eval()
+        return self.prepare(net).eval() if self.prepare else net
+
+    def graph(self) -> Path:
+        """The ONNX file, exported if it isn't there; its name holds the digest of the weights.
+
+        Raises:
+            Fault: The graph computes something else than the network.
+        """
+        if not (self._graph.exists() and self._facts.exists()):
+            parity = self._export()
+            draft = self._facts.with_suffix(f".{os.getpid()}")
+            draft.write_text(json.dumps(asdict(parity)))
+            draft.replace(self._facts)  # whole or not at all: a replica and its worker may export at once
+        return self._graph
+
+    def parity(self) -> Parity | None:
+        """How far the exported graph is from the network; None before it is exported."""
+        if not self._facts.exists():
+            return None
+        return Parity(**json.loads(self._facts.read_text()))
+
+    def forms(self, name: str) -> Forms:
+        """What `open_engine` chooses from; `name` is what a remote server calls the network."""
+
+        def made() -> tuple[nn.Module, Callable[..., Any] | None]:
+            net = self.network()
+            return net, self._called(net)
+
+        return Forms(name, self.inputs, self.outputs, graph=self.graph, network=made)
+
+    def _called(self, net: nn.Module) -> Callable[..., Any] | None:
+        return getattr(net, self.call) if self.call else None
+
+    def _export(self) -> Parity:
+        net = self.network()
+        first, *others = self.shapes or [self._batch(1), self._batch(3)]
+        draw = torch.Generator().manual_seed(0)
+        return export_onnx(
+            net, self._graph, self._sample(first, draw), [spec.name for spec in self.outputs],
+            call=self._called(net), dynamic=dict(map(_free_axes, (*self.inputs, *self.outputs))),
+            probes=[self._sample(shapes, draw) for shapes in others],
+        )  # fmt: skip
+
+    def _batch(self, count: int) -> Shapes:
+        return {spec.name: (count, *spec.shape[1:]) for spec in self.inputs}
+
+    def _sample(self, shapes: Shapes, draw: torch.Generator) -> dict[str, Tensor]:
+        """Normal numbers: what a network computes from them is as good a comparison as any picture."""
+        return {spec.name: torch.randn(shapes[spec.name], generator=draw) for spec in self.inputs}
+
+    @property
+    def _graph(self) -> Path:
+        manifest = self.weights.manifest
+        return self.cache / f"{manifest.name}-{manifest.sha256}-{self.tag}.onnx"
+
+    @property
+    def _facts(self) -> Path:
+        return self._graph.with_suffix(".json")
+
+
+def fits(engine: Engine, artefacts: Artefacts) -> None:
+    """See that an engine has the tensors that the code feeds it: a remote server holds a model of its own.
+
+    Raises:
+        NotReady: It has others; the engine is closed.
+    """
+    taken, given = artefacts.inputs, artefacts.outputs
+    same = [spec.shape[1:] for spec in engine.inputs] == [spec.shape[1:] for spec in taken]
+    if same and len(engine.outputs) == len(given):
+        return
+    held = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in (*engine.inputs, *engine.outputs))
+    engine.close()
+    wanted = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in taken)
+    raise NotReady(f"The {engine.name} engine holds another network: {held}.", hint=f"It must take {wanted}.")
+
+
+def refined(card: Card, artefacts: Artefacts, engine: str) -> Card:
+    """The Card with what is true of the loaded weights: digest, size, measured metrics, and the parity of the graph."""
+    manifest, notes = artefacts.weights.manifest, list(card.notes)
+    measured = manifest.metrics if manifest.origin == "trained" else {}
+    metrics = tuple(m.model_copy(update={"ours": measured.get(m.name)}) for m in card.metrics)
+    if engine != "torch" and (parity := artefacts.parity()) is not None:
+        size = f"{parity.max_difference:.1e} on values up to {parity.max_value:.1f}"
+        notes.append(f"The ONNX graph differs from torch by at most {size}, measured at export.")
+    facts = {"weights": manifest.sha256, "parameters": manifest.parameters, "metrics": metrics, "notes": tuple(notes)}
+    return card.model_copy(update=facts)
+
+
+def _free_axes(spec: TensorSpec) -> tuple[str, dict[int, str]]:
+    """Axes of any length by name; the batch axes of all tensors are one."""
+    free = (axis for axis, length in enumerate(spec.shape) if length == -1)
+    return spec.name, {axis: f"{spec.name}_{axis}" if axis else "n" for axis in free}

@@ -1,0 +1,19 @@
+"""What a model takes, as bounds for decoding: the smaller of its own limits and the platform's."""
+
+from __future__ import annotations
+
+from shared.registry import Card, Place
+from shared.vision.decode import DEFAULT_BOUNDS, Bounds
+
+__all__ = ["bounds"]
+
+
+def bounds(card: Card, place: Place) -> Bounds:
+    """Bounds of the pictures that a served model decodes: sides from its Card, bytes and pixels from `place`."""
+    limits, ours = card.limits, DEFAULT_BOUNDS
+    return Bounds(
+        bytes=int(place.options.get("max_body_bytes", ours.bytes)),
+        pixels=int(place.options.get("max_pixels", ours.pixels)),
+        min_side=limits.min_side or ours.min_side,
+        max_side=limits.max_side,
+    )
