@@ -21,12 +21,13 @@ test: setup  ## the whole suite
 check: setup  ## the quick suite, under 3 minutes
 	@$(BIN)/python -m pytest -m "not slow and not e2e and not browser" $(ARGS)
 
-lint: setup  ## ruff, mypy strict, import rules, drift of generated files
+lint: setup  ## ruff, mypy strict, import rules, drift of generated files, sparsity claims
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m tests.drift
+	@$(BIN)/python -m tests.claims
 
 format: setup  ## format and fix what ruff can
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

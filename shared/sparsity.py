@@ -19,7 +19,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = ["Finding", "SparsityClaim", "lint", "sparsity_by_layer", "sparsity_of", "verify_nm"]
+__all__ = ["OPEN", "Finding", "SparsityClaim", "blocking", "lint", "sparsity_by_layer", "sparsity_of", "verify_nm"]
+
+
+OPEN = frozenset({"S7", "S10"})
+"""Rules that a claim without a headline may break in the open: they need studies, which take longer than code."""
 
 
 class _Record(BaseModel):
@@ -134,6 +138,13 @@ def lint(claim: SparsityClaim | Mapping[str, Any]) -> list[Finding]:
             return [Finding(rule="S0", message=f"The record does not validate: {where}: {first['msg']}.")]
     found = ((rule, next(check(claim), None)) for rule, check in _RULES.items())
     return [Finding(rule=rule, message=message) for rule, message in found if message is not None]
+
+
+def blocking(claim: SparsityClaim | Mapping[str, Any]) -> list[Finding]:
+    """The findings with which a claim may not be published: all under a headline, else all but the open ones."""
+    found = lint(claim)
+    headline = claim.headline if isinstance(claim, SparsityClaim) else claim.get("headline")
+    return [finding for finding in found if headline is not None or finding.rule not in OPEN]
 
 
 def _what(c: SparsityClaim) -> Iterator[str]:

@@ -25,7 +25,7 @@ _TENSOR = re.compile(
     r"/v2/models/(?P<name>.+?)(?:/versions/(?P<version>[^/]+))?(?P<verb>/infer|/ready|/config|/stats|)/?"
 )
 _LOADING = re.compile(r"/v2/repository/models/(?P<name>.+)/(?P<verb>load|unload)")
-_CARD = re.compile(r"/v1/models/(?P<name>.+?)(?P<verb>/example|)")
+_CARD = re.compile(r"/v1/models/(?P<name>.+?)(?P<verb>/example|/sparsity|)")
 
 
 @dataclass(frozen=True, slots=True)

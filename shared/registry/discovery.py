@@ -15,11 +15,14 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from shared.errors import NotFound
+from shared.registry.card import Card
 from shared.registry.servable import Servable
+from shared.sparsity import SparsityClaim
 
 __all__ = [
     "SERVICES",
     "builder",
+    "claims",
     "network",
     "networks",
     "servables",
@@ -101,6 +104,19 @@ def network(name: str, *args: Any, **config: Any) -> Any:
         detail = f"There is no network {name!r}; known are {', '.join(sorted(known)) or 'none'}."
         raise NotFound(detail, hint=f"Rooms left out: {skipped() or 'none'}.")
     return known[name](*args, **config)
+
+
+def claims() -> dict[str, SparsityClaim]:
+    """Every sparsity claim by what it is about: of Cards, and of classes and modules of the rooms that carry one."""
+    found: dict[str, SparsityClaim] = {}
+    for module in (m for service in SERVICES for m in _modules(service)):
+        owners = (thing for thing in vars(module).values() if getattr(thing, "__module__", None) == module.__name__)
+        held = (value for owner in owners if inspect.isclass(owner) for value in vars(owner).values())
+        for thing in (*vars(module).values(), *held):
+            claim = thing.sparsity if isinstance(thing, Card) else thing
+            if isinstance(claim, SparsityClaim):
+                found[claim.model] = claim
+    return dict(sorted(found.items()))
 
 
 def skipped() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mimetypes
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from shared.registry.discovery import SERVICES
 __all__ = ["page", "pages"]
 
 _HERE = "http://127.0.0.1:8080"
+
+_CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 
 _INDEX = """# Models
 
@@ -44,7 +47,7 @@ def page(service: str, cls: type[Servable[Any, Any]]) -> str:
         _metrics(card),
         _notes(card),
         _options(cls),
-        _call(card),
+        _call(cls),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -107,11 +110,20 @@ def _type(field: dict[str, Any]) -> str:
     )
 
 
-def _call(card: Card) -> str:
-    if card.task == "chat":
-        body = json.dumps({"model": card.name, "messages": [{"role": "user", "content": "Hello"}]})
-        lines = [f"curl {_HERE}/v1/chat/completions -H 'content-type: application/json' \\", f"  -d '{body}'"]
+def _call(cls: type[Servable[Any, Any]]) -> str:
+    """A call that works as it stands: a form where there is a picture to send, else the Card's example as JSON."""
+    card, fields = cls.card, cls.In.model_json_schema().get("properties", {})
+    pictures = [name for name, field in fields.items() if field.get("contentMediaType")]
+    if pictures:
+        form = f"curl {_HERE}/v1/{card.task} -F {pictures[0]}=@picture.jpg -F model={card.name}"
+        lines = [form, *(f"{form} -H 'accept: {media}' -o out{_ending(media)}" for media in cls.media_types()[:1])]
     else:
-        form = f"curl {_HERE}/v1/{card.task} -F image=@picture.jpg -F model={card.name}"
-        lines = [form, f"{form} -H 'accept: image/png' -o out.png"]
+        path, body = ("chat/completions", _CHAT) if card.task == "chat" else (card.task, card.example)
+        said = json.dumps({"model": card.name, **body}).replace("'", "\\u0027")  # a shell's quotes hold no quote
+        lines = [f"curl {_HERE}/v1/{path} -H 'content-type: application/json' \\", f"  -d '{said}'"]
     return "\n".join(["## Call it", "", "```bash", *lines, "```"])
+
+
+def _ending(media: str) -> str:
+    """The usual ending of a file of this type."""
+    return mimetypes.guess_extension(media) or ""

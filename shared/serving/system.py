@@ -6,12 +6,15 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from shared import telemetry
 from shared.api.model import ModelList
+from shared.errors import NotFound
 from shared.serving.describe import problems
 from shared.serving.host import Host
+from shared.sparsity import Finding, SparsityClaim, lint
 
 __all__ = ["host_of", "router"]
 
@@ -58,6 +61,22 @@ async def example(name: str, host: HostOf) -> dict[str, Any]:
     """A request that can be sent as it is; its pictures are base64."""
     request = host.servable(name).example().model_dump(mode="json")
     return {"model": host.resolve(name), **request}
+
+
+class LintedClaim(BaseModel):
+    """What a model claims about its sparsity, and what is still owed."""
+
+    claim: SparsityClaim
+    findings: list[Finding] = Field(description="Rules of the claim that are open; empty when it is complete.")
+
+
+@router.get("/v1/models/{name:path}/sparsity", tags=["models"], responses=problems(404, 422))
+async def sparsity(name: str, host: HostOf) -> LintedClaim:
+    """What is sparse about a model, how it was measured and against what, read by the lint."""
+    claim = host.servable_type(name).card.sparsity
+    if claim is None:
+        raise NotFound(f"The model {name!r} does not claim to be sparse.")
+    return LintedClaim(claim=claim, findings=lint(claim))
 
 
 @router.get("/v1/models/{name:path}", tags=["models"], responses=problems(404, 422))

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from shared.sparsity import SparsityClaim, lint, sparsity_by_layer, sparsity_of, verify_nm
+from shared.sparsity import SparsityClaim, blocking, lint, sparsity_by_layer, sparsity_of, verify_nm
 
 CLAIMS = json.loads((pathlib.Path(__file__).parent / "golden/sparsity_claims.json").read_text("utf8"))
 GOOD = [case["claim"] for case in CLAIMS if not case["expect"]]
@@ -68,3 +68,15 @@ def test_torch_tensors_are_counted_through_their_own_methods():
     tensor = torch.tensor([[0.0, 1.0, 0.0, 0.0]])
     assert sparsity_of(tensor) == 0.75
     assert verify_nm(tensor, 1, 4)
+
+
+@pytest.mark.parametrize(("headline", "blocks"), [(None, []), ({"scope": "decode"}, ["S7", "S10"])])
+def test_missing_studies_block_a_headline_and_nothing_else(headline, blocks):
+    attention = next(claim for claim in GOOD if claim["kind"] == "attention" and claim["measured"])
+    if headline is not None:
+        headline = {"speedup": attention["measured"]["speedup"], "source": "measured", **headline}
+        attention = dict(attention, phases={"prefill": "sparse", "decode": "sparse", "training": "dense"})
+    claim = dict(attention, quality=None, retrieval=None, headline=headline)
+    assert [finding.rule for finding in lint(claim)] == ["S7", "S10"]
+    assert [finding.rule for finding in blocking(claim)] == blocks
+    assert blocking(SparsityClaim.model_validate(claim)) == blocking(claim)

@@ -42,6 +42,7 @@ TABLE = Routing.of([
         ("/v2/repository/models/org/pranet/load", "seg", "/v2/repository/models/{name}/load"),
         ("/v1/models/org/pranet", "seg", "/v1/models/{name}/"),
         ("/v1/models/org/pranet/example", "seg", "/v1/models/{name}/example"),
+        ("/v1/models/org/pranet/sparsity", "seg", "/v1/models/{name}/sparsity"),
     ],
 )
 def test_a_path_leads_to_its_service(path: str, service: str, label: str) -> None:

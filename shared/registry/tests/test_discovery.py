@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from shared.errors import Cancelled, DeadlineExceeded, NotFound
 from shared.registry import Run, Servable, network, networks, servables
-from shared.registry.discovery import SERVICES, service_package
+from shared.registry.discovery import SERVICES, claims, service_package
 
 MODEL = """
 '''A model that somebody dropped into the room.'''
@@ -116,3 +116,26 @@ def test_run_reports_progress_inside_its_range():
     told = []
     Run(report=lambda fraction, note: told.append((fraction, note))).progress(1.7, "tiles")
     assert told == [(1.0, "tiles")]
+
+
+def test_claims_of_cards_classes_and_modules_are_found(toy_room):
+    (toy_room / "sparse.py").write_text(
+        textwrap.dedent("""
+        '''Three ways to carry a claim.'''
+        from shared.registry import Card, Paper
+        from shared.sparsity import SparsityClaim
+
+        def claim(model):
+            return SparsityClaim(model=model, sparsity_global=0.5, counted_in="artefact", theoretical_flops_ratio=0.5)
+
+        PLAIN = claim("plain")
+
+        class Method:
+            sparsity = claim("method")
+
+        class Served:
+            card = Card(name="served", task="echo", summary="s", paper=Paper(title="t", venue="v", year=2026),
+                        licence="MIT", sparsity=claim("served"))
+        """)
+    )
+    assert {"plain", "method", "served"} <= set(claims())

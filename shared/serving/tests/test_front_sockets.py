@@ -17,6 +17,7 @@ from shared.serving.app import build
 from shared.serving.replica import ReplicaServer
 from shared.serving.tests.toys import PNG, TOYS, until
 from shared.settings import Settings
+from shared.sparsity import SparsityClaim
 
 LIMIT = 50_000
 
@@ -120,6 +121,18 @@ async def test_card_and_example_of_a_name_with_a_slash(client):
     example = (await client.get("/v1/models/toy/eye/example")).json()
     answer = await client.post("/v1/segment", json=example)
     assert answer.json()["bytes"] == len(PNG)
+
+
+async def test_claim_of_sparsity_comes_with_what_it_still_owes(client, replica, monkeypatch):
+    plain = await client.get("/v1/models/toy/eye/sparsity")
+    assert (plain.status_code, plain.json()["code"]) == (404, "not_found")
+    facts = {"sparsity_global": 0.5, "counted_in": "artefact", "theoretical_flops_ratio": 0.5}
+    kind = replica.host.servable_type("toy/eye")
+    claiming = kind.card.model_copy(update={"sparsity": SparsityClaim(model="toy/eye", **facts)})
+    monkeypatch.setattr(kind, "card", claiming)
+    told = (await client.get("/v1/models/toy/eye/sparsity")).json()
+    assert told["claim"]["sparsity_global"] == 0.5
+    assert [finding["rule"] for finding in told["findings"]] == ["S1", "S2", "S3", "S7"]
 
 
 async def test_unknown_route_method_and_model_are_problems(client):

@@ -1,0 +1,38 @@
+"""A model's page holds a call that works as it stands: a form for pictures, JSON for everything else."""
+
+import json
+import shlex
+
+from shared.serving.pages import page, pages
+from shared.serving.tests.toys import Echo, Eye
+
+
+def called(text):
+    block = text.split("```bash\n")[1].split("```")[0].replace("\\\n", "")
+    return [shlex.split(line) for line in block.splitlines()]
+
+
+def test_picture_is_sent_as_a_form_and_once_for_its_rendered_answer():
+    plain, rendered = called(page("toy", Eye))
+    assert plain == ["curl", "http://127.0.0.1:8080/v1/segment", "-F", "image=@picture.jpg", "-F", "model=toy/eye"]
+    assert rendered[: len(plain)] == plain
+    assert rendered[-1].startswith("out.")
+
+
+def test_anything_else_is_sent_as_the_cards_example():
+    [words] = called(page("toy", Echo))
+    assert words[:2] == ["curl", "http://127.0.0.1:8080/v1/echo"]
+    assert json.loads(words[-1]) == {"model": "toy/echo", **Echo.card.example}
+
+
+def test_quotes_in_an_example_survive_the_shell():
+    kind = type("Quoted", (Echo,), {"card": Echo.card.model_copy(update={"example": {"text": "it's"}})})
+    [words] = called(page("toy", kind))
+    assert json.loads(words[-1])["text"] == "it's"
+
+
+def test_every_model_that_is_found_has_a_page_and_a_row(tmp_path):
+    written = dict(pages(tmp_path))
+    index = written.pop(tmp_path / "README.md")
+    assert written
+    assert all(f"({path.name})" in index and "## Call it" in text for path, text in written.items())
