@@ -1,0 +1,54 @@
+"""Finds attention methods by scanning this room: one class with a `name` per file, nothing to register."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from pydantic import ValidationError
+
+from services.llm_longctx.methods.contract import AttentionMethod
+from shared.errors import InvalidOption
+
+__all__ = ["method", "methods"]
+
+
+@cache
+def methods() -> Mapping[str, type[AttentionMethod]]:
+    """Methods by name, in name order."""
+    package = importlib.import_module(__name__.rpartition(".")[0])
+    modules = [
+        importlib.import_module(f"{package.__name__}.{info.name}") for info in pkgutil.iter_modules(package.__path__)
+    ]
+    found = {
+        cls.name: cls
+        for module in modules
+        for cls in vars(module).values()
+        if inspect.isclass(cls) and issubclass(cls, AttentionMethod) and "name" in vars(cls)
+        and cls.__module__ == module.__name__
+    }  # fmt: skip
+    return dict(sorted(found.items()))
+
+
+def method(name: str, **knobs: Any) -> AttentionMethod:
+    """A method with its knobs set.
+
+    Raises:
+        InvalidOption: No method of that name, no such knob, or a value out of range; `field` names it.
+    """
+    known = methods()
+    if name not in known:
+        detail = f"There is no attention method {name!r}; known are {', '.join(known)}."
+        raise InvalidOption(detail, field="longctx.method")
+    try:
+        return known[name].model_validate(knobs)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or name
+        detail = f"{name} can't take {place}={first.get('input')!r}: {first['msg']}."
+        hint = f"Knobs of {name}: {', '.join(known[name].model_fields) or 'none'}."
+        raise InvalidOption(detail, hint=hint, field=f"longctx.{place}") from error

@@ -1,0 +1,199 @@
+"""The contract of an attention method: fields are knobs, hooks are the maths, `reference` is the oracle.
+
+A method is one small file with one frozen class in this room; a scan finds it, and with it come its name on the wire,
+its schema, CLI flags, docs and contract tests. Hooks are pure functions of read-only views: the engine owns memory,
+kernels and schedules, and every hook defaults to dense. Knows nothing about pages, requests or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from services.llm_longctx.methods.plans import DecodePlan, Dense, Footprint, Heads, Outcome, PrefillPlan
+from services.llm_longctx.methods.views import Attended, Chunk, Read, Step
+from shared.errors import InvalidOption
+from shared.lm.config import DecoderConfig
+from shared.lm.head_plan import HeadPlan
+
+__all__ = ["AttentionMethod", "Reference", "Supports"]
+
+
+@dataclass(frozen=True, slots=True)
+class Supports:
+    """What the engine may do with sequences of a method.
+
+    Attributes:
+        chunked_prefill: Whether prompts may be read in chunks; else the engine reads them in one (ACT).
+        prefix_reuse: Whether a prefix cached under the same fingerprint may be used.
+        preemption: `recompute`: pages may be dropped and prompt and answer read again; `refuse`: never preempted.
+    """
+
+    chunked_prefill: bool = True
+    prefix_reuse: bool = True
+    preemption: Literal["recompute", "refuse"] = "recompute"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """What an oracle computed, in float64.
+
+    Attributes:
+        out: Mixed values; shapes are the method's (see its `reference`).
+        mask: Visible pairs, bool.
+        extras: What else the method's maths defines, by name.
+    """
+
+    out: Tensor
+    mask: Tensor
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+class AttentionMethod(BaseModel):
+    """How a decoder's attention is selected, weighed and remembered. Subclasses set `name` and override what differs.
+
+    The class docstring is the help text, `Field(description=…)` that of a knob, and constraints on fields (`ge`, `le`)
+    are what a request may ask for.
+
+    Class attributes:
+        name: What requests call it.
+        phases: Where it acts; `prefill` makes its knobs part of the prefix cache's fingerprint.
+        actions: Any of `visibility`, `eviction`, `copy`, `transform`; what it does.
+        granularity: `head`, `block` or `token`.
+        evidence: What it decides by: `static`, `last query block`, `block means`, `last query`, `head plan`.
+        supports: What the engine may do with its sequences.
+        chunk_invariant: Whether chunk borders change nothing but rounding. Methods defined by their chunks (false) are
+            read in chunks of exactly 512 and hit the prefix cache on that grid only.
+        needs_plan: Whether it can't work without a HeadPlan (or a knob in its place).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    phases: ClassVar[frozenset[Literal["prefill", "decode"]]] = frozenset()
+    actions: ClassVar[frozenset[str]] = frozenset()
+    granularity: ClassVar[Literal["head", "block", "token"]] = "head"
+    evidence: ClassVar[str] = "static"
+    supports: ClassVar[Supports] = Supports()
+    chunk_invariant: ClassVar[bool] = True
+    needs_plan: ClassVar[bool] = False
+
+    # The oracle.
+
+    def reference(self, q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> Reference:
+        """Float64 evaluation without an engine: q [H,N,d], k and v [G,N,d] → out [H,N,d], mask [H,N,N].
+
+        Obvious code, and the only truth the engine is tested against. Further inputs are the method's own.
+        """
+        raise NotImplementedError
+
+    # Before anything runs.
+
+    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
+        """Roles and heads from an artefact, validated against the model already. Default: all heads are full.
+
+        Called once per sequence; `plan` is the request's or the engine's. Layers with a sliding window of their own
+        (Gemma 3) are outside every method: whatever is said about their heads is ignored.
+
+        Raises:
+            InvalidOption: The method needs what the plan lacks, for example roles; the detail says what.
+        """
+        return Heads()
+
+    def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
+        """Entries held after `prompt` tokens were read and `new` produced. Default: all of them, everywhere.
+
+        At least what the engine will hold, and at most a page per head above it. A sliding head holds
+        min(total, sink + slide + 1): the slot of the step's own entry counts.
+        """
+        return Footprint(((prompt + new,) * config.kv_heads,) * config.layers)
+
+    def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:
+        """This method with knobs changed so that all heads together hold at most `entries` entries.
+
+        Args:
+            entries: The budget, over all layers and key/value heads.
+            config: The model's facts.
+            plan: As in `head_plan`.
+            prompt: Tokens of the prompt.
+            new: Tokens that may be produced.
+
+        Raises:
+            InvalidOption: No knobs meet it. The default refuses every budget below dense: it frees nothing.
+        """
+        dense = config.layers * config.kv_heads * (prompt + new)
+        if entries < dense:
+            detail = f"{self.name} frees no memory: {dense:,} entries are held whatever its knobs, not {entries:,}."
+            raise InvalidOption(detail, hint="Ask for duo or razor, or leave the budget out.", field="longctx")
+        return self
+
+    # Prefill, per chunk and layer.
+
+    def prefill_plan(self, chunk: Chunk) -> PrefillPlan | Sequence[PrefillPlan]:
+        """How the chunk's queries read: one plan for all heads of the view, or one per key/value head of it [G'].
+
+        The view holds the layer's full heads: q [H',T,d] at positions offset … offset+T-1, k and v [G',S,d] from
+        position 0. `Blocks` and `TokenLists` are for all heads at once. Where a layer has heads that are not full, a
+        second call with `chunk.evicting` asks about those: k and v are then only the chunk's own [G',T,d], and `Dense`
+        (everything that is still held, then the chunk causally) or `WindowSink` (by true positions) may be returned.
+        """
+        return Dense()
+
+    def epilogue(self, view: Attended) -> tuple[Tensor, object]:
+        """Change mixed values before the output projection: new out [H,T,d] and memo; prefill and decode (T = 1).
+
+        Only called for layers that have `Heads.calibrated` heads. `view.lse` [H,T] gives probabilities without a
+        softmax: p = exp(q·k / sqrt(d) - lse). In decode `view.memo` is what the prefill's call returned.
+        """
+        return view.out, view.memo
+
+    def after_prefill(self, view: Read) -> Outcome:
+        """What is kept, copied and remembered after a chunk; called for every chunk and layer.
+
+        `view.q` [H,T,d] are the chunk's queries, `view.heads[g]` what head g holds with the chunk: k, v [n,d],
+        positions [n]. Retain orders may name heads with `view.full[g]` false only; compact copies any head. Where
+        `view.last` is false a method that acts at the end of the prompt returns `Outcome(memo=view.memo)`.
+        """
+        return Outcome(memo=view.memo)
+
+    # Decode, per step and layer.
+
+    def decode_plan(self, step: Step) -> DecodePlan:
+        """What the query q [H,d] at `step.position` reads, per key/value head. Default: everything held.
+
+        `step.number` counts decode steps from 1. Called per sequence, layer and token, so it must be cheap: return
+        shared constants and don't touch `step.heads` unless needed. Don't override it for methods that decode densely.
+        """
+        return DecodePlan()
+
+    def after_decode(self, step: Step, scores: Sequence[Tensor]) -> Outcome:
+        """What follows from a step whose plan had `want_scores`.
+
+        `scores[g]` [H/G, n] are the probabilities of the group's queries over `step.heads[g]` (the same n and order,
+        the new token's own entry included; softmax over what the view read). `Outcome.compact` re-selects, `retain`
+        evicts.
+        """
+        return Outcome(memo=step.memo)
+
+    # What the engine derives; not meant to be overridden.
+
+    @classmethod
+    def overrides(cls, hook: str) -> bool:
+        """Whether a hook differs from the dense default, so that the engine can skip the others."""
+        return getattr(cls, hook) is not getattr(AttentionMethod, hook)
+
+    def identity(self) -> dict[str, Any]:
+        """Name and knobs that a prefix depends on: empty for methods that read prompts densely."""
+        return {"method": self.name, **self.model_dump(mode="json")} if "prefill" in self.phases else {}
+
+    def changed(self, **knobs: Any) -> Self:
+        """A copy with other knobs, validated.
+
+        Raises:
+            pydantic.ValidationError: A knob is unknown or out of range.
+        """
+        return type(self).model_validate({**dict(self), **knobs})

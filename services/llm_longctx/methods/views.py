@@ -1,0 +1,160 @@
+"""What the hooks of an attention method see: read-only views of one sequence at one layer.
+
+Queries and keys are rotated already; tensors may be views into pages and are never written by a hook. Axes as in
+`plans`. Knows nothing about pages or requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from shared.lm.config import DecoderConfig
+
+__all__ = ["Attended", "Chunk", "Held", "Read", "Step"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """Entries of one key/value head, in no promised order; compact copies excluded.
+
+    Attributes:
+        k: Keys [n,d].
+        v: Values [n,d].
+        positions: Logical positions [n] int64; -1 for a virtual entry.
+        log_weight: Added to each logit after the scale [n], or None for zeros.
+    """
+
+    k: Tensor
+    v: Tensor
+    positions: Tensor
+    log_weight: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """A chunk of the prompt before it is attended to; what `prefill_plan` sees.
+
+    A layer's full heads come in one call. Its other heads, where there are any, come in a second one with `evicting`.
+
+    Attributes:
+        layer: Which layer.
+        q: Queries of the chunk [H',T,d]: those whose key/value head is in `kv_heads`, in order, H' = len(kv_heads)·H/G.
+        k: Keys [G',S,d] from position 0 on, the chunk's own last: S = offset + T. With `evicting` only the chunk's own,
+            [G',T,d], because the rest may be cut already.
+        v: Values, shaped as `k`.
+        offset: Position of the first query.
+        last: Whether the prompt ends with this chunk.
+        kv_heads: Which key/value heads of the layer these are.
+        evicting: Whether they are heads that do not keep their whole history.
+        boundaries: Chunk borders given by the caller, 0 and S included (DHSA), or None.
+        config: The model's facts.
+        memo: As the method's last `Outcome` of this layer left it; None at first.
+    """
+
+    layer: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    offset: int
+    last: bool
+    kv_heads: tuple[int, ...]
+    evicting: bool
+    boundaries: tuple[int, ...] | None
+    config: DecoderConfig
+    memo: object = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Read:
+    """A chunk after it was attended to and written; what `after_prefill` sees.
+
+    Attributes:
+        layer: Which layer.
+        q: All queries of the chunk [H,T,d]; the last query is q[:, -1].
+        offset: Position of the first query.
+        last: Whether the prompt ends with this chunk.
+        full: [G], which key/value heads keep their whole history.
+        heads: What each key/value head holds now [G], the chunk included. Full heads are in order of position.
+        config: The model's facts.
+        memo: As left by the method's last hook.
+    """
+
+    layer: int
+    q: Tensor
+    offset: int
+    last: bool
+    full: tuple[bool, ...]
+    heads: Sequence[Held]
+    config: DecoderConfig
+    memo: object = None
+
+    @property
+    def length(self) -> int:
+        """Tokens read so far, the chunk included."""
+        return self.offset + self.q.shape[1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One decode step; what `decode_plan` and `after_decode` see.
+
+    Attributes:
+        layer: Which layer.
+        q: The query of the new token [H,d].
+        position: Its position.
+        prompt: Tokens of the prompt; the token fed first after it has step number 1.
+        full: [G], which key/value heads keep their whole history.
+        heads: What each key/value head holds [G], the new entry included; made when it is looked at, so looking costs.
+        compact: Entries in each head's compact run [G], before this step's own is appended.
+        config: The model's facts.
+        memo: As left by the method's last hook.
+    """
+
+    layer: int
+    q: Tensor
+    position: int
+    prompt: int
+    full: tuple[bool, ...]
+    heads: Sequence[Held]
+    compact: tuple[int, ...]
+    config: DecoderConfig
+    memo: object = None
+
+    @property
+    def number(self) -> int:
+        """Which decode step this is, from 1."""
+        return self.position - self.prompt + 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attended:
+    """Attention's result, before the output projection; what `epilogue` sees. In decode T = 1.
+
+    Attributes:
+        layer: Which layer.
+        q: Queries [H,T,d].
+        heads: What each key/value head holds [G], the new entries included; made when it is looked at.
+        out: Mixed values [H,T,d].
+        lse: Natural-log sum of exp of each row's scaled logits [H,T].
+        offset: Position of the first query.
+        calibrated: Query heads of this layer that `Heads.calibrated` names, ascending.
+        decoding: Whether this is a decode step.
+        last: Whether the prompt ends with this chunk; true in decode.
+        config: The model's facts.
+        memo: As left by the method's last hook.
+    """
+
+    layer: int
+    q: Tensor
+    heads: Sequence[Held]
+    out: Tensor
+    lse: Tensor
+    offset: int
+    calibrated: tuple[int, ...]
+    decoding: bool
+    last: bool
+    config: DecoderConfig
+    memo: object = None

@@ -1,0 +1,242 @@
+"""Which heads of a model do what, as an artefact: `head-plan/1`, made by experiments, read by attention methods.
+
+A plan crosses rooms as JSON, addressed by the digest of its canonical form. Knows how scores become roles and whether a
+plan fits a model; knows nothing about where scores come from or what roles are used for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shared.errors import BadInput, Malformed, TooLarge
+from shared.lm.config import DecoderConfig
+
+__all__ = ["HeadPlan", "ModelId", "Origin", "grouped_max", "top_share"]
+
+MAX_BYTES = 16 * 2**20
+"""Largest file that is read: a plan of 128 layers of 128 heads with ten scores takes 3 MB."""
+
+Score = list[list[float]]
+
+
+class ModelId(BaseModel):
+    """The model that a plan was made for; what is left out is not checked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = ""
+    weights_sha256: str = ""
+    layers: int | None = None
+    query_heads: int | None = None
+    kv_heads: int | None = None
+
+
+class Origin(BaseModel):
+    """Where a plan comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    experiment: str = ""
+    spec: dict[str, Any] = Field(default_factory=dict)
+    seed: int | None = None
+    created: str = ""
+
+
+class HeadPlan(BaseModel):
+    """Roles of key/value heads, chosen query heads, or both. Required are `schema` and one of `roles`, `heads`.
+
+    Attributes:
+        schema_: Always `head-plan/1`; `schema` on the wire.
+        model: The model it was made for.
+        made_by: The experiment, its spec and seed.
+        scores: Evidence by name, [L][G] or [L][H]; unknown names are kept.
+        roles: [L][G], 1 = full (retrieval), 0 = streaming.
+        rule: How roles came from scores, in words.
+        full_fraction: Share of full heads.
+        heads: (layer, query head) pairs (ACT).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_: Literal["head-plan/1"] = Field(alias="schema")
+    model: ModelId = ModelId()
+    made_by: Origin = Origin()
+    scores: dict[str, Score] = Field(default_factory=dict)
+    roles: list[list[Literal[0, 1]]] | None = None
+    rule: str = ""
+    full_fraction: float | None = Field(None, ge=0, le=1)
+    heads: list[tuple[int, int]] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.roles is None and self.heads is None:
+            message = "a plan needs roles or heads"
+            raise ValueError(message)
+        for name, table in (("roles", self.roles), *self.scores.items()):
+            if table is not None and len({len(row) for row in table}) > 1:
+                message = f"the rows of {name} differ in length"
+                raise ValueError(message)
+        return self
+
+    @classmethod
+    def parse(cls, given: HeadPlan | Mapping[str, Any] | str | bytes) -> Self:
+        """A plan from a plan, a mapping or JSON text.
+
+        Raises:
+            Malformed: It is not a `head-plan/1`; the detail names the first offender.
+        """
+        if isinstance(given, cls):
+            return given
+        try:
+            return cls.model_validate_json(given) if isinstance(given, str | bytes) else cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "it"
+            detail = f"The head plan can't be used: {place}: {first['msg']}."
+            raise Malformed(detail, hint="See head-plan/1: schema, and roles or heads.", field="plan") from error
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """A plan from a file.
+
+        Raises:
+            TooLarge: The file is larger than any plan.
+            Malformed: It is no plan.
+        """
+        if path.stat().st_size > MAX_BYTES:
+            detail = f"{path.name} has {path.stat().st_size:,} bytes; a head plan has at most {MAX_BYTES:,}."
+            raise TooLarge(detail, field="plan")
+        return cls.parse(path.read_bytes())
+
+    @classmethod
+    def ranked(
+        cls, scores: Mapping[str, Score], by: str, share: float, *, model: ModelId, made_by: Origin | None = None
+    ) -> Self:
+        """A plan that makes the top `share` of key/value heads full by one of its scores [L][G]."""
+        roles = top_share(scores[by], share)
+        return cls(
+            schema_="head-plan/1", model=model, made_by=made_by or Origin(), scores=dict(scores), roles=roles,
+            rule=f"{by} in the top {share:g}; ties by lower (layer, head)", full_fraction=float(np.mean(roles)),
+        )  # fmt: skip
+
+    @classmethod
+    def from_retrieval(cls, report: Mapping[str, Any], share: float, *, kv_heads: int | None = None) -> Self:
+        """A plan from a retrieval report (`retrieval-report/1`, scores [L][H] per query head).
+
+        Args:
+            report: The report.
+            share: Share of key/value heads that become full.
+            kv_heads: G, where the report's model does not say it; default: as many as query heads.
+
+        Raises:
+            Malformed: It is no such report.
+        """
+        if report.get("schema") != "retrieval-report/1" or not report.get("scores"):
+            detail = f"This is no retrieval report: its schema is {report.get('schema')!r}."
+            raise Malformed(detail, field="report")
+        facts, scores = dict(report.get("model") or {}), report["scores"]
+        L, H = len(scores), len(scores[0])
+        G = kv_heads or int(facts.get("kv_heads") or H)
+        model = ModelId(
+            name=str(facts.get("name", "")), weights_sha256=str(facts.get("weights_sha256", "")), layers=L,
+            query_heads=H, kv_heads=G,
+        )  # fmt: skip
+        origin = Origin(
+            experiment="retrieval_heads", spec={"report_sha256": _digest(report), "share": share},
+            seed=report.get("seed"), created=str(report.get("created", "")),
+        )  # fmt: skip
+        return cls.ranked({"retrieval": grouped_max(scores, G)}, "retrieval", share, model=model, made_by=origin)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the canonical JSON; what the registry and cache fingerprints call this plan."""
+        return _digest(self.facts())
+
+    def facts(self) -> dict[str, Any]:
+        """The JSON form; what is not said is left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def check(self, config: DecoderConfig, weights_sha256: str = "", *, force: bool = False) -> Self:
+        """Refuse a plan for another model.
+
+        Args:
+            config: The loaded model's facts.
+            weights_sha256: Its weights' digest; empty is not compared.
+            force: Take a plan made for other weights; shapes must fit all the same.
+
+        Raises:
+            BadInput: Shapes, heads or weights are another model's.
+        """
+        L, H, G = config.layers, config.heads, config.kv_heads
+        wrong = [
+            f"{name} is {len(table)}x{len(table[0]) if table else 0}, not {L}x{'|'.join(map(str, widths))}"
+            for name, table, widths in (
+                ("roles", self.roles, (G,)), *((n, t, (G, H)) for n, t in self.scores.items())
+            )
+            if table is not None and (len(table) != L or len(table[0]) not in widths)
+        ]  # fmt: skip
+        told = (
+            ("layers", self.model.layers, L),
+            ("query_heads", self.model.query_heads, H),
+            ("kv_heads", self.model.kv_heads, G),
+        )
+        wrong += [f"it was made for {said} {name}, not {real}" for name, said, real in told if said not in (None, real)]
+        wrong += [
+            f"there is no head {tuple(pair)}"
+            for pair in self.heads or ()
+            if not (0 <= pair[0] < L and 0 <= pair[1] < H)
+        ]
+        if wrong:
+            detail = f"The head plan does not fit this model: {wrong[0]}."
+            raise BadInput(detail, field="plan")
+        told_digest = self.model.weights_sha256
+        if told_digest and weights_sha256 and told_digest != weights_sha256 and not force:
+            detail = f"The head plan was made for weights {told_digest[:12]}…, and {weights_sha256[:12]}… are loaded."
+            raise BadInput(detail, hint="Calibrate this model, or force it.", field="plan")
+        return self
+
+    def with_share(self, share: float, by: str | None = None) -> Self:
+        """The same evidence cut elsewhere: the top `share` of key/value heads by a score become full.
+
+        Args:
+            share: Share of full heads, 0 to 1.
+            by: Which score; default `duo_gate`, else the first that has one value per key/value head.
+
+        Raises:
+            BadInput: The plan holds no such score.
+        """
+        G = len(self.roles[0]) if self.roles else self.model.kv_heads
+        usable = [name for name, table in self.scores.items() if table and G in (None, len(table[0]))]
+        chosen = by or ("duo_gate" if "duo_gate" in usable else next(iter(usable), None))
+        if chosen not in usable:
+            detail = f"The head plan has no score {chosen or 'per key/value head'} to rank heads by."
+            raise BadInput(detail, hint="Use a plan with scores, or give roles.", field="plan")
+        again = self.ranked(self.scores, chosen, share, model=self.model, made_by=self.made_by)
+        return again.model_copy(update={"heads": self.heads})
+
+
+def top_share(scores: Sequence[Sequence[float]], share: float) -> list[list[Literal[0, 1]]]:
+    """Roles [L][G]: 1 for the round(share·L·G) highest scores; ties go to the lower (layer, head)."""
+    flat = np.asarray(scores, np.float64)
+    chosen = np.argsort(-flat, axis=None, kind="stable")[: round(min(max(share, 0.0), 1.0) * flat.size)]
+    roles = np.zeros(flat.size, int)
+    roles[chosen] = 1
+    return roles.reshape(flat.shape).tolist()  # type: ignore[no-any-return]  # numpy types no nested lists
+
+
+def grouped_max(scores: Sequence[Sequence[float]], kv_heads: int) -> Score:
+    """Scores per query head [L][H] → per key/value head [L][G]: the largest of its group."""
+    table = np.asarray(scores, np.float64)
+    return table.reshape(table.shape[0], kv_heads, -1).max(-1).tolist()  # type: ignore[no-any-return]  # as above
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,134 @@
+"""Head plans: what is refused, how scores become roles, and that a digest names exactly one plan."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import BadInput, Malformed, TooLarge
+from shared.lm import head_plan
+from shared.lm.head_plan import HeadPlan, ModelId, grouped_max, top_share
+from shared.lm.networks import llama
+
+CONFIG = llama(vocab=8, width=16, layers=3, heads=4, kv_heads=2, hidden=8, positions=32).config
+ROLES = [[1, 0], [0, 1], [0, 0]]
+PLAN = {
+    "schema": "head-plan/1",
+    "model": {"name": "tiny", "weights_sha256": "ab", "layers": 3, "query_heads": 4, "kv_heads": 2},
+    "made_by": {"experiment": "duo_gates", "spec": {"steps": 3}, "seed": 0, "created": "2026-01-01T00:00:00Z"},
+    "scores": {"duo_gate": [[0.9, 0.1], [0.5, 0.5], [0.2, 0.3]], "ours": [[0.0] * 4] * 3},
+    "roles": ROLES, "rule": "by hand", "full_fraction": 0.5, "heads": [[2, 3]],
+}  # fmt: skip
+
+
+def test_a_plan_is_read_and_written_without_loss(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(PLAN))
+    plan = HeadPlan.read(path)
+    assert plan.facts() == PLAN | {"heads": [[2, 3]]}
+    assert plan.heads == [(2, 3)]
+    assert HeadPlan.parse(plan.facts()) == plan == HeadPlan.parse(plan)
+
+
+@pytest.mark.parametrize("given", [{"roles": ROLES}, {"heads": [[0, 0]]}])
+def test_a_plan_by_hand_needs_little(given):
+    assert HeadPlan.parse({"schema": "head-plan/1"} | given).check(CONFIG, "cd")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"schema": "head-plan/2"}, "schema"),
+        ({"roles": None, "heads": None}, "roles or heads"),
+        ({"roles": [[1, 0], [1]]}, "length"),
+        ({"roles": [[2, 0]] * 3}, "roles"),
+        ({"spare": 1}, "spare"),
+        ({"full_fraction": 1.5}, "full_fraction"),
+        ({"heads": [[1]]}, "heads"),
+    ],
+)
+def test_what_is_no_plan_is_refused_and_named(change, word):
+    with pytest.raises(Malformed, match=word):
+        HeadPlan.parse(PLAN | change)
+
+
+def test_broken_json_and_huge_files_are_refused(tmp_path, monkeypatch):
+    (path := tmp_path / "plan.json").write_text('{"schema": ')
+    with pytest.raises(Malformed):
+        HeadPlan.read(path)
+    monkeypatch.setattr(head_plan, "MAX_BYTES", 4)
+    with pytest.raises(TooLarge, match="at most 4"):
+        HeadPlan.read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"roles": ROLES[:2]}, "roles is 2x2, not 3x2"),
+        ({"scores": {"echo": [[0.0] * 3] * 3}}, "echo is 3x3"),
+        ({"heads": [[3, 0]]}, r"no head \(3, 0\)"),
+        ({"heads": [[0, -1]]}, "no head"),
+        ({"model": {"layers": 4}}, "4 layers, not 3"),
+        ({"model": {"query_heads": 8}}, "8 query_heads"),
+    ],
+)
+def test_a_plan_for_other_shapes_is_refused(change, word):
+    with pytest.raises(BadInput, match=word):
+        HeadPlan.parse(PLAN | change).check(CONFIG)
+
+
+def test_a_plan_for_other_weights_is_refused_unless_forced():
+    plan = HeadPlan.parse(PLAN)
+    with pytest.raises(BadInput, match="weights ab"):
+        plan.check(CONFIG, "cd")
+    assert plan.check(CONFIG, "cd", force=True) is plan.check(CONFIG, "ab") is plan.check(CONFIG)
+
+
+def test_the_digest_depends_on_content_and_not_on_order():
+    plan = HeadPlan.parse(PLAN)
+    assert plan.digest == HeadPlan.parse(dict(reversed(PLAN.items()))).digest
+    assert plan.digest != HeadPlan.parse(PLAN | {"rule": "other"}).digest
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=3, max_size=3), min_size=1, max_size=5),
+       st.floats(0, 1))  # fmt: skip
+def test_the_top_share_is_the_highest_scores_and_ties_go_to_lower_heads(scores, share):
+    roles = top_share(scores, share)
+    flat = [(s, r) for row, roles_row in zip(scores, roles, strict=True) for s, r in zip(row, roles_row, strict=True)]
+    taken, left = [s for s, r in flat if r], [s for s, r in flat if not r]
+    assert len(taken) == round(share * len(flat))
+    assert not taken or not left or min(taken) >= max(left)
+    tied = [r for s, r in flat if taken and s == min(taken)]
+    assert tied == sorted(tied, reverse=True)
+
+
+def test_another_share_of_the_same_evidence():
+    plan = HeadPlan.parse(PLAN)
+    assert plan.with_share(1 / 3).roles == [[1, 0], [1, 0], [0, 0]]
+    assert plan.with_share(1 / 3).heads == [(2, 3)]
+    assert plan.with_share(0).roles == [[0, 0]] * 3
+    with pytest.raises(BadInput, match="no score ours"):
+        plan.with_share(0.5, by="ours")
+    with pytest.raises(BadInput, match="no score"):
+        HeadPlan.parse({"schema": "head-plan/1", "roles": ROLES}).with_share(0.5)
+
+
+def test_a_retrieval_report_becomes_a_plan_by_its_groups():
+    scores = [[0.1, 0.0, 0.3, 0.9], [0.0, 0.2, 0.2, 0.0]]
+    report = {
+        "schema": "retrieval-report/1",
+        "model": {"name": "m", "weights_sha256": "ff"},
+        "scores": scores,
+        "seed": 4,
+    }
+    plan = HeadPlan.from_retrieval(report, 0.5, kv_heads=2)
+    assert plan.scores["retrieval"] == grouped_max(scores, 2) == [[0.1, 0.9], [0.2, 0.2]]
+    assert plan.roles == [[0, 1], [1, 0]]
+    assert plan.model == ModelId(name="m", weights_sha256="ff", layers=2, query_heads=4, kv_heads=2)
+    assert len(plan.made_by.spec["report_sha256"]) == 64
+    assert plan.full_fraction == 0.5
+    with pytest.raises(Malformed, match="no retrieval report"):
+        HeadPlan.from_retrieval({"schema": "head-plan/1"}, 0.5)
