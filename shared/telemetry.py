@@ -22,6 +22,7 @@ __all__ = [
     "BATCH_SIZE",
     "ERRORS",
     "IN_FLIGHT",
+    "KERNEL_CALLS",
     "LATENCY",
     "METRICS_CONTENT_TYPE",
     "QUEUE_DEPTH",
@@ -32,6 +33,7 @@ __all__ = [
     "configure_logs",
     "context",
     "fresh_context",
+    "kernel_called",
     "log",
     "metrics_text",
     "observe_stage",
@@ -51,6 +53,10 @@ BATCH_SIZE = Histogram(
     "fovea_batch_size", "Requests per batch.", ["service", "model"], buckets=(1, 2, 4, 8, 16, 32, 64)
 )
 QUEUE_DEPTH = Gauge("fovea_queue_depth", "Requests or jobs that wait.", ["service", "model"])
+KERNEL_CALLS = Counter(
+    "fovea_kernel_calls_total", "Calls of attention kernels, and why a faster one was passed over.",
+    ["op", "backend", "reason"],
+)  # fmt: skip
 IN_FLIGHT = Gauge("fovea_in_flight", "Requests being served.", ["service"])
 
 METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -139,6 +145,16 @@ def observe_stage(name: Stage, seconds: float) -> None:
 @cache
 def _timer(service: str, model: str, name: Stage) -> Histogram:
     return LATENCY.labels(service, model, name)
+
+
+def kernel_called(op: str, backend: str, reason: str) -> None:
+    """Count a call of an attention kernel; `reason` says why a faster back end was passed over, if one was."""
+    _kernel(op, backend, reason).inc()
+
+
+@cache
+def _kernel(op: str, backend: str, reason: str) -> Counter:
+    return KERNEL_CALLS.labels(op, backend, reason)
 
 
 def metrics_text() -> bytes:

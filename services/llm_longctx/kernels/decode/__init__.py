@@ -1,0 +1,89 @@
+"""Attention of one new token per problem over entries of any number: R problems of G query rows each.
+
+A problem is one (sequence, layer, kv head), its rows the query heads of the group. Entries come as tensors or as pages
+of a pool. One file per back end; `reference` is the oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+
+from services.llm_longctx.kernels.decode import cpu_torch, reference
+from services.llm_longctx.kernels.decode.pages import Pages
+from services.llm_longctx.kernels.dispatch import Backend, choose
+
+__all__ = ["Pages", "decode", "decode_pages"]
+
+_RUN: Mapping[
+    Backend,
+    Callable[
+        [Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None]],
+        tuple[Tensor, Tensor],
+    ],
+] = {"reference": reference.decode, "cpu_torch": cpu_torch.decode}
+
+
+def decode(
+    q: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    *,
+    log_weights: Sequence[Tensor | None] | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Attention over entries that lie in one tensor per problem.
+
+    Args:
+        q: [R,G,d]; scale 1/sqrt(d).
+        keys: R tensors [n_r,d], n_r ≥ 0.
+        values: R tensors [n_r,d].
+        log_weights: Per problem None or [n_r], added to the scaled scores; −inf hides an entry.
+        backend: `auto` or a name of `backends()`.
+
+    Returns:
+        out [R,G,d] in q's dtype (`reference`: float64) and natural-log lse [R,G] in float32 or wider; a problem without
+        entries has out 0 and lse −inf.
+
+    Raises:
+        ValueError: The shapes don't fit each other.
+        NotReady: The named back end is not there or can't take these tensors.
+    """
+    weights = [None] * len(keys) if log_weights is None else log_weights
+    _check(q, keys, values, weights)
+    return _RUN[choose("decode", backend, q.dtype, q.device.type)](q, keys, values, weights)
+
+
+def decode_pages(
+    q: Tensor,
+    pool: Tensor,
+    pages: Pages,
+    *,
+    log_weights: Sequence[Tensor | None] | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`decode` over entries that lie in pages of a pool [pages,2,P,d] (keys, then values).
+
+    Raises:
+        ValueError: The shapes don't fit each other.
+        NotReady: The named back end is not there or can't take these tensors.
+    """
+    keys, values = pages.entries(pool)
+    return decode(q, keys, values, log_weights=log_weights, backend=backend)
+
+
+def _check(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], log_weights: Sequence[Tensor | None]) -> None:
+    if q.dim() != 3 or not len(q) == len(keys) == len(values) == len(log_weights):
+        message = (
+            f"queries are [R,G,d] with R keys, values and log-weights; q is {list(q.shape)}, with {len(keys)} keys, "
+            f"{len(values)} values and {len(log_weights)} log-weights"
+        )
+        raise ValueError(message)
+    for r, (k, v, weights) in enumerate(zip(keys, values, log_weights, strict=True)):
+        if k.dim() != 2 or k.shape != v.shape or k.shape[1] != q.shape[2] or not q.dtype == k.dtype == v.dtype:
+            message = f"problem {r}: keys {list(k.shape)} and values {list(v.shape)} don't go with q {list(q.shape)}"
+            raise ValueError(message)
+        if weights is not None and weights.shape != (len(k),):
+            message = f"problem {r}: {len(k)} entries have log-weights of shape {list(weights.shape)}"
+            raise ValueError(message)

@@ -1,0 +1,88 @@
+"""Which back end runs an operation: the fastest that can, chosen once per kind of call, and counted.
+
+A back end that is not there or can't take a call is passed over with a reason, which the counter carries. Asked for by
+name, it runs or says why it can't. Knows nothing about what the operations compute.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+import torch
+
+from shared import telemetry
+from shared.errors import BadInput, NotReady
+
+__all__ = ["BACKENDS", "Backend", "Op", "backends", "choose"]
+
+Op = Literal["block_sparse_prefill", "decode"]
+Backend = Literal["reference", "cpu_torch", "cpu_ext", "triton"]
+
+BACKENDS: tuple[Backend, ...] = ("reference", "cpu_torch", "cpu_ext", "triton")
+"""From the plainest to the fastest."""
+
+_NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def backends() -> list[str]:
+    """Names of the back ends that this machine has."""
+    return [name for name in BACKENDS if not _absent(name)]
+
+
+def choose(op: Op, backend: str, dtype: torch.dtype, device: str) -> Backend:
+    """The back end for a call; every choice is counted.
+
+    Args:
+        op: The operation.
+        backend: `auto` or a name.
+        dtype: Of queries, keys and values.
+        device: Their device's type.
+
+    Raises:
+        BadInput: No back end has this name.
+        NotReady: The named one is not built, or can't take this dtype or device.
+    """
+    chosen, reason = _chosen(backend, dtype, device)
+    telemetry.kernel_called(op, chosen, reason)
+    return chosen
+
+
+@cache
+def _chosen(backend: str, dtype: torch.dtype, device: str) -> tuple[Backend, str]:
+    if backend != "auto":
+        return _named(backend, dtype, device), "asked for"
+    passed = ""
+    for name in reversed(BACKENDS):
+        reason = _absent(name) or _unfit(name, dtype, device)
+        if not reason:
+            return name, passed
+        # The reason that counts is that of the back end made for this device.
+        passed = passed or ("" if name == "triton" and device == "cpu" else f"{name}: {reason}")
+    return "reference", passed
+
+
+def _named(backend: str, dtype: torch.dtype, device: str) -> Backend:
+    for name in BACKENDS:
+        if name == backend:
+            if reason := _absent(name) or _unfit(name, dtype, device, asked=True):
+                detail = f"The kernel back end {name} can't be used: {reason}."
+                raise NotReady(detail, hint="`fovea build-kernels` builds it where a C++ compiler is installed.")
+            return name
+    detail = f"There is no kernel back end {backend!r}; known are auto, {', '.join(BACKENDS)}."
+    raise BadInput(detail, field="backend")
+
+
+@cache
+def _absent(name: Backend) -> str:
+    """Why this machine lacks a back end; empty where it has it."""
+    return "" if name in {"reference", "cpu_torch"} else "it is not built"
+
+
+def _unfit(name: Backend, dtype: torch.dtype, device: str, *, asked: bool = False) -> str:
+    """Why a back end can't take a call; empty where it can."""
+    if name == "cpu_ext":
+        return "" if device == "cpu" and dtype in _NATIVE_DTYPES else f"no {dtype} on {device}"
+    if name == "triton":
+        return "" if (device == "cuda" or asked) and dtype != torch.float64 else f"no {dtype} on {device}"
+    return ""

@@ -1,0 +1,34 @@
+"""Joining parts of one softmax: each part brings its output and the natural logarithm of its sum of exponentials.
+
+What makes methods compose: far and near blocks, pages and compact copies, kept entries and a virtual one are parts of
+the same row. Knows nothing about where parts come from.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["merge"]
+
+
+def merge(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Join (out [..., d], lse [...]) parts over disjoint keys into the (out, lse) of all keys.
+
+    A part that saw nothing has lse −inf and out 0; a row whose parts all are so stays so.
+
+    Raises:
+        ValueError: No part is given.
+    """
+    if not parts:
+        message = "a merge needs one part or more"
+        raise ValueError(message)
+    if len(parts) == 1:
+        return parts[0]
+    logs = torch.stack([lse for _, lse in parts])
+    lse = torch.logsumexp(logs, 0)
+    # −inf − −inf is no number: against an empty row all shares are zero.
+    shares = torch.exp(logs - torch.where(lse.isneginf(), torch.zeros_like(lse), lse))
+    out = sum(part.to(lse.dtype) * share[..., None] for (part, _), share in zip(parts, shares, strict=True))
+    assert isinstance(out, Tensor)  # noqa: S101  # there is one part or more
+    return out.to(parts[0][0].dtype), lse

@@ -1,0 +1,243 @@
+"""Every kernel back end against its float64 oracle, on shapes that nothing divides."""
+
+from __future__ import annotations
+
+import math
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from services.llm_longctx.kernels import (
+    BlockCsr,
+    Pages,
+    backends,
+    block_sparse_prefill,
+    decode,
+    decode_pages,
+    merge,
+)
+from services.llm_longctx.kernels.block_sparse_prefill.reference import token_mask
+from services.llm_longctx.kernels.flash import flash, plain
+from services.llm_longctx.kernels.merge.reference import softmax_of_all
+from shared.errors import BadInput, NotReady
+from shared.telemetry import KERNEL_CALLS
+
+ugly = hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
+FAST = [name for name in backends() if name not in {"reference", "triton"}]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-2}
+
+
+def takes(backend: str, dtype: torch.dtype) -> bool:
+    return backend == "cpu_torch" or dtype != torch.float64
+
+
+def differs(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Largest difference, where both are −inf in the same places."""
+    assert (found.isneginf() == wanted.isneginf()).all()
+    finite = ~wanted.isneginf()
+    return float((found.double() - wanted.double())[finite].abs().max()) if finite.any() else 0.0
+
+
+@st.composite
+def prefills(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, BlockCsr]:
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    keys = draw(st.integers(1, 150))
+    queries = draw(st.one_of(st.just(keys), st.integers(1, keys)))
+    d = draw(st.sampled_from([2, 8, 16, 20, 64, 72]))
+    block, key_block = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    key_block = draw(st.sampled_from([block, key_block]))
+    first = (keys - queries) // block
+    shape = (draw(st.sampled_from([kv_heads, kv_heads * group])), -(-keys // block) - first, -(-keys // key_block))
+    torch.manual_seed(draw(st.integers(0, 9)))
+    mask = torch.rand(shape) < draw(st.sampled_from([0.0, 0.3, 1.0]))
+    dtype = draw(st.sampled_from(list(TOLERANCE)))
+    q = torch.randn(kv_heads * group, queries, d).to(dtype)
+    k, v = torch.randn(2, kv_heads, keys, d).to(dtype)
+    return q, k, v, BlockCsr.from_mask(mask, block, key_block=key_block, first=first)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@ugly
+@hypothesis.given(prefills())
+def test_prefill_agrees_with_the_oracle(backend, case):
+    q, k, v, blocks = case
+    hypothesis.assume(takes(backend, q.dtype))
+    wanted, sums = block_sparse_prefill(q, k, v, blocks, backend="reference", return_lse=True)
+    out, lse = block_sparse_prefill(q, k, v, blocks, backend=backend, return_lse=True)
+    assert out.dtype == q.dtype
+    assert out.shape == q.shape
+    assert lse.dtype == (torch.float64 if q.dtype == torch.float64 else torch.float32)
+    assert differs(out, wanted) < TOLERANCE[q.dtype]
+    assert differs(lse, sums) < max(TOLERANCE[q.dtype], 1e-5 if q.dtype != torch.float64 else 0)
+
+
+@st.composite
+def problems(draw: st.DrawFn):
+    torch.manual_seed(draw(st.integers(0, 9)))
+    group, d = draw(st.integers(1, 5)), draw(st.sampled_from([2, 16, 24, 64, 80]))
+    lengths = draw(st.lists(st.integers(0, 130), min_size=1, max_size=6))
+    dtype = draw(st.sampled_from(list(TOLERANCE)))
+    q = torch.randn(len(lengths), group, d).to(dtype)
+    entries = [torch.randn(2, n, d).to(dtype) for n in lengths]
+    weights = [
+        draw(st.sampled_from([None, torch.randn(n), torch.where(torch.rand(n) < 0.5, 0.0, -torch.inf)]))
+        for n in lengths
+    ]
+    return q, entries, weights
+
+
+@pytest.mark.parametrize("backend", FAST)
+@ugly
+@hypothesis.given(problems())
+def test_ragged_decode_agrees_with_the_oracle(backend, case):
+    q, entries, weights = case
+    hypothesis.assume(takes(backend, q.dtype))
+    keys, values = [e[0] for e in entries], [e[1] for e in entries]
+    wanted, sums = decode(q, keys, values, log_weights=weights, backend="reference")
+    out, lse = decode(q, keys, values, log_weights=weights, backend=backend)
+    assert out.dtype == q.dtype
+    assert differs(out, wanted) < TOLERANCE[q.dtype]
+    assert differs(lse, sums) < max(TOLERANCE[q.dtype], 1e-5 if q.dtype != torch.float64 else 0)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@ugly
+@hypothesis.given(problems(), st.sampled_from([4, 16, 64]))
+def test_decode_from_pages_is_decode_from_tensors(backend, case, size):
+    q, entries, weights = case
+    hypothesis.assume(takes(backend, q.dtype))
+    d = q.shape[2]
+    counts = [-(-e.shape[1] // size) for e in entries]
+    pool = torch.randn(sum(counts) + 3, 2, size, d).to(q.dtype)
+    free = torch.randperm(len(pool)).tolist()
+    tables = [[free.pop() for _ in range(n)] for n in counts]
+    for table, held in zip(tables, entries, strict=True):
+        for i, page in enumerate(table):
+            part = held[:, i * size : (i + 1) * size]
+            pool[page, :, : part.shape[1]] = part
+    pages = Pages.of(tables, [e.shape[1] for e in entries])
+    keys, values = [e[0] for e in entries], [e[1] for e in entries]
+    wanted, sums = decode(q, keys, values, log_weights=weights, backend="reference")
+    out, lse = decode_pages(q, pool, pages, log_weights=weights, backend=backend)
+    assert differs(out, wanted) < TOLERANCE[q.dtype]
+    assert differs(lse, sums) < max(TOLERANCE[q.dtype], 1e-5 if q.dtype != torch.float64 else 0)
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST])
+def test_a_virtual_entry_with_weight_ln_n_stands_for_n_equal_keys(backend):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 3, 16), torch.randn(9, 16), torch.randn(9, 16)
+    k[:5], v[:5] = k[0], v[0]
+    many, sums = decode(q, [k], [v], backend=backend)
+    one = [torch.cat((torch.tensor([math.log(5.0)]), torch.zeros(4)))]
+    few, same = decode(q, [k[4:]], [v[4:]], log_weights=one, backend=backend)
+    torch.testing.assert_close(few, many, atol=1e-6, rtol=0)
+    torch.testing.assert_close(same, sums, atol=1e-6, rtol=0)
+
+
+@ugly
+@hypothesis.given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.integers(0, 99))
+def test_parts_merge_into_one_softmax_in_any_order(sizes, seed):
+    torch.manual_seed(seed)
+    logits = [torch.randn(4, n, dtype=torch.float64) * 9 for n in sizes]
+    values = [torch.randn(4, n, 3, dtype=torch.float64) for n in sizes]
+    parts = [softmax_of_all(s, v) for s, v in zip(logits, values, strict=True)]
+    wanted, sums = softmax_of_all(torch.cat(logits, 1), torch.cat(values, 1))
+    for order in (parts, parts[::-1]):
+        out, lse = merge(*order)
+        assert differs(out, wanted) < 1e-12
+        assert differs(lse, sums) < 1e-12
+    nested, lse = merge(parts[0], merge(*parts[1:])) if len(parts) > 1 else merge(*parts)
+    assert differs(nested, wanted) < 1e-12
+
+
+def test_a_merge_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="one part"):
+        merge()
+
+
+def test_the_fused_operator_and_the_plain_product_agree():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 7, 16)
+    bias = torch.randn(7, 7).masked_fill(torch.eye(7, dtype=torch.bool), -torch.inf)
+    bias[3] = -torch.inf
+    for options in ({}, {"causal": True}, {"bias": bias}):
+        for found, wanted in zip(flash(q, k, v, **options), plain(q, k, v, **options), strict=True):
+            assert differs(found, wanted) < 1e-5
+
+
+def test_blocks_come_back_as_the_mask_they_were_made_of():
+    mask = torch.rand(2, 5, 5, generator=torch.Generator().manual_seed(1)) < 0.5
+    blocks = BlockCsr.from_mask(mask, 8)
+    kept = mask & torch.ones(5, 5, dtype=torch.bool).tril()
+    assert torch.equal(blocks.mask(5), kept)
+    assert blocks.row_ptr.dtype == blocks.cols.dtype == torch.int32
+    assert blocks.row_ptr.shape == (2, 6)
+    assert blocks.row_ptr[0, -1] == blocks.row_ptr[1, 0]
+    assert blocks.density() == pytest.approx(float(kept.sum()) / (2 * 15))
+    row = blocks.cols[blocks.row_ptr[1, 3] : blocks.row_ptr[1, 4]]
+    assert row.tolist() == kept[1, 3].nonzero()[:, 0].tolist()
+
+
+def test_dense_blocks_are_the_causal_triangle():
+    blocks = BlockCsr.dense(2, 37, 8)
+    assert blocks.density() == 1.0
+    assert torch.equal(token_mask(blocks, 37, 37)[0], torch.ones(37, 37, dtype=torch.bool).tril())
+
+
+def test_an_absent_back_end_raises_and_auto_passes_it_over():
+    q, k = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
+    blocks = BlockCsr.dense(1, 2, 2)
+    absent = [name for name in ("cpu_ext", "triton") if name not in backends()]
+    for name in absent:
+        with pytest.raises(NotReady, match=name):
+            block_sparse_prefill(q, k, k, blocks, backend=name)
+    with pytest.raises(BadInput, match="known are auto"):
+        block_sparse_prefill(q, k, k, blocks, backend="cuda_graph")
+    before = _calls("block_sparse_prefill")
+    block_sparse_prefill(q, k, k, blocks)
+    assert _calls("block_sparse_prefill") == before + 1
+
+
+def _calls(op: str) -> float:
+    return sum(
+        sample.value
+        for metric in KERNEL_CALLS.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total") and sample.labels["op"] == op
+    )
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "heads", "block"),
+    [
+        ((4, 8, 4), (3, 8, 4), 3, 4),
+        ((2, 9, 4), (2, 8, 4), 2, 4),
+        ((2, 8, 4), (2, 8, 6), 2, 4),
+        ((2, 8, 4), (2, 8, 4), 1, 4),
+        ((2, 8, 4), (2, 8, 4), 2, 8),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(q, k, heads, block):
+    blocks = BlockCsr.from_mask(torch.ones(heads, 2, 2, dtype=torch.bool), block)
+    with pytest.raises(ValueError, match="queries"):
+        block_sparse_prefill(torch.zeros(q), torch.zeros(k), torch.zeros(k), blocks)
+
+
+def test_decode_refuses_what_does_not_fit():
+    q = torch.zeros(1, 2, 4)
+    with pytest.raises(ValueError, match="log-weights"):
+        decode(q, [torch.zeros(3, 4)], [])
+    with pytest.raises(ValueError, match="problem 0"):
+        decode(q, [torch.zeros(3, 5)], [torch.zeros(3, 5)])
+    with pytest.raises(ValueError, match="3 entries"):
+        decode(q, [torch.zeros(3, 4)], [torch.zeros(3, 4)], log_weights=[torch.zeros(2)])
+
+
+def test_a_mask_must_be_boolean_and_over_blocks():
+    with pytest.raises(ValueError, match="bool"):
+        BlockCsr.from_mask(torch.ones(1, 2, 2), 4)
+    with pytest.raises(ValueError, match="bool"):
+        BlockCsr.from_mask(torch.ones(1, 2, 2, dtype=torch.bool), 0)
