@@ -1,0 +1,26 @@
+"""Building blocks that several detectors share: convolutions that fuse, aggregation, attention, detection heads."""
+
+from services.detection.layers.attention import PositionAttention, SelfAttention
+from services.detection.layers.conv import EPS, MOMENTUM, AveragedConv, Conv, RepConv, fused
+from services.detection.layers.elan import Elan, RepBottleneck, RepCsp, RepElan, SppElan
+from services.detection.layers.head import BINS, Integral, raw_maps, towers
+
+__all__ = [
+    "BINS",
+    "EPS",
+    "MOMENTUM",
+    "AveragedConv",
+    "Conv",
+    "Elan",
+    "Integral",
+    "PositionAttention",
+    "RepBottleneck",
+    "RepConv",
+    "RepCsp",
+    "RepElan",
+    "SelfAttention",
+    "SppElan",
+    "fused",
+    "raw_maps",
+    "towers",
+]

@@ -1,0 +1,72 @@
+"""Fits a picture of any shape into the network's input, and brings boxes back.
+
+Knows uint8 arrays (h, w, 3) and rounding; knows nothing about files.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+__all__ = ["GREY", "fitted", "letterbox", "unletterbox"]
+
+GREY = 114
+"""Value of the padding, in every channel."""
+
+Pads = tuple[float, float]
+
+
+def fitted(height: int, width: int, size: int, stride: int = 32, *, auto: bool = True) -> tuple[float, int, int, Pads]:
+    """Where a picture lands: ratio, height and width after scaling, and half of the padding left and above."""
+    ratio = min(size / height, size / width)
+    high, wide = max(round(height * ratio), 1), max(round(width * ratio), 1)
+    pad_x, pad_y = size - wide, size - high
+    if auto:
+        pad_x, pad_y = pad_x % stride, pad_y % stride
+    return ratio, high, wide, (pad_x / 2, pad_y / 2)
+
+
+def letterbox(
+    image: np.ndarray, size: int = 640, stride: int = 32, auto: bool = True
+) -> tuple[np.ndarray, float, Pads]:
+    """Scale a picture to fit a square of `size`, keeping its aspect, and pad it with grey.
+
+    Args:
+        image: uint8 (h, w, c).
+        size: Longest side of the result, pixels.
+        stride: Of the network's coarsest level.
+        auto: Pad to the next multiple of `stride` only; otherwise to the whole square.
+
+    Returns:
+        The padded picture, the ratio of its scale, and half of the padding along x and y (unrounded).
+    """
+    height, width, channels = image.shape
+    ratio, high, wide, (pad_x, pad_y) = fitted(height, width, size, stride, auto=auto)
+    top, bottom = round(pad_y - 0.1), round(pad_y + 0.1)
+    left, right = round(pad_x - 0.1), round(pad_x + 0.1)
+    page = np.full((top + high + bottom, left + wide + right, channels), GREY, np.uint8)
+    page[top : top + high, left : left + wide] = _resized(image, high, wide)
+    return page, ratio, (pad_x, pad_y)
+
+
+def unletterbox(boxes: np.ndarray, padded_hw: tuple[int, int], original_hw: tuple[int, int]) -> np.ndarray:
+    """Boxes (n, 4 or more) from the padded picture to the original, clipped to it; further columns are kept.
+
+    The scale is found again from both shapes, so that a caller needs to keep nothing else.
+    """
+    (high, wide), (height, width) = padded_hw, original_hw
+    gain = min(high / height, wide / width)
+    shift = np.array([(wide - width * gain) / 2, (high - height * gain) / 2] * 2)
+    found = np.array(boxes, copy=True)
+    found[:, :4] = np.clip((found[:, :4] - shift) / gain, 0, np.array([width, height] * 2))
+    return found
+
+
+def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear between the four nearest pixels, no antialias: what the networks were trained on."""
+    if image.shape[:2] == (height, width):
+        return image
+    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    made = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
+    return np.asarray(made[0].permute(1, 2, 0).numpy())

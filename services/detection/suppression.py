@@ -1,0 +1,122 @@
+"""Non-maximum suppression: of boxes that overlap, the best stays. In torch and in NumPy, with the same answer.
+
+Knows predictions as a network gives them (centre, size, scores); knows no picture. Boxes of different classes are
+kept apart by moving each class away from the others, in float32, as published code does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["APART", "MOST", "kept", "nms"]
+
+APART = 7680
+"""Pixels between two classes; no input is as large."""
+
+MOST = 30_000
+"""Best candidates of a picture that are looked at."""
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+def nms(
+    predictions: Array,
+    *,
+    confidence: float = 0.25,
+    iou: float = 0.45,
+    max_detections: int = 300,
+    classes: Sequence[int] | None = None,
+    agnostic: bool = False,
+    multi_label: bool = False,
+) -> list[Array]:
+    """The boxes that stay, of every picture, best first.
+
+    Args:
+        predictions: (n, 4 + classes, a): centre x, centre y, width, height, scores.
+        confidence: Only cells whose best score is higher.
+        iou: Of two boxes whose IoU is higher, the better stays.
+        max_detections: Most boxes of a picture.
+        classes: Only these ids; None means all.
+        agnostic: Boxes of different classes suppress each other too.
+        multi_label: A cell may hold one box per class above `confidence`, instead of its best class alone.
+
+    Returns:
+        Per picture (m, 6): x1, y1, x2, y2, score, class.
+    """
+    pick: Callable[..., Any] = _candidates_torch if isinstance(predictions, Tensor) else _candidates
+    found = []
+    for picture in predictions:
+        rows = pick(picture, confidence, classes, multi_label=multi_label)
+        order = kept(rows[:, :4] + rows[:, 5:] * (0 if agnostic else APART), rows[:, 4], iou, max_detections)
+        found.append(rows[order])
+    return found
+
+
+def kept(boxes: Array, scores: Array, iou: float, most: int) -> Array:
+    """Indices of the boxes (m, 4) that stay, best first; of equal scores the earlier comes first."""
+    return _greedy_torch(boxes, scores, iou, most) if isinstance(boxes, Tensor) else _greedy(boxes, scores, iou, most)
+
+
+def _candidates(picture: np.ndarray, confidence: float, classes: Sequence[int] | None, *, multi_label: bool) -> Any:
+    """Rows (m, 6) above `confidence`, of one picture (4 + classes, a)."""
+    centred, scores = picture[:4].T, picture[4:].T
+    cell, kind = np.nonzero(scores > confidence)
+    if not multi_label:
+        cell = np.flatnonzero(scores.max(axis=1, initial=0) > confidence)
+        kind = scores[cell].argmax(axis=1) if len(cell) else np.empty(0, np.int64)
+    if classes is not None:
+        wanted = np.isin(kind, np.array(classes, np.int64))
+        cell, kind = cell[wanted], kind[wanted]
+    centre, half = centred[cell, :2], centred[cell, 2:] / 2
+    score = scores[cell, kind][:, None]
+    return np.concatenate([centre - half, centre + half, score, kind[:, None].astype(picture.dtype)], axis=1)
+
+
+def _candidates_torch(picture: Tensor, confidence: float, classes: Sequence[int] | None, *, multi_label: bool) -> Any:
+    centred, scores = picture[:4].T, picture[4:].T
+    if multi_label:
+        cell, kind = (scores > confidence).nonzero(as_tuple=True)
+    else:
+        best, kind = scores.max(dim=1)
+        (cell,) = (best > confidence).nonzero(as_tuple=True)
+        kind = kind[cell]
+    if classes is not None:
+        wanted = torch.isin(kind, torch.tensor(list(classes), dtype=kind.dtype, device=kind.device))
+        cell, kind = cell[wanted], kind[wanted]
+    centre, half = centred[cell, :2], centred[cell, 2:] / 2
+    score = scores[cell, kind][:, None]
+    return torch.cat([centre - half, centre + half, score, kind[:, None].to(picture.dtype)], dim=1)
+
+
+def _greedy(boxes: np.ndarray, scores: np.ndarray, iou: float, most: int) -> np.ndarray:
+    order = np.argsort(-scores, kind="stable")[:MOST]
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    stay: list[int] = []
+    while len(order) and len(stay) < most:
+        best, order = order[0], order[1:]
+        stay.append(int(best))
+        low = np.maximum(boxes[best, :2], boxes[order, :2])
+        high = np.minimum(boxes[best, 2:], boxes[order, 2:])
+        shared = np.clip(high - low, 0, None).prod(axis=1)
+        with np.errstate(invalid="ignore"):  # two boxes without any area are 0/0: no overlap
+            order = order[~(shared / (area[best] + area[order] - shared) > iou)]
+    return np.array(stay, np.int64)
+
+
+def _greedy_torch(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
+    order = scores.argsort(descending=True, stable=True)[:MOST]
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    stay: list[Tensor] = []
+    while len(order) and len(stay) < most:
+        best, order = order[0], order[1:]
+        stay.append(best)
+        low = torch.maximum(boxes[best, :2], boxes[order, :2])
+        high = torch.minimum(boxes[best, 2:], boxes[order, 2:])
+        shared = (high - low).clamp(min=0).prod(dim=1)
+        order = order[~(shared / (area[best] + area[order] - shared) > iou)]
+    return torch.stack(stay) if stay else torch.empty(0, dtype=torch.int64, device=boxes.device)

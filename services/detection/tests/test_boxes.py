@@ -1,0 +1,186 @@
+"""Boxes against golden data and by their properties: decoding, overlap, letterboxing, suppression."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.detection.boxes import (
+    cells,
+    complete_iou,
+    corners,
+    decode,
+    distances,
+    letterbox,
+    nms,
+    overlap,
+    unletterbox,
+)
+from services.detection.letterbox import GREY
+from services.detection.tests.filling import read
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "val": {"confidence": 0.001, "iou": 0.7, "multi_label": True, "max_detections": 300},
+    "agnostic": {"agnostic": True},
+    "classes": {"classes": [1, 3], "max_detections": 7},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_suppression_equals_the_published_one(name: str, kind: str) -> None:
+    golden = read("nms.npz")
+    given_ = torch.from_numpy(golden["pred"]) if kind == "torch" else golden["pred"]
+    for index, found in enumerate(nms(given_, **SETTINGS[name])):
+        np.testing.assert_allclose(np.asarray(found), golden[f"{name}_{index}"], atol=1e-3)
+
+
+def test_complete_iou_equals_the_published_one() -> None:
+    golden = read("boxes.npz")
+    found = complete_iou(torch.from_numpy(golden["ciou_a"]), torch.from_numpy(golden["ciou_b"]))
+    np.testing.assert_allclose(found.numpy(), golden["ciou"], atol=1e-5)
+
+
+def test_letterbox_pads_and_maps_back_as_published() -> None:
+    boxes = np.array([[10, 20, 300, 200], [-5, -5, 639, 639]], np.float64)
+    for high_given, wide_given, auto, high, wide, ratio, pad_x, pad_y, *back in read("boxes.npz")["letterbox"]:
+        height, width = int(high_given), int(wide_given)
+        page, found, pads = letterbox(np.zeros((height, width, 3), np.uint8), 640, auto=bool(auto))
+        assert page.shape == (high, wide, 3)
+        assert (found, *pads) == pytest.approx((ratio, pad_x, pad_y), abs=1e-6)
+        mapped = unletterbox(boxes, page.shape[:2], (height, width))
+        np.testing.assert_allclose(mapped.ravel(), back, atol=1e-2)
+
+
+def test_letterbox_keeps_pixels_where_nothing_is_scaled() -> None:
+    image = np.random.default_rng(1).integers(0, 256, (480, 640, 3), np.uint8)
+    page, ratio, pads = letterbox(image, 640)
+    assert (ratio, pads) == (1, (0, 0))
+    np.testing.assert_array_equal(page, image)
+
+
+def test_letterbox_pads_with_grey_on_both_sides() -> None:
+    page, _, (pad_x, pad_y) = letterbox(np.zeros((100, 640, 3), np.uint8), 640, auto=False)
+    assert (pad_x, pad_y) == (0, 270)
+    assert (page[:270] == GREY).all()
+    assert (page[-270:] == GREY).all()
+    assert (page[270:370] == 0).all()
+
+
+def test_letterbox_of_a_needle_keeps_a_pixel() -> None:
+    page, *_ = letterbox(np.zeros((1, 4000, 3), np.uint8), 640)
+    assert page.shape == (32, 640, 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(8, 900), st.integers(8, 900), st.booleans(), st.sampled_from([192, 320, 640]))
+def test_boxes_come_back_from_the_letterbox(height: int, width: int, auto: bool, size: int) -> None:
+    page, ratio, pads = letterbox(np.zeros((height, width, 3), np.uint8), size, auto=auto)
+    box = np.array([[width * 0.25, height * 0.25, width * 0.75, height * 0.75, 0.9, 3]])
+    scaled = box.copy()
+    scaled[:, :4] = box[:, :4] * ratio + np.array([*pads, *pads])
+    back = unletterbox(scaled, page.shape[:2], (height, width))
+    # The scale is found again from rounded shapes: up to a pixel of the input, as in the published code.
+    np.testing.assert_allclose(back, box, atol=1.5 / ratio)
+
+
+def test_decoding_reads_the_expected_distances() -> None:
+    maps = torch.full((1, 4 * 16 + 2, 2, 3), -20.0)
+    for side, distance in enumerate((1, 2, 3, 4)):
+        maps[0, side * 16 + distance] = 20
+    maps[0, 64] = 0
+    found = decode([maps], 2, strides=(8,))[0]
+    left, top = found[0] - found[2] / 2, found[1] - found[3] / 2
+    np.testing.assert_allclose(left.numpy(), (np.array([0.5, 1.5, 2.5] * 2) - 1) * 8, atol=1e-4)
+    np.testing.assert_allclose(top.numpy(), (np.array([0.5] * 3 + [1.5] * 3) - 2) * 8, atol=1e-4)
+    np.testing.assert_allclose(found[2:4, 0].numpy(), [32, 48], atol=1e-4)
+    np.testing.assert_allclose(found[4].numpy(), 0.5)
+
+
+def test_distances_are_expectations() -> None:
+    uniform = distances(torch.zeros(5, 64), 16)
+    assert torch.allclose(uniform, torch.full((5, 4), 7.5))
+
+
+def test_cells_run_row_by_row_and_level_by_level() -> None:
+    points, scales = cells([torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 1, 1)], (8, 16))
+    assert points.tolist() == [[0.5, 0.5], [1.5, 0.5], [0.5, 1.5], [1.5, 1.5], [0.5, 0.5]]
+    assert scales.ravel().tolist() == [8, 8, 8, 8, 16]
+
+
+def test_overlap_of_known_boxes() -> None:
+    a = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 1, 1]])
+    b = torch.tensor([[0.0, 0, 2, 2], [1, 0, 3, 2], [5, 5, 6, 6]])
+    assert overlap(a, b).tolist() == pytest.approx([1, 1 / 3, 0], abs=1e-5)
+
+
+def test_complete_iou_punishes_distance_and_shape() -> None:
+    a = torch.tensor([0.0, 0, 2, 2])
+    near, far, flat = torch.tensor([3.0, 0, 5, 2]), torch.tensor([9.0, 0, 11, 2]), torch.tensor([0.0, 0, 4, 1])
+    assert complete_iou(a, near) > complete_iou(a, far)
+    assert complete_iou(a, flat) < overlap(a, flat)
+
+
+def test_complete_iou_broadcasts() -> None:
+    boxes = torch.rand(5, 4).sort(dim=1).values
+    assert complete_iou(boxes[:, None], boxes[None]).shape == (5, 5)
+
+
+def test_corners_undo_centres() -> None:
+    assert corners(torch.tensor([5.0, 6, 4, 2])).tolist() == [3, 5, 7, 7]
+
+
+def _predictions(rng: np.random.Generator, count: int, classes: int) -> np.ndarray:
+    centre, size = rng.uniform(0, 300, (2, count)), rng.uniform(4, 90, (2, count))
+    return np.concatenate([centre, size, rng.random((classes, count))])[None].astype(np.float32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 80), st.booleans(), st.booleans(), st.floats(0.1, 0.9))
+def test_both_suppressions_agree_and_are_sorted(
+    seed: int, count: int, agnostic: bool, multi_label: bool, iou: float
+) -> None:
+    given_ = _predictions(np.random.default_rng(seed), count, 3)
+    options: dict[str, Any] = {"iou": iou, "agnostic": agnostic, "multi_label": multi_label, "max_detections": 20}
+    (ours,), (theirs,) = nms(given_, **options), nms(torch.from_numpy(given_), **options)
+    np.testing.assert_allclose(ours, theirs.numpy())
+    assert (np.diff(ours[:, 4]) <= 0).all()
+    assert len(ours) <= 20
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 60))
+def test_suppressing_twice_changes_nothing(seed: int, count: int) -> None:
+    (once,) = nms(_predictions(np.random.default_rng(seed), count, 2))
+    scores = np.zeros((len(once), 2), np.float32)
+    scores[np.arange(len(once)), once[:, 5].astype(int)] = once[:, 4]
+    centred = np.concatenate([(once[:, :2] + once[:, 2:4]) / 2, once[:, 2:4] - once[:, :2], scores], axis=1)
+    (twice,) = nms(centred.T[None])
+    np.testing.assert_allclose(twice, once, atol=1e-3)
+
+
+def test_suppression_of_nothing_is_empty() -> None:
+    empty = np.zeros((1, 6, 0), np.float32)
+    assert nms(empty)[0].shape == (0, 6)
+    assert nms(torch.from_numpy(empty))[0].shape == (0, 6)
+    assert nms(np.zeros((1, 6, 9), np.float32))[0].shape == (0, 6)
+
+
+def test_boxes_without_area_suppress_nobody() -> None:
+    flat = np.zeros((1, 5, 3), np.float32)
+    flat[0, 4] = (0.9, 0.8, 0.7)
+    assert len(nms(flat)[0]) == 3
+
+
+def test_other_classes_survive_unless_agnostic() -> None:
+    same = np.array([[10, 10], [10, 10], [8, 8], [8, 8], [0.9, 0.0], [0.0, 0.8]], np.float32)[None]
+    assert len(nms(same)[0]) == 2
+    assert len(nms(same, agnostic=True)[0]) == 1
+    assert math.isclose(nms(same, classes=[1])[0][0, 4], 0.8, rel_tol=1e-6)
