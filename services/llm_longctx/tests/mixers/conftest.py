@@ -1,0 +1,45 @@
+"""Golden arrays of the trained mixers, and their weights by rule."""
+
+import json
+import pathlib
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+class Golden:
+    """One golden file: arrays by name, configuration, and weights that are made and not stored."""
+
+    def __init__(self, name):
+        self.facts = json.loads((GOLDEN / f"{name}.keys.json").read_text("utf8"))
+        with np.load(GOLDEN / f"{name}.npz") as arrays:
+            self.arrays = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+        self.config = self.facts.get("config", {})
+
+    def __getitem__(self, name):
+        return self.arrays[name]
+
+    def made(self, name, shape, scale=1.0, offset=0.0):
+        """An array by the rule: normal numbers seeded by its name."""
+        draw = np.random.RandomState((zlib.crc32(name.encode()) + self.facts["seed"]) % 2**32)
+        return torch.from_numpy((draw.standard_normal(shape) * scale + offset).astype(np.float32))
+
+    def weights(self, listed=None):
+        """All weights that the rule makes."""
+        listed = listed or self.facts["weights"]
+        return {
+            key: self.made(key, fact["shape"], fact["scale"], fact["offset"])
+            for key, fact in listed.items()
+            if "rule" not in fact
+        }
+
+
+@pytest.fixture
+def golden():
+    """Opens a golden file by name."""
+    torch.set_num_threads(1)
+    return Golden
