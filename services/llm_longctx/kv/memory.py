@@ -1,0 +1,331 @@
+"""What one sequence holds: a run of pages per (layer, key/value head), shared parts before it, compact copies beside.
+
+A head is either whole (all entries in order of position, appended to) or cut (chosen entries with positions; in decode
+perhaps a ring from which the oldest leaves). Knows nothing about who decides what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.llm_longctx.kv.means import Means
+from services.llm_longctx.kv.pool import PagePool
+from services.llm_longctx.kv.rings import Rings
+from services.llm_longctx.kv.runs import Runs
+
+__all__ = ["Entries", "Memory", "Part"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entries:
+    """Entries of one head: k, v [n,d], positions [n] int64 (-1: virtual), log_weight [n] or None."""
+
+    k: Tensor
+    v: Tensor
+    positions: Tensor
+    log_weight: Tensor | None = None
+
+    def take(self, order: Tensor) -> Entries:
+        """Some of them, in another order; a copy."""
+        weights = None if self.log_weight is None else self.log_weight[order]
+        return Entries(self.k[order], self.v[order], self.positions[order], weights)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Whole pages before a sequence's own, read by several sequences and written by none.
+
+    Attributes:
+        start: First slot in the pool [L,G]; -1 for heads that take no part.
+        n: Entries, a multiple of the page; the same for all heads that take part.
+    """
+
+    start: np.ndarray
+    n: int
+
+    def pages(self, page: int) -> np.ndarray:
+        """Numbers of all its pages."""
+        first = self.start[self.start >= 0] // page
+        return np.asarray((first[:, None] + np.arange(self.n // page)).ravel())
+
+    def continues(self, before: Part) -> bool:
+        """Whether it lies right behind another one, in every head."""
+        return bool((np.where(before.start < 0, -1, before.start + before.n) == self.start).all())
+
+
+class Memory:
+    """Keys and values of one sequence.
+
+    Attributes:
+        length: Logical length: tokens read and produced.
+        own: Runs that only this sequence writes.
+        compact: Copies of chosen entries (Recycled).
+        parts: Shared pages before `own`, in order.
+        cut: [L,G], heads that hold chosen entries rather than all.
+        weighted: [L,G], heads that have log-weights.
+    """
+
+    def __init__(self, pool: PagePool, layers: int, kv_heads: int) -> None:
+        self.pool = pool
+        self.length = 0
+        self.own = Runs(pool, layers, kv_heads)
+        self.compact = Runs(pool, layers, kv_heads)
+        self.parts: list[Part] = []
+        self.cut = np.zeros((layers, kv_heads), bool)
+        self.weighted = np.zeros((layers, kv_heads), bool)
+        self.rings = Rings(layers, kv_heads)
+        self.means = Means()
+
+    # What is held.
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pages held, shared ones included."""
+        return len(self.pages()) * self.pool.page_bytes
+
+    def pages(self) -> np.ndarray:
+        """Numbers of all pages held."""
+        shared = [part.pages(self.pool.page) for part in self.parts]
+        return np.concatenate([self.own.pages(), self.compact.pages(), *shared])
+
+    def entries(self, layer: int, head: int) -> Entries:
+        """All entries of one head, compact copies excluded; whole heads in order of position."""
+        slots = self._slots(layer, head)
+        keys, values = self.pool.keys[slots], self.pool.values[slots]
+        positions = self.pool.positions[slots] if self.cut[layer, head] else torch.arange(len(keys))
+        weights = self.pool.log_weights[slots] if self.weighted[layer, head] else None
+        return Entries(keys, values, positions, weights)
+
+    def extents(self, layer: int, head: int) -> list[tuple[int, int]]:
+        """(first slot, entries) of a head's parts and its own run, in order; a stale slot is not left out."""
+        shared = [(int(p.start[layer, head]), p.n) for p in self.parts if p.start[layer, head] >= 0]
+        return [*shared, (int(self.own.start[layer, head]), int(self.own.n[layer, head]))]
+
+    def whole(self, layer: int, heads: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Keys and values of whole heads, [g,n,d] each: views where they lie side by side, copies otherwise."""
+        if not self.parts:
+            keys = self.own.together(self.pool.keys, layer, heads)
+            values = self.own.together(self.pool.values, layer, heads)
+            if keys is not None and values is not None:
+                return keys, values
+        held = [self.entries(layer, head) for head in heads]
+        return torch.stack([one.k for one in held]), torch.stack([one.v for one in held])
+
+    def span(self, layer: int, head: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a whole head's positions `begin` … `end`-1 [m,d]; a view where one part holds them."""
+        pieces, at = [], 0
+        for start, n in self.extents(layer, head):
+            first, last = max(begin, at), min(end, at + n)
+            if first < last:
+                pieces.append(slice(start + first - at, start + last - at))
+            at += n
+        if len(pieces) == 1:
+            return self.pool.keys[pieces[0]], self.pool.values[pieces[0]]
+        keys, values = ([store[:0], *(store[p] for p in pieces)] for store in (self.pool.keys, self.pool.values))
+        return torch.cat(keys), torch.cat(values)
+
+    # Writing prompts.
+
+    def reserve(self, entries: np.ndarray) -> None:
+        """Reserve addresses for what the heads' own runs will hold [L,G], so that they need not move."""
+        self.own.reserve(entries)
+
+    def append(self, layer: int, heads: Sequence[int], k: Tensor, v: Tensor) -> None:
+        """Write new entries k, v [g,T,d] of some heads of a layer that do not slide, at positions `length` ….
+
+        Raises:
+            PoolExhausted: There is no room.
+        """
+        T = k.shape[1]
+        self.own.extend(layer, heads, T)
+        for i, head in enumerate(heads):
+            end = int(self.own.start[layer, head] + self.own.n[layer, head])
+            self.pool.keys[end - T : end], self.pool.values[end - T : end] = k[i], v[i]
+            if self.cut[layer, head]:
+                self.pool.positions[end - T : end] = torch.arange(self.length, self.length + T)
+                self.pool.log_weights[end - T : end] = 0
+
+    def keep(
+        self,
+        layer: int,
+        head: int,
+        entries: Entries,
+        *,
+        sink: int = 0,
+        slide: int | None = None,
+        spare: int = 0,
+        absorbed: int | None = None,
+        weighted: bool = True,
+    ) -> None:
+        """Hold exactly `entries` from now on; with `slide` as a ring from which the oldest leaves while decoding.
+
+        Args:
+            layer: Which layer.
+            head: Which key/value head.
+            entries: What is kept; copied before its old place is given back.
+            sink: Entries with positions below it never leave.
+            slide: At most so many entries beyond the sinks are held between steps.
+            spare: Addresses for so many more entries (where nothing slides).
+            absorbed: What leaves joins the virtual entry, which stands for so many so far; None: it is forgotten.
+            weighted: Whether the virtual entry's log-weight follows its count.
+
+        Raises:
+            PoolExhausted: There is no room.
+        """
+        fixed = (entries.positions < sink) | (entries.positions < 0)
+        # What stays comes first, a virtual entry last of it; then the ring.
+        held = entries.take(torch.argsort((~fixed).long() * 2 - (entries.positions >= 0).long() * fixed, stable=True))
+        n, base = len(fixed), int(fixed.sum())
+        self._leave_parts(layer, head)
+        self.own.replace(layer, head, n, n + spare if slide is None else base + slide + 1)
+        self._write(int(self.own.start[layer, head]), held)
+        self.cut[layer, head], self.weighted[layer, head] = True, held.log_weight is not None
+        self.rings.set(layer, head, None if slide is None else base, slide, n)
+        if absorbed is None:
+            self.means.end((layer, head))
+        else:
+            self.means.begin((layer, head), held.k[base - 1], held.v[base - 1], absorbed, weighted=weighted)
+
+    def copy_compact(self, layer: int, head: int, positions: Tensor, spare: int) -> None:
+        """Copy the entries at `positions` [K] of a whole head into its compact run, with room for `spare` more.
+
+        Raises:
+            PoolExhausted: There is no room.
+        """
+        slots = self._slots(layer, head)
+        chosen = positions + slots.start if isinstance(slots, slice) else slots[positions]
+        self.compact.replace(layer, head, len(positions), len(positions) + spare)
+        self.pool.copy(chosen, int(self.compact.start[layer, head]), len(positions))
+
+    def append_compact(self, layer: int, head: int, k: Tensor, v: Tensor) -> None:
+        """Append one entry k, v [d] to a compact run.
+
+        Raises:
+            PoolExhausted: There is no room.
+        """
+        self.compact.extend(layer, (head,), 1)
+        at = int(self.compact.start[layer, head] + self.compact.n[layer, head]) - 1
+        self.pool.keys[at], self.pool.values[at] = k, v
+
+    # Decoding.
+
+    def fresh(self) -> int:
+        """Pages that the next step will commit, compact runs at their worst."""
+        return self.own.fresh(self.rings.hole < 0) + self.compact.fresh(self.compact.n > 0)
+
+    def begin_step(self) -> np.ndarray:
+        """Slots of the new token's entries [L,G]; each head has one entry more from now on.
+
+        Raises:
+            PoolExhausted: The pool is full; nothing has changed.
+        """
+        growing = self.rings.hole < 0
+        self.own.advance(growing)
+        slots = np.where(growing, self.own.start + self.own.n - 1, self.own.start + self.rings.hole)
+        self.rings.filled()
+        if self.cut.any():
+            marked = torch.from_numpy(slots[self.cut])
+            self.pool.positions[marked] = self.length
+            self.pool.log_weights[marked] = 0
+        return slots
+
+    def end_step(self) -> None:
+        """The token was attended to everywhere: the oldest entries leave full rings."""
+        self.length += 1
+        if not self.rings.any:
+            return
+        self.rings.leave(self.own.n)
+        for at in self.means.heads():
+            if self.rings.hole[at] >= 0:
+                start, hole, base = (int(x[at]) for x in (self.own.start, self.rings.hole, self.rings.base))
+                self.means.absorb(at, self.pool, start + hole, start + base - 1)
+
+    # Sharing.
+
+    def fork(self) -> Self:
+        """A twin that goes its own way: whole pages of whole heads are shared, everything else is copied.
+
+        Raises:
+            PoolExhausted: There is no room for the copies.
+        """
+        twin = type(self)(self.pool, *self.cut.shape)
+        twin.length, twin.cut, twin.weighted = self.length, self.cut.copy(), self.weighted.copy()
+        twin.rings, twin.means = self.rings.copy(), self.means.copy()
+        taken = self.filled()
+        try:
+            for part in (*self.parts, *([self.part(0, taken)] if taken else ())):
+                twin.adopt(part)
+            twin.copy(self, taken)
+        except Exception:
+            twin.close()
+            raise
+        return twin
+
+    def copy(self, other: Memory, taken: int) -> None:
+        """Own runs less the first `taken` entries of whole heads, and compact runs, of another sequence."""
+        skip = np.where(self.cut, 0, taken)
+        self.own.reserve(np.maximum(other.own.n - skip + self.pool.page, self.rings.room()))
+        for mine, its, first in ((self.own, other.own, skip), (self.compact, other.compact, np.zeros_like(skip))):
+            for layer, head in np.argwhere(its.n - first > 0).tolist():
+                count, begin = int(its.n[layer, head] - first[layer, head]), int(first[layer, head])
+                mine.extend(layer, (head,), count)
+                source = int(its.start[layer, head]) + begin
+                self.pool.copy(slice(source, source + count), int(mine.start[layer, head]), count)
+
+    def filled(self) -> int:
+        """Entries of the whole heads' own runs that fill pages, in all of them."""
+        whole = self.own.n[~self.cut]
+        return int(whole.min()) // self.pool.page * self.pool.page if whole.size else 0
+
+    def part(self, begin: int, count: int) -> Part:
+        """Own entries `begin` … `begin`+`count`-1 of the whole heads, multiples of the page. It is not held yet."""
+        return Part(np.where(self.cut, -1, self.own.start + begin), count)
+
+    def adopt(self, part: Part) -> None:
+        """Read shared pages behind those one has; they are held once more. What lies side by side becomes one part."""
+        self.pool.share(part.pages(self.pool.page))
+        if self.parts and part.continues(self.parts[-1]):
+            self.parts[-1] = Part(self.parts[-1].start, self.parts[-1].n + part.n)
+        else:
+            self.parts.append(part)
+
+    def close(self) -> None:
+        """Give back everything."""
+        self.own.close()
+        self.compact.close()
+        for part in self.parts:
+            self.pool.release(part.pages(self.pool.page))
+        self.parts = []
+
+    # How it is done.
+
+    def _slots(self, layer: int, head: int) -> slice | Tensor:
+        """Where a head's entries lie, in order."""
+        extents = [(start, n) for start, n in self.extents(layer, head) if n]
+        hole = int(self.rings.hole[layer, head])
+        if hole < 0 and len(extents) < 2:
+            start, n = extents[0] if extents else (0, 0)
+            return slice(start, start + n)
+        slots = torch.cat([torch.arange(start, start + n) for start, n in extents])
+        return slots if hole < 0 else slots[slots != int(self.own.start[layer, head]) + hole]
+
+    def _write(self, at: int, held: Entries) -> None:
+        n = len(held.positions)
+        self.pool.keys[at : at + n], self.pool.values[at : at + n] = held.k, held.v
+        self.pool.positions[at : at + n] = held.positions
+        self.pool.log_weights[at : at + n] = 0 if held.log_weight is None else held.log_weight
+
+    def _leave_parts(self, layer: int, head: int) -> None:
+        """A head that is cut shares nothing any more."""
+        for i, part in enumerate(self.parts):
+            if (start := int(part.start[layer, head])) >= 0:
+                left = part.start.copy()
+                left[layer, head] = -1
+                self.parts[i] = Part(left, part.n)
+                self.pool.release(start // self.pool.page + np.arange(part.n // self.pool.page))

@@ -1,0 +1,387 @@
+"""Pages: nothing leaks, nothing is freed twice, and no sequence ever reads or writes another's entries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
+
+from services.llm_longctx.kv import Entries, Memory, PagePool, PoolExhausted
+from services.llm_longctx.kv.addresses import Addresses
+
+# ruff: noqa: D102  # the rules of the state machine are named after what they do
+L, G, D, P = 2, 3, 4, 4
+
+
+def pool(capacity=4000, page=P):
+    return PagePool(capacity, page, D, torch.float32)
+
+
+def fresh_entries(T, start):
+    """Distinct keys that tell their position, values that tell it negated: [G,T,d]."""
+    ramp = torch.arange(start, start + T).float()
+    k = ramp[None, :, None] + torch.arange(G)[:, None, None] * 1000 + torch.zeros(G, T, D)
+    return k, -k
+
+
+def feed(memory, T, sliding=()):
+    """Append a chunk to all heads of all layers; those that slide are cut again: (layer, head) → how many."""
+    k, v = fresh_entries(T, memory.length)
+    for layer in range(L):
+        whole = [h for h in range(G) if (layer, h) not in sliding]
+        memory.append(layer, whole, k[whole] + 0.5 * layer, v[whole])
+    for layer, head in sliding:
+        held, new = memory.entries(layer, head), torch.arange(memory.length, memory.length + T)
+        held = held.take(held.positions.argsort())
+        both = Entries(
+            torch.cat((held.k, k[head] + 0.5 * layer)), torch.cat((held.v, v[head])), torch.cat((held.positions, new))
+        )
+        cut(memory, layer, head, 1, sliding[layer, head], both)
+    memory.length += T
+
+
+def step(memory):
+    """Decode one token: write its entry where the memory says."""
+    slots = memory.begin_step()
+    k, v = fresh_entries(1, memory.length)
+    for layer in range(L):
+        for head in range(G):
+            memory.pool.keys[slots[layer, head]] = k[head, 0] + 0.5 * layer
+            memory.pool.values[slots[layer, head]] = v[head, 0]
+    memory.end_step()
+
+
+def positions(memory, layer, head):
+    return memory.entries(layer, head).positions.tolist()
+
+
+def told(memory, layer, head):
+    """Positions as the keys themselves tell them."""
+    return [round(float(x) - 0.5 * layer - 1000 * head) for x in memory.entries(layer, head).k[:, 0]]
+
+
+def cut(memory, layer, head, sink, recent, held=None):
+    held = held or memory.entries(layer, head)
+    if len(held.positions) > sink + recent:
+        ends = torch.arange(len(held.positions))
+        held = held.take(torch.cat((ends[:sink], ends[len(ends) - recent :])))
+    memory.keep(layer, head, held, sink=sink, slide=recent)
+
+
+# Addresses.
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 9)), max_size=60))
+def test_addresses_are_handed_out_once_and_join_again(actions):
+    addresses, out = Addresses(50), []
+    for take, count in actions:
+        if take and (begin := addresses.take(count)) is not None:
+            assert all(begin + count <= b or b + c <= begin for b, c in out)
+            out.append((begin, count))
+        elif not take and out:
+            addresses.give(*out.pop(count % len(out)))
+        assert addresses.free == 50 - sum(c for _, c in out)
+    for one in out:
+        addresses.give(*one)
+    assert addresses.take(50) == 0
+
+
+def test_giving_back_twice_is_an_error():
+    addresses = Addresses(10)
+    begin = addresses.take(4)
+    addresses.give(begin, 4)
+    with pytest.raises(ValueError, match="twice"):
+        addresses.give(begin + 3, 1)
+    shared = pool()
+    first = shared.reserve(2)
+    shared.commit(np.array([first]))
+    shared.release(np.array([first]))
+    with pytest.raises(ValueError, match="nobody holds"):
+        shared.release(np.array([first]))
+
+
+# One sequence.
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 17])
+def test_whole_heads_hold_all_entries_in_order_with_at_most_one_page_of_slack(n):
+    memory = Memory(pool(), L, G)
+    memory.reserve(np.full((L, G), n))
+    if n:
+        feed(memory, n)
+    for layer in range(L):
+        keys, values = memory.whole(layer, range(G))
+        assert keys.shape == (G, n, D)
+        assert torch.equal(keys - 0.5 * layer, -values)
+        assert positions(memory, layer, 1) == told(memory, layer, 1) == list(range(n))
+    assert L * G * n * memory.pool.entry_bytes <= memory.nbytes <= L * G * (n + P) * memory.pool.entry_bytes
+    memory.close()
+    assert memory.pool.held == 0
+
+
+def test_entries_lie_side_by_side_so_that_a_layer_is_one_view():
+    memory = Memory(pool(), L, G)
+    memory.reserve(np.full((L, G), 30))
+    feed(memory, 20)
+    keys, _ = memory.whole(1, (0, 2))
+    assert keys.untyped_storage().data_ptr() == memory.pool.keys.untyped_storage().data_ptr()
+    assert torch.equal(keys[1], memory.entries(1, 2).k)
+
+
+def test_runs_move_when_they_outgrow_their_addresses_and_nothing_is_lost():
+    memory = Memory(pool(), L, G)
+    for chunk in (1, 3, 9, 30, 2):
+        feed(memory, chunk)
+        step(memory)
+    total = memory.length
+    assert all(told(memory, layer, head) == list(range(total)) for layer in range(L) for head in range(G))
+    memory.close()
+    assert memory.pool.held == 0
+    assert memory.pool.reserve(memory.pool.capacity * 3) == 0, "all addresses came back"
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 30), sink=st.integers(0, 5), recent=st.integers(1, 9), steps=st.integers(0, 25))
+def test_a_sliding_head_holds_the_first_and_the_last_and_returns_its_pages(n, sink, recent, steps):
+    memory = Memory(pool(), L, G)
+    feed(memory, n)
+    cut(memory, 0, 1, sink, recent)
+    for _ in range(steps):
+        step(memory)
+        total = memory.length
+        keep = list(range(total)) if total <= sink + recent else [*range(sink), *range(total - recent, total)]
+        if n >= sink:
+            assert sorted(positions(memory, 0, 1)) == sorted(told(memory, 0, 1)) == keep
+        assert told(memory, 0, 0) == list(range(total))
+    held = len(memory.own.pages(0, 1)) * P
+    assert held <= min(n + steps, sink + recent + 1) + P
+    memory.close()
+    assert memory.pool.held == 0
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_what_leaves_a_window_is_averaged_into_the_virtual_entry(weighted):
+    memory = Memory(pool(), L, G)
+    feed(memory, 12)
+    held = memory.entries(0, 0)
+    k, v = held.k[2:8].mean(0, keepdim=True), held.v[2:8].mean(0, keepdim=True)
+    kept = held.take(torch.tensor([0, 1, 8, 9, 10, 11]))
+    with_mean = Entries(
+        torch.cat((kept.k, k)), torch.cat((kept.v, v)), torch.cat((kept.positions, torch.tensor([-1]))),
+        torch.tensor([0.0] * 6 + [float(np.log(6)) if weighted else 0.0]),
+    )  # fmt: skip
+    memory.keep(0, 0, with_mean, sink=2, slide=4, absorbed=6, weighted=weighted)
+    for _ in range(9):
+        step(memory)
+    now = memory.entries(0, 0)
+    virtual = now.positions == -1
+    assert sorted(now.positions.tolist()) == [-1, 0, 1, 17, 18, 19, 20]
+    assert torch.allclose(now.k[virtual][0], torch.arange(2.0, 17).mean().expand(D))
+    assert float(now.log_weight[virtual]) == pytest.approx(np.log(15) if weighted else 0.0)
+    assert float(now.log_weight[~virtual].abs().sum()) == 0
+
+
+def test_more_than_the_window_can_not_slide():
+    memory = Memory(pool(), L, G)
+    feed(memory, 9)
+    with pytest.raises(ValueError, match="window of 3"):
+        memory.keep(0, 0, memory.entries(0, 0), sink=1, slide=3)
+
+
+def test_a_span_crosses_from_shared_pages_into_own():
+    donor = Memory(pool(), L, G)
+    feed(donor, 8)
+    twin = donor.fork()
+    feed(twin, 5)
+    for begin, end in ((0, 13), (2, 6), (7, 9), (8, 13), (5, 5), (9, 12)):
+        keys, values = twin.span(1, 2, begin, end)
+        assert keys[:, 0].tolist() == [2000.5 + i for i in range(begin, end)]
+        assert torch.equal(keys - 0.5, -values)
+
+
+def test_compact_copies_are_copies_counted_and_grow():
+    memory = Memory(pool(), L, G)
+    feed(memory, 10)
+    before = memory.nbytes
+    memory.copy_compact(0, 1, torch.tensor([1, 5, 8]), spare=4)
+    assert memory.nbytes == before + memory.pool.page_bytes
+    memory.append_compact(0, 1, torch.full((D,), 7.0), torch.zeros(D))
+    memory.append_compact(0, 1, torch.full((D,), 8.0), torch.zeros(D))
+    view = memory.compact.view(memory.pool.keys, 0, 1)
+    assert view[:, 0].tolist() == [1001, 1005, 1008, 7, 8]
+    memory.copy_compact(0, 1, torch.tensor([0]), spare=0)
+    assert memory.compact.view(memory.pool.keys, 0, 1)[:, 0].tolist() == [1000]
+    assert positions(memory, 0, 1) == list(range(10)), "the head itself is untouched"
+    memory.close()
+    assert memory.pool.held == 0
+
+
+def test_memory_really_goes_back_to_the_system():
+    big = PagePool(4096, 64, 64, torch.float32)
+    memory = Memory(big, 1, 1)
+    k = torch.ones(1, 64 * 1024, 64)
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    before = resident()
+    memory.append(0, (0,), k, k)
+    assert resident() - before > 30e6
+    memory.close()
+    assert resident() - before < 4e6
+
+
+# Several sequences.
+
+
+def test_a_full_pool_refuses_and_changes_nothing():
+    tight = pool(capacity=L * G * 2)
+    memory = Memory(tight, L, G)
+    feed(memory, 2 * P)
+    with pytest.raises(PoolExhausted):
+        memory.begin_step()
+    assert memory.own.n.max() == 2 * P
+    assert memory.fresh() == L * G
+    memory.close()
+    assert tight.held == 0
+
+
+@pytest.mark.parametrize("n", [3, 4, 9])
+def test_a_fork_shares_whole_pages_and_copies_the_rest(n):
+    memory = Memory(pool(), L, G)
+    feed(memory, n)
+    cut(memory, 1, 0, 1, 2)
+    before = memory.pool.held
+    twin = memory.fork()
+    shared = (L * G - 1) * (n // P)
+    assert memory.pool.held == before * 2 - shared
+    for _ in range(6):
+        step(memory)
+    feed(twin, 1)
+    assert told(twin, 0, 2) == list(range(n + 1))
+    assert told(memory, 0, 2) == list(range(n + 6))
+    memory.close()
+    assert told(twin, 0, 1) == list(range(n + 1)), "what is shared outlives the one who wrote it"
+    twin.close()
+    assert memory.pool.held == 0
+
+
+def test_a_shared_head_that_is_cut_lets_go_of_its_pages():
+    memory = Memory(pool(), L, G)
+    feed(memory, 16)
+    twin = memory.fork()
+    memory.close()
+    held = twin.pool.held
+    cut(twin, 0, 0, 1, 2)
+    assert twin.pool.held == held - 4 + 1
+    assert told(twin, 0, 0) == [0, 14, 15]
+    assert told(twin, 0, 1) == list(range(16))
+    twin.close()
+    assert twin.pool.held == 0
+
+
+def test_a_fork_that_does_not_fit_leaves_nothing_behind():
+    tight = pool(capacity=L * G * 2)
+    memory = Memory(tight, L, G)
+    feed(memory, P + 1)
+    step(memory)
+    held = tight.held
+    with pytest.raises(PoolExhausted):
+        memory.fork()
+    assert tight.held == held
+
+
+class Pages(RuleBasedStateMachine):
+    """Sequences that open, read, decode, cut, fork and close in any order, in a pool that is too small for all."""
+
+    sequences = Bundle("sequences")
+
+    def __init__(self):
+        super().__init__()
+        self.pool = pool(capacity=160)
+        self.live = {}
+        self.count = 0
+
+    def attempt(self, deed):
+        """Do something that may find the pool full; a sequence that was caught half way is closed, as engines do."""
+        try:
+            return deed()
+        except PoolExhausted:
+            return None
+
+    @rule(target=sequences, room=st.integers(0, 20))
+    def open(self, room):
+        memory = Memory(self.pool, L, G)
+        if self.attempt(lambda: memory.reserve(np.full((L, G), room)) or True) is None:
+            memory.close()
+        self.live[memory] = {}
+        return memory
+
+    @rule(memory=sequences, T=st.integers(1, 7))
+    def read(self, memory, T):
+        if memory in self.live and self.attempt(lambda: feed(memory, T, self.live[memory]) or True) is None:
+            memory.close()
+            del self.live[memory]
+
+    @rule(memory=sequences)
+    def decode(self, memory):
+        if memory in self.live:
+            self.attempt(lambda: step(memory))
+
+    @rule(memory=sequences, layer=st.integers(0, L - 1), head=st.integers(0, G - 1), recent=st.integers(1, 4))
+    def cut(self, memory, layer, head, recent):
+        if memory in self.live and memory.length > 1 and (layer, head) not in self.live[memory]:
+            if self.attempt(lambda: cut(memory, layer, head, 1, recent) or True) is None:
+                memory.close()
+                del self.live[memory]
+            else:
+                self.live[memory][layer, head] = recent
+
+    @rule(target=sequences, memory=sequences)
+    def fork(self, memory):
+        if memory not in self.live or (twin := self.attempt(memory.fork)) is None:
+            return Memory(self.pool, L, G)
+        self.live[twin] = dict(self.live[memory])
+        return twin
+
+    @rule(memory=consumes(sequences))
+    def close(self, memory):
+        if memory in self.live:
+            memory.close()
+            del self.live[memory]
+
+    @precondition(lambda self: self.live)
+    @invariant()
+    def everybody_reads_their_own_entries(self):
+        for memory, cuts in self.live.items():
+            for layer in range(L):
+                for head in range(G):
+                    found = told(memory, layer, head)
+                    assert sorted(found) == sorted(positions(memory, layer, head))
+                    n = memory.length
+                    if (recent := cuts.get((layer, head))) is None:
+                        assert found == list(range(n))
+                    else:
+                        assert {0, *range(max(n - recent, 0), n)} >= set(found) >= set(range(max(n - 1, 0), n))
+
+    @invariant()
+    def pages_balance(self):
+        held = [memory.pages() for memory in self.live]
+        every = np.concatenate(held) if held else np.zeros(0, int)
+        assert self.pool.held == len(np.unique(every))
+        assert (self.pool.references(np.unique(every)) == np.unique(every, return_counts=True)[1]).all()
+
+    def teardown(self):
+        for memory in self.live:
+            memory.close()
+        assert self.pool.held == 0
+
+
+TestPages = Pages.TestCase
+TestPages.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
