@@ -1,0 +1,224 @@
+"""Attention sinks: positions that a head looks at from everywhere, whatever they hold (ACT, 2024; the analysis half).
+
+Knows patterns and texts. How sinks are calibrated away is a method of llm-longctx, not known here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.losses import token_losses
+from services.interpretability.report import Bar, Bars, Grid, Report, Scalar, Strip, Table, head_axes, matrix
+from services.interpretability.subject import Subject
+from services.interpretability.watching import Without, watch
+from shared.errors import InvalidOption
+from shared.registry import Card, Paper
+
+__all__ = ["AttentionSinks", "SinksSpec", "column_mass", "sinks"]
+
+SHORTEST = 16
+"""Tokens below which a column's mean says nothing."""
+
+SHOWN = 12
+"""Rows of the table of positions."""
+
+
+def column_mass(pattern: Any) -> Any:
+    """m_j = Σ_i P[i,j] / (T − j): the mean attention that a token gets from the queries that can see it.
+
+    Args:
+        pattern: Causal softmax rows [..., T, S], numpy or torch; with S > T the first S − T keys are cached ones.
+
+    Returns:
+        float64 [..., S].
+    """
+    rows = torch.as_tensor(pattern).double()
+    T, S = rows.shape[-2:]
+    seen = torch.minimum(torch.arange(S, 0, -1, device=rows.device), torch.tensor(T, device=rows.device))
+    mass = rows.sum(-2) / seen
+    return mass if isinstance(pattern, Tensor) else mass.numpy()
+
+
+def sinks(pattern: Any, threshold: float = 0.1, tail: int = 0) -> list[list[int]]:
+    """Per head the ascending positions whose mass exceeds `threshold`; the last `tail` columns are left out.
+
+    Args:
+        pattern: One layer's rows [H,T,T].
+        threshold: Of the column's mean.
+        tail: Last columns that have too few queries to count.
+    """
+    return [_above(mass, threshold, tail) for mass in np.asarray(column_mass(np.asarray(pattern)))]
+
+
+def _above(mass: np.ndarray, threshold: float, tail: int) -> list[int]:
+    return [int(j) for j in np.flatnonzero(mass > threshold) if j < len(mass) - tail]
+
+
+class SinksSpec(Spec):
+    """A text, and what counts as a sink."""
+
+    text: str = Field(description="At least 16 tokens.", max_length=200_000)
+    threshold: float = Field(0.1, gt=0, lt=1, description="Mean attention above which a position is a sink.")
+    tail: int = Field(5, ge=0, le=1000, description="Last positions that are left out: few queries see them.")
+    remove: int | None = Field(None, ge=0, description="Hide this position from `heads` and say what that costs.")
+    heads: list[list[int]] = Field(
+        default_factory=list, max_length=4096, description="[layer, head] pairs for `remove`; left out, all heads."
+    )
+
+
+class AttentionSinks(Experiment[SinksSpec]):
+    """Where a text's sinks are, and how many heads sink into them."""
+
+    In = SinksSpec
+    mode = "sync"
+    route: ClassVar[str] = "sinks"
+    card: ClassVar[Card] = Card(
+        name="attention-sinks", task="probe", licence="Apache-2.0",
+        summary="Shows the positions of a text that attention heads look at from everywhere.",
+        paper=Paper(
+            title="Unveiling and Harnessing Hidden Attention Sinks: Enhancing Large Language Models without Training "
+            "through Attention Calibration", venue="ICML", year=2024, url="https://arxiv.org/abs/2406.15765",
+        ),
+        notes=(
+            "The measuring tool only; calibration itself is a method of llm-longctx.",
+            "Removing a sink is a what-if: the row is renormalised without it. It is not the paper's tuned procedure.",
+            NO_GRAPH,
+        ),
+        example={
+            "lm": EXAMPLE_LM, "seed": 0,
+            "text": "The heron waits. The heron waits in the reeds, and the reeds wait for the wind.",
+        },
+    )  # fmt: skip
+
+    def cost(self, spec: SinksSpec, subject: Subject) -> Cost:
+        """One forward, and two more to remove a sink."""
+        ids = _ids(spec, subject)
+        return Cost(1, len(ids)) * (1 if spec.remove is None else 3)
+
+    def run(self, spec: SinksSpec, subject: Subject, progress: Progress) -> Report:
+        """Column masses of all heads from one forward that never holds a T×T map."""
+        ids = _ids(spec, subject)
+        mass = masses(subject, ids)
+        return _report(spec, subject, ids, mass, _removed(spec, subject, ids))
+
+
+def masses(subject: Subject, ids: list[int]) -> np.ndarray:
+    """Column mass of every head over a text: float64 [L,H,T]."""
+    T = len(ids)
+    sums = np.zeros((subject.layers, subject.heads, T))
+
+    def visit(layer: int, _start: int, rows: Tensor) -> None:
+        sums[layer, :, : rows.shape[-1]] += rows[0].double().sum(1).cpu().numpy()
+
+    watch(subject.model, subject.tensor([ids]), visit)
+    mass: np.ndarray = sums / np.arange(T, 0, -1)
+    return mass
+
+
+def _ids(spec: SinksSpec, subject: Subject) -> list[int]:
+    ids = subject.encode(spec.text)
+    if len(ids) < SHORTEST:
+        detail = f"text has {len(ids)} tokens; below {SHORTEST} a column's mean says nothing."
+        raise InvalidOption(detail, field="text")
+    if spec.remove is not None and spec.remove >= len(ids):
+        detail = f"remove names position {spec.remove}; the text has positions 0…{len(ids) - 1}."
+        raise InvalidOption(detail, field="remove")
+    return ids
+
+
+def _removed(spec: SinksSpec, subject: Subject, ids: list[int]) -> dict[str, Scalar]:
+    if spec.remove is None:
+        return {}
+    everyone = [[l, h] for l in range(subject.layers) for h in range(subject.heads)]
+    heads = subject.refuse_heads(spec.heads or everyone)
+    row = subject.tensor([ids])
+    before = float(token_losses(subject.model, row).mean())
+    after = float(token_losses(subject.model, row, attend=Without([spec.remove], heads)).mean())
+    hidden = f"Position {spec.remove} hidden from {len(heads)} heads."
+    return {
+        "nll": Scalar(value=before, unit="nats/token", note="As it is."),
+        "nll_without": Scalar(value=after, unit="nats/token", note=hidden),
+        "nll_change": Scalar(value=after - before, unit="nats/token"),
+    }
+
+
+def _report(spec: SinksSpec, subject: Subject, ids: list[int], mass: np.ndarray, removed: dict[str, Scalar]) -> Report:
+    found = [[_above(head, spec.threshold, spec.tail) for head in layer] for layer in mass]
+    counts = Counter(j for layer in found for head in layer for j in head)
+    everyone, tokens = subject.layers * subject.heads, subject.tokens(ids)
+    first = sum(0 in head for layer in found for head in layer)
+    later = sum(any(head) for layer in found for head in layer)
+    axes = head_axes(subject.layers, subject.heads)
+    return Report(
+        title="Attention sinks",
+        scalars={
+            "tokens": Scalar(value=len(ids)),
+            "heads_with_sink_at_first": Scalar(value=first, note=f"of {everyone} heads"),
+            "share_with_sink_at_first": Scalar(value=first / everyone),
+            "share_with_later_sink": Scalar(value=later / everyone, note="A sink anywhere but on the first token."),
+            **removed,
+        },
+        tables=[
+            Table(
+                name="positions", columns=["position", "token", "kind", "heads"],
+                rows=[[j, tokens[j].text, _kind(tokens[j].text, j), n] for j, n in counts.most_common(SHOWN)],
+                caption="Positions by the number of heads that sink into them.",
+            ),
+            Table(
+                name="by_kind", columns=["kind", "sinks"],
+                rows=[list(x) for x in _by_kind(counts, [t.text for t in tokens])],
+                caption="The same kind of token sinks in other texts, too; compare before you name a position.",
+            ),
+        ],
+        grids=[
+            Grid(
+                name="sinks", values=matrix([[len(head) for head in layer] for layer in found]), **axes,
+                text=spec.text, caption=f"Sinks per head: positions with mean attention above {spec.threshold:g}.",
+            ),
+            Grid(
+                name="first_token_mass", values=matrix(mass[:, :, 0]), **axes, text=spec.text,
+                caption="Mean attention that each head gives to the first token.",
+            ),
+        ],
+        bars=[
+            Bars(
+                name="first_token_mass_by_layer", unit="mean attention",
+                bars=[
+                    Bar(label=str(l), value=float(m.mean()), low=float(m.min()), high=float(m.max()))
+                    for l, m in enumerate(mass[:, :, 0])
+                ],
+                caption="Attention to the first token per layer: mean of its heads, and their range.",
+            )
+        ],
+        strips=[
+            Strip(
+                name="heads_sinking", tokens=tokens, values=[counts[j] for j in range(len(ids))],
+                caption="Each token, shaded by the number of heads that sink into it.",
+            )
+        ],
+    )  # fmt: skip
+
+
+def _kind(text: str, position: int) -> str:
+    bare = text.strip().lower()
+    if position == 0:
+        return "first token"
+    if "\n" in text:
+        return "line break"
+    if bare in {"the", "a", "an"}:
+        return "article"
+    return "word" if any(letter.isalnum() for letter in bare) else "punctuation" if bare else "space"
+
+
+def _by_kind(counts: Counter[int], texts: list[str]) -> list[tuple[str, int]]:
+    kinds: Counter[str] = Counter()
+    for j, n in counts.items():
+        kinds[_kind(texts[j], j)] += n
+    return kinds.most_common()

@@ -1,0 +1,41 @@
+"""Next-token losses of texts under a decoder, plain, masked, or with attention of one's own. Knows no experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from shared.lm.decoder import Decoder
+from shared.lm.taps import Edit, Uniform, trace
+
+__all__ = ["hide", "position_losses", "token_losses"]
+
+Head = tuple[int, int]
+
+
+def hide(heads: Iterable[Head], positions: Any = None) -> list[Edit]:
+    """Masking: the heads (layer, head) look at all they see alike."""
+    chosen = sorted(set(heads))
+    return [
+        Uniform(layer, [head for _, head in of], positions) for layer, of in groupby(chosen, key=lambda head: head[0])
+    ]
+
+
+def position_losses(logits: Tensor, ids: Tensor) -> Tensor:
+    """Loss of each next token in nats: logits [B,T,V], ids [B,T] → [B,T−1], by a float32 log-softmax."""
+    shifted = logits[:, :-1].float()
+    return functional.cross_entropy(shifted.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(
+        ids.shape[0], -1
+    )
+
+
+def token_losses(
+    model: Decoder, ids: Tensor, *, masked: Iterable[Head] = (), attend: Any = None, edits: Sequence[Edit] = ()
+) -> Tensor:
+    """Losses of tokens 2…T of ids [B,T] under masked heads, edits or an `attend`: [B,T−1]."""
+    found = trace(model, ids, edits=[*hide(masked), *edits], attend=attend)
+    return position_losses(found.logits, ids)

@@ -1,0 +1,18 @@
+"""The tiny decoder that experiments are shown on: a Llama over bytes, small enough to be part of the package."""
+
+from __future__ import annotations
+
+from shared.lm.decoder import Decoder
+from shared.lm.networks import llama
+from shared.registry import builder
+
+__all__ = ["tiny_induction"]
+
+
+@builder("tiny-induction")
+def tiny_induction(*, width: int = 64, layers: int = 3, heads: int = 4, kv_heads: int = 2) -> Decoder:
+    """A Llama of 256 tokens and 2,048 positions, output tied to the embedding."""
+    return llama(
+        vocab=256, width=width, layers=layers, heads=heads, kv_heads=kv_heads, hidden=2 * width, positions=2048,
+        rope_theta=10000.0, tied=True,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Training of the tiny decoder; never part of a serving image."""

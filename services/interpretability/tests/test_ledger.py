@@ -1,0 +1,58 @@
+"""Cells are computed once, whatever happens to the process in between."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from services.interpretability.ledger import Ledger
+
+
+def test_cell_is_computed_once_and_read_by_the_next_process(tmp_path):
+    calls = []
+    for _ in range(2):
+        entry = Ledger(tmp_path).entry({"a": 1}, lambda: calls.append(1) or [0.1, None])
+        assert entry.value == [0.1, None]
+    assert len(calls) == 1
+
+
+def test_other_content_is_another_cell(tmp_path):
+    ledger = Ledger(tmp_path)
+    assert ledger.entry({"a": 1}, lambda: 1).value != ledger.entry({"a": 2}, lambda: 2).value
+
+
+def test_first_and_second_reading_are_equal_to_the_bit(tmp_path):
+    ledger = Ledger(tmp_path)
+    first = ledger.entry({"a": 1}, lambda: [1 / 3, 2**-40, 1e300])
+    assert ledger.entry({"a": 1}, lambda: None) == first
+
+
+def test_cell_cut_short_is_computed_again(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.entry({"a": 1}, lambda: 1)
+    (file,) = tmp_path.glob("??/*.json")
+    file.write_text('{"value": 1, "sec')
+    assert ledger.entry({"a": 1}, lambda: 2).value == 2
+
+
+def test_failed_work_leaves_no_cell(tmp_path):
+    ledger = Ledger(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        ledger.entry({"a": 1}, lambda: 1 // 0)
+    assert ledger.entry({"a": 1}, lambda: 3).value == 3
+
+
+def test_not_a_number_is_refused_rather_than_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        Ledger(tmp_path).entry({"a": 1}, lambda: float("nan"))
+
+
+def test_cells_that_nobody_asked_for_are_forgotten(tmp_path):
+    ledger = Ledger(tmp_path)
+    for i in range(3):
+        ledger.entry({"a": i}, lambda: 1)
+    old, *_ = tmp_path.glob("??/*.json")
+    os.utime(old, (0, 0))
+    assert ledger.forget() == 1
+    assert len(list(tmp_path.glob("??/*.json"))) == 2

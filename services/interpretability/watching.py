@@ -1,0 +1,74 @@
+"""Attention that shows its pattern rows, a block of queries at a time: what reads 4,000 tokens holds no T×T map.
+
+Values are mixed by the fused kernel as ever, so logits are those of the plain forward. Knows the decoder's seam; knows
+no experiment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor
+
+from shared.lm.attention import DenseAttention, patterns, scores, sdpa, visible
+from shared.lm.decoder import Decoder
+
+__all__ = ["Visit", "Watching", "Without", "watch"]
+
+Visit = Callable[[int, int, Tensor], None]
+"""`visit(layer, start, rows)`: rows [B,H,t,S] of the queries from position `start` on; S ends with the last of them."""
+
+
+class Watching:
+    """The decoder's `attend`: shows rows, and mixes as always."""
+
+    def __init__(self, visit: Visit, *, layers: Collection[int] | None = None, block: int = 128) -> None:
+        """Show the rows of `layers` (None: all), `block` queries at a time."""
+        self._visit, self._layers, self._block = visit, layers, block
+        self._dense = DenseAttention()
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
+        """Mix values; see `shared.lm.attention.Attend`."""
+        keys, values = self._dense.remember(layer, k, v, offset)
+        if self._layers is None or layer in self._layers:
+            for start in range(0, q.shape[1], self._block):
+                end = min(start + self._block, q.shape[1])
+                queries = torch.arange(start, end, device=q.device)
+                seen = visible(queries, end, None)
+                self._visit(layer, start, patterns(scores(q[:, start:end], keys[:, :, :end], seen)))
+        return sdpa(q, keys, values)
+
+
+class Without:
+    """The decoder's `attend` with some columns hidden from some heads; the rows are renormalised without them."""
+
+    def __init__(self, columns: Collection[int], heads: Collection[tuple[int, int]]) -> None:
+        """Hide positions `columns` from `heads` (layer, head). A query that would see nothing keeps its own column."""
+        self._columns, self._heads = sorted(columns), sorted(heads)
+        self._dense = DenseAttention()
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
+        """Mix values; see `shared.lm.attention.Attend`."""
+        keys, values = self._dense.remember(layer, k, v, offset)
+        z = sdpa(q, keys, values)
+        chosen = [head for l, head in self._heads if l == layer]
+        if not chosen:
+            return z
+        group = q.shape[2] // keys.shape[1]
+        mask = visible(torch.arange(q.shape[1], device=q.device), keys.shape[2], None)
+        mask = mask.clone()
+        mask[:, self._columns] = False
+        mask |= torch.eye(*mask.shape, dtype=torch.bool, device=mask.device)
+        shared = [head // group for head in chosen]
+        rows = patterns(scores(q[:, :, chosen], keys[:, shared], mask))
+        z = z.clone()
+        z[:, :, chosen] = (rows @ values[:, shared]).transpose(1, 2)
+        return z
+
+
+@torch.no_grad()
+def watch(model: Decoder, ids: Tensor, visit: Visit, *, layers: Collection[int] | None = None) -> Tensor:
+    """One forward of `ids` [B,T] that shows its rows; logits of the last position [B,1,V]."""
+    logits: Tensor = model(ids, attend=Watching(visit, layers=layers), keep=1)
+    return logits

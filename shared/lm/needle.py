@@ -1,0 +1,254 @@
+"""Needles in haystacks and keys in JSON, as prompts: pure functions of a seed, shared by all who ask what a model kept.
+
+A prompt carries the answer and the place where it stands in the context. Knows text and token ids; knows no model, no
+attention and no scoring.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+__all__ = [
+    "NEEDLES",
+    "Codec",
+    "Needle",
+    "Prompt",
+    "context",
+    "depths",
+    "haystack",
+    "key_value",
+    "lengths",
+    "needle",
+    "needle_span",
+]
+
+OVERHEAD = 200
+"""Tokens of a cell's length that are left for the question and the answer."""
+
+
+class Codec(Protocol):
+    """What is asked of a tokenizer; `shared.lm.tokenizer.Tokenizer` is one."""
+
+    chat_template: str | None
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Ids of a text."""
+        ...
+
+    def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
+        """Text of ids."""
+        ...
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """The prompt of a conversation."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Needle:
+    """A sentence to hide, a question that only it answers, and the words of it that are the answer."""
+
+    sentence: str
+    question: str
+    answer: str
+
+
+NEEDLES = (
+    Needle(
+        "The best thing to do in Amberfield is to rent a blue rowing boat and eat plum cake by the old mill.",
+        "What is the best thing to do in Amberfield?",
+        "rent a blue rowing boat and eat plum cake by the old mill",
+    ),
+    Needle(
+        "The secret that Captain Orla kept for nine years is that the silver compass points to the lighthouse cellar.",
+        "What is the secret that Captain Orla kept for nine years?",
+        "the silver compass points to the lighthouse cellar",
+    ),
+    Needle(
+        "Every winter the glassblowers of Tarn melt a single green bottle and pour it into the shape of a heron.",
+        "What do the glassblowers of Tarn do every winter?",
+        "melt a single green bottle and pour it into the shape of a heron",
+    ),
+)
+"""Three needles whose answers nobody can know without having read them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question with its context.
+
+    Attributes:
+        text: What the model reads, chat template included.
+        user: What a person would have typed: the content of the one user message.
+        ids: Tokens of `text`.
+        answer: The right answer, as it would be generated.
+        answer_ids: Its tokens.
+        span: Where the answer stands in `ids`, [start, end), or None where it was not found.
+    """
+
+    text: str
+    user: str
+    ids: list[int]
+    answer: str
+    answer_ids: list[int]
+    span: tuple[int, int] | None
+
+
+def lengths(start: int, end: int, steps: int = 20) -> list[int]:
+    """Even steps of context length in tokens, both ends included."""
+    return _even(start, end, steps)
+
+
+def depths(steps: int = 10) -> list[int]:
+    """Even steps of depth, 0 % … 100 %."""
+    return _even(0, 100, steps)
+
+
+def needle(
+    codec: Codec, what: Needle, length: int, depth: float, *, corpus: str | None = None, chat: bool | None = None,
+    seed: int = 0,
+) -> Prompt:  # fmt: skip
+    """A needle at `depth` percent of a haystack of about `length` tokens, and its question.
+
+    Args:
+        codec: Tokenizer.
+        what: The needle.
+        length: Tokens of the whole prompt, about.
+        depth: Percent of the haystack before the needle; 100 puts it at the end.
+        corpus: Text to hide it in; left out, prose of the seed.
+        chat: Under the chat template; left out, where there is one.
+        seed: Of the prose.
+    """
+    read = context(codec, what, length, depth, corpus=corpus, seed=seed)
+    user = f"{read}\n\nBased on the content of the book, Question: {what.question}\nAnswer:"
+    return _prompt(codec, user, what.answer, chat=chat)
+
+
+def context(codec: Codec, what: Needle, length: int, depth: float, *, corpus: str | None = None, seed: int = 0) -> str:
+    """The haystack with the needle in it; see `needle`."""
+    pin = codec.encode(f" {what.sentence}", special=False)
+    room = max(length - OVERHEAD - len(pin), 1)
+    hay = codec.encode(corpus or haystack(room * 6, seed), special=False)[:room]
+    place = len(hay) if depth >= 100 else int(len(hay) * depth / 100)
+    while 0 < place < len(hay) and not codec.decode(hay[place - 1 : place]).rstrip().endswith("."):
+        place -= 1
+    return codec.decode([*hay[:place], *pin, *hay[place:]]).strip()
+
+
+def key_value(
+    codec: Codec, *, pairs: int = 10, seed: int = 0, shots: int = 3, key_chars: int = 32, value_words: int = 8,
+    chat: bool | None = None,
+) -> Prompt:  # fmt: skip
+    """A JSON object of random keys, solved examples on it, and one more key to look up (AttentionInfluence's proxy).
+
+    Args:
+        codec: Tokenizer.
+        pairs: Entries of the object; at least `shots` + 1.
+        seed: Of keys, values and choices.
+        shots: Solved examples before the question.
+        key_chars: Letters and digits of a key.
+        value_words: Words of a value; 0 makes it a string of eight random letters.
+        chat: Under the chat template; left out, where there is one.
+    """
+    rng = random.Random(seed)
+    keys = [_key(rng, key_chars) for _ in range(max(pairs, shots + 1))]
+    table = {key: _sentence(rng, value_words) for key in keys}
+    chosen = rng.sample(keys, shots + 1)
+    solved = "".join(f"Key: {key}\nValue: {table[key]}\n" for key in chosen[:-1])
+    user = (
+        f"Extract the value for the key. Output only the value.\n{json.dumps(table)}\n{solved}Key: {chosen[-1]}\nValue:"
+    )
+    return _prompt(codec, user, table[chosen[-1]], chat=chat)
+
+
+def haystack(characters: int, seed: int = 0) -> str:
+    """Plain prose of at least so many characters, of the seed."""
+    rng, said, size = random.Random(seed), [], 0
+    while size < characters:
+        said.append(_prose(rng))
+        size += len(said[-1]) + 1
+    return " ".join(said)
+
+
+def needle_span(
+    prompt_ids: Sequence[int], needle_ids: Sequence[int], *, threshold: float = 0.9
+) -> tuple[int, int] | None:
+    """Where a needle stands in a prompt, although tokenisation moved its borders.
+
+    Args:
+        prompt_ids: Tokens of the prompt.
+        needle_ids: Tokens of the needle, as they are alone.
+        threshold: Share of the needle's distinct tokens that a window must exceed.
+
+    Returns:
+        The first window of the needle's length whose distinct tokens cover more than `threshold` of the needle's, as
+        [start, end), or None.
+    """
+    wanted, size = set(needle_ids), len(needle_ids)
+    if not wanted:
+        return None
+    for start in range(len(prompt_ids) - size + 1):
+        if len(wanted.intersection(prompt_ids[start : start + size])) > threshold * len(wanted):
+            return start, start + size
+    return None
+
+
+def _prompt(codec: Codec, user: str, answer: str, *, chat: bool | None) -> Prompt:
+    templated = codec.chat_template is not None if chat is None else chat
+    text = codec.chat([{"role": "user", "content": user}]) if templated else user
+    ids = codec.encode(text, special=not templated)
+    said = answer if templated else f" {answer}"
+    answer_ids = codec.encode(said, special=False)
+    # In the context the answer stands behind a space or a quotation mark, which may belong to its first token.
+    found = (
+        needle_span(ids, codec.encode(f" {answer}", special=False)),
+        needle_span(ids, codec.encode(answer, special=False)),
+    )
+    return Prompt(text, user, ids, said, answer_ids, next((span for span in found if span), None))
+
+
+def _even(start: int, end: int, steps: int) -> list[int]:
+    return [round(start + (end - start) * i / max(steps - 1, 1)) for i in range(steps)]
+
+
+def _key(rng: random.Random, characters: int) -> str:
+    return "".join(rng.choices(string.ascii_letters + string.digits, k=characters))
+
+
+def _sentence(rng: random.Random, words: int) -> str:
+    if words == 0:
+        return "".join(rng.choices(string.ascii_lowercase, k=8))
+    return " ".join(_prose(rng).rstrip(".").split()[:words])
+
+
+_WHO = (
+    "The miller", "An old sailor", "Her younger brother", "The librarian", "A travelling painter", "The innkeeper",
+    "Nobody in the village", "The schoolteacher", "Every second farmer", "The watchmaker", "A quiet stranger",
+    "The ferryman", "My grandmother", "The gardener of the abbey", "A young carpenter", "The baker's daughter",
+)  # fmt: skip
+_DID = (
+    "walked along", "looked at", "remembered", "had always avoided", "wrote a long letter about", "sold", "repaired",
+    "dreamed of", "counted the stones of", "drew a careful map of", "spoke kindly of", "closed the door of",
+    "carried flour past", "heard rumours about", "waited all afternoon beside", "painted a small picture of",
+)  # fmt: skip
+_WHAT = (
+    "the wooden bridge", "the empty market square", "a field of barley", "the chapel on the hill", "the northern road",
+    "a broken cart", "the orchard behind the wall", "the harbour", "an abandoned railway station", "the frozen pond",
+    "a row of chestnut trees", "the town hall", "the ruins of the castle", "a bundle of papers", "the narrow stairs",
+    "the weather station",
+)  # fmt: skip
+_WHEN = (
+    "before the rain began", "in the early morning", "although it was already dark", "on the last day of the fair",
+    "while the bells were ringing", "without saying a word", "for the third time that week", "as the fog lifted",
+    "when the harvest was over", "because the train was late", "long after supper", "under a pale autumn sun",
+    "and nobody asked why", "just as he had promised", "with great patience", "to the surprise of the children",
+)  # fmt: skip
+
+
+def _prose(rng: random.Random) -> str:
+    return f"{rng.choice(_WHO)} {rng.choice(_DID)} {rng.choice(_WHAT)} {rng.choice(_WHEN)}."

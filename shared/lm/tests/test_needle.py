@@ -1,0 +1,104 @@
+"""Needles and keys: the answer stands where the prompt says, the same seed hides the same thing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models, pre_tokenizers
+
+from shared.lm.needle import NEEDLES, context, depths, haystack, key_value, lengths, needle, needle_span
+from shared.lm.tokenizer import Tokenizer
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+
+
+def tokenizer(chat: bool = False) -> Tokenizer:
+    """One token per byte."""
+    vocab = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    library = Library(models.BPE(vocab=vocab, merges=[]))
+    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return Tokenizer(library, chat_template=TEMPLATE if chat else None)
+
+
+@pytest.mark.parametrize("what", NEEDLES)
+def test_every_needle_holds_its_answer(what):
+    assert what.answer in what.sentence
+    assert what.answer not in what.question
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("depth", [0, 35, 70, 100])
+def test_span_of_a_needle_is_its_answer(depth, chat):
+    codec = tokenizer(chat)
+    prompt = needle(codec, NEEDLES[0], 1200, depth, seed=3)
+    start, end = prompt.span
+    # The first window that covers nine tenths of the answer's distinct tokens may begin a little early.
+    assert abs(start - prompt.ids.index(codec.encode(NEEDLES[0].answer)[0], start)) <= len(NEEDLES[0].answer)
+    assert end - start in {len(NEEDLES[0].answer), len(NEEDLES[0].answer) + 1}
+    assert codec.decode(prompt.ids) == prompt.text
+    assert prompt.text.startswith("<user>") is chat
+
+
+def test_answer_follows_a_template_at_once_and_bare_text_after_a_space():
+    assert needle(tokenizer(True), NEEDLES[1], 900, 50).answer == NEEDLES[1].answer
+    assert needle(tokenizer(), NEEDLES[1], 900, 50).answer == f" {NEEDLES[1].answer}"
+
+
+def test_depth_moves_the_needle_and_full_stops_hold_it():
+    read = [context(tokenizer(), NEEDLES[2], 2000, depth) for depth in (0, 25, 50, 75, 100)]
+    places = [text.index(NEEDLES[2].sentence) for text in read]
+    assert places == sorted(places)
+    assert places[0] == 0
+    assert all(text[place - 2] == "." for text, place in zip(read[1:-1], places[1:-1], strict=True))
+    assert read[-1].endswith(NEEDLES[2].sentence)
+
+
+def test_length_is_kept():
+    for length in (600, 1500, 3000):
+        assert abs(len(needle(tokenizer(), NEEDLES[0], length, 40).ids) - length) < 200
+
+
+def test_own_corpus_is_the_haystack():
+    assert "lorem ipsum" in context(tokenizer(), NEEDLES[0], 800, 50, corpus="lorem ipsum. " * 100)
+
+
+@pytest.mark.parametrize("words", [0, 4])
+def test_key_value_asks_for_a_key_that_no_example_solved(words):
+    prompt = key_value(tokenizer(), pairs=6, seed=5, shots=2, key_chars=6, value_words=words)
+    asked = prompt.text.rsplit("Key: ", 1)[1].split("\n")[0]
+    assert prompt.text.count(asked) == 2
+    start, end = prompt.span
+    answer = prompt.answer.strip()
+    assert abs(start - prompt.text.index(answer)) <= len(answer)
+    assert len(set(prompt.ids[start:end]) & set(tokenizer().encode(answer))) > 0.9 * len(set(answer))
+
+
+def test_seed_decides_everything():
+    first, second, third = (key_value(tokenizer(), seed=seed).text for seed in (1, 1, 2))
+    assert first == second != third
+    assert haystack(300, 1) == haystack(300, 1) != haystack(300, 2)
+
+
+def test_steps_are_even_and_include_both_ends():
+    assert lengths(100, 500, 5) == [100, 200, 300, 400, 500]
+    assert depths() == [0, 11, 22, 33, 44, 56, 67, 78, 89, 100]
+    assert lengths(100, 500, 1) == [100]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(0, 5), max_size=30),
+    st.lists(st.integers(6, 50), min_size=1, max_size=6, unique=True),
+    st.integers(0, 30),
+)
+def test_needle_is_found_where_it_was_put(hay, pin, place):
+    prompt = [*hay[:place], *pin, *hay[place:]]
+    assert needle_span(prompt, pin) == (min(place, len(hay)), min(place, len(hay)) + len(pin))
+
+
+def test_absent_and_empty_needles_are_not_found():
+    assert needle_span([1, 2, 3], [4, 5]) is None
+    assert needle_span([1, 2, 3], []) is None
+    assert needle_span([1, 2], [1, 2, 3]) is None
