@@ -100,9 +100,7 @@ class _Loop:
         self.recipe, self.folder, self.data, self.device = recipe, folder, data, device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            # Channels last takes a quarter off a step on a CPU and changes no result beyond rounding.
-            self.live = recipe.network().train()
-            self.live.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
+            self.live = _channels_last(recipe.network().train().to(device))
         self.average = copy.deepcopy(self.live).eval()
         self.optimizer = recipe.optimizer(self.live)
         self.progress = Progress()
@@ -203,3 +201,15 @@ class _Loop:
         tensors, _ = read_checkpoint(self.folder / "best.safetensors")
         self.average.load_state_dict(tensors)
         return Fitted(self.average.cpu(), self.data, self.progress)
+
+
+def _channels_last(network: nn.Module) -> nn.Module:
+    """The network with its picture kernels laid out channels last.
+
+    It takes a quarter off a step on a CPU and changes no result beyond rounding. `Module.to` would refuse networks that
+    have a 3-D convolution too.
+    """
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network

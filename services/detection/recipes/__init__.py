@@ -1,0 +1,1 @@
+"""How the weights of this service are made: generators of data, and recipes over them."""

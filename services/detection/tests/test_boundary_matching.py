@@ -1,0 +1,114 @@
+"""BMN against its golden data, and what class-semantics attention adds to it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from services.detection.segments import sampling_mask
+from services.detection.tests.filling import filled, noise, read, rows
+from shared.errors import InvalidOption
+from shared.registry import network
+
+SMALL = {"features": 12, "length": 10, "hidden": (8, 6, 10)}
+
+
+@pytest.mark.parametrize("name", ["bmn_t24_c400", "bmn_t40_c64"])
+def test_keys_and_outputs_equal_the_published_network(name: str) -> None:
+    keys, golden = read(f"{name}.keys.json"), read(f"{name}.npz")
+    net = network("bmn", features=keys["feat_dim"], length=keys["temporal_scale"])
+    assert rows(net) == [row[:3] for row in keys["keys"] if row[0] != "sample_mask"]
+    shape = (2, keys["feat_dim"], keys["temporal_scale"])
+    with torch.no_grad():
+        found = filled(net)(noise(f"input:{name}:{'x'.join(map(str, shape))}", shape))
+    for tensor, key in zip(found, ("conf", "start", "end"), strict=True):
+        np.testing.assert_allclose(tensor.numpy(), golden[key], atol=1e-4)
+
+
+def test_matching_equals_sampling_before_the_convolution_as_published() -> None:
+    net = filled(network("bmn", **SMALL))
+    seen = torch.randn(2, 8, 10)
+    mask = torch.from_numpy(sampling_mask(10)).reshape(10, -1)
+    published = net.x_3d_p((seen @ mask).reshape(2, 8, 32, 10, 10))[:, :, 0]
+    torch.testing.assert_close(net._matched(seen), published, atol=1e-5, rtol=1e-5)
+
+
+def test_the_sampling_mask_is_never_stored_and_ignored_where_a_checkpoint_has_it() -> None:
+    net = network("bmn", **SMALL)
+    assert not {"sample_mask", "sampling", "places"} & set(net.state_dict())
+    state = {**net.state_dict(), "sample_mask": torch.zeros(10, 3200)}
+    net.load_state_dict(state)
+    assert "sample_mask" in state  # the caller's own dict stays whole
+    holder = nn.ModuleDict({"net": network("bmn", **SMALL)})
+    holder.load_state_dict({f"net.{key}": value for key, value in state.items()})
+
+
+def test_attention_switched_off_is_exactly_bmn() -> None:
+    plain, off = network("bmn", **SMALL), network("bmn-csa", **SMALL, semantics=5, channel=False, time=False)
+    assert list(off.state_dict()) == list(plain.state_dict())
+    off.load_state_dict(plain.state_dict())
+    x, r = torch.randn(2, 12, 10), torch.randn(2, 5, 10)
+    assert all(torch.equal(a, b) for a, b in zip(plain(x), off(x, r), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("switches", "added"),
+    [
+        ({}, {"csa.channel.0", "csa.channel.2", "csa.time"}),
+        ({"time": False}, {"csa.channel.0", "csa.channel.2"}),
+        ({"channel": False}, {"csa.time"}),
+    ],
+)
+def test_attention_adds_its_own_keys_alone(switches: dict[str, bool], added: set[str]) -> None:
+    plain, attended = network("bmn", **SMALL), network("bmn-csa", **SMALL, semantics=5, **switches)
+    more = set(attended.state_dict()) - set(plain.state_dict())
+    assert {key.rpartition(".")[0] for key in more} == added
+
+
+@pytest.mark.parametrize("switches", [{"time": False}, {"channel": False}, {}])
+def test_semantics_change_the_answer(switches: dict[str, bool]) -> None:
+    net = filled(network("bmn-csa", **SMALL, semantics=5, **switches))
+    x, r = torch.randn(1, 12, 10), torch.randn(1, 5, 10)
+    assert (net(x, r)[0] - net(x, r.flip(1))[0]).abs().max() > 1e-6
+
+
+def test_attention_is_f_plus_weighed_f() -> None:
+    net = filled(network("bmn-csa", **SMALL, semantics=5))
+    seen, r = torch.randn(2, 8, 10), torch.randn(2, 5, 10)
+    pooled = torch.cat((r.mean(2), r.std(2, correction=0), r.amax(2)), 1)
+    channel = torch.sigmoid(net.csa.channel(pooled))[:, :, None]
+    time = torch.sigmoid(net.csa.time(r))
+    torch.testing.assert_close(net.csa(seen, r), seen + seen * channel + seen * time)
+
+
+def test_flat_semantics_have_a_finite_gradient() -> None:
+    net = network("bmn-csa", **SMALL, semantics=5)
+    r = torch.zeros(1, 5, 10, requires_grad=True)
+    net(torch.randn(1, 12, 10), r)[0].sum().backward()
+    assert r.grad is not None
+    assert r.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["bmn", "bmn-csa"])
+def test_a_batch_equals_its_singles_and_outputs_are_probabilities(name: str) -> None:
+    net = filled(network(name, **SMALL, **({"semantics": 5} if name == "bmn-csa" else {})))
+    given = [torch.randn(3, 12, 10), torch.randn(3, 5, 10)][: 2 if name == "bmn-csa" else 1]
+    for whole, *singles in zip(net(*given), *(net(*(x[i : i + 1] for x in given)) for i in range(3)), strict=True):
+        torch.testing.assert_close(whole, torch.cat(singles), atol=1e-5, rtol=1e-5)
+        assert ((whole >= 0) & (whole <= 1)).all()
+
+
+def test_features_of_another_length_are_refused() -> None:
+    with pytest.raises(InvalidOption, match=r"x must be \(batch, 12, 10\)"):
+        network("bmn", **SMALL)(torch.randn(1, 12, 11))
+    with pytest.raises(InvalidOption, match=r"r must be \(batch, 5, 10\)"):
+        network("bmn-csa", **SMALL, semantics=5)(torch.randn(1, 12, 10), torch.randn(1, 4, 10))
+
+
+def test_bmn_at_full_size_has_the_published_parameters() -> None:
+    keys = read("bmn_t24_c400.keys.json")
+    mask = next(row[1] for row in keys["keys"] if row[0] == "sample_mask")
+    net = network("bmn", length=8)  # the length changes no weight
+    assert sum(p.numel() for p in net.parameters()) == keys["n_params"] - mask[0] * mask[1]

@@ -1,0 +1,91 @@
+"""The synthetic shelves and their searchers, and the recipe of OAT."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.detection.recipes.oat_demo import OatDemo
+from services.detection.recipes.shelves import CROP, LONGEST, PRODUCTS, noisy, products, searched, trials
+from shared.training.fit import fit
+from shared.training.recipe import Schedule
+
+
+def test_products_are_all_different() -> None:
+    pictures = products()
+    assert pictures.shape == (PRODUCTS, *CROP, 3)
+    assert len({picture.tobytes() for picture in pictures}) == PRODUCTS
+    assert 0 <= pictures.min() <= pictures.max() <= 1
+
+
+def test_noise_stays_within_the_range_and_is_as_large_as_stated() -> None:
+    grey = np.full((1, *CROP, 3), 0.5, np.float32)
+    found = noisy(grey, np.random.default_rng(0))
+    assert found.std() == pytest.approx(0.05, rel=0.05)
+    assert noisy(products(), np.random.default_rng(0)).max() <= 1
+
+
+def test_the_target_is_unique_and_half_of_the_others_look_like_it() -> None:
+    drawn = trials(np.random.default_rng(0), 300)
+    sought = drawn.items[np.arange(300), drawn.targets]
+    assert ((drawn.items == sought[:, None]).sum(1) == 1).all()
+    alike = (drawn.items % 8 == sought[:, None] % 8) ^ (drawn.items // 8 == sought[:, None] // 8)
+    others = 300 * 26
+    by_chance = 0.5 * (1 / 8 + 1 / 12)
+    assert alike.sum() / others == pytest.approx(0.5 + by_chance, abs=0.05)
+
+
+def test_paths_stop_at_the_target_or_are_cut() -> None:
+    drawn = trials(np.random.default_rng(1), 500)
+    paths = [drawn.path(index) for index in range(500)]
+    assert all(1 <= len(path) <= LONGEST for path in paths)
+    ended = [path[-1] == target for path, target in zip(paths, drawn.targets, strict=True)]
+    assert all(ended[index] for index in range(500) if len(paths[index]) < LONGEST)
+    assert 0.7 < np.mean(ended) < 0.98
+    assert (drawn.paths == 27).sum(1).tolist() == [1] * 500
+
+
+def test_searchers_refixate_as_often_as_the_policy_says_and_prefer_what_looks_alike() -> None:
+    drawn = trials(np.random.default_rng(2), 2000)
+    repeats = steps = alike = 0
+    for index in range(2000):
+        path, target = drawn.path(index), drawn.targets[index]
+        pairs = [(a, b) for a, b in itertools.pairwise(path) if a != target]
+        repeats += sum(a == b for a, b in pairs)
+        steps += len(pairs)
+        first, sought = drawn.items[index, path[0]], drawn.items[index, target]
+        alike += (first % 8 == sought % 8) or (first // 8 == sought // 8)
+    assert repeats / steps == pytest.approx(0.12, abs=0.01)
+    assert alike / 2000 > 0.7
+
+
+def test_a_second_search_differs_and_the_seed_decides() -> None:
+    drawn = trials(np.random.default_rng(3), 20)
+    again = [searched(np.random.default_rng(seed), drawn.grid, drawn.items, drawn.targets) for seed in (4, 4, 5)]
+    np.testing.assert_array_equal(again[0], again[1])
+    assert not np.array_equal(again[0], again[2])
+
+
+def test_a_short_fit_learns_and_is_measured(tmp_path: Path) -> None:
+    schedule = Schedule(steps=6, batch=4, rate=1e-3, validate_every=3)
+    recipe = OatDemo(schedule=schedule, valid=5, test=8)
+    fitted = fit(recipe, tmp_path)
+    assert [step for step, _ in fitted.progress.scores] == [3, 6]
+    measured = recipe.measure(fitted.network)
+    assert measured["sequence_score_policy"] > 0
+    assert 0 <= measured["found"] <= 1
+    assert measured["length"] <= LONGEST
+
+
+def test_batches_hold_what_the_loss_needs_on_any_grid() -> None:
+    recipe = OatDemo(schedule=Schedule(steps=1, batch=4, rate=1e-3))
+    net = recipe.network()
+    for step in range(3):
+        batch = next(recipe.batches(step, np.random.default_rng(step)))
+        places = batch["items"].shape[1]
+        assert batch["cells"].shape == (4, places, 2)
+        assert batch["items"].max() < len(batch["pictures"])
+        assert np.isfinite(recipe.loss(net, batch).item())

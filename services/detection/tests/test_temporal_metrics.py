@@ -1,0 +1,50 @@
+"""Temporal mAP and recall: equal to the published evaluation, and right where they can be counted by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from services.detection.metrics import average_recall, temporal_average_precision
+from services.detection.tests.filling import read
+
+
+@pytest.mark.parametrize("protocol", ["anet", "thumos"])
+def test_precision_equals_the_published_evaluation(protocol: str) -> None:
+    golden = read("activitynet_map.json")
+    wanted = golden["result"][protocol]
+    found = temporal_average_precision(golden["gt"], golden["pred"], wanted["tiou"])
+    np.testing.assert_allclose(found.T, wanted["ap_per_class"], atol=1e-9)
+    assert found.mean() == pytest.approx(wanted["average_mAP"], abs=1e-9)
+
+
+def test_perfect_predictions_have_precision_one() -> None:
+    truth = [("a", 0.0, 1.0, 0), ("a", 2.0, 3.0, 0), ("b", 0.0, 1.0, 1)]
+    found = [(*row, 0.5) for row in truth]
+    assert temporal_average_precision(truth, found, (0.5, 0.95)).tolist() == [[1, 1], [1, 1]]
+
+
+def test_a_segment_is_hit_once() -> None:
+    truth = [("a", 0.0, 1.0, 0), ("a", 5.0, 6.0, 0)]
+    found = [("a", 0.0, 1.0, 0, 0.9), ("a", 0.0, 1.0, 0, 0.8), ("a", 5.0, 6.0, 0, 0.7)]
+    # Precision at the hits is 1 and 2/3.
+    assert temporal_average_precision(truth, found, (0.5,)) == pytest.approx(np.array([[(1 + 2 / 3) / 2]]))
+
+
+def test_predictions_of_other_videos_and_classes_count_as_misses_or_not_at_all() -> None:
+    truth = [("a", 0.0, 1.0, 0)]
+    found = [("b", 0.0, 1.0, 0, 0.9), ("a", 0.0, 1.0, 0, 0.8), ("a", 0.0, 1.0, 7, 1.0)]
+    assert temporal_average_precision(truth, found, (0.5,)).tolist() == [[0.5]]
+
+
+def test_nothing_found_has_precision_and_recall_zero() -> None:
+    truth = [("a", 0.0, 1.0, 0)]
+    assert temporal_average_precision(truth, [], (0.5,)).tolist() == [[0]]
+    assert average_recall(truth, [], 10) == 0
+
+
+def test_recall_looks_at_the_best_proposals_only() -> None:
+    truth = [("a", 0.0, 1.0, 0)]
+    found = [("a", 3.0, 4.0, 0.9), ("a", 0.0, 0.8, 0.5)]
+    assert average_recall(truth, found, 1, (0.5,)) == 0
+    assert average_recall(truth, found, 2, (0.5, 0.9)) == 0.5
