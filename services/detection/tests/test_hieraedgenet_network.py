@@ -1,0 +1,185 @@
+"""HieraEdgeNet against the published modules' behaviour, both forms of its edges, and its filters without an FFT."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.detection.layers.area import AreaAttention
+from services.detection.layers.fourier import filtered
+from services.detection.models.hieraedgenet import (
+    CSPOmniKernel,
+    EdgeFusion,
+    EdgeModule,
+    FrequencyGate,
+    HieraEdgeNet,
+    OmniKernel,
+    SpaceToDepthConv,
+    transformed,
+)
+from services.detection.tests.filling import checksum, filled, noise, picture, read, rows
+from shared.errors import InvalidOption
+from shared.registry import network
+from shared.training.export import export_onnx
+
+CONSTANT = ("dfl.conv.weight", "conv3d.weight")
+
+MODULES = {
+    "fgm": (lambda: FrequencyGate(12), 1), "sef": (lambda: EdgeFusion([8, 24], 32), 1),
+    "omnikernel": (lambda: OmniKernel(16), 4), "cspokm": (lambda: CSPOmniKernel(32), 4),
+    "spdconv": (lambda: SpaceToDepthConv(8, 16), 1), "hem": (lambda: EdgeModule(16, [8, 16, 32], "official"), 1),
+}  # fmt: skip
+"""How to build each module alone, and how far apart the golden pixels are."""
+
+FORMS = {"official": "official", "described": "fixed"}
+"""Our name of the edges → the golden files'."""
+
+
+def inputs(stem):
+    shapes = read(f"{stem}.keys.json")["input_shapes"]
+    return [noise(f"input:{stem}:{i}:{'x'.join(map(str, shape))}", tuple(shape)) for i, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_alone_equal_the_published_ones(name):
+    make, step = MODULES[name]
+    net, stem = make(), f"hiera_{name}"
+    assert rows(net) == [row[:3] for row in read(f"{stem}.keys.json")["keys"]]
+    filled(net, constant=CONSTANT)
+    golden = read(f"{stem}.npz" if step == 1 else f"{stem}.strided4.npz")
+    with torch.no_grad():
+        found = net(inputs(stem) if name == "sef" else inputs(stem)[0])
+    for index, made in enumerate(found if isinstance(found, list) else [found]):
+        np.testing.assert_allclose(made[..., ::step, ::step], golden[f"out{index}"], rtol=1e-4, atol=1e-3)
+
+
+def test_described_edges_equal_the_repaired_module():
+    net, golden = filled(EdgeModule(16, [8, 16, 32]), constant=CONSTANT), read("hiera_hem.npz")
+    with torch.no_grad():
+        for index, made in enumerate(net(inputs("hiera_hem")[0])):
+            np.testing.assert_allclose(made, golden[f"fixed_out{index}"], rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def published(request):
+    stem, form = "hieraedgenet_refA.nc120", FORMS[request.param]
+    net = filled(HieraEdgeNet(120, request.param), read(f"{stem}.{form}.bnstats.npz"), CONSTANT)
+    return net, picture(stem, (1, 3, 256, 320)), read(f"{stem}.{form}.256x320.npz")
+
+
+def test_layout_is_that_of_the_assumed_wiring():
+    keys = read("hieraedgenet_refA.nc120.keys.json")
+    net = network("hieraedgenet")
+    assert rows(net) == [row[:3] for row in keys["keys"]]
+    assert sum(p.numel() for p in net.parameters()) == keys["n_params"]
+
+
+def test_boxes_and_scores_equal_the_published_modules(published):
+    net, x, golden = published
+    assert checksum(x) == golden["in_crc"][0]
+    with torch.no_grad():
+        made = net.predictions(x).numpy()
+    np.testing.assert_allclose(made[:, :4], golden["boxes"], rtol=0, atol=0.02)
+    np.testing.assert_allclose(made[:, 4:].max(1), golden["cls_max"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(made[:, 4:].mean(1), golden["cls_mean"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(made[..., golden["idx"]], golden["pred_at_idx"], rtol=0, atol=0.02)
+
+
+def test_filters_without_fft_give_the_same_boxes(published):
+    net, x, golden = published
+    with torch.no_grad():
+        made = transformed(net).predictions(x).numpy()
+    np.testing.assert_allclose(made[:, :4], golden["boxes"], rtol=0, atol=0.02)
+    np.testing.assert_allclose(made[:, 4:].max(1), golden["cls_max"], rtol=0, atol=1e-4)
+
+
+def test_official_edges_do_not_see_the_picture_and_described_ones_do():
+    a, b = torch.randn(2, 1, 8, 16, 16)
+    for edge, seen in (("official", False), ("described", True)):
+        module = EdgeModule(8, [4, 4], edge).eval()
+        differences = [bool((x != y).any()) for x, y in zip(module(a), module(b), strict=True)]
+        assert differences == [seen, seen], edge
+
+
+def test_edges_are_the_sum_of_both_derivatives():
+    module = EdgeModule(1, [1]).eval()
+    ramp = torch.arange(8.0).expand(1, 1, 8, 8)
+    for picture in (ramp, ramp.mT):  # left less right and above less below: 2 per pixel, weights of 1, 2, 1
+        assert module.sc(picture)[0, 0, 3, 3].item() == -8
+    assert all(not p.requires_grad for p in module.sc.parameters())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 17), st.integers(1, 17), st.integers(0, 99))
+def test_filtering_is_the_same_by_fft_by_matrices_and_by_operator(height, width, seed):
+    draw = torch.Generator().manual_seed(seed)
+    x, weights = torch.randn(2, 2, 3, height, width, generator=draw)
+    wanted = filtered(x, weights)
+    for transform in ("matrices", "dft"):
+        torch.testing.assert_close(filtered(x, weights, transform), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_one_weight_per_channel_needs_no_transform():
+    x, weights = torch.randn(1, 3, 12, 10), torch.randn(1, 3, 1, 1)
+    torch.testing.assert_close(filtered(x, weights), (weights * x).abs(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_gate_starts_as_the_identity_and_learns():
+    gate, x = FrequencyGate(4), torch.randn(1, 4, 8, 6)
+    torch.testing.assert_close(gate(x), x, rtol=0, atol=0)
+    gate(x).square().sum().backward()
+    assert gate.alpha.grad.abs().sum() > 0
+
+
+def test_exported_graph_has_no_transform_operator_unless_it_is_asked_for(tmp_path):
+    net, x = filled(CSPOmniKernel(16)), torch.randn(1, 16, 24, 16)
+    for transform, expected in (("matrices", False), ("dft", True)):
+        path = tmp_path / f"{transform}.onnx"
+        parity = export_onnx(transformed(net, transform), path, {"x": x}, ["y"])
+        assert parity.max_difference < 1e-5 * parity.max_value
+        assert any(node.op_type == "DFT" for node in onnx.load(path).graph.node) == expected
+
+
+def test_choosing_a_transform_leaves_the_network_alone():
+    net = FrequencyGate(2)
+    assert transformed(net, "matrices").transform == "matrices"
+    assert net.transform == "fft"
+
+
+def test_attention_in_areas_does_not_see_beyond_its_own():
+    torch.manual_seed(0)
+    block = AreaAttention(32, area=4).eval()
+    torch.nn.init.zeros_(block.pe.conv.weight)
+    x = torch.randn(1, 32, 8, 4)
+    changed = x.clone()
+    changed[:, :, :2] += 1  # the first of four stripes of two rows
+    with torch.no_grad():
+        before, after = block(x), block(changed)
+    assert (before[:, :, :2] - after[:, :, :2]).abs().min() > 0
+    torch.testing.assert_close(after[:, :, 2:], before[:, :, 2:])
+
+
+def test_space_goes_to_depth_in_the_published_order():
+    block = SpaceToDepthConv(1, 4).eval()
+    with torch.no_grad():
+        block.conv.conv.weight.zero_()
+        block.conv.conv.weight[:, :, 1, 1] = torch.eye(4)
+    x = torch.tensor([[0.0, 2.0], [1.0, 3.0]]).view(1, 1, 2, 2)
+    wanted = torch.nn.functional.silu(torch.arange(4.0)).view(1, 4, 1, 1)
+    torch.testing.assert_close(block(x), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_equals_its_singles_and_a_bad_size_is_named():
+    torch.manual_seed(1)
+    net, x = HieraEdgeNet(8, "described").eval(), torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            net.predictions(x), torch.cat([net.predictions(one) for one in x.split(1)]), rtol=1e-3, atol=1e-3
+        )
+    assert [tuple(level.shape) for level in net(x)] == [(2, 72, 8 >> s, 12 >> s) for s in range(3)]
+    with pytest.raises(InvalidOption, match="multiples of 32, got 64x90"):
+        net(torch.zeros(1, 3, 64, 90))
