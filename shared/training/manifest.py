@@ -34,13 +34,14 @@ def publish(recipe: Recipe, fitted: Fitted, folder: Path, *, notes: Mapping[str,
         notes: What else a reader of the manifest should know, for example an ablation that was measured beside it.
     """
     _round(fitted.network)
-    metrics = recipe.measure(fitted.network)
+    network, config = recipe.kept(fitted.network)
+    metrics = recipe.measure(network)
     progress = fitted.progress
     manifest = Manifest(
         name=recipe.weights,
         origin="trained",
-        network=NetworkSpec(name=recipe.weights, config=recipe.config()),
-        parameters=sum(p.numel() for p in fitted.network.parameters()),
+        network=NetworkSpec(name=recipe.weights, config=config),
+        parameters=sum(p.numel() for p in network.parameters()),
         recipe={"name": recipe.name, **recipe.model_dump(mode="json")},
         data={"digest": fitted.data, **recipe.facts()},
         code=code_facts(),
@@ -53,7 +54,7 @@ def publish(recipe: Recipe, fitted: Fitted, folder: Path, *, notes: Mapping[str,
             **(notes or {}),
         },
     )
-    return write_weights(folder, arrays_of(fitted.network), manifest)
+    return write_weights(folder, arrays_of(network), manifest)
 
 
 def arrays_of(network: nn.Module) -> dict[str, np.ndarray]:

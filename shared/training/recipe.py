@@ -97,6 +97,10 @@ class Recipe(_Knobs, ABC):
     def config(self) -> dict[str, Any]:
         """Keywords of the `network()` call; they go into the manifest, so that a service builds the same network."""
 
+    def kept(self, network: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+        """What of the trained network is published, and its `config()`: parts that only training needs may go."""
+        return network, self.config()
+
     def network(self) -> nn.Module:
         """A new network; its random weights follow torch's global seed, which the fit loop sets."""
         built: nn.Module = network(self.weights, **self.config())

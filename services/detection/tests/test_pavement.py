@@ -1,0 +1,84 @@
+"""The generator of pavement: the same from the same seed, boxes tight, classes as their names say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.detection.recipes.damage import DAMAGE
+from services.detection.recipes.pavement import MOST, NAMES, SIDE, draw_scene, draw_split, ground, scenes
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_follows_from_its_seed_and_shades_what_it_covers(name: str) -> None:
+    one, two = (DAMAGE[name](np.random.default_rng(5), SIDE) for _ in range(2))
+    assert np.array_equal(one.mask, two.mask)
+    assert np.array_equal(one.shade, two.shade)
+    assert one.mask.any()
+    assert one.shade[one.mask].mean() < 0.97
+    assert (one.shade == 1).mean() > 0.5
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_box_is_the_extent_of_its_mask(name: str) -> None:
+    damage = DAMAGE[name](np.random.default_rng(8), SIDE)
+    assert damage.box is not None
+    x1, y1, x2, y2 = damage.box
+    inside = damage.mask[y1:y2, x1:x2]
+    assert inside.sum() == damage.mask.sum()
+    assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+
+
+def _shape(name: str, seed: int) -> tuple[int, int]:
+    box = DAMAGE[name](np.random.default_rng(seed), SIDE).box
+    assert box is not None
+    return box[2] - box[0], box[3] - box[1]
+
+
+def test_cracks_keep_to_their_axis() -> None:
+    for seed in range(30):
+        width, height = _shape("D00", seed)
+        assert width < height
+        width, height = _shape("D10", seed)
+        assert width > height
+
+
+def test_potholes_and_patches_have_their_sizes() -> None:
+    holes = [max(_shape("D40", seed)) for seed in range(30)]
+    patches = [_shape("patch", seed) for seed in range(30)]
+    assert all(20 <= hole <= 82 for hole in holes)
+    assert all(30 <= side <= 80 for shape in patches for side in shape)
+
+
+def test_scenes_hold_one_to_four_boxes_inside_the_picture() -> None:
+    kinds = set()
+    for seed in range(40):
+        scene = draw_scene(np.random.default_rng(seed))
+        assert scene.image.shape == (SIDE, SIDE, 3)
+        assert scene.image.dtype == np.uint8
+        assert len(scene.boxes) <= MOST
+        assert (scene.boxes[:, 1:] >= 0).all()
+        assert (scene.boxes[:, 1:] <= SIDE).all()
+        assert (scene.boxes[:, 3:] > scene.boxes[:, 1:3]).all()
+        kinds |= set(scene.boxes[:, 0].astype(int))
+    assert kinds == set(range(len(NAMES)))
+
+
+def test_ground_is_grey_asphalt() -> None:
+    picture = np.mean([ground(np.random.default_rng(seed)).mean() for seed in range(8)])
+    assert 0.3 < picture < 0.42
+
+
+def test_splits_share_no_scene_and_repeat(tmp_path: Path) -> None:
+    train, again, test = (scenes(s, 3, seed=1, cache=tmp_path) for s in ("train", "train", "test"))
+    assert train.digest == again.digest == draw_split("train", 3, seed=1).digest
+    assert train.digest != test.digest
+    assert np.array_equal(np.asarray(train.images), draw_split("train", 3, seed=1).images)
+
+
+def test_boxes_of_a_scene_are_those_it_was_drawn_with() -> None:
+    split = draw_split("valid", 4, seed=2)
+    alone = draw_scene(np.random.default_rng((2, 1, 3)))
+    np.testing.assert_array_equal(split.of(3), alone.boxes)

@@ -1,0 +1,71 @@
+"""The recipe of YOLO9tr's demo weights: repeatable batches, a fit that learns, and the branch that is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from services.detection.models.yolo9tr import Yolo9tr
+from services.detection.recipes.pavement import NAMES
+from services.detection.recipes.yolo9tr_demo import Yolo9trDemo
+from shared.registry import network
+from shared.registry.weights import read_weights
+from shared.training.fit import fit
+from shared.training.manifest import publish
+from shared.training.recipe import Schedule, recipes
+
+TINY = Yolo9trDemo(
+    schedule=Schedule(steps=2, batch=2, rate=1e-3, validate_every=2), width=0.0625, side=96, train=4, valid=2, test=2
+)
+
+
+def test_it_is_found_by_name() -> None:
+    assert recipes()["yolo9tr-demo"] is Yolo9trDemo
+
+
+def test_a_step_draws_the_same_batch_every_time(tmp_path: Path) -> None:
+    TINY.prepare(tmp_path)
+    one, two = (next(iter(TINY.batches(3, np.random.default_rng(3)))) for _ in range(2))
+    assert torch.equal(one["image"], two["image"])
+    assert torch.equal(one["targets"], two["targets"])
+    assert one["image"].shape == (2, 3, 96, 96)
+    assert 0 <= one["image"].min() <= one["image"].max() <= 1
+
+
+def test_targets_stay_on_their_objects_when_a_picture_is_flipped(tmp_path: Path) -> None:
+    TINY.prepare(tmp_path)
+    for step in range(12):
+        batch = next(iter(TINY.batches(step, np.random.default_rng(step))))
+        image, targets = batch["image"].mean(dim=1), batch["targets"]
+        for index, kind, x, y, w, h in targets.tolist():
+            if NAMES[int(kind)] == "D40":  # the middle of a hole is dark
+                around = image[int(index)]
+                assert around[int(y * 96), int(x * 96)] < around.mean() * 0.85
+            assert 0 < w <= 1
+            assert 0 < h <= 1
+
+
+@pytest.mark.slow
+def test_a_fit_publishes_the_main_branch_alone(tmp_path: Path) -> None:
+    fitted = fit(TINY, tmp_path / "fit")
+    manifest = publish(TINY, fitted, tmp_path / "out")
+    weights = read_weights(tmp_path / "out" / "yolo9tr.safetensors")
+    assert manifest.network.config["branch"] == "main"
+    assert {"map50", "map50_95"} <= manifest.metrics.keys()
+    served = network(manifest.network.name, **manifest.network.config)
+    served.load_state_dict({key: torch.from_numpy(array) for key, array in weights.arrays.items()})
+    assert isinstance(served, Yolo9tr)
+    x = torch.rand(1, 3, 64, 64)
+    whole = fitted.network.eval()
+    with torch.no_grad():
+        assert torch.allclose(served.eval()(x)[0][0], whole(x)[0][0], atol=1e-5)
+
+
+def test_the_optimiser_lets_only_kernels_decay() -> None:
+    groups = TINY.optimizer(TINY.network()).param_groups
+    assert groups[0]["weight_decay"] == TINY.schedule.decay
+    assert groups[1]["weight_decay"] == 0
+    assert all(p.ndim > 1 for p in groups[0]["params"])
