@@ -1,0 +1,1 @@
+"""How the weights of this service are trained; never part of a serving image."""

@@ -1,0 +1,112 @@
+"""What the tests of this service share: golden data and the rule that fills networks and pictures from it.
+
+Every tensor follows from its name by a checksum, so the golden files need to hold only what came out.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from shared.registry import network
+
+GOLDEN = Path(__file__).parent / "golden"
+
+SLIM = {
+    "widths": (4, 4, 8, 8, 8), "whole": False, "features": 16, "body": 16, "groups": 2, "blocks": 2, "heads": 2,
+    "buffers": False,
+}  # fmt: skip
+"""A network that is quick and still has every part."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Several suites share this machine's cores."""
+    torch.set_num_threads(1)
+
+
+def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers in 0..1 that follow from a name."""
+    seed = zlib.crc32(f"public-v1:{name}".encode())
+    return np.random.Generator(np.random.PCG64(seed)).random(shape)
+
+
+def _weight(key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    u, last = (2 * uniform(key, shape) - 1) * np.sqrt(3), key.rpartition(".")[2]
+    if last == "relative_position_bias_table":
+        value = 0.5 * u
+    elif last == "bias":
+        value = 0.05 * u
+    elif len(shape) == 1:
+        value = 1 + 0.1 * u
+    else:
+        value = 1.4 * u / np.sqrt(np.prod(shape[1:]))
+    return torch.from_numpy(np.asarray(value, dtype=np.float32))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], Any]:
+    """Read a golden file by name."""
+
+    def read(name: str) -> Any:
+        path = GOLDEN / name
+        return json.loads(path.read_text()) if path.suffix == ".json" else dict(np.load(path))
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def fill() -> Callable[..., nn.Module]:
+    """Fill a network's state dict by rule; what it derives it keeps."""
+
+    def fill_in(net: nn.Module, prefix: str = "") -> nn.Module:
+        derived = ("attn_mask", "relative_position_index")
+        state = {
+            key: tensor if key.endswith(derived) else _weight(prefix + key, tuple(tensor.shape))
+            for key, tensor in net.state_dict().items()
+        }
+        if "deconv3.conv2d.bias" in state:
+            state["deconv3.conv2d.bias"] += 0.5
+        net.load_state_dict(state)
+        return net.eval()
+
+    return fill_in
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., torch.Tensor]:
+    """A picture (n, 3, h, w) in 0..1 by rule."""
+
+    def draw(n: int, h: int, w: int, name: str = "input") -> torch.Tensor:
+        name, shape = f"{name}:{n}x3x{h}x{w}", (n, 3, h, w)
+        coarse = uniform(f"{name}:lo", (n, 3, -(-h // 16), -(-w // 16)))
+        low = coarse.repeat(16, axis=2).repeat(16, axis=3)[:, :, :h, :w]
+        return torch.from_numpy((0.7 * low + 0.3 * uniform(f"{name}:hi", shape)).astype(np.float32))
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def slim() -> Callable[..., nn.Module]:
+    """A small restorer with lively random weights: every part of it leaves a trace in the answer."""
+
+    def build(variant: str = "paper", **more: Any) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            net: nn.Module = network("rrformer-restorer", variant=variant, **{**SLIM, **more})
+            with torch.no_grad():
+                for parameter in net.parameters():
+                    if parameter.ndim > 1:
+                        parameter.normal_(0, 1.6 / parameter[0].numel() ** 0.5)
+                net.net.deconv3.conv2d.bias += 0.5
+        return net.eval()
+
+    return build

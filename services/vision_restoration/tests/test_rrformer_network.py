@@ -1,0 +1,147 @@
+"""Properties of the network: the body that has no effect, the factored first layer, windows and their masks, sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.vision_restoration.models.swin import SHIFT, WINDOW, SwinBlock, shift_mask
+from services.vision_restoration.recipes.start import start_at_identity
+from shared.errors import InvalidOption
+from shared.registry import network
+
+
+def test_released_answers_do_not_depend_on_the_body(slim, picture):
+    net, x = slim("released"), picture(1, 64, 64)
+    with torch.no_grad():
+        before = net(x)
+        for parameter in net.net.swinir_block.parameters():
+            parameter.uniform_(-3, 3)
+        assert torch.equal(net(x), before)
+
+
+def test_paper_answers_do_depend_on_the_body(slim, picture):
+    released, paper = slim("released"), slim("paper")
+    paper.load_state_dict(released.state_dict())
+    with torch.no_grad():
+        assert (paper(picture(1, 64, 64)) - released(picture(1, 64, 64))).abs().max() > 0.01
+
+
+def test_unknown_variant_is_refused():
+    with pytest.raises(InvalidOption, match="no variant 'best'"):
+        network("rrformer", variant="best", features=16, body=16, heads=2, groups=1, blocks=1)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (35, 41)])
+def test_factored_first_layer_equals_the_hypercolumn(slim, picture, size):
+    net, x = slim(), picture(2, *size)
+    with torch.no_grad():
+        levels = net.tower(x)
+        grown = [F.interpolate(level, size=size, mode="bilinear", align_corners=False) for level in levels]
+        naive = net.net.conv1(torch.cat([x, *grown], dim=1))
+        torch.testing.assert_close(net.net.embedded(x, levels), naive, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["released", "paper"])
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (50, 64), (63, 33)])
+def test_any_size_from_32_keeps_its_size(slim, picture, variant, size):
+    with torch.no_grad():
+        assert slim(variant)(picture(1, *size)).shape == (1, 3, *size)
+
+
+def test_a_side_below_32_is_refused_by_name(picture):
+    net = network("rrformer", features=16, body=16, heads=2, groups=1, blocks=1, levels=(4, 4, 4, 4, 4))
+    tower = network("vgg19-features", widths=(4, 4, 4, 4, 4))
+    with pytest.raises(InvalidOption, match="31×64") as caught:
+        net(picture(1, 31, 64), tower(picture(1, 31, 64)))
+    assert caught.value.field == "image"
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_a_constant_picture_has_a_finite_answer(slim, value):
+    with torch.no_grad():
+        assert slim()(torch.full((1, 3, 64, 64), value)).isfinite().all()
+
+
+def test_tower_levels_halve_and_round_down(picture):
+    levels = network("vgg19-features", widths=(2, 3, 4, 5, 6))(picture(1, 70, 101))
+    assert [tuple(level.shape[1:]) for level in levels] == [
+        (2, 70, 101), (3, 35, 50), (4, 17, 25), (5, 8, 12), (6, 4, 6),
+    ]  # fmt: skip
+    assert all((level >= 0).all() for level in levels)
+
+
+def test_short_tower_has_the_same_levels_as_the_whole_one(picture):
+    whole = network("vgg19-features", widths=(2, 2, 2, 2, 2))
+    short = network("vgg19-features", widths=(2, 2, 2, 2, 2), whole=False)
+    short.load_state_dict({key: value for key, value in whole.state_dict().items() if key in short.state_dict()})
+    assert len(whole.state_dict()) - len(short.state_dict()) == 6
+    for one, other in zip(whole(picture(1, 32, 32)), short(picture(1, 32, 32)), strict=True):
+        assert torch.equal(one, other)
+
+
+@given(rows=st.integers(1, 5), columns=st.integers(1, 5))
+@settings(deadline=None, max_examples=15)
+def test_mask_keeps_apart_exactly_what_the_roll_joined(rows, columns):
+    height, width = rows * WINDOW, columns * WINDOW
+    mask = shift_mask(height, width)
+    # After the roll, pixels of one window may attend each other where their old places are as near as their new ones.
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    places = torch.stack([y, x]).roll((-SHIFT, -SHIFT), dims=(1, 2)) - torch.stack([y, x])
+    windows = places.view(2, rows, WINDOW, columns, WINDOW).transpose(2, 3).reshape(2, rows * columns, -1)
+    same = (windows[:, :, None, :] == windows[:, :, :, None]).all(dim=0)
+    assert torch.equal(mask == 0, same)
+    assert set(mask.unique().tolist()) <= {0.0, -100.0}
+
+
+def test_windows_that_the_roll_left_whole_have_no_mask():
+    mask = shift_mask(32, 24)
+    assert torch.equal(mask.view(4, 3, 64, 64)[:3, :2], torch.zeros(3, 2, 64, 64))
+
+
+def test_an_unshifted_block_never_looks_at_the_mask():
+    block, x = SwinBlock(8, 2, shift=0, drop=0, buffers=False).eval(), torch.randn(1, 16, 16, 8)
+    assert torch.equal(block(x, torch.full((4, 64, 64), float("nan"))), block(x, shift_mask(16, 16)))
+
+
+def test_an_unshifted_block_keeps_to_its_windows():
+    block, x = SwinBlock(8, 2, shift=0, drop=0, buffers=False).eval(), torch.randn(1, 16, 16, 8)
+    changed = x.clone()
+    changed[:, 0, 0, 0] += 3
+    apart = (block(changed, shift_mask(16, 16)) - block(x, shift_mask(16, 16))).abs().amax(dim=-1)[0] > 1e-7
+    assert apart[:8, :8].all()
+    assert not apart[8:].any()
+    assert not apart[:8, 8:].any()
+
+
+def test_a_shifted_block_does_not_look_across_the_border_of_the_map():
+    block, x = SwinBlock(8, 2, shift=4, drop=0, buffers=False).eval(), torch.randn(1, 24, 24, 8)
+    changed = x.clone()
+    changed[:, 0, 0, 0] += 3
+    apart = (block(changed, shift_mask(24, 24)) - block(x, shift_mask(24, 24))).abs().amax(dim=-1)[0] > 1e-7
+    assert apart[:4, :4].all()
+    assert not apart[-4:].any()
+    assert not apart[:, -4:].any()
+
+
+def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
+    block = SwinBlock(8, 2, shift=0, drop=0.5, buffers=False).train()
+    kept = torch.stack([block._kept(torch.ones(4, 8, 8, 8)) for _ in range(200)])
+    assert set(kept.unique().tolist()) == {0.0, 2.0}
+    assert kept.mean().item() == pytest.approx(1, abs=0.15)
+    assert torch.equal(block.eval()._kept(torch.ones(4, 8, 8, 8)), torch.ones(4, 8, 8, 8))
+
+
+def test_a_network_can_begin_at_the_identity(picture):
+    torch.manual_seed(0)
+    net = network("rrformer", "paper", levels=(4, 4, 4, 4, 4), features=16, body=16, groups=1, blocks=2, heads=2)
+    tower, x = network("vgg19-features", widths=(4, 4, 4, 4, 4)), picture(1, 64, 64)
+    with torch.no_grad():
+        start_at_identity(net)
+        assert (net.eval()(x, tower(x)) - x).abs().mean() < 0.05
+        for parameter in net.parameters():  # without the quiet rest, nothing but the picture is left
+            parameter[parameter != 1] = torch.where(parameter[parameter != 1] > 0.75, 1.0, 0.0)
+        torch.testing.assert_close(net(x, tower(x)), x, rtol=0, atol=1e-6)

@@ -1,0 +1,126 @@
+"""Tiles add up to the whole: geometry, mirrored borders, exactness given context, and memory of one window."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.vision.tiling import mirrored, padded, tiled, windows
+
+sides = st.integers(1, 300)
+cores = st.sampled_from([32, 64, 96])
+contexts = st.sampled_from([0, 32, 64])
+
+
+@given(height=sides, width=sides, core=cores, context=contexts)
+@settings(deadline=None)
+def test_cores_cover_every_pixel_once_and_windows_stay_on_the_grid(height, width, core, context):
+    seen = np.zeros((height, width), int)
+    for window in windows(height, width, core=core, context=context):
+        seen[window.rows, window.columns] += 1
+        for value in (window.top, window.left, window.height, window.width):
+            assert value % 32 == 0
+        assert max(window.height, window.width) <= core + 2 * context
+        assert window.top + window.height <= padded(height)
+        assert window.left + window.width <= padded(width)
+    assert (seen == 1).all()
+
+
+@given(height=st.integers(1, 200), width=st.integers(1, 200), core=cores, context=contexts)
+@settings(deadline=None, max_examples=30)
+def test_a_network_that_copies_gives_the_picture_back(height, width, core, context):
+    image = torch.rand(1, 2, height, width)
+    assert torch.equal(tiled(lambda x: x, image, core=core, context=context), image)
+
+
+@given(length=st.integers(1, 40), beyond=st.integers(0, 100))
+def test_mirroring_repeats_as_often_as_needed(length, beyond):
+    found = mirrored(0, length + beyond, length)
+    expected = np.pad(np.arange(length), (0, beyond), mode="reflect" if length > 1 else "edge")
+    assert found.tolist() == expected.tolist()
+
+
+@given(size=st.tuples(st.integers(1, 150), st.integers(1, 150)))
+@settings(deadline=None, max_examples=25)
+def test_with_context_enough_tiles_equal_the_padded_whole(size):
+    torch.manual_seed(1)
+    weight = torch.randn(3, 3, 9, 9)
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        """Looks 4 pixels around and at cells of 32, as restorers do."""
+        cells = F.interpolate(F.avg_pool2d(x, 32), size=x.shape[2:], mode="nearest")
+        return F.conv2d(x, weight, padding=4) + cells
+
+    image = torch.rand(1, 3, *size)
+    rows, columns = (mirrored(0, padded(side), side) for side in size)
+    whole = network(image[:, :, rows][:, :, :, columns])[:, :, : size[0], : size[1]]
+    torch.testing.assert_close(tiled(network, image, core=32, context=32), whole, rtol=0, atol=1e-4)
+
+
+def test_without_context_tiles_differ_at_their_borders():
+    weight, image = torch.ones(1, 1, 3, 3), torch.rand(1, 1, 64, 64)
+
+    def blur(x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, weight, padding=1)
+
+    apart = (tiled(blur, image, core=32, context=0) - blur(image)).abs()[0, 0] > 1e-6
+    assert apart[31:33].any()
+    assert not apart[:31, :31].any()
+
+
+@pytest.mark.parametrize(("core", "context"), [(500, 128), (512, 100), (0, 32), (512, -32), (-32, 0)])
+def test_what_is_not_on_the_grid_is_refused(core, context):
+    with pytest.raises(ValueError, match="multiples of 32"):
+        tiled(lambda x: x, torch.zeros(1, 3, 64, 64), core=core, context=context)
+
+
+def test_the_grid_is_a_knob():
+    assert [w.width for w in windows(8, 24, core=8, context=8, grid=8)] == [16, 24, 16]
+
+
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(ValueError, match="no pixels"):
+        tiled(lambda x: x, torch.zeros(1, 3, 0, 5))
+
+
+def test_type_and_channels_are_those_of_the_answers():
+    found = tiled(lambda x: x.double().repeat(1, 2, 1, 1), torch.rand(2, 3, 40, 70), core=32, context=0)
+    assert (found.shape, found.dtype) == ((2, 6, 40, 70), torch.float64)
+
+
+def test_windows_run_one_after_another_and_none_is_kept():
+    alive: list[int] = []
+    live = 0
+
+    class Counted:
+        def __init__(self) -> None:
+            nonlocal live
+            live += 1
+            alive.append(live)
+
+        def __del__(self) -> None:
+            nonlocal live
+            live -= 1
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        x.mark = Counted()
+        return x * 2
+
+    tiled(network, torch.rand(1, 3, 256, 256), core=32, context=32)
+    assert len(alive) == 64
+    assert max(alive) <= 2
+
+
+def test_geometry_of_a_huge_picture_costs_nothing():
+    tracemalloc.start()
+    count = sum(1 for _ in windows(43_200, 76_800, core=1024, context=128))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 43 * 75
+    assert peak < 200_000
