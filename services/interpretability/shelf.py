@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 
 from services.interpretability.bytes_tokenizer import DIGEST, byte_tokenizer
+from services.interpretability.models.tiny_induction import tiny_induction
 from services.interpretability.subject import Subject
 from shared.errors import NotFound, NotReady
 from shared.lm.gguf_file import unpack
 from shared.lm.shipped import SMOLLM2, shipped_gguf
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder, weights_digest
-from shared.registry import Place, network
+from shared.registry import Place
 from shared.registry.weights import read_weights
 
 __all__ = ["TINY", "Shelf", "shelf_of"]
@@ -142,8 +143,7 @@ def _tokenizer_digest(folder: Path) -> str:
 
 def _tiny() -> Subject:
     found = read_weights(_PACKAGED / f"{TINY}.safetensors")
-    spec = found.manifest.network
-    model = network(spec.name, **spec.config)
+    model = tiny_induction(**found.manifest.network.config)
     model.load_state_dict({key: torch.from_numpy(array) for key, array in found.arrays.items()}, strict=False)
     tokenizer = hashlib.sha256(DIGEST.encode()).hexdigest()
     model = model.requires_grad_(requires_grad=False).eval()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shared.lm.attention import DenseAttention, patterns, scores, sdpa, visible
+from shared.lm.cache import KVCache
 from shared.lm.decoder import Decoder
 
 __all__ = ["Visit", "Watching", "Without", "watch"]
@@ -23,10 +24,12 @@ Visit = Callable[[int, int, Tensor], None]
 class Watching:
     """The decoder's `attend`: shows rows, and mixes as always."""
 
-    def __init__(self, visit: Visit, *, layers: Collection[int] | None = None, block: int = 128) -> None:
-        """Show the rows of `layers` (None: all), `block` queries at a time."""
+    def __init__(
+        self, visit: Visit, *, layers: Collection[int] | None = None, block: int = 128, cache: KVCache | None = None
+    ) -> None:
+        """Show the rows of `layers` (None: all), `block` queries at a time; go on from `cache` where there is one."""
         self._visit, self._layers, self._block = visit, layers, block
-        self._dense = DenseAttention()
+        self._dense = DenseAttention(cache)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
         """Mix values; see `shared.lm.attention.Attend`."""
@@ -34,9 +37,9 @@ class Watching:
         if self._layers is None or layer in self._layers:
             for start in range(0, q.shape[1], self._block):
                 end = min(start + self._block, q.shape[1])
-                queries = torch.arange(start, end, device=q.device)
-                seen = visible(queries, end, None)
-                self._visit(layer, start, patterns(scores(q[:, start:end], keys[:, :, :end], seen)))
+                last = offset + end
+                seen = visible(torch.arange(offset + start, last, device=q.device), last, None)
+                self._visit(layer, offset + start, patterns(scores(q[:, start:end], keys[:, :, :last], seen)))
         return sdpa(q, keys, values)
 
 

@@ -1,0 +1,165 @@
+"""The retrieval score and what is made of many: pure functions of pattern rows, token ids and texts.
+
+"Retrieval Head Mechanistically Explains Long-Context Factuality" (2024), sections 2 and 3. Knows no model.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+__all__ = [
+    "Aggregate",
+    "Mode",
+    "aggregate",
+    "credit",
+    "ranked",
+    "retrieval_score",
+    "rouge1_recall",
+    "split_half",
+    "winners",
+]
+
+Mode = Literal["positions", "types", "count"]
+Head = tuple[int, int]
+
+_WORD = re.compile(r"[a-z0-9]+")
+
+
+def winners(row: np.ndarray, top: int = 1) -> np.ndarray:
+    """The `top` largest positions of pattern rows [..., S], largest first, ties to the lowest index: [..., top]."""
+    found: np.ndarray = row.argmax(-1)[..., None] if top == 1 else np.argsort(-row, axis=-1, kind="stable")[..., :top]
+    return found
+
+
+def credit(
+    looked: np.ndarray,
+    prompt_ids: Sequence[int],
+    generated: Sequence[int],
+    span: tuple[int, int],
+    mode: Mode = "positions",
+) -> np.ndarray:
+    """Scores of heads from the positions that they looked at most.
+
+    Args:
+        looked: Positions [steps, L, H, top], largest first.
+        prompt_ids: Tokens of the prompt.
+        generated: The token that each step generated, from the same step's rows.
+        span: Where the answer stands in the prompt, [a, b).
+        mode: `positions`, `types` (the paper's set formula) or `count` (the released code's; may exceed 1).
+
+    Returns:
+        [L, H].
+    """
+    (a, b), ids = span, np.asarray(prompt_ids)
+    inside = (looked >= a) & (looked < b)
+    copied = np.where(inside, ids[np.clip(looked, a, b - 1)], -1)
+    event = inside & (copied == np.asarray(generated)[:, None, None, None])
+    happened = event.any(-1)
+    if mode == "count":
+        counted: np.ndarray = happened.sum(0) / (b - a)
+        return counted
+    # One event per step at most: that of the largest position that qualifies.
+    first = event.argmax(-1)[..., None]
+    place = np.take_along_axis(looked, first, -1)[..., 0]
+    wanted = range(a, b) if mode == "positions" else sorted(set(ids[a:b].tolist()))
+    seen = place if mode == "positions" else np.take_along_axis(copied, first, -1)[..., 0]
+    hits = [(happened & (seen == one)).any(0) for one in wanted]
+    found: np.ndarray = np.sum(hits, axis=0) / len(hits)
+    return found
+
+
+def retrieval_score(
+    rows: Any, prompt_ids: Sequence[int], generated: Sequence[int], span: tuple[int, int], *, mode: Mode = "positions",
+    top: int = 1,
+) -> np.ndarray:  # fmt: skip
+    """Scores of heads from their pattern rows.
+
+    Args:
+        rows: [steps, L, H, S]; step t sees the first n + t positions, columns behind them are padding.
+        prompt_ids: Tokens of the prompt, n of them.
+        generated: The token generated from each step.
+        span: Where the answer stands in the prompt, [a, b).
+        mode: As in `credit`.
+        top: A step counts where any of so many largest positions qualifies.
+
+    Returns:
+        float64 [L, H].
+    """
+    n = len(prompt_ids)
+    looked = np.stack([winners(np.asarray(row)[..., : n + t], top) for t, row in enumerate(rows)])
+    return credit(looked, prompt_ids, generated, span, mode).astype(np.float64)
+
+
+def rouge1_recall(reference: str, response: str) -> float:
+    """ROUGE-1 recall: clipped matches of lower-case [a-z0-9]+ words over the reference's words; 0 without any."""
+    wanted, given = (Counter(_WORD.findall(text.lower())) for text in (reference, response))
+    return sum((wanted & given).values()) / total if (total := wanted.total()) else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """Scores of many samples as one map.
+
+    Attributes:
+        kept: Indices of the samples that count.
+        mean: Mean score [L, H]; zeros where no sample was kept.
+        frequency: Share of kept samples with a score above 0 [L, H].
+        ranking: Heads (layer, head), best first, ties to the lower; empty where no sample was kept.
+        always_active: Heads with a score above 0 in every kept sample.
+    """
+
+    kept: list[int]
+    mean: np.ndarray
+    frequency: np.ndarray
+    ranking: list[Head]
+    always_active: list[Head]
+
+    def at_least(self, threshold: float) -> list[Head]:
+        """Heads with a mean score of `threshold` or more, best first."""
+        return [head for head in self.ranking if self.mean[head] >= threshold]
+
+    def top(self, fraction: float) -> list[Head]:
+        """The best max(1, ceil(fraction·L·H)) heads."""
+        return self.ranking[: max(1, math.ceil(fraction * self.mean.size))]
+
+
+def aggregate(scores: Any, recalls: Sequence[float], *, gate: float = 0.5) -> Aggregate:
+    """Mean over the samples that were answered.
+
+    Args:
+        scores: [samples, L, H].
+        recalls: How much of the answer each sample's response held; samples at or below `gate` are dropped.
+        gate: A head can't be credited for an answer that was not given.
+    """
+    table = np.asarray(scores, np.float64)
+    kept = [i for i, recall in enumerate(recalls) if recall > gate]
+    if not kept:
+        none = np.zeros(table.shape[1:])
+        return Aggregate([], none, none, [], [])
+    chosen = table[kept]
+    mean, frequency = chosen.mean(0), (chosen > 0).mean(0)
+    active = [(int(l), int(h)) for l, h in np.argwhere((chosen > 0).all(0))]
+    return Aggregate(kept, mean, frequency, ranked(mean), active)
+
+
+def ranked(scores: np.ndarray) -> list[Head]:
+    """All heads by a score [L, H], descending, ties to lower (layer, head)."""
+    order = np.argsort(-scores, axis=None, kind="stable")
+    return [(int(i // scores.shape[1]), int(i % scores.shape[1])) for i in order]
+
+
+def split_half(scores: np.ndarray) -> float | None:
+    """Correlation between the mean maps of every other sample [samples, L, H]; None for fewer than two samples."""
+    if len(scores) < 2:
+        return None
+    halves = [scores[i::2].mean(0).ravel() for i in range(2)]
+    if min(half.std() for half in halves) == 0:
+        return None
+    return float(np.corrcoef(*halves)[0, 1])

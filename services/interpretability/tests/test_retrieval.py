@@ -1,0 +1,197 @@
+"""The retrieval score: goldens, properties, and that teacher forcing scores what the rows say."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.interpretability.answering import force, forced, generated
+from services.interpretability.experiments.retrieval_heads import (
+    aggregate,
+    needle_span,
+    retrieval_score,
+    rouge1_recall,
+)
+from services.interpretability.retrieval import credit, split_half
+from services.interpretability.tests.conftest import GOLDEN, read
+from shared.lm.needle import key_value
+from shared.lm.taps import trace
+
+FACTS = read("retrieval_score.json")
+ROUGE = read("rouge_recall.json")["cases"]
+NAMES = {"score_count": ("count", 1), "score_set_positions": ("positions", 1), "score_set_token_types": ("types", 1),
+         "score_count_top3": ("count", 3)}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FACTS["cases"], ids=lambda case: str(case["case"]))
+@pytest.mark.parametrize("form", NAMES)
+def test_scores_equal_the_golden_ones(case, form):
+    mode, top = NAMES[form]
+    with np.load(GOLDEN / "retrieval_attention.npz") as arrays:
+        rows, ids, said = (arrays[f"{what}_{case['case']}"] for what in ("att", "ids", "gen"))
+    span = (case["needle_start"], case["needle_end"])
+    found = retrieval_score(rows, ids.tolist(), said.tolist(), span, mode=mode, top=top)
+    assert np.abs(found - case[form]).max() < 1e-9
+
+
+@pytest.mark.parametrize("case", FACTS["needle_span_finder"]["cases"])
+def test_spans_equal_the_golden_ones(case):
+    found = needle_span(case["prompt_ids"], case["needle_ids"])
+    assert list(found or (-1, -1)) == case["expected"]
+
+
+@pytest.mark.parametrize("case", ROUGE)
+def test_recalls_equal_the_golden_ones(case):
+    assert rouge1_recall(case["reference"], case["response"]) == pytest.approx(case["recall"], abs=1e-9)
+
+
+def test_recall_of_nothing_is_zero():
+    assert rouge1_recall("…", "anything") == 0.0
+
+
+def test_aggregate_equals_the_golden_one():
+    facts = FACTS["aggregation"]
+    found = aggregate(facts["per_sample_scores"], facts["rouge1_recall"])
+    assert found.kept == facts["kept"]
+    assert np.abs(found.mean - facts["mean_score"]).max() < 1e-9
+    assert np.abs(found.frequency - facts["activation_frequency"]).max() < 1e-9
+    assert [f"{l}-{h}" for l, h in found.ranking] == facts["ranking"]
+    assert len(found.at_least(0.1)) == facts["n_at_least_0.1"]
+    assert [f"{l}-{h}" for l, h in found.top(0.05)] == facts["top_5_percent"]
+    assert [f"{l}-{h}" for l, h in found.always_active] == facts["always_active"]
+
+
+def test_no_kept_sample_means_no_ranking():
+    found = aggregate(np.ones((3, 2, 2)), [0.1, 0.2, 0.5])
+    assert found.kept == found.ranking == found.top(0.5) == []
+
+
+def _case(seed: int, steps: int = 6, n: int = 20) -> tuple[np.ndarray, list[int], list[int]]:
+    rng = np.random.default_rng(seed)
+    rows = rng.random((steps, 2, 3, n + steps))
+    ids = rng.integers(0, 9, n).tolist()
+    return rows, ids, rng.integers(0, 9, steps).tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(["positions", "types"]), st.integers(1, 4))
+def test_set_scores_lie_between_zero_and_one_and_follow_their_head(seed, mode, top):
+    rows, ids, said = _case(seed)
+    found = retrieval_score(rows, ids, said, (5, 9), mode=mode, top=top)
+    assert ((found >= 0) & (found <= 1)).all()
+    swapped = retrieval_score(rows[:, :, [2, 0, 1]], ids, said, (5, 9), mode=mode, top=top)
+    assert (swapped == found[:, [2, 0, 1]]).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_columns_that_a_step_cannot_see_do_not_matter(seed):
+    rows, ids, said = _case(seed)
+    padded = rows.copy()
+    for t in range(len(rows)):
+        padded[t, ..., len(ids) + t :] = 99.0
+    assert (retrieval_score(padded, ids, said, (5, 9)) == retrieval_score(rows, ids, said, (5, 9))).all()
+
+
+@pytest.mark.parametrize("mode", ["positions", "types", "count"])
+def test_head_that_always_looks_at_the_right_place_scores_one(mode):
+    ids, span = list(range(20)), (6, 11)
+    said = ids[6:11]
+    rows = np.zeros((5, 1, 1, 25))
+    for t in range(5):
+        rows[t, 0, 0, 6 + t] = 1.0
+    assert retrieval_score(rows, ids, said, span, mode=mode) == 1.0
+
+
+def test_copy_is_credited_to_the_step_that_made_the_token():
+    ids, span = list(range(20)), (6, 11)
+    rows = np.zeros((5, 1, 1, 25))
+    for t in range(5):
+        rows[t, 0, 0, 6 + t] = 1.0
+    assert retrieval_score(rows, ids, ids[5:10], span) == 0.0, "one step late is no copy"
+
+
+def test_eight_thousand_rows_of_fifteen_hundred_positions_take_seconds():
+    rows = np.random.default_rng(0).random((30, 30, 9, 1530), np.float32)
+    begun = time.perf_counter()
+    retrieval_score(rows, [1] * 1500, [1] * 30, (700, 720))
+    assert time.perf_counter() - begun < 10
+
+
+def test_split_half_of_equal_halves_is_one_and_of_one_sample_unknown():
+    scores = np.random.default_rng(0).random((2, 3, 4))
+    assert split_half(np.stack([scores[0]] * 4)) == pytest.approx(1)
+    assert split_half(scores[:1]) is None
+    assert split_half(np.zeros((4, 3, 4))) is None
+
+
+@pytest.fixture(scope="module")
+def prompt(tiny):
+    return key_value(tiny.tokenizer, pairs=5, seed=3, shots=2, key_chars=4, value_words=0)
+
+
+def test_forced_winners_are_those_of_the_whole_pattern(tiny, prompt):
+    answered = force(tiny, prompt, top=3)
+    whole = [*prompt.ids, *prompt.answer_ids[:-1]]
+    names = [f"pattern.{l}" for l in range(tiny.layers)]
+    traced = trace(tiny.model, tiny.tensor([whole]), capture=names)
+    first = len(prompt.ids) - 1
+    rows = np.stack([traced[name][0, :, first:].numpy() for name in names])  # [L,H,steps,S]
+    for t in range(len(prompt.answer_ids)):
+        seen = rows[:, :, t, : first + t + 1]
+        for place in range(3):
+            chosen = np.take_along_axis(seen, answered.looked[t, :, :, place, None], -1)[..., 0]
+            assert np.allclose(chosen, np.sort(seen, -1)[..., -1 - place], atol=1e-6)
+
+
+def test_forced_scores_equal_the_score_of_the_rows(tiny, prompt):
+    answered = force(tiny, prompt)
+    names = [f"pattern.{l}" for l in range(tiny.layers)]
+    whole = [*prompt.ids, *prompt.answer_ids[:-1]]
+    traced = trace(tiny.model, tiny.tensor([whole]), capture=names)
+    first, steps = len(prompt.ids) - 1, len(prompt.answer_ids)
+    rows = np.stack([traced[name][0, :, first:].numpy() for name in names]).transpose(2, 0, 1, 3)
+    assert rows.shape[0] == steps
+    expected = retrieval_score(rows, prompt.ids, prompt.answer_ids, prompt.span)
+    assert (credit(answered.looked, prompt.ids, prompt.answer_ids, prompt.span) == expected).all()
+
+
+def test_forcing_and_measuring_agree_on_how_likely_the_answer_is(tiny, prompt):
+    one, other = force(tiny, prompt).forced, forced(tiny, prompt)
+    assert one.nll == pytest.approx(other.nll, abs=1e-5)
+    assert one.accuracy == other.accuracy
+
+
+def test_hiding_no_head_changes_nothing_and_hiding_all_does(tiny, prompt):
+    everyone = [(l, h) for l in range(tiny.layers) for h in range(tiny.heads)]
+    assert forced(tiny, prompt, []).nll == forced(tiny, prompt).nll
+    assert forced(tiny, prompt, everyone).nll != pytest.approx(forced(tiny, prompt).nll, abs=1e-6)
+
+
+def test_hiding_while_decoding_leaves_the_prompt_as_it_was(tiny, prompt):
+    heads = [(0, 0), (1, 2)]
+    assert forced(tiny, prompt, heads, "decode").nll != forced(tiny, prompt, heads, "all").nll
+
+
+def test_generating_sees_one_row_per_token_and_stops_at_a_line_break(tiny, prompt):
+    answered = generated(tiny, prompt, steps=12)
+    assert len(answered.looked) == len(answered.tokens) <= 12
+    assert "\n" not in tiny.tokenizer.decode(answered.tokens)
+    whole = tiny.tensor([[*prompt.ids, *answered.tokens]])
+    greedy = tiny.model(whole)[0, len(prompt.ids) - 1 : -1].argmax(-1)
+    assert greedy.tolist() == answered.tokens
+
+
+def test_uniform_attention_of_a_whole_layer_mixes_the_mean_of_its_values(tiny, prompt):
+    from services.interpretability.losses import hide
+
+    ids = tiny.tensor([prompt.ids])
+    masked = trace(tiny.model, ids, capture=["z.1", "v.1"], edits=hide([(1, h) for h in range(tiny.heads)]))
+    values = masked["v.1"].repeat_interleave(tiny.heads // tiny.model.config.kv_heads, 2)
+    means = values.cumsum(1) / torch.arange(1, ids.shape[1] + 1)[None, :, None, None]
+    assert torch.allclose(masked["z.1"], means, atol=1e-5)
