@@ -37,6 +37,11 @@ class Calibration(BaseModel):
     Attributes:
         cuts: c1 ≤ c2 ≤ c3; the grade is the number of cuts at or below the signal.
         how: Which rule fitted them.
+        mean: Of the training signals; with `spread`, their standard deviation, it makes signals of several judges
+            comparable.
+        signal, model, template: What the cuts belong to, where that was told; others are refused.
+        training: Ids of the training pairs, `qid docid`.
+        name, version: Under which it is kept; None where it is not.
         metrics: Leave-one-query-out: `kappa`, `kappa_quadratic`, `spearman`, `pair_order` (share of pairs of unequal
             grade within a query that the signal orders right); None where undefined.
         warnings: Why the cuts deserve little trust.
@@ -54,6 +59,11 @@ class Calibration(BaseModel):
     signal: str | None = None
     model: str | None = None
     template: str | None = None
+    mean: float | None = None
+    spread: float | None = None
+    training: tuple[str, ...] = ()
+    name: str | None = None
+    version: int | None = None
 
     def grade(self, signal: float) -> int:
         """The grade 0–3 of a signal.
@@ -68,7 +78,23 @@ class Calibration(BaseModel):
     @property
     def digest(self) -> str:
         """sha256 over the cuts and what they belong to, 16 hex digits."""
-        return hashlib.sha256(self.model_dump_json(exclude={"metrics", "warnings"}).encode()).hexdigest()[:16]
+        facts = self.model_dump_json(exclude={"metrics", "warnings", "training", "name", "version"})
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+    @property
+    def called(self) -> str:
+        """How a judgement names it: `name@version:digest` where it is kept, else its digest."""
+        return self.digest if self.name is None else f"{self.name}@{self.version}:{self.digest}"
+
+    def standard(self, signal: float) -> float:
+        """A signal in standard deviations of the training signals.
+
+        Raises:
+            InvalidOption: The calibration does not say how they were spread.
+        """
+        if self.mean is None or not self.spread:
+            raise InvalidOption("The calibration does not tell mean and spread of its signals.", field="calibration")
+        return (signal - self.mean) / self.spread
 
 
 def fit(signals: Any, grades: Any, queries: Sequence[Any], *, how: How = "quantile") -> Calibration:
@@ -92,7 +118,7 @@ def fit(signals: Any, grades: Any, queries: Sequence[Any], *, how: How = "quanti
     count = len(set(q.tolist()))
     return Calibration(
         cuts=_cuts(x, y, how), how=how, pairs=len(x), queries=count, metrics=_left_out(x, y, q, how),
-        warnings=_warnings(len(x), count),
+        warnings=_warnings(len(x), count), mean=float(x.mean()), spread=float(x.std()),
     )  # fmt: skip
 
 

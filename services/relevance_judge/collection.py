@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from services.relevance_judge.labels import Given, parse_labels
 from services.relevance_judge.lexical import bm25, overlap
-from services.relevance_judge.trec import read_qrels, read_topics
+from services.relevance_judge.trec import Runs, read_qrels, read_runs, read_topics
 
-__all__ = ["RANKERS", "Collection", "mini", "ranked"]
+__all__ = ["RANKERS", "Collection", "mini", "mini_judgements", "mini_runs", "ranked"]
 
 RANKERS: Mapping[str, Callable[[str, Mapping[str, str]], dict[str, float]]] = {"overlap": overlap, "bm25": bm25}
 """The lexical systems whose runs lie in `runs/`."""
@@ -52,6 +53,18 @@ def mini() -> Collection:
         second=read_qrels(folder / "qrels_second.txt"),
         folder=folder,
     )
+
+
+def mini_judgements() -> dict[str, Given]:
+    """What judges said of the mini-collection, by judge: the files of `judgements/`, written by batches."""
+    files = sorted((mini().folder / "judgements").glob("*.jsonl"))
+    return {file.stem: parse_labels(file.read_text("utf8"), file.name) for file in files}
+
+
+def mini_runs() -> Runs:
+    """The runs that lie in `runs/`."""
+    files = sorted((mini().folder / "runs").glob("*.trec"))
+    return {tag: run for file in files for tag, run in read_runs(file).items()}
 
 
 def ranked(collection: Collection, system: str) -> str:

@@ -88,15 +88,29 @@ class Endpoint:
                 "The endpoint gives no log-probabilities of a prompt.", hint=hint, field="llm"
             ) from error
 
+    def models(self, run: Run) -> list[str]:
+        """The models there are; the first is the default where the endpoint is ours.
+
+        Raises:
+            NotReady: Nobody answers at the endpoint.
+        """
+        found = self._send("GET", "/v1/models", None, run).get("data")
+        if not isinstance(found, list):
+            raise _strange()
+        return [str(one["id"]) for one in found if isinstance(one, dict) and "id" in one]
+
     def close(self) -> None:
         """Let the connections go."""
         self._client.close()
 
     def _post(self, path: str, body: Mapping[str, Any], run: Run, model: str | None) -> dict[str, Any]:
+        return self._send("POST", path, {**body, **({"model": model} if model else {})}, run)
+
+    def _send(self, verb: str, path: str, body: Mapping[str, Any] | None, run: Run) -> dict[str, Any]:
         run.check()
         left = MOST_SECONDS if run.deadline is None else max(run.deadline - time.monotonic(), 0.001)
         try:
-            answer = self._client.post(path, json={**body, **({"model": model} if model else {})}, timeout=left)
+            answer = self._client.request(verb, path, json=body, timeout=left)
         except httpx2.TimeoutException as error:
             run.check()
             raise NotReady("The language model did not answer in time.", retry_after=5) from error

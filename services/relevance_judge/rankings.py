@@ -9,13 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 
-__all__ = ["Comparison", "compare", "evaluate", "kendall_tau_b", "spearman_rho", "system_scores", "tau_ap"]
+__all__ = [
+    "Comparison",
+    "Missing",
+    "compare",
+    "evaluate",
+    "kendall_tau_b",
+    "order",
+    "spearman_rho",
+    "system_scores",
+    "tau_ap",
+]
 
+Missing = Literal["skip", "zero"]
 Run = Mapping[str, Mapping[str, float]]
 Qrels = Mapping[tuple[str, str], int]
 
@@ -46,14 +57,29 @@ def evaluate(
 
 
 def system_scores(
-    runs: Mapping[str, Run], qrels: Qrels, *, measure: str = "ndcg_cut_10", relevance_level: int = 1
+    runs: Mapping[str, Run],
+    qrels: Qrels,
+    *,
+    measure: str = "ndcg_cut_10",
+    relevance_level: int = 1,
+    missing: Missing = "skip",
 ) -> dict[str, float]:
-    """Mean over queries of one measure per system: {tag: mean}; a system without a labelled query has none."""
+    """Mean over queries of one measure per system: {tag: mean}; a system without a labelled query has none.
+
+    Args:
+        runs: {tag: run}.
+        qrels: {(qid, docid): grade}.
+        measure: As of `evaluate`.
+        relevance_level: Lowest grade that counts as relevant.
+        missing: Labelled queries that a run has not got are left out (`skip`, as trec_eval does) or count 0 (`zero`).
+    """
     scores: dict[str, float] = {}
+    labelled = len({query for query, _ in qrels})
     for tag, run in runs.items():
         rows = evaluate(run, qrels, measures=[measure], relevance_level=relevance_level)
         if rows:
-            scores[tag] = math.fsum(row[measure] for row in rows.values()) / len(rows)
+            count = labelled if missing == "zero" else len(rows)
+            scores[tag] = math.fsum(row[measure] for row in rows.values()) / count
     return scores
 
 
@@ -69,10 +95,15 @@ def _measure(name: str) -> Rule:
     raise ValueError(f"There is no measure {name!r}; known are ndcg, ndcg_cut_k, map, P_k, recip_rank, recall_k.")
 
 
+def order(scores: Mapping[str, float]) -> list[str]:
+    """Passages of a run, best first: by score as float32, ties by id descending."""
+    found = sorted(scores, reverse=True)
+    found.sort(key=lambda passage: np.float32(scores[passage]), reverse=True)
+    return found
+
+
 def _ranked(scores: Mapping[str, float], labels: Mapping[str, int]) -> list[int]:
-    order = sorted(scores, reverse=True)
-    order.sort(key=lambda passage: np.float32(scores[passage]), reverse=True)
-    return [labels.get(passage, 0) for passage in order]
+    return [labels.get(passage, 0) for passage in order(scores)]
 
 
 def _gain(grades: Iterable[int]) -> float:

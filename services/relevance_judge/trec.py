@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shared.errors import Malformed
 
-__all__ = ["parse_qrels", "parse_runs", "qrels_text", "read_qrels", "read_runs", "read_topics", "write_qrels"]
+__all__ = ["Runs", "parse_qrels", "parse_runs", "qrels_text", "read_qrels", "read_runs", "read_topics", "write_qrels"]
 
 Runs = dict[str, dict[str, dict[str, float]]]
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from services.relevance_judge.calibration import Calibration
 from services.relevance_judge.ensembles import Rounding, Tie
+from services.relevance_judge.template import templates
 
-__all__ = ["EnsembleIn", "EnsembleRule", "JudgeIn", "JudgeOut", "Pair", "Verdict"]
+__all__ = ["EnsembleIn", "EnsembleRule", "JudgeIn", "JudgeOut", "Member", "Pair", "Verdict"]
 
 EnsembleRule = Literal["majority", "average", "median"]
 
@@ -47,7 +48,10 @@ class JudgeIn(BaseModel):
         None, ge=0, le=3, description="Grade put in where no try gave a valid one; left out, the pair has no grade. "
         "Either way it counts as invalid."
     )  # fmt: skip
-    calibration: Calibration | None = Field(None, description="Cuts that turn a signal into a grade.")
+    calibration: Calibration | str | None = Field(
+        None, description="Cuts that turn a signal into a grade, or the name of kept ones, `name` or `name@version`."
+    )
+    price: float | None = Field(None, ge=0, le=1e6, description="Of a million tokens; verdicts then tell their cost.")
     passage_chars: int = Field(
         6000, ge=200, le=LONGEST, description="Longer passages are cut at the end, flagged `cut`."
     )
@@ -81,15 +85,45 @@ def _text(item: Any) -> Any:
     return doc.get("segment") if isinstance(doc, dict) else item
 
 
-class EnsembleIn(JudgeIn):
-    """Pairs to judge by several templates, and how their votes become one."""
+class Member(BaseModel):
+    """Who votes in an ensemble: a judge with its template, model and calibration."""
 
-    templates: tuple[str, ...] = Field(
-        ("direct", "aspects", "words"), min_length=1, max_length=8, description="The templates that vote."
-    )
-    combine: EnsembleRule = Field("majority", description="How votes become one grade.")
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    judge: str | None = Field(None, description="Left out, the judge that reads the template.")
+    template: str | None = Field(None, description="Left out, the judge's default.")
+    llm: str | None = Field(None, description="Left out, the request's.")
+    calibration: Calibration | str | None = Field(None, description="Of this judge's signal.")
+    weight: float = Field(1.0, ge=0, le=1e6, description="In averages and sums of signals.")
+
+
+class EnsembleIn(JudgeIn):
+    """Pairs to judge by several judges, and how their votes or signals become one grade."""
+
+    members: tuple[Member, ...] = Field(
+        ("direct", "aspects", "words"), min_length=1, max_length=8, validate_default=True,
+        description="Who votes: objects, or in short `judge`, `template` or `judge/template`.",
+    )  # fmt: skip
+    combine: EnsembleRule | Literal["signals"] = Field(
+        "majority", description="How votes become one grade; `signals` adds the members' signals, each in standard "
+        "deviations of its calibration, and grades the sum by the request's `calibration`."
+    )  # fmt: skip
     tie: Tie = Field("average", description="Which grade wins a tied majority.")
     rounding: Rounding = Field("half_up", description="How an average becomes a grade.")
+
+    @field_validator("members", mode="before")
+    @classmethod
+    def _in_short(cls, given: Any) -> Any:
+        if not isinstance(given, list | tuple):
+            return given
+        return [_member(item) if isinstance(item, str) else item for item in given]
+
+
+def _member(told: str) -> dict[str, str]:
+    judge, slash, template = told.partition("/")
+    if slash:
+        return {"judge": judge, "template": template}
+    return {"template": told} if told.partition("@")[0] in templates() else {"judge": told}
 
 
 class Verdict(BaseModel):
@@ -107,11 +141,15 @@ class Verdict(BaseModel):
     answer: str | None = Field(None, description="The model's last answer, as it came.")
     rationale: list[str] | None = None
     votes: list[int | None] | None = Field(None, description="Of an ensemble's members, in their order.")
+    signals: list[float | None] | None = Field(None, description="Of an ensemble's members, in their order.")
     template: str = Field(description="`id@digest`.")
     llm: str | None = Field(None, description="The language model that answered.")
-    calibration: str | None = Field(None, description="Digest of the calibration that was used.")
+    calibration: str | None = Field(
+        None, description="The calibration that was used: `name@version:digest`, or its digest."
+    )
     attempts: int = 1
     tokens: int = Field(0, description="Read and made, over all tries.")
+    cost: float | None = Field(None, description="Of the tokens, at the request's price.")
     latency_ms: float = 0.0
     flags: list[str] = Field([], description="`cut`, `imputed`, `truncated`, `uncalibrated`.")
 

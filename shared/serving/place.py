@@ -23,6 +23,7 @@ def place(settings: Settings) -> Place:
         "max_body_bytes": str(settings.max_body_bytes),
         "max_pixels": str(settings.max_pixels),
         "judge_base_url": settings.judge_base_url,
+        "data_dir": str(settings.data_dir),
     }
     if settings.judge_api_key:
         options["judge_api_key"] = settings.judge_api_key.get_secret_value()

@@ -49,11 +49,11 @@ class LogOdds(Judge):
         told = {"answer": said.text, "template": named(chosen), "llm": said.model, "tokens": said.tokens}
         if chosen.kind == "yes-no":
             signal, cut = odds(said.first)
-            facts = graded(signal, request, chosen, said.model)
+            facts = graded(signal, request, named(chosen), said.model)
         else:
             grades = range(chosen.scale.lowest, chosen.scale.highest + 1)
             signal, shares, cut = expected_grade(said.first, grades)
-            facts = graded(signal, request, chosen, said.model)
+            facts = graded(signal, request, named(chosen), said.model)
             if request.calibration is None:
                 facts |= {"grade": math.floor(signal + 0.5), "valid": True, "reason": None}
             facts |= {"expected": signal, "probabilities": shares}

@@ -55,6 +55,6 @@ class QueryLikelihood(Judge):
         if not known or len(known) < len(told):
             return Verdict(grade=None, valid=False, reason="no_log_probability", flags=flags, **facts)
         signal = math.fsum(known) / len(known)
-        found = graded(signal, request, chosen, model)
+        found = graded(signal, request, named(chosen), model)
         found["flags"] = [*found["flags"], *flags]
         return Verdict(**found, **facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx2
@@ -29,12 +30,42 @@ class FakeModel:
         """A client of this model."""
         return Endpoint("http://model.test", transport=httpx2.MockTransport(self._answer))
 
+    def serve(self) -> ThreadingHTTPServer:
+        """A server of this model on a free port, running on a thread; shut it down when done."""
+        answer = self._answer
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._reply("GET", b"")
+
+            def do_POST(self) -> None:
+                self._reply("POST", self.rfile.read(int(self.headers["content-length"])))
+
+            def _reply(self, verb: str, body: bytes) -> None:
+                found = answer(httpx2.Request(verb, f"http://model.test{self.path}", content=body))
+                self.send_response(found.status_code)
+                self.send_header("content-length", str(len(found.content)))
+                self.end_headers()
+                self.wfile.write(found.content)
+
+            def log_message(self, *_: Any) -> None:
+                """Say nothing."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server
+
     def _answer(self, request: httpx2.Request) -> httpx2.Response:
+        if request.method == "GET":
+            return httpx2.Response(200, json={"object": "list", "data": [{"id": "fake"}, {"id": "other"}]})
         body = json.loads(request.content)
         with self._lock:
             self.asked.append(body)
         rule = {"/v1/chat/completions": self._chat, "/tokenize": self._tokenize, "/v1/completions": self._score}
-        return rule[request.url.path](body)
+        try:
+            return rule[request.url.path](body)
+        except RuntimeError:  # a rule that raises it plays an endpoint that breaks
+            return httpx2.Response(500, json={"error": {"message": "broken"}})
 
     def _chat(self, body: dict[str, Any]) -> httpx2.Response:
         if sum(len(m["content"].split()) for m in body["messages"]) > self.window:

@@ -131,7 +131,7 @@ def test_a_list_of_pairs_keeps_its_order_and_no_pair_sees_another_under_concurre
     grades = [n % 4 for n in range(32)]
     found = _one(judge, pairs=[{"query": "q", "passage": f"passage {grade}"} for grade in grades])
     assert [verdict.grade for verdict in found.results] == grades
-    assert set(vars(judge)) == {"endpoint"}
+    assert set(vars(judge)) == {"endpoint", "calibrations"}  # nothing of a request
 
 
 def test_a_batch_equals_its_singles_under_a_seed() -> None:
@@ -228,7 +228,7 @@ def test_an_ensemble_shows_its_votes_and_leaves_invalid_ones_out() -> None:
 ])  # fmt: skip
 def test_the_rule_that_combines_votes_is_the_callers(options: dict[str, str], grade: int) -> None:
     model = FakeModel(lambda body: "1" if "M, how well" in str(body) else "2")
-    (verdict,) = _one(Ensemble(model.endpoint()), templates=["direct", "aspects"], **options).results
+    (verdict,) = _one(Ensemble(model.endpoint()), members=["direct", "aspects"], **options).results
     assert (verdict.votes, verdict.grade) == ([2, 1], grade)
 
 

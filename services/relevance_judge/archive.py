@@ -1,0 +1,143 @@
+"""Where batches of one tenant lie on disk, and what became of each: manifests, journals, rows and the summary.
+
+Reads what `batch` and `journal` wrote; asks no judge. Tenants have folders of their own, so nobody reads another's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from services.relevance_judge import journal
+from services.relevance_judge.batch import Plan, Stopped, digest
+from shared.errors import NotFound
+
+__all__ = ["Archive", "BatchOut", "BatchRow", "summary"]
+
+Row = dict[str, Any]
+
+_ID = frozenset("0123456789abcdef")
+
+
+class BatchOut(BaseModel):
+    """What became of a batch. Sent again, it goes on with what failed or was left."""
+
+    id: str = Field(description="Digest of judge, options, models and pairs: the same request is the same batch.")
+    judge: str
+    templates: list[str] = Field(description="`id@digest`.")
+    llm: str | None = Field(description="The language model that was asked for.")
+    answered_by: list[str] = Field(description="Models that say they answered; more than one deserves a look.")
+    pairs: int
+    distinct: int = Field(description="Pairs with different texts; each is asked for once.")
+    graded: int = Field(description="Pairs with a grade, imputed ones included.")
+    invalid: int = Field(description="Pairs whose answers held no valid grade.")
+    imputed: int
+    failed: int = Field(description="Pairs on which the endpoint failed; they are asked for again next time.")
+    left: int = Field(description="Pairs that nobody was asked about yet.")
+    reused: int = Field(description="Pairs whose labels were there before this call.")
+    counts: list[int] = Field(description="Labels per grade.")
+    tokens: int = Field(description="What the labels cost, whoever paid for them.")
+    cost: float | None
+    stopped: Stopped | None = Field(description="Why pairs are left: the budget is spent, or the endpoint is gone.")
+    errors: dict[str, int] = Field(description="Failures by their text, most frequent first.")
+    notes: list[str]
+    files: dict[str, str] = Field(description="Where the labels are, by form.")
+
+
+class BatchRow(BaseModel):
+    """A batch in the list."""
+
+    id: str
+    judge: str
+    pairs: int
+    at: float = Field(description="When it was first sent, seconds since 1970.")
+
+
+class Archive:
+    """The batches of one tenant, below the data folder."""
+
+    def __init__(self, data: Path, tenant: str) -> None:
+        """Nothing is made before something is kept."""
+        self._folder = data / "judge" / "tenants" / digest(tenant)[:16]
+
+    def journal(self, settings: str) -> Path:
+        """The labels of one judge with one set of options."""
+        return self._folder / "labels" / f"{settings}.jsonl"
+
+    def keep(self, plan: Plan, now: float) -> None:
+        """Write a plan down, unless it is there: whole or not at all."""
+        path = self._manifest(plan.id)
+        if path.exists():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        facts = {name: value for name, value in asdict(plan).items() if name not in {"pairs", "keys"}}
+        facts |= {"at": now, "pairs": [[p.qid, p.docid, k] for p, k in zip(plan.pairs, plan.keys, strict=True)]}
+        draft = path.with_name(f".{plan.id}.{os.getpid()}.{os.urandom(4).hex()}")
+        draft.write_text(json.dumps(facts, ensure_ascii=False), "utf8", errors="surrogatepass")
+        draft.replace(path)
+
+    def manifest(self, name: str) -> dict[str, Any]:
+        """What was kept of a batch.
+
+        Raises:
+            NotFound: There is no such batch.
+        """
+        try:
+            found: dict[str, Any] = json.loads(self._manifest(name).read_text("utf8", errors="surrogatepass"))
+        except FileNotFoundError:
+            detail = f"There is no batch {name[:80]!r}."
+            raise NotFound(detail, hint="Its id is in the answer to the POST.") from None
+        return found
+
+    def listed(self, limit: int) -> list[BatchRow]:
+        """The batches, newest first."""
+        files = sorted((self._folder / "batches").glob("[0-9a-f]*.json"), key=lambda f: f.stat().st_mtime, reverse=True)
+        found = [self.manifest(file.stem) for file in files[:limit]]
+        return [BatchRow(id=m["id"], judge=m["judge"], pairs=len(m["pairs"]), at=m["at"]) for m in found]
+
+    def rows(self, manifest: Mapping[str, Any]) -> list[Row]:
+        """One row per pair that was asked: `qid`, `docid` and a verdict's fields, or `error`."""
+        last: dict[str, Row] = {}
+        for line in journal.read(self.journal(manifest["settings"])):
+            if line.get("verdict") is not None:
+                last[line["pair"]] = line["verdict"]
+            elif "grade" not in last.get(line["pair"], {}):
+                last[line["pair"]] = {"error": (line.get("error") or {}).get("detail", "It failed.")}
+        return [{"qid": qid, "docid": docid, **last[key]} for qid, docid, key in manifest["pairs"] if key in last]
+
+    def _manifest(self, name: str) -> Path:
+        if not name or not set(name) <= _ID:
+            raise NotFound(f"{name[:80]!r} is no id of a batch.")
+        return self._folder / "batches" / f"{name}.json"
+
+
+def summary(
+    manifest: Mapping[str, Any], rows: Sequence[Row], *, reused: int = 0, stopped: Stopped | None = None
+) -> BatchOut:
+    """The summary of a batch from its manifest and rows."""
+    failed = [row["error"] for row in rows if "error" in row]
+    verdicts = [row for row in rows if "error" not in row]
+    grades = [row["grade"] for row in verdicts if row["grade"] is not None]
+    costs = [row["cost"] for row in verdicts if row.get("cost") is not None]
+    models = list(dict.fromkeys(row["llm"] for row in verdicts if row.get("llm")))
+    notes = list((manifest["options"].get("calibration") or {}).get("warnings", ()))
+    if len(models) > 1:
+        notes.append(f"More than one model answered: {', '.join(models)}.")
+    url = f"/v1/judge/batches/{manifest['id']}"
+    return BatchOut(
+        id=manifest["id"], judge=manifest["judge"], templates=list(manifest["templates"]), llm=manifest["llm"],
+        answered_by=models, pairs=len(manifest["pairs"]), distinct=len({key for _, _, key in manifest["pairs"]}),
+        graded=len(grades), invalid=sum(not row["valid"] for row in verdicts),
+        imputed=sum("imputed" in row["flags"] for row in verdicts), failed=len(failed),
+        left=len(manifest["pairs"]) - len(rows), reused=reused, counts=[grades.count(grade) for grade in range(4)],
+        tokens=sum(row["tokens"] for row in verdicts), cost=sum(costs) if costs else None, stopped=stopped,
+        errors=dict(Counter(failed).most_common(5)), notes=notes,
+        files={form: f"{url}?form={form}" for form in ("qrels", "jsonl", "csv")},
+    )  # fmt: skip

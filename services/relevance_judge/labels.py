@@ -1,0 +1,105 @@
+"""A judge's labels as people send them and get them: TREC qrels, JSON lines or CSV. Knows forms, no measures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.relevance_judge import trec
+from shared.errors import Malformed
+
+__all__ = ["FORMS", "Given", "parse_labels", "written"]
+
+FORMS = {"qrels": "text/plain", "jsonl": "application/x-ndjson", "csv": "text/csv"}
+"""Form → content type of what goes out."""
+
+COLUMNS = (
+    "qid", "docid", "grade", "valid", "reason", "signal", "expected", "answer", "template", "llm", "calibration",
+    "attempts", "tokens", "cost", "latency_ms", "flags", "error",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Given:
+    """Labels that came in.
+
+    Attributes:
+        labels: {(qid, docid): grade}.
+        invalid: Pairs that the judge gave no valid grade, as JSON lines can say.
+        tokens, seconds, cost: Sums over the lines that tell them.
+    """
+
+    labels: dict[tuple[str, str], int]
+    invalid: list[tuple[str, str]] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+    cost: float | None = None
+
+
+def parse_labels(text: str, source: str) -> Given:
+    """Labels from qrels lines, or from JSON lines as batches write them.
+
+    Raises:
+        Malformed: A line is in neither form, or a pair comes again with another grade.
+    """
+    if not text.lstrip().startswith("{"):
+        return Given(trec.parse_qrels(text, source))
+    labels: dict[tuple[str, str], int] = {}
+    invalid, rows = [], list(_objects(text, source))
+    for number, row in rows:
+        pair, grade = _pair(row, number, source), row.get("grade")
+        if row.get("valid") is False:
+            invalid.append(pair)
+        if grade is None:
+            continue
+        if not isinstance(grade, int) or isinstance(grade, bool):
+            raise Malformed(f"Line {number} of {source}: the grade {str(grade)[:40]!r} is not an integer.")
+        if labels.setdefault(pair, grade) != grade:
+            raise Malformed(f"Line {number} of {source} labels the pair {' '.join(pair)} again, with another grade.")
+    costs = [float(row["cost"]) for _, row in rows if _number(row.get("cost"))]
+    return Given(
+        labels, invalid, tokens=sum(int(row["tokens"]) for _, row in rows if _number(row.get("tokens"))),
+        seconds=sum(float(row["latency_ms"]) for _, row in rows if _number(row.get("latency_ms"))) / 1000,
+        cost=sum(costs) if costs else None,
+    )  # fmt: skip
+
+
+def written(rows: Iterable[dict[str, Any]], form: str) -> str:
+    """Rows with `qid`, `docid` and a verdict's fields, in one of `FORMS`. Qrels hold those that have a grade."""
+    if form == "jsonl":
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if form == "qrels":
+        return trec.qrels_text({(r["qid"], r["docid"]): r["grade"] for r in rows if r.get("grade") is not None})
+    out = io.StringIO()
+    sheet = csv.DictWriter(out, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    sheet.writeheader()
+    sheet.writerows({**row, "flags": " ".join(row.get("flags") or ())} for row in rows)
+    return out.getvalue()
+
+
+def _objects(text: str, source: str) -> Iterable[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise Malformed(f"Line {number} of {source} is not JSON.") from error
+        if not isinstance(row, dict):
+            raise Malformed(f"Line {number} of {source} is not a JSON object.")
+        yield number, row
+
+
+def _pair(row: dict[str, Any], number: int, source: str) -> tuple[str, str]:
+    qid, docid = row.get("qid"), row.get("docid")
+    if not all(isinstance(name, str | int) and str(name).strip() for name in (qid, docid)):
+        raise Malformed(f"Line {number} of {source} lacks qid or docid.")
+    return str(qid), str(docid)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,154 @@
+"""Judges side by side: agreement with its interval, and beside it how alike they rank systems. Neither stands alone.
+
+Over the published judges kappa and tau are unrelated, so a row always has both columns; a row without an interval is
+not shown, because nobody could tell it from its neighbours. Knows labels and runs; nothing about how labels were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from services.relevance_judge import rankings
+from services.relevance_judge.agreement import Qrels, agree
+from services.relevance_judge.labels import Given
+from services.relevance_judge.trec import Runs
+from services.relevance_judge.uncertainty import kappa_interval
+
+__all__ = ["Board", "BoardRow", "Entry", "LeftOut", "Sort", "board"]
+
+Sort = Literal["kappa", "alpha", "tau_b", "rho", "mae", "invalid_share", "cost", "seconds", "judge"]
+
+ASCENDING = frozenset({"mae", "invalid_share", "cost", "seconds", "judge"})
+
+
+class Entry(BaseModel):
+    """A judge as it enters: its name, its template where that is known, and its labels."""
+
+    judge: str = Field(min_length=1, max_length=120)
+    template: str | None = None
+    given: Given
+
+
+class BoardRow(BaseModel):
+    """One judge; null is undefined or not told."""
+
+    judge: str
+    template: str | None
+    pairs: int
+    kappa: float | None
+    kappa_interval: tuple[float, float]
+    alpha: float | None
+    kappa_quadratic: float | None
+    kappa_by_cut: dict[str, float | None]
+    alpha_by_cut: dict[str, float | None]
+    tau_b: float | None
+    rho: float | None
+    tau_ap: float | None
+    bias: float | None
+    mae: float | None
+    invalid_share: float
+    mean: float | None = Field(description="Of its labels.")
+    counts: list[int]
+    tokens: int | None
+    cost: float | None
+    seconds: float | None
+
+
+class LeftOut(BaseModel):
+    """A judge that is not shown, and why."""
+
+    judge: str
+    reason: str
+
+
+class Board(BaseModel):
+    """The rows, sorted; and how kappa and tau go together over them."""
+
+    name: str | None = None
+    version: int | None = None
+    queries: int
+    pairs: int = Field(description="Of the reference.")
+    systems: int = Field(description="Ranked for tau and rho.")
+    measure: str
+    sort: Sort
+    rows: list[BoardRow]
+    left_out: list[LeftOut]
+    kappa_with_tau: float | None = Field(description="Spearman's rho of the columns kappa and tau_b, over the rows.")
+
+    def sorted_by(self, sort: Sort) -> Board:
+        """The same table by another column."""
+        return self.model_copy(update={"rows": _sorted(self.rows, sort), "sort": sort})
+
+
+def board(
+    reference: Qrels,
+    entries: Sequence[Entry],
+    runs: Runs,
+    *,
+    measure: str = "ndcg_cut_10",
+    relevance_level: int = 1,
+    draws: int = 2000,
+    seed: int = 0,
+    sort: Sort = "kappa",
+) -> Board:
+    """Measure each judge against the reference.
+
+    Args:
+        reference: {(qid, docid): grade}.
+        entries: The judges.
+        runs: {tag: {qid: {docid: score}}} of the systems to rank; may be empty, then tau and rho are null.
+        measure: As of `rankings.evaluate`.
+        relevance_level: Lowest grade that counts as relevant.
+        draws: Bootstrap samples of queries.
+        seed: Of the bootstrap.
+        sort: The column; best first.
+
+    Raises:
+        ValueError: An unknown measure.
+    """
+    truth = rankings.system_scores(runs, reference, measure=measure, relevance_level=relevance_level)
+    rows, left_out = [], []
+    for entry in entries:
+        interval = kappa_interval(reference, entry.given.labels, draws=draws, seed=seed)
+        if interval is None:
+            left_out.append(LeftOut(judge=entry.judge, reason="Kappa has no interval: fewer than two queries, or one "
+                                    "and the same grade throughout."))  # fmt: skip
+            continue
+        told = rankings.system_scores(runs, entry.given.labels, measure=measure, relevance_level=relevance_level)
+        rows.append(_row(reference, entry, interval, rankings.compare(truth, told)))
+    both = [(row.kappa, row.tau_b) for row in rows if row.kappa is not None and row.tau_b is not None]
+    return Board(
+        queries=len({qid for qid, _ in reference}), pairs=len(reference), systems=len(truth), measure=measure,
+        sort=sort, rows=_sorted(rows, sort), left_out=left_out,
+        kappa_with_tau=rankings.spearman_rho(*zip(*both, strict=True)) if both else None,
+    )  # fmt: skip
+
+
+def _row(reference: Qrels, entry: Entry, interval: tuple[float, float], compared: rankings.Comparison) -> BoardRow:
+    found, given = agree(reference, entry.given.labels), entry.given
+    asked = max(sum(pair in reference for pair in {*given.labels, *given.invalid}), 1)
+    return BoardRow(
+        judge=entry.judge, template=entry.template, pairs=found.pairs, kappa=found.kappa, kappa_interval=interval,
+        alpha=found.alpha, kappa_quadratic=found.kappa_quadratic, kappa_by_cut=found.kappa_by_cut,
+        alpha_by_cut=found.alpha_by_cut, tau_b=compared.tau_b, rho=compared.rho, tau_ap=compared.tau_ap,
+        bias=found.bias, mae=found.mae, invalid_share=sum(pair in reference for pair in given.invalid) / asked,
+        mean=_mean(found.counts), counts=found.counts, tokens=given.tokens or None, cost=given.cost,
+        seconds=given.seconds or None,
+    )  # fmt: skip
+
+
+def _mean(counts: Sequence[int]) -> float | None:
+    total = sum(counts)
+    return sum(grade * count for grade, count in enumerate(counts)) / total if total else None
+
+
+def _sorted(rows: list[BoardRow], sort: Sort) -> list[BoardRow]:
+    """Best first; what has no value comes last."""
+    known: Mapping[bool, list[BoardRow]] = {
+        there: [row for row in rows if (getattr(row, sort) is not None) == there] for there in (True, False)
+    }
+    known[True].sort(key=lambda row: getattr(row, sort), reverse=sort not in ASCENDING)
+    return [*known[True], *known[False]]

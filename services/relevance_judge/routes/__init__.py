@@ -1,0 +1,20 @@
+"""`/v1/judge/…`, one subject a file: what is computed from labels, what is kept, and batches."""
+
+from fastapi import APIRouter
+
+from services.relevance_judge.routes import (
+    agreement,
+    backends,
+    batches,
+    calibrations,
+    ensembles,
+    leaderboard,
+    rankings,
+    templates,
+)
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1/judge", tags=["judge"])
+for subject in (agreement, rankings, ensembles, leaderboard, templates, calibrations, batches, backends):
+    router.include_router(subject.router)

@@ -1,0 +1,90 @@
+"""`POST /v1/judge/agreement`: a judge's labels against reference labels. Nothing is stored."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from services.relevance_judge import pool, trec
+from services.relevance_judge.agreement import agree
+from services.relevance_judge.bias import BiasBlock, bias_block, invalid_share
+from services.relevance_judge.labels import parse_labels
+from services.relevance_judge.routes.given import Given
+from services.relevance_judge.uncertainty import kappa_interval
+from shared.serving.describe import problems
+
+__all__ = ["router"]
+
+router = APIRouter()
+
+MOST_SHOWN = 200
+
+
+class AgreementIn(Given):
+    """Two label sets, and perhaps the texts behind them."""
+
+    reference: str = Field(description="Qrels lines, `qid 0 docid grade`.")
+    judge: str = Field(description="Qrels lines of the judge, or JSON lines as batches write them.")
+    topics: str = Field("", description="With `passages`, bias is told by length and overlap. `qid<TAB>text` lines.")
+    passages: str = Field("", description="JSON lines with `id` and `text`.")
+    draws: int = Field(2000, ge=1, le=10_000, description="Bootstrap samples of queries.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Of the bootstrap.")
+
+
+class Disagreement(BaseModel):
+    """A pair on which the two differ."""
+
+    qid: str
+    docid: str
+    reference: int
+    judge: int
+
+
+class AgreementOut(BaseModel):
+    """How far the judge agrees with the reference; null is undefined."""
+
+    pairs: int
+    missing: int
+    extra: int
+    clamped: int
+    kappa: float | None
+    kappa_interval: tuple[float, float] | None = Field(description="95 %, from a bootstrap over queries.")
+    alpha: float | None = Field(description="Krippendorff's, ordinal.")
+    kappa_linear: float | None
+    kappa_quadratic: float | None
+    kappa_by_cut: dict[str, float | None]
+    alpha_by_cut: dict[str, float | None]
+    confusion: list[list[int]] = Field(description="Rows are the reference's grades.")
+    counts: list[int]
+    bias: float | None
+    mae: float | None
+    bias_by_grade: list[float | None]
+    kappa_by_query: dict[str, float | None]
+    invalid: int = Field(description="Pairs that the judge's lines call invalid.")
+    invalid_by_grade: list[float | None] = Field(description="Their share per reference grade.")
+    bias_by_text: BiasBlock | None = Field(description="Where the texts were given.")
+    disagreements: list[Disagreement] = Field(description=f"The widest first, at most {MOST_SHOWN}.")
+
+
+@router.post("/agreement", responses=problems(400, 422))
+def agreement(body: AgreementIn) -> AgreementOut:
+    """Compare a judge's labels with reference labels."""
+    reference, given = trec.parse_qrels(body.reference, "reference"), parse_labels(body.judge, "judge")
+    found = agree(reference, given.labels)
+    texts = pool.read_texts(body.topics, "topics"), pool.read_texts(body.passages, "passages")
+    return AgreementOut(
+        **{**vars(found), "confusion": found.confusion.tolist()},
+        kappa_interval=kappa_interval(reference, given.labels, draws=body.draws, seed=body.seed),
+        invalid=len(given.invalid), invalid_by_grade=invalid_share(reference, given.invalid),
+        bias_by_text=bias_block(reference, given.labels, *texts) if all(texts) else None,
+        disagreements=_widest(reference, given.labels),
+    )  # fmt: skip
+
+
+def _widest(reference: dict[tuple[str, str], int], judge: dict[tuple[str, str], int]) -> list[Disagreement]:
+    differ = [pair for pair in reference if pair in judge and reference[pair] != judge[pair]]
+    differ.sort(key=lambda pair: -abs(reference[pair] - judge[pair]))
+    return [
+        Disagreement(qid=qid, docid=docid, reference=reference[qid, docid], judge=judge[qid, docid])
+        for qid, docid in differ[:MOST_SHOWN]
+    ]

@@ -1,0 +1,67 @@
+"""`POST /v1/judge/ensembles`: one label set of several. Nothing is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from services.relevance_judge import ensembles, trec
+from services.relevance_judge.ensembles import Rounding, Tie
+from services.relevance_judge.labels import parse_labels
+from services.relevance_judge.routes.given import Given
+from services.relevance_judge.wire import EnsembleRule
+from shared.errors import InvalidOption
+from shared.serving.describe import problems
+
+__all__ = ["router"]
+
+router = APIRouter()
+
+
+class EnsemblesIn(Given):
+    """Label sets to make one of."""
+
+    judges: list[str] = Field(
+        min_length=1, max_length=64, description="Qrels lines of each judge, or JSON lines as batches write them."
+    )
+    combine: EnsembleRule = Field("majority", description="How votes become one grade.")
+    tie: Tie = Field("average", description="Which grade wins a tied majority.")
+    rounding: Rounding = Field("half_up", description="How an average becomes a grade.")
+    weights: list[float] | None = Field(None, description="Of an average, one per judge.")
+    seed: int = Field(0, ge=0, description="For random ties.")
+
+
+class EnsemblesOut(BaseModel):
+    """The ensemble's labels."""
+
+    qrels: str = Field(description="Pairs in the order in which the judges bring them up.")
+    pairs: int
+    counts: list[int] = Field(description="Labels per grade.")
+
+
+@router.post("/ensembles", responses=problems(400, 422))
+def combine(body: EnsemblesIn) -> EnsemblesOut:
+    """Make one label set of several; who lacks a pair does not vote on it."""
+    given = [parse_labels(text, f"judges[{place}]").labels for place, text in enumerate(body.judges)]
+    pairs = list(dict.fromkeys(pair for labels in given for pair in labels))
+    votes = [[labels.get(pair) for pair in pairs] for labels in given]
+    try:
+        grades = _combined(votes, body)
+    except ValueError as error:
+        raise InvalidOption(str(error)) from error
+    made = {pair: grade for pair, grade in zip(pairs, grades, strict=True) if grade != ensembles.NO_VOTE}
+    counts = [list(made.values()).count(grade) for grade in range(4)]
+    return EnsemblesOut(qrels=trec.qrels_text(made), pairs=len(made), counts=counts)
+
+
+def _combined(votes: Sequence[Sequence[int | None]], body: EnsemblesIn) -> list[int]:
+    outside = [vote for row in votes for vote in row if vote is not None and not 0 <= vote <= 3]
+    if outside:
+        raise ValueError(f"A vote of {outside[0]} lies outside the grades 0–3.")
+    if body.combine == "majority":
+        return ensembles.majority(votes, tie=body.tie, seed=body.seed)
+    if body.combine == "median":
+        return ensembles.median(votes)
+    return ensembles.average(votes, rounding=body.rounding, weights=body.weights)

@@ -1,0 +1,118 @@
+"""`POST /v1/judge/rankings`: systems ranked under two label sets. Nothing is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from services.relevance_judge import rankings, trec
+from services.relevance_judge.agreement import agree
+from services.relevance_judge.labels import parse_labels
+from services.relevance_judge.rankings import Missing
+from services.relevance_judge.routes.given import Given
+from shared.errors import InvalidOption
+from shared.serving.describe import problems
+
+__all__ = ["router"]
+
+router = APIRouter()
+
+
+class RankingsIn(Given):
+    """Runs, and the label sets to rank them under."""
+
+    reference: str = Field(description="Qrels lines.")
+    judge: str = Field(description="Qrels lines of the judge, or JSON lines as batches write them.")
+    runs: str = Field(description="Run lines of all systems, `qid Q0 docid rank score tag`.")
+    measure: str = Field("ndcg_cut_10", description="ndcg, ndcg_cut_k, map, P_k, recip_rank or recall_k.")
+    relevance_level: int = Field(1, ge=0, le=3, description="Lowest grade that counts as relevant.")
+    missing: Missing = Field("skip", description="Queries that a run lacks: `skip` as trec_eval, or `zero`.")
+    families: dict[str, str] = Field({}, description="System → family, for example `llm`.")
+    favoured: str = Field("llm", description="The family that the judge might prefer, being of its own kind.")
+
+
+class SystemRow(BaseModel):
+    """One system under both label sets; `shift` is how many ranks it gains under the judge."""
+
+    system: str
+    family: str | None = None
+    reference: float
+    judge: float
+    shift: int
+
+
+class FamilyRow(BaseModel):
+    """A family of systems: how many ranks, and how much of the measure, it gains under the judge on average."""
+
+    family: str
+    systems: int
+    shift: float
+    difference: float
+
+
+class RankingsOut(BaseModel):
+    """How alike the two rankings are, with kappa and alpha beside it: the two are unrelated, so look at both."""
+
+    tau_b: float | None
+    rho: float | None
+    tau_ap: float | None
+    kappa: float | None
+    alpha: float | None
+    systems: list[SystemRow] = Field(description="Best under the reference first.")
+    families: list[FamilyRow] = []
+    self_preference: float | None = Field(
+        None, description="Mean shift of the favoured family less that of all other systems; null without both."
+    )
+
+
+@router.post("/rankings", responses=problems(400, 422))
+def rank(body: RankingsIn) -> RankingsOut:
+    """Rank systems under two label sets, with trec_eval's semantics."""
+    reference, judge = trec.parse_qrels(body.reference, "reference"), parse_labels(body.judge, "judge").labels
+    runs = trec.parse_runs(body.runs)
+    options: dict[str, Any] = {
+        "measure": body.measure, "relevance_level": body.relevance_level, "missing": body.missing,
+    }  # fmt: skip
+    try:
+        rankings.evaluate({}, {}, measures=[body.measure])  # an unknown measure is refused also without systems
+        truth, told = (rankings.system_scores(runs, labels, **options) for labels in (reference, judge))
+    except ValueError as error:
+        raise InvalidOption(str(error), field="measure") from error
+    rows = _rows(truth, told, body.families)
+    agreed = agree(reference, judge)
+    return RankingsOut(
+        **vars(rankings.compare(truth, told)), kappa=agreed.kappa, alpha=agreed.alpha, systems=rows,
+        families=_families(rows), self_preference=_preference(rows, body.favoured),
+    )  # fmt: skip
+
+
+def _rows(truth: Mapping[str, float], told: Mapping[str, float], families: Mapping[str, str]) -> list[SystemRow]:
+    shared = [tag for tag in sorted(truth, key=lambda tag: -truth[tag]) if tag in told]
+    later = {tag: place for place, tag in enumerate(sorted(shared, key=lambda tag: -told[tag]))}
+    return [
+        SystemRow(system=tag, family=families.get(tag), reference=truth[tag], judge=told[tag], shift=place - later[tag])
+        for place, tag in enumerate(shared)
+    ]
+
+
+def _families(rows: list[SystemRow]) -> list[FamilyRow]:
+    groups: dict[str, list[SystemRow]] = {}
+    for row in rows:
+        if row.family is not None:
+            groups.setdefault(row.family, []).append(row)
+    return [
+        FamilyRow(
+            family=name, systems=len(group), shift=sum(row.shift for row in group) / len(group),
+            difference=sum(row.judge - row.reference for row in group) / len(group),
+        )
+        for name, group in sorted(groups.items())
+    ]  # fmt: skip
+
+
+def _preference(rows: list[SystemRow], favoured: str) -> float | None:
+    ours = [row.shift for row in rows if row.family == favoured]
+    rest = [row.shift for row in rows if row.family != favoured]
+    return sum(ours) / len(ours) - sum(rest) / len(rest) if ours and rest else None

@@ -1,0 +1,111 @@
+"""A batch whose process is killed with SIGKILL goes on where it was: no label is lost, and none is asked for twice."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from services.relevance_judge import journal
+from services.relevance_judge.tests.fake_endpoint import FakeModel
+from shared.settings import environment
+
+PAIRS, AT_ONCE = 40, 3
+BODY = {
+    "topics": "1\tq\n", "passages": "".join(f"p{n}\ttext number {n} .\n" for n in range(PAIRS)), "at_once": AT_ONCE,
+}  # fmt: skip
+
+
+def _asked(model: FakeModel) -> Counter[str]:
+    shown = (body["messages"][-1]["content"] for body in model.asked if "messages" in body)
+    return Counter(text.split("text number ")[1].split()[0] for text in shown)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Service:
+    """The service in a process of its own."""
+
+    def __init__(self, folder: Path, model_url: str) -> None:
+        port = _free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "shared.serving", "relevance-judge", "--http-port", str(port)]
+        told = environment(FOVEA_DATA_DIR=str(folder), FOVEA_JUDGE_BASE_URL=model_url, FOVEA_REDIS_URL="")
+        self.process = subprocess.Popen(command, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 60
+        while not self._ready():
+            assert self.process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    def _ready(self) -> bool:
+        try:
+            return httpx2.get(f"{self.url}/readyz").status_code == 200
+        except httpx2.HTTPError:
+            return False
+
+    def post(self) -> Any:
+        """The batch's answer, or None where the process died under it."""
+        try:
+            return httpx2.post(f"{self.url}/v1/judge/batches", json=BODY, timeout=60).json()
+        except httpx2.HTTPError:
+            return None
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+
+@pytest.mark.slow
+def test_a_batch_killed_in_the_middle_twice_is_finished_without_asking_again(tmp_path: Path) -> None:
+    def slowly(_: dict[str, Any]) -> str:
+        time.sleep(0.03)
+        return "2"
+
+    model = FakeModel(slowly)
+    server = model.serve()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        for enough in (8, 20):
+            service = Service(tmp_path, url)
+            sender = threading.Thread(target=service.post)
+            sender.start()
+            while sum(_asked(model).values()) < enough:
+                time.sleep(0.005)
+            service.kill()
+            sender.join(10)
+            (path,) = tmp_path.rglob("labels/*.jsonl")
+            kept = [line["pair"] for line in journal.read(path)]
+            assert len(kept) == len(set(kept)) < PAIRS
+            assert len(kept) >= enough - 2 * AT_ONCE  # what the model had answered is there
+        service = Service(tmp_path, url)
+        done = service.post()
+        labels = httpx2.get(f"{service.url}{done['files']['jsonl']}").text.splitlines()
+        service.kill()
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (done["graded"], done["left"], done["failed"]) == (PAIRS, 0, 0)
+    assert done["reused"] >= 20 - 2 * AT_ONCE
+    assert {json.loads(line)["docid"] for line in labels} == {f"p{n}" for n in range(PAIRS)}
+    asked = _asked(model)
+    assert len(asked) == PAIRS
+    # Only pairs under way at the moment of a kill may have been asked again: at most that many per kill.
+    assert sum(asked.values()) - PAIRS <= 2 * AT_ONCE
+    kept = [line["pair"] for line in journal.read(path)]
+    assert len(kept) == len(set(kept)) == PAIRS

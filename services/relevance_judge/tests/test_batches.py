@@ -1,0 +1,307 @@
+"""Batches ask each distinct pair once, survive failures and cancellation, and hand labels out in every form."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from services.relevance_judge import batch, journal, pool
+from services.relevance_judge.archive import Archive
+from services.relevance_judge.collection import mini
+from services.relevance_judge.judges.prompted_grade import PromptedGrade
+from services.relevance_judge.routes import router
+from services.relevance_judge.tests.fake_endpoint import FakeModel
+from services.relevance_judge.trec import parse_qrels
+from services.relevance_judge.wire import JudgeIn
+from shared.errors import Cancelled, Malformed
+from shared.registry import Place, Run
+from shared.serving.app import build
+from shared.settings import Settings
+
+MINI = mini()
+TOPICS = "1\twhy is the sky blue\n2\thow do bees make honey\n"
+PASSAGES = "".join(json.dumps({"id": f"p{n}", "text": f"passage number {n}"}) + "\n" for n in range(5))
+
+
+def _graded_by_number(body: dict[str, Any]) -> str:
+    """Grades `passage number n` by n, where the last message shows it."""
+    return str(int(body["messages"][-1]["content"].split("passage number ")[1][0]) % 4)
+
+
+class Stage:
+    """The service with a model behind it, and a client of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = FakeModel(_graded_by_number)
+        stage = self
+
+        class Answering(PromptedGrade):
+            card = PromptedGrade.card
+
+            @classmethod
+            def load(cls, _place: Place) -> Any:
+                return cls(stage.model.endpoint())
+
+        settings = Settings(_env_file=None, data_dir=folder, drain_s=1)
+        self.client = TestClient(
+            build("relevance-judge", routers=[router], servables={"prompted-grade": Answering}, settings=settings)
+        )
+
+    def post(self, **body: Any) -> Any:
+        """Send a batch."""
+        return self.client.post("/v1/judge/batches", json=body)
+
+    def asked(self) -> int:
+        """How often the model was asked."""
+        return sum("messages" in body for body in self.model.asked)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    made = Stage(tmp_path)
+    with made.client:
+        until = time.monotonic() + 20
+        while made.client.get("/readyz").status_code != 200:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        yield made
+
+
+def test_topics_times_passages_are_labelled_and_come_as_qrels_json_lines_and_csv(stage: Stage) -> None:
+    found = stage.post(topics=TOPICS, passages=PASSAGES).json()
+    assert (found["pairs"], found["graded"], found["left"], found["failed"]) == (10, 10, 0, 0)
+    assert found["counts"] == [4, 2, 2, 2]
+    assert found["llm"] == "fake"
+    labels = parse_qrels(stage.client.get(found["files"]["qrels"]).text)
+    assert labels == {(qid, f"p{n}"): n % 4 for qid in ("1", "2") for n in range(5)}
+    lines = stage.client.get(found["files"]["jsonl"]).text.splitlines()
+    assert {(row["qid"], row["docid"]): row["grade"] for row in map(json.loads, lines)} == labels
+    rows = list(csv.DictReader(io.StringIO(stage.client.get(found["files"]["csv"]).text)))
+    assert {(row["qid"], row["docid"]): int(row["grade"]) for row in rows} == labels
+
+
+def test_the_answer_to_the_post_may_be_the_labels_themselves(stage: Stage) -> None:
+    told = stage.client.post(
+        "/v1/judge/batches", json={"topics": TOPICS, "passages": PASSAGES}, headers={"accept": "text/plain"}
+    )
+    assert told.headers["content-type"].startswith("text/plain")
+    assert len(parse_qrels(told.text)) == 10
+
+
+def test_a_run_with_its_qrels_has_its_holes_filled_down_to_the_depth(stage: Stage) -> None:
+    runs = "".join(f"1 Q0 p{n} 0 {n} sys\n" for n in range(5)) + "1 Q0 p0 0 9 other\n1 Q0 p4 0 1 other\n"
+    found = stage.post(topics=TOPICS, passages=PASSAGES, runs=runs, depth=3, qrels="1 0 p4 2\n").json()
+    assert set(parse_qrels(stage.client.get(found["files"]["qrels"]).text)) == {("1", p) for p in ("p3", "p2", "p0")}
+
+
+def test_pairs_with_the_same_texts_are_asked_once_and_labelled_under_every_id(stage: Stage) -> None:
+    rows = [{"qid": q, "docid": d, "query": "same", "passage": "passage number 3"} for q, d in ("ab", "cd", "ef")]
+    found = stage.post(pairs="\n".join(map(json.dumps, rows))).json()
+    assert (found["pairs"], found["distinct"], found["graded"]) == (3, 1, 3)
+    assert stage.asked() == 1
+
+
+def test_sent_again_or_overlapping_another_batch_nothing_is_asked_twice(stage: Stage) -> None:
+    first = stage.post(topics=TOPICS, passages=PASSAGES).json()
+    again = stage.post(topics=TOPICS, passages=PASSAGES).json()
+    assert (again["id"], again["reused"], stage.asked()) == (first["id"], 10, 10)
+    larger = stage.post(topics=TOPICS + "3\tnew\n", passages=PASSAGES).json()
+    assert (larger["reused"], stage.asked()) == (10, 15)
+    assert larger["id"] != first["id"]
+
+
+def test_other_options_another_template_or_another_model_are_other_labels(stage: Stage) -> None:
+    for options in ({}, {"retries": 2}, {"template": "few-shot"}, {"llm": "another"}):
+        stage.post(topics="1\tq\n", passages='{"id": "p", "text": "passage number 1"}', options=options)
+    assert stage.asked() == 4
+
+
+def test_an_endpoint_error_fails_its_pair_alone_and_is_asked_again_on_resume(stage: Stage) -> None:
+    ill = {"yes": True}
+
+    def say(body: dict[str, Any]) -> str:
+        if ill["yes"] and "passage number 2" in body["messages"][-1]["content"]:
+            raise RuntimeError
+        return _graded_by_number(body)
+
+    stage.model.say = say
+    found = stage.post(topics=TOPICS, passages=PASSAGES).json()
+    assert (found["graded"], found["failed"], found["left"], found["stopped"]) == (8, 2, 0, None)
+    assert sum(found["errors"].values()) == 2
+    rows = map(json.loads, stage.client.get(found["files"]["jsonl"]).text.splitlines())
+    assert [row["docid"] for row in rows if "error" in row] == ["p2", "p2"]
+    ill["yes"] = False
+    before = stage.asked()
+    found = stage.post(topics=TOPICS, passages=PASSAGES).json()
+    assert (found["graded"], found["failed"], stage.asked() - before) == (10, 0, 2)
+
+
+def test_a_dead_endpoint_stops_the_batch_and_leaves_the_rest(stage: Stage) -> None:
+    def say(_: dict[str, Any]) -> str:
+        raise RuntimeError
+
+    stage.model.say = say
+    many = "".join(f"p{n}\ttext {n}\n" for n in range(40))
+    found = stage.post(topics=TOPICS, passages=many, at_once=1).json()
+    assert (found["stopped"], found["failed"], found["left"]) == ("endpoint", 20, 60)
+
+
+def test_the_budget_stops_with_what_there_is_and_counts_over_all_attempts(stage: Stage) -> None:
+    body = {"topics": TOPICS, "passages": PASSAGES, "at_once": 1}
+    found = stage.post(**body, budget_tokens=21).json()  # 7 tokens a pair
+    assert (found["stopped"], found["graded"], found["left"], found["tokens"]) == ("budget", 3, 7, 21)
+    again = stage.post(**body, budget_tokens=21).json()
+    assert (again["graded"], stage.asked()) == (3, 3)
+    more = stage.post(**body, budget_tokens=35).json()
+    assert (more["id"], more["graded"]) == (found["id"], 5)
+    priced = {**body, "options": {"price": 1e6}, "budget_cost": 14.0}
+    assert stage.post(**priced).json()["graded"] == 2
+    assert stage.post(**priced).json()["cost"] == pytest.approx(14.0)
+
+
+def test_the_rate_limit_paces_the_pairs(stage: Stage) -> None:
+    begun = time.monotonic()
+    stage.post(topics="1\tq\n", passages=PASSAGES, per_minute=600)
+    assert time.monotonic() - begun >= 0.4
+
+
+def test_invalid_answers_are_counted_and_not_zero(stage: Stage) -> None:
+    stage.model.say = lambda _: "no idea"
+    found = stage.post(topics="1\tq\n", passages=PASSAGES, options={"retries": 0}).json()
+    assert (found["graded"], found["invalid"], found["counts"]) == (0, 5, [0, 0, 0, 0])
+    assert stage.client.get(found["files"]["qrels"]).text == ""
+    found = stage.post(topics="1\tq\n", passages=PASSAGES, options={"retries": 0, "impute": 1}).json()
+    assert (found["graded"], found["invalid"], found["imputed"]) == (5, 5, 5)
+
+
+def test_batches_are_listed_and_other_tenants_see_none_of_them(stage: Stage) -> None:
+    found = stage.post(topics=TOPICS, passages=PASSAGES).json()
+    listed = stage.client.get("/v1/judge/batches").json()
+    assert [(row["id"], row["pairs"]) for row in listed] == [(found["id"], 10)]
+    other = {"x-fovea-tenant": "somebody-else"}
+    assert stage.client.get("/v1/judge/batches", headers=other).json() == []
+    assert stage.client.get(f"/v1/judge/batches/{found['id']}", headers=other).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "told"),
+    [
+        ({}, 422, "No pair"), ({"topics": "1 no tab", "passages": PASSAGES}, 400, "Line 1 of topics"),
+        ({"topics": TOPICS, "passages": '{"id": 1}'}, 400, "Line 1 of passages"),
+        ({"topics": TOPICS, "passages": "{broken"}, 400, "not JSON"),
+        ({"topics": TOPICS, "passages": "p\ta\np\tb\n"}, 400, "another text"),
+        ({"topics": TOPICS, "passages": PASSAGES, "runs": "9 Q0 p1 1 1 s"}, 422, "topics"),
+        ({"topics": TOPICS, "passages": PASSAGES, "runs": "1 Q0 zz 1 1 s"}, 422, "passages"),
+        ({"pairs": '{"qid": "1"}'}, 400, "lacks"), ({"topics": TOPICS, "passages": PASSAGES, "depth": 0}, 422, "depth"),
+        ({"topics": TOPICS, "passages": PASSAGES, "model": "oracle"}, 404, "oracle"),
+        ({"topics": TOPICS, "passages": PASSAGES, "options": {"template": "nope"}}, 404, "no template"),
+        ({"topics": TOPICS, "passages": PASSAGES, "options": {"surprise": 1}}, 422, "options.surprise"),
+        ({"topics": TOPICS, "passages": PASSAGES, "options": {"pairs": []}}, 422, "options.pairs"),
+        ({"topics": TOPICS, "passages": PASSAGES, "options": {"calibration": "mine"}}, 404, "calibration"),
+        ({"topics": TOPICS, "passages": PASSAGES, "budget_cost": 1}, 422, "price"),
+        ({"topics": "1\ta\n" * 1, "passages": PASSAGES, "qrels": "1 0 p0"}, 400, "fields"),
+    ],
+)  # fmt: skip
+def test_a_bad_batch_is_a_problem_with_a_reason(stage: Stage, body: dict[str, Any], status: int, told: str) -> None:
+    answer = stage.post(**body)
+    assert (answer.status_code, told in answer.text) == (status, True), answer.text
+    assert stage.asked() == 0
+
+
+def test_ids_that_are_no_digests_are_not_found_and_never_a_path(stage: Stage) -> None:
+    for name in ("zz", "..%2fkeys", "a" * 32):
+        assert stage.client.get(f"/v1/judge/batches/{name}").status_code == 404
+
+
+# Without HTTP.
+
+
+def _planned(folder: Path, model: FakeModel, count: int) -> tuple[batch.Plan, PromptedGrade, JudgeIn, Path]:
+    judge = PromptedGrade(model.endpoint())
+    request = JudgeIn.model_validate({"pairs": [{"query": "-", "passage": "-"}], "retries": 0})
+    pairs = pool.crossed({"1": "q"}, {f"p{n}": f"passage number {n}" for n in range(count)})
+    plan = batch.planned(judge, request, pairs, "fake")
+    return plan, judge, request, Archive(folder, "t").journal(plan.settings)
+
+
+def test_cancelling_keeps_every_label_that_was_given(tmp_path: Path) -> None:
+    run = Run()
+
+    def say(body: dict[str, Any]) -> str:
+        if "passage number 3" in body["messages"][-1]["content"]:
+            run.cancel()
+        return "1"
+
+    model = FakeModel(say)
+    plan, judge, request, path = _planned(tmp_path, model, 10)
+    with journal.opened(path, run) as kept, pytest.raises(Cancelled):
+        batch.carry_out(plan, judge, request, kept, batch.Bounds(at_once=2), run)
+    lines = journal.read(path)
+    assert 1 <= len(lines) == len(model.asked) < 10
+    with journal.opened(path, Run()) as kept:
+        assert batch.carry_out(plan, judge, request, kept, batch.Bounds(), Run()) is None
+    assert len(model.asked) == len(journal.read(path)) == 10
+
+
+def test_progress_ends_at_one_and_names_the_pairs(tmp_path: Path) -> None:
+    told: list[tuple[float, str | None]] = []
+    plan, judge, request, path = _planned(tmp_path, FakeModel(), 4)
+    run = Run(report=lambda fraction, note: told.append((fraction, note)))
+    with journal.opened(path, run) as kept:
+        batch.carry_out(plan, judge, request, kept, batch.Bounds(at_once=1), run)
+    assert [fraction for fraction, _ in told] == [0, 0.25, 0.5, 0.75, 1]
+    assert told[-1][1] == "4 of 4 pairs"
+
+
+def test_half_a_line_is_cut_off_and_a_spoilt_one_costs_its_own_pair(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_bytes(b'{"pair":"a","verdict":{}}\n{"pair":"b","ver\x00\n{"pair":"c","verdict":{}}\n{"pair":"d","ver')
+    assert [line["pair"] for line in journal.read(path)] == ["a", "c"]
+    with journal.opened(path, Run()) as kept:
+        assert [kept.judged(pair) for pair in "abcd"] == [True, False, True, False]
+        kept.add({"pair": "e", "verdict": {}})
+    assert [line["pair"] for line in journal.read(path)] == ["a", "c", "e"]
+
+
+def test_two_batches_of_one_judge_write_one_after_the_other(tmp_path: Path) -> None:
+    path, order = tmp_path / "labels.jsonl", []
+
+    def second() -> None:
+        with journal.opened(path, Run()) as kept:
+            order.append(f"second sees {kept.judged('a')}")
+
+    with journal.opened(path, Run()) as kept:
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(0.15)
+        kept.add({"pair": "a", "verdict": {}})
+        order.append("first")
+    thread.join(5)
+    assert order == ["first", "second sees True"]
+    waiting = Run()
+    waiting.cancel()
+    with journal.opened(path, Run()), pytest.raises(Cancelled), journal.opened(path, waiting):
+        pass
+
+
+def test_texts_come_as_tabbed_or_json_lines() -> None:
+    assert pool.read_texts('1\tone\n\n{"qid": 2, "query": "two"}\n', "topics") == {"1": "one", "2": "two"}
+    assert pool.read_texts('{"id": "a", "text": "x y"}\r\n', "passages") == {"a": "x y"}
+    with pytest.raises(Malformed, match="neither"):
+        pool.read_texts("only-an-id\n", "topics")
+
+
+def test_the_mini_collection_gives_its_pairs() -> None:
+    pairs = pool.crossed(MINI.topics, MINI.passages)
+    assert len(pairs) == 24 * 192
+    judged = {(pair.qid, pair.docid): 1 for pair in pairs if (pair.qid, pair.docid) not in MINI.labels}
+    assert len(pool.holes(pairs, judged)) == 192
