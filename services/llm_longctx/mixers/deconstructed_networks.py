@@ -1,0 +1,280 @@
+"""Language models of deconstructed mixers: the same decoder, and in each layer the mixer that the layout says.
+
+Rotary positions on queries and keys of every dot-product variant; `nonapproximate` has no positions at all. A fixed
+stream (noise, or the first tokens of a text) runs through all layers beside the batch wherever a layer needs it.
+Sessions keep what each mixer must remember, and no more. Knows mixers by `deconstructed`'s functions.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from services.llm_longctx.mixers.deconstructed import Recurrence, Variant, layout, scored
+from shared.lm.blocks import RMSNorm
+from shared.registry import builder
+
+__all__ = ["DeconstructedLM", "DeconstructedSession", "deconstructed_lm"]
+
+_EPS = 1e-6
+
+
+class _Gated(nn.Module):
+    """Down(SiLU(gate x) · up x)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = (nn.Linear(width, hidden, bias=False) for _ in range(2))
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return added
+
+
+class _Projections(nn.Module):
+    """Queries, keys, values and output, without biases."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(width, width, bias=False) for _ in range(4))
+
+    def split(self, linear: nn.Linear, x: Tensor) -> Tensor:
+        """Heads [B,h,L,d] of a projection of x [B,L,D]."""
+        z: Tensor = linear(x)
+        return z.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def queries_and_keys(self, x: Tensor, start: int, *, turned: bool) -> tuple[Tensor, Tensor]:
+        """Of x [B,L,D], rotated to the positions from `start` on if `turned`."""
+        q, k = self.split(self.q_proj, x), self.split(self.k_proj, x)
+        at = torch.arange(start, start + x.shape[1], device=x.device)
+        return (_turned(q, at), _turned(k, at)) if turned else (q, k)
+
+    def joined(self, mixed: Tensor) -> Tensor:
+        """[B,h,L,d] → what it adds [B,L,D]."""
+        added: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
+        return added
+
+
+class _Block(nn.Module):
+    """Norm, mixer, norm, MLP."""
+
+    def __init__(self, variant: Variant, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.variant = variant
+        self.norm_1, self.norm_2 = RMSNorm(width, _EPS), RMSNorm(width, _EPS)
+        self.mixer = _Gated(width, 4 * width // 3) if variant == "mlp" else _Projections(width, heads)
+        self.mlp = _Gated(width, hidden)
+
+    def mixed(self, z: Tensor, source: Tensor | None) -> Tensor:
+        """What mixing adds to z's stream [B,L,D]; `source` as in `deconstructed.mix`, but with a batch axis."""
+        if isinstance(self.mixer, _Gated):
+            added: Tensor = self.mixer(z)
+            return added
+        mixer = self.mixer
+        seen = z if source is None else source[:, : z.shape[1]]
+        q, k = mixer.queries_and_keys(seen, 0, turned=self.variant != "nonapproximate")
+        v = mixer.split(mixer.v_proj, z)
+        if self.variant in {"approximate", "nonapproximate"}:
+            return mixer.joined(scored(self.variant, q, k) @ v)
+        q, k = (part.expand(v.shape[0], -1, -1, -1) for part in (q, k))
+        return mixer.joined(functional.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+class DeconstructedLM(nn.Module):
+    """A Qwen2.5-like decoder whose layers mix tokens by the book or not.
+
+    Args:
+        vocab, width, layers, heads: V, D, layers, h.
+        mixer: The variant.
+        kind: Its layout.
+        context: Longest input, and length of the fixed stream.
+        hidden: Width of the MLPs; 8D/3 rounded down unless given.
+    """
+
+    def __init__(
+        self, vocab: int, width: int, layers: int, heads: int, mixer: Variant, kind: Literal["uniform", "hybrid"],
+        context: int, hidden: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.context, self.heads = context, heads
+        self.mixers = cast("list[Variant]", layout(kind, layers, mixer))
+        self.embed = nn.Embedding(vocab, width)
+        nn.init.normal_(self.embed.weight, std=0.02)
+        self.layers = nn.ModuleList(_Block(v, width, heads, hidden or 8 * width // 3) for v in self.mixers)
+        self.norm, self.head = RMSNorm(width, _EPS), nn.Linear(width, vocab, bias=False)
+        if "random_qk" in self.mixers:
+            # Its spread is that of the embedding table, so that noise looks like tokens.
+            self.register_buffer("noise", torch.randn(context, width) * 0.02)
+        if "fixed_qk" in self.mixers:
+            self.register_buffer("text", torch.arange(context) % vocab)
+
+    def forward(self, ids: Tensor, *, skip: bool = False) -> Tensor:
+        """Logits [B,L,V] of ids [B,L]; `skip` leaves out the variant's layers of a hybrid.
+
+        Raises:
+            ValueError: The input is longer than the fixed stream.
+        """
+        self.within(ids.shape[1])
+        tokens = x = self.embed(ids)
+        fixed = self._fixed(ids.shape[1])
+        for i, block in enumerate(self.blocks):
+            if skip and i % 2 == 0:
+                continue
+            x = x + block.mixed(block.norm_1(x), self._source(block, tokens, fixed))
+            x = x + block.mlp(block.norm_2(x))
+            fixed = None if fixed is None else self._alongside(block, fixed)
+        return self.logits(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Final norm and output matrix."""
+        found: Tensor = self.head(self.norm(x))
+        return found
+
+    def session(self, batch: int = 1) -> DeconstructedSession:
+        """A new stream."""
+        return DeconstructedSession(self, batch)
+
+    @property
+    def blocks(self) -> list[_Block]:
+        """Layers in order."""
+        return cast("list[_Block]", self.layers)
+
+    @torch.no_grad()
+    def fixed_heads(self) -> list[tuple[Tensor, Tensor] | None]:
+        """Queries and keys of the fixed stream per layer [1,h,context,d]: they never depend on the input."""
+        fixed = self._fixed(self.context)
+        found: list[tuple[Tensor, Tensor] | None] = []
+        for block in self.blocks:
+            if fixed is not None and block.variant in {"random_qk", "fixed_qk"}:
+                mixer = cast("_Projections", block.mixer)
+                found.append(mixer.queries_and_keys(block.norm_1(fixed), 0, turned=True))
+            else:
+                found.append(None)
+            fixed = None if fixed is None else self._alongside(block, fixed)
+        return found
+
+    def within(self, length: int) -> None:
+        """Refuse inputs behind the model's reach.
+
+        Raises:
+            ValueError: `length` tokens are more than it reads.
+        """
+        if length > self.context:
+            message = f"this model reads {self.context} tokens, not {length}"
+            raise ValueError(message)
+
+    def _fixed(self, length: int) -> Tensor | None:
+        """The fixed stream [1,L,D] before the first layer, where some layer needs one."""
+        if "random_qk" in self.mixers:
+            return cast("Tensor", self.noise)[None, :length]
+        if "fixed_qk" in self.mixers:
+            return cast("Tensor", self.embed(cast("Tensor", self.text)[None, :length]))
+        return None
+
+    def _source(self, block: _Block, tokens: Tensor, fixed: Tensor | None) -> Tensor | None:
+        if block.variant == "static_qk":
+            return tokens
+        return block.norm_1(fixed) if block.variant in {"random_qk", "fixed_qk"} else None
+
+    def _alongside(self, block: _Block, fixed: Tensor) -> Tensor:
+        """The fixed stream behind a layer: a layer mixes it by its own maps."""
+        z = block.norm_1(fixed)
+        fixed = fixed + block.mixed(z, z)
+        return fixed + cast("Tensor", block.mlp(block.norm_2(fixed)))
+
+
+class DeconstructedSession:
+    """A stream that is read in pieces: per layer a cache, a recurrence or nothing, as its mixer needs."""
+
+    def __init__(self, net: DeconstructedLM, batch: int) -> None:
+        self.net, self.batch, self.index = net, batch, 0
+        self._kept: list[Tensor | Recurrence | None] = [_memory(block, batch) for block in net.blocks]
+        self._maps = net.fixed_heads()
+
+    @torch.no_grad()
+    def feed(self, ids: Tensor) -> Tensor:
+        """Read ids [B,t]; their logits [B,t,V].
+
+        Raises:
+            ValueError: The stream would be longer than the model reads.
+        """
+        net, t = self.net, ids.shape[1]
+        net.within(self.index + t)
+        if not t:
+            return net.logits(net.embed(ids))
+        tokens = x = net.embed(ids)
+        for i, block in enumerate(net.blocks):
+            x = x + self._mixed(i, block, block.norm_1(x), tokens)
+            x = x + block.mlp(block.norm_2(x))
+        self.index += t
+        return net.logits(x)
+
+    @property
+    def nbytes(self) -> list[int]:
+        """Bytes that each layer remembers."""
+        found = []
+        for kept, fixed in zip(self._kept, self._maps, strict=True):
+            own = kept.state_bytes() if isinstance(kept, Recurrence) else 0 if kept is None else kept.nbytes
+            found.append(own + sum(part.nbytes for part in fixed or ()))
+        return found
+
+    def _mixed(self, i: int, block: _Block, z: Tensor, tokens: Tensor) -> Tensor:
+        mixer, kept = block.mixer, self._kept[i]
+        if isinstance(mixer, _Gated):
+            added: Tensor = mixer(z)
+            return added
+        v = mixer.split(mixer.v_proj, z)
+        if isinstance(kept, Recurrence):
+            q, k = mixer.queries_and_keys(z, self.index, turned=block.variant == "approximate")
+            pieces = zip(*(torch.split(part, 1, 2) for part in (q, k, v)), strict=True)
+            return mixer.joined(torch.cat([kept.mixed(*piece) for piece in pieces], 2))
+        assert isinstance(kept, Tensor)  # noqa: S101  # the other kinds are gone
+        t = z.shape[1]
+        if (fixed := self._maps[i]) is None:
+            seen = tokens if block.variant == "static_qk" else z
+            q, k = mixer.queries_and_keys(seen, self.index, turned=True)
+            kept = torch.cat((kept, torch.stack((k, v))), 3)
+            keys, values = kept
+        else:
+            kept = torch.cat((kept, v[None]), 3)
+            q, keys, values = fixed[0][:, :, self.index : self.index + t], fixed[1][:, :, : self.index + t], kept[0]
+        self._kept[i] = kept
+        at = torch.arange(self.index + t, device=z.device)
+        q, keys = (part.expand(self.batch, -1, -1, -1) for part in (q, keys))
+        mask = at[self.index :, None] >= at
+        return mixer.joined(functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask))
+
+
+def _memory(block: _Block, batch: int) -> Tensor | Recurrence | None:
+    """What a layer remembers before the first token: keys and values [2,B,h,0,d], values alone, a state, nothing."""
+    mixer = block.mixer
+    if isinstance(mixer, _Gated):
+        return None
+    if block.variant in {"approximate", "nonapproximate"}:
+        return Recurrence(block.variant, dict(mixer.named_parameters()), mixer.heads, batch)
+    like = mixer.v_proj.weight
+    kinds = 1 if block.variant in {"random_qk", "fixed_qk"} else 2
+    return like.new_zeros(kinds, batch, mixer.heads, 0, like.shape[0] // mixer.heads)
+
+
+def _turned(x: Tensor, positions: Tensor) -> Tensor:
+    """Rotary positions on the halves of x [B,h,L,d]."""
+    theta = 10000.0 ** (-torch.arange(0, x.shape[-1], 2, device=x.device).float() / x.shape[-1])
+    angles = positions[:, None].float() * theta
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+@builder("deconstructed-lm")
+def deconstructed_lm(
+    vocab: int, width: int, layers: int, heads: int, mixer: Variant, layout: Literal["uniform", "hybrid"] = "uniform",
+    context: int = 256, hidden: int | None = None,
+) -> DeconstructedLM:  # fmt: skip
+    """A language model with one of the seven mixers, with random weights."""
+    return DeconstructedLM(vocab, width, layers, heads, mixer, layout, context, hidden)
