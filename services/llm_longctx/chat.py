@@ -48,7 +48,7 @@ def chunks(speaker: Speaker, request: ChatRequest, run: Run) -> Iterator[ChatChu
         raise InvalidOption(detail, field="messages")
     prompt = speaker.prompt(ids, request.max_completion_tokens or request.max_tokens, request, "messages")
     top = (request.top_logprobs or 0) if request.logprobs else None
-    generation = Generation(speaker.engine, speaker.tokenizer, run)
+    generation = Generation(speaker.scheduler, speaker.tokenizer, run)
     generation.begin(replace(prompt, top=top), samplings(request))
     return _chunks(speaker, generation, len(ids), scored=request.logprobs)
 

@@ -34,7 +34,7 @@ def chunks(speaker: Speaker, request: CompletionRequest, run: Run) -> Iterator[C
     """
     _check(request)
     prompts = [_prompt(speaker, one, request) for one in _prompts(request)]
-    generation = Generation(speaker.engine, speaker.tokenizer, run)
+    generation = Generation(speaker.scheduler, speaker.tokenizer, run)
     for prompt in prompts:
         generation.begin(prompt, samplings(request))
     return _chunks(speaker, generation, sum(len(p.ids) for p in prompts), scored=request.logprobs is not None)

@@ -10,7 +10,7 @@ import queue
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from services.llm_longctx.engine import Choice, Engine, FinishReason, Request, Sampling, Token
+from services.llm_longctx.engine import Choice, FinishReason, Order, Sampling, Scheduler, Token
 from services.llm_longctx.stops import Stops
 from shared.errors import FoveaError
 from shared.lm.tokenizer import Detokenizer, Tokenizer
@@ -67,12 +67,12 @@ class Piece:
 class Generation:
     """Answers being produced for one or more prompts; iterate over their pieces as they come."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, run: Run) -> None:
-        self._engine = engine
+    def __init__(self, scheduler: Scheduler, tokenizer: Tokenizer, run: Run) -> None:
+        self._scheduler = scheduler
         self._tokenizer = tokenizer
         self._run = run
         self._news: queue.SimpleQueue[Piece | FoveaError] = queue.SimpleQueue()
-        self._requests: list[Request] = []
+        self.orders: list[Order] = []
         self._open = 0
 
     def begin(self, prompt: Prompt, samplings: Sequence[Sampling]) -> None:
@@ -82,15 +82,15 @@ class Generation:
             QueueFull: Too many requests wait.
         """
         answers = [_Answer(self._open + i, prompt, self._tokenizer, self._news) for i in range(len(samplings))]
-        request = Request(
+        order = Order(
             ids=prompt.ids, choices=[Choice(s, a) for s, a in zip(samplings, answers, strict=True)],
             max_tokens=prompt.max_tokens, ends=self._tokenizer.eos, top=prompt.top,
             score_prompt=prompt.echo and prompt.top is not None, run=self._run,
         )  # fmt: skip
         self._open += len(answers)
-        self._requests.append(request)
+        self.orders.append(order)
         try:
-            self._engine.submit(request)
+            self._scheduler.submit(order)
         except FoveaError:
             self.drop()
             raise
@@ -113,8 +113,8 @@ class Generation:
 
     def drop(self) -> None:
         """Stop producing."""
-        for request in self._requests:
-            request.dropped = True
+        for order in self.orders:
+            order.dropped = True
 
 
 class _Answer:

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel
 
 from services.llm_longctx import chat, completions
-from services.llm_longctx.engine import Engine
+from services.llm_longctx.engine import Engine, Scheduler
 from services.llm_longctx.speaker import Speaker
 from shared.api.text import (
     ChatChunk,
@@ -72,11 +72,11 @@ class LanguageModel(Servable[ChatRequest, ChatCompletion]):
             raise InvalidOption(detail, field="llm_dtype")
         folder = _folder(cls.source(), place, dtype)
         model, tokenizer = load_decoder(folder, dtype, place.device), Tokenizer.from_folder(folder)
-        engine = Engine(model, threads=place.threads)
-        engine.start()
-        facts = model.config
-        fingerprint = f"fp_{weights_digest(folder)[:16]}_{named}"
-        return cls(Speaker(cls.card.name, fingerprint, tokenizer, engine, facts.positions, facts.vocab))
+        digest, facts = weights_digest(folder), model.config
+        scheduler = Scheduler(Engine(model, weights_sha256=digest), threads=place.threads)
+        scheduler.start()
+        fingerprint = f"fp_{digest[:16]}_{named}"
+        return cls(Speaker(cls.card.name, fingerprint, tokenizer, scheduler, facts.positions, facts.vocab))
 
     def predict(self, batch: Sequence[ChatRequest], run: Run) -> list[ChatCompletion | FoveaError]:
         """Answer conversations, together."""
@@ -137,7 +137,7 @@ class LanguageModel(Servable[ChatRequest, ChatCompletion]):
 
     def close(self) -> None:
         """Stop the engine."""
-        self.speaker.engine.close()
+        self.speaker.scheduler.close()
 
 
 def _folder(source: Path, place: Place, dtype: torch.dtype) -> Path:

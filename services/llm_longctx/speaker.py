@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.llm_longctx.engine import Engine, Sampling
+from services.llm_longctx.engine import Sampling, Scheduler
 from services.llm_longctx.errors import ContextLengthExceeded
 from services.llm_longctx.generation import Prompt
 from shared.api.text import ChatMessage, GenerationOptions
@@ -33,7 +33,7 @@ class Speaker:
     name: str
     fingerprint: str
     tokenizer: Tokenizer
-    engine: Engine
+    scheduler: Scheduler
     context: int
     vocab: int
 

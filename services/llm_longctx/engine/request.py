@@ -1,114 +1,155 @@
-"""What is asked of the engine, and how it answers: token ids in, tokens out through a sink.
+"""What a program asks of an engine, and what it gets: token ids in, tokens and usage out.
 
-Knows nothing about text, templates, models or scheduling.
+The small form of an order, for scripts, benches and tests. Knows nothing about text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
-from shared.errors import Cancelled, FoveaError
+from services.llm_longctx.engine.order import Choice, Facts, FinishReason, Order, Sampling, Token
+from services.llm_longctx.engine.policy import Policy
+from services.llm_longctx.methods import AttentionMethod
+from shared.errors import FoveaError, InvalidOption
+from shared.lm.head_plan import HeadPlan
 from shared.registry import Run
 
-__all__ = ["Choice", "FinishReason", "Request", "Sampling", "Sink", "Token"]
+if TYPE_CHECKING:
+    from services.llm_longctx.engine.engine import Engine
 
-FinishReason = Literal["stop", "length"]
+__all__ = ["Completion", "Request", "Usage"]
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is drawn.
+class Request:
+    """A prompt to go on with.
 
     Attributes:
-        temperature: Divides the logits; 0 always takes the likeliest token.
-        top_p: The smallest set of likeliest tokens that holds this much probability.
-        top_k: So many likeliest tokens; 0 means all.
-        min_p: Tokens with at least this share of the likeliest one's probability.
-        seed: Makes the draws repeatable, whatever else is in the batch; None draws afresh.
-        presence_penalty: Taken once from the logit of each token that was produced.
-        frequency_penalty: Taken for each time that it was produced.
-        repetition_penalty: Divides positive, multiplies negative logits of tokens in prompt and answer.
-        logit_bias: Added to logits, by token id.
+        ids: The prompt, one token or more.
+        method: Name or method; None takes the engine's.
+        plan: Head plan; None takes the engine's.
+        max_tokens: Longest answer.
+        temperature: 0 always takes the likeliest token.
+        top_p, top_k, min_p, seed: As in `Sampling`.
+        ends: Token ids that end the answer and are not part of it.
+        priority: Higher classes are admitted first.
+        run: Deadline and cancellation.
     """
 
+    ids: Sequence[int]
+    method: str | AttentionMethod | None = None
+    plan: HeadPlan | Mapping[str, Any] | None = None
+    max_tokens: int = 16
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    ends: frozenset[int] = frozenset()
+    priority: int = 0
+    run: Run | None = None
 
+    def order(self, engine: Engine) -> tuple[Order, Collected]:
+        """What the scheduler understands, and where the answer gathers.
 
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One token with its log-probability under the model (nats, before temperature and penalties), where asked for."""
-
-    id: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-
-
-class Sink(Protocol):
-    """Takes one answer. Called on the engine's thread, so it must be quick."""
-
-    def prompt(self, tokens: Sequence[Token]) -> None:
-        """A stretch of the prompt with log-probabilities, in order; only where they were asked for."""
-        ...
-
-    def token(self, token: Token) -> bool:
-        """The next token; True ends the answer here."""
-        ...
-
-    def end(self, reason: FinishReason | FoveaError, produced: int) -> None:
-        """The answer is over after `produced` tokens, an end token included. The last call."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One of the answers to a prompt."""
-
-    sampling: Sampling
-    sink: Sink
+        Raises:
+            InvalidOption: There is no prompt, a token is unknown, or the method can't work.
+        """
+        vocab = engine.model.config.vocab
+        if not len(self.ids) or not all(0 <= i < vocab for i in self.ids):
+            detail = f"A prompt needs tokens below {vocab}."
+            raise InvalidOption(detail, field="ids")
+        sampling = Sampling(
+            temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p, seed=self.seed
+        )
+        policy = engine.policy_of(self.method, self.plan)
+        sink = Collected()
+        order = Order(
+            [int(i) for i in self.ids], [Choice(sampling, sink)], self.max_tokens, policy=policy, ends=self.ends,
+            priority=self.priority, run=self.run or Run(),
+        )  # fmt: skip
+        sink.usage = Usage(order, policy, engine.backend)
+        return order, sink
 
 
 @dataclass(eq=False, slots=True)
-class Request:
-    """A prompt and the answers wanted.
+class Usage:
+    """What an answer cost; `prompt_tokens`, `completion_tokens` and the order's facts."""
 
-    Attributes:
-        ids: The prompt.
-        choices: Answers that share its prefill.
-        max_tokens: Longest answer; 0 only reads the prompt.
-        ends: Token ids that end an answer and are not part of it.
-        top: Log-probabilities of so many likeliest tokens beside the chosen one's; None computes none.
-        score_prompt: Whether the prompt's own log-probabilities are told.
-        run: Deadline and cancellation.
-        dropped: Set when nobody reads the answer any more.
-    """
+    order: Order
+    policy: Policy
+    backend: str
+    completion_tokens: int = 0
 
-    ids: Sequence[int]
-    choices: Sequence[Choice]
-    max_tokens: int
-    ends: frozenset[int] = frozenset()
-    top: int | None = None
-    score_prompt: bool = False
-    run: Run = field(default_factory=Run)
-    dropped: bool = False
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens read."""
+        return len(self.order.ids)
 
-    def check(self) -> None:
-        """Stop here if asked to.
+    @property
+    def kv_ratio(self) -> float:
+        """Bytes held, of those that a dense answer would hold."""
+        return self.kv_bytes / self.kv_bytes_dense if self.kv_bytes_dense else 1.0
+
+    @property
+    def method(self) -> str:
+        """Name of the method that served."""
+        return self.policy.method.name
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """Its knobs."""
+        return self.policy.method.model_dump(mode="json")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "order").facts, name)
+
+    def facts(self) -> dict[str, Any]:
+        """All of it by name, as on the wire."""
+        own = {name: getattr(self, name) for name in ("method", "knobs", "kv_ratio", "backend")}
+        return own | {name: getattr(self.order.facts, name) for name in Facts.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An answer: its tokens, why it ended (an error if it failed), and what it cost."""
+
+    tokens: list[int]
+    usage: Usage
+    reason: FinishReason | FoveaError
+
+
+@dataclass(eq=False, slots=True)
+class Collected:
+    """A sink that gathers an answer."""
+
+    tokens: list[int] = field(default_factory=list)
+    reason: FinishReason | FoveaError | None = None
+    usage: Usage | None = None
+
+    def prompt(self, tokens: Sequence[Token]) -> None:
+        """Nobody asked for these."""
+
+    def token(self, token: Token) -> bool:
+        """One more token."""
+        self.tokens.append(token.id)
+        return False
+
+    def end(self, reason: FinishReason | FoveaError, produced: int) -> None:
+        """The answer is over."""
+        if self.reason is None and self.usage is not None:
+            self.reason, self.usage.completion_tokens = reason, produced
+
+    def completion(self) -> Completion:
+        """The answer.
 
         Raises:
-            Cancelled: The caller went away.
-            DeadlineExceeded: The deadline has passed.
+            FoveaError: It failed.
         """
-        if self.dropped:
-            detail = "The request was dropped."
-            raise Cancelled(detail)
-        self.run.check()
+        assert self.usage is not None  # noqa: S101  # set where the order is made
+        assert self.reason is not None  # noqa: S101  # the scheduler ends every answer
+        if isinstance(self.reason, FoveaError):
+            raise self.reason
+        return Completion(self.tokens, self.usage, self.reason)

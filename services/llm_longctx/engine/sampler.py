@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.request import Sampling, Token
+from services.llm_longctx.engine.order import Sampling, Token
 
 __all__ = ["Sampler", "scored"]
 

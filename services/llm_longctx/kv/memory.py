@@ -203,20 +203,22 @@ class Memory:
         self.compact.replace(layer, head, len(positions), len(positions) + spare)
         self.pool.copy(chosen, int(self.compact.start[layer, head]), len(positions))
 
-    def append_compact(self, layer: int, head: int, k: Tensor, v: Tensor) -> None:
-        """Append one entry k, v [d] to a compact run.
+    def append_compact(self, layer: int, heads: Sequence[int], k: Tensor, v: Tensor) -> None:
+        """Append one entry k, v [g,d] to the compact runs of some heads.
 
         Raises:
             PoolExhausted: There is no room.
         """
-        self.compact.extend(layer, (head,), 1)
-        at = int(self.compact.start[layer, head] + self.compact.n[layer, head]) - 1
+        self.compact.extend(layer, heads, 1)
+        at = torch.from_numpy(self.compact.start[layer, heads] + self.compact.n[layer, heads] - 1)
         self.pool.keys[at], self.pool.values[at] = k, v
 
     # Decoding.
 
-    def fresh(self) -> int:
-        """Pages that the next step will commit, compact runs at their worst."""
+    def fresh(self, tokens: int = 1) -> int:
+        """Pages that so many more tokens commit: in a step, compact runs at their worst; in a chunk, in whole heads."""
+        if tokens > 1:
+            return self.own.fresh(np.where(self.cut, 0, tokens))
         return self.own.fresh(self.rings.hole < 0) + self.compact.fresh(self.compact.n > 0)
 
     def begin_step(self) -> np.ndarray:
@@ -277,6 +279,18 @@ class Memory:
                 mine.extend(layer, (head,), count)
                 source = int(its.start[layer, head]) + begin
                 self.pool.copy(slice(source, source + count), int(mine.start[layer, head]), count)
+
+    def prefix(self, count: int) -> Self:
+        """The first `count` tokens (a multiple of the page) of a sequence without cut heads, as a sequence that shares.
+
+        Nothing is copied.
+        """
+        shorter = type(self)(self.pool, *self.cut.shape)
+        for part in (*self.parts, *([self.part(0, filled)] if (filled := self.filled()) else ())):
+            if (n := min(part.n, count - shorter.length)) > 0:
+                shorter.adopt(Part(part.start, n))
+                shorter.length += n
+        return shorter
 
     def filled(self) -> int:
         """Entries of the whole heads' own runs that fill pages, in all of them."""

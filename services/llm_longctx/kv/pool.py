@@ -8,6 +8,7 @@ nothing about sequences, layers or heads.
 from __future__ import annotations
 
 import mmap
+import sys
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ __all__ = ["PagePool", "PoolExhausted"]
 
 OVERCOMMIT = 3
 """Addresses per page that may be held: a run is reserved at its longest, and moves leave gaps."""
+
+_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+"""Linux's MAP_NORESERVE: addresses that nobody may ever touch need no promise of memory."""
 
 
 class PoolExhausted(RuntimeError):
@@ -58,7 +62,7 @@ class PagePool:
             return torch.zeros(shape, dtype=dtype, device=device)
         # Anonymous memory costs nothing until it is touched, and can be given back page by page.
         count = int(np.prod(shape))
-        memory = mmap.mmap(-1, max(count * dtype.itemsize, 1))
+        memory = mmap.mmap(-1, max(count * dtype.itemsize, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
         self._maps.append((memory, count // max(shape[0], 1) * dtype.itemsize * self.page))
         return torch.frombuffer(memory, dtype=dtype, count=count).view(shape)
 

@@ -32,16 +32,17 @@ class Runs:
         self._held = np.zeros((layers, kv_heads), np.int64)  # pages committed, from the first on
 
     def reserve(self, entries: np.ndarray) -> None:
-        """Reserve addresses for so many entries per head [L,G], side by side; for runs that hold nothing yet.
+        """Reserve addresses for so many entries per head [L,G], side by side, where a head has none yet.
 
         Raises:
             PoolExhausted: There are no addresses left.
         """
-        pages = -(-entries // self.pool.page)
-        begin = self.pool.reserve(int(pages.sum()))
+        new = self._room == 0
+        pages = np.where(new, -(-entries // self.pool.page), 0)
         before = np.cumsum(pages).reshape(pages.shape) - pages
-        self.start = np.asarray((begin + before) * self.pool.page)
-        self._room = pages
+        begin = self.pool.reserve(int(pages.sum()))
+        self.start = np.where(new, (begin + before) * self.pool.page, self.start)
+        self._room = np.where(new, pages, self._room)
 
     def pages(self, layer: int | None = None, head: int | None = None) -> np.ndarray:
         """Numbers of the committed pages: of one head, or of all."""
@@ -57,9 +58,10 @@ class Runs:
         """Pages committed."""
         return int(self._held.sum())
 
-    def fresh(self, growing: np.ndarray) -> int:
-        """Pages that one more entry in each of the heads `growing` [L,G] would commit."""
-        return int(((-(-(self.n + growing) // self.pool.page)) > self._held).sum())
+    def fresh(self, growth: np.ndarray) -> int:
+        """Pages that so many more entries per head [L,G] would commit."""
+        need = -(-(self.n + growth) // self.pool.page)
+        return int(np.where(growth > 0, need - self._held, 0).clip(min=0).sum())
 
     def advance(self, growing: np.ndarray) -> None:
         """Make room for one more entry in the heads `growing` [L,G] (bool) and count it.

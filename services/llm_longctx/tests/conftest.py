@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from services.llm_longctx import openai as routes
-from services.llm_longctx.engine import Engine
+from services.llm_longctx.engine import Engine, Scheduler
 from services.llm_longctx.local import model_at
 from shared.lm.decoder import Decoder
 from shared.lm.networks import llama
@@ -79,9 +79,9 @@ def decoder() -> Decoder:
 
 
 @pytest.fixture
-def engine(decoder: Decoder) -> Iterator[Engine]:
-    """An engine that the test steps by hand."""
-    made = Engine(decoder)
+def engine(decoder: Decoder) -> Iterator[Scheduler]:
+    """A scheduler that the test steps by hand."""
+    made = Scheduler(Engine(decoder))
     yield made
     made.close()
 

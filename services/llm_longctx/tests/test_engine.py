@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.engine import Choice, Engine, Request, Sampling
+from services.llm_longctx.engine import Choice, Engine, Order, Sampling, Scheduler
 from services.llm_longctx.tests.conftest import tiny_decoder, until
 from shared.errors import Cancelled, DeadlineExceeded, Fault, FoveaError, NotReady, QueueFull
 from shared.registry import Run
@@ -46,7 +46,7 @@ def ask(ids, ear=None, n=1, **facts):
     ears = [ear or Ear()] if n == 1 else [Ear() for _ in range(n)]
     sampling = facts.pop("sampling", {})
     choices = [Choice(Sampling(**sampling), e) for e in ears]
-    return Request(ids=ids, choices=choices, **{"max_tokens": 8} | facts), *ears
+    return Order(ids=ids, choices=choices, **{"max_tokens": 8} | facts), *ears
 
 
 def finish(engine, *requests):
@@ -76,7 +76,7 @@ def test_greedy_decoding_with_a_cache_equals_recomputing_everything(engine, deco
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 16, 33])
 def test_prompts_of_any_length_are_read_in_chunks(decoder, length):
-    engine, ids = Engine(decoder, prefill_tokens=8), [(7 * i) % 250 for i in range(length)]
+    engine, ids = Scheduler(Engine(decoder), prefill_tokens=8), [(7 * i) % 250 for i in range(length)]
     request, ear = ask(ids, max_tokens=4)
     finish(engine, request)
     assert ear.ids == greedy(decoder, ids, 4)
@@ -95,7 +95,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(lengths, late, max_batch):
         ask([(3 * i + j) % 250 for j in range(n)], max_tokens=m, sampling=sampling, top=2)
         for i, (n, m) in enumerate(lengths)
     ]
-    engine = Engine(model, max_batch=max_batch, prefill_tokens=16)
+    engine = Scheduler(Engine(model, max_batch=max_batch), prefill_tokens=16)
     for request, _ in asked[: max(1, len(asked) - late)]:
         engine.submit(request)
     for _ in range(3):
@@ -103,7 +103,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(lengths, late, max_batch):
     finish(engine, *(request for request, _ in asked[max(1, len(asked) - late) :]))
     for (request, ear), (n, m) in zip(asked, lengths, strict=True):
         alone, single = ask(request.ids, max_tokens=m, sampling=sampling, top=2)
-        finish(Engine(model), alone)
+        finish(Scheduler(Engine(model)), alone)
         assert ear.ids == single.ids
         assert [t.logprob for t in ear.tokens] == pytest.approx([t.logprob for t in single.tokens], abs=1e-5)
         assert len(ear.ids) == m or n + m > 192
@@ -128,12 +128,12 @@ def test_a_sink_ends_its_answer_and_no_other(engine, decoder):
 
 
 def test_answers_of_one_prompt_share_its_reading_and_go_their_own_ways(decoder, monkeypatch):
-    engine, read = Engine(decoder), []
+    engine, read = Scheduler(Engine(decoder)), []
     plain = engine._read
     monkeypatch.setattr(engine, "_read", lambda prefill: (read.append(1), plain(prefill)))
     ears = [Ear() for _ in range(3)]
     choices = [Choice(Sampling(temperature=1.5, seed=s), e) for s, e in zip((1, 2, 1), ears, strict=True)]
-    finish(engine, Request([4, 5, 6], choices, max_tokens=12))
+    finish(engine, Order([4, 5, 6], choices, max_tokens=12))
     assert len(read) == 1
     assert ears[0].ids == ears[2].ids != ears[1].ids
     assert all(ear.ends == [("length", 12)] for ear in ears)
@@ -142,7 +142,7 @@ def test_answers_of_one_prompt_share_its_reading_and_go_their_own_ways(decoder, 
 def test_scoring_a_prompt_tells_every_token_but_the_first(decoder):
     ids = [(11 * i) % 250 for i in range(21)]
     request, ear = ask(ids, max_tokens=0, top=3, score_prompt=True)
-    finish(Engine(decoder, prefill_tokens=8), request)
+    finish(Scheduler(Engine(decoder), prefill_tokens=8), request)
     logs = decoder(torch.tensor([ids]))[0].log_softmax(-1)
     assert [t.id for t in ear.prompted] == ids[1:]
     assert [t.logprob for t in ear.prompted] == pytest.approx(
@@ -178,7 +178,7 @@ def test_cancelling_ends_an_answer_within_one_step(engine):
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_a_dropped_request_is_forgotten_wherever_it_is(decoder, steps):
-    engine = Engine(decoder, max_batch=1, prefill_tokens=4)
+    engine = Scheduler(Engine(decoder, max_batch=1), prefill_tokens=4)
     first, _ = ask([1] * 12, max_tokens=5)
     waiting, ear = ask([1, 2], max_tokens=5)
     engine.submit(first)
@@ -198,7 +198,7 @@ def test_a_late_request_ends_with_its_deadline(engine):
 
 
 def test_more_may_not_wait_than_the_queue_holds(decoder):
-    engine = Engine(decoder, max_batch=1, max_waiting=2)
+    engine = Scheduler(Engine(decoder, max_batch=1), max_waiting=2)
     requests = [ask([i], max_tokens=3) for i in range(3)]
     engine.submit(requests[0][0])
     engine.submit(requests[1][0])
@@ -211,7 +211,7 @@ def test_more_may_not_wait_than_the_queue_holds(decoder):
 
 
 def test_no_more_sequences_run_than_there_are_places(decoder):
-    engine = Engine(decoder, max_batch=2)
+    engine = Scheduler(Engine(decoder, max_batch=2))
     asked = [ask([i], max_tokens=6) for i in range(5)]
     for request, _ in asked:
         engine.submit(request)
@@ -224,8 +224,8 @@ def test_no_more_sequences_run_than_there_are_places(decoder):
 
 
 def test_requests_wait_for_memory_but_one_alone_is_always_served(decoder):
-    engine = Engine(decoder, kv_bytes=1)
-    asked = [ask([i], max_tokens=4) for i in range(3)]
+    engine = Scheduler(Engine(decoder, kv_bytes=1))
+    asked = [ask([i] * 150, max_tokens=4) for i in range(3)]
     for request, _ in asked:
         engine.submit(request)
     most = 0
@@ -237,7 +237,7 @@ def test_requests_wait_for_memory_but_one_alone_is_always_served(decoder):
 
 
 def test_a_failing_step_is_our_fault_and_the_next_request_is_served(decoder):
-    engine = Engine(decoder)
+    engine = Scheduler(Engine(decoder))
     engine.start()
     broken, ear = ask([10_000], max_tokens=3)
     engine.submit(broken)
@@ -257,7 +257,7 @@ def test_an_answer_that_fails_fails_alone(decoder):
         def token(self, token):
             raise RuntimeError
 
-    engine = Engine(decoder)
+    engine = Scheduler(Engine(decoder))
     broken, ear = ask([1, 2], Broken(), max_tokens=5)
     good, well = ask([1, 2], max_tokens=5)
     finish(engine, broken, good)
@@ -266,7 +266,7 @@ def test_an_answer_that_fails_fails_alone(decoder):
 
 
 def test_closing_ends_what_is_in_flight(decoder):
-    engine = Engine(decoder)
+    engine = Scheduler(Engine(decoder))
     request, ear = ask([1], max_tokens=50)
     engine.submit(request)
     engine.step()
@@ -276,7 +276,7 @@ def test_closing_ends_what_is_in_flight(decoder):
 
 
 def test_a_long_prompt_delays_running_answers_by_one_chunk_a_step(decoder):
-    engine = Engine(decoder, prefill_tokens=4)
+    engine = Scheduler(Engine(decoder), prefill_tokens=4)
     running, ear = ask([1, 2], max_tokens=30)
     engine.submit(running)
     engine.step()

@@ -211,8 +211,8 @@ def test_compact_copies_are_copies_counted_and_grow():
     before = memory.nbytes
     memory.copy_compact(0, 1, torch.tensor([1, 5, 8]), spare=4)
     assert memory.nbytes == before + memory.pool.page_bytes
-    memory.append_compact(0, 1, torch.full((D,), 7.0), torch.zeros(D))
-    memory.append_compact(0, 1, torch.full((D,), 8.0), torch.zeros(D))
+    memory.append_compact(0, [1], torch.full((1, D), 7.0), torch.zeros(1, D))
+    memory.append_compact(0, [1], torch.full((1, D), 8.0), torch.zeros(1, D))
     view = memory.compact.view(memory.pool.keys, 0, 1)
     assert view[:, 0].tolist() == [1001, 1005, 1008, 7, 8]
     memory.copy_compact(0, 1, torch.tensor([0]), spare=0)
@@ -233,8 +233,10 @@ def test_memory_really_goes_back_to_the_system():
     before = resident()
     memory.append(0, (0,), k, k)
     assert resident() - before > 30e6
+    assert float(big.keys[5, 0]) == 1
     memory.close()
     assert resident() - before < 4e6
+    assert float(big.keys[5, 0]) == 0, "the page came back from the system, zeroed"
 
 
 # Several sequences.

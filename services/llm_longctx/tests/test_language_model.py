@@ -84,7 +84,7 @@ def test_leaving_a_stream_early_frees_the_engine(model):
     stream.close()
     (answer,) = model.predict([ChatRequest(messages=HELLO, max_tokens=2)], Run())
     assert answer.usage.completion_tokens == 2
-    until(lambda: model.speaker.engine.in_flight == 0)
+    until(lambda: model.speaker.scheduler.in_flight == 0)
 
 
 def test_a_cancelled_run_raises_where_its_stream_is_read(model):

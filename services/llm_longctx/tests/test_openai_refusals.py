@@ -133,7 +133,7 @@ def test_the_context_counts_for_token_ids_too(client):
 
 
 def test_going_away_stops_the_work_within_a_step(server, client):
-    engine = server.app.state.host.servable(MODEL).speaker.engine
+    engine = server.app.state.host.servable(MODEL).speaker.scheduler
     stream = say(client, stream=True, max_tokens=150)
     next(iter(stream))
     stream.close()
@@ -149,7 +149,7 @@ def test_a_deadline_ends_a_request(server):
 
 
 def test_a_full_queue_is_429_with_retry_after(server, monkeypatch):
-    engine = server.app.state.host.servable(MODEL).speaker.engine
+    engine = server.app.state.host.servable(MODEL).speaker.scheduler
     monkeypatch.setattr(engine, "_limits", (0, *engine._limits[1:]))
     answer = httpx2.post(f"{server.url}/v1/chat/completions", json={"messages": HELLO, "max_tokens": 1})
     assert answer.status_code == 429

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.engine.request import Sampling
+from services.llm_longctx.engine.order import Sampling
 from services.llm_longctx.engine.sampler import Sampler, scored
 
 LOGITS = torch.tensor([0.0, 3.0, 2.0, 1.0, -2.0])

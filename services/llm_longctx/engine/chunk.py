@@ -1,0 +1,173 @@
+"""The decoder's seam while a prompt is read: one chunk of one sequence, by its policy, into its memory.
+
+Whole heads are written first and read from pages. Heads that are cut read what they hold and the chunk's own tensors,
+and only what they keep is ever written: a streaming head holds no dense prompt. Knows nothing about scheduling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from services.llm_longctx.engine.reading import Part, over_held, over_history, window_mask
+from services.llm_longctx.engine.retaining import copied, retained
+from services.llm_longctx.kv import Entries
+from services.llm_longctx.methods.plans import Blocks, PrefillPlan, TokenLists, WindowSink
+from services.llm_longctx.methods.views import Attended, Chunk, Held, Read
+
+if TYPE_CHECKING:
+    from services.llm_longctx.engine.open_sequence import OpenSequence
+
+__all__ = ["ChunkAttention"]
+
+
+class ChunkAttention:
+    """`attend` for one chunk."""
+
+    def __init__(self, sequence: OpenSequence, *, last: bool, boundaries: tuple[int, ...] | None, backend: str) -> None:
+        self._s = sequence
+        self._last = last
+        self._boundaries = boundaries
+        self._backend = backend
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
+        """Mix values; see `shared.lm.attention.Attend`. The batch is one sequence."""
+        q, k, v = q[0].transpose(0, 1), k[0].transpose(0, 1), v[0].transpose(0, 1)
+        policy, memory, method = self._s.policy, self._s.memory, self._s.policy.layers[layer]
+        G = k.shape[0]
+        # A head that will be cut at the end of the prompt is whole until then.
+        whole = [g for g in range(G) if policy.full[layer, g] or (method.chunk_invariant and self._entire(layer, g))]
+        cut = [g for g in range(G) if g not in whole]
+        held: dict[int, Entries] = {}
+        if not cut:
+            out, lse = self._whole(layer, q, k, v, offset, whole)
+        else:
+            out, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
+            if whole:
+                rows = _rows(whole, q.shape[0] // G)
+                out[rows], lse[rows] = self._whole(layer, q[rows], k[whole], v[whole], offset, whole)
+            held = {g: _joined(memory.entries(layer, g), k[g], v[g], offset) for g in cut}
+            rows = _rows(cut, q.shape[0] // G)
+            out[rows], lse[rows] = self._cut(layer, q[rows], k[cut], v[cut], offset, cut, held)
+        if calibrated := policy.calibrated(layer):
+            out = self._calibrated(layer, q, out, lse, offset, calibrated)
+        self._settle(layer, q, offset, cut, held, k, v)
+        return out.transpose(0, 1)[None]
+
+    def _entire(self, layer: int, head: int) -> bool:
+        return not self._s.memory.cut[layer, head] and self._s.policy.layers[layer] is self._s.policy.method
+
+    def _whole(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int, heads: Sequence[int]) -> Part:
+        self._s.memory.append(layer, heads, k, v)
+        keys, values = self._s.memory.whole(layer, heads)
+        plans = self._plans(layer, q, keys, values, offset, heads, evicting=False)
+        if not isinstance(plans, list):
+            self._note(plans)
+            return over_history(q, keys, values, plans, self._backend)
+        R = q.shape[0] // len(heads)
+        parts = [
+            over_history(q[i * R : (i + 1) * R], keys[i : i + 1], values[i : i + 1], plan, self._backend)
+            for i, plan in enumerate(plans)
+        ]
+        return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
+
+    def _cut(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int, heads: Sequence[int], held: dict[int, Entries]
+    ) -> Part:
+        plans = self._plans(layer, q, k, v, offset, heads, evicting=True)
+        R, T, parts = q.shape[0] // len(heads), q.shape[1], []
+        for i, head in enumerate(heads):
+            plan, now = plans[i] if isinstance(plans, list) else plans, held[head]
+            n = len(now.positions) - T
+            mask = (
+                window_mask(now.positions, offset, T, plan.sink, plan.window) if isinstance(plan, WindowSink) else None
+            )
+            weight = None if now.log_weight is None else now.log_weight[:n]
+            parts.append(over_held(q[i * R : (i + 1) * R], (now.k[:n], now.v[:n]), weight, k[i], v[i], mask))
+        return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
+
+    def _plans(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int, heads: Sequence[int], *, evicting: bool
+    ) -> PrefillPlan | list[PrefillPlan]:
+        s = self._s
+        view = Chunk(
+            layer,
+            q,
+            k,
+            v,
+            offset,
+            self._last,
+            tuple(heads),
+            evicting,
+            self._boundaries,
+            s.policy.config,
+            s.memos[layer],
+        )
+        plans = s.policy.layers[layer].prefill_plan(view)
+        return list(plans) if isinstance(plans, Sequence) else plans
+
+    def _note(self, plan: PrefillPlan) -> None:
+        """Remember how dense the reading was, for `usage`."""
+        if isinstance(plan, Blocks):
+            self._s.densities.append(plan.csr.density() if plan.density is None else plan.density)
+        elif isinstance(plan, TokenLists):
+            seen = sum(
+                (row.end - row.begin) * (row.begin + row.end + 1) / 2
+                if row.tokens is None
+                else float((row.tokens <= torch.arange(row.begin, row.end)[:, None]).sum())
+                for row in plan.rows
+            )
+            causal = sum((row.end - row.begin) * (row.begin + row.end + 1) / 2 for row in plan.rows)
+            self._s.densities.append(seen / causal)
+
+    def _calibrated(
+        self, layer: int, q: Tensor, out: Tensor, lse: Tensor, offset: int, heads: tuple[int, ...]
+    ) -> Tensor:
+        s, G = self._s, self._s.policy.config.kv_heads
+        held = [_view(s.memory.entries(layer, g)) for g in range(G)]
+        view = Attended(
+            layer, q, held, out, lse, offset, heads, decoding=False, last=self._last, config=s.policy.config,
+            memo=s.memos[layer],
+        )  # fmt: skip
+        out, s.memos[layer] = s.policy.method.epilogue(view)
+        return out
+
+    def _settle(
+        self, layer: int, q: Tensor, offset: int, cut: Sequence[int], held: dict[int, Entries], k: Tensor, v: Tensor
+    ) -> None:
+        """Keep what the method keeps, and write it."""
+        s, method = self._s, self._s.policy.layers[layer]
+        ordered: set[int] = set()
+        if type(method).overrides("after_prefill"):
+            G = k.shape[0]
+            heads = [held[g] if g in held else s.memory.entries(layer, g) for g in range(G)]
+            full = tuple(bool(x) for x in s.policy.full[layer])
+            view = Read(
+                layer, q, offset, self._last, full, [_view(one) for one in heads], s.policy.config, s.memos[layer]
+            )
+            outcome = method.after_prefill(view)
+            s.memos[layer] = outcome.memo
+            ordered = retained(s, layer, outcome, dict(enumerate(heads)), offset + q.shape[1])
+            copied(s, layer, outcome)
+        for g in cut:
+            if g not in ordered:
+                s.memory.append(layer, (g,), k[g : g + 1], v[g : g + 1])
+
+
+def _rows(heads: Sequence[int], R: int) -> list[int]:
+    """Query heads of key/value heads."""
+    return [g * R + i for g in heads for i in range(R)]
+
+
+def _joined(held: Entries, k: Tensor, v: Tensor, offset: int) -> Entries:
+    """What a head holds, then the chunk's own entries."""
+    positions = torch.arange(offset, offset + len(k))
+    weight = None if held.log_weight is None else torch.cat((held.log_weight, held.log_weight.new_zeros(len(k))))
+    return Entries(torch.cat((held.k, k)), torch.cat((held.v, v)), torch.cat((held.positions, positions)), weight)
+
+
+def _view(held: Entries) -> Held:
+    return Held(held.k, held.v, held.positions, held.log_weight)

@@ -1,0 +1,117 @@
+"""A method made ready for one model and one plan: which layer does what, and what a cached prefix depends on.
+
+Layers with a sliding window of their own keep it, whatever the method. Knows nothing about memory or requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from services.llm_longctx.methods import AttentionMethod, method
+from services.llm_longctx.methods.plans import Footprint, Heads, Outcome, PrefillPlan, Retain, WindowSink
+from services.llm_longctx.methods.views import Chunk, Read
+from shared.lm.config import DecoderConfig
+from shared.lm.head_plan import HeadPlan
+
+__all__ = ["CHUNK", "Policy", "windows_of"]
+
+CHUNK = 512
+"""Served prompts are read in chunks that end on multiples of this."""
+
+
+class _SlidingLayer(AttentionMethod):
+    """What a layer with a window of its own does: it sees the last `window` tokens and keeps no others."""
+
+    name: ClassVar[str] = "sliding-layer"
+    window: int
+
+    def prefill_plan(self, chunk: Chunk) -> PrefillPlan:
+        """The model's own mask."""
+        return WindowSink(0, self.window)
+
+    def after_prefill(self, view: Read) -> Outcome:
+        """The token itself is one of the window."""
+        kept = [Retain.ends(head.positions, 0, self.window - 1, slide=True) for head in view.heads]
+        return Outcome(retain=dict(enumerate(kept)))
+
+
+def windows_of(config: DecoderConfig) -> tuple[int | None, ...]:
+    """The sliding window of each layer in tokens, itself included; None for global layers."""
+    return getattr(config, "windows", None) or (None,) * config.layers
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """One method on one model.
+
+    Attributes:
+        method: The method.
+        plan: The artefact that it was given.
+        heads: What it made of it.
+        full: [L,G], heads that keep their whole history.
+        config: The model's facts.
+        layers: The method of each layer: the request's, or the layer's own window.
+    """
+
+    method: AttentionMethod
+    plan: HeadPlan | None
+    heads: Heads
+    full: np.ndarray
+    config: DecoderConfig
+    layers: tuple[AttentionMethod, ...]
+
+    @classmethod
+    def of(
+        cls,
+        config: DecoderConfig,
+        wanted: str | AttentionMethod,
+        plan: HeadPlan | Mapping[str, Any] | None = None,
+        weights_sha256: str = "",
+        *,
+        force: bool = False,
+    ) -> Policy:
+        """Make a method ready.
+
+        Raises:
+            InvalidOption: No such method, or it can't work with this plan.
+            BadInput: The plan is another model's.
+        """
+        chosen = method(wanted) if isinstance(wanted, str) else wanted
+        checked = None if plan is None else HeadPlan.parse(plan).check(config, weights_sha256, force=force)
+        heads, windows = chosen.head_plan(config, checked), windows_of(config)
+        full = np.array([heads.full_in(layer, config.kv_heads) for layer in range(config.layers)], bool)
+        full[[w is not None for w in windows]] = False
+        layers = tuple(chosen if w is None else _SlidingLayer(window=w) for w in windows)
+        return cls(chosen, checked, heads, full, config, layers)
+
+    def calibrated(self, layer: int) -> tuple[int, ...]:
+        """Query heads of a layer that the method's epilogue changes, ascending."""
+        if self.layers[layer] is not self.method:
+            return ()
+        return tuple(sorted(head for at, head in self.heads.calibrated if at == layer))
+
+    def footprint(self, prompt: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+        """Entries that will be held [L,G], and entries of compact copies [L,G]."""
+        told: Footprint = self.method.estimate(self.config, self.heads, prompt, new)
+        entries = np.array(told.entries, np.int64)
+        compact = np.zeros_like(entries) if told.compact is None else np.array(told.compact, np.int64)
+        for layer, window in enumerate(windows_of(self.config)):
+            if window is not None:
+                entries[layer], compact[layer] = min(prompt + new, window), 0
+        return entries, compact
+
+    def fingerprint(self, model: str, dtype: torch.dtype, backend: str) -> str:
+        """What a cached prefix depends on beside its tokens; methods that read prompts densely share one."""
+        identity = self.method.identity()
+        facts = {
+            "model": model, "dtype": str(dtype), "backend": backend, "chunk": CHUNK, **identity,
+            "plan": self.plan.digest if identity and self.plan is not None else None,
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,98 @@
+"""How the queries of a chunk read, plan by plan: pure functions from tensors to (out, lse) parts.
+
+Axes: H query heads, G key/value heads, T queries at positions offset …, S keys. Knows nothing about memory.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from services.llm_longctx.kernels import block_sparse_prefill, merge
+from services.llm_longctx.kernels.flash import flash
+from services.llm_longctx.methods.plans import Blocks, Dense, PrefillPlan, TokenLists, WindowSink
+
+__all__ = ["Part", "over_held", "over_history", "window_mask"]
+
+Part = tuple[Tensor, Tensor]
+"""out [H,T,d] and natural-log lse [H,T]."""
+
+
+def over_history(q: Tensor, k: Tensor, v: Tensor, plan: PrefillPlan, backend: str) -> Part:
+    """The last T of S positions read their whole history: q [H,T,d], k and v [G,S,d] from position 0 on."""
+    match plan:
+        case Dense():
+            return _dense(q, k, v)
+        case Blocks(csr=csr):
+            out, lse = block_sparse_prefill(q, k, v, csr, backend=backend, return_lse=True)
+            return out.to(q.dtype), lse
+        case WindowSink(sink=sink, window=window):
+            offset = k.shape[1] - q.shape[1]
+            return _masked(q, k, v, window_mask(torch.arange(k.shape[1]), offset, q.shape[1], sink, window))
+        case TokenLists():
+            return _listed(q, k, v, plan)
+
+
+def over_held(q: Tensor, held: Part, weight: Tensor | None, k: Tensor, v: Tensor, mask: Tensor | None) -> Part:
+    """Queries of one group read what their head still holds, then their own chunk causally.
+
+    Args:
+        q: [R,T,d], the group's query heads.
+        held: Keys and values [n,d] of earlier positions, all of them visible unless `mask` says otherwise.
+        weight: Log-weights of the held entries [n], or None.
+        k: The chunk's own keys [T,d].
+        v: Its values.
+        mask: Visible pairs [T,n+T], or None.
+    """
+    if mask is not None:
+        bias = None if weight is None else torch.cat((weight, weight.new_zeros(len(k))))
+        return _masked(q, torch.cat((held[0], k))[None], torch.cat((held[1], v))[None], mask, bias)
+    own = _dense(q, k[None], v[None])
+    return own if not len(held[0]) else merge(_far(q, held[0][None], held[1][None], weight), own)
+
+
+def window_mask(positions: Tensor, offset: int, queries: int, sink: int, window: int) -> Tensor:
+    """Keys at `positions` [n] that queries offset … may see with a sink and a window: [T,n]."""
+    at = torch.arange(offset, offset + queries)[:, None]
+    return (positions <= at) & ((positions < sink) | (at - positions < window))
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor) -> Part:
+    """Causal over everything: the past needs no mask, and the chunk itself is one causal call."""
+    T, S = q.shape[1], k.shape[1]
+    out, lse = flash(q[None], _shared(q, k[:, S - T :]), _shared(q, v[:, S - T :]), causal=True)
+    near = (out[0], lse[0])
+    return near if S == T else merge(_far(q, k[:, : S - T], v[:, : S - T], None), near)
+
+
+def _far(q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None) -> Part:
+    """Every query sees every key: the heads of a group are rows of one product."""
+    (H, T, d), G = q.shape, k.shape[0]
+    bias = None if weight is None else weight[None]
+    out, lse = flash(q.reshape(1, G, H // G * T, d), k[None], v[None], bias=bias)
+    return out.reshape(H, T, d), lse.reshape(H, T)
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None = None) -> Part:
+    seen = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+    out, lse = flash(q[None], _shared(q, k), _shared(q, v), bias=seen if bias is None else seen + bias.to(q.dtype))
+    return out[0], lse[0]
+
+
+def _listed(q: Tensor, k: Tensor, v: Tensor, plan: TokenLists) -> Part:
+    offset, parts = k.shape[1] - q.shape[1], []
+    for row in plan.rows:
+        rows = q[:, row.begin - offset : row.end - offset]
+        tokens = torch.arange(row.end) if row.tokens is None else row.tokens
+        mask = tokens <= torch.arange(row.begin, row.end)[:, None]
+        parts.append(_masked(rows, k[:, tokens], v[:, tokens], mask))
+    return torch.cat([out for out, _ in parts], 1), torch.cat([lse for _, lse in parts], 1)
+
+
+def _shared(q: Tensor, x: Tensor) -> Tensor:
+    """Keys or values [G,n,d] as each query head sees them [1,H,n,d], without copying."""
+    return (
+        x[None]
+        if x.shape[0] == q.shape[0]
+        else x[:, None].expand(-1, q.shape[0] // x.shape[0], -1, -1).flatten(0, 1)[None]
+    )
