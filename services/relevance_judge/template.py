@@ -50,6 +50,8 @@ class Template(_Facts):
             are filled in.
         criteria: Name → text; with several, each is asked apart and the grade is their mean, rounded half up.
         words: Word → grade, for answers in words.
+        lift: Of a query's likelihood, take off what it is without a passage: signals of easy and of rare queries become
+            comparable, and the order within a query stays as it was.
         max_tokens: Longest answer of each turn.
     """
 
@@ -62,6 +64,7 @@ class Template(_Facts):
     turns: tuple[str, ...] = Field(min_length=1)
     criteria: dict[str, str] = Field(default_factory=dict)
     words: dict[str, int] = Field(default_factory=dict)
+    lift: bool = False
     max_tokens: int = Field(16, ge=1, le=2048)
 
     @model_validator(mode="after")
@@ -77,7 +80,8 @@ class Template(_Facts):
     @property
     def digest(self) -> str:
         """sha256 over everything that the model or the parser sees, 16 hex digits."""
-        return hashlib.sha256(self.model_dump_json(exclude={"summary"}).encode()).hexdigest()[:16]
+        hidden = {"summary"} if self.lift else {"summary", "lift"}  # older digests stay as they were
+        return hashlib.sha256(self.model_dump_json(exclude=hidden).encode()).hexdigest()[:16]
 
     def read(self, answer: str) -> Parsed:
         """The grade that an answer states, by its words where the template asks for words, else by the parser."""

@@ -138,6 +138,7 @@ class Verdict(BaseModel):
     expected: float | None = Field(None, description="Mean of the grades by their probabilities.")
     probabilities: list[float] | None = Field(None, description="Of each grade, lowest first.")
     signal: float | None = Field(None, description="What the cuts are applied to.")
+    log_likelihood: float | None = Field(None, description="Mean log-probability of the query's tokens.")
     answer: str | None = Field(None, description="The model's last answer, as it came.")
     rationale: list[str] | None = None
     votes: list[int | None] | None = Field(None, description="Of an ensemble's members, in their order.")

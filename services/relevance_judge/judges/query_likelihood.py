@@ -1,15 +1,17 @@
 """How likely the model finds the query after the passage: the judge that works with a model of 135M parameters.
 
-The signal is the mean log-probability of the query's tokens behind the templated prompt, without a leading space.
+The signal is the mean log-probability of the query's tokens behind the templated prompt, without a leading space; a
+template with `lift` takes off what that mean is behind the same prompt with no passage.
 """
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, graded, named, opening, shrinking
-from services.relevance_judge.template import fence, render
+from services.relevance_judge.template import Template, fence, render
 from services.relevance_judge.wire import JudgeIn, Pair, Verdict
 from shared.registry import Card, Metric, Run
 
@@ -35,26 +37,42 @@ class QueryLikelihood(Judge):
         ),
         example=EXAMPLE,
     )  # fmt: skip
-    default: ClassVar[str] = "query-likelihood"
+    default: ClassVar[str] = "query-lift"
     kinds: ClassVar[tuple[str, ...]] = ("query-likelihood",)
 
     def verdict(self, pair: Pair, request: JudgeIn, run: Run) -> Verdict:
-        """One scored prompt, turned into a signal and a grade."""
+        """One scored prompt, or with `lift` two, turned into a signal and a grade."""
         chosen = self.chosen(request.template)
 
-        def ask(passage: str) -> tuple[list[float | None], str, int]:
-            shown = render(chosen, pair.query, passage, mark=fence(pair.query, passage, request.seed))
-            prompt = self.endpoint.tokens(run, model=request.llm, messages=opening(shown))
-            query = self.endpoint.tokens(run, model=request.llm, prompt=pair.query.strip(), add_special_tokens=False)
-            told, model = self.endpoint.score([*prompt, *query], run, model=request.llm)
-            return told[len(prompt) :], model, len(prompt) + len(query)
+        def ask(passage: str) -> _Scored:
+            return self._scored(chosen, pair.query, passage, request, run)
 
-        (told, model, tokens), flags = shrinking(pair.passage, request.passage_chars, ask)
-        facts = {"template": named(chosen), "llm": model, "tokens": tokens}
-        known = [value for value in told if value is not None and math.isfinite(value)]
-        if not known or len(known) < len(told):
-            return Verdict(grade=None, valid=False, reason="no_log_probability", flags=flags, **facts)
-        signal = math.fsum(known) / len(known)
-        found = graded(signal, request, named(chosen), model)
-        found["flags"] = [*found["flags"], *flags]
-        return Verdict(**found, **facts)
+        found, flags = shrinking(pair.passage, request.passage_chars, ask)
+        alone = self._scored(chosen, pair.query, "", request, run) if chosen.lift else None
+        tokens = found.tokens + (alone.tokens if alone else 0)
+        told: dict[str, Any] = {"template": named(chosen), "llm": found.model, "tokens": tokens}
+        if found.mean is None or (alone is not None and alone.mean is None):
+            return Verdict(grade=None, valid=False, reason="no_log_probability", flags=flags, **told)
+        told["log_likelihood"] = found.mean
+        signal = found.mean - (alone.mean or 0.0) if alone else found.mean
+        facts = graded(signal, request, named(chosen), found.model)
+        return Verdict(**told, **{**facts, "flags": [*facts["flags"], *flags]})
+
+    def _scored(self, chosen: Template, query: str, passage: str, request: JudgeIn, run: Run) -> _Scored:
+        """The query behind the templated prompt that shows the passage."""
+        shown = render(chosen, query, passage, mark=fence(query, passage, request.seed))
+        prompt = self.endpoint.tokens(run, model=request.llm, messages=opening(shown))
+        tail = self.endpoint.tokens(run, model=request.llm, prompt=query.strip(), add_special_tokens=False)
+        told, model = self.endpoint.score([*prompt, *tail], run, model=request.llm)
+        known = [value for value in told[len(prompt) :] if value is not None and math.isfinite(value)]
+        whole = len(tail) > 0 and len(known) == len(tail)
+        return _Scored(math.fsum(known) / len(known) if whole else None, model, len(prompt) + len(tail))
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """Mean log-probability of the query's tokens, None where one has none; who told it, and tokens read."""
+
+    mean: float | None
+    model: str
+    tokens: int

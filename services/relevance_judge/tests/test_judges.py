@@ -202,7 +202,7 @@ def test_query_likelihood_is_the_mean_over_the_querys_tokens_alone() -> None:
         {"query": "moon tides", "passage": "the moon is far"},
         {"query": "moon tides", "passage": "bread is baked"},
     ]
-    found = [verdict.signal for verdict in _one(judge, pairs=pairs).results]
+    found = [verdict.signal for verdict in _one(judge, pairs=pairs, template="query-likelihood").results]
     assert found == [pytest.approx(-1.0), pytest.approx(-3.0), pytest.approx(-5.0)]
 
 

@@ -1,0 +1,103 @@
+"""Bias by the texts: terciles of length and overlap; self-preference; what was invalid, grade by grade."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from starlette.testclient import TestClient
+
+from services.relevance_judge.bias import bias_block, invalid_share
+from services.relevance_judge.collection import mini
+from services.relevance_judge.labels import FORMS, parse_labels, written
+from services.relevance_judge.lexical import overlap
+from services.relevance_judge.routes import router
+from services.relevance_judge.trec import qrels_text
+from shared.errors import Malformed
+from shared.serving.app import build
+from shared.settings import Settings
+
+MINI = mini()
+
+
+def test_a_judge_that_likes_long_passages_shows_it_by_length() -> None:
+    lengths = {docid: len(text.split()) for docid, text in MINI.passages.items()}
+    middle = sorted(lengths.values())[len(lengths) // 2]
+    fond = {(q, d): min(g + (lengths[d] > middle), 3) for (q, d), g in MINI.labels.items()}
+    found = bias_block(MINI.labels, fond, MINI.topics, MINI.passages)
+    assert found.pairs == sum(part.pairs for part in found.by_length) == 192
+    assert [part.pairs for part in found.by_length] == [64, 64, 64]
+    assert found.by_length[0].bias == 0
+    assert found.by_length[2].bias > 0.5
+    assert found.by_length[0].highest <= found.by_length[1].lowest
+
+
+def test_a_judge_that_counts_words_shows_it_by_overlap() -> None:
+    shares = {(q, d): overlap(MINI.topics[q], {d: MINI.passages[d]})[d] for q, d in MINI.labels}
+    fond = {pair: min(grade + (shares[pair] > 0.5), 3) for pair, grade in MINI.labels.items()}
+    thirds = bias_block(MINI.labels, fond, MINI.topics, MINI.passages).by_overlap
+    assert thirds[0].bias == 0
+    assert thirds[2].bias > 0.4
+    assert thirds[2].lowest >= thirds[0].highest
+
+
+def test_few_pairs_and_none_are_no_crash() -> None:
+    assert bias_block({("1", "a"): 1}, {}, {"1": "q"}, {"a": "p"}).by_length == []
+    (only,) = bias_block({("1", "a"): 1}, {("1", "a"): 9}, {"1": "q"}, {"a": "p"}).by_overlap
+    assert (only.bias, only.kappa) == (2.0, 0.0)
+
+
+def test_the_share_of_invalid_answers_is_told_per_reference_grade() -> None:
+    reference = {("1", "a"): 0, ("1", "b"): 0, ("1", "c"): 3}
+    assert invalid_share(reference, [("1", "a"), ("9", "z")]) == [0.5, None, None, 0.0]
+
+
+def test_labels_go_out_and_come_in_again_in_both_forms() -> None:
+    rows = [{"qid": "1", "docid": "a", "grade": 2, "valid": True}, {"qid": "1", "docid": "b", "grade": None,
+             "valid": False}, {"qid": "1", "docid": "c", "error": "gone"}]  # fmt: skip
+    assert parse_labels(written(rows, "qrels"), "x").labels == {("1", "a"): 2}
+    found = parse_labels(written(rows, "jsonl"), "x")
+    assert (found.labels, found.invalid) == ({("1", "a"): 2}, [("1", "b")])
+    assert written(rows, "csv").splitlines()[0].startswith("qid,docid,grade")
+    assert set(FORMS) == {"qrels", "jsonl", "csv"}
+
+
+@pytest.mark.parametrize("text", [
+    '{"qid": "1"}', '{"qid": "1", "docid": "a", "grade": 1.5}', "{]", '{"qid": "1", "docid": "a", "grade": true}',
+    '{"qid": 1, "docid": "a", "grade": 1}\n{"qid": 1, "docid": "a", "grade": 2}', '{"a": 1}\n[1]',
+])  # fmt: skip
+def test_broken_json_lines_are_named_by_their_number(text: str) -> None:
+    with pytest.raises(Malformed, match=r"Line [12] of judge"):
+        parse_labels(text, "judge")
+
+
+def test_over_http_bias_invalid_shares_and_disagreements_come_with_the_agreement() -> None:
+    judge = "\n".join(
+        json.dumps({"qid": q, "docid": d, "grade": None if d == "m01-1" else 3, "valid": d != "m01-1"})
+        for q, d in MINI.labels
+    )
+    body = {
+        "reference": qrels_text(MINI.labels), "judge": judge, "draws": 50,
+        "topics": (MINI.folder / "topics.tsv").read_text(), "passages": (MINI.folder / "passages.jsonl").read_text(),
+    }  # fmt: skip
+    with TestClient(build("relevance-judge", routers=[router], servables={}, settings=Settings(_env_file=None))) as c:
+        found = c.post("/v1/judge/agreement", json=body).json()
+        runs = "1 Q0 m01-1 0 2 ours\n1 Q0 m01-4 0 1 ours\n1 Q0 m01-1 0 1 theirs\n1 Q0 m01-4 0 2 theirs\n"
+        liked = "1 0 m01-1 0\n1 0 m01-4 3\n"
+        ranked = {"reference": body["reference"], "judge": liked, "runs": runs, "families": {"theirs": "llm"}}
+        preference = c.post("/v1/judge/rankings", json=ranked).json()
+    assert (found["invalid"], found["pairs"]) == (1, 191)
+    assert found["invalid_by_grade"] == [0, 0, 0, pytest.approx(1 / 48)]
+    assert found["bias_by_text"]["pairs"] == 191
+    assert {row["reference"] for row in found["disagreements"][:48]} == {0}
+    assert found["disagreements"][-1]["reference"] == 2
+    assert preference["self_preference"] == pytest.approx(2.0)
+    assert preference["families"] == [
+        {
+            "family": "llm",
+            "systems": 1,
+            "shift": 1.0,
+            "difference": pytest.approx(preference["families"][0]["difference"]),
+        }
+    ]
+    assert [row["family"] for row in preference["systems"]] == [None, "llm"]

@@ -1,0 +1,187 @@
+"""The ensemble of any judges: members by name, votes with weights, signals added in standard deviations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from services.relevance_judge import batch, pool
+from services.relevance_judge.calibration import Calibration, fit
+from services.relevance_judge.judge import Judge, calibrations
+from services.relevance_judge.judges.ensemble import Ensemble
+from services.relevance_judge.judges.log_odds import LogOdds
+from services.relevance_judge.judges.query_likelihood import QueryLikelihood
+from services.relevance_judge.template import template
+from services.relevance_judge.tests.fake_endpoint import FakeModel
+from services.relevance_judge.wire import EnsembleIn, JudgeIn, JudgeOut, Verdict
+from shared.errors import FoveaError, InvalidOption, NotFound
+from shared.registry import Run
+
+DIGITS = {"0": -3.0, "1": -2.0, "2": -0.5, "3": -1.5}
+CUTS = Calibration(cuts=(-3, -2, -1.5), how="quantile", pairs=40, queries=8, mean=-2.0, spread=0.5)
+
+
+def _one(judge: Judge, **options: Any) -> Verdict:
+    request = judge.In.model_validate({"pairs": [{"query": "moon tides", "passage": "the moon"}], "seed": 1, **options})
+    (answer,) = judge.predict([request], Run())
+    if isinstance(answer, FoveaError):
+        raise answer
+    assert isinstance(answer, JudgeOut)
+    return answer.results[0]
+
+
+@pytest.fixture
+def ensemble() -> Ensemble:
+    return Ensemble(FakeModel(lambda _: "1", first=DIGITS).endpoint())
+
+
+def test_judges_of_all_kinds_vote_and_their_signals_are_shown(ensemble: Ensemble) -> None:
+    members = ["direct", "log-odds", {"judge": "query-likelihood", "calibration": CUTS.model_dump()}]
+    found = _one(ensemble, members=members, combine="median")
+    assert found.votes == [1, 2, 3]
+    assert (found.grade, found.valid) == (2, True)
+    assert found.signals is not None
+    assert [signal is None for signal in found.signals] == [True, False, False]
+    names = [f"{name}@{template(name).digest}" for name in ("direct", "digits", "query-lift")]
+    assert found.template == ",".join(names)
+    assert ensemble.names_of(EnsembleIn.model_validate({"query": "q", "passages": ["p"], "members": members})) == tuple(
+        names
+    )
+
+
+def test_a_member_in_short_is_a_judge_a_template_or_both() -> None:
+    given = EnsembleIn.model_validate(
+        {"query": "q", "passages": ["p"], "members": ["yes-no", "log-odds/digits", "log-odds"]}
+    )
+    assert [(m.judge, m.template) for m in given.members] == [
+        (None, "yes-no"),
+        ("log-odds", "digits"),
+        ("log-odds", None),
+    ]
+
+
+def test_weights_count_in_averages(ensemble: Ensemble) -> None:
+    both = [{"template": "direct", "weight": 1}, {"judge": "log-odds", "weight": 3}]
+    assert _one(ensemble, members=both, combine="average", rounding="half_even").grade == 2
+    both[1]["weight"] = 0
+    assert _one(ensemble, members=both, combine="average").grade == 1
+
+
+def test_signals_are_added_in_standard_deviations_and_graded_by_the_sums_own_cuts(ensemble: Ensemble) -> None:
+    other = CUTS.model_copy(update={"mean": 1.0, "spread": 0.25})
+    members = [
+        {"judge": "query-likelihood", "template": "query-likelihood", "calibration": CUTS.model_dump()},
+        {"judge": "log-odds", "calibration": other.model_dump(), "weight": 3},
+    ]
+    bare = _one(ensemble, members=members, combine="signals")
+    assert bare.signals is not None
+    likelihood, expected = bare.signals
+    assert likelihood is not None
+    assert expected is not None
+    total = ((likelihood + 2.0) / 0.5 + 3 * (expected - 1.0) / 0.25) / 4
+    assert (bare.signal, bare.valid, bare.reason) == (pytest.approx(total), False, "uncalibrated")
+    cuts = {"cuts": [total - 1, total - 0.5, total + 1], "how": "quantile", "pairs": 40, "queries": 8}
+    found = _one(ensemble, members=members, combine="signals", calibration=cuts)
+    assert (found.grade, found.valid, found.flags) == (2, True, [])
+
+
+def test_signals_without_calibrations_or_weights_are_refused(ensemble: Ensemble) -> None:
+    with pytest.raises(InvalidOption, match="calibration of each member"):
+        _one(ensemble, members=["log-odds"], combine="signals")
+    member = {"judge": "log-odds", "calibration": CUTS.model_dump(), "weight": 0}
+    with pytest.raises(InvalidOption, match="weights"):
+        _one(ensemble, members=[member], combine="signals")
+
+
+def test_a_member_without_a_signal_makes_the_sum_invalid_and_not_smaller() -> None:
+    judge = Ensemble(FakeModel(lambda _: "?", first=DIGITS).endpoint())
+    members = [
+        {"template": "direct", "calibration": CUTS.model_dump()},
+        {"judge": "log-odds", "calibration": CUTS.model_dump()},
+    ]
+    found = _one(judge, members=members, combine="signals", retries=0)
+    assert (found.grade, found.valid, found.reason) == (None, False, "no_signal")
+
+
+@pytest.mark.parametrize(("members", "error"), [
+    (["oracle"], NotFound), (["ensemble"], NotFound), ([{"weight": 1}], InvalidOption),
+    (["log-odds/direct"], InvalidOption),
+])  # fmt: skip
+def test_members_that_can_not_vote_are_refused(ensemble: Ensemble, members: list[Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        _one(ensemble, members=members)
+
+
+@pytest.mark.parametrize("members", [[], ["direct"] * 9, [3], [{"who": 1}], "direct"])
+def test_a_list_of_members_that_is_none_is_refused(members: Any) -> None:
+    with pytest.raises(ValidationError):
+        EnsembleIn.model_validate({"query": "q", "passages": ["p"], "members": members})
+
+
+def test_kept_calibrations_are_looked_up_for_members_too(tmp_path: Path) -> None:
+    shelf = calibrations(tmp_path)
+    shelf.add("ql", CUTS.model_dump(mode="json"))
+    judge = Ensemble(FakeModel(first=DIGITS).endpoint(), shelf)
+    members = [{"judge": "query-likelihood", "calibration": "ql@1"}, {"judge": "log-odds", "calibration": "ql"}]
+    assert _one(judge, members=members, combine="signals").signal is not None
+    with pytest.raises(NotFound):
+        _one(judge, members=[{"judge": "log-odds", "calibration": "ql@2"}])
+
+
+def test_a_batch_of_an_ensemble_is_named_by_all_its_templates() -> None:
+    judge = Ensemble(FakeModel().endpoint())
+    pairs = pool.crossed({"1": "q"}, {"a": "p"})
+    made = [
+        batch.planned(
+            judge, EnsembleIn.model_validate({"query": "-", "passages": ["-"], "members": members}), pairs, "m"
+        )
+        for members in (["direct"], ["direct", "words"])
+    ]
+    assert [len(plan.templates) for plan in made] == [1, 2]
+    assert made[0].settings != made[1].settings
+
+
+# Query likelihood and log-odds, complete.
+
+
+def test_the_lift_takes_off_what_the_query_is_without_a_passage() -> None:
+    judge = QueryLikelihood(FakeModel().endpoint())
+    lifted, plain = _one(judge), _one(judge, template="query-likelihood")
+    assert plain.signal == plain.log_likelihood == pytest.approx((-1.0 - 5.0) / 2)  # `moon` was in the passage
+    assert lifted.log_likelihood == pytest.approx(-3.0)
+    assert lifted.signal == pytest.approx(-3.0 - -5.0)
+    assert lifted.tokens > plain.tokens
+
+
+def test_the_lift_orders_the_passages_of_a_query_as_the_likelihood_does() -> None:
+    judge = QueryLikelihood(FakeModel().endpoint())
+    pairs = [{"query": "moon tides", "passage": text} for text in ("the moon", "moon tides", "bread")]
+    found = []
+    for name in ("query-lift", "query-likelihood"):
+        request = JudgeIn.model_validate({"pairs": pairs, "template": name, "seed": 1})
+        (answer,) = judge.predict([request], Run())
+        assert isinstance(answer, JudgeOut)
+        signals = [row.signal or 0.0 for row in answer.results]
+        found.append(sorted(range(3), key=lambda n, of=signals: of[n]))  # type: ignore[misc]  # bound at once
+    assert found[0] == found[1] == [2, 0, 1]
+
+
+def test_one_calibration_serves_thirty_two_requests_at_once_and_no_request_sees_another() -> None:
+    judge = LogOdds(FakeModel(first=DIGITS).endpoint())
+    cuts = fit([0.5, 1.5, 2.5] * 10, [0, 1, 3] * 10, list(range(30)))
+    requests = [
+        JudgeIn.model_validate({
+            "pairs": [{"query": f"q{n}", "passage": f"p{n}-{m}"} for m in range(n % 3 + 1)],
+            "calibration": cuts.model_dump() if n % 2 else None, "price": float(n),
+        })
+        for n in range(32)
+    ]  # fmt: skip
+    answers = judge.predict(requests, Run())
+    for n, answer in enumerate(answers):
+        assert isinstance(answer, JudgeOut)
+        assert len(answer.results) == n % 3 + 1
+        assert {row.calibration for row in answer.results} == {cuts.digest if n % 2 else None}
+        assert {row.cost for row in answer.results} == {7 * n / 1e6}

@@ -1,0 +1,220 @@
+"""Calibrations and leaderboards are kept in versions that never change, and judges name the one they used."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from services.relevance_judge.calibration import Calibration
+from services.relevance_judge.collection import mini
+from services.relevance_judge.judges.log_odds import LogOdds
+from services.relevance_judge.judges.prompted_grade import PromptedGrade
+from services.relevance_judge.judges.query_likelihood import QueryLikelihood
+from services.relevance_judge.labels import Given
+from services.relevance_judge.leaderboard import Entry, board
+from services.relevance_judge.routes import router
+from services.relevance_judge.shelf import Shelf
+from services.relevance_judge.template import template
+from services.relevance_judge.tests.fake_endpoint import FakeModel
+from services.relevance_judge.trec import qrels_text
+from shared.errors import InvalidOption, NotFound
+from shared.registry import Place
+from shared.serving.app import build
+from shared.settings import Settings
+
+MINI = mini()
+FIRST, SECOND = qrels_text(MINI.labels), qrels_text(MINI.second)
+DIGITS = {"0": -3.0, "1": -2.0, "2": -0.5, "3": -1.5}
+TRAINING: dict[str, Any] = {
+    "signals": [0.1, 0.9, 1.9, 2.9] * 6, "grades": [0, 1, 2, 3] * 6, "queries": [str(n // 4) for n in range(24)],
+    "pairs": [f"{n // 4} p{n}" for n in range(24)],
+}  # fmt: skip
+
+
+def _kind(judge: type[Any], model: FakeModel) -> type[Any]:
+    """The judge with a model behind it."""
+
+    class Answering(judge):  # type: ignore[misc]  # a class made at run time
+        card = judge.card
+
+        @classmethod
+        def load(cls, place: Place) -> Any:
+            """With the calibrations of the place."""
+            return cls(model.endpoint(), judge.load(place).calibrations)
+
+    return Answering
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    model = FakeModel(first=DIGITS)
+    kinds = {kind.card.name: _kind(kind, model) for kind in (PromptedGrade, LogOdds, QueryLikelihood)}
+    settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), drain_s=1)
+    with TestClient(build("relevance-judge", routers=[router], servables=kinds, settings=settings)) as made:
+        until = time.monotonic() + 20
+        while made.get("/readyz").status_code != 200:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        yield made
+
+
+def test_a_calibration_is_kept_in_versions_and_named_by_the_judgement_that_used_it(client: TestClient) -> None:
+    owner = {"name": "smol.digits", "model": "fake", "template": f"digits@{template('digits').digest}"}
+    first = client.post("/v1/judge/calibrations", json={**TRAINING, **owner}).json()
+    second = client.post("/v1/judge/calibrations", json={**TRAINING, **owner, "how": "kappa"}).json()
+    assert [first["version"], second["version"]] == [1, 2]
+    assert client.get("/v1/judge/calibrations/smol.digits@1").json() == first
+    assert client.get("/v1/judge/calibrations/smol.digits").json() == second
+    (row,) = [row for row in client.get("/v1/judge/calibrations").json() if row["name"] == "smol.digits"]
+    assert row["versions"] == [1, 2]
+    assert first["calibration"]["training"] == TRAINING["pairs"]
+    body = {"model": "log-odds", "query": "q", "passages": ["p"], "calibration": "smol.digits@1"}
+    answer = client.post("/v1/judge", json=body).json()
+    assert answer["results"][0]["calibration"] == f"smol.digits@1:{first['digest']}"
+    assert answer["results"][0]["grade"] in range(4)
+
+
+def test_a_kept_calibration_is_refused_for_another_model_or_template(client: TestClient) -> None:
+    for owner in ({"name": "other-model", "model": "gpt"}, {"name": "other-template", "template": "yes-no@0"}):
+        client.post("/v1/judge/calibrations", json={**TRAINING, **owner})
+        body = {"model": "log-odds", "query": "q", "passages": ["p"], "calibration": owner["name"]}
+        answer = client.post("/v1/judge", json=body)
+        assert (answer.status_code, answer.json()["field"]) == (422, "calibration")
+
+
+def test_warnings_of_a_kept_calibration_reach_every_answer(client: TestClient) -> None:
+    few = {name: values[:4] for name, values in TRAINING.items()}
+    client.post("/v1/judge/calibrations", json={**few, "name": "few"})
+    body = {"model": "log-odds", "query": "q", "passages": ["p"], "calibration": "few"}
+    assert len(client.post("/v1/judge", json=body).json()["notes"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("calibrations/nope", 404), ("calibrations/smol.digits@99", 404), ("calibrations/..%2fx", 404),
+     ("leaderboard?name=nope", 404), ("leaderboard?sort=beauty", 422)],
+)  # fmt: skip
+def test_what_is_not_kept_is_not_found(client: TestClient, path: str, status: int) -> None:
+    assert client.get(f"/v1/judge/{path}").status_code == status
+
+
+@pytest.mark.parametrize("body", [
+    {**TRAINING, "name": "Not A Name"}, {**TRAINING, "pairs": ["one"]}, {**TRAINING, "name": "../up"},
+])  # fmt: skip
+def test_a_calibration_that_makes_no_sense_is_refused(client: TestClient, body: dict[str, Any]) -> None:
+    assert client.post("/v1/judge/calibrations", json=body).status_code == 422
+
+
+def test_versions_are_never_written_over_by_writers_at_the_same_time(tmp_path: Path) -> None:
+    shelf, versions = Shelf(tmp_path / "kept", "thing"), []
+    threads = [threading.Thread(target=lambda n=n: versions.append(shelf.add("x", {"n": n}))) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(versions) == list(range(1, 13))
+    assert sorted(shelf.get(f"x@{v}")[2]["n"] for v in versions) == list(range(12))
+    assert shelf.names() == ["x"]
+    with pytest.raises(NotFound, match="versions"):
+        shelf.get("x@13")
+
+
+def test_a_standard_signal_needs_mean_and_spread() -> None:
+    cuts = Calibration(cuts=(0, 1, 2), how="quantile", pairs=1, queries=1)
+    with pytest.raises(InvalidOption, match="mean and spread"):
+        cuts.standard(1.0)
+    assert cuts.model_copy(update={"mean": 1.0, "spread": 2.0}).standard(5.0) == 2.0
+
+
+# Leaderboards.
+
+
+def _board_body(**more: Any) -> dict[str, Any]:
+    runs = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("overlap", "bm25"))
+    runs += "".join(f"{q} Q0 {p} 0 {grade} ideal\n" for (q, p), grade in MINI.labels.items())
+    turned = qrels_text({pair: 3 - grade for pair, grade in MINI.labels.items()})
+    judges = [
+        {"judge": "turned", "labels": turned}, {"judge": "second pass", "labels": SECOND, "template": "by hand"},
+        {"judge": "one grade", "labels": qrels_text(dict.fromkeys(MINI.labels, 1))},
+        {"judge": "one query", "labels": "1 0 m01-1 3\n1 0 m01-2 0\n"},
+    ]  # fmt: skip
+    return {"reference": FIRST, "judges": judges, "runs": runs, "draws": 200, **more}
+
+
+def test_the_table_has_kappa_with_its_interval_and_tau_side_by_side_best_first(client: TestClient) -> None:
+    found = client.post("/v1/judge/leaderboard", json=_board_body()).json()
+    assert [row["judge"] for row in found["rows"]] == ["second pass", "one grade", "turned"]
+    for row in found["rows"]:
+        low, high = row["kappa_interval"]
+        assert low - 1e-9 <= row["kappa"] <= high + 1e-9
+        assert "tau_b" in row
+    assert found["rows"][0]["tau_b"] == pytest.approx(1.0)
+    assert found["rows"][0]["template"] == "by hand"
+    assert [row["judge"] for row in found["left_out"]] == ["one query"]
+    assert (found["queries"], found["pairs"], found["systems"]) == (24, 192, 3)
+    by_error = client.post("/v1/judge/leaderboard", json=_board_body(sort="mae")).json()
+    assert by_error["rows"][0]["judge"] == "second pass"
+
+
+def test_json_lines_tell_cost_time_and_invalid_answers(client: TestClient) -> None:
+    rows = [
+        f'{{"qid": "{q}", "docid": "{p}", "grade": {"null" if n % 4 == 0 else g}, "valid": {str(n % 4 != 0).lower()},'
+        f' "tokens": 10, "cost": 0.5, "latency_ms": 100}}'
+        for n, ((q, p), g) in enumerate(MINI.labels.items())
+    ]
+    judges = [{"judge": "lines", "labels": "\n".join(rows)}]
+    (row,) = client.post("/v1/judge/leaderboard", json=_board_body(judges=judges)).json()["rows"]
+    assert (row["invalid_share"], row["tokens"], row["cost"]) == (0.25, 1920, 96.0)
+    assert row["seconds"] == pytest.approx(19.2)
+    assert row["pairs"] == 144
+
+
+def test_a_table_is_kept_by_name_and_sorted_anew(client: TestClient) -> None:
+    made = client.post("/v1/judge/leaderboard", json=_board_body(name="passes")).json()
+    assert made["version"] == 1
+    assert client.get("/v1/judge/leaderboard?name=passes").json()["rows"] == made["rows"]
+    again = client.get("/v1/judge/leaderboard?name=passes@1&sort=judge").json()
+    assert [row["judge"] for row in again["rows"]] == ["one grade", "second pass", "turned"]
+    assert client.post("/v1/judge/leaderboard", json=_board_body(name="mini")).status_code == 422
+
+
+def test_the_measure_must_be_known(client: TestClient) -> None:
+    assert client.post("/v1/judge/leaderboard", json=_board_body(measure="bpref")).status_code == 422
+
+
+def test_rows_without_a_value_come_last(released: Any) -> None:
+    reference = released("Olz-gpt4o")
+    entries = [Entry(judge=n, given=Given(released(n))) for n in ("willia-umbrela1", "RMITIR-GPT4o")]
+    found = board(reference, entries, {}, draws=20, sort="cost")
+    assert [row.cost for row in found.rows] == [None, None]
+    assert found.kappa_with_tau is None
+
+
+# Backends.
+
+
+def test_the_backend_is_told_without_its_secrets_and_probed_on_demand(client: TestClient) -> None:
+    (plain,) = client.get("/v1/judge/backends").json()
+    assert (plain["reachable"], plain["models"], plain["answers_logprobs"]) == (True, ["fake", "other"], None)
+    (probed,) = client.get("/v1/judge/backends?probe=true").json()
+    assert (probed["answers_logprobs"], probed["prompt_logprobs"]) == (True, True)
+
+
+def test_an_endpoint_that_is_away_is_told_as_such(tmp_path: Path) -> None:
+    settings = Settings(_env_file=None, data_dir=tmp_path, judge_base_url="http://me:secret@127.0.0.1:9/", drain_s=1)
+    kinds = {"prompted-grade": PromptedGrade}
+    with TestClient(build("relevance-judge", routers=[router], servables=kinds, settings=settings)) as made:
+        until = time.monotonic() + 20
+        while made.get("/readyz").status_code != 200:
+            assert time.monotonic() < until
+        told = made.get("/v1/judge/backends")
+    (found,) = told.json()
+    assert (found["reachable"], found["base_url"]) == (False, "http://127.0.0.1:9/")
+    assert "reached" in found["trouble"]
+    assert "secret" not in told.text
