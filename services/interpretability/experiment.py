@@ -57,17 +57,28 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a run takes: calls of the decoder, tokens through it, and cells between which it can be stopped."""
+    """What a run takes.
+
+    Attributes:
+        forwards: Calls of the decoder.
+        tokens: Tokens through it.
+        cells: Pieces of work between which the run can be stopped.
+        partial: Tokens that go through some of its layers only, as if they went through all.
+    """
 
     forwards: int
     tokens: int
     cells: int = 1
+    partial: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.forwards + other.forwards, self.tokens + other.tokens, self.cells + other.cells)
+        return Cost(
+            self.forwards + other.forwards, self.tokens + other.tokens, self.cells + other.cells,
+            self.partial + other.partial,
+        )  # fmt: skip
 
     def __mul__(self, times: int) -> Cost:
-        return Cost(self.forwards * times, self.tokens * times, self.cells * times)
+        return Cost(self.forwards * times, self.tokens * times, self.cells * times, self.partial * times)
 
 
 class Progress:
@@ -210,12 +221,13 @@ class Experiment(Servable[S, Report], Generic[S]):
 
     def _estimate(self, spec: S, subject: Subject) -> Report:
         cost = self.cost(spec, subject)
-        seconds = round(cost.tokens * subject.seconds_per_token, 1)
+        seconds = round((cost.tokens + cost.partial) * subject.seconds_per_token, 1)
         return Report(
             title=f"What {self.card.name} would take",
             scalars={
                 "forwards": Scalar(value=cost.forwards, note="Calls of the decoder."),
                 "tokens": Scalar(value=cost.tokens, note="Through the decoder, batches counted in full."),
+                "partial_tokens": Scalar(value=cost.partial, note="Through some layers, as if through all."),
                 "seconds": Scalar(value=seconds, unit="s", note="At the speed of a short forward on this replica."),
                 "cells": Scalar(value=cost.cells, note="It can be stopped, and goes on, between two of them."),
             },

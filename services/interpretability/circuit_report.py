@@ -1,0 +1,222 @@
+"""What a study of a circuit found, as a report: effect maps, classes of heads, the graph, knock-out bars, warnings.
+
+Knows numbers and names; computes nothing about models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from services.interpretability.circuit import top_heads
+from services.interpretability.report import (
+    Artefact,
+    Bar,
+    Bars,
+    Edge,
+    Graph,
+    Grid,
+    Node,
+    Report,
+    Scalar,
+    Table,
+    canonical,
+    head_axes,
+    head_name,
+    matrix,
+)
+from services.interpretability.subject import Subject
+from services.interpretability.tasks import Case
+
+if TYPE_CHECKING:
+    from services.interpretability.experiments.circuits import CircuitsSpec
+
+__all__ = ["Study", "classes", "report_of"]
+
+Head = tuple[int, int]
+Receivers = Literal["final"] | list[tuple[int, str, int]]
+
+TYPICAL = 0.3
+"""Mean attention on a repeated sequence from which a head is called by what it does there."""
+
+
+@dataclass
+class Study:
+    """What was measured so far."""
+
+    cases: list[Case]
+    task: dict[str, Any]
+    groups: int
+    stages: dict[str, np.ndarray] = field(default_factory=dict)
+    receivers: dict[str, Receivers] = field(default_factory=dict)
+    patterns: dict[str, np.ndarray] = field(default_factory=dict)
+    knockout: dict[str, dict[str, float]] = field(default_factory=dict)
+    overridden: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def clean(self) -> float:
+        """Logit difference of the clean prompts."""
+        return float(self.task["ld"])
+
+    @property
+    def corrupt(self) -> float:
+        """Logit difference of the counterfactuals."""
+        return float(self.task["corrupt"])
+
+    def found(self, stage: str, fraction: float) -> list[Head]:
+        """The heads that a stage keeps."""
+        return top_heads(self.stages[stage], fraction)
+
+    def received(self, stage: str, part: str, fraction: float) -> Receivers:
+        """Receivers of the next stage: queries, keys or values of the heads that an earlier one kept."""
+        if stage not in self.stages:
+            return []
+        heads = [head for head in self.found(stage, fraction) if head[0] > 0 and self.stages[stage][head] > 0]
+        share = self.stages[stage].shape[1] // self.groups
+        return sorted({(l, part, h if part == "q" else h // share) for l, h in heads})
+
+
+def report_of(spec: CircuitsSpec, subject: Subject, study: Study) -> Report:
+    """The report of a study, whole or as far as it came."""
+    axes = head_axes(subject.layers, subject.heads)
+    text = study.cases[0].text
+    grids = [
+        Grid(
+            name=f"effect on {name}", values=matrix(values), **axes, scale="diverging", text=text,
+            caption="Share of the answer's logit difference that the head's corrupt path moves towards the "
+            "counterfactual: 1 undoes the answer, below 0 helps it. Effects need not add up to 1. Empty: no path.",
+        )
+        for name, values in study.stages.items()
+    ]  # fmt: skip
+    attribution = Grid(
+        name="attribution", values=matrix(study.task["heads"]), **axes, scale="diverging", unit="logits", text=text,
+        caption="What each head writes straight towards the right answer and away from the wrong one, at the end.",
+    )  # fmt: skip
+    kinds = classes(study, spec.fraction)
+    return Report(
+        title=f"Circuit of {spec.task}", warnings=_warnings(study), scalars=_scalars(study),
+        tables=[_heads(study, kinds, spec.fraction), _by_kind(study)], grids=[*grids, attribution],
+        bars=_knockout(spec, study), graphs=[graph := _graph(study, kinds, spec.fraction)],
+        artefacts=[Artefact.of("circuit.json", canonical(graph.model_dump(mode="json")))],
+    )  # fmt: skip
+
+
+def classes(study: Study, fraction: float) -> dict[Head, str]:
+    """Names of kinds for all heads that a stage keeps (section 3), as far as patterns and attribution tell them."""
+    found: dict[Head, str] = {}
+    heads = np.array(study.task["heads"])
+    for stage in study.stages:
+        for head in study.found(stage, fraction):
+            typical = {
+                kind: study.patterns[kind][head] for kind in ("previous", "duplicate", "induction") if study.patterns
+            }
+            best = max(typical, key=lambda kind: typical[kind], default="")
+            if best and typical[best] >= TYPICAL:
+                found[head] = {"previous": "previous token", "duplicate": "duplicate token"}.get(best, best)
+            elif stage in {"final", "receivers"}:
+                found[head] = "mover" if heads[head] > 0 else "negative mover"
+            else:
+                found.setdefault(head, "inhibition" if stage == "q of movers" else "other")
+    return found
+
+
+def _warnings(study: Study) -> list[str]:
+    told = []
+    if study.task["top1"] < 0.5 or study.task["above"] < 0.8:
+        told.append(
+            f"Task not solved: top-1 {study.task['top1']:.0%}, logit difference above 0 on {study.task['above']:.0%}. "
+            "A circuit of what a model can't do means little, and so does its overlap with another."
+        )
+    if abs(study.corrupt - study.clean) < 1e-6:
+        told.append("Clean and corrupt prompts have the same logit difference: effects are undefined.")
+    if len(study.cases) < 16:
+        told.append(f"{len(study.cases)} prompts are few; effects below a few per cent may be noise.")
+    return told
+
+
+def _scalars(study: Study) -> dict[str, Scalar]:
+    task = study.task
+    told = {
+        "prompts": Scalar(value=len(study.cases)),
+        "logit_diff": Scalar(value=task["ld"], unit="logits", note="Right minus wrong answer, mean over prompts."),
+        "logit_diff_corrupt": Scalar(value=task["corrupt"], unit="logits", note="On the counterfactuals."),
+        "above_zero": Scalar(value=task["above"], note="Share of prompts."),
+        "top1": Scalar(value=task["top1"], note="The right answer is the likeliest token of all."),
+        "among_answers": Scalar(value=task["among"], note="The right answer is the likeliest of the answers."),
+        "attribution_total": Scalar(
+            value=task["total"], unit="logits", note="Heads, MLPs, embedding and biases together; equals logit_diff."
+        ),
+        "attribution_mlps": Scalar(value=float(np.sum(task["mlps"])), unit="logits"),
+        "attribution_embedding": Scalar(value=task["embedding"], unit="logits"),
+    }
+    if study.overridden:
+        told["top1_overridden"] = Scalar(
+            value=study.overridden["top1"], note="With heads made to see the wrong colours."
+        )
+    return told
+
+
+def _heads(study: Study, kinds: Mapping[Head, str], fraction: float) -> Table:
+    heads = np.array(study.task["heads"])
+    rows: list[list[Any]] = [
+        [stage, head_name(head), kinds.get(head, ""), float(effect[head]), float(heads[head])]
+        for stage, effect in study.stages.items()
+        for head in study.found(stage, fraction)
+    ]
+    columns = ["stage", "head", "kind", "effect", "attribution"]
+    return Table(name="circuit", columns=columns, rows=rows, caption="The heads that each stage keeps, largest first.")
+
+
+def _by_kind(study: Study) -> Table:
+    kinds = sorted({case.kind for case in study.cases})
+    rows: list[list[Any]] = [[kind or "all", sum(case.kind == kind for case in study.cases)] for kind in kinds]
+    return Table(name="prompts", columns=["order", "prompts"], rows=rows, caption="Prompts by their order of names.")
+
+
+def _graph(study: Study, kinds: Mapping[Head, str], fraction: float) -> Graph:
+    heads, edges = np.array(study.task["heads"]), []
+    nodes = {
+        head: Node(id=head_name(head), layer=head[0], head=head[1], kind=kinds.get(head, ""), value=float(heads[head]))
+        for stage in study.stages
+        for head in study.found(stage, fraction)
+    }
+    for stage, effect in study.stages.items():
+        receivers = study.receivers[stage]
+        targets = ["output"] if receivers == "final" else sorted({_target(study, r) for r in receivers})
+        for head in study.found(stage, fraction):
+            edges += [Edge(source=head_name(head), target=target, value=float(effect[head])) for target in targets]
+    return Graph(
+        name="circuit", nodes=[nodes[head] for head in sorted(nodes)], edges=edges,
+        caption="Heads by layer; an edge is as wide as the effect of its source through all receivers of that stage "
+        "together, blue where corrupting it takes from the answer and orange where it helps.",
+    )  # fmt: skip
+
+
+def _target(study: Study, receiver: tuple[int, str, int]) -> str:
+    layer, part, head = receiver
+    if part == "q":
+        return head_name((layer, head))
+    share = len(study.task["heads"][0]) // study.groups
+    return f"{layer}-{head * share}…{(head + 1) * share - 1}" if share > 1 else head_name((layer, head))
+
+
+def _knockout(spec: CircuitsSpec, study: Study) -> list[Bars]:
+    if not study.knockout:
+        return []
+    draws = [v["logit_diff"] for name, v in study.knockout.items() if name.startswith("random")]
+    mean, sd = float(np.mean(draws)), float(np.std(draws))
+    top = f"top {spec.knockout}"
+    return [
+        Bars(
+            name="knockout", unit="logits",
+            bars=[
+                Bar(label="none", value=study.clean), Bar(label=top, value=study.knockout[top]["logit_diff"]),
+                Bar(label=f"random {spec.knockout}", value=mean, low=mean - sd, high=mean + sd),
+            ],
+            caption=f"Logit difference with heads zeroed: those of largest attribution, and {len(draws)} random draws "
+            "of as many others (mean ± sd).",
+        )
+    ]  # fmt: skip

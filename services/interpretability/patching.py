@@ -1,0 +1,340 @@
+"""Causal measurements on heads: path patching, activation patching, attribution, ablation. Pure functions of a decoder.
+
+"Interpretability in the Wild" (2022) and "Circuit Component Reuse Across Tasks" (2024). Everything is equal, up to
+float32 rounding, to whole forwards with edits; lower layers are reused and heads go on the batch axis. Knows no task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.interpretability.recorded import Recorded, final_norm, record
+from shared.errors import InvalidOption
+from shared.lm.decoder import Decoder
+from shared.lm.taps import trace
+
+__all__ = [
+    "Ablation",
+    "Attribution",
+    "PathPatched",
+    "Positions",
+    "Receiver",
+    "ablate",
+    "activation_patch",
+    "attribution_patch",
+    "direct_logit_attribution",
+    "full_attribution",
+    "logit_difference",
+    "path_patch",
+]
+
+Positions = Literal["all"] | int | Sequence[int]
+Receiver = tuple[int, str, int]
+"""(layer, `q`, `k` or `v`, head); keys and values are named by their group."""
+
+Ablation = Literal["zero", "uniform", "mean", "resample"]
+
+BATCH_BYTES = 256 * 2**20
+"""Default bound on variants·B·T·D·4 bytes of one forward."""
+
+UNDEFINED = 1e-6
+"""Difference between clean and corrupt logit differences below which an effect has no meaning."""
+
+
+@dataclass(frozen=True, slots=True)
+class PathPatched:
+    """What each sender does to the answer through the receivers.
+
+    Attributes:
+        clean, corrupt: Logit differences of the two runs.
+        patched: With the sender's path corrupt [L,H]; NaN where there is no path.
+        effect: (patched − clean) / (corrupt − clean); NaN also where that is undefined. May lie outside 0…1.
+    """
+
+    clean: float
+    corrupt: float
+    patched: np.ndarray
+    effect: np.ndarray
+
+
+def logit_difference(last_logits: Tensor, answers: Tensor) -> float:
+    """Mean over prompts of logit[correct] − logit[wrong]: logits [B,V], answers [B,2], or [B,1+w] for w wrong ones."""
+    return float(_differences(last_logits, answers).double().mean())
+
+
+def _differences(last_logits: Tensor, answers: Tensor) -> Tensor:
+    chosen = last_logits.gather(-1, answers)
+    return chosen[..., 0] - chosen[..., 1:].mean(-1)
+
+
+def path_patch(
+    model: Decoder, clean: Tensor, corrupt: Tensor, answers: Tensor, *,
+    receivers: Literal["final"] | Sequence[Receiver] = "final", positions: Positions = "all",
+    freeze_mlps: bool = False, batch: int | None = None,
+) -> PathPatched:  # fmt: skip
+    """Effect of every head on the answer through the receivers alone (section 2).
+
+    Args:
+        model: The decoder.
+        clean: Prompts [B,T].
+        corrupt: Their counterfactuals [B,T].
+        answers: Correct and wrong token [B,2].
+        receivers: The residual stream before the final norm, or queries, keys and values of heads.
+        positions: Where senders are corrupted and receivers take it up.
+        freeze_mlps: Keep MLP outputs clean, so that only direct paths count.
+        batch: Senders per forward; the default keeps a forward below 256 MiB.
+
+    Raises:
+        InvalidOption: A receiver or position that does not exist.
+    """
+    run, other = record(model, clean), record(model, corrupt)
+    return paths(run, other, answers, receivers=receivers, positions=positions, freeze_mlps=freeze_mlps, batch=batch)
+
+
+@torch.no_grad()
+def paths(
+    run: Recorded, other: Recorded, answers: Tensor, *, receivers: Literal["final"] | Sequence[Receiver] = "final",
+    positions: Positions = "all", freeze_mlps: bool = False, batch: int | None = None, senders: range | None = None,
+) -> PathPatched:  # fmt: skip
+    """`path_patch` on runs that are recorded already, of all senders or those of some layers."""
+    where = _positions(positions, run.ids.shape[1])
+    if receivers != "final":
+        _check(receivers, run)
+    top = run.layers if receivers == "final" else min(layer for layer, _, _ in receivers)
+    patched = np.full((run.layers, run.heads), np.nan)
+    for layer, heads in _groups(run, batch, range(top) if senders is None else senders):
+        arrived = _arriving(run, other, layer, heads, where, freeze_mlps=freeze_mlps, receivers=receivers)
+        logits = _received(run, arrived, receivers, where, len(heads))
+        patched[layer, heads] = _each(logits, answers, len(heads))
+    low, high = logit_difference(run.last, answers), logit_difference(other.last, answers)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        effect = (patched - low) / (high - low) if abs(high - low) >= UNDEFINED else np.full_like(patched, np.nan)
+    return PathPatched(low, high, patched, effect)
+
+
+def _arriving(
+    run: Recorded, other: Recorded, layer: int, heads: list[int], where: list[int], *, freeze_mlps: bool,
+    receivers: Literal["final"] | Sequence[Receiver],
+) -> dict[int, Tensor]:  # fmt: skip
+    """Receiving layer → residual stream that reaches it at the chosen positions, per sender: [n·B,P,D].
+
+    All other heads are frozen at these positions, so nothing moves between positions: only MLPs have to be run, and
+    with frozen MLPs not even those.
+    """
+    wanted = {run.layers} if receivers == "final" else {l for l, _, _ in receivers}
+    x = run.swapped(layer, heads, other.z[layer], where)[:, where]
+    arrived: dict[int, Tensor] = {}
+    for l in range(layer, max(wanted)):
+        if l > layer:
+            x = x + run.repeated(run.attn[l][:, where], len(heads))
+        x = x + (run.repeated(run.mlp[l][:, where], len(heads)) if freeze_mlps else run.model.blocks[l].feed(x))
+        if l + 1 in wanted:
+            arrived[l + 1] = x
+    return arrived
+
+
+def _received(
+    run: Recorded,
+    arrived: dict[int, Tensor],
+    receivers: Literal["final"] | Sequence[Receiver],
+    where: list[int],
+    n: int,
+) -> Tensor:
+    """Last logits [n·B,V] where only the receivers' inputs come from what arrived."""
+    if receivers == "final":
+        last = run.ids.shape[1] - 1
+        if last not in where:
+            return run.repeated(run.last, n)
+        return run.read_out(arrived[run.layers][:, where.index(last)])
+    inputs = {l: dict(zip("qkv", run.model.blocks[l].project(x), strict=True)) for l, x in arrived.items()}
+
+    def projected(layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = {"q": q, "k": k, "v": v}
+        for _, part, head in (r for r in receivers if r[0] == layer):
+            found[part] = found[part].clone()
+            found[part][:, where, head] = inputs[layer][part][:, :, head]
+        return found["q"], found["k"], found["v"]
+
+    lowest = min(inputs)
+    return run.onwards(lowest, run.repeated(run.pre[lowest], n).contiguous(), projected)
+
+
+def activation_patch(
+    model: Decoder, clean: Tensor, corrupt: Tensor, answers: Tensor, *, positions: Positions = "all",
+    denoise: bool = False, batch: int | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Logit difference with one head's mixed values from the other run, everything else free: [L,H].
+
+    `denoise` puts clean values into the corrupt run instead.
+    """
+    run, other = record(model, clean), record(model, corrupt)
+    if denoise:
+        run, other = other, run
+    return replaced(run, other.z, answers, positions=positions, batch=batch)
+
+
+@torch.no_grad()
+def replaced(
+    run: Recorded, z: Sequence[Tensor], answers: Tensor, *, positions: Positions = "all", batch: int | None = None,
+    senders: range | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Logit difference with each head (of some layers) in turn mixing `z` [L][B,T,H,d] instead of its own: [L,H]."""
+    where = _positions(positions, run.ids.shape[1])
+    found = np.full((run.layers, run.heads), np.nan)
+    for layer, heads in _groups(run, batch, senders or range(run.layers)):
+        logits = run.above(layer, run.swapped(layer, heads, z[layer], where))
+        found[layer, heads] = _each(logits, answers, len(heads))
+    return found
+
+
+def attribution_patch(model: Decoder, clean: Tensor, corrupt: Tensor, answers: Tensor) -> np.ndarray:
+    """First-order estimate of what activation patching changes, (z' − z)·∂LD/∂z from one backward: [L,H]."""
+    names = [f"z.{l}" for l in range(model.config.layers)]
+    other = trace(model, corrupt, capture=names, keep=1)
+    run = trace(model, clean, capture=names, keep=1, grad=True)
+    total = _differences(run.logits[:, -1], answers).mean()
+    slopes = torch.autograd.grad(total, [run[name] for name in names])
+    moved = [((other[n] - run[n].detach()) * g).sum((0, 1, 3)) for n, g in zip(names, slopes, strict=True)]
+    return torch.stack(moved).double().cpu().numpy()
+
+
+def ablate(
+    model: Decoder, ids: Tensor, answers: Tensor, *, kind: Ablation = "zero", seed: int = 0, batch: int | None = None
+) -> np.ndarray:
+    """Logit difference with one head at a time ablated at all positions: [L,H].
+
+    Args:
+        model: The decoder.
+        ids: Prompts [B,T]; for `mean`, aligned templates.
+        answers: Correct and wrong token [B,2].
+        kind: `zero`; `uniform` attention; `mean` over the batch at the same position; `resample` from another prompt.
+        seed: Of `resample`.
+        batch: Heads per forward.
+    """
+    run = record(model, ids)
+    return replaced(run, ablated(run, kind, seed), answers, batch=batch)
+
+
+def ablated(run: Recorded, kind: Ablation, seed: int = 0) -> list[Tensor]:
+    """What all heads mix under an ablation, [L][B,T,H,d]."""
+    if kind == "zero":
+        return [torch.zeros_like(z) for z in run.z]
+    if kind == "mean":
+        return [z.mean(0, keepdim=True).expand_as(z) for z in run.z]
+    if kind == "resample":
+        order = np.random.default_rng(seed).permutation(run.ids.shape[0])
+        return [z[torch.from_numpy(order)] for z in run.z]
+    shares = run.heads // run.v[0].shape[2]
+    counts = torch.arange(1, run.ids.shape[1] + 1, device=run.ids.device)[:, None, None]
+    return [(v.cumsum(1) / counts).repeat_interleave(shares, 2) for v in run.v]
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """The logit difference as a sum, exact with the final norm frozen.
+
+    Attributes:
+        heads: [L,H].
+        mlps: [L].
+        embedding: Of the tokens (and positions) themselves.
+        biases: Of attention outputs and the final norm; MLP biases are in `mlps`.
+        total: Sum of all of them.
+        actual: The logit difference itself.
+    """
+
+    heads: np.ndarray
+    mlps: np.ndarray
+    embedding: float
+    biases: float
+    actual: float
+
+    @property
+    def total(self) -> float:
+        """Sum of all parts."""
+        return float(self.heads.sum() + self.mlps.sum() + self.embedding + self.biases)
+
+
+def direct_logit_attribution(model: Decoder, ids: Tensor, answers: Tensor, *, position: int = -1) -> np.ndarray:
+    """What each head writes straight towards the right answer at a position, mean over prompts: [L,H]."""
+    return full_attribution(record(model, ids), answers, position=position).heads
+
+
+@torch.no_grad()
+def full_attribution(run: Recorded, answers: Tensor, *, position: int = -1) -> Attribution:
+    """Every part of the logit difference at a position, with the final norm frozen."""
+    norm: Any = final_norm(run.model)
+    matrix, gpt2 = run.model.output_matrix, run.model.config.path == "gpt2"
+    whole = run.final[:, position]
+    spread = whole.var(-1, unbiased=False, keepdim=True) if gpt2 else (whole**2).mean(-1, keepdim=True)
+    scale = norm.weight / (spread + run.model.config.norm_eps).sqrt()
+    direction = matrix[answers[:, 0]] - matrix[answers[:, 1:]].mean(1)
+
+    def towards(y: Tensor) -> Tensor:  # y [B,D] or [B,n,D] → mean over prompts
+        centred = y - y.mean(-1, keepdim=True) if gpt2 else y
+        along = direction * scale
+        found: Tensor = (centred * (along if y.dim() == 2 else along[:, None])).sum(-1).double().mean(0)
+        return found
+
+    heads, mlps, biases = [], [], torch.zeros((), dtype=torch.float64)
+    for l in range(run.layers):
+        z = run.z[l][:, position]
+        alone = torch.diag_embed(torch.ones(run.heads, dtype=z.dtype, device=z.device))[None, :, :, None] * z[:, None]
+        heads.append(towards(run.written(l, alone)))
+        mlps.append(towards(run.mlp[l][:, position]))
+        biases = biases + towards(run.attn[l][:, position] - run.written(l, z)).cpu()
+    if gpt2:
+        biases = biases + (direction * norm.bias).sum(-1).double().mean().cpu()
+    logits = run.read_out(whole)
+    return Attribution(
+        torch.stack(heads).cpu().numpy(), torch.stack(mlps).cpu().numpy(),
+        float(towards(run.pre[0][:, position])), float(biases), logit_difference(logits, answers),
+    )  # fmt: skip
+
+
+def _groups(run: Recorded, batch: int | None, layers: range) -> Iterator[tuple[int, list[int]]]:
+    """Heads of one layer at a time, at most `batch` of them."""
+    B, T, D = run.pre[0].shape
+    size = batch or max(1, BATCH_BYTES // (B * T * D * 4))
+    for layer in layers:
+        for start in range(0, run.heads, size):
+            yield layer, list(range(start, min(start + size, run.heads)))
+
+
+def _each(logits: Tensor, answers: Tensor, n: int) -> np.ndarray:
+    """Mean logit difference of each of n variants: logits [n·B,V] → [n]."""
+    return _differences(logits, answers.repeat(n, 1)).double().view(n, -1).mean(1).cpu().numpy()
+
+
+def _positions(positions: Positions, T: int) -> list[int]:
+    if positions == "all":
+        return list(range(T))
+    chosen = [positions] if isinstance(positions, int) else [int(p) for p in positions]
+    if wrong := [p for p in chosen if not -T <= p < T]:
+        detail = f"There is no position {wrong[0]}; the prompts have positions 0…{T - 1}."
+        raise InvalidOption(detail, field="positions")
+    return sorted({p % T for p in chosen})
+
+
+def _check(receivers: Sequence[Receiver], run: Recorded) -> None:
+    groups = run.v[0].shape[2]
+    for layer, part, head in receivers:
+        if (
+            part not in {"q", "k", "v"}
+            or not 0 <= layer < run.layers
+            or not 0 <= head < (run.heads if part == "q" else groups)
+        ):
+            detail = (
+                f"There is no receiver {[layer, part, head]}; layers are 0…{run.layers - 1}, "
+                f"q has heads 0…{run.heads - 1}, "
+                f"k and v have groups 0…{groups - 1}."
+            )
+            raise InvalidOption(detail, field="receivers")
+    if not receivers:
+        detail = "receivers is empty."
+        raise InvalidOption(detail, hint="Name heads as [layer, q|k|v, head], or final.", field="receivers")

@@ -1,0 +1,128 @@
+"""A run of a decoder, written down so that what comes later can be run again from any layer, many variants at once.
+
+Lower layers are never computed twice: a variant begins at the residual stream where it first differs. Knows the joints
+of a block; knows no task, metric or experiment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from shared.lm.attention import DenseAttention
+from shared.lm.decoder import Decoder
+from shared.lm.rope import Rotation, frequencies, rotation
+from shared.lm.taps import trace
+
+__all__ = ["Projected", "Recorded", "final_norm", "record"]
+
+Projected = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""`projected(layer, q, k, v) -> q, k, v`: edits queries, keys and values [N,T,heads,d] before they are rotated."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One run of ids [B,T].
+
+    Attributes:
+        model: Whose run it is.
+        ids: Its tokens.
+        last: Logits of the last position [B,V].
+        z: Mixed values per layer [B,T,H,d].
+        v: Values per layer [B,T,G,d].
+        pre, mid: Residual stream per layer, before the block and between attention and MLP [B,T,D].
+        attn, mlp: What attention and MLP add, per layer [B,T,D].
+        final: Residual stream before the final norm [B,T,D].
+    """
+
+    model: Decoder = field(repr=False)
+    ids: Tensor
+    last: Tensor
+    z: list[Tensor]
+    v: list[Tensor]
+    pre: list[Tensor]
+    mid: list[Tensor]
+    attn: list[Tensor]
+    mlp: list[Tensor]
+    final: Tensor
+
+    @property
+    def layers(self) -> int:
+        """L."""
+        return len(self.z)
+
+    @property
+    def heads(self) -> int:
+        """H."""
+        return self.z[0].shape[2]
+
+    def read_out(self, x: Tensor) -> Tensor:
+        """Logits of residual streams x [..., D]."""
+        return functional.linear(final_norm(self.model)(x), self.model.output_matrix)
+
+    def written(self, layer: int, z: Tensor) -> Tensor:
+        """What mixed values z [...,H,d] add beyond what zeros would (the bias): [...,D]."""
+        block = self.model.blocks[layer]
+        return block.output(z) - block.output(torch.zeros_like(z))
+
+    def swapped(self, layer: int, heads: list[int], z: Tensor, positions: list[int]) -> Tensor:
+        """The stream between attention and MLP with each of `heads` in turn mixing `z` at `positions`: [n·B,T,D].
+
+        Args:
+            layer: Where the heads are.
+            heads: n of them; each gets a copy of the batch.
+            z: What they mix instead [B,T,H,d].
+            positions: Where; all other positions stay.
+        """
+        (B, T, H, d), n = self.z[layer].shape, len(heads)
+        change = torch.zeros(n, B, T, H, d, dtype=z.dtype, device=z.device)
+        for i, head in enumerate(heads):
+            change[i, :, positions, head] = (z - self.z[layer])[:, positions, head]
+        return (self.mid[layer] + self.written(layer, change)).flatten(0, 1)
+
+    def above(self, layer: int, mid: Tensor) -> Tensor:
+        """Last logits [N,V] of variants that first differ in the stream `mid` [N,T,D] between attention and MLP."""
+        x = mid + self.model.blocks[layer].feed(mid)
+        return self.onwards(layer + 1, x)
+
+    def onwards(self, layer: int, x: Tensor, projected: Projected | None = None) -> Tensor:
+        """Last logits [N,V] of variants that enter block `layer` as x [N,T,D]."""
+        attend, turn = DenseAttention(), self._turn(x)
+        for l in range(layer, self.layers):
+            block = self.model.blocks[l]
+            q, k, v = block.project(x)
+            if projected is not None:
+                q, k, v = projected(l, q, k, v)
+            q, k = block.orient(q, k, turn)
+            x = x + block.output(attend(l, q, k, v, 0))
+            x = x + block.feed(x)
+        return self.read_out(x[:, -1])
+
+    def repeated(self, x: Tensor, times: int) -> Tensor:
+        """Rows x [B,…] once per variant, [times·B,…], without a copy in memory."""
+        return x.expand(times, *x.shape).flatten(0, 1)
+
+    def _turn(self, x: Tensor) -> Rotation | None:
+        if self.model.config.path == "gpt2":
+            return None
+        positions = torch.arange(x.shape[1], device=x.device)
+        return rotation(frequencies(self.model.config).to(x.device), positions, x.dtype)
+
+
+def final_norm(model: Decoder) -> torch.nn.Module:
+    """The norm between the last block and the output matrix."""
+    return cast("torch.nn.Module", model.transformer.ln_f if model.config.path == "gpt2" else model.model.norm)
+
+
+def record(model: Decoder, ids: Tensor) -> Recorded:
+    """Run ids [B,T] once and keep what `Recorded` holds."""
+    sites = ("z", "v", "resid_pre", "resid_mid", "attn_out", "mlp_out")
+    layers = range(model.config.layers)
+    traced = trace(model, ids, capture=[*(f"{s}.{l}" for s in sites for l in layers), "final"], keep=1)
+    z, v, pre, mid, attn, mlp = ([traced[f"{s}.{l}"] for l in layers] for s in sites)
+    return Recorded(model, ids, traced.logits[:, -1], z, v, pre, mid, attn, mlp, traced["final"])

@@ -1,0 +1,247 @@
+"""Tasks that circuits are found on: indirect objects, coloured objects, and one's own pairs as JSON lines.
+
+A case is a clean prompt, a counterfactual of equal length, and right and wrong next tokens. Cases of equal length form
+one batch. Templates and names are our own. Knows text and tokens; knows no model.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from services.interpretability.subject import Subject
+from shared.errors import InvalidOption, Malformed
+
+__all__ = ["Batch", "Case", "batches", "coloured_objects", "indirect_objects", "own_task"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One prompt with its counterfactual.
+
+    Attributes:
+        clean, corrupt: Token ids of equal length.
+        correct: The right next token.
+        wrong: Wrong ones, at least one.
+        kind: What it is told apart by (`ABBA`, `BABA`).
+        marks: Named positions in the clean prompt (`IO`, `S2`, …).
+        text: The clean prompt.
+    """
+
+    clean: list[int]
+    corrupt: list[int]
+    correct: int
+    wrong: list[int]
+    kind: str = ""
+    marks: dict[str, list[int]] = field(default_factory=dict)
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Cases of one length and one number of wrong answers."""
+
+    cases: list[Case]
+
+    @property
+    def clean(self) -> list[list[int]]:
+        """Clean prompts."""
+        return [case.clean for case in self.cases]
+
+    @property
+    def corrupt(self) -> list[list[int]]:
+        """Counterfactuals."""
+        return [case.corrupt for case in self.cases]
+
+    @property
+    def answers(self) -> list[list[int]]:
+        """Correct token, then the wrong ones."""
+        return [[case.correct, *case.wrong] for case in self.cases]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What results on this batch depend on, as JSON."""
+        return {"clean": self.clean, "corrupt": self.corrupt, "answers": self.answers}
+
+
+def batches(cases: Iterable[Case]) -> list[Batch]:
+    """Cases by length, shortest first; their order within a batch is kept."""
+    found: dict[tuple[int, int], list[Case]] = {}
+    for case in cases:
+        found.setdefault((len(case.clean), len(case.wrong)), []).append(case)
+    return [Batch(found[key]) for key in sorted(found)]
+
+
+_TEMPLATES = (
+    "When {a} and {b} went to the {place}, {s} gave a {thing} to",
+    "After {a} and {b} arrived at the {place}, {s} handed a {thing} to",
+    "While {a} and {b} were walking through the {place}, {s} passed a {thing} to",
+    "Then {a} and {b} had a long talk at the {place}, and {s} offered a {thing} to",
+    "Yesterday {a} and {b} met at the {place}, where {s} sold a {thing} to",
+    "Once {a} and {b} had left the {place}, {s} threw a {thing} to",
+    "Because {a} and {b} liked the {place}, {s} brought a {thing} there for",
+    "Friends {a} and {b} found a {thing} near the {place}, and {s} gave it to",
+)
+_NAMES = (
+    "Mary", "John", "Tom", "Anna", "James", "Mark", "Kevin", "Luke", "Sarah", "Paul", "Peter", "Laura", "Simon",
+    "Alice", "Robert", "David", "Emma", "Jack", "Kate", "Michael", "Daniel", "Susan", "Linda", "George", "Henry",
+    "Martin", "Rachel", "Jason", "Helen", "Andrew", "Steven", "Maria", "Frank", "Julia", "Adam", "Brian", "Lisa",
+)  # fmt: skip
+_PLACES = ("garden", "store", "school", "park", "station", "office", "beach", "market")
+_THINGS = ("book", "ball", "drink", "letter", "ring", "key", "map", "coin")
+
+
+def indirect_objects(subject: Subject, count: int, seed: int = 0, counterfactual: str = "flip") -> list[Case]:
+    """Indirect object identification: who is given the thing? Orders alternate (ABBA: the answer comes first).
+
+    Args:
+        subject: Whose tokenizer decides which names are one token.
+        count: Cases.
+        seed: Of names, places and things.
+        counterfactual: `flip` exchanges the roles of the two names; `abc` names three unrelated people.
+
+    Raises:
+        InvalidOption: The tokenizer has too few names of one token.
+    """
+    names = [name for name in _NAMES if len(subject.tokenizer.encode(f" {name}", special=False)) == 1]
+    if len(names) < 5:
+        detail = f"{subject.name}'s tokenizer knows {len(names)} of our names as one token; the task needs five."
+        raise InvalidOption(detail, hint="Give pairs of your own in `pairs`.", field="task")
+    rng, found = random.Random(f"ioi/{seed}"), []
+    for i in range(count):
+        template, (io, s, *others) = _TEMPLATES[i // 2 % len(_TEMPLATES)], rng.sample(names, 5)
+        where = {"place": rng.choice(_PLACES), "thing": rng.choice(_THINGS)}
+        first, second = (io, s) if i % 2 == 0 else (s, io)
+        text = template.format(a=first, b=second, s=s, **where)
+        other = template.format(a=first, b=second, s=io, **where)
+        if counterfactual == "abc":
+            other = template.format(a=others[0], b=others[1], s=others[2], **where)
+        found.append(_ioi_case(subject, text, other, io, s, "ABBA" if i % 2 == 0 else "BABA"))
+    return found
+
+
+def _ioi_case(subject: Subject, text: str, other: str, io: str, s: str, kind: str) -> Case:
+    clean, corrupt = subject.encode(text), subject.encode(other)
+    (right,), (wrong,) = (subject.tokenizer.encode(f" {name}", special=False) for name in (io, s))
+    where = [p for p, i in enumerate(clean) if i == wrong]
+    marks = {"END": [len(clean) - 1]}
+    if right in clean and len(where) == 2:
+        marks |= {"IO": [clean.index(right)], "S1": where[:1], "S1+1": [where[0] + 1], "S2": where[1:]}
+    return Case(clean, corrupt, right, [wrong], kind, marks, text)
+
+
+_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black")
+_OBJECTS = (
+    "pencil", "notebook", "cup", "ball", "book", "bottle", "ring", "hat", "bag", "plate", "lamp", "clock", "shirt",
+    "box", "phone", "toy", "pen",
+)  # fmt: skip
+_SURFACES, _SEEN = ("table", "desk", "floor"), ("there is", "you see", "I see")
+
+
+def coloured_objects(subject: Subject, count: int, seed: int = 0) -> list[Case]:
+    """Coloured objects: one solved example, then which colour one of three objects has. Chance is one in three.
+
+    The counterfactual is the same text with another object asked for.
+
+    Raises:
+        InvalidOption: A colour is not one token.
+    """
+    token = {c: subject.tokenizer.encode(f" {c.title()}", special=False) for c in _COLOURS}
+    if bad := [colour for colour, ids in token.items() if len(ids) != 1]:
+        detail = f"{subject.name}'s tokenizer cuts the colour {bad[0]} in several tokens."
+        raise InvalidOption(detail, hint="Give pairs of your own in `pairs`.", field="task")
+    found: list[Case] = []
+    rng = random.Random(f"colours/{seed}")
+    while len(found) < count:
+        shot = _scene(rng)
+        question = _scene(rng)
+        asked, other = rng.sample(range(3), 2)
+        text = f"{_told(shot, rng.randrange(3), solved=True)}\n{_told(question, asked)}"
+        twin = f"{_told(shot, 0, solved=True)}\n{_told(question, other)}"
+        solved = text.split("\n")[:2]
+        twin = "\n".join([*solved, *twin.split("\n")[2:]])
+        clean, corrupt = subject.encode(text), subject.encode(twin)
+        if len(clean) != len(corrupt):  # an object of another number of tokens: draw again
+            continue
+        colours = [colour for colour, _ in question[2]]
+        right = token[colours[asked]][0]
+        wrong = [token[colour][0] for place, colour in enumerate(colours) if place != asked]
+        marks = {"END": [len(clean) - 1], "WRONG": _places(subject, clean, [c for c in colours if c != colours[asked]])}
+        found.append(Case(clean, corrupt, right, wrong, "", marks, text))
+    return found
+
+
+_Scene = tuple[str, str, list[tuple[str, str]]]
+
+
+def _scene(rng: random.Random) -> _Scene:
+    pairs = list(zip(rng.sample(_COLOURS, 3), rng.sample(_OBJECTS, 3), strict=True))
+    return rng.choice(_SURFACES), rng.choice(_SEEN), pairs
+
+
+def _told(scene: _Scene, asked: int, *, solved: bool = False) -> str:
+    surface, seen, pairs = scene
+    things = [f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {thing}" for colour, thing in pairs]
+    colour, thing = pairs[asked]
+    answer = f" {colour.title()}" if solved else ""
+    return (
+        f"Q: On the {surface}, {seen} {things[0]}, {things[1]}, and {things[2]}. What color is the {thing}?\nA:{answer}"
+    )
+
+
+def _places(subject: Subject, ids: Sequence[int], colours: Sequence[str]) -> list[int]:
+    """Last place of each colour word, as it stands in the question."""
+    found = []
+    for colour in colours:
+        token = subject.tokenizer.encode(f" {colour}", special=False)
+        if len(token) == 1 and token[0] in ids:
+            found.append(len(ids) - 1 - list(reversed(ids)).index(token[0]))
+    return found
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    clean: str = Field(min_length=1)
+    corrupt: str = Field(min_length=1)
+    correct: str | list[str]
+    wrong: str | list[str]
+
+
+def own_task(subject: Subject, lines: str) -> list[Case]:
+    """One's own pairs: JSON lines of `clean`, `corrupt`, `correct` and `wrong` (a text, or a list of texts).
+
+    Raises:
+        Malformed: A line that is not such an object; the detail names it.
+        InvalidOption: Prompts of different length, or an answer without a token; the detail names the line.
+    """
+    found = []
+    for number, line in enumerate(filter(str.strip, lines.splitlines()), 1):
+        try:
+            given = _Line.model_validate(json.loads(line))
+        except (ValueError, ValidationError) as error:
+            detail = f"Line {number} of pairs is not an object of clean, corrupt, correct and wrong."
+            raise Malformed(detail, field="pairs") from error
+        clean, corrupt = subject.encode(given.clean, "pairs"), subject.encode(given.corrupt, "pairs")
+        if len(clean) != len(corrupt):
+            detail = (
+                f"Line {number} of pairs: clean has {len(clean)} tokens, corrupt {len(corrupt)}; they must be equal."
+            )
+            raise InvalidOption(detail, hint="Exchange words of as many tokens.", field="pairs")
+        right, *_ = _first_tokens(subject, given.correct, number)
+        wrong = _first_tokens(subject, given.wrong, number)
+        found.append(Case(clean, corrupt, right, wrong, "", {"END": [len(clean) - 1]}, given.clean))
+    return found
+
+
+def _first_tokens(subject: Subject, texts: str | list[str], number: int) -> list[int]:
+    ids = [subject.tokenizer.encode(text, special=False)[:1] for text in ([texts] if isinstance(texts, str) else texts)]
+    if not ids or [] in ids:
+        detail = f"Line {number} of pairs has an answer without a token."
+        raise InvalidOption(detail, field="pairs")
+    return [one for (one,) in ids]

@@ -1,0 +1,229 @@
+"""Patching: goldens of two independent implementations, equality with whole edited forwards, and properties."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from services.interpretability.experiments.circuits import (
+    ablate,
+    activation_patch,
+    direct_logit_attribution,
+    head_patterns,
+    logit_difference,
+    overlap,
+    path_patch,
+    top_heads,
+)
+from services.interpretability.patching import attribution_patch, full_attribution
+from services.interpretability.recorded import record
+from services.interpretability.tests.conftest import load_golden, read
+from shared.errors import InvalidOption
+from shared.lm.taps import Attend, Replace, Scale, Uniform, trace
+
+SETTINGS = sorted(read("tiny_gpt2_circuit.json")["path_patching"])
+
+
+def receivers_of(facts):
+    return facts["receivers"] if facts["receivers"] == "final" else [tuple(r) for r in facts["receivers"]]
+
+
+def patched(golden, facts, **more):
+    return path_patch(
+        golden.model, golden.clean, golden.corrupt, golden.answers, receivers=receivers_of(facts),
+        positions=facts["position"], freeze_mlps=facts["freeze_mlps"], **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_path_patching_equals_the_golden_one(golden, setting):
+    facts = golden.facts["path_patching"][setting]
+    found = patched(golden, facts)
+    expected, effect = (np.array(facts[k], float) for k in ("patched_logit_diff", "normalised_effect"))
+    assert found.clean == pytest.approx(facts["clean_logit_diff"], abs=1e-4)
+    assert found.corrupt == pytest.approx(facts["corrupt_logit_diff"], abs=1e-4)
+    assert (np.isnan(found.patched) == np.isnan(expected)).all()
+    assert np.nanmax(np.abs(found.patched - expected)) < 1e-4
+    assert np.nanmax(np.abs(found.effect - effect)) < 1e-3
+
+
+@pytest.mark.parametrize("setting", SETTINGS[::5])
+def test_one_head_per_forward_equals_all_of_a_layer(golden, setting):
+    facts = golden.facts["path_patching"][setting]
+    one, many = patched(golden, facts, batch=1), patched(golden, facts)
+    assert np.allclose(one.patched, many.patched, atol=1e-5, equal_nan=True)
+
+
+def naive(golden, sender, receivers, positions, freeze_mlps):
+    """Two whole forwards with edits, word for word as in section 2."""
+    model, L, H = golden.model, golden.model.config.layers, golden.model.config.heads
+    names = [f"{s}.{l}" for s in ("z", "mlp_out") for l in range(L)]
+    clean, corrupt = trace(model, golden.clean, capture=names), trace(model, golden.corrupt, capture=names)
+    edits = []
+    for l in range(L):
+        for h in range(H):
+            source = corrupt if (l, h) == sender else clean
+            edits.append(Replace(f"z.{l}", source[f"z.{l}"], heads=h, positions=positions))
+        if freeze_mlps:
+            edits.append(Replace(f"mlp_out.{l}", clean[f"mlp_out.{l}"], positions=positions))
+    sites = ["final"] if receivers == "final" else sorted({f"{part}.{l}" for l, part, _ in receivers})
+    recorded = trace(model, golden.clean, edits=edits, capture=sites)
+    if receivers == "final":
+        inserted = [Replace("final", recorded["final"], positions=positions)]
+    else:
+        inserted = [Replace(f"{p}.{l}", recorded[f"{p}.{l}"], heads=h, positions=positions) for l, p, h in receivers]
+    return logit_difference(trace(model, golden.clean, edits=inserted).logits[:, -1], golden.answers)
+
+
+@pytest.mark.parametrize("positions", ["all", [3, 7], [-1, 5]])
+@pytest.mark.parametrize("receivers", ["final", [(2, "q", 1), (1, "v", 0), (2, "k", 1)]])
+@pytest.mark.parametrize("freeze", [False, True])
+def test_path_patching_equals_two_whole_forwards(golden, positions, receivers, freeze):
+    found = path_patch(
+        golden.model, golden.clean, golden.corrupt, golden.answers, receivers=receivers, positions=positions,
+        freeze_mlps=freeze,
+    )  # fmt: skip
+    for sender in ((0, 1), (0, 3)):
+        where = None if positions == "all" else positions
+        assert found.patched[sender] == pytest.approx(naive(golden, sender, receivers, where, freeze), abs=1e-5)
+
+
+def test_sender_that_says_the_same_has_no_effect(golden):
+    found = path_patch(golden.model, golden.clean, golden.clean.clone(), golden.answers)
+    assert np.allclose(found.patched, found.clean, atol=1e-5)
+    assert np.isnan(found.effect).all(), "no difference between the runs: the effect is undefined"
+
+
+def test_heads_at_and_above_the_receiver_have_no_path(golden):
+    found = path_patch(golden.model, golden.clean, golden.corrupt, golden.answers, receivers=[(1, "q", 0)])
+    assert np.isnan(found.patched[1:]).all()
+    assert not np.isnan(found.patched[0]).any()
+
+
+@pytest.mark.parametrize("bad", [[(9, "q", 0)], [(1, "z", 0)], [(1, "q", 4)], []])
+def test_receivers_that_do_not_exist_are_refused(golden, bad):
+    with pytest.raises(InvalidOption) as caught:
+        path_patch(golden.model, golden.clean, golden.corrupt, golden.answers, receivers=bad)
+    assert caught.value.field == "receivers"
+
+
+def test_key_receivers_are_groups_not_query_heads():
+    llama = load_golden("llama")
+    with pytest.raises(InvalidOption, match="groups 0…1"):
+        path_patch(llama.model, llama.clean, llama.corrupt, llama.answers, receivers=[(1, "k", 2)])
+
+
+def test_positions_that_do_not_exist_are_refused(golden):
+    with pytest.raises(InvalidOption, match="position 12"):
+        path_patch(golden.model, golden.clean, golden.corrupt, golden.answers, positions=12)
+
+
+@pytest.mark.parametrize("positions", ["all", "-1"])
+def test_activation_patching_equals_the_golden_one(golden, positions):
+    where = "all" if positions == "all" else -1
+    found = activation_patch(golden.model, golden.clean, golden.corrupt, golden.answers, positions=where)
+    assert np.abs(found - golden.facts["activation_patching_z_logit_diff"][positions]).max() < 1e-4
+
+
+def test_denoising_is_noising_the_other_way_round(golden):
+    found = activation_patch(golden.model, golden.clean, golden.corrupt, golden.answers, denoise=True)
+    swapped = activation_patch(golden.model, golden.corrupt, golden.clean, golden.answers)
+    assert np.allclose(found, swapped)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("zero", "zero_ablation_logit_diff"), ("uniform", "uniform_attention_ablation_logit_diff")]
+)
+def test_ablation_equals_the_golden_one(golden, kind, name):
+    found = ablate(golden.model, golden.clean, golden.answers, kind=kind)
+    assert np.abs(found - golden.facts[name]).max() < 1e-4
+
+
+def test_mean_ablation_equals_the_golden_one(golden):
+    found = ablate(golden.model, golden.clean, golden.answers, kind="mean")
+    assert np.abs(found - golden.extra["mean_ablation_logit_diff"]).max() < 1e-4
+
+
+def test_resampling_follows_its_seed(golden):
+    one, same, other = (
+        ablate(golden.model, golden.clean, golden.answers, kind="resample", seed=seed) for seed in (1, 1, 2)
+    )
+    assert (one == same).all()
+    assert (one != other).any()
+
+
+def test_group_ablation_and_uniform_positions_equal_the_golden_ones(golden):
+    group = golden.extra["group"]
+    for kind, edits in (
+        ("zero", [Scale(f"z.{l}", 0.0, heads=h) for l, h in group["heads"]]),
+        ("uniform", [Uniform(l, h) for l, h in group["heads"]]),
+    ):
+        logits = trace(golden.model, golden.clean, edits=edits).logits[:, -1]
+        assert logit_difference(logits, golden.answers) == pytest.approx(group[kind], abs=1e-4)
+    for case in golden.extra["uniform_at_positions"]:
+        edits = [Uniform(case["layer"], case["head"], case["positions"])]
+        logits = trace(golden.model, golden.clean, edits=edits).logits[:, -1]
+        assert logit_difference(logits, golden.answers) == pytest.approx(case["logit_diff"], abs=1e-4)
+
+
+def test_overridden_rows_equal_the_golden_ones(golden):
+    for case in golden.extra["attention_override"]:
+        edit = Attend(case["layer"], case["head"], case["query"], case["keys"], case["weights"])
+        logits = trace(golden.model, golden.clean, edits=[edit]).logits[:, -1]
+        assert logit_difference(logits, golden.answers) == pytest.approx(case["logit_diff"], abs=1e-4)
+        assert np.abs(logits[0].numpy() - case["last_logits_row0"]).max() < 1e-4
+
+
+def test_attribution_equals_the_golden_one_and_sums_to_the_logit_difference(golden):
+    found = direct_logit_attribution(golden.model, golden.clean, golden.answers)
+    assert np.abs(found - golden.facts["direct_logit_attribution_last_pos"]).max() < 1e-4
+    whole = full_attribution(record(golden.model, golden.clean), golden.answers)
+    assert whole.total == pytest.approx(whole.actual, abs=1e-5)
+
+
+def test_attribution_patching_is_the_slope_of_activation_patching(golden):
+    """For a counterfactual close to the clean run, first order is all there is."""
+    run = record(golden.model, golden.clean)
+    step = 1e-3
+    estimated = attribution_patch(golden.model, golden.clean, golden.corrupt, golden.answers)
+    other = record(golden.model, golden.corrupt)
+    from services.interpretability.patching import replaced
+
+    near = [z + step * (there - z) for z, there in zip(run.z, other.z, strict=True)]
+    moved = (replaced(run, near, golden.answers) - logit_difference(run.last, golden.answers)) / step
+    assert np.corrcoef(moved.ravel(), estimated.ravel())[0, 1] > 0.99
+
+
+def test_pattern_scores_equal_the_golden_ones(golden):
+    facts = golden.facts["head_scores_repeated_sequence"]
+    found = head_patterns(golden.model, facts["ids"][: len(facts["ids"]) // 2])
+    for ours, theirs in (("previous", "previous_token"), ("duplicate", "duplicate_token"), ("induction", "induction"),
+                         ("first", "first_token_mass"), ("entropy", "entropy_mean")):  # fmt: skip
+        assert np.abs(found[ours] - facts[theirs]).max() < 1e-5
+
+
+@pytest.mark.parametrize("case", read("circuit_overlap.json")["cases"])
+def test_overlaps_equal_the_golden_ones(case):
+    first, second = (np.array(case[side], float) for side in ("first", "second"))
+    for facts in case["results"]:
+        found = overlap(list(first), list(second), facts["fraction"])
+        assert [list(h) for h in found.shared] == facts["shared"]
+        assert len(found.union) == facts["union_size"]
+        for ours, theirs in (
+            (found.jaccard, "jaccard"),
+            (found.coefficient, "coefficient"),
+            (found.share, "share_of_first"),
+        ):
+            assert ours == pytest.approx(facts[theirs], abs=1e-9)
+
+
+def test_undefined_heads_are_never_chosen():
+    assert top_heads([[np.nan, 0.0], [np.nan, np.nan]], 1.0) == [(0, 1)]
+
+
+def test_rerun_from_any_layer_is_the_plain_forward(golden):
+    run = record(golden.model, golden.clean)
+    for layer in range(run.layers):
+        assert torch.allclose(run.onwards(layer, run.pre[layer]), run.last, atol=1e-5)
+        assert torch.allclose(run.above(layer, run.mid[layer]), run.last, atol=1e-5)

@@ -1,0 +1,90 @@
+"""Tasks: prompts of equal length, answers of one token, refusals that name the line; and IOI on the real model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from services.interpretability.experiments.circuits import Circuits, CircuitsSpec, logit_difference
+from services.interpretability.recorded import record
+from services.interpretability.tasks import batches, coloured_objects, indirect_objects, own_task
+from services.interpretability.tests.conftest import read
+from shared.errors import InvalidOption, Malformed
+from shared.registry import Run
+
+LINE = {"clean": "abc", "corrupt": "abd", "correct": "x", "wrong": ["y", "z"]}
+
+
+def test_own_pairs_become_cases_by_length(tiny):
+    lines = [LINE, {**LINE, "clean": "abcd", "corrupt": "abce"}, LINE]
+    found = batches(own_task(tiny, "\n".join(map(json.dumps, lines))))
+    assert [len(batch.cases) for batch in found] == [2, 1]
+    assert len(found[0].answers[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ({**LINE, "corrupt": "abcd"}, InvalidOption),
+        ({**LINE, "wrong": []}, InvalidOption),
+        ({**LINE, "correct": ""}, InvalidOption),
+        ({"clean": "a"}, Malformed),
+        ([1], Malformed),
+    ],
+)
+def test_bad_line_is_refused_by_its_number(tiny, line, error):
+    with pytest.raises(error, match="Line 2") as caught:
+        own_task(tiny, json.dumps(LINE) + "\n" + json.dumps(line))
+    assert caught.value.field == "pairs"
+
+
+def test_task_that_the_tokenizer_cannot_hold_is_refused(tiny):
+    with pytest.raises(InvalidOption, match="names as one token"):
+        indirect_objects(tiny, 4)
+    with pytest.raises(InvalidOption, match="several tokens"):
+        coloured_objects(tiny, 4)
+
+
+def test_unsolved_task_carries_its_warning(place):
+    study = Circuits.load(place)
+    spec = CircuitsSpec(lm="tiny", task="own", pairs=json.dumps({**LINE, "correct": "~", "wrong": "a"}), knockout=0)
+    (report,) = study.predict([spec], Run())
+    assert any("Task not solved" in warning for warning in report.warnings)
+
+
+def test_override_without_wrong_answers_in_the_prompt_is_refused(place):
+    study = Circuits.load(place)
+    spec = CircuitsSpec(lm="tiny", task="own", pairs=json.dumps(LINE), knockout=0, override=[[0, 0]])
+    (error,) = study.predict([spec], Run())
+    assert isinstance(error, InvalidOption)
+    assert error.field == "override"
+
+
+@pytest.mark.slow
+def test_prompts_of_the_real_tokenizer_are_minimal_pairs(smollm2):
+    for case in (*indirect_objects(smollm2, 8), *indirect_objects(smollm2, 4, counterfactual="abc")):
+        assert len(case.clean) == len(case.corrupt)
+        assert {"IO", "S1", "S2", "END"} <= set(case.marks)
+        assert case.clean[case.marks["IO"][0]] == case.correct
+        assert case.clean[case.marks["S2"][0]] == case.wrong[0]
+    for case in coloured_objects(smollm2, 6):
+        assert len(case.clean) == len(case.corrupt)
+        assert len(set(case.wrong) | {case.correct}) == 3
+        assert case.text.endswith("A:")
+
+
+@pytest.mark.slow
+def test_orders_alternate_and_seeds_decide(smollm2):
+    found = indirect_objects(smollm2, 6, seed=1)
+    assert [case.kind for case in found] == ["ABBA", "BABA"] * 3
+    assert found == indirect_objects(smollm2, 6, seed=1) != indirect_objects(smollm2, 6, seed=2)
+
+
+@pytest.mark.slow
+def test_indirect_objects_on_the_real_model_equal_the_golden_ones(smollm2):
+    for facts in read("smollm2_ioi.json")["prompts"][:8]:
+        answers = [smollm2.encode(f" {facts[who]}")[0] for who in ("io", "s")]
+        last = record(smollm2.model, smollm2.tensor([smollm2.encode(facts["prompt"])])).last
+        assert logit_difference(last, smollm2.tensor([answers])) == pytest.approx(facts["logit_diff"], abs=0.02)
+        assert (int(last.argmax()) == answers[0]) is facts["top1_is_io"]
