@@ -1,0 +1,316 @@
+"""Routing attention: tokens attend to the tokens of their own cluster (Roy et al., 2021), in three modes.
+
+`paper` and `port` compute what was released. There a cluster's members are the best w of the *whole* sequence: a later
+token changes who attends to whom earlier, so they are no language models token by token, and are here for conformance
+and study. `causal` is ours and the one that is served: each token belongs to its nearest cluster and attends to the
+last w tokens of it, never to later ones.
+
+Axes: B, H routing heads, T, K clusters, w window, d head width. Knows functions and a ring state; the network is
+`routing_networks`'.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = [
+    "CentroidUpdate",
+    "Mode",
+    "Routed",
+    "RoutingState",
+    "attend_clusters",
+    "nearest",
+    "normalised",
+    "route",
+    "update_centroids",
+]
+
+Mode = Literal["causal", "port", "paper"]
+Turn = Callable[[Tensor], Tensor]
+
+COMMITMENT = 1e-4
+_SELF = -5e4
+"""Logit of a token to itself where queries and keys are shared: it attends to itself only when it is alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """What routing gave.
+
+    Attributes:
+        out: Mixed values [B,H,T,d].
+        query_members, key_members: Tokens of each cluster [B,H,K,w]; in causal mode the cluster of each token [B,H,T],
+            -1 where padded.
+        loss: How far tokens are from their centroids; pulls tokens, not centroids.
+    """
+
+    out: Tensor
+    query_members: Tensor
+    key_members: Tensor
+    loss: Tensor
+
+
+def route(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    centroids: Tensor,
+    window: int,
+    mode: Mode = "causal",
+    *,
+    shared: bool = True,
+    causal: bool = True,
+    mask: Tensor | None = None,
+    memory: tuple[Tensor, Tensor] | None = None,
+) -> Routed:
+    """Attention inside clusters; no positions are applied here.
+
+    Args:
+        q: Queries [B,H,T,d].
+        k: Keys [B,H,T,d]; ignored when they are the normalised queries.
+        v: Values [B,H,T,d].
+        centroids: [H,K,d].
+        window: Members w of a cluster.
+        mode: Which of the three.
+        shared: Keys are the normalised queries.
+        causal: Nobody attends to later members; `causal` mode always is.
+        mask: Which tokens are not padding [B,T].
+        memory: One more key and value per cluster that all members see [H,K,m,d] each (`port`).
+    """
+    if mode == "causal":
+        return _causal(q, k, v, centroids, window, shared=shared, mask=mask)
+    if mode == "paper":
+        return _paper(q, k, v, centroids, window, shared=shared, causal=causal, mask=mask)
+    return _port(q, k, v, centroids, window, shared=shared, causal=causal, mask=mask, memory=memory)
+
+
+def normalised(x: Tensor) -> Tensor:
+    """LayerNorm over d without scale and shift: what tokens are compared by."""
+    return functional.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def nearest(x: Tensor, centroids: Tensor) -> Tensor:
+    """The cluster of each token [B,H,T] of x [B,H,T,d]."""
+    return (x @ centroids.mT).argmax(-1)
+
+
+def attend_clusters(q: Tensor, k: Tensor, v: Tensor, of_q: Tensor, of_k: Tensor, clusters: int, window: int) -> Tensor:
+    """Each query attends to the last `window` keys of its cluster that are not later, and to itself [B,H,T,d].
+
+    Args:
+        q: Queries [B,H,T,d].
+        k: Keys [B,H,T,d].
+        v: Values [B,H,T,d].
+        of_q: Clusters of the queries [B,H,T]; -1 attends to nothing and gets zeros.
+        of_k: Clusters of the keys; -1 is seen by nobody.
+        clusters: K.
+        window: w.
+    """
+    T = q.shape[2]
+    place = functional.one_hot(of_k + 1, clusters + 1).cumsum(2)  # tokens of each cluster so far [B,H,T,K+1]
+    own = place.gather(3, (of_k + 1)[..., None])  # its number in its cluster, from 1
+    upto = place.gather(3, (of_q + 1)[..., None])  # how many of the query's cluster there are by then
+    same = (of_q[..., :, None] == of_k[..., None, :]) & (of_q >= 0)[..., :, None]
+    seen = same & (upto - own.mT < window)
+    earlier = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
+    oneself = torch.eye(T, dtype=torch.bool, device=q.device) & ((of_q >= 0) & (of_k >= 0))[..., :, None]
+    scores = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~(seen & earlier | oneself), -torch.inf)
+    peak = scores.detach().amax(-1, keepdim=True)
+    risen = (scores - peak.masked_fill(peak.isneginf(), 0)).exp()
+    return risen / risen.sum(-1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny) @ v
+
+
+def _causal(
+    q: Tensor, k: Tensor, v: Tensor, centroids: Tensor, window: int, *, shared: bool, mask: Tensor | None
+) -> Routed:
+    q = normalised(q)
+    k = q if shared else normalised(k)
+    clusters = centroids.shape[1]
+    of_q = nearest(q, centroids)
+    of_k = of_q if shared else nearest(k, centroids)
+    loss = _committed((q,) if shared else (q, k), centroids)
+    if mask is not None:
+        of_q, of_k = (of.masked_fill(~mask[:, None], -1) for of in (of_q, of_k))
+    return Routed(attend_clusters(q, k, v, of_q, of_k, clusters, window), of_q, of_k, loss)
+
+
+def _paper(
+    q: Tensor, k: Tensor, v: Tensor, centroids: Tensor, window: int, *, shared: bool, causal: bool, mask: Tensor | None
+) -> Routed:
+    """The authors' code: unscaled logits, members sorted by time, a triangle by rank."""
+    q = normalised(q)
+    k = q if shared else normalised(k)
+    width = min(window, q.shape[2])
+    members = (q @ centroids.mT).mT.topk(width, -1).indices.sort(-1).values
+    others = members if shared else (k @ centroids.mT).mT.topk(width, -1).indices.sort(-1).values
+    scores = _gathered(q, members) @ _gathered(k, others).mT
+    if mask is not None:
+        scores = scores + -1e9 * (~_flags(mask, others))[..., None, :].to(scores.dtype)
+    if causal:
+        later = torch.ones(width, width, dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later, torch.finfo(scores.dtype).min)
+    mixed = scores.softmax(-1) @ _gathered(v, others)
+    loss = _committed((q,), centroids) + _committed((k,), centroids)
+    return Routed(_returned(mixed, members, q.shape[2], 1e-2), members, others, loss)
+
+
+def _port(
+    q: Tensor, k: Tensor, v: Tensor, centroids: Tensor, window: int, *, shared: bool, causal: bool,
+    mask: Tensor | None, memory: tuple[Tensor, Tensor] | None,
+) -> Routed:  # fmt: skip
+    """The PyTorch port: raw queries, members by similarity, masks by original position."""
+    unit = functional.normalize(q, dim=-1)
+    unit_k = unit if shared else functional.normalize(k, dim=-1)
+    k = unit if shared else k
+    width = min(window, q.shape[2])
+    members = (unit @ centroids.mT).mT.topk(width, -1).indices
+    others = members if shared else (unit_k @ centroids.mT).mT.topk(width, -1).indices
+    keys, values = _gathered(k, others), _gathered(v, others)
+    scores = _gathered(q, members) @ keys.mT / math.sqrt(q.shape[-1])
+    lowest = torch.finfo(scores.dtype).min
+    when, whom = members[..., :, None], others[..., None, :]
+    if mask is not None:
+        pairs = _flags(mask, members)[..., :, None] & _flags(mask, others)[..., None, :]
+        scores = scores.masked_fill(~pairs, lowest)
+    if causal:
+        scores = scores.masked_fill(when < whom, lowest)
+    if shared:
+        scores = scores.masked_fill(when == whom, _SELF)
+    if memory is not None:
+        more_k, more_v = (part.expand(q.shape[0], *part.shape) for part in memory)
+        scores = torch.cat((_gathered(q, members) @ more_k.mT / math.sqrt(q.shape[-1]), scores), -1)
+        values = torch.cat((more_v, values), 3)
+    mixed = scores.softmax(-1) @ values
+    tokens = unit if shared else torch.cat((unit, unit_k), 2)
+    return Routed(_returned(mixed, members, q.shape[2], 1e-5), members, others, _committed((tokens,), centroids))
+
+
+def _gathered(x: Tensor, members: Tensor) -> Tensor:
+    """Tokens of each cluster [B,H,K,w,d] of x [B,H,T,d]."""
+    B, H, K, w = members.shape
+    return x.take_along_dim(members.view(B, H, K * w, 1), 2).view(B, H, K, w, -1)
+
+
+def _flags(mask: Tensor, members: Tensor) -> Tensor:
+    """Mask [B,T] of the members [B,H,K,w]."""
+    B, H, K, w = members.shape
+    return mask[:, None].expand(B, H, -1).gather(2, members.view(B, H, K * w)).view(members.shape)
+
+
+def _returned(mixed: Tensor, members: Tensor, length: int, eps: float) -> Tensor:
+    """Back to time [B,H,T,d]: the mean over the clusters that a token is in, nearly; zero where it is in none."""
+    B, H, _, _, d = mixed.shape
+    where = members.flatten(2)
+    total = mixed.new_zeros(B, H, length, d).scatter_add(2, where[..., None].expand(-1, -1, -1, d), mixed.flatten(2, 3))
+    count = mixed.new_zeros(B, H, length).scatter_add(2, where, torch.ones_like(where, dtype=mixed.dtype))
+    return total / (count + eps)[..., None]
+
+
+def _committed(tokens: tuple[Tensor, ...], centroids: Tensor) -> Tensor:
+    """Mean squared distance of all tokens from their nearest centroids, which stay where they are."""
+    x = torch.cat(tokens, 2)
+    return COMMITMENT * (x - _of(nearest(x, centroids), centroids.detach())).square().mean()
+
+
+def _of(clusters: Tensor, centroids: Tensor) -> Tensor:
+    """The centroid of each token [B,H,T,d]."""
+    return centroids.expand(clusters.shape[0], *centroids.shape).take_along_dim(clusters[..., None], 2)
+
+
+class RoutingState:
+    """`causal` mode token by token: the last w keys and values of every cluster, and nothing else.
+
+    Args:
+        centroids: [H,K,d].
+        window: w.
+    """
+
+    def __init__(self, centroids: Tensor, window: int) -> None:
+        self.centroids, self.window = centroids, window
+        self._ring: Tensor | None = None
+        self._count: Tensor | None = None
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None = None) -> Tensor:
+        """The next token, queries and keys shared: q, k, v [B,H,1,d] → [B,H,1,d].
+
+        Args:
+            q: The query, before normalisation.
+            k: Ignored: the key is the normalised query.
+            v: The value.
+            turn: Positions, applied behind the choice of the cluster, so that clusters depend on content alone.
+        """
+        unit = normalised(q)
+        where = nearest(unit, self.centroids)[..., 0]
+        if turn is not None:
+            unit = turn(unit)
+        B, H, _, d = q.shape
+        ring, count = self._opened(B, H, d, q)
+        rows = torch.arange(B, device=q.device)[:, None], torch.arange(H, device=q.device), where
+        slot = count[rows] % self.window
+        ring[0][(*rows, slot)], ring[1][(*rows, slot)] = unit[:, :, 0], v[:, :, 0]
+        count[rows] += 1
+        held = torch.arange(self.window, device=q.device) < count[rows][..., None]
+        scores = (ring[0][rows] @ unit.mT)[..., 0] / math.sqrt(d)
+        weights = scores.masked_fill(~held, -torch.inf).softmax(-1)
+        return weights[:, :, None] @ ring[1][rows]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are remembered."""
+        return 0 if self._ring is None else self._ring.nbytes
+
+    @property
+    def occupancy(self) -> Tensor:
+        """Tokens that each cluster has seen [B,H,K]."""
+        return torch.zeros(0, dtype=torch.long) if self._count is None else self._count
+
+    def _opened(self, B: int, H: int, d: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        if self._ring is None or self._count is None:
+            K = self.centroids.shape[1]
+            self._ring = like.new_zeros(2, B, H, K, self.window, d)
+            self._count = torch.zeros(B, H, K, dtype=torch.long, device=like.device)
+        return self._ring, self._count
+
+
+@dataclass(frozen=True, slots=True)
+class CentroidUpdate:
+    """What a batch says about centroids.
+
+    Attributes:
+        distances: Similarity of each token to each cluster [B,H,T,K].
+        loss: As in `Routed`.
+        batch_means: Directions of the batch's clusters [H,K,d]; an empty cluster keeps its old mean.
+        centroids: The new ones [H,K,d].
+    """
+
+    distances: Tensor
+    loss: Tensor
+    batch_means: Tensor
+    centroids: Tensor
+
+
+def update_centroids(x: Tensor, centroids: Tensor, decay: float = 0.999) -> CentroidUpdate:
+    """The port's rule: a moving average of the clusters' directions, which is not normalised again.
+
+    Args:
+        x: Tokens [B,H,T,d].
+        centroids: [H,K,d].
+        decay: What stays.
+    """
+    unit = functional.normalize(x, dim=-1)
+    distances = unit @ centroids.mT
+    chosen = distances.argmax(-1)
+    K = centroids.shape[1]
+    member = functional.one_hot(chosen, K).to(x.dtype)
+    sums = torch.einsum("bhtk,bhtd->hkd", member, unit)
+    empty = member.sum((0, 2)) == 0
+    means = torch.where(empty[..., None], centroids, functional.normalize(sums, dim=-1))
+    loss = _committed((unit,), centroids)
+    return CentroidUpdate(distances, loss, means, decay * centroids + (1 - decay) * means)

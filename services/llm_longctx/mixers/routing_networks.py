@@ -1,0 +1,321 @@
+"""The language model of the PyTorch port, key for key: local heads beside routing heads in every layer.
+
+In `port` mode it computes what the port computes, look-ahead included; in `causal` mode the same weights are a language
+model token by token. Knows the checkpoint's layout; attention inside clusters is `routing`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from services.llm_longctx.mixers.routing import (
+    RoutingState,
+    attend_clusters,
+    nearest,
+    normalised,
+    route,
+)
+from shared.registry import builder
+
+__all__ = ["RoutingLM", "RoutingSession", "routing_lm"]
+
+
+class _Means(nn.Module):
+    """Centroids; moved by training, never by reading."""
+
+    def __init__(self, heads: int, clusters: int, head_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("means", normalised(torch.randn(heads, clusters, head_dim)))
+        self.register_buffer("initted", torch.tensor(data=True))
+
+
+class _Clusters(nn.Module):
+    """What the checkpoint calls global attention."""
+
+    def __init__(self, heads: int, clusters: int, head_dim: int) -> None:
+        super().__init__()
+        self.kmeans = _Means(heads, clusters, head_dim)
+
+
+class _Attention(nn.Module):
+    """Local heads first, then routing heads; both read the same normed x."""
+
+    def __init__(
+        self, width: int, heads: int, head_dim: int, local_heads: int, window: int, local_window: int, clusters: int
+    ) -> None:
+        super().__init__()
+        self.local_heads, self.head_dim, self.window, self.local_window = local_heads, head_dim, window, local_window
+        routing = heads - local_heads
+        self.local_to_qkv = nn.Linear(width, 3 * local_heads * head_dim)
+        self.global_attn = _Clusters(routing, clusters, head_dim)
+        self.to_q = nn.Linear(width, routing * head_dim, bias=False)
+        self.to_v = nn.Linear(width, routing * head_dim, bias=False)
+        self.to_out = nn.Linear(heads * head_dim, width, bias=False)
+
+    @property
+    def means(self) -> Tensor:
+        """Centroids [H,K,d]."""
+        return cast("Tensor", self.global_attn.kmeans.means)
+
+    def forward(self, z: Tensor, mode: str, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What it adds [B,T,D], and the commitment loss; `tokens` [B,T] marks what is not padding."""
+        routed, loss = self._routed(z, mode, tokens)
+        heads = torch.cat((self._local(z), routed), 1)
+        added: Tensor = self.to_out(heads.transpose(1, 2).flatten(2))
+        return added, loss
+
+    def split(self, linear: nn.Linear, z: Tensor) -> Tensor:
+        """Heads [B,h,T,d]."""
+        x: Tensor = linear(z)
+        return x.view(*z.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+    def local_qkv(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the local heads [B,h,T,d]; queries scaled, nothing rotated."""
+        q, k, v = self.split(self.local_to_qkv, z).chunk(3, 1)
+        return q * self.head_dim**-0.5, k, v
+
+    def _local(self, z: Tensor) -> Tensor:
+        """Blocks of local_window tokens attend to themselves and the block before."""
+        w = self.local_window
+        q, k, v = (torch.stack(torch.split(part, w, 2), 2) for part in self.local_qkv(z))
+        k, v = (torch.cat((functional.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1], x), 3) for x in (k, v))
+        at = torch.arange(2 * w, device=z.device)
+        scores = _half_turned(q, at[w:]) @ _half_turned(k, at).mT
+        hidden = (at[w:, None] < at).expand(scores.shape[2], w, 2 * w).clone()
+        hidden[0, :, :w] = True
+        return (scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(-1) @ v).flatten(2, 3)
+
+    def _routed(self, z: Tensor, mode: str, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        at = torch.arange(z.shape[1], device=z.device)
+        q, v = self.split(self.to_q, z), self.split(self.to_v, z)
+        if mode == "port":
+            found = route(_pair_turned(q, at), q, _pair_turned(v, at), self.means, self.window, "port", mask=tokens)
+            return found.out, found.loss
+        unit = normalised(q)
+        of = nearest(unit, self.means)
+        loss = route_loss(unit, of, self.means)
+        if tokens is not None:
+            of = of.masked_fill(~tokens[:, None], -1)
+        turned = _pair_turned(unit, at)
+        return attend_clusters(turned, turned, v, of, of, self.means.shape[1], self.window), loss
+
+
+def route_loss(unit: Tensor, of: Tensor, means: Tensor) -> Tensor:
+    """The commitment loss of tokens [B,H,T,d] that were assigned to clusters `of` [B,H,T]."""
+    own = means.detach().expand(of.shape[0], *means.shape).take_along_dim(of[..., None], 2)
+    return 1e-4 * (unit - own).square().mean()
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.w1, self.w2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.w2(functional.gelu(self.w1(x)))
+        return added
+
+
+class _Wrapped(nn.Module):
+    """The checkpoint's wrappers: `fn` behind an optional `norm`."""
+
+    def __init__(self, fn: nn.Module, width: int | None = None) -> None:
+        super().__init__()
+        if width is not None:
+            self.norm = nn.LayerNorm(width)
+        self.fn = fn
+
+
+class _Layers(nn.Module):
+    def __init__(self, pairs: list[tuple[_Wrapped, _Wrapped]]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleList(pair) for pair in pairs)
+
+
+class _Stack(nn.Module):
+    def __init__(self, pairs: list[tuple[_Wrapped, _Wrapped]]) -> None:
+        super().__init__()
+        self.layers = _Layers(pairs)
+
+
+class RoutingLM(nn.Module):
+    """Embedding, layers of local and routing heads, output with bias; positions are rotary only.
+
+    Attributes:
+        mode: `causal`, or `port` for what the released code computes.
+        context: Longest input; clusters are context / window.
+    """
+
+    optional = ("sinu_pos_emb.emb", "rel_pos.inv_freq", "mem_key", "mem_value")
+    """Endings of keys that a checkpoint may carry and that hold nothing to load."""
+
+    def __init__(
+        self, vocab: int, width: int, layers: int, heads: int, head_dim: int, local_heads: int, window: int,
+        local_window: int, context: int, mode: Literal["causal", "port"],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.mode, self.context, self.local_window = mode, context, local_window
+        self.token_emb = nn.Embedding(vocab, width)
+        nn.init.normal_(self.token_emb.weight, std=0.02)
+        sizes = (width, heads, head_dim, local_heads, window, local_window, context // window)
+        self.routing_transformer = _Stack(
+            [
+                (_Wrapped(_Attention(*sizes), width), _Wrapped(_Wrapped(_FeedForward(width)), width))
+                for _ in range(layers)
+            ]
+        )
+        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, vocab)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits [B,T,V] of ids [B,T].
+
+        Raises:
+            ValueError: More tokens than the context; in `port` mode also a length that is no multiple of local_window.
+        """
+        return self.with_loss(ids)[0]
+
+    def with_loss(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and the sum of the layers' commitment losses."""
+        ids, tokens, length = self._padded(ids)
+        x: Tensor = self.token_emb(ids)
+        loss = x.new_zeros(())
+        for norm_1, attention, norm_2, feed in self.blocks:
+            added, lost = attention(norm_1(x), self.mode, tokens)
+            x, loss = x + added, loss + lost
+            x = x + feed(norm_2(x))
+        return self.logits(x[:, :length]), loss
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Final norm and output matrix."""
+        found: Tensor = self.out(self.norm(x))
+        return found
+
+    def session(self, batch: int = 1) -> RoutingSession:
+        """A new stream, in causal mode."""
+        return RoutingSession(self, batch)
+
+    @property
+    def blocks(self) -> list[tuple[nn.LayerNorm, _Attention, nn.LayerNorm, _FeedForward]]:
+        """Per layer norm, attention, norm, feed-forward."""
+        pairs = cast("Any", self.routing_transformer.layers.layers)
+        return [(a.norm, a.fn, f.norm, f.fn.fn) for a, f in pairs]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a port's weights; buffers that the network makes itself may be in the file or not."""
+        kept = {key: value for key, value in state_dict.items() if not key.endswith(self.optional)}
+        flags = {key: value for key, value in self.state_dict().items() if key.endswith("initted")}
+        return super().load_state_dict({**flags, **kept}, strict=strict, assign=assign)
+
+    def _padded(self, ids: Tensor) -> tuple[Tensor, Tensor | None, int]:
+        """Ids filled up to whole local blocks, and which of them are tokens."""
+        length = ids.shape[1]
+        if length > self.context:
+            message = f"this model reads {self.context} tokens, not {length}"
+            raise ValueError(message)
+        lack = -length % self.local_window
+        if not lack:
+            return ids, None, length
+        if self.mode == "port":
+            message = f"in port mode the length must be a multiple of {self.local_window}, not {length}"
+            raise ValueError(message)
+        tokens = torch.arange(length + lack, device=ids.device) < length
+        return functional.pad(ids, (0, lack)), tokens.expand(ids.shape[0], -1), length
+
+
+class RoutingSession:
+    """A stream in causal mode: two local blocks of keys, and a ring per cluster."""
+
+    def __init__(self, net: RoutingLM, batch: int) -> None:
+        self.net, self.batch, self.index = net, batch, 0
+        blocks = net.blocks
+        self._rings = [RoutingState(attention.means, attention.window) for _, attention, _, _ in blocks]
+        empty = net.out.weight.new_zeros(2, batch, blocks[0][1].local_heads, 0, blocks[0][1].head_dim)
+        self._local = [empty for _ in blocks]
+
+    @torch.no_grad()
+    def feed(self, ids: Tensor) -> Tensor:
+        """Read ids [B,t]; their logits [B,t,V].
+
+        Raises:
+            ValueError: The stream would be longer than the model's context.
+        """
+        if self.index + ids.shape[1] > self.net.context:
+            message = f"this model reads {self.net.context} tokens, not {self.index + ids.shape[1]}"
+            raise ValueError(message)
+        found = [self._step(token) for token in torch.split(ids, 1, 1)] if ids.shape[1] else []
+        return torch.cat(found, 1) if found else self.net.logits(self.net.token_emb(ids))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are remembered."""
+        return sum(ring.nbytes for ring in self._rings) + sum(keys.nbytes for keys in self._local)
+
+    @property
+    def occupancy(self) -> list[Tensor]:
+        """Per layer the tokens of each cluster so far [B,H,K]."""
+        return [ring.occupancy for ring in self._rings]
+
+    def _step(self, ids: Tensor) -> Tensor:
+        x: Tensor = self.net.token_emb(ids)
+        for layer, (norm_1, attention, norm_2, feed) in enumerate(self.net.blocks):
+            z = norm_1(x)
+            q, v = attention.split(attention.to_q, z), attention.split(attention.to_v, z)
+            routed = self._rings[layer].step(q, q, v, self._turn)
+            heads = torch.cat((self._local_step(layer, attention, z), routed), 1)
+            x = x + attention.to_out(heads.transpose(1, 2).flatten(2))
+            x = x + feed(norm_2(x))
+        self.index += 1
+        return self.net.logits(x)
+
+    def _turn(self, x: Tensor) -> Tensor:
+        """Positions of the token in hand."""
+        return _pair_turned(x, torch.tensor([self.index], device=x.device))
+
+    def _local_step(self, layer: int, attention: _Attention, z: Tensor) -> Tensor:
+        """One token of the local heads: its block so far, and the block before."""
+        w = attention.local_window
+        q, k, v = attention.local_qkv(z)
+        within = self.index % w
+        kept = self._local[layer]
+        if within == 0:
+            kept = kept[..., max(kept.shape[3] - w, 0) :, :]
+        kept = torch.cat((kept, torch.stack((k, v))), 3)
+        self._local[layer] = kept
+        last = torch.arange(w + within + 1, device=z.device)[-kept.shape[3] :]
+        scores = _half_turned(q, last[-1:]) @ _half_turned(kept[0], last).mT
+        return scores.softmax(-1) @ kept[1]
+
+
+def _waves(width: int, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [t,d/2] at positions [t]."""
+    theta = 10000.0 ** (-torch.arange(0, width, 2, device=positions.device).float() / width)
+    angles = positions[:, None].float() * theta
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _half_turned(x: Tensor, positions: Tensor) -> Tensor:
+    """Rotary on halves: entry i turns with entry i + d/2."""
+    cos, sin = _waves(x.shape[-1], positions, x.dtype)
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+def _pair_turned(x: Tensor, positions: Tensor) -> Tensor:
+    """Rotary on pairs: entry 2i turns with entry 2i + 1."""
+    cos, sin = _waves(x.shape[-1], positions, x.dtype)
+    a, b = x[..., 0::2], x[..., 1::2]
+    return torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+
+
+@builder("routing-lm")
+def routing_lm(
+    vocab: int, width: int, layers: int, heads: int, head_dim: int, local_heads: int, window: int, local_window: int,
+    context: int, mode: Literal["causal", "port"] = "causal",
+) -> RoutingLM:  # fmt: skip
+    """A routing transformer with random weights."""
+    return RoutingLM(vocab, width, layers, heads, head_dim, local_heads, window, local_window, context, mode)
