@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+KERNELS := $(VENV)/.kernels
 EXTRAS ?= all,cpu,dev
 SHELL  := /bin/bash
 
@@ -32,7 +33,7 @@ lint: setup  ## ruff, mypy strict, import rules, drift of generated files, spars
 format: setup  ## format and fix what ruff can
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-setup: $(STAMP)  ## .venv with everything that running and testing need
+setup: $(STAMP) $(KERNELS)  ## .venv with everything that running and testing need
 
 $(STAMP): pyproject.toml constraints.txt requirements-data.txt requirements-tools.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -44,6 +45,10 @@ $(STAMP): pyproject.toml constraints.txt requirements-data.txt requirements-tool
 	@$(BIN)/python -m pip install --quiet --no-deps -r requirements-data.txt -r requirements-tools.txt
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
+
+# C++ attention kernels, where a compiler is there; without one nothing is missing but speed.
+$(KERNELS): $(STAMP) $(wildcard services/llm_longctx/kernels/*/*.cpp services/llm_longctx/kernels/*/*.h)
+	@$(BIN)/fovea build-kernels && touch $@
 
 bench: setup  ## ratios against the baselines, as JSON and a table in docs/benchmarks.md
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),bench]'

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.machinery import ModuleSpec
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,7 +63,7 @@ def doctor(
 def examine(chosen: Settings) -> list[Finding]:
     """Look at everything."""
     looks: list[Callable[[Settings], list[Finding]]] = [
-        _python, _memory, _ports, _redis, _ray, _compilers, _gpus, _engines, _rooms, _models, _weights,
+        _python, _memory, _ports, _redis, _ray, _compilers, _gpus, _engines, _findings, _rooms, _models, _weights,
     ]  # fmt: skip
     return [finding for look in looks for finding in _safely(look, chosen)]
 
@@ -142,6 +142,11 @@ def _engine(name: str, lack: str | None, number: str | None) -> Finding:
 def _triton(chosen: Settings) -> Finding:
     told = chosen.triton_url or "no server (FOVEA_TRITON_URL is not set)"
     return Finding("engine", "good" if chosen.triton_url else "note", f"triton {told}")
+
+
+def _findings(_: Settings) -> list[Finding]:
+    """What rooms say of themselves: entry points of group `fovea.findings`, functions that return verdict and text."""
+    return [Finding(point.name, *point.load()()) for point in entry_points(group="fovea.findings")]
 
 
 def _rooms(_: Settings) -> list[Finding]:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from services.llm_longctx.kernels.native import library
 from shared import telemetry
 from shared.errors import BadInput, NotReady
 
@@ -76,7 +77,9 @@ def _named(backend: str, dtype: torch.dtype, device: str) -> Backend:
 @cache
 def _absent(name: Backend) -> str:
     """Why this machine lacks a back end; empty where it has it."""
-    return "" if name in {"reference", "cpu_torch"} else "it is not built"
+    if name == "cpu_ext":
+        return library.absent()
+    return "it is not installed" if name == "triton" else ""
 
 
 def _unfit(name: Backend, dtype: torch.dtype, device: str, *, asked: bool = False) -> str:

@@ -8,7 +8,7 @@ from typing import Literal, overload
 from torch import Tensor
 
 from services.llm_longctx.kernels.block_csr import BlockCsr
-from services.llm_longctx.kernels.block_sparse_prefill import cpu_torch, reference
+from services.llm_longctx.kernels.block_sparse_prefill import cpu_ext, cpu_torch, reference
 from services.llm_longctx.kernels.dispatch import Backend, choose
 
 __all__ = ["block_sparse_prefill"]
@@ -16,6 +16,7 @@ __all__ = ["block_sparse_prefill"]
 _RUN: Mapping[Backend, Callable[[Tensor, Tensor, Tensor, BlockCsr], tuple[Tensor, Tensor]]] = {
     "reference": reference.prefill,
     "cpu_torch": cpu_torch.prefill,
+    "cpu_ext": cpu_ext.prefill,
 }
 
 

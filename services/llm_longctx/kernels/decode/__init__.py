@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from services.llm_longctx.kernels.decode import cpu_torch, reference
+from services.llm_longctx.kernels.decode import cpu_ext, cpu_torch, reference
 from services.llm_longctx.kernels.decode.pages import Pages
 from services.llm_longctx.kernels.dispatch import Backend, choose
 
@@ -22,7 +22,7 @@ _RUN: Mapping[
         [Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None]],
         tuple[Tensor, Tensor],
     ],
-] = {"reference": reference.decode, "cpu_torch": cpu_torch.decode}
+] = {"reference": reference.decode, "cpu_torch": cpu_torch.decode, "cpu_ext": cpu_ext.decode}
 
 
 def decode(

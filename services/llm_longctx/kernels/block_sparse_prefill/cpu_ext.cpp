@@ -1,0 +1,220 @@
+// Block-sparse causal attention of many queries: one pass over tiles of kept keys with an online softmax.
+//
+// A task is one row of blocks of one head of the mask: all its queries (of one query head, or of the whole group) against
+// the key blocks kept for it. Neighbouring or not, kept keys are packed into tiles of up to 128, so that small key blocks
+// cost no more than large ones. Scores and sums are float32. Knows nothing about Python or torch.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "../native/products.h"
+
+namespace {
+
+using namespace fovea;
+
+constexpr int TILE = 128;
+
+int up(int n, int to) { return (n + to - 1) / to * to; }
+
+struct Problem {
+  const void *q, *k, *v;                            // [Hq,T,d], [Hkv,N,d], rows of d contiguous
+  int64_t q_head, q_row, k_head, k_row, v_head, v_row;  // strides in elements
+  void* out;                                        // [Hq,T,d] contiguous
+  float* lse;                                       // [Hq,T]
+  const int32_t *row_ptr, *cols;                    // see BlockCsr
+  int heads, rows, query_heads, kv_heads, T, N, d, block, key_block, first;
+};
+
+// Buffers of one thread, and the task it works on.
+template <typename T>
+class Worker {
+  using F = typename Factor<T>::type;
+  static constexpr int pair = Factor<T>::pair;
+
+ public:
+  explicit Worker(const Problem& p)
+      : p(p), wide(up(p.d, COLUMNS)), words(up(p.d, pair) / pair), scale(LOG2E / std::sqrt(float(p.d))) {
+    int share = p.query_heads / p.heads, rows = share * up(std::min(p.block, p.T), ROWS);
+    q.resize(size_t(rows) * words);
+    out.resize(size_t(rows) * wide);
+    most.resize(rows);
+    total.resize(size_t(rows) * LANES);
+    keys.resize(size_t(up(p.d, LANES) / pair + LANES) * TILE);
+    values.resize(size_t(TILE) / pair * wide);
+    scores.resize(ROWS * TILE);
+    shares.resize(ROWS * TILE / pair);
+  }
+
+  void run(int head, int row) {
+    int offset = p.N - p.T, at = (p.first + row) * p.block;
+    begin = std::max(at, offset), end = std::min(at + p.block, p.N);
+    if (begin >= end) return;
+    share = p.query_heads / p.heads, height = up(end - begin, ROWS);
+    kv = head * share / (p.query_heads / p.kv_heads);
+    open(head * share, begin - offset);
+    const int32_t* ends = p.row_ptr + int64_t(head) * (p.rows + 1) + row;
+    filled = 0;
+    for (int c = ends[0]; c < ends[1]; c++) {
+      int from = p.cols[c] * p.key_block, to = std::min({from + p.key_block, end, p.N});
+      while (from < to) {
+        int n = std::min(to - from, TILE - filled);
+        for (int i = 0; i < n; i++) position[filled + i] = from + i;
+        from += n, filled += n;
+        if (filled == TILE) attend();
+      }
+    }
+    if (filled) attend();
+    close(head * share, begin - offset);
+  }
+
+ private:
+  // Packs the task's queries, each head's padded to whole groups of rows, and empties its sums.
+  void open(int head, int t) {
+    for (int s = 0; s < share; s++)
+      for (int i = 0; i < height; i++) {
+        F* to = reinterpret_cast<F*>(q.data() + (int64_t(s) * height + i) * words);
+        const T* from = static_cast<const T*>(p.q) + (head + s) * p.q_head + (t + i) * p.q_row;
+        for (int c = 0; c < words * pair; c++) put(c < p.d && i < end - begin ? from[c] : T{}, to + c);
+      }
+    std::fill(most.begin(), most.end(), -INFINITY);
+    std::fill(total.begin(), total.end(), 0.0f);
+    std::fill(out.begin(), out.end(), 0.0f);
+  }
+
+  static void put(T x, F* to) {
+    if constexpr (sizeof(T) == sizeof(F))
+      std::memcpy(to, &x, sizeof x);
+    else
+      *to = widen(x);
+  }
+
+  // All queries of the task against the tile.
+  void attend() {
+    pack_keys();
+    pack_values();
+    for (int s = 0; s < share; s++)
+      for (int i = 0; i < height; i += ROWS) group(s * height + i, begin + i);
+    filled = 0;
+  }
+
+  const T* key(int i) const { return static_cast<const T*>(p.k) + kv * p.k_head + position[i] * p.k_row; }
+  const T* value(int i) const { return static_cast<const T*>(p.v) + kv * p.v_head + position[i] * p.v_row; }
+
+  // keys[word][TILE]: the tile's keys side by side; those behind its end repeat the last one, and are masked.
+  void pack_keys() {
+    alignas(64) uint32_t padded[LANES][LANES];
+    for (int i = 0; i < filled; i += LANES)
+      for (int w = 0; w < words; w += LANES) {
+        const uint32_t* from[LANES];
+        bool whole = w + LANES <= words && (w + LANES) * pair <= p.d && sizeof(T) == sizeof(F);
+        for (int j = 0; j < LANES; j++) {
+          const T* x = key(std::min(i + j, filled - 1)) + int64_t(w) * pair;
+          from[j] = whole ? reinterpret_cast<const uint32_t*>(x) : padded[j];
+          if (!whole)
+            for (int c = 0; c < LANES * pair; c++)
+              put(w * pair + c < p.d ? x[c] : T{}, reinterpret_cast<F*>(padded[j]) + c);
+        }
+        transpose(from, reinterpret_cast<uint32_t*>(keys.data()) + int64_t(w) * TILE + i, TILE);
+      }
+  }
+
+  // values[key or pair of keys][wide]: rows as they are, or two rows zipped.
+  void pack_values() {
+    for (int i = 0; i < up(filled, COLUMNS); i += pair) {
+      F* to = reinterpret_cast<F*>(values.data() + int64_t(i) / pair * wide);
+      for (int j = 0; j < pair; j++) {
+        const T* from = i + j < filled ? value(i + j) : nullptr;
+        for (int c = 0; c < wide; c++) put(from && c < p.d ? from[c] : T{}, to + c * pair + j);
+      }
+    }
+  }
+
+  // Eight queries, the first at position `at`.
+  void group(int row, int at) {
+    int last = std::min(at + ROWS, end) - 1;
+    int seen = int(std::upper_bound(position, position + filled, last) - position);
+    if (!seen) return;
+    int columns = up(seen, COLUMNS);
+    for (int c = 0; c < columns; c += COLUMNS)
+      product<F, false>(q.data() + int64_t(row) * words, words, keys.data() + c, TILE, scores.data() + c, TILE, words);
+    float* mixed = out.data() + int64_t(row) * wide;
+    for (int i = 0; i < ROWS; i++) weigh(row + i, at + i, i, columns, mixed + i * wide);
+    for (int c = 0; c < wide; c += COLUMNS)
+      product<F, true>(shares.data(), TILE / pair, values.data() + c, wide, mixed + c, wide, columns / pair);
+  }
+
+  // One query's scores become weights relative to its largest so far; what it has mixed is brought to that measure.
+  void weigh(int row, int at, int i, int columns, float* mixed) {
+    float* s = scores.data() + i * TILE;
+    int seen = at >= position[filled - 1] ? filled : int(std::upper_bound(position, position + filled, at) - position);
+    for (int c = seen; c < columns; c++) s[c] = -INFINITY;
+    vec top = load(s);
+    for (int c = LANES; c < columns; c += LANES) top = larger(top, load(s + c));
+    float before = most[row], now = std::max(before, largest(top) * scale);
+    if (now != before) {
+      most[row] = now;
+      float by = std::exp2(before - now);
+      store(&total[row * LANES], load(&total[row * LANES]) * splat(by));
+      for (int c = 0; c < wide; c += LANES) store(mixed + c, load(mixed + c) * splat(by));
+    }
+    vec sums = load(&total[row * LANES]), shift = splat(now == -INFINITY ? 0.0f : -now);
+    F* weights = reinterpret_cast<F*>(shares.data()) + i * TILE;
+    for (int c = 0; c < columns; c += LANES) {
+      vec weight = power_of_two(load(s + c) * splat(scale) + shift);
+      sums += weight;
+      keep(weight, weights + c);
+    }
+    store(&total[row * LANES], sums);
+  }
+
+  static void keep(vec x, float* to) { store(to, x); }
+  static void keep(vec x, bf16* to) {
+#if defined(__AVX512BF16__)
+    __m256bh half = _mm512_cvtneps_pbh((__m512)x);
+    std::memcpy(to, &half, sizeof half);
+#endif
+  }
+
+  void close(int head, int t) {
+    for (int s = 0; s < share; s++)
+      for (int i = 0; i < end - begin; i++) {
+        int row = s * height + i;
+        float all = sum(load(&total[row * LANES])), by = all > 0 ? 1 / all : 0.0f;
+        int64_t at = int64_t(head + s) * p.T + t + i;
+        p.lse[at] = all > 0 ? (most[row] + std::log2(all)) * LN2 : -INFINITY;
+        for (int c = 0; c < p.d; c++)
+          narrow(out[int64_t(row) * wide + c] * by, static_cast<T*>(p.out) + at * p.d + c);
+      }
+  }
+
+  const Problem& p;
+  const int wide, words;
+  const float scale;
+  int begin = 0, end = 0, share = 0, height = 0, kv = 0, filled = 0;
+  int32_t position[TILE];
+  std::vector<float> q, out, most, total, keys, values, scores, shares;
+};
+
+template <typename T>
+void run(const Problem& p, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    Worker<T> worker(p);
+    // The last rows see most: they go first, so that no thread is left with one at the end.
+#pragma omp for schedule(dynamic) collapse(2)
+    for (int row = p.rows - 1; row >= 0; row--)
+      for (int head = 0; head < p.heads; head++) worker.run(head, row);
+  }
+}
+
+}  // namespace
+
+extern "C" void fovea_block_sparse_prefill(
+    int is_bf16, const void* q, const void* k, const void* v, const int64_t* strides, void* out, float* lse,
+    const int32_t* row_ptr, const int32_t* cols, const int32_t* sizes, int threads) {
+  Problem p{q, k, v, strides[0], strides[1], strides[2], strides[3], strides[4], strides[5], out, lse, row_ptr, cols,
+            sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8], sizes[9]};
+  is_bf16 ? run<bf16>(p, threads) : run<float>(p, threads);
+}

@@ -1,0 +1,234 @@
+// Ragged decode: R problems of a few query rows each, over entries that lie anywhere and are read once.
+//
+// Long problems are cut into spans, so that threads share them; each span leaves a part of the softmax, and the parts of
+// a problem are joined at the end. Decode is bound by memory: keys and values stream through once, whatever the group.
+// Knows nothing about Python, torch or pages.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "../native/products.h"
+
+namespace {
+
+using namespace fovea;
+
+constexpr int SPAN = 1024;  // entries of a task
+constexpr int TILE = 128;   // entries whose scores are held at a time
+
+int up(int n, int to) { return (n + to - 1) / to * to; }
+
+struct Problem {
+  const void *k, *v;         // [n,d], rows of d contiguous
+  int64_t k_row, v_row, n;   // strides in elements
+  const float* log_weights;  // [n] or null
+};
+
+// One span of one problem: its scores' largest, its sum and what it mixed, per query row.
+template <typename T>
+class Part {
+  using F = typename Factor<T>::type;
+  static constexpr int STEP = LANES * Factor<T>::pair;  // entries of a row in one vector of factors
+
+ public:
+  Part(int G, int d) : G(G), d(d), wide(up(d, STEP)), scale(LOG2E / std::sqrt(float(d))) {
+    query.resize(size_t(G) * wide);
+    scores.resize(size_t(G) * TILE);
+    padded.resize(wide == d ? 0 : size_t(TILE) * wide);
+  }
+
+  void run(const T* rows, const Problem& p, int64_t from, int64_t to, float* most, float* total, float* out) {
+    for (int g = 0; g < G; g++)
+      for (int c = 0; c < wide; c++) put(c < d ? rows[g * d + c] : T{}, &query[g * wide + c]);
+    std::fill(most, most + G, -INFINITY);
+    std::fill(total, total + G, 0.0f);
+    std::fill(out, out + size_t(G) * wide, 0.0f);
+    for (int64_t i = from; i < to; i += TILE) tile(p, i, int(std::min<int64_t>(TILE, to - i)), most, total, out);
+  }
+
+ private:
+  static void put(T x, F* to) {
+    if constexpr (sizeof(T) == sizeof(F))
+      std::memcpy(to, &x, sizeof x);
+    else
+      *to = widen(x);
+  }
+
+  void tile(const Problem& p, int64_t at, int n, float* most, float* total, float* out) {
+    Rows keys = rows(static_cast<const T*>(p.k) + at * p.k_row, p.k_row, n);
+    for (int g = 0; g < G; g++) score(keys, g, n);
+    for (int g = 0; g < G; g++) {
+      float by = weigh(p.log_weights ? p.log_weights + at : nullptr, &scores[g * TILE], n, most[g], total[g]);
+      if (by != 1.0f)
+        for (int c = 0; c < wide; c += LANES) store(out + g * wide + c, load(out + g * wide + c) * splat(by));
+    }
+    Rows values = rows(static_cast<const T*>(p.v) + at * p.v_row, p.v_row, n);
+    for (int g = 0; g < G; g += 4) {
+      int many = std::min(4, G - g);
+      if (many == 1) mix<1>(values, n, g, out);
+      if (many == 2) mix<2>(values, n, g, out);
+      if (many == 3) mix<3>(values, n, g, out);
+      if (many == 4) mix<4>(values, n, g, out);
+    }
+  }
+
+  struct Rows {
+    const T* begin;
+    int64_t stride;
+  };
+
+  // The rows as they lie, or, where vectors don't divide them, a padded copy.
+  Rows rows(const T* from, int64_t stride, int n) {
+    if (wide == d) return {from, stride};
+    for (int i = 0; i < n; i++) {
+      std::copy(from + i * stride, from + i * stride + d, &padded[size_t(i) * wide]);
+      std::fill(&padded[size_t(i) * wide] + d, &padded[size_t(i) * wide] + wide, T{});
+    }
+    return {padded.data(), wide};
+  }
+
+  static vec factors(const F* x) {
+    vec words;
+    std::memcpy(&words, x, sizeof words);
+    return words;
+  }
+  static vec factors_of(const T* x) {
+    if constexpr (sizeof(T) == sizeof(F))
+      return factors(reinterpret_cast<const F*>(x));
+    else
+      return load(x);
+  }
+
+  void score(const Rows& keys, int g, int n) {
+    const F* q = &query[size_t(g) * wide];
+    for (int i = 0; i < n; i += LANES) {
+      vec dots[LANES];
+#pragma GCC unroll 16
+      for (int j = 0; j < LANES; j++) {
+        const T* key = keys.begin + std::min(i + j, n - 1) * keys.stride;
+        vec dot{};
+        for (int c = 0; c < wide; c += STEP) dot = times(factors(q + c), factors_of(key + c), dot, F{});
+        dots[j] = dot;
+      }
+      store(&scores[g * TILE + i], sums_of(dots));
+    }
+  }
+
+  // Scores become weights relative to the largest so far; returns what earlier ones are multiplied by.
+  float weigh(const float* log_weights, float* s, int n, float& most, float& total) {
+    for (int i = 0; i < n; i += LANES) store(s + i, load(s + i) * splat(scale));
+    if (log_weights)
+      for (int i = 0; i < n; i++) s[i] += log_weights[i] * LOG2E;
+    for (int i = n; i < up(n, LANES); i++) s[i] = -INFINITY;
+    vec top = load(s);
+    for (int i = LANES; i < n; i += LANES) top = larger(top, load(s + i));
+    float now = std::max(most, largest(top)), by = most == now ? 1.0f : std::exp2(most - now);
+    vec sums{}, shift = splat(now == -INFINITY ? 0.0f : -now);
+    for (int i = 0; i < n; i += LANES) {
+      vec weight = power_of_two(load(s + i) + shift);
+      sums += weight;
+      store(s + i, weight);
+    }
+    most = now, total = total * by + sum(sums);
+    return by;
+  }
+
+  template <int MANY>
+  void mix(const Rows& values, int n, int g, float* out) {
+    constexpr int AT_ONCE = 4;
+    for (int c = 0; c < wide; c += AT_ONCE * LANES) {
+      int vectors = std::min(AT_ONCE, (wide - c) / LANES);
+      if (vectors == AT_ONCE)
+        strip<MANY, AT_ONCE>(values, n, g, c, out);
+      else
+        for (int j = 0; j < vectors; j++) strip<MANY, 1>(values, n, g, c + j * LANES, out);
+    }
+  }
+
+  // `VECTORS` vectors of `MANY` query rows stay in registers while all values pass.
+  template <int MANY, int VECTORS>
+  void strip(const Rows& values, int n, int g, int c, float* out) {
+    vec mixed[MANY][VECTORS];
+    for (int r = 0; r < MANY; r++)
+      for (int j = 0; j < VECTORS; j++) mixed[r][j] = load(out + (g + r) * wide + c + j * LANES);
+    for (int i = 0; i < n; i++) {
+      const T* value = values.begin + i * values.stride + c;
+      vec v[VECTORS];
+      for (int j = 0; j < VECTORS; j++) v[j] = load(value + j * LANES);
+      for (int r = 0; r < MANY; r++) {
+        vec weight = splat(scores[(g + r) * TILE + i]);
+        for (int j = 0; j < VECTORS; j++) mixed[r][j] += v[j] * weight;
+      }
+    }
+    for (int r = 0; r < MANY; r++)
+      for (int j = 0; j < VECTORS; j++) store(out + (g + r) * wide + c + j * LANES, mixed[r][j]);
+  }
+
+  const int G, d, wide;
+  const float scale;
+  std::vector<F> query;
+  std::vector<T> padded;
+  std::vector<float> scores;
+};
+
+struct Task {
+  int problem;
+  int64_t from, to;
+};
+
+template <typename T>
+void run(const T* q, const Problem* problems, int R, int G, int d, T* out, float* lse, int threads) {
+  std::vector<Task> tasks;
+  std::vector<int> first(R + 1);
+  for (int r = 0; r < R; r++) {
+    first[r] = int(tasks.size());
+    for (int64_t from = 0; from < problems[r].n; from += SPAN)
+      tasks.push_back({r, from, std::min<int64_t>(from + SPAN, problems[r].n)});
+  }
+  first[R] = int(tasks.size());
+  const int wide = up(d, LANES * Factor<T>::pair);
+  std::vector<float> most(tasks.size() * G), total(tasks.size() * G), mixed(tasks.size() * G * wide);
+  int busy = std::min<int>(threads, int(tasks.size()));
+#pragma omp parallel num_threads(busy) if (busy > 1)
+  {
+    Part<T> part(G, d);
+#pragma omp for schedule(dynamic)
+    for (size_t t = 0; t < tasks.size(); t++) {
+      const Task& task = tasks[t];
+      part.run(q + int64_t(task.problem) * G * d, problems[task.problem], task.from, task.to, &most[t * G],
+               &total[t * G], &mixed[t * G * wide]);
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int g = 0; g < G; g++) {
+      float top = -INFINITY, all = 0;
+      for (int t = first[r]; t < first[r + 1]; t++) top = std::max(top, most[t * G + g]);
+      std::vector<float> joined(wide);
+      for (int t = first[r]; t < first[r + 1] && top != -INFINITY; t++) {
+        float by = std::exp2(most[t * G + g] - top);
+        all += by * total[t * G + g];
+        for (int c = 0; c < d; c++) joined[c] += by * mixed[(size_t(t) * G + g) * wide + c];
+      }
+      lse[r * G + g] = all > 0 ? (top + std::log2(all)) * LN2 : -INFINITY;
+      for (int c = 0; c < d; c++) narrow(all > 0 ? joined[c] / all : 0.0f, out + (int64_t(r) * G + g) * d + c);
+    }
+}
+
+}  // namespace
+
+// `problems`: per problem k, v, stride of k, stride of v, n and log_weights, as 64-bit words.
+extern "C" void fovea_decode(int is_bf16, const void* q, const int64_t* problems, const int32_t* sizes, void* out,
+                             float* lse, int threads) {
+  const int R = sizes[0], G = sizes[1], d = sizes[2];
+  std::vector<Problem> parsed(R);
+  for (int r = 0; r < R; r++) {
+    const int64_t* p = problems + 6 * r;
+    parsed[r] = {reinterpret_cast<const void*>(p[0]), reinterpret_cast<const void*>(p[1]), p[2], p[3], p[4],
+                 reinterpret_cast<const float*>(p[5])};
+  }
+  if (is_bf16)
+    run(static_cast<const bf16*>(q), parsed.data(), R, G, d, static_cast<bf16*>(out), lse, threads);
+  else
+    run(static_cast<const float*>(q), parsed.data(), R, G, d, static_cast<float*>(out), lse, threads);
+}

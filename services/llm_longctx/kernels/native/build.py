@@ -1,0 +1,57 @@
+"""Builds the C++ kernels: the verb `fovea build-kernels`, run by `make setup` where a compiler is installed.
+
+One library per level of instructions, so that what was built on one machine serves another; which is loaded is decided
+by the machine that loads it. Knows compilers and files; knows nothing about kernels.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import typer
+
+from services.llm_longctx.kernels.native.targets import PLACE, TARGETS, Target, library_file, sources
+from shared.errors import Fault
+
+__all__ = ["build", "build_kernels"]
+
+_COMPILERS = ("g++", "clang++", "c++")
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi")
+
+
+def build_kernels(
+    force: bool = typer.Option(False, "--force", help="Build again what is built already."),
+) -> None:
+    """Build the C++ attention kernels for this machine; without a compiler nothing happens."""
+    compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        typer.echo("No C++ compiler is installed: attention runs on torch's own kernels.")
+        return
+    for target in TARGETS:
+        done = build(compiler, target, force=force)
+        typer.echo(f"{target.name}: {done.name}")
+
+
+def build(compiler: str, target: Target, *, force: bool = False) -> Path:
+    """Build one library.
+
+    Raises:
+        Fault: The compiler refuses; the hint quotes it.
+    """
+    wanted = library_file(target)
+    if wanted.exists() and not force:
+        return wanted
+    PLACE.mkdir(exist_ok=True)
+    for stale in PLACE.glob(f"{target.name}-*.so"):
+        stale.unlink()
+    made = wanted.with_suffix(".part")
+    units = [str(file) for file in sources() if file.suffix == ".cpp"]
+    command = [compiler, *_FLAGS, *target.flags, *units, "-o", str(made)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # a compiler on the path, our own files
+    if done.returncode:
+        detail = f"{Path(compiler).name} can't build the kernels for {target.name}."
+        raise Fault(detail, hint=done.stderr.strip()[-800:])
+    made.replace(wanted)
+    return wanted

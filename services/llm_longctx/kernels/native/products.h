@@ -1,0 +1,59 @@
+// C[8][32] = or += A[8][k] B[k][32]: the one product that attention over blocks is made of, and how its B is packed.
+//
+// float32 multiplies entry by entry. bfloat16 multiplies pairs: words of two neighbours along k, accumulated in float32
+// (AVX512-BF16); without that instruction bfloat16 is widened while packing and takes the float32 path.
+#pragma once
+
+#include "vectors.h"
+
+namespace fovea {
+
+constexpr int ROWS = 8;
+constexpr int COLUMNS = 2 * LANES;
+
+template <typename T>
+struct Factor {  // what T is multiplied as
+  using type = float;
+  static constexpr int pair = 1;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct Factor<bf16> {
+  using type = bf16;
+  static constexpr int pair = 2;
+};
+#endif
+
+inline vec times(vec a, vec b, vec c, float) { return a * b + c; }
+#if defined(__AVX512BF16__)
+inline vec times(vec a, vec b, vec c, bf16) { return (vec)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b); }
+#endif
+
+// A word in every lane, as it is, whatever it holds.
+inline vec repeat(const float* word) {
+  uint32_t bits;
+  std::memcpy(&bits, word, 4);
+  return (vec)(bits - uvec{});
+}
+
+// A: words along k, `stride_a` words from row to row. B: [words][32]. `words`: k for float32, k / 2 for bfloat16.
+template <typename F, bool ADD>
+inline void product(const float* A, int64_t stride_a, const float* B, int64_t stride_b, float* C, int64_t stride_c,
+                    int words) {
+  vec c[ROWS][2];
+  for (int i = 0; i < ROWS; i++)
+    for (int j = 0; j < 2; j++) c[i][j] = ADD ? load(C + i * stride_c + j * LANES) : vec{};
+  for (int w = 0; w < words; w++) {
+    vec b0 = load(B + w * stride_b), b1 = load(B + w * stride_b + LANES);
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; i++) {
+      vec a = repeat(A + i * stride_a + w);
+      c[i][0] = times(a, b0, c[i][0], F{});
+      c[i][1] = times(a, b1, c[i][1], F{});
+    }
+  }
+  for (int i = 0; i < ROWS; i++)
+    for (int j = 0; j < 2; j++) store(C + i * stride_c + j * LANES, c[i][j]);
+}
+
+}  // namespace fovea

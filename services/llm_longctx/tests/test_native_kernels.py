@@ -1,0 +1,129 @@
+"""The C++ kernels: every level of instructions agrees, old builds are not loaded, absence is no failure."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+
+from services.llm_longctx.kernels import BlockCsr, block_sparse_prefill, decode
+from services.llm_longctx.kernels.block_sparse_prefill import cpu_ext as prefill_ext
+from services.llm_longctx.kernels.decode import cpu_ext as decode_ext
+from services.llm_longctx.kernels.native import build as building
+from services.llm_longctx.kernels.native import library, targets
+from shared.errors import Fault
+
+PROCESSOR = library._processor()
+BUILT = [target for target in targets.fitting(PROCESSOR) if targets.library_file(target).exists()]
+TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 4e-2}
+
+if not BUILT:
+    pytest.skip("no C++ kernels are built here", allow_module_level=True)
+
+
+@pytest.fixture(params=BUILT, ids=lambda target: target.name)
+def level(request, monkeypatch):
+    found = (ctypes.CDLL(str(targets.library_file(request.param))), request.param.name)
+    monkeypatch.setattr(library, "loaded", lambda: found)
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("d", "block", "key_block", "group"), [(64, 32, 32, 3), (24, 20, 7, 2), (1, 5, 5, 1), (130, 64, 16, 2)]
+)
+def test_every_level_prefills_like_the_oracle(level, dtype, d, block, key_block, group):
+    torch.manual_seed(1)
+    q, k, v = torch.randn(2 * group, 90, d).to(dtype), *torch.randn(2, 2, 170, d).to(dtype)
+    first = 80 // block
+    mask = torch.rand(2 * group, -(-170 // block) - first, -(-170 // key_block)) < 0.4
+    blocks = BlockCsr.from_mask(mask, block, key_block=key_block, first=first)
+    wanted, sums = block_sparse_prefill(q, k, v, blocks, backend="reference", return_lse=True)
+    out, lse = prefill_ext.prefill(q, k, v, blocks)
+    seen = ~sums.isneginf()
+    assert (out - wanted).abs().max() < TOLERANCE[dtype]
+    assert torch.equal(seen, ~lse.isneginf())
+    assert (lse - sums)[seen].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("d", "group"), [(64, 3), (24, 5), (1, 1), (130, 8)])
+def test_every_level_decodes_like_the_oracle_from_strided_views(level, dtype, d, group):
+    torch.manual_seed(1)
+    lengths = [0, 1, 15, 129, 2500]
+    q = torch.randn(len(lengths), group, d).to(dtype)
+    stores = [torch.randn(n, 2, d).to(dtype) for n in lengths]
+    keys, values = [s[:, 0] for s in stores], [s[:, 1] for s in stores]
+    weights = [None, torch.full((1,), -torch.inf), torch.randn(15), None, torch.randn(2500)]
+    wanted, sums = decode(q, keys, values, log_weights=weights, backend="reference")
+    out, lse = decode_ext.decode(q, keys, values, weights)
+    seen = ~sums.isneginf()
+    assert (out - wanted).abs().max() < TOLERANCE[dtype]
+    assert torch.equal(seen, ~lse.isneginf())
+    assert (lse - sums)[seen].abs().max() < 1e-5
+
+
+def test_large_scores_do_not_overflow(level):
+    q = torch.full((1, 2, 64), 40.0)
+    keys = torch.full((3, 64), 40.0)
+    keys[1] = -40.0
+    values = torch.tensor([1.0, 2.0, 3.0])[:, None].expand(3, 64).contiguous()
+    out, lse = decode_ext.decode(q, [keys], [values], [None])
+    assert torch.allclose(out, torch.full((1, 2, 64), 2.0))
+    assert torch.allclose(lse, torch.full((1, 2), 12800 + torch.log(torch.tensor(2.0)).item()))
+
+
+def test_threads_share_the_work_without_changing_the_result(level):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 300, 64), *torch.randn(2, 1, 300, 64)
+    blocks = BlockCsr.dense(3, 300, 32)
+    alone = prefill_ext.prefill(q, k, v, blocks)[0]
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert torch.equal(prefill_ext.prefill(q, k, v, blocks)[0], alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_libraries_fit_the_processor_best_first():
+    names = [target.name for target in targets.TARGETS]
+    assert [t.name for t in targets.fitting(frozenset().union(*(t.needs for t in targets.TARGETS)))] == names
+    assert targets.fitting([]) == [t for t in targets.TARGETS if not t.needs]
+
+
+def test_an_unbuilt_library_is_told_and_not_an_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(targets, "PLACE", tmp_path)
+    library.loaded.cache_clear()
+    try:
+        assert library.absent() == "it is not built"
+        assert library.told()[0] == "note"
+        assert "fovea build-kernels" in library.told()[1]
+    finally:
+        library.loaded.cache_clear()
+    monkeypatch.undo()
+    assert library.told()[0] == "good"
+
+
+def test_without_a_compiler_nothing_happens(monkeypatch, capsys):
+    monkeypatch.setattr(building.shutil, "which", lambda _name: None)
+    building.build_kernels(force=True)
+    assert "No C++ compiler" in capsys.readouterr().out
+
+
+def test_what_is_built_is_kept():
+    assert building.build("no-such-compiler", BUILT[0]) == targets.library_file(BUILT[0])
+
+
+def test_a_failing_compiler_is_quoted(monkeypatch, tmp_path):
+    monkeypatch.setattr(targets, "PLACE", tmp_path)
+    monkeypatch.setattr(building, "PLACE", tmp_path)
+    monkeypatch.setattr(building, "sources", lambda: [tmp_path / "gone.cpp"])
+    compiler = building.shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no compiler")
+    with pytest.raises(Fault, match="can't build") as caught:
+        building.build(compiler, BUILT[0])
+    assert "gone.cpp" in caught.value.hint
+    assert not list(tmp_path.iterdir())
