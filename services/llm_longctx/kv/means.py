@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
 
@@ -18,32 +19,42 @@ from services.llm_longctx.kv.pool import PagePool
 __all__ = ["Means"]
 
 
-class Means:
-    """Sums of keys and values that left, per (layer, head), and the slot in which each mean lies."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Mean:
+    """Sum of keys and of values [2,d], of how many, in which slot of the run their mean lies, and how it counts."""
 
-    def __init__(self, of: Mapping[tuple[int, int], tuple[Tensor, int, bool]] = MappingProxyType({})) -> None:
+    sums: Tensor
+    count: int
+    slot: int
+    weighted: bool
+
+
+class Means:
+    """The virtual entries of one sequence, per (layer, head)."""
+
+    def __init__(self, of: Mapping[tuple[int, int], _Mean] = MappingProxyType({})) -> None:
         self._of = dict(of)
 
     def heads(self) -> list[tuple[int, int]]:
         """Heads that absorb what leaves."""
         return list(self._of)
 
-    def begin(self, at: tuple[int, int], k: Tensor, v: Tensor, count: int, *, weighted: bool) -> None:
-        """Absorb from now on, beginning with the mean `k`, `v` [d] of `count` entries."""
+    def begin(self, at: tuple[int, int], k: Tensor, v: Tensor, count: int, *, slot: int, weighted: bool) -> None:
+        """Absorb from now on, beginning with the mean `k`, `v` [d] of `count` entries in a slot of the head's run."""
         wide = torch.float64 if k.dtype == torch.float64 else torch.float32
-        self._of[at] = (torch.stack((k, v)).to(wide) * count, count, weighted)
+        self._of[at] = _Mean(torch.stack((k, v)).to(wide) * count, count, slot, weighted)
 
     def end(self, at: tuple[int, int]) -> None:
         """Absorb no more."""
         self._of.pop(at, None)
 
-    def absorb(self, at: tuple[int, int], pool: PagePool, leaving: int, slot: int) -> None:
-        """Add the entry in slot `leaving`, and write the new mean to `slot`."""
-        sums, count, weighted = self._of[at]
-        sums, count = sums + torch.stack((pool.keys[leaving], pool.values[leaving])), count + 1
-        self._of[at] = (sums, count, weighted)
-        pool.keys[slot], pool.values[slot] = sums / count
-        pool.log_weights[slot] = math.log(count) if weighted else 0.0
+    def absorb(self, at: tuple[int, int], pool: PagePool, start: int, leaving: int) -> None:
+        """Add the entry in slot `leaving` of the run that begins at `start`, and write the new mean."""
+        mean = self._of[at]
+        sums = mean.sums + torch.stack((pool.keys[start + leaving], pool.values[start + leaving]))
+        self._of[at] = mean = _Mean(sums, mean.count + 1, mean.slot, mean.weighted)
+        pool.keys[start + mean.slot], pool.values[start + mean.slot] = sums / mean.count
+        pool.log_weights[start + mean.slot] = math.log(mean.count) if mean.weighted else 0.0
 
     def copy(self) -> Self:
         """A twin that goes its own way."""

@@ -181,7 +181,10 @@ class Memory:
         fixed = (entries.positions < sink) | (entries.positions < 0)
         # What stays comes first, a virtual entry last of it; then the ring.
         held = entries.take(torch.argsort((~fixed).long() * 2 - (entries.positions >= 0).long() * fixed, stable=True))
-        n, base = len(fixed), int(fixed.sum())
+        n, virtual = len(fixed), int((entries.positions < 0).sum())
+        # A short prompt does not fill the sinks: what comes next is one of them, and slides later.
+        missing = max(sink - int(entries.positions.max()) - 1, 0) if n > virtual else sink
+        base = int(fixed.sum()) + missing
         self._leave_parts(layer, head)
         self.own.replace(layer, head, n, n + spare if slide is None else base + slide + 1)
         self._write(int(self.own.start[layer, head]), held)
@@ -190,7 +193,8 @@ class Memory:
         if absorbed is None:
             self.means.end((layer, head))
         else:
-            self.means.begin((layer, head), held.k[base - 1], held.v[base - 1], absorbed, weighted=weighted)
+            at = base - missing - 1
+            self.means.begin((layer, head), held.k[at], held.v[at], absorbed, slot=at, weighted=weighted)
 
     def copy_compact(self, layer: int, head: int, positions: Tensor, spare: int) -> None:
         """Copy the entries at `positions` [K] of a whole head into its compact run, with room for `spare` more.
@@ -245,8 +249,7 @@ class Memory:
         self.rings.leave(self.own.n)
         for at in self.means.heads():
             if self.rings.hole[at] >= 0:
-                start, hole, base = (int(x[at]) for x in (self.own.start, self.rings.hole, self.rings.base))
-                self.means.absorb(at, self.pool, start + hole, start + base - 1)
+                self.means.absorb(at, self.pool, int(self.own.start[at]), int(self.rings.hole[at]))
 
     # Sharing.
 

@@ -108,7 +108,8 @@ class AttentionMethod(BaseModel):
         """Entries held after `prompt` tokens were read and `new` produced. Default: all of them, everywhere.
 
         At least what the engine will hold, and at most a page per head above it. A sliding head holds
-        min(total, sink + slide + 1): the slot of the step's own entry counts.
+        min(total, sink + slide + 1): the slot of the step's own entry counts. A virtual entry, or with `absorb` the
+        place that waits for one, is one more.
         """
         return Footprint(((prompt + new,) * config.kv_heads,) * config.layers)
 
