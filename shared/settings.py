@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body.")
     max_pixels: int = Field(64_000_000, ge=1, description="Largest picture, from its header, before decoding.")
     max_images: int = Field(16, ge=1, description="Most pictures in one request.")
+    fetch_urls: bool = Field(
+        default=False, description="Fetch pictures that requests name by URL, from public addresses only."
+    )
     body_timeout_s: float = Field(30, gt=0, description="Longest pause between two reads of a request body.")
     deadline_s: float = Field(120, gt=0, description="Default deadline of a synchronous request.")
     drain_s: float = Field(10, gt=0, description="How long a stopping process finishes what it has begun.")

@@ -22,6 +22,7 @@ from shared.errors import FoveaError, InvalidOption
 from shared.registry import Run
 from shared.serving import describe
 from shared.serving.faults import NotAcceptable, blame
+from shared.serving.fetching import Fetcher, with_pictures
 from shared.serving.host import Host
 from shared.serving.negotiation import choose
 from shared.serving.reading import Asked, read, requests
@@ -66,6 +67,8 @@ async def _answer(host: Host, name: str, asked: Asked, request: Request) -> Resp
     offered = ["application/json", *kind.media_types(), *(_STREAMS if kind.mode == "stream" else ())]
     media = choose(request.headers.get("accept"), offered)
     host.servable(name)  # not ready is said before the body is looked at
+    if host.settings.fetch_urls:
+        asked = await with_pictures(asked, kind.In, Fetcher(host.settings.max_body_bytes))
     large = int(request.headers.get("content-length", _LARGE)) >= _LARGE
     build = (asked, kind.In, host.settings.max_images)
     calls, many = await asyncio.to_thread(requests, *build) if large else requests(*build)

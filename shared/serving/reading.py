@@ -18,7 +18,7 @@ from starlette.requests import Request
 from shared.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.serving import schemas
 
-__all__ = ["Asked", "read", "requests"]
+__all__ = ["Asked", "is_url", "read", "requests"]
 
 _FILES = ("file", "image", "files", "images")
 """Names under which a form may send the model's first field of bytes."""
@@ -169,6 +169,9 @@ def _count(several: Any, max_images: int) -> None:
 
 def _alone(model: type[BaseModel], options: Mapping[str, Any], main: str, picture: Any) -> BaseModel | FoveaError:
     """The request of one picture of several; an error that lies in the picture stays with it."""
+    if isinstance(picture, FoveaError):  # it could not be fetched
+        picture.field = main
+        return picture
     try:
         return _validate(model, {**options, main: picture})
     except FoveaError as error:
@@ -189,9 +192,14 @@ def _validate(model: type[BaseModel], values: Mapping[str, Any]) -> BaseModel:
     return request
 
 
+def is_url(value: Any) -> bool:
+    """Whether a value names a picture elsewhere instead of holding it."""
+    return isinstance(value, str) and value[:8].lower().startswith(("http://", "https://"))
+
+
 def _refuse_urls(model: type[BaseModel], values: Mapping[str, Any]) -> None:
     for name in schemas.blob_fields(model):
-        if isinstance(value := values.get(name), str) and value[:8].lower().startswith(("http://", "https://")):
+        if is_url(values.get(name)):
             hint = "Send the picture itself: base64 in JSON, a multipart file or a raw body."
             raise InvalidOption(f"{name} is a URL, and pictures are not fetched here.", field=name, hint=hint)
 

@@ -1,0 +1,160 @@
+"""Pictures that a request names by URL, where the operator allows it: fetched from public addresses only.
+
+The host is resolved first, every address that it has must be public, and the connection goes to the address that was
+checked: a name that resolves differently the second time, a redirect into the network, or an address written as an IPv6
+form of a private one leads nowhere. Bytes are counted while they arrive. Knows no models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx2
+from pydantic import BaseModel
+
+from shared.errors import FoveaError, InvalidOption, TooLarge
+from shared.serving import schemas
+from shared.serving.reading import Asked, is_url
+
+__all__ = ["Address", "Fetcher", "is_public", "with_pictures"]
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_HOPS = 4
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address, and any IPv4 address inside of it, belongs to the public internet."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inside = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+        if address in _NAT64:
+            inside.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        if any(inner is not None and not is_public(inner) for inner in inside):
+            return False
+    return address.is_global and not address.is_multicast
+
+
+@dataclass(frozen=True, slots=True)
+class Fetcher:
+    """Fetches one file.
+
+    Attributes:
+        limit: Most bytes.
+        seconds: Most time, redirects included.
+        allowed: Which addresses may be connected to.
+    """
+
+    limit: int
+    seconds: float = 10.0
+    allowed: Callable[[Address], bool] = is_public
+
+    async def fetch(self, url: str) -> bytes:
+        """The bytes behind a URL.
+
+        Raises:
+            InvalidOption: It is no http(s) URL, leads to an address that is not public, there is no such file, or its
+                server does not answer in time.
+            TooLarge: More than `limit` bytes.
+        """
+        try:
+            async with asyncio.timeout(self.seconds):
+                return await self._follow(httpx2.URL(url))
+        except TimeoutError as error:
+            raise InvalidOption(f"The picture's server did not send it within {self.seconds:g} s.") from error
+        except httpx2.InvalidURL as error:
+            raise InvalidOption(f"This is no URL: {error}.") from error
+        except httpx2.HTTPError as error:
+            raise InvalidOption("The picture's server could not be read from.") from error
+
+    async def _follow(self, url: httpx2.URL) -> bytes:
+        for _ in range(_HOPS):
+            found = await self._read(url)
+            if isinstance(found, bytes):
+                return found
+            url = url.join(found)
+        raise InvalidOption(f"The URL redirects more than {_HOPS} times.")
+
+    async def _read(self, url: httpx2.URL) -> bytes | str:
+        """The file, or where it has moved to."""
+        if url.scheme not in {"http", "https"} or not url.host or url.userinfo:
+            raise InvalidOption("A picture's URL must be http or https, with a host and without a password.")
+        address = await self._resolved(url.host, url.port or (443 if url.scheme == "https" else 80))
+        pinned = url.copy_with(host=str(address))
+        client = httpx2.AsyncClient(trust_env=False, timeout=self.seconds)
+        asked = client.build_request("GET", pinned, headers={"host": url.netloc.decode()})
+        asked.extensions["sni_hostname"] = url.host  # the certificate must be the name's, though the address is pinned
+        async with client, contextlib.aclosing(await client.send(asked, stream=True, follow_redirects=False)) as answer:
+            if answer.is_redirect and "location" in answer.headers:
+                return str(answer.headers["location"])
+            if answer.status_code != httpx2.codes.OK:
+                raise InvalidOption(f"The picture's server answered {answer.status_code}.")
+            return await self._counted(answer)
+
+    async def _counted(self, answer: httpx2.Response) -> bytes:
+        parts, size = [], int(answer.headers.get("content-length", 0))
+        if size <= self.limit:
+            size = 0
+            async for part in answer.aiter_bytes():
+                parts.append(part)
+                size += len(part)
+                if size > self.limit:
+                    break
+        if size > self.limit:
+            raise TooLarge(f"The picture behind the URL has more than {self.limit:,} bytes.")
+        return b"".join(parts)
+
+    async def _resolved(self, host: str, port: int) -> Address:
+        """The address to connect to: all that the host has must be allowed.
+
+        Raises:
+            InvalidOption: One is not, or there is none.
+        """
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise InvalidOption(f"There is no host {host[:100]!r}.") from error
+        addresses = [ipaddress.ip_address(entry[4][0]) for entry in found]
+        if not addresses or not all(map(self.allowed, addresses)):
+            # Which address it was is not said: the answer would map the network behind us.
+            raise InvalidOption("The URL leads to an address that is not public.", hint="Send the picture itself.")
+        return addresses[0]
+
+
+async def with_pictures(asked: Asked, model: type[BaseModel], fetcher: Fetcher) -> Asked:
+    """The request with its URLs replaced by what is behind them; in a list, by an error where one can't be fetched.
+
+    Raises:
+        FoveaError: The request's only picture can't be fetched; `field` names it.
+    """
+    options, texts = dict(asked.options), dict(asked.texts)
+    for name in schemas.blob_fields(model):
+        if is_url(value := options.get(name)):
+            options[name] = await _fetched(fetcher, value, name)
+        elif name in texts and is_url(texts[name][-1]):
+            options[name] = await _fetched(fetcher, texts.pop(name)[-1], name)
+    images: Any = options.get("images")
+    if isinstance(images, list) and any(map(is_url, images)):
+        options["images"] = await asyncio.gather(*(_attempt(fetcher, image) for image in images))
+    return replace(asked, options=options, texts=texts)
+
+
+async def _fetched(fetcher: Fetcher, url: Any, field: str) -> bytes:
+    try:
+        return await fetcher.fetch(url)
+    except FoveaError as error:
+        error.field = field
+        raise
+
+
+async def _attempt(fetcher: Fetcher, image: Any) -> Any:
+    try:
+        return await fetcher.fetch(image) if is_url(image) else image
+    except FoveaError as error:
+        return error
