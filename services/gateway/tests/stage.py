@@ -146,15 +146,22 @@ class Stage:
 def running(folder: Path, **settings: Any) -> Iterator[Stage]:
     """A gateway and its stub service; keyword arguments are settings."""
     stub = Stub()
-    queue = ForgetfulQueue(stub.app)
-    config = uvicorn.Config(stub.app, port=0, log_config=None, access_log=False, lifespan="off", ws="none",
+    with fronted(stub.app, "stub", folder, **settings) as (url, queue, keys):
+        yield Stage(url, stub, queue, keys)
+
+
+@contextlib.contextmanager
+def fronted(app: Any, service: str, folder: Path, **settings: Any) -> Iterator[tuple[str, ForgetfulQueue, KeyRing]]:
+    """A gateway in front of one service's app: its URL, its queue and its keys."""
+    queue = ForgetfulQueue(app)
+    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="auto", ws="none",
                             timeout_graceful_shutdown=1)  # fmt: skip
     with _quiet(), _served(uvicorn.Server(config)) as upstream:
         chosen = Settings(
-            data_dir=folder, http_port=0, grpc_port=0, drain_s=1, upstreams=f"stub={upstream}", **settings
+            data_dir=folder, http_port=0, grpc_port=0, drain_s=1, upstreams=f"{service}={upstream}", **settings
         )
         with _served(server(build_gateway(chosen, queue), chosen)) as url:
-            yield Stage(url, stub, queue, KeyRing(chosen.keys_path))
+            yield url, queue, KeyRing(chosen.keys_path)
 
 
 @contextlib.contextmanager

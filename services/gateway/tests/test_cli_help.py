@@ -77,7 +77,9 @@ def plug_in(monkeypatch, tmp_path):
     "words",
     [
         [], ["models"], ["segment"], ["chat"], ["run"], ["jobs"], ["jobs", "list"], ["jobs", "get"], ["jobs", "watch"],
-        ["jobs", "cancel"], ["jobs", "retry"], ["jobs", "result"],
+        ["jobs", "cancel"], ["jobs", "retry"], ["jobs", "result"], ["judge"], ["judge", "pair"], ["judge", "batch"],
+        ["judge", "agreement"], ["judge", "rankings"], ["judge", "ensemble"], ["judge", "leaderboard"],
+        ["judge", "templates"], ["judge", "calibrate"],
     ],
     ids=lambda words: " ".join(words) or "fovea",
 )  # fmt: skip

@@ -7,6 +7,7 @@ from services.relevance_judge.routes import (
     backends,
     batches,
     calibrations,
+    collection,
     ensembles,
     leaderboard,
     rankings,
@@ -16,5 +17,5 @@ from services.relevance_judge.routes import (
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/judge", tags=["judge"])
-for subject in (agreement, rankings, ensembles, leaderboard, templates, calibrations, batches, backends):
+for subject in (agreement, rankings, ensembles, leaderboard, templates, calibrations, batches, collection, backends):
     router.include_router(subject.router)

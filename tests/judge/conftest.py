@@ -1,0 +1,124 @@
+"""The gateway in front of the real relevance-judge, whose language model answers by rule: no weights, no network."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from services.gateway.sdk.cli import main
+from services.gateway.tests.browsing import browser, watched
+from services.gateway.tests.stage import ForgetfulQueue, fronted
+from services.relevance_judge.collection import mini
+from services.relevance_judge.lexical import overlap
+from services.relevance_judge.routes import router
+from services.relevance_judge.tests.fake_endpoint import FakeModel
+from shared.registry import Place
+from shared.registry.discovery import servables
+from shared.serving.app import build
+from shared.settings import Settings
+
+Fovea = Callable[..., tuple[int, str, str]]
+
+
+@dataclass
+class Judging:
+    """What is running."""
+
+    url: str
+    model: FakeModel
+    queue: ForgetfulQueue
+
+
+def by_overlap(body: dict[str, Any]) -> str:
+    """Grades by the words that query and passage share, like a model that reads quickly."""
+    text = body["messages"][-1]["content"]
+    query, passage = (
+        text.split(f"<<{name} ")[1].split("\n", 1)[1].split("\n<<end")[0] for name in ("query", "passage")
+    )
+    return f"Most words are there.\n##final score: {min(int(overlap(query, {'p': passage})['p'] * 4), 3)}"
+
+
+@pytest.fixture(scope="module")
+def judging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judging]:
+    """The gateway's URL and the model behind the judges."""
+    folder, model = tmp_path_factory.mktemp("judging"), FakeModel(by_overlap)
+
+    def answering(kind: type[Any]) -> type[Any]:
+        class Answering(kind):  # type: ignore[misc]  # a class made at run time
+            card = kind.card
+
+            @classmethod
+            def load(cls, place: Place) -> Any:
+                return cls(model.endpoint(), kind.load(place).calibrations)
+
+        return Answering
+
+    kinds = {name: answering(kind) for name, kind in servables("relevance-judge").items()}
+    ordered = {"prompted-grade": kinds["prompted-grade"], **kinds}
+    app = build(
+        "relevance-judge", routers=[router], servables=ordered, settings=Settings(_env_file=None, data_dir=folder)
+    )
+    with fronted(app, "relevance-judge", folder) as (url, queue, _):
+        until = time.monotonic() + 30
+        while not any(entry["ready"] for entry in httpx2.get(f"{url}/v1/models").json()["data"]):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        yield Judging(url, model, queue)
+
+
+@pytest.fixture
+def fovea(judging: Judging, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Fovea:
+    """Run a command; gives its exit code, what it wrote and what it said beside."""
+    monkeypatch.setenv("FOVEA_URL", judging.url)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*words: Any, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fovea", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        capfdbinary.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        sys.stdout.flush()
+        out, err = capfdbinary.readouterr()
+        return code, out.decode(), err.decode()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def files() -> Path:
+    """The folder of the mini-collection."""
+    return mini().folder
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser for the tests of one file."""
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture
+def complaints() -> Iterator[list[str]]:
+    """What the browser complained about."""
+    found: list[str] = []
+    yield found
+    assert not found
+
+
+@pytest.fixture
+def page(chromium: Any, judging: Judging, complaints: list[str]) -> Iterator[Any]:
+    """A fresh page of the console."""
+    with watched(chromium, judging.url, complaints) as opened:
+        yield opened
