@@ -42,6 +42,7 @@ class Settings(BaseSettings):
     # Who may call.
     auth: Literal["insecure-local", "keys"] = Field("insecure-local", description="`keys` demands an API key.")
     keys_file: Path | None = Field(None, description="JSON file of hashed API keys; default `<data_dir>/keys.json`.")
+    api_key: SecretStr | None = Field(None, description="Key with which `fovea up` sends its first requests.")
     rate_per_minute: int = Field(600, ge=1, description="Requests per minute and tenant unless the key says otherwise.")
 
     # How much we take.

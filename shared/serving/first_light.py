@@ -34,9 +34,16 @@ class Light:
     files: tuple[Path, ...] = ()
 
 
-async def first_light(gateway: str, out: Path) -> AsyncIterator[Light]:
-    """Ask one model of each service for its own example, and write the answers under `out/<service>/`."""
-    async with httpx2.AsyncClient(base_url=gateway, timeout=_TIMEOUT_S) as client:
+async def first_light(gateway: str, out: Path, key: str | None = None) -> AsyncIterator[Light]:
+    """Ask one model of each service for its own example, and write the answers under `out/<service>/`.
+
+    Args:
+        gateway: Its URL.
+        out: Where answers go.
+        key: API key to send, where the gateway demands one.
+    """
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    async with httpx2.AsyncClient(base_url=gateway, timeout=_TIMEOUT_S, headers=headers) as client:
         listed = (await client.get("/v1/models")).raise_for_status().json()["data"]
         chosen: dict[str, Mapping[str, Any]] = {}
         for entry in sorted(listed, key=lambda entry: not entry["ready"]):

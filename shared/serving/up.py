@@ -130,11 +130,19 @@ class _Product:
                         await children.add(f"worker {news.service}", "shared.serving.worker", news.service)
         except TimeoutError:
             raise NotReady(f"Not ready after {_LONGEST_START_S:g} s.", hint="See the logs.") from None
-        async for light in first_light(self._gateway, _OUT):
-            self._show(light)
+        await self._light_up()
         self._urls()
         if not once:
             await asyncio.Event().wait()
+
+    async def _light_up(self) -> None:
+        """One request to each service; where keys are demanded and none is set, say what is left out."""
+        key = self._settings.api_key
+        if self._settings.auth == "keys" and key is None:
+            self._warn("Keys are demanded and FOVEA_API_KEY is not set: no first requests are sent.")
+            return
+        async for light in first_light(self._gateway, _OUT, key.get_secret_value() if key else None):
+            self._show(light)
 
     async def _keep(self, server: RedisServer, children: Children) -> None:
         """Start our Redis again, with its data and port, whenever it dies."""

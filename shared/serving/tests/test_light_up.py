@@ -1,5 +1,6 @@
 """First light asks each service one question and keeps the answers; `fovea up` says in one line what keeps it down."""
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -61,6 +62,24 @@ async def test_service_whose_model_fails_is_told_with_its_sentence(replica, tmp_
     assert not light.good
     assert "not available" in light.told
     assert not list(tmp_path.iterdir())
+
+
+async def test_key_is_sent_where_there_is_one(tmp_path):
+    seen = []
+
+    async def refuse(reader, writer):
+        seen.append((await reader.readuntil(b"\r\n\r\n")).decode().lower())
+        writer.write(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    listening = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with listening:
+        url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        for key in (None, "fovea_secret"):
+            with pytest.raises(httpx2.HTTPStatusError, match="401"):
+                [light async for light in first_light(url, tmp_path, key)]
+    assert ["authorization: bearer fovea_secret" in head for head in seen] == [False, True]
 
 
 async def test_gateway_that_is_not_there_is_an_error(tmp_path):
