@@ -141,7 +141,7 @@ class ChunkAttention:
         """Keep what the method keeps, and write it."""
         s, method = self._s, self._s.policy.layers[layer]
         ordered: set[int] = set()
-        if type(method).overrides("after_prefill"):
+        if method.overrides("after_prefill"):
             G = k.shape[0]
             heads = [held[g] if g in held else s.memory.entries(layer, g) for g in range(G)]
             full = tuple(bool(x) for x in s.policy.full[layer])

@@ -60,7 +60,7 @@ class StepAttention:
         self._weighted = np.stack([s.memory.weighted for s in sequences], 1).reshape(L, -1)
         self._any_weighted = [bool(row.any()) for row in self._weighted]
         self._shared = [b for b, s in enumerate(sequences) if s.memory.parts]
-        self._choosy = [b for b, s in enumerate(sequences) if type(s.policy.method).overrides("decode_plan")]
+        self._choosy = [b for b, s in enumerate(sequences) if s.policy.method.overrides("decode_plan")]
         self._calibrating = [b for b, s in enumerate(sequences) if s.policy.heads.calibrated]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
@@ -104,6 +104,8 @@ class StepAttention:
                 for g in range(G)
                 if part.start[layer, g] >= 0
             ]
+            if not begins:  # all heads that took part have been cut
+                continue
             index = torch.tensor([row for row, _, _ in begins])
             more = attention(
                 rows[index],

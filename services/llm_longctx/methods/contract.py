@@ -182,10 +182,9 @@ class AttentionMethod(BaseModel):
 
     # What the engine derives; not meant to be overridden.
 
-    @classmethod
-    def overrides(cls, hook: str) -> bool:
+    def overrides(self, hook: str) -> bool:
         """Whether a hook differs from the dense default, so that the engine can skip the others."""
-        return getattr(cls, hook) is not getattr(AttentionMethod, hook)
+        return getattr(type(self), hook) is not getattr(AttentionMethod, hook)
 
     def identity(self) -> dict[str, Any]:
         """Name and knobs that a prefix depends on: empty for methods that read prompts densely."""

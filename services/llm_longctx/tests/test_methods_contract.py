@@ -35,7 +35,7 @@ def test_every_hook_defaults_to_dense():
     assert dense.prefill_plan(None) == Dense()
     assert dense.decode_plan(None) == DecodePlan(Pages())
     assert dense.identity() == {}
-    assert not any(type(dense).overrides(hook) for hook in ("prefill_plan", "after_prefill", "epilogue", "decode_plan"))
+    assert not any(dense.overrides(hook) for hook in ("prefill_plan", "after_prefill", "epilogue", "decode_plan"))
 
 
 def test_a_method_that_frees_nothing_refuses_budgets_below_dense():

@@ -1,0 +1,191 @@
+"""Methods whose phases differ, as one: how prompts are read, how answers are decoded, and which heads are cut.
+
+(out, LSE) parts merge whatever made them, so each part speaks for its own phase and heads. Combinations that would
+change what a part computes are refused with the reason. Knows the contract only, no method by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from pydantic import SerializeAsAny
+from torch import Tensor
+
+from services.llm_longctx.methods.catalogue import method
+from services.llm_longctx.methods.contract import AttentionMethod, Supports
+from services.llm_longctx.methods.dense import DenseMethod
+from services.llm_longctx.methods.plans import DecodePlan, Footprint, Heads, Outcome, Pages, PrefillPlan
+from services.llm_longctx.methods.views import Attended, Chunk, Read, Step
+from shared.errors import InvalidOption
+from shared.lm.config import DecoderConfig
+from shared.lm.head_plan import HeadPlan
+
+__all__ = ["Composed", "compose"]
+
+
+class _Memos(NamedTuple):
+    """What each part remembers."""
+
+    prefill: object = None
+    decode: object = None
+    heads: object = None
+
+
+class Composed(AttentionMethod):
+    """One method reads prompts, one decodes, one decides about heads; each defaults to dense."""
+
+    prefill: SerializeAsAny[AttentionMethod]
+    decode: SerializeAsAny[AttentionMethod]
+    heads: SerializeAsAny[AttentionMethod]
+
+    @property
+    def _parts(self) -> tuple[AttentionMethod, AttentionMethod, AttentionMethod]:
+        return self.prefill, self.decode, self.heads
+
+    # Facts of the class are facts of the parts here.
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # a composition is named after its parts
+        """The parts' names."""
+        return "+".join(dict.fromkeys(p.name for p in self._parts if not isinstance(p, DenseMethod))) or "dense"
+
+    @property
+    def supports(self) -> Supports:  # type: ignore[override]  # as above
+        """What all parts support."""
+        told = [p.supports for p in self._parts]
+        refuses = any(s.preemption == "refuse" for s in told)
+        return Supports(
+            all(s.chunked_prefill for s in told),
+            all(s.prefix_reuse for s in told),
+            "refuse" if refuses else "recompute",
+        )
+
+    @property
+    def chunk_invariant(self) -> bool:  # type: ignore[override]  # as above
+        """Whether all parts are."""
+        return all(p.chunk_invariant for p in self._parts)
+
+    def overrides(self, hook: str) -> bool:
+        """Whether a part that this hook asks does."""
+        asked = {
+            "prefill_plan": (self.prefill, self.heads), "decode_plan": (self.decode,), "after_decode": (self.decode,),
+            "epilogue": (self.heads,),
+        }.get(hook, self._parts)  # fmt: skip
+        return any(p.overrides(hook) for p in asked)
+
+    def identity(self) -> dict[str, Any]:
+        """Identities of the parts that read prompts."""
+        told = {"prefill": self.prefill.identity(), "heads": self.heads.identity()}
+        return {name: facts for name, facts in told.items() if facts}
+
+    # Hooks.
+
+    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
+        """As the part for heads says."""
+        return self.heads.head_plan(config, plan)
+
+    def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
+        """What the part for heads holds, and what the part for decoding copies of full heads."""
+        told = self.heads.estimate(config, heads, prompt, new)
+        if (copies := self.decode.estimate(config, heads, prompt, new).compact) is None:
+            return told
+        full = [heads.full_in(layer, config.kv_heads) for layer in range(config.layers)]
+        masked = tuple(
+            tuple(n if whole else 0 for n, whole in zip(*row, strict=True)) for row in zip(copies, full, strict=True)
+        )
+        return Footprint(told.entries, masked)
+
+    def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:
+        """The part for heads is fitted."""
+        return self.changed(heads=self.heads.fit(entries, config, plan, prompt, new))
+
+    def prefill_plan(self, chunk: Chunk) -> PrefillPlan | Sequence[PrefillPlan]:
+        """Full heads as the part for prompts says, the others as the part for heads does."""
+        memos = _memos(chunk.memo)
+        if chunk.evicting:
+            return self.heads.prefill_plan(replace(chunk, memo=memos.heads))
+        return self.prefill.prefill_plan(replace(chunk, memo=memos.prefill))
+
+    def epilogue(self, view: Attended) -> tuple[Tensor, object]:
+        """As the part for heads says."""
+        memos = _memos(view.memo)
+        out, memo = self.heads.epilogue(replace(view, memo=memos.heads))
+        return out, memos._replace(heads=memo)
+
+    def after_prefill(self, view: Read) -> Outcome:
+        """Heads are cut by their part; copies are made of full heads by the part for decoding."""
+        memos = _memos(view.memo)
+        read = self.prefill.after_prefill(replace(view, memo=memos.prefill))
+        cut = self.heads.after_prefill(replace(view, memo=memos.heads))
+        copied = self.decode.after_prefill(replace(view, memo=memos.decode))
+        compact = {g: positions for g, positions in copied.compact.items() if view.full[g]}
+        return Outcome(cut.retain, compact, _Memos(read.memo, copied.memo, cut.memo))
+
+    def decode_plan(self, step: Step) -> DecodePlan:
+        """Full heads as the part for decoding says; heads that were cut read what they hold."""
+        plan = self.decode.decode_plan(replace(step, memo=_memos(step.memo).decode))
+        if all(step.full):
+            return plan
+        return DecodePlan(
+            tuple(plan.view(g) if full else Pages() for g, full in enumerate(step.full)), plan.want_scores
+        )
+
+    def after_decode(self, step: Step, scores: Sequence[Tensor]) -> Outcome:
+        """As the part for decoding says, for full heads."""
+        memos = _memos(step.memo)
+        outcome = self.decode.after_decode(replace(step, memo=memos.decode), scores)
+        compact = {g: positions for g, positions in outcome.compact.items() if step.full[g]}
+        return Outcome({}, compact, memos._replace(decode=outcome.memo))
+
+
+def compose(
+    *,
+    prefill: str | AttentionMethod = "dense",
+    decode: str | AttentionMethod = "dense",
+    plan: str | AttentionMethod | HeadPlan | Mapping[str, Any] | None = None,
+) -> AttentionMethod:
+    """Join methods whose phases differ.
+
+    Args:
+        prefill: How full heads read prompts.
+        decode: How full heads decode.
+        plan: Which heads are cut or calibrated: a method that works by a head plan, or a plan, which then is Duo's.
+
+    Raises:
+        InvalidOption: A part does not act where it is put, or two parts would change what the other computes.
+    """
+    heads = _heads(plan)
+    first, second = (method(part) if isinstance(part, str) else part for part in (prefill, decode))
+    for part, phase in ((first, "prefill"), (second, "decode")):
+        if not isinstance(part, DenseMethod) and phase not in part.phases:
+            _refuse(f"{part.name} does nothing in {phase}.")
+        if part.overrides("head_plan"):
+            _refuse(f"{part.name} decides about heads: it goes in as plan, not as {phase}.")
+    if "transform" in heads.actions and not (isinstance(first, DenseMethod) and isinstance(second, DenseMethod)):
+        _refuse(f"{heads.name} calibrates whole rows of attention, which {first.name} and {second.name} don't compute.")
+    return Composed(prefill=first, decode=second, heads=heads)
+
+
+def _heads(plan: str | AttentionMethod | HeadPlan | Mapping[str, Any] | None) -> AttentionMethod:
+    if plan is None:
+        return DenseMethod()
+    if isinstance(plan, HeadPlan | Mapping):
+        roles = HeadPlan.parse(plan).roles
+        if roles is None:
+            _refuse("the head plan has no roles.")
+        return method("duo", roles=roles)
+    part = method(plan) if isinstance(plan, str) else plan
+    if not part.overrides("head_plan"):
+        _refuse(f"{part.name} does not work by a head plan.")
+    return part
+
+
+def _refuse(reason: str) -> None:
+    detail = f"These methods can't be composed: {reason}"
+    raise InvalidOption(detail, hint="Put sparse reading in prefill, sparse decoding in decode.", field="longctx")
+
+
+def _memos(memo: object) -> _Memos:
+    return memo if isinstance(memo, _Memos) else _Memos()
