@@ -18,7 +18,7 @@ from services.interpretability.subject import Subject
 from services.interpretability.watching import Watching
 from shared.lm.cache import KVCache
 from shared.lm.needle import Prompt
-from shared.lm.taps import trace
+from shared.lm.taps import Edit, trace
 
 __all__ = ["Answered", "Forced", "Phase", "force", "forced", "generated"]
 
@@ -48,6 +48,10 @@ class Answered:
     forced: Forced | None = None
 
 
+Phase = str
+"""`all`, or `decode`: masking begins with the token that predicts the answer's first."""
+
+
 @torch.no_grad()
 def force(subject: Subject, prompt: Prompt, *, top: int = 1) -> Answered:
     """Read the prompt once with the fast kernel, then the answer in one block whose rows are seen."""
@@ -62,14 +66,26 @@ def force(subject: Subject, prompt: Prompt, *, top: int = 1) -> Answered:
 
 
 @torch.no_grad()
-def generated(subject: Subject, prompt: Prompt, *, steps: int = 50, top: int = 1) -> Answered:
-    """Decode greedily as the paper does, up to a line break or the model's end token, and see every step's rows."""
+def generated(
+    subject: Subject,
+    prompt: Prompt,
+    *,
+    steps: int = 50,
+    top: int = 1,
+    masked: Iterable[Head] = (),
+    phase: Phase = "all",
+) -> Answered:
+    """Decode greedily as the paper does, up to a line break or the model's end token, and see every step's rows.
+
+    With `masked`, those heads' attention is uniform and rows are not seen.
+    """
     subject.refuse_above_window(len(prompt.ids) + steps, "length")
+    hidden = hide(masked)
     cache = subject.model.new_cache(room=len(prompt.ids) + steps)
-    subject.model(subject.tensor([prompt.ids[:-1]]), cache=cache, keep=1)
+    trace(subject.model, subject.tensor([prompt.ids[:-1]]), cache=cache, keep=1, edits=hidden if phase == "all" else [])
     token, said, looked = prompt.ids[-1], [], []
     for _ in range(steps):
-        token, seen = _step(subject, cache, token, top)
+        token, seen = _step(subject, cache, token, top, hidden)
         if token in subject.tokenizer.eos or b"\n" in subject.tokenizer.token_bytes(token):
             break
         said.append(token)
@@ -78,14 +94,14 @@ def generated(subject: Subject, prompt: Prompt, *, steps: int = 50, top: int = 1
     return Answered(np.concatenate(looked) if looked else empty, said)
 
 
-def _step(subject: Subject, cache: KVCache, token: int, top: int) -> tuple[int, np.ndarray]:
+def _step(subject: Subject, cache: KVCache, token: int, top: int, hidden: list[Edit]) -> tuple[int, np.ndarray]:
     looked = _Looked(subject, 1, cache.length, top)
-    logits = subject.model(subject.tensor([[token]]), cache=cache, attend=Watching(looked, cache=cache))
+    ids = subject.tensor([[token]])
+    if hidden:
+        logits = trace(subject.model, ids, cache=cache, edits=hidden).logits
+    else:
+        logits = subject.model(ids, cache=cache, attend=Watching(looked, cache=cache))
     return int(logits[0, -1].argmax()), looked.found
-
-
-Phase = str
-"""`all`, or `decode`: masking begins with the token that predicts the answer's first."""
 
 
 @torch.no_grad()

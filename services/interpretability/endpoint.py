@@ -1,0 +1,61 @@
+"""Asks llm-longctx over the OpenAI protocol: one question, greedy, under an attention method.
+
+Knows HTTP and the protocol's fields; knows no experiment.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+
+from shared.errors import BadInput, NotReady, by_status
+
+__all__ = ["Endpoint"]
+
+TIMEOUT_S = 600.0
+
+
+class Endpoint:
+    """A chat endpoint; a connection is opened when it is first asked."""
+
+    def __init__(self, base_url: str, key: str | None = None, *, transport: httpx2.BaseTransport | None = None) -> None:
+        """Ask `base_url`, with an API key where it needs one."""
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx2.Client(base_url=base_url, headers=headers, timeout=TIMEOUT_S, transport=transport)
+        self._base = base_url
+
+    def chat(self, user: str, *, max_tokens: int, longctx: dict[str, Any], model: str | None = None) -> str:
+        """The answer to one message.
+
+        Raises:
+            NotReady: Nobody answers there.
+            FoveaError: The endpoint refuses; its own words are passed on.
+        """
+        body = {
+            "messages": [{"role": "user", "content": user}], "max_tokens": max_tokens, "temperature": 0,
+            "longctx": longctx, **({"model": model} if model else {}),
+        }  # fmt: skip
+        try:
+            answer = self._client.post("/v1/chat/completions", json=body)
+        except httpx2.HTTPError as error:
+            detail = f"{self._base} does not answer: {error}."
+            raise NotReady(detail, hint="Start it with `fovea up`, or set FOVEA_JUDGE_BASE_URL.") from error
+        if answer.is_error:
+            raise by_status(answer.status_code)(f"llm-longctx refuses: {_told(answer)}", field="longctx")
+        try:
+            return str(answer.json()["choices"][0]["message"]["content"] or "")
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            detail = "The endpoint's answer is no chat completion."
+            raise BadInput(detail, field="longctx") from error
+
+
+def _told(answer: httpx2.Response) -> str:
+    try:
+        body = answer.json()
+    except ValueError:
+        return answer.text[:200]
+    error = body.get("error", body)
+    return (
+        str(error.get("message") or error.get("detail") or error)[:500] if isinstance(error, dict) else str(error)[:500]
+    )

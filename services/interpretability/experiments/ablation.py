@@ -1,0 +1,211 @@
+"""Ablation: what a text loses when heads are hidden, silenced, averaged, scaled or made to look elsewhere.
+
+Always beside as many random heads. Knows one text; tasks are studied by circuits.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.losses import hide, position_losses
+from services.interpretability.report import Bar, Bars, Report, Scalar, Strip, Table
+from services.interpretability.subject import Subject
+from shared.errors import InvalidOption
+from shared.lm.taps import Attend, Edit, Replace, Scale, trace
+from shared.registry import Card, Paper
+
+__all__ = ["Ablation", "AblationSpec"]
+
+Head = tuple[int, int]
+
+
+class AblationSpec(Spec):
+    """A text, and what is done to which heads."""
+
+    text: str = Field(min_length=1, max_length=50_000, description="The text.")
+    heads: list[list[int]] = Field(min_length=1, max_length=4096, description="[layer, head] pairs.")
+    kind: Literal["uniform", "zero", "mean", "resample", "scale", "override"] = Field(
+        "uniform", description="uniform hides; mean and resample take the head's own values at other positions."
+    )
+    factor: float = Field(0.5, ge=-10, le=10, description="Of scale.")
+    keys: list[int] = Field(default_factory=list, max_length=64, description="Positions that override looks at, alike.")
+    positions: list[int] | None = Field(None, max_length=32_768, description="Where; left out, everywhere.")
+    continuation: int = Field(0, ge=0, le=64, description="Go on with the text for so many tokens, with and without.")
+    correct: str | None = Field(None, max_length=200, description="One next token, for a logit difference.")
+    wrong: str | None = Field(None, max_length=200, description="The other.")
+    controls: int = Field(10, ge=10, le=100, description="Random draws of as many heads.")
+
+
+class Ablation(Experiment[AblationSpec]):
+    """Before, after, and what random heads would have done."""
+
+    In = AblationSpec
+    mode = "sync"
+    route: ClassVar[str] = "ablate"
+    card: ClassVar[Card] = Card(
+        name="ablation", task="probe", licence="Apache-2.0",
+        summary="Shows what a text loses when chosen heads are hidden, silenced or made to look elsewhere.",
+        paper=Paper(title="Are Sixteen Heads Really Better than One?", venue="NeurIPS", year=2019,
+                    url="https://arxiv.org/abs/1905.10650"),
+        notes=("Hiding (uniform attention) is not silencing: the head then writes the mean of what it sees.", NO_GRAPH),
+        example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwxm kqzwxm", "heads": [[1, 0]], "continuation": 4},
+    )  # fmt: skip
+
+    def cost(self, spec: AblationSpec, subject: Subject) -> Cost:
+        """Plain, ablated and controls; twice the continuation, token by token over the whole text."""
+        n, draws = len(subject.encode(spec.text)), len(_draws(spec, subject))
+        steps = Cost(2, 2 * n + 1) * 0
+        for i in range(spec.continuation):
+            steps += Cost(2, 2 * (n + i), 0)
+        extra = Cost(1, n) if spec.kind in {"mean", "resample"} else Cost(0, 0, 0)
+        return Cost(2 + draws, (2 + draws) * n) + steps + extra
+
+    def run(self, spec: AblationSpec, subject: Subject, progress: Progress) -> Report:
+        """Compare."""
+        ids, heads = subject.encode(spec.text), subject.refuse_heads(spec.heads)
+        row = subject.tensor([ids])
+        z = _values(spec, subject, row)
+        before = trace(subject.model, row).logits
+        after = trace(subject.model, row, edits=_edits(spec, heads, len(ids), z)).logits
+        others = [
+            trace(subject.model, row, edits=_edits(spec, drawn, len(ids), z)).logits for drawn in _draws(spec, subject)
+        ]
+        losses = {name: position_losses(logits, row)[0] for name, logits in (("before", before), ("after", after))}
+        control = [float(position_losses(logits, row).mean()) for logits in others]
+        divergence = _divergence(before, after)
+        tokens = subject.tokens(ids)
+        return Report(
+            title="Ablation", warnings=_warnings(losses, control),
+            scalars=_scalars(spec, subject, losses, control, divergence, (before, after)),
+            tables=_continued(spec, subject, ids, heads, z),
+            bars=[
+                Bars(
+                    name="nll", unit="nats/token",
+                    bars=[
+                        Bar(label="before", value=float(losses["before"].mean()) if len(ids) > 1 else None),
+                        Bar(label="after", value=float(losses["after"].mean()) if len(ids) > 1 else None),
+                        _control_bar(control),
+                    ],
+                    caption=f"Mean loss of the text. Control: {len(control)} draws of as many other heads, mean ± sd.",
+                )
+            ],
+            strips=[
+                Strip(
+                    name="kl", tokens=tokens, values=divergence.tolist(),
+                    caption="How far the prediction after each token moved: KL divergence from before, in nats.",
+                )
+            ],
+        )  # fmt: skip
+
+
+def _draws(spec: AblationSpec, subject: Subject) -> list[list[Head]]:
+    chosen = set(subject.refuse_heads(spec.heads))
+    others = [(l, h) for l in range(subject.layers) for h in range(subject.heads) if (l, h) not in chosen]
+    rng = random.Random(f"ablation/{spec.seed}")
+    return [sorted(rng.sample(others, min(len(chosen), len(others)))) for _ in range(spec.controls)] if others else []
+
+
+def _values(spec: AblationSpec, subject: Subject, row: Tensor) -> dict[str, Tensor]:
+    """What `mean` and `resample` put in place of a head's own values: other positions of the same text."""
+    if spec.kind not in {"mean", "resample"}:
+        return {}
+    names = [f"z.{l}" for l in range(subject.layers)]
+    run = trace(subject.model, row, capture=names, keep=1)
+    if spec.kind == "mean":
+        return {name: run[name].mean(1, keepdim=True) for name in names}
+    order = np.random.default_rng(spec.seed).permutation(row.shape[1])
+    return {name: run[name][:, torch.from_numpy(order)] for name in names}
+
+
+def _edits(spec: AblationSpec, heads: Iterable[Head], tokens: int, z: dict[str, Tensor]) -> list[Edit]:
+    where = spec.positions
+    if spec.kind == "uniform":
+        return hide(heads, where)
+    if spec.kind == "override":
+        keys = spec.keys
+        if not keys or any(not -tokens <= key < tokens for key in keys):
+            detail = f"override needs keys among the text's positions 0…{tokens - 1}."
+            raise InvalidOption(detail, field="keys")
+        queries = range(max(key % tokens for key in keys), tokens) if where is None else where
+        return [Attend(l, h, query, keys, 1 / len(keys)) for l, h in heads for query in queries]
+    if spec.kind in {"mean", "resample"}:
+        return [Replace(f"z.{l}", z[f"z.{l}"], heads=h, positions=where) for l, h in heads]
+    factor = 0.0 if spec.kind == "zero" else spec.factor
+    return [Scale(f"z.{l}", factor, heads=h, positions=where) for l, h in heads]
+
+
+def _divergence(before: Tensor, after: Tensor) -> np.ndarray:
+    """KL(before ‖ after) at each position, in nats: [T]."""
+    p, q = (logits[0].float().log_softmax(-1) for logits in (before, after))
+    found: np.ndarray = functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).clamp(min=0).cpu().numpy()
+    return found
+
+
+def _control_bar(control: list[float]) -> Bar:
+    if not control or np.isnan(control).any():
+        return Bar(label="control", value=None)
+    mean, sd = float(np.mean(control)), float(np.std(control))
+    return Bar(label="control", value=mean, low=mean - sd, high=mean + sd)
+
+
+def _warnings(losses: dict[str, Tensor], control: list[float]) -> list[str]:
+    if not control:
+        return ["All heads are ablated: there are none left for a control."]
+    if losses["after"].numel() and float(losses["after"].mean()) <= max(control):
+        return ["Some random draw hurts as much as these heads do: the text does not single them out."]
+    return []
+
+
+def _scalars(
+    spec: AblationSpec, subject: Subject, losses: dict[str, Tensor], control: list[float], divergence: np.ndarray,
+    logits: tuple[Tensor, Tensor],
+) -> dict[str, Scalar]:  # fmt: skip
+    told = {"kl": Scalar(value=float(divergence.mean()), unit="nats", note="Mean over positions.")}
+    if losses["before"].numel():
+        means = {name: float(of.mean()) for name, of in losses.items()}
+        told |= {f"nll_{name}": Scalar(value=value, unit="nats/token") for name, value in means.items()}
+        told["nll_change"] = Scalar(value=means["after"] - means["before"], unit="nats/token")
+        if control:
+            told["nll_control"] = Scalar(
+                value=float(np.mean(control)), unit="nats/token", note=f"± {np.std(control):.3g}, {len(control)} draws"
+            )
+    if spec.correct and spec.wrong:
+        right, wrong = (subject.encode(text, "correct", special=False)[0] for text in (spec.correct, spec.wrong))
+        for name, of in zip(("before", "after"), logits, strict=True):
+            difference = float(of[0, -1, right] - of[0, -1, wrong])
+            told[f"logit_diff_{name}"] = Scalar(value=difference, unit="logits")
+    return told
+
+
+def _continued(
+    spec: AblationSpec, subject: Subject, ids: list[int], heads: list[Head], z: dict[str, Any]
+) -> list[Table]:
+    if not spec.continuation:
+        return []
+    if spec.kind not in {"uniform", "zero", "scale"}:
+        detail = f"A continuation under {spec.kind} has no values of its own; it exists for uniform, zero and scale."
+        raise InvalidOption(detail, field="continuation")
+    subject.refuse_above_window(len(ids) + spec.continuation, "continuation")
+    texts = []
+    for edits in ([], _edits(spec, heads, len(ids), z)):
+        said = list(ids)
+        for _ in range(spec.continuation):
+            said.append(int(trace(subject.model, subject.tensor([said]), edits=edits, keep=1).logits[0, -1].argmax()))
+        texts.append(subject.tokenizer.decode(said[len(ids) :]))
+    return [
+        Table(
+            name="continuation",
+            columns=["before", "after"],
+            rows=[list(texts)],
+            caption="How the text goes on, greedily.",
+        )
+    ]

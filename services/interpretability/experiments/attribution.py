@@ -1,0 +1,101 @@
+"""Logit attribution: the answer's logit difference as a sum over heads, MLPs, embedding and biases.
+
+Exact with the final norm frozen ("Interpretability in the Wild", 2022, appendix). Knows one prompt; tasks of many are
+studied by circuits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from services.interpretability.circuit import top_heads
+from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.patching import full_attribution
+from services.interpretability.recorded import record
+from services.interpretability.report import Bar, Bars, Grid, Report, Scalar, Table, head_axes, head_name, matrix
+from services.interpretability.subject import Subject
+from shared.errors import InvalidOption
+from shared.registry import Card, Paper
+
+__all__ = ["AttributionSpec", "LogitAttribution"]
+
+
+class AttributionSpec(Spec):
+    """A prompt, and two ways to go on."""
+
+    text: str = Field(min_length=1, max_length=100_000, description="The prompt.")
+    correct: str = Field(min_length=1, max_length=200, description="One continuation; its first token counts.")
+    wrong: str = Field(min_length=1, max_length=200, description="The other one.")
+
+
+class LogitAttribution(Experiment[AttributionSpec]):
+    """Who writes towards an answer."""
+
+    In = AttributionSpec
+    mode = "sync"
+    route: ClassVar[str] = "attribution"
+    card: ClassVar[Card] = Card(
+        name="logit-attribution", task="probe", licence="Apache-2.0",
+        summary="Splits the difference between two answers into what each head and MLP writes towards it.",
+        paper=Paper(
+            title="Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small",
+            venue="ICLR", year=2023, url="https://arxiv.org/abs/2211.00593",
+        ),
+        notes=("Direct effects only: what a head does through other heads is found by patching.", NO_GRAPH),
+        example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwx", "correct": "m", "wrong": "d"},
+    )  # fmt: skip
+
+    def cost(self, spec: AttributionSpec, subject: Subject) -> Cost:
+        """One forward."""
+        return Cost(1, len(subject.encode(spec.text)))
+
+    def run(self, spec: AttributionSpec, subject: Subject, progress: Progress) -> Report:
+        """One recorded run, split up."""
+        answers = [_first(subject, spec.correct, "correct"), _first(subject, spec.wrong, "wrong")]
+        parts = full_attribution(
+            record(subject.model, subject.tensor([subject.encode(spec.text)])), subject.tensor([answers])
+        )
+        axes: Any = head_axes(subject.layers, subject.heads)
+        return Report(
+            title="Logit attribution",
+            scalars={
+                "logit_diff": Scalar(value=parts.actual, unit="logits", note="Correct minus wrong."),
+                "total": Scalar(value=parts.total, unit="logits", note="Sum of all parts."),
+                "residual": Scalar(value=parts.actual - parts.total, unit="logits", note="Rounding; near zero."),
+                "heads": Scalar(value=float(parts.heads.sum()), unit="logits"),
+                "mlps": Scalar(value=float(parts.mlps.sum()), unit="logits"),
+                "embedding": Scalar(value=parts.embedding, unit="logits"),
+                "biases": Scalar(value=parts.biases, unit="logits"),
+            },
+            tables=[
+                Table(
+                    name="heads", columns=["head", "logits"],
+                    rows=[[head_name(h), float(parts.heads[h])] for h in top_heads(parts.heads, 1.0)[:20]],
+                    caption="Heads that write most, either way.",
+                )
+            ],
+            grids=[
+                Grid(
+                    name="attribution", values=matrix(parts.heads), **axes, scale="diverging", unit="logits",
+                    text=spec.text,
+                    caption="What each head writes straight towards the first answer (above 0) or the second (below).",
+                )
+            ],
+            bars=[
+                Bars(
+                    name="mlps", unit="logits",
+                    bars=[Bar(label=str(l), value=float(v)) for l, v in enumerate(parts.mlps)],
+                    caption="What the MLP of each layer writes towards the first answer.",
+                )
+            ],
+        )  # fmt: skip
+
+
+def _first(subject: Subject, text: str, field: str) -> int:
+    ids = subject.tokenizer.encode(text, special=False)
+    if not ids:
+        detail = f"{field} holds no token."
+        raise InvalidOption(detail, field=field)
+    return ids[0]

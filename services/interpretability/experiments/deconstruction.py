@@ -1,0 +1,156 @@
+"""Deconstruction what-ifs: how much a text's loss grows when a layer or head attends in a simpler way.
+
+"Deconstructing Attention" (2025) retrains models under such relaxations. Here nothing is retrained: what is measured is
+how much this model depends on a part, not whether another could be trained without it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.losses import token_losses
+from services.interpretability.relaxed import Relaxation, Relaxed
+from services.interpretability.report import Axis, Bar, Bars, Grid, Report, Scalar, head_axes, matrix
+from services.interpretability.subject import Subject
+from services.interpretability.watching import watch
+from shared.errors import InvalidOption, TooLarge
+from shared.registry import Card, Paper
+
+__all__ = ["Deconstruction", "DeconstructionSpec"]
+
+MOST = 512
+"""Tokens: relaxed heads hold their whole map."""
+
+Head = tuple[int, int]
+
+
+class DeconstructionSpec(Spec):
+    """A text, relaxations, and what is relaxed at a time."""
+
+    text: str = Field(min_length=2, max_length=20_000, description="At most 512 tokens.")
+    kinds: list[Relaxation] = Field(
+        ["uniform", "identity", "earlier", "relu"], min_length=1, max_length=5,
+        description="uniform, identity (no mixing), average (pattern of corpus), earlier (layer's q and k), relu.",
+    )  # fmt: skip
+    each: Literal["layer", "head"] = Field("layer", description="Relax one layer, or one head, at a time.")
+    corpus: str | None = Field(None, max_length=200_000, description="For average: text whose mean pattern is used.")
+    back: int = Field(1, ge=1, le=64, description="For earlier: how many layers back.")
+
+
+class Deconstruction(Experiment[DeconstructionSpec]):
+    """What a model can't do without, part by part."""
+
+    In = DeconstructionSpec
+    route: ClassVar[str] = "deconstruction"
+    card: ClassVar[Card] = Card(
+        name="deconstruction", task="probe", licence="Apache-2.0",
+        summary="Replaces attention by simpler mixing, a layer or head at a time, and shows what that costs.",
+        paper=Paper(title="Deconstructing Attention: Investigating Design Principles for Effective Language Modeling",
+                    venue="arXiv:2510.11602", year=2025, url="https://arxiv.org/abs/2510.11602"),
+        notes=("Without retraining this measures dependence, not trainability.", NO_GRAPH),
+        example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwxm kqzwxm", "kinds": ["uniform", "identity", "relu"]},
+    )  # fmt: skip
+
+    def cost(self, spec: DeconstructionSpec, subject: Subject) -> Cost:
+        """One forward for the text, one per part and kind, and those of the corpus."""
+        n, parts = len(_ids(spec, subject)), len(_parts(spec, subject)) * len(spec.kinds)
+        windows = len(_windows(spec, subject, n))
+        return Cost(1 + parts + windows, (1 + parts + windows) * n, 1 + parts)
+
+    def run(self, spec: DeconstructionSpec, subject: Subject, progress: Progress) -> Report:
+        """A cell per kind and part."""
+        ids = _ids(spec, subject)
+        row, fixed = subject.tensor([ids]), _average(spec, subject, len(ids))
+        base = progress.cell({"ids": ids}, lambda: float(token_losses(subject.model, row).mean()))
+        parts = _parts(spec, subject)
+        work = [(kind, name, heads) for kind in spec.kinds for name, heads in parts]
+
+        def content(item: tuple[Relaxation, str, list[Head]]) -> dict[str, Any]:
+            corpus = spec.corpus if item[0] == "average" else None
+            return {"ids": ids, "kind": item[0], "heads": item[2], "corpus": corpus, "back": spec.back}
+
+        def loss(item: tuple[Relaxation, str, list[Head]]) -> float:
+            attend = Relaxed(item[0], item[2], fixed=fixed, back=spec.back)
+            return float(token_losses(subject.model, row, attend=attend).mean())
+
+        found: dict[str, list[float]] = {}
+        for (kind, _, _), value in progress.each(work, content, loss):
+            found.setdefault(kind, []).append(value - base)
+        return _report(spec, subject, base, found)
+
+
+def _report(spec: DeconstructionSpec, subject: Subject, base: float, found: dict[str, list[float]]) -> Report:
+    told = "How much the loss grows, in nats per token, when attention here is"
+    axes: Any = head_axes(subject.layers, subject.heads)
+    size = subject.layers * (subject.heads if spec.each == "head" else 1)
+    padded = {kind: [*values, *[np.nan] * (size - len(values))] for kind, values in found.items()}
+    if spec.each == "head":
+        shape = (subject.layers, subject.heads)
+        grids = [
+            Grid(name=kind, values=matrix(np.reshape(values, shape)), **axes, scale="diverging", unit="nats/token",
+                 text=spec.text, caption=f"{told} {kind}.")
+            for kind, values in padded.items()
+        ]  # fmt: skip
+        bars = []
+    else:
+        columns = Axis(label="layer", ticks=[str(l) for l in range(subject.layers)])
+        grids = [
+            Grid(name="layers", values=matrix(padded.values()), rows=Axis(label="relaxation", ticks=list(padded)),
+                 columns=columns, scale="diverging", unit="nats/token", caption=f"{told} relaxed.")
+        ] if padded else []  # fmt: skip
+        bars = [
+            Bars(name=kind, unit="nats/token", bars=[Bar(label=str(l), value=v) for l, v in enumerate(values)],
+                 caption=f"{told} {kind}, one layer at a time.")
+            for kind, values in padded.items()
+        ]  # fmt: skip
+    return Report(
+        title="Deconstruction", grids=grids, bars=bars,
+        warnings=["Without retraining this measures dependence, not trainability."],
+        scalars={"nll": Scalar(value=base, unit="nats/token", note="Of the text, as the model is.")},
+    )  # fmt: skip
+
+
+def _parts(spec: DeconstructionSpec, subject: Subject) -> list[tuple[str, list[Head]]]:
+    heads = range(subject.heads)
+    if spec.each == "layer":
+        return [(str(l), [(l, h) for h in heads]) for l in range(subject.layers)]
+    return [(f"{l}-{h}", [(l, h)]) for l in range(subject.layers) for h in heads]
+
+
+def _ids(spec: DeconstructionSpec, subject: Subject) -> list[int]:
+    ids = subject.encode(spec.text)
+    if not 2 <= len(ids) <= MOST:
+        detail = f"text has {len(ids)} tokens; 2 to {MOST} are taken."
+        raise TooLarge(detail, hint="Send the passage that matters.", field="text")
+    return ids
+
+
+def _windows(spec: DeconstructionSpec, subject: Subject, size: int) -> list[list[int]]:
+    """The corpus in windows as long as the text."""
+    if "average" not in spec.kinds:
+        return []
+    ids = subject.tokenizer.encode(spec.corpus or "")
+    found = [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
+    if not found:
+        detail = f"average needs a corpus of at least the text's {size} tokens; it has {len(ids)}."
+        raise InvalidOption(detail, field="corpus")
+    return found
+
+
+def _average(spec: DeconstructionSpec, subject: Subject, size: int) -> dict[int, Tensor]:
+    """Mean pattern of the corpus per layer, [H,T,T]."""
+    windows = _windows(spec, subject, size)
+    found = {l: torch.zeros(subject.heads, size, size) for l in range(subject.layers)} if windows else {}
+
+    def visit(layer: int, start: int, rows: Tensor) -> None:
+        found[layer][:, start : start + rows.shape[2], : rows.shape[3]] += rows[0].float().cpu() / len(windows)
+
+    for window in windows:
+        watch(subject.model, subject.tensor([window]), visit)
+    return found

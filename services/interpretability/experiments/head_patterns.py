@@ -1,0 +1,103 @@
+"""Head patterns: which heads look at the previous token, at the same token before, or at what followed it then.
+
+A random sequence is said twice, so that nothing but its repetition can be used ("A Mathematical Framework for
+Transformer Circuits", 2021). Knows tokens; knows no text.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from services.interpretability.circuit import head_patterns, top_heads
+from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.report import Grid, Report, Scalar, Table, head_axes, head_name, matrix
+from services.interpretability.subject import Subject
+from shared.errors import InvalidOption
+from shared.registry import Card, Paper
+
+__all__ = ["HeadPatterns", "PatternsSpec"]
+
+_CAPTIONS = {
+    "previous": "Mean attention to the token before.",
+    "duplicate": "Mean attention, in the second half, to the same token in the first.",
+    "induction": "Mean attention, in the second half, to the token that followed the same one in the first.",
+    "first": "Mean attention to the first token.",
+    "entropy": "Mean entropy of a row, in nats: 0 looks at one token, more is spread wider.",
+}
+
+
+class PatternsSpec(Spec):
+    """The sequence that is said twice."""
+
+    half: int = Field(32, ge=2, le=2048, description="Tokens of the random sequence, drawn by the seed.")
+    text: str | None = Field(None, max_length=20_000, description="Said twice instead of a random sequence.")
+
+
+class HeadPatterns(Experiment[PatternsSpec]):
+    """Previous-token, duplicate-token and induction heads, first-token mass and entropy, from one forward."""
+
+    In = PatternsSpec
+    mode = "sync"
+    route: ClassVar[str] = "heads/patterns"
+    card: ClassVar[Card] = Card(
+        name="head-patterns", task="probe", licence="Apache-2.0",
+        summary="Tells previous-token, duplicate-token and induction heads apart on a sequence that is said twice.",
+        paper=Paper(
+            title="In-context Learning and Induction Heads", venue="Transformer Circuits Thread", year=2022,
+            url="https://arxiv.org/abs/2209.11895",
+        ),
+        notes=("Random tokens are no language: a head may behave otherwise on text.", NO_GRAPH),
+        example={"lm": EXAMPLE_LM, "seed": 0, "half": 24},
+    )  # fmt: skip
+
+    def cost(self, spec: PatternsSpec, subject: Subject) -> Cost:
+        """One forward."""
+        return Cost(1, 2 * len(_half(spec, subject)))
+
+    def run(self, spec: PatternsSpec, subject: Subject, progress: Progress) -> Report:
+        """One forward, five maps."""
+        half = _half(spec, subject)
+        found = head_patterns(subject.model, half)
+        axes: Any = head_axes(subject.layers, subject.heads)
+        text = subject.tokenizer.decode(half * 2) if spec.text else None
+        return Report(
+            title="Head patterns", scalars={"tokens": Scalar(value=2 * len(half))},
+            grids=[
+                Grid(
+                    name=name, values=matrix(scores), **axes, text=text, caption=_CAPTIONS[name],
+                    unit="nats" if name == "entropy" else "mean attention",
+                )
+                for name, scores in found.items()
+            ],
+            tables=[_strongest(found)],
+        )  # fmt: skip
+
+
+def _strongest(found: dict[str, np.ndarray], rows: int = 5) -> Table:
+    kinds = ("previous", "duplicate", "induction", "first")
+    return Table(
+        name="strongest", columns=["kind", "head", "score"],
+        rows=[
+            [kind, head_name(head), float(found[kind][head])]
+            for kind in kinds
+            for head in top_heads(found[kind], 1.0)[:rows]
+        ],
+        caption="The heads that do each most.",
+    )  # fmt: skip
+
+
+def _half(spec: PatternsSpec, subject: Subject) -> list[int]:
+    if spec.text is not None:
+        half = subject.encode(spec.text, special=False)
+    else:
+        rng = random.Random(f"patterns/{spec.seed}")
+        half = [rng.randrange(subject.model.config.vocab) for _ in range(spec.half)]
+    subject.refuse_above_window(2 * len(half), "half" if spec.text is None else "text")
+    if len(half) < 2:
+        detail = "text has one token; two are needed to tell the token before from the same one."
+        raise InvalidOption(detail, field="text")
+    return half

@@ -1,0 +1,138 @@
+"""Indicators of a head's pattern: entropy, concentration, sink, local focus, diversity.
+
+"Deconstructing Attention" (2025), section 3 of our notes on it. Knows one text.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.report import Axis, Bar, Bars, Grid, Report, Scalar, matrix
+from services.interpretability.subject import Subject
+from services.interpretability.watching import watch
+from shared.errors import InvalidOption, TooLarge
+from shared.registry import Card, Paper
+
+__all__ = ["Indicators", "IndicatorsSpec", "indicators"]
+
+MOST = 1024
+"""Tokens: diversity compares all heads of a layer cell by cell."""
+
+_CAPTIONS = {
+    "entropy": "Entropy of the whole map in nats, summed over its rows: more is spread wider.",
+    "concentration": "Frobenius norm of the map: at most √T, where every row looks at one token.",
+    "sink": "Mean of the first column: attention to the first token.",
+    "local_0": "Mean of the diagonal: attention to the token itself.",
+    "local_1": "Mean attention one token back.",
+    "local_2": "Mean attention two tokens back.",
+    "local_3": "Mean attention three tokens back.",
+}
+
+
+def indicators(patterns: np.ndarray) -> dict[str, np.ndarray]:
+    """Indicators of one layer's maps.
+
+    Args:
+        patterns: [H,T,T].
+
+    Returns:
+        `entropy`, `concentration`, `sink` and `local_0` … `local_3`, each [H]; `diversity`, one number.
+    """
+    a = np.asarray(patterns, np.float64)
+    T = a.shape[-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = -np.where(a > 0, a * np.log(a), 0.0).sum((1, 2))
+    local = {f"local_{n}": np.diagonal(a, -n, 1, 2).mean(-1) if n < T else np.zeros(len(a)) for n in range(4)}
+    return {
+        "entropy": entropy, "concentration": np.sqrt((a**2).sum((1, 2))), "sink": a[:, :, 0].mean(-1), **local,
+        "diversity": np.asarray(a.std(0).sum() * 2 / (T * (1 + T))),
+    }  # fmt: skip
+
+
+class IndicatorsSpec(Spec):
+    """A text and some layers."""
+
+    text: str = Field(min_length=1, max_length=50_000, description="The text.")
+    layers: list[int] | None = Field(None, max_length=512, description="Left out, all.")
+
+
+class Indicators(Experiment[IndicatorsSpec]):
+    """Numbers that tell a head's pattern from a uniform one, a local one and a sink."""
+
+    In = IndicatorsSpec
+    mode = "sync"
+    route: ClassVar[str] = "indicators"
+    card: ClassVar[Card] = Card(
+        name="indicators", task="probe", licence="Apache-2.0",
+        summary="Measures how spread, concentrated, local and diverse the attention of each head is.",
+        paper=Paper(title="Deconstructing Attention: Investigating Design Principles for Effective Language Modeling",
+                    venue="arXiv:2510.11602", year=2025, url="https://arxiv.org/abs/2510.11602"),
+        notes=("Sums over a whole map grow with the text: compare texts of equal length.", NO_GRAPH),
+        example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwxm kqzwx"},
+    )  # fmt: skip
+
+    def cost(self, spec: IndicatorsSpec, subject: Subject) -> Cost:
+        """One forward."""
+        return Cost(1, len(_ids(spec, subject)))
+
+    def run(self, spec: IndicatorsSpec, subject: Subject, progress: Progress) -> Report:
+        """All maps of one forward, a layer of them at a time."""
+        ids, layers = _ids(spec, subject), _layers(spec, subject)
+        found = _per_layer(subject, ids, layers)
+        axes: dict[str, Any] = {
+            "rows": Axis(label="layer", ticks=[str(l) for l in layers]),
+            "columns": Axis(label="head", ticks=[str(h) for h in range(subject.heads)]),
+        }
+        return Report(
+            title="Indicators", scalars={"tokens": Scalar(value=len(ids))},
+            grids=[
+                Grid(name=name, values=matrix([one[name] for one in found]), **axes, text=spec.text, caption=caption)
+                for name, caption in _CAPTIONS.items()
+            ],
+            bars=[
+                Bars(
+                    name="diversity",
+                    bars=[
+                        Bar(label=str(layer), value=float(one["diversity"]))
+                        for layer, one in zip(layers, found, strict=True)
+                    ],
+                    caption="How much the heads of a layer differ: deviation over heads, mean over visible cells.",
+                )
+            ],
+        )  # fmt: skip
+
+
+def _per_layer(subject: Subject, ids: list[int], layers: list[int]) -> list[dict[str, np.ndarray]]:
+    """One forward; maps are held for one layer at a time."""
+    held: dict[int, np.ndarray] = {}
+    found: dict[int, dict[str, np.ndarray]] = {}
+    T = len(ids)
+
+    def visit(layer: int, start: int, rows: Any) -> None:
+        whole = held.setdefault(layer, np.zeros((subject.heads, T, T), np.float32))
+        whole[:, start : start + rows.shape[2], : rows.shape[3]] = rows[0].float().cpu().numpy()
+        if start + rows.shape[2] == T:
+            found[layer] = indicators(held.pop(layer))
+
+    watch(subject.model, subject.tensor([ids]), visit, layers=layers)
+    return [found[layer] for layer in layers]
+
+
+def _ids(spec: IndicatorsSpec, subject: Subject) -> list[int]:
+    ids = subject.encode(spec.text)
+    if len(ids) > MOST:
+        detail = f"text has {len(ids)} tokens; indicators take at most {MOST}."
+        raise TooLarge(detail, hint="Send the passage that matters.", field="text")
+    return ids
+
+
+def _layers(spec: IndicatorsSpec, subject: Subject) -> list[int]:
+    wanted = list(range(subject.layers)) if spec.layers is None else sorted(set(spec.layers))
+    if not wanted or wanted[0] < 0 or wanted[-1] >= subject.layers:
+        detail = f"layers must name some of 0…{subject.layers - 1}."
+        raise InvalidOption(detail, field="layers")
+    return wanted

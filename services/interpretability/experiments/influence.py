@@ -1,0 +1,314 @@
+"""AttentionInfluence: how much a document's loss suffers when the retrieval heads are hidden, and which to keep.
+
+"AttentionInfluence: Adopting Attention Head Influence for Weak-to-Strong Pretraining Data Selection" (2025). Scores
+are ranked inside a domain only, and shown beside those of as many random heads.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from scipy.stats import spearmanr
+
+from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.losses import token_losses
+from services.interpretability.report import Artefact, Bar, Bars, Report, Scalar, Table, canonical, digest
+from services.interpretability.subject import Subject
+from shared.errors import InvalidOption, Malformed
+from shared.lm.decoder import Decoder
+from shared.registry import Card, Paper
+
+__all__ = ["AttentionInfluence", "Document", "Influence", "InfluenceSpec", "influence", "select", "token_loss"]
+
+Head = tuple[int, int]
+
+SHORTEST = 16
+"""Tokens below which the service answers a document with an error: its loss ratio is noise."""
+
+UNDEFINED = 1e-6
+"""Base loss at and below which the score has no meaning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document as tokens."""
+
+    id: Any
+    domain: str
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Influence:
+    """Losses of a document, and (masked − base) / base; None where the base loss is next to nothing."""
+
+    id: Any
+    domain: str
+    base: float
+    masked: float
+    score: float | None
+
+
+@torch.no_grad()
+def token_loss(model: Decoder, tokens: Sequence[int], masked: Iterable[Head] = ()) -> float:
+    """Mean loss of tokens 2…n in nats, with the heads' attention made uniform; long texts in consecutive windows.
+
+    Raises:
+        InvalidOption: Fewer than two tokens.
+    """
+    if len(tokens) < 2:
+        detail = "A document needs two tokens: the first is not predicted."
+        raise InvalidOption(detail, field="tokens")
+    hidden, total, count = list(masked), 0.0, 0
+    for window in _windows(tokens, model.config.positions):
+        ids = torch.tensor([list(window)], device=model.output_matrix.device)
+        losses = token_losses(model, ids, masked=hidden)
+        total, count = total + float(losses.double().sum()), count + losses.numel()
+    return total / count
+
+
+def influence(model: Decoder, documents: Iterable[Document], masked: Iterable[Head]) -> Iterator[Influence]:
+    """Losses and scores of documents, in input order."""
+    hidden = list(masked)
+    for document in documents:
+        base, with_mask = token_loss(model, document.tokens), token_loss(model, document.tokens, hidden)
+        yield Influence(document.id, document.domain, base, with_mask, _score(base, with_mask))
+
+
+def select(rows: Iterable[Influence], fraction: float = 0.2) -> dict[str, list[Any]]:
+    """The best max(1, ceil(fraction·n)) of each domain, best first, ties in input order; rows without score never."""
+    domains: dict[str, list[Influence]] = {}
+    for row in rows:
+        domains.setdefault(row.domain, []).append(row)
+    return {domain: [row.id for row in _best(of, fraction)] for domain, of in domains.items()}
+
+
+def _best(rows: Sequence[Influence], fraction: float) -> list[Influence]:
+    scored = [row for row in rows if row.score is not None]
+    return sorted(scored, key=lambda row: -(row.score or 0.0))[: max(1, math.ceil(fraction * len(scored)))]
+
+
+def _score(base: float, masked: float) -> float | None:
+    return (masked - base) / base if base > UNDEFINED else None
+
+
+def _windows(tokens: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Consecutive windows; one that would hold a single token gives nothing to predict and is left out."""
+    for start in range(0, len(tokens), size):
+        if len(window := tokens[start : start + size]) >= 2:
+            yield window
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    id: str | int
+    domain: str = Field("all", max_length=200)
+    text: str
+
+
+class InfluenceSpec(Spec):
+    """Documents, and the heads that are hidden."""
+
+    documents: str = Field(min_length=1, max_length=32_000_000, description="JSON lines of id, domain and text.")
+    heads: list[list[int]] = Field(
+        min_length=1, max_length=4096, description="Retrieval heads as [layer, head]; retrieval-heads finds them."
+    )
+    select: float = Field(0.2, gt=0, le=1, description="Share of each domain that is kept.")
+    by_length: bool = Field(False, description="Rank among documents of about the same length (a factor of two) only.")
+
+
+class AttentionInfluence(Experiment[InfluenceSpec]):
+    """Rates documents by how much a small model needs its retrieval heads for them."""
+
+    In = InfluenceSpec
+    route: ClassVar[str] = "influence"
+    card: ClassVar[Card] = Card(
+        name="attention-influence", task="probe", licence="Apache-2.0",
+        summary="Chooses documents whose loss suffers most when a model's retrieval heads are hidden.",
+        paper=Paper(
+            title="AttentionInfluence: Adopting Attention Head Influence for Weak-to-Strong Pretraining Data Selection",
+            venue="arXiv:2505.07293", year=2025, url="https://arxiv.org/abs/2505.07293",
+        ),
+        notes=(
+            "Never compare scores across domains: losses differ in scale.",
+            "Look at control_score: where as many random heads do the same, the score says nothing about retrieval.",
+            "Long documents are favoured; the rank correlation of score and length is in the report.",
+            NO_GRAPH,
+        ),
+        example={
+            "lm": EXAMPLE_LM, "seed": 0, "heads": [[1, 0], [2, 1]],
+            "documents": "\n".join(
+                f'{{"id": {i}, "domain": "{d}", "text": "{t}"}}'
+                for i, (d, t) in enumerate((
+                    ("copies", "kqzwxm kqzwxm kqzwxm kqzwxm"), ("copies", "hjvbtp hjvbtp hjvbtp hjvbtp"),
+                    ("prose", "The heron waits in the reeds."), ("prose", "Nobody asked why it was late."),
+                    ("prose", "short"),
+                ))
+            ),
+        },
+    )  # fmt: skip
+
+    def cost(self, spec: InfluenceSpec, subject: Subject) -> Cost:
+        """Three forwards per document and window: plain, hidden, control."""
+        total = Cost(0, 0, 0)
+        for _, ids in _read(spec, subject):
+            if len(ids) >= SHORTEST:
+                windows = list(_windows(ids, subject.window))
+                total += Cost(3 * len(windows), 3 * sum(map(len, windows)))
+        return total
+
+    def run(self, spec: InfluenceSpec, subject: Subject, progress: Progress) -> Report:
+        """One cell per document; rows in input order."""
+        heads = subject.refuse_heads(spec.heads)
+        control = control_heads(subject, heads, spec.seed)
+        documents = _read(spec, subject)
+        long_enough = [pair for pair in documents if len(pair[1]) >= SHORTEST]
+
+        def content(pair: tuple[_Line, list[int]]) -> dict[str, Any]:
+            return {"id": pair[0].id, "text": digest(pair[0].text), "heads": sorted(heads), "control": control}
+
+        def work(pair: tuple[_Line, list[int]]) -> dict[str, float]:
+            sets = {"base": [], "masked": heads, "control": control}
+            return {name: token_loss(subject.model, pair[1], hidden) for name, hidden in sets.items()}
+
+        losses = {id(pair[0]): value for pair, value in progress.each(long_enough, content, work)}
+        rows = [_row(line, ids, losses.get(id(line))) for line, ids in documents if _told(line, ids, losses)]
+        return _report(_ranked(rows, spec), heads, control)
+
+
+def control_heads(subject: Subject, heads: Sequence[Head], seed: int) -> list[Head]:
+    """As many random heads that are not hidden, the same for all documents."""
+    others = [(l, h) for l in range(subject.layers) for h in range(subject.heads) if (l, h) not in set(heads)]
+    return sorted(random.Random(f"influence/{seed}").sample(others, min(len(heads), len(others))))
+
+
+def _read(spec: InfluenceSpec, subject: Subject) -> list[tuple[_Line, list[int]]]:
+    found = []
+    for number, text in enumerate(filter(str.strip, spec.documents.splitlines()), 1):
+        try:
+            line = _Line.model_validate_json(text)
+        except ValidationError as error:
+            detail = f"Line {number} of documents is not an object of id, domain and text."
+            raise Malformed(detail, field="documents") from error
+        found.append((line, subject.tokenizer.encode(line.text)))
+    if not found:
+        detail = "documents holds no line."
+        raise InvalidOption(detail, field="documents")
+    return found
+
+
+def _told(line: _Line, ids: Sequence[int], losses: dict[int, Any]) -> bool:
+    """Whether a row can be told: measured, or too short to be. Others were not reached before a stop."""
+    return id(line) in losses or len(ids) < SHORTEST
+
+
+def _row(line: _Line, ids: Sequence[int], losses: dict[str, float] | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": line.id, "domain": line.domain, "tokens": len(ids)}
+    if losses is None:
+        return {**row, "error": f"{len(ids)} tokens; below {SHORTEST} the ratio of losses is noise."}
+    scores = {name: _score(losses["base"], losses[name]) for name in ("masked", "control")}
+    return {
+        **row, "base": losses["base"], "masked": losses["masked"], "score": scores["masked"],
+        "control_score": scores["control"],
+    }  # fmt: skip
+
+
+def _ranked(rows: list[dict[str, Any]], spec: InfluenceSpec) -> list[dict[str, Any]]:
+    """Rank, percentile and choice inside each domain (and length, where asked for)."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row.get("score") is not None:
+            bucket = int(math.log2(row["tokens"])) if spec.by_length else 0
+            groups.setdefault((row["domain"], bucket), []).append(row)
+    for of in groups.values():
+        kept = max(1, math.ceil(spec.select * len(of)))
+        for rank, row in enumerate(sorted(of, key=lambda row: -row["score"]), 1):
+            row |= {"rank": rank, "percentile": 100 * (len(of) - rank + 0.5) / len(of), "selected": rank <= kept}
+    return rows
+
+
+def _report(rows: list[dict[str, Any]], heads: Sequence[Head], control: Sequence[Head]) -> Report:
+    scored = [row for row in rows if row.get("score") is not None]
+    domains = sorted({row["domain"] for row in scored})
+    columns = [
+        "id",
+        "domain",
+        "tokens",
+        "base",
+        "masked",
+        "score",
+        "control_score",
+        "rank",
+        "percentile",
+        "selected",
+        "error",
+    ]
+    return Report(
+        title="Attention influence", warnings=_warnings(scored, rows),
+        scalars={
+            "documents": Scalar(value=len(rows)),
+            "scored": Scalar(value=len(scored)),
+            "selected": Scalar(value=sum(bool(row.get("selected")) for row in rows)),
+            "heads_hidden": Scalar(value=len(heads), note=digest([list(h) for h in sorted(heads)])[:12]),
+        },
+        tables=[
+            Table(
+                name="documents", columns=columns, rows=[[row.get(c) for c in columns] for row in rows[:1000]],
+                caption="Documents in input order; ranks are inside a domain.",
+            ),
+            Table(
+                name="domains", columns=["domain", "documents", "mean score", "mean control", "cut", "score ~ length"],
+                rows=[_domain(name, [row for row in scored if row["domain"] == name]) for name in domains],
+                caption="Per domain; the last column is the rank correlation of score and length.",
+            ),
+            Table(name="control", columns=["layer", "head"], rows=[list(h) for h in control],
+                  caption="The random heads of control_score."),
+        ],
+        bars=[_histogram(name, [row for row in scored if row["domain"] == name]) for name in domains[:20]],
+        artefacts=[_lines(rows)],
+    )  # fmt: skip
+
+
+def _lines(rows: list[dict[str, Any]]) -> Artefact:
+    return Artefact.of("influence.jsonl", "".join(canonical(row) + "\n" for row in rows), "application/x-ndjson")
+
+
+def _warnings(scored: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[str]:
+    told = [f"{len(rows) - len(scored)} documents have no score."] if len(scored) < len(rows) else []
+    weak = sum(row["control_score"] is not None and row["control_score"] >= row["score"] for row in scored)
+    if weak:
+        told.append(f"For {weak} of {len(scored)} documents as many random heads do as much: no evidence there.")
+    return told
+
+
+def _domain(name: str, rows: list[dict[str, Any]]) -> list[Any]:
+    scores = np.array([row["score"] for row in rows])
+    cut = min((row["score"] for row in rows if row["selected"]), default=None)
+    lengths = np.array([row["tokens"] for row in rows], float)
+    control = float(np.mean([row["control_score"] for row in rows]))
+    return [name, len(rows), float(scores.mean()), control, cut, _spearman(scores, lengths)]
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
+    if len(a) < 3 or a.std() == 0 or b.std() == 0:
+        return None
+    return float(spearmanr(a, b).statistic)
+
+
+def _histogram(domain: str, rows: list[dict[str, Any]]) -> Bars:
+    scores = [row["score"] for row in rows]
+    counts, edges = np.histogram(scores, bins=min(10, max(1, len(scores))))
+    cut = min((row["score"] for row in rows if row["selected"]), default=float("nan"))
+    return Bars(
+        name=f"scores of {domain}", unit="documents",
+        bars=[Bar(label=f"{edge:.3g}", value=int(n)) for edge, n in zip(edges, counts, strict=False)],
+        caption=f"Scores in the domain {domain}; documents from {cut:.3g} on are kept.",
+    )  # fmt: skip

@@ -1,0 +1,97 @@
+"""The logit lens: what each layer's residual stream would say if it were the last.
+
+The final norm and the output matrix are applied to the stream after every block. Knows one text.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+
+from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.recorded import record
+from services.interpretability.report import Axis, Grid, Report, Scalar, Table, matrix
+from services.interpretability.subject import Subject
+from shared.errors import InvalidOption, TooLarge
+from shared.registry import Card, Paper
+
+__all__ = ["LensSpec", "LogitLens"]
+
+MOST = 512
+"""Tokens of a text whose every layer is read out: the vocabulary is applied L times per position."""
+
+
+class LensSpec(Spec):
+    """A text, and how much is told about it."""
+
+    text: str = Field(min_length=1, max_length=20_000, description="The text.")
+    position: int = Field(-1, description="Position whose candidates are listed; negative counts from the end.")
+    top: int = Field(5, ge=1, le=50, description="Candidates per layer.")
+
+
+class LogitLens(Experiment[LensSpec]):
+    """Top tokens per layer, and how soon each next token is known."""
+
+    In = LensSpec
+    mode = "sync"
+    route: ClassVar[str] = "logit-lens"
+    card: ClassVar[Card] = Card(
+        name="logit-lens", task="probe", licence="Apache-2.0",
+        summary="Shows what each layer would say next, and in which layer the text's next token is found.",
+        paper=Paper(title="interpreting GPT: the logit lens", venue="LessWrong", year=2020),
+        notes=("Early layers speak another basis: their words are hints, not thoughts.", NO_GRAPH),
+        example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwxm kqzwx"},
+    )  # fmt: skip
+
+    def cost(self, spec: LensSpec, subject: Subject) -> Cost:
+        """One forward."""
+        return Cost(1, len(_ids(spec, subject)))
+
+    def run(self, spec: LensSpec, subject: Subject, progress: Progress) -> Report:
+        """One recorded run, read out after every layer."""
+        ids = _ids(spec, subject)
+        place = spec.position % len(ids)
+        run = record(subject.model, subject.tensor([ids]))
+        rows, right = [], []
+        with torch.no_grad():
+            for layer, x in enumerate([*run.pre[1:], run.final]):
+                chances = run.read_out(x[0]).float().log_softmax(-1)
+                best = chances[place].topk(spec.top)
+                said = [
+                    f"{subject.tokenizer.token_text(int(i))} {float(p.exp()):.2f}"
+                    for p, i in zip(best.values, best.indices, strict=True)
+                ]
+                rows.append([layer, *said])
+                right.append([float(chances[t, ids[t + 1]].exp()) for t in range(len(ids) - 1)])
+        texts = [token.text for token in subject.tokens(ids)]
+        return Report(
+            title="Logit lens",
+            scalars={"tokens": Scalar(value=len(ids)), "position": Scalar(value=place, note=texts[place])},
+            tables=[
+                Table(
+                    name="candidates", columns=["layer", *(str(i + 1) for i in range(spec.top))], rows=rows,
+                    caption=f"Likeliest tokens after position {place}, with their probability, after each layer.",
+                )
+            ],
+            grids=[
+                Grid(
+                    name="next_token", values=matrix(right), unit="probability",
+                    rows=Axis(label="after layer", ticks=[str(l) for l in range(len(right))]),
+                    columns=Axis(label="next token", ticks=texts[1:]),
+                    caption="Probability of the text's own next token after each layer: empty columns are known late.",
+                )
+            ] if len(ids) > 1 else [],
+        )  # fmt: skip
+
+
+def _ids(spec: LensSpec, subject: Subject) -> list[int]:
+    ids = subject.encode(spec.text)
+    if len(ids) > MOST:
+        detail = f"text has {len(ids)} tokens; the lens takes at most {MOST}."
+        raise TooLarge(detail, hint="Send the passage that matters.", field="text")
+    if not -len(ids) <= spec.position < len(ids):
+        detail = f"There is no position {spec.position}; the text has positions 0…{len(ids) - 1}."
+        raise InvalidOption(detail, field="position")
+    return ids

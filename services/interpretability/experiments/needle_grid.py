@@ -1,0 +1,149 @@
+"""The needle grid: how much of a hidden sentence comes back, by context length and depth.
+
+Under hidden heads on the model here, or under an attention method of llm-longctx, which is asked over the OpenAI
+protocol like by any other client. The prompts are those of `shared.lm.needle`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field
+
+from services.interpretability.answering import forced, generated
+from services.interpretability.endpoint import Endpoint
+from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.experiments.retrieval_heads import PAPER, OwnNeedle
+from services.interpretability.needle_grid import grid_of
+from services.interpretability.report import Report, Scalar, Table
+from services.interpretability.retrieval import rouge1_recall
+from services.interpretability.subject import Subject
+from shared.lm.needle import NEEDLES, Needle, Prompt, needle
+from shared.registry import Card, Place
+
+__all__ = ["NeedleGrid", "NeedleSpec"]
+
+
+class NeedleSpec(Spec):
+    """Where needles are hidden, and what the model has to do without."""
+
+    lengths: list[int] = Field([350, 700, 1200], min_length=1, max_length=40, description="Tokens of the prompts.")
+    depths: list[int] = Field([0, 50, 100], min_length=1, max_length=40, description="Percent.")
+    needles: list[OwnNeedle] = Field(
+        default_factory=list, max_length=20, description="Own needles; left out, our first."
+    )
+    corpus: str | None = Field(None, max_length=4_000_000, description="Own haystack instead of generated prose.")
+    heads: list[list[int]] = Field(
+        default_factory=list, max_length=4096, description="Heads to hide, as [layer, head]."
+    )
+    phase: Literal["all", "decode"] = Field("all", description="Hide them always, or only where the answer is made.")
+    teacher_forced: bool = Field(True, description="Score along the known answer; false generates it.")
+    steps: int = Field(50, ge=1, le=500, description="Most tokens that are generated.")
+    longctx: dict[str, Any] | None = Field(
+        None,
+        description="An attention method of llm-longctx (`method` and its knobs); it is asked instead, and generates.",
+    )
+
+
+class NeedleGrid(Experiment[NeedleSpec]):
+    """Recall by context length and depth."""
+
+    In = NeedleSpec
+    route: ClassVar[str] = "needle"
+    endpoint: Endpoint
+    card: ClassVar[Card] = Card(
+        name="needle-grid", task="probe", licence="Apache-2.0", paper=PAPER,
+        summary="Shows how much of a hidden sentence a model recalls, with heads hidden or a long-context method on.",
+        notes=(
+            "Generated answers are compared by ROUGE-1 recall, forced ones by the share of right tokens.",
+            "One needle and one seed make a map of one sample per cell: use several before you compare methods.",
+            NO_GRAPH,
+        ),
+        example={"lm": EXAMPLE_LM, "seed": 0, "lengths": [500, 700], "depths": [0, 100]},
+    )  # fmt: skip
+
+    @classmethod
+    def load(cls, place: Place) -> Self:
+        """Ready at once; other services are reached when a cell asks them."""
+        loaded = super().load(place)
+        options = place.options
+        loaded.endpoint = Endpoint(options.get("judge_base_url", "http://127.0.0.1:8080"), options.get("judge_api_key"))
+        return loaded
+
+    def cost(self, spec: NeedleSpec, subject: Subject) -> Cost:
+        """One forward per cell when forced, up to `steps` when generating, none here when llm-longctx is asked."""
+        total = Cost(0, 0, 0)
+        for _, prompt in _cells(spec, subject):
+            read, said = len(prompt.ids), len(prompt.answer_ids)
+            if spec.longctx is not None:
+                total += Cost(0, 0)
+            elif spec.teacher_forced:
+                total += Cost(1, read + said - 1)
+            else:
+                total += Cost(1 + spec.steps, read - 1 + spec.steps)
+        return total
+
+    def run(self, spec: NeedleSpec, subject: Subject, progress: Progress) -> Report:
+        """One cell of the ledger per cell of the grid."""
+        heads = subject.refuse_heads(spec.heads)
+        how = spec.model_dump(mode="json", include={"heads", "phase", "teacher_forced", "steps", "longctx"})
+        found = list(
+            progress.each(
+                _cells(spec, subject),
+                lambda cell: {**how, "ids": cell[1].ids, "answer": cell[1].answer_ids},
+                lambda cell: self._answered(spec, subject, cell[1], heads),
+            )
+        )
+        recalls = [(facts, value["recall"]) for (facts, _), value in found]
+        return Report(
+            title="Needle grid", warnings=_warnings(spec, recalls),
+            scalars={
+                "recall": Scalar(value=_mean(recalls), note="Mean of all cells."),
+                "cells": Scalar(value=len(recalls)),
+                "heads_hidden": Scalar(value=len(heads)),
+            },
+            grids=[grid_of(spec.lengths, spec.depths, recalls)],
+            tables=[
+                Table(
+                    name="answers", columns=["needle", "length", "depth", "recall", "answer"],
+                    rows=[[f["needle"], f["length"], f["depth"], v["recall"], v["answer"]] for (f, _), v in found],
+                    caption="What came back in each cell.",
+                )
+            ],
+        )  # fmt: skip
+
+    def _answered(self, spec: NeedleSpec, subject: Subject, prompt: Prompt, heads: list[tuple[int, int]]) -> Any:
+        if spec.longctx is not None:
+            text = self.endpoint.chat(prompt.user, max_tokens=spec.steps, longctx=spec.longctx)
+        elif spec.teacher_forced:
+            return {"recall": forced(subject, prompt, heads, spec.phase).accuracy, "answer": None}
+        else:
+            said = generated(subject, prompt, steps=spec.steps, masked=heads, phase=spec.phase)
+            text = subject.tokenizer.decode(said.tokens)
+        return {"recall": rouge1_recall(prompt.answer, text), "answer": text}
+
+
+def _cells(spec: NeedleSpec, subject: Subject) -> list[tuple[dict[str, int], Prompt]]:
+    chosen = [Needle(n.sentence, n.question, n.answer) for n in spec.needles] or list(NEEDLES[:1])
+    found = []
+    for n, what in enumerate(chosen):
+        for length in spec.lengths:
+            subject.refuse_above_window(length, "lengths")
+            for depth in spec.depths:
+                prompt = needle(subject.tokenizer, what, length, depth, corpus=spec.corpus, seed=spec.seed + n)
+                found.append(({"needle": n, "length": length, "depth": depth}, prompt))
+    return found
+
+
+def _mean(recalls: list[tuple[dict[str, int], float]]) -> float | None:
+    return float(np.mean([recall for _, recall in recalls])) if recalls else None
+
+
+def _warnings(spec: NeedleSpec, recalls: list[tuple[dict[str, int], float]]) -> list[str]:
+    told = []
+    if len(spec.needles) < 2:
+        told.append("One needle: every cell is a single sample.")
+    if recalls and not spec.heads and spec.longctx is None and (_mean(recalls) or 0) < 0.5:
+        told.append("The model recalls less than half with nothing hidden: there is little to lose.")
+    return told

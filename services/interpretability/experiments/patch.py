@@ -1,0 +1,132 @@
+"""Activation patching of one pair: which site, layer and position (or head) carries what tells two prompts apart.
+
+Values of the corrupt run are put into the clean one, a place at a time. Knows one pair; circuits studies tasks.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.patching import logit_difference
+from services.interpretability.report import Axis, Grid, Report, Scalar, matrix
+from services.interpretability.subject import Subject
+from shared.errors import InvalidOption, TooLarge
+from shared.lm.taps import Replace, sweep, trace
+from shared.registry import Card, Paper
+
+__all__ = ["Patch", "PatchSpec"]
+
+MOST = 128
+"""Tokens of a prompt: each layer is run once with a copy of the prompt per position."""
+
+_BY_HEAD = frozenset({"z", "q", "k", "v"})
+
+
+class PatchSpec(Spec):
+    """Two prompts of equal length, and what is exchanged."""
+
+    clean: str = Field(min_length=1, max_length=10_000, description="The prompt.")
+    corrupt: str = Field(min_length=1, max_length=10_000, description="Its counterfactual, of as many tokens.")
+    correct: str = Field(
+        min_length=1, max_length=200, description="Answer of the clean prompt; its first token counts."
+    )
+    wrong: str = Field(min_length=1, max_length=200, description="Answer of the corrupt one.")
+    site: Literal["resid_pre", "resid_mid", "attn_out", "mlp_out", "z", "q", "k", "v"] = Field(
+        "resid_pre", description="z, q, k, v are exchanged per head, the others per position."
+    )
+    positions: list[int] | None = Field(
+        None, max_length=MOST, description="Of z, q, k, v: where; left out, everywhere."
+    )
+
+
+class Patch(Experiment[PatchSpec]):
+    """A map of where the difference is."""
+
+    In = PatchSpec
+    mode = "sync"
+    route: ClassVar[str] = "patch"
+    card: ClassVar[Card] = Card(
+        name="patch", task="probe", licence="Apache-2.0",
+        summary="Exchanges activations between two prompts and shows which of them carry the answer.",
+        paper=Paper(title="Locating and Editing Factual Associations in GPT", venue="NeurIPS", year=2022,
+                    url="https://arxiv.org/abs/2202.05262"),
+        notes=("Effects need not add up to 1.", NO_GRAPH),
+        example={
+            "lm": EXAMPLE_LM, "seed": 0, "clean": "kqzwxm kqzwx", "corrupt": "kqzwxd kqzwx",
+            "correct": "m", "wrong": "d",
+        },
+    )  # fmt: skip
+
+    def cost(self, spec: PatchSpec, subject: Subject) -> Cost:
+        """Two runs, and one forward per layer with a copy per place."""
+        T, places = len(_pair(spec, subject)[0]), _places(spec, subject)
+        return Cost(2 + subject.layers, 2 * T + subject.layers * places * T)
+
+    def run(self, spec: PatchSpec, subject: Subject, progress: Progress) -> Report:
+        """One map."""
+        clean, corrupt = _pair(spec, subject)
+        answers = subject.tensor(
+            [[subject.encode(text, "correct", special=False)[0] for text in (spec.correct, spec.wrong)]]
+        )
+        names = [f"{spec.site}.{l}" for l in range(subject.layers)]
+        there = trace(subject.model, subject.tensor([corrupt]), capture=names, keep=1)
+        ids = subject.tensor([clean])
+        low = logit_difference(trace(subject.model, ids, keep=1).logits[:, -1], answers)
+        high = logit_difference(there.logits[:, -1], answers)
+        places, found = _places(spec, subject), np.full((subject.layers, _places(spec, subject)), np.nan)
+        for layer, name in enumerate(names):
+            variants = [[_exchange(spec, name, there[name], place)] for place in range(places)]
+            for place, one in enumerate(sweep(subject.model, ids, variants, keep=1, batch=places)):
+                found[layer, place] = logit_difference(one.logits[:, -1], answers)
+        span = high - low
+        effect = (found - low) / span if abs(span) >= 1e-6 else np.full_like(found, np.nan)
+        by_head = spec.site in _BY_HEAD
+        ticks = (
+            [str(i) for i in range(places)]
+            if by_head
+            else [f"{t} {k.text}" for t, k in enumerate(subject.tokens(clean))]
+        )
+        return Report(
+            title=f"Patching {spec.site}",
+            warnings=[] if abs(span) >= 1e-6 else ["Both prompts have one logit difference: effects are undefined."],
+            scalars={
+                "logit_diff": Scalar(value=low, unit="logits", note="Clean."),
+                "logit_diff_corrupt": Scalar(value=high, unit="logits", note="Corrupt."),
+            },
+            grids=[
+                Grid(
+                    name="effect", values=matrix(effect), scale="diverging",
+                    rows=Axis(label="layer", ticks=[str(l) for l in range(subject.layers)]),
+                    columns=Axis(label="head" if by_head else "position", ticks=ticks),
+                    text=spec.clean if by_head else None,
+                    caption="How far the corrupt value at this place moves the answer: 0 not at all, 1 all the way.",
+                )
+            ],
+        )  # fmt: skip
+
+
+def _exchange(spec: PatchSpec, name: str, value: object, place: int) -> Replace:
+    if spec.site in _BY_HEAD:
+        return Replace(name, value, heads=place, positions=spec.positions)  # type: ignore[arg-type]  # a captured tensor
+    return Replace(name, value, positions=place)  # type: ignore[arg-type]  # as above
+
+
+def _places(spec: PatchSpec, subject: Subject) -> int:
+    if spec.site in {"k", "v"}:
+        return subject.model.config.kv_heads
+    return subject.heads if spec.site in _BY_HEAD else len(subject.encode(spec.clean, "clean"))
+
+
+def _pair(spec: PatchSpec, subject: Subject) -> tuple[list[int], list[int]]:
+    clean, corrupt = subject.encode(spec.clean, "clean"), subject.encode(spec.corrupt, "corrupt")
+    if len(clean) != len(corrupt):
+        detail = f"clean has {len(clean)} tokens and corrupt {len(corrupt)}; they must be equal."
+        raise InvalidOption(detail, hint="Exchange words of as many tokens.", field="corrupt")
+    if len(clean) > MOST:
+        detail = f"clean has {len(clean)} tokens; a pair is patched up to {MOST}."
+        raise TooLarge(detail, hint="Use circuits for a task of many prompts.", field="clean")
+    return clean, corrupt

@@ -1,0 +1,130 @@
+"""AttentionInfluence: goldens, properties, and the batch form over JSON lines."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from services.interpretability.experiments.influence import (
+    AttentionInfluence,
+    Document,
+    Influence,
+    InfluenceSpec,
+    influence,
+    select,
+    token_loss,
+)
+from services.interpretability.tests.conftest import read
+from shared.errors import InvalidOption, Malformed
+from shared.registry import Run
+
+
+def golden_documents(golden):
+    return [Document(d["id"], d["domain"], d["ids"]) for d in golden.facts["attention_influence"]["docs"]]
+
+
+def test_losses_and_selection_equal_the_golden_ones(golden):
+    facts = golden.facts["attention_influence"]
+    rows = list(influence(golden.model, golden_documents(golden), [tuple(h) for h in facts["masked_heads"]]))
+    for row, expected in zip(rows, facts["docs"], strict=True):
+        assert row.id == expected["id"]
+        assert row.base == pytest.approx(expected["loss_base"], abs=1e-4)
+        assert row.masked == pytest.approx(expected["loss_masked"], abs=1e-4)
+        assert row.score == pytest.approx(expected["score"], abs=1e-4)
+    assert select(rows) == facts["selected_top20pct_per_domain_ceil"]
+
+
+def test_nothing_hidden_scores_exactly_zero(golden):
+    assert {row.score for row in influence(golden.model, golden_documents(golden), [])} == {0.0}
+
+
+def test_permuted_documents_have_permuted_rows(golden):
+    documents = golden_documents(golden)[:4]
+    there, back = (list(influence(golden.model, of, [(0, 1)])) for of in (documents, documents[::-1]))
+    assert there == back[::-1]
+
+
+def test_long_text_is_the_token_weighted_mean_of_its_windows(golden):
+    window = golden.model.config.positions
+    tokens = [i % 60 for i in range(window + 10)]
+    parts = (token_loss(golden.model, tokens[:window]), token_loss(golden.model, tokens[window:]))
+    assert token_loss(golden.model, tokens) == pytest.approx(
+        (parts[0] * (window - 1) + parts[1] * 9) / (window + 8), abs=1e-6
+    )
+
+
+def test_one_token_is_refused(golden):
+    with pytest.raises(InvalidOption, match="two tokens"):
+        token_loss(golden.model, [3])
+
+
+def test_selection_keeps_one_at_least_and_follows_input_order_on_ties():
+    rows = [Influence(i, "a", 1.0, 2.0, score) for i, score in enumerate((0.5, 0.7, 0.7, None))]
+    assert select(rows, 0.01) == {"a": [1]}
+    assert select(rows, 1.0) == {"a": [1, 2, 0]}
+
+
+def test_selection_does_not_change_with_a_monotone_scale():
+    rows = [Influence(i, "ab"[i % 2], 1.0, 1.0, float(score)) for i, score in enumerate((3, 1, 4, 1, 5, 9, 2, 6))]
+    scaled = [Influence(r.id, r.domain, r.base, r.masked, 2**r.score) for r in rows]
+    assert select(rows, 0.5) == select(scaled, 0.5)
+
+
+LINES = [{"id": "a", "domain": "x", "text": "kqzwxm " * 4}, {"id": "b", "domain": "x", "text": "abcdefghijklmnopqrst"},
+         {"id": 3, "domain": "y", "text": "short"}]  # fmt: skip
+
+
+def ask(place, lines, **options):
+    text = "\n".join(json.dumps(line) for line in lines)
+    spec = InfluenceSpec.model_validate({"lm": "tiny", "documents": text, "heads": [[1, 0]], **options})
+    return AttentionInfluence.load(place).predict([spec], Run())[0]
+
+
+def rows_of(report):
+    return [json.loads(line) for line in report.artefacts[0].content.splitlines()]
+
+
+def test_rows_come_in_input_order_with_an_error_for_what_is_too_short(place):
+    rows = rows_of(ask(place, LINES))
+    assert [row["id"] for row in rows] == ["a", "b", 3]
+    assert "below 16" in rows[2]["error"]
+    assert {"base", "masked", "score", "control_score", "rank", "percentile", "selected"} <= rows[0].keys()
+
+
+def test_ranks_are_inside_a_domain(place):
+    rows = rows_of(ask(place, [*LINES[:2], {**LINES[0], "id": "c", "domain": "y"}]))
+    assert sorted(row["rank"] for row in rows) == [1, 1, 2]
+    assert sum(row["selected"] for row in rows) == 2
+
+
+def test_ranks_among_equal_lengths_differ_from_ranks_among_all(place):
+    lines = [{"id": i, "text": "kqzwxm " * n} for i, n in enumerate((3, 3, 30, 30))]
+    assert sorted(row["rank"] for row in rows_of(ask(place, lines, by_length=True))) == [1, 1, 2, 2]
+
+
+def test_second_run_is_equal_to_the_byte(place):
+    first, second = (ask(place, LINES).artefacts[0].content for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("line", ['{"id": 1}', "[]", "nonsense"])
+def test_bad_line_is_refused_by_its_number(place, line):
+    spec = InfluenceSpec(lm="tiny", documents=json.dumps(LINES[0]) + "\n" + line, heads=[[0, 0]])
+    (error,) = AttentionInfluence.load(place).predict([spec], Run())
+    assert isinstance(error, Malformed)
+    assert "Line 2" in error.detail
+
+
+def test_head_that_does_not_exist_is_refused(place):
+    assert ask(place, LINES, heads=[[7, 0]]).field == "heads"
+
+
+@pytest.mark.slow
+def test_losses_of_the_real_model_equal_the_golden_ones(smollm2):
+    facts = read("smollm2_attention_influence.json")
+    for case in facts["docs"][:3]:
+        tokens = smollm2.encode(case["text"])
+        assert len(tokens) == case["tokens"]
+        for name, heads in (("base", []), ("top14", facts["masked_heads"]), ("rand14", facts["random_heads"])):
+            assert token_loss(smollm2.model, tokens, [tuple(h) for h in heads]) == pytest.approx(case[name], abs=0.01)

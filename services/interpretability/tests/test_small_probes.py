@@ -1,0 +1,303 @@
+"""The probes that one forward answers: what they say, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+
+import httpx2
+import numpy as np
+import pytest
+
+from services.interpretability.endpoint import Endpoint
+from services.interpretability.experiments.ablation import Ablation
+from services.interpretability.experiments.attention import Attention, rollout
+from services.interpretability.experiments.attribution import LogitAttribution
+from services.interpretability.experiments.deconstruction import Deconstruction
+from services.interpretability.experiments.head_patterns import HeadPatterns
+from services.interpretability.experiments.indicators import Indicators, indicators
+from services.interpretability.experiments.logit_lens import LogitLens
+from services.interpretability.experiments.needle_grid import NeedleGrid
+from services.interpretability.experiments.patch import Patch
+from services.interpretability.relaxed import Relaxed
+from services.interpretability.watching import Without, watch
+from shared.errors import BadInput, InvalidOption, NotReady, TooLarge
+from shared.lm.taps import trace
+from shared.registry import Run
+
+
+def ask(study_type, place, /, **options):
+    study = study_type.load(place)
+    spec = study.In.model_validate({**study.card.example, **options})
+    return study.predict([spec], Run())[0]
+
+
+# Attention.
+
+
+def test_rows_are_those_of_the_pattern(place, tiny):
+    report = ask(Attention, place, text="kqzwxm kqzwx", layers=[1], heads=[2])
+    ids = tiny.encode("kqzwxm kqzwx")
+    pattern = trace(tiny.model, tiny.tensor([ids]), capture=["pattern.1"])["pattern.1"][0, 2]
+    assert np.allclose(report.grid("1-2").values, pattern.numpy(), atol=1e-6)
+
+
+def test_queries_slice_the_rows(place):
+    whole = ask(Attention, place, layers=[1], heads=[2]).grid("1-2").values
+    assert ask(Attention, place, layers=[1], heads=[2], queries=[-1, 3]).grid("1-2").values == [whole[3], whole[-1]]
+
+
+@pytest.mark.parametrize("reduce", ["mean", "max", "rollout"])
+def test_reduced_rows_follow_the_whole_ones(place, reduce):
+    rows = np.array([[ask(Attention, place, layers=[l], heads=[h]).grid(f"{l}-{h}").values for h in range(4)]
+                     for l in range(3)])  # fmt: skip
+    report = ask(Attention, place, layers=[1], reduce=reduce)
+    expected = {"mean": rows[1].mean(0), "max": rows[1].max(0), "rollout": rollout(rows.mean(1))}[reduce]
+    assert np.allclose(report.grids[0].values, expected, atol=1e-5)
+
+
+def test_rollout_rows_add_up_to_one():
+    uniform = np.tri(6) / np.arange(1, 7)[:, None]
+    assert np.allclose(rollout(np.stack([uniform] * 3)).sum(-1), 1)
+
+
+def test_conversation_needs_a_template_and_tokens_a_vocabulary(place):
+    assert ask(Attention, place, text=None, messages=[{"role": "user", "content": "x"}]).field == "messages"
+    assert ask(Attention, place, text=None, ids=[1, 256]).field == "ids"
+    assert ask(Attention, place, text=None, ids=[1, 2, 3]).scalars["tokens"].value == 3
+    assert ask(Attention, place, text="a", ids=[1]).field == "text"
+
+
+def test_dump_over_four_million_cells_is_refused_with_sizes_and_ways_out(place):
+    error = ask(Attention, place, text="x" * 1500, layers=None)
+    assert isinstance(error, TooLarge)
+    assert "3·4·1500·1500 = 27,000,000" in error.detail
+    assert "queries" in error.hint
+    assert ask(Attention, place, text="x" * 1500, layers=None, queries=[-1]).scalars["queries"].value == 1
+
+
+@pytest.mark.parametrize("options", [{"layers": [3]}, {"heads": [4]}, {"queries": [99]}, {"layers": []}])
+def test_rows_that_do_not_exist_are_refused_by_name(place, options):
+    error = ask(Attention, place, **options)
+    assert isinstance(error, InvalidOption)
+    assert error.field in options
+
+
+def test_rows_of_a_long_text_never_make_a_whole_map(tiny):
+    seen = []
+    ids = tiny.tensor([[i % 250 for i in range(2000)]])
+    watch(tiny.model, ids, lambda _layer, _start, rows: seen.append(rows.shape))
+    assert max(shape[2] for shape in seen) <= 128
+    assert sum(shape[2] for shape in seen) == 2000 * tiny.layers
+
+
+# Attribution and lens.
+
+
+def test_attribution_adds_up(place):
+    report = ask(LogitAttribution, place)
+    assert report.scalars["residual"].value == pytest.approx(0, abs=1e-4)
+    parts = sum(report.scalars[name].value for name in ("heads", "mlps", "embedding", "biases"))
+    assert parts == pytest.approx(report.scalars["total"].value, abs=1e-6)
+
+
+def test_last_layer_of_the_lens_is_the_model(place, tiny):
+    report = ask(LogitLens, place, text="kqzwxm kqzwx")
+    ids = tiny.encode("kqzwxm kqzwx")
+    chances = tiny.model(tiny.tensor([ids]))[0].softmax(-1)
+    expected = [float(chances[t, ids[t + 1]]) for t in range(len(ids) - 1)]
+    assert np.allclose(report.grid("next_token").values[-1], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("text", "options", "field"), [("x" * 600, {}, "text"), ("abc", {"position": 3}, "position")])
+def test_lens_refuses_what_it_cannot_show(place, text, options, field):
+    assert ask(LogitLens, place, text=text, **options).field == field
+
+
+# Patterns and indicators.
+
+
+def test_text_said_twice_gives_patterns_with_that_text(place):
+    report = ask(HeadPatterns, place, text="kqzwx")
+    assert report.grid("induction").text == "kqzwxkqzwx"
+    assert report.scalars["tokens"].value == 10
+    assert ask(HeadPatterns, place, text="k").field == "text"
+    assert ask(HeadPatterns, place, half=2000).field == "half"
+
+
+def test_indicators_of_a_uniform_map_are_known():
+    T = 8
+    uniform = np.tri(T) / np.arange(1, T + 1)[:, None]
+    found = indicators(np.stack([uniform] * 3))
+    assert np.allclose(found["entropy"], sum(np.log(np.arange(1, T + 1))))
+    assert np.allclose(found["concentration"], np.sqrt(sum(1 / n for n in range(1, T + 1))))
+    assert np.allclose(found["sink"], sum(1 / n for n in range(1, T + 1)) / T)
+    assert np.allclose(found["local_1"], np.mean([1 / n for n in range(2, T + 1)]))
+    assert found["diversity"] == pytest.approx(0, abs=1e-12)
+
+
+def test_indicators_of_a_diagonal_map_are_known():
+    found = indicators(np.stack([np.eye(5), np.tri(5) / np.arange(1, 6)[:, None]]))
+    assert found["entropy"][0] == 0
+    assert found["concentration"][0] == pytest.approx(np.sqrt(5))
+    assert found["local_0"][0] == 1
+    assert found["diversity"] > 0
+
+
+def test_indicators_refuse_unknown_layers_and_long_texts(place):
+    assert ask(Indicators, place, layers=[3]).field == "layers"
+    assert isinstance(ask(Indicators, place, text="x" * 1100), TooLarge)
+
+
+# Ablation and patching.
+
+
+def test_scaling_by_one_changes_nothing(place):
+    report = ask(Ablation, place, kind="scale", factor=1.0, continuation=0)
+    assert report.scalars["nll_change"].value == pytest.approx(0, abs=1e-6)
+    assert report.scalars["kl"].value == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "zero", "mean", "resample"])
+def test_ablation_moves_the_text_and_shows_ten_controls(place, kind):
+    report = ask(Ablation, place, kind=kind, continuation=0, correct="m", wrong="d")
+    assert report.scalars["nll_change"].value != 0
+    assert "10 draws" in report.scalars["nll_control"].note
+    assert {"logit_diff_before", "logit_diff_after"} <= report.scalars.keys()
+
+
+def test_ablation_at_a_position_moves_nothing_before_it(place):
+    report = ask(Ablation, place, positions=[9], continuation=0)
+    assert max(report.strips[0].values[:9]) == pytest.approx(0, abs=1e-6)
+    assert max(report.strips[0].values[9:]) > 0
+
+
+def test_override_needs_keys_and_has_no_continuation(place):
+    assert ask(Ablation, place, kind="override", continuation=0).field == "keys"
+    assert ask(Ablation, place, kind="override", keys=[2], continuation=3).field == "continuation"
+    assert ask(Ablation, place, kind="override", keys=[2], continuation=0).scalars["kl"].value > 0
+
+
+def test_patching_everything_that_enters_the_first_block_is_the_other_prompt(place):
+    report = ask(Patch, place, clean="abc", corrupt="dbc", correct="m", wrong="d")
+    effect = np.array(report.grid("effect").values)
+    assert effect[0, 0] == pytest.approx(1, abs=1e-4), "the prompts differ in one token, and all of it is here"
+    assert np.allclose(effect[0, 1:], 0, atol=1e-4), "before the first block, other positions are equal"
+
+
+@pytest.mark.parametrize(("site", "places"), [("z", 4), ("k", 2), ("mlp_out", 12)])
+def test_sites_with_heads_are_exchanged_by_head(place, site, places):
+    report = ask(Patch, place, site=site)
+    assert np.array(report.grid("effect").values).shape == (3, places)
+
+
+def test_pairs_of_unequal_length_are_refused(place):
+    assert ask(Patch, place, corrupt="longer than that").field == "corrupt"
+
+
+# Deconstruction.
+
+
+def test_relaxing_no_head_is_the_plain_forward(tiny):
+    ids = tiny.tensor([tiny.encode("kqzwxm kqzwx")])
+    assert (tiny.model(ids, attend=Relaxed("uniform", [])) == tiny.model(ids)).all()
+
+
+@pytest.mark.parametrize("back", [1, 2])
+def test_queries_of_the_layer_itself_change_nothing(tiny, back):
+    ids = tiny.tensor([tiny.encode("kqzwxm kqzwx")])
+    found = tiny.model(ids, attend=Relaxed("earlier", [(0, h) for h in range(4)], back=back))
+    assert np.allclose(found, tiny.model(ids), atol=1e-4), "below the first layer there is none: its own are used"
+
+
+def test_uniform_relaxation_is_masking(tiny):
+    from services.interpretability.losses import hide
+
+    ids, heads = tiny.tensor([tiny.encode("kqzwxm kqzwx")]), [(1, 0), (2, 3)]
+    relaxed = tiny.model(ids, attend=Relaxed("uniform", heads))
+    assert np.allclose(relaxed, trace(tiny.model, ids, edits=hide(heads)).logits, atol=1e-4)
+
+
+def test_average_of_the_text_itself_changes_nothing_and_needs_a_corpus(place):
+    text = "kqzwxm kqzwxm kqzwxm"
+    report = ask(Deconstruction, place, kinds=["average"], corpus=text, text=text)
+    assert np.allclose(np.array(report.grid("layers").values, float), 0, atol=1e-4)
+    assert ask(Deconstruction, place, kinds=["average"], corpus="short").field == "corpus"
+
+
+def test_heads_are_relaxed_one_at_a_time(place):
+    report = ask(Deconstruction, place, each="head", kinds=["identity"])
+    assert np.array(report.grid("identity").values).shape == (3, 4)
+    assert any("dependence" in warning for warning in report.warnings)
+
+
+def test_hidden_column_is_seen_by_nobody_that_is_named(tiny):
+    ids = tiny.tensor([tiny.encode("kqzwxm kqzwx")])
+    everyone = [(l, h) for l in range(3) for h in range(4)]
+    first, other = (tiny.model(ids, attend=Without([2], everyone)) for _ in range(2))
+    assert (first == other).all()
+    changed = ids.clone()
+    changed[0, 2] = (changed[0, 2] + 1) % 256
+    seen = tiny.model(changed, attend=Without([2], everyone))
+    assert np.allclose(seen[0, 3:], first[0, 3:], atol=1e-5), "what nobody looks at can't matter"
+
+
+# Needle grid.
+
+
+def test_hidden_heads_change_what_comes_back(place):
+    plain = ask(NeedleGrid, place)
+    hidden = ask(NeedleGrid, place, heads=[[l, h] for l in range(3) for h in range(4)])
+    assert np.array(plain.grid("needle").values).shape == (2, 2)
+    assert hidden.scalars["heads_hidden"].value == 12
+
+
+def test_generated_answers_are_shown(place):
+    report = ask(NeedleGrid, place, teacher_forced=False, steps=3, lengths=[500], depths=[50])
+    assert report.tables[0].rows[0][:3] == [0, 500, 50]
+    assert isinstance(report.tables[0].rows[0][4], str)
+
+
+def test_length_over_the_window_is_refused(place):
+    assert ask(NeedleGrid, place, lengths=[3000]).field == "lengths"
+
+
+def endpoint_that(answer):
+    return Endpoint("http://model.test", "key", transport=httpx2.MockTransport(answer))
+
+
+def test_method_is_asked_over_the_openai_protocol(place):
+    asked = []
+
+    def answer(request):
+        asked.append(json.loads(request.content))
+        return httpx2.Response(200, json={"choices": [{"message": {"content": "rent a blue rowing boat"}}]})
+
+    study = NeedleGrid.load(place)
+    study.endpoint = endpoint_that(answer)
+    method = {"method": "duo", "plan": {"schema": "head-plan/1", "roles": [[1]]}}
+    spec = study.In.model_validate({"lm": "tiny", "lengths": [600], "depths": [0], "longctx": method})
+    (report,) = study.predict([spec], Run())
+    assert 0.3 < report.scalars["recall"].value < 0.7
+    assert asked[0]["longctx"] == method
+    assert asked[0]["temperature"] == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (lambda _: httpx2.Response(400, json={"error": {"message": "no such method"}}), BadInput),
+        (lambda _: httpx2.Response(200, json={"nothing": 1}), BadInput),
+        (lambda _: httpx2.Response(503, text="not yet"), NotReady),
+    ],
+)
+def test_refusals_of_the_endpoint_are_passed_on(answer, error):
+    with pytest.raises(error):
+        endpoint_that(answer).chat("hello", max_tokens=3, longctx={"method": "duo"})
+
+
+def test_endpoint_that_is_not_there_is_said_so():
+    def gone(request):
+        raise httpx2.ConnectError("refused")
+
+    with pytest.raises(NotReady, match="does not answer"):
+        endpoint_that(gone).chat("hello", max_tokens=3, longctx={})
