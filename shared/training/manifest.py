@@ -40,7 +40,7 @@ def publish(recipe: Recipe, fitted: Fitted, folder: Path, *, notes: Mapping[str,
     manifest = Manifest(
         name=recipe.weights,
         origin="trained",
-        network=NetworkSpec(name=recipe.weights, config=config),
+        network=NetworkSpec(name=recipe.builds or recipe.weights, config=config),
         parameters=sum(p.numel() for p in network.parameters()),
         recipe={"name": recipe.name, **recipe.model_dump(mode="json")},
         data={"digest": fitted.data, **recipe.facts()},

@@ -83,12 +83,13 @@ class Recipe(_Knobs, ABC):
 
     Class attributes:
         name: What `fovea train` calls it.
-        weights: Name of the weights that it makes: `<weights>.safetensors` beside `<weights>.json`. It is also the name
-            under which `network()` knows what is trained.
+        weights: Name of the weights that it makes: `<weights>.safetensors` beside `<weights>.json`.
+        builds: Name under which `network()` knows what is trained, where it is not that of the weights.
     """
 
     name: ClassVar[str]
     weights: ClassVar[str]
+    builds: ClassVar[str | None] = None
 
     seed: int = 1
     schedule: Schedule
@@ -103,7 +104,7 @@ class Recipe(_Knobs, ABC):
 
     def network(self) -> nn.Module:
         """A new network; its random weights follow torch's global seed, which the fit loop sets."""
-        built: nn.Module = network(self.weights, **self.config())
+        built: nn.Module = network(self.builds or self.weights, **self.config())
         return built
 
     @abstractmethod

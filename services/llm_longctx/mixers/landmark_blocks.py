@@ -55,6 +55,11 @@ class BlockStore:
         return torch.stack(self._keys, 2)
 
     @property
+    def means(self) -> Tensor:
+        """Mean key of each block's ordinary tokens [B,H,n,d]: an index without landmarks, to compare with."""
+        return torch.stack([block[:, :, 0, :-1].mean(2) for block in self._blocks], 2).to(self._keys[0].device)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of keys, values and landmarks held, wherever they are."""
         return sum(tensor.nbytes for tensor in (*self._blocks, *self._keys))

@@ -55,15 +55,23 @@ class _Landmark(nn.Module):
         """Logits [B,T,V] of `ids` [B,T], landmarks among them: the uncached form, as trained."""
         at = torch.arange(ids.shape[1], device=ids.device)
         landmark = ids == self.landmark_id
-        regular = bool((landmark == ((at + 1) % (self.block + 1) == 0)).all())
         x = self.embed(ids)
         for block in self.layers:
             q, k, v = (part.transpose(1, 2) for part in block.project(x))
-            scores = self.turn(q, at) @ self.turn(k, at).mT * q.shape[-1] ** -0.5
-            weights = regular_softmax(scores, self.block) if regular else landmark_softmax(scores, landmark)
-            x = x + block.output((weights @ v).transpose(1, 2))
+            mixed = self._mixed(self.turn(q, at), self.turn(k, at), v, landmark)
+            x = x + block.output(mixed.transpose(1, 2))
             x = x + block.feed(x)
         return self.finish(x)
+
+    def _mixed(self, q: Tensor, k: Tensor, v: Tensor, landmark: Tensor) -> Tensor:
+        """Attention [B,H,T,d] in the cheapest form that the landmarks [B,T] allow."""
+        if not bool(landmark.any()):  # one open block: plain causal attention
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        at = torch.arange(q.shape[2], device=q.device)
+        regular = bool((landmark == ((at + 1) % (self.block + 1) == 0)).all())
+        weights = regular_softmax(scores, self.block) if regular else landmark_softmax(scores, landmark)
+        return weights @ v
 
     def session(self, batch: int = 1, **options: Any) -> LandmarkSession:
         """A stream that is read chunk by chunk; options are those of `LandmarkSession`."""

@@ -16,10 +16,11 @@ from torch import Tensor
 from services.llm_longctx.mixers.landmark import grouped_softmax
 from services.llm_longctx.mixers.landmark_blocks import BlockStore, home
 
-__all__ = ["LandmarkNetwork", "LandmarkSession", "Positions", "Selection", "Step"]
+__all__ = ["Gate", "LandmarkNetwork", "LandmarkSession", "Positions", "Selection", "Step"]
 
 Selection = Literal["per_token_and_head", "max_over_heads", "max_over_tokens"]
 Positions = Literal["exact", "released"]
+Gate = Literal["landmark", "mean"]
 Turn = Callable[[Tensor, Tensor], Tensor]
 """Rotate x [...,d] to positions [...]."""
 
@@ -81,6 +82,7 @@ class LandmarkSession:
         insert_landmarks: bool = True,
         capacity: int | None = None,
         offload: bool | str = False,
+        gate: Gate = "landmark",
     ) -> None:
         """Start an empty stream.
 
@@ -94,6 +96,7 @@ class LandmarkSession:
                 the caller's tokens hold them.
             capacity: Most blocks kept per layer; the oldest go.
             offload: Where blocks wait: False or `none`, True or `cpu`, `disk`.
+            gate: What blocks are chosen by: their landmarks, or the mean of their keys (a control without training).
 
         Raises:
             ValueError: An option is out of range.
@@ -104,7 +107,7 @@ class LandmarkSession:
         self.net, self.batch, self.read = net, batch, 0
         self._insert = insert_landmarks
         self._layers = [
-            _Layer(net.turn, net.block, blocks, selection, positions, BlockStore(home(offload), capacity))
+            _Layer(net.turn, net.block, blocks, selection, positions, gate, BlockStore(home(offload), capacity))
             for _ in net.layers
         ]
 
@@ -176,10 +179,11 @@ class _Layer:
     """What one layer remembers: a store of full blocks and the tail of an open one, keys before rotation."""
 
     def __init__(
-        self, turn: Turn, block: int, wanted: int, selection: Selection, positions: Positions, store: BlockStore
-    ) -> None:
+        self, turn: Turn, block: int, wanted: int, selection: Selection, positions: Positions, gate: Gate,
+        store: BlockStore,
+    ) -> None:  # fmt: skip
         self.turn, self.size, self.wanted, self.store = turn, block + 1, wanted, store
-        self.selection, self.released = selection, positions == "released"
+        self.selection, self.released, self.gate = selection, positions == "released", gate
         self.tail: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -242,7 +246,8 @@ class _Layer:
         shift = int(self.released or n > k)
         age = torch.arange(n, device=q.device)
         slots = torch.where(age >= n - k, age - (n - k) + shift, 0)
-        keys = self.turn(self.store.landmarks, slots * self.size + self.size - 1)
+        index = self.store.landmarks if self.gate == "landmark" else self.store.means
+        keys = self.turn(index, slots * self.size + self.size - 1)
         share = (q @ keys.mT).softmax(-1)
         if self.selection == "max_over_heads":
             share = share.amax(1, keepdim=True).expand_as(share)

@@ -223,6 +223,26 @@ def test_stream_whose_landmarks_are_not_regular_is_refused():
         session.feed(torch.tensor([[1, 2, 20]]))
 
 
+def test_mean_of_keys_chooses_otherwise_and_reads_the_same_when_all_is_chosen():
+    net, tokens = small("landmark-gpt"), torch.randint(0, 20, (1, 40))
+    logits, chosen = {}, {}
+    for gate in ("landmark", "mean"):
+        for k in (2, 99):
+            logits[gate, k], steps = fed(net.session(1, blocks=k, gate=gate), tokens, 4)
+            chosen[gate, k] = steps[-1].blocks[1]
+    assert (logits["landmark", 99] - logits["mean", 99]).abs().max() < 1e-6
+    assert not torch.equal(chosen["landmark", 2], chosen["mean", 2])
+
+
+def test_sequence_without_landmarks_is_plain_attention():
+    net, tokens = small("landmark-llama"), torch.randint(0, 20, (1, 12))
+    block = net.layers[0]
+    q, k, v = (part.transpose(1, 2) for part in block.project(net.embed(tokens)))
+    plain = net._mixed(q, k, v, torch.zeros(1, 12, dtype=torch.bool))
+    weights = landmark_softmax(q @ k.mT * 8**-0.5, torch.zeros(1, 12, dtype=torch.bool))
+    assert (plain - weights @ v).abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("options", [{"blocks": 0}, {"capacity": 0}, {"offload": "tape"}])
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match="must be"):

@@ -1,0 +1,1 @@
+"""How the small models of trained attention come about: data, loss, measures."""

@@ -1,0 +1,168 @@
+"""`fovea-landmark-recall`: a landmark GPT of 101 k parameters that finds pairs far behind what it was trained on.
+
+Trained on 24 to 64 tokens; read up to 2,048 through the two best blocks of eight. With `form="plain"` the same network
+without landmarks is trained, the twin that shows what they are worth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from services.llm_longctx.mixers.landmark_networks import LandmarkGPT
+from services.llm_longctx.mixers.landmark_session import Gate
+from services.llm_longctx.recipes.recall import LANDMARK, VOCAB, Recall, draw
+from shared.training.recipe import Batch, Recipe, Schedule
+
+__all__ = ["LandmarkRecall", "with_landmarks"]
+
+BODIES = (12, 20, 28, 36, 44, 52)
+"""Lengths before the questions, in turn."""
+
+CHUNK = 16
+"""Tokens that a session reads at a time: with its blocks they stay inside the trained positions."""
+
+_VALID, _TEST = 10**9, 2 * 10**9
+"""Seeds that no training step has."""
+
+
+def with_landmarks(ids: Tensor, block: int) -> Tensor:
+    """Tokens [B,T] with a landmark behind every `block`-th."""
+    parts = [
+        torch.cat((part, torch.full_like(part[:, :1], LANDMARK)), 1) if part.shape[1] == block else part
+        for part in torch.split(ids, block, 1)
+    ]
+    return torch.cat(parts, 1)
+
+
+class LandmarkRecall(Recipe):
+    """Landmark attention on key-value recall."""
+
+    name: ClassVar[str] = "landmark-recall"
+    weights: ClassVar[str] = "fovea-landmark-recall"
+    builds: ClassVar[str | None] = "landmark-gpt"
+
+    schedule: Schedule = Schedule(
+        steps=9000, batch=32, rate=3e-3, floor=3e-4, warm_up=100, decay=1e-3, ema=0.99, validate_every=1000
+    )
+    form: Literal["landmark", "plain"] = "landmark"
+    block: int = 8
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+    answers: int = 256
+
+    def config(self) -> dict[str, Any]:
+        """A landmark GPT; the twin never sees a landmark and is then an ordinary GPT."""
+        sizes = {"width": self.width, "layers": self.layers, "heads": self.heads}
+        return {"vocab": VOCAB, **sizes, "block": self.block, "landmark_id": LANDMARK, "context": 72}
+
+    def prepare(self, cache: Path) -> str:  # everything is drawn from the seed
+        """A digest of the first batches: the generator is the data."""
+        first = [draw(np.random.default_rng((self.seed, step)), self.schedule.batch, 52).ids for step in range(4)]
+        return hashlib.sha256(torch.cat(first).numpy().tobytes()).hexdigest()
+
+    def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
+        """One batch of one length."""
+        drawn = draw(rng, self.schedule.batch, BODIES[step % len(BODIES)])
+        yield {"ids": drawn.ids, "answers": drawn.answers.expand(len(drawn.ids), -1)}
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy of the four values, told by the token before each."""
+        ids, answers = batch["ids"], batch["answers"][0]
+        logits = self._answers(network, ids, answers)
+        return functional.cross_entropy(logits.flatten(0, 1), ids[:, answers].flatten())
+
+    def score(self, network: nn.Module) -> float:
+        """Recall in the trained length."""
+        return self._whole(network, 52, _VALID)
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """Recall of the whole, and of streams read through 1, 2 and 3 blocks, at 1 to 32 times the trained length."""
+        lengths = (64, 512, 1024, 2048)
+        found = {f"recall_{n}": self._whole(network, n - 12, _TEST) for n in lengths}
+        if self.form == "plain":
+            return found
+        net = cast("LandmarkGPT", network)
+        for k in (1, 2, 3):
+            found |= {f"recall_{n}_k{k}": self._streamed(net, n - 12, k)[0] for n in lengths}
+        found |= {f"recall_{n}_k2_mean_gate": self._streamed(net, n - 12, 2, "mean")[0] for n in (512, 1024)}
+        found["cited_key_1024_k2"] = self._streamed(net, 1012, 2)[1]
+        return found
+
+    def facts(self) -> dict[str, str]:
+        """What the numbers mean."""
+        return {
+            "task": "Key-value recall: 8 fillers, 16 keys, 16 values; chance 0.0625.",
+            "recall": f"Share of {self.answers} answers; recall_N reads all N tokens at once, recall_N_kK in chunks of "
+            f"{CHUNK} through the K best blocks; mean_gate chooses blocks by the mean of their keys.",
+            "cited_key": "Share of heads above the first layer that fetched the block of the key when asked for it.",
+        }
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """AdamW (0.9, 0.95); the gradient's norm is clipped to 1."""
+        knobs = self.schedule
+        made = torch.optim.AdamW(network.parameters(), lr=knobs.rate, betas=(0.9, 0.95), weight_decay=knobs.decay)
+        made.register_step_pre_hook(lambda *_: _clip(network))
+        return made
+
+    def _answers(self, network: nn.Module, ids: Tensor, answers: Tensor) -> Tensor:
+        """Logits [B,4,V] at the tokens before the answers."""
+        before = answers - 1
+        if self.form == "plain":
+            return cast("Tensor", network(ids))[:, before]
+        logits: Tensor = network(with_landmarks(ids, self.block))
+        return logits[:, before + before // self.block]
+
+    @torch.no_grad()
+    def _whole(self, network: nn.Module, body: int, seed: int) -> float:
+        """Recall when all is read at once."""
+        drawn = self._held_out(body, seed)
+        found = [self._answers(network, part, drawn.answers).argmax(-1) for part in torch.split(drawn.ids, 16)]
+        return float((torch.cat(found) == drawn.expected).double().mean())
+
+    @torch.no_grad()
+    def _streamed(self, net: LandmarkGPT, body: int, k: int, gate: Gate = "landmark") -> tuple[float, float]:
+        """Recall of a stream, and how often the asked key's block was fetched."""
+        drawn = self._held_out(body, _TEST)
+        session = net.session(len(drawn.ids), blocks=k, gate=gate)
+        logits, fetched = [], []
+        for at, part in enumerate(torch.split(drawn.ids, CHUNK, 1)):
+            step = session.feed(part)
+            logits.append(step.logits)
+            fetched.append(self._fetched(step.blocks[1:], step.kept, drawn, at * CHUNK))
+        found = torch.cat(logits, 1)[:, drawn.answers - 1].argmax(-1)
+        hits = (
+            torch.cat([part for part in fetched if part is not None]) if any(p is not None for p in fetched) else None
+        )
+        recall = float((found == drawn.expected).double().mean())
+        return recall, float("nan") if hits is None else float(hits.double().mean())
+
+    def _fetched(self, blocks: list[Tensor | None], kept: Tensor, drawn: Recall, start: int) -> Tensor | None:
+        """Whether each head of each later layer fetched the block of the key that it was asked for, in this chunk.
+
+        Blocks that were not yet stored when the chunk began are read without being fetched, and do not count.
+        """
+        rows, home = kept.nonzero().flatten(), drawn.written // self.block
+        asked = [(i, int(p) - 1 - start) for i, p in enumerate(drawn.answers) if 0 <= int(p) - 1 - start < len(rows)]
+        hits = [
+            (chosen[stored][:, :, rows[at]] == home[stored, i, None, None]).any(-1).flatten()
+            for chosen in blocks if chosen is not None
+            for i, at in asked
+            for stored in [home[:, i] < start // self.block]
+        ]  # fmt: skip
+        return torch.cat(hits) if hits else None
+
+    def _held_out(self, body: int, seed: int) -> Recall:
+        return draw(np.random.default_rng((seed, body)), self.answers // 4, body)
+
+
+def _clip(network: nn.Module) -> None:
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -1,0 +1,67 @@
+"""Key-value recall: pairs are written somewhere in a stretch of filler, and asked for at its end.
+
+    f f k₃ v₇ f f f f k₁ v₂ … | mark k₁ v₂ | mark k₃ v₇ | …
+
+A model that reads all of it can answer; one that has lost the pair guesses one of sixteen values. Everything follows
+from a seed. Knows tokens; knows no model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["CHANCE", "LANDMARK", "MARK", "VOCAB", "Recall", "draw"]
+
+FILLERS, KEYS, VALUES = 8, 16, 16
+MARK = FILLERS + KEYS + VALUES
+LANDMARK = MARK + 1
+VOCAB = LANDMARK + 1
+CHANCE = 1 / VALUES
+
+PAIRS = 4
+ASKED = 3 * PAIRS
+"""Tokens of the questions and their answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """A batch of equal length.
+
+    Attributes:
+        ids: Tokens [B,T].
+        answers: Positions of the four values that are asked for [4]; the same in all rows.
+        written: Where each asked pair's key stands [B,4].
+    """
+
+    ids: Tensor
+    answers: Tensor
+    written: Tensor
+
+    @property
+    def expected(self) -> Tensor:
+        """The values [B,4]."""
+        return self.ids[:, self.answers]
+
+
+def draw(rng: np.random.Generator, batch: int, body: int) -> Recall:
+    """Rows of `body` tokens (even, at least 8) with four pairs in them, and four questions behind."""
+    ids = rng.integers(0, FILLERS, (batch, body + ASKED))
+    keys = FILLERS + _distinct(rng, batch, KEYS)
+    values = FILLERS + KEYS + rng.integers(0, VALUES, (batch, PAIRS))
+    slots = 2 * _distinct(rng, batch, body // 2)
+    rows = np.arange(batch)[:, None]
+    ids[rows, slots], ids[rows, slots + 1] = keys, values
+    order = _distinct(rng, batch, PAIRS)
+    asked = body + 3 * np.arange(PAIRS)
+    ids[:, asked] = MARK
+    ids[rows, asked + 1], ids[rows, asked + 2] = keys[rows, order], values[rows, order]
+    return Recall(torch.from_numpy(ids), torch.from_numpy(asked + 2), torch.from_numpy(slots[rows, order]))
+
+
+def _distinct(rng: np.random.Generator, batch: int, among: int) -> np.ndarray:
+    """Four different numbers below `among` per row [B,4]."""
+    return rng.random((batch, among)).argsort(1)[:, :PAIRS]

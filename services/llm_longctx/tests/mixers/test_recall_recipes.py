@@ -1,0 +1,75 @@
+"""The recall task is what it says; its recipe learns something in seconds, measures streams, and repeats itself."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.llm_longctx.recipes import recall
+from services.llm_longctx.recipes.landmark_recall import LandmarkRecall, with_landmarks
+from shared.training.fit import fit
+from shared.training.recipe import Schedule, recipe_named
+
+SHORT = Schedule(steps=6, batch=8, rate=3e-3, floor=3e-4, validate_every=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**20), body=st.sampled_from([8, 12, 52, 100]))
+def test_each_question_has_its_answer_in_the_body(seed, body):
+    drawn = recall.draw(np.random.default_rng(seed), 5, body)
+    assert drawn.ids.shape == (5, body + 12)
+    for row, written in zip(drawn.ids.tolist(), drawn.written.tolist(), strict=True):
+        for answer, at in zip(drawn.answers.tolist(), written, strict=True):
+            assert row[answer - 2] == recall.MARK
+            assert at % 2 == 0
+            assert row[at : at + 2] == row[answer - 1 : answer + 1]
+        keys = [row[a - 1] for a in drawn.answers.tolist()]
+        assert len(set(keys)) == 4
+        assert all(recall.FILLERS <= key < recall.FILLERS + recall.KEYS for key in keys)
+        body_tokens = [token for token in row[:body] if token < recall.FILLERS]
+        assert len(body_tokens) == body - 8
+
+
+def test_landmarks_follow_every_block():
+    ids = torch.arange(20)[None]
+    found = with_landmarks(ids, 8)[0].tolist()
+    assert [i for i, token in enumerate(found) if token == recall.LANDMARK] == [8, 17]
+    assert [token for token in found if token != recall.LANDMARK] == list(range(20))
+
+
+@pytest.mark.parametrize("form", ["landmark", "plain"])
+def test_recipe_is_found_trains_and_repeats_itself(tmp_path, form):
+    made = recipe_named("landmark-recall")(schedule=SHORT, form=form, answers=16)
+    first, second = (fit(made, tmp_path / name) for name in ("a", "b"))
+    assert first.data == second.data
+    for one, other in zip(first.network.parameters(), second.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert first.progress.loss < 3.8
+    with torch.no_grad():
+        found = made._whole(first.network, 20, 1)
+    assert 0 <= found <= 1
+
+
+def test_streams_are_measured_as_they_are_served():
+    made = LandmarkRecall(answers=16)
+    torch.manual_seed(0)
+    net = made.network().eval()
+    whole = made._whole(net, 52, 2 * 10**9)
+    streamed, cited = made._streamed(net, 52, 99)
+    assert streamed == whole  # nothing is left out, so nothing differs
+    assert cited == 1.0
+    assert made._streamed(net, 116, 1)[1] < 1.0
+
+
+def test_answer_behind_a_landmark_is_told_by_the_token_before_it():
+    made = LandmarkRecall()
+    torch.manual_seed(0)
+    net = made.network().eval()
+    drawn = recall.draw(np.random.default_rng(3), 2, 52)
+    ids = with_landmarks(drawn.ids, 8)
+    with torch.no_grad():
+        found = made._answers(net, drawn.ids, drawn.answers)
+        whole = net(ids)
+    ordinary = (ids[0] != recall.LANDMARK).nonzero().flatten()
+    assert torch.equal(found, whole[:, ordinary[drawn.answers - 1]])
