@@ -10,10 +10,11 @@ import math
 from functools import lru_cache
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Transform", "filtered"]
+__all__ = ["Transform", "convolved", "filtered"]
 
 Transform = Literal["fft", "matrices", "dft"]
 """How: `fft` to train, `matrices` to serve, `dft` as the graph that a plain export would be."""
@@ -31,9 +32,18 @@ def filtered(x: Tensor, weights: Tensor, transform: Transform = "fft") -> Tensor
     return back.abs()
 
 
+def convolved(x: Tensor, kernel: Tensor) -> Tensor:
+    """Depthwise convolution of maps (n, c, h, w) with an odd kernel (c, 1, k, k), same size, zero padding, by FFT."""
+    (height, width), side = x.shape[-2:], kernel.shape[-1]
+    size = (height + side - 1, width + side - 1)
+    spectrum = torch.fft.rfft2(x, s=size) * torch.fft.rfft2(kernel[:, 0].flip(-2, -1), s=size)
+    whole: Tensor = torch.fft.irfft2(spectrum, s=size)
+    return whole[..., side // 2 : side // 2 + height, side // 2 : side // 2 + width]
+
+
 def _by_matrices(x: Tensor, weights: Tensor) -> Tensor:
     """Rows and columns are transformed by products with cosines and sines, real and imaginary parts kept apart."""
-    (cos_h, sin_h), (cos_w, sin_w) = (_waves(size, x.dtype, x.device) for size in x.shape[-2:])
+    (cos_h, sin_h), (cos_w, sin_w) = (_waves(int(size), x.dtype, x.device) for size in x.shape[-2:])
     across, along = x @ cos_w, x @ sin_w
     real = (cos_h @ across - sin_h @ along) * weights
     imaginary = -(sin_h @ across + cos_h @ along) * weights
@@ -45,8 +55,10 @@ def _by_matrices(x: Tensor, weights: Tensor) -> Tensor:
 @lru_cache(maxsize=64)
 def _waves(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines of 2π·i·k/size (size, size); the product is reduced first, so that large sizes stay exact."""
-    turns = torch.outer(torch.arange(size), torch.arange(size)).remainder(size).double() * (2 * math.pi / size)
-    return turns.cos().to(device, dtype), turns.sin().to(device, dtype)
+    # In NumPy: what is computed here must be a constant to whoever traces the network.
+    turns = np.outer(np.arange(size), np.arange(size)) % size * (2 * math.pi / size)
+    cosines, sines = (torch.from_numpy(wave(turns)).to(device, dtype) for wave in (np.cos, np.sin))
+    return cosines, sines
 
 
 def _complex(x: Tensor) -> Tensor:

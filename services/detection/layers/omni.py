@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from services.detection.layers.conv import Conv
 from services.detection.layers.edge import plain_norms
-from services.detection.layers.fourier import Transform, filtered
+from services.detection.layers.fourier import Transform, convolved, filtered
 
 __all__ = ["CSPOmniKernel", "FrequencyGate", "OmniKernel"]
 
@@ -68,9 +68,17 @@ class OmniKernel(nn.Module):
         return made
 
     def large(self, seen: Tensor) -> Tensor:
-        """The sum of the four depthwise convolutions (n, d, h, w)."""
-        made: Tensor = self.dw_13(seen) + self.dw_31(seen) + self.dw_33(seen) + self.dw_11(seen)
-        return made
+        """The sum of the four depthwise convolutions (n, d, h, w).
+
+        In training as one, through an FFT: the gradient of so large a kernel takes four times as long otherwise.
+        """
+        if not self.training:
+            made: Tensor = self.dw_13(seen) + self.dw_31(seen) + self.dw_33(seen) + self.dw_11(seen)
+            return made
+        parts = (self.dw_13, self.dw_31, self.dw_33, self.dw_11)
+        kernel = torch.stack([_centred(conv.weight) for conv in parts]).sum(dim=0)
+        bias = torch.stack([conv.get_parameter("bias") for conv in parts]).sum(dim=0)
+        return convolved(seen, kernel) + bias[:, None, None]
 
     def _gated(self, seen: Tensor, weights: Tensor) -> Tensor:
         if self.fgm.transform == "dft":  # the graph as published, for comparison
@@ -94,6 +102,12 @@ class CSPOmniKernel(nn.Module):
         seen, passed = torch.split_with_sizes(self.cv1(x), self.sizes, dim=1)
         made: Tensor = self.cv2(torch.cat((self.m(seen), passed), dim=1))
         return made
+
+
+def _centred(kernel: Tensor) -> Tensor:
+    """A kernel (d, 1, kh, kw) in the middle of one of 31x31."""
+    high, wide = ((LONG - side) // 2 for side in kernel.shape[-2:])
+    return F.pad(kernel, (wide, wide, high, high))
 
 
 def _mean(x: Tensor) -> Tensor:

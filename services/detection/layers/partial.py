@@ -83,7 +83,8 @@ class _Patches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, 3, h, w) → (n, c, h/4, w/4)."""
-        return torch.as_tensor(self.norm(self.proj(x)))
+        made: Tensor = self.norm(self.proj(x))
+        return made
 
 
 class _Merging(nn.Module):
@@ -96,7 +97,8 @@ class _Merging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) → (n, 2c, h/2, w/2)."""
-        return torch.as_tensor(self.norm(self.reduction(x)))
+        made: Tensor = self.norm(self.reduction(x))
+        return made
 
 
 class _Stage(nn.Module):
@@ -108,7 +110,8 @@ class _Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) → (n, c, h, w)."""
-        return torch.as_tensor(self.blocks(x))
+        made: Tensor = self.blocks(x)
+        return made
 
 
 class PartialNetwork(nn.Module):
@@ -154,7 +157,16 @@ class PartialNetwork(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """(n, classes) of a normalised picture (n, 3, h, w)."""
-        return torch.as_tensor(self.head(self.avgpool_pre_head(self.maps(x)[-1]).flatten(1)))
+        return self._classified(self.maps(x)[-1])
+
+    def _classified(self, last: Tensor) -> Tensor:
+        made: Tensor = self.head(self.avgpool_pre_head(last).flatten(1))
+        return made
+
+    def everything(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Logits, and the raw outputs of the four stages: what is exported."""
+        maps = self.maps(x)
+        return self._classified(maps[-1]), *maps
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits (n, classes) of a normalised picture (n, 3, h, w); with `features` the four maps.

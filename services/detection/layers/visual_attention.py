@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ class _RelativeBias(nn.Module):
 
     def forward(self, height: int, width: int) -> Tensor:
         """(heads, t, t) for all pairs of the t = h·w places."""
-        return self.lookup_table_bias[:, relative_index(height, width).to(self.lookup_table_bias.device)]
+        return self.lookup_table_bias[:, relative_index(int(height), int(width)).to(self.lookup_table_bias.device)]
 
 
 class SelfAttention(nn.Module):
@@ -102,7 +103,8 @@ class SelfAttention(nn.Module):
 @lru_cache(maxsize=64)
 def relative_index(height: int, width: int) -> Tensor:
     """Entry of the bias table for each pair of places: int64 (t, t), t = h·w in row-major order."""
-    rows, columns = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
-    apart = torch.hypot((rows[:, None] - rows).double(), (columns[:, None] - columns).double()).round()
-    far = (EXACT + EXACT * (apart.clamp(min=1) / EXACT).log() / math.log(8)).round().clamp(max=FARTHEST)
-    return FARTHEST + torch.where(apart <= EXACT, apart, far).long()
+    # In NumPy: what is computed here must be a constant to whoever traces the network.
+    rows, columns = np.divmod(np.arange(height * width), width)
+    apart = np.rint(np.hypot(rows[:, None] - rows, columns[:, None] - columns))
+    far = np.rint(EXACT + EXACT * np.log(np.maximum(apart, 1) / EXACT) / math.log(8))
+    return torch.from_numpy(FARTHEST + np.where(apart <= EXACT, apart, far.clip(max=FARTHEST)).astype(np.int64))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from services.detection.layers.partial import PartialConv, PartialNetwork, Shape, dropped, perceptron
@@ -35,7 +34,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) → (n, c, h, w)."""
-        return x + dropped(torch.as_tensor(self.mlp(self.spatial_mixing(x))), self.rate, self.training)
+        branch: Tensor = self.mlp(self.spatial_mixing(x))
+        return x + dropped(branch, self.rate, self.training)
 
 
 class FasterNet(PartialNetwork):

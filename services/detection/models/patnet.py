@@ -86,7 +86,8 @@ class _Block(nn.Module):
         mixed = self.spatial_mixing(x)
         if self.last:
             x = mixed = x + mixed
-        return x + dropped(torch.as_tensor(self.mlp(mixed)), self.rate, self.training)
+        branch: Tensor = self.mlp(mixed)
+        return x + dropped(branch, self.rate, self.training)
 
 
 class PATNet(PartialNetwork):

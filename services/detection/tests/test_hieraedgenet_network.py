@@ -108,8 +108,8 @@ def test_official_edges_do_not_see_the_picture_and_described_ones_do():
 def test_edges_are_the_sum_of_both_derivatives():
     module = EdgeModule(1, [1]).eval()
     ramp = torch.arange(8.0).expand(1, 1, 8, 8)
-    for picture in (ramp, ramp.mT):  # left less right and above less below: 2 per pixel, weights of 1, 2, 1
-        assert module.sc(picture)[0, 0, 3, 3].item() == -8
+    for slope in (ramp, ramp.mT):  # left less right and above less below: 2 per pixel, weights of 1, 2, 1
+        assert module.sc(slope)[0, 0, 3, 3].item() == -8
     assert all(not p.requires_grad for p in module.sc.parameters())
 
 
@@ -148,6 +148,19 @@ def test_choosing_a_transform_leaves_the_network_alone():
     net = FrequencyGate(2)
     assert transformed(net, "matrices").transform == "matrices"
     assert net.transform == "fft"
+
+
+def test_training_by_fft_gives_the_same_map_and_the_same_gradients():
+    torch.manual_seed(0)
+    net, x = OmniKernel(3), torch.randn(2, 3, 20, 12)
+    found = {}
+    for mode in (True, False):
+        net.train(mode).zero_grad()
+        made = net.large(x)
+        made.square().sum().backward()
+        found[mode] = [made.detach(), *(getattr(net, f"dw_{k}").weight.grad.clone() for k in (13, 31, 33, 11))]
+    for fast, plain in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4)
 
 
 def test_attention_in_areas_does_not_see_beyond_its_own():

@@ -1,0 +1,119 @@
+"""Patches that cover a picture once, probabilities that add up, tints that stay inside their patch."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from services.detection.classified import MEAN, STD, as_csv, classify, grid, hue, prepared, tally, tints
+from shared.api.classes import ClassifyOut, ClassifyTimes
+from shared.errors import InvalidOption
+
+NAMES = ("crack", "hole", "none")
+
+
+def answer(logits, boxes, height, width):
+    results = classify(np.array(logits, np.float32), boxes, NAMES, 3)
+    return ClassifyOut(
+        model="m", version="1", engine="onnx", width=width, height=height, rows=boxes.rows, columns=boxes.columns,
+        results=results, counts=tally(results), times=ClassifyTimes(),
+    )  # fmt: skip
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(32, 300))
+def test_patches_cover_every_pixel_once_and_have_about_the_size_asked_for(height, width, tile):
+    made = grid(height, width, tile)
+    seen = np.zeros((height, width), int)
+    for left, top, right, bottom in made.boxes:
+        seen[top:bottom, left:right] += 1
+        assert right - left <= max(1.5 * tile + 1, 1)
+        assert right - left >= min(tile, width) / 1.5 - 1
+    assert (seen == 1).all()
+    assert len(made.boxes) == made.rows * made.columns
+
+
+def test_without_a_tile_the_picture_stays_whole():
+    assert grid(20, 30, None).boxes == [(0, 0, 30, 20)]
+
+
+def test_too_many_patches_are_refused_with_their_number():
+    with pytest.raises(InvalidOption, match=r"4,096 patches; the limit is 1,024") as caught:
+        grid(1024, 1024, 16)
+    assert caught.value.field == "tile"
+
+
+def test_probabilities_are_a_softmax_best_first():
+    found = classify(np.array([[0.0, np.log(3), -1e4]], np.float32), grid(4, 4, None), NAMES, 2)
+    (one,) = found
+    assert (one.label, one.class_id) == ("hole", 1)
+    assert [c.label for c in one.top] == ["hole", "crack"]
+    assert one.probability == pytest.approx(0.75, abs=1e-5)
+    assert one.top[1].probability == pytest.approx(0.25, abs=1e-5)
+
+
+def test_equal_classes_are_listed_by_id():
+    (one,) = classify(np.zeros((1, 3), np.float32), grid(4, 4, None), NAMES, 9)
+    assert [c.class_id for c in one.top] == [0, 1, 2]
+
+
+def test_counts_are_by_frequency():
+    boxes = grid(30, 10, 10)
+    assert list(answer([[9, 0, 0], [0, 9, 0], [0, 9, 0]], boxes, 30, 10).counts.items()) == [("hole", 2), ("crack", 1)]
+
+
+def test_a_patch_is_squashed_whole_or_cropped_in_the_middle():
+    picture = np.zeros((40, 80, 3), np.uint8)
+    picture[:, :40] = 255
+    whole = prepared(picture, (0, 0, 80, 40), 8, 1.0)
+    white, black = (1 - MEAN) / STD, -MEAN / STD
+    np.testing.assert_allclose(whole[:, 0, 0], white, atol=1e-2)
+    np.testing.assert_allclose(whole[:, 0, -1], black, atol=1e-2)
+    assert whole.shape == (3, 8, 8)
+    cropped = prepared(picture, (0, 0, 80, 40), 8, 0.9)  # columns 22 to 58
+    np.testing.assert_allclose(cropped[:, 0, 0], white, atol=1e-2)
+    np.testing.assert_allclose(cropped[:, 0, -1], black, atol=1e-2)
+    np.testing.assert_allclose(prepared(picture, (50, 0, 80, 40), 8, 0.9)[:, 4, 4], black, atol=1e-2)
+
+
+def test_tints_stay_inside_their_patch_and_follow_the_probability():
+    boxes = grid(200, 200, 100)
+    made = answer([[9, 0, 0], [0, 9, 0], [0, 0.1, 0], [0, 0, 9]], boxes, 200, 200)
+    grey = np.full((200, 200, 3), 128, np.uint8)
+    found = tints(grey, made)
+    assert (grey == 128).all()
+    sure, unsure = found[80, 150].astype(int), found[180, 80].astype(int)
+    assert np.abs(sure - 128).sum() > 2 * np.abs(unsure - 128).sum() > 0
+    np.testing.assert_array_equal(np.sign(sure - 128), np.sign(np.array(hue(1)) - 128))
+    assert (found[:30, :60] != found[60, 60]).any()  # its label
+
+
+def test_small_patches_get_a_legend():
+    boxes = grid(300, 300, 30)
+    logits = np.eye(3)[np.arange(100) % 2] * 9
+    found = tints(np.full((300, 300, 3), 128, np.uint8), answer(logits, boxes, 300, 300))
+    for class_id in (0, 1):
+        assert (np.abs(found[:60, :90].astype(int) - hue(class_id)).sum(axis=2) < 6).any()
+
+
+def test_classes_have_different_colours():
+    colours = np.array([hue(i) for i in range(20)]).astype(int)
+    apart = np.abs(colours[:, None] - colours).sum(axis=2) + 999 * np.eye(20, dtype=int)
+    assert apart.min() > 10
+
+
+def test_table_has_a_row_per_patch():
+    rows = list(csv.DictReader(io.StringIO(as_csv(answer(np.eye(3)[[0, 1]] * 9, grid(10, 20, 10), 10, 20)).decode())))
+    assert [(r["row"], r["column"], r["x1"], r["label"], r["class_id"]) for r in rows] == [
+        ("0", "0", "0", "crack", "0"), ("0", "1", "10", "hole", "1"),
+    ]  # fmt: skip
+    assert float(rows[0]["probability"]) > 0.99
+
+
+def test_hue_names_a_colour_that_pillow_knows():
+    Image.new("RGB", (1, 1), hue(3))

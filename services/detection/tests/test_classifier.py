@@ -1,0 +1,187 @@
+"""A classifier behind the platform's contract, with small random weights: no claim about what it knows."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import numpy as np
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from services.detection.classifier import STAGES, Classifier
+from services.detection.models.patnet import PATNet
+from shared.api.classes import ClassifyIn, ClassifyOut
+from shared.errors import Cancelled, InvalidOption, NotReady, UnsupportedMedia
+from shared.registry import Card, Place, Run
+from shared.registry.card import Paper
+from shared.registry.weights import Manifest, NetworkSpec, write_weights
+from shared.serving.app import build
+from shared.settings import Settings
+from shared.training.manifest import arrays_of
+from shared.vision.decode import decode
+from shared.vision.draw import encode
+
+NAMES = ("a", "b", "c")
+
+
+class Tiny(Classifier):
+    """A PATNet that knows nothing."""
+
+    weights = "tiny"
+    card = Card(
+        name="tiny", task="classify", summary="Guesses.", licence="none",
+        paper=Paper(title="none", venue="none", year=2025), example={"tile": 96},
+    )  # fmt: skip
+
+
+def write(folder, **facts):
+    torch.manual_seed(0)
+    net = PATNet("t0", classes=3)
+    torch.nn.init.normal_(net.head.weight, std=3)
+    spec = NetworkSpec(name="patnet", config={"size": "t0", "classes": 3})
+    write_weights(folder, arrays_of(net), Manifest(name="tiny", origin="trained", network=spec, **facts))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    home = tmp_path_factory.mktemp("tiny")
+    write(home, recipe={"classes": NAMES, "side": 64})
+    return Place(cache=home / "cache", weights=home, threads=1)
+
+
+@pytest.fixture(scope="module")
+def tiny(place):
+    servable = Tiny.load(place)
+    yield servable
+    servable.close()
+
+
+@pytest.fixture(scope="module")
+def page():
+    return encode(np.random.default_rng(0).integers(0, 256, (130, 200, 3), np.uint8))
+
+
+def test_a_whole_picture_has_one_result(tiny, page):
+    (answer,) = tiny.predict([ClassifyIn(image=page, top_k=2)], Run())
+    assert (answer.width, answer.height, answer.rows, answer.columns) == (200, 130, 1, 1)
+    (result,) = answer.results
+    assert result.box == (0, 0, 200, 130)
+    assert len(result.top) == 2
+    assert result.label in NAMES
+    assert answer.engine == "onnx"
+    assert answer.notes == ["Squashed to 64×64 (antialiased bicubic)."]
+
+
+def test_patches_are_the_pictures_they_cut_out(tiny, page):
+    (answer,) = tiny.predict([ClassifyIn(image=page, tile=65)], Run())
+    assert (answer.rows, answer.columns) == (2, 3)
+    pixels = decode(page).pixels
+    for result in answer.results:
+        x1, y1, x2, y2 = result.box
+        (alone,) = tiny.predict([ClassifyIn(image=encode(np.ascontiguousarray(pixels[y1:y2, x1:x2])))], Run())
+        assert alone.results[0].label == result.label
+        assert alone.results[0].probability == pytest.approx(result.probability, abs=1e-4)
+
+
+def test_pictures_with_different_grids_share_a_batch_and_errors_stay_alone(tiny, page):
+    asked = [ClassifyIn(image=page, tile=65), ClassifyIn(image=b"no picture"), ClassifyIn(image=page, tile=16)]
+    asked += [ClassifyIn(image=page), ClassifyIn(image=encode(np.zeros((900, 900, 3), np.uint8)), tile=16)]
+    first, broken, many, whole, too_many = tiny.predict(asked, Run())
+    assert isinstance(broken, UnsupportedMedia)
+    assert isinstance(too_many, InvalidOption)
+    assert [len(a.results) for a in (first, many, whole)] == [6, 8 * 12, 1]
+    (alone,) = tiny.predict([asked[2]], Run())
+    assert [r.label for r in alone.results] == [r.label for r in many.results]
+
+
+def test_work_stops_between_runs_and_tells_its_progress(tiny, page):
+    told = []
+    run = Run(report=lambda fraction, note: (told.append((fraction, note)), run.cancel()))
+    with pytest.raises(Cancelled):
+        tiny.predict([ClassifyIn(image=page, tile=16)], run)
+    assert told == [(0.0, "0 of 96 patches")]
+
+
+def test_torch_and_onnx_agree_on_logits_and_maps(tiny, place):
+    other = Tiny.load(Place(cache=place.cache, weights=place.weights, threads=1, engine="torch"))
+    feeds = {"image": np.random.default_rng(1).standard_normal((2, 3, 64, 64)).astype(np.float32)}
+    ours, theirs = tiny.engine.run(feeds), other.engine.run(feeds)
+    assert list(ours) == ["logits", *STAGES] == list(theirs)
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-3)
+    assert [ours[name].shape for name in STAGES] == [(2, 32 << s, 16 >> s, 16 >> s) for s in range(4)]
+    other.close()
+
+
+def test_feature_maps_of_all_patches_come_as_an_archive(tiny, page):
+    request = ClassifyIn(image=page, tile=65)
+    (answer,) = tiny.predict([request], Run())
+    archive = np.load(io.BytesIO(tiny.render(request, answer, "application/x-npz")))
+    assert sorted(archive) == ["boxes", "logits", *STAGES]
+    assert archive["stage4"].shape == (6, 256, 2, 2)
+    assert archive["boxes"].tolist() == [list(result.box) for result in answer.results]
+    assert archive["logits"].argmax(1).tolist() == [result.class_id for result in answer.results]
+
+
+@pytest.mark.parametrize(("media", "kind"), [("image/png", "PNG"), ("image/jpeg", "JPEG")])
+def test_the_picture_is_tinted(tiny, page, media, kind):
+    request = ClassifyIn(image=page, tile=65)
+    (answer,) = tiny.predict([request], Run())
+    picture = decode(tiny.render(request, answer, media))
+    assert (picture.format, picture.pixels.shape) == (kind, (130, 200, 3))
+    assert np.abs(picture.pixels.astype(int) - decode(page).pixels).mean() > 5
+    assert tiny.render(request, answer, "image/gif") is None
+
+
+def test_weights_without_a_recipe_are_seen_as_imagenet_ones(place, page, tmp_path):
+    write(tmp_path)
+    other = Tiny.load(Place(cache=place.cache, weights=tmp_path, threads=1))
+    (answer,) = other.predict([ClassifyIn(image=page)], Run())
+    assert answer.results[0].label.startswith("class ")
+    assert answer.notes == ["The middle, 90% of the shorter side, scaled to 224×224 (antialiased bicubic)."]
+    (answer,) = other.predict([ClassifyIn(image=page, tile=100)], Run())
+    assert answer.notes == ["Squashed to 224×224 (antialiased bicubic)."]
+    other.close()
+
+
+def test_damaged_weights_are_not_loaded(place, tmp_path):
+    write(tmp_path)
+    file = tmp_path / "tiny.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    with pytest.raises(NotReady, match="sha256"):
+        Tiny.load(Place(cache=place.cache, weights=tmp_path, threads=1))
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    data = tmp_path_factory.mktemp("fovea")
+    write(data / "weights", recipe={"classes": NAMES, "side": 64})
+    settings = Settings(_env_file=None, data_dir=data, threads=1, drain_s=1)
+    with TestClient(build("detection", servables={"tiny": Tiny}, settings=settings)) as made:
+        until = time.monotonic() + 120
+        while made.get("/readyz").status_code != 200:
+            assert time.monotonic() < until, made.get("/readyz").text
+            time.sleep(0.05)
+        yield made
+
+
+def test_the_route_answers_json_pictures_and_tables(client, page):
+    body = {"content": page, "headers": {"content-type": "image/png"}}
+    answer = ClassifyOut.model_validate_json(client.post("/v1/classify?tile=65&top_k=1", **body).content)
+    assert len(answer.results) == 6
+    assert all(len(result.top) == 1 for result in answer.results)
+    for media in ("image/png", "image/jpeg", "text/csv", "application/x-npz"):
+        body["headers"]["accept"] = media
+        reply = client.post("/v1/classify?tile=65", **body)
+        assert reply.headers["content-type"].partition(";")[0] == media
+        assert reply.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "field"), [("tile=15", "tile"), ("tile=x", "tile"), ("top_k=0", "top_k"), ("tiles=96", "tiles")]
+)
+def test_a_bad_option_is_named(client, page, query, field):
+    reply = client.post(f"/v1/classify?{query}", content=page, headers={"content-type": "image/png"})
+    assert (reply.status_code, reply.json()["field"]) == (422, field)

@@ -1,0 +1,69 @@
+"""Classification on the wire: a picture in, the class of the whole or of each patch of a grid out.
+
+Pixels are those of the upright original, x right and y down, whatever size the network works at.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.api.image import ImageBytes
+
+__all__ = ["Candidate", "Classified", "ClassifyIn", "ClassifyOut", "ClassifyTimes"]
+
+
+class ClassifyIn(BaseModel):
+    """A picture to classify, and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: ImageBytes = Field(description="PNG, JPEG, WebP, TIFF or BMP.")
+    model: str | None = Field(None, description="Which model; left out, the default one.")
+    top_k: int = Field(3, ge=1, le=100, description="Most likely classes to list, best first.")
+    tile: int | None = Field(
+        None,
+        ge=16,
+        le=8192,
+        description="Side of a patch, pixels: the picture is divided evenly into patches of about this size, and each "
+        "is classified alone. Left out, the picture is classified whole.",
+    )
+
+
+class Candidate(BaseModel):
+    """A class and how likely it is."""
+
+    label: str = Field(description="Name of the class.")
+    class_id: int
+    probability: float
+
+
+class Classified(Candidate):
+    """What a patch shows, or the whole picture."""
+
+    box: tuple[int, int, int, int] = Field(description="x1, y1, x2, y2 of the patch; x2 and y2 are just outside.")
+    top: list[Candidate] = Field(description="The most likely classes, best first; the first is the answer.")
+
+
+class ClassifyTimes(BaseModel):
+    """Where the time went, in milliseconds; `infer` is that of the whole micro-batch."""
+
+    decode: float = 0.0
+    preprocess: float = 0.0
+    infer: float = 0.0
+    post: float = 0.0
+
+
+class ClassifyOut(BaseModel):
+    """What a picture shows, patch by patch."""
+
+    model: str
+    version: str
+    engine: str = Field(description="What ran the network: onnx, torch, tensorrt or triton.")
+    width: int = Field(description="Pixels of the upright original.")
+    height: int
+    rows: int = Field(description="Of the grid; 1 where the picture was classified whole.")
+    columns: int
+    results: list[Classified] = Field(description="One per patch, row by row; just one without `tile`.")
+    counts: dict[str, int] = Field(description="Patches by class, most frequent first.")
+    times: ClassifyTimes
+    notes: list[str] = Field(default_factory=list, description="How it was resized, and what was odd about the file.")
