@@ -1,0 +1,113 @@
+"""DHSA, dynamic hierarchical sparse attention (2025, 2026): prompts are read by chunks or by blocks.
+
+`chunks` is the abstract's algorithm, made causal-safe; `topk`, `a`, `vs` and `vsb` are the masks of the later code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from services.llm_longctx.kernels import BlockCsr
+from services.llm_longctx.methods.contract import AttentionMethod, Reference
+from services.llm_longctx.methods.dhsa_blocks import Grid, select_blocks
+from services.llm_longctx.methods.dhsa_chunks import fixed_boundaries, mass_ratios, select_boundaries, select_tokens
+from services.llm_longctx.methods.masked import blocks_to_tokens, causal, grouped, probabilities
+from services.llm_longctx.methods.plans import Blocks, Dense, PrefillPlan, TokenLists, TokenRows
+from services.llm_longctx.methods.views import Chunk
+
+__all__ = ["Dhsa", "mass_ratios", "select_boundaries"]
+
+
+class Dhsa(AttentionMethod):
+    """Blocks of queries read the tokens or blocks whose averages promise most; decoding is dense, nothing is freed.
+
+    `chunks` shares one list of tokens among all heads, from chunks of the text; without given boundaries the chunks
+    have one length. The other variants choose key blocks per query head, `topk` only causal ones unless told.
+    """
+
+    name: ClassVar[str] = "dhsa"
+    phases = frozenset({"prefill"})
+    actions = frozenset({"visibility"})
+    granularity = "block"
+    evidence = "block means"
+    chunk_invariant = False
+
+    variant: Literal["chunks", "topk", "a", "vs", "vsb"] = Field("chunks", description="How is chosen.")
+    block: int = Field(64, ge=1, le=4096, description="Queries that share a selection.")
+    budget: int = Field(1024, ge=1, description="chunks: tokens that a block of queries reads.")
+    pooling: Literal["mean_sqrt", "mean"] = Field("mean_sqrt", description="chunks: how averages are scaled.")
+    global_tokens: int = Field(128, ge=0, description="chunks: first tokens, always read.")
+    local_tokens: int = Field(128, ge=1, description="chunks: last allowed tokens, always read.")
+    instruction: int = Field(64, ge=0, description="chunks: last queries of the prompt, which read everything.")
+    chunk: int = Field(32, ge=1, description="chunks: length where no boundaries are given.")
+    dedupe: bool = Field(True, description="chunks: a token that is listed twice counts once.")
+    key_block: int = Field(32, ge=1, le=4096, description="Other variants: tokens of a key block.")
+    density: float = Field(0.125, gt=0, le=1, description="Other variants: share of key blocks that a row keeps.")
+    causal_safe: bool = Field(True, description="topk: rank causal blocks only and keep the diagonal.")
+
+    def reference(
+        self, q: Tensor, k: Tensor, v: Tensor, boundaries: Sequence[int] | None = None,
+        indices: Tensor | None = None, **inputs: Any,
+    ) -> Reference:  # fmt: skip
+        """Section 1 or 2 in float64; `topk` as released unless `causal_safe` was asked for."""
+        H, N = q.shape[:2]
+        if self.variant != "chunks":
+            grid = Grid(N, 0, self.block, self.key_block, self.density)
+            safe = self.causal_safe and "causal_safe" in self.model_fields_set
+            kept = select_blocks(self.variant, q.double(), k.double(), grid, causal_safe=safe)
+            mask = blocks_to_tokens(kept, self.block, self.key_block, N)
+            return Reference(probabilities(q, k, mask) @ grouped(v, H), mask, {"block_mask": kept})
+        if indices is None:
+            indices = self._tokens(q.double(), k.double(), 0, N - self.instruction, boundaries)
+        copies = torch.zeros(N, N, dtype=torch.float64)
+        rows = torch.arange(N - self.instruction)
+        listed = torch.zeros(len(indices), N, dtype=torch.float64)
+        listed.scatter_add_(1, indices.long(), torch.ones(indices.shape, dtype=torch.float64))
+        copies[: len(rows)] = listed[rows // self.block]
+        copies[len(rows) :] = 1
+        mask = (copies > 0) & causal(N)
+        bias = 0.0 if self.dedupe else copies.log()
+        out = probabilities(q, k, mask, bias) @ grouped(v, H)
+        return Reference(out, mask.expand(H, N, N), {"indices": indices})
+
+    def prefill_plan(self, chunk: Chunk) -> PrefillPlan:
+        """Token lists, or blocks, for the chunk's rows; blocks and chunks are counted from position 0."""
+        N = chunk.k.shape[1]
+        if chunk.evicting:
+            return Dense()
+        if self.variant == "chunks":
+            return self._lists(chunk, N)
+        if chunk.offset % self.block:
+            return Dense()
+        grid = Grid(N, chunk.offset // self.block, self.block, self.key_block, self.density, last=chunk.last)
+        kept = select_blocks(self.variant, chunk.q, chunk.k, grid, causal_safe=self.causal_safe)
+        return Blocks(BlockCsr.from_mask(kept, self.block, key_block=self.key_block, first=grid.first))
+
+    def _lists(self, chunk: Chunk, N: int) -> PrefillPlan:
+        end = max(N - (self.instruction if chunk.last else 0), chunk.offset)
+        if end == chunk.offset or self.budget >= N:
+            return Dense()
+        queries = chunk.q[:, : end - chunk.offset]
+        chosen = self._tokens(queries, chunk.k, chunk.offset, end, chunk.boundaries)
+        rows, first = [], chunk.offset // self.block
+        for row, tokens in enumerate(chosen, first):
+            until = min((row + 1) * self.block, end)
+            seen = tokens[tokens < until].unique()
+            rows.append(TokenRows(max(row * self.block, chunk.offset), until, seen))
+        if end < N:
+            rows.append(TokenRows(end, N, None))
+        return TokenLists(tuple(rows))
+
+    def _tokens(self, q: Tensor, k: Tensor, begin: int, end: int, boundaries: Sequence[int] | None) -> Tensor:
+        wide, N = torch.promote_types(q.dtype, torch.float32), k.shape[1]
+        return select_tokens(
+            q[:, : end - begin].to(wide).mean(0), k.to(wide).mean(0),
+            boundaries or fixed_boundaries(N, self.chunk), begin=begin, end=end, block=self.block,
+            budget=self.budget, local=self.local_tokens, sinks=self.global_tokens,
+            normalised=self.pooling == "mean_sqrt",
+        )  # fmt: skip

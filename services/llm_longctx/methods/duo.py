@@ -1,0 +1,94 @@
+"""DuoAttention (2024): full heads keep everything, streaming heads the first `sink` and the last `recent` entries."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from services.llm_longctx.methods.contract import AttentionMethod, Reference
+from services.llm_longctx.methods.masked import causal, masked
+from services.llm_longctx.methods.plans import Dense, Footprint, Heads, Outcome, PrefillPlan, Retain, WindowSink
+from services.llm_longctx.methods.roles import Roles, count_full, heads_of, uniform
+from services.llm_longctx.methods.views import Chunk, Read
+from shared.errors import InvalidOption
+from shared.lm.config import DecoderConfig
+from shared.lm.head_plan import HeadPlan
+from shared.lm.patterns import streaming_mask
+
+__all__ = ["Duo"]
+
+
+class Duo(AttentionMethod):
+    """Heads that retrieve keep their whole history; the others keep the first and the last tokens only.
+
+    As released, a chunk of the prompt is read in full before heads are cut, so results depend on the chunks, and a
+    decode step sees sink + recent entries and itself. `window="exact"` applies the training mask everywhere instead.
+    """
+
+    name: ClassVar[str] = "duo"
+    phases = frozenset({"prefill", "decode"})
+    actions = frozenset({"eviction"})
+    granularity = "head"
+    evidence = "head plan"
+    chunk_invariant = False
+    needs_plan = True
+
+    sink: int = Field(64, ge=0, le=65536, description="First entries that a streaming head keeps.")
+    recent: int = Field(256, ge=1, le=1 << 20, description="Last entries that a streaming head keeps.")
+    window: Literal["released", "exact"] = Field("released", description="`exact`: the training mask in every phase.")
+    share: float | None = Field(None, ge=0, le=1, description="Share of full heads by the plan's scores.")
+    roles: Roles | None = Field(None, description="Per layer and key/value head 1 (full) or 0; instead of a plan.")
+
+    def reference(self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None, **inputs: Any) -> Reference:
+        """Every head streaming under the training mask (section 3), or mixed with dense by `gate` [G] (section 4)."""
+        H, N = q.shape[:2]
+        mask = streaming_mask(N, self.sink, self.recent)
+        streaming, dense = masked(q, k, v, mask), masked(q, k, v, causal(N))
+        out = streaming
+        if gate is not None:
+            share = gate.double().clamp(0, 1).repeat_interleave(H // k.shape[0])[:, None, None]
+            out = share * dense + (1 - share) * streaming
+        return Reference(out, mask.expand(H, N, N), {"streaming": streaming, "dense": dense})
+
+    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
+        """Full heads by the knobs or the plan."""
+        return heads_of(self.name, config, plan, self.roles, self.share)
+
+    def prefill_plan(self, chunk: Chunk) -> PrefillPlan:
+        """As released, what is still held and the chunk itself are read in full."""
+        return WindowSink(self.sink, self.recent) if chunk.evicting and self.window == "exact" else Dense()
+
+    def after_prefill(self, view: Read) -> Outcome:
+        """Streaming heads are cut after every chunk, and slide while decoding."""
+        kept = {
+            g: Retain.ends(head.positions, self.sink, self._between, slide=True)
+            for g, (head, full) in enumerate(zip(view.heads, view.full, strict=True))
+            if not full
+        }
+        return Outcome(retain=kept, memo=view.memo)
+
+    def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
+        """Streaming heads hold their ends and the step's own entry."""
+        return Footprint(uniform(heads, config, prompt + new, self._cut(prompt + new)))
+
+    def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:
+        """As many full heads as the budget holds, by the plan's ranking; as many as asked for where they fit."""
+        full, cut = prompt + new, self._cut(prompt + new)
+        heads = config.layers * config.kv_heads
+        most = (entries - heads * cut) // max(full - cut, 1) if full > cut else heads
+        if most < 0 or entries < heads * cut:
+            detail = f"Streaming heads alone hold {heads * cut:,} entries, more than the {entries:,} of the budget."
+            raise InvalidOption(detail, hint="Lower sink and recent.", field="longctx")
+        if (self.roles or plan is not None) and count_full(self.head_plan(config, plan), config) <= most:
+            return self
+        return self.changed(share=min(most, heads) / heads, roles=None)
+
+    @property
+    def _between(self) -> int:
+        """Recent entries held between steps; the exact window counts the token that reads."""
+        return self.recent - (self.window == "exact")
+
+    def _cut(self, total: int) -> int:
+        return min(total, self.sink + self._between + 1)

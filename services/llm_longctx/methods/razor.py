@@ -1,0 +1,139 @@
+"""RazorAttention (2024): heads that don't retrieve keep sinks, a window, and one entry that stands for all they drop.
+
+Written from the paper's algorithm; `variant="capacity"` is a third party's reading, in which the window counts all.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from services.llm_longctx.methods.contract import AttentionMethod, Reference
+from services.llm_longctx.methods.masked import grouped
+from services.llm_longctx.methods.plans import Footprint, Heads, Outcome, Retain, Virtual
+from services.llm_longctx.methods.roles import Roles, count_full, heads_of, uniform
+from services.llm_longctx.methods.views import Held, Read
+from shared.errors import InvalidOption
+from shared.lm.config import DecoderConfig
+from shared.lm.head_plan import HeadPlan
+
+__all__ = ["Razor"]
+
+
+class Razor(AttentionMethod):
+    """After a dense prefill, heads that don't retrieve keep sinks, a window and a compensation entry.
+
+    Below `window_min` tokens nothing is saved. The entry is the mean of the dropped keys and values; its logit gets
+    ln of their number, so that it weighs as much as they would if they were alike.
+    """
+
+    name: ClassVar[str] = "razor"
+    phases = frozenset({"decode"})
+    actions = frozenset({"eviction"})
+    granularity = "head"
+    evidence = "head plan"
+    needs_plan = True
+
+    sink: int = Field(4, ge=0, le=65536, description="First entries kept.")
+    window_min: int = Field(4000, ge=1, le=1 << 20, description="Floor of the window of last entries.")
+    window_div: int = Field(5, ge=1, description="The window is prompt / window_div, and at least window_min.")
+    compensation: Literal["weighted", "unweighted", "none"] = Field(
+        "weighted", description="Whether the dropped entries' mean counts as many, as one, or is left out."
+    )
+    variant: Literal["paper", "capacity"] = Field("paper", description="`capacity`: the window counts all entries.")
+    slide: bool = Field(False, description="Keep the window's size while decoding; the oldest joins the mean.")
+    roles: Roles | None = Field(None, description="Per layer and key/value head 1 (retrieval) or 0; instead of a plan.")
+
+    def reference(self, q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> Reference:
+        """The last M queries q [H,M,d] over N compressed keys k, v [G,N,d] (section 2); mask [H,M,N]."""
+        (H, M, d), N = q.shape, k.shape[1]
+        begin, end = self._dropped(N)
+        k_comp, v_comp = (x[:, begin:end].double().mean(1) if end > begin else x[:, 0].double() * 0 for x in (k, v))
+        seen = torch.arange(N) <= torch.arange(N - M, N)[:, None]
+        seen[:, begin:end] = False
+        virtual = int(end > begin and self._compensates)
+        keys = torch.cat((grouped(k, H), grouped(k_comp[:, None], H)), 1)
+        values = torch.cat((grouped(v, H), grouped(v_comp[:, None], H)), 1)
+        logits = q.double() @ keys.mT * d**-0.5
+        logits[..., N] += self._weight(end - begin)
+        logits = logits.masked_fill(~torch.cat((seen, torch.full((M, 1), bool(virtual))), 1), float("-inf"))
+        extras = {"k_comp": k_comp, "v_comp": v_comp, "n_dropped": end - begin, "entries": N - (end - begin) + virtual}
+        return Reference(logits.softmax(-1) @ values, seen.expand(H, M, N), extras)
+
+    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
+        """Retrieval heads by the knob or the plan."""
+        return heads_of(self.name, config, plan, self.roles, None)
+
+    def after_prefill(self, view: Read) -> Outcome:
+        """Compress once the whole prompt is read."""
+        if not view.last:
+            return Outcome(memo=view.memo)
+        begin, end = self._dropped(view.length)
+        window = self._window(view.length)
+        kept = {
+            g: Retain(
+                positions=torch.cat((torch.arange(begin), torch.arange(end, view.length))) if end > begin else None,
+                virtual=self._mean(head, begin, end) if end > begin and self._compensates else None,
+                sink=self.sink,
+                slide=window if self.slide else None,
+                absorb=self.slide and self._compensates,
+                weighted=self._weighted,
+            )
+            for g, (head, full) in enumerate(zip(view.heads, view.full, strict=True))
+            if not full
+        }
+        return Outcome(retain=kept, memo=view.memo)
+
+    def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
+        """Cut heads hold sinks, window and virtual entry, and what is appended unless the window slides."""
+        begin, end = self._dropped(prompt)
+        held = prompt - (end - begin) + (end > begin and self._compensates)
+        cut = min(prompt + new, self.sink + self._window(prompt) + 1) + self._compensates if self.slide else held + new
+        return Footprint(uniform(heads, config, prompt + new, min(cut, prompt + new + 1)))
+
+    def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:
+        """The longest window that the budget holds."""
+        heads = config.layers * config.kv_heads
+        full = count_full(self.head_plan(config, plan), config)
+        if entries >= heads * (prompt + new):
+            return self.changed(window_min=max(prompt, 1), window_div=prompt + 1)
+        room = (entries - full * (prompt + new)) // max(heads - full, 1)
+        window = room - self.sink - 1 - (1 if self.slide else new)
+        if full == heads or window < 1:
+            least = full * (prompt + new) + (heads - full) * (self.sink + 2 + new)
+            detail = f"With {full} of {heads} heads whole, razor holds at least {least:,} entries, not {entries:,}."
+            raise InvalidOption(detail, hint="Ask for more, or use a plan with fewer retrieval heads.", field="longctx")
+        return self.changed(window_min=window, window_div=prompt + 1, variant="paper")
+
+    @property
+    def _compensates(self) -> bool:
+        return self.compensation != "none" or self.variant == "capacity"
+
+    @property
+    def _weighted(self) -> bool:
+        return self.compensation == "weighted" and self.variant == "paper"
+
+    def _weight(self, dropped: int) -> float:
+        return math.log(dropped) if dropped and self._weighted else 0.0
+
+    def _window(self, tokens: int) -> int:
+        """Last entries kept of a prompt."""
+        window = max(self.window_min, tokens // self.window_div)
+        return window if self.variant == "paper" else max(window - self.sink - 1, 0)
+
+    def _dropped(self, tokens: int) -> tuple[int, int]:
+        """Positions [begin, end) that are dropped of a prompt; empty where nothing is saved."""
+        begin, end = self.sink, tokens - self._window(tokens)
+        # A virtual entry for a single one would save nothing: the capacity reading counts it.
+        return (begin, end) if end > begin + (self.variant == "capacity") else (begin, begin)
+
+    def _mean(self, head: Held, begin: int, end: int) -> Virtual:
+        """The entry that stands for positions [begin, end)."""
+        gone = (head.positions >= begin) & (head.positions < end)
+        wide = torch.promote_types(head.k.dtype, torch.float32)
+        k, v = (x[gone].to(wide).mean(0).to(x.dtype) for x in (head.k, head.v))
+        return Virtual(k, v, self._weight(end - begin), end - begin)

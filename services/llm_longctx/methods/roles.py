@@ -1,0 +1,49 @@
+"""Roles of key/value heads from a plan or a knob: what the evicting methods share. Knows nothing about what is kept."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from services.llm_longctx.methods.plans import Heads
+from shared.errors import InvalidOption
+from shared.lm.config import DecoderConfig
+from shared.lm.head_plan import HeadPlan
+
+__all__ = ["Roles", "count_full", "heads_of", "uniform"]
+
+Roles = tuple[tuple[Literal[0, 1], ...], ...]
+"""[L][G], 1 = full."""
+
+
+def heads_of(
+    name: str, config: DecoderConfig, plan: HeadPlan | None, roles: Roles | None, share: float | None
+) -> Heads:
+    """Full heads by a knob, by a plan's evidence cut at `share`, or by its roles.
+
+    Raises:
+        InvalidOption: There is neither knob nor plan, the plan has no roles, or a knob does not fit the model.
+    """
+    if roles is not None:
+        if len(roles) != config.layers or {len(row) for row in roles} != {config.kv_heads}:
+            detail = f"roles must be {config.layers} rows of {config.kv_heads} numbers, one per key/value head."
+            raise InvalidOption(detail, field="longctx.roles")
+        return Heads(full=tuple(tuple(bool(x) for x in row) for row in roles))
+    if share is not None and share in {0.0, 1.0}:
+        return Heads(full=((bool(share),) * config.kv_heads,) * config.layers)
+    if plan is None or plan.roles is None:
+        detail = f"{name} needs to know which heads are full, and there is no head plan with roles for this model."
+        raise InvalidOption(detail, hint="Make one with `fovea heads calibrate`, or give roles.", field="longctx.roles")
+    table = plan.roles if share is None else plan.with_share(share).roles or ()
+    return Heads(full=tuple(tuple(bool(x) for x in row) for row in table))
+
+
+def count_full(heads: Heads, config: DecoderConfig) -> int:
+    """How many key/value heads of the model are full."""
+    return sum(sum(heads.full_in(layer, config.kv_heads)) for layer in range(config.layers))
+
+
+def uniform(heads: Heads, config: DecoderConfig, full: int, cut: int) -> tuple[tuple[int, ...], ...]:
+    """Entries [L][G]: `full` for full heads, `cut` for the others."""
+    return tuple(
+        tuple(full if role else cut for role in heads.full_in(layer, config.kv_heads)) for layer in range(config.layers)
+    )

@@ -1,0 +1,65 @@
+"""Pure maths on attention maps that several rooms need: the streaming mask, column mass, calibration, echo masks.
+
+Axes: H query heads, T queries, S keys. Knows tensors only; nothing about models, methods or experiments.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["calibrate", "calibrate_mixed", "column_mean", "echo_mask", "excused", "streaming_mask"]
+
+
+def streaming_mask(tokens: int, sink: int, recent: int) -> Tensor:
+    """Key j is visible to query i iff j <= i and (j < sink or i - j < recent): bool [T,T]; `recent` counts i itself."""
+    i, j = torch.arange(tokens)[:, None], torch.arange(tokens)
+    return (j <= i) & ((j < sink) | (i - j < recent))
+
+
+def column_mean(pattern: Tensor) -> Tensor:
+    """Mean attention that each key gets from the rows that can see it: a causal [..., T, T] → [..., T]."""
+    tokens = pattern.shape[-1]
+    return pattern.sum(-2) / torch.arange(tokens, 0, -1, dtype=pattern.dtype, device=pattern.device)
+
+
+def excused(sinks: Tensor, excuse: str) -> Tensor:
+    """Sinks [s] (ascending) without the one that is let off: the `first`, whatever its index, or only token `zero`."""
+    return sinks[1:] if excuse == "first" else sinks[sinks != 0]
+
+
+def calibrate(pattern: Tensor, sinks: Tensor, beta: float) -> Tensor:
+    """ACT's rule on a causal map [T,S]: sinks keep `beta` of their mass, the rest goes to the others in proportion.
+
+    Rows that are all sink are left alone, and with them row 0.
+    """
+    chosen = torch.zeros(pattern.shape[-1], dtype=torch.bool, device=pattern.device)
+    chosen[sinks] = True
+    mass = (pattern * chosen).sum(-1, keepdim=True)
+    other = 1 - mass
+    raised = pattern * (1 + (1 - beta) * mass / other.clamp_min(1e-300 if pattern.dtype == torch.float64 else 1e-30))
+    return torch.where(other < 1e-12, pattern, torch.where(chosen, beta * pattern, raised))
+
+
+def calibrate_mixed(mixed: Tensor, weights: Tensor, values: Tensor, beta: float) -> Tensor:
+    """`calibrate` without the map: o' = beta·A + (1 + (1 - beta)·m / (1 - m))·(o - A), m = Σ_S p, A = Σ_S p·v.
+
+    Args:
+        mixed: o, plain output [...,T,d].
+        weights: p of the sinks [...,T,s].
+        values: v of the sinks [...,s,d].
+        beta: Share of their mass that sinks keep.
+    """
+    mass, part = weights.sum(-1, keepdim=True), weights @ values
+    other = 1 - mass
+    raised = beta * part + (1 + (1 - beta) * mass / other.clamp_min(1e-12)) * (mixed - part)
+    return torch.where(other < 1e-12, mixed, raised)
+
+
+def echo_mask(tokens: int, period: int, shift: int = 0) -> Tensor:
+    """In a sequence that repeats every `period`: pairs (i, j + shift), j an earlier copy of token i; bool [T,T].
+
+    `shift` 0 is echo (attention to the copy), 1 induction (to what followed it).
+    """
+    i, j = torch.arange(tokens)[:, None], torch.arange(tokens) - shift
+    return (j >= 0) & (j < i) & ((i - j) % period == 0)
