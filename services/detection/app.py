@@ -1,7 +1,14 @@
-"""The app of `detection`: what its rooms hold is found by the package scan."""
+"""The app of `detection`: models are found by the package scan; streams of frames have a route of their own."""
 
+from services.detection.streams import router
+from shared.registry.discovery import servables
 from shared.serving.app import build
 
-__all__ = ["app"]
+__all__ = ["DEFAULT", "app"]
 
-app = build("detection")
+DEFAULT = "yolo9tr"
+"""The detector of requests that name none: the first of a task is its default."""
+
+_found = servables("detection")
+_first = {DEFAULT: _found[DEFAULT]} if DEFAULT in _found else {}
+app = build("detection", routers=[router], servables={**_first, **_found})

@@ -67,6 +67,6 @@ def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bilinear between the four nearest pixels, no antialias: what the networks were trained on."""
     if image.shape[:2] == (height, width):
         return image
-    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    x = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
     made = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
     return np.asarray(made[0].permute(1, 2, 0).numpy())

@@ -2,6 +2,7 @@
 
 Pure ASGI, one class, because it lies on the hot path. It knows no models: routes put the model's name into
 `scope["fovea.model"]` for the metrics. `scope["fovea.run"]` is the request's Run, made here unless a job brought one.
+A route that keeps nothing of its body sets `scope["fovea.endless"]`: only a stated length counts against the limit.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class _Call:
             self.refused = TooSlow(f"The body stopped arriving for {pause:g} s.", hint="Send the whole request again.")
             raise self.refused from error
         self._read += len(message.get("body", b""))
-        if self._read > self._settings.max_body_bytes:
+        if self._read > self._settings.max_body_bytes and not self.scope.get("fovea.endless"):
             self.refused = self._too_large(self._read)
             raise self.refused
         if message["type"] == "http.disconnect":

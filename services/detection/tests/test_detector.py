@@ -1,0 +1,331 @@
+"""The generic detector as a Servable: options, forms, batches, slices, and what it says of bad input."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from services.detection.detector import Detector
+from services.detection.drawing import colour
+from services.detection.recipes.pavement import draw_scene
+from shared.api.boxes import DetectIn, DetectOut
+from shared.api.tensors import TensorSpec
+from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
+from shared.registry import Card, Paper, Place, Run, network
+from shared.registry.weights import Manifest, NetworkSpec, write_weights
+from shared.training.manifest import arrays_of
+
+NAMES = ("crack", "hole", "=patch")
+CARD = Card(
+    name="toy-detector",
+    task="detect",
+    summary="A toy.",
+    paper=Paper(title="None", venue="none", year=2026),
+    licence="none",
+)
+
+
+@dataclass
+class Blobs:
+    """An engine that finds dark squares of 16 pixels exactly: what is asked of it is known to the test."""
+
+    name: str = "toy"
+    inputs: tuple[TensorSpec, ...] = (TensorSpec(name="images", datatype="FP32", shape=(-1, 3, -1, -1)),)
+    outputs: tuple[TensorSpec, ...] = (TensorSpec(name="predictions", datatype="FP32", shape=(-1, 7, -1)),)
+    runs: int = 0
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A cell per connected dark region: its box; class by its shade."""
+        self.runs += 1
+        found = []
+        for picture in feeds["images"]:
+            grey = picture.mean(axis=0)
+            labels, _ = ndimage.label(grey < 0.3)
+            rows = np.zeros((7, 40), np.float32)
+            for index, (y, x) in enumerate(ndimage.find_objects(labels)[:40]):
+                kind = int(grey[y, x].mean() > 0.1)
+                box = ((x.start + x.stop) / 2, (y.start + y.stop) / 2, x.stop - x.start, y.stop - y.start)
+                rows[:4, index], rows[4 + kind, index] = box, 0.9 - 0.01 * index
+            found.append(rows)
+        return {"predictions": np.stack(found)}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Toy(Detector):
+    """A detector over the toy engine."""
+
+    card = CARD
+
+
+def _toy(side: int = 128) -> Toy:
+    return Toy(CARD, Blobs(), NAMES, side)
+
+
+def _png(pixels: np.ndarray, **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG", **options)
+    return out.getvalue()
+
+
+def _squares(*corners: tuple[int, int, int], height: int = 96, width: int = 128, side: int = 16) -> bytes:
+    pixels = np.full((height, width, 3), 200, np.uint8)
+    for x, y, shade in corners:
+        pixels[y : y + side, x : x + side] = shade
+    return _png(pixels)
+
+
+def _one(detector: Detector, request: DetectIn) -> DetectOut:
+    (answer,) = detector.predict([request], Run())
+    assert isinstance(answer, DetectOut), answer
+    return answer
+
+
+def test_boxes_are_pixels_of_the_original() -> None:
+    answer = _one(_toy(), DetectIn(image=_squares((20, 30, 0), (80, 60, 50))))
+    assert [(d.box, d.label, d.class_id) for d in answer.detections] == [
+        ((20, 30, 36, 46), "crack", 0),
+        ((80, 60, 96, 76), "hole", 1),
+    ]
+    assert answer.counts == {"crack": 1, "hole": 1}
+    assert (answer.width, answer.height, answer.slices) == (128, 96, 0)
+    assert answer.detections[0].radius == 8
+    assert answer.detections[0].microns is None
+
+
+def test_boxes_come_back_from_another_scale_and_from_a_turned_picture() -> None:
+    pixels = np.full((192, 256, 3), 200, np.uint8)
+    pixels[60:92, 40:72] = 0
+    (found,) = _one(_toy(), DetectIn(image=_png(pixels))).detections
+    np.testing.assert_allclose(found.box, (40, 60, 72, 92), atol=2)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (turned,) = _one(_toy(), DetectIn(image=_png(pixels, exif=exif.tobytes()))).detections
+    np.testing.assert_allclose(turned.box, (192 - 92, 40, 192 - 60, 72), atol=2)
+
+
+def test_options_choose_what_is_told() -> None:
+    image = _squares((20, 30, 0), (80, 60, 50))
+    toy = _toy()
+    assert [d.label for d in _one(toy, DetectIn(image=image, classes=("hole",))).detections] == ["hole"]
+    assert [d.label for d in _one(toy, DetectIn(image=image, classes=("0",))).detections] == ["crack"]
+    assert len(_one(toy, DetectIn(image=image, max_detections=1)).detections) == 1
+    assert len(_one(toy, DetectIn(image=image, confidence=0.895)).detections) == 1
+    assert _one(toy, DetectIn(image=image, size=64)).notes[0].startswith("Letterboxed to 64×64")
+
+
+def test_an_unknown_class_names_the_field_and_what_there_is() -> None:
+    (answer,) = _toy().predict([DetectIn(image=_squares(), classes=("whale",))], Run())
+    assert isinstance(answer, InvalidOption)
+    assert answer.field == "classes"
+    assert "crack" in str(answer.hint)
+
+
+def test_nothing_found_is_an_answer() -> None:
+    answer = _one(_toy(), DetectIn(image=_squares(), include=("overlay", "crops", "columns", "letterbox")))
+    assert (answer.detections, answer.counts, answer.crops, answer.summary) == ([], {}, [], {})
+    assert answer.overlay is not None
+
+
+def test_sizes_in_the_world_follow_the_scale() -> None:
+    answer = _one(_toy(), DetectIn(image=_squares((20, 30, 0)), microns_per_pixel=0.5))
+    microns = answer.detections[0].microns
+    assert microns is not None
+    assert (microns.width, microns.height, microns.radius, microns.area) == (8, 8, 4, 64)
+    assert answer.summary["crack"].mean_radius_um == 4
+    assert answer.summary["crack"].percent == 100
+
+
+def test_extras_are_there_when_asked_for() -> None:
+    answer = _one(_toy(), DetectIn(image=_squares((20, 30, 0)), include=("columns", "crops", "letterbox", "overlay")))
+    assert answer.columns is not None
+    assert answer.crops is not None
+    assert answer.letterbox is not None
+    assert answer.detections == []
+    assert answer.columns.xyxy == [(20, 30, 36, 46)]
+    assert answer.columns.class_names == {0: "crack"}
+    assert np.asarray(Image.open(io.BytesIO(answer.crops[0].image))).shape == (16, 16, 3)
+    assert (answer.letterbox.ratio, answer.letterbox.height) == (1, 96)
+
+
+def test_a_batch_equals_its_singles_whatever_the_shapes() -> None:
+    toy = _toy()
+    requests = [
+        DetectIn(image=_squares((20, 30, 0), height=h, width=w)) for h, w in ((96, 128), (128, 96), (96, 128), (60, 50))
+    ]
+    together = toy.predict(requests, Run())
+    for request, answer in zip(requests, together, strict=True):
+        assert isinstance(answer, DetectOut)
+        assert answer.detections == _one(toy, request).detections
+
+
+def test_a_bad_picture_fails_alone() -> None:
+    good, bad = DetectIn(image=_squares((20, 30, 0))), DetectIn(image=b"%PDF-1.4")
+    answers = _toy().predict([good, bad, good], Run())
+    assert [type(answer).__name__ for answer in answers] == ["DetectOut", "UnsupportedMedia", "DetectOut"]
+    assert isinstance(answers[1], UnsupportedMedia)
+    assert answers[1].field == "image"
+
+
+def test_a_cancelled_run_stops() -> None:
+    run = Run()
+    run.cancel()
+    with pytest.raises(Cancelled):
+        _toy().predict([DetectIn(image=_squares())], run)
+
+
+def test_slices_find_what_is_too_small_for_the_whole() -> None:
+    corners = ((30, 40, 0), (500, 70, 0), (250, 300, 50))
+    image = _squares(*corners, height=400, width=640, side=6)
+    toy = _toy()
+    small = _one(toy, DetectIn(image=image, confidence=0.5))
+    sliced = _one(toy, DetectIn(image=image, confidence=0.5, tile=128))
+    assert sliced.slices == 24
+    assert len(sliced.detections) == 3 > len([d for d in small.detections if abs(d.area - 36) < 8])
+    for x, y, _ in corners:
+        assert any(np.allclose(d.box, (x, y, x + 6, y + 6), atol=1) for d in sliced.detections)
+
+
+def test_an_object_on_the_border_of_slices_is_told_once() -> None:
+    pixels = np.full((128, 300, 3), 200, np.uint8)
+    pixels[50:70, 60:260] = 0
+    toy = _toy(side=128)
+    answer = _one(toy, DetectIn(image=_png(pixels), tile=128))
+    assert len(answer.detections) == 1
+    np.testing.assert_allclose(answer.detections[0].box, (60, 50, 260, 70), atol=3)
+
+
+def test_too_many_slices_are_refused() -> None:
+    pixels = np.zeros((2400, 2400, 3), np.uint8)
+    (answer,) = _toy().predict([DetectIn(image=_png(pixels), tile=64)], Run())
+    assert isinstance(answer, TooLarge)
+    assert answer.field == "tile"
+
+
+def _render(media: str, **options: Any) -> bytes:
+    toy, request = _toy(), DetectIn(image=_squares((20, 30, 0), (80, 60, 50)), **options)
+    made = toy.render(request, _one(toy, request), media)
+    assert made is not None
+    return made
+
+
+@pytest.mark.parametrize("media", ["image/png", "image/jpeg"])
+def test_the_drawn_picture_has_boxes_in_the_colours_of_their_classes(media: str) -> None:
+    pixels = np.asarray(Image.open(io.BytesIO(_render(media, labels=False, stroke=2))).convert("RGB")).astype(int)
+    assert pixels.shape == (96, 128, 3)
+    assert np.abs(pixels[31, 28] - colour(0)).max() < 30
+    assert np.abs(pixels[61, 88] - colour(1)).max() < 30
+
+
+def test_csv_has_a_row_per_detection_and_no_formulas() -> None:
+    rows = list(csv.DictReader(io.StringIO(_render("text/csv", microns_per_pixel=2).decode())))
+    assert [row["label"] for row in rows] == ["crack", "hole"]
+    assert [float(rows[0][name]) for name in ("x1", "y1", "x2", "y2", "radius_px", "radius_um")] == [
+        20,
+        30,
+        36,
+        46,
+        8,
+        16,
+    ]
+    toy = Toy(CARD, Blobs(), ("=1+1", "b", "c"), 128)
+    request = DetectIn(image=_squares((20, 30, 0)))
+    table = toy.render(request, _one(toy, request), "text/csv")
+    assert table is not None
+    assert b"'=1+1" in table
+
+
+def test_coco_has_ids_categories_and_boxes_by_size() -> None:
+    found = json.loads(_render("application/vnd.coco+json"))
+    assert [c["name"] for c in found["categories"]] == list(NAMES)
+    assert [(a["id"], a["category_id"], a["bbox"]) for a in found["annotations"]] == [
+        (1, 0, [20, 30, 16, 16]),
+        (2, 1, [80, 60, 16, 16]),
+    ]
+    assert (found["images"][0]["width"], found["images"][0]["height"]) == (128, 96)
+
+
+def test_yolo_text_is_in_shares_of_the_picture() -> None:
+    first = _render("text/plain").decode().splitlines()[0].split()
+    assert [float(v) for v in first] == pytest.approx([0, 28 / 128, 38 / 96, 16 / 128, 16 / 96, 0.9], abs=1e-5)
+
+
+def test_crops_come_in_a_folder_per_class() -> None:
+    with zipfile.ZipFile(io.BytesIO(_render("application/zip"))) as archive:
+        assert archive.namelist() == ["crack/0000_0.90.png", "hole/0001_0.89.png"]
+        assert np.asarray(Image.open(archive.open("crack/0000_0.90.png"))).shape == (16, 16, 3)
+
+
+def test_tables_are_whole_though_the_answer_has_columns() -> None:
+    assert len(_render("text/csv", include=("columns",)).splitlines()) == 3
+
+
+def test_another_form_there_is_none() -> None:
+    toy, request = _toy(), DetectIn(image=_squares())
+    assert toy.render(request, _one(toy, request), "video/mp4") is None
+
+
+def _published(folder: Path, side: int = 96) -> None:
+    torch.manual_seed(3)
+    net = network("yolo9tr", classes=2, size="l", branch="main", width=0.0625)
+    config = {"classes": 2, "size": "l", "branch": "main", "width": 0.0625}
+    manifest = Manifest(
+        name="toy", origin="trained", network=NetworkSpec(name="yolo9tr", config=config), recipe={"side": side},
+        data={"names": "crack,hole"}, dtype="float32",
+    )  # fmt: skip
+    write_weights(folder, arrays_of(net), manifest)
+
+
+class Published(Detector):
+    """A detector with a real, untrained network."""
+
+    card = CARD
+    weights = "toy"
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Detector]:
+    """The same weights behind ONNX Runtime and behind torch."""
+    folder = tmp_path_factory.mktemp("weights")
+    _published(folder)
+    places = {name: Place(engine=name, cache=folder / "cache", weights=folder) for name in ("onnx", "torch")}
+    return {name: Published.load(place) for name, place in places.items()}
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (60, 96), (300, 200)])
+def test_the_graph_is_exact_at_any_shape(engines: dict[str, Detector], shape: tuple[int, int]) -> None:
+    scene = draw_scene(np.random.default_rng(2), side=320).image[: shape[0], : shape[1]]
+    request = DetectIn(image=_png(scene), confidence=0.0, max_detections=5)
+    ours, theirs = (_one(engines[name], request) for name in ("onnx", "torch"))
+    for a, b in zip(ours.detections, theirs.detections, strict=True):
+        assert a.class_id == b.class_id
+        np.testing.assert_allclose(a.box, b.box, atol=0.02)
+        assert a.score == pytest.approx(b.score, abs=1e-4)
+
+
+def test_the_card_tells_classes_and_side_and_parity(engines: dict[str, Detector]) -> None:
+    notes = " ".join(engines["onnx"].card.notes)
+    assert "Classes: crack, hole." in notes
+    assert "96 pixels" in notes
+    assert "differs from torch by at most" in notes
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"), [(b"", Malformed), (b"GIF89a", UnsupportedMedia), (_squares()[:60], Malformed)]
+)
+def test_bad_pictures_are_told_in_words(image: bytes, kind: type[FoveaError]) -> None:
+    (answer,) = _toy().predict([DetectIn(image=image)], Run())
+    assert isinstance(answer, kind)
