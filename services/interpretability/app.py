@@ -1,7 +1,14 @@
-"""The app of `interpretability`: what its rooms hold is found by the package scan."""
+"""The app of `interpretability`: experiments are found by the package scan, and each has a path of its own."""
 
+from services.interpretability.routes import router_of
+from shared.registry.discovery import servables
 from shared.serving.app import build
 
-__all__ = ["app"]
+__all__ = ["DEFAULT", "app"]
 
-app = build("interpretability")
+DEFAULT = "retrieval-heads"
+"""The experiment of requests to `/v1/probe` that name none. The first of a task is its default."""
+
+_found = servables("interpretability")
+_ordered = {DEFAULT: _found[DEFAULT], **_found}
+app = build("interpretability", routers=[router_of(_ordered)], servables=_ordered)

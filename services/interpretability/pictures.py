@@ -1,14 +1,55 @@
-"""A report in the forms that can be asked for beside JSON. Which form draws what, `plots` and `page` know."""
+"""A report in the forms beside JSON: a page, pictures, arrays. How things are drawn, `plots` knows."""
 
 from __future__ import annotations
 
+import io
+import re
+
+import numpy as np
+
+from services.interpretability.drawing import Drawing, Text, stacked
+from services.interpretability.page import drawings, page
 from services.interpretability.report import Report
 
-__all__ = ["MEDIA_TYPES", "render"]
+__all__ = ["MEDIA_TYPES", "arrays", "render"]
 
-MEDIA_TYPES: tuple[str, ...] = ()
+MEDIA_TYPES = ("text/html", "image/png", "image/svg+xml", "application/x-npz")
 
 
 def render(report: Report, media_type: str) -> bytes | None:
     """The report as `media_type`, or None when there is no such form."""
-    return None if media_type not in MEDIA_TYPES else report.model_dump_json().encode()
+    if media_type == "text/html":
+        return page(report).encode()
+    if media_type == "image/png":
+        return _whole(report).png()
+    if media_type == "image/svg+xml":
+        return _whole(report).svg().encode()
+    return arrays(report) if media_type == "application/x-npz" else None
+
+
+def arrays(report: Report) -> bytes:
+    """Grids, bars and strips as arrays by name, undefined as NaN: the same numbers as in the JSON."""
+    found = {f"grid.{_key(grid.name)}": _array(grid.values) for grid in report.grids}
+    found |= {f"bars.{_key(bars.name)}": _array([bar.value for bar in bars.bars]) for bars in report.bars}
+    found |= {f"strip.{_key(strip.name)}": _array(strip.values) for strip in report.strips}
+    found |= {f"scalar.{name}": _array(scalar.value) for name, scalar in report.scalars.items()}
+    out = io.BytesIO()
+    np.savez(out, **found)  # type: ignore[arg-type]  # its stub takes the names of its own options only
+    return out.getvalue()
+
+
+def _array(values: object) -> np.ndarray:
+    return np.array(values, dtype=np.float64)
+
+
+def _key(name: str) -> str:
+    return re.sub(r"\W+", "_", name)
+
+
+def _whole(report: Report) -> Drawing:
+    found = drawings(report)
+    if not found:
+        nothing = Drawing(480, 60, f"{report.title}: no picture.")
+        nothing.add(Text(12, 34, f"{report.title}: numbers only, see the JSON.", 13))
+        return nothing
+    return stacked(found)

@@ -64,9 +64,9 @@ class Shelf:
         """All models, the default first."""
         return sorted([*self._files, TINY], key=lambda name: name != self._default)
 
-    def loaded(self, name: str) -> bool:
-        """Whether it is in memory."""
-        return name in self._loaded
+    def loaded_subject(self, name: str) -> Subject | None:
+        """A model that is in memory, or None; nothing is loaded for the question."""
+        return self._loaded.get(name)
 
     def subject(self, name: str | None = None) -> Subject:
         """A model, loaded if need be.

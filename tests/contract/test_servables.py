@@ -221,7 +221,7 @@ def test_answer_is_rendered_in_every_form_it_offers(loaded):
     for media in loaded.servable.media_types():
         made = loaded.servable.render(request, answer, media)
         assert isinstance(made, bytes)
-        if media.startswith("image/"):
+        if media.startswith("image/") and media != "image/svg+xml":
             assert f"image/{decode(made).format.lower()}" == media
     assert loaded.servable.render(request, answer, "application/x-nobody") is None
 

@@ -1,0 +1,229 @@
+"""A drawing as a list of rectangles, lines and texts, and its two forms: SVG and PNG. Knows shapes; knows no report."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from html import escape
+
+from PIL import Image, ImageDraw, ImageFont
+
+__all__ = ["BLUE", "GREY", "INK", "ORANGE", "Drawing", "Line", "Rect", "Text", "diverging", "sequential", "stacked"]
+
+Colour = tuple[int, int, int]
+
+INK: Colour = (38, 42, 51)
+GREY: Colour = (120, 126, 138)
+EMPTY: Colour = (232, 232, 236)
+"""Cells without a value."""
+
+BLUE: Colour = (33, 102, 172)
+ORANGE: Colour = (200, 95, 20)
+"""The two ends of diverging scales: told apart with every common kind of colour blindness, and in print."""
+
+_LIGHT: Colour = (247, 250, 255)
+_STOPS: tuple[Colour, ...] = (_LIGHT, (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 48, 107))
+"""One hue from light to dark: more is darker."""
+
+MAX_SIDE = 8000
+"""Pixels; a longer PNG is scaled down."""
+
+
+def sequential(share: float | None) -> Colour:
+    """Colour of a share 0…1 of the largest value; None has none."""
+    if share is None:
+        return EMPTY
+    place = min(max(share, 0.0), 1.0) * (len(_STOPS) - 1)
+    low = min(int(place), len(_STOPS) - 2)
+    return _between(_STOPS[low], _STOPS[low + 1], place - low)
+
+
+def diverging(share: float | None) -> Colour:
+    """Colour of a share −1…1: orange below zero, blue above, white at zero."""
+    if share is None:
+        return EMPTY
+    return _between((252, 252, 252), BLUE if share > 0 else ORANGE, min(abs(share), 1.0))
+
+
+def _between(a: Colour, b: Colour, share: float) -> Colour:
+    r, g, blue = (round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
+    return r, g, blue
+
+
+@dataclass(frozen=True, slots=True)
+class Rect:
+    """A filled rectangle; `title` shows on hover, `link` is followed on a click (SVG only)."""
+
+    x: float
+    y: float
+    w: float
+    h: float
+    fill: Colour
+    title: str = ""
+    link: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    colour: Colour = GREY
+    width: float = 1
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A line of text; `anchor` says which of its ends is at x, `turned` reads upwards."""
+
+    x: float
+    y: float
+    text: str
+    size: float = 11
+    colour: Colour = INK
+    anchor: str = "start"
+    turned: bool = False
+
+
+Shape = Rect | Line | Text
+
+
+@dataclass
+class Drawing:
+    """Shapes on white, with alternative text."""
+
+    width: float
+    height: float
+    alt: str = ""
+    shapes: list[Shape] = field(default_factory=list)
+
+    def add(self, *shapes: Shape) -> None:
+        """Draw on top."""
+        self.shapes += shapes
+
+    def svg(self) -> str:
+        """As SVG, without scripts and styles."""
+        inside = "".join(map(_svg, self.shapes))
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width:g} {self.height:g}" '
+            f'width="{self.width:g}" height="{self.height:g}" role="img" aria-label="{escape(self.alt)}" '
+            f'font-family="system-ui, sans-serif"><title>{escape(self.alt)}</title>'
+            f'<rect width="100%" height="100%" fill="#ffffff"/>{inside}</svg>'
+        )
+
+    def png(self, scale: float = 2) -> bytes:
+        """As PNG, `scale` pixels per unit."""
+        scale = min(scale, MAX_SIDE / max(self.width, self.height, 1))
+        image = Image.new("RGB", (max(round(self.width * scale), 1), max(round(self.height * scale), 1)), "white")
+        pen = ImageDraw.Draw(image)
+        for shape in self.shapes:
+            _paint(pen, image, shape, scale)
+        out = io.BytesIO()
+        image.save(out, "PNG", optimize=True)
+        return out.getvalue()
+
+
+def stacked(drawings: Sequence[Drawing], gap: float = 24) -> Drawing:
+    """Drawings one below the other."""
+    whole = Drawing(max((d.width for d in drawings), default=1), 0, " ".join(d.alt for d in drawings))
+    for drawing in drawings:
+        whole.shapes += [_moved(shape, whole.height) for shape in drawing.shapes]
+        whole.height += drawing.height + gap
+    return whole
+
+
+def _moved(shape: Shape, by: float) -> Shape:
+    if isinstance(shape, Rect):
+        return Rect(shape.x, shape.y + by, shape.w, shape.h, shape.fill, shape.title, shape.link)
+    if isinstance(shape, Line):
+        return Line(shape.x1, shape.y1 + by, shape.x2, shape.y2 + by, shape.colour, shape.width, shape.title)
+    return Text(shape.x, shape.y + by, shape.text, shape.size, shape.colour, shape.anchor, shape.turned)
+
+
+def _hex(colour: Colour) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def _rect(shape: Rect) -> str:
+    drawn = (
+        f'<rect x="{shape.x:g}" y="{shape.y:g}" width="{shape.w:g}" height="{shape.h:g}" fill="{_hex(shape.fill)}">'
+        f"{_title(shape.title)}</rect>"
+    )
+    return f'<a href="{escape(shape.link)}">{drawn}</a>' if shape.link else drawn
+
+
+def _line(shape: Line) -> str:
+    return (
+        f'<line x1="{shape.x1:g}" y1="{shape.y1:g}" x2="{shape.x2:g}" y2="{shape.y2:g}" '
+        f'stroke="{_hex(shape.colour)}" stroke-width="{shape.width:g}">{_title(shape.title)}</line>'
+    )
+
+
+def _text(shape: Text) -> str:
+    turn = f' transform="rotate(-90 {shape.x:g} {shape.y:g})"' if shape.turned else ""
+    return (
+        f'<text x="{shape.x:g}" y="{shape.y:g}" font-size="{shape.size:g}" fill="{_hex(shape.colour)}" '
+        f'text-anchor="{shape.anchor}"{turn} xml:space="preserve">{escape(_printable(shape.text))}</text>'
+    )
+
+
+def _title(text: str) -> str:
+    return f"<title>{escape(_printable(text))}</title>" if text else ""
+
+
+def _printable(text: str) -> str:
+    """Text that XML can hold: control characters as their pictures."""
+    return "".join(
+        letter if letter >= " " and letter != "\x7f" else chr(0x2400 + ord(letter) % 0x21) for letter in text
+    )
+
+
+def _svg(shape: Shape) -> str:
+    if isinstance(shape, Rect):
+        return _rect(shape)
+    return _line(shape) if isinstance(shape, Line) else _text(shape)
+
+
+_SPELT = str.maketrans({"≥": ">=", "⏎": "\\n", "→": "->"})
+"""Signs that the raster font lacks."""
+
+
+def _spelt(text: str) -> str:
+    return _printable(text).translate(_SPELT)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _paint(pen: ImageDraw.ImageDraw, image: Image.Image, shape: Shape, scale: float) -> None:
+    if isinstance(shape, Rect):
+        box = [shape.x * scale, shape.y * scale, (shape.x + shape.w) * scale - 1, (shape.y + shape.h) * scale - 1]
+        if box[2] >= box[0] and box[3] >= box[1]:
+            pen.rectangle(box, fill=shape.fill)
+    elif isinstance(shape, Line):
+        ends = [shape.x1 * scale, shape.y1 * scale, shape.x2 * scale, shape.y2 * scale]
+        pen.line(ends, fill=shape.colour, width=max(round(shape.width * scale), 1))
+    elif shape.turned:
+        _paint_turned(image, shape, scale)
+    else:
+        anchor = {"start": "ls", "middle": "ms", "end": "rs"}[shape.anchor]
+        place, font = (shape.x * scale, shape.y * scale), _font(max(round(shape.size * scale), 6))
+        pen.text(place, _spelt(shape.text), fill=shape.colour, font=font, anchor=anchor)
+
+
+def _paint_turned(image: Image.Image, shape: Text, scale: float) -> None:
+    font, text = _font(max(round(shape.size * scale), 6)), _spelt(shape.text)
+    left, top, right, bottom = font.getbbox(text or " ", anchor="ls")
+    label = Image.new("RGBA", (max(round(right - left), 1), max(round(bottom - top), 1)), (255, 255, 255, 0))
+    ImageDraw.Draw(label).text((-left, -top), text, fill=shape.colour, font=font, anchor="ls")
+    label = label.rotate(90, expand=True)
+    up = {"start": label.height, "middle": label.height / 2, "end": 0}[shape.anchor]
+    image.paste(label, (round(shape.x * scale + top), round(shape.y * scale - up)), label)

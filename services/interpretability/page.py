@@ -1,0 +1,123 @@
+"""A report as a page: pictures with tooltips and links, tables, and the spec that made it. No script, no style.
+
+What looks and behaves is SVG and HTML alone, so the page holds under the strictest content policy.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from html import escape as escaped
+from urllib.parse import quote
+
+from services.interpretability import plots
+from services.interpretability.drawing import Drawing
+from services.interpretability.report import Grid, Report, Table
+
+__all__ = ["drawings", "page", "permalink"]
+
+ROWS = 200
+"""Rows of a table that a page shows; all are in the JSON."""
+
+MOST = 64
+"""Pictures of one report."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+def escape(text: str) -> str:
+    """Text that HTML can hold; control characters show as what is no character."""
+    return escaped(_CONTROL.sub("\ufffd", text))
+
+
+def page(report: Report) -> str:
+    """A whole HTML document."""
+    title = escape(report.title)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width"></head><body><main>{"".join(_parts(report))}</main>'
+        "</body></html>"
+    )
+
+
+def permalink(experiment: str, spec: dict[str, object]) -> str:
+    """The console's page of an experiment, filled in with a spec."""
+    told = {key: value for key, value in spec.items() if value not in (None, [], False)}
+    return f"/console/probe?model={quote(experiment)}&spec={quote(json.dumps(told, ensure_ascii=False))}"
+
+
+def drawings(report: Report) -> list[Drawing]:
+    """All pictures of a report, with head maps that lead to patterns."""
+    found = [plots.graph(data) for data in report.graphs]
+    found += [plots.grid(data, link_of(report, data)) for data in report.grids]
+    found += [plots.bars(data) for data in report.bars]
+    found += [plots.strip(data) for data in report.strips]
+    return found[:MOST]
+
+
+def link_of(report: Report, data: Grid) -> plots.Link | None:
+    """Where a click on a cell of a head map leads: that head's pattern on the report's text."""
+    if data.text is None or data.columns.label != "head" or report.manifest is None:
+        return None
+    lm = report.manifest.model
+
+    def link(grid: Grid, row: int, column: int) -> str:
+        chosen = {"layers": [int(grid.rows.ticks[row])], "heads": [int(grid.columns.ticks[column])]}
+        return permalink("attention", {"lm": lm, "text": grid.text, **chosen})
+
+    return link
+
+
+def _parts(report: Report) -> Iterator[str]:
+    yield f"<h1>{escape(report.title)}</h1>"
+    if report.partial:
+        yield "<p><strong>Partial: the run was stopped.</strong></p>"
+    if report.warnings:
+        yield "<ul>" + "".join(f"<li>⚠ {escape(warning)}</li>" for warning in report.warnings) + "</ul>"
+    yield _scalars(report)
+    for drawing in drawings(report):
+        yield f"<figure>{drawing.svg()}</figure>"
+    for table in report.tables:
+        yield _table(table)
+    for artefact in report.artefacts:
+        href = f"/v1/probe/artefacts/{artefact.sha256}"
+        told = f"{escape(artefact.name)}, {artefact.bytes:,} bytes, sha256 {artefact.sha256[:12]}…"
+        yield f'<p>Artefact: <a href="{href}" data-artefact="{artefact.sha256}">{told}</a></p>'
+    yield _source(report)
+
+
+def _scalars(report: Report) -> str:
+    rows = "".join(
+        f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{'undefined' if s.value is None else f'{s.value:.4g}'} "
+        f"{escape(s.unit)}</td><td>{escape(s.note)}</td></tr>"
+        for name, s in report.scalars.items()
+    )
+    return f"<table><tbody>{rows}</tbody></table>" if rows else ""
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{escape(_shown(value))}</td>" for value in row) + "</tr>" for row in table.rows[:ROWS]
+    )
+    more = f"<p>{len(table.rows) - ROWS} more rows are in the JSON.</p>" if len(table.rows) > ROWS else ""
+    caption = f"<caption>{escape(table.name.replace('_', ' '))}. {escape(table.caption)}</caption>"
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _source(report: Report) -> str:
+    if report.manifest is None:
+        return ""
+    link = permalink(report.manifest.experiment, report.spec)
+    facts = escape(json.dumps(report.manifest.model_dump(mode="json"), indent=1))
+    return (
+        f'<p><a href="{escape(link)}">Permalink: this report, from its spec</a></p>'
+        f"<details><summary>Manifest</summary><pre>{facts}</pre></details>"
+    )

@@ -1,0 +1,195 @@
+"""Draws the parts of a report: heat maps, bars, token strips and circuit graphs, each with scale, caption and numbers.
+
+Knows data and shapes; knows no experiment. Head maps may link every cell to that head's pattern on a text.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+
+from services.interpretability.drawing import BLUE, GREY, INK, ORANGE, Drawing, Line, Rect, Text, diverging, sequential
+from services.interpretability.report import Bars, Graph, Grid, Strip
+
+__all__ = ["Link", "bars", "graph", "grid", "strip"]
+
+Link = Callable[[Grid, int, int], str]
+"""`link(grid, row, column)`: where a click on a cell leads; empty for nowhere."""
+
+WIDTH = 760
+TOP, LEFT = 58, 92
+SCALE = 120
+"""Height of a colour bar."""
+
+LABELLED = 40
+"""Rows or columns up to which every tick is written."""
+
+
+def grid(data: Grid, link: Link | None = None) -> Drawing:
+    """A heat map: darker is more; diverging ones are blue above zero and orange below."""
+    rows, columns = len(data.values), len(data.values[0]) if data.values else 0
+    cell_w = max(min((WIDTH - LEFT - 90) / max(columns, 1), 46), 2)
+    cell_h = max(min(420 / max(rows, 1), 24), 2)
+    # Long ticks (tokens) stand upright below; short ones (numbers) lie.
+    turned = max((len(tick) for tick in data.columns.ticks), default=0) > 4
+    foot = 84 if turned else 30
+    drawing = _begin(data.name, data.caption, TOP + max(rows * cell_h + foot, SCALE + 14), data.alt)
+    largest = max((abs(v) for row in data.values for v in row if v is not None), default=0.0) or 1.0
+    paint = diverging if data.scale == "diverging" else sequential
+    for r, row in enumerate(data.values):
+        for c, value in enumerate(row):
+            title = f"{data.rows.ticks[r]} / {data.columns.ticks[c]}: {_number(value)}"
+            fill = paint(None if value is None else value / largest)
+            place = (LEFT + c * cell_w, TOP + r * cell_h, cell_w - 0.5, cell_h - 0.5)
+            drawing.add(Rect(*place, fill, title, link(data, r, c) if link else ""))
+    _row_ticks(drawing, data, cell_h)
+    _column_ticks(drawing, data, cell_w, TOP + rows * cell_h, turned=turned)
+    _scale(drawing, data, largest, LEFT + columns * cell_w + 18)
+    return _captioned(drawing, data.caption)
+
+
+def bars(data: Bars) -> Drawing:
+    """Bars, with an interval where a value scatters."""
+    count, height = max(len(data.bars), 1), 190
+    step = min((WIDTH - LEFT - 20) / count, 90)
+    marks = [v for bar in data.bars for v in (bar.value, bar.low, bar.high) if v is not None]
+    low, high = min([0.0, *marks]), max([0.0, *marks])
+    high = high or (0.0 if low else 1.0)
+    span = (high - low) * 1.08
+
+    def y(value: float) -> float:
+        return TOP + height * (1 - (value - low) / span)
+
+    told = ", ".join(f"{bar.label} {_number(bar.value)}" for bar in data.bars[:6])
+    drawing = _begin(data.name, data.caption, TOP + height + 36, f"{data.name}: {told}.")
+    for value in (low, high) if low < 0 else (0.0, high / 2, high):
+        drawing.add(Line(LEFT, y(value), LEFT + step * count, y(value), (225, 227, 232)))
+        drawing.add(Text(LEFT - 6, y(value) + 4, _number(value), 10, GREY, "end"))
+    for i, bar in enumerate(data.bars):
+        x = LEFT + i * step
+        if bar.value is not None:
+            top, bottom = sorted((y(bar.value), y(0)))
+            title = f"{bar.label}: {_number(bar.value)} {data.unit}"
+            colour = BLUE if bar.value >= 0 else ORANGE
+            drawing.add(Rect(x + step * 0.12, top, step * 0.76, max(bottom - top, 1), colour, title))
+        if bar.low is not None and bar.high is not None:
+            drawing.add(Line(x + step / 2, y(bar.low), x + step / 2, y(bar.high), INK, 1.6))
+        if count <= LABELLED or i % (count // LABELLED + 1) == 0:
+            drawing.add(Text(x + step / 2, TOP + height + 16, bar.label[: max(int(step / 5), 3)], 10, INK, "middle"))
+        if step > 40 and bar.value is not None:
+            drawing.add(Text(x + step / 2, y(max(bar.value, 0)) - 4, _number(bar.value), 10, INK, "middle"))
+    drawing.add(Text(LEFT, TOP - 14, data.unit, 10, GREY))
+    return _captioned(drawing, data.caption)
+
+
+def strip(data: Strip) -> Drawing:
+    """A text, each token on its colour."""
+    largest = max((abs(v) for v in data.values if v is not None), default=0.0) or 1.0
+    paint = diverging if data.scale == "diverging" else sequential
+    x, y, placed = 12.0, float(TOP), []
+    for token, value in zip(data.tokens, data.values, strict=True):
+        shown = token.text.replace("\n", "⏎")
+        width = max(len(shown), 1) * 7.4 + 4
+        if x + width > WIDTH - 12:
+            x, y = 12.0, y + 24
+        placed.append((x, y, width, shown, value))
+        x += width + 1
+        if "\n" in token.text:
+            x, y = 12.0, y + 24
+    ranked = sorted(zip(data.tokens, data.values, strict=True), key=lambda pair: -abs(pair[1] or 0))[:3]
+    told = ", ".join(f"{token.text!r} {_number(value)}" for token, value in ranked)
+    drawing = _begin(data.name, data.caption, y + 34, f"{data.name}: {told}.")
+    for left, top, width, shown, value in placed:
+        share = None if value is None else value / largest
+        fill = paint(share)
+        drawing.add(Rect(left, top, width, 20, fill, f"{shown}: {_number(value)}"))
+        dark = sum(fill) < 380
+        drawing.add(Text(left + 2, top + 14, shown, 11, (255, 255, 255) if dark else INK))
+    return _captioned(drawing, data.caption)
+
+
+def graph(data: Graph) -> Drawing:
+    """A circuit: heads from low layers to high, edges as wide as their effect."""
+    layers = sorted({node.layer for node in data.nodes})
+    place: dict[str, tuple[float, float]] = {}
+    for r, layer in enumerate(reversed(layers)):
+        of = [node for node in data.nodes if node.layer == layer]
+        for c, node in enumerate(of):
+            place[node.id] = (LEFT + (c + 0.5) * (WIDTH - LEFT - 30) / len(of), TOP + 58 + r * 46)
+    place["output"] = (LEFT + (WIDTH - LEFT - 30) / 2, TOP + 8)
+    edges = [edge for edge in data.edges if edge.value is not None and edge.source in place]
+    largest = max((abs(edge.value or 0) for edge in edges), default=0.0) or 1.0
+    ranked = sorted(edges, key=lambda edge: -abs(edge.value or 0))[:3]
+    told = ", ".join(f"{edge.source} to {edge.target} {_number(edge.value)}" for edge in ranked)
+    drawing = _begin(data.name, data.caption, TOP + 50 + len(layers) * 46, f"{data.name}: {told or 'no edge'}.")
+    for edge in edges:
+        target = place.get(edge.target) or place.get(edge.target.split("…")[0])
+        if target:
+            (x1, y1), (x2, y2), value = place[edge.source], target, edge.value or 0.0
+            colour, title = BLUE if value >= 0 else ORANGE, f"{edge.source} → {edge.target}: {_number(value)}"
+            drawing.add(Line(x1, y1, x2, y2, colour, 0.8 + 5 * abs(value) / largest, title))
+    for layer in layers:
+        drawing.add(
+            Text(12, next(place[n.id][1] for n in data.nodes if n.layer == layer) + 4, f"layer {layer}", 10, GREY)
+        )
+    for node in data.nodes:
+        x, y = place[node.id]
+        drawing.add(Rect(x - 46, y - 14, 92, 28, (238, 241, 246), f"{node.id} {node.kind}: {_number(node.value)}"))
+        drawing.add(Text(x, y - 2, node.id, 11, INK, "middle"), Text(x, y + 10, node.kind, 9, GREY, "middle"))
+    x, y = place["output"]
+    drawing.add(Rect(x - 40, y - 12, 80, 24, INK), Text(x, y + 4, "answer", 11, (255, 255, 255), "middle"))
+    return _captioned(drawing, data.caption)
+
+
+def _begin(name: str, caption: str, height: float, alt: str) -> Drawing:
+    drawing = Drawing(WIDTH, height + 16 * len(_wrapped(caption)) + 8, f"{alt} {caption}")
+    drawing.add(Text(12, 24, name.replace("_", " "), 15))
+    return drawing
+
+
+def _captioned(drawing: Drawing, caption: str) -> Drawing:
+    lines = _wrapped(caption)
+    for i, line in enumerate(lines):
+        drawing.add(Text(12, drawing.height - 16 * (len(lines) - i) + 6, line, 11, GREY))
+    return drawing
+
+
+def _wrapped(caption: str) -> list[str]:
+    return textwrap.wrap(caption, 112)
+
+
+def _row_ticks(drawing: Drawing, data: Grid, cell_h: float) -> None:
+    every = max(len(data.rows.ticks) // LABELLED + 1, round(11 / max(cell_h, 1)))
+    for r, tick in enumerate(data.rows.ticks):
+        if r % every == 0:
+            drawing.add(Text(LEFT - 6, TOP + (r + 0.5) * cell_h + 4, tick[:13], 10, INK, "end"))
+    drawing.add(Text(12, TOP - 8, data.rows.label, 10, GREY))
+
+
+def _column_ticks(drawing: Drawing, data: Grid, cell_w: float, bottom: float, *, turned: bool) -> None:
+    every = max(round((11 if turned else 22) / max(cell_w, 1)), 1)
+    for c, tick in enumerate(data.columns.ticks):
+        x = LEFT + (c + 0.5) * cell_w
+        if c % every == 0:
+            shown = tick[:12].replace("\n", "⏎")
+            drawing.add(Text(x + 4, bottom + 6, shown, 10, INK, "end", turned=True) if turned
+                        else Text(x, bottom + 14, shown, 10, INK, "middle"))  # fmt: skip
+    drawing.add(Text(LEFT, bottom + (78 if turned else 28), data.columns.label, 10, GREY))
+
+
+def _scale(drawing: Drawing, data: Grid, largest: float, x: float) -> None:
+    """A colour bar with its numbers."""
+    steps, height = 24, float(SCALE)
+    ends = (-1.0, 1.0) if data.scale == "diverging" else (0.0, 1.0)
+    for i in range(steps):
+        share = ends[1] + (ends[0] - ends[1]) * (i + 0.5) / steps
+        colour = diverging(share) if data.scale == "diverging" else sequential(share)
+        drawing.add(Rect(x, TOP + i * height / steps, 14, height / steps + 0.5, colour))
+    for share in (ends[1], (ends[0] + ends[1]) / 2, ends[0]):
+        y = TOP + height * (ends[1] - share) / (ends[1] - ends[0])
+        drawing.add(Text(x + 18, y + 4, _number(share * largest), 10, GREY))
+    drawing.add(Text(x, TOP - 8, data.unit, 10, GREY))
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3g}"

@@ -1,0 +1,148 @@
+"""Pictures: equal numbers in every form, scales that mean what they show, text that can't break out of its page."""
+
+from __future__ import annotations
+
+import io
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.interpretability import plots
+from services.interpretability.drawing import BLUE, EMPTY, ORANGE, Drawing, Rect, Text, diverging, sequential, stacked
+from services.interpretability.page import page, permalink
+from services.interpretability.pictures import MEDIA_TYPES, arrays, render
+from services.interpretability.report import (
+    Axis,
+    Bar,
+    Bars,
+    Edge,
+    Graph,
+    Grid,
+    Manifest,
+    Node,
+    Report,
+    Scalar,
+    Strip,
+    Table,
+    Token,
+)
+
+NASTY = '<script>alert(1)</script>&"\n\x07'
+
+
+def head_map(values, scale="sequential", text="some text"):
+    return Grid(
+        name="scores", values=values, rows=Axis(label="layer", ticks=[str(i) for i in range(len(values))]),
+        columns=Axis(label="head", ticks=[str(i) for i in range(len(values[0]))]), scale=scale, text=text,
+        caption="How to read it.",
+    )  # fmt: skip
+
+
+def whole_report(text="a b"):
+    tokens = [Token(text=NASTY, start=0, end=1), Token(text="b", start=1, end=2)]
+    return Report(
+        title=NASTY, warnings=[NASTY], scalars={"n": Scalar(value=3), "u": Scalar(value=None, unit="x", note=NASTY)},
+        tables=[Table(name="t", columns=["a"], rows=[[NASTY], [0.5], [None]] * 100)],
+        grids=[head_map([[0.1, None], [0.3, -2.0]], "diverging", text)],
+        bars=[Bars(name="b", bars=[Bar(label="x", value=-1), Bar(label="y", value=2, low=1, high=3)], caption="C.")],
+        strips=[Strip(name="s", tokens=tokens, values=[1, None], caption="C.")],
+        graphs=[Graph(
+            name="g", nodes=[Node(id="1-0", layer=1, head=0, kind="mover", value=1)],
+            edges=[Edge(source="1-0", target="output", value=0.4), Edge(source="1-0", target="gone", value=1)],
+            caption="C.",
+        )],
+        spec={"lm": "tiny", "text": NASTY, "seed": 0},
+        manifest=Manifest(
+            experiment="attention", model="tiny", weights_sha256="0", tokenizer_sha256="0", dtype="float32",
+            device="cpu", code="0", seed=0,
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("media", MEDIA_TYPES)
+def test_every_form_is_made_and_made_the_same_twice(media):
+    first, second = (render(whole_report(), media) for _ in range(2))
+    assert first
+    if media != "application/x-npz":  # zip files carry the time
+        assert first == second
+
+
+def test_svg_is_well_formed_and_says_its_numbers():
+    root = ET.fromstring(render(whole_report(), "image/svg+xml"))  # noqa: S314  # our own
+    titles = [element.text for element in root.iter() if element.tag.endswith("title")]
+    assert "1 / 0: 0.3" in titles
+    assert "0 / 1: undefined" in titles
+    assert any(element.tag.endswith("}a") for element in root.iter()), "a head leads to its pattern"
+
+
+def test_png_has_the_shape_of_the_drawing():
+    drawing = plots.grid(head_map([[0.0, 1.0]]))
+    image = Image.open(io.BytesIO(drawing.png(scale=1)))
+    assert image.size == (round(drawing.width), round(drawing.height))
+
+
+def test_text_of_strangers_stays_text():
+    made = page(whole_report())
+    assert "<script" not in made
+    assert "alert(1)" in made
+    assert "\x07" not in made
+
+
+def test_page_is_honest_about_parts_and_undefined_values():
+    made = page(whole_report().model_copy(update={"partial": True}))
+    assert "Partial" in made
+    assert "undefined" in made
+    assert "more rows" in made
+
+
+def test_arrays_hold_the_numbers_of_the_json_with_undefined_as_nan():
+    with np.load(io.BytesIO(arrays(whole_report())), allow_pickle=False) as found:
+        assert np.array_equal(found["grid.scores"], [[0.1, np.nan], [0.3, -2.0]], equal_nan=True)
+        assert found["bars.b"].tolist() == [-1, 2]
+        assert found["scalar.n"] == 3
+
+
+def test_more_is_darker_and_zero_is_white_between_two_hues():
+    shades = [sum(sequential(share)) for share in np.linspace(0, 1, 20)]
+    assert shades == sorted(shades, reverse=True)
+    assert min(diverging(0.0)) > 245
+    assert diverging(1.0) == BLUE
+    assert diverging(-1.0) == ORANGE
+    assert sequential(None) == diverging(None) == EMPTY
+
+
+def test_alt_text_names_the_three_largest_cells():
+    grid = head_map([[0.1, None], [0.3, -2.0]])
+    assert grid.alt == "scores: layer by head. Largest: 1/1 -2, 1/0 0.3, 0/0 0.1."
+
+
+def test_head_without_a_text_leads_nowhere():
+    assert b"<a " not in render(whole_report(text=None), "image/svg+xml")
+
+
+def test_permalink_holds_the_spec_without_what_is_left_out():
+    link = permalink("attention", {"text": "a & b", "heads": [], "lm": None, "layers": [1]})
+    assert (
+        link
+        == "/console/probe?model=attention&spec=%7B%22text%22%3A%20%22a%20%26%20b%22%2C%20%22layers%22%3A%20%5B1%5D%7D"
+    )
+
+
+def test_report_without_pictures_still_has_one():
+    assert Image.open(io.BytesIO(render(Report(title="x"), "image/png"))).width > 100
+
+
+def test_empty_and_extreme_data_are_drawn():
+    for grid in (head_map([[None]]), head_map([[0.0]]), head_map([[1e300, -1e300]], "diverging")):
+        assert plots.grid(grid).svg()
+    assert plots.bars(Bars(name="b", bars=[], caption="C.")).svg()
+    assert plots.bars(Bars(name="b", bars=[Bar(label="x", value=None)], caption="C.")).svg()
+    assert plots.strip(Strip(name="s", tokens=[], values=[], caption="C.")).svg()
+    assert plots.graph(Graph(name="g", nodes=[], edges=[], caption="C.")).svg()
+
+
+def test_long_pictures_are_scaled_down():
+    tall = Drawing(100, 60_000, "x", [Rect(0, 0, 10, 10, BLUE), Text(5, 5, "x", turned=True)])
+    assert max(Image.open(io.BytesIO(stacked([tall]).png())).size) <= 8000

@@ -1,0 +1,145 @@
+"""The routes: one per experiment, every form of an answer, refusals by name, kept reports and artefacts."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import httpx2
+import numpy as np
+import pytest
+import pytest_asyncio
+from PIL import Image
+
+from services.interpretability.routes import router_of
+from shared.registry import servables
+from shared.serving.app import build
+from shared.settings import Settings
+
+TEXT = {"lm": "tiny", "text": "kqzwxm kqzwxm kqzwx"}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(tmp_path_factory):
+    found = servables("interpretability")
+    settings = Settings(data_dir=tmp_path_factory.mktemp("data"), threads=1)
+    app = build("interpretability", routers=[router_of(found)], servables=found, settings=settings)
+    await app.state.host.start()
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://probe.test") as asked:
+        yield asked
+    await app.state.host.stop()
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.mark.parametrize("name", servables("interpretability"))
+async def test_every_experiment_answers_its_example_on_its_own_path(client, name):
+    kind = servables("interpretability")[name]
+    example = {**kind.card.example, "model": kind.card.example["lm"]}
+    del example["lm"]
+    answer = await client.post(f"/v1/probe/{kind.route}", json=example)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["manifest"]["experiment"] == name
+    assert answer.json()["spec"]["lm"] == "tiny-induction"
+
+
+async def test_generic_route_names_the_experiment_in_model(client):
+    answer = await client.post("/v1/probe", json={"model": "indicators", **TEXT})
+    assert answer.json()["title"] == "Indicators"
+
+
+@pytest.mark.parametrize("form", ["html", "png", "svg", "npz"])
+async def test_answer_comes_in_the_form_that_is_asked_for(client, form):
+    answer = await client.post("/v1/probe/attention", params={"format": form}, json=TEXT)
+    assert answer.status_code == 200
+    body = answer.content
+    if form == "html":
+        assert body.startswith(b"<!doctype html>")
+        assert b"<script" not in body
+        assert b"style=" not in body
+    elif form == "svg":
+        assert answer.headers["content-type"].startswith("image/svg+xml")
+        assert b"<title>0 / 0" in body or b"title" in body
+    elif form == "png":
+        assert Image.open(io.BytesIO(body)).width > 100
+    else:
+        with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
+            told = (await client.post("/v1/probe/attention", json=TEXT)).json()
+            assert np.array_equal(arrays["grid.1_2"], next(g for g in told["grids"] if g["name"] == "1-2")["values"])
+
+
+async def test_form_follows_accept_and_the_body(client):
+    by_accept = await client.post("/v1/probe/sinks", json=TEXT, headers={"accept": "image/png"})
+    by_body = await client.post("/v1/probe/sinks", json={**TEXT, "format": "png"})
+    assert by_accept.content == by_body.content
+    assert by_accept.headers["vary"] == "accept"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "field"),
+    [
+        ("sinks", {"lm": "tiny"}, 422, "text"),
+        ("sinks", {**TEXT, "threshold": 3}, 422, "threshold"),
+        ("sinks", {**TEXT, "nonsense": 1}, 422, "nonsense"),
+        ("sinks", {**TEXT, "lm": "gpt-7"}, 404, "lm"),
+        ("sinks", {**TEXT, "format": "gif"}, 422, "format"),
+        ("attention", {**TEXT, "text": "x" * 1500}, 413, "queries"),
+        ("attention", {**TEXT, "text": "x" * 9000}, 413, "text"),
+        ("circuits/compare", {"first": "0" * 64, "second": "0" * 64}, 404, None),
+        ("circuits/compare", {"first": {}, "second": {}}, 400, "first"),
+        ("circuits/compare", {"first": {"title": "x"}, "second": {"title": "x"}}, 422, "first"),
+    ],
+)
+async def test_bad_request_is_a_problem_that_names_its_field(client, path, body, status, field):
+    answer = await client.post(f"/v1/probe/{path}", json=body)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"].startswith("application/problem+json")
+    if field:
+        assert field in json.dumps(answer.json())
+
+
+async def test_broken_json_is_a_problem(client):
+    answer = await client.post("/v1/probe/sinks", content=b"{", headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+
+
+async def test_models_tell_what_is_loaded_and_load_nothing(client):
+    await client.post("/v1/probe/sinks", json=TEXT)
+    told = {entry["name"]: entry for entry in (await client.get("/v1/probe/models")).json()}
+    assert told["tiny-induction"]["loaded"]
+    assert told["tiny-induction"]["layers"] == 3
+    assert len(told["tiny-induction"]["weights_sha256"]) == 64
+    assert all(not entry["loaded"] for name, entry in told.items() if name != "tiny-induction")
+    assert sum(entry["default"] for entry in told.values()) == 1
+
+
+async def test_artefacts_are_kept_by_their_content_and_unknown_ones_are_not_found(client):
+    kind = servables("interpretability")["retrieval-heads"]
+    report = (await client.post("/v1/probe/heads/retrieval", json=kind.card.example)).json()
+    plan = next(one for one in report["artefacts"] if one["name"] == "head-plan.json")
+    answer = await client.get(f"/v1/probe/artefacts/{plan['sha256']}")
+    assert answer.json()["schema"] == "head-plan/1"
+    for unknown in ("0" * 64, "..%2F..%2Fetc%2Fpasswd", "x"):
+        assert (await client.get(f"/v1/probe/artefacts/{unknown}")).status_code == 404
+        assert (await client.get(f"/v1/probe/reports/{unknown}")).status_code == 404
+
+
+async def test_circuits_are_compared_at_several_thresholds(client):
+    kind = servables("interpretability")["circuits"]
+    report = (await client.post("/v1/probe/circuits", json=kind.card.example)).json()
+    told = (await client.post("/v1/probe/circuits/compare", json={"first": report, "second": report})).json()
+    rows = told["tables"][0]["rows"]
+    assert [row[0] for row in rows] == [0.01, 0.02, 0.05, 0.1]
+    assert all(row[4:7] == [1.0, 1.0, 1.0] for row in rows)
+
+
+async def test_head_map_leads_to_the_pattern_of_its_head(client):
+    answer = await client.post("/v1/probe/heads/patterns", json={**TEXT, "text": "kqzwx"}, params={"format": "html"})
+    assert "/console/probe?model=attention&amp;spec=" in answer.text
+    assert "Permalink" in answer.text
+
+
+async def test_dry_run_tells_the_cost(client):
+    answer = await client.post("/v1/probe/sinks", json={**TEXT, "dry_run": True})
+    assert answer.json()["scalars"]["forwards"]["value"] == 1
