@@ -43,7 +43,7 @@ class _Clusters(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Local heads first, then routing heads; both read the same normed x."""
+    """Local heads first, then routing heads, where there are any; both read the same normed x."""
 
     def __init__(
         self, width: int, heads: int, head_dim: int, local_heads: int, window: int, local_window: int, clusters: int
@@ -52,9 +52,11 @@ class _Attention(nn.Module):
         self.local_heads, self.head_dim, self.window, self.local_window = local_heads, head_dim, window, local_window
         routing = heads - local_heads
         self.local_to_qkv = nn.Linear(width, 3 * local_heads * head_dim)
-        self.global_attn = _Clusters(routing, clusters, head_dim)
-        self.to_q = nn.Linear(width, routing * head_dim, bias=False)
-        self.to_v = nn.Linear(width, routing * head_dim, bias=False)
+        self.routes = routing > 0
+        if self.routes:
+            self.global_attn = _Clusters(routing, clusters, head_dim)
+            self.to_q = nn.Linear(width, routing * head_dim, bias=False)
+            self.to_v = nn.Linear(width, routing * head_dim, bias=False)
         self.to_out = nn.Linear(heads * head_dim, width, bias=False)
 
     @property
@@ -64,8 +66,10 @@ class _Attention(nn.Module):
 
     def forward(self, z: Tensor, mode: str, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
         """What it adds [B,T,D], and the commitment loss; `tokens` [B,T] marks what is not padding."""
-        routed, loss = self._routed(z, mode, tokens)
-        heads = torch.cat((self._local(z), routed), 1)
+        heads, loss = self._local(z), z.new_zeros(())
+        if self.routes:
+            routed, loss = self._routed(z, mode, tokens)
+            heads = torch.cat((heads, routed), 1)
         added: Tensor = self.to_out(heads.transpose(1, 2).flatten(2))
         return added, loss
 
@@ -233,7 +237,7 @@ class RoutingSession:
     def __init__(self, net: RoutingLM, batch: int) -> None:
         self.net, self.batch, self.index = net, batch, 0
         blocks = net.blocks
-        self._rings = [RoutingState(attention.means, attention.window) for _, attention, _, _ in blocks]
+        self._rings = [RoutingState(a.means, a.window) for _, a, _, _ in blocks if a.routes]
         empty = net.out.weight.new_zeros(2, batch, blocks[0][1].local_heads, 0, blocks[0][1].head_dim)
         self._local = [empty for _ in blocks]
 
@@ -264,9 +268,10 @@ class RoutingSession:
         x: Tensor = self.net.token_emb(ids)
         for layer, (norm_1, attention, norm_2, feed) in enumerate(self.net.blocks):
             z = norm_1(x)
-            q, v = attention.split(attention.to_q, z), attention.split(attention.to_v, z)
-            routed = self._rings[layer].step(q, q, v, self._turn)
-            heads = torch.cat((self._local_step(layer, attention, z), routed), 1)
+            heads = self._local_step(layer, attention, z)
+            if attention.routes:
+                q, v = attention.split(attention.to_q, z), attention.split(attention.to_v, z)
+                heads = torch.cat((heads, self._rings[layer].step(q, q, v, self._turn)), 1)
             x = x + attention.to_out(heads.transpose(1, 2).flatten(2))
             x = x + feed(norm_2(x))
         self.index += 1

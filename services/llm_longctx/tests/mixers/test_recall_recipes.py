@@ -73,3 +73,25 @@ def test_answer_behind_a_landmark_is_told_by_the_token_before_it():
         whole = net(ids)
     ordinary = (ids[0] != recall.LANDMARK).nonzero().flatten()
     assert torch.equal(found, whole[:, ordinary[drawn.answers - 1]])
+
+
+@pytest.mark.parametrize("layout", ["mac", "mag", "mal", "lmm", "attention"])
+def test_titans_recipes_are_found_train_and_measure(tmp_path, layout):
+    kind = recipe_named(f"titans-{layout}-recall")
+    made = kind(schedule=SHORT, width=16, layers=1, heads=2, segment=8, refresh=4, longest=20, answers=16)
+    fitted = fit(made, tmp_path)
+    torch.manual_seed(made.seed)
+    fresh = made.network().state_dict()
+    still = [key for key, value in fitted.network.state_dict().items() if torch.equal(value, fresh[key])]
+    assert still == []  # the gradient reaches everything, the memory's gates included
+    assert fitted.progress.loss < 4.2
+    assert 0 <= made._recall(fitted.network, 20, 5) <= 1
+
+
+def test_lengths_grow_with_the_steps_and_stay_even():
+    made = recipe_named("titans-mac-recall")()
+    lengths = [
+        next(iter(made.batches(step, np.random.default_rng(step))))["ids"].shape[1] - 12 for step in range(0, 6000, 100)
+    ]
+    assert all(n % 2 == 0 and 12 <= n <= 118 for n in lengths)
+    assert max(lengths[:6]) < max(lengths[30:])

@@ -1,0 +1,189 @@
+"""Byte language models on Python's own text: the causal routing transformer with its twin, and deconstructed hybrids.
+
+The twin of the routing model has local heads only, at the same number of steps. Knows recipes; data is `text`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from services.llm_longctx.mixers.deconstructed import Variant
+from services.llm_longctx.mixers.routing import normalised
+from services.llm_longctx.mixers.routing_networks import RoutingLM
+from services.llm_longctx.recipes.text import Corpus, corpus
+from shared.training.recipe import Batch, Recipe, Schedule
+
+__all__ = ["HybridBytes", "RoutingBytes"]
+
+BYTES = 256
+_HELD_OUT = 48
+"""Windows of held-out text that bits per byte are measured on."""
+
+
+class _Bytes(Recipe):
+    """Next-byte prediction."""
+
+    context: int = 256
+
+    def prepare(self, cache: Path) -> str:
+        """The digest of the training text; nothing is derived from it."""
+        return self._train.digest
+
+    def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
+        """Random windows."""
+        yield {"ids": self._train.draw(rng, self.schedule.batch, self.context + 1)}
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy of the next byte."""
+        return functional.cross_entropy(network(batch["ids"][:, :-1]).flatten(0, 1), batch["ids"][:, 1:].flatten())
+
+    def score(self, network: nn.Module) -> float:
+        """Minus bits per byte of validation text."""
+        return -_bits(network, corpus("valid").windows(16, self.context + 1))
+
+    def facts(self) -> dict[str, str]:
+        """What the text is."""
+        about = "Sources of Python's standard library and help topics, split by file 90/5/5; Python's licence."
+        return {"text": about, "test_digest": corpus("test").digest}
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """AdamW (0.9, 0.95); the gradient's norm is clipped to 1."""
+        knobs = self.schedule
+        made = torch.optim.AdamW(network.parameters(), lr=knobs.rate, betas=(0.9, 0.95), weight_decay=knobs.decay)
+        made.register_step_pre_hook(lambda *_: _clip(network))
+        return made
+
+    @cached_property
+    def _train(self) -> Corpus:
+        return corpus("train")
+
+    def _test(self) -> Tensor:
+        return corpus("test").windows(_HELD_OUT, self.context + 1)
+
+
+class RoutingBytes(_Bytes):
+    """`fovea-routing-bytes`: half local, half routing heads; with `routing=0` the twin, all heads local."""
+
+    name: ClassVar[str] = "routing-bytes"
+    weights: ClassVar[str] = "fovea-routing-bytes"
+    builds: ClassVar[str | None] = "routing-lm"
+
+    schedule: Schedule = Schedule(
+        steps=3000, batch=16, rate=2e-3, floor=2e-5, warm_up=100, decay=0.01, ema=0.99, validate_every=500
+    )
+    context: int = 512
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    routing: Literal[0, 2] = 2
+    window: int = 64
+    local_window: int = 64
+    centroid_decay: float = 0.99
+
+    def config(self) -> dict[str, Any]:
+        """A causal routing LM; heads that do not route are local."""
+        local = self.heads - max(self.routing, 1) if self.routing else self.heads
+        sizes = {"width": self.width, "layers": self.layers, "heads": self.heads, "local_heads": local}
+        windows = {"window": self.window, "local_window": self.local_window, "context": self.context}
+        return {"vocab": BYTES, **sizes, "head_dim": self.width // self.heads, **windows, "mode": "causal"}
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy and commitment; centroids follow the tokens that chose them."""
+        net, ids = cast("RoutingLM", network), batch["ids"]
+        logits, committed = net.with_loss(ids[:, :-1])
+        if self.routing:
+            self._follow(net, ids[:, :-1])
+        return functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()) + committed
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """Bits per byte of the whole and of the stream, and how evenly clusters are filled."""
+        net, held_out = cast("RoutingLM", network), self._test()
+        session = net.session(8)
+        stream = session.feed(held_out[:8, :-1])
+        found = {
+            "bits_teacher_forced": _bits(net, held_out),
+            "bits_incremental": _bits_of(stream, held_out[:8, 1:]),
+            "bits_teacher_forced_same": _bits(net, held_out[:8]),
+        }
+        if self.routing:
+            filled = torch.stack(session.occupancy).double() / self.context
+            found |= {"occupancy_min": float(filled.min()), "occupancy_max": float(filled.max())}
+        return found
+
+    @torch.no_grad()
+    def _follow(self, net: RoutingLM, ids: Tensor) -> None:
+        """Centroids move towards the mean of the tokens that are nearest to them; empty ones stay."""
+        x: Tensor = net.token_emb(ids)
+        for norm_1, attention, norm_2, feed in net.blocks:
+            z = norm_1(x)
+            unit = normalised(attention.split(attention.to_q, z))
+            member = functional.one_hot((unit @ attention.means.mT).argmax(-1), attention.means.shape[1]).to(x.dtype)
+            count = member.sum((0, 2))[..., None]
+            mean = torch.einsum("bhtk,bhtd->hkd", member, unit) / count.clamp(min=1)
+            attention.means.lerp_(torch.where(count > 0, mean, attention.means), 1 - self.centroid_decay)
+            x = x + attention(z, "causal", None)[0]
+            x = x + feed(norm_2(x))
+
+
+class HybridBytes(_Bytes):
+    """`fovea-hybrid-nonapproximate`: every other layer's scores depend on the key alone."""
+
+    name: ClassVar[str] = "hybrid-bytes"
+    weights: ClassVar[str] = "fovea-hybrid-nonapproximate"
+    builds: ClassVar[str | None] = "deconstructed-lm"
+
+    schedule: Schedule = Schedule(
+        steps=2000, batch=16, rate=2e-3, floor=2e-5, warm_up=100, decay=0.01, ema=0.99, validate_every=500
+    )
+    width: int = 96
+    layers: int = 4
+    heads: int = 4
+    mixer: Variant = "nonapproximate"
+    layout: Literal["uniform", "hybrid"] = "hybrid"
+
+    def config(self) -> dict[str, Any]:
+        """A deconstructed LM over bytes."""
+        sizes = {"width": self.width, "layers": self.layers, "heads": self.heads, "context": self.context}
+        return {"vocab": BYTES, **sizes, "mixer": self.mixer, "layout": self.layout}
+
+    def network(self) -> nn.Module:
+        """The network; a fixed stream is the first tokens of the training text."""
+        net = super().network()
+        if hasattr(net, "text"):
+            cast("Tensor", net.text).copy_(torch.from_numpy(self._train.data[: self.context].astype(np.int64)))
+        return net
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """Bits per byte, with and without the variant's layers, and what a session holds."""
+        held_out = self._test()
+        session = cast("Any", network).session(1)
+        session.feed(held_out[:1, :-1])
+        found = {"bits_per_byte": _bits(network, held_out), "state_bytes": float(sum(session.nbytes))}
+        if self.layout == "hybrid":
+            skipped = torch.cat([cast("Tensor", network(part[:, :-1], skip=True)) for part in torch.split(held_out, 8)])
+            found["bits_skip"] = _bits_of(skipped.detach(), held_out[:, 1:])
+        return found
+
+
+@torch.no_grad()
+def _bits(network: nn.Module, ids: Tensor) -> float:
+    """Bits per byte of windows [N,L+1], each byte told by those before it in the window."""
+    logits = torch.cat([cast("Tensor", network(part[:, :-1])) for part in torch.split(ids, 8)])
+    return _bits_of(logits, ids[:, 1:])
+
+
+def _bits_of(logits: Tensor, ids: Tensor) -> float:
+    return float(functional.cross_entropy(logits.flatten(0, 1), ids.flatten())) / math.log(2)
+
+
+def _clip(network: nn.Module) -> None:
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
