@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from services.gateway.sdk.failure import failed
 from shared.api.model import ModelEntry, ModelList
-from shared.errors import Fault
+from shared.errors import Fault, NotFound, NotReady
 
 __all__ = ["Asker"]
 
@@ -37,6 +37,14 @@ class Asker:
         if not isinstance(card, dict):
             raise Fault("The model's card is not an object.")
         return card
+
+    async def templates(self, request: Request) -> list[str]:
+        """Ids of the judges' templates; none where no service has them."""
+        try:
+            found = await self._get(request, "v1/judge/templates")
+        except (NotFound, NotReady):
+            return []
+        return [one["template"]["id"] for one in found]
 
     async def _get(self, request: Request, path: str) -> Any:
         client = (request.client.host, request.client.port) if request.client else ("127.0.0.1", 0)

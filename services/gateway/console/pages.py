@@ -29,11 +29,12 @@ ASSETS = "/console/static"
 """Where style sheets, modules and icons are served."""
 
 _HERE = Path(__file__).parent
-_SHEETS = ("tokens.css", "page.css", "controls.css", "models.css", "bench.css", "answers.css")
+_SHEETS = ("tokens.css", "page.css", "controls.css", "models.css", "bench.css", "answers.css", "judge.css")
 _NAVIGATION = (
     ("models", "/", "models"),
     ("segment", "/console/segment", "segment"),
     ("chat", "/console/chat", "chat"),
+    ("judge", "/console/judge", "judge"),
     ("jobs", "/console/jobs", "jobs"),
 )
 _STARTERS = ("What is attention, in two sentences?", "Write a haiku about retinas.", "Name three uses of a mask.")
@@ -78,6 +79,7 @@ class Console:
             "/": self.home,
             "/console/segment": self.segment,
             "/console/chat": self.chat,
+            "/console/judge": self.judge,
             "/console/jobs": self.jobs,
             "/console/run/{task}": self.run,
             "/console/models/{name:path}": self.card,
@@ -101,6 +103,12 @@ class Console:
     async def chat(self, request: Request) -> Response:
         """A conversation."""
         return await self._bench(request, "chat", "chat.html", page="chat")
+
+    async def judge(self, request: Request) -> Response:
+        """Relevance labels: pairs, batches, and what is computed from them."""
+        models = [entry.id for entry in await self._asker.models(request) if entry.task == "judge"]
+        templates = await self._asker.templates(request) if models else []
+        return self._draw("judge.html", request, page="judge", models=models, templates=templates)
 
     async def run(self, request: Request) -> Response:
         """Any other task."""

@@ -5,6 +5,8 @@ import { Chat } from "./chat.js";
 import { Code, Slider } from "./snippet.js";
 import { Drop } from "./drop.js";
 import { Jobs } from "./jobs.js";
+import { JudgeAgreement, JudgeBoard, JudgeRankings } from "./judged.js";
+import { JudgeBatch, JudgePair } from "./judge.js";
 import { KeyHolder, ModelChoice } from "./page.js";
 import { Live, Ready } from "./live.js";
 import { Lock } from "./lock.js";
@@ -14,6 +16,8 @@ import { Segment } from "./segment.js";
 const ELEMENTS = {
   ready: Ready, live: Live, key: KeyHolder, lock: Lock, model: ModelChoice, slider: Slider, code: Code, drop: Drop,
   answer: Answer, segment: Segment, chat: Chat, jobs: Jobs, run: RunTask,
+  "judge-pair": JudgePair, "judge-batch": JudgeBatch, "judge-agreement": JudgeAgreement, "judge-rankings": JudgeRankings,
+  "judge-board": JudgeBoard,
 };
 
 for (const [name, element] of Object.entries(ELEMENTS)) customElements.define(`fovea-${name}`, element);

@@ -1,0 +1,127 @@
+"""The judge's page in a real browser: a pair, a batch with progress, the grid, disagreements, rankings, the board."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.gateway.tests.browsing import MARKS, figure
+from services.relevance_judge.collection import mini
+from services.relevance_judge.trec import parse_qrels, qrels_text
+
+pytestmark = MARKS
+
+MINI = mini()
+
+
+@pytest.fixture
+def judge(page: Any) -> Any:
+    """The page, open."""
+    page.goto("/console/judge")
+    page.locator("fovea-judge-board tbody tr").first.wait_for()
+    return page
+
+
+def _within(page: Any, element: str) -> Any:
+    return page.locator(f"fovea-judge-{element}")
+
+
+def test_one_pair_is_graded_with_what_the_model_said(judge: Any) -> None:
+    part = _within(judge, "pair")
+    part.get_by_role("button", name="Use an example").click()
+    judge.wait_for_function("document.querySelector('#pair-passage').value.length > 40")
+    part.get_by_role("button", name="Judge", exact=True).click()
+    part.locator("[data-part=result]").wait_for()
+    assert figure(part, "grade") in {"0", "1", "2", "3"}
+    assert "Most words are there." in figure(part, "rationale")
+    assert "direct@" in part.locator("[data-part=facts]").inner_text()
+    part.get_by_label("Judge", exact=True).select_option("query-likelihood")
+    part.get_by_role("button", name="Judge", exact=True).click()
+    part.get_by_text("No grade: uncalibrated").wait_for()
+
+
+def test_what_a_judge_refuses_is_told_in_words(judge: Any, complaints: list[str]) -> None:
+    part = _within(judge, "pair")
+    part.get_by_label("Query").fill("q")
+    part.get_by_label("Passage").fill("p")
+    part.get_by_label("Template").select_option("yes-no")
+    part.get_by_role("button", name="Judge", exact=True).click()
+    part.locator("[data-part=fault]").wait_for()
+    assert "is for yes-no" in figure(part, "fault-detail")
+    assert all("422" in complaint for complaint in complaints)
+    complaints.clear()
+
+
+def test_a_batch_runs_as_a_job_is_kept_and_compared(judge: Any) -> None:
+    part = _within(judge, "batch")
+    part.get_by_role("button", name="Use the mini-collection").click()
+    part.get_by_text("From the mini-collection: 24 lines.").wait_for()
+    part.get_by_role("button", name="Start").click()
+    part.locator("[data-part=result]").wait_for(timeout=30_000)
+    assert int(figure(part, "graded")) == int(figure(part, "pairs")) > 48
+    assert "grade 0" in (part.locator("[data-part=histogram]").get_attribute("aria-label") or "")
+    with judge.expect_download() as waiting:
+        part.get_by_role("button", name="qrels").click()
+    assert len(parse_qrels(Path(waiting.value.path()).read_text())) == int(figure(part, "graded"))
+    agreement = _within(judge, "agreement")
+    agreement.get_by_role("button", name="Use the mini-collection").click()
+    agreement.locator("[data-part=result]").wait_for()
+    part.get_by_role("button", name="Compare with labels").click()
+    agreement.get_by_text("From the batch").first.wait_for()
+    agreement.locator("[data-part=result]").wait_for()
+
+
+def test_a_missing_file_is_named(judge: Any) -> None:
+    part = _within(judge, "batch")
+    part.get_by_role("button", name="Start").click()
+    part.locator("[data-part=fault]").wait_for()
+    assert "Topics" in figure(part, "fault-detail")
+
+
+def test_the_grid_holds_every_pair_and_disagreements_come_widest_first_with_their_texts(
+    judge: Any, tmp_path: Path
+) -> None:
+    labels = {pair: grade for pair, grade in MINI.labels.items() if int(pair[0]) < 3}
+    changed = {**labels, ("1", "m01-4"): 3, ("2", "m02-8"): 2}
+    for name, given in (("reference", labels), ("judge", changed)):
+        (tmp_path / name).write_text(qrels_text(given))
+    part = _within(judge, "agreement")
+    part.get_by_label("Reference labels").set_input_files(tmp_path / "reference")
+    part.get_by_label("The judge’s labels").set_input_files(tmp_path / "judge")
+    part.get_by_label("Topics").set_input_files(MINI.folder / "topics.tsv")
+    part.get_by_label("Passages").set_input_files(MINI.folder / "passages.jsonl")
+    part.get_by_role("button", name="Compare").click()
+    part.locator("[data-part=result]").wait_for()
+    cells = [[int(figure(part, f"cell-{row}-{column}")) for column in range(4)] for row in range(4)]
+    assert cells == [[3, 0, 0, 1], [0, 4, 0, 0], [0, 0, 4, 0], [0, 0, 1, 3]]
+    differ = part.locator(".difference").all_inner_texts()
+    assert [text.split()[:3] for text in differ] == [["0", "→", "3"], ["3", "→", "2"]]
+    assert "why is the sky blue" in differ[0]
+    assert "Blue Sky is the name of a day care centre" in differ[0]
+
+
+def test_systems_are_plotted_and_listed_with_tau_and_kappa(judge: Any) -> None:
+    part = _within(judge, "rankings")
+    part.get_by_role("button", name="Use the mini-collection").click()
+    part.locator("[data-part=result]").wait_for()
+    names = part.locator("[data-part=systems] th").all_inner_texts()
+    assert {"bm25", "overlap"} <= set(names)
+    assert part.locator("[data-part=scatter-dots] circle").count() == len(names)
+    assert figure(part, "kappa") != "–"
+
+
+def test_the_leaderboard_shows_kappa_with_its_interval_beside_tau(judge: Any) -> None:
+    part = _within(judge, "board")
+    rows = part.locator("tbody[data-part=rows] tr").all_inner_texts()
+    assert any(row.startswith("overlap") for row in rows)
+    assert all("…" in row for row in rows)
+    assert part.locator("[data-part=kappa-tau-dots] circle").count() <= len(rows)
+
+
+def test_the_page_fits_a_telephone_and_says_so_without_a_judge(judge: Any, chromium: Any, judging: Any) -> None:
+    judge.set_viewport_size({"width": 390, "height": 844})
+    assert judge.evaluate("document.documentElement.scrollWidth") <= 390
+    assert json.loads(judge.evaluate("JSON.stringify([...document.querySelectorAll('h2')].map(h => h.textContent))"))[0]
