@@ -111,8 +111,8 @@ class Artefacts:
         return {spec.name: (count, *spec.shape[1:]) for spec in self.inputs}
 
     def _sample(self, shapes: Shapes, draw: torch.Generator) -> dict[str, Tensor]:
-        """Normal numbers: what a network computes from them is as good a comparison as any picture."""
-        return {spec.name: torch.randn(shapes[spec.name], generator=draw) for spec in self.inputs}
+        """Normal numbers: what a network computes from them is as good a comparison as any picture. Integers: 0 to 3."""
+        return {spec.name: _drawn(spec, shapes[spec.name], draw) for spec in self.inputs}
 
     @property
     def _graph(self) -> Path:
@@ -150,6 +150,12 @@ def refined(card: Card, artefacts: Artefacts, engine: str) -> Card:
         notes.append(f"The ONNX graph differs from torch by at most {size}, measured at export.")
     facts = {"weights": manifest.sha256, "parameters": manifest.parameters, "metrics": metrics, "notes": tuple(notes)}
     return card.model_copy(update=facts)
+
+
+def _drawn(spec: TensorSpec, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+    if spec.datatype == "INT64":
+        return torch.randint(4, shape, generator=draw)
+    return torch.randn(shape, generator=draw)
 
 
 def _free_axes(spec: TensorSpec) -> tuple[str, dict[int, str]]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from services.detection.layers.positions import fitted_positions, sinusoid
+from services.detection.layers.transformer import Decoder, Encoder
 from shared.errors import InvalidOption
 from shared.registry import builder
 
@@ -48,10 +49,8 @@ class ObjectAttention(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.grid, self.crop, self.width = grid, crop, model // 2
-        encoder = nn.TransformerEncoderLayer(model, heads, feedforward, batch_first=True)
-        decoder = nn.TransformerDecoderLayer(model, heads, feedforward, batch_first=True)
-        self.transformer_encoder = nn.TransformerEncoder(encoder, layers, enable_nested_tensor=False)
-        self.transformer_decoder = nn.TransformerDecoder(decoder, layers)
+        self.transformer_encoder = Encoder(model, layers, heads, feedforward)
+        self.transformer_decoder = Decoder(model, layers, heads, feedforward)
         self.generator = nn.Linear(model, grid[0] * grid[1] + 2)
         self.onedpositional_encoding = _Steps(model)
         self.cnn_embedding = _CropEncoder(crop, self.width)
@@ -68,6 +67,13 @@ class ObjectAttention(nn.Module):
     def places(self) -> int:
         """Most rows or columns of a grid that the position table has."""
         return self.table.shape[0] - 4
+
+    def extend(self, places: int) -> ObjectAttention:
+        """The same network with position rows for grids of so many rows and columns; the rows it has stay."""
+        if places > self.places:
+            rows = fitted_positions(places, self.table.shape[1], given=self.table[:-4].numpy())
+            self.table = torch.from_numpy(np.concatenate((rows, np.zeros((4, rows.shape[1])))).astype(np.float32))
+        return self
 
     def forward(self, crops: Tensor, target: int, fixations: Tensor) -> Tensor:
         """Logits (t, n + 2) of each step of one scanpath on the network's own grid.
@@ -100,7 +106,7 @@ class ObjectAttention(nn.Module):
             crops: Crops (b, n, 3, h, w) in 0..1.
             cells: Row and column (b, n, 2) of each.
             target: Which object is sought (b,).
-            fixations: Objects fixated so far (b, s, t - 1); what is n or more counts as the last object.
+            fixations: Objects fixated so far (b, s, t - 1). Whatever is out of range counts as the nearest in it.
 
         Returns:
             Logits (b, s, t, n + 2).
@@ -110,8 +116,10 @@ class ObjectAttention(nn.Module):
 
     def attended(self, features: Tensor, cells: Tensor, target: Tensor, fixations: Tensor) -> Tensor:
         """`logits` from crop features (b, n, d/2) instead of crops."""
+        count = features.shape[1]
+        target, cells = target.clamp(0, count - 1), cells.clamp(0, self.places - 1)
         index = target[:, None, None]
-        sought = torch.arange(features.shape[1], device=features.device)[None] == target[:, None]
+        sought = torch.arange(count, device=features.device)[None] == target[:, None]
         objects = torch.cat((features, self._position(cells, torch.zeros_like(sought))), 2)
         flagged = torch.cat((features, self._position(cells, sought)), 2)
         goal = flagged.gather(1, index.expand(-1, 1, flagged.shape[2]))
@@ -124,7 +132,7 @@ class ObjectAttention(nn.Module):
         middle = (cells.amax(1, keepdim=True) + 1) // 2
         blank = self.cnn_embedding(flagged.new_ones(1, 3, *self.crop))[None].expand(b, 1, -1)
         begin = torch.cat((blank, self._position(middle, torch.zeros_like(middle[..., 0], dtype=torch.bool))), 2)
-        chosen = fixations.clamp(max=n - 1).reshape(b, -1, 1).expand(-1, -1, d)
+        chosen = fixations.clamp(0, n - 1).reshape(b, -1, 1).expand(-1, -1, d)
         seen = flagged.gather(1, chosen).reshape(b, s, -1, d)
         steps = torch.cat((begin[:, None].expand(-1, s, -1, -1), seen), 2)
         return cast("Tensor", self.onedpositional_encoding(steps))
@@ -133,8 +141,7 @@ class ObjectAttention(nn.Module):
         """Decode (b, s, t, d) against memory (b, n + 1, d), and read how each step attends to each object."""
         (b, s, t, d), objects = steps.shape, memory.shape[1]
         memory = memory[:, None].expand(-1, s, -1, -1).reshape(b * s, objects, d)
-        future = torch.ones(t, t, dtype=torch.bool, device=steps.device).triu(1)
-        hidden = self.transformer_decoder(steps.reshape(b * s, t, d), memory, tgt_mask=future)
+        hidden = self.transformer_decoder(steps.reshape(b * s, t, d), memory)
         scores = torch.stack([head(memory, hidden) for head in self.cross_attentions], 3)
         scores = torch.cat((scores, scores.new_zeros(1, 1, 1, 1).expand(b * s, t, 1, 2)), 2) / math.sqrt(d)
         return cast("Tensor", self.readout(scores)).reshape(b, s, t, objects + 1)

@@ -1,0 +1,252 @@
+"""`POST /v1/actions` as people use it: forms of features, what is found, what is drawn, each mistake."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from services.detection.actions import resampled
+from services.detection.models.bmn import BmnActions, BmnCsaActions
+from services.detection.recipes.videos import Videos, videos
+from services.detection.segments import interval_iou
+from shared.api.actions import ActionsIn, ActionsOut
+from shared.registry import Place, Run
+from shared.registry.weights import read_weights
+from shared.serving.app import build
+from shared.settings import Settings
+from shared.vision.decode import decode
+from tests.contract.sameness import differences
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), threads=1, drain_s=1)
+    app = build("detection", servables={"bmn": BmnActions, "bmn-csa": BmnCsaActions}, settings=settings)
+    with TestClient(app) as made:
+        until = time.monotonic() + 120
+        while made.get("/readyz").status_code != 200:
+            assert time.monotonic() < until, made.get("/readyz").text
+            time.sleep(0.05)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def held() -> Videos:
+    return videos("test", 30)
+
+
+def npz(held: Videos, video: int) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, features=held.features[video], semantics=held.semantics[video], class_scores=held.scores[video])
+    return file.getvalue()
+
+
+def answered(reply: Any) -> ActionsOut:
+    assert reply.status_code == 200, reply.text
+    return ActionsOut.model_validate_json(reply.content)
+
+
+def problem(reply: Any, status: int, field: str) -> dict[str, Any]:
+    assert reply.status_code == status, reply.text
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert "Traceback" not in reply.text
+    assert reply.json()["field"] == field
+    return reply.json()
+
+
+def test_segments_of_unseen_videos_are_found_with_their_class(client: TestClient, held: Videos) -> None:
+    hits = total = 0
+    for video in range(30):
+        answer = answered(client.post("/v1/actions?model=bmn-csa&duration=32", files={"features": npz(held, video)}))
+        best = answer.proposals[:5]
+        for (start, end), label in zip(held.segments[video] * 32, held.labels[video], strict=True):
+            same = [p for p in best if p.class_id == label]
+            iou = interval_iou(np.array([p.start for p in same]), np.array([p.end for p in same]), start, end)
+            hits, total = hits + (iou.max(initial=0) >= 0.5), total + 1
+    assert hits / total > 0.5
+
+
+@pytest.mark.parametrize("form", ["multipart", "raw", "json rows", "json base64", "npy and fields"])
+def test_every_form_of_features_gives_the_same_answer(client: TestClient, held: Videos, form: str) -> None:
+    import base64
+
+    raw, rows = npz(held, 0), {name: getattr(held, name)[0].tolist() for name in ("features", "semantics")}
+    rows["class_scores"] = held.scores[0].tolist()
+    query = "/v1/actions?model=bmn-csa&duration=32"
+
+    def npy(array: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        np.save(file, array)
+        return file.getvalue()
+
+    sent = {
+        "multipart": lambda: client.post(query, files={"features": raw}),
+        "raw": lambda: client.post(query, content=raw, headers={"content-type": "application/octet-stream"}),
+        "json rows": lambda: client.post("/v1/actions", json={"model": "bmn-csa", "duration": 32, **rows}),
+        "json base64": lambda: client.post(
+            "/v1/actions", json={"model": "bmn-csa", "duration": 32, "features": base64.b64encode(raw).decode()}
+        ),
+        "npy and fields": lambda: client.post(
+            query,
+            files={"features": npy(held.features[0]), "semantics": npy(held.semantics[0]),
+                   "class_scores": npy(held.scores[0])},
+        ),
+    }  # fmt: skip
+    wanted = answered(client.post(query, files={"features": raw}))
+    assert differences(wanted, answered(sent[form]())) == []
+    assert wanted.proposals[0].label is not None
+
+
+def test_times_follow_duration_or_fps(client: TestClient, held: Videos) -> None:
+    rows = held.features[0].tolist()
+    seconds = [
+        answered(client.post("/v1/actions", json={"model": "bmn", "features": rows, **more}))
+        for more in ({"duration": 64}, {"fps": 0.5}, {})
+    ]
+    assert [answer.duration for answer in seconds] == [64, 64, 32]
+    assert seconds[0].proposals == seconds[1].proposals
+    assert seconds[2].notes
+    assert seconds[0].proposals[0].end == pytest.approx(2 * seconds[2].proposals[0].end)
+
+
+def test_options_shape_the_list(client: TestClient, held: Videos) -> None:
+    body = {"model": "bmn", "features": held.features[1].tolist(), "duration": 32}
+    every = answered(client.post("/v1/actions", json=body)).proposals
+    assert len(every) == 100
+    scores = [p.score for p in every]
+    assert scores == sorted(scores, reverse=True)
+    few = answered(client.post("/v1/actions", json={**body, "max_proposals": 3})).proposals
+    assert few == every[:3]
+    good = answered(client.post("/v1/actions", json={**body, "min_score": scores[9]})).proposals
+    assert good == every[:10]
+    soft = answered(client.post("/v1/actions", json={**body, "alpha": 50})).proposals
+    assert soft != every
+    assert all(p.label is None for p in every)
+
+
+def test_class_scores_of_the_whole_video_name_proposals(client: TestClient, held: Videos) -> None:
+    body = {"model": "bmn", "features": held.features[1].tolist(), "class_scores": [0.2, 0.7],
+            "class_names": ["run", "jump"], "labels": 2}  # fmt: skip
+    found = answered(client.post("/v1/actions", json=body)).proposals
+    assert found[0].label == "jump"
+    assert {p.label for p in found} == {"run", "jump"}
+
+
+def test_challenge_form_curves_and_map(client: TestClient, held: Videos) -> None:
+    body = {"model": "bmn", "features": held.features[2].tolist(), "duration": 10, "video": "v_1",
+            "include": ["curves", "confidence", "activitynet"]}  # fmt: skip
+    answer = answered(client.post("/v1/actions", json=body))
+    assert len(answer.curves.start) == len(answer.curves.end) == answer.cells == 32
+    confidence = np.array(answer.confidence)
+    assert confidence.shape == (32, 32)
+    assert not np.tril(confidence, -1).any()
+    row = answer.activitynet["results"]["v_1"][0]
+    assert row["segment"] == [answer.proposals[0].start, answer.proposals[0].end]
+    assert row["score"] == answer.proposals[0].score
+
+
+def test_table_and_picture_by_accept(client: TestClient, held: Videos) -> None:
+    body = {"model": "bmn", "features": held.features[3].tolist()}
+    table = client.post("/v1/actions", json=body, headers={"accept": "text/csv"})
+    rows = list(csv.reader(io.StringIO(table.text)))
+    assert rows[0] == ["start", "end", "score", "label"]
+    assert len(rows) == 101
+    picture = decode(client.post("/v1/actions", json=body, headers={"accept": "image/png"}).content)
+    assert picture.width == 960
+    assert len(np.unique(picture.pixels.reshape(-1, 3), axis=0)) > 50
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        ({}, 422, "features"),
+        ({"features": [[1, 2], [3]]}, 422, "features"),
+        ({"features": [[1.0] * 32] * 63}, 422, "features"),
+        ({"features": [[1.0] * 64] * 32}, 422, "features"),
+        ({"features": "aGVsbG8="}, 415, "features"),
+        ({"features": "***"}, 400, "features"),
+        ({"features": [[1.0] * 32] * 64, "model": "bmn-csa"}, 422, "semantics"),
+        ({"features": [[1.0] * 32] * 64, "model": "bmn-csa", "semantics": [[1.0] * 31] * 8}, 422, "semantics"),
+        ({"features": [[1.0] * 32] * 64, "duration": 0}, 422, "duration"),
+        ({"features": [[1.0] * 32] * 64, "duration": 3, "fps": 2}, 422, "fps"),
+        ({"features": [[1.0] * 32] * 64, "alpha": 0}, 422, "alpha"),
+        ({"features": [[1.0] * 32] * 64, "class_scores": [1, 2], "class_names": ["a"]}, 422, "class_names"),
+        ({"features": [[1.0] * 32] * 64, "speed": 2}, 422, "speed"),
+    ],
+)
+def test_mistakes_are_named(client: TestClient, body: dict[str, Any], status: int, field: str) -> None:
+    problem(client.post("/v1/actions", json={"model": "bmn", **body}), status, field)
+
+
+def test_swapped_axes_are_pointed_out(client: TestClient) -> None:
+    found = problem(client.post("/v1/actions", json={"model": "bmn", "features": [[1.0] * 64] * 32}), 422, "features")
+    assert "swapped" in found["detail"]
+
+
+def test_any_number_of_steps_is_resampled(client: TestClient, held: Videos) -> None:
+    once = answered(client.post("/v1/actions", json={"model": "bmn", "features": held.features[4].tolist()}))
+    thrice = np.repeat(held.features[4], 3, axis=1)
+    again = answered(client.post("/v1/actions", json={"model": "bmn", "features": thrice.tolist(), "duration": 32}))
+    assert "96 steps resampled" in again.notes[0]
+    assert again.proposals[0].start == once.proposals[0].start
+    assert again.proposals[0].score == pytest.approx(once.proposals[0].score, abs=1e-4)
+    single = answered(client.post("/v1/actions", json={"model": "bmn", "features": [[1.0]] * 64}))
+    assert single.proposals
+
+
+def test_resampling_keeps_the_mean_and_straight_lines() -> None:
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((3, 77)).astype(np.float32)
+    np.testing.assert_allclose(resampled(matrix, 32).mean(1), matrix.mean(1), atol=1e-5)
+    line = np.arange(8, dtype=np.float32)[None]
+    np.testing.assert_allclose(resampled(line, 16)[0, 1:-1], (np.arange(1, 15) + 0.5) / 2 - 0.5, atol=1e-6)
+    assert resampled(matrix, 77) is matrix
+
+
+def test_committed_weights_are_those_of_the_cards_and_hold_all_seeds() -> None:
+    for kind in (BmnActions, BmnCsaActions):
+        weights = read_weights(kind.folder / f"{kind.weights}.safetensors")
+        assert weights.manifest.sha256 == kind.card.weights
+        assert weights.manifest.parameters == kind.card.parameters
+        assert kind.card.metrics[0].ours == weights.manifest.metrics["average_map"]
+        assert set(weights.manifest.notes["seeds"]) == {"1", "2", "3"}
+        assert not {"sample_mask", "sampling"} & set(weights.arrays)
+
+
+def test_attention_is_worth_what_the_card_says() -> None:
+    seeds = [
+        read_weights(kind.folder / f"{kind.weights}.safetensors").manifest.notes["seeds"]
+        for kind in (BmnActions, BmnCsaActions)
+    ]
+    gains = [seeds[1][seed]["average_map"] - seeds[0][seed]["average_map"] for seed in "123"]
+    assert min(gains) > 0
+    assert any(f"{np.mean(gains):+.3f}" in note for note in BmnCsaActions.card.notes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [BmnActions, BmnCsaActions])
+def test_the_manifests_numbers_are_measured_again(kind: Any) -> None:
+    from services.detection.recipes.bmn_demo import BmnCsaDemo, BmnDemo
+    from shared.training.artefacts import Artefacts
+
+    weights = read_weights(kind.folder / f"{kind.weights}.safetensors")
+    recipe = (BmnCsaDemo if kind.attends else BmnDemo)(test=400)
+    measured = recipe.measure(Artefacts(weights, Path(), (), (), "x").network())
+    assert measured == pytest.approx(weights.manifest.metrics, abs=2e-3)
+
+
+def test_one_bad_video_costs_its_own_answer_only(tmp_path: Path, held: Videos) -> None:
+    servable = BmnActions.load(Place(cache=tmp_path, threads=1, engine="torch"))
+    good = ActionsIn(features=held.features[0].tolist())
+    first, second = servable.predict([ActionsIn(features=[[1.0]]), good], Run())
+    assert first.status == 422
+    assert isinstance(second, ActionsOut)
+    servable.close()

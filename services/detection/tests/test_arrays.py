@@ -1,0 +1,117 @@
+"""Matrices that callers send: what is read, and what is refused before it costs anything."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.detection.arrays import LARGEST, matrices
+from shared.api.actions import ActionsIn
+from shared.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
+
+
+def npy(array: np.ndarray, **options: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, **options)
+    return file.getvalue()
+
+
+def header(text: str, body: bytes = b"") -> bytes:
+    raw = text.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(raw).to_bytes(2, "little") + raw + body
+
+
+MATRIX = np.arange(12, dtype=np.float64).reshape(3, 4)
+
+
+@pytest.mark.parametrize(
+    "array", [MATRIX, np.asfortranarray(MATRIX), MATRIX.astype("int16"), MATRIX.astype(">f4"), MATRIX.astype("f2")]
+)
+def test_npy_of_any_number_and_order_is_read(array: np.ndarray) -> None:
+    found = matrices(npy(array), "features")
+    np.testing.assert_array_equal(found["features"], MATRIX)
+    assert found["features"].dtype == np.float32
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_gives_its_arrays_by_name(save: Any) -> None:
+    file = io.BytesIO()
+    save(file, features=MATRIX, semantics=MATRIX[:2])
+    found = matrices(file.getvalue(), "features")
+    assert {name: array.shape for name, array in found.items()} == {"features": (3, 4), "semantics": (2, 4)}
+
+
+def test_rows_of_numbers_are_a_matrix() -> None:
+    assert matrices(((1.0, 2.0), (3.0, 4.0)), "features")["features"].tolist() == [[1, 2], [3, 4]]
+
+
+def _archive(**entries: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(f"{name}.npy", data)
+    return file.getvalue()
+
+
+REFUSED: dict[str, tuple[Any, type[FoveaError]]] = {
+    "not an array": (b"hello", UnsupportedMedia),
+    "pickled objects": (npy(np.array([{"a": 1}], dtype=object), allow_pickle=True), UnsupportedMedia),
+    "a bare pickle": (pickle.dumps([1, 2]), UnsupportedMedia),
+    "text": (npy(np.array(["a", "b"])), UnsupportedMedia),
+    "complex numbers": (npy(np.ones((2, 2), complex)), UnsupportedMedia),
+    "three axes": (npy(np.ones((2, 2, 2))), InvalidOption),
+    "nothing in it": (npy(np.ones((0, 4))), InvalidOption),
+    "not a number": (npy(np.array([[1.0, np.nan]])), InvalidOption),
+    "cut short": (npy(MATRIX)[:-8], Malformed),
+    "a broken header": (b"\x93NUMPY\x01\x00\x10\x00{'descr': oh no", Malformed),
+    "an unknown version": (b"\x93NUMPY\x09\x00" + bytes(40), Malformed),
+    "a terabyte by its header": (
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }"), TooLarge,
+    ),
+    "a negative length": (header("{'descr': '<f4', 'fortran_order': False, 'shape': (-4, 2), }"), Malformed),
+    "a terabyte inside of an archive": (
+        _archive(features=header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }")), TooLarge,
+    ),
+    "an archive of nothing": (_archive(), UnsupportedMedia),
+    "a broken archive": (b"PK\x03\x04" + bytes(100), Malformed),
+    "an archive of many": (_archive(**{f"a{i}": npy(MATRIX) for i in range(30)}), Malformed),
+    "ragged rows": (((1.0, 2.0), (3.0,)), InvalidOption),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_matrix_is_refused(name: str) -> None:
+    given, error = REFUSED[name]
+    with pytest.raises(error) as caught:
+        matrices(given, "features")
+    assert caught.value.status < 500
+
+
+def test_a_bomb_in_an_archive_is_not_unpacked() -> None:
+    """The header says two numbers: the gigabyte behind it is never read."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("features.npy", npy(np.ones((1, 2), np.float32)) + bytes(50_000_000))
+    assert matrices(file.getvalue(), "features")["features"].tolist() == [[1, 1]]
+
+
+def test_rows_beyond_the_limit_are_refused() -> None:
+    with pytest.raises(TooLarge):
+        matrices(npy(np.ones((2, LARGEST // 2 + 1), np.int8)), "features")
+
+
+def test_the_wire_type_takes_base64_rows_and_lists_of_one() -> None:
+    import base64
+
+    raw = npy(MATRIX)
+    text = base64.b64encode(raw).decode()
+    for given in (raw, text, [raw], [text], f"data:application/octet-stream;base64,{text}"):
+        assert ActionsIn(features=given).features == raw
+    request = ActionsIn(features=[[1, 2], [3, 4]])
+    assert ActionsIn.model_validate_json(request.model_dump_json()) == request
+    assert ActionsIn.model_validate_json(ActionsIn(features=raw).model_dump_json()).features == raw
