@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -38,6 +38,7 @@ ROOMS = ("models", "methods", "mixers", "judges", "experiments")
 """Rooms of a service that are scanned."""
 
 _MARK = "__fovea_network__"
+_LAYOUTS = "__fovea_layouts__"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,11 +48,18 @@ def service_package(service: str) -> str:
     return "services." + service.replace("-", "_")
 
 
-def builder(name: str) -> Callable[[F], F]:
-    """Mark a function (or class) as the builder that `network(name, ...)` calls."""
+def builder(name: str, layouts: Sequence[Mapping[str, Any]] = ()) -> Callable[[F], F]:
+    """Mark a function (or class) as the builder that `network(name, ...)` calls.
+
+    Args:
+        name: Of the network.
+        layouts: Keywords of all official layouts, for networks that were published in several; the defaults alone
+            otherwise.
+    """
 
     def mark(build: F) -> F:
         setattr(build, _MARK, name)
+        setattr(build, _LAYOUTS, tuple(dict(layout) for layout in layouts) or ({},))
         return build
 
     return mark
@@ -99,11 +107,15 @@ def network(name: str, *args: Any, **config: Any) -> Any:
     Raises:
         NotFound: No installed room has a builder of that name; the detail lists those there are.
     """
+    return _builder(name)(*args, **config)
+
+
+def _builder(name: str) -> Callable[..., Any]:
     known = networks()
     if name not in known:
         detail = f"There is no network {name!r}; known are {', '.join(sorted(known)) or 'none'}."
         raise NotFound(detail, hint=f"Rooms left out: {skipped() or 'none'}.")
-    return known[name](*args, **config)
+    return known[name]
 
 
 def claims() -> dict[str, SparsityClaim]:
@@ -117,6 +129,16 @@ def claims() -> dict[str, SparsityClaim]:
             if isinstance(claim, SparsityClaim):
                 found[claim.model] = claim
     return dict(sorted(found.items()))
+
+
+def layouts(name: str) -> tuple[dict[str, Any], ...]:
+    """Keywords of the official layouts of a network; one set of none means that the defaults are the layout.
+
+    Raises:
+        NotFound: No installed room has a builder of that name.
+    """
+    found: tuple[dict[str, Any], ...] = getattr(_builder(name), _LAYOUTS, ({},))
+    return found
 
 
 def skipped() -> dict[str, str]:

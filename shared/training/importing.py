@@ -1,16 +1,18 @@
 """Official checkpoints become served weights: read without running their code, compared key for key, stored by digest.
 
-Knows state dicts and `network()`, whose defaults are the official layout; knows no model by name.
+Knows state dicts and `network()`, whose builders state the official layouts; knows no model by name.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from shared.errors import InvalidOption, Malformed, NotFound, TooLarge, UnsupportedMedia
 from shared.registry import network
+from shared.registry.discovery import layouts
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.training.manifest import arrays_of, code_facts
 
@@ -47,7 +50,7 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
     """Read an official checkpoint of `model`, check it, and store it in `folder` for the services to serve.
 
     Args:
-        model: Name of a network; its builder's defaults are the official layout.
+        model: Name of a network; of its official layouts the one that fits is taken.
         file: `.safetensors`, or `.pth`/`.pt` with nothing but tensors.
         folder: `<data_dir>/weights`.
 
@@ -58,15 +61,17 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
     """
     if not file.is_file():
         raise NotFound(f"There is no file {file.name!r}.")
-    net = _official(model)
+    forms = _forms(model)
+    state = read_checkpoint_file(file, limit=_ROOM * max(map(_bytes, forms.values())) + 2**20)
+    config = dict(_closest(state, forms))
+    net = _official(model, config)
     wanted = net.state_dict()
-    state = read_checkpoint_file(file, limit=_ROOM * sum(t.numel() * 4 for t in wanted.values()) + 2**20)
     missing, unexpected = compare(state, wanted, idle=getattr(net, "idle", ()))
     net.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)
     manifest = Manifest(
         name=model,
         origin="imported",
-        network=NetworkSpec(name=model),
+        network=NetworkSpec(name=model, config=config),
         dtype="float32",
         parameters=sum(p.numel() for p in net.parameters()),
         data={"source": file.name, "source_sha256": _digest(file)},
@@ -76,8 +81,42 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
     return Imported(write_weights(folder, arrays_of(net), manifest), missing, unexpected)
 
 
-def _official(model: str) -> nn.Module:
-    """The network in its official layout; what a checkpoint lacks has the same initial values every time.
+Config = tuple[tuple[str, Any], ...]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _forms(model: str) -> dict[Config, Shapes]:
+    """The shapes of all tensors in each official layout of a network.
+
+    Raises:
+        NotFound: There is no such network.
+        InvalidOption: It has no layout of its own: its builder asks for a configuration.
+    """
+    found: dict[Config, Shapes] = {}
+    for layout in layouts(model):
+        with torch.device("meta"):  # shapes alone: the largest layouts of a network would fill the memory
+            state = _official(model, layout).state_dict()
+        found[tuple(layout.items())] = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    return found
+
+
+def _closest(state: Mapping[str, Tensor], forms: Mapping[Config, Shapes]) -> Config:
+    """The layout with most tensors of the checkpoint's names and shapes, and fewest others; the first among equals."""
+
+    def fit(config: Config) -> int:
+        shapes = forms[config]
+        same = sum(key in state and state[key].shape == shape for key, shape in shapes.items())
+        return 2 * same - len(shapes)
+
+    return max(forms, key=fit)
+
+
+def _bytes(shapes: Shapes) -> int:
+    return sum(math.prod(shape) * 4 for shape in shapes.values())
+
+
+def _official(model: str, config: Mapping[str, Any]) -> nn.Module:
+    """The network in an official layout; what a checkpoint lacks has the same initial values every time.
 
     Raises:
         NotFound: There is no such network.
@@ -86,7 +125,7 @@ def _official(model: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            built: nn.Module = network(model)
+            built: nn.Module = network(model, **config)
         except TypeError as error:
             raise InvalidOption(f"{model!r} has no official layout to import into.", field="model") from error
     return built
@@ -105,10 +144,18 @@ def read_checkpoint_file(file: Path, limit: int) -> dict[str, Tensor]:
     size = _unpacked_size(file)
     if size > limit:
         raise TooLarge(f"The checkpoint has {size:,} bytes, this network allows {limit:,}.")
-    state = reader(file)
+    state = _unwrapped(reader(file))
     if not isinstance(state, Mapping) or not state or not all(isinstance(t, Tensor) for t in state.values()):
         raise Malformed("The file does not hold a state dict: names → tensors.", hint="Save `model.state_dict()`.")
     return {str(key).removeprefix("module."): tensor for key, tensor in state.items()}
+
+
+def _unwrapped(held: object) -> object:
+    """The state dict itself, where training code put it beside its own notes, as `state_dict` or `model`."""
+    for name in ("state_dict", "model"):
+        if isinstance(held, Mapping) and isinstance(inner := held.get(name), Mapping):
+            return inner
+    return held
 
 
 def compare(

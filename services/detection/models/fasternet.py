@@ -54,7 +54,7 @@ class FasterNet(PartialNetwork):
         )
 
 
-@builder("fasternet")
+@builder("fasternet", layouts=[{"size": size} for size in SIZES])
 def fasternet(size: Size = "t0", classes: int = 1000, features: bool = False) -> FasterNet:
     """FasterNet with random weights."""
     return FasterNet(size, classes, features=features)

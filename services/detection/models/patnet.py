@@ -115,7 +115,9 @@ class PATNet(PartialNetwork):
         super().__init__(shape, make, classes, features=features)
 
 
-@builder("patnet")
+@builder(
+    "patnet", layouts=[{"size": s, "spatial": g, "heads": h} for s in SIZES for g in (False, True) for h in (4, 6)]
+)
 def patnet(
     size: Size = "t0", spatial: bool | None = None, heads: int = 4, classes: int = 1000, features: bool = False
 ) -> PATNet:

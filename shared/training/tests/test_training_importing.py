@@ -31,6 +31,7 @@ class Net(nn.Module):
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch):
     monkeypatch.setattr(importing, "network", lambda _name: Net())
+    monkeypatch.setattr(importing, "layouts", lambda _name: ({},))
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, out):
 
 
 def test_a_whole_checkpoint_with_optimiser_state_is_no_state_dict(tmp_path, out, state):
-    torch.save({"model": state, "epoch": 19}, tmp_path / "a.pth")
+    torch.save({"network": state, "epoch": 19}, tmp_path / "a.pth")
     with pytest.raises(Malformed, match="state dict"):
         importing.import_weights("toy", tmp_path / "a.pth", out)
 
@@ -176,3 +177,38 @@ def test_values_that_are_not_finite_are_refused(tmp_path, out, state):
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(InvalidOption, match="not finite"):
         importing.import_weights("toy", tmp_path / "a.pth", out)
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+def test_a_state_dict_beside_the_notes_of_its_training_is_found(tmp_path, out, state, wrapper):
+    file = tmp_path / "official.pth"
+    torch.save({wrapper: state, "epoch": 300, "optimizer": {"lr": 0.1}}, file)
+    importing.import_weights("toy", file, out)
+    arrays = read_weights(out / "toy.safetensors").arrays
+    assert all(torch.equal(torch.from_numpy(arrays[key]).view(value.shape), value) for key, value in state.items())
+
+
+class Sized(nn.Module):
+    """A network that was published in two widths."""
+
+    def __init__(self, width: int = 2) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, width), nn.Linear(width, 1)
+
+
+@pytest.mark.parametrize("width", [2, 5])
+def test_of_several_official_layouts_the_one_that_fits_is_taken(tmp_path, out, monkeypatch, width):
+    monkeypatch.setattr(importing, "network", lambda _name, **config: Sized(**config))
+    monkeypatch.setattr(importing, "layouts", lambda _name: ({"width": 2}, {"width": 5}))
+    torch.save(Sized(width).state_dict(), tmp_path / "official.pt")
+    imported = importing.import_weights("sized", tmp_path / "official.pt", out)
+    assert imported.manifest.network.config == {"width": width}
+
+
+def test_a_checkpoint_of_no_layout_is_compared_with_the_nearest(tmp_path, out, monkeypatch):
+    monkeypatch.setattr(importing, "network", lambda _name, **config: Sized(**config))
+    monkeypatch.setattr(importing, "layouts", lambda _name: ({"width": 2}, {"width": 5}))
+    state = Sized(5).state_dict() | {"second.bias": torch.zeros(2)}
+    torch.save(state, tmp_path / "official.pt")
+    with pytest.raises(InvalidOption, match=r"second.bias is \[2\], \[1\] is needed"):
+        importing.import_weights("sized", tmp_path / "official.pt", out)
