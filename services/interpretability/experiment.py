@@ -193,6 +193,7 @@ class Experiment(Servable[S, Report], Generic[S]):
         facts = spec.model_dump(mode="json")
         manifest = Manifest(
             experiment=self.card.name, model=subject.name, **_identity(subject), device=subject.device, seed=spec.seed,
+            report=self.key(spec, subject) if self.mode == "job" else "",
             created=progress.begun, compute_s=round(progress.seconds, 3) if progress.begun else None,
         )  # fmt: skip
         partial = report.partial or progress.stopped

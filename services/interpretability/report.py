@@ -191,6 +191,7 @@ class Manifest(_Part):
     kernel: str = "sdpa, eager where rows are read"
     code: str = Field(description="Digest of the experiment's sources and of the decoder's.")
     seed: int
+    report: str = Field("", description="Key under which a job's report is kept: GET /v1/probe/reports/{key}.")
     created: str | None = Field(
         None, description="When the first cell was computed; null for what one forward answers."
     )

@@ -95,14 +95,11 @@ class Shelf:
             hint = f"One full-size model fits into a process. FOVEA_LLM_MODEL={name} makes it the one."
             raise NotReady(detail, hint=hint, field="lm")
         files = self._files[name]
-        folder, weights = files.source, None
-        if not folder.is_dir():
-            with folder.open("rb") as opened:
-                weights = hashlib.file_digest(opened, "sha256").hexdigest()
-            folder = unpack(files.source, self._cache, self._dtype)
+        # The folder and its digest are those of llm-longctx, so that a HeadPlan made here fits the model served there.
+        folder = files.source if files.source.is_dir() else unpack(files.source, self._cache, self._dtype)
         return Subject(
             name=name, model=load_decoder(folder, self._dtype, self._device), tokenizer=Tokenizer.from_folder(folder),
-            weights_sha256=weights or weights_digest(folder), tokenizer_sha256=_tokenizer_digest(folder),
+            weights_sha256=weights_digest(folder), tokenizer_sha256=_tokenizer_digest(folder),
             licence=files.licence,
         )  # fmt: skip
 

@@ -32,7 +32,7 @@ class Subject:
         name: What requests call it.
         model: The decoder, in eval mode.
         tokenizer: Its tokenizer.
-        weights_sha256: Digest of the weights as they came (the GGUF file, or the safetensors).
+        weights_sha256: Digest of its safetensors, as llm-longctx tells it for the same model.
         tokenizer_sha256: Digest of the tokenizer's file.
         licence: Of the weights.
     """

@@ -11,7 +11,7 @@ import typer
 
 from services.gateway.sdk.plugins import PluginGroup
 from services.gateway.sdk.screen import Screen
-from services.gateway.sdk.verbs import chat, jobs, judge, models, run, segment
+from services.gateway.sdk.verbs import chat, jobs, judge, models, probe, run, segment
 from shared.errors import FoveaError
 
 __all__ = ["app", "main"]
@@ -28,6 +28,7 @@ app.command("models")(models.models)
 app.command("segment", no_args_is_help=True, context_settings=segment.SETTINGS)(segment.segment)
 app.command("chat")(chat.chat)
 app.command("run", no_args_is_help=True, context_settings=run.SETTINGS)(run.run)
+app.command("probe", no_args_is_help=True)(probe.probe)
 app.add_typer(judge.app, name="judge")
 app.add_typer(jobs.app, name="jobs")
 

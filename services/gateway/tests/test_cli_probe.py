@@ -1,0 +1,116 @@
+"""`fovea probe`: a study as a job, its artefacts as files, and the loop from heads to a needle grid."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from services.gateway.sdk.cli import main
+from services.gateway.sdk.verbs import probe
+
+PLAN = {"schema": "head-plan/1", "roles": [[1, 0]]}
+HEADS = {
+    "title": "Retrieval heads", "warnings": ["Few samples."],
+    "scalars": {
+        "kept": {"value": 4.0, "unit": "", "note": "Samples."}, "nll": {"value": None, "unit": "nats", "note": ""},
+    },
+    "tables": [{"name": "top", "columns": ["head", "score"], "rows": [["1-0", 0.76], ["2-1", 0.5]]}],
+    "grids": [], "artefacts": [{"name": "head-plan.json", "content": json.dumps(PLAN)}],
+}  # fmt: skip
+GRID = {
+    "title": "Needle grid", "warnings": [], "scalars": {"recall": {"value": 0.5, "unit": "", "note": ""}},
+    "tables": [], "artefacts": [],
+    "grids": [{"rows": {"ticks": ["0", "100"]}, "columns": {"ticks": ["350"]}, "values": [[1.0], [None]]}],
+}  # fmt: skip
+
+
+class FakeClient:
+    """A gateway that finishes every job at once."""
+
+    def __init__(self, reports):
+        self.reports, self.asked = reports, []
+        self.jobs = self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        """Nothing to close."""
+
+    def model(self, name):
+        """Its schema."""
+        return SimpleNamespace(request_schema={"properties": {"samples": {"type": "integer"}}})
+
+    def submit(self, task, request):
+        """Queue it."""
+        self.asked.append((task, request))
+        return SimpleNamespace(id=request["model"])
+
+    def events(self, job_id):
+        """One event."""
+        yield SimpleNamespace(progress=1.0, note="2 of 2 cells", status="succeeded")
+
+    def result(self, job_id):
+        """The report."""
+        return SimpleNamespace(json=lambda: self.reports[job_id])
+
+
+@pytest.fixture
+def fovea(monkeypatch, capsys):
+    client = FakeClient({"retrieval-heads": HEADS, "needle-grid": GRID})
+    monkeypatch.setattr(probe, "Session", lambda *_: SimpleNamespace(client=lambda: client))
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["fovea", "probe", *words])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err, client
+
+    return run
+
+
+def test_study_is_told_with_its_warnings_and_best_rows(fovea):
+    code, out, err, client = fovea("retrieval-heads", "-O", "samples=4", "--lm", "tiny")
+    assert code == 0
+    assert client.asked == [("probe", {"model": "retrieval-heads", "lm": "tiny", "samples": 4})]
+    assert "1-0" in out
+    assert "Few samples." in err
+
+
+def test_loop_hands_the_plan_to_the_method_and_shows_both_grids(fovea, tmp_path):
+    code, out, _, client = fovea("retrieval-heads", "--then", "duo", "--lengths", "350", "-o", str(tmp_path / "out"))
+    assert code == 0
+    methods = [request.get("longctx") for _, request in client.asked]
+    assert methods == [None, {"method": "dense"}, {"method": "duo", "plan": PLAN}]
+    assert "needle grid with duo" in out
+    assert json.loads((tmp_path / "out" / "head-plan.json").read_text()) == PLAN
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "head-plan.json", "retrieval-heads.json", "needle-dense.json", "needle-duo.json",
+    }  # fmt: skip
+
+
+def test_study_without_a_plan_ends_the_loop_in_words(fovea):
+    code, _, err, client = fovea("needle-grid", "--then", "duo")
+    assert code == 1
+    assert "no head plan" in err
+    assert len(client.asked) == 1
+
+
+@pytest.mark.parametrize("words", [["-O", "samples"], ["--then", "duo", "--lengths", "many"]])
+def test_bad_words_are_told(fovea, words):
+    code, _, err, _ = fovea("retrieval-heads", *words)
+    assert code == 1
+    assert err
+
+
+def test_programs_get_json_lines(fovea):
+    _, out, _, _ = fovea("retrieval-heads", "--json")
+    assert json.loads(out)["title"] == "Retrieval heads"
