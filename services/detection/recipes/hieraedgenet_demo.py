@@ -103,6 +103,7 @@ class HieraEdgeNetDemo(Recipe):
         """What the manifest should say beside the knobs."""
         return {
             "data": f"synthetic slides of services.detection.recipes.pollen, {self.side} px, {len(self.classes)} kinds",
+            "names": ",".join(self.classes),
             "test_digest": self.slides("test").digest,
             "departures": "AdamW for 900 steps from random weights; no mosaic; averaged weights (EMA)",
         }
