@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from services.llm_longctx.generation import Generation, Piece, Shown
+from services.llm_longctx.grammars import Automaton, grammar_of
 from services.llm_longctx.speaker import Speaker, check, samplings
 from shared.api.text import (
     ChatChoice,
@@ -24,7 +25,6 @@ from shared.api.text import (
     Reply,
     TokenLogprob,
     TopLogprob,
-    Usage,
 )
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ def chunks(speaker: Speaker, request: ChatRequest, run: Run) -> Iterator[ChatChu
         ContextLengthExceeded: The conversation does not fit the context.
         QueueFull: Too many requests wait.
     """
-    _check(request)
+    grammar = _check(request)
     ids = speaker.read(speaker.dialogue(request.messages), "messages", special=False)
     if not ids:
         detail = "The conversation is empty under the model's template."
@@ -49,18 +49,17 @@ def chunks(speaker: Speaker, request: ChatRequest, run: Run) -> Iterator[ChatChu
     prompt = speaker.prompt(ids, request.max_completion_tokens or request.max_tokens, request, "messages")
     top = (request.top_logprobs or 0) if request.logprobs else None
     generation = Generation(speaker.scheduler, speaker.tokenizer, run)
-    generation.begin(replace(prompt, top=top), samplings(request))
+    generation.begin(replace(prompt, top=top), samplings(request), grammar)
     return _chunks(speaker, generation, len(ids), scored=request.logprobs)
 
 
-def _check(request: ChatRequest) -> None:
+def _check(request: ChatRequest) -> Automaton | None:
+    """Refuse what is not served; what the answer may say."""
     check(request)
     if request.top_logprobs is not None and not request.logprobs:
         detail = "top_logprobs needs logprobs to be true."
         raise InvalidOption(detail, field="top_logprobs")
-    if (kind := (request.response_format or {}).get("type", "text")) != "text":
-        detail = f"response_format {kind!r} is not served; only text is."
-        raise InvalidOption(detail, hint="Ask for JSON in the prompt.", field="response_format")
+    return grammar_of(request.response_format)
 
 
 def _chunks(speaker: Speaker, generation: Generation, read: int, *, scored: bool) -> Iterator[ChatChunk]:
@@ -75,8 +74,7 @@ def _chunks(speaker: Speaker, generation: Generation, read: int, *, scored: bool
         for choice in _choices(piece, speaker.tokenizer, first=piece.index not in begun, scored=scored):
             yield ChatChunk(**stamp, choices=[choice], usage=None)
         begun.add(piece.index)
-    usage = Usage(prompt_tokens=read, completion_tokens=produced, total_tokens=read + produced)
-    yield ChatChunk(**stamp, choices=[], usage=usage)
+    yield ChatChunk(**stamp, choices=[], usage=generation.usage(read, produced))
 
 
 def _choices(piece: Piece, tokenizer: Tokenizer, *, first: bool, scored: bool) -> Iterator[ChunkChoice]:

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from services.llm_longctx.generation import Generation, Piece, Prompt, Shown
 from services.llm_longctx.speaker import Speaker, check, samplings
-from shared.api.text import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, Usage
+from shared.api.text import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import Run
@@ -70,7 +70,10 @@ def _prompt(speaker: Speaker, given: str | list[int], request: CompletionRequest
     elif isinstance(given, str) and request.echo:
         hidden = len(ids) - len(speaker.read(given, "prompt", special=False))
     prompt = speaker.prompt(ids, request.max_tokens, request, "prompt")
-    return replace(prompt, top=request.logprobs, echo=request.echo, hidden=hidden)
+    scored_from = (request.longctx.logprobs_from if request.longctx else None) or 0
+    return replace(
+        prompt, top=request.logprobs, echo=request.echo, hidden=hidden, scored_from=min(scored_from, len(ids))
+    )
 
 
 def _chunks(speaker: Speaker, generation: Generation, read: int, *, scored: bool) -> Iterator[Completion]:
@@ -82,8 +85,7 @@ def _chunks(speaker: Speaker, generation: Generation, read: int, *, scored: bool
     for piece in generation:
         produced += piece.produced
         yield Completion(**stamp, choices=[_choice(piece, speaker.tokenizer, scored=scored)], usage=None)
-    usage = Usage(prompt_tokens=read, completion_tokens=produced, total_tokens=read + produced)
-    yield Completion(**stamp, choices=[], usage=usage)
+    yield Completion(**stamp, choices=[], usage=generation.usage(read, produced))
 
 
 def _choice(piece: Piece, tokenizer: Tokenizer, *, scored: bool) -> CompletionChoice:

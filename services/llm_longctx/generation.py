@@ -10,8 +10,12 @@ import queue
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from services.llm_longctx.engine import Choice, FinishReason, Order, Sampling, Scheduler, Token
+from services.llm_longctx.engine import Choice, FinishReason, Grammar, Order, Sampling, Scheduler, Token
+from services.llm_longctx.engine.policy import Policy
+from services.llm_longctx.grammars import Automaton, TokenGrammar
+from services.llm_longctx.longctx import usage_of
 from services.llm_longctx.stops import Stops
+from shared.api.text import Usage
 from shared.errors import FoveaError
 from shared.lm.tokenizer import Detokenizer, Tokenizer
 from shared.registry import Run
@@ -28,7 +32,11 @@ class Prompt:
         max_tokens: Longest answer.
         stops: Texts that end an answer.
         top: Log-probabilities wanted, or None; see `Request.top`.
+        policy: The attention method; None takes the engine's.
+        boundaries: Chunk borders for methods that would predict them.
+        priority: Higher classes are served first.
         echo: Whether the prompt is part of the answer.
+        scored_from: With `echo` and `top`: log-probabilities before this token are not told.
         hidden: Tokens at the prompt's beginning that the caller did not write and an echo does not show.
     """
 
@@ -36,7 +44,11 @@ class Prompt:
     max_tokens: int
     stops: Sequence[str] = ()
     top: int | None = None
+    policy: Policy | None = None
+    boundaries: Sequence[int] | None = None
+    priority: int = 0
     echo: bool = False
+    scored_from: int = 0
     hidden: int = 0
 
 
@@ -75,17 +87,19 @@ class Generation:
         self.orders: list[Order] = []
         self._open = 0
 
-    def begin(self, prompt: Prompt, samplings: Sequence[Sampling]) -> None:
-        """Ask for one answer per sampling.
+    def begin(self, prompt: Prompt, samplings: Sequence[Sampling], grammar: Automaton | None = None) -> None:
+        """Ask for one answer per sampling; a grammar says what they may say.
 
         Raises:
             QueueFull: Too many requests wait.
         """
         answers = [_Answer(self._open + i, prompt, self._tokenizer, self._news) for i in range(len(samplings))]
         order = Order(
-            ids=prompt.ids, choices=[Choice(s, a) for s, a in zip(samplings, answers, strict=True)],
-            max_tokens=prompt.max_tokens, ends=self._tokenizer.eos, top=prompt.top,
-            score_prompt=prompt.echo and prompt.top is not None, run=self._run,
+            ids=prompt.ids,
+            choices=[Choice(s, a, self._grammar(grammar)) for s, a in zip(samplings, answers, strict=True)],
+            max_tokens=prompt.max_tokens, policy=prompt.policy, boundaries=prompt.boundaries, priority=prompt.priority,
+            ends=self._tokenizer.eos, top=prompt.top, score_prompt=prompt.echo and prompt.top is not None,
+            score_from=prompt.scored_from, run=self._run,
         )  # fmt: skip
         self._open += len(answers)
         self.orders.append(order)
@@ -110,6 +124,15 @@ class Generation:
                 yield piece
         finally:
             self.drop()
+
+    def usage(self, read: int, produced: int) -> Usage:
+        """What all prompts cost together: `read` tokens of prompts, `produced` tokens of answers."""
+        engine = self._scheduler.engine
+        longctx = usage_of(self.orders, engine.backend, engine.policy)
+        return Usage(prompt_tokens=read, completion_tokens=produced, total_tokens=read + produced, longctx=longctx)
+
+    def _grammar(self, automaton: Automaton | None) -> Grammar | None:
+        return None if automaton is None else TokenGrammar(self._tokenizer, automaton)
 
     def drop(self) -> None:
         """Stop producing."""
@@ -184,4 +207,5 @@ class _Answer:
         self._read = self._shown = len(text)
         self._news.put(Piece(self._index, text))
         if self._prompt.top is not None:
-            self.prompt([Token(self._prompt.ids[0])])  # nothing came before it, so it has no probability
+            # Nothing came before the first, so it has no probability; of others none was asked.
+            self.prompt([Token(token) for token in self._prompt.ids[: max(1, self._prompt.scored_from)]])

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from services.llm_longctx import chat, completions
 from services.llm_longctx.engine import Engine, Scheduler
+from services.llm_longctx.longctx import known_plans
 from services.llm_longctx.speaker import Speaker
 from shared.api.text import (
     ChatChunk,
@@ -34,6 +35,9 @@ from shared.lm.weights import load_decoder, weights_digest
 from shared.registry import Place, Run, Servable
 
 __all__ = ["LanguageModel"]
+
+_SHIPPED = Path(__file__).parent / "weights"
+"""Where head plans lie that come with the package."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -76,7 +80,8 @@ class LanguageModel(Servable[ChatRequest, ChatCompletion]):
         scheduler = Scheduler(Engine(model, weights_sha256=digest), threads=place.threads)
         scheduler.start()
         fingerprint = f"fp_{digest[:16]}_{named}"
-        return cls(Speaker(cls.card.name, fingerprint, tokenizer, scheduler, facts.positions, facts.vocab))
+        plans = known_plans(cls.card.name, _SHIPPED, place.weights)
+        return cls(Speaker(cls.card.name, fingerprint, tokenizer, scheduler, facts.positions, facts.vocab, plans))
 
     def predict(self, batch: Sequence[ChatRequest], run: Run) -> list[ChatCompletion | FoveaError]:
         """Answer conversations, together."""

@@ -6,17 +6,22 @@ forms of answers or about where models come from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from services.llm_longctx.engine import Sampling, Scheduler
 from services.llm_longctx.errors import ContextLengthExceeded
 from services.llm_longctx.generation import Prompt
+from services.llm_longctx.longctx import policy_for
 from shared.api.text import ChatMessage, GenerationOptions
 from shared.errors import InvalidOption, Malformed
+from shared.lm.head_plan import HeadPlan
 from shared.lm.tokenizer import Tokenizer
 
 __all__ = ["Speaker", "check", "samplings"]
+
+UNSAID = 256
+"""Tokens of an answer that a memory budget foresees where the request sets no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,7 @@ class Speaker:
         fingerprint: Names weights and dtype: the same fingerprint and seed give the same answer.
         context: Longest prompt and answer together, in tokens.
         vocab: Token ids that the model knows are below this.
+        plans: Head plans of this model by name.
     """
 
     name: str
@@ -36,6 +42,7 @@ class Speaker:
     scheduler: Scheduler
     context: int
     vocab: int
+    plans: Mapping[str, HeadPlan] = field(default_factory=dict)
 
     def read(self, text: str, field: str, *, special: bool = True) -> list[int]:
         """Tokens of a text, refused before the tokenizer sees it where it can't fit.
@@ -71,7 +78,7 @@ class Speaker:
 
         Raises:
             ContextLengthExceeded: The prompt alone does not fit.
-            InvalidOption: A token id that the model does not know.
+            InvalidOption: A token id that the model does not know, or an attention method that can't serve this.
         """
         if len(ids) > self.context:
             detail = f"The prompt has {len(ids):,} tokens; the context of {self.name} is {self.context:,} tokens."
@@ -81,7 +88,15 @@ class Speaker:
             raise InvalidOption(detail, field=field)
         self._known_tokens(options)
         room = self.context - len(ids)
-        return Prompt(ids=ids, max_tokens=room if wanted is None else min(wanted, room), stops=options.stop or ())
+        most, asked = room if wanted is None else min(wanted, room), options.longctx
+        policy = policy_for(
+            self.scheduler.engine, asked, self.plans, len(ids), min(most, UNSAID) if wanted is None else most
+        )
+        return Prompt(
+            ids=ids, max_tokens=most, stops=options.stop or (), policy=policy,
+            boundaries=None if asked is None else asked.boundaries,
+            priority=-1 if asked is not None and asked.priority == "batch" else 0,
+        )  # fmt: skip
 
     def _known_tokens(self, options: GenerationOptions) -> None:
         for token in options.logit_bias or {}:
@@ -107,7 +122,7 @@ def check(options: GenerationOptions) -> None:
     """Refuse what is well formed but not served.
 
     Raises:
-        InvalidOption: An unknown field under `strict`, tools, or an attention method that is not built.
+        InvalidOption: An unknown field under `strict`, or tools.
     """
     unknown = sorted(options.model_extra or {})
     if options.strict and unknown:
@@ -117,10 +132,6 @@ def check(options: GenerationOptions) -> None:
         if (options.model_extra or {}).get(name):
             detail = "These models call no tools."
             raise InvalidOption(detail, hint=f"Leave {name} out.", field=name)
-    method = (options.longctx or {}).get("method", "dense")
-    if method != "dense" or set(options.longctx or {}) - {"method"}:
-        detail = f"longctx serves the method dense without knobs so far, not {options.longctx}."
-        raise InvalidOption(detail, field="longctx")
 
 
 def _text(message: ChatMessage, place: int) -> str:

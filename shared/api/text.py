@@ -28,6 +28,8 @@ __all__ = [
     "ErrorFacts",
     "FinishReason",
     "GenerationOptions",
+    "LongctxOptions",
+    "LongctxUsage",
     "OpenAIError",
     "Reply",
     "StreamOptions",
@@ -63,6 +65,48 @@ class StreamOptions(BaseModel):
     include_usage: bool = Field(False, description="Send the usage in a last chunk without choices.")
 
 
+class LongctxOptions(BaseModel):
+    """Ours: how attention is computed for this request, and how much memory it may hold.
+
+    A method's knobs are given in `knobs` or beside the other fields.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str = Field("dense", description="The attention method; `/v1/models/{id}` lists them.")
+    knobs: dict[str, Any] = Field(default_factory=dict, description="The method's knobs; what is left out is default.")
+    prefill: str | dict[str, Any] | None = Field(None, description="Another method that reads the prompt's full heads.")
+    decode: str | dict[str, Any] | None = Field(None, description="Another method by which full heads decode.")
+    kv_bytes: int | None = Field(None, ge=1, description="Budget: most bytes of keys and values; knobs are fitted.")
+    kv_ratio: float | None = Field(None, gt=0, le=1, description="Budget as a share of what dense would hold.")
+    plan: str | dict[str, Any] | None = Field(None, description="Head plan: a name known here, or head-plan/1 itself.")
+    logprobs_from: int | None = Field(
+        None,
+        ge=0,
+        description="With echo: log-probabilities before this token are null, so that a cached prefix serves.",
+    )
+    boundaries: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, max_length=65536, description="Chunk borders for methods that would predict them, 0 and the end included."
+    )
+    priority: Literal["interactive", "batch"] = Field("interactive", description="Batch requests wait for the others.")
+
+
+class LongctxUsage(BaseModel):
+    """Ours: which attention served, and what it held."""
+
+    method: str
+    knobs: dict[str, Any]
+    kv_bytes: int = Field(description="Bytes of the pages held at the end.")
+    kv_bytes_dense: int = Field(description="What dense attention would hold.")
+    kv_ratio: float
+    prefill_density: float = Field(description="Share of causal blocks that were read, mean over layers.")
+    full_steps: int = Field(description="Decode steps that looked at everything, where the method skips.")
+    backend: str = Field(description="Back end of the kernels.")
+    cached_tokens: int = Field(description="Tokens of the prompt that came from the prefix cache.")
+    preempted: int = Field(description="How often an answer lost its pages to others and was read again.")
+    fallback: str | None = Field(description="Why dense served instead of the method asked for.")
+
+
 class GenerationOptions(BaseModel):
     """How an answer is drawn; the same for chat and completion."""
 
@@ -87,7 +131,7 @@ class GenerationOptions(BaseModel):
     stream: bool = Field(False, description="Answer as server-sent events.")
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Taken and ignored.")
-    longctx: dict[str, Any] | None = Field(None, description="Ours: the attention method; `dense` is served so far.")
+    longctx: LongctxOptions | None = Field(None, description="Ours: attention method, budget, plan.")
     strict: bool = Field(False, description="Ours: refuse fields that are not known here.")
 
     @model_validator(mode="before")
@@ -123,7 +167,9 @@ class ChatRequest(GenerationOptions):
     max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of max_tokens; it wins.")
     logprobs: bool = Field(False, description="Tell the log-probability of each token.")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="And of so many likeliest ones; needs logprobs.")
-    response_format: dict[str, Any] | None = Field(None, description="Only `text` is served so far.")
+    response_format: dict[str, Any] | None = Field(
+        None, description="`text`, `json_object`, or ours: `choice` with `choices`, one of which is answered."
+    )
 
 
 class CompletionRequest(GenerationOptions):
@@ -145,6 +191,7 @@ class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    longctx: LongctxUsage | None = None
 
 
 class TopLogprob(BaseModel):

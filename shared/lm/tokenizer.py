@@ -106,6 +106,10 @@ class Tokenizer:
             return bytes([int(written[3:5], 16)])
         return str(written).replace(_SPACE, " ").encode()
 
+    def is_special(self, token: int) -> bool:
+        """Whether a token is a mark and never text."""
+        return token in self._added and bool(self._added[token].special)
+
     def token_text(self, token: int) -> str:
         r"""A token as text; one that is a piece of a character is written `bytes:\xe2\x82`."""
         raw = self.token_bytes(token)

@@ -1,7 +1,7 @@
 """Runs decoders for many requests at once: prefill in chunks, one decode batch a step. Knows token ids, not text."""
 
 from services.llm_longctx.engine.engine import Engine
-from services.llm_longctx.engine.order import Choice, Facts, FinishReason, Order, Sampling, Sink, Token
+from services.llm_longctx.engine.order import Choice, Facts, FinishReason, Grammar, Order, Sampling, Sink, Token
 from services.llm_longctx.engine.request import Completion, Request
 from services.llm_longctx.engine.scheduler import Scheduler
 
@@ -11,6 +11,7 @@ __all__ = [
     "Engine",
     "Facts",
     "FinishReason",
+    "Grammar",
     "Order",
     "Request",
     "Sampling",

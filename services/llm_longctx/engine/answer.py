@@ -42,7 +42,7 @@ class Answer:
         self.sequence: OpenSequence | None = None
         self.produced: list[int] = []
         self._sink = choice.sink
-        self._sampler = Sampler(choice.sampling, order.ids, vocab)
+        self._sampler = Sampler(choice.sampling, order.ids, vocab, choice.grammar)
         self._fed = 0
 
     @property

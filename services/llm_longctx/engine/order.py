@@ -13,7 +13,7 @@ from services.llm_longctx.engine.policy import Policy
 from shared.errors import Cancelled, FoveaError
 from shared.registry import Run
 
-__all__ = ["Choice", "Facts", "FinishReason", "Order", "Sampling", "Sink", "Token"]
+__all__ = ["Choice", "Facts", "FinishReason", "Grammar", "Order", "Sampling", "Sink", "Token"]
 
 FinishReason = Literal["stop", "length"]
 
@@ -70,12 +70,30 @@ class Sink(Protocol):
         ...
 
 
+class Grammar(Protocol):
+    """What an answer may say. One per answer: it remembers what was said."""
+
+    def allows(self, token: int) -> bool:
+        """Whether this token may come next; end tokens where the answer may be over."""
+        ...
+
+    def advance(self, token: int) -> None:
+        """This token came."""
+        ...
+
+    @property
+    def closing(self) -> Sequence[int]:
+        """Tokens of which one must come, where nothing else may; empty otherwise."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of the answers to a prompt."""
+    """One of the answers to a prompt, and what it may say if not everything."""
 
     sampling: Sampling
     sink: Sink
+    grammar: Grammar | None = None
 
 
 @dataclass(slots=True)

@@ -10,19 +10,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.order import Sampling, Token
+from services.llm_longctx.engine.order import Grammar, Sampling, Token
 
 __all__ = ["Sampler", "scored"]
 
 _COLD = 1e-5
 """Temperatures below this are greedy: dividing by them says nothing but the maximum."""
 
+_LIKELY = 256
+"""Tokens that a grammar is asked about at a time, likeliest first."""
+
 
 class Sampler:
     """The draws of one answer."""
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int], vocab: int) -> None:
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], vocab: int, grammar: Grammar | None = None) -> None:
         self._how = sampling
+        self._grammar = grammar
         self._generator = torch.Generator()
         if sampling.seed is None:
             self._generator.seed()
@@ -37,9 +41,13 @@ class Sampler:
     def draw(self, logits: Tensor, top: int | None = None) -> Token:
         """Choose from logits [V] (float32 on the CPU), and remember the choice for the penalties."""
         bent = self._bend(logits)
+        if self._grammar is not None:
+            bent = _within(self._grammar, bent)
         chosen = int(bent.argmax()) if self._how.temperature < _COLD else self._sample(bent)
         self._produced[chosen] += 1
         self._seen[chosen] = True
+        if self._grammar is not None:
+            self._grammar.advance(chosen)
         return Token(chosen) if top is None else scored(logits[None], [chosen], top)[0]
 
     def _bend(self, logits: Tensor) -> Tensor:
@@ -85,3 +93,21 @@ def scored(logits: Tensor, chosen: Sequence[int], top: int) -> list[Token]:
     values, ids = logs.topk(min(top, logs.shape[1]))
     likeliest = [tuple(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)]
     return [Token(t, lp, best) for t, lp, best in zip(chosen, own, likeliest, strict=True)]
+
+
+def _within(grammar: Grammar, logits: Tensor) -> Tensor:
+    """Logits with −inf for what the grammar refuses, and for all less likely than the tokens it was asked about.
+
+    A grammar takes microseconds per token, and a vocabulary has many: the likeliest are asked first, and the others
+    only where none of those may come.
+    """
+    kept = torch.full_like(logits, -torch.inf)
+    if closing := list(grammar.closing):
+        kept[closing] = logits[closing]
+        return kept
+    order = logits.argsort(descending=True).tolist()
+    for begin in range(0, len(order), _LIKELY):
+        if allowed := [token for token in order[begin : begin + _LIKELY] if grammar.allows(token)]:
+            kept[allowed] = logits[allowed]
+            return kept
+    return logits  # a grammar that refuses everything has nothing to say

@@ -1,0 +1,121 @@
+"""What an answer may say: automata over bytes, and how tokens walk them.
+
+Knows bytes and token ids; knows nothing about models or sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from services.llm_longctx.json_grammar import Json
+from shared.errors import InvalidOption
+from shared.lm.tokenizer import Tokenizer
+
+__all__ = ["Automaton", "Choices", "TokenGrammar", "grammar_of"]
+
+MOST_CHOICES = 256
+"""Texts of which one is answered."""
+
+
+class Automaton(Protocol):
+    """A state; immutable."""
+
+    def feed(self, byte: int) -> Automaton | None:
+        """The state after one more byte, or None where it may not come."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer may end here."""
+        ...
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing may follow."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """One of several texts: what is left of those that are still possible."""
+
+    left: frozenset[bytes]
+
+    def feed(self, byte: int) -> Choices | None:
+        """See `Automaton`."""
+        left = frozenset(text[1:] for text in self.left if text[:1] == bytes([byte]))
+        return Choices(left) if left else None
+
+    @property
+    def complete(self) -> bool:
+        """See `Automaton`."""
+        return b"" in self.left
+
+    @property
+    def final(self) -> bool:
+        """See `Automaton`."""
+        return self.left == {b""}
+
+
+class TokenGrammar:
+    """An automaton as the engine's sampler asks it: by tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, state: Automaton) -> None:
+        self._tokenizer = tokenizer
+        self._state = state
+        self._ends = sorted(tokenizer.eos)
+
+    def allows(self, token: int) -> bool:
+        """Whether the token may come next."""
+        if token in self._tokenizer.eos:
+            return self._state.complete
+        return self._after(token) is not None
+
+    def advance(self, token: int) -> None:
+        """The token came."""
+        if token not in self._tokenizer.eos and (after := self._after(token)) is not None:
+            self._state = after
+
+    @property
+    def closing(self) -> Sequence[int]:
+        """End tokens, where nothing else may come."""
+        return self._ends if self._state.final else ()
+
+    def _after(self, token: int) -> Automaton | None:
+        spelled = self._tokenizer.token_bytes(token)
+        state: Automaton | None = self._state if spelled and not self._tokenizer.is_special(token) else None
+        for byte in spelled:
+            if state is None:
+                return None
+            state = state.feed(byte)
+        return state
+
+
+def grammar_of(response_format: Mapping[str, Any] | None) -> Automaton | None:
+    """What a `response_format` allows; None for all.
+
+    Raises:
+        InvalidOption: A kind that is not served, or choices that are none.
+    """
+    given = response_format or {}
+    match given.get("type", "text"):
+        case "text":
+            return None
+        case "json_object":
+            return Json()
+        case "choice":
+            texts = given.get("choices")
+            if not isinstance(texts, list) or not 0 < len(texts) <= MOST_CHOICES or not all(_text(t) for t in texts):
+                detail = f"response_format choice needs choices: 1 to {MOST_CHOICES} texts."
+                raise InvalidOption(detail, field="response_format")
+            return Choices(frozenset(text.encode() for text in texts))
+    detail = f"response_format {given.get('type')!r} is not served; text, json_object and choice are."
+    raise InvalidOption(
+        detail, hint="Describe the schema in the prompt and ask for json_object.", field="response_format"
+    )
+
+
+def _text(given: object) -> bool:
+    return isinstance(given, str) and bool(given) and given.isprintable()

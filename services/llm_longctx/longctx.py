@@ -1,0 +1,120 @@
+"""The protocol's `longctx` field: from what a request asks to a method ready to serve, and from facts to `usage`.
+
+Budgets become knobs here. Knows methods by the contract and engines by their measures; knows nothing about text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from services.llm_longctx.engine import Engine, Order
+from services.llm_longctx.engine.policy import Policy
+from services.llm_longctx.methods import AttentionMethod, compose, method
+from shared.api.text import LongctxOptions, LongctxUsage
+from shared.errors import InvalidOption
+from shared.lm.head_plan import HeadPlan
+
+__all__ = ["known_plans", "policy_for", "usage_of"]
+
+TRIES = 6
+"""Budgets are met in entries first, and pages round up: so often the budget is lowered by what was too much."""
+
+DEFAULT_PLAN = "default"
+"""Name of the plan that a request gets which names none."""
+
+
+def known_plans(model: str, *folders: Path) -> dict[str, HeadPlan]:
+    """Head plans for a model by name: files `heads/<model>/<name>.json` of the folders, later folders win."""
+    found = {path.stem: path for folder in folders for path in sorted((folder / "heads" / model).glob("*.json"))}
+    return {name: HeadPlan.read(path) for name, path in found.items()}
+
+
+def policy_for(
+    engine: Engine, options: LongctxOptions | None, plans: Mapping[str, HeadPlan], prompt: int, new: int
+) -> Policy:
+    """The method that a request asks for, fitted to its budget.
+
+    Args:
+        engine: The engine that will serve it.
+        options: What is asked; None is dense.
+        plans: Head plans by name.
+        prompt: Tokens of the prompt.
+        new: Tokens that may be produced.
+
+    Raises:
+        InvalidOption: No such method, knob or plan; methods that can't be composed; a budget that can't be met.
+        BadInput: A plan for another model.
+    """
+    if options is None:
+        return engine.policy
+    plan = _plan(options.plan, plans)
+    asked = _method(options)
+    if options.kv_bytes is None and options.kv_ratio is None:
+        return engine.policy_of(asked, plan)
+    if options.kv_bytes is not None and options.kv_ratio is not None:
+        detail = "Give either kv_bytes or kv_ratio."
+        raise InvalidOption(detail, field="longctx.kv_ratio")
+    budget = options.kv_bytes or int((options.kv_ratio or 1) * engine.dense_bytes(prompt + new))
+    return _fitted(engine, asked, plan, budget, prompt, new)
+
+
+def usage_of(orders: Sequence[Order], backend: str, default: Policy) -> LongctxUsage:
+    """What the prompts of one request cost together."""
+    policy = orders[0].policy or default
+    facts = [order.facts for order in orders]
+    held, dense = sum(f.kv_bytes for f in facts), sum(f.kv_bytes_dense for f in facts)
+    return LongctxUsage(
+        method=policy.method.name, knobs=policy.method.model_dump(mode="json"), kv_bytes=held, kv_bytes_dense=dense,
+        kv_ratio=held / dense if dense else 1.0, prefill_density=sum(f.prefill_density for f in facts) / len(facts),
+        full_steps=max(f.full_steps for f in facts), backend=backend, cached_tokens=sum(f.cached_tokens for f in facts),
+        preempted=sum(f.preempted for f in facts), fallback=next((f.fallback for f in facts if f.fallback), None),
+    )  # fmt: skip
+
+
+def _method(options: LongctxOptions) -> AttentionMethod:
+    """The method, or the composition, with its knobs."""
+    beside, knobs = options.model_extra or {}, options.knobs
+    if twice := sorted(beside.keys() & knobs.keys()):
+        detail = f"The knob {twice[0]} is given twice."
+        raise InvalidOption(detail, field=f"longctx.{twice[0]}")
+    asked = method(options.method, **beside, **knobs)
+    if options.prefill is None and options.decode is None:
+        return asked
+    heads = None if asked.name == "dense" else asked
+    return compose(prefill=_part(options.prefill), decode=_part(options.decode), plan=heads)
+
+
+def _part(given: str | dict[str, Any] | None) -> AttentionMethod:
+    """One part of a composition: a name, or `{"method": name, knobs…}`."""
+    if isinstance(given, dict):
+        return method(str(given.get("method", "dense")), **{k: v for k, v in given.items() if k != "method"})
+    return method(given or "dense")
+
+
+def _plan(given: str | dict[str, Any] | None, plans: Mapping[str, HeadPlan]) -> HeadPlan | None:
+    if given is None:
+        return plans.get(DEFAULT_PLAN)
+    if isinstance(given, dict):
+        return HeadPlan.parse(given)
+    if given not in plans:
+        detail = f"There is no head plan {given!r} for this model; known are {', '.join(plans) or 'none'}."
+        raise InvalidOption(detail, hint="Make one with `fovea heads calibrate`.", field="longctx.plan")
+    return plans[given]
+
+
+def _fitted(
+    engine: Engine, asked: AttentionMethod, plan: HeadPlan | None, budget: int, prompt: int, new: int
+) -> Policy:
+    """Knobs under which pages, rounded up head by head, stay within the budget."""
+    entries = budget // engine.pool.entry_bytes
+    for _ in range(TRIES):
+        fitted = asked.fit(max(entries, 0), engine.model.config, plan, prompt, new)
+        policy = engine.policy_of(fitted, plan)
+        held = engine.pages(policy, prompt, new) * engine.pool.page_bytes
+        if held <= budget:
+            return policy
+        entries -= -(-(held - budget) // engine.pool.entry_bytes)
+    detail = f"{asked.name} can't keep within {budget:,} bytes; its pages take at least {held:,}."
+    raise InvalidOption(detail, hint="Ask for more, or for another method.", field="longctx")

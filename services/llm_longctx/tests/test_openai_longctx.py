@@ -1,0 +1,196 @@
+"""`longctx` over the wire: methods per request, budgets, plans, usage, cached prefixes and answers under a grammar."""
+
+from __future__ import annotations
+
+import json
+
+import openai
+import pytest
+
+from services.llm_longctx import language_model
+from services.llm_longctx.engine import Engine
+from services.llm_longctx.longctx import known_plans, policy_for
+from services.llm_longctx.methods import method
+from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, say, tiny_decoder
+from shared.api.text import LongctxOptions
+from shared.errors import BadInput, InvalidOption, Malformed
+
+ROLES = [[1, 0], [0, 1]]
+DUO = {"method": "duo", "roles": ROLES, "sink": 4, "recent": 16}
+LONG = "It was the best of times, it was the worst of times. " * 3
+PLAN = {"schema": "head-plan/1", "roles": ROLES, "scores": {"duo_gate": [[0.9, 0.1], [0.2, 0.8]]}}
+
+
+def ask(client, longctx, prompt=LONG[:120], **more):
+    return go_on(client, prompt, extra_body={"longctx": longctx}, **more)
+
+
+def used(answer):
+    return answer.usage.longctx if isinstance(answer.usage.longctx, dict) else dict(answer.usage.longctx)
+
+
+def test_usage_says_what_served_and_what_it_held(client):
+    plain, duo = used(go_on(client, LONG[:120])), used(ask(client, DUO))
+    assert plain["method"] == "dense"
+    assert plain["kv_bytes"] == plain["kv_bytes_dense"]
+    assert (plain["kv_ratio"], plain["prefill_density"], plain["fallback"]) == (1, 1, None)
+    assert duo["method"] == "duo"
+    assert duo["knobs"]["recent"] == 16
+    assert duo["kv_bytes"] < plain["kv_bytes"]
+    assert duo["kv_ratio"] == pytest.approx(duo["kv_bytes"] / duo["kv_bytes_dense"])
+
+
+def test_a_stream_tells_the_same_in_its_last_chunk(client):
+    options = {"include_usage": True}
+    *_, last = say(client, stream=True, stream_options=options, extra_body={"longctx": {"method": "dense"}})
+    assert used(last)["method"] == "dense"
+    assert last.choices == []
+
+
+@pytest.mark.parametrize(
+    "longctx",
+    [
+        {"method": "dense"},
+        DUO,
+        {"method": "razor", "knobs": {"roles": ROLES, "sink": 2, "window_min": 16}},
+        {"method": "recycled", "budget": 16, "stride": 4},
+        {"method": "power", "block": 16, "window": 2},
+        {"method": "flexprefill", "block": 16, "min_budget": 16},
+        {"method": "duo", "plan": PLAN, "recent": 32},
+        {
+            "prefill": {"method": "flexprefill", "block": 16, "min_budget": 16},
+            "decode": "recycled",
+            "plan": PLAN,
+            **DUO,
+        },
+        {"prefill": "power", "priority": "batch"},
+    ],
+)
+def test_every_method_answers(client, longctx):
+    answer = ask(client, longctx, prompt=LONG[:150], max_tokens=10)
+    assert answer.usage.completion_tokens == 10
+    assert used(answer)["method"] == {"prefill": "power"}.get(next(iter(longctx)), longctx.get("method")) or True
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"), [("duo", {"plan": PLAN, "sink": 4, "recent": 8}), ("razor", {"plan": PLAN})]
+)
+def test_a_budget_is_kept_whatever_the_method(client, name, knobs):
+    for budget in ({"kv_ratio": 0.85}, {"kv_bytes": 520 * 64}):
+        told = used(ask(client, {"method": name, **knobs, **budget}, prompt=LONG[:150], max_tokens=20))
+        most = budget.get("kv_bytes") or 0.85 * told["kv_bytes_dense"]
+        assert told["kv_bytes"] <= most
+
+
+def test_a_budget_below_dense_is_refused_by_methods_that_free_nothing(client):
+    with pytest.raises(openai.BadRequestError, match="frees no memory"):
+        ask(client, {"method": "recycled", "kv_ratio": 0.5})
+    assert used(ask(client, {"method": "dense", "kv_ratio": 1}))["kv_ratio"] == 1
+
+
+def test_a_prompt_that_comes_again_comes_from_the_cache(client):
+    text = "What was said before is not read again. " * 4
+    answers = [go_on(client, text, max_tokens=6, logprobs=2) for _ in range(2)]
+    cached = [used(a)["cached_tokens"] for a in answers]
+    assert cached[1] == 128
+    first, again = (a.choices[0].logprobs for a in answers)
+    assert first.tokens == again.tokens
+    assert first.top_logprobs[0] == again.top_logprobs[0], "the prompt's end is read by the same operations"
+    assert first.token_logprobs == pytest.approx(again.token_logprobs, abs=1e-5)
+
+
+def test_scores_from_a_token_on_use_the_cache(client):
+    text = "A query is judged by what it makes of a passage: " + LONG[:100]
+    whole = go_on(client, text, max_tokens=0, echo=True, logprobs=0)
+    tail = go_on(client, text, max_tokens=0, echo=True, logprobs=0, extra_body={"longctx": {"logprobs_from": 140}})
+    told, some = whole.choices[0].logprobs, tail.choices[0].logprobs
+    assert some.tokens == told.tokens
+    assert some.text_offset == told.text_offset
+    assert some.token_logprobs[:140] == [None] * 140
+    assert some.token_logprobs[140:] == pytest.approx(told.token_logprobs[140:], abs=1e-4)
+    assert used(whole)["cached_tokens"] == 0
+    assert used(tail)["cached_tokens"] == 128
+    every = go_on(client, "Hello", max_tokens=0, echo=True, logprobs=0, extra_body={"longctx": {"logprobs_from": 99}})
+    assert every.choices[0].logprobs.token_logprobs == [None] * 5
+
+
+def test_an_answer_in_json_is_json(client):
+    answer = say(client, response_format={"type": "json_object"}, max_tokens=120, temperature=1.3, seed=4, n=3)
+    for choice in answer.choices:
+        if choice.finish_reason == "stop":
+            assert isinstance(json.loads(choice.message.content), dict)
+        assert choice.message.content.lstrip().startswith("{")
+
+
+def test_an_answer_is_one_of_the_choices(client):
+    answer = say(
+        client, extra_body={"response_format": {"type": "choice", "choices": ["yes", "no"]}}, n=4, temperature=2
+    )
+    assert {c.message.content for c in answer.choices} <= {"yes", "no"}
+    assert all(c.finish_reason == "stop" for c in answer.choices)
+
+
+def test_plans_lie_in_folders_by_model_and_later_folders_win(tmp_path):
+    for folder, name, rule in (("a", "default", "old"), ("b", "default", "new"), ("a", "other", "kept")):
+        path = tmp_path / folder / "heads" / "tiny" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(PLAN | {"rule": rule}))
+    plans = known_plans("tiny", tmp_path / "a", tmp_path / "b")
+    assert {name: plan.rule for name, plan in plans.items()} == {"default": "new", "other": "kept"}
+    assert known_plans("huge", tmp_path / "a") == {}
+    (tmp_path / "a" / "heads" / "tiny" / "other.json").write_text("{")
+    with pytest.raises(Malformed):
+        known_plans("tiny", tmp_path / "a")
+
+
+def test_a_method_that_needs_a_plan_takes_the_models_default(folder, tmp_path, monkeypatch):
+    path = tmp_path / "weights" / "heads" / MODEL / "default.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(PLAN))
+    monkeypatch.setattr(language_model, "_SHIPPED", tmp_path / "nothing")
+    with Server(app_of(folder, tmp_path)) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="x") as client:
+        told = used(ask(client, {"method": "duo", "sink": 2, "recent": 8}))
+    assert told["kv_ratio"] < 0.8
+
+
+# Without a server.
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine(tiny_decoder(), page=8)
+
+
+def test_nothing_asked_is_the_engines_own(engine):
+    assert policy_for(engine, None, {}, 10, 5) is engine.policy
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("name", ["duo", "razor"])
+def test_fitted_knobs_hold_what_the_ratio_says(engine, name, ratio):
+    options = LongctxOptions(
+        method=name, kv_ratio=ratio, plan=PLAN, knobs={"sink": 2, "recent": 4} if name == "duo" else {}
+    )
+    try:
+        policy = policy_for(engine, options, {}, 150, 20)
+    except InvalidOption:
+        assert ratio < 0.6
+        return
+    s = engine.open(policy.method, PLAN)
+    s.prefill(list(range(150)))
+    for token in range(20):
+        s.step(token)
+    assert s.kv_bytes() <= ratio * engine.dense_bytes(170)
+    s.close()
+
+
+def test_a_plan_for_another_model_is_refused(engine):
+    options = LongctxOptions(method="duo", plan={"schema": "head-plan/1", "roles": [[1]]})
+    with pytest.raises(BadInput, match="does not fit"):
+        policy_for(engine, options, {}, 10, 5)
+
+
+def test_knobs_may_stand_beside_or_apart(engine):
+    beside = policy_for(engine, LongctxOptions.model_validate({"method": "power", "block": 64}), {}, 10, 5)
+    apart = policy_for(engine, LongctxOptions(method="power", knobs={"block": 64}), {}, 10, 5)
+    assert beside.method == apart.method == method("power", block=64)
