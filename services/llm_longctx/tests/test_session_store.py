@@ -1,0 +1,169 @@
+"""A session has one writer at a time, forgets nothing by accident and everything on demand, and is nobody else's."""
+
+import asyncio
+import stat
+
+import pytest
+import redis as sync_redis
+
+from services.llm_longctx import session_store
+from services.llm_longctx.sealing import Sealing, master_key
+from services.llm_longctx.session_store import KEPT, SessionStore
+from shared.errors import Conflict, InvalidOption, NotFound, NotReady, TooLarge
+from shared.jobs.redis_server import RedisServer
+from shared.settings import Settings
+
+MASTER = b"0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"))) as running:
+        yield running
+
+
+@pytest.fixture
+async def store(server):
+    made = SessionStore(server.url, Sealing(MASTER), ttl_s=60)
+    yield made
+    await made.close()
+
+
+def everything(server):
+    with sync_redis.Redis.from_url(server.url) as client:
+        return {key: client.type(key) for key in client.scan_iter("*")}
+
+
+async def test_versions_follow_each_other_and_the_last_three_are_kept(store):
+    head = await store.create("ann", "m", "digest", b"state 0", tokens=2)
+    assert (head.version, head.tokens, head.model, head.weights) == (0, 2, "m", "digest")
+    for n in range(1, 6):
+        head = await store.head("ann", head.id)
+        assert await store.write("ann", head, b"state %d" % n, tokens=n) == n
+    assert [await store.read("ann", head.id, n) for n in (3, 4, 5)] == [b"state 3", b"state 4", b"state 5"]
+    assert KEPT == 3
+    with pytest.raises(NotFound, match="no version 2"):
+        await store.read("ann", head.id, 2)
+    assert (await store.head("ann", head.id)).tokens == 5
+
+
+async def test_of_two_writers_from_one_version_one_is_told_to_come_again(store):
+    head = await store.create("ann", "m", "d", b"0")
+    results = await asyncio.gather(
+        *(store.write("ann", head, b"%d" % n, tokens=n) for n in range(20)), return_exceptions=True
+    )
+    assert [r for r in results if r == 1] == [1]
+    assert sum(isinstance(r, Conflict) for r in results) == 19
+    winner = results.index(1)
+    assert await store.read("ann", head.id, 1) == b"%d" % winner
+
+
+async def test_repeated_request_is_answered_and_not_written_again(store):
+    head = await store.create("ann", "m", "d", b"0")
+    assert await store.answered("ann", head.id, "key") is None
+    await store.write("ann", head, b"1", 5, once="key", answer=b'{"told": 1}')
+    assert await store.answered("ann", head.id, "key") == b'{"told": 1}'
+    with pytest.raises(Conflict):
+        await store.write("ann", head, b"again", 5, once="key", answer=b"other")
+    assert await store.answered("ann", head.id, "key") == b'{"told": 1}'
+
+
+async def test_rollback_writes_an_earlier_version_as_the_newest(store):
+    head = await store.create("ann", "m", "d", b"good")
+    await store.write("ann", head, b"bad", 9)
+    assert await store.rollback("ann", head.id, 0) == 2
+    assert await store.read("ann", head.id, 2) == b"good"
+    assert await store.read("ann", head.id, 1) == b"bad"
+
+
+async def test_another_tenants_session_is_not_there(store):
+    head = await store.create("ann", "m", "d", b"0")
+    for call in (store.head("bob", head.id), store.read("bob", head.id, 0), store.delete("bob", head.id)):
+        with pytest.raises(NotFound):
+            await call
+    with pytest.raises(NotFound):
+        await store.write("bob", head, b"x", 1)
+    assert await store.read("ann", head.id, 0) == b"0"
+
+
+async def test_delete_leaves_nothing_behind_not_even_answers(store, server):
+    before = everything(server)
+    head = await store.create("ann", "m", "d", b"0")
+    for n in range(4):
+        await store.write("ann", await store.head("ann", head.id), b"%d" % n, n, once=f"k{n}", answer=b"a")
+    await store.delete("ann", head.id)
+    assert everything(server) == before
+    with pytest.raises(NotFound, match="no session"):
+        await store.write("ann", head, b"late", 1)
+    assert everything(server) == before
+
+
+async def test_state_is_unreadable_in_redis_and_bound_to_its_place(store, server):
+    secret = b"my neighbour is called Edna"
+    head = await store.create("ann", "m", "d", secret)
+    other = await store.create("ann", "m", "d", b"other")
+    with sync_redis.Redis.from_url(server.url) as client:
+        keys = [key for key in client.scan_iter("*") if key.endswith(b":v0")]
+        values = {key: client.get(key) for key in keys}
+        assert not any(secret in value or b"Edna" in key for key, value in values.items())
+        mine, theirs = ([k for k in keys if s.id.encode() in k][0] for s in (head, other))  # noqa: RUF015
+        client.set(mine, values[theirs])
+    with pytest.raises(Conflict, match="can't be opened"):
+        await store.read("ann", head.id, 0)
+
+
+async def test_other_master_key_opens_nothing(store, server):
+    head = await store.create("ann", "m", "d", b"0")
+    stranger = SessionStore(server.url, Sealing(b"another master key"), ttl_s=60)
+    with pytest.raises(Conflict, match="key of sessions has changed"):
+        await stranger.read("ann", head.id, 0)
+    await stranger.close()
+
+
+async def test_unused_session_is_forgotten_and_a_used_one_is_not(server):
+    store = SessionStore(server.url, Sealing(MASTER), ttl_s=1)
+    idle, busy = await store.create("ann", "m", "d", b"0"), await store.create("ann", "m", "d", b"0")
+    for _ in range(3):
+        await asyncio.sleep(0.45)
+        await store.write("ann", await store.head("ann", busy.id), b"1", 1)
+    assert (await store.head("ann", busy.id)).version == 3
+    with pytest.raises(NotFound):
+        await store.head("ann", idle.id)
+    await store.close()
+
+
+@pytest.mark.parametrize("name", ["", "s_1", "s_" + "*" * 20, "s_0123456789abcdef0123}:head", "../../etc/passwd"])
+async def test_name_that_is_none_is_refused_before_redis_sees_it(store, name):
+    with pytest.raises(InvalidOption, match="looks like"):
+        await store.head("ann", name)
+
+
+async def test_state_over_the_cap_is_refused(store, monkeypatch):
+    monkeypatch.setattr(session_store, "MOST", 10)
+    with pytest.raises(TooLarge, match="11 bytes; 10 are allowed"):
+        await store.create("ann", "m", "d", b"x" * 11)
+
+
+async def test_redis_that_is_away_is_said(tmp_path):
+    with RedisServer(Settings(data_dir=tmp_path)) as server:
+        store = SessionStore(server.url, Sealing(MASTER), ttl_s=60)
+        head = await store.create("ann", "m", "d", b"0")
+    with pytest.raises(NotReady, match="Sessions can't be reached"):
+        await store.head("ann", head.id)
+    await store.close()
+
+
+def test_master_key_is_made_once_and_only_its_owner_may_read_it(tmp_path):
+    first = master_key(None, tmp_path / "data")
+    assert first == master_key(None, tmp_path / "data")
+    assert len(first) == 32
+    path = tmp_path / "data" / "session.key"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(path.parent.iterdir()) == [path]
+    assert master_key("a secret of my own", tmp_path / "none") == b"a secret of my own"
+    assert not (tmp_path / "none").exists()
+
+
+def test_short_master_key_is_refused():
+    with pytest.raises(ValueError, match="16 are needed"):
+        Sealing(b"short")
