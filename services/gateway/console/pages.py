@@ -5,6 +5,7 @@ A reader without a good key gets the page that asks for one; every other refusal
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from services.gateway.console.ask import Asker
 from services.gateway.console.forms import Field, fields
 from services.gateway.console.snippets import snippets, task_path
 from shared.api.model import ModelEntry
-from shared.errors import FoveaError
+from shared.errors import FoveaError, InvalidOption
 
 __all__ = ["ASSETS", "Console"]
 
@@ -29,12 +30,13 @@ ASSETS = "/console/static"
 """Where style sheets, modules and icons are served."""
 
 _HERE = Path(__file__).parent
-_SHEETS = ("tokens.css", "page.css", "controls.css", "models.css", "bench.css", "answers.css", "judge.css")
+_SHEETS = ("tokens.css", "page.css", "controls.css", "models.css", "bench.css", "answers.css", "judge.css", "probe.css")
 _NAVIGATION = (
     ("models", "/", "models"),
     ("segment", "/console/segment", "segment"),
     ("chat", "/console/chat", "chat"),
     ("judge", "/console/judge", "judge"),
+    ("probe", "/console/probe", "probe"),
     ("jobs", "/console/jobs", "jobs"),
 )
 _STARTERS = ("What is attention, in two sentences?", "Write a haiku about retinas.", "Name three uses of a mask.")
@@ -80,6 +82,7 @@ class Console:
             "/console/segment": self.segment,
             "/console/chat": self.chat,
             "/console/judge": self.judge,
+            "/console/probe": self.probe,
             "/console/jobs": self.jobs,
             "/console/run/{task}": self.run,
             "/console/models/{name:path}": self.card,
@@ -110,6 +113,10 @@ class Console:
         templates = await self._asker.templates(request) if models else []
         return self._draw("judge.html", request, page="judge", models=models, templates=templates)
 
+    async def probe(self, request: Request) -> Response:
+        """Experiments on language models; a permalink holds the spec that fills the form."""
+        return await self._bench(request, "probe", "probe.html", page="probe", given=_given(request))
+
     async def run(self, request: Request) -> Response:
         """Any other task."""
         return await self._bench(request, request.path_params["task"], "run.html", page="models")
@@ -131,13 +138,16 @@ class Console:
             snippets=snippets(card, _origin(request), keys=self._keys),
         )  # fmt: skip
 
-    async def _bench(self, request: Request, task: str, template: str, page: str) -> Response:
+    async def _bench(
+        self, request: Request, task: str, template: str, page: str, *, given: dict[str, Any] | None = None
+    ) -> Response:
         models = [entry for entry in await self._asker.models(request) if entry.task == task]
         chosen = _chosen(models, request.query_params.get("model"))
         card = await self._asker.card(request, chosen.id) if chosen else None
         return self._draw(
             template, request, page=page, task=task, path=task_path(task), models=models, chosen=card,
-            options=_options(card, task) if card else [], threshold=_default(card or {}, "threshold", 0.5),
+            given=given,
+            options=_options(card, task, given) if card else [], threshold=_default(card or {}, "threshold", 0.5),
         )  # fmt: skip
 
     def _guarded(self, page: _Page) -> _Page:
@@ -163,11 +173,26 @@ def _chosen(models: list[ModelEntry], name: str | None) -> ModelEntry | None:
     )
 
 
-def _options(card: dict[str, Any], task: str) -> list[Field]:
-    found = fields(card.get("schema") or {}, without=_OWN_CONTROLS.get(task, frozenset({"model"})))
+def _options(card: dict[str, Any], task: str, given: dict[str, Any] | None = None) -> list[Field]:
+    found = fields(card.get("schema") or {}, without=_OWN_CONTROLS.get(task, frozenset({"model"})), values=given)
     return sorted(
         found, key=lambda field: (not field.required, _FIRST.index(field.name) if field.name in _FIRST else 99)
     )
+
+
+def _given(request: Request) -> dict[str, Any]:
+    """The spec that a permalink holds; one that is no object is refused.
+
+    Raises:
+        InvalidOption: It is not JSON, or no object.
+    """
+    try:
+        found = json.loads(request.query_params.get("spec") or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidOption("The permalink's spec is no JSON object.", hint="Open the page without it.", field="spec")
+    return found
 
 
 def _default(card: dict[str, Any], option: str, otherwise: float) -> Any:

@@ -13,7 +13,15 @@ from services.gateway.tests.stub_service import photograph
 pytestmark = MARKS
 
 PICTURE = photograph()
-PLACES = ("/", "/console/segment", "/console/chat", "/console/jobs", "/console/run/classify", "/console/models/disc")
+PLACES = (
+    "/",
+    "/console/segment",
+    "/console/chat",
+    "/console/probe",
+    "/console/jobs",
+    "/console/run/classify",
+    "/console/models/disc",
+)
 
 
 # Every page.
