@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from services.gateway.sdk import surface
 from services.gateway.sdk.aclient import AsyncClient
@@ -25,6 +23,7 @@ from services.gateway.sdk.options import parsed, split
 from services.gateway.sdk.screen import Screen
 from services.gateway.sdk.sources import Source, sources
 from services.gateway.sdk.transport import LOCAL
+from services.gateway.sdk.verbs.several import several
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.errors import FoveaError, InvalidOption
 
@@ -101,23 +100,8 @@ async def _run(batch: _Batch, words: list[str], concurrency: int, session: Sessi
         if not found:
             raise InvalidOption("No picture was named.", hint="Name files, folders, patterns, URLs, or - for stdin.")
         batch.total = len(found)
-        await _several([partial(batch.one, client, source) for source in found], concurrency, batch.screen)
-
-
-async def _several(deeds: list[Callable[[], Awaitable[None]]], concurrency: int, screen: Screen) -> None:
-    """Do all deeds, so many at a time, behind a progress bar."""
-    room = asyncio.Semaphore(concurrency)
-    columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    quiet = screen.as_json or len(deeds) == 1
-    with Progress(*columns, console=screen.err, transient=True, disable=quiet) as progress:
-        row = progress.add_task("", total=len(deeds))
-
-        async def bounded(deed: Callable[[], Awaitable[None]]) -> None:
-            async with room:
-                await deed()
-            progress.advance(row)
-
-        await asyncio.gather(*map(bounded, deeds))
+        deeds = [partial(batch.one, client, source) for source in found]
+        await several(deeds, concurrency, batch.screen, "segmenting")
 
 
 def write(answer: SegmentOut, folder: Path, stem: str) -> list[str]:
