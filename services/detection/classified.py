@@ -5,7 +5,6 @@ Knows arrays and the wire type; knows no network and no engine.
 
 from __future__ import annotations
 
-import colorsys
 import csv
 import io
 from collections import Counter
@@ -16,11 +15,12 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
+from services.detection.drawing import colour
 from shared.api.classes import Candidate, Classified, ClassifyOut
 from shared.errors import InvalidOption
-from shared.vision.draw import Colour, labelled
+from shared.vision.draw import labelled
 
-__all__ = ["MEAN", "MOST", "STD", "Grid", "as_csv", "classify", "grid", "hue", "prepared", "tally", "tints"]
+__all__ = ["MEAN", "MOST", "STD", "Grid", "as_csv", "classify", "grid", "prepared", "tally", "tints"]
 
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 STD = np.array((0.229, 0.224, 0.225), np.float32)
@@ -31,9 +31,6 @@ MOST = 1024
 
 WRITABLE = 72
 """Pixels that a patch must be wide for its label to be written on it."""
-
-_GOLDEN_TURN = 0.61803
-"""Share of the colour circle between two class ids: neighbours differ, and no two of a few dozen are alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +95,13 @@ def tally(results: Sequence[Classified]) -> dict[str, int]:
     return dict(Counter(result.label for result in results).most_common())
 
 
-def hue(class_id: int) -> Colour:
-    """A colour of a class, the same in every picture."""
-    red, green, blue = colorsys.hsv_to_rgb(class_id * _GOLDEN_TURN % 1, 0.75, 0.95)
-    return round(red * 255), round(green * 255), round(blue * 255)
-
-
 def tints(pixels: np.ndarray, answer: ClassifyOut) -> np.ndarray:
     """The picture with each patch drawn towards the colour of its class, the more the surer it is, and a legend."""
     picture = pixels.copy()
     for result in answer.results:
         left, top, right, bottom = result.box
         patch, strength = picture[top:bottom, left:right], 0.4 * result.probability
-        patch[...] = np.rint(patch * (1 - strength) + np.multiply(hue(result.class_id), strength))
+        patch[...] = np.rint(patch * (1 - strength) + np.multiply(colour(result.class_id), strength))
     return _written(picture, answer)
 
 
@@ -128,7 +119,7 @@ def _written(picture: np.ndarray, answer: ClassifyOut) -> np.ndarray:
             ]
         else:
             texts = [(0.0, (place + 1) * (size + 6.0), f"{label} {count / len(answer.results):.0%}")]
-        picture = labelled(picture, texts, hue(by_label[label]), size)
+        picture = labelled(picture, texts, colour(by_label[label]), size)
     return picture
 
 
