@@ -1,0 +1,78 @@
+"""What attention on idle channels costs: PATNet-T2 against FasterNet-T2, as ONNX graphs and in torch, one thread.
+
+Random weights: time does not depend on them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from loadtests.bench.result import Row, Table, row
+from loadtests.bench.turns import milliseconds
+from shared.engines.onnx import OnnxEngine
+from shared.registry import network
+from shared.training.export import export_onnx
+
+BASELINE = "FasterNet-T2, ONNX Runtime"
+OURS = "PATNet-T2, ONNX Runtime"
+
+NETWORKS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "FasterNet-T2": ("fasternet", {"size": "t2"}),
+    "PATNet-T2": ("patnet", {"size": "t2"}),
+    "PATNet-T2 with spatial gate": ("patnet", {"size": "t2", "spatial": True}),
+}
+
+SHAPE = (1, 3, 224, 224)
+
+
+def measure(rounds: int = 15, count: int = 10) -> Table:
+    """Alternate all networks in both engines; medians over rounds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            found = milliseconds(_contenders(Path(folder)), rounds, min(count, 10))
+    finally:
+        torch.set_num_threads(threads)
+    base = statistics.median(found[BASELINE])
+    rows: list[Row] = [row(name, "ms / picture", values, base) for name, values in found.items()]
+    return Table(
+        suite="partial_networks",
+        title="PATNet against FasterNet",
+        how="batch 1, 224×224, one thread; classifiers with 1,000 classes and random weights",
+        baseline=BASELINE,
+        rows=rows,
+        targets={"PATNet-T2, times FasterNet-T2 (at most)": (statistics.median(found[OURS]) / base, 0.85)},
+    )
+
+
+def _contenders(folder: Path) -> dict[str, Callable[[], Any]]:
+    made: dict[str, Callable[[], Any]] = {}
+    x = torch.rand(SHAPE)
+    for title, (name, config) in NETWORKS.items():
+        net = network(name, **config).eval()
+        made[f"{title}, ONNX Runtime"] = _graph(net, x, folder / f"{title}.onnx")
+        made[f"{title}, torch"] = _eager(net, x)
+    return made
+
+
+def _graph(net: nn.Module, x: Tensor, path: Path) -> Callable[[], Any]:
+    export_onnx(net, path, {"x": x}, ["logits"], call=net.logits)  # type: ignore[arg-type]  # a method, by name
+    engine, feeds = OnnxEngine(path, threads=1), {"x": np.ascontiguousarray(x.numpy())}
+    return lambda: engine.run(feeds)
+
+
+def _eager(net: nn.Module, x: Tensor) -> Callable[[], Any]:
+    def call() -> Any:
+        with torch.inference_mode():
+            return net(x)
+
+    return call
