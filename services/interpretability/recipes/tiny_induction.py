@@ -32,8 +32,10 @@ class TinyInduction(Recipe):
     weights: ClassVar[str] = "tiny-induction"
 
     schedule: Schedule = Schedule(
-        steps=4000, batch=16, rate=3e-3, floor=1e-4, warm_up=100, decay=0.01, validate_every=500
+        steps=2400, batch=16, rate=2e-3, floor=2e-4, warm_up=50, decay=0.01, clamp=0.05, validate_every=300
     )
+    first: int = 500
+    """Steps on short strings only: copying is found there, within minutes."""
     tokens: int = 256
     width: int = 64
     layers: int = 3
@@ -49,8 +51,8 @@ class TinyInduction(Recipe):
         return "random strings and key-value objects, from seeds"
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """One batch, half of each kind."""
-        yield self._draw(rng, self.schedule.batch)
+        """Short strings at first; then one batch, half of each kind."""
+        yield _short(rng, 4 * self.schedule.batch) if step < self.first else self._draw(rng, self.schedule.batch)
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of the tokens that can be known."""
@@ -91,11 +93,22 @@ class TinyInduction(Recipe):
         return {"ids": torch.from_numpy(ids), "known": torch.from_numpy(known)}
 
 
-def _repeated(rng: np.random.Generator, tokens: int) -> tuple[list[int], list[bool]]:
+def _short(rng: np.random.Generator, samples: int, tokens: int = 64) -> Batch:
+    """Strings of a few letters, over and over."""
+    rows = [_repeated(rng, tokens, string.ascii_lowercase, (4, 16)) for _ in range(samples)]
+    ids, known = (np.array(part) for part in zip(*rows, strict=True))
+    return {"ids": torch.from_numpy(ids), "known": torch.from_numpy(known)}
+
+
+_LETTERS = string.ascii_lowercase + string.ascii_uppercase + string.digits + ' ":,{}'
+
+
+def _repeated(
+    rng: np.random.Generator, tokens: int, letters: str = _LETTERS, sizes: tuple[int, int] = (8, 85)
+) -> tuple[list[int], list[bool]]:
     """A random string over and over."""
-    letters = list(string.ascii_lowercase + string.ascii_uppercase + string.digits + ' ":,{}')
-    size = int(rng.integers(8, tokens // 3))
-    once = "".join(rng.choice(letters, size))
+    size = int(rng.integers(*sizes))
+    once = "".join(rng.choice(list(letters), size))
     ids = _TOKENIZER.encode(once * (tokens // size + 1))[:tokens]
     return ids, [i > size for i in range(len(ids))]
 
