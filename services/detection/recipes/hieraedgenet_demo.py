@@ -20,6 +20,7 @@ from services.detection.losses import detection_loss
 from services.detection.metrics.boxes import box_average_precision
 from services.detection.models.hieraedgenet import STRIDES, HieraEdgeNet
 from services.detection.recipes.pollen import KINDS, Slides, Split, slides
+from services.detection.recipes.scoring import scaled
 from shared.training.recipe import Batch, Recipe, Schedule
 
 __all__ = ["HieraEdgeNetDemo", "HieraEdgeNetOfficialDemo"]
@@ -72,7 +73,7 @@ class HieraEdgeNetDemo(Recipe):
             image, rows = turned(held.images[index], _targets(held.of(index), self.side), turns, flip=flip)
             images.append(image)
             targets.append(np.column_stack((np.full(len(rows), place, np.float32), rows)))
-        yield {"image": pictures(np.stack(images)), "targets": torch.from_numpy(np.concatenate(targets))}
+        yield {"image": scaled(np.stack(images)), "targets": torch.from_numpy(np.concatenate(targets))}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Assigner, CIoU, DFL and classes on the one branch."""
@@ -95,7 +96,8 @@ class HieraEdgeNetDemo(Recipe):
         precision = box_average_precision(truth, [found.numpy() for found in loose], THRESHOLDS)
         counts = [len(found) for found in nms(made)]
         off = np.abs(np.array(counts) - np.array([len(rows) for rows in truth]))
-        by_class = {f"ap_50.{name}": float(value) for name, value in zip(self.classes, precision[:, 0], strict=True)}
+        present = np.unique(np.concatenate(truth)[:, 0]).astype(int)
+        by_class = {f"ap_50.{self.classes[k]}": float(v) for k, v in zip(present, precision[:, 0], strict=True)}
         found = {"map_50": float(precision[:, 0].mean()), "map_50_95": float(precision.mean())}
         return found | {"count_error": float(off.mean()), "slides": float(len(truth))} | by_class
 
@@ -118,17 +120,12 @@ class HieraEdgeNetOfficialDemo(HieraEdgeNetDemo):
     edge: Edge = "official"
 
 
-def pictures(images: np.ndarray) -> Tensor:
-    """Slides (n, h, w, 3) uint8 as network input (n, 3, h, w) in 0..1."""
-    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(255)
-
-
 @torch.no_grad()
 def predicted(network: nn.Module, images: np.ndarray, batch: int = 20) -> Tensor:
     """Decoded boxes (n, 4 + classes, a) of slides (n, h, w, 3)."""
     served = cast("HieraEdgeNet", network.eval()).predictions
     device = next(network.parameters()).device
-    parts = [served(pictures(images[at : at + batch]).to(device)).cpu() for at in range(0, len(images), batch)]
+    parts = [served(scaled(images[at : at + batch]).to(device)).cpu() for at in range(0, len(images), batch)]
     return torch.cat(parts)
 
 

@@ -1,0 +1,108 @@
+"""The recipe over slides: its augmentation keeps boxes on their grains, its loss falls, its measures are sound."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from services.detection.recipes.hieraedgenet_demo import (
+    HieraEdgeNetDemo,
+    HieraEdgeNetOfficialDemo,
+    predicted,
+    turned,
+)
+from services.detection.recipes.patches import draw_split
+from services.detection.recipes.pollen import KINDS
+from services.detection.recipes.sheet import GAP, boxed, contact_sheet
+from shared.training.recipe import recipes
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    recipe = HieraEdgeNetDemo(train=6, valid=2, test=2, side=96)
+    recipe.prepare(tmp_path_factory.mktemp("slides"))
+    return recipe
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_turned_box_stays_around_its_grain(turns, flip):
+    image = np.zeros((40, 40, 3), np.uint8)
+    image[4:10, 12:30] = 255  # x 12..30, y 4..10
+    rows = np.array([[2, 21 / 40, 7 / 40, 18 / 40, 6 / 40]], np.float32)
+    made, boxes = turned(image, rows, turns, flip=flip)
+    ys, xs = np.nonzero(made[..., 0])
+    kind, x, y, w, h = boxes[0]
+    assert kind == 2
+    np.testing.assert_allclose(
+        [x * 40, y * 40, w * 40, h * 40],
+        [(xs.min() + xs.max() + 1) / 2, (ys.min() + ys.max() + 1) / 2, np.ptp(xs) + 1, np.ptp(ys) + 1],
+        atol=1e-4,
+    )
+    assert rows[0, 1] == np.float32(21 / 40)  # the caller's rows are its own
+
+
+def test_a_draw_follows_from_its_generator_and_targets_name_their_picture(small):
+    (first,), (second,) = (list(small.batches(3, np.random.default_rng(3))) for _ in range(2))
+    assert torch.equal(first["image"], second["image"])
+    assert first["image"].shape == (8, 3, 96, 96)
+    assert set(first["targets"][:, 0].tolist()) == set(map(float, range(8)))
+    assert first["targets"][:, 2:].min() >= 0
+    assert first["targets"][:, 2:].max() <= 1
+
+
+def test_a_few_steps_lower_the_loss(small):
+    torch.manual_seed(0)
+    net = small.network().train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
+    (batch,) = small.batches(0, np.random.default_rng(0))
+    losses = []
+    for _ in range(6):
+        loss = small.loss(net, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_true_boxes_score_one_and_count_right(small, monkeypatch):
+    def perfect(_net, images):
+        made = torch.zeros(len(images), 4 + len(KINDS), 10)
+        for index in range(len(images)):
+            for place, (kind, x1, y1, x2, y2) in enumerate(small.slides("test").of(index).tolist()):
+                made[index, :4, place] = torch.tensor([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
+                made[index, 4 + int(kind), place] = 0.9
+        return made
+
+    monkeypatch.setattr("services.detection.recipes.hieraedgenet_demo.predicted", perfect)
+    found = small.measure(torch.nn.Identity())
+    assert found["map_50"] == pytest.approx(1, abs=0.01)
+    assert found["count_error"] == 0
+
+
+def test_predictions_are_those_of_the_served_method(small):
+    torch.manual_seed(0)
+    net = small.network()
+    images = small.slides("valid").images
+    made = predicted(net, images, batch=1)
+    assert made.shape == (2, 12, 144 + 36 + 9)
+    assert torch.isfinite(made).all()
+
+
+def test_the_twin_differs_in_its_edges_alone():
+    ours, twin = HieraEdgeNetDemo(), HieraEdgeNetOfficialDemo()
+    apart = {k for k, v in ours.model_dump().items() if twin.model_dump()[k] != v}
+    assert apart == {"edge"}
+    assert {"hieraedgenet-demo", "hieraedgenet-official-demo", "patnet-demo", "fasternet-demo"} <= set(recipes())
+
+
+def test_a_sheet_holds_all_pictures_in_rows():
+    pictures = list(draw_split("test", 5, seed=1).images)
+    pictures[0] = boxed(pictures[0], np.array([[1, 10, 30, 50, 60]], np.float32), ("a", "b"))
+    sheet = contact_sheet(pictures, 3)
+    assert sheet.size == (3 * 96 + 2 * GAP, 2 * 96 + GAP)
+    page = np.asarray(sheet.convert("RGB")).astype(int)
+    assert np.abs(page[:96, :96] - pictures[0]).mean() < 12
+    assert (page[100:, 200:] == 255).all()  # the sixth place is empty
