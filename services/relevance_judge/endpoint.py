@@ -76,9 +76,16 @@ class Endpoint:
             raise _strange()
         return ids
 
-    def score(self, ids: Sequence[int], run: Run, *, model: str | None = None) -> tuple[list[float | None], str]:
-        """Log-probability of each token of a prompt, and the model's name; the first token has none."""
-        body = {"prompt": list(ids), "max_tokens": 0, "echo": True, "logprobs": 0, "temperature": 0}
+    def score(
+        self, ids: Sequence[int], run: Run, *, model: str | None = None, first: int = 0
+    ) -> tuple[list[float | None], str]:
+        """Log-probability of each token of a prompt, and the model's name; the first token has none.
+
+        Tokens before `first` may be told none: our own endpoint then takes them from its prefix cache, where they are
+        known, and others that serve this protocol overlook the wish.
+        """
+        body: dict[str, Any] = {"prompt": list(ids), "max_tokens": 0, "echo": True, "logprobs": 0, "temperature": 0}
+        body |= {"longctx": {"logprobs_from": first}} if first else {}
         found = self._post("/v1/completions", body, run, model)
         try:
             return list(found["choices"][0]["logprobs"]["token_logprobs"]), str(found["model"])

@@ -1,7 +1,7 @@
 """`python -m services.relevance_judge.measure URL`: judges grade the mini-collection, and their verdicts are kept.
 
-Its files are `data/mini/judgements/`, from which the leaderboard and the tables of the page come. Signals become grades
-by cuts fitted on the other queries' labels, so no query's grades have seen its own labels.
+Its files are `data/mini/judgements/` and runs made of them, from which the leaderboard and the tables of the page come.
+Signals become grades by cuts fitted on the other queries' labels, so no query's grades have seen its own labels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from services.relevance_judge.wire import JudgeIn, Pair
 from shared.registry import Run
 from shared.registry.discovery import servables
 
-__all__ = ["SETUPS", "judgements", "measures", "overlap_rows", "with_cuts"]
+__all__ = ["SETUPS", "judgements", "measures", "overlap_rows", "run_of", "with_cuts"]
 
 Row = dict[str, Any]
 
@@ -93,7 +93,11 @@ def main(
         judge = judges[kind]
         assert issubclass(judge, Judge)  # noqa: S101  # this service has nothing else
         rows = judgements(judge(Endpoint(url)), template, collection)
-        made[name] = with_cuts(rows, collection) if all("signal" in row for row in rows) else rows
+        made[name] = rows
+        if all("signal" in row for row in rows):
+            made[name] = with_cuts(rows, collection)
+            if name != "query-lift":  # ranks the passages of a query as query-likelihood does
+                (collection.folder / "runs" / f"{name}.trec").write_text(run_of(name, made[name]), "utf8")
         (folder / f"{name}.jsonl").write_text(written(map(_rounded, made[name]), "jsonl"), "utf8")
         typer.echo(_line(name, made[name], collection))
     (folder / "overlap.jsonl").write_text(written(map(_rounded, made["overlap"]), "jsonl"), "utf8")
@@ -102,6 +106,18 @@ def main(
 
 def _rounded(row: Row) -> Row:
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
+
+
+def run_of(name: str, rows: Sequence[Row]) -> str:
+    """A judge's signals as a run, best first: how it would rank the passages that were labelled for each query."""
+    queries: dict[str, list[Row]] = {}
+    for row in rows:
+        queries.setdefault(row["qid"], []).append(row)
+    lines = []
+    for qid, group in queries.items():
+        best = sorted(group, key=lambda row: -row["signal"])
+        lines += [f"{qid} Q0 {row['docid']} {rank} {row['signal']:.6f} {name}\n" for rank, row in enumerate(best, 1)]
+    return "".join(lines)
 
 
 def measures(rows: Sequence[Row], collection: Collection) -> dict[str, float | None]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from services.relevance_judge.agreement import krippendorff_alpha
 from services.relevance_judge.calibration import Calibration
 from services.relevance_judge.collection import mini
 from services.relevance_judge.judges.log_odds import LogOdds
@@ -194,6 +195,28 @@ def test_rows_without_a_value_come_last(released: Any) -> None:
     found = board(reference, entries, {}, draws=20, sort="cost")
     assert [row.cost for row in found.rows] == [None, None]
     assert found.kappa_with_tau is None
+
+
+@pytest.mark.slow
+def test_the_table_of_all_released_sets_is_recomputed_to_four_decimals(released: Any, golden: Any) -> None:
+    told = golden("llmjudge/agreement_with_one_judge.json")
+    entries = [Entry(judge=name, given=Given(released(name))) for name in told["judges"]]
+    found = board(released(told["reference"]), entries, {}, draws=50)
+    assert len(found.rows) == 32
+    assert [row.kappa for row in found.rows] == sorted((row.kappa for row in found.rows), reverse=True)  # type: ignore[type-var]
+    for row in found.rows:
+        expected = told["judges"][row.judge]
+        for measure in ("kappa", "alpha", "kappa_by_cut", "alpha_by_cut"):
+            assert getattr(row, measure) == pytest.approx(expected[measure], abs=5e-5), (row.judge, measure)
+
+
+def test_alpha_of_all_released_sets_together_is_the_oracles(released: Any, golden: Any) -> None:
+    told = golden("llmjudge/agreement_with_one_judge.json")
+    names = [told["reference"], *told["judges"]]
+    pairs = list(released(names[0]))
+    ratings = [[min(max(released(name)[pair], 0), 3) for pair in pairs] for name in names]
+    for level, expected in told["alpha_all_33"].items():
+        assert krippendorff_alpha(ratings, level=level) == pytest.approx(expected, abs=1e-9)
 
 
 # Backends.

@@ -1,0 +1,128 @@
+"""What the shared prompt prefix is worth to a judge: pairs a second with a few-shot template, known beginning or not.
+
+One language model, SmolLM2, serves both contenders in turn, round after round. “Warm” sends the template as it is, so
+that its examples are read once; “cold” puts a mark of its own before each prompt, so that nothing is shared and every
+token is read for every pair. Both judge pairs of the mini-collection through the judge's own code.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import httpx2
+
+from loadtests.bench.result import Table, row
+from services.relevance_judge.collection import mini
+from services.relevance_judge.endpoint import Endpoint
+from services.relevance_judge.judge import opening
+from services.relevance_judge.template import fence, render, template
+from services.relevance_judge.wire import Pair
+from shared.registry import Run
+
+TEMPLATE = "few-shot"
+COLD, WARM = "every prompt new", "shared prefix known"
+SHARE = 0.8
+"""Of the ratio of tokens that is left as a ratio of speed, by the issue."""
+
+
+def measure(rounds: int = 5, count: int = 24) -> Table:
+    """Alternate cold and warm; medians over rounds. `count` is pairs per round and contender."""
+    pairs = itertools.cycle(_pairs())
+    with tempfile.TemporaryDirectory(prefix="fovea-bench-") as folder:
+        port = _free_port()
+        server = _started(port, folder)
+        endpoint = Endpoint(f"http://127.0.0.1:{port}")
+        try:
+            _ready(port, server)
+            prompt, prefix = _tokens(endpoint, next(pairs))
+            speed: dict[str, list[float]] = {COLD: [], WARM: []}
+            for turn in range(rounds + 1):
+                for name in (COLD, WARM) if turn % 2 else (WARM, COLD):
+                    found = _speed(endpoint, [next(pairs) for _ in range(min(count, 48))], cold=name == COLD)
+                    if turn:  # the first warms up both
+                        speed[name].append(found)
+        finally:
+            endpoint.close()
+            server.terminate()
+            server.wait(20)
+    return _table(speed, prompt, prefix)
+
+
+def _pairs() -> Iterator[Pair]:
+    found = mini()
+    return iter([Pair(query=found.topics[qid], passage=found.passages[docid]) for qid, docid in found.labels])
+
+
+def _speed(endpoint: Endpoint, pairs: list[Pair], *, cold: bool) -> float:
+    """Pairs a second, one after another; the answer is one token, so that reading is what is measured."""
+    chosen, begun = template(TEMPLATE), time.perf_counter()
+    for pair in pairs:
+        shown = render(chosen, pair.query, pair.passage, mark=fence(pair.query, pair.passage))
+        first, *rest = opening(shown)
+        if cold:
+            first = {**first, "content": f"{os.urandom(8).hex()}\n{first['content']}"}
+        endpoint.chat([first, *rest], Run(), max_tokens=1)
+    return len(pairs) / (time.perf_counter() - begun)
+
+
+def _tokens(endpoint: Endpoint, pair: Pair) -> tuple[int, int]:
+    """Tokens of a whole prompt, and of what all prompts of the template share."""
+    chosen = template(TEMPLATE)
+    ids = []
+    for query in (pair.query, "something else entirely"):
+        shown = render(chosen, query, pair.passage, mark=fence(query, pair.passage))
+        ids.append(endpoint.tokens(Run(), messages=opening(shown)))
+    shared = next((place for place, (a, b) in enumerate(zip(*ids, strict=False)) if a != b), len(ids[0]))
+    return len(ids[0]), shared
+
+
+def _table(speed: dict[str, list[float]], prompt: int, prefix: int) -> Table:
+    base = statistics.median(speed[COLD])
+    ratio = statistics.median(speed[WARM]) / base
+    tokens = prompt / max(prompt - prefix, 1)
+    return Table(
+        suite="judge",
+        title="A judge's shared prompt prefix",
+        how=f"SmolLM2-135M-Instruct, template {TEMPLATE}: {prefix} of {prompt} tokens are shared by all pairs. Pairs "
+        "are judged one after another through /v1/chat/completions; cold prompts begin with a mark of their own",
+        baseline=COLD,
+        rows=[row(name, "pairs / s", values, base) for name, values in speed.items()],
+        targets={
+            "pairs a second, warm × cold": (ratio, 3.0),
+            f"of {SHARE} × cold / warm tokens": (ratio, SHARE * tokens),
+            "tokens in the shared prefix": (float(prefix), 400.0),
+        },
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _started(port: int, folder: str) -> subprocess.Popen[bytes]:
+    env = {**os.environ, "FOVEA_DATA_DIR": folder, "FOVEA_LOG_LEVEL": "WARNING"}
+    command = [sys.executable, "-m", "shared.serving", "llm-longctx", "--http-port", str(port)]
+    return subprocess.Popen(command, env=env)
+
+
+def _ready(port: int, server: subprocess.Popen[bytes], seconds: float = 300) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and server.poll() is None:
+        try:
+            found = httpx2.get(f"http://127.0.0.1:{port}/v1/models").json()["data"]
+        except (httpx2.HTTPError, ValueError, KeyError):
+            found = []
+        if found and found[0]["ready"]:
+            return
+        time.sleep(0.5)
+    raise RuntimeError("the language model did not start")

