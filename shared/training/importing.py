@@ -9,7 +9,7 @@ import hashlib
 import math
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from shared.errors import InvalidOption, Malformed, NotFound, TooLarge, UnsupportedMedia
 from shared.registry import network
-from shared.registry.discovery import layouts
+from shared.registry.discovery import layouts, networks
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
+from shared.training.inert import Held, read_inert
 from shared.training.manifest import arrays_of, code_facts
 
 __all__ = ["Imported", "compare", "import_weights", "read_checkpoint_file"]
@@ -51,7 +52,7 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
 
     Args:
         model: Name of a network; of its official layouts the one that fits is taken.
-        file: `.safetensors`, or `.pth`/`.pt` with nothing but tensors.
+        file: `.safetensors`, or `.pth`/`.pt` with tensors or with a whole model object.
         folder: `<data_dir>/weights`.
 
     Raises:
@@ -62,8 +63,11 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
     if not file.is_file():
         raise NotFound(f"There is no file {file.name!r}.")
     forms = _forms(model)
-    state = read_checkpoint_file(file, limit=_ROOM * max(map(_bytes, forms.values())) + 2**20)
-    config = dict(_closest(state, forms))
+    blank = _blank(model, dict(next(iter(forms))))
+    limit = _ROOM * max(map(_bytes, forms.values())) + 2**20 + getattr(blank, "ballast", 0)
+    held = read_checkpoint_file(file, limit, getattr(blank, "nested", None))
+    state = _renamed(held, getattr(blank, "renamed", {}))
+    config = _classes(model, dict(_closest(state, forms)), state)
     net = _official(model, config)
     wanted = net.state_dict()
     missing, unexpected = compare(state, wanted, idle=getattr(net, "idle", ()))
@@ -74,7 +78,7 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
         network=NetworkSpec(name=model, config=config),
         dtype="float32",
         parameters=sum(p.numel() for p in net.parameters()),
-        data={"source": file.name, "source_sha256": _digest(file)},
+        data={"source": file.name, "source_sha256": _digest(file), **_named(held)},
         code=code_facts(),
         notes={"missing": missing, "unexpected": unexpected},
     )
@@ -94,10 +98,15 @@ def _forms(model: str) -> dict[Config, Shapes]:
     """
     found: dict[Config, Shapes] = {}
     for layout in layouts(model):
-        with torch.device("meta"):  # shapes alone: the largest layouts of a network would fill the memory
-            state = _official(model, layout).state_dict()
+        state = _blank(model, layout).state_dict()
         found[tuple(layout.items())] = {key: tuple(tensor.shape) for key, tensor in state.items()}
     return found
+
+
+def _blank(model: str, layout: Mapping[str, Any]) -> nn.Module:
+    """A network without numbers: the largest layouts would fill the memory."""
+    with torch.device("meta"):
+        return _official(model, layout)
 
 
 def _closest(state: Mapping[str, Tensor], forms: Mapping[Config, Shapes]) -> Config:
@@ -109,6 +118,18 @@ def _closest(state: Mapping[str, Tensor], forms: Mapping[Config, Shapes]) -> Con
         return 2 * same - len(shapes)
 
     return max(forms, key=fit)
+
+
+def _classes(model: str, config: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The layout with as many classes as the checkpoint has, where the network can tell (`classes_of`)."""
+    count: Callable[[Mapping[str, Tensor]], int | None] | None = getattr(networks()[model], "classes_of", None)
+    found = count(state) if count is not None else None
+    return config if found is None else config | {"classes": found}
+
+
+def _named(state: Held) -> dict[str, str]:
+    """Class names that came with the checkpoint, as manifests keep them."""
+    return {"names": ",".join(name.replace(",", " ") for name in state.names)} if state.names else {}
 
 
 def _bytes(shapes: Shapes) -> int:
@@ -131,12 +152,13 @@ def _official(model: str, config: Mapping[str, Any]) -> nn.Module:
     return built
 
 
-def read_checkpoint_file(file: Path, limit: int) -> dict[str, Tensor]:
+def read_checkpoint_file(file: Path, limit: int, nested: str | None = None) -> Held:
     """The tensors of a checkpoint by key, a leading `module.` removed. No code of the file is run.
 
     Args:
         file: The checkpoint.
         limit: Most bytes it may have, unpacked; checked before anything is read.
+        nested: A further name under which training code puts the state dict beside its own notes.
     """
     readers = {".safetensors": _read_safetensors, ".pth": _read_pickle, ".pt": _read_pickle}
     if (reader := readers.get(file.suffix.lower())) is None:
@@ -144,15 +166,17 @@ def read_checkpoint_file(file: Path, limit: int) -> dict[str, Tensor]:
     size = _unpacked_size(file)
     if size > limit:
         raise TooLarge(f"The checkpoint has {size:,} bytes, this network allows {limit:,}.")
-    state = _unwrapped(reader(file))
+    state = _unwrapped(reader(file), *([nested] if nested else []))
     if not isinstance(state, Mapping) or not state or not all(isinstance(t, Tensor) for t in state.values()):
         raise Malformed("The file does not hold a state dict: names → tensors.", hint="Save `model.state_dict()`.")
-    return {str(key).removeprefix("module."): tensor for key, tensor in state.items()}
+    held = Held((str(key).removeprefix("module."), tensor) for key, tensor in state.items())
+    held.names = state.names if isinstance(state, Held) else ()
+    return held
 
 
-def _unwrapped(held: object) -> object:
-    """The state dict itself, where training code put it beside its own notes, as `state_dict` or `model`."""
-    for name in ("state_dict", "model"):
+def _unwrapped(held: object, *names: str) -> object:
+    """The state dict itself, where training code put it beside its own notes, as one of `names` or a usual name."""
+    for name in (*names, "state_dict", "model"):
         if isinstance(held, Mapping) and isinstance(inner := held.get(name), Mapping):
             return inner
     return held
@@ -166,14 +190,14 @@ def compare(
     Args:
         state: The checkpoint.
         wanted: The network's own state dict.
-        idle: Prefixes of keys that a prediction never touches.
+        idle: Prefixes, or endings, of keys that a prediction never touches or that are derived.
 
     Raises:
         InvalidOption: A needed tensor is missing, has another shape, or is not finite.
     """
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted]
-    needed = [key for key in missing if not key.startswith(idle) and not key.endswith("num_batches_tracked")]
+    needed = [key for key in missing if not (key.startswith(idle) or key.endswith((*idle, "num_batches_tracked")))]
     if needed:
         raise InvalidOption(
             f"The checkpoint lacks {len(needed)} of {len(wanted)} tensors, {_some(needed)}.",
@@ -191,6 +215,14 @@ def compare(
     return missing, unexpected
 
 
+def _renamed(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
+    """The state dict with prefixes of its keys changed to ours."""
+    found = dict(state)
+    for old, new in prefixes.items():
+        found = {new + key.removeprefix(old) if key.startswith(old) else key: value for key, value in found.items()}
+    return found
+
+
 def _read_safetensors(file: Path) -> object:
     try:
         return load_file(file)
@@ -199,16 +231,13 @@ def _read_safetensors(file: Path) -> object:
 
 
 def _read_pickle(file: Path) -> object:
-    """Tensors of a torch file; anything that would have to run code to exist is refused."""
+    """Tensors of a torch file; a model object in it is taken apart without anything of it being run."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols: what can't be read is refused below
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file can make an unpickler raise anything
-        raise Malformed(
-            f"{file.name!r} is broken, or holds more than tensors, which would run code to load.",
-            hint="Where you trust it, convert it: safetensors.torch.save_file(model.state_dict(), NAME).",
-        ) from error
+    except Exception:  # noqa: BLE001  # a broken file can make an unpickler raise anything
+        return read_inert(file)
 
 
 def _unpacked_size(file: Path) -> int:

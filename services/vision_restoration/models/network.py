@@ -74,6 +74,7 @@ class RRFormer(nn.Module):
     """
 
     nested: ClassVar[str] = "icnn"
+    ballast: ClassVar[int] = 512 * 2**20  # optimisers and discriminator, in a training checkpoint
     idle: ClassVar[tuple[str, ...]] = (".attn_mask", ".relative_position_index", "swinir_block.conv_last.")
 
     def __init__(
@@ -120,12 +121,14 @@ class RRFormer(nn.Module):
     def embedded(self, image: Tensor, levels: Sequence[Tensor]) -> Tensor:
         """`conv1` of the picture and its grown levels (n, f, h, w), without ever building their 1,475 channels.
 
-        A 1×1 convolution commutes with bilinear growth: each level is convolved at its own size, then grown.
+        A 1×1 convolution commutes with bilinear growth: each level is convolved at its own size, then grown. The first
+        level has the picture's size already.
         """
         weight, bias = self.conv1.conv2d.weight, self.conv1.conv2d.bias
-        own, *parts = torch.split(weight, (3, *self.levels), dim=1)
-        x = F.conv2d(image, own, bias)
-        for part, level in zip(parts, levels, strict=True):
+        first, *others = levels
+        own, *parts = torch.split(weight, [3 + self.levels[0], *self.levels[1:]], dim=1)
+        x = F.conv2d(torch.cat([image, first], dim=1), own, bias)
+        for part, level in zip(parts, others, strict=True):
             small = F.conv2d(level, part)
             x = x + F.interpolate(small, size=image.shape[2:], mode="bilinear", align_corners=False)
         return F.relu(x)

@@ -166,7 +166,8 @@ class SwinBody(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(channels)
-        drops = torch.linspace(0, drop, groups * blocks).view(groups, blocks).tolist()
+        last = max(1, groups * blocks - 1)
+        drops = [[drop * (group * blocks + index) / last for index in range(blocks)] for group in range(groups)]
         self.layers = nn.ModuleList(
             Group(channels, [
                 SwinBlock(channels, heads, shift=SHIFT * (index % 2), drop=rate, buffers=buffers)

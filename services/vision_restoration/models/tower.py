@@ -36,6 +36,7 @@ class VggFeatures(nn.Module):
     """
 
     idle: ClassVar[tuple[str, ...]] = tuple(f"vgg_pretrained_features.{index}." for index in (30, 32, 34))
+    ballast: ClassVar[int] = 512 * 2**20  # the classifier, in a checkpoint of all of VGG19
     renamed: ClassVar[Mapping[str, str]] = {"features.": "vgg_pretrained_features."}
 
     def __init__(self, widths: Sequence[int] = WIDTHS, *, whole: bool = True) -> None:

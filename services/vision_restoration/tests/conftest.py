@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ import pytest
 import torch
 from torch import nn
 
-from shared.registry import network
+from services.vision_restoration.restorer import PictureRestorer
+from shared.registry import Card, Paper, Place, network
+from shared.registry.weights import Manifest, NetworkSpec, write_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -110,3 +112,47 @@ def slim() -> Callable[..., nn.Module]:
         return net.eval()
 
     return build
+
+
+@pytest.fixture(scope="session")
+def stored(slim, tmp_path_factory) -> Path:
+    """Folder with small untrained weights, as a package would bring them."""
+    folder = tmp_path_factory.mktemp("weights")
+    net = slim()
+    manifest = Manifest(
+        name="rrformer-restorer", origin="trained", dtype="float32",
+        parameters=sum(p.numel() for p in net.parameters()),
+        network=NetworkSpec(name="rrformer-restorer", config={**SLIM, "variant": "paper"}),
+    )  # fmt: skip
+    write_weights(folder, {key: tensor.numpy() for key, tensor in net.state_dict().items()}, manifest)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def served(stored, tmp_path_factory) -> Iterator[PictureRestorer]:
+    """A Servable over those weights, as a fresh machine would load it."""
+    restorer = loaded_from(stored, tmp_path_factory.mktemp("home"))
+    yield restorer
+    restorer.close()
+
+
+def loaded_from(packaged: Path, home: Path, engine: Any = "auto", **options: str) -> PictureRestorer:
+    """The Servable with weights of a test's own."""
+
+    class Small(PictureRestorer):
+        """RRFormer, small."""
+
+        folder = packaged
+        card = Card(
+            name="small", task="restore", summary="A test.", licence="none", variants=("paper", "released"),
+            paper=Paper(title="None", venue="none", year=2023),
+        )  # fmt: skip
+
+    place = Place(cache=home / "cache", weights=home / "weights", threads=1, engine=engine, options=options)
+    return Small.load(place)
+
+
+@pytest.fixture(scope="session")
+def load_from() -> Callable[..., PictureRestorer]:
+    """`loaded_from`, for tests with a machine of their own."""
+    return loaded_from

@@ -1,0 +1,164 @@
+"""Files in and out: all 16 bits, profile and EXIF kept, orientation applied once, what a format can't hold refused."""
+
+from __future__ import annotations
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms
+
+from services.vision_restoration.files import PictureFile, deep_png, read, write
+from shared.errors import InvalidOption, UnsupportedMedia
+from shared.vision.decode import DEFAULT_BOUNDS
+
+ORIENTATION, MAKE = 0x0112, 0x010F
+
+
+def deep(height: int = 6, width: int = 9, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(4).integers(0, 65_536, (height, width, channels)).astype(np.uint16)
+
+
+def opened(data: bytes) -> PictureFile:
+    return read(data, DEFAULT_BOUNDS)
+
+
+def saved(kind: str, image: Image.Image | None = None, **more: object) -> bytes:
+    out = io.BytesIO()
+    (image or Image.fromarray((deep() >> 8).astype(np.uint8))).save(out, kind, **more)
+    return out.getvalue()
+
+
+def exif(**tags: object) -> Image.Exif:
+    found = Image.Exif()
+    found[MAKE] = "Retina"
+    if "turn" in tags:
+        found[ORIENTATION] = tags["turn"]
+    return found
+
+
+def test_our_16_bit_png_is_read_by_others():
+    pixels = deep(70, 900)
+    theirs = cv2.imdecode(np.frombuffer(deep_png(PictureFile(pixels, "png")), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(theirs[..., ::-1], pixels)
+
+
+def test_16_bit_png_of_others_keeps_all_bits():
+    pixels = deep()
+    ok, data = cv2.imencode(".png", pixels[..., ::-1])
+    assert ok
+    found = opened(data.tobytes())
+    assert np.array_equal(found.pixels, pixels)
+    assert found.notes == []
+
+
+def test_16_bit_alpha_is_flattened_on_white():
+    pixels = deep(channels=4)
+    _, data = cv2.imencode(".png", pixels[..., [2, 1, 0, 3]])
+    alpha = pixels[..., 3:] / 65_535
+    wanted = pixels[..., :3] * alpha + 65_535 * (1 - alpha)
+    assert np.abs(opened(data.tobytes()).pixels - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_16_bit_tiff_keeps_all_bits(compression, order):
+    out = io.BytesIO()
+    tifffile.imwrite(out, deep(), photometric="rgb", compression=compression, byteorder=order)
+    assert np.array_equal(opened(out.getvalue()).pixels, deep())
+
+
+def test_16_bit_grey_becomes_rgb_with_all_bits():
+    grey = deep(channels=1)[..., 0]
+    found = opened(saved("PNG", Image.fromarray(grey)))
+    assert np.array_equal(found.pixels, np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_16_bits_in_a_layout_not_read_here_are_read_as_8_and_said_so():
+    grey_and_alpha = bytearray(deep_png(PictureFile(deep(2, 2), "png")))
+    assert opened(bytes(grey_and_alpha)).notes == []
+    out = io.BytesIO()
+    tifffile.imwrite(out, np.moveaxis(deep(), 2, 0), photometric="rgb", planarconfig="separate")
+    try:
+        found = opened(out.getvalue())
+    except UnsupportedMedia:
+        pytest.skip("this Pillow does not read separate planes at all")
+    assert found.pixels.dtype == np.uint16 or "8 of their 16 bits" in found.notes[0]
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_deep_and_shallow_pictures_are_turned_alike(turn):
+    pixels = np.asarray(deep())
+    shallow = saved("PNG", Image.fromarray((pixels >> 8).astype(np.uint8)), exif=exif(turn=turn))
+    tagged = deep_png(PictureFile(pixels, "png", exif=exif(turn=turn).tobytes()))
+    assert np.array_equal(opened(tagged).pixels >> 8, opened(shallow).pixels)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("form", ["jpeg", "png", "webp"])
+def test_exif_is_kept_and_says_upright(kind, form):
+    found = opened(saved(kind, exif=exif(turn=6)))
+    again = Image.open(io.BytesIO(write(found, form, 90)))
+    assert again.size == (6, 9)
+    assert again.getexif()[MAKE] == "Retina"
+    assert again.getexif().get(ORIENTATION, 1) == 1
+
+
+def test_16_bit_results_keep_exif_and_profile():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    again = opened(deep_png(PictureFile(deep(), "png", icc=profile, exif=exif().tobytes())))
+    assert again.icc == profile
+    assert Image.Exif().tobytes() != again.exif
+    assert Image.open(io.BytesIO(deep_png(again))).getexif()[MAKE] == "Retina"
+
+
+@pytest.mark.parametrize("form", ["jpeg", "png", "webp"])
+def test_the_colour_profile_is_kept(form):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    found = opened(saved("PNG", icc_profile=profile))
+    assert opened(write(found, form, 90)).icc == profile
+
+
+def test_a_profile_of_other_colours_is_left_out_and_said_so():
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[16:20] = b"CMYK"
+    found = opened(saved("JPEG", Image.new("CMYK", (8, 8)), icc_profile=bytes(profile)))
+    assert (found.icc, "profile" in found.notes[0]) == (None, True)
+
+
+def test_a_tiff_hands_on_no_facts_about_its_own_file():
+    found = opened(saved("TIFF", exif=exif()))
+    tags = Image.Exif()
+    tags.load(found.exif)
+    assert set(tags) == {MAKE}
+
+
+def test_broken_exif_is_as_good_as_none():
+    data = saved("JPEG", exif=b"Exif\0\0no such thing")
+    assert opened(data).pixels.shape == (6, 9, 3)
+
+
+def test_a_file_without_facts_gets_none():
+    found = opened(saved("PNG"))
+    assert (found.icc, found.exif, found.notes) == (None, None, [])
+
+
+def test_only_the_first_frame_is_read_and_said_so():
+    pages = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    found = opened(saved("TIFF", pages[0], save_all=True, append_images=pages[1:]))
+    assert (found.pixels[0, 0].tolist(), found.notes) == ([255, 0, 0], ["Only the first frame was read."])
+
+
+@pytest.mark.parametrize(("form", "width"), [("webp", 16_384), ("jpeg", 65_536)])
+def test_sides_that_a_format_does_not_have_are_refused_by_name(form, width):
+    with pytest.raises(InvalidOption) as caught:
+        write(PictureFile(np.zeros((1, width, 3), np.uint8), "png"), form, 90)
+    assert caught.value.field == "format"
+
+
+def test_16_bits_in_a_format_of_8_are_refused_by_name():
+    with pytest.raises(InvalidOption) as caught:
+        write(PictureFile(deep(), "png"), "jpeg", 90)
+    assert caught.value.field == "bit_depth"

@@ -1,0 +1,272 @@
+"""The Servable: same size out as in, tiles that equal the whole, forms, estimates, references, cancelling."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from services.vision_restoration.drawn import eight, mean_change, reflection, sixteen
+from services.vision_restoration.files import PictureFile, read, write
+from services.vision_restoration.tiles import plan
+from shared.api.restore import RestoreIn
+from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, NotReady, TooLarge
+from shared.registry import Run
+from shared.vision.decode import DEFAULT_BOUNDS
+from shared.vision.tiling import tiled
+
+PIECES = {"tile_core": 64, "tile_context": 128}
+
+
+def photo(width: int = 90, height: int = 70, seed: int = 1) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3))
+    return coarse.repeat(8, axis=0).repeat(8, axis=1)[:height, :width].astype(np.uint8)
+
+
+def png(pixels: np.ndarray, **more: object) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG", **more)
+    return out.getvalue()
+
+
+def restored(served, pixels: np.ndarray, run: Run | None = None, **options: object):
+    (answer,) = served.predict([RestoreIn(image=png(pixels), **options)], run or Run())
+    return answer
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize("size", [(90, 70), (33, 47), (1, 1), (5, 200), (64, 64)])
+def test_the_result_has_the_size_of_the_picture(served, size):
+    answer = restored(served, photo(*size))
+    assert (answer.width, answer.height) == size
+    assert pixels_of(answer.restored).shape == (size[1], size[0], 3)
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_the_result_is_what_torch_computes_clipped_and_truncated(served, slim, variant):
+    pixels = photo()
+    net = slim()
+    net.net.variant = variant
+    image = torch.from_numpy(pixels.transpose(2, 0, 1)[None].astype(np.float32) / 255)
+    with torch.no_grad():
+        wanted = (tiled(net, image, core=512, context=128).clamp(0, 1) * 255).byte()[0].permute(1, 2, 0).numpy()
+    answer = restored(served, pixels, variant=variant)
+    assert answer.variant == variant
+    assert np.abs(pixels_of(answer.restored).astype(int) - wanted).max() <= 1
+    assert (pixels_of(answer.restored) != wanted).mean() < 0.01
+
+
+def test_tiles_equal_the_whole(served):
+    pixels = photo(200, 150)
+    whole, pieces = restored(served, pixels), restored(served, pixels, **PIECES)
+    assert (whole.estimate.tiles, pieces.estimate.tiles) == (1, 12)
+    assert np.abs(pixels_of(whole.restored).astype(int) - pixels_of(pieces.restored)).max() <= 1
+
+
+def test_tiles_without_context_do_not(served):
+    pixels = photo(200, 150)
+    whole, pieces = restored(served, pixels), restored(served, pixels, tile_core=64, tile_context=0)
+    assert np.abs(pixels_of(whole.restored).astype(int) - pixels_of(pieces.restored)).max() > 1
+
+
+def test_a_variant_that_the_weights_did_not_learn_is_said_to_be_one(served):
+    assert restored(served, photo()).notes == []
+    assert "trained as paper" in restored(served, photo(), variant="released").notes[0]
+
+
+def test_progress_is_told_per_tile_and_over_the_batch(served):
+    told: list[tuple[float, str | None]] = []
+    request = RestoreIn(image=png(photo(150, 60)), **PIECES)
+    served.predict([request, request], Run(report=lambda *news: told.append(news)))
+    assert [note for _, note in told] == [f"tile {n} of 3" for n in (1, 2, 3)] * 2
+    assert [fraction for fraction, _ in told] == pytest.approx([n / 6 for n in range(1, 7)])
+
+
+def test_cancelling_stops_between_two_tiles(served):
+    run, seen = Run(), []
+
+    def stop(fraction: float, note: str | None) -> None:
+        seen.append(note)
+        run.cancel()
+
+    run._report = stop
+    with pytest.raises(Cancelled):
+        restored(served, photo(150, 60), run, **PIECES)
+    assert seen == ["tile 1 of 3"]
+
+
+def test_what_can_not_end_in_time_is_refused_at_once(served):
+    opened = served._open("paper")
+    pace, opened.pace = opened.pace, 1.0
+    try:
+        answer = restored(served, photo(), Run(deadline=time.monotonic() + 60))
+    finally:
+        opened.pace = pace
+    assert isinstance(answer, DeadlineExceeded)
+    assert "Prefer: respond-async" in (answer.hint or "")
+
+
+def test_dry_run_estimates_and_restores_nothing(served):
+    told: list[float] = []
+    answer = restored(served, photo(150, 60), Run(report=lambda f, _: told.append(f)), dry_run=True, **PIECES)
+    assert (answer.restored, told) == (None, [])
+    assert (answer.estimate.tiles, answer.estimate.tile_core, answer.estimate.tile_context) == (3, 64, 128)
+    assert answer.estimate.seconds > 0
+    assert answer.estimate.memory_mib > 0
+
+
+def test_the_estimate_follows_the_pace_of_earlier_tiles(served):
+    restored(served, photo(150, 60))
+    pace = served._open("paper").pace
+    estimate = restored(served, photo(150, 60), dry_run=True).estimate
+    assert estimate.seconds == pytest.approx(pace * 160 * 64, abs=0.01)
+
+
+@pytest.mark.parametrize(("budget", "core"), [(64, 64), (256, 384), (1024, 1056), (100_000, 2048)])
+def test_the_core_is_the_largest_that_memory_allows(budget, core):
+    request = RestoreIn(image=b"", memory_mib=budget)
+    how = plan(4320, 7680, "paper", request, 600)
+    assert how.core == core
+    assert how.largest * 600 <= budget * 2**20
+    assert (core + 32 + 256) ** 2 * 600 > budget * 2**20 or core == 2048
+
+
+def test_a_picture_of_one_tile_is_not_cut():
+    how = plan(300, 500, "released", RestoreIn(image=b""), 3600)
+    assert (how.tiles, how.core, how.context) == (1, 512, 96)
+    assert how.area == 320 * 512
+
+
+def test_a_budget_below_one_tile_is_refused_by_name():
+    with pytest.raises(InvalidOption, match="at least") as caught:
+        plan(5000, 5000, "paper", RestoreIn(image=b"", memory_mib=64), 20_000)
+    assert caught.value.field == "memory_mib"
+
+
+def test_8k_fits_into_two_gibibytes_by_the_estimate():
+    how = plan(4320, 7680, "paper", RestoreIn(image=b""), 48 * 75)
+    assert how.estimate(1e-6, 48 * 75, deep=False).memory_mib <= 2048
+
+
+def test_reference_gives_psnr_and_ssim_before_and_after(served):
+    pixels = photo()
+    result = pixels_of(restored(served, pixels).restored)
+    answer = restored(served, pixels, reference=png(result))
+    assert (answer.likeness.psnr, answer.likeness.ssim) == (None, 1.0)
+    assert answer.input_likeness.psnr < 40
+    assert answer.input_likeness.ssim < 1
+
+
+def test_reference_of_another_size_is_refused_by_name(served):
+    answer = restored(served, photo(), reference=png(photo(50, 50)))
+    assert isinstance(answer, InvalidOption)
+    assert (answer.field, "50×50" in answer.detail) == ("reference", True)
+
+
+def test_reference_that_is_no_picture_is_refused_by_name(served):
+    assert restored(served, photo(), reference=b"%PDF-").field == "reference"
+
+
+def test_a_side_below_the_window_of_ssim_has_no_ssim(served):
+    answer = restored(served, photo(40, 8), reference=png(photo(40, 8)))
+    assert (answer.likeness.ssim, answer.input_likeness.psnr) == (None, None)
+
+
+def test_reflection_is_input_minus_result(served):
+    pixels = photo()
+    answer = restored(served, pixels, include="restored,reflection,comparison")
+    result = pixels_of(answer.restored)
+    taken = pixels_of(answer.reflection)
+    assert np.array_equal(taken, np.clip(pixels.astype(int) - result, 0, 255))
+    assert answer.mean_change == pytest.approx(np.abs(pixels.astype(int) - result).mean() / 255, abs=1e-5)
+    assert pixels_of(answer.comparison).shape == (70, 188, 3)
+
+
+def test_arithmetic_of_both_depths_agrees():
+    given, result = photo(seed=1), photo(seed=2)
+    assert np.array_equal(eight(sixteen(given)), given)
+    assert sixteen(np.full((1, 1, 3), 255, np.uint8)).max() == 65_535
+    assert np.array_equal(eight(reflection(sixteen(given), sixteen(result))), reflection(given, result))
+    assert mean_change(sixteen(given), sixteen(result)) == pytest.approx(mean_change(given, result))
+
+
+def test_deep_pictures_stay_deep(served):
+    given = PictureFile(sixteen(photo() // 2) + np.uint16(7), "png")
+    (answer,) = served.predict([RestoreIn(image=write(given, "png", 90))], Run())
+    result = read(answer.restored, DEFAULT_BOUNDS).pixels
+    assert (answer.bit_depth, result.dtype) == (16, np.uint16)
+    assert (result % 257 != 0).any()
+    shallow = restored(served, eight(given.pixels))
+    assert np.abs(eight(result).astype(int) - pixels_of(shallow.restored)).max() <= 2
+
+
+@pytest.mark.parametrize(("form", "kind"), [("jpeg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")])
+def test_format_and_quality_are_options(served, form, kind):
+    good, bad = (restored(served, photo(), format=form, quality=q) for q in (95, 5))
+    assert Image.open(io.BytesIO(good.restored)).format == kind
+    assert good.format == form
+    assert form == "png" or len(bad.restored) < len(good.restored)
+
+
+def test_depths_and_forms_that_do_not_go_together_are_refused_by_name(served):
+    answer = restored(served, photo(), format="jpeg", bit_depth="16")
+    assert (type(answer), answer.field) == (InvalidOption, "bit_depth")
+    deep = restored(served, photo(), bit_depth="16")
+    assert read(deep.restored, DEFAULT_BOUNDS).pixels.dtype == np.uint16
+
+
+def test_a_deep_picture_may_be_asked_for_as_jpeg(served):
+    given = write(PictureFile(sixteen(photo()), "png"), "png", 90)
+    (answer,) = served.predict([RestoreIn(image=given, format="jpeg")], Run())
+    assert (answer.format, answer.bit_depth) == ("jpeg", 8)
+
+
+@pytest.mark.parametrize("media", ["image/png", "image/jpeg", "image/webp"])
+@pytest.mark.parametrize("picture", ["comparison", "restored", "reflection"])
+def test_a_picture_is_answered_where_one_is_asked_for(served, media, picture):
+    request = RestoreIn(image=png(photo()), picture=picture)
+    (answer,) = served.predict([request], Run())
+    image = Image.open(io.BytesIO(served.render(request, answer, media)))
+    assert Image.MIME[image.format] == media
+    assert image.size == ((188, 70) if picture == "comparison" else (90, 70))
+    if picture == "restored" and media == "image/png":
+        assert np.array_equal(np.asarray(image), pixels_of(answer.restored))
+
+
+def test_a_picture_is_drawn_also_where_the_answer_does_not_hold_it(served):
+    request = RestoreIn(image=png(photo()), include=("reflection",), picture="restored")
+    (answer,) = served.predict([request], Run())
+    assert np.array_equal(
+        pixels_of(served.render(request, answer, "image/png")), pixels_of(restored(served, photo()).restored)
+    )
+
+
+def test_a_wide_comparison_is_scaled_down(served):
+    answer = restored(served, photo(1200, 32), include="comparison", format="jpeg")
+    assert pixels_of(answer.comparison).shape[1] <= 2048 + 8
+
+
+def test_limits_of_the_platform_hold(stored, load_from, tmp_path):
+
+    small = load_from(stored, tmp_path, engine="torch", max_pixels="5000")
+    answer = restored(small, photo())
+    assert isinstance(answer, TooLarge)
+    assert answer.field == "image"
+    small.close()
+
+
+def test_an_imported_network_needs_its_tower(stored, load_from, tmp_path):
+
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/rrformer.safetensors").write_bytes(b"")
+    with pytest.raises(NotReady, match="VGG19 tower") as caught:
+        load_from(stored, tmp_path)
+    assert "fovea import vgg19-features" in (caught.value.hint or "")

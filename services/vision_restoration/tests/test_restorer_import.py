@@ -1,0 +1,125 @@
+"""Official checkpoints: the dict that training wrote, a bare state dict, the VGG tower apart; no code is ever run."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from services.vision_restoration.models import network as networks
+from services.vision_restoration.models import tower as towers
+from shared.api.restore import RestoreIn
+from shared.errors import InvalidOption, Malformed
+from shared.registry import Run
+from shared.registry.weights import read_weights
+from shared.training import importing
+from shared.vision.draw import encode
+
+SMALL = {"levels": (4, 4, 8, 8, 8), "features": 16, "body": 16, "groups": 1, "blocks": 2, "heads": 2}
+
+
+@pytest.fixture(autouse=True)
+def _small_official_layout(monkeypatch):
+    """The official layout has 33 million numbers; the rules are the same for a small one."""
+    built = {
+        "rrformer": lambda: networks.RRFormer(**SMALL),
+        "vgg19-features": lambda: towers.VggFeatures(SMALL["levels"]),
+    }
+    monkeypatch.setattr(importing, "network", lambda name: built[name]())
+    monkeypatch.setattr(importing, "layouts", lambda _: ({},))
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(3)
+    return networks.RRFormer(**SMALL)
+
+
+def saved(path, thing):
+    torch.save(thing, path)
+    return path
+
+
+def training_dict(net):
+    """What the official training code saves."""
+    optimizer = torch.optim.Adam(net.parameters())
+    sum(p.sum() for p in net.parameters()).backward()
+    optimizer.step()
+    return {"icnn": net.state_dict(), "opt_g": optimizer.state_dict(), "epoch": 60, "iterations": 123_456}
+
+
+def test_a_training_checkpoint_is_read_from_its_icnn(net, tmp_path):
+    file = saved(tmp_path / "errnet_latest.pt", training_dict(net))
+    found = importing.import_weights("rrformer", file, tmp_path / "weights")
+    assert (found.missing, found.unexpected) == ([], [])
+    stored = read_weights(tmp_path / "weights/rrformer.safetensors").arrays
+    assert all(np.array_equal(stored[key], value.numpy()) for key, value in net.state_dict().items())
+
+
+def test_a_bare_state_dict_is_read_as_it_is(net, tmp_path):
+    file = saved(tmp_path / "icnn.pt", net.state_dict())
+    assert importing.import_weights("rrformer", file, tmp_path / "weights").missing == []
+
+
+def test_what_is_derived_may_be_missing(net, tmp_path):
+    derived = ("attn_mask", "relative_position_index")
+    state = {key: value for key, value in net.state_dict().items() if not key.endswith(derived)}
+    found = importing.import_weights("rrformer", saved(tmp_path / "x.pt", {"icnn": state}), tmp_path / "weights")
+    assert len(found.missing) == 3
+    stored = read_weights(tmp_path / "weights/rrformer.safetensors").arrays
+    assert all(np.array_equal(stored[key], net.state_dict()[key].numpy()) for key in found.missing)
+
+
+def test_a_missing_weight_is_named(net, tmp_path):
+    state = dict(net.state_dict())
+    del state["deconv2.conv2d.weight"]
+    with pytest.raises(InvalidOption, match=r"deconv2\.conv2d\.weight"):
+        importing.import_weights("rrformer", saved(tmp_path / "x.pt", {"icnn": state}), tmp_path / "weights")
+
+
+def test_torchvisions_names_are_understood_and_its_classifier_left_out(tmp_path):
+    tower = towers.VggFeatures(SMALL["levels"])
+    state = {
+        key.replace("vgg_pretrained_features.", "features."): value for key, value in tower.state_dict().items()
+    } | {"classifier.0.weight": torch.zeros(4, 4)}
+    found = importing.import_weights("vgg19-features", saved(tmp_path / "vgg19.pth", state), tmp_path / "weights")
+    assert (found.missing, found.unexpected) == ([], ["classifier.0.weight"])
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return (eval, ("1 / 0",))
+
+
+def test_a_checkpoint_with_code_is_refused_and_none_of_it_runs(net, tmp_path):
+    file = saved(tmp_path / "x.pt", {"icnn": net.state_dict(), "args": Bomb()})
+    with pytest.raises(Malformed, match="would run code"):
+        importing.import_weights("rrformer", file, tmp_path / "weights")
+    (tmp_path / "y.pt").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(Malformed):
+        importing.import_weights("rrformer", tmp_path / "y.pt", tmp_path / "weights")
+
+
+def test_imported_weights_are_served_as_released(net, load_from, stored, tmp_path, monkeypatch):
+    home = tmp_path / "weights"
+    importing.import_weights("rrformer", saved(tmp_path / "a.pt", training_dict(net)), home)
+    tower = towers.VggFeatures(SMALL["levels"])
+    importing.import_weights("vgg19-features", saved(tmp_path / "b.pth", tower.state_dict()), home)
+    for name, config in (("rrformer", SMALL), ("vgg19-features", {"widths": SMALL["levels"]})):
+        manifest = read_weights(home / f"{name}.safetensors").manifest
+        changed = manifest.model_copy(update={"network": manifest.network.model_copy(update={"config": config})})
+        (home / f"{name}.json").write_text(changed.model_dump_json())
+    served = load_from(stored, tmp_path, engine="torch")
+    picture = np.random.default_rng(1).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    (answer,) = served.predict([RestoreIn(image=encode(picture))], Run())
+    assert (served.card.variant, answer.variant) == ("released", "released")
+    with torch.no_grad():
+        image = torch.from_numpy(picture.transpose(2, 0, 1)[None].astype(np.float32) / 255)
+        wanted = net.eval()(image, tower(image))
+    (found,) = served.engine.run({"image": image.numpy()}).values()
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+    served.close()

@@ -1,0 +1,127 @@
+"""Restores pictures of any size in windows, and says beforehand what that takes.
+
+Knows arrays and an engine; what is held is the picture, its result (both in the picture's own bits) and one window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.api.restore import Estimate, RestoreIn
+from shared.errors import InvalidOption
+from shared.registry import Engine, Run
+from shared.vision.tiling import mirrored, padded, windows
+
+__all__ = ["CONTEXT", "GRID", "Plan", "plan", "restore"]
+
+GRID = 32
+"""Windows begin on multiples of the network's coarsest cell; anywhere else they would be wrong."""
+
+CONTEXT = {"released": 96, "paper": 128}
+"""Variant → what a window must see beyond its core for tiles to equal the whole."""
+
+_WIDEST = 2048
+"""Largest core that is chosen; more would save little: at 2,048 the context costs a quarter."""
+
+_MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one picture is cut, and what that takes.
+
+    Attributes:
+        height, width: Of the picture.
+        core, context: Of its tiles.
+        area: Pixels of all windows together.
+        largest: Pixels of the largest window.
+        tiles: How many there are.
+    """
+
+    height: int
+    width: int
+    core: int
+    context: int
+    area: int
+    largest: int
+    tiles: int
+
+    def estimate(self, pace: float, per_pixel: int, deep: bool) -> Estimate:
+        """Time and memory.
+
+        Args:
+            pace: Seconds per pixel of a window.
+            per_pixel: Bytes that the network takes per pixel of a window.
+            deep: Whether the picture has 16 bits.
+        """
+        pictures = self.height * self.width * 3 * (2 if deep else 1) * 4  # input, result, and a copy while packed
+        return Estimate(
+            seconds=round(self.area * pace, 3),
+            memory_mib=math.ceil((self.largest * per_pixel + pictures) / _MIB),
+            tiles=self.tiles, tile_core=self.core, tile_context=self.context,
+        )  # fmt: skip
+
+
+def plan(height: int, width: int, variant: str, request: RestoreIn, per_pixel: int) -> Plan:
+    """Cut a picture as asked for, or into the largest tiles that the memory allows.
+
+    Raises:
+        InvalidOption: Not even the smallest tile fits into `memory_mib`.
+    """
+    context = CONTEXT[variant] if request.tile_context is None else request.tile_context
+    core = request.tile_core or _core(height, width, context, request.memory_mib, per_pixel)
+    sides = [(w.height, w.width) for w in windows(height, width, core=core, context=context, grid=GRID)]
+    areas = [high * wide for high, wide in sides]
+    return Plan(height, width, core, context, sum(areas), max(areas), len(areas))
+
+
+def _core(height: int, width: int, context: int, budget: int, per_pixel: int) -> int:
+    """The largest core whose window fits; no larger than the picture, which one tile then covers."""
+    room = budget * _MIB / per_pixel
+    longest = padded(max(height, width), GRID)
+    for core in range(min(_WIDEST, longest), 0, -GRID):
+        window = math.prod(min(padded(side, GRID), core + 2 * context) for side in (height, width))
+        if window <= room:
+            return core
+    least = math.ceil((GRID + 2 * context) ** 2 * per_pixel / _MIB)
+    raise InvalidOption(
+        f"A tile of this model takes {least:,} MiB at least; {budget:,} are allowed.",
+        hint="Raise memory_mib, or lower tile_context, which makes borders of tiles visible.", field="memory_mib",
+    )  # fmt: skip
+
+
+def restore(engine: Engine, pixels: np.ndarray, how: Plan, run: Run, tell: Callable[[int], None]) -> np.ndarray:
+    """The restored picture (h, w, 3), in the type of the one given.
+
+    Answers are clipped and truncated, as the paper saves its results.
+
+    Args:
+        engine: Takes pictures (n, 3, h, w) in 0..1.
+        pixels: RGB (h, w, 3), uint8 or uint16.
+        how: The plan for pictures of this size.
+        run: Checked before each tile.
+        tell: Told the number of tiles done, after each.
+
+    Raises:
+        Cancelled, DeadlineExceeded: Between two tiles.
+    """
+    (given,), (wanted,) = engine.inputs, engine.outputs
+    white = np.float32(np.iinfo(pixels.dtype).max)
+    whole = np.empty_like(pixels)
+    cut = windows(how.height, how.width, core=how.core, context=how.context, grid=GRID)
+    for done, window in enumerate(cut, start=1):
+        run.check()
+        rows = mirrored(window.top, window.top + window.height, how.height)
+        columns = mirrored(window.left, window.left + window.width, how.width)
+        seen = pixels[rows[:, None], columns].transpose(2, 0, 1)[None]
+        feed = np.ascontiguousarray(seen, dtype=np.float32)
+        feed /= white
+        answer = engine.run({given.name: feed})[wanted.name][0]
+        core = answer[(slice(None), *window.core)].clip(0, 1) * white
+        whole[window.rows, window.columns] = core.transpose(1, 2, 0)  # casting to integers truncates
+        tell(done)
+    return whole

@@ -1,0 +1,107 @@
+"""Restoration on the wire: one picture in, the same picture without its reflections out, at the same size.
+
+Pixels are those of the upright original. Large pictures are worked on in tiles; an answer says how many, and `dry_run`
+asks only what a request would cost.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from shared.api.image import ImageBytes
+from shared.api.lists import listed
+
+__all__ = ["Estimate", "Layer", "Likeness", "RestoreIn", "RestoreOut", "RestoreTimes"]
+
+Layer = Literal["restored", "reflection", "comparison"]
+"""What an answer may hold beside its numbers."""
+
+
+class RestoreIn(BaseModel):
+    """A picture to restore, and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: ImageBytes = Field(description="PNG, JPEG, WebP, TIFF or BMP, 8 or 16 bits per channel.")
+    model: str | None = Field(None, description="Which model; left out, the default one.")
+    reference: ImageBytes | None = Field(
+        None, description="The same view without reflections: the answer then says how like it the result is."
+    )
+    variant: Literal["paper", "released"] | None = Field(
+        None, description="`paper` uses the transformer body, `released` leaves it out; by default as trained."
+    )
+    format: Literal["same", "png", "jpeg", "webp"] = Field(
+        "same", description="Of the result; `same` keeps PNG, JPEG and WebP, and makes a PNG of anything else."
+    )
+    bit_depth: Literal["same", "8", "16"] = Field("same", description="Bits per channel of the result; 16 as PNG only.")
+    quality: int = Field(92, ge=1, le=100, description="Of JPEG and WebP.")
+    include: Annotated[tuple[Layer, ...], BeforeValidator(listed)] = Field(
+        ("restored",),
+        description="`restored`; `reflection`, what was taken away; `comparison`, before and after side by side.",
+    )
+    picture: Literal["comparison", "restored", "reflection"] = Field(
+        "comparison", description="What the answer is where `Accept` asks for a picture instead of JSON."
+    )
+    tile_core: int | None = Field(
+        None, ge=32, le=4096, multiple_of=32,
+        description="Side of what is kept of a tile, pixels; by default the largest that `memory_mib` allows.",
+    )  # fmt: skip
+    tile_context: int | None = Field(
+        None, ge=0, le=512, multiple_of=32,
+        description="What a tile sees beyond its core on each side; by default enough for tiles to equal the whole.",
+    )  # fmt: skip
+    memory_mib: int = Field(
+        1024, ge=64, le=262_144, description="Memory that one tile may take while the network runs, MiB."
+    )
+    dry_run: bool = Field(False, description="Only estimate time and memory; nothing is restored.")
+
+
+class Estimate(BaseModel):
+    """What a request takes on this machine, by the pace of earlier tiles."""
+
+    seconds: float
+    memory_mib: int = Field(description="Network and pictures together, beyond what the idle service takes.")
+    tiles: int
+    tile_core: int
+    tile_context: int
+
+
+class Likeness(BaseModel):
+    """How like the reference a picture is, in 8 bits."""
+
+    psnr: float | None = Field(description="dB; null for equal pictures, whose PSNR is infinite.")
+    ssim: float | None = Field(description="Null where a side is shorter than 11 pixels.")
+
+
+class RestoreTimes(BaseModel):
+    """Where the time went, in milliseconds."""
+
+    decode: float = 0.0
+    infer: float = 0.0
+    encode: float = 0.0
+
+
+class RestoreOut(BaseModel):
+    """A restored picture."""
+
+    model: str
+    version: str
+    engine: str = Field(description="What ran the network: onnx, torch, tensorrt or triton.")
+    variant: Literal["paper", "released"]
+    width: int = Field(description="Pixels of the upright original, and of the result.")
+    height: int
+    format: Literal["png", "jpeg", "webp"]
+    bit_depth: Literal[8, 16]
+    estimate: Estimate = Field(description="Made before the start.")
+    restored: ImageBytes | None = Field(None, description="The result; null for a dry run.")
+    reflection: ImageBytes | None = Field(None, description="PNG of what was taken away, input minus result.")
+    comparison: ImageBytes | None = Field(
+        None, description="JPEG: before, and after; at most 2,048 pixels high or wide."
+    )
+    mean_change: float = Field(0.0, description="Mean absolute difference of result and input, as a share of white.")
+    likeness: Likeness | None = Field(None, description="Of the result to the reference.")
+    input_likeness: Likeness | None = Field(None, description="Of the input to the reference, to compare with.")
+    times: RestoreTimes
+    notes: list[str] = Field(default_factory=list, description="What was odd about the file, and what was not kept.")
