@@ -111,7 +111,7 @@ class Artefacts:
         return {spec.name: (count, *spec.shape[1:]) for spec in self.inputs}
 
     def _sample(self, shapes: Shapes, draw: torch.Generator) -> dict[str, Tensor]:
-        """Normal numbers: what a network computes from them is as good a comparison as any picture. Integers: 0 to 3."""
+        """Normal numbers: what a network computes from them compares as well as any picture. Integers: 0..3."""
         return {spec.name: _drawn(spec, shapes[spec.name], draw) for spec in self.inputs}
 
     @property

@@ -54,7 +54,7 @@ class _Attention(nn.Module):
         """What each of x (b, t, d) takes from the memory (b, m, d); causal: from places up to its own."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (
-            F.linear(given, weight, bias).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            F.linear(given, weight, bias).reshape(*given.shape[:2], self.heads, -1).transpose(1, 2)
             for given, weight, bias in zip((x, memory, memory), weights, biases, strict=True)
         )
         scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5

@@ -1,0 +1,175 @@
+"""`POST /v1/scanpath` as people use it: pictures with boxes, crops on a grid, drawn paths, references, mistakes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from services.detection.models.oat import OatGaze
+from services.detection.recipes.shelves import products, trials
+from shared.api.scanpath import ScanpathOut
+from shared.registry.weights import read_weights
+from shared.serving.app import build
+from shared.settings import Settings
+from shared.vision.decode import decode
+from shared.vision.draw import encode
+from tests.contract.sameness import differences
+
+TRIAL = trials(np.random.default_rng(5), 1)
+TARGET = int(TRIAL.targets[0])
+CROPS = [encode(np.rint(products()[item] * 255).astype(np.uint8)) for item in TRIAL.items[0]]
+PAGE = np.concatenate(
+    [np.concatenate([products()[item] for item in TRIAL.items[0][row : row + 9]], axis=1) for row in (0, 9, 18)]
+)
+PICTURE = encode(np.rint(PAGE * 255).astype(np.uint8))
+BOXES = [(32.0 * (i % 9), 48.0 * (i // 9), 32.0 * (i % 9) + 32, 48.0 * (i // 9) + 48) for i in range(27)]
+
+
+def text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+SHELF = {"image": text(PICTURE), "objects": BOXES, "target": TARGET}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), threads=1, drain_s=1)
+    with TestClient(build("detection", servables={"oat": OatGaze}, settings=settings)) as made:
+        until = time.monotonic() + 120
+        while made.get("/readyz").status_code != 200:
+            assert time.monotonic() < until, made.get("/readyz").text
+            time.sleep(0.05)
+        yield made
+
+
+def answered(reply: Any) -> ScanpathOut:
+    assert reply.status_code == 200, reply.text
+    return ScanpathOut.model_validate_json(reply.content)
+
+
+@pytest.fixture(scope="module")
+def plain(client: TestClient) -> ScanpathOut:
+    return answered(client.post("/v1/scanpath", json=SHELF))
+
+
+def test_the_target_is_found_and_fixations_are_objects(plain: ScanpathOut) -> None:
+    (path,) = plain.paths
+    assert path.found
+    assert path.fixations[-1].id == TARGET
+    assert plain.layout == [list(range(row, row + 9)) for row in (0, 9, 18)]
+    for fixation in path.fixations:
+        x1, y1, x2, y2 = BOXES[fixation.id]
+        assert fixation.centre == ((x1 + x2) / 2, (y1 + y2) / 2)
+        assert 0 < fixation.probability <= 1
+    shares = path.behaviour
+    assert shares.search + shares.refixation + shares.revisit == pytest.approx(1, abs=1e-5)
+
+
+def test_crops_on_a_grid_are_searched_like_the_picture_of_them(client: TestClient, plain: ScanpathOut) -> None:
+    body = {"crops": [text(crop) for crop in CROPS], "grid": [3, 9], "target": TARGET}
+    found = answered(client.post("/v1/scanpath", json=body))
+    assert [f.id for f in found.paths[0].fixations] == [f.id for f in plain.paths[0].fixations]
+    assert (found.width, found.height) == (288, 144)
+
+
+def test_an_answer_of_detect_is_taken_as_objects(client: TestClient, plain: ScanpathOut) -> None:
+    order = np.random.default_rng(0).permutation(27)
+    detections = [
+        {"box": BOXES[i], "score": 0.9, "label": f"product {i}", "class_id": int(i), "area": 1536.0, "radius": 20.0}
+        for i in order
+    ]
+    detected = {"model": "m", "version": "1", "engine": "onnx", "width": 288, "height": 144, "detections": detections,
+                "counts": {}, "times": {}}  # fmt: skip
+    body = {**SHELF, "objects": detected, "target": int(np.flatnonzero(order == TARGET)[0])}
+    found = answered(client.post("/v1/scanpath", json=body)).paths[0]
+    assert [order[f.id] for f in found.fixations] == [f.id for f in plain.paths[0].fixations]
+    assert found.fixations[0].label == f"product {order[found.fixations[0].id]}"
+
+
+def test_a_form_sends_the_same(client: TestClient, plain: ScanpathOut) -> None:
+    fields = {"objects": json.dumps(BOXES), "target": str(TARGET)}
+    assert differences(answered(client.post("/v1/scanpath", files={"image": PICTURE}, data=fields)), plain) == []
+
+
+def test_drawn_paths_differ_and_repeat_under_their_seed(client: TestClient) -> None:
+    body = {**SHELF, "mode": "sampled", "samples": 12, "seed": 3}
+    first, again = (answered(client.post("/v1/scanpath", json=body)) for _ in range(2))
+    other = answered(client.post("/v1/scanpath", json={**body, "seed": 4}))
+    assert first.paths == again.paths
+    assert first.paths != other.paths
+    assert len({tuple(f.id for f in path.fixations) for path in first.paths}) > 3
+    assert first.found_share == pytest.approx(np.mean([path.found for path in first.paths]), abs=1e-4)
+
+
+def test_a_path_is_cut_at_its_longest(client: TestClient) -> None:
+    body = {**SHELF, "mode": "sampled", "samples": 20, "max_fixations": 2}
+    paths = answered(client.post("/v1/scanpath", json=body)).paths
+    assert max(len(path.fixations) for path in paths) <= 2
+    assert any(not path.ended for path in paths)
+
+
+def test_missing_cells_are_never_looked_at(client: TestClient) -> None:
+    kept = [i for i in range(27) if i != 3 or i == TARGET][:-4]
+    body = {**SHELF, "objects": [BOXES[i] for i in kept], "target": 0, "mode": "sampled", "samples": 30}
+    found = answered(client.post("/v1/scanpath", json=body))
+    assert found.layout[-1][-1] is None
+    assert {f.id for path in found.paths for f in path.fixations} <= set(range(len(kept)))
+
+
+def test_a_reference_is_compared(client: TestClient, plain: ScanpathOut) -> None:
+    same = [f.id for f in plain.paths[0].fixations]
+    alike = answered(client.post("/v1/scanpath", json={**SHELF, "reference": same})).paths[0].likeness
+    assert (alike.sequence_score, alike.vector, alike.position) == (1, 1, 1)
+    other = answered(client.post("/v1/scanpath", json={**SHELF, "reference": [(TARGET + 5) % 27, 0, 26]}))
+    assert other.paths[0].likeness.sequence_score < 1
+    assert other.paths[0].likeness.sim < alike.sim
+    assert other.paths[0].likeness.nss < alike.nss
+
+
+def test_the_numbered_path_by_accept(client: TestClient) -> None:
+    for body in (SHELF, {"crops": [text(crop) for crop in CROPS], "grid": [3, 9], "target": TARGET}):
+        reply = client.post("/v1/scanpath", json=body, headers={"accept": "image/png"})
+        assert decode(reply.content).width >= 288
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        ({"target": 0}, 422, "image"),
+        ({**SHELF, "crops": [text(CROPS[0])]}, 422, "crops"),
+        ({"image": SHELF["image"], "target": 0}, 422, "objects"),
+        ({**SHELF, "target": 27}, 422, "target"),
+        ({**SHELF, "target": -1}, 422, "target"),
+        ({**SHELF, "reference": [99]}, 422, "reference"),
+        ({**SHELF, "objects": [[0, 0, 0, 0]], "target": 0}, 422, "objects"),
+        ({**SHELF, "objects": [[0.0, 0.0, 5.0]]}, 422, "objects"),
+        ({**SHELF, "objects": [[2.0 * i, 0, 2.0 * i + 2, 40] for i in range(40)]}, 422, "objects"),
+        ({**SHELF, "image": text(b"no picture")}, 415, "image"),
+        ({"crops": [text(CROPS[0])], "target": 0}, 422, "grid"),
+        ({"crops": [text(CROPS[0])], "grid": [2, 2], "target": 0}, 422, "grid"),
+        ({"crops": [text(b"no picture")], "grid": [1, 1], "target": 0}, 415, "crops"),
+        ({**SHELF, "samples": 1000}, 422, "samples"),
+        ({**SHELF, "eyes": 2}, 422, "eyes"),
+    ],
+)
+def test_mistakes_are_named(client: TestClient, body: dict[str, Any], status: int, field: str) -> None:
+    reply = client.post("/v1/scanpath", json=body)
+    assert reply.status_code == status, reply.text
+    assert reply.json()["field"] == field
+    assert "Traceback" not in reply.text
+
+
+def test_committed_weights_are_those_of_the_card() -> None:
+    manifest = read_weights(OatGaze.folder / "oat.safetensors").manifest
+    assert manifest.sha256 == OatGaze.card.weights
+    assert manifest.parameters == OatGaze.card.parameters
+    measured = {metric.name: metric.ours for metric in OatGaze.card.metrics}
+    assert measured == {name: manifest.metrics[name] for name in measured}
