@@ -1,0 +1,76 @@
+"""The recipe: one step learns, knobs reach the network, scores tell clean pairs from others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from services.vision_restoration.recipes.pairs import Pairs
+from services.vision_restoration.recipes.rrformer_demo import RRFormerDemo
+from services.vision_restoration.recipes.scoring import restore_pairs, score_pairs, tensor
+from shared.training.fit import fit
+from shared.training.manifest import publish
+from shared.training.recipe import Schedule, recipe_named
+
+SHORT = {"scenes": 3, "valid": 4, "test": 8, "size": 64, "held": 64}
+
+
+def pairs(plain: tuple[bool, ...] = (False, True)) -> Pairs:
+    rng = np.random.default_rng(2)
+    clean = rng.integers(0, 200, (len(plain), 32, 32, 3)).astype(np.uint8)
+    mixed = np.where(np.array(plain)[:, None, None, None], clean, clean + 30).astype(np.uint8)
+    return Pairs(mixed, clean, np.array(plain))
+
+
+def test_the_recipe_is_found_by_name():
+    assert recipe_named("rrformer-demo") is RRFormerDemo
+
+
+def test_the_network_is_the_slim_one_of_the_spec():
+    net = RRFormerDemo().network()
+    assert sum(p.numel() for p in net.parameters()) == 652_446
+    assert net.net.variant == "paper"
+    assert RRFormerDemo(variant="released").network().net.variant == "released"
+
+
+def test_training_begins_near_the_input():
+    torch.manual_seed(1)
+    net, held = RRFormerDemo().network(), pairs((False,))
+    with torch.no_grad():
+        assert (net.eval()(tensor(held.mixed)) - tensor(held.mixed)).abs().mean() < 0.15
+
+
+def test_a_fit_of_two_steps_is_measured_and_published(tmp_path):
+    recipe = RRFormerDemo(**SHORT, schedule=Schedule(steps=2, batch=2, rate=1e-4, validate_every=1))
+    fitted = fit(recipe, tmp_path / "fit")
+    manifest = publish(recipe, fitted, tmp_path / "out")
+    assert fitted.progress.step == 2
+    assert manifest.data["digest"].startswith("train:")
+    assert {"psnr", "ssim", "psnr_identity", "psnr_gain"} <= manifest.metrics.keys()
+    assert manifest.bytes < 2 * 2**20
+
+
+def test_scores_of_the_right_answer_are_perfect():
+    held = pairs()
+    scores = score_pairs(held.clean, held)
+    assert (scores["psnr"], scores["psnr_clean"], scores["ssim"]) == (60, 60, pytest.approx(1))
+    assert scores["psnr_identity"] == pytest.approx(20 * np.log10(255 / 30))
+    assert (scores["pairs"], scores["clean_pairs"]) == (2, 1)
+
+
+def test_scores_of_the_input_are_the_identitys():
+    held = pairs()
+    scores = score_pairs(held.mixed, held)
+    assert scores["psnr_gain"] == 0
+    assert scores["psnr"] == scores["psnr_identity"]
+
+
+def test_answers_are_clipped_and_truncated():
+    class Shifted(torch.nn.Linear):
+        def forward(self, x):
+            return x * 1.5 - 0.2
+
+    held = pairs()
+    wanted = ((tensor(held.mixed) * 1.5 - 0.2).clamp(0, 1) * 255).numpy().astype(np.uint8).transpose(0, 2, 3, 1)
+    assert np.array_equal(restore_pairs(Shifted(1, 1), held.mixed, batch=1), wanted)
