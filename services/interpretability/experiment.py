@@ -14,12 +14,9 @@ An experiment is one file in `experiments/`: a `Spec` subclass (its fields becom
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
@@ -29,13 +26,14 @@ from services.interpretability import pictures
 from services.interpretability.ledger import Ledger
 from services.interpretability.report import Manifest, Report, Scalar, digest
 from services.interpretability.shelf import TINY, Shelf, shelf_of
+from services.interpretability.sources import code_digest
 from services.interpretability.store import Store
 from services.interpretability.subject import Subject
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError
 from shared.registry import Place, Run, Servable
 from shared.registry.servable import Mode
 
-__all__ = ["NO_GRAPH", "Cost", "Experiment", "Progress", "Spec"]
+__all__ = ["NO_GRAPH", "Cost", "Experiment", "Progress", "Spec", "code_digest"]
 
 NO_GRAPH = "A study of another model, not a network of its own, so there is no ONNX graph."
 """The note that every experiment's Card owes."""
@@ -243,16 +241,6 @@ def _identity(subject: Subject) -> dict[str, str]:
         "dtype": subject.dtype,
         "code": code_digest(),
     }
-
-
-@cache
-def code_digest() -> str:
-    """sha256 over the sources that numbers come from: this room's and the decoder's."""
-    here, found = Path(__file__).parent, hashlib.sha256()
-    rooms = (here, here / "experiments", here.parents[1] / "shared" / "lm")
-    for file in sorted(file for room in rooms for file in room.glob("*.py")):
-        found.update(file.name.encode() + b"\0" + file.read_bytes())
-    return found.hexdigest()
 
 
 EXAMPLE_LM = TINY

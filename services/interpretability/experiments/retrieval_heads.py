@@ -10,25 +10,15 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.interpretability.answering import Answered, Forced, force, forced, generated
-from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec, code_digest
+from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
 from services.interpretability.report import (
-    Artefact,
-    Bar,
-    Bars,
-    Grid,
     Report,
-    Scalar,
-    Table,
-    canonical,
-    head_axes,
-    head_name,
     matrix,
 )
 from services.interpretability.retrieval import (
@@ -38,22 +28,15 @@ from services.interpretability.retrieval import (
     credit,
     retrieval_score,
     rouge1_recall,
-    split_half,
 )
+from services.interpretability.retrieval_report import report_of
 from services.interpretability.subject import Subject
-from shared.lm.head_plan import HeadPlan
 from shared.lm.needle import NEEDLES, Needle, Prompt, key_value, needle, needle_span
 from shared.registry import Card, Paper
 
 __all__ = ["RetrievalHeads", "RetrievalSpec", "aggregate", "needle_span", "retrieval_score", "rouge1_recall"]
 
 Head = tuple[int, int]
-
-RETRIEVAL = 0.1
-"""Mean score from which a head is called a retrieval head (section 3)."""
-
-SOLVED = 0.5
-"""Share of right answer tokens below which scores of heads mean little."""
 
 PAPER = Paper(
     title="Retrieval Head Mechanistically Explains Long-Context Factuality", venue="ICLR", year=2025,
@@ -151,7 +134,7 @@ class RetrievalHeads(Experiment[RetrievalSpec]):
         found = aggregate(scores, recalls, gate=-1.0 if spec.teacher_forced else 0.5)
         study = Study(spec, subject, found, samples, progress)
         hidden = study.run() if found.kept and spec.hide and not progress.stopped else {}
-        return _report(spec, subject, [(s, v) for s, v in scored], found, hidden)
+        return report_of(spec, subject, [(s, v) for s, v in scored], found, hidden)
 
 
 def samples_of(spec: RetrievalSpec, subject: Subject) -> Iterator[Sample]:
@@ -254,163 +237,3 @@ class Study:
     def _measured(self, sample: Sample, heads: list[Head]) -> dict[str, float]:
         likely = forced(self.subject, sample.prompt, heads, self.spec.phase)
         return {"nll": likely.nll, "accuracy": likely.accuracy}
-
-
-def evidence(spec: RetrievalSpec, subject: Subject, found: Aggregate) -> dict[str, Any]:
-    """The retrieval report of section 6: evidence from which plans are made; two runs write the same bytes."""
-    return {
-        "schema": "retrieval-report/1",
-        "model": {
-            "name": subject.name, "weights_sha256": subject.weights_sha256, "dtype": subject.dtype,
-            "tokenizer_sha256": subject.tokenizer_sha256, "kv_heads": subject.model.config.kv_heads,
-        },
-        "protocol": spec.model_dump(mode="json", exclude={"lm", "seed", "dry_run", "hide", "corpus"}),
-        "seed": spec.seed, "kept": len(found.kept), "scores": found.mean.tolist(),
-        "frequency": found.frequency.tolist(), "always_active": found.always_active, "code": code_digest(),
-    }  # fmt: skip
-
-
-def _artefacts(spec: RetrievalSpec, subject: Subject, found: Aggregate) -> list[Artefact]:
-    if not found.kept:
-        return []
-    report = evidence(spec, subject, found)
-    plan = HeadPlan.from_retrieval(report, spec.share, kv_heads=subject.model.config.kv_heads)
-    plan = plan.model_copy(update={"heads": found.at_least(RETRIEVAL) or found.top(0.05)})
-    return [
-        Artefact.of("retrieval-report.json", canonical(report)),
-        Artefact.of("head-plan.json", canonical(plan.facts())),
-    ]
-
-
-Scored = list[tuple[Sample, dict[str, Any]]]
-
-
-def _report(
-    spec: RetrievalSpec, subject: Subject, scored: Scored, found: Aggregate, hidden: Mapping[str, list[Forced]]
-) -> Report:
-    axes = head_axes(subject.layers, subject.heads)
-    text = scored[0][0].prompt.text if scored and len(scored[0][0].prompt.ids) <= 600 else None
-    grids = [
-        Grid(
-            name="retrieval_score", values=matrix(found.mean), **axes, text=text,
-            caption="Mean share of the answer that a head copied: the head looked most at a token of the answer in the "
-            "context, and that token came next. 0.1 and more is called a retrieval head.",
-        ),
-        Grid(
-            name="frequency", values=matrix(found.frequency), **axes, text=text,
-            caption="Share of samples in which the head copied at all.",
-        ),
-    ]  # fmt: skip
-    return Report(
-        title="Retrieval heads", warnings=_warnings(spec, scored, found),
-        scalars=_scalars(spec, scored, found), tables=[_top(found), *_masking_table(hidden)],
-        grids=[*grids, *_cells(spec, scored)], bars=[_histogram(found), *_masking(spec, hidden)],
-        artefacts=_artefacts(spec, subject, found),
-    )  # fmt: skip
-
-
-def _warnings(spec: RetrievalSpec, scored: Scored, found: Aggregate) -> list[str]:
-    told = []
-    if not found.kept:
-        told.append("No sample was kept: this is a failed measurement, not a model without retrieval heads.")
-    elif (right := float(np.mean([value["accuracy"] for _, value in scored]))) < SOLVED:
-        told.append(f"Only {right:.0%} of the answers' tokens were right: the model does not solve the task well.")
-    if 0 < len(found.kept) < 8:
-        told.append(f"{len(found.kept)} samples are few: compare the split-half correlation before you trust a rank.")
-    if spec.hide and spec.hide_samples < 4:
-        told.append("Fewer than four samples were masked; random controls scatter widely on small models.")
-    return told
-
-
-def _scalars(spec: RetrievalSpec, scored: Scored, found: Aggregate) -> dict[str, Scalar]:
-    dropped = len(scored) - len(found.kept)
-    told = {
-        "kept": Scalar(value=len(found.kept), note="Samples that count."),
-        "dropped": Scalar(value=dropped, note="Answer not found in the prompt, or not given."),
-    }
-    if not found.kept:
-        return told
-    kept = [scored[i][1] for i in found.kept]
-    losses = [value["nll"] for value in kept if value["nll"] is not None]
-    size = found.mean.size
-    return {
-        **told,
-        "split_half": Scalar(
-            value=split_half(np.array([value["scores"] for value in kept])),
-            note="Correlation of the maps of every other sample; near 1, the map does not hang on its samples.",
-        ),
-        "accuracy": Scalar(
-            value=float(np.mean([value["accuracy"] for value in kept])),
-            note="Answer tokens that were the likeliest" if spec.teacher_forced else "ROUGE-1 recall of the answer",
-        ),
-        **({"nll": Scalar(value=float(np.mean(losses)), unit="nats/token")} if losses else {}),
-        "retrieval_heads": Scalar(value=len(found.at_least(RETRIEVAL)), note=f"score ≥ {RETRIEVAL}, of {size}"),
-        "always_active": Scalar(value=len(found.always_active), note="copied in every sample"),
-        "share_zero": Scalar(value=float((found.mean == 0).mean()), note="heads that never copied"),
-    }
-
-
-def _top(found: Aggregate, rows: int = 30) -> Table:
-    return Table(
-        name="top_heads", columns=["rank", "head", "score", "frequency"],
-        rows=[
-            [i + 1, head_name(head), float(found.mean[head]), float(found.frequency[head])]
-            for i, head in enumerate(found.ranking[:rows])
-        ],
-        caption="Heads by mean score, written layer-head; ties go to the lower one.",
-    )  # fmt: skip
-
-
-def _histogram(found: Aggregate) -> Bars:
-    edges = [0.0, *np.arange(0.05, 1.0, 0.05).round(2).tolist(), np.inf]
-    values = found.mean.ravel()
-    counts = [int((values == 0).sum())] + [
-        int(((values > 0) & (values >= low) & (values < high)).sum()) for low, high in pairwise(edges)
-    ]
-    labels = ["0", *(f"≥{low:g}" if low else ">0" for low in edges[:-1])]
-    return Bars(
-        name="score_histogram", unit="heads", bars=[Bar(label=l, value=n) for l, n in zip(labels, counts, strict=True)],
-        caption="How many heads have which score: most never copy, a few do nearly all of it.",
-    )  # fmt: skip
-
-
-def _cells(spec: RetrievalSpec, scored: Scored) -> list[Grid]:
-    """Depth × length, for needles."""
-    if spec.protocol != "niah" or not scored:
-        return []
-    from services.interpretability.needle_grid import grid_of  # noqa: PLC0415  # it draws what this file measures
-
-    return [grid_of(spec.lengths, spec.depths, [({**s.facts}, v["accuracy"]) for s, v in scored])]
-
-
-def _masking(spec: RetrievalSpec, hidden: Mapping[str, list[Forced]]) -> list[Bars]:
-    if not hidden:
-        return []
-    found = []
-    for what, unit in (("accuracy", "share of right answer tokens"), ("nll", "nats/token")):
-        means = {name: float(np.mean([getattr(one, what) for one in each])) for name, each in hidden.items()}
-        bars = [Bar(label="none", value=means["none"])] if "none" in means else []
-        for size in spec.hide:
-            draws = [v for name, v in means.items() if name.startswith(f"random {size} #")]
-            bars += [Bar(label=f"top {size}", value=means.get(f"top {size}"))]
-            if draws:
-                mean, sd = float(np.mean(draws)), float(np.std(draws))
-                bars += [Bar(label=f"random {size}", value=mean, low=mean - sd, high=mean + sd)]
-        found.append(
-            Bars(
-                name=f"masking_{what}", unit=unit, bars=bars,
-                caption=f"What is left when heads look at everything alike. Random: {spec.controls} draws, mean ± sd, "
-                "from heads outside of the top.",
-            )
-        )  # fmt: skip
-    return found
-
-
-def _masking_table(hidden: Mapping[str, list[Forced]]) -> list[Table]:
-    if not hidden:
-        return []
-    rows = [
-        [name, len(each), float(np.mean([f.accuracy for f in each])), float(np.mean([f.nll for f in each]))]
-        for name, each in hidden.items()
-    ]
-    return [Table(name="masking", columns=["hidden", "samples", "accuracy", "nll"], rows=rows, caption="Every draw.")]

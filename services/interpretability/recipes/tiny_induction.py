@@ -32,9 +32,9 @@ class TinyInduction(Recipe):
     weights: ClassVar[str] = "tiny-induction"
 
     schedule: Schedule = Schedule(
-        steps=2400, batch=16, rate=2e-3, floor=2e-4, warm_up=50, decay=0.01, clamp=0.05, validate_every=300
+        steps=900, batch=16, rate=2e-3, floor=2e-4, warm_up=50, decay=0.01, clamp=0.05, validate_every=50
     )
-    first: int = 500
+    first: int = 250
     """Steps on short strings only: copying is found there, within minutes."""
     tokens: int = 256
     width: int = 64
