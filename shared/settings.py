@@ -70,6 +70,14 @@ class Settings(BaseSettings):
     llm_dtype: Literal["float32", "bfloat16"] = Field("float32", description="Compute type of language models.")
     llm_model: str = Field("smollm2", description="Default chat model: a served name, an HF folder or a GGUF file.")
 
+    llm_watch: float = Field(
+        0.01, ge=0, le=1, description="Share of answers under an attention method that is run again densely, off-peak."
+    )
+    llm_floor: float = Field(
+        0.5, ge=0, le=1,
+        description="Median agreement with dense attention below which a method is served densely instead; 0 never.",
+    )  # fmt: skip
+
     judge_base_url: str = Field(
         "http://127.0.0.1:8080", description="OpenAI-compatible endpoint that judges ask; by default our own gateway."
     )

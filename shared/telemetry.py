@@ -21,6 +21,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, ge
 __all__ = [
     "BATCH_SIZE",
     "ERRORS",
+    "FIDELITY_DELTA",
+    "FIDELITY_KL",
+    "FIDELITY_TOP1",
     "IN_FLIGHT",
     "KERNEL_CALLS",
     "LATENCY",
@@ -36,6 +39,7 @@ __all__ = [
     "kernel_called",
     "log",
     "metrics_text",
+    "observe_fidelity",
     "observe_stage",
     "stage",
     "traceparent",
@@ -58,6 +62,21 @@ KERNEL_CALLS = Counter(
     ["op", "backend", "reason"],
 )  # fmt: skip
 IN_FLIGHT = Gauge("fovea_in_flight", "Requests being served.", ["service"])
+
+_NATS = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+
+FIDELITY_KL = Histogram(
+    "fovea_fidelity_kl_nats", "KL(dense || method) per token of answers that were run again densely.",
+    ["model", "method"], buckets=_NATS,
+)  # fmt: skip
+FIDELITY_TOP1 = Histogram(
+    "fovea_fidelity_top1_agreement", "Share of tokens on which a method agrees with dense attention.",
+    ["model", "method"], buckets=(0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1),
+)  # fmt: skip
+FIDELITY_DELTA = Histogram(
+    "fovea_fidelity_loss_nats", "Log-likelihood per token that a method loses against dense attention.",
+    ["model", "method"], buckets=(-1, -0.1, -0.01, 0, *_NATS),
+)  # fmt: skip
 
 METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -155,6 +174,21 @@ def kernel_called(op: str, backend: str, reason: str) -> None:
 @cache
 def _kernel(op: str, backend: str, reason: str) -> Counter:
     return KERNEL_CALLS.labels(op, backend, reason)
+
+
+def observe_fidelity(method: str, kl: float, agreement: float, delta: float) -> None:
+    """Record how one answer under an attention method compares with dense attention on the same tokens.
+
+    Args:
+        method: Name of the method.
+        kl: KL(dense ‖ method), mean nats per token.
+        agreement: Share of tokens on which both find the same one likeliest.
+        delta: Log-likelihood that the method loses, nats per token.
+    """
+    labels = (_context.get().model, method)
+    FIDELITY_KL.labels(*labels).observe(kl)
+    FIDELITY_TOP1.labels(*labels).observe(agreement)
+    FIDELITY_DELTA.labels(*labels).observe(delta)
 
 
 def metrics_text() -> bytes:

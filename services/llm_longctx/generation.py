@@ -10,7 +10,7 @@ import queue
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from services.llm_longctx.engine import Choice, FinishReason, Grammar, Order, Sampling, Scheduler, Token
+from services.llm_longctx.engine import Choice, Facts, FinishReason, Grammar, Order, Sampling, Scheduler, Token
 from services.llm_longctx.engine.policy import Policy
 from services.llm_longctx.grammars import Automaton, TokenGrammar
 from services.llm_longctx.longctx import usage_of
@@ -33,6 +33,7 @@ class Prompt:
         stops: Texts that end an answer.
         top: Log-probabilities wanted, or None; see `Request.top`.
         policy: The attention method; None takes the engine's.
+        fallback: Why that is dense and not what was asked for, or None.
         boundaries: Chunk borders for methods that would predict them.
         priority: Higher classes are served first.
         echo: Whether the prompt is part of the answer.
@@ -45,6 +46,7 @@ class Prompt:
     stops: Sequence[str] = ()
     top: int | None = None
     policy: Policy | None = None
+    fallback: str | None = None
     boundaries: Sequence[int] | None = None
     priority: int = 0
     echo: bool = False
@@ -99,7 +101,7 @@ class Generation:
             choices=[Choice(s, a, self._grammar(grammar)) for s, a in zip(samplings, answers, strict=True)],
             max_tokens=prompt.max_tokens, policy=prompt.policy, boundaries=prompt.boundaries, priority=prompt.priority,
             ends=self._tokenizer.eos, top=prompt.top, score_prompt=prompt.echo and prompt.top is not None,
-            score_from=prompt.scored_from, run=self._run,
+            score_from=prompt.scored_from, run=self._run, facts=Facts(fallback=prompt.fallback),
         )  # fmt: skip
         self._open += len(answers)
         self.orders.append(order)

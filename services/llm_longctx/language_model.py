@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from services.llm_longctx import chat, completions
 from services.llm_longctx.engine import Engine, Scheduler
+from services.llm_longctx.engine.watch import Watch
 from services.llm_longctx.longctx import known_plans
 from services.llm_longctx.speaker import Speaker
 from shared.api.text import (
@@ -77,7 +78,7 @@ class LanguageModel(Servable[ChatRequest, ChatCompletion]):
         folder = _folder(cls.source(), place, dtype)
         model, tokenizer = load_decoder(folder, dtype, place.device), Tokenizer.from_folder(folder)
         digest, facts = weights_digest(folder), model.config
-        scheduler = Scheduler(Engine(model, weights_sha256=digest), threads=place.threads)
+        scheduler = Scheduler(Engine(model, weights_sha256=digest), threads=place.threads, watch=_watch(place))
         scheduler.start()
         fingerprint = f"fp_{digest[:16]}_{named}"
         plans = known_plans(cls.card.name, _SHIPPED, place.weights)
@@ -143,6 +144,11 @@ class LanguageModel(Servable[ChatRequest, ChatCompletion]):
     def close(self) -> None:
         """Stop the engine."""
         self.speaker.scheduler.close()
+
+
+def _watch(place: Place) -> Watch:
+    """How answers are watched, as the platform says; by default not at all."""
+    return Watch(float(place.options.get("llm_watch", 0)), float(place.options.get("llm_floor", 0)))
 
 
 def _folder(source: Path, place: Place, dtype: torch.dtype) -> Path:

@@ -92,8 +92,11 @@ class Speaker:
         policy = policy_for(
             self.scheduler.engine, asked, self.plans, len(ids), min(most, UNSAID) if wanted is None else most
         )
+        scheduler = self.scheduler
+        fallback = None if scheduler.watch is None else scheduler.watch.breach(policy.method.name)
         return Prompt(
-            ids=ids, max_tokens=most, stops=options.stop or (), policy=policy,
+            ids=ids, max_tokens=most, stops=options.stop or (),
+            policy=policy if fallback is None else scheduler.engine.dense, fallback=fallback,
             boundaries=None if asked is None else asked.boundaries,
             priority=-1 if asked is not None and asked.priority == "batch" else 0,
         )  # fmt: skip

@@ -20,6 +20,8 @@ def place(settings: Settings) -> Place:
     options = {
         "llm_model": settings.llm_model,
         "llm_dtype": settings.llm_dtype,
+        "llm_watch": str(settings.llm_watch),
+        "llm_floor": str(settings.llm_floor),
         "max_body_bytes": str(settings.max_body_bytes),
         "max_pixels": str(settings.max_pixels),
         "judge_base_url": settings.judge_base_url,

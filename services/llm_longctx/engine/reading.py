@@ -5,14 +5,23 @@ Axes: H query heads, G key/value heads, T queries at positions offset …, S key
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kernels import block_sparse_prefill, merge
+from services.llm_longctx.kernels import BlockCsr, block_sparse_prefill, merge
+from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kernels.flash import flash
 from services.llm_longctx.methods.plans import Blocks, Dense, PrefillPlan, TokenLists, WindowSink
 
 __all__ = ["Part", "over_held", "over_history", "window_mask"]
+
+LEAST = 16
+"""Queries below which a product is too small for blocks to pay."""
+
+BLOCK = 64
+"""Tokens of a block where all blocks are kept; chunks end on multiples of it."""
 
 Part = tuple[Tensor, Tensor]
 """out [H,T,d] and natural-log lse [H,T]."""
@@ -21,6 +30,9 @@ Part = tuple[Tensor, Tensor]
 def over_history(q: Tensor, k: Tensor, v: Tensor, plan: PrefillPlan, backend: str) -> Part:
     """The last T of S positions read their whole history: q [H,T,d], k and v [G,S,d] from position 0 on."""
     match plan:
+        case Dense() if q.shape[1] >= LEAST and _native(q, backend):
+            blocks = _causal(k.shape[0], k.shape[1], q.shape[1])
+            return block_sparse_prefill(q, k, v, blocks, backend="cpu_ext", return_lse=True)
         case Dense():
             return _dense(q, k, v)
         case Blocks(csr=csr):
@@ -55,6 +67,18 @@ def window_mask(positions: Tensor, offset: int, queries: int, sink: int, window:
     """Keys at `positions` [n] that queries offset … may see with a sink and a window: [T,n]."""
     at = torch.arange(offset, offset + queries)[:, None]
     return (positions <= at) & ((positions < sink) | (at - positions < window))
+
+
+def _native(q: Tensor, backend: str) -> bool:
+    """Whether the C++ kernel serves these tensors: with all blocks kept it beats torch's own, most of all in bf16."""
+    return choose("block_sparse_prefill", backend, q.dtype, q.device.type) == "cpu_ext"
+
+
+@lru_cache(maxsize=64)
+def _causal(heads: int, keys: int, queries: int) -> BlockCsr:
+    """All causal blocks of the last queries."""
+    first, end = (keys - queries) // BLOCK, -(-keys // BLOCK)
+    return BlockCsr.from_mask(torch.ones(heads, end - first, end, dtype=torch.bool), BLOCK, first=first)
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor) -> Part:

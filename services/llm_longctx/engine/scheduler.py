@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from services.llm_longctx.engine.order import Order
 from services.llm_longctx.engine.pacing import next_chunk
 from services.llm_longctx.engine.prefixes import Prefixes
 from services.llm_longctx.engine.sampler import scored
+from services.llm_longctx.engine.watch import Watch
 from services.llm_longctx.kv import PoolExhausted
 from shared import telemetry
 from shared.errors import Cancelled, Fault, FoveaError, NotReady, QueueFull, TooLarge
@@ -33,13 +35,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Scheduler"]
 
+_MOST_LATER = 8
+"""Comparisons that may wait for a quiet moment; under steady load the watch sees fewer answers."""
+
 _TOO_LARGE = "The request needs more memory for keys and values than this model has."
 
 
 class Scheduler:
     """Serves orders on one engine."""
 
-    def __init__(self, engine: Engine, *, max_waiting: int = 64, prefill_tokens: int = 512, threads: int = 0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_waiting: int = 64,
+        prefill_tokens: int = 512,
+        threads: int = 0,
+        watch: Watch | None = None,
+    ) -> None:
         """Take an engine into service; `start` begins to step.
 
         Args:
@@ -47,14 +60,17 @@ class Scheduler:
             max_waiting: Orders that may wait.
             prefill_tokens: Prompt tokens read per step.
             threads: Intra-op threads of torch on the scheduler's thread; 0 leaves the library's default.
+            watch: Looks at a share of the answers; None looks at none.
         """
         self.engine = engine
         self.prefixes = Prefixes(engine)
+        self.watch = watch
         self._limits = (max_waiting, prefill_tokens)
         self._threads = threads
         self._waiting: list[Waiting] = []
         self._reading: Waiting | None = None
         self._running: list[Answer] = []
+        self._later: deque[Generator[None, None, None]] = deque()
         self._numbers = count()
         self._news = threading.Condition()
         self._closed = False
@@ -84,6 +100,21 @@ class Scheduler:
             self._queue(Waiting(order, policy, context, time.perf_counter(), answers))
             self._news.notify()
 
+    def later(self, work: Generator[None, None, None]) -> None:
+        """Do something on this thread piece by piece while nobody waits, for example compare an answer with dense.
+
+        Under pressure it is given up: then it is closed, and hears of it.
+
+        Raises:
+            NotReady: The scheduler is closed.
+        """
+        with self._news:
+            if self._closed:
+                detail = "The model was taken out of service."
+                raise NotReady(detail)
+            self._later.append(work)
+            self._news.notify()
+
     def close(self) -> None:
         """Stop; what is still in flight ends as cancelled."""
         with self._news:
@@ -92,6 +123,7 @@ class Scheduler:
         if self._thread.is_alive():
             self._thread.join()
         self._fail(Cancelled("The model was taken out of service."))
+        self._give_up()
         self.prefixes.clear()
 
     @property
@@ -109,6 +141,8 @@ class Scheduler:
             self._admit()
         if self._reading is not None:
             self._read(self._reading)
+        elif not self.in_flight and self._later:
+            self._spend(self._later[0])
 
     # One step, in order.
 
@@ -246,6 +280,9 @@ class Scheduler:
         if reason is not None:
             self._account(answer)
             answer.end(reason)
+            if self.watch is not None and len(self._later) < _MOST_LATER:
+                work = self.watch.work(self.engine, answer)
+                self._later += () if work is None else (work,)
         return reason is not None
 
     def _account(self, answer: Answer) -> None:
@@ -258,6 +295,20 @@ class Scheduler:
         facts.kv_bytes_dense = max(facts.kv_bytes_dense, self.engine.dense_bytes(tokens))
         facts.full_steps = max(facts.full_steps, max((s.full_steps for s in mine), default=0))
 
+    def _spend(self, work: Generator[None, None, None]) -> None:
+        """One piece of what can wait."""
+        try:
+            next(work)
+        except StopIteration:
+            self._later.popleft()
+        except Exception as error:  # noqa: BLE001  # nobody asked for it: the log hears of it
+            telemetry.log().warning("work in the background failed", exc_info=error)
+            self._later.popleft()
+
+    def _give_up(self) -> None:
+        while self._later:
+            self._later.popleft().close()
+
     # Pages.
 
     def _sequences(self) -> list[OpenSequence]:
@@ -265,6 +316,8 @@ class Scheduler:
 
     def _room(self, pages: int) -> bool:
         """Whether so many pages are free, cached prefixes given up if need be."""
+        if self.engine.pool.free < pages:
+            self._give_up()
         return self.engine.pool.free >= pages or self.prefixes.make_room(pages)
 
     def _preempt(self) -> None:
@@ -313,7 +366,7 @@ class Scheduler:
             torch.set_num_threads(self._threads)
         while True:
             with self._news:
-                self._news.wait_for(lambda: self._closed or self.in_flight)
+                self._news.wait_for(lambda: self._closed or self.in_flight or self._later)
                 if self._closed:
                     return
             try:

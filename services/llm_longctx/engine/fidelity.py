@@ -1,0 +1,100 @@
+"""How far a method strays from dense attention on the same tokens: both are run, teacher-forced, side by side.
+
+Work comes in small pieces, so that whoever serves can do something else in between. Knows two sequences and their
+logits; knows nothing about when it is worth the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from services.llm_longctx.engine.decoding import decode
+from services.llm_longctx.engine.open_sequence import OpenSequence
+from services.llm_longctx.engine.pacing import next_chunk
+from services.llm_longctx.engine.policy import Policy
+
+if TYPE_CHECKING:
+    from services.llm_longctx.engine.engine import Engine
+
+__all__ = ["Fidelity", "comparing"]
+
+
+@dataclass(slots=True)
+class Fidelity:
+    """One number per token of an answer.
+
+    Attributes:
+        kl: KL(dense ‖ method) of the next token, in nats.
+        top1: Whether both found the same token likeliest.
+        right: Whether the method found the token likeliest that came.
+        dense: Log-likelihood of the token that came, dense.
+        method: The same under the method.
+    """
+
+    kl: list[float] = field(default_factory=list)
+    top1: list[bool] = field(default_factory=list)
+    right: list[bool] = field(default_factory=list)
+    dense: list[float] = field(default_factory=list)
+    method: list[float] = field(default_factory=list)
+
+    @property
+    def agreement(self) -> float:
+        """Share of tokens on which both agree."""
+        return sum(self.top1) / len(self.top1) if self.top1 else 1.0
+
+    @property
+    def divergence(self) -> float:
+        """Mean KL in nats."""
+        return sum(self.kl) / len(self.kl) if self.kl else 0.0
+
+    @property
+    def delta(self) -> float:
+        """Mean log-likelihood that the method loses, in nats per token."""
+        return (sum(self.dense) - sum(self.method)) / len(self.dense) if self.dense else 0.0
+
+    def add(self, dense: Tensor, method: Tensor, token: int) -> None:
+        """Compare logits [V] before `token` came."""
+        p, q = dense.double().log_softmax(-1), method.double().log_softmax(-1)
+        self.kl.append(max(float((p.exp() * (p - q)).sum()), 0.0))
+        self.top1.append(bool(p.argmax() == q.argmax()))
+        self.right.append(bool(q.argmax() == token))
+        self.dense.append(float(p[token]))
+        self.method.append(float(q[token]))
+
+
+def comparing(
+    engine: Engine, ids: Sequence[int], answer: Sequence[int], policy: Policy, done: Callable[[Fidelity], object]
+) -> Generator[None, None, None]:
+    """Read a prompt and an answer densely and by a method, piece by piece; `done` hears the result at the end.
+
+    Pages are given back whether it runs to its end or is closed before.
+    """
+    found = Fidelity()
+    pair = [OpenSequence(engine.model, engine.pool, p, engine.backend) for p in (engine.dense, policy)]
+    try:
+        last = []
+        for s in pair:
+            s.prompt = len(ids)
+            s.reserve(len(ids), len(answer))
+            logits = engine.model.output_matrix.new_zeros(0, engine.model.config.vocab)
+            while s.memory.length < len(ids):
+                begin = s.memory.length
+                end = begin + next_chunk(s.policy.method, begin, len(ids), engine.pool.page)
+                logits = s.read(ids[begin:end], last=end == len(ids), keep=int(end == len(ids)))
+                yield
+            last.append(logits[-1])
+        for place, token in enumerate(answer):
+            found.add(last[0], last[1], token)
+            if place + 1 < len(answer):
+                with torch.inference_mode():
+                    last = list(decode(engine.model, pair, [token, token], engine.backend))
+                yield
+        done(found)
+    finally:
+        for s in pair:
+            s.close()

@@ -1,0 +1,224 @@
+"""What a method costs in quality, on a model that is being served: needles by length and depth, and fidelity to dense.
+
+Everything runs through the model's scheduler, behind the requests of others. Knows prompts, tokens and scores; knows
+nothing about HTTP or terminals.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import random
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from services.llm_longctx.engine import Order, Sampling
+from services.llm_longctx.engine.fidelity import Fidelity, comparing
+from services.llm_longctx.engine.order import Choice
+from services.llm_longctx.engine.policy import Policy
+from services.llm_longctx.engine.request import Collected, Usage
+from services.llm_longctx.longctx import policy_for
+from services.llm_longctx.speaker import Speaker
+from shared.api.text import LongctxOptions
+from shared.errors import Cancelled, InvalidOption
+from shared.lm.needle import NEEDLES, haystack, needle
+from shared.registry import Run
+
+__all__ = ["FidelityReport", "FidelitySpec", "NeedleReport", "NeedleSpec", "run_fidelity", "run_needle"]
+
+LONGEST_TEXT = 4_000_000
+"""Characters of a text of one's own."""
+
+
+class _Spec(BaseModel):
+    """What both evaluations are asked."""
+
+    model: str | None = Field(None, description="Name of the model; left out, the default one.")
+    longctx: LongctxOptions = Field(default_factory=LongctxOptions, description="The method that is judged.")
+    lengths: list[Annotated[int, Field(ge=16)]] = Field(
+        [512, 1024, 2048], min_length=1, max_length=40, description="Tokens of the prompts."
+    )
+    text: str | None = Field(None, max_length=LONGEST_TEXT, description="Own text; left out, prose made by a seed.")
+    seed: int = Field(0, ge=0, description="Of prose and random tokens.")
+
+
+class NeedleSpec(_Spec):
+    """Where sentences are hidden."""
+
+    depths: list[Annotated[float, Field(ge=0, le=100)]] = Field(
+        [0, 50, 100], min_length=1, max_length=40, description="Percent of the context before the needle."
+    )
+    needles: int = Field(1, ge=1, le=len(NEEDLES), description="Sentences per cell.")
+    steps: int = Field(40, ge=1, le=500, description="Most tokens of an answer.")
+
+
+class NeedleReport(BaseModel):
+    """Recall of the hidden sentence's words, mean over needles: `recall` [depth][length], 0 to 1."""
+
+    model: str
+    longctx: LongctxOptions
+    lengths: list[int]
+    depths: list[float]
+    recall: list[list[float]]
+    kv_ratio: list[float] = Field(description="Bytes held, as a share of dense, per length.")
+    mean: float
+
+
+class FidelitySpec(_Spec):
+    """What is read, and how much is compared."""
+
+    tasks: list[Literal["text", "copy"]] = Field(
+        ["text", "copy"], min_length=1, description="`text`: goes on with prose; `copy`: random tokens come twice."
+    )
+    steps: int = Field(64, ge=1, le=2048, description="Tokens that are compared behind each prompt.")
+
+
+class FidelityRow(BaseModel):
+    """One prompt."""
+
+    task: str
+    length: int
+    tokens: int
+    kl: float = Field(description="KL(dense ‖ method), mean nats per token.")
+    agreement: float = Field(description="Share of tokens on which both find the same one likeliest.")
+    perplexity_dense: float
+    perplexity: float
+    right: float = Field(description="Share of the tokens that came which the method found likeliest.")
+
+
+class FidelityReport(BaseModel):
+    """All prompts."""
+
+    model: str
+    longctx: LongctxOptions
+    rows: list[FidelityRow]
+
+
+def run_needle(speaker: Speaker, spec: NeedleSpec, run: Run) -> NeedleReport:
+    """Hide sentences and ask for them.
+
+    Raises:
+        InvalidOption: A length that the model can't read, or a method that can't serve.
+        Cancelled: The caller went away.
+    """
+    _check(speaker, spec.lengths, spec.steps)
+    cells = [(d, n) for n in spec.lengths for d in spec.depths]
+    scores: dict[tuple[float, int], list[float]] = {}
+    ratios: dict[int, float] = {}
+    for at, (depth, length) in enumerate(cells):
+        for what in NEEDLES[: spec.needles]:
+            prompt = needle(speaker.tokenizer, what, length, depth, corpus=spec.text, seed=spec.seed)
+            answer = _ask(speaker, prompt.ids[: speaker.context - spec.steps], spec, run)
+            said = speaker.tokenizer.decode(answer.tokens, special=False)
+            scores.setdefault((depth, length), []).append(_recall(what.answer, said))
+            ratios[length] = answer.usage.kv_ratio if answer.usage is not None else 1.0
+        run.progress((at + 1) / len(cells), f"{length} tokens, depth {depth:g} %")
+    recall = [[sum(scores[d, n]) / len(scores[d, n]) for n in spec.lengths] for d in spec.depths]
+    mean = sum(map(sum, recall)) / len(cells)
+    return NeedleReport(
+        model=speaker.name, longctx=spec.longctx, lengths=spec.lengths, depths=spec.depths, recall=recall,
+        kv_ratio=[ratios[n] for n in spec.lengths], mean=mean,
+    )  # fmt: skip
+
+
+def run_fidelity(speaker: Speaker, spec: FidelitySpec, run: Run) -> FidelityReport:
+    """Compare a method with dense attention on prose and on copies.
+
+    Raises:
+        InvalidOption: A length that the model can't read, or a method that can't serve.
+        Cancelled: The caller went away.
+    """
+    _check(speaker, spec.lengths, spec.steps)
+    makers: dict[str, Callable[[int], tuple[list[int], list[int]]]] = {
+        "text": lambda n: _prose(speaker, spec, n), "copy": lambda n: _copies(speaker, spec, n),
+    }  # fmt: skip
+    todo, rows = [(task, n) for task in spec.tasks for n in spec.lengths], []
+    for at, (task, length) in enumerate(todo):
+        ids, answer = makers[task](length)
+        policy = policy_for(speaker.scheduler.engine, spec.longctx, speaker.plans, len(ids), len(answer))
+        rows.append(_row(task, len(ids), _compared(speaker, ids, answer, policy, run)))
+        run.progress((at + 1) / len(todo), f"{task}, {length} tokens")
+    return FidelityReport(model=speaker.name, longctx=spec.longctx, rows=rows)
+
+
+def _check(speaker: Speaker, lengths: Sequence[int], steps: int) -> None:
+    if max(lengths) + steps > speaker.context:
+        detail = f"{max(lengths):,} tokens and an answer of {steps:,} exceed the context of {speaker.context:,} tokens."
+        raise InvalidOption(detail, field="lengths")
+
+
+def _ask(speaker: Speaker, ids: list[int], spec: NeedleSpec, run: Run) -> Collected:
+    """One answer, behind the requests of others."""
+    engine = speaker.scheduler.engine
+    policy = policy_for(engine, spec.longctx, speaker.plans, len(ids), spec.steps)
+    sink = Collected()
+    order = Order(
+        ids, [Choice(Sampling(), sink)], spec.steps, policy=policy, ends=speaker.tokenizer.eos, priority=-1, run=run
+    )
+    sink.usage = Usage(order, policy, engine.backend)
+    speaker.scheduler.submit(order)
+    while sink.reason is None:
+        time.sleep(0.005)
+    sink.completion()  # raises what went wrong
+    return sink
+
+
+def _compared(speaker: Speaker, ids: list[int], answer: list[int], policy: Policy, run: Run) -> Fidelity:
+    """A comparison on the scheduler's thread, while nobody waits for an answer."""
+    news: queue.SimpleQueue[Fidelity | None] = queue.SimpleQueue()
+
+    def work() -> Generator[None, None, None]:
+        try:
+            for piece in comparing(speaker.scheduler.engine, ids, answer, policy, news.put):
+                if run.cancelled:
+                    return
+                yield piece
+        finally:
+            news.put(None)
+
+    speaker.scheduler.later(work())
+    found = news.get()
+    run.check()
+    if found is None:
+        detail = "The comparison was given up: requests needed its memory, or it failed."
+        raise Cancelled(detail, hint="Try again when the service is less busy.")
+    return found
+
+
+def _prose(speaker: Speaker, spec: FidelitySpec, length: int) -> tuple[list[int], list[int]]:
+    """A stretch of text and how it goes on."""
+    wanted = length + spec.steps
+    ids = speaker.tokenizer.encode(spec.text or haystack(wanted * 6, spec.seed), special=False)
+    if len(ids) < wanted:
+        detail = f"The text has {len(ids):,} tokens; {wanted:,} are needed."
+        raise InvalidOption(detail, hint="Give a longer text or shorter lengths.", field="text")
+    return ids[:length], ids[length:wanted]
+
+
+def _copies(speaker: Speaker, spec: FidelitySpec, length: int) -> tuple[list[int], list[int]]:
+    """Random tokens that begin to come a second time, and how they go on."""
+    rng = random.Random(spec.seed)
+    period = max(length - 8, 8)
+    once = [rng.randrange(speaker.vocab) for _ in range(period)]
+    twice = [*once, *once]
+    steps = min(spec.steps, 2 * period - length) or 1
+    return twice[:length], twice[length : length + steps]
+
+
+def _row(task: str, length: int, found: Fidelity) -> FidelityRow:
+    n = len(found.kl)
+    return FidelityRow(
+        task=task, length=length, tokens=n, kl=found.divergence, agreement=found.agreement,
+        perplexity_dense=math.exp(min(-sum(found.dense) / n, 700.0)),
+        perplexity=math.exp(min(-sum(found.method) / n, 700.0)), right=sum(found.right) / n,
+    )  # fmt: skip
+
+
+def _recall(wanted: str, said: str) -> float:
+    """Share of the wanted words that were said, each as often as it was (ROUGE-1 recall)."""
+    heard = said.lower().replace(".", " ").replace(",", " ").split()
+    words = wanted.lower().split()
+    return sum(min(words.count(w), heard.count(w)) for w in dict.fromkeys(words)) / len(words)

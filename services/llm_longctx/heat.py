@@ -1,0 +1,32 @@
+"""A grid of numbers between 0 and 1 as a picture: rows are depths, columns lengths. Knows pixels only."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw
+
+__all__ = ["heat_map"]
+
+CELL, MARGIN = 48, 64
+
+
+def heat_map(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str]) -> bytes:
+    """A PNG: `values` [row][column] from red (0) over yellow to green (1), each with its number."""
+    size = (MARGIN + CELL * len(columns) + 8, MARGIN // 2 + CELL * len(rows) + 24)
+    picture = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(picture)
+    for y, (label, line) in enumerate(zip(rows, values, strict=True)):
+        top = MARGIN // 2 + y * CELL
+        pen.text((6, top + CELL // 2 - 6), label, fill="black")
+        for x, value in enumerate(line):
+            left, share = MARGIN + x * CELL, min(max(value, 0.0), 1.0)
+            colour = (int(230 * min(2 - 2 * share, 1)), int(190 * min(2 * share, 1)), 60)
+            pen.rectangle((left, top, left + CELL - 2, top + CELL - 2), fill=colour)
+            pen.text((left + 10, top + CELL // 2 - 6), f"{share:.2f}", fill="black")
+    for x, label in enumerate(columns):
+        pen.text((MARGIN + x * CELL + 6, MARGIN // 2 + CELL * len(rows) + 4), label, fill="black")
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()

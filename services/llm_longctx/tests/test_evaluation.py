@@ -1,0 +1,242 @@
+"""Fidelity to dense, needles, the watch that falls back, and the verbs: small models, true numbers."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import httpx2
+import pytest
+import torch
+from PIL import Image
+
+from services.llm_longctx import evaluation_routes
+from services.llm_longctx import openai as routes
+from services.llm_longctx.engine import Engine, Scheduler
+from services.llm_longctx.engine.fidelity import Fidelity, comparing
+from services.llm_longctx.engine.watch import LEAST, Watch
+from services.llm_longctx.evaluation import FidelitySpec, NeedleSpec, run_fidelity, run_needle
+from services.llm_longctx.heat import heat_map
+from services.llm_longctx.local import model_at
+from services.llm_longctx.tests.conftest import MODEL, Server, tiny_decoder, until
+from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
+from services.llm_longctx.tests.test_scheduler import order, run
+from services.llm_longctx.tests.toy_methods import Streaming
+from services.llm_longctx.verbs import fidelity, needle
+from shared import telemetry
+from shared.api.text import CompletionRequest
+from shared.errors import Cancelled, InvalidOption, Malformed
+from shared.registry import Place, Run
+from shared.serving.app import build
+from shared.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_decoder().double()
+
+
+@pytest.fixture(scope="module")
+def model(folder, tmp_path_factory):
+    loaded = model_at(folder).load(
+        Place(cache=tmp_path_factory.mktemp("cache"), weights=tmp_path_factory.mktemp("w"), threads=1)
+    )
+    yield loaded
+    loaded.close()
+
+
+def compare(engine, ids, answer, how):
+    results = []
+    for _ in comparing(engine, ids, answer, engine.policy_of(how, TINY_PLAN), results.append):
+        pass
+    return results[0]
+
+
+def test_dense_agrees_with_itself_and_a_cut_method_does_not(tiny):
+    engine = Engine(tiny, page=8)
+    same, cut = (compare(engine, prompt(60), prompt(20, 3), how) for how in ("dense", Streaming(sink=1, recent=2)))
+    assert (same.agreement, same.divergence, same.delta) == (
+        1,
+        pytest.approx(0, abs=1e-12),
+        pytest.approx(0, abs=1e-12),
+    )
+    assert len(cut.kl) == 20
+    assert cut.divergence > 1e-3
+    assert engine.pool.held == 0
+
+
+def test_the_numbers_are_those_of_the_definition():
+    found = Fidelity()
+    p, q = torch.tensor([0.5, 0.25, 0.25]).log(), torch.tensor([0.25, 0.5, 0.25]).log()
+    found.add(p, q, 2)
+    assert found.divergence == pytest.approx(
+        0.5 * torch.tensor(2.0).log().item() - 0.25 * torch.tensor(2.0).log().item()
+    )
+    assert (found.agreement, found.right, found.delta) == (0, [False], pytest.approx(0))
+
+
+def test_a_comparison_that_is_given_up_leaves_no_pages(tiny):
+    engine = Engine(tiny, page=8)
+    work = comparing(engine, prompt(40), prompt(9), engine.policy_of(Streaming(), TINY_PLAN), print)
+    for _ in range(4):
+        next(work)
+    assert engine.pool.held
+    work.close()
+    assert engine.pool.held == 0
+
+
+def test_the_watch_compares_when_nobody_waits_and_tells_the_metrics(tiny):
+    scheduler = Scheduler(Engine(tiny, page=8), watch=Watch(share=1.0, floor=1.1, seed=0))
+    with telemetry.bind(model="watched"):
+        for i in range(LEAST):
+            assert scheduler.watch.breach("toy-streaming") is None
+            run(scheduler, order(scheduler.engine, prompt(30, i), Streaming(sink=1, recent=2), new=6))
+            run(scheduler, order(scheduler.engine, prompt(30), "dense", new=6))
+            while scheduler._later:
+                scheduler.step()
+    assert "agreed with dense attention on" in scheduler.watch.breach("toy-streaming")
+    assert scheduler.watch.breach("dense") is None
+    text = telemetry.metrics_text().decode()
+    assert f'fovea_fidelity_kl_nats_count{{method="toy-streaming",model="watched"}} {float(LEAST)}' in text
+    scheduler.close()
+    assert scheduler.engine.pool.held == 0
+
+
+def test_a_share_is_sampled_and_a_floor_of_zero_never_falls_back(tiny):
+    scheduler = Scheduler(Engine(tiny, page=8), watch=Watch(share=0.3, floor=0.0, seed=1))
+    answers = [order(scheduler.engine, [i + 1], Streaming(), new=1) for i in range(40)]
+    works = []
+    scheduler.watch.work = lambda engine, answer, plain=scheduler.watch.work: works.append(plain(engine, answer))
+    run(scheduler, *answers)
+    assert 4 <= sum(work is not None for work in works) <= 22
+    assert scheduler.watch.breach("toy-streaming") is None
+
+
+def test_work_that_can_wait_makes_room_and_hears_of_it(tiny):
+    scheduler = Scheduler(Engine(tiny, page=8, kv_bytes=1))
+    heard = []
+
+    def work():
+        s = scheduler.engine.open()
+        try:
+            s.prefill(prompt(180))
+            while True:
+                yield
+        finally:
+            heard.append("closed")
+            s.close()
+
+    scheduler.later(work())
+    scheduler.step()
+    assert scheduler.engine.pool.held
+    one = order(scheduler.engine, prompt(100), new=4)
+    run(scheduler, one)
+    assert heard == ["closed"]
+    assert one[1][0].ends == [("length", 4)]
+    scheduler.later(iter_that_fails())
+    scheduler.step()
+    assert not scheduler._later
+
+
+def iter_that_fails():
+    raise RuntimeError
+    yield
+
+
+def test_a_breach_is_served_densely_and_said(model, monkeypatch):
+    speaker = model.speaker
+    monkeypatch.setattr(speaker.scheduler.watch, "breach", lambda name: "it strayed" if name == "power" else None)
+    body = CompletionRequest.model_validate({"prompt": "Once", "max_tokens": 3, "longctx": {"method": "power"}})
+    *_, last = model.stream(body, Run())
+    assert (last.usage.longctx.method, last.usage.longctx.fallback) == ("dense", "it strayed")
+
+
+def test_fidelity_of_prose_and_copies(model):
+    spec = FidelitySpec(lengths=[40, 80], steps=12, longctx={"method": "recycled", "budget": 4, "stride": 50})
+    report = run_fidelity(model.speaker, spec, Run())
+    assert [(r.task, r.length, r.tokens) for r in report.rows] == [
+        ("text", 40, 12), ("text", 80, 12), ("copy", 40, 12), ("copy", 80, 12),
+    ]  # fmt: skip
+    assert all(r.kl > 0 and 0 <= r.agreement <= 1 and r.perplexity > 1 for r in report.rows)
+    dense = run_fidelity(model.speaker, FidelitySpec(lengths=[40], steps=5), Run())
+    assert all(
+        r.agreement == 1 and r.kl < 1e-6 and r.perplexity == pytest.approx(r.perplexity_dense) for r in dense.rows
+    )
+
+
+def test_needles_by_length_and_depth(model):
+    told = []
+    spec = NeedleSpec(lengths=[150, 170], depths=[0, 100], steps=4, longctx={"method": "power", "block": 32})
+    report = run_needle(model.speaker, spec, Run(report=lambda share, note: told.append((share, note))))
+    assert len(report.recall) == len(report.depths) == 2
+    assert all(0 <= x <= 1 for row in report.recall for x in row)
+    assert report.kv_ratio == [1, 1]
+    assert told[-1] == (1.0, "170 tokens, depth 100 %")
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda s: run_needle(s, NeedleSpec(lengths=[5000]), Run()), "exceed the context"),
+        (lambda s: run_fidelity(s, FidelitySpec(lengths=[100], steps=20, text="short"), Run()), "The text has"),
+        (
+            lambda s: run_fidelity(s, FidelitySpec(lengths=[20], longctx={"method": "none"}, steps=3), Run()),
+            "no attention",
+        ),
+    ],
+)
+def test_what_can_not_be_measured_is_refused(model, call, word):
+    with pytest.raises(InvalidOption, match=word):
+        call(model.speaker)
+
+
+def test_a_cancelled_evaluation_stops(model):
+    stopped = Run()
+    stopped.cancel()
+    with pytest.raises(Cancelled):
+        run_fidelity(model.speaker, FidelitySpec(lengths=[40], steps=5), stopped)
+    with pytest.raises(Cancelled):
+        run_needle(model.speaker, NeedleSpec(lengths=[150], steps=3), stopped)
+    until(lambda: model.speaker.scheduler.in_flight == 0)
+
+
+def test_a_grid_is_drawn_as_a_picture():
+    picture = Image.open(io.BytesIO(heat_map([[0.0, 0.5], [1.0, 0.25]], ["0 %", "100 %"], ["512", "1024"])))
+    assert picture.format == "PNG"
+    low, high = picture.getpixel((66, 34)), picture.getpixel((66, 82))
+    assert low[0] > low[1]
+    assert high[1] > high[0]
+
+
+def test_evaluations_over_http(folder, tmp_path):
+    model = model_at(folder)
+    app = build(
+        "llm-longctx", routers=[routes.router, evaluation_routes.router], servables={model.card.name: model},
+        settings=Settings(data_dir=tmp_path, threads=1),
+    )  # fmt: skip
+    with Server(app) as server, httpx2.Client(base_url=server.url, timeout=60) as http:
+        ask = {"lengths": [150], "depths": [50], "steps": 3}
+        assert http.post("/v1/longctx/needle", json=ask).json()["model"] == MODEL
+        drawn = http.post("/v1/longctx/needle", json=ask, headers={"accept": "image/png"})
+        assert drawn.headers["content-type"] == "image/png"
+        rows = http.post("/v1/longctx/fidelity", json={"lengths": [32], "steps": 4, "tasks": ["copy"]}).json()["rows"]
+        assert rows[0]["agreement"] == 1
+        assert http.post("/v1/longctx/fidelity", json={"lengths": [9999]}).status_code == 422
+        assert http.post("/v1/longctx/needle", json={"model": "nobody"}).status_code == 404
+
+
+def test_the_verbs_print_and_save(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    needle(str(folder), lengths="150", depths="0,100", steps=3, out=tmp_path / "needle.json")
+    fidelity(str(folder), longctx='{"method": "power", "block": 16}', lengths="48", steps=4, out=tmp_path / "f.json")
+    said = capsys.readouterr().out
+    assert "recall, mean" in said
+    assert "top-1" in said
+    assert json.loads((tmp_path / "needle.json").read_text())["lengths"] == [150]
+    assert (tmp_path / "needle.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(Malformed, match="no JSON"):
+        fidelity(str(folder), longctx="{")
+    with pytest.raises(InvalidOption, match="comma-separated"):
+        fidelity(str(folder), lengths="a")
+    with pytest.raises(InvalidOption, match="lengths"):
+        needle(str(folder), lengths="3")
