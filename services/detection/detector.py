@@ -68,7 +68,6 @@ class Detector(Servable[DetectIn, DetectOut]):
         strides: Pixels per cell of the levels; sides of inputs are multiples of the last.
         square: Whether the graph takes squares of `side` only, because it is not exact at other shapes.
         call: Method of the network that gives predictions.
-        prepare: Last change to the network before it is served.
         tag: How the graph is made; raised when that changes.
         picture: The example's file in `services.detection.models`.
     """
@@ -81,7 +80,6 @@ class Detector(Servable[DetectIn, DetectOut]):
     strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
     square: ClassVar[bool] = False
     call: ClassVar[str] = "predictions"
-    prepare: ClassVar[Callable[[nn.Module], nn.Module]] = staticmethod(fused)
     tag: ClassVar[str] = "v1"
     picture: ClassVar[str] = "pavement.jpg"
 
@@ -122,6 +120,11 @@ class Detector(Servable[DetectIn, DetectOut]):
         return Artefacts(
             weights, cache, (given,), (made,), tag=tag, call=cls.call, prepare=cls.prepare, shapes=shapes
         )  # fmt: skip
+
+    @staticmethod
+    def prepare(network: nn.Module) -> nn.Module:
+        """Last change to the network before it is served."""
+        return fused(network)
 
     def predict(self, batch: Sequence[DetectIn], run: Run) -> list[DetectOut | FoveaError]:
         """Boxes in pictures, in order; one that can't be read is answered by its error."""

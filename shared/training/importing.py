@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from shared.errors import InvalidOption, Malformed, NotFound, TooLarge, UnsupportedMedia
 from shared.registry import network
-from shared.registry.discovery import layouts, networks
+from shared.registry.discovery import layouts
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.training.inert import Held, read_inert
 from shared.training.manifest import arrays_of, code_facts
@@ -67,7 +67,7 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
     limit = _ROOM * max(map(_bytes, forms.values())) + 2**20 + getattr(blank, "ballast", 0)
     held = read_checkpoint_file(file, limit, getattr(blank, "nested", None))
     state = _renamed(held, getattr(blank, "renamed", {}))
-    config = _classes(model, dict(_closest(state, forms)), state)
+    config = _classes(blank, dict(_closest(state, forms)), state)
     net = _official(model, config)
     wanted = net.state_dict()
     missing, unexpected = compare(state, wanted, idle=getattr(net, "idle", ()))
@@ -120,9 +120,9 @@ def _closest(state: Mapping[str, Tensor], forms: Mapping[Config, Shapes]) -> Con
     return max(forms, key=fit)
 
 
-def _classes(model: str, config: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _classes(blank: nn.Module, config: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The layout with as many classes as the checkpoint has, where the network can tell (`classes_of`)."""
-    count: Callable[[Mapping[str, Tensor]], int | None] | None = getattr(networks()[model], "classes_of", None)
+    count: Callable[[Mapping[str, Tensor]], int | None] | None = getattr(blank, "classes_of", None)
     found = count(state) if count is not None else None
     return config if found is None else config | {"classes": found}
 

@@ -216,7 +216,7 @@ async def client(tmp_path: Path) -> AsyncIterator[httpx2.AsyncClient]:
     app = build("detection", routers=[router], servables={"toy-detector": Watching}, settings=settings)
     async with app.router.lifespan_context(app):
         async with asyncio.timeout(60):
-            while not app.state.host.ready:
+            while not app.state.host.ready:  # noqa: ASYNC110  # readiness is a flag
                 await asyncio.sleep(0.01)
         async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://test") as session:
             yield session

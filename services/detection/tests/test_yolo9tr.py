@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from services.detection.models.yolo9tr import Yolo9tr
 from services.detection.tests.filling import checksum, filled, picture, read
 from shared.errors import InvalidOption
 from shared.registry import network
+from shared.registry.weights import read_weights
+from shared.training.importing import import_weights
 
 SIZES = ("s", "l")
 STEM = {"s": "yolov9tr.nc7", "l": "yolov9tr-l.nc7"}
@@ -145,3 +148,16 @@ def test_fusing_changes_nothing_but_the_steps(block: nn.Module, channels: int) -
     assert torch.allclose(fused(once)(x), once(x))
     assert not any(isinstance(m, nn.BatchNorm2d) for m in once.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in block.modules())
+
+
+def test_an_official_checkpoint_is_imported_with_its_classes_and_names(tmp_path: Path) -> None:
+    net = network("yolo9tr", classes=3, size="l")
+    net.names = ["D00", "D10", "D20"]
+    torch.save({"model": net.half(), "epoch": 7}, tmp_path / "best.pt")
+    imported = import_weights("yolo9tr", tmp_path / "best.pt", tmp_path)
+    assert imported.manifest.network.config == {"size": "l", "classes": 3}
+    assert imported.manifest.data["names"] == "D00,D10,D20"
+    assert (imported.missing, imported.unexpected) == ([], [])
+    stored = read_weights(tmp_path / "yolo9tr.safetensors")
+    key = "model.35.cv4.0.2.bias"
+    np.testing.assert_array_equal(stored.arrays[key], net.float().state_dict()[key].numpy())
