@@ -1,0 +1,61 @@
+"""The planner as it is served: what there is to say about it.
+
+Solvers and proofs are in `services.detection.planning`; the networks that propose in `pointer_net`.
+"""
+
+from __future__ import annotations
+
+from services.detection.planner import Planner
+from shared.registry import Card, Metric, Paper
+
+__all__ = ["FoveaPlanner"]
+
+_DATA = "1000 sets of uniform points that nothing else has seen"
+
+
+def _measured() -> tuple[Metric, ...]:
+    """What is measured of the networks alone, before anyone checks or improves their answers."""
+    hulls = (
+        Metric(name=f"exact_n{n}", ours=None, paper=paper, data=_DATA,
+               note=f"Share of hulls of {n} points that are exactly right. Paper's figure from memory.")
+        for n, paper in ((5, 0.92), (8, None), (10, 0.87), (20, None))
+    )  # fmt: skip
+    tours = (
+        Metric(name=f"ratio_beam8_n{n}", ours=None, data=_DATA,
+               note=f"Mean length over the optimum, tours of {n} points, best of 8.")
+        for n in (5, 8, 10)
+    )  # fmt: skip
+    return *hulls, *tours
+
+
+class FoveaPlanner(Planner):
+    """Hulls, triangulations and closed tours."""
+
+    weights = ("fovea-pointer-hull", "fovea-pointer-tour")
+    card = Card(
+        name="fovea-planner",
+        task="plan",
+        summary="Plans over points or detections: hull of a cluster, neighbours, inspection route; verified.",
+        paper=Paper(title="Pointer Networks", venue="NeurIPS", year=2015, url="https://arxiv.org/abs/1506.03134"),
+        licence="Code and weights: Apache-2.0. The authors published neither code nor weights.",
+        metrics=_measured(),
+        notes=(
+            (
+                "No answer is trusted because a network gave it: a learned hull counts only where Qhull's is the same, "
+                "a tour is improved by 2-opt and Or-opt and compared with a lower bound that no tour falls below."
+            ),
+            (
+                "Up to 10 points tours are proven shortest. Beyond, 2-opt, Or-opt and kicks run until the time limit. "
+                "On the 48 public instances of 20 and 50 points the first 16 equalled the best known tours in 0.5 s."
+            ),
+            (
+                "A learned tour is of use in large batches of small sets only; for one the exact solver is as fast. "
+                "The networks are never asked outside of 5 to 10 points."
+            ),
+            "There is no ONNX graph: a step of the network depends on what the step before pointed at.",
+        ),
+        example={
+            "task": "tsp",
+            "points": [[0.1, 0.2], [0.9, 0.1], [0.8, 0.8], [0.5, 0.4], [0.2, 0.9], [0.6, 0.6], [0.3, 0.5]],
+        },
+    )  # fmt: skip

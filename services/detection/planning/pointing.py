@@ -1,0 +1,73 @@
+"""How a pointer network is asked: points brought into the frame it learnt in, and what a hull rules out.
+
+Knows points and slots (slot k is point k - 1, slot 0 the end); knows no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.detection.models.pointer_net import PointerNet
+from services.detection.planning.exact import tour_lengths
+
+__all__ = ["framed", "left_turns", "pointed_hulls", "pointed_tours"]
+
+
+def framed(points: np.ndarray, *, stretch: bool) -> np.ndarray:
+    """Points (b, n, 2) moved and scaled into the unit square.
+
+    Args:
+        points: Any finite points.
+        stretch: Scale both axes on their own, which changes no hull; a tour needs the same scale for both.
+    """
+    low, high = points.min(1, keepdims=True), points.max(1, keepdims=True)
+    span = high - low if stretch else (high - low).max(2, keepdims=True)
+    return np.asarray((points - low) / np.where(span > 0, span, 1), np.float32)
+
+
+def left_turns(points: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """What may follow on a hull (b, n, 2): only left turns around the start, and the end after three corners."""
+    rows = torch.arange(len(points), device=points.device)
+
+    def fits(slots: Tensor, free: Tensor) -> Tensor:
+        taken, allowed = slots.shape[1], free.clone()
+        for place in range(taken):
+            allowed[rows, slots[:, place]] = False  # a hull visits no point twice
+        if taken >= 2:
+            first, second, before, last = (points[rows, slots[:, k].clamp(min=1) - 1][:, None] for k in (0, 1, -2, -1))
+            left = (_cross(before, last, points) > 0) & (_cross(first, second, points) > 0)
+            allowed[:, 1:] &= left & (_cross(last, points, first) > 0)
+        ended = (slots == 0).any(1)
+        allowed[:, 0] = taken >= 3
+        allowed[ended] = False
+        return allowed
+
+    return fits
+
+
+def pointed_hulls(net: PointerNet, points: np.ndarray) -> tuple[list[list[int]], np.ndarray]:
+    """Hulls as the network sees them, counter-clockwise, for points (b, n, 2), and the probability of each step."""
+    given = torch.from_numpy(framed(points, stretch=True))
+    slots, told = net.decode(given, points.shape[1] + 1, fits=left_turns(given))
+    chances = told.exp().gather(2, slots[..., None])[..., 0].numpy()
+    orders = [
+        [slot - 1 for slot in row[: row.index(0)]] if 0 in row else [s - 1 for s in row] for row in slots.tolist()
+    ]
+    return orders, chances
+
+
+def pointed_tours(net: PointerNet, points: np.ndarray, width: int = 8) -> np.ndarray:
+    """The shortest tour (b, n) among the `width` likeliest, for points (b, n, 2); width 1 is greedy."""
+    slots, _ = net.beam(torch.from_numpy(framed(points, stretch=False)), width)
+    tours = slots.numpy() - 1
+    lengths = tour_lengths(np.repeat(points[:, None], tours.shape[1], 1), tours)
+    return np.asarray(tours[np.arange(len(points)), lengths.argmin(1)])
+
+
+def _cross(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    u, v = b - a, c - a
+    return u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0]

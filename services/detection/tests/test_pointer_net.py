@@ -1,0 +1,137 @@
+"""Pointer networks: the 2015 form against its golden data, and the properties of both forms."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from services.detection.models.pointer_net import PointerNet
+from services.detection.planning.pointing import framed, left_turns, pointed_hulls, pointed_tours
+from services.detection.tests.filling import read
+from shared.errors import InvalidOption
+from shared.registry import network
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    return read("pointer_net.npz")
+
+
+@pytest.fixture(scope="module")
+def published() -> PointerNet:
+    keys = read("pointer_net.keys.json")
+    net: PointerNet = network("pointer-net", keys["config"]["hidden"])
+
+    def drawn(name: str, rule: dict[str, Any]) -> torch.Tensor:
+        state = np.random.RandomState((zlib.crc32(name.encode()) + keys["seed"]) % 2**32)
+        values = state.standard_normal(rule["shape"]) * rule["scale"] + rule["offset"]
+        return torch.from_numpy(values.astype(np.float32))
+
+    net.load_state_dict({name: drawn(name, rule) for name, rule in keys["weights"].items()})
+    return net.eval()
+
+
+def test_teacher_forced_logits_and_likelihoods_equal_the_golden_ones(
+    published: PointerNet, golden: dict[str, np.ndarray]
+) -> None:
+    points, targets = torch.from_numpy(golden["points"]), torch.from_numpy(golden["targets"])
+    with torch.no_grad():
+        logits = published(points, targets)
+    np.testing.assert_allclose(logits, golden["teacher_logits"], atol=2e-5)
+    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    np.testing.assert_allclose(nll.reshape(targets.shape), golden["nll"], atol=2e-5)
+
+
+@pytest.mark.parametrize(("name", "steps", "once"), [("greedy_free", 10, False), ("greedy_masked", 9, True)])
+def test_greedy_decoding_equals_the_golden_one(
+    published: PointerNet, golden: dict[str, np.ndarray], name: str, steps: int, once: bool
+) -> None:
+    slots, told = published.decode(torch.from_numpy(golden["points"]), steps, visit_once=once)
+    np.testing.assert_array_equal(slots, golden[name])
+    barred = golden[f"{name}_logp"] <= -1e29
+    assert (told[torch.from_numpy(barred)] == -torch.inf).all()
+    np.testing.assert_allclose(told.numpy()[~barred], golden[f"{name}_logp"][~barred], atol=2e-5)
+
+
+def test_beam_search_equals_the_golden_one(published: PointerNet, golden: dict[str, np.ndarray]) -> None:
+    slots, scores = published.beam(torch.from_numpy(golden["points"]), 3)
+    np.testing.assert_array_equal(slots, golden["beam3_seq"])
+    np.testing.assert_allclose(scores, golden["beam3_score"], atol=5e-5)
+
+
+def test_a_beam_of_one_is_greedy_and_a_wide_one_holds_every_order(published: PointerNet) -> None:
+    points = torch.rand(2, 4, 2)
+    greedy, _ = published.decode(points, 4, visit_once=True)
+    assert torch.equal(published.beam(points, 1)[0][:, 0], greedy)
+    slots, scores = published.beam(points, 100)
+    assert slots.shape == (2, 24, 4)
+    torch.testing.assert_close(scores.exp().sum(1), torch.ones(2))
+
+
+@pytest.fixture(scope="module")
+def attentive() -> PointerNet:
+    torch.manual_seed(0)
+    net: PointerNet = network("pointer-net", 16, encoder="attn", layers=2)
+    return net.eval()
+
+
+def test_renumbered_points_get_the_renumbered_answer(attentive: PointerNet) -> None:
+    points, order = torch.rand(3, 7, 2), torch.tensor([4, 2, 6, 0, 1, 5, 3])
+    slots, _ = attentive.decode(points, 7, visit_once=True)
+    again, _ = attentive.decode(points[:, order], 7, visit_once=True)
+    assert torch.equal(order[again - 1], slots - 1)
+
+
+def test_a_batch_equals_its_singles(attentive: PointerNet) -> None:
+    points = torch.rand(3, 6, 2)
+    slots, scores = attentive.beam(points, 4)
+    for row in range(3):
+        alone, score = attentive.beam(points[row : row + 1], 4)
+        assert torch.equal(alone[0], slots[row])
+        torch.testing.assert_close(score[0], scores[row], atol=1e-5, rtol=1e-5)
+
+
+def test_an_untrained_hull_is_convex_all_the_same(attentive: PointerNet) -> None:
+    """Right turns are barred, whatever the network thinks."""
+    from services.detection.planning.geometry import area, polygon_is_valid
+
+    points = np.random.default_rng(0).random((40, 9, 2))
+    orders, chances = pointed_hulls(attentive, points)
+    assert chances.shape == (40, 10)
+    for instance, order in zip(points, orders, strict=True):
+        if len(order) >= 3:  # a start that leaves no left turn ends at once
+            assert polygon_is_valid(instance, order)
+            assert area(instance, order) > 0
+    assert sum(len(order) >= 3 for order in orders) > 20
+
+
+def test_the_end_is_allowed_after_three_corners_only() -> None:
+    points = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]])
+    fits, free = left_turns(points), torch.ones(1, 5, dtype=torch.bool)
+    assert not fits(torch.tensor([[1, 2]]), free)[0, 0]
+    third = fits(torch.tensor([[1, 2, 3]]), free)[0]
+    assert third.tolist() == [True, False, False, False, True]
+
+
+def test_tours_of_the_beam_are_permutations(attentive: PointerNet) -> None:
+    points = np.random.default_rng(1).random((5, 8, 2))
+    tours = pointed_tours(attentive, points)
+    assert (np.sort(tours, axis=1) == np.arange(8)).all()
+
+
+def test_points_are_framed_without_changing_their_shape() -> None:
+    points = np.random.default_rng(2).random((4, 5, 2)) * (30, 2) - 7
+    assert framed(points, stretch=True).max(1).tolist() == [[1, 1]] * 4
+    kept = framed(points, stretch=False)
+    ratio = np.linalg.norm(kept[:, 0] - kept[:, 1], axis=1) / np.linalg.norm(points[:, 0] - points[:, 1], axis=1)
+    np.testing.assert_allclose(ratio, 1 / np.ptp(points, axis=1).max(1), rtol=1e-5)
+    assert np.isfinite(framed(np.ones((1, 3, 2)), stretch=True)).all()
+
+
+def test_points_of_another_form_are_refused(published: PointerNet) -> None:
+    with pytest.raises(InvalidOption, match="points must be"):
+        published.decode(torch.rand(2, 5, 3), 4)
