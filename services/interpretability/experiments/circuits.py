@@ -109,7 +109,7 @@ class Circuits(Experiment[CircuitsSpec]):
             total += Cost(0, 0, cells, partial=tokens * subject.layers * subject.heads * stages // 2)
         variants = bool(spec.knockout) * (1 + len(_draws(spec, subject))) + bool(spec.override)
         total += Cost(variants * len(found), variants * tokens, bool(spec.knockout) * len(found))
-        return total + Cost(1, 2 * PERIOD, 1)
+        return total + Cost(1, 2 * _period(subject), 1)
 
     def run(self, spec: CircuitsSpec, subject: Subject, progress: Progress) -> Report:
         """Task, effects stage by stage, attribution, knock-outs."""
@@ -134,6 +134,10 @@ PERIOD = 16
 """Tokens of the random sequence that is said twice to tell previous-token, duplicate and induction heads apart."""
 
 Receivers = Literal["final"] | list[tuple[int, str, int]]
+
+
+def _period(subject: Subject) -> int:
+    return min(PERIOD, subject.window // 2)
 
 
 def cases_of(spec: CircuitsSpec, subject: Subject) -> list[tasks.Case]:
@@ -210,7 +214,7 @@ class _Work:
     def patterns(self) -> dict[str, np.ndarray]:
         """Pattern scores of all heads on a random sequence said twice."""
         rng = random.Random(f"patterns/{self.spec.seed}")
-        half = [rng.randrange(self.subject.model.config.vocab) for _ in range(PERIOD)]
+        half = [rng.randrange(self.subject.model.config.vocab) for _ in range(_period(self.subject))]
         found = self.progress.cell(
             {"part": "patterns", "half": half},
             lambda: {name: matrix(scores) for name, scores in head_patterns(self.subject.model, half).items()},

@@ -32,9 +32,9 @@ class TinyInduction(Recipe):
     weights: ClassVar[str] = "tiny-induction"
 
     schedule: Schedule = Schedule(
-        steps=900, batch=16, rate=2e-3, floor=2e-4, warm_up=50, decay=0.01, clamp=0.05, validate_every=50
+        steps=700, batch=16, rate=2e-3, floor=2e-4, warm_up=50, decay=0.01, clamp=0.05, validate_every=50
     )
-    first: int = 250
+    first: int = 350
     """Steps on short strings only: copying is found there, within minutes."""
     tokens: int = 256
     width: int = 64
@@ -52,7 +52,7 @@ class TinyInduction(Recipe):
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
         """Short strings at first; then one batch, half of each kind."""
-        yield _short(rng, 4 * self.schedule.batch) if step < self.first else self._draw(rng, self.schedule.batch)
+        yield _short(rng, 2 * self.schedule.batch) if step < self.first else self._draw(rng, self.schedule.batch)
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of the tokens that can be known."""

@@ -1,0 +1,79 @@
+"""Which models can be studied: the package's own, and a user's GPT-2 folder, one full-size model per process."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models, pre_tokenizers
+
+from services.interpretability.experiments.circuits import Circuits, logit_difference
+from services.interpretability.patching import path_patch
+from services.interpretability.shelf import TINY, Shelf
+from services.interpretability.tests.conftest import GOLDEN, load_golden, read
+from shared.errors import NotFound, NotReady
+from shared.registry import Place, Run
+
+
+def gpt2_folder(folder):
+    """The golden GPT-2 as its users keep it: config, safetensors, tokenizer of 64 letters."""
+    folder.mkdir(parents=True)
+    facts = read("tiny_gpt2_circuit.json")["config"]
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **facts}))
+    with np.load(GOLDEN / "tiny_gpt2_weights.npz", allow_pickle=False) as weights:
+        save_file({key: torch.from_numpy(weights[key]) for key in weights}, folder / "model.safetensors")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())[:64]
+    library = Library(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    library.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    gpt2_folder(tmp_path / "weights" / "gpt2-tiny")
+    gpt2_folder(tmp_path / "weights" / "gpt2-other")
+    return Shelf(tmp_path / "cache", tmp_path / "weights", "smollm2", "float32", "cpu")
+
+
+def test_folder_under_the_weights_is_studied_by_its_name(shelf):
+    subject = shelf.subject("gpt2-tiny")
+    golden = load_golden("gpt2")
+    facts = golden.facts["path_patching"]["final_residual|pos=-1|freeze_mlps=False"]
+    found = path_patch(subject.model, golden.clean, golden.corrupt, golden.answers, positions=-1)
+    assert np.abs(found.patched - facts["patched_logit_diff"]).max() < 1e-4
+    assert found.clean == pytest.approx(facts["clean_logit_diff"], abs=1e-4)
+    assert logit_difference(subject.model(golden.clean)[:, -1], golden.answers) == pytest.approx(found.clean, abs=1e-5)
+
+
+def test_circuits_of_ones_own_pairs_run_on_a_gpt2_folder(tmp_path):
+    gpt2_folder(tmp_path / "weights" / "gpt2-tiny")
+    study = Circuits.load(Place(cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1))
+    pairs = '{"clean": "ABCABC", "corrupt": "ABDABD", "correct": "A", "wrong": ["B", "C"]}'
+    spec = study.In.model_validate({"lm": "gpt2-tiny", "task": "own", "pairs": pairs, "knockout": 0, "stages": 3})
+    (report,) = study.predict([spec], Run())
+    assert report.manifest.model == "gpt2-tiny"
+    assert np.array(report.grid("effect on final").values).shape == (3, 4)
+
+
+def test_second_full_size_model_is_refused_with_the_list(shelf):
+    shelf.subject("gpt2-tiny")
+    with pytest.raises(NotReady, match="loaded are gpt2-tiny, tiny-induction") as caught:
+        shelf.subject("gpt2-other")
+    assert "FOVEA_LLM_MODEL" in caught.value.hint
+    assert shelf.subject(TINY).name == TINY, "the package's own is always there"
+
+
+def test_unknown_model_is_not_found_and_names_may_be_shortened(shelf):
+    with pytest.raises(NotFound, match="gpt2-other, gpt2-tiny"):
+        shelf.subject("gpt3")
+    assert shelf.subject("tiny").name == TINY
+
+
+def test_model_is_loaded_once_however_many_ask(shelf):
+    assert shelf.loaded_subject("gpt2-tiny") is None
+    assert shelf.subject("gpt2-tiny") is shelf.subject("gpt2-tiny") is shelf.loaded_subject("gpt2-tiny")
