@@ -43,6 +43,8 @@ class Artefacts:
         prepare: Last change before it is served (fusing batch norms, dropping branches); may return another module.
         shapes: Where to trace (the first) and to compare; empty: batches of 1 and 3, which is all that a free batch
             axis needs. Give some when another axis is free.
+        sample: Draws an input of a shape to trace or to compare on, for networks whose answer to noise measures
+            nothing; None takes noise.
     """
 
     weights: Weights
@@ -53,6 +55,7 @@ class Artefacts:
     call: str | None = None
     prepare: Callable[[nn.Module], nn.Module] | None = None
     shapes: Sequence[Shapes] = field(default=())
+    sample: Callable[[tuple[int, ...]], Tensor] | None = None
 
     def network(self) -> nn.Module:
         """The torch network with these weights, in eval mode.
@@ -112,6 +115,8 @@ class Artefacts:
 
     def _sample(self, shapes: Shapes, draw: torch.Generator) -> dict[str, Tensor]:
         """Normal numbers: what a network computes from them compares as well as any picture. Integers: 0..3."""
+        if self.sample is not None:
+            return {spec.name: self.sample(shapes[spec.name]) for spec in self.inputs}
         return {spec.name: _drawn(spec, shapes[spec.name], draw) for spec in self.inputs}
 
     @property

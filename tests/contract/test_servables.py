@@ -94,8 +94,11 @@ def _variants(loaded: Loaded) -> list[BaseModel]:
 
 
 def _feeds(loaded: Loaded, rows: int) -> dict[str, np.ndarray]:
-    """Random tensors as the engine states them."""
+    """Random tensors as the engine states them, or what the model says makes sense to it."""
     assert loaded.servable.engine is not None
+    if (probe := getattr(loaded.servable, "probe", None)) is not None:
+        feeds: dict[str, np.ndarray] = probe(rows)
+        return feeds
     rng = np.random.default_rng(1)
     return {
         spec.name: rng.standard_normal([rows, *(n if n > 0 else LENGTH for n in spec.shape[1:])]).astype(

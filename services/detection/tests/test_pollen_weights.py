@@ -1,0 +1,125 @@
+"""The committed HieraEdgeNet: small, whole, as good as its manifest says, and served in micrometres."""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+
+import numpy as np
+import onnx
+import pytest
+
+from services.detection.models.hieraedgenet import HieraEdgeNetDetector
+from services.detection.recipes.hieraedgenet_demo import HieraEdgeNetDemo
+from services.detection.recipes.pollen import KINDS, draw_split
+from shared.api.boxes import DetectIn
+from shared.errors import InvalidOption
+from shared.registry import Place, Run
+from shared.registry.weights import read_weights
+from shared.vision.decode import decode
+from shared.vision.draw import encode
+
+FILE = HieraEdgeNetDetector.folder / "hieraedgenet.safetensors"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    home = tmp_path_factory.mktemp("place")
+    return Place(cache=home / "cache", weights=home / "none", threads=1)
+
+
+@pytest.fixture(scope="module")
+def served(place):
+    servable = HieraEdgeNetDetector.load(place)
+    yield servable
+    servable.close()
+
+
+@pytest.fixture(scope="module")
+def found(served):
+    (answer,) = served.predict([served.example()], Run())
+    return answer
+
+
+def test_the_manifest_is_that_of_the_recipe_as_it_stands():
+    manifest = read_weights(FILE).manifest
+    told = dict(manifest.recipe)
+    assert told.pop("name") == HieraEdgeNetDemo.name
+    assert HieraEdgeNetDemo.model_validate(told) == HieraEdgeNetDemo()
+    assert manifest.network.config == {"classes": 8, "edge": "described"}
+    assert manifest.bytes <= 8 * 2**20
+    assert manifest.data["names"].split(",") == list(KINDS)
+
+
+def test_the_card_tells_what_the_manifest_tells():
+    manifest, card = read_weights(FILE).manifest, HieraEdgeNetDetector.card
+    assert (card.weights, card.parameters) == (manifest.sha256, manifest.parameters)
+    ours = {metric.name: metric.ours for metric in card.metrics}
+    assert ours == {name: manifest.metrics[name] for name in ours}
+    assert ours["map_50"] >= 0.5
+    assert "ap_50.spiny-large" in ours
+
+
+def test_the_served_graph_has_no_fourier_operator_and_takes_one_size(served, place):
+    (graph,) = place.cache.glob("hieraedgenet-*.onnx")
+    assert not {"DFT", "STFT"} & {node.op_type for node in onnx.load(graph).graph.node}
+    assert served.engine.name == "onnx"
+    assert served.engine.inputs[0].shape == (-1, 3, 192, 192)
+    (refused,) = served.predict([DetectIn(image=served.example().image, size=320)], Run())
+    assert isinstance(refused, InvalidOption)
+    assert refused.field == "size"
+
+
+def test_engines_agree_on_slides(served, place):
+    other = HieraEdgeNetDetector.load(Place(cache=place.cache, weights=place.weights, threads=1, engine="torch"))
+    feeds = served.probe(2)
+    assert not np.array_equal(*feeds["images"])
+    ours, theirs = (each.engine.run(feeds)["predictions"] for each in (served, other))
+    np.testing.assert_allclose(ours[:, :4], theirs[:, :4], rtol=0, atol=0.02)
+    np.testing.assert_allclose(ours[:, 4:], theirs[:, 4:], rtol=0, atol=1e-4)
+    other.close()
+
+
+def test_most_large_spiny_grains_of_new_slides_are_found(served):
+    held = draw_split("test", 24, seed=88)
+    answers = served.predict([DetectIn(image=encode(image), classes=("spiny-large",)) for image in held.images], Run())
+    hits = []
+    for index, answer in enumerate(answers):
+        for kind, *box in held.of(index).tolist():
+            if kind == 7:
+                centre = np.array([box[0] + box[2], box[1] + box[3]]) / 2
+                hits.append(any((np.abs(np.array(d.box).reshape(2, 2).mean(0) - centre) < 6).all()
+                                for d in answer.detections))  # fmt: skip
+    assert len(hits) >= 5
+    assert np.mean(hits) >= 0.8
+
+
+def test_grains_have_sizes_in_micrometres_and_are_tallied_by_class(found):
+    assert found.detections
+    for each in found.detections:
+        assert each.label in KINDS
+        assert each.microns.radius == pytest.approx(each.radius * 0.5, abs=1e-3)  # the example says half a µm per pixel
+    assert sum(tally.count for tally in found.summary.values()) == len(found.detections)
+    assert sum(tally.percent for tally in found.summary.values()) == pytest.approx(100, abs=0.1)
+    assert all(tally.mean_radius_um is not None for tally in found.summary.values())
+
+
+def test_a_slide_comes_back_as_a_table_a_picture_and_crops_by_class(served, found):
+    request = served.example()
+    rows = list(csv.DictReader(io.StringIO(served.render(request, found, "text/csv").decode())))
+    assert [row["label"] for row in rows] == [each.label for each in found.detections]
+    assert all(float(row["radius_um"]) > 0 for row in rows)
+    picture = decode(served.render(request, found, "image/png")).pixels
+    assert picture.shape == (192, 192, 3)
+    with zipfile.ZipFile(io.BytesIO(served.render(request, found, "application/zip"))) as archive:
+        assert {name.split("/")[0] for name in archive.namelist()} == set(found.counts)
+
+
+def test_a_large_slide_is_searched_in_slices(served):
+    held = draw_split("test", 4, seed=89)
+    page = np.concatenate([np.concatenate(held.images[:2], 1), np.concatenate(held.images[2:], 1)])
+    whole, sliced = served.predict([DetectIn(image=encode(page)), DetectIn(image=encode(page), tile=192)], Run())
+    assert sliced.slices >= 4
+    assert len(sliced.detections) >= len(whole.detections)
+    assert sliced.width == 384
