@@ -1,0 +1,129 @@
+"""`POST /v1/plan` as people use it: points, detections, batches; the map, the table, each mistake."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from services.detection.models.planner import FoveaPlanner
+from services.detection.planning.geometry import hull
+from shared.api.plan import PlanOut
+from shared.registry.weights import read_weights
+from shared.serving.app import build
+from shared.settings import Settings
+from shared.vision.decode import decode
+
+POINTS = np.random.default_rng(0).random((9, 2)).round(4)
+TRAINED = all((FoveaPlanner.folder / f"{name}.safetensors").exists() for name in FoveaPlanner.weights)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), threads=1, drain_s=1)
+    with TestClient(build("detection", servables={"fovea-planner": FoveaPlanner}, settings=settings)) as made:
+        until = time.monotonic() + 120
+        while made.get("/readyz").status_code != 200:
+            assert time.monotonic() < until, made.get("/readyz").text
+            time.sleep(0.05)
+        yield made
+
+
+def answered(reply: Any) -> PlanOut:
+    assert reply.status_code == 200, reply.text
+    return PlanOut.model_validate_json(reply.content)
+
+
+@pytest.mark.parametrize("task", ["hull", "delaunay", "tsp"])
+def test_each_task_is_answered_and_certified(client: TestClient, task: str) -> None:
+    found = answered(client.post("/v1/plan", json={"task": task, "points": POINTS.tolist()}))
+    assert found.certified
+    assert found.optimality_gap == 0
+    assert (found.order is None) == (task == "delaunay")
+    if task == "hull":
+        assert found.order == hull(POINTS)
+
+
+def test_detections_become_a_route_through_their_middles(client: TestClient) -> None:
+    boxes = [[x * 100, y * 100, x * 100 + 10, y * 100 + 10] for x, y in POINTS.tolist()]
+    detections = [{"box": box, "score": 0.5, "label": "crack", "class_id": 0, "area": 100.0, "radius": 5.0}
+                  for box in boxes]  # fmt: skip
+    detected = {"model": "m", "version": "1", "engine": "onnx", "width": 200, "height": 200, "detections": detections,
+                "counts": {"crack": 9}, "times": {}}  # fmt: skip
+    route = answered(client.post("/v1/plan", json={"task": "tsp", "detections": detected}))
+    plain = answered(client.post("/v1/plan", json={"task": "tsp", "points": POINTS.tolist()}))
+    assert route.order == plain.order
+    assert route.objective == pytest.approx(100 * plain.objective)
+    assert route.points[0] == pytest.approx((POINTS[0] * 100 + 5).tolist())
+
+
+def test_a_batch_is_answered_set_by_set(client: TestClient) -> None:
+    sets = np.random.default_rng(1).random((6, 8, 2)).tolist()
+    found = answered(client.post("/v1/plan", json={"task": "tsp", "batch": sets}))
+    alone = [answered(client.post("/v1/plan", json={"task": "tsp", "points": points})) for points in sets]
+    assert len(found.plans) == 6
+    assert found.order == found.plans[0].order
+    for together, single in zip(found.plans, alone, strict=True):
+        assert together.objective >= single.objective - 1e-9
+        assert together.objective <= 1.1 * single.objective
+        assert together.lower_bound <= single.objective + 1e-9
+
+
+def test_beyond_the_trained_range_somebody_else_answers_and_says_so(client: TestClient) -> None:
+    points = np.random.default_rng(2).random((15, 2)).tolist()
+    body = {"task": "tsp", "points": points, "solver": "pointer", "time_limit": 0.2}
+    found = answered(client.post("/v1/plan", json=body))
+    assert found.solver == "heuristic"
+    assert "outside of the trained range" in found.notes[0]
+
+
+def test_map_and_table_by_accept(client: TestClient) -> None:
+    for task in ("hull", "delaunay", "tsp"):
+        body = {"task": task, "points": POINTS.tolist()}
+        picture = decode(client.post("/v1/plan", json=body, headers={"accept": "image/png"}).content).pixels
+        assert (picture == (38, 100, 214)).all(2).any()
+        rows = list(csv.reader(io.StringIO(client.post("/v1/plan", json=body, headers={"accept": "text/csv"}).text)))
+        assert rows[0] in (["step", "index", "x", "y"], ["a", "b", "c"])
+        assert len(rows) > 3
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"task": "tsp"}, "points"),
+        ({"task": "knapsack", "points": [[0, 0]]}, "task"),
+        ({"task": "tsp", "points": []}, "points"),
+        ({"task": "hull", "points": [[0, 0], [1, 1], [2, 2]]}, "points"),
+        ({"task": "tsp", "points": [[0, 0], [1, 1]], "batch": [[[0, 0]]]}, "batch"),
+        ({"task": "tsp", "points": [[0, 0, 0]]}, "points"),
+        ({"task": "tsp", "points": [[0, 0]] * 2001}, "points"),
+        ({"task": "tsp", "points": [[0, 0]], "time_limit": 0}, "time_limit"),
+        ({"task": "tsp", "points": [[0, 0]], "solver": "oracle"}, "solver"),
+        ({"task": "tsp", "points": [[0, 0]], "speed": 1}, "speed"),
+    ],
+)
+def test_mistakes_are_named(client: TestClient, body: dict[str, Any], field: str) -> None:
+    reply = client.post("/v1/plan", json=body)
+    assert reply.status_code == 422, reply.text
+    assert reply.json()["field"] == field
+
+
+@pytest.mark.skipif(not TRAINED, reason="the pointer networks are not in the package")
+def test_the_committed_networks_reach_what_their_manifests_say(client: TestClient) -> None:
+    metrics = {}
+    for name in FoveaPlanner.weights:
+        metrics |= read_weights(FoveaPlanner.folder / f"{name}.safetensors").manifest.metrics
+    assert metrics["exact_n5"] >= 0.95
+    assert metrics["exact_n10"] >= 0.88
+    assert [metrics[f"ratio_beam8_n{n}"] <= most for n, most in ((5, 1.0005), (8, 1.001), (10, 1.005))] == [True] * 3
+    sets = np.random.default_rng(3).random((60, 7, 2)).tolist()
+    found = answered(client.post("/v1/plan", json={"task": "hull", "batch": sets})).plans
+    assert np.mean([plan.solver == "pointer" for plan in found]) > 0.85
+    assert all(plan.certified for plan in found)
+    assert all(len(plan.step_probabilities) == len(plan.order) + 1 for plan in found if plan.solver == "pointer")
