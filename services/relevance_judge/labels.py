@@ -96,8 +96,8 @@ def _objects(text: str, source: str) -> Iterable[tuple[int, dict[str, Any]]]:
 
 def _pair(row: dict[str, Any], number: int, source: str) -> tuple[str, str]:
     qid, docid = row.get("qid"), row.get("docid")
-    if not all(isinstance(name, str | int) and str(name).strip() for name in (qid, docid)):
-        raise Malformed(f"Line {number} of {source} lacks qid or docid.")
+    if not all(isinstance(name, str | int) and len(str(name).split()) == 1 for name in (qid, docid)):
+        raise Malformed(f"Line {number} of {source} lacks qid or docid, or they hold white space.")
     return str(qid), str(docid)
 
 

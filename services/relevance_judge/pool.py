@@ -40,6 +40,7 @@ def read_texts(text: str, source: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for number, line in _filled(text):
         name, told = _object_text(line, number, source) if line.startswith("{") else _tabbed(line, number, source)
+        _checked(name, number, source)
         if found.setdefault(name, told) != told:
             raise Malformed(f"Line {number} of {source}: the id {name} comes again with another text.")
     return found
@@ -57,7 +58,10 @@ def listed(text: str) -> list[Asked]:
         fields = [row.get(name) for name in ("qid", "docid", "query", "passage")]
         if not all(isinstance(field, str | int) and str(field).strip() for field in fields):
             raise Malformed(f"Line {number} of pairs lacks qid, docid, query or passage.")
-        found.append(Asked(*map(str, fields)))
+        qid, docid, query, passage = map(str, fields)
+        _checked(qid, number, "pairs")
+        _checked(docid, number, "pairs")
+        found.append(Asked(qid, docid, query, passage))
     return _bounded(found)
 
 
@@ -87,6 +91,12 @@ def pooled(runs: trec.Runs, depth: int, topics: Mapping[str, str], passages: Map
 def holes(pairs: list[Asked], labels: Labels) -> list[Asked]:
     """The pairs that have no label yet."""
     return [pair for pair in pairs if (pair.qid, pair.docid) not in labels]
+
+
+def _checked(name: str, number: int, source: str) -> None:
+    if len(name.split()) != 1:
+        detail = f"Line {number} of {source}: the id {name[:80]!r} holds white space, which TREC files can't."
+        raise Malformed(detail)
 
 
 def _text_of(name: str, texts: Mapping[str, str], told: str, field: str) -> str:

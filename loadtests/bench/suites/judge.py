@@ -51,8 +51,7 @@ def measure(rounds: int = 5, count: int = 24) -> Table:
                         speed[name].append(found)
         finally:
             endpoint.close()
-            server.terminate()
-            server.wait(20)
+            _stopped(server)
     return _table(speed, prompt, prefix)
 
 
@@ -113,6 +112,15 @@ def _started(port: int, folder: str) -> subprocess.Popen[bytes]:
     env = {**os.environ, "FOVEA_DATA_DIR": folder, "FOVEA_LOG_LEVEL": "WARNING"}
     command = [sys.executable, "-m", "shared.serving", "llm-longctx", "--http-port", str(port)]
     return subprocess.Popen(command, env=env)
+
+
+def _stopped(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(20)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
 
 
 def _ready(port: int, server: subprocess.Popen[bytes], seconds: float = 300) -> None:

@@ -201,6 +201,8 @@ def test_batches_are_listed_and_other_tenants_see_none_of_them(stage: Stage) -> 
         ({"topics": TOPICS, "passages": "p\ta\np\tb\n"}, 400, "another text"),
         ({"topics": TOPICS, "passages": PASSAGES, "runs": "9 Q0 p1 1 1 s"}, 422, "topics"),
         ({"topics": TOPICS, "passages": PASSAGES, "runs": "1 Q0 zz 1 1 s"}, 422, "passages"),
+        ({"topics": "1 2\tq", "passages": PASSAGES}, 400, "white space"),
+        ({"pairs": '{"qid": "1 2", "docid": "a", "query": "q", "passage": "p"}'}, 400, "white space"),
         ({"pairs": '{"qid": "1"}'}, 400, "lacks"), ({"topics": TOPICS, "passages": PASSAGES, "depth": 0}, 422, "depth"),
         ({"topics": TOPICS, "passages": PASSAGES, "model": "oracle"}, 404, "oracle"),
         ({"topics": TOPICS, "passages": PASSAGES, "options": {"template": "nope"}}, 404, "no template"),
