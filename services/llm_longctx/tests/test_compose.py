@@ -1,0 +1,104 @@
+"""Methods whose phases differ work as one, each where it acts; what would change another's maths is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from services.llm_longctx.engine import Engine, Request
+from services.llm_longctx.methods import compose, method
+from services.llm_longctx.tests.conftest import tiny_decoder
+from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
+from services.llm_longctx.tests.toy_methods import Copying, Halving, Streaming, Striding
+from shared.errors import InvalidOption
+from shared.lm.head_plan import HeadPlan
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_decoder().double()
+
+
+def run(model, how, n=40, steps=7, chunks=None):
+    engine = Engine(model, how, TINY_PLAN, page=8)
+    read = engine.prefill(prompt(n), chunks)
+    return read, torch.stack([engine.step(token) for token in prompt(steps, 5)]), engine
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode", "plan"])
+def test_one_part_and_dense_is_that_part(tiny, phase):
+    part = {"prefill": Striding(), "decode": Copying(), "plan": Streaming()}[phase]
+    composed = compose(**{phase: part})
+    assert composed.name == part.name
+    read, stepped, engine = run(tiny, composed)
+    alone_read, alone_stepped, alone = run(tiny, part)
+    assert torch.allclose(read, alone_read, atol=1e-10)
+    if phase != "prefill":  # the other phase of that one is left to dense
+        assert torch.allclose(stepped, alone_stepped, atol=1e-10)
+        assert engine.kv_bytes() == alone.kv_bytes()
+
+
+def test_three_parts_each_act_on_their_own_heads(tiny):
+    composed = compose(prefill=Striding(), decode=Copying(budget=5), plan=Streaming(sink=2, recent=5))
+    _, _, engine = run(tiny, composed, chunks=[16, 24])
+    assert sorted(engine.entries(0, 1).positions.tolist()) == [0, 1, *range(42, 47)], "cut as the plan's method says"
+    assert engine.entries(0, 0).positions.tolist() == list(range(47)), "full heads keep everything"
+    compact = engine._default.memory.compact.n
+    assert (compact > 0).tolist() == [[True, False], [False, True]], "copies of full heads only"
+    assert engine.estimate(prompt=40, new=7) >= engine.kv_bytes()
+    assert engine._default.densities, "full heads were read in blocks"
+
+
+def test_a_composition_generates_in_a_batch_what_it_does_alone(tiny):
+    composed = compose(
+        prefill="flexprefill", decode=method("recycled", budget=8, stride=3), plan=HeadPlan.parse(TINY_PLAN)
+    )
+    assert composed.name == "flexprefill+recycled+duo"
+    requests = [Request(prompt(30 + i, i), how, max_tokens=8) for i, how in enumerate([composed, "dense", composed])]
+    engine = Engine(tiny, page=8)
+    together = engine.generate(requests)
+    assert [a.tokens for a in together] == [Engine(tiny, page=8).generate([r])[0].tokens for r in requests]
+    assert together[0].usage.knobs["prefill"]["block"] == 128
+
+
+def test_facts_are_those_of_the_parts():
+    both = compose(prefill=Striding(), plan=Streaming())
+    assert not both.chunk_invariant
+    assert compose(decode=Copying()).chunk_invariant
+    assert compose(decode=Copying()).identity() == {}
+    assert set(both.identity()) == {"prefill", "heads"}
+    assert compose().name == "dense"
+    assert not compose().overrides("decode_plan")
+    assert both.supports.preemption == "recompute"
+
+
+def test_the_part_for_heads_is_fitted_to_a_budget(tiny):
+    composed = compose(decode=Copying(), plan=method("duo", sink=1, recent=2))
+    plan = HeadPlan.parse(TINY_PLAN | {"scores": {"duo_gate": [[0.9, 0.1], [0.2, 0.8]]}})
+    fitted = composed.fit(80, tiny.config, plan, 40, 7)
+    assert fitted.heads.share == 0.25
+    with pytest.raises(InvalidOption):
+        compose(decode=Copying()).fit(80, tiny.config, plan, 40, 7)
+
+
+@pytest.mark.parametrize(
+    ("parts", "word"),
+    [
+        ({"prefill": Copying()}, "nothing in prefill"),
+        ({"decode": "flexprefill"}, "nothing in decode"),
+        ({"prefill": Streaming()}, "goes in as plan"),
+        ({"plan": Striding()}, "does not work by a head plan"),
+        ({"plan": {"schema": "head-plan/1", "heads": [[0, 0]]}}, "no roles"),
+        ({"plan": "act", "prefill": "flexprefill"}, "calibrates whole rows"),
+        ({"plan": "act", "decode": "recycled"}, "calibrates whole rows"),
+        ({"prefill": "denser"}, "no attention method"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_a_reason(parts, word):
+    with pytest.raises(InvalidOption, match=word):
+        compose(**parts)
+
+
+def test_a_calibration_goes_with_dense_phases(tiny):
+    composed = compose(plan=Halving())
+    assert torch.allclose(run(tiny, composed)[1], run(tiny, Halving())[1], atol=1e-10)
