@@ -20,7 +20,7 @@ from shared.api.classes import Candidate, Classified, ClassifyOut
 from shared.errors import InvalidOption
 from shared.vision.draw import labelled
 
-__all__ = ["MEAN", "MOST", "STD", "Grid", "as_csv", "classify", "grid", "prepared", "tally", "tints"]
+__all__ = ["MEAN", "MOST", "STD", "Grid", "as_csv", "classify", "grid", "normalised", "prepared", "tally", "tints"]
 
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 STD = np.array((0.229, 0.224, 0.225), np.float32)
@@ -58,7 +58,7 @@ def grid(height: int, width: int, tile: int | None) -> Grid:
 
 
 def prepared(pixels: np.ndarray, box: tuple[int, int, int, int], side: int, crop: float) -> np.ndarray:
-    """A patch of a picture (h, w, 3) uint8 as network input (3, side, side), bicubic with antialias.
+    """A patch of a picture (h, w, 3) uint8 at the network's size, still uint8 (side, side, 3), bicubic with antialias.
 
     Args:
         pixels: The picture.
@@ -74,8 +74,13 @@ def prepared(pixels: np.ndarray, box: tuple[int, int, int, int], side: int, crop
         small = patch.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
     else:
         small = patch.resize((side, side), Image.Resampling.BICUBIC)
-    scaled = (np.asarray(small, np.float32) / 255 - MEAN) / STD
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1))
+    return np.asarray(small)
+
+
+def normalised(patches: np.ndarray) -> np.ndarray:
+    """Patches (n, s, s, 3) uint8 as network input (n, 3, s, s) float32."""
+    scaled = (patches.astype(np.float32) / 255 - MEAN) / STD
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
 def classify(logits: np.ndarray, boxes: Grid, names: Sequence[str], top_k: int) -> list[Classified]:

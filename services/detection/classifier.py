@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from pydantic import BaseModel
 
-from services.detection.classified import Grid, as_csv, classify, grid, prepared, tally, tints
+from services.detection.classified import Grid, as_csv, classify, grid, normalised, prepared, tally, tints
 from shared.api.classes import ClassifyIn, ClassifyOut, ClassifyTimes
 from shared.api.tensors import TensorSpec
 from shared.engines import open_engine
@@ -41,7 +41,7 @@ _NPZ = "application/x-npz"
 
 @dataclass(slots=True)
 class _Frame:
-    """A picture on its way through: its patches ready for the network, its pixels already let go."""
+    """A picture on its way through: its patches (n, s, s, 3) still in bytes, its pixels already let go."""
 
     request: ClassifyIn
     patches: np.ndarray
@@ -156,13 +156,13 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
         return np.split(logits, np.cumsum([len(frame.patches) for frame in frames])[:-1])
 
     def _run(self, patches: np.ndarray, outputs: Sequence[str], run: Run) -> dict[str, np.ndarray]:
-        """Outputs of the network for any number of patches (n, 3, s, s)."""
+        """Outputs of the network for any number of patches (n, s, s, 3)."""
         (given,), parts = self.engine.inputs, []
         for first in range(0, len(patches), TOGETHER):
             run.check()
             run.progress(first / len(patches), f"{first} of {len(patches)} patches")
             with stage("run"):
-                parts.append(self.engine.run({given.name: patches[first : first + TOGETHER]}))
+                parts.append(self.engine.run({given.name: normalised(patches[first : first + TOGETHER])}))
         named = dict(zip(("logits", *STAGES), (spec.name for spec in self.engine.outputs), strict=True))
         return {name: np.concatenate([part[named[name]] for part in parts]) for name in outputs}
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.detection.classified import MEAN, STD, as_csv, classify, grid, prepared, tally, tints
+from services.detection.classified import MEAN, STD, as_csv, classify, grid, normalised, prepared, tally, tints
 from services.detection.drawing import colour
 from shared.api.classes import ClassifyOut, ClassifyTimes
 from shared.errors import InvalidOption
@@ -71,14 +71,18 @@ def test_a_patch_is_squashed_whole_or_cropped_in_the_middle():
     picture = np.zeros((40, 80, 3), np.uint8)
     picture[:, :40] = 255
     whole = prepared(picture, (0, 0, 80, 40), 8, 1.0)
-    white, black = (1 - MEAN) / STD, -MEAN / STD
-    np.testing.assert_allclose(whole[:, 0, 0], white, atol=1e-2)
-    np.testing.assert_allclose(whole[:, 0, -1], black, atol=1e-2)
-    assert whole.shape == (3, 8, 8)
+    assert (whole.shape, whole.dtype) == ((8, 8, 3), np.uint8)
+    assert whole[0, [0, -1], 0].tolist() == [255, 0]
     cropped = prepared(picture, (0, 0, 80, 40), 8, 0.9)  # columns 22 to 58
-    np.testing.assert_allclose(cropped[:, 0, 0], white, atol=1e-2)
-    np.testing.assert_allclose(cropped[:, 0, -1], black, atol=1e-2)
-    np.testing.assert_allclose(prepared(picture, (50, 0, 80, 40), 8, 0.9)[:, 4, 4], black, atol=1e-2)
+    assert cropped[0, [0, -1], 0].tolist() == [255, 0]
+    assert cropped[0, 3, 0] > 128 > cropped[0, 4, 0]
+    assert prepared(picture, (50, 0, 80, 40), 8, 0.9).max() == 0
+
+
+def test_inputs_have_the_mean_and_spread_of_imagenet():
+    made = normalised(np.stack([np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)]))
+    assert (made.shape, made.dtype) == ((2, 3, 4, 4), np.float32)
+    np.testing.assert_allclose(made[:, :, 0, 0], [-MEAN / STD, (1 - MEAN) / STD], rtol=1e-5)
 
 
 def test_tints_stay_inside_their_patch_and_follow_the_probability():
