@@ -6,11 +6,12 @@ Knows arrays and an engine; what is held is the picture, its result (both in the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from services.vision_restoration.models.network import Variant
 from shared.api.restore import Estimate, RestoreIn
 from shared.errors import InvalidOption
 from shared.registry import Engine, Run
@@ -21,7 +22,7 @@ __all__ = ["CONTEXT", "GRID", "Plan", "plan", "restore"]
 GRID = 32
 """Windows begin on multiples of the network's coarsest cell; anywhere else they would be wrong."""
 
-CONTEXT = {"released": 96, "paper": 128}
+CONTEXT: Mapping[Variant, int] = {"released": 96, "paper": 128}
 """Variant → what a window must see beyond its core for tiles to equal the whole."""
 
 _WIDEST = 2048
@@ -66,7 +67,7 @@ class Plan:
         )  # fmt: skip
 
 
-def plan(height: int, width: int, variant: str, request: RestoreIn, per_pixel: int) -> Plan:
+def plan(height: int, width: int, variant: Variant, request: RestoreIn, per_pixel: int) -> Plan:
     """Cut a picture as asked for, or into the largest tiles that the memory allows.
 
     Raises:
