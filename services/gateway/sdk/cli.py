@@ -11,7 +11,7 @@ import typer
 
 from services.gateway.sdk.plugins import PluginGroup
 from services.gateway.sdk.screen import Screen
-from services.gateway.sdk.verbs import chat, classify, jobs, judge, models, probe, restore, run, segment
+from services.gateway.sdk.verbs import chat, classify, detect, jobs, judge, models, probe, restore, run, segment
 from shared.errors import FoveaError
 
 __all__ = ["app", "main"]
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.command("models")(models.models)
 app.command("segment", no_args_is_help=True, context_settings=segment.SETTINGS)(segment.segment)
+app.command("detect", no_args_is_help=True, context_settings=detect.SETTINGS)(detect.detect)
 app.command("classify", no_args_is_help=True, context_settings=classify.SETTINGS)(classify.classify)
 app.command("restore", no_args_is_help=True)(restore.restore)
 app.command("chat")(chat.chat)

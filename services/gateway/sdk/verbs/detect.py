@@ -1,0 +1,143 @@
+"""`fovea detect …`: boxes in each of many pictures, with the drawn picture beside, and as CSV, COCO, YOLO or crops.
+
+Options are the model's own, read from its schema. One picture's failure is reported and does not stop the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from services.gateway.sdk.aclient import AsyncClient
+from services.gateway.sdk.declared import declared
+from services.gateway.sdk.flags import AsJson, Key, Model, Session, Url
+from services.gateway.sdk.options import parsed, split
+from services.gateway.sdk.screen import Screen
+from services.gateway.sdk.sources import Source, sources
+from services.gateway.sdk.transport import LOCAL
+from services.gateway.sdk.verbs.several import several
+from shared.api.boxes import DetectIn, DetectOut
+from shared.errors import FoveaError, InvalidOption
+
+__all__ = ["SETTINGS", "detect"]
+
+SETTINGS = {"ignore_unknown_options": True}
+"""Options that only the served model knows are left among the words."""
+
+FORMS = {
+    "csv": ("csv", "text/csv"),
+    "coco": ("coco.json", "application/vnd.coco+json"),
+    "yolo": ("txt", "text/plain"),
+    "crops": ("crops.zip", "application/zip"),
+}
+"""Further forms of an answer: how the file's name ends, and the content type."""
+
+
+def _detect(
+    words: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to search.")],
+    options: dict[str, Any],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for NAME.json and the drawn NAME.boxes.jpg.")
+    ] = None,
+    also: Annotated[
+        list[str] | None, typer.Option("--also", help="Further files in that folder: csv, coco, yolo, crops.")
+    ] = None,
+    model: Model = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, max=64, help="Pictures at a time.")] = 4,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Find objects in pictures: FILE, FOLDER, "PATTERN*", URL, or - for standard input.
+
+    Prints how many of each class were found. The exit code is 1 if any failed.
+    """
+    batch = _Batch(output, Screen(as_json=as_json), _forms(also or (), output), {**options, "model": model})
+    asyncio.run(_run(batch, words, concurrency, Session(url, key)))
+    if batch.failed:
+        if not as_json:
+            batch.screen.note(f"[red]{batch.failed} of {batch.total} failed.[/]")
+        raise typer.Exit(1)
+
+
+detect = declared(_detect, DetectIn, without=frozenset({"image", "model", "include"}))
+"""The verb with the options that every detector takes; those of one model alone are read from its schema."""
+
+
+@dataclass
+class _Batch:
+    """What one command does with its pictures."""
+
+    output: Path | None
+    screen: Screen
+    forms: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    total: int = 0
+    failed: int = 0
+
+    async def one(self, client: AsyncClient, source: Source) -> None:
+        """Search one picture, write what was found where asked for, and say so."""
+        try:
+            picture = await source.read()
+            answer = DetectOut.model_validate(await self._ask(client, picture))
+            if self.output is not None:
+                files = {end: await self._ask(client, picture, accept=media) for end, media in self.forms.items()}
+                await asyncio.to_thread(write, answer, files, self.output, source.stem)
+        except FoveaError as error:
+            self.failed += 1
+            self.screen.error(error, about=source.said)
+            return
+        if self.screen.as_json:
+            self.screen.line({"file": source.said, **answer.model_dump(mode="json")})
+        else:
+            self.screen.text(f"{source.said}: {summary(answer)}")
+
+    async def _ask(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
+        return await client.run("detect", self.options, pictures={"image": picture}, accept=accept)
+
+
+async def _run(batch: _Batch, words: list[str], concurrency: int, session: Session) -> None:
+    async with session.aclient() as client:
+        batch.options["model"] = batch.options["model"] or await client.default("detect")
+        schema = (await client.model(batch.options["model"])).request_schema
+        named, texts = split(words, schema)
+        batch.options |= parsed(texts, schema)
+        found = sources(named)
+        if not found:
+            raise InvalidOption("No picture was named.", hint="Name files, folders, patterns, URLs, or - for stdin.")
+        batch.total = len(found)
+        await several([partial(batch.one, client, source) for source in found], concurrency, batch.screen, "detecting")
+
+
+def _forms(also: Sequence[str], output: Path | None) -> dict[str, str]:
+    """How files' names end → the content type to ask for.
+
+    Raises:
+        InvalidOption: There is no such form, or no folder to write it to.
+    """
+    if unknown := [form for form in also if form not in FORMS]:
+        raise InvalidOption(f"There is no form {unknown[0]!r}.", hint=f"Forms are {', '.join(FORMS)}.", field="also")
+    if also and output is None:
+        raise InvalidOption("Files need a folder.", hint="Name one with --output.", field="also")
+    return {"boxes.jpg": "image/jpeg", **{FORMS[form][0]: FORMS[form][1] for form in also}}
+
+
+def write(answer: DetectOut, files: Mapping[str, bytes], folder: Path, stem: str) -> None:
+    """Write the answer and its other forms."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{stem}.json").write_text(json.dumps(answer.model_dump(mode="json"), indent=1) + "\n", "utf8")
+    for end, content in files.items():
+        (folder / f"{stem}.{end}").write_bytes(content)
+
+
+def summary(answer: DetectOut) -> str:
+    """How many of each class, for people."""
+    told = ", ".join(f"{count} × {label}" for label, count in answer.counts.items())
+    return told or "nothing found"

@@ -1,0 +1,102 @@
+"""`fovea detect`: what it asks, what it prints and writes, and what one bad picture costs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from types import SimpleNamespace
+
+import pytest
+import typer
+
+from services.gateway.sdk.verbs import detect as verb
+from services.gateway.tests.stub_service import photograph
+from shared.api.boxes import DetectIn, Detection, DetectOut, DetectTimes
+from shared.errors import InvalidOption, Malformed
+
+
+def answer():
+    found = Detection(box=(1, 2, 5, 6), score=0.9, label="crack", class_id=0, area=16, radius=2)
+    return DetectOut(
+        model="m", version="1", engine="onnx", width=8, height=8, detections=[found, found], counts={"crack": 2},
+        times=DetectTimes(),
+    )  # fmt: skip
+
+
+class Gateway:
+    """Answers as a gateway would, and remembers what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    @contextlib.asynccontextmanager
+    async def aclient(self):
+        """Itself."""
+        yield self
+
+    async def default(self, task):
+        """A model of that task."""
+        return f"default-{task}"
+
+    async def model(self, name):
+        """Its card."""
+        return SimpleNamespace(request_schema=DetectIn.model_json_schema(), name=name)
+
+    async def run(self, task, options, *, pictures, accept=None):
+        """The class, a picture, or a refusal of what is too short to be one."""
+        self.asked.append((task, dict(options), accept))
+        if len(pictures["image"]) < 100:
+            raise Malformed("The picture is broken.")
+        return accept.encode() if accept else answer().model_dump(mode="json")
+
+
+@pytest.fixture
+def gateway(monkeypatch):
+    made = Gateway()
+    monkeypatch.setattr(verb, "Session", lambda *_: made)
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(photograph())
+    return tmp_path
+
+
+def detect(*words, options=None, **more):
+    verb._detect([str(word) for word in words], options or {}, **more)
+
+
+def test_what_was_found_is_counted_by_class(gateway, folder, capsys):
+    detect(folder / "a.jpg", options={"confidence": 0.4})
+    assert capsys.readouterr().out == f"{folder / 'a.jpg'}: 2 × crack\n"
+    assert gateway.asked == [("detect", {"confidence": 0.4, "model": "default-detect"}, None)]
+
+
+def test_answer_and_further_forms_are_written_where_asked(gateway, folder, capsys):
+    detect(folder / "a.jpg", output=folder / "out", also=["csv", "coco", "crops"], as_json=True)
+    assert json.loads((folder / "out" / "a.json").read_text())["detections"][0]["label"] == "crack"
+    written = {path.name: path.read_bytes() for path in (folder / "out").iterdir() if path.name != "a.json"}
+    assert written == {
+        "a.boxes.jpg": b"image/jpeg", "a.csv": b"text/csv", "a.coco.json": b"application/vnd.coco+json",
+        "a.crops.zip": b"application/zip",
+    }  # fmt: skip
+    assert json.loads(capsys.readouterr().out)["file"].endswith("a.jpg")
+
+
+@pytest.mark.parametrize(("also", "output"), [(["pdf"], "out"), (["csv"], None)])
+def test_a_form_that_there_is_not_or_no_folder_is_refused(gateway, folder, also, output):
+    with pytest.raises(InvalidOption) as refused:
+        detect(folder / "a.jpg", also=also, output=output and folder / output)
+    assert refused.value.field == "also"
+    assert gateway.asked == []
+
+
+def test_one_bad_picture_does_not_stop_the_others(gateway, folder, capsys):
+    (folder / "b.jpg").write_bytes(b"short")
+    with pytest.raises(typer.Exit) as ended:
+        detect(folder)
+    assert ended.value.exit_code == 1
+    told = capsys.readouterr()
+    assert "2 × crack" in told.out
+    assert "The picture is broken" in told.err
