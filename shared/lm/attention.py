@@ -6,7 +6,7 @@ tensors, so that they can be captured and edited. Knows nothing about methods, p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -37,14 +37,27 @@ def untapped(_site: str, _layer: int, x: Tensor) -> Tensor:
 class DenseAttention:
     """Every token looks at itself and all before it, left padding apart."""
 
-    def __init__(self, cache: KVCache | None = None, pad: Tensor | None = None) -> None:
-        """Attend over `cache` (None: over the call's own tokens), `pad` [B] tokens on the left left out."""
+    def __init__(
+        self,
+        cache: KVCache | None = None,
+        pad: Tensor | None = None,
+        windows: Sequence[int | None] | None = None,
+    ) -> None:
+        """Attend over `cache` (None: over the call's own tokens), `pad` [B] tokens on the left left out.
+
+        `windows` says per layer how many tokens a token sees, itself included; None sees all.
+        """
         self.cache = cache
         self.pad = pad
+        self._windows = windows
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens a token of this layer sees; None is all."""
+        return None if self._windows is None else self._windows[layer]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
         """Mix values; see `Attend`."""
-        return sdpa(q, *self.remember(layer, k, v, offset), self.pad)
+        return sdpa(q, *self.remember(layer, k, v, offset), self.pad, self.window(layer))
 
     def remember(self, layer: int, k: Tensor, v: Tensor, offset: int) -> tuple[Tensor, Tensor]:
         """Keys and values to look at, the new ones included: [B,G,S,d]."""
@@ -53,20 +66,30 @@ class DenseAttention:
         return self.cache.write(layer, k, v, offset)
 
 
-def visible(queries: Tensor, keys: int, pad: Tensor | None) -> Tensor:
-    """What query positions `queries` [T] may look at among `keys` positions: [T,S], or [B,1,T,S] with left padding."""
+def visible(queries: Tensor, keys: int, pad: Tensor | None, window: int | None = None) -> Tensor:
+    """What query positions `queries` [T] may look at among `keys` positions: [T,S], or [B,1,T,S] with left padding.
+
+    With `window` only the last so many, the query's own included.
+    """
     columns = torch.arange(keys, device=queries.device)
     mask = columns <= queries[:, None]
+    if window is not None:
+        mask = mask & (columns > queries[:, None] - window)
     return mask if pad is None else mask & (columns >= pad[:, None, None, None])
 
 
-def sdpa(q: Tensor, keys: Tensor, values: Tensor, pad: Tensor | None = None) -> Tensor:
+def sdpa(q: Tensor, keys: Tensor, values: Tensor, pad: Tensor | None = None, window: int | None = None) -> Tensor:
     """Fused attention of the last T positions: q [B,T,H,d], keys and values [B,G,S,d] → z [B,T,H,d]."""
     (B, T, H, d), (G, S) = q.shape, keys.shape[1:3]
+    if window is not None and window >= S:
+        window = None
     if T == 1 and pad is None:
+        if window is not None:
+            keys, values = keys[:, :, S - window :], values[:, :, S - window :]
         # One query: the heads of a group are the rows of one product with their shared keys.
         return functional.scaled_dot_product_attention(q.view(B, G, H // G, d), keys, values).view(B, 1, H, d)
-    mask = None if T == S and pad is None else visible(torch.arange(S - T, S, device=q.device), S, pad)
+    plain = T == S and pad is None and window is None
+    mask = None if plain else visible(torch.arange(S - T, S, device=q.device), S, pad, window)
     z = functional.scaled_dot_product_attention(
         q.transpose(1, 2), keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=G != H
     )
@@ -88,11 +111,18 @@ def patterns(scored: Tensor) -> Tensor:
 
 
 def eager(
-    q: Tensor, keys: Tensor, values: Tensor, pad: Tensor | None = None, *, layer: int = 0, tap: Tap = untapped
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    pad: Tensor | None = None,
+    *,
+    layer: int = 0,
+    tap: Tap = untapped,
+    window: int | None = None,
 ) -> Tensor:
     """Attention by plain products with `scores` and `pattern` tapped; shapes as `sdpa`."""
     (B, T, H, d), (G, S) = q.shape, keys.shape[1:3]
-    mask = visible(torch.arange(S - T, S, device=q.device), S, pad)
+    mask = visible(torch.arange(S - T, S, device=q.device), S, pad, window)
     pattern = tap("pattern", layer, patterns(tap("scores", layer, scores(q, keys, mask))))
     mixed = pattern.reshape(B, G, H // G * T, S) @ values
     return mixed.view(B, H, T, d).transpose(1, 2)

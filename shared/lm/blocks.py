@@ -1,4 +1,4 @@
-"""The two kinds of block, cut at the same joints, so that one loop can run either.
+"""The kinds of block, cut at the same joints, so that one loop can run either.
 
 A block answers four questions: `project` (norm, then q, k, v), `orient` (what positions do to q and k), `output` (what
 mixed values add to the residual stream) and `feed` (what the MLP adds). Parameter names are the official state-dict
@@ -16,7 +16,7 @@ from torch.nn import functional
 from shared.lm.config import DecoderConfig
 from shared.lm.rope import Rotation, rotate
 
-__all__ = ["Block", "GPT2Block", "LlamaBlock", "RMSNorm"]
+__all__ = ["Block", "GPT2Block", "Gemma3Block", "LlamaBlock", "OffsetRMSNorm", "RMSNorm"]
 
 
 class Block(Protocol):
@@ -50,6 +50,19 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis."""
         return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class OffsetRMSNorm(RMSNorm):
+    """RMSNorm whose weight is stored less one: x / sqrt(mean x² + eps) · (1 + weight), in float32 or wider."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, eps)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return functional.rms_norm(x.to(wide), self.weight.shape, 1 + self.weight.to(wide), self.eps).to(x.dtype)
 
 
 class InputFirst(nn.Module):
@@ -179,4 +192,50 @@ class LlamaBlock(nn.Module):
     def feed(self, x: Tensor) -> Tensor:
         """Second norm and MLP."""
         added: Tensor = self.mlp(self.post_attention_layernorm(x))
+        return added
+
+
+class Gemma3Block(nn.Module):
+    """Llama's block with norms on both sides of attention and MLP, a norm per head, and GELU in the gate."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        # Scores are scaled by 1/sqrt(d) whoever computes them; another scale goes into the queries.
+        self.turn_up = (config.head_dim / (config.query_scale or config.head_dim)) ** 0.5
+        self.self_attn = _SplitAttention(config)
+        self.self_attn.q_norm = OffsetRMSNorm(config.head_dim, config.norm_eps)
+        self.self_attn.k_norm = OffsetRMSNorm(config.head_dim, config.norm_eps)
+        self.mlp = _GatedMLP(config)
+        self.input_layernorm = OffsetRMSNorm(config.width, config.norm_eps)
+        self.post_attention_layernorm = OffsetRMSNorm(config.width, config.norm_eps)
+        self.pre_feedforward_layernorm = OffsetRMSNorm(config.width, config.norm_eps)
+        self.post_feedforward_layernorm = OffsetRMSNorm(config.width, config.norm_eps)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """First norm, then three projections."""
+        x, attn, heads = self.input_layernorm(x), self.self_attn, (-1, self.head_dim)
+        return (
+            attn.q_proj(x).unflatten(-1, heads),
+            attn.k_proj(x).unflatten(-1, heads),
+            attn.v_proj(x).unflatten(-1, heads),
+        )
+
+    def orient(self, q: Tensor, k: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor]:
+        """Norm per head, rotation, and the family's own scale."""
+        q, k = self.self_attn.q_norm(q), self.self_attn.k_norm(k)
+        if turn is not None:
+            q, k = rotate(q, turn), rotate(k, turn)
+        return q if self.turn_up == 1 else q * self.turn_up, k
+
+    def output(self, z: Tensor) -> Tensor:
+        """Join the heads, then the second norm."""
+        added: Tensor = self.post_attention_layernorm(self.self_attn.o_proj(z.flatten(-2)))
+        return added
+
+    def feed(self, x: Tensor) -> Tensor:
+        """Third norm, MLP, fourth norm."""
+        x, mlp = self.pre_feedforward_layernorm(x), self.mlp
+        mixed = functional.gelu(mlp.gate_proj(x), approximate="tanh") * mlp.up_proj(x)
+        added: Tensor = self.post_feedforward_layernorm(mlp.down_proj(mixed))
         return added

@@ -16,6 +16,8 @@ __all__ = ["DecoderConfig", "RopeScaling", "from_official"]
 _LLAMA_PATH = {"llama": False, "mistral": False, "qwen2": True, "qwen3": False}
 """Official `model_type`s that are the Llama path → whether q, k and v carry biases whatever else the config says."""
 
+_GEMMA3 = ("gemma3_text", "gemma3")
+
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
@@ -47,9 +49,12 @@ class DecoderConfig:
         rope_scaling: Stretching of the rotary angles, or None.
         qkv_bias, out_bias: Biases of the Llama path's projections.
         qk_norm: RMSNorm on each head of q and k, before rotation.
+        windows: Per layer how many tokens a token sees, itself included, or None for all; None: no layer has a window.
+        local_theta: Base of the rotary angles of layers with a window, which are never stretched.
+        query_scale: Scores are divided by its root instead of that of head_dim; None: head_dim.
     """
 
-    path: Literal["gpt2", "llama"]
+    path: Literal["gpt2", "llama", "gemma3"]
     vocab: int
     width: int
     layers: int
@@ -65,6 +70,9 @@ class DecoderConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
+    windows: tuple[int | None, ...] | None = None
+    local_theta: float = 10000.0
+    query_scale: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse facts that no decoder can have.
@@ -79,7 +87,11 @@ class DecoderConfig:
         if self.heads % self.kv_heads:
             message = f"{self.heads} query heads can't share {self.kv_heads} key/value heads evenly"
             raise ValueError(message)
-        if self.path == "llama" and self.head_dim % 2:
+        windows = (1,) * self.layers if self.windows is None else self.windows
+        if len(windows) != self.layers or any(w is not None and w < 1 for w in windows):
+            message = f"windows are one positive number or None for each of {self.layers} layers, not {self.windows}"
+            raise ValueError(message)
+        if self.path != "gpt2" and self.head_dim % 2:
             message = f"rotary positions turn pairs: head_dim must be even, not {self.head_dim}"
             raise ValueError(message)
 
@@ -96,10 +108,12 @@ def from_official(facts: Mapping[str, Any]) -> DecoderConfig:
             return _gpt2(facts)
         if kind in _LLAMA_PATH:
             return _llama(facts, qkv_bias=_LLAMA_PATH[kind] or bool(facts.get("attention_bias")))
+        if kind in _GEMMA3:
+            return _gemma3(facts)
     except (KeyError, TypeError, ValueError) as error:
         detail = f"The config of this {kind} model can't be used: {error!r} is missing or out of range."
         raise BadInput(detail, hint="Compare config.json with the official one.") from error
-    detail = f"The config says model_type {kind!r}; known are gpt2, {', '.join(sorted(_LLAMA_PATH))}."
+    detail = f"The config says model_type {kind!r}; known are gpt2, gemma3_text, {', '.join(sorted(_LLAMA_PATH))}."
     raise BadInput(detail, hint="Convert the model to one of the known families.")
 
 
@@ -125,6 +139,35 @@ def _llama(facts: Mapping[str, Any], *, qkv_bias: bool) -> DecoderConfig:
         rope_theta=float(rope.get("rope_theta") or facts.get("rope_theta") or 10000.0), rope_scaling=_scaling(rope),
         qkv_bias=qkv_bias, out_bias=facts["model_type"] != "qwen2" and bool(facts.get("attention_bias")),
         qk_norm=facts["model_type"] == "qwen3",
+    )  # fmt: skip
+
+
+def _gemma3(facts: Mapping[str, Any]) -> DecoderConfig:
+    """Gemma 3's text model; the official file of the larger sizes wraps it in `text_config`."""
+    facts = facts.get("text_config") or facts
+    if facts.get("final_logit_softcapping") or facts.get("attn_logit_softcapping") or facts.get("attention_bias"):
+        detail = "This decoder has no form for a Gemma 3 with soft-capping or biases."
+        raise BadInput(detail)
+    if facts.get("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
+        detail = f"This decoder has no form for hidden_activation={facts['hidden_activation']!r}."
+        raise BadInput(detail, field="hidden_activation")
+    layers, every = int(facts["num_hidden_layers"]), int(facts.get("sliding_window_pattern") or 6)
+    kinds = facts.get("layer_types") or [
+        "full_attention" if (layer + 1) % every == 0 else "sliding_attention" for layer in range(layers)
+    ]
+    # One table of rotary facts per kind of layer, or, in older files, one for global layers and a base for the others.
+    rope = dict(facts.get("rope_parameters") or facts.get("rope_scaling") or {})
+    whole, local = dict(rope.get("full_attention") or rope), dict(rope.get("sliding_attention") or {})
+    return DecoderConfig(
+        path="gemma3", vocab=int(facts["vocab_size"]), width=int(facts["hidden_size"]), layers=layers,
+        heads=int(facts["num_attention_heads"]), kv_heads=int(facts["num_key_value_heads"]),
+        head_dim=int(facts["head_dim"]), hidden=int(facts["intermediate_size"]),
+        positions=int(facts["max_position_embeddings"]), norm_eps=float(facts["rms_norm_eps"]),
+        tied=bool(facts.get("tie_word_embeddings", True)), qk_norm=True,
+        rope_theta=float(whole.get("rope_theta") or facts.get("rope_theta") or 1e6), rope_scaling=_scaling(whole),
+        windows=tuple(int(facts["sliding_window"]) if kind == "sliding_attention" else None for kind in kinds),
+        local_theta=float(local.get("rope_theta") or facts.get("rope_local_base_freq") or 1e4),
+        query_scale=float(facts.get("query_pre_attn_scalar") or facts["head_dim"]),
     )  # fmt: skip
 
 

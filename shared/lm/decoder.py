@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.lm.attention import Attend, DenseAttention, Tap, untapped
-from shared.lm.blocks import Block, GPT2Block, LlamaBlock, RMSNorm
+from shared.lm.blocks import Block, Gemma3Block, GPT2Block, LlamaBlock, OffsetRMSNorm, RMSNorm
 from shared.lm.cache import KVCache
 from shared.lm.config import DecoderConfig
-from shared.lm.rope import Rotation, frequencies, rotation
+from shared.lm.rope import Rotation, frequencies, local_frequencies, rotation
 
 __all__ = ["Decoder"]
 
@@ -39,8 +39,10 @@ class _LlamaBody(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab, config.width)
-        self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_eps)
+        gemma = config.path == "gemma3"
+        block = Gemma3Block if gemma else LlamaBlock
+        self.layers = nn.ModuleList(block(config) for _ in range(config.layers))
+        self.norm = (OffsetRMSNorm if gemma else RMSNorm)(config.width, config.norm_eps)
 
 
 class Decoder(nn.Module):
@@ -92,13 +94,13 @@ class Decoder(nn.Module):
         if cache is not None:
             offset, pad = cache.length, cache.settle(pad)
         if attend is None:
-            attend = DenseAttention(cache, pad)
+            attend = DenseAttention(cache, pad, self.config.windows)
         if positions is None:
             positions = _positions(ids, offset, pad)
-        x, turn = self._embed(ids, positions)
-        x = tap("embed", -1, x)
+        x = tap("embed", -1, self._embed(ids, positions))
+        turns = self.turns(positions, x.dtype)
         for layer, block in enumerate(self.blocks):
-            x = _run(block, layer, x, turn, attend, offset, tap)
+            x = _run(block, layer, x, turns[layer], attend, offset, tap)
         if cache is not None:
             cache.length += ids.shape[1]
         x = tap("final", -1, x)
@@ -127,11 +129,23 @@ class Decoder(nn.Module):
         self._tie()
         return result
 
-    def _embed(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
+    def turns(self, positions: Tensor, dtype: torch.dtype) -> list[Rotation | None]:
+        """What positions ([T] or [B,T]) do to q and k at each layer; None where they are in the embedding."""
+        config, L = self.config, self.config.layers
+        if config.path == "gpt2":
+            return [None] * L
+        turn = rotation(frequencies(config).to(positions.device), positions, dtype)
+        if config.windows is None:
+            return [turn] * L
+        local = rotation(local_frequencies(config).to(positions.device), positions, dtype)
+        return [turn if window is None else local for window in config.windows]
+
+    def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         if self.config.path == "gpt2":
-            return self.transformer.wte(ids) + self.transformer.wpe(self._within(positions)), None
-        x = self.model.embed_tokens(ids)
-        return x, rotation(frequencies(self.config).to(ids.device), positions, x.dtype)
+            return cast("Tensor", self.transformer.wte(ids) + self.transformer.wpe(self._within(positions)))
+        x = cast("Tensor", self.model.embed_tokens(ids))
+        # Gemma's factor is rounded in the model's dtype, as its authors did.
+        return x * torch.tensor(self.config.width**0.5, dtype=x.dtype) if self.config.path == "gemma3" else x
 
     def _within(self, positions: Tensor) -> Tensor:
         if positions.numel() and int(positions.max()) >= self.config.positions:

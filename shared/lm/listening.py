@@ -124,14 +124,17 @@ class ListeningAttention:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
         """Mix values; see `shared.lm.attention.Attend`."""
         keys, values = self.dense.remember(layer, k, v, offset)
+        window = self.dense.window(layer)
         if layer in self.layers and not self.rows_only:
-            return eager(q, keys, values, self.dense.pad, layer=layer, tap=self.ear)
+            return eager(q, keys, values, self.dense.pad, layer=layer, tap=self.ear, window=window)
         if layer in self.layers:
             self._rows(layer, q, keys, offset)
-        return sdpa(q, keys, values, self.dense.pad)
+        return sdpa(q, keys, values, self.dense.pad, window)
 
     def _rows(self, layer: int, q: Tensor, keys: Tensor, offset: int) -> None:
         wanted = torch.tensor(self.ear.queries, dtype=torch.long)
-        scored = scores(q[:, wanted], keys, visible(wanted + offset, keys.shape[2], self.dense.pad))
+        scored = scores(
+            q[:, wanted], keys, visible(wanted + offset, keys.shape[2], self.dense.pad, self.dense.window(layer))
+        )
         self.ear.keep_rows("scores", layer, scored)
         self.ear.keep_rows("pattern", layer, patterns(scored))

@@ -9,7 +9,7 @@ from shared.lm.config import DecoderConfig, RopeScaling
 from shared.lm.decoder import Decoder
 from shared.registry import builder
 
-__all__ = ["gpt2", "llama", "qwen2"]
+__all__ = ["gemma3", "gpt2", "llama", "qwen2"]
 
 
 @builder("gpt2")
@@ -73,4 +73,35 @@ def qwen2(
     return llama(
         vocab=vocab, width=width, layers=layers, heads=heads, kv_heads=kv_heads, hidden=hidden, positions=positions,
         rope_theta=rope_theta, norm_eps=norm_eps, tied=tied, head_dim=head_dim, qkv_bias=True,
+    )  # fmt: skip
+
+
+@builder("gemma3")
+def gemma3(
+    *,
+    vocab: int,
+    width: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    hidden: int,
+    positions: int,
+    rope_theta: float = 1e6,
+    norm_eps: float = 1e-6,
+    tied: bool = True,
+    head_dim: int = 256,
+    window: int = 512,
+    every: int = 6,
+    local_theta: float = 10000.0,
+    query_scale: float | None = None,
+    rope_scaling: RopeScaling | None = None,
+) -> Decoder:
+    """Gemma 3 (text): every `every`-th layer sees all, the others a sliding `window` with a rotation of its own."""
+    return Decoder(
+        DecoderConfig(
+            path="gemma3", vocab=vocab, width=width, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
+            hidden=hidden, positions=positions, norm_eps=norm_eps, tied=tied, rope_theta=rope_theta,
+            rope_scaling=rope_scaling, qk_norm=True, local_theta=local_theta, query_scale=query_scale,
+            windows=tuple(None if (layer + 1) % every == 0 else window for layer in range(layers)),
+        )
     )  # fmt: skip

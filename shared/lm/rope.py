@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shared.lm.config import DecoderConfig, RopeScaling
 
-__all__ = ["Rotation", "frequencies", "rotate", "rotation"]
+__all__ = ["Rotation", "frequencies", "local_frequencies", "rotate", "rotation"]
 
 Rotation = tuple[Tensor, Tensor]
 """cos and signed sin, each [B|1, T, 1, d]: the sine's first half is negated, so that one roll swaps the pairs."""
@@ -20,9 +20,17 @@ Rotation = tuple[Tensor, Tensor]
 
 def frequencies(config: DecoderConfig) -> Tensor:
     """Angle per position of each pair, θ_i = base^(−2i/d), stretched as the config says: [d/2] float32."""
-    d = config.head_dim
-    theta = 1.0 / (config.rope_theta ** (torch.arange(0, d, 2, dtype=torch.int64).float() / d))
+    theta = _base(config.rope_theta, config.head_dim)
     return theta if config.rope_scaling is None else _stretch(theta, config.rope_scaling)
+
+
+def local_frequencies(config: DecoderConfig) -> Tensor:
+    """The same for layers with a window of their own: their base, never stretched."""
+    return _base(config.local_theta, config.head_dim)
+
+
+def _base(theta: float, d: int) -> Tensor:
+    return 1.0 / (theta ** (torch.arange(0, d, 2, dtype=torch.int64).float() / d))
 
 
 def _stretch(theta: Tensor, how: RopeScaling) -> Tensor:

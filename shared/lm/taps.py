@@ -173,7 +173,9 @@ def _run(
     if eager_layers and attend is None:
         ear.refuse_above(max_cells, ids.shape[0], len(ear.queries or ()) if rows_only else ids.shape[1])
         padding = pad if cache is None else cache.settle(pad)
-        attend = ListeningAttention(DenseAttention(cache, padding), frozenset(eager_layers), ear, rows_only=rows_only)
+        attend = ListeningAttention(
+            DenseAttention(cache, padding, model.config.windows), frozenset(eager_layers), ear, rows_only=rows_only
+        )
     ear.cache = cache
     with torch.set_grad_enabled(ear.grad):
         logits = model(ids, cache=cache, attend=attend, keep=keep, pad=pad, tap=ear if ear.listens else untapped)

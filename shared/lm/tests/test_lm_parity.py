@@ -23,6 +23,14 @@ LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 50000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
+GEMMA3 = LLAMA | {
+    "tie_word_embeddings": True, "sliding_window": 9, "query_pre_attn_scalar": 24, "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "rms_norm_eps": 1e-6,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+}  # fmt: skip
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", LLAMA),
     "llama, one kv head, tied": (
@@ -38,6 +46,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen2": ("Qwen2Config", LLAMA | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
     "qwen3": ("Qwen3Config", LLAMA),
+    "gemma3": ("Gemma3TextConfig", GEMMA3),
+    "gemma3, untied, stretched": (
+        "Gemma3TextConfig",
+        GEMMA3
+        | {"num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": False, "query_pre_attn_scalar": 40}
+        | {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            }
+        },
+    ),
     "gpt2": (
         "GPT2Config",
         {
@@ -100,7 +120,7 @@ def test_prefill_in_chunks_and_sixteen_steps_equal_the_official_models(case):
     assert cache.length == 40
 
 
-@pytest.mark.parametrize("case", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("case", ["llama", "qwen2", "gpt2", "gemma3"])
 @torch.no_grad()
 def test_rows_of_unequal_lengths_equal_the_rows_alone(case):
     model = theirs(case)
@@ -124,7 +144,7 @@ def test_a_saved_folder_is_read_whole_and_in_shards(case, tmp_path):
             torch.testing.assert_close(load_decoder(folder)(text), model(text).logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("case", ["llama", "llama, one kv head, tied", "qwen2", "gpt2"])
+@pytest.mark.parametrize("case", ["llama", "llama, one kv head, tied", "qwen2", "gpt2", "gemma3"])
 def test_state_dict_keys_and_their_order_are_official(case):
     model = theirs(case)
     known = [key for key in model.state_dict() if not (model.config.model_type != "gpt2" and _tied_head(model, key))]

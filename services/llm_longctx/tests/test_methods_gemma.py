@@ -1,0 +1,63 @@
+"""Methods on a model whose layers slide: they act on global layers, and sliding layers hold their window only."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from services.llm_longctx.engine import Engine
+from services.llm_longctx.methods import method
+from shared.lm.networks import gemma3
+
+IDS = [(7 * i + i * i) % 32 for i in range(60)]
+ROLES = {"schema": "head-plan/1", "roles": [[1, 0]] * 3, "heads": [[2, 1]]}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    made = gemma3(
+        vocab=32, width=16, layers=3, heads=4, kv_heads=2, hidden=24, positions=128, head_dim=8, window=9, every=3
+    ).double()
+    for parameter in made.parameters():
+        parameter.data = 0.5 * torch.randn_like(parameter)
+    return made.eval().requires_grad_(requires_grad=False)
+
+
+def run(model, how, chunks=None):
+    engine = Engine(model, how, ROLES, page=4)
+    sequence = engine.open()
+    read = sequence.prefill(IDS[:50], chunks)
+    steps = torch.stack([sequence.step(token) for token in IDS[50:]])
+    held = [[len(sequence.entries(layer, g).positions) for g in range(2)] for layer in range(3)]
+    sequence.close()
+    assert engine.kv_bytes() == 0
+    return torch.cat((read, steps)), held
+
+
+@pytest.mark.parametrize("chunks", [None, [16, 16, 18], [1, 49]])
+def test_the_engine_is_the_decoder(model, chunks):
+    logits, held = run(model, "dense", chunks)
+    torch.testing.assert_close(logits, model(torch.tensor([IDS]))[0], atol=1e-10, rtol=0)
+    assert held[2] == [60, 60]
+    assert max(held[0] + held[1]) <= 9
+
+
+def test_duo_cuts_global_layers_only(model):
+    logits, held = run(model, method("duo", sink=2, recent=6))
+    assert held[2] == [60, 8]
+    assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        method("duo", sink=60, recent=60), method("razor", window_min=64), method("recycled", stride=1, budget=8),
+        method("recycled", stride=4, budget=64), method("flexprefill", block=8, min_budget=64),
+        method("dhsa", budget=64), method("dhsa", variant="topk", block=8, key_block=4, density=1.0),
+        method("act", beta=1.0), method("power", block=8, window=8),
+    ],
+    ids=lambda how: how.name,
+)  # fmt: skip
+def test_knobs_wide_open_are_dense(model, how):
+    torch.testing.assert_close(run(model, how)[0], run(model, "dense")[0], atol=1e-9, rtol=0)
