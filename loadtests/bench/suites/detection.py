@@ -1,0 +1,73 @@
+"""What the served form of YOLO9tr saves: the main branch alone, fused, against the whole network; ONNX Runtime beside.
+
+Official sizes and random weights: time does not depend on them. That the boxes are equal is checked before the clock.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from loadtests.bench.result import Row, Table, row
+from loadtests.bench.turns import milliseconds
+from services.detection.boxes import decode
+from services.detection.models.yolo9tr import Yolo9trDetector
+from shared.engines.onnx import OnnxEngine
+from shared.errors import Fault
+from shared.registry import network
+from shared.training.export import export_onnx
+
+BASELINE = "both branches, torch"
+SERVED = "main branch fused, torch"
+GRAPH = "main branch fused, ONNX Runtime"
+
+SIDE, CLASSES = 640, 7
+
+
+def measure(rounds: int = 7, count: int = 2) -> Table:
+    """Alternate the forms; medians over rounds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            found = milliseconds(_contenders(Path(folder)), rounds, min(count, 2))
+    finally:
+        torch.set_num_threads(threads)
+    middle = {name: statistics.median(values) for name, values in found.items()}
+    rows: list[Row] = [row(name, "ms / picture", values, middle[BASELINE]) for name, values in found.items()]
+    return Table(
+        suite="detection",
+        title="YOLO9tr as it is served",
+        how=f"batch 1, {SIDE}×{SIDE}, one thread, size s, {CLASSES} classes, random weights; boxes within 0.02 px",
+        baseline=BASELINE,
+        rows=rows,
+        targets={"main branch fused, times faster": (middle[BASELINE] / middle[SERVED], 2.5)},
+    )
+
+
+@torch.no_grad()
+def _contenders(folder: Path) -> dict[str, Callable[[], Any]]:
+    torch.manual_seed(0)
+    whole = network("yolo9tr", classes=CLASSES).eval()
+    served, x = Yolo9trDetector.prepare(whole), torch.rand(1, 3, SIDE, SIDE)
+    apart = (decode(whole(x)[0], CLASSES) - served.predictions(x)).abs().max().item()  # type: ignore[operator]  # a method, by name
+    if apart > 0.02:
+        raise Fault(f"The served form differs from the network by {apart:.1e} pixels.")
+    export_onnx(served, folder / "served.onnx", {"images": x}, ["predictions"], call=served.predictions)  # type: ignore[arg-type]  # as above
+    engine, feeds = OnnxEngine(folder / "served.onnx", threads=1), {"images": np.ascontiguousarray(x.numpy())}
+    return {BASELINE: _eager(whole, x), SERVED: _eager(served, x), GRAPH: lambda: engine.run(feeds)}
+
+
+def _eager(net: nn.Module, x: Tensor) -> Callable[[], Any]:
+    def call() -> Any:
+        with torch.inference_mode():
+            return net(x)
+
+    return call
