@@ -57,7 +57,8 @@ def _waves(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor,
     """Cosines and sines of 2π·i·k/size (size, size); the product is reduced first, so that large sizes stay exact."""
     # In NumPy: what is computed here must be a constant to whoever traces the network.
     turns = np.outer(np.arange(size), np.arange(size)) % size * (2 * math.pi / size)
-    cosines, sines = (torch.from_numpy(wave(turns)).to(device, dtype) for wave in (np.cos, np.sin))
+    with torch.inference_mode(mode=False):  # kept longer than this call: a later one may need gradients
+        cosines, sines = (torch.from_numpy(wave(turns)).to(device, dtype) for wave in (np.cos, np.sin))
     return cosines, sines
 
 

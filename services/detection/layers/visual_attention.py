@@ -107,4 +107,6 @@ def relative_index(height: int, width: int) -> Tensor:
     rows, columns = np.divmod(np.arange(height * width), width)
     apart = np.rint(np.hypot(rows[:, None] - rows, columns[:, None] - columns))
     far = np.rint(EXACT + EXACT * np.log(np.maximum(apart, 1) / EXACT) / math.log(8))
-    return torch.from_numpy(FARTHEST + np.where(apart <= EXACT, apart, far.clip(max=FARTHEST)).astype(np.int64))
+    index = FARTHEST + np.where(apart <= EXACT, apart, far.clip(max=FARTHEST)).astype(np.int64)
+    with torch.inference_mode(mode=False):  # kept longer than this call: a later one may need gradients
+        return torch.from_numpy(index)

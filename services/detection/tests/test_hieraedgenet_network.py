@@ -123,6 +123,15 @@ def test_filtering_is_the_same_by_fft_by_matrices_and_by_operator(height, width,
         torch.testing.assert_close(filtered(x, weights, transform), wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_matrices_made_while_serving_take_gradients_later():
+    x, weights = torch.randn(1, 2, 23, 29), torch.randn(1, 2, 23, 29)  # sizes of their own: the matrices are made here
+    with torch.inference_mode():
+        filtered(x, weights, "matrices")
+    x.requires_grad_()
+    filtered(x, weights, "matrices").sum().backward()
+    assert x.grad.isfinite().all()
+
+
 def test_one_weight_per_channel_needs_no_transform():
     x, weights = torch.randn(1, 3, 12, 10), torch.randn(1, 3, 1, 1)
     torch.testing.assert_close(filtered(x, weights), (weights * x).abs(), rtol=1e-4, atol=1e-5)

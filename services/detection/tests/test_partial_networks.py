@@ -188,3 +188,11 @@ def test_only_training_drops():
     with torch.no_grad():
         assert (net.train()(x) - net(x)).abs().max() > 0
         assert torch.equal(net.eval()(x), net(x))
+
+
+def test_a_network_that_was_served_can_be_trained_on_afterwards():
+    net, x = PATNet("t0", classes=2), torch.randn(2, 3, 96, 224)  # a size of its own: its table is built here
+    with torch.inference_mode():
+        net.eval()(x)
+    net.train()(x).sum().backward()
+    assert net.head.weight.grad is not None
