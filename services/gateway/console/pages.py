@@ -47,6 +47,7 @@ _OWN_CONTROLS = {
         "top_logprobs", "logit_bias", "response_format", "max_completion_tokens",
     }),
     "segment": frozenset({"model", "image", "include", "threshold"}),
+    "restore": frozenset({"model", "image", "include", "picture"}),
 }  # fmt: skip
 """Options of a request that a page asks for in its own way, or that make no sense on it."""
 
@@ -80,6 +81,7 @@ class Console:
         pages: dict[str, _Page] = {
             "/": self.home,
             "/console/segment": self.segment,
+            "/console/restore": self.restore,
             "/console/chat": self.chat,
             "/console/judge": self.judge,
             "/console/probe": self.probe,
@@ -102,6 +104,10 @@ class Console:
     async def segment(self, request: Request) -> Response:
         """A picture and its mask."""
         return await self._bench(request, "segment", "segment.html", page="segment")
+
+    async def restore(self, request: Request) -> Response:
+        """A picture before and after."""
+        return await self._bench(request, "restore", "restore.html", page="models")
 
     async def chat(self, request: Request) -> Response:
         """A conversation."""

@@ -11,7 +11,7 @@ from shared.api.model import ModelEntry
 
 __all__ = ["PAGES", "facts", "grouped", "open_path", "seen", "type_words"]
 
-PAGES = {"segment": "/console/segment", "chat": "/console/chat"}
+PAGES = {"segment": "/console/segment", "restore": "/console/restore", "chat": "/console/chat"}
 """Tasks with a page of their own; every other task has the generic one."""
 
 
