@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from services.interpretability import pictures
-from services.interpretability.circuit import overlap
+from services.interpretability.circuit import Overlap, overlap
 from services.interpretability.experiment import Experiment
-from services.interpretability.report import Report, Table, head_name
+from services.interpretability.report import Grid, Report, Table, head_axes, head_name, matrix
 from shared.errors import InvalidOption, Malformed, NotFound
 from shared.registry import Servable
 from shared.serving import schemas
@@ -198,9 +198,15 @@ async def compare(body: CompareIn, host: HostOf) -> Report:
     if bad := [fraction for fraction in body.fractions if not 0 < fraction <= 1]:
         detail = f"fractions holds {bad[0]}; shares of all heads lie above 0 and up to 1."
         raise InvalidOption(detail, field="fractions")
-    rows = []
+    ours, theirs = _stages(first, "first"), _stages(second, "second")
+    if len(shapes := {stage.shape for stage in (*ours, *theirs)}) > 1:
+        told = " and ".join("×".join(map(str, shape)) for shape in sorted(shapes))
+        detail = f"The circuits are of models of different size: {told} heads."
+        raise InvalidOption(detail, field="second")
+    rows, grids = [], []
     for fraction in body.fractions:
-        found = overlap(_stages(first, "first"), _stages(second, "second"), fraction)
+        found = overlap(ours, theirs, fraction)
+        grids.append(_shared(found, ours[0].shape, fraction))
         told = " ".join(head_name(head) for head in found.shared)
         sizes: list[Any] = [len(found.first), len(found.second), len(found.shared)]
         rows.append([fraction, *sizes, found.jaccard, found.coefficient, found.share, told])
@@ -208,6 +214,19 @@ async def compare(body: CompareIn, host: HostOf) -> Report:
     return Report(
         title="Overlap of two circuits", warnings=[w for r in (first, second) for w in r.warnings if "not solved" in w],
         tables=[Table(name="overlap", columns=columns, rows=rows, caption="Per stage the top fraction, united.")],
+        grids=grids,
+    )  # fmt: skip
+
+
+def _shared(found: Overlap, shape: tuple[int, ...], fraction: float) -> Grid:
+    """Both circuits on one map of all heads."""
+    values = np.zeros(shape)
+    for heads, value in ((found.first, 0.5), (found.second, -0.5), (found.shared, 1.0)):
+        for head in heads:
+            values[head] = value
+    return Grid(
+        name=f"top {fraction:.0%}", values=matrix(values), **head_axes(*shape), scale="diverging",
+        caption="Heads of both circuits: 1 is in both, 0.5 in the first only, −0.5 in the second only.",
     )  # fmt: skip
 
 

@@ -133,6 +133,10 @@ async def test_circuits_are_compared_at_several_thresholds(client):
     rows = told["tables"][0]["rows"]
     assert [row[0] for row in rows] == [0.01, 0.02, 0.05, 0.1]
     assert all(row[4:7] == [1.0, 1.0, 1.0] for row in rows)
+    other = {**report, "grids": [{**grid, "values": grid["values"][:2]} for grid in report["grids"]]}
+    answer = await client.post("/v1/probe/circuits/compare", json={"first": report, "second": other})
+    assert answer.status_code == 422, "models of different size can't share heads"
+    assert {value for row in told["grids"][0]["values"] for value in row} == {0.0, 1.0}
 
 
 async def test_head_map_leads_to_the_pattern_of_its_head(client):
