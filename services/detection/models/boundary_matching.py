@@ -37,7 +37,9 @@ class BoundaryMatching(nn.Module):
         hidden: Channels of the 1-D, 2-D and 3-D convolutions.
     """
 
-    idle = ("sample_mask",)
+    ballast: int
+    """Bytes of the sampling mask, which public checkpoints hold beside the weights."""
+
     sampling: Tensor
     places: Tensor
 
@@ -48,6 +50,7 @@ class BoundaryMatching(nn.Module):
         super().__init__()
         one, two, three = hidden
         self.features, self.length, self.hidden = features, length, hidden
+        self.ballast = 4 * samples * length**3
         self.x_1d_b = nn.Sequential(_conv(features, one), nn.ReLU(), _conv(one, one), nn.ReLU())
         self.x_1d_s = _boundary(one)
         self.x_1d_e = _boundary(one)

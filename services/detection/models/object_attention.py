@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ class ObjectAttention(nn.Module):
     """
 
     idle = ("generator.", "LinearEmbedding.", "onedpositional_encoding.")
+    renamed: ClassVar[dict[str, str]] = {"model.": ""}
+    """What trainers put in front of every key of a published checkpoint."""
     table: Tensor
 
     def __init__(
