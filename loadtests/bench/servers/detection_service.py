@@ -1,0 +1,15 @@
+"""The detection service with YOLO9tr alone, as its own process: what stands behind the gateway in a bench."""
+
+from __future__ import annotations
+
+import sys
+
+import uvicorn
+
+from services.detection.models.yolo9tr import Yolo9trDetector
+from shared.serving.app import build
+from shared.settings import settings
+
+if __name__ == "__main__":
+    app = build("detection", servables={"yolo9tr": Yolo9trDetector}, settings=settings())
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", access_log=False)
