@@ -28,8 +28,8 @@ from shared.registry import Run
 from shared.settings import environment
 
 MINI = mini()
-QUERIES = ("13", "19")
-"""Of the half that is meant for testing; few, since a judge reads every pair."""
+QUERIES = ("13",)
+"""Of the half that is meant for testing; one, since a judge reads every pair."""
 
 
 def recorded(name: str) -> list[dict[str, Any]]:
@@ -56,25 +56,24 @@ def test_the_likelihood_beats_word_overlap_on_the_half_that_is_for_testing() -> 
     assert (lift["kappa"] or 0) > (words["kappa"] or 0)
 
 
-@pytest.mark.skipif(not (MINI.folder / "judgements" / "prompted-direct.jsonl").exists(), reason="not measured yet")
 def test_the_prompted_grade_of_so_small_a_model_is_no_better_than_word_overlap() -> None:
     rows = recorded("prompted-direct")
     asked = {(row["qid"], row["docid"]) for row in rows}
     prompted = measures(rows, MINI)
     words = measures([row for row in recorded("overlap") if (row["qid"], row["docid"]) in asked], MINI)
-    assert len(asked) == 96  # the queries that are meant for testing
+    assert len(asked) == len(rows) == 8 * len({qid for qid, _ in asked}) >= 24  # whole queries
     for name in ("kappa_quadratic", "spearman", "pair_order"):
+        assert (words[name] or 0) > 0
         assert (prompted[name] or 0) <= (words[name] or 0), name
 
 
-def test_every_recorded_judge_has_all_pairs_and_names_model_and_template() -> None:
+def test_every_recorded_judge_names_model_and_template() -> None:
     for name, given in mini_judgements().items():
-        pairs = 96 if name == "prompted-direct" else 192
-        assert len({*given.labels, *given.invalid}) == pairs, name
         if name != "overlap":
             assert {row["llm"] for row in recorded(name)} == {"smollm2-135m-instruct"}
             assert all("@" in row["template"] for row in recorded(name))
-    assert agree(MINI.labels, mini_judgements()["query-lift"].labels).pairs == 192
+        if name != "prompted-direct":
+            assert agree(MINI.labels, given.labels).pairs == 192
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +122,7 @@ def _verdicts(judge: Judge, template: str) -> dict[tuple[str, str], Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="reads sixteen passages twice")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="reads eight passages three times")
 def test_the_model_itself_gives_the_recorded_signals_and_grades(smol: Endpoint) -> None:
     kept = {(row["qid"], row["docid"]): row for row in recorded("query-lift")}
     for pair, found in _verdicts(QueryLikelihood(smol), "query-lift").items():
