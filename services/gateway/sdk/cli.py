@@ -11,7 +11,7 @@ import typer
 
 from services.gateway.sdk.plugins import PluginGroup
 from services.gateway.sdk.screen import Screen
-from services.gateway.sdk.verbs import chat, classify, detect, jobs, judge, models, probe, restore, run, segment
+from services.gateway.sdk.verbs import chat, classify, deeds, detect, jobs, judge, models, probe, restore, run, segment
 from shared.errors import FoveaError
 
 __all__ = ["app", "main"]
@@ -30,6 +30,9 @@ app.command("detect", no_args_is_help=True, context_settings=detect.SETTINGS)(de
 app.command("classify", no_args_is_help=True, context_settings=classify.SETTINGS)(classify.classify)
 app.command("restore", no_args_is_help=True)(restore.restore)
 app.command("chat")(chat.chat)
+app.command("actions", no_args_is_help=True, context_settings=deeds.SETTINGS)(deeds.actions)
+app.command("scanpath", no_args_is_help=True, context_settings=deeds.SETTINGS)(deeds.scanpath)
+app.command("plan", no_args_is_help=True, context_settings=deeds.SETTINGS)(deeds.plan)
 app.command("run", no_args_is_help=True, context_settings=run.SETTINGS)(run.run)
 app.command("probe", no_args_is_help=True)(probe.probe)
 app.add_typer(judge.app, name="judge")

@@ -32,15 +32,16 @@ def described(schema: Schema) -> Iterator[tuple[str, str]]:
 
 
 def picture_fields(schema: Schema) -> list[str]:
-    """Fields that hold pictures, in the schema's order."""
+    """Fields that hold files, mostly pictures, in the schema's order."""
     return [name for name, part in _properties(schema).items() if is_picture(part, schema)]
 
 
 def is_picture(part: Schema, root: Schema) -> bool:
-    """Whether a part of a schema is a picture or a list of pictures."""
+    """Whether a part of a schema is a file: a picture, an array, or a list of them."""
     kinds = _kinds(part, root)
     inner = [kind for entry in kinds if "items" in entry for kind in _kinds(entry["items"], root)]
-    return any(str(kind.get("contentMediaType", "")).startswith("image/") for kind in (*kinds, *inner))
+    media = (str(kind.get("contentMediaType", "")) for kind in (*kinds, *inner))
+    return any(named.startswith("image/") or named == "application/octet-stream" for named in media)
 
 
 def split(words: Sequence[str], schema: Schema) -> tuple[list[str], dict[str, str]]:

@@ -1,0 +1,24 @@
+"""`fovea actions · scanpath · plan` are `fovea run` with the task fixed."""
+
+import pytest
+
+from services.gateway.sdk.options import picture_fields
+from services.gateway.sdk.verbs import deeds
+from shared.api.actions import ActionsIn
+from shared.api.plan import PlanIn
+from shared.api.scanpath import ScanpathIn
+
+
+@pytest.mark.parametrize("task", ["actions", "scanpath", "plan"])
+def test_a_deed_runs_its_task(task, monkeypatch):
+    told = []
+    monkeypatch.setattr(deeds, "run", lambda *given, **more: told.append((given, more)))
+    getattr(deeds, task)(words=["a.npz"], model=None)
+    assert told == [((task,), {"words": ["a.npz"], "model": None})]
+    assert getattr(deeds, task).__doc__
+
+
+def test_files_go_into_arrays_and_pictures_and_nowhere_else():
+    assert picture_fields(ActionsIn.model_json_schema()) == ["features", "semantics", "class_scores"]
+    assert picture_fields(ScanpathIn.model_json_schema())[0] == "image"
+    assert picture_fields(PlanIn.model_json_schema()) == []
