@@ -1,0 +1,69 @@
+"""The tiny model and its recipe: it copies, some of its heads are induction heads, and a step follows from its seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from services.interpretability.circuit import head_patterns
+from services.interpretability.recipes.tiny_induction import LETTERS, TinyInduction
+from services.interpretability.shelf import TINY
+from shared.training.recipe import recipe_named
+
+
+def test_recipe_is_found_by_its_name_and_builds_the_served_network(tiny):
+    recipe = recipe_named(TINY)()
+    assert isinstance(recipe, TinyInduction)
+    served = {key: x.shape for key, x in tiny.model.state_dict().items()}
+    assert {key: x.shape for key, x in recipe.network().state_dict().items()} == served
+
+
+def test_known_tokens_follow_from_what_came_before():
+    recipe = TinyInduction()
+    (batch,) = recipe.batches(3, np.random.default_rng(3))
+    for ids, known in zip(batch["ids"].tolist(), batch["known"].tolist(), strict=True):
+        size = known.index(True) - 1
+        assert all(ids[i] == ids[i - size] for i in range(size, len(ids)))
+        assert not any(known[: size + 1])
+
+
+def test_step_follows_from_its_seed():
+    recipe = TinyInduction()
+    first, same, other = (next(recipe.batches(0, np.random.default_rng(seed)))["ids"] for seed in (1, 1, 2))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_loss_is_that_of_known_tokens_and_falls_when_they_are_learned():
+    recipe = TinyInduction(width=16, layers=1, heads=2, kv_heads=1)
+    torch.manual_seed(0)
+    network = recipe.network().train()
+    (batch,) = recipe.batches(0, np.random.default_rng(0))
+    optimizer = recipe.optimizer(network)
+    losses = []
+    for _ in range(12):
+        loss = recipe.loss(network, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(np.log(256), abs=0.3)
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_served_model_copies_strings_that_it_never_saw(tiny):
+    rng = np.random.default_rng(99)
+    right = total = 0
+    for _ in range(20):
+        once = "".join(rng.choice(list(LETTERS), 10))
+        ids = tiny.encode(once * 5)
+        best = tiny.model(tiny.tensor([ids]))[0].argmax(-1).tolist()
+        right += sum(best[i] == ids[i + 1] for i in range(20, len(ids) - 1))
+        total += len(ids) - 21
+    assert right / total > 0.8
+
+
+def test_served_model_has_induction_heads(tiny):
+    half = tiny.encode("kqzwxmhjvb")
+    assert head_patterns(tiny.model, half)["induction"].max() > 0.4
