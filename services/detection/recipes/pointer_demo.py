@@ -69,7 +69,7 @@ class _Pointer(Recipe):
 
 
 class PointerHull(_Pointer):
-    """Convex hulls of 5 to 10 points: about 12 minutes on one CPU core."""
+    """Convex hulls of 5 to 10 points: about 5 minutes on one free CPU core."""
 
     name: ClassVar[str] = "pointer-hull"
     weights: ClassVar[str] = "fovea-pointer-hull"
@@ -122,7 +122,7 @@ class PointerHull(_Pointer):
 
 
 class PointerTour(_Pointer):
-    """Shortest tours of 5 to 10 points: about 15 minutes on one CPU core."""
+    """Shortest tours of 5 to 10 points: about 6 minutes on one free CPU core."""
 
     name: ClassVar[str] = "pointer-tour"
     weights: ClassVar[str] = "fovea-pointer-tour"
