@@ -15,7 +15,7 @@ from shared.vision.decode import decode
 
 __all__ = ["differences"]
 
-VOLATILE = frozenset({"times", "timings", "id", "created", "request_id", "seconds", "elapsed", "latency_ms"})
+VOLATILE = frozenset({"times", "timings", "id", "created", "request_id", "seconds", "elapsed", "latency_ms", "ms"})
 """Fields that tell of this call, not of the answer."""
 
 
