@@ -67,11 +67,17 @@ def judging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judging]:
         "relevance-judge", routers=[router], servables=ordered, settings=Settings(_env_file=None, data_dir=folder)
     )
     with fronted(app, "relevance-judge", folder) as (url, queue, _):
-        until = time.monotonic() + 30
-        while not any(entry["ready"] for entry in httpx2.get(f"{url}/v1/models").json()["data"]):
+        until = time.monotonic() + 60
+        while not _serves(url):
             assert time.monotonic() < until
             time.sleep(0.05)
         yield Judging(url, model, queue)
+
+
+def _serves(url: str) -> bool:
+    """Whether the judges are ready, and the gateway knows the service's own routes."""
+    ready = any(entry["ready"] for entry in httpx2.get(f"{url}/v1/models").json()["data"])
+    return ready and httpx2.get(f"{url}/v1/judge/leaderboard", timeout=30).status_code == 200
 
 
 @pytest.fixture
