@@ -100,7 +100,7 @@ def _plan(given: str | dict[str, Any] | None, plans: Mapping[str, HeadPlan]) -> 
         return HeadPlan.parse(given)
     if given not in plans:
         detail = f"There is no head plan {given!r} for this model; known are {', '.join(plans) or 'none'}."
-        raise InvalidOption(detail, hint="Make one with `fovea heads calibrate`.", field="longctx.plan")
+        raise InvalidOption(detail, hint="Make one with `fovea probe retrieval-heads`.", field="longctx.plan")
     return plans[given]
 
 
