@@ -96,7 +96,9 @@ def smol(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
             assert server.poll() is None
             assert time.monotonic() < until
             time.sleep(0.2)
-        yield Endpoint(url)
+        endpoint = Endpoint(url)
+        yield endpoint
+        endpoint.close()
     finally:
         server.terminate()
         server.wait(30)
