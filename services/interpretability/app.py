@@ -6,8 +6,8 @@ from shared.serving.app import build
 
 __all__ = ["DEFAULT", "app"]
 
-DEFAULT = "retrieval-heads"
-"""The experiment of requests to `/v1/probe` that name none. The first of a task is its default."""
+DEFAULT = "head-patterns"
+"""The experiment of requests to `/v1/probe` that name none: one forward, and something to see on any model."""
 
 _found = servables("interpretability")
 _ordered = {DEFAULT: _found[DEFAULT], **_found}

@@ -6,8 +6,8 @@ from shared.serving.app import build
 
 __all__ = ["DEFAULT", "app"]
 
-DEFAULT = "prompted-grade"
-"""The judge of requests that name none: it works with any endpoint. The first of a task is its default."""
+DEFAULT = "query-likelihood"
+"""The judge of requests that name none: the one that works with the language model that comes with Fovea."""
 
 _found = servables("relevance-judge")
 app = build("relevance-judge", routers=[router], servables={DEFAULT: _found[DEFAULT], **_found})
