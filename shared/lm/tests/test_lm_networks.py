@@ -19,7 +19,8 @@ def only_lm(monkeypatch):
 
 
 def test_families_are_found_by_name(only_lm):
-    assert discovery.networks() == {"gpt2": networks.gpt2, "llama": networks.llama, "qwen2": networks.qwen2}
+    families = {"gpt2": networks.gpt2, "llama": networks.llama, "qwen2": networks.qwen2, "gemma3": networks.gemma3}
+    assert discovery.networks() == families
     with pytest.raises(NotFound, match="gpt2, llama, qwen2"):
         discovery.network("gpt3")
 

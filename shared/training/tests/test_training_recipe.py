@@ -104,6 +104,7 @@ def test_train_writes_weights_and_says_what_they_reach(cli, tmp_path):
 def test_import_reports_what_was_missing_and_where_it_goes(cli, monkeypatch, line, tmp_path):
     net = line().network()
     monkeypatch.setattr(importing, "network", lambda _name: line().network())
+    monkeypatch.setattr(importing, "layouts", lambda _name: ({},))
     state = {key: value for key, value in net.state_dict().items() if "tracked" not in key}
     save_file(state | {"spare": torch.zeros(1)}, tmp_path / "line.safetensors")
     result = cli("import", "line", tmp_path / "line.safetensors")
