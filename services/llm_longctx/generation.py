@@ -130,7 +130,7 @@ class Generation:
     def usage(self, read: int, produced: int) -> Usage:
         """What all prompts cost together: `read` tokens of prompts, `produced` tokens of answers."""
         engine = self._scheduler.engine
-        longctx = usage_of(self.orders, engine.backend, engine.policy)
+        longctx = usage_of(self.orders, engine.kernels, engine.policy)
         return Usage(prompt_tokens=read, completion_tokens=produced, total_tokens=read + produced, longctx=longctx)
 
     def _grammar(self, automaton: Automaton | None) -> Grammar | None:

@@ -39,6 +39,7 @@ class Engine:
         pool: The pages.
         max_batch: Sequences that `generate` and a scheduler decode at a time.
         backend: Name of the kernels' back end, or `auto`.
+        kernels: The back end that decodes.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Engine:
             detail = f"page and max_batch must be at least 1, not {page} and {max_batch}."
             raise InvalidOption(detail, field="page" if page < 1 else "max_batch")
         config, like = net.config, net.output_matrix
-        choose("decode", backend, like.dtype, like.device.type)
+        self.kernels = choose("decode", backend, like.dtype, like.device.type)
         self.model = net
         self.max_batch = max_batch
         self.backend = backend

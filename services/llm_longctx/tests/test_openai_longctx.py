@@ -9,6 +9,7 @@ import pytest
 
 from services.llm_longctx import language_model
 from services.llm_longctx.engine import Engine
+from services.llm_longctx.kernels import backends
 from services.llm_longctx.longctx import known_plans, policy_for
 from services.llm_longctx.methods import method
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, say, tiny_decoder
@@ -33,6 +34,7 @@ def test_usage_says_what_served_and_what_it_held(client):
     plain, duo = used(go_on(client, LONG[:120])), used(ask(client, DUO))
     assert plain["method"] == "dense"
     assert plain["kv_bytes"] == plain["kv_bytes_dense"]
+    assert plain["backend"] in backends()
     assert (plain["kv_ratio"], plain["prefill_density"], plain["fallback"]) == (1, 1, None)
     assert duo["method"] == "duo"
     assert duo["knobs"]["recent"] == 16
