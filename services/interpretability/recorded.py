@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from shared.errors import InvalidOption
 from shared.lm.attention import DenseAttention
 from shared.lm.decoder import Decoder
 from shared.lm.rope import Rotation, frequencies, rotation
@@ -120,7 +121,14 @@ def final_norm(model: Decoder) -> torch.nn.Module:
 
 
 def record(model: Decoder, ids: Tensor) -> Recorded:
-    """Run ids [B,T] once and keep what `Recorded` holds."""
+    """Run ids [B,T] once and keep what `Recorded` holds.
+
+    Raises:
+        InvalidOption: A family that norms what its heads write together: their parts do not add up.
+    """
+    if model.config.path == "gemma3":
+        detail = "In Gemma 3 a norm stands between the heads and the residual stream, so single heads can't be swapped."
+        raise InvalidOption(detail, hint="Study it with ablate, attention, sinks or retrieval.", field="lm")
     sites = ("z", "v", "resid_pre", "resid_mid", "attn_out", "mlp_out")
     layers = range(model.config.layers)
     traced = trace(model, ids, capture=[*(f"{s}.{l}" for s in sites for l in layers), "final"], keep=1)
