@@ -22,7 +22,8 @@ from shared.settings import environment
 
 PAIRS, AT_ONCE = 40, 3
 BODY = {
-    "topics": "1\tq\n", "passages": "".join(f"p{n}\ttext number {n} .\n" for n in range(PAIRS)), "at_once": AT_ONCE,
+    "model": "prompted-grade", "topics": "1\tq\n",
+    "passages": "".join(f"p{n}\ttext number {n} .\n" for n in range(PAIRS)), "at_once": AT_ONCE,
 }  # fmt: skip
 
 
