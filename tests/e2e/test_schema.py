@@ -9,7 +9,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.filterwarnings("ign
 
 LEFT_OUT = ("/unload", "/events", "/completions", "/stream")
 """Unloading takes the model from the other tests; event streams do not end by themselves; nobody can make up a
-stream of frames; a long answer of the language model may rightly pass its deadline (its routes are fuzzed beside them)."""
+stream of frames; a long answer of the language model may rightly pass its deadline (they are fuzzed apart)."""
 
 LONG = ("/v1/probe", "/v1/judge", "/v1/longctx")
 """Studies and judgements read a language model for minutes: a deadline that rightly passes is no fault. Their
