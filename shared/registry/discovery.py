@@ -95,7 +95,8 @@ def networks() -> dict[str, Callable[..., Any]]:
     found: dict[str, Callable[..., Any]] = {}
     for module in (*_package_modules("shared.lm"), *(m for s in SERVICES for m in _modules(s))):
         for thing in vars(module).values():
-            name = getattr(thing, _MARK, None) if callable(thing) else None
+            # The mark is the thing's own: a subclass of a marked class is not that network.
+            name = getattr(thing, "__dict__", {}).get(_MARK) if callable(thing) else None
             if name is not None and getattr(thing, "__module__", None) == module.__name__:
                 found[name] = thing
     return found

@@ -124,6 +124,8 @@ class _Loop:
             loss.backward()  # type: ignore[no-untyped-call]
             if schedule.clamp is not None:
                 nn.utils.clip_grad_value_(self.live.parameters(), schedule.clamp)
+            if schedule.clip is not None:
+                nn.utils.clip_grad_norm_(self.live.parameters(), schedule.clip)
             self.optimizer.step()
         self._follow(min(schedule.ema, (1 + step) / (10 + step)))
         self.progress.step += 1

@@ -46,6 +46,8 @@ class Schedule(_Knobs):
     warm_up: int = Field(0, ge=0, description="Steps over which the rate rises from zero.")
     decay: float = Field(0.0, ge=0, description="Weight decay of AdamW; 0 makes it Adam.")
     clamp: float | None = Field(None, gt=0, description="Each element of each gradient is clamped to this.")
+    clip: float | None = Field(None, gt=0, description="The norm of all gradients together is clipped to this.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Decay of AdamW's two running means.")
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the averaged weights that are kept; 0 keeps the last.")
     validate_every: int = Field(250, ge=1, description="Steps between two looks at validation data and checkpoints.")
     patience: int = Field(0, ge=0, description="Validations without progress before stopping; 0 never stops early.")
@@ -137,7 +139,8 @@ class Recipe(_Knobs, ABC):
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """AdamW with the schedule's decay (which without decay is Adam)."""
-        return torch.optim.AdamW(network.parameters(), lr=self.schedule.rate, weight_decay=self.schedule.decay)
+        knobs = self.schedule
+        return torch.optim.AdamW(network.parameters(), lr=knobs.rate, betas=knobs.betas, weight_decay=knobs.decay)
 
 
 def recipes() -> dict[str, type[Recipe]]:

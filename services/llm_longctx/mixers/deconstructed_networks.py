@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.deconstructed import Recurrence, Variant, layout, scored
+from services.llm_longctx.mixers.deconstructed import Recurrence, Variant, scored
+from services.llm_longctx.mixers.deconstructed import layout as spread
+from services.llm_longctx.mixers.rotary import turned_halves
 from shared.lm.blocks import RMSNorm
 from shared.registry import builder
 
-__all__ = ["DeconstructedLM", "DeconstructedSession", "deconstructed_lm"]
+__all__ = ["DeconstructedLM", "DeconstructedSession"]
 
 _EPS = 1e-6
 
@@ -52,7 +54,7 @@ class _Projections(nn.Module):
         """Of x [B,L,D], rotated to the positions from `start` on if `turned`."""
         q, k = self.split(self.q_proj, x), self.split(self.k_proj, x)
         at = torch.arange(start, start + x.shape[1], device=x.device)
-        return (_turned(q, at), _turned(k, at)) if turned else (q, k)
+        return (turned_halves(q, at), turned_halves(k, at)) if turned else (q, k)
 
     def joined(self, mixed: Tensor) -> Tensor:
         """[B,h,L,d] → what it adds [B,L,D]."""
@@ -85,24 +87,25 @@ class _Block(nn.Module):
         return mixer.joined(functional.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
+@builder("deconstructed-lm")
 class DeconstructedLM(nn.Module):
     """A Qwen2.5-like decoder whose layers mix tokens by the book or not.
 
     Args:
         vocab, width, layers, heads: V, D, layers, h.
         mixer: The variant.
-        kind: Its layout.
+        layout: Which layers have it.
         context: Longest input, and length of the fixed stream.
         hidden: Width of the MLPs; 8D/3 rounded down unless given.
     """
 
     def __init__(
-        self, vocab: int, width: int, layers: int, heads: int, mixer: Variant, kind: Literal["uniform", "hybrid"],
-        context: int, hidden: int | None = None,
+        self, vocab: int, width: int, layers: int, heads: int, mixer: Variant,
+        layout: Literal["uniform", "hybrid"] = "uniform", context: int = 256, hidden: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.context, self.heads = context, heads
-        self.mixers = cast("list[Variant]", layout(kind, layers, mixer))
+        self.mixers = cast("list[Variant]", spread(layout, layers, mixer))
         self.embed = nn.Embedding(vocab, width)
         nn.init.normal_(self.embed.weight, std=0.02)
         self.layers = nn.ModuleList(_Block(v, width, heads, hidden or 8 * width // 3) for v in self.mixers)
@@ -260,21 +263,3 @@ def _memory(block: _Block, batch: int) -> Tensor | Recurrence | None:
     like = mixer.v_proj.weight
     kinds = 1 if block.variant in {"random_qk", "fixed_qk"} else 2
     return like.new_zeros(kinds, batch, mixer.heads, 0, like.shape[0] // mixer.heads)
-
-
-def _turned(x: Tensor, positions: Tensor) -> Tensor:
-    """Rotary positions on the halves of x [B,h,L,d]."""
-    theta = 10000.0 ** (-torch.arange(0, x.shape[-1], 2, device=x.device).float() / x.shape[-1])
-    angles = positions[:, None].float() * theta
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    a, b = x.chunk(2, -1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
-
-
-@builder("deconstructed-lm")
-def deconstructed_lm(
-    vocab: int, width: int, layers: int, heads: int, mixer: Variant, layout: Literal["uniform", "hybrid"] = "uniform",
-    context: int = 256, hidden: int | None = None,
-) -> DeconstructedLM:  # fmt: skip
-    """A language model with one of the seven mixers, with random weights."""
-    return DeconstructedLM(vocab, width, layers, heads, mixer, layout, context, hidden)

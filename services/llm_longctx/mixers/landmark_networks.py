@@ -14,11 +14,12 @@ from torch.nn import functional
 
 from services.llm_longctx.mixers.landmark import landmark_softmax, regular_softmax
 from services.llm_longctx.mixers.landmark_session import LandmarkSession
+from services.llm_longctx.mixers.rotary import turned_halves, turned_pairs
 from shared.lm.blocks import LlamaBlock, RMSNorm
 from shared.lm.config import DecoderConfig
 from shared.registry import builder
 
-__all__ = ["LandmarkGPT", "LandmarkLlama", "landmark_gpt", "landmark_llama"]
+__all__ = ["LandmarkGPT", "LandmarkLlama", "landmark_llama"]
 
 
 class _Landmark(nn.Module):
@@ -124,6 +125,7 @@ class _GPTBlock(nn.Module):
         return added
 
 
+@builder("landmark-gpt")
 class LandmarkGPT(_Landmark):
     """A GPT-2 shape without biases, output tied to the embedding, rotary positions on interleaved pairs."""
 
@@ -151,10 +153,8 @@ class LandmarkGPT(_Landmark):
         return x
 
     def turn(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Pairs (x0,x1), (x2,x3), … turn by position · 10⁴^(-2m/d)."""
-        cos, sin = _angles(x.shape[-1], positions, x.dtype)
-        a, b = x[..., 0::2], x[..., 1::2]
-        return torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+        """Pairs (x0,x1), (x2,x3), …, turned."""
+        return turned_pairs(x, positions)
 
     def finish(self, x: Tensor) -> Tensor:
         """Final norm, then the embedding's rows."""
@@ -191,10 +191,8 @@ class LandmarkLlama(_Landmark):
         return x
 
     def turn(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Pairs (xᵢ, xᵢ₊d/2) turn by position · 10⁴^(-2i/d)."""
-        cos, sin = _angles(x.shape[-1], positions, x.dtype)
-        a, b = x.chunk(2, -1)
-        return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+        """Pairs (xᵢ, xᵢ₊d/2), turned."""
+        return turned_halves(x, positions)
 
     def finish(self, x: Tensor) -> Tensor:
         """Final norm and output matrix."""
@@ -202,26 +200,11 @@ class LandmarkLlama(_Landmark):
         return logits
 
 
-def _angles(width: int, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [...,d/2] at positions [...]; angles are float32 whatever the model's dtype."""
-    theta = 10000.0 ** (-torch.arange(0, width, 2, device=positions.device).float() / width)
-    angles = positions[..., None].float() * theta
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
 @torch.no_grad()
 def _start(net: nn.Module) -> None:
     for parameter in net.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.02)
-
-
-@builder("landmark-gpt")
-def landmark_gpt(
-    vocab: int, width: int, layers: int, heads: int, block: int, landmark_id: int, context: int
-) -> LandmarkGPT:
-    """The GPT of the paper's language modelling experiments, with random weights."""
-    return LandmarkGPT(vocab, width, layers, heads, block, landmark_id, context)
 
 
 @builder("landmark-llama")

@@ -26,6 +26,7 @@ __all__ = [
     "Routed",
     "RoutingState",
     "attend_clusters",
+    "committed",
     "nearest",
     "normalised",
     "route",
@@ -135,7 +136,7 @@ def _causal(
     clusters = centroids.shape[1]
     of_q = nearest(q, centroids)
     of_k = of_q if shared else nearest(k, centroids)
-    loss = _committed((q,) if shared else (q, k), centroids)
+    loss = committed((q,) if shared else (q, k), centroids)
     if mask is not None:
         of_q, of_k = (of.masked_fill(~mask[:, None], -1) for of in (of_q, of_k))
     return Routed(attend_clusters(q, k, v, of_q, of_k, clusters, window), of_q, of_k, loss)
@@ -157,7 +158,7 @@ def _paper(
         later = torch.ones(width, width, dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(later, torch.finfo(scores.dtype).min)
     mixed = scores.softmax(-1) @ _gathered(v, others)
-    loss = _committed((q,), centroids) + _committed((k,), centroids)
+    loss = committed((q,), centroids) + committed((k,), centroids)
     return Routed(_returned(mixed, members, q.shape[2], 1e-2), members, others, loss)
 
 
@@ -189,7 +190,7 @@ def _port(
         values = torch.cat((more_v, values), 3)
     mixed = scores.softmax(-1) @ values
     tokens = unit if shared else torch.cat((unit, unit_k), 2)
-    return Routed(_returned(mixed, members, q.shape[2], 1e-5), members, others, _committed((tokens,), centroids))
+    return Routed(_returned(mixed, members, q.shape[2], 1e-5), members, others, committed((tokens,), centroids))
 
 
 def _gathered(x: Tensor, members: Tensor) -> Tensor:
@@ -213,7 +214,7 @@ def _returned(mixed: Tensor, members: Tensor, length: int, eps: float) -> Tensor
     return total / (count + eps)[..., None]
 
 
-def _committed(tokens: tuple[Tensor, ...], centroids: Tensor) -> Tensor:
+def committed(tokens: tuple[Tensor, ...], centroids: Tensor) -> Tensor:
     """Mean squared distance of all tokens from their nearest centroids, which stay where they are."""
     x = torch.cat(tokens, 2)
     return COMMITMENT * (x - _of(nearest(x, centroids), centroids.detach())).square().mean()
@@ -312,5 +313,5 @@ def update_centroids(x: Tensor, centroids: Tensor, decay: float = 0.999) -> Cent
     sums = torch.einsum("bhtk,bhtd->hkd", member, unit)
     empty = member.sum((0, 2)) == 0
     means = torch.where(empty[..., None], centroids, functional.normalize(sums, dim=-1))
-    loss = _committed((unit,), centroids)
+    loss = committed((unit,), centroids)
     return CentroidUpdate(distances, loss, means, decay * centroids + (1 - decay) * means)

@@ -13,16 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.routing import (
-    RoutingState,
-    attend_clusters,
-    nearest,
-    normalised,
-    route,
-)
+from services.llm_longctx.mixers.rotary import turned_halves, turned_pairs
+from services.llm_longctx.mixers.routing import RoutingState, attend_clusters, committed, nearest, normalised, route
 from shared.registry import builder
 
-__all__ = ["RoutingLM", "RoutingSession", "routing_lm"]
+__all__ = ["RoutingLM", "RoutingSession"]
 
 
 class _Means(nn.Module):
@@ -89,7 +84,7 @@ class _Attention(nn.Module):
         q, k, v = (torch.stack(torch.split(part, w, 2), 2) for part in self.local_qkv(z))
         k, v = (torch.cat((functional.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1], x), 3) for x in (k, v))
         at = torch.arange(2 * w, device=z.device)
-        scores = _half_turned(q, at[w:]) @ _half_turned(k, at).mT
+        scores = turned_halves(q, at[w:]) @ turned_halves(k, at).mT
         hidden = (at[w:, None] < at).expand(scores.shape[2], w, 2 * w).clone()
         hidden[0, :, :w] = True
         return (scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(-1) @ v).flatten(2, 3)
@@ -98,21 +93,14 @@ class _Attention(nn.Module):
         at = torch.arange(z.shape[1], device=z.device)
         q, v = self.split(self.to_q, z), self.split(self.to_v, z)
         if mode == "port":
-            found = route(_pair_turned(q, at), q, _pair_turned(v, at), self.means, self.window, "port", mask=tokens)
+            found = route(turned_pairs(q, at), q, turned_pairs(v, at), self.means, self.window, "port", mask=tokens)
             return found.out, found.loss
         unit = normalised(q)
-        of = nearest(unit, self.means)
-        loss = route_loss(unit, of, self.means)
+        of, loss = nearest(unit, self.means), committed((unit,), self.means)
         if tokens is not None:
             of = of.masked_fill(~tokens[:, None], -1)
-        turned = _pair_turned(unit, at)
+        turned = turned_pairs(unit, at)
         return attend_clusters(turned, turned, v, of, of, self.means.shape[1], self.window), loss
-
-
-def route_loss(unit: Tensor, of: Tensor, means: Tensor) -> Tensor:
-    """The commitment loss of tokens [B,H,T,d] that were assigned to clusters `of` [B,H,T]."""
-    own = means.detach().expand(of.shape[0], *means.shape).take_along_dim(of[..., None], 2)
-    return 1e-4 * (unit - own).square().mean()
 
 
 class _FeedForward(nn.Module):
@@ -147,6 +135,7 @@ class _Stack(nn.Module):
         self.layers = _Layers(pairs)
 
 
+@builder("routing-lm")
 class RoutingLM(nn.Module):
     """Embedding, layers of local and routing heads, output with bias; positions are rotary only.
 
@@ -160,7 +149,7 @@ class RoutingLM(nn.Module):
 
     def __init__(
         self, vocab: int, width: int, layers: int, heads: int, head_dim: int, local_heads: int, window: int,
-        local_window: int, context: int, mode: Literal["causal", "port"],
+        local_window: int, context: int, mode: Literal["causal", "port"] = "causal",
     ) -> None:  # fmt: skip
         super().__init__()
         self.mode, self.context, self.local_window = mode, context, local_window
@@ -279,7 +268,7 @@ class RoutingSession:
 
     def _turn(self, x: Tensor) -> Tensor:
         """Positions of the token in hand."""
-        return _pair_turned(x, torch.tensor([self.index], device=x.device))
+        return turned_pairs(x, torch.tensor([self.index], device=x.device))
 
     def _local_step(self, layer: int, attention: _Attention, z: Tensor) -> Tensor:
         """One token of the local heads: its block so far, and the block before."""
@@ -292,35 +281,5 @@ class RoutingSession:
         kept = torch.cat((kept, torch.stack((k, v))), 3)
         self._local[layer] = kept
         last = torch.arange(w + within + 1, device=z.device)[-kept.shape[3] :]
-        scores = _half_turned(q, last[-1:]) @ _half_turned(kept[0], last).mT
+        scores = turned_halves(q, last[-1:]) @ turned_halves(kept[0], last).mT
         return scores.softmax(-1) @ kept[1]
-
-
-def _waves(width: int, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [t,d/2] at positions [t]."""
-    theta = 10000.0 ** (-torch.arange(0, width, 2, device=positions.device).float() / width)
-    angles = positions[:, None].float() * theta
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def _half_turned(x: Tensor, positions: Tensor) -> Tensor:
-    """Rotary on halves: entry i turns with entry i + d/2."""
-    cos, sin = _waves(x.shape[-1], positions, x.dtype)
-    a, b = x.chunk(2, -1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
-
-
-def _pair_turned(x: Tensor, positions: Tensor) -> Tensor:
-    """Rotary on pairs: entry 2i turns with entry 2i + 1."""
-    cos, sin = _waves(x.shape[-1], positions, x.dtype)
-    a, b = x[..., 0::2], x[..., 1::2]
-    return torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
-
-
-@builder("routing-lm")
-def routing_lm(
-    vocab: int, width: int, layers: int, heads: int, head_dim: int, local_heads: int, window: int, local_window: int,
-    context: int, mode: Literal["causal", "port"] = "causal",
-) -> RoutingLM:  # fmt: skip
-    """A routing transformer with random weights."""
-    return RoutingLM(vocab, width, layers, heads, head_dim, local_heads, window, local_window, context, mode)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from services.llm_longctx.mixers.rotary import turned_halves
 from services.llm_longctx.mixers.titans import named, unnamed
 from services.llm_longctx.mixers.titans_memory import TitansMemory
 from shared.lm.blocks import RMSNorm
@@ -168,7 +169,9 @@ class _Windowed(Layer):
         kept = torch.cat((state["keys"][..., room - held :, :], torch.stack((k, v))), 3)
         at = torch.arange(index - held, index + t, device=z.device)
         ago = at[held:, None] - at
-        mixed = self.attention.mix(_turned(q, at[held:]), _turned(kept[0], at), kept[1], (ago >= 0) & (ago <= room))
+        mixed = self.attention.mix(
+            turned_halves(q, at[held:]), turned_halves(kept[0], at), kept[1], (ago >= 0) & (ago <= room)
+        )
         last = kept[..., max(held + t - room, 0) :, :]
         return mixed, {"keys": functional.pad(last, (0, 0, room - last.shape[3], 0))}
 
@@ -239,9 +242,12 @@ class Segments(Layer):
         old = torch.split(state["keys"], C, 3)
         new = [*(torch.stack(self.attention.project(part)[1:]) for part in recalled), torch.stack((k, v))]
         kinds = [torch.cat((was[..., :held, :], now), 3) for was, now in zip(old, new, strict=True)]
-        keys, values = torch.cat([_turned(kind[0], at) for kind in kinds], 2), torch.cat([kind[1] for kind in kinds], 2)
+        keys, values = (
+            torch.cat([turned_halves(kind[0], at) for kind in kinds], 2),
+            torch.cat([kind[1] for kind in kinds], 2),
+        )
         seen = (at[held:, None] >= at).repeat(1, len(kinds))
-        mixed = self.attention.mix(_turned(q, at[held:]), keys, values, seen)
+        mixed = self.attention.mix(turned_halves(q, at[held:]), keys, values, seen)
         return mixed, torch.cat([functional.pad(kind, (0, 0, 0, C - held - t)) for kind in kinds], 3)
 
 
@@ -287,12 +293,3 @@ def _cut(x: Tensor, index: int, size: int) -> Iterator[Tensor]:
         end = at + size - (index + at) % size
         yield x[:, at:end]
         at = end
-
-
-def _turned(x: Tensor, positions: Tensor) -> Tensor:
-    """Rotary positions on the halves of x [B,H,t,d]."""
-    theta = 10000.0 ** (-torch.arange(0, x.shape[-1], 2, device=x.device).float() / x.shape[-1])
-    angles = positions[:, None].float() * theta
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    a, b = x.chunk(2, -1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)

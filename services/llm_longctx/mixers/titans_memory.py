@@ -22,7 +22,7 @@ from torch.nn import functional
 from services.llm_longctx.mixers.titans_fast import Weights, gradients, read, recur
 from shared.registry import builder
 
-__all__ = ["Kernel", "MemoryState", "TitansMemory", "Trace", "titans_memory"]
+__all__ = ["Kernel", "MemoryState", "TitansMemory", "Trace"]
 
 Kernel = Literal["paper", "library"]
 
@@ -65,6 +65,7 @@ class Trace(NamedTuple):
     forgotten: Tensor
 
 
+@builder("titans-memory")
 class TitansMemory(nn.Module):
     """A memory that is written and read token by token.
 
@@ -311,27 +312,3 @@ def _convolved(conv: nn.Conv1d, z: Tensor, tail: Tensor) -> tuple[Tensor, Tensor
     seen = torch.cat((tail, z.mT), 2)
     out = conv(seen).mT if z.shape[1] else z
     return out, seen[:, :, seen.shape[2] - WIDE + 1 :]
-
-
-@builder("titans-memory")
-def titans_memory(
-    kernel: Kernel = "paper",
-    width: int = 64,
-    heads: int = 1,
-    head_dim: int | None = None,
-    depth: int = 2,
-    expansion: float = 2.0,
-    chunk: int = 1,
-    refresh: int | None = None,
-    momentum: bool = True,
-    residual_norm: bool = True,
-    input_norm: bool = True,
-    qk_norm: bool = False,
-    max_rate: float = 1.0,
-    clamp: float | None = None,
-) -> TitansMemory:
-    """A neural memory with random weights."""
-    return TitansMemory(
-        kernel, width, heads, head_dim, depth, expansion, chunk, refresh, momentum=momentum,
-        residual_norm=residual_norm, input_norm=input_norm, qk_norm=qk_norm, max_rate=max_rate, clamp=clamp,
-    )  # fmt: skip

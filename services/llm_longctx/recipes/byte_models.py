@@ -55,13 +55,6 @@ class _Bytes(Recipe):
         about = "Sources of Python's standard library and help topics, split by file 90/5/5; Python's licence."
         return {"text": about, "test_digest": corpus("test").digest}
 
-    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """AdamW (0.9, 0.95); the gradient's norm is clipped to 1."""
-        knobs = self.schedule
-        made = torch.optim.AdamW(network.parameters(), lr=knobs.rate, betas=(0.9, 0.95), weight_decay=knobs.decay)
-        made.register_step_pre_hook(lambda *_: _clip(network))
-        return made
-
     @cached_property
     def _train(self) -> Corpus:
         return corpus("train")
@@ -78,8 +71,9 @@ class RoutingBytes(_Bytes):
     builds: ClassVar[str | None] = "routing-lm"
 
     schedule: Schedule = Schedule(
-        steps=3000, batch=16, rate=2e-3, floor=2e-5, warm_up=100, decay=0.01, ema=0.99, validate_every=500
-    )
+        steps=3000, batch=16, rate=2e-3, floor=2e-5, warm_up=100, decay=0.01,
+        ema=0.99, clip=1.0, betas=(0.9, 0.95), validate_every=500,
+    )  # fmt: skip
     context: int = 512
     width: int = 128
     layers: int = 4
@@ -91,8 +85,8 @@ class RoutingBytes(_Bytes):
 
     def config(self) -> dict[str, Any]:
         """A causal routing LM; heads that do not route are local."""
-        local = self.heads - max(self.routing, 1) if self.routing else self.heads
-        sizes = {"width": self.width, "layers": self.layers, "heads": self.heads, "local_heads": local}
+        local = {"heads": self.heads, "local_heads": self.heads - self.routing}
+        sizes = {"width": self.width, "layers": self.layers, **local}
         windows = {"window": self.window, "local_window": self.local_window, "context": self.context}
         return {"vocab": BYTES, **sizes, "head_dim": self.width // self.heads, **windows, "mode": "causal"}
 
@@ -142,8 +136,9 @@ class HybridBytes(_Bytes):
     builds: ClassVar[str | None] = "deconstructed-lm"
 
     schedule: Schedule = Schedule(
-        steps=2000, batch=16, rate=2e-3, floor=2e-5, warm_up=100, decay=0.01, ema=0.99, validate_every=500
-    )
+        steps=2000, batch=16, rate=2e-3, floor=2e-5, warm_up=100, decay=0.01,
+        ema=0.99, clip=1.0, betas=(0.9, 0.95), validate_every=500,
+    )  # fmt: skip
     width: int = 96
     layers: int = 4
     heads: int = 4
@@ -183,7 +178,3 @@ def _bits(network: nn.Module, ids: Tensor) -> float:
 
 def _bits_of(logits: Tensor, ids: Tensor) -> float:
     return float(functional.cross_entropy(logits.flatten(0, 1), ids.flatten())) / math.log(2)
-
-
-def _clip(network: nn.Module) -> None:
-    nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -50,8 +50,9 @@ class LandmarkRecall(Recipe):
     builds: ClassVar[str | None] = "landmark-gpt"
 
     schedule: Schedule = Schedule(
-        steps=9000, batch=32, rate=3e-3, floor=3e-4, warm_up=100, decay=1e-3, ema=0.99, validate_every=1000
-    )
+        steps=9000, batch=32, rate=3e-3, floor=3e-4, warm_up=100, decay=1e-3,
+        ema=0.99, clip=1.0, betas=(0.9, 0.95), validate_every=1000,
+    )  # fmt: skip
     form: Literal["landmark", "plain"] = "landmark"
     block: int = 8
     width: int = 64
@@ -106,13 +107,6 @@ class LandmarkRecall(Recipe):
             "cited_key": "Share of heads above the first layer that fetched the block of the key when asked for it.",
         }
 
-    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """AdamW (0.9, 0.95); the gradient's norm is clipped to 1."""
-        knobs = self.schedule
-        made = torch.optim.AdamW(network.parameters(), lr=knobs.rate, betas=(0.9, 0.95), weight_decay=knobs.decay)
-        made.register_step_pre_hook(lambda *_: _clip(network))
-        return made
-
     def _answers(self, network: nn.Module, ids: Tensor, answers: Tensor) -> Tensor:
         """Logits [B,4,V] at the tokens before the answers."""
         before = answers - 1
@@ -162,7 +156,3 @@ class LandmarkRecall(Recipe):
 
     def _held_out(self, body: int, seed: int) -> Recall:
         return draw(np.random.default_rng((seed, body)), self.answers // 4, body)
-
-
-def _clip(network: nn.Module) -> None:
-    nn.utils.clip_grad_norm_(network.parameters(), 1.0)

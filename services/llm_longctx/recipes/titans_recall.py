@@ -32,8 +32,9 @@ class _TitansRecall(Recipe):
     """Key-value recall through a memory."""
 
     schedule: Schedule = Schedule(
-        steps=6000, batch=32, rate=2e-3, floor=2e-5, warm_up=200, decay=1e-3, ema=0.99, validate_every=1000
-    )
+        steps=6000, batch=32, rate=2e-3, floor=2e-5, warm_up=200, decay=1e-3,
+        ema=0.99, clip=1.0, betas=(0.9, 0.95), validate_every=1000,
+    )  # fmt: skip
     width: int = 64
     layers: int = 2
     heads: int = 4
@@ -83,13 +84,6 @@ class _TitansRecall(Recipe):
             "recall": f"Share of {self.answers} answers after reading N tokens as one stream.",
         }
 
-    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """AdamW (0.9, 0.95); the gradient's norm is clipped to 1."""
-        knobs = self.schedule
-        made = torch.optim.AdamW(network.parameters(), lr=knobs.rate, betas=(0.9, 0.95), weight_decay=knobs.decay)
-        made.register_step_pre_hook(lambda *_: _clip(network))
-        return made
-
     @torch.no_grad()
     def _recall(self, network: nn.Module, body: int, seed: int) -> float:
         drawn: Recall = draw(np.random.default_rng((seed, body)), self.answers // 4, body)
@@ -135,7 +129,3 @@ class TitansAttentionRecall(_TitansRecall):
     name: ClassVar[str] = "titans-attention-recall"
     weights: ClassVar[str] = "fovea-titans-attention"
     builds: ClassVar[str | None] = "titans-attention"
-
-
-def _clip(network: nn.Module) -> None:
-    nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -118,6 +118,23 @@ def test_run_reports_progress_inside_its_range():
     assert told == [(1.0, "tiles")]
 
 
+def test_subclass_of_a_marked_class_is_another_thing(toy_room):
+    (toy_room / "zoo.py").write_text(
+        textwrap.dedent("""
+        '''A network, and a smaller one that is not published.'''
+        from shared.registry import builder
+
+        @builder("big")
+        class Big:
+            pass
+
+        class Small(Big):
+            pass
+        """)
+    )
+    assert networks()["big"].__name__ == "Big"
+
+
 def test_claims_of_cards_classes_and_modules_are_found(toy_room):
     (toy_room / "sparse.py").write_text(
         textwrap.dedent("""

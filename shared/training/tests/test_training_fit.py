@@ -102,6 +102,26 @@ def test_patience_ends_a_fit_that_no_longer_gets_better(line, tmp_path):
     assert fit(Flat(schedule=schedule), tmp_path).progress.step == 20
 
 
+def test_gradients_are_clipped_by_their_common_norm(line, tmp_path):
+    """With plain gradient descent a step is as long as the rate, however steep the loss."""
+
+    class Steep(line):
+        def loss(self, network, batch):
+            return 1e4 * super().loss(network, batch)
+
+        def optimizer(self, network):
+            return torch.optim.SGD(network.parameters(), lr=self.schedule.rate)
+
+    knobs = {"steps": 1, "batch": 16, "rate": 0.1, "floor": 0.1, "validate_every": 1}
+    clipped = Steep(schedule=Schedule(**knobs, clip=1.0))
+    with torch.random.fork_rng():
+        torch.manual_seed(clipped.seed)
+        before = [p.detach().clone() for p in clipped.network().parameters()]
+    after = [p.detach() for p in fit(clipped, tmp_path).network.parameters()]
+    moved = sum(float((a - b).square().sum()) for a, b in zip(after, before, strict=True)) ** 0.5
+    assert moved == pytest.approx(0.1, rel=1e-3)
+
+
 def test_gradients_are_clamped_element_by_element(line, tmp_path):
     seen = []
 
