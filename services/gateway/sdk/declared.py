@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Iterator
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -49,7 +50,7 @@ def _parameters(kind: type[BaseModel], without: frozenset[str]) -> Iterator[insp
             min=_bound(field, "ge"), max=_bound(field, "le"),
         )  # fmt: skip
         kind_of_value: Any = _type(field) | None
-        annotation: Any = Annotated.__class_getitem__((kind_of_value, option))  # type: ignore[attr-defined]
+        annotation: Any = operator.getitem(cast("Any", Annotated), (kind_of_value, option))
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
