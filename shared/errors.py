@@ -29,6 +29,8 @@ Knows nothing about HTTP frameworks or gRPC: `shared.api.problem` renders an err
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "Unauthenticated",
     "UnsupportedMedia",
     "by_status",
+    "in_field",
 ]
 
 
@@ -182,3 +185,13 @@ def by_status(status: int) -> type[FoveaError]:
         )
     }  # fmt: skip
     return known.get(status, BadInput if 400 <= status < 500 else Fault)
+
+
+@contextmanager
+def in_field(name: str) -> Iterator[None]:
+    """Errors inside are about this field of the request."""
+    try:
+        yield
+    except FoveaError as error:
+        error.field = name
+        raise

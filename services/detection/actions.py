@@ -21,12 +21,11 @@ from services.detection.segments import classified, proposals, soft_nms
 from services.detection.timeline import timeline
 from shared.api.actions import ActionsIn, ActionsOut, ActionTimes, Curves, Proposal
 from shared.api.tensors import TensorSpec
-from shared.engines import open_engine
 from shared.errors import FoveaError, InvalidOption
 from shared.registry import Card, Engine, Place, Run, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
-from shared.training.artefacts import Artefacts, fits, refined
+from shared.training.artefacts import Artefacts, opened
 from shared.vision.draw import encode
 
 __all__ = ["ActionDetector", "resampled"]
@@ -72,9 +71,8 @@ class ActionDetector(Servable[ActionsIn, ActionsOut]):
         """
         weights = read_weights(find_weights(cls.weights, cls.folder, place.weights))
         artefacts = _artefacts(weights, place.cache, attends=cls.attends)
-        engine = open_engine(place, artefacts.forms(cls.card.name))
-        fits(engine, artefacts)
-        return cls(refined(cls.card, artefacts, engine.name), engine)
+        engine, card = opened(cls.card, artefacts, place)
+        return cls(card, engine)
 
     def predict(self, batch: Sequence[ActionsIn], run: Run) -> list[ActionsOut | FoveaError]:
         """Segments of videos, in order; one that can't be read is answered by its error."""

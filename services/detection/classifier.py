@@ -16,14 +16,14 @@ import numpy as np
 from pydantic import BaseModel
 
 from services.detection.classified import Grid, as_csv, classify, grid, normalised, prepared, tally, tints
-from shared.api.classes import ClassifyIn, ClassifyOut, ClassifyTimes
+from shared.api.classes import ClassifyIn, ClassifyOut
 from shared.api.tensors import TensorSpec
-from shared.engines import open_engine
-from shared.errors import FoveaError
+from shared.api.times import Times
+from shared.errors import FoveaError, in_field
 from shared.registry import Card, Engine, Place, Run, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
-from shared.training.artefacts import Artefacts, fits, refined
+from shared.training.artefacts import Artefacts, opened
 from shared.vision.bounds import bounds
 from shared.vision.decode import DEFAULT_BOUNDS, Bounds, Picture, decode
 from shared.vision.draw import encode
@@ -48,7 +48,7 @@ class _Frame:
     grid: Grid
     size: tuple[int, int]
     notes: list[str]
-    times: ClassifyTimes = field(default_factory=ClassifyTimes)
+    times: Times = field(default_factory=Times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +89,8 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
         weights = read_weights(find_weights(cls.weights, cls.folder, place.weights))
         sight = _sight(weights)
         artefacts = _artefacts(weights, sight.side, place.cache)
-        engine = open_engine(place, artefacts.forms(cls.card.name))
-        fits(engine, artefacts)
-        return cls(refined(cls.card, artefacts, engine.name), engine, sight, bounds(cls.card, place))
+        engine, card = opened(cls.card, artefacts, place)
+        return cls(card, engine, sight, bounds(cls.card, place))
 
     def predict(self, batch: Sequence[ClassifyIn], run: Run) -> list[ClassifyOut | FoveaError]:
         """Classes of pictures, in order; one that can't be read is answered by its error."""
@@ -123,11 +122,8 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
         return ClassifyIn(image=picture, **self.card.example)
 
     def _decode(self, request: ClassifyIn) -> Picture:
-        try:
+        with in_field("image"):
             return decode(request.image, self.bounds)
-        except FoveaError as error:
-            error.field = "image"
-            raise
 
     def _read(self, request: ClassifyIn, run: Run) -> _Frame | FoveaError:
         run.check()

@@ -23,14 +23,14 @@ from services.detection.drawing import cut, drawn
 from services.detection.layers import fused
 from services.detection.listing import columns, counts, detections, summary, wanted
 from services.detection.views import Seen, gathered, look
-from shared.api.boxes import Crop, DetectIn, Detection, DetectOut, DetectTimes
+from shared.api.boxes import Crop, DetectIn, Detection, DetectOut
 from shared.api.tensors import TensorSpec
-from shared.engines import open_engine
-from shared.errors import FoveaError, InvalidOption
+from shared.api.times import Times
+from shared.errors import FoveaError, InvalidOption, in_field
 from shared.registry import Card, Engine, Place, Run, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
-from shared.training.artefacts import Artefacts, fits, refined
+from shared.training.artefacts import Artefacts, opened
 from shared.vision.bounds import bounds
 from shared.vision.decode import DEFAULT_BOUNDS, Bounds, Picture, decode
 from shared.vision.draw import encode
@@ -54,7 +54,7 @@ class _Frame:
     classes: list[int] | None
     seen: Seen
     notes: list[str]
-    times: DetectTimes = field(default_factory=DetectTimes)
+    times: Times = field(default_factory=Times)
     predictions: dict[int, np.ndarray] = field(default_factory=dict)
 
 
@@ -102,9 +102,7 @@ class Detector(Servable[DetectIn, DetectOut]):
         weights = read_weights(find_weights(cls.weights, cls.folder, place.weights))
         side, names = int(weights.manifest.recipe.get("side", cls.side)), _names(weights)
         artefacts = cls.artefacts(weights, side, len(names), place.cache)
-        engine = open_engine(place, artefacts.forms(cls.card.name))
-        fits(engine, artefacts)
-        card = refined(cls.card, artefacts, engine.name)
+        engine, card = opened(cls.card, artefacts, place)
         return cls(_told(card, names, side), engine, names, side, bounds(cls.card, place))
 
     @classmethod
@@ -167,11 +165,8 @@ class Detector(Servable[DetectIn, DetectOut]):
         return answered
 
     def _decode(self, request: DetectIn) -> Picture:
-        try:
+        with in_field("image"):
             return decode(request.image, self.bounds)
-        except FoveaError as error:
-            error.field = "image"
-            raise
 
     def _read(self, request: DetectIn, run: Run) -> _Frame | FoveaError:
         run.check()

@@ -24,12 +24,11 @@ from services.detection.shelf import Shelf, cropped, drawn_path, page_of, shelf_
 from shared.api.boxes import DetectOut
 from shared.api.scanpath import Conduct, Fixation, Likeness, Scanpath, ScanpathIn, ScanpathOut, ScanpathTimes
 from shared.api.tensors import TensorSpec
-from shared.engines import open_engine
-from shared.errors import FoveaError, InvalidOption
+from shared.errors import FoveaError, InvalidOption, in_field
 from shared.registry import Card, Engine, Place, Run, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
-from shared.training.artefacts import Artefacts, fits, refined
+from shared.training.artefacts import Artefacts, opened
 from shared.vision.bounds import bounds
 from shared.vision.decode import DEFAULT_BOUNDS, Bounds, decode
 from shared.vision.draw import encode
@@ -85,9 +84,8 @@ class GazePredictor(Servable[ScanpathIn, ScanpathOut]):
         """
         weights = read_weights(find_weights(cls.weights, cls.folder, place.weights))
         artefacts = _artefacts(weights, place.cache)
-        engine = open_engine(place, artefacts.forms(cls.card.name))
-        fits(engine, artefacts)
-        return cls(refined(cls.card, artefacts, engine.name), engine, bounds(cls.card, place))
+        engine, card = opened(cls.card, artefacts, place)
+        return cls(card, engine, bounds(cls.card, place))
 
     def predict(self, batch: Sequence[ScanpathIn], run: Run) -> list[ScanpathOut | FoveaError]:
         """Paths over shelves, in order; a shelf that can't be read is answered by its error."""
@@ -180,11 +178,8 @@ class GazePredictor(Servable[ScanpathIn, ScanpathOut]):
         return self._decoded(request.image or b"", "image")
 
     def _decoded(self, raw: bytes, name: str) -> np.ndarray:
-        try:
+        with in_field(name):
             return decode(raw, self.bounds).pixels
-        except FoveaError as error:
-            error.field = name
-            raise
 
     @property
     def _crop(self) -> tuple[int, int]:

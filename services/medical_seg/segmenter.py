@@ -18,14 +18,14 @@ from pydantic import BaseModel
 from services.medical_seg.found import drawn, find, forms, numbers
 from services.medical_seg.models.network import NAMES
 from services.medical_seg.resize import normalised
-from shared.api.mask import SegmentIn, SegmentOut, SegmentTimes
+from shared.api.mask import SegmentIn, SegmentOut
 from shared.api.tensors import TensorSpec
-from shared.engines import open_engine
-from shared.errors import FoveaError
+from shared.api.times import Times
+from shared.errors import FoveaError, in_field
 from shared.registry import Card, Engine, Place, Run, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
-from shared.training.artefacts import Artefacts, fits, refined
+from shared.training.artefacts import Artefacts, opened
 from shared.vision.bounds import bounds
 from shared.vision.decode import DEFAULT_BOUNDS, Bounds, Picture, decode
 from shared.vision.draw import encode
@@ -41,7 +41,7 @@ class _Frame:
     tensor: np.ndarray
     size: tuple[int, int]
     notes: list[str]
-    times: SegmentTimes = field(default_factory=SegmentTimes)
+    times: Times = field(default_factory=Times)
 
 
 class Segmenter(Servable[SegmentIn, SegmentOut]):
@@ -75,9 +75,8 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
         weights = read_weights(find_weights(cls.weights, cls.folder, place.weights))
         side = int(weights.manifest.recipe.get("scale", {}).get("side", cls.side))
         artefacts = _artefacts(weights, side, place.cache)
-        engine = open_engine(place, artefacts.forms(cls.card.name))
-        fits(engine, artefacts)
-        return cls(refined(cls.card, artefacts, engine.name), engine, side, bounds(cls.card, place))
+        engine, card = opened(cls.card, artefacts, place)
+        return cls(card, engine, side, bounds(cls.card, place))
 
     def predict(self, batch: Sequence[SegmentIn], run: Run) -> list[SegmentOut | FoveaError]:
         """Masks of pictures, in order; one that can't be read is answered by its error."""
@@ -113,11 +112,8 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
         return SegmentIn(image=frame, **self.card.example)
 
     def _decode(self, request: SegmentIn) -> Picture:
-        try:
+        with in_field("image"):
             return decode(request.image, self.bounds)
-        except FoveaError as error:
-            error.field = "image"
-            raise
 
     def _read(self, request: SegmentIn, run: Run) -> _Frame | FoveaError:
         run.check()

@@ -25,7 +25,7 @@ from services.vision_restoration.models.network import Variant
 from services.vision_restoration.tiles import Plan, plan, restore
 from shared.api.restore import Estimate, Likeness, RestoreIn, RestoreOut, RestoreTimes
 from shared.engines import open_engine
-from shared.errors import Cancelled, DeadlineExceeded, FoveaError, InvalidOption
+from shared.errors import Cancelled, DeadlineExceeded, FoveaError, InvalidOption, in_field
 from shared.registry import Engine, Place, Run, Servable
 from shared.registry.weights import Weights
 from shared.telemetry import stage
@@ -151,11 +151,8 @@ class PictureRestorer(Servable[RestoreIn, RestoreOut]):
             return self._opened[variant]
 
     def _read(self, data: bytes, name: str) -> PictureFile:
-        try:
+        with in_field(name):
             return read(data, self.bounds)
-        except FoveaError as error:
-            error.field = name
-            raise
 
     def _ask(self, request: RestoreIn, run: Run) -> _Asked:
         """Read the picture, plan its tiles, and refuse what can't end in time.

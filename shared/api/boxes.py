@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.api.image import ImageBytes
 from shared.api.lists import listed
+from shared.api.times import Times
 
 __all__ = [
     "Box",
@@ -19,7 +20,6 @@ __all__ = [
     "DetectIn",
     "DetectOptions",
     "DetectOut",
-    "DetectTimes",
     "DetectedFrame",
     "Detection",
     "Extra",
@@ -136,15 +136,6 @@ class Tally(BaseModel):
     mean_radius_um: float | None = Field(None, description="Where microns_per_pixel is given.")
 
 
-class DetectTimes(BaseModel):
-    """Where the time went, in milliseconds; `infer` is that of the whole micro-batch."""
-
-    decode: float = 0.0
-    preprocess: float = 0.0
-    infer: float = 0.0
-    post: float = 0.0
-
-
 class DetectOut(BaseModel):
     """What was found in one picture."""
 
@@ -161,7 +152,7 @@ class DetectOut(BaseModel):
     letterbox: Letterbox | None = None
     overlay: ImageBytes | None = Field(None, description="JPEG of the original with the boxes drawn on it.")
     slices: int = Field(0, description="Slices that were searched beside the whole picture.")
-    times: DetectTimes
+    times: Times
     notes: list[str] = Field(default_factory=list, description="How it was resized, and what was odd about the file.")
 
 
@@ -175,5 +166,5 @@ class DetectedFrame(BaseModel):
     height: int | None = None
     detections: list[Detection] = Field(default_factory=list)
     counts: dict[str, int] = Field(default_factory=dict)
-    times: DetectTimes | None = None
+    times: Times | None = None
     problem: dict[str, object] | None = Field(None, description="Why this frame has no answer; the stream goes on.")

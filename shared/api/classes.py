@@ -8,8 +8,9 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.api.image import ImageBytes
+from shared.api.times import Times
 
-__all__ = ["Candidate", "Classified", "ClassifyIn", "ClassifyOut", "ClassifyTimes"]
+__all__ = ["Candidate", "Classified", "ClassifyIn", "ClassifyOut"]
 
 
 class ClassifyIn(BaseModel):
@@ -44,15 +45,6 @@ class Classified(Candidate):
     top: list[Candidate] = Field(description="The most likely classes, best first; the first is the answer.")
 
 
-class ClassifyTimes(BaseModel):
-    """Where the time went, in milliseconds; `infer` is that of the whole micro-batch."""
-
-    decode: float = 0.0
-    preprocess: float = 0.0
-    infer: float = 0.0
-    post: float = 0.0
-
-
 class ClassifyOut(BaseModel):
     """What a picture shows, patch by patch."""
 
@@ -65,5 +57,5 @@ class ClassifyOut(BaseModel):
     columns: int
     results: list[Classified] = Field(description="One per patch, row by row; just one without `tile`.")
     counts: dict[str, int] = Field(description="Patches by class, most frequent first.")
-    times: ClassifyTimes
+    times: Times
     notes: list[str] = Field(default_factory=list, description="How it was resized, and what was odd about the file.")

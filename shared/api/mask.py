@@ -11,8 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.api.image import ImageBytes
 from shared.api.lists import listed
+from shared.api.times import Times
 
-__all__ = ["Component", "Contour", "Form", "RunLengths", "SegmentIn", "SegmentOut", "SegmentTimes"]
+__all__ = ["Component", "Contour", "Form", "RunLengths", "SegmentIn", "SegmentOut"]
 
 Form = Literal["mask", "contours", "rle", "probability", "overlay"]
 """What an answer may hold beside its numbers."""
@@ -61,15 +62,6 @@ class RunLengths(BaseModel):
     counts: str = Field(description="Compressed runs, column by column.")
 
 
-class SegmentTimes(BaseModel):
-    """Where the time went, in milliseconds; `infer` is that of the whole micro-batch."""
-
-    decode: float = 0.0
-    preprocess: float = 0.0
-    infer: float = 0.0
-    post: float = 0.0
-
-
 class SegmentOut(BaseModel):
     """What was found in one picture."""
 
@@ -90,5 +82,5 @@ class SegmentOut(BaseModel):
     rle: RunLengths | None = None
     probability: ImageBytes | None = Field(None, description="Confidence map: PNG of the original's size, 0..255.")
     overlay: ImageBytes | None = Field(None, description="JPEG of the original with the mask drawn on it.")
-    times: SegmentTimes
+    times: Times
     notes: list[str] = Field(default_factory=list, description="How it was resized, and what was odd about the file.")

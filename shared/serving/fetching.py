@@ -18,7 +18,7 @@ from typing import Any
 import httpx2
 from pydantic import BaseModel
 
-from shared.errors import FoveaError, InvalidOption, TooLarge
+from shared.errors import FoveaError, InvalidOption, TooLarge, in_field
 from shared.serving import schemas
 from shared.serving.reading import Asked, is_url
 
@@ -146,11 +146,8 @@ async def with_pictures(asked: Asked, model: type[BaseModel], fetcher: Fetcher) 
 
 
 async def _fetched(fetcher: Fetcher, url: Any, field: str) -> bytes:
-    try:
+    with in_field(field):
         return await fetcher.fetch(url)
-    except FoveaError as error:
-        error.field = field
-        raise
 
 
 async def _attempt(fetcher: Fetcher, image: Any) -> Any:

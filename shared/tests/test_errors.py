@@ -8,7 +8,7 @@ import shared.errors as tree
 from shared.api.problem import Problem, from_problem, oip_error, openai_error, problem
 from shared.errors import FoveaError, InvalidOption, by_status
 
-CLASSES = [getattr(tree, name) for name in tree.__all__ if name != "by_status"]
+CLASSES = [thing for name in tree.__all__ if isinstance(thing := getattr(tree, name), type)]
 GRPC = {
     "INTERNAL", "INVALID_ARGUMENT", "UNAUTHENTICATED", "PERMISSION_DENIED", "NOT_FOUND", "FAILED_PRECONDITION",
     "RESOURCE_EXHAUSTED", "CANCELLED", "UNAVAILABLE", "DEADLINE_EXCEEDED",

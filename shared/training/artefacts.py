@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from shared.api.tensors import TensorSpec
-from shared.engines import Forms
+from shared.engines import Forms, open_engine
 from shared.errors import NotReady
-from shared.registry import Card, Engine, network
+from shared.registry import Card, Engine, Place, network
 from shared.registry.weights import Weights
 from shared.training.export import Parity, export_onnx
 
-__all__ = ["Artefacts", "Shapes", "fits", "refined"]
+__all__ = ["Artefacts", "Shapes", "fits", "opened", "refined"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Input → a shape to trace or to compare at."""
@@ -127,6 +127,17 @@ class Artefacts:
     @property
     def _facts(self) -> Path:
         return self._graph.with_suffix(".json")
+
+
+def opened(card: Card, artefacts: Artefacts, place: Place) -> tuple[Engine, Card]:
+    """The engine that `place` wants behind a model, and its Card with what is true of the loaded weights.
+
+    Raises:
+        NotReady: No engine opens here, or it holds another network.
+    """
+    engine = open_engine(place, artefacts.forms(card.name))
+    fits(engine, artefacts)
+    return engine, refined(card, artefacts, engine.name)
 
 
 def fits(engine: Engine, artefacts: Artefacts) -> None:

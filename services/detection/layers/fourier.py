@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, cast, Literal
 
 import numpy as np
 import torch
@@ -83,5 +83,5 @@ class _Dft(torch.autograd.Function):
 
 
 def _dft(x: Tensor, axis: int, inverse: bool) -> Tensor:
-    made: Tensor = _Dft.apply(x, axis, inverse)  # type: ignore[no-untyped-call]
+    made: Tensor = cast("Any", _Dft).apply(x, axis, inverse)  # newer torch types it, older does not
     return made

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from services.detection.classified import MEAN, STD, as_csv, classify, grid, normalised, prepared, tally, tints
 from services.detection.drawing import colour
-from shared.api.classes import ClassifyOut, ClassifyTimes
+from shared.api.classes import ClassifyOut
+from shared.api.times import Times
 from shared.errors import InvalidOption
 
 NAMES = ("crack", "hole", "none")
@@ -22,7 +23,7 @@ def answer(logits, boxes, height, width):
     results = classify(np.array(logits, np.float32), boxes, NAMES, 3)
     return ClassifyOut(
         model="m", version="1", engine="onnx", width=width, height=height, rows=boxes.rows, columns=boxes.columns,
-        results=results, counts=tally(results), times=ClassifyTimes(),
+        results=results, counts=tally(results), times=Times(),
     )  # fmt: skip
 
 

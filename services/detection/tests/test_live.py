@@ -19,7 +19,8 @@ from services.detection.frames import Jpegs
 from services.detection.live import Inbox, StreamOptions, answers
 from services.detection.streams import router
 from services.detection.tests.test_detector import CARD, NAMES, Blobs, Toy
-from shared.api.boxes import DetectedFrame, DetectIn, Detection, DetectOut, DetectTimes
+from shared.api.boxes import DetectedFrame, DetectIn, Detection, DetectOut
+from shared.api.times import Times
 from shared.errors import InvalidOption, Malformed, NotReady
 from shared.registry import Place
 from shared.serving.app import build
@@ -38,7 +39,7 @@ def _jpeg(x: int = 20, side: int = 64) -> bytes:
 def _found(score: float = 0.9, x: float = 0) -> DetectOut:
     each = Detection(box=(x, 0, x + 10, 10), score=score, label="hole", class_id=0, area=100, radius=5)
     return DetectOut(
-        model="toy", version="1", engine="toy", width=64, height=64, detections=[each], counts={}, times=DetectTimes()
+        model="toy", version="1", engine="toy", width=64, height=64, detections=[each], counts={}, times=Times()
     )
 
 

@@ -21,10 +21,11 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from shared.api.image import ImageBytes, decode_base64
-from shared.api.mask import SegmentIn, SegmentOut, SegmentTimes
+from shared.api.mask import SegmentIn, SegmentOut
 from shared.api.model import ModelEntry
 from shared.api.problem import PROBLEM_CONTENT_TYPE, openai_error, problem
 from shared.api.text import ChatRequest
+from shared.api.times import Times
 from shared.errors import FoveaError, InvalidOption, Malformed, NotFound, QueueFull
 
 PAPER = {"title": "A Paper about Discs", "venue": "CVPR", "year": 2021, "url": "https://example.org/discs"}
@@ -272,6 +273,6 @@ def segmented(asked: SegmentIn) -> SegmentOut:
         model="disc", version="1", engine="onnx", width=width, height=height, empty=area == 0, area=area,
         area_percent=100 * area / inside.size, max_probability=float(probability.max()),
         mean_probability=float(probability[inside].mean()) if area else 0.0, components=[],
-        component_count=int(area > 0), times=SegmentTimes(infer=3.5),
+        component_count=int(area > 0), times=Times(infer=3.5),
         **{form: value for form, value in forms.items() if form in asked.include},
     )  # fmt: skip

@@ -12,7 +12,8 @@ import typer
 
 from services.gateway.sdk.verbs import classify as verb
 from services.gateway.tests.stub_service import photograph
-from shared.api.classes import Candidate, Classified, ClassifyIn, ClassifyOut, ClassifyTimes
+from shared.api.classes import Candidate, Classified, ClassifyIn, ClassifyOut
+from shared.api.times import Times
 from shared.errors import Malformed
 
 
@@ -26,7 +27,7 @@ def answer(labels, columns=1):
     counts = {label: labels.count(label) for label in dict.fromkeys(labels)}
     return ClassifyOut(
         model="m", version="1", engine="onnx", width=8, height=8, rows=len(labels) // columns, columns=columns,
-        results=results, counts=counts, times=ClassifyTimes(),
+        results=results, counts=counts, times=Times(),
     )  # fmt: skip
 
 

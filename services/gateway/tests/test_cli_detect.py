@@ -11,7 +11,8 @@ import typer
 
 from services.gateway.sdk.verbs import detect as verb
 from services.gateway.tests.stub_service import photograph
-from shared.api.boxes import DetectIn, Detection, DetectOut, DetectTimes
+from shared.api.boxes import DetectIn, Detection, DetectOut
+from shared.api.times import Times
 from shared.errors import InvalidOption, Malformed
 
 
@@ -19,7 +20,7 @@ def answer():
     found = Detection(box=(1, 2, 5, 6), score=0.9, label="crack", class_id=0, area=16, radius=2)
     return DetectOut(
         model="m", version="1", engine="onnx", width=8, height=8, detections=[found, found], counts={"crack": 2},
-        times=DetectTimes(),
+        times=Times(),
     )  # fmt: skip
 
 

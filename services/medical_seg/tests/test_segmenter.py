@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from services.medical_seg import segmenter
 from services.medical_seg.segmenter import NAMES, Segmenter
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.api.tensors import TensorSpec
@@ -25,6 +24,7 @@ from shared.errors import (
 )
 from shared.registry import Card, Limits, Metric, Paper, Place, Run, network
 from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
+from shared.training import artefacts
 from shared.training.artefacts import Artefacts
 from shared.vision.decode import decode
 from tests.bad_pictures import encoded, odd, quadrants, refused
@@ -179,7 +179,7 @@ def test_tampered_weights_are_not_served(packaged, tmp_path):
 
 def test_engine_that_holds_another_network_is_not_ready(packaged, cache, monkeypatch):
     other = Blob()
-    monkeypatch.setattr(segmenter, "open_engine", lambda *_: other)
+    monkeypatch.setattr(artefacts, "open_engine", lambda *_: other)
     with pytest.raises(NotReady, match=r"blob engine holds another network: image \[-1, 3, 32, 32\]"):
         Small.load(Place(cache=cache, weights=cache / "none"))
 

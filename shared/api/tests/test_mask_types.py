@@ -5,7 +5,8 @@ import base64
 import pytest
 from pydantic import ValidationError
 
-from shared.api.mask import RunLengths, SegmentIn, SegmentOut, SegmentTimes
+from shared.api.mask import RunLengths, SegmentIn, SegmentOut
+from shared.api.times import Times
 
 PICTURE = b"\x89PNG picture"
 
@@ -55,7 +56,7 @@ def test_base64_with_and_without_prefix_is_the_same_picture(prefix):
 def test_answer_survives_the_wire():
     answer = SegmentOut(
         model="m", version="1", engine="onnx", width=3, height=2, empty=False, area=1, area_percent=16.7,
-        max_probability=0.9, mean_probability=0.8, component_count=1, mask=PICTURE, times=SegmentTimes(decode=1.5),
+        max_probability=0.9, mean_probability=0.8, component_count=1, mask=PICTURE, times=Times(decode=1.5),
         components=[{"box": (0, 0, 1, 1), "area": 1, "centre": (0.5, 0.5), "probability": 0.8}],
         contours=[{"points": [(0, 0), (1, 0), (1, 1), (0, 1)], "hole": False}],
         rle=RunLengths(size=(2, 3), counts="01"),
