@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, cast, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
