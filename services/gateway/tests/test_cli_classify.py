@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from services.gateway.sdk.verbs import classify as verb
+from services.gateway.sdk.verbs.several import several
 from services.gateway.tests.stub_service import photograph
 from shared.api.classes import Candidate, Classified, ClassifyIn, ClassifyOut
 from shared.api.times import Times
@@ -119,5 +120,5 @@ def test_deeds_never_run_more_than_so_many_at_a_time():
         await asyncio.sleep(0.01)
         running -= 1
 
-    asyncio.run(verb.several([deed] * 9, 3, verb.Screen(as_json=True), "doing"))
+    asyncio.run(several([deed] * 9, 3, verb.Screen(as_json=True), "doing"))
     assert (running, most) == (0, 3)

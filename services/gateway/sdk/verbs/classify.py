@@ -1,14 +1,13 @@
 """`fovea classify …`: what each of many pictures shows, whole or patch by patch, with the tinted picture beside.
 
-Options are the model's own, read from its schema. One picture's failure is reported and does not stop the others.
+Options are the model's own, read from its schema.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,18 +16,12 @@ import typer
 from services.gateway.sdk.aclient import AsyncClient
 from services.gateway.sdk.declared import declared
 from services.gateway.sdk.flags import AsJson, Key, Model, Session, Url
-from services.gateway.sdk.options import parsed, split
 from services.gateway.sdk.screen import Screen
-from services.gateway.sdk.sources import Source, sources
 from services.gateway.sdk.transport import LOCAL
-from services.gateway.sdk.verbs.several import several
+from services.gateway.sdk.verbs.pictures import SETTINGS, Pictures, Told
 from shared.api.classes import ClassifyIn, ClassifyOut
-from shared.errors import FoveaError, InvalidOption
 
 __all__ = ["SETTINGS", "classify"]
-
-SETTINGS = {"ignore_unknown_options": True}
-"""Options that only the served model knows are left among the words."""
 
 
 def _classify(
@@ -47,12 +40,8 @@ def _classify(
 
     Prints the class of each, or with --tile how many patches have which. The exit code is 1 if any failed.
     """
-    batch = _Batch(output, Screen(as_json=as_json), options={**options, "model": model})
-    asyncio.run(_run(batch, words, concurrency, Session(url, key)))
-    if batch.failed:
-        if not as_json:
-            batch.screen.note(f"[red]{batch.failed} of {batch.total} failed.[/]")
-        raise typer.Exit(1)
+    wanted = _Classified(Screen(as_json=as_json), {**options, "model": model}, output=output)
+    wanted.go(words, concurrency, Session(url, key))
 
 
 classify = declared(_classify, ClassifyIn, without=frozenset({"image", "model"}))
@@ -60,49 +49,24 @@ classify = declared(_classify, ClassifyIn, without=frozenset({"image", "model"})
 
 
 @dataclass
-class _Batch:
-    """What one command does with its pictures."""
+class _Classified(Pictures):
+    """The class of each picture, written down where asked for."""
 
-    output: Path | None
-    screen: Screen
-    total: int = 0
-    failed: int = 0
-    options: dict[str, Any] = field(default_factory=dict)
+    task = "classify"
+    doing = "classifying"
 
-    async def one(self, client: AsyncClient, source: Source) -> None:
-        """Classify one picture, write what was found where asked for, and say so."""
-        try:
-            picture = await source.read()
-            answer = ClassifyOut.model_validate(await self._ask(client, picture))
-            if self.output is not None:
-                tinted = await self._ask(client, picture, accept="image/jpeg")
-                await asyncio.to_thread(write, answer, tinted, self.output, source.stem)
-        except FoveaError as error:
-            self.failed += 1
-            self.screen.error(error, about=source.said)
-            return
-        if self.screen.as_json:
-            self.screen.line({"file": source.said, **answer.model_dump(mode="json")})
-        else:
-            self.screen.text(f"{source.said}: {summary(answer)}")
+    output: Path | None = None
+
+    async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> Told:
+        """Classify one picture."""
+        answer = ClassifyOut.model_validate(await self._ask(client, picture))
+        if self.output is not None:
+            tinted = await self._ask(client, picture, accept="image/jpeg")
+            await asyncio.to_thread(write, answer, tinted, self.output, stem)
+        return Told(answer.model_dump(mode="json"), summary(answer))
 
     async def _ask(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
-        return await client.run("classify", self.options, pictures={"image": picture}, accept=accept)
-
-
-async def _run(batch: _Batch, words: list[str], concurrency: int, session: Session) -> None:
-    async with session.aclient() as client:
-        batch.options["model"] = batch.options["model"] or await client.default("classify")
-        schema = (await client.model(batch.options["model"])).request_schema
-        named, texts = split(words, schema)
-        batch.options |= parsed(texts, schema)
-        found = sources(named)
-        if not found:
-            raise InvalidOption("No picture was named.", hint="Name files, folders, patterns, URLs, or - for stdin.")
-        batch.total = len(found)
-        await several(
-            [partial(batch.one, client, source) for source in found], concurrency, batch.screen, "classifying"
-        )
+        return await client.run(self.task, self.options, pictures={"image": picture}, accept=accept)
 
 
 def write(answer: ClassifyOut, tinted: bytes, folder: Path, stem: str) -> None:

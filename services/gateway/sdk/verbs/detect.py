@@ -1,6 +1,6 @@
 """`fovea detect …`: boxes in each of many pictures, with the drawn picture beside, and as CSV, COCO, YOLO or crops.
 
-Options are the model's own, read from its schema. One picture's failure is reported and does not stop the others.
+Options are the model's own, read from its schema.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,18 +17,13 @@ import typer
 from services.gateway.sdk.aclient import AsyncClient
 from services.gateway.sdk.declared import declared
 from services.gateway.sdk.flags import AsJson, Key, Model, Session, Url
-from services.gateway.sdk.options import parsed, split
 from services.gateway.sdk.screen import Screen
-from services.gateway.sdk.sources import Source, sources
 from services.gateway.sdk.transport import LOCAL
-from services.gateway.sdk.verbs.several import several
+from services.gateway.sdk.verbs.pictures import SETTINGS, Pictures, Told
 from shared.api.boxes import DetectIn, DetectOut
-from shared.errors import FoveaError, InvalidOption
+from shared.errors import InvalidOption
 
 __all__ = ["SETTINGS", "detect"]
-
-SETTINGS = {"ignore_unknown_options": True}
-"""Options that only the served model knows are left among the words."""
 
 FORMS = {
     "csv": ("csv", "text/csv"),
@@ -59,12 +53,9 @@ def _detect(
 
     Prints how many of each class were found. The exit code is 1 if any failed.
     """
-    batch = _Batch(output, Screen(as_json=as_json), _forms(also or (), output), {**options, "model": model})
-    asyncio.run(_run(batch, words, concurrency, Session(url, key)))
-    if batch.failed:
-        if not as_json:
-            batch.screen.note(f"[red]{batch.failed} of {batch.total} failed.[/]")
-        raise typer.Exit(1)
+    forms = _forms(also or (), output)
+    wanted = _Detected(Screen(as_json=as_json), {**options, "model": model}, output=output, forms=forms)
+    wanted.go(words, concurrency, Session(url, key))
 
 
 detect = declared(_detect, DetectIn, without=frozenset({"image", "model", "include"}))
@@ -72,48 +63,25 @@ detect = declared(_detect, DetectIn, without=frozenset({"image", "model", "inclu
 
 
 @dataclass
-class _Batch:
-    """What one command does with its pictures."""
+class _Detected(Pictures):
+    """The boxes in each picture, written down in the forms asked for."""
 
-    output: Path | None
-    screen: Screen
+    task = "detect"
+    doing = "detecting"
+
+    output: Path | None = None
     forms: dict[str, str] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    total: int = 0
-    failed: int = 0
 
-    async def one(self, client: AsyncClient, source: Source) -> None:
-        """Search one picture, write what was found where asked for, and say so."""
-        try:
-            picture = await source.read()
-            answer = DetectOut.model_validate(await self._ask(client, picture))
-            if self.output is not None:
-                files = {end: await self._ask(client, picture, accept=media) for end, media in self.forms.items()}
-                await asyncio.to_thread(write, answer, files, self.output, source.stem)
-        except FoveaError as error:
-            self.failed += 1
-            self.screen.error(error, about=source.said)
-            return
-        if self.screen.as_json:
-            self.screen.line({"file": source.said, **answer.model_dump(mode="json")})
-        else:
-            self.screen.text(f"{source.said}: {summary(answer)}")
+    async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> Told:
+        """Search one picture."""
+        answer = DetectOut.model_validate(await self._ask(client, picture))
+        if self.output is not None:
+            files = {end: await self._ask(client, picture, accept=media) for end, media in self.forms.items()}
+            await asyncio.to_thread(write, answer, files, self.output, stem)
+        return Told(answer.model_dump(mode="json"), summary(answer))
 
     async def _ask(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
-        return await client.run("detect", self.options, pictures={"image": picture}, accept=accept)
-
-
-async def _run(batch: _Batch, words: list[str], concurrency: int, session: Session) -> None:
-    async with session.aclient() as client:
-        batch.options["model"] = batch.options["model"] or await client.default("detect")
-        schema = (await client.model(batch.options["model"])).request_schema
-        named, texts = split(words, schema)
-        batch.options |= parsed(texts, schema)
-        found = sources(named)
-        if not found:
-            raise InvalidOption("No picture was named.", hint="Name files, folders, patterns, URLs, or - for stdin.")
-        batch.total = len(found)
-        await several([partial(batch.one, client, source) for source in found], concurrency, batch.screen, "detecting")
+        return await client.run(self.task, self.options, pictures={"image": picture}, accept=accept)
 
 
 def _forms(also: Sequence[str], output: Path | None) -> dict[str, str]:

@@ -1,14 +1,13 @@
 """`fovea segment …`: any number of pictures, several at a time; mask, overlay and numbers of each are written down.
 
-Options are the model's own, read from its schema. One picture's failure is reported and does not stop the others.
+Options are the model's own, read from its schema.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,21 +15,14 @@ import typer
 
 from services.gateway.sdk import surface
 from services.gateway.sdk.aclient import AsyncClient
-from services.gateway.sdk.call import Call
 from services.gateway.sdk.declared import declared
 from services.gateway.sdk.flags import AsJson, Key, Model, Session, Url
-from services.gateway.sdk.options import parsed, split
 from services.gateway.sdk.screen import Screen
-from services.gateway.sdk.sources import Source, sources
 from services.gateway.sdk.transport import LOCAL
-from services.gateway.sdk.verbs.several import several
+from services.gateway.sdk.verbs.pictures import SETTINGS, Pictures, Told
 from shared.api.mask import SegmentIn, SegmentOut
-from shared.errors import FoveaError, InvalidOption
 
 __all__ = ["SETTINGS", "segment"]
-
-SETTINGS = {"ignore_unknown_options": True}
-"""Options that only the served model knows are left among the words."""
 
 _WRITTEN = ("mask", "contours", "overlay")
 
@@ -49,12 +41,8 @@ def _segment(
 
     For each picture NAME, writes NAME.mask.png, NAME.overlay.jpg and NAME.json. The exit code is 1 if any failed.
     """
-    batch = _Batch(output, Screen(as_json=as_json), options={**options, "model": model})
-    asyncio.run(_run(batch, words, concurrency, Session(url, key)))
-    if batch.failed:
-        if not as_json:
-            batch.screen.note(f"[red]{batch.failed} of {batch.total} failed.[/]")
-        raise typer.Exit(1)
+    wanted = _Segmented(Screen(as_json=as_json), {**options, "model": model}, output=output)
+    wanted.go(words, concurrency, Session(url, key))
 
 
 segment = declared(_segment, SegmentIn, without=frozenset({"image", "model", "include"}))
@@ -62,46 +50,19 @@ segment = declared(_segment, SegmentIn, without=frozenset({"image", "model", "in
 
 
 @dataclass
-class _Batch:
-    """What one command does with its pictures."""
+class _Segmented(Pictures):
+    """Mask, overlay and numbers of each picture, written down."""
 
-    output: Path
-    screen: Screen
-    total: int = 0
-    failed: int = 0
-    options: dict[str, Any] = field(default_factory=dict)
+    task = "segment"
+    doing = "segmenting"
 
-    async def one(self, client: AsyncClient, source: Source) -> None:
-        """Segment one picture, write what was found, and say so."""
-        try:
-            answer = await client.send(self.call(await source.read()))
-            files = await asyncio.to_thread(write, answer, self.output, source.stem)
-        except FoveaError as error:
-            self.failed += 1
-            self.screen.error(error, about=source.said)
-            return
-        if self.screen.as_json:
-            self.screen.line({"file": source.said, **facts(answer), "written": files})
-        else:
-            self.screen.text(f"{source.said}: {_summary(answer)} → {self.output / source.stem}.*")
+    output: Path = Path("out")
 
-    def call(self, picture: bytes) -> Call[SegmentOut]:
-        """The request for one picture."""
-        return surface.segment(picture, None, {**self.options, "include": _WRITTEN})
-
-
-async def _run(batch: _Batch, words: list[str], concurrency: int, session: Session) -> None:
-    async with session.aclient() as client:
-        batch.options["model"] = batch.options["model"] or await client.default("segment")
-        schema = (await client.model(batch.options["model"])).request_schema
-        named, texts = split(words, schema)
-        batch.options |= parsed(texts, schema)
-        found = sources(named)
-        if not found:
-            raise InvalidOption("No picture was named.", hint="Name files, folders, patterns, URLs, or - for stdin.")
-        batch.total = len(found)
-        deeds = [partial(batch.one, client, source) for source in found]
-        await several(deeds, concurrency, batch.screen, "segmenting")
+    async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> Told:
+        """Segment one picture."""
+        answer = await client.send(surface.segment(picture, None, {**self.options, "include": _WRITTEN}))
+        files = await asyncio.to_thread(write, answer, self.output, stem)
+        return Told({**facts(answer), "written": files}, f"{_summary(answer)} → {self.output / stem}.*")
 
 
 def write(answer: SegmentOut, folder: Path, stem: str) -> list[str]:
