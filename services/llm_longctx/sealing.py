@@ -1,8 +1,8 @@
 """What a session remembers is its tenant's: sealed under a key of that tenant before it leaves the process.
 
-AES-256-GCM from the `cryptography` package; the tenants' keys are derived from one master key, which is a setting or a
-file that only this user may read. A sealed text is bound to the place where it is kept, so that one tenant's or one
-version's bytes can't be put where another's were. Knows bytes; knows no Redis.
+AES-256-GCM from the `cryptography` package; the tenants' keys are derived from one master key, which is given or kept
+in a file that only this user may read. A sealed text is bound to the place where it is kept, so that one tenant's or
+one version's bytes can't be put where another's were. Knows bytes; knows no Redis.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ class Sealing:
             return self._cipher(tenant).decrypt(sealed[:_NONCE], sealed[_NONCE:], place.encode())
         except (InvalidTag, ValueError) as error:
             detail = "What the session remembers can't be opened: it is damaged, or the key of sessions has changed."
-            raise Conflict(detail, hint="Start a new session, or set FOVEA_SESSION_KEY as it was.") from error
+            raise Conflict(detail, hint="Start a new session, or bring the old key back.") from error
 
     def _cipher(self, tenant: str) -> AESGCM:
         derived = HKDF(SHA256(), 32, salt=None, info=b"fovea sessions:" + tenant.encode()).derive(self._master)
         return AESGCM(derived)
 
 
-def master_key(setting: str | None, folder: Path) -> bytes:
-    """The key from the settings, or the one of this data folder, made when it is first needed.
+def master_key(given: str | None, folder: Path) -> bytes:
+    """The key that is given, or the one of this data folder, made when it is first needed.
 
     Several processes may ask at once: the first to link its file wins, and all read that one.
     """
-    if setting is not None:
-        return setting.encode()
+    if given is not None:
+        return given.encode()
     path = folder / "session.key"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

