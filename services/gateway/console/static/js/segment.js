@@ -4,10 +4,8 @@
 
 import { binary, inside, overlay, tally } from "./mask.js";
 import { blend, blank, colourOf, decoded, fileOf, fitted, mapOf } from "./canvas.js";
-import { blobOf, chosenModel, values } from "./form.js";
-import { call } from "./gateway.js";
-import { jobNote, submit } from "./submit.js";
-import { Part } from "./element.js";
+import { blobOf } from "./form.js";
+import { PicturePart } from "./picture.js";
 import { save, saveJson } from "./save.js";
 
 /** Longest side, in pixels, at which the page draws; files to keep are made at the picture's own size. */
@@ -16,16 +14,12 @@ const DRAWN = 1280;
 /** Forms of the answer that this page shows or keeps. */
 const INCLUDE = ["mask", "contours", "probability"];
 
-export class Segment extends Part {
+export class Segment extends PicturePart {
+  static doing = "Segmenting";
+  static unseen = "this browser shows only its mask";
+
   connectedCallback() {
-    this.addEventListener("fovea-picture", (event) => this.take(event.detail));
-    this.on("submit", "options", (event) => {
-      event.preventDefault();
-      this.run();
-    });
-    this.on("click", "choose", () => this.part("file").click());
-    this.on("click", "example", () => this.useExample());
-    this.on("click", "stop", () => this.running?.abort());
+    super.connectedCallback();
     for (const name of ["threshold", "opacity", "outline", "heat", "options"]) this.on("input", name, () => this.redraw());
     this.on("click", "save-mask", () => this.saveMask());
     this.on("click", "save-overlay", () => this.saveOverlay());
@@ -33,63 +27,18 @@ export class Segment extends Part {
     this.addEventListener("fovea-model", () => this.file && this.run());
   }
 
-  /** Show a picture and segment it. */
-  async take(file) {
-    this.file = file;
-    this.stem = file.name.replace(/\.[^.]*$/, "") || "picture";
+  forget() {
     this.answer = this.map = null;
-    this.picture = await decoded(file);
-    this.say("name", this.picture ? `${file.name}, ${this.picture.width} × ${this.picture.height}` : `${file.name} (this browser shows only its mask)`);
-    this.show(false, "drop", "result");
-    this.show(true, "viewer");
-    this.part("go").disabled = false;
+  }
+
+  begin() {
     if (this.picture) this.canvas(this.picture);
     this.redraw();
-    await this.run();
   }
 
-  async useExample() {
-    try {
-      const request = await (await call(`/v1/models/${chosenModel(this)}/example`)).json();
-      const blob = blobOf(request.image);
-      await this.take(new File([blob], "example", { type: blob.type }));
-    } catch (problem) {
-      this.fault(problem);
-    }
-  }
-
-  async run() {
-    if (!this.file) return;
-    this.running?.abort();
-    const running = (this.running = new AbortController());
-    this.busy(true);
-    const started = performance.now();
-    try {
-      const response = await submit(this.dataset.path, {
-        body: this.body(), signal: running.signal, asJob: this.part("as-job").checked,
-        onJob: (job) => this.progress(job.status === "queued" ? undefined : job.progress, jobNote(job)),
-      });
-      await this.receive(await response.json(), performance.now() - started);
-    } catch (problem) {
-      this.fault(problem);
-    } finally {
-      if (this.running === running) this.busy(false);
-    }
-  }
-
-  /** The request as multipart: the picture's bytes as they are. */
-  body() {
-    const body = new FormData();
-    body.append("model", chosenModel(this));
-    const options = { ...this.options, threshold: this.part("threshold").valueAsNumber, include: INCLUDE };
-    for (const [name, value] of Object.entries(options)) body.append(name, typeof value === "string" ? value : JSON.stringify(value));
-    body.append("image", this.file, this.file.name);
-    return body;
-  }
-
-  /** The options beside the threshold, which is chosen on the picture. */
-  get options() {
-    return values(this.part("options"));
+  /** The threshold is chosen on the picture, not in the form. */
+  get asking() {
+    return { ...this.options, threshold: this.part("threshold").valueAsNumber, include: INCLUDE };
   }
 
   async receive(answer, milliseconds) {
@@ -178,13 +127,5 @@ export class Segment extends Part {
     if (this.picture) context.drawImage(this.picture, 0, 0, width, height);
     blend(context, overlay(map, inside(map, width, height, this.settings).mask, width, height, this.look));
     save(await fileOf(context), `${this.stem}.overlay.png`);
-  }
-
-  busy(on) {
-    if (on) this.fault(null);
-    this.progress(on ? undefined : null, "Segmenting");
-    this.classList.toggle("busy", on);
-    this.show(on, "stop");
-    this.show(!on, "go");
   }
 }
