@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from services.detection.recipes.boxed import boxed
 from services.detection.recipes.hieraedgenet_demo import (
     HieraEdgeNetDemo,
     HieraEdgeNetOfficialDemo,
@@ -14,8 +15,8 @@ from services.detection.recipes.hieraedgenet_demo import (
 )
 from services.detection.recipes.patches import draw_split
 from services.detection.recipes.pollen import KINDS
-from services.detection.recipes.sheet import GAP, boxed, contact_sheet
 from shared.training.recipe import recipes
+from shared.vision.sheet import GAP, contact_sheet
 
 
 @pytest.fixture(scope="module")
