@@ -5,6 +5,7 @@ Knows the official checkpoints' keys, key for key; attention is `landmark`'s, st
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -40,17 +41,17 @@ class _Landmark(nn.Module):
 
     layers: Any
 
+    @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
         """Residual stream [B,T,D] of tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def turn(self, x: Tensor, positions: Tensor) -> Tensor:
         """Rotary positions on x [...,d]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, x: Tensor) -> Tensor:
         """Final norm and output matrix."""
-        raise NotImplementedError
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits [B,T,V] of `ids` [B,T], landmarks among them: the uncached form, as trained."""
