@@ -71,7 +71,10 @@ def test_a_stream_tells_the_same_in_its_last_chunk(client):
 def test_every_method_answers(client, longctx):
     answer = ask(client, longctx, prompt=LONG[:150], max_tokens=10)
     assert answer.usage.completion_tokens == 10
-    assert used(answer)["method"] == {"prefill": "power"}.get(next(iter(longctx)), longctx.get("method")) or True
+    asked = [longctx.get(part) for part in ("method", "prefill", "decode") if part in longctx]
+    served = used(answer)
+    assert set(served["method"].split("+")) == {one if isinstance(one, str) else one["method"] for one in asked}
+    assert served["fallback"] is None
 
 
 @pytest.mark.parametrize(
