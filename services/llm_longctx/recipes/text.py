@@ -20,8 +20,8 @@ __all__ = ["Corpus", "Split", "corpus", "library_text"]
 
 Split = Literal["train", "valid", "test"]
 
-_SHARES: dict[Split, tuple[float, float]] = {"test": (0.0, 0.05), "valid": (0.05, 0.1), "train": (0.1, 1.0)}
-"""Shares of the bytes, over the files in the order of their names' hashes."""
+_HELD_OUT = 0.05
+"""Share of the bytes that test and validation text have at least, in whole files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +49,15 @@ def library_text() -> list[Path]:
 
 
 def corpus(split: Split, files: list[Path] | None = None) -> Corpus:
-    """A split of the library's text; a file belongs to one split as a whole, by where its middle lies."""
+    """A split of the library's text: in the order of their names' hashes, first test, then validation, then training."""
     paths = sorted(library_text() if files is None else files, key=_order)
-    whole, at = sum(path.stat().st_size for path in paths), 0
-    low, high = _SHARES[split]
-    chosen = []
+    least = _HELD_OUT * sum(path.stat().st_size for path in paths)
+    parts: dict[Split, list[bytes]] = {"test": [], "valid": [], "train": []}
     for path in paths:
-        size = path.stat().st_size
-        if low <= (at + size / 2) / whole < high:
-            chosen.append(path.read_bytes())
-        at += size
-    joined = b"\0".join(chosen)
+        held_out: tuple[Split, ...] = ("test", "valid")
+        lacking = (name for name in held_out if sum(map(len, parts[name])) < least)
+        parts[next(lacking, "train")].append(path.read_bytes())
+    joined = b"\0".join(parts[split])
     return Corpus(np.frombuffer(joined, np.uint8), hashlib.sha256(joined).hexdigest())
 
 
