@@ -49,7 +49,7 @@ def library_text() -> list[Path]:
 
 
 def corpus(split: Split, files: list[Path] | None = None) -> Corpus:
-    """A split of the library's text: in the order of their names' hashes, first test, then validation, then training."""
+    """A split of the library's text, in the order of hashed names: first test, then validation, then training."""
     paths = sorted(library_text() if files is None else files, key=_order)
     least = _HELD_OUT * sum(path.stat().st_size for path in paths)
     parts: dict[Split, list[bytes]] = {"test": [], "valid": [], "train": []}
