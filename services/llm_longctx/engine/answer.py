@@ -8,38 +8,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextvars import Context
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from services.llm_longctx.engine.open_sequence import OpenSequence
 from services.llm_longctx.engine.order import Choice, FinishReason, Order, Token
-from services.llm_longctx.engine.policy import Policy
 from services.llm_longctx.engine.sampler import Sampler
 from shared.errors import FoveaError
 
-__all__ = ["Answer", "Waiting"]
+__all__ = ["Answer", "Held", "S", "Waiting"]
 
 
-class Answer:
+class Held(Protocol):
+    """What an answer holds while it is produced: pages, or a session."""
+
+    def close(self) -> None:
+        """Give it back."""
+        ...
+
+
+S = TypeVar("S", bound=Held)
+
+
+class Answer(Generic[S]):
     """One answer being produced.
 
     Attributes:
         order: What was asked.
-        policy: The method at work.
         context: The caller's context, so that metrics carry its service and model.
         number: Its order's place in the order of arrival.
         since: When its decoding began (`time.perf_counter`).
-        sequence: Its pages, or None while it has none.
+        sequence: What it holds, or None while it holds nothing.
         produced: Tokens drawn, an end token included.
     """
 
-    def __init__(self, order: Order, policy: Policy, context: Context, choice: Choice, number: int, vocab: int) -> None:
+    def __init__(self, order: Order, context: Context, choice: Choice, number: int, vocab: int) -> None:
         self.order = order
-        self.policy = policy
         self.context = context
         self.number = number
         self.since = 0.0
-        self.sequence: OpenSequence | None = None
+        self.sequence: S | None = None
         self.produced: list[int] = []
         self._sink = choice.sink
         self._sampler = Sampler(choice.sampling, order.ids, vocab, choice.grammar)
@@ -70,14 +78,14 @@ class Answer:
         return "length" if len(self.produced) >= self.order.max_tokens else None
 
     def end(self, reason: FinishReason | FoveaError) -> bool:
-        """Tell the sink that this is all, and give back the pages. Always true: it is over."""
+        """Tell the sink that this is all, and give back what it held. Always true: it is over."""
         if self.sequence is not None:
             self.sequence.close()
         self._sink.end(reason, len(self.produced))
         return True
 
     def lose(self) -> None:
-        """Give back the pages; the answer will be read again from the prompt on."""
+        """Give back what it holds; the answer will be read again from the prompt on."""
         if self.sequence is not None:
             self.sequence.close()
         self.sequence, self._fed = None, -1
@@ -92,12 +100,11 @@ class Answer:
 
 
 @dataclass(eq=False, slots=True)
-class Waiting:
+class Waiting(Generic[S]):
     """An order whose prompt is not read yet, or not to its end.
 
     Attributes:
         order: What was asked.
-        policy: The method at work.
         context: The caller's context.
         since: When it came (`time.perf_counter`), then when its prefill began.
         answers: Answers that begin when the prompt is read: all of the order's, or one that was preempted.
@@ -106,12 +113,11 @@ class Waiting:
     """
 
     order: Order
-    policy: Policy
     context: Context
     since: float
-    answers: list[Answer]
+    answers: list[Answer[S]]
     told: int = 0
-    sequence: OpenSequence | None = None
+    sequence: S | None = None
 
     @property
     def rank(self) -> tuple[int, int]:

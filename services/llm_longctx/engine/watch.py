@@ -19,6 +19,7 @@ from shared import telemetry
 if TYPE_CHECKING:
     from services.llm_longctx.engine.answer import Answer
     from services.llm_longctx.engine.engine import Engine
+    from services.llm_longctx.engine.open_sequence import OpenSequence
 
 __all__ = ["Watch"]
 
@@ -45,12 +46,12 @@ class Watch:
         self._random = random.Random(seed)
         self._seen: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=WINDOW))
 
-    def work(self, engine: Engine, answer: Answer) -> Generator[None, None, None] | None:
+    def work(self, engine: Engine, answer: Answer[OpenSequence]) -> Generator[None, None, None] | None:
         """What is to be done about an answer that is over: nothing, or a comparison to be run when there is time."""
-        dense = answer.policy.method.name == engine.dense.method.name
+        context, policy = answer.context, answer.order.policy or engine.policy
+        dense = policy.method.name == engine.dense.method.name
         if dense or not answer.produced or self._random.random() >= self._share:
             return None
-        context, policy = answer.context, answer.policy
         return comparing(
             engine, answer.order.ids, list(answer.produced), policy, lambda found: self._tell(context, policy, found)
         )

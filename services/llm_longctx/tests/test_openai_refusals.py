@@ -159,7 +159,7 @@ def test_a_deadline_ends_a_request(server):
 
 def test_a_full_queue_is_429_with_retry_after(server, monkeypatch):
     engine = server.app.state.host.servable(MODEL).speaker.scheduler
-    monkeypatch.setattr(engine, "_limits", (0, *engine._limits[1:]))
+    monkeypatch.setattr(engine, "_most_waiting", 0)
     answer = httpx2.post(f"{server.url}/v1/chat/completions", json={"messages": HELLO, "max_tokens": 1})
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) >= 1
