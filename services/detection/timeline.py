@@ -45,7 +45,9 @@ def _curves(pen: ImageDraw.ImageDraw, curves: Curves, top: int) -> int:
     pen.rectangle((_x(0), top, _x(1), top + CURVES), outline=_PALE)
     font = ImageFont.load_default(14)
     for place, (name, values, colour) in enumerate((("start", curves.start, _START), ("end", curves.end, _END))):
-        pen.text((_x(0) + 90 * place, top - 22), f"— {name}", fill=colour, font=font)
+        left = _x(0) + 90 * place
+        pen.rectangle((left, top - 14, left + 14, top - 11), fill=colour)
+        pen.text((left + 20, top - 22), name, fill=colour, font=font)
         points = [(_x((i + 0.5) / len(values)), top + CURVES * (1 - value)) for i, value in enumerate(values)]
         if len(points) > 1:
             pen.line(points, fill=colour, width=2)
@@ -85,4 +87,4 @@ def _confidence(page: Image.Image, pen: ImageDraw.ImageDraw, confidence: np.ndar
     pen.rectangle((MARGIN, top, MARGIN + MAP, top + MAP), outline=_INK)
     font = ImageFont.load_default(14)
     pen.text((MARGIN + MAP + 12, top), "confidence", fill=_INK, font=font)
-    pen.text((MARGIN + MAP + 12, top + 20), "start ↓  end →", fill=_INK, font=font)
+    pen.text((MARGIN + MAP + 12, top + 20), "start: downwards, end: to the right", fill=_INK, font=font)

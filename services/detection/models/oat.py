@@ -53,5 +53,5 @@ class OatGaze(GazePredictor):
                 "a row. Missing cells are never looked at. Up to 24 rows and columns; trained on at most 4 by 10."
             ),
         ),
-        example={"target": 13, "max_fixations": 20},
+        example={"target": 24, "mode": "sampled", "max_fixations": 20},
     )  # fmt: skip

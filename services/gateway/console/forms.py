@@ -13,9 +13,10 @@ from typing import Any, Literal
 __all__ = ["Field", "Kind", "fields"]
 
 Kind = Literal[
-    "picture", "pictures", "choice", "choices", "number", "integer", "switch", "text", "prose", "list", "json"
+    "picture", "pictures", "file", "choice", "choices", "number", "integer", "switch", "text", "prose", "list", "json"
 ]
-"""How a value is asked for: `choices` takes several, `list` holds scalars with commas between, `json` is the rest."""
+"""How a value is asked for: `choices` takes several, `list` holds scalars with commas between, `file` is a
+file of another kind than a picture, `json` is the rest."""
 
 Schema = Mapping[str, Any]
 
@@ -132,6 +133,8 @@ def _without_branches(part: Schema) -> Schema:
 def _kind(name: str, part: Schema, root: Schema) -> Kind:
     if _is_picture(part):
         return "picture"
+    if part.get("contentEncoding") == "base64":
+        return "file"
     if _choices(part):
         return "choice"
     simple: dict[Any, Kind] = {"number": "number", "integer": "integer", "boolean": "switch"}

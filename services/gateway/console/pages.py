@@ -34,6 +34,7 @@ _SHEETS = ("tokens.css", "page.css", "controls.css", "models.css", "bench.css", 
 _NAVIGATION = (
     ("models", "/", "models"),
     ("segment", "/console/segment", "segment"),
+    ("detect", "/console/detect", "detect"),
     ("chat", "/console/chat", "chat"),
     ("judge", "/console/judge", "judge"),
     ("probe", "/console/probe", "probe"),
@@ -47,9 +48,20 @@ _OWN_CONTROLS = {
         "top_logprobs", "logit_bias", "response_format", "max_completion_tokens",
     }),
     "segment": frozenset({"model", "image", "include", "threshold"}),
+    "detect": frozenset({"model", "image", "include", "confidence", "iou", "labels", "stroke"}),
     "restore": frozenset({"model", "image", "include", "picture"}),
 }  # fmt: skip
 """Options of a request that a page asks for in its own way, or that make no sense on it."""
+
+_DOWNLOADS = (
+    ("Picture", "image/png", "boxes.png"),
+    ("CSV", "text/csv", "csv"),
+    ("COCO", "application/vnd.coco+json", "coco.json"),
+    ("YOLO", "text/plain", "txt"),
+    ("Crops", "application/zip", "crops.zip"),
+    ("JSON", "application/json", "json"),
+)
+"""Forms in which boxes can be kept: name, media type, ending of the file."""
 
 _FIRST = ("max_tokens", "temperature", "top_p", "seed")
 """Options that are looked for first, wherever the schema has them."""
@@ -81,6 +93,7 @@ class Console:
         pages: dict[str, _Page] = {
             "/": self.home,
             "/console/segment": self.segment,
+            "/console/detect": self.detect,
             "/console/restore": self.restore,
             "/console/chat": self.chat,
             "/console/judge": self.judge,
@@ -104,6 +117,10 @@ class Console:
     async def segment(self, request: Request) -> Response:
         """A picture and its mask."""
         return await self._bench(request, "segment", "segment.html", page="segment")
+
+    async def detect(self, request: Request) -> Response:
+        """A picture and the boxes in it."""
+        return await self._bench(request, "detect", "detect.html", page="detect")
 
     async def restore(self, request: Request) -> Response:
         """A picture before and after."""
@@ -147,13 +164,16 @@ class Console:
     async def _bench(
         self, request: Request, task: str, template: str, page: str, *, given: dict[str, Any] | None = None
     ) -> Response:
-        models = [entry for entry in await self._asker.models(request) if entry.task == task]
+        entries = await self._asker.models(request)
+        models = [entry for entry in entries if entry.task == task]
         chosen = _chosen(models, request.query_params.get("model"))
         card = await self._asker.card(request, chosen.id) if chosen else None
         return self._draw(
             template, request, page=page, task=task, path=task_path(task), models=models, chosen=card,
             given=given,
             options=_options(card, task, given) if card else [], threshold=_default(card or {}, "threshold", 0.5),
+            confidence=_default(card or {}, "confidence", 0.25), iou=_default(card or {}, "iou", 0.45),
+            relatives=view.relatives(entries, chosen.service) if chosen else [], downloads=_downloads(card or {}),
         )  # fmt: skip
 
     def _guarded(self, page: _Page) -> _Page:
@@ -184,6 +204,10 @@ def _options(card: dict[str, Any], task: str, given: dict[str, Any] | None = Non
     return sorted(
         found, key=lambda field: (not field.required, _FIRST.index(field.name) if field.name in _FIRST else 99)
     )
+
+
+def _downloads(card: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [form for form in _DOWNLOADS if form[1] in (card.get("media_types") or ())]
 
 
 def _given(request: Request) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from services.gateway.console.forms import Field
 from services.gateway.sdk.measured import headline
 from shared.api.model import ModelEntry
 
-__all__ = ["PAGES", "facts", "grouped", "open_path", "seen", "type_words"]
+__all__ = ["PAGES", "facts", "grouped", "open_path", "relatives", "seen", "type_words"]
 
-PAGES = {"segment": "/console/segment", "restore": "/console/restore", "chat": "/console/chat"}
+PAGES = {task: f"/console/{task}" for task in ("segment", "detect", "restore", "chat")}
 """Tasks with a page of their own; every other task has the generic one."""
 
 
@@ -20,6 +20,12 @@ def open_path(task: str, model: str) -> str | None:
     if task == "infer":
         return None
     return f"{PAGES.get(task, f'/console/run/{task}')}?model={model}"
+
+
+def relatives(entries: Sequence[ModelEntry], service: str) -> list[tuple[str, str]]:
+    """The tasks of a service and their pages, in the order of its models."""
+    tasks = dict.fromkeys(entry.task for entry in entries if entry.service == service and entry.task != "infer")
+    return [(task, PAGES.get(task, f"/console/run/{task}")) for task in tasks]
 
 
 def seen(entry: ModelEntry | Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from services.gateway.console import view
 from services.gateway.console.forms import fields
 from services.gateway.sdk.measured import headline
+from shared.api.arrays import ArrayBytes
 from shared.api.image import ImageBytes
 from shared.api.mask import SegmentIn
 from shared.api.text import ChatRequest
@@ -51,6 +52,7 @@ class Everything(BaseModel):
     picture: ImageBytes
     more: list[ImageBytes] = Field(default_factory=list)
     maybe: ImageBytes | None = None
+    table: ArrayBytes | None = None
 
 
 FOUND = {field.name: field for field in fields(Everything.model_json_schema())}
@@ -62,7 +64,7 @@ FOUND = {field.name: field for field in fields(Everything.model_json_schema())}
         "share": "number", "free": "number", "count": "integer", "flag": "switch", "word": "text", "prompt": "prose",
         "essay": "prose", "colour": "choice", "mode": "choice", "fixed": "choice", "names": "list", "ids": "list",
         "forms": "choices", "where": "json", "bias": "json", "either": "text", "picture": "picture",
-        "more": "pictures", "maybe": "picture",
+        "more": "pictures", "maybe": "picture", "table": "file",
     }.items(),
 )  # fmt: skip
 def test_each_type_has_its_control(name, kind):

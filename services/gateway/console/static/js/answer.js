@@ -26,6 +26,13 @@ export class Answer extends HTMLElement {
     this.hidden = false;
   }
 
+  /** Put a picture of the answer above it. */
+  above(blob) {
+    const figure = picture("the answer as a picture", blob);
+    figure.className = "answer-whole";
+    this.prepend(figure);
+  }
+
   drawJson(value) {
     const entries = isRow(value) ? Object.entries(value) : [["answer", value]];
     const pictures = entries.flatMap(([name, part]) => picturesIn(name, part));
@@ -77,6 +84,7 @@ function table(name, rows) {
 function shown(value) {
   if (value === null || value === undefined) return "–";
   if (typeof value === "number") return Number.isInteger(value) ? String(value) : value.toPrecision(4);
+  if (isTable(value)) return shorten(value.map((row) => Object.values(row).map(shown).join(" ")).join(" · "));
   if (typeof value === "object") return shorten(JSON.stringify(value));
   return String(value);
 }

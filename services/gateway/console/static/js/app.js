@@ -3,6 +3,7 @@
 import { Answer } from "./answer.js";
 import { Chat } from "./chat.js";
 import { Code, Slider } from "./snippet.js";
+import { Detect } from "./detect.js";
 import { Drop } from "./drop.js";
 import { Jobs } from "./jobs.js";
 import { JudgeAgreement, JudgeBoard, JudgeRankings } from "./judged.js";
@@ -17,7 +18,7 @@ import { Segment } from "./segment.js";
 
 const ELEMENTS = {
   ready: Ready, live: Live, key: KeyHolder, lock: Lock, model: ModelChoice, slider: Slider, code: Code, drop: Drop,
-  answer: Answer, segment: Segment, restore: Restore, chat: Chat, jobs: Jobs, run: RunTask, probe: Probe,
+  answer: Answer, segment: Segment, detect: Detect, restore: Restore, chat: Chat, jobs: Jobs, run: RunTask, probe: Probe,
   "judge-pair": JudgePair, "judge-batch": JudgeBatch, "judge-agreement": JudgeAgreement, "judge-rankings": JudgeRankings,
   "judge-board": JudgeBoard,
 };

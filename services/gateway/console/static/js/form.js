@@ -15,6 +15,11 @@ const READERS = {
 
 const typed = (type) => (entry) => (type === "string" ? entry : Number(entry));
 
+const isFile = (control) => control.type === "file";
+
+/** The controls that take files. */
+export const fileControls = (form) => [...form.querySelectorAll("[data-kind]")].filter(isFile);
+
 const nameOf = (control) => control.name || control.dataset.name;
 
 /** The model that the form has chosen. */
@@ -25,7 +30,7 @@ export function values(form) {
   const found = {};
   for (const control of form.querySelectorAll("[data-kind]")) {
     const { kind } = control.dataset;
-    if (kind === "model" || kind.startsWith("picture") || control.value?.trim() === "") continue;
+    if (kind === "model" || isFile(control) || control.value?.trim() === "") continue;
     try {
       found[nameOf(control)] = (READERS[kind] ?? ((c) => c.value))(control);
     } catch (error) {
@@ -35,10 +40,10 @@ export function values(form) {
   return found;
 }
 
-/** The pictures of the form in base64, by field. */
-export async function pictures(form) {
+/** The files of the form in base64, by field. */
+export async function files(form) {
   const found = {};
-  for (const control of form.querySelectorAll('[data-kind^="picture"]')) {
+  for (const control of fileControls(form)) {
     const texts = await Promise.all([...control.files].map(base64));
     if (texts.length) found[control.name] = control.dataset.kind === "pictures" ? texts : texts[0];
   }
@@ -50,11 +55,11 @@ export function fill(form, request) {
   const left = {};
   for (const [name, value] of Object.entries(request)) {
     const control = [...form.querySelectorAll("[data-kind]")].find((candidate) => nameOf(candidate) === name);
-    if (!control || control.dataset.kind.startsWith("picture")) left[name] = value;
+    if (!control || isFile(control)) left[name] = value;
     else if (control.dataset.kind === "switch") control.checked = Boolean(value);
     else if (control.dataset.kind === "choices") for (const box of control.querySelectorAll("input")) box.checked = value.includes(JSON.parse(box.value));
     else if (control.dataset.kind === "choice") control.value = JSON.stringify(value);
-    else if (control.dataset.kind === "json") control.value = JSON.stringify(value, null, 2);
+    else if (control.dataset.kind === "json") control.value = value === null ? "" : JSON.stringify(value, null, 2);
     else control.value = Array.isArray(value) ? value.join(", ") : (value ?? "");
     control?.dispatchEvent(new Event("input", { bubbles: true }));
   }

@@ -1,7 +1,7 @@
 /** Runs any task from the form that the server drew from its schema. Knows no model. */
 
 import { call } from "./gateway.js";
-import { chosenModel, fill, pictures, values } from "./form.js";
+import { chosenModel, fileControls, files, fill, values } from "./form.js";
 import { jobNote, submit } from "./submit.js";
 import { Part } from "./element.js";
 import { save } from "./save.js";
@@ -23,9 +23,9 @@ export class RunTask extends Part {
   async useExample() {
     try {
       const request = await (await call(`/v1/models/${chosenModel(this)}/example`)).json();
+      delete request.model;
       this.example = fill(this.part("options"), request);
-      delete this.example.model;
-      for (const input of this.querySelectorAll('[data-kind^="picture"]')) input.required &&= !(input.name in this.example);
+      for (const input of fileControls(this)) input.required &&= !(input.name in this.example);
       this.fault(null);
     } catch (problem) {
       this.fault(problem);
@@ -37,19 +37,28 @@ export class RunTask extends Part {
     this.running = new AbortController();
     this.busy(true);
     try {
-      const json = { ...this.example, ...values(form), ...(await pictures(form)), model: chosenModel(form) };
+      const json = { ...this.example, ...values(form), ...(await files(form)), model: chosenModel(form) };
       const response = await submit(this.dataset.path, {
         json, signal: this.running.signal, asJob: this.part("as-job").checked,
         onJob: (job) => this.progress(job.status === "queued" ? undefined : job.progress, jobNote(job)),
       });
       this.kept = await response.clone().blob();
       await this.part("answer").draw(response);
+      await this.picture(json);
       this.show(true, "download");
     } catch (problem) {
       this.fault(problem);
     } finally {
       this.busy(false);
     }
+  }
+
+  /** The answer drawn by the service, above its figures, where the model can draw. */
+  async picture(json) {
+    const { picture } = this.dataset;
+    if (!picture || this.part("as-job").checked) return;
+    const drawn = await call(this.dataset.path, { method: "POST", json, headers: { Accept: picture }, signal: this.running.signal });
+    this.part("answer").above(await drawn.blob());
   }
 
   busy(on) {
