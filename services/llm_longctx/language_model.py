@@ -16,7 +16,6 @@ from pydantic import BaseModel
 from services.llm_longctx import chat, completions
 from services.llm_longctx.engine import Engine, Scheduler
 from services.llm_longctx.engine.watch import Watch
-from services.llm_longctx.longctx import known_plans
 from services.llm_longctx.speaker import Speaker
 from shared.api.text import (
     ChatChunk,
@@ -31,6 +30,7 @@ from shared.api.text import (
 )
 from shared.errors import FoveaError, InvalidOption, NotFound, UnsupportedMedia
 from shared.lm.gguf_file import unpack
+from shared.lm.plan_folders import PlanFolders
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder, weights_digest
 from shared.registry import Place, Run, Servable
@@ -81,7 +81,7 @@ class LanguageModel(Servable[ChatRequest, ChatCompletion]):
         scheduler = Scheduler(Engine(model, weights_sha256=digest), threads=place.threads, watch=_watch(place))
         scheduler.start()
         fingerprint = f"fp_{digest[:16]}_{named}"
-        plans = known_plans(cls.card.name, _SHIPPED, place.weights)
+        plans = PlanFolders(cls.card.name, _SHIPPED, place.weights)
         return cls(Speaker(cls.card.name, fingerprint, tokenizer, scheduler, facts.positions, facts.vocab, plans))
 
     def predict(self, batch: Sequence[ChatRequest], run: Run) -> list[ChatCompletion | FoveaError]:

@@ -6,7 +6,6 @@ Budgets become knobs here. Knows methods by the contract and engines by their me
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from services.llm_longctx.engine import Engine, Order
@@ -16,19 +15,13 @@ from shared.api.text import LongctxOptions, LongctxUsage
 from shared.errors import InvalidOption
 from shared.lm.head_plan import HeadPlan
 
-__all__ = ["known_plans", "policy_for", "usage_of"]
+__all__ = ["policy_for", "usage_of"]
 
 TRIES = 6
 """Budgets are met in entries first, and pages round up: so often the budget is lowered by what was too much."""
 
 DEFAULT_PLAN = "default"
 """Name of the plan that a request gets which names none."""
-
-
-def known_plans(model: str, *folders: Path) -> dict[str, HeadPlan]:
-    """Head plans for a model by name: files `heads/<model>/<name>.json` of the folders, later folders win."""
-    found = {path.stem: path for folder in folders for path in sorted((folder / "heads" / model).glob("*.json"))}
-    return {name: HeadPlan.read(path) for name, path in found.items()}
 
 
 def policy_for(
@@ -98,10 +91,10 @@ def _plan(given: str | dict[str, Any] | None, plans: Mapping[str, HeadPlan]) -> 
         return plans.get(DEFAULT_PLAN)
     if isinstance(given, dict):
         return HeadPlan.parse(given)
-    if given not in plans:
+    if (found := plans.get(given)) is None:
         detail = f"There is no head plan {given!r} for this model; known are {', '.join(plans) or 'none'}."
-        raise InvalidOption(detail, hint="Make one with `fovea probe retrieval-heads`.", field="longctx.plan")
-    return plans[given]
+        raise InvalidOption(detail, hint="Make one with `fovea probe head-plans`.", field="longctx.plan")
+    return found
 
 
 def _fitted(

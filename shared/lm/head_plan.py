@@ -163,6 +163,10 @@ class HeadPlan(BaseModel):
         """The JSON form; what is not said is left out."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
+    def text(self) -> str:
+        """The canonical JSON: what files hold, and what the digest is of."""
+        return _canonical(self.facts())
+
     def check(self, config: DecoderConfig, weights_sha256: str = "", *, force: bool = False) -> Self:
         """Refuse a plan for another model.
 
@@ -237,6 +241,9 @@ def grouped_max(scores: Sequence[Sequence[float]], kv_heads: int) -> Score:
     return table.reshape(table.shape[0], kv_heads, -1).max(-1).tolist()  # type: ignore[no-any-return]  # as above
 
 
+def _canonical(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def _digest(facts: Mapping[str, Any]) -> str:
-    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(_canonical(facts).encode()).hexdigest()

@@ -11,7 +11,20 @@ import typer
 
 from services.gateway.sdk.plugins import PluginGroup
 from services.gateway.sdk.screen import Screen
-from services.gateway.sdk.verbs import chat, classify, deeds, detect, jobs, judge, models, probe, restore, run, segment
+from services.gateway.sdk.verbs import (
+    chat,
+    classify,
+    deeds,
+    detect,
+    heads,
+    jobs,
+    judge,
+    models,
+    probe,
+    restore,
+    run,
+    segment,
+)
 from shared.errors import FoveaError
 
 __all__ = ["app", "main"]
@@ -35,6 +48,7 @@ app.command("scanpath", no_args_is_help=True, context_settings=deeds.SETTINGS)(d
 app.command("plan", no_args_is_help=True, context_settings=deeds.SETTINGS)(deeds.plan)
 app.command("run", no_args_is_help=True, context_settings=run.SETTINGS)(run.run)
 app.command("probe", no_args_is_help=True)(probe.probe)
+app.add_typer(heads.app, name="heads")
 app.add_typer(judge.app, name="judge")
 app.add_typer(jobs.app, name="jobs")
 

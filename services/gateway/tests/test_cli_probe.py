@@ -1,4 +1,4 @@
-"""`fovea probe`: a study as a job, its artefacts as files, and the loop from heads to a needle grid."""
+"""`fovea probe` and `fovea heads`: a study as a job, its artefacts, plans by name, and the loop to a needle grid."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from services.gateway.sdk.cli import main
-from services.gateway.sdk.verbs import probe
+from services.gateway.sdk.verbs import heads, probe
 
+EVIDENCE = {"schema": "retrieval-report/1", "scores": [[0.5, 0.0]]}
 PLAN = {"schema": "head-plan/1", "roles": [[1, 0]]}
 HEADS = {
     "title": "Retrieval heads", "warnings": ["Few samples."],
@@ -18,7 +19,11 @@ HEADS = {
         "kept": {"value": 4.0, "unit": "", "note": "Samples."}, "nll": {"value": None, "unit": "nats", "note": ""},
     },
     "tables": [{"name": "top", "columns": ["head", "score"], "rows": [["1-0", 0.76], ["2-1", 0.5]]}],
-    "grids": [], "artefacts": [{"name": "head-plan.json", "content": json.dumps(PLAN)}],
+    "grids": [],
+    "artefacts": [
+        {"name": "retrieval-report.json", "content": json.dumps(EVIDENCE)},
+        {"name": "head-plan.json", "content": json.dumps(PLAN)},
+    ],
 }  # fmt: skip
 GRID = {
     "title": "Needle grid", "warnings": [], "scalars": {"recall": {"value": 0.5, "unit": "", "note": ""}},
@@ -60,12 +65,13 @@ class FakeClient:
 
 @pytest.fixture
 def fovea(monkeypatch, capsys):
-    client = FakeClient({"retrieval-heads": HEADS, "needle-grid": GRID})
-    monkeypatch.setattr(probe, "Session", lambda *_: SimpleNamespace(client=lambda: client))
+    client = FakeClient({"retrieval-heads": HEADS, "head-plans": HEADS, "needle-grid": GRID})
+    for verb in (probe, heads):
+        monkeypatch.setattr(verb, "Session", lambda *_: SimpleNamespace(client=lambda: client))
     monkeypatch.setenv("NO_COLOR", "1")
 
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["fovea", "probe", *words])
+    def run(*words, verb="probe"):
+        monkeypatch.setattr(sys, "argv", ["fovea", verb, *words])
         code = 0
         try:
             main()
@@ -93,7 +99,7 @@ def test_loop_hands_the_plan_to_the_method_and_shows_both_grids(fovea, tmp_path)
     assert "needle grid with duo" in out
     assert json.loads((tmp_path / "out" / "head-plan.json").read_text()) == PLAN
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        "head-plan.json", "retrieval-heads.json", "needle-dense.json", "needle-duo.json",
+        "head-plan.json", "retrieval-report.json", "retrieval-heads.json", "needle-dense.json", "needle-duo.json",
     }  # fmt: skip
 
 
@@ -114,3 +120,30 @@ def test_bad_words_are_told(fovea, words):
 def test_programs_get_json_lines(fovea):
     _, out, _, _ = fovea("retrieval-heads", "--json")
     assert json.loads(out)["title"] == "Retrieval heads"
+
+
+def test_a_plan_by_name_is_made_of_what_retrieval_finds(fovea, tmp_path):
+    words = ("calibrate", "mine", "--lm", "tiny", "-O", "samples=4", "--share", "0.25", "-o", str(tmp_path))
+    code, _, err, client = fovea(*words, verb="heads")
+    assert code == 0
+    assert [request for _, request in client.asked] == [
+        {"model": "retrieval-heads", "lm": "tiny", "samples": 4},
+        {"model": "head-plans", "kind": "retrieval", "name": "mine", "lm": "tiny", "share": 0.25, "report": EVIDENCE},
+    ]
+    assert '"plan": "mine"' in err
+    assert (tmp_path / "head-plan.json").exists()
+
+
+def test_other_kinds_take_the_options_themselves(fovea):
+    code, _, _, client = fovea("calibrate", "mine", "--kind", "duo", "-O", "samples=30", verb="heads")
+    assert code == 0
+    assert [request for _, request in client.asked] == [
+        {"model": "head-plans", "kind": "duo", "name": "mine", "samples": 30}
+    ]
+
+
+def test_calibration_that_finds_nothing_says_so(fovea, monkeypatch):
+    monkeypatch.setitem(HEADS, "artefacts", [])
+    code, _, err, _ = fovea("calibrate", "mine", verb="heads")
+    assert code == 1
+    assert "no retrieval heads" in err

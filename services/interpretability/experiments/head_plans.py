@@ -1,199 +1,173 @@
-"""Head plans: which heads retrieve, by Razor's echo and induction scores or by Duo's trained gates.
+"""Head plans of any loaded model: Razor's scores, Duo's trained gates, ACT's heads, or evidence that is there already.
 
-What comes out is a `HeadPlan`, which the language service's methods read. Frozen models, replaced attention: all goes
-through the decoder's seam. Knows nothing about engines or how plans are used.
+What comes out is a `HeadPlan`, which the language service's methods read; under a name it is stored where that service
+finds it at once. The work is cut into cells, so that a run that was killed goes on where it stopped. Each kind has a
+file of its own for its maths; this one knows specs, stores and reports.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from pydantic import Field
 
-from shared.lm.attention import sdpa
-from shared.lm.decoder import Decoder
-from shared.lm.head_plan import HeadPlan, ModelId, Origin, grouped_max
-from shared.lm.patterns import echo_mask, streaming_mask
+from services.interpretability.echo_plans import echo_induction, razor_plan, repeated
+from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.gate_plans import DuoLoss, duo_gate_loss, duo_gates
+from services.interpretability.plan_makers import MAKERS, Made, Sources
+from services.interpretability.report import Artefact, Grid, Report, Scalar, head_axes, matrix
+from services.interpretability.shelf import Shelf, shelf_of
+from services.interpretability.store import Store
+from services.interpretability.subject import Subject
+from shared.lm.head_plan import HeadPlan
+from shared.lm.plan_folders import PLAN_NAME, keep_plan
+from shared.registry import Card, Paper, Place
 
-__all__ = ["DuoLoss", "duo_gate_loss", "duo_gates", "echo_induction", "razor_plan", "repeated"]
-
-_ROWS = 256
-"""Queries whose probabilities are held at a time."""
-
-Progress = Callable[[float], None]
-
-
-# Razor: echo and induction.
-
-
-def repeated(vocab: int, period: int, repeats: int, seed: int = 0) -> Tensor:
-    """`period` random tokens, `repeats` times: [period · repeats]."""
-    once = torch.randint(0, vocab, (period,), generator=torch.Generator().manual_seed(seed))
-    return once.repeat(repeats)
-
-
-@torch.no_grad()
-def echo_induction(net: Decoder, ids: Tensor | Sequence[int], period: int) -> Tensor:
-    """Echo and induction scores of every query head, means over the whole map: [L,2,H] float64 (razor.md section 3).
-
-    Args:
-        net: The model.
-        ids: A sequence [S] that repeats every `period` tokens.
-        period: K.
-    """
-    tokens = torch.as_tensor(ids)
-    S, config = len(tokens), net.config
-    found = torch.zeros(config.layers, 2, config.heads, dtype=torch.float64)
-    masks = torch.stack([echo_mask(S, period), echo_mask(S, period, 1)])
-    masks[:, :period] = False
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
-        keys = k[0].transpose(0, 1).repeat_interleave(config.heads // config.kv_heads, 0)
-        queries = q[0].transpose(0, 1)
-        for begin in range(0, S, _ROWS):
-            rows = slice(begin, min(begin + _ROWS, S))
-            logits = queries[:, rows] @ keys.mT * q.shape[-1] ** -0.5
-            future = torch.arange(S) > torch.arange(S)[rows, None]
-            pattern = logits.masked_fill(future, -torch.inf).softmax(-1).double()
-            found[layer] += torch.einsum("hts,mts->mh", pattern, masks[:, rows].double())
-        return sdpa(q, k.transpose(1, 2), v.transpose(1, 2))
-
-    net(tokens[None], attend=attend, keep=1)
-    return found / S**2
+__all__ = [
+    "DuoLoss",
+    "HeadPlanSpec",
+    "HeadPlans",
+    "duo_gate_loss",
+    "duo_gates",
+    "echo_induction",
+    "razor_plan",
+    "repeated",
+]
 
 
-def razor_plan(
-    net: Decoder, period: int = 2500, repeats: int = 4, echo: float = 0.01, induction: float = 0.14, seed: int = 0
-) -> HeadPlan:
-    """Retrieval heads: the top share by echo together with the top share by induction, per key/value head."""
-    config = net.config
-    scores = echo_induction(net, repeated(config.vocab, period, repeats, seed), period)
-    tables = {name: grouped_max(scores[:, i].tolist(), config.kv_heads) for i, name in enumerate(("echo", "induction"))}
-    roles = torch.zeros(config.layers * config.kv_heads, dtype=torch.long)
-    for name, share in (("echo", echo), ("induction", induction)):
-        flat = torch.tensor(tables[name], dtype=torch.float64).flatten()
-        count = max(1, round(len(flat) * share))
-        roles[flat.argsort(descending=True, stable=True)[:count]] = 1
-    spec = {"period": period, "repeats": repeats, "echo": echo, "induction": induction}
-    return HeadPlan.parse(
-        {
-            "schema": "head-plan/1",
-            "model": _facts(net).model_dump(exclude_none=True),
-            "made_by": Origin(experiment="razor_scores", spec=spec, seed=seed).model_dump(),
-            "scores": tables,
-            "roles": roles.view(config.layers, -1).tolist(),
-            "rule": f"top {echo:g} by echo or top {induction:g} by induction; ties by lower (layer, head)",
-            "full_fraction": float(roles.double().mean()),
-        }
+class HeadPlanSpec(Spec):
+    """Which plan is made, and how; options of other kinds than the one asked for change nothing."""
+
+    kind: Literal["razor", "duo", "act", "retrieval", "table"] = Field(
+        "razor", description="Razor's scores, Duo's gates, ACT's heads, a retrieval report, or a published gate table."
+    )
+    name: str | None = Field(
+        None, pattern=PLAN_NAME, description="Store the plan for llm-longctx as `longctx.plan` NAME; left out, don't."
+    )
+    share: float | None = Field(
+        None, ge=0, le=1, description="Share of full key/value heads; left out, half, or razor's own rule."
+    )
+
+    period: int | None = Field(
+        None, ge=2, le=10_000, description="razor: random tokens; left out, 2,500 or as many as fit the window."
+    )
+    repeats: int = Field(4, ge=2, le=16, description="razor: how often they come.")
+    echo: float = Field(0.01, ge=0, le=1, description="razor: share of key/value heads that are full by echo.")
+    induction: float = Field(0.14, ge=0, le=1, description="razor: share that is full by induction.")
+
+    steps: int = Field(200, ge=1, le=10_000, description="duo: texts that gates are trained on, one a step.")
+    lengths: list[int] = Field(
+        [256, 416, 560, 704, 864, 1024], min_length=1, max_length=60, description="duo: tokens of the texts."
+    )
+    passkeys: int = Field(4, ge=1, le=10, description="duo: passkeys hidden in a text.")
+    words: int = Field(8, ge=1, le=64, description="duo: words of a passkey.")
+    sink: int = Field(128, ge=0, le=65536, description="duo: first tokens that a streaming head sees in training.")
+    recent: int = Field(256, ge=1, le=65536, description="duo: last tokens that it sees in training.")
+    rate: float = Field(0.02, gt=0, le=1, description="duo: peak learning rate.")
+    reg: float = Field(0.05, ge=0, le=10, description="duo: weight of the gates' mean in the loss.")
+
+    samples: int = Field(50, ge=2, le=2000, description="act: questions by which heads are judged.")
+    check: int = Field(50, ge=2, le=2000, description="act: other questions, for the chosen heads together.")
+    facts: int = Field(10, ge=4, le=20, description="act: facts that a question chooses among.")
+    candidates: int = Field(20, ge=1, le=4096, description="act: heads that are tried, those with most sinks.")
+    skip: int = Field(2, ge=0, le=200, description="act: first layers that are left alone.")
+    beta: float = Field(0.4, ge=0, le=1, description="act: share of their attention that sinks keep.")
+    threshold: float = Field(0.1, gt=0, le=1, description="act: mean attention above which a token is a sink.")
+    relative_threshold: float | None = Field(None, gt=0, description="act: alpha, for a threshold of alpha / tokens.")
+    excuse: Literal["first", "zero"] = Field("first", description="act: the sink that is let off.")
+    min_rows: int = Field(0, ge=0, description="act: columns that fewer queries see are no sinks.")
+
+    report: str | dict[str, Any] | None = Field(
+        None, description="retrieval: a retrieval-report/1, or the digest of a kept one."
+    )
+    table: str | None = Field(
+        None, max_length=200_000, description="table: tab-separated gates, a line per layer, a column per head."
     )
 
 
-# Duo: gates that are trained while the model is frozen.
+class HeadPlans(Experiment[HeadPlanSpec]):
+    """Makes the plans by which llm-longctx decides what a head keeps."""
+
+    In = HeadPlanSpec
+    route: ClassVar[str] = "heads/plans"
+    card: ClassVar[Card] = Card(
+        name="head-plans", task="probe", licence="Apache-2.0",
+        summary="Makes head plans for long contexts: which key/value heads keep everything, or which heads calibrate.",
+        paper=Paper(title="DuoAttention: Efficient Long-Context LLM Inference with Retrieval and Streaming Heads",
+                    venue="ICLR", year=2025, url="https://arxiv.org/abs/2410.10819"),
+        notes=(
+            "Also after RazorAttention (echo and induction) and ACT (head search); see `kind`.",
+            "The same spec, seed and model give the same plan, to the digest.",
+            "A share of full heads is the quantile's, not the gates': state budgets in bytes.",
+            NO_GRAPH,
+        ),
+        example={
+            "lm": EXAMPLE_LM, "seed": 0, "kind": "duo", "steps": 20, "lengths": [192, 256], "passkeys": 1, "words": 2,
+            "sink": 4, "recent": 32,
+        },
+    )  # fmt: skip
+
+    def __init__(self, shelf: Shelf, store: Store, weights: Path | None = None) -> None:
+        super().__init__(shelf, store)
+        self._weights = weights
+
+    @classmethod
+    def load(cls, place: Place) -> Self:
+        """Ready at once; named plans go into the folder of imported weights, which all services share."""
+        if place.threads:
+            torch.set_num_threads(place.threads)
+        return cls(shelf_of(place), Store(place.cache / "probe"), place.weights)
+
+    def cost(self, spec: HeadPlanSpec, subject: Subject) -> Cost:
+        """As the kind says."""
+        return MAKERS[spec.kind](spec, subject, self._sources).cost()
+
+    def run(self, spec: HeadPlanSpec, subject: Subject, progress: Progress) -> Report:
+        """Make the plan; store it where it has a name."""
+        made = MAKERS[spec.kind](spec, subject, self._sources).make(progress)
+        if made.plan is not None and spec.name is not None and self._weights is not None:
+            keep_plan(made.plan, self._weights, subject.name, spec.name)
+        return _report(spec, subject, made)
+
+    @property
+    def _sources(self) -> Sources:
+        return Sources(self.store.artefact)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DuoLoss:
-    """Distillation, mean |gate|, and their weighted sum; differentiable in the gates."""
-
-    distill: Tensor
-    sparsity: Tensor
-    total: Tensor
-
-
-def duo_gate_loss(
-    net: Decoder, ids: Tensor | Sequence[int], answer: Tensor, gates: Tensor, sink: int = 128, recent: int = 256,
-    reg: float = 0.05,
-) -> DuoLoss:  # fmt: skip
-    """Loss of gates [L,G] on one text (duo.md section 4).
-
-    Args:
-        net: The frozen model.
-        ids: Tokens [N].
-        answer: Which positions count: bool [N], or positions.
-        gates: One per layer and key/value head; clamped to 0 … 1.
-        sink: First tokens that a streaming head sees.
-        recent: Last tokens that it sees, the query's own included.
-        reg: Weight of the gates' mean.
-    """
-    tokens = torch.as_tensor(ids).view(1, -1)
-    teacher = _Teacher(net)
-    taught: dict[str, Tensor] = {}
-    with torch.no_grad():
-        net(tokens, attend=teacher, keep=1, tap=_keep_final(taught, "a"))
-    mask = streaming_mask(tokens.shape[1], sink, recent)
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
-        share = gates[layer].clamp(0, 1).to(q.dtype).repeat_interleave(net.config.heads // net.config.kv_heads)
-        heads = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        streaming = functional.scaled_dot_product_attention(
-            heads[0], heads[1], heads[2], attn_mask=mask, enable_gqa=True
-        ).transpose(1, 2)
-        return (1 - share[:, None]) * streaming + share[:, None] * teacher.mixed[layer]
-
-    net(tokens, attend=attend, keep=1, tap=_keep_final(taught, "b"))
-    distill = (taught["a"] - taught["b"])[0, torch.as_tensor(answer)].square().mean(-1).mean()
-    sparsity = gates.abs().mean()
-    return DuoLoss(distill, sparsity, distill + reg * sparsity)
+def _report(spec: HeadPlanSpec, subject: Subject, made: Made) -> Report:
+    plan = made.plan
+    artefacts = [] if plan is None else [Artefact.of("head-plan.json", plan.text())]
+    scalars = dict(made.scalars)
+    if plan is not None and plan.roles is not None:
+        full = sum(map(sum, plan.roles))
+        scalars = {"full_heads": Scalar(value=full, note=f"of {sum(map(len, plan.roles))} key/value heads")} | scalars
+    if plan is not None and plan.heads is not None:
+        note = f"of {subject.layers * subject.heads} query heads"
+        scalars = {"calibrated_heads": Scalar(value=len(plan.heads), note=note)} | scalars
+    return Report(
+        title=f"Head plan by {spec.kind}", warnings=made.warnings, scalars=scalars, tables=made.tables,
+        grids=_grids(plan, subject), bars=made.bars, artefacts=artefacts,
+    )  # fmt: skip
 
 
-class _Teacher:
-    """Dense attention that keeps what every layer mixed."""
-
-    def __init__(self, net: Decoder) -> None:
-        self.mixed: list[Tensor] = []
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
-        self.mixed.append(sdpa(q, k.transpose(1, 2), v.transpose(1, 2)))
-        return self.mixed[-1]
-
-
-def _keep_final(into: dict[str, Tensor], name: str) -> Callable[[str, int, Tensor], Tensor]:
-    def tap(site: str, _layer: int, x: Tensor) -> Tensor:
-        if site == "normed":
-            into[name] = x
-        return x
-
-    return tap
+def _grids(plan: HeadPlan | None, subject: Subject) -> list[Grid]:
+    """The plan's evidence and its roles, as maps."""
+    if plan is None:
+        return []
+    found = [_grid(name, table, "Evidence of each head; larger values are kept first.")
+             for name, table in plan.scores.items()]  # fmt: skip
+    if plan.roles is not None:
+        found.append(_grid("roles", plan.roles, f"1: the head keeps its whole history. {plan.rule or 'As given'}."))
+    if plan.heads is not None:
+        chosen = torch.zeros(subject.layers, subject.heads)
+        for layer, head in plan.heads:
+            chosen[layer, head] = 1
+        found.append(_grid("calibrated", chosen.tolist(), "1: the head's sinks give up attention."))
+    return found
 
 
-def duo_gates(
-    net: Decoder, data: Iterable[tuple[Tensor, Tensor]], *, steps: int = 200, rate: float = 0.02, sink: int = 128,
-    recent: int = 256, reg: float = 0.05, share: float = 0.5, seed: int = 0, progress: Progress | None = None,
-) -> HeadPlan:  # fmt: skip
-    """Train the gates on (ids, answer) pairs, one a step, and make the top `share` of heads full.
-
-    AdamW without decay; the rate rises over the first fifth, falls over the last, to a tenth of its peak.
-    """
-    config = net.config
-    net.requires_grad_(requires_grad=False)
-    gates = torch.ones(config.layers, config.kv_heads, requires_grad=True)
-    optimiser = torch.optim.AdamW([gates], lr=rate, weight_decay=0.0)
-    done = 0
-    for done, (ids, answer) in zip(range(1, steps + 1), data, strict=False):
-        for group in optimiser.param_groups:
-            group["lr"] = rate * _warmth(done - 1, steps)
-        with torch.no_grad():
-            gates.clamp_(0, 1)
-        optimiser.zero_grad()
-        duo_gate_loss(net, ids, answer, gates, sink, recent, reg).total.backward()  # type: ignore[no-untyped-call]  # torch's own
-        optimiser.step()
-        if progress is not None:
-            progress(done / steps)
-    spec = {"steps": done, "rate": rate, "sink": sink, "recent": recent, "reg": reg}
-    trained = gates.detach().clamp(0, 1).tolist()
-    origin = Origin(experiment="duo_gates", spec=spec, seed=seed)
-    return HeadPlan.ranked({"duo_gate": trained}, "duo_gate", share, model=_facts(net), made_by=origin)
-
-
-def _warmth(step: int, steps: int) -> float:
-    edge = max(math.ceil(steps / 5), 1)
-    return max(0.1, min(1.0, (step + 1) / edge, (steps - step) / edge))
-
-
-def _facts(net: Decoder) -> ModelId:
-    config = net.config
-    return ModelId(layers=config.layers, query_heads=config.heads, kv_heads=config.kv_heads)
+def _grid(name: str, values: Sequence[Sequence[float]], caption: str) -> Grid:
+    return Grid(name=name, values=matrix(values), **head_axes(len(values), len(values[0])), caption=caption)

@@ -10,14 +10,30 @@ import pytest
 import torch
 
 from services.interpretability.experiments.head_plans import (
+    HeadPlans,
+    HeadPlanSpec,
     duo_gate_loss,
     duo_gates,
     echo_induction,
     razor_plan,
     repeated,
 )
-from shared.lm.head_plan import grouped_max
+from services.interpretability.gate_plans import GateRecipe, GateTraining
+from services.interpretability.passkeys import Passkeys, passkey_text
+from services.interpretability.shelf import TINY
+from services.interpretability.sink_plans import Calibration, count_sinks, questions, right_alone, right_together
+from shared.errors import Cancelled, Conflict, FoveaError, InvalidOption, NotFound
+from shared.lm.head_plan import HeadPlan, grouped_max
 from shared.lm.networks import llama
+from shared.lm.patterns import calibrate, column_mean, excused
+from shared.lm.plan_folders import PlanFolders
+from shared.registry import Run
+
+QUICK = {"kind": "duo", "steps": 20, "lengths": [192], "passkeys": 1, "words": 2, "sink": 4, "recent": 32}
+SEARCH = {
+    "kind": "act", "seed": 1, "samples": 8, "check": 3, "facts": 5, "candidates": 6, "skip": 0, "threshold": 0.02,
+    "beta": 0.2,
+}  # fmt: skip
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "head_plans.npz")
 ANSWER = torch.arange(160) >= 128
@@ -97,3 +113,159 @@ def test_trained_gates_become_a_plan_with_progress(net):
     assert all(0 <= gate <= 1 for row in plan.scores["duo_gate"] for gate in row)
     assert len({gate for row in plan.scores["duo_gate"] for gate in row}) > 1
     assert seen[-1] == 1.0
+
+
+def test_training_goes_on_from_what_was_written_down_bit_for_bit(net):
+    model, recipe = net.float(), GateRecipe(steps=6, sink=2, recent=8)
+    data = [(torch.from_numpy(GOLDEN["ids"][i : i + 60]), torch.arange(40, 60)) for i in range(6)]
+    whole, first = GateTraining(model, recipe), GateTraining(model, recipe)
+    for text in data:
+        whole.step(*text)
+    for text in data[:3]:
+        first.step(*text)
+    second = GateTraining(model, recipe, first.state())
+    for text in data[3:]:
+        second.step(*text)
+    assert second.state() == whole.state()
+    net.double()
+
+
+@pytest.mark.parametrize("length", [352, 512])
+def test_a_passkey_text_asks_for_what_it_hides(tiny, length):
+    ids, answer = passkey_text(tiny.tokenizer, length, seed=3, keys=2, words=3)
+    text, said = (tiny.tokenizer.decode(x.tolist()) for x in (ids, ids[answer]))
+    assert len(ids) == length
+    hidden = [part.partition(".")[0] for part in text.split("passkey is: ")[1:]]
+    assert said == "".join(f" {secret}" for secret in hidden)
+    assert text.index("first passkey is") < text.index("second passkey is") < text.index("Question")
+
+
+def test_texts_too_short_for_their_passkeys_are_refused(tiny):
+    with pytest.raises(InvalidOption, match="take"):
+        passkey_text(tiny.tokenizer, 100, keys=4, words=8)
+    assert Passkeys(tiny.tokenizer, (250,)).length(0) == 256
+
+
+# ACT's head search.
+
+
+def test_a_question_has_its_answer_in_the_facts(tiny):
+    for question in questions(tiny.tokenizer, 5, facts=6):
+        text = tiny.tokenizer.decode(question.ids)
+        facts = dict(part.split(" has the ") for part in text.split(". ")[:-1])
+        asked = text.split(". ")[-1].removesuffix(" has the ")
+        assert tiny.tokenizer.token_text(question.options[question.right]) == facts[asked][0]
+        assert len(set(question.options)) == 4
+
+
+def test_a_head_calibrated_alone_is_the_map_form_of_the_rule(tiny):
+    rule = Calibration(beta=0.2, threshold=0.05)
+    question = questions(tiny.tokenizer, 1, facts=5)[0]
+    counts = np.array(count_sinks(tiny.model, question, rule))
+    heads = [(int(l), int(h)) for l, h in np.argwhere(counts > 0)]
+    assert heads
+    plain, *alone = right_alone(tiny.model, question, rule, heads)
+    assert plain == right_together(tiny.model, question, rule, [])
+    assert alone == [right_together(tiny.model, question, rule, [head]) for head in heads]
+
+
+def test_sinks_are_those_of_the_shared_rule_less_the_excused_one():
+    pattern = torch.rand(12, 12, dtype=torch.float64).tril()
+    pattern /= pattern.sum(-1, keepdim=True)
+    rule = Calibration(threshold=0.2, excuse="zero", min_rows=3)
+    over = (column_mean(pattern) > 0.2).nonzero()[:, 0]
+    assert rule.sinks(pattern).tolist() == excused(over[over <= 9], "zero").tolist()
+    assert calibrate(pattern, rule.sinks(pattern), 0.3).sum(-1) == pytest.approx(1)
+
+
+# The experiment.
+
+
+@pytest.fixture
+def study(place):
+    return HeadPlans.load(place)
+
+
+def made(study, run=None, **options):
+    (report,) = study.predict([HeadPlanSpec(lm=TINY, **options)], run or Run())
+    if isinstance(report, FoveaError):
+        raise report
+    return report
+
+
+def plan_of(report):
+    (artefact,) = report.artefacts
+    found = HeadPlan.parse(artefact.content)
+    assert found.digest == artefact.sha256
+    return found
+
+
+@pytest.mark.parametrize(
+    "options", [{"kind": "razor", "period": 24, "repeats": 3}, QUICK, SEARCH], ids=["razor", "duo", "act"]
+)
+def test_the_same_spec_makes_the_same_plan_and_it_fits_the_model(study, tiny, options):
+    first = plan_of(made(study, **options))
+    other = HeadPlans(study.shelf, type(study.store)(study.store._folder / "elsewhere"))
+    assert plan_of(made(other, **options)).digest == first.digest
+    first.check(tiny.model.config, tiny.weights_sha256)
+    assert first.model.name == TINY
+    assert first.made_by.seed == options.get("seed", 0)
+
+
+def test_a_plan_with_a_name_is_stored_where_it_is_served_from(study, place):
+    options = {"kind": "razor", "period": 24, "repeats": 3, "name": "mine"}
+    plan = plan_of(made(study, **options))
+    assert PlanFolders(TINY, place.weights)["mine"] == plan
+    made(study, **options)
+    with pytest.raises(Conflict, match="another head plan called 'mine'"):
+        made(study, **options | {"seed": 1})
+    with pytest.raises(ValueError, match="name"):
+        HeadPlanSpec(name="../up")
+
+
+def test_training_that_was_stopped_goes_on_and_ends_in_the_same_plan(study, place):
+    class StopsAfterOne(Run):
+        def progress(self, fraction, note=None):
+            self.cancel()
+
+    with pytest.raises(Cancelled, match="kept"):
+        made(study, StopsAfterOne(), name="mine", **QUICK)
+    assert "mine" not in PlanFolders(TINY, place.weights), "half a training is no plan"
+    told = []
+    resumed = made(study, Run(report=lambda share, _note: told.append(share)), **QUICK)
+    assert told[-1] == 1
+    whole = made(HeadPlans(study.shelf, type(study.store)(place.cache / "fresh")), **QUICK)
+    assert plan_of(resumed).digest == plan_of(whole).digest
+
+
+def test_the_search_tries_heads_with_sinks_and_checks_the_chosen_ones(study):
+    report = made(study, **SEARCH)
+    (table,) = report.tables
+    plain = report.scalars["plain"].value
+    rising = {row[0] for row in table.rows if row[1] > plain}
+    assert 0 < report.scalars["tried"].value <= 6
+    assert {f"{l}-{h}" for l, h in plan_of(report).heads} == rising
+    assert 0 <= report.scalars["held_out"].value <= 1
+
+
+def test_a_search_that_finds_nothing_says_so(study):
+    report = made(study, **SEARCH | {"beta": 1.0})
+    assert not report.artefacts
+    assert "no plan" in report.warnings[0]
+
+
+def test_plans_from_evidence_and_from_published_tables(study, tiny):
+    evidence = {"schema": "retrieval-report/1", "scores": np.eye(3, 4).tolist(), "model": {"name": TINY}}
+    plan = plan_of(made(study, kind="retrieval", report=evidence, share=0.5))
+    assert sum(map(sum, plan.roles)) == 3
+    assert plan.made_by.experiment == "retrieval_heads"
+    table = "0.1\t0.9\n0.5\t0.4\n1.0\t0.0\n"
+    assert plan_of(made(study, kind="table", table=table)).roles == [[0, 1], [1, 0], [1, 0]]
+    for options, error in (
+        ({"kind": "retrieval"}, InvalidOption), ({"kind": "retrieval", "report": "0" * 64}, NotFound),
+        ({"kind": "table"}, InvalidOption), ({"kind": "table", "table": "a\tb"}, FoveaError),
+        ({"kind": "table", "table": "1\t2\n3"}, FoveaError), ({"kind": "table", "table": "1\n2"}, FoveaError),
+        ({"kind": "razor", "period": 9999}, FoveaError),
+    ):  # fmt: skip
+        with pytest.raises(error):
+            made(study, **options)

@@ -73,7 +73,9 @@ class Act(AttentionMethod):
         pairs = self.heads if self.heads is not None else (plan.heads if plan is not None else None)
         if pairs is None:
             detail = "act needs the heads that it calibrates, and there is no head plan with heads for this model."
-            raise InvalidOption(detail, hint="Give heads, or make a plan with the head search.", field="longctx.heads")
+            raise InvalidOption(
+                detail, hint="Give heads, or search them: `fovea probe head-plans -O kind=act`.", field="longctx.heads"
+            )
         wrong = [pair for pair in pairs if not (0 <= pair[0] < config.layers and 0 <= pair[1] < config.heads)]
         if wrong:
             detail = f"There is no head {wrong[0]}: this model has {config.layers} layers of {config.heads} heads."

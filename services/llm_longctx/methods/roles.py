@@ -32,7 +32,7 @@ def heads_of(
         return Heads(full=((bool(share),) * config.kv_heads,) * config.layers)
     if plan is None or plan.roles is None:
         detail = f"{name} needs to know which heads are full, and there is no head plan with roles for this model."
-        hint = "Make one with `fovea probe retrieval-heads`, or give roles."
+        hint = "Make one with `fovea probe head-plans`, or give roles."
         raise InvalidOption(detail, hint=hint, field="longctx.roles")
     table = plan.roles if share is None else plan.with_share(share).roles or ()
     return Heads(full=tuple(tuple(bool(x) for x in row) for row in table))

@@ -10,11 +10,13 @@ import pytest
 from services.llm_longctx import language_model
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.kernels import backends
-from services.llm_longctx.longctx import known_plans, policy_for
+from services.llm_longctx.longctx import policy_for
 from services.llm_longctx.methods import method
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, say, tiny_decoder
 from shared.api.text import LongctxOptions
-from shared.errors import BadInput, InvalidOption, Malformed
+from shared.errors import BadInput, InvalidOption
+from shared.lm.head_plan import HeadPlan
+from shared.lm.plan_folders import keep_plan
 
 ROLES = [[1, 0], [0, 1]]
 DUO = {"method": "duo", "roles": ROLES, "sink": 4, "recent": 16}
@@ -135,19 +137,6 @@ def test_an_answer_is_one_of_the_choices(client):
     assert all(c.finish_reason == "stop" for c in answer.choices)
 
 
-def test_plans_lie_in_folders_by_model_and_later_folders_win(tmp_path):
-    for folder, name, rule in (("a", "default", "old"), ("b", "default", "new"), ("a", "other", "kept")):
-        path = tmp_path / folder / "heads" / "tiny" / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(PLAN | {"rule": rule}))
-    plans = known_plans("tiny", tmp_path / "a", tmp_path / "b")
-    assert {name: plan.rule for name, plan in plans.items()} == {"default": "new", "other": "kept"}
-    assert known_plans("huge", tmp_path / "a") == {}
-    (tmp_path / "a" / "heads" / "tiny" / "other.json").write_text("{")
-    with pytest.raises(Malformed):
-        known_plans("tiny", tmp_path / "a")
-
-
 def test_a_method_that_needs_a_plan_takes_the_models_default(folder, tmp_path, monkeypatch):
     path = tmp_path / "weights" / "heads" / MODEL / "default.json"
     path.parent.mkdir(parents=True)
@@ -155,7 +144,10 @@ def test_a_method_that_needs_a_plan_takes_the_models_default(folder, tmp_path, m
     monkeypatch.setattr(language_model, "_SHIPPED", tmp_path / "nothing")
     with Server(app_of(folder, tmp_path)) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="x") as client:
         told = used(ask(client, {"method": "duo", "sink": 2, "recent": 8}))
+        keep_plan(HeadPlan.parse(PLAN), tmp_path / "weights", MODEL, "made-later")
+        named = used(ask(client, {"method": "duo", "sink": 2, "recent": 8, "plan": "made-later"}))
     assert told["kv_ratio"] < 0.8
+    assert named["kv_ratio"] == told["kv_ratio"], "a plan that is stored while the service runs is there at once"
 
 
 # Without a server.

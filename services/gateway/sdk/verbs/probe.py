@@ -21,7 +21,7 @@ from services.gateway.sdk.screen import Screen
 from services.gateway.sdk.transport import LOCAL
 from shared.errors import InvalidOption
 
-__all__ = ["probe"]
+__all__ = ["keep", "pair", "probe", "show", "studied"]
 
 PLAN = "head-plan.json"
 SHOWN = 12
@@ -57,22 +57,22 @@ def probe(
     screen = Screen(as_json=as_json)
     with Session(url, key).client() as client:
         schema = client.model(experiment).request_schema
-        texts = dict(_pair(text) for text in option or ())
+        texts = dict(pair(text) for text in option or ())
         chosen = {"lm": lm} if lm else {}
         request = {"model": experiment, **chosen, **parsed(texts, schema)}
-        report = _studied(client, screen, request)
-        _keep(report, experiment, output, screen)
-        _told(screen, report)
+        report = studied(client, screen, request)
+        keep(report, experiment, output, screen)
+        show(screen, report)
         if then is None:
             return
         grid = {"model": "needle-grid", "lengths": _numbers(lengths), "depths": _numbers(depths), **chosen}
         for method in ({"method": "dense"}, {"method": then, "plan": _plan(report)}):
-            kept = _studied(client, screen, {**grid, "longctx": method})
-            _keep(kept, f"needle-{method['method']}", output, screen)
+            kept = studied(client, screen, {**grid, "longctx": method})
+            keep(kept, f"needle-{method['method']}", output, screen)
             _grid(screen, str(method["method"]), kept)
 
 
-def _studied(client: Client, screen: Screen, request: dict[str, Any]) -> dict[str, Any]:
+def studied(client: Client, screen: Screen, request: dict[str, Any]) -> dict[str, Any]:
     """A report, made as a job while its progress shows."""
     job = client.jobs.submit("probe", request)
     share = TextColumn("{task.percentage:>3.0f} %")
@@ -85,7 +85,8 @@ def _studied(client: Client, screen: Screen, request: dict[str, Any]) -> dict[st
     return found
 
 
-def _told(screen: Screen, report: dict[str, Any]) -> None:
+def show(screen: Screen, report: dict[str, Any]) -> None:
+    """Tell a report: warnings, numbers and the beginning of its first table."""
     if screen.as_json:
         screen.line(report)
         return
@@ -112,7 +113,8 @@ def _grid(screen: Screen, method: str, report: dict[str, Any]) -> None:
     screen.table(("depth", *(f"{tick} tokens" for tick in grid["columns"]["ticks"])), rows)
 
 
-def _keep(report: dict[str, Any], name: str, folder: Path | None, screen: Screen) -> None:
+def keep(report: dict[str, Any], name: str, folder: Path | None, screen: Screen) -> None:
+    """Write a report and its artefacts into a folder, where one is given."""
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,11 +128,18 @@ def _plan(report: dict[str, Any]) -> Any:
     found = next((one for one in report["artefacts"] if one["name"] == PLAN), None)
     if found is None:
         detail = f"{report['title']} made no head plan."
-        raise InvalidOption(detail, hint="retrieval-heads makes one, where the model solves its task.", field="then")
+        raise InvalidOption(
+            detail, hint="retrieval-heads and head-plans make them.", field="then"
+        )
     return json.loads(found["content"])
 
 
-def _pair(text: str) -> tuple[str, str]:
+def pair(text: str) -> tuple[str, str]:
+    """Name and value of an option.
+
+    Raises:
+        InvalidOption: There is no equals sign in it.
+    """
     name, equals, value = text.partition("=")
     if not equals:
         raise InvalidOption(f"--option {text!r} has no value.", hint="Write --option name=value.")

@@ -1,0 +1,110 @@
+"""Razor's head plans: how much each head looks at earlier copies of a token, and at what followed them.
+
+"RazorAttention" (2024): random tokens come several times; heads that echo or induce are kept in full. Frozen models:
+all goes through the decoder's seam. Knows nothing about experiments or how plans are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.lm.attention import sdpa
+from shared.lm.decoder import Decoder
+from shared.lm.head_plan import HeadPlan, ModelId, Origin, Score, grouped_max
+from shared.lm.patterns import echo_mask
+
+__all__ = ["echo_induction", "model_id", "razor_plan", "repeated"]
+
+_ROWS = 256
+"""Queries whose probabilities are held at a time."""
+
+
+def repeated(vocab: int, period: int, repeats: int, seed: int = 0) -> Tensor:
+    """`period` random tokens, `repeats` times: [period · repeats]."""
+    once = torch.randint(0, vocab, (period,), generator=torch.Generator().manual_seed(seed))
+    return once.repeat(repeats)
+
+
+@torch.no_grad()
+def echo_induction(net: Decoder, ids: Tensor | Sequence[int], period: int) -> Tensor:
+    """Echo and induction scores of every query head, means over the whole map: [L,2,H] float64 (razor.md section 3).
+
+    Args:
+        net: The model.
+        ids: A sequence [S] that repeats every `period` tokens.
+        period: K.
+    """
+    tokens = torch.as_tensor(ids)
+    S, config = len(tokens), net.config
+    found = torch.zeros(config.layers, 2, config.heads, dtype=torch.float64)
+    masks = torch.stack([echo_mask(S, period), echo_mask(S, period, 1)])
+    masks[:, :period] = False
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
+        keys = k[0].transpose(0, 1).repeat_interleave(config.heads // config.kv_heads, 0)
+        queries = q[0].transpose(0, 1)
+        for begin in range(0, S, _ROWS):
+            rows = slice(begin, min(begin + _ROWS, S))
+            logits = queries[:, rows] @ keys.mT * q.shape[-1] ** -0.5
+            future = torch.arange(S) > torch.arange(S)[rows, None]
+            pattern = logits.masked_fill(future, -torch.inf).softmax(-1).double()
+            found[layer] += torch.einsum("hts,mts->mh", pattern, masks[:, rows].double())
+        return sdpa(q, k.transpose(1, 2), v.transpose(1, 2))
+
+    net(tokens[None], attend=attend, keep=1)
+    return found / S**2
+
+
+def razor_plan(
+    net: Decoder, period: int = 2500, repeats: int = 4, echo: float = 0.01, induction: float = 0.14, seed: int = 0, *,
+    model: ModelId | None = None, scores: Any = None,
+) -> HeadPlan:  # fmt: skip
+    """Retrieval heads: the top share by echo together with the top share by induction, per key/value head.
+
+    Args:
+        net: The model.
+        period: Random tokens.
+        repeats: How often they come.
+        echo: Share of key/value heads that are full by echo; at least one head is.
+        induction: The same by induction.
+        seed: Of the tokens.
+        model: What the plan says it was made for; default its sizes.
+        scores: [L,2,H] of exactly these tokens, where they are known already.
+    """
+    config = net.config
+    if scores is None:
+        scores = echo_induction(net, repeated(config.vocab, period, repeats, seed), period)
+    by_kind = torch.as_tensor(scores, dtype=torch.float64)
+    tables: dict[str, Score] = {
+        name: grouped_max(by_kind[:, i].tolist(), config.kv_heads) for i, name in enumerate(("echo", "induction"))
+    }
+    roles = torch.zeros(config.layers * config.kv_heads, dtype=torch.long)
+    for name, share in (("echo", echo), ("induction", induction)):
+        flat = torch.tensor(tables[name], dtype=torch.float64).flatten()
+        count = max(1, round(len(flat) * share))
+        roles[flat.argsort(descending=True, stable=True)[:count]] = 1
+    spec = {"period": period, "repeats": repeats, "echo": echo, "induction": induction}
+    return HeadPlan.parse(
+        {
+            "schema": "head-plan/1",
+            "model": (model or model_id(net)).model_dump(exclude_none=True),
+            "made_by": Origin(experiment="razor_scores", spec=spec, seed=seed).model_dump(),
+            "scores": tables,
+            "roles": roles.view(config.layers, -1).tolist(),
+            "rule": f"top {echo:g} by echo or top {induction:g} by induction; ties by lower (layer, head)",
+            "full_fraction": float(roles.double().mean()),
+        }
+    )
+
+
+def model_id(net: Decoder, name: str = "", weights_sha256: str = "") -> ModelId:
+    """What a plan says about the model that it was made for."""
+    config = net.config
+    return ModelId(
+        name=name, weights_sha256=weights_sha256, layers=config.layers, query_heads=config.heads,
+        kv_heads=config.kv_heads,
+    )  # fmt: skip

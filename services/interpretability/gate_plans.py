@@ -1,0 +1,185 @@
+"""Duo's head plans: one gate per key/value head, trained on a frozen model until it opens only where it must.
+
+"DuoAttention" (2024), section 4 of its spec: a dense teacher beside a stream that mixes dense and streaming attention
+by the gates. Training can be written down between any two steps and goes on from there bit for bit. Knows nothing about
+experiments or how plans are used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from services.interpretability.echo_plans import model_id
+from shared.lm.attention import sdpa
+from shared.lm.decoder import Decoder
+from shared.lm.head_plan import HeadPlan, ModelId, Origin
+from shared.lm.patterns import streaming_mask
+
+__all__ = ["DuoLoss", "GateRecipe", "GateTraining", "duo_gate_loss", "duo_gates", "gate_plan"]
+
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DuoLoss:
+    """Distillation, mean |gate|, and their weighted sum; differentiable in the gates."""
+
+    distill: Tensor
+    sparsity: Tensor
+    total: Tensor
+
+
+def duo_gate_loss(
+    net: Decoder, ids: Tensor | Sequence[int], answer: Tensor, gates: Tensor, sink: int = 128, recent: int = 256,
+    reg: float = 0.05,
+) -> DuoLoss:  # fmt: skip
+    """Loss of gates [L,G] on one text (duo.md section 4).
+
+    Args:
+        net: The frozen model.
+        ids: Tokens [N].
+        answer: Which positions count: bool [N], or positions.
+        gates: One per layer and key/value head; clamped to 0 … 1.
+        sink: First tokens that a streaming head sees.
+        recent: Last tokens that it sees, the query's own included.
+        reg: Weight of the gates' mean.
+    """
+    tokens = torch.as_tensor(ids).view(1, -1)
+    teacher = _Teacher()
+    taught: dict[str, Tensor] = {}
+    with torch.no_grad():
+        net(tokens, attend=teacher, keep=1, tap=_keep_final(taught, "a"))
+    mask = streaming_mask(tokens.shape[1], sink, recent)
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
+        share = gates[layer].clamp(0, 1).to(q.dtype).repeat_interleave(net.config.heads // net.config.kv_heads)
+        heads = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        streaming = functional.scaled_dot_product_attention(
+            heads[0], heads[1], heads[2], attn_mask=mask, enable_gqa=True
+        ).transpose(1, 2)
+        return (1 - share[:, None]) * streaming + share[:, None] * teacher.mixed[layer]
+
+    net(tokens, attend=attend, keep=1, tap=_keep_final(taught, "b"))
+    distill = (taught["a"] - taught["b"])[0, torch.as_tensor(answer)].square().mean(-1).mean()
+    sparsity = gates.abs().mean()
+    return DuoLoss(distill, sparsity, distill + reg * sparsity)
+
+
+class _Teacher:
+    """Dense attention that keeps what every layer mixed."""
+
+    def __init__(self) -> None:
+        self.mixed: list[Tensor] = []
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
+        self.mixed.append(sdpa(q, k.transpose(1, 2), v.transpose(1, 2)))
+        return self.mixed[-1]
+
+
+def _keep_final(into: dict[str, Tensor], name: str) -> Callable[[str, int, Tensor], Tensor]:
+    def tap(site: str, _layer: int, x: Tensor) -> Tensor:
+        if site == "normed":
+            into[name] = x
+        return x
+
+    return tap
+
+
+@dataclass(frozen=True, slots=True)
+class GateRecipe:
+    """How gates are trained: the published recipe; `steps` is what its schedule is stretched over."""
+
+    steps: int = 200
+    rate: float = 0.02
+    sink: int = 128
+    recent: int = 256
+    reg: float = 0.05
+
+    def rate_at(self, step: int) -> float:
+        """Rises over the first fifth, falls over the last, to a tenth of the peak; steps count from 0."""
+        edge = max(math.ceil(self.steps / 5), 1)
+        return self.rate * max(0.1, min(1.0, (step + 1) / edge, (self.steps - step) / edge))
+
+
+class GateTraining:
+    """Gates [L,G] under training by AdamW without decay; all start open.
+
+    Attributes:
+        done: Steps that were made.
+    """
+
+    def __init__(self, net: Decoder, recipe: GateRecipe, state: Mapping[str, Any] | None = None) -> None:
+        """Begin, or go on from a `state` that was written down."""
+        self._net, self._recipe = net, recipe
+        self._gates = torch.ones(net.config.layers, net.config.kv_heads, requires_grad=True)
+        self._optimiser = torch.optim.AdamW([self._gates], lr=recipe.rate, weight_decay=0.0)
+        self.done = 0
+        if state is not None:
+            self._restore(state)
+
+    @property
+    def gates(self) -> list[list[float]]:
+        """[L][G], 0 to 1."""
+        found: list[list[float]] = self._gates.detach().clamp(0, 1).tolist()
+        return found
+
+    @torch.enable_grad()
+    def step(self, ids: Tensor, answer: Tensor) -> tuple[float, float]:
+        """One step on one text; the distillation loss and the gates' mean before it."""
+        recipe = self._recipe
+        for group in self._optimiser.param_groups:
+            group["lr"] = recipe.rate_at(self.done)
+        with torch.no_grad():
+            self._gates.clamp_(0, 1)
+        self._optimiser.zero_grad()
+        loss = duo_gate_loss(self._net, ids, answer, self._gates, recipe.sink, recipe.recent, recipe.reg)
+        loss.total.backward()  # type: ignore[no-untyped-call]  # torch's own
+        self._optimiser.step()
+        self.done += 1
+        return float(loss.distill.detach()), float(loss.sparsity.detach())
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, as JSON; numbers survive it exactly."""
+        moments = self._optimiser.state.get(self._gates, {})
+        return {
+            "done": self.done, "gates": self._gates.detach().tolist(),
+            "moments": {name: moments[name].tolist() for name in ("step", "exp_avg", "exp_avg_sq") if moments},
+        }  # fmt: skip
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.done = int(state["done"])
+        with torch.no_grad():
+            self._gates.copy_(torch.tensor(state["gates"]))
+        if state["moments"]:
+            self._optimiser.state[self._gates] = {name: torch.tensor(x) for name, x in state["moments"].items()}
+
+
+def gate_plan(
+    gates: Sequence[Sequence[float]], share: float, *, model: ModelId, spec: Mapping[str, Any], seed: int
+) -> HeadPlan:
+    """A plan that makes the top `share` of heads full by trained gates [L][G]."""
+    origin = Origin(experiment="duo_gates", spec=dict(spec), seed=seed)
+    return HeadPlan.ranked({"duo_gate": [list(row) for row in gates]}, "duo_gate", share, model=model, made_by=origin)
+
+
+def duo_gates(
+    net: Decoder, data: Iterable[tuple[Tensor, Tensor]], *, steps: int = 200, rate: float = 0.02, sink: int = 128,
+    recent: int = 256, reg: float = 0.05, share: float = 0.5, seed: int = 0, progress: Progress | None = None,
+) -> HeadPlan:  # fmt: skip
+    """Train the gates on (ids, answer) pairs, one a step, and make the top `share` of heads full."""
+    net.requires_grad_(requires_grad=False)
+    recipe = GateRecipe(steps, rate, sink, recent, reg)
+    training = GateTraining(net, recipe)
+    for _, (ids, answer) in zip(range(steps), data, strict=False):
+        training.step(ids, answer)
+        if progress is not None:
+            progress(training.done / steps)
+    spec = asdict(recipe) | {"steps": training.done}
+    return gate_plan(training.gates, share, model=model_id(net), spec=spec, seed=seed)

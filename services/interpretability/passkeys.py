@@ -1,0 +1,113 @@
+"""Texts that Duo's gates are trained on: passkeys hidden in prose, then asked for one by one.
+
+Pure functions of a seed. Knows text and token ids; knows no model.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shared.errors import InvalidOption
+from shared.lm.needle import Codec, haystack
+
+__all__ = ["Passkeys", "passkey_text"]
+
+_WORDS = (
+    "alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliett", "kilo", "lima",
+    "mike", "november", "oscar", "papa", "quebec", "romeo", "sierra", "tango", "uniform", "victor", "whiskey", "x-ray",
+    "yankee", "zulu",
+)  # fmt: skip
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+_BINS = 1000
+"""Depths that passkeys may have, evenly between 5 and 95 percent of the prose."""
+
+_WHOLE = 16
+"""Texts are filled up to a multiple of so many tokens."""
+
+
+@dataclass(frozen=True)
+class Passkeys:
+    """The texts of a training: one per step, lengths drawn evenly.
+
+    Attributes:
+        codec: Tokenizer.
+        lengths: Tokens that a text may have; each is rounded up to a multiple of 16.
+        keys: Passkeys per text, at most 10.
+        words: Words of a passkey.
+        seed: Of everything.
+    """
+
+    codec: Codec
+    lengths: tuple[int, ...]
+    keys: int = 4
+    words: int = 8
+    seed: int = 0
+
+    def length(self, step: int) -> int:
+        """Tokens of the text of a step."""
+        drawn = random.Random(f"{self.seed}/{step}/length").choice(self.lengths)
+        return -(-drawn // _WHOLE) * _WHOLE
+
+    def text(self, step: int) -> tuple[Tensor, Tensor]:
+        """Ids [N] and answer positions of a step."""
+        seed = f"{self.seed}/{step}"
+        return passkey_text(self.codec, self.length(step), seed=seed, keys=self.keys, words=self.words)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The texts of step 0, 1, …, without end."""
+        step = 0
+        while True:
+            yield self.text(step)
+            step += 1
+
+
+def passkey_text(
+    codec: Codec, length: int, *, seed: str | int = 0, keys: int = 4, words: int = 8
+) -> tuple[Tensor, Tensor]:
+    """Prose with passkeys at random depths, each named by its ordinal, then a question and an answer for each.
+
+    Args:
+        codec: Tokenizer.
+        length: Tokens of the whole text, exactly.
+        seed: Of prose, passkeys and depths.
+        keys: How many, 1 to 10.
+        words: Words of each.
+
+    Returns:
+        Ids [length], and the positions of the answers' tokens, ascending.
+
+    Raises:
+        InvalidOption: Passkeys and questions alone are longer.
+    """
+    rng = random.Random(seed)
+    secrets = [" ".join(rng.choices(_WORDS, k=words)) for _ in range(keys)]
+    pins = [_ids(codec, f" The {_ORDINALS[i]} passkey is: {secret}.") for i, secret in enumerate(secrets)]
+    asked = [
+        (_ids(codec, f"\nQuestion: What is the {_ORDINALS[i]} passkey?\nAnswer:"), _ids(codec, f" {secret}"))
+        for i, secret in enumerate(secrets)
+    ]
+    room = length - sum(map(len, pins)) - sum(len(q) + len(a) for q, a in asked)
+    if room < 1:
+        detail = f"{keys} passkeys of {words} words and their questions take {length - room} tokens, not {length}."
+        raise InvalidOption(detail, hint="Ask for longer texts, or for fewer passkeys or words.", field="lengths")
+    prose = _ids(codec, haystack(room * 12, rng.randrange(2**32)))[:room]
+    places = sorted(int(room * (0.05 + 0.9 * rng.randrange(_BINS) / _BINS)) for _ in pins)
+    ids: list[int] = []
+    for i, pin in enumerate(pins):
+        ids += [*prose[places[i - 1] if i else 0 : places[i]], *pin]
+    ids += prose[places[-1] :]
+    answer: list[int] = []
+    for question, said in asked:
+        ids += question
+        answer += range(len(ids), len(ids) + len(said))
+        ids += said
+    return torch.tensor(ids), torch.tensor(answer)
+
+
+def _ids(codec: Codec, text: str) -> list[int]:
+    return codec.encode(text, special=False)

@@ -1,0 +1,344 @@
+"""The kinds of head plan, each with what it costs and how it is made, cell by cell.
+
+A kind reads its own options of the spec. Knows cells, plans and parts of reports; knows no web, and nothing about where
+plans are stored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from services.interpretability.echo_plans import echo_induction, model_id, razor_plan, repeated
+from services.interpretability.experiment import Cost, Progress
+from services.interpretability.gate_plans import GateRecipe, GateTraining, gate_plan
+from services.interpretability.passkeys import Passkeys
+from services.interpretability.report import Bar, Bars, Scalar, Table, digest, head_name
+from services.interpretability.sink_plans import (
+    Calibration,
+    Head,
+    Question,
+    count_sinks,
+    questions,
+    right_alone,
+    right_together,
+)
+from services.interpretability.subject import Subject
+from shared.errors import InvalidOption, Malformed
+from shared.lm.head_plan import HeadPlan, ModelId, Origin
+
+if TYPE_CHECKING:
+    from services.interpretability.experiments.head_plans import HeadPlanSpec
+
+__all__ = ["MAKERS", "Made", "Maker", "Sources"]
+
+HALF = 0.5
+"""Share of full heads where none is asked for."""
+
+PERIOD = 2500
+"""Random tokens of the paper."""
+
+STRIDE = 10
+"""Training steps of one cell: what a kill can cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What kinds may look up: an artefact's text by its digest (NotFound where there is none)."""
+
+    artefact: Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A plan, None where the run was stopped or nothing was found, and what a report tells beside it."""
+
+    plan: HeadPlan | None
+    scalars: dict[str, Scalar] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
+    bars: list[Bars] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class Maker(Protocol):
+    """One kind of plan, for one spec and model."""
+
+    def __init__(self, spec: HeadPlanSpec, subject: Subject, sources: Sources) -> None: ...
+
+    def cost(self) -> Cost:
+        """What it takes, or takes at most."""
+        ...
+
+    def make(self, progress: Progress) -> Made:
+        """Make it."""
+        ...
+
+
+class _Maker:
+    def __init__(self, spec: HeadPlanSpec, subject: Subject, sources: Sources) -> None:
+        self.spec, self.subject, self.sources = spec, subject, sources
+
+    @property
+    def model(self) -> ModelId:
+        """What the plan says it was made for."""
+        return model_id(self.subject.model, self.subject.name, self.subject.weights_sha256)
+
+
+class Razor(_Maker):
+    """Echo and induction: one forward of random tokens that repeat."""
+
+    @property
+    def period(self) -> int:
+        """K: as asked, or as published where the window holds it."""
+        return self.spec.period or min(PERIOD, self.subject.window // self.spec.repeats)
+
+    def cost(self) -> Cost:
+        """One forward."""
+        tokens = self.period * self.spec.repeats
+        self.subject.refuse_above_window(tokens, "period")
+        return Cost(1, tokens)
+
+    def make(self, progress: Progress) -> Made:
+        """Scores in one cell, then razor's rule or a share by induction."""
+        spec, net, period = self.spec, self.subject.model, self.period
+        ids = repeated(net.config.vocab, period, spec.repeats, spec.seed)
+        content = {"echo": [period, spec.repeats, spec.seed]}
+        scores = progress.cell(content, lambda: echo_induction(net, ids, period).tolist())
+        plan = razor_plan(
+            net, period, spec.repeats, spec.echo, spec.induction, spec.seed, model=self.model, scores=scores
+        )
+        if spec.share is not None:
+            plan = plan.with_share(spec.share, "induction")
+        return Made(plan)
+
+
+class Duo(_Maker):
+    """Gates, trained while the model is frozen; ten steps are a cell, and a cell goes on from the one before."""
+
+    @property
+    def texts(self) -> Passkeys:
+        """The training texts."""
+        spec = self.spec
+        return Passkeys(self.subject.tokenizer, tuple(spec.lengths), spec.passkeys, spec.words, spec.seed)
+
+    @property
+    def recipe(self) -> GateRecipe:
+        """How gates are trained."""
+        return GateRecipe(self.spec.steps, self.spec.rate, self.spec.sink, self.spec.recent, self.spec.reg)
+
+    def cost(self) -> Cost:
+        """Teacher and student read each text; going back through the student costs about another reading."""
+        tokens = sum(self.texts.length(step) for step in range(self.spec.steps))
+        for length in self.spec.lengths:
+            self.subject.refuse_above_window(length, "lengths")
+        return Cost(2 * self.spec.steps, 2 * tokens, -(-self.spec.steps // STRIDE), partial=tokens)
+
+    def make(self, progress: Progress) -> Made:
+        """Train, or go on training."""
+        spec, recipe, texts = self.spec, self.recipe, self.texts
+        facts = {**asdict(recipe), "lengths": spec.lengths, "passkeys": spec.passkeys, "words": spec.words}
+        state: dict[str, Any] | None = None
+        losses: list[list[float]] = []
+
+        def work(first: int) -> dict[str, Any]:
+            training = GateTraining(self.subject.model, recipe, state)
+            said = [training.step(*texts.text(step)) for step in range(first, min(first + STRIDE, spec.steps))]
+            return {"state": training.state(), "gates": training.gates, "losses": said}
+
+        cells = progress.each(
+            range(0, spec.steps, STRIDE), lambda first: {"duo": facts, "seed": spec.seed, "first": first}, work
+        )
+        gates: list[list[float]] = []
+        for _, found in cells:
+            state, gates = found["state"], found["gates"]
+            losses += found["losses"]
+        if progress.stopped or not gates:
+            return Made(None, tables=[_losses(losses)])
+        share = HALF if spec.share is None else spec.share
+        plan = gate_plan(gates, share, model=self.model, spec=facts | {"share": share}, seed=spec.seed)
+        scalars = {
+            "distillation": Scalar(value=float(np.mean([d for d, _ in losses[-STRIDE:]])), note="Mean of the last."),
+            "mean_gate": Scalar(value=float(np.mean(gates)), note="1 is all open."),
+            "open": Scalar(value=float((np.array(gates) > 0.5).mean()), note="Share of gates above 0.5."),
+        }
+        return Made(plan, scalars, [_losses(losses)], [_histogram(gates)], _settled(gates))
+
+
+def _settled(gates: list[list[float]]) -> list[str]:
+    spread = float(np.std(gates))
+    return [] if spread > 0.05 else [f"The gates differ by {spread:.2g} only (sd): they need more or longer texts."]
+
+
+def _losses(losses: list[list[float]]) -> Table:
+    means = [np.mean(losses[i : i + STRIDE], axis=0) for i in range(0, len(losses), STRIDE)]
+    rows: list[list[Any]] = [[(i + 1) * STRIDE, float(d), float(g)] for i, (d, g) in enumerate(means)]
+    caption = f"Means over {STRIDE} steps: how far the stream is from its teacher, and how open the gates are."
+    return Table(name="training", columns=["step", "distillation", "mean gate"], rows=rows, caption=caption)
+
+
+def _histogram(gates: list[list[float]]) -> Bars:
+    counts, edges = np.histogram(np.array(gates), bins=10, range=(0, 1))
+    bars = [Bar(label=f"≥{low:.1f}", value=int(n)) for low, n in zip(edges, counts, strict=False)]
+    caption = "How many key/value heads have which gate: near 1 they need the whole text."
+    return Bars(name="gates", unit="heads", bars=bars, caption=caption)
+
+
+class Act(_Maker):
+    """ACT's search: heads with sinks, each calibrated alone, kept where more answers are right."""
+
+    @property
+    def rule(self) -> Calibration:
+        """ACT's knobs."""
+        spec = self.spec
+        return Calibration(spec.beta, spec.threshold, spec.relative_threshold, spec.excuse, spec.min_rows)
+
+    def asked(self, count: int, seed: int) -> list[Question]:
+        """Questions of a seed; those of different seeds differ."""
+        return questions(self.subject.tokenizer, count, facts=self.spec.facts, seed=2 * self.spec.seed + seed)
+
+    def cost(self) -> Cost:
+        """A forward per question for its sinks, one and parts of one for its heads, and two per held-out question."""
+        spec = self.spec
+        tried = sum(len(q.ids) for q in self.asked(spec.samples, 0))
+        held = sum(len(q.ids) for q in self.asked(spec.check, 1))
+        cells = 2 * spec.samples + spec.check
+        return Cost(2 * (spec.samples + spec.check), 2 * (tried + held), cells, partial=tried * spec.candidates // 2)
+
+    def make(self, progress: Progress) -> Made:
+        """Filter, try, choose, and check on other questions."""
+        spec, net, facts = self.spec, self.subject.model, asdict(self.rule)
+        asked, held_out = self.asked(spec.samples, 0), self.asked(spec.check, 1)
+        counts = _every(progress, asked, lambda q: {"sinks": q.ids, **facts}, lambda q: count_sinks(net, q, self.rule))
+        if counts is None:
+            return Made(None)
+        tried = self._candidates(np.mean(counts, axis=0))
+        found = _every(
+            progress, asked, lambda q: {"alone": _content(q), "heads": tried, **facts},
+            lambda q: right_alone(net, q, self.rule, tried),
+        )  # fmt: skip
+        if found is None:
+            return Made(None)
+        plain, *alone = np.mean(found, axis=0).tolist()
+        chosen = [head for head, share in zip(tried, alone, strict=True) if share > plain]
+        held = _every(
+            progress, held_out, lambda q: {"together": _content(q), "heads": chosen, **facts},
+            lambda q: [right_together(net, q, self.rule, heads) for heads in ([], chosen)],
+        )  # fmt: skip
+        if held is None:
+            return Made(None)
+        return self._made(tried, plain, alone, chosen, np.mean(held, axis=0).tolist())
+
+    def _candidates(self, sinks: np.ndarray) -> list[Head]:
+        """Heads [(layer, head)] with most sinks, in order of the model; heads without any are left out."""
+        sinks = sinks.copy()
+        sinks[: self.spec.skip] = 0
+        order = np.argsort(-sinks, axis=None, kind="stable")[: self.spec.candidates]
+        places = [divmod(int(i), sinks.shape[1]) for i in order if sinks.flat[i] > 0]
+        return sorted((layer, head) for layer, head in places)
+
+    def _made(self, tried: list[Head], plain: float, alone: list[float], chosen: list[Head], held: list[float]) -> Made:
+        spec = self.spec
+        rows: list[list[Any]] = sorted(
+            ([head_name(h), share, share - plain] for h, share in zip(tried, alone, strict=True)), key=lambda r: -r[1]
+        )
+        table = Table(
+            name="heads", columns=["head", "right alone", "gain"], rows=rows, caption=f"Uncalibrated: {plain:.3g}."
+        )
+        scalars = {
+            "tried": Scalar(value=len(tried), note="Heads that have sinks, most first."),
+            "plain": Scalar(value=plain, note="Share of right answers without calibration."),
+            "held_out_plain": Scalar(value=held[0], note=f"The same on {spec.check} other questions."),
+            "held_out": Scalar(value=held[1], note="With all chosen heads calibrated together."),
+        }
+        if not chosen:
+            return Made(None, scalars, [table], warnings=["No head makes more answers right: there is no plan."])
+        told = [] if held[1] > held[0] else ["On other questions the chosen heads together bring nothing."]
+        facts = asdict(self.rule) | {name: getattr(spec, name) for name in ("samples", "facts", "candidates", "skip")}
+        plan = HeadPlan(
+            schema_="head-plan/1", model=self.model, heads=chosen, rule="right answers rise when calibrated alone",
+            made_by=Origin(experiment="act_search", spec=facts, seed=spec.seed),
+        )  # fmt: skip
+        return Made(plan, scalars, [table], warnings=told)
+
+
+def _every(
+    progress: Progress, asked: list[Question], content: Callable[[Question], Mapping[str, Any]],
+    work: Callable[[Question], Any],
+) -> list[Any] | None:  # fmt: skip
+    """A value per question, or None where the run was stopped."""
+    found = [value for _, value in progress.each(asked, content, work)]
+    return None if progress.stopped else found
+
+
+def _content(question: Question) -> list[Any]:
+    return [question.ids, question.options, question.right]
+
+
+class Retrieval(_Maker):
+    """A plan from evidence: the largest score of each group, and a share of all groups."""
+
+    def cost(self) -> Cost:
+        """Nothing is run."""
+        return Cost(0, 0)
+
+    def make(self, progress: Progress) -> Made:
+        """The plan of a retrieval report."""
+        report, share = self._evidence(), HALF if self.spec.share is None else self.spec.share
+        plan = progress.cell(
+            {"report": digest(report), "share": share},
+            lambda: HeadPlan.from_retrieval(report, share, kv_heads=self.subject.model.config.kv_heads).facts(),
+        )
+        return Made(HeadPlan.parse(plan).check(self.subject.model.config, self.subject.weights_sha256))
+
+    def _evidence(self) -> Mapping[str, Any]:
+        given = self.spec.report
+        if given is None:
+            detail = "kind=retrieval needs a retrieval report."
+            raise InvalidOption(detail, hint="retrieval-heads makes one; give its digest.", field="report")
+        if isinstance(given, dict):
+            return given
+        try:
+            found: Mapping[str, Any] = json.loads(self.sources.artefact(given))
+        except ValueError as error:
+            detail = f"What is kept under {given[:12]}… is no retrieval report."
+            raise Malformed(detail, field="report") from error
+        return found
+
+
+class GateTable(_Maker):
+    """Gates that others published: plain tab-separated numbers."""
+
+    def cost(self) -> Cost:
+        """Nothing is run."""
+        return Cost(0, 0)
+
+    def make(self, progress: Progress) -> Made:
+        """The plan of the table."""
+        text, share = self.spec.table, HALF if self.spec.share is None else self.spec.share
+        if text is None:
+            detail = "kind=table needs the table."
+            raise InvalidOption(detail, hint="Lines are layers, columns key/value heads.", field="table")
+        try:
+            gates = [[float(cell) for cell in line.split()] for line in text.splitlines() if line.strip()]
+        except ValueError as error:
+            detail = f"The table holds what is no number: {error}."
+            raise Malformed(detail, field="table") from error
+        facts = {"table_sha256": digest(text), "share": share}
+        if len({len(row) for row in gates}) != 1:
+            detail = "The table's lines must hold equally many numbers."
+            raise Malformed(detail, field="table")
+        plan = progress.cell(
+            {"table": gates, "share": share},
+            lambda: gate_plan(gates, share, model=self.model, spec=facts, seed=self.spec.seed).facts(),
+        )
+        return Made(HeadPlan.parse(plan).check(self.subject.model.config))
+
+
+MAKERS: Mapping[str, type[Maker]] = {
+    "razor": Razor, "duo": Duo, "act": Act, "retrieval": Retrieval, "table": GateTable,
+}  # fmt: skip
+"""Kind → how it is made."""

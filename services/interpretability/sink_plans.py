@@ -1,0 +1,185 @@
+"""ACT's head search: which heads, calibrated alone, make a model answer more questions right.
+
+"Unveiling and Harnessing Hidden Attention Sinks" (2024). The questions have four answers to choose from and are pure
+functions of a seed. Heads without sinks of their own are left out first; of the others each is tried by itself, from
+the residual stream of its layer on. Knows the decoder's seam; knows no experiment and nothing about serving.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from services.interpretability.recorded import final_norm
+from shared.errors import InvalidOption
+from shared.lm.attention import patterns, scores, sdpa, visible
+from shared.lm.decoder import Decoder
+from shared.lm.needle import Codec
+from shared.lm.patterns import calibrate, column_mean, excused
+from shared.lm.taps import trace
+
+__all__ = ["Calibration", "Question", "count_sinks", "questions", "right_alone", "right_together"]
+
+Head = tuple[int, int]
+
+_NAMES = (
+    "Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gina", "Hugo", "Ida", "Jack", "Kate", "Leo", "Mia", "Noah", "Olga",
+    "Paul", "Rosa", "Sam", "Tina", "Vera", "Will", "Zoe",
+)  # fmt: skip
+_THINGS = (
+    "apple", "ball", "clock", "drum", "egg", "flag", "glove", "hat", "ink", "jar", "kite", "lamp", "map", "nail",
+    "orange", "pen", "ring", "stone", "tent", "umbrella", "violin", "watch",
+)  # fmt: skip
+OPTIONS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt and four tokens of which one is the right answer.
+
+    Attributes:
+        ids: The prompt.
+        options: Next tokens to choose from.
+        right: Which of them is right.
+    """
+
+    ids: list[int]
+    options: list[int]
+    right: int
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """ACT's knobs, as llm-longctx serves them."""
+
+    beta: float = 0.4
+    threshold: float = 0.1
+    relative_threshold: float | None = None
+    excuse: str = "first"
+    min_rows: int = 0
+
+    def sinks(self, pattern: Tensor) -> Tensor:
+        """Columns of one head's causal map [T,T] that lose mass, ascending, the excused one left out."""
+        T = pattern.shape[-1]
+        means = column_mean(pattern.double())
+        threshold = self.threshold if self.relative_threshold is None else self.relative_threshold / T
+        enough = T - torch.arange(T, device=means.device) >= self.min_rows
+        return excused(((means > threshold) & enough).nonzero()[:, 0], self.excuse)
+
+
+def questions(codec: Codec, count: int, *, facts: int = 10, seed: int = 0) -> list[Question]:
+    """Who has what: `facts` sentences, then the beginning of one of them again.
+
+    Raises:
+        InvalidOption: The tokenizer can't tell the things apart by their first token.
+    """
+    for lead in (" ", ""):  # tokens of words begin with a space; bytes do not
+        tokens: dict[int, str] = {}
+        for thing in _THINGS:
+            tokens.setdefault(codec.encode(lead + thing, special=False)[0], thing)
+        if len(tokens) >= max(facts, OPTIONS):
+            first = {thing: token for token, thing in tokens.items()}
+            return [_question(codec, first, lead, facts, random.Random(f"{seed}/{i}")) for i in range(count)]
+    detail = f"Only {len(tokens)} things begin with a token of their own, too few for {facts} facts."
+    raise InvalidOption(detail, hint="Ask for fewer facts.", field="facts")
+
+
+def _question(codec: Codec, first: dict[str, int], lead: str, facts: int, rng: random.Random) -> Question:
+    names, owned = rng.sample(_NAMES, facts), rng.sample(list(first), facts)
+    told = "".join(f"{name} has the {thing}. " for name, thing in zip(names, owned, strict=True))
+    asked = rng.randrange(facts)
+    wrong = rng.sample([thing for thing in owned if thing != owned[asked]], OPTIONS - 1)
+    options = [owned[asked], *wrong]
+    rng.shuffle(options)
+    ids = codec.encode(f"{told}{names[asked]} has the" + ("" if lead else " "))
+    return Question(ids, [first[o] for o in options], options.index(owned[asked]))
+
+
+class _Calibrated:
+    """The decoder's `attend` on one text: rows of the batch mix as `heads` says, each head of a row calibrated."""
+
+    def __init__(self, rule: Calibration, heads: Sequence[Collection[Head]]) -> None:
+        self._rule, self._heads = rule, heads
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
+        """Mix values; see `shared.lm.attention.Attend`."""
+        keys, values = k.transpose(1, 2), v.transpose(1, 2)
+        z, group = sdpa(q, keys, values), q.shape[2] // keys.shape[1]
+        todo = [(row, head) for row, heads in enumerate(self._heads) for l, head in heads if l == layer]
+        if todo:
+            z = z.clone()
+        for row, head in todo:
+            pattern = _pattern(q[row : row + 1, :, head : head + 1], keys[row : row + 1, head // group, None])
+            if len(sinks := self._rule.sinks(pattern[0, 0])):
+                z[row, :, head] = calibrate(pattern[0, 0], sinks, self._rule.beta) @ values[row, head // group]
+        return z
+
+
+def _pattern(q: Tensor, keys: Tensor) -> Tensor:
+    T = q.shape[1]
+    return patterns(scores(q, keys, visible(torch.arange(T, device=q.device), T, None)))
+
+
+@torch.no_grad()
+def count_sinks(model: Decoder, question: Question, rule: Calibration) -> list[list[int]]:
+    """How many sinks each head would calibrate on one question: [L][H]; one forward."""
+    config = model.config
+    found = [[0] * config.heads for _ in range(config.layers)]
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
+        keys = k.transpose(1, 2)
+        shown = _pattern(q, keys)[0]
+        found[layer] = [len(rule.sinks(one)) for one in shown]
+        return sdpa(q, keys, v.transpose(1, 2))
+
+    model(torch.tensor([question.ids]), attend=attend, keep=1)
+    return found
+
+
+@torch.no_grad()
+def right_alone(model: Decoder, question: Question, rule: Calibration, heads: Sequence[Head]) -> list[bool]:
+    """Whether the answer is right without calibration, then with each of `heads` alone; one forward, and parts of one.
+
+    Variants begin at the layer of their head: what is below is the plain run's.
+    """
+    layers = sorted({layer for layer, _ in heads})
+    traced = trace(model, torch.tensor([question.ids]), capture=[f"resid_pre.{l}" for l in layers], keep=1)
+    verdict = {None: _right(traced.logits[:, -1], question)[0]} | dict.fromkeys(heads, False)
+    for layer in layers:
+        here = [head for head in heads if head[0] == layer]
+        x = traced[f"resid_pre.{layer}"].expand(len(here), -1, -1)
+        attend = _Calibrated(rule, [[head] for head in here])
+        verdict |= zip(here, _right(_onwards(model, layer, x, attend), question), strict=True)
+    return list(verdict.values())
+
+
+@torch.no_grad()
+def right_together(model: Decoder, question: Question, rule: Calibration, heads: Collection[Head]) -> bool:
+    """Whether the answer is right with all of `heads` calibrated, as they are when they are served; one forward."""
+    logits = model(torch.tensor([question.ids]), attend=_Calibrated(rule, [heads]), keep=1)
+    return _right(logits[:, -1], question)[0]
+
+
+def _onwards(model: Decoder, layer: int, x: Tensor, attend: _Calibrated) -> Tensor:
+    """Last logits [N,V] of a stream that enters block `layer` as x [N,T,D]."""
+    turns = model.turns(torch.arange(x.shape[1], device=x.device), x.dtype)
+    for l in range(layer, model.config.layers):
+        block = model.blocks[l]
+        q, k, v = block.project(x)
+        q, k = block.orient(q, k, turns[l])
+        x = x + block.output(attend(l, q, k, v, 0))
+        x = x + block.feed(x)
+    return functional.linear(final_norm(model)(x[:, -1]), model.output_matrix)
+
+
+def _right(last: Tensor, question: Question) -> list[bool]:
+    """Of logits [N,V]: whether the right option is the likeliest; a tie is not right."""
+    shown = last[:, question.options]
+    others = shown.clone()
+    others[:, question.right] = -torch.inf
+    return (shown[:, question.right] > others.amax(-1)).tolist()
