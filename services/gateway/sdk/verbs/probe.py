@@ -128,9 +128,7 @@ def _plan(report: dict[str, Any]) -> Any:
     found = next((one for one in report["artefacts"] if one["name"] == PLAN), None)
     if found is None:
         detail = f"{report['title']} made no head plan."
-        raise InvalidOption(
-            detail, hint="retrieval-heads and head-plans make them.", field="then"
-        )
+        raise InvalidOption(detail, hint="retrieval-heads and head-plans make them.", field="then")
     return json.loads(found["content"])
 
 
