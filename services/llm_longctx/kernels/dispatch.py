@@ -6,6 +6,7 @@ name, it runs or says why it can't. Knows nothing about what the operations comp
 
 from __future__ import annotations
 
+import importlib.util
 from functools import cache
 from typing import Literal
 
@@ -22,6 +23,11 @@ Backend = Literal["reference", "cpu_torch", "cpu_ext", "triton"]
 
 BACKENDS: tuple[Backend, ...] = ("reference", "cpu_torch", "cpu_ext", "triton")
 """From the plainest to the fastest."""
+
+_HINTS = {
+    "cpu_ext": "`fovea build-kernels` builds it where a C++ compiler is installed.",
+    "triton": "It runs on a GPU; set TRITON_INTERPRET=1 to try it slowly on a CPU.",
+}
 
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -55,7 +61,7 @@ def _chosen(backend: str, dtype: torch.dtype, device: str) -> tuple[Backend, str
         return _named(backend, dtype, device), "asked for"
     passed = ""
     for name in reversed(BACKENDS):
-        reason = _absent(name) or _unfit(name, dtype, device)
+        reason = _unfit(name, dtype, device) or _absent(name)
         if not reason:
             return name, passed
         # The reason that counts is that of the back end made for this device.
@@ -68,7 +74,7 @@ def _named(backend: str, dtype: torch.dtype, device: str) -> Backend:
         if name == backend:
             if reason := _absent(name) or _unfit(name, dtype, device, asked=True):
                 detail = f"The kernel back end {name} can't be used: {reason}."
-                raise NotReady(detail, hint="`fovea build-kernels` builds it where a C++ compiler is installed.")
+                raise NotReady(detail, hint=_HINTS.get(name))
             return name
     detail = f"There is no kernel back end {backend!r}; known are auto, {', '.join(BACKENDS)}."
     raise BadInput(detail, field="backend")
@@ -79,7 +85,22 @@ def _absent(name: Backend) -> str:
     """Why this machine lacks a back end; empty where it has it."""
     if name == "cpu_ext":
         return library.absent()
-    return "it is not installed" if name == "triton" else ""
+    return _without_triton() if name == "triton" else ""
+
+
+def _without_triton() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "it is not installed"
+    if torch.cuda.is_available() or interpreted():
+        return ""
+    return "there is no GPU, and TRITON_INTERPRET is not set"
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in Python, on a CPU: good for tests, never for serving."""
+    from triton import knobs  # noqa: PLC0415  # slow to import, and not everybody has it
+
+    return bool(knobs.runtime.interpret)
 
 
 def _unfit(name: Backend, dtype: torch.dtype, device: str, *, asked: bool = False) -> str:
@@ -87,5 +108,7 @@ def _unfit(name: Backend, dtype: torch.dtype, device: str, *, asked: bool = Fals
     if name == "cpu_ext":
         return "" if device == "cpu" and dtype in _NATIVE_DTYPES else f"no {dtype} on {device}"
     if name == "triton":
-        return "" if (device == "cuda" or asked) and dtype != torch.float64 else f"no {dtype} on {device}"
+        # On a CPU only the interpreter runs it, and only for who asks.
+        runs = device == "cuda" or (asked and device == "cpu" and interpreted())
+        return "" if runs and dtype != torch.float64 else f"no {dtype} on {device}"
     return ""

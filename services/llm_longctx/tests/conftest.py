@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ from shared.lm.decoder import Decoder
 from shared.lm.networks import llama
 from shared.serving.app import build
 from shared.settings import Settings
+
+# Triton settles what its own library is compiled to when it is imported first: here, to Python.
+os.environ["TRITON_INTERPRET"] = "1"
 
 CONTEXT = 192
 MODEL = "tiny-llama"

@@ -13,10 +13,19 @@ from services.llm_longctx.kernels.dispatch import Backend, choose
 
 __all__ = ["block_sparse_prefill"]
 
+
+def _triton(q: Tensor, k: Tensor, v: Tensor, blocks: BlockCsr) -> tuple[Tensor, Tensor]:
+    from services.llm_longctx.kernels.block_sparse_prefill import triton  # noqa: PLC0415  # may not be installed
+
+    out: tuple[Tensor, Tensor] = triton.prefill(q, k, v, blocks)
+    return out
+
+
 _RUN: Mapping[Backend, Callable[[Tensor, Tensor, Tensor, BlockCsr], tuple[Tensor, Tensor]]] = {
     "reference": reference.prefill,
     "cpu_torch": cpu_torch.prefill,
     "cpu_ext": cpu_ext.prefill,
+    "triton": _triton,
 }
 
 

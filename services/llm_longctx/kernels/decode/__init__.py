@@ -16,13 +16,22 @@ from services.llm_longctx.kernels.dispatch import Backend, choose
 
 __all__ = ["Pages", "decode", "decode_pages"]
 
+
+def _triton(
+    q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], log_weights: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor]:
+    from services.llm_longctx.kernels.decode import triton  # noqa: PLC0415  # may not be installed
+
+    return triton.decode(q, keys, values, log_weights)
+
+
 _RUN: Mapping[
     Backend,
     Callable[
         [Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None]],
         tuple[Tensor, Tensor],
     ],
-] = {"reference": reference.decode, "cpu_torch": cpu_torch.decode, "cpu_ext": cpu_ext.decode}
+] = {"reference": reference.decode, "cpu_torch": cpu_torch.decode, "cpu_ext": cpu_ext.decode, "triton": _triton}
 
 
 def decode(
@@ -69,6 +78,10 @@ def decode_pages(
         ValueError: The shapes don't fit each other.
         NotReady: The named back end is not there or can't take these tensors.
     """
+    if choose("decode", backend, q.dtype, q.device.type) == "triton":
+        from services.llm_longctx.kernels.decode import triton  # noqa: PLC0415  # see `_triton`
+
+        return triton.decode_pages(q, pool, pages, log_weights or [None] * len(pages.lengths))
     keys, values = pages.entries(pool)
     return decode(q, keys, values, log_weights=log_weights, backend=backend)
 

@@ -1,0 +1,161 @@
+"""The Triton kernels against the float64 oracle, in Triton's interpreter: few tokens, shapes that nothing divides."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import pytest
+import torch
+
+from services.llm_longctx.kernels import BlockCsr, Pages, backends, block_sparse_prefill, decode, decode_pages, dispatch
+from shared.errors import NotReady
+from shared.telemetry import KERNEL_CALLS
+
+triton = pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
+
+MODULES = [f"services.llm_longctx.kernels.{op}.triton" for op in ("block_sparse_prefill", "decode")]
+TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 4e-2}
+
+
+def forget() -> None:
+    """A kernel's form is settled when its file is imported, and what is there when dispatch first looks."""
+    for name in MODULES:
+        sys.modules.pop(name, None)
+    for cached in (dispatch._chosen, dispatch._absent):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def interpreter(monkeypatch):
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
+    forget()
+    yield
+    forget()
+
+
+def close(found, wanted, tolerance) -> None:
+    (out, lse), (oracle, sums) = found, wanted
+    seen = ~sums.isneginf()
+    assert torch.equal(seen, ~lse.isneginf())
+    assert (out.double() - oracle).abs().max() < tolerance
+    assert not seen.any() or (lse.double() - sums)[seen].abs().max() < max(tolerance, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("shape", "queries", "keys", "d", "block", "key_block", "heads"),
+    [
+        ((6, 2), 90, 170, 24, 20, 7, 2),  # a chunk of a longer prompt; the group shares its blocks
+        ((6, 2), 90, 170, 64, 32, 32, 6),  # blocks per query head
+        ((1, 1), 1, 33, 3, 5, 40, 1),  # one query
+        ((3, 3), 63, 63, 60, 16, 16, 3),  # no groups, a partial last block
+        ((2, 1), 130, 512, 16, 130, 100, 1),  # blocks larger than a tile
+    ],
+)
+def test_prefill_agrees_with_the_oracle(interpreter, dtype, shape, queries, keys, d, block, key_block, heads):
+    torch.manual_seed(keys + d)
+    q, (k, v) = torch.randn(shape[0], queries, d).to(dtype), torch.randn(2, shape[1], keys, d).to(dtype)
+    first = (keys - queries) // block
+    mask = torch.rand(heads, -(-keys // block) - first, -(-keys // key_block)) < 0.4
+    blocks = BlockCsr.from_mask(mask, block, key_block=key_block, first=first)
+    wanted = block_sparse_prefill(q, k, v, blocks, backend="reference", return_lse=True)
+    found = block_sparse_prefill(q, k, v, blocks, backend="triton", return_lse=True)
+    assert found[0].dtype == dtype
+    close(found, wanted, TOLERANCE[dtype])
+
+
+def test_prefill_reads_tensors_that_lie_crosswise(interpreter):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(40, heads, 16).transpose(0, 1) for heads in (4, 2, 2))
+    blocks = BlockCsr.dense(2, 40, 12)
+    wanted = block_sparse_prefill(q, k, v, blocks, backend="reference", return_lse=True)
+    close(block_sparse_prefill(q, k, v, blocks, backend="triton", return_lse=True), wanted, 3e-6)
+
+
+LENGTHS = [0, 1, 15, 64, 129, 300]
+
+
+def problems(dtype, d, group):
+    torch.manual_seed(d)
+    q = torch.randn(len(LENGTHS), group, d).to(dtype)
+    stores = [torch.randn(n, 2, d).to(dtype) for n in LENGTHS]
+    weights = [None, torch.full((1,), -torch.inf), torch.randn(15), None, torch.randn(129), None]
+    return q, [s[:, 0] for s in stores], [s[:, 1] for s in stores], weights
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("d", "group"), [(64, 3), (24, 5), (1, 1), (80, 17)])
+def test_decode_agrees_with_the_oracle_on_ragged_problems(interpreter, dtype, d, group):
+    q, keys, values, weights = problems(dtype, d, group)
+    wanted = decode(q, keys, values, log_weights=weights, backend="reference")
+    found = decode(q, keys, values, log_weights=weights, backend="triton")
+    assert found[0].dtype == dtype
+    close(found, wanted, TOLERANCE[dtype])
+
+
+def test_parts_of_a_long_problem_make_one_softmax(interpreter):
+    q, keys, values, weights = problems(torch.float32, 32, 2)
+    wanted = decode(q, keys, values, log_weights=weights, backend="reference")
+    kernel = importlib.import_module(MODULES[1])
+    close(kernel.decode(q, keys, values, weights, span=100), wanted, 3e-6)
+
+
+@pytest.mark.parametrize("size", [4, 64])
+def test_pages_are_read_where_they_lie(interpreter, size):
+    q, keys, values, weights = problems(torch.float32, 24, 3)
+    counts = [-(-n // size) for n in LENGTHS]
+    pool = torch.full((sum(counts) + 3, 2, size, 24), torch.nan)
+    free = torch.randperm(len(pool)).tolist()
+    tables = [[free.pop() for _ in range(n)] for n in counts]
+    for table, k, v in zip(tables, keys, values, strict=True):
+        for i, page in enumerate(table):
+            part = slice(i * size, (i + 1) * size)
+            pool[page, 0, : len(k[part])], pool[page, 1, : len(k[part])] = k[part], v[part]
+    pages = Pages.of(tables, LENGTHS)
+    wanted = decode(q, keys, values, log_weights=weights, backend="reference")
+    close(decode_pages(q, pool, pages, log_weights=weights, backend="triton"), wanted, 3e-6)
+    plain = decode(q, keys, values, backend="reference")
+    close(decode_pages(q, pool, pages, backend="triton"), plain, 3e-6)
+
+
+def test_large_scores_do_not_overflow(interpreter):
+    q, keys = torch.full((1, 2, 64), 40.0), torch.full((3, 64), 40.0)
+    keys[1] = -40.0
+    values = torch.tensor([1.0, 2.0, 3.0])[:, None].expand(3, 64)
+    out, _ = decode(q, [keys], [values], backend="triton")
+    assert torch.allclose(out, torch.full((1, 2, 64), 2.0))
+
+
+def test_the_interpreter_runs_only_for_who_asks_and_calls_are_counted(interpreter):
+    assert "triton" in backends()
+    q, k = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
+    before = calls("triton"), calls("cpu_ext") + calls("cpu_torch")
+    block_sparse_prefill(q, k, k, BlockCsr.dense(1, 2, 2))
+    assert (calls("triton"), calls("cpu_ext") + calls("cpu_torch")) == (before[0], before[1] + 1)
+    block_sparse_prefill(q, k, k, BlockCsr.dense(1, 2, 2), backend="triton")
+    assert calls("triton") == before[0] + 1
+    with pytest.raises(NotReady, match="float64"):
+        block_sparse_prefill(q.double(), k.double(), k.double(), BlockCsr.dense(1, 2, 2), backend="triton")
+
+
+def calls(backend: str) -> float:
+    return sum(
+        sample.value
+        for metric in KERNEL_CALLS.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total") and sample.labels["backend"] == backend
+    )
+
+
+def test_without_a_gpu_the_back_end_is_absent_and_says_what_to_try(monkeypatch):
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    forget()
+    try:
+        assert "triton" not in backends()
+        with pytest.raises(NotReady, match="no GPU") as caught:
+            decode(torch.zeros(1, 1, 4), [torch.zeros(2, 4)], [torch.zeros(2, 4)], backend="triton")
+        assert "TRITON_INTERPRET" in caught.value.hint
+    finally:
+        forget()
