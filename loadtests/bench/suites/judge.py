@@ -33,7 +33,7 @@ SHARE = 0.8
 """Of the ratio of tokens that is left as a ratio of speed, by the issue."""
 
 
-def measure(rounds: int = 5, count: int = 24) -> Table:
+def measure(rounds: int = 4, count: int = 12) -> Table:
     """Alternate cold and warm; medians over rounds. `count` is pairs per round and contender."""
     pairs = itertools.cycle(_pairs())
     with tempfile.TemporaryDirectory(prefix="fovea-bench-") as folder:

@@ -84,7 +84,7 @@ def comparing(
             logits = engine.model.output_matrix.new_zeros(0, engine.model.config.vocab)
             while s.memory.length < len(ids):
                 begin = s.memory.length
-                end = begin + next_chunk(s.policy.method, begin, len(ids), engine.pool.page)
+                end = begin + next_chunk(s.policy.method, begin, len(ids))
                 logits = s.read(ids[begin:end], last=end == len(ids), keep=int(end == len(ids)))
                 yield
             last.append(logits[-1])

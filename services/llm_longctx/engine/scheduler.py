@@ -117,7 +117,7 @@ class Scheduler(Turns[OpenSequence]):
         assert s is not None  # noqa: S101  # set on admission
         while left > 0 and self._reading is begun:
             begin = s.memory.length
-            size = next_chunk(policy.method, begin, len(order.ids), self.engine.pool.page)
+            size = next_chunk(policy.method, begin, len(order.ids))
             if policy.method.chunk_invariant and policy.method.supports.chunked_prefill:
                 size = min(size, self._chunk_tokens)
             left -= size
