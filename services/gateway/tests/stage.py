@@ -157,11 +157,20 @@ def fronted(app: Any, service: str, folder: Path, **settings: Any) -> Iterator[t
     config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="auto", ws="none",
                             timeout_graceful_shutdown=1)  # fmt: skip
     with _quiet(), _served(uvicorn.Server(config)) as upstream:
+        _loaded(upstream)
         chosen = Settings(
             data_dir=folder, http_port=0, grpc_port=0, drain_s=1, upstreams=f"{service}={upstream}", **settings
         )
         with _served(server(build_gateway(chosen, queue), chosen)) as url:
             yield url, queue, KeyRing(chosen.keys_path)
+
+
+def _loaded(upstream: str) -> None:
+    """Wait until a real service has its models: a page that asks at once would only see that they load."""
+    until = time.monotonic() + 120
+    while httpx2.get(f"{upstream}/readyz").status_code == httpx2.codes.SERVICE_UNAVAILABLE:
+        assert time.monotonic() < until, "the service's models did not load"
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
