@@ -2,7 +2,8 @@
 
 A block answers four questions: `project` (norm, then q, k, v), `orient` (what positions do to q and k), `output` (what
 mixed values add to the residual stream) and `feed` (what the MLP adds). Parameter names are the official state-dict
-keys. Knows nothing about attention itself, caches or taps.
+keys; norms and products of the Llama-like ones go through `shared.lm.ops`. Knows nothing about attention itself, caches
+or taps.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.lm.config import DecoderConfig
-from shared.lm.rope import Rotation, rotate
+from shared.lm.ops import TORCH, Ops
+from shared.lm.rope import Rotation
 
 __all__ = ["Block", "GPT2Block", "Gemma3Block", "LlamaBlock", "OffsetRMSNorm", "RMSNorm"]
 
@@ -22,25 +24,27 @@ __all__ = ["Block", "GPT2Block", "Gemma3Block", "LlamaBlock", "OffsetRMSNorm", "
 class Block(Protocol):
     """One layer, as the decoder sees it. x is [B,T,D]; q [B,T,H,d]; k, v [B,T,G,d]."""
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, ops: Ops = TORCH) -> tuple[Tensor, Tensor, Tensor]:
         """First norm, then q, k and v with their biases, before any rotation."""
         ...
 
-    def orient(self, q: Tensor, k: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor]:
+    def orient(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
         """What attention compares: per-head norm, then rotation."""
         ...
 
-    def output(self, z: Tensor) -> Tensor:
+    def output(self, z: Tensor, ops: Ops = TORCH) -> Tensor:
         """What the heads' mixed values z [B,T,H,d] add to the residual stream."""
         ...
 
-    def feed(self, x: Tensor) -> Tensor:
+    def feed(self, x: Tensor, ops: Ops = TORCH) -> Tensor:
         """Second norm and MLP."""
         ...
 
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean x² + eps) · weight, in float32 or wider whatever the model's dtype."""
+
+    offset = 0.0
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -54,6 +58,8 @@ class RMSNorm(nn.Module):
 
 class OffsetRMSNorm(RMSNorm):
     """RMSNorm whose weight is stored less one: x / sqrt(mean x² + eps) · (1 + weight), in float32 or wider."""
+
+    offset = 1.0
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__(width, eps)
@@ -110,21 +116,21 @@ class GPT2Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.width, config.norm_eps)
         self.mlp = _GeluMLP(config)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, ops: Ops = TORCH) -> tuple[Tensor, Tensor, Tensor]:
         """First norm, then the fused projection cut in three."""
         q, k, v = self.attn.c_attn(self.ln_1(x)).unflatten(-1, (3, -1, self.head_dim)).unbind(-3)
         return q, k, v
 
-    def orient(self, q: Tensor, k: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor]:
+    def orient(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
         """Positions are in the embedding already."""
         return q, k
 
-    def output(self, z: Tensor) -> Tensor:
+    def output(self, z: Tensor, ops: Ops = TORCH) -> Tensor:
         """Join the heads."""
         added: Tensor = self.attn.c_proj(z.flatten(-2))
         return added
 
-    def feed(self, x: Tensor) -> Tensor:
+    def feed(self, x: Tensor, ops: Ops = TORCH) -> Tensor:
         """Second norm and MLP."""
         added: Tensor = self.mlp(self.ln_2(x))
         return added
@@ -152,9 +158,8 @@ class _GatedMLP(nn.Module):
         self.up_proj = nn.Linear(config.width, config.hidden, bias=False)
         self.down_proj = nn.Linear(config.hidden, config.width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        added: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
-        return added
+    def forward(self, x: Tensor, ops: Ops = TORCH) -> Tensor:
+        return ops.products(ops.gated(x, self.gate_proj, self.up_proj), (self.down_proj,))[0]
 
 
 class LlamaBlock(nn.Module):
@@ -169,29 +174,25 @@ class LlamaBlock(nn.Module):
         self.input_layernorm = RMSNorm(config.width, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, ops: Ops = TORCH) -> tuple[Tensor, Tensor, Tensor]:
         """First norm, then three projections."""
-        x, attn, heads = self.input_layernorm(x), self.self_attn, (-1, self.head_dim)
-        return (
-            attn.q_proj(x).unflatten(-1, heads),
-            attn.k_proj(x).unflatten(-1, heads),
-            attn.v_proj(x).unflatten(-1, heads),
-        )
+        x, attn = ops.norm(x, self.input_layernorm), self.self_attn
+        q, k, v = ops.products(x, (attn.q_proj, attn.k_proj, attn.v_proj))
+        return _heads(q, self.head_dim), _heads(k, self.head_dim), _heads(v, self.head_dim)
 
-    def orient(self, q: Tensor, k: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor]:
+    def orient(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
         """Norm per head where the family has one, then rotation."""
         if self.qk_norm:
-            q, k = self.self_attn.q_norm(q), self.self_attn.k_norm(k)
-        return (q, k) if turn is None else (rotate(q, turn), rotate(k, turn))
+            q, k = ops.norm(q, self.self_attn.q_norm), ops.norm(k, self.self_attn.k_norm)
+        return (q, k) if turn is None else (ops.rotate(q, turn), ops.rotate(k, turn))
 
-    def output(self, z: Tensor) -> Tensor:
+    def output(self, z: Tensor, ops: Ops = TORCH) -> Tensor:
         """Join the heads."""
-        added: Tensor = self.self_attn.o_proj(z.flatten(-2))
-        return added
+        return ops.products(z.flatten(-2), (self.self_attn.o_proj,))[0]
 
-    def feed(self, x: Tensor) -> Tensor:
+    def feed(self, x: Tensor, ops: Ops = TORCH) -> Tensor:
         """Second norm and MLP."""
-        added: Tensor = self.mlp(self.post_attention_layernorm(x))
+        added: Tensor = self.mlp(ops.norm(x, self.post_attention_layernorm), ops)
         return added
 
 
@@ -212,30 +213,31 @@ class Gemma3Block(nn.Module):
         self.pre_feedforward_layernorm = OffsetRMSNorm(config.width, config.norm_eps)
         self.post_feedforward_layernorm = OffsetRMSNorm(config.width, config.norm_eps)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, ops: Ops = TORCH) -> tuple[Tensor, Tensor, Tensor]:
         """First norm, then three projections."""
-        x, attn, heads = self.input_layernorm(x), self.self_attn, (-1, self.head_dim)
-        return (
-            attn.q_proj(x).unflatten(-1, heads),
-            attn.k_proj(x).unflatten(-1, heads),
-            attn.v_proj(x).unflatten(-1, heads),
-        )
+        x, attn = ops.norm(x, self.input_layernorm), self.self_attn
+        q, k, v = ops.products(x, (attn.q_proj, attn.k_proj, attn.v_proj))
+        return _heads(q, self.head_dim), _heads(k, self.head_dim), _heads(v, self.head_dim)
 
-    def orient(self, q: Tensor, k: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor]:
+    def orient(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
         """Norm per head, rotation, and the family's own scale."""
-        q, k = self.self_attn.q_norm(q), self.self_attn.k_norm(k)
+        q, k = ops.norm(q, self.self_attn.q_norm), ops.norm(k, self.self_attn.k_norm)
         if turn is not None:
-            q, k = rotate(q, turn), rotate(k, turn)
+            q, k = ops.rotate(q, turn), ops.rotate(k, turn)
         return q if self.turn_up == 1 else q * self.turn_up, k
 
-    def output(self, z: Tensor) -> Tensor:
+    def output(self, z: Tensor, ops: Ops = TORCH) -> Tensor:
         """Join the heads, then the second norm."""
-        added: Tensor = self.post_attention_layernorm(self.self_attn.o_proj(z.flatten(-2)))
-        return added
+        return ops.norm(ops.products(z.flatten(-2), (self.self_attn.o_proj,))[0], self.post_attention_layernorm)
 
-    def feed(self, x: Tensor) -> Tensor:
+    def feed(self, x: Tensor, ops: Ops = TORCH) -> Tensor:
         """Third norm, MLP, fourth norm."""
-        x, mlp = self.pre_feedforward_layernorm(x), self.mlp
-        mixed = functional.gelu(mlp.gate_proj(x), approximate="tanh") * mlp.up_proj(x)
-        added: Tensor = self.post_feedforward_layernorm(mlp.down_proj(mixed))
-        return added
+        x, mlp = ops.norm(x, self.pre_feedforward_layernorm), self.mlp
+        gate, up = ops.products(x, (mlp.gate_proj, mlp.up_proj))
+        mixed = functional.gelu(gate, approximate="tanh") * up
+        return ops.norm(ops.products(mixed, (mlp.down_proj,))[0], self.post_feedforward_layernorm)
+
+
+def _heads(x: Tensor, head_dim: int) -> Tensor:
+    """[B,T,H·d] → [B,T,H,d]."""
+    return x.view(*x.shape[:-1], -1, head_dim)

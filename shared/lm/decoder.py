@@ -1,7 +1,8 @@
 """The decoder: embeds, runs its blocks in one loop, projects to logits. Plain enough to read in one sitting.
 
-It has one seam, `attend`, through which engines and studies replace attention, and one ear, `tap`, through which named
-activations are seen and edited. Both belong to a call, never to the module. Knows nothing about either's users.
+It has two seams, `attend`, through which engines and studies replace attention, and `ops`, through which engines
+replace the arithmetic around it; and one ear, `tap`, through which named activations are seen and edited. All belong to
+a call, never to the module. Knows nothing about their users.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from shared.lm.attention import Attend, DenseAttention, Tap, untapped
 from shared.lm.blocks import Block, Gemma3Block, GPT2Block, LlamaBlock, OffsetRMSNorm, RMSNorm
 from shared.lm.cache import KVCache
 from shared.lm.config import DecoderConfig
+from shared.lm.ops import TORCH, Ops
 from shared.lm.rope import Rotation, frequencies, local_frequencies, rotation
 
 __all__ = ["Decoder"]
@@ -72,6 +73,7 @@ class Decoder(nn.Module):
         pad: Tensor | None = None,
         keep: int | None = None,
         tap: Tap = untapped,
+        ops: Ops = TORCH,
     ) -> Tensor:
         """Logits of `ids`.
 
@@ -84,6 +86,7 @@ class Decoder(nn.Module):
             pad: Left padding per row [B]: those tokens are seen by nobody, and positions count from behind them.
             keep: Only the last `keep` positions get logits; None keeps all.
             tap: Sees and edits named activations; see `shared.lm.taps`.
+            ops: What computes norms, products and rotations of Llama-like layers; others keep torch's.
 
         Returns:
             Logits [B,T,V], or [B,keep,V].
@@ -100,12 +103,12 @@ class Decoder(nn.Module):
         x = tap("embed", -1, self._embed(ids, positions))
         turns = self.turns(positions, x.dtype)
         for layer, block in enumerate(self.blocks):
-            x = _run(block, layer, x, turns[layer], attend, offset, tap)
+            x = _run(block, layer, x, turns[layer], attend, offset, tap, ops)
         if cache is not None:
             cache.length += ids.shape[1]
         x = tap("final", -1, x)
-        x = tap("normed", -1, self._norm(x))
-        return functional.linear(x if keep is None else x[:, x.shape[1] - keep :], self.output_matrix)
+        x = tap("normed", -1, self._norm(x, ops))
+        return ops.logits(x if keep is None else x[:, x.shape[1] - keep :], self.output_matrix)
 
     @property
     def blocks(self) -> list[Block]:
@@ -153,8 +156,10 @@ class Decoder(nn.Module):
             raise ValueError(message)
         return positions
 
-    def _norm(self, x: Tensor) -> Tensor:
-        return cast("Tensor", self.transformer.ln_f(x) if self.config.path == "gpt2" else self.model.norm(x))
+    def _norm(self, x: Tensor, ops: Ops) -> Tensor:
+        if self.config.path == "gpt2":
+            return cast("Tensor", self.transformer.ln_f(x))
+        return ops.norm(x, self.model.norm)
 
     def _tie(self) -> None:
         if self.config.path == "gpt2" and self.config.tied:
@@ -175,13 +180,15 @@ def _positions(ids: Tensor, offset: int, pad: Tensor | None) -> Tensor:
     return positions if pad is None else (positions - pad[:, None]).clamp(min=0)
 
 
-def _run(block: Block, layer: int, x: Tensor, turn: Rotation | None, attend: Attend, offset: int, tap: Tap) -> Tensor:
+def _run(
+    block: Block, layer: int, x: Tensor, turn: Rotation | None, attend: Attend, offset: int, tap: Tap, ops: Ops
+) -> Tensor:
     """One block on x [B,T,D]. The sites are those of the shared vocabulary of named activations."""
     x = tap("resid_pre", layer, x)
-    q, k, v = block.project(x)
+    q, k, v = block.project(x, ops)
     q, k, v = tap("q", layer, q), tap("k", layer, k), tap("v", layer, v)
-    q, k = block.orient(q, k, turn)
+    q, k = block.orient(q, k, turn, ops)
     q, k = tap("q_rot", layer, q), tap("k_rot", layer, k)
     z = tap("z", layer, attend(layer, q, k, v, offset))
-    x = tap("resid_mid", layer, x + tap("attn_out", layer, block.output(z)))
-    return tap("resid_post", layer, x + tap("mlp_out", layer, block.feed(x)))
+    x = tap("resid_mid", layer, x + tap("attn_out", layer, block.output(z, ops)))
+    return tap("resid_post", layer, x + tap("mlp_out", layer, block.feed(x, ops)))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from services.llm_longctx.engine.retaining import copied, retained
 from services.llm_longctx.kernels import decode as attention
-from services.llm_longctx.kernels import merge
+from services.llm_longctx.kernels import layer_ops, merge
 from services.llm_longctx.kv import PoolExhausted
 from services.llm_longctx.methods.plans import Compact, DecodePlan, Pages, Ranges
 from services.llm_longctx.methods.views import Attended, Held, Step
@@ -39,7 +39,8 @@ def decode(model: Decoder, sequences: Sequence[OpenSequence], tokens: Sequence[i
         raise PoolExhausted(message)
     ids = torch.tensor([[token] for token in tokens], device=device)
     positions = torch.tensor([[s.memory.length] for s in sequences], device=device)
-    logits: Tensor = model(ids, attend=StepAttention(sequences, backend), positions=positions)[:, 0]
+    ops = layer_ops(backend, pool.keys.dtype, device.type)
+    logits: Tensor = model(ids, attend=StepAttention(sequences, backend), positions=positions, ops=ops)[:, 0]
     for s in sequences:
         s.memory.end_step()
     return logits

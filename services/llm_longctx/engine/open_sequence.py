@@ -14,6 +14,7 @@ from torch import Tensor
 from services.llm_longctx.engine.chunk import ChunkAttention
 from services.llm_longctx.engine.decoding import decode
 from services.llm_longctx.engine.policy import Policy
+from services.llm_longctx.kernels import layer_ops
 from services.llm_longctx.kv import Entries, Memory, PagePool
 from shared.errors import InvalidOption
 from shared.lm.decoder import Decoder
@@ -104,7 +105,9 @@ class OpenSequence:
         device, offset = self._model.output_matrix.device, self.memory.length
         borders = None if boundaries is None else tuple(boundaries)
         seam = ChunkAttention(self, last=last, boundaries=borders, backend=self._backend)
-        logits: Tensor = self._model(torch.tensor([list(chunk)], device=device), attend=seam, offset=offset, keep=keep)
+        ops = layer_ops(self._backend, self.memory.pool.keys.dtype, device.type)
+        ids = torch.tensor([list(chunk)], device=device)
+        logits: Tensor = self._model(ids, attend=seam, offset=offset, keep=keep, ops=ops)
         self.memory.length += len(chunk)
         return logits[0]
 

@@ -1,4 +1,4 @@
-"""The operations that attention spends its time in, each with its oracle and its back ends beside it.
+"""The operations that a decoder spends its time in, each with its oracle and its back ends beside it.
 
 Knows tensors, blocks and pages. Knows nothing about requests, methods or who owns memory.
 """
@@ -7,6 +7,7 @@ from services.llm_longctx.kernels.block_csr import BlockCsr
 from services.llm_longctx.kernels.block_sparse_prefill import block_sparse_prefill
 from services.llm_longctx.kernels.decode import Pages, decode, decode_pages
 from services.llm_longctx.kernels.dispatch import backends
+from services.llm_longctx.kernels.layer import layer_ops
 from services.llm_longctx.kernels.merge import merge
 
-__all__ = ["BlockCsr", "Pages", "backends", "block_sparse_prefill", "decode", "decode_pages", "merge"]
+__all__ = ["BlockCsr", "Pages", "backends", "block_sparse_prefill", "decode", "decode_pages", "layer_ops", "merge"]

@@ -247,7 +247,8 @@ def _llama_without_tap_lines(model, ids):
     turn = rotation(frequencies(c).to(ids.device), positions, x.dtype)
     for block in model.model.layers:
         y, attn = block.input_layernorm(x), block.self_attn
-        q, k, v = (p(y).unflatten(-1, (-1, c.head_dim)) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
+        projected = [p(y) for p in (attn.q_proj, attn.k_proj, attn.v_proj)]
+        q, k, v = (p.unflatten(-1, (-1, c.head_dim)) for p in projected)
         q, k = rotate(q, turn), rotate(k, turn)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         z = sdpa(q.transpose(1, 2), k, v, is_causal=True, enable_gqa=True).transpose(1, 2)

@@ -83,13 +83,6 @@ class Worker {
     std::fill(out.begin(), out.end(), 0.0f);
   }
 
-  static void put(T x, F* to) {
-    if constexpr (sizeof(T) == sizeof(F))
-      std::memcpy(to, &x, sizeof x);
-    else
-      *to = widen(x);
-  }
-
   // All queries of the task against the tile.
   void attend() {
     pack_keys();

@@ -48,13 +48,6 @@ class Part {
   }
 
  private:
-  static void put(T x, F* to) {
-    if constexpr (sizeof(T) == sizeof(F))
-      std::memcpy(to, &x, sizeof x);
-    else
-      *to = widen(x);
-  }
-
   void tile(const Problem& p, int64_t at, int n, float* most, float* total, float* out) {
     Rows keys = rows(static_cast<const T*>(p.k) + at * p.k_row, p.k_row, n);
     for (int g = 0; g < G; g++) score(keys, g, n);
@@ -88,18 +81,6 @@ class Part {
     return {padded.data(), wide};
   }
 
-  static vec factors(const F* x) {
-    vec words;
-    std::memcpy(&words, x, sizeof words);
-    return words;
-  }
-  static vec factors_of(const T* x) {
-    if constexpr (sizeof(T) == sizeof(F))
-      return factors(reinterpret_cast<const F*>(x));
-    else
-      return load(x);
-  }
-
   void score(const Rows& keys, int g, int n) {
     const F* q = &query[size_t(g) * wide];
     for (int i = 0; i < n; i += LANES) {
@@ -108,7 +89,7 @@ class Part {
       for (int j = 0; j < LANES; j++) {
         const T* key = keys.begin + std::min(i + j, n - 1) * keys.stride;
         vec dot{};
-        for (int c = 0; c < wide; c += STEP) dot = times(factors(q + c), factors_of(key + c), dot, F{});
+        for (int c = 0; c < wide; c += STEP) dot = times(factors<F>(q + c), factors<F>(key + c), dot, F{});
         dots[j] = dot;
       }
       store(&scores[g * TILE + i], sums_of(dots));

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.native.targets import fitting, library_file
 
-__all__ = ["absent", "block_sparse_prefill", "decode", "loaded", "told"]
+__all__ = ["absent", "block_sparse_prefill", "decode", "gate", "loaded", "norm", "products", "rotate", "told"]
 
 
 @cache
@@ -63,6 +63,40 @@ def decode(q: Tensor, words: Sequence[int], sizes: Sequence[int], out: Tensor, l
     _library().fovea_decode(
         int(q.dtype == torch.bfloat16), _at(q), ctypes.c_void_p(problems.ctypes.data),
         (ctypes.c_int32 * len(sizes))(*sizes), _at(out), _at(lse), torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def products(x: Tensor, words: Sequence[int], count: int, sizes: tuple[int, int], *, gated: bool) -> None:
+    """Fill the outputs that the words name; four words per matrix in the order of the C++ function."""
+    _library().fovea_products(
+        int(x.dtype == torch.bfloat16), _at(x), (ctypes.c_int64 * len(words))(*words), count, *sizes, int(gated),
+        torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def norm(x: Tensor, weight: Tensor, out: Tensor, eps: float, offset: float) -> None:
+    """Fill `out`, normalising the last axis."""
+    width = x.shape[-1]
+    _library().fovea_norm(
+        int(x.dtype == torch.bfloat16), _at(x), _at(weight), _at(out), ctypes.c_int64(x.numel() // width), width,
+        ctypes.c_float(eps), ctypes.c_float(offset), torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """Fill `out` with the heads x [tokens,heads,d] turned by tables [tokens,d]."""
+    tokens, heads, d = x.shape
+    _library().fovea_rotate(
+        int(x.dtype == torch.bfloat16), _at(x), _at(cos), _at(sin), _at(out), ctypes.c_int64(tokens), heads, d,
+        torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def gate(closed: Tensor, opened: Tensor, out: Tensor) -> None:
+    """Fill `out` with silu(closed) · opened."""
+    _library().fovea_gate(
+        int(closed.dtype == torch.bfloat16), _at(closed), _at(opened), _at(out), ctypes.c_int64(closed.numel()),
+        torch.get_num_threads(),
     )  # fmt: skip
 
 

@@ -29,6 +29,25 @@ inline vec times(vec a, vec b, vec c, float) { return a * b + c; }
 inline vec times(vec a, vec b, vec c, bf16) { return (vec)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b); }
 #endif
 
+// An entry as a factor, and a vector of factors, as they lie or widened.
+template <typename T, typename F>
+inline void put(T x, F* to) {
+  if constexpr (sizeof(T) == sizeof(F))
+    std::memcpy(to, &x, sizeof x);
+  else
+    *to = widen(x);
+}
+template <typename F, typename T>
+inline vec factors(const T* x) {
+  if constexpr (sizeof(T) == sizeof(F)) {
+    vec words;
+    std::memcpy(&words, x, sizeof words);
+    return words;
+  } else {
+    return load(x);
+  }
+}
+
 // A word in every lane, as it is, whatever it holds.
 inline vec repeat(const float* word) {
   uint32_t bits;

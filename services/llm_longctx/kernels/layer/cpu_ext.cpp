@@ -1,0 +1,241 @@
+// What a layer does between attentions: products of a few rows with matrices, norms, rotations and gates, each one pass.
+//
+// While decoding, a matrix is read once for up to four rows and the time is that of its memory; the order of additions
+// does not depend on how many rows there are, so a row's result does not either. Sums are float32, inputs and outputs of
+// one type. Knows nothing about Python, torch or models.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "../native/products.h"
+
+namespace {
+
+using namespace fovea;
+
+constexpr int64_t GRAIN = 1 << 15;  // entries that are worth a thread of their own
+
+struct Matrix {
+  const void *weight, *bias;  // [rows,K] contiguous; [rows] or null
+  void* out;                  // [B,rows]
+  int64_t rows;
+};
+
+inline vec silu(vec x) {
+  vec power = x * splat(-LOG2E), most = splat(126.0f);
+  return x / (splat(1.0f) + power_of_two(power > most ? most : power));
+}
+
+// Rows of x, padded with zeros to whole vectors of factors, against rows of matrices.
+template <typename T>
+class Products {
+  using F = typename Factor<T>::type;
+  static constexpr int STEP = LANES * Factor<T>::pair;
+
+ public:
+  Products(const T* x, int B, int K) : B(B), K(K), whole(K / STEP * STEP), wide((K + STEP - 1) / STEP * STEP) {
+    rows.resize(size_t(B) * wide);
+    for (int b = 0; b < B; b++)
+      for (int c = 0; c < wide; c++) put(c < K ? x[int64_t(b) * K + c] : T{}, &rows[size_t(b) * wide + c]);
+  }
+
+  // dots[w][b], `many` consecutive rows of a matrix (up to 16 for one row of x, 4 for more), x rows from b on.
+  template <int W, int N>
+  void dots(const T* weight, int many, int b, float* to) const {
+    vec sums[W][N];
+    for (int w = 0; w < W; w++)
+      for (int n = 0; n < N; n++) sums[w][n] = vec{};
+    const T* from[W];
+    for (int w = 0; w < W; w++) from[w] = weight + int64_t(std::min(w, many - 1)) * K;
+    const F* x[N];
+    for (int n = 0; n < N; n++) x[n] = &rows[size_t(std::min(b + n, B - 1)) * wide];
+    for (int c = 0; c < whole; c += STEP) {
+      vec mine[N];
+#pragma GCC unroll 4
+      for (int n = 0; n < N; n++) mine[n] = factors<F>(x[n] + c);
+#pragma GCC unroll 16
+      for (int w = 0; w < W; w++) {
+        // Memory is read in strips of 16 rows, too many streams for the processor to foresee: the next strip is told.
+        __builtin_prefetch(from[w] + c + int64_t(LANES) * K);
+        vec theirs = factors<F>(from[w] + c);
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) sums[w][n] = times(theirs, mine[n], sums[w][n], F{});
+      }
+    }
+    if (whole < K)
+      for (int w = 0; w < W; w++) {
+        T rest[STEP] = {};
+        std::copy(from[w] + whole, from[w] + K, rest);
+        for (int n = 0; n < N; n++)
+          sums[w][n] = times(factors<F>(rest), factors<F>(x[n] + whole), sums[w][n], F{});
+      }
+    store(to, sums_of(&sums[0][0]));
+  }
+
+  // Results of rows `at` … `at`+many-1 (at most 16) of a matrix for all rows of x: [many][B] floats.
+  void strip(const T* weight, const T* bias, int64_t at, int many, float* to) const {
+    alignas(64) float found[LANES];
+    weight += at * K;
+    if (B == 1) {
+      dots<LANES, 1>(weight, many, 0, found);
+      std::copy(found, found + many, to);
+    } else {
+      for (int w = 0; w < many; w += 4)
+        for (int b = 0; b < B; b += 4) {
+          dots<4, 4>(weight + int64_t(w) * K, std::min(4, many - w), b, found);
+          for (int i = 0; i < std::min(4, many - w); i++)
+            for (int n = 0; n < std::min(4, B - b); n++) to[(w + i) * B + b + n] = found[i * 4 + n];
+        }
+    }
+    if (bias)
+      for (int i = 0; i < many; i++)
+        for (int b = 0; b < B; b++) to[i * B + b] += widen(bias[at + i]);
+  }
+
+  const int B;
+
+ private:
+  const int K, whole, wide;
+  std::vector<F> rows;
+};
+
+template <typename T>
+void products(const T* x, const Matrix* matrices, int count, int B, int K, bool gated, int threads) {
+  Products<T> work(x, B, K);
+  // Strips of 16 rows, numbered through all matrices; a gate and what it opens are read together.
+  const int through = gated ? 1 : count;
+  std::vector<int64_t> first(through + 1);
+  for (int m = 0; m < through; m++) first[m + 1] = first[m] + (matrices[m].rows + LANES - 1) / LANES;
+  const int64_t strips = first[through];
+  int busy = int(std::min<int64_t>(threads, std::max<int64_t>(strips * LANES * K / GRAIN, 1)));
+#pragma omp parallel num_threads(busy) if (busy > 1)
+  {
+    std::vector<float> found(size_t(LANES) * B), opened(gated ? size_t(LANES) * B : 0);
+#pragma omp for schedule(static)
+    for (int64_t s = 0; s < strips; s++) {
+      int m = int(std::upper_bound(first.begin(), first.end(), s) - first.begin()) - 1;
+      const Matrix& to = matrices[m];
+      int64_t at = (s - first[m]) * LANES;
+      int many = int(std::min<int64_t>(LANES, to.rows - at));
+      work.strip(static_cast<const T*>(to.weight), static_cast<const T*>(to.bias), at, many, found.data());
+      if (gated) {
+        work.strip(static_cast<const T*>(matrices[1].weight), static_cast<const T*>(matrices[1].bias), at, many,
+                   opened.data());
+        for (int i = 0; i < many * B; i++) found[i] = found[i] / (1.0f + std::exp(-found[i])) * opened[i];
+      }
+      for (int b = 0; b < B; b++)
+        for (int i = 0; i < many; i++) narrow(found[i * B + b], static_cast<T*>(to.out) + b * to.rows + at + i);
+    }
+  }
+}
+
+inline void keep(vec x, float* to) { store(to, x); }
+inline void keep(vec x, bf16* to) {
+#if defined(__AVX512BF16__)
+  __m256bh half = _mm512_cvtneps_pbh((__m512)x);
+  std::memcpy(to, &half, sizeof half);
+#else
+  for (int i = 0; i < LANES; i++) narrow(x[i], to + i);
+#endif
+}
+
+// x / sqrt(mean x² + eps) · (offset + weight), row by row.
+template <typename T>
+void norm(const T* x, const T* weight, T* out, int64_t rows, int width, float eps, float offset, int threads) {
+  const int whole = width / LANES * LANES;
+  int busy = int(std::min<int64_t>(threads, std::max<int64_t>(rows * width / GRAIN, 1)));
+#pragma omp parallel for num_threads(busy) schedule(static) if (busy > 1)
+  for (int64_t r = 0; r < rows; r++) {
+    const T* from = x + r * width;
+    T* to = out + r * width;
+    vec squares{};
+    for (int c = 0; c < whole; c += LANES) squares += load(from + c) * load(from + c);
+    float total = sum(squares);
+    for (int c = whole; c < width; c++) total += widen(from[c]) * widen(from[c]);
+    float by = 1.0f / std::sqrt(total / float(width) + eps);
+    for (int c = 0; c < whole; c += LANES)
+      keep(load(from + c) * splat(by) * (load(weight + c) + splat(offset)), to + c);
+    for (int c = whole; c < width; c++) narrow(widen(from[c]) * by * (widen(weight[c]) + offset), to + c);
+  }
+}
+
+// Heads x [tokens,heads,d] turned: x · cos + (x with its halves swapped) · sin, tables [tokens,d].
+template <typename T>
+void rotate(const T* x, const T* cos, const T* sin, T* out, int64_t tokens, int heads, int d, int threads) {
+  const int half = d / 2, whole = half / LANES * LANES;
+  int busy = int(std::min<int64_t>(threads, std::max<int64_t>(tokens * heads * d / GRAIN, 1)));
+#pragma omp parallel for num_threads(busy) schedule(static) if (busy > 1)
+  for (int64_t t = 0; t < tokens; t++)
+    for (int h = 0; h < heads; h++) {
+      const T *low = x + (t * heads + h) * d, *high = low + half, *c = cos + t * d, *s = sin + t * d;
+      T* to = out + (t * heads + h) * d;
+      for (int i = 0; i < whole; i += LANES) {
+        vec a = load(low + i), b = load(high + i);
+        keep(a * load(c + i) + b * load(s + i), to + i);
+        keep(b * load(c + half + i) + a * load(s + half + i), to + half + i);
+      }
+      for (int i = whole; i < half; i++) {
+        float a = widen(low[i]), b = widen(high[i]);
+        narrow(a * widen(c[i]) + b * widen(s[i]), to + i);
+        narrow(b * widen(c[half + i]) + a * widen(s[half + i]), to + half + i);
+      }
+    }
+}
+
+template <typename T>
+void gate(const T* closed, const T* opened, T* out, int64_t n, int threads) {
+  const int64_t whole = n / LANES * LANES;
+  int busy = int(std::min<int64_t>(threads, std::max<int64_t>(n / GRAIN, 1)));
+#pragma omp parallel for num_threads(busy) schedule(static) if (busy > 1)
+  for (int64_t i = 0; i < whole; i += LANES) keep(silu(load(closed + i)) * load(opened + i), out + i);
+  for (int64_t i = whole; i < n; i++) {
+    float x = widen(closed[i]);
+    narrow(x / (1.0f + std::exp(-x)) * widen(opened[i]), out + i);
+  }
+}
+
+}  // namespace
+
+// `matrices`: per matrix weight, bias, out and rows, as 64-bit words. With `gated` there are two: a gate, and what it
+// opens; silu of the first times the second goes to the first's out.
+extern "C" void fovea_products(int is_bf16, const void* x, const int64_t* matrices, int count, int B, int K, int gated,
+                               int threads) {
+  std::vector<Matrix> parsed(count);
+  for (int m = 0; m < count; m++) {
+    const int64_t* p = matrices + 4 * m;
+    parsed[m] = {reinterpret_cast<const void*>(p[0]), reinterpret_cast<const void*>(p[1]),
+                 reinterpret_cast<void*>(p[2]), p[3]};
+  }
+  if (is_bf16)
+    products(static_cast<const bf16*>(x), parsed.data(), count, B, K, gated, threads);
+  else
+    products(static_cast<const float*>(x), parsed.data(), count, B, K, gated, threads);
+}
+
+extern "C" void fovea_norm(int is_bf16, const void* x, const void* weight, void* out, int64_t rows, int width, float eps,
+                           float offset, int threads) {
+  if (is_bf16)
+    norm(static_cast<const bf16*>(x), static_cast<const bf16*>(weight), static_cast<bf16*>(out), rows, width, eps,
+         offset, threads);
+  else
+    norm(static_cast<const float*>(x), static_cast<const float*>(weight), static_cast<float*>(out), rows, width, eps,
+         offset, threads);
+}
+
+extern "C" void fovea_rotate(int is_bf16, const void* x, const void* cos, const void* sin, void* out, int64_t tokens,
+                             int heads, int d, int threads) {
+  if (is_bf16)
+    rotate(static_cast<const bf16*>(x), static_cast<const bf16*>(cos), static_cast<const bf16*>(sin),
+           static_cast<bf16*>(out), tokens, heads, d, threads);
+  else
+    rotate(static_cast<const float*>(x), static_cast<const float*>(cos), static_cast<const float*>(sin),
+           static_cast<float*>(out), tokens, heads, d, threads);
+}
+
+extern "C" void fovea_gate(int is_bf16, const void* closed, const void* opened, void* out, int64_t n, int threads) {
+  if (is_bf16)
+    gate(static_cast<const bf16*>(closed), static_cast<const bf16*>(opened), static_cast<bf16*>(out), n, threads);
+  else
+    gate(static_cast<const float*>(closed), static_cast<const float*>(opened), static_cast<float*>(out), n, threads);
+}

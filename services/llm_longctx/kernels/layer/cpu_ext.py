@@ -1,0 +1,75 @@
+"""The layer's operations by the C++ kernels beside this file, float32 or bfloat16 on a CPU, without gradients.
+
+Few rows are multiplied by kernels that read a matrix once; many are left to torch, whose products are faster there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from services.llm_longctx.kernels.native import library
+from shared.lm.ops import Normed
+from shared.lm.rope import Rotation
+
+__all__ = ["NativeOps"]
+
+FEW = 16
+"""Rows up to which reading the matrix is what a product costs."""
+
+
+class NativeOps:
+    """`shared.lm.ops.Ops`; a row's result does not depend on how many other rows there are, up to `FEW`."""
+
+    def norm(self, x: Tensor, how: Normed) -> Tensor:
+        """See `Ops`."""
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        library.norm(x, how.weight, out, how.eps, how.offset)
+        return out
+
+    def products(self, x: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
+        """See `Ops`."""
+        if x.numel() > FEW * x.shape[-1]:
+            return [layer(x) for layer in layers]
+        return _products(x, [(layer.weight, layer.bias) for layer in layers])
+
+    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear) -> Tensor:
+        """See `Ops`."""
+        if x.numel() > FEW * x.shape[-1]:
+            closed: Tensor = gate(x)
+            opened: Tensor = up(x)
+            library.gate(closed, opened, closed)
+            return closed
+        return _products(x, [(gate.weight, gate.bias), (up.weight, up.bias)], gated=True)[0]
+
+    def rotate(self, x: Tensor, turn: Rotation) -> Tensor:
+        """See `Ops`."""
+        x, (B, T, heads, d) = x.contiguous(), x.shape
+        out = torch.empty_like(x)
+        cos, sin = (table.expand(B, T, 1, d).reshape(B * T, d) for table in turn)
+        library.rotate(x.view(B * T, heads, d), cos, sin, out)
+        return out
+
+    def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """See `Ops`."""
+        if x.numel() > FEW * x.shape[-1] or not x.numel():
+            return functional.linear(x, matrix)
+        return _products(x, [(matrix, None)])[0]
+
+
+def _products(x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], *, gated: bool = False) -> list[Tensor]:
+    x, K = x.contiguous(), x.shape[-1]
+    outs: list[Tensor] = []
+    words: list[int] = []
+    for weight, bias in layers if not gated else layers[:1]:
+        outs.append(x.new_empty((*x.shape[:-1], len(weight))))
+        words += weight.data_ptr(), 0 if bias is None else bias.data_ptr(), outs[-1].data_ptr(), len(weight)
+    if gated:
+        weight, bias = layers[1]
+        words += weight.data_ptr(), 0 if bias is None else bias.data_ptr(), 0, len(weight)
+    library.products(x, words, len(layers), (x.numel() // K, K), gated=gated)
+    return outs

@@ -1,0 +1,123 @@
+"""What a layer computes beside attention: the C++ operations against torch's in float64, at every level built here."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+
+from services.llm_longctx.kernels import layer_ops
+from services.llm_longctx.kernels.layer.cpu_ext import FEW, NativeOps
+from services.llm_longctx.kernels.native import library, targets
+from shared.errors import NotReady
+from shared.lm.blocks import OffsetRMSNorm, RMSNorm
+from shared.lm.ops import TORCH
+from shared.lm.rope import rotation
+
+BUILT = [t for t in targets.fitting(library._processor()) if targets.library_file(t).exists()]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
+
+pytestmark = pytest.mark.usefixtures("inference")
+native = pytest.mark.skipif(not BUILT, reason="no C++ kernels are built here")
+
+
+@pytest.fixture
+def inference():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(params=BUILT, ids=lambda target: target.name)
+def ops(request, monkeypatch):
+    found = (ctypes.CDLL(str(targets.library_file(request.param))), request.param.name)
+    monkeypatch.setattr(library, "loaded", lambda: found)
+    return NativeOps()
+
+
+def layers(K, widths, dtype):
+    made = [torch.nn.Linear(K, n, bias=n % 2 == 1).to(dtype) for n in widths]
+    return made, [torch.nn.Linear(K, n, bias=n % 2 == 1).double() for n in widths]
+
+
+def alike(K, widths, dtype):
+    mine, oracle = layers(K, widths, dtype)
+    for one, other in zip(mine, oracle, strict=True):
+        other.load_state_dict(one.state_dict())
+    return mine, oracle
+
+
+@native
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("K", [1, 24, 60, 576])
+@pytest.mark.parametrize("rows", [1, 2, 5, FEW, FEW + 1])
+def test_products_and_gates_agree_with_torch(ops, dtype, K, rows):
+    torch.manual_seed(K + rows)
+    x = torch.randn(rows, 1, K).to(dtype)
+    mine, oracle = alike(K, (33, 16, 7), dtype)
+    for found, wanted in zip(ops.products(x, mine), TORCH.products(x.double(), oracle), strict=True):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    (gate, up), (gate64, up64) = alike(K, (33, 33), dtype)
+    found, wanted = ops.gated(x, gate, up), TORCH.gated(x.double(), gate64, up64)
+    torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    matrix = torch.randn(50, K).to(dtype)
+    found, wanted = ops.logits(x, matrix), x.double() @ matrix.double().T
+    torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype] * 3, rtol=TOLERANCE[dtype])
+
+
+@native
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_row_does_not_depend_on_its_neighbours(ops, dtype):
+    torch.manual_seed(0)
+    x, (mine, _) = torch.randn(FEW, 1, 100).to(dtype), layers(100, (40, 23), dtype)
+    together = ops.products(x, mine)
+    for i in range(FEW):
+        for alone, row in zip(ops.products(x[i : i + 1], mine), together, strict=True):
+            assert torch.equal(alone[0], row[i])
+
+
+@native
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("width", [1, 24, 60, 576])
+@pytest.mark.parametrize("kind", [RMSNorm, OffsetRMSNorm])
+def test_norms_agree_with_torch_on_views_too(ops, dtype, width, kind):
+    torch.manual_seed(width)
+    norm, x = kind(width, 1e-5).to(dtype), torch.randn(300, 4, width).to(dtype).transpose(0, 1)
+    norm.weight.data.normal_()
+    found = ops.norm(x, norm)
+    wanted = norm.double()(x.double())
+    torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@native
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("d", [2, 24, 64, 80])
+@pytest.mark.parametrize("batched", [False, True])
+def test_rotations_agree_with_torch(ops, dtype, d, batched):
+    torch.manual_seed(d)
+    x = torch.randn(2, 5, 3, d).to(dtype)
+    positions = torch.arange(10).view(2, 5) if batched else torch.arange(7, 12)
+    turn = rotation(torch.rand(d // 2), positions, dtype)
+    wanted = TORCH.rotate(x.double(), (turn[0].double(), turn[1].double()))
+    torch.testing.assert_close(ops.rotate(x, turn).double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@native
+def test_gates_far_from_zero_are_exact_and_finite(ops):
+    closed = torch.tensor([[[-200.0, -88.0, -1.0, 0.0, 1.0, 88.0, 200.0] * 8]])
+    gate, up = torch.nn.Linear(56, 56, bias=False), torch.nn.Linear(56, 56, bias=False)
+    for layer in (gate, up):
+        layer.weight.data = torch.eye(56)
+    wanted = TORCH.gated(closed.double(), gate.double(), up.double())
+    gate.float(), up.float()
+    for rows in (1, FEW + 1):
+        found = ops.gated(closed.expand(rows, 1, 56), gate, up)
+        torch.testing.assert_close(found.double(), wanted.expand(rows, 1, 56), atol=1e-6, rtol=1e-5)
+
+
+def test_float64_and_plainer_back_ends_compute_with_torch():
+    assert layer_ops("auto", torch.float64, "cpu") is TORCH
+    assert layer_ops("cpu_torch", torch.float32, "cpu") is TORCH
+    with pytest.raises(NotReady, match="float64"):
+        layer_ops("cpu_ext", torch.float64, "cpu")

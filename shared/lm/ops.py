@@ -1,0 +1,75 @@
+"""What a layer computes beside attention, as a seam: torch's own operations, or an engine's faster ones.
+
+Given to a call of the decoder, never to the module. Whoever replaces them keeps the maths: sums in float32 or wider,
+the model's dtype in and out. Knows nothing about layers' order, caches or attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared.lm.rope import Rotation, rotate
+
+__all__ = ["TORCH", "Normed", "Ops"]
+
+
+class Normed(Protocol):
+    """RMSNorm as a module: x / sqrt(mean x² + eps) · (offset + weight)."""
+
+    weight: nn.Parameter
+    eps: float
+    offset: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        ...
+
+
+class Ops(Protocol):
+    """The operations. x is [B,T,D] unless said otherwise."""
+
+    def norm(self, x: Tensor, how: Normed) -> Tensor:
+        """Normalise the last axis of x [...,D]."""
+        ...
+
+    def products(self, x: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
+        """One x through several linear layers: [B,T,out] each."""
+        ...
+
+    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear) -> Tensor:
+        """silu(gate x) · (up x)."""
+        ...
+
+    def rotate(self, x: Tensor, turn: Rotation) -> Tensor:
+        """Turn the heads x [B,T,heads,d]."""
+        ...
+
+    def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """Rows of x against the rows of the output matrix [V,D]: [B,T,V]."""
+        ...
+
+
+class _Torch:
+    def norm(self, x: Tensor, how: Normed) -> Tensor:
+        return how(x)
+
+    def products(self, x: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
+        return [layer(x) for layer in layers]
+
+    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear) -> Tensor:
+        mixed: Tensor = functional.silu(gate(x)) * up(x)
+        return mixed
+
+    def rotate(self, x: Tensor, turn: Rotation) -> Tensor:
+        return rotate(x, turn)
+
+    def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
+        return functional.linear(x, matrix)
+
+
+TORCH: Ops = _Torch()
+"""Torch's operations, differentiable, for any dtype and device."""
