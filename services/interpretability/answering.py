@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from services.interpretability.losses import hide, position_losses
+from services.interpretability.reader import Reader
 from services.interpretability.retrieval import winners
 from services.interpretability.subject import Subject
 from services.interpretability.watching import Watching
@@ -52,16 +53,12 @@ Phase = str
 """`all`, or `decode`: masking begins with the token that predicts the answer's first."""
 
 
-@torch.no_grad()
-def force(subject: Subject, prompt: Prompt, *, top: int = 1) -> Answered:
-    """Read the prompt once with the fast kernel, then the answer in one block whose rows are seen."""
-    ids, answer = prompt.ids, prompt.answer_ids
+def force(reader: Reader, prompt: Prompt, *, top: int = 1) -> Answered:
+    """Read the prompt with its known answer, and see the rows that predict the answer."""
+    ids, answer, subject = prompt.ids, prompt.answer_ids, reader.subject
     subject.refuse_above_window(len(ids) + len(answer), "length")
-    cache = subject.model.new_cache(room=len(ids) + len(answer))
-    subject.model(subject.tensor([ids[:-1]]), cache=cache, keep=1)
     looked = _Looked(subject, len(answer), len(ids) - 1, top)
-    block = subject.tensor([[ids[-1], *answer[:-1]]])
-    logits = subject.model(block, cache=cache, attend=Watching(looked, cache=cache))
+    logits = reader.read([*ids, *answer[:-1]], len(answer), looked)
     return Answered(looked.found, list(answer), _forced(logits, subject.tensor([answer])))
 
 
@@ -100,7 +97,8 @@ def _step(subject: Subject, cache: KVCache, token: int, top: int, hidden: list[E
     if hidden:
         logits = trace(subject.model, ids, cache=cache, edits=hidden).logits
     else:
-        logits = subject.model(ids, cache=cache, attend=Watching(looked, cache=cache))
+        watching = Watching(looked, cache=cache, windows=subject.model.config.windows)
+        logits = subject.model(ids, cache=cache, attend=watching)
     return int(logits[0, -1].argmax()), looked.found
 
 

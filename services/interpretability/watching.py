@@ -6,7 +6,7 @@ no experiment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -25,42 +25,64 @@ class Watching:
     """The decoder's `attend`: shows rows, and mixes as always."""
 
     def __init__(
-        self, visit: Visit, *, layers: Collection[int] | None = None, block: int = 128, cache: KVCache | None = None
+        self,
+        visit: Visit,
+        *,
+        layers: Collection[int] | None = None,
+        since: int = 0,
+        block: int = 128,
+        cache: KVCache | None = None,
+        windows: Sequence[int | None] | None = None,
     ) -> None:
-        """Show the rows of `layers` (None: all), `block` queries at a time; go on from `cache` where there is one."""
-        self._visit, self._layers, self._block = visit, layers, block
-        self._dense = DenseAttention(cache)
+        """Show rows, and go on from a cache where there is one.
+
+        Args:
+            visit: Sees them.
+            layers: Of these layers; None is all.
+            since: Of queries from this position on.
+            block: Queries that are shown at a time.
+            cache: What was read before.
+            windows: Per layer how many tokens a token sees, itself included; None sees all.
+        """
+        self._visit, self._layers, self._since, self._block = visit, layers, since, block
+        self._dense = DenseAttention(cache, windows=windows)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
         """Mix values; see `shared.lm.attention.Attend`."""
         keys, values = self._dense.remember(layer, k, v, offset)
+        window = self._dense.window(layer)
         if self._layers is None or layer in self._layers:
-            for start in range(0, q.shape[1], self._block):
+            for start in range(max(self._since - offset, 0), q.shape[1], self._block):
                 end = min(start + self._block, q.shape[1])
                 last = offset + end
-                seen = visible(torch.arange(offset + start, last, device=q.device), last, None)
+                seen = visible(torch.arange(offset + start, last, device=q.device), last, None, window)
                 self._visit(layer, offset + start, patterns(scores(q[:, start:end], keys[:, :, :last], seen)))
-        return sdpa(q, keys, values)
+        return sdpa(q, keys, values, window=window)
 
 
 class Without:
     """The decoder's `attend` with some columns hidden from some heads; the rows are renormalised without them."""
 
-    def __init__(self, columns: Collection[int], heads: Collection[tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        columns: Collection[int],
+        heads: Collection[tuple[int, int]],
+        windows: Sequence[int | None] | None = None,
+    ) -> None:
         """Hide positions `columns` from `heads` (layer, head). A query that would see nothing keeps its own column."""
         self._columns, self._heads = sorted(columns), sorted(heads)
-        self._dense = DenseAttention()
+        self._dense = DenseAttention(windows=windows)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
         """Mix values; see `shared.lm.attention.Attend`."""
         keys, values = self._dense.remember(layer, k, v, offset)
-        z = sdpa(q, keys, values)
+        window = self._dense.window(layer)
+        z = sdpa(q, keys, values, window=window)
         chosen = [head for l, head in self._heads if l == layer]
         if not chosen:
             return z
         group = q.shape[2] // keys.shape[1]
-        mask = visible(torch.arange(q.shape[1], device=q.device), keys.shape[2], None)
-        mask = mask.clone()
+        mask = visible(torch.arange(q.shape[1], device=q.device), keys.shape[2], None, window).clone()
         mask[:, self._columns] = False
         mask |= torch.eye(*mask.shape, dtype=torch.bool, device=mask.device)
         shared = [head // group for head in chosen]
@@ -73,5 +95,5 @@ class Without:
 @torch.no_grad()
 def watch(model: Decoder, ids: Tensor, visit: Visit, *, layers: Collection[int] | None = None) -> Tensor:
     """One forward of `ids` [B,T] that shows its rows; logits of the last position [B,1,V]."""
-    logits: Tensor = model(ids, attend=Watching(visit, layers=layers), keep=1)
+    logits: Tensor = model(ids, attend=Watching(visit, layers=layers, windows=model.config.windows), keep=1)
     return logits

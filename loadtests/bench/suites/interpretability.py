@@ -1,8 +1,9 @@
 """What reading only the answer's rows, and reusing lower layers, saves: retrieval-head detection and path patching.
 
 Detection is compared with the published protocol (50 greedy steps, each one's attention read) on transformers with
-the same weights and prompts, and with 50 such steps of our own decoder. Path patching is compared with its definition,
-two whole forwards per sender, on some senders of every depth; results must be equal.
+the same weights and needle cells, and with 50 such steps of our own decoder. The slow ones do one cell of the row of
+depths, ours does the whole row, as a study does: what its cells begin with is read once. Path patching is compared with
+its definition, two whole forwards per sender, on some senders of every depth; results must be equal.
 """
 
 from __future__ import annotations
@@ -20,25 +21,28 @@ from loadtests.bench.result import Row, Table, row
 from loadtests.bench.turns import milliseconds
 from services.interpretability.answering import _step, force
 from services.interpretability.patching import logit_difference, path_patch
+from services.interpretability.reader import Reader
 from services.interpretability.retrieval import winners
 from services.interpretability.shelf import Shelf
 from services.interpretability.subject import Subject
 from services.interpretability.tasks import batches, indirect_objects
 from services.interpretability.watching import watch
 from shared.lm.gguf_file import unpack
-from shared.lm.needle import Prompt, key_value
+from shared.lm.needle import NEEDLES, Prompt, needle
 from shared.lm.networks import llama
 from shared.lm.shipped import SMOLLM2, shipped_gguf
 from shared.lm.taps import Replace, trace
 
 PUBLISHED = "transformers, eager, 50 steps"
 OWN_STEPS = "our decoder, 50 steps"
-FORCED = "ours, teacher-forced"
+FORCED = "ours, teacher-forced, a row of depths"
 WHOLE = "two whole forwards per sender"
 PATCHED = "ours: lower layers reused, heads batched"
 
 STEPS = 50
 PROMPTS = 16
+LENGTH = 700
+DEPTHS = (0, 25, 50, 75, 100)
 LONG = 4096
 
 
@@ -50,8 +54,9 @@ def measure(rounds: int = 3, count: int = 1) -> Table:
     try:
         with tempfile.TemporaryDirectory() as folder:
             subject = Shelf(Path(folder), Path("none"), SMOLLM2, "float32", "cpu").subject(SMOLLM2)
-            prompt = key_value(subject.tokenizer, pairs=10, seed=1)
-            detection = milliseconds(_detection(subject, prompt, Path(folder)), rounds, 1)
+            cells = [needle(subject.tokenizer, NEEDLES[0], LENGTH, depth, seed=1) for depth in DEPTHS]
+            detection = milliseconds(_detection(subject, cells, Path(folder)), rounds, 1)
+            detection[FORCED] = [value / len(cells) for value in detection[FORCED]]
             calls, pieces, apart = _patching(subject)
             timed = milliseconds(calls, rounds, 1)
             patching = {name: [value / pieces[name] for value in values] for name, values in timed.items()}
@@ -64,8 +69,8 @@ def measure(rounds: int = 3, count: int = 1) -> Table:
     return Table(
         suite="interpretability",
         title="Finding heads on SmolLM2-135M-Instruct",
-        how=f"float32, one thread; detection on a key-value prompt of {len(prompt.ids)} tokens; path patching to the "
-        f"final residual at END on indirect objects, {PROMPTS} prompts",
+        how=f"float32, one thread; detection on needle prompts of {len(cells[0].ids)} tokens at {len(cells)} depths; "
+        f"path patching to the final residual at END on indirect objects, {PROMPTS} prompts",
         baseline=PUBLISHED,
         rows=rows,
         targets={
@@ -78,7 +83,7 @@ def measure(rounds: int = 3, count: int = 1) -> Table:
     )
 
 
-def _detection(subject: Subject, prompt: Prompt, folder: Path) -> dict[str, Callable[[], Any]]:
+def _detection(subject: Subject, cells: list[Prompt], folder: Path) -> dict[str, Callable[[], Any]]:
     from transformers import AutoModelForCausalLM  # noqa: PLC0415  # slow to import, and the baseline only
 
     file = shipped_gguf()
@@ -86,6 +91,7 @@ def _detection(subject: Subject, prompt: Prompt, folder: Path) -> dict[str, Call
     theirs = AutoModelForCausalLM.from_pretrained(
         unpack(file, folder), dtype=torch.float32, attn_implementation="eager", local_files_only=True
     ).eval()
+    prompt = cells[len(cells) // 2]
     ids = subject.tensor([prompt.ids])
 
     @torch.no_grad()
@@ -106,7 +112,12 @@ def _detection(subject: Subject, prompt: Prompt, folder: Path) -> dict[str, Call
         for _ in range(STEPS):
             token, _looked = _step(subject, cache, token, 1, [])
 
-    return {PUBLISHED: published, OWN_STEPS: own, FORCED: lambda: force(subject, prompt)}
+    def ours() -> None:
+        reader = Reader(subject)
+        for cell in cells:
+            force(reader, cell)
+
+    return {PUBLISHED: published, OWN_STEPS: own, FORCED: ours}
 
 
 def _patching(subject: Subject) -> tuple[dict[str, Callable[[], Any]], dict[str, int], float]:

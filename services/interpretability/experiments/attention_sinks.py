@@ -140,7 +140,8 @@ def _removed(spec: SinksSpec, subject: Subject, ids: list[int]) -> dict[str, Sca
     heads = subject.refuse_heads(spec.heads or everyone)
     row = subject.tensor([ids])
     before = float(token_losses(subject.model, row).mean())
-    after = float(token_losses(subject.model, row, attend=Without([spec.remove], heads)).mean())
+    without = Without([spec.remove], heads, subject.model.config.windows)
+    after = float(token_losses(subject.model, row, attend=without).mean())
     hidden = f"Position {spec.remove} hidden from {len(heads)} heads."
     return {
         "nll": Scalar(value=before, unit="nats/token", note="As it is."),

@@ -17,10 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.interpretability.answering import Answered, Forced, force, forced, generated
 from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.report import (
-    Report,
-    matrix,
-)
+from services.interpretability.reader import Reader, pieces
+from services.interpretability.report import Report, matrix
 from services.interpretability.retrieval import (
     Aggregate,
     Mode,
@@ -102,7 +100,7 @@ class RetrievalHeads(Experiment[RetrievalSpec]):
         summary="Finds the attention heads that copy from distant context, and what the model can't do without them.",
         notes=(
             "Scores every query head; a HeadPlan takes the largest of each key/value group.",
-            "Teacher-forced by default: one forward per sample instead of up to 50; `teacher_forced: false` generates.",
+            "Teacher-forced by default: the answer is read, not made in 50 steps; `teacher_forced: false` makes it.",
             NO_GRAPH,
         ),
         example={
@@ -112,13 +110,18 @@ class RetrievalHeads(Experiment[RetrievalSpec]):
     )  # fmt: skip
 
     def cost(self, spec: RetrievalSpec, subject: Subject) -> Cost:
-        """Two forwards per sample when forced, up to `steps` when generating; one per hidden set."""
+        """A forward per block that is read when forced, up to `steps` when generating; one per hidden set."""
         samples = list(samples_of(spec, subject))
-        total = Cost(0, 0, 0)
+        total, known = Cost(0, 0, 0), list[int]()
         for sample in samples:
-            read, said = len(sample.prompt.ids), len(sample.prompt.answer_ids)
-            most = Cost(2, read - 1 + said) if spec.teacher_forced else Cost(1 + spec.steps, read - 1 + spec.steps)
-            total += most
+            read, said = sample.prompt.ids, sample.prompt.answer_ids
+            if spec.teacher_forced:
+                whole = [*read, *said[:-1]]
+                parts = pieces(known, whole, len(said))
+                known = whole[: parts[-1].start]
+                total += Cost(len(parts), sum(map(len, parts)))
+            else:
+                total += Cost(1 + spec.steps, len(read) - 1 + spec.steps)
         draws = [len(_draws(spec, size, subject.layers * subject.heads)) for size in spec.hide]
         variants = sum(1 + n for n in draws) + bool(spec.hide)
         for sample in samples[:: _stride(spec, len(samples))][: spec.hide_samples]:
@@ -127,8 +130,8 @@ class RetrievalHeads(Experiment[RetrievalSpec]):
 
     def run(self, spec: RetrievalSpec, subject: Subject, progress: Progress) -> Report:
         """Score all samples, then hide what scored."""
-        samples = list(samples_of(spec, subject))
-        scored = list(progress.each(samples, lambda s: _content(spec, s), lambda s: _scored(spec, subject, s)))
+        samples, reader = list(samples_of(spec, subject)), Reader(subject)
+        scored = list(progress.each(samples, lambda s: _content(spec, s), lambda s: _scored(spec, reader, s)))
         scores = [value["scores"] for _, value in scored] or np.zeros((0, subject.layers, subject.heads))
         recalls = [value["recall"] for _, value in scored]
         found = aggregate(scores, recalls, gate=-1.0 if spec.teacher_forced else 0.5)
@@ -163,9 +166,9 @@ def _content(spec: RetrievalSpec, sample: Sample) -> dict[str, Any]:
     return {"score": how, "ids": sample.prompt.ids, "answer": sample.prompt.answer_ids, "span": sample.prompt.span}
 
 
-def _scored(spec: RetrievalSpec, subject: Subject, sample: Sample) -> dict[str, Any]:
-    prompt = sample.prompt
-    answered = force(subject, prompt, top=spec.top) if spec.teacher_forced else generated(
+def _scored(spec: RetrievalSpec, reader: Reader, sample: Sample) -> dict[str, Any]:
+    prompt, subject = sample.prompt, reader.subject
+    answered = force(reader, prompt, top=spec.top) if spec.teacher_forced else generated(
         subject, prompt, steps=spec.steps, top=spec.top
     )  # fmt: skip
     recall, likely = _recall(subject, prompt, answered), answered.forced

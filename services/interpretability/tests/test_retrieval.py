@@ -17,9 +17,12 @@ from services.interpretability.experiments.retrieval_heads import (
     retrieval_score,
     rouge1_recall,
 )
+from services.interpretability.reader import BLOCK, Reader, pieces
 from services.interpretability.retrieval import credit, split_half
 from services.interpretability.tests.conftest import GOLDEN, read
-from shared.lm.needle import key_value
+from services.interpretability.watching import watch
+from shared.lm.needle import NEEDLES, key_value, needle
+from shared.lm.networks import gemma3
 from shared.lm.taps import trace
 
 FACTS = read("retrieval_score.json")
@@ -136,7 +139,7 @@ def prompt(tiny):
 
 
 def test_forced_winners_are_those_of_the_whole_pattern(tiny, prompt):
-    answered = force(tiny, prompt, top=3)
+    answered = force(Reader(tiny), prompt, top=3)
     whole = [*prompt.ids, *prompt.answer_ids[:-1]]
     names = [f"pattern.{l}" for l in range(tiny.layers)]
     traced = trace(tiny.model, tiny.tensor([whole]), capture=names)
@@ -150,7 +153,7 @@ def test_forced_winners_are_those_of_the_whole_pattern(tiny, prompt):
 
 
 def test_forced_scores_equal_the_score_of_the_rows(tiny, prompt):
-    answered = force(tiny, prompt)
+    answered = force(Reader(tiny), prompt)
     names = [f"pattern.{l}" for l in range(tiny.layers)]
     whole = [*prompt.ids, *prompt.answer_ids[:-1]]
     traced = trace(tiny.model, tiny.tensor([whole]), capture=names)
@@ -162,7 +165,7 @@ def test_forced_scores_equal_the_score_of_the_rows(tiny, prompt):
 
 
 def test_forcing_and_measuring_agree_on_how_likely_the_answer_is(tiny, prompt):
-    one, other = force(tiny, prompt).forced, forced(tiny, prompt)
+    one, other = force(Reader(tiny), prompt).forced, forced(tiny, prompt)
     assert one.nll == pytest.approx(other.nll, abs=1e-5)
     assert one.accuracy == other.accuracy
 
@@ -195,3 +198,47 @@ def test_uniform_attention_of_a_whole_layer_mixes_the_mean_of_its_values(tiny, p
     values = masked["v.1"].repeat_interleave(tiny.heads // tiny.model.config.kv_heads, 2)
     means = values.cumsum(1) / torch.arange(1, ids.shape[1] + 1)[None, :, None, None]
     assert torch.allclose(masked["z.1"], means, atol=1e-5)
+
+
+def test_texts_that_begin_alike_are_read_from_where_they_part():
+    ids = list(range(3 * BLOCK + 40))
+    other = [*ids[: 2 * BLOCK + 7], *reversed(ids[2 * BLOCK + 7 :])]
+    assert pieces([], ids, 10) == [*(range(at, at + BLOCK) for at in (0, BLOCK, 2 * BLOCK)), range(3 * BLOCK, len(ids))]
+    assert pieces(other, ids, 10)[0].start == 2 * BLOCK
+    assert pieces(ids[: 3 * BLOCK], ids, 10) == [range(3 * BLOCK, len(ids))]
+    assert pieces(ids, ids, BLOCK)[-1] == range(2 * BLOCK, len(ids)), "the last rows are read together"
+    assert pieces(ids, ids[:20], 20) == [range(20)]
+
+
+def test_what_was_read_before_changes_no_bit_of_an_answer(tiny):
+    needles = [needle(tiny.tokenizer, NEEDLES[0], 1500, depth) for depth in (40, 80, 100)]
+    reader = Reader(tiny)
+    together = [force(reader, prompt) for prompt in needles]
+    alone = [force(Reader(tiny), prompt) for prompt in needles]
+    known = pieces(needles[0].ids, needles[1].ids, 1)[0].start
+    assert known >= BLOCK, "or nothing was shared"
+    for one, other in zip(together, alone, strict=True):
+        assert one.forced == other.forced
+        assert (one.looked == other.looked).all()
+
+
+def test_rows_of_sliding_layers_end_with_their_window():
+    """Gemma's local layers see a window; so do the rows that are shown, and the values that are mixed."""
+    torch.manual_seed(0)
+    model = gemma3(
+        vocab=40,
+        width=16,
+        layers=2,
+        heads=2,
+        kv_heads=1,
+        hidden=24,
+        positions=64,
+        head_dim=8,
+        window=4,
+        every=2,
+    ).eval()
+    ids, seen = torch.randint(40, (1, 20)), {}
+    logits = watch(model, ids, lambda layer, _start, rows: seen.setdefault(layer, rows))
+    assert torch.equal(logits, model(ids, keep=1))
+    local = next(l for l, window in enumerate(model.config.windows) if window)
+    assert (seen[local][0, :, -1] > 0).sum(-1).tolist() == [4, 4]

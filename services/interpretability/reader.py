@@ -1,0 +1,57 @@
+"""Reads prompts one after another and keeps what the next one begins with: the cells of one haystack share its text.
+
+Prompts are read on a grid of blocks, and only whole blocks are kept: each was made by the very operations that would
+make it again, so no result depends on what was read before. Knows token ids and the cache; nothing about answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from services.interpretability.subject import Subject
+from services.interpretability.watching import Visit, Watching
+
+__all__ = ["BLOCK", "Reader", "pieces"]
+
+BLOCK = 256
+"""Tokens of a block: smaller ones share more and are slower to read."""
+
+
+def pieces(before: Sequence[int], ids: Sequence[int], rows: int) -> list[range]:
+    """In which pieces a text is read after another one: whole blocks, then a tail that holds the last `rows` tokens.
+
+    Args:
+        before: Tokens whose blocks are known; a last block that is not whole is not used.
+        ids: Tokens of the text, its `rows` included.
+        rows: Tokens that must be read together at the end; at least one.
+    """
+    tail = (len(ids) - rows) // BLOCK * BLOCK
+    known = 0
+    while known < tail and list(before[known : known + BLOCK]) == list(ids[known : known + BLOCK]):
+        known += BLOCK
+    return [*(range(at, at + BLOCK) for at in range(known, tail, BLOCK)), range(tail, len(ids))]
+
+
+class Reader:
+    """One reader of one model. Not for several threads."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self._cache = subject.model.new_cache()
+        self._known: list[int] = []
+
+    @torch.no_grad()
+    def read(self, ids: Sequence[int], rows: int, visit: Visit) -> Tensor:
+        """Read a text and show the pattern rows of its last `rows` tokens: their logits [1,rows,V]."""
+        *blocks, tail = pieces(self._known, ids, rows)
+        self._known = list(ids[: tail.start])
+        self._cache.length = (blocks or [tail])[0].start
+        model = self.subject.model
+        for block in blocks:
+            model(self.subject.tensor([ids[block.start : block.stop]]), cache=self._cache, keep=0)
+        watching = Watching(visit, since=len(ids) - rows, cache=self._cache, windows=model.config.windows)
+        logits: Tensor = model(self.subject.tensor([ids[tail.start :]]), cache=self._cache, attend=watching, keep=rows)
+        return logits
