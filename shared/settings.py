@@ -83,6 +83,13 @@ class Settings(BaseSettings):
     )
     judge_api_key: SecretStr | None = Field(None, description="Key that judges send to it.")
 
+    # What models remember between requests.
+    session_key: SecretStr | None = Field(
+        None, description="Master key under which sessions and documents are sealed; unset, `<data_dir>/session.key`. "
+        "Replicas that do not share a data folder need the same one."
+    )  # fmt: skip
+    session_ttl_s: int = Field(7 * 24 * 3600, ge=1, description="How long unused sessions and documents are kept.")
+
     # Jobs.
     job_ttl_s: int = Field(24 * 3600, ge=1, description="How long a finished job and its result are kept.")
     job_lease_s: float = Field(4.0, gt=0, description="A silent worker loses its job after this long.")

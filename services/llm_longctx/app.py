@@ -1,8 +1,9 @@
-"""The app of llm-longctx: language models behind OpenAI's routes, and what their methods cost in quality."""
+"""The app of llm-longctx: language models behind OpenAI's routes, what they keep, and what methods cost in quality."""
 
-from services.llm_longctx import evaluation_routes, openai
+from services.llm_longctx import document_routes, evaluation_routes, openai, session_routes
 from services.llm_longctx.local import chosen
 from shared.serving.app import build
 from shared.settings import settings
 
-app = build("llm-longctx", routers=[openai.router, evaluation_routes.router], servables=chosen(settings().llm_model))
+routers = [openai.router, session_routes.router, document_routes.router, evaluation_routes.router]
+app = build("llm-longctx", routers=routers, servables=chosen(settings().llm_model))

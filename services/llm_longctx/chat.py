@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-from services.llm_longctx.generation import Generation, Piece, Shown
+from services.llm_longctx.generation import Generation, Piece, Prompt, Shown
 from services.llm_longctx.grammars import Automaton, grammar_of
-from services.llm_longctx.speaker import Speaker, check, samplings
+from services.llm_longctx.memory import Brought
+from services.llm_longctx.voice import Voice, check, samplings, usage_of
 from shared.api.text import (
     ChatChoice,
     ChatChunk,
@@ -30,10 +31,10 @@ from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import Run
 
-__all__ = ["chunks", "gather"]
+__all__ = ["chunks", "gather", "replayed"]
 
 
-def chunks(speaker: Speaker, request: ChatRequest, run: Run) -> Iterator[ChatChunk]:
+def chunks(speaker: Voice, request: ChatRequest, run: Run, brought: Brought | None = None) -> Iterator[ChatChunk]:
     """Begin to answer; the last chunk has the usage and no choices.
 
     Raises:
@@ -42,15 +43,17 @@ def chunks(speaker: Speaker, request: ChatRequest, run: Run) -> Iterator[ChatChu
         QueueFull: Too many requests wait.
     """
     grammar = _check(request)
-    ids = speaker.read(speaker.dialogue(request.messages), "messages", special=False)
+    text = speaker.dialogue(request.messages)
+    ids = speaker.read(text, "messages", special=False)
     if not ids:
         detail = "The conversation is empty under the model's template."
         raise InvalidOption(detail, field="messages")
-    prompt = speaker.prompt(ids, request.max_completion_tokens or request.max_tokens, request, "messages")
+    most = request.max_completion_tokens or request.max_tokens
+    prompt = speaker.prompt(ids, most, request, "messages", text=text, brought=brought)
     top = (request.top_logprobs or 0) if request.logprobs else None
     generation = Generation(speaker.scheduler, speaker.tokenizer, run)
     generation.begin(replace(prompt, top=top), samplings(request), grammar)
-    return _chunks(speaker, generation, len(ids), scored=request.logprobs)
+    return _chunks(speaker, generation, prompt, scored=request.logprobs)
 
 
 def _check(request: ChatRequest) -> Automaton | None:
@@ -62,19 +65,29 @@ def _check(request: ChatRequest) -> Automaton | None:
     return grammar_of(request.response_format)
 
 
-def _chunks(speaker: Speaker, generation: Generation, read: int, *, scored: bool) -> Iterator[ChatChunk]:
+def _chunks(speaker: Voice, generation: Generation, prompt: Prompt, *, scored: bool) -> Iterator[ChatChunk]:
     stamp: dict[str, Any] = {
         "id": f"chatcmpl-{uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time()),
         "model": speaker.name, "system_fingerprint": speaker.fingerprint,
     }  # fmt: skip
     begun: set[int] = set()
-    produced = 0
+    produced, last = 0, None
     for piece in generation:
         produced += piece.produced
         for choice in _choices(piece, speaker.tokenizer, first=piece.index not in begun, scored=scored):
-            yield ChatChunk(**stamp, choices=[choice], usage=None)
+            if last is not None:
+                yield last
+            last = ChatChunk(**stamp, choices=[choice], usage=None)
         begun.add(piece.index)
-    yield ChatChunk(**stamp, choices=[], usage=generation.usage(read, produced))
+        if last is not None and piece.reason is None:  # only what may be the last of all waits for the end
+            yield last
+            last = None
+    told = prompt.told()
+    beside = {} if told is None else {"longctx": told}
+    if last is not None:
+        yield last.model_copy(update=beside)
+    usage = usage_of(len(prompt.ids), produced, speaker.usage(generation.orders))
+    yield ChatChunk(**stamp, **beside, choices=[], usage=usage)
 
 
 def _choices(piece: Piece, tokenizer: Tokenizer, *, first: bool, scored: bool) -> Iterator[ChunkChoice]:
@@ -127,5 +140,23 @@ def gather(pieces: Iterable[ChatChunk]) -> ChatCompletion:
     ]  # fmt: skip
     return ChatCompletion(
         id=last.id, created=last.created, model=last.model, system_fingerprint=last.system_fingerprint,
-        choices=choices, usage=last.usage,
+        choices=choices, usage=last.usage, longctx=last.longctx,
     )  # fmt: skip
+
+
+def replayed(given: str) -> list[ChatChunk]:
+    """The chunks of an answer (JSON) that was given before: one per choice, then the usage."""
+    answer = ChatCompletion.model_validate_json(given)
+    stamp: dict[str, Any] = {
+        "id": answer.id, "object": "chat.completion.chunk", "created": answer.created, "model": answer.model,
+        "system_fingerprint": answer.system_fingerprint, "longctx": answer.longctx,
+    }  # fmt: skip
+    choices = [
+        ChunkChoice(
+            index=one.index, delta=Delta(role="assistant", content=one.message.content), logprobs=one.logprobs,
+            finish_reason=one.finish_reason,
+        )
+        for one in answer.choices
+    ]  # fmt: skip
+    whole = [ChatChunk(**stamp, choices=[choice], usage=None) for choice in choices]
+    return [*whole, ChatChunk(**stamp, choices=[], usage=answer.usage)]

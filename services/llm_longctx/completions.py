@@ -12,19 +12,22 @@ from typing import Any, cast
 from uuid import uuid4
 
 from services.llm_longctx.generation import Generation, Piece, Prompt, Shown
-from services.llm_longctx.speaker import Speaker, check, samplings
+from services.llm_longctx.memory import Brought
+from services.llm_longctx.voice import Voice, check, samplings, usage_of
 from shared.api.text import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import Run
 
-__all__ = ["chunks", "gather"]
+__all__ = ["chunks", "gather", "replayed"]
 
 MOST_PROMPTS = 32
 """Prompts in one request; each waits and runs by itself."""
 
 
-def chunks(speaker: Speaker, request: CompletionRequest, run: Run) -> Iterator[Completion]:
+def chunks(
+    speaker: Voice, request: CompletionRequest, run: Run, brought: Brought | None = None
+) -> Iterator[Completion]:
     """Begin to answer; the last chunk has the usage and no choices.
 
     Raises:
@@ -33,11 +36,15 @@ def chunks(speaker: Speaker, request: CompletionRequest, run: Run) -> Iterator[C
         QueueFull: Too many requests wait.
     """
     _check(request)
-    prompts = [_prompt(speaker, one, request) for one in _prompts(request)]
+    given = _prompts(request)
+    if brought is not None and len(given) > 1:
+        detail = "A session or a document takes one prompt at a time."
+        raise InvalidOption(detail, field="prompt")
+    prompts = [_prompt(speaker, one, request, brought) for one in given]
     generation = Generation(speaker.scheduler, speaker.tokenizer, run)
     for prompt in prompts:
         generation.begin(prompt, samplings(request))
-    return _chunks(speaker, generation, sum(len(p.ids) for p in prompts), scored=request.logprobs is not None)
+    return _chunks(speaker, generation, prompts, scored=request.logprobs is not None)
 
 
 def _check(request: CompletionRequest) -> None:
@@ -63,29 +70,41 @@ def _prompts(request: CompletionRequest) -> list[str | list[int]]:
     return list(cast("list[str] | list[list[int]]", given))
 
 
-def _prompt(speaker: Speaker, given: str | list[int], request: CompletionRequest) -> Prompt:
+def _prompt(speaker: Voice, given: str | list[int], request: CompletionRequest, brought: Brought | None) -> Prompt:
     ids, hidden = speaker.read(given, "prompt") if isinstance(given, str) else given, 0
     if not ids:
         ids, hidden = [speaker.tokenizer.start], 1
     elif isinstance(given, str) and request.echo:
         hidden = len(ids) - len(speaker.read(given, "prompt", special=False))
-    prompt = speaker.prompt(ids, request.max_tokens, request, "prompt")
+    text = given if isinstance(given, str) and not hidden else None
+    prompt = speaker.prompt(ids, request.max_tokens, request, "prompt", text=text, brought=brought)
     scored_from = (request.longctx.logprobs_from if request.longctx else None) or 0
     return replace(
         prompt, top=request.logprobs, echo=request.echo, hidden=hidden, scored_from=min(scored_from, len(ids))
     )
 
 
-def _chunks(speaker: Speaker, generation: Generation, read: int, *, scored: bool) -> Iterator[Completion]:
+def _chunks(speaker: Voice, generation: Generation, prompts: Sequence[Prompt], *, scored: bool) -> Iterator[Completion]:
     stamp: dict[str, Any] = {
         "id": f"cmpl-{uuid4().hex}", "object": "text_completion", "created": int(time.time()),
         "model": speaker.name, "system_fingerprint": speaker.fingerprint,
     }  # fmt: skip
-    produced = 0
+    produced, last = 0, None
     for piece in generation:
         produced += piece.produced
-        yield Completion(**stamp, choices=[_choice(piece, speaker.tokenizer, scored=scored)], usage=None)
-    yield Completion(**stamp, choices=[], usage=generation.usage(read, produced))
+        if last is not None:
+            yield last
+        last = Completion(**stamp, choices=[_choice(piece, speaker.tokenizer, scored=scored)], usage=None)
+        if piece.reason is None:  # only what may be the last of all waits for the end
+            yield last
+            last = None
+    told = prompts[0].told()
+    beside = {} if told is None else {"longctx": told}
+    if last is not None:
+        yield last.model_copy(update=beside)
+    read = sum(len(prompt.ids) for prompt in prompts)
+    usage = usage_of(read, produced, speaker.usage(generation.orders))
+    yield Completion(**stamp, **beside, choices=[], usage=usage)
 
 
 def _choice(piece: Piece, tokenizer: Tokenizer, *, scored: bool) -> CompletionChoice:
@@ -132,3 +151,9 @@ def _joined(begun: CompletionChoice, more: CompletionChoice) -> CompletionChoice
     return begun.model_copy(
         update={"text": begun.text + more.text, "logprobs": logprobs, "finish_reason": more.finish_reason}
     )
+
+
+def replayed(given: str) -> list[Completion]:
+    """The chunks of an answer (JSON) that was given before: all choices, then the usage."""
+    answer = Completion.model_validate_json(given)
+    return [answer.model_copy(update={"usage": None}), answer.model_copy(update={"choices": []})]

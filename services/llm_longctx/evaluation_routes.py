@@ -21,6 +21,7 @@ from services.llm_longctx.evaluation import (
 )
 from services.llm_longctx.heat import heat_map
 from services.llm_longctx.language_model import LanguageModel
+from shared.errors import InvalidOption
 from shared.serving.host import Host
 from shared.serving.system import host_of
 
@@ -53,5 +54,7 @@ async def fidelity(body: FidelitySpec, request: Request, host: HostOf) -> Fideli
 
 def _model(host: Host, name: str | None) -> LanguageModel:
     servable = host.servable(host.resolve(name, "chat"))
-    assert isinstance(servable, LanguageModel)  # noqa: S101  # this service serves nothing else under chat
+    if not isinstance(servable, LanguageModel):
+        detail = f"{servable.card.name} has attention of its own; there is no method to compare it with."
+        raise InvalidOption(detail, hint="Leave model out, or name a decoder.", field="model")
     return servable

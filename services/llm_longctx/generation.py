@@ -7,15 +7,17 @@ about the protocol's forms.
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from services.llm_longctx.engine import Choice, Facts, FinishReason, Grammar, Order, Sampling, Scheduler, Token
+from services.llm_longctx.engine import Choice, Facts, FinishReason, Grammar, Order, Sampling, Token
 from services.llm_longctx.engine.policy import Policy
+from services.llm_longctx.engine.stream import Stream
+from services.llm_longctx.engine.turns import Turns
 from services.llm_longctx.grammars import Automaton, TokenGrammar
-from services.llm_longctx.longctx import usage_of
 from services.llm_longctx.stops import Stops
-from shared.api.text import Usage
+from shared.api.text import LongctxAnswer
 from shared.errors import FoveaError
 from shared.lm.tokenizer import Detokenizer, Tokenizer
 from shared.registry import Run
@@ -39,6 +41,10 @@ class Prompt:
         echo: Whether the prompt is part of the answer.
         scored_from: With `echo` and `top`: log-probabilities before this token are not told.
         hidden: Tokens at the prompt's beginning that the caller did not write and an echo does not show.
+        opens: See `Order.opens`.
+        keeps: See `Order.keeps`.
+        most_bytes: See `Order.most_bytes`.
+        told: What there is to tell beside the answer, asked once when all of it has been produced.
     """
 
     ids: Sequence[int]
@@ -52,6 +58,10 @@ class Prompt:
     echo: bool = False
     scored_from: int = 0
     hidden: int = 0
+    opens: Callable[[], Stream] | None = None
+    keeps: Callable[[Stream, Sequence[int]], None] | None = None
+    most_bytes: int = 0
+    told: Callable[[], LongctxAnswer | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +91,7 @@ class Piece:
 class Generation:
     """Answers being produced for one or more prompts; iterate over their pieces as they come."""
 
-    def __init__(self, scheduler: Scheduler, tokenizer: Tokenizer, run: Run) -> None:
+    def __init__(self, scheduler: Turns[Any], tokenizer: Tokenizer, run: Run) -> None:
         self._scheduler = scheduler
         self._tokenizer = tokenizer
         self._run = run
@@ -101,7 +111,8 @@ class Generation:
             choices=[Choice(s, a, self._grammar(grammar)) for s, a in zip(samplings, answers, strict=True)],
             max_tokens=prompt.max_tokens, policy=prompt.policy, boundaries=prompt.boundaries, priority=prompt.priority,
             ends=self._tokenizer.eos, top=prompt.top, score_prompt=prompt.echo and prompt.top is not None,
-            score_from=prompt.scored_from, run=self._run, facts=Facts(fallback=prompt.fallback),
+            score_from=prompt.scored_from, run=self._run, facts=Facts(fallback=prompt.fallback), opens=prompt.opens,
+            keeps=prompt.keeps, most_bytes=prompt.most_bytes,
         )  # fmt: skip
         self._open += len(answers)
         self.orders.append(order)
@@ -126,12 +137,6 @@ class Generation:
                 yield piece
         finally:
             self.drop()
-
-    def usage(self, read: int, produced: int) -> Usage:
-        """What all prompts cost together: `read` tokens of prompts, `produced` tokens of answers."""
-        engine = self._scheduler.engine
-        longctx = usage_of(self.orders, engine.kernels, engine.policy)
-        return Usage(prompt_tokens=read, completion_tokens=produced, total_tokens=read + produced, longctx=longctx)
 
     def _grammar(self, automaton: Automaton | None) -> Grammar | None:
         return None if automaton is None else TokenGrammar(self._tokenizer, automaton)

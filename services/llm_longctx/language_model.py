@@ -1,39 +1,27 @@
-"""A language model as a Servable: chat in, chat out, and the other deeds of the protocol on the same weights.
+"""A decoder as a Servable: how a model's files become something that speaks.
 
-Knows how a model's files become something that speaks. Which files, says the subclass. Knows nothing about HTTP.
+Which files, says the subclass; what is said, `text_model` knows. Knows nothing about HTTP.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 import torch
-from pydantic import BaseModel
 
-from services.llm_longctx import chat, completions
 from services.llm_longctx.engine import Engine, Scheduler
 from services.llm_longctx.engine.watch import Watch
 from services.llm_longctx.speaker import Speaker
-from shared.api.text import (
-    ChatChunk,
-    ChatCompletion,
-    ChatRequest,
-    CompletionRequest,
-    Detokenized,
-    DetokenizeRequest,
-    GenerationOptions,
-    Tokenized,
-    TokenizeRequest,
-)
-from shared.errors import FoveaError, InvalidOption, NotFound, UnsupportedMedia
+from services.llm_longctx.text_model import TextModel
+from shared.api.text import ChatRequest, CompletionRequest
+from shared.errors import InvalidOption, NotFound, UnsupportedMedia
 from shared.lm.gguf_file import unpack
 from shared.lm.plan_folders import PlanFolders
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder, weights_digest
-from shared.registry import Place, Run, Servable
+from shared.registry import Place
 
 __all__ = ["LanguageModel"]
 
@@ -43,15 +31,13 @@ _SHIPPED = Path(__file__).parent / "weights"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class LanguageModel(Servable[ChatRequest, ChatCompletion]):
+class LanguageModel(TextModel):
     """Serves one decoder with its tokenizer. Subclasses add a card and say where the files are.
 
     `Place.options["llm_dtype"]` is `float32` (default) or `bfloat16`.
     """
 
-    In = ChatRequest
-    Out = ChatCompletion
-    mode = "stream"
+    speaker: Speaker
 
     def __init__(self, speaker: Speaker) -> None:
         """Serve what is loaded already."""
@@ -84,66 +70,11 @@ class LanguageModel(Servable[ChatRequest, ChatCompletion]):
         plans = PlanFolders(cls.card.name, _SHIPPED, place.weights)
         return cls(Speaker(cls.card.name, fingerprint, tokenizer, scheduler, facts.positions, facts.vocab, plans))
 
-    def predict(self, batch: Sequence[ChatRequest], run: Run) -> list[ChatCompletion | FoveaError]:
-        """Answer conversations, together."""
-        begun: list[Iterator[ChatChunk] | FoveaError] = []
-        for request in batch:
-            try:
-                begun.append(chat.chunks(self.speaker, request, run))
-            except FoveaError as error:
-                begun.append(error)
-        return [one if isinstance(one, FoveaError) else chat.gather(one) for one in begun]
-
-    def stream(self, request: BaseModel, run: Run) -> Iterator[BaseModel]:
-        """Chunks of a chat or a completion; the usage comes last where it was asked for or nothing is streamed."""
-        pieces: Iterator[BaseModel]
-        if isinstance(request, ChatRequest):
-            pieces = chat.chunks(self.speaker, request, run)
-        elif isinstance(request, CompletionRequest):
-            pieces = completions.chunks(self.speaker, request, run)
-        else:
-            message = f"{type(request).__name__} is no request of a language model"
-            raise TypeError(message)
-        return pieces if _wants_usage(request) else _without_usage(pieces)
-
-    def tokenize(self, request: TokenizeRequest) -> Tokenized:
-        """Tokens of a text or of a conversation under the template.
-
-        Raises:
-            InvalidOption: Neither or both were given, or the template refuses.
-            ContextLengthExceeded: The text is longer than any prompt may be.
-        """
-        if (request.prompt is None) == (request.messages is None):
-            detail = "Give either prompt or messages."
-            raise InvalidOption(detail, field="prompt")
-        if request.messages is not None:
-            text = self.speaker.dialogue(request.messages, add_generation_prompt=request.add_generation_prompt)
-            ids = self.speaker.read(text, "messages", special=False)
-        else:
-            text = request.prompt or ""
-            ids = self.speaker.read(text, "prompt", special=request.add_special_tokens)
-        return Tokenized(tokens=ids, count=len(ids), prompt=text, max_model_len=self.speaker.context)
-
-    def detokenize(self, request: DetokenizeRequest) -> Detokenized:
-        """Text of tokens, special ones as their names.
-
-        Raises:
-            InvalidOption: An id that the model does not know.
-        """
-        if any(token >= self.speaker.vocab for token in request.tokens):
-            detail = f"tokens holds {max(request.tokens)}; this model's ids are below {self.speaker.vocab}."
-            raise InvalidOption(detail, field="tokens")
-        return Detokenized(prompt=self.speaker.tokenizer.decode(request.tokens))
-
     def example(self) -> ChatRequest:
         """The Card's conversation, or for a model without template a text to go on with."""
         if self.speaker.tokenizer.chat_template is None:
             return CompletionRequest(prompt="Once upon a time", max_tokens=8)  # type: ignore[return-value]  # `stream` takes both
         return super().example()
-
-    def close(self) -> None:
-        """Stop the engine."""
-        self.speaker.scheduler.close()
 
 
 def _watch(place: Place) -> Watch:
@@ -161,13 +92,3 @@ def _folder(source: Path, place: Place, dtype: torch.dtype) -> Path:
         detail = f"{source.name} is neither a Hugging Face folder nor a GGUF file."
         raise UnsupportedMedia(detail, hint="Convert it to a folder with safetensors.")
     return unpack(source, place.cache, dtype)
-
-
-def _wants_usage(request: GenerationOptions) -> bool:
-    return not request.stream or (request.stream_options is not None and request.stream_options.include_usage)
-
-
-def _without_usage(pieces: Iterator[BaseModel]) -> Iterator[BaseModel]:
-    for piece in pieces:
-        if getattr(piece, "choices", None):
-            yield piece

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Annotated, Any
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
@@ -16,8 +16,14 @@ from starlette.responses import Response, StreamingResponse
 
 from services.llm_longctx import chat as chats
 from services.llm_longctx import completions as texts
-from services.llm_longctx.errors import ModelNotFound
-from services.llm_longctx.language_model import LanguageModel
+from services.llm_longctx.document_routes import documents_of
+from services.llm_longctx.landmark_voice import LandmarkVoice
+from services.llm_longctx.memory import Turn
+from services.llm_longctx.models_of import model_of
+from services.llm_longctx.session_routes import sessions_of
+from services.llm_longctx.sessions import body_digest
+from services.llm_longctx.text_model import TextModel
+from services.llm_longctx.titans_voice import TitansVoice
 from shared import telemetry
 from shared.api.problem import openai_error
 from shared.api.text import (
@@ -27,12 +33,11 @@ from shared.api.text import (
     CompletionRequest,
     Detokenized,
     DetokenizeRequest,
-    GenerationOptions,
     OpenAIError,
     Tokenized,
     TokenizeRequest,
 )
-from shared.errors import FoveaError, NotFound
+from shared.errors import FoveaError
 from shared.serving.faults import blame
 from shared.serving.host import Host
 from shared.serving.system import host_of
@@ -51,59 +56,80 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 _FORM = {"x-error-form": "openai"}
 """Tells `shared.serving.rendering` how errors of these routes look."""
 
+_LIVE = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+Asked = ChatRequest | CompletionRequest
+
 router = APIRouter(tags=["openai"])
 
 
 @router.post("/v1/chat/completions", responses=_STREAM | _ERRORS, openapi_extra=_FORM, response_model=ChatCompletion)
 async def chat(body: ChatRequest, request: Request, host: HostOf) -> Response:
     """Go on with a conversation."""
-    return await _answer(body, request, host, chats.gather)
+    return await _answer(body, request, host, chats)
 
 
 @router.post("/v1/completions", responses=_STREAM | _ERRORS, openapi_extra=_FORM, response_model=Completion)
 async def complete(body: CompletionRequest, request: Request, host: HostOf) -> Response:
     """Go on with a text; with `echo`, `logprobs` and `max_tokens` 0, score it."""
-    return await _answer(body, request, host, texts.gather)
+    return await _answer(body, request, host, texts)
 
 
 @router.post("/tokenize", responses=_ERRORS, openapi_extra=_FORM)
 async def tokenize(body: TokenizeRequest, request: Request, host: HostOf) -> Tokenized:
     """Cut a text, or a conversation under the model's template, into tokens."""
-    model = _model(host, body.model, request)
+    model = model_of(host, body.model, request)
     return await asyncio.to_thread(model.tokenize, body)
 
 
 @router.post("/detokenize", responses=_ERRORS, openapi_extra=_FORM)
 async def detokenize(body: DetokenizeRequest, request: Request, host: HostOf) -> Detokenized:
     """Join tokens into text."""
-    model = _model(host, body.model, request)
+    model = model_of(host, body.model, request)
     return await asyncio.to_thread(model.detokenize, body)
 
 
-def _model(host: Host, name: str | None, request: Request) -> LanguageModel:
-    """The language model of that name, ready."""
-    try:
-        resolved = host.resolve(name, "chat")
-    except NotFound as error:
-        raise ModelNotFound(error.detail, hint=error.hint, field="model") from error
-    request.scope["fovea.model"] = resolved
-    servable = host.servable(resolved)
-    assert isinstance(servable, LanguageModel)  # noqa: S101  # this service serves nothing else under chat
-    return servable
-
-
-async def _answer(
-    body: GenerationOptions, request: Request, host: Host, gather: Callable[[Iterable[Any]], BaseModel]
-) -> Response:
-    model = _model(host, body.model, request)
-    events = host.stream(model.speaker.name, body, request.scope["fovea.run"])
+async def _answer(body: Asked, request: Request, host: Host, protocol: Any) -> Response:
+    """Answer as one body or as events; a request that a session has answered before gets that answer again."""
+    model = model_of(host, body.model, request, remembers=bool(body.session_id), cites=bool(body.document_id))
+    turn = await _turn(body, request, model)
+    if isinstance(turn, str):
+        return _again(turn, body, protocol)
+    events = host.stream(model.speaker.name, turn, request.scope["fovea.run"])
     if not body.stream:
-        answer = gather([event async for event in events])
+        answer: BaseModel = protocol.gather([event async for event in events])
         return Response(answer.model_dump_json(), media_type="application/json")
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
     first = await anext(events)  # what goes wrong before the first chunk is an ordinary error
-    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return StreamingResponse(_sse(first, events, with_usage), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_sse(first, events, _with_usage(body)), media_type="text/event-stream", headers=_LIVE)
+
+
+async def _turn(body: Asked, request: Request, model: TextModel) -> Asked | Turn | str:
+    """The request with what it names: a session or a document; or the answer that it was given before."""
+    if body.session_id is None and body.document_id is None:
+        return body
+    if body.session_id is not None:
+        voice = cast("TitansVoice", model.speaker)
+        asked = body.model_dump_json(exclude={"stream", "stream_options"})
+        once = request.scope["fovea.run"].job or request.headers.get("idempotency-key")
+        session = await sessions_of(request).remembered(body.session_id, voice, body_digest(asked), once)
+        return session if isinstance(session, str) else Turn(asked=body, brought=session)
+    document = await documents_of(request).brought(body.document_id or "", cast("LandmarkVoice", model.speaker))
+    return Turn(asked=body, brought=document)
+
+
+def _again(answer: str, body: Asked, protocol: Any) -> Response:
+    """An answer that was given before, in the form that is asked for now."""
+    headers = {"idempotency-replayed": "true"}
+    if not body.stream:
+        return Response(answer, media_type="application/json", headers=headers)
+    hidden = None if _with_usage(body) else {"usage"}
+    pieces = [p for p in protocol.replayed(answer) if p.choices or hidden is None]
+    lines = [f"data: {p.model_dump_json(exclude_unset=True, exclude=hidden)}\n\n" for p in pieces]
+    return Response("".join(lines) + "data: [DONE]\n\n", media_type="text/event-stream", headers=headers | _LIVE)
+
+
+def _with_usage(body: Asked) -> bool:
+    return body.stream_options is not None and body.stream_options.include_usage
 
 
 async def _sse(first: BaseModel, rest: AsyncIterator[BaseModel], with_usage: bool) -> AsyncIterator[str]:

@@ -78,13 +78,13 @@ class SessionStore:
     """The sessions of all tenants.
 
     Args:
-        url: Redis.
+        link: Redis.
         sealing: Seals states and answers.
         ttl_s: How long an unused session is kept.
     """
 
-    def __init__(self, url: str, sealing: Sealing, ttl_s: int) -> None:
-        self._link = Link(url)
+    def __init__(self, link: Link, sealing: Sealing, ttl_s: int) -> None:
+        self._link = link
         self._sealing = sealing
         self._ttl_ms = ttl_s * 1000
         self._write = self._link.client.register_script(_WRITE)
@@ -173,11 +173,6 @@ class SessionStore:
             sealed = await redis.hget(f"{stem}once", key)
         return None if sealed is None else self._sealing.open(sealed, tenant, f"{stem}once:{key}")
 
-    async def rollback(self, tenant: str, name: str, version: int) -> int:
-        """Go back: an earlier version is written again as the newest, so that nothing is lost by it."""
-        head, state = await self.head(tenant, name), await self.read(tenant, name, version)
-        return await self.write(tenant, head, state, head.tokens)
-
     async def delete(self, tenant: str, name: str) -> None:
         """Forget a session: its states and its answers.
 
@@ -190,10 +185,6 @@ class SessionStore:
             # A write may have come between reading the version and deleting the head: one more than is kept.
             states = [f"{stem}v{n}" for n in range(max(version - KEPT, 0), version + 2)]
             await redis.delete(f"{stem}once", *states)
-
-    async def close(self) -> None:
-        """Drop all connections."""
-        await self._link.close()
 
     @asynccontextmanager
     async def _redis(self) -> AsyncIterator[Any]:

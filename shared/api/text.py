@@ -17,6 +17,8 @@ __all__ = [
     "ChatMessage",
     "ChatRequest",
     "ChunkChoice",
+    "Citation",
+    "CitedToken",
     "Completion",
     "CompletionChoice",
     "CompletionLogprobs",
@@ -28,11 +30,13 @@ __all__ = [
     "ErrorFacts",
     "FinishReason",
     "GenerationOptions",
+    "LongctxAnswer",
     "LongctxOptions",
     "LongctxUsage",
     "OpenAIError",
     "Reply",
     "StreamOptions",
+    "Surprise",
     "TokenLogprob",
     "TokenizeRequest",
     "Tokenized",
@@ -68,7 +72,8 @@ class StreamOptions(BaseModel):
 class LongctxOptions(BaseModel):
     """Ours: how attention is computed for this request, and how much memory it may hold.
 
-    A method's knobs are given in `knobs` or beside the other fields.
+    A method's knobs are given in `knobs` or beside the other fields. Models with attention of their own have knobs of
+    their own: `fovea-landmark-*` takes `blocks`, `selection`, `offload`, `capacity` and `cite`.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -107,6 +112,49 @@ class LongctxUsage(BaseModel):
     fallback: str | None = Field(description="Why dense served instead of the method asked for.")
 
 
+class Citation(BaseModel):
+    """Ours: a block of the text that the model fetched while it answered."""
+
+    block: int = Field(description="Its number in what was read, from 0.")
+    start: int = Field(description="Its first token.")
+    end: int = Field(description="The token behind its last.")
+    char_start: int | None = Field(description="Where it begins in its text, in characters; null for token ids.")
+    char_end: int | None = Field(description="Where it ends.")
+    document: str | None = Field(description="The document that it is of; null for the prompt and the answer.")
+    text: str = Field(description="What it says.")
+    weight: float = Field(description="Share of all votes (layers behind the first, heads, tokens of the answer).")
+    hits: int = Field(description="Its votes.")
+
+
+class CitedToken(BaseModel):
+    """Ours: a token of the answer and the blocks that were fetched for it, most votes first."""
+
+    token: str
+    blocks: list[int]
+
+
+class Surprise(BaseModel):
+    """Ours: how much of what was read was new to the memory; its error before it learned, mean over layers."""
+
+    tokens: int
+    mean: float
+    max: float
+
+
+class LongctxAnswer(BaseModel):
+    """Ours: what a model with attention of its own has to tell beside its answer."""
+
+    citations: list[Citation] = Field([], description="Blocks that were fetched for the answer, most votes first.")
+    cited_tokens: list[CitedToken] = Field([], description="The same per token of the first answer.")
+    blocks_total: int | None = Field(None, description="Blocks stored at the end.")
+    blocks_loaded: int | None = Field(None, description="Different blocks that were fetched meanwhile.")
+    bytes_moved: int | None = Field(None, description="Bytes fetched from where blocks wait, with offload.")
+    state_version: int | None = Field(None, description="Version of the session, or of the document.")
+    session_id: str | None = None
+    state_bytes: int | None = Field(None, description="Bytes of what is remembered now.")
+    surprise: Surprise | None = Field(None, description="Of the tokens of this request.")
+
+
 class GenerationOptions(BaseModel):
     """How an answer is drawn; the same for chat and completion."""
 
@@ -132,6 +180,8 @@ class GenerationOptions(BaseModel):
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Taken and ignored.")
     longctx: LongctxOptions | None = Field(None, description="Ours: attention method, budget, plan.")
+    session_id: str | None = Field(None, description="Ours: the session that remembers, for models with a memory.")
+    document_id: str | None = Field(None, description="Ours: the document that the prompt is about, read once before.")
     strict: bool = Field(False, description="Ours: refuse fields that are not known here.")
 
     @model_validator(mode="before")
@@ -242,6 +292,7 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str | None = None
     choices: list[ChatChoice]
     usage: Usage
+    longctx: LongctxAnswer | None = Field(None, description="Ours: citations, and what is remembered.")
 
 
 class Delta(BaseModel):
@@ -270,6 +321,7 @@ class ChatChunk(BaseModel):
     system_fingerprint: str | None = None
     choices: list[ChunkChoice]
     usage: Usage | None = None
+    longctx: LongctxAnswer | None = Field(None, description="Ours: citations, and what is remembered.")
 
 
 class CompletionLogprobs(BaseModel):
@@ -300,6 +352,7 @@ class Completion(BaseModel):
     system_fingerprint: str | None = None
     choices: list[CompletionChoice]
     usage: Usage | None = None
+    longctx: LongctxAnswer | None = Field(None, description="Ours: citations, and what is remembered.")
 
 
 class TokenizeRequest(BaseModel):

@@ -159,6 +159,10 @@ class Servable(ABC, Generic[Request, Answer]):
         """A small valid request: the Card's example with generated pictures where it needs some."""
         return self.In.model_validate(self.card.example)  # type: ignore[return-value]
 
+    def details(self) -> dict[str, Any]:
+        """What else is to be told about this model under `details` of `/v1/models/{id}`."""
+        return {}
+
     def close(self) -> None:
         """Free what `load` took."""
         if self.engine is not None:

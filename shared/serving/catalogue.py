@@ -123,7 +123,7 @@ class Catalogue:
 
     def entries(self) -> list[ModelEntry]:
         """One entry per model: OpenAI's fields and the Card's facts."""
-        return [self._entry(name, slot) for name, slot in self._slots.items()]
+        return [self._entry(name, self._slots[name]) for names in self.tasks().values() for name in names]
 
     def describe(self, name: str) -> dict[str, Any]:
         """A model's whole Card, its tensors, the limits in force and its schemas."""
@@ -132,6 +132,7 @@ class Catalogue:
         return {
             **self._entry(name, slot).model_dump(mode="json"),
             **slot.card.model_dump(mode="json"),
+            "details": slot.servable.details() if slot.servable else {},
             "inputs": [spec.model_dump(mode="json") for spec in (engine.inputs if engine else ())],
             "outputs": [spec.model_dump(mode="json") for spec in (engine.outputs if engine else ())],
             "limits": self._limits(slot),
@@ -150,7 +151,7 @@ class Catalogue:
     def _rank(self, name: str) -> tuple[bool, bool, bool]:
         """Order of models within a task: the configured one, then loaded before failed, then real weights first."""
         slot = self._slots[name]
-        return (name != self._settings.llm_model, slot.state == "failed", slot.card.weights is None)
+        return (not name.startswith(self._settings.llm_model), slot.state == "failed", slot.card.weights is None)
 
     def _entry(self, name: str, slot: Slot) -> ModelEntry:
         facts = slot.card.model_dump(mode="json", exclude={"name", "task", "example", "limits"})

@@ -5,11 +5,12 @@ Knows nothing about text, templates, models or scheduling.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from services.llm_longctx.engine.policy import Policy
+from services.llm_longctx.engine.stream import Stream
 from shared.errors import Cancelled, FoveaError
 from shared.registry import Run
 
@@ -135,6 +136,9 @@ class Order:
         score_from: With `score_prompt`: tokens before this one are not scored, so that they may come from the cache.
         priority: Higher classes are admitted first.
         run: Deadline and cancellation.
+        opens: Opens the session that reads it, for models whose requests have one each; called when its turn comes.
+        keeps: Is given that session at the end of an answer, and the last token drawn, which it has not read.
+        most_bytes: Bytes that such a session may come to.
         dropped: Set when nobody reads the answer any more.
         facts: What it cost.
     """
@@ -150,6 +154,9 @@ class Order:
     score_from: int = 0
     priority: int = 0
     run: Run = field(default_factory=Run)
+    opens: Callable[[], Stream] | None = None
+    keeps: Callable[[Stream, Sequence[int]], None] | None = None
+    most_bytes: int = 0
     dropped: bool = False
     facts: Facts = field(default_factory=Facts)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -133,6 +133,12 @@ class Recurrence:
             self._sum = self._sum * (self._peak - peak).exp() + _one_more(v) * (score - peak).exp()
             self._peak, mass = peak, self._sum
         return mass[..., :-1] / mass[..., -1:]
+
+    def fork(self) -> Self:
+        """A recurrence that goes its own way from here; states are never changed in place."""
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
 
     def state_bytes(self) -> int:
         """Bytes that are remembered."""

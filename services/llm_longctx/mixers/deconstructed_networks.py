@@ -7,7 +7,7 @@ Sessions keep what each mixer must remember, and no more. Knows mixers by `decon
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -216,6 +216,13 @@ class DeconstructedSession:
             x = x + block.mlp(block.norm_2(x))
         self.index += t
         return net.logits(x)
+
+    def fork(self) -> Self:
+        """A stream that goes its own way from here."""
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        twin._kept = [kept.fork() if isinstance(kept, Recurrence) else kept for kept in self._kept]
+        return twin
 
     @property
     def nbytes(self) -> list[int]:

@@ -45,6 +45,7 @@ class BlockStore:
         self._capacity = capacity
         self._blocks: list[Tensor] = []
         self._keys: list[Tensor] = []
+        self._index: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -52,7 +53,9 @@ class BlockStore:
     @property
     def landmarks(self) -> Tensor:
         """Keys of the landmarks [B,H,n,d], always on the device: the index."""
-        return torch.stack(self._keys, 2)
+        if self._index is None:
+            self._index = torch.stack(self._keys, 2)
+        return self._index
 
     @property
     def means(self) -> Tensor:
@@ -66,6 +69,7 @@ class BlockStore:
 
     def append(self, k: Tensor, v: Tensor) -> None:
         """Store whole blocks; k and v are [B,H,m,L+1,d], the landmark last."""
+        self._index = None
         for keys, values in zip(k.unbind(2), v.unbind(2), strict=True):
             self._keys.append(keys[:, :, -1].clone())
             self._blocks.append(self._kept(torch.stack((keys, values), 2)))
@@ -88,7 +92,7 @@ class BlockStore:
         """A store that goes its own way; blocks are never written again, so both may hold the same ones."""
         twin = object.__new__(type(self))
         twin.first, twin.moved, twin._kind, twin._capacity = self.first, 0, self._kind, self._capacity
-        twin._blocks, twin._keys = list(self._blocks), list(self._keys)
+        twin._blocks, twin._keys, twin._index = list(self._blocks), list(self._keys), self._index
         return twin
 
     def _kept(self, block: Tensor) -> Tensor:

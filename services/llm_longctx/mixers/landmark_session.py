@@ -145,11 +145,18 @@ class LandmarkSession:
         """Blocks held per layer."""
         return len(self._layers[0].store)
 
-    def fork(self) -> Self:
-        """A session that goes its own way from here: one document, many questions."""
+    @property
+    def first(self) -> int:
+        """Number of the oldest block that is still held."""
+        return self._layers[0].store.first
+
+    def fork(self, blocks: int | None = None, selection: Selection | None = None) -> Self:
+        """A session that goes its own way from here, perhaps choosing differently: one document, many questions."""
         twin = object.__new__(type(self))
         twin.net, twin.batch, twin.read, twin._insert = self.net, self.batch, self.read, self._insert
         twin._layers = [layer.fork() for layer in self._layers]
+        for layer in twin._layers:
+            layer.wanted, layer.selection = blocks or layer.wanted, selection or layer.selection
         return twin
 
     def _with_landmarks(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

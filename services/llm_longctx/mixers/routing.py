@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -266,6 +266,16 @@ class RoutingState:
     def nbytes(self) -> int:
         """Bytes that are remembered."""
         return 0 if self._ring is None else self._ring.nbytes
+
+    def fork(self) -> Self:
+        """A state that goes its own way from here."""
+        twin = object.__new__(type(self))
+        own = {
+            name: None if part is None else part.clone()
+            for name, part in (("_ring", self._ring), ("_count", self._count))
+        }
+        vars(twin).update({**vars(self), **own})
+        return twin
 
     @property
     def occupancy(self) -> Tensor:

@@ -7,7 +7,7 @@ model token by token. Knows the checkpoint's layout; attention inside clusters i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -252,6 +252,14 @@ class RoutingSession:
     def occupancy(self) -> list[Tensor]:
         """Per layer the tokens of each cluster so far [B,H,K]."""
         return [ring.occupancy for ring in self._rings]
+
+    def fork(self) -> Self:
+        """A stream that goes its own way from here."""
+        twin = object.__new__(type(self))
+        vars(twin).update({
+            **vars(self), "_local": list(self._local), "_rings": [ring.fork() for ring in self._rings],
+        })  # fmt: skip
+        return twin
 
     def _step(self, ids: Tensor) -> Tensor:
         x: Tensor = self.net.token_emb(ids)

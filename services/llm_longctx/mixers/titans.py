@@ -21,7 +21,7 @@ from torch import Tensor
 
 from services.llm_longctx.mixers.titans_memory import MemoryState
 
-__all__ = ["SessionState", "StateError", "named", "pack_state", "unnamed", "unpack_state"]
+__all__ = ["SessionState", "StateError", "StateMismatch", "named", "pack_state", "unnamed", "unpack_state"]
 
 _MAGIC = b"FOVEATTN"
 _FORMAT = 1
@@ -34,6 +34,10 @@ MOST = 16 * 2**20
 
 class StateError(ValueError):
     """Bytes that are no state of this model, or a state that may not be stored."""
+
+
+class StateMismatch(StateError):
+    """A state in good order, of another model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,7 @@ def unpack_state(data: bytes, model: str = "") -> MemoryState | SessionState:
         raise StateError(message) from error
     if owner != model:
         message = f"the state belongs to the model {owner[:16] or 'without a name'}, not to {model[:16] or 'this one'}"
-        raise StateError(message)
+        raise StateMismatch(message)
     return unnamed(tensors, index) if kind == "memory" else SessionState(index, batch, tensors)
 
 

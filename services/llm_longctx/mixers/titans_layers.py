@@ -28,7 +28,7 @@ Layout = Literal["mac", "mag", "mal", "lmm", "attention"]
 
 LayerState = dict[str, Tensor]
 Stepped = tuple[Tensor, LayerState, Tensor]
-"""x behind the layer, the new state, and the surprise of each token [B,t]: the memory's error before its rate."""
+"""x behind the layer, the new state, and what the memory did with each token [B,t,3]: error, rate, share forgotten."""
 
 _MAX_RATE, _CLAMP, _EPS = 0.1, 1.0, 1e-6
 
@@ -101,7 +101,7 @@ class _Memory(TitansMemory):
         parts = ("rest", "weights.", "momentum.", "base.", "tails.")
         own = unnamed({key: t for key, t in state.items() if key.startswith(parts)}, index)
         said, after, trace = self.traced(x, own)
-        return said, named(after), trace.loss.mean(1)
+        return said, named(after), torch.stack((trace.loss, trace.rate, trace.forgotten), -1).mean(1)
 
 
 class Layer(nn.Module):
@@ -227,7 +227,7 @@ class Segments(Layer):
     def segment(self, z: Tensor, state: LayerState, index: int) -> Stepped:
         """Tokens z [B,t,D] of one segment, or of a part of it."""
         mixed, keys = self.attend(z, [], state, index)
-        return mixed, {"keys": keys}, z.new_zeros(z.shape[:2])
+        return mixed, {"keys": keys}, z.new_zeros(*z.shape[:2], 3)
 
     def attend(self, z: Tensor, recalled: list[Tensor], state: LayerState, index: int) -> tuple[Tensor, Tensor]:
         """Attention of z over its segment, and over what was `recalled` [B,t,D] for the segment's tokens.

@@ -50,13 +50,13 @@ class TitansLM(nn.Module):
         return [cast("Layer", layer).start(batch) for layer in self.layers]
 
     def run(self, ids: Tensor, states: list[LayerState], index: int) -> tuple[Tensor, list[LayerState], Tensor]:
-        """Logits of the tokens behind `index` others, the new states, and each token's surprise per layer [B,t,L]."""
+        """Logits of the tokens behind `index` others, the new states, and what each layer did with them [B,t,L,3]."""
         x, after, surprises = self.embed(ids), [], []
         for layer, state in zip(self.layers, states, strict=True):
             x, new, surprise = layer(x, state, index)
             after.append(new)
             surprises.append(surprise)
-        return self.head(self.norm(x)), after, torch.stack(surprises, -1)
+        return self.head(self.norm(x)), after, torch.stack(surprises, 2)
 
     def session(self, batch: int = 1) -> TitansSession:
         """A new stream."""
@@ -81,7 +81,7 @@ class TitansLM(nn.Module):
             StateError: Names or sizes differ.
         """
         like = TitansSession(self, self.start(state.batch), 0, state.batch).state.tensors
-        ours, theirs = ({name: t.shape for name, t in tensors.items()} for tensors in (like, state.tensors))
+        ours, theirs = ({name: (*t.shape, t.dtype) for name, t in tensors.items()} for tensors in (like, state.tensors))
         if ours != theirs:
             odd = next(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
             message = f"the state does not fit this model: {odd} is {theirs.get(odd)}, {ours.get(odd)} is needed"
@@ -99,12 +99,13 @@ class TitansSession:
     Attributes:
         index: Tokens read.
         batch: Streams side by side.
-        surprise: What the last call had to learn: the memory's error per token and layer [B,t,L].
+        trace: What the last call's tokens did to each layer's memory [B,t,L,3], means over its heads: the error before
+            its rate (the surprise), the rate theta, and the share alpha that was forgotten.
     """
 
     def __init__(self, net: TitansLM, states: list[LayerState], index: int, batch: int) -> None:
         self.net, self.index, self.batch = net, index, batch
-        self.surprise = torch.zeros(0)
+        self.trace = torch.zeros(0)
         self._states = states
 
     @torch.no_grad()
@@ -112,7 +113,7 @@ class TitansSession:
         """Read ids [B,t]; their logits [B,t,V]."""
         if not ids.shape[1]:
             return self.net.head.weight.new_zeros(*ids.shape, self.net.head.out_features)
-        logits, self._states, self.surprise = self.net.run(ids, self._states, self.index)
+        logits, self._states, self.trace = self.net.run(ids, self._states, self.index)
         self.index += ids.shape[1]
         return logits
 

@@ -10,6 +10,7 @@ from services.llm_longctx import session_store
 from services.llm_longctx.sealing import Sealing, master_key
 from services.llm_longctx.session_store import KEPT, SessionStore
 from shared.errors import Conflict, InvalidOption, NotFound, NotReady, TooLarge
+from shared.jobs.link import Link
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
 
@@ -24,9 +25,9 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 async def store(server):
-    made = SessionStore(server.url, Sealing(MASTER), ttl_s=60)
-    yield made
-    await made.close()
+    link = Link(server.url)
+    yield SessionStore(link, Sealing(MASTER), ttl_s=60)
+    await link.close()
 
 
 def everything(server):
@@ -68,14 +69,6 @@ async def test_repeated_request_is_answered_and_not_written_again(store):
     assert await store.answered("ann", head.id, "key") == b'{"told": 1}'
 
 
-async def test_rollback_writes_an_earlier_version_as_the_newest(store):
-    head = await store.create("ann", "m", "d", b"good")
-    await store.write("ann", head, b"bad", 9)
-    assert await store.rollback("ann", head.id, 0) == 2
-    assert await store.read("ann", head.id, 2) == b"good"
-    assert await store.read("ann", head.id, 1) == b"bad"
-
-
 async def test_another_tenants_session_is_not_there(store):
     head = await store.create("ann", "m", "d", b"0")
     for call in (store.head("bob", head.id), store.read("bob", head.id, 0), store.delete("bob", head.id)):
@@ -114,14 +107,16 @@ async def test_state_is_unreadable_in_redis_and_bound_to_its_place(store, server
 
 async def test_other_master_key_opens_nothing(store, server):
     head = await store.create("ann", "m", "d", b"0")
-    stranger = SessionStore(server.url, Sealing(b"another master key"), ttl_s=60)
+    link = Link(server.url)
+    stranger = SessionStore(link, Sealing(b"another master key"), ttl_s=60)
     with pytest.raises(Conflict, match="key of sessions has changed"):
         await stranger.read("ann", head.id, 0)
-    await stranger.close()
+    await link.close()
 
 
 async def test_unused_session_is_forgotten_and_a_used_one_is_not(server):
-    store = SessionStore(server.url, Sealing(MASTER), ttl_s=1)
+    link = Link(server.url)
+    store = SessionStore(link, Sealing(MASTER), ttl_s=1)
     idle, busy = await store.create("ann", "m", "d", b"0"), await store.create("ann", "m", "d", b"0")
     for _ in range(3):
         await asyncio.sleep(0.45)
@@ -129,7 +124,7 @@ async def test_unused_session_is_forgotten_and_a_used_one_is_not(server):
     assert (await store.head("ann", busy.id)).version == 3
     with pytest.raises(NotFound):
         await store.head("ann", idle.id)
-    await store.close()
+    await link.close()
 
 
 @pytest.mark.parametrize("name", ["", "s_1", "s_" + "*" * 20, "s_0123456789abcdef0123}:head", "../../etc/passwd"])
@@ -146,11 +141,12 @@ async def test_state_over_the_cap_is_refused(store, monkeypatch):
 
 async def test_redis_that_is_away_is_said(tmp_path):
     with RedisServer(Settings(data_dir=tmp_path)) as server:
-        store = SessionStore(server.url, Sealing(MASTER), ttl_s=60)
+        link = Link(server.url)
+        store = SessionStore(link, Sealing(MASTER), ttl_s=60)
         head = await store.create("ann", "m", "d", b"0")
     with pytest.raises(NotReady, match="Sessions can't be reached"):
         await store.head("ann", head.id)
-    await store.close()
+    await link.close()
 
 
 def test_master_key_is_made_once_and_only_its_owner_may_read_it(tmp_path):

@@ -110,8 +110,8 @@ def test_surprise_falls_when_the_same_is_read_again():
     session = net.session(1)
     ids = torch.full((1, 60), 7)
     session.feed(ids)
-    surprise = session.surprise[0, :, 0]
-    assert session.surprise.shape == (1, 60, 1)
+    surprise = session.trace[0, :, 0, 0]
+    assert session.trace.shape == (1, 60, 1, 3)
     assert surprise[-10:].mean() < surprise[4:14].mean()
 
 

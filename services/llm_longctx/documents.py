@@ -1,0 +1,118 @@
+"""Documents of landmark models: read once, asked about often.
+
+A document's id follows from the weights, its tokens and how it is read, so that storing it twice is storing it once.
+Its text is kept sealed; what the model made of it is on the model's shelf, and is made again where it is missing.
+Knows the store and the voice that reads; knows nothing about HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from dataclasses import replace
+
+from services.llm_longctx.document_store import DocumentStore
+from services.llm_longctx.engine import Sampling
+from services.llm_longctx.generation import Generation, Prompt
+from services.llm_longctx.landmark_options import LandmarkOptions
+from services.llm_longctx.landmark_voice import LandmarkVoice
+from services.llm_longctx.memory import Document
+from shared import figures, telemetry
+from shared.api.memory import DocumentInfo, DocumentRequest, DocumentText
+from shared.errors import InvalidOption
+from shared.registry import Run
+
+__all__ = ["Documents"]
+
+
+class Documents:
+    """The documents of one tenant."""
+
+    def __init__(self, store: DocumentStore, tenant: str) -> None:
+        self._store, self._tenant = store, tenant
+
+    async def add(self, asked: DocumentRequest, voice: LandmarkVoice, run: Run) -> DocumentInfo:
+        """Read a text and keep it.
+
+        Raises:
+            InvalidOption: It holds no token, or a knob is wrong.
+            ContextLengthExceeded: It is too long.
+        """
+        options = LandmarkOptions.of(asked.longctx)
+        ids = tuple(await asyncio.to_thread(voice.read, asked.text, "text"))
+        if not ids:
+            raise InvalidOption("The document is empty.", field="text")
+        voice.fits(ids, "text")
+        how = json.dumps([voice.digest, options.model_dump(exclude={"cite"}), ids])
+        document = Document(
+            f"doc_{hashlib.sha256(how.encode()).hexdigest()[:24]}", self._tenant, asked.text, ids, options
+        )
+        cached = await asyncio.to_thread(_fill, voice, document, run)
+        facts = _facts(document, voice, asked.name, int(time.time()))
+        record = DocumentText(**facts, text=asked.text).model_dump_json().encode()
+        await self._store.put(self._tenant, document.id, record)
+        return DocumentInfo(**facts, cached_tokens=cached)
+
+    async def get(self, name: str) -> DocumentText:
+        """A document with its text.
+
+        Raises:
+            NotFound: The tenant has no such document.
+        """
+        return DocumentText.model_validate_json(await self._store.get(self._tenant, name))
+
+    async def recent(self, limit: int) -> list[DocumentInfo]:
+        """The newest documents, without their texts."""
+        names = (await self._store.names(self._tenant))[:limit]
+        found = [await self.get(name) for name in names]
+        return [DocumentInfo(**one.model_dump(exclude={"text"})) for one in found]
+
+    async def delete(self, name: str, voice: LandmarkVoice | None) -> None:
+        """Forget a document, and what a model that is served here has made of it."""
+        kept = await self.get(name)
+        await self._store.delete(self._tenant, name)
+        if voice is not None:
+            document = self._document(kept, voice)
+            voice.shelf.forget(voice.base(document), document.ids)
+            figures.landmark_resident(voice.name, voice.shelf.blocks)
+
+    async def brought(self, name: str, voice: LandmarkVoice) -> Document:
+        """The document that a request asks about.
+
+        Raises:
+            NotFound: The tenant has no such document.
+            InvalidOption: It was stored for another model.
+        """
+        kept = await self.get(name)
+        if kept.model != voice.name:
+            detail = f"The document {name} was stored for {kept.model}, not for {voice.name}."
+            raise InvalidOption(detail, field="document_id")
+        return await asyncio.to_thread(self._document, kept, voice)
+
+    def _document(self, kept: DocumentText, voice: LandmarkVoice) -> Document:
+        options = LandmarkOptions.model_validate(kept.longctx)
+        return Document(kept.id, self._tenant, kept.text, tuple(voice.read(kept.text, "text")), options)
+
+
+def _fill(voice: LandmarkVoice, document: Document, run: Run) -> int:
+    """Read a document onto the shelf; tokens of it that were there before."""
+    generation = Generation(voice.scheduler, voice.tokenizer, run)
+    prompt = Prompt(
+        ids=document.ids, max_tokens=0, opens=lambda: voice.opened(document.ids, document.options, document),
+        most_bytes=voice.most_bytes(len(document.ids)),
+    )  # fmt: skip
+    with telemetry.bind(model=voice.name):
+        generation.begin(replace(prompt, priority=0), [Sampling()])
+        for _ in generation:
+            pass
+    figures.landmark_resident(voice.name, voice.shelf.blocks)
+    return generation.orders[0].facts.cached_tokens
+
+
+def _facts(document: Document, voice: LandmarkVoice, name: str | None, created: int) -> dict[str, object]:
+    return {
+        "id": document.id, "model": voice.name, "name": name, "tokens": len(document.ids),
+        "blocks": len(document.ids) // voice.net.block, "created": created, "longctx": document.options.model_dump(),
+    }  # fmt: skip

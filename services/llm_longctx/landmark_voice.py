@@ -1,0 +1,291 @@
+"""A landmark model's voice: prompts are read through their best blocks, and answers say which blocks those were.
+
+A document is read once; questions about it begin behind it. Knows sessions, blocks and places in texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from services.llm_longctx.engine.stream import Stream
+from services.llm_longctx.generation import Prompt
+from services.llm_longctx.landmark_options import LandmarkOptions
+from services.llm_longctx.memory import Brought, Document
+from services.llm_longctx.mixer_model import MixerVoice, finite
+from services.llm_longctx.mixers.landmark import Citation as Found
+from services.llm_longctx.mixers.landmark import citations
+from services.llm_longctx.mixers.landmark_session import LandmarkSession
+from services.llm_longctx.shelf import STRETCH, Shelf
+from services.llm_longctx.vocabularies import Placed
+from shared import figures
+from shared.api.text import Citation, CitedToken, GenerationOptions, LongctxAnswer
+from shared.errors import InvalidOption
+
+__all__ = ["CHUNK", "LandmarkStream", "LandmarkVoice"]
+
+CHUNK = 16
+"""Tokens read at a time, on an absolute grid: with its blocks a chunk stays inside the trained positions."""
+
+TOP = 8
+"""Most citations."""
+
+
+class LandmarkStream:
+    """A landmark session as the scheduler knows it; see `engine.stream.Stream`.
+
+    Args:
+        session: The session.
+        read: Tokens of the request that it has read.
+        prompt: Tokens of the whole prompt; votes count from its last token on.
+        mute: Tokens that are never drawn.
+        beginning: Where what is read is kept: a shelf, the key of how it is read, and the tokens that are kept.
+    """
+
+    def __init__(
+        self, session: LandmarkSession, read: int, prompt: int, mute: Sequence[int],
+        beginning: tuple[Shelf, bytes, Sequence[int]] | None = None,
+    ) -> None:  # fmt: skip
+        self.session, self.read = session, read
+        self._prompt, self._mute, self._beginning = prompt, list(mute), beginning
+        self._before = session.moved
+        self.votes: list[list[Tensor]] = []
+        self.said: list[int] = []
+        self.loaded: set[int] = set()
+        self.retrieved = 0
+        self._looked = (0, 0)
+
+    @property
+    def room(self) -> int:
+        """Tokens until the next border of the grid."""
+        return CHUNK - self.read % CHUNK
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of blocks, landmarks and tails."""
+        return self.session.nbytes
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Keys and values of every token in every layer."""
+        return self.read * dense_token_bytes(self.session)
+
+    @property
+    def density(self) -> float:
+        """Blocks fetched over blocks stored, mean over tokens."""
+        fetched, stored = self._looked
+        return fetched / stored if stored else 1.0
+
+    @property
+    def moved(self) -> int:
+        """Bytes fetched from where blocks wait, for this request."""
+        return self.session.moved - self._before
+
+    def feed(self, tokens: Sequence[int]) -> Tensor:
+        """Read tokens; their logits [t,V]."""
+        stored = self.session.stored
+        step = self.session.feed(torch.tensor([list(tokens)]))
+        self.said += tokens if self.read >= self._prompt else ()
+        self.read += len(tokens)
+        fetched, seen = self._looked
+        most = max((blocks.shape[-1] for blocks in step.blocks if blocks is not None), default=0)
+        self._looked = fetched + most * len(tokens), seen + stored * len(tokens)
+        chosen = [blocks for blocks in step.blocks if blocks is not None]
+        self.retrieved += sum(blocks.numel() for blocks in chosen)
+        for blocks in chosen:
+            self.loaded.update(torch.unique(blocks).tolist())
+        if self.read >= self._prompt:
+            last = int(step.kept.nonzero()[-1])
+            # In the first layer all landmarks have the same key: its choice says nothing but how old blocks are.
+            later = [blocks for blocks in step.blocks[1:] if blocks is not None]
+            self.votes.append([blocks[:, :, min(last, blocks.shape[2] - 1)][:, :, None] for blocks in later])
+        self._keep()
+        logits = finite(step.logits[0])
+        logits[:, self._mute] = -torch.inf
+        return logits
+
+    def fork(self) -> Self:
+        """A stream that goes its own way from here."""
+        twin = object.__new__(type(self))
+        vars(twin).update({**vars(self), "session": self.session.fork(), "_beginning": None, "_before": 0})
+        twin.votes, twin.said, twin.loaded = list(self.votes), list(self.said), set(self.loaded)
+        return twin
+
+    def close(self) -> None:
+        """Nothing is held beyond memory."""
+
+    def _keep(self) -> None:
+        if self._beginning is not None:
+            shelf, base, ids = self._beginning
+            if self.read <= len(ids) and self.read % STRETCH == 0:
+                shelf.add(base, ids[: self.read], self.session)
+
+
+@dataclass(frozen=True)
+class LandmarkVoice(MixerVoice):
+    """A landmark network, ready to speak.
+
+    Attributes:
+        shelf: Documents that were read.
+    """
+
+    shelf: Shelf = field(default_factory=Shelf)
+
+    def reading(
+        self,
+        ids: Sequence[int],
+        wanted: int | None,
+        options: GenerationOptions,
+        field: str,
+        text: str | None,
+        brought: Brought | None,
+    ) -> Prompt:
+        """The prompt behind its document; citations are told with the answer.
+
+        Raises:
+            InvalidOption: An unknown knob, a landmark in the prompt, or a document that can't be read like this.
+            ContextLengthExceeded: Document and prompt together are too long.
+        """
+        landmark = self.net.landmark_id
+        if landmark in ids:
+            detail = "The prompt holds a landmark, which would close an empty or broken block."
+            raise InvalidOption(detail, hint="Leave landmarks out: they are put where they belong.", field=field)
+        document = brought if isinstance(brought, Document) else None
+        knobs = _knobs(options, document)
+        whole = [*document.ids, *ids] if document else list(ids)
+        self.fits(whole, field)
+        prompt = self.plain(whole, wanted, options)
+        ends: list[LandmarkStream] = []
+
+        def opens() -> LandmarkStream:
+            return self.opened(whole, knobs, document)
+
+        def keeps(stream: Stream, last: Sequence[int]) -> None:
+            assert isinstance(stream, LandmarkStream)  # noqa: S101  # `opens` opened it
+            stream.said += last
+            ends.append(stream)
+            figures.landmark(self.name, stream.retrieved, stream.moved)
+
+        places = _Places(self.tokenizer, document, text, len(ids))
+        return replace(
+            prompt, opens=opens, keeps=keeps, most_bytes=self.most_bytes(len(whole) + prompt.max_tokens),
+            told=lambda: self._told(ends, knobs, places, document),
+        )  # fmt: skip
+
+    def opened(self, ids: Sequence[int], knobs: LandmarkOptions, document: Document | None) -> LandmarkStream:
+        """The stream that reads these tokens, behind as much of the document as is known. On the scheduler's thread."""
+        mute = [self.net.landmark_id]
+        if document is None:
+            return LandmarkStream(self.session(knobs), 0, len(ids), mute)
+        base, most = self.base(document), min(len(document.ids), len(ids) - 1)
+        if (found := self.shelf.longest(base, document.ids, most)) is None:
+            session, read = self.session(knobs), 0
+        else:
+            session, read = found[0].fork(knobs.blocks, knobs.selection), found[1]
+        same = document.options == knobs.model_copy(update={"cite": document.options.cite})
+        return LandmarkStream(session, read, len(ids), mute, (self.shelf, base, document.ids) if same else None)
+
+    def session(self, knobs: LandmarkOptions) -> LandmarkSession:
+        """A new session that reads as the knobs say."""
+        session: LandmarkSession = self.net.session(
+            1, blocks=knobs.blocks, selection=knobs.selection, offload=knobs.offload, capacity=knobs.capacity
+        )
+        return session
+
+    def base(self, document: Document) -> bytes:
+        """What a document's beginnings depend on beside its tokens: whose it is, the weights and how it is read."""
+        how = document.options.model_dump_json(exclude={"cite"})
+        return hashlib.sha256(f"{document.tenant}\0{self.digest}\0{how}".encode()).digest()
+
+    def most_bytes(self, tokens: int) -> int:
+        """Most that a session of so many tokens remembers: keys and values, landmarks, and their keys once more."""
+        size: int = self.net.block
+        return -(-tokens * (size + 2) // size + size) * dense_token_bytes(self.session(LandmarkOptions()))
+
+    def _told(
+        self, ends: Sequence[LandmarkStream], knobs: LandmarkOptions, places: _Places, document: Document | None
+    ) -> LongctxAnswer:
+        votes = [layer for stream in ends for token in stream.votes for layer in token]
+        told = LongctxAnswer(
+            blocks_total=max((s.session.first + s.session.stored for s in ends), default=0),
+            blocks_loaded=len(set().union(*(s.loaded for s in ends))), bytes_moved=sum(s.moved for s in ends),
+            state_version=int(document is not None),
+        )  # fmt: skip
+        if not knobs.cite:
+            return told
+        found = [places.cited(one) for one in citations(votes, self.net.block, TOP)]
+        return told.model_copy(update={"citations": found, "cited_tokens": self._each(ends[0]) if ends else []})
+
+    def _each(self, stream: LandmarkStream) -> list[CitedToken]:
+        """Blocks per token of one answer."""
+        pairs = zip(stream.said, stream.votes, strict=False)
+        return [CitedToken(token=self.tokenizer.token_text(token), blocks=_ranked(layers)) for token, layers in pairs]
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where tokens of a stream stand in the texts that it was cut from: the document, then the prompt.
+
+    Attributes:
+        prompt: Text of the prompt; None where token ids were given.
+        asked: Tokens of the prompt.
+    """
+
+    tokenizer: Placed
+    document: Document | None
+    prompt: str | None
+    asked: int
+
+    def cited(self, found: Found) -> Citation:
+        """A block with its place."""
+        behind = len(self.document.ids) if self.document else 0
+        inside = self.document is not None and found.start < behind
+        text = self.document.text if self.document is not None and inside else self.prompt
+        begin, count = (0, behind) if inside else (behind, self.asked)
+        spans = self.tokenizer.spans(text) if text is not None else []
+        covered = spans[found.start - begin : min(found.end - begin, count)]
+        start, end = (covered[0][0], covered[-1][1]) if covered else (None, None)
+        return Citation(
+            block=found.block, start=found.start, end=found.end, char_start=start, char_end=end,
+            document=self.document.id if self.document is not None and inside else None,
+            text="" if text is None else text[start:end] if covered else "", weight=found.weight, hits=found.hits,
+        )  # fmt: skip
+
+
+def dense_token_bytes(session: LandmarkSession) -> int:
+    """Bytes of one token's keys and values in every layer, in float32."""
+    width: int = session.net.embed(torch.zeros(1, 1, dtype=torch.long)).shape[-1]
+    return 8 * width * len(session.net.layers)
+
+
+def _ranked(layers: Sequence[Tensor]) -> list[int]:
+    """Blocks of one token, most votes first, ties by block."""
+    votes = Counter(block for layer in layers for block in layer.flatten().tolist())
+    return sorted(votes, key=lambda block: (-votes[block], block))
+
+
+def _knobs(options: GenerationOptions, document: Document | None) -> LandmarkOptions:
+    """The knobs of a request; a document's own where it gives none.
+
+    Raises:
+        InvalidOption: It wants the document kept otherwise than it was, or shown.
+    """
+    given = options.longctx
+    if document is None:
+        return LandmarkOptions.of(given)
+    if getattr(options, "echo", False):
+        detail = "A document is not echoed."
+        raise InvalidOption(detail, hint="GET /v1/documents/{id} shows it.", field="echo")
+    asked = LandmarkOptions.of(given)
+    knobs = document.options.model_copy(update={name: getattr(asked, name) for name in asked.model_fields_set})
+    for name in ("offload", "capacity"):
+        if getattr(knobs, name) != getattr(document.options, name):
+            detail = f"The document was stored with {name}={getattr(document.options, name)!r}."
+            raise InvalidOption(detail, hint="Leave it out, or store it anew.", field=f"longctx.{name}")
+    return knobs

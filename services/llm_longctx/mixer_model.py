@@ -1,0 +1,152 @@
+"""A trained mixer as a Servable: its weights or random ones that say so, and one session per request.
+
+Subclasses say how the network is built and what their voice is. Knows weights and schedulers; knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from services.llm_longctx.engine import Order
+from services.llm_longctx.engine.streams import StreamScheduler
+from services.llm_longctx.generation import Prompt
+from services.llm_longctx.text_model import TextModel
+from services.llm_longctx.vocabularies import Placed
+from services.llm_longctx.voice import Voice, priority_of
+from shared.api.text import GenerationOptions, LongctxUsage
+from shared.errors import Conflict, NotReady
+from shared.registry import Card, Place, network
+from shared.registry.weights import NetworkSpec, find_weights, read_weights
+
+__all__ = ["Loaded", "MixerModel", "MixerVoice", "NonFinite", "finite"]
+
+
+class NonFinite(Conflict):
+    """What the model remembers has left the numbers; nothing of it is kept."""
+
+    title = "Memory not finite"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A network with its weights.
+
+    Attributes:
+        net: In eval mode.
+        digest: Of the weights, or of what random ones were drawn from.
+        card: The Card with what is true of them.
+    """
+
+    net: nn.Module
+    digest: str
+    card: Card
+
+
+@dataclass(frozen=True)
+class MixerVoice(Voice):
+    """A network whose requests have a session each.
+
+    Attributes:
+        net: The network.
+        digest: Of its weights; states belong to it.
+        method: What `usage` calls its attention.
+    """
+
+    tokenizer: Placed
+    scheduler: StreamScheduler
+    net: Any
+    digest: str
+    method: str
+
+    def most(self, ids: Sequence[int], wanted: int | None) -> int:
+        """Longest answer to a prompt."""
+        room = self.context - len(ids)
+        return room if wanted is None else min(wanted, room)
+
+    def plain(self, ids: Sequence[int], wanted: int | None, options: GenerationOptions) -> Prompt:
+        """A prompt with what all requests say alike."""
+        return Prompt(
+            ids=ids, max_tokens=self.most(ids, wanted), stops=options.stop or (), priority=priority_of(options)
+        )
+
+    def usage(self, orders: Sequence[Order]) -> LongctxUsage:
+        """What the sessions held, beside what dense attention would."""
+        held, dense = (sum(getattr(o.facts, name) for o in orders) for name in ("kv_bytes", "kv_bytes_dense"))
+        return LongctxUsage(
+            method=self.method, knobs={}, kv_bytes=held, kv_bytes_dense=dense, kv_ratio=held / dense if dense else 1.0,
+            prefill_density=sum(o.facts.prefill_density for o in orders) / len(orders), full_steps=0, backend="torch",
+            cached_tokens=sum(o.facts.cached_tokens for o in orders), preempted=0, fallback=None,
+        )  # fmt: skip
+
+
+class MixerModel(TextModel):
+    """Serves one network through its sessions."""
+
+    folder: ClassVar[Path] = Path(__file__).parent / "weights"
+    speaker: MixerVoice
+    untrained: ClassVar[NetworkSpec]
+    """What is built where there are no weights."""
+
+    def __init__(self, speaker: MixerVoice, card: Card) -> None:
+        self.speaker = speaker
+        self.card = card  # type: ignore[misc]  # the class's Card with the facts of the loaded weights
+
+    @classmethod
+    def load(cls, place: Place) -> Self:
+        """Read the weights, if there are any, and start the scheduler.
+
+        Raises:
+            NotReady: Weights are not what their manifest says.
+        """
+        loaded = _read(cls.card, cls.untrained, cls.folder, place)
+        speaker = cls.voice(loaded, place.threads)
+        speaker.scheduler.start()
+        return cls(speaker, loaded.card)
+
+    @classmethod
+    @abstractmethod
+    def voice(cls, loaded: Loaded, threads: int) -> MixerVoice:
+        """What speaks for a network."""
+
+
+def finite(logits: Tensor) -> Tensor:
+    """The logits, if they are numbers.
+
+    Raises:
+        NonFinite: They are not.
+    """
+    if not bool(torch.isfinite(logits).all()):
+        detail = "What the model remembers is not finite any more."
+        raise NonFinite(detail, hint="The session stays at its last good version; send something else.")
+    return logits
+
+
+def _read(card: Card, untrained: NetworkSpec, folder: Path, place: Place) -> Loaded:
+    try:
+        file = find_weights(card.name, folder, place.weights)
+    except NotReady:
+        torch.manual_seed(0)
+        net = network(untrained.name, **untrained.config)
+        digest = hashlib.sha256(f"{card.name} {untrained.model_dump_json()} random".encode()).hexdigest()
+        note = "There are no trained weights here: random ones are served, which know nothing."
+        return Loaded(_quiet(net), digest, card.model_copy(update={"notes": (note, *card.notes), "weights": None}))
+    weights = read_weights(file)
+    manifest = weights.manifest
+    net = network(manifest.network.name, **manifest.network.config)
+    net.load_state_dict({key: torch.from_numpy(array) for key, array in weights.arrays.items()})
+    metrics = tuple(m.model_copy(update={"ours": manifest.metrics.get(m.name, m.ours)}) for m in card.metrics)
+    facts = {"weights": manifest.sha256, "parameters": manifest.parameters, "metrics": metrics}
+    return Loaded(_quiet(net), manifest.sha256, card.model_copy(update=facts))
+
+
+def _quiet(net: nn.Module) -> nn.Module:
+    """For reading only."""
+    return net.eval().requires_grad_(requires_grad=False)

@@ -1,0 +1,86 @@
+"""`fovea-hybrid-nonapproximate`: every other layer scores by the key alone and remembers a constant number of bytes."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from services.llm_longctx.engine.streams import StreamScheduler
+from services.llm_longctx.mixer_model import Loaded, MixerModel
+from services.llm_longctx.mixers.deconstructed import cache_bytes
+from services.llm_longctx.mixers.deconstructed_networks import DeconstructedSession
+from services.llm_longctx.plain_voice import PlainVoice
+from services.llm_longctx.vocabularies import Bytes
+from shared import figures
+from shared.registry import Card, Limits, Paper
+from shared.registry.weights import NetworkSpec
+
+__all__ = ["HybridNonapproximate"]
+
+_SIZES: dict[str, Any] = {
+    "vocab": 256, "width": 96, "layers": 4, "heads": 4, "context": 256, "mixer": "nonapproximate", "layout": "hybrid",
+}  # fmt: skip
+
+_ITEM = 4
+"""Bytes of a number: it runs in float32."""
+
+
+class HybridNonapproximate(MixerModel):
+    """A byte model in which half of the layers have no token-to-token scores."""
+
+    untrained: ClassVar[NetworkSpec] = NetworkSpec(name="deconstructed-lm", config=_SIZES)
+    card: ClassVar[Card] = Card(
+        name="fovea-hybrid-nonapproximate",
+        task="chat",
+        summary="A byte model in which every other layer weighs tokens by their keys alone.",
+        paper=Paper(
+            title="Deconstructing Attention: Investigating Design Principles for Effective Language Modeling",
+            venue="arXiv:2510.11602",
+            year=2025,
+            url="https://arxiv.org/abs/2510.11602",
+        ),
+        licence="Code and demo weights: Apache-2.0; trained on text that ships with Python (PSF licence).",
+        limits=Limits(max_tokens=_SIZES["context"]),
+        notes=(
+            "It goes on with text like Python's documentation, byte by byte, and understands nothing of it.",
+            "Messages are joined by a line break; there is no chat template.",
+            "No ONNX graph: recurrences and caches grow between steps.",
+        ),
+        example={
+            "messages": [{"role": "user", "content": "def main():\n    "}],
+            "max_tokens": 16,
+            "temperature": 0,
+        },
+    )
+
+    @classmethod
+    def voice(cls, loaded: Loaded, threads: int) -> PlainVoice:
+        """Bytes in, bytes out."""
+        width, layers = _SIZES["width"], _SIZES["layers"]
+        return PlainVoice(
+            cls.card.name, f"fp_{loaded.digest[:16]}_float32", Bytes(), StreamScheduler(256, threads=threads),
+            _SIZES["context"], 256, loaded.net, loaded.digest, "hybrid", dense_token_bytes=2 * _ITEM * layers * width,
+            seen=lambda session: figures.mixer_state(cls.card.name, by_variant(session)),
+        )  # fmt: skip
+
+    def details(self) -> dict[str, Any]:
+        """Mixer and state of each layer at the full context, beside the dense twin's."""
+        context, width, heads = (_SIZES[name] for name in ("context", "width", "heads"))
+        mixers = self.speaker.net.mixers
+        held = [cache_bytes(mixer, 1, context, width, heads, _ITEM) for mixer in mixers]
+        dense = cache_bytes("standard", 1, context, width, heads, _ITEM)
+        return {
+            "layout": list(mixers), "context": context, "cache_bytes": held,
+            "cache_bytes_per_token": [each / context for each in held],
+            "cache_bytes_per_token_total": sum(held) / context,
+            "dense_twin": {
+                "cache_bytes": [dense] * len(mixers), "cache_bytes_per_token_total": dense * len(mixers) / context,
+            },
+        }  # fmt: skip
+
+
+def by_variant(session: DeconstructedSession) -> dict[str, int]:
+    """Bytes that the layers of each variant remember."""
+    found: dict[str, int] = {}
+    for variant, held in zip(session.net.mixers, session.nbytes, strict=True):
+        found[variant] = found.get(variant, 0) + held
+    return found

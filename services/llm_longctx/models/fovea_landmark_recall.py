@@ -1,0 +1,64 @@
+"""`fovea-landmark-recall`: landmark attention small enough to watch, on key-value recall."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from services.llm_longctx.engine.streams import StreamScheduler
+from services.llm_longctx.landmark_voice import LandmarkVoice
+from services.llm_longctx.mixer_model import Loaded, MixerModel
+from services.llm_longctx.vocabularies import LANDMARK, RecallWords
+from shared.registry import Card, Limits, Paper
+from shared.registry.weights import NetworkSpec
+
+__all__ = ["LandmarkRecall"]
+
+CONTEXT = 32_768
+"""Tokens of one request: what it costs grows with them, what it understands does not end there."""
+
+_SIZES = {"vocab": 42, "width": 64, "layers": 2, "heads": 4, "block": 8, "landmark_id": LANDMARK, "context": 72}
+
+
+class LandmarkRecall(MixerModel):
+    """A landmark GPT that finds pairs far behind what it was trained on, and says where it looked."""
+
+    untrained: ClassVar[NetworkSpec] = NetworkSpec(name="landmark-gpt", config=_SIZES)
+    cites: ClassVar[bool] = True
+    card: ClassVar[Card] = Card(
+        name="fovea-landmark-recall",
+        task="chat",
+        summary="A demonstration of landmark attention: it remembers pairs of words, and cites the blocks it read.",
+        paper=Paper(
+            title="Landmark Attention: Random-Access Infinite Context Length for Transformers",
+            venue="arXiv:2305.16300",
+            year=2023,
+            url="https://arxiv.org/abs/2305.16300",
+        ),
+        licence="Code and demo weights: Apache-2.0; trained on text made by a seed.",
+        parameters=101_248,
+        limits=Limits(max_tokens=CONTEXT),
+        notes=(
+            "It knows 41 words and one task: `… dog red … ? dog` is answered with `red`. It is no chat model.",
+            "Messages are joined by a space; there is no chat template.",
+            "`longctx` takes blocks, selection, offload, capacity and cite; POST /v1/documents reads a text once.",
+            "Citations leave out the first layer, where all landmarks have the same key.",
+            "No ONNX graph: blocks are chosen while it reads, and its session grows with them.",
+        ),
+        example={
+            "messages": [
+                {"role": "user", "content": "and the of cat red to in on dog blue at by the of to owl teal in on at"},
+                {"role": "user", "content": "? dog"},
+            ],
+            "max_tokens": 1,
+            "temperature": 0,
+        },
+    )
+
+    @classmethod
+    def voice(cls, loaded: Loaded, threads: int) -> LandmarkVoice:
+        """Words in, words out, through the best blocks."""
+        scheduler = StreamScheduler(_SIZES["vocab"], threads=threads)
+        return LandmarkVoice(
+            cls.card.name, f"fp_{loaded.digest[:16]}_float32", RecallWords(), scheduler, CONTEXT, _SIZES["vocab"],
+            loaded.net, loaded.digest, "landmark",
+        )  # fmt: skip

@@ -1,0 +1,74 @@
+"""`fovea-routing-bytes`: causal routing attention over bytes, half of its heads local."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from services.llm_longctx.engine.streams import StreamScheduler
+from services.llm_longctx.mixer_model import Loaded, MixerModel
+from services.llm_longctx.mixers.routing_networks import RoutingSession
+from services.llm_longctx.plain_voice import PlainVoice
+from services.llm_longctx.vocabularies import Bytes
+from shared import figures
+from shared.registry import Card, Limits, Paper
+from shared.registry.weights import NetworkSpec
+
+__all__ = ["RoutingBytes"]
+
+_SIZES: dict[str, Any] = {
+    "vocab": 256, "width": 128, "layers": 4, "heads": 4, "local_heads": 2, "head_dim": 32, "window": 64,
+    "local_window": 64, "context": 512, "mode": "causal",
+}  # fmt: skip
+
+
+class RoutingBytes(MixerModel):
+    """A byte model whose tokens attend to their cluster."""
+
+    untrained: ClassVar[NetworkSpec] = NetworkSpec(name="routing-lm", config=_SIZES)
+    card: ClassVar[Card] = Card(
+        name="fovea-routing-bytes",
+        task="chat",
+        summary="A byte model with causal routing attention, whose log-probabilities are real likelihoods.",
+        paper=Paper(
+            title="Efficient Content-Based Sparse Attention with Routing Transformers",
+            venue="TACL",
+            year=2021,
+            url="https://arxiv.org/abs/2003.05997",
+        ),
+        licence="Code and demo weights: Apache-2.0; trained on text that ships with Python (PSF licence).",
+        variants=("paper", "port", "causal"),
+        variant="causal",
+        limits=Limits(max_tokens=_SIZES["context"]),
+        notes=(
+            "It goes on with text like Python's documentation, byte by byte, and understands nothing of it.",
+            "Messages are joined by a line break; there is no chat template.",
+            "Only the causal mode is served: the released one looks ahead, so that its perplexity is no likelihood.",
+            "No ONNX graph: clusters keep rings of keys between steps.",
+        ),
+        example={
+            "messages": [{"role": "user", "content": "def main():\n    "}],
+            "max_tokens": 16,
+            "temperature": 0,
+        },
+    )
+
+    @classmethod
+    def voice(cls, loaded: Loaded, threads: int) -> PlainVoice:
+        """Bytes in, bytes out."""
+        width, layers = _SIZES["width"], _SIZES["layers"]
+        return PlainVoice(
+            cls.card.name, f"fp_{loaded.digest[:16]}_float32", Bytes(), StreamScheduler(256, threads=threads),
+            _SIZES["context"], 256, loaded.net, loaded.digest, "routing", dense_token_bytes=8 * layers * width,
+            seen=lambda session: _occupancy(cls.card.name, session),
+        )  # fmt: skip
+
+
+def _occupancy(model: str, session: RoutingSession) -> None:
+    """Tell how the clusters were filled."""
+    layers = [tokens for tokens in session.occupancy if tokens.numel()]
+    if layers:
+        filled = torch.stack(layers)
+        alone = float((filled > 0).sum() / filled.sum())
+        figures.routing(model, int(filled.min()), int(filled.max()), alone)

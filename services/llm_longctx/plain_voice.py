@@ -1,0 +1,107 @@
+"""The voice of models whose sessions are ordinary caches: causal routing, and hybrids of deconstructed mixers.
+
+Knows how to feed such a session and what it remembers; knows nothing about how it mixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from services.llm_longctx.engine.stream import Stream
+from services.llm_longctx.generation import Prompt
+from services.llm_longctx.landmark_options import refuse_knobs
+from services.llm_longctx.memory import Brought
+from services.llm_longctx.mixer_model import MixerVoice, finite
+from shared.api.text import GenerationOptions
+
+__all__ = ["PlainStream", "PlainVoice"]
+
+CHUNK = 64
+"""Tokens read at a time; outputs do not depend on it."""
+
+
+class PlainStream:
+    """A session as the scheduler knows it; see `engine.stream.Stream`."""
+
+    def __init__(self, session: Any, dense_token_bytes: int) -> None:
+        self.session, self.read, self._dense = session, 0, dense_token_bytes
+
+    @property
+    def room(self) -> int:
+        """Any cut is as good as another."""
+        return CHUNK
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all layers remember."""
+        held = self.session.nbytes
+        return sum(held) if isinstance(held, list) else int(held)
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Keys and values of every token in every layer."""
+        return self.read * self._dense
+
+    @property
+    def density(self) -> float:
+        """All of it."""
+        return 1.0
+
+    def feed(self, tokens: Sequence[int]) -> Tensor:
+        """Read tokens; their logits [t,V]."""
+        logits: Tensor = self.session.feed(torch.tensor([list(tokens)]))[0]
+        self.read += len(tokens)
+        return finite(logits)
+
+    def fork(self) -> Self:
+        """A stream that goes its own way from here."""
+        twin = type(self)(self.session.fork(), self._dense)
+        twin.read = self.read
+        return twin
+
+    def close(self) -> None:
+        """Nothing is held beyond memory."""
+
+
+@dataclass(frozen=True)
+class PlainVoice(MixerVoice):
+    """A network with caches, ready to speak.
+
+    Attributes:
+        dense_token_bytes: What dense attention of its sizes would remember of a token.
+        seen: Is shown each session at the end of its answer.
+    """
+
+    dense_token_bytes: int = 0
+    seen: Callable[[Any], None] = lambda _session: None
+
+    def reading(
+        self,
+        ids: Sequence[int],
+        wanted: int | None,
+        options: GenerationOptions,
+        field: str,
+        text: str | None,
+        brought: Brought | None,
+    ) -> Prompt:
+        """The prompt in a session of its own.
+
+        Raises:
+            InvalidOption: A knob; there is none.
+        """
+        refuse_knobs(options.longctx, self.name)
+        prompt = self.plain(ids, wanted, options)
+
+        def keeps(stream: Stream, _last: Sequence[int]) -> None:
+            assert isinstance(stream, PlainStream)  # noqa: S101  # `opens` opened it
+            self.seen(stream.session)
+
+        return replace(
+            prompt, opens=lambda: PlainStream(self.net.session(1), self.dense_token_bytes), keeps=keeps,
+            most_bytes=2 * self.context * self.dense_token_bytes,
+        )  # fmt: skip

@@ -1,0 +1,46 @@
+"""The trained mixers behind the real app under uvicorn, with a Redis of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from services.llm_longctx import document_routes, openai, session_routes
+from services.llm_longctx.tests.conftest import Server
+from shared.jobs.redis_server import RedisServer
+from shared.registry import servables
+from shared.serving.app import build
+from shared.settings import Settings
+
+KINDS = {name: kind for name, kind in servables("llm-longctx").items() if name.startswith("fovea-")}
+
+
+@pytest.fixture(scope="package")
+def mixers(tmp_path_factory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("mixers")
+    with RedisServer(Settings(data_dir=folder / "redis")) as redis:
+        app = build(
+            "llm-longctx", routers=[openai.router, session_routes.router, document_routes.router], servables=KINDS,
+            settings=Settings(data_dir=folder, threads=1, redis_url=redis.url),
+        )  # fmt: skip
+        with Server(app) as running:
+            yield running
+
+
+@pytest.fixture(scope="package")
+def http(mixers) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=mixers.url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def voice(mixers):
+    return lambda name: mixers.app.state.host.servable(name).speaker
+
+
+def metric(http: httpx2.Client, name: str) -> float:
+    """The sum over all labels of a metric."""
+    lines = http.get("/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
