@@ -6,6 +6,7 @@ Knows nothing about upstreams, queues or pages.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ class Exchange:
         streams_events: Whether the answer is an event stream.
         body: The body, once somebody wants it.
         begun: When it arrived, `time.perf_counter()`.
+        once: Idempotency key of a request that has none of its own: the same at every attempt.
     """
 
     scope: Scope
@@ -70,6 +72,7 @@ class Exchange:
     streams_events: bool = False
     body: Body | None = None
     begun: float = field(default_factory=time.perf_counter)
+    once: str = field(default_factory=lambda: f"{random.getrandbits(128):032x}")
 
     @classmethod
     def of(cls, scope: Scope, receive: Receive, send: Send, deadline_s: float) -> Exchange:
@@ -142,6 +145,8 @@ def request_headers(exchange: Exchange) -> CIMultiDict[str]:
     headers["x-request-id"] = exchange.context.request_id
     headers["traceparent"] = exchange.context.traceparent
     headers["x-fovea-tenant"] = exchange.caller.tenant
+    key = exchange.headers.get(b"idempotency-key")
+    headers["idempotency-key"] = exchange.once if key is None else key.decode("latin-1")
     return headers
 
 

@@ -42,13 +42,15 @@ def exchange(headers: list[tuple[bytes, bytes]] | None = None, **scope: Any) -> 
 def test_all_other_headers_cross_unchanged_and_in_order(headers: list[tuple[bytes, bytes]]) -> None:
     ours = {
         b"connection", b"keep-alive", b"te", b"trailer", b"upgrade", b"host", b"expect", b"authorization", b"x-api-key",
-        b"prefer", b"cookie",
+        b"prefer", b"cookie", b"idempotency-key",
     }  # fmt: skip
     plain = [(n, v) for n, v in headers if n not in ours and not n.startswith((b"x-fovea-", b"proxy-", b"x-request"))]
     passed = request_headers(exchange(plain))
     kept = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in passed.items()]
     assert kept[: len(plain)] == plain
-    assert [n for n, _ in kept[len(plain) :]] == [b"x-request-id", b"traceparent", b"x-fovea-tenant"]
+    assert [n for n, _ in kept[len(plain) :]] == [
+        b"x-request-id", b"traceparent", b"x-fovea-tenant", b"idempotency-key",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_all_other_headers_cross_unchanged_and_in_order(headers: list[tuple[byte
     [
         b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"proxy-authorization",
         b"host", b"authorization", b"x-api-key", b"cookie", b"x-fovea-tenant", b"x-fovea-any", b"prefer", b"expect",
-        b"idempotency-key", b"content-length",
+        b"content-length",
     ],
 )  # fmt: skip
 def test_these_headers_stay_behind(name: bytes) -> None:
@@ -67,6 +69,13 @@ def test_these_headers_stay_behind(name: bytes) -> None:
 def test_headers_that_connection_names_stay_behind() -> None:
     passed = request_headers(exchange([(b"connection", b"close, X-Secret"), (b"x-secret", b"1"), (b"x-kept", b"1")]))
     assert ("x-secret" in passed, "x-kept" in passed) == (False, True)
+
+
+def test_every_attempt_at_a_request_has_one_idempotency_key_and_callers_may_choose_it() -> None:
+    made = exchange()
+    first, second = (request_headers(made)["idempotency-key"] for _ in range(2))
+    assert first == second != request_headers(exchange())["idempotency-key"]
+    assert request_headers(exchange([(b"idempotency-key", b"mine")])).getall("idempotency-key") == ["mine"]
 
 
 def test_a_replica_is_told_for_whom_it_works() -> None:

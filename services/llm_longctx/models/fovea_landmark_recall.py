@@ -35,7 +35,7 @@ class LandmarkRecall(MixerModel):
             url="https://arxiv.org/abs/2305.16300",
         ),
         licence="Code and demo weights: Apache-2.0; trained on text made by a seed.",
-        parameters=101_248,
+        parameters=101_312,
         limits=Limits(max_tokens=CONTEXT),
         notes=(
             "It knows 41 words and one task: `… dog red … ? dog` is answered with `red`. It is no chat model.",
