@@ -116,9 +116,9 @@ class Front:
 
     async def _proxied(self, exchange: Exchange, route: Route) -> None:
         proxy = self._staff.proxy
-        body = exchange.body = proxy.body(exchange)
+        as_job = exchange.method == "POST" and not route.everywhere and jobs.wants_job(exchange.headers)
+        body = exchange.body = proxy.body(exchange, live=route.live and not as_job)
         try:
-            as_job = exchange.method == "POST" and not route.everywhere and jobs.wants_job(exchange.headers)
             if as_job:
                 exchange.caller.demand("jobs")
             if len(route.services) > 1:

@@ -8,6 +8,7 @@ connection with it, which tells the replica to stop. Knows nothing about keys, l
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -75,17 +76,18 @@ class Proxy:
         self._settings, self._fleet, self._client = settings, fleet, client
         self._allowance = Allowance(BODIES * settings.max_body_bytes)
 
-    def body(self, exchange: Exchange) -> Body:
-        """The request's body, unread.
+    def body(self, exchange: Exchange, *, live: bool = False) -> Body:
+        """The request's body, unread; of a `live` one only a stated length is bounded, and nothing is kept.
 
         Raises:
             TooLarge: It states more bytes than the limit.
         """
         limit = self._settings.max_body_bytes
         length = declared_length(exchange.headers, limit)
+        endless = live and length is None
         return Body(
-            exchange.receive, length=length, limit=limit, pause_s=self._settings.body_timeout_s,
-            allowance=self._allowance,
+            exchange.receive, length=length, limit=sys.maxsize if endless else limit,
+            pause_s=self._settings.body_timeout_s, allowance=Allowance(0) if endless else self._allowance,
         )  # fmt: skip
 
     async def forward(self, exchange: Exchange, route: Route, body: Body) -> None:
@@ -96,8 +98,9 @@ class Proxy:
             DeadlineExceeded: No replica answered in time.
             Cancelled: The caller went away.
         """
+        until = None if route.live else exchange.deadline + GRACE_S
         try:
-            async with asyncio.timeout_at(exchange.deadline + GRACE_S), Watch(exchange, body):
+            async with asyncio.timeout_at(until), Watch(exchange, body):
                 await body.prefetch()
                 await (self._everywhere if route.everywhere else self._persist)(exchange, route, body)
         except TimeoutError as error:

@@ -21,6 +21,9 @@ OWN = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/console", "/
 _EFFECTS = ("/v1/sessions", "/v1/documents")
 """Paths (and everything below) whose POST leaves something behind, so that it is not sent twice."""
 
+_LIVE = ("/v1/detect/stream",)
+"""Paths whose body may never end: answers come while it arrives, and nothing of it is kept."""
+
 _TENSOR = re.compile(
     r"/v2/models/(?P<name>.+?)(?:/versions/(?P<version>[^/]+))?(?P<verb>/infer|/ready|/config|/stats|)/?"
 )
@@ -38,6 +41,7 @@ class Route:
         model: Model name, where the path carries it.
         effects: Whether a POST leaves something behind.
         everywhere: Whether every replica must hear it (load, unload).
+        live: Whether the body may be endless; neither its size nor the time until its end is bounded, pauses are.
     """
 
     services: tuple[str, ...]
@@ -45,6 +49,7 @@ class Route:
     model: str = ""
     effects: bool = False
     everywhere: bool = False
+    live: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +129,7 @@ class Routing:
 
 def _joined(route: Route | None, path: str, service: str) -> Route:
     if route is None:
-        return Route((service,), path, effects=_within(path, _EFFECTS))
+        return Route((service,), path, effects=_within(path, _EFFECTS), live=path in _LIVE)
     return route if service in route.services else replace(route, services=(*route.services, service))
 
 

@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from services.gateway.app import build_gateway
 from services.gateway.replicas import Known, Target
@@ -41,6 +42,21 @@ async def listening(made: uvicorn.Server) -> AsyncIterator[str]:
         await made.shutdown()
 
 
+class Live:
+    """Answers with the size of each piece of the body as soon as it is there, and keeps nothing."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read and tell by turns."""
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        more = True
+        while more:
+            message = await receive()
+            more = message.get("more_body", False)
+            line = b"%d\n" % len(message.get("body", b""))
+            await send({"type": "http.response.body", "body": line, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
 @dataclass
 class Toy:
     """An upstream that notes what it was sent. `POST /v1/echo` answers the body back."""
@@ -62,6 +78,7 @@ class Toy:
             routes=[
                 Route("/v1/stream", self.stream, methods=["POST"]),
                 Route("/v1/slow", self.slow, methods=["POST"]),
+                Route("/v1/detect/stream", Live(), methods=["POST"]),
                 Route("/v1/models", self.models),
                 Route("/openapi.json", self.openapi),
                 Route("/v2/models/stats", self.stats),

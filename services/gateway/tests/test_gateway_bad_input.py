@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 from structlog.testing import capture_logs
 
@@ -63,6 +64,33 @@ async def test_a_chunked_body_is_counted(gateway: Any, toy: Any) -> None:
     scene.announce((await toy()).url)
     answer = await scene.client.post("/v1/echo", content=endless())
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+
+
+async def test_a_live_stream_may_outgrow_the_limit_and_the_deadline(gateway: Any, toy: Any) -> None:
+    async def camera() -> AsyncIterator[bytes]:
+        for _ in range(16):
+            yield b"x" * 10_000
+            await asyncio.sleep(0.1)
+
+    scene = await gateway(max_body_bytes=100_000, deadline_s=0.2)
+    scene.announce((await toy()).url, routes=("/v1/detect/stream", "/v1/echo"))
+    answer = await scene.client.post("/v1/detect/stream", content=camera())
+    assert answer.status_code == 200
+    assert sum(map(int, answer.text.split())) == 160_000
+    assert scene.app.state.gateway.proxy._allowance.left == 800_000
+    answer = await scene.client.post("/v1/detect/stream", content=b"x" * 100_001)
+    assert answer.status_code == 413  # a stated length is known before
+
+
+async def test_a_live_stream_that_pauses_is_given_up(gateway: Any, toy: Any) -> None:
+    async def stuck() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.sleep(1)
+
+    scene = await gateway(body_timeout_s=0.2)
+    scene.announce((await toy()).url, routes=("/v1/detect/stream",))
+    with pytest.raises(httpx2.HTTPError):
+        await scene.client.post("/v1/detect/stream", content=stuck())
 
 
 @pytest.mark.parametrize("length", [100, 3_000_000])
