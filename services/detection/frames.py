@@ -1,8 +1,8 @@
 """Bytes as they arrive → encoded frames: concatenated JPEGs, multipart, and files of many frames.
 
-Memory: the frame that is arriving, never the stream; only files of many frames (GIF, TIFF, WebP, animated PNG), whose
-frames lean on each other, are held whole. Video containers (MP4, WebM) need a decoder that is not installed here and
-are refused by name. Knows nothing about detection; that a frame is broken is found by whoever decodes it.
+Memory: the frame that is arriving, never the stream; only files of many frames (GIF, TIFF, WebP, animated PNG, video),
+whose frames lean on each other, are held whole. Knows nothing about detection; that a frame is broken is found by
+whoever decodes it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from services.detection.film import Film, can_decode
 from shared.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.vision.decode import Bounds
 from shared.vision.sniff import sniff, webp_canvas
@@ -42,13 +43,24 @@ _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _BLANK = re.compile(rb"\r?\n\r?\n")
 """Where the headers of a part end."""
 
+_FILMS = frozenset({"MP4 video", "Matroska video"})
+"""What `sniff` calls the containers that are read."""
+
 _FFMPEG = (
     "Turn it into JPEGs: ffmpeg -i FILE -f mjpeg - | curl --data-binary @- -H 'content-type: video/x-motion-jpeg' …"
 )
 
 
 class Splitter(Protocol):
-    """Finds frames in a stream."""
+    """Finds frames in a stream.
+
+    Attributes:
+        frames: How many there are in all, 0 where that is not known.
+        gathering: Whether the body is held until all of it is there.
+    """
+
+    frames: int
+    gathering: bool
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Frames that are complete now that `data` has arrived."""
@@ -70,7 +82,7 @@ def splitter(media: str, bounds: Bounds) -> Splitter:
         return Multipart(media, bounds)
     if kind in {"image/jpeg", "video/x-motion-jpeg", "video/mjpeg", "video/x-mjpeg"}:
         return Jpegs(bounds)
-    if kind.startswith("image/") or kind in {"", "application/octet-stream"}:
+    if kind.startswith(("image/", "video/")) or kind in {"", "application/octet-stream"}:
         return Whole(bounds)
     raise UnsupportedMedia(f"No frames are found in a body of type {kind!r} here.", hint=_FFMPEG)
 
@@ -81,6 +93,8 @@ class Jpegs:
     Markers are followed by their stated lengths, so that a thumbnail inside a frame does not end it. A frame that
     breaks off, and bytes between frames, come out as frames that nobody can decode.
     """
+
+    frames, gathering = 0, False
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
@@ -153,9 +167,11 @@ class Whole:
     """A file of many frames or of one, taken apart once all of it is there; what starts as a JPEG is for `Jpegs`."""
 
     def __init__(self, bounds: Bounds) -> None:
+        self.frames = 0
         self._bounds = bounds
         self._buffer = bytearray()
         self._jpegs: Jpegs | None = None
+        self.gathering = True
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Nothing, unless it turns out to be JPEGs."""
@@ -165,7 +181,7 @@ class Whole:
                 raise TooLarge(f"The file has more than {self._bounds.bytes:,} bytes.", field="body")
             if not self._buffer.startswith(_SOI):
                 return
-            self._jpegs, data = Jpegs(self._bounds), bytes(self._buffer)
+            self._jpegs, self.gathering, data = Jpegs(self._bounds), False, bytes(self._buffer)
             self._buffer.clear()
         yield from self._jpegs.feed(data)
 
@@ -174,11 +190,19 @@ class Whole:
         if self._jpegs is not None:
             yield from self._jpegs.close()
         elif self._buffer:
-            yield from pages(bytes(self._buffer), self._bounds)
+            data = bytes(self._buffer)
+            self._buffer.clear()
+            if (film := _film(data, self._bounds)) is not None:
+                self.frames = film.count
+                yield from film
+            else:
+                yield from pages(data, self._bounds)
 
 
 class Multipart:
     """Parts of a multipart body (`x-mixed-replace`, `form-data`, `mixed`), each a picture or a file of many."""
+
+    frames, gathering = 0, False
 
     def __init__(self, media: str, bounds: Bounds) -> None:
         """Take the boundary from the content type.
@@ -222,7 +246,7 @@ class Multipart:
             yield from jpegs.feed(body)
             yield from jpegs.close()
         else:
-            yield from pages(body, self._bounds)
+            yield from _film(body, self._bounds) or pages(body, self._bounds)
 
 
 def _refuse_options(head: bytes) -> None:
@@ -239,15 +263,25 @@ def _refuse_options(head: bytes) -> None:
         raise InvalidOption("Options of a stream are no form fields.", hint=hint, field=name or "body")
 
 
-def pages(data: bytes, bounds: Bounds) -> Iterator[bytes]:
-    """The frames of a file, each as a BMP; what can't hold many, or is broken, comes out as it is.
+def _film(data: bytes, bounds: Bounds) -> Film | None:
+    """The file as a video; None where it is something else.
 
     Raises:
-        UnsupportedMedia: It is a video.
+        UnsupportedMedia: It is a video that can't be decoded here.
     """
     kind = sniff(data)
-    if "video" in kind:
+    if "video" not in kind:
+        return None
+    if kind not in _FILMS:
+        raise UnsupportedMedia(f"Found {kind}; of videos MP4 and WebM are read.", hint=_FFMPEG)
+    if not can_decode():
         raise UnsupportedMedia(f"Found {kind}, whose decoder is not installed here.", hint=_FFMPEG)
+    return Film(data, bounds)
+
+
+def pages(data: bytes, bounds: Bounds) -> Iterator[bytes]:
+    """The frames of a file, each as a BMP; what can't hold many, or is broken, comes out as it is."""
+    kind = sniff(data)
     fits = kind != "WebP" or webp_canvas(data)[0] * webp_canvas(data)[1] <= bounds.pixels
     image = _opened(kind, data) if fits else None
     if image is None or not getattr(image, "is_animated", False) or image.width * image.height > bounds.pixels:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,6 +37,7 @@ class StreamOptions(DetectOptions):
         description="`none` answers every frame and holds the sender back; `oldest` drops the frames that have waited "
         "longest when newer ones arrive, for live pictures.",
     )
+    every: int = Field(1, ge=1, le=1000, description="Only every so many-th frame is looked at.")
     queue: int = Field(4, ge=1, le=64, description="Most frames that wait.")
     track: bool = Field(True, description="Give the same object the same track_id in all frames.")
 
@@ -53,7 +54,8 @@ class Frame:
 class Inbox:
     """The frames that wait."""
 
-    def __init__(self, room: int, drop: Literal["none", "oldest"]) -> None:
+    def __init__(self, room: int, drop: Literal["none", "oldest"], every: int = 1) -> None:
+        self._every = every
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._room, self._drop = room, drop
         self._arrived = 0
@@ -63,7 +65,10 @@ class Inbox:
         self._changed = asyncio.Condition()
 
     async def put(self, data: bytes) -> None:
-        """Leave a frame; waits for room, or makes some."""
+        """Leave a frame; waits for room, or makes some. One that is not to be looked at is only counted."""
+        if self._arrived % self._every:
+            self._arrived += 1
+            return
         async with self._changed:
             if self._drop == "oldest":
                 while len(self._waiting) >= self._room:
@@ -111,7 +116,7 @@ async def answers(
     Raises:
         FoveaError: The stream itself is broken: too large a frame, or the caller went away.
     """
-    inbox = Inbox(options.queue, options.drop)
+    inbox = Inbox(options.queue, options.drop, options.every)
     reader = asyncio.create_task(_fill(inbox, chunks, split))
     told = _Teller(options, detect)
     try:
@@ -126,14 +131,18 @@ async def answers(
 async def _fill(inbox: Inbox, chunks: AsyncIterator[bytes], split: Splitter) -> None:
     try:
         async for chunk in chunks:
-            for data in split.feed(chunk):
-                await inbox.put(data)
-        for data in split.close():
-            await inbox.put(data)
+            await _put(inbox, split.feed(chunk))
+        await _put(inbox, split.close())
     except Exception as error:  # noqa: BLE001  # raised again in the reader
         await inbox.close(error)
     else:
         await inbox.close()
+
+
+async def _put(inbox: Inbox, frames: Iterator[bytes]) -> None:
+    """Leave frames as they are found; finding the next one of a film takes a while, so a thread does it."""
+    while (data := await asyncio.to_thread(next, frames, None)) is not None:
+        await inbox.put(data)
 
 
 class _Teller:

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from services.detection.drawing import drawn
-from services.detection.frames import splitter
+from services.detection.frames import Splitter, splitter
 from services.detection.live import StreamOptions, answers
 from shared.api.boxes import DetectedFrame, DetectIn, DetectOut
 from shared.api.problem import problem
@@ -34,6 +34,8 @@ from shared.vision.draw import encode
 __all__ = ["router"]
 
 NDJSON, FILM = "application/x-ndjson", "multipart/x-mixed-replace"
+
+_TAKEN = ("video/x-motion-jpeg", "multipart/x-mixed-replace", "video/mp4", "video/webm")
 
 _BOUNDARY = "frame"
 _PATIENCE_S = 0.05
@@ -52,11 +54,11 @@ router = APIRouter(tags=["domain"])
             {"name": name, "in": "query", "required": False, "schema": prop, "description": prop.get("description", "")}
             for name, prop in StreamOptions.model_json_schema()["properties"].items()
         ],
-        "requestBody": {"required": True, "content": {"video/x-motion-jpeg": {}, "multipart/x-mixed-replace": {}}},
+        "requestBody": {"required": True, "content": {kind: {} for kind in _TAKEN}},
     },
 )
 async def detect_stream(request: Request) -> Response:
-    """Find objects in every frame of a stream: concatenated JPEGs, multipart, GIF, TIFF, WebP or animated PNG."""
+    """Find objects in every frame of a stream: JPEGs, multipart, MP4, WebM, GIF, TIFF, WebP, animated PNG."""
     host: Host = request.app.state.host
     options = _options(request)
     name = host.resolve(options.model, "detect")
@@ -66,7 +68,8 @@ async def detect_stream(request: Request) -> Response:
     bounds = Bounds(bytes=host.settings.max_body_bytes, pixels=host.settings.max_pixels)
     split = splitter(request.headers.get("content-type", ""), bounds)
     request.scope["fovea.endless"] = True
-    source = answers(_told(request), split, options, _detector(host, name, request.scope["fovea.run"]))
+    run: Run = request.scope["fovea.run"]
+    source = _counted(answers(_told(request, split), split, options, _detector(host, name, run)), split, run)
     first = await _first(source)
     lines = _film(first, source, bounds) if media == FILM else _lines(first, source)
     return _Live(lines, f"{FILM}; boundary={_BOUNDARY}" if media == FILM else NDJSON)
@@ -88,13 +91,13 @@ def _options(request: Request) -> StreamOptions:
         raise InvalidOption(f"{field}: {wrong['msg']}.", field=field) from error
 
 
-async def _told(request: Request) -> AsyncIterator[bytes]:
-    """The body as it arrives; a job is told how much of it is done."""
+async def _told(request: Request, split: Splitter) -> AsyncIterator[bytes]:
+    """The body as it arrives; a job is told how much of it is done, unless that is only then taken apart."""
     run: Run = request.scope["fovea.run"]
     total, read = int(request.headers.get("content-length", 0)), 0
     async for chunk in request.stream():
         read += len(chunk)
-        if total:
+        if total and not split.gathering:
             run.progress(read / total, f"{read:,} of {total:,} bytes read")
         yield chunk
 
@@ -117,6 +120,16 @@ def _detector(host: Host, name: str, whole: Run) -> Callable[[DetectIn], Awaitab
 
 
 Answers = AsyncGenerator[tuple[DetectedFrame, bytes], None]
+
+
+async def _counted(source: Answers, split: Splitter, run: Run) -> Answers:
+    """The answers; a job is told how many of a film's frames have theirs."""
+    async with contextlib.aclosing(source):
+        async for told, data in source:
+            yield told, data
+            if split.frames:
+                done = min(told.frame + 1, split.frames)
+                run.progress(done / split.frames, f"frame {done:,} of {split.frames:,}")
 
 
 async def _first(source: Answers) -> tuple[DetectedFrame, bytes]:

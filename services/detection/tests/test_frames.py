@@ -134,13 +134,17 @@ def test_a_single_picture_is_one_frame_as_it_is() -> None:
     assert _run(Whole(BOUNDS), b"".join(JPEGS), 64) == JPEGS
 
 
-@pytest.mark.parametrize("data", [b"\x00\x00\x00\x18ftypmp42" + b"\x00" * 50, b"\x1aE\xdf\xa3" + b"\x00" * 50])
-def test_videos_are_refused_with_a_way_out(data: bytes) -> None:
-    with pytest.raises(UnsupportedMedia, match="video") as caught:
-        _run(Whole(BOUNDS), data, 1000)
+def test_videos_that_are_not_read_are_refused_with_a_way_out() -> None:
+    with pytest.raises(UnsupportedMedia, match="MP4 and WebM") as caught:
+        _run(Whole(BOUNDS), b"RIFF\x00\x00\x00\x00AVI LIST" + b"\x00" * 50, 1000)
     assert "ffmpeg" in str(caught.value.hint)
-    with pytest.raises(UnsupportedMedia, match="video/mp4"):
-        splitter("video/mp4", BOUNDS)
+
+
+def test_without_a_decoder_every_video_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.detection.frames.can_decode", lambda: False)
+    with pytest.raises(UnsupportedMedia, match="not installed") as caught:
+        _run(Whole(BOUNDS), b"\x1aE\xdf\xa3" + b"\x00" * 50, 1000)
+    assert "ffmpeg" in str(caught.value.hint)
 
 
 def test_a_file_too_large_or_broken_is_left_to_the_decoder() -> None:
@@ -156,7 +160,7 @@ def test_a_file_too_large_or_broken_is_left_to_the_decoder() -> None:
 
 @pytest.mark.parametrize(
     ("media", "kind"),
-    [("video/x-motion-jpeg", Jpegs), ("image/jpeg", Jpegs), ("image/gif", Whole), ("", Whole)],
+    [("video/x-motion-jpeg", Jpegs), ("image/jpeg", Jpegs), ("image/gif", Whole), ("", Whole), ("video/mp4", Whole)],
 )
 def test_the_content_type_chooses(media: str, kind: type) -> None:
     assert isinstance(splitter(media, BOUNDS), kind)

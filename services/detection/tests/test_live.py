@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx2
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from services.detection.tests.test_detector import CARD, NAMES, Blobs, Toy
 from shared.api.boxes import DetectedFrame, DetectIn, Detection, DetectOut
 from shared.api.times import Times
 from shared.errors import InvalidOption, Malformed, NotReady
-from shared.registry import Place
+from shared.registry import Place, Run
 from shared.serving.app import build
 from shared.settings import Settings
 from shared.vision.decode import Bounds
@@ -238,6 +239,26 @@ async def test_a_stream_is_answered_line_by_line(client: httpx2.AsyncClient) -> 
     np.testing.assert_allclose(lines[2]["detections"][0]["box"], (8, 20, 24, 36), atol=1)
 
 
+async def test_a_film_is_answered_frame_by_frame_and_a_job_hears_how_far_it_is(
+    client: httpx2.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = cv2.VideoWriter(str(tmp_path / "film.webm"), cv2.VideoWriter.fourcc(*"VP80"), 10, (64, 64))
+    for x in range(10):
+        frame = np.full((64, 64, 3), 200, np.uint8)
+        frame[20:36, x : x + 16] = 0
+        out.write(frame)
+    out.release()
+    heard: list[tuple[float, str | None]] = []
+    monkeypatch.setattr(Run, "progress", lambda _, fraction, note=None: heard.append((fraction, note)))
+    film = (tmp_path / "film.webm").read_bytes()
+    answer = await client.post("/v1/detect/stream?every=4", content=film, headers={"content-type": "video/webm"})
+    assert answer.status_code == 200, answer.text
+    lines = [json.loads(line) for line in answer.text.splitlines()]
+    assert [line["frame"] for line in lines] == [0, 4, 8]
+    assert [line["detections"][0]["track_id"] for line in lines] == [1, 1, 1]
+    assert heard == [(0.1, "frame 1 of 10"), (0.5, "frame 5 of 10"), (0.9, "frame 9 of 10")]
+
+
 async def test_a_stream_may_be_longer_than_any_body(client: httpx2.AsyncClient) -> None:
     async def body() -> AsyncIterator[bytes]:
         for _ in range(40):
@@ -262,7 +283,7 @@ async def test_a_film_of_drawn_frames_by_accept(client: httpx2.AsyncClient) -> N
         ("?colour=red", MJPEG, b"x", 422, "colour"),
         ("?classes=whale", MJPEG, _jpeg(), 422, "classes"),
         ("?model=nobody", MJPEG, b"x", 404, "model"),
-        ("", {"content-type": "video/mp4"}, b"x", 415, None),
+        ("", {"content-type": "text/plain"}, b"x", 415, None),
         ("", MJPEG, b"", 400, "body"),
         ("", {"content-type": "multipart/x-mixed-replace"}, b"x", 400, None),
         ("", {**MJPEG, "accept": "image/png"}, b"x", 406, None),

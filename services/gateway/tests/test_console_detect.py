@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from services.gateway.tests.browsing import MARKS, figure, kept
 from services.gateway.tests.stage import fronted
 from services.gateway.tests.stub_service import Stub, card
-from shared.api.boxes import Detection, DetectIn, DetectOut
+from shared.api.boxes import DetectIn, Detection, DetectOut
 from shared.api.times import Times
 
 pytestmark = MARKS
