@@ -24,6 +24,7 @@ from shared.registry import network
 from shared.registry.discovery import layouts
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.training.inert import Held, read_inert
+from shared.training.initializers import FOLDED, read_initializers
 from shared.training.manifest import arrays_of, code_facts
 
 __all__ = ["Imported", "compare", "import_weights", "read_checkpoint_file"]
@@ -52,7 +53,7 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
 
     Args:
         model: Name of a network; of its official layouts the one that fits is taken.
-        file: `.safetensors`, or `.pth`/`.pt` with tensors or with a whole model object.
+        file: `.safetensors`, `.pth`/`.pt` with tensors or with a whole model object, or `.onnx` with unfolded tensors.
         folder: `<data_dir>/weights`.
 
     Raises:
@@ -70,7 +71,11 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
     config = _classes(blank, dict(_closest(state, forms)), state)
     net = _official(model, config)
     wanted = net.state_dict()
-    missing, unexpected = compare(state, wanted, idle=getattr(net, "idle", ()))
+    try:
+        missing, unexpected = compare(state, wanted, idle=getattr(net, "idle", ()))
+    except InvalidOption as error:
+        error.hint = FOLDED if file.suffix.lower() == ".onnx" else error.hint
+        raise
     net.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)
     manifest = Manifest(
         name=model,
@@ -160,7 +165,9 @@ def read_checkpoint_file(file: Path, limit: int, nested: str | None = None) -> H
         limit: Most bytes it may have, unpacked; checked before anything is read.
         nested: A further name under which training code puts the state dict beside its own notes.
     """
-    readers = {".safetensors": _read_safetensors, ".pth": _read_pickle, ".pt": _read_pickle}
+    readers = {
+        ".safetensors": _read_safetensors, ".pth": _read_pickle, ".pt": _read_pickle, ".onnx": read_initializers,
+    }  # fmt: skip
     if (reader := readers.get(file.suffix.lower())) is None:
         raise UnsupportedMedia(f"{file.name!r} is none of {', '.join(readers)}.")
     size = _unpacked_size(file)

@@ -27,7 +27,7 @@ __all__ = ["import_checkpoint", "train"]
 
 def import_checkpoint(
     model: Annotated[str, typer.Argument(help="What it is a checkpoint of, for example `pranet`.")],
-    file: Annotated[Path, typer.Argument(help="`.safetensors`, or `.pth`/`.pt` that holds tensors only.")],
+    file: Annotated[Path, typer.Argument(help="`.safetensors`, `.pth`, `.pt`, or `.onnx` with nothing folded.")],
 ) -> None:
     """Serve an official checkpoint instead of the demo weights. No code in the file is ever run."""
     console = Console()

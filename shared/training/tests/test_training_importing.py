@@ -94,9 +94,9 @@ def test_broken_files_are_malformed_not_a_crash(tmp_path, out, content, suffix):
 
 
 def test_a_file_of_another_kind_is_named_as_such(tmp_path, out):
-    (tmp_path / "a.onnx").write_bytes(b"x")
+    (tmp_path / "a.ckpt").write_bytes(b"x")
     with pytest.raises(UnsupportedMedia, match="safetensors"):
-        importing.import_weights("toy", tmp_path / "a.onnx", out)
+        importing.import_weights("toy", tmp_path / "a.ckpt", out)
 
 
 def test_an_absent_file_is_not_found(tmp_path, out):

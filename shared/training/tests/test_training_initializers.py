@@ -1,0 +1,100 @@
+"""Tensors out of ONNX graphs: under the network's own names, and nothing else of the file is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shared.errors import InvalidOption, Malformed
+from shared.training import importing
+from shared.training.initializers import read_initializers
+
+
+class Block(nn.Module):
+    """What exporters rename: linear layers on tokens, with and without bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.proj = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(24, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens in, tokens out."""
+        return x + self.proj(self.qkv(self.norm(x)))
+
+
+class Net(nn.Module):
+    """A stem with a batch norm, blocks in lists of lists and in a sequence, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        self.layers = nn.ModuleList([nn.ModuleList([Block(), Block()]), nn.ModuleList([Block()])])
+        self.tower, self.head = nn.Sequential(Block(), Block()), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures in, numbers out."""
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        for blocks in self.layers:
+            for block in blocks:
+                x = block(x)
+        return self.head(self.tower(x).mean(1))
+
+
+def exported(net: nn.Module, file: Path, *, folded: bool) -> Path:
+    mode = torch.onnx.TrainingMode.EVAL if folded else torch.onnx.TrainingMode.PRESERVE
+    with pytest.warns(DeprecationWarning, match="export"):
+        torch.onnx.export(
+            net.eval(), (torch.rand(1, 3, 8, 8),), str(file), dynamo=False, training=mode, do_constant_folding=folded
+        )
+    return file
+
+
+@pytest.fixture
+def net() -> Net:
+    """A network of random numbers."""
+    torch.manual_seed(0)
+    made = Net()
+    made.stem[1].running_mean.normal_()
+    return made
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_every_tensor_comes_back_under_its_own_name(tmp_path: Path, net: Net, alike: bool) -> None:
+    if not alike:
+        for parameter in net.parameters():
+            parameter.data.normal_()  # until then norms are all ones, which exporters store once
+    state = {key: value for key, value in net.state_dict().items() if value.ndim}
+    found = read_initializers(exported(net, tmp_path / "net.onnx", folded=False))
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+def test_a_folded_graph_is_refused_with_the_way_to_export_it(
+    tmp_path: Path, net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "network", lambda _name: Net())
+    monkeypatch.setattr(importing, "layouts", lambda _name: ({},))
+    file = exported(net, tmp_path / "net.onnx", folded=True)
+    with pytest.raises(InvalidOption, match=r"stem\.0\.weight") as caught:
+        importing.import_weights("toy", file, tmp_path / "weights")
+    assert "TrainingMode.PRESERVE" in str(caught.value.hint)
+    imported = importing.import_weights("toy", exported(net, file, folded=False), tmp_path / "weights")
+    assert imported.missing == ["stem.1.num_batches_tracked"]
+
+
+def test_tensors_in_other_files_are_not_fetched(tmp_path: Path, net: Net) -> None:
+    file = exported(net, tmp_path / "net.onnx", folded=False)
+    onnx.save(onnx.load(file), file, save_as_external_data=True, location="beside", size_threshold=0)
+    with pytest.raises(Malformed, match="other files"):
+        read_initializers(file)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"\x08\x07\x12"])
+def test_what_is_no_graph_is_malformed(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.onnx").write_bytes(content)
+    with pytest.raises(Malformed):
+        importing.read_checkpoint_file(tmp_path / "a.onnx", 10**6)

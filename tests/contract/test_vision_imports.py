@@ -1,0 +1,62 @@
+"""Official checkpoints of every vision network come in: each layout, each kind of file, key by key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from shared.errors import InvalidOption
+from shared.registry import network
+from shared.registry.discovery import layouts
+from shared.registry.weights import read_weights
+from shared.training.importing import import_weights
+
+NETWORKS = ("bmn", "fasternet", "hieraedgenet", "oat", "patnet", "pranet", "pranet-v2", "rrformer", "vgg19-features",
+            "yolo9tr")  # fmt: skip
+
+
+def layout_names() -> list[Any]:
+    """The first and the last official layout of every vision network; the last ones are large."""
+    return [
+        pytest.param(name, layout, id="-".join([name, *map(str, layout.values())]), marks=[pytest.mark.slow] * bool(at))
+        for name in NETWORKS
+        for at, layout in enumerate(layouts(name)[:1] + layouts(name)[1:][-1:])
+    ]
+
+
+def state_of(name: str, layout: dict[str, Any]) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {key: value.contiguous().clone() for key, value in network(name, **layout).state_dict().items()}
+
+
+@pytest.mark.parametrize(("name", "layout"), layout_names())
+def test_a_checkpoint_of_an_official_layout_is_imported_key_by_key(
+    tmp_path: Path, name: str, layout: dict[str, Any]
+) -> None:
+    state = state_of(name, layout)
+    save_file(state, tmp_path / "official.safetensors")
+    found = import_weights(name, tmp_path / "official.safetensors", tmp_path / "weights")
+    assert (found.missing, found.unexpected) == ([], [])
+    stored = read_weights(tmp_path / "weights" / f"{name}.safetensors").arrays
+    told = {key for key in state if not key.endswith("num_batches_tracked")}
+    assert stored.keys() - {key for key in state if key not in told} == told
+    assert all(torch.equal(torch.from_numpy(stored[key]).to(state[key].dtype), state[key]) for key in told)
+    spec = found.manifest.network
+    assert network(spec.name, **spec.config).state_dict().keys() == state.keys()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_checkpoint_without_a_needed_tensor_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+    state = state_of(name, layouts(name)[0])
+    with torch.device("meta"):
+        idle = tuple(getattr(network(name, **layouts(name)[0]), "idle", ()))
+    lost = next(key for key in state if key.endswith(".weight") and not key.startswith(idle))
+    del state[lost]
+    torch.save(state, tmp_path / "official.pth")
+    with pytest.raises(InvalidOption, match=lost.replace(".", r"\.")):
+        import_weights(name, tmp_path / "official.pth", tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()
