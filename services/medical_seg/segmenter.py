@@ -30,7 +30,15 @@ from shared.vision.bounds import bounds
 from shared.vision.decode import DEFAULT_BOUNDS, Bounds, Picture, decode
 from shared.vision.draw import encode
 
-__all__ = ["NAMES", "Segmenter"]
+__all__ = ["FLAT", "NAMES", "Segmenter"]
+
+FLAT = 0.05
+"""Standard deviation of each channel of the network's input, about 3 of 255 grey levels, below which nothing is seen."""
+
+_FLAT = (
+    "The picture has next to no contrast, like a covered lens or a black frame. The network was made for frames that "
+    "show mucosa; what it marks here means nothing."
+)
 
 
 @dataclass(slots=True)
@@ -42,6 +50,11 @@ class _Frame:
     size: tuple[int, int]
     notes: list[str]
     times: Times = field(default_factory=Times)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why nobody should believe the mask."""
+        return [_FLAT] if float(self.tensor.std(axis=(1, 2)).max()) < FLAT else []
 
 
 class Segmenter(Servable[SegmentIn, SegmentOut]):
@@ -153,7 +166,7 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
         frame.times.post = _ms(time.perf_counter() - begun)
         return SegmentOut(
             model=self.card.name, version=self.card.version, engine=self.engine.name, times=frame.times,
-            notes=frame.notes, **numbers(found), **made,
+            notes=frame.notes, warnings=frame.warnings, **numbers(found), **made,
         )  # fmt: skip
 
     def _notes(self, picture: Picture) -> list[str]:

@@ -83,4 +83,5 @@ class SegmentOut(BaseModel):
     probability: ImageBytes | None = Field(None, description="Confidence map: PNG of the original's size, 0..255.")
     overlay: ImageBytes | None = Field(None, description="JPEG of the original with the mask drawn on it.")
     times: Times
+    warnings: list[str] = Field(default_factory=list, description="Why the mask should not be believed, if so.")
     notes: list[str] = Field(default_factory=list, description="How it was resized, and what was odd about the file.")

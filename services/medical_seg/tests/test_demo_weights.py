@@ -55,6 +55,16 @@ def test_the_manifest_is_that_of_the_recipe_as_it_stands(kind, recipe):
     assert manifest.bytes <= 8 * 2**20
 
 
+@pytest.mark.parametrize("kind", [kind for kind, _ in KINDS])
+@pytest.mark.parametrize("shade", [0, 12, 128, 255])
+def test_a_frame_without_contrast_is_answered_with_a_warning(served, kind, shade):
+    noise = np.random.default_rng(shade).integers(0, 3, (240, 320, 3))
+    flat, example = SegmentIn(image=png(np.clip(noise + shade, 0, 255).astype(np.uint8))), served[kind].example()
+    dark, real = served[kind].predict([flat, example], Run())
+    assert "no contrast" in dark.warnings[0]
+    assert real.warnings == []
+
+
 @pytest.mark.parametrize(("kind", "recipe"), KINDS)
 def test_the_manifest_names_its_data_and_the_libraries_that_drew_it(kind, recipe):
     manifest = read_weights(file_of(kind)).manifest

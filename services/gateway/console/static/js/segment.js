@@ -107,8 +107,9 @@ export class Segment extends PicturePart {
     this.say("regions", String(regions));
     this.say("highest", highest.toFixed(3));
     this.say("mean", area ? mean.toFixed(3) : "–");
-    this.show(area === 0, "verdict");
-    this.say("verdict", `Nothing here reaches a probability of ${threshold.toFixed(2)}. The highest is ${highest.toFixed(2)}.`);
+    const warning = answer.warnings?.[0];
+    this.show(area === 0 || warning !== undefined, "verdict");
+    this.say("verdict", warning ?? `Nothing here reaches a probability of ${threshold.toFixed(2)}. The highest is ${highest.toFixed(2)}.`);
     this.part("canvas").setAttribute("aria-label", `${this.file.name} with its mask: ${share.toFixed(1)} percent of the picture`);
   }
 
