@@ -33,7 +33,7 @@ from shared.vision.draw import encode
 __all__ = ["FLAT", "NAMES", "Segmenter"]
 
 FLAT = 0.05
-"""Standard deviation of each channel of the network's input, about 3 of 255 grey levels, below which nothing is seen."""
+"""Standard deviation of each channel of the network's input, about 3 of 255 grey levels, below which it is blind."""
 
 _FLAT = (
     "The picture has next to no contrast, like a covered lens or a black frame. The network was made for frames that "
