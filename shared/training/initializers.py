@@ -54,7 +54,7 @@ def read_initializers(file: Path) -> dict[str, Tensor]:
 
 def _layers(graph: onnx.GraphProto) -> dict[str, str]:
     """Renamed weight of a matrix product → its layer: node `/encoder/fc/MatMul` uses the weight of `encoder.fc`."""
-    found = {}
+    found: dict[str, str] = {}
     for node in graph.node:
         path = node.name.strip("/").split("/")
         if node.op_type == "MatMul" and len(path) > 1 and path[-1].startswith("MatMul"):
