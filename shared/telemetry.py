@@ -20,6 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, ge
 
 __all__ = [
     "BATCH_SIZE",
+    "DROPPED_FRAMES",
     "ERRORS",
     "FIDELITY_DELTA",
     "FIDELITY_KL",
@@ -57,6 +58,9 @@ BATCH_SIZE = Histogram(
     "fovea_batch_size", "Requests per batch.", ["service", "model"], buckets=(1, 2, 4, 8, 16, 32, 64)
 )
 QUEUE_DEPTH = Gauge("fovea_queue_depth", "Requests or jobs that wait.", ["service", "model"])
+DROPPED_FRAMES = Counter(
+    "fovea_dropped_frames_total", "Frames of streams left out because newer ones had arrived.", ["service", "model"]
+)
 KERNEL_CALLS = Counter(
     "fovea_kernel_calls_total", "Calls of attention kernels, and why a faster one was passed over.",
     ["op", "backend", "reason"],

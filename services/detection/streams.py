@@ -28,6 +28,7 @@ from shared.registry import Run
 from shared.serving.faults import blame
 from shared.serving.host import Host
 from shared.serving.negotiation import choose
+from shared.telemetry import DROPPED_FRAMES
 from shared.vision.decode import Bounds, decode
 from shared.vision.draw import encode
 
@@ -69,7 +70,7 @@ async def detect_stream(request: Request) -> Response:
     split = splitter(request.headers.get("content-type", ""), bounds)
     request.scope["fovea.endless"] = True
     run: Run = request.scope["fovea.run"]
-    source = _counted(answers(_told(request, split), split, options, _detector(host, name, run)), split, run)
+    source = _counted(answers(_told(request, split), split, options, _detector(host, name, run)), split, run, name)
     first = await _first(source)
     lines = _film(first, source, bounds) if media == FILM else _lines(first, source)
     return _Live(lines, f"{FILM}; boundary={_BOUNDARY}" if media == FILM else NDJSON)
@@ -122,10 +123,11 @@ def _detector(host: Host, name: str, whole: Run) -> Callable[[DetectIn], Awaitab
 Answers = AsyncGenerator[tuple[DetectedFrame, bytes], None]
 
 
-async def _counted(source: Answers, split: Splitter, run: Run) -> Answers:
-    """The answers; a job is told how many of a film's frames have theirs."""
+async def _counted(source: Answers, split: Splitter, run: Run, model: str) -> Answers:
+    """The answers; a job is told how many of a film's frames have theirs, metrics how many were dropped."""
     async with contextlib.aclosing(source):
         async for told, data in source:
+            DROPPED_FRAMES.labels("detection", model).inc(told.dropped)
             yield told, data
             if split.frames:
                 done = min(told.frame + 1, split.frames)

@@ -259,6 +259,15 @@ async def test_a_film_is_answered_frame_by_frame_and_a_job_hears_how_far_it_is(
     assert heard == [(0.1, "frame 1 of 10"), (0.5, "frame 5 of 10"), (0.9, "frame 9 of 10")]
 
 
+async def test_dropped_frames_are_counted(client: httpx2.AsyncClient) -> None:
+    answer = await client.post("/v1/detect/stream?drop=oldest&queue=1", content=_jpeg() * 30, headers=MJPEG)
+    dropped = json.loads(answer.text.splitlines()[-1])["dropped_total"]
+    assert dropped > 0
+    metrics = (await client.get("/metrics")).text
+    line = next(line for line in metrics.splitlines() if line.startswith("fovea_dropped_frames_total{"))
+    assert float(line.rpartition(" ")[2]) >= dropped
+
+
 async def test_a_stream_may_be_longer_than_any_body(client: httpx2.AsyncClient) -> None:
     async def body() -> AsyncIterator[bytes]:
         for _ in range(40):
