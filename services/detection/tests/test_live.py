@@ -260,7 +260,7 @@ async def test_a_film_is_answered_frame_by_frame_and_a_job_hears_how_far_it_is(
 
 
 async def test_dropped_frames_are_counted(client: httpx2.AsyncClient) -> None:
-    answer = await client.post("/v1/detect/stream?drop=oldest&queue=1", content=_jpeg() * 30, headers=MJPEG)
+    answer = await client.post("/v1/detect/stream?drop=oldest&queue=1", content=_jpeg() * 15, headers=MJPEG)
     dropped = json.loads(answer.text.splitlines()[-1])["dropped_total"]
     assert dropped > 0
     metrics = (await client.get("/metrics")).text
