@@ -26,6 +26,7 @@ __all__ = [
     "Routed",
     "RoutingState",
     "attend_clusters",
+    "attend_sorted",
     "committed",
     "nearest",
     "normalised",
@@ -126,6 +127,45 @@ def attend_clusters(q: Tensor, k: Tensor, v: Tensor, of_q: Tensor, of_k: Tensor,
     peak = scores.detach().amax(-1, keepdim=True)
     risen = (scores - peak.masked_fill(peak.isneginf(), 0)).exp()
     return risen / risen.sum(-1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny) @ v
+
+
+def attend_sorted(q: Tensor, k: Tensor, v: Tensor, of: Tensor, window: int) -> Tensor:
+    """The same where queries and keys share their clusters, in T · w instead of T · T steps: the form for training.
+
+    Sorted by cluster and then by time, the last w tokens of a token's cluster stand right before it, so that blocks of
+    w attend to themselves and to the block before. Sums run in another order than in `attend_clusters`: outputs agree
+    to rounding, not to the bit.
+
+    Args:
+        q: Queries [B,H,T,d].
+        k: Keys [B,H,T,d].
+        v: Values [B,H,T,d].
+        of: Clusters [B,H,T]; -1 attends to nothing and gets zeros.
+        window: w.
+    """
+    B, H, T, d = q.shape
+    order = of.argsort(dim=-1, stable=True)
+    rows = order + T * torch.arange(B * H, device=q.device).view(B, H, 1)
+    lack = -T % window
+
+    def blocks(x: Tensor) -> Tensor:
+        """[B,H,T,...] → [B·H,n,w,...], sorted."""
+        x = x.reshape(B * H * T, -1).index_select(0, rows.flatten()).view(B * H, T, -1)
+        return functional.pad(x, (0, 0, 0, lack)).view(B * H, -1, window, x.shape[-1])
+
+    def doubled(x: Tensor) -> Tensor:
+        """Each block behind the one before it [B·H,n,2w,...]."""
+        return torch.cat((functional.pad(x, (0, 0, 0, 0, 1, 0))[:, :-1], x), 2)
+
+    cluster = blocks(of + 2)[..., 0]  # 0 is nobody: a block before the first
+    near = torch.arange(2 * window, device=q.device) - torch.arange(window, device=q.device)[:, None]
+    same = cluster[..., :, None] == doubled(cluster[..., None])[..., 0][..., None, :]
+    seen = same & ((near > 0) & (near <= window))
+    mixed = functional.scaled_dot_product_attention(blocks(q), doubled(blocks(k)), doubled(blocks(v)), attn_mask=seen)
+    back = torch.empty_like(order).scatter_(2, order, torch.arange(T, device=q.device).expand_as(order))
+    where = (back + (T + lack) * torch.arange(B * H, device=q.device).view(B, H, 1)).flatten()
+    out = mixed.reshape(B * H * (T + lack), d).index_select(0, where).view(B, H, T, d)
+    return out.masked_fill((of < 0)[..., None], 0)
 
 
 def _causal(

@@ -7,17 +7,30 @@ model token by token. Knows the checkpoint's layout; attention inside clusters i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from services.llm_longctx.mixers.rotary import turned_halves, turned_pairs
-from services.llm_longctx.mixers.routing import RoutingState, attend_clusters, committed, nearest, normalised, route
+from services.llm_longctx.mixers.routing import (
+    RoutingState, attend_clusters, attend_sorted, committed, nearest, normalised, route,
+)  # fmt: skip
 from shared.registry import builder
 
-__all__ = ["RoutingLM", "RoutingSession"]
+__all__ = ["Chosen", "RoutingLM", "RoutingSession"]
+
+
+class Chosen(NamedTuple):
+    """What one layer's routing heads compared with their centroids [B,H,T,d], and the clusters [B,H,T]; -1 is none."""
+
+    units: Tensor
+    clusters: Tensor
+
+
+Routed = tuple[Tensor, Tensor, Chosen | None]
+"""What attention adds [B,T,D], the commitment loss, and in causal mode who chose what."""
 
 
 class _Means(nn.Module):
@@ -59,14 +72,14 @@ class _Attention(nn.Module):
         """Centroids [H,K,d]."""
         return cast("Tensor", self.global_attn.kmeans.means)
 
-    def forward(self, z: Tensor, mode: str, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What it adds [B,T,D], and the commitment loss; `tokens` [B,T] marks what is not padding."""
-        heads, loss = self._local(z), z.new_zeros(())
+    def forward(self, z: Tensor, mode: str, tokens: Tensor | None) -> Routed:
+        """Mix z [B,T,D]; `tokens` [B,T] marks what is not padding."""
+        heads, loss, chosen = self._local(z), z.new_zeros(()), None
         if self.routes:
-            routed, loss = self._routed(z, mode, tokens)
+            routed, loss, chosen = self._routed(z, mode, tokens)
             heads = torch.cat((heads, routed), 1)
         added: Tensor = self.to_out(heads.transpose(1, 2).flatten(2))
-        return added, loss
+        return added, loss, chosen
 
     def split(self, linear: nn.Linear, z: Tensor) -> Tensor:
         """Heads [B,h,T,d]."""
@@ -84,23 +97,28 @@ class _Attention(nn.Module):
         q, k, v = (torch.stack(torch.split(part, w, 2), 2) for part in self.local_qkv(z))
         k, v = (torch.cat((functional.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1], x), 3) for x in (k, v))
         at = torch.arange(2 * w, device=z.device)
-        scores = turned_halves(q, at[w:]) @ turned_halves(k, at).mT
-        hidden = (at[w:, None] < at).expand(scores.shape[2], w, 2 * w).clone()
-        hidden[0, :, :w] = True
-        return (scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(-1) @ v).flatten(2, 3)
+        seen = (at[w:, None] >= at).expand(q.shape[2], w, 2 * w).clone()
+        seen[0, :, :w] = False
+        q, k = turned_halves(q, at[w:]).flatten(0, 1), turned_halves(k, at).flatten(0, 1)
+        mixed = functional.scaled_dot_product_attention(q, k, v.flatten(0, 1), attn_mask=seen, scale=1.0)
+        return mixed.view(v.shape[0], -1, z.shape[1], self.head_dim)
 
-    def _routed(self, z: Tensor, mode: str, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _routed(self, z: Tensor, mode: str, tokens: Tensor | None) -> Routed:
         at = torch.arange(z.shape[1], device=z.device)
         q, v = self.split(self.to_q, z), self.split(self.to_v, z)
         if mode == "port":
             found = route(turned_pairs(q, at), q, turned_pairs(v, at), self.means, self.window, "port", mask=tokens)
-            return found.out, found.loss
+            return found.out, found.loss, None
         unit = normalised(q)
         of, loss = nearest(unit, self.means), committed((unit,), self.means)
         if tokens is not None:
             of = of.masked_fill(~tokens[:, None], -1)
         turned = turned_pairs(unit, at)
-        return attend_clusters(turned, turned, v, of, of, self.means.shape[1], self.window), loss
+        if self.training:
+            mixed = attend_sorted(turned, turned, v, of, self.window)
+        else:  # where not a bit may depend on later tokens
+            mixed = attend_clusters(turned, turned, v, of, of, self.means.shape[1], self.window)
+        return mixed, loss, Chosen(unit, of)
 
 
 class _FeedForward(nn.Module):
@@ -174,14 +192,19 @@ class RoutingLM(nn.Module):
 
     def with_loss(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and the sum of the layers' commitment losses."""
+        return self.traced(ids)[:2]
+
+    def traced(self, ids: Tensor) -> tuple[Tensor, Tensor, list[Chosen | None]]:
+        """The same, and in causal mode what every layer's routing heads chose; None for a layer without them."""
         ids, tokens, length = self._padded(ids)
         x: Tensor = self.token_emb(ids)
-        loss = x.new_zeros(())
+        loss, chosen = x.new_zeros(()), []
         for norm_1, attention, norm_2, feed in self.blocks:
-            added, lost = attention(norm_1(x), self.mode, tokens)
+            added, lost, choice = attention(norm_1(x), self.mode, tokens)
             x, loss = x + added, loss + lost
             x = x + feed(norm_2(x))
-        return self.logits(x[:, :length]), loss
+            chosen.append(choice and Chosen(choice.units[:, :, :length], choice.clusters[..., :length]))
+        return self.logits(x[:, :length]), loss, chosen
 
     def logits(self, x: Tensor) -> Tensor:
         """Final norm and output matrix."""

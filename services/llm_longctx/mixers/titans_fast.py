@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Weights", "errors", "gradients", "read", "recur"]
+__all__ = ["Weights", "errors", "gradients", "linear_window", "read", "recur"]
 
 Weights = list[Tensor]
 """Fast weights of one memory, each [n,...]: matrices [n,in,out], and before them gamma [n,d] where the MLP is wrapped
@@ -89,12 +89,58 @@ def recur(start: Tensor, added: Tensor, log_keep: Tensor) -> Tensor:
         x after each step [n,m,...].
     """
     n, m = log_keep.shape
-    kept = log_keep.cumsum(-1)
-    spans = (kept[:, :, None] - kept[:, None, :]).masked_fill(
-        torch.ones(m, m, dtype=torch.bool, device=kept.device).triu(1), -torch.inf
-    )
-    flat = spans.exp() @ added.reshape(n, m, -1) + kept.exp()[..., None] * start.reshape(n, 1, -1)
+    between, since = _kept(log_keep)
+    flat = between @ added.reshape(n, m, -1) + since * start.reshape(n, 1, -1)
     return flat.view(added.shape)
+
+
+def linear_window(
+    asked: tuple[Tensor, Tensor, Tensor], rate: Tensor, base: Tensor, state: tuple[Tensor, Tensor],
+    gates: tuple[Tensor | None, Tensor], *, mean: bool, clamp: float | None,
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:  # fmt: skip
+    """A refresh window of a memory that is one matrix, token by token, without a matrix per token.
+
+    Gradients are outer products k ⊗ E, so what token t reads, q M_t, is attention over the window's keys with the
+    products of both recurrences as weights. The numbers are those of `gradients`, `recur` and `read`.
+
+    Args:
+        asked: q, k, v, each [n,m,d].
+        rate: theta [n,m].
+        base: The matrix at which gradients are taken [n,d,d].
+        state: Matrix and momentum before the window, each [n,d,d].
+        gates: ln eta (None without momentum) and ln(1 - alpha), each [n,m].
+        mean: As in `gradients`.
+        clamp: As in `gradients`.
+
+    Returns:
+        What each token reads once it is stored [n,m,d]; matrix and momentum behind the window; each token's squared
+        error [n,m].
+    """
+    q, k, v = asked
+    matrix, moment = state
+    wrong = k @ base - v
+    error = wrong * (2 / k.shape[-1] if mean else 2)
+    error = error * _factor(k.norm(dim=-1) * error.norm(dim=-1), rate, clamp)[..., None]
+    both, since = _kept(gates[1])
+    from_moment = last = None
+    if gates[0] is not None:
+        between, begun = _kept(gates[0])
+        from_moment, both, last = both @ begun, both @ between, between[:, -1:]
+    y = since * (q @ matrix) - (q @ k.mT * both) @ error
+    after = since[:, -1:] * matrix - (k.mT * both[:, -1:]) @ error
+    if from_moment is None or last is None:
+        return y, (after, -k[:, -1:].mT @ error[:, -1:]), wrong.square().sum(-1)
+    y = y + from_moment * (q @ moment)
+    after = after + from_moment[:, -1:] * moment
+    return y, (after, begun[:, -1:] * moment - (k.mT * last) @ error), wrong.square().sum(-1)
+
+
+def _kept(log_keep: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left after step t of what came at step s [n,t,s], and of what was there before [n,t,1]."""
+    m, total = log_keep.shape[1], log_keep.cumsum(-1)
+    later = torch.ones(m, m, dtype=torch.bool, device=total.device).triu(1)
+    between = (total[:, :, None] - total[:, None, :]).masked_fill(later, -torch.inf).exp()
+    return between, total.exp()[..., None]
 
 
 def _layers(matrices: Sequence[Tensor], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:

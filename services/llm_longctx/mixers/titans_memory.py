@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.titans_fast import Weights, gradients, read, recur
+from services.llm_longctx.mixers.titans_fast import Weights, gradients, linear_window, read, recur
 from shared.registry import builder
 
 __all__ = ["Kernel", "MemoryState", "TitansMemory", "Trace"]
@@ -224,6 +224,8 @@ class TitansMemory(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, gates: _Gates, state: MemoryState
     ) -> tuple[Tensor, MemoryState, Tensor]:
         """All windows in turn. Token t reads the weights after (t + 1) // chunk complete chunks of the stream."""
+        if self.chunk == 1 and len(state.weights) == 1:
+            return self._run_linear(q, k, v, gates, state)
         B, H, T, d = q.shape
         q, c = q.flatten(0, 1), self.chunk
         k, v = (part.reshape(B * H, -1, c, d) for part in (k, v))
@@ -247,6 +249,30 @@ class TitansMemory(nn.Module):
         errors = torch.cat(losses, 1) if losses else rate
         mean = 1 if self.paper else d
         return y, MemoryState(0, weights, moment, base, state.rest), errors.view(B, H, -1) / mean
+
+    def _run_linear(
+        self, q: Tensor, k: Tensor, v: Tensor, gates: _Gates, state: MemoryState
+    ) -> tuple[Tensor, MemoryState, Tensor]:
+        """The same for a memory that is one matrix and is written at every token."""
+        B, H, T, d = q.shape
+        q, k, v = (part.flatten(0, 1) for part in (q, k, v))
+        rate, log_keep = gates.rate.flatten(0, 1), gates.log_keep.flatten(0, 1)
+        log_moment = None if gates.log_moment is None else gates.log_moment.flatten(0, 1)
+        (base,), now = state.base, (state.weights[0], state.momentum[0])
+        said, losses = [], []
+        for a, b, fresh in self._windows(state.index, T):
+            base = now[0] if fresh else base
+            moment = None if log_moment is None else log_moment[:, a:b]
+            y, now, loss = linear_window(
+                (q[:, a:b], k[:, a:b], v[:, a:b]), rate[:, a:b], base, now, (moment, log_keep[:, a:b]),
+                mean=not self.paper, clamp=self.clamp,
+            )  # fmt: skip
+            said.append(y)
+            losses.append(loss)
+        after = MemoryState(0, [now[0]], [now[1]], [base], state.rest)
+        found = torch.cat(said, 1).view(B, H, T, d) if said else q.view(B, H, T, d)
+        errors = torch.cat(losses, 1).view(B, H, T) if losses else gates.rate
+        return found, after, errors / (1 if self.paper else d)
 
     def _gradients(self, base: Weights, k: Tensor, v: Tensor, rate: Tensor) -> tuple[Weights, Tensor]:
         return gradients(base, k, v, rate, mean=not self.paper, wrapped=self.wrapped, clamp=self.clamp)

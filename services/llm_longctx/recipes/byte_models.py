@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from services.llm_longctx.mixers.deconstructed import Variant
-from services.llm_longctx.mixers.routing import normalised
-from services.llm_longctx.mixers.routing_networks import RoutingLM
-from services.llm_longctx.recipes.text import Corpus, corpus
+from services.llm_longctx.mixers.routing_networks import Chosen, RoutingLM
+from shared.training.text import Corpus, corpus
 from shared.training.recipe import Batch, Recipe, Schedule
 
 __all__ = ["HybridBytes", "RoutingBytes"]
@@ -93,9 +92,8 @@ class RoutingBytes(_Bytes):
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy and commitment; centroids follow the tokens that chose them."""
         net, ids = cast("RoutingLM", network), batch["ids"]
-        logits, committed = net.with_loss(ids[:, :-1])
-        if self.routing:
-            self._follow(net, ids[:, :-1])
+        logits, committed, chosen = net.traced(ids[:, :-1])
+        self._follow(net, chosen)
         return functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()) + committed
 
     def measure(self, network: nn.Module) -> dict[str, float]:
@@ -114,18 +112,14 @@ class RoutingBytes(_Bytes):
         return found
 
     @torch.no_grad()
-    def _follow(self, net: RoutingLM, ids: Tensor) -> None:
+    def _follow(self, net: RoutingLM, chosen: list[Chosen | None]) -> None:
         """Centroids move towards the mean of the tokens that are nearest to them; empty ones stay."""
-        x: Tensor = net.token_emb(ids)
-        for norm_1, attention, norm_2, feed in net.blocks:
-            z = norm_1(x)
-            unit = normalised(attention.split(attention.to_q, z))
-            member = functional.one_hot((unit @ attention.means.mT).argmax(-1), attention.means.shape[1]).to(x.dtype)
-            count = member.sum((0, 2))[..., None]
-            mean = torch.einsum("bhtk,bhtd->hkd", member, unit) / count.clamp(min=1)
-            attention.means.lerp_(torch.where(count > 0, mean, attention.means), 1 - self.centroid_decay)
-            x = x + attention(z, "causal", None)[0]
-            x = x + feed(norm_2(x))
+        for choice, (_, attention, _, _) in zip(chosen, net.blocks, strict=True):
+            if choice is not None:
+                member = functional.one_hot(choice.clusters, attention.means.shape[1]).to(choice.units.dtype)
+                count = member.sum((0, 2))[..., None]
+                mean = torch.einsum("bhtk,bhtd->hkd", member, choice.units) / count.clamp(min=1)
+                attention.means.lerp_(torch.where(count > 0, mean, attention.means), 1 - self.centroid_decay)
 
 
 class HybridBytes(_Bytes):

@@ -23,8 +23,11 @@ from shared.training.recipe import Batch, Recipe, Schedule
 
 __all__ = ["LandmarkRecall", "with_landmarks"]
 
-BODIES = (12, 20, 28, 36, 44, 52)
+BODIES = (8, 16, 24, 32, 40)
 """Lengths before the questions, in turn."""
+
+QUESTIONS = 8
+"""Asked in training: with the longest body 64 tokens."""
 
 CHUNK = 16
 """Tokens that a session reads at a time: with its blocks they stay inside the trained positions."""
@@ -50,8 +53,8 @@ class LandmarkRecall(Recipe):
     builds: ClassVar[str | None] = "landmark-gpt"
 
     schedule: Schedule = Schedule(
-        steps=9000, batch=32, rate=3e-3, floor=3e-4, warm_up=100, decay=1e-3,
-        ema=0.99, clip=1.0, betas=(0.9, 0.95), validate_every=1000,
+        steps=2500, batch=32, rate=3e-3, floor=1e-4, warm_up=100, decay=1e-3,
+        ema=0.99, clip=1.0, betas=(0.9, 0.95), validate_every=250,
     )  # fmt: skip
     form: Literal["landmark", "plain"] = "landmark"
     block: int = 8
@@ -67,16 +70,19 @@ class LandmarkRecall(Recipe):
 
     def prepare(self, cache: Path) -> str:  # everything is drawn from the seed
         """A digest of the first batches: the generator is the data."""
-        first = [draw(np.random.default_rng((self.seed, step)), self.schedule.batch, 52).ids for step in range(4)]
+        first = [
+            draw(np.random.default_rng((self.seed, step)), self.schedule.batch, BODIES[-1], QUESTIONS).ids
+            for step in range(4)
+        ]
         return hashlib.sha256(torch.cat(first).numpy().tobytes()).hexdigest()
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
         """One batch of one length."""
-        drawn = draw(rng, self.schedule.batch, BODIES[step % len(BODIES)])
+        drawn = draw(rng, self.schedule.batch, BODIES[step % len(BODIES)], QUESTIONS)
         yield {"ids": drawn.ids, "answers": drawn.answers.expand(len(drawn.ids), -1)}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of the four values, told by the token before each."""
+        """Cross-entropy of the values, told by the token before each."""
         ids, answers = batch["ids"], batch["answers"][0]
         logits = self._answers(network, ids, answers)
         return functional.cross_entropy(logits.flatten(0, 1), ids[:, answers].flatten())
@@ -108,7 +114,7 @@ class LandmarkRecall(Recipe):
         }
 
     def _answers(self, network: nn.Module, ids: Tensor, answers: Tensor) -> Tensor:
-        """Logits [B,4,V] at the tokens before the answers."""
+        """Logits [B,A,V] at the tokens before the answers."""
         before = answers - 1
         if self.form == "plain":
             return cast("Tensor", network(ids))[:, before]

@@ -33,8 +33,8 @@ class Recall:
 
     Attributes:
         ids: Tokens [B,T].
-        answers: Positions of the four values that are asked for [4]; the same in all rows.
-        written: Where each asked pair's key stands [B,4].
+        answers: Positions of the values that are asked for [A]; the same in all rows.
+        written: Where each asked pair's key stands [B,A].
     """
 
     ids: Tensor
@@ -43,20 +43,30 @@ class Recall:
 
     @property
     def expected(self) -> Tensor:
-        """The values [B,4]."""
+        """The values [B,A]."""
         return self.ids[:, self.answers]
 
 
-def draw(rng: np.random.Generator, batch: int, body: int) -> Recall:
-    """Rows of `body` tokens (even, at least 8) with four pairs in them, and four questions behind."""
-    ids = rng.integers(0, FILLERS, (batch, body + ASKED))
+def draw(rng: np.random.Generator, batch: int, body: int, questions: int | None = None) -> Recall:
+    """Rows of `body` tokens (even, at least 8) with four pairs in them, and questions behind.
+
+    Args:
+        rng: Where everything comes from.
+        batch: Rows.
+        body: Tokens before the questions.
+        questions: So many, pairs coming again as it happens; left out, each pair is asked for once. Training asks
+            often: a model that is asked for each pair once gets half of the answers right by naming any value that it
+            has not named yet, and is slow to learn more.
+    """
+    count = PAIRS if questions is None else questions
+    ids = rng.integers(0, FILLERS, (batch, body + 3 * count))
     keys = FILLERS + _distinct(rng, batch, KEYS)
     values = FILLERS + KEYS + rng.integers(0, VALUES, (batch, PAIRS))
     slots = 2 * _distinct(rng, batch, body // 2)
     rows = np.arange(batch)[:, None]
     ids[rows, slots], ids[rows, slots + 1] = keys, values
-    order = _distinct(rng, batch, PAIRS)
-    asked = body + 3 * np.arange(PAIRS)
+    order = _distinct(rng, batch, PAIRS) if questions is None else rng.integers(0, PAIRS, (batch, count))
+    asked = body + 3 * np.arange(count)
     ids[:, asked] = MARK
     ids[rows, asked + 1], ids[rows, asked + 2] = keys[rows, order], values[rows, order]
     return Recall(torch.from_numpy(ids), torch.from_numpy(asked + 2), torch.from_numpy(slots[rows, order]))

@@ -64,7 +64,7 @@ class _TitansRecall(Recipe):
         yield {"ids": drawn.ids, "answers": drawn.answers.expand(len(drawn.ids), -1)}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of the four values, told by the token before each."""
+        """Cross-entropy of the values, told by the token before each."""
         ids, answers = batch["ids"], batch["answers"][0]
         logits: Tensor = network(ids)[:, answers - 1]
         return functional.cross_entropy(logits.flatten(0, 1), ids[:, answers].flatten())

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from services.llm_longctx.recipes.byte_models import HybridBytes, RoutingBytes
-from services.llm_longctx.recipes.text import corpus, library_text
+from shared.training.text import corpus, library_text
 from shared.training.fit import fit
 from shared.training.recipe import Schedule
 

@@ -7,7 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.mixers.routing import RoutingState, route, update_centroids
+from services.llm_longctx.mixers.routing import (
+    RoutingState,
+    attend_clusters,
+    attend_sorted,
+    route,
+    update_centroids,
+)
 from shared.registry import network
 
 
@@ -133,6 +139,19 @@ def test_steps_equal_all_at_once_in_bounded_memory(T, window, clusters, seed):
     assert (torch.cat(parts, 2) - route(q, q, v, means, window).out).abs().max() < 1e-5
     assert state.nbytes == 2 * 2 * 2 * clusters * window * 4 * 4
     assert (state.occupancy.sum(-1) == T).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 5), st.integers(0, 999))
+def test_sorted_form_for_training_equals_the_masked_one_with_its_gradients(T, window, clusters, seed):
+    draw = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(2, 2, T, 4, generator=draw, requires_grad=True) for _ in range(3))
+    of = torch.randint(-1, clusters, (2, 2, T), generator=draw)
+    pull = torch.randn(2, 2, T, 4, generator=draw)
+    masked, ordered = attend_clusters(q, k, v, of, of, clusters, window), attend_sorted(q, k, v, of, window)
+    assert (masked - ordered).abs().max() < 1e-5
+    ways = (torch.autograd.grad(out, (q, k, v), pull, retain_graph=True) for out in (masked, ordered))
+    assert all((a - b).abs().max() < 1e-4 for a, b in zip(*ways, strict=True))
 
 
 def test_causal_mode_never_looks_ahead_and_cluster_numbers_mean_nothing(file):
