@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from services.llm_longctx.mixers.deconstructed import Variant
 from services.llm_longctx.mixers.routing_networks import Chosen, RoutingLM
-from shared.training.text import Corpus, corpus
 from shared.training.recipe import Batch, Recipe, Schedule
+from shared.training.text import Corpus, corpus
 
 __all__ = ["HybridBytes", "RoutingBytes"]
 
@@ -70,8 +70,8 @@ class RoutingBytes(_Bytes):
     builds: ClassVar[str | None] = "routing-lm"
 
     schedule: Schedule = Schedule(
-        steps=3000, batch=16, rate=2e-3, floor=2e-5, warm_up=100, decay=0.01,
-        ema=0.99, clip=1.0, betas=(0.9, 0.95), validate_every=500,
+        steps=800, batch=8, rate=3e-3, floor=3e-5, warm_up=100, decay=0.01,
+        ema=0.98, clip=1.0, betas=(0.9, 0.95), validate_every=200,
     )  # fmt: skip
     context: int = 512
     width: int = 128
@@ -130,8 +130,8 @@ class HybridBytes(_Bytes):
     builds: ClassVar[str | None] = "deconstructed-lm"
 
     schedule: Schedule = Schedule(
-        steps=2000, batch=16, rate=2e-3, floor=2e-5, warm_up=100, decay=0.01,
-        ema=0.99, clip=1.0, betas=(0.9, 0.95), validate_every=500,
+        steps=800, batch=16, rate=3e-3, floor=3e-5, warm_up=100, decay=0.01,
+        ema=0.98, clip=1.0, betas=(0.9, 0.95), validate_every=200,
     )  # fmt: skip
     width: int = 96
     layers: int = 4
