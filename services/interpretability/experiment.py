@@ -109,6 +109,11 @@ class Progress:
         self._run.progress(self._done / self._cells, f"{self._done} of {self._cells} cells{note and f': {note}'}")
         return value
 
+    def inside(self) -> Run:
+        """A run for long work inside the current cell: it ends when this one is stopped, and tells how far it is."""
+        done, whole = self._done, self._run
+        return _Inside(whole, lambda fraction, note: whole.progress((done + fraction) / self._cells, note))
+
     def each(
         self, items: Iterable[Item], content: Callable[[Item], Mapping[str, Any]], work: Callable[[Item], Any]
     ) -> Iterator[tuple[Item, Any]]:
@@ -128,6 +133,23 @@ class Progress:
         self.seconds += entry.seconds
         self.begun = min(filter(None, (self.begun, entry.at)))
         return entry.value
+
+
+class _Inside(Run):
+    """A part of a run: whoever stops the whole stops it."""
+
+    def __init__(self, whole: Run, report: Callable[[float, str | None], None]) -> None:
+        super().__init__(deadline=whole.deadline, report=report, job=whole.job)
+        self._whole = whole
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked the whole to stop."""
+        return self._whole.cancelled
+
+    def check(self) -> None:
+        """Stop here if the whole was asked to."""
+        self._whole.check()
 
 
 class Experiment(Servable[S, Report], Generic[S]):
@@ -150,6 +172,15 @@ class Experiment(Servable[S, Report], Generic[S]):
         if place.threads:
             torch.set_num_threads(place.threads)
         return cls(shelf_of(place), Store(place.cache / "probe"))
+
+    def subject(self, name: str | None) -> Subject:
+        """The model that a spec's `lm` names.
+
+        Raises:
+            NotFound: There is none of that name.
+            NotReady: Another full-size model is loaded in this process.
+        """
+        return self.shelf.subject(name)
 
     @abstractmethod
     def cost(self, spec: S, subject: Subject) -> Cost:
@@ -204,10 +235,10 @@ class Experiment(Servable[S, Report], Generic[S]):
     def _answer(self, spec: S, run: Run) -> Report | FoveaError:
         try:
             run.check()
-            subject = self.shelf.subject(spec.lm)
+            subject = self.subject(spec.lm)
             progress = self.begin(spec, subject, run)
             if spec.dry_run:
-                return self.finish(spec, subject, progress, self._estimate(spec, subject))
+                return self.finish(spec, subject, progress, self.estimate(spec, subject))
             report = self.finish(spec, subject, progress, self.run(spec, subject, progress))
             if self.mode == "job":
                 self.store.keep(self.key(spec, subject), report)
@@ -218,7 +249,8 @@ class Experiment(Servable[S, Report], Generic[S]):
             return error
         return report
 
-    def _estimate(self, spec: S, subject: Subject) -> Report:
+    def estimate(self, spec: S, subject: Subject) -> Report:
+        """What a dry run answers."""
         cost = self.cost(spec, subject)
         seconds = round((cost.tokens + cost.partial) * subject.seconds_per_token, 1)
         return Report(

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from services.interpretability.ledger import Ledger
-from services.interpretability.report import Artefact, Report
+from services.interpretability.report import Artefact, Report, digest
 from shared.errors import NotFound
 
 __all__ = ["Store"]
@@ -30,6 +30,10 @@ class Store:
     def ledger(self) -> Ledger:
         """The cells."""
         return Ledger(self._folder / "cells")
+
+    def bench(self, content: object) -> Path:
+        """A folder for what is half done, by what it depends on: its owner removes it when it is done."""
+        return self._folder / "bench" / digest(content)
 
     def keep(self, key: str, report: Report) -> None:
         """Keep a report and its artefacts."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Corpus", "Split", "corpus", "library_text"]
+__all__ = ["Corpus", "Split", "corpus", "corpus_of", "library_text"]
 
 Split = Literal["train", "valid", "test"]
 
@@ -59,6 +59,13 @@ def corpus(split: Split, files: list[Path] | None = None) -> Corpus:
         parts[next(lacking, "train")].append(path.read_bytes())
     joined = b"\0".join(parts[split])
     return Corpus(np.frombuffer(joined, np.uint8), hashlib.sha256(joined).hexdigest())
+
+
+def corpus_of(text: bytes, split: Split) -> Corpus:
+    """A split of one text: its last twentieth is for tests, the one before it for validation."""
+    cuts = {"train": (0.0, 0.9), "valid": (0.9, 0.95), "test": (0.95, 1.0)}[split]
+    part = text[int(cuts[0] * len(text)) : int(cuts[1] * len(text))]
+    return Corpus(np.frombuffer(part, np.uint8), hashlib.sha256(part).hexdigest())
 
 
 def _order(path: Path) -> bytes:

@@ -72,6 +72,14 @@ class _Block(nn.Module):
         self.mixer = _Gated(width, 4 * width // 3) if variant == "mlp" else _Projections(width, heads)
         self.mlp = _Gated(width, hidden)
 
+    def map(self, z: Tensor, source: Tensor | None) -> Tensor | None:
+        """Who attends to whom [B|1,h,L,L]; None for a mixer that mixes no tokens. Arguments as in `mixed`."""
+        if isinstance(self.mixer, _Gated):
+            return None
+        seen = z if source is None else source[:, : z.shape[1]]
+        q, k = self.mixer.queries_and_keys(seen, 0, turned=self.variant != "nonapproximate")
+        return scored(self.variant, q, k)
+
     def mixed(self, z: Tensor, source: Tensor | None) -> Tensor:
         """What mixing adds to z's stream [B,L,D]; `source` as in `deconstructed.mix`, but with a batch axis."""
         if isinstance(self.mixer, _Gated):
@@ -132,6 +140,24 @@ class DeconstructedLM(nn.Module):
             x = x + block.mlp(block.norm_2(x))
             fixed = None if fixed is None else self._alongside(block, fixed)
         return self.logits(x)
+
+    @torch.no_grad()
+    def maps(self, ids: Tensor) -> list[Tensor | None]:
+        """Each layer's attention maps of ids [B,L], as `forward` has them; see `_Block.map`.
+
+        Raises:
+            ValueError: The input is longer than the model reads.
+        """
+        self.within(ids.shape[1])
+        tokens = x = self.embed(ids)
+        fixed, found = self._fixed(ids.shape[1]), []
+        for block in self.blocks:
+            z, source = block.norm_1(x), self._source(block, tokens, fixed)
+            found.append(block.map(z, source))
+            x = x + block.mixed(z, source)
+            x = x + block.mlp(block.norm_2(x))
+            fixed = None if fixed is None else self._alongside(block, fixed)
+        return found
 
     def logits(self, x: Tensor) -> Tensor:
         """Final norm and output matrix."""

@@ -68,12 +68,13 @@ def grouped_softmax(scores: Tensor, blocks: Tensor, landmark: Tensor, visible: T
     return torch.where(mine, top, inner * handed.gather(-1, group))
 
 
-def regular_softmax(scores: Tensor, block: int) -> Tensor:
+def regular_softmax(scores: Tensor, block: int, most: int | None = None) -> Tensor:
     """Landmark attention where every (block + 1)-th token is a landmark: the same numbers without a scatter.
 
     Args:
         scores: Scaled logits [...,T,T], causal.
         block: Ordinary tokens of a block.
+        most: Older blocks that a query may read, those with the highest landmarks; None is all.
 
     Returns:
         Weights [...,T,T].
@@ -84,10 +85,13 @@ def regular_softmax(scores: Tensor, block: int) -> Tensor:
     query = torch.arange(T, device=scores.device)
     home, within = query // size, query % size
     older = torch.arange(n, device=scores.device) < home[:, None]
+    if most is not None and most < n:
+        gates = x[..., block].detach().masked_fill(~older, -torch.inf)
+        older = older & (gates >= gates.topk(most, -1).values[..., -1:])
     inside = torch.arange(block, device=scores.device) <= within[:, None]
     at_home = home[:, None, None].expand(*x.shape[:-2], 1, block)
     own = x[..., :block].gather(-2, at_home).squeeze(-2)
-    top = _softmax(torch.cat((own, x[..., block]), -1), torch.cat((inside, older), -1))
+    top = _softmax(torch.cat((own, x[..., block]), -1), torch.cat((inside.expand(*older.shape[:-1], -1), older), -1))
     weights = x[..., :block].softmax(-1) * (top[..., block:] * older)[..., None]
     weights = weights.scatter_add(-2, at_home, top[..., None, :block])
     return torch.nn.functional.pad(weights, (0, 1)).flatten(-2)[..., :T]

@@ -30,6 +30,7 @@ class _Landmark(nn.Module):
         block: Ordinary tokens L of a block.
         landmark_id: The token that closes one.
         context: Longest sequence that it was trained on, landmarks included.
+        most: Older blocks that a token may read in the uncached forward; None is all. Training sets it now and then.
     """
 
     optional: tuple[str, ...]
@@ -38,6 +39,7 @@ class _Landmark(nn.Module):
     def __init__(self, block: int, landmark_id: int, context: int) -> None:
         super().__init__()
         self.block, self.landmark_id, self.context = block, landmark_id, context
+        self.most: int | None = None
 
     layers: Any
 
@@ -72,7 +74,7 @@ class _Landmark(nn.Module):
         scores = q @ k.mT * q.shape[-1] ** -0.5
         at = torch.arange(q.shape[2], device=q.device)
         regular = bool((landmark == ((at + 1) % (self.block + 1) == 0)).all())
-        weights = regular_softmax(scores, self.block) if regular else landmark_softmax(scores, landmark)
+        weights = regular_softmax(scores, self.block, self.most) if regular else landmark_softmax(scores, landmark)
         return weights @ v
 
     def session(self, batch: int = 1, **options: Any) -> LandmarkSession:

@@ -15,8 +15,14 @@ from torch.nn import functional
 
 from services.llm_longctx.mixers.rotary import turned_halves, turned_pairs
 from services.llm_longctx.mixers.routing import (
-    RoutingState, attend_clusters, attend_sorted, committed, nearest, normalised, route,
-)  # fmt: skip
+    RoutingState,
+    attend_clusters,
+    attend_sorted,
+    committed,
+    nearest,
+    normalised,
+    route,
+)
 from shared.registry import builder
 
 __all__ = ["Chosen", "RoutingLM", "RoutingSession"]

@@ -1,68 +1,27 @@
 """Byte language models on Python's own text: the causal routing transformer with its twin, and deconstructed hybrids.
 
-The twin of the routing model has local heads only, at the same number of steps. Knows recipes; data is `text`'s.
+The twin of the routing model has local heads only, at the same number of steps. Knows recipes; text and bits are
+`byte_recipe`'s.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
-import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from services.llm_longctx.mixers.deconstructed import Variant
 from services.llm_longctx.mixers.routing_networks import Chosen, RoutingLM
-from shared.training.recipe import Batch, Recipe, Schedule
-from shared.training.text import Corpus, corpus
+from shared.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_per_byte
+from shared.training.recipe import Batch, Schedule
 
 __all__ = ["HybridBytes", "RoutingBytes"]
 
-BYTES = 256
-_HELD_OUT = 48
-"""Windows of held-out text that bits per byte are measured on."""
 
-
-class _Bytes(Recipe):
-    """Next-byte prediction."""
-
-    context: int = 256
-
-    def prepare(self, cache: Path) -> str:
-        """The digest of the training text; nothing is derived from it."""
-        return self._train.digest
-
-    def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Random windows."""
-        yield {"ids": self._train.draw(rng, self.schedule.batch, self.context + 1)}
-
-    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of the next byte."""
-        return functional.cross_entropy(network(batch["ids"][:, :-1]).flatten(0, 1), batch["ids"][:, 1:].flatten())
-
-    def score(self, network: nn.Module) -> float:
-        """Minus bits per byte of validation text."""
-        return -_bits(network, corpus("valid").windows(16, self.context + 1))
-
-    def facts(self) -> dict[str, str]:
-        """What the text is."""
-        about = "Sources of Python's standard library and help topics, split by file 90/5/5; Python's licence."
-        return {"text": about, "test_digest": corpus("test").digest}
-
-    @cached_property
-    def _train(self) -> Corpus:
-        return corpus("train")
-
-    def _test(self) -> Tensor:
-        return corpus("test").windows(_HELD_OUT, self.context + 1)
-
-
-class RoutingBytes(_Bytes):
+class RoutingBytes(ByteRecipe):
     """`fovea-routing-bytes`: half local, half routing heads; with `routing=0` the twin, all heads local."""
 
     name: ClassVar[str] = "routing-bytes"
@@ -77,7 +36,7 @@ class RoutingBytes(_Bytes):
     width: int = 128
     layers: int = 4
     heads: int = 4
-    routing: Literal[0, 2] = 2
+    routing: int = Field(2, ge=0, description="Heads that route; 0 is the twin.")
     window: int = 64
     local_window: int = 64
     centroid_decay: float = 0.99
@@ -98,13 +57,13 @@ class RoutingBytes(_Bytes):
 
     def measure(self, network: nn.Module) -> dict[str, float]:
         """Bits per byte of the whole and of the stream, and how evenly clusters are filled."""
-        net, held_out = cast("RoutingLM", network), self._test()
+        net, held_out = cast("RoutingLM", network), self.test_windows()
         session = net.session(8)
         stream = session.feed(held_out[:8, :-1])
         found = {
-            "bits_teacher_forced": _bits(net, held_out),
-            "bits_incremental": _bits_of(stream, held_out[:8, 1:]),
-            "bits_teacher_forced_same": _bits(net, held_out[:8]),
+            "bits_teacher_forced": bits_per_byte(net, held_out),
+            "bits_incremental": bits_of(stream, held_out[:8, 1:]),
+            "bits_teacher_forced_same": bits_per_byte(net, held_out[:8]),
         }
         if self.routing:
             filled = torch.stack(session.occupancy).double() / self.context
@@ -122,7 +81,7 @@ class RoutingBytes(_Bytes):
                 attention.means.lerp_(torch.where(count > 0, mean, attention.means), 1 - self.centroid_decay)
 
 
-class HybridBytes(_Bytes):
+class HybridBytes(ByteRecipe):
     """`fovea-hybrid-nonapproximate`: every other layer's scores depend on the key alone."""
 
     name: ClassVar[str] = "hybrid-bytes"
@@ -144,31 +103,13 @@ class HybridBytes(_Bytes):
         sizes = {"width": self.width, "layers": self.layers, "heads": self.heads, "context": self.context}
         return {"vocab": BYTES, **sizes, "mixer": self.mixer, "layout": self.layout}
 
-    def network(self) -> nn.Module:
-        """The network; a fixed stream is the first tokens of the training text."""
-        net = super().network()
-        if hasattr(net, "text"):
-            cast("Tensor", net.text).copy_(torch.from_numpy(self._train.data[: self.context].astype(np.int64)))
-        return net
-
     def measure(self, network: nn.Module) -> dict[str, float]:
         """Bits per byte, with and without the variant's layers, and what a session holds."""
-        held_out = self._test()
+        held_out = self.test_windows()
         session = cast("Any", network).session(1)
         session.feed(held_out[:1, :-1])
-        found = {"bits_per_byte": _bits(network, held_out), "state_bytes": float(sum(session.nbytes))}
+        found = {"bits_per_byte": bits_per_byte(network, held_out), "state_bytes": float(sum(session.nbytes))}
         if self.layout == "hybrid":
             skipped = torch.cat([cast("Tensor", network(part[:, :-1], skip=True)) for part in torch.split(held_out, 8)])
-            found["bits_skip"] = _bits_of(skipped.detach(), held_out[:, 1:])
+            found["bits_skip"] = bits_of(skipped.detach(), held_out[:, 1:])
         return found
-
-
-@torch.no_grad()
-def _bits(network: nn.Module, ids: Tensor) -> float:
-    """Bits per byte of windows [N,L+1], each byte told by those before it in the window."""
-    logits = torch.cat([cast("Tensor", network(part[:, :-1])) for part in torch.split(ids, 8)])
-    return _bits_of(logits, ids[:, 1:])
-
-
-def _bits_of(logits: Tensor, ids: Tensor) -> float:
-    return float(functional.cross_entropy(logits.flatten(0, 1), ids.flatten())) / math.log(2)
