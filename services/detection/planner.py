@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import BaseModel
 
 from services.detection.planning import Pointers, plans
+from shared import figures
 from shared.api.plan import PlanFacts, PlanIn, PlanOut
 from shared.errors import FoveaError, InvalidOption, NotReady
 from shared.registry import Card, Place, Run, Servable
@@ -87,12 +88,22 @@ class Planner(Servable[PlanIn, PlanOut]):
                 run.check()
                 found = plans(request.task, points, request.solver, request.time_limit, self.pointers)
                 made += [PlanFacts(**asdict(plan)) for plan in found]
+                _count(request, made[-len(found) :])
         except InvalidOption as error:
             return error
         return PlanOut(
             **made[0].model_dump(), model=self.card.name, version=self.card.version, points=sets[0].tolist(),
             plans=made if request.batch else [], ms=round((time.perf_counter() - begun) * 1000, 2),
         )  # fmt: skip
+
+
+def _count(request: PlanIn, made: Sequence[PlanFacts]) -> None:
+    """Tell the metrics who answered, how sure it is, and where somebody else answered than was asked."""
+    for plan in made:
+        other = request.solver not in {"auto", plan.solver}
+        gap = plan.optimality_gap if plan.task == "tsp" else None
+        reason = f"{request.solver} asked" if other else None
+        figures.plan(plan.task, plan.solver, certified=plan.certified, gap=gap, fallback=reason)
 
 
 def _sets(request: PlanIn) -> list[np.ndarray]:

@@ -97,6 +97,10 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
             raise InvalidOption(detail, field="tokens")
         return Detokenized(prompt=self.speaker.tokenizer.decode(request.tokens))
 
+    def details(self) -> dict[str, Any]:
+        """Whether it takes sessions and documents."""
+        return {"remembers": self.remembers, "cites": self.cites}
+
     def close(self) -> None:
         """Stop the engine."""
         self.speaker.scheduler.close()

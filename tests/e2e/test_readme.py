@@ -12,7 +12,7 @@ from sybil.parsers.markdown import CodeBlockParser
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "docs/01-use.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs/01-use.md", ROOT / "docs/08-trained-attention.md"]
 
 
 def blocks(page, language):

@@ -45,7 +45,7 @@ _STARTERS = ("What is attention, in two sentences?", "Write a haiku about retina
 _OWN_CONTROLS = {
     "chat": frozenset({
         "model", "messages", "stream", "stream_options", "n", "user", "tools", "tool_choice", "strict", "logprobs",
-        "top_logprobs", "logit_bias", "response_format", "max_completion_tokens",
+        "top_logprobs", "logit_bias", "response_format", "max_completion_tokens", "session_id", "document_id",
     }),
     "segment": frozenset({"model", "image", "include", "threshold"}),
     "detect": frozenset({"model", "image", "include", "confidence", "iou", "labels", "stroke"}),

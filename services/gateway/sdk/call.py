@@ -30,6 +30,7 @@ class Call(Generic[Answer]):
         path: Path below the gateway's URL.
         read: Turns a successful response into the answer; raises `ValueError` when it can't.
         json: Body to be sent as JSON.
+        content: Body to be sent as it is.
         files: Parts to be sent as multipart: field → (file name, bytes, content type).
         form: Further multipart fields.
         params: Query parameters; `None` values are left out.
@@ -40,6 +41,7 @@ class Call(Generic[Answer]):
     path: str
     read: Callable[[httpx2.Response], Answer]
     json: Any = None
+    content: bytes | None = None
     files: Mapping[str, tuple[str, bytes, str]] = field(default_factory=dict)
     form: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, str | int | None] = field(default_factory=dict)
@@ -51,6 +53,7 @@ class Call(Generic[Answer]):
             self.method,
             self.path,
             json=self.json,
+            content=self.content,
             files=self.files or None,
             data=self.form or None,
             params={name: value for name, value in self.params.items() if value is not None},

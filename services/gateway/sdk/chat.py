@@ -32,6 +32,8 @@ class ChatOptions(TypedDict, total=False):
     top_logprobs: int | None
     response_format: dict[str, Any] | None
     longctx: dict[str, Any] | None
+    session_id: str | None
+    document_id: str | None
 
 
 class ChatAnswer(ChatCompletion):

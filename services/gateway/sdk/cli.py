@@ -16,6 +16,7 @@ from services.gateway.sdk.verbs import (
     classify,
     deeds,
     detect,
+    documents,
     heads,
     jobs,
     judge,
@@ -24,6 +25,7 @@ from services.gateway.sdk.verbs import (
     restore,
     run,
     segment,
+    sessions,
 )
 from shared.errors import FoveaError
 
@@ -51,6 +53,8 @@ app.command("probe", no_args_is_help=True)(probe.probe)
 app.add_typer(heads.app, name="heads")
 app.add_typer(judge.app, name="judge")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(sessions.app, name="sessions")
+app.add_typer(documents.app, name="documents")
 
 
 @app.callback()

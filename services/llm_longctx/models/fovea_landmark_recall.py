@@ -8,7 +8,7 @@ from services.llm_longctx.engine.streams import StreamScheduler
 from services.llm_longctx.landmark_voice import LandmarkVoice
 from services.llm_longctx.mixer_model import Loaded, MixerModel
 from services.llm_longctx.vocabularies import LANDMARK, RecallWords
-from shared.registry import Card, Limits, Paper
+from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.weights import NetworkSpec
 
 __all__ = ["LandmarkRecall"]
@@ -17,6 +17,18 @@ CONTEXT = 32_768
 """Tokens of one request: what it costs grows with them, what it understands does not end there."""
 
 _SIZES = {"vocab": 42, "width": 64, "layers": 2, "heads": 4, "block": 8, "landmark_id": LANDMARK, "context": 72}
+
+
+_TASK = "256 answers of key-value recall, chance 0.06"
+
+_MEASURED = {
+    "recall_64": f"{_TASK}, in the trained length, read at once",
+    "recall_64_k2": f"{_TASK}, in the trained length, through the 2 best blocks",
+    "recall_1024_k2": f"{_TASK}, at 16 times the trained length, through the 2 best blocks",
+    "recall_1024_k2_mean_gate": f"{_TASK}, the same with blocks chosen by the mean of their keys",
+    "kept_1024_k2": "recall_1024_k2 over recall_64",
+    "cited_key_1024_k2": "Share of heads behind the first layer that fetched the block of the key asked for",
+}
 
 
 class LandmarkRecall(MixerModel):
@@ -36,6 +48,7 @@ class LandmarkRecall(MixerModel):
         ),
         licence="Code and demo weights: Apache-2.0; trained on text made by a seed.",
         parameters=101_312,
+        metrics=tuple(Metric(name=name, ours=None, data=data) for name, data in _MEASURED.items()),
         limits=Limits(max_tokens=CONTEXT),
         notes=(
             "It knows 41 words and one task: `… dog red … ? dog` is answered with `red`. It is no chat model.",

@@ -12,7 +12,7 @@ from services.llm_longctx.mixers.routing_networks import RoutingSession
 from services.llm_longctx.plain_voice import PlainVoice
 from services.llm_longctx.vocabularies import Bytes
 from shared import figures
-from shared.registry import Card, Limits, Paper
+from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.weights import NetworkSpec
 
 __all__ = ["RoutingBytes"]
@@ -21,6 +21,13 @@ _SIZES: dict[str, Any] = {
     "vocab": 256, "width": 128, "layers": 4, "heads": 4, "local_heads": 2, "head_dim": 32, "window": 64,
     "local_window": 64, "context": 512, "mode": "causal",
 }  # fmt: skip
+
+
+_MEASURED = {
+    "bits_incremental": "Bits per byte of 8 held-out windows of 512 bytes, byte by byte",
+    "bits_teacher_forced_same": "The same windows, read at once",
+    "occupancy_max": "Largest share of a window in one cluster",
+}
 
 
 class RoutingBytes(MixerModel):
@@ -40,6 +47,7 @@ class RoutingBytes(MixerModel):
         licence="Code and demo weights: Apache-2.0; trained on text that ships with Python (PSF licence).",
         variants=("paper", "port", "causal"),
         variant="causal",
+        metrics=tuple(Metric(name=name, ours=None, data=data) for name, data in _MEASURED.items()),
         limits=Limits(max_tokens=_SIZES["context"]),
         notes=(
             "It goes on with text like Python's documentation, byte by byte, and understands nothing of it.",
@@ -57,10 +65,11 @@ class RoutingBytes(MixerModel):
     @classmethod
     def voice(cls, loaded: Loaded, threads: int) -> PlainVoice:
         """Bytes in, bytes out."""
-        width, layers = _SIZES["width"], _SIZES["layers"]
+        net: Any = loaded.net
+        width, layers = net.token_emb.embedding_dim, len(net.blocks)
         return PlainVoice(
             cls.card.name, f"fp_{loaded.digest[:16]}_float32", Bytes(), StreamScheduler(256, threads=threads),
-            _SIZES["context"], 256, loaded.net, loaded.digest, "routing", dense_token_bytes=8 * layers * width,
+            net.context, 256, loaded.net, loaded.digest, "routing", dense_token_bytes=8 * layers * width,
             seen=lambda session: _occupancy(cls.card.name, session),
         )  # fmt: skip
 

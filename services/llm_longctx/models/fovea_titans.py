@@ -8,7 +8,7 @@ from services.llm_longctx.engine.streams import StreamScheduler
 from services.llm_longctx.mixer_model import Loaded, MixerModel
 from services.llm_longctx.titans_voice import TitansVoice
 from services.llm_longctx.vocabularies import LANDMARK, RecallWords
-from shared.registry import Card, Limits, Paper
+from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.weights import NetworkSpec
 
 __all__ = ["TitansLMM", "TitansMAC", "TitansMAG", "TitansMAL"]
@@ -29,6 +29,10 @@ _NOTES = (
 )
 
 
+_TASK = "256 answers of key-value recall, chance 0.06, read as one stream of"
+_LENGTHS = (64, 128, 256, 512, 1024, 2048)
+
+
 def _card(layout: str, summary: str) -> Card:
     return Card(
         name=f"fovea-titans-{layout}",
@@ -43,6 +47,7 @@ def _card(layout: str, summary: str) -> Card:
         licence="Code and demo weights: Apache-2.0; trained on text made by a seed.",
         variants=("mac", "mag", "mal", "lmm"),
         variant=layout,
+        metrics=tuple(Metric(name=f"recall_{n}", ours=None, data=f"{_TASK} {n} tokens") for n in _LENGTHS),
         limits=Limits(max_tokens=CONTEXT),
         notes=_NOTES,
         example={

@@ -36,6 +36,12 @@ def chat(
         int | None, typer.Option("--max-tokens", "-n", min=1, help="Longest answer.", show_default=False)
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Repeat a random answer.", show_default=False)] = None,
+    session: Annotated[
+        str | None, typer.Option(help="Go on in this session (`fovea sessions open`).", show_default=False)
+    ] = None,
+    document: Annotated[
+        str | None, typer.Option(help="Ask about this document (`fovea documents add`).", show_default=False)
+    ] = None,
     model: Model = None,
     as_json: AsJson = False,
     url: Url = LOCAL,
@@ -45,7 +51,9 @@ def chat(
 
     Without a prompt and without a terminal, the prompt is read from standard input.
     """
-    given = ChatOptions(temperature=temperature, max_tokens=max_tokens, seed=seed)
+    given = ChatOptions(
+        temperature=temperature, max_tokens=max_tokens, seed=seed, session_id=session, document_id=document
+    )  # fmt: skip
     screen = Screen(as_json=as_json)
     with Session(url, key).client() as client:
         talk = _Talk(client, screen, model or client.default("chat"), system, given)
@@ -77,7 +85,9 @@ class _Talk:
 
     def ask(self, question: str) -> None:
         """Add a question and show the answer as it comes."""
-        asked = [*self._messages, ChatMessage(role="user", content=question)]
+        # A session remembers what was said: only what is new is sent.
+        before = [] if self._options.get("session_id") else self._messages
+        asked = [*before, ChatMessage(role="user", content=question)]
         if self._screen.as_json:
             answer = self._client.chat(asked, model=self._model, **self._options)
             self._screen.line(answer)
@@ -117,13 +127,15 @@ class _Talk:
 
     def _streamed(self, messages: list[ChatMessage]) -> str:
         parts: list[str] = []
-        begun, usage = time.monotonic(), None
+        begun, usage, told = time.monotonic(), None, None
         for piece in self._client.chat_stream(messages, model=self._model, **self._options):
             parts.append(piece.text)
             sys.stdout.write(piece.text)
             sys.stdout.flush()
-            usage = piece.usage or usage
+            usage, told = piece.usage or usage, piece.longctx or told
         sys.stdout.write("\n")
+        for cited in told.citations if told is not None else ():
+            self._screen.note(f"[dim]block {cited.block}, {cited.weight:.0%}: {escape(cited.text)}[/]")
         if usage is not None and self._screen.err.is_terminal:
             self._screen.note(f"[dim]{_summary(usage, time.monotonic() - begun)}[/]")
         return "".join(parts)

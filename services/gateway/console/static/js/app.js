@@ -11,6 +11,7 @@ import { JudgeBatch, JudgePair } from "./judge.js";
 import { KeyHolder, ModelChoice } from "./page.js";
 import { Live, Ready } from "./live.js";
 import { Lock } from "./lock.js";
+import { Memory } from "./memory.js";
 import { Probe } from "./probe.js";
 import { Restore } from "./restore.js";
 import { RunTask } from "./run.js";
@@ -18,7 +19,8 @@ import { Segment } from "./segment.js";
 
 const ELEMENTS = {
   ready: Ready, live: Live, key: KeyHolder, lock: Lock, model: ModelChoice, slider: Slider, code: Code, drop: Drop,
-  answer: Answer, segment: Segment, detect: Detect, restore: Restore, chat: Chat, jobs: Jobs, run: RunTask, probe: Probe,
+  answer: Answer, segment: Segment, detect: Detect, restore: Restore, chat: Chat, memory: Memory, jobs: Jobs, run: RunTask,
+  probe: Probe,
   "judge-pair": JudgePair, "judge-batch": JudgeBatch, "judge-agreement": JudgeAgreement, "judge-rankings": JudgeRankings,
   "judge-board": JudgeBoard,
 };

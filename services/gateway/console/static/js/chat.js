@@ -72,19 +72,22 @@ export class Chat extends Part {
     const json = {
       ...values(this.part("options")),
       model: chosenModel(this),
-      messages: [...(system ? [{ role: "system", content: system }] : []), ...this.messages],
+      messages: [...(system ? [{ role: "system", content: system }] : []), ...this.unsaid()],
+      ...this.memory?.request,
     };
     const { signal } = this.running;
     if (!asJob) return this.stream({ ...json, stream: true, stream_options: { include_usage: true } }, place, started);
     const onJob = (job) => this.progress(job.status === "queued" ? undefined : job.progress, jobNote(job));
     const whole = await (await submit(this.dataset.path, { json, signal, asJob, onJob })).json();
     place.textContent = whole.choices[0].message.content;
+    await this.told(whole.longctx, place);
     return this.usage(whole.usage, started, null);
   }
 
   async stream(json, place, started) {
     const response = await call(this.dataset.path, { method: "POST", json, signal: this.running.signal });
     let first = null;
+    let longctx = null;
     for await (const data of events(response)) {
       if (data === "[DONE]") break;
       const chunk = JSON.parse(data);
@@ -95,8 +98,25 @@ export class Chat extends Part {
         place.append(text);
         this.follow();
       }
+      longctx = chunk.longctx ?? longctx;
       if (chunk.usage) this.usage(chunk.usage, started, first);
     }
+    await this.told(longctx, place);
+  }
+
+  /** What a model with attention of its own keeps between requests, where this is one. */
+  get memory() {
+    return this.querySelector("fovea-memory");
+  }
+
+  unsaid() {
+    return this.memory?.unsaid(this.messages) ?? this.messages;
+  }
+
+  /** What came beside the answer. */
+  async told(longctx, place) {
+    if (longctx && this.memory) await this.memory.told(longctx, place.closest(".turn"));
+    this.follow();
   }
 
   usage(usage, started, first) {

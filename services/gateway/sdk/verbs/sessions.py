@@ -1,0 +1,130 @@
+"""`fovea sessions …`: what a model with a memory remembers of a conversation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from services.gateway.sdk import remembering
+from services.gateway.sdk.call import Call
+from services.gateway.sdk.flags import AsJson, Key, Model, Url
+from services.gateway.sdk.flags import Session as Gateway
+from services.gateway.sdk.screen import Screen
+from services.gateway.sdk.transport import LOCAL
+from shared.api.memory import Session
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Sessions of models with a memory: open, fork, move, roll back, forget.", no_args_is_help=True)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="As printed by open.")]
+
+
+@app.command("open")
+def open_(model: Model = None, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+    """Open a session; go on with `fovea chat --session ID`."""
+    _show(remembering.open_session(model), as_json=as_json, url=url, key=key)
+
+
+@app.command()
+def show(session: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+    """Show what is known of a session."""
+    _show(remembering.session(session), as_json=as_json, url=url, key=key)
+
+
+@app.command()
+def fork(session: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+    """Open a session that goes on from another's memory."""
+    _show(remembering.fork(session), as_json=as_json, url=url, key=key)
+
+
+@app.command()
+def rollback(
+    session: Id,
+    version: Annotated[int, typer.Argument(min=0, help="One of the versions that are kept.")],
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Go back to an earlier version, which becomes the newest."""
+    _show(remembering.rollback(session, version), as_json=as_json, url=url, key=key)
+
+
+@app.command("export")
+def export(
+    session: Id,
+    output: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="Write the state here.")],
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Write what a session remembers to a file."""
+    with Gateway(url, key).client() as client:
+        state = client.send(remembering.export_state(session))
+    output.write_bytes(state)
+    Screen().note(f"{len(state):,} bytes → {escape(str(output))}")
+
+
+@app.command("import")
+def load(
+    session: Id,
+    state: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="What export wrote.")],
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Let a session go on from a file."""
+    _show(remembering.import_state(session, state.read_bytes()), as_json=as_json, url=url, key=key)
+
+
+@app.command()
+def surprise(
+    session: Id,
+    version: Annotated[int | None, typer.Option(min=0, help="The newest otherwise.", show_default=False)] = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Show what the last request taught the memory, token by token."""
+    screen = Screen(as_json=as_json)
+    with Gateway(url, key).client() as client:
+        trace = client.send(remembering.surprise(session, version))
+    if as_json:
+        screen.line(trace)
+        return
+    rows = (
+        (escape(t.text.strip() or "␣"), f"{t.loss:.3f}", f"{t.rate:.4f}", f"{t.forgotten:.4f}") for t in trace.tokens
+    )
+    screen.table(("token", "surprise", "learnt at", "forgotten"), rows)
+
+
+@app.command()
+def delete(session: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+    """Forget a session: its memory, its versions and its answers."""
+    _tell(remembering.delete_session(session), as_json=as_json, url=url, key=key)
+
+
+def _tell(call: Call[Any], *, as_json: bool, url: str, key: str | None) -> None:
+    screen = Screen(as_json=as_json)
+    with Gateway(url, key).client() as client:
+        answer = client.send(call)
+    if as_json:
+        screen.line(answer)
+    else:
+        screen.note(f"Deleted {escape(answer.id)}.")
+
+
+def _show(call: Call[Session], *, as_json: bool, url: str, key: str | None) -> None:
+    screen = Screen(as_json=as_json)
+    with Gateway(url, key).client() as client:
+        told = client.send(call)
+    if as_json:
+        screen.line(told)
+        return
+    screen.facts({
+        "session": told.id, "model": told.model, "version": told.version,
+        "can go back to": ", ".join(map(str, told.versions)), "tokens read": told.tokens,
+        "remembers": f"{told.state_bytes:,} bytes",
+    })  # fmt: skip

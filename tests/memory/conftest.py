@@ -1,0 +1,102 @@
+"""The gateway in front of the real trained mixers, with keys and a Redis of their own."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import pytest
+
+from services.gateway.auth import KeyRing
+from services.gateway.sdk.cli import main
+from services.gateway.tests.browsing import browser, watched
+from services.gateway.tests.stage import fronted
+from services.llm_longctx import document_routes, openai, session_routes
+from shared.jobs.redis_server import RedisServer
+from shared.registry.discovery import servables
+from shared.serving.app import build
+from shared.settings import Settings
+
+Fovea = Callable[..., tuple[int, str, str]]
+
+
+@dataclass
+class Remembering:
+    """What is running."""
+
+    url: str
+    keys: KeyRing
+
+
+@pytest.fixture(scope="module", params=["insecure-local"])
+def remembering(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remembering]:
+    """The gateway's URL and its keys."""
+    folder = tmp_path_factory.mktemp("remembering")
+    kinds = {name: kind for name, kind in servables("llm-longctx").items() if name.startswith("fovea-")}
+    with RedisServer(Settings(_env_file=None, data_dir=folder / "redis")) as redis:
+        app = build(
+            "llm-longctx", routers=[openai.router, session_routes.router, document_routes.router], servables=kinds,
+            settings=Settings(_env_file=None, data_dir=folder, threads=1, redis_url=redis.url),
+        )  # fmt: skip
+        with fronted(app, "llm-longctx", folder, auth=request.param) as (url, _, keys):
+            headers = {"x-api-key": keys.add("watch", ("infer",))[1]} if request.param == "keys" else {}
+            until = time.monotonic() + 60
+            while not _serves(url, headers):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            yield Remembering(url, keys)
+
+
+def _serves(url: str, headers: dict[str, str]) -> bool:
+    """Whether the models are ready, and the gateway knows the service's own routes."""
+    ready = all(entry["ready"] for entry in httpx2.get(f"{url}/v1/models", headers=headers).json()["data"])
+    return ready and httpx2.get(f"{url}/v1/documents", headers=headers, timeout=30).status_code == 200
+
+
+@pytest.fixture
+def fovea(remembering: Remembering, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any) -> Fovea:
+    """Run a command; gives its exit code, what it wrote and what it said beside."""
+    monkeypatch.setenv("FOVEA_URL", remembering.url)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*words: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fovea", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+        capfdbinary.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        sys.stdout.flush()
+        out, err = capfdbinary.readouterr()
+        return code, out.decode(), err.decode()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser for the tests of one file."""
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture
+def complaints() -> Iterator[list[str]]:
+    """What the browser complained about."""
+    found: list[str] = []
+    yield found
+    assert not found
+
+
+@pytest.fixture
+def page(chromium: Any, remembering: Remembering, complaints: list[str]) -> Iterator[Any]:
+    """A fresh page of the console."""
+    with watched(chromium, remembering.url, complaints) as opened:
+        yield opened

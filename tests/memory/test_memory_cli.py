@@ -1,0 +1,116 @@
+"""Sessions and documents through the gateway, the client library and the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.gateway.auth import RELOAD_S
+from services.gateway.sdk import AsyncClient, Client
+from services.gateway.sdk import remembering as calls
+from shared.errors import Conflict, NotFound
+
+TITANS, LANDMARK = "fovea-titans-mac", "fovea-landmark-recall"
+FILL = "and the of to in on at by " * 12
+TEXT = f"{FILL} dog red {FILL} owl teal {FILL}"
+
+
+@pytest.fixture
+def client(remembering: Any) -> Any:
+    with Client(remembering.url) as opened:
+        yield opened
+
+
+def test_session_is_gone_on_with_over_the_sdk(client: Client) -> None:
+    session = client.send(calls.open_session(TITANS))
+    answer = client.chat("the dog red of ? dog", model=TITANS, session_id=session.id, max_tokens=1, temperature=0)
+    assert answer.longctx is not None
+    assert (answer.longctx.session_id, answer.longctx.state_version) == (session.id, 1)
+    pieces = list(client.chat_stream("? dog", model=TITANS, session_id=session.id, max_tokens=1))
+    assert pieces[-1].longctx is not None
+    assert pieces[-1].longctx.state_version == 2
+    known = client.send(calls.session(session.id))
+    assert (known.version, known.tokens) == (2, 6 + 1 + 2 + 1)
+    assert [t.text for t in client.send(calls.surprise(session.id, 1)).tokens][:2] == [" the", " dog"]
+    state = client.send(calls.export_state(session.id))
+    twin = client.send(calls.fork(session.id))
+    assert client.send(calls.import_state(twin.id, state)).tokens == known.tokens
+    assert client.send(calls.rollback(session.id, 1)).version == 3
+    other = client.send(calls.open_session("fovea-titans-mag"))
+    with pytest.raises(Conflict, match="belongs to the model"):
+        client.send(calls.import_state(other.id, state))
+    assert client.send(calls.delete_session(session.id)).deleted
+    with pytest.raises(NotFound):
+        client.send(calls.session(session.id))
+
+
+def test_document_is_stored_asked_about_and_deleted_over_the_sdk(client: Client) -> None:
+    stored = client.send(calls.store_document(TEXT, model=LANDMARK, name="animals", longctx={"blocks": 2}))
+    answer = client.chat("? dog", model=LANDMARK, document_id=stored.id, max_tokens=1, temperature=0)
+    assert answer.longctx is not None
+    for cited in answer.longctx.citations:
+        if cited.document == stored.id:
+            assert TEXT[cited.char_start : cited.char_end] == cited.text
+    assert [d.id for d in client.send(calls.documents())] == [stored.id]
+    assert client.send(calls.document(stored.id)).text == TEXT
+    client.send(calls.delete_document(stored.id))
+    assert client.send(calls.documents()) == []
+
+
+def test_async_client_sends_the_same_calls(remembering: Any) -> None:
+    async def ask() -> int:
+        async with AsyncClient(remembering.url) as client:
+            session = await client.send(calls.open_session(TITANS))
+            await client.chat("the cat", model=TITANS, session_id=session.id, max_tokens=1)
+            return (await client.send(calls.session(session.id))).version
+
+    assert asyncio.run(ask()) == 1
+
+
+def test_session_from_the_command_line(fovea: Any, tmp_path: Path) -> None:
+    session = json.loads(fovea("sessions", "open", "-m", TITANS, "--json")[1])["id"]
+    code, out, _ = fovea("chat", "the dog red ? dog", "-m", TITANS, "--session", session, "-n", "1", "-t", "0")
+    assert (code, len(out.split())) == (0, 1)
+    assert "1" in fovea("sessions", "show", session)[1]
+    assert "\ndog " in fovea("sessions", "surprise", session)[1]
+    assert fovea("sessions", "export", session, tmp_path / "state")[0] == 0
+    twin = json.loads(fovea("sessions", "fork", session, "--json")[1])["id"]
+    loaded = json.loads(fovea("sessions", "import", twin, tmp_path / "state", "--json")[1])
+    assert (loaded["version"], loaded["tokens"]) == (1, 6)
+    assert json.loads(fovea("sessions", "rollback", twin, "0", "--json")[1])["version"] == 2
+    assert fovea("sessions", "delete", session)[0] == 0
+    code, _, err = fovea("sessions", "show", session)
+    assert (code, "There is no session" in err) == (1, True)
+
+
+def test_document_from_the_command_line(fovea: Any, tmp_path: Path) -> None:
+    (tmp_path / "animals.txt").write_text(TEXT)
+    stored = json.loads(fovea("documents", "add", tmp_path / "animals.txt", "-m", LANDMARK, "--json")[1])
+    assert stored["name"] == "animals.txt"
+    code, out, err = fovea("chat", "? dog", "-m", LANDMARK, "--document", stored["id"], "-n", "1", "-t", "0")
+    assert (code, len(out.split())) == (0, 1)
+    assert "block " in err
+    assert stored["id"] in fovea("documents", "list")[1]
+    assert "dog red" in fovea("documents", "show", stored["id"])[1]
+    assert fovea("documents", "delete", stored["id"])[0] == 0
+    assert "No documents" in fovea("documents", "list")[2]
+
+
+@pytest.mark.parametrize("remembering", ["keys"], indirect=True)
+def test_keys_keep_tenants_apart(remembering: Any) -> None:
+    keys = [remembering.keys.add(tenant, ("infer",))[1] for tenant in ("ann", "bob")]
+    time.sleep(2 * RELOAD_S)  # the gateway looks at the file again
+    with Client(remembering.url, key=keys[0]) as ann, Client(remembering.url, key=keys[1]) as bob:
+        session = ann.send(calls.open_session(TITANS)).id
+        document = ann.send(calls.store_document(TEXT, model=LANDMARK)).id
+        for call in (calls.session(session), calls.delete_session(session), calls.document(document)):
+            with pytest.raises(NotFound):
+                bob.send(call)
+        with pytest.raises(NotFound):
+            bob.chat("? dog", model=LANDMARK, document_id=document)
+        assert ann.send(calls.session(session)).id == session
