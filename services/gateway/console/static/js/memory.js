@@ -133,13 +133,15 @@ export class Memory extends Part {
 
   /** Tokens of the last request, the more surprising the stronger. */
   learnt(trace) {
-    const most = Math.max(...trace.tokens.map((token) => token.loss), 1e-9);
+    const losses = trace.tokens.map((token) => token.loss);
+    const [least, most] = [Math.min(...losses), Math.max(...losses)];
+    const level = (loss) => (most > least ? Math.round((LEVELS * (loss - least)) / (most - least)) : LEVELS);
     this.show(trace.tokens.length > 0, "surprise");
     this.say("surprise-mean", trace.mean === null ? "" : `mean ${trace.mean.toFixed(2)}, strongest ${most.toFixed(2)}`);
     this.part("surprise-tokens").replaceChildren(
       ...trace.tokens.map((token) => {
         const drawn = document.createElement("span");
-        drawn.className = `learnt learnt-${Math.min(LEVELS, Math.floor((token.loss / most) * (LEVELS + 1)))}`;
+        drawn.className = `learnt learnt-${level(token.loss)}`;
         drawn.textContent = token.text.trim() || "␣";
         drawn.title = `surprise ${token.loss.toFixed(3)}, learnt at ${token.rate.toFixed(4)}, ${(100 * token.forgotten).toFixed(1)} % forgotten`;
         return drawn;
