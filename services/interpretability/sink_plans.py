@@ -73,7 +73,7 @@ class Calibration:
 
 
 def questions(codec: Codec, count: int, *, facts: int = 10, seed: int = 0) -> list[Question]:
-    """Who has what: `facts` sentences, then the beginning of one of them again.
+    """Who has what: `facts` lines, then the beginning of one of them again.
 
     Raises:
         InvalidOption: The tokenizer can't tell the things apart by their first token.
@@ -91,12 +91,12 @@ def questions(codec: Codec, count: int, *, facts: int = 10, seed: int = 0) -> li
 
 def _question(codec: Codec, first: dict[str, int], lead: str, facts: int, rng: random.Random) -> Question:
     names, owned = rng.sample(_NAMES, facts), rng.sample(list(first), facts)
-    told = "".join(f"{name} has the {thing}. " for name, thing in zip(names, owned, strict=True))
+    told = "".join(f"{name}: {thing}\n" for name, thing in zip(names, owned, strict=True))
     asked = rng.randrange(facts)
     wrong = rng.sample([thing for thing in owned if thing != owned[asked]], OPTIONS - 1)
     options = [owned[asked], *wrong]
     rng.shuffle(options)
-    ids = codec.encode(f"{told}{names[asked]} has the" + ("" if lead else " "))
+    ids = codec.encode(f"{told}{names[asked]}:" + ("" if lead else " "))
     return Question(ids, [first[o] for o in options], options.index(owned[asked]))
 
 

@@ -19,6 +19,7 @@ from services.llm_longctx.methods.views import Attended, Chunk, Read, Step
 from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
+from shared.sparsity import SparsityClaim
 
 __all__ = ["AttentionMethod", "Reference", "Supports"]
 
@@ -69,6 +70,7 @@ class AttentionMethod(BaseModel):
         chunk_invariant: Whether chunk borders change nothing but rounding. Methods defined by their chunks (false) are
             read in chunks of exactly 512 and hit the prefix cache on that grid only.
         needs_plan: Whether it can't work without a HeadPlan (or a knob in its place).
+        sparsity: What it claims about its sparsity; owed before anybody calls it sparse.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,6 +83,7 @@ class AttentionMethod(BaseModel):
     supports: ClassVar[Supports] = Supports()
     chunk_invariant: ClassVar[bool] = True
     needs_plan: ClassVar[bool] = False
+    sparsity: ClassVar[SparsityClaim | None] = None
 
     # The oracle.
 

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from services.llm_longctx.kernels import BlockCsr
+from services.llm_longctx.methods.claims import claimed
 from services.llm_longctx.methods.contract import AttentionMethod, Reference
 from services.llm_longctx.methods.dhsa_blocks import Grid, select_blocks
 from services.llm_longctx.methods.dhsa_chunks import fixed_boundaries, mass_ratios, select_boundaries, select_tokens
@@ -36,6 +37,7 @@ class Dhsa(AttentionMethod):
     granularity = "block"
     evidence = "block means"
     chunk_invariant = False
+    sparsity = claimed("dhsa", granularity="token-topk", mask="dynamic", prefill="sparse")
 
     variant: Literal["chunks", "topk", "a", "vs", "vsb"] = Field("chunks", description="How is chosen.")
     block: int = Field(64, ge=1, le=4096, description="Queries that share a selection.")

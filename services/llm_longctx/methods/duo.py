@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from services.llm_longctx.methods.claims import claimed
 from services.llm_longctx.methods.contract import AttentionMethod, Reference
 from services.llm_longctx.methods.masked import causal, masked
 from services.llm_longctx.methods.plans import Dense, Footprint, Heads, Outcome, PrefillPlan, Retain, WindowSink
@@ -34,6 +35,7 @@ class Duo(AttentionMethod):
     evidence = "head plan"
     chunk_invariant = False
     needs_plan = True
+    sparsity = claimed("duo", granularity="head", mask="static", decode="sparse")
 
     sink: int = Field(64, ge=0, le=65536, description="First entries that a streaming head keeps.")
     recent: int = Field(256, ge=1, le=1 << 20, description="Last entries that a streaming head keeps.")

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from services.llm_longctx.kernels import BlockCsr
 from services.llm_longctx.kernels.block_csr import causal_blocks
+from services.llm_longctx.methods.claims import claimed
 from services.llm_longctx.methods.contract import AttentionMethod, Reference
 from services.llm_longctx.methods.masked import blocks_to_tokens, masked
 from services.llm_longctx.methods.plans import Blocks, Dense, PrefillPlan
@@ -46,6 +47,7 @@ class FlexPrefill(AttentionMethod):
     granularity = "block"
     evidence = "last query block"
     chunk_invariant = False
+    sparsity = claimed("flexprefill", granularity="block", mask="dynamic", prefill="sparse")
 
     block: int = Field(128, ge=1, le=4096, description="Tokens of a block, and of the probe.")
     gamma: float = Field(0.9, gt=0, le=1, description="Attention mass that the selection covers.")

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from services.llm_longctx.kernels import BlockCsr
+from services.llm_longctx.methods.claims import claimed
 from services.llm_longctx.methods.contract import AttentionMethod, Reference
 from services.llm_longctx.methods.masked import blocks_to_tokens, masked
 from services.llm_longctx.methods.plans import Blocks, DecodePlan, Dense, PrefillPlan, Ranges
@@ -30,6 +31,7 @@ class Power(AttentionMethod):
     actions = frozenset({"visibility"})
     granularity = "block"
     evidence = "static"
+    sparsity = claimed("power", granularity="block", mask="static", prefill="sparse", decode="sparse")
 
     block: int = Field(256, ge=1, le=65536, description="Tokens of a block.")
     window: int = Field(5, ge=1, description="Blocks nearest to the query's that are read, its own included.")

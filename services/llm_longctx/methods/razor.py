@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from services.llm_longctx.methods.claims import claimed
 from services.llm_longctx.methods.contract import AttentionMethod, Reference
 from services.llm_longctx.methods.masked import grouped
 from services.llm_longctx.methods.plans import Footprint, Heads, Outcome, Retain, Virtual
@@ -37,6 +38,7 @@ class Razor(AttentionMethod):
     granularity = "head"
     evidence = "head plan"
     needs_plan = True
+    sparsity = claimed("razor", granularity="head", mask="static", decode="sparse")
 
     sink: int = Field(4, ge=0, le=65536, description="First entries kept.")
     window_min: int = Field(4000, ge=1, le=1 << 20, description="Floor of the window of last entries.")

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from services.llm_longctx.methods.claims import claimed
 from services.llm_longctx.methods.contract import AttentionMethod, Reference
 from services.llm_longctx.methods.masked import masked, probabilities
 from services.llm_longctx.methods.plans import Compact, DecodePlan, Footprint, Heads, Outcome, Pages
@@ -36,6 +37,7 @@ class Recycled(AttentionMethod):
     actions = frozenset({"copy", "visibility"})
     granularity = "token"
     evidence = "last query"
+    sparsity = claimed("recycled", granularity="token-topk", mask="dynamic", decode="sparse")
 
     budget: int = Field(4096, ge=1, le=1 << 20, description="Entries in the compact copy (language modelling: 2048).")
     stride: int = Field(50, ge=1, description="Every so many steps one is full (language modelling: 10).")
