@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from services.llm_longctx.methods import methods
 from shared.registry.discovery import claims
 from shared.sparsity import OPEN, blocking, lint
 
@@ -18,7 +19,14 @@ def main() -> int:
         for finding in lines:
             state = "blocks" if finding in stops else "open"
             sys.stdout.write(f"{name}: {finding.rule} {state}: {finding.message}\n")
+    for name, method in methods().items():
+        if method.sparsity is None and method.actions & SPARSE:
+            sys.stdout.write(f"longctx/{name}: no claim: it reads or keeps less than everything, and claims nothing.\n")
     return blocked
+
+
+SPARSE = {"visibility", "eviction", "copy"}
+"""Actions by which an attention method is sparse; it may be served without a claim, but not be called so."""
 
 
 if __name__ == "__main__":

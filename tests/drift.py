@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +24,19 @@ def model_pages() -> Iterator[tuple[pathlib.Path, str]]:
     yield from pages(ROOT / "docs/models")
 
 
-GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (stubs, model_pages)
+def claims() -> Iterator[tuple[pathlib.Path, str]]:
+    """The measured parts of sparsity claims, from the benches' results: images hold services, not benches."""
+    for room, suite in CLAIMS.items():
+        results = ROOT / "loadtests/bench/results" / f"{suite}.json"
+        if results.exists():
+            facts = json.loads(results.read_text("utf8"))["claims"]
+            yield ROOT / room / "claims.json", json.dumps(facts, indent=1, sort_keys=True) + "\n"
+
+
+CLAIMS = {"services/llm_longctx/methods": "sparsity"}
+"""Room → the suite whose `claims` it ships."""
+
+GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (stubs, model_pages, claims)
 
 
 def main(write: bool) -> int:

@@ -20,6 +20,7 @@ from services.llm_longctx.engine.fidelity import Fidelity, comparing
 from services.llm_longctx.engine.order import Choice
 from services.llm_longctx.engine.policy import Policy
 from services.llm_longctx.engine.request import Collected, Usage
+from services.llm_longctx.english import library_prose
 from services.llm_longctx.longctx import policy_for
 from services.llm_longctx.speaker import Speaker
 from shared.api.text import LongctxOptions
@@ -32,6 +33,9 @@ __all__ = ["FidelityReport", "FidelitySpec", "NeedleReport", "NeedleSpec", "run_
 LONGEST_TEXT = 4_000_000
 """Characters of a text of one's own."""
 
+CHARACTERS = 8
+"""Characters per token that are more than enough."""
+
 
 class _Spec(BaseModel):
     """What both evaluations are asked."""
@@ -41,8 +45,17 @@ class _Spec(BaseModel):
     lengths: list[Annotated[int, Field(ge=16)]] = Field(
         [512, 1024, 2048], min_length=1, max_length=40, description="Tokens of the prompts."
     )
-    text: str | None = Field(None, max_length=LONGEST_TEXT, description="Own text; left out, prose made by a seed.")
-    seed: int = Field(0, ge=0, description="Of prose and random tokens.")
+    text: str | None = Field(None, max_length=LONGEST_TEXT, description="Own text; left out, that of `corpus`.")
+    corpus: Literal["library", "generated"] = Field(
+        "library", description="`library`: English of Python's help topics; `generated`: simple sentences."
+    )
+    seed: int = Field(0, ge=0, description="Of the text's order, sentences and random tokens.")
+
+    def long_text(self, tokens: int) -> str:
+        """Text of so many tokens and more, as far as there is any."""
+        if self.text is not None:
+            return self.text
+        return (library_prose if self.corpus == "library" else haystack)(tokens * CHARACTERS, self.seed)
 
 
 class NeedleSpec(_Spec):
@@ -110,7 +123,7 @@ def run_needle(speaker: Speaker, spec: NeedleSpec, run: Run) -> NeedleReport:
     ratios: dict[int, float] = {}
     for at, (depth, length) in enumerate(cells):
         for what in NEEDLES[: spec.needles]:
-            prompt = needle(speaker.tokenizer, what, length, depth, corpus=spec.text, seed=spec.seed)
+            prompt = needle(speaker.tokenizer, what, length, depth, corpus=spec.long_text(length), seed=spec.seed)
             answer = _ask(speaker, prompt.ids[: speaker.context - spec.steps], spec, run)
             said = speaker.tokenizer.decode(answer.tokens, special=False)
             scores.setdefault((depth, length), []).append(_recall(what.answer, said))
@@ -191,7 +204,7 @@ def _compared(speaker: Speaker, ids: list[int], answer: list[int], policy: Polic
 def _prose(speaker: Speaker, spec: FidelitySpec, length: int) -> tuple[list[int], list[int]]:
     """A stretch of text and how it goes on."""
     wanted = length + spec.steps
-    ids = speaker.tokenizer.encode(spec.text or haystack(wanted * 6, spec.seed), special=False)
+    ids = speaker.tokenizer.encode(spec.long_text(wanted), special=False)
     if len(ids) < wanted:
         detail = f"The text has {len(ids):,} tokens; {wanted:,} are needed."
         raise InvalidOption(detail, hint="Give a longer text or shorter lengths.", field="text")

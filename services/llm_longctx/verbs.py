@@ -24,7 +24,7 @@ Model = Annotated[str | None, typer.Option(help="A served name, a Hugging Face f
 Longctx = Annotated[str, typer.Option(help='Method and knobs as JSON, for example \'{"method": "power"}\'.')]
 Lengths = Annotated[str, typer.Option(help="Tokens of the prompts, comma-separated.")]
 Text = Annotated[
-    Path | None, typer.Option(help="Own text; left out, prose made by a seed.", exists=True, dir_okay=False)
+    Path | None, typer.Option(help="Own text; left out, Python's help topics.", exists=True, dir_okay=False)
 ]
 Steps = Annotated[int, typer.Option(help="Tokens of an answer.")]
 Out = Annotated[Path | None, typer.Option(help="Write the report here as JSON, and a grid as PNG beside it.")]

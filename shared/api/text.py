@@ -78,7 +78,7 @@ class LongctxOptions(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    method: str = Field("dense", description="The attention method; `/v1/models/{id}` lists them.")
+    method: str = Field("dense", description="The attention method; `/v1/longctx/methods` lists them.")
     knobs: dict[str, Any] = Field(default_factory=dict, description="The method's knobs; what is left out is default.")
     prefill: str | dict[str, Any] | None = Field(None, description="Another method that reads the prompt's full heads.")
     decode: str | dict[str, Any] | None = Field(None, description="Another method by which full heads decode.")

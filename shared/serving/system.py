@@ -75,7 +75,8 @@ async def sparsity(name: str, host: HostOf) -> LintedClaim:
     """What is sparse about a model, how it was measured and against what, read by the lint."""
     claim = host.servable_type(name).card.sparsity
     if claim is None:
-        raise NotFound(f"The model {name!r} does not claim to be sparse.")
+        hint = "Attention methods of chat models claim by themselves: GET /v1/longctx/methods."
+        raise NotFound(f"The model {name!r} does not claim to be sparse.", hint=hint)
     return LintedClaim(claim=claim, findings=lint(claim))
 
 

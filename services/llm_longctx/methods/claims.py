@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from shared.sparsity import Pattern, Phases, SparsityClaim
@@ -41,7 +42,7 @@ def claimed(
         model=f"longctx/{name}", kind="attention", granularity=granularity, mask=mask, when="post",
         pattern=_pattern(granularity, knobs), phases=Phases(prefill=prefill, decode=decode, training="dense"),
         counted_in="artefact" if layers else "config",
-        sparsity_global=sum(layers.values()) / len(layers) if layers else 0.0,
+        sparsity_global=fmean(layers.values()) if layers else 0.0,
         dense_layers=[layer for layer, share in layers.items() if share == 0],
         **{"theoretical_flops_ratio": 1.0, **facts},
     )  # fmt: skip

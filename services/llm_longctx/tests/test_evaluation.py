@@ -15,6 +15,7 @@ from services.llm_longctx import openai as routes
 from services.llm_longctx.engine import Engine, Scheduler
 from services.llm_longctx.engine.fidelity import Fidelity, comparing
 from services.llm_longctx.engine.watch import LEAST, Watch
+from services.llm_longctx.english import library_prose
 from services.llm_longctx.evaluation import FidelitySpec, NeedleSpec, run_fidelity, run_needle
 from services.llm_longctx.heat import heat_map
 from services.llm_longctx.local import model_at
@@ -26,6 +27,7 @@ from services.llm_longctx.verbs import fidelity, needle
 from shared import telemetry
 from shared.api.text import CompletionRequest
 from shared.errors import Cancelled, InvalidOption, Malformed
+from shared.lm.needle import haystack
 from shared.registry import Place, Run
 from shared.serving.app import build
 from shared.settings import Settings
@@ -240,3 +242,13 @@ def test_the_verbs_print_and_save(folder, tmp_path, monkeypatch, capsys):
         fidelity(str(folder), lengths="a")
     with pytest.raises(InvalidOption, match="lengths"):
         needle(str(folder), lengths="3")
+
+
+def test_long_english_text_comes_with_python_in_the_order_of_a_seed():
+    text = library_prose(20_000, seed=1)
+    assert 20_000 <= len(text) < 200_000
+    assert text == library_prose(20_000, seed=1) != library_prose(20_000, seed=2)
+    assert text.count(" the ") > 100
+    spec = FidelitySpec(lengths=[40], corpus="generated", seed=3)
+    assert spec.long_text(30) == haystack(240, 3)
+    assert FidelitySpec(text="my own").long_text(10**6) == "my own"

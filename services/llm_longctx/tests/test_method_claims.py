@@ -1,0 +1,76 @@
+"""Every sparse method claims what was measured of it, and the routes tell methods, knobs and claims."""
+
+from __future__ import annotations
+
+import json
+
+import httpx2
+import pytest
+
+from services.llm_longctx import method_routes
+from services.llm_longctx.methods import AttentionMethod, claims, methods
+from services.llm_longctx.tests.conftest import Server, app_of
+from shared.registry.discovery import claims as found_claims
+from shared.sparsity import OPEN, blocking, lint
+
+SPARSE = ("dhsa", "duo", "flexprefill", "power", "razor", "recycled")
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_sparse_method_claims_what_the_bench_measured(name):
+    claim, facts = methods()[name].sparsity, json.loads(claims.MEASURED.read_text())[name]
+    assert found_claims()[f"longctx/{name}"] == claim
+    assert claim.measured.model_dump(exclude_none=True) == facts["measured"]
+    assert claim.sparsity_by_layer == facts["sparsity_by_layer"]
+    assert len(claim.sparsity_by_layer) == 30
+    assert claim.measured.kernel_sparse
+    assert len(set(claim.retrieval.depths)) >= 3
+    assert not blocking(claim)
+    assert {finding.rule for finding in lint(claim)} <= OPEN
+
+
+def test_phases_of_a_claim_are_phases_of_the_method():
+    for kind in methods().values():
+        if kind.sparsity is not None:
+            forms = kind.sparsity.phases.model_dump()
+            assert {phase for phase, form in forms.items() if form == "sparse"} <= kind.phases
+    assert methods()["dense"].sparsity is methods()["act"].sparsity is None
+
+
+def test_what_was_not_measured_is_owed_and_blocks():
+    claim = claims.claimed("unheard-of", granularity="block", mask="static", prefill="sparse")
+    assert claim.measured is None
+    assert [finding.rule for finding in blocking(claim)] == ["S3"]
+    assert {"S7", "S10"} <= {finding.rule for finding in lint(claim)}
+
+
+def test_methods_and_their_claims_are_told_over_http(folder, tmp_path):
+    app = app_of(folder, tmp_path)
+    app.include_router(method_routes.router)
+    with Server(app) as server, httpx2.Client(base_url=server.url) as http:
+        told = {one["name"]: one for one in http.get("/v1/longctx/methods").json()}
+        assert set(told) == set(methods())
+        assert told["duo"]["knobs"]["properties"]["sink"]["default"] == 64
+        assert told["dense"]["sparsity"] is None
+        assert http.get("/v1/longctx/methods/power").json() == told["power"]
+        claim = http.get("/v1/longctx/methods/duo/sparsity").json()
+        assert claim == told["duo"]["sparsity"]
+        assert claim["claim"]["phases"] == {"prefill": "dense", "decode": "sparse", "training": "dense"}
+        assert http.get("/v1/longctx/methods/dense/sparsity").status_code == 404
+        assert "known are act" in http.get("/v1/longctx/methods/none").text
+
+
+def test_a_new_method_is_told_without_being_listed_anywhere():
+    class Toy(AttentionMethod):
+        """Keeps nothing.
+
+        And says so.
+        """
+
+        name = "toy"
+        phases = frozenset({"decode"})
+        grain: int = 3
+
+    facts = method_routes._facts(Toy)
+    assert (facts.summary, facts.phases, facts.sparsity) == ("Keeps nothing.", ["decode"], None)
+    assert facts.knobs["properties"]["grain"]["default"] == 3
