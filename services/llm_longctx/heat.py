@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
 
-__all__ = ["heat_map"]
+__all__ = ["heat_map", "sheet"]
 
 CELL, MARGIN = 48, 64
 
@@ -29,4 +29,21 @@ def heat_map(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Se
         pen.text((MARGIN + x * CELL + 6, MARGIN // 2 + CELL * len(rows) + 4), label, fill="black")
     out = io.BytesIO()
     picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def sheet(maps: Mapping[str, bytes], columns: int) -> bytes:
+    """Several pictures of `heat_map` on one, each under its name: a PNG, `columns` in a row."""
+    pictures = {name: Image.open(io.BytesIO(data)) for name, data in maps.items()}
+    width = max(*(p.width for p in pictures.values()), 6 * max(map(len, pictures)) + 8)
+    height = max(p.height for p in pictures.values()) + 20
+    rows = -(-len(pictures) // columns)
+    whole = Image.new("RGB", (width * columns, height * rows), "white")
+    pen = ImageDraw.Draw(whole)
+    for at, (name, picture) in enumerate(pictures.items()):
+        left, top = at % columns * width, at // columns * height
+        pen.text((left + 6, top + 4), name, fill="black")
+        whole.paste(picture, (left, top + 20))
+    out = io.BytesIO()
+    whole.save(out, "PNG")
     return out.getvalue()

@@ -17,7 +17,7 @@ from services.llm_longctx.engine.fidelity import Fidelity, comparing
 from services.llm_longctx.engine.watch import LEAST, Watch
 from services.llm_longctx.english import library_prose
 from services.llm_longctx.evaluation import FidelitySpec, NeedleSpec, run_fidelity, run_needle
-from services.llm_longctx.heat import heat_map
+from services.llm_longctx.heat import heat_map, sheet
 from services.llm_longctx.local import model_at
 from services.llm_longctx.tests.conftest import MODEL, Server, tiny_decoder, until
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
@@ -208,6 +208,13 @@ def test_a_grid_is_drawn_as_a_picture():
     low, high = picture.getpixel((66, 34)), picture.getpixel((66, 82))
     assert low[0] > low[1]
     assert high[1] > high[0]
+
+
+def test_several_grids_stand_on_one_picture_with_their_names():
+    maps = {name: heat_map([[1.0]], ["0 %"], ["512"]) for name in ("dense", "duo", "power")}
+    one, whole = (Image.open(io.BytesIO(data)) for data in (maps["duo"], sheet(maps, 2)))
+    assert whole.size == (2 * one.width, 2 * (one.height + 20))
+    assert whole.getpixel((66, 54)) == one.getpixel((66, 34))
 
 
 def test_evaluations_over_http(folder, tmp_path):
