@@ -26,8 +26,14 @@ DEPTHS = (0, 50, 100)
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "dense": {"method": "dense"},
     "duo": {"method": "duo"},
-    "duo, plan default, half the bytes": {"method": "duo", "plan": "default", "kv_ratio": 0.5},
-    "duo, plan gates, half the bytes": {"method": "duo", "plan": "gates", "kv_ratio": 0.5},
+    "duo, plan default, half the bytes": {
+        "method": "duo",
+        "plan": "default",
+        "kv_ratio": 0.5,
+        "sink": 16,
+        "recent": 128,
+    },
+    "duo, plan gates, half the bytes": {"method": "duo", "plan": "gates", "kv_ratio": 0.5, "sink": 16, "recent": 128},
     "razor": {"method": "razor", "window_min": 256, "window_div": 16},
     "recycled": {"method": "recycled", "budget": 512, "stride": 16},
     "flexprefill": {"method": "flexprefill", "min_budget": 256},
