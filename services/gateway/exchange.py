@@ -56,6 +56,7 @@ class Exchange:
         body: The body, once somebody wants it.
         begun: When it arrived, `time.perf_counter()`.
         once: Idempotency key of a request that has none of its own: the same at every attempt.
+        may_wait: Whether a replica may have it queued: then it is answered later, though nobody asked for that.
     """
 
     scope: Scope
@@ -73,6 +74,7 @@ class Exchange:
     body: Body | None = None
     begun: float = field(default_factory=time.perf_counter)
     once: str = field(default_factory=lambda: f"{random.getrandbits(128):032x}")
+    may_wait: bool = False
 
     @classmethod
     def of(cls, scope: Scope, receive: Receive, send: Send, deadline_s: float) -> Exchange:

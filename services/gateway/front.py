@@ -20,7 +20,7 @@ from services.gateway.auth import Scope as Permission
 from services.gateway.exchange import Exchange
 from services.gateway.limits import Limits
 from services.gateway.locality import same_machine
-from services.gateway.proxy import Proxy
+from services.gateway.proxy import Postponed, Proxy
 from services.gateway.relay import break_off
 from services.gateway.replicas import Fleet
 from services.gateway.routing import Route
@@ -126,9 +126,17 @@ class Front:
             if as_job:
                 await jobs.accept(exchange, self._staff.queue, route.services[0], await proxy.whole(exchange, body))
             else:
+                exchange.may_wait = self._may_wait(exchange, route)
                 await proxy.forward(exchange, route, body)
+        except Postponed:
+            await jobs.accept(exchange, self._staff.queue, route.services[0], await proxy.whole(exchange, body))
         finally:
             body.release()
+
+    def _may_wait(self, exchange: Exchange, route: Route) -> bool:
+        """Whether a replica may have this request queued that was sent to be answered at once."""
+        queued = self._staff.queue is not None and "jobs" in exchange.caller.scopes
+        return queued and exchange.method == "POST" and not route.everywhere
 
     async def _own(self, exchange: Exchange) -> None:
         async def send(message: MutableMapping[str, Any]) -> None:

@@ -25,7 +25,10 @@ from shared.errors import DeadlineExceeded, FoveaError, NotReady
 from shared.settings import Settings
 from shared.telemetry import log
 
-__all__ = ["Proxy"]
+__all__ = ["Postponed", "Proxy"]
+
+WANTS = "x-fovea-wants"
+"""Header of a refusal: `respond-async` where the same request would be served as a job."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 
@@ -51,6 +54,10 @@ class Lost(Exception):
     def __init__(self, unseen: bool, reason: str) -> None:
         super().__init__(reason)
         self.unseen = unseen
+
+
+class Postponed(Exception):
+    """A replica asks for this request to be queued; nothing of its answer has been passed on."""
 
 
 @dataclass(slots=True)
@@ -97,6 +104,7 @@ class Proxy:
             NotReady: No replica is there, or came back in time.
             DeadlineExceeded: No replica answered in time.
             Cancelled: The caller went away.
+            Postponed: A replica wants it queued, and it may be.
         """
         until = None if route.live else exchange.deadline + GRACE_S
         try:
@@ -175,6 +183,8 @@ class Proxy:
             async with self._client.request(exchange, target, body) as response:
                 if response.status == 503 and self._others(target, attempts):
                     raise Lost(unseen=True, reason=f"{target.id} answers that it is not ready")
+                if exchange.may_wait and body.replayable and response.headers.get(WANTS) == "respond-async":
+                    raise Postponed
                 await relay(exchange, response)
         except aiohttp.ClientError as error:
             if body.fault is not None:

@@ -29,14 +29,23 @@ from services.interpretability.shelf import TINY, Shelf, shelf_of
 from services.interpretability.sources import code_digest
 from services.interpretability.store import Store
 from services.interpretability.subject import Subject
-from shared.errors import Cancelled, DeadlineExceeded, FoveaError
+from shared.errors import Cancelled, DeadlineExceeded, FoveaError, TooLarge
 from shared.registry import Place, Run, Servable
 from shared.registry.servable import Mode
 
-__all__ = ["NO_GRAPH", "Cost", "Experiment", "Progress", "Spec", "code_digest"]
+__all__ = ["NO_GRAPH", "Cost", "Experiment", "NeedsJob", "Progress", "Spec", "code_digest"]
+
+PATIENCE_S = 20.0
+"""Longest run, by its estimate, that a caller may wait for with the connection open."""
 
 NO_GRAPH = "A study of another model, not a network of its own, so there is no ONNX graph."
 """The note that every experiment's Card owes."""
+
+
+class NeedsJob(TooLarge):
+    """The run takes longer than a caller should wait; the header asks a gateway to queue it."""
+
+    headers: ClassVar[Mapping[str, str]] = {"x-fovea-wants": "respond-async"}
 
 
 class Spec(BaseModel):
@@ -239,6 +248,8 @@ class Experiment(Servable[S, Report], Generic[S]):
             progress = self.begin(spec, subject, run)
             if spec.dry_run:
                 return self.finish(spec, subject, progress, self.estimate(spec, subject))
+            if self.mode == "job" and run.deadline is not None:
+                self._refuse_long(spec, subject)
             report = self.finish(spec, subject, progress, self.run(spec, subject, progress))
             if self.mode == "job":
                 self.store.keep(self.key(spec, subject), report)
@@ -248,6 +259,14 @@ class Experiment(Servable[S, Report], Generic[S]):
         except FoveaError as error:
             return error
         return report
+
+    def _refuse_long(self, spec: S, subject: Subject) -> None:
+        """Refuse to let a caller wait for what is long and not known yet; jobs have no deadline and may be."""
+        told = self.estimate(spec, subject).scalars.get("seconds")
+        if told is not None and (told.value or 0) > PATIENCE_S and not self.store.knows(self.key(spec, subject)):
+            least = f"at once there is only what takes {PATIENCE_S:.0f} s at most"
+            hint = "Send it with `Prefer: respond-async`, or make it smaller: `dry_run` tells."
+            raise NeedsJob(f"This takes about {told.value:,.0f} s; {least}.", hint=hint)
 
     def estimate(self, spec: S, subject: Subject) -> Report:
         """What a dry run answers."""

@@ -47,6 +47,13 @@ class Store:
         _write(file, artefact.content or "")
         return file
 
+    def knows(self, key: str) -> bool:
+        """Whether there is a whole report of that key."""
+        try:
+            return not self.report(key).partial
+        except NotFound:
+            return False
+
     def report(self, key: str) -> Report:
         """A kept report, whole or partial.
 

@@ -71,9 +71,9 @@ class Front:
                 raise
             told = translate(call.refused or error)
             self._note(told)
-            unread = _CLOSE if not call.complete else None
+            headers = {**getattr(told, "headers", {}), **({} if call.complete else _CLOSE)}
             call.refused = None
-            await render(call.scope, told, unread)(call.scope, call.receive, call.send)
+            await render(call.scope, told, headers)(call.scope, call.receive, call.send)
 
     def _note(self, error: FoveaError) -> None:
         logger = telemetry.log()

@@ -2,8 +2,8 @@
 
 Detection is compared with the published protocol (50 greedy steps, each one's attention read) on transformers with
 the same weights and needle cells, and with 50 such steps of our own decoder. The slow ones do one cell of the row of
-depths, ours does the whole row, as a study does: what its cells begin with is read once. Path patching is compared with
-its definition, two whole forwards per sender, on some senders of every depth; results must be equal.
+depths, ours does the whole row of ten, as a study does: what its cells begin with is read once. Path patching is
+compared with its definition, two whole forwards per sender, on some senders of every depth; results must be equal.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from services.interpretability.subject import Subject
 from services.interpretability.tasks import batches, indirect_objects
 from services.interpretability.watching import watch
 from shared.lm.gguf_file import unpack
-from shared.lm.needle import NEEDLES, Prompt, needle
+from shared.lm.needle import NEEDLES, Prompt, depths, needle
 from shared.lm.networks import llama
 from shared.lm.shipped import SMOLLM2, shipped_gguf
 from shared.lm.taps import Replace, trace
@@ -42,7 +42,6 @@ PATCHED = "ours: lower layers reused, heads batched"
 STEPS = 50
 PROMPTS = 16
 LENGTH = 700
-DEPTHS = (0, 25, 50, 75, 100)
 LONG = 4096
 
 
@@ -54,7 +53,7 @@ def measure(rounds: int = 3, count: int = 1) -> Table:
     try:
         with tempfile.TemporaryDirectory() as folder:
             subject = Shelf(Path(folder), Path("none"), SMOLLM2, "float32", "cpu").subject(SMOLLM2)
-            cells = [needle(subject.tokenizer, NEEDLES[0], LENGTH, depth, seed=1) for depth in DEPTHS]
+            cells = [needle(subject.tokenizer, NEEDLES[0], LENGTH, depth, seed=1) for depth in depths()]
             detection = milliseconds(_detection(subject, cells, Path(folder)), rounds, 1)
             detection[FORCED] = [value / len(cells) for value in detection[FORCED]]
             calls, pieces, apart = _patching(subject)

@@ -101,7 +101,11 @@ class AsyncClient:
         accept: str | None = None,
     ) -> Any:
         """See `Client.run`."""
-        return await self.send(surface.task(task, options or {}, pictures or {}, accept=accept))
+        found = await self.send(surface.or_job(surface.task(task, options or {}, pictures or {}, accept=accept)))
+        if not isinstance(found, Job):
+            return found
+        result = await self.jobs.result((await self.jobs.wait(found.id)).id)
+        return result.json() if accept in {None, "application/json"} else result.content
 
     async def send(self, call: Call[Answer]) -> Answer:
         """Carry out a call of `surface`."""

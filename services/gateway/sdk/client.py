@@ -129,9 +129,14 @@ class Client:
             accept: Another form of the answer, for example `image/png`.
 
         Returns:
-            The JSON answer as Python values, or bytes when `accept` asks for another form.
+            The JSON answer as Python values, or bytes when `accept` asks for another form. Where the service makes a
+            job of it because it takes long, the job is waited for.
         """
-        return self.send(surface.task(task, options or {}, pictures or {}, accept=accept))
+        found = self.send(surface.or_job(surface.task(task, options or {}, pictures or {}, accept=accept)))
+        if not isinstance(found, Job):
+            return found
+        result = self.jobs.result(self.jobs.wait(found.id).id)
+        return result.json() if accept in {None, "application/json"} else result.content
 
     def send(self, call: Call[Answer]) -> Answer:
         """Carry out a call of `surface`."""

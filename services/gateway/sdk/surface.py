@@ -53,6 +53,9 @@ def example(name: str) -> Call[dict[str, Any]]:
     return Call("GET", f"/v1/models/{quote(name)}/example", read_json)
 
 
+QUEUED = 202
+
+
 def task(
     name: str, options: Mapping[str, Any], pictures: Mapping[str, PictureLike | None], *, accept: str | None = None
 ) -> Call[Any]:
@@ -65,6 +68,15 @@ def task(
     if not parts:
         return Call("POST", path, read, json=given, headers=headers)
     return Call("POST", path, read, files=parts, form=_texts(given), headers=headers)
+
+
+def or_job(call: Call[Any]) -> Call[Any]:
+    """The same call, whose answer may be a `Job`: services queue by themselves what takes long."""
+
+    def read(response: httpx2.Response) -> Any:
+        return Job.model_validate_json(response.content) if response.status_code == QUEUED else call.read(response)
+
+    return replace(call, read=read)
 
 
 def segment(image: PictureLike, model: str | None, options: Mapping[str, Any]) -> Call[SegmentOut]:

@@ -82,9 +82,14 @@ class Toy:
                 Route("/v1/models", self.models),
                 Route("/openapi.json", self.openapi),
                 Route("/v2/models/stats", self.stats),
+                Route("/v1/long", self.long, methods=["POST"]),
                 Route("/{path:path}", self.echo, methods=methods),
             ]
         )
+
+    async def long(self, _request: Request) -> Response:
+        """What a service says to a request that it would only do as a job."""
+        return Response("This takes long.", 413, {"x-fovea-wants": "respond-async"})
 
     async def echo(self, request: Request) -> Response:
         """Note the request and send its body back."""
@@ -150,8 +155,8 @@ class Scene:
 
     def announce(
         self, url: str, *, service: str = "svc", name: str = "r1", models: tuple[str, ...] = ("pranet",),
-        routes: tuple[str, ...] = ("/v1/echo", "/v1/stream", "/v1/slow", "/v1/sessions"), ready: bool = True,
-        grpc: str | None = None,
+        routes: tuple[str, ...] = ("/v1/echo", "/v1/stream", "/v1/slow", "/v1/sessions", "/v1/long"),
+        ready: bool = True, grpc: str | None = None,
     ) -> Target:  # fmt: skip
         """Make a replica known as if Redis held its record and never let it go."""
         fleet = self.fleet

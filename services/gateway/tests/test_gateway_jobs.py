@@ -130,6 +130,20 @@ async def scene(gateway: Any, toy: Any, queue: _MemoryQueue) -> Any:
     return scene
 
 
+async def test_a_request_that_its_replica_wants_queued_becomes_a_job(scene: Any, queue: _MemoryQueue) -> None:
+    answer = await scene.client.post("/v1/long?seed=3", content=b'{"a": 1}')
+    assert (answer.status_code, answer.headers["location"]) == (202, "/v1/jobs/j0")
+    assert (queue.payloads["j0"].path, queue.payloads["j0"].body) == ("/v1/long?seed=3", b'{"a": 1}')
+
+
+async def test_without_a_queue_such_a_request_is_refused_in_the_replicas_words(gateway: Any, toy: Any) -> None:
+    scene = await gateway(None)
+    upstream = await toy()
+    scene.announce(upstream.url)
+    answer = await scene.client.post("/v1/long", content=b"{}")
+    assert (answer.status_code, answer.text) == (413, "This takes long.")
+
+
 async def test_a_post_that_prefers_it_becomes_a_job(scene: Any, queue: _MemoryQueue) -> None:
     headers = {**ASYNC, "content-type": "image/png", "accept": "image/png", "authorization": "Bearer secret"}
     answer = await scene.client.post("/v1/echo?threshold=0.4", content=b"picture", headers=headers)

@@ -148,3 +148,18 @@ async def test_head_map_leads_to_the_pattern_of_its_head(client):
 async def test_dry_run_tells_the_cost(client):
     answer = await client.post("/v1/probe/sinks", json={**TEXT, "dry_run": True})
     assert answer.json()["scalars"]["forwards"]["value"] == 1
+
+
+LONG = {"lm": "tiny", "protocol": "kv", "samples": 1000, "pairs": 20}
+
+
+async def test_what_takes_long_asks_to_be_queued_and_says_how_long_it_takes(client):
+    for path in ("/v1/probe/heads/retrieval", "/v1/probe"):
+        named = {"model": "retrieval-heads"} if path == "/v1/probe" else {}
+        answer = await client.post(path, json={**LONG, **named})
+        assert answer.status_code == 413, answer.text
+        assert answer.headers["x-fovea-wants"] == "respond-async"
+        assert "takes about" in answer.json()["detail"]
+        assert "respond-async" in answer.json()["hint"]
+    told = await client.post("/v1/probe/heads/retrieval", json={**LONG, "dry_run": True})
+    assert told.json()["scalars"]["seconds"]["value"] > 20

@@ -33,12 +33,14 @@ export function jobNote(job) {
 }
 
 /**
- * Answer of `POST path`. With `asJob` it is queued, `onJob` hears of every change, and an abort cancels the job.
+ * Answer of `POST path`. With `asJob`, or where the service makes it one because it takes long, it is queued; then
+ * `onJob` hears of every change, and an abort cancels the job.
  */
 export async function submit(path, { asJob, onJob, signal, ...request }) {
-  if (!asJob) return call(path, { method: "POST", signal, ...request });
-  const headers = { ...request.headers, Prefer: "respond-async" };
-  let job = await (await call(path, { method: "POST", ...request, headers })).json();
+  const headers = { ...request.headers, ...(asJob ? { Prefer: "respond-async" } : {}) };
+  const answer = await call(path, { method: "POST", ...request, headers, ...(asJob ? {} : { signal }) });
+  if (answer.status !== 202) return answer;
+  let job = await answer.json();
   const cancel = () => jobs.cancel(job.id).catch(() => {});
   signal?.addEventListener("abort", cancel, { once: true });
   onJob?.(job);
