@@ -19,7 +19,7 @@ from services.interpretability import pictures
 from services.interpretability.circuit import Overlap, overlap
 from services.interpretability.experiment import Experiment
 from services.interpretability.report import Grid, Report, Table, head_axes, head_name, matrix
-from shared.errors import InvalidOption, Malformed, NotFound
+from shared.errors import InvalidOption, Malformed
 from shared.registry import Servable
 from shared.serving import schemas
 from shared.serving.describe import problems
@@ -54,7 +54,6 @@ def router_of(servables: Kinds) -> APIRouter:
             )  # fmt: skip
     router.add_api_route("/models", models, methods=["GET"])
     router.add_api_route("/circuits/compare", compare, methods=["POST"], responses=problems(400, 404, 422))
-    router.add_api_route("/routing", routing, methods=["POST"], responses=problems(404, 422))
     router.add_api_route("/reports/{key}", kept, methods=["GET"], response_model=Report, responses=problems(404, 406))
     router.add_api_route("/artefacts/{sha256}", artefact, methods=["GET"], responses=problems(404))
     return router
@@ -160,26 +159,6 @@ async def artefact(sha256: str, host: HostOf) -> Response:
     text = _any(host).store.artefact(sha256)
     media = "application/json" if text[:1] == "{" and "\n" not in text else "application/x-ndjson"
     return Response(text, media_type=media)
-
-
-class RoutingIn(BaseModel):
-    """A text for a model with routing heads."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    model: str = Field(max_length=200, description="A model of the family fovea-routing.")
-    text: str = Field(min_length=1, max_length=50_000)
-    layer: int = Field(0, ge=0)
-
-
-async def routing(body: RoutingIn) -> Report:
-    """The clusters of a routing model's heads. None is served here yet, and other models have no clusters.
-
-    Raises:
-        NotFound: Always, until trained weights of a routing model are there.
-    """
-    detail = f"{body.model!r} has no routing heads: no model of the family fovea-routing has trained weights here."
-    raise NotFound(detail, hint="Head patterns and attention work for every model of /v1/probe/models.", field="model")
 
 
 class CompareIn(BaseModel):

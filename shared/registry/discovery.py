@@ -28,6 +28,7 @@ __all__ = [
     "servables",
     "service_package",
     "services_with_models",
+    "shipped_weights",
     "skipped",
 ]
 
@@ -77,6 +78,16 @@ def servables(service: str) -> dict[str, type[Servable[Any, Any]]]:
         and cls.__module__ == module.__name__
     }
     return dict(sorted(found.items()))
+
+
+def shipped_weights() -> dict[str, Path]:
+    """Weights that came with the package, of all services, by name: how one service finds a model of another."""
+    found: dict[str, Path] = {}
+    for service in SERVICES:
+        spec = importlib.util.find_spec(service_package(service))
+        for place in (spec.submodule_search_locations or []) if spec else []:
+            found |= {file.stem: file for file in sorted((Path(place) / "weights").glob("*.safetensors"))}
+    return found
 
 
 def services_with_models() -> tuple[str, ...]:

@@ -41,7 +41,7 @@ async def test_every_experiment_answers_its_example_on_its_own_path(client, name
     answer = await client.post(f"/v1/probe/{kind.route}", json=example)
     assert answer.status_code == 200, answer.text
     assert answer.json()["manifest"]["experiment"] == name
-    assert answer.json()["spec"]["lm"] == "tiny-induction"
+    assert answer.json()["spec"]["lm"] == example["lm"]
 
 
 async def test_generic_route_names_the_experiment_in_model(client):
@@ -86,7 +86,7 @@ async def test_form_follows_accept_and_the_body(client):
         ("sinks", {**TEXT, "format": "gif"}, 422, "format"),
         ("attention", {**TEXT, "text": "x" * 1500}, 413, "queries"),
         ("attention", {**TEXT, "text": "x" * 9000}, 413, "text"),
-        ("routing", {"model": "smollm2", "text": "x"}, 404, "model"),
+        ("routing", {"model": "smollm2", "text": "x"}, 404, "lm"),
         ("circuits/compare", {"first": "0" * 64, "second": "0" * 64}, 404, None),
         ("circuits/compare", {"first": {}, "second": {}}, 400, "first"),
         ("circuits/compare", {"first": {"title": "x"}, "second": {"title": "x"}}, 422, "first"),

@@ -62,12 +62,12 @@ class _Landmark(nn.Module):
         x = self.embed(ids)
         for block in self.layers:
             q, k, v = (part.transpose(1, 2) for part in block.project(x))
-            mixed = self._mixed(self.turn(q, at), self.turn(k, at), v, landmark)
+            mixed = self.mixed(self.turn(q, at), self.turn(k, at), v, landmark)
             x = x + block.output(mixed.transpose(1, 2))
             x = x + block.feed(x)
         return self.finish(x)
 
-    def _mixed(self, q: Tensor, k: Tensor, v: Tensor, landmark: Tensor) -> Tensor:
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor, landmark: Tensor) -> Tensor:
         """Attention [B,H,T,d] in the cheapest form that the landmarks [B,T] allow."""
         if not bool(landmark.any()):  # one open block: plain causal attention
             return functional.scaled_dot_product_attention(q, k, v, is_causal=True)

@@ -238,7 +238,7 @@ def test_sequence_without_landmarks_is_plain_attention():
     net, tokens = small("landmark-llama"), torch.randint(0, 20, (1, 12))
     block = net.layers[0]
     q, k, v = (part.transpose(1, 2) for part in block.project(net.embed(tokens)))
-    plain = net._mixed(q, k, v, torch.zeros(1, 12, dtype=torch.bool))
+    plain = net.mixed(q, k, v, torch.zeros(1, 12, dtype=torch.bool))
     weights = landmark_softmax(q @ k.mT * 8**-0.5, torch.zeros(1, 12, dtype=torch.bool))
     assert (plain - weights @ v).abs().max() < 1e-6
 

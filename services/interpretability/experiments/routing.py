@@ -1,0 +1,223 @@
+"""The clusters of a routing model: which tokens of a text each routing head puts together.
+
+In the Routing Transformer (Roy et al., 2021) a token attends to the last ones of its own cluster, so clusters are all
+that a head can see. The model is one of another service: it is reached by its name, weights and network both. Knows one
+text and one layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from services.interpretability.bytes_tokenizer import DIGEST, byte_tokenizer
+from services.interpretability.experiment import NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.report import Axis, Grid, Report, Scalar, Strip, Table, Token, matrix
+from services.interpretability.shelf import Shelf, shelf_of
+from services.interpretability.store import Store
+from services.interpretability.subject import Subject
+from shared.errors import InvalidOption, NotFound
+from shared.registry import Card, Paper, Place, network
+from shared.registry.discovery import shipped_weights
+from shared.registry.weights import read_weights
+
+__all__ = ["RoutingProbe", "RoutingSpec"]
+
+FAMILY = "fovea-routing"
+"""What names of such models begin with."""
+
+SHOWN = 200
+"""Tokens of a cluster that a table lists."""
+
+
+@dataclass(frozen=True)
+class _RoutingSubject(Subject):
+    """A routing model under study: no decoder of `shared.lm`, so it tells its sizes itself."""
+
+    model: Any
+
+    @property
+    def layers(self) -> int:
+        """L."""
+        return len(self.model.blocks)
+
+    @property
+    def heads(self) -> int:
+        """Routing heads of a layer."""
+        return int(self.model.blocks[0][1].means.shape[0])
+
+    @property
+    def window(self) -> int:
+        """Longest text."""
+        return int(self.model.context)
+
+    @property
+    def dtype(self) -> str:
+        """Compute type, as text."""
+        return str(self.model.out.weight.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> str:
+        """Where the weights are."""
+        return str(self.model.out.weight.device)
+
+    @property
+    def seconds_per_token(self) -> float:  # type: ignore[override]  # a forward of so small a model is not worth timing
+        """Nearly nothing."""
+        return 0.0
+
+
+class RoutingSpec(Spec):
+    """A text and a layer."""
+
+    text: str = Field(min_length=1, max_length=50_000, description="The text; as many bytes as the model reads.")
+    layer: int = Field(0, ge=0, description="Whose routing heads are shown.")
+
+
+class RoutingProbe(Experiment[RoutingSpec]):
+    """Who is with whom, per routing head."""
+
+    In = RoutingSpec
+    mode = "sync"
+    route: ClassVar[str] = "routing"
+    card: ClassVar[Card] = Card(
+        name="routing-clusters", task="probe", licence="Apache-2.0",
+        summary="Lists the clusters of each routing head with their tokens: a token sees the last ones of its own.",
+        paper=Paper(title="Efficient Content-Based Sparse Attention with Routing Transformers", venue="TACL",
+                    year=2021, url="https://arxiv.org/abs/2003.05997"),
+        notes=("Causal mode, as served: clusters are chosen by content, before positions.", NO_GRAPH),
+        example={"lm": "fovea-routing-bytes", "seed": 0, "text": "def add(a, b):\n    return a + b\n"},
+    )  # fmt: skip
+
+    def __init__(self, shelf: Shelf, store: Store, imported: Path = Path()) -> None:
+        super().__init__(shelf, store)
+        self._imported = imported
+
+    @classmethod
+    def load(cls, place: Place) -> Self:
+        """Ready at once; a routing model is loaded when one is first asked about."""
+        if place.threads:
+            torch.set_num_threads(place.threads)
+        return cls(shelf_of(place), Store(place.cache / "probe"), place.weights)
+
+    def subject(self, name: str | None) -> Subject:
+        """A routing model by name; left out, the one that is there.
+
+        Raises:
+            NotFound: It is none, or there are no weights of it; the detail lists those there are.
+        """
+        known = {**shipped_weights(), **{file.stem: file for file in sorted(self._imported.glob("*.safetensors"))}}
+        routing = {key: file for key, file in known.items() if key.startswith(FAMILY)}
+        wanted = name or next(iter(routing), FAMILY)
+        if wanted not in routing:
+            detail = f"{wanted!r} has no routing heads; models that have are {', '.join(routing) or 'not here'}."
+            raise NotFound(detail, hint="Head patterns and attention work for every model of /v1/probe/models.",
+                           field="lm")  # fmt: skip
+        return _loaded(wanted, routing[wanted])
+
+    def cost(self, spec: RoutingSpec, subject: Subject) -> Cost:
+        """One forward."""
+        return Cost(1, len(_ids(spec, subject)))
+
+    def run(self, spec: RoutingSpec, subject: Subject, progress: Progress) -> Report:
+        """One forward, and what its routing heads chose."""
+        ids = _ids(spec, subject)
+        chosen = _chosen(subject, ids)[spec.layer]
+        if chosen is None:
+            detail = f"Layer {spec.layer} of {subject.name} has no routing heads."
+            raise InvalidOption(detail, field="layer")
+        centroids = int(subject.model.blocks[spec.layer][1].means.shape[1])  # type: ignore[operator, union-attr, index]
+        return _report(spec, ids, chosen[0], centroids)
+
+
+@torch.no_grad()
+def _chosen(subject: Subject, ids: list[int]) -> list[Tensor | None]:
+    """Per layer the clusters [1,H,T] of a text."""
+    seen: list[Any] = []
+
+    def keep(_module: Any, _inputs: Any, output: Any) -> None:
+        seen.append(output[2])
+
+    model: Any = subject.model
+    handles = [attention.register_forward_hook(keep) for _, attention, _, _ in model.blocks]
+    try:
+        model(subject.tensor([ids]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [None if chosen is None else chosen.clusters[..., : len(ids)] for chosen in seen]
+
+
+def _report(spec: RoutingSpec, ids: list[int], clusters: Tensor, centroids: int) -> Report:
+    """What is told of clusters [H,T]."""
+    tokens = _tokens(bytes(ids))
+    counts = torch.stack([torch.bincount(head, minlength=centroids) for head in clusters])
+    heads = range(len(clusters))
+    rows: list[list[Any]] = []
+    for head in heads:
+        for cluster in range(centroids):
+            members = (clusters[head] == cluster).nonzero().flatten().tolist()
+            shown = " ".join(f"{tokens[t].text!r}@{t}" for t in members[:SHOWN])
+            rows.append([head, cluster, len(members), shown + (" …" if len(members) > SHOWN else "")])
+    alone = float((counts.gather(1, clusters) == 1).double().mean())
+    return Report(
+        title=f"Clusters of layer {spec.layer}",
+        scalars={
+            "tokens": Scalar(value=len(ids)),
+            "occupancy_min": Scalar(value=int(counts.min()), note="Tokens of the emptiest cluster."),
+            "occupancy_max": Scalar(value=int(counts.max()), note="Tokens of the fullest cluster."),
+            "alone": Scalar(value=alone, note="Share of tokens that are alone in their cluster: they see themselves."),
+        },
+        tables=[
+            Table(name="clusters", columns=["head", "cluster", "tokens", "members"], rows=rows,
+                  caption=f"Members as byte@position, at most {SHOWN} of a cluster.")
+        ],
+        grids=[
+            Grid(name="occupancy", values=matrix(counts.tolist()), rows=Axis(label="head", ticks=list(map(str, heads))),
+                 columns=Axis(label="cluster", ticks=[str(c) for c in range(centroids)]), unit="tokens",
+                 caption="Tokens of each cluster: it is unbalanced by nature.")
+        ],
+        strips=[
+            Strip(name=f"head {head}", tokens=tokens, values=[float(c) for c in clusters[head]],
+                  caption="Equal numbers are equal clusters.")
+            for head in heads
+        ],
+    )  # fmt: skip
+
+
+def _ids(spec: RoutingSpec, subject: Subject) -> list[int]:
+    if not 0 <= spec.layer < subject.layers:
+        detail = f"layer must be one of 0…{subject.layers - 1}."
+        raise InvalidOption(detail, field="layer")
+    ids = list(spec.text.encode())
+    subject.refuse_above_window(len(ids), "text")
+    return ids
+
+
+def _tokens(raw: bytes) -> list[Token]:
+    """Each byte as text, with the character that it is of."""
+    found: list[Token] = []
+    for place, letter in enumerate(raw.decode()):
+        pieces = letter.encode()
+        shown = [letter] if len(pieces) == 1 else [f"<{piece:02x}>" for piece in pieces]
+        found += [Token(text=text, start=place, end=place + 1) for text in shown]
+    return found
+
+
+@cache
+def _loaded(name: str, file: Path) -> _RoutingSubject:
+    found = read_weights(file)
+    built: Any = network(found.manifest.network.name, **found.manifest.network.config)
+    state: Mapping[str, Tensor] = {key: torch.from_numpy(array) for key, array in found.arrays.items()}
+    built.load_state_dict(state)
+    tokenizer = hashlib.sha256(DIGEST.encode()).hexdigest()
+    model = built.requires_grad_(requires_grad=False).eval()
+    return _RoutingSubject(name, model, byte_tokenizer(), found.manifest.sha256, tokenizer, "Apache-2.0")
