@@ -119,18 +119,18 @@ def test_confidence_moves_on_the_client_until_it_falls_below_what_was_asked(page
     page.locator("#live-confidence").fill("0.95")
     see(page.locator("[data-part=verdict]")).to_contain_text("more than 0.95. The best candidate has 0.90")
     assert len(stage.stub.seen) == asked
-    page.locator("#live-confidence").fill("0.01")
+    with page.expect_response("**/v1/detect"):
+        page.locator("#live-confidence").fill("0.01")
     see(page.locator("[data-part=found]")).to_have_text("3")
-    page.wait_for_timeout(200)
     assert [each["confidence"] for each in stage.stub.seen[asked:]] == ["0.01"]
 
 
 def test_another_overlap_asks_the_model_again(page, stage, see):
     detected(page)
     asked = len(stage.stub.seen)
-    page.locator("#live-iou").fill("0.7")
+    with page.expect_response("**/v1/detect"):
+        page.locator("#live-iou").fill("0.7")
     see(page.locator("[data-part=stop]")).to_be_hidden()
-    page.wait_for_timeout(200)
     assert [each["iou"] for each in stage.stub.seen[asked:]] == ["0.7"]
 
 
@@ -156,11 +156,10 @@ def test_files_come_from_the_service_with_what_is_shown(page, stage):
     assert page.get_by_role("button", name="Crops").count() == 0  # this model has no such form
 
 
-def test_another_model_searches_the_same_picture(page, stage, see):
+def test_another_model_searches_the_same_picture(page, stage):
     detected(page)
-    page.locator("#model").select_option("slide")
-    see(page.locator("fovea-detect")).to_be_visible()
-    page.wait_for_timeout(400)
+    with page.expect_response("**/v1/detect"):
+        page.locator("#model").select_option("slide")
     assert stage.stub.seen[-1]["model"] == "slide"
 
 

@@ -74,17 +74,19 @@ function factList(facts) {
 function table(name, rows) {
   const columns = [...new Set(rows.flatMap(Object.keys))].filter((column) => rows.every((row) => !pictureType(row[column])));
   const head = make("thead", "", make("tr", "", ...columns.map((c) => Object.assign(make("th", "", words(c)), { scope: "col" }))));
-  const lines = rows.slice(0, 200).map((row) => make("tr", "", ...columns.map((c) => make("td", "figures", shown(row[c])))));
+  const lines = rows.slice(0, 200).map((row) => make("tr", "", ...columns.map((c) => cell(shown(row[c])))));
   const caption = rows.length > 200 ? `${words(name)}, first 200 of ${rows.length}` : words(name);
   const region = make("div", "scroll", make("table", "", make("caption", "hidden", caption), head, make("tbody", "", ...lines)));
   region.tabIndex = 0;
   return make("section", "", make("h3", "", caption), region);
 }
 
+const cell = (text) => make("td", text.length > 40 ? "figures answer-long" : "figures", text);
+
 function shown(value) {
   if (value === null || value === undefined) return "–";
   if (typeof value === "number") return Number.isInteger(value) ? String(value) : value.toPrecision(4);
-  if (isTable(value)) return shorten(value.map((row) => Object.values(row).map(shown).join(" ")).join(" · "));
+  if (isTable(value)) return shorten(value.map((row) => Object.values(row).filter((part) => part !== null).map(shown).join(" ")).join(" · "));
   if (typeof value === "object") return shorten(JSON.stringify(value));
   return String(value);
 }
