@@ -119,6 +119,10 @@ _NOTES = (
         "normalise=minmax is what published evaluations do: the hottest pixel of every frame becomes 1, so that a "
         "frame without a polyp never gets an empty mask. The default thresholds the plain sigmoid."
     ),
+    (
+        "A frame without contrast (black, a covered lens) is answered with a warning: the demo weights mark most of it, "
+        "since every frame they learnt from shows mucosa."
+    ),
 )
 
 
