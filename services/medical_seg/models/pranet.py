@@ -120,8 +120,8 @@ _NOTES = (
         "frame without a polyp never gets an empty mask. The default thresholds the plain sigmoid."
     ),
     (
-        "A frame without contrast (black, a covered lens) is answered with a warning: the demo weights mark most of it, "
-        "since every frame they learnt from shows mucosa."
+        "A frame without contrast (black, a covered lens) is answered with a warning: the demo weights mark most of "
+        "it, since every frame they learnt from shows mucosa."
     ),
 )
 
