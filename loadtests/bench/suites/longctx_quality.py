@@ -50,7 +50,7 @@ class Quality(Table):
     grids: dict[str, Any] = field(default_factory=dict)
 
 
-def measure(rounds: int = 1, count: int = 1400) -> Quality:
+def measure(rounds: int = 1, count: int = 1000) -> Quality:
     """Needles (`rounds` per cell, at most three) in `count` and half as many tokens, fidelity behind `count`."""
     with tempfile.TemporaryDirectory() as folder:
         place = Place(cache=Path(folder), weights=Path(folder), options={"llm_dtype": "bfloat16"})
@@ -60,21 +60,21 @@ def measure(rounds: int = 1, count: int = 1400) -> Quality:
             rows = [row for name, how in METHODS.items() for row in _rows(model.speaker, name, how, found, count)]
         finally:
             model.close()
-    if count >= 1000:
+    if count > 200:
         labels = [f"{d} %" for d in DEPTHS]
         maps = {name: heat_map(r.recall, labels, [str(n) for n in r.lengths]) for name, r in found.items()}
         PICTURE.write_bytes(sheet(maps, 3))
     return Quality(
         suite="longctx_quality", title="What attention methods cost in quality", baseline="dense", rows=rows,
         how=f"SmolLM2-135M-Instruct in bfloat16; needles in {count // 2} and {count:,} tokens at depths {DEPTHS} "
-        f"percent (share of the hidden words that are answered); fidelity over 32 tokens behind {count:,}, "
+        f"percent (share of the hidden words that are answered); fidelity over 24 tokens behind {count:,}, "
         "teacher-forced. Means, and the extreme cells",
         grids={name: r.recall for name, r in found.items()},
     )  # fmt: skip
 
 
 def _needles(speaker: Speaker, how: Mapping[str, Any], count: int, rounds: int) -> NeedleReport:
-    asked = {"longctx": how, "lengths": [count // 2, count], "depths": DEPTHS, "steps": 32, "needles": min(rounds, 3)}
+    asked = {"longctx": how, "lengths": [count // 2, count], "depths": DEPTHS, "steps": 24, "needles": min(rounds, 3)}
     return run_needle(speaker, NeedleSpec.model_validate(asked), Run())
 
 
@@ -87,7 +87,7 @@ def _rows(
     rows = [Row(f"needle recall, {name}", "share", report.mean, min(cells), max(cells), report.mean / base, ratio)]
     if name == "dense":
         return rows
-    spec = FidelitySpec.model_validate({"longctx": how, "lengths": [count], "steps": 32})
+    spec = FidelitySpec.model_validate({"longctx": how, "lengths": [count], "steps": 24})
     told = run_fidelity(speaker, spec, Run()).rows
     kl, same = [r.kl for r in told], [r.agreement for r in told]
     note = "; ".join(

@@ -59,7 +59,7 @@ class BoundaryPredictor(nn.Module):
         x = self.enc(padded.unfold(0, 2 * w, 1)[:N].transpose(1, 2))
         left, right = x[:, :w].mean(1), x[:, w:].mean(1)
         alike = functional.cosine_similarity(left, right, dim=-1)[:, None]
-        logits = self.mlp(torch.cat((left, right, (left - right).abs(), left * right, alike), -1))[:, 0]
+        logits: Tensor = self.mlp(torch.cat((left, right, (left - right).abs(), left * right, alike), -1))[:, 0]
         at = torch.arange(N, device=keys.device)
         return logits.masked_fill((at < 2 * w - 1) | (at >= N - 2 * w), _OUTSIDE)
 
