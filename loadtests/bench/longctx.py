@@ -1,6 +1,6 @@
 """What the suites of the long-context engine share: SmolLM2 from its wheel, English to read, and reading as served.
 
-Two threads of torch, wall clock, contenders in turn within a round. Knows nothing about what is compared.
+Contenders take turns within a round. Knows nothing about what is compared.
 """
 
 from __future__ import annotations
@@ -22,7 +22,20 @@ from shared.lm.shipped import shipped_gguf
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder
 
-__all__ = ["CHUNK", "HOW", "ROLES", "SHORT", "Smol", "gguf", "read", "seconds", "smollm2", "step", "threads"]
+__all__ = [
+    "CHUNK",
+    "HOW",
+    "ROLES",
+    "SHORT",
+    "Smol",
+    "cpu_seconds",
+    "gguf",
+    "read",
+    "seconds",
+    "smollm2",
+    "step",
+    "threads",
+]
 
 CHUNK = 512
 """Tokens of a chunk, as the scheduler reads prompts."""
@@ -89,6 +102,13 @@ def seconds(work: Callable[[], object]) -> float:
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """CPU seconds of one call; on one thread neighbours on a machine hardly weigh in them."""
+    begun = time.process_time()
+    work()
+    return time.process_time() - begun
 
 
 def read(s: OpenSequence, prompt: Sequence[int], chunk: int = CHUNK) -> None:

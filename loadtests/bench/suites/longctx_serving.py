@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections import defaultdict
-from collections.abc import Callable
 
 import torch
 
-from loadtests.bench.longctx import ROLES, SHORT, Smol, smollm2, threads
+from loadtests.bench.longctx import ROLES, SHORT, Smol, cpu_seconds, smollm2, threads
 from loadtests.bench.result import Table, row
 from services.llm_longctx.engine import Engine, Request, Scheduler
 from services.llm_longctx.methods import method
@@ -45,7 +43,10 @@ def measure(rounds: int = 1, count: int = 4096) -> Table:
         faster = middle[f"{ALONE} {kind}"] / middle[f"{TOGETHER} {kind}"]
         targets[f"8 requests together, times the throughput of one by one, {kind}"] = (faster, 2.0)
     targets["answers that differ from those given alone (at most)"] = (float(differing), 0.0)
-    how = f"SmolLM2-135M-Instruct, CPU seconds on one thread; prompts of 64–512 tokens, {NEW} new ones, greedy: dense, duo, recycled, power, twice each"
+    how = (
+        "SmolLM2-135M-Instruct, CPU seconds on one thread; prompts of 64–512 tokens, "
+        f"{NEW} new ones, greedy: dense, duo, recycled, power, twice each"
+    )
     return Table("longctx_serving", "Prefix cache and continuous batching", how, "cold or one by one", rows, targets)
 
 
@@ -55,7 +56,7 @@ def prefix(taken: dict[str, list[float]], smol: Smol, kind: str, at: int, count:
     for label in (COLD, CACHED):
         order, _ = Request(smol.ids[at : at + count], max_tokens=1).order(scheduler.engine)
         scheduler.submit(order)
-        taken[f"{label} {kind}"].append(seconds(lambda: finish(scheduler)))
+        taken[f"{label} {kind}"].append(cpu_seconds(lambda: finish(scheduler)))
     scheduler.close()
 
 
@@ -71,17 +72,10 @@ def crowd(taken: dict[str, list[float]], smol: Smol, kind: str) -> int:
     requests = [Request(smol.ids[100 * i : 100 * i + n], kinds[i % 4], max_tokens=NEW) for i, n in enumerate(LENGTHS)]
     alone: list[list[int]] = []
     taken[f"{ALONE} {kind}"].append(
-        seconds(lambda: alone.extend(list(Engine(smol.net).generate([one])[0].tokens) for one in requests))
+        cpu_seconds(lambda: alone.extend(list(Engine(smol.net).generate([one])[0].tokens) for one in requests))
     )
     together: list[list[int]] = []
     taken[f"{TOGETHER} {kind}"].append(
-        seconds(lambda: together.extend(list(one.tokens) for one in Engine(smol.net).generate(requests)))
+        cpu_seconds(lambda: together.extend(list(one.tokens) for one in Engine(smol.net).generate(requests)))
     )
     return sum(a != b for a, b in zip(alone, together, strict=True))
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """CPU seconds of one call, so that neighbours on a machine weigh less."""
-    begun = time.process_time()
-    work()
-    return time.process_time() - begun
