@@ -70,8 +70,8 @@ class _RoutingSubject(Subject):
         return str(self.model.out.weight.device)
 
     @property
-    def seconds_per_token(self) -> float:  # type: ignore[override]  # a forward of so small a model is not worth timing
-        """Nearly nothing."""
+    def seconds_per_token(self) -> float:
+        """Nearly nothing: a forward of so small a model is not worth timing."""
         return 0.0
 
 
@@ -134,7 +134,8 @@ class RoutingProbe(Experiment[RoutingSpec]):
         if chosen is None:
             detail = f"Layer {spec.layer} of {subject.name} has no routing heads."
             raise InvalidOption(detail, field="layer")
-        centroids = int(subject.model.blocks[spec.layer][1].means.shape[1])  # type: ignore[operator, union-attr, index]
+        model: Any = subject.model
+        centroids = int(model.blocks[spec.layer][1].means.shape[1])
         return _report(spec, ids, chosen[0], centroids)
 
 

@@ -52,7 +52,8 @@ def _chosen(asking: Tensor, keys: Tensor, older: Tensor, home: Tensor) -> Tensor
     closed = home < older.sum(-1)
     wanted = home.clamp(max=keys.shape[2] - 1)[:, None, :, None].expand(-1, keys.shape[1], -1, 1)
     lost = -chances.gather(-1, wanted)[..., 0].masked_fill(~closed[:, None], 0)
-    return lost.sum() / (closed.sum() * keys.shape[1]).clamp(min=1)
+    mean: Tensor = lost.sum() / (closed.sum() * keys.shape[1]).clamp(min=1)
+    return mean
 
 
 class LandmarkRecall(Recipe):
