@@ -59,13 +59,6 @@ def measure(rounds: int = 1, count: int = 7500) -> Table:
             targets[f"sparse {kind}, times dense on torch's kernels"] = (middle[f"{TORCH} {kind}"] / best, want)
     how = "SmolLM2-135M-Instruct, CPU seconds on one thread, chunks of 512 as served"
     return Table("longctx_sparse", f"Reading {count:,} tokens sparsely", how, DENSE, rows, targets)
-        "longctx_sparse",
-        f"Reading {count:,} tokens sparsely",
-        "SmolLM2-135M-Instruct, CPU seconds on one thread, chunks of 512",
-        DENSE,
-        rows,
-        targets,
-    )
 
 
 def noted(
