@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,17 @@ NETWORKS: Mapping[str, tuple[str, dict[str, Any]]] = {
 SHAPE = (1, 3, 224, 224)
 
 
-def measure(rounds: int = 15, count: int = 10) -> Table:
+def measure(rounds: int = 5, count: int = 3) -> Table:
     """Alternate all networks in both engines; medians over rounds."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            found = milliseconds(_contenders(Path(folder)), rounds, min(count, 10))
+            found = milliseconds(_contenders(Path(folder)), rounds, min(count, 10), time.process_time)
     finally:
         torch.set_num_threads(threads)
     base = statistics.median(found[BASELINE])
-    rows: list[Row] = [row(name, "ms / picture", values, base) for name, values in found.items()]
+    rows: list[Row] = [row(name, "CPU ms / picture", values, base) for name, values in found.items()]
     return Table(
         suite="partial_networks",
         title="PATNet against FasterNet",
