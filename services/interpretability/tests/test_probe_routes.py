@@ -41,7 +41,7 @@ async def test_every_experiment_answers_its_example_on_its_own_path(client, name
     answer = await client.post(f"/v1/probe/{kind.route}", json=example)
     assert answer.status_code == 200, answer.text
     assert answer.json()["manifest"]["experiment"] == name
-    assert answer.json()["spec"]["lm"] == example["lm"]
+    assert answer.json()["spec"]["lm"] == kind.card.example["lm"]
 
 
 async def test_generic_route_names_the_experiment_in_model(client):
