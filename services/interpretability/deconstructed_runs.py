@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -142,6 +141,7 @@ def _indicators(net: nn.Module, ids: Tensor) -> list[dict[str, float] | None]:
         if drawn is None:
             found.append(None)
             continue
-        told = indicators(np.asarray(drawn[0]))
-        found.append({**{kind: float(told[kind].mean()) for kind in KINDS}, "diversity": float(told["diversity"])})
+        told = indicators(drawn[0])
+        heads = told.by_name()
+        found.append({**{kind: float(heads[kind].mean()) for kind in KINDS}, "diversity": told.diversity})
     return found

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.experiments.indicators import indicators
 from services.interpretability.losses import token_losses
 from services.interpretability.relaxed import Relaxation, Relaxed
 from services.interpretability.report import Axis, Bar, Bars, Grid, Report, Scalar, head_axes, matrix
@@ -22,7 +23,7 @@ from services.interpretability.watching import watch
 from shared.errors import InvalidOption, TooLarge
 from shared.registry import Card, Paper
 
-__all__ = ["Deconstruction", "DeconstructionSpec"]
+__all__ = ["Deconstruction", "DeconstructionSpec", "indicators"]
 
 MOST = 512
 """Tokens: relaxed heads hold their whole map."""

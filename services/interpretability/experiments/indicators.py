@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
+from torch import Tensor
 
 from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
 from services.interpretability.report import Axis, Bar, Bars, Grid, Report, Scalar, matrix
@@ -17,7 +19,7 @@ from services.interpretability.watching import watch
 from shared.errors import InvalidOption, TooLarge
 from shared.registry import Card, Paper
 
-__all__ = ["Indicators", "IndicatorsSpec", "indicators"]
+__all__ = ["Indicators", "IndicatorsSpec", "Told", "indicators"]
 
 MOST = 1024
 """Tokens: diversity compares all heads of a layer cell by cell."""
@@ -33,24 +35,41 @@ _CAPTIONS = {
 }
 
 
-def indicators(patterns: np.ndarray) -> dict[str, np.ndarray]:
-    """Indicators of one layer's maps.
+@dataclass(frozen=True, slots=True, eq=False)
+class Told:
+    """What one layer's maps [H,T,T] tell ("Deconstructing Attention", 2025).
 
-    Args:
-        patterns: [H,T,T].
-
-    Returns:
-        `entropy`, `concentration`, `sink` and `local_0` … `local_3`, each [H]; `diversity`, one number.
+    Attributes:
+        entropy: Nats of each whole map [H].
+        concentration: Frobenius norm [H].
+        sink: Mean of the first column [H].
+        local_focus: Means of the diagonal and of the first three below it [H,4].
+        diversity: Deviation over heads, summed over cells, times 2 / (T (1 + T)).
     """
+
+    entropy: np.ndarray
+    concentration: np.ndarray
+    sink: np.ndarray
+    local_focus: np.ndarray
+    diversity: float
+
+    def by_name(self) -> dict[str, np.ndarray]:
+        """What is told of each head [H], by the names that reports use: `entropy` … `sink`, `local_0` … `local_3`."""
+        local = {f"local_{n}": self.local_focus[:, n] for n in range(self.local_focus.shape[1])}
+        return {"entropy": self.entropy, "concentration": self.concentration, "sink": self.sink, **local}
+
+
+def indicators(patterns: np.ndarray | Tensor) -> Told:
+    """Indicators of one layer's maps [H,T,T]."""
     a = np.asarray(patterns, np.float64)
     T = a.shape[-1]
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.where(a > 0, a * np.log(a), 0.0).sum((1, 2))
-    local = {f"local_{n}": np.diagonal(a, -n, 1, 2).mean(-1) if n < T else np.zeros(len(a)) for n in range(4)}
-    return {
-        "entropy": entropy, "concentration": np.sqrt((a**2).sum((1, 2))), "sink": a[:, :, 0].mean(-1), **local,
-        "diversity": np.asarray(a.std(0).sum() * 2 / (T * (1 + T))),
-    }  # fmt: skip
+    local = [np.diagonal(a, -n, 1, 2).mean(-1) if n < T else np.zeros(len(a)) for n in range(4)]
+    return Told(
+        entropy=entropy, concentration=np.sqrt((a**2).sum((1, 2))), sink=a[:, :, 0].mean(-1),
+        local_focus=np.stack(local, 1), diversity=float(a.std(0).sum() * 2 / (T * (1 + T))),
+    )  # fmt: skip
 
 
 class IndicatorsSpec(Spec):
@@ -83,6 +102,7 @@ class Indicators(Experiment[IndicatorsSpec]):
         """All maps of one forward, a layer of them at a time."""
         ids, layers = _ids(spec, subject), _layers(spec, subject)
         found = _per_layer(subject, ids, layers)
+        by_name = [one.by_name() for one in found]
         axes: dict[str, Any] = {
             "rows": Axis(label="layer", ticks=[str(l) for l in layers]),
             "columns": Axis(label="head", ticks=[str(h) for h in range(subject.heads)]),
@@ -90,14 +110,14 @@ class Indicators(Experiment[IndicatorsSpec]):
         return Report(
             title="Indicators", scalars={"tokens": Scalar(value=len(ids))},
             grids=[
-                Grid(name=name, values=matrix([one[name] for one in found]), **axes, text=spec.text, caption=caption)
+                Grid(name=name, values=matrix([one[name] for one in by_name]), **axes, text=spec.text, caption=caption)
                 for name, caption in _CAPTIONS.items()
             ],
             bars=[
                 Bars(
                     name="diversity",
                     bars=[
-                        Bar(label=str(layer), value=float(one["diversity"]))
+                        Bar(label=str(layer), value=one.diversity)
                         for layer, one in zip(layers, found, strict=True)
                     ],
                     caption="How much the heads of a layer differ: deviation over heads, mean over visible cells.",
@@ -106,10 +126,10 @@ class Indicators(Experiment[IndicatorsSpec]):
         )  # fmt: skip
 
 
-def _per_layer(subject: Subject, ids: list[int], layers: list[int]) -> list[dict[str, np.ndarray]]:
+def _per_layer(subject: Subject, ids: list[int], layers: list[int]) -> list[Told]:
     """One forward; maps are held for one layer at a time."""
     held: dict[int, np.ndarray] = {}
-    found: dict[int, dict[str, np.ndarray]] = {}
+    found: dict[int, Told] = {}
     T = len(ids)
 
     def visit(layer: int, start: int, rows: Any) -> None:

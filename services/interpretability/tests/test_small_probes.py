@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import httpx2
 import numpy as np
 import pytest
+import torch
 
 from services.interpretability.endpoint import Endpoint
 from services.interpretability.experiments.ablation import Ablation
@@ -124,23 +126,30 @@ def test_text_said_twice_gives_patterns_with_that_text(place):
     assert ask(HeadPatterns, place, half=2000).field == "half"
 
 
+def test_indicators_of_a_layers_maps_equal_the_golden_ones():
+    golden = np.load(Path(__file__).parent / "golden/indicators.npz")
+    found = indicators(torch.from_numpy(golden["maps"]))
+    for name in ("entropy", "concentration", "sink", "local_focus"):
+        assert np.allclose(getattr(found, name), golden[name], atol=1e-6), name
+
+
 def test_indicators_of_a_uniform_map_are_known():
     T = 8
     uniform = np.tri(T) / np.arange(1, T + 1)[:, None]
     found = indicators(np.stack([uniform] * 3))
-    assert np.allclose(found["entropy"], sum(np.log(np.arange(1, T + 1))))
-    assert np.allclose(found["concentration"], np.sqrt(sum(1 / n for n in range(1, T + 1))))
-    assert np.allclose(found["sink"], sum(1 / n for n in range(1, T + 1)) / T)
-    assert np.allclose(found["local_1"], np.mean([1 / n for n in range(2, T + 1)]))
-    assert found["diversity"] == pytest.approx(0, abs=1e-12)
+    assert np.allclose(found.entropy, sum(np.log(np.arange(1, T + 1))))
+    assert np.allclose(found.concentration, np.sqrt(sum(1 / n for n in range(1, T + 1))))
+    assert np.allclose(found.sink, sum(1 / n for n in range(1, T + 1)) / T)
+    assert np.allclose(found.local_focus[:, 1], np.mean([1 / n for n in range(2, T + 1)]))
+    assert found.diversity == pytest.approx(0, abs=1e-12)
 
 
 def test_indicators_of_a_diagonal_map_are_known():
     found = indicators(np.stack([np.eye(5), np.tri(5) / np.arange(1, 6)[:, None]]))
-    assert found["entropy"][0] == 0
-    assert found["concentration"][0] == pytest.approx(np.sqrt(5))
-    assert found["local_0"][0] == 1
-    assert found["diversity"] > 0
+    assert found.entropy[0] == 0
+    assert found.concentration[0] == pytest.approx(np.sqrt(5))
+    assert found.local_focus[0, 0] == 1
+    assert found.diversity > 0
 
 
 def test_indicators_refuse_unknown_layers_and_long_texts(place):
