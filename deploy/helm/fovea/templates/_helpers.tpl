@@ -34,6 +34,11 @@ helm.sh/chart: {{ $root.Chart.Name }}-{{ $root.Chart.Version }}
 {{- end }}
 {{- end }}
 
+{{- define "fovea.sessionKey" -}}
+- name: FOVEA_SESSION_KEY
+  valueFrom: {secretKeyRef: {name: {{ .Values.auth.sessionSecret }}, key: session.key, optional: true}}
+{{- end }}
+
 {{- define "fovea.podIP" -}}
 - name: FOVEA_ADVERTISE
   valueFrom: {fieldRef: {fieldPath: status.podIP}}
