@@ -36,7 +36,7 @@ _MIXER = Gauge(
     "mixer_state_bytes", "Bytes that layers of a mixer remembered of the last request.", ["model", "variant"]
 )
 _OCCUPANCY = Gauge("routing_cluster_occupancy", "Tokens in a cluster, last request.", ["model", "bound"])
-_ALONE = Gauge("routing_alone_ratio", "Share of tokens that found nobody in their cluster, last request.", ["model"])
+_ALONE = Gauge("routing_alone_ratio", "Share of tokens that are alone in their cluster, last request.", ["model"])
 _CERTIFIED = Counter("plan_certified_total", "Plans that were certified.", ["task", "solver"])
 _GAP = Histogram("plan_gap", "Optimality gap of tours.", ["task"], buckets=(0, 0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5))
 _FALLBACK = Counter("plan_fallback_total", "Plans that another solver answered than the one asked for.", ["reason"])
