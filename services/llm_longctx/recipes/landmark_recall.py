@@ -64,7 +64,7 @@ class LandmarkRecall(Recipe):
     builds: ClassVar[str | None] = "landmark-gpt"
 
     schedule: Schedule = Schedule(
-        steps=2200, batch=32, rate=3e-3, floor=1e-4, warm_up=100, decay=1e-3,
+        steps=3000, batch=32, rate=3e-3, floor=1e-4, warm_up=100, decay=1e-3,
         ema=0.99, clip=1.0, betas=(0.9, 0.95), validate_every=250,
     )  # fmt: skip
     form: Literal["landmark", "plain"] = "landmark"
