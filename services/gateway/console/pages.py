@@ -84,9 +84,7 @@ class Console:
             undefined=jinja2.ChainableUndefined,
         )  # fmt: skip
         self._templates.filters["prose"] = _prose
-        self._templates.globals.update(
-            asset=lambda name: f"{ASSETS}/{name}", sheets=_SHEETS, navigation=_NAVIGATION, starters=_STARTERS
-        )
+        self._templates.globals.update(asset=lambda name: f"{ASSETS}/{name}", sheets=_SHEETS, navigation=_NAVIGATION)
 
     def routes(self) -> list[Route | Mount]:
         """The routes of all pages and of what they load."""
@@ -170,7 +168,7 @@ class Console:
         card = await self._asker.card(request, chosen.id) if chosen else None
         return self._draw(
             template, request, page=page, task=task, path=task_path(task), models=models, chosen=card,
-            given=given,
+            given=given, starters=_starters(models, chosen, card or {}),
             options=_options(card, task, given) if card else [], threshold=_default(card or {}, "threshold", 0.5),
             confidence=_default(card or {}, "confidence", 0.25), iou=_default(card or {}, "iou", 0.45),
             relatives=view.relatives(entries, chosen.service) if chosen else [], downloads=_downloads(card or {}),
@@ -197,6 +195,13 @@ def _chosen(models: list[ModelEntry], name: str | None) -> ModelEntry | None:
         (entry for entry in models if entry.id == name),
         next((entry for entry in models if entry.ready), models[0] if models else None),
     )
+
+
+def _starters(models: list[ModelEntry], chosen: ModelEntry | None, card: dict[str, Any]) -> tuple[str, ...]:
+    """What may be asked first: of the default model anything; of another, which may know one task, its example."""
+    said = [message.get("content") for message in (card.get("example") or {}).get("messages") or ()]
+    texts = [content for content in said if isinstance(content, str)]
+    return _STARTERS if not texts or chosen == models[0] else (" ".join(texts),)
 
 
 def _options(card: dict[str, Any], task: str, given: dict[str, Any] | None = None) -> list[Field]:
