@@ -59,6 +59,12 @@ def test_session_shows_its_size_and_what_surprised_it_and_can_go_back(page: Any)
     expect(state).to_have_text("Nothing is remembered between requests.")
 
 
+def test_model_of_one_task_is_asked_what_it_is_made_for(page: Any) -> None:
+    page.goto("/console/chat?model=fovea-landmark-recall")
+    (starter,) = page.locator("[data-starter]").all_inner_texts()
+    assert starter.endswith("? dog")
+
+
 def test_model_without_memory_offers_none(page: Any) -> None:
     page.goto("/console/chat?model=fovea-hybrid-nonapproximate")
     page.locator("#message").wait_for()

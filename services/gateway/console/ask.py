@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from services.gateway.sdk.failure import failed
 from shared.api.model import ModelEntry, ModelList
-from shared.errors import Fault, NotFound, NotReady
+from shared.errors import Fault, FoveaError, NotFound, NotReady
 
 __all__ = ["Asker"]
 
@@ -37,6 +37,14 @@ class Asker:
         if not isinstance(card, dict):
             raise Fault("The model's card is not an object.")
         return card
+
+    async def example(self, request: Request, name: str) -> dict[str, Any]:
+        """A request that the model answers; empty where none is told."""
+        try:
+            example = await self._get(request, f"v1/models/{name}/example")
+        except FoveaError:
+            return {}
+        return example if isinstance(example, dict) else {}
 
     async def templates(self, request: Request) -> list[str]:
         """Ids of the judges' templates; none where no service has them."""

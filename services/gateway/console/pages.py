@@ -6,7 +6,7 @@ A reader without a good key gets the page that asks for one; every other refusal
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,11 @@ class Console:
         return await self._bench(request, "restore", "restore.html", page="models")
 
     async def chat(self, request: Request) -> Response:
-        """A conversation."""
-        return await self._bench(request, "chat", "chat.html", page="chat")
+        """A conversation; the default model may be asked anything, others what they are made for."""
+        models = [entry for entry in await self._asker.models(request) if entry.task == "chat"]
+        chosen = _chosen(models, request.query_params.get("model"))
+        example = await self._asker.example(request, chosen.id) if chosen and chosen != models[0] else {}
+        return await self._bench(request, "chat", "chat.html", page="chat", starters=_starters(example))
 
     async def judge(self, request: Request) -> Response:
         """Relevance labels: pairs, batches, and what is computed from them."""
@@ -160,7 +163,14 @@ class Console:
         )  # fmt: skip
 
     async def _bench(
-        self, request: Request, task: str, template: str, page: str, *, given: dict[str, Any] | None = None
+        self,
+        request: Request,
+        task: str,
+        template: str,
+        page: str,
+        *,
+        given: dict[str, Any] | None = None,
+        starters: Sequence[str] = (),
     ) -> Response:
         entries = await self._asker.models(request)
         models = [entry for entry in entries if entry.task == task]
@@ -168,7 +178,7 @@ class Console:
         card = await self._asker.card(request, chosen.id) if chosen else None
         return self._draw(
             template, request, page=page, task=task, path=task_path(task), models=models, chosen=card,
-            given=given, starters=_starters(models, chosen, card or {}),
+            given=given, starters=starters,
             options=_options(card, task, given) if card else [], threshold=_default(card or {}, "threshold", 0.5),
             confidence=_default(card or {}, "confidence", 0.25), iou=_default(card or {}, "iou", 0.45),
             relatives=view.relatives(entries, chosen.service) if chosen else [], downloads=_downloads(card or {}),
@@ -197,11 +207,11 @@ def _chosen(models: list[ModelEntry], name: str | None) -> ModelEntry | None:
     )
 
 
-def _starters(models: list[ModelEntry], chosen: ModelEntry | None, card: dict[str, Any]) -> tuple[str, ...]:
-    """What may be asked first: of the default model anything; of another, which may know one task, its example."""
-    said = [message.get("content") for message in (card.get("example") or {}).get("messages") or ()]
+def _starters(example: dict[str, Any]) -> tuple[str, ...]:
+    """What a model that may know one task only can be asked: its example; anything where that says nothing."""
+    said = [message.get("content") for message in example.get("messages") or () if isinstance(message, dict)]
     texts = [content for content in said if isinstance(content, str)]
-    return _STARTERS if not texts or chosen == models[0] else (" ".join(texts),)
+    return (" ".join(texts),) if texts else _STARTERS
 
 
 def _options(card: dict[str, Any], task: str, given: dict[str, Any] | None = None) -> list[Field]:
