@@ -136,12 +136,13 @@ class RoutingProbe(Experiment[RoutingSpec]):
             raise InvalidOption(detail, field="layer")
         model: Any = subject.model
         centroids = int(model.blocks[spec.layer][1].means.shape[1])
-        return _report(spec, ids, chosen[0], centroids)
+        looking, found = (part[0, :, : len(ids)] for part in (chosen.clusters, chosen.of_keys))
+        return _report(spec, ids, looking, found, centroids)
 
 
 @torch.no_grad()
-def _chosen(subject: Subject, ids: list[int]) -> list[Tensor | None]:
-    """Per layer the clusters [1,H,T] of a text."""
+def _chosen(subject: Subject, ids: list[int]) -> list[Any]:
+    """Per layer what its routing heads chose; None where it has none."""
     seen: list[Any] = []
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
@@ -154,11 +155,11 @@ def _chosen(subject: Subject, ids: list[int]) -> list[Tensor | None]:
     finally:
         for handle in handles:
             handle.remove()
-    return [None if chosen is None else chosen.clusters[..., : len(ids)] for chosen in seen]
+    return seen
 
 
-def _report(spec: RoutingSpec, ids: list[int], clusters: Tensor, centroids: int) -> Report:
-    """What is told of clusters [H,T]."""
+def _report(spec: RoutingSpec, ids: list[int], looking: Tensor, clusters: Tensor, centroids: int) -> Report:
+    """What is told of the clusters that tokens look into and are found in, both [H,T]."""
     tokens = _tokens(bytes(ids))
     counts = torch.stack([torch.bincount(head, minlength=centroids) for head in clusters])
     heads = range(len(clusters))
@@ -168,18 +169,19 @@ def _report(spec: RoutingSpec, ids: list[int], clusters: Tensor, centroids: int)
             members = (clusters[head] == cluster).nonzero().flatten().tolist()
             shown = " ".join(f"{tokens[t].text!r}@{t}" for t in members[:SHOWN])
             rows.append([head, cluster, len(members), shown + (" …" if len(members) > SHOWN else "")])
-    alone = float((counts.gather(1, clusters) == 1).double().mean())
+    others = counts.gather(1, looking) - (looking == clusters).long()
+    alone = float((others == 0).double().mean())
     return Report(
         title=f"Clusters of layer {spec.layer}",
         scalars={
             "tokens": Scalar(value=len(ids)),
             "occupancy_min": Scalar(value=int(counts.min()), note="Tokens of the emptiest cluster."),
             "occupancy_max": Scalar(value=int(counts.max()), note="Tokens of the fullest cluster."),
-            "alone": Scalar(value=alone, note="Share of tokens that are alone in their cluster: they see themselves."),
+            "alone": Scalar(value=alone, note="Share of tokens in whose cluster is no other: they see themselves."),
         },
         tables=[
             Table(name="clusters", columns=["head", "cluster", "tokens", "members"], rows=rows,
-                  caption=f"Members as byte@position, at most {SHOWN} of a cluster.")
+                  caption=f"Who is found there, as byte@position, at most {SHOWN} of a cluster.")
         ],
         grids=[
             Grid(name="occupancy", values=matrix(counts.tolist()), rows=Axis(label="head", ticks=list(map(str, heads))),

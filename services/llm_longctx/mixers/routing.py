@@ -26,6 +26,7 @@ __all__ = [
     "Routed",
     "RoutingState",
     "attend_clusters",
+    "attend_masked",
     "attend_sorted",
     "committed",
     "nearest",
@@ -115,18 +116,28 @@ def attend_clusters(q: Tensor, k: Tensor, v: Tensor, of_q: Tensor, of_k: Tensor,
         clusters: K.
         window: w.
     """
-    T = q.shape[2]
-    place = functional.one_hot(of_k + 1, clusters + 1).cumsum(2)  # tokens of each cluster so far [B,H,T,K+1]
-    own = place.gather(3, (of_k + 1)[..., None])  # its number in its cluster, from 1
-    upto = place.gather(3, (of_q + 1)[..., None])  # how many of the query's cluster there are by then
-    same = (of_q[..., :, None] == of_k[..., None, :]) & (of_q >= 0)[..., :, None]
-    seen = same & (upto - own.mT < window)
-    earlier = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
-    oneself = torch.eye(T, dtype=torch.bool, device=q.device) & ((of_q >= 0) & (of_k >= 0))[..., :, None]
-    scores = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~(seen & earlier | oneself), -torch.inf)
+    seen = _seen(of_q, of_k, clusters, window) & (of_q >= 0)[..., :, None]
+    scores = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~seen, -torch.inf)
     peak = scores.detach().amax(-1, keepdim=True)
     risen = (scores - peak.masked_fill(peak.isneginf(), 0)).exp()
     return risen / risen.sum(-1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny) @ v
+
+
+def _seen(of_q: Tensor, of_k: Tensor, clusters: int, window: int) -> Tensor:
+    """Which keys a query may see [B,H,T,T]: the last `window` of its cluster, and itself."""
+    place = functional.one_hot(of_k + 1, clusters + 1).cumsum(2)  # tokens of each cluster so far [B,H,T,K+1]
+    stride = of_q.shape[2] + window  # cluster and number in one: a difference below the window is the same cluster
+    own, upto = ((of * stride + place.gather(3, (of + 1)[..., None])[..., 0]).int() for of in (of_k, of_q))
+    since = upto[..., :, None] - own[..., None, :]
+    seen = (since >= 0) & (since < window)
+    seen.diagonal(dim1=-2, dim2=-1).fill_(True)
+    return seen
+
+
+def attend_masked(q: Tensor, k: Tensor, v: Tensor, of_q: Tensor, of_k: Tensor, clusters: int, window: int) -> Tensor:
+    """`attend_clusters` by torch's own kernel, for training: equal to rounding, not to the bit."""
+    mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=_seen(of_q, of_k, clusters, window))
+    return mixed.masked_fill((of_q < 0)[..., None], 0)
 
 
 def attend_sorted(q: Tensor, k: Tensor, v: Tensor, of: Tensor, window: int) -> Tensor:
@@ -271,36 +282,39 @@ class RoutingState:
     Args:
         centroids: [H,K,d].
         window: w.
+        shared: Keys are the normalised queries.
     """
 
-    def __init__(self, centroids: Tensor, window: int) -> None:
-        self.centroids, self.window = centroids, window
+    def __init__(self, centroids: Tensor, window: int, *, shared: bool = True) -> None:
+        self.centroids, self.window, self.shared = centroids, window, shared
         self._ring: Tensor | None = None
         self._count: Tensor | None = None
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None = None) -> Tensor:
-        """The next token, queries and keys shared: q, k, v [B,H,1,d] → [B,H,1,d].
+        """The next token: q, k, v [B,H,1,d] → [B,H,1,d].
 
         Args:
             q: The query, before normalisation.
-            k: Ignored: the key is the normalised query.
+            k: The key, before normalisation; ignored where keys are the normalised queries.
             v: The value.
             turn: Positions, applied behind the choice of the cluster, so that clusters depend on content alone.
         """
-        unit = normalised(q)
-        where = nearest(unit, self.centroids)[..., 0]
+        query = normalised(q)
+        key = query if self.shared else normalised(k)
+        of_q, of_k = (nearest(x, self.centroids)[..., 0] for x in (query, key))
         if turn is not None:
-            unit = turn(unit)
+            query, key = turn(query), turn(key)
         B, H, _, d = q.shape
         ring, count = self._opened(B, H, d, q)
-        rows = torch.arange(B, device=q.device)[:, None], torch.arange(H, device=q.device), where
-        slot = count[rows] % self.window
-        ring[0][(*rows, slot)], ring[1][(*rows, slot)] = unit[:, :, 0], v[:, :, 0]
-        count[rows] += 1
-        held = torch.arange(self.window, device=q.device) < count[rows][..., None]
-        scores = (ring[0][rows] @ unit.mT)[..., 0] / math.sqrt(d)
-        weights = scores.masked_fill(~held, -torch.inf).softmax(-1)
-        return weights[:, :, None] @ ring[1][rows]
+        head = torch.arange(B, device=q.device)[:, None], torch.arange(H, device=q.device)
+        slot = count[(*head, of_k)] % self.window
+        ring[0][(*head, of_k, slot)], ring[1][(*head, of_k, slot)] = key[:, :, 0], v[:, :, 0]
+        count[(*head, of_k)] += 1
+        keys, values = (torch.cat((part[(*head, of_q)], own), 2) for part, own in zip(ring, (key, v), strict=True))
+        held = torch.arange(self.window, device=q.device) < count[(*head, of_q)][..., None]
+        seen = torch.cat((held, (of_q != of_k)[..., None]), -1)  # itself, where its key is in another cluster
+        scores = (keys @ query.mT)[..., 0] / math.sqrt(d)
+        return scores.masked_fill(~seen, -torch.inf).softmax(-1)[:, :, None] @ values
 
     @property
     def nbytes(self) -> int:

@@ -17,6 +17,7 @@ from services.llm_longctx.mixers.rotary import turned_halves, turned_pairs
 from services.llm_longctx.mixers.routing import (
     RoutingState,
     attend_clusters,
+    attend_masked,
     attend_sorted,
     committed,
     nearest,
@@ -29,10 +30,21 @@ __all__ = ["Chosen", "RoutingLM", "RoutingSession"]
 
 
 class Chosen(NamedTuple):
-    """What one layer's routing heads compared with their centroids [B,H,T,d], and the clusters [B,H,T]; -1 is none."""
+    """What one layer's routing heads compared with their centroids [B,H,T,d], and the clusters [B,H,T]; -1 is none.
+
+    Attributes:
+        units, clusters: Of queries.
+        keys, of_keys: Of keys; the same tensors where keys are the queries.
+    """
 
     units: Tensor
     clusters: Tensor
+    keys: Tensor
+    of_keys: Tensor
+
+    def upto(self, length: int) -> Chosen:
+        """Of the first tokens."""
+        return Chosen(*(part[:, :, :length] for part in self))
 
 
 Routed = tuple[Tensor, Tensor, Chosen | None]
@@ -60,9 +72,11 @@ class _Attention(nn.Module):
     """Local heads first, then routing heads, where there are any; both read the same normed x."""
 
     def __init__(
-        self, width: int, heads: int, head_dim: int, local_heads: int, window: int, local_window: int, clusters: int
-    ) -> None:
+        self, width: int, heads: int, head_dim: int, local_heads: int, window: int, local_window: int, clusters: int,
+        *, shared: bool,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.shared = shared
         self.local_heads, self.head_dim, self.window, self.local_window = local_heads, head_dim, window, local_window
         routing = heads - local_heads
         self.local_to_qkv = nn.Linear(width, 3 * local_heads * head_dim)
@@ -71,6 +85,9 @@ class _Attention(nn.Module):
             self.global_attn = _Clusters(routing, clusters, head_dim)
             self.to_q = nn.Linear(width, routing * head_dim, bias=False)
             self.to_v = nn.Linear(width, routing * head_dim, bias=False)
+        if self.routes and not shared:  # begins as the shared form, so that queries and keys meet in their clusters
+            self.to_k = nn.Linear(width, routing * head_dim, bias=False)
+            self.to_k.load_state_dict(self.to_q.state_dict())
         self.to_out = nn.Linear(heads * head_dim, width, bias=False)
 
     @property
@@ -86,6 +103,11 @@ class _Attention(nn.Module):
             heads = torch.cat((heads, routed), 1)
         added: Tensor = self.to_out(heads.transpose(1, 2).flatten(2))
         return added, loss, chosen
+
+    def routing_qkv(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the routing heads [B,h,T,d], as they are projected; shared keys are queries."""
+        q, v = self.split(self.to_q, z), self.split(self.to_v, z)
+        return q, q if self.shared else self.split(self.to_k, z), v
 
     def split(self, linear: nn.Linear, z: Tensor) -> Tensor:
         """Heads [B,h,T,d]."""
@@ -111,20 +133,26 @@ class _Attention(nn.Module):
 
     def _routed(self, z: Tensor, mode: str, tokens: Tensor | None) -> Routed:
         at = torch.arange(z.shape[1], device=z.device)
-        q, v = self.split(self.to_q, z), self.split(self.to_v, z)
+        q, k, v = self.routing_qkv(z)
         if mode == "port":
             found = route(turned_pairs(q, at), q, turned_pairs(v, at), self.means, self.window, "port", mask=tokens)
             return found.out, found.loss, None
-        unit = normalised(q)
-        of, loss = nearest(unit, self.means), committed((unit,), self.means)
-        if tokens is not None:
-            of = of.masked_fill(~tokens[:, None], -1)
-        turned = turned_pairs(unit, at)
-        if self.training:
-            mixed = attend_sorted(turned, turned, v, of, self.window)
-        else:  # where not a bit may depend on later tokens
-            mixed = attend_clusters(turned, turned, v, of, of, self.means.shape[1], self.window)
-        return mixed, loss, Chosen(unit, of)
+        query = normalised(q)
+        key = query if self.shared else normalised(k)
+        loss = committed((query,) if self.shared else (query, key), self.means)
+        of_q, of_k = (self._clusters(x, tokens) for x in (query, key))
+        turned_q, turned_k = turned_pairs(query, at), turned_pairs(key, at)
+        if self.training and self.shared:
+            mixed = attend_sorted(turned_q, turned_k, v, of_q, self.window)
+        else:
+            attend = attend_masked if self.training else attend_clusters  # where not a bit may depend on later tokens
+            mixed = attend(turned_q, turned_k, v, of_q, of_k, self.means.shape[1], self.window)
+        return mixed, loss, Chosen(query, of_q, key, of_k)
+
+    def _clusters(self, x: Tensor, tokens: Tensor | None) -> Tensor:
+        """The cluster of each token [B,H,T]; of padding none."""
+        of = nearest(x, self.means)
+        return of if tokens is None else of.masked_fill(~tokens[:, None], -1)
 
 
 class _FeedForward(nn.Module):
@@ -166,6 +194,16 @@ class RoutingLM(nn.Module):
     Attributes:
         mode: `causal`, or `port` for what the released code computes.
         context: Longest input; clusters are context / window.
+
+    Args:
+        vocab, width, layers, heads, head_dim: Sizes.
+        local_heads: How many of the heads are local, the first ones.
+        window: Members w of a cluster.
+        local_window: Tokens of a local block.
+        context: See above.
+        mode: See above.
+        shared: Keys of routing heads are their queries, as in the port; else they have a projection `to_k` of their
+            own, in causal mode.
     """
 
     optional = ("sinu_pos_emb.emb", "rel_pos.inv_freq", "mem_key", "mem_value")
@@ -173,8 +211,11 @@ class RoutingLM(nn.Module):
 
     def __init__(
         self, vocab: int, width: int, layers: int, heads: int, head_dim: int, local_heads: int, window: int,
-        local_window: int, context: int, mode: Literal["causal", "port"] = "causal",
+        local_window: int, context: int, mode: Literal["causal", "port"] = "causal", *, shared: bool = True,
     ) -> None:  # fmt: skip
+        if mode == "port" and not shared:
+            message = "port mode has shared queries and keys only: give shared=True, or mode='causal'"
+            raise ValueError(message)
         super().__init__()
         self.mode, self.context, self.local_window = mode, context, local_window
         self.token_emb = nn.Embedding(vocab, width)
@@ -182,7 +223,7 @@ class RoutingLM(nn.Module):
         sizes = (width, heads, head_dim, local_heads, window, local_window, context // window)
         self.routing_transformer = _Stack(
             [
-                (_Wrapped(_Attention(*sizes), width), _Wrapped(_Wrapped(_FeedForward(width)), width))
+                (_Wrapped(_Attention(*sizes, shared=shared), width), _Wrapped(_Wrapped(_FeedForward(width)), width))
                 for _ in range(layers)
             ]
         )
@@ -209,7 +250,7 @@ class RoutingLM(nn.Module):
             added, lost, choice = attention(norm_1(x), self.mode, tokens)
             x, loss = x + added, loss + lost
             x = x + feed(norm_2(x))
-            chosen.append(choice and Chosen(choice.units[:, :, :length], choice.clusters[..., :length]))
+            chosen.append(choice and choice.upto(length))
         return self.logits(x[:, :length]), loss, chosen
 
     def logits(self, x: Tensor) -> Tensor:
@@ -255,7 +296,7 @@ class RoutingSession:
     def __init__(self, net: RoutingLM, batch: int) -> None:
         self.net, self.batch, self.index = net, batch, 0
         blocks = net.blocks
-        self._rings = [RoutingState(a.means, a.window) for _, a, _, _ in blocks if a.routes]
+        self._rings = [RoutingState(a.means, a.window, shared=a.shared) for _, a, _, _ in blocks if a.routes]
         empty = net.out.weight.new_zeros(2, batch, blocks[0][1].local_heads, 0, blocks[0][1].head_dim)
         self._local = [empty for _ in blocks]
 
@@ -296,8 +337,8 @@ class RoutingSession:
             z = norm_1(x)
             heads = self._local_step(layer, attention, z)
             if attention.routes:
-                q, v = attention.split(attention.to_q, z), attention.split(attention.to_v, z)
-                heads = torch.cat((heads, self._rings[layer].step(q, q, v, self._turn)), 1)
+                routed = self._rings[layer].step(*attention.routing_qkv(z), self._turn)
+                heads = torch.cat((heads, routed), 1)
             x = x + attention.to_out(heads.transpose(1, 2).flatten(2))
             x = x + feed(norm_2(x))
         self.index += 1

@@ -22,7 +22,11 @@ __all__ = ["HybridBytes", "RoutingBytes"]
 
 
 class RoutingBytes(ByteRecipe):
-    """`fovea-routing-bytes`: half local, half routing heads; with `routing=0` the twin, all heads local."""
+    """`fovea-routing-bytes`: half local, half routing heads; with `routing=0` the twin, all heads local.
+
+    Routing heads have keys of their own. Where keys are queries, as published, half of the attention goes to the token
+    itself, a token can't look for what follows a text like its own, and the twin has more parameters.
+    """
 
     name: ClassVar[str] = "routing-bytes"
     weights: ClassVar[str] = "fovea-routing-bytes"
@@ -40,13 +44,15 @@ class RoutingBytes(ByteRecipe):
     window: int = 64
     local_window: int = 64
     centroid_decay: float = 0.99
+    shared: bool = Field(default=False, description="Keys of routing heads are their queries.")
 
     def config(self) -> dict[str, Any]:
         """A causal routing LM; heads that do not route are local."""
         local = {"heads": self.heads, "local_heads": self.heads - self.routing}
         sizes = {"width": self.width, "layers": self.layers, **local}
         windows = {"window": self.window, "local_window": self.local_window, "context": self.context}
-        return {"vocab": BYTES, **sizes, "head_dim": self.width // self.heads, **windows, "mode": "causal"}
+        form = {"mode": "causal", "shared": self.shared}
+        return {"vocab": BYTES, **sizes, "head_dim": self.width // self.heads, **windows, **form}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy and commitment; centroids follow the tokens that chose them."""
@@ -72,13 +78,28 @@ class RoutingBytes(ByteRecipe):
 
     @torch.no_grad()
     def _follow(self, net: RoutingLM, chosen: list[Chosen | None]) -> None:
-        """Centroids move towards the mean of the tokens that are nearest to them; empty ones stay."""
+        """Centroids move towards the mean of the tokens that are nearest to them."""
         for choice, (_, attention, _, _) in zip(chosen, net.blocks, strict=True):
             if choice is not None:
-                member = functional.one_hot(choice.clusters, attention.means.shape[1]).to(choice.units.dtype)
-                count = member.sum((0, 2))[..., None]
-                mean = torch.einsum("bhtk,bhtd->hkd", member, choice.units) / count.clamp(min=1)
-                attention.means.lerp_(torch.where(count > 0, mean, attention.means), 1 - self.centroid_decay)
+                means = attention.means
+                tokens = torch.cat((choice.units, choice.keys), 2).transpose(0, 1).flatten(1, 2)  # [H,n,d]
+                of = torch.cat((choice.clusters, choice.of_keys), 2).transpose(0, 1).flatten(1, 2)
+                member = functional.one_hot(of, means.shape[1]).to(means.dtype)
+                count = member.sum(1)[..., None]
+                moved = means.lerp(member.mT @ tokens / count.clamp(min=1), 1 - self.centroid_decay)
+                means.copy_(torch.where(count > 0, moved, _split(tokens, of, count, means)))
+
+
+def _split(tokens: Tensor, of: Tensor, count: Tensor, means: Tensor) -> Tensor:
+    """Where an empty cluster begins anew, per head [H,1,d]: at a member of the fullest, as long as centroids are.
+
+    Without it most clusters of the upper layers are soon empty, and the others hold more than their window.
+    """
+    fullest = count.argmax(1)  # [H,1]
+    last = ((of == fullest) * torch.arange(of.shape[1])).argmax(1)
+    token = tokens[torch.arange(len(tokens)), last]
+    length: Tensor = means.norm(dim=-1).mean(-1, keepdim=True)
+    return (functional.normalize(token, dim=-1) * length)[:, None]
 
 
 class HybridBytes(ByteRecipe):

@@ -44,6 +44,20 @@ def test_routing_recipe_trains_and_its_stream_says_what_the_whole_says(tmp_path,
         assert 0 <= found["occupancy_min"] <= found["occupancy_max"] <= 1
 
 
+def test_an_empty_cluster_begins_anew_in_the_fullest_and_the_twin_is_of_one_size():
+    made = RoutingBytes(window=32, local_window=32, **SMALL)
+    net = made.network().train()
+    attention = net.blocks[0][1]
+    attention.means[:, 1] = attention.means[:, 0]  # ties go to the first
+    first, second = attention.means.unbind(1)
+    length = first.norm(dim=-1)
+    made.loss(net, {"ids": torch.randint(0, 256, (2, 65))})
+    assert not torch.allclose(first, second, atol=0.1)
+    assert torch.allclose(second.norm(dim=-1), length)
+    sizes = [sum(p.numel() for p in RoutingBytes(routing=routing).network().parameters()) for routing in (2, 0)]
+    assert abs(sizes[0] / sizes[1] - 1) < 0.001
+
+
 @pytest.mark.parametrize("mixer", ["nonapproximate", "fixed_qk", "mlp"])
 def test_hybrid_recipe_trains_and_measures_its_state(tmp_path, mixer):
     made = HybridBytes(schedule=SHORT, mixer=mixer, **SMALL)
