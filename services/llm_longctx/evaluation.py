@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 import queue
 import random
+import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
@@ -35,6 +38,9 @@ LONGEST_TEXT = 4_000_000
 
 CHARACTERS = 8
 """Characters per token that are more than enough."""
+
+POLL_S = 0.005
+"""Seconds between two looks at whether an answer is there."""
 
 
 class _Spec(BaseModel):
@@ -118,19 +124,23 @@ def run_needle(speaker: Speaker, spec: NeedleSpec, run: Run) -> NeedleReport:
         Cancelled: The caller went away.
     """
     _check(speaker, spec.lengths, spec.steps)
-    cells = [(d, n) for n in spec.lengths for d in spec.depths]
+    # Deepest first: whatever comes before a needle was read already for the one behind it.
+    depths = sorted(spec.depths, reverse=True)
+    cells = [(d, n, what) for n in sorted(spec.lengths) for d in depths for what in NEEDLES[: spec.needles]]
+    prompts = (
+        needle(speaker.tokenizer, what, n, d, corpus=spec.long_text(n), seed=spec.seed).ids for d, n, what in cells
+    )
     scores: dict[tuple[float, int], list[float]] = {}
     ratios: dict[int, float] = {}
-    for at, (depth, length) in enumerate(cells):
-        for what in NEEDLES[: spec.needles]:
-            prompt = needle(speaker.tokenizer, what, length, depth, corpus=spec.long_text(length), seed=spec.seed)
-            answer = _ask(speaker, prompt.ids[: speaker.context - spec.steps], spec, run)
-            said = speaker.tokenizer.decode(answer.tokens, special=False)
-            scores.setdefault((depth, length), []).append(_recall(what.answer, said))
-            ratios[length] = answer.usage.kv_ratio if answer.usage is not None else 1.0
+    for at, ((depth, length, what), answer) in enumerate(
+        zip(cells, _answers(speaker, prompts, spec, run), strict=True)
+    ):
+        said = speaker.tokenizer.decode(answer.tokens, special=False)
+        scores.setdefault((depth, length), []).append(_recall(what.answer, said))
+        ratios[length] = answer.usage.kv_ratio if answer.usage is not None else 1.0
         run.progress((at + 1) / len(cells), f"{length} tokens, depth {depth:g} %")
     recall = [[sum(scores[d, n]) / len(scores[d, n]) for n in spec.lengths] for d in spec.depths]
-    mean = sum(map(sum, recall)) / len(cells)
+    mean = sum(map(sum, recall)) / (len(spec.lengths) * len(spec.depths))
     return NeedleReport(
         model=speaker.name, longctx=spec.longctx, lengths=spec.lengths, depths=spec.depths, recall=recall,
         kv_ratio=[ratios[n] for n in spec.lengths], mean=mean,
@@ -163,39 +173,68 @@ def _check(speaker: Speaker, lengths: Sequence[int], steps: int) -> None:
         raise InvalidOption(detail, field="lengths")
 
 
-def _ask(speaker: Speaker, ids: list[int], spec: NeedleSpec, run: Run) -> Collected:
-    """One answer, behind the requests of others."""
+def _answers(speaker: Speaker, prompts: Iterable[Sequence[int]], spec: NeedleSpec, run: Run) -> Iterator[Collected]:
+    """Answers in order, behind the requests of others, and decoded together in half of the places that there are."""
+    most = max(speaker.scheduler.engine.max_batch // 2, 1)
+    rest, asked = iter(prompts), deque[tuple[Order, Collected]]()
+    try:
+        while True:
+            asked.extend(
+                _asked(speaker, ids[: speaker.context - spec.steps], spec) for ids in islice(rest, most - len(asked))
+            )
+            if not asked:
+                return
+            yield _heard(asked[0][1], run)
+            asked.popleft()
+    finally:
+        for order, _ in asked:
+            order.dropped = True
+
+
+def _asked(speaker: Speaker, ids: Sequence[int], spec: NeedleSpec) -> tuple[Order, Collected]:
+    """A prompt handed in. Its place in the queue is no progress of the whole, so it has no part in the caller's run."""
     engine = speaker.scheduler.engine
     policy = policy_for(engine, spec.longctx, speaker.plans, len(ids), spec.steps)
     sink = Collected()
-    order = Order(
-        ids, [Choice(Sampling(), sink)], spec.steps, policy=policy, ends=speaker.tokenizer.eos, priority=-1, run=run
-    )
+    order = Order(ids, [Choice(Sampling(), sink)], spec.steps, policy=policy, ends=speaker.tokenizer.eos, priority=-1)
     sink.usage = Usage(order, policy, engine.backend)
     speaker.scheduler.submit(order)
-    while sink.reason is None:
-        time.sleep(0.005)
-    sink.completion()  # raises what went wrong
-    return sink
+    return order, sink
+
+
+def _heard(answer: Collected, run: Run) -> Collected:
+    """An answer when it is over."""
+    while answer.reason is None:
+        run.check()
+        time.sleep(POLL_S)
+    answer.completion()  # raises what went wrong
+    return answer
 
 
 def _compared(speaker: Speaker, ids: list[int], answer: list[int], policy: Policy, run: Run) -> Fidelity:
     """A comparison on the scheduler's thread, while nobody waits for an answer."""
     news: queue.SimpleQueue[Fidelity | None] = queue.SimpleQueue()
+    left = threading.Event()
 
     def work() -> Generator[None, None, None]:
         try:
+            yield  # begun before it is handed over: only what has begun hears that it is given up
             for piece in comparing(speaker.scheduler.engine, ids, answer, policy, news.put):
-                if run.cancelled:
+                if left.is_set():
                     return
                 yield piece
         finally:
             news.put(None)
 
-    speaker.scheduler.later(work())
-    found = news.get()
-    run.check()
-    if found is None:
+    next(begun := work())
+    speaker.scheduler.later(begun)
+    try:
+        while news.empty():
+            run.check()
+            time.sleep(POLL_S)
+    finally:
+        left.set()
+    if (found := news.get()) is None:
         detail = "The comparison was given up: requests needed its memory, or it failed."
         raise Cancelled(detail, hint="Try again when the service is less busy.")
     return found

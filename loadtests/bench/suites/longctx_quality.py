@@ -1,46 +1,62 @@
 """What the attention methods cost in quality on SmolLM2: needles by length and depth, and fidelity to dense.
 
 The same evaluations as `fovea needle` and `fovea fidelity`, in bfloat16, on the help topics that ship with Python.
-Nothing is timed: a row's median is a mean here, and its low and high are the extreme cells.
+Nothing is timed: a row's median is a mean here, and its low and high are the extreme cells. Reports are kept as they
+come, so a run that was stopped goes on where it was; a whole one forgets them.
 """
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from loadtests.bench.result import Row, Table
-from services.llm_longctx.evaluation import FidelitySpec, NeedleReport, NeedleSpec, run_fidelity, run_needle
+from services.llm_longctx.evaluation import (
+    FidelityReport,
+    FidelitySpec,
+    NeedleReport,
+    NeedleSpec,
+    run_fidelity,
+    run_needle,
+)
 from services.llm_longctx.heat import heat_map, sheet
 from services.llm_longctx.models.smollm2 import SmolLM2
 from services.llm_longctx.speaker import Speaker
 from shared.registry import Place, Run
 
-PICTURE = Path(__file__).parents[3] / "docs/images/needles.png"
-DEPTHS = (0, 50, 100)
+ROOT = Path(__file__).parents[3]
+PICTURE = ROOT / "docs/images/needles.png"
+KEPT = ROOT / "build/longctx_quality"
+DEPTHS = (0, 25, 50, 75, 100)
+STEPS = 24
 
+_DUO = {"method": "duo", "sink": 16, "recent": 128}
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "dense": {"method": "dense"},
     "duo": {"method": "duo"},
-    "duo, plan default, half the bytes": {
-        "method": "duo",
-        "plan": "default",
-        "kv_ratio": 0.5,
-        "sink": 16,
-        "recent": 128,
-    },
-    "duo, plan gates, half the bytes": {"method": "duo", "plan": "gates", "kv_ratio": 0.5, "sink": 16, "recent": 128},
+    "duo, small window": _DUO,
+    "duo, plan gates, half of the bytes": {**_DUO, "plan": "gates", "kv_ratio": 0.5},
     "razor": {"method": "razor", "window_min": 256, "window_div": 16},
     "recycled": {"method": "recycled", "budget": 512, "stride": 16},
     "flexprefill": {"method": "flexprefill", "min_budget": 256},
     "dhsa": {"method": "dhsa", "budget": 512},
     "power": {"method": "power", "block": 64},
-}
+    "duo x flexprefill x recycled": {
+        "method": "duo", "prefill": {"method": "flexprefill", "min_budget": 256},
+        "decode": {"method": "recycled", "budget": 512, "stride": 16},
+    },
+}  # fmt: skip
 """Windows and budgets scaled to these lengths."""
+
+_Report = TypeVar("_Report", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -50,50 +66,67 @@ class Quality(Table):
     grids: dict[str, Any] = field(default_factory=dict)
 
 
-def measure(rounds: int = 1, count: int = 1000) -> Quality:
-    """Needles (`rounds` per cell, at most three) in `count` and half as many tokens, fidelity behind `count`."""
+def measure(rounds: int = 3, count: int = 2048) -> Quality:
+    """Needles (`rounds` per cell, at most three) and fidelity in `count` tokens, half and a quarter of them."""
+    lengths = [count // 4, count // 2, count]
     with tempfile.TemporaryDirectory() as folder:
         place = Place(cache=Path(folder), weights=Path(folder), options={"llm_dtype": "bfloat16"})
         model = SmolLM2.load(place)
         try:
-            found = {name: _needles(model.speaker, how, count, rounds) for name, how in METHODS.items()}
-            rows = [row for name, how in METHODS.items() for row in _rows(model.speaker, name, how, found, count)]
+            found = {name: _needles(model.speaker, how, lengths, rounds) for name, how in METHODS.items()}
+            base = found["dense"].mean
+            rows = [_recall(name, report, base) for name, report in found.items()]
+            for name, how in METHODS.items():
+                rows += _fidelity(model.speaker, name, how, lengths) if name != "dense" else ()
         finally:
             model.close()
     if count > 200:
         labels = [f"{d} %" for d in DEPTHS]
         maps = {name: heat_map(r.recall, labels, [str(n) for n in r.lengths]) for name, r in found.items()}
-        PICTURE.write_bytes(sheet(maps, 3))
+        PICTURE.write_bytes(sheet(maps, 5))
+    shutil.rmtree(KEPT, ignore_errors=True)
     return Quality(
         suite="longctx_quality", title="What attention methods cost in quality", baseline="dense", rows=rows,
-        how=f"SmolLM2-135M-Instruct in bfloat16; needles in {count // 2} and {count:,} tokens at depths {DEPTHS} "
-        f"percent (share of the hidden words that are answered); fidelity over 24 tokens behind {count:,}, "
-        "teacher-forced. Means, and the extreme cells",
+        how=f"SmolLM2-135M-Instruct in bfloat16, prompts of {', '.join(f'{n:,}' for n in lengths)} tokens; {rounds} "
+        f"needles each at depths of {', '.join(map(str, DEPTHS))} percent, {len(lengths) * len(DEPTHS) * rounds} "
+        f"answers a method (share of the hidden words that are answered); fidelity over {STEPS} tokens behind prose "
+        "and random tokens that come twice, teacher-forced. Means, and the extreme cells",
         grids={name: r.recall for name, r in found.items()},
     )  # fmt: skip
 
 
-def _needles(speaker: Speaker, how: Mapping[str, Any], count: int, rounds: int) -> NeedleReport:
-    asked = {"longctx": how, "lengths": [count // 2, count], "depths": DEPTHS, "steps": 24, "needles": min(rounds, 3)}
-    return run_needle(speaker, NeedleSpec.model_validate(asked), Run())
+def _needles(speaker: Speaker, how: Mapping[str, Any], lengths: Sequence[int], rounds: int) -> NeedleReport:
+    asked = {"longctx": how, "lengths": lengths, "depths": DEPTHS, "steps": STEPS, "needles": min(rounds, 3)}
+    spec = NeedleSpec.model_validate(asked)
+    return _once(spec, NeedleReport, lambda: run_needle(speaker, spec, Run()))
 
 
-def _rows(
-    speaker: Speaker, name: str, how: Mapping[str, Any], found: Mapping[str, NeedleReport], count: int
-) -> list[Row]:
-    report, base = found[name], max(found["dense"].mean, 1e-9)
+def _recall(name: str, report: NeedleReport, base: float) -> Row:
     cells = [x for line in report.recall for x in line]
-    ratio = f"KV {report.kv_ratio[-1]:.2f} of dense"
-    rows = [Row(f"needle recall, {name}", "share", report.mean, min(cells), max(cells), report.mean / base, ratio)]
-    if name == "dense":
-        return rows
-    spec = FidelitySpec.model_validate({"longctx": how, "lengths": [count], "steps": 24})
-    told = run_fidelity(speaker, spec, Run()).rows
-    kl, same = [r.kl for r in told], [r.agreement for r in told]
-    note = "; ".join(
-        f"{r.task}: KL {r.kl:.3f}, perplexity {r.perplexity:.3g} (dense {r.perplexity_dense:.3g}), "
-        f"right {r.right:.2f}" for r in told
-    )  # fmt: skip
-    rows.append(Row(f"KL(dense ‖ {name})", "nats/token", fmean(kl), min(kl), max(kl), 1.0, note))
-    rows.append(Row(f"top-1 agreement, {name}", "share", fmean(same), min(same), max(same), fmean(same), ""))
+    note = f"KV {', '.join(f'{x:.2f}' for x in report.kv_ratio)} of dense"
+    return Row(f"needle recall, {name}", "share", report.mean, min(cells), max(cells), report.mean / base, note)
+
+
+def _fidelity(speaker: Speaker, name: str, how: Mapping[str, Any], lengths: Sequence[int]) -> list[Row]:
+    spec = FidelitySpec.model_validate({"longctx": how, "lengths": lengths, "steps": STEPS})
+    told = _once(spec, FidelityReport, lambda: run_fidelity(speaker, spec, Run())).rows
+    rows = []
+    for task in spec.tasks:
+        mine = [r for r in told if r.task == task]
+        kl, same = [r.kl for r in mine], [r.agreement for r in mine]
+        lost = fmean(r.perplexity / r.perplexity_dense for r in mine)
+        note = f"top-1 agreement {fmean(same):.2f} ({min(same):.2f} – {max(same):.2f}); the ratio is of perplexities"
+        rows.append(Row(f"KL(dense ‖ {name}), {task}", "nats/token", fmean(kl), min(kl), max(kl), lost, note))
     return rows
+
+
+def _once(spec: BaseModel, kind: type[_Report], make: Callable[[], _Report]) -> _Report:
+    """The report of a spec, kept from an earlier run that was stopped, or made now."""
+    digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]
+    file = KEPT / f"{type(spec).__name__}-{digest}.json"
+    if file.is_file():
+        return kind.model_validate_json(file.read_text("utf8"))
+    report = make()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(report.model_dump_json(), "utf8")
+    return report

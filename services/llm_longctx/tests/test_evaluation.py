@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 
 import httpx2
 import pytest
@@ -26,7 +27,7 @@ from services.llm_longctx.tests.toy_methods import Streaming
 from services.llm_longctx.verbs import fidelity, needle
 from shared import telemetry
 from shared.api.text import CompletionRequest
-from shared.errors import Cancelled, InvalidOption, Malformed
+from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, Malformed
 from shared.lm.needle import haystack
 from shared.registry import Place, Run
 from shared.serving.app import build
@@ -173,7 +174,8 @@ def test_needles_by_length_and_depth(model):
     assert len(report.recall) == len(report.depths) == 2
     assert all(0 <= x <= 1 for row in report.recall for x in row)
     assert report.kv_ratio == [1, 1]
-    assert told[-1] == (1.0, "170 tokens, depth 100 %")
+    assert told[-1] == (1.0, "170 tokens, depth 0 %")
+    assert [share for share, _ in told] == [0.25, 0.5, 0.75, 1.0], "no place in a queue sets it back"
 
 
 @pytest.mark.parametrize(
@@ -259,3 +261,23 @@ def test_long_english_text_comes_with_python_in_the_order_of_a_seed():
     spec = FidelitySpec(lengths=[40], corpus="generated", seed=3)
     assert spec.long_text(30) == haystack(240, 3)
     assert FidelitySpec(text="my own").long_text(10**6) == "my own"
+
+
+def test_what_lies_before_a_needle_is_read_once(model, monkeypatch):
+    monkeypatch.setattr("shared.lm.needle.OVERHEAD", 0)
+    orders, submit = [], model.speaker.scheduler.submit
+    monkeypatch.setattr(model.speaker.scheduler, "submit", lambda one: (orders.append(one), submit(one)))
+    run_needle(model.speaker, NeedleSpec(lengths=[180], depths=[90, 100], steps=3, text="Go. " * 60), Run())
+    assert [one.facts.cached_tokens for one in orders] == [0, 64]
+
+
+def test_a_comparison_that_is_given_up_before_its_turn_says_so(model, monkeypatch):
+    monkeypatch.setattr(model.speaker.scheduler, "later", lambda work: work.close())
+    with pytest.raises(Cancelled, match="given up"):
+        run_fidelity(model.speaker, FidelitySpec(lengths=[40], steps=5), Run())
+
+
+def test_nobody_waits_longer_than_the_deadline_for_a_quiet_moment(model, monkeypatch):
+    monkeypatch.setattr(model.speaker.scheduler, "later", lambda _work: None)
+    with pytest.raises(DeadlineExceeded):
+        run_fidelity(model.speaker, FidelitySpec(lengths=[40], steps=5), Run(deadline=time.monotonic() + 0.05))
