@@ -38,6 +38,7 @@ from shared.api.text import (
     TokenizeRequest,
 )
 from shared.errors import FoveaError
+from shared.registry import Run
 from shared.serving.faults import blame
 from shared.serving.host import Host
 from shared.serving.system import host_of
@@ -57,6 +58,9 @@ _FORM = {"x-error-form": "openai"}
 """Tells `shared.serving.rendering` how errors of these routes look."""
 
 _LIVE = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+PATIENCE_S = 1.0
+"""Seconds after which a stream that waits for its turn begins with comments on where it stands."""
 
 Asked = ChatRequest | CompletionRequest
 
@@ -99,8 +103,11 @@ async def _answer(body: Asked, request: Request, host: Host, protocol: Any) -> R
     if not body.stream:
         answer: BaseModel = protocol.gather([event async for event in events])
         return Response(answer.model_dump_json(), media_type="application/json")
-    first = await anext(events)  # what goes wrong before the first chunk is an ordinary error
-    return StreamingResponse(_sse(first, events, _with_usage(body)), media_type="text/event-stream", headers=_LIVE)
+    first = asyncio.ensure_future(anext(events))
+    if await _came(first):
+        first.result()  # what goes wrong at once is an ordinary error
+    lines = _sse(first, events, request.scope["fovea.run"], _with_usage(body))
+    return StreamingResponse(lines, media_type="text/event-stream", headers=_LIVE)
 
 
 async def _turn(body: Asked, request: Request, model: TextModel) -> Asked | Turn | str:
@@ -132,19 +139,36 @@ def _with_usage(body: Asked) -> bool:
     return body.stream_options is not None and body.stream_options.include_usage
 
 
-async def _sse(first: BaseModel, rest: AsyncIterator[BaseModel], with_usage: bool) -> AsyncIterator[str]:
+async def _came(first: asyncio.Future[BaseModel]) -> bool:
+    """Whether the first chunk, or what went wrong, was there before patience ended."""
+    try:
+        done, _ = await asyncio.wait({first}, timeout=PATIENCE_S)
+    except asyncio.CancelledError:
+        first.cancel()
+        raise
+    return bool(done)
+
+
+async def _sse(
+    first: asyncio.Future[BaseModel], rest: AsyncIterator[BaseModel], run: Run, with_usage: bool
+) -> AsyncIterator[str]:
+    """Events; comments tell the place in the queue while the first is waited for, and clients skip them."""
     hidden = None if with_usage else {"usage"}
 
     def line(event: BaseModel) -> str:
         return f"data: {event.model_dump_json(exclude_unset=True, exclude=hidden)}\n\n"
 
-    yield line(first)
     try:
+        while not await _came(first):
+            yield f": {run.note or 'waiting'}\n\n"
+        yield line(first.result())
         async for event in rest:
             yield line(event)
     except Exception as error:  # noqa: BLE001  # the status is sent: the stream itself must say what went wrong
         yield _failed(blame(error, "The stream"))
         return
+    finally:
+        first.cancel()
     yield "data: [DONE]\n\n"
 
 

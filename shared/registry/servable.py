@@ -72,6 +72,11 @@ class Run:
     """One call in flight: its deadline, its cancellation and where its progress goes. Safe to share between threads.
 
     Long work calls `check()` between steps and `progress()` when there is something to tell.
+
+    Attributes:
+        deadline: A `time.monotonic()` instant, or None.
+        job: The job's id when it runs as one.
+        note: What `progress` told last.
     """
 
     def __init__(
@@ -84,11 +89,13 @@ class Run:
         """Start a run; `deadline` is a `time.monotonic()` instant, `job` the id when it runs as a job."""
         self.deadline = deadline
         self.job = job
+        self.note: str | None = None
         self._report = report
         self._cancelled = False  # a plain flag: nobody waits for it, and setting it is atomic
 
     def progress(self, fraction: float, note: str | None = None) -> None:
         """Tell how far the work is: `fraction` in 0..1, `note` for people."""
+        self.note = note
         if self._report is not None:
             self._report(min(max(fraction, 0.0), 1.0), note)
 

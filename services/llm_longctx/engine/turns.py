@@ -163,6 +163,7 @@ class Turns(ABC, Generic[S]):
             self._waiting.remove(begun)
             self._tell_places()
         self._reading = begun
+        begun.order.run.progress(0.0, "being read")
         begun.context.run(telemetry.observe_stage, "queue", time.perf_counter() - begun.since)
         begun.since = time.perf_counter()
         self._open(begun)
@@ -206,7 +207,7 @@ class Turns(ABC, Generic[S]):
         self._tell_places()
 
     def _tell_places(self) -> None:
-        """Tell jobs where they stand; the lock is held."""
+        """Tell those who wait where they stand; the lock is held."""
         for place, one in enumerate(sorted(self._waiting, key=lambda w: w.rank), 1):
             one.order.run.progress(0.0, f"{place} in the queue")
 

@@ -8,6 +8,7 @@ import httpx2
 import openai
 import pytest
 
+from services.llm_longctx import openai as routes
 from services.llm_longctx.tests.conftest import CONTEXT, HELLO, MODEL, Server, app_of, go_on, say, until, write_folder
 
 JSON = {"content-type": "application/json"}
@@ -164,6 +165,39 @@ def test_a_full_queue_is_429_with_retry_after(server, monkeypatch):
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) >= 1
     assert answer.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_a_stream_that_waits_for_its_turn_tells_its_place_and_clients_skip_it(server, client, monkeypatch):
+    scheduler = server.app.state.host.servable(MODEL).speaker.scheduler
+    patient, fits, places = 0.02, scheduler._fits, []
+    monkeypatch.setattr(routes, "PATIENCE_S", patient)
+    monkeypatch.setattr(scheduler, "_fits", lambda begun: len(places) > 2 and fits(begun))
+    body = {"messages": HELLO, "max_tokens": 2, "temperature": 0, "stream": True}
+    with httpx2.stream("POST", f"{server.url}/v1/chat/completions", json=body) as answer:
+        lines = iter(answer.iter_lines())
+        while (line := next(lines)).startswith(":") or not line:
+            places.append(line)
+        assert line.startswith("data: ")
+        assert list(lines)[-2:] == ["data: [DONE]", ""]
+    assert places[:2] == [": 1 in the queue", ""]
+    monkeypatch.setattr(routes, "PATIENCE_S", 0)
+    texts = [c.choices[0].delta.content or "" for c in say(client, stream=True)]
+    assert "".join(texts) == say(client).choices[0].message.content
+
+
+def test_what_goes_wrong_while_a_stream_waits_is_told_in_the_stream(server, monkeypatch):
+    scheduler = server.app.state.host.servable(MODEL).speaker.scheduler
+    monkeypatch.setattr(routes, "PATIENCE_S", 0.02)
+    monkeypatch.setattr(scheduler, "_fits", lambda _begun: False)
+    answer = httpx2.post(
+        f"{server.url}/v1/completions", json={"prompt": "a", "stream": True}, headers={"x-fovea-deadline-ms": "200"}
+    )
+    assert answer.status_code == 200
+    *waited, error, end = answer.text.split("\n\n")
+    assert set(waited) == {": 1 in the queue"}
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+    assert not end
+    until(lambda: scheduler.in_flight == 0)
 
 
 def test_the_documents_describe_the_routes(server):

@@ -151,7 +151,8 @@ def test_those_who_wait_are_told_their_place(tiny):
     second = order(scheduler.engine, [2], new=2)
     third = order(scheduler.engine, [3], new=2, run=Run(report=lambda _, note: notes.append(note)))
     run(scheduler, first, second, third)
-    assert notes == ["3 in the queue", "2 in the queue", "1 in the queue"]
+    assert notes == ["3 in the queue", "2 in the queue", "1 in the queue", "being read"]
+    assert third[0].run.note == "being read"
 
 
 @settings(max_examples=20, deadline=None)
