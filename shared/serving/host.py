@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import time
 from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -215,7 +216,8 @@ class Host:
         self._quiet.clear()
         try:
             with telemetry.bind(service=self.service, model=name):
-                events = pump(lambda: servable.stream(request, run), run, self._pool)
+                context = contextvars.copy_context()
+            events = pump(lambda: servable.stream(request, run), run, self._pool, context=context)
             async with contextlib.aclosing(events):
                 async for event in events:
                     yield event

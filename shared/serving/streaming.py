@@ -22,11 +22,13 @@ _END = object()
 
 
 async def pump(
-    events: Callable[[], Iterator[Event]], run: Run, pool: Executor, depth: int = 32
-) -> AsyncGenerator[Event, None]:
+    events: Callable[[], Iterator[Event]], run: Run, pool: Executor, depth: int = 32,
+    context: contextvars.Context | None = None,
+) -> AsyncGenerator[Event, None]:  # fmt: skip
     """Iterate `events()` on a thread of `pool` and yield what comes, no more than `depth` events ahead of the reader.
 
-    Closing the iterator early cancels `run`; the thread then ends at its next event or its next `run.check()`.
+    Closing the iterator early cancels `run`; the thread then ends at its next event or its next `run.check()`. It works
+    in `context`, or in a copy of that of the first reader.
 
     Raises:
         DeadlineExceeded: Nothing came before the run's deadline.
@@ -51,7 +53,7 @@ async def pump(
         except Exception as error:  # noqa: BLE001  # raised again in the reader
             tell(error)
 
-    pool.submit(contextvars.copy_context().run, work)
+    pool.submit((context or contextvars.copy_context()).run, work)
     ended = False
     try:
         while not ended:

@@ -129,6 +129,21 @@ def test_chat_runs_as_a_job_too(http):
     assert "Paris" in result["choices"][0]["message"]["content"]
 
 
+def test_needle_grid_and_fidelity_run_as_jobs(http):
+    wish = {"prefer": "respond-async"}
+    spec = {"lengths": [400], "depths": [0, 100], "steps": 4, "longctx": {"method": "duo"}}
+    job = http.post("/v1/longctx/needle", json=spec, headers=wish | {"accept": "image/png"}).json()["id"]
+    long = {"lengths": [1000, 2000, 4000], "steps": 200, "longctx": {"method": "dhsa"}}
+    other = http.post("/v1/longctx/fidelity", json=long, headers=wish).json()["id"]
+    assert finished(http, job, 120)["status"] == "succeeded"
+    drawn = http.get(f"/v1/jobs/{job}/result")
+    assert drawn.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(drawn.content)) as grid:
+        assert grid.format == "PNG"
+    assert http.post(f"/v1/jobs/{other}/cancel").status_code == 200
+    assert finished(http, other)["status"] == "cancelled"
+
+
 def test_same_idempotency_key_is_the_same_job(http):
     headers = {"prefer": "respond-async", "idempotency-key": "e2e-1"}
     first, second = (post_frame_with_fixed_boundary(http, headers) for _ in range(2))

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from shared import telemetry
 from shared.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -233,6 +234,23 @@ async def test_stream_hands_out_events_as_they_come_and_counts_as_busy(host):
         assert host.busy == 1
     assert words == ["a", "b", "c"]
     assert host.busy == 0
+
+
+async def test_what_a_stream_tells_the_metrics_carries_its_service_and_model():
+    class Telling(toys.Story):
+        card = toys.card("telling", "plan")
+
+        def stream(self, request, run):
+            begun = telemetry.context()
+            yield request.model_copy(update={"text": f"{begun.service} {begun.model}"})
+            yield request.model_copy(update={"text": telemetry.context().model})
+
+    host = Host("toy", {"telling": Telling}, Settings())
+    await host.start()
+    events = host.stream("telling", Text(text="a"), Run())
+    first = await asyncio.ensure_future(anext(events))  # the first reader may be another task than the others
+    assert [first.text, *[event.text async for event in events]] == ["toy telling", "telling"]
+    await host.stop()
 
 
 async def test_closed_stream_cancels_its_run(host):
