@@ -10,14 +10,20 @@ __all__ = ["milliseconds"]
 
 
 def milliseconds(
-    contenders: Mapping[str, Callable[[], Any]], rounds: int, calls: int, clock: Callable[[], float] = time.perf_counter
+    contenders: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    calls: int,
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    warm: bool = True,
 ) -> dict[str, list[float]]:
     """Milliseconds per call of each contender, one figure a round; each is called once before the clock runs.
 
-    With `time.process_time` they are of the processor, which others on the machine disturb less.
+    With `time.process_time` they are of the processor, which others on the machine disturb less. `warm=False` leaves
+    the first call to whoever made the contenders.
     """
     found: dict[str, list[float]] = {name: [] for name in contenders}
-    for call in contenders.values():
+    for call in contenders.values() if warm else ():
         call()
     for _ in range(rounds):
         for name, call in contenders.items():

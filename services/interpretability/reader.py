@@ -49,9 +49,10 @@ class Reader:
         *blocks, tail = pieces(self._known, ids, rows)
         self._known = list(ids[: tail.start])
         self._cache.length = (blocks or [tail])[0].start
-        model = self.subject.model
+        model, ops = self.subject.model, self.subject.packed
         for block in blocks:
-            model(self.subject.tensor([ids[block.start : block.stop]]), cache=self._cache, keep=0)
+            model(self.subject.tensor([ids[block.start : block.stop]]), cache=self._cache, keep=0, ops=ops)
         watching = Watching(visit, since=len(ids) - rows, cache=self._cache, windows=model.config.windows)
-        logits: Tensor = model(self.subject.tensor([ids[tail.start :]]), cache=self._cache, attend=watching, keep=rows)
+        last = self.subject.tensor([ids[tail.start :]])
+        logits: Tensor = model(last, cache=self._cache, attend=watching, keep=rows, ops=ops)
         return logits

@@ -16,6 +16,8 @@ from torch import Tensor
 from services.interpretability.report import Token
 from shared.errors import InvalidOption, TooLarge
 from shared.lm.decoder import Decoder
+from shared.lm.ops import Ops
+from shared.lm.packed import packed
 from shared.lm.tokenizer import Tokenizer
 
 __all__ = ["Subject"]
@@ -68,6 +70,11 @@ class Subject:
     def device(self) -> str:
         """Where the weights are."""
         return str(self.model.output_matrix.device)
+
+    @cached_property
+    def packed(self) -> Ops:
+        """The layers' matrices in the layout for reading, made when first asked for: a second copy of them."""
+        return packed(self.model)
 
     @cached_property
     def seconds_per_token(self) -> float:

@@ -84,7 +84,8 @@ class Decoder(nn.Module):
             offset: Position of the first token where there is no cache but `attend` remembers what came before.
             positions: Positions for embedding or rotation [B,T], where rows differ; default `offset`, `offset`+1, ….
             pad: Left padding per row [B]: those tokens are seen by nobody, and positions count from behind them.
-            keep: Only the last `keep` positions get logits; None keeps all.
+            keep: Only the last `keep` positions get logits; None keeps all. With 0 the last block does not go beyond
+                its attention: only the cache, or what `attend` remembers, is asked for.
             tap: Sees and edits named activations; see `shared.lm.taps`.
             ops: What computes norms, products and rotations of Llama-like layers; others keep torch's.
 
@@ -103,12 +104,19 @@ class Decoder(nn.Module):
         x = tap("embed", -1, self._embed(ids, positions))
         turns = self.turns(positions, x.dtype)
         for layer, block in enumerate(self.blocks):
-            x = _run(block, layer, x, turns[layer], attend, offset, tap, ops)
+            if keep == 0 and layer == self.config.layers - 1 and tap is untapped:
+                x = _remember(block, layer, x, turns[layer], attend, offset, ops)
+            else:
+                x = _run(block, layer, x, turns[layer], attend, offset, tap, ops)
         if cache is not None:
             cache.length += ids.shape[1]
         x = tap("final", -1, x)
         x = tap("normed", -1, self._norm(x, ops))
-        return ops.logits(x if keep is None else x[:, x.shape[1] - keep :], self.output_matrix)
+        if keep is None:
+            return ops.logits(x, self.output_matrix)
+        # As plain rows: of a slice [B,keep,D] torch makes a batched product, and copies the matrix for it.
+        x = x[:, x.shape[1] - keep :]
+        return ops.logits(x.flatten(0, 1), self.output_matrix).view(*x.shape[:2], self.config.vocab)
 
     @property
     def blocks(self) -> list[Block]:
@@ -192,3 +200,12 @@ def _run(
     z = tap("z", layer, attend(layer, q, k, v, offset))
     x = tap("resid_mid", layer, x + tap("attn_out", layer, block.output(z, ops)))
     return tap("resid_post", layer, x + tap("mlp_out", layer, block.feed(x, ops)))
+
+
+def _remember(
+    block: Block, layer: int, x: Tensor, turn: Rotation | None, attend: Attend, offset: int, ops: Ops
+) -> Tensor:
+    """A block whose output nobody reads: its keys and values are handed on, x [B,T,D] is left as it is."""
+    q, k, v = block.project(x, ops)
+    attend(layer, *block.orient(q, k, turn, ops), v, offset)
+    return x

@@ -1,28 +1,32 @@
 """What reading only the answer's rows, and reusing lower layers, saves: retrieval-head detection and path patching.
 
 Detection is compared with the published protocol (50 greedy steps, each one's attention read) on transformers with
-the same weights and needle cells, and with 50 such steps of our own decoder. The slow ones do one cell of the row of
-depths, ours does the whole row of ten, as a study does: what its cells begin with is read once. Path patching is
+the same weights, dtype and needle cells, and with 50 such steps of our own decoder. The slow ones do one cell of the
+row of depths, ours does the whole row of ten, as a study does: what its cells begin with is read once. Path patching is
 compared with its definition, two whole forwards per sender, on some senders of every depth; results must be equal.
+The clock is the processor's, on one thread.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from loadtests.bench.result import Row, Table, row
 from loadtests.bench.turns import milliseconds
 from services.interpretability.answering import _step, force
 from services.interpretability.patching import logit_difference, path_patch
 from services.interpretability.reader import Reader
-from services.interpretability.retrieval import winners
+from services.interpretability.retrieval import credit, winners
+from services.interpretability.retrieval_report import RETRIEVAL
 from services.interpretability.shelf import Shelf
 from services.interpretability.subject import Subject
 from services.interpretability.tasks import batches, indirect_objects
@@ -39,6 +43,7 @@ FORCED = "ours, teacher-forced, a row of depths"
 WHOLE = "two whole forwards per sender"
 PATCHED = "ours: lower layers reused, heads batched"
 
+DTYPES = ("float32", "bfloat16")
 STEPS = 50
 PROMPTS = 16
 LENGTH = 700
@@ -46,40 +51,72 @@ LONG = 4096
 
 
 def measure(rounds: int = 3, count: int = 1) -> Table:
-    """Alternate the contenders of each pair; medians over rounds of one call, at most three."""
+    """Alternate the contenders of each group; medians over rounds of one call, at most three."""
     rounds = min(rounds, 3 * count)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            subject = Shelf(Path(folder), Path("none"), SMOLLM2, "float32", "cpu").subject(SMOLLM2)
-            cells = [needle(subject.tokenizer, NEEDLES[0], LENGTH, depth, seed=1) for depth in depths()]
-            detection = milliseconds(_detection(subject, cells, Path(folder)), rounds, 1)
-            detection[FORCED] = [value / len(cells) for value in detection[FORCED]]
-            calls, pieces, apart = _patching(subject)
-            timed = milliseconds(calls, rounds, 1)
-            patching = {name: [value / pieces[name] for value in values] for name, values in timed.items()}
+            subjects = {d: Shelf(Path(folder), Path("none"), SMOLLM2, d, "cpu").subject(SMOLLM2) for d in DTYPES}
+            cells = [needle(subjects["float32"].tokenizer, NEEDLES[0], LENGTH, depth, seed=1) for depth in depths()]
+            calls = {d: _detection(subject, cells, Path(folder)) for d, subject in subjects.items()}
+            maps = [_scores(subject, cells) for subject in subjects.values()]  # and warms our own contender
+            contenders = {f"{name}, {d}": call for d in DTYPES for name, call in calls[d].items()}
+            detection = milliseconds(contenders, rounds, 1, time.process_time, warm=False)
+            for d in DTYPES:
+                detection[f"{FORCED}, {d}"] = [value / len(cells) for value in detection[f"{FORCED}, {d}"]]
+            patching, apart = _patching(subjects["float32"], rounds)
     finally:
         torch.set_num_threads(threads)
-    base, whole = statistics.median(detection[PUBLISHED]), statistics.median(patching[WHOLE])
-    rows: list[Row] = [row(name, "ms / prompt", values, base) for name, values in detection.items()]
-    rows += [row(name, "ms / sender", values, whole, "ratio to two forwards") for name, values in patching.items()]
-    forced = statistics.median(detection[FORCED])
+    middle = {name: statistics.median(values) for name, values in (detection | patching).items()}
+    rows: list[Row] = [
+        row(name, "ms / prompt", values, middle[f"{PUBLISHED}, {name.rpartition(', ')[2]}"], "ratio in its dtype")
+        for name, values in detection.items()
+    ]
+    rows += [
+        row(name, "ms / sender", values, middle[WHOLE], "ratio to two forwards") for name, values in patching.items()
+    ]
+    times = {
+        f"{what}, times ours, {d} (at least)": (middle[f"{name}, {d}"] / middle[f"{FORCED}, {d}"], wanted)
+        for what, name, wanted in (("published protocol", PUBLISHED, 5.0), ("50 steps of our own", OWN_STEPS, 2.0))
+        for d in DTYPES
+    }
     return Table(
         suite="interpretability",
         title="Finding heads on SmolLM2-135M-Instruct",
-        how=f"float32, one thread; detection on needle prompts of {len(cells[0].ids)} tokens at {len(cells)} depths; "
-        f"path patching to the final residual at END on indirect objects, {PROMPTS} prompts",
+        how=f"CPU time of one thread; detection on needle prompts of {len(cells[0].ids)} tokens at {len(cells)} "
+        f"depths; path patching in float32 to the final residual at END on indirect objects, {PROMPTS} prompts",
         baseline=PUBLISHED,
         rows=rows,
         targets={
-            "published protocol, times ours (at least)": (base / forced, 5.0),
-            "50 steps of our own, times ours (at least)": (statistics.median(detection[OWN_STEPS]) / forced, 2.0),
-            "two forwards per sender, times ours (at least)": (whole / statistics.median(patching[PATCHED]), 3.5),
+            **times,
+            "rank correlation of scores in the two dtypes, heads that copy (at least)": (_alike(*maps), 0.9),
+            "retrieval heads of both dtypes, of those of either (at least)": (_shared(*maps), 0.8),
+            "two forwards per sender, times ours (at least)": (middle[WHOLE] / middle[PATCHED], 3.5),
             "difference of patched logit differences (at most)": (apart, 1e-3),
             "largest piece of a pattern of 4,096 tokens, share of T×T (at most)": (_largest_piece(), 0.05),
         },
     )
+
+
+def _scores(subject: Subject, cells: list[Prompt]) -> np.ndarray:
+    """Mean retrieval score of the cells [L,H]."""
+    reader, found = Reader(subject), []
+    for cell in cells:
+        assert cell.span is not None  # noqa: S101  # our own needles stand where they were put
+        found.append(credit(force(reader, cell).looked, cell.ids, cell.answer_ids, cell.span))
+    mean: np.ndarray = np.mean(found, 0)
+    return mean
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's correlation over the heads that copied at all in either."""
+    copied = (one > 0) | (other > 0)
+    return float(spearmanr(one[copied], other[copied]).statistic)
+
+
+def _shared(one: np.ndarray, other: np.ndarray) -> float:
+    return float(((one >= RETRIEVAL) & (other >= RETRIEVAL)).sum() / ((one >= RETRIEVAL) | (other >= RETRIEVAL)).sum())
 
 
 def _detection(subject: Subject, cells: list[Prompt], folder: Path) -> dict[str, Callable[[], Any]]:
@@ -88,27 +125,30 @@ def _detection(subject: Subject, cells: list[Prompt], folder: Path) -> dict[str,
     file = shipped_gguf()
     assert file is not None  # noqa: S101  # the shelf has just read it
     theirs = AutoModelForCausalLM.from_pretrained(
-        unpack(file, folder), dtype=torch.float32, attn_implementation="eager", local_files_only=True
+        unpack(file, folder, subject.model.output_matrix.dtype),
+        dtype=subject.model.output_matrix.dtype,
+        attn_implementation="eager",
+        local_files_only=True,
     ).eval()
     prompt = cells[len(cells) // 2]
     ids = subject.tensor([prompt.ids])
 
     @torch.no_grad()
-    def published() -> None:
+    def published(steps: int = STEPS) -> None:
         out = theirs(ids[:, :-1], use_cache=True, logits_to_keep=1)
         cache, token = out.past_key_values, ids[:, -1:]
-        for _ in range(STEPS):
+        for _ in range(steps):
             out = theirs(token, past_key_values=cache, use_cache=True, output_attentions=True)
             for rows in out.attentions:
-                winners(rows[0].numpy())
+                winners(rows[0].float().numpy())
             cache, token = out.past_key_values, out.logits[:, -1:].argmax(-1)
 
     @torch.no_grad()
-    def own() -> None:
+    def own(steps: int = STEPS) -> None:
         cache = subject.model.new_cache(room=len(prompt.ids) + STEPS)
         subject.model(ids[:, :-1], cache=cache, keep=1)
         token = prompt.ids[-1]
-        for _ in range(STEPS):
+        for _ in range(steps):
             token, _looked = _step(subject, cache, token, 1, [])
 
     def ours() -> None:
@@ -116,11 +156,13 @@ def _detection(subject: Subject, cells: list[Prompt], folder: Path) -> dict[str,
         for cell in cells:
             force(reader, cell)
 
+    published(1)
+    own(1)
     return {PUBLISHED: published, OWN_STEPS: own, FORCED: ours}
 
 
-def _patching(subject: Subject) -> tuple[dict[str, Callable[[], Any]], dict[str, int], float]:
-    """Both ways, how many senders each does, and how far apart their results are."""
+def _patching(subject: Subject, rounds: int) -> tuple[dict[str, list[float]], float]:
+    """Milliseconds per sender of both ways, and how far apart their results are."""
     batch = max(batches(indirect_objects(subject, 8 * PROMPTS)), key=lambda b: len(b.cases))
     clean, corrupt, answers = (subject.tensor(rows[:PROMPTS]) for rows in (batch.clean, batch.corrupt, batch.answers))
     layers = range(subject.layers)
@@ -145,7 +187,8 @@ def _patching(subject: Subject) -> tuple[dict[str, Callable[[], Any]], dict[str,
     apart = max(abs(value - found[sender]) for value, sender in zip(whole(), senders, strict=True))
     # Told per sender, so that a few of the slow kind stand for all.
     pieces = {WHOLE: len(senders), PATCHED: subject.layers * subject.heads}
-    return {WHOLE: whole, PATCHED: ours}, pieces, float(apart)
+    timed = milliseconds({WHOLE: whole, PATCHED: ours}, rounds, 1, time.process_time, warm=False)
+    return {name: [value / pieces[name] for value in values] for name, values in timed.items()}, float(apart)
 
 
 def _largest_piece() -> float:

@@ -1,0 +1,64 @@
+"""A decoder's matrices laid out once as oneDNN reads them: for whoever reads much text with one model on a CPU.
+
+Torch lays a matrix out anew in every product, which costs most where blocks are short. The price is a second copy of
+the layers' matrices in memory. Knows linear layers; knows nothing about blocks, texts or attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from shared.lm.ops import TORCH, Normed, Ops
+from shared.lm.rope import Rotation
+
+__all__ = ["PackedOps", "packed"]
+
+ROWS = 64
+"""Rows of a product that the layout is chosen for; others work, too."""
+
+_DTYPES = {torch.float32, torch.bfloat16}
+
+
+class PackedOps:
+    """`shared.lm.ops.Ops` without gradients; a row's result does not depend on how many other rows there are."""
+
+    def __init__(self, layers: Iterable[nn.Linear]) -> None:
+        reorder = torch.ops.mkldnn._reorder_linear_weight  # noqa: SLF001  # what torch's own freezing calls; it has no other name
+        self._matrices: dict[nn.Linear, Tensor] = {layer: reorder(layer.weight.detach(), ROWS) for layer in layers}
+
+    def norm(self, x: Tensor, how: Normed) -> Tensor:
+        """See `Ops`."""
+        return TORCH.norm(x, how)
+
+    def products(self, x: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
+        """See `Ops`."""
+        return [self._product(x, layer, "none") for layer in layers]
+
+    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear) -> Tensor:
+        """See `Ops`; silu and product are part of the matrix products."""
+        closed = self._product(x, gate, "swish")
+        mixed: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, closed, self._matrices[up], up.bias, "mul")  # noqa: SLF001
+        return mixed
+
+    def rotate(self, x: Tensor, turn: Rotation) -> Tensor:
+        """See `Ops`."""
+        return TORCH.rotate(x, turn)
+
+    def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """See `Ops`."""
+        return TORCH.logits(x, matrix)
+
+    def _product(self, x: Tensor, layer: nn.Linear, after: str) -> Tensor:
+        matrix = self._matrices[layer]
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, matrix, layer.bias, after, [], "")  # noqa: SLF001
+        return found
+
+
+def packed(model: nn.Module) -> Ops:
+    """Packed operations of a model's linear layers, or torch's own where oneDNN does not serve its dtype or device."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    fits = all(layer.weight.device.type == "cpu" and layer.weight.dtype in _DTYPES for layer in layers)
+    return PackedOps(layers) if fits and hasattr(torch.ops.mkldnn, "_linear_pointwise") else TORCH

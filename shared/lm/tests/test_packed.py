@@ -1,0 +1,62 @@
+"""Matrices in oneDNN's layout: what they compute is what the decoder computes, a row never hangs on its neighbours."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from shared.lm.networks import gpt2, llama
+from shared.lm.ops import TORCH
+from shared.lm.packed import PackedOps, packed
+from shared.lm.taps import Scale, trace
+
+SIZES = {"vocab": 50, "width": 48, "layers": 3, "heads": 4, "hidden": 80, "positions": 256}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+def small(dtype=torch.float32):
+    torch.manual_seed(0)
+    return llama(**SIZES, kv_heads=2).to(dtype).requires_grad_(requires_grad=False).eval()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("rows", [1, 7, 64, 65, 200])
+def test_a_packed_decoder_has_the_logits_of_the_plain_one(dtype, rows):
+    model, ids = small(dtype), torch.randint(50, (1, rows))
+    ops = packed(model)
+    assert isinstance(ops, PackedOps)
+    torch.testing.assert_close(model(ids, ops=ops), model(ids), atol=TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_row_does_not_depend_on_how_many_others_there_are(dtype):
+    layer = torch.nn.Linear(576, 192, bias=False).to(dtype)
+    ops, x = PackedOps([layer]), torch.randn(1, 150, 576).to(dtype)
+    (whole,) = ops.products(x, [layer])
+    for size in (64, 77, 100):
+        assert torch.equal(ops.products(x[:, :size], [layer])[0], whole[:, :size])
+
+
+def test_what_onednn_does_not_serve_is_left_to_torch():
+    assert packed(small(torch.float64)) is TORCH
+    model = gpt2(vocab=50, width=48, layers=2, heads=4, hidden=80, positions=64).eval()
+    ids = torch.randint(50, (1, 20))
+    assert torch.equal(model(ids, ops=packed(model)), model(ids)), "its products are not behind the seam"
+
+
+def test_a_reading_that_keeps_no_logits_fills_the_cache_as_any_other():
+    model, ids = small(), torch.randint(50, (1, 30))
+    caches = [model.new_cache() for _ in range(2)]
+    assert model(ids, cache=caches[0], keep=0).shape == (1, 0, 50)
+    model(ids, cache=caches[1])
+    for layer in range(3):
+        for one, other in zip(
+            *(cache.write(layer, *[torch.zeros(1, 0, 2, 12)] * 2, 30) for cache in caches), strict=True
+        ):
+            assert torch.equal(one, other)
+
+
+def test_a_tap_sees_the_last_block_even_where_no_logits_are_kept():
+    model, ids = small(), torch.randint(50, (1, 9))
+    found = trace(model, ids, capture=["mlp_out.2"], edits=[Scale("z.2", 0.0)], keep=0)
+    assert found["mlp_out.2"].shape == (1, 9, 48)
