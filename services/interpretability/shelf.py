@@ -1,7 +1,7 @@
 """Which models can be studied here, and those that are loaded: the tiny one of the package, and one more.
 
 A model is loaded when it is first asked for, from files that other processes have mapped, too. At most one full-size
-model lives in a process; asking for another one is refused with the list.
+model lives in a process; asking for another one is refused with the list. Small ones stay beside it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ __all__ = ["TINY", "Shelf", "shelf_of"]
 TINY = "tiny-induction"
 """The model of the examples: trained in minutes to copy, with heads that do it."""
 
+SMALL = 64 * 2**20
+"""Bytes of weights up to which a model is no burden to a process."""
+
 _PACKAGED = Path(__file__).parent / "weights"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -40,6 +43,12 @@ class _Files:
 
     source: Path
     licence: str
+
+    @property
+    def small(self) -> bool:
+        """Whether it may live beside others."""
+        files = self.source.glob("*.safetensors") if self.source.is_dir() else (self.source,)
+        return sum(file.stat().st_size for file in files) <= SMALL
 
 
 class Shelf:
@@ -90,11 +99,12 @@ class Shelf:
         return found[0]
 
     def _load(self, name: str) -> Subject:
-        if others := [other for other in self._loaded if other != TINY]:
+        files = self._files[name]
+        others = [other for other in self._loaded if other in self._files and not self._files[other].small]
+        if others and not files.small:
             detail = f"The model {name!r} is not loaded; loaded are {', '.join([*others, TINY])}."
             hint = f"One full-size model fits into a process. FOVEA_LLM_MODEL={name} makes it the one."
             raise NotReady(detail, hint=hint, field="lm")
-        files = self._files[name]
         # The folder and its digest are those of llm-longctx, so that a HeadPlan made here fits the model served there.
         folder = files.source if files.source.is_dir() else unpack(files.source, self._cache, self._dtype)
         return Subject(

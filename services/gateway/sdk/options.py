@@ -93,9 +93,12 @@ def _value(text: str, kinds: Sequence[Schema]) -> Any:
     if "string" in types and not types & {"array", "object"}:
         return text
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return [part.strip() for part in text.split(",")] if "array" in types else text
+    # One entry of a list needs no brackets.
+    alone = value is not None and not isinstance(value, list | dict)
+    return [value] if alone and types <= {"array", "null", None} and "array" in types else value
 
 
 def _is_switch(name: str, schema: Schema) -> bool:

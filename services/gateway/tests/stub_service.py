@@ -90,6 +90,7 @@ class Stub:
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
         self.busy = 0
+        self.long = 0
         self.token_s = 0.01
         self.cards = copy.deepcopy(CARDS)
         self.app = FastAPI(exception_handlers={FoveaError: _refuse})
@@ -154,7 +155,10 @@ class Stub:
         return JSONResponse({"model": "patches/tiny", "top_k": top[: int(options.get("top_k", 3))], "options": options})
 
     async def judge(self, request: Request) -> Response:
-        """What was sent, as an answer of many shapes."""
+        """What was sent, as an answer of many shapes; the first `long` of them only as jobs."""
+        if self.long > 0:
+            self.long -= 1
+            return Response("This takes long.", 413, {"x-fovea-wants": "respond-async"})
         body = await request.json()
         self.seen.append(body)
         picture = base64.b64encode(photograph(64, 48)).decode()

@@ -81,6 +81,16 @@ def test_any_task_runs_by_its_name_and_in_another_form(client):
     assert drawn.startswith(b"\x89PNG")
 
 
+def test_what_a_service_makes_a_job_of_is_waited_for_and_answered_alike(client, stage):
+    asked = {"query": "q", "passage": "p"}
+    at_once = client.run("judge", asked)
+    stage.stub.long = 1
+    assert client.run("judge", asked) == at_once
+    assert [(job.path, job.status) for job in client.jobs.list(1)] == [("/v1/judge", "succeeded")]
+    stage.stub.long = 1
+    assert client.run("judge", asked, accept="text/html").startswith(b"{")
+
+
 def test_chat_answers_whole_and_streamed_alike(client):
     whole = client.chat("one two three", system="Repeat.", temperature=0)
     pieces = list(client.chat_stream([{"role": "user", "content": "one two three"}]))
@@ -222,6 +232,13 @@ async def test_async_client_segments_and_runs_anything(aclient):
     assert (await aclient.model("disc")).task == "segment"
     assert (await aclient.example("parrot"))["messages"]
     assert await aclient.default("chat") == "parrot"
+
+
+async def test_async_client_waits_for_what_a_service_makes_a_job_of(aclient, stage):
+    stage.stub.long = 1
+    answer = await aclient.run("judge", {"query": "q", "passage": "p"})
+    assert answer["asked"] == {"query": "q", "passage": "p"}
+    assert [(job.path, job.status) for job in await aclient.jobs.list(1)] == [("/v1/judge", "succeeded")]
 
 
 async def test_async_client_chats(aclient):

@@ -60,12 +60,17 @@ def test_circuits_of_ones_own_pairs_run_on_a_gpt2_folder(tmp_path):
     assert np.array(report.grid("effect on final").values).shape == (3, 4)
 
 
-def test_second_full_size_model_is_refused_with_the_list(shelf):
+def test_second_full_size_model_is_refused_with_the_list(shelf, monkeypatch):
+    monkeypatch.setattr("services.interpretability.shelf.SMALL", 0)
     shelf.subject("gpt2-tiny")
     with pytest.raises(NotReady, match="loaded are gpt2-tiny, tiny-induction") as caught:
         shelf.subject("gpt2-other")
     assert "FOVEA_LLM_MODEL" in caught.value.hint
     assert shelf.subject(TINY).name == TINY, "the package's own is always there"
+
+
+def test_small_models_live_beside_each_other(shelf):
+    assert {shelf.subject(name).name for name in ("gpt2-tiny", "gpt2-other", TINY)} == {"gpt2-tiny", "gpt2-other", TINY}
 
 
 def test_unknown_model_is_not_found_and_names_may_be_shortened(shelf):
