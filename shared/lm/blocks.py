@@ -158,8 +158,8 @@ class _GatedMLP(nn.Module):
         self.up_proj = nn.Linear(config.width, config.hidden, bias=False)
         self.down_proj = nn.Linear(config.hidden, config.width, bias=False)
 
-    def forward(self, x: Tensor, ops: Ops = TORCH) -> Tensor:
-        return ops.products(ops.gated(x, self.gate_proj, self.up_proj), (self.down_proj,))[0]
+    def forward(self, x: Tensor, ops: Ops = TORCH, norm: RMSNorm | None = None) -> Tensor:
+        return ops.products(ops.gated(x, self.gate_proj, self.up_proj, norm), (self.down_proj,))[0]
 
 
 class LlamaBlock(nn.Module):
@@ -176,15 +176,15 @@ class LlamaBlock(nn.Module):
 
     def project(self, x: Tensor, ops: Ops = TORCH) -> tuple[Tensor, Tensor, Tensor]:
         """First norm, then three projections."""
-        x, attn = ops.norm(x, self.input_layernorm), self.self_attn
-        q, k, v = ops.products(x, (attn.q_proj, attn.k_proj, attn.v_proj))
+        attn = self.self_attn
+        q, k, v = ops.products(x, (attn.q_proj, attn.k_proj, attn.v_proj), self.input_layernorm)
         return _heads(q, self.head_dim), _heads(k, self.head_dim), _heads(v, self.head_dim)
 
     def orient(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
         """Norm per head where the family has one, then rotation."""
         if self.qk_norm:
             q, k = ops.norm(q, self.self_attn.q_norm), ops.norm(k, self.self_attn.k_norm)
-        return (q, k) if turn is None else (ops.rotate(q, turn), ops.rotate(k, turn))
+        return (q, k) if turn is None else ops.rotate(q, k, turn)
 
     def output(self, z: Tensor, ops: Ops = TORCH) -> Tensor:
         """Join the heads."""
@@ -192,7 +192,7 @@ class LlamaBlock(nn.Module):
 
     def feed(self, x: Tensor, ops: Ops = TORCH) -> Tensor:
         """Second norm and MLP."""
-        added: Tensor = self.mlp(ops.norm(x, self.post_attention_layernorm), ops)
+        added: Tensor = self.mlp(x, ops, self.post_attention_layernorm)
         return added
 
 
@@ -215,15 +215,15 @@ class Gemma3Block(nn.Module):
 
     def project(self, x: Tensor, ops: Ops = TORCH) -> tuple[Tensor, Tensor, Tensor]:
         """First norm, then three projections."""
-        x, attn = ops.norm(x, self.input_layernorm), self.self_attn
-        q, k, v = ops.products(x, (attn.q_proj, attn.k_proj, attn.v_proj))
+        attn = self.self_attn
+        q, k, v = ops.products(x, (attn.q_proj, attn.k_proj, attn.v_proj), self.input_layernorm)
         return _heads(q, self.head_dim), _heads(k, self.head_dim), _heads(v, self.head_dim)
 
     def orient(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
         """Norm per head, rotation, and the family's own scale."""
         q, k = ops.norm(q, self.self_attn.q_norm), ops.norm(k, self.self_attn.k_norm)
         if turn is not None:
-            q, k = ops.rotate(q, turn), ops.rotate(k, turn)
+            q, k = ops.rotate(q, k, turn)
         return q if self.turn_up == 1 else q * self.turn_up, k
 
     def output(self, z: Tensor, ops: Ops = TORCH) -> Tensor:
@@ -232,8 +232,8 @@ class Gemma3Block(nn.Module):
 
     def feed(self, x: Tensor, ops: Ops = TORCH) -> Tensor:
         """Third norm, MLP, fourth norm."""
-        x, mlp = ops.norm(x, self.pre_feedforward_layernorm), self.mlp
-        gate, up = ops.products(x, (mlp.gate_proj, mlp.up_proj))
+        mlp = self.mlp
+        gate, up = ops.products(x, (mlp.gate_proj, mlp.up_proj), self.pre_feedforward_layernorm)
         mixed = functional.gelu(gate, approximate="tanh") * up
         return ops.norm(ops.products(mixed, (mlp.down_proj,))[0], self.post_feedforward_layernorm)
 

@@ -36,16 +36,16 @@ class Ops(Protocol):
         """Normalise the last axis of x [...,D]."""
         ...
 
-    def products(self, x: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
-        """One x through several linear layers: [B,T,out] each."""
+    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: Normed | None = None) -> list[Tensor]:
+        """One x, normalised first where a norm is given, through several linear layers: [B,T,out] each."""
         ...
 
-    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear) -> Tensor:
-        """silu(gate x) · (up x)."""
+    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: Normed | None = None) -> Tensor:
+        """silu(gate x) · (up x), x normalised first where a norm is given."""
         ...
 
-    def rotate(self, x: Tensor, turn: Rotation) -> Tensor:
-        """Turn the heads x [B,T,heads,d]."""
+    def rotate(self, q: Tensor, k: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
+        """Turn the heads q [B,T,H,d] and k [B,T,G,d]."""
         ...
 
     def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
@@ -57,15 +57,17 @@ class _Torch:
     def norm(self, x: Tensor, how: Normed) -> Tensor:
         return how(x)
 
-    def products(self, x: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
+    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: Normed | None = None) -> list[Tensor]:
+        x = x if norm is None else norm(x)
         return [layer(x) for layer in layers]
 
-    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear) -> Tensor:
+    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: Normed | None = None) -> Tensor:
+        x = x if norm is None else norm(x)
         mixed: Tensor = functional.silu(gate(x)) * up(x)
         return mixed
 
-    def rotate(self, x: Tensor, turn: Rotation) -> Tensor:
-        return rotate(x, turn)
+    def rotate(self, q: Tensor, k: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
+        return rotate(q, turn), rotate(k, turn)
 
     def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
         return functional.linear(x, matrix)

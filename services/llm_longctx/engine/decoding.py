@@ -15,7 +15,7 @@ from torch import Tensor
 
 from services.llm_longctx.engine.retaining import copied, retained
 from services.llm_longctx.kernels import decode as attention
-from services.llm_longctx.kernels import layer_ops, merge
+from services.llm_longctx.kernels import decode_runs, layer_ops, merge
 from services.llm_longctx.kv import PoolExhausted
 from services.llm_longctx.methods.plans import Compact, DecodePlan, Pages, Ranges
 from services.llm_longctx.methods.views import Attended, Held, Step
@@ -56,10 +56,9 @@ class StepAttention:
         slots = np.stack([s.memory.begin_step() for s in sequences], 1)
         L = slots.shape[0]
         self._slots = torch.from_numpy(slots.reshape(L, -1))
-        self._starts: list[list[int]] = _rows([s.memory.own.start for s in sequences])
-        self._ends: list[list[int]] = _rows([s.memory.own.start + s.memory.own.n for s in sequences])
+        self._starts = np.stack([s.memory.own.start for s in sequences], 1).reshape(L, -1)
+        self._counts = np.stack([s.memory.own.n for s in sequences], 1).reshape(L, -1)
         self._weighted = np.stack([s.memory.weighted for s in sequences], 1).reshape(L, -1)
-        self._any_weighted = [bool(row.any()) for row in self._weighted]
         self._shared = [b for b, s in enumerate(sequences) if s.memory.parts]
         self._choosy = [b for b, s in enumerate(sequences) if s.policy.method.overrides("decode_plan")]
         self._calibrating = [b for b, s in enumerate(sequences) if s.policy.heads.calibrated]
@@ -72,14 +71,10 @@ class StepAttention:
         pool.keys.index_copy_(0, slots, new_k)
         pool.values.index_copy_(0, slots, new_v)
         rows = q.reshape(B * G, H // G, d)
-        bounds = [slice(*ends) for ends in zip(self._starts[layer], self._ends[layer], strict=True)]
-        keys, values = [pool.keys[at] for at in bounds], [pool.values[at] for at in bounds]
-        weights = None
-        if self._any_weighted[layer]:
-            weights = [pool.log_weights[at] if w else None for at, w in zip(bounds, self._weighted[layer], strict=True)]
-        plans = {b: self._chosen(layer, b, rows, new_k, new_v, keys, values) for b in self._choosy}
+        gathered: dict[int, tuple[Tensor, Tensor]] = {}
+        plans = {b: self._chosen(layer, b, rows, new_k, new_v, gathered) for b in self._choosy}
         plain = [b for b in self._shared if not isinstance(plans.get(b), DecodePlan) or plans[b].views == Pages()]
-        out, lse = attention(rows, keys, values, log_weights=weights, backend=self._backend)
+        out, lse = self._attended(layer, rows, gathered)
         if plain:
             out, lse = self._with_shared(layer, plain, rows, out, lse)
         out = out.to(q.dtype)
@@ -90,6 +85,19 @@ class StepAttention:
             if heads := self._sequences[b].policy.calibrated(layer):
                 out[b * G : (b + 1) * G] = self._calibrated(layer, b, rows, out, lse, heads)
         return out.view(B, 1, H, d)
+
+    def _attended(self, layer: int, rows: Tensor, gathered: dict[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Every row over its run of entries, or over what was gathered for it."""
+        start, n, weighted, pool = self._starts[layer], self._counts[layer], self._weighted[layer], self._pool
+        if not gathered:
+            stores = pool.keys, pool.values, pool.log_weights
+            return decode_runs(rows, stores, start, n, weighted, backend=self._backend)
+        at = [slice(first, first + many) for first, many in zip(start.tolist(), n.tolist(), strict=True)]
+        keys, values = [pool.keys[one] for one in at], [pool.values[one] for one in at]
+        weights = [pool.log_weights[one] if w else None for one, w in zip(at, weighted, strict=True)]
+        for row, (k, v) in gathered.items():
+            keys[row], values[row] = k, v
+        return attention(rows, keys, values, log_weights=weights, backend=self._backend)
 
     def _with_shared(
         self, layer: int, which: Sequence[int], rows: Tensor, out: Tensor, lse: Tensor
@@ -130,9 +138,9 @@ class StepAttention:
         )  # fmt: skip
 
     def _chosen(
-        self, layer: int, b: int, rows: Tensor, k: Tensor, v: Tensor, keys: list[Tensor], values: list[Tensor]
+        self, layer: int, b: int, rows: Tensor, k: Tensor, v: Tensor, gathered: dict[int, tuple[Tensor, Tensor]]
     ) -> DecodePlan:
-        """Ask the method, and put the entries of its views in the place of the whole ones."""
+        """Ask the method, and put its views in the place of the whole runs: other runs, or gathered entries."""
         s = self._sequences[b]
         if s.policy.layers[layer] is not s.policy.method:
             return DecodePlan()
@@ -143,15 +151,14 @@ class StepAttention:
             memory.append_compact(layer, compact, k[at], v[at])
         for g, view in enumerate(views):
             if isinstance(view, Compact):
-                keys[b * G + g] = memory.compact.view(self._pool.keys, layer, g)
-                values[b * G + g] = memory.compact.view(self._pool.values, layer, g)
+                self._starts[layer, b * G + g] = memory.compact.start[layer, g]
+                self._counts[layer, b * G + g] = memory.compact.n[layer, g]
             elif isinstance(view, Ranges):
                 spans = [memory.span(layer, g, begin, end) for begin, end in view.spans]
-                keys[b * G + g] = torch.cat([one for one, _ in spans])
-                values[b * G + g] = torch.cat([one for _, one in spans])
+                gathered[b * G + g] = torch.cat([one for one, _ in spans]), torch.cat([one for _, one in spans])
             elif plan.views != Pages() and memory.parts:
                 held = memory.entries(layer, g)
-                keys[b * G + g], values[b * G + g] = held.k, held.v
+                gathered[b * G + g] = held.k, held.v
         return plan
 
     def _followed(self, layer: int, b: int, rows: Tensor) -> None:
@@ -204,13 +211,6 @@ class HeldHeads(Sequence[Held]):
             raise IndexError(head)
         held = self._s.memory.entries(self._layer, head)
         return Held(held.k, held.v, held.positions, held.log_weight)
-
-
-def _rows(arrays: Sequence[np.ndarray]) -> list[list[int]]:
-    """Arrays [L,G] of each sequence as nested lists [L][B·G]."""
-    stacked = np.stack(arrays, 1)
-    nested: list[list[int]] = stacked.reshape(stacked.shape[0], -1).tolist()
-    return nested
 
 
 def held_bytes(sequences: Sequence[OpenSequence]) -> int:

@@ -5,9 +5,19 @@ Knows tensors, blocks and pages. Knows nothing about requests, methods or who ow
 
 from services.llm_longctx.kernels.block_csr import BlockCsr
 from services.llm_longctx.kernels.block_sparse_prefill import block_sparse_prefill
-from services.llm_longctx.kernels.decode import Pages, decode, decode_pages
+from services.llm_longctx.kernels.decode import Pages, decode, decode_pages, decode_runs
 from services.llm_longctx.kernels.dispatch import backends
 from services.llm_longctx.kernels.layer import layer_ops
 from services.llm_longctx.kernels.merge import merge
 
-__all__ = ["BlockCsr", "Pages", "backends", "block_sparse_prefill", "decode", "decode_pages", "layer_ops", "merge"]
+__all__ = [
+    "BlockCsr",
+    "Pages",
+    "backends",
+    "block_sparse_prefill",
+    "decode",
+    "decode_pages",
+    "decode_runs",
+    "layer_ops",
+    "merge",
+]

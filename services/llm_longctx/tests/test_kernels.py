@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from services.llm_longctx.kernels import (
     block_sparse_prefill,
     decode,
     decode_pages,
+    decode_runs,
     merge,
 )
 from services.llm_longctx.kernels.block_sparse_prefill.reference import token_mask
@@ -121,6 +123,28 @@ def test_decode_from_pages_is_decode_from_tensors(backend, case, size):
     keys, values = [e[0] for e in entries], [e[1] for e in entries]
     wanted, sums = decode(q, keys, values, log_weights=weights, backend="reference")
     out, lse = decode_pages(q, pool, pages, log_weights=weights, backend=backend)
+    assert differs(out, wanted) < TOLERANCE[q.dtype]
+    assert differs(lse, sums) < max(TOLERANCE[q.dtype], 1e-5 if q.dtype != torch.float64 else 0)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@ugly
+@hypothesis.given(problems())
+def test_decode_from_runs_of_stores_is_decode_from_tensors(backend, case):
+    q, entries, weights = case
+    hypothesis.assume(takes(backend, q.dtype))
+    n = np.array([e.shape[1] for e in entries], np.int64)
+    start = np.cumsum(n + 2) - n  # behind two entries that belong to nobody
+    keys, values = torch.randn(2, int((n + 2).sum()), q.shape[2]).to(q.dtype)
+    store = torch.randn(len(keys), dtype=torch.promote_types(q.dtype, torch.float32))
+    for first, held, weight in zip(start.tolist(), entries, weights, strict=True):
+        at = slice(first, first + held.shape[1])
+        keys[at], values[at] = held
+        if weight is not None:
+            store[at] = weight
+    weighted = np.array([weight is not None for weight in weights])
+    wanted, sums = decode(q, [e[0] for e in entries], [e[1] for e in entries], log_weights=weights, backend="reference")
+    out, lse = decode_runs(q, (keys, values, store), start, n, weighted, backend=backend)
     assert differs(out, wanted) < TOLERANCE[q.dtype]
     assert differs(lse, sums) < max(TOLERANCE[q.dtype], 1e-5 if q.dtype != torch.float64 else 0)
 

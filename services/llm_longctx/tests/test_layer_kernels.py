@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import pytest
 import torch
 
@@ -31,7 +29,7 @@ def inference():
 
 @pytest.fixture(params=BUILT, ids=lambda target: target.name)
 def ops(request, monkeypatch):
-    found = (ctypes.CDLL(str(targets.library_file(request.param))), request.param.name)
+    found = (library.opened(targets.library_file(request.param)), request.param.name)
     monkeypatch.setattr(library, "loaded", lambda: found)
     return NativeOps()
 
@@ -93,6 +91,21 @@ def test_norms_agree_with_torch_on_views_too(ops, dtype, width, kind):
 
 @native
 @pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("rows", [1, FEW, FEW + 1])
+@pytest.mark.parametrize("kind", [RMSNorm, OffsetRMSNorm])
+def test_a_norm_before_products_and_gates_is_the_norm_on_its_own(ops, dtype, rows, kind):
+    torch.manual_seed(rows)
+    norm, x = kind(60, 1e-5).to(dtype), torch.randn(1, rows, 60).to(dtype)
+    norm.weight.data.normal_()
+    mine = layers(60, (33, 33), dtype)[0]
+    apart = ops.products(ops.norm(x, norm), mine)
+    for found, wanted in zip(ops.products(x, mine, norm), apart, strict=True):
+        assert torch.equal(found, wanted)
+    assert torch.equal(ops.gated(x, *mine, norm), ops.gated(ops.norm(x, norm), *mine))
+
+
+@native
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("d", [2, 24, 64, 80])
 @pytest.mark.parametrize("batched", [False, True])
 def test_rotations_agree_with_torch(ops, dtype, d, batched):
@@ -100,8 +113,10 @@ def test_rotations_agree_with_torch(ops, dtype, d, batched):
     x = torch.randn(2, 5, 3, d).to(dtype)
     positions = torch.arange(10).view(2, 5) if batched else torch.arange(7, 12)
     turn = rotation(torch.rand(d // 2), positions, dtype)
-    wanted = TORCH.rotate(x.double(), (turn[0].double(), turn[1].double()))
-    torch.testing.assert_close(ops.rotate(x, turn).double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    wanted, _ = TORCH.rotate(x.double(), x.double(), (turn[0].double(), turn[1].double()))
+    turned = ops.rotate(x, x[:, :, :1], turn)
+    torch.testing.assert_close(turned[0].double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    torch.testing.assert_close(turned[1].double(), wanted[:, :, :1], atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
 @native

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import pytest
 import torch
 
@@ -24,7 +22,7 @@ if not BUILT:
 
 @pytest.fixture(params=BUILT, ids=lambda target: target.name)
 def level(request, monkeypatch):
-    found = (ctypes.CDLL(str(targets.library_file(request.param))), request.param.name)
+    found = (library.opened(targets.library_file(request.param)), request.param.name)
     monkeypatch.setattr(library, "loaded", lambda: found)
     return request.param
 

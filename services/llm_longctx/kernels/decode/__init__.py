@@ -1,20 +1,21 @@
 """Attention of one new token per problem over entries of any number: R problems of G query rows each.
 
-A problem is one (sequence, layer, kv head), its rows the query heads of the group. Entries come as tensors or as pages
-of a pool. One file per back end; `reference` is the oracle.
+A problem is one (sequence, layer, kv head), its rows the query heads of the group. Entries come as tensors, as runs of
+consecutive rows of a pool's stores, or as pages. One file per back end; `reference` is the oracle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from torch import Tensor
 
 from services.llm_longctx.kernels.decode import cpu_ext, cpu_torch, reference
 from services.llm_longctx.kernels.decode.pages import Pages
 from services.llm_longctx.kernels.dispatch import Backend, choose
 
-__all__ = ["Pages", "decode", "decode_pages"]
+__all__ = ["Pages", "decode", "decode_pages", "decode_runs"]
 
 
 def _triton(
@@ -62,6 +63,35 @@ def decode(
     weights = [None] * len(keys) if log_weights is None else log_weights
     _check(q, keys, values, weights)
     return _RUN[choose("decode", backend, q.dtype, q.device.type)](q, keys, values, weights)
+
+
+def decode_runs(
+    q: Tensor,
+    stores: tuple[Tensor, Tensor, Tensor],
+    start: np.ndarray,
+    n: np.ndarray,
+    weighted: np.ndarray,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`decode` over entries that lie side by side in stores of many: no views are made where the kernel needs none.
+
+    Args:
+        q: [R,G,d].
+        stores: Keys and values [entries,d] and log-weights [entries].
+        start: First entry of each problem [R] int64.
+        n: Its entries [R] int64.
+        weighted: Whether its log-weights count [R] bool.
+        backend: As in `decode`.
+
+    Raises:
+        NotReady: The named back end is not there or can't take these tensors.
+    """
+    if (chosen := choose("decode", backend, q.dtype, q.device.type)) == "cpu_ext":
+        return cpu_ext.decode_runs(q, stores, start, n, weighted)
+    at = [slice(first, first + many) for first, many in zip(start.tolist(), n.tolist(), strict=True)]
+    keys, values = ([store[one] for one in at] for store in stores[:2])
+    return _RUN[chosen](q, keys, values, [stores[2][one] if w else None for one, w in zip(at, weighted, strict=True)])
 
 
 def decode_pages(

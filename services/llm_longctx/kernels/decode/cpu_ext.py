@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from services.llm_longctx.kernels.native import library
 
-__all__ = ["decode"]
+__all__ = ["decode", "decode_runs"]
 
 
 def decode(
@@ -34,5 +35,22 @@ def decode(
             copies.append(weights)
             at = weights.data_ptr()
         words += k.data_ptr(), v.data_ptr(), k_row, v_row, k.shape[0], at
+    library.decode(q, np.array(words, np.int64), (R, G, d), out, lse)
+    return out, lse
+
+
+def decode_runs(
+    q: Tensor, stores: tuple[Tensor, Tensor, Tensor], start: np.ndarray, n: np.ndarray, weighted: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    """See `decode_runs`; the stores' rows are contiguous and their log-weights float32."""
+    q, (keys, values, log_weights) = q.contiguous(), stores
+    R, G, d = q.shape
+    out, lse = torch.empty_like(q), q.new_empty(R, G, dtype=torch.float32)
+    words = np.zeros((R, 6), np.int64)
+    begin = start * (d * q.element_size())
+    words[:, 0], words[:, 1] = keys.data_ptr() + begin, values.data_ptr() + begin
+    words[:, 2:4], words[:, 4] = d, n
+    if weighted.any():
+        words[weighted, 5] = log_weights.data_ptr() + log_weights.element_size() * start[weighted]
     library.decode(q, words, (R, G, d), out, lse)
     return out, lse

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "../native/products.h"
@@ -27,6 +28,42 @@ inline vec silu(vec x) {
   return x / (splat(1.0f) + power_of_two(power > most ? most : power));
 }
 
+inline void keep(vec x, float* to) { store(to, x); }
+inline void keep(vec x, bf16* to) {
+#if defined(__AVX512BF16__)
+  __m256bh half = _mm512_cvtneps_pbh((__m512)x);
+  std::memcpy(to, &half, sizeof half);
+#else
+  for (int i = 0; i < LANES; i++) narrow(x[i], to + i);
+#endif
+}
+
+// x / sqrt(mean x² + eps) · (offset + weight), row by row.
+template <typename T>
+void norm(const T* x, const T* weight, T* out, int64_t rows, int width, float eps, float offset, int threads) {
+  const int whole = width / LANES * LANES;
+  int busy = int(std::min<int64_t>(threads, std::max<int64_t>(rows * width / GRAIN, 1)));
+#pragma omp parallel for num_threads(busy) schedule(static) if (busy > 1)
+  for (int64_t r = 0; r < rows; r++) {
+    const T* from = x + r * width;
+    T* to = out + r * width;
+    vec squares{};
+    for (int c = 0; c < whole; c += LANES) squares += load(from + c) * load(from + c);
+    float total = sum(squares);
+    for (int c = whole; c < width; c++) total += widen(from[c]) * widen(from[c]);
+    float by = 1.0f / std::sqrt(total / float(width) + eps);
+    for (int c = 0; c < whole; c += LANES)
+      keep(load(from + c) * splat(by) * (load(weight + c) + splat(offset)), to + c);
+    for (int c = whole; c < width; c++) narrow(widen(from[c]) * by * (widen(weight[c]) + offset), to + c);
+  }
+}
+
+template <typename T>
+struct Norm {
+  const T* weight;  // null: rows stay as they are
+  float eps, offset;
+};
+
 // Rows of x, padded with zeros to whole vectors of factors, against rows of matrices.
 template <typename T>
 class Products {
@@ -34,7 +71,10 @@ class Products {
   static constexpr int STEP = LANES * Factor<T>::pair;
 
  public:
-  Products(const T* x, int B, int K) : B(B), K(K), whole(K / STEP * STEP), wide((K + STEP - 1) / STEP * STEP) {
+  Products(const T* x, int B, int K, const Norm<T>& how)
+      : B(B), K(K), whole(K / STEP * STEP), wide((K + STEP - 1) / STEP * STEP) {
+    std::vector<T> normed(how.weight ? size_t(B) * K : 0);
+    if (how.weight) norm(x, how.weight, normed.data(), B, K, how.eps, how.offset, 1), x = normed.data();
     rows.resize(size_t(B) * wide);
     for (int b = 0; b < B; b++)
       for (int c = 0; c < wide; c++) put(c < K ? x[int64_t(b) * K + c] : T{}, &rows[size_t(b) * wide + c]);
@@ -101,8 +141,8 @@ class Products {
 };
 
 template <typename T>
-void products(const T* x, const Matrix* matrices, int count, int B, int K, bool gated, int threads) {
-  Products<T> work(x, B, K);
+void products(const T* x, const Matrix* matrices, int count, int B, int K, const Norm<T>& how, bool gated, int threads) {
+  Products<T> work(x, B, K, how);
   // Strips of 16 rows, numbered through all matrices; a gate and what it opens are read together.
   const int through = gated ? 1 : count;
   std::vector<int64_t> first(through + 1);
@@ -127,36 +167,6 @@ void products(const T* x, const Matrix* matrices, int count, int B, int K, bool 
       for (int b = 0; b < B; b++)
         for (int i = 0; i < many; i++) narrow(found[i * B + b], static_cast<T*>(to.out) + b * to.rows + at + i);
     }
-  }
-}
-
-inline void keep(vec x, float* to) { store(to, x); }
-inline void keep(vec x, bf16* to) {
-#if defined(__AVX512BF16__)
-  __m256bh half = _mm512_cvtneps_pbh((__m512)x);
-  std::memcpy(to, &half, sizeof half);
-#else
-  for (int i = 0; i < LANES; i++) narrow(x[i], to + i);
-#endif
-}
-
-// x / sqrt(mean x² + eps) · (offset + weight), row by row.
-template <typename T>
-void norm(const T* x, const T* weight, T* out, int64_t rows, int width, float eps, float offset, int threads) {
-  const int whole = width / LANES * LANES;
-  int busy = int(std::min<int64_t>(threads, std::max<int64_t>(rows * width / GRAIN, 1)));
-#pragma omp parallel for num_threads(busy) schedule(static) if (busy > 1)
-  for (int64_t r = 0; r < rows; r++) {
-    const T* from = x + r * width;
-    T* to = out + r * width;
-    vec squares{};
-    for (int c = 0; c < whole; c += LANES) squares += load(from + c) * load(from + c);
-    float total = sum(squares);
-    for (int c = whole; c < width; c++) total += widen(from[c]) * widen(from[c]);
-    float by = 1.0f / std::sqrt(total / float(width) + eps);
-    for (int c = 0; c < whole; c += LANES)
-      keep(load(from + c) * splat(by) * (load(weight + c) + splat(offset)), to + c);
-    for (int c = whole; c < width; c++) narrow(widen(from[c]) * by * (widen(weight[c]) + offset), to + c);
   }
 }
 
@@ -199,8 +209,9 @@ void gate(const T* closed, const T* opened, T* out, int64_t n, int threads) {
 
 // `matrices`: per matrix weight, bias, out and rows, as 64-bit words. With `gated` there are two: a gate, and what it
 // opens; silu of the first times the second goes to the first's out.
-extern "C" void fovea_products(int is_bf16, const void* x, const int64_t* matrices, int count, int B, int K, int gated,
-                               int threads) {
+// `norm`: weight of a norm that x passes first, or null.
+extern "C" void fovea_products(int is_bf16, const void* x, const int64_t* matrices, int count, int B, int K,
+                               const void* norm, float eps, float offset, int gated, int threads) {
   std::vector<Matrix> parsed(count);
   for (int m = 0; m < count; m++) {
     const int64_t* p = matrices + 4 * m;
@@ -208,9 +219,11 @@ extern "C" void fovea_products(int is_bf16, const void* x, const int64_t* matric
                  reinterpret_cast<void*>(p[2]), p[3]};
   }
   if (is_bf16)
-    products(static_cast<const bf16*>(x), parsed.data(), count, B, K, gated, threads);
+    products(static_cast<const bf16*>(x), parsed.data(), count, B, K,
+             Norm<bf16>{static_cast<const bf16*>(norm), eps, offset}, gated, threads);
   else
-    products(static_cast<const float*>(x), parsed.data(), count, B, K, gated, threads);
+    products(static_cast<const float*>(x), parsed.data(), count, B, K,
+             Norm<float>{static_cast<const float*>(norm), eps, offset}, gated, threads);
 }
 
 extern "C" void fovea_norm(int is_bf16, const void* x, const void* weight, void* out, int64_t rows, int width, float eps,
@@ -223,14 +236,21 @@ extern "C" void fovea_norm(int is_bf16, const void* x, const void* weight, void*
          offset, threads);
 }
 
-extern "C" void fovea_rotate(int is_bf16, const void* x, const void* cos, const void* sin, void* out, int64_t tokens,
-                             int heads, int d, int threads) {
+extern "C" void fovea_rotate(int is_bf16, const void* q, const void* k, const void* cos, const void* sin, void* q_out,
+                             void* k_out, int64_t tokens, int q_heads, int k_heads, int d, int threads) {
+  auto both = [&](auto* kind) {
+    using T = std::remove_pointer_t<decltype(kind)>;
+    auto turn = [&](const void* x, void* out, int heads) {
+      rotate(static_cast<const T*>(x), static_cast<const T*>(cos), static_cast<const T*>(sin), static_cast<T*>(out),
+             tokens, heads, d, threads);
+    };
+    turn(q, q_out, q_heads);
+    turn(k, k_out, k_heads);
+  };
   if (is_bf16)
-    rotate(static_cast<const bf16*>(x), static_cast<const bf16*>(cos), static_cast<const bf16*>(sin),
-           static_cast<bf16*>(out), tokens, heads, d, threads);
+    both(static_cast<bf16*>(nullptr));
   else
-    rotate(static_cast<const float*>(x), static_cast<const float*>(cos), static_cast<const float*>(sin),
-           static_cast<float*>(out), tokens, heads, d, threads);
+    both(static_cast<float*>(nullptr));
 }
 
 extern "C" void fovea_gate(int is_bf16, const void* closed, const void* opened, void* out, int64_t n, int threads) {

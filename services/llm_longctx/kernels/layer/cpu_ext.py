@@ -31,28 +31,30 @@ class NativeOps:
         library.norm(x, how.weight, out, how.eps, how.offset)
         return out
 
-    def products(self, x: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
+    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: Normed | None = None) -> list[Tensor]:
         """See `Ops`."""
         if x.numel() > FEW * x.shape[-1]:
+            x = x if norm is None else self.norm(x, norm)
             return [layer(x) for layer in layers]
-        return _products(x, [(layer.weight, layer.bias) for layer in layers])
+        return _products(x, [(layer.weight, layer.bias) for layer in layers], norm)
 
-    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear) -> Tensor:
+    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: Normed | None = None) -> Tensor:
         """See `Ops`."""
         if x.numel() > FEW * x.shape[-1]:
+            x = x if norm is None else self.norm(x, norm)
             closed: Tensor = gate(x)
             opened: Tensor = up(x)
             library.gate(closed, opened, closed)
             return closed
-        return _products(x, [(gate.weight, gate.bias), (up.weight, up.bias)], gated=True)[0]
+        return _products(x, [(gate.weight, gate.bias), (up.weight, up.bias)], norm, gated=True)[0]
 
-    def rotate(self, x: Tensor, turn: Rotation) -> Tensor:
+    def rotate(self, q: Tensor, k: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
         """See `Ops`."""
-        x, (B, T, heads, d) = x.contiguous(), x.shape
-        out = torch.empty_like(x)
+        q, k, (B, T, _, d) = q.contiguous(), k.contiguous(), q.shape
+        turned = torch.empty_like(q), torch.empty_like(k)
         cos, sin = (table.expand(B, T, 1, d).reshape(B * T, d) for table in turn)
-        library.rotate(x.view(B * T, heads, d), cos, sin, out)
-        return out
+        library.rotate((q, k), cos, sin, turned)
+        return turned
 
     def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
         """See `Ops`."""
@@ -61,15 +63,18 @@ class NativeOps:
         return _products(x, [(matrix, None)])[0]
 
 
-def _products(x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], *, gated: bool = False) -> list[Tensor]:
+def _products(
+    x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], norm: Normed | None = None, *, gated: bool = False
+) -> list[Tensor]:
     x, K = x.contiguous(), x.shape[-1]
     outs: list[Tensor] = []
     words: list[int] = []
-    for weight, bias in layers if not gated else layers[:1]:
-        outs.append(x.new_empty((*x.shape[:-1], len(weight))))
-        words += weight.data_ptr(), 0 if bias is None else bias.data_ptr(), outs[-1].data_ptr(), len(weight)
-    if gated:
-        weight, bias = layers[1]
-        words += weight.data_ptr(), 0 if bias is None else bias.data_ptr(), 0, len(weight)
-    library.products(x, words, len(layers), (x.numel() // K, K), gated=gated)
+    for weight, bias in layers:
+        rows, to = weight.shape[0], 0
+        if not (gated and outs):  # what a gate opens has no output of its own
+            outs.append(x.new_empty((*x.shape[:-1], rows)))
+            to = outs[-1].data_ptr()
+        words += weight.data_ptr(), 0 if bias is None else bias.data_ptr(), to, rows
+    how = None if norm is None else (norm.weight, norm.eps, norm.offset)
+    library.products(x, words, len(layers), (x.numel() // K, K), how, gated=gated)
     return outs

@@ -14,7 +14,18 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.native.targets import fitting, library_file
 
-__all__ = ["absent", "block_sparse_prefill", "decode", "gate", "loaded", "norm", "products", "rotate", "told"]
+__all__ = ["absent", "block_sparse_prefill", "decode", "gate", "loaded", "norm", "opened", "products", "rotate", "told"]
+
+
+_INT, _LONG, _REAL, _AT = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+_TAKES = {
+    "fovea_block_sparse_prefill": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _INT),
+    "fovea_decode": (_INT, _AT, _AT, _AT, _AT, _AT, _INT),
+    "fovea_products": (_INT, _AT, _AT, _INT, _INT, _INT, _AT, _REAL, _REAL, _INT, _INT),
+    "fovea_norm": (_INT, _AT, _AT, _AT, _LONG, _INT, _REAL, _REAL, _INT),
+    "fovea_rotate": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _LONG, _INT, _INT, _INT, _INT),
+    "fovea_gate": (_INT, _AT, _AT, _AT, _LONG, _INT),
+}
 
 
 @cache
@@ -26,10 +37,23 @@ def loaded() -> tuple[ctypes.CDLL | None, str]:
     for target in levels:
         if (file := library_file(target)).exists():
             try:
-                return ctypes.CDLL(str(file)), target.name
+                return opened(file), target.name
             except OSError as error:
                 return None, f"it can't be loaded: {error}"
     return None, "it is not built"
+
+
+def opened(file: Path) -> ctypes.CDLL:
+    """A library whose functions know what they take, so that addresses go in as plain numbers.
+
+    Raises:
+        OSError: It is no library, or not for this machine.
+    """
+    found = ctypes.CDLL(str(file))
+    for name, takes in _TAKES.items():
+        function = getattr(found, name)
+        function.argtypes, function.restype = takes, None
+    return found
 
 
 def absent() -> str:
@@ -52,25 +76,29 @@ def block_sparse_prefill(
 ) -> None:  # fmt: skip
     """Fill `out` and `lse`; strides and sizes in the order of the C++ function."""
     _library().fovea_block_sparse_prefill(
-        int(q.dtype == torch.bfloat16), _at(q), _at(k), _at(v), (ctypes.c_int64 * len(strides))(*strides), _at(out),
-        _at(lse), _at(row_ptr), _at(cols), (ctypes.c_int32 * len(sizes))(*sizes), torch.get_num_threads(),
-    )  # fmt: skip
-
-
-def decode(q: Tensor, words: Sequence[int], sizes: Sequence[int], out: Tensor, lse: Tensor) -> None:
-    """Fill `out` and `lse`; six words per problem in the order of the C++ function."""
-    problems = np.array(words, np.int64)
-    _library().fovea_decode(
-        int(q.dtype == torch.bfloat16), _at(q), ctypes.c_void_p(problems.ctypes.data),
-        (ctypes.c_int32 * len(sizes))(*sizes), _at(out), _at(lse), torch.get_num_threads(),
-    )  # fmt: skip
-
-
-def products(x: Tensor, words: Sequence[int], count: int, sizes: tuple[int, int], *, gated: bool) -> None:
-    """Fill the outputs that the words name; four words per matrix in the order of the C++ function."""
-    _library().fovea_products(
-        int(x.dtype == torch.bfloat16), _at(x), (ctypes.c_int64 * len(words))(*words), count, *sizes, int(gated),
+        q.dtype == torch.bfloat16, q.data_ptr(), k.data_ptr(), v.data_ptr(), (ctypes.c_int64 * len(strides))(*strides),
+        out.data_ptr(), lse.data_ptr(), row_ptr.data_ptr(), cols.data_ptr(), (ctypes.c_int32 * len(sizes))(*sizes),
         torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def decode(q: Tensor, problems: np.ndarray, sizes: tuple[int, int, int], out: Tensor, lse: Tensor) -> None:
+    """Fill `out` and `lse`; six words (int64) per problem in the order of the C++ function."""
+    _library().fovea_decode(
+        q.dtype == torch.bfloat16, q.data_ptr(), problems.ctypes.data, (ctypes.c_int32 * 3)(*sizes), out.data_ptr(),
+        lse.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def products(
+    x: Tensor, words: Sequence[int], count: int, sizes: tuple[int, int], norm: tuple[Tensor, float, float] | None, *,
+    gated: bool,
+) -> None:  # fmt: skip
+    """Fill the outputs that the words name, four per matrix in the order of the C++ function; norm: weight, eps, offset."""
+    weight, eps, offset = (0, 0.0, 0.0) if norm is None else (norm[0].data_ptr(), *norm[1:])
+    _library().fovea_products(
+        x.dtype == torch.bfloat16, x.data_ptr(), (ctypes.c_int64 * len(words))(*words), count, *sizes, weight, eps,
+        offset, gated, torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -78,24 +106,24 @@ def norm(x: Tensor, weight: Tensor, out: Tensor, eps: float, offset: float) -> N
     """Fill `out`, normalising the last axis."""
     width = x.shape[-1]
     _library().fovea_norm(
-        int(x.dtype == torch.bfloat16), _at(x), _at(weight), _at(out), ctypes.c_int64(x.numel() // width), width,
-        ctypes.c_float(eps), ctypes.c_float(offset), torch.get_num_threads(),
+        x.dtype == torch.bfloat16, x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps,
+        offset, torch.get_num_threads(),
     )  # fmt: skip
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    """Fill `out` with the heads x [tokens,heads,d] turned by tables [tokens,d]."""
-    tokens, heads, d = x.shape
+def rotate(heads: tuple[Tensor, Tensor], cos: Tensor, sin: Tensor, out: tuple[Tensor, Tensor]) -> None:
+    """Fill `out` with q and k [B,T,heads,d] turned by tables [B·T,d]."""
+    (q, k), (tokens, d) = heads, cos.shape
     _library().fovea_rotate(
-        int(x.dtype == torch.bfloat16), _at(x), _at(cos), _at(sin), _at(out), ctypes.c_int64(tokens), heads, d,
-        torch.get_num_threads(),
+        q.dtype == torch.bfloat16, q.data_ptr(), k.data_ptr(), cos.data_ptr(), sin.data_ptr(), out[0].data_ptr(),
+        out[1].data_ptr(), tokens, q.shape[2], k.shape[2], d, torch.get_num_threads(),
     )  # fmt: skip
 
 
 def gate(closed: Tensor, opened: Tensor, out: Tensor) -> None:
     """Fill `out` with silu(closed) · opened."""
     _library().fovea_gate(
-        int(closed.dtype == torch.bfloat16), _at(closed), _at(opened), _at(out), ctypes.c_int64(closed.numel()),
+        closed.dtype == torch.bfloat16, closed.data_ptr(), opened.data_ptr(), out.data_ptr(), closed.numel(),
         torch.get_num_threads(),
     )  # fmt: skip
 
@@ -104,10 +132,6 @@ def _library() -> ctypes.CDLL:
     found, told = loaded()
     assert found is not None, told  # noqa: S101  # dispatch asks `absent` first
     return found
-
-
-def _at(x: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(x.data_ptr())
 
 
 def _processor() -> list[str]:
