@@ -9,6 +9,7 @@ from services.llm_longctx.kernels.decode import Pages, decode, decode_pages, dec
 from services.llm_longctx.kernels.dispatch import backends
 from services.llm_longctx.kernels.layer import layer_ops
 from services.llm_longctx.kernels.merge import merge
+from services.llm_longctx.kernels.probe import probe
 
 __all__ = [
     "BlockCsr",
@@ -20,4 +21,5 @@ __all__ = [
     "decode_runs",
     "layer_ops",
     "merge",
+    "probe",
 ]

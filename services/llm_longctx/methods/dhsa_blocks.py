@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from services.llm_longctx.methods.probe import diagonals, probed
+from services.llm_longctx.kernels import probe
 
 __all__ = ["Grid", "block_means", "select_blocks"]
 
@@ -108,15 +108,14 @@ def _top(scores: Tensor, counts: Tensor) -> Tensor:
 
 def _vs(q: Tensor, k: Tensor, grid: Grid) -> Tensor:
     """Token lines: what the strongest columns and diagonals of a probe put into each block, [H,rows,columns]."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    pattern = probed(q[:, -min(grid.block, q.shape[1]) :].to(wide), k)
+    by_key, by_distance = probe(q[:, -min(grid.block, q.shape[1]) :], k)
     N, B, S = grid.tokens, grid.block, grid.key_block
     budget = min(N, grid.budget * S)
-    columns, weights = _best(pattern.sum(1), int(budget * 0.5))
+    columns, weights = _best(by_key, int(budget * 0.5))
     scores = weights.new_zeros(len(q), grid.columns).index_put_(
         (torch.arange(len(q))[:, None], columns // S), weights, accumulate=True
     )
-    distances, weights = _best(diagonals(pattern), budget - int(budget * 0.5))
+    distances, weights = _best(by_distance, budget - int(budget * 0.5))
     begin = grid.rows[:, None] * B - distances[:, None]
     low, high = begin.clamp(min=0) // S, torch.minimum((begin + B - 1).clamp(min=0) // S, grid.recent[:, None])
     high = torch.where(begin + B - 1 < 0, -1, high)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from services.llm_longctx.kernels import BlockCsr
+from services.llm_longctx.kernels import BlockCsr, probe
 from services.llm_longctx.kernels.block_csr import causal_blocks
 from services.llm_longctx.methods.claims import claimed
 from services.llm_longctx.methods.contract import AttentionMethod, Reference
 from services.llm_longctx.methods.masked import blocks_to_tokens, masked
 from services.llm_longctx.methods.plans import Blocks, Dense, PrefillPlan
-from services.llm_longctx.methods.probe import coverage, diagonals, probed
 from services.llm_longctx.methods.views import Chunk
 
 __all__ = ["FlexPrefill", "Selection"]
@@ -87,14 +87,13 @@ class FlexPrefill(AttentionMethod):
         if self._short(N):
             kept = causal_blocks(rows, columns, B, B, first).expand(H, rows, columns)
             return Selection(kept, torch.full((H,), torch.nan, dtype=wide), torch.zeros(H, dtype=torch.bool))
-        probe = q[:, -min(B, T) :].to(wide)
-        pattern = probed(probe, k)
-        vertical, slash = pattern.mean(1), diagonals(pattern) / probe.shape[1]
+        last = q[:, -min(B, T) :]
+        vertical, slash = (sums / last.shape[1] for sums in probe(last, k))
         by_column, by_distance = _pooled(vertical, B), _pooled_far(slash, B)
         low, high = self._bounds(columns)
-        counts = [self._blocks(coverage(x, self.gamma)).clamp(min=low).clamp(max=high) for x in (vertical, slash)]
+        counts = [self._blocks(_coverage(x, self.gamma)).clamp(min=low).clamp(max=high) for x in (vertical, slash)]
         keys = _means(k, B).to(wide).repeat_interleave(H // k.shape[0], 0)
-        estimate = ((probe * q.shape[-1] ** -0.5).mean(1, keepdim=True) @ keys.mT)[:, 0].softmax(-1)
+        estimate = ((last.to(wide) * q.shape[-1] ** -0.5).mean(1, keepdim=True) @ keys.mT)[:, 0].softmax(-1)
         jsd = _divergence(estimate, by_column)
         aware = jsd < self.tau
         columns_kept, distances = (
@@ -144,6 +143,13 @@ def _pooled_far(mass: Tensor, block: int) -> Tensor:
     """Sums over groups of distances, aligned at the far end [H,N] → [H,blocks]."""
     missing = -mass.shape[1] % block
     return functional.pad(mass, (missing, 0)).view(len(mass), -1, block).sum(-1)
+
+
+def _coverage(mass: Tensor, share: float) -> Tensor:
+    """How many of the largest entries of [H,N] it takes to pass `share` of the mass: [H]."""
+    # On a CPU NumPy's vectorised sort takes a fifth of torch's time, and this is the longest part of choosing.
+    rising = torch.from_numpy(np.sort(mass.numpy(), -1)) if mass.device.type == "cpu" else mass.sort(-1).values
+    return (rising.flip(-1).cumsum(-1) <= share).sum(-1) + 1
 
 
 def _divergence(e: Tensor, v: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from services.llm_longctx.kernels import (
     decode_pages,
     decode_runs,
     merge,
+    probe,
 )
 from services.llm_longctx.kernels.block_sparse_prefill.reference import token_mask
 from services.llm_longctx.kernels.flash import flash, plain
@@ -147,6 +148,26 @@ def test_decode_from_runs_of_stores_is_decode_from_tensors(backend, case):
     out, lse = decode_runs(q, (keys, values, store), start, n, weighted, backend=backend)
     assert differs(out, wanted) < TOLERANCE[q.dtype]
     assert differs(lse, sums) < max(TOLERANCE[q.dtype], 1e-5 if q.dtype != torch.float64 else 0)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@ugly
+@hypothesis.given(prefills())
+def test_a_probe_sums_what_the_last_queries_see(backend, case):
+    q, k, _, _ = case
+    hypothesis.assume(takes(backend, q.dtype))
+    q = q[:, -9:]
+    for found, wanted in zip(probe(q, k, backend=backend), probe(q, k, backend="reference"), strict=True):
+        assert found.dtype == torch.promote_types(q.dtype, torch.float32)
+        torch.testing.assert_close(found.double(), wanted, atol=max(1e-4 * TOLERANCE[q.dtype], 1e-5), rtol=1e-5)
+        assert (found.sum(-1) - q.shape[1]).abs().max() < 1e-4
+
+
+def test_a_probe_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="last b of N"):
+        probe(torch.zeros(2, 4, 8), torch.zeros(1, 3, 8))
+    with pytest.raises(ValueError, match="of their dtype"):
+        probe(torch.zeros(2, 3, 8), torch.zeros(1, 3, 8, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("backend", ["reference", *FAST])

@@ -85,7 +85,7 @@ class Worker {
 
   // All queries of the task against the tile.
   void attend() {
-    pack_keys();
+    pack_keys<T>([this](int i) { return key(i); }, filled, p.d, words, TILE, keys.data());
     pack_values();
     for (int s = 0; s < share; s++)
       for (int i = 0; i < height; i += ROWS) group(s * height + i, begin + i);
@@ -94,24 +94,6 @@ class Worker {
 
   const T* key(int i) const { return static_cast<const T*>(p.k) + kv * p.k_head + position[i] * p.k_row; }
   const T* value(int i) const { return static_cast<const T*>(p.v) + kv * p.v_head + position[i] * p.v_row; }
-
-  // keys[word][TILE]: the tile's keys side by side; those behind its end repeat the last one, and are masked.
-  void pack_keys() {
-    alignas(64) uint32_t padded[LANES][LANES];
-    for (int i = 0; i < filled; i += LANES)
-      for (int w = 0; w < words; w += LANES) {
-        const uint32_t* from[LANES];
-        bool whole = w + LANES <= words && (w + LANES) * pair <= p.d && sizeof(T) == sizeof(F);
-        for (int j = 0; j < LANES; j++) {
-          const T* x = key(std::min(i + j, filled - 1)) + int64_t(w) * pair;
-          from[j] = whole ? reinterpret_cast<const uint32_t*>(x) : padded[j];
-          if (!whole)
-            for (int c = 0; c < LANES * pair; c++)
-              put(w * pair + c < p.d ? x[c] : T{}, reinterpret_cast<F*>(padded[j]) + c);
-        }
-        transpose(from, reinterpret_cast<uint32_t*>(keys.data()) + int64_t(w) * TILE + i, TILE);
-      }
-  }
 
   // values[key or pair of keys][wide]: rows as they are, or two rows zipped.
   void pack_values() {

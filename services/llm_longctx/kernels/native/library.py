@@ -14,13 +14,26 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.native.targets import fitting, library_file
 
-__all__ = ["absent", "block_sparse_prefill", "decode", "gate", "loaded", "norm", "opened", "products", "rotate", "told"]
+__all__ = [
+    "absent",
+    "block_sparse_prefill",
+    "decode",
+    "gate",
+    "loaded",
+    "norm",
+    "opened",
+    "probe",
+    "products",
+    "rotate",
+    "told",
+]
 
 
 _INT, _LONG, _REAL, _AT = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _TAKES = {
     "fovea_block_sparse_prefill": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _INT),
     "fovea_decode": (_INT, _AT, _AT, _AT, _AT, _AT, _INT),
+    "fovea_probe": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _INT),
     "fovea_products": (_INT, _AT, _AT, _INT, _INT, _INT, _AT, _REAL, _REAL, _INT, _INT),
     "fovea_norm": (_INT, _AT, _AT, _AT, _LONG, _INT, _REAL, _REAL, _INT),
     "fovea_rotate": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _LONG, _INT, _INT, _INT, _INT),
@@ -90,11 +103,21 @@ def decode(q: Tensor, problems: np.ndarray, sizes: tuple[int, int, int], out: Te
     )  # fmt: skip
 
 
+def probe(
+    q: Tensor, k: Tensor, strides: Sequence[int], columns: Tensor, distances: Tensor, sizes: Sequence[int]
+) -> None:
+    """Fill both sums; strides and sizes in the order of the C++ function."""
+    _library().fovea_probe(
+        q.dtype == torch.bfloat16, q.data_ptr(), k.data_ptr(), (ctypes.c_int64 * 4)(*strides), columns.data_ptr(),
+        distances.data_ptr(), (ctypes.c_int32 * 5)(*sizes), torch.get_num_threads(),
+    )  # fmt: skip
+
+
 def products(
     x: Tensor, words: Sequence[int], count: int, sizes: tuple[int, int], norm: tuple[Tensor, float, float] | None, *,
     gated: bool,
 ) -> None:  # fmt: skip
-    """Fill the outputs that the words name, four per matrix in the order of the C++ function; norm: weight, eps, offset."""
+    """Fill the outputs that the words name, four per matrix in C++ order; a norm is weight, eps, offset."""
     weight, eps, offset = (0, 0.0, 0.0) if norm is None else (norm[0].data_ptr(), *norm[1:])
     _library().fovea_products(
         x.dtype == torch.bfloat16, x.data_ptr(), (ctypes.c_int64 * len(words))(*words), count, *sizes, weight, eps,

@@ -4,6 +4,8 @@
 // (AVX512-BF16); without that instruction bfloat16 is widened while packing and takes the float32 path.
 #pragma once
 
+#include <algorithm>
+
 #include "vectors.h"
 
 namespace fovea {
@@ -46,6 +48,28 @@ inline vec factors(const T* x) {
   } else {
     return load(x);
   }
+}
+
+// keys[word][tile]: `many` keys side by side, key(i) being where the i-th begins; those behind the last repeat it, up to
+// a whole vector. `keys` has room for d rounded up to a vector, and one vector of words more.
+template <typename T, typename Key>
+inline void pack_keys(Key key, int many, int d, int words, int tile, float* keys) {
+  using F = typename Factor<T>::type;
+  constexpr int pair = Factor<T>::pair;
+  alignas(64) uint32_t padded[LANES][LANES];
+  for (int i = 0; i < many; i += LANES)
+    for (int w = 0; w < words; w += LANES) {
+      const uint32_t* from[LANES];
+      bool whole = w + LANES <= words && (w + LANES) * pair <= d && sizeof(T) == sizeof(F);
+      for (int j = 0; j < LANES; j++) {
+        const T* x = key(std::min(i + j, many - 1)) + int64_t(w) * pair;
+        from[j] = whole ? reinterpret_cast<const uint32_t*>(x) : padded[j];
+        if (!whole)
+          for (int c = 0; c < LANES * pair; c++)
+            put(w * pair + c < d ? x[c] : T{}, reinterpret_cast<F*>(padded[j]) + c);
+      }
+      transpose(from, reinterpret_cast<uint32_t*>(keys) + int64_t(w) * tile + i, tile);
+    }
 }
 
 // A word in every lane, as it is, whatever it holds.

@@ -1,15 +1,21 @@
-"""What the last queries of a prompt attend to: their causal map, its diagonals, and how many entries cover a share."""
+"""By torch's operations, through the whole map of the last queries: float32 or wider, on any device."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["coverage", "diagonals", "probed"]
+__all__ = ["probe"]
 
 
-def probed(q: Tensor, k: Tensor) -> Tensor:
-    """Causal softmax rows of the last queries: q [H,b,d], k [G,N,d] → [H,b,N] in q's dtype."""
+def probe(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """See `probe`."""
+    pattern = _softmax(q.to(torch.promote_types(q.dtype, torch.float32)), k)
+    return pattern.sum(1), _diagonals(pattern)
+
+
+def _softmax(q: Tensor, k: Tensor) -> Tensor:
+    """Causal softmax rows of the last queries: [H,b,N] in q's dtype."""
     (H, b, d), (G, N) = q.shape, k.shape[:2]
     logits: Tensor = (q.reshape(G, -1, d) @ k.to(q.dtype).mT).view(H, b, N) * d**-0.5
     hidden = torch.ones(b, b, dtype=torch.bool, device=q.device).triu(1)
@@ -17,7 +23,7 @@ def probed(q: Tensor, k: Tensor) -> Tensor:
     return logits.softmax(-1)
 
 
-def diagonals(pattern: Tensor) -> Tensor:
+def _diagonals(pattern: Tensor) -> Tensor:
     """Sums over pairs of one distance: rows of the last b positions [H,b,N] → [H,N], by query − key position."""
     H, b, N = pattern.shape
     # Row i, shifted right by i in a buffer one wider than a row, brings equal distances under each other.
@@ -25,9 +31,3 @@ def diagonals(pattern: Tensor) -> Tensor:
     skewed = buffer.as_strided((H, b, N), (buffer.stride(0), N + b + 1, 1))
     skewed.copy_(pattern.flip(-1))
     return buffer.view(H, b, N + b).sum(1)[:, b - 1 : b - 1 + N]
-
-
-def coverage(mass: Tensor, share: float) -> Tensor:
-    """How many of the largest entries of [H,N] it takes to pass `share` of the mass: [H]."""
-    ordered = mass.sort(-1, descending=True).values
-    return (ordered.cumsum(-1) <= share).sum(-1) + 1

@@ -1,0 +1,19 @@
+"""By the C++ kernel beside this file, float32 or bfloat16 on a CPU; no map of queries and keys is held."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from services.llm_longctx.kernels.native import library
+
+__all__ = ["probe"]
+
+
+def probe(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """See `probe`; the sums are float32."""
+    q, k = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k))
+    (H, b, d), (G, N) = q.shape, k.shape[:2]
+    keys, distances = q.new_empty(2, H, N, dtype=torch.float32)
+    library.probe(q, k, (*q.stride()[:2], *k.stride()[:2]), keys, distances, (H, G, b, N, d))
+    return keys, distances
