@@ -33,19 +33,21 @@ class PackedOps:
         """See `Ops`."""
         return TORCH.norm(x, how)
 
-    def products(self, x: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
+    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: Normed | None = None) -> list[Tensor]:
         """See `Ops`."""
+        x = x if norm is None else norm(x)
         return [self._product(x, layer, "none") for layer in layers]
 
-    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear) -> Tensor:
+    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: Normed | None = None) -> Tensor:
         """See `Ops`; silu and product are part of the matrix products."""
+        x = x if norm is None else norm(x)
         closed = self._product(x, gate, "swish")
         mixed: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, closed, self._matrices[up], up.bias, "mul")  # noqa: SLF001
         return mixed
 
-    def rotate(self, x: Tensor, turn: Rotation) -> Tensor:
+    def rotate(self, q: Tensor, k: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
         """See `Ops`."""
-        return TORCH.rotate(x, turn)
+        return TORCH.rotate(q, k, turn)
 
     def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
         """See `Ops`."""
