@@ -33,7 +33,11 @@ def claims() -> Iterator[tuple[pathlib.Path, str]]:
             yield ROOT / room / "claims.json", json.dumps(facts, indent=1, sort_keys=True) + "\n"
 
 
-CLAIMS = {"services/llm_longctx/methods": "sparsity"}
+CLAIMS = {
+    "services/llm_longctx/methods": "sparsity",
+    "services/llm_longctx/models": "sparsity_mixers",
+    "services/detection/models": "sparsity_partial",
+}
 """Room → the suite whose `claims` it ships."""
 
 GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (stubs, model_pages, claims)

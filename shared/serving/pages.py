@@ -10,6 +10,7 @@ from typing import Any
 
 from shared.registry import Card, Servable, servables
 from shared.registry.discovery import SERVICES
+from shared.sparsity import told
 
 __all__ = ["page", "pages"]
 
@@ -63,6 +64,7 @@ def _facts(service: str, card: Card) -> str:
         "parameters": f"{card.parameters:,}" if card.parameters else "",
         "weights": f"sha256 `{card.weights}`" if card.weights else "",
         "limits": ", ".join(f"{k} {v}" for k, v in card.limits.model_dump(exclude_none=True).items()),
+        "sparsity": told(card.sparsity) if card.sparsity else "",
     }
     return "| fact | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
 

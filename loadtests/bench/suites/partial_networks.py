@@ -60,12 +60,13 @@ def _contenders(folder: Path) -> dict[str, Callable[[], Any]]:
     x = torch.rand(SHAPE)
     for title, (name, config) in NETWORKS.items():
         net = network(name, **config).eval()
-        made[f"{title}, ONNX Runtime"] = _graph(net, x, folder / f"{title}.onnx")
+        made[f"{title}, ONNX Runtime"] = graph(net, x, folder / f"{title}.onnx")
         made[f"{title}, torch"] = _eager(net, x)
     return made
 
 
-def _graph(net: nn.Module, x: Tensor, path: Path) -> Callable[[], Any]:
+def graph(net: nn.Module, x: Tensor, path: Path) -> Callable[[], Any]:
+    """A call of the network's graph on x, exported to `path`, on one thread."""
     export_onnx(net, path, {"x": x}, ["logits"], call=net.logits)  # type: ignore[arg-type]  # a method, by name
     engine, feeds = OnnxEngine(path, threads=1), {"x": np.ascontiguousarray(x.numpy())}
     return lambda: engine.run(feeds)

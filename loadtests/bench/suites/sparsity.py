@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from loadtests.bench.result import Row, Table, machine, row
+from loadtests.bench.claiming import Claims, timing
+from loadtests.bench.result import Row, row
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.open_sequence import OpenSequence
 from services.llm_longctx.methods import AttentionMethod, method
@@ -44,13 +45,6 @@ KNOBS: Mapping[str, Mapping[str, Any]] = {
     "power": {"block": 64},
 }
 """Scaled to 4,096 tokens: the papers' windows and budgets are as long as that."""
-
-
-@dataclass(frozen=True)
-class Claims(Table):
-    """The table, and the facts of each claim by method."""
-
-    claims: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -176,18 +170,15 @@ def _facts(
     """A claim's measured part, and the shares that were not read, per layer."""
     engine, (dense, ours) = bench.engine, (taken["dense"], taken[how.name])
     weights = sum(p.numel() * p.element_size() for p in engine.model.parameters())
-    p50, dense_p50 = statistics.median(ours), statistics.median(dense)
     knobs = ", ".join(f"{k} {v}" for k, v in KNOBS[how.name].items())
     return {
         "sparsity_by_layer": {f"model.layers.{i}.self_attn": round(1 - d, 6) for i, d in enumerate(densities)},
         "theoretical_flops_ratio": round(float(np.mean(densities)), 6),
-        "measured": {
-            "speedup": dense_p50 / p50, "device": machine()["cpu"], "batch": 1, "sequence": count, "dtype": "bfloat16",
-            "kernel": f"{engine.kernels}, {how.name} ({knobs})", "kernel_sparse": True, "runs": len(ours),
-            "p50_ms": p50, "p95_ms": float(np.percentile(ours, 95)), "dense_kernel": f"{engine.kernels}, dense",
-            "dense_p50_ms": dense_p50, "peak_memory_bytes": weights + held, "kv_bytes_per_token": held / count,
-            "offload_bytes_per_token": 0,
-        },
+        "measured": timing(
+            ours, dense, batch=1, sequence=count, dtype="bfloat16", kernel=f"{engine.kernels}, {how.name} ({knobs})",
+            dense_kernel=f"{engine.kernels}, dense", peak_memory_bytes=weights + held,
+            kv_bytes_per_token=held / count, offload_bytes_per_token=0,
+        ),
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from services.detection.classifier import Classifier
 from services.detection.layers.partial import PartialConv, PartialNetwork, Shape, dropped, perceptron
 from shared.registry import Card, Metric, Paper, builder
+from shared.registry.claimed import claimed, measured
 
 __all__ = ["SIZES", "FasterNet", "FasterNetClassifier", "Size", "fasternet"]
 
@@ -87,6 +89,10 @@ class FasterNetClassifier(Classifier):
             "import official weights for ImageNet's classes, which are then told by number: they carry no names."),
             ("Feature maps of the four stages, for a detector: outputs stage1 to stage4 on the Open Inference route, "
             "or Accept: application/x-npz here."),
+        ),
+        sparsity=claimed(
+            "fasternet", measured(Path(__file__).with_name("claims.json")).get("fasternet", {}), kind="weight",
+            granularity="channel", when="before", path="sparse-to-sparse", mask="static",
         ),
         example={"tile": 96},
     )  # fmt: skip

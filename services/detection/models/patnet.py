@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from services.detection.classifier import Classifier
 from services.detection.layers.partial import PartialConv, PartialNetwork, Shape, dropped, perceptron
 from services.detection.layers.visual_attention import ChannelGate, SelfAttention, SpatialGate
 from shared.registry import Card, Metric, Paper, builder
+from shared.registry.claimed import claimed, measured
 
 __all__ = ["SIZES", "PATNet", "PATNetClassifier", "Size", "patnet"]
 
@@ -157,6 +159,10 @@ class PATNetClassifier(Classifier):
             "small sizes gain little or nothing over FasterNet's."),
             ("Feature maps of the four stages, for a detector: outputs stage1 to stage4 on the Open Inference route, "
             "or Accept: application/x-npz here."),
+        ),
+        sparsity=claimed(
+            "patnet", measured(Path(__file__).with_name("claims.json")).get("patnet", {}), kind="weight",
+            granularity="channel", when="before", path="sparse-to-sparse", mask="static",
         ),
         example={"tile": 96},
     )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 from services.gateway.console.forms import Field
 from services.gateway.sdk.measured import headline
 from shared.api.model import ModelEntry
+from shared.sparsity import told
 
 __all__ = ["PAGES", "facts", "grouped", "open_path", "relatives", "seen", "type_words"]
 
@@ -57,6 +58,8 @@ def facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield from _limits(card.get("limits") or {})
     if card.get("media_types"):
         yield "Answers as", ", ".join(card["media_types"]), ""
+    if card.get("sparsity"):
+        yield "Sparsity", told(card["sparsity"]), "a claim, as its lint reads it"
     if card.get("licence"):
         yield "Licence", card["licence"], ""
     weights = card.get("weights")

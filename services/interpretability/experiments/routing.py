@@ -51,8 +51,13 @@ class _RoutingSubject(Subject):
 
     @property
     def heads(self) -> int:
-        """Routing heads of a layer."""
-        return int(self.model.blocks[0][1].means.shape[0])
+        """Routing heads of a layer that has some."""
+        return int(self.model.blocks[self.first][1].means.shape[0])
+
+    @property
+    def first(self) -> int:
+        """The first layer that routes."""
+        return next(layer for layer, (_, attention, _, _) in enumerate(self.model.blocks) if attention.routes)
 
     @property
     def window(self) -> int:

@@ -6,13 +6,12 @@ method that was not measured claims all the same, and the lint says what it owes
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
+from shared.registry.claimed import claimed as put_together
+from shared.registry.claimed import measured
 from shared.sparsity import Pattern, Phases, SparsityClaim
 
 __all__ = ["MEASURED", "claimed"]
@@ -35,16 +34,11 @@ def claimed(
         prefill: Whether prompts are read sparsely.
         decode: Whether answers are.
     """
-    facts = dict(_measured().get(name, {}))
+    facts = dict(measured(MEASURED).get(name, {}))
     knobs = facts.pop("knobs", {})
-    layers: dict[str, float] = facts.get("sparsity_by_layer", {})
-    return SparsityClaim(
-        model=f"longctx/{name}", kind="attention", granularity=granularity, mask=mask, when="post",
+    return put_together(
+        f"longctx/{name}", facts, kind="attention", granularity=granularity, mask=mask, when="post",
         pattern=_pattern(granularity, knobs), phases=Phases(prefill=prefill, decode=decode, training="dense"),
-        counted_in="artefact" if layers else "config",
-        sparsity_global=fmean(layers.values()) if layers else 0.0,
-        dense_layers=[layer for layer, share in layers.items() if share == 0],
-        **{"theoretical_flops_ratio": 1.0, **facts},
     )  # fmt: skip
 
 
@@ -53,9 +47,3 @@ def _pattern(granularity: str, knobs: Mapping[str, Any]) -> Pattern | None:
     if granularity == "block":
         return Pattern(block=(knobs.get("block", 128), knobs.get("block", 128)))
     return Pattern(top_k=knobs.get("budget", 1)) if granularity == "token-topk" else None
-
-
-@cache
-def _measured() -> Mapping[str, Mapping[str, Any]]:
-    found: dict[str, dict[str, Any]] = json.loads(MEASURED.read_text("utf-8")) if MEASURED.exists() else {}
-    return found

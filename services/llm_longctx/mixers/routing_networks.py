@@ -204,6 +204,7 @@ class RoutingLM(nn.Module):
         mode: See above.
         shared: Keys of routing heads are their queries, as in the port; else they have a projection `to_k` of their
             own, in causal mode.
+        first: The first layer that routes; in those before it all heads are local.
     """
 
     optional = ("sinu_pos_emb.emb", "rel_pos.inv_freq", "mem_key", "mem_value")
@@ -212,6 +213,7 @@ class RoutingLM(nn.Module):
     def __init__(
         self, vocab: int, width: int, layers: int, heads: int, head_dim: int, local_heads: int, window: int,
         local_window: int, context: int, mode: Literal["causal", "port"] = "causal", *, shared: bool = True,
+        first: int = 0,
     ) -> None:  # fmt: skip
         if mode == "port" and not shared:
             message = "port mode has shared queries and keys only: give shared=True, or mode='causal'"
@@ -220,12 +222,11 @@ class RoutingLM(nn.Module):
         self.mode, self.context, self.local_window = mode, context, local_window
         self.token_emb = nn.Embedding(vocab, width)
         nn.init.normal_(self.token_emb.weight, std=0.02)
-        sizes = (width, heads, head_dim, local_heads, window, local_window, context // window)
+        windows = (window, local_window, context // window)
+        local = [heads if layer < first else local_heads for layer in range(layers)]
+        attention = [_Attention(width, heads, head_dim, own, *windows, shared=shared) for own in local]
         self.routing_transformer = _Stack(
-            [
-                (_Wrapped(_Attention(*sizes, shared=shared), width), _Wrapped(_Wrapped(_FeedForward(width)), width))
-                for _ in range(layers)
-            ]
+            [(_Wrapped(one, width), _Wrapped(_Wrapped(_FeedForward(width)), width)) for one in attention]
         )
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, vocab)
 
@@ -295,10 +296,11 @@ class RoutingSession:
 
     def __init__(self, net: RoutingLM, batch: int) -> None:
         self.net, self.batch, self.index = net, batch, 0
-        blocks = net.blocks
-        self._rings = [RoutingState(a.means, a.window, shared=a.shared) for _, a, _, _ in blocks if a.routes]
-        empty = net.out.weight.new_zeros(2, batch, blocks[0][1].local_heads, 0, blocks[0][1].head_dim)
-        self._local = [empty for _ in blocks]
+        layers = [attention for _, attention, _, _ in net.blocks]
+        self._rings = {
+            number: RoutingState(a.means, a.window, shared=a.shared) for number, a in enumerate(layers) if a.routes
+        }
+        self._local = [net.out.weight.new_zeros(2, batch, a.local_heads, 0, a.head_dim) for a in layers]
 
     @torch.no_grad()
     def feed(self, ids: Tensor) -> Tensor:
@@ -316,18 +318,19 @@ class RoutingSession:
     @property
     def nbytes(self) -> int:
         """Bytes that are remembered."""
-        return sum(ring.nbytes for ring in self._rings) + sum(keys.nbytes for keys in self._local)
+        return sum(ring.nbytes for ring in self._rings.values()) + sum(keys.nbytes for keys in self._local)
 
     @property
     def occupancy(self) -> list[Tensor]:
-        """Per layer the tokens of each cluster so far [B,H,K]."""
-        return [ring.occupancy for ring in self._rings]
+        """Per layer that routes the tokens of each cluster so far [B,H,K]."""
+        return [ring.occupancy for ring in self._rings.values()]
 
     def fork(self) -> Self:
         """A stream that goes its own way from here."""
         twin = object.__new__(type(self))
         vars(twin).update({
-            **vars(self), "_local": list(self._local), "_rings": [ring.fork() for ring in self._rings],
+            **vars(self), "_local": list(self._local),
+            "_rings": {number: ring.fork() for number, ring in self._rings.items()},
         })  # fmt: skip
         return twin
 

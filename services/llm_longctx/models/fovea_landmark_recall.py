@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from services.llm_longctx.engine.streams import StreamScheduler
@@ -9,7 +10,9 @@ from services.llm_longctx.landmark_voice import LandmarkVoice
 from services.llm_longctx.mixer_model import Loaded, MixerModel
 from services.llm_longctx.vocabularies import LANDMARK, RecallWords
 from shared.registry import Card, Limits, Metric, Paper
+from shared.registry.claimed import claimed, measured
 from shared.registry.weights import NetworkSpec
+from shared.sparsity import Pattern, Phases
 
 __all__ = ["LandmarkRecall"]
 
@@ -56,6 +59,16 @@ class LandmarkRecall(MixerModel):
             "`longctx` takes blocks, selection, offload, capacity and cite; POST /v1/documents reads a text once.",
             "Citations leave out the first layer, where all landmarks have the same key.",
             "No ONNX graph: blocks are chosen while it reads, and its session grows with them.",
+        ),
+        sparsity=claimed(
+            "fovea-landmark-recall",
+            measured(Path(__file__).with_name("claims.json")).get("fovea-landmark-recall", {}),
+            kind="attention",
+            granularity="block",
+            pattern=Pattern(block=(1, _SIZES["block"] + 1)),
+            when="during",
+            mask="dynamic",
+            phases=Phases(prefill="sparse", decode="sparse", training="dense"),
         ),
         example={
             "messages": [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,9 @@ from services.llm_longctx.plain_voice import PlainVoice
 from services.llm_longctx.vocabularies import Bytes
 from shared import figures
 from shared.registry import Card, Limits, Metric, Paper
+from shared.registry.claimed import claimed, measured
 from shared.registry.weights import NetworkSpec
+from shared.sparsity import Pattern, Phases
 
 __all__ = ["RoutingBytes"]
 
@@ -54,6 +57,16 @@ class RoutingBytes(MixerModel):
             "Messages are joined by a line break; there is no chat template.",
             "Only the causal mode is served: the released one looks ahead, so that its perplexity is no likelihood.",
             "No ONNX graph: clusters keep rings of keys between steps.",
+        ),
+        sparsity=claimed(
+            "fovea-routing-bytes",
+            measured(Path(__file__).with_name("claims.json")).get("fovea-routing-bytes", {}),
+            kind="attention",
+            granularity="token-topk",
+            pattern=Pattern(top_k=_SIZES["window"]),
+            when="during",
+            mask="dynamic",
+            phases=Phases(prefill="sparse", decode="sparse", training="dense"),
         ),
         example={
             "messages": [{"role": "user", "content": "def main():\n    "}],

@@ -22,10 +22,11 @@ __all__ = ["HybridBytes", "RoutingBytes"]
 
 
 class RoutingBytes(ByteRecipe):
-    """`fovea-routing-bytes`: half local, half routing heads; with `routing=0` the twin, all heads local.
+    """`fovea-routing-bytes`: half of the last layer's heads route; with `routing=0` the twin, all heads local.
 
-    Routing heads have keys of their own. Where keys are queries, as published, half of the attention goes to the token
-    itself, a token can't look for what follows a text like its own, and the twin has more parameters.
+    Only the last layer routes, as in the paper's model of books: so small a network needs its lower heads for what is
+    near. Routing heads have keys of their own. Where keys are queries, as published, half of the attention goes to the
+    token itself, a token can't look for what follows a text like its own, and the twin has more parameters.
     """
 
     name: ClassVar[str] = "routing-bytes"
@@ -40,7 +41,8 @@ class RoutingBytes(ByteRecipe):
     width: int = 128
     layers: int = 4
     heads: int = 4
-    routing: int = Field(2, ge=0, description="Heads that route; 0 is the twin.")
+    routing: int = Field(2, ge=0, description="Heads that route, in layers that do; 0 is the twin.")
+    first: int = Field(3, ge=0, description="The first layer that routes.")
     window: int = 64
     local_window: int = 64
     centroid_decay: float = 0.99
@@ -51,7 +53,7 @@ class RoutingBytes(ByteRecipe):
         local = {"heads": self.heads, "local_heads": self.heads - self.routing}
         sizes = {"width": self.width, "layers": self.layers, **local}
         windows = {"window": self.window, "local_window": self.local_window, "context": self.context}
-        form = {"mode": "causal", "shared": self.shared}
+        form = {"mode": "causal", "shared": self.shared, "first": self.first}
         return {"vocab": BYTES, **sizes, "head_dim": self.width // self.heads, **windows, **form}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:

@@ -15,6 +15,7 @@ from services.gateway.sdk.options import described
 from services.gateway.sdk.screen import Screen
 from services.gateway.sdk.transport import LOCAL
 from shared.api.model import ModelEntry
+from shared.sparsity import told
 
 __all__ = ["models"]
 
@@ -90,5 +91,7 @@ def _facts(card: ModelCard) -> Iterator[tuple[str, Any]]:
         "limits",
         ", ".join(f"{name} {value}" for name, value in (more.get("limits") or {}).items() if value is not None),
     )
+    if claim := more.get("sparsity"):
+        yield "sparsity", told(claim)
     for number, note in enumerate(more.get("notes") or ()):
         yield "notes" if number == 0 else " " * (number + 1), note

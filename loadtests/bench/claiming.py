@@ -1,0 +1,30 @@
+"""What a suite hands back that measures sparsity claims: its table, and the facts of each claim. Knows records only."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from loadtests.bench.result import Table, machine
+
+__all__ = ["Claims", "timing"]
+
+
+@dataclass(frozen=True)
+class Claims(Table):
+    """The table, and the facts of each claim by the name of what claims."""
+
+    claims: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def timing(ours: Sequence[float], dense: Sequence[float], **said: Any) -> dict[str, Any]:
+    """`measured` of a claim, from milliseconds of both; `said` is what the clock does not know."""
+    p50, dense_p50 = statistics.median(ours), statistics.median(dense)
+    return {
+        "speedup": dense_p50 / p50, "device": machine()["cpu"], "kernel_sparse": True, "runs": len(ours),
+        "p50_ms": p50, "p95_ms": float(np.percentile(ours, 95)), "dense_p50_ms": dense_p50, **said,
+    }  # fmt: skip

@@ -1,0 +1,79 @@
+"""`make lint` stops at a claim that breaks a rule, a headline that says too much, a sparse model that claims nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.llm_longctx.models.fovea_landmark_recall import LandmarkRecall
+from shared.registry import servables
+from shared.registry.discovery import SERVICES
+from shared.registry.discovery import claims as published
+from shared.sparsity import OPEN, lint
+from tests import claims
+
+MODELS = ("fasternet", "fovea-landmark-recall", "fovea-routing-bytes", "patnet")
+
+
+def changed(name, **fields):
+    return published()[name].model_copy(update=fields)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_sparse_model_carries_a_measured_claim_with_nothing_but_studies_open(name):
+    claim = published()[name]
+    (card,) = (kind.card for service in SERVICES for kind in servables(service).values() if kind.card.name == name)
+    assert card.sparsity == claim
+    assert claim.measured.runs >= 30
+    assert {finding.rule for finding in lint(claim)} <= OPEN
+    assert claim.headline is None
+
+
+def test_the_tree_passes():
+    assert claims.main() == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ({"granularity": None}, "S1"),
+        ({"mask": None}, "S2"),
+        ({"counted_in": "config"}, "S3"),
+        ({"sparsity_global": 1.0}, "S3"),
+        ({"dense_layers": ["nowhere"]}, "S3"),
+    ],
+)
+def test_a_bad_record_is_blocked(name, fields, rule, capsys):
+    assert claims.read({name: changed(name, **fields)}) == 1
+    assert f"{rule} blocks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_timing_that_does_not_add_up_is_blocked(name, capsys):
+    m = published()[name].measured
+    for bad in ({"runs": 3}, {"speedup": 2 * m.speedup}, {"p95_ms": m.p50_ms / 2}):
+        assert claims.read({name: changed(name, measured=m.model_copy(update=bad))}) == 1
+        assert "S4 blocks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_headline_brings_what_was_open_into_the_way(name, capsys):
+    whole = published()[name]
+    bold = whole.model_validate(
+        {**whole.model_dump(), "headline": {"speedup": 40.0, "source": "theoretical", "scope": "end-to-end"}}
+    )
+    assert claims.read({name: bold}) == 1
+    told = capsys.readouterr().out
+    assert "S4 blocks" in told
+    assert "S7 blocks" in told
+    honest = {"speedup": whole.measured.speedup, "source": "measured", "scope": "decode"}
+    assert claims.read({name: whole.model_validate({**whole.model_dump(), "headline": honest})}) == 1
+
+
+def test_a_model_that_calls_itself_sparse_owes_a_claim(capsys):
+    bare = LandmarkRecall.card.model_copy(update={"sparsity": None})
+    assert claims.claimless([bare]) == 0
+    for field in ({"summary": "Sparse attention."}, {"notes": ("Its sparsity is .9.",)}):
+        assert claims.claimless([bare.model_copy(update=field)]) == 1
+    assert "no SparsityClaim" in capsys.readouterr().out
+    assert claims.claimless([LandmarkRecall.card.model_copy(update={"summary": "Sparse."})]) == 0
