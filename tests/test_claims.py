@@ -1,4 +1,4 @@
-"""`make lint` stops at a claim that breaks a rule, a headline that says too much, a sparse model that claims nothing."""
+"""`make lint` stops at claims that break a rule, headlines that say too much, and sparse models without a claim."""
 
 from __future__ import annotations
 
