@@ -11,7 +11,7 @@ from services.llm_longctx.models_of import model_of
 from services.llm_longctx.sessions import Sessions
 from services.llm_longctx.stores import lifespan, stores_of, tenant_of
 from services.llm_longctx.titans_voice import TitansVoice
-from shared.api.memory import Deleted, RollbackRequest, Session, SessionRequest, SurpriseTrace
+from shared.api.memory import Deleted, RollbackRequest, Session, SessionList, SessionRequest, SurpriseTrace
 from shared.api.text import OpenAIError
 from shared.serving.host import Host
 from shared.serving.system import host_of
@@ -42,6 +42,16 @@ SessionsOf = Annotated[Sessions, Depends(sessions_of)]
 async def create(body: SessionRequest, request: Request, host: HostOf, sessions: SessionsOf) -> Session:
     """Open a session that remembers nothing yet."""
     return await sessions.create(_voice(host, body.model, request))
+
+
+@router.get("", openapi_extra=_FORM)
+async def recent(
+    sessions: SessionsOf,
+    limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 100,
+    after: Annotated[str | None, Query(description="Go on behind this one: the last of the page before.")] = None,
+) -> SessionList:
+    """The caller's sessions, newest first, a page at a time."""
+    return await sessions.recent(limit, after)
 
 
 @router.get("/{session_id}", openapi_extra=_FORM)

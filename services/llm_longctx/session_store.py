@@ -3,6 +3,7 @@
     {fovea:session:<tenant>:<id>}:head  hash    version, model, weights, tokens, created, updated
     {fovea:session:<tenant>:<id>}:v<n>  string  the sealed state of version n; the last three are kept
     {fovea:session:<tenant>:<id>}:once  hash    digest of an idempotency key → the sealed answer of its request
+    {fovea:sessions:<tenant>}:index     sorted set  id → when it was opened
 
 A state is written only on top of the version that it was made from; whoever comes second is told so. A tenant sees its
 own sessions only: another's is not there. Knows bytes and versions; knows no model.
@@ -13,9 +14,9 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -41,7 +42,7 @@ local version = tonumber(redis.call('HGET', head, 'version') or -1)
 if version < 0 then return {'gone', '0'} end
 if version ~= expected then return {'conflict', tostring(version)} end
 version = version + 1
-redis.call('HSET', head, 'version', version, 'tokens', ARGV[7], 'updated', ARGV[8])
+redis.call('HSET', head, 'version', version, 'tokens', ARGV[7], 'updated', ARGV[8], 'held', ARGV[9])
 redis.call('PEXPIRE', head, ttl)
 redis.call('SET', stem .. 'v' .. version, state, 'PX', ttl)
 redis.call('DEL', stem .. 'v' .. (version - keep))
@@ -62,6 +63,7 @@ class Head:
         model: The model that remembers, and `weights` the digest that its states belong to.
         version: Writes so far.
         tokens: Tokens read.
+        held: Bytes of what it remembers.
         created, updated: Unix time.
     """
 
@@ -70,6 +72,7 @@ class Head:
     weights: str
     version: int
     tokens: int
+    held: int
     created: float
     updated: float
 
@@ -89,17 +92,19 @@ class SessionStore:
         self._ttl_ms = ttl_s * 1000
         self._write = self._link.client.register_script(_WRITE)
 
-    async def create(self, tenant: str, model: str, weights: str, state: bytes, tokens: int = 0) -> Head:
-        """A new session whose version 0 is `state`."""
+    async def create(self, tenant: str, model: str, weights: str, state: bytes, tokens: int = 0, held: int = 0) -> Head:
+        """A new session whose version 0 is `state`, `held` bytes of which are what is remembered."""
         name, now = f"s_{secrets.token_hex(10)}", time.time()
         stem = _stem(tenant, name)
-        facts = {"version": 0, "model": model, "weights": weights, "tokens": tokens, "created": now, "updated": now}
+        head = Head(name, model, weights, 0, tokens, held, now, now)
+        facts = {field: value for field, value in asdict(head).items() if field != "id"}
         async with self._redis() as redis, redis.pipeline(transaction=True) as pipe:
             pipe.hset(f"{stem}head", mapping=facts)
             pipe.pexpire(f"{stem}head", self._ttl_ms)
             pipe.set(f"{stem}v0", self._sealed(state, tenant, f"{stem}v0"), px=self._ttl_ms)
             await pipe.execute()
-        return Head(name, model, weights, 0, tokens, now, now)
+            await self._listed(redis, tenant, head)
+        return head
 
     async def head(self, tenant: str, name: str) -> Head:
         """What is known of a session.
@@ -111,11 +116,38 @@ class SessionStore:
             found = await redis.hgetall(f"{_stem(tenant, name)}head")
         if not found:
             raise _missing(name)
-        facts = {key.decode(): value.decode() for key, value in found.items()}
-        return Head(
-            name, facts["model"], facts["weights"], int(facts["version"]), int(facts["tokens"]),
-            float(facts["created"]), float(facts["updated"]),
-        )  # fmt: skip
+        return _head(name, found)
+
+    async def recent(self, tenant: str, limit: int, after: str | None = None) -> list[Head]:
+        """The tenant's sessions, newest first.
+
+        Args:
+            tenant: Whose.
+            limit: At most so many.
+            after: Those that are older than this one.
+
+        Raises:
+            NotFound: The tenant has no session `after`.
+        """
+        index, begin = _index(tenant), 0
+        found: list[Head] = []
+        async with self._redis() as redis:
+            if after is not None:
+                _stem(tenant, after)
+                rank = await redis.zrevrank(index, after)
+                if rank is None:
+                    raise _missing(after, field="after")
+                begin = rank + 1
+            while len(found) < limit:
+                names = [name.decode() for name in await redis.zrevrange(index, begin, begin + limit - len(found) - 1)]
+                heads = [await redis.hgetall(f"{_stem(tenant, name)}head") for name in names]
+                found += [_head(name, facts) for name, facts in zip(names, heads, strict=True) if facts]
+                if gone := [name for name, facts in zip(names, heads, strict=True) if not facts]:  # their time was over
+                    await redis.zrem(index, *gone)
+                elif not names:
+                    break
+                begin += len(names) - len(gone)
+        return found
 
     async def read(self, tenant: str, name: str, version: int) -> bytes:
         """The state of a version.
@@ -132,8 +164,9 @@ class SessionStore:
         return self._sealing.open(sealed, tenant, place)
 
     async def write(
-        self, tenant: str, head: Head, state: bytes, tokens: int, *, once: str | None = None, answer: bytes = b""
-    ) -> int:
+        self, tenant: str, head: Head, state: bytes, tokens: int, held: int = 0, *, once: str | None = None,
+        answer: bytes = b"",
+    ) -> int:  # fmt: skip
         """Store the next version on top of `head.version`, and with it the answer of the request that made it.
 
         Args:
@@ -141,6 +174,7 @@ class SessionStore:
             head: The session as it was read before the request.
             state: What is remembered now.
             tokens: Tokens read now.
+            held: Bytes of `state` that are what is remembered.
             once: Idempotency key of the request.
             answer: What a repetition of the request is answered.
 
@@ -156,9 +190,11 @@ class SessionStore:
         place, key = f"{stem}v{head.version + 1}", _once(once) if once else ""
         sealed = self._sealed(state, tenant, place)
         kept = self._sealing.seal(answer, tenant, f"{stem}once:{key}") if key else b""
-        args = [head.version, sealed, self._ttl_ms, KEPT, key, kept, tokens, time.time()]
-        async with self._redis():
+        args = [head.version, sealed, self._ttl_ms, KEPT, key, kept, tokens, time.time(), held]
+        async with self._redis() as redis:
             how, version = await self._write(keys=[f"{stem}head", stem], args=args)
+            if how == b"written":
+                await self._listed(redis, tenant, head)
         if how == b"gone":
             raise _missing(head.id)
         if how == b"conflict":
@@ -185,6 +221,14 @@ class SessionStore:
             # A write may have come between reading the version and deleting the head: one more than is kept.
             states = [f"{stem}v{n}" for n in range(max(version - KEPT, 0), version + 2)]
             await redis.delete(f"{stem}once", *states)
+            await redis.zrem(_index(tenant), name)
+
+    async def _listed(self, redis: Any, tenant: str, head: Head) -> None:
+        """Keep the session in its tenant's list as long as it is kept itself."""
+        async with redis.pipeline(transaction=True) as pipe:
+            pipe.zadd(_index(tenant), {head.id: head.created}, nx=True)
+            pipe.pexpire(_index(tenant), self._ttl_ms)
+            await pipe.execute()
 
     @asynccontextmanager
     async def _redis(self) -> AsyncIterator[Any]:
@@ -209,7 +253,24 @@ def _stem(tenant: str, name: str) -> str:
     """
     if not _ID.fullmatch(name):
         raise InvalidOption("A session's id looks like s_0123456789abcdef0123.", field="session_id")
-    return f"{{fovea:session:{sha256(tenant.encode()).hexdigest()[:24]}:{name}}}:"
+    return f"{{fovea:session:{_digest(tenant)}:{name}}}:"
+
+
+def _index(tenant: str) -> str:
+    """Where a tenant's sessions are listed."""
+    return f"{{fovea:sessions:{_digest(tenant)}}}:index"
+
+
+def _digest(tenant: str) -> str:
+    return sha256(tenant.encode()).hexdigest()[:24]
+
+
+def _head(name: str, found: Mapping[bytes, bytes]) -> Head:
+    facts = {key.decode(): value.decode() for key, value in found.items()}
+    return Head(
+        name, facts["model"], facts["weights"], int(facts["version"]), int(facts["tokens"]), int(facts.get("held", 0)),
+        float(facts["created"]), float(facts["updated"]),
+    )  # fmt: skip
 
 
 def _once(key: str) -> str:
@@ -217,6 +278,6 @@ def _once(key: str) -> str:
     return sha256(key.encode()).hexdigest()
 
 
-def _missing(name: str) -> NotFound:
+def _missing(name: str, field: str = "session_id") -> NotFound:
     hint = "POST /v1/sessions opens one; unused ones are forgotten after a while."
-    return NotFound(f"There is no session {name}.", hint=hint, field="session_id")
+    return NotFound(f"There is no session {name}.", hint=hint, field=field)

@@ -16,7 +16,7 @@ from services.llm_longctx.memory import Learnt, Remembered
 from services.llm_longctx.session_store import KEPT, Head, SessionStore
 from services.llm_longctx.titans_voice import TitansVoice
 from shared import figures
-from shared.api.memory import LearntToken, Session, SurpriseTrace
+from shared.api.memory import LearntToken, Session, SessionList, SurpriseTrace
 from shared.errors import Conflict, InvalidOption, NotFound
 
 __all__ = ["Sessions", "Version"]
@@ -64,11 +64,19 @@ class Sessions:
         Raises:
             NotFound: The tenant has no such session.
         """
-        head = await self.head(name)
-        return _told(head, await self.version(head))
+        return _told(await self.head(name))
+
+    async def recent(self, limit: int, after: str | None = None) -> SessionList:
+        """Sessions, newest first, from behind `after` on.
+
+        Raises:
+            NotFound: The tenant has no session `after`.
+        """
+        heads = await self._store.recent(self._tenant, limit + 1, after)
+        return SessionList(data=[_told(head) for head in heads[:limit]], has_more=len(heads) > limit)
 
     async def head(self, name: str) -> Head:
-        """The same without its state."""
+        """The same, as it is stored."""
         return await self._store.head(self._tenant, name)
 
     async def version(self, head: Head, number: int | None = None) -> Version:
@@ -154,16 +162,17 @@ class Sessions:
         return Remembered(name, head.version, version.state, commit)
 
     async def _new(self, model: str, weights: str, version: Version) -> Session:
-        head = await self._store.create(self._tenant, model, weights, version.pack(), version.tokens)
-        return _told(head, version)
+        state = version.pack()
+        return _told(await self._store.create(self._tenant, model, weights, state, version.tokens, len(version.state)))
 
     async def _write(self, head: Head, version: Version, *, once: str | None = None, answer: bytes = b"") -> Session:
         try:
-            await self._store.write(self._tenant, head, version.pack(), version.tokens, once=once, answer=answer)
+            state, held = version.pack(), len(version.state)
+            await self._store.write(self._tenant, head, state, version.tokens, held, once=once, answer=answer)
         except Conflict:
             figures.lock_conflict(head.model)
             raise
-        return _told(await self.head(head.id), version)
+        return _told(await self.head(head.id))
 
 
 def body_digest(asked: str) -> str:
@@ -171,9 +180,9 @@ def body_digest(asked: str) -> str:
     return hashlib.sha256(asked.encode()).hexdigest()
 
 
-def _told(head: Head, version: Version) -> Session:
+def _told(head: Head) -> Session:
     kept = range(max(0, head.version - KEPT + 1), head.version + 1)
     return Session(
-        id=head.id, model=head.model, version=head.version, versions=list(kept), tokens=version.tokens,
-        state_bytes=len(version.state), created=int(head.created), updated=int(head.updated),
+        id=head.id, model=head.model, version=head.version, versions=list(kept), tokens=head.tokens,
+        state_bytes=head.held, created=int(head.created), updated=int(head.updated),
     )  # fmt: skip

@@ -17,6 +17,7 @@ __all__ = [
     "LearntToken",
     "RollbackRequest",
     "Session",
+    "SessionList",
     "SessionRequest",
     "SurpriseTrace",
 ]
@@ -50,6 +51,14 @@ class Session(BaseModel):
     state_bytes: int = Field(description="Bytes of what it remembers.")
     created: int
     updated: int
+
+
+class SessionList(BaseModel):
+    """A page of sessions, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Session]
+    has_more: bool = Field(description="Whether there are older ones: ask again with `after` set to the last id.")
 
 
 class LearntToken(BaseModel):

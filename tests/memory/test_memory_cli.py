@@ -44,6 +44,9 @@ def test_session_is_gone_on_with_over_the_sdk(client: Client) -> None:
     other = client.send(calls.open_session("fovea-titans-mag"))
     with pytest.raises(Conflict, match="belongs to the model"):
         client.send(calls.import_state(other.id, state))
+    newest = client.send(calls.sessions(limit=1))
+    assert ([s.id for s in newest.data], newest.has_more) == ([other.id], True)
+    assert session.id in [s.id for s in client.send(calls.sessions(after=other.id)).data]
     assert client.send(calls.delete_session(session.id)).deleted
     with pytest.raises(NotFound):
         client.send(calls.session(session.id))
@@ -77,6 +80,9 @@ def test_session_from_the_command_line(fovea: Any, tmp_path: Path) -> None:
     code, out, _ = fovea("chat", "the dog red ? dog", "-m", TITANS, "--session", session, "-n", "1", "-t", "0")
     assert (code, len(out.split())) == (0, 1)
     assert "1" in fovea("sessions", "show", session)[1]
+    (listed,) = [line for line in fovea("sessions", "list")[1].splitlines() if session in line]
+    assert "ago" in listed
+    assert json.loads(fovea("sessions", "list", "--limit", "1", "--json")[1])["id"] == session
     assert "\ndog " in fovea("sessions", "surprise", session)[1]
     assert fovea("sessions", "export", session, tmp_path / "state")[0] == 0
     twin = json.loads(fovea("sessions", "fork", session, "--json")[1])["id"]

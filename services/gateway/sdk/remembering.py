@@ -13,17 +13,22 @@ import httpx2
 
 from services.gateway.sdk.call import Call, read_bytes
 from services.gateway.sdk.surface import into
-from shared.api.memory import Deleted, DocumentInfo, DocumentList, DocumentText, Session, SurpriseTrace
+from shared.api.memory import Deleted, DocumentInfo, DocumentList, DocumentText, Session, SessionList, SurpriseTrace
 
 __all__ = [
     "delete_document", "delete_session", "document", "documents", "export_state", "fork", "import_state",
-    "open_session", "rollback", "session", "store_document", "surprise",
+    "open_session", "rollback", "session", "sessions", "store_document", "surprise",
 ]  # fmt: skip
 
 
 def open_session(model: str | None = None) -> Call[Session]:
     """Open a session that remembers nothing yet."""
     return Call("POST", "/v1/sessions", into(Session), json={} if model is None else {"model": model})
+
+
+def sessions(limit: int = 100, after: str | None = None) -> Call[SessionList]:
+    """List the caller's sessions, newest first; `after` is the last id of the page before."""
+    return Call("GET", "/v1/sessions", into(SessionList), params={"limit": limit, "after": after})
 
 
 def session(name: str) -> Call[Session]:

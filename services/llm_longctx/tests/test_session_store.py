@@ -79,6 +79,36 @@ async def test_another_tenants_session_is_not_there(store):
     assert await store.read("ann", head.id, 0) == b"0"
 
 
+async def test_sessions_are_listed_newest_first_in_pages_and_only_their_tenants(store, server):
+    heads = [await store.create("cleo", "m", "d", b"0", tokens=n, held=10 + n) for n in range(5)]
+    await store.create("dora", "m", "d", b"0")
+    await store.write("cleo", heads[1], b"1", 9, held=7)
+    listed = await store.recent("cleo", 100)
+    assert [head.id for head in listed] == [head.id for head in reversed(heads)]
+    assert (listed[3].version, listed[3].tokens, listed[3].held) == (1, 9, 7)
+    first = await store.recent("cleo", 2)
+    second = await store.recent("cleo", 2, after=first[-1].id)
+    assert [head.id for head in first + second] == [head.id for head in listed[:4]]
+    assert await store.recent("cleo", 3, after=listed[-1].id) == []
+    with pytest.raises(NotFound, match="no session"):
+        await store.recent("dora", 3, after=heads[0].id)
+    with pytest.raises(InvalidOption):
+        await store.recent("dora", 3, after="nonsense")
+
+
+async def test_what_was_deleted_or_forgotten_is_listed_no_more_and_pages_stay_full(store, server):
+    heads = [await store.create("emma", "m", "d", b"0") for _ in range(6)]
+    await store.delete("emma", heads[5].id)
+    with sync_redis.Redis.from_url(server.url) as client:  # as if their time was over
+        for head in heads[2:4]:
+            client.delete(*client.keys(f"*{head.id}*"))
+    assert [head.id for head in await store.recent("emma", 2)] == [heads[4].id, heads[1].id]
+    assert [head.id for head in await store.recent("emma", 9)] == [heads[n].id for n in (4, 1, 0)]
+    for n in (4, 1, 0):
+        await store.delete("emma", heads[n].id)
+    assert await store.recent("emma", 9) == []
+
+
 async def test_delete_leaves_nothing_behind_not_even_answers(store, server):
     before = everything(server)
     head = await store.create("ann", "m", "d", b"0")

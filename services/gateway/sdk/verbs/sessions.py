@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,9 @@ from shared.api.memory import Session
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Sessions of models with a memory: open, fork, move, roll back, forget.", no_args_is_help=True)
+app = typer.Typer(
+    help="Sessions of models with a memory: open, list, fork, move, roll back, forget.", no_args_is_help=True
+)
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="As printed by open.")]
 
@@ -27,6 +30,31 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="As printed by open.")]
 def open_(model: Model = None, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
     """Open a session; go on with `fovea chat --session ID`."""
     _show(remembering.open_session(model), as_json=as_json, url=url, key=key)
+
+
+@app.command("list")
+def list_(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 100,
+    after: Annotated[str | None, typer.Option(metavar="ID", help="Go on behind this one.", show_default=False)] = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """List sessions, newest first."""
+    screen = Screen(as_json=as_json)
+    with Gateway(url, key).client() as client:
+        found = client.send(remembering.sessions(limit, after))
+    if as_json:
+        for one in found.data:
+            screen.line(one)
+        return
+    if not found.data:
+        screen.note("No sessions. `fovea sessions open` opens one.")
+        return
+    rows = ((s.id, s.model, str(s.version), str(s.tokens), f"{s.state_bytes:,}", _age(s.updated)) for s in found.data)
+    screen.table(("session", "model", "version", "tokens", "bytes", "last used"), rows)
+    if found.has_more:
+        screen.note(f"There are more: --after {escape(found.data[-1].id)}")
 
 
 @app.command()
@@ -104,6 +132,13 @@ def surprise(
 def delete(session: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
     """Forget a session: its memory, its versions and its answers."""
     _tell(remembering.delete_session(session), as_json=as_json, url=url, key=key)
+
+
+def _age(at: int) -> str:
+    """How long ago a Unix time was."""
+    ago = max(0, int(time.time()) - at)
+    unit, size = next(((u, s) for u, s in (("d", 86_400), ("h", 3_600), ("min", 60)) if ago >= s), ("s", 1))
+    return f"{ago // size} {unit} ago"
 
 
 def _tell(call: Call[Any], *, as_json: bool, url: str, key: str | None) -> None:
