@@ -19,9 +19,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = [
-    "OPEN", "Finding", "SparsityClaim", "blocking", "lint", "sparsity_by_layer", "sparsity_of", "told", "verify_nm",
-]  # fmt: skip
+__all__ = ["OPEN", "Finding", "SparsityClaim", "blocking", "lint", "sparsity_by_layer", "sparsity_of", "verify_nm"]
 
 
 OPEN = frozenset({"S7", "S10"})
@@ -147,15 +145,6 @@ def blocking(claim: SparsityClaim | Mapping[str, Any]) -> list[Finding]:
     found = lint(claim)
     headline = claim.headline if isinstance(claim, SparsityClaim) else claim.get("headline")
     return [finding for finding in found if headline is not None or finding.rule not in OPEN]
-
-
-def told(claim: SparsityClaim | Mapping[str, Any]) -> str:
-    """A claim in a line: what is left out, what that was measured to be worth, and which rules are open."""
-    c = claim if isinstance(claim, SparsityClaim) else SparsityClaim.model_validate(claim)
-    left_out = f"{c.sparsity_global:.1%} of {c.kind or 'something'} is left out ({c.granularity or 'somehow'})"
-    speed = f"{c.measured.speedup:.2f} × the speed of dense" if c.measured else "its speed was not measured"
-    owed = ", ".join(finding.rule for finding in lint(c))
-    return f"{left_out}; {speed}" + (f"; open: {owed}" if owed else "")
 
 
 def _what(c: SparsityClaim) -> Iterator[str]:

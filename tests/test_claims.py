@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from services.gateway.console.view import facts
+from services.gateway.sdk.answers import ModelCard
+from services.gateway.sdk.verbs.models import _facts as shown
 from services.llm_longctx.models.fovea_landmark_recall import LandmarkRecall
 from shared.registry import servables
 from shared.registry.discovery import SERVICES
@@ -77,3 +80,13 @@ def test_a_model_that_calls_itself_sparse_owes_a_claim(capsys):
         assert claims.claimless([bare.model_copy(update=field)]) == 1
     assert "no SparsityClaim" in capsys.readouterr().out
     assert claims.claimless([LandmarkRecall.card.model_copy(update={"summary": "Sparse."})]) == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_console_and_command_line_tell_a_claim_in_words(name):
+    (card,) = (kind.card for service in SERVICES for kind in servables(service).values() if kind.card.name == name)
+    told = {what: value for what, value, _ in facts(card.model_dump(mode="json"))}
+    assert f"{card.sparsity.sparsity_global:.1%} of {card.sparsity.kind}" in told["Sparsity"]
+    assert "the speed of dense" in told["Sparsity"]
+    entry = {**card.model_dump(mode="json"), "id": name, "service": "s", "ready": True, "created": 0}
+    assert told["Sparsity"] in dict(shown(ModelCard.model_validate(entry))).values()

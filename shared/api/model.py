@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["ModelEntry", "ModelList"]
+__all__ = ["ModelEntry", "ModelList", "sparsity_in_words"]
 
 
 class ModelEntry(BaseModel):
@@ -28,3 +29,11 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelEntry]
+
+
+def sparsity_in_words(claim: Mapping[str, Any]) -> str:
+    """A sparsity claim of a card in a line: what is left out, and what that was measured to be worth."""
+    left_out = f"{claim['sparsity_global']:.1%} of {claim['kind'] or 'something'} left out by {claim['granularity']}"
+    measured = claim.get("measured")
+    speed = f"{measured['speedup']:.2f} × the speed of dense" if measured else "speed not measured"
+    return f"{left_out}; {speed}"

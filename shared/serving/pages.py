@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shared.api.model import sparsity_in_words
 from shared.registry import Card, Servable, servables
 from shared.registry.discovery import SERVICES
-from shared.sparsity import told
+from shared.sparsity import SparsityClaim, lint
 
 __all__ = ["page", "pages"]
 
@@ -64,9 +65,14 @@ def _facts(service: str, card: Card) -> str:
         "parameters": f"{card.parameters:,}" if card.parameters else "",
         "weights": f"sha256 `{card.weights}`" if card.weights else "",
         "limits": ", ".join(f"{k} {v}" for k, v in card.limits.model_dump(exclude_none=True).items()),
-        "sparsity": told(card.sparsity) if card.sparsity else "",
+        "sparsity": _claimed(card.sparsity) if card.sparsity else "",
     }
     return "| fact | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
+
+
+def _claimed(claim: SparsityClaim) -> str:
+    owed = ", ".join(finding.rule for finding in lint(claim))
+    return sparsity_in_words(claim.model_dump()) + (f"; rules that are open: {owed}" if owed else "")
 
 
 def _metrics(card: Card) -> str:

@@ -7,8 +7,7 @@ from typing import Any
 
 from services.gateway.console.forms import Field
 from services.gateway.sdk.measured import headline
-from shared.api.model import ModelEntry
-from shared.sparsity import told
+from shared.api.model import ModelEntry, sparsity_in_words
 
 __all__ = ["PAGES", "facts", "grouped", "open_path", "relatives", "seen", "type_words"]
 
@@ -59,7 +58,7 @@ def facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     if card.get("media_types"):
         yield "Answers as", ", ".join(card["media_types"]), ""
     if card.get("sparsity"):
-        yield "Sparsity", told(card["sparsity"]), "a claim, as its lint reads it"
+        yield "Sparsity", sparsity_in_words(card["sparsity"]), "measured; a claim that is linted"
     if card.get("licence"):
         yield "Licence", card["licence"], ""
     weights = card.get("weights")

@@ -14,8 +14,7 @@ from services.gateway.sdk.measured import headline
 from services.gateway.sdk.options import described
 from services.gateway.sdk.screen import Screen
 from services.gateway.sdk.transport import LOCAL
-from shared.api.model import ModelEntry
-from shared.sparsity import told
+from shared.api.model import ModelEntry, sparsity_in_words
 
 __all__ = ["models"]
 
@@ -92,6 +91,6 @@ def _facts(card: ModelCard) -> Iterator[tuple[str, Any]]:
         ", ".join(f"{name} {value}" for name, value in (more.get("limits") or {}).items() if value is not None),
     )
     if claim := more.get("sparsity"):
-        yield "sparsity", told(claim)
+        yield "sparsity", sparsity_in_words(claim)
     for number, note in enumerate(more.get("notes") or ()):
         yield "notes" if number == 0 else " " * (number + 1), note
