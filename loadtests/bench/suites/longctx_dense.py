@@ -16,7 +16,7 @@ STEPS = 16
 WANTED = {"prefill fp32": 1.0, "prefill bf16": 1.0, "decode fp32": 1.3, "decode bf16": 2.0}
 
 
-def measure(rounds: int = 1, count: int = 4096) -> Table:
+def measure(rounds: int = 3, count: int = 4096) -> Table:
     """Alternate both at `count` tokens; medians over rounds."""
     taken: dict[str, list[float]] = defaultdict(list)
     with threads(1), torch.inference_mode():

@@ -24,7 +24,10 @@ WANTED = {"fp32": 1.5, "bf16": 2.5}
 
 def contenders() -> Mapping[str, AttentionMethod]:
     """At about a quarter of the causal blocks, the first rows and the diagonal included."""
-    return {"dhsa": method("dhsa", variant="topk", block=128, key_block=64, density=0.22)}
+    return {
+        "dhsa": method("dhsa", variant="topk", block=128, key_block=64, density=0.22),
+        "flexprefill": method("flexprefill", gamma=0.85, min_budget=256),
+    }
 
 
 def measure(rounds: int = 1, count: int = 7500) -> Table:

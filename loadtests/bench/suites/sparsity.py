@@ -1,6 +1,6 @@
 """What the attention methods' sparsity claims rest on: shares that SmolLM2 really reads, time against dense, needles.
 
-The served model in bfloat16 on prose. Methods that read prompts sparsely are timed on the last 256 tokens before
+The served model in bfloat16 on prose. Methods that read prompts sparsely are timed on the last 512 tokens before
 `count`, the others on decode steps after `count`; dense and the method take turns, at least 30 times. Wall time of
 whole-model calls. The needle lies at three depths.
 """
@@ -32,7 +32,7 @@ from shared.lm.needle import NEEDLES, haystack, needle
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder
 
-RUNS, CHUNK, TAIL = 30, 512, 256
+RUNS, CHUNK, TAIL = 30, 512, 512
 DEPTHS, NEEDLE_TOKENS = (0, 50, 100), 1000
 PLAN = Path(__file__).parents[3] / "services/llm_longctx/weights/heads/smollm2-135m-instruct/default.json"
 

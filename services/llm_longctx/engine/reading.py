@@ -6,6 +6,7 @@ Axes: H query heads, G key/value heads, T queries at positions offset …, S key
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -42,7 +43,8 @@ def over_history(q: Tensor, k: Tensor, v: Tensor, plan: PrefillPlan, backend: st
             offset = k.shape[1] - q.shape[1]
             return _masked(q, k, v, window_mask(torch.arange(k.shape[1]), offset, q.shape[1], sink, window))
         case TokenLists():
-            return _listed(q, k, v, plan)
+            together = plan.block is not None and _native(q, backend)
+            return _listed_together(q, k, v, plan, backend) if together else _listed(q, k, v, plan)
 
 
 def over_held(q: Tensor, held: Part, weight: Tensor | None, k: Tensor, v: Tensor, mask: Tensor | None) -> Part:
@@ -110,6 +112,24 @@ def _listed(q: Tensor, k: Tensor, v: Tensor, plan: TokenLists) -> Part:
         tokens = torch.arange(row.end) if row.tokens is None else row.tokens
         mask = tokens <= torch.arange(row.begin, row.end)[:, None]
         parts.append(_masked(rows, k[:, tokens], v[:, tokens], mask))
+    return torch.cat([out for out, _ in parts], 1), torch.cat([lse for _, lse in parts], 1)
+
+
+def _listed_together(q: Tensor, k: Tensor, v: Tensor, plan: TokenLists, backend: str) -> Part:
+    """All lists in one call of the block kernel, whose blocks of keys are single tokens; then the dense rest."""
+    G, T, S = k.shape[0], q.shape[1], k.shape[1]
+    offset, lists = S - T, [row.tokens for row in plan.rows if row.tokens is not None]
+    end = max((row.end for row in plan.rows if row.tokens is not None), default=offset)
+    parts = []
+    if lists:
+        ends = torch.tensor([0, *accumulate(len(tokens) for tokens in lists)])
+        row_ptr = (ends + torch.arange(G)[:, None] * ends[-1]).int()
+        block = plan.block or 1
+        blocks = BlockCsr(row_ptr, torch.cat(lists * G).int(), block, 1, offset // block)
+        near = q[:, : end - offset], k[:, :end], v[:, :end]
+        parts.append(block_sparse_prefill(*near, blocks, backend="cpu_ext", return_lse=True))
+    if end < S:
+        parts.append(over_history(q[:, end - offset :], k, v, Dense(), backend))
     return torch.cat([out for out, _ in parts], 1), torch.cat([lse for _, lse in parts], 1)
 
 

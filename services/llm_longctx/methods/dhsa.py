@@ -103,7 +103,7 @@ class Dhsa(AttentionMethod):
             rows.append(TokenRows(max(row * self.block, chunk.offset), until, seen))
         if end < N:
             rows.append(TokenRows(end, N, None))
-        return TokenLists(tuple(rows))
+        return TokenLists(tuple(rows), self.block)
 
     def _tokens(self, q: Tensor, k: Tensor, begin: int, end: int, boundaries: Sequence[int] | None) -> Tensor:
         wide, N = torch.promote_types(q.dtype, torch.float32), k.shape[1]

@@ -110,9 +110,16 @@ class TokenRows:
 
 @dataclass(frozen=True, slots=True)
 class TokenLists:
-    """Token lists shared by all heads, one per run of queries; the runs cover the chunk without gaps, in order."""
+    """Token lists shared by all heads, one per run of queries; the runs cover the chunk without gaps, in order.
+
+    Attributes:
+        rows: The runs.
+        block: Where runs with lists are blocks of so many positions counted from 0, cut only by the ends of what the
+            lists cover: a kernel then takes them all in one call.
+    """
 
     rows: tuple[TokenRows, ...]
+    block: int | None = None
 
 
 PrefillPlan = Dense | WindowSink | Blocks | TokenLists
