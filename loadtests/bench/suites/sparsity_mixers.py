@@ -159,9 +159,9 @@ def _keys_read(net: Any, ids: Tensor, begin: int) -> list[float]:
         near = (at - 1) % block + 1 + block * (at > block)
         heads = [near.expand(attention.local_heads, -1)]
         if chosen is not None:
-            count = functional.one_hot(chosen.of_keys, attention.means.shape[1]).cumsum(2)
+            count = functional.one_hot(chosen.clusters, attention.means.shape[1]).cumsum(2)
             there = count.gather(3, chosen.clusters[..., None])[..., 0].clamp(max=attention.window)
-            heads.append((there + (chosen.clusters != chosen.of_keys))[0].double())
+            heads.append(there[0].double())
         found.append(float((torch.cat(heads) / at)[:, begin:].mean()))
     return found
 

@@ -141,8 +141,7 @@ class RoutingProbe(Experiment[RoutingSpec]):
             raise InvalidOption(detail, field="layer")
         model: Any = subject.model
         centroids = int(model.blocks[spec.layer][1].means.shape[1])
-        looking, found = (part[0, :, : len(ids)] for part in (chosen.clusters, chosen.of_keys))
-        return _report(spec, ids, looking, found, centroids)
+        return _report(spec, ids, chosen.clusters[0, :, : len(ids)], centroids)
 
 
 @torch.no_grad()
@@ -163,8 +162,8 @@ def _chosen(subject: Subject, ids: list[int]) -> list[Any]:
     return seen
 
 
-def _report(spec: RoutingSpec, ids: list[int], looking: Tensor, clusters: Tensor, centroids: int) -> Report:
-    """What is told of the clusters that tokens look into and are found in, both [H,T]."""
+def _report(spec: RoutingSpec, ids: list[int], clusters: Tensor, centroids: int) -> Report:
+    """What is told of clusters [H,T]."""
     tokens = _tokens(bytes(ids))
     counts = torch.stack([torch.bincount(head, minlength=centroids) for head in clusters])
     heads = range(len(clusters))
@@ -174,19 +173,18 @@ def _report(spec: RoutingSpec, ids: list[int], looking: Tensor, clusters: Tensor
             members = (clusters[head] == cluster).nonzero().flatten().tolist()
             shown = " ".join(f"{tokens[t].text!r}@{t}" for t in members[:SHOWN])
             rows.append([head, cluster, len(members), shown + (" …" if len(members) > SHOWN else "")])
-    others = counts.gather(1, looking) - (looking == clusters).long()
-    alone = float((others == 0).double().mean())
+    alone = float((counts.gather(1, clusters) == 1).double().mean())
     return Report(
         title=f"Clusters of layer {spec.layer}",
         scalars={
             "tokens": Scalar(value=len(ids)),
             "occupancy_min": Scalar(value=int(counts.min()), note="Tokens of the emptiest cluster."),
             "occupancy_max": Scalar(value=int(counts.max()), note="Tokens of the fullest cluster."),
-            "alone": Scalar(value=alone, note="Share of tokens in whose cluster is no other: they see themselves."),
+            "alone": Scalar(value=alone, note="Share of tokens that are alone in their cluster: they see themselves."),
         },
         tables=[
             Table(name="clusters", columns=["head", "cluster", "tokens", "members"], rows=rows,
-                  caption=f"Who is found there, as byte@position, at most {SHOWN} of a cluster.")
+                  caption=f"Members as byte@position, at most {SHOWN} of a cluster.")
         ],
         grids=[
             Grid(name="occupancy", values=matrix(counts.tolist()), rows=Axis(label="head", ticks=list(map(str, heads))),

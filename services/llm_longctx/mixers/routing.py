@@ -26,7 +26,6 @@ __all__ = [
     "Routed",
     "RoutingState",
     "attend_clusters",
-    "attend_masked",
     "attend_sorted",
     "committed",
     "nearest",
@@ -132,12 +131,6 @@ def _seen(of_q: Tensor, of_k: Tensor, clusters: int, window: int) -> Tensor:
     seen = (since >= 0) & (since < window)
     seen.diagonal(dim1=-2, dim2=-1).fill_(True)
     return seen
-
-
-def attend_masked(q: Tensor, k: Tensor, v: Tensor, of_q: Tensor, of_k: Tensor, clusters: int, window: int) -> Tensor:
-    """`attend_clusters` by torch's own kernel, for training: equal to rounding, not to the bit."""
-    mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=_seen(of_q, of_k, clusters, window))
-    return mixed.masked_fill((of_q < 0)[..., None], 0)
 
 
 def attend_sorted(q: Tensor, k: Tensor, v: Tensor, of: Tensor, window: int) -> Tensor:
@@ -282,7 +275,7 @@ class RoutingState:
     Args:
         centroids: [H,K,d].
         window: w.
-        shared: Keys are the normalised queries.
+        shared: Keys are the normalised queries. If not, a token is still found in the cluster that it looks into.
     """
 
     def __init__(self, centroids: Tensor, window: int, *, shared: bool = True) -> None:
@@ -301,20 +294,19 @@ class RoutingState:
         """
         query = normalised(q)
         key = query if self.shared else normalised(k)
-        of_q, of_k = (nearest(x, self.centroids)[..., 0] for x in (query, key))
+        where = nearest(query, self.centroids)[..., 0]
         if turn is not None:
             query, key = turn(query), turn(key)
         B, H, _, d = q.shape
         ring, count = self._opened(B, H, d, q)
-        head = torch.arange(B, device=q.device)[:, None], torch.arange(H, device=q.device)
-        slot = count[(*head, of_k)] % self.window
-        ring[0][(*head, of_k, slot)], ring[1][(*head, of_k, slot)] = key[:, :, 0], v[:, :, 0]
-        count[(*head, of_k)] += 1
-        keys, values = (torch.cat((part[(*head, of_q)], own), 2) for part, own in zip(ring, (key, v), strict=True))
-        held = torch.arange(self.window, device=q.device) < count[(*head, of_q)][..., None]
-        seen = torch.cat((held, (of_q != of_k)[..., None]), -1)  # itself, where its key is in another cluster
-        scores = (keys @ query.mT)[..., 0] / math.sqrt(d)
-        return scores.masked_fill(~seen, -torch.inf).softmax(-1)[:, :, None] @ values
+        rows = torch.arange(B, device=q.device)[:, None], torch.arange(H, device=q.device), where
+        slot = count[rows] % self.window
+        ring[0][(*rows, slot)], ring[1][(*rows, slot)] = key[:, :, 0], v[:, :, 0]
+        count[rows] += 1
+        held = torch.arange(self.window, device=q.device) < count[rows][..., None]
+        scores = (ring[0][rows] @ query.mT)[..., 0] / math.sqrt(d)
+        weights = scores.masked_fill(~held, -torch.inf).softmax(-1)
+        return weights[:, :, None] @ ring[1][rows]
 
     @property
     def nbytes(self) -> int:

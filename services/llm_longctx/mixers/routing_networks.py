@@ -17,7 +17,6 @@ from services.llm_longctx.mixers.rotary import turned_halves, turned_pairs
 from services.llm_longctx.mixers.routing import (
     RoutingState,
     attend_clusters,
-    attend_masked,
     attend_sorted,
     committed,
     nearest,
@@ -30,21 +29,10 @@ __all__ = ["Chosen", "RoutingLM", "RoutingSession"]
 
 
 class Chosen(NamedTuple):
-    """What one layer's routing heads compared with their centroids [B,H,T,d], and the clusters [B,H,T]; -1 is none.
-
-    Attributes:
-        units, clusters: Of queries.
-        keys, of_keys: Of keys; the same tensors where keys are the queries.
-    """
+    """What one layer's routing heads compared with their centroids [B,H,T,d], and the clusters [B,H,T]; -1 is none."""
 
     units: Tensor
     clusters: Tensor
-    keys: Tensor
-    of_keys: Tensor
-
-    def upto(self, length: int) -> Chosen:
-        """Of the first tokens."""
-        return Chosen(*(part[:, :, :length] for part in self))
 
 
 Routed = tuple[Tensor, Tensor, Chosen | None]
@@ -85,9 +73,8 @@ class _Attention(nn.Module):
             self.global_attn = _Clusters(routing, clusters, head_dim)
             self.to_q = nn.Linear(width, routing * head_dim, bias=False)
             self.to_v = nn.Linear(width, routing * head_dim, bias=False)
-        if self.routes and not shared:  # begins as the shared form, so that queries and keys meet in their clusters
+        if self.routes and not shared:
             self.to_k = nn.Linear(width, routing * head_dim, bias=False)
-            self.to_k.load_state_dict(self.to_q.state_dict())
         self.to_out = nn.Linear(heads * head_dim, width, bias=False)
 
     @property
@@ -137,22 +124,16 @@ class _Attention(nn.Module):
         if mode == "port":
             found = route(turned_pairs(q, at), q, turned_pairs(v, at), self.means, self.window, "port", mask=tokens)
             return found.out, found.loss, None
-        query = normalised(q)
-        key = query if self.shared else normalised(k)
-        loss = committed((query,) if self.shared else (query, key), self.means)
-        of_q, of_k = (self._clusters(x, tokens) for x in (query, key))
-        turned_q, turned_k = turned_pairs(query, at), turned_pairs(key, at)
-        if self.training and self.shared:
-            mixed = attend_sorted(turned_q, turned_k, v, of_q, self.window)
-        else:
-            attend = attend_masked if self.training else attend_clusters  # where not a bit may depend on later tokens
-            mixed = attend(turned_q, turned_k, v, of_q, of_k, self.means.shape[1], self.window)
-        return mixed, loss, Chosen(query, of_q, key, of_k)
-
-    def _clusters(self, x: Tensor, tokens: Tensor | None) -> Tensor:
-        """The cluster of each token [B,H,T]; of padding none."""
-        of = nearest(x, self.means)
-        return of if tokens is None else of.masked_fill(~tokens[:, None], -1)
+        unit = normalised(q)
+        of, loss = nearest(unit, self.means), committed((unit,), self.means)
+        if tokens is not None:
+            of = of.masked_fill(~tokens[:, None], -1)
+        query, key = turned_pairs(unit, at), turned_pairs(unit if self.shared else normalised(k), at)
+        if self.training:
+            mixed = attend_sorted(query, key, v, of, self.window)
+        else:  # where not a bit may depend on later tokens
+            mixed = attend_clusters(query, key, v, of, of, self.means.shape[1], self.window)
+        return mixed, loss, Chosen(unit, of)
 
 
 class _FeedForward(nn.Module):
@@ -203,7 +184,8 @@ class RoutingLM(nn.Module):
         context: See above.
         mode: See above.
         shared: Keys of routing heads are their queries, as in the port; else they have a projection `to_k` of their
-            own, in causal mode.
+            own, in causal mode. Then too a token's query says which cluster it is in: with clusters of their own,
+            keys drift to where no query looks.
         first: The first layer that routes; in those before it all heads are local.
     """
 
@@ -251,7 +233,7 @@ class RoutingLM(nn.Module):
             added, lost, choice = attention(norm_1(x), self.mode, tokens)
             x, loss = x + added, loss + lost
             x = x + feed(norm_2(x))
-            chosen.append(choice and choice.upto(length))
+            chosen.append(choice and Chosen(choice.units[:, :, :length], choice.clusters[..., :length]))
         return self.logits(x[:, :length]), loss, chosen
 
     def logits(self, x: Tensor) -> Tensor:

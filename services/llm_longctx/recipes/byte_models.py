@@ -84,8 +84,7 @@ class RoutingBytes(ByteRecipe):
         for choice, (_, attention, _, _) in zip(chosen, net.blocks, strict=True):
             if choice is not None:
                 means = attention.means
-                tokens = torch.cat((choice.units, choice.keys), 2).transpose(0, 1).flatten(1, 2)  # [H,n,d]
-                of = torch.cat((choice.clusters, choice.of_keys), 2).transpose(0, 1).flatten(1, 2)
+                tokens, of = choice.units.transpose(0, 1).flatten(1, 2), choice.clusters.transpose(0, 1).flatten(1, 2)
                 member = functional.one_hot(of, means.shape[1]).to(means.dtype)
                 count = member.sum(1)[..., None]
                 moved = means.lerp(member.mT @ tokens / count.clamp(min=1), 1 - self.centroid_decay)

@@ -33,19 +33,19 @@ def test_windows_are_the_same_every_time_and_draws_follow_the_seed():
 
 @pytest.mark.parametrize("routing", [2, 0])
 def test_routing_recipe_trains_and_its_stream_says_what_the_whole_says(tmp_path, routing):
-    made = RoutingBytes(schedule=SHORT, routing=routing, window=16, local_window=16, **SMALL)
+    made = RoutingBytes(schedule=SHORT, routing=routing, first=1, window=16, local_window=16, **SMALL)
     fitted = fit(made, tmp_path)
-    before = made.network().blocks[0][1].means if routing else None
+    before = made.network().blocks[1][1].means if routing else None
     found = made.measure(fitted.network)
     assert abs(found["bits_incremental"] - found["bits_teacher_forced_same"]) < 1e-4
     assert found["bits_teacher_forced"] < 9
     if routing:
-        assert not torch.equal(fitted.network.blocks[0][1].means, before)
+        assert not torch.equal(fitted.network.blocks[1][1].means, before)
         assert 0 <= found["occupancy_min"] <= found["occupancy_max"] <= 1
 
 
 def test_an_empty_cluster_begins_anew_in_the_fullest_and_the_twin_is_of_one_size():
-    made = RoutingBytes(window=32, local_window=32, **SMALL)
+    made = RoutingBytes(first=0, window=32, local_window=32, **SMALL)
     net = made.network().train()
     attention = net.blocks[0][1]
     attention.means[:, 1] = attention.means[:, 0]  # ties go to the first
