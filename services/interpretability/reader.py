@@ -1,7 +1,8 @@
 """Reads prompts one after another and keeps what the next one begins with: the cells of one haystack share its text.
 
 Prompts are read on a grid of blocks, and only whole blocks are kept: each was made by the very operations that would
-make it again, so no result depends on what was read before. Knows token ids and the cache; nothing about answers.
+make it again, so no result depends on what was read before. Where a row of a product does not depend on other rows,
+blocks are multiplied together and only attend one by one. Knows token ids and the cache; nothing about answers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from services.interpretability.subject import Subject
 from services.interpretability.watching import Visit, Watching
+from shared.lm.attention import DenseAttention, sdpa
 
 __all__ = ["BLOCK", "Reader", "pieces"]
 
@@ -20,19 +22,21 @@ BLOCK = 64
 """Tokens of a block: enough for matrix products to run at full speed, and few enough to share nearly all."""
 
 
-def pieces(before: Sequence[int], ids: Sequence[int], rows: int) -> list[range]:
+def pieces(before: Sequence[int], ids: Sequence[int], rows: int, *, together: bool = False) -> list[range]:
     """In which pieces a text is read after another one: whole blocks, then a tail that holds the last `rows` tokens.
 
     Args:
         before: Tokens whose blocks are known; a last block that is not whole is not used.
         ids: Tokens of the text, its `rows` included.
         rows: Tokens that must be read together at the end; at least one.
+        together: All blocks that are not known are one piece.
     """
     tail = (len(ids) - rows) // BLOCK * BLOCK
     known = 0
     while known < tail and list(before[known : known + BLOCK]) == list(ids[known : known + BLOCK]):
         known += BLOCK
-    return [*(range(at, at + BLOCK) for at in range(known, tail, BLOCK)), range(tail, len(ids))]
+    step = max(tail - known, 1) if together else BLOCK
+    return [*(range(at, at + step) for at in range(known, tail, step)), range(tail, len(ids))]
 
 
 class Reader:
@@ -46,13 +50,29 @@ class Reader:
     @torch.no_grad()
     def read(self, ids: Sequence[int], rows: int, visit: Visit) -> Tensor:
         """Read a text and show the pattern rows of its last `rows` tokens: their logits [1,rows,V]."""
-        *blocks, tail = pieces(self._known, ids, rows)
+        subject, model, ops = self.subject, self.subject.model, self.subject.ops
+        windows = model.config.windows
+        *blocks, tail = pieces(self._known, ids, rows, together=subject.rows_stand_alone)
         self._known = list(ids[: tail.start])
         self._cache.length = (blocks or [tail])[0].start
-        model, ops = self.subject.model, self.subject.packed
+        attend = _Blockwise(self._cache, windows=windows)
         for block in blocks:
-            model(self.subject.tensor([ids[block.start : block.stop]]), cache=self._cache, keep=0, ops=ops)
-        watching = Watching(visit, since=len(ids) - rows, cache=self._cache, windows=model.config.windows)
-        last = self.subject.tensor([ids[tail.start :]])
+            model(subject.tensor([ids[block.start : block.stop]]), cache=self._cache, attend=attend, keep=0, ops=ops)
+        watching = Watching(visit, since=len(ids) - rows, cache=self._cache, windows=windows)
+        last = subject.tensor([ids[tail.start :]])
         logits: Tensor = model(last, cache=self._cache, attend=watching, keep=rows, ops=ops)
         return logits
+
+
+class _Blockwise(DenseAttention):
+    """Attention of many tokens as if each block had come alone."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
+        keys, values = self.remember(layer, k, v, offset)
+        found = []
+        for start in range(0, q.shape[1], BLOCK):
+            seen = offset + start + BLOCK
+            found.append(
+                sdpa(q[:, start : start + BLOCK], keys[:, :, :seen], values[:, :, :seen], window=self.window(layer))
+            )
+        return torch.cat(found, 1)

@@ -17,7 +17,7 @@ from services.interpretability.report import Token
 from shared.errors import InvalidOption, TooLarge
 from shared.lm.decoder import Decoder
 from shared.lm.ops import Ops
-from shared.lm.packed import packed
+from shared.lm.packed import PackedOps, packed
 from shared.lm.tokenizer import Tokenizer
 
 __all__ = ["Subject"]
@@ -72,9 +72,14 @@ class Subject:
         return str(self.model.output_matrix.device)
 
     @cached_property
-    def packed(self) -> Ops:
-        """The layers' matrices in the layout for reading, made when first asked for: a second copy of them."""
+    def ops(self) -> Ops:
+        """What reads long texts: matrices laid out for it when first asked for, a second copy of them."""
         return packed(self.model)
+
+    @property
+    def rows_stand_alone(self) -> bool:
+        """Whether no bit of a token's result depends on how many others are read with it, attention apart."""
+        return isinstance(self.ops, PackedOps)
 
     @cached_property
     def seconds_per_token(self) -> float:

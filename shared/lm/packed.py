@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from shared.lm.decoder import Decoder
 from shared.lm.ops import TORCH, Normed, Ops
 from shared.lm.rope import Rotation
 
@@ -59,8 +60,9 @@ class PackedOps:
         return found
 
 
-def packed(model: nn.Module) -> Ops:
-    """Packed operations of a model's linear layers, or torch's own where oneDNN does not serve its dtype or device."""
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    fits = all(layer.weight.device.type == "cpu" and layer.weight.dtype in _DTYPES for layer in layers)
+def packed(model: Decoder) -> Ops:
+    """Packed operations of a decoder's blocks, or torch's own where oneDNN does not serve their dtype or device."""
+    head = model.output_matrix
+    layers = [part for part in model.modules() if isinstance(part, nn.Linear) and part.weight is not head]
+    fits = bool(layers) and all(layer.weight.device.type == "cpu" and layer.weight.dtype in _DTYPES for layer in layers)
     return PackedOps(layers) if fits and hasattr(torch.ops.mkldnn, "_linear_pointwise") else TORCH

@@ -110,14 +110,14 @@ class RetrievalHeads(Experiment[RetrievalSpec]):
     )  # fmt: skip
 
     def cost(self, spec: RetrievalSpec, subject: Subject) -> Cost:
-        """A forward per block that is read when forced, up to `steps` when generating; one per hidden set."""
+        """Forced, what is new of a sample, and its tail; generating, `steps` at most; one forward per hidden set."""
         samples = list(samples_of(spec, subject))
         total, known = Cost(0, 0, 0), list[int]()
         for sample in samples:
             read, said = sample.prompt.ids, sample.prompt.answer_ids
             if spec.teacher_forced:
                 whole = [*read, *said[:-1]]
-                parts = pieces(known, whole, len(said))
+                parts = pieces(known, whole, len(said), together=subject.rows_stand_alone)
                 known = whole[: parts[-1].start]
                 total += Cost(len(parts), sum(map(len, parts)))
             else:

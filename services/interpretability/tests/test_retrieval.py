@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -208,9 +210,16 @@ def test_texts_that_begin_alike_are_read_from_where_they_part():
     assert pieces(ids[: 3 * BLOCK], ids, 10) == [range(3 * BLOCK, len(ids))]
     assert pieces(ids, ids, BLOCK)[-1] == range(2 * BLOCK, len(ids)), "the last rows are read together"
     assert pieces(ids, ids[:20], 20) == [range(20)]
+    assert pieces(other, ids, 10, together=True) == [range(2 * BLOCK, 3 * BLOCK), range(3 * BLOCK, len(ids))]
+    assert pieces([], ids, 10, together=True)[0] == range(3 * BLOCK)
+    assert len(pieces(ids, ids, 10, together=True)) == 1
 
 
-def test_what_was_read_before_changes_no_bit_of_an_answer(tiny):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_what_was_read_before_changes_no_bit_of_an_answer(tiny, dtype):
+    """In float64 oneDNN serves no products, and blocks are read one by one."""
+    tiny = replace(tiny, model=copy.deepcopy(tiny.model).to(dtype))
+    assert tiny.rows_stand_alone is (dtype != torch.float64)
     needles = [needle(tiny.tokenizer, NEEDLES[0], 1500, depth) for depth in (40, 80, 100)]
     reader = Reader(tiny)
     together = [force(reader, prompt) for prompt in needles]

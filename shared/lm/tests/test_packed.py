@@ -29,19 +29,19 @@ def test_a_packed_decoder_has_the_logits_of_the_plain_one(dtype, rows):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_a_row_does_not_depend_on_how_many_others_there_are(dtype):
-    layer = torch.nn.Linear(576, 192, bias=False).to(dtype)
-    ops, x = PackedOps([layer]), torch.randn(1, 150, 576).to(dtype)
+@pytest.mark.parametrize("shape", [(576, 192), (576, 1536), (1536, 576), (64, 96)])
+def test_a_row_does_not_depend_on_how_many_others_there_are(dtype, shape):
+    layer = torch.nn.Linear(*shape, bias=False).to(dtype)
+    ops, x = PackedOps([layer]), torch.randn(1, 600, shape[0]).to(dtype)
     (whole,) = ops.products(x, [layer])
-    for size in (64, 77, 100):
+    for size in (64, 77, 128, 448):
         assert torch.equal(ops.products(x[:, :size], [layer])[0], whole[:, :size])
 
 
 def test_what_onednn_does_not_serve_is_left_to_torch():
     assert packed(small(torch.float64)) is TORCH
     model = gpt2(vocab=50, width=48, layers=2, heads=4, hidden=80, positions=64).eval()
-    ids = torch.randint(50, (1, 20))
-    assert torch.equal(model(ids, ops=packed(model)), model(ids)), "its products are not behind the seam"
+    assert packed(model) is TORCH, "its products are not behind the seam"
 
 
 def test_a_reading_that_keeps_no_logits_fills_the_cache_as_any_other():
