@@ -54,13 +54,13 @@ def _between(a: Colour, b: Colour, share: float) -> Colour:
 
 @dataclass(frozen=True, slots=True)
 class Rect:
-    """A filled rectangle; `title` shows on hover, `link` is followed on a click (SVG only)."""
+    """A filled rectangle, or a clear one; `title` shows on hover, `link` is followed on a click (SVG only)."""
 
     x: float
     y: float
     w: float
     h: float
-    fill: Colour
+    fill: Colour | None
     title: str = ""
     link: str = ""
 
@@ -152,7 +152,8 @@ def _hex(colour: Colour) -> str:
 
 def _rect(shape: Rect) -> str:
     drawn = (
-        f'<rect x="{shape.x:g}" y="{shape.y:g}" width="{shape.w:g}" height="{shape.h:g}" fill="{_hex(shape.fill)}">'
+        f'<rect x="{shape.x:g}" y="{shape.y:g}" width="{shape.w:g}" height="{shape.h:g}" '
+        f'fill="{_hex(shape.fill) if shape.fill else "transparent"}">'
         f"{_title(shape.title)}</rect>"
     )
     return f'<a href="{escape(shape.link)}">{drawn}</a>' if shape.link else drawn
@@ -206,7 +207,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _paint(pen: ImageDraw.ImageDraw, image: Image.Image, shape: Shape, scale: float) -> None:
     if isinstance(shape, Rect):
         box = [shape.x * scale, shape.y * scale, (shape.x + shape.w) * scale - 1, (shape.y + shape.h) * scale - 1]
-        if box[2] >= box[0] and box[3] >= box[1]:
+        if shape.fill and box[2] >= box[0] and box[3] >= box[1]:
             pen.rectangle(box, fill=shape.fill)
     elif isinstance(shape, Line):
         ends = [shape.x1 * scale, shape.y1 * scale, shape.x2 * scale, shape.y2 * scale]

@@ -23,6 +23,10 @@ ROWS = 200
 MOST = 64
 """Pictures of one report."""
 
+FEW = 2
+"""Patterns up to which each is drawn large."""
+
+_HEAD = re.compile(r"\d+-\d+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -50,7 +54,11 @@ def permalink(experiment: str, spec: dict[str, object]) -> str:
 def drawings(report: Report) -> list[Drawing]:
     """All pictures of a report, with head maps that lead to patterns."""
     found = [plots.graph(data) for data in report.graphs]
-    found += [plots.grid(data, link_of(report, data)) for data in report.grids]
+    patterns = [data for data in report.grids if _HEAD.fullmatch(data.name)]
+    if len(patterns) > FEW:
+        found.append(plots.panels(patterns, lambda data: _enlarged(report, data)))
+    rest = [data for data in report.grids if len(patterns) <= FEW or data not in patterns]
+    found += [plots.grid(data, link_of(report, data)) for data in rest]
     found += [plots.bars(data) for data in report.bars]
     found += [plots.strip(data) for data in report.strips]
     return found[:MOST]
@@ -67,6 +75,14 @@ def link_of(report: Report, data: Grid) -> plots.Link | None:
         return permalink("attention", {"lm": lm, "text": grid.text, **chosen})
 
     return link
+
+
+def _enlarged(report: Report, data: Grid) -> str:
+    """Where a click on the small map of a head's pattern leads: the same report of this head only."""
+    if report.manifest is None:
+        return ""
+    layer, head = map(int, data.name.split("-"))
+    return permalink(report.manifest.experiment, {**report.spec, "layers": [layer], "heads": [head]})
 
 
 def _parts(report: Report) -> Iterator[str]:
@@ -102,8 +118,8 @@ def _table(table: Table) -> str:
         "<tr>" + "".join(f"<td>{escape(_shown(value))}</td>" for value in row) + "</tr>" for row in table.rows[:ROWS]
     )
     more = f"<p>{len(table.rows) - ROWS} more rows are in the JSON.</p>" if len(table.rows) > ROWS else ""
-    caption = f"<caption>{escape(table.name.replace('_', ' '))}. {escape(table.caption)}</caption>"
-    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
+    told = f"<h3>{escape(table.name.replace('_', ' '))}</h3><p>{escape(table.caption)}</p>"
+    return f"{told}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
 
 
 def _shown(value: object) -> str:

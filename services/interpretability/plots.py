@@ -6,12 +6,12 @@ Knows data and shapes; knows no experiment. Head maps may link every cell to tha
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from services.interpretability.drawing import BLUE, GREY, INK, ORANGE, Drawing, Line, Rect, Text, diverging, sequential
 from services.interpretability.report import Bars, Graph, Grid, Strip
 
-__all__ = ["Link", "bars", "graph", "grid", "strip"]
+__all__ = ["Link", "bars", "graph", "grid", "panels", "strip"]
 
 Link = Callable[[Grid, int, int], str]
 """`link(grid, row, column)`: where a click on a cell leads; empty for nowhere."""
@@ -20,6 +20,9 @@ WIDTH = 760
 TOP, LEFT = 58, 92
 SCALE = 120
 """Height of a colour bar."""
+
+PANEL, ACROSS, FINE = 118, 5, 32
+"""Side of a small map, how many stand in a row, and most cells along its side."""
 
 LABELLED = 40
 """Rows or columns up to which every tick is written."""
@@ -46,6 +49,39 @@ def grid(data: Grid, link: Link | None = None) -> Drawing:
     _column_ticks(drawing, data, cell_w, TOP + rows * cell_h, turned=turned)
     _scale(drawing, data, largest, LEFT + columns * cell_w + 18)
     return _captioned(drawing, data.caption)
+
+
+def panels(maps: Sequence[Grid], link: Callable[[Grid], str]) -> Drawing:
+    """Many maps of the same axes, small, on one scale; a click enlarges one."""
+    step = PANEL + 26
+    caption = f"{maps[0].caption} Small maps show the largest of neighbours where there are many; a click enlarges one."
+    alt = f"{len(maps)} maps, {maps[0].name} to {maps[-1].name}."
+    drawing = _begin(f"{maps[0].name} … {maps[-1].name}", caption, TOP + -(-len(maps) // ACROSS) * step, alt)
+    largest = max((abs(v) for data in maps for row in data.values for v in row if v is not None), default=0.0) or 1.0
+    for i, data in enumerate(maps):
+        x, y = 12 + i % ACROSS * (PANEL + 12), TOP + i // ACROSS * step
+        drawing.add(Text(x, y - 4, data.name, 10), Rect(x, y, PANEL, PANEL, sequential(0.0)))
+        values = _coarse(data.values)
+        w, h = PANEL / len(values[0]), PANEL / len(values)
+        drawing.add(*(
+            Rect(x + c * w, y + r * h, w, h, sequential(value / largest))
+            for r, row in enumerate(values) for c, value in enumerate(row) if value > largest / 100
+        ))  # fmt: skip
+        drawing.add(Rect(x, y, PANEL, PANEL, None, f"{data.alt} Click to enlarge.", link(data)))
+    _scale(drawing, maps[0], largest, 12 + ACROSS * (PANEL + 12) + 6)
+    return _captioned(drawing, caption)
+
+
+def _coarse(values: Sequence[Sequence[float | None]]) -> list[list[float]]:
+    """A map of at most FINE by FINE cells: the largest of each patch."""
+    high, wide = (-(-size // FINE) for size in (len(values), len(values[0])))
+    return [
+        [
+            max(v or 0.0 for row in values[r : r + high] for v in row[c : c + wide])
+            for c in range(0, len(values[0]), wide)
+        ]
+        for r in range(0, len(values), high)
+    ]
 
 
 def bars(data: Bars) -> Drawing:

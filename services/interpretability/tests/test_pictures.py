@@ -83,6 +83,31 @@ def test_png_has_the_shape_of_the_drawing():
     assert image.size == (round(drawing.width), round(drawing.height))
 
 
+def patterns(heads, tokens=40):
+    ticks = [str(t) for t in range(tokens)]
+    values = (np.tril(np.ones((tokens, tokens))) / np.arange(1, tokens + 1)[:, None]).tolist()
+    axes = {"rows": Axis(label="query", ticks=ticks), "columns": Axis(label="key", ticks=ticks)}
+    return [Grid(name=f"1-{h}", values=values, **axes, caption="How to read it.") for h in range(heads)]
+
+
+def test_patterns_of_many_heads_are_small_maps_that_lead_to_the_large_one():
+    report = whole_report().model_copy(update={"grids": patterns(7), "spec": {"text": "ab", "seed": 0}})
+    root = ET.fromstring(plots.panels(report.grids, lambda data: f"/{data.name}").svg())  # noqa: S314  # our own
+    assert [a.get("href") for a in root.iter() if a.tag.endswith("}a")] == [f"/1-{h}" for h in range(7)]
+    made = page(report)
+    assert made.count("<figure>") == 1 + 3, "one for all heads; bars, strip and graph"
+    assert "%22layers%22%3A%20%5B1%5D%2C%20%22heads%22%3A%20%5B6%5D" in made
+    assert page(report.model_copy(update={"grids": patterns(2)})).count("<figure>") == 2 + 3, "few are large"
+
+
+def test_small_maps_show_the_largest_of_neighbours():
+    grid = patterns(1, 70)[0]
+    found = np.array(plots._coarse(grid.values))
+    assert found.shape == (24, 24)
+    assert found[0, 0] == 1.0
+    assert found[23, 23] == pytest.approx(1 / 70)
+
+
 def test_text_of_strangers_stays_text():
     made = page(whole_report())
     assert "<script" not in made
