@@ -40,7 +40,8 @@ def canonical_tour(order: Sequence[int]) -> list[int]:
 
 def area(points: np.ndarray, order: Sequence[int] | np.ndarray) -> float:
     """Signed area of a polygon: positive when it runs counter-clockwise."""
-    x, y = points[np.asarray(order, int)].T
+    corners = points[np.asarray(order, int)]
+    x, y = (corners - corners[:1]).T  # near the origin: far from it small polygons drown in rounding
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
 
 

@@ -32,6 +32,12 @@ def test_hulls_equal_the_golden_ones(n: int) -> None:
         assert found.certified
 
 
+def test_the_area_of_a_small_polygon_far_from_the_origin_does_not_drown() -> None:
+    square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * 1e-3 + [1000, -1000]
+    assert area(square, range(4)) == pytest.approx(1e-6, rel=1e-7)
+    assert area(square, range(3, -1, -1)) < 0
+
+
 @pytest.mark.parametrize("n", [5, 10, 50])
 def test_triangles_equal_the_golden_ones(n: int) -> None:
     for points, corners in zip(LABELS[f"del{n}_points"], LABELS[f"del{n}_triangles"], strict=True):

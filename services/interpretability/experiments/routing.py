@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from pydantic import Field
@@ -84,7 +84,9 @@ class RoutingSpec(Spec):
     """A text and a layer."""
 
     text: str = Field(min_length=1, max_length=50_000, description="The text; as many bytes as the model reads.")
-    layer: int = Field(0, ge=0, description="Whose routing heads are shown.")
+    layer: int | None = Field(
+        None, ge=0, description="Whose routing heads are shown; left out, the first that has some."
+    )
 
 
 class RoutingProbe(Experiment[RoutingSpec]):
@@ -135,13 +137,15 @@ class RoutingProbe(Experiment[RoutingSpec]):
     def run(self, spec: RoutingSpec, subject: Subject, progress: Progress) -> Report:
         """One forward, and what its routing heads chose."""
         ids = _ids(spec, subject)
-        chosen = _chosen(subject, ids)[spec.layer]
-        if chosen is None:
-            detail = f"Layer {spec.layer} of {subject.name} has no routing heads."
-            raise InvalidOption(detail, field="layer")
-        model: Any = subject.model
-        centroids = int(model.blocks[spec.layer][1].means.shape[1])
-        return _report(spec, ids, chosen.clusters[0, :, : len(ids)], centroids)
+        found = _chosen(subject, ids)
+        routing = [number for number, chosen in enumerate(found) if chosen is not None]
+        layer = routing[0] if spec.layer is None else spec.layer
+        if layer not in routing:
+            detail = f"Layer {layer} of {subject.name} has no routing heads."
+            raise InvalidOption(detail, hint=f"Layers that have: {', '.join(map(str, routing))}.", field="layer")
+        chosen, model = found[layer], cast("Any", subject.model)
+        centroids = int(model.blocks[layer][1].means.shape[1])
+        return _report(layer, ids, chosen.clusters[0, :, : len(ids)], centroids)
 
 
 @torch.no_grad()
@@ -162,7 +166,7 @@ def _chosen(subject: Subject, ids: list[int]) -> list[Any]:
     return seen
 
 
-def _report(spec: RoutingSpec, ids: list[int], clusters: Tensor, centroids: int) -> Report:
+def _report(layer: int, ids: list[int], clusters: Tensor, centroids: int) -> Report:
     """What is told of clusters [H,T]."""
     tokens = _tokens(bytes(ids))
     counts = torch.stack([torch.bincount(head, minlength=centroids) for head in clusters])
@@ -175,7 +179,7 @@ def _report(spec: RoutingSpec, ids: list[int], clusters: Tensor, centroids: int)
             rows.append([head, cluster, len(members), shown + (" …" if len(members) > SHOWN else "")])
     alone = float((counts.gather(1, clusters) == 1).double().mean())
     return Report(
-        title=f"Clusters of layer {spec.layer}",
+        title=f"Clusters of layer {layer}",
         scalars={
             "tokens": Scalar(value=len(ids)),
             "occupancy_min": Scalar(value=int(counts.min()), note="Tokens of the emptiest cluster."),
@@ -200,7 +204,7 @@ def _report(spec: RoutingSpec, ids: list[int], clusters: Tensor, centroids: int)
 
 
 def _ids(spec: RoutingSpec, subject: Subject) -> list[int]:
-    if not 0 <= spec.layer < subject.layers:
+    if spec.layer is not None and not 0 <= spec.layer < subject.layers:
         detail = f"layer must be one of 0…{subject.layers - 1}."
         raise InvalidOption(detail, field="layer")
     ids = list(spec.text.encode())

@@ -1,0 +1,101 @@
+"""The deconstruction study goes on where it was killed, to the same report; clusters of a routing model are shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from services.interpretability.experiments.deconstruction_study import DeconstructionStudy
+from services.interpretability.experiments.routing import RoutingProbe
+from shared.errors import InvalidOption
+from shared.registry import Place, Run
+
+SPEC = {
+    "variants": ["standard", "mlp"], "layouts": ["uniform", "hybrid"], "seeds": [1, 2], "steps": 16,
+    "size": {"width": 16, "layers": 2, "heads": 2, "context": 32, "batch": 4},
+}  # fmt: skip
+
+STUDY = """
+import json, sys, torch
+from pathlib import Path
+from services.interpretability.experiments.deconstruction_study import DeconstructionStudy, StudySpec
+from shared.registry import Place, Run
+torch.set_num_threads(1)
+study = DeconstructionStudy.load(Place(cache=Path(sys.argv[1]), weights=Path(sys.argv[1]) / "none"))
+(report,) = study.predict([StudySpec(**json.loads(sys.argv[2]))], Run())
+"""
+
+
+def studied(cache):
+    study = DeconstructionStudy.load(Place(cache=cache, weights=cache / "none", threads=1))
+    (report,) = study.predict([study.In.model_validate(SPEC)], Run())
+    return report
+
+
+def told(report):
+    """What must not depend on the clock."""
+    return report.model_copy(
+        update={"tables": [t for t in report.tables if t.name != "speed"], "manifest": None}
+    ).model_dump()
+
+
+def test_a_study_that_was_killed_inside_a_run_comes_to_the_same_report(tmp_path):
+    whole = studied(tmp_path / "whole")
+    cut = tmp_path / "cut"
+    worker = subprocess.Popen([sys.executable, "-c", STUDY, str(cut), json.dumps(SPEC)], env={**os.environ})
+    try:
+        begun = time.monotonic()
+        # Kill it behind the first finished run, while a checkpoint of a later one lies there.
+        while not (list(cut.glob("probe/cells/*/*.json")) and list(cut.glob("probe/bench/*/last.safetensors"))):
+            assert worker.poll() is None
+            assert time.monotonic() - begun < 120
+            time.sleep(0.005)
+    finally:
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+    kept = {file: file.read_bytes() for file in cut.glob("probe/cells/*/*.json")}
+    assert 0 < len(kept) < 6
+    assert told(studied(cut)) == told(whole)
+    assert {file: file.read_bytes() for file in kept} == kept
+    assert not list(cut.glob("probe/bench/*/last.safetensors"))
+
+
+def test_the_report_sets_the_papers_table_beside_ours(tmp_path):
+    report = studied(tmp_path)
+    table = report.tables[0]
+    rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    assert set(rows) == {"standard", "uniform mlp", "hybrid mlp"}
+    assert rows["uniform mlp"]["paper's perplexity"] == 993.5
+    assert all(row["seeds"] == 2 and row["sd"] >= 0 for row in rows.values())
+    assert rows["standard"]["over standard"] == 0
+    assert rows["hybrid mlp"]["without its layers"] != rows["hybrid mlp"]["bits/byte"]
+    states = {row[0]: row[2] for row in report.tables[1].rows}
+    assert states["uniform mlp"] == 0 < states["hybrid mlp"] < states["standard"]
+
+
+def test_clusters_of_a_layer_hold_every_token_once_per_head(tmp_path):
+    probe = RoutingProbe.load(Place(cache=tmp_path, weights=tmp_path, threads=1))
+    text = "def add(a, b):\n    return a + b\n"
+    (report,) = probe.predict([probe.In.model_validate({"text": text})], Run())
+    heads = {row[0] for row in report.tables[0].rows}
+    for head in heads:
+        assert sum(row[2] for row in report.tables[0].rows if row[0] == head) == len(text)
+    assert 0 <= report.scalars["alone"].value <= 1
+    layer = int(report.title.rpartition(" ")[2])
+    (same,) = probe.predict([probe.In.model_validate({"text": text, "layer": layer})], Run())
+    assert same.tables == report.tables
+    (lost,) = probe.predict([probe.In.model_validate({"text": text, "layer": 9})], Run())
+    assert isinstance(lost, InvalidOption)
+
+
+@pytest.mark.parametrize("bad", [{"size": {"width": 30, "heads": 4}}, {"data": "text"}, {"text": "short"}])
+def test_a_study_that_can_not_be_is_refused(tmp_path, bad):
+    study = DeconstructionStudy.load(Place(cache=tmp_path, weights=tmp_path, threads=1))
+    (refused,) = study.predict([study.In.model_validate({**SPEC, **bad})], Run())
+    assert isinstance(refused, InvalidOption)
