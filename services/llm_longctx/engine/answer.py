@@ -110,6 +110,7 @@ class Waiting(Generic[S]):
         answers: Answers that begin when the prompt is read: all of the order's, or one that was preempted.
         told: Tokens of the prompt whose log-probabilities were told already.
         sequence: Set on admission.
+        last_try: Whether it had the pool for itself and did not fit.
     """
 
     order: Order
@@ -118,6 +119,7 @@ class Waiting(Generic[S]):
     answers: list[Answer[S]]
     told: int = 0
     sequence: S | None = None
+    last_try: bool = False
 
     @property
     def rank(self) -> tuple[int, int]:

@@ -39,7 +39,7 @@ class ChunkAttention:
         policy, memory, method = self._s.policy, self._s.memory, self._s.policy.layers[layer]
         G = k.shape[0]
         # A head that will be cut at the end of the prompt is whole until then.
-        whole = [g for g in range(G) if policy.full[layer, g] or (method.chunk_invariant and self._entire(layer, g))]
+        whole = [g for g in range(G) if policy.full[layer, g] or (method.cut_at_end and self._entire(layer, g))]
         cut = [g for g in range(G) if g not in whole]
         held: dict[int, Entries] = {}
         if not cut:

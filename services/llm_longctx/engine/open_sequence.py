@@ -86,7 +86,7 @@ class OpenSequence:
         """Reserve addresses for a prompt of so many tokens and an answer, so that nothing need move later."""
         self.room = tokens + new
         entries, _ = self.policy.footprint(tokens, new)
-        if self.policy.method.chunk_invariant:
+        if self.policy.method.cut_at_end:
             entries = entries.clip(min=tokens)  # what is cut at the end is whole until then
         self.memory.reserve((entries - sum(part.n for part in self.memory.parts)).clip(min=1))
 

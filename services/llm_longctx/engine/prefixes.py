@@ -76,16 +76,19 @@ class Prefixes:
     def add(self, s: OpenSequence, order: Order) -> None:
         """Remember what a sequence has read so far, where it ends on a border that others can use."""
         method, memory = s.policy.method, s.memory
-        whole = method.chunk_invariant and not memory.cut.any()
-        if not method.supports.prefix_reuse or order.boundaries is not None or (method.chunk_invariant and not whole):
+        if not method.supports.prefix_reuse or order.boundaries is not None:
+            return
+        # Where this prompt ends, others go on: what was cut there, or read by a rule for last chunks, is of no use to them.
+        ended = memory.length == len(order.ids)
+        if (method.cut_at_end and memory.cut.any()) or (not method.chunk_invariant and ended):
             return
         parent = b""
         for key, end in self._keys(s.policy, order.ids[: memory.length]):
             if key not in self._nodes:
-                if not whole and end != memory.length:
+                if not method.chunk_invariant and end != memory.length:
                     return
                 try:
-                    kept = memory.prefix(end) if whole else memory.fork()
+                    kept = memory.prefix(end) if method.chunk_invariant else memory.fork()
                 except PoolExhausted:
                     return
                 self._nodes[key] = _Node(kept, tuple(s.memos), parent, next(self._clock))

@@ -105,7 +105,7 @@ class Scheduler(Turns[OpenSequence]):
             return False
         new = min(order.max_tokens, 256)
         wanted = engine.pages(policy, len(order.ids), new)
-        if policy.method.chunk_invariant:
+        if policy.method.cut_at_end:
             # Heads that are cut only at the prompt's end hold all of it until then.
             wanted = max(wanted, engine.pages(engine.dense, len(order.ids), 0))
         wanted += (len(begun.answers) - 1) * engine.pages(policy, 0, new)
@@ -132,7 +132,8 @@ class Scheduler(Turns[OpenSequence]):
                 self._reading = None
                 begun.end(fault(error))
             else:
-                self.prefixes.add(s, order)
+                if not begun.last_try:
+                    self.prefixes.add(s, order)
                 if s.memory.length == len(order.ids):
                     self._reading = None
                     self._begin(begun, s, logits[-1])
@@ -219,8 +220,12 @@ class Scheduler(Turns[OpenSequence]):
         self._reading = None
         begun.lose()
         if not self._running:
-            begun.end(TooLarge(_TOO_LARGE))
-            return
+            if begun.last_try:
+                begun.end(TooLarge(_TOO_LARGE))
+                return
+            # Pages that cached prefixes share are copied where a run must move: once more, and leave none behind.
+            begun.last_try = True
+            self.prefixes.clear()
         with self._news:
             self._queue(begun)
 

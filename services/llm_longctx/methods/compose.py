@@ -67,6 +67,11 @@ class Composed(AttentionMethod):
         """Whether all parts are."""
         return all(p.chunk_invariant for p in self._parts)
 
+    @property
+    def cut_at_end(self) -> bool:
+        """As the part for heads cuts."""
+        return self.heads.cut_at_end
+
     def overrides(self, hook: str) -> bool:
         """Whether a part that this hook asks does."""
         asked = {

@@ -85,6 +85,11 @@ class AttentionMethod(BaseModel):
     needs_plan: ClassVar[bool] = False
     sparsity: ClassVar[SparsityClaim | None] = None
 
+    @property
+    def cut_at_end(self) -> bool:
+        """Whether heads are cut only when the whole prompt is read, and hold all of it until then."""
+        return self.chunk_invariant
+
     # The oracle.
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> Reference:

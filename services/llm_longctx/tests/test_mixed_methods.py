@@ -1,0 +1,165 @@
+"""All methods and their compositions in one batch, with cached prefixes, preemption and cancellation.
+
+Whatever happens around a request, its tokens are those of a run alone, and every page is held exactly as often as
+somebody knows it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.llm_longctx.engine import Choice, Engine, Order, Sampling, Scheduler, pacing, policy, prefixes
+from services.llm_longctx.methods import compose, method, methods
+from services.llm_longctx.tests.conftest import tiny_decoder
+from services.llm_longctx.tests.test_engine import Ear
+from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
+from shared.errors import Cancelled
+from shared.registry import Run
+
+GRID = 32
+"""Tokens of a chunk here, so that short prompts have several and meet cached ones on the grid."""
+
+SINGLE = {
+    "act": method("act", beta=0.3, threshold=0.05),
+    "dense": method("dense"),
+    "dhsa": method("dhsa", block=8, budget=14, global_tokens=2, local_tokens=8, instruction=3, chunk=4),
+    "duo": method("duo", sink=2, recent=6),
+    "flexprefill": method("flexprefill", block=8, min_budget=8, gamma=0.6),
+    "power": method("power", block=8, window=1),
+    "razor": method("razor", sink=2, window_min=6, window_div=8),
+    "recycled": method("recycled", budget=6, stride=3),
+}
+"""Knobs under which each does something to prompts of a few dozen tokens."""
+
+COMPOSED = (
+    compose(prefill=SINGLE["flexprefill"], decode=SINGLE["recycled"], plan=SINGLE["duo"]),
+    compose(prefill=SINGLE["dhsa"], decode=SINGLE["power"], plan=SINGLE["razor"]),
+    compose(prefill=SINGLE["power"], decode=SINGLE["recycled"]),
+    compose(decode=SINGLE["recycled"], plan=method("duo", sink=2, recent=6, window="exact")),
+    compose(plan=method("razor", sink=2, window_min=6, window_div=8, slide=True)),
+    method("dhsa", variant="topk", block=8, key_block=8, density=0.4),
+    method("recycled", budget=8, stride=4, evict="lowest"),
+)
+MIX = (*SINGLE.values(), *COMPOSED)
+STEMS = ([], prompt(70, 1), prompt(70, 2))
+"""How prompts begin; those that begin alike meet each other's cached prefixes."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_grid():
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (pacing, policy, prefixes):
+            patch.setattr(module, "CHUNK", GRID)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_decoder().double()
+
+
+@pytest.fixture(scope="module")
+def alone(tiny):
+    @cache
+    def tokens(which, ids, new, seed):
+        scheduler = Scheduler(Engine(tiny, page=8))
+        one, (ear,) = asked(scheduler, which, ids, new, [seed])
+        scheduler.submit(one)
+        while scheduler.in_flight:
+            scheduler.step()
+        return ear.ids
+
+    return tokens
+
+
+def asked(scheduler, which, ids, new, seeds):
+    ears = [Ear() for _ in seeds]
+    choices = [Choice(Sampling(temperature=seed % 2, seed=seed), ear) for seed, ear in zip(seeds, ears, strict=True)]
+    how = scheduler.engine.policy_of(MIX[which], TINY_PLAN)
+    return Order(list(ids), choices, new, policy=how, run=Run()), ears
+
+
+def check_pages(scheduler):
+    """Each page is held by as many as know it, and by nobody else."""
+    begun = [w.sequence for w in (*scheduler._waiting, *([scheduler._reading] if scheduler._reading else []))]
+    open_ones = [s.memory for s in (*begun, *scheduler._sequences()) if s is not None]
+    known = Counter()
+    for memory in (*open_ones, *(node.memory for node in scheduler.prefixes._nodes.values())):
+        known.update(memory.pages().tolist())
+    pages, pool = np.array(sorted(known), np.int64), scheduler.engine.pool
+    assert pool.references(pages).tolist() == [known[page] for page in pages.tolist()]
+    assert pool.held == len(pages) <= pool.capacity
+
+
+def test_every_method_is_in_the_mix():
+    assert set(SINGLE) == set(methods())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_no_page_is_lost_or_shared_and_no_answer_changed_by_its_neighbours(tiny, alone, data):
+    draw = data.draw
+    small = draw(st.booleans(), "a pool that runs out")
+    scheduler = Scheduler(Engine(tiny, page=8, max_batch=draw(st.integers(2, 6)), kv_bytes=1 if small else 2**22))
+    requests = []
+    for i in range(draw(st.integers(2, 7), "requests")):
+        which, stem = draw(st.integers(0, len(MIX) - 1), "method"), STEMS[draw(st.integers(0, 2), "stem")]
+        ids = (*stem, *prompt(draw(st.integers(1, 40), "own tokens"), 9 + i))
+        seeds = [4 * i + j for j in range(draw(st.integers(1, 2), "answers"))]
+        one, ears = asked(scheduler, which, ids, draw(st.integers(1, 24), "new"), seeds)
+        requests.append((which, ids, seeds, one, ears))
+        scheduler.submit(one)
+        for _ in range(draw(st.integers(0, 4), "steps")):
+            scheduler.step()
+            check_pages(scheduler)
+        if draw(st.integers(0, 4), "cancel") == 0:
+            requests[draw(st.integers(0, i), "whom")][3].run.cancel()
+            scheduler.step()
+            check_pages(scheduler)
+    while scheduler.in_flight:
+        scheduler.step()
+        check_pages(scheduler)
+    for which, ids, seeds, one, ears in requests:
+        for seed, ear in zip(seeds, ears, strict=True):
+            wanted = alone(which, ids, one.max_tokens, seed)
+            stopped = isinstance(ear.reason, Cancelled)
+            assert ear.ids == (wanted[: len(ear.ids)] if stopped else wanted), MIX[which].name
+    scheduler.close()
+    assert scheduler.engine.pool.held == 0
+
+
+@pytest.mark.parametrize("which", range(len(MIX)), ids=lambda which: f"{which}-{MIX[which].name}")
+def test_a_cached_beginning_leads_to_the_tokens_of_a_cold_run(tiny, alone, which):
+    scheduler = Scheduler(Engine(tiny, page=8))
+    for seed, own in enumerate((26, 30, 30)):
+        ids = (*STEMS[1], *prompt(own, 5))
+        one, (ear,) = asked(scheduler, which, ids, 12, [seed])
+        scheduler.submit(one)
+        while scheduler.in_flight:
+            scheduler.step()
+            check_pages(scheduler)
+        assert ear.ids == alone(which, ids, 12, seed), "also behind a prompt that ended, and was cut, on the grid"
+    reuses = MIX[which].supports.prefix_reuse
+    assert (one.facts.cached_tokens > 0) == reuses, "the third time most of it was read before"
+    if reuses and not MIX[which].chunk_invariant:
+        assert one.facts.cached_tokens % GRID == 0
+
+
+def test_what_fits_alone_is_served_however_much_of_it_is_cached(tiny, alone):
+    """Heads that are cut at the prompt's end hold all of it until then, and prefixes hold it, too."""
+    scheduler = Scheduler(Engine(tiny, page=8, kv_bytes=1))
+    which = MIX.index(COMPOSED[1])
+    for own in (1, 27, 90):
+        ids = (*STEMS[1], *prompt(own, 5))
+        one, (ear,) = asked(scheduler, which, ids, 6, [0])
+        scheduler.submit(one)
+        while scheduler.in_flight:
+            scheduler.step()
+            check_pages(scheduler)
+        assert ear.ids == alone(which, ids, 6, 0)
