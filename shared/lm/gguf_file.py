@@ -24,7 +24,7 @@ from shared.lm.gguf_tokenizer import tokenizer_files
 
 __all__ = ["unpack"]
 
-_KINDS = {"llama": "llama", "qwen2": "qwen2"}
+_KINDS = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 """GGUF architecture → official model type."""
 
 _WHOLE = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
@@ -35,7 +35,19 @@ _PER_LAYER = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
 }  # fmt: skip
+_PER_GEMMA_LAYER = _PER_LAYER | {
+    "post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}  # fmt: skip
+
+_GEMMA3_EVERY = 6
+"""One in so many layers of Gemma 3 is global, where the file does not say."""
+
+_GEMMA3_LOCAL_BASE = 10000.0
+_GEMMA3_27B_LAYERS = 62
+"""The one size that scales queries by its width per head; llama.cpp knows it by its layers, the file does not say."""
 
 
 def unpack(file: Path, cache: Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -110,14 +122,39 @@ def _config(facts: Mapping[str, Any], reader: Any) -> dict[str, Any]:
             "max_position_embeddings": int(facts[f"{arch}.context_length"]),
             "rms_norm_eps": _tidy(facts[f"{arch}.attention.layer_norm_rms_epsilon"]),
             "tie_word_embeddings": _HEAD not in shapes,
-            "rope_parameters": _rope(facts, arch, reader, head_dim),
+            "rope_parameters": (rope := _rope(facts, arch, reader, head_dim)),
             "bos_token_id": facts.get("tokenizer.ggml.bos_token_id"),
             "eos_token_id": facts.get("tokenizer.ggml.eos_token_id"),
         }
+        if arch == "gemma3":
+            config |= _gemma3(facts, config, rope)
     except (KeyError, TypeError, IndexError) as error:
         detail = f"The GGUF file lacks {error}."
         raise Malformed(detail) from error
     return config
+
+
+def _gemma3(facts: Mapping[str, Any], config: Mapping[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
+    """What only Gemma 3 has: windows, two rotary bases and a scale of queries."""
+    every = facts.get("gemma3.attention.sliding_window_pattern", _GEMMA3_EVERY)
+    layers, width = config["num_hidden_layers"], config["hidden_size"]
+    # The pattern is a number, or one flag per layer that says whether it slides.
+    slides = every if isinstance(every, list) else [bool((layer + 1) % every) for layer in range(layers)]
+    scalar = width / config["num_attention_heads"] if layers == _GEMMA3_27B_LAYERS else config["head_dim"]
+    if scale := facts.get("gemma3.attention.scale"):
+        scalar = _tidy(float(scale) ** -2)
+    local = _tidy(facts.get("gemma3.rope.freq_base_swa", _GEMMA3_LOCAL_BASE))
+    return {
+        "architectures": ["Gemma3ForCausalLM"],
+        "sliding_window": int(facts["gemma3.attention.sliding_window"]),
+        "layer_types": ["sliding_attention" if slid else "full_attention" for slid in slides],
+        "query_pre_attn_scalar": scalar,
+        "final_logit_softcapping": facts.get("gemma3.final_logit_softcapping"),
+        "rope_parameters": {
+            "full_attention": rope,
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
+        },
+    }
 
 
 def _rope(facts: Mapping[str, Any], arch: str, reader: Any, head_dim: int) -> dict[str, Any]:
@@ -143,6 +180,8 @@ def _tidy(value: float) -> float:
 def _tensors(raw: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Official keys and dequantised tensors."""
     turned = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    gemma = config["model_type"] == "gemma3_text"
+    known = _PER_GEMMA_LAYER if gemma else _PER_LAYER
     for name, tensor in raw.items():
         if name == _ROPE_TABLE:
             continue
@@ -150,12 +189,14 @@ def _tensors(raw: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tupl
         key = _WHOLE.get(name) or ("lm_head.weight" if name == _HEAD else None)
         if key is None:
             part = name.split(".")
-            if len(part) != 4 or part[0] != "blk" or part[2] not in _PER_LAYER:
+            if len(part) != 4 or part[0] != "blk" or part[2] not in known:
                 detail = f"The GGUF file has a tensor {name!r}, which this family does not have."
                 raise UnsupportedMedia(detail)
-            key = f"model.layers.{part[1]}.{_PER_LAYER[part[2]]}.{part[3]}"
+            key = f"model.layers.{part[1]}.{known[part[2]]}.{part[3]}"
             if part[2] in turned and config["model_type"] == "llama":
                 plain = _half_split(plain, turned[part[2]])
+        if gemma and key.endswith("norm.weight"):
+            plain = plain - 1  # llama.cpp multiplies by the weight alone, the official norm by 1 + weight
         yield key, torch.from_numpy(plain)
 
 

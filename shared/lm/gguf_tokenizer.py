@@ -1,6 +1,7 @@
 """The tokenizer inside a GGUF file, as the two JSON files of a Hugging Face folder.
 
-Byte-level BPE with the splitting rules of the known `tokenizer.ggml.pre` names. Knows nothing about tensors.
+Byte-level BPE with the splitting rules of the known `tokenizer.ggml.pre` names, and SentencePiece's BPE, whose merges
+follow from its scores. Knows nothing about tensors.
 """
 
 from __future__ import annotations
@@ -29,28 +30,25 @@ def tokenizer_files(facts: Mapping[str, Any]) -> dict[str, Any]:
     """`tokenizer.json` and `tokenizer_config.json` for the metadata of a GGUF file.
 
     Raises:
-        UnsupportedMedia: Not byte-level BPE, or an unknown splitting rule.
+        UnsupportedMedia: A tokenizer of another kind, or an unknown splitting rule.
         Malformed: The vocabulary is missing or does not fit its merges.
     """
     kind = facts.get("tokenizer.ggml.model")
-    if kind != "gpt2":
-        detail = f"The GGUF file has a tokenizer of kind {kind!r}; byte-level BPE ('gpt2') is read."
+    make = {"gpt2": _byte_level, "llama": _sentencepiece}.get(str(kind))
+    if make is None:
+        detail = f"The GGUF file has a tokenizer of kind {kind!r}; BPE is read, byte-level or SentencePiece's."
         raise UnsupportedMedia(detail, hint="Use the model's Hugging Face folder.")
     try:
-        tokens, merges = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.merges"]
-        pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-        bpe = models.BPE({t: i for i, t in enumerate(tokens)}, pairs, ignore_merges=_rule(facts) == "llama-bpe")
-    except (KeyError, Exception) as error:  # the library raises a bare Exception for merges outside the vocabulary
-        if isinstance(error, UnsupportedMedia):
-            raise
+        tokens = list(facts["tokenizer.ggml.tokens"])
+        tokenizer = make(facts, tokens)
+    except UnsupportedMedia:
+        raise
+    except Exception as error:  # the library raises a bare Exception for merges outside the vocabulary
         detail = f"The tokenizer of the GGUF file is broken: {error}."
         raise Malformed(detail) from error
-    tokenizer = Tokenizer(bpe)
-    tokenizer.decoder = decoders.ByteLevel()
-    _split(tokenizer, _rule(facts))
-    _add(tokenizer, tokens, facts.get("tokenizer.ggml.token_type", ()))
+    _add(tokenizer, tokens, facts.get("tokenizer.ggml.token_type", ()), normalized=kind == "llama")
     named = {f"{name}_token": _token(facts, tokens, name) for name in ("bos", "eos", "unknown", "padding")}
-    if facts.get("tokenizer.ggml.add_bos_token") and (bos := named["bos_token"]):
+    if facts.get("tokenizer.ggml.add_bos_token", kind == "llama") and (bos := named["bos_token"]):
         first = facts["tokenizer.ggml.bos_token_id"]
         tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, first)])
     config = {
@@ -59,6 +57,36 @@ def tokenizer_files(facts: Mapping[str, Any]) -> dict[str, Any]:
         "chat_template": facts.get("tokenizer.chat_template"), "clean_up_tokenization_spaces": False,
     }  # fmt: skip
     return {"tokenizer.json": json.loads(tokenizer.to_str()), "tokenizer_config.json": config}
+
+
+def _byte_level(facts: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
+    """Bytes are letters; merges are listed."""
+    pairs = [tuple(merge.split(" ", 1)) for merge in facts["tokenizer.ggml.merges"]]
+    bpe = models.BPE({t: i for i, t in enumerate(tokens)}, pairs, ignore_merges=_rule(facts) == "llama-bpe")
+    tokenizer = Tokenizer(bpe)
+    tokenizer.decoder = decoders.ByteLevel()
+    _split(tokenizer, _rule(facts))
+    return tokenizer
+
+
+def _sentencepiece(facts: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
+    """Spaces are ▁, unknown characters are spelled in bytes, and the pair with the best score is merged first."""
+    scores, unknown = facts["tokenizer.ggml.scores"], _token(facts, tokens, "unknown")
+    vocab = {token: i for i, token in enumerate(tokens)}
+    ranked = sorted(
+        (-scores[i], vocab[token[:cut]], vocab[token[cut:]])
+        for token, i in vocab.items()
+        for cut in range(1, len(token))
+        if token[:cut] in vocab and token[cut:] in vocab
+    )
+    pairs = [(tokens[left], tokens[right]) for _, left, right in ranked]
+    tokenizer = Tokenizer(models.BPE(vocab, pairs, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    prefix = facts.get("tokenizer.ggml.add_space_prefix", True)
+    spaces: list[Any] = [normalizers.Prepend("▁")] if prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*spaces, normalizers.Replace(" ", "▁")])
+    back: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*back, decoders.Strip(" ", 1, 0)] if prefix else back)
+    return tokenizer
 
 
 def _rule(facts: Mapping[str, Any]) -> str:
@@ -85,13 +113,14 @@ def _split(tokenizer: Tokenizer, rule: str) -> None:
         raise UnsupportedMedia(detail, hint="Use the model's Hugging Face folder.")
 
 
-def _add(tokenizer: Tokenizer, tokens: list[str], types: Any) -> None:
+def _add(tokenizer: Tokenizer, tokens: list[str], types: Any, *, normalized: bool) -> None:
+    """Tokens that are never cut; those a user added are looked for in the normalised text where there is such."""
     added = {_CONTROL: True, _USER: False}
     for token, kind in zip(tokens, types, strict=False):
         if kind == _CONTROL:
             tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
         elif kind in added:
-            tokenizer.add_tokens([AddedToken(token, special=False, normalized=False)])
+            tokenizer.add_tokens([AddedToken(token, special=False, normalized=normalized)])
 
 
 def _token(facts: Mapping[str, Any], tokens: list[str], name: str) -> str | None:

@@ -285,7 +285,7 @@ def test_the_tokenizer_of_a_gguf_file_comes_along(tmp_path):
     ("change", "says"),
     [
         ({"arch": "mamba"}, "mamba"),
-        ({"kind": "llama"}, "tokenizer of kind 'llama'"),
+        ({"kind": "bert"}, "tokenizer of kind 'bert'"),
         ({"pre": "strange"}, "strange"),
         ({"llama__rope__scaling__type": "yarn"}, "yarn"),
         ({"tensors": {"token_embd.weight": np.zeros((40, 32), "f4"), "blk.0.odd.weight": np.zeros(4, "f4")}}, "odd"),
