@@ -78,7 +78,7 @@ class Prefixes:
         method, memory = s.policy.method, s.memory
         if not method.supports.prefix_reuse or order.boundaries is not None:
             return
-        # Where this prompt ends, others go on: what was cut there, or read by a rule for last chunks, is of no use to them.
+        # Where this prompt ends others go on: what was cut there, or read as a last chunk, is of no use to them.
         ended = memory.length == len(order.ids)
         if (method.cut_at_end and memory.cut.any()) or (not method.chunk_invariant and ended):
             return
