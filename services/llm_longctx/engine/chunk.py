@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.reading import Part, over_held, over_history, window_mask
+from services.llm_longctx.engine.reading import Part, over_held, over_history, under_mask, window_mask
 from services.llm_longctx.engine.retaining import copied, retained
+from services.llm_longctx.kernels import window_prefill
 from services.llm_longctx.kv import Entries
 from services.llm_longctx.methods.plans import Blocks, PrefillPlan, TokenLists, WindowSink
 from services.llm_longctx.methods.views import Attended, Chunk, Held, Read
@@ -80,14 +81,26 @@ class ChunkAttention:
         plans = self._plans(layer, q, k, v, offset, heads, evicting=True)
         R, T, parts = q.shape[0] // len(heads), q.shape[1], []
         for i, head in enumerate(heads):
-            plan, now = plans[i] if isinstance(plans, list) else plans, held[head]
-            n = len(now.positions) - T
-            mask = (
-                window_mask(now.positions, offset, T, plan.sink, plan.window) if isinstance(plan, WindowSink) else None
-            )
-            weight = None if now.log_weight is None else now.log_weight[:n]
-            parts.append(over_held(q[i * R : (i + 1) * R], (now.k[:n], now.v[:n]), weight, k[i], v[i], mask))
+            plan, now, rows = plans[i] if isinstance(plans, list) else plans, held[head], q[i * R : (i + 1) * R]
+            if isinstance(plan, WindowSink):
+                parts.append(self._ends(rows, now, plan, offset))
+            else:
+                n = len(now.positions) - T
+                weight = None if now.log_weight is None else now.log_weight[:n]
+                parts.append(over_held(rows, (now.k[:n], now.v[:n]), weight, k[i], v[i]))
         return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
+
+    def _ends(self, q: Tensor, now: Entries, plan: WindowSink, offset: int) -> Part:
+        """One head's first entries and its window. Entries without gaps behind the first can be told by their order."""
+        first = int((now.positions < plan.sink).sum())
+        rest = now.positions[first:]
+        in_order = torch.equal(now.positions[:first], torch.arange(first)) and torch.equal(
+            rest, torch.arange(len(rest)) + rest[:1]
+        )
+        if in_order and now.log_weight is None:
+            return window_prefill(q, now.k[None], now.v[None], first, plan.window, backend=self._backend)
+        mask = window_mask(now.positions, offset, q.shape[1], plan.sink, plan.window)
+        return under_mask(q, now.k[None], now.v[None], mask, now.log_weight)
 
     def _plans(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int, heads: Sequence[int], *, evicting: bool

@@ -11,12 +11,12 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kernels import BlockCsr, block_sparse_prefill, merge
+from services.llm_longctx.kernels import BlockCsr, block_sparse_prefill, merge, window_prefill
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kernels.flash import flash
 from services.llm_longctx.methods.plans import Blocks, Dense, PrefillPlan, TokenLists, WindowSink
 
-__all__ = ["Part", "over_held", "over_history", "window_mask"]
+__all__ = ["Part", "over_held", "over_history", "under_mask", "window_mask"]
 
 LEAST = 16
 """Queries below which a product is too small for blocks to pay."""
@@ -40,27 +40,22 @@ def over_history(q: Tensor, k: Tensor, v: Tensor, plan: PrefillPlan, backend: st
             out, lse = block_sparse_prefill(q, k, v, csr, backend=backend, return_lse=True)
             return out.to(q.dtype), lse
         case WindowSink(sink=sink, window=window):
-            offset = k.shape[1] - q.shape[1]
-            return _masked(q, k, v, window_mask(torch.arange(k.shape[1]), offset, q.shape[1], sink, window))
+            return window_prefill(q, k, v, sink, window, backend=backend)
         case TokenLists():
             together = plan.block is not None and _native(q, backend)
             return _listed_together(q, k, v, plan, backend) if together else _listed(q, k, v, plan)
 
 
-def over_held(q: Tensor, held: Part, weight: Tensor | None, k: Tensor, v: Tensor, mask: Tensor | None) -> Part:
-    """Queries of one group read what their head still holds, then their own chunk causally.
+def over_held(q: Tensor, held: Part, weight: Tensor | None, k: Tensor, v: Tensor) -> Part:
+    """Queries of one group read all that their head still holds, then their own chunk causally.
 
     Args:
         q: [R,T,d], the group's query heads.
-        held: Keys and values [n,d] of earlier positions, all of them visible unless `mask` says otherwise.
+        held: Keys and values [n,d] of earlier positions.
         weight: Log-weights of the held entries [n], or None.
         k: The chunk's own keys [T,d].
         v: Its values.
-        mask: Visible pairs [T,n+T], or None.
     """
-    if mask is not None:
-        bias = None if weight is None else torch.cat((weight, weight.new_zeros(len(k))))
-        return _masked(q, torch.cat((held[0], k))[None], torch.cat((held[1], v))[None], mask, bias)
     own = _dense(q, k[None], v[None])
     return own if not len(held[0]) else merge(_far(q, held[0][None], held[1][None], weight), own)
 
@@ -99,7 +94,8 @@ def _far(q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None) -> Part:
     return out.reshape(H, T, d), lse.reshape(H, T)
 
 
-def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None = None) -> Part:
+def under_mask(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None = None) -> Part:
+    """Queries [H,T,d] over keys [G,n,d] that a mask [T,n] lets them see, with log-weights [n] or None."""
     seen = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
     out, lse = flash(q[None], _shared(q, k), _shared(q, v), bias=seen if bias is None else seen + bias.to(q.dtype))
     return out[0], lse[0]
@@ -111,7 +107,7 @@ def _listed(q: Tensor, k: Tensor, v: Tensor, plan: TokenLists) -> Part:
         rows = q[:, row.begin - offset : row.end - offset]
         tokens = torch.arange(row.end) if row.tokens is None else row.tokens
         mask = tokens <= torch.arange(row.begin, row.end)[:, None]
-        parts.append(_masked(rows, k[:, tokens], v[:, tokens], mask))
+        parts.append(under_mask(rows, k[:, tokens], v[:, tokens], mask))
     return torch.cat([out for out, _ in parts], 1), torch.cat([lse for _, lse in parts], 1)
 
 

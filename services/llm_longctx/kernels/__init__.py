@@ -10,6 +10,7 @@ from services.llm_longctx.kernels.dispatch import backends
 from services.llm_longctx.kernels.layer import layer_ops
 from services.llm_longctx.kernels.merge import merge
 from services.llm_longctx.kernels.probe import probe
+from services.llm_longctx.kernels.window_prefill import window_prefill
 
 __all__ = [
     "BlockCsr",
@@ -22,4 +23,5 @@ __all__ = [
     "layer_ops",
     "merge",
     "probe",
+    "window_prefill",
 ]

@@ -20,6 +20,7 @@ from services.llm_longctx.kernels import (
     decode_runs,
     merge,
     probe,
+    window_prefill,
 )
 from services.llm_longctx.kernels.block_sparse_prefill.reference import token_mask
 from services.llm_longctx.kernels.flash import flash, plain
@@ -148,6 +149,24 @@ def test_decode_from_runs_of_stores_is_decode_from_tensors(backend, case):
     out, lse = decode_runs(q, (keys, values, store), start, n, weighted, backend=backend)
     assert differs(out, wanted) < TOLERANCE[q.dtype]
     assert differs(lse, sums) < max(TOLERANCE[q.dtype], 1e-5 if q.dtype != torch.float64 else 0)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@ugly
+@hypothesis.given(prefills(), st.integers(0, 90), st.integers(1, 200))
+def test_a_window_and_sinks_are_the_mask_they_name(backend, case, sink, window):
+    q, k, v, _ = case
+    hypothesis.assume(takes(backend, q.dtype))
+    wanted, sums = window_prefill(q, k, v, sink, window, backend="reference")
+    out, lse = window_prefill(q, k, v, sink, window, backend=backend)
+    assert out.dtype == q.dtype
+    assert differs(out, wanted) < TOLERANCE[q.dtype]
+    assert differs(lse, sums) < max(TOLERANCE[q.dtype], 1e-5 if q.dtype != torch.float64 else 0)
+
+
+def test_an_empty_window_is_refused():
+    with pytest.raises(ValueError, match="window of 1 or more"):
+        window_prefill(torch.zeros(2, 3, 8), *torch.zeros(2, 1, 3, 8), 1, 0)
 
 
 @pytest.mark.parametrize("backend", FAST)

@@ -25,6 +25,7 @@ struct Problem {
   float* lse;                                       // [Hq,T]
   const int32_t *row_ptr, *cols;                    // see BlockCsr
   int heads, rows, query_heads, kv_heads, T, N, d, block, key_block, first;
+  int sink, window;  // where window > 0, a query sees the first `sink` keys and the last `window` up to its own
 };
 
 // Buffers of one thread, and the task it works on.
@@ -125,6 +126,11 @@ class Worker {
     float* s = scores.data() + i * TILE;
     int seen = at >= position[filled - 1] ? filled : int(std::upper_bound(position, position + filled, at) - position);
     for (int c = seen; c < columns; c++) s[c] = -INFINITY;
+    if (p.window > 0) {
+      int from = int(std::lower_bound(position, position + seen, p.sink) - position);
+      int to = int(std::upper_bound(position, position + seen, at - p.window) - position);
+      for (int c = from; c < to; c++) s[c] = -INFINITY;
+    }
     vec top = load(s);
     for (int c = LANES; c < columns; c += LANES) top = larger(top, load(s + c));
     float before = most[row], now = std::max(before, largest(top) * scale);
@@ -190,6 +196,7 @@ extern "C" void fovea_block_sparse_prefill(
     int is_bf16, const void* q, const void* k, const void* v, const int64_t* strides, void* out, float* lse,
     const int32_t* row_ptr, const int32_t* cols, const int32_t* sizes, int threads) {
   Problem p{q, k, v, strides[0], strides[1], strides[2], strides[3], strides[4], strides[5], out, lse, row_ptr, cols,
-            sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8], sizes[9]};
+            sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8], sizes[9],
+            sizes[10], sizes[11]};
   is_bf16 ? run<bf16>(p, threads) : run<float>(p, threads);
 }
