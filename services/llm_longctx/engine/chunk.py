@@ -16,7 +16,7 @@ from services.llm_longctx.engine.reading import Part, over_held, over_history, u
 from services.llm_longctx.engine.retaining import copied, retained
 from services.llm_longctx.kernels import window_prefill
 from services.llm_longctx.kv import Entries
-from services.llm_longctx.methods.plans import Blocks, PrefillPlan, TokenLists, WindowSink
+from services.llm_longctx.methods.plans import Blocks, Dense, PrefillPlan, TokenLists, WindowSink
 from services.llm_longctx.methods.views import Attended, Chunk, Held, Read
 
 if TYPE_CHECKING:
@@ -84,10 +84,11 @@ class ChunkAttention:
             plan, now, rows = plans[i] if isinstance(plans, list) else plans, held[head], q[i * R : (i + 1) * R]
             if isinstance(plan, WindowSink):
                 parts.append(self._ends(rows, now, plan, offset))
+            elif now.log_weight is None:
+                parts.append(over_history(rows, now.k[None], now.v[None], Dense(), self._backend))
             else:
                 n = len(now.positions) - T
-                weight = None if now.log_weight is None else now.log_weight[:n]
-                parts.append(over_held(rows, (now.k[:n], now.v[:n]), weight, k[i], v[i]))
+                parts.append(over_held(rows, (now.k[:n], now.v[:n]), now.log_weight[:n], k[i], v[i]))
         return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
 
     def _ends(self, q: Tensor, now: Entries, plan: WindowSink, offset: int) -> Part:

@@ -46,13 +46,13 @@ def over_history(q: Tensor, k: Tensor, v: Tensor, plan: PrefillPlan, backend: st
             return _listed_together(q, k, v, plan, backend) if together else _listed(q, k, v, plan)
 
 
-def over_held(q: Tensor, held: Part, weight: Tensor | None, k: Tensor, v: Tensor) -> Part:
-    """Queries of one group read all that their head still holds, then their own chunk causally.
+def over_held(q: Tensor, held: Part, weight: Tensor, k: Tensor, v: Tensor) -> Part:
+    """Queries of one group read all that their head still holds, by weight, then their own chunk causally.
 
     Args:
         q: [R,T,d], the group's query heads.
         held: Keys and values [n,d] of earlier positions.
-        weight: Log-weights of the held entries [n], or None.
+        weight: Log-weights of the held entries [n].
         k: The chunk's own keys [T,d].
         v: Its values.
     """
