@@ -1,0 +1,238 @@
+"""Prunes a shipped network by magnitude and claims only what can be shown: zeros, bytes, time, and what is still owed.
+
+Zeros are counted in the pruned weights layer by layer, N:M is verified, and both networks are timed in turn on the
+kernels that are here. Those are dense: zeros are multiplied like all other numbers, and the claim says so ("masked
+dense"). Nothing is trained again, so quality stays open. Knows networks by their manifests; claims are
+`shared.sparsity`'s.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from services.interpretability.bytes_tokenizer import DIGEST, byte_tokenizer
+from services.interpretability.experiment import Cost, Experiment, Progress, Spec
+from services.interpretability.pruning import Pattern, pruned, stored_bytes
+from services.interpretability.report import Axis, Grid, Report, Scalar, Table, digest, matrix
+from services.interpretability.subject import Subject
+from shared.errors import NotFound
+from shared.registry import Card, Paper, network
+from shared.registry.claimed import claimed
+from shared.registry.discovery import shipped_weights
+from shared.registry.weights import read_manifest, read_weights
+from shared.sparsity import SparsityClaim, lint, sparsity_by_layer, verify_nm
+
+__all__ = ["SparsityReport", "SparsitySpec"]
+
+EXAMPLE = "pranet"
+
+
+@dataclass(frozen=True)
+class _Network(Subject):
+    """A shipped network of any kind: it has weights and an answer, and is no decoder."""
+
+    model: Any
+
+    @property
+    def dtype(self) -> str:
+        """Compute type, as text."""
+        return "float32"
+
+    @property
+    def device(self) -> str:
+        """Where the weights are."""
+        return "cpu"
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Not told: a token here is a number of the input."""
+        return 0.0
+
+
+class SparsitySpec(Spec):
+    """Which weights become zero, and how often both networks are timed."""
+
+    patterns: list[str] = Field(
+        ["0.5", "0.7", "0.9", "2:4"], min_length=1, max_length=8,
+        description="Shares of zeros, such as 0.7, or N:M, such as 2:4.",
+    )  # fmt: skip
+    runs: int = Field(30, ge=2, le=300, description="Timed calls of each network; a claim needs 30.")
+    side: int = Field(96, ge=32, le=704, multiple_of=32, description="Side of the picture, or tokens of the text.")
+
+
+class SparsityReport(Experiment[SparsitySpec]):
+    """What pruning leaves, and what may be said about it."""
+
+    In = SparsitySpec
+    route: ClassVar[str] = "sparsity"
+    card: ClassVar[Card] = Card(
+        name="sparsity", task="probe", licence="Apache-2.0",
+        summary="Prunes a shipped network by magnitude, counts and times it, and lints the claim that follows.",
+        paper=Paper(title="Ten Lessons We Have Learned in the New Sparseland", venue="arXiv:2302.02596", year=2023,
+                    url="https://arxiv.org/abs/2302.02596"),
+        notes=(
+            "Kernels here are dense, so zeros save nothing but bytes: expect a ratio of 1, and 2:4 to be masked dense.",
+            "Nothing is trained again after pruning; claims leave quality open.",
+            "The served network is never changed. A study of another model, so there is no ONNX graph.",
+        ),
+        example={"lm": EXAMPLE, "seed": 0, "patterns": ["0.9", "2:4"], "runs": 3, "side": 32},
+    )  # fmt: skip
+
+    def subject(self, name: str | None) -> Subject:
+        """A network by the name of its shipped weights.
+
+        Raises:
+            NotFound: There are none of that name, or they take no picture and no tokens.
+        """
+        known = {key: file for key, file in shipped_weights().items() if _input(key, 32, 0) is not None}
+        wanted = name or EXAMPLE
+        if wanted not in known:
+            detail = f"There are no weights {wanted!r} to prune; known are {', '.join(known) or 'none'}."
+            raise NotFound(detail, field="lm")
+        return _loaded(wanted)
+
+    def cost(self, spec: SparsitySpec, subject: Subject) -> Cost:
+        """A cell per pattern, each with so many calls of the dense network and one before the clock runs."""
+        cells, given = len(_patterns(spec)), _given(spec, subject)
+        return Cost(forwards=cells * (spec.runs + 1), tokens=cells * (spec.runs + 1) * given.numel(), cells=cells)
+
+    def run(self, spec: SparsitySpec, subject: Subject, progress: Progress) -> Report:
+        """A cell per pattern."""
+
+        def work(text: str) -> dict[str, Any]:
+            return _measured(subject, Pattern.parsed(text), _given(spec, subject), spec.runs)
+
+        content = {"runs": spec.runs, "side": spec.side, "seed": spec.seed, "machine": platform.machine()}
+        cells = progress.each(_patterns(spec), lambda text: {**content, "pattern": text}, work)
+        return _report(subject, dict(cells))
+
+
+def _patterns(spec: SparsitySpec) -> list[str]:
+    for text in spec.patterns:
+        Pattern.parsed(text)
+    return list(dict.fromkeys(spec.patterns))
+
+
+def _measured(subject: Subject, pattern: Pattern, given: Tensor, runs: int) -> dict[str, Any]:
+    """Fields of a claim, and how far the answer moved."""
+    state = pruned({name: weight.detach() for name, weight in subject.model.named_parameters()}, pattern)
+    thin = _built(subject.name)
+    thin.load_state_dict({**subject.model.state_dict(), **state})
+    layers = sparsity_by_layer(state)
+    total = sum(state[name].numel() for name in layers)
+    share = sum(layers[name] * state[name].numel() for name in layers) / total
+    moved, dense_ms, ms = _timed(subject.model, thin, given, runs)
+    values, index = stored_bytes(state)
+    p50, dense_p50 = statistics.median(ms), statistics.median(dense_ms)
+    matrices = [weight.flatten(1) for weight in state.values() if weight.dim() >= 2]
+    fitting = [weight for weight in matrices if pattern.m and weight.shape[1] % pattern.m == 0]
+    return {
+        "moved": moved,
+        "claim": {
+            "kind": "weight", "granularity": "n:m" if pattern.m else "unstructured", "when": "post",
+            "pattern": {"n": pattern.n, "m": pattern.m} if pattern.m else None,
+            "path": "dense-to-sparse", "mask": "static", "sparsity_by_layer": layers, "sparsity_global": share,
+            "theoretical_flops_ratio": 1 - share, "value_bytes": values, "index_bytes": index,
+            "nm_verified": all(verify_nm(w, pattern.n, pattern.m) for w in fitting) if pattern.m else None,
+            "measured": {
+                "speedup": dense_p50 / p50, "device": platform.processor() or platform.machine(), "batch": 1,
+                "dtype": "float32", "kernel": "torch, zeros multiplied like other numbers", "kernel_sparse": False,
+                "runs": runs, "p50_ms": p50, "p95_ms": float(np.percentile(ms, 95)), "dense_kernel": "torch",
+                "dense_p50_ms": dense_p50,
+            },
+        },
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def _timed(dense: nn.Module, thin: nn.Module, given: Tensor, runs: int) -> tuple[float, list[float], list[float]]:
+    """How far the first answer moved, relative to it, and milliseconds of both networks in turn."""
+    first, second = _answer(dense(given)), _answer(thin(given))
+    moved = float((first - second).norm() / first.norm().clamp(min=1e-12))
+    taken: tuple[list[float], list[float]] = ([], [])
+    for _ in range(runs):
+        for net, ms in zip((dense, thin), taken, strict=True):
+            begun = time.perf_counter()
+            net(given)
+            ms.append(1000 * (time.perf_counter() - begun))
+    return moved, *taken
+
+
+def _answer(output: Any) -> Tensor:
+    """The first tensor of what a network gives."""
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values() if isinstance(output, dict) else output))
+    return output
+
+
+def _report(subject: Subject, found: dict[str, dict[str, Any]]) -> Report:
+    claims = {text: claimed(f"{subject.name} at {text}", facts["claim"]) for text, facts in found.items()}
+    rows: list[list[Any]] = [
+        [text, claim.sparsity_global, claim.value_bytes, claim.index_bytes, claim.nm_verified, found[text]["moved"]]
+        for text, claim in claims.items()
+    ]
+    names = list(next(iter(claims.values())).sparsity_by_layer) if claims else []
+    return Report(
+        title=f"Sparsity of {subject.name}",
+        scalars={"layers": Scalar(value=len(names), note="Matrices that could hold zeros.")},
+        tables=[
+            Table(name="zeros", rows=rows,
+                  columns=["pattern", "zeros", "value bytes", "index bytes", "n:m verified", "answer moved"],
+                  caption="Counted in the pruned weights; bytes at float16, with a bit per place; the answer's change "
+                  "relative to its length, nothing trained again."),
+            Table(name="speed", rows=[_speed(text, claim) for text, claim in claims.items()],
+                  columns=["pattern", "dense ms", "pruned ms", "times as fast", "open rules", "claim"],
+                  caption="Medians in turn on the dense kernels here, what the lint finds, and the claim as JSON."),
+        ],
+        grids=[
+            Grid(name="by layer", values=matrix([[c.sparsity_by_layer[n] for n in names] for c in claims.values()]),
+                 rows=Axis(label="pattern", ticks=list(claims)), columns=Axis(label="layer", ticks=names),
+                 caption="Share of zeros in each matrix; 0 where the pattern does not fit.")
+        ] if claims else [],
+    )  # fmt: skip
+
+
+def _speed(text: str, claim: SparsityClaim) -> list[Any]:
+    m = claim.measured
+    assert m is not None  # noqa: S101  # this study always measures
+    owed = " ".join(finding.rule for finding in lint(claim))
+    return [text, m.dense_p50_ms, m.p50_ms, m.speedup, owed, claim.model_dump_json()]
+
+
+def _given(spec: SparsitySpec, subject: Subject) -> Tensor:
+    given = _input(subject.name, spec.side, spec.seed)
+    assert given is not None  # noqa: S101  # `subject` knows only networks that take one
+    return given
+
+
+def _input(name: str, side: int, seed: int) -> Tensor | None:
+    """A picture or tokens for a network, whichever it takes; None where it takes neither."""
+    config = read_manifest(shipped_weights()[name]).network.config
+    draw = torch.Generator().manual_seed(seed)
+    if "vocab" in config:
+        return torch.randint(0, config["vocab"] - 1, (1, min(side, int(config.get("context", side)))), generator=draw)
+    pictured = name.partition("-")[0] in {"pranet", "patnet", "fasternet"}
+    return torch.randn(1, 3, side, side, generator=draw) if pictured else None
+
+
+def _built(name: str) -> Any:
+    spec = read_manifest(shipped_weights()[name]).network
+    return network(spec.name, **spec.config).requires_grad_(requires_grad=False).eval()
+
+
+@cache
+def _loaded(name: str) -> _Network:
+    found = read_weights(shipped_weights()[name])
+    net = _built(name)
+    net.load_state_dict({key: torch.from_numpy(array) for key, array in found.arrays.items()})
+    return _Network(name, net, byte_tokenizer(), found.manifest.sha256, digest(DIGEST), "Apache-2.0")

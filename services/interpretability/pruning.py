@@ -1,0 +1,84 @@
+"""Magnitude pruning: the smallest weights of each matrix become zero, by share or N of every M.
+
+Knows tensors; knows no model and no claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from shared.errors import InvalidOption
+
+__all__ = ["Pattern", "pruned", "stored_bytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """What becomes zero: a share of each matrix, or all but `n` of every `m` inputs.
+
+    Attributes:
+        share: Share of zeros.
+        n, m: For N:M; both 0 where the share is unstructured.
+    """
+
+    share: float
+    n: int = 0
+    m: int = 0
+
+    @classmethod
+    def parsed(cls, text: str) -> Self:
+        """`0.7`, or `2:4`.
+
+        Raises:
+            InvalidOption: It is neither.
+        """
+        first, colon, second = text.partition(":")
+        try:
+            if not colon:
+                share = float(text)
+                if 0 < share < 1:
+                    return cls(share)
+            elif 0 < int(first) < int(second):
+                return cls(1 - int(first) / int(second), int(first), int(second))
+        except ValueError:
+            pass
+        detail = f"{text!r} is no pattern."
+        raise InvalidOption(
+            detail, hint="Say a share between 0 and 1, such as 0.7, or N:M, such as 2:4.", field="patterns"
+        )
+
+
+def pruned(state: Mapping[str, Tensor], pattern: Pattern) -> dict[str, Tensor]:
+    """The state with zeros in its matrices; what has fewer than two dimensions stays.
+
+    N of M runs over the inputs of each output (the flattened rest of a convolution's weight); matrices whose inputs M
+    does not divide stay dense.
+    """
+    return {name: _thinned(tensor, pattern) if tensor.dim() >= 2 else tensor for name, tensor in state.items()}
+
+
+def _thinned(weight: Tensor, pattern: Pattern) -> Tensor:
+    flat = weight.flatten(1)
+    if not pattern.m:
+        count = round(pattern.share * flat.numel())
+        least = flat.abs().flatten().argsort(stable=True)[:count]
+        kept = torch.ones(flat.numel(), dtype=torch.bool).index_fill(0, least, value=False)
+        return (flat.flatten() * kept).view_as(weight)
+    if flat.shape[1] % pattern.m:
+        return weight
+    groups = flat.view(len(flat), -1, pattern.m)
+    most = groups.abs().argsort(dim=-1, descending=True, stable=True)[..., : pattern.n]
+    kept = torch.zeros_like(groups, dtype=torch.bool).scatter(-1, most, value=True)
+    return (groups * kept).view_as(weight)
+
+
+def stored_bytes(state: Mapping[str, Tensor], itemsize: int = 2) -> tuple[int, int]:
+    """Bytes of the non-zeros, and of one bit per place that says where they are; matrices only."""
+    matrices = [tensor for tensor in state.values() if tensor.dim() >= 2]
+    values = sum(int(tensor.count_nonzero()) for tensor in matrices) * itemsize
+    return values, sum(-(-tensor.numel() // 8) for tensor in matrices)
