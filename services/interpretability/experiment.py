@@ -53,7 +53,10 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    lm: str | None = Field(None, max_length=200, description="Language model to study; left out, the default one.")
+    lm: str | None = Field(
+        None, max_length=200, title="Language model",
+        description="Language model to study; left out, the default one.",
+    )  # fmt: skip
     seed: int = Field(0, ge=0, lt=2**32, description="Of everything random; the same seed gives the same report.")
     dry_run: bool = Field(False, description="Only say what it would cost: forwards, tokens, seconds.")
 

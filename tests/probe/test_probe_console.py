@@ -94,6 +94,7 @@ def test_job_reports_and_offers_the_loop_where_there_is_a_plan(page):
         content_type="text/html", body="<main><h1>Needle grid</h1><p>recall</p></main>"))  # fmt: skip
     page.get_by_role("button", name="Needle grid with these heads").click()
     page.get_by_role("heading", name="Needle grid with duo").wait_for()
+    assert page.locator("[data-part=loop] [data-part=progress]").count() == 1, "how far it is stands beside the button"
     assert [request["longctx"]["method"] for request in asked] == ["dense", "duo"]
     assert asked[1]["longctx"]["plan"]["schema"] == "head-plan/1"
 

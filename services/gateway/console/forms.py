@@ -92,7 +92,7 @@ def _field(name: str, part: Schema, root: Schema, *, required: bool, value: Any)
     return Field(
         name=name,
         kind=kind,
-        label=name.replace("_", " ").capitalize(),
+        label=_label(name, str(part.get("title", ""))),
         help=str(outer.get("description") or inner.get("description") or ""),
         default=outer.get("default") if value is None else value,
         required=required,
@@ -102,6 +102,12 @@ def _field(name: str, part: Schema, root: Schema, *, required: bool, value: Any)
         step=_step(kind, inner, low, high),
         items=str(_essence(inner.get("items", {}), root).get("type", "string")),
     )
+
+
+def _label(name: str, title: str) -> str:
+    """The title that was given to an option; pydantic makes one of every name, which says no more than the name."""
+    words = name.replace("_", " ")
+    return title if title not in {"", words.title()} else words.capitalize()
 
 
 def _resolved(part: Schema, root: Schema) -> Schema:

@@ -175,3 +175,11 @@ _PART = st.recursive(
 def test_no_schema_breaks_the_form(properties: dict[str, Any]):
     schema = {"type": "object", "properties": properties, "$defs": {"A": {"type": "integer"}}}
     assert {field.name for field in fields(schema)} == properties.keys()
+
+
+@pytest.mark.parametrize(
+    ("title", "label"), [("Value Words", "Value words"), ("", "Value words"), ("Words per value", "Words per value")]
+)
+def test_a_title_of_ones_own_is_the_label(title, label):
+    (found,) = fields({"properties": {"value_words": {"type": "integer", "title": title}}})
+    assert found.label == label

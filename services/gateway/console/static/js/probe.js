@@ -24,6 +24,8 @@ export class Probe extends RunTask {
     this.running = new AbortController();
     this.busy(true);
     this.show(false, "link", "loop");
+    this.part("stage").prepend(this.part("fault"), this.part("progress"));
+    this.part("stage").scrollIntoView({ block: "start" });
     try {
       this.spec = { ...this.example, ...values(this.part("options")) };
       const made = await this.report({ model: chosenModel(this), ...this.spec }, this.part("as-job").checked);
@@ -59,6 +61,8 @@ export class Probe extends RunTask {
   /** Find → plan → method → needle grid, beside the grid of full attention. */
   async then() {
     this.running = new AbortController();
+    this.part("grids").before(this.part("fault"), this.part("progress"));
+    this.part("then").disabled = true;
     this.progress(undefined, "Needle grid");
     this.fault(null);
     this.part("grids").replaceChildren();
@@ -75,6 +79,7 @@ export class Probe extends RunTask {
       this.fault(problem);
     } finally {
       this.progress(null);
+      this.part("then").disabled = false;
     }
   }
 
