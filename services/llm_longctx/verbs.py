@@ -22,6 +22,10 @@ __all__ = ["fidelity", "needle"]
 
 Model = Annotated[str | None, typer.Option(help="A served name, a Hugging Face folder or a GGUF file.")]
 Longctx = Annotated[str, typer.Option(help='Method and knobs as JSON, for example \'{"method": "power"}\'.')]
+Method = Annotated[str | None, typer.Option(help="The method by name; `fovea methods` lists them.", show_default=False)]
+Knobs = Annotated[
+    list[str] | None, typer.Option("--knob", "-K", metavar="NAME=VALUE", help="A knob of the method, or a budget.")
+]
 Lengths = Annotated[str, typer.Option(help="Tokens of the prompts, comma-separated.")]
 Text = Annotated[
     Path | None, typer.Option(help="Own text; left out, Python's help topics.", exists=True, dir_okay=False)
@@ -33,6 +37,8 @@ Out = Annotated[Path | None, typer.Option(help="Write the report here as JSON, a
 def needle(
     model: Model = None,
     longctx: Longctx = "{}",
+    method: Method = None,
+    knob: Knobs = None,
     lengths: Lengths = "512,1024,2048",
     depths: Annotated[str, typer.Option(help="Percent, comma-separated.")] = "0,50,100",
     text: Text = None,
@@ -44,7 +50,7 @@ def needle(
     report = _run(
         "needle",
         model,
-        longctx,
+        _asked(longctx, method, knob),
         text,
         {"lengths": _numbers(lengths), "depths": _numbers(depths), "steps": steps, "seed": seed},
     )
@@ -62,6 +68,8 @@ def needle(
 def fidelity(
     model: Model = None,
     longctx: Longctx = "{}",
+    method: Method = None,
+    knob: Knobs = None,
     lengths: Lengths = "512,1024,2048",
     text: Text = None,
     steps: Steps = 64,
@@ -69,7 +77,13 @@ def fidelity(
     out: Out = None,
 ) -> None:
     """Compare a method with dense attention on the same tokens: KL, agreement and perplexity."""
-    report = _run("fidelity", model, longctx, text, {"lengths": _numbers(lengths), "steps": steps, "seed": seed})
+    report = _run(
+        "fidelity",
+        model,
+        _asked(longctx, method, knob),
+        text,
+        {"lengths": _numbers(lengths), "steps": steps, "seed": seed},
+    )
     table = Table("task", "tokens", "KL (nats)", "top-1 agreement", "perplexity dense", "perplexity", "right")
     for row in report["rows"]:
         table.add_row(
@@ -80,7 +94,7 @@ def fidelity(
     _save(report, out)
 
 
-def _run(kind: str, model: str | None, longctx: str, text: Path | None, asked: dict[str, Any]) -> dict[str, Any]:
+def _run(kind: str, model: str | None, longctx: Any, text: Path | None, asked: dict[str, Any]) -> dict[str, Any]:
     """Load a model, evaluate, and let it go."""
     rooms = {name: importlib.import_module(f"services.llm_longctx.{name}") for name in ("evaluation", "local")}
     settings = importlib.import_module("shared.settings").settings()
@@ -91,7 +105,7 @@ def _run(kind: str, model: str | None, longctx: str, text: Path | None, asked: d
     words = None if text is None else text.read_text("utf-8")
     try:
         spec: BaseModel = getattr(rooms["evaluation"], f"{kind.capitalize()}Spec").model_validate(
-            asked | {"longctx": _parsed(longctx), "text": words}
+            asked | {"longctx": longctx, "text": words}
         )
         with Progress(transient=True) as bar:
             task = bar.add_task(kind, total=1.0)
@@ -113,6 +127,25 @@ def _numbers(given: str) -> list[float]:
         return [float(part) if "." in part else int(part) for part in given.split(",") if part.strip()]
     except ValueError as error:
         raise InvalidOption(f"{given!r} is no comma-separated list of numbers.") from error
+
+
+def _asked(longctx: str, method: str | None, knobs: list[str] | None) -> Any:
+    """The method and its knobs, from JSON and from options of their own, which win."""
+    asked = _parsed(longctx)
+    if not isinstance(asked, dict):
+        raise Malformed("--longctx is no JSON object.", hint='For example {"method": "power"}.')
+    return asked | ({} if method is None else {"method": method}) | dict(map(_knob, knobs or ()))
+
+
+def _knob(text: str) -> tuple[str, Any]:
+    """`NAME=VALUE`; what is JSON is read as JSON, and the method checks the rest."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise Malformed(f"--knob {text!r} has no value.", hint="Write -K name=value.")
+    try:
+        return name.replace("-", "_"), json.loads(value)
+    except json.JSONDecodeError:
+        return name.replace("-", "_"), value
 
 
 def _parsed(given: str) -> Any:

@@ -20,6 +20,7 @@ from services.gateway.sdk.verbs import (
     heads,
     jobs,
     judge,
+    methods,
     models,
     probe,
     restore,
@@ -40,6 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("models")(models.models)
+app.command("methods")(methods.methods)
 app.command("segment", no_args_is_help=True, context_settings=segment.SETTINGS)(segment.segment)
 app.command("detect", no_args_is_help=True, context_settings=detect.SETTINGS)(detect.detect)
 app.command("classify", no_args_is_help=True, context_settings=classify.SETTINGS)(classify.classify)

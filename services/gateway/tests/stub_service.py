@@ -103,12 +103,23 @@ class Stub:
             ("/v1/classify", self.classify, ["POST"]),
             ("/v1/chat/completions", self.chat, ["POST"]),
             ("/v1/judge", self.judge, ["POST"]),
+            ("/v1/longctx/methods", self.methods, ["GET"]),
         ):
             self.app.add_api_route(path, endpoint, methods=methods, response_model=None)
 
     async def readyz(self) -> dict[str, str]:
         """Always ready."""
         return {"status": "ready"}
+
+    async def methods(self) -> list[dict[str, Any]]:
+        """Two attention methods, one with knobs."""
+        knobs = {
+            "near": {"type": "integer", "default": 8, "description": "Words that are heard."},
+            "echo": {"type": "boolean", "default": False, "description": "Say it twice."},
+        }
+        dense = {"name": "dense", "summary": "Hears all.", "phases": [], "knobs": {"properties": {}}}
+        return [dense, {"name": "nearby", "summary": "Hears the last words.", "help": "Hears the last words.\nNo more.",
+                        "phases": ["prefill"], "knobs": {"properties": knobs}}]  # fmt: skip
 
     async def models(self) -> dict[str, Any]:
         """The list."""

@@ -226,6 +226,28 @@ def test_chat_hands_its_options_on_and_leaves_the_others_to_the_model(fovea, sta
     assert "top_p" not in sent
 
 
+def test_methods_are_listed_and_one_shows_its_knobs_as_flags(fovea):
+    code, out, _ = fovea("methods")
+    assert code == 0
+    assert b"nearby" in out
+    assert b"Hears the last words." in out
+    _, out, _ = fovea("methods", "nearby")
+    assert b"-K near=" in out
+    assert b"Words that are heard. [8]" in out
+    assert lines(fovea("methods", "--json")[1])[1]["name"] == "nearby"
+    assert "There are dense, nearby." in fovea("methods", "far")[2]
+
+
+def test_a_chats_method_takes_the_knobs_that_the_service_describes(fovea, stage):
+    fovea("chat", "hi", "--method", "nearby", "-K", "near=3", "-K", "echo=true", "-K", "kv_ratio=0.5")
+    assert stage.stub.seen[-1]["longctx"] == {"method": "nearby", "near": 3, "echo": True, "kv_ratio": 0.5}
+    code, _, err = fovea("chat", "hi", "--method", "nearby", "-K", "neer=3")
+    assert code == 1
+    assert "Did you mean --near?" in err
+    fovea("chat", "hi")
+    assert "longctx" not in stage.stub.seen[-1]
+
+
 def test_chat_reads_standard_input_where_there_is_no_prompt_or_a_dash(fovea):
     assert fovea("chat", stdin=b"from a pipe\n")[1] == b"You said: from a pipe\n"
     assert fovea("chat", "Summarise:", "-", stdin=b"a text")[1] == b"You said: Summarise: a text\n"

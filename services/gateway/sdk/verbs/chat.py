@@ -17,6 +17,7 @@ from services.gateway.sdk.client import Client
 from services.gateway.sdk.flags import AsJson, Key, Model, Session, Url
 from services.gateway.sdk.screen import Screen
 from services.gateway.sdk.transport import LOCAL
+from services.gateway.sdk.verbs.methods import asked
 from shared.api.text import ChatMessage, Usage
 from shared.errors import FoveaError, Malformed
 
@@ -42,6 +43,10 @@ def chat(
     document: Annotated[
         str | None, typer.Option(help="Ask about this document (`fovea documents add`).", show_default=False)
     ] = None,
+    method: Annotated[str | None, typer.Option(help="Attention method (`fovea methods`).", show_default=False)] = None,
+    knob: Annotated[
+        list[str] | None, typer.Option("--knob", "-K", metavar="NAME=VALUE", help="A knob of the method, or a budget.")
+    ] = None,
     model: Model = None,
     as_json: AsJson = False,
     url: Url = LOCAL,
@@ -56,6 +61,7 @@ def chat(
     )  # fmt: skip
     screen = Screen(as_json=as_json)
     with Session(url, key).client() as client:
+        given["longctx"] = asked(client, method, knob or ())
         talk = _Talk(client, screen, model or client.default("chat"), system, given)
         if not prompt and _at_terminal():
             talk.converse()

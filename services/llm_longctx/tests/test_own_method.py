@@ -1,0 +1,92 @@
+"""A method that somebody adds in one file, as docs/07 shows it: found, served, described and refused by its class."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+import torch
+
+from services.llm_longctx import method_routes
+from services.llm_longctx import methods as room
+from services.llm_longctx.engine import Engine, Request
+from services.llm_longctx.methods import compose, method, methods
+from services.llm_longctx.tests.conftest import Server, app_of, tiny_decoder
+from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
+from services.llm_longctx.verbs import needle
+from shared.errors import InvalidOption, Malformed
+
+PAGE = Path(__file__).parents[3] / "docs/07-long-contexts.md"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _dotted(tmp_path_factory):
+    """The page's file, in the room as far as Python is concerned."""
+    (text,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf8"), re.DOTALL | re.MULTILINE)
+    folder = tmp_path_factory.mktemp("room")
+    (folder / "dotted.py").write_text(text, "utf8")
+    room.__path__.append(str(folder))
+    methods.cache_clear()
+    yield
+    room.__path__.remove(str(folder))
+    sys.modules.pop(f"{room.__name__}.dotted", None)
+    methods.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_decoder().double()
+
+
+def test_the_engine_computes_what_its_reference_says(tiny):
+    dotted = method("dotted", stride=3, window=5)
+
+    def oracle(_layer, q, k, v, _offset):
+        heads = [x[0].transpose(0, 1) for x in (q, k, v)]
+        return dotted.reference(*heads).out.transpose(0, 1)[None]
+
+    wanted = tiny(torch.tensor([prompt(40)]), attend=oracle)[0]
+    engine = Engine(tiny, dotted, page=8)
+    read = engine.prefill(prompt(40)[:30], [17, 13])
+    steps = [engine.step(token) for token in prompt(40)[30:]]
+    assert torch.allclose(torch.cat((read, torch.stack(steps))), wanted, atol=1e-9)
+
+
+def test_it_composes_and_answers_in_a_batch_what_it_answers_alone(tiny):
+    dotted = method("dotted", stride=3, window=5)
+    both = compose(prefill=dotted, plan=method("duo", sink=2, recent=6))
+    assert both.name == "dotted+duo"
+    requests = [
+        Request(prompt(30 + i, i), how, TINY_PLAN, max_tokens=8) for i, how in enumerate([dotted, both, "dense"])
+    ]
+    together = Engine(tiny, page=8).generate(requests)
+    assert [a.tokens for a in together] == [Engine(tiny, page=8).generate([r])[0].tokens for r in requests]
+    assert together[0].usage.prefill_density < 1
+
+
+def test_it_is_described_served_and_refused_over_http(folder, tmp_path):
+    app = app_of(folder, tmp_path)
+    app.include_router(method_routes.router)
+    ask = {"prompt": "Once upon a time there was a mill by the river", "max_tokens": 3}
+    with Server(app) as server, httpx2.Client(base_url=server.url, timeout=60) as http:
+        told = http.get("/v1/longctx/methods/dotted").json()
+        assert told["summary"] == "Reads a window and a dotted line of the past; frees nothing."
+        assert told["knobs"]["properties"]["stride"]["description"] == "One in so many older tokens is read."
+        body = ask | {"longctx": {"method": "dotted", "stride": 2, "window": 4}}
+        used = http.post("/v1/completions", json=body).json()["usage"]["longctx"]
+        assert (used["method"], used["knobs"]) == ("dotted", {"stride": 2, "window": 4})
+        assert used["prefill_density"] < 1
+        refused = http.post("/v1/completions", json=ask | {"longctx": {"method": "dotted", "stride": 0}})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "longctx.stride")
+
+
+def test_its_knobs_are_options_of_the_verbs(folder, capsys):
+    needle(str(folder), method="dotted", knob=["stride=2", "window=8"], lengths="150", depths="0", steps=2)
+    assert "recall, mean" in capsys.readouterr().out
+    with pytest.raises(InvalidOption, match="dotted can't take stride"):
+        needle(str(folder), method="dotted", knob=["stride=none"], lengths="150", depths="0", steps=2)
+    with pytest.raises(Malformed, match="has no value"):
+        needle(str(folder), method="dotted", knob=["stride"])
