@@ -241,8 +241,9 @@ class Experiment(Servable[S, Report], Generic[S]):
         return report.model_copy(update={"spec": facts, "manifest": manifest, "partial": partial})
 
     def key(self, spec: S, subject: Subject) -> str:
-        """Where the report of this spec on this subject is kept."""
-        return digest({"experiment": self.card.name, "spec": spec.model_dump(mode="json"), **_identity(subject)})
+        """Where the report of this spec on this subject is kept; a dry run tells it beforehand."""
+        asked = spec.model_dump(mode="json", exclude={"dry_run"})
+        return digest({"experiment": self.card.name, "spec": asked, **_identity(subject)})
 
     def _answer(self, spec: S, run: Run) -> Report | FoveaError:
         try:

@@ -146,8 +146,11 @@ def test_cancelled_job_goes_on_where_it_stopped(study, counter):
     if study.mode != "job":
         pytest.skip("answers at once")
     spec = study.example()
-    with pytest.raises(Cancelled):
+    told = answered(study, spec.model_copy(update={"dry_run": True})).manifest.report
+    counter.forwards = 0
+    with pytest.raises(Cancelled, match="kept") as caught:
         answered(study, spec, _StopsAfter(1))
+    assert told in (caught.value.hint or ""), "a dry run tells where the report will be"
     before = counter.forwards
     whole = answered(study, spec)
     resumed = counter.forwards - before
