@@ -1,4 +1,4 @@
-"""`fovea-routing-bytes`: causal routing attention over bytes, half of its heads local."""
+"""`fovea-routing-bytes`: causal routing attention over bytes in half of the last layer's heads; others are local."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["RoutingBytes"]
 
 _SIZES: dict[str, Any] = {
     "vocab": 256, "width": 128, "layers": 4, "heads": 4, "local_heads": 2, "head_dim": 32, "window": 64,
-    "local_window": 64, "context": 512, "mode": "causal",
+    "local_window": 64, "context": 512, "mode": "causal", "shared": False, "first": 3,
 }  # fmt: skip
 
 
@@ -55,6 +55,8 @@ class RoutingBytes(MixerModel):
         notes=(
             "It goes on with text like Python's documentation, byte by byte, and understands nothing of it.",
             "Messages are joined by a line break; there is no chat template.",
+            "Half of the last layer's heads route, with keys of their own; all others are local.",
+            "With queries as keys and routing in every layer it was 1.3 % worse than with local heads alone.",
             "Only the causal mode is served: the released one looks ahead, so that its perplexity is no likelihood.",
             "No ONNX graph: clusters keep rings of keys between steps.",
         ),
