@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -69,6 +69,10 @@ class LanguageModel(TextModel):
         fingerprint = f"fp_{digest[:16]}_{named}"
         plans = PlanFolders(cls.card.name, _SHIPPED, place.weights)
         return cls(Speaker(cls.card.name, fingerprint, tokenizer, scheduler, facts.positions, facts.vocab, plans))
+
+    def details(self) -> dict[str, Any]:
+        """Beside what every text model tells: that requests may choose an attention method."""
+        return {**super().details(), "methods": True}
 
     def example(self) -> ChatRequest:
         """The Card's conversation, or for a model without template a text to go on with."""

@@ -46,6 +46,14 @@ class Asker:
             return {}
         return example if isinstance(example, dict) else {}
 
+    async def methods(self, request: Request) -> list[dict[str, Any]]:
+        """Attention methods with the schema of their knobs; none where no service has them."""
+        try:
+            found: list[dict[str, Any]] = await self._get(request, "v1/longctx/methods")
+        except (NotFound, NotReady):
+            return []
+        return found
+
     async def templates(self, request: Request) -> list[str]:
         """Ids of the judges' templates; none where no service has them."""
         try:

@@ -63,6 +63,9 @@ _DOWNLOADS = (
 )
 """Forms in which boxes can be kept: name, media type, ending of the file."""
 
+_BUDGET = frozenset({"plan", "kv_ratio"})
+"""What a request may say about memory, whatever its attention method."""
+
 _FIRST = ("max_tokens", "temperature", "top_p", "seed")
 """Options that are looked for first, wherever the schema has them."""
 
@@ -129,7 +132,10 @@ class Console:
         models = [entry for entry in await self._asker.models(request) if entry.task == "chat"]
         chosen = _chosen(models, request.query_params.get("model"))
         example = await self._asker.example(request, chosen.id) if chosen and chosen != models[0] else {}
-        return await self._bench(request, "chat", "chat.html", page="chat", starters=_starters(example))
+        card = await self._asker.card(request, chosen.id) if chosen else {}
+        methods = _methods(card, await self._asker.methods(request)) if _takes_methods(card) else []
+        starters = _starters(example)
+        return await self._bench(request, "chat", "chat.html", page="chat", starters=starters, methods=methods)
 
     async def judge(self, request: Request) -> Response:
         """Relevance labels: pairs, batches, and what is computed from them."""
@@ -171,6 +177,7 @@ class Console:
         *,
         given: dict[str, Any] | None = None,
         starters: Sequence[str] = (),
+        methods: Sequence[dict[str, Any]] = (),
     ) -> Response:
         entries = await self._asker.models(request)
         models = [entry for entry in entries if entry.task == task]
@@ -178,7 +185,7 @@ class Console:
         card = await self._asker.card(request, chosen.id) if chosen else None
         return self._draw(
             template, request, page=page, task=task, path=task_path(task), models=models, chosen=card,
-            given=given, starters=starters,
+            given=given, starters=starters, methods=methods,
             options=_options(card, task, given) if card else [], threshold=_default(card or {}, "threshold", 0.5),
             confidence=_default(card or {}, "confidence", 0.25), iou=_default(card or {}, "iou", 0.45),
             relatives=view.relatives(entries, chosen.service) if chosen else [], downloads=_downloads(card or {}),
@@ -215,10 +222,26 @@ def _starters(example: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _options(card: dict[str, Any], task: str, given: dict[str, Any] | None = None) -> list[Field]:
-    found = fields(card.get("schema") or {}, without=_OWN_CONTROLS.get(task, frozenset({"model"})), values=given)
+    without = _OWN_CONTROLS.get(task, frozenset({"model"})) | ({"longctx"} if _takes_methods(card) else set())
+    found = fields(card.get("schema") or {}, without=without, values=given)
     return sorted(
         found, key=lambda field: (not field.required, _FIRST.index(field.name) if field.name in _FIRST else 99)
     )
+
+
+def _takes_methods(card: dict[str, Any]) -> bool:
+    return bool((card.get("details") or {}).get("methods"))
+
+
+def _methods(card: dict[str, Any], found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Attention methods with a form each: the budget, as the request's schema has it, and the method's knobs."""
+    root = card.get("schema") or {}
+    options = root.get("$defs", {}).get("LongctxOptions", {})
+    other = frozenset(options.get("properties", {})) - _BUDGET
+    budget = fields({**options, "$defs": root.get("$defs", {})}, without=other)
+    return [
+        {"name": one["name"], "summary": one["summary"], "fields": [*fields(one["knobs"]), *budget]} for one in found
+    ]
 
 
 def _downloads(card: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -69,7 +69,7 @@ def card(name: str, task: str, model: type[BaseModel], *, ready: bool = True, **
 CARDS = {
     entry["id"]: entry
     for entry in (
-        card("parrot", "chat", ChatRequest, notes=["Repeats what it is told."]),
+        card("parrot", "chat", ChatRequest, notes=["Repeats what it is told."], details={"methods": True}),
         card(
             "disc", "segment", SegmentIn, metrics=[DICE], media_types=["application/json", "image/png"],
             variants=["as-released", "as-described"], variant="as-released",

@@ -44,7 +44,7 @@ def test_sampling_options_and_the_system_prompt_reach_the_model(page, stage, see
     page.locator("[data-part=system]").fill("Be brief.")
     page.locator("#option-temperature").fill("0")
     see(page.locator('output[for="option-temperature"]')).to_have_text("0")
-    page.get_by_text("more options").click()
+    page.get_by_text("more options").locator("visible=true").click()
     page.locator("#option-seed").fill("5")
     page.locator("#option-max_tokens").fill("2")
     page.get_by_text("Write a haiku about retinas.").click()
@@ -53,6 +53,22 @@ def test_sampling_options_and_the_system_prompt_reach_the_model(page, stage, see
     assert sent["messages"][0] == {"role": "system", "content": "Be brief."}
     assert (sent["temperature"], sent["seed"], sent["max_tokens"], sent["stream"]) == (0, 5, 2, True)
     assert "n" not in sent
+
+
+def test_an_attention_methods_knobs_are_a_form_made_of_its_schema(page, stage, see):
+    page.goto("/console/chat")
+    see(page.locator("#nearby-near")).to_be_hidden()
+    page.get_by_label("Attention").select_option("nearby")
+    page.locator("#nearby-near").fill("3")
+    page.get_by_text("Say it twice.").locator("xpath=..").get_by_role("switch").check()
+    page.get_by_text("Write a haiku about retinas.").click()
+    see(page.locator(".turn").nth(1)).to_contain_text("You said:")
+    assert stage.stub.seen[-1]["longctx"] == {"method": "nearby", "near": 3, "echo": True}
+    page.get_by_label("Attention").select_option("dense")
+    page.locator("[data-part=message]").fill("again")
+    page.locator("[data-part=message]").press("Enter")
+    see(page.locator(".turn").nth(3)).to_contain_text("You said:")
+    assert "longctx" not in stage.stub.seen[-1]
 
 
 def test_a_refused_question_is_given_back_with_the_reason(page, stage, see, complaints):

@@ -1,6 +1,7 @@
 /** Defines the console's elements. Pages use them by tag; nothing else runs on load. */
 
 import { Answer } from "./answer.js";
+import { Attention } from "./attention.js";
 import { Chat } from "./chat.js";
 import { Code, Slider } from "./snippet.js";
 import { Detect } from "./detect.js";
@@ -19,7 +20,7 @@ import { Segment } from "./segment.js";
 
 const ELEMENTS = {
   ready: Ready, live: Live, key: KeyHolder, lock: Lock, model: ModelChoice, slider: Slider, code: Code, drop: Drop,
-  answer: Answer, segment: Segment, detect: Detect, restore: Restore, chat: Chat, memory: Memory, jobs: Jobs, run: RunTask,
+  answer: Answer, segment: Segment, detect: Detect, restore: Restore, chat: Chat, attention: Attention, memory: Memory, jobs: Jobs, run: RunTask,
   probe: Probe,
   "judge-pair": JudgePair, "judge-batch": JudgeBatch, "judge-agreement": JudgeAgreement, "judge-rankings": JudgeRankings,
   "judge-board": JudgeBoard,

@@ -74,6 +74,7 @@ export class Chat extends Part {
       model: chosenModel(this),
       messages: [...(system ? [{ role: "system", content: system }] : []), ...this.unsaid()],
       ...this.memory?.request,
+      ...this.querySelector("fovea-attention")?.request,
     };
     const { signal } = this.running;
     if (!asJob) return this.stream({ ...json, stream: true, stream_options: { include_usage: true } }, place, started);
@@ -126,6 +127,9 @@ export class Chat extends Part {
     const rate = first === null ? usage.completion_tokens / seconds : (usage.completion_tokens - 1) / seconds;
     const parts = [`${usage.prompt_tokens} tokens in`, `${usage.completion_tokens} out`];
     if (Number.isFinite(rate) && rate > 0) parts.push(`${rate.toFixed(1)} tokens/s`);
+    const { longctx } = usage;
+    if (longctx && longctx.method !== "dense") parts.push(`${longctx.method}: ${Math.round(100 * longctx.kv_ratio)} % of dense memory`);
+    if (longctx?.fallback) parts.push(longctx.fallback);
     if (first !== null) parts.push(`first after ${((first - started) / 1000).toFixed(2)} s`);
     this.say("usage", parts.join(" · "));
   }

@@ -22,6 +22,9 @@ export const fileControls = (form) => [...form.querySelectorAll("[data-kind]")].
 
 const nameOf = (control) => control.name || control.dataset.name;
 
+/** A part of a form whose values are asked for by themselves. */
+const apart = (node) => node.closest("[data-apart]");
+
 /** The model that the form has chosen. */
 export const chosenModel = (form) => form.querySelector('[data-kind="model"]')?.value;
 
@@ -30,7 +33,7 @@ export function values(form) {
   const found = {};
   for (const control of form.querySelectorAll("[data-kind]")) {
     const { kind } = control.dataset;
-    if (kind === "model" || isFile(control) || control.value?.trim() === "") continue;
+    if (kind === "model" || isFile(control) || control.value?.trim() === "" || apart(control) !== apart(form)) continue;
     try {
       found[nameOf(control)] = (READERS[kind] ?? ((c) => c.value))(control);
     } catch (error) {
