@@ -17,7 +17,7 @@ from services.interpretability.report import Token
 from shared.errors import InvalidOption, TooLarge
 from shared.lm.decoder import Decoder
 from shared.lm.ops import Ops
-from shared.lm.packed import PackedOps, packed
+from shared.lm.packed import fits, packed
 from shared.lm.tokenizer import Tokenizer
 
 __all__ = ["Subject"]
@@ -79,7 +79,7 @@ class Subject:
     @property
     def rows_stand_alone(self) -> bool:
         """Whether no bit of a token's result depends on how many others are read with it, attention apart."""
-        return isinstance(self.ops, PackedOps)
+        return fits(self.model)
 
     @cached_property
     def seconds_per_token(self) -> float:

@@ -15,7 +15,7 @@ from shared.lm.decoder import Decoder
 from shared.lm.ops import TORCH, Normed, Ops
 from shared.lm.rope import Rotation
 
-__all__ = ["PackedOps", "packed"]
+__all__ = ["PackedOps", "fits", "packed"]
 
 ROWS = 64
 """Rows of a product that the layout is chosen for; others work, too."""
@@ -60,9 +60,18 @@ class PackedOps:
         return found
 
 
+def fits(model: Decoder) -> bool:
+    """Whether oneDNN serves the dtype and device of a decoder's layers, and they are behind the seam."""
+    layers = _layers(model)
+    served = all(layer.weight.device.type == "cpu" and layer.weight.dtype in _DTYPES for layer in layers)
+    return bool(layers) and served and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
 def packed(model: Decoder) -> Ops:
-    """Packed operations of a decoder's blocks, or torch's own where oneDNN does not serve their dtype or device."""
+    """Packed operations of a decoder's blocks, or torch's own where they don't fit."""
+    return PackedOps(_layers(model)) if fits(model) else TORCH
+
+
+def _layers(model: Decoder) -> list[nn.Linear]:
     head = model.output_matrix
-    layers = [part for part in model.modules() if isinstance(part, nn.Linear) and part.weight is not head]
-    fits = bool(layers) and all(layer.weight.device.type == "cpu" and layer.weight.dtype in _DTYPES for layer in layers)
-    return PackedOps(layers) if fits and hasattr(torch.ops.mkldnn, "_linear_pointwise") else TORCH
+    return [part for part in model.modules() if isinstance(part, nn.Linear) and part.weight is not head]

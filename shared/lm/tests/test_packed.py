@@ -7,7 +7,7 @@ import torch
 
 from shared.lm.networks import gpt2, llama
 from shared.lm.ops import TORCH
-from shared.lm.packed import PackedOps, packed
+from shared.lm.packed import PackedOps, fits, packed
 from shared.lm.taps import Scale, trace
 
 SIZES = {"vocab": 50, "width": 48, "layers": 3, "heads": 4, "hidden": 80, "positions": 256}
@@ -31,15 +31,19 @@ def test_a_packed_decoder_has_the_logits_of_the_plain_one(dtype, rows):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", [(576, 192), (576, 1536), (1536, 576), (64, 96)])
 def test_a_row_does_not_depend_on_how_many_others_there_are(dtype, shape):
-    layer = torch.nn.Linear(*shape, bias=False).to(dtype)
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(*shape, bias=shape[0] == 64).to(dtype).requires_grad_(requires_grad=False)
     ops, x = PackedOps([layer]), torch.randn(1, 600, shape[0]).to(dtype)
     (whole,) = ops.products(x, [layer])
+    torch.testing.assert_close(whole, layer(x), atol=TOLERANCE[dtype], rtol=0)
     for size in (64, 77, 128, 448):
         assert torch.equal(ops.products(x[:, :size], [layer])[0], whole[:, :size])
 
 
 def test_what_onednn_does_not_serve_is_left_to_torch():
     assert packed(small(torch.float64)) is TORCH
+    assert not fits(small(torch.float64))
+    assert fits(small())
     model = gpt2(vocab=50, width=48, layers=2, heads=4, hidden=80, positions=64).eval()
     assert packed(model) is TORCH, "its products are not behind the seam"
 
