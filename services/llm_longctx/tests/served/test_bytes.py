@@ -53,3 +53,13 @@ def test_sessions_and_documents_need_models_that_take_them(http):
         body = {"model": BYTES[0], "prompt": "x", name: "s_0123456789abcdef0123"}
         answer = http.post("/v1/completions", json=body)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
+
+
+@pytest.mark.parametrize("model", ["fovea-routing-bytes", "fovea-landmark-recall"])
+def test_a_sparse_model_tells_its_claim_and_what_it_still_owes(http, model):
+    told = http.get(f"/v1/models/{model}/sparsity").json()
+    assert told["claim"] == http.get(f"/v1/models/{model}").json()["sparsity"]
+    assert told["claim"]["counted_in"] == "artefact"
+    assert told["claim"]["measured"]["runs"] >= 30
+    assert {finding["rule"] for finding in told["findings"]} <= {"S7", "S10"}
+    assert http.get("/v1/models/fovea-titans-mac/sparsity").status_code == 404
