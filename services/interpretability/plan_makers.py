@@ -27,9 +27,11 @@ from services.interpretability.sink_plans import (
     right_alone,
     right_together,
 )
+from services.interpretability.statistic_plans import POSITIONS, reach
 from services.interpretability.subject import Subject
 from shared.errors import InvalidOption, Malformed
 from shared.lm.head_plan import HeadPlan, ModelId, Origin
+from shared.lm.needle import haystack
 
 if TYPE_CHECKING:
     from services.interpretability.experiments.head_plans import HeadPlanSpec
@@ -41,6 +43,9 @@ HALF = 0.5
 
 PERIOD = 2500
 """Random tokens of the paper."""
+
+CHARACTERS = 8
+"""Characters per token that are more than enough."""
 
 STRIDE = 10
 """Training steps of one cell: what a kill can cost."""
@@ -338,7 +343,33 @@ class GateTable(_Maker):
         return Made(HeadPlan.parse(plan).check(self.subject.model.config))
 
 
+class Statistic(_Maker):
+    """Reach of mean queries and keys: one forward of prose, and nothing is trained."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the text: the longest of `lengths`."""
+        return max(self.spec.lengths)
+
+    def cost(self) -> Cost:
+        """One forward."""
+        self.subject.refuse_above_window(self.tokens, "lengths")
+        return Cost(1, self.tokens)
+
+    def make(self, progress: Progress) -> Made:
+        """Scores in one cell, then the top share of them."""
+        spec, net = self.spec, self.subject.model
+        text = haystack(self.tokens * CHARACTERS, spec.seed)
+        ids = self.subject.tokenizer.encode(text, special=False)[: self.tokens]
+        content = {"statistic": [self.tokens, POSITIONS, spec.seed]}
+        scores = progress.cell(content, lambda: reach(net, ids).tolist())
+        facts = {"tokens": len(ids), "positions": POSITIONS}
+        share = HALF if spec.share is None else spec.share
+        origin = Origin(experiment="duo_statistic", spec=facts | {"share": share}, seed=spec.seed)
+        return Made(HeadPlan.ranked({"reach": scores}, "reach", share, model=self.model, made_by=origin))
+
+
 MAKERS: Mapping[str, type[Maker]] = {
-    "razor": Razor, "duo": Duo, "act": Act, "retrieval": Retrieval, "table": GateTable,
+    "razor": Razor, "duo": Duo, "act": Act, "statistic": Statistic, "retrieval": Retrieval, "table": GateTable,
 }  # fmt: skip
 """Kind → how it is made."""

@@ -41,9 +41,10 @@ __all__ = [
 class HeadPlanSpec(Spec):
     """Which plan is made, and how; options of other kinds than the one asked for change nothing."""
 
-    kind: Literal["razor", "duo", "act", "retrieval", "table"] = Field(
-        "razor", description="Razor's scores, Duo's gates, ACT's heads, a retrieval report, or a published gate table."
-    )
+    kind: Literal["razor", "duo", "act", "statistic", "retrieval", "table"] = Field(
+        "razor", description="Razor's scores, Duo's gates, ACT's heads, Duo's statistic of mean queries and keys, a "
+        "retrieval report, or a published gate table.",
+    )  # fmt: skip
     name: str | None = Field(
         None, pattern=PLAN_NAME, description="Store the plan for llm-longctx as `longctx.plan` NAME; left out, don't."
     )
@@ -60,8 +61,9 @@ class HeadPlanSpec(Spec):
 
     steps: int = Field(200, ge=1, le=10_000, description="duo: texts that gates are trained on, one a step.")
     lengths: list[int] = Field(
-        [256, 416, 560, 704, 864, 1024], min_length=1, max_length=60, description="duo: tokens of the texts."
-    )
+        [256, 416, 560, 704, 864, 1024], min_length=1, max_length=60,
+        description="duo: tokens of the texts; statistic: the longest is read.",
+    )  # fmt: skip
     passkeys: int = Field(4, ge=1, le=10, description="duo: passkeys hidden in a text.")
     words: int = Field(8, ge=1, le=64, description="duo: words of a passkey.")
     sink: int = Field(128, ge=0, le=65536, description="duo: first tokens that a streaming head sees in training.")

@@ -22,11 +22,14 @@ from services.interpretability.gate_plans import GateRecipe, GateTraining
 from services.interpretability.passkeys import Passkeys, passkey_text
 from services.interpretability.shelf import TINY
 from services.interpretability.sink_plans import Calibration, count_sinks, questions, right_alone, right_together
+from services.interpretability.statistic_plans import reach
 from shared.errors import Cancelled, Conflict, FoveaError, InvalidOption, NotFound
+from shared.lm.attention import sdpa
 from shared.lm.head_plan import HeadPlan, grouped_max
-from shared.lm.networks import llama
+from shared.lm.networks import gpt2, llama
 from shared.lm.patterns import calibrate, column_mean, excused
 from shared.lm.plan_folders import PlanFolders
+from shared.lm.rope import frequencies, rotation
 from shared.registry import Run
 
 QUICK = {"kind": "duo", "steps": 20, "lengths": [192], "passkeys": 1, "words": 2, "sink": 4, "recent": 32}
@@ -65,6 +68,36 @@ def net():
         weights[key] = torch.from_numpy(x)
     model.load_state_dict(weights)
     return model.eval().requires_grad_(requires_grad=False)
+
+
+def test_reach_is_that_of_an_attention_that_is_written_down(net):
+    ids = torch.arange(90) % 96
+    seen = {}
+
+    def attend(layer, q, k, v, _offset):
+        turn = rotation(frequencies(net.config), torch.arange(90), torch.float64)
+        # Turning by the negative angle, pair by pair, undoes the rotation.
+        plain = [x[0] * turn[0][0] - x[0].roll(8, -1) * turn[1][0] for x in (q, k)]
+        seen[layer] = [x.mean(0) for x in plain]
+        return sdpa(q, k.transpose(1, 2), v.transpose(1, 2))
+
+    net(ids[None], attend=attend)
+    wanted = torch.zeros(3, 2, dtype=torch.float64)
+    for layer, (query, key) in seen.items():
+        cos, sin = rotation(frequencies(net.config), torch.arange(30), torch.float64)
+        for head in range(4):
+            q = query[head] * cos[0, -1, 0] + query[head].roll(8) * sin[0, -1, 0]
+            k = key[head // 2] * cos[0, :, 0] + key[head // 2].roll(8) * sin[0, :, 0]
+            p = (k @ q / 4).softmax(-1)
+            distance = torch.arange(29, -1, -1)  # mass at a distance is missing from so many sums
+            wanted[layer, head // 2] += (p * distance).sum() / 30 / 2
+    assert torch.allclose(reach(net, ids, 30), wanted, atol=1e-6)
+
+
+def test_a_model_without_rotary_positions_has_no_reach():
+    plain = gpt2(vocab=8, width=8, layers=1, heads=2, hidden=8, positions=16)
+    with pytest.raises(InvalidOption, match="rotary"):
+        reach(plain, [1, 2, 3])
 
 
 def test_echo_and_induction_are_the_published_scores(net):
@@ -201,7 +234,9 @@ def plan_of(report):
 
 
 @pytest.mark.parametrize(
-    "options", [{"kind": "razor", "period": 24, "repeats": 3}, QUICK, SEARCH], ids=["razor", "duo", "act"]
+    "options",
+    [{"kind": "razor", "period": 24, "repeats": 3}, QUICK, SEARCH, {"kind": "statistic", "lengths": [100]}],
+    ids=["razor", "duo", "act", "statistic"],
 )
 def test_the_same_spec_makes_the_same_plan_and_it_fits_the_model(study, tiny, options):
     first = plan_of(made(study, **options))

@@ -34,7 +34,7 @@ def heads() -> None:
 def calibrate(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What requests will call the plan.")],
     kind: Annotated[
-        Literal["retrieval", "razor", "duo", "act"], typer.Option(help="By what heads are told apart.")
+        Literal["retrieval", "razor", "duo", "act", "statistic"], typer.Option(help="By what heads are told apart.")
     ] = "retrieval",
     lm: Annotated[str | None, typer.Option(help="Language model.", show_default=False)] = None,
     share: Annotated[
