@@ -25,8 +25,9 @@ class RoutingBytes(ByteRecipe):
     """`fovea-routing-bytes`: half of the last layer's heads route; with `routing=0` the twin, all heads local.
 
     Only the last layer routes, as in the paper's model of books: so small a network needs its lower heads for what is
-    near. Routing heads have keys of their own. Where keys are queries, as published, half of the attention goes to the
-    token itself, a token can't look for what follows a text like its own, and the twin has more parameters.
+    near. Routing heads have keys of their own. Where keys are queries, as published, a quarter to a half of the
+    attention goes to the token itself, a token can't look for what followed a text like its own, and the twin has more
+    parameters.
     """
 
     name: ClassVar[str] = "routing-bytes"
