@@ -125,3 +125,41 @@ def test_a_failing_compiler_is_quoted(monkeypatch, tmp_path):
         building.build(compiler, BUILT[0])
     assert "gone.cpp" in caught.value.hint
     assert not list(tmp_path.iterdir())
+
+
+def test_a_level_that_the_compiler_does_not_know_is_left_out(monkeypatch, tmp_path, capsys):
+    unknown = targets.Target("later", ("-mno-such-instruction",), frozenset())
+    monkeypatch.setattr(targets, "PLACE", tmp_path)
+    monkeypatch.setattr(building, "PLACE", tmp_path)
+    if building.shutil.which("g++") is None:
+        pytest.skip("no compiler")
+    (tmp_path / "one.cpp").write_text('extern "C" int fovea_ready() { return 1; }\n')
+    monkeypatch.setattr(building, "sources", lambda: [tmp_path / "one.cpp"])
+    monkeypatch.setattr(building, "TARGETS", (unknown, BUILT[-1]))
+    building.build_kernels(force=True)
+    told = capsys.readouterr().out
+    assert "later: left out" in told
+    assert targets.library_file(BUILT[-1]).exists()
+    monkeypatch.setattr(building, "TARGETS", (unknown,))
+    with pytest.raises(Fault, match="can't build"):
+        building.build_kernels(force=True)
+
+
+def test_a_library_that_the_system_refuses_makes_way_for_the_next(monkeypatch):
+    real = library.opened
+    first, *_ = BUILT
+
+    def opened(file):
+        if file == targets.library_file(first):
+            message = "no tiles for this process"
+            raise OSError(message)
+        return real(file)
+
+    monkeypatch.setattr(library, "opened", opened)
+    library.loaded.cache_clear()
+    try:
+        found, told = library.loaded()
+        assert told == (BUILT[1].name if len(BUILT) > 1 else "it can't be loaded: no tiles for this process")
+        assert (found is None) == (len(BUILT) == 1)
+    finally:
+        library.loaded.cache_clear()

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <vector>
 
 #include "../native/products.h"
 
@@ -14,7 +13,7 @@ namespace {
 
 using namespace fovea;
 
-constexpr int TILE = 128;
+constexpr int TILE = 256;
 
 int up(int n, int to) { return (n + to - 1) / to * to; }
 
@@ -32,11 +31,11 @@ struct Problem {
 template <typename T>
 class Worker {
   using F = typename Factor<T>::type;
-  static constexpr int pair = Factor<T>::pair;
+  static constexpr int pair = Factor<T>::pair, ROWS = Factor<T>::rows;
 
  public:
   explicit Worker(const Problem& p)
-      : p(p), wide(up(p.d, COLUMNS)), words(up(p.d, pair) / pair), scale(LOG2E / std::sqrt(float(p.d))) {
+      : p(p), wide(up(p.d, COLUMNS)), words(words_of<T>(p.d)), scale(LOG2E / std::sqrt(float(p.d))) {
     int share = p.query_heads / p.heads, rows = share * up(std::min(p.block, p.T), ROWS);
     q.resize(size_t(rows) * words);
     out.resize(size_t(rows) * wide);
@@ -77,7 +76,9 @@ class Worker {
       for (int i = 0; i < height; i++) {
         F* to = reinterpret_cast<F*>(q.data() + (int64_t(s) * height + i) * words);
         const T* from = static_cast<const T*>(p.q) + (head + s) * p.q_head + (t + i) * p.q_row;
-        for (int c = 0; c < words * pair; c++) put(c < p.d && i < end - begin ? from[c] : T{}, to + c);
+        const int many = i < end - begin ? p.d : 0;
+        for (int c = 0; c < many; c++) put(from[c], to + c);
+        std::fill(to + many, to + words * pair, F{});
       }
     std::fill(most.begin(), most.end(), -INFINITY);
     std::fill(total.begin(), total.end(), 0.0f);
@@ -96,21 +97,24 @@ class Worker {
   const T* key(int i) const { return static_cast<const T*>(p.k) + kv * p.k_head + position[i] * p.k_row; }
   const T* value(int i) const { return static_cast<const T*>(p.v) + kv * p.v_head + position[i] * p.v_row; }
 
-  // values[key or pair of keys][wide]: rows as they are, or two rows zipped.
+  // values[key or pair of keys][wide]: rows as they are, or two rows zipped; nothing behind the last.
   void pack_values() {
+    const int whole = pair == 2 ? p.d / LANES * LANES : 0;
     for (int i = 0; i < up(filled, COLUMNS); i += pair) {
-      F* to = reinterpret_cast<F*>(values.data() + int64_t(i) / pair * wide);
-      for (int j = 0; j < pair; j++) {
-        const T* from = i + j < filled ? value(i + j) : nullptr;
-        for (int c = 0; c < wide; c++) put(from && c < p.d ? from[c] : T{}, to + c * pair + j);
-      }
+      float* words = values.data() + int64_t(i) / pair * wide;
+      F* to = reinterpret_cast<F*>(words);
+      const bool both = i + pair <= filled;
+      const T *one = value(std::min(i, filled - 1)), *two = value(std::min(i + 1, filled - 1));
+      for (int c = 0; both && c < whole; c += LANES) store(words + c, zip(one + c, two + c));
+      for (int c = both ? whole : 0; c < wide; c++)
+        for (int j = 0; j < pair; j++) put(i + j < filled && c < p.d ? (j ? two : one)[c] : T{}, to + c * pair + j);
     }
   }
 
-  // Eight queries, the first at position `at`.
+  // As many queries as a product has rows, the first at position `at`.
   void group(int row, int at) {
     int last = std::min(at + ROWS, end) - 1;
-    int seen = int(std::upper_bound(position, position + filled, last) - position);
+    int seen = visible(last);
     if (!seen) return;
     int columns = up(seen, COLUMNS);
     for (int c = 0; c < columns; c += COLUMNS)
@@ -121,35 +125,42 @@ class Worker {
       product<F, true>(shares.data(), TILE / pair, values.data() + c, wide, mixed + c, wide, columns / pair);
   }
 
+  // How many of the tile's keys lie at or before `at`.
+  int visible(int at) const {
+    return at >= position[filled - 1] ? filled : int(std::upper_bound(position, position + filled, at) - position);
+  }
+
   // One query's scores become weights relative to its largest so far; what it has mixed is brought to that measure.
   void weigh(int row, int at, int i, int columns, float* mixed) {
     float* s = scores.data() + i * TILE;
-    int seen = at >= position[filled - 1] ? filled : int(std::upper_bound(position, position + filled, at) - position);
+    int seen = visible(at);
     for (int c = seen; c < columns; c++) s[c] = -INFINITY;
     if (p.window > 0) {
       int from = int(std::lower_bound(position, position + seen, p.sink) - position);
       int to = int(std::upper_bound(position, position + seen, at - p.window) - position);
       for (int c = from; c < to; c++) s[c] = -INFINITY;
     }
-    vec top = load(s);
-    for (int c = LANES; c < columns; c += LANES) top = larger(top, load(s + c));
-    float before = most[row], now = std::max(before, largest(top) * scale);
+    vec top = load(s), other = load(s + LANES);  // two at a time: each waits for the one before
+    for (int c = COLUMNS; c < columns; c += COLUMNS)
+      top = larger(top, load(s + c)), other = larger(other, load(s + c + LANES));
+    float before = most[row], now = std::max(before, largest(larger(top, other)) * scale);
     if (now != before) {
       most[row] = now;
       float by = std::exp2(before - now);
       store(&total[row * LANES], load(&total[row * LANES]) * splat(by));
       for (int c = 0; c < wide; c += LANES) store(mixed + c, load(mixed + c) * splat(by));
     }
-    vec sums = load(&total[row * LANES]), shift = splat(now == -INFINITY ? 0.0f : -now);
+    vec sums = load(&total[row * LANES]), more{}, shift = splat(now == -INFINITY ? 0.0f : -now);
     F* weights = reinterpret_cast<F*>(shares.data()) + i * TILE;
-    for (int c = 0; c < columns; c += LANES) {
-      vec weight = power_of_two(load(s + c) * splat(scale) + shift);
-      sums += weight;
-      keep(weight, weights + c);
+    for (int c = 0; c < columns; c += COLUMNS) {
+      vec one = power(load(s + c) * splat(scale) + shift), two = power(load(s + c + LANES) * splat(scale) + shift);
+      sums += one, more += two;
+      keep(one, weights + c), keep(two, weights + c + LANES);
     }
-    store(&total[row * LANES], sums);
+    store(&total[row * LANES], sums + more);
   }
 
+  static vec power(vec x) { return sizeof(F) == 2 ? about_power_of_two(x) : power_of_two(x); }
   static void keep(vec x, float* to) { store(to, x); }
   static void keep(vec x, bf16* to) {
 #if defined(__AVX512BF16__)
@@ -171,11 +182,12 @@ class Worker {
   }
 
   const Problem& p;
+  const Tiles tiles;
   const int wide, words;
   const float scale;
   int begin = 0, end = 0, share = 0, height = 0, kv = 0, filled = 0;
   int32_t position[TILE];
-  std::vector<float> q, out, most, total, keys, values, scores, shares;
+  Floats q, out, most, total, keys, values, scores, shares;
 };
 
 template <typename T>

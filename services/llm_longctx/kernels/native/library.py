@@ -47,22 +47,26 @@ def loaded() -> tuple[ctypes.CDLL | None, str]:
     levels = fitting(_processor())
     if not levels:
         return None, "no level of instructions fits this processor"
+    why = "it is not built"
     for target in levels:
         if (file := library_file(target)).exists():
             try:
                 return opened(file), target.name
             except OSError as error:
-                return None, f"it can't be loaded: {error}"
-    return None, "it is not built"
+                why = f"it can't be loaded: {error}"
+    return None, why
 
 
 def opened(file: Path) -> ctypes.CDLL:
     """A library whose functions know what they take, so that addresses go in as plain numbers.
 
     Raises:
-        OSError: It is no library, or not for this machine.
+        OSError: It is no library, or the system does not let this process run it.
     """
     found = ctypes.CDLL(str(file))
+    if not found.fovea_ready():
+        message = f"the system keeps this process from the instructions of {file.name}"
+        raise OSError(message)
     for name, takes in _TAKES.items():
         function = getattr(found, name)
         function.argtypes, function.restype = takes, None

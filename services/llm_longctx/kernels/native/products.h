@@ -1,30 +1,44 @@
-// C[8][32] = or += A[8][k] B[k][32]: the one product that attention over blocks is made of, and how its B is packed.
+// C[rows][32] = or += A[rows][k] B[k][32]: the one product that attention over blocks is made of, and how its B is packed.
 //
-// float32 multiplies entry by entry. bfloat16 multiplies pairs: words of two neighbours along k, accumulated in float32
-// (AVX512-BF16); without that instruction bfloat16 is widened while packing and takes the float32 path.
+// float32 multiplies entry by entry, eight rows at a time. bfloat16 multiplies pairs: words of two neighbours along k,
+// accumulated in float32 (AVX512-BF16), or 32 rows at a time in tiles of 16 x 16 (AMX); without these instructions
+// bfloat16 is widened while packing and takes the float32 path.
 #pragma once
 
 #include <algorithm>
 
+#include "tiles.h"
 #include "vectors.h"
 
 namespace fovea {
 
-constexpr int ROWS = 8;
 constexpr int COLUMNS = 2 * LANES;
 
 template <typename T>
-struct Factor {  // what T is multiplied as
+struct Factor {  // what T is multiplied as: how many neighbours along k make a word, in multiples of how many words
   using type = float;
-  static constexpr int pair = 1;
+  static constexpr int pair = 1, step = 1, rows = 8;
 };
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
 template <>
 struct Factor<bf16> {
   using type = bf16;
-  static constexpr int pair = 2;
+  static constexpr int pair = 2, step = LANES, rows = 2 * LANES;
+};
+#elif defined(__AVX512BF16__)
+template <>
+struct Factor<bf16> {
+  using type = bf16;
+  static constexpr int pair = 2, step = 1, rows = 8;
 };
 #endif
+
+// Words of a row of d entries.
+template <typename T>
+constexpr int words_of(int d) {
+  constexpr int entries = Factor<T>::pair * Factor<T>::step;
+  return (d + entries - 1) / entries * Factor<T>::step;
+}
 
 inline vec times(vec a, vec b, vec c, float) { return a * b + c; }
 #if defined(__AVX512BF16__)
@@ -72,6 +86,12 @@ inline void pack_keys(Key key, int many, int d, int words, int tile, float* keys
     }
 }
 
+// Words of two entries, the first of each from `one`, the second from `two`.
+inline vec zip(const bf16* one, const bf16* two) {
+  return (vec)(lengthened(one) | lengthened(two) << 16);
+}
+inline vec zip(const float*, const float*) { return vec{}; }  // a float is a word of its own
+
 // A word in every lane, as it is, whatever it holds.
 inline vec repeat(const float* word) {
   uint32_t bits;
@@ -79,23 +99,30 @@ inline vec repeat(const float* word) {
   return (vec)(bits - uvec{});
 }
 
-// A: words along k, `stride_a` words from row to row. B: [words][32]. `words`: k for float32, k / 2 for bfloat16.
+// A: words along k, `stride_a` words from row to row. B: [words][32]. `words`: see `words_of`.
 template <typename F, bool ADD>
 inline void product(const float* A, int64_t stride_a, const float* B, int64_t stride_b, float* C, int64_t stride_c,
                     int words) {
-  vec c[ROWS][2];
-  for (int i = 0; i < ROWS; i++)
+#if defined(__AMX_BF16__)
+  if constexpr (sizeof(F) == 2) {
+    tile_product<ADD>(A, stride_a * 4, B, stride_b * 4, C, stride_c * 4, words);
+    return;
+  }
+#endif
+  constexpr int rows = 8;
+  vec c[rows][2];
+  for (int i = 0; i < rows; i++)
     for (int j = 0; j < 2; j++) c[i][j] = ADD ? load(C + i * stride_c + j * LANES) : vec{};
   for (int w = 0; w < words; w++) {
     vec b0 = load(B + w * stride_b), b1 = load(B + w * stride_b + LANES);
 #pragma GCC unroll 8
-    for (int i = 0; i < ROWS; i++) {
+    for (int i = 0; i < rows; i++) {
       vec a = repeat(A + i * stride_a + w);
       c[i][0] = times(a, b0, c[i][0], F{});
       c[i][1] = times(a, b1, c[i][1], F{});
     }
   }
-  for (int i = 0; i < ROWS; i++)
+  for (int i = 0; i < rows; i++)
     for (int j = 0; j < 2; j++) store(C + i * stride_c + j * LANES, c[i][j]);
 }
 

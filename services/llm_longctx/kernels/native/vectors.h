@@ -7,6 +7,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
+#include <vector>
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -26,6 +28,20 @@ typedef uint16_t hvec __attribute__((vector_size(32)));
 struct bf16 {
   uint16_t bits;
 };
+
+// Buffers that begin where a line of the cache does.
+template <typename T>
+struct Lined {
+  using value_type = T;
+  Lined() = default;
+  template <typename U>
+  Lined(const Lined<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+  bool operator==(const Lined&) const { return true; }
+  bool operator!=(const Lined&) const { return false; }
+};
+using Floats = std::vector<float, Lined<float>>;
 
 inline float widen(float x) { return x; }
 inline float widen(bf16 x) {
@@ -47,10 +63,17 @@ inline vec load(const float* p) {
   std::memcpy(&x, p, sizeof x);
   return x;
 }
-inline vec load(const bf16* p) {
+inline uvec lengthened(const bf16* p) {  // each in the lower half of a word
   hvec half;
   std::memcpy(&half, p, sizeof half);
-  return (vec)(__builtin_convertvector(half, uvec) << 16);
+#if defined(__AVX512F__)
+  return (uvec)_mm512_cvtepu16_epi32((__m256i)half);
+#else
+  return __builtin_convertvector(half, uvec);
+#endif
+}
+inline vec load(const bf16* p) {
+  return (vec)(lengthened(p) << 16);
 }
 inline void store(float* p, vec x) { std::memcpy(p, &x, sizeof x); }
 inline vec splat(float x) { return x - vec{}; }
@@ -91,6 +114,21 @@ inline vec power_of_two(vec x) {
   p = p * f + splat(1.0f);
   vec scaled = (vec)((ivec)p + ((ivec)shifted << 23));
   return x < splat(-125.0f) ? vec{} : scaled;
+}
+
+// 2^x, for what becomes bfloat16: a relative error of 3e-6 or less, exactly 0 for -inf.
+inline vec about_power_of_two(vec x) {
+#if defined(__AVX512F__)
+  vec f = (vec)_mm512_reduce_ps((__m512)x, 1);  // x - floor(x)
+  vec p = splat(1.353917186e-2f);
+  p = p * f + splat(5.200115791e-2f);
+  p = p * f + splat(2.414494793e-1f);
+  p = p * f + splat(6.930023875e-1f);
+  p = p * f + splat(1.000002650f);
+  return (vec)_mm512_scalef_ps((__m512)p, (__m512)x);  // times 2^floor(x)
+#else
+  return power_of_two(x);
+#endif
 }
 
 // Transposes 16 rows of 16 32-bit words: out[j * stride_out + i] = in[i][j].

@@ -1,12 +1,11 @@
 // What the last queries of a prompt attend to, summed: over queries for each key, and over pairs for each distance.
 //
-// A task is one query head: its keys are packed once; eight queries at a time score all of them, become a softmax, and
+// A task is one query head: its keys are packed once; a few queries at a time score all of them, become a softmax, and
 // are added up, so that no map of queries and keys is ever held. Scores and sums are float32. Knows nothing about Python
 // or torch, nor about what the sums are for.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <vector>
 
 #include "../native/products.h"
 
@@ -29,11 +28,11 @@ struct Problem {
 template <typename T>
 class Worker {
   using F = typename Factor<T>::type;
-  static constexpr int pair = Factor<T>::pair;
+  static constexpr int pair = Factor<T>::pair, ROWS = Factor<T>::rows;
 
  public:
   explicit Worker(const Problem& p)
-      : p(p), words(up(p.d, pair) / pair), padded(up(p.N, TILE)), scale(LOG2E / std::sqrt(float(p.d))) {
+      : p(p), words(words_of<T>(p.d)), padded(up(p.N, TILE)), scale(LOG2E / std::sqrt(float(p.d))) {
     tile = size_t(up(p.d, LANES) / pair + LANES) * TILE;
     queries.resize(size_t(ROWS) * words);
     keys.resize(size_t(padded / TILE) * tile);
@@ -56,7 +55,7 @@ class Worker {
   }
 
  private:
-  // Eight queries from the i-th on; those behind the last are zeros, and are not added.
+  // As many queries as a product has rows, from the i-th on; those behind the last are zeros, and are not added.
   void group(int head, int i) {
     int many = std::min(ROWS, p.b - i);
     for (int r = 0; r < ROWS; r++) {
@@ -91,10 +90,11 @@ class Worker {
   }
 
   const Problem& p;
+  const Tiles tiles;
   const int words, padded;
   const float scale;
   size_t tile;
-  std::vector<float> queries, keys, scores, near, far;
+  Floats queries, keys, scores, near, far;
 };
 
 template <typename T>
