@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     )
     llm_floor: float = Field(
         0.5, ge=0, le=1,
-        description="Median agreement with dense attention below which a method is served densely instead; 0 never.",
+        description="Median agreement with dense attention below which a method with its knobs is held back; 0 never.",
     )  # fmt: skip
 
     judge_base_url: str = Field(

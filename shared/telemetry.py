@@ -23,6 +23,7 @@ __all__ = [
     "DROPPED_FRAMES",
     "ERRORS",
     "FIDELITY_DELTA",
+    "FIDELITY_HELD",
     "FIDELITY_KL",
     "FIDELITY_TOP1",
     "IN_FLIGHT",
@@ -37,6 +38,7 @@ __all__ = [
     "configure_logs",
     "context",
     "fresh_context",
+    "held_back",
     "kernel_called",
     "log",
     "metrics_text",
@@ -80,6 +82,10 @@ FIDELITY_TOP1 = Histogram(
 FIDELITY_DELTA = Histogram(
     "fovea_fidelity_loss_nats", "Log-likelihood per token that a method loses against dense attention.",
     ["model", "method"], buckets=(-1, -0.1, -0.01, 0, *_NATS),
+)  # fmt: skip
+FIDELITY_HELD = Gauge(
+    "fovea_fidelity_held_back", "Variants of a method (its knobs, plan and budget) that dense serves in place of.",
+    ["model", "method"],
 )  # fmt: skip
 
 METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -193,6 +199,11 @@ def observe_fidelity(method: str, kl: float, agreement: float, delta: float) -> 
     FIDELITY_KL.labels(*labels).observe(kl)
     FIDELITY_TOP1.labels(*labels).observe(agreement)
     FIDELITY_DELTA.labels(*labels).observe(delta)
+
+
+def held_back(method: str, variants: int) -> None:
+    """Record how many variants of an attention method dense serves in place of."""
+    FIDELITY_HELD.labels(_context.get().model, method).set(variants)
 
 
 def metrics_text() -> bytes:

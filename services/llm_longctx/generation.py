@@ -35,7 +35,8 @@ class Prompt:
         stops: Texts that end an answer.
         top: Log-probabilities wanted, or None; see `Request.top`.
         policy: The attention method; None takes the engine's.
-        fallback: Why that is dense and not what was asked for, or None.
+        wanted: The method that was asked for, where dense serves in its place.
+        fallback: Why it does, or None.
         boundaries: Chunk borders for methods that would predict them.
         priority: Higher classes are served first.
         echo: Whether the prompt is part of the answer.
@@ -52,6 +53,7 @@ class Prompt:
     stops: Sequence[str] = ()
     top: int | None = None
     policy: Policy | None = None
+    wanted: Policy | None = None
     fallback: str | None = None
     boundaries: Sequence[int] | None = None
     priority: int = 0
@@ -109,10 +111,11 @@ class Generation:
         order = Order(
             ids=prompt.ids,
             choices=[Choice(s, a, self._grammar(grammar)) for s, a in zip(samplings, answers, strict=True)],
-            max_tokens=prompt.max_tokens, policy=prompt.policy, boundaries=prompt.boundaries, priority=prompt.priority,
-            ends=self._tokenizer.eos, top=prompt.top, score_prompt=prompt.echo and prompt.top is not None,
-            score_from=prompt.scored_from, run=self._run, facts=Facts(fallback=prompt.fallback), opens=prompt.opens,
-            keeps=prompt.keeps, most_bytes=prompt.most_bytes,
+            max_tokens=prompt.max_tokens, policy=prompt.policy, wanted=prompt.wanted,
+            boundaries=prompt.boundaries, priority=prompt.priority, ends=self._tokenizer.eos, top=prompt.top,
+            score_prompt=prompt.echo and prompt.top is not None, score_from=prompt.scored_from, run=self._run,
+            facts=Facts(fallback=prompt.fallback), opens=prompt.opens, keeps=prompt.keeps,
+            most_bytes=prompt.most_bytes,
         )  # fmt: skip
         self._open += len(answers)
         self.orders.append(order)

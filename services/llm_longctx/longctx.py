@@ -50,7 +50,8 @@ def policy_for(
         detail = "Give either kv_bytes or kv_ratio."
         raise InvalidOption(detail, field="longctx.kv_ratio")
     budget = options.kv_bytes or int((options.kv_ratio or 1) * engine.dense_bytes(prompt + new))
-    return _fitted(engine, asked, plan, budget, prompt, new)
+    told = options.model_dump(include={"kv_bytes", "kv_ratio"}, exclude_none=True)
+    return _fitted(engine, asked, plan, budget, prompt, new).fitted(asked, told)
 
 
 def usage_of(orders: Sequence[Order], backend: str, default: Policy) -> LongctxUsage:

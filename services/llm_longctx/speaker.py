@@ -49,10 +49,11 @@ class Speaker(Voice):
             self.scheduler.engine, asked, self.plans, len(ids), min(most, UNSAID) if wanted is None else most
         )
         scheduler = self.scheduler
-        fallback = None if scheduler.watch is None else scheduler.watch.breach(policy.method.name)
+        fallback = None if scheduler.watch is None else scheduler.watch.breach(policy)
         return Prompt(
             ids=ids, max_tokens=most, stops=options.stop or (),
-            policy=policy if fallback is None else scheduler.engine.dense, fallback=fallback,
+            policy=policy if fallback is None else scheduler.engine.dense, wanted=None if fallback is None else policy,
+            fallback=fallback,
             boundaries=None if asked is None else asked.boundaries, priority=priority_of(options),
         )  # fmt: skip
 

@@ -129,6 +129,7 @@ class Order:
         choices: Answers that share its prefill.
         max_tokens: Longest answer; 0 only reads the prompt.
         policy: The method at work; None takes the engine's.
+        wanted: The method that was asked for, where another is at work in its place.
         boundaries: Chunk borders for methods that would predict them.
         ends: Token ids that end an answer and are not part of it.
         top: Log-probabilities of so many likeliest tokens beside the chosen one's; None computes none.
@@ -147,6 +148,7 @@ class Order:
     choices: Sequence[Choice]
     max_tokens: int
     policy: Policy | None = None
+    wanted: Policy | None = None
     boundaries: Sequence[int] | None = None
     ends: frozenset[int] = frozenset()
     top: int | None = None

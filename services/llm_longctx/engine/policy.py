@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -58,6 +59,7 @@ class Policy:
         full: [L,G], heads that keep their whole history.
         config: The model's facts.
         layers: The method of each layer: the request's, or the layer's own window.
+        asked: What a request asked for instead of these knobs, which were fitted to its budget; empty where it didn't.
     """
 
     method: AttentionMethod
@@ -66,6 +68,7 @@ class Policy:
     full: np.ndarray
     config: DecoderConfig
     layers: tuple[AttentionMethod, ...]
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -114,4 +117,18 @@ class Policy:
             "model": model, "dtype": str(dtype), "backend": backend, "chunk": CHUNK, **identity,
             "plan": self.plan.digest if identity and self.plan is not None else None,
         }  # fmt: skip
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return _digest(facts)
+
+    def fitted(self, asked: AttentionMethod, budget: Mapping[str, float]) -> Policy:
+        """The same, remembering that its knobs follow from a budget: they differ from prompt to prompt."""
+        return replace(self, asked={"knobs": asked.model_dump(mode="json"), **budget})
+
+    @cached_property
+    def variant(self) -> str:
+        """What its fidelity is judged by beside the method's name: knobs, or the budget they follow from, and plan."""
+        facts = self.asked or {"knobs": self.method.model_dump(mode="json")}
+        return _digest({**facts, "plan": None if self.plan is None else self.plan.digest})
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -15,7 +15,6 @@ from services.llm_longctx import evaluation_routes
 from services.llm_longctx import openai as routes
 from services.llm_longctx.engine import Engine, Scheduler
 from services.llm_longctx.engine.fidelity import Fidelity, comparing
-from services.llm_longctx.engine.watch import LEAST, Watch
 from services.llm_longctx.english import library_prose
 from services.llm_longctx.evaluation import FidelitySpec, NeedleSpec, run_fidelity, run_needle
 from services.llm_longctx.heat import heat_map, sheet
@@ -25,7 +24,6 @@ from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from services.llm_longctx.tests.test_scheduler import order, run
 from services.llm_longctx.tests.toy_methods import Streaming
 from services.llm_longctx.verbs import fidelity, needle
-from shared import telemetry
 from shared.api.text import CompletionRequest
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, Malformed
 from shared.lm.needle import haystack
@@ -88,33 +86,6 @@ def test_a_comparison_that_is_given_up_leaves_no_pages(tiny):
     assert engine.pool.held == 0
 
 
-def test_the_watch_compares_when_nobody_waits_and_tells_the_metrics(tiny):
-    scheduler = Scheduler(Engine(tiny, page=8), watch=Watch(share=1.0, floor=1.1, seed=0))
-    with telemetry.bind(model="watched"):
-        for i in range(LEAST):
-            assert scheduler.watch.breach("toy-streaming") is None
-            run(scheduler, order(scheduler.engine, prompt(30, i), Streaming(sink=1, recent=2), new=6))
-            run(scheduler, order(scheduler.engine, prompt(30), "dense", new=6))
-            while scheduler._later:
-                scheduler.step()
-    assert "agreed with dense attention on" in scheduler.watch.breach("toy-streaming")
-    assert scheduler.watch.breach("dense") is None
-    text = telemetry.metrics_text().decode()
-    assert f'fovea_fidelity_kl_nats_count{{method="toy-streaming",model="watched"}} {float(LEAST)}' in text
-    scheduler.close()
-    assert scheduler.engine.pool.held == 0
-
-
-def test_a_share_is_sampled_and_a_floor_of_zero_never_falls_back(tiny):
-    scheduler = Scheduler(Engine(tiny, page=8), watch=Watch(share=0.3, floor=0.0, seed=1))
-    answers = [order(scheduler.engine, [i + 1], Streaming(), new=1) for i in range(40)]
-    works = []
-    scheduler.watch.work = lambda engine, answer, plain=scheduler.watch.work: works.append(plain(engine, answer))
-    run(scheduler, *answers)
-    assert 4 <= sum(work is not None for work in works) <= 22
-    assert scheduler.watch.breach("toy-streaming") is None
-
-
 def test_work_that_can_wait_makes_room_and_hears_of_it(tiny):
     scheduler = Scheduler(Engine(tiny, page=8, kv_bytes=1))
     heard = []
@@ -148,7 +119,7 @@ def iter_that_fails():
 
 def test_a_breach_is_served_densely_and_said(model, monkeypatch):
     speaker = model.speaker
-    monkeypatch.setattr(speaker.scheduler.watch, "breach", lambda name: "it strayed" if name == "power" else None)
+    monkeypatch.setattr(speaker.scheduler.watch, "breach", lambda p: "it strayed" if p.method.name == "power" else None)
     body = CompletionRequest.model_validate({"prompt": "Once", "max_tokens": 3, "longctx": {"method": "power"}})
     *_, last = model.stream(body, Run())
     assert (last.usage.longctx.method, last.usage.longctx.fallback) == ("dense", "it strayed")

@@ -1,0 +1,298 @@
+"""The fidelity watch: what is held back, for whom, and how it comes back; by itself, in the scheduler, over HTTP."""
+
+from __future__ import annotations
+
+from contextvars import copy_context
+from types import SimpleNamespace
+
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.llm_longctx.engine import Engine, Scheduler
+from services.llm_longctx.engine import watch as watches
+from services.llm_longctx.engine.standing import FORGOTTEN_S, HALF_LIFE_S, LEAST, WINDOW, Standing
+from services.llm_longctx.engine.watch import Watch
+from services.llm_longctx.longctx import policy_for
+from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, tiny_decoder, until
+from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
+from services.llm_longctx.tests.test_scheduler import order, run
+from services.llm_longctx.tests.toy_methods import Streaming
+from shared import telemetry
+from shared.api.text import LongctxOptions
+
+FLOOR = 0.8
+AGREEMENTS = st.floats(0, 1)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_decoder().double()
+
+
+@pytest.fixture(scope="module")
+def engine(tiny):
+    return Engine(tiny, page=8)
+
+
+class Clock:
+    """A time that the test tells."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return self.now
+
+
+def told(watch, policy, *agreements):
+    """Let the watch find these agreements."""
+    for agreement in agreements:
+        found = SimpleNamespace(agreement=agreement, divergence=0.0, delta=0.0)
+        watch._tell(copy_context(), policy, found)
+
+
+def held_back(method, model):
+    """What the gauge says."""
+    line = f'fovea_fidelity_held_back{{method="{method}",model="{model}"}} '
+    found = [one for one in telemetry.metrics_text().decode().splitlines() if one.startswith(line)]
+    return float(found[0].removeprefix(line)) if found else None
+
+
+# A standing.
+
+
+def test_nothing_is_said_before_enough_answers_were_compared():
+    standing = Standing(FLOOR)
+    for i in range(LEAST):
+        assert not standing.held
+        standing.add(0.1, i)
+    assert standing.held
+
+
+def test_it_comes_back_half_way_between_the_floor_and_full_agreement():
+    standing = Standing(FLOOR)
+    for _ in range(WINDOW):
+        standing.add(0.1, 0)
+    for _ in range(WINDOW):
+        standing.add(0.89, 0)
+    assert standing.median(0) == 0.89
+    assert standing.held, "above the floor is not enough"
+    for _ in range(WINDOW // 2):
+        standing.add(0.9, 0)
+    assert standing.held
+    standing.add(0.9, 0)
+    assert not standing.held
+    for _ in range(WINDOW):
+        standing.add(0.81, 0)
+    assert not standing.held, "and below that line it stays, as long as it is above the floor"
+
+
+def test_what_is_old_weighs_less_and_is_forgotten():
+    standing = Standing(FLOOR)
+    for _ in range(LEAST):
+        standing.add(0.1, 0)
+    for _ in range(LEAST // 2 + 1):
+        standing.add(1.0, HALF_LIFE_S)
+    assert standing.median(HALF_LIFE_S) == 1.0, "six of today outweigh ten that count half"
+    assert len(standing) == LEAST + LEAST // 2 + 1
+    standing.judge(FORGOTTEN_S)
+    assert len(standing) == LEAST // 2 + 1
+
+
+def test_what_nothing_is_known_of_any_more_is_served_again():
+    standing = Standing(FLOOR)
+    for _ in range(LEAST):
+        standing.add(0.1, 0)
+    standing.add(0.1, 5)
+    assert standing.judge(FORGOTTEN_S + 4), "one finding is left: too few to change the verdict"
+    assert not standing.judge(FORGOTTEN_S + 5)
+    for i in range(LEAST - 1):
+        standing.add(0.1, FORGOTTEN_S + 6 + i)
+    assert not standing.held, "it is judged afresh"
+    standing.add(0.1, FORGOTTEN_S + 60)
+    assert standing.held
+
+
+@given(st.lists(st.tuples(st.floats(0, HALF_LIFE_S), AGREEMENTS), max_size=120))
+def test_every_change_of_a_verdict_has_its_reason(findings):
+    standing, now = Standing(FLOOR), 0.0
+    for pause, agreement in findings:
+        before, now = standing.held, now + pause
+        standing.add(agreement, now)
+        assert len(standing) <= WINDOW
+        assert min(a for _, a in standing._found) <= standing.median(now) <= max(a for _, a in standing._found)
+        if standing.held and not before:
+            assert len(standing) >= LEAST
+            assert standing.median(now) < FLOOR
+        if before and not standing.held:
+            assert standing.median(now) >= standing.back or len(standing) == 1
+
+
+@given(st.lists(AGREEMENTS, max_size=80))
+def test_whatever_was_found_good_answers_bring_it_back_and_bad_ones_hold_it(past):
+    standing = Standing(FLOOR)
+    for agreement in past:
+        standing.add(agreement, 0)
+    for agreement, held in ((1.0, False), (0.0, True), (1.0, False)):
+        for _ in range(WINDOW):
+            standing.add(agreement, 0)
+        assert standing.held is held
+
+
+# Variants.
+
+
+def test_extreme_knobs_take_a_method_from_nobody_else(engine):
+    watch = Watch(floor=FLOOR)
+    extreme, sane = engine.policy_of(Streaming(recent=1), TINY_PLAN), engine.policy_of(Streaming(), TINY_PLAN)
+    told(watch, extreme, *[0.1] * LEAST)
+    told(watch, sane, *[0.95] * LEAST)
+    reason = watch.breach(engine.policy_of(Streaming(recent=1), TINY_PLAN))
+    assert "agreed with dense attention on 10% of tokens" in reason
+    assert "fell below the floor of 80%" in reason
+    assert "still tried on a share of 0.01" in reason
+    assert "serves again from 90%" in reason
+    assert watch.breach(sane) is None
+    assert watch.breach(engine.policy_of(Streaming(recent=1))) is None, "another plan is another variant"
+    assert watch.breach(engine.dense) is None
+
+
+def test_a_budget_is_one_variant_however_its_knobs_were_fitted(engine):
+    plan = {**TINY_PLAN, "scores": {"duo_gate": [[0.9, 0.1], [0.2, 0.8]]}}
+    asked = {"method": "razor", "plan": plan, "kv_ratio": 0.9}
+
+    def policy(length, **more):
+        return policy_for(engine, LongctxOptions.model_validate({**asked, **more}), {}, length, 8)
+
+    short, long = policy(100), policy(160)
+    assert short.method != long.method
+    assert short.variant == long.variant
+    assert short.variant != policy(100, kv_ratio=0.8).variant
+    assert short.variant != policy(100, sink=2).variant
+    assert short.variant != engine.policy_of(short.method, plan).variant, "the same knobs, but asked for"
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), AGREEMENTS), max_size=150))
+def test_each_variant_is_judged_by_its_own_findings_and_few_are_remembered(engine, findings):
+    policies = {recent: engine.policy_of(Streaming(recent=recent), TINY_PLAN) for recent in range(1, 13)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watches, "VARIANTS", 8)
+        watch, known = Watch(floor=FLOOR, clock=Clock()), dict[int, Standing]()
+        with telemetry.bind(model="property"):
+            for recent, agreement in findings:
+                told(watch, policies[recent], agreement)
+                # The oracle: standings in order of use, cut at eight.
+                known[recent] = known.pop(recent, Standing(FLOOR))
+                known[recent].add(agreement, 0)
+                known = dict(list(known.items())[-8:])
+            assert len(watch) == len(known)
+            if findings:
+                assert held_back("toy-streaming", "property") == sum(s.held for s in known.values())
+        for recent, policy in policies.items():
+            assert (watch.breach(policy) is not None) == (recent in known and known[recent].held)
+
+
+def test_a_variant_that_is_asked_for_is_not_forgotten(engine, monkeypatch):
+    monkeypatch.setattr(watches, "VARIANTS", 3)
+    watch = Watch(floor=FLOOR)
+    held = engine.policy_of(Streaming(recent=1), TINY_PLAN)
+    told(watch, held, *[0.0] * LEAST)
+    for recent in range(2, 9):
+        assert watch.breach(held)
+        told(watch, engine.policy_of(Streaming(recent=recent), TINY_PLAN), 1.0)
+    assert watch.breach(held)
+    assert len(watch) == 3
+
+
+def test_time_alone_brings_back_and_the_gauge_hears_of_it(engine):
+    clock = Clock()
+    watch, policy = Watch(floor=FLOOR, clock=clock), engine.policy_of(Streaming(), TINY_PLAN)
+    with telemetry.bind(model="timed"):
+        told(watch, policy, *[0.0] * LEAST)
+        assert held_back("toy-streaming", "timed") == 1
+        clock.now = FORGOTTEN_S
+        assert watch.breach(policy) is None
+        assert held_back("toy-streaming", "timed") == 0
+
+
+# In the scheduler.
+
+
+def settle(scheduler):
+    while scheduler._later:
+        scheduler.step()
+
+
+def test_answers_are_compared_when_nobody_waits_and_the_metrics_hear_of_it(tiny):
+    scheduler = Scheduler(Engine(tiny, page=8), watch=Watch(share=1.0, floor=1.0, seed=0))
+    policy = scheduler.engine.policy_of(Streaming(sink=1, recent=2), TINY_PLAN)
+    with telemetry.bind(model="watched"):
+        for i in range(LEAST):
+            assert scheduler.watch.breach(policy) is None
+            run(scheduler, order(scheduler.engine, prompt(30, i), policy.method, new=6))
+            run(scheduler, order(scheduler.engine, prompt(30), "dense", new=6))
+            settle(scheduler)
+    assert "agreed with dense attention on" in scheduler.watch.breach(policy)
+    text = telemetry.metrics_text().decode()
+    assert f'fovea_fidelity_kl_nats_count{{method="toy-streaming",model="watched"}} {float(LEAST)}' in text
+    assert held_back("toy-streaming", "watched") == 1
+    scheduler.close()
+    assert scheduler.engine.pool.held == 0
+
+
+def test_what_was_asked_for_is_tried_on_the_dense_answer_that_came_instead(tiny):
+    scheduler = Scheduler(Engine(tiny, page=8), watch=Watch(share=1.0, floor=FLOOR, clock=Clock()))
+    wanted = scheduler.engine.policy_of(Streaming(sink=100), TINY_PLAN)
+    with telemetry.bind(model="tried"):
+        told(scheduler.watch, wanted, *[0.0] * LEAST)
+        for i in range(LEAST + 1):
+            assert scheduler.watch.breach(wanted)
+            run(scheduler, order(scheduler.engine, prompt(30, i), "dense", new=6, wanted=wanted))
+            settle(scheduler)
+    assert scheduler.watch.breach(wanted) is None, "it keeps all of such prompts, so it agrees"
+    assert held_back("toy-streaming", "tried") == 0
+    scheduler.close()
+
+
+def test_a_share_is_sampled_and_a_floor_of_zero_never_falls_back(tiny):
+    scheduler = Scheduler(Engine(tiny, page=8), watch=Watch(share=0.3, floor=0.0, seed=1))
+    answers = [order(scheduler.engine, [i + 1], Streaming(), new=1) for i in range(40)]
+    works = []
+    scheduler.watch.work = lambda engine, answer, plain=scheduler.watch.work: works.append(plain(engine, answer))
+    run(scheduler, *answers)
+    assert 4 <= sum(work is not None for work in works) <= 22
+    assert scheduler.watch.breach(scheduler.engine.policy_of(Streaming(), TINY_PLAN)) is None
+
+
+# Over HTTP.
+
+
+def test_a_method_is_held_back_for_those_knobs_only_and_comes_back_when_it_agrees_again(folder, tmp_path):
+    prose = "It was the best of times, it was the worst of times. " * 3
+    extreme = {"method": "duo", "roles": [[0, 0], [0, 0]], "sink": 1, "recent": 24}
+    sane = {**extreme, "roles": [[1, 1], [1, 1]]}
+    app = app_of(folder, tmp_path, llm_watch=1.0, llm_floor=0.9)
+    with Server(app) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="x") as client:
+        scheduler = app.state.host.servable(MODEL).speaker.scheduler
+
+        def ask(longctx, text, new=6):
+            told = go_on(client, text, max_tokens=new, extra_body={"longctx": longctx}).usage.longctx
+            until(lambda: not scheduler._later)
+            return told["method"], told["fallback"]
+
+        for i in range(LEAST):
+            assert ask(extreme, prose[i : i + 120]) == ("duo", None)
+        method, reason = ask(extreme, prose[20:140])
+        assert method == "dense"
+        assert reason.startswith("duo with these knobs agreed with dense attention on ")
+        assert "still tried" in reason
+        assert ask(sane, prose[:120]) == ("duo", None), "others keep their knobs"
+        assert held_back("duo", MODEL) == 1
+        # Prompts that the window holds whole: there the two agree, and the watch finds it out on the dense answers.
+        tries = next(i for i in range(WINDOW) if ask(extreme, prose[i : i + 12], new=4)[1] is None)
+        assert LEAST // 2 < tries <= 2 * LEAST
+        assert ask(extreme, prose[:12], new=4) == ("duo", None)
+        assert held_back("duo", MODEL) == 0
