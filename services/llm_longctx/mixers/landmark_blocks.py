@@ -36,13 +36,14 @@ class BlockStore:
     Attributes:
         first: Absolute number of the oldest block that is still held.
         moved: Bytes that were fetched from another home than the device.
+        capacity: Most blocks that are held.
     """
 
     def __init__(self, kind: Home = "device", capacity: int | None = None) -> None:
         self.first = 0
         self.moved = 0
         self._kind = kind
-        self._capacity = capacity
+        self.capacity = capacity
         self._blocks: list[Tensor] = []
         self._keys: list[Tensor] = []
         self._index: Tensor | None = None
@@ -73,7 +74,7 @@ class BlockStore:
         for keys, values in zip(k.unbind(2), v.unbind(2), strict=True):
             self._keys.append(keys[:, :, -1].clone())
             self._blocks.append(self._kept(torch.stack((keys, values), 2)))
-        while self._capacity is not None and len(self._blocks) > self._capacity:
+        while self.capacity is not None and len(self._blocks) > self.capacity:
             del self._blocks[0], self._keys[0]
             self.first += 1
 
@@ -88,10 +89,21 @@ class BlockStore:
             self.moved += found.nbytes
         return found[..., 0, :, :], found[..., 1, :, :]
 
+    def pile(self) -> Tensor | None:
+        """All blocks [n,B,H,2,L+1,d] in main memory, keys then values, if there are any."""
+        return torch.stack([block.cpu() for block in self._blocks]) if self._blocks else None
+
+    def fill(self, pile: Tensor, first: int) -> None:
+        """Hold the blocks of a pile, the oldest of which has the number `first`."""
+        self.first, self._index = first, None
+        self._keys = [block[:, :, 0, -1].clone() for block in pile]
+        # Each a copy of its own: a slice would keep the whole pile alive when the oldest go.
+        self._blocks = [self._kept(block.clone()) for block in pile]
+
     def fork(self) -> Self:
         """A store that goes its own way; blocks are never written again, so both may hold the same ones."""
         twin = object.__new__(type(self))
-        twin.first, twin.moved, twin._kind, twin._capacity = self.first, 0, self._kind, self._capacity
+        twin.first, twin.moved, twin._kind, twin.capacity = self.first, 0, self._kind, self.capacity
         twin._blocks, twin._keys, twin._index = list(self._blocks), list(self._keys), self._index
         return twin
 

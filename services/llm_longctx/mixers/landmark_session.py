@@ -6,7 +6,7 @@ Knows networks by four verbs (embed, blocks, turn, finish) and stores by two; kn
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
@@ -158,6 +158,46 @@ class LandmarkSession:
         for layer in twin._layers:
             layer.wanted, layer.selection = blocks or layer.wanted, selection or layer.selection
         return twin
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self._nothing().dtype
+
+    def state(self) -> dict[str, Tensor]:
+        """What is remembered by name: per layer `blocks` [n,B,H,2,L+1,d], keys then values, and `tail` [B,H,2,r,d]."""
+        shapes, nothing, found = self.shapes(self.read - self.read // (self.net.block + 1)), self._nothing(), {}
+        for i, layer in enumerate(self._layers):
+            blocks, tail = layer.store.pile(), layer.tail or (nothing, nothing)
+            name = f"layers.{i}.blocks"
+            found[name] = nothing.new_zeros(shapes[name]).cpu() if blocks is None else blocks
+            found[f"layers.{i}.tail"] = torch.stack(tail, 2).cpu()
+        return found
+
+    def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of `state` behind so many of the caller's tokens, landmarks inserted."""
+        size, found = self.net.block + 1, dict[str, tuple[int, ...]]()
+        B, H, _, d = self._nothing().shape
+        for i, layer in enumerate(self._layers):
+            full, rest = divmod(tokens, self.net.block)
+            held = min(full, layer.store.capacity or full)
+            found |= {f"layers.{i}.blocks": (held, B, H, 2, size, d), f"layers.{i}.tail": (B, H, 2, rest, d)}
+        return found
+
+    def restore(self, state: Mapping[str, Tensor], tokens: int) -> None:
+        """Fill an empty session with the `state` of one that has read so many tokens, landmarks inserted."""
+        full, device = tokens // self.net.block, self._nothing().device
+        self.read = tokens + full
+        for i, layer in enumerate(self._layers):
+            blocks, tail = state[f"layers.{i}.blocks"].to(device), state[f"layers.{i}.tail"].to(device)
+            layer.store.fill(blocks, full - len(blocks))
+            layer.tail = (tail[:, :, 0].clone(), tail[:, :, 1].clone())
+
+    def _nothing(self) -> Tensor:
+        """No keys [B,H,0,d], otherwise like all others."""
+        nothing = torch.zeros(self.batch, 0, dtype=torch.long)
+        keys: Tensor = self.net.layers[0].project(self.net.embed(nothing))[1].transpose(1, 2)
+        return keys
 
     def _with_landmarks(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens with a landmark behind every L of the stream, and which of them are the caller's."""
