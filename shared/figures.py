@@ -11,7 +11,9 @@ from prometheus_client import Counter, Gauge, Histogram
 
 __all__ = [
     "landmark",
+    "landmark_document",
     "landmark_resident",
+    "landmark_unshared",
     "lock_conflict",
     "mixer_state",
     "nonfinite",
@@ -24,6 +26,14 @@ __all__ = [
 _RETRIEVED = Counter("landmark_blocks_retrieved_total", "Blocks fetched by queries.", ["model"])
 _MOVED = Counter("landmark_bytes_moved_total", "Bytes of blocks fetched from where they wait.", ["model"])
 _RESIDENT = Gauge("landmark_blocks_resident", "Blocks of documents that are kept.", ["model"])
+_DOCUMENTS = Counter(
+    "landmark_documents_total", "Documents stored or asked about: blocks were local, fetched, or are read.",
+    ["model", "blocks"],
+)  # fmt: skip
+_UNSHARED = Counter(
+    "landmark_blocks_unshared_total", "Blocks that replicas can't share: too_large, invalid when fetched, or away.",
+    ["model", "reason"],
+)  # fmt: skip
 _STATE = Gauge("titans_state_bytes", "Bytes of the last session state that was written.", ["model"])
 _NONFINITE = Counter("titans_nonfinite_total", "States that were not finite, and were dropped.", ["model"])
 _ROLLBACKS = Counter("titans_rollbacks_total", "Sessions that went back to an earlier version.", ["model"])
@@ -51,6 +61,16 @@ def landmark(model: str, retrieved: int, moved: int) -> None:
 def landmark_resident(model: str, blocks: int) -> None:
     """So many blocks of documents are kept now."""
     _RESIDENT.labels(model).set(blocks)
+
+
+def landmark_document(model: str, blocks: str) -> None:
+    """A document was wanted whose blocks were `local`, could be `fetched`, or have to be `read`."""
+    _DOCUMENTS.labels(model, blocks).inc()
+
+
+def landmark_unshared(model: str, reason: str) -> None:
+    """A document's blocks were `too_large` to be kept for others, `invalid` as they were kept, or Redis was `away`."""
+    _UNSHARED.labels(model, reason).inc()
 
 
 def titans(model: str, state_bytes: int, surprise: float | None) -> None:

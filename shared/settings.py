@@ -89,6 +89,10 @@ class Settings(BaseSettings):
         "Replicas that do not share a data folder need the same one."
     )  # fmt: skip
     session_ttl_s: int = Field(7 * 24 * 3600, ge=1, description="How long unused sessions and documents are kept.")
+    document_blocks_bytes: int = Field(
+        64 * 2**20, ge=0, description="Most bytes that Redis keeps per tenant of what models made of documents, so "
+        "that no other replica reads them again; the longest unused go first. 0 keeps nothing."
+    )  # fmt: skip
 
     # Jobs.
     job_ttl_s: int = Field(24 * 3600, ge=1, description="How long a finished job and its result are kept.")

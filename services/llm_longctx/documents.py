@@ -1,8 +1,9 @@
 """Documents of landmark models: read once, asked about often.
 
 A document's id follows from the weights, its tokens and how it is read, so that storing it twice is storing it once.
-Its text is kept sealed; what the model made of it is on the model's shelf, and is made again where it is missing.
-Knows the store and the voice that reads; knows nothing about HTTP.
+Its text is kept sealed. What the model made of it is on the model's shelf and, sealed too, where other replicas fetch
+it; it is made again where it is missing or not what it should be. Knows the store and the voice that reads; knows
+nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import time
 from dataclasses import replace
+from typing import Literal
 
 from services.llm_longctx.document_store import DocumentStore
 from services.llm_longctx.engine import Sampling
@@ -19,12 +21,16 @@ from services.llm_longctx.generation import Generation, Prompt
 from services.llm_longctx.landmark_options import LandmarkOptions
 from services.llm_longctx.landmark_voice import LandmarkVoice
 from services.llm_longctx.memory import Document
+from services.llm_longctx.mixers.landmark_state import BlocksError
 from shared import figures, telemetry
 from shared.api.memory import DocumentInfo, DocumentRequest, DocumentText
-from shared.errors import InvalidOption
+from shared.errors import Conflict, InvalidOption, NotReady
 from shared.registry import Run
 
 __all__ = ["Documents"]
+
+Source = Literal["local", "fetched", "read"]
+"""Where what was made of a document was."""
 
 
 class Documents:
@@ -45,15 +51,18 @@ class Documents:
         if not ids:
             raise InvalidOption("The document is empty.", field="text")
         voice.fits(ids, "text")
-        how = json.dumps([voice.digest, options.model_dump(exclude={"cite"}), ids])
+        follows = json.dumps([voice.digest, options.model_dump(exclude={"cite"}), ids])
         document = Document(
-            f"doc_{hashlib.sha256(how.encode()).hexdigest()[:24]}", self._tenant, asked.text, ids, options
+            f"doc_{hashlib.sha256(follows.encode()).hexdigest()[:24]}", self._tenant, asked.text, ids, options
         )
+        how = await self._at_hand(document, voice)
         cached = await asyncio.to_thread(_fill, voice, document, run)
         facts = _facts(document, voice, asked.name, int(time.time()))
         record = DocumentText(**facts, text=asked.text).model_dump_json().encode()
         await self._store.put(self._tenant, document.id, record)
-        return DocumentInfo(**facts, cached_tokens=cached)
+        there = how != "read" and await self._store.touch_blocks(self._tenant, document.id)
+        shared = there or await self._share(document, voice)
+        return DocumentInfo(**facts, cached_tokens=cached, shared=shared)
 
     async def get(self, name: str) -> DocumentText:
         """A document with its text.
@@ -89,7 +98,50 @@ class Documents:
         if kept.model != voice.name:
             detail = f"The document {name} was stored for {kept.model}, not for {voice.name}."
             raise InvalidOption(detail, field="document_id")
-        return await asyncio.to_thread(self._document, kept, voice)
+        document, loop = await asyncio.to_thread(self._document, kept, voice), asyncio.get_running_loop()
+        if await self._at_hand(document, voice) == "local":
+            await self._store.touch_blocks(self._tenant, name)
+
+        def offer() -> None:
+            asyncio.run_coroutine_threadsafe(self._share(document, voice), loop)
+
+        return replace(document, offer=offer)
+
+    async def _at_hand(self, document: Document, voice: LandmarkVoice) -> Source:
+        """Bring what was made of a document here, if that spares reading it; tells where it was."""
+        how: Source = "local" if await asyncio.to_thread(voice.kept, document) else "read"
+        if how == "read" and await self._fetched(document, voice):
+            how = "fetched"
+        figures.landmark_document(voice.name, how)
+        telemetry.log().info("document", model=voice.name, document=document.id, blocks=how, tokens=len(document.ids))
+        return how
+
+    async def _fetched(self, document: Document, voice: LandmarkVoice) -> bool:
+        try:
+            if (blocks := await self._store.blocks(self._tenant, document.id)) is None:
+                return False
+            await asyncio.to_thread(voice.take, document, blocks)
+        except (Conflict, BlocksError, NotReady) as error:  # reading again is slower, and always right
+            _unshared(document, voice, "away" if isinstance(error, NotReady) else "invalid", str(error))
+            return False
+        figures.landmark_resident(voice.name, voice.shelf.blocks)
+        return voice.kept(document) is not None
+
+    async def _share(self, document: Document, voice: LandmarkVoice) -> bool:
+        """Keep what was made of a document for other replicas; whether it is kept."""
+        session = voice.kept(document)
+        if session is None or not session.read:
+            return False
+        if session.nbytes > self._store.room:
+            detail = f"{session.nbytes:,} bytes; FOVEA_DOCUMENT_BLOCKS_BYTES is {self._store.room:,}"
+            _unshared(document, voice, "too_large", detail)
+            return False
+        try:
+            blocks = await asyncio.to_thread(voice.packed, document, session)
+            return await self._store.keep_blocks(self._tenant, document.id, blocks)
+        except NotReady as error:
+            _unshared(document, voice, "away", error.detail)
+            return False
 
     def _document(self, kept: DocumentText, voice: LandmarkVoice) -> Document:
         options = LandmarkOptions.model_validate(kept.longctx)
@@ -109,6 +161,13 @@ def _fill(voice: LandmarkVoice, document: Document, run: Run) -> int:
             pass
     figures.landmark_resident(voice.name, voice.shelf.blocks)
     return generation.orders[0].facts.cached_tokens
+
+
+def _unshared(document: Document, voice: LandmarkVoice, reason: str, detail: str) -> None:
+    figures.landmark_unshared(voice.name, reason)
+    telemetry.log().warning(
+        "blocks of a document are not shared", model=voice.name, document=document.id, reason=reason, detail=detail
+    )
 
 
 def _facts(document: Document, voice: LandmarkVoice, name: str | None, created: int) -> dict[str, object]:

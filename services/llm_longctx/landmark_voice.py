@@ -22,7 +22,8 @@ from services.llm_longctx.mixer_model import MixerVoice, finite
 from services.llm_longctx.mixers.landmark import Citation as Found
 from services.llm_longctx.mixers.landmark import citations
 from services.llm_longctx.mixers.landmark_session import LandmarkSession
-from services.llm_longctx.shelf import STRETCH, Shelf
+from services.llm_longctx.mixers.landmark_state import pack_blocks, unpack_blocks
+from services.llm_longctx.shelf import STRETCH, Shelf, beginning
 from services.llm_longctx.vocabularies import Placed
 from shared import figures
 from shared.api.text import Citation, CitedToken, GenerationOptions, LongctxAnswer
@@ -45,12 +46,12 @@ class LandmarkStream:
         read: Tokens of the request that it has read.
         prompt: Tokens of the whole prompt; votes count from its last token on.
         mute: Tokens that are never drawn.
-        beginning: Where what is read is kept: a shelf, the key of how it is read, and the tokens that are kept.
+        beginning: Where what is read is kept: a shelf, the key of how it is read, and the document.
     """
 
     def __init__(
         self, session: LandmarkSession, read: int, prompt: int, mute: Sequence[int],
-        beginning: tuple[Shelf, bytes, Sequence[int]] | None = None,
+        beginning: tuple[Shelf, bytes, Document] | None = None,
     ) -> None:  # fmt: skip
         self.session, self.read = session, read
         self._prompt, self._mute, self._beginning = prompt, list(mute), beginning
@@ -121,10 +122,13 @@ class LandmarkStream:
         """Nothing is held beyond memory."""
 
     def _keep(self) -> None:
-        if self._beginning is not None:
-            shelf, base, ids = self._beginning
-            if self.read <= len(ids) and self.read % STRETCH == 0:
-                shelf.add(base, ids[: self.read], self.session)
+        if self._beginning is None or self.read % STRETCH:
+            return
+        shelf, base, document = self._beginning
+        if self.read <= len(document.ids):
+            shelf.add(base, document.ids[: self.read], self.session)
+        if self.read == len(document.ids) // STRETCH * STRETCH and document.offer is not None:
+            document.offer()
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ class LandmarkVoice(MixerVoice):
         else:
             session, read = found[0].fork(knobs.blocks, knobs.selection), found[1]
         same = document.options == knobs.model_copy(update={"cite": document.options.cite})
-        return LandmarkStream(session, read, len(ids), mute, (self.shelf, base, document.ids) if same else None)
+        return LandmarkStream(session, read, len(ids), mute, (self.shelf, base, document) if same else None)
 
     def session(self, knobs: LandmarkOptions) -> LandmarkSession:
         """A new session that reads as the knobs say."""
@@ -202,6 +206,28 @@ class LandmarkVoice(MixerVoice):
         """What a document's beginnings depend on beside its tokens: whose it is, the weights and how it is read."""
         how = document.options.model_dump_json(exclude={"cite"})
         return hashlib.sha256(f"{document.tenant}\0{self.digest}\0{how}".encode()).digest()
+
+    def kept(self, document: Document) -> LandmarkSession | None:
+        """What is kept here of a document up to its last whole stretch, if it was read that far."""
+        base = self.base(document)
+        end = beginning(base, document.ids)[1]
+        found = self.shelf.longest(base, document.ids, end)
+        return found[0] if found is not None and found[1] == end else None
+
+    def packed(self, document: Document, session: LandmarkSession) -> bytes:
+        """What `kept` gave as bytes, for other replicas."""
+        return pack_blocks(session, beginning(self.base(document), document.ids)[0].hex())
+
+    def take(self, document: Document, blocks: bytes) -> None:
+        """Keep what another replica packed, as if it had been read here.
+
+        Raises:
+            BlocksError: It is not what would have been read.
+        """
+        base = self.base(document)
+        key, end = beginning(base, document.ids)
+        session = unpack_blocks(blocks, key.hex(), self.session(document.options), end)
+        self.shelf.plant(base, document.ids, session)
 
     def most_bytes(self, tokens: int) -> int:
         """Most that a session of so many tokens remembers: keys and values, landmarks, and their keys once more."""

@@ -26,6 +26,7 @@ class Document:
         text: What it says.
         ids: Its tokens.
         options: How it was read.
+        offer: Called once the last whole stretch was read here: others may want it. Must not block.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Document:
     text: str
     ids: tuple[int, ...]
     options: LandmarkOptions
+    offer: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,9 @@ class DocumentInfo(BaseModel):
     created: int
     longctx: dict[str, int | str | bool | None]
     cached_tokens: int | None = Field(None, description="When it is stored: tokens that had been read before.")
+    shared: bool | None = Field(
+        None, description="When it is stored: whether other replicas can go on from its blocks, or must read it again."
+    )
 
 
 class DocumentText(DocumentInfo):
