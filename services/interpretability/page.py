@@ -1,21 +1,25 @@
-"""A report as a page: pictures with tooltips and links, tables, and the spec that made it. No script, no style.
+"""A report as a page: pictures with tooltips and links, tables, and the spec that made it. No script.
 
-What looks and behaves is SVG and HTML alone, so the page holds under the strictest content policy.
+One style sheet in its head dresses the page where it is opened alone; where only `main` is taken over (the console),
+it stays behind. `POLICY` allows that sheet, by its digest, and nothing else.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from collections.abc import Iterator
 from html import escape as escaped
+from pathlib import Path
 from urllib.parse import quote
 
 from services.interpretability import plots
 from services.interpretability.drawing import Drawing
 from services.interpretability.report import Grid, Report, Table
 
-__all__ = ["drawings", "page", "permalink"]
+__all__ = ["POLICY", "drawings", "page", "permalink"]
 
 ROWS = 200
 """Rows of a table that a page shows; all are in the JSON."""
@@ -25,6 +29,14 @@ MOST = 64
 
 FEW = 2
 """Patterns up to which each is drawn large."""
+
+_STYLE = Path(__file__).with_name("page.css").read_text("utf8")
+
+POLICY = (
+    f"default-src 'none'; style-src 'sha256-{base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()}'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The content policy that a page is served under."""
 
 _HEAD = re.compile(r"\d+-\d+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -40,8 +52,8 @@ def page(report: Report) -> str:
     title = escape(report.title)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width"></head><body><main>{"".join(_parts(report))}</main>'
-        "</body></html>"
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
+        f"<body><main>{''.join(_parts(report))}</main></body></html>"
     )
 
 

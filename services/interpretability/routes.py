@@ -18,6 +18,7 @@ from starlette.responses import Response
 from services.interpretability import pictures
 from services.interpretability.circuit import Overlap, overlap
 from services.interpretability.experiment import Experiment
+from services.interpretability.page import POLICY
 from services.interpretability.report import Grid, Report, Table, head_axes, head_name, matrix
 from shared.errors import InvalidOption, Malformed
 from shared.registry import Servable
@@ -104,7 +105,8 @@ async def _as(report: Report, media: str) -> Response:
     if media == "application/json":
         return Response(report.model_dump_json(), media_type=media, headers={"vary": "accept"})
     drawn = await asyncio.to_thread(pictures.render, report, media)
-    return Response(drawn, media_type=media, headers={"vary": "accept"})
+    policy = {"content-security-policy": POLICY} if media == "text/html" else {}
+    return Response(drawn, media_type=media, headers={"vary": "accept", **policy})
 
 
 def _any(host: Host) -> Experiment[Any]:

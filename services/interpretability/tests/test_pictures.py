@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
+import re
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -11,7 +14,7 @@ from PIL import Image
 
 from services.interpretability import plots
 from services.interpretability.drawing import BLUE, EMPTY, ORANGE, Drawing, Rect, Text, diverging, sequential, stacked
-from services.interpretability.page import page, permalink
+from services.interpretability.page import POLICY, page, permalink
 from services.interpretability.pictures import MEDIA_TYPES, arrays, render
 from services.interpretability.report import (
     Axis,
@@ -106,6 +109,18 @@ def test_small_maps_show_the_largest_of_neighbours():
     assert found.shape == (24, 24)
     assert found[0, 0] == 1.0
     assert found[23, 23] == pytest.approx(1 / 70)
+
+
+def test_page_has_one_style_sheet_and_a_policy_that_allows_that_alone():
+    made = page(whole_report())
+    (sheet,) = re.findall(r"<style>(.*?)</style>", made, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}';" in POLICY
+    assert "default-src 'none'" in POLICY
+    assert "unsafe" not in POLICY
+    assert "prefers-color-scheme: dark" in sheet
+    assert made.index("<style>") < made.index("<main>"), "who takes over `main` takes none of it"
+    assert " style=" not in made
 
 
 def test_text_of_strangers_stays_text():

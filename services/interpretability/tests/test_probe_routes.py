@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
+from services.interpretability.page import POLICY
 from services.interpretability.routes import router_of
 from shared.registry import servables
 from shared.serving.app import build
@@ -58,6 +59,7 @@ async def test_answer_comes_in_the_form_that_is_asked_for(client, form):
         assert body.startswith(b"<!doctype html>")
         assert b"<script" not in body
         assert b"style=" not in body
+        assert answer.headers["content-security-policy"] == POLICY
     elif form == "svg":
         assert answer.headers["content-type"].startswith("image/svg+xml")
         assert b"<title>0 / 0" in body or b"title" in body
