@@ -1,0 +1,119 @@
+"""A GPT-2 folder under the weights folder, over HTTP: all that studies language models answers for it."""
+
+from __future__ import annotations
+
+import json
+
+import httpx2
+import numpy as np
+import pytest
+import pytest_asyncio
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models, pre_tokenizers
+
+from services.interpretability.experiments.retrieval_heads import RetrievalSpec, samples_of
+from services.interpretability.retrieval import retrieval_score
+from services.interpretability.routes import router_of
+from services.interpretability.shelf import Shelf
+from shared.lm.networks import gpt2
+from shared.lm.taps import trace
+from shared.registry import servables
+from shared.serving.app import build
+from shared.settings import Settings
+
+NAME = "gpt2-of-mine"
+LAYERS, HEADS, POSITIONS = 3, 4, 1024
+OWN = {"routing-clusters", "deconstruction-study", "sparsity"}
+"""Experiments on models of their own."""
+
+KV = {"protocol": "kv", "samples": 2, "pairs": 3, "shots": 1, "key_chars": 4, "value_words": 0}
+
+
+def random_folder(folder):
+    """A random GPT-2 over bytes, as its users keep it."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(5)
+    model = gpt2(vocab=256, width=32, layers=LAYERS, heads=HEADS, hidden=64, positions=POSITIONS)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(torch.randn(parameter.shape) / parameter.shape[1] ** 0.5)
+    save_file(
+        {key: x.contiguous() for key, x in model.state_dict().items() if key != "lm_head.weight"},
+        folder / "model.safetensors",
+    )
+    facts = {
+        "model_type": "gpt2", "vocab_size": 256, "n_positions": POSITIONS, "n_embd": 32, "n_layer": LAYERS,
+        "n_head": HEADS, "n_inner": 64, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(facts))
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    library = Library(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    library.save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    random_folder(folder / "weights" / NAME)
+    return folder
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(data):
+    found = servables("interpretability")
+    settings = Settings(data_dir=data, threads=1)
+    app = build("interpretability", routers=[router_of(found)], servables=found, settings=settings)
+    await app.state.host.start()
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://probe.test") as asked:
+        yield asked
+    await app.state.host.stop()
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_retrieval_heads_are_those_of_its_own_pattern_rows(client, data):
+    answer = await client.post("/v1/probe/heads/retrieval", json={"model": NAME, "seed": 3, **KV})
+    assert answer.status_code == 200, answer.text
+    report = answer.json()
+    assert report["manifest"]["model"] == NAME
+    assert any("does not solve the task" in warning for warning in report["warnings"]), "random weights know nothing"
+    subject, spec = Shelf(data, data / "weights", NAME, "float32", "cpu").subject(NAME), RetrievalSpec(seed=3, **KV)
+    expected = []
+    for sample in samples_of(spec, subject):
+        read, said = sample.prompt.ids, sample.prompt.answer_ids
+        seen = trace(
+            subject.model, torch.tensor([[*read, *said[:-1]]]), capture=[f"pattern.{i}" for i in range(LAYERS)]
+        )
+        rows = torch.stack([seen[f"pattern.{i}"][0] for i in range(LAYERS)]).permute(2, 0, 1, 3)
+        expected.append(retrieval_score(rows[len(read) - 1 :].numpy(), read, said, sample.prompt.span))
+    grid = next(grid for grid in report["grids"] if grid["name"] == "retrieval_score")
+    assert np.max(expected) > 0, "else nothing would be compared"
+    assert np.allclose(grid["values"], np.mean(expected, 0))
+    plan = next(one for one in report["artefacts"] if one["name"] == "head-plan.json")
+    roles = (await client.get(f"/v1/probe/artefacts/{plan['sha256']}")).json()["roles"]
+    assert np.array(roles).shape == (LAYERS, HEADS)
+    assert np.sum(roles) == LAYERS * HEADS / 2
+
+
+@pytest.mark.parametrize("name", [name for name in servables("interpretability") if name not in OWN])
+async def test_experiment_answers_its_example_for_it(client, name):
+    kind = servables("interpretability")[name]
+    example = {**kind.card.example, "model": NAME}
+    del example["lm"]
+    answer = await client.post(f"/v1/probe/{kind.route}", json=example)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["manifest"]["model"] == NAME
+
+
+async def test_models_tell_its_facts(client):
+    await client.post("/v1/probe/sinks", json={"model": NAME, "text": "A heron waits."})
+    (told,) = [one for one in (await client.get("/v1/probe/models")).json() if one["name"] == NAME]
+    facts = {key: told[key] for key in ("loaded", "layers", "heads", "kv_heads", "head_dim", "window")}
+    assert facts == {
+        "loaded": True, "layers": LAYERS, "heads": HEADS, "kv_heads": HEADS, "head_dim": 8, "window": POSITIONS,
+    }  # fmt: skip
