@@ -113,7 +113,9 @@ def bars(data: Bars) -> Drawing:
         if count <= LABELLED or i % (count // LABELLED + 1) == 0:
             drawing.add(Text(x + step / 2, TOP + height + 16, bar.label[: max(int(step / 5), 3)], 10, INK, "middle"))
         if step > 40 and bar.value is not None:
-            drawing.add(Text(x + step / 2, y(max(bar.value, 0)) - 4, _number(bar.value), 10, INK, "middle"))
+            beside = bar.high is not None  # the interval's line stands in the middle
+            place, anchor = (x + step / 2 + 4, "start") if beside else (x + step / 2, "middle")
+            drawing.add(Text(place, y(max(bar.value, 0)) - 4, _number(bar.value), 10, INK, anchor))
     drawing.add(Text(LEFT, TOP - 14, data.unit, 10, GREY))
     return _captioned(drawing, data.caption)
 
