@@ -64,6 +64,7 @@ def test_an_attention_methods_knobs_are_a_form_made_of_its_schema(page, stage, s
     page.get_by_text("Write a haiku about retinas.").click()
     see(page.locator(".turn").nth(1)).to_contain_text("You said:")
     assert stage.stub.seen[-1]["longctx"] == {"method": "nearby", "near": 3, "echo": True}
+    see(page.get_by_role("button", name="Send")).to_be_visible()  # while an answer is written nothing is sent
     page.get_by_label("Attention").select_option("dense")
     page.locator("[data-part=message]").fill("again")
     page.locator("[data-part=message]").press("Enter")
