@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
+import httpx2
+import pytest
 from playwright.sync_api import expect
 
 from services.gateway.tests.browsing import MARKS
@@ -78,3 +81,112 @@ def test_what_the_memory_refuses_is_told(page: Any, complaints: list[str]) -> No
     expect(page.get_by_role("alert")).to_contain_text("is no word of this model")
     assert len(complaints) == 1
     complaints.clear()
+
+
+def _talked(page: Any, model: str = "fovea-titans-mac") -> str:
+    """A session that has read one request; its id."""
+    page.goto(f"/console/chat?model={model}")
+    page.get_by_role("button", name="Remember from now on").click()
+    name = page.locator("[data-part=session-id]")
+    expect(name).to_have_text(re.compile(r"s_\w{20}"))
+    page.locator("#option-max_tokens").fill("1")
+    _ask(page, "the dog red of in ? dog")
+    expect(page.locator("[data-part=session-state]")).to_contain_text("8 tokens read")
+    text: str = name.inner_text()
+    return text
+
+
+def _row(page: Any, name: str) -> Any:
+    return page.locator(f'[data-session="{name}"]')
+
+
+def test_sessions_are_listed_with_what_they_remember_and_one_is_gone_on_with(page: Any) -> None:
+    older, name = _talked(page, "fovea-titans-lmm"), _talked(page)
+    page.get_by_role("link", name="Sessions").click()
+    rows = page.locator(".session")
+    expect(rows.first.locator("[data-part=id]")).to_have_text(name)
+    expect(rows.nth(1).locator("[data-part=id]")).to_have_text(older)
+    row = _row(page, name)
+    expect(row.locator("[data-part=model]")).to_have_text("fovea-titans-mac")
+    expect(row.locator("[data-part=tokens]")).to_have_text("8")
+    expect(row.locator("[data-part=memory]")).to_have_text(re.compile(r"[\d.]+ KiB"))
+    expect(row.locator("[data-part=version]")).to_have_text("1")
+    expect(row.locator("[data-part=versions]")).to_have_text("also kept: 0")
+    expect(row.locator("[data-part=updated]")).to_have_text("just now")
+    row.get_by_role("link", name="Continue").click()
+    state = page.locator("[data-part=session-state]")
+    expect(state).to_contain_text("8 tokens read")
+    expect(page.locator(".learnt")).to_have_count(8)
+    page.locator("#option-max_tokens").fill("1")
+    _ask(page, "? dog")
+    expect(state).to_contain_text("11 tokens read")
+    page.reload()
+    expect(state).to_contain_text("11 tokens read")
+    page.locator("fovea-model select").select_option("fovea-titans-lmm")
+    expect(state).to_have_text("Nothing is remembered between requests.")
+    assert "session=" not in page.url
+
+
+def test_session_is_forked_exported_and_deleted_from_the_list(page: Any) -> None:
+    name = _talked(page)
+    page.goto("/console/sessions")
+    row = _row(page, name)
+    row.wait_for()
+    before = page.locator(".session").count()
+    row.get_by_role("button", name="Fork").click()
+    expect(page.locator(".session")).to_have_count(before + 1)
+    twin = page.locator(".session").first
+    expect(twin).to_be_focused()
+    expect(twin.locator("[data-part=tokens]")).to_have_text("8")
+    with page.expect_download() as waiting:
+        row.get_by_role("button", name="Export").click()
+    assert waiting.value.suggested_filename == f"{name}-v1.state"
+    assert Path(waiting.value.path()).read_bytes().startswith(b"FOVEATTN")
+    row.get_by_role("button", name="Delete").click()
+    page.keyboard.press("Tab")  # looking elsewhere takes it back
+    expect(row.get_by_role("button", name="Delete", exact=True)).to_be_visible()
+    row.get_by_role("button", name="Delete").click()
+    row.get_by_role("button", name="Delete for good").click()
+    expect(row).to_have_count(0)
+    page.reload()
+    expect(page.locator(".session")).to_have_count(before)
+    expect(row).to_have_count(0)
+
+
+def test_older_sessions_come_a_page_at_a_time(page: Any, remembering: Any) -> None:
+    with httpx2.Client(base_url=remembering.url) as client:
+        there = len(client.get("/v1/sessions", params={"limit": 1000}).json()["data"])
+        for _ in range(51 - there):
+            client.post("/v1/sessions", json={"model": "fovea-titans-mac"}).raise_for_status()
+        names = [one["id"] for one in client.get("/v1/sessions", params={"limit": 1000}).json()["data"]]
+    page.goto("/console/sessions")
+    expect(page.locator(".session")).to_have_count(50)
+    expect(page.locator("[data-part=count]")).to_contain_text("50 and more sessions")
+    page.get_by_role("button", name="Show older ones").click()
+    expect(page.locator(".session")).to_have_count(51)
+    expect(page.get_by_role("button", name="Show older ones")).to_be_hidden()
+    assert page.locator(".session [data-part=id]").all_inner_texts() == names
+
+
+def test_session_that_is_gone_is_told_in_list_and_chat(page: Any, remembering: Any, complaints: list[str]) -> None:
+    name = _talked(page)
+    page.goto("/console/sessions")
+    _row(page, name).wait_for()
+    httpx2.delete(f"{remembering.url}/v1/sessions/{name}").raise_for_status()
+    _row(page, name).get_by_role("button", name="Fork").click()
+    expect(page.get_by_role("alert")).to_contain_text(f"There is no session {name}.")
+    page.goto(f"/console/chat?model=fovea-titans-mac&session={name}")
+    expect(page.get_by_role("alert")).to_contain_text(f"There is no session {name}.")
+    expect(page.get_by_role("button", name="Remember from now on")).to_be_visible()
+    assert ["404" in said for said in complaints] == [True, True]
+    complaints.clear()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_list_fits_narrow_screens_in_either_scheme(page: Any, scheme: Any) -> None:
+    _talked(page)
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 360, "height": 780})
+    page.goto("/console/sessions")
+    page.locator(".session").first.wait_for()
+    assert page.locator("html").evaluate("element => element.scrollWidth") <= 360

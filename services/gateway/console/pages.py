@@ -97,6 +97,7 @@ class Console:
             "/console/detect": self.detect,
             "/console/restore": self.restore,
             "/console/chat": self.chat,
+            "/console/sessions": self.sessions,
             "/console/judge": self.judge,
             "/console/probe": self.probe,
             "/console/jobs": self.jobs,
@@ -136,6 +137,11 @@ class Console:
         methods = _methods(card, await self._asker.methods(request)) if _takes_methods(card) else []
         starters = _starters(example)
         return await self._bench(request, "chat", "chat.html", page="chat", starters=starters, methods=methods)
+
+    async def sessions(self, request: Request) -> Response:
+        """What models remember for the reader; the browser fetches it, the question checks the key."""
+        models = [entry for entry in await self._asker.models(request) if entry.task == "chat"]
+        return self._draw("sessions.html", request, page="chat", models=models)
 
     async def judge(self, request: Request) -> Response:
         """Relevance labels: pairs, batches, and what is computed from them."""

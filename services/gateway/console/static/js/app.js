@@ -17,11 +17,12 @@ import { Probe } from "./probe.js";
 import { Restore } from "./restore.js";
 import { RunTask } from "./run.js";
 import { Segment } from "./segment.js";
+import { Sessions } from "./sessions.js";
 
 const ELEMENTS = {
   ready: Ready, live: Live, key: KeyHolder, lock: Lock, model: ModelChoice, slider: Slider, code: Code, drop: Drop,
   answer: Answer, segment: Segment, detect: Detect, restore: Restore, chat: Chat, attention: Attention, memory: Memory, jobs: Jobs, run: RunTask,
-  probe: Probe,
+  probe: Probe, sessions: Sessions,
   "judge-pair": JudgePair, "judge-batch": JudgeBatch, "judge-agreement": JudgeAgreement, "judge-rankings": JudgeRankings,
   "judge-board": JudgeBoard,
 };

@@ -16,6 +16,8 @@ export class Memory extends Part {
     this.on("click", "session-forget", () => this.trying(() => this.forget()));
     this.on("click", "document-read", () => this.trying(() => this.read()));
     this.on("click", "document-drop", () => this.trying(() => this.drop()));
+    const named = new URL(location.href).searchParams.get("session");
+    if (named && this.part("session-open")) this.trying(() => this.resume(named));
   }
 
   get chat() {
@@ -47,6 +49,15 @@ export class Memory extends Part {
     this.drawn(await (await call("/v1/sessions", { method: "POST", json })).json());
   }
 
+  /** Go on with a session that the address names. */
+  async resume(id) {
+    const path = `/v1/sessions/${encodeURIComponent(id)}`;
+    const session = await (await call(path)).json();
+    if (session.model !== chosenModel(this.chat)) return;
+    this.drawn(session);
+    if (session.version) this.learnt(await (await call(`${path}/surprise`)).json());
+  }
+
   async back() {
     const version = this.session.version - 1;
     const path = `/v1/sessions/${this.session.id}/rollback`;
@@ -62,12 +73,25 @@ export class Memory extends Part {
   /** Say what the session holds, and offer what can be done with it. */
   drawn(session) {
     this.session = session;
+    this.addressed();
     this.show(!session, "session-open");
     this.show(Boolean(session), "session-forget");
     this.show(session?.versions.length > 1, "session-back");
     if (!session) this.show(false, "surprise");
     const held = session && `${session.tokens.toLocaleString("en")} tokens read · ${session.state_bytes.toLocaleString("en")} bytes remembered · version ${session.version}`;
     this.say("session-state", held || "Nothing is remembered between requests.");
+    this.say("session-id", session?.id);
+    this.show(Boolean(session), "session-named");
+  }
+
+  /** The address names the session, so that a page opened again goes on with it. */
+  addressed() {
+    const url = new URL(location.href);
+    if (this.session) {
+      url.searchParams.set("model", this.session.model);
+      url.searchParams.set("session", this.session.id);
+    } else url.searchParams.delete("session");
+    history.replaceState(null, "", url);
   }
 
   async read() {

@@ -26,6 +26,7 @@ export class ModelChoice extends HTMLElement {
   async redraw() {
     const url = new URL(location.href);
     url.searchParams.set("model", this.querySelector("select").value);
+    url.searchParams.delete("session"); // it is the other model's
     const form = this.closest("form");
     const drawn = (await page(url)).querySelector('form[data-part="options"]');
     history.replaceState(null, "", url);
