@@ -1,16 +1,21 @@
 """The engine in bfloat16 against llama.cpp on the same GGUF file, both on two threads: reading and decoding.
 
 The file's weights have four bits; llama.cpp multiplies them as they are, the engine widens them once. Figures of
-llama.cpp are its own timings of a completion.
+llama.cpp are its own timings of a completion. It runs in a process of its own, which is stopped while it is not asked:
+its idle threads keep the processor busy.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 
 import torch
 
@@ -26,8 +31,7 @@ STEPS = 32
 def measure(rounds: int = 3, count: int = SHORTER) -> Table:
     """Alternate both at `count` tokens; medians over rounds. Long prompts are read once: only steps are compared."""
     taken: dict[str, list[float]] = defaultdict(list)
-    with threads(), torch.inference_mode(), smollm2(torch.bfloat16) as smol:
-        server = llamacpp()
+    with threads(), torch.inference_mode(), smollm2(torch.bfloat16) as smol, llamacpp() as server:
         engine = Engine(smol.net)
         longer = {name: engine.open(how) for name, how in decoders().items()}
         for s in longer.values():
@@ -35,7 +39,7 @@ def measure(rounds: int = 3, count: int = SHORTER) -> Table:
         for at in range(rounds):
             alternate(taken, smol.ids[at : count + at], engine, server)
         for _ in range(rounds):
-            times = completed(server, smol.ids[:LONGER], again=True)
+            times = server.completed(smol.ids[:LONGER], again=True)
             taken[f"llama.cpp, decode at {LONGER}"].append(times["predicted_per_token_ms"])
             for name, s in longer.items():
                 taken[f"{name}, decode at {LONGER}"].append(step(s, smol.ids[:STEPS]))
@@ -57,28 +61,63 @@ def sparse() -> Mapping[str, AttentionMethod]:
     return {"dhsa": method("dhsa", variant="topk", block=128, key_block=64, density=0.22)}
 
 
-def llamacpp() -> Any:
-    """A llama.cpp server in this process, on two threads, without prompt cache."""
+class LlamaCpp:
+    """A llama.cpp server in a process of its own, on two threads, without prompt cache."""
+
+    def __init__(self) -> None:
+        start = multiprocessing.get_context("spawn")
+        self._ours, theirs = start.Pipe()
+        self._process = start.Process(target=_serve, args=(theirs, str(gguf())), daemon=True)
+        self._process.start()
+        self._ours.recv()
+        self._send(signal.SIGSTOP)
+
+    def completed(self, prompt: Sequence[int], *, again: bool = False) -> dict[str, float]:
+        """Its timings of one completion; `again` lets it keep the prompt, so that only its first reading counts."""
+        asked = {"prompt": list(prompt), "n_predict": STEPS, "temperature": 0, "cache_prompt": again}
+        self._send(signal.SIGCONT)
+        self._ours.send(asked | {"ignore_eos": True})
+        times: dict[str, float] = self._ours.recv()
+        self._send(signal.SIGSTOP)
+        return times
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.join()
+
+    def _send(self, what: signal.Signals) -> None:
+        if self._process.pid is not None:
+            os.kill(self._process.pid, what)
+
+
+@contextmanager
+def llamacpp() -> Iterator[LlamaCpp]:
+    """A server for the time of the block."""
+    server = LlamaCpp()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def _serve(pipe: Connection, model: str) -> None:
     import xllamacpp  # noqa: PLC0415  # installed by `make bench`
 
     params = xllamacpp.CommonParams()
-    params.model.path = str(gguf())
+    params.model.path = model
     params.n_ctx, params.n_parallel, params.verbosity, params.cache_prompt = 8192, 1, 0, False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
-    return xllamacpp.Server(params)
+    server = xllamacpp.Server(params)
+    pipe.send("ready")
+    while True:
+        answer = server.handle_completions(pipe.recv())
+        pipe.send((json.loads(answer) if isinstance(answer, str) else answer)["timings"])
 
 
-def completed(server: Any, prompt: Sequence[int], *, again: bool = False) -> dict[str, float]:
-    """Its own timings of one completion; `again` lets it keep the prompt, so that only its first reading counts."""
-    asked = {"prompt": list(prompt), "n_predict": STEPS, "temperature": 0, "cache_prompt": again, "ignore_eos": True}
-    answer = server.handle_completions(asked)
-    times: dict[str, float] = (json.loads(answer) if isinstance(answer, str) else answer)["timings"]
-    return times
-
-
-def alternate(taken: dict[str, list[float]], prompt: Sequence[int], engine: Engine, server: Any) -> None:
+def alternate(taken: dict[str, list[float]], prompt: Sequence[int], engine: Engine, server: LlamaCpp) -> None:
     """One round at the shorter length."""
-    times = completed(server, prompt)
+    times = server.completed(prompt)
     taken[f"llama.cpp, prefill at {SHORTER}"].append(times["prompt_ms"])
     taken[f"llama.cpp, decode at {SHORTER}"].append(times["predicted_per_token_ms"])
     for name, how in {"dense": method("dense"), **sparse()}.items():

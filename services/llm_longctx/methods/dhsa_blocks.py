@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.kernels import probe
+from services.llm_longctx.methods.block_means import block_means
 
-__all__ = ["Grid", "block_means", "select_blocks"]
+__all__ = ["Grid", "select_blocks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +88,6 @@ def select_blocks(variant: str, q: Tensor, k: Tensor, grid: Grid, *, causal_safe
     counts = torch.minimum((grid.budget - forced.sum(-1, keepdim=True)).clamp(min=0), (recent - 1).clamp(min=0))
     chosen = _top(scores.masked_fill(~middle, -torch.inf), counts) & middle
     return torch.where(dense, column <= recent, forced | chosen)
-
-
-def block_means(x: Tensor, block: int, offset: int = 0) -> Tensor:
-    """Means over blocks counted from position 0 of x [h,T,d], whose first row has position `offset`: [h,blocks,d]."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    of = torch.arange(offset, offset + x.shape[1]) // block
-    of = of - of[0]
-    counts = of.bincount()
-    sums = x.new_zeros(x.shape[0], len(counts), x.shape[2], dtype=wide).index_add_(1, of, x.to(wide))
-    return sums / counts[:, None]
 
 
 def _top(scores: Tensor, counts: Tensor) -> Tensor:

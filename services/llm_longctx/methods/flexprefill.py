@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from services.llm_longctx.kernels import BlockCsr, probe
 from services.llm_longctx.kernels.block_csr import causal_blocks
+from services.llm_longctx.methods.block_means import block_means
 from services.llm_longctx.methods.claims import claimed
 from services.llm_longctx.methods.contract import AttentionMethod, Reference
 from services.llm_longctx.methods.masked import blocks_to_tokens, masked
@@ -92,7 +93,7 @@ class FlexPrefill(AttentionMethod):
         by_column, by_distance = _pooled(vertical, B), _pooled_far(slash, B)
         low, high = self._bounds(columns)
         counts = [self._blocks(_coverage(x, self.gamma)).clamp(min=low).clamp(max=high) for x in (vertical, slash)]
-        keys = _means(k, B).to(wide).repeat_interleave(H // k.shape[0], 0)
+        keys = block_means(k, B).to(wide).repeat_interleave(H // k.shape[0], 0)
         estimate = ((last.to(wide) * q.shape[-1] ** -0.5).mean(1, keepdim=True) @ keys.mT)[:, 0].softmax(-1)
         jsd = _divergence(estimate, by_column)
         aware = jsd < self.tau
@@ -108,7 +109,7 @@ class FlexPrefill(AttentionMethod):
 
     def _by_mass(self, q: Tensor, keys: Tensor, causal: Tensor) -> Tensor:
         """Step 8: the blocks of largest estimated attention, with one budget over the whole map."""
-        logits = _means(q, self.block) * q.shape[-1] ** -0.5 @ keys.mT
+        logits = block_means(q, self.block) * q.shape[-1] ** -0.5 @ keys.mT
         mass = logits.masked_fill(~causal, float("-inf")).softmax(-1)
         ordered, index = mass.flatten(1).sort(dim=-1, descending=True, stable=True)
         within = ordered.cumsum(-1) <= self.gamma * mass.shape[1]
@@ -123,14 +124,6 @@ class FlexPrefill(AttentionMethod):
 
     def _blocks(self, tokens: Tensor) -> Tensor:
         return tokens // (_RELEASED if self.variant == "released" else self.block) + 1
-
-
-def _means(x: Tensor, block: int) -> Tensor:
-    """Means over blocks [h,N,d] → [h,blocks,d] in float32 or wider; a partial block's is over what it has."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    whole = x.shape[1] // block * block
-    means = x[:, :whole].reshape(len(x), -1, block, x.shape[2]).to(wide).mean(2)
-    return means if whole == x.shape[1] else torch.cat((means, x[:, whole:].to(wide).mean(1, keepdim=True)), 1)
 
 
 def _pooled(mass: Tensor, block: int) -> Tensor:

@@ -76,7 +76,7 @@ class Worker {
     for (int c = LANES; c < whole; c += LANES) top = larger(top, load(s + c));
     vec sums{}, shift = splat(-largest(top) * scale);
     for (int c = 0; c < whole; c += LANES) {
-      vec weight = power_of_two(load(s + c) * splat(scale) + shift);
+      vec weight = power(load(s + c) * splat(scale) + shift);
       sums += weight;
       store(s + c, weight);
     }
@@ -88,6 +88,8 @@ class Worker {
       store(meeting + c, load(meeting + c) + share);
     }
   }
+
+  static vec power(vec x) { return sizeof(T) == 2 ? about_power_of_two(x) : power_of_two(x); }
 
   const Problem& p;
   const Tiles tiles;
