@@ -99,13 +99,13 @@ class Worker {
 
   // values[key or pair of keys][wide]: rows as they are, or two rows zipped; nothing behind the last.
   void pack_values() {
-    const int whole = pair == 2 ? p.d / LANES * LANES : 0;
+    const int whole = p.d / LANES * LANES;
     for (int i = 0; i < up(filled, COLUMNS); i += pair) {
       float* words = values.data() + int64_t(i) / pair * wide;
       F* to = reinterpret_cast<F*>(words);
       const bool both = i + pair <= filled;
       const T *one = value(std::min(i, filled - 1)), *two = value(std::min(i + 1, filled - 1));
-      for (int c = 0; both && c < whole; c += LANES) store(words + c, zip(one + c, two + c));
+      for (int c = 0; both && c < whole; c += LANES) store(words + c, zip<pair>(one + c, two + c));
       for (int c = both ? whole : 0; c < wide; c++)
         for (int j = 0; j < pair; j++) put(i + j < filled && c < p.d ? (j ? two : one)[c] : T{}, to + c * pair + j);
     }

@@ -86,11 +86,14 @@ inline void pack_keys(Key key, int many, int d, int words, int tile, float* keys
     }
 }
 
-// Words of two entries, the first of each from `one`, the second from `two`.
-inline vec zip(const bf16* one, const bf16* two) {
-  return (vec)(lengthened(one) | lengthened(two) << 16);
+// Sixteen words along k: entries of `one`, or pairs of an entry of `one` and one of `two`.
+template <int PAIR, typename T>
+inline vec zip(const T* one, const T* two) {
+  if constexpr (PAIR == 2)
+    return (vec)(lengthened(one) | lengthened(two) << 16);
+  else
+    return load(one);
 }
-inline vec zip(const float*, const float*) { return vec{}; }  // a float is a word of its own
 
 // A word in every lane, as it is, whatever it holds.
 inline vec repeat(const float* word) {
