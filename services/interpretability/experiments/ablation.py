@@ -57,7 +57,10 @@ class Ablation(Experiment[AblationSpec]):
         paper=Paper(title="Are Sixteen Heads Really Better than One?", venue="NeurIPS", year=2019,
                     url="https://arxiv.org/abs/1905.10650"),
         notes=("Hiding (uniform attention) is not silencing: the head then writes the mean of what it sees.", NO_GRAPH),
-        example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwxm kqzwxm", "heads": [[1, 0]], "continuation": 4},
+        example={
+            "lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwxm kqzwxm", "heads": [[1, 1], [1, 2], [1, 3]],
+            "continuation": 4,
+        },
     )  # fmt: skip
 
     def cost(self, spec: AblationSpec, subject: Subject) -> Cost:

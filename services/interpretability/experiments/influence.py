@@ -144,11 +144,11 @@ class AttentionInfluence(Experiment[InfluenceSpec]):
             NO_GRAPH,
         ),
         example={
-            "lm": EXAMPLE_LM, "seed": 0, "heads": [[1, 0], [2, 1]],
+            "lm": EXAMPLE_LM, "seed": 0, "heads": [[1, 1], [1, 2], [1, 3]],
             "documents": "\n".join(
                 f'{{"id": {i}, "domain": "{d}", "text": "{t}"}}'
                 for i, (d, t) in enumerate((
-                    ("copies", "kqzwxm kqzwxm kqzwxm kqzwxm"), ("copies", "hjvbtp hjvbtp hjvbtp hjvbtp"),
+                    ("copies", " ".join(["kqzwxm"] * 8)), ("copies", " ".join(["hjvbtp"] * 8)),
                     ("prose", "The heron waits in the reeds."), ("prose", "Nobody asked why it was late."),
                     ("prose", "short"),
                 ))

@@ -104,8 +104,8 @@ class RetrievalHeads(Experiment[RetrievalSpec]):
             NO_GRAPH,
         ),
         example={
-            "lm": EXAMPLE_LM, "seed": 0, "protocol": "kv", "samples": 4, "pairs": 5, "shots": 2, "key_chars": 4,
-            "value_words": 0, "hide": [1], "hide_samples": 2,
+            "lm": EXAMPLE_LM, "seed": 0, "protocol": "kv", "samples": 8, "pairs": 5, "shots": 2, "key_chars": 4,
+            "value_words": 0, "hide": [2], "hide_samples": 8,
         },
     )  # fmt: skip
 

@@ -14,6 +14,5 @@ def tiny_induction(*, width: int = 64, layers: int = 3, heads: int = 4, kv_heads
     """A Llama of 256 tokens and 2,048 positions, output tied to the embedding."""
     return llama(
         vocab=256, width=width, layers=layers, heads=heads, kv_heads=kv_heads, hidden=2 * width, positions=2048,
-        # Fast rotations: with the usual base of 10,000 so small a model does not learn to look one token back.
-        rope_theta=100.0, tied=True,
+        rope_theta=10_000.0, tied=True,
     )  # fmt: skip

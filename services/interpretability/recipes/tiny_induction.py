@@ -1,6 +1,7 @@
-"""Teaches the tiny decoder to copy: random strings of a few letters that come again and again.
+"""Teaches the tiny decoder to copy: random strings that come again, at once at first, then with others between.
 
-Only tokens that can be known from what came before are trained on, so that all it learns is where to look.
+Only tokens that can be known from what came before are trained on, so that all it learns is where to look. Without the
+gaps its heads would look back by one period and find nothing that is further away.
 """
 
 from __future__ import annotations
@@ -24,21 +25,25 @@ HELD_OUT = 2**31
 """Seeds of validation and test strings; training draws by its steps."""
 
 LETTERS = string.ascii_lowercase
-"""What strings are made of."""
+"""What most strings are made of."""
+
+PRINTABLE = "".join(map(chr, range(32, 127)))
+"""What the others are made of."""
 
 _TOKENIZER = byte_tokenizer()
 
 
 class TinyInduction(Recipe):
-    """Repeated strings, over bytes."""
+    """Strings that come again, over bytes."""
 
     name: ClassVar[str] = "tiny-induction"
     weights: ClassVar[str] = "tiny-induction"
 
     schedule: Schedule = Schedule(
-        steps=450, batch=32, rate=2e-3, floor=2e-4, warm_up=50, decay=0.01, clamp=0.05, validate_every=50
+        steps=3000, batch=12, rate=3e-3, floor=3e-4, warm_up=50, decay=0.01, clip=1.0, validate_every=150
     )
-    tokens: int = 64
+    tokens: int = 256
+    strings: int = 12
     shortest: int = 4
     longest: int = 15
     width: int = 64
@@ -52,11 +57,16 @@ class TinyInduction(Recipe):
 
     def prepare(self, cache: Path) -> str:
         """Nothing to fetch: all strings follow from seeds."""
-        return f"random strings of {self.shortest} to {self.longest} letters, repeated, from seeds"
+        return f"up to {self.strings} random strings of {self.shortest} to {self.longest} letters by turns, from seeds"
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """One batch of strings."""
-        yield self._draw(rng, self.schedule.batch)
+        """One batch of strings.
+
+        One string over and over in the first 15 % of the steps, then more, all of them from 55 % on: where gaps are
+        wide from the first, copying is not learnt in these steps.
+        """
+        ready = (step / self.schedule.steps - 0.15) / 0.4
+        yield self._draw(rng, self.schedule.batch, 1 + round((self.strings - 1) * min(max(ready, 0), 1)))
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of the tokens that can be known."""
@@ -65,31 +75,41 @@ class TinyInduction(Recipe):
 
     def score(self, network: nn.Module) -> float:
         """Share of right tokens in held-out strings."""
-        return self._accuracy(network, HELD_OUT, 32)
+        return self._accuracy(network, HELD_OUT, 32, self.strings)
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Share of right tokens in other held-out strings."""
-        return {"copied": self._accuracy(network, HELD_OUT + 1, 256)}
+        """Share of right tokens in other held-out strings: of one over and over, and of all kinds."""
+        return {
+            "copied": self._accuracy(network, HELD_OUT + 1, 256, 1),
+            "returned": self._accuracy(network, HELD_OUT + 2, 256, self.strings),
+        }
 
     def facts(self) -> dict[str, str]:
         """What it is trained on."""
         return {"data": self.prepare(Path())}
 
-    def _accuracy(self, network: nn.Module, seed: int, samples: int) -> float:
-        batch = self._draw(np.random.default_rng(seed), samples)
+    def _accuracy(self, network: nn.Module, seed: int, samples: int, most: int) -> float:
+        batch = self._draw(np.random.default_rng(seed), samples, most)
         known = batch["known"][:, 1:]
         with torch.no_grad():
             right = network(batch["ids"][:, :-1]).argmax(-1) == batch["ids"][:, 1:]
         return float(right[known].double().mean())
 
-    def _draw(self, rng: np.random.Generator, samples: int) -> Batch:
-        rows = [self._repeated(rng) for _ in range(samples)]
+    def _draw(self, rng: np.random.Generator, samples: int, most: int) -> Batch:
+        rows = [self._returning(rng, most) for _ in range(samples)]
         ids, known = (np.array(part) for part in zip(*rows, strict=True))
         return {"ids": torch.from_numpy(ids), "known": torch.from_numpy(known)}
 
-    def _repeated(self, rng: np.random.Generator) -> tuple[list[int], list[bool]]:
-        """A random string over and over, and which of its tokens can be known."""
-        size = int(rng.integers(self.shortest, self.longest + 1))
-        once = "".join(rng.choice(list(LETTERS), size))
-        ids = _TOKENIZER.encode(once * (self.tokens // size + 1))[: self.tokens]
-        return ids, [i > size for i in range(len(ids))]
+    def _returning(self, rng: np.random.Generator, most: int) -> tuple[list[int], list[bool]]:
+        """One to `most` random strings, again and again in random order, and which of their tokens can be known."""
+        letters = list(LETTERS if rng.random() < 0.6 else PRINTABLE)
+        sizes = rng.integers(self.shortest, self.longest + 1, int(rng.integers(1, most + 1)))
+        strings = ["".join(rng.choice(letters, size)) for size in sizes]
+        text, known, seen = "", list[bool](), set[int]()
+        while len(text) < self.tokens:
+            chosen = int(rng.integers(len(strings)))
+            # Which string comes next is nobody's to know, so its first token is none either, unless there is only one.
+            known += [chosen in seen and (i > 0 or len(strings) == 1) for i in range(sizes[chosen])]
+            text += strings[chosen]
+            seen.add(chosen)
+        return _TOKENIZER.encode(text)[: self.tokens], known[: self.tokens]

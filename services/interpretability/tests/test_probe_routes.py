@@ -128,6 +128,21 @@ async def test_artefacts_are_kept_by_their_content_and_unknown_ones_are_not_foun
         assert (await client.get(f"/v1/probe/reports/{unknown}")).status_code == 404
 
 
+async def test_example_of_retrieval_heads_finds_heads_that_the_answers_need(client):
+    kind = servables("interpretability")["retrieval-heads"]
+    report = (await client.post("/v1/probe/heads/retrieval", json=kind.card.example)).json()
+    told = {name: scalar["value"] for name, scalar in report["scalars"].items()}
+    assert report["warnings"] == [], "the task is solved, on enough samples"
+    assert told["accuracy"] > 0.6
+    assert told["split_half"] > 0.9
+    assert 1 <= told["retrieval_heads"] <= 6, "some of twelve"
+    left = {bar["label"]: bar for bar in next(b for b in report["bars"] if b["name"] == "masking_accuracy")["bars"]}
+    assert left["top 2"]["value"] < left["random 2"]["low"]
+    plan = next(one for one in report["artefacts"] if one["name"] == "head-plan.json")
+    heads = (await client.get(f"/v1/probe/artefacts/{plan['sha256']}")).json()["heads"]
+    assert len(heads) == told["retrieval_heads"]
+
+
 async def test_circuits_are_compared_at_several_thresholds(client):
     kind = servables("interpretability")["circuits"]
     report = (await client.post("/v1/probe/circuits", json=kind.card.example)).json()

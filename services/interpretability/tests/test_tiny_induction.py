@@ -21,11 +21,34 @@ def test_recipe_is_found_by_its_name_and_builds_the_served_network(tiny):
 
 def test_known_tokens_follow_from_what_came_before():
     recipe = TinyInduction()
-    (batch,) = recipe.batches(3, np.random.default_rng(3))
-    for ids, known in zip(batch["ids"].tolist(), batch["known"].tolist(), strict=True):
-        size = known.index(True) - 1
-        assert all(ids[i] == ids[i - size] for i in range(size, len(ids)))
-        assert not any(known[: size + 1])
+    last = recipe.schedule.steps - 1
+    for step in (0, last // 3, last):
+        (batch,) = recipe.batches(step, np.random.default_rng(3))
+        assert batch["ids"].shape == (recipe.schedule.batch, recipe.tokens)
+        for ids, known in zip(batch["ids"].tolist(), batch["known"].tolist(), strict=True):
+            spans = stretches(known)
+            for begin, end in spans:
+                # Where strings take turns, the token before stands before it there, too: the string's first.
+                wanted = ids[begin - (len(spans) > 1) : end]
+                assert any(ids[i : i + len(wanted)] == wanted for i in range(begin - 1)), "it came before"
+
+
+def stretches(known):
+    """Where known tokens stand, string by string: [begin, end)."""
+    edges = np.flatnonzero(np.diff([False, *known, False]))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+
+
+def test_gaps_come_when_copying_is_learnt():
+    recipe = TinyInduction()
+    last = recipe.schedule.steps - 1
+
+    def share(step):
+        (batch,) = recipe.batches(step, np.random.default_rng(0))
+        return float(batch["known"].double().mean())
+
+    assert share(0) > 0.9
+    assert share(last) < 0.75
 
 
 def test_step_follows_from_its_seed():
@@ -62,6 +85,18 @@ def test_served_model_copies_strings_that_it_never_saw(tiny):
         right += sum(best[i] == ids[i + 1] for i in range(20, len(ids) - 1))
         total += len(ids) - 21
     assert right / total > 0.8
+
+
+def test_served_model_copies_across_a_gap(tiny):
+    rng = np.random.default_rng(7)
+    right = total = 0
+    for _ in range(20):
+        asked, between = ("".join(rng.choice(list(LETTERS), size)) for size in (10, 150))
+        ids = tiny.encode(asked + between + asked)
+        best = tiny.model(tiny.tensor([ids]))[0].argmax(-1).tolist()
+        right += sum(best[i] == ids[i + 1] for i in range(len(ids) - 8, len(ids) - 1))
+        total += 7
+    assert right / total > 0.6
 
 
 def test_served_model_has_induction_heads(tiny):
