@@ -77,7 +77,10 @@ class Worker {
         F* to = reinterpret_cast<F*>(q.data() + (int64_t(s) * height + i) * words);
         const T* from = static_cast<const T*>(p.q) + (head + s) * p.q_head + (t + i) * p.q_row;
         const int many = i < end - begin ? p.d : 0;
-        for (int c = 0; c < many; c++) put(from[c], to + c);
+        if constexpr (sizeof(F) == sizeof(T))
+          std::copy_n(reinterpret_cast<const F*>(from), many, to);
+        else
+          for (int c = 0; c < many; c++) put(from[c], to + c);
         std::fill(to + many, to + words * pair, F{});
       }
     std::fill(most.begin(), most.end(), -INFINITY);
@@ -161,13 +164,6 @@ class Worker {
   }
 
   static vec power(vec x) { return sizeof(F) == 2 ? about_power_of_two(x) : power_of_two(x); }
-  static void keep(vec x, float* to) { store(to, x); }
-  static void keep(vec x, bf16* to) {
-#if defined(__AVX512BF16__)
-    __m256bh half = _mm512_cvtneps_pbh((__m512)x);
-    std::memcpy(to, &half, sizeof half);
-#endif
-  }
 
   void close(int head, int t) {
     for (int s = 0; s < share; s++)
@@ -176,8 +172,11 @@ class Worker {
         float all = sum(load(&total[row * LANES])), by = all > 0 ? 1 / all : 0.0f;
         int64_t at = int64_t(head + s) * p.T + t + i;
         p.lse[at] = all > 0 ? (most[row] + std::log2(all)) * LN2 : -INFINITY;
-        for (int c = 0; c < p.d; c++)
-          narrow(out[int64_t(row) * wide + c] * by, static_cast<T*>(p.out) + at * p.d + c);
+        const float* from = &out[int64_t(row) * wide];
+        T* to = static_cast<T*>(p.out) + at * p.d;
+        int c = 0;
+        for (; c + LANES <= p.d; c += LANES) keep(load(from + c) * splat(by), to + c);
+        for (; c < p.d; c++) narrow(from[c] * by, to + c);
       }
   }
 

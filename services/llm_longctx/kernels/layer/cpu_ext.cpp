@@ -28,16 +28,6 @@ inline vec silu(vec x) {
   return x / (splat(1.0f) + power_of_two(power > most ? most : power));
 }
 
-inline void keep(vec x, float* to) { store(to, x); }
-inline void keep(vec x, bf16* to) {
-#if defined(__AVX512BF16__)
-  __m256bh half = _mm512_cvtneps_pbh((__m512)x);
-  std::memcpy(to, &half, sizeof half);
-#else
-  for (int i = 0; i < LANES; i++) narrow(x[i], to + i);
-#endif
-}
-
 // x / sqrt(mean x² + eps) · (offset + weight), row by row.
 template <typename T>
 void norm(const T* x, const T* weight, T* out, int64_t rows, int width, float eps, float offset, int threads) {

@@ -76,6 +76,17 @@ inline vec load(const bf16* p) {
   return (vec)(lengthened(p) << 16);
 }
 inline void store(float* p, vec x) { std::memcpy(p, &x, sizeof x); }
+// Narrowed to the nearest, and stored.
+inline void keep(vec x, float* to) { store(to, x); }
+inline void keep(vec x, bf16* to) {
+#if defined(__AVX512BF16__)
+  __m256bh half = _mm512_cvtneps_pbh((__m512)x);
+  std::memcpy(to, &half, sizeof half);
+#else
+  for (int i = 0; i < LANES; i++) narrow(x[i], to + i);
+#endif
+}
+
 inline vec splat(float x) { return x - vec{}; }
 inline vec larger(vec a, vec b) { return a > b ? a : b; }
 
