@@ -158,6 +158,7 @@ def test_a_model_of_each_family_says_the_same(ops, family):
         torch.testing.assert_close(found, wanted, atol=2e-4, rtol=1e-4)
 
 
+@native
 def test_float64_and_plainer_back_ends_compute_with_torch():
     assert layer_ops("auto", torch.float64, "cpu") is TORCH
     assert layer_ops("cpu_torch", torch.float32, "cpu") is TORCH
