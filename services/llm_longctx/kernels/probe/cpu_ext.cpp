@@ -1,7 +1,7 @@
 // What the last queries of a prompt attend to, summed: over queries for each key, and over pairs for each distance.
 //
-// A task is one query head: its keys are packed once; a few queries at a time score all of them, become a softmax, and
-// are added up, so that no map of queries and keys is ever held. Scores and sums are float32. Knows nothing about Python
+// A task is one query head: its keys are packed once; a few queries at a time score all of them, become softmaxes, and
+// are added up while they are near, so that no map of queries and keys is ever held. Scores and sums are float32. Knows nothing about Python
 // or torch, nor about what the sums are for.
 #include <algorithm>
 #include <cmath>
@@ -36,8 +36,9 @@ class Worker {
     tile = size_t(up(p.d, LANES) / pair + LANES) * TILE;
     queries.resize(size_t(ROWS) * words);
     keys.resize(size_t(padded / TILE) * tile);
-    scores.resize(size_t(ROWS) * padded);
-    far.resize(size_t(padded) + p.b + LANES);
+    stride = ROWS + padded + ROWS + LANES;
+    scores.assign(size_t(ROWS) * stride, 0.0f);
+    far.resize(size_t(padded) + p.b + ROWS + LANES);
     near.resize(padded);
   }
 
@@ -64,28 +65,45 @@ class Worker {
       for (int c = 0; c < words * pair; c++) put(c < p.d && r < many ? from[c] : T{}, to + c);
     }
     for (int at = 0; at < padded; at += COLUMNS)
-      product<F, false>(queries.data(), words, &keys[at / TILE * tile + at % TILE], TILE, &scores[at], padded, words);
-    for (int r = 0; r < many; r++) add(&scores[size_t(r) * padded], i + r);
+      product<F, false>(queries.data(), words, &keys[at / TILE * tile + at % TILE], TILE, row(0) + at, stride, words);
+    for (int r = 0; r < many; r++) by[r] = weigh(row(r), i + r);
+    add(many, i);
   }
 
-  // One query's scores become its softmax; key c lies `b - 1 - i` before the place where equal distances meet.
-  void add(float* s, int i) {
-    int seen = p.N - p.b + i + 1, whole = up(seen, LANES);
+  // The r-th query's scores; before and behind them lie zeros, as many as there are queries.
+  float* row(int r) { return &scores[size_t(r) * stride + ROWS]; }
+
+  // One query's scores become weights, 0 for what it doesn't see; returns what makes them a softmax.
+  float weigh(float* s, int i) {
+    int seen = p.N - p.b + i + 1, whole = up(seen, COLUMNS);
     for (int c = seen; c < whole; c++) s[c] = -INFINITY;
-    vec top = load(s);
-    for (int c = LANES; c < whole; c += LANES) top = larger(top, load(s + c));
-    vec sums{}, shift = splat(-largest(top) * scale);
-    for (int c = 0; c < whole; c += LANES) {
-      vec weight = power(load(s + c) * splat(scale) + shift);
-      sums += weight;
-      store(s + c, weight);
+    vec top = load(s), other = load(s + LANES);
+    for (int c = COLUMNS; c < whole; c += COLUMNS)
+      top = larger(top, load(s + c)), other = larger(other, load(s + c + LANES));
+    vec sums{}, more{}, shift = splat(-largest(larger(top, other)) * scale);
+    for (int c = 0; c < whole; c += COLUMNS) {
+      vec one = power(load(s + c) * splat(scale) + shift), two = power(load(s + c + LANES) * splat(scale) + shift);
+      sums += one, more += two;
+      store(s + c, one), store(s + c + LANES, two);
     }
-    vec by = splat(1 / sum(sums));
-    float* meeting = &far[p.b - 1 - i];
-    for (int c = 0; c < whole; c += LANES) {
-      vec share = load(s + c) * by;
-      store(&near[c], load(&near[c]) + share);
-      store(meeting + c, load(meeting + c) + share);
+    std::fill(s + whole, s + padded, 0.0f);
+    return 1 / sum(sums + more);
+  }
+
+  // Softmaxes of queries i … are summed key by key, and along the diagonals: the r-th query has key c at the distance
+  // that the first one has key c - r at.
+  void add(int many, int i) {
+    const int end = up(p.N - p.b + i + many, LANES);
+    for (int c = 0; c < end; c += LANES) {
+      vec all = load(&near[c]);
+      for (int r = 0; r < many; r++) all += load(row(r) + c) * splat(by[r]);
+      store(&near[c], all);
+    }
+    float* meeting = &far[p.b - 1 - i];  // of the first query's key 0
+    for (int c = 1 - many; c < end; c += LANES) {
+      vec all = load(meeting + c);
+      for (int r = 0; r < many; r++) all += load(row(r) + c + r) * splat(by[r]);
+      store(meeting + c, all);
     }
   }
 
@@ -95,7 +113,8 @@ class Worker {
   const Tiles tiles;
   const int words, padded;
   const float scale;
-  size_t tile;
+  size_t tile, stride;
+  float by[ROWS];
   Floats queries, keys, scores, near, far;
 };
 
