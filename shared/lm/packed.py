@@ -24,7 +24,11 @@ _DTYPES = {torch.float32, torch.bfloat16}
 
 
 class PackedOps:
-    """`shared.lm.ops.Ops` without gradients; a row's result does not depend on how many other rows there are."""
+    """`shared.lm.ops.Ops` without gradients.
+
+    In float32 a row's result does not depend on how many other rows there are. In bfloat16 its last bit may, where
+    oneDNN multiplies in tiles (AMX).
+    """
 
     def __init__(self, layers: Iterable[nn.Linear]) -> None:
         reorder = torch.ops.mkldnn._reorder_linear_weight  # noqa: SLF001  # what torch's own freezing calls; it has no other name

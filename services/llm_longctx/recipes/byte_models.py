@@ -35,7 +35,7 @@ class RoutingBytes(ByteRecipe):
     builds: ClassVar[str | None] = "routing-lm"
 
     schedule: Schedule = Schedule(
-        steps=800, batch=8, rate=3e-3, floor=3e-5, warm_up=100, decay=0.01,
+        steps=2400, batch=8, rate=3e-3, floor=3e-5, warm_up=100, decay=0.01,
         ema=0.98, clip=1.0, betas=(0.9, 0.95), validate_every=200,
     )  # fmt: skip
     context: int = 512
