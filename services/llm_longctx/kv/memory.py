@@ -114,8 +114,15 @@ class Memory:
             values = self.own.together(self.pool.values, layer, heads)
             if keys is not None and values is not None:
                 return keys, values
-        held = [self.entries(layer, head) for head in heads]
-        return torch.stack([one.k for one in held]), torch.stack([one.v for one in held])
+        length = sum(n for _, n in self.extents(layer, heads[0]))
+        held = self.pool.keys.new_empty(2, len(heads), length, self.pool.keys.shape[1])
+        for i, head in enumerate(heads):
+            at = 0
+            for start, n in self.extents(layer, head):
+                held[0, i, at : at + n] = self.pool.keys[start : start + n]
+                held[1, i, at : at + n] = self.pool.values[start : start + n]
+                at += n
+        return held[0], held[1]
 
     def span(self, layer: int, head: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a whole head's positions `begin` … `end`-1 [m,d]; a view where one part holds them."""
