@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from services.llm_longctx.kernels import layer_ops
-from services.llm_longctx.kernels.layer.cpu_ext import FEW, NativeOps
+from services.llm_longctx.kernels.layer.cpu_ext import FEW, MANY, NativeOps
 from services.llm_longctx.kernels.native import library, targets
 from shared.errors import NotReady
 from shared.lm.blocks import OffsetRMSNorm, RMSNorm
@@ -74,6 +74,24 @@ def test_a_row_does_not_depend_on_its_neighbours(ops, dtype):
     for i in range(FEW):
         for alone, row in zip(ops.products(x[i : i + 1], mine), together, strict=True):
             assert torch.equal(alone[0], row[i])
+
+
+@native
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("rows", [FEW + 1, 64, 100, MANY, MANY + 1])
+def test_many_rows_of_matrices_that_tiles_take(ops, dtype, rows):
+    torch.manual_seed(rows)
+    norm, x = RMSNorm(96, 1e-5).to(dtype), torch.randn(1, rows, 96).to(dtype)
+    mine, oracle = ([torch.nn.Linear(96, 64, bias=bias) for bias in (True, False)] for _ in range(2))
+    for one, other in zip(mine, oracle, strict=True):
+        other.double().load_state_dict(one.to(dtype).state_dict())
+    for found, wanted in zip(ops.products(x, mine), TORCH.products(x.double(), oracle), strict=True):
+        torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    found, wanted = ops.gated(x, *mine), TORCH.gated(x.double(), *oracle)
+    torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    assert torch.equal(ops.gated(x, *mine, norm), ops.gated(ops.norm(x, norm), *mine))
+    if library.tiles() and rows <= MANY:
+        assert torch.equal(ops.products(x[:, : FEW + 1], mine)[0], ops.products(x, mine)[0][:, : FEW + 1])
 
 
 @native

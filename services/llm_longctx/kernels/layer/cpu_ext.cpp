@@ -130,6 +130,73 @@ class Products {
   std::vector<F> rows;
 };
 
+#if defined(__AMX_BF16__)
+// More rows of x than `Products` is for: 32 rows of a matrix at a time are multiplied, as they lie, with x packed once.
+class TiledProducts {
+  static constexpr int ROWS = Factor<bf16>::rows;
+
+ public:
+  TiledProducts(const bf16* x, int B, int K, const Norm<bf16>& how)
+      : B(B), K(K), wide((B + COLUMNS - 1) / COLUMNS * COLUMNS), words(words_of<bf16>(K)) {
+    std::vector<bf16> normed(how.weight ? size_t(B) * K : 0);
+    if (how.weight) norm(x, how.weight, normed.data(), B, K, how.eps, how.offset, 1), x = normed.data();
+    packed.resize(size_t(words + LANES) * wide);
+    pack_keys<bf16>([&](int b) { return x + int64_t(b) * K; }, B, K, words, wide, packed.data());
+  }
+
+  // Results of rows `at` … `at`+31 of a matrix for all rows of x: [32][wide] floats, with the bias.
+  void strip(const Matrix& m, int64_t at, float* to) const {
+    const float* rows = reinterpret_cast<const float*>(static_cast<const bf16*>(m.weight) + at * K);
+    for (int b = 0; b < wide; b += COLUMNS)
+      product<bf16, false>(rows, K / 2, packed.data() + b, wide, to + b, wide, words);
+    if (m.bias)
+      for (int i = 0; i < ROWS; i++)
+        for (int b = 0; b < B; b++) to[i * wide + b] += widen(static_cast<const bf16*>(m.bias)[at + i]);
+  }
+
+  // The strip's columns become rows of the output.
+  void write(const float* strip, const Matrix& m, int64_t at) const {
+    alignas(64) float turned[LANES][LANES];
+    for (int i = 0; i < ROWS; i += LANES)
+      for (int b = 0; b < B; b += LANES) {
+        const uint32_t* from[LANES];
+        for (int j = 0; j < LANES; j++) from[j] = reinterpret_cast<const uint32_t*>(strip + (i + j) * wide + b);
+        transpose(from, reinterpret_cast<uint32_t*>(turned), LANES);
+        for (int n = 0; n < std::min(LANES, B - b); n++)
+          keep(load(turned[n]), static_cast<bf16*>(m.out) + (b + n) * m.rows + at + i);
+      }
+  }
+
+  const int B, K, wide, words;
+
+ private:
+  Floats packed;
+};
+
+void tiled(const bf16* x, const Matrix* matrices, int count, int B, int K, const Norm<bf16>& how, bool gated,
+           int threads) {
+  TiledProducts work(x, B, K, how);
+  constexpr int ROWS = Factor<bf16>::rows;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    Tiles tiles;
+    Floats found(size_t(ROWS) * work.wide), opened(gated ? found.size() : 0);
+    for (int m = 0; m < (gated ? 1 : count); m++) {
+#pragma omp for schedule(static) nowait
+      for (int64_t at = 0; at < matrices[m].rows; at += ROWS) {
+        work.strip(matrices[m], at, found.data());
+        if (gated) {
+          work.strip(matrices[1], at, opened.data());
+          for (size_t i = 0; i < found.size(); i += LANES)
+            store(&found[i], silu(load(&found[i])) * load(&opened[i]));
+        }
+        work.write(found.data(), matrices[m], at);
+      }
+    }
+  }
+}
+#endif
+
 template <typename T>
 void products(const T* x, const Matrix* matrices, int count, int B, int K, const Norm<T>& how, bool gated, int threads) {
   Products<T> work(x, B, K, how);
@@ -208,6 +275,12 @@ extern "C" void fovea_products(int is_bf16, const void* x, const int64_t* matric
     parsed[m] = {reinterpret_cast<const void*>(p[0]), reinterpret_cast<const void*>(p[1]),
                  reinterpret_cast<void*>(p[2]), p[3]};
   }
+#if defined(__AMX_BF16__)
+  const bool whole = K % 32 == 0 && std::all_of(parsed.begin(), parsed.end(), [](auto& m) { return m.rows % 32 == 0; });
+  if (is_bf16 && B > LANES && whole)
+    return tiled(static_cast<const bf16*>(x), parsed.data(), count, B, K,
+                 Norm<bf16>{static_cast<const bf16*>(norm), eps, offset}, gated, threads);
+#endif
   if (is_bf16)
     products(static_cast<const bf16*>(x), parsed.data(), count, B, K,
              Norm<bf16>{static_cast<const bf16*>(norm), eps, offset}, gated, threads);

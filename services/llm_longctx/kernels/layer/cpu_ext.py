@@ -1,6 +1,7 @@
 """The layer's operations by the C++ kernels beside this file, float32 or bfloat16 on a CPU, without gradients.
 
-Few rows are multiplied by kernels that read a matrix once; many are left to torch, whose products are faster there.
+Few rows are multiplied by kernels that read a matrix once, more by tiles where the processor has them; the rest is left
+to torch, whose products are faster there.
 """
 
 from __future__ import annotations
@@ -20,9 +21,15 @@ __all__ = ["NativeOps"]
 FEW = 16
 """Rows up to which reading the matrix is what a product costs."""
 
+MANY = 128
+"""Rows up to which bfloat16 tiles are faster than torch, which lays each matrix out anew."""
+
+SIDE = 32
+"""Tiles need matrices whose sides are multiples of this."""
+
 
 class NativeOps:
-    """`shared.lm.ops.Ops`; a row's result does not depend on how many other rows there are, up to `FEW`."""
+    """`shared.lm.ops.Ops`; a row's result does not depend on how many others there are, up to `FEW`, or in tiles."""
 
     def norm(self, x: Tensor, how: Normed) -> Tensor:
         """See `Ops`."""
@@ -33,14 +40,14 @@ class NativeOps:
 
     def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: Normed | None = None) -> list[Tensor]:
         """See `Ops`."""
-        if x.numel() > FEW * x.shape[-1]:
+        if not _ours(x, [layer.weight for layer in layers]):
             x = x if norm is None else self.norm(x, norm)
             return [layer(x) for layer in layers]
         return _products(x, [(layer.weight, layer.bias) for layer in layers], norm)
 
     def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: Normed | None = None) -> Tensor:
         """See `Ops`."""
-        if x.numel() > FEW * x.shape[-1]:
+        if not _ours(x, [gate.weight, up.weight]):
             x = x if norm is None else self.norm(x, norm)
             closed: Tensor = gate(x)
             opened: Tensor = up(x)
@@ -58,9 +65,17 @@ class NativeOps:
 
     def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
         """See `Ops`."""
-        if x.numel() > FEW * x.shape[-1] or not x.numel():
+        if not x.numel() or not _ours(x, [matrix]):
             return functional.linear(x, matrix)
         return _products(x, [(matrix, None)])[0]
+
+
+def _ours(x: Tensor, matrices: Sequence[Tensor]) -> bool:
+    """Whether our kernels are the faster ones for so many rows."""
+    rows = x.numel() // x.shape[-1]
+    if rows <= FEW or rows > MANY or x.dtype != torch.bfloat16:
+        return rows <= FEW
+    return library.tiles() and not any(side % SIDE for matrix in matrices for side in matrix.shape)
 
 
 def _products(

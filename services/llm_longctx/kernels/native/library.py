@@ -25,6 +25,7 @@ __all__ = [
     "probe",
     "products",
     "rotate",
+    "tiles",
     "told",
 ]
 
@@ -85,6 +86,12 @@ def told() -> tuple[Literal["good", "note"], str]:
     if found is not None:
         return "good", f"C++ for {word}"
     return "note", f"no C++ ({word}); attention runs on torch's own kernels. Try: fovea build-kernels"
+
+
+def tiles() -> bool:
+    """Whether the loaded library multiplies many bfloat16 rows in tiles (AMX)."""
+    found, _ = loaded()
+    return found is not None and bool(found.fovea_tiles())
 
 
 def block_sparse_prefill(

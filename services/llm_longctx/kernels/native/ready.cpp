@@ -12,3 +12,12 @@ extern "C" int fovea_ready() {
   return 1;
 #endif
 }
+
+// Whether products of many bfloat16 rows are made in tiles.
+extern "C" int fovea_tiles() {
+#if defined(__AMX_BF16__)
+  return 1;
+#else
+  return 0;
+#endif
+}
