@@ -36,6 +36,6 @@ class Replica(BaseModel):
     )
     models: tuple[str, ...] = Field(description="Names it serves, for routing by model name.")
     routes: tuple[str, ...] = Field(
-        (), description="POST paths of its own, for routing by path, for example /v1/segment."
+        (), description="Paths that it answers, for routing by path, for example /v1/segment."
     )
     seen: float = Field(description="Unix time of the last renewal.")

@@ -76,7 +76,7 @@ class ReplicaServer:
                 self._serving.result()
             await asyncio.sleep(0.005)
         await self._start_grpc()
-        self._routes = _post_routes(self._app)
+        self._routes = _routes(self._app)
         if self._settings.redis_url:
             self._presence = Presence(self._settings.redis_url, self.record)
             self._presence.start()
@@ -143,7 +143,6 @@ def _address(bind: str, port: int) -> str:
     return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
 
 
-def _post_routes(app: FastAPI) -> tuple[str, ...]:
-    """POST paths by which the gateway may route; Open Inference is routed by model name."""
-    paths = app.openapi()["paths"]
-    return tuple(path for path, methods in paths.items() if "post" in methods and not path.startswith("/v2"))
+def _routes(app: FastAPI) -> tuple[str, ...]:
+    """Paths by which the gateway may route; Open Inference is routed by model name."""
+    return tuple(path for path in app.openapi()["paths"] if not path.startswith("/v2"))

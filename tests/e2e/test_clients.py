@@ -144,6 +144,13 @@ def test_needle_grid_and_fidelity_run_as_jobs(http):
     assert finished(http, other)["status"] == "cancelled"
 
 
+def test_what_is_only_read_is_routed_too(http):
+    methods = http.get("/v1/longctx/methods").raise_for_status().json()
+    assert {"dense", "duo", "dhsa"} <= {one["name"] for one in methods}
+    assert http.get("/v1/longctx/methods/duo").raise_for_status().json()["knobs"]["properties"]["sink"]
+    assert http.get("/v1/judge/templates").status_code == http.get("/v1/probe/models").status_code == 200
+
+
 def test_same_idempotency_key_is_the_same_job(http):
     headers = {"prefer": "respond-async", "idempotency-key": "e2e-1"}
     first, second = (post_frame_with_fixed_boundary(http, headers) for _ in range(2))
