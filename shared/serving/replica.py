@@ -42,6 +42,9 @@ def load_app(service: str, where: str | None = None) -> FastAPI:
     return app
 
 
+_EVERYWHERE = ("/v2", "/v1/models", "/livez", "/readyz", "/metrics")
+
+
 class ReplicaServer:
     """Serves an app until told to stop. `start` and `stop` belong to one event loop."""
 
@@ -144,5 +147,5 @@ def _address(bind: str, port: int) -> str:
 
 
 def _routes(app: FastAPI) -> tuple[str, ...]:
-    """Paths by which the gateway may route; Open Inference is routed by model name."""
-    return tuple(path for path in app.openapi()["paths"] if not path.startswith("/v2"))
+    """Paths by which the gateway may route; what every service has is not among them, or is routed by model name."""
+    return tuple(path for path in app.openapi()["paths"] if not path.startswith(_EVERYWHERE))
