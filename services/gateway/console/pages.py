@@ -30,7 +30,17 @@ ASSETS = "/console/static"
 """Where style sheets, modules and icons are served."""
 
 _HERE = Path(__file__).parent
-_SHEETS = ("tokens.css", "page.css", "controls.css", "models.css", "bench.css", "answers.css", "judge.css", "probe.css")
+_SHEETS = (
+    "tokens.css",
+    "page.css",
+    "controls.css",
+    "models.css",
+    "bench.css",
+    "answers.css",
+    "sessions.css",
+    "judge.css",
+    "probe.css",
+)
 _NAVIGATION = (
     ("models", "/", "models"),
     ("segment", "/console/segment", "segment"),
