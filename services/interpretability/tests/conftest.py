@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from services.interpretability.routes import router_of
 from services.interpretability.shelf import TINY, Shelf
 from services.interpretability.subject import Subject
 from shared.lm import networks
 from shared.lm.decoder import Decoder
 from shared.lm.shipped import SMOLLM2, shipped_gguf
-from shared.registry import Place
+from shared.registry import Place, servables
+from shared.serving.app import build
+from shared.settings import Settings
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@asynccontextmanager
+async def probing(data: Path) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of the whole service over a data folder."""
+    found = servables("interpretability")
+    settings = Settings(data_dir=data, threads=1)
+    app = build("interpretability", routers=[router_of(found)], servables=found, settings=settings)
+    await app.state.host.start()
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://probe.test") as client:
+        yield client
+    await app.state.host.stop()
 
 
 def read(name: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import httpx2
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -15,13 +14,11 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from services.interpretability.experiments.retrieval_heads import RetrievalSpec, samples_of
 from services.interpretability.retrieval import retrieval_score
-from services.interpretability.routes import router_of
 from services.interpretability.shelf import Shelf
+from services.interpretability.tests.conftest import probing
 from shared.lm.networks import gpt2
 from shared.lm.taps import trace
 from shared.registry import servables
-from shared.serving.app import build
-from shared.settings import Settings
 
 NAME = "gpt2-of-mine"
 LAYERS, HEADS, POSITIONS = 3, 4, 1024
@@ -64,13 +61,8 @@ def data(tmp_path_factory):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(data):
-    found = servables("interpretability")
-    settings = Settings(data_dir=data, threads=1)
-    app = build("interpretability", routers=[router_of(found)], servables=found, settings=settings)
-    await app.state.host.start()
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://probe.test") as asked:
+    async with probing(data) as asked:
         yield asked
-    await app.state.host.stop()
 
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -5,30 +5,22 @@ from __future__ import annotations
 import io
 import json
 
-import httpx2
 import numpy as np
 import pytest
 import pytest_asyncio
 from PIL import Image
 
 from services.interpretability.page import POLICY
-from services.interpretability.routes import router_of
+from services.interpretability.tests.conftest import probing
 from shared.registry import servables
-from shared.serving.app import build
-from shared.settings import Settings
 
 TEXT = {"lm": "tiny", "text": "kqzwxm kqzwxm kqzwx"}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(tmp_path_factory):
-    found = servables("interpretability")
-    settings = Settings(data_dir=tmp_path_factory.mktemp("data"), threads=1)
-    app = build("interpretability", routers=[router_of(found)], servables=found, settings=settings)
-    await app.state.host.start()
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://probe.test") as asked:
+    async with probing(tmp_path_factory.mktemp("data")) as asked:
         yield asked
-    await app.state.host.stop()
 
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
