@@ -143,10 +143,7 @@ class Worker {
       int to = int(std::upper_bound(position, position + seen, at - p.window) - position);
       for (int c = from; c < to; c++) s[c] = -INFINITY;
     }
-    vec top = load(s), other = load(s + LANES);  // two at a time: each waits for the one before
-    for (int c = COLUMNS; c < columns; c += COLUMNS)
-      top = larger(top, load(s + c)), other = larger(other, load(s + c + LANES));
-    float before = most[row], now = std::max(before, largest(larger(top, other)) * scale);
+    float before = most[row], now = std::max(before, largest(s, columns) * scale);
     if (now != before) {
       most[row] = now;
       float by = std::exp2(before - now);
@@ -156,14 +153,13 @@ class Worker {
     vec sums = load(&total[row * LANES]), more{}, shift = splat(now == -INFINITY ? 0.0f : -now);
     F* weights = reinterpret_cast<F*>(shares.data()) + i * TILE;
     for (int c = 0; c < columns; c += COLUMNS) {
-      vec one = power(load(s + c) * splat(scale) + shift), two = power(load(s + c + LANES) * splat(scale) + shift);
+      vec one = power<F>(load(s + c) * splat(scale) + shift);
+      vec two = power<F>(load(s + c + LANES) * splat(scale) + shift);
       sums += one, more += two;
       keep(one, weights + c), keep(two, weights + c + LANES);
     }
     store(&total[row * LANES], sums + more);
   }
-
-  static vec power(vec x) { return sizeof(F) == 2 ? about_power_of_two(x) : power_of_two(x); }
 
   void close(int head, int t) {
     for (int s = 0; s < share; s++)

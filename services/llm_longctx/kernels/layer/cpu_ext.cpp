@@ -54,6 +54,15 @@ struct Norm {
   float eps, offset;
 };
 
+// What a product reads: rows of x as they are, or normed into a buffer.
+template <typename T>
+const T* input(const T* x, int B, int K, const Norm<T>& how, std::vector<T>& buffer) {
+  if (!how.weight) return x;
+  buffer.resize(size_t(B) * K);
+  norm(x, how.weight, buffer.data(), B, K, how.eps, how.offset, 1);
+  return buffer.data();
+}
+
 // Rows of x, padded with zeros to whole vectors of factors, against rows of matrices.
 template <typename T>
 class Products {
@@ -63,8 +72,8 @@ class Products {
  public:
   Products(const T* x, int B, int K, const Norm<T>& how)
       : B(B), K(K), whole(K / STEP * STEP), wide((K + STEP - 1) / STEP * STEP) {
-    std::vector<T> normed(how.weight ? size_t(B) * K : 0);
-    if (how.weight) norm(x, how.weight, normed.data(), B, K, how.eps, how.offset, 1), x = normed.data();
+    std::vector<T> normed;
+    x = input(x, B, K, how, normed);
     rows.resize(size_t(B) * wide);
     for (int b = 0; b < B; b++)
       for (int c = 0; c < wide; c++) put(c < K ? x[int64_t(b) * K + c] : T{}, &rows[size_t(b) * wide + c]);
@@ -138,8 +147,8 @@ class TiledProducts {
  public:
   TiledProducts(const bf16* x, int B, int K, const Norm<bf16>& how)
       : B(B), K(K), wide((B + COLUMNS - 1) / COLUMNS * COLUMNS), words(words_of<bf16>(K)) {
-    std::vector<bf16> normed(how.weight ? size_t(B) * K : 0);
-    if (how.weight) norm(x, how.weight, normed.data(), B, K, how.eps, how.offset, 1), x = normed.data();
+    std::vector<bf16> normed;
+    x = input(x, B, K, how, normed);
     packed.resize(size_t(words + LANES) * wide);
     pack_keys<bf16>([&](int b) { return x + int64_t(b) * K; }, B, K, words, wide, packed.data());
   }

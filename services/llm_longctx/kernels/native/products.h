@@ -86,6 +86,19 @@ inline void pack_keys(Key key, int many, int d, int words, int tile, float* keys
     }
 }
 
+// 2^x, as exactly as factors of F deserve.
+template <typename F>
+inline vec power(vec x) {
+  return sizeof(F) == 2 ? about_power_of_two(x) : power_of_two(x);
+}
+
+// The largest of n floats, n a multiple of COLUMNS; two at a time, as each waits for the one before.
+inline float largest(const float* s, int n) {
+  vec top = load(s), other = load(s + LANES);
+  for (int c = COLUMNS; c < n; c += COLUMNS) top = larger(top, load(s + c)), other = larger(other, load(s + c + LANES));
+  return largest(larger(top, other));
+}
+
 // Sixteen words along k: entries of `one`, or pairs of an entry of `one` and one of `two`.
 template <int PAIR, typename T>
 inline vec zip(const T* one, const T* two) {

@@ -127,7 +127,7 @@ inline vec power_of_two(vec x) {
   return x < splat(-125.0f) ? vec{} : scaled;
 }
 
-// 2^x, for what becomes bfloat16: a relative error of 3e-6 or less, exactly 0 for -inf.
+// 2^x in fewer steps: a relative error of 3e-6 or less, exactly 0 for -inf.
 inline vec about_power_of_two(vec x) {
 #if defined(__AVX512F__)
   vec f = (vec)_mm512_reduce_ps((__m512)x, 1);  // x - floor(x)

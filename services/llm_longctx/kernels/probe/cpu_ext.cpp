@@ -77,12 +77,10 @@ class Worker {
   float weigh(float* s, int i) {
     int seen = p.N - p.b + i + 1, whole = up(seen, COLUMNS);
     for (int c = seen; c < whole; c++) s[c] = -INFINITY;
-    vec top = load(s), other = load(s + LANES);
-    for (int c = COLUMNS; c < whole; c += COLUMNS)
-      top = larger(top, load(s + c)), other = larger(other, load(s + c + LANES));
-    vec sums{}, more{}, shift = splat(-largest(larger(top, other)) * scale);
+    vec sums{}, more{}, shift = splat(-largest(s, whole) * scale);
     for (int c = 0; c < whole; c += COLUMNS) {
-      vec one = power(load(s + c) * splat(scale) + shift), two = power(load(s + c + LANES) * splat(scale) + shift);
+      vec one = power<F>(load(s + c) * splat(scale) + shift);
+      vec two = power<F>(load(s + c + LANES) * splat(scale) + shift);
       sums += one, more += two;
       store(s + c, one), store(s + c + LANES, two);
     }
@@ -106,8 +104,6 @@ class Worker {
       store(meeting + c, all);
     }
   }
-
-  static vec power(vec x) { return sizeof(T) == 2 ? about_power_of_two(x) : power_of_two(x); }
 
   const Problem& p;
   const Tiles tiles;
