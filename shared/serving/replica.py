@@ -32,6 +32,9 @@ __all__ = ["ReplicaServer", "load_app"]
 _KEEP_ALIVE_S = 75
 """Longer than any client keeps an idle connection, so that it is never we who close one that is about to be used."""
 
+_EVERYWHERE = ("/v2", "/v1/models", "/livez", "/readyz", "/metrics")
+"""Where every service answers: the gateway does so itself, or routes by the model's name."""
+
 
 def load_app(service: str, where: str | None = None) -> FastAPI:
     """The app of a service: at `where` (`module:name`), in its `app.py`, or a plain one where it has no such file."""
@@ -40,9 +43,6 @@ def load_app(service: str, where: str | None = None) -> FastAPI:
         return build(service)
     app: FastAPI = getattr(importlib.import_module(module), name)
     return app
-
-
-_EVERYWHERE = ("/v2", "/v1/models", "/livez", "/readyz", "/metrics")
 
 
 class ReplicaServer:
@@ -147,5 +147,5 @@ def _address(bind: str, port: int) -> str:
 
 
 def _routes(app: FastAPI) -> tuple[str, ...]:
-    """Paths by which the gateway may route; what every service has is not among them, or is routed by model name."""
+    """Paths by which the gateway may route: this service's own."""
     return tuple(path for path in app.openapi()["paths"] if not path.startswith(_EVERYWHERE))

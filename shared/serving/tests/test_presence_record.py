@@ -34,14 +34,25 @@ def records(link, service="toy"):
     return [Replica.model_validate_json(value) for value in link.hvals(replicas_key(service))]
 
 
-async def serving(url, servables=TOYS, **more):
-    settings = Settings(redis_url=url, drain_s=0.5, **more)
-    made = ReplicaServer(build("toy", servables=servables, settings=settings), settings)
-    await made.start()
-    return made
+@pytest.fixture
+async def serving():
+    """Starts replicas; what a failed test leaves is stopped, or its gRPC server would trouble later tests."""
+    started = []
+
+    async def start(url, servables=TOYS, **more):
+        settings = Settings(redis_url=url, drain_s=0.5, **more)
+        made = ReplicaServer(build("toy", servables=servables, settings=settings), settings)
+        await made.start()
+        started.append(made)
+        return made
+
+    yield start
+    for made in started:
+        if made.alive:
+            await made.stop()
 
 
-async def test_record_says_where_what_and_whether_it_is_ready(server, link):
+async def test_record_says_where_what_and_whether_it_is_ready(serving, server, link):
     replica = await serving(server.url)
     await until(lambda: records(link) and records(link)[0].ready)
     (record,) = records(link)
@@ -56,7 +67,7 @@ async def test_record_says_where_what_and_whether_it_is_ready(server, link):
 
 
 @pytest.mark.parametrize(("told", "written"), [("10.1.2.3", "10.1.2.3"), ("fd00::7", "[fd00::7]")])
-async def test_record_names_the_address_under_which_the_replica_is_reached(server, link, told, written):
+async def test_record_names_the_address_under_which_the_replica_is_reached(serving, server, link, told, written):
     replica = await serving(server.url, advertise=told)
     await until(lambda: records(link))
     (record,) = records(link)
@@ -65,7 +76,7 @@ async def test_record_names_the_address_under_which_the_replica_is_reached(serve
     await replica.stop()
 
 
-async def test_record_is_renewed(server, link):
+async def test_record_is_renewed(serving, server, link):
     replica = await serving(server.url)
     await until(lambda: records(link))
     first = records(link)[0].seen
@@ -77,14 +88,14 @@ async def test_record_is_renewed(server, link):
     ("servables", "ready"),
     [({"toy/broken": toys.Broken, "toy/echo": toys.Echo}, True), ({"toy/broken": toys.Broken}, False), ({}, True)],
 )
-async def test_replica_is_ready_to_be_routed_to_unless_every_model_failed(server, servables, ready):
+async def test_replica_is_ready_to_be_routed_to_unless_every_model_failed(serving, server, servables, ready):
     replica = await serving(server.url, servables)
     await until(lambda: "loading" not in replica.host.missing().values())
     assert replica.record().ready is ready
     await replica.stop()
 
 
-async def test_replica_outlives_its_redis_and_is_announced_again(server, link):
+async def test_replica_outlives_its_redis_and_is_announced_again(serving, server, link):
     replica = await serving(server.url)
     await until(lambda: records(link))
     server.kill()
@@ -97,7 +108,7 @@ async def test_replica_outlives_its_redis_and_is_announced_again(server, link):
     await replica.stop()
 
 
-async def test_replica_without_a_redis_serves_and_stops_quickly():
+async def test_replica_without_a_redis_serves_and_stops_quickly(serving):
     replica = await serving(None)
     async with httpx2.AsyncClient(base_url=replica.http) as client:
         assert (await client.post("/v1/echo", json={})).status_code == 200
@@ -164,7 +175,7 @@ async def follow(server, url):
     return [news async for news in Readiness(["toy"], server.url, url).news()]
 
 
-async def test_start_is_followed_until_all_is_ready_and_routed_to(server, link, gateway):
+async def test_start_is_followed_until_all_is_ready_and_routed_to(serving, server, link, gateway):
     app, url = gateway
     following = asyncio.create_task(follow(server, url))
     await asyncio.sleep(0.3)
@@ -181,7 +192,7 @@ async def test_start_is_followed_until_all_is_ready_and_routed_to(server, link, 
     await replica.stop()
 
 
-async def test_service_with_a_failed_model_is_as_ready_as_it_gets(server, gateway):
+async def test_service_with_a_failed_model_is_as_ready_as_it_gets(serving, server, gateway):
     app, url = gateway
     app.known["toy"] = True
     replica = await serving(server.url, {"toy/broken": toys.Broken, "toy/echo": toys.Echo})
