@@ -13,8 +13,8 @@ import os
 import signal
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from multiprocessing.connection import Connection
 
 import torch
@@ -31,7 +31,7 @@ STEPS = 32
 def measure(rounds: int = 3, count: int = SHORTER) -> Table:
     """Alternate both at `count` tokens; medians over rounds. Long prompts are read once: only steps are compared."""
     taken: dict[str, list[float]] = defaultdict(list)
-    with threads(), torch.inference_mode(), smollm2(torch.bfloat16) as smol, llamacpp() as server:
+    with threads(), torch.inference_mode(), smollm2(torch.bfloat16) as smol, closing(LlamaCpp()) as server:
         engine = Engine(smol.net)
         longer = {name: engine.open(how) for name, how in decoders().items()}
         for s in longer.values():
@@ -69,6 +69,7 @@ class LlamaCpp:
         self._ours, theirs = start.Pipe()
         self._process = start.Process(target=_serve, args=(theirs, str(gguf())), daemon=True)
         self._process.start()
+        theirs.close()  # or a process that could not start would be waited for
         self._ours.recv()
         self._send(signal.SIGSTOP)
 
@@ -89,16 +90,6 @@ class LlamaCpp:
     def _send(self, what: signal.Signals) -> None:
         if self._process.pid is not None:
             os.kill(self._process.pid, what)
-
-
-@contextmanager
-def llamacpp() -> Iterator[LlamaCpp]:
-    """A server for the time of the block."""
-    server = LlamaCpp()
-    try:
-        yield server
-    finally:
-        server.close()
 
 
 def _serve(pipe: Connection, model: str) -> None:
