@@ -53,16 +53,31 @@ class Act(AttentionMethod):
     min_rows: int = Field(0, ge=0, description="Columns that fewer queries can see are no sinks.")
     heads: tuple[tuple[int, int], ...] | None = Field(None, description="(layer, query head) pairs; or from a plan.")
 
-    def reference(self, q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> Reference:
-        """Section 1 on maps, every query head calibrated; extras: column_mean [H,N], sinks before the excuse."""
+    contract_knobs = (
+        {"beta": 0.3, "threshold": 0.05},
+        {"beta": 0.3, "relative_threshold": 1.5},
+    )
+
+    def reference(
+        self, q: Tensor, k: Tensor, v: Tensor, q_new: Tensor | None = None, k_new: Tensor | None = None,
+        v_new: Tensor | None = None, **inputs: Any,
+    ) -> Reference:  # fmt: skip
+        """Section 1 on maps, every query head calibrated; extras: column_mean [H,N], sinks before the excuse.
+
+        Steps q_new [H,T,d], k_new, v_new [G,T,d] go on with the prompt's sinks (section 3): mask [H,T,N+T].
+        """
         H, N = q.shape[:2]
         mask = causal(N)
         patterns = probabilities(q, k, mask)
         means = column_mean(patterns)
         sinks = [self._sinks(row) for row in means]
+        if q_new is not None and k_new is not None and v_new is not None:
+            mask = causal(N + q_new.shape[1])[N:]
+            v = torch.cat((v, v_new), 1)
+            patterns = probabilities(q_new, torch.cat((k, k_new), 1), mask)
         maps = [calibrate(p, excused(s, self.excuse), self.beta) for p, s in zip(patterns, sinks, strict=True)]
         extras = {"column_mean": means, "sinks": [s.tolist() for s in sinks]}
-        return Reference(torch.stack(maps) @ grouped(v, H), mask.expand(H, N, N), extras)
+        return Reference(torch.stack(maps) @ grouped(v, H), mask.expand(H, *mask.shape), extras)
 
     def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
         """Calibrated heads by the knob or the plan.

@@ -94,13 +94,15 @@ class Composed(AttentionMethod):
     def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
         """What the part for heads holds, and what the part for decoding copies of full heads."""
         told = self.heads.estimate(config, heads, prompt, new)
-        if (copies := self.decode.estimate(config, heads, prompt, new).compact) is None:
+        copies = self.decode.estimate(config, heads, prompt, new)
+        if copies.compact is None:
             return told
         full = [heads.full_in(layer, config.kv_heads) for layer in range(config.layers)]
         masked = tuple(
-            tuple(n if whole else 0 for n, whole in zip(*row, strict=True)) for row in zip(copies, full, strict=True)
+            tuple(n if whole else 0 for n, whole in zip(*row, strict=True))
+            for row in zip(copies.compact, full, strict=True)
         )
-        return Footprint(told.entries, masked)
+        return Footprint(told.entries, masked, is_bound=told.is_bound or copies.is_bound)
 
     def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:
         """The part for heads is fitted."""

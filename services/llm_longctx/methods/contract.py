@@ -47,11 +47,13 @@ class Reference:
         out: Mixed values; shapes are the method's (see its `reference`).
         mask: Visible pairs, bool.
         extras: What else the method's maths defines, by name.
+        log_weight: Added to the logits of visible pairs, shaped as `mask`, where some count more than once.
     """
 
     out: Tensor
     mask: Tensor
     extras: Mapping[str, Any] = field(default_factory=dict)
+    log_weight: Tensor | None = None
 
 
 class AttentionMethod(BaseModel):
@@ -71,6 +73,8 @@ class AttentionMethod(BaseModel):
             read in chunks of exactly 512 and hit the prefix cache on that grid only.
         needs_plan: Whether it can't work without a HeadPlan (or a knob in its place).
         sparsity: What it claims about its sparsity; owed before anybody calls it sparse.
+        contract_knobs: Small knobs, or several sets of them, under which the method does something on prompts of a few
+            dozen tokens; its contract test runs with each. Every knob must matter beside one of the sets.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,6 +88,7 @@ class AttentionMethod(BaseModel):
     chunk_invariant: ClassVar[bool] = True
     needs_plan: ClassVar[bool] = False
     sparsity: ClassVar[SparsityClaim | None] = None
+    contract_knobs: ClassVar[Mapping[str, Any] | Sequence[Mapping[str, Any]]] = {}
 
     @property
     def cut_at_end(self) -> bool:
@@ -95,7 +100,13 @@ class AttentionMethod(BaseModel):
     def reference(self, q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> Reference:
         """Float64 evaluation without an engine: q [H,N,d], k and v [G,N,d] → out [H,N,d], mask [H,N,N].
 
-        Obvious code, and the only truth the engine is tested against. Further inputs are the method's own.
+        Obvious code, and the only truth the engine is tested against, for the heads that the method treats. Inputs that
+        a method has no use for are ignored:
+
+        * `q_new` [H,T,d], `k_new`, `v_new` [G,T,d]: decode steps behind a prompt of N tokens. Methods whose decoding is
+          not the same rule as their reading take them: out [H,T,d], mask [H,T,N+T], and virtual entries are not in it.
+        * `chunks`: lengths in which the rows are read; a step is a chunk of one. For methods whose chunks matter.
+        * `layer` of `layers`, `rope_theta`: facts of the model. Further inputs are the method's own.
         """
         raise NotImplementedError
 
@@ -115,7 +126,8 @@ class AttentionMethod(BaseModel):
     def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
         """Entries held after `prompt` tokens were read and `new` produced. Default: all of them, everywhere.
 
-        At least what the engine will hold, and at most a page per head above it. A sliding head holds
+        At least what the engine will hold, and at most a page per head above it, unless it says that it is a bound. A
+        sliding head holds
         min(total, sink + slide + 1): the slot of the step's own entry counts. A virtual entry, or with `absorb` the
         place that waits for one, is one more.
         """

@@ -52,6 +52,21 @@ class Dhsa(AttentionMethod):
     density: float = Field(0.125, gt=0, le=1, description="Other variants: share of key blocks that a row keeps.")
     causal_safe: bool = Field(True, description="topk: rank causal blocks only and keep the diagonal.")
 
+    contract_knobs = (
+        {"block": 8, "budget": 14, "global_tokens": 2, "local_tokens": 8, "instruction": 3, "chunk": 4},
+        {
+            "block": 4,
+            "budget": 14,
+            "global_tokens": 6,
+            "local_tokens": 4,
+            "instruction": 3,
+            "chunk": 4,
+            "dedupe": False,
+        },
+        {"variant": "topk", "block": 8, "key_block": 4, "density": 0.4, "causal_safe": True},
+        {"variant": "vs", "block": 8, "key_block": 4, "density": 0.4},
+    )
+
     def reference(
         self, q: Tensor, k: Tensor, v: Tensor, boundaries: Sequence[int] | None = None,
         indices: Tensor | None = None, **inputs: Any,
@@ -65,17 +80,17 @@ class Dhsa(AttentionMethod):
             mask = blocks_to_tokens(kept, self.block, self.key_block, N)
             return Reference(probabilities(q, k, mask) @ grouped(v, H), mask, {"block_mask": kept})
         if indices is None:
-            indices = self._tokens(q.double(), k.double(), 0, N - self.instruction, boundaries)
+            indices = self._tokens(q.double(), k.double(), 0, max(N - self.instruction, 0), boundaries)
         copies = torch.zeros(N, N, dtype=torch.float64)
-        rows = torch.arange(N - self.instruction)
+        rows = torch.arange(max(N - self.instruction, 0))
         listed = torch.zeros(len(indices), N, dtype=torch.float64)
         listed.scatter_add_(1, indices.long(), torch.ones(indices.shape, dtype=torch.float64))
         copies[: len(rows)] = listed[rows // self.block]
         copies[len(rows) :] = 1
         mask = (copies > 0) & causal(N)
-        bias = 0.0 if self.dedupe else copies.log()
+        bias = torch.zeros_like(copies) if self.dedupe else copies.clamp(min=1).log()
         out = probabilities(q, k, mask, bias) @ grouped(v, H)
-        return Reference(out, mask.expand(H, N, N), {"indices": indices})
+        return Reference(out, mask.expand(H, N, N), {"indices": indices}, bias.expand(H, N, N))
 
     def prefill_plan(self, chunk: Chunk) -> PrefillPlan:
         """Token lists, or blocks, for the chunk's rows; blocks and chunks are counted from position 0."""
@@ -92,14 +107,15 @@ class Dhsa(AttentionMethod):
 
     def _lists(self, chunk: Chunk, N: int) -> PrefillPlan:
         end = max(N - (self.instruction if chunk.last else 0), chunk.offset)
-        if end == chunk.offset or self.budget >= N:
+        if end == chunk.offset or (self.budget >= N and self.dedupe):
             return Dense()
         queries = chunk.q[:, : end - chunk.offset]
         chosen = self._tokens(queries, chunk.k, chunk.offset, end, chunk.boundaries)
         rows, first = [], chunk.offset // self.block
         for row, tokens in enumerate(chosen, first):
             until = min((row + 1) * self.block, end)
-            seen = tokens[tokens < until].unique()
+            seen = tokens[tokens < until]
+            seen = seen.unique() if self.dedupe else seen
             rows.append(TokenRows(max(row * self.block, chunk.offset), until, seen))
         if end < N:
             rows.append(TokenRows(end, N, None))

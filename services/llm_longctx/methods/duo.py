@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -43,10 +45,26 @@ class Duo(AttentionMethod):
     share: float | None = Field(None, ge=0, le=1, description="Share of full heads by the plan's scores.")
     roles: Roles | None = Field(None, description="Per layer and key/value head 1 (full) or 0; instead of a plan.")
 
-    def reference(self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None, **inputs: Any) -> Reference:
-        """Every head streaming under the training mask (section 3), or mixed with dense by `gate` [G] (section 4)."""
+    contract_knobs = (
+        {"sink": 2, "recent": 6},
+        {"sink": 3, "recent": 5, "window": "exact"},
+    )
+
+    def reference(
+        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None, chunks: Sequence[int] | None = None,
+        **inputs: Any,
+    ) -> Reference:  # fmt: skip
+        """Every head streaming under the training mask (section 3), or mixed with dense by `gate` [G] (section 4).
+
+        With `chunks`, rows are read as they are served: in a window as released, what is held when a chunk begins and
+        the chunk itself.
+        """
         H, N = q.shape[:2]
         mask = streaming_mask(N, self.sink, self.recent)
+        if chunks is not None and self.window == "released":
+            begins = torch.repeat_interleave(torch.tensor([0, *chunks]).cumsum(0)[:-1], torch.tensor(chunks))[:, None]
+            at = torch.arange(N)
+            mask = causal(N) & ((at < self.sink) | (at >= begins - self.recent))
         streaming, dense = masked(q, k, v, mask), masked(q, k, v, causal(N))
         out = streaming
         if gate is not None:

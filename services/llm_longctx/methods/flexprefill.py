@@ -60,6 +60,12 @@ class FlexPrefill(AttentionMethod):
     )
     group_union: bool = Field(False, description="Query heads of a group share the union of their blocks.")
 
+    contract_knobs = (
+        {"block": 8, "min_budget": 8, "gamma": 0.6},
+        {"block": 4, "min_budget": 4, "gamma": 0.7, "tau": 0.9},
+        {"block": 4, "min_budget": 4, "gamma": 0.8, "tau": 0, "variant": "described"},
+    )
+
     def reference(self, q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> Reference:
         """Section 2 in float64, one chunk."""
         N = q.shape[1]

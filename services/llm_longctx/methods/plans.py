@@ -61,10 +61,12 @@ class Footprint:
     Attributes:
         entries: Entries of the key/value heads themselves. The engine rounds each up to whole pages.
         compact: Entries of compact copies (Recycled), rounded by themselves; None where there are none.
+        is_bound: Whether these are upper bounds only, because how many are held depends on the text.
     """
 
     entries: tuple[tuple[int, ...], ...]
     compact: tuple[tuple[int, ...], ...] | None = None
+    is_bound: bool = False
 
 
 # Prefill: how the queries of one chunk read.

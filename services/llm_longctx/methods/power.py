@@ -38,10 +38,13 @@ class Power(AttentionMethod):
     sink: int = Field(1, ge=0, description="First blocks, always read.")
     dense_layers: tuple[int, ...] = Field((), description="Layers that stay dense.")
 
-    def reference(self, q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> Reference:
+    contract_knobs = {"block": 4, "window": 1}
+
+    def reference(self, q: Tensor, k: Tensor, v: Tensor, layer: int | None = None, **inputs: Any) -> Reference:
         """Section 1: mask by the distance of blocks."""
         H, N = q.shape[:2]
-        kept = power_blocks(0, -(-N // self.block), self.window, self.sink)
+        rows = -(-N // self.block)
+        kept = power_blocks(0, rows, rows if layer in self.dense_layers else self.window, self.sink)
         mask = blocks_to_tokens(kept, self.block, self.block, N)
         return Reference(masked(q, k, v, mask), mask.expand(H, N, N), {"block_mask": kept})
 

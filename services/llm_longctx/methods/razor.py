@@ -14,7 +14,7 @@ from torch import Tensor
 
 from services.llm_longctx.methods.claims import claimed
 from services.llm_longctx.methods.contract import AttentionMethod, Reference
-from services.llm_longctx.methods.masked import grouped
+from services.llm_longctx.methods.masked import grouped, probabilities
 from services.llm_longctx.methods.plans import Footprint, Heads, Outcome, Retain, Virtual
 from services.llm_longctx.methods.roles import Roles, count_full, heads_of, uniform
 from services.llm_longctx.methods.views import Held, Read
@@ -50,8 +50,22 @@ class Razor(AttentionMethod):
     slide: bool = Field(False, description="Keep the window's size while decoding; the oldest joins the mean.")
     roles: Roles | None = Field(None, description="Per layer and key/value head 1 (retrieval) or 0; instead of a plan.")
 
-    def reference(self, q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> Reference:
-        """The last M queries q [H,M,d] over N compressed keys k, v [G,N,d] (section 2); mask [H,M,N]."""
+    contract_knobs = (
+        {"sink": 2, "window_min": 6, "window_div": 8},
+        {"sink": 1, "window_min": 3, "window_div": 4, "slide": True},
+        {"sink": 2, "window_min": 9, "variant": "capacity"},
+    )
+
+    def reference(
+        self, q: Tensor, k: Tensor, v: Tensor, q_new: Tensor | None = None, k_new: Tensor | None = None,
+        v_new: Tensor | None = None, **inputs: Any,
+    ) -> Reference:  # fmt: skip
+        """The last M queries q [H,M,d] over N compressed keys k, v [G,N,d] (section 2); mask [H,M,N].
+
+        With steps q_new [H,T,d], k_new, v_new [G,T,d] it is they that read (section 4); mask [H,T,N+T].
+        """
+        if q_new is not None and k_new is not None and v_new is not None:
+            return self._stepped(q_new, torch.cat((k, k_new), 1), torch.cat((v, v_new), 1), k.shape[1])
         (H, M, d), N = q.shape, k.shape[1]
         begin, end = self._dropped(N)
         k_comp, v_comp = (x[:, begin:end].double().mean(1) if end > begin else x[:, 0].double() * 0 for x in (k, v))
@@ -65,6 +79,29 @@ class Razor(AttentionMethod):
         logits = logits.masked_fill(~torch.cat((seen, torch.full((M, 1), bool(virtual))), 1), float("-inf"))
         extras = {"k_comp": k_comp, "v_comp": v_comp, "n_dropped": end - begin, "entries": N - (end - begin) + virtual}
         return Reference(logits.softmax(-1) @ values, seen.expand(H, M, N), extras)
+
+    def _stepped(self, q: Tensor, k: Tensor, v: Tensor, prompt: int) -> Reference:
+        """Steps q [H,T,d] over what is left of a prompt and over each other: k, v [G,N+T,d]."""
+        (H, T, _), total = q.shape, k.shape[1]
+        begin, end = self._dropped(prompt)
+        gone, kept = list(range(begin, end)), [p for p in range(prompt) if not begin <= p < end]
+        mask, rows = torch.zeros(H, T, total, dtype=torch.bool), []
+        for step in range(T):
+            kept.append(prompt + step)
+            mask[:, step, kept] = True
+            keys, values, bias = k[:, kept].double(), v[:, kept].double(), torch.zeros(len(kept), dtype=torch.float64)
+            if gone and self._compensates:
+                keys, values = (
+                    torch.cat((x, y[:, gone].double().mean(1, keepdim=True)), 1) for x, y in ((keys, k), (values, v))
+                )
+                bias = torch.cat((bias, torch.tensor([self._weight(len(gone))], dtype=torch.float64)))
+            seen = torch.ones(1, len(bias), dtype=torch.bool)
+            rows.append(probabilities(q[:, step : step + 1], keys, seen, bias) @ grouped(values, H))
+            window = [position for position in kept if position >= self.sink]
+            if self.slide and len(window) > self._window(prompt):
+                kept.remove(window[0])
+                gone.append(window[0])
+        return Reference(torch.cat(rows, 1), mask)
 
     def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
         """Retrieval heads by the knob or the plan."""

@@ -51,6 +51,12 @@ class Recycled(AttentionMethod):
     )  # fmt: skip
     check: int = Field(5, ge=1, description="With similarity: every so many steps are compared.")
 
+    contract_knobs = (
+        {"budget": 6, "stride": 3},
+        {"budget": 8, "stride": 4, "evict": "lowest"},
+        {"budget": 5, "similarity": 0.9, "check": 2},
+    )
+
     def reference(
         self, q: Tensor, k: Tensor, v: Tensor, q_new: Tensor | None = None, k_new: Tensor | None = None,
         v_new: Tensor | None = None, **inputs: Any,
@@ -104,10 +110,13 @@ class Recycled(AttentionMethod):
         return Outcome(compact=self._copies(memo, step.position), memo=memo)
 
     def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
-        """Dense, and the copies with what is appended to them between full steps."""
+        """Dense, and the copies with what is appended to them between full steps, at their longest."""
         appended = 0 if self.evict == "lowest" else new if self.similarity is not None else min(self.stride - 1, new)
-        row = (min(self.budget, prompt + new) + appended,) * config.kv_heads
-        return Footprint(((prompt + new,) * config.kv_heads,) * config.layers, (row,) * config.layers)
+        # A copy is of what there was at the last full step; those that keep their size grow to it step by step.
+        grown = new // self.stride * self.stride if self.similarity is None and self.evict == "none" else new
+        row = (min(self.budget, prompt + grown) + appended,) * config.kv_heads
+        whole = ((prompt + new,) * config.kv_heads,) * config.layers
+        return Footprint(whole, (row,) * config.layers, is_bound=self.similarity is not None)
 
     def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:
         """Copies as large as the budget leaves beside the whole history."""

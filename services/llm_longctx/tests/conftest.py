@@ -34,11 +34,11 @@ HELLO = [{"role": "user", "content": "Hello, who are you?"}]
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # noqa: E501
 
 
-def tiny_decoder(seed: int = 3) -> Decoder:
+def tiny_decoder(seed: int = 3, positions: int = CONTEXT) -> Decoder:
     """A random Llama that says varied things: its logits are wide, and no end token is likely."""
     torch.manual_seed(seed)
     model = llama(
-        vocab=272, width=32, layers=2, heads=4, kv_heads=2, hidden=48, positions=CONTEXT, norm_eps=1e-5, tied=False
+        vocab=272, width=32, layers=2, heads=4, kv_heads=2, hidden=48, positions=positions, norm_eps=1e-5, tied=False
     ).eval()
     with torch.no_grad():
         for parameter in model.parameters():

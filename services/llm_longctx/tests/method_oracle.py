@@ -1,0 +1,245 @@
+"""The independent oracle of the method contract: what the engine did, and what it should have done, head by head.
+
+`play` runs one sequence and writes down what every attention layer read and answered, and what every head holds after
+every token. `expected` is what the method's `reference` and plain causal softmax say about the same rows. The softmax
+here is written again on purpose: the product's own must not vouch for itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from services.llm_longctx.engine import Engine
+from services.llm_longctx.kv import Entries
+from services.llm_longctx.methods import AttentionMethod, Reference
+from services.llm_longctx.tests.conftest import tiny_decoder
+from shared.lm.head_plan import HeadPlan
+
+NEW = 7
+"""Tokens fed after a prompt. No prompt of the contract has this length, so that prompts and answers tell apart."""
+
+PLAN = {
+    "schema": "head-plan/1", "roles": [[1, 0], [0, 1]], "heads": [[0, 1], [1, 2]],
+    "scores": {"duo_gate": [[0.9, 0.1], [0.2, 0.8]]},
+}  # fmt: skip
+OTHER_PLAN = {
+    "schema": "head-plan/1", "roles": [[0, 1], [0, 1]], "heads": [[0, 3], [1, 1]],
+    "scores": {"duo_gate": [[0.1, 0.9], [0.2, 0.8]]},
+}  # fmt: skip
+
+
+@cache
+def model():
+    """A random decoder of 2 layers, 4 query heads and 2 key/value heads, in float64, whose answers vary."""
+    return tiny_decoder(positions=192).double()
+
+
+@cache
+def long_model():
+    """The same for prompts that fill more than one served chunk of 512 tokens."""
+    return tiny_decoder(positions=1024).double()
+
+
+def tokens(n: int, seed: int = 0) -> list[int]:
+    """A random prompt."""
+    rng = random.Random(1000 * seed + 7)  # noqa: S311  # test data
+    return [rng.randrange(250) for _ in range(n)]
+
+
+def trials(cls: type[AttentionMethod]) -> list[AttentionMethod]:
+    """The method under the knobs that it names for short sequences, or under its defaults where it names none."""
+    named = cls.contract_knobs
+    several = [named] if isinstance(named, Mapping) else list(named)
+    return [cls.model_validate(dict(knobs)) for knobs in several or [{}]]
+
+
+# What the engine did.
+
+
+class _Tapped:
+    """The decoder, which writes down what its attention reads and answers."""
+
+    def __init__(self, net) -> None:
+        self._net = net
+        self.rows: list[list[tuple[Tensor, ...]]] = [[] for _ in range(net.config.layers)]
+
+    def __getattr__(self, name):
+        return getattr(self._net, name)
+
+    def __call__(self, ids, *, attend, **more):
+        def tapped(layer, q, k, v, offset):
+            out = attend(layer, q, k, v, offset)
+            self.rows[layer].append(tuple(x[0].transpose(0, 1).clone() for x in (q, k, v, out)))
+            return out
+
+        return self._net(ids, attend=tapped, **more)
+
+
+@dataclass(frozen=True, eq=False)
+class Played:
+    """One sequence of N prompt tokens and T more.
+
+    Attributes:
+        logits: [N+T,V].
+        layers: q [H,N+T,d], k and v [G,N+T,d], out [H,N+T,d] of every layer.
+        held: Entries of every head after the prompt and after each token: [T+1][L][G].
+        pages: Pages held at the same times [T+1].
+        foreseen: Pages that the engine's estimate says at the same times.
+        heads: What the method said about heads.
+    """
+
+    prompt: int
+    logits: Tensor
+    layers: list[tuple[Tensor, ...]]
+    held: list
+    pages: list[int]
+    foreseen: list[int]
+    heads: object
+
+    @property
+    def positions(self) -> list:
+        """Positions held, ascending: [T+1][L][G]."""
+        return [[[sorted(e.positions.tolist()) for e in row] for row in time] for time in self.held]
+
+
+def play(  # noqa: PLR0913  # ways of reading the same prompt
+    how: AttentionMethod, ids: Sequence[int], fed: Sequence[int] = (), *, chunks: Sequence[int] | None = None,
+    boundaries: Sequence[int] | None = None, page: int = 4, plan: Mapping = PLAN, light: bool = False,
+) -> Played:  # fmt: skip
+    """Read a prompt and feed tokens, on an engine of its own; `light` leaves out what is held."""
+    net = _Tapped(model())
+    engine = Engine(net, page=page)
+    s = engine.open(how, plan)
+    G, held, pages, foreseen = net.config.kv_heads, [], [], []
+
+    def look():
+        if not light:
+            held.append([[_copy(s.entries(layer, g)) for g in range(G)] for layer in range(net.config.layers)])
+        pages.append(s.kv_bytes() // engine.pool.page_bytes)
+        foreseen.append(engine.estimate(how, plan, prompt=len(ids), new=len(pages) - 1) // engine.pool.page_bytes)
+
+    logits = [s.prefill(ids, chunks, boundaries)]
+    look()
+    for token in fed:
+        logits.append(s.step(token)[None])
+        look()
+    heads = s.policy.heads
+    s.close()
+    assert engine.pool.held == 0, f"{how.name}: pages are held after the sequence was closed"
+    layers = [tuple(torch.cat(x, 1) for x in zip(*rows, strict=True)) for rows in net.rows]
+    return Played(len(ids), torch.cat(logits), layers, held, pages, foreseen, heads)
+
+
+def _copy(held: Entries) -> Entries:
+    """Entries are views into pages that go on being written."""
+    weight = None if held.log_weight is None else held.log_weight.clone()
+    return Entries(held.k.clone(), held.v.clone(), held.positions.clone(), weight)
+
+
+# What it should have done.
+
+
+def softmax_under(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, weight: Tensor | float = 0.0) -> Tensor:
+    """Plain attention in float64: q [H,T,d], k and v [G,S,d], mask [H,T,S] or [T,S], log-weights alike → out [H,T,d]."""
+    R = q.shape[0] // k.shape[0]
+    out = []
+    for h in range(q.shape[0]):
+        logits = q[h].double() @ k[h // R].double().T / q.shape[-1] ** 0.5
+        logits = logits + (weight[h] if isinstance(weight, Tensor) and weight.dim() == 3 else weight)
+        seen = mask[h] if mask.dim() == 3 else mask
+        out.append(torch.softmax(logits.masked_fill(~seen, float("-inf")), -1) @ v[h // R].double())
+    return torch.stack(out)
+
+
+def causal(rows: int, columns: int) -> Tensor:
+    """The last `rows` of `columns` positions see what is not behind them: bool [rows,columns]."""
+    return torch.arange(columns) <= torch.arange(columns - rows, columns)[:, None]
+
+
+def ask(how: AttentionMethod, q: Tensor, k: Tensor, v: Tensor, **inputs) -> Reference:
+    """The method's reference, given those inputs that it takes."""
+    taken = inspect.signature(how.reference).parameters
+    if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
+        inputs = {name: value for name, value in inputs.items() if name in taken}
+    return how.reference(q, k, v, **inputs)
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """What N prompt rows and T decode rows of one layer should be, for heads that the method acts on.
+
+    Attributes:
+        out: [H,N+T,d].
+        mask: [H,N+T,N+T], real entries only.
+        weight: Log-weights of pairs [H,N+T,N+T].
+    """
+
+    out: Tensor
+    mask: Tensor
+    weight: Tensor
+
+
+def expected(
+    how: AttentionMethod, q: Tensor, k: Tensor, v: Tensor, prompt: int, chunks: Sequence[int] | None = None, **inputs
+) -> Expected:  # fmt: skip
+    """What the reference says of prompt and answer: each phase as the method acts in it, dense where it does not.
+
+    A reference that takes decode steps (`q_new`, `k_new`, `v_new`) answers for those; any other one is asked about
+    prompt and answer as one sequence, and its last rows are the steps.
+    """
+    (H, total, _), N = q.shape, prompt
+    T = total - N
+    mask = causal(total, total).expand(H, total, total).clone()
+    out, weight = softmax_under(q, k, v, mask), torch.zeros(H, total, total, dtype=torch.float64)
+    inputs = {"chunks": tuple(chunks or (N,)), **inputs}
+    if "prefill" in how.phases:
+        read = ask(how, q[:, :N], k[:, :N], v[:, :N], **inputs)
+        assert read.out.shape == out[:, :N].shape, f"{how.name}: reference gives {tuple(read.out.shape)} for a prompt"
+        out[:, :N], mask[:, :N, :N] = read.out, read.mask
+        weight[:, :N, :N] = 0.0 if read.log_weight is None else read.log_weight
+    if "decode" in how.phases and T:
+        steps = {"q_new": q[:, N:], "k_new": k[:, N:], "v_new": v[:, N:]}
+        stepped = ask(how, q[:, :N], k[:, :N], v[:, :N], **steps, **inputs)
+        if stepped.out.shape[1] == N:
+            whole = {**inputs, "chunks": (*inputs["chunks"], *(1,) * T)}
+            stepped = ask(how, q, k, v, **whole)
+        assert stepped.out.shape[1] in {T, total}, f"{how.name}: reference gives {tuple(stepped.out.shape)} for steps"
+        out[:, N:], mask[:, N:] = stepped.out[:, -T:], stepped.mask[:, -T:]
+        weight[:, N:] = 0.0 if stepped.log_weight is None else stepped.log_weight[:, -T:]
+    return Expected(out, mask, weight)
+
+
+def acts_on(how: AttentionMethod, heads, layer: int, config) -> list[bool]:
+    """Query heads that the method treats: those that it calibrates, else those it cuts, else all: [H]."""
+    R = config.heads // config.kv_heads
+    if heads.calibrated:
+        return [(layer, h) in heads.calibrated for h in range(config.heads)]
+    if heads.full is None:
+        return [True] * config.heads
+    return [not heads.full[layer][h // R] for h in range(config.heads)]
+
+
+def of_layer(how: AttentionMethod, played: Played, layer: int, **way) -> Expected:
+    """What one layer of a played sequence should have answered."""
+    config = model().config
+    q, k, v, _ = played.layers[layer]
+    facts = {"layer": layer, "layers": config.layers, "rope_theta": config.rope_theta}
+    wanted = expected(how, q, k, v, played.prompt, **facts, **way)
+    dense = causal(q.shape[1], q.shape[1])
+    plain = softmax_under(q, k, v, dense)
+    for h, acted in enumerate(acts_on(how, played.heads, layer, config)):
+        if not acted:
+            wanted.out[h], wanted.mask[h] = plain[h], dense
+    return wanted
+
+
+def parse(plan: Mapping) -> HeadPlan:
+    """A head plan."""
+    return HeadPlan.parse(plan)
