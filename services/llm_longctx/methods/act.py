@@ -53,7 +53,7 @@ class Act(AttentionMethod):
     min_rows: int = Field(0, ge=0, description="Columns that fewer queries can see are no sinks.")
     heads: tuple[tuple[int, int], ...] | None = Field(None, description="(layer, query head) pairs; or from a plan.")
 
-    contract_knobs = (
+    contract_knobs: ClassVar = (
         {"beta": 0.3, "threshold": 0.05},
         {"beta": 0.3, "relative_threshold": 1.5},
     )

@@ -52,7 +52,7 @@ class Dhsa(AttentionMethod):
     density: float = Field(0.125, gt=0, le=1, description="Other variants: share of key blocks that a row keeps.")
     causal_safe: bool = Field(True, description="topk: rank causal blocks only and keep the diagonal.")
 
-    contract_knobs = (
+    contract_knobs: ClassVar = (
         {"block": 8, "budget": 14, "global_tokens": 2, "local_tokens": 8, "instruction": 3, "chunk": 4},
         {
             "block": 4,

@@ -60,7 +60,7 @@ class FlexPrefill(AttentionMethod):
     )
     group_union: bool = Field(False, description="Query heads of a group share the union of their blocks.")
 
-    contract_knobs = (
+    contract_knobs: ClassVar = (
         {"block": 8, "min_budget": 8, "gamma": 0.6},
         {"block": 4, "min_budget": 4, "gamma": 0.7, "tau": 0.9},
         {"block": 4, "min_budget": 4, "gamma": 0.8, "tau": 0, "variant": "described"},

@@ -38,7 +38,7 @@ class Power(AttentionMethod):
     sink: int = Field(1, ge=0, description="First blocks, always read.")
     dense_layers: tuple[int, ...] = Field((), description="Layers that stay dense.")
 
-    contract_knobs = {"block": 4, "window": 1}
+    contract_knobs: ClassVar = {"block": 4, "window": 1}
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, layer: int | None = None, **inputs: Any) -> Reference:
         """Section 1: mask by the distance of blocks."""

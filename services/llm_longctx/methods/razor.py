@@ -50,7 +50,7 @@ class Razor(AttentionMethod):
     slide: bool = Field(False, description="Keep the window's size while decoding; the oldest joins the mean.")
     roles: Roles | None = Field(None, description="Per layer and key/value head 1 (retrieval) or 0; instead of a plan.")
 
-    contract_knobs = (
+    contract_knobs: ClassVar = (
         {"sink": 2, "window_min": 6, "window_div": 8},
         {"sink": 1, "window_min": 3, "window_div": 4, "slide": True},
         {"sink": 2, "window_min": 9, "variant": "capacity"},

@@ -51,7 +51,7 @@ class Recycled(AttentionMethod):
     )  # fmt: skip
     check: int = Field(5, ge=1, description="With similarity: every so many steps are compared.")
 
-    contract_knobs = (
+    contract_knobs: ClassVar = (
         {"budget": 6, "stride": 3},
         {"budget": 8, "stride": 4, "evict": "lowest"},
         {"budget": 5, "similarity": 0.9, "check": 2},

@@ -23,7 +23,6 @@ from services.llm_longctx.tests.method_oracle import (
     PLAN,
     Played,
     acts_on,
-    ask,
     causal,
     expected,
     long_model,
@@ -42,8 +41,8 @@ __all__ = ["CHECKS", "refusals"]
 LENGTHS = (1, 2, 13, 31, 47)
 """Prompt lengths, mostly prime: nothing fills a page, a block or a window by luck."""
 
-CLOSE = 1e-9
-"""Of numbers that are computed in float64 in another order."""
+CLOSE = 1e-6
+"""Of numbers that are computed in float64 in another order, a float32 constant among them at times."""
 
 MINE = tokens(40, seed=99)
 """Tokens fed after prompts."""
@@ -160,7 +159,7 @@ def _borders(n: int) -> list[int]:
 
 
 def _check_layer(how: AttentionMethod, played: Played, layer: int, way: Mapping) -> None:
-    q, k, v, out = played.layers[layer]
+    q, _, _, out = played.layers[layer]
     wanted, N = of_layer(how, played, layer, **way), played.prompt
     where = f"{how.name} {how.model_dump_json()}, {N} tokens in {way or 'one chunk'}, layer {layer}"
     near(out[:, :N], wanted.out[:, :N], f"{where}: prompt")
@@ -198,7 +197,7 @@ def _check_stand_in(played: Played, layer: int, g: int, step: int, out, where: s
 
 
 def check_retention(cls: type[AttentionMethod]) -> None:
-    """Heads hold exactly what the reference attends to next; heads that are full, and methods that free nothing, all."""
+    """Heads hold exactly what the reference attends to next; full heads, and methods that free nothing, hold all."""
     for how in trials(cls):
         evicts = False
         for n in LENGTHS:
@@ -237,7 +236,7 @@ def check_effect(cls: type[AttentionMethod]) -> None:
             N = played.prompt
             for layer, (q, k, v, out) in enumerate(played.layers):
                 dense = softmax_under(q, k, v, causal(q.shape[1], q.shape[1]))
-                changed = (out - dense).abs().amax((0, 2)) > 1e-7
+                changed = (out - dense).abs().amax((0, 2)) > CLOSE
                 acts |= bool(changed.any())
                 where = f"{how.name} {how.model_dump_json()}, layer {layer}"
                 assert "prefill" in how.phases or not changed[:N].any(), f"{where}: the prompt is not read densely"
@@ -247,7 +246,8 @@ def check_effect(cls: type[AttentionMethod]) -> None:
                 play(how, tokens(47, 3)).logits, play(method("dense"), tokens(47, 3)).logits,
                 f"{how.name} shares prefixes with dense, and reads prompts differently",
             )  # fmt: skip
-    assert acts == bool(cls.phases or cls.actions), f"{cls.name} says {set(cls.phases)}, and does something: {acts}"
+    named = "" if cls.contract_knobs else " on short prompts; small contract_knobs may be missing"
+    assert acts == bool(cls.phases or cls.actions), f"{cls.name} says {set(cls.phases)}, and acts: {acts}{named}"
 
 
 # Memory.
@@ -276,17 +276,15 @@ def _pages(entries: int, page: int = 4) -> int:
 
 def check_fit(cls: type[AttentionMethod]) -> None:
     """Fitted knobs meet their budget in what is held; what fits already is not refused."""
-    config, plan, n = model().config, parse(PLAN), 47
+    config, n = model().config, 47
     dense = config.layers * config.kv_heads * (n + NEW)
     for how in trials(cls):
         own = _entries(how, n)
         budgets = [int(dense * share) for share in (1.5, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)]
         met = 0
         for budget in sorted({*budgets, own}, reverse=True):
-            try:
-                fitted = how.fit(budget, config, plan, n, NEW)
-            except InvalidOption as refusal:
-                assert budget < max(own, 1), f"{how.name} holds {own} entries and refuses {budget}: {refusal.detail}"
+            if (fitted := _fitted(how, budget, n)) is None:
+                assert budget < max(own, 1), f"{how.name} holds {own} entries and refuses a budget of {budget}"
                 continue
             assert isinstance(fitted, cls), f"{how.name} is fitted to {budget} as {type(fitted).__name__}"
             where = f"{how.name} fitted to {budget} entries is {fitted.model_dump_json()}"
@@ -295,6 +293,13 @@ def check_fit(cls: type[AttentionMethod]) -> None:
             assert held <= budget, f"{where}: it holds {held}"
             met += budget < dense
         assert met or "eviction" not in how.actions, f"{how.name} evicts, and meets no budget below dense"
+
+
+def _fitted(how: AttentionMethod, budget: int, n: int) -> AttentionMethod | None:
+    try:
+        return how.fit(budget, model().config, parse(PLAN), n, NEW)
+    except InvalidOption:
+        return None
 
 
 def _entries(how: AttentionMethod, n: int) -> int:
@@ -381,16 +386,17 @@ def check_preemption(cls: type[AttentionMethod]) -> None:
 def check_prefixes(cls: type[AttentionMethod]) -> None:
     """A prompt whose beginning was read before is answered as a cold one, and so are those that share it."""
     for how in trials(cls):
-        # Methods that are defined by their chunks meet cached prefixes behind chunks of 512 tokens only,
-        # and heads that are cut at a prompt's end leave no prefix of its last chunk.
-        short = how.chunk_invariant and how.head_plan(model().config, parse(PLAN)).full is None
-        net, stem, page = (model(), 50, 8) if short else (long_model(), 520, 64)
+        # Methods that are defined by their chunks meet cached prefixes behind chunks of 512 tokens only, and heads that
+        # are cut at a prompt's end leave no prefix of its last chunk.
+        cuts = how.head_plan(model().config, parse(PLAN)).full is not None
+        long = not how.chunk_invariant or (cuts and bool(how.identity()))
+        net, stem, page = (long_model(), 512, 64) if long else (model(), 48, 8)
         kind = [how] if how.identity() else [how, method("dense")]
         for first in kind:
             for second in [how, *kind[1:]]:
                 asked = [
                     Request([*tokens(stem, 1), *tokens(own, own)], one, PLAN, max_tokens=16, temperature=1.0, seed=3)
-                    for one, own in ((first, 5), (second, 17), (second, 9))
+                    for one, own in ((first, 5), (second, 17), (second, 2))
                 ]
                 warm = Engine(net, page=page).generate(asked)
                 for request, answer in zip(asked, warm, strict=True):
@@ -400,7 +406,9 @@ def check_prefixes(cls: type[AttentionMethod]) -> None:
                 reuses = second.supports.prefix_reuse and (first.supports.prefix_reuse or second is not first)
                 hit = warm[-1].usage.cached_tokens > 0
                 assert hit <= second.supports.prefix_reuse, f"{second.name} reuses a prefix, and says it can't"
-                assert hit or not reuses, f"{second.name} says it reuses prefixes, and does not"
+                assert hit or not reuses or (cuts and not long and first is how), (
+                    f"{second.name} says it reuses prefixes, and does not"
+                )
 
 
 # Knobs and plans.
@@ -411,11 +419,12 @@ def check_knobs(cls: type[AttentionMethod]) -> None:
     bases = trials(cls)
     known = [_behaviour(how) for how in bases]
     for knob in cls.model_fields:
-        changed = any(
-            _differ(behaviour, _behaviour(other))
-            for how, behaviour in zip(bases, known, strict=True)
-            for other in _others(how, knob, bases)
-        )
+        changed = False
+        for how, behaviour in zip(bases, known, strict=True):
+            for other in _others(how, knob, bases):
+                same = how.identity() == other.identity()
+                assert not (same and how.identity()), f"{cls.name}: prefixes don't depend on {knob}"
+                changed = changed or _differ(behaviour, _behaviour(other))
         assert changed, f"{cls.name} ignores {knob}, or contract_knobs has no setting in which it matters"
 
 
@@ -433,7 +442,7 @@ def _differ(one: list[Played] | None, other: list[Played] | None) -> bool:
     if one is None or other is None:
         return False
     return any(
-        a.positions != b.positions or a.pages != b.pages or float((a.logits - b.logits).abs().max()) > 1e-7
+        a.positions != b.positions or a.pages != b.pages or float((a.logits - b.logits).abs().max()) > CLOSE
         for a, b in zip(one, other, strict=True)
     )
 

@@ -49,7 +49,7 @@ def long_model():
 
 def tokens(n: int, seed: int = 0) -> list[int]:
     """A random prompt."""
-    rng = random.Random(1000 * seed + 7)  # noqa: S311  # test data
+    rng = random.Random(1000 * seed + 7)  # test data
     return [rng.randrange(250) for _ in range(n)]
 
 
@@ -109,7 +109,7 @@ class Played:
         return [[[sorted(e.positions.tolist()) for e in row] for row in time] for time in self.held]
 
 
-def play(  # noqa: PLR0913  # ways of reading the same prompt
+def play(  # ways of reading the same prompt
     how: AttentionMethod, ids: Sequence[int], fed: Sequence[int] = (), *, chunks: Sequence[int] | None = None,
     boundaries: Sequence[int] | None = None, page: int = 4, plan: Mapping = PLAN, light: bool = False,
 ) -> Played:  # fmt: skip
@@ -147,7 +147,7 @@ def _copy(held: Entries) -> Entries:
 
 
 def softmax_under(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, weight: Tensor | float = 0.0) -> Tensor:
-    """Plain attention in float64: q [H,T,d], k and v [G,S,d], mask [H,T,S] or [T,S], log-weights alike → out [H,T,d]."""
+    """Plain attention in float64: q [H,T,d], k and v [G,S,d], mask and log-weights [H,T,S] or [T,S] → out [H,T,d]."""
     R = q.shape[0] // k.shape[0]
     out = []
     for h in range(q.shape[0]):

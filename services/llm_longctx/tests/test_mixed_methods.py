@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from services.llm_longctx.engine import Choice, Engine, Order, Sampling, Scheduler, pacing, policy, prefixes
 from services.llm_longctx.methods import compose, method, methods
 from services.llm_longctx.tests.conftest import tiny_decoder
+from services.llm_longctx.tests.method_oracle import trials
 from services.llm_longctx.tests.test_engine import Ear
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from shared.errors import Cancelled
@@ -25,16 +26,8 @@ from shared.registry import Run
 GRID = 32
 """Tokens of a chunk here, so that short prompts have several and meet cached ones on the grid."""
 
-SINGLE = {
-    "act": method("act", beta=0.3, threshold=0.05),
-    "dhsa": method("dhsa", block=8, budget=14, global_tokens=2, local_tokens=8, instruction=3, chunk=4),
-    "duo": method("duo", sink=2, recent=6),
-    "flexprefill": method("flexprefill", block=8, min_budget=8, gamma=0.6),
-    "power": method("power", block=8, window=1),
-    "razor": method("razor", sink=2, window_min=6, window_div=8),
-    "recycled": method("recycled", budget=6, stride=3),
-}
-"""Knobs under which each does something to prompts of a few dozen tokens; a method that is new joins with its own."""
+SINGLE = {name: trials(cls)[0] for name, cls in methods().items()}
+"""Each method under knobs with which it does something to short prompts; a new one joins with its own."""
 
 COMPOSED = (
     compose(prefill=SINGLE["flexprefill"], decode=SINGLE["recycled"], plan=SINGLE["duo"]),
@@ -45,7 +38,7 @@ COMPOSED = (
     method("dhsa", variant="topk", block=8, key_block=8, density=0.4),
     method("recycled", budget=8, stride=4, evict="lowest"),
 )
-MIX = (*(SINGLE.get(name) or method(name) for name in methods()), *COMPOSED)
+MIX = (*SINGLE.values(), *COMPOSED)
 STEMS = ([], prompt(70, 1), prompt(70, 2))
 """How prompts begin; those that begin alike meet each other's cached prefixes."""
 

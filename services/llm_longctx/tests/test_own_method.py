@@ -15,6 +15,7 @@ from services.llm_longctx import methods as room
 from services.llm_longctx.engine import Engine, Request
 from services.llm_longctx.methods import compose, method, methods
 from services.llm_longctx.tests.conftest import Server, app_of, tiny_decoder
+from services.llm_longctx.tests.method_contract import CHECKS
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from services.llm_longctx.verbs import needle
 from shared.errors import InvalidOption, Malformed
@@ -39,6 +40,11 @@ def _dotted(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tiny():
     return tiny_decoder().double()
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_it_keeps_the_contract(check):
+    check(methods()["dotted"])
 
 
 def test_the_engine_computes_what_its_reference_says(tiny):
