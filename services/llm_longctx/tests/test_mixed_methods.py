@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from services.llm_longctx.engine import Choice, Engine, Order, Sampling, Scheduler, pacing, policy, prefixes
 from services.llm_longctx.methods import compose, method, methods
 from services.llm_longctx.tests.conftest import tiny_decoder
-from services.llm_longctx.tests.method_oracle import trials
+from services.llm_longctx.tests.method_contract.oracle import trials
 from services.llm_longctx.tests.test_engine import Ear
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from shared.errors import Cancelled

@@ -25,6 +25,12 @@ from shared.lm.head_plan import HeadPlan
 NEW = 7
 """Tokens fed after a prompt. No prompt of the contract has this length, so that prompts and answers tell apart."""
 
+LENGTHS = (1, 2, 13, 31, 47)
+"""Prompt lengths, mostly prime: nothing fills a page, a block or a window by luck."""
+
+CLOSE = 1e-6
+"""Of numbers that are computed in float64 in another order, a float32 constant among them at times."""
+
 PLAN = {
     "schema": "head-plan/1", "roles": [[1, 0], [0, 1]], "heads": [[0, 1], [1, 2]],
     "scores": {"duo_gate": [[0.9, 0.1], [0.2, 0.8]]},
@@ -53,11 +59,22 @@ def tokens(n: int, seed: int = 0) -> list[int]:
     return [rng.randrange(250) for _ in range(n)]
 
 
+MINE = tokens(40, seed=99)
+"""Tokens fed after prompts."""
+
+
 def trials(cls: type[AttentionMethod]) -> list[AttentionMethod]:
     """The method under the knobs that it names for short sequences, or under its defaults where it names none."""
     named = cls.contract_knobs
     several = [named] if isinstance(named, Mapping) else list(named)
     return [cls.model_validate(dict(knobs)) for knobs in several or [{}]]
+
+
+def near(a: torch.Tensor, b: torch.Tensor, what: str, tolerance: float = CLOSE) -> None:
+    """Equal up to rounding."""
+    assert a.shape == b.shape, f"{what}: shapes {tuple(a.shape)} and {tuple(b.shape)} differ"
+    worst = float((a - b).abs().max()) if a.numel() else 0.0
+    assert worst <= tolerance, f"{what}: they differ by {worst:.3g}"
 
 
 # What the engine did.
@@ -243,3 +260,13 @@ def of_layer(how: AttentionMethod, played: Played, layer: int, **way) -> Expecte
 def parse(plan: Mapping) -> HeadPlan:
     """A head plan."""
     return HeadPlan.parse(plan)
+
+
+def default(cls: type[AttentionMethod]) -> list[AttentionMethod]:
+    """The method as it is served without knobs, where that differs."""
+    return [] if cls() in trials(cls) else [cls()]
+
+
+def borders(n: int) -> list[int]:
+    """Borders of uneven stretches of a prompt."""
+    return [*(at for at in (0, 3, 9, 20, 26, 41, 48) if at < n), n]

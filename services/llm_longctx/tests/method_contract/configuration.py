@@ -1,0 +1,147 @@
+"""What a method says of itself: its facts, its knobs, and the head plan that it works by."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+import pytest
+from pydantic import ValidationError
+
+from services.llm_longctx.methods import AttentionMethod
+from services.llm_longctx.tests.method_contract.oracle import (
+    CLOSE,
+    MINE,
+    NEW,
+    OTHER_PLAN,
+    PLAN,
+    Played,
+    acts_on,
+    borders,
+    causal,
+    model,
+    near,
+    parse,
+    play,
+    softmax_under,
+    tokens,
+    trials,
+)
+from shared.errors import InvalidOption
+
+__all__ = ["check_facts", "check_knobs", "check_plan"]
+
+
+def check_facts(cls: type[AttentionMethod]) -> None:
+    """A name, a help text, a frozen strict schema, and configurations that survive JSON."""
+    assert cls.name == cls.name.lower(), f"the name {cls.name!r} is not lower case"
+    assert inspect.cleandoc(cls.__doc__ or "") != inspect.cleandoc(AttentionMethod.__doc__), f"{cls.name} has no help"
+    assert cls.phases <= {"prefill", "decode"}, f"{cls.name} acts in unknown phases: {set(cls.phases)}"
+    unknown = cls.actions - {"visibility", "eviction", "copy", "transform"}
+    assert not unknown, f"{cls.name} names unknown actions: {unknown}"
+    json.dumps(cls.model_json_schema())
+    with pytest.raises(ValidationError):
+        cls.model_validate({"no_such_knob": 1})
+    for how in trials(cls):
+        before = how.model_dump_json()
+        again = cls.model_validate_json(before)
+        assert again == how, f"{cls.name} does not survive JSON: {before}"
+        played, same = (play(x, tokens(31), MINE[:NEW]) for x in (how, again))
+        near(played.logits, same.logits, f"{cls.name} read back from JSON")
+        assert how.model_dump_json() == before, f"{cls.name} changes its own knobs while it runs"
+        for knob in cls.model_fields:
+            with pytest.raises(ValidationError):
+                setattr(how, knob, getattr(how, knob))
+
+
+def check_knobs(cls: type[AttentionMethod]) -> None:
+    """Every knob changes what is computed or held, from one of the contract's settings at least."""
+    bases = trials(cls)
+    known = [_behaviour(how) for how in bases]
+    for knob in cls.model_fields:
+        changed = False
+        for how, behaviour in zip(bases, known, strict=True):
+            for other in _others(how, knob, bases):
+                same = how.identity() == other.identity()
+                assert not (same and how.identity()), f"{cls.name}: prefixes don't depend on {knob}"
+                changed = changed or _differ(behaviour, _behaviour(other))
+        assert changed, f"{cls.name} ignores {knob}, or contract_knobs has no setting in which it matters"
+
+
+def _behaviour(how: AttentionMethod) -> list[Played] | None:
+    """What it does on a prompt in one chunk and in two; None where it refuses to work for the model."""
+    ways: list[dict] = [{}, {"boundaries": borders(61)}]
+    ways += [{"chunks": [32, 29]}] if how.supports.chunked_prefill else []
+    try:
+        return [play(how, tokens(61, 8), MINE[:9], **way) for way in ways]
+    except InvalidOption:
+        return None
+
+
+def _differ(one: list[Played] | None, other: list[Played] | None) -> bool:
+    if one is None or other is None:
+        return False
+    return any(
+        a.positions != b.positions or a.pages != b.pages or float((a.logits - b.logits).abs().max()) > CLOSE
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _others(how: AttentionMethod, knob: str, bases: Sequence[AttentionMethod]) -> Iterator[AttentionMethod]:
+    """The method with other values of a knob: those of its other settings, its schema's names, and others nearby."""
+    now = getattr(how, knob)
+    values = [getattr(base, knob) for base in bases]
+    values += _named(type(how).model_json_schema()["properties"][knob])
+    values += [False, True] if isinstance(now, bool) else []
+    number = isinstance(now, int | float) and not isinstance(now, bool)
+    values += (
+        [now + 1, now - 1, now * 2, now // 2, now * 0.5, now * 1.5, now + 8, now * 3 + 1, now / 10] if number else []
+    )
+    values += [1, 2, 3, 0.05, 0.3, 0.5, 0.95] if now is None else []
+    values += [(), (0,), (1,), ((1, 1), (0, 0)), ((0, 1), (1, 1)), ((0, 0), (0, 1))] if not number else []
+    tried = [now]
+    for value in values:
+        if value not in tried:
+            tried.append(value)
+            try:
+                other = how.changed(**{knob: value})
+            except (ValidationError, InvalidOption):
+                continue
+            if getattr(other, knob) != now:
+                yield other
+
+
+def _named(schema: Mapping) -> list:
+    """Values that a JSON schema lists."""
+    inner = [value for part in schema.get("anyOf", ()) for value in _named(part)]
+    return [*schema.get("enum", ()), *([schema["const"]] if "const" in schema else ()), *inner]
+
+
+def check_plan(cls: type[AttentionMethod]) -> None:
+    """A method that works by a head plan follows it, and says so where there is none."""
+    config = model().config
+    plain = cls()
+    if cls.needs_plan:
+        with pytest.raises(InvalidOption):
+            plain.head_plan(config, None)
+        told = [plain.head_plan(config, parse(plan)) for plan in (PLAN, OTHER_PLAN)]
+        assert told[0] != told[1], f"{cls.name} needs a head plan and ignores it"
+    for how in trials(cls):
+        for plan in (PLAN, OTHER_PLAN):
+            heads = how.head_plan(config, parse(plan))
+            if (
+                cls.needs_plan
+                and plan is PLAN
+                and how.model_dump(include={"roles", "share", "heads"})
+                == plain.model_dump(include={"roles", "share", "heads"})
+            ):
+                if heads.full is not None:
+                    assert [list(map(int, row)) for row in heads.full] == plan["roles"], f"{cls.name}: other roles"
+                if heads.calibrated:
+                    assert heads.calibrated == {tuple(x) for x in plan["heads"]}, f"{cls.name}: other heads"
+            played = play(how, tokens(37, 4), MINE[:NEW], plan=plan)
+            for layer, (q, k, v, out) in enumerate(played.layers):
+                dense = softmax_under(q, k, v, causal(q.shape[1], q.shape[1]))
+                left = [h for h, acted in enumerate(acts_on(how, heads, layer, config)) if not acted]
+                near(out[left], dense[left], f"{how.name}, layer {layer}: a head that it leaves alone is not dense")

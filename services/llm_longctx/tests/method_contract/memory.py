@@ -1,0 +1,74 @@
+"""What a method holds, against what it foresaw and what it was allowed."""
+
+from __future__ import annotations
+
+from services.llm_longctx.methods import AttentionMethod
+from services.llm_longctx.tests.method_contract.oracle import (
+    MINE,
+    NEW,
+    PLAN,
+    default,
+    model,
+    parse,
+    play,
+    tokens,
+    trials,
+)
+from shared.errors import InvalidOption
+
+__all__ = ["check_estimate", "check_fit"]
+
+
+def check_estimate(cls: type[AttentionMethod]) -> None:
+    """What is foreseen is at least what is held, and at most a page per run above it, at every moment."""
+    config = model().config
+    for how in (*trials(cls), *default(cls)):
+        footprint = how.estimate(config, how.head_plan(config, parse(PLAN)), 31, NEW)
+        runs = config.layers * config.kv_heads * (2 if footprint.compact is not None else 1)
+        for n in (1, 2, 3, 6, 9, 13, 31):
+            fed = NEW if n < 14 else 25
+            played = play(how, tokens(n, n), MINE[:fed], light=True)
+            for new, (held, foreseen) in enumerate(zip(played.pages, played.foreseen, strict=True)):
+                where = f"{how.name} {how.model_dump_json()}, {n} tokens and {new} more"
+                assert held <= foreseen, f"{where}: {held} pages are held, and {foreseen} were foreseen"
+                most = runs + (2 * _pages(n + new) if footprint.is_bound else held)
+                assert foreseen <= most, f"{where}: {foreseen} pages were foreseen, and {held} are held"
+
+
+def _pages(entries: int, page: int = 4) -> int:
+    """Pages of a dense sequence."""
+    return model().config.layers * model().config.kv_heads * -(-entries // page)
+
+
+def check_fit(cls: type[AttentionMethod]) -> None:
+    """Fitted knobs meet their budget in what is held; what fits already is not refused."""
+    config, n = model().config, 47
+    dense = config.layers * config.kv_heads * (n + NEW)
+    for how in trials(cls):
+        own = _entries(how, n)
+        budgets = [int(dense * share) for share in (1.5, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)]
+        met = 0
+        for budget in sorted({*budgets, own}, reverse=True):
+            if (fitted := _fitted(how, budget, n)) is None:
+                assert budget < max(own, 1), f"{how.name} holds {own} entries and refuses a budget of {budget}"
+                continue
+            assert isinstance(fitted, cls), f"{how.name} is fitted to {budget} as {type(fitted).__name__}"
+            where = f"{how.name} fitted to {budget} entries is {fitted.model_dump_json()}"
+            assert _entries(fitted, n) <= budget, f"{where}: it foresees {_entries(fitted, n)}"
+            held = max(play(fitted, tokens(n), MINE[:NEW], page=1, light=True).pages)
+            assert held <= budget, f"{where}: it holds {held}"
+            met += budget < dense
+        assert met or "eviction" not in how.actions, f"{how.name} evicts, and meets no budget below dense"
+
+
+def _fitted(how: AttentionMethod, budget: int, n: int) -> AttentionMethod | None:
+    try:
+        return how.fit(budget, model().config, parse(PLAN), n, NEW)
+    except InvalidOption:
+        return None
+
+
+def _entries(how: AttentionMethod, n: int) -> int:
+    config = model().config
+    told = how.estimate(config, how.head_plan(config, parse(PLAN)), n, NEW)
+    return sum(map(sum, told.entries)) + (sum(map(sum, told.compact)) if told.compact is not None else 0)

@@ -1,0 +1,110 @@
+"""Methods in which chunks, neighbours or earlier sequences show."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import ClassVar
+
+import torch
+
+from services.llm_longctx.methods.plans import (
+    DecodePlan,
+    Outcome,
+    Ranges,
+    Retain,
+    TokenLists,
+    TokenRows,
+    Virtual,
+)
+from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Window
+
+__all__ = ["Chunky", "Dicing", "Hasty", "Leaking", "Learning", "Local", "Shared"]
+
+
+class Chunky(Mean):
+    """Cuts after every chunk, and says that chunks change nothing."""
+
+    @property
+    def cut_at_end(self):
+        """Never mind."""
+        return False
+
+    def after_prefill(self, view):
+        """What is held, whatever comes."""
+        cut = {g: Retain(h.positions[-self.window :]) for g, h in enumerate(view.heads) if not view.full[g]}
+        return Outcome(cut)
+
+
+class Local(Dotted):
+    """Counts its dots from the chunk's begin, and says that chunks change nothing."""
+
+    def prefill_plan(self, chunk):
+        """Dots behind the offset."""
+        rows = []
+        for t in range(chunk.offset, chunk.k.shape[1]):
+            at = torch.arange(t + 1)
+            rows.append(TokenRows(t, t + 1, at[(t - at < self.window) | ((at - chunk.offset) % self.stride == 0)]))
+        return TokenLists(tuple(rows))
+
+
+class Learning(Window):
+    """Keeps less of a prompt that it has read before, as after a preemption."""
+
+    seen: ClassVar[Counter] = Counter()
+
+    def _order(self, positions, view):
+        again = self.seen[float(view.heads[0].k.sum())] > 0
+        if view.layer == 1:
+            self.seen[float(view.heads[0].k.sum())] += 1
+        return Retain.ends(positions, self.sink, self.recent - 1 - 2 * again, slide=True)
+
+
+class Hasty(Mean):
+    """Behind a cached prefix it counts from there."""
+
+    def after_prefill(self, view):
+        """The chunk's own tokens instead of the prompt's."""
+        if not view.last or view.length <= self.window:
+            return Outcome()
+        first = max(view.length - self.window, view.offset)
+        kept = torch.arange(first, view.length)
+        return Outcome({
+            g: Retain(kept, Virtual(h.k[:first].mean(0), h.v[:first].mean(0), math.log(first), first))
+            for g, h in enumerate(view.heads) if not view.full[g] and first
+        })  # fmt: skip
+
+
+class Leaking(Dotted):
+    """Remembers the last position on the class: sequences of a batch read each other's."""
+
+    last: ClassVar[dict] = {}
+
+    def decode_plan(self, step):
+        """Up to the longest neighbour's middle."""
+        before = self.last.get(step.layer, step.position)
+        self.last[step.layer] = step.position
+        seen = [t for t in self._seen(step.position).tolist() if t == step.position or t <= before]
+        return DecodePlan(Ranges(tuple((t, t + 1) for t in seen)))
+
+
+class Shared(Dotted):
+    """Writes into its memo, which two answers to a prompt share."""
+
+    def after_prefill(self, view):
+        """A list that grows."""
+        return Outcome(memo=[])
+
+    def decode_plan(self, step):
+        """One dot fewer with every step of anybody."""
+        step.memo.append(step.position)
+        seen = self._seen(step.position).tolist()
+        return DecodePlan(Ranges(tuple((t, t + 1) for t in seen if t > len(step.memo) - step.number)))
+
+
+class Dicing(Dotted):
+    """Draws its dots."""
+
+    def _seen(self, position):
+        at = torch.arange(position + 1)
+        return at[(position - at < self.window) | (torch.rand(position + 1) < 1 / self.stride)]
