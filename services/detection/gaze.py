@@ -137,6 +137,9 @@ class GazePredictor(Servable[ScanpathIn, ScanpathOut]):
         if (request.image is None) == (not request.crops):
             detail = "Send a picture of the shelf with its objects, or crops with their grid."
             raise InvalidOption(detail, field="image" if request.image is None else "crops")
+        if (idle := "objects" if request.image is None else "grid") in request.model_fields_set:
+            owner = "a picture of the shelf" if idle == "objects" else "crops"
+            raise InvalidOption(f"{idle} belongs to {owner}, which was not sent.", hint="Leave it out.", field=idle)
         search = self._of_picture(request) if request.image is not None else self._of_crops(request)
         count = len(search.crops)
         for name, ids in (("target", (request.target,)), ("reference", request.reference)):

@@ -146,6 +146,8 @@ def test_the_numbered_path_by_accept(client: TestClient) -> None:
         ({"target": 0}, 422, "image"),
         ({**SHELF, "crops": [text(CROPS[0])]}, 422, "crops"),
         ({"image": SHELF["image"], "target": 0}, 422, "objects"),
+        ({**SHELF, "grid": [3, 9]}, 422, "grid"),
+        ({"crops": [text(CROPS[0])], "grid": [1, 1], "objects": BOXES, "target": 0}, 422, "objects"),
         ({**SHELF, "target": 27}, 422, "target"),
         ({**SHELF, "target": -1}, 422, "target"),
         ({**SHELF, "reference": [99]}, 422, "reference"),

@@ -1,0 +1,98 @@
+"""A loaded Servable as checks see it: it answers requests, whatever its mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from shared.errors import FoveaError
+from shared.registry import Card, Place, Run, Servable
+
+__all__ = ["CancelsAfter", "Loaded", "pictures_of", "refused_by"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A loaded Servable and the Place it was loaded on."""
+
+    servable: Servable[Any, Any]
+    place: Place
+    known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What several checks ask for and was found once."""
+
+    @property
+    def kind(self) -> type[Servable[Any, Any]]:
+        """Its class."""
+        return type(self.servable)
+
+    @property
+    def card(self) -> Card:
+        """Its Card, refined."""
+        return self.servable.card
+
+    @property
+    def pictures(self) -> list[str]:
+        """Fields of its requests that hold one picture."""
+        return pictures_of(self.kind)
+
+    def outcomes(self, requests: Sequence[BaseModel], run: Run | None = None) -> list[Any]:
+        """An answer or an error for each request, in order; of a model that streams, the list of its events."""
+        run = run or Run()
+        if self.servable.mode == "stream":
+            return [_or_error(lambda request=request: list(self.servable.stream(request, run))) for request in requests]
+        return list(self.servable.predict(list(requests), run))
+
+    def answers(self, requests: Sequence[BaseModel], run: Run | None = None) -> list[Any]:
+        """Answers in order.
+
+        Raises:
+            FoveaError: The first error among them.
+        """
+        found = self.outcomes(requests, run)
+        for answer in found:
+            if isinstance(answer, FoveaError):
+                raise answer
+        return found
+
+    def answer(self, request: BaseModel, run: Run | None = None) -> Any:
+        """The answer to one request."""
+        return self.answers([request], run)[0]
+
+
+class CancelsAfter(Run):
+    """A run that somebody cancels once it was asked `checks` times whether to go on."""
+
+    def __init__(self, checks: int) -> None:
+        super().__init__()
+        self._left = checks
+
+    def check(self) -> None:
+        """Stop if it was asked often enough."""
+        self._left -= 1
+        if self._left < 0:
+            self.cancel()
+        super().check()
+
+
+def pictures_of(kind: type[Servable[Any, Any]]) -> list[str]:
+    """Fields of a Servable's requests that hold one picture."""
+    properties = kind.In.model_json_schema()["properties"]
+    return [name for name, prop in properties.items() if prop.get("contentMediaType", "").startswith("image/")]
+
+
+def refused_by(work: Callable[[], Any]) -> FoveaError | None:
+    """The error that work ends with, raised or returned, or None where it does not."""
+    found = _or_error(work)
+    if isinstance(found, list):
+        found = next((one for one in found if isinstance(one, FoveaError)), None)
+    return found if isinstance(found, FoveaError) else None
+
+
+def _or_error(work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except FoveaError as error:
+        return error

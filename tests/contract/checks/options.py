@@ -1,0 +1,77 @@
+"""Situations in which the options of a task show, and the few that no answer can show. Of tasks, not of plug-ins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from shared.vision.draw import encode
+
+__all__ = ["FREE", "situations", "told_values"]
+
+_CONTEXTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "actions": [
+        {"class_scores": (0.3, 0.3, 0.2), "class_names": ("a", "b", "c"), "max_proposals": 1000,
+         "include": ("activitynet",)},
+    ],
+    "detect": [
+        {"confidence": 0.01, "include": ()}, {"tile": 96, "confidence": 0.01, "include": ()},
+        {"confidence": 0.001, "iou": 0.2, "max_detections": 3000, "include": ()},
+    ],
+    "plan": [{"task": "hull", "solver": "pointer"}, {"solver": "pointer"}],
+    "scanpath": [{"mode": "sampled", "reference": (0, 1, 2)}],
+    "restore": [{"format": "jpeg", "picture": "restored"}, {"memory_mib": 64}],
+    "segment": [{"threshold": 0.001}, {"image": "noise"}],
+    "chat": [
+        {"temperature": 1, "seed": 1, "max_tokens": 12}, {"logprobs": True, "max_tokens": 4}, {"max_tokens": 24},
+        {"stream": True, "stream_options": {"include_usage": True}}, {"strict": True, "unknown": 1},
+    ],
+}  # fmt: skip
+
+_FOUND_NOTHING = {
+    "model": "m", "version": "1", "engine": "onnx", "width": 9, "height": 9, "detections": [], "counts": {}, "times": {}
+}  # fmt: skip
+
+_VALUES: Mapping[tuple[str, str], Sequence[Any]] = {
+    ("chat", "logit_bias"): [{3: 100.0}, {65: 100.0}],
+    ("chat", "longctx"): [{"method": "nobody"}],
+    ("chat", "stream_options"): [{"include_usage": True}],
+    ("chat", "response_format"): [{"type": "json_object"}],
+    ("plan", "detections"): [_FOUND_NOTHING],
+    ("scanpath", "grid"): [(9, 3), (1, 27)],
+    ("scanpath", "objects"): [((0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0))],
+    ("scanpath", "image"): ["noise"],
+    ("segment", "min_area"): [10**9],
+}
+
+FREE: Mapping[tuple[str, str], str] = {
+    ("chat", "user"): "taken and ignored, as its description says",
+    ("chat", "session_id"): "the route fetches what it names",
+    ("chat", "document_id"): "the route fetches what it names",
+    ("plan", "time_limit"): "a bound of time",
+    ("probe", "seed"): "see checks.experiments",
+} | {
+    (task, "model"): "the platform chooses the Servable by it"
+    for task in ("chat", "complete", "restore", "segment", "detect", "classify", "actions", "scanpath", "plan", "judge")
+}
+"""Options that no answer can show, each with the reason."""
+
+
+def situations(task: str) -> list[dict[str, Any]]:
+    """Changes to an example of a task, beside the example itself."""
+    return [{name: _noise() if value == "noise" else value for name, value in change.items()}
+            for change in _CONTEXTS.get(task, ())]  # fmt: skip
+
+
+def told_values(task: str, option: str, request: BaseModel) -> list[Any]:
+    """Values of an option that can't be made from its schema."""
+    if (task, option) == ("restore", "reference"):
+        return [request.image]  # type: ignore[attr-defined]  # requests of this task have a picture
+    return [_noise() if value == "noise" else value for value in _VALUES.get((task, option), ())]
+
+
+def _noise() -> bytes:
+    return encode(np.random.default_rng(3).integers(0, 256, (96, 128, 3), dtype=np.uint8))

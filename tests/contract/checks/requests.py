@@ -1,0 +1,194 @@
+"""Requests that differ from an example: in what they are about, or in one option. Made from schemas, for any plug-in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from shared.errors import FoveaError
+from shared.vision.decode import decode
+from shared.vision.draw import encode
+from tests.contract.checks.loaded import Loaded, refused_by
+from tests.contract.sameness import differences
+
+__all__ = ["distinct_requests", "option_values", "options_of", "updated", "with_everything"]
+
+MOST = 4
+"""Requests about different things that are looked for."""
+
+SMALL = 16
+"""Largest bound of an integer that is tried as it is: larger ones may be days of work."""
+
+
+def updated(request: BaseModel, **changes: Any) -> BaseModel | None:
+    """The request with other values, validated; None where they are not valid."""
+    given = {name: getattr(request, name) for name in request.model_fields_set} | (request.model_extra or {})
+    try:
+        return type(request).model_validate({**given, **changes})
+    except ValidationError:
+        return None
+
+
+def distinct_requests(loaded: Loaded, count: int = MOST) -> list[tuple[BaseModel, Any]]:
+    """Requests about different things, each with its answer; no two answers are the same."""
+    known: list[tuple[BaseModel, Any]] = loaded.known.setdefault("distinct", [])
+    if not known:
+        known += _found_distinct(loaded, MOST)
+    return known[:count]
+
+
+def _found_distinct(loaded: Loaded, count: int) -> list[tuple[BaseModel, Any]]:
+    found: list[tuple[BaseModel, Any]] = []
+    for request in _about_other_things(loaded):
+        outcome = loaded.outcomes([request])[0]
+        if isinstance(outcome, FoveaError) or any(not differences(outcome, known) for _, known in found):
+            continue
+        found.append((request, outcome))
+        if len(found) == count:
+            break
+    return found
+
+
+def _about_other_things(loaded: Loaded) -> Iterator[BaseModel]:
+    example = loaded.servable.example()
+    yield example
+    for turn in range(1, 6):
+        changes = {name: _twisted(getattr(example, name), turn) for name in type(example).model_fields}
+        changed = {name: value for name, value in changes.items() if value is not None}
+        for names in ([*changed], *([name] for name in changed)):
+            if names and (request := updated(example, **{name: changed[name] for name in names})) is not None:
+                yield request
+    for name, _ in options_of(loaded):
+        for value in option_values(loaded, name, example):
+            if (request := updated(example, **{name: value})) is not None:
+                yield request
+
+
+def _twisted(value: Any, turn: int) -> Any:
+    """The value about something else, of the same form; None for what is an option and not content."""
+    if isinstance(value, bytes):
+        return _twisted_picture(value, turn)
+    if isinstance(value, str):
+        words = value.split(" ")
+        return " ".join([*words[turn % len(words) :], *words[: turn % len(words)]]) if len(words) > 2 else None
+    if isinstance(value, BaseModel):
+        changes = {name: _twisted(getattr(value, name), turn) for name in type(value).model_fields}
+        return updated(value, **{name: one for name, one in changes.items() if one is not None})
+    if isinstance(value, list | tuple) and value:
+        return _twisted_rows(value, turn)
+    return None
+
+
+def _twisted_rows(value: Any, turn: int) -> Any:
+    try:
+        array = np.array(value, float)
+    except (TypeError, ValueError):
+        array = np.zeros(0)
+    if array.ndim == 2 and array.dtype == float and isinstance(value[0][0], float):
+        rows = np.roll(array, turn * array.shape[1] // 5, axis=1) if array.shape[1] > 2 else np.roll(array, turn)
+        return type(value)(map(tuple, rows.tolist()))
+    found = [_twisted(one, turn) for one in value]
+    return None if any(one is None for one in found) else type(value)(found)
+
+
+def _twisted_picture(data: bytes, turn: int) -> bytes | None:
+    try:
+        pixels = decode(data).pixels
+    except FoveaError:
+        return None
+    page = np.roll(pixels, turn * pixels.shape[1] // 5, axis=1)
+    page = page[::-1] if turn % 2 else page[: -max(pixels.shape[0] // 4, 1)]
+    return encode(np.ascontiguousarray(page))
+
+
+def options_of(loaded: Loaded) -> list[tuple[str, dict[str, Any]]]:
+    """Properties of its requests' schema by name."""
+    return list(loaded.servable.In.model_json_schema()["properties"].items())
+
+
+def with_everything(loaded: Loaded, request: BaseModel) -> BaseModel:
+    """The request that includes all that an answer may hold."""
+    prop = dict(options_of(loaded)).get("include")
+    every = _enum(prop or {}, loaded)
+    return (updated(request, include=every) if every else None) or request
+
+
+def _enum(prop: dict[str, Any], loaded: Loaded) -> list[str]:
+    return list(_resolved(prop.get("items", {}), loaded.servable.In.model_json_schema()).get("enum", ()))
+
+
+def option_values(loaded: Loaded, name: str, request: BaseModel) -> list[Any]:
+    """Values to try for an option, none of them the one that the request has."""
+    schema = loaded.servable.In.model_json_schema()
+    now = getattr(request, name, None)
+    found = [*_values(schema["properties"][name], schema, now), _twisted(now, 1)]
+    plain = _plain(now)
+    kept: list[Any] = []
+    for value in found:
+        if value is not None and _plain(value) != plain and all(_plain(value) != _plain(one) for one in kept):
+            kept.append(value)
+    return kept
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, bytes):
+        return value
+    return json.loads(json.dumps(value, default=lambda one: _plain(one) if isinstance(one, BaseModel) else str(one)))
+
+
+def _resolved(prop: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in prop:
+        prop = schema.get("$defs", {}).get(prop["$ref"].rpartition("/")[2], {})
+    return prop
+
+
+def _values(prop: dict[str, Any], schema: dict[str, Any], now: Any) -> list[Any]:
+    prop = _resolved(prop, schema)
+    found: list[Any] = []
+    for part in prop.get("anyOf", ()):
+        found += _values(part, schema, now)
+    found += prop.get("enum", ())
+    match prop.get("type"):
+        case "boolean":
+            found += [True, False]
+        case "integer" | "number":
+            found += _numbers(prop, now)
+        case "array":
+            found += _lists(prop, schema, now)
+        case "string" if not found:
+            found += ["nobody", "a", " the"]
+    return found
+
+
+def _numbers(prop: dict[str, Any], now: Any) -> list[float]:
+    whole = prop["type"] == "integer"
+    low = prop.get("minimum", prop.get("exclusiveMinimum"))
+    high = prop.get("maximum", prop.get("exclusiveMaximum"))
+    found: list[float] = []
+    if isinstance(now, int | float) and not isinstance(now, bool):
+        found += [now * 2, now / 2, now + 1, now - 1]
+    if low is not None:
+        found += [low * 4, low, low + 1, low * 2]
+    if high is not None and abs(high) <= SMALL:
+        found += [high, (high + (low or 0)) / 2, 0.9 * high]
+    found = found or [1, 2, 5]
+    return [round(value) if whole else float(value) for value in found]
+
+
+def _lists(prop: dict[str, Any], schema: dict[str, Any], now: Any) -> list[Any]:
+    found: list[Any] = [[value] for value in _values(prop.get("items", {}), schema, None)]
+    found += [[value, value] for (value,) in found[:2]]
+    if now:
+        found += [list(now)[: max(len(now) // 2, 1)], list(now)[:-1], [*now, *list(now)[:1]]]
+    return [*found, []]
+
+
+def is_refused(loaded: Loaded, request: BaseModel) -> bool:
+    """Whether a request is answered by an error."""
+    return refused_by(lambda: loaded.outcomes([request])) is not None

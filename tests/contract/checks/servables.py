@@ -1,0 +1,493 @@
+"""What every Servable owes the platform. Each check is told one that is loaded, and raises AssertionError.
+
+The answer is what the Card's network computes with the weights that the Card names; it depends on the request, on each
+of its options, and on nothing else: neither on what came before nor on what is answered beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import BaseModel, ValidationError
+
+from shared.errors import Cancelled, DeadlineExceeded, FoveaError
+from shared.registry import Place, Run
+from shared.rpc.tensors import DTYPES
+from shared.vision.decode import decode
+from tests.bad_pictures import odd, refused
+from tests.contract.checks.loaded import CancelsAfter, Loaded, refused_by
+from tests.contract.checks.options import FREE, situations, told_values
+from tests.contract.checks.requests import (
+    distinct_requests,
+    option_values,
+    options_of,
+    updated,
+    with_everything,
+)
+from tests.contract.checks.weights import (
+    computed,
+    disturbed,
+    expected_digest,
+    modules_of,
+    named_files,
+    network_of,
+    same_as_engine,
+    weights_file,
+)
+from tests.contract.sameness import differences
+
+__all__ = ["SERVABLE_CHECKS"]
+
+LENGTH = 64
+"""Length of tensor axes that a spec leaves open, but for the batch."""
+
+COARSE = 1e-2
+"""Tolerance of answers whose network ran on two engines: a mask's border moves by a pixel."""
+
+
+def check_card_says_what_people_must_know(loaded: Loaded) -> None:
+    """A sentence, a licence, a whole digest, a variant that exists."""
+    card = loaded.card
+    assert card.summary.endswith(".")
+    assert card.licence
+    assert card.weights is None or len(card.weights) == 64
+    assert card.variant is None or card.variant in card.variants
+    assert card.name == loaded.kind.card.name
+    assert loaded.kind.__doc__
+
+
+def check_schemas_are_json_and_options_are_described(loaded: Loaded) -> None:
+    """Forms, flags and documentation are made from them."""
+    for kind in (loaded.servable.In, loaded.servable.Out):
+        assert json.dumps(kind.model_json_schema())
+    if loaded.card.task not in {"chat", "complete"}:  # OpenAI's names, known to everyone who calls them
+        assert [name for name, prop in options_of(loaded) if not prop.get("description")] == []
+
+
+def check_example_is_answered_validly(loaded: Loaded) -> None:
+    """The answer is an `Out`, says who gave it, and is the same after a way through JSON."""
+    request = loaded.servable.example()
+    assert type(request).model_validate_json(request.model_dump_json()) == request
+    answer = loaded.answer(request)
+    events = answer if isinstance(answer, list) else [answer]
+    assert events
+    for event in events:
+        _valid(event)
+        assert getattr(event, "model", loaded.card.name) == loaded.card.name
+    if not isinstance(answer, list):
+        assert isinstance(answer, loaded.servable.Out)
+        engine = loaded.servable.engine
+        assert engine is None or getattr(answer, "engine", engine.name) == engine.name
+        _right_size(loaded, request, answer)
+
+
+def _valid(event: BaseModel) -> None:
+    try:
+        again = type(event).model_validate_json(event.model_dump_json())
+        strict = type(event).model_validate(event.model_dump())
+    except ValidationError as error:
+        raise AssertionError(f"the answer does not validate: {error}") from error
+    assert again == event, "the answer does not survive JSON"
+    assert strict == event
+
+
+def _right_size(loaded: Loaded, request: BaseModel, answer: BaseModel) -> None:
+    if loaded.pictures and (data := getattr(request, loaded.pictures[0])) and hasattr(answer, "width"):
+        picture = decode(data)
+        assert (answer.width, answer.height) == (picture.width, picture.height)
+
+
+def check_other_requests_are_answered_validly(loaded: Loaded) -> None:
+    """So are requests about something else, and with all that may be included."""
+    for request, answer in distinct_requests(loaded, 3):
+        for event in answer if isinstance(answer, list) else [answer]:
+            _valid(event)
+        outcome = loaded.outcomes([with_everything(loaded, request)])[0]
+        for event in outcome if isinstance(outcome, list) else [outcome]:
+            if not isinstance(event, FoveaError):
+                _valid(event)
+
+
+def check_card_names_the_weights_that_are_served(loaded: Loaded) -> None:
+    """On a fresh machine the loaded Card names the digest that the class names, and a file of it exists."""
+    digest = expected_digest(loaded)
+    assert loaded.card.weights == digest, "the loaded weights are not those of the Card"
+    if digest is not None:
+        assert weights_file(digest) is not None, "no file that came with the packages has the Card's digest"
+
+
+def check_networks_hold_the_named_weights(loaded: Loaded) -> None:
+    """Every network that the Servable holds has, to the bit, the numbers of a file that its Card names."""
+    if not (files := named_files(loaded)):
+        pytest.skip("names no file of weights")
+    for module in modules_of(loaded.servable):
+        state = module.state_dict()
+        if not state or loaded.servable.engine is not None:
+            continue  # behind an engine it may be fused: what it computes is compared
+        assert any(_same_state(state, network_of(file).state_dict()) for file in files), type(module).__name__
+
+
+def _same_state(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key].cpu(), theirs[key]) for key in ours)
+
+
+def _reference(loaded: Loaded) -> tuple[torch.nn.Module, str]:
+    """The Card's network with the weights that it names, and its method that the engine runs."""
+    assert loaded.card.weights is not None
+    file = weights_file(loaded.card.weights)
+    assert file is not None
+    net = network_of(file)
+    method = same_as_engine(loaded, net, feeds_of(loaded, rows=2))
+    assert method is not None, f"the engine does not compute what {file.stem} does with these weights"
+    return net, method
+
+
+def check_engine_computes_the_cards_network(loaded: Loaded) -> None:
+    """The engine's graph belongs to these weights: a network built without it gives the same tensors."""
+    if loaded.servable.engine is None or loaded.card.weights is None:
+        pytest.skip("has no engine with weights")
+    net, method = _reference(loaded)
+    assert same_as_engine(loaded, disturbed(net), feeds_of(loaded, rows=1)) is None, f"{method} ignores the weights"
+
+
+def check_answer_is_the_cards_networks(loaded: Loaded) -> None:
+    """With the network in the engine's place the answer is the same, and with other weights it is another."""
+    engine = loaded.servable.engine
+    if engine is None or loaded.card.weights is None:
+        pytest.skip("has no engine with weights")
+    net, method = _reference(loaded)
+    for request, answer in distinct_requests(loaded, 3):
+        with _engine_runs(loaded, computed(loaded, net, method)) as calls:
+            ours = loaded.answer(request)
+        assert calls, "the answer was not made by the engine"
+        assert differences(answer, ours, COARSE) == [], "the answer is not what the Card's network computes"
+    requests = [request for request, _ in distinct_requests(loaded, 3)]
+    before = loaded.answers(requests)
+    with _engine_runs(loaded, computed(loaded, disturbed(net), method)):
+        after = loaded.outcomes(requests)
+    for mine, other in zip(before, after, strict=True):
+        assert isinstance(other, FoveaError) or differences(mine, other), "other weights give the same answer"
+
+
+@contextmanager
+def _engine_runs(loaded: Loaded, run: Callable[..., Any]) -> Iterator[list[int]]:
+    """Let the engine, wherever the Servable keeps it, run this instead; what comes counts its calls."""
+    calls: list[int] = []
+
+    def counting(feeds: Any) -> Any:
+        calls.append(1)
+        return run(feeds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loaded.servable.engine, "run", counting)
+        yield calls
+
+
+def check_answer_depends_on_the_networks_it_holds(loaded: Loaded) -> None:
+    """Where no engine is between: noise on the weights of each network changes some answer."""
+    modules = modules_of(loaded.servable)
+    if loaded.servable.engine is not None or not modules or loaded.servable.mode == "stream":
+        pytest.skip("holds no network, or is checked by its engine or its log-probabilities")
+    requests = [*_asked_of(loaded), *(request for request, _ in distinct_requests(loaded, 3))]
+    before = loaded.outcomes(requests)
+    for module in modules:
+        kept = {key: value.clone() for key, value in module.state_dict().items()}
+        try:
+            module.load_state_dict(disturbed(module).state_dict())
+            after = loaded.outcomes(requests)
+        finally:
+            module.load_state_dict(kept)
+        changed = [_told(mine) != _told(other) for mine, other in zip(before, after, strict=True)]
+        assert any(changed), f"no answer depends on {type(module).__name__}"
+
+
+def check_batch_equals_its_singles(loaded: Loaded) -> None:
+    """Different requests in one batch, in any order, are answered as each alone is."""
+    found = distinct_requests(loaded, 4)
+    assert len(found) > 1, "every request has the same answer"
+    for seed in range(2):
+        order = random.Random(seed).sample(range(len(found)), len(found))
+        together = _together(loaded, [found[place][0] for place in order])
+        assert len(together) == len(order)
+        for place, answer in zip(order, together, strict=True):
+            assert differences(found[place][1], answer) == [], f"request {place} of {order}"
+
+
+def _together(loaded: Loaded, requests: Sequence[BaseModel]) -> list[Any]:
+    """Answers to a batch; of a model that streams, from streams that are read in turns."""
+    if loaded.servable.mode != "stream":
+        return loaded.answers(requests)
+    run = Run()
+    streams = [iter(loaded.servable.stream(request, run)) for request in requests]
+    found: list[list[Any]] = [[] for _ in streams]
+    reading = list(range(len(streams)))
+    while reading:
+        for place in [*reading]:
+            if (event := next(streams[place], None)) is None:
+                reading.remove(place)
+            else:
+                found[place].append(event)
+    return found
+
+
+def check_same_request_has_the_same_answer(loaded: Loaded) -> None:
+    """To the last digit."""
+    first, second = (loaded.answer(loaded.servable.example()) for _ in range(2))
+    assert differences(first, second, tolerance=0) == []
+
+
+def check_nothing_of_earlier_requests_remains(loaded: Loaded) -> None:
+    """Other requests, other options and refused ones in between change no answer."""
+    found = distinct_requests(loaded, 3)
+    first, answer = found[0]
+    between = [request for request, _ in found[1:]]
+    for name, _ in options_of(loaded):
+        if (loaded.card.task, name) not in FREE and name not in loaded.pictures:
+            tried = (updated(first, **{name: value}) for value in option_values(loaded, name, first)[:1])
+            between += [one for one in tried if one is not None]
+    for name in loaded.pictures:
+        between.append(first.model_copy(update={name: b"no picture"}))
+    for request in between[:12] if loaded.servable.mode != "sync" else between:
+        loaded.outcomes([request])
+    assert differences(answer, loaded.answer(first), tolerance=0) == []
+    for request, known in found[1:]:
+        assert differences(known, loaded.answer(request), tolerance=0) == []
+
+
+def check_requests_of_several_threads_do_not_meet(loaded: Loaded) -> None:
+    """Where the platform lets several threads in, answers made at once are those made one after the other."""
+    if loaded.servable.mode != "stream" and loaded.card.task != "judge":
+        pytest.skip("the platform gives it one thread")
+    found = distinct_requests(loaded, 2)
+    asked = [found[place % len(found)] for place in range(6)]
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda one: loaded.answer(one[0]), asked))
+    for (_, known), answer in zip(asked, answers, strict=True):
+        assert differences(known, answer) == []
+
+
+def check_cancelled_run_stops(loaded: Loaded) -> None:
+    """Cancelled before, between two requests of a batch, and between two pieces of a stream."""
+    request = loaded.servable.example()
+    run = Run()
+    run.cancel()
+    assert isinstance(refused_by(lambda: loaded.outcomes([request], run)), Cancelled), "answers a cancelled run"
+    if loaded.servable.mode == "stream":
+        _stops_streaming(loaded, request)
+        return
+    batch = [request] * 3
+    late = refused_by(lambda: loaded.outcomes(batch, CancelsAfter(1)))
+    assert isinstance(late, Cancelled), "goes on with a batch whose run was cancelled"
+
+
+def _stops_streaming(loaded: Loaded, request: BaseModel) -> None:
+    long = updated(request, max_tokens=48, stop=None) or request
+    whole, run, seen = len(loaded.answer(long)), Run(), 0
+    try:
+        for seen, _ in enumerate(loaded.servable.stream(long, run), start=1):  # noqa: B007  # counted
+            run.cancel()
+    except Cancelled:
+        return
+    assert seen < max(whole, 2), "streams on after it was cancelled"
+
+
+def check_passed_deadline_stops(loaded: Loaded) -> None:
+    """A deadline that lies behind is not begun."""
+    found = refused_by(lambda: loaded.outcomes([loaded.servable.example()], Run(deadline=0.0)))
+    assert isinstance(found, DeadlineExceeded)
+
+
+def check_bad_picture_costs_its_own_request_only(loaded: Loaded) -> None:
+    """Every picture that must be refused is, by its status and field; its neighbour in the batch is answered."""
+    fields = _pictures_or_skip(loaded)
+    good = loaded.servable.example()
+    for sample in refused():
+        bad = good.model_copy(update={fields[0]: sample.data})
+        first, second = loaded.servable.predict([bad, good], Run())
+        assert isinstance(first, FoveaError), sample.name
+        assert first.status == sample.status, sample.name
+        assert first.field == fields[0], sample.name
+        assert isinstance(second, loaded.servable.Out), sample.name
+
+
+def check_odd_picture_is_answered_or_refused(loaded: Loaded) -> None:
+    """Pictures of every kind never crash it."""
+    fields = _pictures_or_skip(loaded)
+    for sample in odd():
+        request = loaded.servable.example().model_copy(update={fields[0]: sample.data})
+        (answer,) = loaded.servable.predict([request], Run())
+        assert isinstance(answer, loaded.servable.Out) or answer.status < 500, sample.name
+
+
+def _pictures_or_skip(loaded: Loaded) -> list[str]:
+    if not loaded.pictures:
+        pytest.skip("takes no pictures")
+    return loaded.pictures
+
+
+def check_option_out_of_range_is_refused_by_name(loaded: Loaded) -> None:
+    """Values just outside of what the schema allows."""
+    example = loaded.servable.example().model_dump()
+    for name, prop in options_of(loaded):
+        for value in _beyond(prop):
+            with pytest.raises(ValidationError) as caught:
+                loaded.servable.In.model_validate({**example, name: value})
+            assert caught.value.errors()[0]["loc"][0] == name
+
+
+def _beyond(prop: dict[str, Any]) -> list[Any]:
+    found: list[Any] = []
+    for part in (prop, *prop.get("anyOf", ())):
+        found += [part[key] - 1 for key in ("minimum", "exclusiveMinimum") if key in part]
+        found += [part[key] + 1 for key in ("maximum", "exclusiveMaximum") if key in part]
+        found += ["no such choice"] if "enum" in part else []
+    return found
+
+
+def check_every_option_matters(loaded: Loaded) -> None:
+    """For each declared option some value changes the answer, a form of it, or is refused."""
+    if loaded.card.task == "judge":
+        pytest.skip("the options of judges depend on what the language model says: see checks.judges")
+    asked = _asked_of(loaded)
+    idle = [
+        name
+        for name, _ in options_of(loaded)
+        if (loaded.card.task, name) not in FREE and not any(_matters(loaded, name, request) for request in asked)
+    ]
+    assert idle == [], f"options that change nothing: {', '.join(idle)}"
+
+
+def _asked_of(loaded: Loaded) -> list[BaseModel]:
+    """The example, with everything, and in the situations in which options of its task show."""
+    plain = loaded.servable.example()
+    example = with_everything(loaded, plain)
+    made = [updated(example, **change) for change in situations(loaded.card.task)]
+    others = [request for request, _ in distinct_requests(loaded, 3)[1:]]
+    return [plain, example, *(request for request in made if request is not None), *others]
+
+
+def _matters(loaded: Loaded, name: str, request: BaseModel) -> bool:
+    values = [*told_values(loaded.card.task, name, request), *option_values(loaded, name, request)]
+    changed = [one for one in (updated(request, **{name: value}) for value in values) if one is not None]
+    if not changed:
+        return False
+    before = loaded.outcomes([request])[0]
+    if isinstance(before, FoveaError):
+        return False
+    for one in changed:
+        after = loaded.outcomes([one])[0]
+        if isinstance(after, FoveaError) or differences(before, after, tolerance=0):
+            return True
+    forms = loaded.servable.media_types()
+    return any(_rendered(loaded, request, before, form) != _rendered(loaded, changed[0], before, form) for form in forms)
+
+
+def _rendered(loaded: Loaded, request: BaseModel, answer: Any, form: str) -> bytes | None:
+    try:
+        return loaded.servable.render(request, answer, form)
+    except FoveaError as error:
+        return error.detail.encode()
+
+
+def _told(outcome: Any) -> str:
+    return outcome.detail if isinstance(outcome, FoveaError) else str(outcome)
+
+
+def check_include_adds_what_it_names(loaded: Loaded) -> None:
+    """Each part that can be included is there when it is named, and not when it is not."""
+    example = loaded.servable.example()
+    if "include" not in type(example).model_fields or (bare := updated(example, include=())) is None:
+        pytest.skip("answers have no further parts")
+    without = loaded.answer(bare)
+    everything = with_everything(loaded, example)
+    for part in everything.include:
+        answer = loaded.answer(updated(example, include=(part,)))
+        assert getattr(answer, part, None) not in (None, [], ""), f"include={part} adds nothing"
+        assert getattr(without, part, None) in (None, [], ""), f"{part} is there without being asked for"
+
+
+def check_answer_is_rendered_in_every_form_it_offers(loaded: Loaded) -> None:
+    """Each form is bytes of its media type, depends on the request, and there are no others."""
+    if not loaded.servable.media_types():
+        assert loaded.servable.mode != "sync" or not loaded.pictures, "an answer about a picture has a picture"
+        pytest.skip("offers JSON only")
+    request = loaded.servable.example()
+    answer = loaded.answer(request)
+    for media in loaded.servable.media_types():
+        made = loaded.servable.render(request, answer, media)
+        assert isinstance(made, bytes)
+        assert made, media
+        if media.startswith("image/") and media != "image/svg+xml":
+            assert f"image/{decode(made).format.lower()}" == media
+    assert loaded.servable.render(request, answer, "application/x-nobody") is None
+
+
+def check_graph_is_within_its_stated_parity(loaded: Loaded) -> None:
+    """The ONNX graph differs from torch by what the Card says, or the Card says why there is none."""
+    notes = [note for note in loaded.card.notes if "ONNX" in note]
+    if loaded.servable.engine is None or loaded.servable.engine.name != "onnx":
+        assert notes, "a Card without an ONNX graph says why in a note that names ONNX"
+        return
+    assert any("differs from torch by at most" in note for note in notes)
+    place = loaded.place
+    other = loaded.kind.load(Place(place.device, "torch", place.cache, place.weights, place.threads, place.options))
+    feeds = feeds_of(loaded, rows=2)
+    ours, theirs = loaded.servable.engine.run(feeds), other.engine.run(feeds)
+    for name, array in theirs.items():
+        assert np.abs(ours[name] - array).max() <= 1e-4 * max(1.0, float(np.abs(array).max()))
+    other.close()
+
+
+def feeds_of(loaded: Loaded, rows: int) -> dict[str, np.ndarray]:
+    """Random tensors as the engine states them, or what the model says makes sense to it."""
+    assert loaded.servable.engine is not None
+    if (probe := getattr(loaded.servable, "probe", None)) is not None:
+        feeds: dict[str, np.ndarray] = probe(rows)
+        return feeds
+    rng = np.random.default_rng(1)
+    return {
+        spec.name: rng.standard_normal([rows, *(n if n > 0 else LENGTH for n in spec.shape[1:])]).astype(
+            DTYPES[spec.datatype]
+        )
+        for spec in loaded.servable.engine.inputs
+    }
+
+
+def check_tensors_in_a_batch_equal_tensors_alone(loaded: Loaded) -> None:
+    """Rows of a batch are different and stay apart."""
+    _engine_or_skip(loaded)
+    feeds = feeds_of(loaded, rows=3)
+    together = loaded.servable.engine.run(feeds)
+    assert list(together) == [spec.name for spec in loaded.servable.engine.outputs]
+    for row in range(3):
+        alone = loaded.servable.engine.run({name: array[row : row + 1] for name, array in feeds.items()})
+        for name, array in alone.items():
+            assert np.allclose(array[0], together[name][row], atol=1e-4)
+
+
+def check_tensors_that_do_not_fit_are_the_callers_mistake(loaded: Loaded) -> None:
+    """Other types, ranks and sizes, and none at all."""
+    _engine_or_skip(loaded)
+    feeds = feeds_of(loaded, rows=1)
+    name = next(iter(feeds))
+    for wrong in (feeds[name].astype(np.float64), feeds[name][0], feeds[name][..., :3], None):
+        with pytest.raises(FoveaError) as caught:
+            loaded.servable.engine.run({**feeds, name: wrong} if wrong is not None else {})
+        assert caught.value.status < 500
+
+
+def _engine_or_skip(loaded: Loaded) -> None:
+    if loaded.servable.engine is None:
+        pytest.skip("takes no tensors")
+
+
+SERVABLE_CHECKS = tuple(check for name, check in list(globals().items()) if name.startswith("check_"))
+"""All of them, in the order in which they stand here."""

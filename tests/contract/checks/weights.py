@@ -1,0 +1,163 @@
+"""Networks built from the weights that a Card names, without the Servable: what its answers are compared with."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shared.lm.shipped import shipped_gguf
+from shared.registry import network
+from shared.registry.discovery import shipped_weights
+from shared.registry.weights import read_weights
+from tests.contract.checks.loaded import Loaded
+
+__all__ = [
+    "computed", "disturbed", "expected_digest", "modules_of", "named_files", "network_of", "same_as_engine",
+    "weights_file",
+]  # fmt: skip
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@cache
+def _files() -> dict[str, Path]:
+    """Every file of weights that came with the packages, by the sha256 of its bytes."""
+    found = {hashlib.sha256(file.read_bytes()).hexdigest(): file for file in shipped_weights().values()}
+    if (gguf := shipped_gguf()) is not None:
+        found[hashlib.sha256(gguf.read_bytes()).hexdigest()] = gguf
+    return found
+
+
+def expected_digest(loaded: Loaded) -> str | None:
+    """Digest of the weights that a Servable's class says it serves: its Card's, or those of the model's own name."""
+    kind = loaded.kind
+    if kind.card.weights is not None:
+        return kind.card.weights
+    own = shipped_weights().get(kind.card.name)
+    return next((digest for digest, file in _files().items() if file == own), None)
+
+
+def weights_file(digest: str) -> Path | None:
+    """The file with that digest, if one came with the packages."""
+    return _files().get(digest)
+
+
+def named_files(loaded: Loaded) -> list[Path]:
+    """Files whose digests stand on the Card: as its weights, or in a note where a model has several."""
+    told = " ".join([loaded.card.weights or "", *loaded.card.notes])
+    return [file for digest, file in _files().items() if digest in told and file.suffix == ".safetensors"]
+
+
+def network_of(file: Path) -> nn.Module:
+    """The network of a file, with its weights, in eval mode: built by `network()` as the manifest says."""
+    weights = read_weights(file)
+    spec = weights.manifest.network
+    net: nn.Module = network(spec.name, **spec.config)
+    net.load_state_dict({key: torch.from_numpy(array) for key, array in weights.arrays.items()})
+    return net.eval().requires_grad_(requires_grad=False)
+
+
+def disturbed(net: nn.Module, share: float = 0.5) -> nn.Module:
+    """A copy whose weights are off by noise."""
+    other, draw = copy.deepcopy(net).requires_grad_(requires_grad=False), torch.Generator().manual_seed(7)
+    for value in other.parameters():
+        value += share * value.std(correction=0) * torch.randn(value.shape, generator=draw)
+    return other
+
+
+def same_as_engine(loaded: Loaded, net: nn.Module, feeds: Arrays) -> str | None:
+    """Name of the network's method that computes what the engine answers to `feeds`; None where there is none."""
+    engine = loaded.servable.engine
+    assert engine is not None
+    wanted = engine.run(feeds)
+    for name in _methods(net):
+        found = _run(net, name, loaded, feeds)
+        if found is not None and _close(found, wanted):
+            return name
+    return None
+
+
+def computed(loaded: Loaded, net: nn.Module, method: str) -> Callable[[Arrays], dict[str, np.ndarray]]:
+    """The network in the engine's place: takes and gives the same tensors."""
+
+    def run(feeds: Arrays) -> dict[str, np.ndarray]:
+        found = _run(net, method, loaded, feeds)
+        assert found is not None, f"{method} does not take what the engine takes"
+        return found
+
+    return run
+
+
+def _methods(net: nn.Module) -> list[str]:
+    """Public methods of a network's own classes that may be what is served; `forward` first."""
+    own = [kind for kind in type(net).__mro__ if issubclass(kind, nn.Module) and kind is not nn.Module]
+    names = {name for kind in own for name, thing in vars(kind).items() if callable(thing) and not name.startswith("_")}
+    return sorted(names - {"train", "load_state_dict", "prepare"}, key=lambda name: (name != "forward", name))
+
+
+def _run(net: nn.Module, method: str, loaded: Loaded, feeds: Arrays) -> dict[str, np.ndarray] | None:
+    engine = loaded.servable.engine
+    assert engine is not None
+    given = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])) for spec in engine.inputs]
+    try:
+        with torch.no_grad():
+            found = list(_flat(getattr(net, method)(*given)))
+    except Exception:  # noqa: BLE001  # a method that takes something else is not the one
+        return None
+    if len(found) != len(engine.outputs):
+        return None
+    return {spec.name: tensor.numpy() for spec, tensor in zip(engine.outputs, found, strict=True)}
+
+
+def _flat(found: Any) -> Iterator[Tensor]:
+    if isinstance(found, Tensor):
+        yield found
+    elif isinstance(found, Mapping):
+        yield from _flat(list(found.values()))
+    elif isinstance(found, list | tuple):
+        for part in found:
+            yield from _flat(part)
+
+
+def _close(found: Arrays, wanted: Arrays) -> bool:
+    return all(
+        found[name].shape == array.shape
+        and np.abs(found[name] - array).max() <= 1e-3 * max(1.0, float(np.abs(array).max()))
+        for name, array in wanted.items()
+    )
+
+
+def modules_of(thing: Any) -> list[nn.Module]:
+    """The networks that an object holds, however deep; parts of a network are not told apart."""
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+    waiting = [(thing, 0)]
+    while waiting:
+        one, depth = waiting.pop()
+        if id(one) in seen or depth > 8:
+            continue
+        seen.add(id(one))
+        if isinstance(one, nn.Module):
+            found[id(one)] = one
+            continue
+        waiting += [(part, depth + 1) for part in _parts(one)]
+    return list(found.values())
+
+
+def _parts(thing: Any) -> list[Any]:
+    if isinstance(thing, Mapping):
+        return list(thing.values())
+    if isinstance(thing, list | tuple | set):
+        return list(thing)
+    if type(thing).__module__.split(".")[0] not in {"services", "shared", "tests"}:
+        return []
+    slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
+    return [*getattr(thing, "__dict__", {}).values(), *(getattr(thing, name, None) for name in slots)]
