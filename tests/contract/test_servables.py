@@ -11,6 +11,7 @@ from shared.registry import Place, Servable, servables
 from shared.registry.discovery import SERVICES
 from tests.contract.checks.loaded import Loaded
 from tests.contract.checks.servables import SERVABLE_CHECKS
+from tests.contract.checks.text import TEXT_CHECKS
 from tests.contract.language_model import endpoint
 
 FOUND = {f"{service}/{name}": kind for service in SERVICES for name, kind in servables(service).items()}
@@ -37,6 +38,6 @@ def test_something_is_served():
     assert FOUND
 
 
-@pytest.mark.parametrize("check", SERVABLE_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("check", (*SERVABLE_CHECKS, *TEXT_CHECKS), ids=lambda check: check.__name__.removeprefix("check_"))
 def test_servable(loaded: Loaded, check: Callable[[Loaded], None]) -> None:
     check(loaded)

@@ -15,10 +15,13 @@ from shared.vision.draw import encode
 from tests.contract.checks.loaded import Loaded, refused_by
 from tests.contract.sameness import differences
 
-__all__ = ["distinct_requests", "option_values", "options_of", "updated", "with_everything"]
+__all__ = ["brief", "distinct_requests", "option_values", "options_of", "updated", "with_everything"]
 
 MOST = 4
 """Requests about different things that are looked for."""
+
+SHORT = 6
+"""Tokens of an answer that are enough to tell answers apart."""
 
 SMALL = 16
 """Largest bound of an integer that is tried as it is: larger ones may be days of work."""
@@ -54,7 +57,7 @@ def _found_distinct(loaded: Loaded, count: int) -> list[tuple[BaseModel, Any]]:
 
 
 def _about_other_things(loaded: Loaded) -> Iterator[BaseModel]:
-    example = loaded.servable.example()
+    example = brief(loaded.servable.example())
     yield example
     for turn in range(1, 6):
         changes = {name: _twisted(getattr(example, name), turn) for name in type(example).model_fields}
@@ -66,6 +69,14 @@ def _about_other_things(loaded: Loaded) -> Iterator[BaseModel]:
         for value in option_values(loaded, name, example):
             if (request := updated(example, **{name: value})) is not None:
                 yield request
+
+
+def brief(request: BaseModel) -> BaseModel:
+    """The request for a short answer, where it says how long one may be, and a repeatable one."""
+    longest, changes = getattr(request, "max_tokens", None), dict[str, Any]()
+    changes |= {"max_tokens": min(longest, SHORT)} if longest else {}
+    changes |= {"seed": 1} if getattr(request, "seed", 1) is None else {}
+    return updated(request, **changes) or request
 
 
 def _twisted(value: Any, turn: int) -> Any:

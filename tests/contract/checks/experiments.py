@@ -1,0 +1,410 @@
+"""What every experiment owes. Each check is told a class and gets fresh machines; it raises AssertionError.
+
+A report follows from its spec, its seed and the model it studies, and from nothing else: not from what was computed
+before, not from where a run was stopped. What is finished is never computed again.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from services.interpretability.experiment import Experiment, Progress
+from services.interpretability.report import Report
+from shared.errors import Cancelled, FoveaError, NotFound
+from shared.lm.decoder import Decoder
+from shared.registry import Place, Run
+from tests.contract.checks.loaded import Loaded
+from tests.contract.checks.requests import option_values, options_of, updated
+from tests.contract.checks.weights import disturbed, weights_file
+from tests.contract.sameness import differences
+
+__all__ = ["EXPERIMENT_CHECKS", "Machines"]
+
+SEEDS = range(1, 6)
+"""Seeds that are tried beside the example's; that a draw comes out the same under all of them is no chance."""
+
+SHARED = 1.25
+"""Most calls of an interrupted run and its continuation together, as a share of an undisturbed one's."""
+
+ALIKE = 1e-3
+"""Tolerance of numbers that two models of the same function have."""
+
+
+@dataclass
+class Machines:
+    """An experiment on fresh machines: each has a folder of its own, and all share the loaded models.
+
+    Attributes:
+        kind: The experiment.
+        home: Where the folders are made.
+        known: Reports that several checks ask for.
+    """
+
+    kind: type[Experiment[Any]]
+    home: Path
+    known: dict[str, Any] = field(default_factory=dict)
+    _count: int = 0
+
+    def fresh(self) -> Experiment[Any]:
+        """The experiment where nothing was computed yet."""
+        self._count += 1
+        return self.at(self.home / str(self._count))
+
+    def at(self, folder: Path) -> Experiment[Any]:
+        """The experiment in a new process on the machine with this folder."""
+        found: Experiment[Any] = self.kind.load(Place(cache=folder, weights=self.home / "weights", threads=1))
+        return found
+
+    @property
+    def example(self) -> Any:
+        """The spec of its Card's example."""
+        return self.fresh().example()
+
+    def undisturbed(self) -> Report:
+        """The example's report."""
+        if "report" not in self.known:
+            self.known["report"] = answered(self.fresh(), self.example)
+        report: Report = self.known["report"]
+        return report
+
+
+def answered(study: Experiment[Any], spec: BaseModel, run: Run | None = None) -> Report:
+    """The report.
+
+    Raises:
+        FoveaError: There is none.
+    """
+    (answer,) = study.predict([spec], run or Run())
+    if isinstance(answer, FoveaError):
+        raise answer
+    return answer
+
+
+def timeless(report: Report) -> dict[str, Any]:
+    """A report without what a clock said: when and how long, and a table called `speed`."""
+    told = report.model_dump(exclude={"manifest": {"created", "compute_s"}})
+    return told | {"tables": [table for table in told["tables"] if table["name"] != "speed"]}
+
+
+def found_in(report: Report) -> dict[str, Any]:
+    """What was found: a report without its spec, its manifest and artefacts, which name the model and the seed."""
+    told = timeless(report)
+    return {key: value for key, value in told.items() if key not in {"spec", "manifest", "artefacts"}}
+
+
+def check_has_a_path_of_its_own(machines: Machines) -> None:
+    """It is a probe, and every option is described."""
+    assert machines.kind.card.task == "probe"
+    assert machines.kind.route
+    for name, prop in machines.kind.In.model_json_schema()["properties"].items():
+        assert prop.get("description"), name
+
+
+def check_spec_is_frozen_and_knows_its_options(machines: Machines) -> None:
+    """A report repeats its spec."""
+    with pytest.raises(ValidationError, match="frozen"):
+        machines.example.seed = 3
+    with pytest.raises(ValidationError, match="nonsense"):
+        machines.kind.In.model_validate({**machines.kind.card.example, "nonsense": 1})
+
+
+def check_unknown_model_is_refused_with_the_list(machines: Machines) -> None:
+    """It is not another one that is studied."""
+    with pytest.raises(NotFound, match=str(machines.example.lm)) as caught:
+        answered(machines.fresh(), machines.example.model_copy(update={"lm": "nobody"}))
+    assert caught.value.field == "lm"
+
+
+def check_estimate_is_what_a_run_takes(machines: Machines) -> None:
+    """A dry run runs nothing, and tells forwards and tokens exactly."""
+    study, spec = machines.fresh(), machines.example
+    with _calls_of(study.subject(spec.lm).model) as calls:
+        told = answered(study, spec.model_copy(update={"dry_run": True}))
+        assert calls.forwards <= 2, "only the speed may be measured"
+        calls.forwards = calls.tokens = 0
+        answered(study, spec)
+    assert calls.forwards == told.scalars["forwards"].value
+    assert calls.tokens == told.scalars["tokens"].value
+    assert told.scalars["cells"].value >= 1
+
+
+def check_report_carries_its_manifest_and_its_spec(machines: Machines) -> None:
+    """It can be run again from them."""
+    report = machines.undisturbed()
+    assert report.manifest is not None
+    assert report.manifest.experiment == machines.kind.card.name
+    assert len(report.manifest.weights_sha256) == len(report.manifest.code) == 64
+    assert machines.kind.In.model_validate(report.spec) == machines.example
+    assert not report.partial
+    assert Report.model_validate_json(report.model_dump_json()) == report
+
+
+def check_every_picture_says_how_to_read_it(machines: Machines) -> None:
+    """Captions, ticks for each row and column, and an alternative text."""
+    report = machines.undisturbed()
+    for part in (*report.grids, *report.bars, *report.strips, *report.graphs):
+        assert part.caption.endswith(".")
+    for grid in report.grids:
+        assert len(grid.values) == len(grid.rows.ticks)
+        assert all(len(row) == len(grid.columns.ticks) for row in grid.values)
+        assert "Largest" in grid.alt
+
+
+def check_report_has_numbers(machines: Machines) -> None:
+    """Something was measured."""
+    assert list(_numbers(found_in(machines.undisturbed()))), "there is no number in the report"
+
+
+def _numbers(thing: Any) -> Iterator[float]:
+    if isinstance(thing, dict | list):
+        for part in thing.values() if isinstance(thing, dict) else thing:
+            yield from _numbers(part)
+    elif isinstance(thing, int | float) and not isinstance(thing, bool):
+        yield float(thing)
+
+
+def check_same_seed_has_the_same_report(machines: Machines) -> None:
+    """On two fresh machines, to the last digit; and twice on one, to the byte."""
+    study = machines.fresh()
+    first = answered(study, machines.example)
+    assert differences(timeless(machines.undisturbed()), timeless(first), tolerance=0) == []
+    assert answered(study, machines.example).model_dump_json() == first.model_dump_json()
+
+
+def check_another_seed_has_another_report(machines: Machines) -> None:
+    """Where numbers are drawn at random, a seed of the spec decides on them."""
+    study, spec = machines.fresh(), machines.example
+    study.subject(spec.lm)  # whose random weights, before the real ones are read, are no numbers of the report
+    with _draws() as draws:
+        report = answered(study, spec)
+    says_so = "seed" in vars(machines.kind.In).get("__annotations__", {})
+    if not draws and not says_so:
+        pytest.skip("draws nothing at random")
+    names = [name for name in machines.kind.In.model_fields if "seed" in name]
+    for name in names:
+        for seed in SEEDS:
+            value = [seed + 100] if isinstance(getattr(spec, name), list) else seed
+            other = updated(spec, **{name: value})
+            if other is not None and differences(found_in(report), found_in(answered(machines.fresh(), other))):
+                return
+    raise AssertionError(f"numbers are drawn at random {draws[:3]}, but every seed gives the same report")
+
+
+@contextmanager
+def _draws() -> Iterator[list[str]]:
+    """Where random numbers come from meanwhile: generators that are made, and global ones that move on."""
+    found: list[str] = []
+
+    def watched(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*args: Any, **more: Any) -> Any:
+            found.append(f"{name}{args}")
+            return make(*args, **more)
+
+        return made
+
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(random, "Random", watched("random.Random", random.Random))
+        patch.setattr(np.random, "default_rng", watched("default_rng", np.random.default_rng))
+        patch.setattr(torch, "Generator", watched("torch.Generator", torch.Generator))
+        patch.setattr(torch, "manual_seed", watched("torch.manual_seed", torch.manual_seed))
+        yield found
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    if before[0] != after[0] or before[1] != after[1] or not torch.equal(before[2], after[2]):
+        found.append("a global generator")
+
+
+def check_report_follows_from_the_model(machines: Machines) -> None:
+    """A model with other weights has other numbers."""
+    study, spec = machines.fresh(), machines.example
+    subject = study.subject(spec.lm)
+    if study.shelf.loaded_subject(subject.name) is None and weights_file(subject.weights_sha256) is None:
+        pytest.skip("trains the models that it studies")
+    with _studies(study, disturbed(subject.model)):
+        other = answered(study, spec)
+    assert differences(found_in(machines.undisturbed()), found_in(other), ALIKE), "the report ignores the model"
+
+
+def check_report_follows_from_what_the_model_computes(machines: Machines) -> None:
+    """A model whose neurons stand in another order computes the same, and has the same numbers."""
+    study, spec = machines.fresh(), machines.example
+    subject = study.subject(spec.lm)
+    if not isinstance(subject.model, Decoder) or not (other := _reordered(subject.model)):
+        pytest.skip("studies no decoder with gated neurons")
+    with _studies(study, other):
+        report = answered(study, spec)
+    apart = differences(found_in(machines.undisturbed()), found_in(report), ALIKE)
+    assert apart == [], f"numbers of the same function differ: {apart[:3]}"
+
+
+@contextmanager
+def _studies(study: Experiment[Any], model: nn.Module) -> Iterator[None]:
+    """Let the experiment find another model under every name."""
+    original = study.subject
+
+    def other(name: str | None) -> Any:
+        found = original(name)
+        return replace(found, model=model, weights_sha256=hashlib.sha256(repr(id(model)).encode()).hexdigest())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "subject", other)
+        yield
+
+
+def _reordered(model: Decoder) -> nn.Module | None:
+    """A copy with the neurons of each MLP turned round; None where it has no such MLP."""
+    other = copy.deepcopy(model)
+    found = [part for part in other.modules() if all(hasattr(part, f"{n}_proj") for n in ("gate", "up", "down"))]
+    for mlp in found:
+        for name, axis in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
+            weight = getattr(mlp, name).weight
+            weight.data = weight.data.flip(axis).contiguous()
+    return other if found else None
+
+
+class _Killed(BaseException):
+    """The process is gone."""
+
+
+class _EndsAfter(Run):
+    """A run that is stopped once a share of its cells is done: cancelled, or its process killed."""
+
+    def __init__(self, share: float, *, killed: bool = False) -> None:
+        super().__init__(report=self._seen)
+        self._share, self._killed = share, killed
+
+    def _seen(self, fraction: float, _note: str | None) -> None:
+        if fraction < self._share - 1e-9:
+            return
+        if self._killed:
+            raise _Killed
+        self.cancel()
+
+
+def check_killed_job_goes_on_where_it_was(machines: Machines) -> None:
+    """A new process ends with the report of an undisturbed run, and computes nothing that was finished."""
+    _long_or_skip(machines)
+    spec = machines.example
+    whole = _work(lambda: answered(machines.fresh(), spec))
+    cells = int(answered(machines.fresh(), spec.model_copy(update={"dry_run": True})).scalars["cells"].value or 1)
+    for after in sorted({1, max(cells // 2, 1)}):
+        machines._count += 1
+        folder = machines.home / str(machines._count)
+        begun = _work(lambda folder=folder, after=after: _killed(machines.at(folder), spec, after / cells))
+        rest = _work(lambda folder=folder: machines.known.update(resumed=answered(machines.at(folder), spec)))
+        resumed = machines.known.pop("resumed")
+        assert differences(timeless(machines.undisturbed()), timeless(resumed), tolerance=0) == []
+        assert rest < whole or not whole, "it began anew"
+        # What cells share, a recorded run, may be made once more.
+        assert begun + rest <= SHARED * whole, f"{begun} and {rest} calls instead of {whole}: cells are computed twice"
+
+
+def _killed(study: Experiment[Any], spec: BaseModel, share: float) -> None:
+    with pytest.raises(_Killed):
+        answered(study, spec, _EndsAfter(share, killed=True))
+
+
+def check_cancelled_job_says_where_its_report_is(machines: Machines) -> None:
+    """It stops after the cell in hand; sent again it goes on, and then repeats nothing."""
+    _long_or_skip(machines)
+    study, spec = machines.fresh(), machines.example
+    told = answered(study, spec.model_copy(update={"dry_run": True})).manifest
+    assert told is not None
+    with pytest.raises(Cancelled, match="kept") as caught:
+        answered(study, spec, _EndsAfter(0.0))
+    assert told.report in (caught.value.hint or ""), "a dry run tells where the report will be"
+    assert differences(timeless(machines.undisturbed()), timeless(answered(study, spec)), tolerance=0) == []
+    assert _work(lambda: answered(study, spec)) == 0, "a finished job computes something"
+
+
+def check_cells_of_other_specs_are_not_taken(machines: Machines) -> None:
+    """On a machine that has computed much, every spec has the report that it has on a fresh one."""
+    _long_or_skip(machines)
+    study, spec, others = machines.fresh(), machines.example, []
+    answered(study, spec)
+    view = Loaded(study, Place(cache=machines.home))
+    for name, _ in options_of(view):
+        if name not in {"lm", "dry_run"}:
+            made = (updated(spec, **{name: value}) for value in option_values(view, name, spec)[:1])
+            others += [one for one in made if one is not None]
+    for other in others[:3]:
+        here, there = (_or_none(one, other) for one in (study, machines.fresh()))
+        assert (here is None) == (there is None)
+        if here is not None and there is not None:
+            apart = differences(timeless(here), timeless(there), tolerance=0)
+            assert apart == [], f"a cell of another spec was taken: {apart[:2]}"
+
+
+def check_run_without_a_ledger_has_the_same_numbers(machines: Machines) -> None:
+    """Numbers are those that `run` computes: nothing is added on the way out or in."""
+    study, spec = machines.fresh(), machines.example
+    subject = study.subject(spec.lm)
+    report = study.run(spec, subject, Progress(cells=study.cost(spec, subject).cells))
+    assert differences(found_in(machines.undisturbed()), found_in(report), 1e-6) == []
+
+
+def _or_none(study: Experiment[Any], spec: BaseModel) -> Report | None:
+    try:
+        return answered(study, spec)
+    except FoveaError:
+        return None
+
+
+def _long_or_skip(machines: Machines) -> None:
+    if machines.kind.mode != "job":
+        pytest.skip("answers at once")
+
+
+def _work(work: Callable[[], Any]) -> int:
+    """Calls of networks, of any and of their parts, while work is done."""
+    calls = [0]
+
+    def count(_module: nn.Module, _inputs: Any) -> None:
+        calls[0] += 1
+
+    handle = register_module_forward_pre_hook(count)
+    try:
+        work()
+    finally:
+        handle.remove()
+    return calls[0]
+
+
+@dataclass
+class _Calls:
+    """Calls of a model and the tokens that went in."""
+
+    forwards: int = 0
+    tokens: int = 0
+
+    def __call__(self, _model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.forwards += 1
+        self.tokens += inputs[0].numel()
+
+
+@contextmanager
+def _calls_of(model: nn.Module) -> Iterator[_Calls]:
+    calls = _Calls()
+    handle = model.register_forward_pre_hook(calls)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+EXPERIMENT_CHECKS = tuple(check for name, check in list(globals().items()) if name.startswith("check_"))
+"""All of them, in the order in which they stand here."""

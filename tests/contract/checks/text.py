@@ -1,0 +1,97 @@
+"""What every Servable that writes text owes beside the others: its probabilities are those of the Card's network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from shared.api.text import CompletionRequest, TokenizeRequest
+from shared.lm.gguf_file import unpack
+from shared.lm.weights import load_decoder
+from shared.registry import Run
+from tests.contract.checks.loaded import Loaded
+from tests.contract.checks.requests import distinct_requests
+from tests.contract.checks.weights import disturbed, network_of, weights_file
+
+__all__ = ["TEXT_CHECKS"]
+
+NATS = 0.05
+"""How far log-probabilities may be apart: tokens that are never said are left out of what is served only."""
+
+
+def check_log_probabilities_are_the_cards_networks(loaded: Loaded) -> None:
+    """Each token of a prompt is as likely as the network says that has the Card's weights, and noise changes that."""
+    if loaded.servable.mode != "stream" or loaded.card.weights is None:
+        pytest.skip("writes no text, or has random weights")
+    net = _network(loaded)
+    noise = disturbed(net, 0.1)
+    for request, _ in distinct_requests(loaded, 3):
+        ids = loaded.servable.tokenize(TokenizeRequest(messages=request.messages)).tokens[:256]
+        served = _served(loaded, ids)
+        assert np.abs(served - _likely(net, ids)).max() < NATS, "another model's probabilities"
+        assert np.abs(served - _likely(noise, ids)).max() > NATS, "this check would not see other weights"
+
+
+def check_likeliest_token_is_said(loaded: Loaded) -> None:
+    """At temperature 0 an answer's tokens are each the likeliest that the network knows."""
+    if loaded.servable.mode != "stream" or loaded.card.weights is None:
+        pytest.skip("writes no text, or has random weights")
+    net = _network(loaded)
+    for request, _ in distinct_requests(loaded, 3):
+        ids = list(loaded.servable.tokenize(TokenizeRequest(messages=request.messages)).tokens[:256])
+        asked = CompletionRequest(prompt=ids, max_tokens=3, temperature=0, logprobs=1)
+        said = _pieces(loaded, asked)
+        for piece in [one for one in said if one.logprobs is not None][:2]:
+            (told,) = piece.logprobs.token_logprobs[:1]
+            best = _logits(net, ids)[-1].log_softmax(-1)
+            assert abs(float(best.max()) - told) < NATS, "it says what its network would not"
+            ids.append(int(best.argmax()))
+
+
+def _served(loaded: Loaded, ids: Sequence[int]) -> np.ndarray:
+    """Log-probabilities of all tokens of a prompt but its first, as they are served."""
+    asked = CompletionRequest(prompt=list(ids), max_tokens=0, echo=True, logprobs=0, temperature=0)
+    told = [value for piece in _pieces(loaded, asked) if piece.logprobs for value in piece.logprobs.token_logprobs]
+    assert len(told) == len(ids)
+    return np.array(told[1:], float)
+
+
+def _pieces(loaded: Loaded, asked: CompletionRequest) -> list[Any]:
+    return [piece for event in loaded.servable.stream(asked, Run()) for piece in event.choices]
+
+
+def _likely(net: nn.Module, ids: Sequence[int]) -> np.ndarray:
+    chances = _logits(net, ids)[:-1].log_softmax(-1)
+    return chances.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
+
+
+def _logits(net: nn.Module, ids: Sequence[int]) -> torch.Tensor:
+    """Logits [T,V], in a session where the network has sessions."""
+    tokens, network = torch.tensor([list(ids)]), net
+    with torch.no_grad():
+        found: Any = network.session(1).feed(tokens) if hasattr(network, "session") else network(tokens)
+    return getattr(found, "logits", found)[0].float()
+
+
+def _network(loaded: Loaded) -> nn.Module:
+    """The Card's network, loaded by no Servable."""
+    if "network" not in loaded.known:
+        file = weights_file(loaded.card.weights or "")
+        assert file is not None
+        decoder = file.suffix == ".gguf"
+        loaded.known["network"] = (
+            load_decoder(unpack(file, loaded.place.cache, torch.float32), torch.float32, "cpu")
+            if decoder
+            else network_of(file)
+        )
+    net: nn.Module = loaded.known["network"]
+    return net
+
+
+TEXT_CHECKS = tuple(check for name, check in list(globals().items()) if name.startswith("check_"))
+"""All of them, in the order in which they stand here."""

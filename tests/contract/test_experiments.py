@@ -1,0 +1,32 @@
+"""The contract suite of experiments: every check over every one that discovery finds. A new one is tested by existing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from services.interpretability.experiment import Experiment
+from shared.registry import servables
+from tests.contract.checks.experiments import EXPERIMENT_CHECKS, Machines
+
+FOUND = {name: kind for name, kind in servables("interpretability").items() if issubclass(kind, Experiment)}
+
+
+@pytest.fixture(scope="module", params=FOUND, ids=str)
+def machines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Machines:
+    """Fresh machines for one experiment."""
+    torch.set_num_threads(1)
+    return Machines(FOUND[request.param], tmp_path_factory.mktemp("machines"))
+
+
+def test_no_two_experiments_share_a_path():
+    assert FOUND
+    routes = [kind.route for kind in FOUND.values()]
+    assert len(set(routes)) == len(routes)
+
+
+@pytest.mark.parametrize("check", EXPERIMENT_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_experiment(machines: Machines, check: Callable[[Machines], None]) -> None:
+    check(machines)
