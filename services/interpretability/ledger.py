@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.interpretability.report import canonical, digest
+from services.interpretability.report import digest
 
 __all__ = ["Entry", "Ledger"]
 
@@ -52,11 +52,11 @@ class Ledger:
             return known
         begun = time.perf_counter()
         # Through JSON once, so that a resumed run and a fresh one go on with the very same numbers.
-        value = json.loads(canonical(work()))
+        value = json.loads(_json(work()))
         found = Entry(
             value, round(time.perf_counter() - begun, 4), dt.datetime.now(tz=dt.UTC).isoformat("T", "seconds")
         )
-        _write(file, canonical({"value": found.value, "seconds": found.seconds, "at": found.at}))
+        _write(file, _json({"value": found.value, "seconds": found.seconds, "at": found.at}))
         return found
 
     def forget(self, older_than_s: float = KEPT_S) -> int:
@@ -66,6 +66,11 @@ class Ledger:
         for file in old:
             file.unlink(missing_ok=True)
         return len(old)
+
+
+def _json(content: Any) -> str:
+    """As `work` gave it: the order of keys may be that of layers, and a report shows them in it."""
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _read(file: Path) -> Entry | None:

@@ -28,6 +28,12 @@ def test_first_and_second_reading_are_equal_to_the_bit(tmp_path):
     assert ledger.entry({"a": 1}, lambda: None) == first
 
 
+def test_keys_keep_their_order(tmp_path):
+    ledger = Ledger(tmp_path)
+    for _ in range(2):
+        assert [*ledger.entry({"a": 1}, lambda: {"late": 1, "early": 2}).value] == ["late", "early"]
+
+
 def test_cell_cut_short_is_computed_again(tmp_path):
     ledger = Ledger(tmp_path)
     ledger.entry({"a": 1}, lambda: 1)
