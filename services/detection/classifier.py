@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from services.detection.classified import Grid, as_csv, classify, grid, normalised, prepared, tally, tints
 from shared.api.classes import ClassifyIn, ClassifyOut
 from shared.api.tensors import TensorSpec
-from shared.api.times import Times
+from shared.api.timings import Times
 from shared.errors import FoveaError, in_field
 from shared.registry import Card, Engine, Place, Run, Servable
 from shared.registry.weights import Weights, find_weights, read_weights

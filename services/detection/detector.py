@@ -25,7 +25,7 @@ from services.detection.listing import columns, counts, detections, summary, wan
 from services.detection.views import Seen, gathered, look
 from shared.api.boxes import Crop, DetectIn, Detection, DetectOut
 from shared.api.tensors import TensorSpec
-from shared.api.times import Times
+from shared.api.timings import Times
 from shared.errors import FoveaError, InvalidOption, in_field
 from shared.registry import Card, Engine, Place, Run, Servable
 from shared.registry.weights import Weights, find_weights, read_weights

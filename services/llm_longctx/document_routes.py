@@ -10,7 +10,7 @@ from services.llm_longctx.documents import Documents
 from services.llm_longctx.landmark_voice import LandmarkVoice
 from services.llm_longctx.models_of import model_of
 from services.llm_longctx.stores import stores_of, tenant_of
-from shared.api.memory import Deleted, DocumentInfo, DocumentList, DocumentRequest, DocumentText
+from shared.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentRequest, DocumentText
 from shared.api.text import OpenAIError
 from shared.errors import NotFound, NotReady
 from shared.serving.host import Host

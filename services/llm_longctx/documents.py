@@ -23,7 +23,7 @@ from services.llm_longctx.landmark_voice import LandmarkVoice
 from services.llm_longctx.memory import Document
 from services.llm_longctx.mixers.landmark_state import BlocksError
 from shared import figures, telemetry
-from shared.api.memory import DocumentInfo, DocumentRequest, DocumentText
+from shared.api.sessions import DocumentInfo, DocumentRequest, DocumentText
 from shared.errors import Conflict, InvalidOption, NotReady
 from shared.registry import Run
 

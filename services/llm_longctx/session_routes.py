@@ -11,7 +11,7 @@ from services.llm_longctx.models_of import model_of
 from services.llm_longctx.sessions import Sessions
 from services.llm_longctx.stores import lifespan, stores_of, tenant_of
 from services.llm_longctx.titans_voice import TitansVoice
-from shared.api.memory import Deleted, RollbackRequest, Session, SessionList, SessionRequest, SurpriseTrace
+from shared.api.sessions import Deleted, RollbackRequest, Session, SessionList, SessionRequest, SurpriseTrace
 from shared.api.text import OpenAIError
 from shared.serving.host import Host
 from shared.serving.system import host_of

@@ -16,7 +16,7 @@ from services.llm_longctx.memory import Learnt, Remembered
 from services.llm_longctx.session_store import KEPT, Head, SessionStore
 from services.llm_longctx.titans_voice import TitansVoice
 from shared import figures
-from shared.api.memory import LearntToken, Session, SessionList, SurpriseTrace
+from shared.api.sessions import LearntToken, Session, SessionList, SurpriseTrace
 from shared.errors import Conflict, InvalidOption, NotFound
 
 __all__ = ["Sessions", "Version"]

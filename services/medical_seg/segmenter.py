@@ -20,7 +20,7 @@ from services.medical_seg.models.network import NAMES
 from services.medical_seg.resize import normalised
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.api.tensors import TensorSpec
-from shared.api.times import Times
+from shared.api.timings import Times
 from shared.errors import FoveaError, in_field
 from shared.registry import Card, Engine, Place, Run, Servable
 from shared.registry.weights import Weights, find_weights, read_weights

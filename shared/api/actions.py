@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from shared.api.arrays import ArrayBytes
-from shared.api.lists import listed
+from shared.api.csv_fields import listed
 
 __all__ = ["ActionTimes", "ActionsIn", "ActionsOut", "Curves", "Proposal"]
 

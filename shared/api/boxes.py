@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from shared.api.csv_fields import listed
 from shared.api.image import ImageBytes
-from shared.api.lists import listed
-from shared.api.times import Times
+from shared.api.timings import Times
 
 __all__ = [
     "Box",

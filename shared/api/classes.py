@@ -8,7 +8,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.api.image import ImageBytes
-from shared.api.times import Times
+from shared.api.timings import Times
 
 __all__ = ["Candidate", "Classified", "ClassifyIn", "ClassifyOut"]
 

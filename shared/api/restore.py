@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from shared.api.csv_fields import listed
 from shared.api.image import ImageBytes
-from shared.api.lists import listed
 
 __all__ = ["Estimate", "Layer", "Likeness", "RestoreIn", "RestoreOut", "RestoreTimes"]
 

@@ -38,6 +38,8 @@ def test_something_is_served():
     assert FOUND
 
 
-@pytest.mark.parametrize("check", (*SERVABLE_CHECKS, *TEXT_CHECKS), ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize(
+    "check", (*SERVABLE_CHECKS, *TEXT_CHECKS), ids=lambda check: check.__name__.removeprefix("check_")
+)
 def test_servable(loaded: Loaded, check: Callable[[Loaded], None]) -> None:
     check(loaded)

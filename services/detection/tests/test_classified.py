@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from services.detection.classified import MEAN, STD, as_csv, classify, grid, normalised, prepared, tally, tints
 from services.detection.drawing import colour
 from shared.api.classes import ClassifyOut
-from shared.api.times import Times
+from shared.api.timings import Times
 from shared.errors import InvalidOption
 
 NAMES = ("crack", "hole", "none")

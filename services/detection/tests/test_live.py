@@ -21,7 +21,7 @@ from services.detection.live import Inbox, StreamOptions, answers
 from services.detection.streams import router
 from services.detection.tests.test_detector import CARD, NAMES, Blobs, Toy
 from shared.api.boxes import DetectedFrame, DetectIn, Detection, DetectOut
-from shared.api.times import Times
+from shared.api.timings import Times
 from shared.errors import InvalidOption, Malformed, NotReady
 from shared.registry import Place, Run
 from shared.serving.app import build

@@ -13,7 +13,7 @@ import httpx2
 
 from services.gateway.sdk.call import Call, read_bytes
 from services.gateway.sdk.surface import into
-from shared.api.memory import Deleted, DocumentInfo, DocumentList, DocumentText, Session, SessionList, SurpriseTrace
+from shared.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentText, Session, SessionList, SurpriseTrace
 
 __all__ = [
     "delete_document", "delete_session", "document", "documents", "export_state", "fork", "import_state",

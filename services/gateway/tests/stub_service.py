@@ -25,7 +25,7 @@ from shared.api.mask import SegmentIn, SegmentOut
 from shared.api.model import ModelEntry
 from shared.api.problem import PROBLEM_CONTENT_TYPE, openai_error, problem
 from shared.api.text import ChatRequest
-from shared.api.times import Times
+from shared.api.timings import Times
 from shared.errors import FoveaError, InvalidOption, Malformed, NotFound, QueueFull
 
 PAPER = {"title": "A Paper about Discs", "venue": "CVPR", "year": 2021, "url": "https://example.org/discs"}

@@ -14,7 +14,7 @@ from services.gateway.sdk.verbs import classify as verb
 from services.gateway.sdk.verbs.several import several
 from services.gateway.tests.stub_service import photograph
 from shared.api.classes import Candidate, Classified, ClassifyIn, ClassifyOut
-from shared.api.times import Times
+from shared.api.timings import Times
 from shared.errors import Malformed
 
 

@@ -12,7 +12,7 @@ import typer
 from services.gateway.sdk.verbs import detect as verb
 from services.gateway.tests.stub_service import photograph
 from shared.api.boxes import DetectIn, Detection, DetectOut
-from shared.api.times import Times
+from shared.api.timings import Times
 from shared.errors import InvalidOption, Malformed
 
 

@@ -13,7 +13,7 @@ from services.gateway.tests.browsing import MARKS, figure, kept
 from services.gateway.tests.stage import fronted
 from services.gateway.tests.stub_service import Stub, card
 from shared.api.boxes import DetectIn, Detection, DetectOut
-from shared.api.times import Times
+from shared.api.timings import Times
 
 pytestmark = MARKS
 

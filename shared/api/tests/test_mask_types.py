@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from shared.api.mask import RunLengths, SegmentIn, SegmentOut
-from shared.api.times import Times
+from shared.api.timings import Times
 
 PICTURE = b"\x89PNG picture"
 

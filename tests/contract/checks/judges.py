@@ -292,7 +292,12 @@ def _words(one: Any) -> list[str]:
 
 def check_failing_endpoint_is_an_error_and_no_label(bench: Bench) -> None:
     """A model that breaks, talks something else or is not there costs the request; nobody gets a grade for it."""
-    for broken in (_Breaks(), _Strange(200, {"hello": 1}), _Strange(401, {"error": {"message": "no"}}), _Strange(200, [])):
+    for broken in (
+        _Breaks(),
+        _Strange(200, {"hello": 1}),
+        _Strange(401, {"error": {"message": "no"}}),
+        _Strange(200, []),
+    ):
         with bench.before(broken) as judge:
             _fails(bench, judge)
     judge = bench.kind.load(Place(options={"judge_base_url": "http://127.0.0.1:9"}))

@@ -388,7 +388,9 @@ def _matters(loaded: Loaded, name: str, request: BaseModel) -> bool:
         if isinstance(after, FoveaError) or differences(before, after, tolerance=0):
             return True
     forms = loaded.servable.media_types()
-    return any(_rendered(loaded, request, before, form) != _rendered(loaded, changed[0], before, form) for form in forms)
+    return any(
+        _rendered(loaded, request, before, form) != _rendered(loaded, changed[0], before, form) for form in forms
+    )
 
 
 def _rendered(loaded: Loaded, request: BaseModel, answer: Any, form: str) -> bytes | None:

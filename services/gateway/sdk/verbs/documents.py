@@ -12,7 +12,7 @@ from services.gateway.sdk import remembering
 from services.gateway.sdk.flags import AsJson, Key, Model, Session, Url
 from services.gateway.sdk.screen import Screen
 from services.gateway.sdk.transport import LOCAL
-from shared.api.memory import DocumentInfo
+from shared.api.sessions import DocumentInfo
 
 __all__ = ["app"]
 

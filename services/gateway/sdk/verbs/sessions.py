@@ -15,7 +15,7 @@ from services.gateway.sdk.flags import AsJson, Key, Model, Url
 from services.gateway.sdk.flags import Session as Gateway
 from services.gateway.sdk.screen import Screen
 from services.gateway.sdk.transport import LOCAL
-from shared.api.memory import Session
+from shared.api.sessions import Session
 
 __all__ = ["app"]
 
