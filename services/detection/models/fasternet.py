@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from services.detection.classifier import Classifier
 from services.detection.layers.partial import PartialConv, PartialNetwork, Shape, dropped, perceptron
 from shared.registry import Card, Metric, Paper, builder
-from shared.registry.claimed import claimed, measured
+from shared.registry.sparsity_claims import claimed, measured
 
 __all__ = ["SIZES", "FasterNet", "FasterNetClassifier", "Size", "fasternet"]
 

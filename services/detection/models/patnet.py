@@ -18,7 +18,7 @@ from services.detection.classifier import Classifier
 from services.detection.layers.partial import PartialConv, PartialNetwork, Shape, dropped, perceptron
 from services.detection.layers.visual_attention import ChannelGate, SelfAttention, SpatialGate
 from shared.registry import Card, Metric, Paper, builder
-from shared.registry.claimed import claimed, measured
+from shared.registry.sparsity_claims import claimed, measured
 
 __all__ = ["SIZES", "PATNet", "PATNetClassifier", "Size", "patnet"]
 

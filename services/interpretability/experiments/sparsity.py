@@ -27,8 +27,8 @@ from services.interpretability.report import Axis, Grid, Report, Scalar, Table, 
 from services.interpretability.subject import Subject
 from shared.errors import NotFound
 from shared.registry import Card, Paper, network
-from shared.registry.claimed import claimed
 from shared.registry.discovery import shipped_weights
+from shared.registry.sparsity_claims import claimed
 from shared.registry.weights import read_manifest, read_weights
 from shared.sparsity import SparsityClaim, lint, sparsity_by_layer, verify_nm
 

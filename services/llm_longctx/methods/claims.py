@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from shared.registry.claimed import claimed as put_together
-from shared.registry.claimed import measured
+from shared.registry.sparsity_claims import claimed as put_together
+from shared.registry.sparsity_claims import measured
 from shared.sparsity import Pattern, Phases, SparsityClaim
 
 __all__ = ["MEASURED", "claimed"]

@@ -10,7 +10,7 @@ from services.llm_longctx.landmark_voice import LandmarkVoice
 from services.llm_longctx.mixer_model import Loaded, MixerModel
 from services.llm_longctx.vocabularies import LANDMARK, RecallWords
 from shared.registry import Card, Limits, Metric, Paper
-from shared.registry.claimed import claimed, measured
+from shared.registry.sparsity_claims import claimed, measured
 from shared.registry.weights import NetworkSpec
 from shared.sparsity import Pattern, Phases
 

@@ -14,7 +14,7 @@ from services.llm_longctx.plain_voice import PlainVoice
 from services.llm_longctx.vocabularies import Bytes
 from shared import figures
 from shared.registry import Card, Limits, Metric, Paper
-from shared.registry.claimed import claimed, measured
+from shared.registry.sparsity_claims import claimed, measured
 from shared.registry.weights import NetworkSpec
 from shared.sparsity import Pattern, Phases
 
