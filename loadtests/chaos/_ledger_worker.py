@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from shared.jobs.inbox import Inbox
+from shared.jobs.consumer import Inbox
 from shared.jobs.queue import Payload, Result, Ticket
 from shared.jobs.worker import JobWorker
 from shared.settings import Settings

@@ -21,7 +21,7 @@ from typing import Any
 
 from services.llm_longctx.sealing import Sealing
 from shared.errors import Conflict, InvalidOption, NotFound, NotReady
-from shared.jobs.link import Link, reachable
+from shared.jobs.redis_client import Link, reachable
 
 __all__ = ["MOST", "DocumentStore"]
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from services.llm_longctx.sealing import Sealing
 from shared.errors import Conflict, InvalidOption, NotFound, NotReady, TooLarge
-from shared.jobs.link import Link, reachable
+from shared.jobs.redis_client import Link, reachable
 
 __all__ = ["KEPT", "Head", "SessionStore"]
 

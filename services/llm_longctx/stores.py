@@ -11,7 +11,7 @@ from services.llm_longctx.document_store import DocumentStore
 from services.llm_longctx.sealing import Sealing, master_key
 from services.llm_longctx.session_store import SessionStore
 from shared.errors import NotReady
-from shared.jobs.link import Link
+from shared.jobs.redis_client import Link
 from shared.settings import Settings
 
 __all__ = ["Stores", "lifespan", "stores_of", "tenant_of"]

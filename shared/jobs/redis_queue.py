@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 from shared.api.job import FINAL, Job
 from shared.errors import Conflict, NotFound, QueueFull
-from shared.jobs import keys, record
-from shared.jobs.alive import Worker
+from shared.jobs import codec, redis_keys
 from shared.jobs.blobs import BlobStore, FolderBlobs
-from shared.jobs.changes import Changes
-from shared.jobs.link import Link, patiently, reachable
+from shared.jobs.pubsub import Changes
 from shared.jobs.queue import Payload, Result
+from shared.jobs.redis_client import Link, patiently, reachable
+from shared.jobs.worker_heartbeat import Worker
 from shared.settings import Settings
 
 __all__ = ["Counts", "RedisJobQueue"]
@@ -44,7 +44,7 @@ class RedisJobQueue:
         self._settings = settings
         self._link = Link(url)
         self._blobs = blobs or FolderBlobs(settings.data_dir / "blobs")
-        self._changes = Changes(self._link, keys.key("changed"))
+        self._changes = Changes(self._link, redis_keys.key("changed"))
 
     async def submit(self, payload: Payload, idempotency_key: str | None = None) -> tuple[Job, bool]:
         """Accept a job; see `JobQueue.submit`."""
@@ -53,9 +53,9 @@ class RedisJobQueue:
         if not inline:
             await self._blobs.put(f"{job_id}/request", payload.body)
         how, known = await self._link.verb(
-            "submit", job_id, payload.tenant, payload.service, keys.level(payload.priority),
-            self._settings.job_queue_max, keys.once(payload.tenant, idempotency_key) if idempotency_key else "",
-            record.fingerprint(payload), *record.request_fields(payload, inline),
+            "submit", job_id, payload.tenant, payload.service, redis_keys.level(payload.priority),
+            self._settings.job_queue_max, redis_keys.once(payload.tenant, idempotency_key) if idempotency_key else "",
+            codec.fingerprint(payload), *codec.request_fields(payload, inline),
         )  # fmt: skip
         if how != b"new" and not inline:
             # Not after an exception: then the job may have been accepted, and the sweep finds what was not.
@@ -71,10 +71,10 @@ class RedisJobQueue:
 
     async def get(self, job_id: str, tenant: str) -> Job:
         """The job as it stands; see `JobQueue.get`."""
-        found = await self._link.verb("look", _checked(job_id), tenant, *record.SHOWN)
+        found = await self._link.verb("look", _checked(job_id), tenant, *codec.SHOWN)
         if found is None:
             raise _unknown(job_id)
-        return record.job(job_id, *found)
+        return codec.job(job_id, *found)
 
     async def recent(self, tenant: str, limit: int = 50) -> list[Job]:
         """The tenant's jobs, newest first."""
@@ -86,18 +86,18 @@ class RedisJobQueue:
 
     async def result(self, job_id: str, tenant: str) -> Result:
         """The answer of a finished job; where it has none, the problem that says why. See `JobQueue.result`."""
-        found = await self._link.verb("look", _checked(job_id), tenant, *record.SHOWN, *record.ANSWER)
+        found = await self._link.verb("look", _checked(job_id), tenant, *codec.SHOWN, *codec.ANSWER)
         if found is None:
             raise _unknown(job_id)
         rank, values = found
-        shown = record.job(job_id, rank, values[: len(record.SHOWN)])
+        shown = codec.job(job_id, rank, values[: len(codec.SHOWN)])
         if shown.status not in FINAL:
             raise Conflict(f"The job is {shown.status}: it has no result yet.", hint="Wait, or watch its events.")
-        kept = values[len(record.SHOWN) :]
+        kept = values[len(codec.SHOWN) :]
         *_, body, blob = kept
         if body is None and blob is None:
-            return record.answer_of_unsuccessful(shown)
-        return record.answer(kept, body if blob is None else await self._blobs.get(blob.decode()))
+            return codec.answer_of_unsuccessful(shown)
+        return codec.answer(kept, body if blob is None else await self._blobs.get(blob.decode()))
 
     async def cancel(self, job_id: str, tenant: str) -> Job:
         """Cancel, also while running; the state is final when this returns. See `JobQueue.cancel`."""
@@ -145,7 +145,7 @@ class RedisJobQueue:
     async def workers(self, service: str) -> list[Worker]:
         """The workers that are alive."""
         with reachable():
-            rows: dict[bytes, bytes] = await self._link.client.hgetall(keys.key("workers", service))
+            rows: dict[bytes, bytes] = await self._link.client.hgetall(redis_keys.key("workers", service))
         return [worker for row in rows.values() if (worker := Worker.model_validate_json(row)).alive]
 
     async def close(self) -> None:
@@ -158,8 +158,8 @@ class RedisJobQueue:
         return self._settings.job_ttl_s * 1000
 
     async def _list(self, kind: str, tenant: str, limit: int) -> list[Job]:
-        found: list[Any] = await self._link.verb("list", kind, tenant, max(1, min(limit, 1000)), *record.SHOWN)
-        return [record.job(job_id.decode(), *row) for job_id, row in found]
+        found: list[Any] = await self._link.verb("list", kind, tenant, max(1, min(limit, 1000)), *codec.SHOWN)
+        return [codec.job(job_id.decode(), *row) for job_id, row in found]
 
 
 def _checked(job_id: str) -> str:

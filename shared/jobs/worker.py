@@ -13,10 +13,10 @@ from random import uniform
 from typing import Final
 
 from shared.errors import Cancelled, FoveaError, NotReady
-from shared.jobs import record
-from shared.jobs.inbox import Delivery, Inbox, Quiet
-from shared.jobs.link import end, patiently
+from shared.jobs import codec
+from shared.jobs.consumer import Delivery, Inbox, Quiet
 from shared.jobs.queue import Handler, Result
+from shared.jobs.redis_client import end, patiently
 from shared.settings import Settings
 from shared.telemetry import bind, log
 
@@ -163,7 +163,7 @@ class JobWorker:
         """Write what became of an attempt. May be repeated: each write is keyed by job and attempt."""
         job = {"job": delivery.id, "attempt": delivery.attempt}
         outcome = _outcome(work)
-        status = record.status_of(outcome)
+        status = codec.status_of(outcome)
         if ticket.stopped and status == Cancelled.status:
             # If the job is still ours, this process is going; if not, this changes nothing.
             await self._inbox.hand_back(delivery)

@@ -17,7 +17,7 @@ import typer
 import uvloop
 
 from shared import telemetry
-from shared.jobs.inbox import Inbox
+from shared.jobs.consumer import Inbox
 from shared.jobs.worker import JobWorker
 from shared.serving.replay import Replay
 from shared.settings import Settings, settings

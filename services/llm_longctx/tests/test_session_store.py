@@ -10,7 +10,7 @@ from services.llm_longctx import session_store
 from services.llm_longctx.sealing import Sealing, master_key
 from services.llm_longctx.session_store import KEPT, SessionStore
 from shared.errors import Conflict, InvalidOption, NotFound, NotReady, TooLarge
-from shared.jobs.link import Link
+from shared.jobs.redis_client import Link
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
 

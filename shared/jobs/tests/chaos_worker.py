@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from shared.jobs.inbox import Inbox
+from shared.jobs.consumer import Inbox
 from shared.jobs.queue import Payload, Result, Ticket
 from shared.jobs.worker import JobWorker
 from shared.settings import Settings

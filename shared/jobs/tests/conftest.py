@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from shared.jobs.inbox import Inbox
+from shared.jobs.consumer import Inbox
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.redis_server import RedisServer

@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from shared.errors import Fault
-from shared.jobs import alive, keys
-from shared.jobs.inbox import Delivery, Inbox, Quiet
+from shared.jobs import redis_keys, worker_heartbeat
+from shared.jobs.consumer import Delivery, Inbox, Quiet
 from shared.jobs.queue import Payload, Result
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.settings import Settings
@@ -196,7 +196,7 @@ async def test_workers_are_known_while_they_renew(
     await inbox.renew({job.id: (await take(inbox)).attempt})
     (worker,) = await queue.workers("svc")
     assert (worker.id, worker.pid, worker.running) == (inbox.consumer, os.getpid(), (job.id,))
-    monkeypatch.setattr(alive, "SILENT_S", 0.0)
+    monkeypatch.setattr(worker_heartbeat, "SILENT_S", 0.0)
     assert await queue.workers("svc") == []
 
 
@@ -221,12 +221,14 @@ async def test_the_sweep_removes_blobs_without_a_job_and_workers_long_gone(
         (blobs / name).mkdir(exist_ok=True)
         os.utime(blobs / name, (time.time() - age,) * 2)
     await other.renew({})
-    row = await queue._link.client.hget(keys.key("workers", "svc"), other.consumer)
-    old = alive.Worker.model_validate_json(row).model_copy(update={"seen": time.time() - 2 * alive.FORGET_S})
-    await queue._link.client.hset(keys.key("workers", "svc"), other.consumer, old.model_dump_json())
+    row = await queue._link.client.hget(redis_keys.key("workers", "svc"), other.consumer)
+    old = worker_heartbeat.Worker.model_validate_json(row).model_copy(
+        update={"seen": time.time() - 2 * worker_heartbeat.FORGET_S}
+    )
+    await queue._link.client.hset(redis_keys.key("workers", "svc"), other.consumer, old.model_dump_json())
     await inbox.sweep_orphans()
     assert {path.name for path in blobs.iterdir()} == {"1" * 32, kept.id}
-    assert not await queue._link.client.hexists(keys.key("workers", "svc"), other.consumer)
+    assert not await queue._link.client.hexists(redis_keys.key("workers", "svc"), other.consumer)
 
 
 async def test_a_lost_body_is_a_fault_that_says_why(

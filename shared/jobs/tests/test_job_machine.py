@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from shared.errors import Conflict, Fault, InvalidOption, QueueFull
-from shared.jobs import keys
-from shared.jobs.inbox import Delivery, Inbox, Quiet
+from shared.jobs import redis_keys
+from shared.jobs.consumer import Delivery, Inbox, Quiet
 from shared.jobs.queue import Payload, Result
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.redis_server import RedisServer
@@ -99,7 +99,7 @@ class Machine(RuleBasedStateMachine):
             return
         if key:
             self.used[key] = (job.id, body)
-        expected = Expected(keys.level(priority))
+        expected = Expected(redis_keys.level(priority))
         self.enqueue(expected, expected.level)
         self.jobs[job.id] = expected
 
@@ -122,7 +122,7 @@ class Machine(RuleBasedStateMachine):
         self.deliveries.append(found)
 
     def expect_delivery(self, reclaim: bool) -> str | None:
-        for level in keys.LEVELS:
+        for level in redis_keys.LEVELS:
             here = sorted((job.entry, job_id) for job_id, job in self.jobs.items() if job.at == level)
             for _, job_id in here if reclaim else []:
                 job = self.jobs[job_id]
@@ -227,9 +227,9 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def streams_hold_exactly_the_jobs_that_wait_or_run(self) -> None:
         client = self.queue._link.client
-        held = [self.run(client.xlen(keys.key("stream", f"svc:{level}"))) for level in keys.LEVELS]
+        held = [self.run(client.xlen(redis_keys.key("stream", f"svc:{level}"))) for level in redis_keys.LEVELS]
         active = [job for job in self.jobs.values() if job.status in {"queued", "running"} and not job.delayed]
-        assert held == [sum(job.at == level for job in active) for level in keys.LEVELS]
+        assert held == [sum(job.at == level for job in active) for level in redis_keys.LEVELS]
 
 
 def test_the_queue_agrees_with_the_model(redis_server: RedisServer, job_settings: Settings) -> None:

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from redis import exceptions as gone
 
 from shared.errors import Cancelled, Fault, InvalidOption, NotFound, NotReady, TooLarge
-from shared.jobs import keys, record
-from shared.jobs.changes import Changes
-from shared.jobs.link import Link, end, patiently, reachable
+from shared.jobs import codec, redis_keys
+from shared.jobs.pubsub import Changes
 from shared.jobs.queue import Payload, Result
+from shared.jobs.redis_client import Link, end, patiently, reachable
 from shared.jobs.redis_server import RedisServer
 
 # Keys
@@ -29,19 +29,19 @@ def test_lua_and_python_name_the_same_keys() -> None:
     script = files("shared.jobs").joinpath("states.lua").read_text()
     used = set(re.findall(r"key\('(\w+)'", script))
     table = r"^    (\w+) +(?:all|digest|job id|service(?::N)?|tenant) +(?:hash|stream|zset|number|string|channel)"
-    described = set(re.findall(table, keys.__doc__ or "", re.MULTILINE))
+    described = set(re.findall(table, redis_keys.__doc__ or "", re.MULTILINE))
     assert used == described
-    assert keys.key("job", "x") == "{fovea:jobs}:job:x"
+    assert redis_keys.key("job", "x") == "{fovea:jobs}:job:x"
 
 
 @pytest.mark.parametrize(("priority", "level"), [(-100, 3), (-1, 3), (0, 2), (1, 1), (100, 1)])
 def test_priorities_become_three_streams(priority: int, level: int) -> None:
-    assert keys.level(priority) == level
+    assert redis_keys.level(priority) == level
 
 
 @given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
 def test_no_tenant_can_reach_anothers_idempotency_key(one: tuple[str, str], other: tuple[str, str]) -> None:
-    assert (keys.once(*one) == keys.once(*other)) == (one == other)
+    assert (redis_keys.once(*one) == redis_keys.once(*other)) == (one == other)
 
 
 # Records
@@ -51,12 +51,12 @@ PAYLOAD = Payload("svc", "/v1/x", b"body", {"Content-Type": "image/png", "tracep
 
 def test_a_fingerprint_ignores_the_case_of_names_and_what_is_only_told() -> None:
     same = replace(PAYLOAD, headers={"content-type": "image/png", "x-request-id": "b"}, priority=1, tenant="bob")
-    assert record.fingerprint(PAYLOAD) == record.fingerprint(same)
+    assert codec.fingerprint(PAYLOAD) == codec.fingerprint(same)
 
 
 @pytest.mark.parametrize("change", [{"service": "s"}, {"path": "/"}, {"body": b""}, {"headers": {"accept": "x"}}])
 def test_a_fingerprint_tells_different_requests_apart(change: dict[str, object]) -> None:
-    assert record.fingerprint(PAYLOAD) != record.fingerprint(replace(PAYLOAD, **change))
+    assert codec.fingerprint(PAYLOAD) != codec.fingerprint(replace(PAYLOAD, **change))
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,12 @@ def test_a_fingerprint_tells_different_requests_apart(change: dict[str, object])
     ],
 )  # fmt: skip
 def test_every_outcome_has_a_status(outcome: Result | BaseException, status: int) -> None:
-    assert record.status_of(outcome) == status
+    assert codec.status_of(outcome) == status
 
 
 def test_a_problem_is_kept_as_it_was_answered() -> None:
     said = {"title": "Too large", "status": 413, "detail": "Big.", "code": "too_large", "limit": 5}
-    assert json.loads(record.problem_json(Result(413, "", json.dumps(said).encode()))) == said
+    assert json.loads(codec.problem_json(Result(413, "", json.dumps(said).encode()))) == said
 
 
 @given(
@@ -83,14 +83,14 @@ def test_a_problem_is_kept_as_it_was_answered() -> None:
     ).map(lambda body: json.dumps(body).encode())
 )
 def test_any_error_body_makes_a_problem(body: bytes) -> None:
-    problem = json.loads(record.problem_json(Result(404, "text/plain", body)))
+    problem = json.loads(codec.problem_json(Result(404, "text/plain", body)))
     assert (problem["status"], problem["code"]) == (404, NotFound("").code)
     assert problem["detail"]
 
 
 def test_the_words_of_our_own_failures_are_not_shown() -> None:
-    assert "secret" not in record.problem_json(ValueError("secret"))
-    assert json.loads(record.problem_json(TooLarge("Big.", hint="Shrink it.")))["hint"] == "Shrink it."
+    assert "secret" not in codec.problem_json(ValueError("secret"))
+    assert json.loads(codec.problem_json(TooLarge("Big.", hint="Shrink it.")))["hint"] == "Shrink it."
 
 
 # The link

@@ -13,9 +13,9 @@ import pytest
 
 from shared.api.job import FINAL, Job
 from shared.errors import Fault, InvalidOption, NotReady, QueueFull
-from shared.jobs import inbox as inbox_room
+from shared.jobs import consumer as inbox_room
 from shared.jobs import worker as worker_room
-from shared.jobs.inbox import Inbox
+from shared.jobs.consumer import Inbox
 from shared.jobs.queue import Handler, Payload, Result, Ticket
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.worker import JobWorker

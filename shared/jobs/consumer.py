@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shared.jobs import keys, record
-from shared.jobs.alive import FORGET_S, Worker
+from shared.jobs import codec, redis_keys
 from shared.jobs.blobs import BlobStore, FolderBlobs
-from shared.jobs.changes import Changes
-from shared.jobs.link import Link, reachable
+from shared.jobs.pubsub import Changes
 from shared.jobs.queue import Payload, Result
+from shared.jobs.redis_client import Link, reachable
+from shared.jobs.worker_heartbeat import FORGET_S, Worker
 from shared.settings import Settings
 
 __all__ = ["Delivery", "Inbox", "Quiet"]
@@ -66,7 +66,7 @@ class Inbox:
         self._link = Link(url)
         self._blobs = blobs or FolderBlobs(settings.data_dir / "blobs")
         self._started = time.time()
-        self.stops = Changes(self._link, keys.key("stop", service))
+        self.stops = Changes(self._link, redis_keys.key("stop", service))
         """Wakes when a running job of this service was cancelled."""
 
     async def take(self, *, reclaim: bool) -> Delivery | Quiet:
@@ -74,7 +74,7 @@ class Inbox:
         lease = str(int(self._settings.job_lease_s * 1000)) if reclaim else ""
         how, *rest = await self._link.verb(
             "take", self.service, self.consumer, lease, self._settings.job_attempts, self._settings.job_dead_max,
-            *record.REQUEST,
+            *codec.REQUEST,
         )  # fmt: skip
         if how == b"none":
             return Quiet(tuple(entry.decode() for entry in rest[1]), int(rest[0]))
@@ -82,7 +82,7 @@ class Inbox:
 
     async def wait(self, quiet: Quiet) -> None:
         """Return when a job may be there: at once when one arrived since `quiet`, in any case within a second."""
-        names = [keys.key("stream", f"{self.service}:{level}") for level in keys.LEVELS]
+        names = [redis_keys.key("stream", f"{self.service}:{level}") for level in redis_keys.LEVELS]
         patience = _BELL_MS if quiet.due_ms < 0 else max(1, min(_BELL_MS, quiet.due_ms))
         with reachable():
             await self._link.client.xread(dict(zip(names, quiet.last, strict=True)), count=1, block=patience)
@@ -117,7 +117,7 @@ class Inbox:
             await self._blobs.put(str(answer[1]), result.body)
         how = await self._link.verb(
             "succeed", delivery.id, delivery.attempt, self._settings.job_ttl_s * 1000,
-            *record.answer_fields(result), *answer,
+            *codec.answer_fields(result), *answer,
         )  # fmt: skip
         if how == b"lost" and answer[0] == "answer_blob":
             await self._blobs.delete(str(answer[1]))
@@ -129,13 +129,13 @@ class Inbox:
         """Fail for good: trying again would not help. False when the job was taken from this attempt."""
         answer: list[str | bytes | int] = []
         if isinstance(outcome, Result) and len(outcome.body) <= self._settings.job_inline_bytes:
-            answer = [*record.answer_fields(outcome), "answer", outcome.body]
+            answer = [*codec.answer_fields(outcome), "answer", outcome.body]
         how = await self._link.verb(
             "fail",
             delivery.id,
             delivery.attempt,
             self._settings.job_ttl_s * 1000,
-            record.problem_json(outcome),
+            codec.problem_json(outcome),
             *answer,
         )
         return bool(how != b"lost")
@@ -144,7 +144,7 @@ class Inbox:
         """Queue for another attempt after `delay_s`, or bury as a dead letter when the attempts are used up."""
         how = await self._link.verb(
             "again", delivery.id, delivery.attempt, self._settings.job_attempts, self._settings.job_dead_max,
-            int(delay_s * 1000), record.problem_json(outcome),
+            int(delay_s * 1000), codec.problem_json(outcome),
         )  # fmt: skip
         return bool(how != b"lost")
 
@@ -165,11 +165,11 @@ class Inbox:
         """Remove what nobody will ask for: blobs of submits that never were accepted, records of workers long gone."""
         for job_id in await self._blobs.older_than(self._settings.job_ttl_s + _ORPHAN_S):
             with reachable():
-                known = await self._link.client.exists(keys.key("job", job_id))
+                known = await self._link.client.exists(redis_keys.key("job", job_id))
             if not known:
                 await self._blobs.delete_job(job_id)
         with reachable():
-            rows: Any = await self._link.client.hgetall(keys.key("workers", self.service))
+            rows: Any = await self._link.client.hgetall(redis_keys.key("workers", self.service))
         for row in rows.values():
             if time.time() - (other := Worker.model_validate_json(row)).seen > FORGET_S:
                 await self._link.verb("leave", self.service, other.id)

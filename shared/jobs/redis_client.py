@@ -20,7 +20,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
 from shared.errors import NotReady
-from shared.jobs.keys import ROOT
+from shared.jobs.redis_keys import ROOT
 
 __all__ = ["Link", "end", "patiently", "reachable"]
 

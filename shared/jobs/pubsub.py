@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from shared.errors import NotReady
-from shared.jobs.link import Link, end, reachable
+from shared.jobs.redis_client import Link, end, reachable
 
 __all__ = ["Changes"]
 
