@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 
 from shared.api.tensors import Datatype, TensorSpec
-from shared.engines.feeds import check, refusal
+from shared.engines.validation import check, refusal
 from shared.errors import Malformed, NotReady
 
 __all__ = ["ONNX_DATATYPES", "OnnxEngine", "Provider", "session_options"]

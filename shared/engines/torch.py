@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.api.tensors import Datatype, TensorSpec
-from shared.engines.feeds import check, refusal
+from shared.engines.validation import check, refusal
 from shared.errors import FoveaError, NotReady
 
 __all__ = ["TORCH_DATATYPES", "TorchEngine"]

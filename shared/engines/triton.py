@@ -16,7 +16,7 @@ import numpy as np
 from tritonclient.utils import InferenceServerException
 
 from shared.api.tensors import TensorSpec
-from shared.engines.feeds import check
+from shared.engines.validation import check
 from shared.errors import (
     Cancelled,
     Conflict,

@@ -90,14 +90,14 @@ def test_doctor_is_told_what_each_engine_lacks():
 
 
 def test_missing_library_is_named(forms, monkeypatch):
-    from shared.engines import choose
+    from shared.engines import factory
 
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "shared.engines.torch", raising=False)
     with pytest.raises(NotReady, match="needs the library torch"):
-        choose.open_engine(place("torch"), forms)
-    monkeypatch.setattr(choose.importlib.util, "find_spec", lambda _: None)
-    assert choose.available()["onnx"] == "the library onnxruntime is not installed"
+        factory.open_engine(place("torch"), forms)
+    monkeypatch.setattr(factory.importlib.util, "find_spec", lambda _: None)
+    assert factory.available()["onnx"] == "the library onnxruntime is not installed"
 
 
 def test_importing_the_package_loads_no_engine_library():
