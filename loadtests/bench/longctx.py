@@ -15,10 +15,10 @@ import torch
 
 from services.llm_longctx.engine.open_sequence import OpenSequence
 from shared.errors import NotReady
+from shared.lm.bundled_models import shipped_gguf
 from shared.lm.decoder import Decoder
 from shared.lm.gguf_file import unpack
-from shared.lm.needle import haystack
-from shared.lm.shipped import shipped_gguf
+from shared.lm.niah_prompts import haystack
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder
 

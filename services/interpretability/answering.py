@@ -18,7 +18,7 @@ from services.interpretability.retrieval import winners
 from services.interpretability.subject import Subject
 from services.interpretability.watching import Watching
 from shared.lm.cache import KVCache
-from shared.lm.needle import Prompt
+from shared.lm.niah_prompts import Prompt
 from shared.lm.taps import Edit, trace
 
 __all__ = ["Answered", "Forced", "Phase", "force", "forced", "generated"]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from shared.lm.attention import sdpa
+from shared.lm.attention_math import echo_mask
 from shared.lm.decoder import Decoder
 from shared.lm.head_plan import HeadPlan, ModelId, Origin, Score, grouped_max
-from shared.lm.patterns import echo_mask
 
 __all__ = ["echo_induction", "model_id", "razor_plan", "repeated"]
 

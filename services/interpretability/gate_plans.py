@@ -18,9 +18,9 @@ from torch.nn import functional
 
 from services.interpretability.echo_plans import model_id
 from shared.lm.attention import sdpa
+from shared.lm.attention_math import streaming_mask
 from shared.lm.decoder import Decoder
 from shared.lm.head_plan import HeadPlan, ModelId, Origin
-from shared.lm.patterns import streaming_mask
 
 __all__ = ["DuoLoss", "GateRecipe", "GateTraining", "duo_gate_loss", "duo_gates", "gate_plan"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import InvalidOption
-from shared.lm.needle import Codec, haystack
+from shared.lm.niah_prompts import Codec, haystack
 
 __all__ = ["Passkeys", "passkey_text"]
 

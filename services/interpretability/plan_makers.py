@@ -31,7 +31,7 @@ from services.interpretability.statistic_plans import POSITIONS, reach
 from services.interpretability.subject import Subject
 from shared.errors import InvalidOption, Malformed
 from shared.lm.head_plan import HeadPlan, ModelId, Origin
-from shared.lm.needle import haystack
+from shared.lm.niah_prompts import haystack
 
 if TYPE_CHECKING:
     from services.interpretability.experiments.head_plans import HeadPlanSpec

@@ -18,8 +18,8 @@ from services.interpretability.bytes_tokenizer import DIGEST, byte_tokenizer
 from services.interpretability.models.tiny_induction import tiny_induction
 from services.interpretability.subject import Subject
 from shared.errors import NotFound, NotReady
+from shared.lm.bundled_models import SMOLLM2, shipped_gguf
 from shared.lm.gguf_file import unpack
-from shared.lm.shipped import SMOLLM2, shipped_gguf
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder, weights_digest
 from shared.registry import Place

@@ -18,9 +18,9 @@ from torch.nn import functional
 from services.interpretability.recorded import final_norm
 from shared.errors import InvalidOption
 from shared.lm.attention import patterns, scores, sdpa, visible
+from shared.lm.attention_math import calibrate, column_mean, excused
 from shared.lm.decoder import Decoder
-from shared.lm.needle import Codec
-from shared.lm.patterns import calibrate, column_mean, excused
+from shared.lm.niah_prompts import Codec
 from shared.lm.taps import trace
 
 __all__ = ["Calibration", "Question", "count_sinks", "questions", "right_alone", "right_together"]

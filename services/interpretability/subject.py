@@ -16,8 +16,8 @@ from torch import Tensor
 from services.interpretability.report import Token
 from shared.errors import InvalidOption, TooLarge
 from shared.lm.decoder import Decoder
+from shared.lm.onednn_ops import fits, packed
 from shared.lm.ops import Ops
-from shared.lm.packed import fits, packed
 from shared.lm.tokenizer import Tokenizer
 
 __all__ = ["Subject"]

@@ -28,7 +28,7 @@ from services.llm_longctx.longctx import policy_for
 from services.llm_longctx.speaker import Speaker
 from shared.api.text import LongctxOptions
 from shared.errors import Cancelled, InvalidOption
-from shared.lm.needle import NEEDLES, haystack, needle
+from shared.lm.niah_prompts import NEEDLES, haystack, needle
 from shared.registry import Run
 
 __all__ = ["FidelityReport", "FidelitySpec", "NeedleReport", "NeedleSpec", "run_fidelity", "run_needle"]

@@ -18,7 +18,7 @@ from services.llm_longctx.text_model import TextModel
 from shared.api.text import ChatRequest, CompletionRequest
 from shared.errors import InvalidOption, NotFound, UnsupportedMedia
 from shared.lm.gguf_file import unpack
-from shared.lm.plan_folders import PlanFolders
+from shared.lm.head_plan_store import PlanFolders
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder, weights_digest
 from shared.registry import Place

@@ -13,13 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from shared.lm.activation_names import CaptureTooLarge, Extent, InvalidTap
 from shared.lm.attention import Attend as Seam
 from shared.lm.attention import DenseAttention, untapped
 from shared.lm.cache import KVCache
 from shared.lm.decoder import Decoder
-from shared.lm.edits import Attend, Edit, Replace, Scale, Uniform
-from shared.lm.listening import Ear, ListeningAttention
-from shared.lm.sites import CaptureTooLarge, Extent, InvalidTap
+from shared.lm.interventions import Attend, Edit, Replace, Scale, Uniform
+from shared.lm.tap_attention import Ear, ListeningAttention
 
 __all__ = [
     "Attend",

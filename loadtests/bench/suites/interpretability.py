@@ -31,10 +31,10 @@ from services.interpretability.shelf import Shelf
 from services.interpretability.subject import Subject
 from services.interpretability.tasks import batches, indirect_objects
 from services.interpretability.watching import watch
+from shared.lm.builders import llama
+from shared.lm.bundled_models import SMOLLM2, shipped_gguf
 from shared.lm.gguf_file import unpack
-from shared.lm.needle import NEEDLES, Prompt, depths, needle
-from shared.lm.networks import llama
-from shared.lm.shipped import SMOLLM2, shipped_gguf
+from shared.lm.niah_prompts import NEEDLES, Prompt, depths, needle
 from shared.lm.taps import Replace, trace
 
 PUBLISHED = "transformers, eager, 50 steps"

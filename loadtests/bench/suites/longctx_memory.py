@@ -11,7 +11,7 @@ from loadtests.bench.longctx import read, threads
 from loadtests.bench.result import Row, Table
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import AttentionMethod, method
-from shared.lm.networks import llama
+from shared.lm.builders import llama
 
 LAYERS, HEADS, D, PAGE = 5, 4, 64, 64
 N = LAYERS * HEADS

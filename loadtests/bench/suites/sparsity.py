@@ -28,7 +28,7 @@ from services.llm_longctx.methods import AttentionMethod, method
 from services.llm_longctx.models.smollm2 import SmolLM2
 from shared.lm.gguf_file import unpack
 from shared.lm.head_plan import HeadPlan
-from shared.lm.needle import NEEDLES, haystack, needle
+from shared.lm.niah_prompts import NEEDLES, haystack, needle
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder
 

@@ -23,7 +23,7 @@ from services.interpretability.shelf import Shelf, shelf_of
 from services.interpretability.store import Store
 from services.interpretability.subject import Subject
 from shared.lm.head_plan import HeadPlan
-from shared.lm.plan_folders import PLAN_NAME, keep_plan
+from shared.lm.head_plan_store import PLAN_NAME, keep_plan
 from shared.registry import Card, Paper, Place
 
 __all__ = [

@@ -1,7 +1,7 @@
 """The needle grid: how much of a hidden sentence comes back, by context length and depth.
 
 Under hidden heads on the model here, or under an attention method of llm-longctx, which is asked over the OpenAI
-protocol like by any other client. The prompts are those of `shared.lm.needle`.
+protocol like by any other client. The prompts are those of `shared.lm.niah_prompts`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from services.interpretability.needle_grid import grid_of
 from services.interpretability.report import Report, Scalar, Table
 from services.interpretability.retrieval import rouge1_recall
 from services.interpretability.subject import Subject
-from shared.lm.needle import NEEDLES, Needle, Prompt, needle
+from shared.lm.niah_prompts import NEEDLES, Needle, Prompt, needle
 from shared.registry import Card, Place
 
 __all__ = ["NeedleGrid", "NeedleSpec"]

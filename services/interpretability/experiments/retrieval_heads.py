@@ -29,7 +29,7 @@ from services.interpretability.retrieval import (
 )
 from services.interpretability.retrieval_report import report_of
 from services.interpretability.subject import Subject
-from shared.lm.needle import NEEDLES, Needle, Prompt, key_value, needle, needle_span
+from shared.lm.niah_prompts import NEEDLES, Needle, Prompt, key_value, needle, needle_span
 from shared.registry import Card, Paper
 
 __all__ = ["RetrievalHeads", "RetrievalSpec", "aggregate", "needle_span", "retrieval_score", "rouge1_recall"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from shared.lm.builders import llama
 from shared.lm.decoder import Decoder
-from shared.lm.networks import llama
 from shared.registry import builder
 
 __all__ = ["tiny_induction"]

@@ -18,9 +18,9 @@ from torch import Tensor
 from services.interpretability.routes import router_of
 from services.interpretability.shelf import TINY, Shelf
 from services.interpretability.subject import Subject
-from shared.lm import networks
+from shared.lm import builders
+from shared.lm.bundled_models import SMOLLM2, shipped_gguf
 from shared.lm.decoder import Decoder
-from shared.lm.shipped import SMOLLM2, shipped_gguf
 from shared.registry import Place, servables
 from shared.serving.app import build
 from shared.settings import Settings
@@ -72,7 +72,7 @@ class Golden:
 
 def load_golden(family: str) -> Golden:
     facts = read(f"tiny_{family}_circuit.json")
-    model = getattr(networks, facts["network"]["name"])(**facts["network"]["config"]).eval()
+    model = getattr(builders, facts["network"]["name"])(**facts["network"]["config"]).eval()
     with np.load(GOLDEN / f"tiny_{family}_weights.npz", allow_pickle=False) as weights:
         model.load_state_dict({key: torch.from_numpy(weights[key]) for key in weights}, strict=False)
     return Golden(family, model, facts, read(f"tiny_{family}_extra.json"))

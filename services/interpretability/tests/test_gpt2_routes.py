@@ -16,7 +16,7 @@ from services.interpretability.experiments.retrieval_heads import RetrievalSpec,
 from services.interpretability.retrieval import retrieval_score
 from services.interpretability.shelf import Shelf
 from services.interpretability.tests.conftest import probing
-from shared.lm.networks import gpt2
+from shared.lm.builders import gpt2
 from shared.lm.taps import trace
 from shared.registry import servables
 

@@ -25,10 +25,10 @@ from services.interpretability.sink_plans import Calibration, count_sinks, quest
 from services.interpretability.statistic_plans import reach
 from shared.errors import Cancelled, Conflict, FoveaError, InvalidOption, NotFound
 from shared.lm.attention import sdpa
+from shared.lm.attention_math import calibrate, column_mean, excused
+from shared.lm.builders import gpt2, llama
 from shared.lm.head_plan import HeadPlan, grouped_max
-from shared.lm.networks import gpt2, llama
-from shared.lm.patterns import calibrate, column_mean, excused
-from shared.lm.plan_folders import PlanFolders
+from shared.lm.head_plan_store import PlanFolders
 from shared.lm.rope import frequencies, rotation
 from shared.registry import Run
 

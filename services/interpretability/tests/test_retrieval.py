@@ -23,8 +23,8 @@ from services.interpretability.reader import BLOCK, Reader, pieces
 from services.interpretability.retrieval import credit, split_half
 from services.interpretability.tests.conftest import GOLDEN, read
 from services.interpretability.watching import watch
-from shared.lm.needle import NEEDLES, key_value, needle
-from shared.lm.networks import gemma3
+from shared.lm.builders import gemma3
+from shared.lm.niah_prompts import NEEDLES, key_value, needle
 from shared.lm.taps import trace
 
 FACTS = read("retrieval_score.json")

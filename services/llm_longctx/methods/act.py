@@ -18,9 +18,9 @@ from services.llm_longctx.methods.masked import causal, grouped, probabilities
 from services.llm_longctx.methods.plans import Heads
 from services.llm_longctx.methods.views import Attended, Held
 from shared.errors import InvalidOption
+from shared.lm.attention_math import calibrate, calibrate_mixed, column_mean, excused
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
-from shared.lm.patterns import calibrate, calibrate_mixed, column_mean, excused
 
 __all__ = ["Act"]
 

@@ -16,9 +16,9 @@ from services.llm_longctx.methods.plans import Dense, Footprint, Heads, Outcome,
 from services.llm_longctx.methods.roles import Roles, count_full, heads_of, uniform
 from services.llm_longctx.methods.views import Chunk, Read
 from shared.errors import InvalidOption
+from shared.lm.attention_math import streaming_mask
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
-from shared.lm.patterns import streaming_mask
 
 __all__ = ["Duo"]
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from services.llm_longctx.language_model import LanguageModel
 from shared.errors import NotFound
-from shared.lm.shipped import SMOLLM2, shipped_gguf
+from shared.lm.bundled_models import SMOLLM2, shipped_gguf
 from shared.registry import Card, Limits, Paper
 
 __all__ = ["SmolLM2"]

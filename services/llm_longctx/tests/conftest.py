@@ -20,8 +20,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from services.llm_longctx import openai as routes
 from services.llm_longctx.engine import Engine, Scheduler
 from services.llm_longctx.local import model_at
+from shared.lm.builders import llama
 from shared.lm.decoder import Decoder
-from shared.lm.networks import llama
 from shared.serving.app import build
 from shared.settings import Settings
 

@@ -26,7 +26,7 @@ from services.llm_longctx.tests.toy_methods import (
     Striding,
 )
 from shared.errors import BadInput, InvalidOption
-from shared.lm.networks import llama
+from shared.lm.builders import llama
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "engine_tinyllama.npz")
 IDS = GOLDEN["ids"].tolist()

@@ -26,7 +26,7 @@ from services.llm_longctx.tests.toy_methods import Streaming
 from services.llm_longctx.verbs import fidelity, needle
 from shared.api.text import CompletionRequest
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, Malformed
-from shared.lm.needle import haystack
+from shared.lm.niah_prompts import haystack
 from shared.registry import Place, Run
 from shared.serving.app import build
 from shared.settings import Settings
@@ -235,7 +235,7 @@ def test_long_english_text_comes_with_python_in_the_order_of_a_seed():
 
 
 def test_what_lies_before_a_needle_is_read_once(model, monkeypatch):
-    monkeypatch.setattr("shared.lm.needle.OVERHEAD", 0)
+    monkeypatch.setattr("shared.lm.niah_prompts.OVERHEAD", 0)
     orders, submit = [], model.speaker.scheduler.submit
     monkeypatch.setattr(model.speaker.scheduler, "submit", lambda one: (orders.append(one), submit(one)))
     run_needle(model.speaker, NeedleSpec(lengths=[180], depths=[90, 100], steps=3, text="Go. " * 60), Run())

@@ -8,7 +8,7 @@ import torch
 from services.llm_longctx.methods import AttentionMethod, method, methods
 from services.llm_longctx.methods.plans import DecodePlan, Dense, Heads, Pages, Retain
 from shared.errors import InvalidOption
-from shared.lm.networks import llama
+from shared.lm.builders import llama
 
 CONFIG = llama(vocab=8, width=16, layers=3, heads=4, kv_heads=2, hidden=8, positions=32).config
 

@@ -7,7 +7,7 @@ import torch
 
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import method
-from shared.lm.networks import gemma3
+from shared.lm.builders import gemma3
 
 IDS = [(7 * i + i * i) % 32 for i in range(60)]
 ROLES = {"schema": "head-plan/1", "roles": [[1, 0]] * 3, "heads": [[2, 1]]}

@@ -16,7 +16,7 @@ from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, sa
 from shared.api.text import LongctxOptions
 from shared.errors import BadInput, InvalidOption
 from shared.lm.head_plan import HeadPlan
-from shared.lm.plan_folders import keep_plan
+from shared.lm.head_plan_store import keep_plan
 
 ROLES = [[1, 0], [0, 1]]
 DUO = {"method": "duo", "roles": ROLES, "sink": 4, "recent": 16}

@@ -15,7 +15,7 @@ from services.llm_longctx.tests.test_engine import Ear
 from services.llm_longctx.tests.test_engine_pages import EVERY, TINY_PLAN, prompt
 from services.llm_longctx.tests.toy_methods import Averaging, Copying, Halving, Streaming, Striding
 from shared.errors import Cancelled, TooLarge
-from shared.lm.networks import llama
+from shared.lm.builders import llama
 from shared.registry import Run
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.lm import networks
+from shared.lm import builders
 from shared.lm.decoder import Decoder
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -37,7 +37,7 @@ class Golden:
 
 def load_golden(family: str) -> Golden:
     facts = json.loads((GOLDEN / f"tiny_{family}.json").read_text())
-    model = getattr(networks, family)(**facts["network"]["config"]).eval()
+    model = getattr(builders, family)(**facts["network"]["config"]).eval()
     with np.load(GOLDEN / f"tiny_{family}_weights.npz", allow_pickle=False) as weights:
         model.load_state_dict({key: torch.from_numpy(weights[key]) for key in weights}, strict=False)
     return Golden(family, model, facts, torch.tensor(facts["clean_ids"]), torch.tensor(facts["corrupt_ids"]))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from shared.errors import BadInput, Malformed, TooLarge
 from shared.lm import head_plan
+from shared.lm.builders import llama
 from shared.lm.head_plan import HeadPlan, ModelId, grouped_max, top_share
-from shared.lm.networks import llama
 
 CONFIG = llama(vocab=8, width=16, layers=3, heads=4, kv_heads=2, hidden=8, positions=32).config
 ROLES = [[1, 0], [0, 1], [0, 0]]

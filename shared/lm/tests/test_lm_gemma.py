@@ -7,8 +7,8 @@ import torch
 
 from shared.errors import BadInput
 from shared.lm.attention import eager, sdpa, visible
+from shared.lm.builders import gemma3
 from shared.lm.config import from_official
-from shared.lm.networks import gemma3
 from shared.lm.taps import trace
 
 FACTS = {

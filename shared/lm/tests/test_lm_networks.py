@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shared.errors import NotFound
-from shared.lm import networks
+from shared.lm import builders
 from shared.registry import discovery
 
 SIZES = {"vocab": 20, "width": 12, "layers": 2, "heads": 3, "hidden": 16, "positions": 32}
@@ -19,7 +19,7 @@ def only_lm(monkeypatch):
 
 
 def test_families_are_found_by_name(only_lm):
-    families = {"gpt2": networks.gpt2, "llama": networks.llama, "qwen2": networks.qwen2, "gemma3": networks.gemma3}
+    families = {"gpt2": builders.gpt2, "llama": builders.llama, "qwen2": builders.qwen2, "gemma3": builders.gemma3}
     assert discovery.networks() == families
     with pytest.raises(NotFound, match="gpt2, llama, qwen2"):
         discovery.network("gpt3")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.lm.networks import llama
+from shared.lm.builders import llama
 
 SEED = 101
 GOLDEN = Path(__file__).parent / "golden" / "tinyllama_dense.npz"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
-from shared.lm.needle import NEEDLES, context, depths, haystack, key_value, lengths, needle, needle_span
+from shared.lm.niah_prompts import NEEDLES, context, depths, haystack, key_value, lengths, needle, needle_span
 from shared.lm.tokenizer import Tokenizer
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shared.lm.networks import gpt2, llama
+from shared.lm.builders import gpt2, llama
+from shared.lm.onednn_ops import PackedOps, fits, packed
 from shared.lm.ops import TORCH
-from shared.lm.packed import PackedOps, fits, packed
 from shared.lm.taps import Scale, trace
 
 SIZES = {"vocab": 50, "width": 48, "layers": 3, "heads": 4, "hidden": 80, "positions": 256}

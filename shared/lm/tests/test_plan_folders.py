@@ -6,7 +6,7 @@ import pytest
 
 from shared.errors import Conflict, InvalidOption, Malformed
 from shared.lm.head_plan import HeadPlan
-from shared.lm.plan_folders import PlanFolders, keep_plan
+from shared.lm.head_plan_store import PlanFolders, keep_plan
 
 
 def plan(rule=""):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shared.errors import BadInput, Malformed, NotFound, UnsupportedMedia
-from shared.lm import networks
+from shared.lm import builders
 from shared.lm.config import DecoderConfig, RopeScaling, from_official
 from shared.lm.gguf_file import unpack
 from shared.lm.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ FACTS = {
 
 def llama(**facts):
     torch.manual_seed(0)
-    build = networks.qwen2 if facts.pop("biased", False) else networks.llama
+    build = builders.qwen2 if facts.pop("biased", False) else builders.llama
     model = build(
         vocab=40, width=32, layers=2, heads=4, kv_heads=2,
         hidden=64, positions=64, rope_theta=500.0, norm_eps=1e-6, **{"tied": True} | facts,
@@ -182,7 +182,7 @@ def test_bare_gpt2_files_get_their_prefix_and_lose_their_mask_buffers():
 
 
 def test_a_tied_gpt2_stays_tied_with_and_without_the_second_name():
-    model = networks.gpt2(vocab=8, width=4, layers=1, heads=2, hidden=8, positions=16)
+    model = builders.gpt2(vocab=8, width=4, layers=1, heads=2, hidden=8, positions=16)
     state = {k: x.clone() for k, x in model.state_dict().items()}
     for given in (state, {k: x for k, x in state.items() if k != "lm_head.weight"}):
         for assign in (False, True):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.lm.shipped import shipped_gguf
+from shared.lm.bundled_models import shipped_gguf
 from shared.registry import network
 from shared.registry.discovery import shipped_weights
 from shared.registry.weights import read_weights

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from shared.lm.activation_names import WEIGHTS, CaptureTooLarge, Extent, Site, local, parse
 from shared.lm.attention import DenseAttention, eager, patterns, scores, sdpa, visible
 from shared.lm.cache import KVCache
-from shared.lm.edits import Deed, Edit, compile_edit
-from shared.lm.sites import WEIGHTS, CaptureTooLarge, Extent, Site, local, parse
+from shared.lm.interventions import Deed, Edit, compile_edit
 
 __all__ = ["Block", "Ear", "ListeningAttention"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.lm.sites import SITES, Extent, InvalidTap, Site, layer, local, parse, pick
+from shared.lm.activation_names import SITES, Extent, InvalidTap, Site, layer, local, parse, pick
 
 __all__ = ["Attend", "Deed", "Edit", "Replace", "Scale", "Uniform", "compile_edit"]
 
