@@ -23,7 +23,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from services.detection.film import Film, can_decode
 from shared.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.vision.decode import Bounds
-from shared.vision.sniff import sniff, webp_canvas
+from shared.vision.format_detection import sniff, webp_canvas
 
 __all__ = ["Jpegs", "Multipart", "Splitter", "Whole", "pages", "splitter"]
 

@@ -29,8 +29,8 @@ from shared.registry import Card, Engine, Place, Run, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
 from shared.training.artefacts import Artefacts, opened
-from shared.vision.bounds import bounds
 from shared.vision.decode import DEFAULT_BOUNDS, Bounds, decode
+from shared.vision.decode_limits import bounds
 from shared.vision.draw import encode
 
 __all__ = ["GazePredictor"]

@@ -15,7 +15,7 @@ import numpy as np
 from services.medical_seg.resize import strips
 from shared.api.mask import Component, Contour, RunLengths, SegmentIn
 from shared.vision.draw import encode, outlined, tinted
-from shared.vision.regions import Region, keep, outlines, regions, run_lengths
+from shared.vision.mask_regions import Region, keep, outlines, regions, run_lengths
 
 __all__ = ["LISTED", "Found", "drawn", "find", "forms", "numbers"]
 

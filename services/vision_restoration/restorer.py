@@ -30,7 +30,7 @@ from shared.registry import Engine, Place, Run, Servable
 from shared.registry.weights import Weights
 from shared.telemetry import stage
 from shared.training.artefacts import fits, refined
-from shared.vision.bounds import bounds
+from shared.vision.decode_limits import bounds
 from shared.vision.draw import encode
 
 __all__ = ["PictureRestorer"]

@@ -25,7 +25,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from shared.errors import FoveaError, Malformed, TooLarge, UnsupportedMedia
-from shared.vision.sniff import sniff, webp_canvas
+from shared.vision.format_detection import sniff, webp_canvas
 
 __all__ = ["DEFAULT_BOUNDS", "READABLE", "Bounds", "Picture", "decode"]
 

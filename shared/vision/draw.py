@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from shared.vision.regions import occupied
+from shared.vision.mask_regions import occupied
 
 __all__ = ["ENCODINGS", "Colour", "encode", "labelled", "outlined", "side_by_side", "tinted"]
 

@@ -16,7 +16,7 @@ from services.detection.recipes.hieraedgenet_demo import (
 from services.detection.recipes.patches import draw_split
 from services.detection.recipes.pollen import KINDS
 from shared.training.recipe import recipes
-from shared.vision.sheet import GAP, contact_sheet
+from shared.vision.contact_sheet import GAP, contact_sheet
 
 
 @pytest.fixture(scope="module")

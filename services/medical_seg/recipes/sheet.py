@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from services.medical_seg.recipes.polyps import Frames
-from shared.vision import sheet
+from shared.vision import contact_sheet as vision_contact_sheet
 
 __all__ = ["contact_sheet"]
 
@@ -14,4 +14,6 @@ __all__ = ["contact_sheet"]
 def contact_sheet(frames: Frames, columns: int = 8, colours: int = 160) -> Image.Image:
     """Rows of frames, each row above the row of its masks."""
     masks = frames.masks[..., None] * np.full(3, 255, dtype=np.uint8)
-    return sheet.contact_sheet(list(sheet.paired(list(frames.images), list(masks), columns)), columns, colours)
+    return vision_contact_sheet.contact_sheet(
+        list(vision_contact_sheet.paired(list(frames.images), list(masks), columns)), columns, colours
+    )

@@ -11,7 +11,7 @@ from services.medical_seg import resize
 from services.medical_seg.found import LISTED, drawn, find, forms, numbers
 from shared.api.mask import SegmentIn
 from shared.vision.decode import decode
-from shared.vision.regions import unpack_run_lengths
+from shared.vision.mask_regions import unpack_run_lengths
 
 torch.set_num_threads(1)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from shared.errors import BadInput, Malformed, TooLarge, UnsupportedMedia
 from shared.vision.decode import READABLE, Bounds, decode
-from shared.vision.sniff import sniff, webp_canvas
+from shared.vision.format_detection import sniff, webp_canvas
 from tests.bad_pictures import CORNERS, encoded, odd, png, quadrants, refused
 
 ODD = {picture.name: picture for picture in odd()}

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from shared.vision.regions import keep, occupied, outlines, regions, run_lengths, unpack_run_lengths
+from shared.vision.mask_regions import keep, occupied, outlines, regions, run_lengths, unpack_run_lengths
 
 masks = arrays(bool, st.tuples(st.integers(1, 14), st.integers(1, 14)))
 
