@@ -22,10 +22,10 @@ from services.detection.timeline import timeline
 from shared.api.actions import ActionsIn, ActionsOut, ActionTimes, Curves, Proposal
 from shared.api.tensors import TensorSpec
 from shared.errors import FoveaError, InvalidOption
+from shared.export.artifacts import Artefacts, opened
 from shared.registry import Card, Engine, Place, Run, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
-from shared.training.artefacts import Artefacts, opened
 from shared.vision.draw import encode
 
 __all__ = ["ActionDetector", "resampled"]

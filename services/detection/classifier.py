@@ -20,10 +20,10 @@ from shared.api.classes import ClassifyIn, ClassifyOut
 from shared.api.tensors import TensorSpec
 from shared.api.timings import Times
 from shared.errors import FoveaError, in_field
+from shared.export.artifacts import Artefacts, opened
 from shared.registry import Card, Engine, Place, Run, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
-from shared.training.artefacts import Artefacts, opened
 from shared.vision.decode import DEFAULT_BOUNDS, Bounds, Picture, decode
 from shared.vision.decode_limits import bounds
 from shared.vision.draw import encode

@@ -25,10 +25,10 @@ from shared.api.boxes import DetectOut
 from shared.api.scanpath import Conduct, Fixation, Likeness, Scanpath, ScanpathIn, ScanpathOut, ScanpathTimes
 from shared.api.tensors import TensorSpec
 from shared.errors import FoveaError, InvalidOption, in_field
+from shared.export.artifacts import Artefacts, opened
 from shared.registry import Card, Engine, Place, Run, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
-from shared.training.artefacts import Artefacts, opened
 from shared.vision.decode import DEFAULT_BOUNDS, Bounds, decode
 from shared.vision.decode_limits import bounds
 from shared.vision.draw import encode

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from services.interpretability.experiments.indicators import indicators
 from shared.registry import Run
 from shared.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_per_byte
-from shared.training.fit import Progress, fit
 from shared.training.recipe import Schedule
-from shared.training.text import Corpus, Split, corpus, corpus_of
+from shared.training.text_corpus import Corpus, Split, corpus, corpus_of
+from shared.training.trainer import Progress, fit
 
 __all__ = ["LAYOUTS", "VARIANTS", "Layout", "Size", "StudyRun", "Variant", "found_by"]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from services.vision_restoration.models.network import Variant
 from shared.api.tensors import TensorSpec
 from shared.errors import NotReady
+from shared.export.artifacts import Artefacts
 from shared.registry.weights import Manifest, NetworkSpec, Weights, find_weights, read_weights
-from shared.training.artefacts import Artefacts
 
 __all__ = ["NAMES", "NET", "TOWER", "WHOLE", "artefacts", "bytes_per_pixel", "weights_at"]
 

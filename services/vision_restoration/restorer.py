@@ -26,10 +26,10 @@ from services.vision_restoration.tiles import Plan, plan, restore
 from shared.api.restore import Estimate, Likeness, RestoreIn, RestoreOut, RestoreTimes
 from shared.engines import open_engine
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError, InvalidOption, in_field
+from shared.export.artifacts import fits, refined
 from shared.registry import Engine, Place, Run, Servable
 from shared.registry.weights import Weights
 from shared.telemetry import stage
-from shared.training.artefacts import fits, refined
 from shared.vision.decode_limits import bounds
 from shared.vision.draw import encode
 

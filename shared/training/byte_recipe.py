@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.training.recipe import Batch, Recipe
-from shared.training.text import Corpus, Split, corpus
+from shared.training.text_corpus import Corpus, Split, corpus
 
 __all__ = ["BYTES", "ByteRecipe", "bits_of", "bits_per_byte"]
 

@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from shared.errors import NotFound
+from shared.export.onnx_export import Parity
 from shared.registry.discovery import SERVICES, network, service_package
-from shared.training.export import Parity
 
 __all__ = ["Batch", "MultiScale", "Recipe", "Schedule", "recipe_named", "recipes"]
 

@@ -13,7 +13,7 @@ from shared.errors import InvalidOption
 from shared.registry import network
 from shared.registry.discovery import layouts
 from shared.registry.weights import read_weights
-from shared.training.importing import import_weights
+from shared.training.checkpoint_import import import_weights
 
 NETWORKS = ("bmn", "fasternet", "hieraedgenet", "oat", "patnet", "pranet", "pranet-v2", "rrformer", "vgg19-features",
             "yolo9tr")  # fmt: skip

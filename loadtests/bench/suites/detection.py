@@ -22,8 +22,8 @@ from services.detection.boxes import decode
 from services.detection.models.yolo9tr import Yolo9trDetector
 from shared.engines.onnx import OnnxEngine
 from shared.errors import Fault
+from shared.export.onnx_export import export_onnx
 from shared.registry import network
-from shared.training.export import export_onnx
 
 BASELINE = "both branches, torch"
 SERVED = "main branch fused, torch"

@@ -20,7 +20,7 @@ from loadtests.bench.turns import milliseconds
 from services.detection.layers import fused
 from services.detection.models.hieraedgenet import HieraEdgeNet, transformed
 from shared.engines.onnx import OnnxEngine
-from shared.training.export import export_onnx
+from shared.export.onnx_export import export_onnx
 
 BASELINE = "ONNX Runtime, DFT operators"
 OURS = "ONNX Runtime, matrices (served)"

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from loadtests.bench.result import Row, Table, row
 from loadtests.bench.turns import milliseconds
 from shared.engines.onnx import OnnxEngine
+from shared.export.onnx_export import export_onnx
 from shared.registry import network
-from shared.training.export import export_onnx
 
 BASELINE = "FasterNet-T2, ONNX Runtime"
 OURS = "PATNet-T2, ONNX Runtime"

@@ -26,7 +26,7 @@ from services.llm_longctx.recipes.recall import Recall, draw
 from shared.registry import network
 from shared.registry.discovery import shipped_weights
 from shared.registry.weights import Manifest, read_weights
-from shared.training.text import corpus
+from shared.training.text_corpus import corpus
 
 RUNS, TOKENS, BLOCKS = 40, 8192, 2
 RECALLED, ROWS = 1024, 48

@@ -29,9 +29,9 @@ from services.detection.layers.fourier import Transform
 from services.detection.layers.head import BINS, Integral, raw_maps
 from services.detection.layers.omni import CSPOmniKernel, FrequencyGate, OmniKernel
 from shared.errors import InvalidOption
+from shared.export.artifacts import Artefacts
 from shared.registry import Card, Metric, Paper, builder
 from shared.registry.weights import Weights
-from shared.training.artefacts import Artefacts
 from shared.vision.decode import decode as decode_picture
 
 __all__ = [

@@ -10,8 +10,8 @@ import torch
 
 from services.detection.recipes.bmn_demo import BmnCsaDemo, BmnDemo
 from services.detection.recipes.videos import CLASSES, LENGTH, videos
-from shared.training.fit import fit
 from shared.training.recipe import Schedule, recipe_named
+from shared.training.trainer import fit
 
 TINY = {"train": 24, "valid": 4, "test": 6, "hidden": (8, 8, 8),
         "schedule": Schedule(steps=4, batch=4, rate=1e-3, validate_every=2)}  # fmt: skip

@@ -235,7 +235,7 @@ def test_attention_is_worth_what_the_card_says() -> None:
 @pytest.mark.parametrize("kind", [BmnActions, BmnCsaActions])
 def test_the_manifests_numbers_are_measured_again(kind: Any) -> None:
     from services.detection.recipes.bmn_demo import BmnCsaDemo, BmnDemo
-    from shared.training.artefacts import Artefacts
+    from shared.export.artifacts import Artefacts
 
     weights = read_weights(kind.folder / f"{kind.weights}.safetensors")
     recipe = (BmnCsaDemo if kind.attends else BmnDemo)(test=400)

@@ -19,7 +19,7 @@ from shared.registry.card import Paper
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.serving.app import build
 from shared.settings import Settings
-from shared.training.manifest import arrays_of
+from shared.training.publish import arrays_of
 from shared.vision.decode import decode
 from shared.vision.draw import encode
 

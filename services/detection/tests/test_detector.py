@@ -25,7 +25,7 @@ from shared.api.tensors import TensorSpec
 from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.registry import Card, Paper, Place, Run, network
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
-from shared.training.manifest import arrays_of
+from shared.training.publish import arrays_of
 
 NAMES = ("crack", "hole", "=patch")
 CARD = Card(

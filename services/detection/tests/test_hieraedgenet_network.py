@@ -23,8 +23,8 @@ from services.detection.models.hieraedgenet import (
 )
 from services.detection.tests.filling import checksum, filled, noise, picture, read, rows
 from shared.errors import InvalidOption
+from shared.export.onnx_export import export_onnx
 from shared.registry import network
-from shared.training.export import export_onnx
 
 CONSTANT = ("dfl.conv.weight", "conv3d.weight")
 

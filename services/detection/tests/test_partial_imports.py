@@ -10,7 +10,7 @@ from services.detection.models.hieraedgenet import HieraEdgeNet
 from services.detection.models.patnet import PATNet
 from shared.errors import InvalidOption
 from shared.registry.weights import read_weights
-from shared.training.importing import import_weights
+from shared.training.checkpoint_import import import_weights
 
 CHECKPOINTS = {
     "fasternet-t1": ("fasternet", lambda: FasterNet("t1"), {"size": "t1"}),

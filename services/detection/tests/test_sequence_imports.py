@@ -9,7 +9,7 @@ import torch
 
 from shared.registry import network
 from shared.registry.weights import read_weights
-from shared.training.importing import import_weights
+from shared.training.checkpoint_import import import_weights
 
 
 @pytest.mark.slow

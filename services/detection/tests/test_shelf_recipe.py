@@ -10,8 +10,8 @@ import pytest
 
 from services.detection.recipes.oat_demo import OatDemo
 from services.detection.recipes.shelves import CROP, LONGEST, PRODUCTS, noisy, products, searched, trials
-from shared.training.fit import fit
 from shared.training.recipe import Schedule
+from shared.training.trainer import fit
 
 
 def test_products_are_all_different() -> None:

@@ -18,7 +18,7 @@ from services.detection.tests.filling import checksum, filled, picture, read
 from shared.errors import InvalidOption
 from shared.registry import network
 from shared.registry.weights import read_weights
-from shared.training.importing import import_weights
+from shared.training.checkpoint_import import import_weights
 
 SIZES = ("s", "l")
 STEM = {"s": "yolov9tr.nc7", "l": "yolov9tr-l.nc7"}

@@ -13,9 +13,9 @@ from services.detection.recipes.pavement import NAMES
 from services.detection.recipes.yolo9tr_demo import Yolo9trDemo
 from shared.registry import network
 from shared.registry.weights import read_weights
-from shared.training.fit import fit
-from shared.training.manifest import publish
+from shared.training.publish import publish
 from shared.training.recipe import Schedule, recipes
+from shared.training.trainer import fit
 
 TINY = Yolo9trDemo(
     schedule=Schedule(steps=2, batch=2, rate=1e-3, validate_every=2), width=0.0625, side=96, train=4, valid=2, test=2

@@ -1,7 +1,7 @@
 """The ONNX form of the polyp networks: the served map alone, for any batch and any size that is a multiple of 32.
 
 Knows the axes of the graph; a service fixes height and width of the one that it exports for itself. The exporter and
-its comparison are `shared.training.export`.
+its comparison are `shared.export.onnx_export`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from services.medical_seg.models.network import NAMES, PolypNetwork
-from shared.training.export import Parity, export_onnx
+from shared.export.onnx_export import Parity, export_onnx
 
 __all__ = ["export_graph"]
 

@@ -18,7 +18,7 @@ from services.medical_seg.losses import deep_supervision, dual_supervision
 from services.medical_seg.recipes.frames import mean_dice_at_half, normalised, predict_maps, score_frames
 from services.medical_seg.recipes.graph import export_graph
 from services.medical_seg.recipes.polyps import Frames, Split, frames
-from shared.training.export import Parity
+from shared.export.onnx_export import Parity
 from shared.training.recipe import Batch, MultiScale, Recipe, Schedule
 
 __all__ = ["PraNetDemo", "PraNetV2Demo"]

@@ -17,10 +17,10 @@ from services.medical_seg.recipes.pranet_full import PraNetFull, PraNetV2Full
 from shared.errors import InvalidOption, NotFound
 from shared.registry import Place, network
 from shared.registry.weights import read_weights
-from shared.training.fit import fit
-from shared.training.importing import import_weights
-from shared.training.manifest import publish
+from shared.training.checkpoint_import import import_weights
+from shared.training.publish import publish
 from shared.training.recipe import MultiScale, Schedule, recipes
+from shared.training.trainer import fit
 
 TINY = {"width": 0.0625, "decoder": 4}
 SOON = Schedule(steps=4, batch=4, rate=3e-3, floor=1e-3, clamp=0.5, validate_every=2)

@@ -22,10 +22,10 @@ from shared.errors import (
     TooLarge,
     UnsupportedMedia,
 )
+from shared.export import artifacts
+from shared.export.artifacts import Artefacts
 from shared.registry import Card, Limits, Metric, Paper, Place, Run, network
 from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
-from shared.training import artefacts
-from shared.training.artefacts import Artefacts
 from shared.vision.decode import decode
 from tests.bad_pictures import encoded, odd, quadrants, refused
 
@@ -179,7 +179,7 @@ def test_tampered_weights_are_not_served(packaged, tmp_path):
 
 def test_engine_that_holds_another_network_is_not_ready(packaged, cache, monkeypatch):
     other = Blob()
-    monkeypatch.setattr(artefacts, "open_engine", lambda *_: other)
+    monkeypatch.setattr(artifacts, "open_engine", lambda *_: other)
     with pytest.raises(NotReady, match=r"blob engine holds another network: image \[-1, 3, 32, 32\]"):
         Small.load(Place(cache=cache, weights=cache / "none"))
 

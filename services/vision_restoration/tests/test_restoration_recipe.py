@@ -9,9 +9,9 @@ import torch
 from services.vision_restoration.recipes.pairs import Pairs
 from services.vision_restoration.recipes.rrformer_demo import RRFormerDemo
 from services.vision_restoration.recipes.scoring import restore_pairs, score_pairs, tensor
-from shared.training.fit import fit
-from shared.training.manifest import publish
+from shared.training.publish import publish
 from shared.training.recipe import Schedule, recipe_named
+from shared.training.trainer import fit
 
 SHORT = {"scenes": 3, "valid": 4, "test": 8, "size": 64, "held": 64}
 

@@ -14,7 +14,7 @@ from shared.api.restore import RestoreIn
 from shared.errors import InvalidOption, Malformed
 from shared.registry import Run
 from shared.registry.weights import read_weights
-from shared.training import importing
+from shared.training import checkpoint_import
 from shared.vision.draw import encode
 
 SMALL = {"levels": (4, 4, 8, 8, 8), "features": 16, "body": 16, "groups": 1, "blocks": 2, "heads": 2}
@@ -27,8 +27,8 @@ def _small_official_layout(monkeypatch):
         "rrformer": lambda: networks.RRFormer(**SMALL),
         "vgg19-features": lambda: towers.VggFeatures(SMALL["levels"]),
     }
-    monkeypatch.setattr(importing, "network", lambda name: built[name]())
-    monkeypatch.setattr(importing, "layouts", lambda _: ({},))
+    monkeypatch.setattr(checkpoint_import, "network", lambda name: built[name]())
+    monkeypatch.setattr(checkpoint_import, "layouts", lambda _: ({},))
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def training_dict(net):
 
 def test_a_training_checkpoint_is_read_from_its_icnn(net, tmp_path):
     file = saved(tmp_path / "errnet_latest.pt", training_dict(net))
-    found = importing.import_weights("rrformer", file, tmp_path / "weights")
+    found = checkpoint_import.import_weights("rrformer", file, tmp_path / "weights")
     assert (found.missing, found.unexpected) == ([], [])
     stored = read_weights(tmp_path / "weights/rrformer.safetensors").arrays
     assert all(np.array_equal(stored[key], value.numpy()) for key, value in net.state_dict().items())
@@ -60,13 +60,15 @@ def test_a_training_checkpoint_is_read_from_its_icnn(net, tmp_path):
 
 def test_a_bare_state_dict_is_read_as_it_is(net, tmp_path):
     file = saved(tmp_path / "icnn.pt", net.state_dict())
-    assert importing.import_weights("rrformer", file, tmp_path / "weights").missing == []
+    assert checkpoint_import.import_weights("rrformer", file, tmp_path / "weights").missing == []
 
 
 def test_what_is_derived_may_be_missing(net, tmp_path):
     derived = ("attn_mask", "relative_position_index")
     state = {key: value for key, value in net.state_dict().items() if not key.endswith(derived)}
-    found = importing.import_weights("rrformer", saved(tmp_path / "x.pt", {"icnn": state}), tmp_path / "weights")
+    found = checkpoint_import.import_weights(
+        "rrformer", saved(tmp_path / "x.pt", {"icnn": state}), tmp_path / "weights"
+    )
     assert len(found.missing) == 3
     stored = read_weights(tmp_path / "weights/rrformer.safetensors").arrays
     assert all(np.array_equal(stored[key], net.state_dict()[key].numpy()) for key in found.missing)
@@ -76,7 +78,7 @@ def test_a_missing_weight_is_named(net, tmp_path):
     state = dict(net.state_dict())
     del state["deconv2.conv2d.weight"]
     with pytest.raises(InvalidOption, match=r"deconv2\.conv2d\.weight"):
-        importing.import_weights("rrformer", saved(tmp_path / "x.pt", {"icnn": state}), tmp_path / "weights")
+        checkpoint_import.import_weights("rrformer", saved(tmp_path / "x.pt", {"icnn": state}), tmp_path / "weights")
 
 
 def test_torchvisions_names_are_understood_and_its_classifier_left_out(tmp_path):
@@ -84,7 +86,9 @@ def test_torchvisions_names_are_understood_and_its_classifier_left_out(tmp_path)
     state = {
         key.replace("vgg_pretrained_features.", "features."): value for key, value in tower.state_dict().items()
     } | {"classifier.0.weight": torch.zeros(4, 4)}
-    found = importing.import_weights("vgg19-features", saved(tmp_path / "vgg19.pth", state), tmp_path / "weights")
+    found = checkpoint_import.import_weights(
+        "vgg19-features", saved(tmp_path / "vgg19.pth", state), tmp_path / "weights"
+    )
     assert (found.missing, found.unexpected) == ([], ["classifier.0.weight"])
 
 
@@ -98,17 +102,17 @@ class Bomb:
 def test_a_checkpoint_with_code_is_refused_and_none_of_it_runs(net, tmp_path):
     file = saved(tmp_path / "x.pt", {"icnn": net.state_dict(), "args": Bomb()})
     with pytest.raises(Malformed, match="would run code"):
-        importing.import_weights("rrformer", file, tmp_path / "weights")
+        checkpoint_import.import_weights("rrformer", file, tmp_path / "weights")
     (tmp_path / "y.pt").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(Malformed):
-        importing.import_weights("rrformer", tmp_path / "y.pt", tmp_path / "weights")
+        checkpoint_import.import_weights("rrformer", tmp_path / "y.pt", tmp_path / "weights")
 
 
 def test_imported_weights_are_served_as_released(net, load_from, stored, tmp_path, monkeypatch):
     home = tmp_path / "weights"
-    importing.import_weights("rrformer", saved(tmp_path / "a.pt", training_dict(net)), home)
+    checkpoint_import.import_weights("rrformer", saved(tmp_path / "a.pt", training_dict(net)), home)
     tower = towers.VggFeatures(SMALL["levels"])
-    importing.import_weights("vgg19-features", saved(tmp_path / "b.pth", tower.state_dict()), home)
+    checkpoint_import.import_weights("vgg19-features", saved(tmp_path / "b.pth", tower.state_dict()), home)
     for name, config in (("rrformer", SMALL), ("vgg19-features", {"widths": SMALL["levels"]})):
         manifest = read_weights(home / f"{name}.safetensors").manifest
         changed = manifest.model_copy(update={"network": manifest.network.model_copy(update={"config": config})})

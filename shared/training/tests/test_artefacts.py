@@ -10,10 +10,10 @@ from torch import nn
 from shared.api.tensors import TensorSpec
 from shared.engines import open_engine
 from shared.errors import NotReady
+from shared.export import artifacts as module
+from shared.export.artifacts import Artefacts, fits, refined
 from shared.registry import Card, Metric, Paper, Place
 from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
-from shared.training import artefacts as module
-from shared.training.artefacts import Artefacts, fits, refined
 
 torch.set_num_threads(1)
 

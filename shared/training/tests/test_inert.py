@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from shared.errors import Malformed
-from shared.training.inert import read_inert
+from shared.training.safe_unpickler import read_inert
 
 
 class Net(nn.Module):

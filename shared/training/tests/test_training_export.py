@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from shared.errors import Fault
-from shared.training.export import OPSET, export_onnx
+from shared.export.onnx_export import OPSET, export_onnx
 
 
 class Double(nn.Module):

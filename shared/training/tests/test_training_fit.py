@@ -11,8 +11,8 @@ from safetensors import safe_open
 
 from shared.errors import Cancelled, Conflict, InvalidOption
 from shared.registry import Run
-from shared.training.fit import Progress, fit
 from shared.training.recipe import MultiScale, Schedule
+from shared.training.trainer import Progress, fit
 
 
 def weights(fitted):

@@ -13,7 +13,7 @@ from torch import nn
 
 from shared.errors import InvalidOption, Malformed, NotFound, TooLarge, UnsupportedMedia
 from shared.registry.weights import read_weights
-from shared.training import importing
+from shared.training import checkpoint_import
 
 
 class Net(nn.Module):
@@ -30,8 +30,8 @@ class Net(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch):
-    monkeypatch.setattr(importing, "network", lambda _name: Net())
-    monkeypatch.setattr(importing, "layouts", lambda _name: ({},))
+    monkeypatch.setattr(checkpoint_import, "network", lambda _name: Net())
+    monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({},))
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ class Bomb:
 def test_both_formats_are_stored_exactly(tmp_path, out, state, suffix):
     file = tmp_path / f"official{suffix}"
     (save_file if "safe" in suffix else torch.save)(state, file)
-    imported = importing.import_weights("toy", file, out)
+    imported = checkpoint_import.import_weights("toy", file, out)
     found = read_weights(out / "toy.safetensors")
     assert torch.equal(torch.from_numpy(found.arrays["conv.weight"]), state["conv.weight"])
     assert (imported.missing, imported.unexpected) == ([], [])
@@ -70,7 +70,7 @@ def test_both_formats_are_stored_exactly(tmp_path, out, state, suffix):
 
 def test_a_leading_module_is_removed(tmp_path, out, state):
     torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "a.pth")
-    assert importing.import_weights("toy", tmp_path / "a.pth", out).unexpected == []
+    assert checkpoint_import.import_weights("toy", tmp_path / "a.pth", out).unexpected == []
 
 
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, out, state):
@@ -79,7 +79,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, out, state):
     (tmp_path / "b.pth").write_bytes(pickle.dumps({"conv.weight": Bomb(trap)}))
     for name in ("a.pth", "b.pth"):
         with pytest.raises(Malformed, match="run code"):
-            importing.import_weights("toy", tmp_path / name, out)
+            checkpoint_import.import_weights("toy", tmp_path / name, out)
     assert not trap.exists()
     assert not out.exists()
 
@@ -90,24 +90,24 @@ def test_broken_files_are_malformed_not_a_crash(tmp_path, out, content, suffix):
     file = tmp_path / f"a{suffix}"
     file.write_bytes(content)
     with pytest.raises(Malformed):
-        importing.import_weights("toy", file, out)
+        checkpoint_import.import_weights("toy", file, out)
 
 
 def test_a_file_of_another_kind_is_named_as_such(tmp_path, out):
     (tmp_path / "a.ckpt").write_bytes(b"x")
     with pytest.raises(UnsupportedMedia, match="safetensors"):
-        importing.import_weights("toy", tmp_path / "a.ckpt", out)
+        checkpoint_import.import_weights("toy", tmp_path / "a.ckpt", out)
 
 
 def test_an_absent_file_is_not_found(tmp_path, out):
     with pytest.raises(NotFound):
-        importing.import_weights("toy", tmp_path / "none.pth", out)
+        checkpoint_import.import_weights("toy", tmp_path / "none.pth", out)
 
 
 def test_a_checkpoint_that_is_too_large_is_refused_before_it_is_read(tmp_path, out):
     (tmp_path / "a.pth").write_bytes(b"\0" * (2 * 2**20))
     with pytest.raises(TooLarge, match="2,097,152"):
-        importing.import_weights("toy", tmp_path / "a.pth", out)
+        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
 
 
 def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, out):
@@ -115,20 +115,20 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, out):
         archive.writestr("a/data.pkl", b"\0" * (8 * 2**20))
     assert (tmp_path / "a.pth").stat().st_size < 2**20
     with pytest.raises(TooLarge):
-        importing.import_weights("toy", tmp_path / "a.pth", out)
+        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
 
 
 def test_a_whole_checkpoint_with_optimiser_state_is_no_state_dict(tmp_path, out, state):
     torch.save({"network": state, "epoch": 19}, tmp_path / "a.pth")
     with pytest.raises(Malformed, match="state dict"):
-        importing.import_weights("toy", tmp_path / "a.pth", out)
+        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
 
 
 def test_what_no_prediction_needs_may_be_missing_and_is_reported(tmp_path, out, state):
     for key in ("fc.weight", "fc.bias", "bn.num_batches_tracked"):
         del state[key]
     torch.save(state | {"more": torch.zeros(1)}, tmp_path / "a.pth")
-    imported = importing.import_weights("toy", tmp_path / "a.pth", out)
+    imported = checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
     assert set(imported.missing) == {"fc.weight", "fc.bias", "bn.num_batches_tracked"}
     assert imported.unexpected == ["more"]
     assert imported.manifest.notes == {"missing": imported.missing, "unexpected": ["more"]}
@@ -138,29 +138,29 @@ def test_what_no_prediction_needs_may_be_missing_and_is_reported(tmp_path, out, 
 def test_importing_twice_stores_the_same_bytes_whatever_was_missing(tmp_path, out, state):
     del state["fc.weight"]
     torch.save(state, tmp_path / "a.pth")
-    first, second = (importing.import_weights("toy", tmp_path / "a.pth", out).manifest for _ in range(2))
+    first, second = (checkpoint_import.import_weights("toy", tmp_path / "a.pth", out).manifest for _ in range(2))
     assert first.sha256 == second.sha256
 
 
 def test_a_network_without_a_layout_of_its_own_is_refused(tmp_path, out, state, monkeypatch):
-    monkeypatch.setattr(importing, "network", lambda _name: nn.Linear())
+    monkeypatch.setattr(checkpoint_import, "network", lambda _name: nn.Linear())
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(InvalidOption, match="official layout"):
-        importing.import_weights("toy", tmp_path / "a.pth", out)
+        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
 
 
 def test_a_missing_needed_tensor_is_refused_by_name(tmp_path, out, state):
     del state["bn.running_var"]
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(InvalidOption, match=r"lacks 1 of 9 tensors, bn\.running_var"):
-        importing.import_weights("toy", tmp_path / "a.pth", out)
+        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
     assert not out.exists()
 
 
 def test_the_checkpoint_of_another_network_is_refused_with_keys_of_both(tmp_path, out):
     torch.save({"encoder.weight": torch.zeros(1)}, tmp_path / "a.pth")
     with pytest.raises(InvalidOption) as refused:
-        importing.import_weights("toy", tmp_path / "a.pth", out)
+        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
     assert "conv.weight" in refused.value.detail
     assert "encoder.weight" in (refused.value.hint or "")
 
@@ -169,21 +169,21 @@ def test_another_shape_is_refused_with_both_shapes(tmp_path, out, state):
     state["conv.weight"] = torch.zeros(2, 1, 5, 5)
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(InvalidOption, match=r"\[2, 1, 5, 5\], \[2, 1, 3, 3\] is needed"):
-        importing.import_weights("toy", tmp_path / "a.pth", out)
+        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path, out, state):
     state["conv.bias"][0] = float("nan")
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(InvalidOption, match="not finite"):
-        importing.import_weights("toy", tmp_path / "a.pth", out)
+        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model"])
 def test_a_state_dict_beside_the_notes_of_its_training_is_found(tmp_path, out, state, wrapper):
     file = tmp_path / "official.pth"
     torch.save({wrapper: state, "epoch": 300, "optimizer": {"lr": 0.1}}, file)
-    importing.import_weights("toy", file, out)
+    checkpoint_import.import_weights("toy", file, out)
     arrays = read_weights(out / "toy.safetensors").arrays
     assert all(torch.equal(torch.from_numpy(arrays[key]).view(value.shape), value) for key, value in state.items())
 
@@ -198,17 +198,17 @@ class Sized(nn.Module):
 
 @pytest.mark.parametrize("width", [2, 5])
 def test_of_several_official_layouts_the_one_that_fits_is_taken(tmp_path, out, monkeypatch, width):
-    monkeypatch.setattr(importing, "network", lambda _name, **config: Sized(**config))
-    monkeypatch.setattr(importing, "layouts", lambda _name: ({"width": 2}, {"width": 5}))
+    monkeypatch.setattr(checkpoint_import, "network", lambda _name, **config: Sized(**config))
+    monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({"width": 2}, {"width": 5}))
     torch.save(Sized(width).state_dict(), tmp_path / "official.pt")
-    imported = importing.import_weights("sized", tmp_path / "official.pt", out)
+    imported = checkpoint_import.import_weights("sized", tmp_path / "official.pt", out)
     assert imported.manifest.network.config == {"width": width}
 
 
 def test_a_checkpoint_of_no_layout_is_compared_with_the_nearest(tmp_path, out, monkeypatch):
-    monkeypatch.setattr(importing, "network", lambda _name, **config: Sized(**config))
-    monkeypatch.setattr(importing, "layouts", lambda _name: ({"width": 2}, {"width": 5}))
+    monkeypatch.setattr(checkpoint_import, "network", lambda _name, **config: Sized(**config))
+    monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({"width": 2}, {"width": 5}))
     state = Sized(5).state_dict() | {"second.bias": torch.zeros(2)}
     torch.save(state, tmp_path / "official.pt")
     with pytest.raises(InvalidOption, match=r"second.bias is \[2\], \[1\] is needed"):
-        importing.import_weights("sized", tmp_path / "official.pt", out)
+        checkpoint_import.import_weights("sized", tmp_path / "official.pt", out)

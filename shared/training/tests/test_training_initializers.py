@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import InvalidOption, Malformed
-from shared.training import importing
+from shared.training import checkpoint_import
 from shared.training.initializers import read_initializers
 
 
@@ -78,13 +78,13 @@ def test_every_tensor_comes_back_under_its_own_name(tmp_path: Path, net: Net, al
 def test_a_folded_graph_is_refused_with_the_way_to_export_it(
     tmp_path: Path, net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importing, "network", lambda _name: Net())
-    monkeypatch.setattr(importing, "layouts", lambda _name: ({},))
+    monkeypatch.setattr(checkpoint_import, "network", lambda _name: Net())
+    monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({},))
     file = exported(net, tmp_path / "net.onnx", folded=True)
     with pytest.raises(InvalidOption, match=r"stem\.0\.weight") as caught:
-        importing.import_weights("toy", file, tmp_path / "weights")
+        checkpoint_import.import_weights("toy", file, tmp_path / "weights")
     assert "TrainingMode.PRESERVE" in str(caught.value.hint)
-    imported = importing.import_weights("toy", exported(net, file, folded=False), tmp_path / "weights")
+    imported = checkpoint_import.import_weights("toy", exported(net, file, folded=False), tmp_path / "weights")
     assert imported.missing == ["stem.1.num_batches_tracked"]
 
 
@@ -99,4 +99,4 @@ def test_tensors_in_other_files_are_not_fetched(tmp_path: Path, net: Net) -> Non
 def test_what_is_no_graph_is_malformed(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.onnx").write_bytes(content)
     with pytest.raises(Malformed):
-        importing.read_checkpoint_file(tmp_path / "a.onnx", 10**6)
+        checkpoint_import.read_checkpoint_file(tmp_path / "a.onnx", 10**6)

@@ -14,21 +14,22 @@ from typer.testing import CliRunner
 from shared.errors import InvalidOption, NotFound
 from shared.registry.weights import read_weights
 from shared.settings import Settings
-from shared.training import importing, recipe, verbs
-from shared.training.fit import fit
-from shared.training.manifest import publish
+from shared.training import checkpoint_import, recipe
+from shared.training import cli as training_cli
+from shared.training.cli import configured
+from shared.training.publish import publish
 from shared.training.recipe import recipe_named, recipes
-from shared.training.verbs import configured
+from shared.training.trainer import fit
 
 
 @pytest.fixture
 def cli(monkeypatch, line, tmp_path):
     """The verbs over one recipe, with a data folder of their own."""
     monkeypatch.setattr(recipe, "recipes", lambda: {"line": line})
-    monkeypatch.setattr(verbs, "settings", lambda: Settings(data_dir=tmp_path / "data"))
+    monkeypatch.setattr(training_cli, "settings", lambda: Settings(data_dir=tmp_path / "data"))
     app = typer.Typer()
-    app.command("train")(verbs.train)
-    app.command("import")(verbs.import_checkpoint)
+    app.command("train")(training_cli.train)
+    app.command("import")(training_cli.import_checkpoint)
     return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
 
 
@@ -103,8 +104,8 @@ def test_train_writes_weights_and_says_what_they_reach(cli, tmp_path):
 
 def test_import_reports_what_was_missing_and_where_it_goes(cli, monkeypatch, line, tmp_path):
     net = line().network()
-    monkeypatch.setattr(importing, "network", lambda _name: line().network())
-    monkeypatch.setattr(importing, "layouts", lambda _name: ({},))
+    monkeypatch.setattr(checkpoint_import, "network", lambda _name: line().network())
+    monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({},))
     state = {key: value for key, value in net.state_dict().items() if "tracked" not in key}
     save_file(state | {"spare": torch.zeros(1)}, tmp_path / "line.safetensors")
     result = cli("import", "line", tmp_path / "line.safetensors")
@@ -119,5 +120,5 @@ def test_verbs_load_no_torch_until_they_run():
     import subprocess
     import sys
 
-    code = "import sys, shared.training.verbs; sys.exit('torch' in sys.modules)"
+    code = "import sys, shared.training.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

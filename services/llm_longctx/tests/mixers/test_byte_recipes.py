@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from services.llm_longctx.recipes.byte_models import HybridBytes, RoutingBytes
-from shared.training.fit import fit
 from shared.training.recipe import Schedule
-from shared.training.text import corpus, library_text
+from shared.training.text_corpus import corpus, library_text
+from shared.training.trainer import fit
 
 SHORT = Schedule(steps=4, batch=4, rate=3e-3, floor=3e-4, validate_every=2)
 SMALL = {"width": 32, "layers": 2, "heads": 4, "context": 64}

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from services.llm_longctx.recipes import recall
 from services.llm_longctx.recipes.landmark_recall import LandmarkRecall, with_landmarks
-from shared.training.fit import fit
 from shared.training.recipe import Schedule, recipe_named
+from shared.training.trainer import fit
 
 SHORT = Schedule(steps=6, batch=8, rate=3e-3, floor=3e-4, validate_every=3)
 

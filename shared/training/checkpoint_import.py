@@ -23,9 +23,9 @@ from shared.errors import InvalidOption, Malformed, NotFound, TooLarge, Unsuppor
 from shared.registry import network
 from shared.registry.discovery import layouts
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
-from shared.training.inert import Held, read_inert
 from shared.training.initializers import FOLDED, read_initializers
-from shared.training.manifest import arrays_of, code_facts
+from shared.training.publish import arrays_of, code_facts
+from shared.training.safe_unpickler import Held, read_inert
 
 __all__ = ["Imported", "compare", "import_weights", "read_checkpoint_file"]
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from shared.api.tensors import TensorSpec
 from shared.engines import Forms, open_engine
 from shared.errors import NotReady
+from shared.export.onnx_export import Parity, export_onnx
 from shared.registry import Card, Engine, Place, network
 from shared.registry.weights import Weights
-from shared.training.export import Parity, export_onnx
 
 __all__ = ["Artefacts", "Shapes", "fits", "opened", "refined"]
 

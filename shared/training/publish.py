@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
-from shared.training.fit import Fitted
 from shared.training.recipe import Recipe
+from shared.training.trainer import Fitted
 
 __all__ = ["arrays_of", "code_facts", "publish"]
 

@@ -19,8 +19,8 @@ from shared.errors import InvalidOption
 from shared.settings import settings
 
 if TYPE_CHECKING:
-    from shared.training.fit import Fitted
     from shared.training.recipe import Recipe
+    from shared.training.trainer import Fitted
 
 __all__ = ["import_checkpoint", "train"]
 
@@ -31,7 +31,7 @@ def import_checkpoint(
 ) -> None:
     """Serve an official checkpoint instead of the demo weights. No code in the file is ever run."""
     console = Console()
-    importing = importlib.import_module("shared.training.importing")
+    importing = importlib.import_module("shared.training.checkpoint_import")
     imported = importing.import_weights(model, file, settings().weights_dir)
     for label, keys in (("missing, kept at their initial values", imported.missing), ("left out", imported.unexpected)):
         if keys:
@@ -95,7 +95,7 @@ def _defaults(kind: type[Recipe], group: str) -> dict[str, Any]:
 
 
 def _fit(recipe: Recipe, folder: Path, device: str) -> Fitted:
-    fit = importlib.import_module("shared.training.fit").fit
+    fit = importlib.import_module("shared.training.trainer").fit
     if device == "auto":
         device = "cuda" if importlib.import_module("torch").cuda.is_available() else "cpu"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -112,7 +112,7 @@ def _fit(recipe: Recipe, folder: Path, device: str) -> Fitted:
 def _publish(recipe: Recipe, fitted: Fitted, out: Path) -> None:
     console = Console()
     console.print("Measuring on held-out data …")
-    manifest = importlib.import_module("shared.training.manifest").publish(recipe, fitted, out)
+    manifest = importlib.import_module("shared.training.publish").publish(recipe, fitted, out)
     for name, value in manifest.metrics.items():
         console.print(f"  {name:24} {value:.4f}")
     if (parity := recipe.export(fitted.network, out / f"{recipe.weights}.onnx")) is not None:
