@@ -19,7 +19,7 @@ def stubs() -> Iterator[tuple[pathlib.Path, str]]:
 
 def model_pages() -> Iterator[tuple[pathlib.Path, str]]:
     """One page per served model, from its Card."""
-    from shared.serving.pages import pages
+    from shared.serving.model_docs import pages
 
     yield from pages(ROOT / "docs/models")
 

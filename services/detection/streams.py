@@ -25,9 +25,9 @@ from shared.api.boxes import DetectedFrame, DetectIn, DetectOut
 from shared.api.problem import problem
 from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, QueueFull
 from shared.registry import Run
-from shared.serving.faults import blame
 from shared.serving.host import Host
-from shared.serving.negotiation import choose
+from shared.serving.http.errors import blame
+from shared.serving.http.negotiation import choose
 from shared.telemetry import DROPPED_FRAMES
 from shared.vision.decode import Bounds, decode
 from shared.vision.draw import encode

@@ -2,7 +2,7 @@
 
 from services.interpretability.routes import router_of
 from shared.registry.discovery import servables
-from shared.serving.app import build
+from shared.serving.build_app import build
 
 __all__ = ["DEFAULT", "app"]
 

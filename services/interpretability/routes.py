@@ -22,12 +22,12 @@ from services.interpretability.page import POLICY
 from services.interpretability.report import Grid, Report, Table, head_axes, head_name, matrix
 from shared.errors import InvalidOption, Malformed
 from shared.registry import Servable
-from shared.serving import schemas
-from shared.serving.describe import problems
+from shared.serving import servable_schema
 from shared.serving.host import Host
-from shared.serving.negotiation import choose
-from shared.serving.reading import Asked, read, requests
-from shared.serving.system import host_of
+from shared.serving.http.negotiation import choose
+from shared.serving.http.openapi_routes import problems
+from shared.serving.http.request_parsing import Asked, read, requests
+from shared.serving.http.system_routes import host_of
 
 __all__ = ["router_of"]
 
@@ -61,7 +61,7 @@ def router_of(servables: Kinds) -> APIRouter:
 
 
 def _described(kind: type[Experiment[Any]]) -> dict[str, Any]:
-    schema = schemas.inlined(kind.In)
+    schema = servable_schema.inlined(kind.In)
     media = {"type": "string", "enum": list(FORMATS), "description": "Form of the answer; left out, by Accept."}
     query = [{"name": "format", "in": "query", "required": False, "schema": media}]
     return {"parameters": query, "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

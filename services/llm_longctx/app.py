@@ -2,7 +2,7 @@
 
 from services.llm_longctx import document_routes, evaluation_routes, method_routes, openai, session_routes
 from services.llm_longctx.local import chosen
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import settings
 
 routers = [

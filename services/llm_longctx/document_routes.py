@@ -14,7 +14,7 @@ from shared.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentReq
 from shared.api.text import OpenAIError
 from shared.errors import NotFound, NotReady
 from shared.serving.host import Host
-from shared.serving.system import host_of
+from shared.serving.http.system_routes import host_of
 
 __all__ = ["router"]
 

@@ -23,7 +23,7 @@ from services.llm_longctx.heat import heat_map
 from services.llm_longctx.language_model import LanguageModel
 from shared.errors import InvalidOption
 from shared.serving.host import Host
-from shared.serving.system import host_of
+from shared.serving.http.system_routes import host_of
 
 __all__ = ["router"]
 

@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field
 
 from services.llm_longctx.methods import AttentionMethod, methods
 from shared.errors import NotFound
-from shared.serving.describe import problems
-from shared.serving.system import LintedClaim
+from shared.serving.http.openapi_routes import problems
+from shared.serving.http.system_routes import LintedClaim
 from shared.sparsity import lint
 
 __all__ = ["router"]

@@ -39,9 +39,9 @@ from shared.api.text import (
 )
 from shared.errors import FoveaError
 from shared.registry import Run
-from shared.serving.faults import blame
 from shared.serving.host import Host
-from shared.serving.system import host_of
+from shared.serving.http.errors import blame
+from shared.serving.http.system_routes import host_of
 
 __all__ = ["router"]
 
@@ -55,7 +55,7 @@ _STREAM: dict[int | str, dict[str, Any]] = {
     200: {"description": "The answer, or its chunks with `stream`.", "content": {"text/event-stream": {}}}
 }
 _FORM = {"x-error-form": "openai"}
-"""Tells `shared.serving.rendering` how errors of these routes look."""
+"""Tells `shared.serving.http.error_rendering` how errors of these routes look."""
 
 _LIVE = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 

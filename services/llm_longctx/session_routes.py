@@ -14,7 +14,7 @@ from services.llm_longctx.titans_voice import TitansVoice
 from shared.api.sessions import Deleted, RollbackRequest, Session, SessionList, SessionRequest, SurpriseTrace
 from shared.api.text import OpenAIError
 from shared.serving.host import Host
-from shared.serving.system import host_of
+from shared.serving.http.system_routes import host_of
 
 __all__ = ["router"]
 

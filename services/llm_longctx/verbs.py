@@ -98,7 +98,7 @@ def _run(kind: str, model: str | None, longctx: Any, text: Path | None, asked: d
     """Load a model, evaluate, and let it go."""
     rooms = {name: importlib.import_module(f"services.llm_longctx.{name}") for name in ("evaluation", "local")}
     settings = importlib.import_module("shared.settings").settings()
-    place = importlib.import_module("shared.serving.place").place(settings)
+    place = importlib.import_module("shared.serving.device_placement").place(settings)
     chosen = rooms["local"].chosen(model or settings.llm_model)
     loaded = next((cls for name, cls in chosen.items() if name.startswith(model or settings.llm_model)), None)
     loaded = (loaded or next(iter(chosen.values()))).load(place)

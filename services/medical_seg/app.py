@@ -1,5 +1,5 @@
 """The app of medical-seg: its models behind `POST /v1/segment` and Open Inference v2."""
 
-from shared.serving.app import build
+from shared.serving.build_app import build
 
 app = build("medical-seg")

@@ -2,7 +2,7 @@
 
 from services.relevance_judge.routes import router
 from shared.registry.discovery import servables
-from shared.serving.app import build
+from shared.serving.build_app import build
 
 __all__ = ["DEFAULT", "app"]
 

@@ -1,6 +1,6 @@
 """The app of `vision-restoration`: what its rooms hold is found by the package scan."""
 
-from shared.serving.app import build
+from shared.serving.build_app import build
 
 __all__ = ["app"]
 

@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 from shared import telemetry
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError, NotReady, QueueFull
 from shared.registry import Run
-from shared.serving.faults import blame
+from shared.serving.http.errors import blame
 
 __all__ = ["Batcher", "Knobs", "Together", "Work"]
 

@@ -21,12 +21,12 @@ from shared.api.model import ModelEntry
 from shared.api.tensors import TensorSpec
 from shared.errors import FoveaError, InvalidOption, QueueFull, TooLarge
 from shared.registry import Engine, Run, Servable
-from shared.serving import tensors
 from shared.serving.batching import Batcher
-from shared.serving.catalogue import Catalogue, Slot
-from shared.serving.faults import blame
-from shared.serving.place import place
-from shared.serving.streaming import pump
+from shared.serving.catalog import Catalogue, Slot
+from shared.serving.device_placement import place
+from shared.serving.http.errors import blame
+from shared.serving.oip import tensors
+from shared.serving.thread_stream import pump
 from shared.settings import Settings
 
 __all__ = ["Host"]

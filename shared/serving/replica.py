@@ -21,10 +21,10 @@ from fastapi import FastAPI
 
 from shared.api.replica import RENEW_S, Replica
 from shared.registry.discovery import service_package
-from shared.serving.app import build
+from shared.serving.build_app import build
+from shared.serving.heartbeat import Presence
 from shared.serving.host import Host
-from shared.serving.oip_grpc import serve_grpc
-from shared.serving.presence import Presence
+from shared.serving.oip.grpc import serve_grpc
 from shared.settings import Settings
 
 __all__ = ["ReplicaServer", "load_app"]

@@ -19,7 +19,7 @@ import uvloop
 from shared import telemetry
 from shared.jobs.consumer import Inbox
 from shared.jobs.worker import JobWorker
-from shared.serving.replay import Replay
+from shared.serving.job_handler import Replay
 from shared.settings import Settings, settings
 
 if TYPE_CHECKING:

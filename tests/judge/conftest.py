@@ -22,7 +22,7 @@ from services.relevance_judge.routes import router
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.registry import Place
 from shared.registry.discovery import servables
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 
 Fovea = Callable[..., tuple[int, str, str]]

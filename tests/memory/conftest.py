@@ -19,7 +19,7 @@ from services.gateway.tests.stage import fronted
 from services.llm_longctx import document_routes, openai, session_routes
 from shared.jobs.redis_server import RedisServer
 from shared.registry.discovery import servables
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 
 Fovea = Callable[..., tuple[int, str, str]]

@@ -11,7 +11,7 @@ from services.gateway.tests.browsing import MARKS, browser, watched
 from services.gateway.tests.stage import fronted
 from services.interpretability.routes import router_of
 from shared.registry import servables
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 
 pytestmark = [*MARKS, pytest.mark.slow]

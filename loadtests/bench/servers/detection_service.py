@@ -7,7 +7,7 @@ import sys
 import uvicorn
 
 from services.detection.models.yolo9tr import Yolo9trDetector
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import settings
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from loadtests.bench.model import tiny_model
 from shared.engines.onnx import OnnxEngine
 from shared.registry import Card, Paper, Place, Run, Servable
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import settings
 
 

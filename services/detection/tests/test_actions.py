@@ -20,7 +20,7 @@ from services.detection.segments import interval_iou
 from shared.api.actions import ActionsIn, ActionsOut
 from shared.registry import Place, Run
 from shared.registry.weights import read_weights
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 from shared.vision.decode import decode
 from tests.contract.sameness import differences

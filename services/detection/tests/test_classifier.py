@@ -17,7 +17,7 @@ from shared.errors import Cancelled, InvalidOption, NotReady, UnsupportedMedia
 from shared.registry import Card, Place, Run
 from shared.registry.card import Paper
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 from shared.training.publish import arrays_of
 from shared.vision.decode import decode

@@ -24,7 +24,7 @@ from shared.api.boxes import DetectedFrame, DetectIn, Detection, DetectOut
 from shared.api.timings import Times
 from shared.errors import InvalidOption, Malformed, NotReady
 from shared.registry import Place, Run
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 from shared.vision.decode import Bounds
 

@@ -16,7 +16,7 @@ from services.detection.models.planner import FoveaPlanner
 from services.detection.planning.geometry import hull
 from shared.api.plan import PlanOut
 from shared.registry.weights import read_weights
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 from shared.vision.decode import decode
 

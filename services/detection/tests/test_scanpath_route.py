@@ -16,7 +16,7 @@ from services.detection.models.oat import OatGaze
 from services.detection.recipes.shelves import products, trials
 from shared.api.scanpath import ScanpathOut
 from shared.registry.weights import read_weights
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 from shared.vision.decode import decode
 from shared.vision.draw import encode

@@ -1,7 +1,7 @@
 """Verbs of other rooms: entry points of group `fovea.verbs`, loaded when they are invoked and not before.
 
 `fovea --help` shows their names and first lines, which are read from the source without importing it. The extras of
-an entry point (`up = "shared.serving.up:up [serving]"`) say what to install when a verb can't be loaded.
+an entry point (`up = "shared.serving.up.launch:up [serving]"`) say what to install when a verb can't be loaded.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from shared.lm import builders
 from shared.lm.bundled_models import SMOLLM2, shipped_gguf
 from shared.lm.decoder import Decoder
 from shared.registry import Place, servables
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 
 GOLDEN = Path(__file__).parent / "golden"

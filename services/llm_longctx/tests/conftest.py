@@ -22,7 +22,7 @@ from services.llm_longctx.engine import Engine, Scheduler
 from services.llm_longctx.local import model_at
 from shared.lm.builders import llama
 from shared.lm.decoder import Decoder
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 
 # Triton settles what its own library is compiled to when it is imported first: here, to Python.

@@ -28,7 +28,7 @@ from shared.api.text import CompletionRequest
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, Malformed
 from shared.lm.niah_prompts import haystack
 from shared.registry import Place, Run
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 
 

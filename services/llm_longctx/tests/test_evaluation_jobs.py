@@ -15,8 +15,8 @@ from services.llm_longctx.local import model_at
 from services.llm_longctx.tests.conftest import MODEL, until
 from shared import telemetry
 from shared.jobs.queue import Payload
-from shared.serving.app import build
-from shared.serving.replay import Replay
+from shared.serving.build_app import build
+from shared.serving.job_handler import Replay
 from shared.settings import Settings
 
 

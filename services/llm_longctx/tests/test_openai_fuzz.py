@@ -14,7 +14,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from services.llm_longctx import openai
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]

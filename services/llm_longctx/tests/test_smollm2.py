@@ -12,7 +12,7 @@ from services.llm_longctx import openai as routes
 from services.llm_longctx.models.smollm2 import SmolLM2
 from services.llm_longctx.tests.conftest import Server
 from shared.errors import NotFound
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from services.medical_seg.models.pranet import PraNetSegmenter
 from services.medical_seg.recipes.polyps import draw_frame
 from shared.api.mask import SegmentOut
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 from shared.vision.decode import decode
 from tests.bad_pictures import encoded, odd, refused

@@ -11,7 +11,7 @@ from services.relevance_judge.bias import BiasBlock, bias_block, invalid_share
 from services.relevance_judge.labels import parse_labels
 from services.relevance_judge.routes.given import Given
 from services.relevance_judge.uncertainty import kappa_interval
-from shared.serving.describe import problems
+from shared.serving.http.openapi_routes import problems
 
 __all__ = ["router"]
 

@@ -21,8 +21,8 @@ from services.relevance_judge.routes.given import Given
 from services.relevance_judge.wire import JudgeIn
 from shared.errors import InvalidOption
 from shared.registry import Run
-from shared.serving.describe import problems
-from shared.serving.negotiation import choose
+from shared.serving.http.negotiation import choose
+from shared.serving.http.openapi_routes import problems
 
 __all__ = ["router"]
 

@@ -10,7 +10,7 @@ from services.relevance_judge.judge import calibrations
 from services.relevance_judge.routes.given import Given
 from services.relevance_judge.shelf import Shelf
 from shared.errors import InvalidOption
-from shared.serving.describe import problems
+from shared.serving.http.openapi_routes import problems
 
 __all__ = ["router"]
 

@@ -15,7 +15,7 @@ from services.relevance_judge.leaderboard import Board, Entry, Sort, board
 from services.relevance_judge.routes.given import Given
 from services.relevance_judge.shelf import Shelf
 from shared.errors import InvalidOption
-from shared.serving.describe import problems
+from shared.serving.http.openapi_routes import problems
 
 __all__ = ["router"]
 

@@ -14,7 +14,7 @@ from services.relevance_judge.labels import parse_labels
 from services.relevance_judge.rankings import Missing
 from services.relevance_judge.routes.given import Given
 from shared.errors import InvalidOption
-from shared.serving.describe import problems
+from shared.serving.http.openapi_routes import problems
 
 __all__ = ["router"]
 

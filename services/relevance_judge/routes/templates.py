@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from services.relevance_judge.routes.given import Given
 from services.relevance_judge.template import Template, fence, render, template, templates
-from shared.serving.describe import problems
+from shared.serving.http.openapi_routes import problems
 
 __all__ = ["router"]
 

@@ -24,7 +24,7 @@ from services.relevance_judge.trec import parse_qrels
 from services.relevance_judge.wire import JudgeIn
 from shared.errors import Cancelled, Malformed
 from shared.registry import Place, Run
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 
 MINI = mini()

@@ -14,7 +14,7 @@ from services.relevance_judge.lexical import overlap
 from services.relevance_judge.routes import router
 from services.relevance_judge.trec import qrels_text
 from shared.errors import Malformed
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 
 MINI = mini()

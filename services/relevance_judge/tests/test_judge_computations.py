@@ -16,7 +16,7 @@ from services.relevance_judge.routes import router
 from services.relevance_judge.template import template, templates
 from services.relevance_judge.trec import parse_qrels, qrels_text
 from services.relevance_judge.uncertainty import kappa_interval
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 
 MINI = mini()

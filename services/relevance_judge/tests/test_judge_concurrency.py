@@ -12,7 +12,7 @@ import httpx2
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.registry import Place
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 
 REQUESTS, EACH = 32, 5

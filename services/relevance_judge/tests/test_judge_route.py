@@ -15,7 +15,7 @@ from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.registry import Place
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 
 

@@ -26,7 +26,7 @@ from services.relevance_judge.tests.fake_endpoint import FakeModel
 from services.relevance_judge.trec import qrels_text
 from shared.errors import InvalidOption, NotFound
 from shared.registry import Place
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 
 MINI = mini()

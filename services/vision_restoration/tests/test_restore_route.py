@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from services.vision_restoration.models.rrformer import RRFormerRestorer
 from services.vision_restoration.restorer import PictureRestorer
 from shared.api.restore import RestoreOut
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 from tests.bad_pictures import refused
 

@@ -19,7 +19,7 @@ from shared import telemetry
 from shared.api.tensors import TensorSpec
 from shared.registry import Card, Limits, Paper, Servable
 from shared.rpc.tensors import DTYPES
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.serving.replica import ReplicaServer
 from shared.settings import Settings
 

@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from shared.serving import guard
-from shared.serving.children import Children, Died
 from shared.serving.tests.toys import until
+from shared.serving.up import reaper
+from shared.serving.up.processes import Children, Died
 
 NAP = "import time; time.sleep(60)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
@@ -96,7 +96,7 @@ async def test_child_that_is_killed_is_said_by_signal(children):
 
 
 async def test_child_that_dies_again_and_again_is_given_up_on_with_its_last_words(children, monkeypatch):
-    monkeypatch.setattr("shared.serving.children._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("shared.serving.up.processes._FIRST_PAUSE_S", 0.001)
     await children.add("doomed", "doomed")
     with pytest.raises(Died, match=r"5 times in a minute(?s:.*)why it died"):
         await asyncio.wait_for(asyncio.shield(children.failed), 20)
@@ -141,17 +141,17 @@ def started(code, **how):
 def test_members_of_a_session_are_all_its_living_processes():
     leader = started(FAMILY, start_new_session=True)
     pids = [int(word) for word in leader.stdout.readline().split()]
-    assert sorted(guard.members(leader.pid)) == sorted([leader.pid, *pids])
-    guard.end([leader.pid], 0.1)
+    assert sorted(reaper.members(leader.pid)) == sorted([leader.pid, *pids])
+    reaper.end([leader.pid], 0.1)
     leader.communicate()
-    assert guard.members(leader.pid) == []
+    assert reaper.members(leader.pid) == []
 
 
 def test_guard_ends_what_is_left_when_its_supervisor_is_gone():
     supervisor = started(
         f"""
 import subprocess, sys, time
-watch = subprocess.Popen([sys.executable, "-m", "shared.serving.guard"], stdin=subprocess.PIPE, start_new_session=True)
+watch = subprocess.Popen([sys.executable, "-m", "shared.serving.up.reaper"], stdin=subprocess.PIPE, start_new_session=True)
 child = subprocess.Popen([sys.executable, "-c", {NAP!r}], start_new_session=True)
 ended = subprocess.Popen([sys.executable, "-c", ""], start_new_session=True)
 watch.stdin.write(f"+{{child.pid}}\\n+{{ended.pid}}\\n-{{ended.pid}}\\n".encode())
@@ -179,5 +179,5 @@ time.sleep(60)
 
 def test_guard_with_nothing_left_to_end_ends_at_once():
     begun = time.monotonic()
-    subprocess.run([sys.executable, "-m", "shared.serving.guard"], input=b"+999999\n-999999\n", check=True)
+    subprocess.run([sys.executable, "-m", "shared.serving.up.reaper"], input=b"+999999\n-999999\n", check=True)
     assert time.monotonic() - begun < 5

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from shared.registry import discovery
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
-from shared.serving import doctor as room
-from shared.serving.doctor import Finding, doctor, examine
-from shared.serving.place import device, place
+from shared.serving.device_placement import device, place
+from shared.serving.up import doctor as room
+from shared.serving.up.doctor import Finding, doctor, examine
 from shared.settings import Settings, settings
 
 
@@ -107,7 +107,7 @@ def test_json_is_for_machines_and_lines_for_people(machine, monkeypatch):
 
 def test_device_is_as_told_and_otherwise_what_is_there(monkeypatch):
     assert device("cuda:1") == "cuda:1"
-    monkeypatch.setattr("shared.serving.place.gpus", list)
+    monkeypatch.setattr("shared.serving.device_placement.gpus", list)
     assert device("auto") == "cpu"
 
 

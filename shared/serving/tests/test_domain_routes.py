@@ -6,7 +6,7 @@ import json
 import httpx2
 import pytest
 
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.serving.tests import toys
 from shared.serving.tests.toys import PNG, TOYS
 from shared.settings import Settings

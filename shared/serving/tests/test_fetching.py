@@ -9,8 +9,8 @@ import httpx2
 import pytest
 
 from shared.errors import InvalidOption, TooLarge
-from shared.serving.app import build
-from shared.serving.fetching import Fetcher, is_public
+from shared.serving.build_app import build
+from shared.serving.http.url_images import Fetcher, is_public
 from shared.serving.tests.toys import PNG, TOYS
 from shared.settings import Settings
 
@@ -137,7 +137,7 @@ async def client():
 
 @pytest.fixture
 def open_doors(monkeypatch):
-    monkeypatch.setattr("shared.serving.domain.Fetcher", lambda limit: Fetcher(limit, allowed=anywhere))
+    monkeypatch.setattr("shared.serving.http.task_routes.Fetcher", lambda limit: Fetcher(limit, allowed=anywhere))
 
 
 async def test_routes_take_urls_in_json_and_query(open_doors, client):

@@ -7,7 +7,7 @@ import pytest
 from shared import telemetry
 from shared.errors import InvalidOption
 from shared.registry import Run
-from shared.serving.middleware import Front
+from shared.serving.http.middleware import Front
 from shared.settings import Settings
 
 START = {"type": "http.response.start", "status": 200, "headers": [(b"x-own", b"1")]}

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from shared import telemetry
 from shared.errors import InvalidOption, RateLimited
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.serving.replica import ReplicaServer
 from shared.serving.tests.toys import PNG, TOYS, until
 from shared.settings import Settings

@@ -9,12 +9,12 @@ import sys
 import httpx2
 import pytest
 
-from shared.serving.app import build
-from shared.serving.first_light import Light, _failure, _summary, first_light
+from shared.serving.build_app import build
 from shared.serving.replica import ReplicaServer
 from shared.serving.tests import toys
 from shared.serving.tests.toys import PNG, until
-from shared.serving.up import port_in_use
+from shared.serving.up.launch import port_in_use
+from shared.serving.up.smoke_test import Light, _failure, _summary, first_light
 from shared.settings import Settings, environment
 
 
@@ -140,7 +140,12 @@ def test_up_on_a_port_in_use_says_so_and_ends(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         env = environment(FOVEA_HTTP_PORT=str(taken.getsockname()[1]), FOVEA_DATA_DIR=str(tmp_path))
-        command = [sys.executable, "-c", "import typer; from shared.serving.up import up; typer.run(up)", "--once"]
+        command = [
+            sys.executable,
+            "-c",
+            "import typer; from shared.serving.up.launch import up; typer.run(up)",
+            "--once",
+        ]
         ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     (line,) = ended.stdout.splitlines()

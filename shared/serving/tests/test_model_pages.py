@@ -3,7 +3,7 @@
 import json
 import shlex
 
-from shared.serving.pages import page, pages
+from shared.serving.model_docs import page, pages
 from shared.serving.tests.toys import Echo, Eye
 
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.serving.faults import NotAcceptable
-from shared.serving.negotiation import choose
+from shared.serving.http.errors import NotAcceptable
+from shared.serving.http.negotiation import choose
 
 OFFERED = ["application/json", "image/png", "image/webp"]
 

@@ -21,10 +21,10 @@ from shared import telemetry
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import InferCall
 from shared.rpc.oip_proto import encode_request
-from shared.serving.grpc_standard import SERVICE
 from shared.serving.host import Host
-from shared.serving.in_order import in_order
-from shared.serving.oip_grpc import serve_grpc
+from shared.serving.oip.grpc import serve_grpc
+from shared.serving.oip.grpc_health_reflection import SERVICE
+from shared.serving.ordered_map import in_order
 from shared.serving.replica import ReplicaServer
 from shared.serving.tests.oip_mirrors import MIRRORS, Gate, engine, limited, serving
 

@@ -22,8 +22,9 @@ from starlette.testclient import TestClient
 from shared import telemetry
 from shared.errors import Malformed, TooLarge, UnsupportedMedia
 from shared.rpc.oip_json import HEADER_LENGTH, Body
-from shared.serving import oip_body, oip_rest
-from shared.serving.app import build
+from shared.serving.build_app import build
+from shared.serving.oip import body as oip_body
+from shared.serving.oip import rest
 from shared.serving.tests.oip_mirrors import MIRRORS, Gate, limited
 
 ONE = {"inputs": [{"name": "in", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
@@ -97,14 +98,14 @@ def test_many_text_elements_are_taken_apart_off_the_loop(datatype: str, client: 
     tensor = '{"name": "in", "shape": [1, 10000], "datatype": "%s", "parameters": {"binary_data_size": %d}}'
     text = ('{"inputs": [' + tensor % (datatype, len(raw)) + "]}").encode()
     threads: set[str] = set()
-    decode = oip_rest.decode_request
+    decode = rest.decode_request
 
     def spy(*args: Any) -> Any:
         threads.add(threading.current_thread().name)
         return decode(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(oip_rest, "decode_request", spy)
+        patch.setattr(rest, "decode_request", spy)
         told = infer(client, text + raw, "mirror/bytes", inference_header_content_length=str(len(text)))
         infer(client, ONE)
 

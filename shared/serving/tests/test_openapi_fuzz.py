@@ -11,7 +11,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.serving.tests.oip_mirrors import serving
 from shared.serving.tests.toys import TOYS
 from shared.settings import Settings

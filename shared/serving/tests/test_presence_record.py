@@ -9,12 +9,12 @@ import redis
 
 from shared.api.replica import RENEW_S, Replica, replicas_key
 from shared.jobs.redis_server import RedisServer
-from shared.serving.app import build
-from shared.serving.presence import Presence
-from shared.serving.readiness import News, Readiness
+from shared.serving.build_app import build
+from shared.serving.heartbeat import Presence
 from shared.serving.replica import ReplicaServer, load_app
 from shared.serving.tests import toys
 from shared.serving.tests.toys import TOYS, until
+from shared.serving.up.startup_progress import News, Readiness
 from shared.settings import Settings
 
 

@@ -12,7 +12,7 @@ import redis
 
 from shared.api.replica import LEASE_S, Replica, replicas_key
 from shared.jobs.redis_server import RedisServer
-from shared.serving import guard
+from shared.serving.up import reaper
 from shared.settings import Settings, environment
 
 # Ray's own use of pydantic, which it has to mend.
@@ -41,7 +41,7 @@ def cluster(tmp_path):
         driver = subprocess.Popen([sys.executable, "-c", DRIVER], env=env, start_new_session=True)
         with redis.Redis.from_url(server.url) as link:
             yield driver, link
-        guard.end([driver.pid], 5)
+        reaper.end([driver.pid], 5)
         driver.wait()
 
 
@@ -61,7 +61,7 @@ def wait_for(condition, seconds):
 def listening(session):
     """Addresses on which the processes of a session listen."""
     inodes = set()
-    for pid in guard.members(session):
+    for pid in reaper.members(session):
         folder = f"/proc/{pid}/fd"
         for name in os.listdir(folder):  # noqa: PTH208
             try:
@@ -93,7 +93,7 @@ def test_replicas_are_placed_on_loopback_healed_and_ended(cluster):
 
     driver.terminate()
     assert driver.wait(40) == 0
-    wait_for(lambda: not guard.members(driver.pid), 10)
+    wait_for(lambda: not reaper.members(driver.pid), 10)
     left = {name.decode() for name in link.hkeys(replicas_key("toy"))}
     assert left == {first.id}  # the others withdrew; the killed one could not
 

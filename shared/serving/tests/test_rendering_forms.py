@@ -19,8 +19,8 @@ from shared.errors import (
     TooLarge,
     Unauthenticated,
 )
-from shared.serving.faults import MethodNotAllowed, NotAcceptable, TooSlow, blame
-from shared.serving.rendering import render, translate
+from shared.serving.http.error_rendering import render, translate
+from shared.serving.http.errors import MethodNotAllowed, NotAcceptable, TooSlow, blame
 
 
 class Route:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from shared.errors import Cancelled
 from shared.jobs.queue import Payload
 from shared.registry import Run
-from shared.serving.replay import Replay
+from shared.serving.job_handler import Replay
 
 
 class Ticket:

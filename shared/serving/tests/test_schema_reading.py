@@ -10,8 +10,8 @@ from pydantic import Base64Bytes, BaseModel, Field
 
 from shared.api.image import ImageBytes
 from shared.errors import BadInput, InvalidOption, UnsupportedMedia
-from shared.serving import schemas
-from shared.serving.reading import Asked, requests
+from shared.serving import servable_schema
+from shared.serving.http.request_parsing import Asked, requests
 from shared.serving.tests.toys import PNG
 
 
@@ -45,11 +45,11 @@ class Everything(BaseModel):
     tree: Tree | None = None
 
 
-FIELDS = schemas.properties(Everything)
+FIELDS = servable_schema.properties(Everything)
 
 
 def test_fields_of_bytes_are_found_with_their_media_type():
-    found = schemas.blob_fields(Everything)
+    found = servable_schema.blob_fields(Everything)
     assert found == {
         "image": "image/*", "mask": "image/*", "crops": "image/*", "features": "application/octet-stream",
     }  # fmt: skip
@@ -59,12 +59,12 @@ def test_base64_fields_of_pydantic_count_as_bytes():
     class Other(BaseModel):
         blob: Base64Bytes
 
-    assert schemas.blob_fields(Other) == {"blob": "application/octet-stream"}
+    assert servable_schema.blob_fields(Other) == {"blob": "application/octet-stream"}
 
 
 def test_inlined_schema_has_no_references_even_of_a_recursive_model():
-    assert "$ref" not in str(schemas.inlined(Everything))
-    assert "$defs" not in schemas.inlined(Everything)
+    assert "$ref" not in str(servable_schema.inlined(Everything))
+    assert "$defs" not in servable_schema.inlined(Everything)
     assert FIELDS["tree"]["anyOf"][0]["properties"]["leaves"]["items"] == {}
 
 
@@ -87,12 +87,12 @@ def test_inlined_schema_has_no_references_even_of_a_recursive_model():
     ],
 )
 def test_text_values_mean_what_the_field_s_type_says(field, values, meaning):
-    assert schemas.decode(field, FIELDS[field], values) == meaning
+    assert servable_schema.decode(field, FIELDS[field], values) == meaning
 
 
 def test_text_that_should_be_json_and_is_not_is_named():
     with pytest.raises(InvalidOption) as refused:
-        schemas.decode("inner", FIELDS["inner"], ["{size}"])
+        servable_schema.decode("inner", FIELDS["inner"], ["{size}"])
     assert refused.value.field == "inner"
 
 

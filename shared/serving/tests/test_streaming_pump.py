@@ -9,8 +9,8 @@ import pytest
 
 from shared.errors import DeadlineExceeded
 from shared.registry import Run
-from shared.serving.streaming import pump
 from shared.serving.tests.toys import until
+from shared.serving.thread_stream import pump
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import httpx2
 import psutil
 import pytest
 
-from shared.serving import guard
+from shared.serving.up import reaper
 from shared.settings import environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
-UP = "import typer; from shared.serving.up import up; typer.run(up)"
+UP = "import typer; from shared.serving.up.launch import up; typer.run(up)"
 
 
 def free_port():
@@ -79,9 +79,9 @@ def product(tmp_path):
     made.wait_for(lambda: "Console" in made.said, 120)
     sessions = [*made.children().values(), made.process.pid]
     yield made
-    guard.end([made.process.pid], 20)
+    reaper.end([made.process.pid], 20)
     made.process.wait()
-    guard.end(sessions, 0)
+    reaper.end(sessions, 0)
 
 
 def test_what_dies_is_started_again_and_said_and_ctrl_c_ends_all(product):
@@ -101,16 +101,16 @@ def test_what_dies_is_started_again_and_said_and_ctrl_c_ends_all(product):
     assert product.process.wait(40) == 0, product.said
     assert "Stopping (SIGINT)" in product.said
     assert product.said.rstrip().endswith("Stopped.")
-    assert [pid for session in sessions for pid in guard.members(session)] == []
+    assert [pid for session in sessions for pid in reaper.members(session)] == []
     assert "Traceback" not in product.said
 
 
 def test_killed_supervisor_leaves_no_process(product):
     sessions = list(product.children().values())
-    assert all(guard.members(session) for session in sessions)
+    assert all(reaper.members(session) for session in sessions)
     product.process.kill()
     product.process.wait()
     end = time.monotonic() + 40
-    while any(guard.members(session) for session in sessions) and time.monotonic() < end:
+    while any(reaper.members(session) for session in sessions) and time.monotonic() < end:
         time.sleep(0.2)
-    assert [pid for session in sessions for pid in guard.members(session)] == []
+    assert [pid for session in sessions for pid in reaper.members(session)] == []

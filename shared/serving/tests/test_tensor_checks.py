@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from shared.api.tensors import TensorSpec
 from shared.errors import InvalidOption
-from shared.serving import tensors
+from shared.serving.oip import tensors
 from shared.serving.tests.toys import PlusOne
 
 SPECS = (

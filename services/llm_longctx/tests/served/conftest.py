@@ -11,7 +11,7 @@ from services.llm_longctx import document_routes, openai, session_routes
 from services.llm_longctx.tests.conftest import Server
 from shared.jobs.redis_server import RedisServer
 from shared.registry import servables
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 
 KINDS = {name: kind for name, kind in servables("llm-longctx").items() if name.startswith("fovea-")}

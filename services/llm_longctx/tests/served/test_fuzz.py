@@ -9,7 +9,7 @@ from hypothesis import settings as examples
 from schemathesis.checks import not_a_server_error
 
 from services.llm_longctx import document_routes, session_routes
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 
 DOCUMENT = build(

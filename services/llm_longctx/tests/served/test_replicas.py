@@ -28,7 +28,7 @@ from services.llm_longctx.tests.conftest import Server
 from services.llm_longctx.tests.served.conftest import metric
 from services.llm_longctx.vocabularies import FILLERS
 from shared.jobs.redis_server import RedisServer
-from shared.serving.app import build
+from shared.serving.build_app import build
 from shared.settings import Settings
 
 MODEL, KEY = "fovea-landmark-recall", "one key for all replicas"

@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shared import telemetry
 from shared.errors import FoveaError, TooLarge
 from shared.registry import Run
-from shared.serving.faults import TooSlow
-from shared.serving.rendering import render, translate
+from shared.serving.http.error_rendering import render, translate
+from shared.serving.http.errors import TooSlow
 from shared.settings import Settings
 
 __all__ = ["Front"]

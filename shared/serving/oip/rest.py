@@ -25,9 +25,9 @@ from shared.registry import Run
 from shared.rpc.oip import InferCall, answer, check_outputs
 from shared.rpc.oip_json import HEADER_LENGTH, Body, decode_request, encode_answer
 from shared.rpc.oip_wire import InferRequest, InferResponse
-from shared.serving import oip_facts
 from shared.serving.host import Host
-from shared.serving.oip_body import read, respond
+from shared.serving.oip import metadata
+from shared.serving.oip.body import read, respond
 
 __all__ = ["router"]
 
@@ -114,7 +114,7 @@ async def infer(request: Request, name: str) -> Response:
 @router.get("")
 async def server_metadata(request: Request) -> Response:
     """Name, version and extensions of this server."""
-    return JSONResponse(oip_facts.metadata(_host(request)))
+    return JSONResponse(metadata.metadata(_host(request)))
 
 
 @router.get("/health/live")
@@ -141,13 +141,13 @@ async def ready(request: Request) -> Response:
 async def not_offered(request: Request) -> Response:
     """Refuse extensions that reach into the server's machine or its configuration."""
     detail = f"{request.url.path} is not offered: shared memory, trace and log settings stay with the operator."
-    raise NotFound(detail, hint=f"Offered extensions are {', '.join(oip_facts.EXTENSIONS)}.")
+    raise NotFound(detail, hint=f"Offered extensions are {', '.join(metadata.EXTENSIONS)}.")
 
 
 @router.get("/models/stats")
 async def all_statistics(request: Request) -> Response:
     """Counts and durations of all models."""
-    return JSONResponse(oip_facts.statistics(_host(request)))
+    return JSONResponse(metadata.statistics(_host(request)))
 
 
 @router.get("/models/{name:path}/ready")
@@ -162,41 +162,41 @@ async def model_ready(request: Request, name: str) -> Response:
 @router.get("/models/{name:path}/versions/{version}/config", include_in_schema=False)
 async def model_config(request: Request, name: str) -> Response:
     """The part of a model's configuration that clients read."""
-    return JSONResponse(oip_facts.config(_host(request), name, _version(request)))
+    return JSONResponse(metadata.config(_host(request), name, _version(request)))
 
 
 @router.get("/models/{name:path}/stats")
 @router.get("/models/{name:path}/versions/{version}/stats", include_in_schema=False)
 async def model_statistics(request: Request, name: str) -> Response:
     """Counts and durations of one model."""
-    return JSONResponse(oip_facts.statistics(_host(request), name, _version(request)))
+    return JSONResponse(metadata.statistics(_host(request), name, _version(request)))
 
 
 @router.get("/models/{name:path}")
 @router.get("/models/{name:path}/versions/{version}", include_in_schema=False)
 async def model_metadata(request: Request, name: str) -> Response:
     """Inputs, outputs and versions of a model."""
-    return JSONResponse(oip_facts.model(_host(request), name, _version(request)))
+    return JSONResponse(metadata.model(_host(request), name, _version(request)))
 
 
 @router.post("/repository/index")
 async def repository_index(request: Request) -> Response:
     """All models with their state; only the ready ones for `{"ready": true}`."""
     options = await _options(request)
-    return JSONResponse(oip_facts.index(_host(request), ready=options.get("ready") is True))
+    return JSONResponse(metadata.index(_host(request), ready=options.get("ready") is True))
 
 
 @router.post("/repository/models/{name:path}/load")
 async def repository_load(request: Request, name: str) -> Response:
     """Load a model that is not loaded."""
-    await oip_facts.load(_host(request), name, (await _options(request)).get("parameters") or {})
+    await metadata.load(_host(request), name, (await _options(request)).get("parameters") or {})
     return JSONResponse({})
 
 
 @router.post("/repository/models/{name:path}/unload")
 async def repository_unload(request: Request, name: str) -> Response:
     """Take a model out of service, after its waiting calls."""
-    await oip_facts.unload(_host(request), name)
+    await metadata.unload(_host(request), name)
     return JSONResponse({})
 
 

@@ -12,8 +12,8 @@ from starlette.responses import Response
 from shared import telemetry
 from shared.api.model import ModelList
 from shared.errors import NotFound
-from shared.serving.describe import problems
 from shared.serving.host import Host
+from shared.serving.http.openapi_routes import problems
 from shared.sparsity import Finding, SparsityClaim, lint
 
 __all__ = ["host_of", "router"]

@@ -20,10 +20,11 @@ from starlette.types import ASGIApp
 
 from shared.registry import Servable
 from shared.registry.discovery import servables as discover
-from shared.serving import domain, oip_rest, system
 from shared.serving.host import Host
-from shared.serving.middleware import Front
-from shared.serving.rendering import render, translate
+from shared.serving.http import system_routes, task_routes
+from shared.serving.http.error_rendering import render, translate
+from shared.serving.http.middleware import Front
+from shared.serving.oip import rest
 from shared.settings import Settings
 from shared.settings import settings as read_settings
 
@@ -58,8 +59,8 @@ def build(
     )  # fmt: skip
     app.state.host = host
     app.state.settings = chosen
-    app.router.routes.extend(oip_rest.router.routes)  # the hot path: first, and not behind a router of its own
-    for router in (*routers, system.router, domain.router(host)):
+    app.router.routes.extend(rest.router.routes)  # the hot path: first, and not behind a router of its own
+    for router in (*routers, system_routes.router, task_routes.router(host)):
         app.include_router(router)
     app.add_middleware(Front, service=service, settings=chosen)
     return app

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shared.serving.faults import NotAcceptable
+from shared.serving.http.errors import NotAcceptable
 
 __all__ = ["choose"]
 

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from shared import telemetry
 from shared.api.problem import PROBLEM_CONTENT_TYPE, oip_error, openai_error, problem
 from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, NotFound, by_status
-from shared.serving.faults import MethodNotAllowed, NotAcceptable, TooSlow, blame
+from shared.serving.http.errors import MethodNotAllowed, NotAcceptable, TooSlow, blame
 
 __all__ = ["ErrorForm", "render", "translate"]
 

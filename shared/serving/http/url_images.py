@@ -19,8 +19,8 @@ import httpx2
 from pydantic import BaseModel
 
 from shared.errors import FoveaError, InvalidOption, TooLarge, in_field
-from shared.serving import schemas
-from shared.serving.reading import Asked, is_url
+from shared.serving import servable_schema
+from shared.serving.http.request_parsing import Asked, is_url
 
 __all__ = ["Address", "Fetcher", "is_public", "with_pictures"]
 
@@ -134,7 +134,7 @@ async def with_pictures(asked: Asked, model: type[BaseModel], fetcher: Fetcher) 
         FoveaError: The request's only picture can't be fetched; `field` names it.
     """
     options, texts = dict(asked.options), dict(asked.texts)
-    for name in schemas.blob_fields(model):
+    for name in servable_schema.blob_fields(model):
         if is_url(value := options.get(name)):
             options[name] = await _fetched(fetcher, value, name)
         elif name in texts and is_url(texts[name][-1]):

@@ -25,8 +25,8 @@ from shared.errors import FoveaError
 from shared.jobs import redis_server
 from shared.registry import discovery
 from shared.registry.weights import read_weights
-from shared.serving.place import device, gpus
-from shared.serving.up import port_in_use
+from shared.serving.device_placement import device, gpus
+from shared.serving.up.launch import port_in_use
 from shared.settings import Settings, settings
 
 __all__ = ["Finding", "doctor", "examine"]

@@ -15,7 +15,7 @@ from shared.api.tensors import TensorSpec
 from shared.errors import InvalidOption, NotReady
 from shared.registry import Servable
 from shared.serving.host import Host
-from shared.serving.tensors import batches
+from shared.serving.oip.tensors import batches
 
 __all__ = ["EXTENSIONS", "config", "index", "load", "metadata", "model", "statistics", "unload"]
 

@@ -20,12 +20,12 @@ from shared import telemetry
 from shared.api.problem import problem
 from shared.errors import FoveaError, InvalidOption
 from shared.registry import Run
-from shared.serving import describe
-from shared.serving.faults import NotAcceptable, blame
-from shared.serving.fetching import Fetcher, with_pictures
 from shared.serving.host import Host
-from shared.serving.negotiation import choose
-from shared.serving.reading import Asked, read, requests
+from shared.serving.http import openapi_routes
+from shared.serving.http.errors import NotAcceptable, blame
+from shared.serving.http.negotiation import choose
+from shared.serving.http.request_parsing import Asked, read, requests
+from shared.serving.http.url_images import Fetcher, with_pictures
 
 __all__ = ["router"]
 
@@ -45,8 +45,8 @@ def router(host: Host) -> APIRouter:
         if task not in _PROTOCOLS:
             routes.add_api_route(
                 f"/v1/{task}", _endpoint(host, task), methods=["POST"], name=task, operation_id=task,
-                openapi_extra=describe.operation(host, task), response_class=Response,
-                responses=describe.responses(host, task),
+                openapi_extra=openapi_routes.operation(host, task), response_class=Response,
+                responses=openapi_routes.responses(host, task),
             )  # fmt: skip
     return routes
 
@@ -58,7 +58,7 @@ def _endpoint(host: Host, task: str) -> Any:
         request.scope["fovea.model"] = name
         return await _answer(host, name, asked, request)
 
-    answer.__doc__ = describe.summary(host, task)
+    answer.__doc__ = openapi_routes.summary(host, task)
     return answer
 
 

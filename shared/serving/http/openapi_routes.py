@@ -7,7 +7,7 @@ from typing import Any
 
 from shared.api.problem import Problem
 from shared.registry import Servable
-from shared.serving import schemas
+from shared.serving import servable_schema
 from shared.serving.host import Host
 
 __all__ = ["operation", "problems", "responses", "summary"]
@@ -29,7 +29,7 @@ def operation(host: Host, task: str) -> dict[str, Any]:
     kinds = _kinds(host, task)
     bodies = [_body(name, kind, host.settings.max_images) for name, kind in kinds.items()]
     content: dict[str, Any] = {"application/json": {"schema": _any(bodies)}}
-    blobs = [media for kind in kinds.values() for media in list(schemas.blob_fields(kind.In).values())[:1]]
+    blobs = [media for kind in kinds.values() for media in list(servable_schema.blob_fields(kind.In).values())[:1]]
     if blobs:
         content["multipart/form-data"] = {"schema": _any([_form(name, kind) for name, kind in kinds.items()])}
         content |= {media: {"schema": {"type": "string", "format": "binary"}} for media in blobs}
@@ -39,7 +39,7 @@ def operation(host: Host, task: str) -> dict[str, Any]:
 def responses(host: Host, task: str) -> dict[int | str, dict[str, Any]]:
     """The answer in all its forms, and the problems."""
     kinds = _kinds(host, task).values()
-    outs = [schemas.inlined(kind.Out, "serialization") for kind in kinds]
+    outs = [servable_schema.inlined(kind.Out, "serialization") for kind in kinds]
     several = {"type": "object", "properties": {"results": {"type": "array", "items": {}}}, "required": ["results"]}
     content: dict[str, Any] = {"application/json": {"schema": _any([*outs, several])}}
     content |= {media: {"schema": {"format": "binary"}} for kind in kinds for media in kind.media_types()}
@@ -48,7 +48,7 @@ def responses(host: Host, task: str) -> dict[int | str, dict[str, Any]]:
 
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     """The problems that a route answers with, by status."""
-    told = {"application/problem+json": {"schema": schemas.inlined(Problem)}}
+    told = {"application/problem+json": {"schema": servable_schema.inlined(Problem)}}
     return {code: {"description": _PROBLEMS[code], "content": told} for code in codes}
 
 
@@ -81,10 +81,10 @@ def _model(name: str) -> dict[str, Any]:
 
 def _body(name: str, kind: Kind, max_images: int) -> dict[str, Any]:
     """JSON schema of one model's requests, with one picture or a list of them."""
-    schema = dict(schemas.inlined(kind.In))
+    schema = dict(servable_schema.inlined(kind.In))
     fields = {"model": _model(name), **schema.get("properties", {})}
     one = {**schema, "properties": fields, "additionalProperties": False}
-    main = next(iter(schemas.blob_fields(kind.In)), None)
+    main = next(iter(servable_schema.blob_fields(kind.In)), None)
     if main is None or "images" in fields:
         return one
     many = dict(fields)
@@ -95,9 +95,11 @@ def _body(name: str, kind: Kind, max_images: int) -> dict[str, Any]:
 
 
 def _form(name: str, kind: Kind) -> dict[str, Any]:
-    schema = dict(schemas.inlined(kind.In))
+    schema = dict(servable_schema.inlined(kind.In))
     binary = {"type": "string", "format": "binary"}
-    fields = {key: binary if schemas.media_of(prop) else prop for key, prop in schema.get("properties", {}).items()}
+    fields = {
+        key: binary if servable_schema.media_of(prop) else prop for key, prop in schema.get("properties", {}).items()
+    }
     return {**schema, "properties": {"model": _model(name), **fields}, "additionalProperties": False}
 
 
@@ -105,7 +107,7 @@ def _parameters(kinds: dict[str, Kind]) -> list[dict[str, Any]]:
     """Scalar options: with a raw body, they go into the query."""
     found: dict[str, dict[str, Any]] = {"model": {"type": "string", "enum": list(kinds)}}
     for kind in kinds.values():
-        for name, prop in schemas.properties(kind.In).items():
-            if prop.get("type") in _SCALARS and not schemas.media_of(prop) and name not in found:
+        for name, prop in servable_schema.properties(kind.In).items():
+            if prop.get("type") in _SCALARS and not servable_schema.media_of(prop) and name not in found:
                 found[name] = dict(prop)
     return [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in found.items()]

@@ -16,7 +16,7 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from shared.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
-from shared.serving import schemas
+from shared.serving import servable_schema
 
 __all__ = ["Asked", "is_url", "read", "requests"]
 
@@ -98,11 +98,11 @@ def requests(asked: Asked, model: type[BaseModel], max_images: int) -> tuple[lis
         TooLarge: More pictures than `max_images`.
         UnsupportedMedia: Raw bytes of another kind than the model takes.
     """
-    fields = schemas.properties(model)
+    fields = servable_schema.properties(model)
     options = {name: value for name, value in asked.options.items() if name != "model" or name in fields}
     for name, texts in asked.texts.items():
         if name in fields:
-            options.setdefault(name, schemas.decode(name, fields[name], texts))
+            options.setdefault(name, servable_schema.decode(name, fields[name], texts))
         elif name != "model":
             options.setdefault(name, texts[-1])
     pictures, many = _pictures(asked, model, options)
@@ -116,7 +116,7 @@ def requests(asked: Asked, model: type[BaseModel], max_images: int) -> tuple[lis
 
 def _pictures(asked: Asked, model: type[BaseModel], options: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """The fields of bytes that came outside the options, and whether the first is a list of pictures to answer each."""
-    blobs, fields = schemas.blob_fields(model), schemas.properties(model)
+    blobs, fields = servable_schema.blob_fields(model), servable_schema.properties(model)
     main = next(iter(blobs), None)
     if asked.body is not None:
         return {_raw_field(main, blobs, asked.media): asked.body}, False
@@ -129,7 +129,7 @@ def _pictures(asked: Asked, model: type[BaseModel], options: dict[str, Any]) -> 
             hint = f"Files go into {', '.join(blobs)}." if blobs else "This model takes no files."
             raise InvalidOption(f"There is no file field {name!r}.", field=name, hint=hint)
         found.setdefault(target, []).append(data)
-    many = main is not None and not schemas.is_list(fields[main]) and len(found.get(main, ())) > 1
+    many = main is not None and not servable_schema.is_list(fields[main]) and len(found.get(main, ())) > 1
     if many:
         options |= {name: _one(fields[name], data) for name, data in found.items() if name != main}
         return {str(main): found[str(main)]}, True
@@ -137,7 +137,7 @@ def _pictures(asked: Asked, model: type[BaseModel], options: dict[str, Any]) -> 
 
 
 def _one(prop: Mapping[str, Any], data: list[bytes]) -> Any:
-    return data if schemas.is_list(prop) else data[-1]
+    return data if servable_schema.is_list(prop) else data[-1]
 
 
 def _raw_field(main: str | None, blobs: Mapping[str, str], media: str) -> str:
@@ -153,7 +153,7 @@ def _raw_field(main: str | None, blobs: Mapping[str, str], media: str) -> str:
 def _known(options: Mapping[str, Any], model: type[BaseModel]) -> None:
     if model.model_config.get("extra") == "allow":
         return
-    fields = schemas.properties(model)
+    fields = servable_schema.properties(model)
     for name in options:
         if name not in fields:
             raise InvalidOption(f"There is no option {name!r}.", field=name, hint=f"Options are {', '.join(fields)}.")
@@ -186,7 +186,7 @@ def _validate(model: type[BaseModel], values: Mapping[str, Any]) -> BaseModel:
         request = model.model_validate(values)
     except ValidationError as error:
         raise _named(error.errors(include_url=False)) from error
-    for name in schemas.blob_fields(model):
+    for name in servable_schema.blob_fields(model):
         if getattr(request, name, None) == b"":
             raise Malformed(f"{name} is empty.", field=name)
     return request
@@ -198,7 +198,7 @@ def is_url(value: Any) -> bool:
 
 
 def _refuse_urls(model: type[BaseModel], values: Mapping[str, Any]) -> None:
-    for name in schemas.blob_fields(model):
+    for name in servable_schema.blob_fields(model):
         if is_url(values.get(name)):
             hint = "Send the picture itself: base64 in JSON, a multipart file or a raw body."
             raise InvalidOption(f"{name} is a URL, and pictures are not fetched here.", field=name, hint=hint)

@@ -26,11 +26,11 @@ from shared.registry import Run
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import answer, check_outputs
 from shared.rpc.oip_proto import decode_request, encode_answer
-from shared.serving import oip_facts
-from shared.serving.faults import blame
-from shared.serving.grpc_standard import SERVICE, add_standard_services
 from shared.serving.host import Host
-from shared.serving.in_order import in_order
+from shared.serving.http.errors import blame
+from shared.serving.oip import metadata
+from shared.serving.oip.grpc_health_reflection import SERVICE, add_standard_services
+from shared.serving.ordered_map import in_order
 from shared.settings import Settings
 
 __all__ = ["serve_grpc"]
@@ -190,26 +190,26 @@ class _Front(grpc.GenericRpcHandler):
         return pb.ModelReadyResponse(ready=True)
 
     async def _metadata(self, _message: pb.ServerMetadataRequest, _run: Run) -> Any:
-        return oip_facts.metadata(self._host)
+        return metadata.metadata(self._host)
 
     async def _model_metadata(self, message: pb.ModelMetadataRequest, _run: Run) -> Any:
-        return oip_facts.model(self._host, message.name, message.version)
+        return metadata.model(self._host, message.name, message.version)
 
     async def _config(self, message: pb.ModelConfigRequest, _run: Run) -> Any:
-        return {"config": oip_facts.config(self._host, message.name, message.version)}
+        return {"config": metadata.config(self._host, message.name, message.version)}
 
     async def _statistics(self, message: pb.ModelStatisticsRequest, _run: Run) -> Any:
-        return oip_facts.statistics(self._host, message.name, message.version)
+        return metadata.statistics(self._host, message.name, message.version)
 
     async def _index(self, message: pb.RepositoryIndexRequest, _run: Run) -> Any:
-        return {"models": oip_facts.index(self._host, ready=message.ready)}
+        return {"models": metadata.index(self._host, ready=message.ready)}
 
     async def _load(self, message: pb.RepositoryModelLoadRequest, _run: Run) -> Any:
-        await oip_facts.load(self._host, message.model_name, message.parameters)
+        await metadata.load(self._host, message.model_name, message.parameters)
         return {}
 
     async def _unload(self, message: pb.RepositoryModelUnloadRequest, _run: Run) -> Any:
-        await oip_facts.unload(self._host, message.model_name)
+        await metadata.unload(self._host, message.model_name)
         return {}
 
     async def _infer(self, message: pb.ModelInferRequest, run: Run) -> pb.ModelInferResponse:

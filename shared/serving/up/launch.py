@@ -21,9 +21,9 @@ from shared import telemetry
 from shared.errors import FoveaError, NotReady
 from shared.jobs.redis_server import RedisServer
 from shared.registry.discovery import services_with_models
-from shared.serving.children import Children, Died
-from shared.serving.first_light import Light, first_light
-from shared.serving.readiness import News, Readiness
+from shared.serving.up.processes import Children, Died
+from shared.serving.up.smoke_test import Light, first_light
+from shared.serving.up.startup_progress import News, Readiness
 from shared.settings import Settings, settings
 
 __all__ = ["port_in_use", "up"]

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from shared.serving import guard
+from shared.serving.up import reaper
 from shared.settings import environment
 
 __all__ = ["Child", "Children", "Died"]
@@ -63,7 +63,7 @@ class Child:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
                     await self.process.wait()
-        await asyncio.to_thread(guard.end, [pid], 0.5)
+        await asyncio.to_thread(reaper.end, [pid], 0.5)
         await self.process.wait()
 
     def last_words(self) -> str:
@@ -83,7 +83,7 @@ class Children:
         self._grace_s = grace_s
         self._all: list[Child] = []
         self._guard = subprocess.Popen(  # noqa: S603  # our own interpreter
-            [sys.executable, "-m", guard.__name__], stdin=subprocess.PIPE, start_new_session=True,
+            [sys.executable, "-m", reaper.__name__], stdin=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -128,7 +128,7 @@ class Children:
             code, pid = await child.process.wait(), child.process.pid
             now = time.monotonic()
             deaths = [*(death for death in deaths if now - death < _WITHIN_S), now]
-            await asyncio.to_thread(guard.end, [pid], 0.0)
+            await asyncio.to_thread(reaper.end, [pid], 0.0)
             self.watch(pid, gone=True)
             if len(deaths) >= _DEATHS:
                 words = f"{child.name} ended {_DEATHS} times in a minute. Its last lines:\n{child.last_words()}"
