@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.gateway.console.view import facts
+from services.gateway.console.model_view import facts
 from services.gateway.sdk.answers import ModelCard
 from services.gateway.sdk.verbs.models import _facts as shown
 from services.llm_longctx.models.fovea_landmark_recall import LandmarkRecall

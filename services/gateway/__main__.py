@@ -11,8 +11,8 @@ import sys
 import uvloop
 
 from services.gateway.app import build_gateway
-from services.gateway.grpc import serve_grpc
-from services.gateway.locality import is_loopback
+from services.gateway.grpc.server import serve_grpc
+from services.gateway.policy.local_only import is_loopback
 from services.gateway.server import server
 from shared.settings import Settings, settings
 from shared.telemetry import configure_logs, log

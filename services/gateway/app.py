@@ -17,16 +17,17 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
-from services.gateway import docs, fleetwide, health, jobs, models, scrape
-from services.gateway.answers import MethodNotAllowed
-from services.gateway.auth import KeyRing
-from services.gateway.front import Front
-from services.gateway.limits import Limits
-from services.gateway.models import Models
-from services.gateway.openapi import Document
-from services.gateway.proxy import Proxy
-from services.gateway.replicas import Fleet
-from services.gateway.upstream import Client
+from services.gateway.http import reference_page
+from services.gateway.http.errors import MethodNotAllowed
+from services.gateway.http.middleware import Front
+from services.gateway.http.openapi import Document
+from services.gateway.policy.auth import KeyRing
+from services.gateway.policy.rate_limits import Limits
+from services.gateway.proxy.http_client import Client
+from services.gateway.proxy.proxy import Proxy
+from services.gateway.routes import health, jobs, metrics, model_list, oip_server
+from services.gateway.routes.model_list import Models
+from services.gateway.routing.replica_registry import Fleet
 from shared.errors import BadInput, InvalidOption, NotFound, NotReady
 from shared.jobs.queue import JobQueue
 from shared.settings import Settings
@@ -34,7 +35,7 @@ from shared.settings import Settings
 __all__ = ["Gateway", "build_gateway"]
 
 
-_ROUTERS = (health.router, scrape.router, fleetwide.router, models.router, jobs.router, docs.router)
+_ROUTERS = (health.router, metrics.router, oip_server.router, model_list.router, jobs.router, reference_page.router)
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from services.gateway.auth import KeyRing
+from services.gateway.policy.auth import KeyRing
 from services.gateway.sdk.cli import main
 from services.gateway.tests.browsing import browser, watched
 from services.gateway.tests.stage import fronted

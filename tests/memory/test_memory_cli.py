@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.auth import RELOAD_S
+from services.gateway.policy.auth import RELOAD_S
 from services.gateway.sdk import AsyncClient, Client
 from services.gateway.sdk import remembering as calls
 from shared.errors import Conflict, NotFound

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute
 
-from services.gateway.console.ask import Asker
+from services.gateway.console.gateway_client import Asker
 from services.gateway.console.pages import Console
 from shared.settings import Settings
 

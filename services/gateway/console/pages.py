@@ -17,9 +17,9 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from services.gateway.console import view
-from services.gateway.console.ask import Asker
-from services.gateway.console.forms import Field, fields
+from services.gateway.console import model_view
+from services.gateway.console.gateway_client import Asker
+from services.gateway.console.schema_forms import Field, fields
 from services.gateway.console.snippets import snippets, task_path
 from shared.api.model import ModelEntry
 from shared.errors import FoveaError, InvalidOption
@@ -123,7 +123,7 @@ class Console:
         counts = {"all": len(entries), "ready": sum(entry.ready for entry in entries)}
         tasks = {entry.task for entry in entries}
         return self._draw(
-            "home.html", request, page="models", services=view.grouped(entries), counts=counts, tasks=tasks
+            "home.html", request, page="models", services=model_view.grouped(entries), counts=counts, tasks=tasks
         )
 
     async def segment(self, request: Request) -> Response:
@@ -176,11 +176,17 @@ class Console:
         """One model."""
         card = await self._asker.card(request, request.path_params["name"])
         options = [
-            {"name": f.name, "shown": f.shown, "help": f.help, "required": f.required, "type_words": view.type_words(f)}
+            {
+                "name": f.name,
+                "shown": f.shown,
+                "help": f.help,
+                "required": f.required,
+                "type_words": model_view.type_words(f),
+            }
             for f in fields(card.get("schema") or {})
         ]
         return self._draw(
-            "card.html", request, page="models", card=view.seen(card), options=options, facts=list(view.facts(card)),
+            "card.html", request, page="models", card=model_view.seen(card), options=options, facts=list(model_view.facts(card)),
             snippets=snippets(card, _origin(request), keys=self._keys),
         )  # fmt: skip
 
@@ -204,7 +210,7 @@ class Console:
             given=given, starters=starters, methods=methods,
             options=_options(card, task, given) if card else [], threshold=_default(card or {}, "threshold", 0.5),
             confidence=_default(card or {}, "confidence", 0.25), iou=_default(card or {}, "iou", 0.45),
-            relatives=view.relatives(entries, chosen.service) if chosen else [], downloads=_downloads(card or {}),
+            relatives=model_view.relatives(entries, chosen.service) if chosen else [], downloads=_downloads(card or {}),
         )  # fmt: skip
 
     def _guarded(self, page: _Page) -> _Page:

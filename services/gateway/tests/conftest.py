@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from services.gateway.app import build_gateway
-from services.gateway.replicas import Known, Target
+from services.gateway.routing.replica_registry import Known, Target
 from services.gateway.server import server
 from services.gateway.tests.browsing import browser, watched
 from services.gateway.tests.stage import running

@@ -22,7 +22,7 @@ import structlog
 import uvicorn
 
 from services.gateway.app import build_gateway
-from services.gateway.auth import KeyRing
+from services.gateway.policy.auth import KeyRing
 from services.gateway.server import server
 from services.gateway.tests.stub_service import Stub
 from shared.api.job import FINAL, Job

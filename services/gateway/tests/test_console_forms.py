@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from services.gateway.console import view
-from services.gateway.console.forms import fields
+from services.gateway.console import model_view
+from services.gateway.console.schema_forms import fields
 from services.gateway.sdk.measured import headline
 from shared.api.arrays import ArrayBytes
 from shared.api.image import ImageBytes
@@ -107,7 +107,7 @@ def test_defaults_are_shown_as_one_would_type_them(name, shown):
     }.items(),
 )  # fmt: skip
 def test_types_are_told_in_words(name, words):
-    assert view.type_words(FOUND[name]) == words
+    assert model_view.type_words(FOUND[name]) == words
 
 
 def test_an_example_stands_for_the_defaults_and_a_page_may_keep_options_to_itself():
@@ -148,7 +148,7 @@ def test_without_a_measurement_the_papers_number_stands_alone():
 
 def test_limits_are_told_with_their_units():
     card = {"task": "segment", "limits": {"max_side": 512, "deadline_s": 120.0, "max_tokens": None}, "weights": None}
-    told = {name: (value, remark) for name, value, remark in view.facts(card)}
+    told = {name: (value, remark) for name, value, remark in model_view.facts(card)}
     assert (told["Max side"], told["Deadline"]) == (("512", "pixels"), ("120", "seconds"))
     assert "Max tokens" not in told
     assert told["Weights"][0] == "random"

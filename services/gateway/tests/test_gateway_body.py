@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.answers import SlowBody
-from services.gateway.body import EAGER, Allowance, Body, declared_length
+from services.gateway.http.errors import SlowBody
+from services.gateway.proxy.replayable_body import EAGER, Allowance, Body, declared_length
 from shared.errors import Cancelled, FoveaError, Malformed, QueueFull, TooLarge
 
 

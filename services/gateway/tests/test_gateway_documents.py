@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from services.gateway.docs import groups
-from services.gateway.openapi import joined
+from services.gateway.http.openapi import joined
+from services.gateway.http.reference_page import groups
 
 CHAT = {
     "id": "smollm2",
@@ -63,7 +63,7 @@ async def test_all_models_are_one_list_and_chat_comes_first(scene: Any) -> None:
 
 
 async def test_a_model_whose_service_is_away_stays_listed_as_not_ready(scene: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("services.gateway.models.FRESH_S", 0)
+    monkeypatch.setattr("services.gateway.routes.model_list.FRESH_S", 0)
     await scene.client.get("/v1/models")
     target = scene.fleet.pick("seg")
     target.changed = float("-inf")

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.auth import Caller
-from services.gateway.exchange import Exchange, answer_headers, request_headers
-from services.gateway.locality import is_loopback, same_machine
-from services.gateway.routing import Routing
-from services.gateway.sharing import chosen
+from services.gateway.http.request_context import Exchange, answer_headers, request_headers
+from services.gateway.policy.auth import Caller
+from services.gateway.policy.local_only import is_loopback, same_machine
+from services.gateway.routing.model_routing import chosen
+from services.gateway.routing.route_table import Routing
 from shared.api.replica import Replica
 from shared.errors import InvalidOption, NotFound, PermissionDenied
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import redis
 
-from services.gateway import replicas
-from services.gateway.replicas import Fleet
+from services.gateway.routing import replica_registry
+from services.gateway.routing.replica_registry import Fleet
 from shared.api.replica import Replica, replicas_key
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
@@ -27,7 +27,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 @pytest.fixture
 def lease(monkeypatch: pytest.MonkeyPatch) -> float:
     """A short lease, so that silence is noticed in a test's time."""
-    monkeypatch.setattr(replicas, "LEASE_S", 0.6)
+    monkeypatch.setattr(replica_registry, "LEASE_S", 0.6)
     return 0.6
 
 

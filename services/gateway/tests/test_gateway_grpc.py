@@ -14,9 +14,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.gateway import grpc_upstream
-from services.gateway.auth import KeyRing
-from services.gateway.grpc import SERVICE, serve_grpc
+from services.gateway.grpc import proxy
+from services.gateway.grpc.server import SERVICE, serve_grpc
+from services.gateway.policy.auth import KeyRing
 from shared.rpc import open_inference_pb2 as pb
 
 INFER = pb.ModelInferRequest(model_name="pranet", id="7", raw_input_contents=[b"\x00" * 1000]).SerializeToString()
@@ -277,7 +277,7 @@ async def test_streams_pass_message_by_message(front: Any, replica: Any) -> None
 
 
 async def test_a_stream_begins_on_a_replica_that_can_be_reached(front: Any, replica: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(grpc_upstream, "CONNECT_S", 0.3)
+    monkeypatch.setattr(proxy, "CONNECT_S", 0.3)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         dead = f"127.0.0.1:{probe.getsockname()[1]}"

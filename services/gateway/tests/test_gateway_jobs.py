@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway import jobs
+from services.gateway.routes import jobs
 from shared.api.job import FINAL, Job
 from shared.errors import Conflict, NotFound, NotReady, QueueFull
 from shared.jobs.queue import Payload, Result

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from services.gateway.auth import KeyRing, presented
-from services.gateway.verbs import keys
+from services.gateway.policy.auth import KeyRing, presented
+from services.gateway.policy.keys_cli import keys
 from shared.errors import Conflict, NotFound, PermissionDenied, Unauthenticated
 from shared.settings import settings
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import redis
 
-from services.gateway.auth import LOCAL, Caller, KeyRing
-from services.gateway.limits import Limits
+from services.gateway.policy.auth import LOCAL, Caller, KeyRing
+from services.gateway.policy.rate_limits import Limits
 from shared.errors import RateLimited
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.answers import family, render
-from services.gateway.routing import Routing
+from services.gateway.http.errors import family, render
+from services.gateway.routing.route_table import Routing
 from shared.api.replica import Replica
 from shared.errors import InvalidOption, NotFound, TooLarge
 

@@ -2,7 +2,7 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.gateway.scrape import merged
+from services.gateway.routes.metrics import merged
 
 ONE = """# HELP fovea_requests_total Requests by outcome.
 # TYPE fovea_requests_total counter

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.wire import text_field
+from services.gateway.grpc.protobuf_peek import text_field
 from shared.errors import Malformed
 from shared.rpc import open_inference_pb2 as pb
 

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from services.gateway.auth import SCOPES, Key, KeyRing, Scope
+from services.gateway.policy.auth import SCOPES, Key, KeyRing, Scope
 from shared.errors import FoveaError, InvalidOption
 from shared.settings import settings
 

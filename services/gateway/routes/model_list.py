@@ -1,6 +1,6 @@
 """One list of all models of all services, in OpenAI's form. Asked from the replicas, kept for a second.
 
-`/v1/models/{id}` and its example go straight to the service that has the model (`services.gateway.routing`).
+`/v1/models/{id}` and its example go straight to the service that has the model (`services.gateway.routing.route_table`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse
 
-from services.gateway.documented import PROBLEMS
-from services.gateway.replicas import Fleet, Target
-from services.gateway.upstream import Client
+from services.gateway.http.openapi_errors import PROBLEMS
+from services.gateway.proxy.http_client import Client
+from services.gateway.routing.replica_registry import Fleet, Target
 from shared.api.model import ModelEntry, ModelList
 
 __all__ = ["Models", "router"]

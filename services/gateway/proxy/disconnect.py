@@ -6,8 +6,8 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from services.gateway.body import Body
-from services.gateway.exchange import Exchange
+from services.gateway.http.request_context import Exchange
+from services.gateway.proxy.replayable_body import Body
 from shared.errors import Cancelled
 
 __all__ = ["Watch"]

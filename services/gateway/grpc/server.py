@@ -14,13 +14,13 @@ from typing import Any, Final
 
 import grpc
 
-from services.gateway import fleetwide, health
 from services.gateway.app import Gateway
-from services.gateway.auth import LOCAL, Caller, presented
-from services.gateway.auth import Scope as Permission
-from services.gateway.grpc_health import add_health
-from services.gateway.grpc_upstream import Call, Channels, Passage
-from services.gateway.wire import text_field
+from services.gateway.grpc.health import add_health
+from services.gateway.grpc.protobuf_peek import text_field
+from services.gateway.grpc.proxy import Call, Channels, Passage
+from services.gateway.policy.auth import LOCAL, Caller, presented
+from services.gateway.policy.auth import Scope as Permission
+from services.gateway.routes import health, oip_server
 from shared.api.problem import oip_error
 from shared.errors import FoveaError, NotFound
 from shared.rpc import open_inference_pb2 as pb
@@ -166,12 +166,12 @@ class _Front(grpc.GenericRpcHandler):
         return pb.ServerReadyResponse(ready=health.ready(self._gateway.fleet)).SerializeToString()
 
     async def _metadata(self, _message: bytes, _call: Call) -> bytes:
-        facts: dict[str, Any] = fleetwide.SERVER
+        facts: dict[str, Any] = oip_server.SERVER
         return pb.ServerMetadataResponse(**facts).SerializeToString()
 
     async def _index(self, message: bytes, _call: Call) -> bytes:
         wanted = pb.RepositoryIndexRequest.FromString(message).ready
-        index = await fleetwide.repository(self._gateway, only_ready=wanted)
+        index = await oip_server.repository(self._gateway, only_ready=wanted)
         models = [pb.RepositoryIndexResponse.ModelIndex(**entry) for entry in index]
         return pb.RepositoryIndexResponse(models=models).SerializeToString()
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from multidict import CIMultiDict
 
-from services.gateway.auth import LOCAL, Caller
-from services.gateway.body import Body, Receive
+from services.gateway.policy.auth import LOCAL, Caller
+from services.gateway.proxy.replayable_body import Body, Receive
 from shared.errors import InvalidOption
 from shared.telemetry import Context, fresh_context
 

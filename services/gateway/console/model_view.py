@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from services.gateway.console.forms import Field
+from services.gateway.console.schema_forms import Field
 from services.gateway.sdk.measured import headline
 from shared.api.model import ModelEntry, sparsity_in_words
 

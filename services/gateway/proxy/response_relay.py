@@ -11,8 +11,8 @@ import json
 
 import aiohttp
 
-from services.gateway.answers import family, render, secured
-from services.gateway.exchange import Exchange, answer_headers
+from services.gateway.http.errors import family, render, secured
+from services.gateway.http.request_context import Exchange, answer_headers
 from shared.errors import Fault
 from shared.telemetry import log
 

@@ -14,9 +14,9 @@ from aiohttp.client import _RequestContextManager
 from multidict import istr
 from yarl import URL
 
-from services.gateway.body import Body
-from services.gateway.exchange import Exchange, request_headers
-from services.gateway.replicas import Target
+from services.gateway.http.request_context import Exchange, request_headers
+from services.gateway.proxy.replayable_body import Body
+from services.gateway.routing.replica_registry import Target
 
 __all__ = ["Client"]
 

@@ -12,10 +12,10 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from services.gateway.answers import SECURITY_HEADERS
-from services.gateway.auth import Caller
-from services.gateway.documented import PROBLEMS
-from services.gateway.exchange import Exchange
+from services.gateway.http.errors import SECURITY_HEADERS
+from services.gateway.http.openapi_errors import PROBLEMS
+from services.gateway.http.request_context import Exchange
+from services.gateway.policy.auth import Caller
 from shared.api.job import Job, JobList
 from shared.errors import FoveaError, InvalidOption, NotReady
 from shared.jobs.queue import JobQueue, Payload

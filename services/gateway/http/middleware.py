@@ -13,18 +13,18 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.gateway import jobs
-from services.gateway.answers import secured, send_error
-from services.gateway.auth import LOCAL, Caller, KeyRing, presented
-from services.gateway.auth import Scope as Permission
-from services.gateway.exchange import Exchange
-from services.gateway.limits import Limits
-from services.gateway.locality import same_machine
-from services.gateway.proxy import Postponed, Proxy
-from services.gateway.relay import break_off
-from services.gateway.replicas import Fleet
-from services.gateway.routing import Route
-from services.gateway.sharing import chosen
+from services.gateway.http.errors import secured, send_error
+from services.gateway.http.request_context import Exchange
+from services.gateway.policy.auth import LOCAL, Caller, KeyRing, presented
+from services.gateway.policy.auth import Scope as Permission
+from services.gateway.policy.local_only import same_machine
+from services.gateway.policy.rate_limits import Limits
+from services.gateway.proxy.proxy import Postponed, Proxy
+from services.gateway.proxy.response_relay import break_off
+from services.gateway.routes import jobs
+from services.gateway.routing.model_routing import chosen
+from services.gateway.routing.replica_registry import Fleet
+from services.gateway.routing.route_table import Route
 from shared.errors import Fault, FoveaError
 from shared.jobs.queue import JobQueue
 from shared.settings import Settings

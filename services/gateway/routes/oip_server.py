@@ -11,9 +11,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from services.gateway.documented import PROBLEMS
-from services.gateway.exchange import Exchange
-from services.gateway.health import ready
+from services.gateway.http.openapi_errors import PROBLEMS
+from services.gateway.http.request_context import Exchange
+from services.gateway.routes.health import ready
 from shared.errors import Malformed, NotReady
 
 __all__ = ["SERVER", "repository", "router"]

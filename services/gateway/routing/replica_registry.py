@@ -1,6 +1,6 @@
 """Which replicas there are, which of them answers next, and what the whole fleet serves.
 
-Replicas announce themselves in Redis (`shared.api.replica`); fixed upstreams are asked (`services.gateway.upstreams`).
+Replicas announce themselves in Redis (`shared.api.replica`); fixed upstreams are asked (`services.gateway.routing.static_upstreams`).
 A record counts while its `seen` moves: a replica that has been silent for `LEASE_S` is out. While Redis is away, and
 for one lease after it is back, the last known list stands. Knows nothing about requests and their retries.
 """
@@ -20,8 +20,8 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from services.gateway.routing import Routing
-from services.gateway.upstreams import Upstream
+from services.gateway.routing.route_table import Routing
+from services.gateway.routing.static_upstreams import Upstream
 from shared.api.replica import LEASE_S, Replica, replicas_key
 from shared.settings import Settings
 from shared.telemetry import log

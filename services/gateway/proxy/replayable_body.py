@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from services.gateway.answers import SlowBody
+from services.gateway.http.errors import SlowBody
 from shared.errors import Cancelled, FoveaError, Malformed, QueueFull, TooLarge
 
 __all__ = ["Allowance", "Body", "Receive", "declared_length"]

@@ -16,7 +16,7 @@ from limits.aio.storage import MemoryStorage, RedisStorage, Storage
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
-from services.gateway.auth import Caller
+from services.gateway.policy.auth import Caller
 from shared.errors import RateLimited
 from shared.settings import Settings
 from shared.telemetry import log

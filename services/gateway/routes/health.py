@@ -7,8 +7,8 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
-from services.gateway.documented import PROBLEMS
-from services.gateway.replicas import Fleet
+from services.gateway.http.openapi_errors import PROBLEMS
+from services.gateway.routing.replica_registry import Fleet
 from shared.errors import FoveaError
 from shared.telemetry import METRICS_CONTENT_TYPE, QUEUE_DEPTH, metrics_text
 

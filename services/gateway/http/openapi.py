@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from services.gateway.replicas import Fleet
-from services.gateway.upstream import Client
+from services.gateway.proxy.http_client import Client
+from services.gateway.routing.replica_registry import Fleet
 
 __all__ = ["Document", "joined"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from services.gateway.replicas import Fleet, Target
+from services.gateway.routing.replica_registry import Fleet, Target
 from shared.errors import DeadlineExceeded, NotReady
 from shared.telemetry import Context, log
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from services.gateway.answers import SlowBody
-from services.gateway.body import Allowance, Body, declared_length
-from services.gateway.exchange import Exchange
-from services.gateway.relay import break_off, relay
-from services.gateway.replicas import Fleet, Target
-from services.gateway.routing import Route
-from services.gateway.upstream import Client
-from services.gateway.watch import Watch
+from services.gateway.http.errors import SlowBody
+from services.gateway.http.request_context import Exchange
+from services.gateway.proxy.disconnect import Watch
+from services.gateway.proxy.http_client import Client
+from services.gateway.proxy.replayable_body import Allowance, Body, declared_length
+from services.gateway.proxy.response_relay import break_off, relay
+from services.gateway.routing.replica_registry import Fleet, Target
+from services.gateway.routing.route_table import Route
 from shared.errors import DeadlineExceeded, FoveaError, NotReady
 from shared.settings import Settings
 from shared.telemetry import log

@@ -10,8 +10,8 @@ import re
 from dataclasses import replace
 from urllib.parse import parse_qs
 
-from services.gateway.exchange import Exchange
-from services.gateway.routing import Route, Routing
+from services.gateway.http.request_context import Exchange
+from services.gateway.routing.route_table import Route, Routing
 from shared.errors import NotFound
 
 __all__ = ["chosen"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from functools import lru_cache
 
-from services.gateway.exchange import Exchange
+from services.gateway.http.request_context import Exchange
 from shared.errors import PermissionDenied
 
 __all__ = ["is_loopback", "same_machine"]
