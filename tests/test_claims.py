@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from fovea.cli.commands.models import _facts as shown
+from fovea.results import ModelCard
 from services.gateway.console.model_view import facts
-from services.gateway.sdk.answers import ModelCard
-from services.gateway.sdk.verbs.models import _facts as shown
 from services.llm_longctx.models.fovea_landmark_recall import LandmarkRecall
 from shared.registry import servables
 from shared.registry.discovery import SERVICES

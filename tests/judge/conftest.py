@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from services.gateway.sdk.cli import main
+from fovea.cli.main import main
 from services.gateway.tests.browsing import browser, watched
 from services.gateway.tests.stage import ForgetfulQueue, fronted
 from services.relevance_judge.collection import mini

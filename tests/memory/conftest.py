@@ -12,8 +12,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from fovea.cli.main import main
 from services.gateway.policy.auth import KeyRing
-from services.gateway.sdk.cli import main
 from services.gateway.tests.browsing import browser, watched
 from services.gateway.tests.stage import fronted
 from services.llm_longctx import document_routes, openai, session_routes

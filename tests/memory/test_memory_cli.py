@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from fovea import AsyncClient, Client
+from fovea import sessions_documents as calls
 from services.gateway.policy.auth import RELOAD_S
-from services.gateway.sdk import AsyncClient, Client
-from services.gateway.sdk import remembering as calls
 from shared.errors import Conflict, NotFound
 
 TITANS, LANDMARK = "fovea-titans-mac", "fovea-landmark-recall"

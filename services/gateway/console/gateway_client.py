@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 from starlette.requests import Request
 
-from services.gateway.sdk.failure import failed
+from fovea.errors import failed
 from shared.api.model import ModelEntry, ModelList
 from shared.errors import Fault, FoveaError, NotFound, NotReady
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fovea.cli.headline_metric import headline
 from services.gateway.console.schema_forms import Field
-from services.gateway.sdk.measured import headline
 from shared.api.model import ModelEntry, sparsity_in_words
 
 __all__ = ["PAGES", "facts", "grouped", "open_path", "relatives", "seen", "type_words"]

@@ -114,7 +114,7 @@ class _Writer:
             call = f'client.segment("picture.jpg", model="{name}")'
         key = ', key="fovea_…"' if self.keys else ""
         lines = (
-            "from services.gateway.sdk import Client",
+            "from fovea import Client",
             "",
             f'with Client("{self.origin}"{key}) as client:',
             f"    print({call})",

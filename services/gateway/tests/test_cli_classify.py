@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import typer
 
-from services.gateway.sdk.verbs import classify as verb
-from services.gateway.sdk.verbs.several import several
+from fovea.cli.commands import classify as verb
+from fovea.cli.concurrency import several
 from services.gateway.tests.stub_service import photograph
 from shared.api.classes import Candidate, Classified, ClassifyIn, ClassifyOut
 from shared.api.timings import Times

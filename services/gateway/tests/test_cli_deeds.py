@@ -2,8 +2,8 @@
 
 import pytest
 
-from services.gateway.sdk.options import picture_fields
-from services.gateway.sdk.verbs import deeds
+from fovea.cli.commands import task_aliases
+from fovea.cli.schema_options import picture_fields
 from shared.api.actions import ActionsIn
 from shared.api.plan import PlanIn
 from shared.api.scanpath import ScanpathIn
@@ -12,10 +12,10 @@ from shared.api.scanpath import ScanpathIn
 @pytest.mark.parametrize("task", ["actions", "scanpath", "plan"])
 def test_a_deed_runs_its_task(task, monkeypatch):
     told = []
-    monkeypatch.setattr(deeds, "run", lambda *given, **more: told.append((given, more)))
-    getattr(deeds, task)(words=["a.npz"], model=None)
+    monkeypatch.setattr(task_aliases, "run", lambda *given, **more: told.append((given, more)))
+    getattr(task_aliases, task)(words=["a.npz"], model=None)
     assert told == [((task,), {"words": ["a.npz"], "model": None})]
-    assert getattr(deeds, task).__doc__
+    assert getattr(task_aliases, task).__doc__
 
 
 def test_files_go_into_arrays_and_pictures_and_nowhere_else():

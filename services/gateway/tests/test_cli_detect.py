@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import typer
 
-from services.gateway.sdk.verbs import detect as verb
+from fovea.cli.commands import detect as verb
 from services.gateway.tests.stub_service import photograph
 from shared.api.boxes import DetectIn, Detection, DetectOut
 from shared.api.timings import Times

@@ -5,8 +5,8 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from services.gateway.sdk import plugins
-from services.gateway.sdk.cli import main
+from fovea.cli import plugins
+from fovea.cli.main import main
 
 PLUGIN = '''"""A module that is heavy to import."""
 import sys

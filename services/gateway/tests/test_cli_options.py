@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
-from services.gateway.sdk.declared import declared
-from services.gateway.sdk.options import described, is_picture, parsed, picture_fields, split
-from services.gateway.sdk.screen import Screen, state
-from services.gateway.sdk.sources import sources
+from fovea.cli.input_files import sources
+from fovea.cli.output import Screen, state
+from fovea.cli.schema_options import described, is_picture, parsed, picture_fields, split
+from fovea.cli.typed_options import declared
 from shared.api.image import ImageBytes
 from shared.api.mask import SegmentIn
 from shared.api.text import ChatRequest

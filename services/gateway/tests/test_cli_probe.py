@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from services.gateway.sdk.cli import main
-from services.gateway.sdk.verbs import heads, probe
+from fovea.cli.commands import heads, probe
+from fovea.cli.main import main
 
 EVIDENCE = {"schema": "retrieval-report/1", "scores": [[0.5, 0.0]]}
 PLAN = {"schema": "head-plan/1", "roles": [[1, 0]]}

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from services.gateway.sdk.answers import JobResult
-from services.gateway.sdk.screen import Screen
-from services.gateway.sdk.verbs import restore
+from fovea.cli.commands import restore
+from fovea.cli.output import Screen
+from fovea.results import JobResult
 from shared.api.job import Job
 from shared.api.restore import Estimate, Likeness, RestoreOut, RestoreTimes
 from shared.errors import DeadlineExceeded, TooLarge

@@ -9,8 +9,8 @@ import threading
 import pytest
 from PIL import Image
 
-from services.gateway.sdk.cli import main
-from services.gateway.sdk.verbs import chat as chat_verb
+from fovea.cli.commands import chat as chat_verb
+from fovea.cli.main import main
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
 

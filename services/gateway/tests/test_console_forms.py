@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
+from fovea.cli.headline_metric import headline
 from services.gateway.console import model_view
 from services.gateway.console.schema_forms import fields
-from services.gateway.sdk.measured import headline
 from shared.api.arrays import ArrayBytes
 from shared.api.image import ImageBytes
 from shared.api.mask import SegmentIn

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.sdk import surface
-from services.gateway.sdk.answers import JobResult, ModelCard
-from services.gateway.sdk.call import Call, Stream, read_json
-from services.gateway.sdk.chat import ChatPiece, messages_of
-from services.gateway.sdk.failure import broken_off, failed, retry_after, translated
-from services.gateway.sdk.patience import Patience, Watch, pauses
-from services.gateway.sdk.picture import media_type, picture
-from services.gateway.sdk.transport import Address
+from fovea import endpoints
+from fovea.call import Call, Stream, read_json
+from fovea.chat import ChatPiece, messages_of
+from fovea.errors import broken_off, failed, retry_after, translated
+from fovea.picture import media_type, picture
+from fovea.results import JobResult, ModelCard
+from fovea.retry import Patience, Watch, pauses
+from fovea.transport import Address
 from shared import errors
 from shared.api.job import Job
 from shared.api.mask import SegmentOut
@@ -46,14 +46,16 @@ def answer(status: int, body: Any = None, **headers: str) -> httpx2.Response:
 
 
 def test_options_without_pictures_go_out_as_json_without_the_unset_ones():
-    request = sent(surface.task("classify", {"top_k": 3, "model": None}, {}))
+    request = sent(endpoints.task("classify", {"top_k": 3, "model": None}, {}))
     assert (request.method, request.url.path) == ("POST", "/v1/classify")
     assert json.loads(request.content) == {"top_k": 3}
 
 
 def test_pictures_go_out_as_multipart_with_their_bytes_as_they_are():
     png = b"\x89PNG\r\n\x1a\n\x00\xff"
-    request = sent(surface.segment(png, "disc", {"threshold": 0.25, "include": ["mask", "rle"], "keep_largest": True}))
+    request = sent(
+        endpoints.segment(png, "disc", {"threshold": 0.25, "include": ["mask", "rle"], "keep_largest": True})
+    )
     body = request.read()
     assert request.headers["content-type"].startswith("multipart/form-data")
     assert png in body
@@ -64,7 +66,7 @@ def test_pictures_go_out_as_multipart_with_their_bytes_as_they_are():
 
 
 def test_chat_is_at_openais_path_and_a_stream_asks_for_its_usage():
-    stream = surface.chat_stream(messages_of("Hi", system="Be brief."), None, {"temperature": 0, "seed": None})
+    stream = endpoints.chat_stream(messages_of("Hi", system="Be brief."), None, {"temperature": 0, "seed": None})
     request = sent(stream.call)
     assert request.url.path == "/v1/chat/completions"
     assert json.loads(request.content) == {
@@ -79,15 +81,15 @@ def test_a_conversation_may_mix_mappings_and_messages():
 
 
 def test_any_call_becomes_a_job_with_its_body_untouched():
-    call = surface.task("segment", {"threshold": 0.4}, {"image": b"\xff\xd8\xff"})
-    request = sent(surface.queued(call, "once"))
+    call = endpoints.task("segment", {"threshold": 0.4}, {"image": b"\xff\xd8\xff"})
+    request = sent(endpoints.queued(call, "once"))
     assert (request.headers["prefer"], request.headers["idempotency-key"]) == ("respond-async", "once")
     assert b"\xff\xd8\xff" in request.read()
 
 
 def test_names_are_quoted_and_keep_their_slashes():
-    assert sent(surface.model("patches/a b")).url.raw_path == b"/v1/models/patches/a%20b"
-    assert sent(surface.job("a/../b")).url.raw_path == b"/v1/jobs/a%2F..%2Fb"
+    assert sent(endpoints.model("patches/a b")).url.raw_path == b"/v1/models/patches/a%20b"
+    assert sent(endpoints.job("a/../b")).url.raw_path == b"/v1/jobs/a%2F..%2Fb"
 
 
 def test_key_goes_out_as_a_bearer_token_and_is_not_in_the_repr():
@@ -142,7 +144,7 @@ def test_no_error_body_breaks_the_reader(body, status):
 
 def test_an_answer_that_makes_no_sense_is_a_fault_of_versions():
     with pytest.raises(errors.Fault, match="does not read"):
-        surface.models().answer(answer(200, {"data": "x"}))
+        endpoints.models().answer(answer(200, {"data": "x"}))
     with pytest.raises(errors.Fault, match="does not read"):
         Call("GET", "/", read_json).answer(answer(200, b"<html>"))
 
@@ -157,7 +159,7 @@ def test_facts_that_the_library_does_not_name_ride_along():
 
 
 def test_a_job_result_is_bytes_json_or_a_typed_answer():
-    found = surface.result("1").answer(answer(200, {"id": "x"}, content_type="application/json"))
+    found = endpoints.result("1").answer(answer(200, {"id": "x"}, content_type="application/json"))
     assert isinstance(found, JobResult)
     assert (found.content_type, found.json()) == ("application/json", {"id": "x"})
     with pytest.raises(ValueError, match="model"):
@@ -176,7 +178,7 @@ def chunk(**fields: Any) -> str:
 
 
 def test_a_piece_says_what_it_adds_to_the_first_choice():
-    stream = Stream(surface.chat([], None, {}), ChatPiece.model_validate_json)
+    stream = Stream(endpoints.chat([], None, {}), ChatPiece.model_validate_json)
     both = [{"index": 1, "delta": {"content": "no"}}, {"index": 0, "delta": {"content": "yes"}}]
     assert stream.item(event(chunk(choices=both))).text == "yes"
     assert stream.item(event(chunk())).text == ""
@@ -194,13 +196,13 @@ def test_a_piece_says_what_it_adds_to_the_first_choice():
 )
 def test_an_event_that_says_the_answer_broke_off_is_raised(told):
     with pytest.raises(errors.FoveaError, match="lost"):
-        Stream(surface.job("1"), Job.model_validate_json).item(event(json.dumps(told)))
+        Stream(endpoints.job("1"), Job.model_validate_json).item(event(json.dumps(told)))
 
 
 def test_a_failed_job_is_an_event_like_any_other():
     job = Job(id="1", service="s", path="/", status="failed", error={"detail": "x"}, created=datetime.now(UTC))
     assert broken_off(json.loads(job.model_dump_json())) is None
-    assert Stream(surface.job("1"), Job.model_validate_json).item(event(job.model_dump_json())) == job
+    assert Stream(endpoints.job("1"), Job.model_validate_json).item(event(job.model_dump_json())) == job
 
 
 # Patience.
@@ -309,8 +311,8 @@ def test_the_default_of_a_task_is_the_first_that_is_ready():
         ModelEntry(id=name, created=1, task=task, service="s", ready=ready)
         for name, task, ready in (("a", "segment", False), ("b", "segment", True), ("c", "chat", False))
     ]
-    assert surface.default_of("segment", entries) == "b"
-    assert surface.default_of("chat", entries) == "c"
+    assert endpoints.default_of("segment", entries) == "b"
+    assert endpoints.default_of("chat", entries) == "c"
     with pytest.raises(errors.NotFound, match="paint") as caught:
-        surface.default_of("paint", entries)
+        endpoints.default_of("paint", entries)
     assert "chat, segment" in (caught.value.hint or "")

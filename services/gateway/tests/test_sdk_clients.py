@@ -6,9 +6,9 @@ import threading
 import httpx2
 import pytest
 
-from services.gateway.sdk import AsyncClient, Client, Patience
-from services.gateway.sdk.aclient import AsyncJobs
-from services.gateway.sdk.client import Jobs
+from fovea import AsyncClient, Client, Patience
+from fovea.async_client import AsyncJobs
+from fovea.client import Jobs
 from services.gateway.tests.stub_service import photograph
 from shared import errors
 from shared.api.mask import SegmentOut

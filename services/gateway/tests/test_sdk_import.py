@@ -25,11 +25,11 @@ def probe(module: str) -> tuple[float, str]:
 
 
 def test_importing_the_client_loads_nothing_heavy_and_is_quick():
-    attempts = [probe("services.gateway.sdk") for _ in range(3)]
+    attempts = [probe("fovea") for _ in range(3)]
     assert {loaded for _, loaded in attempts} == {""}
     # The best of three, with room for a busy machine; a torch import alone takes longer.
     assert min(seconds for seconds, _ in attempts) < 1.0
 
 
 def test_importing_the_command_loads_nothing_heavy():
-    assert probe("services.gateway.sdk.cli")[1] == ""
+    assert probe("fovea.cli.main")[1] == ""

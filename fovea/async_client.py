@@ -1,0 +1,208 @@
+"""The asynchronous client: `Client`, deed for deed, for asyncio. What calls say and mean is `surface`'s."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx2
+
+from fovea import endpoints
+from fovea.call import Call, Stream
+from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, messages_of
+from fovea.errors import failed, translated
+from fovea.picture import PictureLike
+from fovea.results import JobResult, ModelCard, SegmentOptions
+from fovea.retry import RESUME_S, Patience, Watch, pauses
+from fovea.transport import LOCAL, Address
+from shared.api.job import FINAL, Job
+from shared.api.mask import SegmentOut
+from shared.api.model import ModelEntry
+
+__all__ = ["AsyncClient", "AsyncJobs"]
+
+Answer = TypeVar("Answer")
+Item = TypeVar("Item")
+
+
+class AsyncClient:
+    """Talks to a gateway from asyncio; an async context manager. Arguments and errors are those of `Client`."""
+
+    def __init__(
+        self,
+        url: str = LOCAL,
+        *,
+        key: str | None = None,
+        timeout: float = 300.0,
+        patience: Patience | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.url = url
+        self.jobs = AsyncJobs(self)
+        self._patience = patience or Patience()
+        self._http = httpx2.AsyncClient(**Address(url, key, timeout).options(), transport=transport)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Hang up."""
+        await self._http.aclose()
+
+    async def models(self, task: str | None = None) -> list[ModelEntry]:
+        """See `Client.models`."""
+        return await self.send(endpoints.models(task))
+
+    async def model(self, name: str) -> ModelCard:
+        """See `Client.model`."""
+        return await self.send(endpoints.model(name))
+
+    async def example(self, name: str) -> dict[str, Any]:
+        """See `Client.example`."""
+        return await self.send(endpoints.example(name))
+
+    async def segment(
+        self, image: PictureLike, *, model: str | None = None, **options: Unpack[SegmentOptions]
+    ) -> SegmentOut:
+        """See `Client.segment`."""
+        return await self.send(endpoints.segment(image, model, options))
+
+    async def chat(
+        self, said: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
+    ) -> ChatAnswer:
+        """See `Client.chat`."""
+        return await self.send(endpoints.chat(messages_of(said, system), model, options))
+
+    async def chat_stream(
+        self, said: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
+    ) -> AsyncIterator[ChatPiece]:
+        """See `Client.chat_stream`; use it with `async for`."""
+        async for piece in self.stream(endpoints.chat_stream(messages_of(said, system), model, options)):
+            yield piece
+
+    async def default(self, task: str) -> str:
+        """See `Client.default`."""
+        return endpoints.default_of(task, await self.models())
+
+    async def run(
+        self,
+        task: str,
+        options: Mapping[str, Any] | None = None,
+        *,
+        pictures: Mapping[str, PictureLike] | None = None,
+        accept: str | None = None,
+    ) -> Any:
+        """See `Client.run`."""
+        found = await self.send(endpoints.or_job(endpoints.task(task, options or {}, pictures or {}, accept=accept)))
+        if not isinstance(found, Job):
+            return found
+        result = await self.jobs.result((await self.jobs.wait(found.id)).id)
+        return result.json() if accept in {None, "application/json"} else result.content
+
+    async def send(self, call: Call[Answer]) -> Answer:
+        """Carry out a call of `surface`."""
+        with translated(self.url):
+            response = await self._patient(call, stream=False)
+        return call.answer(response)
+
+    async def stream(self, stream: Stream[Item]) -> AsyncIterator[Item]:
+        """Carry out a call that is answered by events; closing the iterator hangs up."""
+        with translated(self.url):
+            async with self._opened(stream.call) as response:
+                async for event in httpx2.EventSource(response):
+                    if stream.ends(event):
+                        return
+                    yield stream.item(event)
+
+    @asynccontextmanager
+    async def _opened(self, call: Call[Any]) -> AsyncIterator[httpx2.Response]:
+        response = await self._patient(call, stream=True)
+        try:
+            if response.is_error:
+                await response.aread()
+                raise failed(response)
+            yield response
+        finally:
+            await response.aclose()
+
+    async def _patient(self, call: Call[Any], *, stream: bool) -> httpx2.Response:
+        attempt = 1
+        while True:
+            response = await self._http.send(call.request(self._http), stream=stream)
+            wait = self._patience.wait(attempt, response)
+            if wait is None:
+                return response
+            await response.aclose()
+            await asyncio.sleep(wait)
+            attempt += 1
+
+
+class AsyncJobs:
+    """Requests that are answered later. Reached as `client.jobs`; deed for deed what `Jobs` has."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def submit(
+        self,
+        task: str,
+        options: Mapping[str, Any] | None = None,
+        *,
+        pictures: Mapping[str, PictureLike] | None = None,
+        accept: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """See `Jobs.submit`."""
+        call = endpoints.task(task, options or {}, pictures or {}, accept=accept)
+        return await self._client.send(endpoints.queued(call, idempotency_key))
+
+    async def list(self, limit: int = 50, *, dead: bool = False) -> list[Job]:
+        """See `Jobs.list`."""
+        return await self._client.send(endpoints.jobs(limit, dead=dead))
+
+    async def get(self, job_id: str) -> Job:
+        """See `Jobs.get`."""
+        return await self._client.send(endpoints.job(job_id))
+
+    async def events(self, job_id: str) -> AsyncIterator[Job]:
+        """See `Jobs.events`."""
+        while True:
+            async for job in self._client.stream(endpoints.job_events(job_id)):
+                yield job
+                if job.status in FINAL:
+                    return
+            await asyncio.sleep(RESUME_S)
+
+    async def wait(
+        self,
+        job_id: str,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109  # the job goes on, so this is no cancellation
+        on_change: Callable[[Job], None] | None = None,
+    ) -> Job:
+        """See `Jobs.wait`."""
+        pause, watch = pauses(timeout), Watch(on_change)
+        while True:
+            if watch.finished(job := await self.get(job_id)):
+                return job
+            await asyncio.sleep(next(pause))
+
+    async def result(self, job_id: str) -> JobResult:
+        """See `Jobs.result`."""
+        return await self._client.send(endpoints.result(job_id))
+
+    async def cancel(self, job_id: str) -> Job:
+        """See `Jobs.cancel`."""
+        return await self._client.send(endpoints.cancel(job_id))
+
+    async def retry(self, job_id: str) -> Job:
+        """See `Jobs.retry`."""
+        return await self._client.send(endpoints.retry(job_id))

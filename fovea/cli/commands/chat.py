@@ -1,0 +1,152 @@
+"""`fovea chat [PROMPT …]`: one answer, or a conversation when there is a terminal and no prompt. Streams either."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from fovea.chat import ChatOptions
+from fovea.cli.commands.methods import asked
+from fovea.cli.common_options import AsJson, Key, Model, Session, Url
+from fovea.cli.output import Screen
+from fovea.client import Client
+from fovea.transport import LOCAL
+from shared.api.text import ChatMessage, Usage
+from shared.errors import FoveaError, Malformed
+
+__all__ = ["chat"]
+
+
+def chat(
+    prompt: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="The question; - stands for standard input.", show_default=False),
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt.", show_default=False)] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", "-t", min=0, max=2, help="0 is greedy.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", "-n", min=1, help="Longest answer.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Repeat a random answer.", show_default=False)] = None,
+    session: Annotated[
+        str | None, typer.Option(help="Go on in this session (`fovea sessions open`).", show_default=False)
+    ] = None,
+    document: Annotated[
+        str | None, typer.Option(help="Ask about this document (`fovea documents add`).", show_default=False)
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Attention method (`fovea methods`).", show_default=False)] = None,
+    knob: Annotated[
+        list[str] | None, typer.Option("--knob", "-K", metavar="NAME=VALUE", help="A knob of the method, or a budget.")
+    ] = None,
+    model: Model = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Ask a language model; without a prompt, talk with it.
+
+    Without a prompt and without a terminal, the prompt is read from standard input.
+    """
+    given = ChatOptions(
+        temperature=temperature, max_tokens=max_tokens, seed=seed, session_id=session, document_id=document
+    )  # fmt: skip
+    screen = Screen(as_json=as_json)
+    with Session(url, key).client() as client:
+        given["longctx"] = asked(client, method, knob or ())
+        talk = _Talk(client, screen, model or client.default("chat"), system, given)
+        if not prompt and _at_terminal():
+            talk.converse()
+        else:
+            talk.ask(_question(prompt or ["-"]))
+
+
+def _at_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _question(words: list[str]) -> str:
+    text = " ".join(sys.stdin.read().strip() if word == "-" else word for word in words).strip()
+    if not text:
+        raise Malformed("There is no prompt.", hint='Try: fovea chat "What is attention?"')
+    return text
+
+
+class _Talk:
+    """A conversation and where it is shown."""
+
+    def __init__(self, client: Client, screen: Screen, model: str, system: str | None, options: ChatOptions) -> None:
+        self._client, self._screen, self._model = client, screen, model
+        self._options = options
+        self._start = [ChatMessage(role="system", content=system)] if system else []
+        self._messages = list(self._start)
+
+    def ask(self, question: str) -> None:
+        """Add a question and show the answer as it comes."""
+        # A session remembers what was said: only what is new is sent.
+        before = [] if self._options.get("session_id") else self._messages
+        asked = [*before, ChatMessage(role="user", content=question)]
+        if self._screen.as_json:
+            answer = self._client.chat(asked, model=self._model, **self._options)
+            self._screen.line(answer)
+            text = answer.text
+        else:
+            text = self._streamed(asked)
+        self._messages = [*asked, ChatMessage(role="assistant", content=text)]
+
+    def converse(self) -> None:
+        """Read questions until the end of input; `/clear` begins anew."""
+        # Importing it gives `input` a history and an editable line, where there is such a library.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("readline")
+        self._screen.note(f"[bold]{escape(self._model)}[/] [dim]· /clear begins anew, Ctrl-D ends[/]")
+        for question in self._questions():
+            if question == "/clear":
+                self._messages = list(self._start)
+                continue
+            try:
+                self.ask(question)
+            except FoveaError as error:
+                self._screen.error(error)
+            except KeyboardInterrupt:
+                self._screen.note("[dim](stopped)[/]")
+
+    def _questions(self) -> Iterator[str]:
+        while True:
+            try:
+                question = input("› ").strip()
+            except (EOFError, KeyboardInterrupt):
+                self._screen.note("")
+                return
+            if question in {"/exit", "/quit"}:
+                return
+            if question:
+                yield question
+
+    def _streamed(self, messages: list[ChatMessage]) -> str:
+        parts: list[str] = []
+        begun, usage, told = time.monotonic(), None, None
+        for piece in self._client.chat_stream(messages, model=self._model, **self._options):
+            parts.append(piece.text)
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+            usage, told = piece.usage or usage, piece.longctx or told
+        sys.stdout.write("\n")
+        for cited in told.citations if told is not None else ():
+            self._screen.note(f"[dim]block {cited.block}, {cited.weight:.0%}: {escape(cited.text)}[/]")
+        if usage is not None and self._screen.err.is_terminal:
+            self._screen.note(f"[dim]{_summary(usage, time.monotonic() - begun)}[/]")
+        return "".join(parts)
+
+
+def _summary(usage: Usage, seconds: float) -> str:
+    rate = usage.completion_tokens / seconds if seconds > 0 else 0.0
+    return f"{usage.prompt_tokens} tokens in, {usage.completion_tokens} out, {rate:.1f} a second"

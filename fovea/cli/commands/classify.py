@@ -1,0 +1,83 @@
+"""`fovea classify …`: what each of many pictures shows, whole or patch by patch, with the tinted picture beside.
+
+Options are the model's own, read from its schema.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fovea.async_client import AsyncClient
+from fovea.cli.batch_images import SETTINGS, Pictures, Told
+from fovea.cli.common_options import AsJson, Key, Model, Session, Url
+from fovea.cli.output import Screen
+from fovea.cli.typed_options import declared
+from fovea.transport import LOCAL
+from shared.api.classes import ClassifyIn, ClassifyOut
+
+__all__ = ["SETTINGS", "classify"]
+
+
+def _classify(
+    words: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to classify.")],
+    options: dict[str, Any],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for NAME.json and the tinted NAME.classes.jpg.")
+    ] = None,
+    model: Model = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, max=64, help="Pictures at a time.")] = 4,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Classify pictures: FILE, FOLDER, "PATTERN*", URL, or - for standard input.
+
+    Prints the class of each, or with --tile how many patches have which. The exit code is 1 if any failed.
+    """
+    wanted = _Classified(Screen(as_json=as_json), {**options, "model": model}, output=output)
+    wanted.go(words, concurrency, Session(url, key))
+
+
+classify = declared(_classify, ClassifyIn, without=frozenset({"image", "model"}))
+"""The verb with the options that every classifier takes; those of one model alone are read from its schema."""
+
+
+@dataclass
+class _Classified(Pictures):
+    """The class of each picture, written down where asked for."""
+
+    task = "classify"
+    doing = "classifying"
+
+    output: Path | None = None
+
+    async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> Told:
+        """Classify one picture."""
+        answer = ClassifyOut.model_validate(await self._ask(client, picture))
+        if self.output is not None:
+            tinted = await self._ask(client, picture, accept="image/jpeg")
+            await asyncio.to_thread(write, answer, tinted, self.output, stem)
+        return Told(answer.model_dump(mode="json"), summary(answer))
+
+    async def _ask(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
+        return await client.run(self.task, self.options, pictures={"image": picture}, accept=accept)
+
+
+def write(answer: ClassifyOut, tinted: bytes, folder: Path, stem: str) -> None:
+    """Write the answer and the tinted picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{stem}.json").write_text(json.dumps(answer.model_dump(mode="json"), indent=1) + "\n", "utf8")
+    (folder / f"{stem}.classes.jpg").write_bytes(tinted)
+
+
+def summary(answer: ClassifyOut) -> str:
+    """The classes of a whole picture with their probabilities, or the patches of each class."""
+    if len(answer.results) == 1:
+        return ", ".join(f"{each.label} {each.probability:.1%}" for each in answer.results[0].top)
+    return ", ".join(f"{count} × {label}" for label, count in answer.counts.items())

@@ -1,0 +1,154 @@
+"""`fovea jobs …`: requests that are answered later."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fovea.cli.common_options import AsJson, Key, Session, Url
+from fovea.cli.output import Screen, state
+from fovea.client import Client
+from fovea.transport import LOCAL
+from shared.api.job import Job
+
+__all__ = ["app"]
+
+app = typer.Typer(help="List, follow, cancel and retry queued requests.", no_args_is_help=True)
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="As printed by list.")]
+
+
+@app.command("list")
+def list_(
+    limit: Annotated[int, typer.Option(min=1, max=500, help="How many at most.")] = 20,
+    dead: Annotated[bool, typer.Option("--dead", help="Only dead letters.")] = False,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """List jobs, newest first."""
+    screen = Screen(as_json=as_json)
+    with Session(url, key).client() as client:
+        found = client.jobs.list(limit, dead=dead)
+    if as_json:
+        for job in found:
+            screen.line(job)
+    elif not found:
+        screen.note("No jobs. Any request can be queued: `fovea run … --job`, or `Prefer: respond-async`.")
+    else:
+        screen.table(("id", "status", "request", "progress", "age", "note"), map(_row, found))
+
+
+@app.command()
+def get(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+    """Show one job."""
+    with Session(url, key).client() as client:
+        _show(Screen(as_json=as_json), client.jobs.get(job_id))
+
+
+@app.command()
+def watch(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+    """Follow a job to its end; the exit code says whether it succeeded."""
+    screen = Screen(as_json=as_json)
+    with Session(url, key).client() as client:
+        last = _follow_json(client, screen, job_id) if as_json else _follow(client, screen, job_id)
+    if not as_json:
+        _show(screen, last)
+    if last.status != "succeeded":
+        raise typer.Exit(1)
+
+
+@app.command()
+def cancel(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+    """Cancel a job, also while it runs."""
+    with Session(url, key).client() as client:
+        _show(Screen(as_json=as_json), client.jobs.cancel(job_id))
+
+
+@app.command()
+def retry(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+    """Queue a failed or cancelled job again."""
+    with Session(url, key).client() as client:
+        _show(Screen(as_json=as_json), client.jobs.retry(job_id))
+
+
+@app.command()
+def result(
+    job_id: JobId,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it here.", show_default=False)] = None,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Write the answer of a finished job, byte for byte."""
+    with Session(url, key).client() as client:
+        found = client.jobs.result(job_id)
+    if output is None:
+        sys.stdout.buffer.write(found.content)
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_bytes(found.content)
+    Screen().note(f"wrote {output} ({found.content_type}, {len(found.content):,} bytes)")
+
+
+def _follow_json(client: Client, screen: Screen, job_id: str) -> Job:
+    last = client.jobs.get(job_id)
+    for job in client.jobs.events(job_id):
+        screen.line(last := job)
+    return last
+
+
+def _follow(client: Client, screen: Screen, job_id: str) -> Job:
+    last = client.jobs.get(job_id)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=screen.err, transient=True) as progress:
+        row = progress.add_task(_note(last), total=1.0)
+        for job in client.jobs.events(job_id):
+            progress.update(row, completed=job.progress, description=escape(_note(last := job)))
+    return last
+
+
+def _show(screen: Screen, job: Job) -> None:
+    if screen.as_json:
+        screen.line(job)
+        return
+    screen.out.print(f"[bold]{job.id}[/]  {state(job.status)}{' (dead letter)' if job.dead else ''}")
+    error = job.error or {}
+    screen.facts({
+        "request": f"{job.path} ({job.service})", "progress": f"{job.progress:.0%}", "note": job.note,
+        "ahead": job.position, "deliveries": job.attempts, "created": _time(job.created),
+        "finished": _time(job.finished), "expires": _time(job.expires),
+        "error": error.get("detail"), "hint": error.get("hint"),
+    })  # fmt: skip
+
+
+def _row(job: Job) -> tuple[str, ...]:
+    return (job.id, state(job.status), escape(job.path), f"{job.progress:.0%}", _age(job.created), escape(_note(job)))
+
+
+def _note(job: Job) -> str:
+    if job.status == "queued" and job.position:
+        return f"queued, {job.position} ahead"
+    return job.note or (str(job.error.get("detail", "")) if job.error else job.status)
+
+
+def _time(moment: datetime | None) -> str:
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else ""
+
+
+def _age(moment: datetime) -> str:
+    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"

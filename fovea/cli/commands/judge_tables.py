@@ -1,0 +1,205 @@
+"""The verbs of `fovea judge` that compute from labels: agreement, rankings, ensembles, the leaderboard.
+
+Kappa and tau stand side by side wherever there are runs, because one says nothing about the other.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from fovea import judge_endpoints
+from fovea.cli.common_options import AsJson, Key, Session, Url
+from fovea.cli.output import Screen
+from fovea.transport import LOCAL
+
+__all__ = ["agreement", "ensemble", "figure", "leaderboard", "rankings"]
+
+Reference = Annotated[Path, typer.Argument(metavar="REFERENCE", help="Qrels that count as the truth; .gz is fine.")]
+Labels = Annotated[Path, typer.Argument(metavar="JUDGE", help="The judge's qrels, or a batch's JSON lines.")]
+Runs = Annotated[list[Path] | None, typer.Option("--run", help="TREC run; may be repeated.", show_default=False)]
+Measure = Annotated[str, typer.Option(help="ndcg_cut_10, map, P_5, recip_rank, recall_100 …")]
+
+
+def agreement(
+    reference: Reference,
+    judge: Labels,
+    topics: Annotated[Path | None, typer.Option(help="With --passages: bias by the texts.", show_default=False)] = None,
+    passages: Annotated[Path | None, typer.Option(help="JSON lines with id and text.", show_default=False)] = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Compare a judge's labels with reference labels: kappa with its interval, alpha, confusion, bias."""
+    names = {"reference": reference, "judge": judge, "topics": topics, "passages": passages}
+    found = _asked("agreement", {name: judge_endpoints.text_of(path) for name, path in names.items()}, url, key)
+    screen = Screen(as_json=as_json)
+    if as_json:
+        screen.line(found)
+        return
+    screen.facts({
+        "pairs": _pairs(found), "kappa": f"{figure(found['kappa'])}   ({_interval(found['kappa_interval'])})",
+        "alpha (ordinal)": figure(found["alpha"]), "kappa, linear": figure(found["kappa_linear"]),
+        "kappa, quadratic": figure(found["kappa_quadratic"]), "bias": figure(found["bias"]),
+        "mean error": figure(found["mae"]), "invalid": found["invalid"] or None,
+    })  # fmt: skip
+    screen.out.print()
+    cuts = found["kappa_by_cut"]
+    rows = [(cut, figure(cuts[cut]), figure(found["alpha_by_cut"][cut])) for cut in cuts]
+    screen.table(("cut", "kappa", "alpha"), rows)
+    screen.out.print()
+    grid = found["confusion"]
+    screen.table(
+        ("reference ↓ judge →", *map(str, range(len(grid)))),
+        ((str(grade), *map(str, row)) for grade, row in enumerate(grid)),
+    )
+    for name, block in ((name, (found["bias_by_text"] or {}).get(name)) for name in ("by_length", "by_overlap")):
+        if block:
+            _terciles(screen, name, block)
+
+
+def rankings(
+    reference: Reference,
+    judge: Labels,
+    runs: Runs = None,
+    measure: Measure = "ndcg_cut_10",
+    families: Annotated[
+        list[str] | None, typer.Option("--family", help="system=family, for self-preference.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Rank systems under both label sets: tau and rho, with kappa beside them, and each system's shift."""
+    body = {
+        "reference": judge_endpoints.text_of(reference), "judge": judge_endpoints.text_of(judge), "measure": measure,
+        "runs": "".join(map(judge_endpoints.text_of, runs or ())),
+        "families": dict(pair.partition("=")[::2] for pair in families or ()),
+    }  # fmt: skip
+    found = _asked("rankings", body, url, key)
+    screen = Screen(as_json=as_json)
+    if as_json:
+        screen.line(found)
+        return
+    screen.facts({
+        "tau-b": figure(found["tau_b"]), "rho": figure(found["rho"]), "tau-AP": figure(found["tau_ap"]),
+        "kappa": figure(found["kappa"]), "alpha": figure(found["alpha"]),
+        "self-preference": figure(found["self_preference"]) if families else None,
+    })  # fmt: skip
+    screen.out.print()
+    rows = (
+        (escape(row["system"]), figure(row["reference"]), figure(row["judge"]), f"{row['shift']:+d}")
+        for row in found["systems"]
+    )
+    screen.table(("system", "reference", "judge", "shift"), rows)
+
+
+def ensemble(
+    judges: Annotated[list[Path], typer.Argument(metavar="JUDGE…", help="Label files of the judges.")],
+    combine: Annotated[str, typer.Option(help="majority, average or median.")] = "majority",
+    tie: Annotated[str, typer.Option(help="average, min, max, median or random.")] = "average",
+    rounding: Annotated[str, typer.Option(help="half_up or half_even.")] = "half_up",
+    weights: Annotated[list[float] | None, typer.Option("--weight", help="One per judge.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here.", show_default=False)] = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Make one label set of several, by a stated rule; qrels to -o or to standard output."""
+    body = {
+        "judges": list(map(judge_endpoints.text_of, judges)), "combine": combine, "tie": tie, "rounding": rounding,
+        "weights": weights,
+    }  # fmt: skip
+    found = _asked("ensembles", body, url, key)
+    screen = Screen(as_json=as_json)
+    if as_json:
+        screen.line(found)
+        return
+    judge_endpoints.write(output, found["qrels"].encode("utf8"))
+    if output is not None:
+        screen.note(f"wrote {output} ({found['pairs']} pairs, {' · '.join(map(str, found['counts']))} per grade)")
+
+
+def leaderboard(
+    labels: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="REFERENCE JUDGE…", help="Left out, the kept table.", show_default=False),
+    ] = None,
+    runs: Runs = None,
+    measure: Measure = "ndcg_cut_10",
+    sort: Annotated[str, typer.Option(help="kappa, alpha, tau_b, rho, mae, invalid_share, cost, judge …")] = "kappa",
+    name: Annotated[str | None, typer.Option(help="Keep it, or show what is kept.", show_default=False)] = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Judges side by side, best first: kappa with its interval and, beside it, tau.
+
+    With files: the first is the reference, the others are the judges.
+    """
+    screen = Screen(as_json=as_json)
+    if labels:
+        reference, *judges = labels
+        body = {
+            "reference": judge_endpoints.text_of(reference), "runs": "".join(map(judge_endpoints.text_of, runs or ())),
+            "judges": [{"judge": _stem(path), "labels": judge_endpoints.text_of(path)} for path in judges],
+            "measure": measure, "sort": sort, "name": name,
+        }  # fmt: skip
+        found = _asked("leaderboard", body, url, key)
+    else:
+        with Session(url, key).client() as client:
+            found = client.send(judge_endpoints.stored("leaderboard", name=name, sort=sort))
+    if as_json:
+        for row in found["rows"]:
+            screen.line(row)
+        return
+    cuts = ("0|123", "01|23", "012|3")
+    screen.table(
+        ("judge", "kappa", "95 %", "tau-b", "alpha", "rho", *cuts, "bias", "invalid"),
+        (_board_row(row, cuts) for row in found["rows"]),
+    )
+    for row in found["left_out"]:
+        screen.note(f"[yellow]{escape(row['judge'])} is not shown:[/] {escape(row['reason'])}")
+
+
+def figure(value: float | None) -> str:
+    """Four decimals, or a dash where it is undefined."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _asked(what: str, body: dict[str, Any], url: str, key: str | None) -> Any:
+    with Session(url, key).client() as client:
+        return client.send(judge_endpoints.computed(what, body))
+
+
+def _board_row(row: dict[str, Any], cuts: tuple[str, ...]) -> tuple[str, ...]:
+    return (
+        f"[bold]{escape(row['judge'])}[/]", figure(row["kappa"]), _interval(row["kappa_interval"]),
+        figure(row["tau_b"]), figure(row["alpha"]), figure(row["rho"]),
+        *(figure(row["kappa_by_cut"][cut]) for cut in cuts), figure(row["bias"]), f"{row['invalid_share']:.1%}",
+    )  # fmt: skip
+
+
+def _interval(ends: list[float] | None) -> str:
+    return f"{ends[0]:.3f} … {ends[1]:.3f}" if ends else ""
+
+
+def _pairs(found: dict[str, Any]) -> str:
+    more = ", ".join(f"{found[name]} {name}" for name in ("missing", "extra", "clamped") if found[name])
+    return f"{found['pairs']} ({more})" if more else str(found["pairs"])
+
+
+def _terciles(screen: Screen, name: str, block: list[dict[str, Any]]) -> None:
+    screen.out.print()
+    rows = (
+        (f"{part['lowest']:g}–{part['highest']:g}", str(part["pairs"]), figure(part["bias"]), figure(part["kappa"]))
+        for part in block
+    )
+    screen.table((name.replace("_", " "), "pairs", "bias", "kappa"), rows)
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").rsplit(".", 1)[0]

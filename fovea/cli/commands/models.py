@@ -1,0 +1,96 @@
+"""`fovea models [ID]`: what a gateway serves, and one model's card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from fovea.cli.common_options import AsJson, Key, Session, Url
+from fovea.cli.headline_metric import headline
+from fovea.cli.output import Screen
+from fovea.cli.schema_options import described
+from fovea.results import ModelCard
+from fovea.transport import LOCAL
+from shared.api.model import ModelEntry, sparsity_in_words
+
+__all__ = ["models"]
+
+
+def models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="ID", help="Show this model's card.", show_default=False)
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Only models of this task.", show_default=False)] = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """List the served models, or show one model's card."""
+    screen = Screen(as_json=as_json)
+    with Session(url, key).client() as client:
+        if name is not None:
+            _show(screen, client.model(name))
+            return
+        entries = client.models(task)
+    if as_json:
+        for entry in entries:
+            screen.line(entry)
+        return
+    if not entries:
+        screen.note("No model is served yet. `fovea doctor` says what is missing.")
+        return
+    screen.table(("model", "task", "service", "ready", "here / paper"), map(_row, entries))
+
+
+def _row(entry: ModelEntry) -> tuple[str, ...]:
+    ready = "[green]yes[/]" if entry.ready else "[yellow]not yet[/]"
+    return (f"[bold]{escape(entry.id)}[/]", entry.task, entry.service, ready, _measured(entry))
+
+
+def _measured(entry: ModelEntry) -> str:
+    """The number that says most, ours beside the paper's."""
+    told = headline((entry.model_extra or {}).get("metrics") or ())
+    if told is None:
+        return "[dim]–[/]"
+    return f"{_figure(told.ours)} / {_figure(told.paper)} [dim]{escape(told.name)}[/]"
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _show(screen: Screen, card: ModelCard) -> None:
+    if screen.as_json:
+        screen.line(card.model_dump(mode="json", by_alias=True))
+        return
+    screen.out.print(f"[bold]{escape(card.id)}[/]  {'[green]ready[/]' if card.ready else '[yellow]not ready[/]'}")
+    screen.text(card.summary)
+    screen.out.print()
+    screen.facts(dict(_facts(card)))
+    if options := list(described(card.request_schema)):
+        screen.out.print("\n[bold]Options[/]")
+        screen.facts({f"--{name.replace('_', '-')}": about for name, about in options})
+
+
+def _facts(card: ModelCard) -> Iterator[tuple[str, Any]]:
+    more = card.model_extra or {}
+    yield "task", card.task
+    yield "service", card.service
+    if paper := more.get("paper"):
+        yield "paper", f"{paper['title']}, {paper['venue']} {paper['year']}"
+    yield "variant", more.get("variant")
+    yield "licence", card.licence
+    for metric in more.get("metrics") or ():
+        ours, paper = _figure(metric.get("ours")), _figure(metric.get("paper"))
+        yield metric["name"], f"{ours} here, {paper} in the paper ({metric['data']})"
+    yield (
+        "limits",
+        ", ".join(f"{name} {value}" for name, value in (more.get("limits") or {}).items() if value is not None),
+    )
+    if claim := more.get("sparsity"):
+        yield "sparsity", sparsity_in_words(claim)
+    for number, note in enumerate(more.get("notes") or ()):
+        yield "notes" if number == 0 else " " * (number + 1), note

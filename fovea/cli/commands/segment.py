@@ -1,0 +1,95 @@
+"""`fovea segment …`: any number of pictures, several at a time; mask, overlay and numbers of each are written down.
+
+Options are the model's own, read from its schema.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fovea import endpoints
+from fovea.async_client import AsyncClient
+from fovea.cli.batch_images import SETTINGS, Pictures, Told
+from fovea.cli.common_options import AsJson, Key, Model, Session, Url
+from fovea.cli.output import Screen
+from fovea.cli.typed_options import declared
+from fovea.transport import LOCAL
+from shared.api.mask import SegmentIn, SegmentOut
+
+__all__ = ["SETTINGS", "segment"]
+
+_WRITTEN = ("mask", "contours", "overlay")
+
+
+def _segment(
+    words: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to segment.")],
+    options: dict[str, Any],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("out"),
+    model: Model = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, max=64, help="Pictures at a time.")] = 4,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Segment pictures: FILE, FOLDER, "PATTERN*", URL, or - for standard input.
+
+    For each picture NAME, writes NAME.mask.png, NAME.overlay.jpg and NAME.json. The exit code is 1 if any failed.
+    """
+    wanted = _Segmented(Screen(as_json=as_json), {**options, "model": model}, output=output)
+    wanted.go(words, concurrency, Session(url, key))
+
+
+segment = declared(_segment, SegmentIn, without=frozenset({"image", "model", "include"}))
+"""The verb with the options that every segmentation model takes; those of one model alone are read from its schema."""
+
+
+@dataclass
+class _Segmented(Pictures):
+    """Mask, overlay and numbers of each picture, written down."""
+
+    task = "segment"
+    doing = "segmenting"
+
+    output: Path = Path("out")
+
+    async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> Told:
+        """Segment one picture."""
+        answer = await client.send(endpoints.segment(picture, None, {**self.options, "include": _WRITTEN}))
+        files = await asyncio.to_thread(write, answer, self.output, stem)
+        return Told({**facts(answer), "written": files}, f"{_summary(answer)} → {self.output / stem}.*")
+
+
+def write(answer: SegmentOut, folder: Path, stem: str) -> list[str]:
+    """Write mask, overlay and facts of an answer; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[Path, bytes] = {folder / f"{stem}.json": _lines(facts(answer)).encode()}
+    if answer.mask is not None:
+        files[folder / f"{stem}.mask.png"] = answer.mask
+    if answer.overlay is not None:
+        files[folder / f"{stem}.overlay.jpg"] = answer.overlay
+    for path, content in files.items():
+        path.write_bytes(content)
+    return [str(path) for path in files]
+
+
+def facts(answer: SegmentOut) -> dict[str, Any]:
+    """What an answer says beside its pictures."""
+    return answer.model_dump(mode="json", exclude={"mask", "overlay", "probability"}, exclude_none=True)
+
+
+def _lines(told: dict[str, Any]) -> str:
+    """JSON with one line per fact: contours have thousands of numbers."""
+    return "{\n" + ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in told.items()) + "\n}\n"
+
+
+def _summary(answer: SegmentOut) -> str:
+    if answer.empty:
+        return f"nothing found (highest probability {answer.max_probability:.2f})"
+    regions = "1 region" if answer.component_count == 1 else f"{answer.component_count} regions"
+    return f"{answer.area_percent:.1f} % in {regions}, probability {answer.mean_probability:.2f}"

@@ -1,0 +1,42 @@
+"""Options that all verbs share, and what they amount to: a client and a screen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import typer
+
+from fovea.async_client import AsyncClient
+from fovea.client import Client
+from fovea.transport import LOCAL
+
+__all__ = ["AsJson", "Key", "Model", "Session", "Url"]
+
+_PANEL = "Gateway"
+
+Url = Annotated[str, typer.Option("--url", envvar="FOVEA_URL", help="Address of the gateway.", rich_help_panel=_PANEL)]
+Key = Annotated[
+    str | None,
+    typer.Option("--key", envvar="FOVEA_API_KEY", help="API key.", show_default=False, rich_help_panel=_PANEL),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON lines.")]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="Model; the task's default otherwise.", show_default=False)
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The gateway that a command talks to."""
+
+    url: str = LOCAL
+    key: str | None = field(default=None, repr=False)
+
+    def client(self) -> Client:
+        """A synchronous client."""
+        return Client(self.url, key=self.key)
+
+    def aclient(self) -> AsyncClient:
+        """An asynchronous client."""
+        return AsyncClient(self.url, key=self.key)

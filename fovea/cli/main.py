@@ -1,0 +1,78 @@
+"""The command `fovea`: its own verbs speak to a gateway, plug-in verbs act on this machine.
+
+Knows the verbs by name and how an error is told; what a verb does is in `verbs/`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from fovea.cli.commands import (
+    chat,
+    classify,
+    detect,
+    documents,
+    heads,
+    jobs,
+    judge,
+    methods,
+    models,
+    probe,
+    restore,
+    run,
+    segment,
+    sessions,
+    task_aliases,
+)
+from fovea.cli.output import Screen
+from fovea.cli.plugins import PluginGroup
+from shared.errors import FoveaError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    cls=PluginGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+app.command("models")(models.models)
+app.command("methods")(methods.methods)
+app.command("segment", no_args_is_help=True, context_settings=segment.SETTINGS)(segment.segment)
+app.command("detect", no_args_is_help=True, context_settings=detect.SETTINGS)(detect.detect)
+app.command("classify", no_args_is_help=True, context_settings=classify.SETTINGS)(classify.classify)
+app.command("restore", no_args_is_help=True)(restore.restore)
+app.command("chat")(chat.chat)
+app.command("actions", no_args_is_help=True, context_settings=task_aliases.SETTINGS)(task_aliases.actions)
+app.command("scanpath", no_args_is_help=True, context_settings=task_aliases.SETTINGS)(task_aliases.scanpath)
+app.command("plan", no_args_is_help=True, context_settings=task_aliases.SETTINGS)(task_aliases.plan)
+app.command("run", no_args_is_help=True, context_settings=run.SETTINGS)(run.run)
+app.command("probe", no_args_is_help=True)(probe.probe)
+app.add_typer(heads.app, name="heads")
+app.add_typer(judge.app, name="judge")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(sessions.app, name="sessions")
+app.add_typer(documents.app, name="documents")
+
+
+@app.callback()
+def fovea() -> None:
+    """Attention-based research models, served: segment pictures, chat, and run anything else a gateway offers.
+
+    Verbs talk to the gateway at FOVEA_URL (--url), with the key in FOVEA_API_KEY (--key).
+    """
+
+
+def main() -> None:
+    """Run the command line; errors of ours are told in words and end with exit code 1."""
+    try:
+        app(prog_name="fovea")
+    except FoveaError as error:
+        Screen(as_json="--json" in sys.argv).error(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
