@@ -1,6 +1,6 @@
 """The app of `detection`: models are found by the package scan; streams of frames have a route of their own."""
 
-from services.detection.streams import router
+from services.detection.video.stream_route import router
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 

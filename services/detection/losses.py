@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from services.detection.boxes import cells, complete_iou, corners, distances
+from services.detection.boxes.geometry import cells, complete_iou, corners, distances
 
 __all__ = ["GAINS", "Assigned", "assign", "detection_loss", "dual_detection_loss"]
 

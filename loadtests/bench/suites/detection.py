@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from loadtests.bench.result import Row, Table, row
 from loadtests.bench.turns import milliseconds
-from services.detection.boxes import decode
+from services.detection.boxes.geometry import decode
 from services.detection.models.yolo9tr import Yolo9trDetector
 from shared.engines.onnx import OnnxEngine
 from shared.errors import Fault

@@ -18,8 +18,8 @@ import numpy as np
 from loadtests.bench.client import drive
 from loadtests.bench.contender import Contender
 from loadtests.bench.result import Row, Table, row
-from services.detection.detector import NAMES
 from services.detection.models.yolo9tr import Yolo9trDetector
+from services.detection.servables.box_detector import NAMES
 from shared.registry import Engine, Place
 
 SIDE, SERVERS = 192, "loadtests.bench.servers"

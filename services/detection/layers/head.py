@@ -1,6 +1,6 @@
 """The anchor-free detection head: per level a tower for boxes (16 bins a side) and one for classes.
 
-Knows how wide the towers are and how their biases start; decoding their maps is `services.detection.boxes`'.
+Knows how wide the towers are and how their biases start; decoding their maps is `services.detection.boxes.geometry`'.
 """
 
 from __future__ import annotations

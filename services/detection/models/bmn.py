@@ -1,11 +1,11 @@
 """BMN, and BMN with class-semantics attention, as they are served: what there is to say about each.
 
-The networks are in `boundary_matching`; how a request becomes an answer is in `services.detection.actions`.
+The networks are in `boundary_matching`; how a request becomes an answer is in `services.detection.servables.action_detector`.
 """
 
 from __future__ import annotations
 
-from services.detection.actions import ActionDetector
+from services.detection.servables.action_detector import ActionDetector
 from shared.registry import Card, Metric, Paper
 
 __all__ = ["BmnActions", "BmnCsaActions"]

@@ -8,8 +8,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from services.detection.classifier import Classifier
 from services.detection.layers.partial import PartialConv, PartialNetwork, Shape, dropped, perceptron
+from services.detection.servables.classifier import Classifier
 from shared.registry import Card, Metric, Paper, builder
 from shared.registry.sparsity_claims import claimed, measured
 

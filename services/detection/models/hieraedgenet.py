@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.detection.boxes import decode
-from services.detection.detector import Detector
+from services.detection.boxes.geometry import decode
 from services.detection.layers import fused
 from services.detection.layers.area import AreaElan, CrossStage
 from services.detection.layers.conv import EPS, MOMENTUM, Conv
@@ -28,6 +27,7 @@ from services.detection.layers.edge import Edge, EdgeFusion, EdgeModule, SpaceTo
 from services.detection.layers.fourier import Transform
 from services.detection.layers.head import BINS, Integral, raw_maps
 from services.detection.layers.omni import CSPOmniKernel, FrequencyGate, OmniKernel
+from services.detection.servables.box_detector import Detector
 from shared.errors import InvalidOption
 from shared.export.artifacts import Artefacts
 from shared.registry import Card, Metric, Paper, builder

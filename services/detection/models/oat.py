@@ -1,11 +1,11 @@
 """OAT as it is served: what there is to say about it.
 
-The network is in `object_attention`; how a request becomes an answer is in `services.detection.gaze`.
+The network is in `object_attention`; how a request becomes an answer is in `services.detection.servables.scanpath_predictor`.
 """
 
 from __future__ import annotations
 
-from services.detection.gaze import GazePredictor
+from services.detection.servables.scanpath_predictor import GazePredictor
 from shared.registry import Card, Metric, Paper
 
 __all__ = ["OatGaze"]

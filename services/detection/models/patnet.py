@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from services.detection.classifier import Classifier
 from services.detection.layers.partial import PartialConv, PartialNetwork, Shape, dropped, perceptron
 from services.detection.layers.visual_attention import ChannelGate, SelfAttention, SpatialGate
+from services.detection.servables.classifier import Classifier
 from shared.registry import Card, Metric, Paper, builder
 from shared.registry.sparsity_claims import claimed, measured
 

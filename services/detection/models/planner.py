@@ -5,7 +5,7 @@ Solvers and proofs are in `services.detection.planning`; the networks that propo
 
 from __future__ import annotations
 
-from services.detection.planner import Planner
+from services.detection.servables.planner import Planner
 from shared.registry import Card, Metric, Paper
 
 __all__ = ["FoveaPlanner"]

@@ -13,8 +13,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from services.detection.boxes import decode
-from services.detection.detector import Detector
+from services.detection.boxes.geometry import decode
 from services.detection.layers import (
     AveragedConv,
     Conv,
@@ -27,6 +26,7 @@ from services.detection.layers import (
     raw_maps,
     towers,
 )
+from services.detection.servables.box_detector import Detector
 from shared.errors import InvalidOption
 from shared.registry import Card, Limits, Metric, Paper, builder
 

@@ -1,5 +1,5 @@
 """Plans over points: hulls, triangulations and tours, verified before they leave."""
 
-from services.detection.planning.plans import InvalidPoints, Plan, Pointers, plan, plans
+from services.detection.planning.solver import InvalidPoints, Plan, Pointers, plan, plans
 
 __all__ = ["InvalidPoints", "Plan", "Pointers", "plan", "plans"]

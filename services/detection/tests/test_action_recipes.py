@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from services.detection.recipes.bmn_demo import BmnCsaDemo, BmnDemo
-from services.detection.recipes.videos import CLASSES, LENGTH, videos
+from services.detection.recipes.bmn.data import CLASSES, LENGTH, videos
+from services.detection.recipes.bmn.recipe import BmnCsaDemo, BmnDemo
 from shared.training.recipe import Schedule, recipe_named
 from shared.training.trainer import fit
 
@@ -82,7 +82,7 @@ def test_an_oracle_that_knows_the_labels_reaches_nearly_everything(tmp_path: Pat
 
     class Oracle(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            from services.detection.segments import boundary_labels
+            from services.detection.temporal.segments import boundary_labels
 
             labels = [boundary_labels(spans, LENGTH) for spans in recipe.videos("test").segments]
             overlap, start, end = (torch.from_numpy(np.stack(part)).float() for part in zip(*labels, strict=True))

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from services.detection.actions import resampled
 from services.detection.models.bmn import BmnActions, BmnCsaActions
-from services.detection.recipes.videos import Videos, videos
-from services.detection.segments import interval_iou
+from services.detection.recipes.bmn.data import Videos, videos
+from services.detection.servables.action_detector import resampled
+from services.detection.temporal.segments import interval_iou
 from shared.api.actions import ActionsIn, ActionsOut
 from shared.registry import Place, Run
 from shared.registry.weights import read_weights
@@ -234,7 +234,7 @@ def test_attention_is_worth_what_the_card_says() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [BmnActions, BmnCsaActions])
 def test_the_manifests_numbers_are_measured_again(kind: Any) -> None:
-    from services.detection.recipes.bmn_demo import BmnCsaDemo, BmnDemo
+    from services.detection.recipes.bmn.recipe import BmnCsaDemo, BmnDemo
     from shared.export.artifacts import Artefacts
 
     weights = read_weights(kind.folder / f"{kind.weights}.safetensors")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from services.detection.recipes.boundary_loss import balanced_entropy, boundary_matching_loss, overlap_regression
+from services.detection.recipes.bmn.loss import balanced_entropy, boundary_matching_loss, overlap_regression
 
 
 def test_positives_and_negatives_weigh_the_same() -> None:

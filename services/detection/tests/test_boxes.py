@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.detection.boxes import (
+from services.detection.boxes.geometry import (
     cells,
     complete_iou,
     corners,
@@ -22,7 +22,7 @@ from services.detection.boxes import (
     overlap,
     unletterbox,
 )
-from services.detection.letterbox import GREY
+from services.detection.boxes.letterbox import GREY
 from services.detection.tests.filling import read
 
 SETTINGS: dict[str, dict[str, Any]] = {

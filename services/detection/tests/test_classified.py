@@ -10,8 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.detection.classified import MEAN, STD, as_csv, classify, grid, normalised, prepared, tally, tints
-from services.detection.drawing import colour
+from services.detection.boxes.drawing import colour
+from services.detection.servables.classification_postprocess import (
+    MEAN,
+    STD,
+    as_csv,
+    classify,
+    grid,
+    normalised,
+    prepared,
+    tally,
+    tints,
+)
 from shared.api.classes import ClassifyOut
 from shared.api.timings import Times
 from shared.errors import InvalidOption

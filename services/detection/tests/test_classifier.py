@@ -10,8 +10,8 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from services.detection.classifier import STAGES, Classifier
 from services.detection.models.patnet import PATNet
+from services.detection.servables.classifier import STAGES, Classifier
 from shared.api.classes import ClassifyIn, ClassifyOut
 from shared.errors import Cancelled, InvalidOption, NotReady, UnsupportedMedia
 from shared.registry import Card, Place, Run

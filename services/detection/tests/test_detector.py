@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from services.detection.detector import Detector
-from services.detection.drawing import colour
-from services.detection.recipes.pavement import draw_scene
+from services.detection.boxes.drawing import colour
+from services.detection.recipes.yolo9tr.data import draw_scene
+from services.detection.servables.box_detector import Detector
 from shared.api.boxes import DetectIn, DetectOut
 from shared.api.tensors import TensorSpec
 from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia

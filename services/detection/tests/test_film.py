@@ -10,8 +10,8 @@ import numpy as np
 import psutil
 import pytest
 
-from services.detection.film import Film
-from services.detection.frames import Multipart, Whole
+from services.detection.video.frame_parsers import Multipart, Whole
+from services.detection.video.video_decoder import Film
 from shared.errors import Malformed, TooLarge
 from shared.vision.decode import Bounds, decode
 

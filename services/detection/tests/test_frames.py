@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from services.detection.frames import Jpegs, Multipart, Splitter, Whole, pages, splitter
+from services.detection.video.frame_parsers import Jpegs, Multipart, Splitter, Whole, pages, splitter
 from shared.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.vision.decode import Bounds, decode
 
@@ -141,7 +141,7 @@ def test_videos_that_are_not_read_are_refused_with_a_way_out() -> None:
 
 
 def test_without_a_decoder_every_video_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.detection.frames.can_decode", lambda: False)
+    monkeypatch.setattr("services.detection.video.frame_parsers.can_decode", lambda: False)
     with pytest.raises(UnsupportedMedia, match="not installed") as caught:
         _run(Whole(BOUNDS), b"\x1aE\xdf\xa3" + b"\x00" * 50, 1000)
     assert "ffmpeg" in str(caught.value.hint)

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.detection.frames import Jpegs
-from services.detection.live import Inbox, StreamOptions, answers
-from services.detection.streams import router
 from services.detection.tests.test_detector import CARD, NAMES, Blobs, Toy
+from services.detection.video.frame_parsers import Jpegs
+from services.detection.video.stream_pipeline import Inbox, StreamOptions, answers
+from services.detection.video.stream_route import router
 from shared.api.boxes import DetectedFrame, DetectIn, Detection, DetectOut
 from shared.api.timings import Times
 from shared.errors import InvalidOption, Malformed, NotReady

@@ -7,8 +7,8 @@ import pytest
 
 from services.detection.models.fasternet import FasterNetClassifier
 from services.detection.models.patnet import PATNetClassifier
-from services.detection.recipes.patches import NAMES, draw_split
-from services.detection.recipes.patnet_demo import FasterNetDemo, PATNetDemo, paired_difference
+from services.detection.recipes.patnet.data import NAMES, draw_split
+from services.detection.recipes.patnet.recipe import FasterNetDemo, PATNetDemo, paired_difference
 from shared.api.classes import ClassifyIn
 from shared.registry import Place, Run
 from shared.registry.weights import read_weights

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.detection.recipes.damage import DAMAGE
-from services.detection.recipes.pavement import MOST, NAMES, SIDE, draw_scene, draw_split, ground, scenes
+from services.detection.recipes.crack_synthesis import DAMAGE
+from services.detection.recipes.yolo9tr.data import MOST, NAMES, SIDE, draw_scene, draw_split, ground, scenes
 
 
 @pytest.mark.parametrize("name", DAMAGE)

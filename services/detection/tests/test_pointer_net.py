@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from services.detection.models.pointer_net import PointerNet
-from services.detection.planning.pointing import framed, left_turns, pointed_hulls, pointed_tours
+from services.detection.planning.pointer_solver import framed, left_turns, pointed_hulls, pointed_tours
 from services.detection.tests.filling import read
 from shared.errors import InvalidOption
 from shared.registry import network

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from services.detection.recipes.boxed import boxed
-from services.detection.recipes.hieraedgenet_demo import (
+from services.detection.recipes.hieraedgenet.data import KINDS
+from services.detection.recipes.hieraedgenet.recipe import (
     HieraEdgeNetDemo,
     HieraEdgeNetOfficialDemo,
     predicted,
     turned,
 )
-from services.detection.recipes.patches import draw_split
-from services.detection.recipes.pollen import KINDS
+from services.detection.recipes.patnet.data import draw_split
+from services.detection.recipes.sample_sheet import boxed
 from shared.training.recipe import recipes
 from shared.vision.contact_sheet import GAP, contact_sheet
 
@@ -77,7 +77,7 @@ def test_the_true_boxes_score_one_and_count_right(small, monkeypatch):
                 made[index, 4 + int(kind), place] = 0.9
         return made
 
-    monkeypatch.setattr("services.detection.recipes.hieraedgenet_demo.predicted", perfect)
+    monkeypatch.setattr("services.detection.recipes.hieraedgenet.recipe.predicted", perfect)
     found = small.measure(torch.nn.Identity())
     assert found["map_50"] == pytest.approx(1, abs=0.01)
     assert found["count_error"] == 0

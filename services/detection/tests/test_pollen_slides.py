@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.detection.recipes.pollen import CROWDED, KINDS, Grain, draw_slide, draw_split, slides
+from services.detection.recipes.hieraedgenet.data import CROWDED, KINDS, Grain, draw_slide, draw_split, slides
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,10 @@ def test_grains_of_a_slide_hardly_overlap(train):
 
 def test_a_box_is_tight_around_what_was_drawn(monkeypatch):
     grain = Grain(kind=7, x=90, y=100, a=20, b=17, angle=0.4)
-    monkeypatch.setattr("services.detection.recipes.pollen._scatter", lambda *_: [grain])
-    monkeypatch.setattr("services.detection.recipes.pollen._debris", lambda *_: None)
+    monkeypatch.setattr("services.detection.recipes.hieraedgenet.data._scatter", lambda *_: [grain])
+    monkeypatch.setattr("services.detection.recipes.hieraedgenet.data._debris", lambda *_: None)
     with_grain = draw_slide(np.random.default_rng(4)).image.astype(int)
-    monkeypatch.setattr("services.detection.recipes.pollen._draw", lambda *_: None)
+    monkeypatch.setattr("services.detection.recipes.hieraedgenet.data._draw", lambda *_: None)
     changed = np.abs(with_grain - np.median(with_grain, axis=(0, 1))).max(axis=2) > 60
     rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
     drawn = np.array((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))

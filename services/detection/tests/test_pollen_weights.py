@@ -11,8 +11,8 @@ import onnx
 import pytest
 
 from services.detection.models.hieraedgenet import HieraEdgeNetDetector
-from services.detection.recipes.hieraedgenet_demo import HieraEdgeNetDemo
-from services.detection.recipes.pollen import KINDS, draw_split
+from services.detection.recipes.hieraedgenet.data import KINDS, draw_split
+from services.detection.recipes.hieraedgenet.recipe import HieraEdgeNetDemo
 from shared.api.boxes import DetectIn
 from shared.errors import InvalidOption
 from shared.registry import Place, Run

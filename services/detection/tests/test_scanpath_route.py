@@ -13,7 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from services.detection.models.oat import OatGaze
-from services.detection.recipes.shelves import products, trials
+from services.detection.recipes.oat.data import products, trials
 from shared.api.scanpath import ScanpathOut
 from shared.registry.weights import read_weights
 from shared.serving.build_app import build

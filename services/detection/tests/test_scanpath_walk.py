@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.detection.scanpaths import walk
+from services.detection.gaze.scanpaths import walk
 
 
 def chain(fixations: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.detection.segments import boundary_labels, classified, proposals, sampling_mask, soft_nms
+from services.detection.temporal.segments import boundary_labels, classified, proposals, sampling_mask, soft_nms
 from services.detection.tests.filling import read
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.detection.shelf import cropped, drawn_path, page_of, shelf_of_boxes, shelf_of_grid
+from services.detection.gaze.object_layout import cropped, drawn_path, page_of, shelf_of_boxes, shelf_of_grid
 from shared.errors import InvalidOption
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.detection.recipes.oat_demo import OatDemo
-from services.detection.recipes.shelves import CROP, LONGEST, PRODUCTS, noisy, products, searched, trials
+from services.detection.recipes.oat.data import CROP, LONGEST, PRODUCTS, noisy, products, searched, trials
+from services.detection.recipes.oat.recipe import OatDemo
 from shared.training.recipe import Schedule
 from shared.training.trainer import fit
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.detection.slicing import Slice, merged, slices
+from services.detection.boxes.tiling import Slice, merged, slices
 
 
 @settings(max_examples=80, deadline=None)

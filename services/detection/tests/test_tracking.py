@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.detection.tracking import PATIENCE, Tracker
+from services.detection.boxes.tracking import PATIENCE, Tracker
 
 
 def _row(x: float, y: float, score: float = 0.9, kind: int = 0, side: float = 20) -> list[float]:

@@ -11,8 +11,8 @@ import torch
 from services.detection.layers import PositionAttention
 from services.detection.metrics import box_average_precision
 from services.detection.models.yolo9tr import Yolo9trDetector
-from services.detection.recipes.pavement import draw_split
-from services.detection.recipes.scoring import detections
+from services.detection.recipes.box_evaluation import detections
+from services.detection.recipes.yolo9tr.data import draw_split
 from shared.api.boxes import DetectOut
 from shared.registry import Place, Run, network
 from shared.registry.weights import Weights, read_weights

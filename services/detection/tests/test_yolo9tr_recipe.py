@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from services.detection.models.yolo9tr import Yolo9tr
-from services.detection.recipes.pavement import NAMES
-from services.detection.recipes.yolo9tr_demo import Yolo9trDemo
+from services.detection.recipes.yolo9tr.data import NAMES
+from services.detection.recipes.yolo9tr.recipe import Yolo9trDemo
 from shared.registry import network
 from shared.registry.weights import read_weights
 from shared.training.publish import publish

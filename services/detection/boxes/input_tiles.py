@@ -1,0 +1,106 @@
+"""What a network sees of a picture (all of it, and slices where they are asked for), and boxes brought back from there.
+
+Knows arrays and the options of a request; knows no engine and no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from services.detection.boxes.letterbox import letterbox, unletterbox
+from services.detection.boxes.nms import nms
+from services.detection.boxes.tiling import Slice, merged, slices
+from shared.api.boxes import DetectOptions, Letterbox
+from shared.errors import TooLarge
+
+__all__ = ["SLICES", "Seen", "View", "gathered", "look"]
+
+SLICES = 1024
+"""Most slices of one picture."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """One input of the network, (h, w, 3) uint8 because there may be hundreds, and where it lies in the original."""
+
+    input: np.ndarray
+    area: Slice
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """A picture as the network sees it.
+
+    Attributes:
+        views: The whole picture, then its slices.
+        height: Pixels of the original.
+        width: Pixels of the original.
+        letterbox: How the whole was fitted.
+    """
+
+    views: list[View]
+    height: int
+    width: int
+    letterbox: Letterbox
+
+
+def look(pixels: np.ndarray, options: DetectOptions, side: int, stride: int, *, square: bool) -> Seen:
+    """Fit a picture (h, w, 3), and its slices where `options.tile` asks for them, into inputs of at most `side`.
+
+    Raises:
+        TooLarge: There would be more than `SLICES` slices.
+    """
+    height, width = pixels.shape[:2]
+    parts = slices(height, width, options.tile, options.tile_overlap) if options.tile else []
+    if len(parts) > SLICES:
+        raise TooLarge(
+            f"{len(parts)} slices of {options.tile} pixels; {SLICES} are the most.", hint="Take a larger tile.",
+            field="tile",
+        )  # fmt: skip
+    areas = [Slice(0, 0, width, height), *parts]
+    fitted = [letterbox(pixels[a.y1 : a.y2, a.x1 : a.x2], side, stride, not square) for a in areas]
+    page, ratio, (pad_x, pad_y) = fitted[0]
+    how = Letterbox(ratio=ratio, pad=(pad_x, pad_y), width=page.shape[1], height=page.shape[0])
+    return Seen([View(made, a) for (made, *_), a in zip(fitted, areas, strict=True)], height, width, how)
+
+
+def gathered(
+    seen: Seen, predictions: Sequence[np.ndarray], options: DetectOptions, classes: Sequence[int] | None
+) -> np.ndarray:
+    """The boxes of a picture, pixels of the original, best first.
+
+    Args:
+        seen: What was seen.
+        predictions: (4 + classes, a) of each of its views.
+        options: How much confidence and overlap; how many.
+        classes: Ids that count; None means all.
+    """
+    found = [_placed(view, _kept(rows, options, classes)) for view, rows in zip(seen.views, predictions, strict=True)]
+    if len(found) == 1:
+        return found[0]
+    sources = np.repeat(np.arange(len(found)) - 1, [len(rows) for rows in found])
+    parts = [view.area for view in seen.views[1:]]
+    shape = (seen.height, seen.width)
+    return merged(
+        np.concatenate(found), sources, parts, shape, iou=options.iou, agnostic=options.agnostic,
+        most=options.max_detections,
+    )  # fmt: skip
+
+
+def _kept(predictions: np.ndarray, options: DetectOptions, classes: Sequence[int] | None) -> np.ndarray:
+    (rows,) = nms(
+        predictions[None], confidence=options.confidence, iou=options.iou, max_detections=options.max_detections,
+        classes=classes, agnostic=options.agnostic,
+    )  # fmt: skip
+    return np.asarray(rows)
+
+
+def _placed(view: View, rows: np.ndarray) -> np.ndarray:
+    """Rows (m, 6) of a view's input as rows in the original; what shrank to nothing at its edge is left out."""
+    a = view.area
+    back = unletterbox(rows.astype(np.float64), view.input.shape[:2], (a.y2 - a.y1, a.x2 - a.x1))
+    back[:, :4] += (a.x1, a.y1, a.x1, a.y1)
+    return back[(back[:, 2] > back[:, 0]) & (back[:, 3] > back[:, 1])]

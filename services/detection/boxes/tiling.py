@@ -1,0 +1,128 @@
+"""Large pictures in slices: where the slices lie, and how boxes from all of them become one list again.
+
+An object on a border is seen by several slices, in each of them in part. Parts of one object are joined, then whole
+doubles are suppressed. Knows boxes and sides; knows no picture and no network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from services.detection.boxes.nms import APART, kept
+
+__all__ = ["Slice", "merged", "slices"]
+
+NEAR = 3.0
+"""Pixels from a border within which a box counts as cut by it."""
+
+SAME = 0.6
+"""Share of the smaller box inside the larger from which a cut box and another one are the same object."""
+
+ALONG = 0.5
+"""Overlap along a border from which two cut boxes are halves of one object."""
+
+MOST = 3000
+"""Best boxes that are compared with each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A rectangle of the original: x1, y1, x2, y2 in pixels, the last two just outside."""
+
+    x1: int
+    y1: int
+    x2: int
+    y2: int
+
+
+def slices(height: int, width: int, side: int, overlap: float) -> list[Slice]:
+    """Squares of `side` that cover a picture, each sharing at least `overlap` of itself with the next one.
+
+    None where the picture is no larger than one of them.
+    """
+    if max(height, width) <= side:
+        return []
+    across, down = (_starts(length, side, overlap) for length in (width, height))
+    return [Slice(x, y, min(x + side, width), min(y + side, height)) for y in down for x in across]
+
+
+def _starts(length: int, side: int, overlap: float) -> list[int]:
+    """Evenly spread starts, the last slice ending where the picture does."""
+    if length <= side:
+        return [0]
+    step = max(side * (1 - overlap), 1)
+    count = int(np.ceil((length - side) / step)) + 1
+    return [round(i * (length - side) / (count - 1)) for i in range(count)]
+
+
+def merged(
+    rows: np.ndarray,
+    sources: np.ndarray,
+    parts: list[Slice],
+    shape: tuple[int, int],
+    *,
+    iou: float,
+    agnostic: bool,
+    most: int,
+) -> np.ndarray:
+    """One list of boxes from those of all slices and of the whole picture.
+
+    Args:
+        rows: x1, y1, x2, y2 (pixels of the original), score, class of each box (m, 6).
+        sources: Index into `parts` of each box; -1 where the whole picture was searched.
+        parts: The slices.
+        shape: Height and width of the original.
+        iou: Of two boxes that overlap by more, the better stays.
+        agnostic: Boxes of different classes suppress each other too.
+        most: Most boxes that stay.
+    """
+    best = np.argsort(-rows[:, 4], kind="stable")[:MOST]
+    rows, sources = rows[best], sources[best]
+    if len(rows) > 1:
+        rows = _joined(rows, _pairs(rows, sources, _cut(rows, sources, parts, shape)))
+    order = kept(rows[:, :4] + rows[:, 5:] * (0 if agnostic else APART), rows[:, 4], iou, most)
+    return np.asarray(rows[order])
+
+
+def _cut(rows: np.ndarray, sources: np.ndarray, parts: list[Slice], shape: tuple[int, int]) -> np.ndarray:
+    """Whether each side (left, top, right, bottom) of each box (m, 4) lies on a border inside the picture."""
+    height, width = shape
+    edges = np.array([(0, 0, width, height), *((p.x1, p.y1, p.x2, p.y2) for p in parts)], np.float64)[sources + 1]
+    inner = edges != np.array([0, 0, width, height])
+    return np.asarray(inner & (np.abs(rows[:, :4] - edges) <= NEAR))
+
+
+def _pairs(rows: np.ndarray, sources: np.ndarray, cut: np.ndarray) -> np.ndarray:
+    """Which boxes are parts of the same object (m, m) bool."""
+    low, high = rows[:, None, :2], rows[:, None, 2:4]
+    shared = np.minimum(high, rows[:, 2:4]) - np.maximum(low, rows[:, :2])  # (m, m, 2); negative where they are apart
+    size = np.maximum(rows[:, 2:4] - rows[:, :2], 1e-9)
+    smaller = np.minimum(size[:, None], size)
+    along = shared / smaller
+    any_cut = np.asarray(cut.any(axis=1))
+    inside = np.clip(shared, 0, None).prod(axis=2) / np.minimum.outer(size.prod(axis=1), size.prod(axis=1))
+    same = (inside > SAME) & (any_cut[:, None] | any_cut)
+    halves = np.zeros_like(same)
+    for axis in (0, 1):
+        first, last = cut[:, axis], cut[:, axis + 2]
+        faced = (last[:, None] & first) | (first[:, None] & last)
+        halves |= faced & (shared[..., axis] >= -NEAR) & (along[..., 1 - axis] > ALONG)
+    alike = (rows[:, None, 5] == rows[:, 5]) & (sources[:, None] != sources)
+    return np.asarray((same | halves) & alike)
+
+
+def _joined(rows: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """One box around each group of parts, with the score of its best; a group of one stays as it is."""
+    count, group = connected_components(coo_matrix(pairs), directed=False)
+    if count == len(rows):
+        return rows
+    found = np.empty((count, rows.shape[1]), rows.dtype)
+    for column, reduce in ((slice(0, 2), np.minimum), (slice(2, 6), np.maximum)):
+        start = np.inf if reduce is np.minimum else -np.inf
+        found[:, column] = start
+        reduce.at(found[:, column], group, rows[:, column])
+    return found[np.argsort(-found[:, 4], kind="stable")]

@@ -1,0 +1,242 @@
+"""Plans: who solves what, and what is proven before an answer leaves.
+
+Knows tasks, solvers and their ranges. A learned answer is asked for only inside its trained range, and is always
+checked: a hull against Qhull's, a tour for being a permutation and against a lower bound.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.spatial import QhullError
+
+from services.detection.models.pointer_net import PointerNet
+from services.detection.planning.exact import LARGEST, optimal_tours, tour_lengths
+from services.detection.planning.geometry import area, canonical_hull, canonical_tour, delaunay, hull
+from services.detection.planning.heuristic import heuristic_tour, improved
+from services.detection.planning.lower_bound import tour_bound
+from services.detection.planning.pointer_solver import pointed_hulls, pointed_tours
+from shared.errors import InvalidOption
+from shared.registry import network
+from shared.registry.weights import Weights, read_weights
+
+__all__ = ["TRAINED", "InvalidPoints", "Plan", "Pointers", "Solver", "Task", "plan", "plans"]
+
+Task = Literal["hull", "delaunay", "tsp"]
+Solver = Literal["auto", "pointer", "exact", "heuristic"]
+
+TRAINED = range(5, 11)
+"""Sizes that the pointer networks were trained on; they are never asked about others."""
+
+_EXACT = 10
+"""Points up to which `auto` proves a tour: the eleventh would double the time for the twelfth."""
+
+FOLDER = Path(__file__).parent.parent / "weights"
+
+
+class InvalidPoints(InvalidOption):
+    """Points that no plan can be made for; `index` names the first that is wrong."""
+
+    def __init__(self, detail: str, *, index: int | None = None) -> None:
+        super().__init__(detail, hint="Points are [x, y] with finite numbers.", field="points")
+        self.index = index
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A verified answer.
+
+    Attributes:
+        task: What was asked.
+        order: Hull, counter-clockwise from its lowest index; or tour from 0, second index below the last.
+        triangles: Corners of each triangle, ascending; triangles by incentre, x then y.
+        certified: Whether it is proven to be right (hull, triangles) or shortest (tour).
+        solver: Who answered: pointer, qhull, exact or heuristic.
+        objective: Area of the hull, length of the closed tour; 0 for triangles.
+        lower_bound: No tour is shorter; for a hull its area.
+        optimality_gap: objective / lower_bound - 1.
+        notes: Why somebody else answered than was asked.
+        step_probabilities: Of each step of a learned hull.
+    """
+
+    task: Task
+    order: list[int] | None
+    triangles: list[tuple[int, int, int]] | None
+    certified: bool
+    solver: str
+    objective: float
+    lower_bound: float
+    optimality_gap: float
+    notes: list[str] = field(default_factory=list)
+    step_probabilities: list[float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pointers:
+    """The trained networks."""
+
+    hull: PointerNet
+    tour: PointerNet
+
+    @classmethod
+    def of(cls, hull: Weights, tour: Weights) -> Pointers:
+        """From verified weights."""
+        return cls(_built(hull), _built(tour))
+
+    @classmethod
+    def packaged(cls) -> Pointers | None:
+        """Those that come with the package; None where they are left out."""
+        files = [FOLDER / f"fovea-pointer-{name}.safetensors" for name in ("hull", "tour")]
+        return cls.of(*map(read_weights, files)) if all(file.exists() for file in files) else None
+
+
+def plan(
+    task: Task, points: np.ndarray | list[list[float]], solver: Solver = "auto", time_limit: float = 2.0,
+    pointers: Pointers | None = None,
+) -> Plan:  # fmt: skip
+    """One plan; see `plans`."""
+    return plans(task, [np.asarray(points, float)], solver, time_limit, pointers)[0]
+
+
+def plans(
+    task: Task, batch: list[np.ndarray], solver: Solver = "auto", time_limit: float = 2.0,
+    pointers: Pointers | None = None,
+) -> list[Plan]:  # fmt: skip
+    """A plan for each set of points (n, 2).
+
+    Args:
+        task: `hull`, `delaunay` or `tsp` (shortest closed tour).
+        batch: Sets of points.
+        solver: `auto` takes the best for each size; another is used where it can be.
+        time_limit: Seconds for one heuristic tour.
+        pointers: The trained networks; read from the package when `pointer` is asked for without them.
+
+    Raises:
+        InvalidPoints: Points that are not finite, or lie on one line where that makes no sense.
+        InvalidOption: No such task.
+    """
+    if task not in ("hull", "delaunay", "tsp"):
+        raise InvalidOption(f"There is no task {task!r}.", hint="Tasks are hull, delaunay and tsp.", field="task")
+    sets = [_points(points) for points in batch]
+    learned = _learned(task, sets, solver, pointers)
+    made: list[Plan] = []
+    for place, points in enumerate(sets):
+        proposal = learned.get(place)
+        notes = _why_not(task, solver, len(points), answered=proposal is not None)
+        if task == "tsp":
+            made.append(_tour(points, solver, time_limit, proposal, notes))
+        else:
+            made.append(_flat(task, points, proposal, notes))
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Proposal:
+    """What a network proposes."""
+
+    order: list[int]
+    chances: list[float] | None = None
+
+
+def _points(points: np.ndarray) -> np.ndarray:
+    given = np.asarray(points, float)
+    if given.ndim != 2 or given.shape[1] != 2 or len(given) == 0:
+        raise InvalidPoints(f"points must be (n, 2) with n at least 1, not {given.shape}.")
+    if not (finite := np.isfinite(given).all(1)).all():
+        index = int(np.flatnonzero(~finite)[0])
+        raise InvalidPoints(f"Point {index} is not finite.", index=index)
+    if np.abs(given).max() > 1e150:
+        index = int(np.abs(given).max(1).argmax())
+        raise InvalidPoints(f"Point {index} is too far out: its distances overflow.", index=index)
+    return given
+
+
+def _learned(task: Task, sets: list[np.ndarray], solver: Solver, pointers: Pointers | None) -> dict[int, _Proposal]:
+    """Proposals by place, made for all sets of one size at once.
+
+    Where nobody asked for the pointer, it proposes hulls, which are checked anyway, and tours of batches alone.
+    """
+    wanted = solver == "pointer" or (solver == "auto" and pointers is not None and (task == "hull" or len(sets) > 1))
+    if task == "delaunay" or not wanted:
+        return {}
+    sizes = {len(points) for points in sets} & set(TRAINED)
+    nets = pointers or (Pointers.packaged() if sizes else None)
+    found: dict[int, _Proposal] = {}
+    for size in sizes:
+        places = [place for place, points in enumerate(sets) if len(points) == size]
+        together = np.stack([sets[place] for place in places])
+        found |= dict(zip(places, _proposals(task, together, nets), strict=True))
+    return found
+
+
+def _proposals(task: Task, points: np.ndarray, nets: Pointers | None) -> list[_Proposal]:
+    if nets is None:
+        return []
+    if task == "tsp":
+        return [_Proposal(tour.tolist()) for tour in pointed_tours(nets.tour, points)]
+    orders, chances = pointed_hulls(nets.hull, points)
+    return [_Proposal(order, row[: len(order) + 1].tolist()) for order, row in zip(orders, chances, strict=True)]
+
+
+def _why_not(task: Task, solver: Solver, count: int, *, answered: bool) -> list[str]:
+    """Why another solver answers than was asked."""
+    if solver == "pointer" and task == "delaunay":
+        return ["There is no trained network for triangulations; Qhull answered."]
+    if solver == "pointer" and count not in TRAINED:
+        return [f"{count} points are outside of the trained range, {TRAINED[0]} to {TRAINED[-1]}."]
+    if solver == "pointer" and not answered:
+        return ["The trained networks are not installed here."]
+    if solver == "exact" and task == "tsp" and count > LARGEST:
+        return [f"{count} points are too many to prove a tour; {LARGEST} is the most."]
+    return []
+
+
+def _flat(task: Task, points: np.ndarray, proposal: _Proposal | None, notes: list[str]) -> Plan:
+    """A hull or triangles, by Qhull; a learned hull counts where it is the same."""
+    try:
+        if task == "delaunay":
+            return Plan(task, None, delaunay(_centred(points)), True, "qhull", 0.0, 0.0, 0.0, notes)
+        true = hull(_centred(points))
+    except (QhullError, ValueError) as error:
+        raise InvalidPoints(f"A {task} needs three points that are not on one line.") from error
+    size, solver, chances = area(points, true), "qhull", None
+    if proposal is not None:
+        if len(proposal.order) > 2 and canonical_hull(proposal.order) == true:
+            solver, chances = "pointer", [round(chance, 6) for chance in proposal.chances or []]
+        else:
+            notes = [*notes, "The network's hull differed from Qhull's, which is the answer."]
+    return Plan(task, true, None, True, solver, size, size, 0.0, notes, chances)
+
+
+def _tour(points: np.ndarray, solver: Solver, seconds: float, proposal: _Proposal | None, notes: list[str]) -> Plan:
+    """A tour: proven where it is small, else improved until the time is up, and bounded."""
+    n, deadline = len(points), time.monotonic() + seconds
+    if n <= 3 or (solver == "exact" and n <= LARGEST) or (solver == "auto" and n <= _EXACT and proposal is None):
+        order, length = optimal_tours(_centred(points)[None])
+        known = float(length[0])
+        return Plan("tsp", canonical_tour(order[0].tolist()), None, True, "exact", known, known, 0.0, notes)
+    if proposal is not None:
+        order_, name = improved(points, proposal.order), "pointer"
+    else:
+        order_, name = heuristic_tour(points, deadline - 0.3 * seconds), "heuristic"
+    known = float(tour_lengths(points, np.asarray(order_)))
+    bound = known if known == 0 else tour_bound(points, known, deadline=max(deadline, time.monotonic() + 0.1))
+    gap = known / bound - 1 if bound > 0 else 0.0
+    return Plan("tsp", canonical_tour(order_), None, gap < 1e-9, name, known, bound, gap, notes)
+
+
+def _centred(points: np.ndarray) -> np.ndarray:
+    """Points around their middle: what is small compared to its distance from the origin loses its digits otherwise."""
+    return np.asarray(points - points.mean(0))
+
+
+def _built(weights: Weights) -> PointerNet:
+    spec = weights.manifest.network
+    net: PointerNet = network(spec.name, **spec.config)
+    net.load_state_dict({key: torch.from_numpy(array) for key, array in weights.arrays.items()})
+    return net.eval()

@@ -1,0 +1,155 @@
+"""Recipes of the demo weights of PATNet and FasterNet: six classes of pavement patches, same data, steps and seed.
+
+Knows how the committed weights are made, measured and compared; its numbers say nothing about ImageNet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+
+from services.detection.models.fasternet import FasterNet
+from services.detection.models.patnet import PATNet
+from services.detection.recipes.patnet.data import NAMES, Patches, Split, patches
+from services.detection.servables.classification_postprocess import MEAN, STD
+from shared.registry.weights import read_weights
+from shared.training.recipe import Batch, Recipe, Schedule
+
+__all__ = ["FasterNetDemo", "PATNetDemo", "paired_difference"]
+
+WEIGHTS = Path(__file__).parents[1] / "weights"
+
+NORMAL_95 = 1.96
+"""Standard deviations to either side that hold 95 % of a normal distribution."""
+
+
+class FasterNetDemo(Recipe):
+    """FasterNet-T0 with six classes, 2.6 million parameters: two or three minutes on one CPU core."""
+
+    name: ClassVar[str] = "fasternet-demo"
+    weights: ClassVar[str] = "fasternet"
+
+    schedule: Schedule = Schedule(
+        steps=600, batch=32, rate=1e-3, floor=1e-5, warm_up=100, decay=0.01, ema=0.995, validate_every=200
+    )
+    classes: tuple[str, ...] = Field(NAMES, description="Names of the classes, by id.")
+    side: int = Field(96, description="Pixels of a patch.")
+    train: int = Field(6000, ge=6, description="Patches to train on.")
+    valid: int = Field(300, ge=6, description="Patches that choose the checkpoint.")
+    test: int = Field(1200, ge=6, description="Patches that are only measured, once.")
+
+    _cache: Path | None = PrivateAttr(None)
+
+    def config(self) -> dict[str, Any]:
+        """The smallest size."""
+        return {"size": "t0", "classes": len(self.classes)}
+
+    def network(self) -> nn.Module:
+        """The network in the layout that is served."""
+        return FasterNet(**self.config())
+
+    def prepare(self, cache: Path) -> str:
+        """Draw the patches; the digest covers training and validation."""
+        self._cache = cache
+        return f"train:{self.patches('train').digest} valid:{self.patches('valid').digest}"
+
+    def patches(self, split: Split) -> Patches:
+        """The patches of one split; no patch is in two of them."""
+        return patches(split, getattr(self, split), seed=self.seed, side=self.side, cache=self._cache)
+
+    def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
+        """Random patches, flipped or not along both axes, up to a fifth darker or lighter."""
+        held, count = self.patches("train"), self.schedule.batch
+        chosen = rng.integers(len(held.images), size=count)
+        light = torch.from_numpy(rng.uniform(0.8, 1.2, (count, 1, 1, 1)).astype(np.float32))
+        image = normalised(held.images[chosen], light)
+        for axis in (-1, -2):
+            turned = torch.from_numpy(rng.random(count) < 0.5).view(-1, 1, 1, 1)
+            image = image.where(~turned, image.flip(axis))
+        yield {"image": image, "label": torch.from_numpy(held.labels[chosen])}
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy, smoothed by a tenth."""
+        image = batch["image"].to(memory_format=torch.channels_last)
+        return F.cross_entropy(network(image), batch["label"], label_smoothing=0.1)
+
+    def score(self, network: nn.Module) -> float:
+        """Share of validation patches that are classified right, less a little of the loss to tell equals apart."""
+        held = self.patches("valid")
+        logits = predicted(network, held.images)
+        right = float((logits.argmax(1).numpy() == held.labels).mean())
+        return right - 1e-3 * float(F.cross_entropy(logits, torch.from_numpy(held.labels)))
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """Top-1 over the test patches and for each class."""
+        held = self.patches("test")
+        right = self._right(network)
+        found = {"top_1": float(right.mean()), "patches": float(len(right))}
+        return found | {
+            f"recall.{name}": float(right[held.labels == index].mean()) for index, name in enumerate(self.classes)
+        }
+
+    def _right(self, network: nn.Module) -> NDArray[np.bool_]:
+        """Which test patches are classified right."""
+        held = self.patches("test")
+        return np.asarray(predicted(network, held.images).argmax(1).numpy() == held.labels)
+
+    def facts(self) -> dict[str, str]:
+        """What the manifest should say beside the knobs."""
+        return {
+            "data": f"synthetic patches of services.detection.recipes.patnet.data, {self.side} px, balanced classes",
+            "test_digest": self.patches("test").digest,
+            "departures": "AdamW for 600 steps at 96 px; no mixup, cutmix or RandAugment; averaged weights (EMA)",
+        }
+
+
+class PATNetDemo(FasterNetDemo):
+    """PATNet-T0 with six classes, 2.2 million parameters: two or three minutes on one CPU core."""
+
+    name: ClassVar[str] = "patnet-demo"
+    weights: ClassVar[str] = "patnet"
+
+    def network(self) -> nn.Module:
+        """The network in the layout that is served."""
+        return PATNet(**self.config())
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """As for the baseline; and the difference to it on the same patches, where its weights are there."""
+        found = super().measure(network)
+        if (file := WEIGHTS / "fasternet.safetensors").exists():
+            baseline = FasterNet(**self.config())
+            baseline.load_state_dict({key: torch.from_numpy(array) for key, array in read_weights(file).arrays.items()})
+            low, mean, high = paired_difference(self._right(network), self._right(baseline))
+            found |= {"top_1_over_fasternet": mean, "top_1_over_fasternet.low": low, "top_1_over_fasternet.high": high}
+        return found
+
+
+def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """Mean difference of two scores on the same samples, between the ends of its 95 % interval: low, mean, high."""
+    apart = first.astype(np.float64) - second
+    mean, half = apart.mean(), NORMAL_95 * apart.std(ddof=1) / len(apart) ** 0.5
+    return float(mean - half), float(mean), float(mean + half)
+
+
+def normalised(images: NDArray[np.uint8], light: Tensor | float = 1.0) -> Tensor:
+    """Patches (n, h, w, 3) as network input (n, 3, h, w), their brightness times `light`."""
+    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(255)
+    x = (x * light).clamp(0, 1)
+    return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+@torch.no_grad()
+def predicted(network: nn.Module, images: NDArray[np.uint8], batch: int = 60) -> Tensor:
+    """Logits (n, classes) of patches (n, h, w, 3)."""
+    network.eval()
+    device = next(network.parameters()).device
+    parts = [network(normalised(images[at : at + batch]).to(device)).cpu() for at in range(0, len(images), batch)]
+    return torch.cat(parts)

@@ -1,0 +1,139 @@
+"""From a picture to a classifier's input and from its logits to an answer: patches, probabilities, tints, rows.
+
+Knows arrays and the wire type; knows no network and no engine.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from PIL import Image
+
+from services.detection.boxes.drawing import colour
+from shared.api.classes import Candidate, Classified, ClassifyOut
+from shared.errors import InvalidOption
+from shared.vision.draw import labelled
+
+__all__ = ["MEAN", "MOST", "STD", "Grid", "as_csv", "classify", "grid", "normalised", "prepared", "tally", "tints"]
+
+MEAN = np.array((0.485, 0.456, 0.406), np.float32)
+STD = np.array((0.229, 0.224, 0.225), np.float32)
+"""Of ImageNet, by RGB channel, as a share of 255."""
+
+MOST = 1024
+"""Patches of one picture."""
+
+WRITABLE = 72
+"""Pixels that a patch must be wide for its label to be written on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """How a picture is divided: `rows` times `columns` patches; boxes are x1, y1, x2, y2, row by row."""
+
+    rows: int
+    columns: int
+    boxes: list[tuple[int, int, int, int]]
+
+
+def grid(height: int, width: int, tile: int | None) -> Grid:
+    """Divide a picture evenly into patches of about `tile` pixels; None leaves it whole.
+
+    Raises:
+        InvalidOption: There would be more patches than `MOST`.
+    """
+    rows, columns = (max(1, round(length / tile)) if tile else 1 for length in (height, width))
+    if rows * columns > MOST:
+        detail = f"tile={tile} divides {width}×{height} pixels into {rows * columns:,} patches; the limit is {MOST:,}."
+        raise InvalidOption(detail, hint="Choose larger patches.", field="tile")
+    ys, xs = ([round(length * i / n) for i in range(n + 1)] for length, n in ((height, rows), (width, columns)))
+    boxes = [(left, top, right, bottom) for top, bottom in pairwise(ys) for left, right in pairwise(xs)]
+    return Grid(rows, columns, boxes)
+
+
+def prepared(pixels: np.ndarray, box: tuple[int, int, int, int], side: int, crop: float) -> np.ndarray:
+    """A patch of a picture (h, w, 3) uint8 at the network's size, still uint8 (side, side, 3), bicubic with antialias.
+
+    Args:
+        pixels: The picture.
+        box: The patch.
+        side: Of the network's square.
+        crop: Share of the shorter side that is kept, in the middle, as published evaluations do; 1 squashes the whole
+            patch into the square instead.
+    """
+    patch = Image.fromarray(pixels[box[1] : box[3], box[0] : box[2]])
+    if crop < 1:
+        short, (wide, high) = min(patch.size) * crop, patch.size
+        left, top = (wide - short) / 2, (high - short) / 2
+        small = patch.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
+    else:
+        small = patch.resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(small)
+
+
+def normalised(patches: np.ndarray) -> np.ndarray:
+    """Patches (n, s, s, 3) uint8 as network input (n, 3, s, s) float32."""
+    scaled = (patches.astype(np.float32) / 255 - MEAN) / STD
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def classify(logits: np.ndarray, boxes: Grid, names: Sequence[str], top_k: int) -> list[Classified]:
+    """The classes of patches from their logits (patches, classes)."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probability = shifted / shifted.sum(axis=1, keepdims=True)
+    order = np.argsort(-probability, axis=1, kind="stable")[:, :top_k]
+    found = []
+    for box, row, best in zip(boxes.boxes, probability, order, strict=True):
+        top = [Candidate(label=names[i], class_id=int(i), probability=round(float(row[i]), 6)) for i in best]
+        found.append(Classified(**top[0].model_dump(), box=box, top=top))
+    return found
+
+
+def tally(results: Sequence[Classified]) -> dict[str, int]:
+    """Patches by class, most frequent first."""
+    return dict(Counter(result.label for result in results).most_common())
+
+
+def tints(pixels: np.ndarray, answer: ClassifyOut) -> np.ndarray:
+    """The picture with each patch drawn towards the colour of its class, the more the surer it is, and a legend."""
+    picture = pixels.copy()
+    for result in answer.results:
+        left, top, right, bottom = result.box
+        patch, strength = picture[top:bottom, left:right], 0.4 * result.probability
+        patch[...] = np.rint(patch * (1 - strength) + np.multiply(colour(result.class_id), strength))
+    return _written(picture, answer)
+
+
+def _written(picture: np.ndarray, answer: ClassifyOut) -> np.ndarray:
+    """Labels on the patches where they fit, otherwise a legend with the share of each class."""
+    size = max(11, round(max(picture.shape) / 60))
+    fits = min(result.box[2] - result.box[0] for result in answer.results) >= WRITABLE
+    by_label = {result.label: result.class_id for result in answer.results}
+    for place, (label, count) in enumerate(answer.counts.items()):
+        if fits:
+            texts = [
+                (float(r.box[0]), float(r.box[1] + size + 6), f"{label} {r.probability:.0%}")
+                for r in answer.results
+                if r.label == label
+            ]
+        else:
+            texts = [(0.0, (place + 1) * (size + 6.0), f"{label} {count / len(answer.results):.0%}")]
+        picture = labelled(picture, texts, colour(by_label[label]), size)
+    return picture
+
+
+def as_csv(answer: ClassifyOut) -> bytes:
+    """One row a patch."""
+    out = io.StringIO()
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(("row", "column", "x1", "y1", "x2", "y2", "label", "class_id", "probability"))
+    for index, result in enumerate(answer.results):
+        row, column = divmod(index, answer.columns)
+        rows.writerow((row, column, *result.box, result.label, result.class_id, result.probability))
+    return out.getvalue().encode()
