@@ -15,9 +15,9 @@ from typing import ClassVar, Self
 import numpy as np
 from pydantic import BaseModel
 
-from services.medical_seg.found import drawn, find, forms, numbers
-from services.medical_seg.models.network import NAMES
-from services.medical_seg.resize import normalised
+from services.medical_seg.models.polyp_network import NAMES
+from services.medical_seg.postprocess import drawn, find, forms, numbers
+from services.medical_seg.preprocess import normalised
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.api.tensors import TensorSpec
 from shared.api.timings import Times

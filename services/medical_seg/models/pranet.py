@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from services.medical_seg.models.network import PolypNetwork, scaled
+from services.medical_seg.models.polyp_network import PolypNetwork, scaled
 from services.medical_seg.segmenter import Segmenter
 from shared.registry import Card, Metric, Paper, builder
 

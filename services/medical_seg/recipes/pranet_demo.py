@@ -15,8 +15,8 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from services.medical_seg.losses import deep_supervision, dual_supervision
-from services.medical_seg.recipes.frames import mean_dice_at_half, normalised, predict_maps, score_frames
-from services.medical_seg.recipes.graph import export_graph
+from services.medical_seg.recipes.evaluation import mean_dice_at_half, normalised, predict_maps, score_frames
+from services.medical_seg.recipes.onnx_export import export_graph
 from services.medical_seg.recipes.polyps import Frames, Split, frames
 from shared.export.onnx_export import Parity
 from shared.training.recipe import Batch, MultiScale, Recipe, Schedule

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from services.medical_seg.models.pranet import PraNetSegmenter, PraNetV2Segmenter
-from services.medical_seg.recipes.frames import mean_dice_at_half
+from services.medical_seg.recipes.evaluation import mean_dice_at_half
 from services.medical_seg.recipes.polyps import draw_split
 from services.medical_seg.recipes.pranet_demo import PraNetDemo, PraNetV2Demo
 from shared.api.mask import SegmentIn

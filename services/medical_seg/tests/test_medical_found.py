@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.medical_seg import resize
-from services.medical_seg.found import LISTED, drawn, find, forms, numbers
+from services.medical_seg import preprocess
+from services.medical_seg.postprocess import LISTED, drawn, find, forms, numbers
 from shared.api.mask import SegmentIn
 from shared.vision.decode import decode
 from shared.vision.mask_regions import unpack_run_lengths
@@ -49,7 +49,7 @@ def test_mask_is_the_sigmoid_of_the_enlarged_map_over_the_threshold(normalise, t
 @pytest.mark.parametrize("normalise", ["none", "minmax"])
 def test_bands_change_nothing(monkeypatch, normalise):
     whole = find(NOISE, 70, 90, asked(normalise=normalise))
-    monkeypatch.setattr(resize, "_STRIP", 90 * 9)
+    monkeypatch.setattr(preprocess, "_STRIP", 90 * 9)
     banded = find(NOISE, 70, 90, asked(normalise=normalise))
     assert (whole.mask == banded.mask).all()
     assert np.abs(whole.shades.astype(int) - banded.shades).max() <= 1

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from services.medical_seg import resize
-from services.medical_seg.resize import enlarged, normalised, strips
+from services.medical_seg import preprocess
+from services.medical_seg.preprocess import enlarged, normalised, strips
 
 torch.set_num_threads(1)
 
@@ -41,7 +41,7 @@ def test_any_size_is_enlarged_as_torch_does(source, height, width, seed):
 def test_bands_are_the_whole(monkeypatch):
     values = np.random.default_rng(1).standard_normal((20, 20)).astype(np.float32)
     whole = enlarged(values, 101, 70)
-    monkeypatch.setattr(resize, "_STRIP", 7 * 70)
+    monkeypatch.setattr(preprocess, "_STRIP", 7 * 70)
     bands = list(strips(values, 101, 70))
     assert [rows.stop - rows.start for rows, _ in bands] == [7] * 14 + [3]
     assert np.allclose(np.concatenate([part for _, part in bands]), whole, atol=1e-6)
@@ -67,6 +67,6 @@ def test_down_scaling_is_antialiased():
 
 
 def test_resizing_loads_no_torch():
-    script = "import sys, services.medical_seg.resize; print('torch' in sys.modules)"
+    script = "import sys, services.medical_seg.preprocess; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from services.medical_seg.models.decoder import PartialDecoder, ReceptiveField
-from services.medical_seg.models.network import scaled
+from services.medical_seg.models.partial_decoder import PartialDecoder, ReceptiveField
+from services.medical_seg.models.polyp_network import scaled
 from services.medical_seg.models.res2net import Bottle2neck, Res2Net
 
 

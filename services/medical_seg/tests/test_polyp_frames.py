@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from services.medical_seg.recipes import polyps
 from services.medical_seg.recipes.polyps import draw_frame, draw_split, frames
-from services.medical_seg.recipes.sheet import contact_sheet
+from services.medical_seg.recipes.sample_sheet import contact_sheet
 
 
 @pytest.fixture(scope="module")

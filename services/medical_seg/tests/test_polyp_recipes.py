@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from services.medical_seg.models.pranet import PraNet, PraNetSegmenter, PraNetV2
-from services.medical_seg.recipes.frames import mean_dice_at_half, predict_maps, score_frames
-from services.medical_seg.recipes.graph import export_graph
-from services.medical_seg.recipes.pictures import find_pairs
+from services.medical_seg.recipes.evaluation import mean_dice_at_half, predict_maps, score_frames
+from services.medical_seg.recipes.folder_dataset import find_pairs
+from services.medical_seg.recipes.onnx_export import export_graph
 from services.medical_seg.recipes.polyps import draw_split
 from services.medical_seg.recipes.pranet_demo import PraNetDemo, PraNetV2Demo
 from services.medical_seg.recipes.pranet_full import PraNetFull, PraNetV2Full

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from services.medical_seg.models.decoder import BasicConv, ReceptiveField
+from services.medical_seg.models.partial_decoder import BasicConv, ReceptiveField
 from services.medical_seg.models.res2net import Bottle2neck, Res2Net
 from shared.errors import InvalidOption
 from shared.registry import network, networks

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from services.medical_seg.metrics import dataset_scores
-from services.medical_seg.models.network import PolypNetwork
-from services.medical_seg.resize import MEAN, STD
+from services.medical_seg.models.polyp_network import PolypNetwork
+from services.medical_seg.preprocess import MEAN, STD
 
 __all__ = ["mean_dice_at_half", "normalised", "predict_maps", "score_frames"]
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.medical_seg.models.decoder import BasicConv, PartialDecoder, ReceptiveField
+from services.medical_seg.models.partial_decoder import BasicConv, PartialDecoder, ReceptiveField
 from services.medical_seg.models.res2net import Res2Net
 from shared.errors import InvalidOption
 

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from services.medical_seg.models.network import NAMES, PolypNetwork
+from services.medical_seg.models.polyp_network import NAMES, PolypNetwork
 from shared.export.onnx_export import Parity, export_onnx
 
 __all__ = ["export_graph"]

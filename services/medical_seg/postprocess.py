@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from services.medical_seg.resize import strips
+from services.medical_seg.preprocess import strips
 from shared.api.mask import Component, Contour, RunLengths, SegmentIn
 from shared.vision.draw import encode, outlined, tinted
 from shared.vision.mask_regions import Region, keep, outlines, regions, run_lengths
