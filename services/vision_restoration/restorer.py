@@ -17,12 +17,12 @@ from typing import ClassVar, Self
 import numpy as np
 from pydantic import BaseModel
 
-from services.vision_restoration.drawn import before_and_after, eight, mean_change, reflection, sixteen
-from services.vision_restoration.files import Format, PictureFile, read, write
-from services.vision_restoration.loaded import artefacts, bytes_per_pixel, weights_at
+from services.vision_restoration.comparison_images import before_and_after, eight, mean_change, reflection, sixteen
+from services.vision_restoration.image_io import Format, PictureFile, read, write
 from services.vision_restoration.metrics import psnr, ssim
-from services.vision_restoration.models.network import Variant
-from services.vision_restoration.tiles import Plan, plan, restore
+from services.vision_restoration.models.rrformer_network import Variant
+from services.vision_restoration.tiled_inference import Plan, plan, restore
+from services.vision_restoration.weights_loading import artefacts, bytes_per_pixel, weights_at
 from shared.api.restore import Estimate, Likeness, RestoreIn, RestoreOut, RestoreTimes
 from shared.engines import open_engine
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError, InvalidOption, in_field

@@ -20,9 +20,9 @@ import torch
 
 from loadtests.bench.result import Row, Table, row
 from loadtests.bench.turns import milliseconds
-from services.vision_restoration.loaded import artefacts, weights_at
 from services.vision_restoration.models.rrformer import RRFormerRestorer
-from services.vision_restoration.tiles import CONTEXT
+from services.vision_restoration.tiled_inference import CONTEXT
+from services.vision_restoration.weights_loading import artefacts, weights_at
 from shared.engines import open_engine
 from shared.registry import Engine, Place
 

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-from services.vision_restoration.files import PictureFile, deep_png, read, write
+from services.vision_restoration.image_io import PictureFile, deep_png, read, write
 from shared.errors import InvalidOption, UnsupportedMedia
 from shared.vision.decode import DEFAULT_BOUNDS
 

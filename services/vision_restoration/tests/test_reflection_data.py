@@ -8,8 +8,8 @@ import pytest
 from services.vision_restoration.recipes import photographs as albums
 from services.vision_restoration.recipes.pairs import sources
 from services.vision_restoration.recipes.photographs import PHOTOGRAPHS, photographs
+from services.vision_restoration.recipes.sample_sheet import contact_sheet
 from services.vision_restoration.recipes.scenes import scene
-from services.vision_restoration.recipes.sheet import contact_sheet
 from services.vision_restoration.recipes.synthesis import additive, blurred, defocused, screened, varied
 from shared.errors import NotReady
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from services.vision_restoration.recipes.evaluation import restore_pairs, score_pairs, tensor
 from services.vision_restoration.recipes.pairs import Pairs
 from services.vision_restoration.recipes.rrformer_demo import RRFormerDemo
-from services.vision_restoration.recipes.scoring import restore_pairs, score_pairs, tensor
 from shared.training.publish import publish
 from shared.training.recipe import Schedule, recipe_named
 from shared.training.trainer import fit

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from services.vision_restoration.drawn import eight, mean_change, reflection, sixteen
-from services.vision_restoration.files import PictureFile, read, write
-from services.vision_restoration.tiles import plan
+from services.vision_restoration.comparison_images import eight, mean_change, reflection, sixteen
+from services.vision_restoration.image_io import PictureFile, read, write
+from services.vision_restoration.tiled_inference import plan
 from shared.api.restore import RestoreIn
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, NotReady, TooLarge
 from shared.registry import Run

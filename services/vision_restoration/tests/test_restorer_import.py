@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from services.vision_restoration.models import network as networks
-from services.vision_restoration.models import tower as towers
+from services.vision_restoration.models import rrformer_network as networks
+from services.vision_restoration.models import vgg as towers
 from shared.api.restore import RestoreIn
 from shared.errors import InvalidOption, Malformed
 from shared.registry import Run

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.vision_restoration.models.swin import SHIFT, WINDOW, SwinBlock, shift_mask
-from services.vision_restoration.recipes.start import start_at_identity
+from services.vision_restoration.recipes.identity_init import start_at_identity
 from shared.errors import InvalidOption
 from shared.registry import network
 

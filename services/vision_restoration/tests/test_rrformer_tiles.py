@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.vision_restoration.loaded import artefacts, weights_at
 from services.vision_restoration.models.rrformer import RRFormerRestorer
-from services.vision_restoration.tiles import CONTEXT, plan, restore
+from services.vision_restoration.tiled_inference import CONTEXT, plan, restore
+from services.vision_restoration.weights_loading import artefacts, weights_at
 from shared.api.restore import RestoreIn
 from shared.engines.torch import TorchEngine
 from shared.registry import Run

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from services.vision_restoration.models.network import RRFormer
+from services.vision_restoration.models.rrformer_network import RRFormer
 
 __all__ = ["start_at_identity"]
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.vision_restoration.models.swin import SwinBody
-from services.vision_restoration.models.tower import WIDTHS, VggFeatures
+from services.vision_restoration.models.vgg import WIDTHS, VggFeatures
 from shared.errors import InvalidOption
 from shared.registry import builder
 
