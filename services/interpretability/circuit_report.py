@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from services.interpretability.circuit import top_heads
-from services.interpretability.report import (
+from services.interpretability.attention.head_scores import top_heads
+from services.interpretability.causal.circuit_tasks import Case
+from services.interpretability.core.report import (
     Artefact,
     Bar,
     Bars,
@@ -28,8 +29,7 @@ from services.interpretability.report import (
     head_name,
     matrix,
 )
-from services.interpretability.subject import Subject
-from services.interpretability.tasks import Case
+from services.interpretability.core.studied_model import Subject
 
 if TYPE_CHECKING:
     from services.interpretability.experiments.circuits import CircuitsSpec

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from services.interpretability.answering import Forced
-from services.interpretability.needle_grid import grid_of
-from services.interpretability.report import (
+from services.interpretability.attention.retrieval_score import Aggregate, split_half
+from services.interpretability.core.code_digest import code_digest
+from services.interpretability.core.report import (
     Artefact,
     Bar,
     Bars,
@@ -26,9 +26,9 @@ from services.interpretability.report import (
     head_name,
     matrix,
 )
-from services.interpretability.retrieval import Aggregate, split_half
-from services.interpretability.sources import code_digest
-from services.interpretability.subject import Subject
+from services.interpretability.core.studied_model import Subject
+from services.interpretability.generation.forced_decoding import Forced
+from services.interpretability.generation.niah_report import grid_of
 from shared.lm.head_plan import HeadPlan
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from services.interpretability import pictures
-from services.interpretability.circuit import Overlap, overlap
-from services.interpretability.experiment import Experiment
-from services.interpretability.page import POLICY
-from services.interpretability.report import Grid, Report, Table, head_axes, head_name, matrix
+from services.interpretability.attention.head_scores import Overlap, overlap
+from services.interpretability.core.experiment import Experiment
+from services.interpretability.core.report import Grid, Report, Table, head_axes, head_name, matrix
+from services.interpretability.rendering import render
+from services.interpretability.rendering.html_page import POLICY
 from shared.errors import InvalidOption, Malformed
 from shared.registry import Servable
 from shared.serving import servable_schema
@@ -38,7 +38,7 @@ FORMATS: Mapping[str, str] = {
     "npz": "application/x-npz",
 }  # fmt: skip
 
-_FORMS: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in pictures.MEDIA_TYPES}}}
+_FORMS: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in render.MEDIA_TYPES}}}
 
 Kinds = Mapping[str, type[Servable[Any, Any]]]
 
@@ -104,7 +104,7 @@ def _named(told: Any, request: Request) -> str:
 async def _as(report: Report, media: str) -> Response:
     if media == "application/json":
         return Response(report.model_dump_json(), media_type=media, headers={"vary": "accept"})
-    drawn = await asyncio.to_thread(pictures.render, report, media)
+    drawn = await asyncio.to_thread(render.render, report, media)
     policy = {"content-security-policy": POLICY} if media == "text/html" else {}
     return Response(drawn, media_type=media, headers={"vary": "accept", **policy})
 

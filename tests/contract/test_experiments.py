@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from services.interpretability.experiment import Experiment
+from services.interpretability.core.experiment import Experiment
 from shared.registry import servables
 from tests.contract.checks.experiments import EXPERIMENT_CHECKS, Machines
 

@@ -22,15 +22,15 @@ from scipy.stats import spearmanr
 
 from loadtests.bench.result import Row, Table, row
 from loadtests.bench.turns import milliseconds
-from services.interpretability.answering import _step, force
-from services.interpretability.patching import logit_difference, path_patch
-from services.interpretability.reader import Reader
-from services.interpretability.retrieval import credit, winners
+from services.interpretability.attention.pattern_capture import watch
+from services.interpretability.attention.retrieval_score import credit, winners
+from services.interpretability.causal.circuit_tasks import batches, indirect_objects
+from services.interpretability.causal.patching import logit_difference, path_patch
+from services.interpretability.core.model_registry import Shelf
+from services.interpretability.core.studied_model import Subject
+from services.interpretability.generation.forced_decoding import _step, force
+from services.interpretability.generation.prefix_reader import Reader
 from services.interpretability.retrieval_report import RETRIEVAL
-from services.interpretability.shelf import Shelf
-from services.interpretability.subject import Subject
-from services.interpretability.tasks import batches, indirect_objects
-from services.interpretability.watching import watch
 from shared.lm.builders import llama
 from shared.lm.bundled_models import SMOLLM2, shipped_gguf
 from shared.lm.gguf_file import unpack

@@ -15,10 +15,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.losses import hide, position_losses
-from services.interpretability.report import Bar, Bars, Report, Scalar, Strip, Table
-from services.interpretability.subject import Subject
+from services.interpretability.causal.losses import hide, position_losses
+from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.report import Bar, Bars, Report, Scalar, Strip, Table
+from services.interpretability.core.studied_model import Subject
 from shared.errors import InvalidOption
 from shared.lm.taps import Attend, Edit, Replace, Scale, trace
 from shared.registry import Card, Paper

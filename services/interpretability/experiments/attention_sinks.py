@@ -13,11 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.losses import token_losses
-from services.interpretability.report import Bar, Bars, Grid, Report, Scalar, Strip, Table, head_axes, matrix
-from services.interpretability.subject import Subject
-from services.interpretability.watching import Without, watch
+from services.interpretability.attention.pattern_capture import Without, watch
+from services.interpretability.causal.losses import token_losses
+from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.report import Bar, Bars, Grid, Report, Scalar, Strip, Table, head_axes, matrix
+from services.interpretability.core.studied_model import Subject
 from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 

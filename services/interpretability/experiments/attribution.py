@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from services.interpretability.circuit import top_heads
-from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.patching import full_attribution
-from services.interpretability.recorded import record
-from services.interpretability.report import Bar, Bars, Grid, Report, Scalar, Table, head_axes, head_name, matrix
-from services.interpretability.subject import Subject
+from services.interpretability.attention.head_scores import top_heads
+from services.interpretability.causal.activation_cache import record
+from services.interpretability.causal.patching import full_attribution
+from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.report import Bar, Bars, Grid, Report, Scalar, Table, head_axes, head_name, matrix
+from services.interpretability.core.studied_model import Subject
 from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 

@@ -15,11 +15,10 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from services.interpretability import tasks
-from services.interpretability.circuit import head_patterns, overlap, top_heads
-from services.interpretability.circuit_report import Study, report_of
-from services.interpretability.experiment import NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.patching import (
+from services.interpretability.attention.head_scores import head_patterns, overlap, top_heads
+from services.interpretability.causal import circuit_tasks
+from services.interpretability.causal.activation_cache import Recorded, record
+from services.interpretability.causal.patching import (
     ablate,
     activation_patch,
     attribution_patch,
@@ -30,9 +29,10 @@ from services.interpretability.patching import (
     paths,
     replaced,
 )
-from services.interpretability.recorded import Recorded, record
-from services.interpretability.report import Report, matrix
-from services.interpretability.subject import Subject
+from services.interpretability.circuit_report import Study, report_of
+from services.interpretability.core.experiment import NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.report import Report, matrix
+from services.interpretability.core.studied_model import Subject
 from shared.errors import InvalidOption
 from shared.lm.taps import Attend, Edit, Scale, sweep, trace
 from shared.registry import Card, Paper
@@ -98,7 +98,7 @@ class Circuits(Experiment[CircuitsSpec]):
 
     def cost(self, spec: CircuitsSpec, subject: Subject) -> Cost:
         """Two recorded runs per length of prompt; patching goes through the layers above each sender only."""
-        found = tasks.batches(cases_of(spec, subject))
+        found = circuit_tasks.batches(cases_of(spec, subject))
         tokens = sum(len(b.cases) * len(b.cases[0].clean) for b in found)
         total = Cost(2 * len(found), 2 * tokens, len(found))
         if spec.method == "attribution":
@@ -114,7 +114,7 @@ class Circuits(Experiment[CircuitsSpec]):
     def run(self, spec: CircuitsSpec, subject: Subject, progress: Progress) -> Report:
         """Task, effects stage by stage, attribution, knock-outs."""
         cases = cases_of(spec, subject)
-        work = _Work(spec, subject, progress, tasks.batches(cases))
+        work = _Work(spec, subject, progress, circuit_tasks.batches(cases))
         study = Study(cases=cases, task=work.task(), groups=subject.model.config.kv_heads)
         for name, receivers in _stages(spec, study):
             if progress.stopped or receivers == []:
@@ -140,20 +140,20 @@ def _period(subject: Subject) -> int:
     return min(PERIOD, subject.window // 2)
 
 
-def cases_of(spec: CircuitsSpec, subject: Subject) -> list[tasks.Case]:
+def cases_of(spec: CircuitsSpec, subject: Subject) -> list[circuit_tasks.Case]:
     """The prompts of the task.
 
     Raises:
         InvalidOption: The tokenizer does not fit the task, or `pairs` is missing.
     """
     if spec.task == "own":
-        if not (found := tasks.own_task(subject, spec.pairs or "")):
+        if not (found := circuit_tasks.own_task(subject, spec.pairs or "")):
             detail = "The task own needs at least one line in pairs."
             raise InvalidOption(detail, field="pairs")
         return found
     if spec.task == "ioi":
-        return tasks.indirect_objects(subject, spec.prompts, spec.seed, spec.counterfactual)
-    return tasks.coloured_objects(subject, spec.prompts, spec.seed)
+        return circuit_tasks.indirect_objects(subject, spec.prompts, spec.seed, spec.counterfactual)
+    return circuit_tasks.coloured_objects(subject, spec.prompts, spec.seed)
 
 
 def _draws(spec: CircuitsSpec, subject: Subject) -> list[tuple[int, ...]]:
@@ -186,7 +186,7 @@ class _Work:
     spec: CircuitsSpec
     subject: Subject
     progress: Progress
-    batches: list[tasks.Batch]
+    batches: list[circuit_tasks.Batch]
 
     def __post_init__(self) -> None:
         self._runs: dict[int, tuple[Recorded, Recorded]] = {}
@@ -294,7 +294,7 @@ class _Work:
         traced = sweep(self.subject.model, ids, variants, keep=1, batch=1)
         return [_solved(one.logits[:, -1], answers) for one in traced]
 
-    def _override(self, batch: tasks.Batch, heads: Sequence[Head]) -> dict[str, float]:
+    def _override(self, batch: circuit_tasks.Batch, heads: Sequence[Head]) -> dict[str, float]:
         edits: list[Edit] = [
             Attend(l, h, case.marks["END"][0], case.marks["WRONG"], 1 / len(case.marks["WRONG"]), rows=row)
             for row, case in enumerate(batch.cases)

@@ -13,13 +13,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.attention.pattern_capture import watch
+from services.interpretability.causal.losses import token_losses
+from services.interpretability.causal.simplified_attention import Relaxation, Relaxed
+from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.report import Axis, Bar, Bars, Grid, Report, Scalar, head_axes, matrix
+from services.interpretability.core.studied_model import Subject
 from services.interpretability.experiments.indicators import indicators
-from services.interpretability.losses import token_losses
-from services.interpretability.relaxed import Relaxation, Relaxed
-from services.interpretability.report import Axis, Bar, Bars, Grid, Report, Scalar, head_axes, matrix
-from services.interpretability.subject import Subject
-from services.interpretability.watching import watch
 from shared.errors import InvalidOption, TooLarge
 from shared.registry import Card, Paper
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.report import Axis, Bar, Bars, Grid, Report, Scalar, Table, digest, matrix
+from services.interpretability.core.studied_model import Subject
 from services.interpretability.deconstructed_runs import KINDS, LAYOUTS, Layout, Size, StudyRun, Variant, found_by
-from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.report import Axis, Bar, Bars, Grid, Report, Scalar, Table, digest, matrix
-from services.interpretability.subject import Subject
 from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 

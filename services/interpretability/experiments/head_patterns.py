@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from services.interpretability.circuit import head_patterns, top_heads
-from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.report import Grid, Report, Scalar, Table, head_axes, head_name, matrix
-from services.interpretability.subject import Subject
+from services.interpretability.attention.head_scores import head_patterns, top_heads
+from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.report import Grid, Report, Scalar, Table, head_axes, head_name, matrix
+from services.interpretability.core.studied_model import Subject
 from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 

@@ -14,14 +14,14 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from pydantic import Field
 
-from services.interpretability.echo_plans import echo_induction, razor_plan, repeated
-from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.gate_plans import DuoLoss, duo_gate_loss, duo_gates
-from services.interpretability.plan_makers import MAKERS, Made, Sources
-from services.interpretability.report import Artefact, Grid, Report, Scalar, head_axes, matrix
-from services.interpretability.shelf import Shelf, shelf_of
-from services.interpretability.store import Store
-from services.interpretability.subject import Subject
+from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.model_registry import Shelf, shelf_of
+from services.interpretability.core.report import Artefact, Grid, Report, Scalar, head_axes, matrix
+from services.interpretability.core.result_store import Store
+from services.interpretability.core.studied_model import Subject
+from services.interpretability.head_plans.duo_gates import DuoLoss, duo_gate_loss, duo_gates
+from services.interpretability.head_plans.makers import MAKERS, Made, Sources
+from services.interpretability.head_plans.razor import echo_induction, razor_plan, repeated
 from shared.lm.head_plan import HeadPlan
 from shared.lm.head_plan_store import PLAN_NAME, keep_plan
 from shared.registry import Card, Paper, Place

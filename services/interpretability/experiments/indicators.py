@@ -12,10 +12,10 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.report import Axis, Bar, Bars, Grid, Report, Scalar, matrix
-from services.interpretability.subject import Subject
-from services.interpretability.watching import watch
+from services.interpretability.attention.pattern_capture import watch
+from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.report import Axis, Bar, Bars, Grid, Report, Scalar, matrix
+from services.interpretability.core.studied_model import Subject
 from shared.errors import InvalidOption, TooLarge
 from shared.registry import Card, Paper
 

@@ -17,10 +17,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.stats import spearmanr
 
-from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.losses import token_losses
-from services.interpretability.report import Artefact, Bar, Bars, Report, Scalar, Table, canonical, digest
-from services.interpretability.subject import Subject
+from services.interpretability.causal.losses import token_losses
+from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.report import Artefact, Bar, Bars, Report, Scalar, Table, canonical, digest
+from services.interpretability.core.studied_model import Subject
 from shared.errors import InvalidOption, Malformed
 from shared.lm.decoder import Decoder
 from shared.registry import Card, Paper

@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.recorded import record
-from services.interpretability.report import Axis, Grid, Report, Scalar, Table, matrix
-from services.interpretability.subject import Subject
+from services.interpretability.causal.activation_cache import record
+from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.report import Axis, Grid, Report, Scalar, Table, matrix
+from services.interpretability.core.studied_model import Subject
 from shared.errors import InvalidOption, TooLarge
 from shared.registry import Card, Paper
 

@@ -11,14 +11,14 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field
 
-from services.interpretability.answering import forced, generated
-from services.interpretability.endpoint import Endpoint
-from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.attention.retrieval_score import rouge1_recall
+from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.report import Report, Scalar, Table
+from services.interpretability.core.studied_model import Subject
 from services.interpretability.experiments.retrieval_heads import PAPER, OwnNeedle
-from services.interpretability.needle_grid import grid_of
-from services.interpretability.report import Report, Scalar, Table
-from services.interpretability.retrieval import rouge1_recall
-from services.interpretability.subject import Subject
+from services.interpretability.generation.endpoint import Endpoint
+from services.interpretability.generation.forced_decoding import forced, generated
+from services.interpretability.generation.niah_report import grid_of
 from shared.lm.niah_prompts import NEEDLES, Needle, Prompt, needle
 from shared.registry import Card, Place
 

@@ -15,11 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.interpretability.answering import Answered, Forced, force, forced, generated
-from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.reader import Reader, pieces
-from services.interpretability.report import Report, matrix
-from services.interpretability.retrieval import (
+from services.interpretability.attention.retrieval_score import (
     Aggregate,
     Mode,
     aggregate,
@@ -27,8 +23,12 @@ from services.interpretability.retrieval import (
     retrieval_score,
     rouge1_recall,
 )
+from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.report import Report, matrix
+from services.interpretability.core.studied_model import Subject
+from services.interpretability.generation.forced_decoding import Answered, Forced, force, forced, generated
+from services.interpretability.generation.prefix_reader import Reader, pieces
 from services.interpretability.retrieval_report import report_of
-from services.interpretability.subject import Subject
 from shared.lm.niah_prompts import NEEDLES, Needle, Prompt, key_value, needle, needle_span
 from shared.registry import Card, Paper
 

@@ -18,12 +18,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from services.interpretability.bytes_tokenizer import DIGEST, byte_tokenizer
-from services.interpretability.experiment import NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.report import Axis, Grid, Report, Scalar, Strip, Table, Token, matrix
-from services.interpretability.shelf import Shelf, shelf_of
-from services.interpretability.store import Store
-from services.interpretability.subject import Subject
+from services.interpretability.core.byte_tokenizer import DIGEST, byte_tokenizer
+from services.interpretability.core.experiment import NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.model_registry import Shelf, shelf_of
+from services.interpretability.core.report import Axis, Grid, Report, Scalar, Strip, Table, Token, matrix
+from services.interpretability.core.result_store import Store
+from services.interpretability.core.studied_model import Subject
 from shared.errors import InvalidOption, NotFound
 from shared.registry import Card, Paper, Place, network
 from shared.registry.discovery import shipped_weights

@@ -20,11 +20,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from services.interpretability.bytes_tokenizer import DIGEST, byte_tokenizer
-from services.interpretability.experiment import Cost, Experiment, Progress, Spec
-from services.interpretability.pruning import Pattern, pruned, stored_bytes
-from services.interpretability.report import Axis, Grid, Report, Scalar, Table, digest, matrix
-from services.interpretability.subject import Subject
+from services.interpretability.causal.pruning import Pattern, pruned, stored_bytes
+from services.interpretability.core.byte_tokenizer import DIGEST, byte_tokenizer
+from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec
+from services.interpretability.core.report import Axis, Grid, Report, Scalar, Table, digest, matrix
+from services.interpretability.core.studied_model import Subject
 from shared.errors import NotFound
 from shared.registry import Card, Paper, network
 from shared.registry.discovery import shipped_weights

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.interpretability.bytes_tokenizer import byte_tokenizer
+from services.interpretability.core.byte_tokenizer import byte_tokenizer
 from shared.training.recipe import Batch, Recipe, Schedule
 
 __all__ = ["TinyInduction"]

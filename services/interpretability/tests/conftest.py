@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from services.interpretability.core.model_registry import TINY, Shelf
+from services.interpretability.core.studied_model import Subject
 from services.interpretability.routes import router_of
-from services.interpretability.shelf import TINY, Shelf
-from services.interpretability.subject import Subject
 from shared.lm import builders
 from shared.lm.bundled_models import SMOLLM2, shipped_gguf
 from shared.lm.decoder import Decoder

@@ -10,8 +10,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from services.interpretability.experiment import Experiment, Spec
-from services.interpretability.report import Report
+from services.interpretability.core.experiment import Experiment, Spec
+from services.interpretability.core.report import Report
 from shared.errors import Cancelled, FoveaError, NotFound
 from shared.registry import Place, Run, servables
 

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
+from services.interpretability.attention.retrieval_score import retrieval_score
+from services.interpretability.core.model_registry import Shelf
 from services.interpretability.experiments.retrieval_heads import RetrievalSpec, samples_of
-from services.interpretability.retrieval import retrieval_score
-from services.interpretability.shelf import Shelf
 from services.interpretability.tests.conftest import probing
 from shared.lm.builders import gpt2
 from shared.lm.taps import trace

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from services.interpretability.core.model_registry import TINY
 from services.interpretability.experiments.head_plans import (
     HeadPlans,
     HeadPlanSpec,
@@ -18,11 +19,10 @@ from services.interpretability.experiments.head_plans import (
     razor_plan,
     repeated,
 )
-from services.interpretability.gate_plans import GateRecipe, GateTraining
-from services.interpretability.passkeys import Passkeys, passkey_text
-from services.interpretability.shelf import TINY
-from services.interpretability.sink_plans import Calibration, count_sinks, questions, right_alone, right_together
-from services.interpretability.statistic_plans import reach
+from services.interpretability.head_plans.act import Calibration, count_sinks, questions, right_alone, right_together
+from services.interpretability.head_plans.duo_gates import GateRecipe, GateTraining
+from services.interpretability.head_plans.mean_reach import reach
+from services.interpretability.head_plans.passkey_data import Passkeys, passkey_text
 from shared.errors import Cancelled, Conflict, FoveaError, InvalidOption, NotFound
 from shared.lm.attention import sdpa
 from shared.lm.attention_math import calibrate, column_mean, excused

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from services.interpretability.ledger import Ledger
+from services.interpretability.core.cell_cache import Ledger
 
 
 def test_cell_is_computed_once_and_read_by_the_next_process(tmp_path):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from services.interpretability.causal.activation_cache import record
+from services.interpretability.causal.patching import attribution_patch, full_attribution
 from services.interpretability.experiments.circuits import (
     ablate,
     activation_patch,
@@ -16,8 +18,6 @@ from services.interpretability.experiments.circuits import (
     path_patch,
     top_heads,
 )
-from services.interpretability.patching import attribution_patch, full_attribution
-from services.interpretability.recorded import record
 from services.interpretability.tests.conftest import load_golden, read
 from shared.errors import InvalidOption
 from shared.lm.taps import Attend, Replace, Scale, Uniform, trace
@@ -189,7 +189,7 @@ def test_attribution_patching_is_the_slope_of_activation_patching(golden):
     step = 1e-3
     estimated = attribution_patch(golden.model, golden.clean, golden.corrupt, golden.answers)
     other = record(golden.model, golden.corrupt)
-    from services.interpretability.patching import replaced
+    from services.interpretability.causal.patching import replaced
 
     near = [z + step * (there - z) for z, there in zip(run.z, other.z, strict=True)]
     moved = (replaced(run, near, golden.answers) - logit_difference(run.last, golden.answers)) / step

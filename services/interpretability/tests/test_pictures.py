@@ -12,11 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.interpretability import plots
-from services.interpretability.drawing import BLUE, EMPTY, ORANGE, Drawing, Rect, Text, diverging, sequential, stacked
-from services.interpretability.page import POLICY, page, permalink
-from services.interpretability.pictures import MEDIA_TYPES, arrays, render
-from services.interpretability.report import (
+from services.interpretability.core.report import (
     Axis,
     Bar,
     Bars,
@@ -30,6 +26,20 @@ from services.interpretability.report import (
     Strip,
     Table,
     Token,
+)
+from services.interpretability.rendering import plots
+from services.interpretability.rendering.html_page import POLICY, page, permalink
+from services.interpretability.rendering.render import MEDIA_TYPES, arrays, render
+from services.interpretability.rendering.svg import (
+    BLUE,
+    EMPTY,
+    ORANGE,
+    Drawing,
+    Rect,
+    Text,
+    diverging,
+    sequential,
+    stacked,
 )
 
 NASTY = '<script>alert(1)</script>&"\n\x07'

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from services.interpretability.page import POLICY
+from services.interpretability.rendering.html_page import POLICY
 from services.interpretability.tests.conftest import probing
 from shared.registry import servables
 

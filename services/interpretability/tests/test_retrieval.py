@@ -12,17 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.interpretability.answering import force, forced, generated
+from services.interpretability.attention.pattern_capture import watch
+from services.interpretability.attention.retrieval_score import credit, split_half
 from services.interpretability.experiments.retrieval_heads import (
     aggregate,
     needle_span,
     retrieval_score,
     rouge1_recall,
 )
-from services.interpretability.reader import BLOCK, Reader, pieces
-from services.interpretability.retrieval import credit, split_half
+from services.interpretability.generation.forced_decoding import force, forced, generated
+from services.interpretability.generation.prefix_reader import BLOCK, Reader, pieces
 from services.interpretability.tests.conftest import GOLDEN, read
-from services.interpretability.watching import watch
 from shared.lm.builders import gemma3
 from shared.lm.niah_prompts import NEEDLES, key_value, needle
 from shared.lm.taps import trace
@@ -193,7 +193,7 @@ def test_generating_sees_one_row_per_token_and_stops_at_a_line_break(tiny, promp
 
 
 def test_uniform_attention_of_a_whole_layer_mixes_the_mean_of_its_values(tiny, prompt):
-    from services.interpretability.losses import hide
+    from services.interpretability.causal.losses import hide
 
     ids = tiny.tensor([prompt.ids])
     masked = trace(tiny.model, ids, capture=["z.1", "v.1"], edits=hide([(1, h) for h in range(tiny.heads)]))

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
+from services.interpretability.causal.patching import path_patch
+from services.interpretability.core.model_registry import TINY, Shelf
 from services.interpretability.experiments.circuits import Circuits, logit_difference
-from services.interpretability.patching import path_patch
-from services.interpretability.shelf import TINY, Shelf
 from services.interpretability.tests.conftest import GOLDEN, load_golden, read
 from shared.errors import NotFound, NotReady
 from shared.registry import Place, Run
@@ -61,7 +61,7 @@ def test_circuits_of_ones_own_pairs_run_on_a_gpt2_folder(tmp_path):
 
 
 def test_second_full_size_model_is_refused_with_the_list(shelf, monkeypatch):
-    monkeypatch.setattr("services.interpretability.shelf.SMALL", 0)
+    monkeypatch.setattr("services.interpretability.core.model_registry.SMALL", 0)
     shelf.subject("gpt2-tiny")
     with pytest.raises(NotReady, match="loaded are gpt2-tiny, tiny-induction") as caught:
         shelf.subject("gpt2-other")

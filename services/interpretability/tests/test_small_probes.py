@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from services.interpretability.endpoint import Endpoint
+from services.interpretability.attention.pattern_capture import Without, watch
+from services.interpretability.causal.simplified_attention import Relaxed
 from services.interpretability.experiments.ablation import Ablation
+from services.interpretability.experiments.activation_patching import Patch
 from services.interpretability.experiments.attention import Attention, rollout
 from services.interpretability.experiments.attribution import LogitAttribution
 from services.interpretability.experiments.deconstruction import Deconstruction
@@ -19,9 +21,7 @@ from services.interpretability.experiments.head_patterns import HeadPatterns
 from services.interpretability.experiments.indicators import Indicators, indicators
 from services.interpretability.experiments.logit_lens import LogitLens
 from services.interpretability.experiments.needle_grid import NeedleGrid
-from services.interpretability.experiments.patch import Patch
-from services.interpretability.relaxed import Relaxed
-from services.interpretability.watching import Without, watch
+from services.interpretability.generation.endpoint import Endpoint
 from shared.errors import BadInput, InvalidOption, NotReady, TooLarge
 from shared.lm.taps import trace
 from shared.registry import Run
@@ -219,7 +219,7 @@ def test_queries_of_the_layer_itself_change_nothing(tiny, back):
 
 
 def test_uniform_relaxation_is_masking(tiny):
-    from services.interpretability.losses import hide
+    from services.interpretability.causal.losses import hide
 
     ids, heads = tiny.tensor([tiny.encode("kqzwxm kqzwx")]), [(1, 0), (2, 3)]
     relaxed = tiny.model(ids, attend=Relaxed("uniform", heads))

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.interpretability.causal.pruning import Pattern, pruned, stored_bytes
 from services.interpretability.experiments.sparsity import SparsityReport
-from services.interpretability.pruning import Pattern, pruned, stored_bytes
 from shared.errors import InvalidOption
 from shared.registry import Run
 from shared.sparsity import SparsityClaim, lint, sparsity_of, verify_nm

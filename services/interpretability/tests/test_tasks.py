@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from services.interpretability.causal.activation_cache import record
+from services.interpretability.causal.circuit_tasks import batches, coloured_objects, indirect_objects, own_task
 from services.interpretability.experiments.circuits import Circuits, CircuitsSpec, logit_difference
-from services.interpretability.recorded import record
-from services.interpretability.tasks import batches, coloured_objects, indirect_objects, own_task
 from services.interpretability.tests.conftest import read
 from shared.errors import InvalidOption, Malformed
 from shared.registry import Run

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from services.interpretability.circuit import head_patterns
+from services.interpretability.attention.head_scores import head_patterns
+from services.interpretability.core.model_registry import TINY
 from services.interpretability.recipes.tiny_induction import LETTERS, TinyInduction
-from services.interpretability.shelf import TINY
 from shared.training.recipe import recipe_named
 
 

@@ -22,8 +22,8 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from services.interpretability.experiment import Experiment, Progress
-from services.interpretability.report import Report
+from services.interpretability.core.experiment import Experiment, Progress
+from services.interpretability.core.report import Report
 from shared.errors import Cancelled, FoveaError, NotFound
 from shared.lm.decoder import Decoder
 from shared.registry import Place, Run

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from services.interpretability.recorded import final_norm
+from services.interpretability.causal.activation_cache import final_norm
 from shared.errors import InvalidOption
 from shared.lm.attention import patterns, scores, sdpa, visible
 from shared.lm.attention_math import calibrate, column_mean, excused

@@ -10,8 +10,8 @@ import re
 from functools import cached_property
 from pathlib import Path
 
-from services.interpretability.ledger import Ledger
-from services.interpretability.report import Artefact, Report, digest
+from services.interpretability.core.cell_cache import Ledger
+from services.interpretability.core.report import Artefact, Report, digest
 from shared.errors import NotFound
 
 __all__ = ["Store"]

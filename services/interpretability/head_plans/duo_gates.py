@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from services.interpretability.echo_plans import model_id
+from services.interpretability.head_plans.razor import model_id
 from shared.lm.attention import sdpa
 from shared.lm.attention_math import streaming_mask
 from shared.lm.decoder import Decoder

@@ -7,9 +7,9 @@ import re
 
 import numpy as np
 
-from services.interpretability.drawing import Drawing, Text, stacked
-from services.interpretability.page import drawings, page
-from services.interpretability.report import Report
+from services.interpretability.core.report import Report
+from services.interpretability.rendering.html_page import drawings, page
+from services.interpretability.rendering.svg import Drawing, Text, stacked
 
 __all__ = ["MEDIA_TYPES", "arrays", "render"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from services.interpretability.report import Axis, Grid
+from services.interpretability.core.report import Axis, Grid
 
 __all__ = ["grid_of"]
 

@@ -22,13 +22,13 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.interpretability import pictures
-from services.interpretability.ledger import Ledger
-from services.interpretability.report import Manifest, Report, Scalar, digest
-from services.interpretability.shelf import TINY, Shelf, shelf_of
-from services.interpretability.sources import code_digest
-from services.interpretability.store import Store
-from services.interpretability.subject import Subject
+from services.interpretability.core.cell_cache import Ledger
+from services.interpretability.core.code_digest import code_digest
+from services.interpretability.core.model_registry import TINY, Shelf, shelf_of
+from services.interpretability.core.report import Manifest, Report, Scalar, digest
+from services.interpretability.core.result_store import Store
+from services.interpretability.core.studied_model import Subject
+from services.interpretability.rendering import render as rendering_render
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError, TooLarge
 from shared.registry import Place, Run, Servable
 from shared.registry.servable import Mode
@@ -216,12 +216,12 @@ class Experiment(Servable[S, Report], Generic[S]):
 
     def render(self, request: S, answer: Report, media_type: str) -> bytes | None:
         """The report as a picture, a page or arrays."""
-        return pictures.render(answer, media_type)
+        return rendering_render.render(answer, media_type)
 
     @classmethod
     def media_types(cls) -> tuple[str, ...]:
         """What `render` offers."""
-        return pictures.MEDIA_TYPES
+        return rendering_render.MEDIA_TYPES
 
     def begin(self, spec: S, subject: Subject, run: Run | None = None) -> Progress:
         """The progress of one run: with the ledger where the work is long."""

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from services.interpretability.report import Token
+from services.interpretability.core.report import Token
 from shared.errors import InvalidOption, TooLarge
 from shared.lm.decoder import Decoder
 from shared.lm.onednn_ops import fits, packed

@@ -8,8 +8,19 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Sequence
 
-from services.interpretability.drawing import BLUE, GREY, INK, ORANGE, Drawing, Line, Rect, Text, diverging, sequential
-from services.interpretability.report import Bars, Graph, Grid, Strip
+from services.interpretability.core.report import Bars, Graph, Grid, Strip
+from services.interpretability.rendering.svg import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    Drawing,
+    Line,
+    Rect,
+    Text,
+    diverging,
+    sequential,
+)
 
 __all__ = ["Link", "bars", "graph", "grid", "panels", "strip"]
 

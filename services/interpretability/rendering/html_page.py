@@ -15,9 +15,9 @@ from html import escape as escaped
 from pathlib import Path
 from urllib.parse import quote
 
-from services.interpretability import plots
-from services.interpretability.drawing import Drawing
-from services.interpretability.report import Grid, Report, Table
+from services.interpretability.core.report import Grid, Report, Table
+from services.interpretability.rendering import plots
+from services.interpretability.rendering.svg import Drawing
 
 __all__ = ["POLICY", "drawings", "page", "permalink"]
 

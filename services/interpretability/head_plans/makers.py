@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from services.interpretability.echo_plans import echo_induction, model_id, razor_plan, repeated
-from services.interpretability.experiment import Cost, Progress
-from services.interpretability.gate_plans import GateRecipe, GateTraining, gate_plan
-from services.interpretability.passkeys import Passkeys
-from services.interpretability.report import Bar, Bars, Scalar, Table, digest, head_name
-from services.interpretability.sink_plans import (
+from services.interpretability.core.experiment import Cost, Progress
+from services.interpretability.core.report import Bar, Bars, Scalar, Table, digest, head_name
+from services.interpretability.core.studied_model import Subject
+from services.interpretability.head_plans.act import (
     Calibration,
     Head,
     Question,
@@ -27,8 +25,10 @@ from services.interpretability.sink_plans import (
     right_alone,
     right_together,
 )
-from services.interpretability.statistic_plans import POSITIONS, reach
-from services.interpretability.subject import Subject
+from services.interpretability.head_plans.duo_gates import GateRecipe, GateTraining, gate_plan
+from services.interpretability.head_plans.mean_reach import POSITIONS, reach
+from services.interpretability.head_plans.passkey_data import Passkeys
+from services.interpretability.head_plans.razor import echo_induction, model_id, razor_plan, repeated
 from shared.errors import InvalidOption, Malformed
 from shared.lm.head_plan import HeadPlan, ModelId, Origin
 from shared.lm.niah_prompts import haystack

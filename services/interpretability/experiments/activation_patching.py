@@ -10,10 +10,10 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from services.interpretability.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.patching import logit_difference
-from services.interpretability.report import Axis, Grid, Report, Scalar, matrix
-from services.interpretability.subject import Subject
+from services.interpretability.causal.patching import logit_difference
+from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.report import Axis, Grid, Report, Scalar, matrix
+from services.interpretability.core.studied_model import Subject
 from shared.errors import InvalidOption, TooLarge
 from shared.lm.taps import Replace, sweep, trace
 from shared.registry import Card, Paper

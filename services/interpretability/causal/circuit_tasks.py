@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from services.interpretability.subject import Subject
+from services.interpretability.core.studied_model import Subject
 from shared.errors import InvalidOption, Malformed
 
 __all__ = ["Batch", "Case", "batches", "coloured_objects", "indirect_objects", "own_task"]

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from services.interpretability.subject import Subject
-from services.interpretability.watching import Visit, Watching
+from services.interpretability.attention.pattern_capture import Visit, Watching
+from services.interpretability.core.studied_model import Subject
 from shared.lm.attention import DenseAttention, sdpa
 
 __all__ = ["BLOCK", "Reader", "pieces"]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.interpretability.watching import watch
+from services.interpretability.attention.pattern_capture import watch
 from shared.lm.decoder import Decoder
 
 __all__ = ["Overlap", "head_patterns", "overlap", "repeated_scores", "top_heads"]

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.interpretability.losses import hide, position_losses
-from services.interpretability.reader import Reader
-from services.interpretability.retrieval import winners
-from services.interpretability.subject import Subject
-from services.interpretability.watching import Watching
+from services.interpretability.attention.pattern_capture import Watching
+from services.interpretability.attention.retrieval_score import winners
+from services.interpretability.causal.losses import hide, position_losses
+from services.interpretability.core.studied_model import Subject
+from services.interpretability.generation.prefix_reader import Reader
 from shared.lm.cache import KVCache
 from shared.lm.niah_prompts import Prompt
 from shared.lm.taps import Edit, trace

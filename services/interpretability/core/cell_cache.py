@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.interpretability.report import digest
+from services.interpretability.core.report import digest
 
 __all__ = ["Entry", "Ledger"]
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.interpretability.recorded import Recorded, final_norm, record
+from services.interpretability.causal.activation_cache import Recorded, final_norm, record
 from shared.errors import InvalidOption
 from shared.lm.decoder import Decoder
 from shared.lm.taps import trace

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from services.interpretability.bytes_tokenizer import DIGEST, byte_tokenizer
+from services.interpretability.core.byte_tokenizer import DIGEST, byte_tokenizer
+from services.interpretability.core.studied_model import Subject
 from services.interpretability.models.tiny_induction import tiny_induction
-from services.interpretability.subject import Subject
 from shared.errors import NotFound, NotReady
 from shared.lm.bundled_models import SMOLLM2, shipped_gguf
 from shared.lm.gguf_file import unpack
