@@ -15,7 +15,7 @@ from torch import Tensor
 from services.llm_longctx.engine.reading import Part, over_held, over_history, under_mask, window_mask
 from services.llm_longctx.engine.retaining import copied, retained
 from services.llm_longctx.kernels import window_prefill
-from services.llm_longctx.kv import Entries
+from services.llm_longctx.kv_cache import Entries
 from services.llm_longctx.methods.plans import Blocks, Dense, PrefillPlan, TokenLists, WindowSink
 from services.llm_longctx.methods.views import Attended, Chunk, Held, Read
 

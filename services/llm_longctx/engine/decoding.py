@@ -16,7 +16,7 @@ from torch import Tensor
 from services.llm_longctx.engine.retaining import copied, retained
 from services.llm_longctx.kernels import decode as attention
 from services.llm_longctx.kernels import decode_runs, layer_ops, merge
-from services.llm_longctx.kv import PoolExhausted
+from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.methods.plans import Compact, DecodePlan, Pages, Ranges
 from services.llm_longctx.methods.views import Attended, Held, Step
 from shared.lm.decoder import Decoder

@@ -18,7 +18,7 @@ from services.llm_longctx.engine.policy import Policy
 from services.llm_longctx.engine.request import Completion, Request
 from services.llm_longctx.engine.scheduler import Scheduler
 from services.llm_longctx.kernels.dispatch import choose
-from services.llm_longctx.kv import Entries, PagePool
+from services.llm_longctx.kv_cache import Entries, PagePool
 from services.llm_longctx.methods import AttentionMethod
 from shared.errors import InvalidOption
 from shared.lm.decoder import Decoder

@@ -15,7 +15,7 @@ from services.llm_longctx.engine.chunk import ChunkAttention
 from services.llm_longctx.engine.decoding import decode
 from services.llm_longctx.engine.policy import Policy
 from services.llm_longctx.kernels import layer_ops
-from services.llm_longctx.kv import Entries, Memory, PagePool
+from services.llm_longctx.kv_cache import Entries, Memory, PagePool
 from shared.errors import InvalidOption
 from shared.lm.decoder import Decoder
 

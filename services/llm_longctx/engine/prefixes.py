@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from services.llm_longctx.engine.policy import CHUNK, Policy
-from services.llm_longctx.kv import Memory, PoolExhausted
+from services.llm_longctx.kv_cache import Memory, PoolExhausted
 
 if TYPE_CHECKING:
     from services.llm_longctx.engine.engine import Engine

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from services.llm_longctx.kv import Entries
+from services.llm_longctx.kv_cache import Entries
 from services.llm_longctx.methods.plans import Outcome, Retain
 
 if TYPE_CHECKING:

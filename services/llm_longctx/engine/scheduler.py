@@ -22,7 +22,7 @@ from services.llm_longctx.engine.prefixes import Prefixes
 from services.llm_longctx.engine.sampler import scored
 from services.llm_longctx.engine.turns import Turns, fault
 from services.llm_longctx.engine.watch import Watch
-from services.llm_longctx.kv import PoolExhausted
+from services.llm_longctx.kv_cache import PoolExhausted
 from shared import telemetry
 from shared.errors import TooLarge
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.llm_longctx.engine import Engine, Request
-from services.llm_longctx.kv import PoolExhausted
+from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.methods import method
 from services.llm_longctx.methods.plans import Outcome, Retain
 from services.llm_longctx.tests.conftest import tiny_decoder

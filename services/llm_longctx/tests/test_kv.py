@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
-from services.llm_longctx.kv import Entries, Memory, PagePool, PoolExhausted
-from services.llm_longctx.kv.addresses import Addresses
+from services.llm_longctx.kv_cache import Entries, Memory, PagePool, PoolExhausted
+from services.llm_longctx.kv_cache.range_allocator import Addresses
 
 # ruff: noqa: D102  # the rules of the state machine are named after what they do
 L, G, D, P = 2, 3, 4, 4

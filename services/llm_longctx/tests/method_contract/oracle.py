@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.engine import Engine
-from services.llm_longctx.kv import Entries
+from services.llm_longctx.kv_cache import Entries
 from services.llm_longctx.methods import AttentionMethod, Reference
 from services.llm_longctx.tests.conftest import tiny_decoder
 from shared.lm.head_plan import HeadPlan

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kv.means import Means
-from services.llm_longctx.kv.pool import PagePool
-from services.llm_longctx.kv.rings import Rings
-from services.llm_longctx.kv.runs import Runs
+from services.llm_longctx.kv_cache.page_pool import PagePool
+from services.llm_longctx.kv_cache.page_runs import Runs
+from services.llm_longctx.kv_cache.sliding_window import Rings
+from services.llm_longctx.kv_cache.virtual_entries import Means
 
 __all__ = ["Entries", "Memory", "Part"]
 

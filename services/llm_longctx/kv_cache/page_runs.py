@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from torch import Tensor
 
-from services.llm_longctx.kv.pool import PagePool, PoolExhausted
+from services.llm_longctx.kv_cache.page_pool import PagePool, PoolExhausted
 
 __all__ = ["Runs"]
 

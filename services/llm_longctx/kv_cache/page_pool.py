@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kv.addresses import Addresses
+from services.llm_longctx.kv_cache.range_allocator import Addresses
 
 __all__ = ["PagePool", "PoolExhausted"]
 

@@ -3,7 +3,7 @@
 Knows entries, pages and lengths. Knows nothing about attention methods, kernels, requests or the decoder.
 """
 
-from services.llm_longctx.kv.memory import Entries, Memory, Part
-from services.llm_longctx.kv.pool import PagePool, PoolExhausted
+from services.llm_longctx.kv_cache.page_pool import PagePool, PoolExhausted
+from services.llm_longctx.kv_cache.sequence_cache import Entries, Memory, Part
 
 __all__ = ["Entries", "Memory", "PagePool", "Part", "PoolExhausted"]
