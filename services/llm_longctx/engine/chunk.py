@@ -16,8 +16,8 @@ from services.llm_longctx.engine.reading import Part, over_held, over_history, u
 from services.llm_longctx.engine.retaining import copied, retained
 from services.llm_longctx.kernels import window_prefill
 from services.llm_longctx.kv_cache import Entries
-from services.llm_longctx.methods.plans import Blocks, Dense, PrefillPlan, TokenLists, WindowSink
-from services.llm_longctx.methods.views import Attended, Chunk, Held, Read
+from services.llm_longctx.methods.core.hook_inputs import Attended, Chunk, Held, Read
+from services.llm_longctx.methods.core.hook_results import Blocks, Dense, PrefillPlan, TokenLists, WindowSink
 
 if TYPE_CHECKING:
     from services.llm_longctx.engine.open_sequence import OpenSequence

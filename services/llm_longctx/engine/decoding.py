@@ -17,8 +17,8 @@ from services.llm_longctx.engine.retaining import copied, retained
 from services.llm_longctx.kernels import decode as attention
 from services.llm_longctx.kernels import decode_runs, layer_ops, merge
 from services.llm_longctx.kv_cache import PoolExhausted
-from services.llm_longctx.methods.plans import Compact, DecodePlan, Pages, Ranges
-from services.llm_longctx.methods.views import Attended, Held, Step
+from services.llm_longctx.methods.core.hook_inputs import Attended, Held, Step
+from services.llm_longctx.methods.core.hook_results import Compact, DecodePlan, Pages, Ranges
 from shared.lm.decoder import Decoder
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from services.llm_longctx.methods import AttentionMethod, method
-from services.llm_longctx.methods.plans import Footprint, Heads, Outcome, PrefillPlan, Retain, WindowSink
-from services.llm_longctx.methods.views import Chunk, Read
+from services.llm_longctx.methods.core.hook_inputs import Chunk, Read
+from services.llm_longctx.methods.core.hook_results import Footprint, Heads, Outcome, PrefillPlan, Retain, WindowSink
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from services.llm_longctx.kernels import BlockCsr, block_sparse_prefill, merge, window_prefill
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kernels.flash import flash
-from services.llm_longctx.methods.plans import Blocks, Dense, PrefillPlan, TokenLists, WindowSink
+from services.llm_longctx.methods.core.hook_results import Blocks, Dense, PrefillPlan, TokenLists, WindowSink
 
 __all__ = ["Part", "over_held", "over_history", "under_mask", "window_mask"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from services.llm_longctx.kv_cache import Entries
-from services.llm_longctx.methods.plans import Outcome, Retain
+from services.llm_longctx.methods.core.hook_results import Outcome, Retain
 
 if TYPE_CHECKING:
     from services.llm_longctx.engine.open_sequence import OpenSequence

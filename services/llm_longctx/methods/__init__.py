@@ -1,7 +1,7 @@
 """Attention methods by name, one per file; found by scan. See `contract` for what a method is."""
 
-from services.llm_longctx.methods.catalogue import method, methods
 from services.llm_longctx.methods.compose import Composed, compose
-from services.llm_longctx.methods.contract import AttentionMethod, Reference, Supports
+from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference, Supports
+from services.llm_longctx.methods.core.registry import method, methods
 
 __all__ = ["AttentionMethod", "Composed", "Reference", "Supports", "compose", "method", "methods"]

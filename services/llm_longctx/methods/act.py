@@ -13,10 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from services.llm_longctx.methods.contract import AttentionMethod, Reference, Supports
-from services.llm_longctx.methods.masked import causal, grouped, probabilities
-from services.llm_longctx.methods.plans import Heads
-from services.llm_longctx.methods.views import Attended, Held
+from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference, Supports
+from services.llm_longctx.methods.core.hook_inputs import Attended, Held
+from services.llm_longctx.methods.core.hook_results import Heads
+from services.llm_longctx.methods.core.oracle import causal, grouped, probabilities
 from shared.errors import InvalidOption
 from shared.lm.attention_math import calibrate, calibrate_mixed, column_mean, excused
 from shared.lm.config import DecoderConfig

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from pydantic import SerializeAsAny
 from torch import Tensor
 
-from services.llm_longctx.methods.catalogue import method
-from services.llm_longctx.methods.contract import AttentionMethod, Supports
+from services.llm_longctx.methods.core.attention_method import AttentionMethod, Supports
+from services.llm_longctx.methods.core.hook_inputs import Attended, Chunk, Read, Step
+from services.llm_longctx.methods.core.hook_results import DecodePlan, Footprint, Heads, Outcome, Pages, PrefillPlan
+from services.llm_longctx.methods.core.registry import method
 from services.llm_longctx.methods.dense import DenseMethod
-from services.llm_longctx.methods.plans import DecodePlan, Footprint, Heads, Outcome, Pages, PrefillPlan
-from services.llm_longctx.methods.views import Attended, Chunk, Read, Step
 from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from services.llm_longctx.methods.contract import AttentionMethod, Reference
+from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
 
 __all__ = ["DenseMethod"]
 

@@ -9,12 +9,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from services.llm_longctx.methods.claims import claimed
-from services.llm_longctx.methods.contract import AttentionMethod, Reference
-from services.llm_longctx.methods.masked import causal, masked
-from services.llm_longctx.methods.plans import Dense, Footprint, Heads, Outcome, PrefillPlan, Retain, WindowSink
-from services.llm_longctx.methods.roles import Roles, count_full, heads_of, uniform
-from services.llm_longctx.methods.views import Chunk, Read
+from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
+from services.llm_longctx.methods.core.head_roles import Roles, count_full, heads_of, uniform
+from services.llm_longctx.methods.core.hook_inputs import Chunk, Read
+from services.llm_longctx.methods.core.hook_results import (
+    Dense,
+    Footprint,
+    Heads,
+    Outcome,
+    PrefillPlan,
+    Retain,
+    WindowSink,
+)
+from services.llm_longctx.methods.core.oracle import causal, masked
+from services.llm_longctx.methods.core.sparsity_claims import claimed
 from shared.errors import InvalidOption
 from shared.lm.attention_math import streaming_mask
 from shared.lm.config import DecoderConfig

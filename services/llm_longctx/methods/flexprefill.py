@@ -13,12 +13,12 @@ from torch.nn import functional
 
 from services.llm_longctx.kernels import BlockCsr, probe
 from services.llm_longctx.kernels.block_csr import causal_blocks
-from services.llm_longctx.methods.block_means import block_means
-from services.llm_longctx.methods.claims import claimed
-from services.llm_longctx.methods.contract import AttentionMethod, Reference
-from services.llm_longctx.methods.masked import blocks_to_tokens, masked
-from services.llm_longctx.methods.plans import Blocks, Dense, PrefillPlan
-from services.llm_longctx.methods.views import Chunk
+from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
+from services.llm_longctx.methods.core.block_means import block_means
+from services.llm_longctx.methods.core.hook_inputs import Chunk
+from services.llm_longctx.methods.core.hook_results import Blocks, Dense, PrefillPlan
+from services.llm_longctx.methods.core.oracle import blocks_to_tokens, masked
+from services.llm_longctx.methods.core.sparsity_claims import claimed
 
 __all__ = ["FlexPrefill", "Selection"]
 

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from services.llm_longctx.kernels import BlockCsr
-from services.llm_longctx.methods.claims import claimed
-from services.llm_longctx.methods.contract import AttentionMethod, Reference
-from services.llm_longctx.methods.masked import blocks_to_tokens, masked
-from services.llm_longctx.methods.plans import Blocks, DecodePlan, Dense, PrefillPlan, Ranges
-from services.llm_longctx.methods.views import Chunk, Step
+from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
+from services.llm_longctx.methods.core.hook_inputs import Chunk, Step
+from services.llm_longctx.methods.core.hook_results import Blocks, DecodePlan, Dense, PrefillPlan, Ranges
+from services.llm_longctx.methods.core.oracle import blocks_to_tokens, masked
+from services.llm_longctx.methods.core.sparsity_claims import claimed
 
 __all__ = ["Power", "power_blocks"]
 

@@ -12,12 +12,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from services.llm_longctx.methods.claims import claimed
-from services.llm_longctx.methods.contract import AttentionMethod, Reference
-from services.llm_longctx.methods.masked import grouped, probabilities
-from services.llm_longctx.methods.plans import Footprint, Heads, Outcome, Retain, Virtual
-from services.llm_longctx.methods.roles import Roles, count_full, heads_of, uniform
-from services.llm_longctx.methods.views import Held, Read
+from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
+from services.llm_longctx.methods.core.head_roles import Roles, count_full, heads_of, uniform
+from services.llm_longctx.methods.core.hook_inputs import Held, Read
+from services.llm_longctx.methods.core.hook_results import Footprint, Heads, Outcome, Retain, Virtual
+from services.llm_longctx.methods.core.oracle import grouped, probabilities
+from services.llm_longctx.methods.core.sparsity_claims import claimed
 from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan

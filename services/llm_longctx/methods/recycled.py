@@ -10,11 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from services.llm_longctx.methods.claims import claimed
-from services.llm_longctx.methods.contract import AttentionMethod, Reference
-from services.llm_longctx.methods.masked import masked, probabilities
-from services.llm_longctx.methods.plans import Compact, DecodePlan, Footprint, Heads, Outcome, Pages
-from services.llm_longctx.methods.views import Read, Step
+from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
+from services.llm_longctx.methods.core.hook_inputs import Read, Step
+from services.llm_longctx.methods.core.hook_results import Compact, DecodePlan, Footprint, Heads, Outcome, Pages
+from services.llm_longctx.methods.core.oracle import masked, probabilities
+from services.llm_longctx.methods.core.sparsity_claims import claimed
 from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan

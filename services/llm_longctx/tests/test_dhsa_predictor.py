@@ -7,7 +7,7 @@ import torch
 
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import method
-from services.llm_longctx.methods.dhsa_predictor import (
+from services.llm_longctx.methods.dhsa.predictor import (
     BoundaryPredictor,
     agreement,
     focal_loss,

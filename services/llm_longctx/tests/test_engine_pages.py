@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from services.llm_longctx.engine import Engine, Request
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.methods import method
-from services.llm_longctx.methods.plans import Outcome, Retain
+from services.llm_longctx.methods.core.hook_results import Outcome, Retain
 from services.llm_longctx.tests.conftest import tiny_decoder
 from services.llm_longctx.tests.toy_methods import (
     Averaging,

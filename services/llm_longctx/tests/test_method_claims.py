@@ -8,7 +8,8 @@ import httpx2
 import pytest
 
 from services.llm_longctx import method_routes
-from services.llm_longctx.methods import AttentionMethod, claims, methods
+from services.llm_longctx.methods import AttentionMethod, methods
+from services.llm_longctx.methods.core import sparsity_claims
 from services.llm_longctx.tests.conftest import Server, app_of
 from shared.registry.discovery import claims as found_claims
 from shared.sparsity import OPEN, blocking, lint
@@ -18,7 +19,7 @@ SPARSE = ("dhsa", "duo", "flexprefill", "power", "razor", "recycled")
 
 @pytest.mark.parametrize("name", SPARSE)
 def test_a_sparse_method_claims_what_the_bench_measured(name):
-    claim, facts = methods()[name].sparsity, json.loads(claims.MEASURED.read_text())[name]
+    claim, facts = methods()[name].sparsity, json.loads(sparsity_claims.MEASURED.read_text())[name]
     assert found_claims()[f"longctx/{name}"] == claim
     assert claim.measured.model_dump(exclude_none=True) == facts["measured"]
     assert claim.sparsity_by_layer == facts["sparsity_by_layer"]
@@ -38,7 +39,7 @@ def test_phases_of_a_claim_are_phases_of_the_method():
 
 
 def test_what_was_not_measured_is_owed_and_blocks():
-    claim = claims.claimed("unheard-of", granularity="block", mask="static", prefill="sparse")
+    claim = sparsity_claims.claimed("unheard-of", granularity="block", mask="static", prefill="sparse")
     assert claim.measured is None
     assert [finding.rule for finding in blocking(claim)] == ["S3"]
     assert {"S7", "S10"} <= {finding.rule for finding in lint(claim)}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from services.llm_longctx.methods import AttentionMethod, method, methods
-from services.llm_longctx.methods.plans import DecodePlan, Dense, Heads, Pages, Retain
+from services.llm_longctx.methods.core.hook_results import DecodePlan, Dense, Heads, Pages, Retain
 from shared.errors import InvalidOption
 from shared.lm.builders import llama
 

@@ -11,8 +11,8 @@ import torch
 
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import method
-from services.llm_longctx.methods.dhsa import mass_ratios, select_boundaries
-from services.llm_longctx.methods.masked import causal, probabilities
+from services.llm_longctx.methods.core.oracle import causal, probabilities
+from services.llm_longctx.methods.dhsa.method import mass_ratios, select_boundaries
 from services.llm_longctx.tests.test_engine_pages import GOLDEN as ENGINE
 from services.llm_longctx.tests.test_engine_pages import golden_llama  # noqa: F401  # a fixture
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from services.llm_longctx.engine.reading import over_history
 from services.llm_longctx.kernels import backends
-from services.llm_longctx.methods.plans import TokenLists, TokenRows
+from services.llm_longctx.methods.core.hook_results import TokenLists, TokenRows
 
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 4e-2}
 

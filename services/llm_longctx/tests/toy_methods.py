@@ -9,7 +9,8 @@ import torch
 
 from services.llm_longctx.kernels import BlockCsr
 from services.llm_longctx.methods import AttentionMethod
-from services.llm_longctx.methods.plans import (
+from services.llm_longctx.methods.core.hook_inputs import Held
+from services.llm_longctx.methods.core.hook_results import (
     Blocks,
     Compact,
     DecodePlan,
@@ -24,7 +25,6 @@ from services.llm_longctx.methods.plans import (
     Virtual,
     WindowSink,
 )
-from services.llm_longctx.methods.views import Held
 
 
 def _roles(config, plan, default=0):

@@ -7,7 +7,7 @@ import math
 import torch
 
 from services.llm_longctx.methods import Reference
-from services.llm_longctx.methods.plans import (
+from services.llm_longctx.methods.core.hook_results import (
     Heads,
 )
 from services.llm_longctx.tests.method_contract.oracle import softmax_under

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.llm_longctx.methods import AttentionMethod
-from services.llm_longctx.methods.plans import (
+from services.llm_longctx.methods.core.hook_results import (
     Footprint,
     Retain,
 )

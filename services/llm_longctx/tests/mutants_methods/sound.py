@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from services.llm_longctx.methods import AttentionMethod, Reference
-from services.llm_longctx.methods.plans import (
+from services.llm_longctx.methods.core.hook_results import (
     DecodePlan,
     Footprint,
     Heads,

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from services.llm_longctx.methods.plans import (
+from services.llm_longctx.methods.core.hook_results import (
     DecodePlan,
     Outcome,
     Ranges,

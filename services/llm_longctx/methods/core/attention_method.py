@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from services.llm_longctx.methods.plans import DecodePlan, Dense, Footprint, Heads, Outcome, PrefillPlan
-from services.llm_longctx.methods.views import Attended, Chunk, Read, Step
+from services.llm_longctx.methods.core.hook_inputs import Attended, Chunk, Read, Step
+from services.llm_longctx.methods.core.hook_results import DecodePlan, Dense, Footprint, Heads, Outcome, PrefillPlan
 from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan

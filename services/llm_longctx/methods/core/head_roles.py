@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from services.llm_longctx.methods.plans import Heads
+from services.llm_longctx.methods.core.hook_results import Heads
 from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan

@@ -13,13 +13,13 @@ from pydantic import Field
 from torch import Tensor
 
 from services.llm_longctx.kernels import BlockCsr
-from services.llm_longctx.methods.claims import claimed
-from services.llm_longctx.methods.contract import AttentionMethod, Reference
-from services.llm_longctx.methods.dhsa_blocks import Grid, select_blocks
-from services.llm_longctx.methods.dhsa_chunks import fixed_boundaries, mass_ratios, select_boundaries, select_tokens
-from services.llm_longctx.methods.masked import blocks_to_tokens, causal, grouped, probabilities
-from services.llm_longctx.methods.plans import Blocks, Dense, PrefillPlan, TokenLists, TokenRows
-from services.llm_longctx.methods.views import Chunk
+from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
+from services.llm_longctx.methods.core.hook_inputs import Chunk
+from services.llm_longctx.methods.core.hook_results import Blocks, Dense, PrefillPlan, TokenLists, TokenRows
+from services.llm_longctx.methods.core.oracle import blocks_to_tokens, causal, grouped, probabilities
+from services.llm_longctx.methods.core.sparsity_claims import claimed
+from services.llm_longctx.methods.dhsa.blocks import Grid, select_blocks
+from services.llm_longctx.methods.dhsa.chunks import fixed_boundaries, mass_ratios, select_boundaries, select_tokens
 
 __all__ = ["Dhsa", "mass_ratios", "select_boundaries"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.methods.dhsa_chunks import select_boundaries
+from services.llm_longctx.methods.dhsa.chunks import select_boundaries
 
 __all__ = ["Agreement", "BoundaryPredictor", "agreement", "focal_loss", "predicted_boundaries", "targets", "train"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.kernels import probe
-from services.llm_longctx.methods.block_means import block_means
+from services.llm_longctx.methods.core.block_means import block_means
 
 __all__ = ["Grid", "select_blocks"]
 

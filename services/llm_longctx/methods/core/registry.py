@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from services.llm_longctx.methods.contract import AttentionMethod
+from services.llm_longctx.methods.core.attention_method import AttentionMethod
 from shared.errors import InvalidOption
 
 __all__ = ["method", "methods"]
