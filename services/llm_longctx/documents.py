@@ -21,7 +21,7 @@ from services.llm_longctx.generation import Generation, Prompt
 from services.llm_longctx.landmark_options import LandmarkOptions
 from services.llm_longctx.landmark_voice import LandmarkVoice
 from services.llm_longctx.memory import Document
-from services.llm_longctx.mixers.landmark_state import BlocksError
+from services.llm_longctx.mixers.landmark.serialization import BlocksError
 from shared import figures, telemetry
 from shared.api.sessions import DocumentInfo, DocumentRequest, DocumentText
 from shared.errors import Conflict, InvalidOption, NotReady

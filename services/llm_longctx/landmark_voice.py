@@ -19,10 +19,10 @@ from services.llm_longctx.generation import Prompt
 from services.llm_longctx.landmark_options import LandmarkOptions
 from services.llm_longctx.memory import Brought, Document
 from services.llm_longctx.mixer_model import MixerVoice, finite
-from services.llm_longctx.mixers.landmark import Citation as Found
-from services.llm_longctx.mixers.landmark import citations
-from services.llm_longctx.mixers.landmark_session import LandmarkSession
-from services.llm_longctx.mixers.landmark_state import pack_blocks, unpack_blocks
+from services.llm_longctx.mixers.landmark.attention import Citation as Found
+from services.llm_longctx.mixers.landmark.attention import citations
+from services.llm_longctx.mixers.landmark.serialization import pack_blocks, unpack_blocks
+from services.llm_longctx.mixers.landmark.session import LandmarkSession
 from services.llm_longctx.shelf import STRETCH, Shelf, beginning
 from services.llm_longctx.vocabularies import Placed
 from shared import figures

@@ -15,7 +15,7 @@ from itertools import count
 
 import numpy as np
 
-from services.llm_longctx.mixers.landmark_session import LandmarkSession
+from services.llm_longctx.mixers.landmark.session import LandmarkSession
 
 __all__ = ["STRETCH", "Shelf", "beginning"]
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from loadtests.bench.claiming import Claims, timing
 from loadtests.bench.result import Row, row
 from loadtests.bench.turns import milliseconds
-from services.llm_longctx.mixers.rotary import turned_pairs
+from services.llm_longctx.mixers.rope import turned_pairs
 from services.llm_longctx.recipes.landmark_recall import CHUNK, with_landmarks
 from services.llm_longctx.recipes.recall import Recall, draw
 from shared.registry import network

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from services.llm_longctx.engine.streams import StreamScheduler
 from services.llm_longctx.mixer_model import Loaded, MixerModel
-from services.llm_longctx.mixers.deconstructed import cache_bytes
-from services.llm_longctx.mixers.deconstructed_networks import DeconstructedSession
+from services.llm_longctx.mixers.deconstructed.mixers import cache_bytes
+from services.llm_longctx.mixers.deconstructed.networks import DeconstructedSession
 from services.llm_longctx.plain_voice import PlainVoice
 from services.llm_longctx.vocabularies import Bytes
 from shared import figures

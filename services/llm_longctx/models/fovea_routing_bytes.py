@@ -9,7 +9,7 @@ import torch
 
 from services.llm_longctx.engine.streams import StreamScheduler
 from services.llm_longctx.mixer_model import Loaded, MixerModel
-from services.llm_longctx.mixers.routing_networks import RoutingSession
+from services.llm_longctx.mixers.routing.networks import RoutingSession
 from services.llm_longctx.plain_voice import PlainVoice
 from services.llm_longctx.vocabularies import Bytes
 from shared import figures

@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.deconstructed import Variant
-from services.llm_longctx.mixers.routing_networks import Chosen, RoutingLM
+from services.llm_longctx.mixers.deconstructed.mixers import Variant
+from services.llm_longctx.mixers.routing.networks import Chosen, RoutingLM
 from shared.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_per_byte
 from shared.training.recipe import Batch, Schedule
 

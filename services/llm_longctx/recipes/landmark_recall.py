@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.landmark_networks import LandmarkGPT
-from services.llm_longctx.mixers.landmark_session import Gate
+from services.llm_longctx.mixers.landmark.networks import LandmarkGPT
+from services.llm_longctx.mixers.landmark.session import Gate
 from services.llm_longctx.recipes.recall import LANDMARK, VOCAB, Recall, draw
 from shared.training.recipe import Batch, Recipe, Schedule
 

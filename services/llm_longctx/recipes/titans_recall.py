@@ -20,9 +20,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.titans_layers import Attention
-from services.llm_longctx.mixers.titans_memory import TitansMemory
-from services.llm_longctx.mixers.titans_networks import TitansLM
+from services.llm_longctx.mixers.titans.layers import Attention
+from services.llm_longctx.mixers.titans.memory import TitansMemory
+from services.llm_longctx.mixers.titans.networks import TitansLM
 from services.llm_longctx.recipes.recall import VOCAB, Recall, draw
 from shared.training.recipe import Batch, Recipe, Schedule
 

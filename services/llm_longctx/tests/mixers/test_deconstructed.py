@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.mixers.deconstructed import (
+from services.llm_longctx.mixers.deconstructed.mixers import (
     VARIANTS,
     Recurrence,
     attention_map,

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.mixers.landmark import Citation, citations, landmark_softmax, regular_softmax
-from services.llm_longctx.mixers.landmark_blocks import BlockStore, home
+from services.llm_longctx.mixers.landmark.attention import Citation, citations, landmark_softmax, regular_softmax
+from services.llm_longctx.mixers.landmark.block_store import BlockStore, home
 from shared.registry import network
 
 RULES = ("per_token_and_head", "max_over_heads", "max_over_tokens")

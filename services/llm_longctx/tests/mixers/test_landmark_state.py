@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from services.llm_longctx.mixers.landmark_state import BlocksError, pack_blocks, unpack_blocks
+from services.llm_longctx.mixers.landmark.serialization import BlocksError, pack_blocks, unpack_blocks
 from services.llm_longctx.shelf import STRETCH, Shelf, beginning
 from shared.registry import network
 

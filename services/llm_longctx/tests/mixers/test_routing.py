@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.mixers.routing import (
+from services.llm_longctx.mixers.routing.attention import (
     RoutingState,
     attend_clusters,
     attend_sorted,

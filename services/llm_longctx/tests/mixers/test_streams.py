@@ -10,10 +10,10 @@ import torch
 from services.llm_longctx.engine import Choice, Order, Sampling
 from services.llm_longctx.engine.streams import StreamScheduler
 from services.llm_longctx.landmark_voice import LandmarkStream
-from services.llm_longctx.mixers.deconstructed_networks import DeconstructedLM
-from services.llm_longctx.mixers.landmark_networks import LandmarkGPT
-from services.llm_longctx.mixers.routing_networks import RoutingLM
-from services.llm_longctx.mixers.titans_networks import titans_mac
+from services.llm_longctx.mixers.deconstructed.networks import DeconstructedLM
+from services.llm_longctx.mixers.landmark.networks import LandmarkGPT
+from services.llm_longctx.mixers.routing.networks import RoutingLM
+from services.llm_longctx.mixers.titans.networks import titans_mac
 from services.llm_longctx.plain_voice import PlainStream
 from services.llm_longctx.tests.test_engine import Ear
 from services.llm_longctx.titans_voice import TitansStream

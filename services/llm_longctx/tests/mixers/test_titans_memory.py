@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.mixers.titans_fast import recur
+from services.llm_longctx.mixers.titans.fast_weights import recur
 from shared.registry import network
 
 CASES = (

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.mixers.titans import SessionState, StateError, pack_state, unpack_state
+from services.llm_longctx.mixers.titans.state import SessionState, StateError, pack_state, unpack_state
 from shared.registry import network
 
 LAYOUTS = ("mac", "mag", "mal", "lmm", "attention")

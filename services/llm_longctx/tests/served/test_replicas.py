@@ -19,8 +19,8 @@ from structlog.testing import capture_logs
 from services.llm_longctx import document_routes, openai, session_routes
 from services.llm_longctx.landmark_options import LandmarkOptions
 from services.llm_longctx.memory import Document
-from services.llm_longctx.mixers.landmark_session import LandmarkSession
-from services.llm_longctx.mixers.landmark_state import BlocksError
+from services.llm_longctx.mixers.landmark.serialization import BlocksError
+from services.llm_longctx.mixers.landmark.session import LandmarkSession
 from services.llm_longctx.models.fovea_landmark_recall import LandmarkRecall
 from services.llm_longctx.sealing import Sealing
 from services.llm_longctx.shelf import STRETCH, Shelf

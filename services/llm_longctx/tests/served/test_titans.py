@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.llm_longctx.mixers.titans import SessionState, pack_state, unpack_state
+from services.llm_longctx.mixers.titans.state import SessionState, pack_state, unpack_state
 from services.llm_longctx.recipes.recall import draw
 from services.llm_longctx.tests.served.conftest import KINDS, metric
 from services.llm_longctx.vocabularies import RecallWords

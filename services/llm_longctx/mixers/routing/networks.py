@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.rotary import turned_halves, turned_pairs
-from services.llm_longctx.mixers.routing import (
+from services.llm_longctx.mixers.rope import turned_halves, turned_pairs
+from services.llm_longctx.mixers.routing.attention import (
     RoutingState,
     attend_clusters,
     attend_sorted,

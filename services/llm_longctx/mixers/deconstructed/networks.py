@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.deconstructed import Recurrence, Variant, scored
-from services.llm_longctx.mixers.deconstructed import layout as spread
-from services.llm_longctx.mixers.rotary import turned_halves
+from services.llm_longctx.mixers.deconstructed.mixers import Recurrence, Variant, scored
+from services.llm_longctx.mixers.deconstructed.mixers import layout as spread
+from services.llm_longctx.mixers.rope import turned_halves
 from shared.lm.blocks import RMSNorm
 from shared.registry import builder
 

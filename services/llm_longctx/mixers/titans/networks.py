@@ -11,8 +11,8 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from services.llm_longctx.mixers.titans import MOST, SessionState, StateError, pack_state, unpack_state
-from services.llm_longctx.mixers.titans_layers import LAYOUTS, Facts, Layer, LayerState, Layout
+from services.llm_longctx.mixers.titans.layers import LAYOUTS, Facts, Layer, LayerState, Layout
+from services.llm_longctx.mixers.titans.state import MOST, SessionState, StateError, pack_state, unpack_state
 from shared.lm.blocks import RMSNorm
 from shared.registry import builder
 

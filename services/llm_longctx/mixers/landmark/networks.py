@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.landmark import landmark_softmax, regular_softmax
-from services.llm_longctx.mixers.landmark_session import LandmarkSession
-from services.llm_longctx.mixers.rotary import turned_halves, turned_pairs
+from services.llm_longctx.mixers.landmark.attention import landmark_softmax, regular_softmax
+from services.llm_longctx.mixers.landmark.session import LandmarkSession
+from services.llm_longctx.mixers.rope import turned_halves, turned_pairs
 from shared.lm.blocks import LlamaBlock, RMSNorm
 from shared.lm.config import DecoderConfig
 from shared.registry import builder

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.llm_longctx.mixers.titans_memory import MemoryState
+from services.llm_longctx.mixers.titans.memory import MemoryState
 
 __all__ = ["SessionState", "StateError", "StateMismatch", "named", "pack_state", "unnamed", "unpack_state"]
 

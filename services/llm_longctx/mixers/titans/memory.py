@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.titans_fast import Weights, gradients, linear_window, read, recur
+from services.llm_longctx.mixers.titans.fast_weights import Weights, gradients, linear_window, read, recur
 from shared.registry import builder
 
 __all__ = ["Kernel", "MemoryState", "TitansMemory", "Trace"]

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.rotary import turned_halves
-from services.llm_longctx.mixers.titans import named, unnamed
-from services.llm_longctx.mixers.titans_memory import TitansMemory
+from services.llm_longctx.mixers.rope import turned_halves
+from services.llm_longctx.mixers.titans.memory import TitansMemory
+from services.llm_longctx.mixers.titans.state import named, unnamed
 from shared.lm.blocks import RMSNorm
 
 __all__ = ["LAYOUTS", "Facts", "Layer", "LayerState", "Layout"]

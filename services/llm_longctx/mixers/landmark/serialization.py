@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from services.llm_longctx.mixers.landmark_session import LandmarkSession
+from services.llm_longctx.mixers.landmark.session import LandmarkSession
 
 __all__ = ["BlocksError", "pack_blocks", "unpack_blocks"]
 

@@ -13,8 +13,8 @@ from typing import Any, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
-from services.llm_longctx.mixers.landmark import grouped_softmax
-from services.llm_longctx.mixers.landmark_blocks import BlockStore, home
+from services.llm_longctx.mixers.landmark.attention import grouped_softmax
+from services.llm_longctx.mixers.landmark.block_store import BlockStore, home
 
 __all__ = ["Gate", "LandmarkNetwork", "LandmarkSession", "Positions", "Selection", "Step"]
 
