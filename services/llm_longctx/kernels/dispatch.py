@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from services.llm_longctx.kernels.native import library
+from services.llm_longctx.kernels.native import bindings
 from shared import telemetry
 from shared.errors import BadInput, NotReady
 
@@ -84,7 +84,7 @@ def _named(backend: str, dtype: torch.dtype, device: str) -> Backend:
 def _absent(name: Backend) -> str:
     """Why this machine lacks a back end; empty where it has it."""
     if name == "cpu_ext":
-        return library.absent()
+        return bindings.absent()
     return _without_triton() if name == "triton" else ""
 
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from services.llm_longctx.kernels import layer_ops
-from services.llm_longctx.kernels.layer.cpu_ext import FEW, MANY, NativeOps
-from services.llm_longctx.kernels.native import library, targets
+from services.llm_longctx.kernels.decoder_ops.cpu_ext import FEW, MANY, NativeOps
+from services.llm_longctx.kernels.native import bindings, isa_targets
 from shared.errors import NotReady
 from shared.lm.blocks import OffsetRMSNorm, RMSNorm
 from shared.lm.ops import TORCH
 from shared.lm.rope import rotation
 from shared.registry import network
 
-BUILT = [t for t in targets.fitting(library._processor()) if targets.library_file(t).exists()]
+BUILT = [t for t in isa_targets.fitting(bindings._processor()) if isa_targets.library_file(t).exists()]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -29,8 +29,8 @@ def inference():
 
 @pytest.fixture(params=BUILT, ids=lambda target: target.name)
 def ops(request, monkeypatch):
-    found = (library.opened(targets.library_file(request.param)), request.param.name)
-    monkeypatch.setattr(library, "loaded", lambda: found)
+    found = (bindings.opened(isa_targets.library_file(request.param)), request.param.name)
+    monkeypatch.setattr(bindings, "loaded", lambda: found)
     return NativeOps()
 
 
@@ -90,7 +90,7 @@ def test_many_rows_of_matrices_that_tiles_take(ops, dtype, rows):
     found, wanted = ops.gated(x, *mine), TORCH.gated(x.double(), *oracle)
     torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     assert torch.equal(ops.gated(x, *mine, norm), ops.gated(ops.norm(x, norm), *mine))
-    if library.tiles() and rows <= MANY:
+    if bindings.tiles() and rows <= MANY:
         assert torch.equal(ops.products(x[:, : FEW + 1], mine)[0], ops.products(x, mine)[0][:, : FEW + 1])
 
 

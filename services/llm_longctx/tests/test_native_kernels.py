@@ -8,12 +8,12 @@ import torch
 from services.llm_longctx.kernels import BlockCsr, block_sparse_prefill, decode
 from services.llm_longctx.kernels.block_sparse_prefill import cpu_ext as prefill_ext
 from services.llm_longctx.kernels.decode import cpu_ext as decode_ext
+from services.llm_longctx.kernels.native import bindings, isa_targets
 from services.llm_longctx.kernels.native import build as building
-from services.llm_longctx.kernels.native import library, targets
 from shared.errors import Fault
 
-PROCESSOR = library._processor()
-BUILT = [target for target in targets.fitting(PROCESSOR) if targets.library_file(target).exists()]
+PROCESSOR = bindings._processor()
+BUILT = [target for target in isa_targets.fitting(PROCESSOR) if isa_targets.library_file(target).exists()]
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 4e-2}
 
 if not BUILT:
@@ -22,8 +22,8 @@ if not BUILT:
 
 @pytest.fixture(params=BUILT, ids=lambda target: target.name)
 def level(request, monkeypatch):
-    found = (library.opened(targets.library_file(request.param)), request.param.name)
-    monkeypatch.setattr(library, "loaded", lambda: found)
+    found = (bindings.opened(isa_targets.library_file(request.param)), request.param.name)
+    monkeypatch.setattr(bindings, "loaded", lambda: found)
     return request.param
 
 
@@ -86,22 +86,22 @@ def test_threads_share_the_work_without_changing_the_result(level):
 
 
 def test_libraries_fit_the_processor_best_first():
-    names = [target.name for target in targets.TARGETS]
-    assert [t.name for t in targets.fitting(frozenset().union(*(t.needs for t in targets.TARGETS)))] == names
-    assert targets.fitting([]) == [t for t in targets.TARGETS if not t.needs]
+    names = [target.name for target in isa_targets.TARGETS]
+    assert [t.name for t in isa_targets.fitting(frozenset().union(*(t.needs for t in isa_targets.TARGETS)))] == names
+    assert isa_targets.fitting([]) == [t for t in isa_targets.TARGETS if not t.needs]
 
 
 def test_an_unbuilt_library_is_told_and_not_an_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(targets, "PLACE", tmp_path)
-    library.loaded.cache_clear()
+    monkeypatch.setattr(isa_targets, "PLACE", tmp_path)
+    bindings.loaded.cache_clear()
     try:
-        assert library.absent() == "it is not built"
-        assert library.told()[0] == "note"
-        assert "fovea build-kernels" in library.told()[1]
+        assert bindings.absent() == "it is not built"
+        assert bindings.told()[0] == "note"
+        assert "fovea build-kernels" in bindings.told()[1]
     finally:
-        library.loaded.cache_clear()
+        bindings.loaded.cache_clear()
     monkeypatch.undo()
-    assert library.told()[0] == "good"
+    assert bindings.told()[0] == "good"
 
 
 def test_without_a_compiler_nothing_happens(monkeypatch, capsys):
@@ -111,11 +111,11 @@ def test_without_a_compiler_nothing_happens(monkeypatch, capsys):
 
 
 def test_what_is_built_is_kept():
-    assert building.build("no-such-compiler", BUILT[0]) == targets.library_file(BUILT[0])
+    assert building.build("no-such-compiler", BUILT[0]) == isa_targets.library_file(BUILT[0])
 
 
 def test_a_failing_compiler_is_quoted(monkeypatch, tmp_path):
-    monkeypatch.setattr(targets, "PLACE", tmp_path)
+    monkeypatch.setattr(isa_targets, "PLACE", tmp_path)
     monkeypatch.setattr(building, "PLACE", tmp_path)
     monkeypatch.setattr(building, "sources", lambda: [tmp_path / "gone.cpp"])
     compiler = building.shutil.which("g++")
@@ -128,8 +128,8 @@ def test_a_failing_compiler_is_quoted(monkeypatch, tmp_path):
 
 
 def test_a_level_that_the_compiler_does_not_know_is_left_out(monkeypatch, tmp_path, capsys):
-    unknown = targets.Target("later", ("-mno-such-instruction",), frozenset())
-    monkeypatch.setattr(targets, "PLACE", tmp_path)
+    unknown = isa_targets.Target("later", ("-mno-such-instruction",), frozenset())
+    monkeypatch.setattr(isa_targets, "PLACE", tmp_path)
     monkeypatch.setattr(building, "PLACE", tmp_path)
     if building.shutil.which("g++") is None:
         pytest.skip("no compiler")
@@ -139,27 +139,27 @@ def test_a_level_that_the_compiler_does_not_know_is_left_out(monkeypatch, tmp_pa
     building.build_kernels(force=True)
     told = capsys.readouterr().out
     assert "later: left out" in told
-    assert targets.library_file(BUILT[-1]).exists()
+    assert isa_targets.library_file(BUILT[-1]).exists()
     monkeypatch.setattr(building, "TARGETS", (unknown,))
     with pytest.raises(Fault, match="can't build"):
         building.build_kernels(force=True)
 
 
 def test_a_library_that_the_system_refuses_makes_way_for_the_next(monkeypatch):
-    real = library.opened
+    real = bindings.opened
     first, *_ = BUILT
 
     def opened(file):
-        if file == targets.library_file(first):
+        if file == isa_targets.library_file(first):
             message = "no tiles for this process"
             raise OSError(message)
         return real(file)
 
-    monkeypatch.setattr(library, "opened", opened)
-    library.loaded.cache_clear()
+    monkeypatch.setattr(bindings, "opened", opened)
+    bindings.loaded.cache_clear()
     try:
-        found, told = library.loaded()
+        found, told = bindings.loaded()
         assert told == (BUILT[1].name if len(BUILT) > 1 else "it can't be loaded: no tiles for this process")
         assert (found is None) == (len(BUILT) == 1)
     finally:
-        library.loaded.cache_clear()
+        bindings.loaded.cache_clear()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.kernels.block_csr import BlockCsr
-from services.llm_longctx.kernels.native import library
+from services.llm_longctx.kernels.native import bindings
 
 __all__ = ["prefill"]
 
@@ -21,5 +21,5 @@ def prefill(
     row_ptr, cols = blocks.row_ptr.contiguous(), blocks.cols.contiguous()
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
     sizes = (blocks.heads, blocks.rows, Hq, Hkv, T, N, d, blocks.block, blocks.key_block, blocks.first, sink, window)
-    library.block_sparse_prefill(q, k, v, strides, out, lse, row_ptr, cols, sizes)
+    bindings.block_sparse_prefill(q, k, v, strides, out, lse, row_ptr, cols, sizes)
     return out, lse

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.kernels.block_csr import BlockCsr
-from services.llm_longctx.kernels.flash import flash
-from services.llm_longctx.kernels.merge import merge
+from services.llm_longctx.kernels.merge_lse import merge
+from services.llm_longctx.kernels.sdpa_lse import flash
 
 __all__ = ["prefill"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kernels.native import library
+from services.llm_longctx.kernels.native import bindings
 
 __all__ = ["decode", "decode_runs"]
 
@@ -35,7 +35,7 @@ def decode(
             copies.append(weights)
             at = weights.data_ptr()
         words += k.data_ptr(), v.data_ptr(), k_row, v_row, k.shape[0], at
-    library.decode(q, np.array(words, np.int64), (R, G, d), out, lse)
+    bindings.decode(q, np.array(words, np.int64), (R, G, d), out, lse)
     return out, lse
 
 
@@ -52,5 +52,5 @@ def decode_runs(
     words[:, 2:4], words[:, 4] = d, n
     if weighted.any():
         words[weighted, 5] = log_weights.data_ptr() + log_weights.element_size() * start[weighted]
-    library.decode(q, words, (R, G, d), out, lse)
+    bindings.decode(q, words, (R, G, d), out, lse)
     return out, lse

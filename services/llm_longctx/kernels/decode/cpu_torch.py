@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kernels.flash import flash
+from services.llm_longctx.kernels.sdpa_lse import flash
 
 __all__ = ["decode"]
 

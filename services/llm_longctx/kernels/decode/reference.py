@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kernels.merge.reference import softmax_of_all
+from services.llm_longctx.kernels.merge_lse.reference import softmax_of_all
 
 __all__ = ["decode"]
 

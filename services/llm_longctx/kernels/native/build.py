@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from services.llm_longctx.kernels.native.targets import PLACE, TARGETS, Target, library_file, sources
+from services.llm_longctx.kernels.native.isa_targets import PLACE, TARGETS, Target, library_file, sources
 from shared.errors import Fault
 
 __all__ = ["build", "build_kernels"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kernels.flash import flash
+from services.llm_longctx.kernels.sdpa_lse import flash
 
 __all__ = ["prefill"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kernels.native.targets import fitting, library_file
+from services.llm_longctx.kernels.native.isa_targets import fitting, library_file
 
 __all__ = [
     "absent",

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from services.llm_longctx.kernels.decoder_ops.cpu_ext import NativeOps
 from services.llm_longctx.kernels.dispatch import choose
-from services.llm_longctx.kernels.layer.cpu_ext import NativeOps
 from shared.lm.ops import TORCH, Ops
 
 __all__ = ["layer_ops"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.kernels.native import library
+from services.llm_longctx.kernels.native import bindings
 from shared.lm.ops import Normed
 from shared.lm.rope import Rotation
 
@@ -35,7 +35,7 @@ class NativeOps:
         """See `Ops`."""
         x = x.contiguous()
         out = torch.empty_like(x)
-        library.norm(x, how.weight, out, how.eps, how.offset)
+        bindings.norm(x, how.weight, out, how.eps, how.offset)
         return out
 
     def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: Normed | None = None) -> list[Tensor]:
@@ -51,7 +51,7 @@ class NativeOps:
             x = x if norm is None else self.norm(x, norm)
             closed: Tensor = gate(x)
             opened: Tensor = up(x)
-            library.gate(closed, opened, closed)
+            bindings.gate(closed, opened, closed)
             return closed
         return _products(x, [(gate.weight, gate.bias), (up.weight, up.bias)], norm, gated=True)[0]
 
@@ -60,7 +60,7 @@ class NativeOps:
         q, k, (B, T, _, d) = q.contiguous(), k.contiguous(), q.shape
         turned = torch.empty_like(q), torch.empty_like(k)
         cos, sin = (table.expand(B, T, 1, d).reshape(B * T, d) for table in turn)
-        library.rotate((q, k), cos, sin, turned)
+        bindings.rotate((q, k), cos, sin, turned)
         return turned
 
     def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def _ours(x: Tensor, matrices: Sequence[Tensor]) -> bool:
     rows = x.numel() // x.shape[-1]
     if rows <= FEW or rows > MANY or x.dtype != torch.bfloat16:
         return rows <= FEW
-    return library.tiles() and not any(side % SIDE for matrix in matrices for side in matrix.shape)
+    return bindings.tiles() and not any(side % SIDE for matrix in matrices for side in matrix.shape)
 
 
 def _products(
@@ -91,5 +91,5 @@ def _products(
             to = outs[-1].data_ptr()
         words += weight.data_ptr(), 0 if bias is None else bias.data_ptr(), to, rows
     how = None if norm is None else (norm.weight, norm.eps, norm.offset)
-    library.products(x, words, len(layers), (x.numel() // K, K), how, gated=gated)
+    bindings.products(x, words, len(layers), (x.numel() // K, K), how, gated=gated)
     return outs

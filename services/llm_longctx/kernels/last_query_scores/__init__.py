@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from services.llm_longctx.kernels.dispatch import Backend, choose
-from services.llm_longctx.kernels.probe import cpu_ext, cpu_torch, reference
+from services.llm_longctx.kernels.last_query_scores import cpu_ext, cpu_torch, reference
 
 __all__ = ["probe"]
 

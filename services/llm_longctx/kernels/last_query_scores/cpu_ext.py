@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kernels.native import library
+from services.llm_longctx.kernels.native import bindings
 
 __all__ = ["probe"]
 
@@ -15,5 +15,5 @@ def probe(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     q, k = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k))
     (H, b, d), (G, N) = q.shape, k.shape[:2]
     keys, distances = q.new_empty(2, H, N, dtype=torch.float32)
-    library.probe(q, k, (*q.stride()[:2], *k.stride()[:2]), keys, distances, (H, G, b, N, d))
+    bindings.probe(q, k, (*q.stride()[:2], *k.stride()[:2]), keys, distances, (H, G, b, N, d))
     return keys, distances
