@@ -16,7 +16,7 @@ from fovea.cli.main import main
 from services.gateway.policy.auth import KeyRing
 from services.gateway.tests.browsing import browser, watched
 from services.gateway.tests.stage import fronted
-from services.llm_longctx import document_routes, openai, session_routes
+from services.llm_longctx.api import documents, openai, sessions
 from shared.jobs.redis_server import RedisServer
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
@@ -40,7 +40,7 @@ def remembering(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     kinds = {name: kind for name, kind in servables("llm-longctx").items() if name.startswith("fovea-")}
     with RedisServer(Settings(_env_file=None, data_dir=folder / "redis")) as redis:
         app = build(
-            "llm-longctx", routers=[openai.router, session_routes.router, document_routes.router], servables=kinds,
+            "llm-longctx", routers=[openai.router, sessions.router, documents.router], servables=kinds,
             settings=Settings(_env_file=None, data_dir=folder, threads=1, redis_url=redis.url),
         )  # fmt: skip
         with fronted(app, "llm-longctx", folder, auth=request.param) as (url, _, keys):

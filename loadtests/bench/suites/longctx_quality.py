@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from loadtests.bench.result import Row, Table
-from services.llm_longctx.evaluation import (
+from services.llm_longctx.evaluation.heatmap import heat_map, sheet
+from services.llm_longctx.evaluation.method_quality import (
     FidelityReport,
     FidelitySpec,
     NeedleReport,
@@ -27,9 +28,8 @@ from services.llm_longctx.evaluation import (
     run_fidelity,
     run_needle,
 )
-from services.llm_longctx.heat import heat_map, sheet
 from services.llm_longctx.models.smollm2 import SmolLM2
-from services.llm_longctx.speaker import Speaker
+from services.llm_longctx.serving.adapters.decoder import Speaker
 from shared.registry import Place, Run
 
 ROOT = Path(__file__).parents[3]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from services.llm_longctx.engine.streams import StreamScheduler
-from services.llm_longctx.mixer_model import Loaded, MixerModel
 from services.llm_longctx.mixers.deconstructed.mixers import cache_bytes
 from services.llm_longctx.mixers.deconstructed.networks import DeconstructedSession
-from services.llm_longctx.plain_voice import PlainVoice
-from services.llm_longctx.vocabularies import Bytes
+from services.llm_longctx.serving.adapters.session import PlainVoice
+from services.llm_longctx.serving.session_model import Loaded, MixerModel
+from services.llm_longctx.serving.toy_tokenizers import Bytes
 from shared import figures
 from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.weights import NetworkSpec

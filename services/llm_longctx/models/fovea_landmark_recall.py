@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from services.llm_longctx.engine.streams import StreamScheduler
-from services.llm_longctx.landmark_voice import LandmarkVoice
-from services.llm_longctx.mixer_model import Loaded, MixerModel
-from services.llm_longctx.vocabularies import LANDMARK, RecallWords
+from services.llm_longctx.serving.adapters.landmark import LandmarkVoice
+from services.llm_longctx.serving.session_model import Loaded, MixerModel
+from services.llm_longctx.serving.toy_tokenizers import LANDMARK, RecallWords
 from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.sparsity_claims import claimed, measured
 from shared.registry.weights import NetworkSpec

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 
 from services.llm_longctx.engine.streams import StreamScheduler
-from services.llm_longctx.mixer_model import Loaded, MixerModel
 from services.llm_longctx.mixers.routing.networks import RoutingSession
-from services.llm_longctx.plain_voice import PlainVoice
-from services.llm_longctx.vocabularies import Bytes
+from services.llm_longctx.serving.adapters.session import PlainVoice
+from services.llm_longctx.serving.session_model import Loaded, MixerModel
+from services.llm_longctx.serving.toy_tokenizers import Bytes
 from shared import figures
 from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.sparsity_claims import claimed, measured

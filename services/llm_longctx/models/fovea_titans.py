@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from services.llm_longctx.engine.streams import StreamScheduler
-from services.llm_longctx.mixer_model import Loaded, MixerModel
-from services.llm_longctx.titans_voice import TitansVoice
-from services.llm_longctx.vocabularies import LANDMARK, RecallWords
+from services.llm_longctx.serving.adapters.titans import TitansVoice
+from services.llm_longctx.serving.session_model import Loaded, MixerModel
+from services.llm_longctx.serving.toy_tokenizers import LANDMARK, RecallWords
 from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.weights import NetworkSpec
 

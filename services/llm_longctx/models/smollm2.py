@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from services.llm_longctx.language_model import LanguageModel
+from services.llm_longctx.serving.decoder_model import LanguageModel
 from shared.errors import NotFound
 from shared.lm.bundled_models import SMOLLM2, shipped_gguf
 from shared.registry import Card, Limits, Paper

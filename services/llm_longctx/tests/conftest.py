@@ -17,9 +17,9 @@ import uvicorn
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from services.llm_longctx import openai as routes
+from services.llm_longctx.api import openai as routes
 from services.llm_longctx.engine import Engine, Scheduler
-from services.llm_longctx.local import model_at
+from services.llm_longctx.serving.local_models import model_at
 from shared.lm.builders import llama
 from shared.lm.decoder import Decoder
 from shared.serving.build_app import build

@@ -11,19 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
-from services.llm_longctx import evaluation_routes
-from services.llm_longctx import openai as routes
+from services.llm_longctx.api import evaluations
+from services.llm_longctx.api import openai as routes
 from services.llm_longctx.engine import Engine, Scheduler
 from services.llm_longctx.engine.fidelity import Fidelity, comparing
-from services.llm_longctx.english import library_prose
-from services.llm_longctx.evaluation import FidelitySpec, NeedleSpec, run_fidelity, run_needle
-from services.llm_longctx.heat import heat_map, sheet
-from services.llm_longctx.local import model_at
+from services.llm_longctx.evaluation.cli import fidelity, needle
+from services.llm_longctx.evaluation.heatmap import heat_map, sheet
+from services.llm_longctx.evaluation.method_quality import FidelitySpec, NeedleSpec, run_fidelity, run_needle
+from services.llm_longctx.evaluation.text_corpus import library_prose
+from services.llm_longctx.serving.local_models import model_at
 from services.llm_longctx.tests.conftest import MODEL, Server, tiny_decoder, until
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from services.llm_longctx.tests.test_scheduler import order, run
 from services.llm_longctx.tests.toy_methods import Streaming
-from services.llm_longctx.verbs import fidelity, needle
 from shared.api.text import CompletionRequest
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, Malformed
 from shared.lm.niah_prompts import haystack
@@ -193,7 +193,7 @@ def test_several_grids_stand_on_one_picture_with_their_names():
 def test_evaluations_over_http(folder, tmp_path):
     model = model_at(folder)
     app = build(
-        "llm-longctx", routers=[routes.router, evaluation_routes.router], servables={model.card.name: model},
+        "llm-longctx", routers=[routes.router, evaluations.router], servables={model.card.name: model},
         settings=Settings(data_dir=tmp_path, threads=1),
     )  # fmt: skip
     with Server(app) as server, httpx2.Client(base_url=server.url, timeout=60) as http:

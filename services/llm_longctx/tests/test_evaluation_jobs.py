@@ -9,9 +9,9 @@ import json
 import pytest
 from PIL import Image
 
-from services.llm_longctx import evaluation_routes
-from services.llm_longctx import openai as routes
-from services.llm_longctx.local import model_at
+from services.llm_longctx.api import evaluations
+from services.llm_longctx.api import openai as routes
+from services.llm_longctx.serving.local_models import model_at
 from services.llm_longctx.tests.conftest import MODEL, until
 from shared import telemetry
 from shared.jobs.queue import Payload
@@ -46,7 +46,7 @@ class Ticket:
 def app(folder, tmp_path):
     model = model_at(folder)
     return build(
-        "llm-longctx", routers=[routes.router, evaluation_routes.router], servables={model.card.name: model},
+        "llm-longctx", routers=[routes.router, evaluations.router], servables={model.card.name: model},
         settings=Settings(data_dir=tmp_path, threads=1, llm_watch=1.0),
     )  # fmt: skip
 

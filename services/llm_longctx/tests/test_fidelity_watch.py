@@ -14,7 +14,7 @@ from services.llm_longctx.engine import Engine, Scheduler
 from services.llm_longctx.engine import watch as watches
 from services.llm_longctx.engine.standing import FORGOTTEN_S, HALF_LIFE_S, LEAST, WINDOW, Standing
 from services.llm_longctx.engine.watch import Watch
-from services.llm_longctx.longctx import policy_for
+from services.llm_longctx.serving.method_selection import policy_for
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, tiny_decoder, until
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from services.llm_longctx.tests.test_scheduler import order, run

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.llm_longctx.engine import Sampling, Token
-from services.llm_longctx.generation import Generation, Prompt
+from services.llm_longctx.serving.generation import Generation, Prompt
 from shared.errors import Cancelled, QueueFull
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import Run

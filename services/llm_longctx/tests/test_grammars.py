@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from services.llm_longctx.engine import Sampling
 from services.llm_longctx.engine.sampler import Sampler
-from services.llm_longctx.grammars import MOST_CHOICES, Choices, TokenGrammar, grammar_of
-from services.llm_longctx.json_grammar import LONGEST_SPACE, Json
+from services.llm_longctx.serving.grammars import MOST_CHOICES, Choices, TokenGrammar, grammar_of
+from services.llm_longctx.serving.json_grammar import LONGEST_SPACE, Json
 from services.llm_longctx.tests.conftest import write_folder
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from services.llm_longctx.chat import gather
-from services.llm_longctx.language_model import LanguageModel
-from services.llm_longctx.local import chosen, model_at
 from services.llm_longctx.models.smollm2 import SmolLM2
+from services.llm_longctx.serving.chat import gather
+from services.llm_longctx.serving.decoder_model import LanguageModel
+from services.llm_longctx.serving.local_models import chosen, model_at
 from services.llm_longctx.tests.conftest import HELLO, until, write_folder
 from shared.api.text import ChatRequest, CompletionRequest, TokenizeRequest
 from shared.errors import Cancelled, FoveaError, InvalidOption, NotFound, UnsupportedMedia

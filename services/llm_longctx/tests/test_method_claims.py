@@ -7,7 +7,7 @@ import json
 import httpx2
 import pytest
 
-from services.llm_longctx import method_routes
+from services.llm_longctx.api import methods as api_methods
 from services.llm_longctx.methods import AttentionMethod, methods
 from services.llm_longctx.methods.core import sparsity_claims
 from services.llm_longctx.tests.conftest import Server, app_of
@@ -47,7 +47,7 @@ def test_what_was_not_measured_is_owed_and_blocks():
 
 def test_methods_and_their_claims_are_told_over_http(folder, tmp_path):
     app = app_of(folder, tmp_path)
-    app.include_router(method_routes.router)
+    app.include_router(api_methods.router)
     with Server(app) as server, httpx2.Client(base_url=server.url) as http:
         told = {one["name"]: one for one in http.get("/v1/longctx/methods").json()}
         assert set(told) == set(methods())
@@ -72,6 +72,6 @@ def test_a_new_method_is_told_without_being_listed_anywhere():
         phases = frozenset({"decode"})
         grain: int = 3
 
-    facts = method_routes._facts(Toy)
+    facts = api_methods._facts(Toy)
     assert (facts.summary, facts.phases, facts.sparsity) == ("Keeps nothing.", ["decode"], None)
     assert facts.knobs["properties"]["grain"]["default"] == 3

@@ -13,7 +13,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from services.llm_longctx import openai
+from services.llm_longctx.api import openai
 from shared.serving.build_app import build
 from shared.settings import Settings
 

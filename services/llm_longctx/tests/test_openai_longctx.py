@@ -7,11 +7,11 @@ import json
 import openai
 import pytest
 
-from services.llm_longctx import language_model
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.kernels import backends
-from services.llm_longctx.longctx import policy_for
 from services.llm_longctx.methods import method
+from services.llm_longctx.serving import decoder_model
+from services.llm_longctx.serving.method_selection import policy_for
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, say, tiny_decoder
 from shared.api.text import LongctxOptions
 from shared.errors import BadInput, InvalidOption
@@ -141,7 +141,7 @@ def test_a_method_that_needs_a_plan_takes_the_models_default(folder, tmp_path, m
     path = tmp_path / "weights" / "heads" / MODEL / "default.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(PLAN))
-    monkeypatch.setattr(language_model, "_SHIPPED", tmp_path / "nothing")
+    monkeypatch.setattr(decoder_model, "_SHIPPED", tmp_path / "nothing")
     with Server(app_of(folder, tmp_path)) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="x") as client:
         told = used(ask(client, {"method": "duo", "sink": 2, "recent": 8}))
         keep_plan(HeadPlan.parse(PLAN), tmp_path / "weights", MODEL, "made-later")

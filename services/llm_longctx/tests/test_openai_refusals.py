@@ -8,7 +8,7 @@ import httpx2
 import openai
 import pytest
 
-from services.llm_longctx import openai as routes
+from services.llm_longctx.api import openai as routes
 from services.llm_longctx.tests.conftest import CONTEXT, HELLO, MODEL, Server, app_of, go_on, say, until, write_folder
 
 JSON = {"content-type": "application/json"}

@@ -10,14 +10,14 @@ import httpx2
 import pytest
 import torch
 
-from services.llm_longctx import method_routes
 from services.llm_longctx import methods as room
+from services.llm_longctx.api import methods as api_methods
 from services.llm_longctx.engine import Engine, Request
+from services.llm_longctx.evaluation.cli import needle
 from services.llm_longctx.methods import compose, method, methods
 from services.llm_longctx.tests.conftest import Server, app_of, tiny_decoder
 from services.llm_longctx.tests.method_contract import CHECKS
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
-from services.llm_longctx.verbs import needle
 from shared.errors import InvalidOption, Malformed
 
 PAGE = Path(__file__).parents[3] / "docs/07-long-contexts.md"
@@ -75,7 +75,7 @@ def test_it_composes_and_answers_in_a_batch_what_it_answers_alone(tiny):
 
 def test_it_is_described_served_and_refused_over_http(folder, tmp_path):
     app = app_of(folder, tmp_path)
-    app.include_router(method_routes.router)
+    app.include_router(api_methods.router)
     ask = {"prompt": "Once upon a time there was a mill by the river", "max_tokens": 3}
     with Server(app) as server, httpx2.Client(base_url=server.url, timeout=60) as http:
         told = http.get("/v1/longctx/methods/dotted").json()

@@ -6,9 +6,9 @@ import stat
 import pytest
 import redis as sync_redis
 
-from services.llm_longctx import session_store
-from services.llm_longctx.sealing import Sealing, master_key
-from services.llm_longctx.session_store import KEPT, SessionStore
+from services.llm_longctx.state import session_store
+from services.llm_longctx.state.encryption import Sealing, master_key
+from services.llm_longctx.state.session_store import KEPT, SessionStore
 from shared.errors import Conflict, InvalidOption, NotFound, NotReady, TooLarge
 from shared.jobs.redis_client import Link
 from shared.jobs.redis_server import RedisServer

@@ -8,7 +8,7 @@ import time
 import openai
 import pytest
 
-from services.llm_longctx import openai as routes
+from services.llm_longctx.api import openai as routes
 from services.llm_longctx.models.smollm2 import SmolLM2
 from services.llm_longctx.tests.conftest import Server
 from shared.errors import NotFound

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.llm_longctx.stops import Stops
+from services.llm_longctx.serving.stop_strings import Stops
 
 TEXT = st.text("ab\n", max_size=20)
 

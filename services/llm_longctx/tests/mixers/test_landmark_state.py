@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from services.llm_longctx.mixers.landmark.serialization import BlocksError, pack_blocks, unpack_blocks
-from services.llm_longctx.shelf import STRETCH, Shelf, beginning
+from services.llm_longctx.state.document_cache import STRETCH, Shelf, beginning
 from shared.registry import network
 
 BLOCK, LANDMARK = 5, 30

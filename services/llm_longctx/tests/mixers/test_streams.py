@@ -9,14 +9,14 @@ import torch
 
 from services.llm_longctx.engine import Choice, Order, Sampling
 from services.llm_longctx.engine.streams import StreamScheduler
-from services.llm_longctx.landmark_voice import LandmarkStream
 from services.llm_longctx.mixers.deconstructed.networks import DeconstructedLM
 from services.llm_longctx.mixers.landmark.networks import LandmarkGPT
 from services.llm_longctx.mixers.routing.networks import RoutingLM
 from services.llm_longctx.mixers.titans.networks import titans_mac
-from services.llm_longctx.plain_voice import PlainStream
+from services.llm_longctx.serving.adapters.landmark import LandmarkStream
+from services.llm_longctx.serving.adapters.session import PlainStream
+from services.llm_longctx.serving.adapters.titans import TitansStream
 from services.llm_longctx.tests.test_engine import Ear
-from services.llm_longctx.titans_voice import TitansStream
 from shared.errors import Cancelled, DeadlineExceeded, Fault, TooLarge
 from shared.registry import Run
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from services.llm_longctx import document_routes, openai, session_routes
+from services.llm_longctx.api import documents, openai, sessions
 from services.llm_longctx.tests.conftest import Server
 from shared.jobs.redis_server import RedisServer
 from shared.registry import servables
@@ -22,7 +22,7 @@ def mixers(tmp_path_factory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("mixers")
     with RedisServer(Settings(data_dir=folder / "redis")) as redis:
         app = build(
-            "llm-longctx", routers=[openai.router, session_routes.router, document_routes.router], servables=KINDS,
+            "llm-longctx", routers=[openai.router, sessions.router, documents.router], servables=KINDS,
             settings=Settings(data_dir=folder, threads=1, redis_url=redis.url),
         )  # fmt: skip
         with Server(app) as running:

@@ -8,12 +8,12 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from schemathesis.checks import not_a_server_error
 
-from services.llm_longctx import document_routes, session_routes
+from services.llm_longctx.api import documents, sessions
 from shared.serving.build_app import build
 from shared.settings import Settings
 
 DOCUMENT = build(
-    "llm-longctx", routers=[session_routes.router, document_routes.router], servables={}, settings=Settings()
+    "llm-longctx", routers=[sessions.router, documents.router], servables={}, settings=Settings()
 ).openapi()
 OPERATIONS = {
     operation.label: operation

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from services.llm_longctx.recipes.landmark_recall import with_landmarks
-from services.llm_longctx.shelf import STRETCH
+from services.llm_longctx.serving.toy_tokenizers import FILLERS, RecallWords
+from services.llm_longctx.state.document_cache import STRETCH
 from services.llm_longctx.tests.served.conftest import metric
-from services.llm_longctx.vocabularies import FILLERS, RecallWords
 from shared.registry import servables
 
 MODEL = "fovea-landmark-recall"

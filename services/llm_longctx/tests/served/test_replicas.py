@@ -16,17 +16,17 @@ import torch
 from safetensors.torch import load, save
 from structlog.testing import capture_logs
 
-from services.llm_longctx import document_routes, openai, session_routes
-from services.llm_longctx.landmark_options import LandmarkOptions
-from services.llm_longctx.memory import Document
+from services.llm_longctx.api import documents, openai, sessions
 from services.llm_longctx.mixers.landmark.serialization import BlocksError
 from services.llm_longctx.mixers.landmark.session import LandmarkSession
 from services.llm_longctx.models.fovea_landmark_recall import LandmarkRecall
-from services.llm_longctx.sealing import Sealing
-from services.llm_longctx.shelf import STRETCH, Shelf
+from services.llm_longctx.serving.adapters.landmark_options import LandmarkOptions
+from services.llm_longctx.serving.request_state import Document
+from services.llm_longctx.serving.toy_tokenizers import FILLERS
+from services.llm_longctx.state.document_cache import STRETCH, Shelf
+from services.llm_longctx.state.encryption import Sealing
 from services.llm_longctx.tests.conftest import Server
 from services.llm_longctx.tests.served.conftest import metric
-from services.llm_longctx.vocabularies import FILLERS
 from shared.jobs.redis_server import RedisServer
 from shared.serving.build_app import build
 from shared.settings import Settings
@@ -82,7 +82,7 @@ def replica(server, tmp_path_factory) -> Iterator[Callable[..., Replica]]:
     def start(**more: Any) -> Replica:
         folder = tmp_path_factory.mktemp("replica")
         app = build(
-            "llm-longctx", routers=[openai.router, session_routes.router, document_routes.router],
+            "llm-longctx", routers=[openai.router, sessions.router, documents.router],
             servables={MODEL: LandmarkRecall},
             settings=Settings(data_dir=folder, threads=1, redis_url=server.url, session_key=KEY, **more),
         )  # fmt: skip

@@ -12,8 +12,8 @@ import torch
 
 from services.llm_longctx.mixers.titans.state import SessionState, pack_state, unpack_state
 from services.llm_longctx.recipes.recall import draw
+from services.llm_longctx.serving.toy_tokenizers import RecallWords
 from services.llm_longctx.tests.served.conftest import KINDS, metric
-from services.llm_longctx.vocabularies import RecallWords
 
 TITANS = sorted(name for name in KINDS if "titans" in name)
 MODEL = "fovea-titans-mac"

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.engine.stream import Stream
-from services.llm_longctx.generation import Prompt
-from services.llm_longctx.landmark_options import LandmarkOptions
-from services.llm_longctx.memory import Brought, Document
-from services.llm_longctx.mixer_model import MixerVoice, finite
 from services.llm_longctx.mixers.landmark.attention import Citation as Found
 from services.llm_longctx.mixers.landmark.attention import citations
 from services.llm_longctx.mixers.landmark.serialization import pack_blocks, unpack_blocks
 from services.llm_longctx.mixers.landmark.session import LandmarkSession
-from services.llm_longctx.shelf import STRETCH, Shelf, beginning
-from services.llm_longctx.vocabularies import Placed
+from services.llm_longctx.serving.adapters.landmark_options import LandmarkOptions
+from services.llm_longctx.serving.generation import Prompt
+from services.llm_longctx.serving.request_state import Brought, Document
+from services.llm_longctx.serving.session_model import MixerVoice, finite
+from services.llm_longctx.serving.toy_tokenizers import Placed
+from services.llm_longctx.state.document_cache import STRETCH, Shelf, beginning
 from shared import figures
 from shared.api.text import Citation, CitedToken, GenerationOptions, LongctxAnswer
 from shared.errors import InvalidOption

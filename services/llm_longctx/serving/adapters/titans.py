@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.engine.stream import Stream
-from services.llm_longctx.generation import Prompt
-from services.llm_longctx.landmark_options import refuse_knobs
-from services.llm_longctx.memory import Brought, Learnt, Remembered
-from services.llm_longctx.mixer_model import MixerVoice, NonFinite, finite
 from services.llm_longctx.mixers.titans.networks import TitansSession
 from services.llm_longctx.mixers.titans.state import StateError, StateMismatch
+from services.llm_longctx.serving.adapters.landmark_options import refuse_knobs
+from services.llm_longctx.serving.generation import Prompt
+from services.llm_longctx.serving.request_state import Brought, Learnt, Remembered
+from services.llm_longctx.serving.session_model import MixerVoice, NonFinite, finite
 from shared import figures
 from shared.api.text import GenerationOptions, LongctxAnswer, Surprise
 from shared.errors import Conflict, InvalidOption, Malformed

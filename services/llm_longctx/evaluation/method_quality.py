@@ -23,9 +23,9 @@ from services.llm_longctx.engine.fidelity import Fidelity, comparing
 from services.llm_longctx.engine.order import Choice
 from services.llm_longctx.engine.policy import Policy
 from services.llm_longctx.engine.request import Collected, Usage
-from services.llm_longctx.english import library_prose
-from services.llm_longctx.longctx import policy_for
-from services.llm_longctx.speaker import Speaker
+from services.llm_longctx.evaluation.text_corpus import library_prose
+from services.llm_longctx.serving.adapters.decoder import Speaker
+from services.llm_longctx.serving.method_selection import policy_for
 from shared.api.text import LongctxOptions
 from shared.errors import Cancelled, InvalidOption
 from shared.lm.niah_prompts import NEEDLES, haystack, needle

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from services.llm_longctx.api.errors import ContextLengthExceeded
 from services.llm_longctx.engine import Order, Sampling
 from services.llm_longctx.engine.turns import Turns
-from services.llm_longctx.errors import ContextLengthExceeded
-from services.llm_longctx.generation import Prompt
-from services.llm_longctx.memory import Brought
+from services.llm_longctx.serving.generation import Prompt
+from services.llm_longctx.serving.request_state import Brought
 from shared.api.text import ChatMessage, GenerationOptions, LongctxUsage, Usage
 from shared.errors import InvalidOption, Malformed, in_field
 from shared.lm.tokenizer import Tokenizer

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-from services.llm_longctx.generation import Generation, Piece, Prompt, Shown
-from services.llm_longctx.grammars import Automaton, grammar_of
-from services.llm_longctx.memory import Brought
-from services.llm_longctx.voice import Voice, check, samplings, usage_of
+from services.llm_longctx.serving.adapters.base import Voice, check, samplings, usage_of
+from services.llm_longctx.serving.generation import Generation, Piece, Prompt, Shown
+from services.llm_longctx.serving.grammars import Automaton, grammar_of
+from services.llm_longctx.serving.request_state import Brought
 from shared.api.text import (
     ChatChoice,
     ChatChunk,

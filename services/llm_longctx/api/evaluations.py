@@ -11,7 +11,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from services.llm_longctx.evaluation import (
+from services.llm_longctx.evaluation.heatmap import heat_map
+from services.llm_longctx.evaluation.method_quality import (
     FidelityReport,
     FidelitySpec,
     NeedleReport,
@@ -19,8 +20,7 @@ from services.llm_longctx.evaluation import (
     run_fidelity,
     run_needle,
 )
-from services.llm_longctx.heat import heat_map
-from services.llm_longctx.language_model import LanguageModel
+from services.llm_longctx.serving.decoder_model import LanguageModel
 from shared.errors import InvalidOption
 from shared.serving.host import Host
 from shared.serving.http.system_routes import host_of

@@ -15,8 +15,8 @@ from services.llm_longctx.engine import Choice, Facts, FinishReason, Grammar, Or
 from services.llm_longctx.engine.policy import Policy
 from services.llm_longctx.engine.stream import Stream
 from services.llm_longctx.engine.turns import Turns
-from services.llm_longctx.grammars import Automaton, TokenGrammar
-from services.llm_longctx.stops import Stops
+from services.llm_longctx.serving.grammars import Automaton, TokenGrammar
+from services.llm_longctx.serving.stop_strings import Stops
 from shared.api.text import LongctxAnswer
 from shared.errors import FoveaError
 from shared.lm.tokenizer import Detokenizer, Tokenizer

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Query, Request
 from starlette.responses import Response
 
-from services.llm_longctx.models_of import model_of
-from services.llm_longctx.sessions import Sessions
-from services.llm_longctx.stores import lifespan, stores_of, tenant_of
-from services.llm_longctx.titans_voice import TitansVoice
+from services.llm_longctx.api.model_lookup import model_of
+from services.llm_longctx.serving.adapters.titans import TitansVoice
+from services.llm_longctx.state.redis_stores import lifespan, stores_of, tenant_of
+from services.llm_longctx.state.session_service import Sessions
 from shared.api.sessions import Deleted, RollbackRequest, Session, SessionList, SessionRequest, SurpriseTrace
 from shared.api.text import OpenAIError
 from shared.serving.host import Host

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
 
-from services.llm_longctx.landmark_options import LandmarkOptions
+from services.llm_longctx.serving.adapters.landmark_options import LandmarkOptions
 from shared.api.text import ChatRequest, CompletionRequest
 
 __all__ = ["Brought", "Document", "Learnt", "Remembered", "Turn"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from services.llm_longctx.json_grammar import Json
+from services.llm_longctx.serving.json_grammar import Json
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 

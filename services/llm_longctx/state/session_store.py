@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
 
-from services.llm_longctx.sealing import Sealing
+from services.llm_longctx.state.encryption import Sealing
 from shared.errors import Conflict, InvalidOption, NotFound, NotReady, TooLarge
 from shared.jobs.redis_client import Link, reachable
 

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Any
 
-from services.llm_longctx.sealing import Sealing
+from services.llm_longctx.state.encryption import Sealing
 from shared.errors import Conflict, InvalidOption, NotFound, NotReady
 from shared.jobs.redis_client import Link, reachable
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from services.llm_longctx.language_model import LanguageModel
+from services.llm_longctx.serving.decoder_model import LanguageModel
 from shared.registry import Card, Paper, Servable, servables
 
 __all__ = ["chosen", "model_at"]

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 
-from services.llm_longctx.document_store import DocumentStore
-from services.llm_longctx.sealing import Sealing, master_key
-from services.llm_longctx.session_store import SessionStore
+from services.llm_longctx.state.document_store import DocumentStore
+from services.llm_longctx.state.encryption import Sealing, master_key
+from services.llm_longctx.state.session_store import SessionStore
 from shared.errors import NotReady
 from shared.jobs.redis_client import Link
 from shared.settings import Settings

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.llm_longctx.engine import Order, Scheduler
-from services.llm_longctx.generation import Prompt
-from services.llm_longctx.longctx import policy_for, usage_of
-from services.llm_longctx.memory import Brought
-from services.llm_longctx.voice import Voice, priority_of
+from services.llm_longctx.serving.adapters.base import Voice, priority_of
+from services.llm_longctx.serving.generation import Prompt
+from services.llm_longctx.serving.method_selection import policy_for, usage_of
+from services.llm_longctx.serving.request_state import Brought
 from shared.api.text import GenerationOptions, LongctxUsage
 from shared.lm.head_plan import HeadPlan
 

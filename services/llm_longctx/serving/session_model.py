@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from services.llm_longctx.engine import Order
 from services.llm_longctx.engine.streams import StreamScheduler
-from services.llm_longctx.generation import Prompt
-from services.llm_longctx.text_model import TextModel
-from services.llm_longctx.vocabularies import Placed
-from services.llm_longctx.voice import Voice, priority_of
+from services.llm_longctx.serving.adapters.base import Voice, priority_of
+from services.llm_longctx.serving.generation import Prompt
+from services.llm_longctx.serving.text_model import TextModel
+from services.llm_longctx.serving.toy_tokenizers import Placed
 from shared.api.text import GenerationOptions, LongctxUsage
 from shared.errors import Conflict, NotReady
 from shared.registry import Card, Place, network

@@ -12,9 +12,9 @@ import json
 import struct
 from dataclasses import asdict, astuple, dataclass
 
-from services.llm_longctx.memory import Learnt, Remembered
-from services.llm_longctx.session_store import KEPT, Head, SessionStore
-from services.llm_longctx.titans_voice import TitansVoice
+from services.llm_longctx.serving.adapters.titans import TitansVoice
+from services.llm_longctx.serving.request_state import Learnt, Remembered
+from services.llm_longctx.state.session_store import KEPT, Head, SessionStore
 from shared import figures
 from shared.api.sessions import LearntToken, Session, SessionList, SurpriseTrace
 from shared.errors import Conflict, InvalidOption, NotFound

@@ -13,8 +13,8 @@ import torch
 
 from services.llm_longctx.engine import Engine, Scheduler
 from services.llm_longctx.engine.watch import Watch
-from services.llm_longctx.speaker import Speaker
-from services.llm_longctx.text_model import TextModel
+from services.llm_longctx.serving.adapters.decoder import Speaker
+from services.llm_longctx.serving.text_model import TextModel
 from shared.api.text import ChatRequest, CompletionRequest
 from shared.errors import InvalidOption, NotFound, UnsupportedMedia
 from shared.lm.gguf_file import unpack

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.engine.stream import Stream
-from services.llm_longctx.generation import Prompt
-from services.llm_longctx.landmark_options import refuse_knobs
-from services.llm_longctx.memory import Brought
-from services.llm_longctx.mixer_model import MixerVoice, finite
+from services.llm_longctx.serving.adapters.landmark_options import refuse_knobs
+from services.llm_longctx.serving.generation import Prompt
+from services.llm_longctx.serving.request_state import Brought
+from services.llm_longctx.serving.session_model import MixerVoice, finite
 from shared.api.text import GenerationOptions
 
 __all__ = ["PlainStream", "PlainVoice"]

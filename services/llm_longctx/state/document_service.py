@@ -15,13 +15,13 @@ import time
 from dataclasses import replace
 from typing import Literal
 
-from services.llm_longctx.document_store import DocumentStore
 from services.llm_longctx.engine import Sampling
-from services.llm_longctx.generation import Generation, Prompt
-from services.llm_longctx.landmark_options import LandmarkOptions
-from services.llm_longctx.landmark_voice import LandmarkVoice
-from services.llm_longctx.memory import Document
 from services.llm_longctx.mixers.landmark.serialization import BlocksError
+from services.llm_longctx.serving.adapters.landmark import LandmarkVoice
+from services.llm_longctx.serving.adapters.landmark_options import LandmarkOptions
+from services.llm_longctx.serving.generation import Generation, Prompt
+from services.llm_longctx.serving.request_state import Document
+from services.llm_longctx.state.document_store import DocumentStore
 from shared import figures, telemetry
 from shared.api.sessions import DocumentInfo, DocumentRequest, DocumentText
 from shared.errors import Conflict, InvalidOption, NotReady

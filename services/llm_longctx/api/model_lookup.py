@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import Request
 
-from services.llm_longctx.errors import ModelNotFound
-from services.llm_longctx.text_model import TextModel
+from services.llm_longctx.api.errors import ModelNotFound
+from services.llm_longctx.serving.text_model import TextModel
 from shared.errors import InvalidOption, NotFound
 from shared.serving.host import Host
 

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from services.llm_longctx.documents import Documents
-from services.llm_longctx.landmark_voice import LandmarkVoice
-from services.llm_longctx.models_of import model_of
-from services.llm_longctx.stores import stores_of, tenant_of
+from services.llm_longctx.api.model_lookup import model_of
+from services.llm_longctx.serving.adapters.landmark import LandmarkVoice
+from services.llm_longctx.state.document_service import Documents
+from services.llm_longctx.state.redis_stores import stores_of, tenant_of
 from shared.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentRequest, DocumentText
 from shared.api.text import OpenAIError
 from shared.errors import NotFound, NotReady

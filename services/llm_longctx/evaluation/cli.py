@@ -60,7 +60,7 @@ def needle(
     Console().print(table)
     _save(report, out)
     if out is not None:
-        heat = importlib.import_module("services.llm_longctx.heat")
+        heat = importlib.import_module("services.llm_longctx.evaluation.heatmap")
         rows = [f"{d:g} %" for d in report["depths"]]
         out.with_suffix(".png").write_bytes(heat.heat_map(report["recall"], rows, list(map(str, report["lengths"]))))
 

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from services.llm_longctx import chat, completions
-from services.llm_longctx.memory import Remembered, Turn
-from services.llm_longctx.voice import Voice
+from services.llm_longctx.serving import chat, completions
+from services.llm_longctx.serving.adapters.base import Voice
+from services.llm_longctx.serving.request_state import Remembered, Turn
 from shared.api.text import (
     ChatChunk,
     ChatCompletion,

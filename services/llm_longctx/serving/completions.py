@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any, cast
 from uuid import uuid4
 
-from services.llm_longctx.generation import Generation, Piece, Prompt, Shown
-from services.llm_longctx.memory import Brought
-from services.llm_longctx.voice import Voice, check, samplings, usage_of
+from services.llm_longctx.serving.adapters.base import Voice, check, samplings, usage_of
+from services.llm_longctx.serving.generation import Generation, Piece, Prompt, Shown
+from services.llm_longctx.serving.request_state import Brought
 from shared.api.text import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer

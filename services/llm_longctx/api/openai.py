@@ -14,16 +14,16 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
-from services.llm_longctx import chat as chats
-from services.llm_longctx import completions as texts
-from services.llm_longctx.document_routes import documents_of
-from services.llm_longctx.landmark_voice import LandmarkVoice
-from services.llm_longctx.memory import Turn
-from services.llm_longctx.models_of import model_of
-from services.llm_longctx.session_routes import sessions_of
-from services.llm_longctx.sessions import body_digest
-from services.llm_longctx.text_model import TextModel
-from services.llm_longctx.titans_voice import TitansVoice
+from services.llm_longctx.api.documents import documents_of
+from services.llm_longctx.api.model_lookup import model_of
+from services.llm_longctx.api.sessions import sessions_of
+from services.llm_longctx.serving import chat as chats
+from services.llm_longctx.serving import completions as texts
+from services.llm_longctx.serving.adapters.landmark import LandmarkVoice
+from services.llm_longctx.serving.adapters.titans import TitansVoice
+from services.llm_longctx.serving.request_state import Turn
+from services.llm_longctx.serving.text_model import TextModel
+from services.llm_longctx.state.session_service import body_digest
 from shared import telemetry
 from shared.api.problem import openai_error
 from shared.api.text import (
