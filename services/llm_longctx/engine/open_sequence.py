@@ -11,9 +11,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.chunk import ChunkAttention
-from services.llm_longctx.engine.decoding import decode
-from services.llm_longctx.engine.policy import Policy
+from services.llm_longctx.engine.decode_attention import decode
+from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.prefill_attention import ChunkAttention
 from services.llm_longctx.kernels import layer_ops
 from services.llm_longctx.kv_cache import Entries, Memory, PagePool
 from shared.errors import InvalidOption

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from services.llm_longctx.engine.policy import Policy
+from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.stream import Stream
 from shared.errors import Cancelled, FoveaError
 from shared.registry import Run

@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.order import Choice, Facts, FinishReason, Order, Sampling, Token
-from services.llm_longctx.engine.policy import Policy
 from services.llm_longctx.methods import AttentionMethod
 from shared.errors import FoveaError, InvalidOption
 from shared.lm.head_plan import HeadPlan
 from shared.registry import Run
 
 if TYPE_CHECKING:
-    from services.llm_longctx.engine.engine import Engine
+    from services.llm_longctx.engine.llm_engine import Engine
 
 __all__ = ["Completion", "Request", "Usage"]
 

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from services.llm_longctx.engine.answer import Answer, Waiting
-from services.llm_longctx.engine.decoding import decode, held_bytes
+from services.llm_longctx.engine.chunking import next_chunk
+from services.llm_longctx.engine.decode_attention import decode, held_bytes
+from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.open_sequence import OpenSequence
 from services.llm_longctx.engine.order import Order
-from services.llm_longctx.engine.pacing import next_chunk
-from services.llm_longctx.engine.policy import Policy
-from services.llm_longctx.engine.prefixes import Prefixes
+from services.llm_longctx.engine.prefix_cache import Prefixes
+from services.llm_longctx.engine.quality.fidelity_monitor import Watch
 from services.llm_longctx.engine.sampler import scored
 from services.llm_longctx.engine.turns import Turns, fault
-from services.llm_longctx.engine.watch import Watch
 from services.llm_longctx.kv_cache import PoolExhausted
 from shared import telemetry
 from shared.errors import TooLarge
 
 if TYPE_CHECKING:
-    from services.llm_longctx.engine.engine import Engine
+    from services.llm_longctx.engine.llm_engine import Engine
 
 __all__ = ["Scheduler"]
 

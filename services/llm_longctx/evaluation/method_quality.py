@@ -19,9 +19,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from services.llm_longctx.engine import Order, Sampling
-from services.llm_longctx.engine.fidelity import Fidelity, comparing
+from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.order import Choice
-from services.llm_longctx.engine.policy import Policy
+from services.llm_longctx.engine.quality.fidelity import Fidelity, comparing
 from services.llm_longctx.engine.request import Collected, Usage
 from services.llm_longctx.evaluation.text_corpus import library_prose
 from services.llm_longctx.serving.adapters.decoder import Speaker

@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 
 from services.llm_longctx.engine import Engine, Scheduler
-from services.llm_longctx.engine.watch import Watch
+from services.llm_longctx.engine.quality.fidelity_monitor import Watch
 from services.llm_longctx.serving.adapters.decoder import Speaker
 from services.llm_longctx.serving.text_model import TextModel
 from shared.api.text import ChatRequest, CompletionRequest

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.llm_longctx.engine import Choice, Facts, FinishReason, Grammar, Order, Sampling, Token
-from services.llm_longctx.engine.policy import Policy
+from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.stream import Stream
 from services.llm_longctx.engine.turns import Turns
 from services.llm_longctx.serving.grammars import Automaton, TokenGrammar

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from services.llm_longctx.engine import Engine, Order
-from services.llm_longctx.engine.policy import Policy
+from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.methods import AttentionMethod, compose, method
 from shared.api.text import LongctxOptions, LongctxUsage
 from shared.errors import InvalidOption

@@ -14,7 +14,7 @@ from PIL import Image
 from services.llm_longctx.api import evaluations
 from services.llm_longctx.api import openai as routes
 from services.llm_longctx.engine import Engine, Scheduler
-from services.llm_longctx.engine.fidelity import Fidelity, comparing
+from services.llm_longctx.engine.quality.fidelity import Fidelity, comparing
 from services.llm_longctx.evaluation.cli import fidelity, needle
 from services.llm_longctx.evaluation.heatmap import heat_map, sheet
 from services.llm_longctx.evaluation.method_quality import FidelitySpec, NeedleSpec, run_fidelity, run_needle

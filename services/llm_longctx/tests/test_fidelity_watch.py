@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.llm_longctx.engine import Engine, Scheduler
-from services.llm_longctx.engine import watch as watches
-from services.llm_longctx.engine.standing import FORGOTTEN_S, HALF_LIFE_S, LEAST, WINDOW, Standing
-from services.llm_longctx.engine.watch import Watch
+from services.llm_longctx.engine.quality import fidelity_monitor as watches
+from services.llm_longctx.engine.quality.drift_gate import FORGOTTEN_S, HALF_LIFE_S, LEAST, WINDOW, Standing
+from services.llm_longctx.engine.quality.fidelity_monitor import Watch
 from services.llm_longctx.serving.method_selection import policy_for
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, tiny_decoder, until
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt

@@ -14,7 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.engine import Choice, Engine, Order, Sampling, Scheduler, pacing, policy, prefixes
+from services.llm_longctx.engine import (
+    Choice,
+    Engine,
+    Order,
+    Sampling,
+    Scheduler,
+    chunking,
+    method_policy,
+    prefix_cache,
+)
 from services.llm_longctx.methods import compose, method, methods
 from services.llm_longctx.tests.conftest import tiny_decoder
 from services.llm_longctx.tests.method_contract.oracle import trials
@@ -46,7 +55,7 @@ STEMS = ([], prompt(70, 1), prompt(70, 2))
 @pytest.fixture(autouse=True, scope="module")
 def _small_grid():
     with pytest.MonkeyPatch.context() as patch:
-        for module in (pacing, policy, prefixes):
+        for module in (chunking, method_policy, prefix_cache):
             patch.setattr(module, "CHUNK", GRID)
         yield
 

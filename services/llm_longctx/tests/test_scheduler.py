@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.llm_longctx.engine import Choice, Engine, Order, Request, Sampling, Scheduler
-from services.llm_longctx.engine.pacing import next_chunk
+from services.llm_longctx.engine.chunking import next_chunk
 from services.llm_longctx.methods import method
 from services.llm_longctx.tests.conftest import tiny_decoder
 from services.llm_longctx.tests.test_engine import Ear

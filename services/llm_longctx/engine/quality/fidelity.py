@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.decoding import decode
+from services.llm_longctx.engine.chunking import next_chunk
+from services.llm_longctx.engine.decode_attention import decode
+from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.open_sequence import OpenSequence
-from services.llm_longctx.engine.pacing import next_chunk
-from services.llm_longctx.engine.policy import Policy
 
 if TYPE_CHECKING:
-    from services.llm_longctx.engine.engine import Engine
+    from services.llm_longctx.engine.llm_engine import Engine
 
 __all__ = ["Fidelity", "comparing"]
 

@@ -5,7 +5,7 @@ Knows lengths only.
 
 from __future__ import annotations
 
-from services.llm_longctx.engine.policy import CHUNK
+from services.llm_longctx.engine.method_policy import CHUNK
 from services.llm_longctx.methods import AttentionMethod
 
 __all__ = ["next_chunk"]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.retaining import copied, retained
+from services.llm_longctx.engine.kv_update import copied, retained
 from services.llm_longctx.kernels import decode as attention
 from services.llm_longctx.kernels import decode_runs, layer_ops, merge_lse
 from services.llm_longctx.kv_cache import PoolExhausted

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from services.llm_longctx.engine.policy import CHUNK, Policy
+from services.llm_longctx.engine.method_policy import CHUNK, Policy
 from services.llm_longctx.kv_cache import Memory, PoolExhausted
 
 if TYPE_CHECKING:
-    from services.llm_longctx.engine.engine import Engine
+    from services.llm_longctx.engine.llm_engine import Engine
     from services.llm_longctx.engine.open_sequence import OpenSequence
     from services.llm_longctx.engine.order import Order
 

@@ -15,14 +15,14 @@ from collections.abc import Callable, Generator
 from contextvars import Context
 from typing import TYPE_CHECKING
 
-from services.llm_longctx.engine.fidelity import Fidelity, comparing
-from services.llm_longctx.engine.policy import Policy
-from services.llm_longctx.engine.standing import Standing
+from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.quality.drift_gate import Standing
+from services.llm_longctx.engine.quality.fidelity import Fidelity, comparing
 from shared import telemetry
 
 if TYPE_CHECKING:
     from services.llm_longctx.engine.answer import Answer
-    from services.llm_longctx.engine.engine import Engine
+    from services.llm_longctx.engine.llm_engine import Engine
     from services.llm_longctx.engine.open_sequence import OpenSequence
 
 __all__ = ["Watch"]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.reading import Part, over_held, over_history, under_mask, window_mask
-from services.llm_longctx.engine.retaining import copied, retained
+from services.llm_longctx.engine.kv_update import copied, retained
+from services.llm_longctx.engine.prefill_kernels import Part, over_held, over_history, under_mask, window_mask
 from services.llm_longctx.kernels import window_prefill
 from services.llm_longctx.kv_cache import Entries
 from services.llm_longctx.methods.core.hook_inputs import Attended, Chunk, Held, Read

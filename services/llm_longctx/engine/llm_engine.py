@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.decoding import decode, held_bytes
+from services.llm_longctx.engine.decode_attention import decode, held_bytes
+from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.open_sequence import OpenSequence
-from services.llm_longctx.engine.policy import Policy
 from services.llm_longctx.engine.request import Completion, Request
 from services.llm_longctx.engine.scheduler import Scheduler
 from services.llm_longctx.kernels.dispatch import choose
