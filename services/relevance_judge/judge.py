@@ -14,11 +14,11 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel
 
-from services.relevance_judge.calibration import Calibration
-from services.relevance_judge.endpoint import Endpoint, Message, TooLong
-from services.relevance_judge.shelf import Shelf
-from services.relevance_judge.template import Rendered, Template, template
-from services.relevance_judge.wire import JudgeIn, JudgeOut, Pair, Verdict
+from services.relevance_judge.chat_client import Endpoint, Message, TooLong
+from services.relevance_judge.metrics.calibration import Calibration
+from services.relevance_judge.prompt_template import Rendered, Template, template
+from services.relevance_judge.schemas import JudgeIn, JudgeOut, Pair, Verdict
+from services.relevance_judge.storage.versioned_store import Shelf
 from shared.errors import FoveaError, InvalidOption, NotFound
 from shared.registry import Paper, Place, Run, Servable
 from shared.registry.servable import Mode

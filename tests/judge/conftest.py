@@ -16,9 +16,9 @@ import pytest
 from fovea.cli.main import main
 from services.gateway.tests.browsing import browser, watched
 from services.gateway.tests.stage import ForgetfulQueue, fronted
-from services.relevance_judge.collection import mini
-from services.relevance_judge.lexical import overlap
+from services.relevance_judge.metrics.baselines import overlap
 from services.relevance_judge.routes import router
+from services.relevance_judge.storage.mini_collection import mini
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.registry import Place
 from shared.registry.discovery import servables

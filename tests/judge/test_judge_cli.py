@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from services.relevance_judge.collection import mini
-from services.relevance_judge.trec import parse_qrels, qrels_text, read_qrels
+from services.relevance_judge.parsing.trec import parse_qrels, qrels_text, read_qrels
+from services.relevance_judge.storage.mini_collection import mini
 
 MINI = mini()
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from services.gateway.tests.browsing import MARKS, figure
-from services.relevance_judge.collection import mini
-from services.relevance_judge.trec import parse_qrels, qrels_text
+from services.relevance_judge.parsing.trec import parse_qrels, qrels_text
+from services.relevance_judge.storage.mini_collection import mini
 
 pytestmark = MARKS
 

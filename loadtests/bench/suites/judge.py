@@ -20,11 +20,11 @@ from collections.abc import Iterator
 import httpx2
 
 from loadtests.bench.result import Table, row
-from services.relevance_judge.collection import mini
-from services.relevance_judge.endpoint import Endpoint
+from services.relevance_judge.chat_client import Endpoint
 from services.relevance_judge.judge import opening
-from services.relevance_judge.template import fence, render, template
-from services.relevance_judge.wire import Pair
+from services.relevance_judge.prompt_template import fence, render, template
+from services.relevance_judge.schemas import Pair
+from services.relevance_judge.storage.mini_collection import mini
 from shared.registry import Run
 
 TEMPLATE = "few-shot"

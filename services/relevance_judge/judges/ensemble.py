@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from services.relevance_judge.ensembles import NO_VOTE, average, majority, median
 from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, graded
-from services.relevance_judge.template import template
-from services.relevance_judge.wire import EnsembleIn, JudgeIn, Member, Pair, Verdict
+from services.relevance_judge.metrics.ensembles import NO_VOTE, average, majority, median
+from services.relevance_judge.prompt_template import template
+from services.relevance_judge.schemas import EnsembleIn, JudgeIn, Member, Pair, Verdict
 from shared.errors import InvalidOption, NotFound
 from shared.registry import Card, Run
 from shared.registry.discovery import servables

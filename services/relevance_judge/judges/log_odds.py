@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from services.relevance_judge.endpoint import Said
+from services.relevance_judge.chat_client import Said
 from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, graded, named, opening, shrinking
-from services.relevance_judge.template import fence, render
-from services.relevance_judge.wire import JudgeIn, Pair, Verdict
+from services.relevance_judge.prompt_template import fence, render
+from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
 from shared.errors import InvalidOption
 from shared.registry import Card, Run
 

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from services.relevance_judge.endpoint import Message, Said
+from services.relevance_judge.chat_client import Message, Said
 from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, named, opening, shrinking
-from services.relevance_judge.parsing import Parsed
-from services.relevance_judge.template import Template, fence, render
-from services.relevance_judge.wire import JudgeIn, Pair, Verdict
+from services.relevance_judge.parsing.grades import Parsed
+from services.relevance_judge.prompt_template import Template, fence, render
+from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
 from shared.registry import Card, Run
 
 __all__ = ["PromptedGrade", "asked"]

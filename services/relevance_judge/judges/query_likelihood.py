@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, graded, named, opening, shrinking
-from services.relevance_judge.template import Template, fence, render
-from services.relevance_judge.wire import JudgeIn, Pair, Verdict
+from services.relevance_judge.prompt_template import Template, fence, render
+from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
 from shared.registry import Card, Metric, Run
 
 __all__ = ["QueryLikelihood"]

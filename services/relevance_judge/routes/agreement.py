@@ -5,12 +5,13 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from services.relevance_judge import pool, trec
-from services.relevance_judge.agreement import agree
-from services.relevance_judge.bias import BiasBlock, bias_block, invalid_share
-from services.relevance_judge.labels import parse_labels
-from services.relevance_judge.routes.given import Given
-from services.relevance_judge.uncertainty import kappa_interval
+from services.relevance_judge.batches import pair_selection
+from services.relevance_judge.metrics.agreement import agree
+from services.relevance_judge.metrics.bias import BiasBlock, bias_block, invalid_share
+from services.relevance_judge.metrics.uncertainty import kappa_interval
+from services.relevance_judge.parsing import trec
+from services.relevance_judge.parsing.label_formats import parse_labels
+from services.relevance_judge.routes.strict_model import Given
 from shared.serving.http.openapi_routes import problems
 
 __all__ = ["router"]
@@ -71,7 +72,7 @@ def agreement(body: AgreementIn) -> AgreementOut:
     """Compare a judge's labels with reference labels."""
     reference, given = trec.parse_qrels(body.reference, "reference"), parse_labels(body.judge, "judge")
     found = agree(reference, given.labels)
-    texts = pool.read_texts(body.topics, "topics"), pool.read_texts(body.passages, "passages")
+    texts = pair_selection.read_texts(body.topics, "topics"), pair_selection.read_texts(body.passages, "passages")
     return AgreementOut(
         **{**vars(found), "confusion": found.confusion.tolist()},
         kappa_interval=kappa_interval(reference, given.labels, draws=body.draws, seed=body.seed),

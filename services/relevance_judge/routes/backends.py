@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from services.relevance_judge.endpoint import MOST_SECONDS, Endpoint
+from services.relevance_judge.chat_client import MOST_SECONDS, Endpoint
 from services.relevance_judge.judge import AT_ONCE, Judge
 from shared.errors import FoveaError
 from shared.registry import Run

@@ -12,13 +12,14 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import Field, ValidationError
 
-from services.relevance_judge import batch, pool, trec
-from services.relevance_judge.archive import Archive, BatchOut, BatchRow, Row, summary
-from services.relevance_judge.journal import opened
+from services.relevance_judge.batches import batch_runner, pair_selection
+from services.relevance_judge.batches.batch_store import Archive, BatchOut, BatchRow, Row, summary
+from services.relevance_judge.batches.label_log import opened
 from services.relevance_judge.judge import Judge
-from services.relevance_judge.labels import FORMS, written
-from services.relevance_judge.routes.given import Given
-from services.relevance_judge.wire import JudgeIn
+from services.relevance_judge.parsing import trec
+from services.relevance_judge.parsing.label_formats import FORMS, written
+from services.relevance_judge.routes.strict_model import Given
+from services.relevance_judge.schemas import JudgeIn
 from shared.errors import InvalidOption
 from shared.registry import Run
 from shared.serving.http.negotiation import choose
@@ -63,16 +64,16 @@ def label(request: Request, body: BatchIn, form: Form = None) -> Any:
     wanted = form or _by_accept(request)
     judge = _judge(request, body.model)
     asked = judge.settled(_options(judge, body.options))
-    pairs = pool.holes(_pairs(body), trec.parse_qrels(body.qrels))
+    pairs = pair_selection.holes(_pairs(body), trec.parse_qrels(body.qrels))
     if not pairs:
         raise InvalidOption("No pair is left to judge.", hint="Give pairs; or topics, passages and perhaps runs.")
-    plan = batch.planned(judge, asked, pairs, asked.llm or _default_model(judge, run))
+    plan = batch_runner.planned(judge, asked, pairs, asked.llm or _default_model(judge, run))
     asked = asked.model_copy(update={"llm": plan.llm})
     archive = _archive(request)
     archive.keep(plan, time.time())
     with opened(archive.journal(plan.settings), run) as journal:
         reused = sum(journal.judged(key) for key in plan.keys)
-        stopped = batch.carry_out(plan, judge, asked, journal, _bounds(body, asked), run)
+        stopped = batch_runner.carry_out(plan, judge, asked, journal, _bounds(body, asked), run)
     return _answer(archive, plan.id, wanted, reused=reused, stopped=stopped)
 
 
@@ -125,13 +126,16 @@ def _options(judge: Judge, options: dict[str, Any]) -> JudgeIn:
     return found
 
 
-def _pairs(body: BatchIn) -> list[pool.Asked]:
+def _pairs(body: BatchIn) -> list[pair_selection.Asked]:
     if body.pairs.strip():
-        return pool.listed(body.pairs)
-    topics, passages = pool.read_texts(body.topics, "topics"), pool.read_texts(body.passages, "passages")
+        return pair_selection.listed(body.pairs)
+    topics, passages = (
+        pair_selection.read_texts(body.topics, "topics"),
+        pair_selection.read_texts(body.passages, "passages"),
+    )
     if body.runs.strip():
-        return pool.pooled(trec.parse_runs(body.runs), body.depth, topics, passages)
-    return pool.crossed(topics, passages)
+        return pair_selection.pooled(trec.parse_runs(body.runs), body.depth, topics, passages)
+    return pair_selection.crossed(topics, passages)
 
 
 def _default_model(judge: Judge, run: Run) -> str | None:
@@ -139,11 +143,11 @@ def _default_model(judge: Judge, run: Run) -> str | None:
     return next(iter(judge.endpoint.models(run)), None)
 
 
-def _bounds(body: BatchIn, asked: JudgeIn) -> batch.Bounds:
+def _bounds(body: BatchIn, asked: JudgeIn) -> batch_runner.Bounds:
     tokens = [body.budget_tokens] if body.budget_tokens is not None else []
     if body.budget_cost is not None:
         if not asked.price:
             detail = "A budget in money needs the price of a million tokens."
             raise InvalidOption(detail, hint="Set options.price, or give budget_tokens.", field="budget_cost")
         tokens.append(max(int(body.budget_cost / asked.price * 1e6), 1))
-    return batch.Bounds(min(tokens, default=None), body.per_minute, body.at_once)
+    return batch_runner.Bounds(min(tokens, default=None), body.per_minute, body.at_once)

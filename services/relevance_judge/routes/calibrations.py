@@ -5,10 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from services.relevance_judge.calibration import Calibration, How, fit
 from services.relevance_judge.judge import calibrations
-from services.relevance_judge.routes.given import Given
-from services.relevance_judge.shelf import Shelf
+from services.relevance_judge.metrics.calibration import Calibration, How, fit
+from services.relevance_judge.routes.strict_model import Given
+from services.relevance_judge.storage.versioned_store import Shelf
 from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 

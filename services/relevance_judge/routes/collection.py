@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from services.relevance_judge.collection import mini
+from services.relevance_judge.storage.mini_collection import mini
 
 __all__ = ["router"]
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from services.relevance_judge import ensembles, trec
-from services.relevance_judge.ensembles import Rounding, Tie
-from services.relevance_judge.labels import parse_labels
-from services.relevance_judge.routes.given import Given
-from services.relevance_judge.wire import EnsembleRule
+from services.relevance_judge.metrics import ensembles
+from services.relevance_judge.metrics.ensembles import Rounding, Tie
+from services.relevance_judge.parsing import trec
+from services.relevance_judge.parsing.label_formats import parse_labels
+from services.relevance_judge.routes.strict_model import Given
+from services.relevance_judge.schemas import EnsembleRule
 from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 

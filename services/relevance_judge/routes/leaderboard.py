@@ -8,12 +8,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.relevance_judge import trec
-from services.relevance_judge.collection import mini, mini_judgements, mini_runs
-from services.relevance_judge.labels import parse_labels
-from services.relevance_judge.leaderboard import Board, Entry, Sort, board
-from services.relevance_judge.routes.given import Given
-from services.relevance_judge.shelf import Shelf
+from services.relevance_judge.metrics.leaderboard import Board, Entry, Sort, board
+from services.relevance_judge.parsing import trec
+from services.relevance_judge.parsing.label_formats import parse_labels
+from services.relevance_judge.routes.strict_model import Given
+from services.relevance_judge.storage.mini_collection import mini, mini_judgements, mini_runs
+from services.relevance_judge.storage.versioned_store import Shelf
 from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 

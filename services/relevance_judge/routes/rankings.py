@@ -8,11 +8,12 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from services.relevance_judge import rankings, trec
-from services.relevance_judge.agreement import agree
-from services.relevance_judge.labels import parse_labels
-from services.relevance_judge.rankings import Missing
-from services.relevance_judge.routes.given import Given
+from services.relevance_judge.metrics import rankings
+from services.relevance_judge.metrics.agreement import agree
+from services.relevance_judge.metrics.rankings import Missing
+from services.relevance_judge.parsing import trec
+from services.relevance_judge.parsing.label_formats import parse_labels
+from services.relevance_judge.routes.strict_model import Given
 from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 

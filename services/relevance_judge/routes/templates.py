@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from services.relevance_judge.routes.given import Given
-from services.relevance_judge.template import Template, fence, render, template, templates
+from services.relevance_judge.prompt_template import Template, fence, render, template, templates
+from services.relevance_judge.routes.strict_model import Given
 from shared.serving.http.openapi_routes import problems
 
 __all__ = ["router"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from services.relevance_judge.trec import read_qrels
+from services.relevance_judge.parsing.trec import read_qrels
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 
-from services.relevance_judge.endpoint import Endpoint
+from services.relevance_judge.chat_client import Endpoint
 
 Say = Callable[[dict[str, Any]], str]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relevance_judge.agreement import agree, cohen_kappa, confusion, krippendorff_alpha
+from services.relevance_judge.metrics.agreement import agree, cohen_kappa, confusion, krippendorff_alpha
 
 Pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60)
 

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from services.relevance_judge import batch, journal, pool
-from services.relevance_judge.archive import Archive
-from services.relevance_judge.collection import mini
+from services.relevance_judge.batches import batch_runner, label_log, pair_selection
+from services.relevance_judge.batches.batch_store import Archive
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
+from services.relevance_judge.parsing.trec import parse_qrels
 from services.relevance_judge.routes import router
+from services.relevance_judge.schemas import JudgeIn
+from services.relevance_judge.storage.mini_collection import mini
 from services.relevance_judge.tests.fake_endpoint import FakeModel
-from services.relevance_judge.trec import parse_qrels
-from services.relevance_judge.wire import JudgeIn
 from shared.errors import Cancelled, Malformed
 from shared.registry import Place, Run
 from shared.serving.build_app import build
@@ -227,11 +227,11 @@ def test_ids_that_are_no_digests_are_not_found_and_never_a_path(stage: Stage) ->
 # Without HTTP.
 
 
-def _planned(folder: Path, model: FakeModel, count: int) -> tuple[batch.Plan, PromptedGrade, JudgeIn, Path]:
+def _planned(folder: Path, model: FakeModel, count: int) -> tuple[batch_runner.Plan, PromptedGrade, JudgeIn, Path]:
     judge = PromptedGrade(model.endpoint())
     request = JudgeIn.model_validate({"pairs": [{"query": "-", "passage": "-"}], "retries": 0})
-    pairs = pool.crossed({"1": "q"}, {f"p{n}": f"passage number {n}" for n in range(count)})
-    plan = batch.planned(judge, request, pairs, "fake")
+    pairs = pair_selection.crossed({"1": "q"}, {f"p{n}": f"passage number {n}" for n in range(count)})
+    plan = batch_runner.planned(judge, request, pairs, "fake")
     return plan, judge, request, Archive(folder, "t").journal(plan.settings)
 
 
@@ -245,21 +245,21 @@ def test_cancelling_keeps_every_label_that_was_given(tmp_path: Path) -> None:
 
     model = FakeModel(say)
     plan, judge, request, path = _planned(tmp_path, model, 10)
-    with journal.opened(path, run) as kept, pytest.raises(Cancelled):
-        batch.carry_out(plan, judge, request, kept, batch.Bounds(at_once=2), run)
-    lines = journal.read(path)
+    with label_log.opened(path, run) as kept, pytest.raises(Cancelled):
+        batch_runner.carry_out(plan, judge, request, kept, batch_runner.Bounds(at_once=2), run)
+    lines = label_log.read(path)
     assert 1 <= len(lines) == len(model.asked) < 10
-    with journal.opened(path, Run()) as kept:
-        assert batch.carry_out(plan, judge, request, kept, batch.Bounds(), Run()) is None
-    assert len(model.asked) == len(journal.read(path)) == 10
+    with label_log.opened(path, Run()) as kept:
+        assert batch_runner.carry_out(plan, judge, request, kept, batch_runner.Bounds(), Run()) is None
+    assert len(model.asked) == len(label_log.read(path)) == 10
 
 
 def test_progress_ends_at_one_and_names_the_pairs(tmp_path: Path) -> None:
     told: list[tuple[float, str | None]] = []
     plan, judge, request, path = _planned(tmp_path, FakeModel(), 4)
     run = Run(report=lambda fraction, note: told.append((fraction, note)))
-    with journal.opened(path, run) as kept:
-        batch.carry_out(plan, judge, request, kept, batch.Bounds(at_once=1), run)
+    with label_log.opened(path, run) as kept:
+        batch_runner.carry_out(plan, judge, request, kept, batch_runner.Bounds(at_once=1), run)
     assert [fraction for fraction, _ in told] == [0, 0.25, 0.5, 0.75, 1]
     assert told[-1][1] == "4 of 4 pairs"
 
@@ -267,21 +267,21 @@ def test_progress_ends_at_one_and_names_the_pairs(tmp_path: Path) -> None:
 def test_half_a_line_is_cut_off_and_a_spoilt_one_costs_its_own_pair(tmp_path: Path) -> None:
     path = tmp_path / "labels.jsonl"
     path.write_bytes(b'{"pair":"a","verdict":{}}\n{"pair":"b","ver\x00\n{"pair":"c","verdict":{}}\n{"pair":"d","ver')
-    assert [line["pair"] for line in journal.read(path)] == ["a", "c"]
-    with journal.opened(path, Run()) as kept:
+    assert [line["pair"] for line in label_log.read(path)] == ["a", "c"]
+    with label_log.opened(path, Run()) as kept:
         assert [kept.judged(pair) for pair in "abcd"] == [True, False, True, False]
         kept.add({"pair": "e", "verdict": {}})
-    assert [line["pair"] for line in journal.read(path)] == ["a", "c", "e"]
+    assert [line["pair"] for line in label_log.read(path)] == ["a", "c", "e"]
 
 
 def test_two_batches_of_one_judge_write_one_after_the_other(tmp_path: Path) -> None:
     path, order = tmp_path / "labels.jsonl", []
 
     def second() -> None:
-        with journal.opened(path, Run()) as kept:
+        with label_log.opened(path, Run()) as kept:
             order.append(f"second sees {kept.judged('a')}")
 
-    with journal.opened(path, Run()) as kept:
+    with label_log.opened(path, Run()) as kept:
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.15)
@@ -291,19 +291,19 @@ def test_two_batches_of_one_judge_write_one_after_the_other(tmp_path: Path) -> N
     assert order == ["first", "second sees True"]
     waiting = Run()
     waiting.cancel()
-    with journal.opened(path, Run()), pytest.raises(Cancelled), journal.opened(path, waiting):
+    with label_log.opened(path, Run()), pytest.raises(Cancelled), label_log.opened(path, waiting):
         pass
 
 
 def test_texts_come_as_tabbed_or_json_lines() -> None:
-    assert pool.read_texts('1\tone\n\n{"qid": 2, "query": "two"}\n', "topics") == {"1": "one", "2": "two"}
-    assert pool.read_texts('{"id": "a", "text": "x y"}\r\n', "passages") == {"a": "x y"}
+    assert pair_selection.read_texts('1\tone\n\n{"qid": 2, "query": "two"}\n', "topics") == {"1": "one", "2": "two"}
+    assert pair_selection.read_texts('{"id": "a", "text": "x y"}\r\n', "passages") == {"a": "x y"}
     with pytest.raises(Malformed, match="neither"):
-        pool.read_texts("only-an-id\n", "topics")
+        pair_selection.read_texts("only-an-id\n", "topics")
 
 
 def test_the_mini_collection_gives_its_pairs() -> None:
-    pairs = pool.crossed(MINI.topics, MINI.passages)
+    pairs = pair_selection.crossed(MINI.topics, MINI.passages)
     assert len(pairs) == 24 * 192
     judged = {(pair.qid, pair.docid): 1 for pair in pairs if (pair.qid, pair.docid) not in MINI.labels}
-    assert len(pool.holes(pairs, judged)) == 192
+    assert len(pair_selection.holes(pairs, judged)) == 192

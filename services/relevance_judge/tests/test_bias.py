@@ -7,12 +7,12 @@ import json
 import pytest
 from starlette.testclient import TestClient
 
-from services.relevance_judge.bias import bias_block, invalid_share
-from services.relevance_judge.collection import mini
-from services.relevance_judge.labels import FORMS, parse_labels, written
-from services.relevance_judge.lexical import overlap
+from services.relevance_judge.metrics.baselines import overlap
+from services.relevance_judge.metrics.bias import bias_block, invalid_share
+from services.relevance_judge.parsing.label_formats import FORMS, parse_labels, written
+from services.relevance_judge.parsing.trec import qrels_text
 from services.relevance_judge.routes import router
-from services.relevance_judge.trec import qrels_text
+from services.relevance_judge.storage.mini_collection import mini
 from shared.errors import Malformed
 from shared.serving.build_app import build
 from shared.settings import Settings

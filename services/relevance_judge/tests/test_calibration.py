@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relevance_judge.agreement import cohen_kappa
-from services.relevance_judge.calibration import fit
+from services.relevance_judge.metrics.agreement import cohen_kappa
+from services.relevance_judge.metrics.calibration import fit
 from shared.errors import InvalidOption
 
 QUERIES = [query for query in range(6) for _ in range(8)]

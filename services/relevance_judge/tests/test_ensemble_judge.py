@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from services.relevance_judge import batch, pool
-from services.relevance_judge.calibration import Calibration, fit
+from services.relevance_judge.batches import batch_runner, pair_selection
 from services.relevance_judge.judge import Judge, calibrations
 from services.relevance_judge.judges.ensemble import Ensemble
 from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
-from services.relevance_judge.template import template
+from services.relevance_judge.metrics.calibration import Calibration, fit
+from services.relevance_judge.prompt_template import template
+from services.relevance_judge.schemas import EnsembleIn, JudgeIn, JudgeOut, Verdict
 from services.relevance_judge.tests.fake_endpoint import FakeModel
-from services.relevance_judge.wire import EnsembleIn, JudgeIn, JudgeOut, Verdict
 from shared.errors import FoveaError, InvalidOption, NotFound
 from shared.registry import Run
 
@@ -133,9 +133,9 @@ def test_kept_calibrations_are_looked_up_for_members_too(tmp_path: Path) -> None
 
 def test_a_batch_of_an_ensemble_is_named_by_all_its_templates() -> None:
     judge = Ensemble(FakeModel().endpoint())
-    pairs = pool.crossed({"1": "q"}, {"a": "p"})
+    pairs = pair_selection.crossed({"1": "q"}, {"a": "p"})
     made = [
-        batch.planned(
+        batch_runner.planned(
             judge, EnsembleIn.model_validate({"query": "-", "passages": ["-"], "members": members}), pairs, "m"
         )
         for members in (["direct"], ["direct", "words"])

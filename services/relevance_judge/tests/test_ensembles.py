@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relevance_judge.agreement import agree
-from services.relevance_judge.ensembles import NO_VOTE, average, majority, median
+from services.relevance_judge.metrics.agreement import agree
+from services.relevance_judge.metrics.ensembles import NO_VOTE, average, majority, median
 
 Grades = st.lists(st.integers(0, 3), min_size=1, max_size=30)
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from services.relevance_judge.agreement import agree
-from services.relevance_judge.collection import mini
+from services.relevance_judge.metrics.agreement import agree
+from services.relevance_judge.metrics.uncertainty import kappa_interval
+from services.relevance_judge.parsing.trec import parse_qrels, qrels_text
+from services.relevance_judge.prompt_template import template, templates
 from services.relevance_judge.routes import router
-from services.relevance_judge.template import template, templates
-from services.relevance_judge.trec import parse_qrels, qrels_text
-from services.relevance_judge.uncertainty import kappa_interval
+from services.relevance_judge.storage.mini_collection import mini
 from shared.serving.build_app import build
 from shared.settings import Settings
 

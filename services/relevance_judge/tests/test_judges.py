@@ -11,16 +11,16 @@ import httpx2
 import pytest
 from pydantic import ValidationError
 
-from services.relevance_judge.calibration import fit
-from services.relevance_judge.endpoint import Endpoint
+from services.relevance_judge.chat_client import Endpoint
 from services.relevance_judge.judge import Judge
 from services.relevance_judge.judges.ensemble import Ensemble
 from services.relevance_judge.judges.log_odds import LogOdds, expected_grade, odds
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
-from services.relevance_judge.template import template
+from services.relevance_judge.metrics.calibration import fit
+from services.relevance_judge.prompt_template import template
+from services.relevance_judge.schemas import EnsembleIn, JudgeIn, JudgeOut
 from services.relevance_judge.tests.fake_endpoint import FakeModel
-from services.relevance_judge.wire import EnsembleIn, JudgeIn, JudgeOut
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError, InvalidOption, NotFound, NotReady
 from shared.registry import Place, Run
 from shared.registry.discovery import servables

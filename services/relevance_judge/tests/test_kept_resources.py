@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from services.relevance_judge.agreement import krippendorff_alpha
-from services.relevance_judge.calibration import Calibration
-from services.relevance_judge.collection import mini
 from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
-from services.relevance_judge.labels import Given
-from services.relevance_judge.leaderboard import Entry, board
+from services.relevance_judge.metrics.agreement import krippendorff_alpha
+from services.relevance_judge.metrics.calibration import Calibration
+from services.relevance_judge.metrics.leaderboard import Entry, board
+from services.relevance_judge.parsing.label_formats import Given
+from services.relevance_judge.parsing.trec import qrels_text
+from services.relevance_judge.prompt_template import template
 from services.relevance_judge.routes import router
-from services.relevance_judge.shelf import Shelf
-from services.relevance_judge.template import template
+from services.relevance_judge.storage.mini_collection import mini
+from services.relevance_judge.storage.versioned_store import Shelf
 from services.relevance_judge.tests.fake_endpoint import FakeModel
-from services.relevance_judge.trec import qrels_text
 from shared.errors import InvalidOption, NotFound
 from shared.registry import Place
 from shared.serving.build_app import build

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relevance_judge.agreement import agree
-from services.relevance_judge.collection import RANKERS, mini, ranked
-from services.relevance_judge.lexical import bm25, overlap, words
-from services.relevance_judge.measure import measures, overlap_rows, with_cuts
-from services.relevance_judge.rankings import compare, system_scores
-from services.relevance_judge.trec import read_runs
+from services.relevance_judge.evaluate import measures, overlap_rows, with_cuts
+from services.relevance_judge.metrics.agreement import agree
+from services.relevance_judge.metrics.baselines import bm25, overlap, words
+from services.relevance_judge.metrics.rankings import compare, system_scores
+from services.relevance_judge.parsing.trec import read_runs
+from services.relevance_judge.storage.mini_collection import RANKERS, mini, ranked
 
 MINI = mini()
 MISLEADING = {"1", "10", "14", "18", "22"}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relevance_judge.parsing import parse
+from services.relevance_judge.parsing.grades import parse
 
 
 def test_grade_and_rule_of_every_golden_answer(golden: Any) -> None:

@@ -9,8 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relevance_judge.rankings import compare, evaluate, kendall_tau_b, spearman_rho, system_scores, tau_ap
-from services.relevance_judge.trec import read_runs
+from services.relevance_judge.metrics.rankings import (
+    compare,
+    evaluate,
+    kendall_tau_b,
+    spearman_rho,
+    system_scores,
+    tau_ap,
+)
+from services.relevance_judge.parsing.trec import read_runs
 
 
 def _same(found: float | None, expected: float | None) -> bool:

@@ -16,14 +16,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from services.relevance_judge.agreement import agree
-from services.relevance_judge.collection import mini, mini_judgements
-from services.relevance_judge.endpoint import Endpoint
+from services.relevance_judge.chat_client import Endpoint
+from services.relevance_judge.evaluate import measures
 from services.relevance_judge.judge import Judge
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
-from services.relevance_judge.measure import measures
-from services.relevance_judge.wire import JudgeIn, JudgeOut
+from services.relevance_judge.metrics.agreement import agree
+from services.relevance_judge.schemas import JudgeIn, JudgeOut
+from services.relevance_judge.storage.mini_collection import mini, mini_judgements
 from shared.registry import Run
 from shared.settings import environment
 

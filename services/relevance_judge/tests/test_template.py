@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from services.relevance_judge.template import Template, fence, render, template, templates
+from services.relevance_judge.prompt_template import Template, fence, render, template, templates
 from shared.errors import NotFound
 
 FAMILIES = {"direct", "aspects", "criteria", "nuggets", "reason-then-grade", "words", "few-shot"}

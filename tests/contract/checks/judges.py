@@ -21,9 +21,9 @@ import httpx2
 import pytest
 
 from services.relevance_judge.judge import Judge
-from services.relevance_judge.template import template, templates
+from services.relevance_judge.prompt_template import template, templates
+from services.relevance_judge.schemas import JudgeOut, Verdict
 from services.relevance_judge.tests.fake_endpoint import FakeModel
-from services.relevance_judge.wire import JudgeOut, Verdict
 from shared.errors import Cancelled, FoveaError
 from shared.registry import Place, Run
 from tests.contract.checks.loaded import refused_by

@@ -1,4 +1,4 @@
-"""`python -m services.relevance_judge.measure URL`: judges grade the mini-collection, and their verdicts are kept.
+"""`python -m services.relevance_judge.evaluate URL`: judges grade the mini-collection, and their verdicts are kept.
 
 Its files are `data/mini/judgements/` and runs made of them, from which the leaderboard and the tables of the page come.
 Signals become grades by cuts fitted on the other queries' labels, so no query's grades have seen its own labels.
@@ -13,14 +13,14 @@ from typing import Annotated, Any
 
 import typer
 
-from services.relevance_judge.agreement import agree
-from services.relevance_judge.calibration import fit
-from services.relevance_judge.collection import Collection, mini
-from services.relevance_judge.endpoint import Endpoint
+from services.relevance_judge.chat_client import Endpoint
 from services.relevance_judge.judge import Judge
-from services.relevance_judge.labels import written
-from services.relevance_judge.lexical import overlap
-from services.relevance_judge.wire import JudgeIn, Pair
+from services.relevance_judge.metrics.agreement import agree
+from services.relevance_judge.metrics.baselines import overlap
+from services.relevance_judge.metrics.calibration import fit
+from services.relevance_judge.parsing.label_formats import written
+from services.relevance_judge.schemas import JudgeIn, Pair
+from services.relevance_judge.storage.mini_collection import Collection, mini
 from shared.registry import Run
 from shared.registry.discovery import servables
 

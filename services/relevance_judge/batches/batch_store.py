@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from services.relevance_judge import journal
-from services.relevance_judge.batch import Plan, Stopped, digest
+from services.relevance_judge.batches import label_log
+from services.relevance_judge.batches.batch_runner import Plan, Stopped, digest
 from shared.errors import NotFound
 
 __all__ = ["Archive", "BatchOut", "BatchRow", "summary"]
@@ -105,7 +105,7 @@ class Archive:
     def rows(self, manifest: Mapping[str, Any]) -> list[Row]:
         """One row per pair that was asked: `qid`, `docid` and a verdict's fields, or `error`."""
         last: dict[str, Row] = {}
-        for line in journal.read(self.journal(manifest["settings"])):
+        for line in label_log.read(self.journal(manifest["settings"])):
             if line.get("verdict") is not None:
                 last[line["pair"]] = line["verdict"]
             elif "grade" not in last.get(line["pair"], {}):

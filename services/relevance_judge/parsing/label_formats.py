@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.relevance_judge import trec
+from services.relevance_judge.parsing import trec
 from shared.errors import Malformed
 
 __all__ = ["FORMS", "Given", "parse_labels", "written"]

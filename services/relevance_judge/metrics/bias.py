@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import BaseModel, Field
 
-from services.relevance_judge.agreement import GRADES, Qrels, cohen_kappa
-from services.relevance_judge.lexical import overlap
+from services.relevance_judge.metrics.agreement import GRADES, Qrels, cohen_kappa
+from services.relevance_judge.metrics.baselines import overlap
 
 __all__ = ["BiasBlock", "Tercile", "bias_block", "invalid_share"]
 

@@ -11,11 +11,11 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from services.relevance_judge import rankings
-from services.relevance_judge.agreement import Qrels, agree
-from services.relevance_judge.labels import Given
-from services.relevance_judge.trec import Runs
-from services.relevance_judge.uncertainty import kappa_interval
+from services.relevance_judge.metrics import rankings
+from services.relevance_judge.metrics.agreement import Qrels, agree
+from services.relevance_judge.metrics.uncertainty import kappa_interval
+from services.relevance_judge.parsing.label_formats import Given
+from services.relevance_judge.parsing.trec import Runs
 
 __all__ = ["Board", "BoardRow", "Entry", "LeftOut", "Sort", "board"]
 

@@ -19,7 +19,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from services.relevance_judge.parsing import Parsed, parse
+from services.relevance_judge.parsing.grades import Parsed, parse
 from shared.errors import NotFound
 
 __all__ = ["Kind", "Rendered", "Scale", "Template", "fence", "render", "template", "templates"]

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from services.relevance_judge import trec
-from services.relevance_judge.rankings import order
+from services.relevance_judge.metrics.rankings import order
+from services.relevance_judge.parsing import trec
 from shared.errors import InvalidOption, Malformed
 
 __all__ = ["MOST_PAIRS", "Asked", "crossed", "holes", "listed", "pooled", "read_texts"]

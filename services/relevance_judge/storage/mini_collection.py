@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from services.relevance_judge.labels import Given, parse_labels
-from services.relevance_judge.lexical import bm25, overlap
-from services.relevance_judge.trec import Runs, read_qrels, read_runs, read_topics
+from services.relevance_judge.metrics.baselines import bm25, overlap
+from services.relevance_judge.parsing.label_formats import Given, parse_labels
+from services.relevance_judge.parsing.trec import Runs, read_qrels, read_runs, read_topics
 
 __all__ = ["RANKERS", "Collection", "mini", "mini_judgements", "mini_runs", "ranked"]
 

@@ -16,10 +16,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from services.relevance_judge.journal import Journal
+from services.relevance_judge.batches.label_log import Journal
+from services.relevance_judge.batches.pair_selection import Asked
 from services.relevance_judge.judge import Judge
-from services.relevance_judge.pool import Asked
-from services.relevance_judge.wire import JudgeIn, Pair
+from services.relevance_judge.schemas import JudgeIn, Pair
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError
 from shared.registry import Run
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.relevance_judge.agreement import cohen_kappa
-from services.relevance_judge.rankings import spearman_rho
+from services.relevance_judge.metrics.agreement import cohen_kappa
+from services.relevance_judge.metrics.rankings import spearman_rho
 from shared.errors import InvalidOption
 
 __all__ = ["Calibration", "How", "fit"]

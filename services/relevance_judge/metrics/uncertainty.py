@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from services.relevance_judge.agreement import GRADES, Qrels, confusion
+from services.relevance_judge.metrics.agreement import GRADES, Qrels, confusion
 
 __all__ = ["kappa_interval"]
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from services.relevance_judge.calibration import Calibration
-from services.relevance_judge.ensembles import Rounding, Tie
-from services.relevance_judge.template import templates
+from services.relevance_judge.metrics.calibration import Calibration
+from services.relevance_judge.metrics.ensembles import Rounding, Tie
+from services.relevance_judge.prompt_template import templates
 
 __all__ = ["EnsembleIn", "EnsembleRule", "JudgeIn", "JudgeOut", "Member", "Pair", "Verdict"]
 

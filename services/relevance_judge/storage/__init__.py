@@ -1,0 +1,1 @@
+"""FILL IN: what this room is."""
