@@ -9,6 +9,7 @@ ARG FLAVOUR=cpu
 ARG TORCH_INDEX=
 WORKDIR /src
 COPY pyproject.toml constraints.txt requirements-data.txt README.md ./
+COPY fovea fovea
 COPY shared shared
 COPY services services
 SHELL ["/bin/bash", "-eo", "pipefail", "-c"]

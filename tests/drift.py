@@ -34,7 +34,7 @@ def claims() -> Iterator[tuple[pathlib.Path, str]]:
 
 
 CLAIMS = {
-    "services/llm_longctx/methods": "sparsity",
+    "services/llm_longctx/methods/core": "sparsity",
     "services/llm_longctx/models": "sparsity_mixers",
     "services/detection/models": "sparsity_partial",
 }

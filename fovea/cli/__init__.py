@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""The `fovea` command: Typer commands over the client library. Knows the client; knows no server."""

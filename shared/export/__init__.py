@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""torch → ONNX with measured parity, and the artifacts that engines open. No training code."""

@@ -23,6 +23,7 @@ __all__ = [
     "SERVICES",
     "builder",
     "claims",
+    "module_names",
     "network",
     "networks",
     "servables",
@@ -153,11 +154,29 @@ def layouts(name: str) -> tuple[dict[str, Any], ...]:
     return found
 
 
+def module_names(package: str) -> list[str]:
+    """Dotted names of a package and of all modules below it, at any depth; empty where there is no such package.
+
+    Imports packages on the way down, but no module. Test folders are left out.
+    """
+    parent = package.rpartition(".")[0]
+    if importlib.util.find_spec(parent) is None or (spec := importlib.util.find_spec(package)) is None:
+        return []
+    below = pkgutil.iter_modules(spec.submodule_search_locations or [])
+    names = [
+        name
+        for info in sorted(below, key=lambda info: info.name)
+        if info.name != "tests"
+        for name in (module_names(f"{package}.{info.name}") if info.ispkg else [f"{package}.{info.name}"])
+    ]
+    return [package, *names]
+
+
 def skipped() -> dict[str, str]:
     """Modules that could not be imported because a library is missing: module name → missing library."""
     missing: dict[str, str] = {}
     for package in ("shared.lm", *(f"{service_package(s)}.{room}" for s in SERVICES for room in ROOMS)):
-        for name in _names(package):
+        for name in module_names(package):
             if isinstance(found := _load(name), str):
                 missing[name] = found
     return missing
@@ -169,19 +188,9 @@ def _modules(service: str) -> Iterator[ModuleType]:
 
 
 def _package_modules(package: str) -> Iterator[ModuleType]:
-    for name in _names(package):
+    for name in module_names(package):
         if isinstance(module := _load(name), ModuleType):
             yield module
-
-
-def _names(package: str) -> list[str]:
-    if (
-        importlib.util.find_spec(package.rpartition(".")[0]) is None
-        or (spec := importlib.util.find_spec(package)) is None
-    ):
-        return []
-    places = spec.submodule_search_locations or []
-    return [package, *(f"{package}.{info.name}" for info in pkgutil.iter_modules(places))]
 
 
 def _load(name: str) -> ModuleType | str:
@@ -189,6 +198,6 @@ def _load(name: str) -> ModuleType | str:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] in {"services", "shared"}:
+        if error.name is None or error.name.split(".")[0] in {"fovea", "services", "shared"}:
             raise
         return error.name

@@ -7,10 +7,8 @@ fields are its knobs, so the command line, the manifest and a test set them the 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import math
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +22,7 @@ from torch import Tensor, nn
 
 from shared.errors import NotFound
 from shared.export.onnx_export import Parity
-from shared.registry.discovery import SERVICES, network, service_package
+from shared.registry.discovery import SERVICES, module_names, network, service_package
 
 __all__ = ["Batch", "MultiScale", "Recipe", "Schedule", "recipe_named", "recipes"]
 
@@ -168,7 +166,5 @@ def recipe_named(name: str) -> type[Recipe]:
 
 def _rooms() -> Iterator[str]:
     """Names of the modules in the services' recipe rooms."""
-    for package in (f"{service_package(service)}.recipes" for service in SERVICES):
-        if importlib.util.find_spec(package.rpartition(".")[0]) and (spec := importlib.util.find_spec(package)):
-            places = spec.submodule_search_locations or []
-            yield from (f"{package}.{info.name}" for info in pkgutil.iter_modules(places))
+    for service in SERVICES:
+        yield from module_names(f"{service_package(service)}.recipes")

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Boxes in pictures: geometry, NMS, letterbox, tiling, tracking, drawing and the formats they are exported in."""

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Scanpaths: fixations decoded from logits, and the layout of the objects they visit."""

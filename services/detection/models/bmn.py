@@ -1,6 +1,6 @@
 """BMN, and BMN with class-semantics attention, as they are served: what there is to say about each.
 
-The networks are in `boundary_matching`; how a request becomes an answer is in `services.detection.servables.action_detector`.
+The networks are in `boundary_matching`; how a request becomes an answer is in `servables.action_detector`.
 """
 
 from __future__ import annotations

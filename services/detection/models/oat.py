@@ -1,6 +1,6 @@
 """OAT as it is served: what there is to say about it.
 
-The network is in `object_attention`; how a request becomes an answer is in `services.detection.servables.scanpath_predictor`.
+The network is in `object_attention`; how a request becomes an answer is in `servables.scanpath_predictor`.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""The Servables of this service, one per kind of answer: a file in `models/` adds a card and a network."""

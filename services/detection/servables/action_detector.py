@@ -55,7 +55,7 @@ class ActionDetector(Servable[ActionsIn, ActionsOut]):
     In: ClassVar[type[BaseModel]] = ActionsIn
     Out: ClassVar[type[BaseModel]] = ActionsOut
     weights: ClassVar[str]
-    folder: ClassVar[Path] = Path(__file__).parent / "weights"
+    folder: ClassVar[Path] = Path(__file__).parents[1] / "weights"
     attends: ClassVar[bool]
 
     def __init__(self, card: Card, engine: Engine) -> None:

@@ -75,7 +75,7 @@ class Detector(Servable[DetectIn, DetectOut]):
     In: ClassVar[type[BaseModel]] = DetectIn
     Out: ClassVar[type[BaseModel]] = DetectOut
     weights: ClassVar[str]
-    folder: ClassVar[Path] = Path(__file__).parent / "weights"
+    folder: ClassVar[Path] = Path(__file__).parents[1] / "weights"
     side: ClassVar[int] = 640
     strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
     square: ClassVar[bool] = False

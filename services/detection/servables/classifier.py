@@ -80,7 +80,7 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
     In: ClassVar[type[BaseModel]] = ClassifyIn
     Out: ClassVar[type[BaseModel]] = ClassifyOut
     weights: ClassVar[str]
-    folder: ClassVar[Path] = Path(__file__).parent / "weights"
+    folder: ClassVar[Path] = Path(__file__).parents[1] / "weights"
 
     def __init__(self, card: Card, engine: Engine, sight: _Sight, limits: Bounds = DEFAULT_BOUNDS) -> None:
         self.card = card  # type: ignore[misc]  # the class's Card with the facts of the loaded weights
@@ -127,7 +127,7 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
 
     def example(self) -> ClassifyIn:
         """Six patches of pavement in one picture, and the Card's options."""
-        picture = (Path(__file__).parent / "models" / "patches.jpg").read_bytes()
+        picture = (Path(__file__).parents[1] / "models" / "patches.jpg").read_bytes()
         return ClassifyIn(image=picture, **self.card.example)
 
     def _decode(self, request: ClassifyIn) -> Picture:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import BaseModel
 
-from services.detection.planning import Pointers, solver
+from services.detection.planning import Pointers, plans
 from shared import figures
 from shared.api.plan import PlanFacts, PlanIn, PlanOut
 from shared.errors import FoveaError, InvalidOption, NotReady
@@ -42,7 +42,7 @@ class Planner(Servable[PlanIn, PlanOut]):
     In: ClassVar[type[BaseModel]] = PlanIn
     Out: ClassVar[type[BaseModel]] = PlanOut
     weights: ClassVar[tuple[str, str]]
-    folder: ClassVar[Path] = Path(__file__).parent / "weights"
+    folder: ClassVar[Path] = Path(__file__).parents[1] / "weights"
 
     def __init__(self, card: Card, pointers: Pointers | None) -> None:
         self.card = card  # type: ignore[misc]  # the class's Card with the facts of the loaded weights
@@ -86,7 +86,7 @@ class Planner(Servable[PlanIn, PlanOut]):
             made: list[PlanFacts] = []
             for points in _together(sets, request):
                 run.check()
-                found = solver(request.task, points, request.solver, request.time_limit, self.pointers)
+                found = plans(request.task, points, request.solver, request.time_limit, self.pointers)
                 made += [PlanFacts(**asdict(plan)) for plan in found]
                 _count(request, made[-len(found) :])
         except InvalidOption as error:

@@ -68,7 +68,7 @@ class GazePredictor(Servable[ScanpathIn, ScanpathOut]):
     In: ClassVar[type[BaseModel]] = ScanpathIn
     Out: ClassVar[type[BaseModel]] = ScanpathOut
     weights: ClassVar[str]
-    folder: ClassVar[Path] = Path(__file__).parent / "weights"
+    folder: ClassVar[Path] = Path(__file__).parents[1] / "weights"
 
     def __init__(self, card: Card, engine: Engine, limits: Bounds = DEFAULT_BOUNDS) -> None:
         self.card = card  # type: ignore[misc]  # the class's Card with the facts of the loaded weights

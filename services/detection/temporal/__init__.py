@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Segments of time: sampling grid, soft NMS, feature files and plots of video answers."""

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Video in: frame parsers, the decoder process, the streaming pipeline and its route."""

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""The gateway's gRPC side: server, proxy to replicas, health service, protobuf field reader."""

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""The gateway's HTTP front: middleware, request context, error responses, the OpenAPI document and its page."""

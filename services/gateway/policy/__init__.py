@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Who may do what: API keys, rate limits, and the rule that keeps a gateway without keys local."""

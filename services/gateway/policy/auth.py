@@ -2,7 +2,7 @@
 
 A key reads `fovea_<id>_<secret>`; the file holds the id in clear and the SHA-256 of the whole key. The secret has 160
 random bits, so a plain hash is enough: there is nothing to guess. The file is read again when it changes.
-Knows nothing about rates being kept (`services.gateway.policy.rate_limits`) and nothing about HTTP beyond two header names.
+Knows nothing about rates being kept (`rate_limits`) and nothing about HTTP beyond two header names.
 """
 
 from __future__ import annotations

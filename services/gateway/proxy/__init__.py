@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""The reverse proxy: replayable bodies, retries, response relay, disconnects, the HTTP client to replicas."""

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Routes that the gateway answers itself: jobs, models, health, metrics, Open Inference server metadata."""

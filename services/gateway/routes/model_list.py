@@ -1,6 +1,6 @@
 """One list of all models of all services, in OpenAI's form. Asked from the replicas, kept for a second.
 
-`/v1/models/{id}` and its example go straight to the service that has the model (`services.gateway.routing.route_table`).
+`/v1/models/{id}` and its example go straight to the service that has the model (`routing.route_table`).
 """
 
 from __future__ import annotations

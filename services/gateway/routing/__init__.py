@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Which replica answers: route table, model routing, replica registry, static upstreams."""

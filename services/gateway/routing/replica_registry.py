@@ -1,6 +1,6 @@
 """Which replicas there are, which of them answers next, and what the whole fleet serves.
 
-Replicas announce themselves in Redis (`shared.api.replica`); fixed upstreams are asked (`services.gateway.routing.static_upstreams`).
+Replicas announce themselves in Redis (`shared.api.replica`); fixed upstreams are asked (`static_upstreams`).
 A record counts while its `seen` moves: a replica that has been silent for `LEASE_S` is out. While Redis is away, and
 for one lease after it is back, the last known list stands. Knows nothing about requests and their retries.
 """

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Attention patterns: captured rows, head scores, the retrieval score."""

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Causal measurements: patching, ablation, attribution, pruning, simplified attention, and circuit tasks."""

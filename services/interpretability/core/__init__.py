@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""The Experiment contract, its Report, the cell cache, the result store, and the models under study."""

@@ -12,8 +12,8 @@ __all__ = ["code_digest"]
 @cache
 def code_digest() -> str:
     """sha256 over the sources that numbers come from: this room's and the decoder's."""
-    here, found = Path(__file__).parent, hashlib.sha256()
-    rooms = (here, here / "experiments", here.parents[1] / "shared" / "lm")
-    for file in sorted(file for room in rooms for file in room.glob("*.py")):
+    service, found = Path(__file__).parents[1], hashlib.sha256()
+    rooms = (service, service.parents[1] / "shared" / "lm")
+    for file in sorted(file for room in rooms for file in room.rglob("*.py") if "tests" not in file.parts):
         found.update(file.name.encode() + b"\0" + file.read_bytes())
     return found.hexdigest()

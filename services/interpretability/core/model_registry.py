@@ -33,7 +33,7 @@ TINY = "tiny-induction"
 SMALL = 64 * 2**20
 """Bytes of weights up to which a model is no burden to a process."""
 
-_PACKAGED = Path(__file__).parent / "weights"
+_PACKAGED = Path(__file__).parents[1] / "weights"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

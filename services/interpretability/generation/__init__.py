@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Forced and free decoding for experiments, shared prompt prefixes, and needle grids."""

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""How head plans are made: one file per kind, and the passkey data that gates are trained on."""

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Reports as pictures and pages: SVG and PNG drawings, plots, the HTML page."""

@@ -30,7 +30,7 @@ MOST = 64
 FEW = 2
 """Patterns up to which each is drawn large."""
 
-_STYLE = Path(__file__).with_name("page.css").read_text("utf8")
+_STYLE = Path(__file__).with_name("html_page.css").read_text("utf8")
 
 POLICY = (
     f"default-src 'none'; style-src 'sha256-{base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()}'; "

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""HTTP routes: OpenAI's, documents, sessions, methods, evaluations. Knows HTTP; `serving` and `state` do the work."""

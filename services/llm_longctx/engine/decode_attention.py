@@ -15,7 +15,7 @@ from torch import Tensor
 
 from services.llm_longctx.engine.kv_update import copied, retained
 from services.llm_longctx.kernels import decode as attention
-from services.llm_longctx.kernels import decode_runs, layer_ops, merge_lse
+from services.llm_longctx.kernels import decode_runs, layer_ops, merge
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.methods.core.hook_inputs import Attended, Held, Step
 from services.llm_longctx.methods.core.hook_results import Compact, DecodePlan, Pages, Ranges
@@ -123,7 +123,7 @@ class StepAttention:
                 backend=self._backend,
             )
             out, lse = out.clone(), lse.clone()
-            out[index], lse[index] = merge_lse((out[index], lse[index]), more)
+            out[index], lse[index] = merge((out[index], lse[index]), more)
         return out, lse
 
     # Sequences whose method chooses what a step reads.

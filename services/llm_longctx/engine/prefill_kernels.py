@@ -11,7 +11,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kernels import BlockCsr, block_sparse_prefill, merge_lse, window_prefill
+from services.llm_longctx.kernels import BlockCsr, block_sparse_prefill, merge, window_prefill
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kernels.sdpa_lse import flash
 from services.llm_longctx.methods.core.hook_results import Blocks, Dense, PrefillPlan, TokenLists, WindowSink
@@ -57,7 +57,7 @@ def over_held(q: Tensor, held: Part, weight: Tensor, k: Tensor, v: Tensor) -> Pa
         v: Its values.
     """
     own = _dense(q, k[None], v[None])
-    return own if not len(held[0]) else merge_lse(_far(q, held[0][None], held[1][None], weight), own)
+    return own if not len(held[0]) else merge(_far(q, held[0][None], held[1][None], weight), own)
 
 
 def window_mask(positions: Tensor, offset: int, queries: int, sink: int, window: int) -> Tensor:
@@ -83,7 +83,7 @@ def _dense(q: Tensor, k: Tensor, v: Tensor) -> Part:
     T, S = q.shape[1], k.shape[1]
     out, lse = flash(q[None], _shared(q, k[:, S - T :]), _shared(q, v[:, S - T :]), causal=True)
     near = (out[0], lse[0])
-    return near if S == T else merge_lse(_far(q, k[:, : S - T], v[:, : S - T], None), near)
+    return near if S == T else merge(_far(q, k[:, : S - T], v[:, : S - T], None), near)
 
 
 def _far(q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None) -> Part:

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""What a method costs in quality on a served model: needle grids and fidelity, as routes, jobs and commands."""

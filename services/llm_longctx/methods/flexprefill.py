@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from services.llm_longctx.kernels import BlockCsr, last_query_scores
+from services.llm_longctx.kernels import BlockCsr, probe
 from services.llm_longctx.kernels.block_csr import causal_blocks
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
 from services.llm_longctx.methods.core.block_means import block_means
@@ -95,7 +95,7 @@ class FlexPrefill(AttentionMethod):
             kept = causal_blocks(rows, columns, B, B, first).expand(H, rows, columns)
             return Selection(kept, torch.full((H,), torch.nan, dtype=wide), torch.zeros(H, dtype=torch.bool))
         last = q[:, -min(B, T) :]
-        vertical, slash = (sums / last.shape[1] for sums in last_query_scores(last, k))
+        vertical, slash = (sums / last.shape[1] for sums in probe(last, k))
         by_column, by_distance = _pooled(vertical, B), _pooled_far(slash, B)
         low, high = self._bounds(columns)
         counts = [self._blocks(_coverage(x, self.gamma)).clamp(min=low).clamp(max=high) for x in (vertical, slash)]

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Between the protocol and the engine: text models, chat and completions, generation, method selection."""

@@ -25,7 +25,7 @@ from shared.registry import Place
 
 __all__ = ["LanguageModel"]
 
-_SHIPPED = Path(__file__).parent / "weights"
+_SHIPPED = Path(__file__).parents[1] / "weights"
 """Where head plans lie that come with the package."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -90,7 +90,7 @@ class MixerVoice(Voice):
 class MixerModel(TextModel):
     """Serves one network through its sessions."""
 
-    folder: ClassVar[Path] = Path(__file__).parent / "weights"
+    folder: ClassVar[Path] = Path(__file__).parents[1] / "weights"
     speaker: MixerVoice
     untrained: ClassVar[NetworkSpec]
     """What is built where there are no weights."""

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""What is kept for callers between requests: sessions and documents, encrypted per tenant."""

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Batches of labels: which pairs, the runner, the label log, the store."""

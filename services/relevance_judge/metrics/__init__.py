@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Agreement, rankings, uncertainty, bias, ensembles, calibration, baselines and the leaderboard."""

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Text into data: grades out of answers, label files, TREC files."""

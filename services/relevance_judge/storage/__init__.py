@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Versioned documents on disk, and the mini-collection that ships with the service."""

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""A service's HTTP front: middleware, task routes, request parsing, negotiation, errors."""

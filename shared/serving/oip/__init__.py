@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""A service's Open Inference v2 front: REST, gRPC, bodies, metadata, tensors."""

@@ -151,7 +151,8 @@ def test_guard_ends_what_is_left_when_its_supervisor_is_gone():
     supervisor = started(
         f"""
 import subprocess, sys, time
-watch = subprocess.Popen([sys.executable, "-m", "shared.serving.up.reaper"], stdin=subprocess.PIPE, start_new_session=True)
+command = [sys.executable, "-m", "shared.serving.up.reaper"]
+watch = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 child = subprocess.Popen([sys.executable, "-c", {NAP!r}], start_new_session=True)
 ended = subprocess.Popen([sys.executable, "-c", ""], start_new_session=True)
 watch.stdin.write(f"+{{child.pid}}\\n+{{ended.pid}}\\n-{{ended.pid}}\\n".encode())

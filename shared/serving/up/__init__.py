@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""`fovea up` and `fovea doctor`: starting, supervising and checking the whole product on one machine."""

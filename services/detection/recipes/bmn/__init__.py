@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Recipes of BMN and BMN-CSA: synthetic features of videos, the loss, the training."""

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Recipes of HieraEdgeNet: pictures with boxes, and the training."""

@@ -104,7 +104,7 @@ class HieraEdgeNetDemo(Recipe):
     def facts(self) -> dict[str, str]:
         """What the manifest should say beside the knobs."""
         return {
-            "data": f"synthetic slides of services.detection.recipes.hieraedgenet.data, {self.side} px, {len(self.classes)} kinds",
+            "data": f"synthetic slides of recipes.hieraedgenet.data, {self.side} px, {len(self.classes)} kinds",
             "names": ",".join(self.classes),
             "test_digest": self.slides("test").digest,
             "departures": "AdamW for 900 steps from random weights; no mosaic; averaged weights (EMA)",

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Recipe of OAT: shelves with scanpaths, and the training."""

@@ -127,7 +127,7 @@ class OatDemo(Recipe):
     def facts(self) -> dict[str, str]:
         """What the manifest should say beside the knobs."""
         return {
-            "data": f"synthetic shelves of services.detection.recipes.oat.data, {self.schedule.batch} new trials a step",
+            "data": f"synthetic shelves of recipes.oat.data, {self.schedule.batch} new trials a step",
             "departures": "half of the batches on other grids; averaged weights (EMA); gradients clamped, not scaled",
         }
 

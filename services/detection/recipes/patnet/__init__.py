@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Recipes of PATNet and FasterNet: pictures with one class each, and the training."""

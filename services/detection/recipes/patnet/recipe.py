@@ -25,7 +25,7 @@ from shared.training.recipe import Batch, Recipe, Schedule
 
 __all__ = ["FasterNetDemo", "PATNetDemo", "paired_difference"]
 
-WEIGHTS = Path(__file__).parents[1] / "weights"
+WEIGHTS = Path(__file__).parents[2] / "weights"
 
 NORMAL_95 = 1.96
 """Standard deviations to either side that hold 95 % of a normal distribution."""

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Recipes of the planner's pointer networks."""

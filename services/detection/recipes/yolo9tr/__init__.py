@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Recipes of YOLO9tr: road surfaces with boxes of damage, and the training."""

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""How far methods stray from dense attention: measured, monitored while serving, and held back."""

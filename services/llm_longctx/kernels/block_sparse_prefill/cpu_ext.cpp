@@ -7,7 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "../native/products.h"
+#include "../native/gemm.h"
 
 namespace {
 

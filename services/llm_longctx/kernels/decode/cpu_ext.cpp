@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../native/products.h"
+#include "../native/gemm.h"
 
 namespace {
 

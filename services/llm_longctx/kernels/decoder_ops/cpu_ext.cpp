@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../native/products.h"
+#include "../native/gemm.h"
 
 namespace {
 

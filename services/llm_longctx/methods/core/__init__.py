@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""The attention-method contract: hooks, what they see and return, the oracle, the registry."""

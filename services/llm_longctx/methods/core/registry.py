@@ -1,10 +1,9 @@
-"""Finds attention methods by scanning this room: one class with a `name` per file, nothing to register."""
+"""Finds attention methods by scanning `methods`: one class with a `name` per file or folder, nothing to register."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import pkgutil
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 
 from services.llm_longctx.methods.core.attention_method import AttentionMethod
 from shared.errors import InvalidOption
+from shared.registry.discovery import module_names
 
 __all__ = ["method", "methods"]
 
@@ -20,10 +20,8 @@ __all__ = ["method", "methods"]
 @cache
 def methods() -> Mapping[str, type[AttentionMethod]]:
     """Methods by name, in name order."""
-    package = importlib.import_module(__name__.rpartition(".")[0])
-    modules = [
-        importlib.import_module(f"{package.__name__}.{info.name}") for info in pkgutil.iter_modules(package.__path__)
-    ]
+    room = __name__.rpartition(".core.")[0]
+    modules = [importlib.import_module(name) for name in module_names(room)]
     found = {
         cls.name: cls
         for module in modules

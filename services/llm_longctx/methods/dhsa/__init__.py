@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""DHSA, dynamic hierarchical sparse attention: the method, its two generations, the boundary predictor."""

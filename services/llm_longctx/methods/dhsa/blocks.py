@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kernels import last_query_scores
+from services.llm_longctx.kernels import probe
 from services.llm_longctx.methods.core.block_means import block_means
 
 __all__ = ["Grid", "select_blocks"]
@@ -99,7 +99,7 @@ def _top(scores: Tensor, counts: Tensor) -> Tensor:
 
 def _vs(q: Tensor, k: Tensor, grid: Grid) -> Tensor:
     """Token lines: what the strongest columns and diagonals of a probe put into each block, [H,rows,columns]."""
-    by_key, by_distance = last_query_scores(q[:, -min(grid.block, q.shape[1]) :], k)
+    by_key, by_distance = probe(q[:, -min(grid.block, q.shape[1]) :], k)
     N, B, S = grid.tokens, grid.block, grid.key_block
     budget = min(N, grid.budget * S)
     columns, weights = _best(by_key, int(budget * 0.5))

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Deconstructed attention: seven mixers and their language models."""

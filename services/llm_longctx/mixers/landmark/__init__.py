@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Landmark attention: the attention, its networks, sessions, and where blocks are kept."""

@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Routing attention and the Routing Transformer."""

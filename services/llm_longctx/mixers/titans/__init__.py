@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""Titans: fast weights, the neural memory, its layers, networks, and states as bytes."""

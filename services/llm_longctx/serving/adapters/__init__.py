@@ -1,1 +1,1 @@
-"""FILL IN: what this room is."""
+"""How each family of models answers a text request: one adapter per family."""

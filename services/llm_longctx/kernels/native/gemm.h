@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "tiles.h"
+#include "amx_tiles.h"
 #include "vectors.h"
 
 namespace fovea {
