@@ -14,6 +14,6 @@ from fovea.async_client import AsyncClient
 from fovea.chat import ChatAnswer, ChatPiece
 from fovea.client import Client
 from fovea.results import JobResult, ModelCard
-from fovea.retry import Patience
+from fovea.retry import RetryPolicy
 
-__all__ = ["AsyncClient", "ChatAnswer", "ChatPiece", "Client", "JobResult", "ModelCard", "Patience"]
+__all__ = ["AsyncClient", "ChatAnswer", "ChatPiece", "Client", "JobResult", "ModelCard", "RetryPolicy"]

@@ -16,7 +16,7 @@ from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, messages_of
 from fovea.errors import failed, translated
 from fovea.picture import PictureLike
 from fovea.results import JobResult, ModelCard, SegmentOptions
-from fovea.retry import RESUME_S, Patience, Watch, pauses
+from fovea.retry import RESUME_S, JobWatcher, RetryPolicy, pauses
 from fovea.transport import LOCAL, Address
 from shared.api.job import FINAL, Job
 from shared.api.mask import SegmentOut
@@ -37,12 +37,12 @@ class AsyncClient:
         *,
         key: str | None = None,
         timeout: float = 300.0,
-        patience: Patience | None = None,
+        patience: RetryPolicy | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self.url = url
         self.jobs = AsyncJobs(self)
-        self._patience = patience or Patience()
+        self._patience = patience or RetryPolicy()
         self._http = httpx2.AsyncClient(**Address(url, key, timeout).options(), transport=transport)
 
     async def __aenter__(self) -> Self:
@@ -189,7 +189,7 @@ class AsyncJobs:
         on_change: Callable[[Job], None] | None = None,
     ) -> Job:
         """See `Jobs.wait`."""
-        pause, watch = pauses(timeout), Watch(on_change)
+        pause, watch = pauses(timeout), JobWatcher(on_change)
         while True:
             if watch.finished(job := await self.get(job_id)):
                 return job

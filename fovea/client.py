@@ -16,7 +16,7 @@ from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, messages_of
 from fovea.errors import failed, translated
 from fovea.picture import PictureLike
 from fovea.results import JobResult, ModelCard, SegmentOptions
-from fovea.retry import RESUME_S, Patience, Watch, pauses
+from fovea.retry import RESUME_S, JobWatcher, RetryPolicy, pauses
 from fovea.transport import LOCAL, Address
 from shared.api.job import FINAL, Job
 from shared.api.mask import SegmentOut
@@ -50,12 +50,12 @@ class Client:
         *,
         key: str | None = None,
         timeout: float = 300.0,
-        patience: Patience | None = None,
+        patience: RetryPolicy | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         self.url = url
         self.jobs = Jobs(self)
-        self._patience = patience or Patience()
+        self._patience = patience or RetryPolicy()
         self._http = httpx2.Client(**Address(url, key, timeout).options(), transport=transport)
 
     def __enter__(self) -> Self:
@@ -217,7 +217,7 @@ class Jobs:
         Raises:
             DeadlineExceeded: It is not finished after `timeout` seconds; it goes on running.
         """
-        pause, watch = pauses(timeout), Watch(on_change)
+        pause, watch = pauses(timeout), JobWatcher(on_change)
         while True:
             if watch.finished(job := self.get(job_id)):
                 return job

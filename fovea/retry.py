@@ -16,7 +16,7 @@ from fovea.errors import retry_after
 from shared.api.job import FINAL, Job
 from shared.errors import DeadlineExceeded
 
-__all__ = ["RESUME_S", "Patience", "Watch", "pauses"]
+__all__ = ["RESUME_S", "JobWatcher", "RetryPolicy", "pauses"]
 
 RESUME_S = 0.5
 """Seconds before a broken stream of events is taken up again."""
@@ -25,7 +25,7 @@ _WORTH = frozenset({429, 503})
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """How often and how long a client tries.
 
     Attributes:
@@ -62,7 +62,7 @@ def pauses(timeout: float | None) -> Iterator[float]:
     raise DeadlineExceeded(f"The job is not finished after {timeout:g} s.", hint="It goes on; look again later.")
 
 
-class Watch:
+class JobWatcher:
     """Tells a listener about a job, once per change."""
 
     def __init__(self, listener: Callable[[Job], None] | None) -> None:

@@ -22,14 +22,14 @@ from fovea.cli.output import Screen
 from fovea.cli.schema_options import parsed, split
 from shared.errors import FoveaError, InvalidOption
 
-__all__ = ["SETTINGS", "Pictures", "Told"]
+__all__ = ["SETTINGS", "ImageResult", "Pictures"]
 
 SETTINGS = {"ignore_unknown_options": True}
 """Options that only the served model knows are left among the words."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ImageResult:
     """What is said about one picture: facts for `--json`, a line for people."""
 
     facts: dict[str, Any]
@@ -54,7 +54,7 @@ class Pictures(ABC):
     failed: int = 0
 
     @abstractmethod
-    async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> Told:
+    async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> ImageResult:
         """Send one picture and write down what came back.
 
         Raises:

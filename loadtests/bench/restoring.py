@@ -20,7 +20,7 @@ from PIL import Image
 from services.vision_restoration.models.rrformer import RRFormerRestorer
 from shared.api.restore import RestoreIn
 from shared.errors import Cancelled, FoveaError
-from shared.registry import Place, Run
+from shared.registry import CallContext, LoadContext
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     width, height, *limit = map(int, sys.argv[1:])
     picture = _photograph(width, height)
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(cache=Path(folder), weights=Path(folder) / "none", threads=1)
+        place = LoadContext(cache=Path(folder), weights=Path(folder) / "none", threads=1)
         restorer = RRFormerRestorer.load(place)
         base = _status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5", "ascii")  # the peak starts anew: loading had one of its own
@@ -36,7 +36,7 @@ def main() -> None:
         restorer.close()
 
 
-class _Tiles(Run):
+class _Tiles(CallContext):
     """A run that counts its tiles, and is cancelled after so many."""
 
     def __init__(self, limit: int | None) -> None:
@@ -52,7 +52,7 @@ class _Tiles(Run):
 
 def _run(restorer: RRFormerRestorer, picture: bytes, limit: int | None = None) -> dict[str, float]:
     request, run = RestoreIn(image=picture), _Tiles(limit)
-    (planned,) = restorer.predict([request.model_copy(update={"dry_run": True})], Run())
+    (planned,) = restorer.predict([request.model_copy(update={"dry_run": True})], CallContext())
     if isinstance(planned, FoveaError):
         raise planned
     begun = time.perf_counter()

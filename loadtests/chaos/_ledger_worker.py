@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from shared.jobs.consumer import Inbox
+from shared.jobs.consumer import QueueConsumer
 from shared.jobs.queue import Payload, Result, Ticket
 from shared.jobs.worker import JobWorker
 from shared.settings import Settings
@@ -28,7 +28,7 @@ async def main(url: str, data_dir: str, ledger: str, seconds: str) -> None:
         note(ticket, "end")
         return Result(200, "text/plain", f"{ticket.attempt} {payload.body[:40].decode()}".encode())
 
-    await JobWorker(Inbox(url, "chaos", chosen), handler, chosen).run()
+    await JobWorker(QueueConsumer(url, "chaos", chosen), handler, chosen).run()
 
 
 if __name__ == "__main__":

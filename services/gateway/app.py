@@ -19,15 +19,15 @@ from starlette.routing import Match, Route
 
 from services.gateway.http import reference_page
 from services.gateway.http.errors import MethodNotAllowed
-from services.gateway.http.middleware import Front
+from services.gateway.http.middleware import GatewayMiddleware
 from services.gateway.http.openapi import Document
 from services.gateway.policy.auth import KeyRing
-from services.gateway.policy.rate_limits import Limits
-from services.gateway.proxy.http_client import Client
+from services.gateway.policy.rate_limits import RateLimiter
+from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.proxy.proxy import Proxy
 from services.gateway.routes import health, jobs, metrics, model_list, oip_server
 from services.gateway.routes.model_list import Models
-from services.gateway.routing.replica_registry import Fleet
+from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.errors import BadInput, InvalidOption, NotFound, NotReady
 from shared.jobs.queue import JobQueue
 from shared.settings import Settings
@@ -43,11 +43,11 @@ class Gateway:
     """Everything that one gateway process holds."""
 
     settings: Settings
-    fleet: Fleet
-    client: Client
+    fleet: ReplicaRegistry
+    client: UpstreamClient
     proxy: Proxy
     keys: KeyRing
-    limits: Limits
+    limits: RateLimiter
     models: Models
     document: Document
     queue: JobQueue | None
@@ -55,10 +55,10 @@ class Gateway:
     @classmethod
     def of(cls, settings: Settings, queue: JobQueue | None) -> Gateway:
         """Put one together; nothing is opened yet."""
-        fleet, client = Fleet(settings), Client()
+        fleet, client = ReplicaRegistry(settings), UpstreamClient()
         return cls(
             settings=settings, fleet=fleet, client=client, proxy=Proxy(settings, fleet, client),
-            keys=KeyRing(settings.keys_path), limits=Limits(settings), models=Models(fleet, client),
+            keys=KeyRing(settings.keys_path), limits=RateLimiter(settings), models=Models(fleet, client),
             document=Document(fleet, client), queue=queue,
         )  # fmt: skip
 
@@ -89,7 +89,7 @@ def build_gateway(settings: Settings, queue: JobQueue | None = None) -> FastAPI:
     for router in _ROUTERS:
         app.include_router(router)
     app.router.routes.extend(_console(settings))
-    app.add_middleware(Front, staff=app.state.gateway)
+    app.add_middleware(GatewayMiddleware, staff=app.state.gateway)
     return app
 
 
@@ -119,7 +119,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _on_http(request: Request, raised: Exception) -> NoReturn:
-    """Starlette's own refusals in our words; `Front` renders them."""
+    """Starlette's own refusals in our words; `GatewayMiddleware` renders them."""
     error = cast("HTTPException", raised)
     fleet = request.app.state.gateway.fleet
     path = request.url.path[:200]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from services.interpretability.experiments.indicators import indicators
-from shared.registry import Run
+from shared.registry import CallContext
 from shared.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_per_byte
 from shared.training.recipe import Schedule
 from shared.training.text_corpus import Corpus, Split, corpus, corpus_of
@@ -99,7 +99,7 @@ class StudyRun(ByteRecipe):
         return {name: corpus(name) if self.text is None else corpus_of(self.text.encode(), name) for name in names}
 
 
-def found_by(run: StudyRun, folder: Path, watched: Run) -> dict[str, Any]:
+def found_by(run: StudyRun, folder: Path, watched: CallContext) -> dict[str, Any]:
     """Train and measure; what a cell keeps, as JSON.
 
     Args:

@@ -17,14 +17,14 @@ from shared.api.mask import Component, Contour, RunLengths, SegmentIn
 from shared.vision.draw import encode, outlined, tinted
 from shared.vision.mask_regions import Region, keep, outlines, regions, run_lengths
 
-__all__ = ["LISTED", "Found", "drawn", "find", "forms", "numbers"]
+__all__ = ["LISTED", "Segmentation", "drawn", "find", "forms", "numbers"]
 
 LISTED = 100
 """Components that an answer lists; a mask of noise has tens of thousands."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Found:
+class Segmentation:
     """What the map says about a picture.
 
     Attributes:
@@ -42,7 +42,7 @@ class Found:
     peak: float
 
 
-def find(logits: np.ndarray, height: int, width: int, request: SegmentIn) -> Found:
+def find(logits: np.ndarray, height: int, width: int, request: SegmentIn) -> Segmentation:
     """Enlarge a map (s, s) of raw logits to the picture, and decide which pixels belong to the mask."""
     mask, shades = np.empty((height, width), bool), np.empty((height, width), np.uint8)
     peak = 0.0
@@ -54,7 +54,7 @@ def find(logits: np.ndarray, height: int, width: int, request: SegmentIn) -> Fou
     kept = [region for region in found if region.area >= request.min_area][: 1 if request.keep_largest else None]
     if len(kept) < len(found):
         mask = keep(labels, kept)
-    return Found(mask, shades, labels, kept, peak)
+    return Segmentation(mask, shades, labels, kept, peak)
 
 
 def _probabilities(logits: np.ndarray, height: int, width: int, *, stretch: bool) -> Iterator[tuple[slice, np.ndarray]]:
@@ -81,7 +81,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.asarray(np.reciprocal(y, out=y))
 
 
-def numbers(found: Found) -> dict[str, Any]:
+def numbers(found: Segmentation) -> dict[str, Any]:
     """The fields of an answer that are always there."""
     height, width = found.mask.shape
     area = sum(region.area for region in found.components)
@@ -98,7 +98,7 @@ def numbers(found: Found) -> dict[str, Any]:
     }
 
 
-def _component(found: Found, region: Region) -> Component:
+def _component(found: Segmentation, region: Region) -> Component:
     inside = found.labels[region.rows, region.columns] == region.label
     x = inside.sum(axis=0) @ np.arange(inside.shape[1]) / region.area + region.box[0] + 0.5
     y = inside.sum(axis=1) @ np.arange(inside.shape[0]) / region.area + region.box[1] + 0.5
@@ -112,7 +112,7 @@ def _mean(shades: np.ndarray) -> float:
     return round(float(shades.mean()) / 255, 6) if shades.size else 0.0
 
 
-def forms(found: Found, request: SegmentIn) -> dict[str, Any]:
+def forms(found: Segmentation, request: SegmentIn) -> dict[str, Any]:
     """The forms that the request includes, but for the overlay, which needs the picture."""
     made: dict[str, Any] = {}
     if "mask" in request.include:
@@ -126,7 +126,7 @@ def forms(found: Found, request: SegmentIn) -> dict[str, Any]:
     return made
 
 
-def _contours(found: Found) -> list[Contour]:
+def _contours(found: Segmentation) -> list[Contour]:
     listed = found.components[:LISTED]
     mask = found.mask if len(listed) == len(found.components) else keep(found.labels, listed)
     return [Contour(points=outline.points.tolist(), hole=outline.hole) for outline in outlines(mask)]

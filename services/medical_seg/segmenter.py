@@ -23,7 +23,7 @@ from shared.api.tensors import TensorSpec
 from shared.api.timings import Times
 from shared.errors import FoveaError, in_field
 from shared.export.artifacts import Artefacts, opened
-from shared.registry import Card, Engine, Place, Run, Servable
+from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
 from shared.vision.decode import DEFAULT_BOUNDS, Bounds, Picture, decode
@@ -79,7 +79,7 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
         self.bounds = limits
 
     @classmethod
-    def load(cls, place: Place) -> Self:
+    def load(cls, place: LoadContext) -> Self:
         """Verify the weights and open the engine that `place` wants.
 
         Raises:
@@ -91,7 +91,7 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
         engine, card = opened(cls.card, artefacts, place)
         return cls(card, engine, side, bounds(cls.card, place))
 
-    def predict(self, batch: Sequence[SegmentIn], run: Run) -> list[SegmentOut | FoveaError]:
+    def predict(self, batch: Sequence[SegmentIn], run: CallContext) -> list[SegmentOut | FoveaError]:
         """Masks of pictures, in order; one that can't be read is answered by its error."""
         with stage("pre"):
             frames = [self._read(request, run) for request in batch]
@@ -107,7 +107,7 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
         if media_type == "image/jpeg" and answer.overlay is not None:
             return answer.overlay
         if answer.mask is None:
-            (answered,) = self.predict([request.model_copy(update={"include": ("mask",)})], Run())
+            (answered,) = self.predict([request.model_copy(update={"include": ("mask",)})], CallContext())
             if isinstance(answered, FoveaError):
                 raise answered
             answer = answered
@@ -128,7 +128,7 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
         with in_field("image"):
             return decode(request.image, self.bounds)
 
-    def _read(self, request: SegmentIn, run: Run) -> _Frame | FoveaError:
+    def _read(self, request: SegmentIn, run: CallContext) -> _Frame | FoveaError:
         run.check()
         begun = time.perf_counter()
         try:
@@ -142,7 +142,7 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
         frame.times.decode, frame.times.preprocess = _ms(decoded - begun), _ms(time.perf_counter() - decoded)
         return frame
 
-    def _infer(self, frames: Sequence[_Frame], run: Run) -> np.ndarray:
+    def _infer(self, frames: Sequence[_Frame], run: CallContext) -> np.ndarray:
         """Logits (n, s, s) of all frames, in one run of the engine."""
         if not frames:
             return np.empty((0, 0, 0), np.float32)
@@ -155,7 +155,7 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
             frame.times.infer = _ms(time.perf_counter() - begun)
         return logits[:, 0]
 
-    def _answer(self, frame: _Frame, logits: np.ndarray, run: Run) -> SegmentOut:
+    def _answer(self, frame: _Frame, logits: np.ndarray, run: CallContext) -> SegmentOut:
         run.check()
         begun, request = time.perf_counter(), frame.request
         found = find(logits, *frame.size, request)

@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 
 from shared.errors import Fault, FoveaError, InvalidOption, NotReady, TooLarge, by_status
-from shared.registry import Run
+from shared.registry import CallContext
 
 __all__ = ["Endpoint", "Message", "Said", "TooLong"]
 
@@ -46,7 +46,7 @@ class Endpoint:
         self._client = httpx2.Client(base_url=url.rstrip("/"), headers=headers, transport=transport)
 
     def chat(
-        self, messages: Sequence[Message], run: Run, *, model: str | None = None, max_tokens: int = 16,
+        self, messages: Sequence[Message], run: CallContext, *, model: str | None = None, max_tokens: int = 16,
         temperature: float = 0.0, seed: int | None = None, logprobs: bool = False,
     ) -> Said:  # fmt: skip
         """Go on with a conversation.
@@ -69,7 +69,7 @@ class Endpoint:
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise _strange() from error
 
-    def tokens(self, run: Run, *, model: str | None = None, **what: Any) -> list[int]:
+    def tokens(self, run: CallContext, *, model: str | None = None, **what: Any) -> list[int]:
         """Token ids of `messages` under the model's template, or of a plain `prompt`."""
         found = self._post("/tokenize", what, run, model)
         if not isinstance(ids := found.get("tokens"), list):
@@ -77,7 +77,7 @@ class Endpoint:
         return ids
 
     def score(
-        self, ids: Sequence[int], run: Run, *, model: str | None = None, first: int = 0
+        self, ids: Sequence[int], run: CallContext, *, model: str | None = None, first: int = 0
     ) -> tuple[list[float | None], str]:
         """Log-probability of each token of a prompt, and the model's name; the first token has none.
 
@@ -95,7 +95,7 @@ class Endpoint:
                 "The endpoint gives no log-probabilities of a prompt.", hint=hint, field="llm"
             ) from error
 
-    def models(self, run: Run) -> list[str]:
+    def models(self, run: CallContext) -> list[str]:
         """The models there are; the first is the default where the endpoint is ours.
 
         Raises:
@@ -110,10 +110,10 @@ class Endpoint:
         """Let the connections go."""
         self._client.close()
 
-    def _post(self, path: str, body: Mapping[str, Any], run: Run, model: str | None) -> dict[str, Any]:
+    def _post(self, path: str, body: Mapping[str, Any], run: CallContext, model: str | None) -> dict[str, Any]:
         return self._send("POST", path, {**body, **({"model": model} if model else {})}, run)
 
-    def _send(self, verb: str, path: str, body: Mapping[str, Any] | None, run: Run) -> dict[str, Any]:
+    def _send(self, verb: str, path: str, body: Mapping[str, Any] | None, run: CallContext) -> dict[str, Any]:
         run.check()
         left = MOST_SECONDS if run.deadline is None else max(run.deadline - time.monotonic(), 0.001)
         try:

@@ -21,7 +21,7 @@ from services.relevance_judge.metrics.calibration import fit
 from services.relevance_judge.parsing.label_formats import written
 from services.relevance_judge.schemas import JudgeIn, Pair
 from services.relevance_judge.storage.mini_collection import Collection, mini
-from shared.registry import Run
+from shared.registry import CallContext
 from shared.registry.discovery import servables
 
 __all__ = ["SETUPS", "judgements", "measures", "overlap_rows", "run_of", "with_cuts"]
@@ -45,7 +45,7 @@ def judgements(judge: Judge, template: str, collection: Collection, *, at_once: 
 
     def one(pair: tuple[str, str]) -> Row:
         shown = Pair(query=collection.topics[pair[0]], passage=collection.passages[pair[1]])
-        return judge.judged(shown, request, Run()).model_dump(mode="json", exclude_none=True)
+        return judge.judged(shown, request, CallContext()).model_dump(mode="json", exclude_none=True)
 
     with ThreadPoolExecutor(at_once) as pool:
         found = list(pool.map(one, pairs))

@@ -18,9 +18,9 @@ from services.relevance_judge.chat_client import Endpoint, Message, TooLong
 from services.relevance_judge.metrics.calibration import Calibration
 from services.relevance_judge.prompt_template import Rendered, Template, template
 from services.relevance_judge.schemas import JudgeIn, JudgeOut, Pair, Verdict
-from services.relevance_judge.storage.versioned_store import Shelf
+from services.relevance_judge.storage.versioned_store import VersionedStore
 from shared.errors import FoveaError, InvalidOption, NotFound
-from shared.registry import Paper, Place, Run, Servable
+from shared.registry import CallContext, LoadContext, Paper, Servable
 from shared.registry.servable import Mode
 
 __all__ = ["EXAMPLE", "NO_GRAPH", "PAPER", "Judge", "calibrations", "graded", "named", "opening", "shrinking"]
@@ -60,19 +60,19 @@ class Judge(Servable[JudgeIn, JudgeOut]):
     default: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]]
 
-    def __init__(self, endpoint: Endpoint, calibrations: Shelf | None = None) -> None:
+    def __init__(self, endpoint: Endpoint, calibrations: VersionedStore | None = None) -> None:
         """Ask this endpoint; `calibrations` are those that a request may name."""
         self.endpoint, self.calibrations = endpoint, calibrations
 
     @classmethod
-    def load(cls, place: Place) -> Self:
+    def load(cls, place: LoadContext) -> Self:
         """Ready at once: the language model is reached when a pair is judged."""
         url = place.options.get("judge_base_url", "http://127.0.0.1:8080")
         folder = place.options.get("data_dir")
         shelf = calibrations(Path(folder)) if folder else None
         return cls(Endpoint(url, key=place.options.get("judge_api_key")), shelf)
 
-    def predict(self, batch: Sequence[JudgeIn], run: Run) -> list[JudgeOut | FoveaError]:
+    def predict(self, batch: Sequence[JudgeIn], run: CallContext) -> list[JudgeOut | FoveaError]:
         """Verdicts on the pairs of each request; a request fails as a whole where its endpoint or options do."""
         count = sum(len(request.pairs) for request in batch)
         with ThreadPoolExecutor(min(AT_ONCE, count), thread_name_prefix="judge") as pool:
@@ -84,7 +84,7 @@ class Judge(Servable[JudgeIn, JudgeOut]):
         self.endpoint.close()
 
     @abstractmethod
-    def verdict(self, pair: Pair, request: JudgeIn, run: Run) -> Verdict:
+    def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
         """Judge one pair."""
 
     def chosen(self, name: str | None) -> Template:
@@ -129,7 +129,7 @@ class Judge(Servable[JudgeIn, JudgeOut]):
         name, version, kept = self.calibrations.get(given)
         return Calibration.model_validate({**kept, "name": name, "version": version})
 
-    def judged(self, pair: Pair, request: JudgeIn, run: Run) -> Verdict:
+    def judged(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
         """The verdict on one pair as it is handed out: imputed where the request says so, priced and timed."""
         run.check()
         begun = time.perf_counter()
@@ -141,7 +141,9 @@ class Judge(Servable[JudgeIn, JudgeOut]):
             more |= {"grade": request.impute, "flags": [*found.flags, "imputed"]}
         return found.model_copy(update=more)
 
-    def _begun(self, request: JudgeIn, run: Run, pool: ThreadPoolExecutor) -> list[Future[Verdict]] | FoveaError:
+    def _begun(
+        self, request: JudgeIn, run: CallContext, pool: ThreadPoolExecutor
+    ) -> list[Future[Verdict]] | FoveaError:
         """All pairs of a request on their way; those of all requests share the threads."""
         try:
             whole = self.settled(request)
@@ -149,7 +151,9 @@ class Judge(Servable[JudgeIn, JudgeOut]):
             return error
         return [pool.submit(self.judged, pair, whole, run) for pair in whole.pairs]
 
-    def _answer(self, request: JudgeIn, tasks: list[Future[Verdict]] | FoveaError, run: Run) -> JudgeOut | FoveaError:
+    def _answer(
+        self, request: JudgeIn, tasks: list[Future[Verdict]] | FoveaError, run: CallContext
+    ) -> JudgeOut | FoveaError:
         if isinstance(tasks, FoveaError):
             return tasks
         try:
@@ -164,7 +168,7 @@ class Judge(Servable[JudgeIn, JudgeOut]):
             imputed=sum("imputed" in one.flags for one in results), notes=list(cuts.warnings) if cuts else [],
         )  # fmt: skip
 
-    def _done(self, verdict: Verdict, place: int, request: JudgeIn, run: Run) -> Verdict:
+    def _done(self, verdict: Verdict, place: int, request: JudgeIn, run: CallContext) -> Verdict:
         run.progress((place + 1) / len(request.pairs), f"{place + 1} of {len(request.pairs)} pairs")
         return verdict
 
@@ -212,6 +216,6 @@ def graded(signal: float, request: JudgeIn, templates: str, llm: str) -> dict[st
     return {"signal": signal, "grade": cuts.grade(signal), "valid": True, "calibration": cuts.called, "flags": []}
 
 
-def calibrations(data: Path) -> Shelf:
+def calibrations(data: Path) -> VersionedStore:
     """The calibrations that a machine keeps under its data folder."""
-    return Shelf(data / "judge" / "calibrations", "calibration")
+    return VersionedStore(data / "judge" / "calibrations", "calibration")

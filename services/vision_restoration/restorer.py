@@ -27,7 +27,7 @@ from shared.api.restore import Estimate, Likeness, RestoreIn, RestoreOut, Restor
 from shared.engines import open_engine
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError, InvalidOption, in_field
 from shared.export.artifacts import fits, refined
-from shared.registry import Engine, Place, Run, Servable
+from shared.registry import CallContext, Engine, LoadContext, Servable
 from shared.registry.weights import Weights
 from shared.telemetry import stage
 from shared.vision.decode_limits import bounds
@@ -71,7 +71,7 @@ class PictureRestorer(Servable[RestoreIn, RestoreOut]):
     Out: ClassVar[type[BaseModel]] = RestoreOut
     folder: ClassVar[Path] = Path(__file__).parent / "weights"
 
-    def __init__(self, place: Place, weights: Weights) -> None:
+    def __init__(self, place: LoadContext, weights: Weights) -> None:
         self._place, self._weights = place, weights
         self._opening = threading.Lock()
         self._opened: dict[Variant, _Opened] = {}
@@ -82,7 +82,7 @@ class PictureRestorer(Servable[RestoreIn, RestoreOut]):
         self.bounds = bounds(self.card, place)
 
     @classmethod
-    def load(cls, place: Place) -> Self:
+    def load(cls, place: LoadContext) -> Self:
         """Verify the weights and open the engine that `place` wants.
 
         Raises:
@@ -90,7 +90,7 @@ class PictureRestorer(Servable[RestoreIn, RestoreOut]):
         """
         return cls(place, weights_at(cls.folder, place.weights))
 
-    def predict(self, batch: Sequence[RestoreIn], run: Run) -> list[RestoreOut | FoveaError]:
+    def predict(self, batch: Sequence[RestoreIn], run: CallContext) -> list[RestoreOut | FoveaError]:
         """Restored pictures, in order, one after another; one that can't be restored is answered by its error."""
         answers: list[RestoreOut | FoveaError] = []
         for request in batch:
@@ -110,7 +110,7 @@ class PictureRestorer(Servable[RestoreIn, RestoreOut]):
             return None
         if answer.restored is None:
             again = request.model_copy(update={"include": ("restored",), "dry_run": False})
-            (answered,) = self.predict([again], Run())
+            (answered,) = self.predict([again], CallContext())
             if isinstance(answered, FoveaError):
                 raise answered
             answer = answered
@@ -154,7 +154,7 @@ class PictureRestorer(Servable[RestoreIn, RestoreOut]):
         with in_field(name):
             return read(data, self.bounds)
 
-    def _ask(self, request: RestoreIn, run: Run) -> _Asked:
+    def _ask(self, request: RestoreIn, run: CallContext) -> _Asked:
         """Read the picture, plan its tiles, and refuse what can't end in time.
 
         Raises:
@@ -181,7 +181,7 @@ class PictureRestorer(Servable[RestoreIn, RestoreOut]):
             )
         return _Asked(request, variant, picture, how, form, estimate, RestoreTimes(decode=_ms(begun)))
 
-    def _answer(self, asked: _Asked, run: Run, share: tuple[int, int]) -> RestoreOut:
+    def _answer(self, asked: _Asked, run: CallContext, share: tuple[int, int]) -> RestoreOut:
         """Restore a picture; `share` is its place among the pictures of its batch, and their number."""
         request, picture = asked.request, asked.picture
         facts = self._facts(asked)

@@ -14,7 +14,7 @@ import numpy as np
 from services.vision_restoration.models.rrformer_network import Variant
 from shared.api.restore import Estimate, RestoreIn
 from shared.errors import InvalidOption
-from shared.registry import Engine, Run
+from shared.registry import CallContext, Engine
 from shared.vision.tiling import mirrored, padded, windows
 
 __all__ = ["CONTEXT", "GRID", "Plan", "plan", "restore"]
@@ -95,7 +95,7 @@ def _core(height: int, width: int, context: int, budget: int, per_pixel: int) ->
     )  # fmt: skip
 
 
-def restore(engine: Engine, pixels: np.ndarray, how: Plan, run: Run, tell: Callable[[int], None]) -> np.ndarray:
+def restore(engine: Engine, pixels: np.ndarray, how: Plan, run: CallContext, tell: Callable[[int], None]) -> np.ndarray:
     """The restored picture (h, w, 3), in the type of the one given.
 
     Answers are clipped and truncated, as the paper saves its results.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["LEASE_S", "RENEW_S", "Replica", "replicas_key"]
+__all__ = ["LEASE_S", "RENEW_S", "ReplicaRecord", "replicas_key"]
 
 RENEW_S = 1.0
 """Seconds between two renewals."""
@@ -21,7 +21,7 @@ def replicas_key(service: str) -> str:
     return f"fovea:replicas:{service}"
 
 
-class Replica(BaseModel):
+class ReplicaRecord(BaseModel):
     """Where one replica listens and what it serves."""
 
     model_config = ConfigDict(frozen=True)

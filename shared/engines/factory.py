@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from shared.api.tensors import TensorSpec
 from shared.errors import FoveaError, NotReady
-from shared.registry.servable import Engine, Place
+from shared.registry.servable import Engine, LoadContext
 from shared.telemetry import log
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Forms", "available", "open_engine"]
+__all__ = ["ModelArtifacts", "available", "open_engine"]
 
 _LIBRARIES = {"onnx": "onnxruntime", "torch": "torch", "tensorrt": "onnxruntime", "triton": "tritonclient"}
 
@@ -27,7 +27,7 @@ _AUTO = ("onnx", "torch")
 
 
 @dataclass(frozen=True, slots=True)
-class Forms:
+class ModelArtifacts:
     """The forms in which one network is there. Each is made when an engine asks for it, never before.
 
     Attributes:
@@ -45,7 +45,7 @@ class Forms:
     network: Callable[[], tuple[nn.Module, Callable[..., Any] | None]] | None = None
 
 
-def open_engine(place: Place, forms: Forms) -> Engine:
+def open_engine(place: LoadContext, forms: ModelArtifacts) -> Engine:
     """The engine that `place` wants; `auto` takes the first that opens, and logs why others did not.
 
     Raises:
@@ -83,25 +83,25 @@ def _module(name: str) -> ModuleType:
         ) from error
 
 
-def _graph(forms: Forms) -> Path:
+def _graph(forms: ModelArtifacts) -> Path:
     if forms.graph is None:
         raise NotReady(f"{forms.name!r} has no ONNX form.", hint="Choose the engine `torch` or `auto`.")
     return forms.graph()
 
 
-def _onnx(place: Place, forms: Forms) -> Engine:
+def _onnx(place: LoadContext, forms: ModelArtifacts) -> Engine:
     engine: Engine = _module("onnx").OnnxEngine(_graph(forms), device=place.device, threads=place.threads)
     return engine
 
 
-def _tensorrt(place: Place, forms: Forms) -> Engine:
+def _tensorrt(place: LoadContext, forms: ModelArtifacts) -> Engine:
     module = _module("tensorrt")
     device = place.device if place.device.startswith("cuda") else "cuda"
     engine: Engine = module.TensorRTEngine(_graph(forms), device=device, cache=place.cache, threads=place.threads)
     return engine
 
 
-def _torch(place: Place, forms: Forms) -> Engine:
+def _torch(place: LoadContext, forms: ModelArtifacts) -> Engine:
     if forms.network is None:
         raise NotReady(f"{forms.name!r} has no torch form.")
     network, call = forms.network()
@@ -111,7 +111,7 @@ def _torch(place: Place, forms: Forms) -> Engine:
     return engine
 
 
-def _triton(place: Place, forms: Forms) -> Engine:
+def _triton(place: LoadContext, forms: ModelArtifacts) -> Engine:
     url = place.options.get("triton_url")
     if not url:
         raise NotReady("No Triton server is named.", hint="Set FOVEA_TRITON_URL to its host:port.")
@@ -119,7 +119,7 @@ def _triton(place: Place, forms: Forms) -> Engine:
     return engine
 
 
-_OPENERS: Mapping[str, Callable[[Place, Forms], Engine]] = {
+_OPENERS: Mapping[str, Callable[[LoadContext, ModelArtifacts], Engine]] = {
     "onnx": _onnx,
     "torch": _torch,
     "tensorrt": _tensorrt,

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from shared.api.tensors import TensorSpec
-from shared.engines import Forms, open_engine
+from shared.engines import ModelArtifacts, open_engine
 from shared.errors import NotReady
 from shared.export.onnx_export import Parity, export_onnx
-from shared.registry import Card, Engine, Place, network
+from shared.registry import Card, Engine, LoadContext, network
 from shared.registry.weights import Weights
 
 __all__ = ["Artefacts", "Shapes", "fits", "opened", "refined"]
@@ -88,14 +88,14 @@ class Artefacts:
             return None
         return Parity(**json.loads(self._facts.read_text()))
 
-    def forms(self, name: str) -> Forms:
+    def forms(self, name: str) -> ModelArtifacts:
         """What `open_engine` chooses from; `name` is what a remote server calls the network."""
 
         def made() -> tuple[nn.Module, Callable[..., Any] | None]:
             net = self.network()
             return net, self._called(net)
 
-        return Forms(name, self.inputs, self.outputs, graph=self.graph, network=made)
+        return ModelArtifacts(name, self.inputs, self.outputs, graph=self.graph, network=made)
 
     def _called(self, net: nn.Module) -> Callable[..., Any] | None:
         return getattr(net, self.call) if self.call else None
@@ -129,7 +129,7 @@ class Artefacts:
         return self._graph.with_suffix(".json")
 
 
-def opened(card: Card, artefacts: Artefacts, place: Place) -> tuple[Engine, Card]:
+def opened(card: Card, artefacts: Artefacts, place: LoadContext) -> tuple[Engine, Card]:
     """The engine that `place` wants behind a model, and its Card with what is true of the loaded weights.
 
     Raises:

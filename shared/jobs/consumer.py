@@ -18,11 +18,11 @@ from shared.jobs import codec, redis_keys
 from shared.jobs.blobs import BlobStore, FolderBlobs
 from shared.jobs.pubsub import Changes
 from shared.jobs.queue import Payload, Result
-from shared.jobs.redis_client import Link, reachable
+from shared.jobs.redis_client import RedisClient, reachable
 from shared.jobs.worker_heartbeat import FORGET_S, Worker
 from shared.settings import Settings
 
-__all__ = ["Delivery", "Inbox", "Quiet"]
+__all__ = ["Delivery", "NothingToDo", "QueueConsumer"]
 
 _BELL_MS = 1000
 """Longest wait for the doorbell; so often an idle worker looks for jobs of dead workers."""
@@ -48,14 +48,14 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
-class Quiet:
+class NothingToDo:
     """Nothing to do: what was last in each stream, and when a delayed job is due (milliseconds from now, or −1)."""
 
     last: tuple[str, ...]
     due_ms: int
 
 
-class Inbox:
+class QueueConsumer:
     """The jobs of one service, for one worker process. Make it in the worker's event loop and `close` it there."""
 
     def __init__(self, url: str, service: str, settings: Settings, blobs: BlobStore | None = None) -> None:
@@ -63,13 +63,13 @@ class Inbox:
         self.service = service
         self.consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._settings = settings
-        self._link = Link(url)
+        self._link = RedisClient(url)
         self._blobs = blobs or FolderBlobs(settings.data_dir / "blobs")
         self._started = time.time()
         self.stops = Changes(self._link, redis_keys.key("stop", service))
         """Wakes when a running job of this service was cancelled."""
 
-    async def take(self, *, reclaim: bool) -> Delivery | Quiet:
+    async def take(self, *, reclaim: bool) -> Delivery | NothingToDo:
         """The next job, begun; `reclaim` also takes jobs whose workers are silent for longer than the lease."""
         lease = str(int(self._settings.job_lease_s * 1000)) if reclaim else ""
         how, *rest = await self._link.verb(
@@ -77,10 +77,10 @@ class Inbox:
             *codec.REQUEST,
         )  # fmt: skip
         if how == b"none":
-            return Quiet(tuple(entry.decode() for entry in rest[1]), int(rest[0]))
+            return NothingToDo(tuple(entry.decode() for entry in rest[1]), int(rest[0]))
         return _delivery(*rest)
 
-    async def wait(self, quiet: Quiet) -> None:
+    async def wait(self, quiet: NothingToDo) -> None:
         """Return when a job may be there: at once when one arrived since `quiet`, in any case within a second."""
         names = [redis_keys.key("stream", f"{self.service}:{level}") for level in redis_keys.LEVELS]
         patience = _BELL_MS if quiet.due_ms < 0 else max(1, min(_BELL_MS, quiet.due_ms))

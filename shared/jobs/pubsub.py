@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from shared.errors import NotReady
-from shared.jobs.redis_client import Link, end, reachable
+from shared.jobs.redis_client import RedisClient, end, reachable
 
 __all__ = ["Changes"]
 
@@ -27,7 +27,7 @@ ANY = ""
 class Changes:
     """Events by name, set when the channel carries that name."""
 
-    def __init__(self, link: Link, channel: str) -> None:
+    def __init__(self, link: RedisClient, channel: str) -> None:
         """Listen to `channel` from the first watcher on until `close`."""
         self._link = link
         self._channel = channel

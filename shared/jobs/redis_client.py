@@ -22,7 +22,7 @@ from redis.backoff import ConstantBackoff
 from shared.errors import NotReady
 from shared.jobs.redis_keys import ROOT
 
-__all__ = ["Link", "end", "patiently", "reachable"]
+__all__ = ["RedisClient", "end", "patiently", "reachable"]
 
 _AWAY: Final = (gone.ConnectionError, gone.TimeoutError, OSError)
 _REFUSES: Final = (gone.OutOfMemoryError, gone.ReadOnlyError, gone.MasterDownError, gone.ClusterDownError)
@@ -70,7 +70,7 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
         await asyncio.wait(left, timeout=0.1)
 
 
-class Link:
+class RedisClient:
     """One Redis as the queue uses it. Belongs to the event loop that first uses it; `close` it there."""
 
     def __init__(self, url: str) -> None:

@@ -18,7 +18,7 @@ from shared.jobs import codec, redis_keys
 from shared.jobs.blobs import BlobStore, FolderBlobs
 from shared.jobs.pubsub import Changes
 from shared.jobs.queue import Payload, Result
-from shared.jobs.redis_client import Link, patiently, reachable
+from shared.jobs.redis_client import RedisClient, patiently, reachable
 from shared.jobs.worker_heartbeat import Worker
 from shared.settings import Settings
 
@@ -42,7 +42,7 @@ class RedisJobQueue:
     def __init__(self, url: str, settings: Settings, blobs: BlobStore | None = None) -> None:
         """Use the Redis at `url`; large bodies go to `blobs`, by default a folder in `settings.data_dir`."""
         self._settings = settings
-        self._link = Link(url)
+        self._link = RedisClient(url)
         self._blobs = blobs or FolderBlobs(settings.data_dir / "blobs")
         self._changes = Changes(self._link, redis_keys.key("changed"))
 

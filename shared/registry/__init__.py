@@ -2,16 +2,16 @@
 
 from shared.registry.card import Card, Limits, Metric, Paper
 from shared.registry.discovery import builder, network, networks, servables
-from shared.registry.servable import Engine, Place, Run, Servable
+from shared.registry.servable import CallContext, Engine, LoadContext, Servable
 
 __all__ = [
+    "CallContext",
     "Card",
     "Engine",
     "Limits",
+    "LoadContext",
     "Metric",
     "Paper",
-    "Place",
-    "Run",
     "Servable",
     "builder",
     "network",

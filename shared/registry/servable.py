@@ -20,7 +20,7 @@ from shared.api.tensors import TensorSpec
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError
 from shared.registry.card import Card
 
-__all__ = ["Engine", "Mode", "Place", "Run", "Servable"]
+__all__ = ["CallContext", "Engine", "LoadContext", "Mode", "Servable"]
 
 Mode = Literal["sync", "stream", "job"]
 
@@ -48,7 +48,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LoadContext:
     """Where and how a Servable loads: given by the platform, never read from the environment by domain code.
 
     Attributes:
@@ -68,7 +68,7 @@ class Place:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
-class Run:
+class CallContext:
     """One call in flight: its deadline, its cancellation and where its progress goes. Safe to share between threads.
 
     Long work calls `check()` between steps and `progress()` when there is something to tell.
@@ -142,14 +142,14 @@ class Servable(ABC, Generic[Request, Answer]):
 
     @classmethod
     @abstractmethod
-    def load(cls, place: Place) -> Self:
+    def load(cls, place: LoadContext) -> Self:
         """Verify and load the weights (random ones only if the class says so), ready to predict."""
 
     @abstractmethod
-    def predict(self, batch: Sequence[Request], run: Run) -> list[Answer | FoveaError]:
+    def predict(self, batch: Sequence[Request], run: CallContext) -> list[Answer | FoveaError]:
         """Answer requests, in order; one that fails alone is answered by its error. A batch equals its singles."""
 
-    def stream(self, request: Request, run: Run) -> Iterator[BaseModel]:
+    def stream(self, request: Request, run: CallContext) -> Iterator[BaseModel]:
         """Answer one request piece by piece (mode `stream`)."""
         raise NotImplementedError
 

@@ -22,20 +22,20 @@ from typing import Any, Generic, TypeVar
 
 from shared import telemetry
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError, NotReady, QueueFull
-from shared.registry import Run
+from shared.registry import CallContext
 from shared.serving.http.errors import blame
 
-__all__ = ["Batcher", "Knobs", "Together", "Work"]
+__all__ = ["BatchContext", "BatchOptions", "Batcher", "Work"]
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-Work = Callable[[Hashable, Sequence[Item], Run], Sequence[Answer | FoveaError]]
+Work = Callable[[Hashable, Sequence[Item], CallContext], Sequence[Answer | FoveaError]]
 """Runs items that share a key: (key, items, run) → one answer or error per item, in order."""
 
 
 @dataclass(frozen=True, slots=True)
-class Knobs:
+class BatchOptions:
     """How one model batches: largest batch in rows, longest wait for company in seconds, calls that may wait.
 
     More than one thread is for models that schedule for themselves and want their calls side by side.
@@ -54,7 +54,7 @@ class _Call(Generic[Item]):
     item: Item
     key: Hashable
     rows: int
-    run: Run
+    run: CallContext
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
     request_id: str
@@ -62,10 +62,10 @@ class _Call(Generic[Item]):
     queued: bool = True
 
 
-class Together(Run):
+class BatchContext(CallContext):
     """The run of a batch: it stops when every member has stopped, and tells every member how far it is."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[CallContext]) -> None:
         """Join `runs`; the deadline is the latest of theirs."""
         deadlines = [math.inf if run.deadline is None else run.deadline for run in runs]
         super().__init__(deadline=None if math.inf in deadlines else max(deadlines), report=self._tell)
@@ -90,7 +90,7 @@ class Together(Run):
 class Batcher(Generic[Item, Answer]):
     """The queue and the thread of one model. `submit` may be called from any event loop."""
 
-    def __init__(self, work: Work[Item, Answer], knobs: Knobs, *, service: str, model: str) -> None:
+    def __init__(self, work: Work[Item, Answer], knobs: BatchOptions, *, service: str, model: str) -> None:
         self._work = work
         self._knobs = knobs
         self._names = {"service": service, "model": model}
@@ -111,7 +111,7 @@ class Batcher(Generic[Item, Answer]):
         for thread in self._threads:
             thread.start()
 
-    async def submit(self, item: Item, run: Run, *, key: Hashable = None, rows: int = 1) -> Answer:
+    async def submit(self, item: Item, run: CallContext, *, key: Hashable = None, rows: int = 1) -> Answer:
         """Queue an item and wait for its answer.
 
         Args:
@@ -254,7 +254,7 @@ class Batcher(Generic[Item, Answer]):
 
     def _attempt(self, batch: Sequence[_Call[Item]]) -> Sequence[Answer | FoveaError]:
         """Run a batch; when it fails as a whole, run its members alone so that one does not spoil the others."""
-        run = batch[0].run if len(batch) == 1 else Together([call.run for call in batch])
+        run = batch[0].run if len(batch) == 1 else BatchContext([call.run for call in batch])
         try:
             with telemetry.bind(request_id=",".join(call.request_id for call in batch)):
                 return self._answers(batch, run)
@@ -266,7 +266,7 @@ class Batcher(Generic[Item, Answer]):
             with telemetry.bind(request_id=batch[0].request_id):
                 return [blame(error, f"The model {self._names['model']}")]
 
-    def _answers(self, batch: Sequence[_Call[Item]], run: Run) -> Sequence[Answer | FoveaError]:
+    def _answers(self, batch: Sequence[_Call[Item]], run: CallContext) -> Sequence[Answer | FoveaError]:
         answers = self._work(batch[0].key, [call.item for call in batch], run)
         if len(answers) != len(batch):
             raise RuntimeError(f"the model answered {len(answers)} of {len(batch)} requests")

@@ -23,7 +23,7 @@ from shared.registry.discovery import servables as discover
 from shared.serving.host import Host
 from shared.serving.http import system_routes, task_routes
 from shared.serving.http.error_rendering import render, translate
-from shared.serving.http.middleware import Front
+from shared.serving.http.middleware import ServiceMiddleware
 from shared.serving.oip import rest
 from shared.settings import Settings
 from shared.settings import settings as read_settings
@@ -62,12 +62,12 @@ def build(
     app.router.routes.extend(rest.router.routes)  # the hot path: first, and not behind a router of its own
     for router in (*routers, system_routes.router, task_routes.router(host)):
         app.include_router(router)
-    app.add_middleware(Front, service=service, settings=chosen)
+    app.add_middleware(ServiceMiddleware, service=service, settings=chosen)
     return app
 
 
 class _App(FastAPI):
-    """FastAPI without its outer layers for errors, telemetry and body size: `Front` does that, once."""
+    """FastAPI without its outer layers for errors, telemetry and body size: `ServiceMiddleware` does that, once."""
 
     def build_middleware_stack(self) -> ASGIApp:
         """Our middleware, the exception handlers, the router."""

@@ -13,10 +13,10 @@ from typing import Any, Literal
 from shared.api.model import ModelEntry
 from shared.errors import InvalidOption, NotFound, NotReady
 from shared.registry import Card, Servable
-from shared.serving.batching import Batcher, Knobs
+from shared.serving.batching import Batcher, BatchOptions
 from shared.settings import Settings
 
-__all__ = ["Catalogue", "Slot", "State"]
+__all__ = ["Catalogue", "ModelSlot", "State"]
 
 State = Literal["waiting", "loading", "ready", "failed", "unloaded"]
 
@@ -30,7 +30,7 @@ _WORDS: Mapping[State, str] = {
 
 
 @dataclass(eq=False, slots=True)
-class Slot:
+class ModelSlot:
     """One model's place in the host."""
 
     kind: type[Servable[Any, Any]]
@@ -51,13 +51,13 @@ class Catalogue:
     def __init__(self, service: str, servables: Mapping[str, type[Servable[Any, Any]]], settings: Settings) -> None:
         self.service = service
         self._settings = settings
-        self._slots = {name: Slot(kind) for name, kind in servables.items()}
+        self._slots = {name: ModelSlot(kind) for name, kind in servables.items()}
         self._created = int(time.time())
 
-    def __iter__(self) -> Iterator[Slot]:
+    def __iter__(self) -> Iterator[ModelSlot]:
         return iter(self._slots.values())
 
-    def slot(self, name: str) -> Slot:
+    def slot(self, name: str) -> ModelSlot:
         """A model's slot, loaded or not; `NotFound` lists the known."""
         return self._slots.get(name) or self._slots[self.resolve(name, None)]
 
@@ -141,26 +141,26 @@ class Catalogue:
             "answer_schema": slot.kind.Out.model_json_schema(mode="serialization"),
         }
 
-    def knobs(self, slot: Slot) -> Knobs:
+    def knobs(self, slot: ModelSlot) -> BatchOptions:
         """How a model batches: jobs run alone, and a streaming model schedules its calls for itself."""
         ours, mode = self._settings, slot.kind.mode
         size = min(ours.batch_max, slot.card.limits.max_batch or ours.batch_max) if mode == "sync" else 1
         threads = ours.batch_max if mode == "stream" else 1
-        return Knobs(size=size, wait=ours.batch_wait_ms / 1000, depth=ours.queue_max, threads=threads)
+        return BatchOptions(size=size, wait=ours.batch_wait_ms / 1000, depth=ours.queue_max, threads=threads)
 
     def _rank(self, name: str) -> tuple[bool, bool, bool]:
         """Order of models within a task: the configured one, then loaded before failed, then real weights first."""
         slot = self._slots[name]
         return (not name.startswith(self._settings.llm_model), slot.state == "failed", slot.card.weights is None)
 
-    def _entry(self, name: str, slot: Slot) -> ModelEntry:
+    def _entry(self, name: str, slot: ModelSlot) -> ModelEntry:
         facts = slot.card.model_dump(mode="json", exclude={"name", "task", "example", "limits"})
         return ModelEntry(
             id=name, created=self._created, task=slot.card.task, service=self.service, ready=slot.state == "ready",
             state=slot.state, reason=slot.reason, mode=slot.kind.mode, **facts,
         )  # fmt: skip
 
-    def _limits(self, slot: Slot) -> dict[str, Any]:
+    def _limits(self, slot: ModelSlot) -> dict[str, Any]:
         ours = self._settings
         return {
             **slot.card.limits.model_dump(mode="json"),

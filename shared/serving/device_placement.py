@@ -9,13 +9,13 @@ import ctypes
 import importlib.util
 from typing import Any
 
-from shared.registry import Place
+from shared.registry import LoadContext
 from shared.settings import Settings
 
 __all__ = ["device", "gpus", "place"]
 
 
-def place(settings: Settings) -> Place:
+def place(settings: Settings) -> LoadContext:
     """The Place on which this process loads its Servables."""
     options = {
         "llm_model": settings.llm_model,
@@ -31,7 +31,7 @@ def place(settings: Settings) -> Place:
         options["judge_api_key"] = settings.judge_api_key.get_secret_value()
     if settings.triton_url:
         options["triton_url"] = settings.triton_url
-    return Place(
+    return LoadContext(
         device=device(settings.device), engine=settings.engine, cache=settings.cache_dir, weights=settings.weights_dir,
         threads=settings.threads, options=options,
     )  # fmt: skip

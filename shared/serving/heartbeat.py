@@ -17,18 +17,18 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from shared import telemetry
-from shared.api.replica import LEASE_S, RENEW_S, Replica, replicas_key
+from shared.api.replica import LEASE_S, RENEW_S, ReplicaRecord, replicas_key
 
-__all__ = ["Presence"]
+__all__ = ["Heartbeat"]
 
 _FORGET_S = 60 * LEASE_S
 """Records this old are removed by the next replica of the service: nobody came back for them."""
 
 
-class Presence:
+class Heartbeat:
     """Keeps one record alive. Belongs to the event loop that starts it."""
 
-    def __init__(self, url: str, record: Callable[[], Replica]) -> None:
+    def __init__(self, url: str, record: Callable[[], ReplicaRecord]) -> None:
         """Announce what `record()` returns, asked anew at every renewal, in the Redis at `url`."""
         self._record = record
         self._redis: Any = aioredis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=1.0)
@@ -83,6 +83,6 @@ class Presence:
 
 def _seen(value: bytes) -> float:
     try:
-        return Replica.model_validate_json(value).seen
+        return ReplicaRecord.model_validate_json(value).seen
     except ValidationError:
         return 0.0

@@ -20,9 +20,9 @@ from shared import telemetry
 from shared.api.model import ModelEntry
 from shared.api.tensors import TensorSpec
 from shared.errors import FoveaError, InvalidOption, QueueFull, TooLarge
-from shared.registry import Engine, Run, Servable
+from shared.registry import CallContext, Engine, Servable
 from shared.serving.batching import Batcher
-from shared.serving.catalog import Catalogue, Slot
+from shared.serving.catalog import Catalogue, ModelSlot
 from shared.serving.device_placement import place
 from shared.serving.http.errors import blame
 from shared.serving.oip import tensors
@@ -42,7 +42,7 @@ class Host:
         self.service = service
         self.settings = settings
         self._models = Catalogue(service, servables, settings)
-        self._open: list[Run] = []  # of streams
+        self._open: list[CallContext] = []  # of streams
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._pool = ThreadPoolExecutor(settings.queue_max, thread_name_prefix="stream")
@@ -96,7 +96,7 @@ class Host:
             raise
         return servable
 
-    async def _free(self, slot: Slot, seconds: float) -> None:
+    async def _free(self, slot: ModelSlot, seconds: float) -> None:
         servable, batcher = slot.servable, slot.batcher
         slot.state, slot.servable, slot.batcher = "unloaded", None, None
         if batcher is not None:
@@ -171,7 +171,7 @@ class Host:
 
     # Deeds.
 
-    async def predict(self, name: str, request: BaseModel, run: Run) -> BaseModel:
+    async def predict(self, name: str, request: BaseModel, run: CallContext) -> BaseModel:
         """Answer one request, micro-batched with others.
 
         Raises:
@@ -182,7 +182,7 @@ class Host:
         return answer
 
     async def infer(
-        self, name: str, feeds: Mapping[str, np.ndarray], run: Run, version: str = ""
+        self, name: str, feeds: Mapping[str, np.ndarray], run: CallContext, version: str = ""
     ) -> dict[str, np.ndarray]:
         """Run tensors through a model's engine, micro-batched with others of the same shape.
 
@@ -203,7 +203,7 @@ class Host:
         outputs: dict[str, np.ndarray] = await batcher.submit(feeds, run, key=key, rows=rows)
         return outputs
 
-    async def stream(self, name: str, request: BaseModel, run: Run) -> AsyncGenerator[BaseModel, None]:
+    async def stream(self, name: str, request: BaseModel, run: CallContext) -> AsyncGenerator[BaseModel, None]:
         """Answer one request piece by piece; closing the iterator cancels the run.
 
         Raises:
@@ -232,7 +232,7 @@ class Host:
         """What the model's thread does with a batch: whole requests, or tensors of one signature."""
         timed = telemetry.LATENCY.labels(self.service, servable.card.name, "run")
 
-        def work(key: Hashable, items: Sequence[Any], run: Run) -> Sequence[Any]:
+        def work(key: Hashable, items: Sequence[Any], run: CallContext) -> Sequence[Any]:
             if key == _REQUESTS:
                 return servable.predict(items, run)
             with timed.time():
@@ -250,7 +250,7 @@ def _infer(engine: Engine | None, items: Sequence[Mapping[str, np.ndarray]]) -> 
 
 def _warm(servable: Servable[Any, Any]) -> None:
     """Send the example through once, so that the first caller does not pay for lazy set-up."""
-    run, request = Run(), servable.example()
+    run, request = CallContext(), servable.example()
     if servable.mode == "sync":
         (answer,) = servable.predict([request], run)
         if isinstance(answer, FoveaError):

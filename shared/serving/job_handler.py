@@ -19,9 +19,9 @@ from shared.telemetry import log
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-    from shared.registry.servable import Run
+    from shared.registry.servable import CallContext
 
-__all__ = ["Replay"]
+__all__ = ["AsgiJobHandler"]
 
 _LOOK_S = 0.25
 """Between two looks at whether the models are loaded."""
@@ -30,7 +30,7 @@ _NOT_KEPT = frozenset({b"content-length", b"content-type", b"connection", b"date
 """Answer headers that belong to one transfer, or have a place of their own in `Result`."""
 
 
-class Replay:
+class AsgiJobHandler:
     """Runs jobs on the app that `load` returns. `close` it in the loop that runs it."""
 
     def __init__(self, load: Callable[[], Starlette]) -> None:
@@ -93,7 +93,7 @@ class Replay:
 class _Call:
     """One request as an ASGI server would make it, and its answer."""
 
-    def __init__(self, payload: Payload, run: Run | None) -> None:
+    def __init__(self, payload: Payload, run: CallContext | None) -> None:
         path, _, query = payload.path.partition("?")
         headers = {name.lower(): value for name, value in payload.headers.items()}
         # A job has all the time it needs: the caller's deadline was for the 202.
@@ -136,10 +136,10 @@ class _Call:
         return Result(self._status, (kinds or ["application/octet-stream"])[0], b"".join(self._pieces), kept)
 
 
-def _run(ticket: Ticket) -> Run:
+def _run(ticket: Ticket) -> CallContext:
     """The job's Run: its progress goes from whatever thread reports it to the ticket."""
     # Imported at the first job: it brings numpy, which an idle worker does without.
-    from shared.registry.servable import Run  # noqa: PLC0415
+    from shared.registry.servable import CallContext  # noqa: PLC0415
 
     loop = asyncio.get_running_loop()
 
@@ -147,10 +147,10 @@ def _run(ticket: Ticket) -> Run:
         with contextlib.suppress(RuntimeError):  # the loop is closed: this process is going
             asyncio.run_coroutine_threadsafe(ticket.progress(fraction, note), loop)
 
-    return Run(report=report, job=ticket.id)
+    return CallContext(report=report, job=ticket.id)
 
 
-async def _stop_with(ticket: Ticket, run: Run, call: _Call) -> None:
+async def _stop_with(ticket: Ticket, run: CallContext, call: _Call) -> None:
     await ticket.cancelled()
     run.cancel()
     call.gone.set()

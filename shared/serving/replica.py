@@ -19,10 +19,10 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from shared.api.replica import RENEW_S, Replica
+from shared.api.replica import RENEW_S, ReplicaRecord
 from shared.registry.discovery import service_package
 from shared.serving.build_app import build
-from shared.serving.heartbeat import Presence
+from shared.serving.heartbeat import Heartbeat
 from shared.serving.host import Host
 from shared.serving.oip.grpc import serve_grpc
 from shared.settings import Settings
@@ -61,7 +61,7 @@ class ReplicaServer:
         self._grpc: Any = None
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
-        self._presence: Presence | None = None
+        self._presence: Heartbeat | None = None
         self._routes: tuple[str, ...] = ()
 
     async def start(self) -> None:
@@ -81,7 +81,7 @@ class ReplicaServer:
         await self._start_grpc()
         self._routes = _routes(self._app)
         if self._settings.redis_url:
-            self._presence = Presence(self._settings.redis_url, self.record)
+            self._presence = Heartbeat(self._settings.redis_url, self.record)
             self._presence.start()
 
     async def stop(self) -> None:
@@ -100,9 +100,9 @@ class ReplicaServer:
         """Whether it serves."""
         return self._serving is not None and not self._serving.done()
 
-    def record(self) -> Replica:
+    def record(self) -> ReplicaRecord:
         """What the gateway is told."""
-        return Replica(
+        return ReplicaRecord(
             id=self.id, service=self.host.service, http=self.http, grpc=self.grpc, pid=os.getpid(),
             ready=self.host.settled, models=tuple(self.host.names()), routes=self._routes, seen=time.time(),
         )  # fmt: skip

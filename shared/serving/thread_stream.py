@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from shared.errors import DeadlineExceeded
-from shared.registry import Run
+from shared.registry import CallContext
 
 __all__ = ["pump"]
 
@@ -22,7 +22,7 @@ _END = object()
 
 
 async def pump(
-    events: Callable[[], Iterator[Event]], run: Run, pool: Executor, depth: int = 32,
+    events: Callable[[], Iterator[Event]], run: CallContext, pool: Executor, depth: int = 32,
     context: contextvars.Context | None = None,
 ) -> AsyncGenerator[Event, None]:  # fmt: skip
     """Iterate `events()` on a thread of `pool` and yield what comes, no more than `depth` events ahead of the reader.
@@ -70,7 +70,7 @@ async def pump(
             room.release()
 
 
-async def _next(inbox: asyncio.Queue[Any], run: Run) -> Any:
+async def _next(inbox: asyncio.Queue[Any], run: CallContext) -> Any:
     if run.deadline is None:
         return await inbox.get()
     try:

@@ -17,9 +17,9 @@ import typer
 import uvloop
 
 from shared import telemetry
-from shared.jobs.consumer import Inbox
+from shared.jobs.consumer import QueueConsumer
 from shared.jobs.worker import JobWorker
-from shared.serving.job_handler import Replay
+from shared.serving.job_handler import AsgiJobHandler
 from shared.settings import Settings, settings
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def main(
 
 
 async def _work(service: str, chosen: Settings, app: str | None, url: str) -> NoReturn:
-    inbox, replay = Inbox(url, service, chosen), Replay(lambda: _load(service, app))
+    inbox, replay = QueueConsumer(url, service, chosen), AsgiJobHandler(lambda: _load(service, app))
     worker = JobWorker(inbox, replay, chosen)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, worker.stop)

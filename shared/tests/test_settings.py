@@ -46,5 +46,7 @@ def test_every_field_says_what_it_is_for():
 
 def test_nobody_else_reads_the_environment():
     reads = re.compile(r"os\.environ|getenv\(")
-    code = [p for room in ("fovea", "shared", "services") for p in (ROOT / room).rglob("*.py") if "tests" not in p.parts]
+    code = [
+        p for room in ("fovea", "shared", "services") for p in (ROOT / room).rglob("*.py") if "tests" not in p.parts
+    ]
     assert [str(p) for p in code if reads.search(p.read_text("utf8")) and p.name != "settings.py"] == []

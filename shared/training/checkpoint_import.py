@@ -25,7 +25,7 @@ from shared.registry.discovery import layouts
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.training.initializers import FOLDED, read_initializers
 from shared.training.publish import arrays_of, code_facts
-from shared.training.safe_unpickler import Held, read_inert
+from shared.training.safe_unpickler import CheckpointTensors, read_inert
 
 __all__ = ["Imported", "compare", "import_weights", "read_checkpoint_file"]
 
@@ -132,7 +132,7 @@ def _classes(blank: nn.Module, config: dict[str, Any], state: Mapping[str, Tenso
     return config if found is None else config | {"classes": found}
 
 
-def _named(state: Held) -> dict[str, str]:
+def _named(state: CheckpointTensors) -> dict[str, str]:
     """Class names that came with the checkpoint, as manifests keep them."""
     return {"names": ",".join(name.replace(",", " ") for name in state.names)} if state.names else {}
 
@@ -157,7 +157,7 @@ def _official(model: str, config: Mapping[str, Any]) -> nn.Module:
     return built
 
 
-def read_checkpoint_file(file: Path, limit: int, nested: str | None = None) -> Held:
+def read_checkpoint_file(file: Path, limit: int, nested: str | None = None) -> CheckpointTensors:
     """The tensors of a checkpoint by key, a leading `module.` removed. No code of the file is run.
 
     Args:
@@ -176,8 +176,8 @@ def read_checkpoint_file(file: Path, limit: int, nested: str | None = None) -> H
     state = _unwrapped(reader(file), *([nested] if nested else []))
     if not isinstance(state, Mapping) or not state or not all(isinstance(t, Tensor) for t in state.values()):
         raise Malformed("The file does not hold a state dict: names → tensors.", hint="Save `model.state_dict()`.")
-    held = Held((str(key).removeprefix("module."), tensor) for key, tensor in state.items())
-    held.names = state.names if isinstance(state, Held) else ()
+    held = CheckpointTensors((str(key).removeprefix("module."), tensor) for key, tensor in state.items())
+    held.names = state.names if isinstance(state, CheckpointTensors) else ()
     return held
 
 

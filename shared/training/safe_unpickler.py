@@ -20,7 +20,7 @@ from torch import Tensor
 
 from shared.errors import Malformed
 
-__all__ = ["Held", "read_inert"]
+__all__ = ["CheckpointTensors", "read_inert"]
 
 _DTYPES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
@@ -32,7 +32,7 @@ _DEEPEST = 64
 """Modules inside modules; real networks have a dozen."""
 
 
-class Held(dict[str, Tensor]):
+class CheckpointTensors(dict[str, Tensor]):
     """The tensors of a checkpoint by key.
 
     Attributes:
@@ -117,7 +117,7 @@ _REAL: Mapping[tuple[str, str], Callable[..., Any]] = {
 """All that the file can have made beside stubs."""
 
 
-def read_inert(file: Path) -> Held:
+def read_inert(file: Path) -> CheckpointTensors:
     """The tensors of a model object in a torch file, as float32; averaged weights (`ema`) win where both are there.
 
     Raises:
@@ -138,7 +138,9 @@ def read_inert(file: Path) -> Held:
             f"{file.name!r} holds no model that is found without what would run code.",
             hint="Save `model.state_dict()` as safetensors.",
         )
-    held = Held((key, tensor.float() if tensor.is_floating_point() else tensor) for key, tensor in _tensors(model))
+    held = CheckpointTensors(
+        (key, tensor.float() if tensor.is_floating_point() else tensor) for key, tensor in _tensors(model)
+    )
     held.names = _names(model)
     return held
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import Conflict, InvalidOption
-from shared.registry import Run
+from shared.registry import CallContext
 from shared.telemetry import log
 from shared.training.checkpoint import flatten_optimizer, read_checkpoint, restore_optimizer, write_checkpoint
 from shared.training.recipe import Recipe
@@ -62,7 +62,7 @@ def fit(
     folder: Path,
     *,
     device: str = "cpu",
-    run: Run | None = None,
+    run: CallContext | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Fitted:
     """Train `recipe` in `folder`, going on from the checkpoint that is there.
@@ -79,7 +79,7 @@ def fit(
         Cancelled: `run` was cancelled; the last checkpoint stays.
         InvalidOption: The loss is no longer finite.
     """
-    run = run or Run()
+    run = run or CallContext()
     loop = _Loop(recipe, folder, recipe.prepare(folder / "data"), device)
     loop.resume()
     while not loop.finished:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from shared.registry import Card, Place
+from shared.registry import Card, LoadContext
 from shared.vision.decode import DEFAULT_BOUNDS, Bounds
 
 __all__ = ["bounds"]
 
 
-def bounds(card: Card, place: Place) -> Bounds:
+def bounds(card: Card, place: LoadContext) -> Bounds:
     """Bounds of the pictures that a served model decodes: sides from its Card, bytes and pixels from `place`."""
     limits, ours = card.limits, DEFAULT_BOUNDS
     return Bounds(

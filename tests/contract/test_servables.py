@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shared.registry import Place, Servable, servables
+from shared.registry import LoadContext, Servable, servables
 from shared.registry.discovery import SERVICES
 from tests.contract.checks.loaded import Loaded
 from tests.contract.checks.servables import SERVABLE_CHECKS
@@ -28,7 +28,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     home = tmp_path_factory.mktemp("fovea")
     with endpoint() as judge_base_url:
         options = {"llm_model": "smollm2", "llm_dtype": "float32", "judge_base_url": judge_base_url}
-        place = Place(cache=home / "cache", weights=home / "weights", threads=1, options=options)
+        place = LoadContext(cache=home / "cache", weights=home / "weights", threads=1, options=options)
         servable = request.param.load(place)
         yield Loaded(servable, place)
         servable.close()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shared.errors import InvalidOption, NotFound, NotReady
-from shared.registry import Place, Run, servables
+from shared.registry import CallContext, LoadContext, servables
 from shared.rpc.tensors import DTYPES
 from shared.serving.tests.oip_mirrors import serving
 from shared.settings import Settings
@@ -32,7 +32,7 @@ def replica(kind, tmp_path_factory):
 @pytest.fixture(scope="module", params=["http", "grpc"])
 def remote(request, kind, replica, tmp_path_factory):
     url = replica.http if request.param == "http" else f"grpc://{replica.grpc}"
-    place = Place(engine="triton", cache=tmp_path_factory.mktemp("cache"), options={"triton_url": url})
+    place = LoadContext(engine="triton", cache=tmp_path_factory.mktemp("cache"), options={"triton_url": url})
     servable = kind.load(place)
     yield servable
     servable.close()
@@ -45,7 +45,7 @@ def test_metadata_of_the_server_becomes_the_specs(remote, replica):
 
 def test_picture_is_answered_as_the_model_itself_answers(remote, replica):
     request = remote.example().model_copy(update={"include": ("mask", "contours", "rle", "probability")})
-    (ours,), (theirs,) = (s.predict([request], Run()) for s in (remote, replica.host.servable(NAME)))
+    (ours,), (theirs,) = (s.predict([request], CallContext()) for s in (remote, replica.host.servable(NAME)))
     assert (ours.engine, theirs.engine) == ("triton", "onnx")
     assert not ours.empty
     assert differences(ours.model_copy(update={"engine": "onnx"}), theirs) == []
@@ -63,7 +63,7 @@ def test_batch_and_threads_of_the_server_keep_rows_apart(remote, replica):
 
 def test_bad_picture_never_reaches_the_server(remote):
     sample = next(picture for picture in refused() if picture.name == "bomb-png")
-    (error,) = remote.predict([remote.example().model_copy(update={"image": sample.data})], Run())
+    (error,) = remote.predict([remote.example().model_copy(update={"image": sample.data})], CallContext())
     assert error.status == 413
 
 
@@ -81,7 +81,7 @@ def test_tensor_that_does_not_fit_is_refused_here(remote):
 
 
 async def test_model_that_is_unloaded_there_is_not_ready_here(replica, kind, tmp_path):
-    place = Place(engine="triton", cache=tmp_path, options={"triton_url": replica.http})
+    place = LoadContext(engine="triton", cache=tmp_path, options={"triton_url": replica.http})
     slot = replica.host._models.slot(NAME)
     kept, slot.servable, slot.state = slot.servable, None, "unloaded"
     try:

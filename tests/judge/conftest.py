@@ -20,7 +20,7 @@ from services.relevance_judge.metrics.baselines import overlap
 from services.relevance_judge.routes import router
 from services.relevance_judge.storage.mini_collection import mini
 from services.relevance_judge.tests.fake_endpoint import FakeModel
-from shared.registry import Place
+from shared.registry import LoadContext
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
@@ -56,7 +56,7 @@ def judging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judging]:
             card = kind.card
 
             @classmethod
-            def load(cls, place: Place) -> Any:
+            def load(cls, place: LoadContext) -> Any:
                 return cls(model.endpoint(), kind.load(place).calibrations)
 
         return Answering

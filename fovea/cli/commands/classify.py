@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from fovea.async_client import AsyncClient
-from fovea.cli.batch_images import SETTINGS, Pictures, Told
+from fovea.cli.batch_images import SETTINGS, ImageResult, Pictures
 from fovea.cli.common_options import AsJson, Key, Model, Session, Url
 from fovea.cli.output import Screen
 from fovea.cli.typed_options import declared
@@ -57,13 +57,13 @@ class _Classified(Pictures):
 
     output: Path | None = None
 
-    async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> Told:
+    async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> ImageResult:
         """Classify one picture."""
         answer = ClassifyOut.model_validate(await self._ask(client, picture))
         if self.output is not None:
             tinted = await self._ask(client, picture, accept="image/jpeg")
             await asyncio.to_thread(write, answer, tinted, self.output, stem)
-        return Told(answer.model_dump(mode="json"), summary(answer))
+        return ImageResult(answer.model_dump(mode="json"), summary(answer))
 
     async def _ask(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
         return await client.run(self.task, self.options, pictures={"image": picture}, accept=accept)

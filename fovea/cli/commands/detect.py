@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from fovea.async_client import AsyncClient
-from fovea.cli.batch_images import SETTINGS, Pictures, Told
+from fovea.cli.batch_images import SETTINGS, ImageResult, Pictures
 from fovea.cli.common_options import AsJson, Key, Model, Session, Url
 from fovea.cli.output import Screen
 from fovea.cli.typed_options import declared
@@ -72,13 +72,13 @@ class _Detected(Pictures):
     output: Path | None = None
     forms: dict[str, str] = field(default_factory=dict)
 
-    async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> Told:
+    async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> ImageResult:
         """Search one picture."""
         answer = DetectOut.model_validate(await self._ask(client, picture))
         if self.output is not None:
             files = {end: await self._ask(client, picture, accept=media) for end, media in self.forms.items()}
             await asyncio.to_thread(write, answer, files, self.output, stem)
-        return Told(answer.model_dump(mode="json"), summary(answer))
+        return ImageResult(answer.model_dump(mode="json"), summary(answer))
 
     async def _ask(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
         return await client.run(self.task, self.options, pictures={"image": picture}, accept=accept)

@@ -15,7 +15,7 @@ import typer
 
 from fovea import endpoints
 from fovea.async_client import AsyncClient
-from fovea.cli.batch_images import SETTINGS, Pictures, Told
+from fovea.cli.batch_images import SETTINGS, ImageResult, Pictures
 from fovea.cli.common_options import AsJson, Key, Model, Session, Url
 from fovea.cli.output import Screen
 from fovea.cli.typed_options import declared
@@ -58,11 +58,11 @@ class _Segmented(Pictures):
 
     output: Path = Path("out")
 
-    async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> Told:
+    async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> ImageResult:
         """Segment one picture."""
         answer = await client.send(endpoints.segment(picture, None, {**self.options, "include": _WRITTEN}))
         files = await asyncio.to_thread(write, answer, self.output, stem)
-        return Told({**facts(answer), "written": files}, f"{_summary(answer)} → {self.output / stem}.*")
+        return ImageResult({**facts(answer), "written": files}, f"{_summary(answer)} → {self.output / stem}.*")
 
 
 def write(answer: SegmentOut, folder: Path, stem: str) -> list[str]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from loadtests.bench.model import tiny_model
 from shared.engines.onnx import OnnxEngine
-from shared.registry import Card, Paper, Place, Run, Servable
+from shared.registry import CallContext, Card, LoadContext, Paper, Servable
 from shared.serving.build_app import build
 from shared.settings import settings
 
@@ -34,7 +34,7 @@ class Tiny(Servable[Nothing, Nothing]):
     In = Out = Nothing
 
     @classmethod
-    def load(cls, place: Place) -> Self:
+    def load(cls, place: LoadContext) -> Self:
         """Write the graph once and open it on one thread."""
         file = Path(place.cache) / "bench-tiny.onnx"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ class Tiny(Servable[Nothing, Nothing]):
         made.engine = OnnxEngine(file, threads=1)
         return made
 
-    def predict(self, batch: Sequence[Nothing], run: Run) -> list[Nothing]:
+    def predict(self, batch: Sequence[Nothing], run: CallContext) -> list[Nothing]:
         """Nothing to predict without tensors."""
         return list(batch)
 

@@ -20,7 +20,7 @@ from loadtests.bench.contender import Contender
 from loadtests.bench.result import Row, Table, row
 from services.detection.models.yolo9tr import Yolo9trDetector
 from services.detection.servables.box_detector import NAMES
-from shared.registry import Engine, Place
+from shared.registry import Engine, LoadContext
 
 SIDE, SERVERS = 192, "loadtests.bench.servers"
 BASELINE = "ONNX Runtime in process, batch 1"
@@ -30,7 +30,7 @@ def measure(rounds: int = 7, count: int = 40) -> Table:
     """Alternate both ways at batch 1 and 8; medians over rounds."""
     count = min(count, 40)
     folder = Path(tempfile.mkdtemp(prefix="fovea-bench-"))
-    engine = Yolo9trDetector.load(Place(engine="onnx", cache=folder / "cache", threads=1)).engine
+    engine = Yolo9trDetector.load(LoadContext(engine="onnx", cache=folder / "cache", threads=1)).engine
     fleet = {size: _gateway(folder, size) for size in (1, 8)}
     try:
         for contender in fleet.values():

@@ -26,7 +26,7 @@ from services.interpretability.attention.pattern_capture import watch
 from services.interpretability.attention.retrieval_score import credit, winners
 from services.interpretability.causal.circuit_tasks import batches, indirect_objects
 from services.interpretability.causal.patching import logit_difference, path_patch
-from services.interpretability.core.model_registry import Shelf
+from services.interpretability.core.model_registry import ModelRegistry
 from services.interpretability.core.studied_model import Subject
 from services.interpretability.generation.forced_decoding import _step, force
 from services.interpretability.generation.prefix_reader import Reader
@@ -57,7 +57,9 @@ def measure(rounds: int = 3, count: int = 1) -> Table:
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            subjects = {d: Shelf(Path(folder), Path("none"), SMOLLM2, d, "cpu").subject(SMOLLM2) for d in DTYPES}
+            subjects = {
+                d: ModelRegistry(Path(folder), Path("none"), SMOLLM2, d, "cpu").subject(SMOLLM2) for d in DTYPES
+            }
             cells = [needle(subjects["float32"].tokenizer, NEEDLES[0], LENGTH, depth, seed=1) for depth in depths()]
             calls = {d: _detection(subject, cells, Path(folder)) for d, subject in subjects.items()}
             maps = [_scores(subject, cells) for subject in subjects.values()]  # and warms our own contender

@@ -25,7 +25,7 @@ from services.relevance_judge.judge import opening
 from services.relevance_judge.prompt_template import fence, render, template
 from services.relevance_judge.schemas import Pair
 from services.relevance_judge.storage.mini_collection import mini
-from shared.registry import Run
+from shared.registry import CallContext
 
 TEMPLATE = "few-shot"
 COLD, WARM = "every prompt new", "shared prefix known"
@@ -68,7 +68,7 @@ def _speed(endpoint: Endpoint, pairs: list[Pair], *, cold: bool) -> float:
         first, *rest = opening(shown)
         if cold:
             first = {**first, "content": f"{os.urandom(8).hex()}\n{first['content']}"}
-        endpoint.chat([first, *rest], Run(), max_tokens=1)
+        endpoint.chat([first, *rest], CallContext(), max_tokens=1)
     return len(pairs) / (time.perf_counter() - begun)
 
 
@@ -78,7 +78,7 @@ def _tokens(endpoint: Endpoint, pair: Pair) -> tuple[int, int]:
     ids = []
     for query in (pair.query, "something else entirely"):
         shown = render(chosen, query, pair.passage, mark=fence(query, pair.passage))
-        ids.append(endpoint.tokens(Run(), messages=opening(shown)))
+        ids.append(endpoint.tokens(CallContext(), messages=opening(shown)))
     shared = next((place for place, (a, b) in enumerate(zip(*ids, strict=False)) if a != b), len(ids[0]))
     return len(ids[0]), shared
 

@@ -29,8 +29,8 @@ from services.llm_longctx.evaluation.method_quality import (
     run_needle,
 )
 from services.llm_longctx.models.smollm2 import SmolLM2
-from services.llm_longctx.serving.adapters.decoder import Speaker
-from shared.registry import Place, Run
+from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
+from shared.registry import CallContext, LoadContext
 
 ROOT = Path(__file__).parents[3]
 PICTURE = ROOT / "docs/images/needles.png"
@@ -69,7 +69,7 @@ def measure(rounds: int = 2, count: int = 2048) -> Quality:
     """Needles (`rounds` per cell, at most three) in `count` tokens and half of them, and fidelity behind the half."""
     lengths = [count // 2, count]
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(cache=Path(folder), weights=Path(folder), options={"llm_dtype": "bfloat16"})
+        place = LoadContext(cache=Path(folder), weights=Path(folder), options={"llm_dtype": "bfloat16"})
         model = SmolLM2.load(place)
         try:
             found = {name: _needles(model.speaker, how, lengths, rounds) for name, how in METHODS.items()}
@@ -94,10 +94,10 @@ def measure(rounds: int = 2, count: int = 2048) -> Quality:
     )  # fmt: skip
 
 
-def _needles(speaker: Speaker, how: Mapping[str, Any], lengths: Sequence[int], rounds: int) -> NeedleReport:
+def _needles(speaker: DecoderAdapter, how: Mapping[str, Any], lengths: Sequence[int], rounds: int) -> NeedleReport:
     asked = {"longctx": how, "lengths": lengths, "depths": DEPTHS, "steps": STEPS, "needles": min(rounds, 3)}
     spec = NeedleSpec.model_validate(asked)
-    return _once(spec, NeedleReport, lambda: run_needle(speaker, spec, Run()))
+    return _once(spec, NeedleReport, lambda: run_needle(speaker, spec, CallContext()))
 
 
 def _recall(name: str, report: NeedleReport, base: float) -> Row:
@@ -106,9 +106,9 @@ def _recall(name: str, report: NeedleReport, base: float) -> Row:
     return Row(f"needle recall, {name}", "share", report.mean, min(cells), max(cells), report.mean / base, note)
 
 
-def _fidelity(speaker: Speaker, name: str, how: Mapping[str, Any], lengths: Sequence[int]) -> list[Row]:
+def _fidelity(speaker: DecoderAdapter, name: str, how: Mapping[str, Any], lengths: Sequence[int]) -> list[Row]:
     spec = FidelitySpec.model_validate({"longctx": how, "lengths": lengths, "steps": STEPS})
-    told = _once(spec, FidelityReport, lambda: run_fidelity(speaker, spec, Run())).rows
+    told = _once(spec, FidelityReport, lambda: run_fidelity(speaker, spec, CallContext())).rows
     rows = []
     for task in spec.tasks:
         mine = [r for r in told if r.task == task]

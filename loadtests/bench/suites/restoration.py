@@ -24,7 +24,7 @@ from services.vision_restoration.models.rrformer import RRFormerRestorer
 from services.vision_restoration.tiled_inference import CONTEXT
 from services.vision_restoration.weights_loading import artefacts, weights_at
 from shared.engines import open_engine
-from shared.registry import Engine, Place
+from shared.registry import Engine, LoadContext
 
 SIDE = 384
 SIZES = {"2K": (2048, 1080), "4K": (3840, 2160), "8K": (7680, 4320)}
@@ -67,7 +67,7 @@ def _engines(folder: Path) -> dict[str, Callable[[], object]]:
     opened: dict[str, Engine] = {}
     for variant in CONTEXT:
         for engine in ("torch", "onnx"):
-            place = Place(engine=engine, cache=folder, weights=folder, threads=1)
+            place = LoadContext(engine=engine, cache=folder, weights=folder, threads=1)
             opened[f"{variant}, {engine}"] = open_engine(place, artefacts(weights, variant, folder).forms("rrformer"))
     return {name: partial(engine.run, feed) for name, engine in opened.items()}
 

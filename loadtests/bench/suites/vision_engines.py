@@ -21,7 +21,7 @@ from loadtests.bench.turns import milliseconds
 from shared.engines.onnx import OnnxEngine
 from shared.engines.torch import TorchEngine
 from shared.errors import Fault, FoveaError
-from shared.registry import Place, Run, Servable
+from shared.registry import CallContext, LoadContext, Servable
 from shared.registry.discovery import servables
 
 SERVICES = ("vision-restoration", "medical-seg", "detection")
@@ -79,9 +79,9 @@ def _overheard(kind: type[Servable[Any, Any]], engine: str, folder: Path) -> Cal
         runs.append(partial(plain, self, {key: array.copy() for key, array in inputs.items()}))
         return plain(self, inputs)
 
-    model = kind.load(Place(engine=engine, cache=folder, weights=folder / "none", threads=1))
+    model = kind.load(LoadContext(engine=engine, cache=folder, weights=folder / "none", threads=1))
     with patch.object(ENGINES[engine], "run", run):
-        (answer,) = model.predict([model.example()], Run())
+        (answer,) = model.predict([model.example()], CallContext())
     if isinstance(answer, FoveaError):
         raise Fault(f"{model.card.name} could not answer its example.") from answer
     return runs[-1] if runs else None

@@ -16,7 +16,7 @@ from services.detection.boxes.tiling import Slice, merged, slices
 from shared.api.boxes import DetectOptions, Letterbox
 from shared.errors import TooLarge
 
-__all__ = ["SLICES", "Seen", "View", "gathered", "look"]
+__all__ = ["SLICES", "InputViews", "View", "gathered", "look"]
 
 SLICES = 1024
 """Most slices of one picture."""
@@ -31,7 +31,7 @@ class View:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Seen:
+class InputViews:
     """A picture as the network sees it.
 
     Attributes:
@@ -47,7 +47,7 @@ class Seen:
     letterbox: Letterbox
 
 
-def look(pixels: np.ndarray, options: DetectOptions, side: int, stride: int, *, square: bool) -> Seen:
+def look(pixels: np.ndarray, options: DetectOptions, side: int, stride: int, *, square: bool) -> InputViews:
     """Fit a picture (h, w, 3), and its slices where `options.tile` asks for them, into inputs of at most `side`.
 
     Raises:
@@ -64,11 +64,11 @@ def look(pixels: np.ndarray, options: DetectOptions, side: int, stride: int, *, 
     fitted = [letterbox(pixels[a.y1 : a.y2, a.x1 : a.x2], side, stride, not square) for a in areas]
     page, ratio, (pad_x, pad_y) = fitted[0]
     how = Letterbox(ratio=ratio, pad=(pad_x, pad_y), width=page.shape[1], height=page.shape[0])
-    return Seen([View(made, a) for (made, *_), a in zip(fitted, areas, strict=True)], height, width, how)
+    return InputViews([View(made, a) for (made, *_), a in zip(fitted, areas, strict=True)], height, width, how)
 
 
 def gathered(
-    seen: Seen, predictions: Sequence[np.ndarray], options: DetectOptions, classes: Sequence[int] | None
+    seen: InputViews, predictions: Sequence[np.ndarray], options: DetectOptions, classes: Sequence[int] | None
 ) -> np.ndarray:
     """The boxes of a picture, pixels of the original, best first.
 

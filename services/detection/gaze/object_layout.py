@@ -13,13 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from shared.errors import InvalidOption
 
-__all__ = ["Shelf", "cropped", "drawn_path", "page_of", "shelf_of_boxes", "shelf_of_grid"]
+__all__ = ["ObjectLayout", "cropped", "drawn_path", "page_of", "shelf_of_boxes", "shelf_of_grid"]
 
 Boxes = Sequence[tuple[float, float, float, float]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shelf:
+class ObjectLayout:
     """Which object stands where.
 
     Attributes:
@@ -41,7 +41,7 @@ class Shelf:
         return [cell for row in self.layout for cell in row]
 
 
-def shelf_of_boxes(boxes: Boxes) -> Shelf:
+def shelf_of_boxes(boxes: Boxes) -> ObjectLayout:
     """Boxes whose middles differ in height by less than half the median height share a row.
 
     A row is measured at its first, highest box, so that a slanted arrangement never chains into one row.
@@ -57,10 +57,10 @@ def shelf_of_boxes(boxes: Boxes) -> Shelf:
             rows.append([box])
     longest = max(map(len, rows))
     ordered = (sorted(row, key=lambda box: (centres[box, 0], box)) for row in rows)
-    return Shelf([[*row, *[None] * (longest - len(row))] for row in ordered], centres)
+    return ObjectLayout([[*row, *[None] * (longest - len(row))] for row in ordered], centres)
 
 
-def shelf_of_grid(count: int, grid: tuple[int, int], crop: tuple[int, int]) -> Shelf:
+def shelf_of_grid(count: int, grid: tuple[int, int], crop: tuple[int, int]) -> ObjectLayout:
     """So many objects on a full grid, row by row, as on a page of crops (height, width).
 
     Raises:
@@ -72,7 +72,7 @@ def shelf_of_grid(count: int, grid: tuple[int, int], crop: tuple[int, int]) -> S
         raise InvalidOption(detail, hint="Send rows · columns crops, row by row.", field="grid")
     cells = np.stack(np.divmod(np.arange(count), columns), 1)
     centres = (cells[:, ::-1] + 0.5) * np.array(crop[::-1])
-    return Shelf([list(range(first, first + columns)) for first in range(0, count, columns)], centres)
+    return ObjectLayout([list(range(first, first + columns)) for first in range(0, count, columns)], centres)
 
 
 def cropped(pixels: np.ndarray, boxes: Boxes, size: tuple[int, int]) -> np.ndarray:
@@ -93,7 +93,7 @@ def cropped(pixels: np.ndarray, boxes: Boxes, size: tuple[int, int]) -> np.ndarr
     return np.stack(found)
 
 
-def page_of(crops: np.ndarray, shelf: Shelf) -> np.ndarray:
+def page_of(crops: np.ndarray, shelf: ObjectLayout) -> np.ndarray:
     """Crops (m, h, w, 3) in 0..1 side by side as they stand on the shelf, as a picture."""
     height, width = crops.shape[1:3]
     page = np.full((shelf.grid[0] * height, shelf.grid[1] * width, 3), 255, np.uint8)

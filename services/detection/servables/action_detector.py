@@ -23,7 +23,7 @@ from shared.api.actions import ActionsIn, ActionsOut, ActionTimes, Curves, Propo
 from shared.api.tensors import TensorSpec
 from shared.errors import FoveaError, InvalidOption
 from shared.export.artifacts import Artefacts, opened
-from shared.registry import Card, Engine, Place, Run, Servable
+from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
 from shared.vision.draw import encode
@@ -63,7 +63,7 @@ class ActionDetector(Servable[ActionsIn, ActionsOut]):
         self.engine: Engine = engine
 
     @classmethod
-    def load(cls, place: Place) -> Self:
+    def load(cls, place: LoadContext) -> Self:
         """Verify the weights and open the engine that `place` wants.
 
         Raises:
@@ -74,7 +74,7 @@ class ActionDetector(Servable[ActionsIn, ActionsOut]):
         engine, card = opened(cls.card, artefacts, place)
         return cls(card, engine)
 
-    def predict(self, batch: Sequence[ActionsIn], run: Run) -> list[ActionsOut | FoveaError]:
+    def predict(self, batch: Sequence[ActionsIn], run: CallContext) -> list[ActionsOut | FoveaError]:
         """Segments of videos, in order; one that can't be read is answered by its error."""
         with stage("pre"):
             videos = [self._read(request, run) for request in batch]
@@ -91,7 +91,7 @@ class ActionDetector(Servable[ActionsIn, ActionsOut]):
             return None
         if answer.curves is None or answer.confidence is None:
             wanted = request.model_copy(update={"include": ("curves", "confidence")})
-            (answered,) = self.predict([wanted], Run())
+            (answered,) = self.predict([wanted], CallContext())
             if isinstance(answered, FoveaError):
                 raise answered
             answer = answered
@@ -117,7 +117,7 @@ class ActionDetector(Servable[ActionsIn, ActionsOut]):
         rows = tuple(map(tuple, features.round(3).tolist()))
         return ActionsIn(features=rows, **more, **self.card.example)
 
-    def _read(self, request: ActionsIn, run: Run) -> _Video | FoveaError:
+    def _read(self, request: ActionsIn, run: CallContext) -> _Video | FoveaError:
         run.check()
         begun = time.perf_counter()
         try:
@@ -156,7 +156,7 @@ class ActionDetector(Servable[ActionsIn, ActionsOut]):
             raise InvalidOption(detail, hint="This network was made for other features.", field=name)
         return matrix
 
-    def _infer(self, videos: Sequence[_Video], run: Run) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _infer(self, videos: Sequence[_Video], run: CallContext) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Confidence (2, s, e), start (t,) and end (t,) of all videos, in one run of the engine."""
         if not videos:
             return []

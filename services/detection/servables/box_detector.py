@@ -21,14 +21,14 @@ from torch import nn
 from services.detection.boxes import formats
 from services.detection.boxes.detections import columns, counts, detections, summary, wanted
 from services.detection.boxes.drawing import cut, drawn
-from services.detection.boxes.input_tiles import Seen, gathered, look
+from services.detection.boxes.input_tiles import InputViews, gathered, look
 from services.detection.layers import fused
 from shared.api.boxes import Crop, DetectIn, Detection, DetectOut
 from shared.api.tensors import TensorSpec
 from shared.api.timings import Times
 from shared.errors import FoveaError, InvalidOption, in_field
 from shared.export.artifacts import Artefacts, opened
-from shared.registry import Card, Engine, Place, Run, Servable
+from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
 from shared.vision.decode import DEFAULT_BOUNDS, Bounds, Picture, decode
@@ -52,7 +52,7 @@ class _Frame:
 
     request: DetectIn
     classes: list[int] | None
-    seen: Seen
+    seen: InputViews
     notes: list[str]
     times: Times = field(default_factory=Times)
     predictions: dict[int, np.ndarray] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Detector(Servable[DetectIn, DetectOut]):
         self.bounds = limits
 
     @classmethod
-    def load(cls, place: Place) -> Self:
+    def load(cls, place: LoadContext) -> Self:
         """Verify the weights and open the engine that `place` wants.
 
         Raises:
@@ -124,7 +124,7 @@ class Detector(Servable[DetectIn, DetectOut]):
         """Last change to the network before it is served."""
         return fused(network)
 
-    def predict(self, batch: Sequence[DetectIn], run: Run) -> list[DetectOut | FoveaError]:
+    def predict(self, batch: Sequence[DetectIn], run: CallContext) -> list[DetectOut | FoveaError]:
         """Boxes in pictures, in order; one that can't be read is answered by its error."""
         with stage("pre"):
             frames = [self._read(request, run) for request in batch]
@@ -159,7 +159,7 @@ class Detector(Servable[DetectIn, DetectOut]):
 
     def _again(self, request: DetectIn) -> DetectOut:
         """The same answer with its list of detections."""
-        (answered,) = self.predict([request.model_copy(update={"include": ()})], Run())
+        (answered,) = self.predict([request.model_copy(update={"include": ()})], CallContext())
         if isinstance(answered, FoveaError):
             raise answered
         return answered
@@ -168,7 +168,7 @@ class Detector(Servable[DetectIn, DetectOut]):
         with in_field("image"):
             return decode(request.image, self.bounds)
 
-    def _read(self, request: DetectIn, run: Run) -> _Frame | FoveaError:
+    def _read(self, request: DetectIn, run: CallContext) -> _Frame | FoveaError:
         run.check()
         begun = time.perf_counter()
         try:
@@ -193,7 +193,7 @@ class Detector(Servable[DetectIn, DetectOut]):
             raise InvalidOption(f"{self.card.name} works at {self.pixels} pixels only.", field="size")
         return request.size or self.pixels
 
-    def _search(self, frames: Sequence[_Frame], run: Run) -> None:
+    def _search(self, frames: Sequence[_Frame], run: CallContext) -> None:
         """Run the engine over all views, those of one shape together, and leave predictions with their frames."""
         begun = time.perf_counter()
         (given,), (wanted_,) = self.engine.inputs, self.engine.outputs
@@ -207,7 +207,7 @@ class Detector(Servable[DetectIn, DetectOut]):
         for frame in frames:
             frame.times.infer = _ms(time.perf_counter() - begun)
 
-    def _answer(self, frame: _Frame, run: Run) -> DetectOut:
+    def _answer(self, frame: _Frame, run: CallContext) -> DetectOut:
         run.check()
         begun, request, seen = time.perf_counter(), frame.request, frame.seen
         predictions = [frame.predictions[index] for index in range(len(seen.views))]
@@ -221,7 +221,7 @@ class Detector(Servable[DetectIn, DetectOut]):
             summary=summary(found), slices=len(seen.views) - 1, times=frame.times, notes=frame.notes, **extras,
         )  # fmt: skip
 
-    def _extras(self, request: DetectIn, seen: Seen, found: list[Detection]) -> dict[str, Any]:
+    def _extras(self, request: DetectIn, seen: InputViews, found: list[Detection]) -> dict[str, Any]:
         """What the request includes beside the detections."""
         made: dict[str, Any] = {}
         if "columns" in request.include:
@@ -242,7 +242,7 @@ class Detector(Servable[DetectIn, DetectOut]):
         return drawn(pixels, found, labels=request.labels, stroke=request.stroke)
 
     @staticmethod
-    def _notes(seen: Seen, picture: Picture) -> list[str]:
+    def _notes(seen: InputViews, picture: Picture) -> list[str]:
         how = f"Letterboxed to {seen.letterbox.width}×{seen.letterbox.height} (bilinear, grey 114)."
         return [how, *(["Only the first frame was read."] if picture.first_of_many else [])]
 

@@ -30,7 +30,7 @@ from shared.api.tensors import TensorSpec
 from shared.api.timings import Times
 from shared.errors import FoveaError, in_field
 from shared.export.artifacts import Artefacts, opened
-from shared.registry import Card, Engine, Place, Run, Servable
+from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
 from shared.vision.decode import DEFAULT_BOUNDS, Bounds, Picture, decode
@@ -89,7 +89,7 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
         self.bounds = limits
 
     @classmethod
-    def load(cls, place: Place) -> Self:
+    def load(cls, place: LoadContext) -> Self:
         """Verify the weights and open the engine that `place` wants.
 
         Raises:
@@ -101,7 +101,7 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
         engine, card = opened(cls.card, artefacts, place)
         return cls(card, engine, sight, bounds(cls.card, place))
 
-    def predict(self, batch: Sequence[ClassifyIn], run: Run) -> list[ClassifyOut | FoveaError]:
+    def predict(self, batch: Sequence[ClassifyIn], run: CallContext) -> list[ClassifyOut | FoveaError]:
         """Classes of pictures, in order; one that can't be read is answered by its error."""
         with stage("pre"):
             frames = [self._read(request, run) for request in batch]
@@ -134,7 +134,7 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
         with in_field("image"):
             return decode(request.image, self.bounds)
 
-    def _read(self, request: ClassifyIn, run: Run) -> _Frame | FoveaError:
+    def _read(self, request: ClassifyIn, run: CallContext) -> _Frame | FoveaError:
         run.check()
         begun = time.perf_counter()
         try:
@@ -150,7 +150,7 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
         frame.times.decode, frame.times.preprocess = _ms(decoded - begun), _ms(time.perf_counter() - decoded)
         return frame
 
-    def _infer(self, frames: Sequence[_Frame], run: Run) -> list[np.ndarray]:
+    def _infer(self, frames: Sequence[_Frame], run: CallContext) -> list[np.ndarray]:
         """Logits (patches, classes) of each frame; patches of all frames share runs of the engine."""
         if not frames:
             return []
@@ -160,7 +160,7 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
             frame.times.infer = _ms(time.perf_counter() - begun)
         return np.split(logits, np.cumsum([len(frame.patches) for frame in frames])[:-1])
 
-    def _run(self, patches: np.ndarray, outputs: Sequence[str], run: Run) -> dict[str, np.ndarray]:
+    def _run(self, patches: np.ndarray, outputs: Sequence[str], run: CallContext) -> dict[str, np.ndarray]:
         """Outputs of the network for any number of patches (n, s, s, 3)."""
         (given,), parts = self.engine.inputs, []
         for first in range(0, len(patches), TOGETHER):
@@ -171,7 +171,7 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
         named = dict(zip(("logits", *STAGES), (spec.name for spec in self.engine.outputs), strict=True))
         return {name: np.concatenate([part[named[name]] for part in parts]) for name in outputs}
 
-    def _answer(self, frame: _Frame, logits: np.ndarray, run: Run) -> ClassifyOut:
+    def _answer(self, frame: _Frame, logits: np.ndarray, run: CallContext) -> ClassifyOut:
         run.check()
         begun = time.perf_counter()
         results = classify(logits, frame.grid, self.sight.names, frame.request.top_k)
@@ -185,11 +185,11 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
 
     def _features(self, request: ClassifyIn) -> bytes:
         """The four maps and the logits of all patches, as an npz archive."""
-        frame = self._read(request, Run())
+        frame = self._read(request, CallContext())
         if isinstance(frame, FoveaError):
             raise frame
         out = io.BytesIO()
-        made: dict[str, Any] = self._run(frame.patches, ("logits", *STAGES), Run())
+        made: dict[str, Any] = self._run(frame.patches, ("logits", *STAGES), CallContext())
         np.savez_compressed(out, boxes=np.array(frame.grid.boxes), **made)
         return out.getvalue()
 

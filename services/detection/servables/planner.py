@@ -21,7 +21,7 @@ from services.detection.planning import Pointers, plans
 from shared import figures
 from shared.api.plan import PlanFacts, PlanIn, PlanOut
 from shared.errors import FoveaError, InvalidOption, NotReady
-from shared.registry import Card, Place, Run, Servable
+from shared.registry import CallContext, Card, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.vision.draw import encode
 
@@ -49,7 +49,7 @@ class Planner(Servable[PlanIn, PlanOut]):
         self.pointers = pointers
 
     @classmethod
-    def load(cls, place: Place) -> Self:
+    def load(cls, place: LoadContext) -> Self:
         """Verify the weights of both networks; where they are left out, plans are made without them.
 
         Raises:
@@ -63,7 +63,7 @@ class Planner(Servable[PlanIn, PlanOut]):
         hull, tour = map(read_weights, files)
         return cls(_refined(cls.card, hull, tour), Pointers.of(hull, tour))
 
-    def predict(self, batch: Sequence[PlanIn], run: Run) -> list[PlanOut | FoveaError]:
+    def predict(self, batch: Sequence[PlanIn], run: CallContext) -> list[PlanOut | FoveaError]:
         """Plans, in order; a request that can't be planned is answered by its error."""
         return [self._attempt(request, run) for request in batch]
 
@@ -78,7 +78,7 @@ class Planner(Servable[PlanIn, PlanOut]):
         """A map, and a table."""
         return ("image/png", "text/csv")
 
-    def _attempt(self, request: PlanIn, run: Run) -> PlanOut | FoveaError:
+    def _attempt(self, request: PlanIn, run: CallContext) -> PlanOut | FoveaError:
         run.check()
         begun = time.perf_counter()
         try:

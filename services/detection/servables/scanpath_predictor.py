@@ -17,7 +17,14 @@ from PIL import Image
 from pydantic import BaseModel
 from torch import nn
 
-from services.detection.gaze.object_layout import Shelf, cropped, drawn_path, page_of, shelf_of_boxes, shelf_of_grid
+from services.detection.gaze.object_layout import (
+    ObjectLayout,
+    cropped,
+    drawn_path,
+    page_of,
+    shelf_of_boxes,
+    shelf_of_grid,
+)
 from services.detection.gaze.scanpaths import Walk, walk
 from services.detection.metrics import behaviour, multimatch, nss, sequence_score, similarity
 from services.detection.models.object_attention import ObjectAttention
@@ -26,7 +33,7 @@ from shared.api.scanpath import Conduct, Fixation, Likeness, Scanpath, ScanpathI
 from shared.api.tensors import TensorSpec
 from shared.errors import FoveaError, InvalidOption, in_field
 from shared.export.artifacts import Artefacts, opened
-from shared.registry import Card, Engine, Place, Run, Servable
+from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
 from shared.vision.decode import DEFAULT_BOUNDS, Bounds, decode
@@ -44,7 +51,7 @@ class _Search:
     """A request on its way through: the shelf, its crops, and the picture to draw on."""
 
     request: ScanpathIn
-    shelf: Shelf
+    shelf: ObjectLayout
     crops: np.ndarray
     size: tuple[int, int]
     labels: list[str] | None
@@ -76,7 +83,7 @@ class GazePredictor(Servable[ScanpathIn, ScanpathOut]):
         self.bounds = limits
 
     @classmethod
-    def load(cls, place: Place) -> Self:
+    def load(cls, place: LoadContext) -> Self:
         """Verify the weights and open the engine that `place` wants.
 
         Raises:
@@ -87,7 +94,7 @@ class GazePredictor(Servable[ScanpathIn, ScanpathOut]):
         engine, card = opened(cls.card, artefacts, place)
         return cls(card, engine, bounds(cls.card, place))
 
-    def predict(self, batch: Sequence[ScanpathIn], run: Run) -> list[ScanpathOut | FoveaError]:
+    def predict(self, batch: Sequence[ScanpathIn], run: CallContext) -> list[ScanpathOut | FoveaError]:
         """Paths over shelves, in order; a shelf that can't be read is answered by its error."""
         return [self._attempt(request, run) for request in batch]
 
@@ -117,7 +124,7 @@ class GazePredictor(Servable[ScanpathIn, ScanpathOut]):
             crops.append(file.getvalue())
         return ScanpathIn(crops=tuple(crops), grid=(3, 9), **self.card.example)
 
-    def _attempt(self, request: ScanpathIn, run: Run) -> ScanpathOut | FoveaError:
+    def _attempt(self, request: ScanpathIn, run: CallContext) -> ScanpathOut | FoveaError:
         run.check()
         begun = time.perf_counter()
         try:
@@ -190,7 +197,7 @@ class GazePredictor(Servable[ScanpathIn, ScanpathOut]):
         height, width = self.engine.inputs[0].shape[-2:]
         return height, width
 
-    def _walk(self, search: _Search, run: Run) -> tuple[list[Walk], np.ndarray | None]:
+    def _walk(self, search: _Search, run: CallContext) -> tuple[list[Walk], np.ndarray | None]:
         """The paths, and the probabilities (t, n + 1) of each step of the reference where there is one."""
         request, ids = search.request, search.shelf.ids
         here = np.array([item is not None for item in ids])
@@ -206,7 +213,7 @@ class GazePredictor(Servable[ScanpathIn, ScanpathOut]):
         odds = np.exp(logits - logits.max(1, keepdims=True))
         return walks, odds / odds.sum(1, keepdims=True)
 
-    def _stepper(self, search: _Search, run: Run) -> _Stepper:
+    def _stepper(self, search: _Search, run: CallContext) -> _Stepper:
         height, width = self._crop
         cells = np.ones((len(search.shelf.ids), height, width, 3), np.float32)
         for cell, item in enumerate(search.shelf.ids):
@@ -238,7 +245,7 @@ class _Stepper:
 
     engine: Engine
     feeds: dict[str, np.ndarray]
-    run: Run
+    run: CallContext
 
     def __call__(self, fixations: np.ndarray) -> np.ndarray:
         self.run.check()
@@ -279,7 +286,7 @@ def _likeness(search: _Search, ids: list[int], expected: np.ndarray) -> Likeness
     )  # fmt: skip
 
 
-def _centre(shelf: Shelf, item: int) -> tuple[float, float]:
+def _centre(shelf: ObjectLayout, item: int) -> tuple[float, float]:
     x, y = shelf.centres[item].tolist()
     return round(x, 2), round(y, 2)
 

@@ -18,7 +18,7 @@ from services.detection.recipes.bmn.data import Videos, videos
 from services.detection.servables.action_detector import resampled
 from services.detection.temporal.segments import interval_iou
 from shared.api.actions import ActionsIn, ActionsOut
-from shared.registry import Place, Run
+from shared.registry import CallContext, LoadContext
 from shared.registry.weights import read_weights
 from shared.serving.build_app import build
 from shared.settings import Settings
@@ -244,9 +244,9 @@ def test_the_manifests_numbers_are_measured_again(kind: Any) -> None:
 
 
 def test_one_bad_video_costs_its_own_answer_only(tmp_path: Path, held: Videos) -> None:
-    servable = BmnActions.load(Place(cache=tmp_path, threads=1, engine="torch"))
+    servable = BmnActions.load(LoadContext(cache=tmp_path, threads=1, engine="torch"))
     good = ActionsIn(features=held.features[0].tolist())
-    first, second = servable.predict([ActionsIn(features=[[1.0]]), good], Run())
+    first, second = servable.predict([ActionsIn(features=[[1.0]]), good], CallContext())
     assert first.status == 422
     assert isinstance(second, ActionsOut)
     servable.close()

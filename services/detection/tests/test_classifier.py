@@ -14,7 +14,7 @@ from services.detection.models.patnet import PATNet
 from services.detection.servables.classifier import STAGES, Classifier
 from shared.api.classes import ClassifyIn, ClassifyOut
 from shared.errors import Cancelled, InvalidOption, NotReady, UnsupportedMedia
-from shared.registry import Card, Place, Run
+from shared.registry import CallContext, Card, LoadContext
 from shared.registry.card import Paper
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.serving.build_app import build
@@ -48,7 +48,7 @@ def write(folder, **facts):
 def place(tmp_path_factory):
     home = tmp_path_factory.mktemp("tiny")
     write(home, recipe={"classes": NAMES, "side": 64})
-    return Place(cache=home / "cache", weights=home, threads=1)
+    return LoadContext(cache=home / "cache", weights=home, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def page():
 
 
 def test_a_whole_picture_has_one_result(tiny, page):
-    (answer,) = tiny.predict([ClassifyIn(image=page, top_k=2)], Run())
+    (answer,) = tiny.predict([ClassifyIn(image=page, top_k=2)], CallContext())
     assert (answer.width, answer.height, answer.rows, answer.columns) == (200, 130, 1, 1)
     (result,) = answer.results
     assert result.box == (0, 0, 200, 130)
@@ -75,12 +75,12 @@ def test_a_whole_picture_has_one_result(tiny, page):
 
 
 def test_patches_are_the_pictures_they_cut_out(tiny, page):
-    (answer,) = tiny.predict([ClassifyIn(image=page, tile=65)], Run())
+    (answer,) = tiny.predict([ClassifyIn(image=page, tile=65)], CallContext())
     assert (answer.rows, answer.columns) == (2, 3)
     pixels = decode(page).pixels
     for result in answer.results:
         x1, y1, x2, y2 = result.box
-        (alone,) = tiny.predict([ClassifyIn(image=encode(np.ascontiguousarray(pixels[y1:y2, x1:x2])))], Run())
+        (alone,) = tiny.predict([ClassifyIn(image=encode(np.ascontiguousarray(pixels[y1:y2, x1:x2])))], CallContext())
         assert alone.results[0].label == result.label
         assert alone.results[0].probability == pytest.approx(result.probability, abs=1e-4)
 
@@ -88,24 +88,24 @@ def test_patches_are_the_pictures_they_cut_out(tiny, page):
 def test_pictures_with_different_grids_share_a_batch_and_errors_stay_alone(tiny, page):
     asked = [ClassifyIn(image=page, tile=65), ClassifyIn(image=b"no picture"), ClassifyIn(image=page, tile=16)]
     asked += [ClassifyIn(image=page), ClassifyIn(image=encode(np.zeros((900, 900, 3), np.uint8)), tile=16)]
-    first, broken, many, whole, too_many = tiny.predict(asked, Run())
+    first, broken, many, whole, too_many = tiny.predict(asked, CallContext())
     assert isinstance(broken, UnsupportedMedia)
     assert isinstance(too_many, InvalidOption)
     assert [len(a.results) for a in (first, many, whole)] == [6, 8 * 12, 1]
-    (alone,) = tiny.predict([asked[2]], Run())
+    (alone,) = tiny.predict([asked[2]], CallContext())
     assert [r.label for r in alone.results] == [r.label for r in many.results]
 
 
 def test_work_stops_between_runs_and_tells_its_progress(tiny, page):
     told = []
-    run = Run(report=lambda fraction, note: (told.append((fraction, note)), run.cancel()))
+    run = CallContext(report=lambda fraction, note: (told.append((fraction, note)), run.cancel()))
     with pytest.raises(Cancelled):
         tiny.predict([ClassifyIn(image=page, tile=16)], run)
     assert told == [(0.0, "0 of 96 patches")]
 
 
 def test_torch_and_onnx_agree_on_logits_and_maps(tiny, place):
-    other = Tiny.load(Place(cache=place.cache, weights=place.weights, threads=1, engine="torch"))
+    other = Tiny.load(LoadContext(cache=place.cache, weights=place.weights, threads=1, engine="torch"))
     feeds = {"image": np.random.default_rng(1).standard_normal((2, 3, 64, 64)).astype(np.float32)}
     ours, theirs = tiny.engine.run(feeds), other.engine.run(feeds)
     assert list(ours) == ["logits", *STAGES] == list(theirs)
@@ -117,7 +117,7 @@ def test_torch_and_onnx_agree_on_logits_and_maps(tiny, place):
 
 def test_feature_maps_of_all_patches_come_as_an_archive(tiny, page):
     request = ClassifyIn(image=page, tile=65)
-    (answer,) = tiny.predict([request], Run())
+    (answer,) = tiny.predict([request], CallContext())
     archive = np.load(io.BytesIO(tiny.render(request, answer, "application/x-npz")))
     assert sorted(archive) == ["boxes", "logits", *STAGES]
     assert archive["stage4"].shape == (6, 256, 2, 2)
@@ -128,7 +128,7 @@ def test_feature_maps_of_all_patches_come_as_an_archive(tiny, page):
 @pytest.mark.parametrize(("media", "kind"), [("image/png", "PNG"), ("image/jpeg", "JPEG")])
 def test_the_picture_is_tinted(tiny, page, media, kind):
     request = ClassifyIn(image=page, tile=65)
-    (answer,) = tiny.predict([request], Run())
+    (answer,) = tiny.predict([request], CallContext())
     picture = decode(tiny.render(request, answer, media))
     assert (picture.format, picture.pixels.shape) == (kind, (130, 200, 3))
     assert np.abs(picture.pixels.astype(int) - decode(page).pixels).mean() > 5
@@ -137,11 +137,11 @@ def test_the_picture_is_tinted(tiny, page, media, kind):
 
 def test_weights_without_a_recipe_are_seen_as_imagenet_ones(place, page, tmp_path):
     write(tmp_path)
-    other = Tiny.load(Place(cache=place.cache, weights=tmp_path, threads=1))
-    (answer,) = other.predict([ClassifyIn(image=page)], Run())
+    other = Tiny.load(LoadContext(cache=place.cache, weights=tmp_path, threads=1))
+    (answer,) = other.predict([ClassifyIn(image=page)], CallContext())
     assert answer.results[0].label.startswith("class ")
     assert answer.notes == ["The middle, 90% of the shorter side, scaled to 224×224 (antialiased bicubic)."]
-    (answer,) = other.predict([ClassifyIn(image=page, tile=100)], Run())
+    (answer,) = other.predict([ClassifyIn(image=page, tile=100)], CallContext())
     assert answer.notes == ["Squashed to 224×224 (antialiased bicubic)."]
     other.close()
 
@@ -151,7 +151,7 @@ def test_damaged_weights_are_not_loaded(place, tmp_path):
     file = tmp_path / "tiny.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     with pytest.raises(NotReady, match="sha256"):
-        Tiny.load(Place(cache=place.cache, weights=tmp_path, threads=1))
+        Tiny.load(LoadContext(cache=place.cache, weights=tmp_path, threads=1))
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from services.detection.servables.box_detector import Detector
 from shared.api.boxes import DetectIn, DetectOut
 from shared.api.tensors import TensorSpec
 from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
-from shared.registry import Card, Paper, Place, Run, network
+from shared.registry import CallContext, Card, LoadContext, Paper, network
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.training.publish import arrays_of
 
@@ -89,7 +89,7 @@ def _squares(*corners: tuple[int, int, int], height: int = 96, width: int = 128,
 
 
 def _one(detector: Detector, request: DetectIn) -> DetectOut:
-    (answer,) = detector.predict([request], Run())
+    (answer,) = detector.predict([request], CallContext())
     assert isinstance(answer, DetectOut), answer
     return answer
 
@@ -128,7 +128,7 @@ def test_options_choose_what_is_told() -> None:
 
 
 def test_an_unknown_class_names_the_field_and_what_there_is() -> None:
-    (answer,) = _toy().predict([DetectIn(image=_squares(), classes=("whale",))], Run())
+    (answer,) = _toy().predict([DetectIn(image=_squares(), classes=("whale",))], CallContext())
     assert isinstance(answer, InvalidOption)
     assert answer.field == "classes"
     assert "crack" in str(answer.hint)
@@ -166,7 +166,7 @@ def test_a_batch_equals_its_singles_whatever_the_shapes() -> None:
     requests = [
         DetectIn(image=_squares((20, 30, 0), height=h, width=w)) for h, w in ((96, 128), (128, 96), (96, 128), (60, 50))
     ]
-    together = toy.predict(requests, Run())
+    together = toy.predict(requests, CallContext())
     for request, answer in zip(requests, together, strict=True):
         assert isinstance(answer, DetectOut)
         assert answer.detections == _one(toy, request).detections
@@ -174,14 +174,14 @@ def test_a_batch_equals_its_singles_whatever_the_shapes() -> None:
 
 def test_a_bad_picture_fails_alone() -> None:
     good, bad = DetectIn(image=_squares((20, 30, 0))), DetectIn(image=b"%PDF-1.4")
-    answers = _toy().predict([good, bad, good], Run())
+    answers = _toy().predict([good, bad, good], CallContext())
     assert [type(answer).__name__ for answer in answers] == ["DetectOut", "UnsupportedMedia", "DetectOut"]
     assert isinstance(answers[1], UnsupportedMedia)
     assert answers[1].field == "image"
 
 
 def test_a_cancelled_run_stops() -> None:
-    run = Run()
+    run = CallContext()
     run.cancel()
     with pytest.raises(Cancelled):
         _toy().predict([DetectIn(image=_squares())], run)
@@ -210,7 +210,7 @@ def test_an_object_on_the_border_of_slices_is_told_once() -> None:
 
 def test_too_many_slices_are_refused() -> None:
     pixels = np.zeros((2400, 2400, 3), np.uint8)
-    (answer,) = _toy().predict([DetectIn(image=_png(pixels), tile=64)], Run())
+    (answer,) = _toy().predict([DetectIn(image=_png(pixels), tile=64)], CallContext())
     assert isinstance(answer, TooLarge)
     assert answer.field == "tile"
 
@@ -301,7 +301,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Detector]:
     """The same weights behind ONNX Runtime and behind torch."""
     folder = tmp_path_factory.mktemp("weights")
     _published(folder)
-    places = {name: Place(engine=name, cache=folder / "cache", weights=folder) for name in ("onnx", "torch")}
+    places = {name: LoadContext(engine=name, cache=folder / "cache", weights=folder) for name in ("onnx", "torch")}
     return {name: Published.load(place) for name, place in places.items()}
 
 
@@ -327,5 +327,5 @@ def test_the_card_tells_classes_and_side_and_parity(engines: dict[str, Detector]
     ("image", "kind"), [(b"", Malformed), (b"GIF89a", UnsupportedMedia), (_squares()[:60], Malformed)]
 )
 def test_bad_pictures_are_told_in_words(image: bytes, kind: type[FoveaError]) -> None:
-    (answer,) = _toy().predict([DetectIn(image=image)], Run())
+    (answer,) = _toy().predict([DetectIn(image=image)], CallContext())
     assert isinstance(answer, kind)

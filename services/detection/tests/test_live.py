@@ -18,12 +18,12 @@ from PIL import Image
 
 from services.detection.tests.test_detector import CARD, NAMES, Blobs, Toy
 from services.detection.video.frame_parsers import Jpegs
-from services.detection.video.stream_pipeline import Inbox, StreamOptions, answers
+from services.detection.video.stream_pipeline import FrameQueue, StreamOptions, answers
 from services.detection.video.stream_route import router
 from shared.api.boxes import DetectedFrame, DetectIn, Detection, DetectOut
 from shared.api.timings import Times
 from shared.errors import InvalidOption, Malformed, NotReady
-from shared.registry import Place, Run
+from shared.registry import CallContext, LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings
 from shared.vision.decode import Bounds
@@ -186,13 +186,13 @@ async def test_memory_stays_flat_over_ten_thousand_frames() -> None:
 
 
 async def test_the_inbox_makes_room_or_waits() -> None:
-    inbox = Inbox(2, "oldest")
+    inbox = FrameQueue(2, "oldest")
     for data in (b"a", b"b", b"c"):
         await inbox.put(data)
     frame = await inbox.get()
     assert frame is not None
     assert (frame.number, frame.data, frame.dropped) == (1, b"b", 1)
-    waiting = Inbox(1, "none")
+    waiting = FrameQueue(1, "none")
     await waiting.put(b"a")
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(waiting.put(b"b"), 0.02)
@@ -202,7 +202,7 @@ class Watching(Toy):
     """The toy detector, as a service loads it."""
 
     @classmethod
-    def load(cls, place: Place) -> Watching:  # noqa: ARG003  # as services call it
+    def load(cls, place: LoadContext) -> Watching:  # noqa: ARG003  # as services call it
         """The toy; nothing is read."""
         return cls(CARD, Blobs(), NAMES, 64)
 
@@ -249,7 +249,7 @@ async def test_a_film_is_answered_frame_by_frame_and_a_job_hears_how_far_it_is(
         out.write(frame)
     out.release()
     heard: list[tuple[float, str | None]] = []
-    monkeypatch.setattr(Run, "progress", lambda _, fraction, note=None: heard.append((fraction, note)))
+    monkeypatch.setattr(CallContext, "progress", lambda _, fraction, note=None: heard.append((fraction, note)))
     film = (tmp_path / "film.webm").read_bytes()
     answer = await client.post("/v1/detect/stream?every=4", content=film, headers={"content-type": "video/webm"})
     assert answer.status_code == 200, answer.text

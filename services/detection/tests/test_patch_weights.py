@@ -10,7 +10,7 @@ from services.detection.models.patnet import PATNetClassifier
 from services.detection.recipes.patnet.data import NAMES, draw_split
 from services.detection.recipes.patnet.recipe import FasterNetDemo, PATNetDemo, paired_difference
 from shared.api.classes import ClassifyIn
-from shared.registry import Place, Run
+from shared.registry import CallContext, LoadContext
 from shared.registry.weights import read_weights
 from shared.vision.draw import encode
 
@@ -24,7 +24,7 @@ def manifest_of(kind):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     home = tmp_path_factory.mktemp("place")
-    place = Place(engine="torch", cache=home / "cache", weights=home / "none", threads=1)
+    place = LoadContext(engine="torch", cache=home / "cache", weights=home / "none", threads=1)
     loaded = {kind: kind.load(place) for kind, _ in KINDS}
     yield loaded
     for servable in loaded.values():
@@ -70,21 +70,21 @@ def test_new_patches_are_told_apart_alone_and_in_one_picture(served, kind, recip
     right = [
         answer.results[0].class_id == label
         for answer, label in zip(
-            served[kind].predict([ClassifyIn(image=encode(image)) for image in held.images], Run()),
+            served[kind].predict([ClassifyIn(image=encode(image)) for image in held.images], CallContext()),
             held.labels,
             strict=True,
         )
     ]
     assert np.mean(right) >= 0.9
     page = np.concatenate([np.concatenate(held.images[row * 6 : row * 6 + 6], axis=1) for row in range(4)])
-    (answer,) = served[kind].predict([ClassifyIn(image=encode(page), tile=96)], Run())
+    (answer,) = served[kind].predict([ClassifyIn(image=encode(page), tile=96)], CallContext())
     assert (answer.rows, answer.columns) == (4, 6)
     assert np.mean([result.label == NAMES[i % 6] for i, result in enumerate(answer.results)]) >= 0.9
 
 
 def test_the_example_shows_each_class_once(served):
     servable = served[FasterNetClassifier]
-    (answer,) = servable.predict([servable.example()], Run())
+    (answer,) = servable.predict([servable.example()], CallContext())
     assert [result.label for result in answer.results] == list(NAMES)
 
 

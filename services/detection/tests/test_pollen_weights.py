@@ -15,7 +15,7 @@ from services.detection.recipes.hieraedgenet.data import KINDS, draw_split
 from services.detection.recipes.hieraedgenet.recipe import HieraEdgeNetDemo
 from shared.api.boxes import DetectIn
 from shared.errors import InvalidOption
-from shared.registry import Place, Run
+from shared.registry import CallContext, LoadContext
 from shared.registry.weights import read_weights
 from shared.vision.decode import decode
 from shared.vision.draw import encode
@@ -26,7 +26,7 @@ FILE = HieraEdgeNetDetector.folder / "hieraedgenet.safetensors"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     home = tmp_path_factory.mktemp("place")
-    return Place(cache=home / "cache", weights=home / "none", threads=1)
+    return LoadContext(cache=home / "cache", weights=home / "none", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def served(place):
 
 @pytest.fixture(scope="module")
 def found(served):
-    (answer,) = served.predict([served.example()], Run())
+    (answer,) = served.predict([served.example()], CallContext())
     return answer
 
 
@@ -66,13 +66,13 @@ def test_the_served_graph_has_no_fourier_operator_and_takes_one_size(served, pla
     assert not {"DFT", "STFT"} & {node.op_type for node in onnx.load(graph).graph.node}
     assert served.engine.name == "onnx"
     assert served.engine.inputs[0].shape == (-1, 3, 192, 192)
-    (refused,) = served.predict([DetectIn(image=served.example().image, size=320)], Run())
+    (refused,) = served.predict([DetectIn(image=served.example().image, size=320)], CallContext())
     assert isinstance(refused, InvalidOption)
     assert refused.field == "size"
 
 
 def test_engines_agree_on_slides(served, place):
-    other = HieraEdgeNetDetector.load(Place(cache=place.cache, weights=place.weights, threads=1, engine="torch"))
+    other = HieraEdgeNetDetector.load(LoadContext(cache=place.cache, weights=place.weights, threads=1, engine="torch"))
     feeds = served.probe(2)
     assert not np.array_equal(*feeds["images"])
     ours, theirs = (each.engine.run(feeds)["predictions"] for each in (served, other))
@@ -83,7 +83,9 @@ def test_engines_agree_on_slides(served, place):
 
 def test_most_large_spiny_grains_of_new_slides_are_found(served):
     held = draw_split("test", 24, seed=88)
-    answers = served.predict([DetectIn(image=encode(image), classes=("spiny-large",)) for image in held.images], Run())
+    answers = served.predict(
+        [DetectIn(image=encode(image), classes=("spiny-large",)) for image in held.images], CallContext()
+    )
     hits = []
     for index, answer in enumerate(answers):
         for kind, *box in held.of(index).tolist():
@@ -119,7 +121,9 @@ def test_a_slide_comes_back_as_a_table_a_picture_and_crops_by_class(served, foun
 def test_a_large_slide_is_searched_in_slices(served):
     held = draw_split("test", 4, seed=89)
     page = np.concatenate([np.concatenate(held.images[:2], 1), np.concatenate(held.images[2:], 1)])
-    whole, sliced = served.predict([DetectIn(image=encode(page)), DetectIn(image=encode(page), tile=192)], Run())
+    whole, sliced = served.predict(
+        [DetectIn(image=encode(page)), DetectIn(image=encode(page), tile=192)], CallContext()
+    )
     assert sliced.slices >= 4
     assert len(sliced.detections) >= len(whole.detections)
     assert sliced.width == 384

@@ -14,7 +14,7 @@ from services.detection.models.yolo9tr import Yolo9trDetector
 from services.detection.recipes.box_evaluation import detections
 from services.detection.recipes.yolo9tr.data import draw_split
 from shared.api.boxes import DetectOut
-from shared.registry import Place, Run, network
+from shared.registry import CallContext, LoadContext, network
 from shared.registry.weights import Weights, read_weights
 
 
@@ -28,7 +28,7 @@ def weights() -> Weights:
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Yolo9trDetector:
     """The detector as a service loads it."""
     folder = tmp_path_factory.mktemp("detector")
-    return Yolo9trDetector.load(Place(cache=folder, weights=folder))
+    return Yolo9trDetector.load(LoadContext(cache=folder, weights=folder))
 
 
 def test_the_card_repeats_the_manifest(weights: Weights) -> None:
@@ -45,7 +45,7 @@ def test_the_targets_of_the_description_are_reached(weights: Weights) -> None:
 
 
 def test_the_example_holds_what_is_found_in_it(detector: Yolo9trDetector) -> None:
-    (answer,) = detector.predict([detector.example()], Run())
+    (answer,) = detector.predict([detector.example()], CallContext())
     assert isinstance(answer, DetectOut)
     assert {"D00", "D10", "D20", "patch"} <= {each.label for each in answer.detections}
 

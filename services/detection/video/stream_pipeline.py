@@ -23,7 +23,7 @@ from shared.api.boxes import DetectedFrame, DetectIn, Detection, DetectOptions, 
 from shared.api.problem import problem
 from shared.errors import DeadlineExceeded, FoveaError
 
-__all__ = ["Frame", "Inbox", "StreamOptions", "answers"]
+__all__ = ["Frame", "FrameQueue", "StreamOptions", "answers"]
 
 UNCERTAIN = 0.1
 """Score from which a detection may continue a track, though it begins none and is not told unless it does."""
@@ -51,7 +51,7 @@ class Frame:
     dropped: int
 
 
-class Inbox:
+class FrameQueue:
     """The frames that wait."""
 
     def __init__(self, room: int, drop: Literal["none", "oldest"], every: int = 1) -> None:
@@ -116,7 +116,7 @@ async def answers(
     Raises:
         FoveaError: The stream itself is broken: too large a frame, or the caller went away.
     """
-    inbox = Inbox(options.queue, options.drop, options.every)
+    inbox = FrameQueue(options.queue, options.drop, options.every)
     reader = asyncio.create_task(_fill(inbox, chunks, split))
     told = _Teller(options, detect)
     try:
@@ -128,7 +128,7 @@ async def answers(
             await reader
 
 
-async def _fill(inbox: Inbox, chunks: AsyncIterator[bytes], split: Splitter) -> None:
+async def _fill(inbox: FrameQueue, chunks: AsyncIterator[bytes], split: Splitter) -> None:
     try:
         async for chunk in chunks:
             await _put(inbox, split.feed(chunk))
@@ -139,7 +139,7 @@ async def _fill(inbox: Inbox, chunks: AsyncIterator[bytes], split: Splitter) -> 
         await inbox.close()
 
 
-async def _put(inbox: Inbox, frames: Iterator[bytes]) -> None:
+async def _put(inbox: FrameQueue, frames: Iterator[bytes]) -> None:
     """Leave frames as they are found; finding the next one of a film takes a while, so a thread does it."""
     while (data := await asyncio.to_thread(next, frames, None)) is not None:
         await inbox.put(data)

@@ -24,7 +24,7 @@ from services.detection.video.stream_pipeline import StreamOptions, answers
 from shared.api.boxes import DetectedFrame, DetectIn, DetectOut
 from shared.api.problem import problem
 from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, QueueFull
-from shared.registry import Run
+from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.errors import blame
 from shared.serving.http.negotiation import choose
@@ -69,7 +69,7 @@ async def detect_stream(request: Request) -> Response:
     bounds = Bounds(bytes=host.settings.max_body_bytes, pixels=host.settings.max_pixels)
     split = splitter(request.headers.get("content-type", ""), bounds)
     request.scope["fovea.endless"] = True
-    run: Run = request.scope["fovea.run"]
+    run: CallContext = request.scope["fovea.run"]
     source = _counted(answers(_told(request, split), split, options, _detector(host, name, run)), split, run, name)
     first = await _first(source)
     lines = _film(first, source, bounds) if media == FILM else _lines(first, source)
@@ -94,7 +94,7 @@ def _options(request: Request) -> StreamOptions:
 
 async def _told(request: Request, split: Splitter) -> AsyncIterator[bytes]:
     """The body as it arrives; a job is told how much of it is done, unless that is only then taken apart."""
-    run: Run = request.scope["fovea.run"]
+    run: CallContext = request.scope["fovea.run"]
     total, read = int(request.headers.get("content-length", 0)), 0
     async for chunk in request.stream():
         read += len(chunk)
@@ -103,13 +103,13 @@ async def _told(request: Request, split: Splitter) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _detector(host: Host, name: str, whole: Run) -> Callable[[DetectIn], Awaitable[DetectOut]]:
+def _detector(host: Host, name: str, whole: CallContext) -> Callable[[DetectIn], Awaitable[DetectOut]]:
     """Detection through the host, batched with other calls; a full queue is waited for, each frame has a deadline."""
 
     async def detect(call: DetectIn) -> DetectOut:
         if whole.cancelled:
             raise Cancelled("The stream was cancelled.")
-        run = Run(deadline=time.monotonic() + host.settings.deadline_s)
+        run = CallContext(deadline=time.monotonic() + host.settings.deadline_s)
         while True:
             try:
                 return cast("DetectOut", await host.predict(name, call, run))
@@ -123,7 +123,7 @@ def _detector(host: Host, name: str, whole: Run) -> Callable[[DetectIn], Awaitab
 Answers = AsyncGenerator[tuple[DetectedFrame, bytes], None]
 
 
-async def _counted(source: Answers, split: Splitter, run: Run, model: str) -> Answers:
+async def _counted(source: Answers, split: Splitter, run: CallContext, model: str) -> Answers:
     """The answers; a job is told how many of a film's frames have theirs, metrics how many were dropped."""
     async with contextlib.aclosing(source):
         async for told, data in source:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute
 
-from services.gateway.console.gateway_client import Asker
+from services.gateway.console.gateway_client import InProcessClient
 from services.gateway.console.pages import Console
 from shared.settings import Settings
 
@@ -17,4 +17,4 @@ def routes(settings: Settings) -> list[BaseRoute]:
     The app that they are added to must answer `/v1/models` with all its checks on: pages ask it in process, with the
     reader's own key. Security headers of HTML answers are that app's too.
     """
-    return [*Console(Asker(), keys=settings.auth == "keys").routes()]
+    return [*Console(InProcessClient(), keys=settings.auth == "keys").routes()]

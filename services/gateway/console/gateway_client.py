@@ -14,13 +14,13 @@ from fovea.errors import failed
 from shared.api.model import ModelEntry, ModelList
 from shared.errors import Fault, FoveaError, NotFound, NotReady
 
-__all__ = ["Asker"]
+__all__ = ["InProcessClient"]
 
 _PASSED = ("authorization", "x-api-key", "traceparent", "x-request-id")
 """Headers of the reader's request that the question carries on."""
 
 
-class Asker:
+class InProcessClient:
     """Asks the app that serves a page, on behalf of the page's reader."""
 
     async def models(self, request: Request) -> list[ModelEntry]:

@@ -18,7 +18,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from services.gateway.console import model_view
-from services.gateway.console.gateway_client import Asker
+from services.gateway.console.gateway_client import InProcessClient
 from services.gateway.console.schema_forms import Field, fields
 from services.gateway.console.snippets import snippets, task_path
 from shared.api.model import ModelEntry
@@ -90,7 +90,7 @@ class Console:
         keys: Whether callers need an API key, which snippets then show.
     """
 
-    def __init__(self, asker: Asker, *, keys: bool) -> None:
+    def __init__(self, asker: InProcessClient, *, keys: bool) -> None:
         self._asker, self._keys = asker, keys
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True,

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from services.gateway.routing.replica_registry import Fleet, Target
+from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
 from shared.errors import DeadlineExceeded, NotReady
 from shared.telemetry import Context, log
 
-__all__ = ["Call", "Channels", "Passage"]
+__all__ = ["ChannelPool", "GrpcCall", "GrpcProxy"]
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 
@@ -31,7 +31,7 @@ _DROPPED = frozenset({"user-agent", "authorization", "x-api-key", "x-request-id"
 
 
 @dataclass(slots=True)
-class Call:
+class GrpcCall:
     """One call on its way: method, who asks, until when (`time.monotonic()`), and of which service."""
 
     path: str
@@ -67,10 +67,10 @@ class Call:
         ]
 
 
-class Channels:
+class ChannelPool:
     """One channel per replica, opened at first use and closed when the replica is gone."""
 
-    def __init__(self, fleet: Fleet, max_bytes: int) -> None:
+    def __init__(self, fleet: ReplicaRegistry, max_bytes: int) -> None:
         """Messages may have up to `max_bytes` on the way there, and any size on the way back."""
         self._fleet = fleet
         self._open: dict[str, grpc.aio.Channel] = {}
@@ -90,14 +90,14 @@ class Channels:
         return self._open[address]
 
 
-class Passage:
+class GrpcProxy:
     """Passes calls on."""
 
-    def __init__(self, fleet: Fleet, channels: Channels) -> None:
+    def __init__(self, fleet: ReplicaRegistry, channels: ChannelPool) -> None:
         """Choose among the replicas of `fleet`."""
         self._fleet, self._channels = fleet, channels
 
-    async def unary(self, call: Call, message: bytes) -> bytes:
+    async def unary(self, call: GrpcCall, message: bytes) -> bytes:
         """Answer one message from a replica.
 
         Raises:
@@ -114,7 +114,7 @@ class Passage:
             finally:
                 target.in_flight -= 1
 
-    async def everywhere(self, call: Call, message: bytes) -> bytes:
+    async def everywhere(self, call: GrpcCall, message: bytes) -> bytes:
         """Send one message to every replica in turn; the last answer is handed back, or the first error raised."""
         answer = b""
         targets = [t for t in self._fleet.alive(call.service) if t.replica.grpc]
@@ -124,7 +124,7 @@ class Passage:
             raise _nobody(call)
         return answer
 
-    async def joined(self, call: Call, message: bytes) -> bytes:
+    async def joined(self, call: GrpcCall, message: bytes) -> bytes:
         """Send one message to a replica of each service; encoded answers that are lists join by concatenation."""
         answers = []
         for service in self._fleet.services:
@@ -133,7 +133,7 @@ class Passage:
                 answers.append(await self._send(await self._channels.of(target.replica.grpc), call, message))
         return b"".join(answers)
 
-    async def stream(self, call: Call, first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def stream(self, call: GrpcCall, first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Answer a stream of messages from one replica: the first that can be reached.
 
         Raises:
@@ -149,7 +149,7 @@ class Passage:
         finally:
             target.in_flight -= 1
 
-    async def _reached(self, call: Call) -> tuple[Target, grpc.aio.Channel]:
+    async def _reached(self, call: GrpcCall) -> tuple[Replica, grpc.aio.Channel]:
         """A replica whose connection stands: a stream can't be sent twice."""
         while True:
             target, channel = await self._next(call)
@@ -162,11 +162,11 @@ class Passage:
             else:
                 return target, channel
 
-    async def _send(self, channel: grpc.aio.Channel, call: Call, message: bytes) -> bytes:
+    async def _send(self, channel: grpc.aio.Channel, call: GrpcCall, message: bytes) -> bytes:
         method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(call.path)
         return await method(message, timeout=max(call.left_s, 0.001), metadata=call.sent)
 
-    async def _next(self, call: Call) -> tuple[Target, grpc.aio.Channel]:
+    async def _next(self, call: GrpcCall) -> tuple[Replica, grpc.aio.Channel]:
         """The next replica to try, waiting for one if the service had one a short while ago."""
         while True:
             if call.left_s <= 0:
@@ -178,12 +178,14 @@ class Passage:
                 raise _nobody(call)
             await self._rest(call)
 
-    async def _rest(self, call: Call) -> None:
+    async def _rest(self, call: GrpcCall) -> None:
         await asyncio.sleep(max(min(call.pause, call.left_s), 0))
         call.pause = min(2 * call.pause, LONGEST_PAUSE_S)
         call.tried.clear()
 
-    async def _regret(self, call: Call, target: Target, channel: grpc.aio.Channel, error: grpc.aio.AioRpcError) -> None:
+    async def _regret(
+        self, call: GrpcCall, target: Replica, channel: grpc.aio.Channel, error: grpc.aio.AioRpcError
+    ) -> None:
         """Prepare to try again, or raise the error where that makes no sense."""
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
             raise error
@@ -197,7 +199,7 @@ class Passage:
             self._fleet.suspect(target)
         await self._tried(call, target, reason)
 
-    async def _tried(self, call: Call, target: Target, reason: str) -> None:
+    async def _tried(self, call: GrpcCall, target: Replica, reason: str) -> None:
         log().warning("lost a replica", request_id=call.ids.request_id, replica=target.id, reason=reason)
         if target.id in call.tried:
             await self._rest(call)
@@ -210,6 +212,6 @@ async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[by
         yield message
 
 
-def _nobody(call: Call) -> NotReady:
+def _nobody(call: GrpcCall) -> NotReady:
     detail = f"No replica of {call.service} is ready to answer gRPC."
     return NotReady(detail, hint="`/readyz` says who is ready.", retry_after=5)

@@ -17,7 +17,7 @@ import grpc
 from services.gateway.app import Gateway
 from services.gateway.grpc.health import add_health
 from services.gateway.grpc.protobuf_peek import text_field
-from services.gateway.grpc.proxy import Call, Channels, Passage
+from services.gateway.grpc.proxy import ChannelPool, GrpcCall, GrpcProxy
 from services.gateway.policy.auth import LOCAL, Caller, presented
 from services.gateway.policy.auth import Scope as Permission
 from services.gateway.routes import health, oip_server
@@ -41,7 +41,7 @@ _NAMED: Final = {
 """Methods that pass to a replica, and the number of the field that names the model."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Deed = Callable[[bytes, Call], Awaitable[bytes]]
+Deed = Callable[[bytes, GrpcCall], Awaitable[bytes]]
 
 
 async def serve_grpc(gateway: Gateway, host: str, port: int) -> tuple[grpc.aio.Server, int]:
@@ -75,7 +75,7 @@ class _Front(grpc.GenericRpcHandler):
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._passage = Passage(gateway.fleet, Channels(gateway.fleet, gateway.settings.max_body_bytes))
+        self._passage = GrpcProxy(gateway.fleet, ChannelPool(gateway.fleet, gateway.settings.max_body_bytes))
         deeds: dict[str, Deed] = {
             "ServerLive": self._live, "ServerReady": self._ready, "ServerMetadata": self._metadata,
             "RepositoryIndex": self._index,
@@ -123,7 +123,7 @@ class _Front(grpc.GenericRpcHandler):
             except grpc.aio.AioRpcError as error:
                 await _hand_back(context, error)
 
-    async def _admitted(self, name: str, context: Context) -> Call:
+    async def _admitted(self, name: str, context: Context) -> GrpcCall:
         """Who calls, until when, and under which ids; checks permission and limits."""
         gateway = self._gateway
         sent = [(k, v) for k, v in context.invocation_metadata() or () if isinstance(v, str)]
@@ -137,13 +137,13 @@ class _Front(grpc.GenericRpcHandler):
             await gateway.limits.count(caller)
         left = context.time_remaining()
         seconds = min(gateway.settings.deadline_s, math.inf if left is None else left)
-        return Call(
+        return GrpcCall(
             path=f"/{SERVICE}/{name}", metadata=sent, tenant=caller.tenant, ids=ids, deadline=time.monotonic() + seconds
         )
 
     # The methods.
 
-    async def _pass(self, message: bytes, call: Call) -> bytes:
+    async def _pass(self, message: bytes, call: GrpcCall) -> bytes:
         name, model = call.method, text_field(message, _NAMED[call.method])
         if name == "ModelStatistics" and not model:
             return await self._passage.joined(call, message)
@@ -159,17 +159,17 @@ class _Front(grpc.GenericRpcHandler):
             return await self._passage.everywhere(call, message)
         return await self._passage.unary(call, message)
 
-    async def _live(self, _message: bytes, _call: Call) -> bytes:
+    async def _live(self, _message: bytes, _call: GrpcCall) -> bytes:
         return pb.ServerLiveResponse(live=True).SerializeToString()
 
-    async def _ready(self, _message: bytes, _call: Call) -> bytes:
+    async def _ready(self, _message: bytes, _call: GrpcCall) -> bytes:
         return pb.ServerReadyResponse(ready=health.ready(self._gateway.fleet)).SerializeToString()
 
-    async def _metadata(self, _message: bytes, _call: Call) -> bytes:
+    async def _metadata(self, _message: bytes, _call: GrpcCall) -> bytes:
         facts: dict[str, Any] = oip_server.SERVER
         return pb.ServerMetadataResponse(**facts).SerializeToString()
 
-    async def _index(self, message: bytes, _call: Call) -> bytes:
+    async def _index(self, message: bytes, _call: GrpcCall) -> bytes:
         wanted = pb.RepositoryIndexRequest.FromString(message).ready
         index = await oip_server.repository(self._gateway, only_ready=wanted)
         models = [pb.RepositoryIndexResponse.ModelIndex(**entry) for entry in index]

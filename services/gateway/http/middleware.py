@@ -14,23 +14,23 @@ from typing import Any, Protocol
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.gateway.http.errors import secured, send_error
-from services.gateway.http.request_context import Exchange
+from services.gateway.http.request_context import RequestContext
 from services.gateway.policy.auth import LOCAL, Caller, KeyRing, presented
 from services.gateway.policy.auth import Scope as Permission
 from services.gateway.policy.local_only import same_machine
-from services.gateway.policy.rate_limits import Limits
-from services.gateway.proxy.proxy import Postponed, Proxy
+from services.gateway.policy.rate_limits import RateLimiter
+from services.gateway.proxy.proxy import Proxy, QueueInstead
 from services.gateway.proxy.response_relay import break_off
 from services.gateway.routes import jobs
 from services.gateway.routing.model_routing import chosen
-from services.gateway.routing.replica_registry import Fleet
+from services.gateway.routing.replica_registry import ReplicaRegistry
 from services.gateway.routing.route_table import Route
 from shared.errors import Fault, FoveaError
 from shared.jobs.queue import JobQueue
 from shared.settings import Settings
 from shared.telemetry import ERRORS, IN_FLIGHT, REQUEST_LATENCY, REQUESTS, log
 
-__all__ = ["Front", "Staff"]
+__all__ = ["GatewayDependencies", "GatewayMiddleware"]
 
 LINGER_S, LINGER_BYTES = 2.0, 2**26
 """How long, and for how many bytes, we read on after refusing a body, so that the caller can read why."""
@@ -39,21 +39,21 @@ _GUARDED = ("/v1/", "/v2", "/metrics")
 _OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
 
 
-class Staff(Protocol):
+class GatewayDependencies(Protocol):
     """Those who decide; the gateway is made of them."""
 
     settings: Settings
-    fleet: Fleet
+    fleet: ReplicaRegistry
     proxy: Proxy
     keys: KeyRing
-    limits: Limits
+    limits: RateLimiter
     queue: JobQueue | None
 
 
-class Front:
+class GatewayMiddleware:
     """ASGI middleware around the gateway's own app."""
 
-    def __init__(self, app: ASGIApp, staff: Staff) -> None:
+    def __init__(self, app: ASGIApp, staff: GatewayDependencies) -> None:
         """Serve replicas' routes here, and everything else from `app`."""
         self._app, self._staff = app, staff
         self._local = staff.settings.auth == "insecure-local"
@@ -65,7 +65,7 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange.of(scope, receive, send, self._staff.settings.deadline_s)
+        exchange = RequestContext.of(scope, receive, send, self._staff.settings.deadline_s)
         self._in_flight.inc()
         try:
             await self._serve(exchange)
@@ -78,7 +78,7 @@ class Front:
             self._in_flight.dec()
             self._account(exchange)
 
-    def _account(self, exchange: Exchange) -> None:
+    def _account(self, exchange: RequestContext) -> None:
         """Count what was answered; a line in the log at DEBUG, or at WARNING where the fault is ours."""
         seconds = time.perf_counter() - exchange.begun
         REQUESTS.labels("gateway", exchange.model, exchange.route, str(exchange.status)).inc()
@@ -89,7 +89,7 @@ class Front:
             status=exchange.status, seconds=round(seconds, 4), tenant=exchange.caller.tenant,
         )  # fmt: skip
 
-    async def _serve(self, exchange: Exchange) -> None:
+    async def _serve(self, exchange: RequestContext) -> None:
         staff, path = self._staff, exchange.path
         if self._local:
             same_machine(exchange, staff.settings.host)
@@ -106,7 +106,7 @@ class Front:
             exchange.route, exchange.model = route.label, route.model
             await self._proxied(exchange, route)
 
-    async def _admit(self, exchange: Exchange) -> None:
+    async def _admit(self, exchange: RequestContext) -> None:
         staff = self._staff
         caller: Caller = LOCAL if self._local else staff.keys.caller(presented(exchange.headers))
         caller.demand(_permission(exchange.path))
@@ -114,7 +114,7 @@ class Front:
         if (standing := await staff.limits.count(caller)) is not None:
             exchange.extra += standing.headers
 
-    async def _proxied(self, exchange: Exchange, route: Route) -> None:
+    async def _proxied(self, exchange: RequestContext, route: Route) -> None:
         proxy = self._staff.proxy
         as_job = exchange.method == "POST" and not route.everywhere and jobs.wants_job(exchange.headers)
         body = exchange.body = proxy.body(exchange, live=route.live and not as_job)
@@ -128,17 +128,17 @@ class Front:
             else:
                 exchange.may_wait = self._may_wait(exchange, route)
                 await proxy.forward(exchange, route, body)
-        except Postponed:
+        except QueueInstead:
             await jobs.accept(exchange, self._staff.queue, route.services[0], await proxy.whole(exchange, body))
         finally:
             body.release()
 
-    def _may_wait(self, exchange: Exchange, route: Route) -> bool:
+    def _may_wait(self, exchange: RequestContext, route: Route) -> bool:
         """Whether a replica may have this request queued that was sent to be answered at once."""
         queued = self._staff.queue is not None and "jobs" in exchange.caller.scopes
         return queued and exchange.method == "POST" and not route.everywhere
 
-    async def _own(self, exchange: Exchange) -> None:
+    async def _own(self, exchange: RequestContext) -> None:
         async def send(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
@@ -150,7 +150,7 @@ class Front:
         await self._app(exchange.scope, exchange.receive, send)
         exchange.route = getattr(exchange.scope.get("route"), "path", "other")
 
-    async def _refuse(self, exchange: Exchange, error: FoveaError) -> None:
+    async def _refuse(self, exchange: RequestContext, error: FoveaError) -> None:
         ERRORS.labels("gateway", exchange.model, error.code).inc()
         if exchange.status:
             await break_off(exchange)
@@ -164,7 +164,7 @@ class Front:
                 await _linger(exchange)
 
 
-async def _linger(exchange: Exchange) -> None:
+async def _linger(exchange: RequestContext) -> None:
     """Read on for a while after a refusal, then hang up: a caller that is still sending would miss the answer."""
     seen, more = 0, True
     with suppress(TimeoutError):

@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from services.gateway.proxy.http_client import Client
-from services.gateway.routing.replica_registry import Fleet
+from services.gateway.proxy.http_client import UpstreamClient
+from services.gateway.routing.replica_registry import ReplicaRegistry
 
 __all__ = ["Document", "joined"]
 
@@ -28,7 +28,7 @@ _METHODS = frozenset({"get", "put", "post", "delete", "patch", "head", "options"
 class Document:
     """The joined document, made again when it is old."""
 
-    def __init__(self, fleet: Fleet, client: Client) -> None:
+    def __init__(self, fleet: ReplicaRegistry, client: UpstreamClient) -> None:
         """Ask the replicas of `fleet` through `client`."""
         self._fleet, self._client = fleet, client
         self._services: dict[str, dict[str, Any]] = {}

@@ -15,11 +15,11 @@ from typing import Any
 from multidict import CIMultiDict
 
 from services.gateway.policy.auth import LOCAL, Caller
-from services.gateway.proxy.replayable_body import Body, Receive
+from services.gateway.proxy.replayable_body import Receive, ReplayableBody
 from shared.errors import InvalidOption
 from shared.telemetry import Context, fresh_context
 
-__all__ = ["Exchange", "Send", "answer_headers", "request_headers"]
+__all__ = ["RequestContext", "Send", "answer_headers", "request_headers"]
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -44,7 +44,7 @@ _WRITTEN = _HOP | {b"server", b"date", b"x-request-id", b"x-content-type-options
 
 
 @dataclass(slots=True, eq=False)
-class Exchange:
+class RequestContext:
     """One HTTP request and what we know about it.
 
     Attributes:
@@ -71,13 +71,13 @@ class Exchange:
     extra: list[tuple[bytes, bytes]] = field(default_factory=list)
     status: int = 0
     streams_events: bool = False
-    body: Body | None = None
+    body: ReplayableBody | None = None
     begun: float = field(default_factory=time.perf_counter)
     once: str = field(default_factory=lambda: f"{random.getrandbits(128):032x}")
     may_wait: bool = False
 
     @classmethod
-    def of(cls, scope: Scope, receive: Receive, send: Send, deadline_s: float) -> Exchange:
+    def of(cls, scope: Scope, receive: Receive, send: Send, deadline_s: float) -> RequestContext:
         """Begin an exchange that takes at most `deadline_s`."""
         headers = dict(scope["headers"])
         rid, trace = headers.get(b"x-request-id"), headers.get(b"traceparent")
@@ -135,7 +135,7 @@ class Exchange:
         self.deadline = min(self.deadline, asyncio.get_running_loop().time() + int(text) / 1000)
 
 
-def request_headers(exchange: Exchange) -> CIMultiDict[str]:
+def request_headers(exchange: RequestContext) -> CIMultiDict[str]:
     """What a replica gets: the caller's headers without hop-by-hop ones and credentials, then ours."""
     named = exchange.headers.get(b"connection")
     dropped = _OURS | {n.strip().lower() for n in named.split(b",")} if named else _OURS

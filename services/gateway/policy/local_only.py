@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from functools import lru_cache
 
-from services.gateway.http.request_context import Exchange
+from services.gateway.http.request_context import RequestContext
 from shared.errors import PermissionDenied
 
 __all__ = ["is_loopback", "same_machine"]
@@ -29,7 +29,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def same_machine(exchange: Exchange, own: str) -> None:
+def same_machine(exchange: RequestContext, own: str) -> None:
     """Refuse what a foreign web page had a browser send.
 
     Args:

@@ -21,14 +21,14 @@ from shared.errors import RateLimited
 from shared.settings import Settings
 from shared.telemetry import log
 
-__all__ = ["Limits", "Standing"]
+__all__ = ["RateLimitStatus", "RateLimiter"]
 
 AWAY_S = 2.0
 """How long we count for ourselves before we try Redis again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RateLimitStatus:
     """Where a caller stands in its present window."""
 
     limit: int
@@ -50,7 +50,7 @@ class Standing:
         return max(self.resets_at - time.time(), 0.0)
 
 
-class Limits:
+class RateLimiter:
     """Counts requests per caller."""
 
     def __init__(self, settings: Settings) -> None:
@@ -68,7 +68,7 @@ class Limits:
             options: dict[str, Any] = {"connection_pool": self._pool}
             self._shared = RedisStorage(url, implementation="redispy", key_prefix="fovea:limits", **options)
 
-    async def count(self, caller: Caller) -> Standing | None:
+    async def count(self, caller: Caller) -> RateLimitStatus | None:
         """Count one request; None where nothing is limited (a local machine whose owner set no rate).
 
         Raises:
@@ -91,13 +91,13 @@ class Limits:
         if self._pool is not None:
             await self._pool.disconnect()
 
-    def _check(self, standing: Standing, window: str) -> None:
+    def _check(self, standing: RateLimitStatus, window: str) -> None:
         if standing.used > standing.limit:
             detail = f"{standing.limit} requests per {window} are allowed, and they are spent."
             hint = f"Come back in {math.ceil(standing.wait_s)} s."
             raise RateLimited(detail, hint=hint, retry_after=max(standing.wait_s, 1.0))
 
-    async def _hit(self, item: RateLimitItem, name: str) -> Standing:
+    async def _hit(self, item: RateLimitItem, name: str) -> RateLimitStatus:
         key = item.key_for(name)
         if self._shared is not None and time.monotonic() >= self._back_due:
             try:
@@ -107,7 +107,7 @@ class Limits:
                 self._back_due = time.monotonic() + AWAY_S
         return await self._count(self._own, item, key)
 
-    async def _count(self, storage: Storage, item: RateLimitItem, key: str) -> Standing:
+    async def _count(self, storage: Storage, item: RateLimitItem, key: str) -> RateLimitStatus:
         expiry = item.get_expiry()
         used = await storage.incr(key, expiry)
         resets_at = self._resets.get(key, 0.0)
@@ -116,7 +116,7 @@ class Limits:
         elif resets_at <= time.time():
             resets_at = await storage.get_expiry(key)
         self._remember(key, resets_at)
-        return Standing(item.amount, used, resets_at)
+        return RateLimitStatus(item.amount, used, resets_at)
 
     def _remember(self, key: str, resets_at: float) -> None:
         """Keep when a window ends, which saves asking; windows that ended are dropped once there are many."""

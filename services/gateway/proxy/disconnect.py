@@ -6,11 +6,11 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from services.gateway.http.request_context import Exchange
-from services.gateway.proxy.replayable_body import Body
+from services.gateway.http.request_context import RequestContext
+from services.gateway.proxy.replayable_body import ReplayableBody
 from shared.errors import Cancelled
 
-__all__ = ["Watch"]
+__all__ = ["DisconnectGuard"]
 
 FIRST_LOOK_S = 0.02
 """A request that is answered sooner is not watched at all, which spares it a task."""
@@ -19,12 +19,12 @@ NEXT_LOOK_S = 0.1
 """How often we look whether the body has arrived; only then can we listen for the caller's hanging up."""
 
 
-class Watch:
+class DisconnectGuard:
     """Cancels the block when the caller hangs up, and turns that into `Cancelled`."""
 
     __slots__ = ("_body", "_exchange", "_gone", "_listener", "_loop", "_task", "_timer")
 
-    def __init__(self, exchange: Exchange, body: Body) -> None:
+    def __init__(self, exchange: RequestContext, body: ReplayableBody) -> None:
         """Watch the caller of `exchange` from when `body` has arrived."""
         self._exchange, self._body = exchange, body
         self._loop = asyncio.get_running_loop()

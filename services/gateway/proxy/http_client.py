@@ -14,11 +14,11 @@ from aiohttp.client import _RequestContextManager
 from multidict import istr
 from yarl import URL
 
-from services.gateway.http.request_context import Exchange, request_headers
-from services.gateway.proxy.replayable_body import Body
-from services.gateway.routing.replica_registry import Target
+from services.gateway.http.request_context import RequestContext, request_headers
+from services.gateway.proxy.replayable_body import ReplayableBody
+from services.gateway.routing.replica_registry import Replica
 
-__all__ = ["Client"]
+__all__ = ["UpstreamClient"]
 
 CONNECT_S = 3.0
 """Longest wait for a connection to a replica."""
@@ -32,7 +32,7 @@ PATIENCE_S = 2.0
 _AUTOMATIC = (istr("User-Agent"), istr("Accept"), istr("Accept-Encoding"), istr("Content-Type"))
 
 
-class Client:
+class UpstreamClient:
     """Sends requests to replicas. The session opens at first use, inside the loop that uses it."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Client:
         if self._session is not None:
             await self._session.close()
 
-    def request(self, exchange: Exchange, target: Target, body: Body) -> _RequestContextManager:
+    def request(self, exchange: RequestContext, target: Replica, body: ReplayableBody) -> _RequestContextManager:
         """Send a request to a replica; `async with` gives its answer, unread."""
         headers = request_headers(exchange)
         headers["x-fovea-deadline-ms"] = str(max(int(exchange.left_s * 1000), 1))
@@ -56,7 +56,7 @@ class Client:
             exchange.method, url, headers=headers, data=payload, allow_redirects=False, skip_auto_headers=_AUTOMATIC
         )
 
-    async def json(self, target: Target, path: str) -> Any:
+    async def json(self, target: Replica, path: str) -> Any:
         """A small JSON document of a replica, or None when it can't be had within two seconds."""
         text = await self.text(target, path)
         try:
@@ -64,7 +64,7 @@ class Client:
         except ValueError:
             return None
 
-    async def text(self, target: Target, path: str) -> str | None:
+    async def text(self, target: Replica, path: str) -> str | None:
         """A small text of a replica, or None when it can't be had within two seconds."""
         try:
             async with (

@@ -14,18 +14,18 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from services.gateway.http.errors import SlowBody
-from services.gateway.http.request_context import Exchange
-from services.gateway.proxy.disconnect import Watch
-from services.gateway.proxy.http_client import Client
-from services.gateway.proxy.replayable_body import Allowance, Body, declared_length
+from services.gateway.http.request_context import RequestContext
+from services.gateway.proxy.disconnect import DisconnectGuard
+from services.gateway.proxy.http_client import UpstreamClient
+from services.gateway.proxy.replayable_body import MemoryBudget, ReplayableBody, declared_length
 from services.gateway.proxy.response_relay import break_off, relay
-from services.gateway.routing.replica_registry import Fleet, Target
+from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
 from services.gateway.routing.route_table import Route
 from shared.errors import DeadlineExceeded, FoveaError, NotReady
 from shared.settings import Settings
 from shared.telemetry import log
 
-__all__ = ["Postponed", "Proxy"]
+__all__ = ["Proxy", "QueueInstead"]
 
 WANTS = "x-fovea-wants"
 """Header of a refusal: `respond-async` where the same request would be served as a job."""
@@ -44,7 +44,7 @@ BODIES = 8
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 
 
-class Lost(Exception):
+class UpstreamLost(Exception):
     """A replica is out of reach, and nothing of its answer has been passed on.
 
     Attributes:
@@ -56,12 +56,12 @@ class Lost(Exception):
         self.unseen = unseen
 
 
-class Postponed(Exception):
+class QueueInstead(Exception):
     """A replica asks for this request to be queued; nothing of its answer has been passed on."""
 
 
 @dataclass(slots=True)
-class _Attempts:
+class _RetryState:
     """What has been tried for one request."""
 
     tried: set[str] = field(default_factory=set)
@@ -78,12 +78,12 @@ class _Attempts:
 class Proxy:
     """Passes requests on to replicas."""
 
-    def __init__(self, settings: Settings, fleet: Fleet, client: Client) -> None:
+    def __init__(self, settings: Settings, fleet: ReplicaRegistry, client: UpstreamClient) -> None:
         """Send to the replicas of `fleet` through `client`."""
         self._settings, self._fleet, self._client = settings, fleet, client
-        self._allowance = Allowance(BODIES * settings.max_body_bytes)
+        self._allowance = MemoryBudget(BODIES * settings.max_body_bytes)
 
-    def body(self, exchange: Exchange, *, live: bool = False) -> Body:
+    def body(self, exchange: RequestContext, *, live: bool = False) -> ReplayableBody:
         """The request's body, unread; of a `live` one only a stated length is bounded, and nothing is kept.
 
         Raises:
@@ -92,12 +92,12 @@ class Proxy:
         limit = self._settings.max_body_bytes
         length = declared_length(exchange.headers, limit)
         endless = live and length is None
-        return Body(
+        return ReplayableBody(
             exchange.receive, length=length, limit=sys.maxsize if endless else limit,
-            pause_s=self._settings.body_timeout_s, allowance=Allowance(0) if endless else self._allowance,
+            pause_s=self._settings.body_timeout_s, allowance=MemoryBudget(0) if endless else self._allowance,
         )  # fmt: skip
 
-    async def forward(self, exchange: Exchange, route: Route, body: Body) -> None:
+    async def forward(self, exchange: RequestContext, route: Route, body: ReplayableBody) -> None:
         """Answer a request from a replica of the route's service, or by all of them where the route says so.
 
         Raises:
@@ -108,7 +108,7 @@ class Proxy:
         """
         until = None if route.live else exchange.deadline + GRACE_S
         try:
-            async with asyncio.timeout_at(until), Watch(exchange, body):
+            async with asyncio.timeout_at(until), DisconnectGuard(exchange, body):
                 await body.prefetch()
                 await (self._everywhere if route.everywhere else self._persist)(exchange, route, body)
         except TimeoutError as error:
@@ -116,7 +116,7 @@ class Proxy:
                 return await break_off(exchange)
             raise _late(body) from error
 
-    async def whole(self, exchange: Exchange, body: Body) -> bytes:
+    async def whole(self, exchange: RequestContext, body: ReplayableBody) -> bytes:
         """All of the body, in memory.
 
         Raises:
@@ -129,9 +129,9 @@ class Proxy:
         except TimeoutError as error:
             raise _late(body) from error
 
-    async def _persist(self, exchange: Exchange, route: Route, body: Body) -> None:
+    async def _persist(self, exchange: RequestContext, route: Route, body: ReplayableBody) -> None:
         """Try replicas until one answers or trying again makes no sense."""
-        service, attempts = route.services[0], _Attempts()
+        service, attempts = route.services[0], _RetryState()
         while True:
             target = self._fleet.pick(service, attempts.tried)
             if target is None:
@@ -140,13 +140,13 @@ class Proxy:
                 continue
             try:
                 return await self._once(exchange, target, body, attempts)
-            except Lost as lost:
+            except UpstreamLost as lost:
                 self._regret(lost, exchange, route, body, attempts)
             if target.id in attempts.tried:
                 await attempts.rest(exchange.left_s)
             attempts.tried.add(target.id)
 
-    def _hope(self, service: str, exchange: Exchange) -> None:
+    def _hope(self, service: str, exchange: RequestContext) -> None:
         """Decide whether to wait for a replica.
 
         Raises:
@@ -158,7 +158,9 @@ class Proxy:
         detail = f"No replica of {service} is ready: {state}."
         raise NotReady(detail, hint="`/readyz` says who is ready.", retry_after=5)
 
-    def _regret(self, lost: Lost, exchange: Exchange, route: Route, body: Body, attempts: _Attempts) -> None:
+    def _regret(
+        self, lost: UpstreamLost, exchange: RequestContext, route: Route, body: ReplayableBody, attempts: _RetryState
+    ) -> None:
         """Decide whether a lost request may be sent again.
 
         Raises:
@@ -172,7 +174,9 @@ class Proxy:
             detail = f"The connection to {route.services[0]} broke before it answered."
             raise NotReady(detail, hint="Send the request again.", retry_after=1) from lost
 
-    async def _once(self, exchange: Exchange, target: Target, body: Body, attempts: _Attempts) -> None:
+    async def _once(
+        self, exchange: RequestContext, target: Replica, body: ReplayableBody, attempts: _RetryState
+    ) -> None:
         """Send the request to one replica and pass its answer on.
 
         Raises:
@@ -182,9 +186,9 @@ class Proxy:
         try:
             async with self._client.request(exchange, target, body) as response:
                 if response.status == 503 and self._others(target, attempts):
-                    raise Lost(unseen=True, reason=f"{target.id} answers that it is not ready")
+                    raise UpstreamLost(unseen=True, reason=f"{target.id} answers that it is not ready")
                 if exchange.may_wait and body.replayable and response.headers.get(WANTS) == "respond-async":
-                    raise Postponed
+                    raise QueueInstead
                 await relay(exchange, response)
         except aiohttp.ClientError as error:
             if body.fault is not None:
@@ -194,15 +198,15 @@ class Proxy:
             unseen = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError)
             if unseen:
                 self._fleet.suspect(target)
-            raise Lost(unseen, f"{target.id}: {type(error).__name__}: {error}") from error
+            raise UpstreamLost(unseen, f"{target.id}: {type(error).__name__}: {error}") from error
         finally:
             target.in_flight -= 1
 
-    def _others(self, target: Target, attempts: _Attempts) -> bool:
+    def _others(self, target: Replica, attempts: _RetryState) -> bool:
         ready = self._fleet.ready(target.replica.service)
         return any(t is not target and t.id not in attempts.tried for t in ready)
 
-    async def _everywhere(self, exchange: Exchange, route: Route, body: Body) -> None:
+    async def _everywhere(self, exchange: RequestContext, route: Route, body: ReplayableBody) -> None:
         """Send to every replica in turn; the caller gets the last answer, or the first that is an error."""
         targets = self._fleet.alive(route.services[0])
         await body.whole()
@@ -218,7 +222,7 @@ class Proxy:
         return None
 
 
-def _late(body: Body) -> FoveaError:
+def _late(body: ReplayableBody) -> FoveaError:
     """Whose fault it is that the deadline passed."""
     if not body.complete:
         detail = "The body had not arrived when the deadline of the request passed."

@@ -15,7 +15,7 @@ from typing import Any
 from services.gateway.http.errors import SlowBody
 from shared.errors import Cancelled, FoveaError, Malformed, QueueFull, TooLarge
 
-__all__ = ["Allowance", "Body", "Receive", "declared_length"]
+__all__ = ["MemoryBudget", "Receive", "ReplayableBody", "declared_length"]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -24,7 +24,7 @@ EAGER = 2**20
 
 
 @dataclass(slots=True)
-class Allowance:
+class MemoryBudget:
     """Memory, in bytes, that kept pieces of all bodies may take together."""
 
     left: int
@@ -60,7 +60,7 @@ def too_large(size: int, limit: int) -> TooLarge:
     return TooLarge(detail, hint="Send a smaller body, or raise FOVEA_MAX_BODY_BYTES.")
 
 
-class Body:
+class ReplayableBody:
     """One request's body.
 
     Attributes:
@@ -68,7 +68,7 @@ class Body:
     """
 
     def __init__(
-        self, receive: Receive, *, length: int | None, limit: int, pause_s: float, allowance: Allowance
+        self, receive: Receive, *, length: int | None, limit: int, pause_s: float, allowance: MemoryBudget
     ) -> None:
         """Wrap `receive`; `length` is the stated length, `pause_s` the longest wait for the next piece."""
         self.length = length

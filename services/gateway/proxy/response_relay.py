@@ -12,7 +12,7 @@ import json
 import aiohttp
 
 from services.gateway.http.errors import family, render, secured
-from services.gateway.http.request_context import Exchange, answer_headers
+from services.gateway.http.request_context import RequestContext, answer_headers
 from shared.errors import Fault
 from shared.telemetry import log
 
@@ -26,7 +26,7 @@ FAREWELL_S = 1.0
 """Longest wait for a caller to take the last event; one that does not read would hold us for ever."""
 
 
-async def relay(exchange: Exchange, response: aiohttp.ClientResponse) -> None:
+async def relay(exchange: RequestContext, response: aiohttp.ClientResponse) -> None:
     """Send an answer on, and note in the exchange that it has begun.
 
     Raises:
@@ -46,7 +46,7 @@ async def relay(exchange: Exchange, response: aiohttp.ClientResponse) -> None:
     await exchange.send({"type": "http.response.body", "body": b""})
 
 
-async def break_off(exchange: Exchange) -> None:
+async def break_off(exchange: RequestContext) -> None:
     """End an answer that can't be finished.
 
     An event stream ends with an error event in the form of its route family. Of anything else the connection closes
@@ -63,7 +63,7 @@ async def break_off(exchange: Exchange) -> None:
                 await exchange.send(message)
 
 
-async def _start(exchange: Exchange, response: aiohttp.ClientResponse) -> None:
+async def _start(exchange: RequestContext, response: aiohttp.ClientResponse) -> None:
     exchange.status = response.status
     headers = [*answer_headers(response.raw_headers), *exchange.extra]
     headers += secured(headers)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
 from services.gateway.http.openapi_errors import PROBLEMS
-from services.gateway.routing.replica_registry import Fleet
+from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.errors import FoveaError
 from shared.telemetry import METRICS_CONTENT_TYPE, QUEUE_DEPTH, metrics_text
 
@@ -20,7 +20,7 @@ DEPTH_S = 1.0
 router = APIRouter(tags=["health"], responses=PROBLEMS)
 
 
-def ready(fleet: Fleet) -> bool:
+def ready(fleet: ReplicaRegistry) -> bool:
     """Whether every service has a ready replica, and there is a service at all."""
     return bool(fleet.services) and not fleet.unready
 
@@ -34,7 +34,7 @@ async def livez() -> dict[str, str]:
 @router.get("/readyz", responses={503: {"description": "Some service has no ready replica."}})
 async def readyz(request: Request) -> JSONResponse:
     """Whether every known service has a ready replica; says which have not, and whether Redis answers."""
-    fleet: Fleet = request.app.state.gateway.fleet
+    fleet: ReplicaRegistry = request.app.state.gateway.fleet
     services = {
         name: {"ready": len(fleet.ready(name)), "alive": len(fleet.alive(name))} for name in fleet.services
     }  # fmt: skip

@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 
 from services.gateway.http.errors import SECURITY_HEADERS
 from services.gateway.http.openapi_errors import PROBLEMS
-from services.gateway.http.request_context import Exchange
+from services.gateway.http.request_context import RequestContext
 from services.gateway.policy.auth import Caller
 from shared.api.job import Job, JobList
 from shared.errors import FoveaError, InvalidOption, NotReady
@@ -42,7 +42,7 @@ def wants_job(headers: Mapping[bytes, bytes]) -> bool:
     return any(wish.strip() == b"respond-async" for wish in wishes)
 
 
-async def accept(exchange: Exchange, queue: JobQueue | None, service: str, body: bytes) -> None:
+async def accept(exchange: RequestContext, queue: JobQueue | None, service: str, body: bytes) -> None:
     """Queue a request and answer 202 with the job and where it is.
 
     Raises:
@@ -141,7 +141,7 @@ async def _server_sent(jobs: AsyncIterator[Job], heartbeat_s: float) -> AsyncIte
             pending.cancel()
 
 
-def _idempotency_key(exchange: Exchange) -> str | None:
+def _idempotency_key(exchange: RequestContext) -> str | None:
     key = exchange.headers.get(b"idempotency-key")
     if key is None:
         return None

@@ -13,8 +13,8 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse
 
 from services.gateway.http.openapi_errors import PROBLEMS
-from services.gateway.proxy.http_client import Client
-from services.gateway.routing.replica_registry import Fleet, Target
+from services.gateway.proxy.http_client import UpstreamClient
+from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
 from shared.api.model import ModelEntry, ModelList
 
 __all__ = ["Models", "router"]
@@ -28,7 +28,7 @@ router = APIRouter(tags=["models"], responses=PROBLEMS)
 class Models:
     """The models of the fleet."""
 
-    def __init__(self, fleet: Fleet, client: Client) -> None:
+    def __init__(self, fleet: ReplicaRegistry, client: UpstreamClient) -> None:
         """Ask the replicas of `fleet` through `client`."""
         self._fleet, self._client = fleet, client
         self._known: dict[str, list[dict[str, Any]]] = {}
@@ -64,7 +64,7 @@ def _listable(entry: Any) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get("id"), str) and isinstance(entry.get("task"), str)
 
 
-def _plain(target: Target, name: str) -> dict[str, Any]:
+def _plain(target: Replica, name: str) -> dict[str, Any]:
     """The entry of a model that nobody describes, on a Triton server for example."""
     replica = target.replica
     entry = ModelEntry(id=name, created=0, task="infer", service=replica.service, ready=replica.ready)

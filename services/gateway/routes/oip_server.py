@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from services.gateway.http.openapi_errors import PROBLEMS
-from services.gateway.http.request_context import Exchange
+from services.gateway.http.request_context import RequestContext
 from services.gateway.routes.health import ready
 from shared.errors import Malformed, NotReady
 
@@ -84,7 +84,7 @@ async def index(request: Request) -> list[dict[str, str]]:
     return await repository(gateway, only_ready=_only_ready(await _body(gateway, exchange)))
 
 
-async def _body(gateway: Any, exchange: Exchange) -> bytes:
+async def _body(gateway: Any, exchange: RequestContext) -> bytes:
     body = exchange.body = gateway.proxy.body(exchange)
     try:
         whole: bytes = await gateway.proxy.whole(exchange, body)

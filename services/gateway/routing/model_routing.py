@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 from urllib.parse import parse_qs
 
-from services.gateway.http.request_context import Exchange
+from services.gateway.http.request_context import RequestContext
 from services.gateway.routing.route_table import Route, Routing
 from shared.errors import NotFound
 
@@ -19,7 +19,7 @@ __all__ = ["chosen"]
 _FIELD = re.compile(rb'name="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n')
 
 
-def chosen(exchange: Exchange, route: Route, body: bytes, routing: Routing) -> Route:
+def chosen(exchange: RequestContext, route: Route, body: bytes, routing: Routing) -> Route:
     """The route with one service.
 
     Raises:
@@ -36,7 +36,7 @@ def chosen(exchange: Exchange, route: Route, body: bytes, routing: Routing) -> R
     return replace(route, services=(service,))
 
 
-def _model(exchange: Exchange, body: bytes) -> str | None:
+def _model(exchange: RequestContext, body: bytes) -> str | None:
     query: dict[str, list[str]] = parse_qs(exchange.scope["query_string"].decode("latin-1"))
     if named := query.get("model"):
         return named[0]

@@ -22,11 +22,11 @@ from redis.exceptions import RedisError
 
 from services.gateway.routing.route_table import Routing
 from services.gateway.routing.static_upstreams import Upstream
-from shared.api.replica import LEASE_S, Replica, replicas_key
+from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from shared.settings import Settings
 from shared.telemetry import log
 
-__all__ = ["Fleet", "Target"]
+__all__ = ["Replica", "ReplicaRegistry"]
 
 POLL_S = 0.5
 """Seconds between two looks at Redis."""
@@ -42,10 +42,10 @@ FORGET_S = 600.0
 
 
 @dataclass(eq=False, slots=True)
-class Target:
+class Replica:
     """One replica as we see it."""
 
-    replica: Replica
+    replica: ReplicaRecord
     changed: float
     in_flight: int = 0
     suspect_until: float = 0.0
@@ -57,14 +57,14 @@ class Target:
 
 
 @dataclass(slots=True)
-class Known:
+class ServiceState:
     """What is known of one service."""
 
-    targets: dict[str, Target] = field(default_factory=dict)
+    targets: dict[str, Replica] = field(default_factory=dict)
     last_ready: float = float("-inf")
 
 
-class Fleet:
+class ReplicaRegistry:
     """All services and their replicas.
 
     Attributes:
@@ -78,7 +78,7 @@ class Fleet:
         self.redis_up: bool | None = False if settings.redis_url else None
         self._redis = Redis.from_url(settings.redis_url, socket_timeout=2) if settings.redis_url else None
         self._fixed = {name: Upstream(name, *urls) for name, urls in settings.fixed_upstreams.items()}
-        self._services = {name: Known() for name in (*settings.wanted_services, *self._fixed)}
+        self._services = {name: ServiceState() for name in (*settings.wanted_services, *self._fixed)}
         self._wanted = frozenset(self._services)
         self._answered = self._thaw_at = float("-inf")
         self._frozen_at: float | None = None
@@ -112,13 +112,13 @@ class Fleet:
         """Names of all services that are wanted, fixed or have been heard of."""
         return sorted(self._services)
 
-    def ready(self, service: str) -> list[Target]:
+    def ready(self, service: str) -> list[Replica]:
         """Replicas of a service that are alive and ready."""
         state = self._services.get(service)
         now = time.monotonic()
         return [t for t in state.targets.values() if t.replica.ready and self._alive(t, now)] if state else []
 
-    def alive(self, service: str) -> list[Target]:
+    def alive(self, service: str) -> list[Replica]:
         """Replicas of a service that are alive, ready or not."""
         state = self._services.get(service)
         now = time.monotonic()
@@ -141,7 +141,7 @@ class Fleet:
 
     # Who answers next.
 
-    def pick(self, service: str, avoid: Iterable[str] = ()) -> Target | None:
+    def pick(self, service: str, avoid: Iterable[str] = ()) -> Replica | None:
         """The ready replica with the fewest requests in flight, not one of `avoid` if there is another."""
         now = time.monotonic()
         ready = [t for t in self.ready(service) if t.suspect_until <= now]
@@ -152,7 +152,7 @@ class Fleet:
         fewest = min(t.in_flight for t in candidates)
         return random.choice([t for t in candidates if t.in_flight == fewest])
 
-    def suspect(self, target: Target) -> None:
+    def suspect(self, target: Replica) -> None:
         """Pass over a replica that refused a connection until it renews its record, or for a second."""
         target.suspect_until = time.monotonic() + SUSPECT_S
 
@@ -195,7 +195,7 @@ class Fleet:
         prefix = replicas_key("")
         async for key in redis.scan_iter(match=prefix + "*", count=1000):
             name = key.decode().removeprefix(prefix)
-            self._services.setdefault(name, Known())
+            self._services.setdefault(name, ServiceState())
         self._scan_due = begun + 10 * (time.monotonic() - begun)
 
     async def _ask(self, upstream: Upstream) -> None:
@@ -209,7 +209,7 @@ class Fleet:
         state = self._services[service]
         for blob in raw.values():
             with suppress(ValidationError):
-                self._record(state, Replica.model_validate_json(blob))
+                self._record(state, ReplicaRecord.model_validate_json(blob))
         now = time.monotonic()
         for target in list(state.targets.values()):
             gone = target.id.encode() not in raw and self._frozen_at is None
@@ -218,17 +218,17 @@ class Fleet:
         if not state.targets and service not in self._wanted:
             del self._services[service]
 
-    def _record(self, state: Known, record: Replica) -> None:
+    def _record(self, state: ServiceState, record: ReplicaRecord) -> None:
         now = time.monotonic()
         target = state.targets.get(record.id)
         if target is None:
             # An old record may be a dead replica's, or a live one's whose clock is behind: the next renewal tells.
             age = min(max(time.time() - record.seen, 0.0), 2 * LEASE_S)
-            state.targets[record.id] = Target(record, changed=now - age)
+            state.targets[record.id] = Replica(record, changed=now - age)
         elif record.seen != target.replica.seen:
             target.replica, target.changed, target.suspect_until = record, now, 0.0
 
-    def _alive(self, target: Target, now: float) -> bool:
+    def _alive(self, target: Replica, now: float) -> bool:
         if target.replica.service in self._fixed:
             return True
         return (now if self._frozen_at is None else self._frozen_at) - target.changed < LEASE_S

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from shared.api.replica import Replica
+from shared.api.replica import ReplicaRecord
 from shared.errors import NotFound
 
 __all__ = ["OWN", "Route", "Routing"]
@@ -61,7 +61,7 @@ class Routing:
     models: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, replicas: Iterable[Replica]) -> Routing:
+    def of(cls, replicas: Iterable[ReplicaRecord]) -> Routing:
         """The table of what these replicas serve."""
         known = sorted(replicas, key=lambda r: (r.service, r.id))
         paths: dict[str, Route] = {}

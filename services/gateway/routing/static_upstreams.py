@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from shared.api.replica import Replica
+from shared.api.replica import ReplicaRecord
 
 __all__ = ["Upstream"]
 
@@ -33,7 +33,7 @@ class Upstream:
         self._due = 0.0
         self._session: aiohttp.ClientSession | None = None
 
-    async def record(self) -> Replica | None:
+    async def record(self) -> ReplicaRecord | None:
         """Its record as of now, as if it had announced itself; None before it was reached for the first time."""
         ready = await self._get("/v2/health/ready") is not None or await self._get("/readyz") is not None
         if ready and time.monotonic() >= self._due:
@@ -41,7 +41,7 @@ class Upstream:
             self._due = time.monotonic() + LEARN_S
         if not ready and not (self._models or self._routes):
             return None
-        return Replica(
+        return ReplicaRecord(
             id=f"fixed-{self.service}", service=self.service, http=self._http, grpc=self._grpc, pid=0, ready=ready,
             models=self._models, routes=self._routes, seen=time.time(),
         )  # fmt: skip

@@ -21,11 +21,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from services.gateway.app import build_gateway
-from services.gateway.routing.replica_registry import Known, Target
+from services.gateway.routing.replica_registry import Replica, ServiceState
 from services.gateway.server import server
 from services.gateway.tests.browsing import browser, watched
 from services.gateway.tests.stage import running
-from shared.api.replica import Replica
+from shared.api.replica import ReplicaRecord
 from shared.settings import Settings
 
 
@@ -157,15 +157,15 @@ class Scene:
         self, url: str, *, service: str = "svc", name: str = "r1", models: tuple[str, ...] = ("pranet",),
         routes: tuple[str, ...] = ("/v1/echo", "/v1/stream", "/v1/slow", "/v1/sessions", "/v1/long"),
         ready: bool = True, grpc: str | None = None,
-    ) -> Target:  # fmt: skip
+    ) -> Replica:  # fmt: skip
         """Make a replica known as if Redis held its record and never let it go."""
         fleet = self.fleet
-        record = Replica(
+        record = ReplicaRecord(
             id=name, service=service, http=url, grpc=grpc, pid=1, ready=ready, models=models, routes=routes,
             seen=time.time(),
         )  # fmt: skip
-        state = fleet._services.setdefault(service, Known())
-        target = Target(record, changed=time.monotonic() + 3600)
+        state = fleet._services.setdefault(service, ServiceState())
+        target = Replica(record, changed=time.monotonic() + 3600)
         state.targets[name] = target
         fleet._settle()
         return target

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.http.errors import SlowBody
-from services.gateway.proxy.replayable_body import EAGER, Allowance, Body, declared_length
+from services.gateway.proxy.replayable_body import EAGER, MemoryBudget, ReplayableBody, declared_length
 from shared.errors import Cancelled, FoveaError, Malformed, QueueFull, TooLarge
 
 
@@ -31,8 +31,10 @@ class Caller:
         return {"type": "http.request", "body": piece, "more_body": bool(self.pieces) or self.hangs_up}
 
 
-def body(caller: Any, *, length: int | None = None, limit: int = 10**9, allowance: Allowance | None = None) -> Body:
-    return Body(caller, length=length, limit=limit, pause_s=0.2, allowance=allowance or Allowance(10**9))
+def body(
+    caller: Any, *, length: int | None = None, limit: int = 10**9, allowance: MemoryBudget | None = None
+) -> ReplayableBody:
+    return ReplayableBody(caller, length=length, limit=limit, pause_s=0.2, allowance=allowance or MemoryBudget(10**9))
 
 
 async def sent(payload: bytes | AsyncIterator[bytes]) -> bytes:
@@ -82,7 +84,7 @@ def test_no_more_than_the_limit_is_ever_kept(pieces: list[bytes], limit: int, st
 @given(pieces=pieces)
 def test_memory_is_given_back(pieces: list[bytes]) -> None:
     async def scenario() -> None:
-        allowance = Allowance(10_000)
+        allowance = MemoryBudget(10_000)
         read = body(Caller(pieces), allowance=allowance)
         await read.whole()
         assert allowance.left == 10_000 - sum(map(len, pieces))
@@ -117,7 +119,7 @@ async def test_prefetching_a_body_that_is_here_asks_for_nothing() -> None:
 
 
 async def test_without_memory_a_body_flows_once_and_says_that_it_can_not_again() -> None:
-    read = body(Caller([b"aa", b"bb", b"cc"]), allowance=Allowance(3))
+    read = body(Caller([b"aa", b"bb", b"cc"]), allowance=MemoryBudget(3))
     await read.prefetch()
     assert read.replayable
     assert await sent(read.payload()) == b"aabbcc"
@@ -125,7 +127,7 @@ async def test_without_memory_a_body_flows_once_and_says_that_it_can_not_again()
 
 
 async def test_a_body_that_must_be_whole_and_finds_no_memory_is_refused_for_now() -> None:
-    read = body(Caller([b"aa", b"bb"]), allowance=Allowance(3))
+    read = body(Caller([b"aa", b"bb"]), allowance=MemoryBudget(3))
     with pytest.raises(QueueFull) as refused:
         await read.whole()
     assert refused.value.retry_after == 1
@@ -174,7 +176,7 @@ def test_a_stated_length_is_checked_before_reading(headers: dict[bytes, bytes], 
 
 
 def test_the_allowance_is_all_or_nothing() -> None:
-    allowance = Allowance(10)
+    allowance = MemoryBudget(10)
     assert allowance.take(6)
     assert not allowance.take(5)
     assert allowance.left == 4

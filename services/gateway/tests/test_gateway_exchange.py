@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.http.request_context import Exchange, answer_headers, request_headers
+from services.gateway.http.request_context import RequestContext, answer_headers, request_headers
 from services.gateway.policy.auth import Caller
 from services.gateway.policy.local_only import is_loopback, same_machine
 from services.gateway.routing.model_routing import chosen
 from services.gateway.routing.route_table import Routing
-from shared.api.replica import Replica
+from shared.api.replica import ReplicaRecord
 from shared.errors import InvalidOption, NotFound, PermissionDenied
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz-", min_size=1, max_size=20).map(lambda n: n.encode())
@@ -24,16 +24,16 @@ VALUES = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=30
 FORM = b'--x\r\nContent-Disposition: form-data; name="%b"\r\nContent-Type: text/plain\r\n\r\nm2\r\n--x--'
 
 
-def exchange(headers: list[tuple[bytes, bytes]] | None = None, **scope: Any) -> Exchange:
+def exchange(headers: list[tuple[bytes, bytes]] | None = None, **scope: Any) -> RequestContext:
     async def nothing(*_: Any) -> Any:
         return {}
 
-    async def make() -> Exchange:
+    async def make() -> RequestContext:
         facts = {
             "type": "http", "method": "POST", "path": "/v1/echo", "raw_path": b"/v1/echo", "query_string": b"",
             "headers": headers or [], **scope,
         }  # fmt: skip
-        return Exchange.of(facts, nothing, nothing, 60)
+        return RequestContext.of(facts, nothing, nothing, 60)
 
     return asyncio.run(make())
 
@@ -157,8 +157,8 @@ def test_reading_is_open_to_any_origin_because_the_browser_keeps_the_answer() ->
 def table() -> Routing:
     facts = {"http": "http://h", "pid": 1, "ready": True, "routes": ("/v1/classify",), "seen": 0}
     return Routing.of([
-        Replica(id="a", service="a", models=("m1",), **facts), Replica(id="b", service="b", models=("m2",), **facts),
-        Replica(id="c", service="c", models=("m3",), **{**facts, "routes": ()}),
+        ReplicaRecord(id="a", service="a", models=("m1",), **facts), ReplicaRecord(id="b", service="b", models=("m2",), **facts),
+        ReplicaRecord(id="c", service="c", models=("m3",), **{**facts, "routes": ()}),
     ])  # fmt: skip
 
 

@@ -12,8 +12,8 @@ import pytest
 import redis
 
 from services.gateway.routing import replica_registry
-from services.gateway.routing.replica_registry import Fleet
-from shared.api.replica import Replica, replicas_key
+from services.gateway.routing.replica_registry import ReplicaRegistry
+from shared.api.replica import ReplicaRecord, replicas_key
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
 
@@ -32,8 +32,8 @@ def lease(monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 @pytest.fixture
-async def fleet(server: RedisServer, lease: float) -> AsyncIterator[Fleet]:
-    watching = Fleet(Settings(redis_url=server.url, services="svc"))
+async def fleet(server: RedisServer, lease: float) -> AsyncIterator[ReplicaRegistry]:
+    watching = ReplicaRegistry(Settings(redis_url=server.url, services="svc"))
     yield watching
     await watching.stop()
 
@@ -44,10 +44,12 @@ def announce(server: RedisServer, name: str = "r1", service: str = "svc", **chan
         "routes": ("/v1/segment",), "seen": time.time(), **changed,
     }  # fmt: skip
     with redis.Redis.from_url(server.url) as client:
-        client.hset(replicas_key(service), name, Replica(**facts).model_dump_json())
+        client.hset(replicas_key(service), name, ReplicaRecord(**facts).model_dump_json())
 
 
-async def test_a_replica_that_announces_itself_is_found_with_its_routes(server: RedisServer, fleet: Fleet) -> None:
+async def test_a_replica_that_announces_itself_is_found_with_its_routes(
+    server: RedisServer, fleet: ReplicaRegistry
+) -> None:
     await fleet.look()
     assert fleet.unready == ["svc"]
     assert not fleet.settled
@@ -62,7 +64,7 @@ async def test_a_replica_that_announces_itself_is_found_with_its_routes(server: 
     assert fleet.routing.service_of("other") == "surprise"
 
 
-async def test_a_replica_that_is_not_ready_is_alive_but_not_chosen(server: RedisServer, fleet: Fleet) -> None:
+async def test_a_replica_that_is_not_ready_is_alive_but_not_chosen(server: RedisServer, fleet: ReplicaRegistry) -> None:
     announce(server, ready=False)
     await fleet.look()
     assert fleet.pick("svc") is None
@@ -75,7 +77,7 @@ async def test_a_replica_that_is_not_ready_is_alive_but_not_chosen(server: Redis
 
 
 async def test_silence_ends_a_replica_and_its_routes_stay_known(
-    server: RedisServer, fleet: Fleet, lease: float
+    server: RedisServer, fleet: ReplicaRegistry, lease: float
 ) -> None:
     announce(server)
     await fleet.look()
@@ -89,14 +91,14 @@ async def test_silence_ends_a_replica_and_its_routes_stay_known(
     assert fleet.pick("svc").id == "r1"
 
 
-async def test_a_record_that_was_old_when_we_came_does_not_count(server: RedisServer, fleet: Fleet) -> None:
+async def test_a_record_that_was_old_when_we_came_does_not_count(server: RedisServer, fleet: ReplicaRegistry) -> None:
     announce(server, seen=time.time() - 100)
     await fleet.look()
     assert fleet.pick("svc") is None
 
 
 async def test_a_clock_that_is_ahead_or_behind_does_not_kill_a_replica(
-    server: RedisServer, fleet: Fleet, lease: float
+    server: RedisServer, fleet: ReplicaRegistry, lease: float
 ) -> None:
     for turn in range(4):
         announce(server, "behind", seen=time.time() - 3600 + turn)
@@ -106,7 +108,9 @@ async def test_a_clock_that_is_ahead_or_behind_does_not_kill_a_replica(
     assert {t.id for t in fleet.ready("svc")} == {"behind", "ahead"}
 
 
-async def test_a_record_that_is_taken_back_ends_the_replica_at_once(server: RedisServer, fleet: Fleet) -> None:
+async def test_a_record_that_is_taken_back_ends_the_replica_at_once(
+    server: RedisServer, fleet: ReplicaRegistry
+) -> None:
     announce(server)
     announce(server, "r2")
     await fleet.look()
@@ -116,7 +120,7 @@ async def test_a_record_that_is_taken_back_ends_the_replica_at_once(server: Redi
     assert [t.id for t in fleet.alive("svc")] == ["r2"]
 
 
-async def test_a_record_that_is_no_record_is_passed_over(server: RedisServer, fleet: Fleet) -> None:
+async def test_a_record_that_is_no_record_is_passed_over(server: RedisServer, fleet: ReplicaRegistry) -> None:
     announce(server)
     with redis.Redis.from_url(server.url) as client:
         client.hset(replicas_key("svc"), "bad", "{}")
@@ -126,7 +130,7 @@ async def test_a_record_that_is_no_record_is_passed_over(server: RedisServer, fl
 
 
 async def test_the_last_known_replicas_stand_while_redis_is_away_and_for_a_lease_after(
-    server: RedisServer, fleet: Fleet, lease: float
+    server: RedisServer, fleet: ReplicaRegistry, lease: float
 ) -> None:
     announce(server, "gone")
     await fleet.look()
@@ -150,7 +154,7 @@ async def test_the_last_known_replicas_stand_while_redis_is_away_and_for_a_lease
     assert fleet.ready("svc") == []
 
 
-async def test_watching_notices_by_itself(server: RedisServer, fleet: Fleet) -> None:
+async def test_watching_notices_by_itself(server: RedisServer, fleet: ReplicaRegistry) -> None:
     await fleet.start()
     announce(server)
     for _ in range(60):
@@ -160,7 +164,7 @@ async def test_watching_notices_by_itself(server: RedisServer, fleet: Fleet) -> 
     assert fleet.pick("svc").id == "r1"
 
 
-async def test_a_suspect_is_passed_over_until_it_renews(server: RedisServer, fleet: Fleet) -> None:
+async def test_a_suspect_is_passed_over_until_it_renews(server: RedisServer, fleet: ReplicaRegistry) -> None:
     announce(server)
     await fleet.look()
     fleet.suspect(fleet.pick("svc"))
@@ -170,7 +174,9 @@ async def test_a_suspect_is_passed_over_until_it_renews(server: RedisServer, fle
     assert fleet.pick("svc").id == "r1"
 
 
-async def test_a_replica_to_avoid_is_chosen_only_if_there_is_no_other(server: RedisServer, fleet: Fleet) -> None:
+async def test_a_replica_to_avoid_is_chosen_only_if_there_is_no_other(
+    server: RedisServer, fleet: ReplicaRegistry
+) -> None:
     announce(server, "r1")
     announce(server, "r2")
     await fleet.look()
@@ -179,7 +185,7 @@ async def test_a_replica_to_avoid_is_chosen_only_if_there_is_no_other(server: Re
 
 
 async def test_a_gateway_whose_redis_is_not_there_yet_starts(lease: float) -> None:
-    fleet = Fleet(Settings(redis_url="redis://127.0.0.1:1"))
+    fleet = ReplicaRegistry(Settings(redis_url="redis://127.0.0.1:1"))
     await fleet.start()
     assert (fleet.redis_up, fleet.services) == (False, [])
     await fleet.stop()
@@ -190,7 +196,7 @@ async def test_a_fixed_upstream_is_asked_what_it_serves(toy: Any) -> None:
         "models": {"data": [{"id": "pranet"}]},
         "openapi": {"paths": {"/v1/segment": {}, "/livez": {}, "/v2/models/{name}": {}, "/": {}}},
     })  # fmt: skip
-    fleet = Fleet(Settings(upstreams=f"medical-seg={upstream.url}|grpc://127.0.0.1:7"))
+    fleet = ReplicaRegistry(Settings(upstreams=f"medical-seg={upstream.url}|grpc://127.0.0.1:7"))
     await fleet.start()
     target = fleet.pick("medical-seg")
     assert target.replica.models == ("pranet",)
@@ -200,7 +206,7 @@ async def test_a_fixed_upstream_is_asked_what_it_serves(toy: Any) -> None:
 
 
 async def test_a_fixed_upstream_that_is_away_is_known_and_not_ready() -> None:
-    fleet = Fleet(Settings(upstreams="medical-seg=http://127.0.0.1:1"))
+    fleet = ReplicaRegistry(Settings(upstreams="medical-seg=http://127.0.0.1:1"))
     await fleet.start()
     assert (fleet.services, fleet.unready, fleet.settled) == (["medical-seg"], ["medical-seg"], False)
     await fleet.stop()
@@ -209,7 +215,7 @@ async def test_a_fixed_upstream_that_is_away_is_known_and_not_ready() -> None:
 async def test_a_fixed_upstream_wins_over_records(server: RedisServer, lease: float, toy: Any) -> None:
     upstream = await toy()
     announce(server)
-    fleet = Fleet(Settings(redis_url=server.url, upstreams=f"svc={upstream.url}"))
+    fleet = ReplicaRegistry(Settings(redis_url=server.url, upstreams=f"svc={upstream.url}"))
     await fleet.start()
     assert [t.replica.http for t in fleet.ready("svc")] == [upstream.url]
     await fleet.stop()

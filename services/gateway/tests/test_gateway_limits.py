@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from services.gateway.policy.auth import LOCAL, Caller, KeyRing
-from services.gateway.policy.rate_limits import Limits
+from services.gateway.policy.rate_limits import RateLimiter
 from shared.errors import RateLimited
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
@@ -32,7 +32,7 @@ def url(redis_server: RedisServer) -> str:
     return redis_server.url
 
 
-async def spend(limits: Limits, caller: Caller) -> int:
+async def spend(limits: RateLimiter, caller: Caller) -> int:
     """Requests until the first refusal."""
     count = 0
     while count < 100:
@@ -45,25 +45,25 @@ async def spend(limits: Limits, caller: Caller) -> int:
 
 
 async def test_a_local_gateway_limits_nobody_unless_told_to() -> None:
-    assert await Limits(Settings()).count(LOCAL) is None
-    assert await spend(Limits(Settings(rate_per_minute=4)), LOCAL) == 4
+    assert await RateLimiter(Settings()).count(LOCAL) is None
+    assert await spend(RateLimiter(Settings(rate_per_minute=4)), LOCAL) == 4
 
 
 async def test_a_keys_own_rate_wins_over_the_common_one() -> None:
-    limits = Limits(Settings(auth="keys", rate_per_minute=5))
+    limits = RateLimiter(Settings(auth="keys", rate_per_minute=5))
     assert await spend(limits, ANN) == 3
     assert await spend(limits, Caller("bob", frozenset(), "k2")) == 5
 
 
 async def test_keys_of_one_tenant_share_the_common_rate() -> None:
-    limits = Limits(Settings(auth="keys", rate_per_minute=5))
+    limits = RateLimiter(Settings(auth="keys", rate_per_minute=5))
     await limits.count(Caller("bob", frozenset(), "k2"))
     await limits.count(Caller("bob", frozenset(), "k3"))
     assert await spend(limits, Caller("bob", frozenset(), "k2")) == 3
 
 
 async def test_a_spent_day_is_refused_until_tomorrow() -> None:
-    limits = Limits(Settings(auth="keys"))
+    limits = RateLimiter(Settings(auth="keys"))
     caller = Caller("ann", frozenset(), "k1", quota_per_day=2)
     assert await spend(limits, caller) == 2
     with pytest.raises(RateLimited, match="day") as refused:
@@ -72,7 +72,7 @@ async def test_a_spent_day_is_refused_until_tomorrow() -> None:
 
 
 async def test_gateways_agree_through_redis(url: str) -> None:
-    one, two = (Limits(Settings(auth="keys", redis_url=url)) for _ in range(2))
+    one, two = (RateLimiter(Settings(auth="keys", redis_url=url)) for _ in range(2))
     first, second = await one.count(ANN), await two.count(ANN)
     assert first is not None
     assert second is not None
@@ -86,7 +86,7 @@ async def test_gateways_agree_through_redis(url: str) -> None:
 
 async def test_counting_goes_on_while_redis_is_away(tmp_path: Path) -> None:
     with RedisServer(Settings(data_dir=tmp_path)) as server:
-        limits = Limits(Settings(auth="keys", redis_url=server.url))
+        limits = RateLimiter(Settings(auth="keys", redis_url=server.url))
         await limits.count(ANN)
         server.kill()
         begun = time.monotonic()

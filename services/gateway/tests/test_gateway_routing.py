@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from services.gateway.http.errors import family, render
 from services.gateway.routing.route_table import Routing
-from shared.api.replica import Replica
+from shared.api.replica import ReplicaRecord
 from shared.errors import InvalidOption, NotFound, TooLarge
 
 
-def replica(service: str, routes: tuple[str, ...] = (), models: tuple[str, ...] = ()) -> Replica:
-    return Replica(
+def replica(service: str, routes: tuple[str, ...] = (), models: tuple[str, ...] = ()) -> ReplicaRecord:
+    return ReplicaRecord(
         id=service, service=service, http="http://h:1", pid=1, ready=True, models=models, routes=routes, seen=0
     )
 

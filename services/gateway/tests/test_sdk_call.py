@@ -17,7 +17,7 @@ from fovea.chat import ChatPiece, messages_of
 from fovea.errors import broken_off, failed, retry_after, translated
 from fovea.picture import media_type, picture
 from fovea.results import JobResult, ModelCard
-from fovea.retry import Patience, Watch, pauses
+from fovea.retry import JobWatcher, RetryPolicy, pauses
 from fovea.transport import Address
 from shared import errors
 from shared.api.job import Job
@@ -219,12 +219,12 @@ def test_seconds_and_dates_of_retry_after_are_both_read():
 
 @pytest.mark.parametrize("status", [200, 400, 401, 404, 409, 422, 500, 502, 504])
 def test_only_busy_and_not_ready_are_worth_another_try(status):
-    assert Patience().wait(1, answer(status)) is None
+    assert RetryPolicy().wait(1, answer(status)) is None
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_waits_as_long_as_asked_and_gives_up_after_its_tries(status):
-    patience = Patience(tries=3, longest=10)
+    patience = RetryPolicy(tries=3, longest=10)
     assert patience.wait(1, answer(status, retry_after="7")) == 7
     assert patience.wait(2, answer(status, retry_after="11")) is None
     assert patience.wait(3, answer(status, retry_after="1")) is None
@@ -232,7 +232,7 @@ def test_waits_as_long_as_asked_and_gives_up_after_its_tries(status):
 
 @given(st.integers(1, 20))
 def test_waits_of_its_own_grow_and_stay_bounded(attempt):
-    wait = Patience(tries=99, longest=5, first=0.2).wait(attempt, answer(503))
+    wait = RetryPolicy(tries=99, longest=5, first=0.2).wait(attempt, answer(503))
     assert wait is not None
     assert min(5, 0.2 * 2 ** (attempt - 1)) / 2 <= wait <= min(5, 0.2 * 2 ** (attempt - 1))
 
@@ -246,7 +246,7 @@ def test_pauses_end_with_the_deadline():
 def test_a_watch_tells_each_state_once():
     heard: list[str] = []
     job = Job(id="1", service="s", path="/", status="running", created=datetime.now(UTC))
-    watch = Watch(lambda told: heard.append(told.status))
+    watch = JobWatcher(lambda told: heard.append(told.status))
     assert [watch.finished(job), watch.finished(job)] == [False, False]
     assert watch.finished(job.model_copy(update={"status": "succeeded"}))
     assert heard == ["running", "succeeded"]

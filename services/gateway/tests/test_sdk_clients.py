@@ -6,7 +6,7 @@ import threading
 import httpx2
 import pytest
 
-from fovea import AsyncClient, Client, Patience
+from fovea import AsyncClient, Client, RetryPolicy
 from fovea.async_client import AsyncJobs
 from fovea.client import Jobs
 from services.gateway.tests.stub_service import photograph
@@ -165,14 +165,14 @@ def test_the_same_key_twice_is_one_job(client):
 
 def test_a_full_queue_is_waited_for(stage):
     stage.stub.busy = 2
-    with Client(stage.url, patience=Patience(tries=3, longest=2)) as client:
+    with Client(stage.url, patience=RetryPolicy(tries=3, longest=2)) as client:
         assert client.segment(PICTURE).width == 320
     assert stage.stub.busy == 0
 
 
 def test_an_impatient_client_hands_the_refusal_on(stage):
     stage.stub.busy = 1
-    with Client(stage.url, patience=Patience(tries=1)) as client, pytest.raises(errors.RateLimited) as caught:
+    with Client(stage.url, patience=RetryPolicy(tries=1)) as client, pytest.raises(errors.RateLimited) as caught:
         client.segment(PICTURE)
     assert caught.value.retry_after == 1
     assert stage.stub.busy == 0

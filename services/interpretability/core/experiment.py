@@ -24,13 +24,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.interpretability.core.cell_cache import Ledger
 from services.interpretability.core.code_digest import code_digest
-from services.interpretability.core.model_registry import TINY, Shelf, shelf_of
+from services.interpretability.core.model_registry import TINY, ModelRegistry, shelf_of
 from services.interpretability.core.report import Manifest, Report, Scalar, digest
 from services.interpretability.core.result_store import Store
 from services.interpretability.core.studied_model import Subject
 from services.interpretability.rendering import render as rendering_render
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError, TooLarge
-from shared.registry import Place, Run, Servable
+from shared.registry import CallContext, LoadContext, Servable
 from shared.registry.servable import Mode
 
 __all__ = ["NO_GRAPH", "Cost", "Experiment", "NeedsJob", "Progress", "Spec", "code_digest"]
@@ -94,13 +94,13 @@ class Cost:
 class Progress:
     """The cells of one run: computed or taken from the ledger, counted, and stopped between two of them."""
 
-    def __init__(self, run: Run | None = None, *, cells: int = 1, scope: Mapping[str, Any] | None = None,
+    def __init__(self, run: CallContext | None = None, *, cells: int = 1, scope: Mapping[str, Any] | None = None,
                  ledger: Ledger | None = None) -> None:  # fmt: skip
         """Watch over `cells` cells; `scope` is what all of them depend on (weights, code, experiment)."""
         self.seconds = 0.0
         self.begun: str | None = None
         self.stopped = False
-        self._run, self._cells, self._done = run or Run(), max(cells, 1), 0
+        self._run, self._cells, self._done = run or CallContext(), max(cells, 1), 0
         self._scope, self._ledger = dict(scope or {}), ledger
 
     def cell(self, content: Mapping[str, Any], work: Callable[[], Any], note: str = "") -> Any:
@@ -121,7 +121,7 @@ class Progress:
         self._run.progress(self._done / self._cells, f"{self._done} of {self._cells} cells{note and f': {note}'}")
         return value
 
-    def inside(self) -> Run:
+    def inside(self) -> CallContext:
         """A run for long work inside the current cell: it ends when this one is stopped, and tells how far it is."""
         done, whole = self._done, self._run
         return _Inside(whole, lambda fraction, note: whole.progress((done + fraction) / self._cells, note))
@@ -147,10 +147,10 @@ class Progress:
         return entry.value
 
 
-class _Inside(Run):
+class _Inside(CallContext):
     """A part of a run: whoever stops the whole stops it."""
 
-    def __init__(self, whole: Run, report: Callable[[float, str | None], None]) -> None:
+    def __init__(self, whole: CallContext, report: Callable[[float, str | None], None]) -> None:
         super().__init__(deadline=whole.deadline, report=report, job=whole.job)
         self._whole = whole
 
@@ -175,11 +175,11 @@ class Experiment(Servable[S, Report], Generic[S]):
     mode: ClassVar[Mode] = "job"
     route: ClassVar[str]
 
-    def __init__(self, shelf: Shelf, store: Store) -> None:
+    def __init__(self, shelf: ModelRegistry, store: Store) -> None:
         self.shelf, self.store = shelf, store
 
     @classmethod
-    def load(cls, place: Place) -> Self:
+    def load(cls, place: LoadContext) -> Self:
         """Ready at once: a language model is loaded when one is first studied."""
         if place.threads:
             torch.set_num_threads(place.threads)
@@ -210,7 +210,7 @@ class Experiment(Servable[S, Report], Generic[S]):
             FoveaError: The spec does not fit the subject, or the run was stopped where nothing is worth keeping.
         """
 
-    def predict(self, batch: Sequence[S], run: Run) -> list[Report | FoveaError]:
+    def predict(self, batch: Sequence[S], run: CallContext) -> list[Report | FoveaError]:
         """Reports on requests, one after the other."""
         return [self._answer(spec, run) for spec in batch]
 
@@ -223,7 +223,7 @@ class Experiment(Servable[S, Report], Generic[S]):
         """What `render` offers."""
         return rendering_render.MEDIA_TYPES
 
-    def begin(self, spec: S, subject: Subject, run: Run | None = None) -> Progress:
+    def begin(self, spec: S, subject: Subject, run: CallContext | None = None) -> Progress:
         """The progress of one run: with the ledger where the work is long."""
         scope = {"experiment": self.card.name, **_identity(subject)}
         ledger = self.store.ledger if self.mode == "job" else None
@@ -245,7 +245,7 @@ class Experiment(Servable[S, Report], Generic[S]):
         asked = spec.model_dump(mode="json", exclude={"dry_run"})
         return digest({"experiment": self.card.name, "spec": asked, **_identity(subject)})
 
-    def _answer(self, spec: S, run: Run) -> Report | FoveaError:
+    def _answer(self, spec: S, run: CallContext) -> Report | FoveaError:
         try:
             run.check()
             subject = self.subject(spec.lm)

@@ -22,10 +22,10 @@ from shared.lm.bundled_models import SMOLLM2, shipped_gguf
 from shared.lm.gguf_file import unpack
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder, weights_digest
-from shared.registry import Place
+from shared.registry import LoadContext
 from shared.registry.weights import read_weights
 
-__all__ = ["TINY", "Shelf", "shelf_of"]
+__all__ = ["TINY", "ModelRegistry", "shelf_of"]
 
 TINY = "tiny-induction"
 """The model of the examples: trained in minutes to copy, with heads that do it."""
@@ -51,7 +51,7 @@ class _Files:
         return sum(file.stat().st_size for file in files) <= SMALL
 
 
-class Shelf:
+class ModelRegistry:
     """The models of one process."""
 
     def __init__(self, cache_folder: Path, weights: Path, llm_model: str, dtype: str, device: str) -> None:
@@ -115,11 +115,11 @@ class Shelf:
 
 
 @cache
-def _shelf(cache_folder: Path, weights: Path, llm_model: str, dtype: str, device: str) -> Shelf:
-    return Shelf(cache_folder, weights, llm_model, dtype, device)
+def _shelf(cache_folder: Path, weights: Path, llm_model: str, dtype: str, device: str) -> ModelRegistry:
+    return ModelRegistry(cache_folder, weights, llm_model, dtype, device)
 
 
-def shelf_of(place: Place) -> Shelf:
+def shelf_of(place: LoadContext) -> ModelRegistry:
     """The shelf of a Place: one per process, so that all experiments share one copy of each model."""
     options = place.options
     return _shelf(

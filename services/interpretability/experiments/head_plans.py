@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.model_registry import Shelf, shelf_of
+from services.interpretability.core.model_registry import ModelRegistry, shelf_of
 from services.interpretability.core.report import Artefact, Grid, Report, Scalar, head_axes, matrix
 from services.interpretability.core.result_store import Store
 from services.interpretability.core.studied_model import Subject
@@ -24,7 +24,7 @@ from services.interpretability.head_plans.makers import MAKERS, Made, Sources
 from services.interpretability.head_plans.razor import echo_induction, razor_plan, repeated
 from shared.lm.head_plan import HeadPlan
 from shared.lm.head_plan_store import PLAN_NAME, keep_plan
-from shared.registry import Card, Paper, Place
+from shared.registry import Card, LoadContext, Paper
 
 __all__ = [
     "DuoLoss",
@@ -112,12 +112,12 @@ class HeadPlans(Experiment[HeadPlanSpec]):
         },
     )  # fmt: skip
 
-    def __init__(self, shelf: Shelf, store: Store, weights: Path | None = None) -> None:
+    def __init__(self, shelf: ModelRegistry, store: Store, weights: Path | None = None) -> None:
         super().__init__(shelf, store)
         self._weights = weights
 
     @classmethod
-    def load(cls, place: Place) -> Self:
+    def load(cls, place: LoadContext) -> Self:
         """Ready at once; named plans go into the folder of imported weights, which all services share."""
         if place.threads:
             torch.set_num_threads(place.threads)

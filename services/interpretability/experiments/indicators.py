@@ -19,7 +19,7 @@ from services.interpretability.core.studied_model import Subject
 from shared.errors import InvalidOption, TooLarge
 from shared.registry import Card, Paper
 
-__all__ = ["Indicators", "IndicatorsSpec", "Told", "indicators"]
+__all__ = ["IndicatorTable", "Indicators", "IndicatorsSpec", "indicators"]
 
 MOST = 1024
 """Tokens: diversity compares all heads of a layer cell by cell."""
@@ -36,7 +36,7 @@ _CAPTIONS = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Told:
+class IndicatorTable:
     """What one layer's maps [H,T,T] tell ("Deconstructing Attention", 2025).
 
     Attributes:
@@ -59,14 +59,14 @@ class Told:
         return {"entropy": self.entropy, "concentration": self.concentration, "sink": self.sink, **local}
 
 
-def indicators(patterns: np.ndarray | Tensor) -> Told:
+def indicators(patterns: np.ndarray | Tensor) -> IndicatorTable:
     """Indicators of one layer's maps [H,T,T]."""
     a = np.asarray(patterns, np.float64)
     T = a.shape[-1]
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.where(a > 0, a * np.log(a), 0.0).sum((1, 2))
     local = [np.diagonal(a, -n, 1, 2).mean(-1) if n < T else np.zeros(len(a)) for n in range(4)]
-    return Told(
+    return IndicatorTable(
         entropy=entropy, concentration=np.sqrt((a**2).sum((1, 2))), sink=a[:, :, 0].mean(-1),
         local_focus=np.stack(local, 1), diversity=float(a.std(0).sum() * 2 / (T * (1 + T))),
     )  # fmt: skip
@@ -126,10 +126,10 @@ class Indicators(Experiment[IndicatorsSpec]):
         )  # fmt: skip
 
 
-def _per_layer(subject: Subject, ids: list[int], layers: list[int]) -> list[Told]:
+def _per_layer(subject: Subject, ids: list[int], layers: list[int]) -> list[IndicatorTable]:
     """One forward; maps are held for one layer at a time."""
     held: dict[int, np.ndarray] = {}
-    found: dict[int, Told] = {}
+    found: dict[int, IndicatorTable] = {}
     T = len(ids)
 
     def visit(layer: int, start: int, rows: Any) -> None:

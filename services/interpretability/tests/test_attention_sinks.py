@@ -9,7 +9,7 @@ import torch
 from services.interpretability.experiments.attention_sinks import AttentionSinks, SinksSpec, column_mass, masses, sinks
 from services.interpretability.tests.conftest import GOLDEN, read
 from shared.errors import InvalidOption, TooLarge
-from shared.registry import Run
+from shared.registry import CallContext
 
 FACTS = read("attention_sinks.json")["models"]
 
@@ -89,7 +89,7 @@ def study(place):
 
 def ask(study, **options):
     spec = SinksSpec.model_validate({"lm": "tiny", "text": "the reeds wait for the wind", **options})
-    return study.predict([spec], Run())[0]
+    return study.predict([spec], CallContext())[0]
 
 
 def test_short_text_is_refused(study):

@@ -13,13 +13,13 @@ from pydantic import ValidationError
 from services.interpretability.core.experiment import Experiment, Spec
 from services.interpretability.core.report import Report
 from shared.errors import Cancelled, FoveaError, NotFound
-from shared.registry import Place, Run, servables
+from shared.registry import CallContext, LoadContext, servables
 
 FOUND = servables("interpretability")
 
 
 @pytest.fixture(params=FOUND, ids=str)
-def study(request: pytest.FixtureRequest, place: Place) -> Experiment[Any]:
+def study(request: pytest.FixtureRequest, place: LoadContext) -> Experiment[Any]:
     found: Experiment[Any] = FOUND[request.param].load(place)
     return found
 
@@ -45,8 +45,8 @@ def counter(study: Experiment[Any]) -> Iterator[Counter]:
     handle.remove()
 
 
-def answered(study: Experiment[Any], spec: Spec, run: Run | None = None) -> Report:
-    (answer,) = study.predict([spec], run or Run())
+def answered(study: Experiment[Any], spec: Spec, run: CallContext | None = None) -> Report:
+    (answer,) = study.predict([spec], run or CallContext())
     if isinstance(answer, FoveaError):
         raise answer
     return answer
@@ -54,7 +54,7 @@ def answered(study: Experiment[Any], spec: Spec, run: Run | None = None) -> Repo
 
 def again(study: Experiment[Any], tmp_path_factory: pytest.TempPathFactory) -> Experiment[Any]:
     """The same experiment on another fresh machine: no cell is known there."""
-    other: Experiment[Any] = type(study).load(Place(cache=tmp_path_factory.mktemp("other"), threads=1))
+    other: Experiment[Any] = type(study).load(LoadContext(cache=tmp_path_factory.mktemp("other"), threads=1))
     return other
 
 
@@ -129,7 +129,7 @@ def test_every_picture_says_how_to_read_it(study):
         assert "Largest" in grid.alt
 
 
-class _StopsAfter(Run):
+class _StopsAfter(CallContext):
     """A run that somebody cancels after so many cells."""
 
     def __init__(self, cells: int) -> None:

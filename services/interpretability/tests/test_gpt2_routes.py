@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
 from services.interpretability.attention.retrieval_score import retrieval_score
-from services.interpretability.core.model_registry import Shelf
+from services.interpretability.core.model_registry import ModelRegistry
 from services.interpretability.experiments.retrieval_heads import RetrievalSpec, samples_of
 from services.interpretability.tests.conftest import probing
 from shared.lm.builders import gpt2
@@ -74,7 +74,10 @@ async def test_retrieval_heads_are_those_of_its_own_pattern_rows(client, data):
     report = answer.json()
     assert report["manifest"]["model"] == NAME
     assert any("does not solve the task" in warning for warning in report["warnings"]), "random weights know nothing"
-    subject, spec = Shelf(data, data / "weights", NAME, "float32", "cpu").subject(NAME), RetrievalSpec(seed=3, **KV)
+    subject, spec = (
+        ModelRegistry(data, data / "weights", NAME, "float32", "cpu").subject(NAME),
+        RetrievalSpec(seed=3, **KV),
+    )
     expected = []
     for sample in samples_of(spec, subject):
         read, said = sample.prompt.ids, sample.prompt.answer_ids

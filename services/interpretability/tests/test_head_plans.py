@@ -30,7 +30,7 @@ from shared.lm.builders import gpt2, llama
 from shared.lm.head_plan import HeadPlan, grouped_max
 from shared.lm.head_plan_store import PlanFolders
 from shared.lm.rope import frequencies, rotation
-from shared.registry import Run
+from shared.registry import CallContext
 
 QUICK = {"kind": "duo", "steps": 20, "lengths": [192], "passkeys": 1, "words": 2, "sink": 4, "recent": 32}
 SEARCH = {
@@ -220,7 +220,7 @@ def study(place):
 
 
 def made(study, run=None, **options):
-    (report,) = study.predict([HeadPlanSpec(lm=TINY, **options)], run or Run())
+    (report,) = study.predict([HeadPlanSpec(lm=TINY, **options)], run or CallContext())
     if isinstance(report, FoveaError):
         raise report
     return report
@@ -259,7 +259,7 @@ def test_a_plan_with_a_name_is_stored_where_it_is_served_from(study, place):
 
 
 def test_training_that_was_stopped_goes_on_and_ends_in_the_same_plan(study, place):
-    class StopsAfterOne(Run):
+    class StopsAfterOne(CallContext):
         def progress(self, fraction, note=None):
             self.cancel()
 
@@ -267,7 +267,7 @@ def test_training_that_was_stopped_goes_on_and_ends_in_the_same_plan(study, plac
         made(study, StopsAfterOne(), name="mine", **QUICK)
     assert "mine" not in PlanFolders(TINY, place.weights), "half a training is no plan"
     told = []
-    resumed = made(study, Run(report=lambda share, _note: told.append(share)), **QUICK)
+    resumed = made(study, CallContext(report=lambda share, _note: told.append(share)), **QUICK)
     assert told[-1] == 1
     whole = made(HeadPlans(study.shelf, type(study.store)(place.cache / "fresh")), **QUICK)
     assert plan_of(resumed).digest == plan_of(whole).digest

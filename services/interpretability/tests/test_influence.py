@@ -17,7 +17,7 @@ from services.interpretability.experiments.influence import (
 )
 from services.interpretability.tests.conftest import read
 from shared.errors import InvalidOption, Malformed
-from shared.registry import Run
+from shared.registry import CallContext
 
 
 def golden_documents(golden):
@@ -78,7 +78,7 @@ LINES = [{"id": "a", "domain": "x", "text": "kqzwxm " * 4}, {"id": "b", "domain"
 def ask(place, lines, **options):
     text = "\n".join(json.dumps(line) for line in lines)
     spec = InfluenceSpec.model_validate({"lm": "tiny", "documents": text, "heads": [[1, 0]], **options})
-    return AttentionInfluence.load(place).predict([spec], Run())[0]
+    return AttentionInfluence.load(place).predict([spec], CallContext())[0]
 
 
 def rows_of(report):
@@ -111,7 +111,7 @@ def test_second_run_is_equal_to_the_byte(place):
 @pytest.mark.parametrize("line", ['{"id": 1}', "[]", "nonsense"])
 def test_bad_line_is_refused_by_its_number(place, line):
     spec = InfluenceSpec(lm="tiny", documents=json.dumps(LINES[0]) + "\n" + line, heads=[[0, 0]])
-    (error,) = AttentionInfluence.load(place).predict([spec], Run())
+    (error,) = AttentionInfluence.load(place).predict([spec], CallContext())
     assert isinstance(error, Malformed)
     assert "Line 2" in error.detail
 

@@ -12,11 +12,11 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
 from services.interpretability.causal.patching import path_patch
-from services.interpretability.core.model_registry import TINY, Shelf
+from services.interpretability.core.model_registry import TINY, ModelRegistry
 from services.interpretability.experiments.circuits import Circuits, logit_difference
 from services.interpretability.tests.conftest import GOLDEN, load_golden, read
 from shared.errors import NotFound, NotReady
-from shared.registry import Place, Run
+from shared.registry import CallContext, LoadContext
 
 
 def gpt2_folder(folder):
@@ -37,7 +37,7 @@ def gpt2_folder(folder):
 def shelf(tmp_path):
     gpt2_folder(tmp_path / "weights" / "gpt2-tiny")
     gpt2_folder(tmp_path / "weights" / "gpt2-other")
-    return Shelf(tmp_path / "cache", tmp_path / "weights", "smollm2", "float32", "cpu")
+    return ModelRegistry(tmp_path / "cache", tmp_path / "weights", "smollm2", "float32", "cpu")
 
 
 def test_folder_under_the_weights_is_studied_by_its_name(shelf):
@@ -52,10 +52,10 @@ def test_folder_under_the_weights_is_studied_by_its_name(shelf):
 
 def test_circuits_of_ones_own_pairs_run_on_a_gpt2_folder(tmp_path):
     gpt2_folder(tmp_path / "weights" / "gpt2-tiny")
-    study = Circuits.load(Place(cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1))
+    study = Circuits.load(LoadContext(cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1))
     pairs = '{"clean": "ABCABC", "corrupt": "ABDABD", "correct": "A", "wrong": ["B", "C"]}'
     spec = study.In.model_validate({"lm": "gpt2-tiny", "task": "own", "pairs": pairs, "knockout": 0, "stages": 3})
-    (report,) = study.predict([spec], Run())
+    (report,) = study.predict([spec], CallContext())
     assert report.manifest.model == "gpt2-tiny"
     assert np.array(report.grid("effect on final").values).shape == (3, 4)
 

@@ -24,13 +24,13 @@ from services.interpretability.experiments.needle_grid import NeedleGrid
 from services.interpretability.generation.endpoint import Endpoint
 from shared.errors import BadInput, InvalidOption, NotReady, TooLarge
 from shared.lm.taps import trace
-from shared.registry import Run
+from shared.registry import CallContext
 
 
 def ask(study_type, place, /, **options):
     study = study_type.load(place)
     spec = study.In.model_validate({**study.card.example, **options})
-    return study.predict([spec], Run())[0]
+    return study.predict([spec], CallContext())[0]
 
 
 # Attention.
@@ -285,7 +285,7 @@ def test_method_is_asked_over_the_openai_protocol(place):
     study.endpoint = endpoint_that(answer)
     method = {"method": "duo", "plan": {"schema": "head-plan/1", "roles": [[1]]}}
     spec = study.In.model_validate({"lm": "tiny", "lengths": [600], "depths": [0], "longctx": method})
-    (report,) = study.predict([spec], Run())
+    (report,) = study.predict([spec], CallContext())
     assert 0.3 < report.scalars["recall"].value < 0.7
     assert asked[0]["longctx"] == method
     assert asked[0]["temperature"] == 0

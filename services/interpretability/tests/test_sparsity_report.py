@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from services.interpretability.causal.pruning import Pattern, pruned, stored_bytes
 from services.interpretability.experiments.sparsity import SparsityReport
 from shared.errors import InvalidOption
-from shared.registry import Run
+from shared.registry import CallContext
 from shared.sparsity import SparsityClaim, lint, sparsity_of, verify_nm
 
 
@@ -45,7 +45,7 @@ def test_what_is_no_pattern_is_refused(bad):
 def test_claims_are_complete_but_for_quality_and_masked_dense_is_called_so(place):
     study = SparsityReport.load(place)
     spec = study.In.model_validate({**study.card.example, "patterns": ["0.5", "2:4"], "runs": 30})
-    (report,) = study.predict([spec], Run())
+    (report,) = study.predict([spec], CallContext())
     rows = {row[0]: row for row in report.tables[1].rows}
     claims = {name: SparsityClaim.model_validate_json(row[-1]) for name, row in rows.items()}
     assert {f.rule for f in lint(claims["0.5"])} == {"S7"}
@@ -60,6 +60,6 @@ def test_claims_are_complete_but_for_quality_and_masked_dense_is_called_so(place
 @pytest.mark.parametrize("name", ["fovea-routing-bytes", "fasternet"])
 def test_other_shipped_networks_are_pruned_too(place, name):
     study = SparsityReport.load(place)
-    (report,) = study.predict([study.In.model_validate({**study.card.example, "lm": name})], Run())
+    (report,) = study.predict([study.In.model_validate({**study.card.example, "lm": name})], CallContext())
     assert [row[0] for row in report.tables[0].rows] == ["0.9", "2:4"]
     assert report.tables[0].rows[0][1] == pytest.approx(0.9, abs=0.01)

@@ -11,7 +11,7 @@ from services.interpretability.causal.circuit_tasks import batches, coloured_obj
 from services.interpretability.experiments.circuits import Circuits, CircuitsSpec, logit_difference
 from services.interpretability.tests.conftest import read
 from shared.errors import InvalidOption, Malformed
-from shared.registry import Run
+from shared.registry import CallContext
 
 LINE = {"clean": "abc", "corrupt": "abd", "correct": "x", "wrong": ["y", "z"]}
 
@@ -49,14 +49,14 @@ def test_task_that_the_tokenizer_cannot_hold_is_refused(tiny):
 def test_unsolved_task_carries_its_warning(place):
     study = Circuits.load(place)
     spec = CircuitsSpec(lm="tiny", task="own", pairs=json.dumps({**LINE, "correct": "~", "wrong": "a"}), knockout=0)
-    (report,) = study.predict([spec], Run())
+    (report,) = study.predict([spec], CallContext())
     assert any("Task not solved" in warning for warning in report.warnings)
 
 
 def test_override_without_wrong_answers_in_the_prompt_is_refused(place):
     study = Circuits.load(place)
     spec = CircuitsSpec(lm="tiny", task="own", pairs=json.dumps(LINE), knockout=0, override=[[0, 0]])
-    (error,) = study.predict([spec], Run())
+    (error,) = study.predict([spec], CallContext())
     assert isinstance(error, InvalidOption)
     assert error.field == "override"
 

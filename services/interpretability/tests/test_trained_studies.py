@@ -14,7 +14,7 @@ import pytest
 from services.interpretability.experiments.deconstruction_study import DeconstructionStudy
 from services.interpretability.experiments.routing import RoutingProbe
 from shared.errors import InvalidOption
-from shared.registry import Place, Run
+from shared.registry import CallContext, LoadContext
 
 SPEC = {
     "variants": ["standard", "mlp"], "layouts": ["uniform", "hybrid"], "seeds": [1, 2], "steps": 16,
@@ -33,8 +33,8 @@ study = DeconstructionStudy.load(Place(cache=Path(sys.argv[1]), weights=Path(sys
 
 
 def studied(cache):
-    study = DeconstructionStudy.load(Place(cache=cache, weights=cache / "none", threads=1))
-    (report,) = study.predict([study.In.model_validate(SPEC)], Run())
+    study = DeconstructionStudy.load(LoadContext(cache=cache, weights=cache / "none", threads=1))
+    (report,) = study.predict([study.In.model_validate(SPEC)], CallContext())
     return report
 
 
@@ -80,22 +80,22 @@ def test_the_report_sets_the_papers_table_beside_ours(tmp_path):
 
 
 def test_clusters_of_a_layer_hold_every_token_once_per_head(tmp_path):
-    probe = RoutingProbe.load(Place(cache=tmp_path, weights=tmp_path, threads=1))
+    probe = RoutingProbe.load(LoadContext(cache=tmp_path, weights=tmp_path, threads=1))
     text = "def add(a, b):\n    return a + b\n"
-    (report,) = probe.predict([probe.In.model_validate({"text": text})], Run())
+    (report,) = probe.predict([probe.In.model_validate({"text": text})], CallContext())
     heads = {row[0] for row in report.tables[0].rows}
     for head in heads:
         assert sum(row[2] for row in report.tables[0].rows if row[0] == head) == len(text)
     assert 0 <= report.scalars["alone"].value <= 1
     layer = int(report.title.rpartition(" ")[2])
-    (same,) = probe.predict([probe.In.model_validate({"text": text, "layer": layer})], Run())
+    (same,) = probe.predict([probe.In.model_validate({"text": text, "layer": layer})], CallContext())
     assert same.tables == report.tables
-    (lost,) = probe.predict([probe.In.model_validate({"text": text, "layer": 9})], Run())
+    (lost,) = probe.predict([probe.In.model_validate({"text": text, "layer": 9})], CallContext())
     assert isinstance(lost, InvalidOption)
 
 
 @pytest.mark.parametrize("bad", [{"size": {"width": 30, "heads": 4}}, {"data": "text"}, {"text": "short"}])
 def test_a_study_that_can_not_be_is_refused(tmp_path, bad):
-    study = DeconstructionStudy.load(Place(cache=tmp_path, weights=tmp_path, threads=1))
-    (refused,) = study.predict([study.In.model_validate({**SPEC, **bad})], Run())
+    study = DeconstructionStudy.load(LoadContext(cache=tmp_path, weights=tmp_path, threads=1))
+    (refused,) = study.predict([study.In.model_validate({**SPEC, **bad})], CallContext())
     assert isinstance(refused, InvalidOption)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 
 from services.llm_longctx.api.model_lookup import model_of
-from services.llm_longctx.serving.adapters.landmark import LandmarkVoice
+from services.llm_longctx.serving.adapters.landmark import LandmarkAdapter
 from services.llm_longctx.state.document_service import Documents
 from services.llm_longctx.state.redis_stores import stores_of, tenant_of
 from shared.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentRequest, DocumentText
@@ -69,7 +69,7 @@ async def delete(document_id: str, request: Request, host: HostOf, documents: Do
     return Deleted(id=document_id, object="document")
 
 
-def _voice(host: Host, name: str | None, request: Request) -> LandmarkVoice:
+def _voice(host: Host, name: str | None, request: Request) -> LandmarkAdapter:
     speaker = model_of(host, name, request, cites=True).speaker
-    assert isinstance(speaker, LandmarkVoice)  # noqa: S101  # models that cite speak with it
+    assert isinstance(speaker, LandmarkAdapter)  # noqa: S101  # models that cite speak with it
     return speaker

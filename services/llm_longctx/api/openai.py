@@ -19,9 +19,9 @@ from services.llm_longctx.api.model_lookup import model_of
 from services.llm_longctx.api.sessions import sessions_of
 from services.llm_longctx.serving import chat as chats
 from services.llm_longctx.serving import completions as texts
-from services.llm_longctx.serving.adapters.landmark import LandmarkVoice
-from services.llm_longctx.serving.adapters.titans import TitansVoice
-from services.llm_longctx.serving.request_state import Turn
+from services.llm_longctx.serving.adapters.landmark import LandmarkAdapter
+from services.llm_longctx.serving.adapters.titans import TitansAdapter
+from services.llm_longctx.serving.request_state import PreparedRequest
 from services.llm_longctx.serving.text_model import TextModel
 from services.llm_longctx.state.session_service import body_digest
 from shared import telemetry
@@ -38,7 +38,7 @@ from shared.api.text import (
     TokenizeRequest,
 )
 from shared.errors import FoveaError
-from shared.registry import Run
+from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.errors import blame
 from shared.serving.http.system_routes import host_of
@@ -110,18 +110,18 @@ async def _answer(body: Asked, request: Request, host: Host, protocol: Any) -> R
     return StreamingResponse(lines, media_type="text/event-stream", headers=_LIVE)
 
 
-async def _turn(body: Asked, request: Request, model: TextModel) -> Asked | Turn | str:
+async def _turn(body: Asked, request: Request, model: TextModel) -> Asked | PreparedRequest | str:
     """The request with what it names: a session or a document; or the answer that it was given before."""
     if body.session_id is None and body.document_id is None:
         return body
     if body.session_id is not None:
-        voice = cast("TitansVoice", model.speaker)
+        voice = cast("TitansAdapter", model.speaker)
         asked = body.model_dump_json(exclude={"stream", "stream_options"})
         once = request.scope["fovea.run"].job or request.headers.get("idempotency-key")
         session = await sessions_of(request).remembered(body.session_id, voice, body_digest(asked), once)
-        return session if isinstance(session, str) else Turn(asked=body, brought=session)
-    document = await documents_of(request).brought(body.document_id or "", cast("LandmarkVoice", model.speaker))
-    return Turn(asked=body, brought=document)
+        return session if isinstance(session, str) else PreparedRequest(asked=body, brought=session)
+    document = await documents_of(request).brought(body.document_id or "", cast("LandmarkAdapter", model.speaker))
+    return PreparedRequest(asked=body, brought=document)
 
 
 def _again(answer: str, body: Asked, protocol: Any) -> Response:
@@ -150,7 +150,7 @@ async def _came(first: asyncio.Future[BaseModel]) -> bool:
 
 
 async def _sse(
-    first: asyncio.Future[BaseModel], rest: AsyncIterator[BaseModel], run: Run, with_usage: bool
+    first: asyncio.Future[BaseModel], rest: AsyncIterator[BaseModel], run: CallContext, with_usage: bool
 ) -> AsyncIterator[str]:
     """Events; comments tell the place in the queue while the first is waited for, and clients skip them."""
     hidden = None if with_usage else {"usage"}

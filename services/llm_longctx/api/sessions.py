@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Depends, Query, Request
 from starlette.responses import Response
 
 from services.llm_longctx.api.model_lookup import model_of
-from services.llm_longctx.serving.adapters.titans import TitansVoice
+from services.llm_longctx.serving.adapters.titans import TitansAdapter
 from services.llm_longctx.state.redis_stores import lifespan, stores_of, tenant_of
 from services.llm_longctx.state.session_service import Sessions
 from shared.api.sessions import Deleted, RollbackRequest, Session, SessionList, SessionRequest, SurpriseTrace
@@ -116,7 +116,7 @@ async def surprise(
     return await sessions.surprise(session_id, version, _voice(host, head.model, request))
 
 
-def _voice(host: Host, name: str | None, request: Request) -> TitansVoice:
+def _voice(host: Host, name: str | None, request: Request) -> TitansAdapter:
     speaker = model_of(host, name, request, remembers=True).speaker
-    assert isinstance(speaker, TitansVoice)  # noqa: S101  # models that remember speak with it
+    assert isinstance(speaker, TitansAdapter)  # noqa: S101  # models that remember speak with it
     return speaker

@@ -17,7 +17,7 @@ from services.llm_longctx.engine.kv_update import copied, retained
 from services.llm_longctx.kernels import decode as attention
 from services.llm_longctx.kernels import decode_runs, layer_ops, merge
 from services.llm_longctx.kv_cache import PoolExhausted
-from services.llm_longctx.methods.core.hook_inputs import Attended, Held, Step
+from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, CacheView, DecodeView
 from services.llm_longctx.methods.core.hook_results import Compact, DecodePlan, Pages, Ranges
 from shared.lm.decoder import Decoder
 
@@ -128,10 +128,10 @@ class StepAttention:
 
     # Sequences whose method chooses what a step reads.
 
-    def _step(self, layer: int, b: int, rows: Tensor) -> Step:
+    def _step(self, layer: int, b: int, rows: Tensor) -> DecodeView:
         s, memory = self._sequences[b], self._sequences[b].memory
         G = memory.cut.shape[1]
-        return Step(
+        return DecodeView(
             layer, rows[b * G : (b + 1) * G].flatten(0, 1), memory.length, s.prompt,
             tuple(bool(x) for x in s.policy.full[layer]), HeldHeads(s, layer),
             tuple(memory.compact.n[layer].tolist()), s.policy.config, s.memos[layer],
@@ -181,7 +181,7 @@ class StepAttention:
     def _calibrated(self, layer: int, b: int, rows: Tensor, out: Tensor, lse: Tensor, heads: tuple[int, ...]) -> Tensor:
         s, G = self._sequences[b], self._sequences[b].memory.cut.shape[1]
         mine = slice(b * G, (b + 1) * G)
-        view = Attended(
+        view = AttentionOutput(
             layer, rows[mine].flatten(0, 1)[:, None], HeldHeads(s, layer), out[mine].flatten(0, 1)[:, None],
             lse[mine].flatten(0, 1)[:, None], s.memory.length, heads, decoding=True, last=True, config=s.policy.config,
             memo=s.memos[layer],
@@ -190,7 +190,7 @@ class StepAttention:
         return changed.view(out[mine].shape)
 
 
-class HeldHeads(Sequence[Held]):
+class HeldHeads(Sequence[CacheView]):
     """What each key/value head of a layer holds, gathered when it is looked at."""
 
     def __init__(self, s: OpenSequence, layer: int) -> None:
@@ -200,17 +200,17 @@ class HeldHeads(Sequence[Held]):
         return int(self._s.memory.cut.shape[1])
 
     @overload
-    def __getitem__(self, head: int) -> Held: ...
+    def __getitem__(self, head: int) -> CacheView: ...
     @overload
-    def __getitem__(self, head: slice) -> list[Held]: ...
-    def __getitem__(self, head: int | slice) -> Held | list[Held]:
+    def __getitem__(self, head: slice) -> list[CacheView]: ...
+    def __getitem__(self, head: int | slice) -> CacheView | list[CacheView]:
         """One head's entries, or several heads'."""
         if isinstance(head, slice):
             return [self[g] for g in range(*head.indices(len(self)))]
         if not -len(self) <= head < len(self):
             raise IndexError(head)
         held = self._s.memory.entries(self._layer, head)
-        return Held(held.k, held.v, held.positions, held.log_weight)
+        return CacheView(held.k, held.v, held.positions, held.log_weight)
 
 
 def held_bytes(sequences: Sequence[OpenSequence]) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from services.llm_longctx.kv_cache import Entries
-from services.llm_longctx.methods.core.hook_results import Outcome, Retain
+from services.llm_longctx.methods.core.hook_results import CacheUpdate, RetentionPolicy
 
 if TYPE_CHECKING:
     from services.llm_longctx.engine.open_sequence import OpenSequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["copied", "retained"]
 
 
-def retained(s: OpenSequence, layer: int, outcome: Outcome, held: Mapping[int, Entries], length: int) -> set[int]:
+def retained(s: OpenSequence, layer: int, outcome: CacheUpdate, held: Mapping[int, Entries], length: int) -> set[int]:
     """Cut the heads that are named; those that were, by number. `held` is what they hold now, new entries included.
 
     Raises:
@@ -37,13 +37,13 @@ def retained(s: OpenSequence, layer: int, outcome: Outcome, held: Mapping[int, E
     return set(outcome.retain)
 
 
-def copied(s: OpenSequence, layer: int, outcome: Outcome) -> None:
+def copied(s: OpenSequence, layer: int, outcome: CacheUpdate) -> None:
     """Make the compact copies that are ordered."""
     for head, positions in outcome.compact.items():
         s.memory.copy_compact(layer, head, positions, spare=s.memory.pool.page)
 
 
-def _chosen(held: Entries, order: Retain) -> tuple[Entries, int | None]:
+def _chosen(held: Entries, order: RetentionPolicy) -> tuple[Entries, int | None]:
     """What is kept, a virtual entry last, and how many entries that one stands for where it will absorb more."""
     if order.positions is not None:
         kept = torch.isin(held.positions, order.positions)

@@ -16,8 +16,15 @@ import numpy as np
 import torch
 
 from services.llm_longctx.methods import AttentionMethod, method
-from services.llm_longctx.methods.core.hook_inputs import Chunk, Read
-from services.llm_longctx.methods.core.hook_results import Footprint, Heads, Outcome, PrefillPlan, Retain, WindowSink
+from services.llm_longctx.methods.core.hook_inputs import Chunk, PostPrefillView
+from services.llm_longctx.methods.core.hook_results import (
+    CacheUpdate,
+    Footprint,
+    Heads,
+    PrefillPlan,
+    RetentionPolicy,
+    WindowSink,
+)
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 
@@ -37,10 +44,10 @@ class _SlidingLayer(AttentionMethod):
         """The model's own mask."""
         return WindowSink(0, self.window)
 
-    def after_prefill(self, view: Read) -> Outcome:
+    def after_prefill(self, view: PostPrefillView) -> CacheUpdate:
         """The token itself is one of the window."""
-        kept = [Retain.ends(head.positions, 0, self.window - 1, slide=True) for head in view.heads]
-        return Outcome(retain=dict(enumerate(kept)))
+        kept = [RetentionPolicy.ends(head.positions, 0, self.window - 1, slide=True) for head in view.heads]
+        return CacheUpdate(retain=dict(enumerate(kept)))
 
 
 def windows_of(config: DecoderConfig) -> tuple[int | None, ...]:

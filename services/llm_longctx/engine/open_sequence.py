@@ -15,7 +15,7 @@ from services.llm_longctx.engine.decode_attention import decode
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.prefill_attention import ChunkAttention
 from services.llm_longctx.kernels import layer_ops
-from services.llm_longctx.kv_cache import Entries, Memory, PagePool
+from services.llm_longctx.kv_cache import Entries, PagePool, SequenceCache
 from shared.errors import InvalidOption
 from shared.lm.decoder import Decoder
 
@@ -41,7 +41,7 @@ class OpenSequence:
 
     def __init__(self, model: Decoder, pool: PagePool, policy: Policy, backend: str) -> None:
         self.policy = policy
-        self.memory = Memory(pool, model.config.layers, model.config.kv_heads)
+        self.memory = SequenceCache(pool, model.config.layers, model.config.kv_heads)
         self.memos: list[object] = [None] * model.config.layers
         self.prompt = 0
         self.room = 0
@@ -135,7 +135,7 @@ class OpenSequence:
         twin.densities, twin.full_steps, twin.cached = list(self.densities), self.full_steps, self.cached
         return twin
 
-    def resume(self, memory: Memory, memos: Sequence[object], prompt: int, room: int) -> None:
+    def resume(self, memory: SequenceCache, memos: Sequence[object], prompt: int, room: int) -> None:
         """Go on from what another one has read."""
         self.memory, self.memos, self.prompt, self.room = memory, list(memos), prompt, room
 

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.stream import Stream
 from shared.errors import Cancelled, FoveaError
-from shared.registry import Run
+from shared.registry import CallContext
 
 __all__ = ["Choice", "Facts", "FinishReason", "Grammar", "Order", "Sampling", "Sink", "Token"]
 
@@ -155,7 +155,7 @@ class Order:
     score_prompt: bool = False
     score_from: int = 0
     priority: int = 0
-    run: Run = field(default_factory=Run)
+    run: CallContext = field(default_factory=CallContext)
     opens: Callable[[], Stream] | None = None
     keeps: Callable[[Stream, Sequence[int]], None] | None = None
     most_bytes: int = 0

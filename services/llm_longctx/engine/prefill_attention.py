@@ -16,7 +16,7 @@ from services.llm_longctx.engine.kv_update import copied, retained
 from services.llm_longctx.engine.prefill_kernels import Part, over_held, over_history, under_mask, window_mask
 from services.llm_longctx.kernels import window_prefill
 from services.llm_longctx.kv_cache import Entries
-from services.llm_longctx.methods.core.hook_inputs import Attended, Chunk, Held, Read
+from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, CacheView, Chunk, PostPrefillView
 from services.llm_longctx.methods.core.hook_results import Blocks, Dense, PrefillPlan, TokenLists, WindowSink
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class ChunkAttention:
     ) -> Tensor:
         s, G = self._s, self._s.policy.config.kv_heads
         held = [_view(s.memory.entries(layer, g)) for g in range(G)]
-        view = Attended(
+        view = AttentionOutput(
             layer, q, held, out, lse, offset, heads, decoding=False, last=self._last, config=s.policy.config,
             memo=s.memos[layer],
         )  # fmt: skip
@@ -159,7 +159,7 @@ class ChunkAttention:
             G = k.shape[0]
             heads = [held[g] if g in held else s.memory.entries(layer, g) for g in range(G)]
             full = tuple(bool(x) for x in s.policy.full[layer])
-            view = Read(
+            view = PostPrefillView(
                 layer, q, offset, self._last, full, [_view(one) for one in heads], s.policy.config, s.memos[layer]
             )
             outcome = method.after_prefill(view)
@@ -183,5 +183,5 @@ def _joined(held: Entries, k: Tensor, v: Tensor, offset: int) -> Entries:
     return Entries(torch.cat((held.k, k)), torch.cat((held.v, v)), torch.cat((held.positions, positions)), weight)
 
 
-def _view(held: Entries) -> Held:
-    return Held(held.k, held.v, held.positions, held.log_weight)
+def _view(held: Entries) -> CacheView:
+    return CacheView(held.k, held.v, held.positions, held.log_weight)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from services.llm_longctx.engine.method_policy import CHUNK, Policy
-from services.llm_longctx.kv_cache import Memory, PoolExhausted
+from services.llm_longctx.kv_cache import PoolExhausted, SequenceCache
 
 if TYPE_CHECKING:
     from services.llm_longctx.engine.llm_engine import Engine
@@ -35,7 +35,7 @@ class _Node:
         children: Prefixes that are one block longer.
     """
 
-    memory: Memory
+    memory: SequenceCache
     memos: tuple[object, ...]
     parent: bytes
     used: int

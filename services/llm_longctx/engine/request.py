@@ -14,7 +14,7 @@ from services.llm_longctx.engine.order import Choice, Facts, FinishReason, Order
 from services.llm_longctx.methods import AttentionMethod
 from shared.errors import FoveaError, InvalidOption
 from shared.lm.head_plan import HeadPlan
-from shared.registry import Run
+from shared.registry import CallContext
 
 if TYPE_CHECKING:
     from services.llm_longctx.engine.llm_engine import Engine
@@ -49,7 +49,7 @@ class Request:
     seed: int | None = None
     ends: frozenset[int] = frozenset()
     priority: int = 0
-    run: Run | None = None
+    run: CallContext | None = None
 
     def order(self, engine: Engine) -> tuple[Order, Collected]:
         """What the scheduler understands, and where the answer gathers.
@@ -68,7 +68,7 @@ class Request:
         sink = Collected()
         order = Order(
             [int(i) for i in self.ids], [Choice(sampling, sink)], self.max_tokens, policy=policy, ends=self.ends,
-            priority=self.priority, run=self.run or Run(),
+            priority=self.priority, run=self.run or CallContext(),
         )  # fmt: skip
         sink.usage = Usage(order, policy, engine.backend)
         return order, sink

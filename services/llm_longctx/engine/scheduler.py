@@ -19,7 +19,7 @@ from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.open_sequence import OpenSequence
 from services.llm_longctx.engine.order import Order
 from services.llm_longctx.engine.prefix_cache import Prefixes
-from services.llm_longctx.engine.quality.fidelity_monitor import Watch
+from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.engine.sampler import scored
 from services.llm_longctx.engine.turns import Turns, fault
 from services.llm_longctx.kv_cache import PoolExhausted
@@ -47,7 +47,7 @@ class Scheduler(Turns[OpenSequence]):
         max_waiting: int = 64,
         prefill_tokens: int = 512,
         threads: int = 0,
-        watch: Watch | None = None,
+        watch: FidelityMonitor | None = None,
     ) -> None:
         """Take an engine into service; `start` begins to step.
 

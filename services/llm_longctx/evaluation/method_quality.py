@@ -24,12 +24,12 @@ from services.llm_longctx.engine.order import Choice
 from services.llm_longctx.engine.quality.fidelity import Fidelity, comparing
 from services.llm_longctx.engine.request import Collected, Usage
 from services.llm_longctx.evaluation.text_corpus import library_prose
-from services.llm_longctx.serving.adapters.decoder import Speaker
+from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.method_selection import policy_for
 from shared.api.text import LongctxOptions
 from shared.errors import Cancelled, InvalidOption
 from shared.lm.niah_prompts import NEEDLES, haystack, needle
-from shared.registry import Run
+from shared.registry import CallContext
 
 __all__ = ["FidelityReport", "FidelitySpec", "NeedleReport", "NeedleSpec", "run_fidelity", "run_needle"]
 
@@ -116,7 +116,7 @@ class FidelityReport(BaseModel):
     rows: list[FidelityRow]
 
 
-def run_needle(speaker: Speaker, spec: NeedleSpec, run: Run) -> NeedleReport:
+def run_needle(speaker: DecoderAdapter, spec: NeedleSpec, run: CallContext) -> NeedleReport:
     """Hide sentences and ask for them.
 
     Raises:
@@ -147,7 +147,7 @@ def run_needle(speaker: Speaker, spec: NeedleSpec, run: Run) -> NeedleReport:
     )  # fmt: skip
 
 
-def run_fidelity(speaker: Speaker, spec: FidelitySpec, run: Run) -> FidelityReport:
+def run_fidelity(speaker: DecoderAdapter, spec: FidelitySpec, run: CallContext) -> FidelityReport:
     """Compare a method with dense attention on prose and on copies.
 
     Raises:
@@ -167,13 +167,15 @@ def run_fidelity(speaker: Speaker, spec: FidelitySpec, run: Run) -> FidelityRepo
     return FidelityReport(model=speaker.name, longctx=spec.longctx, rows=rows)
 
 
-def _check(speaker: Speaker, lengths: Sequence[int], steps: int) -> None:
+def _check(speaker: DecoderAdapter, lengths: Sequence[int], steps: int) -> None:
     if max(lengths) + steps > speaker.context:
         detail = f"{max(lengths):,} tokens and an answer of {steps:,} exceed the context of {speaker.context:,} tokens."
         raise InvalidOption(detail, field="lengths")
 
 
-def _answers(speaker: Speaker, prompts: Iterable[Sequence[int]], spec: NeedleSpec, run: Run) -> Iterator[Collected]:
+def _answers(
+    speaker: DecoderAdapter, prompts: Iterable[Sequence[int]], spec: NeedleSpec, run: CallContext
+) -> Iterator[Collected]:
     """Answers in order, behind the requests of others, and decoded together in half of the places that there are."""
     most = max(speaker.scheduler.engine.max_batch // 2, 1)
     rest, asked = iter(prompts), deque[tuple[Order, Collected]]()
@@ -191,7 +193,7 @@ def _answers(speaker: Speaker, prompts: Iterable[Sequence[int]], spec: NeedleSpe
             order.dropped = True
 
 
-def _asked(speaker: Speaker, ids: Sequence[int], spec: NeedleSpec) -> tuple[Order, Collected]:
+def _asked(speaker: DecoderAdapter, ids: Sequence[int], spec: NeedleSpec) -> tuple[Order, Collected]:
     """A prompt handed in. Its place in the queue is no progress of the whole, so it has no part in the caller's run."""
     engine = speaker.scheduler.engine
     policy = policy_for(engine, spec.longctx, speaker.plans, len(ids), spec.steps)
@@ -202,7 +204,7 @@ def _asked(speaker: Speaker, ids: Sequence[int], spec: NeedleSpec) -> tuple[Orde
     return order, sink
 
 
-def _heard(answer: Collected, run: Run) -> Collected:
+def _heard(answer: Collected, run: CallContext) -> Collected:
     """An answer when it is over."""
     while answer.reason is None:
         run.check()
@@ -211,7 +213,7 @@ def _heard(answer: Collected, run: Run) -> Collected:
     return answer
 
 
-def _compared(speaker: Speaker, ids: list[int], answer: list[int], policy: Policy, run: Run) -> Fidelity:
+def _compared(speaker: DecoderAdapter, ids: list[int], answer: list[int], policy: Policy, run: CallContext) -> Fidelity:
     """A comparison on the scheduler's thread, while nobody waits for an answer."""
     news: queue.SimpleQueue[Fidelity | None] = queue.SimpleQueue()
     left = threading.Event()
@@ -240,7 +242,7 @@ def _compared(speaker: Speaker, ids: list[int], answer: list[int], policy: Polic
     return found
 
 
-def _prose(speaker: Speaker, spec: FidelitySpec, length: int) -> tuple[list[int], list[int]]:
+def _prose(speaker: DecoderAdapter, spec: FidelitySpec, length: int) -> tuple[list[int], list[int]]:
     """A stretch of text and how it goes on."""
     wanted = length + spec.steps
     ids = speaker.tokenizer.encode(spec.long_text(wanted), special=False)
@@ -250,7 +252,7 @@ def _prose(speaker: Speaker, spec: FidelitySpec, length: int) -> tuple[list[int]
     return ids[:length], ids[length:wanted]
 
 
-def _copies(speaker: Speaker, spec: FidelitySpec, length: int) -> tuple[list[int], list[int]]:
+def _copies(speaker: DecoderAdapter, spec: FidelitySpec, length: int) -> tuple[list[int], list[int]]:
     """Random tokens that begin to come a second time, and how they go on."""
     rng = random.Random(spec.seed)
     period = max(length - 8, 8)

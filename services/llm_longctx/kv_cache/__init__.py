@@ -4,6 +4,6 @@ Knows entries, pages and lengths. Knows nothing about attention methods, kernels
 """
 
 from services.llm_longctx.kv_cache.page_pool import PagePool, PoolExhausted
-from services.llm_longctx.kv_cache.sequence_cache import Entries, Memory, Part
+from services.llm_longctx.kv_cache.sequence_cache import Entries, SequenceCache, SharedPrefix
 
-__all__ = ["Entries", "Memory", "PagePool", "Part", "PoolExhausted"]
+__all__ = ["Entries", "PagePool", "PoolExhausted", "SequenceCache", "SharedPrefix"]

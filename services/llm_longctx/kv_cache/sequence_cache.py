@@ -19,7 +19,7 @@ from services.llm_longctx.kv_cache.page_runs import Runs
 from services.llm_longctx.kv_cache.sliding_window import Rings
 from services.llm_longctx.kv_cache.virtual_entries import Means
 
-__all__ = ["Entries", "Memory", "Part"]
+__all__ = ["Entries", "SequenceCache", "SharedPrefix"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +38,7 @@ class Entries:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class SharedPrefix:
     """Whole pages before a sequence's own, read by several sequences and written by none.
 
     Attributes:
@@ -54,12 +54,12 @@ class Part:
         first = self.start[self.start >= 0] // page
         return np.asarray((first[:, None] + np.arange(self.n // page)).ravel())
 
-    def continues(self, before: Part) -> bool:
+    def continues(self, before: SharedPrefix) -> bool:
         """Whether it lies right behind another one, in every head."""
         return bool((np.where(before.start < 0, -1, before.start + before.n) == self.start).all())
 
 
-class Memory:
+class SequenceCache:
     """Keys and values of one sequence.
 
     Attributes:
@@ -76,7 +76,7 @@ class Memory:
         self.length = 0
         self.own = Runs(pool, layers, kv_heads)
         self.compact = Runs(pool, layers, kv_heads)
-        self.parts: list[Part] = []
+        self.parts: list[SharedPrefix] = []
         self.cut = np.zeros((layers, kv_heads), bool)
         self.weighted = np.zeros((layers, kv_heads), bool)
         self.rings = Rings(layers, kv_heads)
@@ -279,7 +279,7 @@ class Memory:
             raise
         return twin
 
-    def copy(self, other: Memory, taken: int) -> None:
+    def copy(self, other: SequenceCache, taken: int) -> None:
         """Own runs less the first `taken` entries of whole heads, and compact runs, of another sequence."""
         skip = np.where(self.cut, 0, taken)
         self.own.reserve(np.maximum(other.own.n - skip + self.pool.page, self.rings.room()))
@@ -298,7 +298,7 @@ class Memory:
         shorter = type(self)(self.pool, *self.cut.shape)
         for part in (*self.parts, *([self.part(0, filled)] if (filled := self.filled()) else ())):
             if (n := min(part.n, count - shorter.length)) > 0:
-                shorter.adopt(Part(part.start, n))
+                shorter.adopt(SharedPrefix(part.start, n))
                 shorter.length += n
         return shorter
 
@@ -307,15 +307,15 @@ class Memory:
         whole = self.own.n[~self.cut]
         return int(whole.min()) // self.pool.page * self.pool.page if whole.size else 0
 
-    def part(self, begin: int, count: int) -> Part:
+    def part(self, begin: int, count: int) -> SharedPrefix:
         """Own entries `begin` … `begin`+`count`-1 of the whole heads, multiples of the page. It is not held yet."""
-        return Part(np.where(self.cut, -1, self.own.start + begin), count)
+        return SharedPrefix(np.where(self.cut, -1, self.own.start + begin), count)
 
-    def adopt(self, part: Part) -> None:
+    def adopt(self, part: SharedPrefix) -> None:
         """Read shared pages behind those one has; they are held once more. What lies side by side becomes one part."""
         self.pool.share(part.pages(self.pool.page))
         if self.parts and part.continues(self.parts[-1]):
-            self.parts[-1] = Part(self.parts[-1].start, self.parts[-1].n + part.n)
+            self.parts[-1] = SharedPrefix(self.parts[-1].start, self.parts[-1].n + part.n)
         else:
             self.parts.append(part)
 
@@ -351,5 +351,5 @@ class Memory:
             if (start := int(part.start[layer, head])) >= 0:
                 left = part.start.copy()
                 left[layer, head] = -1
-                self.parts[i] = Part(left, part.n)
+                self.parts[i] = SharedPrefix(left, part.n)
                 self.pool.release(start // self.pool.page + np.arange(part.n // self.pool.page))

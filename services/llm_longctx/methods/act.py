@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference, Supports
-from services.llm_longctx.methods.core.hook_inputs import Attended, Held
+from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, CacheView
 from services.llm_longctx.methods.core.hook_results import Heads
 from services.llm_longctx.methods.core.oracle import causal, grouped, probabilities
 from shared.errors import InvalidOption
@@ -97,7 +97,7 @@ class Act(AttentionMethod):
             raise InvalidOption(detail, field="longctx.heads")
         return Heads(calibrated=frozenset((int(layer), int(head)) for layer, head in pairs))
 
-    def epilogue(self, view: Attended) -> tuple[Tensor, object]:
+    def epilogue(self, view: AttentionOutput) -> tuple[Tensor, object]:
         """Section 2, per calibrated head; the sinks found in prefill are the memo that decoding goes on with."""
         out, group = view.out.clone(), view.q.shape[0] // len(view.heads)
         frozen = dict(view.memo) if isinstance(view.memo, tuple) and view.decoding else {}
@@ -114,7 +114,7 @@ class Act(AttentionMethod):
             out[head] = self._changed(q, lse, out[head], held, sinks, view.offset).to(out.dtype)
         return out, tuple(sorted(frozen.items()))
 
-    def _changed(self, q: Tensor, lse: Tensor, mixed: Tensor, held: Held, sinks: Tensor, offset: int) -> Tensor:
+    def _changed(self, q: Tensor, lse: Tensor, mixed: Tensor, held: CacheView, sinks: Tensor, offset: int) -> Tensor:
         """One head's new output [T,d]; q [T,d] and lse [T] are wide."""
         at = torch.arange(offset, offset + len(q), device=q.device)[:, None]
         k, v = held.k.to(q.dtype), held.v.to(q.dtype)

@@ -14,8 +14,8 @@ from pydantic import SerializeAsAny
 from torch import Tensor
 
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Supports
-from services.llm_longctx.methods.core.hook_inputs import Attended, Chunk, Read, Step
-from services.llm_longctx.methods.core.hook_results import DecodePlan, Footprint, Heads, Outcome, Pages, PrefillPlan
+from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, Chunk, DecodeView, PostPrefillView
+from services.llm_longctx.methods.core.hook_results import CacheUpdate, DecodePlan, Footprint, Heads, Pages, PrefillPlan
 from services.llm_longctx.methods.core.registry import method
 from services.llm_longctx.methods.dense import DenseMethod
 from shared.errors import InvalidOption
@@ -115,22 +115,22 @@ class Composed(AttentionMethod):
             return self.heads.prefill_plan(replace(chunk, memo=memos.heads))
         return self.prefill.prefill_plan(replace(chunk, memo=memos.prefill))
 
-    def epilogue(self, view: Attended) -> tuple[Tensor, object]:
+    def epilogue(self, view: AttentionOutput) -> tuple[Tensor, object]:
         """As the part for heads says."""
         memos = _memos(view.memo)
         out, memo = self.heads.epilogue(replace(view, memo=memos.heads))
         return out, memos._replace(heads=memo)
 
-    def after_prefill(self, view: Read) -> Outcome:
+    def after_prefill(self, view: PostPrefillView) -> CacheUpdate:
         """Heads are cut by their part; copies are made of full heads by the part for decoding."""
         memos = _memos(view.memo)
         read = self.prefill.after_prefill(replace(view, memo=memos.prefill))
         cut = self.heads.after_prefill(replace(view, memo=memos.heads))
         copied = self.decode.after_prefill(replace(view, memo=memos.decode))
         compact = {g: positions for g, positions in copied.compact.items() if view.full[g]}
-        return Outcome(cut.retain, compact, _Memos(read.memo, copied.memo, cut.memo))
+        return CacheUpdate(cut.retain, compact, _Memos(read.memo, copied.memo, cut.memo))
 
-    def decode_plan(self, step: Step) -> DecodePlan:
+    def decode_plan(self, step: DecodeView) -> DecodePlan:
         """Full heads as the part for decoding says; heads that were cut read what they hold."""
         plan = self.decode.decode_plan(replace(step, memo=_memos(step.memo).decode))
         if all(step.full):
@@ -139,12 +139,12 @@ class Composed(AttentionMethod):
             tuple(plan.view(g) if full else Pages() for g, full in enumerate(step.full)), plan.want_scores
         )
 
-    def after_decode(self, step: Step, scores: Sequence[Tensor]) -> Outcome:
+    def after_decode(self, step: DecodeView, scores: Sequence[Tensor]) -> CacheUpdate:
         """As the part for decoding says, for full heads."""
         memos = _memos(step.memo)
         outcome = self.decode.after_decode(replace(step, memo=memos.decode), scores)
         compact = {g: positions for g, positions in outcome.compact.items() if step.full[g]}
-        return Outcome({}, compact, memos._replace(decode=outcome.memo))
+        return CacheUpdate({}, compact, memos._replace(decode=outcome.memo))
 
 
 def compose(

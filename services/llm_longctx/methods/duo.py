@@ -11,14 +11,14 @@ from torch import Tensor
 
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
 from services.llm_longctx.methods.core.head_roles import Roles, count_full, heads_of, uniform
-from services.llm_longctx.methods.core.hook_inputs import Chunk, Read
+from services.llm_longctx.methods.core.hook_inputs import Chunk, PostPrefillView
 from services.llm_longctx.methods.core.hook_results import (
+    CacheUpdate,
     Dense,
     Footprint,
     Heads,
-    Outcome,
     PrefillPlan,
-    Retain,
+    RetentionPolicy,
     WindowSink,
 )
 from services.llm_longctx.methods.core.oracle import causal, masked
@@ -88,14 +88,14 @@ class Duo(AttentionMethod):
         """As released, what is still held and the chunk itself are read in full."""
         return WindowSink(self.sink, self.recent) if chunk.evicting and self.window == "exact" else Dense()
 
-    def after_prefill(self, view: Read) -> Outcome:
+    def after_prefill(self, view: PostPrefillView) -> CacheUpdate:
         """Streaming heads are cut after every chunk, and slide while decoding."""
         kept = {
-            g: Retain.ends(head.positions, self.sink, self._between, slide=True)
+            g: RetentionPolicy.ends(head.positions, self.sink, self._between, slide=True)
             for g, (head, full) in enumerate(zip(view.heads, view.full, strict=True))
             if not full
         }
-        return Outcome(retain=kept, memo=view.memo)
+        return CacheUpdate(retain=kept, memo=view.memo)
 
     def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
         """Streaming heads hold their ends and the step's own entry."""

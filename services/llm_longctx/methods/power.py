@@ -11,7 +11,7 @@ from torch import Tensor
 
 from services.llm_longctx.kernels import BlockCsr
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
-from services.llm_longctx.methods.core.hook_inputs import Chunk, Step
+from services.llm_longctx.methods.core.hook_inputs import Chunk, DecodeView
 from services.llm_longctx.methods.core.hook_results import Blocks, DecodePlan, Dense, PrefillPlan, Ranges
 from services.llm_longctx.methods.core.oracle import blocks_to_tokens, masked
 from services.llm_longctx.methods.core.sparsity_claims import claimed
@@ -55,7 +55,7 @@ class Power(AttentionMethod):
         first, rows = chunk.offset // self.block, -(-chunk.k.shape[1] // self.block)
         return Blocks(_csr(len(chunk.kv_heads), first, rows, self.block, self.window, self.sink))
 
-    def decode_plan(self, step: Step) -> DecodePlan:
+    def decode_plan(self, step: DecodeView) -> DecodePlan:
         """The blocks that the rule allows, and the query's own up to itself."""
         return DecodePlan() if step.layer in self.dense_layers else DecodePlan(Ranges(self._spans(step.position)))
 

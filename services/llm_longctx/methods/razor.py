@@ -14,8 +14,8 @@ from torch import Tensor
 
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
 from services.llm_longctx.methods.core.head_roles import Roles, count_full, heads_of, uniform
-from services.llm_longctx.methods.core.hook_inputs import Held, Read
-from services.llm_longctx.methods.core.hook_results import Footprint, Heads, Outcome, Retain, Virtual
+from services.llm_longctx.methods.core.hook_inputs import CacheView, PostPrefillView
+from services.llm_longctx.methods.core.hook_results import CacheUpdate, Footprint, Heads, RetentionPolicy, Virtual
 from services.llm_longctx.methods.core.oracle import grouped, probabilities
 from services.llm_longctx.methods.core.sparsity_claims import claimed
 from shared.errors import InvalidOption
@@ -107,14 +107,14 @@ class Razor(AttentionMethod):
         """Retrieval heads by the knob or the plan."""
         return heads_of(self.name, config, plan, self.roles, None)
 
-    def after_prefill(self, view: Read) -> Outcome:
+    def after_prefill(self, view: PostPrefillView) -> CacheUpdate:
         """Compress once the whole prompt is read."""
         if not view.last:
-            return Outcome(memo=view.memo)
+            return CacheUpdate(memo=view.memo)
         begin, end = self._dropped(view.length)
         window = self._window(view.length)
         kept = {
-            g: Retain(
+            g: RetentionPolicy(
                 positions=torch.cat((torch.arange(begin), torch.arange(end, view.length))) if end > begin else None,
                 virtual=self._mean(head, begin, end) if end > begin and self._compensates else None,
                 sink=self.sink,
@@ -125,7 +125,7 @@ class Razor(AttentionMethod):
             for g, (head, full) in enumerate(zip(view.heads, view.full, strict=True))
             if not full
         }
-        return Outcome(retain=kept, memo=view.memo)
+        return CacheUpdate(retain=kept, memo=view.memo)
 
     def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
         """Cut heads hold sinks, window and virtual entry, and what is appended unless the window slides."""
@@ -170,7 +170,7 @@ class Razor(AttentionMethod):
         # A virtual entry for a single one would save nothing: the capacity reading counts it.
         return (begin, end) if end > begin + (self.variant == "capacity") else (begin, begin)
 
-    def _mean(self, head: Held, begin: int, end: int) -> Virtual:
+    def _mean(self, head: CacheView, begin: int, end: int) -> Virtual:
         """The entry that stands for positions [begin, end)."""
         gone = (head.positions >= begin) & (head.positions < end)
         wide = torch.promote_types(head.k.dtype, torch.float32)

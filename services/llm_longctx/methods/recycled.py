@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
-from services.llm_longctx.methods.core.hook_inputs import Read, Step
-from services.llm_longctx.methods.core.hook_results import Compact, DecodePlan, Footprint, Heads, Outcome, Pages
+from services.llm_longctx.methods.core.hook_inputs import DecodeView, PostPrefillView
+from services.llm_longctx.methods.core.hook_results import CacheUpdate, Compact, DecodePlan, Footprint, Heads, Pages
 from services.llm_longctx.methods.core.oracle import masked, probabilities
 from services.llm_longctx.methods.core.sparsity_claims import claimed
 from shared.errors import InvalidOption
@@ -85,10 +85,10 @@ class Recycled(AttentionMethod):
         out = masked(q_new, keys, values, mask)
         return Reference(out, mask, {"selected": selected, "full_steps": full_steps})
 
-    def after_prefill(self, view: Read) -> Outcome:
+    def after_prefill(self, view: PostPrefillView) -> CacheUpdate:
         """The last prompt token's attention picks the first copies."""
         if not view.last:
-            return Outcome(memo=view.memo)
+            return CacheUpdate(memo=view.memo)
         H, scores = view.q.shape[0] // len(view.heads), []
         for g, head in enumerate(view.heads):
             wide = torch.promote_types(head.k.dtype, torch.float32)
@@ -96,18 +96,18 @@ class Recycled(AttentionMethod):
             scores.append((logits if head.log_weight is None else logits + head.log_weight).softmax(-1))
         return self._select(scores, view.q[:, -1], view.length - 1, [head.positions for head in view.heads])
 
-    def decode_plan(self, step: Step) -> DecodePlan:
+    def decode_plan(self, step: DecodeView) -> DecodePlan:
         """Everything on full steps, the copy on the others."""
         if not isinstance(step.memo, _Memo) or self._is_full(step.number, step.q, step.memo.query):
             return _FULL
         return _EVICTING if self.evict == "lowest" else _COMPACT
 
-    def after_decode(self, step: Step, scores: Sequence[Tensor]) -> Outcome:
+    def after_decode(self, step: DecodeView, scores: Sequence[Tensor]) -> CacheUpdate:
         """A full step picks anew; with `evict` a recycled one makes room for the step to come."""
         memo = step.memo
         if not isinstance(memo, _Memo) or self._is_full(step.number, step.q, memo.query):
             return self._select(scores, step.q, step.position, [head.positions for head in step.heads])
-        return Outcome(compact=self._copies(memo, step.position), memo=memo)
+        return CacheUpdate(compact=self._copies(memo, step.position), memo=memo)
 
     def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
         """Dense, and the copies with what is appended to them between full steps, at their longest."""
@@ -143,7 +143,7 @@ class Recycled(AttentionMethod):
         """What a copy holds beside `appended` newer entries, of entries in order of their votes."""
         return ranked[: self.budget if self.evict == "none" else max(self.budget - appended, 0)]
 
-    def _select(self, scores: Sequence[Tensor], query: Tensor, now: int, held: Sequence[Tensor]) -> Outcome:
+    def _select(self, scores: Sequence[Tensor], query: Tensor, now: int, held: Sequence[Tensor]) -> CacheUpdate:
         """Copy the best entries of `held` positions; ties go to the lower one."""
         ranked = []
         for one, positions in zip(scores, held, strict=True):
@@ -151,7 +151,7 @@ class Recycled(AttentionMethod):
             best = positions[order][self._ranked(one[:, order], 1)[0]]
             ranked.append(best[best >= 0][: self.budget])
         memo = _Memo(query.clone(), tuple(ranked), now)
-        return Outcome(compact=self._copies(memo, now), memo=memo)
+        return CacheUpdate(compact=self._copies(memo, now), memo=memo)
 
     def _copies(self, memo: _Memo, now: int) -> dict[int, Tensor]:
         """Positions per head after the step at `now`, with room for the next one where copies keep their size."""

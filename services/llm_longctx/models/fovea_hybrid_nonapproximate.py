@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from services.llm_longctx.engine.streams import StreamScheduler
 from services.llm_longctx.mixers.deconstructed.mixers import cache_bytes
 from services.llm_longctx.mixers.deconstructed.networks import DeconstructedSession
-from services.llm_longctx.serving.adapters.session import PlainVoice
+from services.llm_longctx.serving.adapters.session import SessionAdapter
 from services.llm_longctx.serving.session_model import Loaded, MixerModel
 from services.llm_longctx.serving.toy_tokenizers import Bytes
 from shared import figures
@@ -61,11 +61,11 @@ class HybridNonapproximate(MixerModel):
     )
 
     @classmethod
-    def voice(cls, loaded: Loaded, threads: int) -> PlainVoice:
+    def voice(cls, loaded: Loaded, threads: int) -> SessionAdapter:
         """Bytes in, bytes out."""
         net: Any = loaded.net
         width, layers = net.embed.embedding_dim, len(net.mixers)
-        return PlainVoice(
+        return SessionAdapter(
             cls.card.name, f"fp_{loaded.digest[:16]}_float32", Bytes(), StreamScheduler(256, threads=threads),
             net.context, 256, loaded.net, loaded.digest, "hybrid", dense_token_bytes=2 * _ITEM * layers * width,
             seen=lambda session: figures.mixer_state(cls.card.name, by_variant(session)),

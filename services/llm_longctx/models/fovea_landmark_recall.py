@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from services.llm_longctx.engine.streams import StreamScheduler
-from services.llm_longctx.serving.adapters.landmark import LandmarkVoice
+from services.llm_longctx.serving.adapters.landmark import LandmarkAdapter
 from services.llm_longctx.serving.session_model import Loaded, MixerModel
 from services.llm_longctx.serving.toy_tokenizers import LANDMARK, RecallWords
 from shared.registry import Card, Limits, Metric, Paper
@@ -81,10 +81,10 @@ class LandmarkRecall(MixerModel):
     )
 
     @classmethod
-    def voice(cls, loaded: Loaded, threads: int) -> LandmarkVoice:
+    def voice(cls, loaded: Loaded, threads: int) -> LandmarkAdapter:
         """Words in, words out, through the best blocks."""
         scheduler = StreamScheduler(_SIZES["vocab"], threads=threads)
-        return LandmarkVoice(
+        return LandmarkAdapter(
             cls.card.name, f"fp_{loaded.digest[:16]}_float32", RecallWords(), scheduler, CONTEXT, _SIZES["vocab"],
             loaded.net, loaded.digest, "landmark",
         )  # fmt: skip

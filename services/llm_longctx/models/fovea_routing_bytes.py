@@ -9,7 +9,7 @@ import torch
 
 from services.llm_longctx.engine.streams import StreamScheduler
 from services.llm_longctx.mixers.routing.networks import RoutingSession
-from services.llm_longctx.serving.adapters.session import PlainVoice
+from services.llm_longctx.serving.adapters.session import SessionAdapter
 from services.llm_longctx.serving.session_model import Loaded, MixerModel
 from services.llm_longctx.serving.toy_tokenizers import Bytes
 from shared import figures
@@ -79,11 +79,11 @@ class RoutingBytes(MixerModel):
     )
 
     @classmethod
-    def voice(cls, loaded: Loaded, threads: int) -> PlainVoice:
+    def voice(cls, loaded: Loaded, threads: int) -> SessionAdapter:
         """Bytes in, bytes out."""
         net: Any = loaded.net
         width, layers = net.token_emb.embedding_dim, len(net.blocks)
-        return PlainVoice(
+        return SessionAdapter(
             cls.card.name, f"fp_{loaded.digest[:16]}_float32", Bytes(), StreamScheduler(256, threads=threads),
             net.context, 256, loaded.net, loaded.digest, "routing", dense_token_bytes=8 * layers * width,
             seen=lambda session: _occupancy(cls.card.name, session),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from services.llm_longctx.engine.streams import StreamScheduler
-from services.llm_longctx.serving.adapters.titans import TitansVoice
+from services.llm_longctx.serving.adapters.titans import TitansAdapter
 from services.llm_longctx.serving.session_model import Loaded, MixerModel
 from services.llm_longctx.serving.toy_tokenizers import LANDMARK, RecallWords
 from shared.registry import Card, Limits, Metric, Paper
@@ -64,10 +64,10 @@ class _Titans(MixerModel):
     remembers: ClassVar[bool] = True
 
     @classmethod
-    def voice(cls, loaded: Loaded, threads: int) -> TitansVoice:
+    def voice(cls, loaded: Loaded, threads: int) -> TitansAdapter:
         """Words in, words out, and a memory between."""
         vocab, width, layers = (_SIZES[name] for name in ("vocab", "width", "layers"))
-        return TitansVoice(
+        return TitansAdapter(
             cls.card.name, f"fp_{loaded.digest[:16]}_float32", RecallWords(), StreamScheduler(vocab, threads=threads),
             CONTEXT, vocab, loaded.net, loaded.digest, f"titans-{cls.card.variant}", mute=(LANDMARK,),
             dense_token_bytes=8 * layers * width,

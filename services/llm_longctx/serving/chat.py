@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-from services.llm_longctx.serving.adapters.base import Voice, check, samplings, usage_of
-from services.llm_longctx.serving.generation import Generation, Piece, Prompt, Shown
+from services.llm_longctx.serving.adapters.base import TextModelAdapter, check, samplings, usage_of
+from services.llm_longctx.serving.generation import Generation, OutputChunk, Prompt, StreamedToken
 from services.llm_longctx.serving.grammars import Automaton, grammar_of
 from services.llm_longctx.serving.request_state import Brought
 from shared.api.text import (
@@ -29,12 +29,14 @@ from shared.api.text import (
 )
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
-from shared.registry import Run
+from shared.registry import CallContext
 
 __all__ = ["chunks", "gather", "replayed"]
 
 
-def chunks(speaker: Voice, request: ChatRequest, run: Run, brought: Brought | None = None) -> Iterator[ChatChunk]:
+def chunks(
+    speaker: TextModelAdapter, request: ChatRequest, run: CallContext, brought: Brought | None = None
+) -> Iterator[ChatChunk]:
     """Begin to answer; the last chunk has the usage and no choices.
 
     Raises:
@@ -65,7 +67,7 @@ def _check(request: ChatRequest) -> Automaton | None:
     return grammar_of(request.response_format)
 
 
-def _chunks(speaker: Voice, generation: Generation, prompt: Prompt, *, scored: bool) -> Iterator[ChatChunk]:
+def _chunks(speaker: TextModelAdapter, generation: Generation, prompt: Prompt, *, scored: bool) -> Iterator[ChatChunk]:
     stamp: dict[str, Any] = {
         "id": f"chatcmpl-{uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time()),
         "model": speaker.name, "system_fingerprint": speaker.fingerprint,
@@ -90,7 +92,7 @@ def _chunks(speaker: Voice, generation: Generation, prompt: Prompt, *, scored: b
     yield ChatChunk(**stamp, **beside, choices=[], usage=usage)
 
 
-def _choices(piece: Piece, tokenizer: Tokenizer, *, first: bool, scored: bool) -> Iterator[ChunkChoice]:
+def _choices(piece: OutputChunk, tokenizer: Tokenizer, *, first: bool, scored: bool) -> Iterator[ChunkChoice]:
     """What one piece is as deltas: the role before all, text with its log-probabilities, then the end."""
 
     def choice(delta: Delta, **more: Any) -> ChunkChoice:
@@ -105,7 +107,7 @@ def _choices(piece: Piece, tokenizer: Tokenizer, *, first: bool, scored: bool) -
         yield choice(Delta(), finish_reason=piece.reason)
 
 
-def _scored(shown: Shown, tokenizer: Tokenizer) -> TokenLogprob:
+def _scored(shown: StreamedToken, tokenizer: Tokenizer) -> TokenLogprob:
     def entry(token: int, logprob: float) -> dict[str, Any]:
         raw = list(tokenizer.token_bytes(token))
         return {"token": tokenizer.token_text(token), "logprob": max(logprob, -9999.0), "bytes": raw}

@@ -11,13 +11,13 @@ from dataclasses import replace
 from typing import Any, cast
 from uuid import uuid4
 
-from services.llm_longctx.serving.adapters.base import Voice, check, samplings, usage_of
-from services.llm_longctx.serving.generation import Generation, Piece, Prompt, Shown
+from services.llm_longctx.serving.adapters.base import TextModelAdapter, check, samplings, usage_of
+from services.llm_longctx.serving.generation import Generation, OutputChunk, Prompt, StreamedToken
 from services.llm_longctx.serving.request_state import Brought
 from shared.api.text import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
-from shared.registry import Run
+from shared.registry import CallContext
 
 __all__ = ["chunks", "gather", "replayed"]
 
@@ -26,7 +26,7 @@ MOST_PROMPTS = 32
 
 
 def chunks(
-    speaker: Voice, request: CompletionRequest, run: Run, brought: Brought | None = None
+    speaker: TextModelAdapter, request: CompletionRequest, run: CallContext, brought: Brought | None = None
 ) -> Iterator[Completion]:
     """Begin to answer; the last chunk has the usage and no choices.
 
@@ -70,7 +70,9 @@ def _prompts(request: CompletionRequest) -> list[str | list[int]]:
     return list(cast("list[str] | list[list[int]]", given))
 
 
-def _prompt(speaker: Voice, given: str | list[int], request: CompletionRequest, brought: Brought | None) -> Prompt:
+def _prompt(
+    speaker: TextModelAdapter, given: str | list[int], request: CompletionRequest, brought: Brought | None
+) -> Prompt:
     ids, hidden = speaker.read(given, "prompt") if isinstance(given, str) else given, 0
     if not ids:
         ids, hidden = [speaker.tokenizer.start], 1
@@ -84,7 +86,9 @@ def _prompt(speaker: Voice, given: str | list[int], request: CompletionRequest, 
     )
 
 
-def _chunks(speaker: Voice, generation: Generation, prompts: Sequence[Prompt], *, scored: bool) -> Iterator[Completion]:
+def _chunks(
+    speaker: TextModelAdapter, generation: Generation, prompts: Sequence[Prompt], *, scored: bool
+) -> Iterator[Completion]:
     stamp: dict[str, Any] = {
         "id": f"cmpl-{uuid4().hex}", "object": "text_completion", "created": int(time.time()),
         "model": speaker.name, "system_fingerprint": speaker.fingerprint,
@@ -107,12 +111,12 @@ def _chunks(speaker: Voice, generation: Generation, prompts: Sequence[Prompt], *
     yield Completion(**stamp, **beside, choices=[], usage=usage)
 
 
-def _choice(piece: Piece, tokenizer: Tokenizer, *, scored: bool) -> CompletionChoice:
+def _choice(piece: OutputChunk, tokenizer: Tokenizer, *, scored: bool) -> CompletionChoice:
     logprobs = _logprobs(piece.tokens, tokenizer) if scored else None
     return CompletionChoice(index=piece.index, text=piece.text, logprobs=logprobs, finish_reason=piece.reason)
 
 
-def _logprobs(tokens: Sequence[Shown], tokenizer: Tokenizer) -> CompletionLogprobs:
+def _logprobs(tokens: Sequence[StreamedToken], tokenizer: Tokenizer) -> CompletionLogprobs:
     top = [
         {tokenizer.token_text(i): max(lp, -9999.0) for i, lp in s.token.top} if s.token.logprob is not None else None
         for s in tokens

@@ -12,8 +12,8 @@ from typing import Any, Self
 import torch
 
 from services.llm_longctx.engine import Engine, Scheduler
-from services.llm_longctx.engine.quality.fidelity_monitor import Watch
-from services.llm_longctx.serving.adapters.decoder import Speaker
+from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
+from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.text_model import TextModel
 from shared.api.text import ChatRequest, CompletionRequest
 from shared.errors import InvalidOption, NotFound, UnsupportedMedia
@@ -21,7 +21,7 @@ from shared.lm.gguf_file import unpack
 from shared.lm.head_plan_store import PlanFolders
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder, weights_digest
-from shared.registry import Place
+from shared.registry import LoadContext
 
 __all__ = ["LanguageModel"]
 
@@ -34,12 +34,12 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class LanguageModel(TextModel):
     """Serves one decoder with its tokenizer. Subclasses add a card and say where the files are.
 
-    `Place.options["llm_dtype"]` is `float32` (default) or `bfloat16`.
+    `LoadContext.options["llm_dtype"]` is `float32` (default) or `bfloat16`.
     """
 
-    speaker: Speaker
+    speaker: DecoderAdapter
 
-    def __init__(self, speaker: Speaker) -> None:
+    def __init__(self, speaker: DecoderAdapter) -> None:
         """Serve what is loaded already."""
         self.speaker = speaker
 
@@ -49,7 +49,7 @@ class LanguageModel(TextModel):
         """A Hugging Face folder or a GGUF file."""
 
     @classmethod
-    def load(cls, place: Place) -> Self:
+    def load(cls, place: LoadContext) -> Self:
         """Read the files (a GGUF is unpacked into the cache the first time) and start the engine.
 
         Raises:
@@ -68,7 +68,9 @@ class LanguageModel(TextModel):
         scheduler.start()
         fingerprint = f"fp_{digest[:16]}_{named}"
         plans = PlanFolders(cls.card.name, _SHIPPED, place.weights)
-        return cls(Speaker(cls.card.name, fingerprint, tokenizer, scheduler, facts.positions, facts.vocab, plans))
+        return cls(
+            DecoderAdapter(cls.card.name, fingerprint, tokenizer, scheduler, facts.positions, facts.vocab, plans)
+        )
 
     def details(self) -> dict[str, Any]:
         """Beside what every text model tells: that requests may choose an attention method."""
@@ -81,12 +83,12 @@ class LanguageModel(TextModel):
         return super().example()
 
 
-def _watch(place: Place) -> Watch:
+def _watch(place: LoadContext) -> FidelityMonitor:
     """How answers are watched, as the platform says; by default not at all."""
-    return Watch(float(place.options.get("llm_watch", 0)), float(place.options.get("llm_floor", 0)))
+    return FidelityMonitor(float(place.options.get("llm_watch", 0)), float(place.options.get("llm_floor", 0)))
 
 
-def _folder(source: Path, place: Place, dtype: torch.dtype) -> Path:
+def _folder(source: Path, place: LoadContext, dtype: torch.dtype) -> Path:
     if source.is_dir():
         return source
     if not source.exists():

@@ -20,9 +20,9 @@ from services.llm_longctx.serving.stop_strings import Stops
 from shared.api.text import LongctxAnswer
 from shared.errors import FoveaError
 from shared.lm.tokenizer import Detokenizer, Tokenizer
-from shared.registry import Run
+from shared.registry import CallContext
 
-__all__ = ["Generation", "Piece", "Prompt", "Shown"]
+__all__ = ["Generation", "OutputChunk", "Prompt", "StreamedToken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class StreamedToken:
     """A token of the shown text and where it begins in it, in characters."""
 
     token: Token
@@ -75,7 +75,7 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class OutputChunk:
     """What is new in one answer: text, its tokens where log-probabilities are wanted, and the end with its reason.
 
     Attributes:
@@ -85,7 +85,7 @@ class Piece:
 
     index: int
     text: str = ""
-    tokens: tuple[Shown, ...] = ()
+    tokens: tuple[StreamedToken, ...] = ()
     reason: FinishReason | None = None
     produced: int = 0
 
@@ -93,11 +93,11 @@ class Piece:
 class Generation:
     """Answers being produced for one or more prompts; iterate over their pieces as they come."""
 
-    def __init__(self, scheduler: Turns[Any], tokenizer: Tokenizer, run: Run) -> None:
+    def __init__(self, scheduler: Turns[Any], tokenizer: Tokenizer, run: CallContext) -> None:
         self._scheduler = scheduler
         self._tokenizer = tokenizer
         self._run = run
-        self._news: queue.SimpleQueue[Piece | FoveaError] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[OutputChunk | FoveaError] = queue.SimpleQueue()
         self.orders: list[Order] = []
         self._open = 0
 
@@ -125,7 +125,7 @@ class Generation:
             self.drop()
             raise
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[OutputChunk]:
         """Pieces of all answers until each has ended; leaving early drops what is still being produced.
 
         Raises:
@@ -154,14 +154,14 @@ class _Answer:
     """The sink of one answer: turns its tokens into pieces."""
 
     def __init__(
-        self, index: int, prompt: Prompt, tokenizer: Tokenizer, news: queue.SimpleQueue[Piece | FoveaError]
+        self, index: int, prompt: Prompt, tokenizer: Tokenizer, news: queue.SimpleQueue[OutputChunk | FoveaError]
     ) -> None:
         self._index = index
         self._prompt = prompt
         self._news = news
         self._text = Detokenizer(tokenizer)
         self._stops = Stops(prompt.stops)
-        self._pending: list[Shown] = []
+        self._pending: list[StreamedToken] = []
         self._offsets: list[int] = []  # where the prompt's tokens begin in its echo
         self._scored = 0  # tokens of the prompt that were told
         self._read = 0  # characters that came
@@ -174,13 +174,13 @@ class _Answer:
         """Log-probabilities of the prompt, whose text was shown already."""
         places = self._offsets[self._scored : self._scored + len(tokens)]
         self._scored += len(tokens)
-        self._news.put(Piece(self._index, tokens=tuple(map(Shown, tokens, places))))
+        self._news.put(OutputChunk(self._index, tokens=tuple(map(StreamedToken, tokens, places))))
 
     def token(self, token: Token) -> bool:
         """Show what this token completes; True at a stop text."""
         text = self._text.feed(token.id)
         if self._prompt.top is not None:
-            self._pending.append(Shown(token, self._read))
+            self._pending.append(StreamedToken(token, self._read))
         self._read += len(text)
         self._show(self._stops.feed(text))
         return self._stops.hit
@@ -197,7 +197,7 @@ class _Answer:
         self._shown += len(rest)
         hit = self._stops.hit
         tokens = tuple(s for s in self._pending if s.offset < self._shown or not hit)
-        self._news.put(Piece(self._index, rest, tokens, "stop" if hit else reason, produced))
+        self._news.put(OutputChunk(self._index, rest, tokens, "stop" if hit else reason, produced))
 
     def _show(self, text: str) -> None:
         if not text:
@@ -205,7 +205,7 @@ class _Answer:
         self._shown += len(text)
         ready = tuple(s for s in self._pending if s.offset < self._shown)
         self._pending = self._pending[len(ready) :]
-        self._news.put(Piece(self._index, text, ready))
+        self._news.put(OutputChunk(self._index, text, ready))
 
     def _echo(self, tokenizer: Tokenizer) -> None:
         """Show the prompt as the caller wrote it; stop texts do not look into it."""
@@ -215,7 +215,7 @@ class _Answer:
             text += spelled.feed(token) if place >= self._prompt.hidden else ""
         text += spelled.end()
         self._read = self._shown = len(text)
-        self._news.put(Piece(self._index, text))
+        self._news.put(OutputChunk(self._index, text))
         if self._prompt.top is not None:
             # Nothing came before the first, so it has no probability; of others none was asked.
             self.prompt([Token(token) for token in self._prompt.ids[: max(1, self._prompt.scored_from)]])

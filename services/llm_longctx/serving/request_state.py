@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from services.llm_longctx.serving.adapters.landmark_options import LandmarkOptions
 from shared.api.text import ChatRequest, CompletionRequest
 
-__all__ = ["Brought", "Document", "Learnt", "Remembered", "Turn"]
+__all__ = ["Brought", "Document", "PreparedRequest", "Remembered", "TokenUpdate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
-class Learnt:
+class TokenUpdate:
     """What one token did to the memory, means over layers and heads.
 
     Attributes:
@@ -75,13 +75,13 @@ class Remembered:
     commit: Callable[[Remembered, str], None]
     after: bytes = b""
     tokens: int = 0
-    learnt: list[Learnt] = field(default_factory=list)
+    learnt: list[TokenUpdate] = field(default_factory=list)
 
 
 Brought = Remembered | Document
 
 
-class Turn(BaseModel):
+class PreparedRequest(BaseModel):
     """A request, with what was fetched for it."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from services.llm_longctx.engine import Order
 from services.llm_longctx.engine.streams import StreamScheduler
-from services.llm_longctx.serving.adapters.base import Voice, priority_of
+from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
 from services.llm_longctx.serving.generation import Prompt
 from services.llm_longctx.serving.text_model import TextModel
 from services.llm_longctx.serving.toy_tokenizers import Placed
 from shared.api.text import GenerationOptions, LongctxUsage
 from shared.errors import Conflict, NotReady
-from shared.registry import Card, Place, network
+from shared.registry import Card, LoadContext, network
 from shared.registry.weights import NetworkSpec, find_weights, read_weights
 
 __all__ = ["Loaded", "MixerModel", "MixerVoice", "NonFinite", "finite"]
@@ -51,7 +51,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class MixerVoice(Voice):
+class MixerVoice(TextModelAdapter):
     """A network whose requests have a session each.
 
     Attributes:
@@ -100,7 +100,7 @@ class MixerModel(TextModel):
         self.card = card  # type: ignore[misc]  # the class's Card with the facts of the loaded weights
 
     @classmethod
-    def load(cls, place: Place) -> Self:
+    def load(cls, place: LoadContext) -> Self:
         """Read the weights, if there are any, and start the scheduler.
 
         Raises:
@@ -129,7 +129,7 @@ def finite(logits: Tensor) -> Tensor:
     return logits
 
 
-def _read(card: Card, untrained: NetworkSpec, folder: Path, place: Place) -> Loaded:
+def _read(card: Card, untrained: NetworkSpec, folder: Path, place: LoadContext) -> Loaded:
     try:
         file = find_weights(card.name, folder, place.weights)
     except NotReady:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from pydantic import BaseModel
 
 from services.llm_longctx.serving import chat, completions
-from services.llm_longctx.serving.adapters.base import Voice
-from services.llm_longctx.serving.request_state import Remembered, Turn
+from services.llm_longctx.serving.adapters.base import TextModelAdapter
+from services.llm_longctx.serving.request_state import PreparedRequest, Remembered
 from shared.api.text import (
     ChatChunk,
     ChatCompletion,
@@ -25,7 +25,7 @@ from shared.api.text import (
     TokenizeRequest,
 )
 from shared.errors import FoveaError, InvalidOption
-from shared.registry import Run, Servable
+from shared.registry import CallContext, Servable
 
 __all__ = ["TextModel"]
 
@@ -37,13 +37,13 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
     Out = ChatCompletion
     mode = "stream"
 
-    speaker: Voice
+    speaker: TextModelAdapter
     remembers: ClassVar[bool] = False
     """Whether it takes sessions."""
     cites: ClassVar[bool] = False
     """Whether it takes documents."""
 
-    def predict(self, batch: Sequence[ChatRequest], run: Run) -> list[ChatCompletion | FoveaError]:
+    def predict(self, batch: Sequence[ChatRequest], run: CallContext) -> list[ChatCompletion | FoveaError]:
         """Answer conversations, together."""
         begun: list[Iterator[ChatChunk] | FoveaError] = []
         for request in batch:
@@ -53,9 +53,9 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
                 begun.append(error)
         return [one if isinstance(one, FoveaError) else chat.gather(one) for one in begun]
 
-    def stream(self, request: BaseModel, run: Run) -> Iterator[BaseModel]:
+    def stream(self, request: BaseModel, run: CallContext) -> Iterator[BaseModel]:
         """Chunks of a chat or a completion; the usage comes last where it was asked for or nothing is streamed."""
-        asked, brought = (request.asked, request.brought) if isinstance(request, Turn) else (request, None)
+        asked, brought = (request.asked, request.brought) if isinstance(request, PreparedRequest) else (request, None)
         pieces: Iterator[Any]
         if isinstance(asked, ChatRequest):
             pieces = chat.chunks(self.speaker, asked, run, brought)

@@ -17,7 +17,7 @@ import numpy as np
 
 from services.llm_longctx.mixers.landmark.session import LandmarkSession
 
-__all__ = ["STRETCH", "Shelf", "beginning"]
+__all__ = ["STRETCH", "DocumentCache", "beginning"]
 
 STRETCH = 64
 """Tokens between two beginnings."""
@@ -38,7 +38,7 @@ class _Node:
     children: int = 0
 
 
-class Shelf:
+class DocumentCache:
     """Beginnings of one model."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:

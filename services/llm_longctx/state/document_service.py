@@ -17,7 +17,7 @@ from typing import Literal
 
 from services.llm_longctx.engine import Sampling
 from services.llm_longctx.mixers.landmark.serialization import BlocksError
-from services.llm_longctx.serving.adapters.landmark import LandmarkVoice
+from services.llm_longctx.serving.adapters.landmark import LandmarkAdapter
 from services.llm_longctx.serving.adapters.landmark_options import LandmarkOptions
 from services.llm_longctx.serving.generation import Generation, Prompt
 from services.llm_longctx.serving.request_state import Document
@@ -25,7 +25,7 @@ from services.llm_longctx.state.document_store import DocumentStore
 from shared import figures, telemetry
 from shared.api.sessions import DocumentInfo, DocumentRequest, DocumentText
 from shared.errors import Conflict, InvalidOption, NotReady
-from shared.registry import Run
+from shared.registry import CallContext
 
 __all__ = ["Documents"]
 
@@ -39,7 +39,7 @@ class Documents:
     def __init__(self, store: DocumentStore, tenant: str) -> None:
         self._store, self._tenant = store, tenant
 
-    async def add(self, asked: DocumentRequest, voice: LandmarkVoice, run: Run) -> DocumentInfo:
+    async def add(self, asked: DocumentRequest, voice: LandmarkAdapter, run: CallContext) -> DocumentInfo:
         """Read a text and keep it.
 
         Raises:
@@ -78,7 +78,7 @@ class Documents:
         found = [await self.get(name) for name in names]
         return [DocumentInfo(**one.model_dump(exclude={"text"})) for one in found]
 
-    async def delete(self, name: str, voice: LandmarkVoice | None) -> None:
+    async def delete(self, name: str, voice: LandmarkAdapter | None) -> None:
         """Forget a document, and what a model that is served here has made of it."""
         kept = await self.get(name)
         await self._store.delete(self._tenant, name)
@@ -87,7 +87,7 @@ class Documents:
             voice.shelf.forget(voice.base(document), document.ids)
             figures.landmark_resident(voice.name, voice.shelf.blocks)
 
-    async def brought(self, name: str, voice: LandmarkVoice) -> Document:
+    async def brought(self, name: str, voice: LandmarkAdapter) -> Document:
         """The document that a request asks about.
 
         Raises:
@@ -107,7 +107,7 @@ class Documents:
 
         return replace(document, offer=offer)
 
-    async def _at_hand(self, document: Document, voice: LandmarkVoice) -> Source:
+    async def _at_hand(self, document: Document, voice: LandmarkAdapter) -> Source:
         """Bring what was made of a document here, if that spares reading it; tells where it was."""
         how: Source = "local" if await asyncio.to_thread(voice.kept, document) else "read"
         if how == "read" and await self._fetched(document, voice):
@@ -116,7 +116,7 @@ class Documents:
         telemetry.log().info("document", model=voice.name, document=document.id, blocks=how, tokens=len(document.ids))
         return how
 
-    async def _fetched(self, document: Document, voice: LandmarkVoice) -> bool:
+    async def _fetched(self, document: Document, voice: LandmarkAdapter) -> bool:
         try:
             if (blocks := await self._store.blocks(self._tenant, document.id)) is None:
                 return False
@@ -127,7 +127,7 @@ class Documents:
         figures.landmark_resident(voice.name, voice.shelf.blocks)
         return voice.kept(document) is not None
 
-    async def _share(self, document: Document, voice: LandmarkVoice) -> bool:
+    async def _share(self, document: Document, voice: LandmarkAdapter) -> bool:
         """Keep what was made of a document for other replicas; whether it is kept."""
         session = voice.kept(document)
         if session is None or not session.read:
@@ -143,12 +143,12 @@ class Documents:
             _unshared(document, voice, "away", error.detail)
             return False
 
-    def _document(self, kept: DocumentText, voice: LandmarkVoice) -> Document:
+    def _document(self, kept: DocumentText, voice: LandmarkAdapter) -> Document:
         options = LandmarkOptions.model_validate(kept.longctx)
         return Document(kept.id, self._tenant, kept.text, tuple(voice.read(kept.text, "text")), options)
 
 
-def _fill(voice: LandmarkVoice, document: Document, run: Run) -> int:
+def _fill(voice: LandmarkAdapter, document: Document, run: CallContext) -> int:
     """Read a document onto the shelf; tokens of it that were there before."""
     generation = Generation(voice.scheduler, voice.tokenizer, run)
     prompt = Prompt(
@@ -163,14 +163,14 @@ def _fill(voice: LandmarkVoice, document: Document, run: Run) -> int:
     return generation.orders[0].facts.cached_tokens
 
 
-def _unshared(document: Document, voice: LandmarkVoice, reason: str, detail: str) -> None:
+def _unshared(document: Document, voice: LandmarkAdapter, reason: str, detail: str) -> None:
     figures.landmark_unshared(voice.name, reason)
     telemetry.log().warning(
         "blocks of a document are not shared", model=voice.name, document=document.id, reason=reason, detail=detail
     )
 
 
-def _facts(document: Document, voice: LandmarkVoice, name: str | None, created: int) -> dict[str, object]:
+def _facts(document: Document, voice: LandmarkAdapter, name: str | None, created: int) -> dict[str, object]:
     return {
         "id": document.id, "model": voice.name, "name": name, "tokens": len(document.ids),
         "blocks": len(document.ids) // voice.net.block, "created": created, "longctx": document.options.model_dump(),

@@ -21,7 +21,7 @@ from typing import Any
 
 from services.llm_longctx.state.encryption import Sealing
 from shared.errors import Conflict, InvalidOption, NotFound, NotReady
-from shared.jobs.redis_client import Link, reachable
+from shared.jobs.redis_client import RedisClient, reachable
 
 __all__ = ["MOST", "DocumentStore"]
 
@@ -64,7 +64,7 @@ class DocumentStore:
         room: Most bytes of blocks that are kept of one tenant.
     """
 
-    def __init__(self, link: Link, sealing: Sealing, ttl_s: int, room: int) -> None:
+    def __init__(self, link: RedisClient, sealing: Sealing, ttl_s: int, room: int) -> None:
         self._link, self._sealing, self._ttl_ms, self.room = link, sealing, ttl_s * 1000, room
         self._keep = link.client.register_script(_KEEP)
 

@@ -11,7 +11,7 @@ from services.llm_longctx.state.document_store import DocumentStore
 from services.llm_longctx.state.encryption import Sealing, master_key
 from services.llm_longctx.state.session_store import SessionStore
 from shared.errors import NotReady
-from shared.jobs.redis_client import Link
+from shared.jobs.redis_client import RedisClient
 from shared.settings import Settings
 
 __all__ = ["Stores", "lifespan", "stores_of", "tenant_of"]
@@ -26,7 +26,7 @@ class Stores:
             raise NotReady(detail, hint="Set FOVEA_REDIS_URL, or start it with `fovea up`.")
         given = settings.session_key.get_secret_value() if settings.session_key else None
         sealing = Sealing(master_key(given, settings.data_dir))
-        self._link = Link(settings.redis_url)
+        self._link = RedisClient(settings.redis_url)
         self.sessions = SessionStore(self._link, sealing, settings.session_ttl_s)
         self.documents = DocumentStore(self._link, sealing, settings.session_ttl_s, settings.document_blocks_bytes)
 

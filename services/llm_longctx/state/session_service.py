@@ -12,8 +12,8 @@ import json
 import struct
 from dataclasses import asdict, astuple, dataclass
 
-from services.llm_longctx.serving.adapters.titans import TitansVoice
-from services.llm_longctx.serving.request_state import Learnt, Remembered
+from services.llm_longctx.serving.adapters.titans import TitansAdapter
+from services.llm_longctx.serving.request_state import Remembered, TokenUpdate
 from services.llm_longctx.state.session_store import KEPT, Head, SessionStore
 from shared import figures
 from shared.api.sessions import LearntToken, Session, SessionList, SurpriseTrace
@@ -31,7 +31,7 @@ class Version:
 
     state: bytes
     tokens: int
-    learnt: tuple[Learnt, ...] = ()
+    learnt: tuple[TokenUpdate, ...] = ()
 
     def pack(self) -> bytes:
         """As bytes: length of the header, header (JSON), state."""
@@ -44,7 +44,7 @@ class Version:
         """The version that these bytes are."""
         (size,) = _SIZE.unpack_from(data)
         facts = json.loads(data[_SIZE.size : _SIZE.size + size])
-        return cls(data[_SIZE.size + size :], facts["tokens"], tuple(Learnt(*row) for row in facts["learnt"]))
+        return cls(data[_SIZE.size + size :], facts["tokens"], tuple(TokenUpdate(*row) for row in facts["learnt"]))
 
 
 class Sessions:
@@ -53,7 +53,7 @@ class Sessions:
     def __init__(self, store: SessionStore, tenant: str) -> None:
         self._store, self._tenant = store, tenant
 
-    async def create(self, voice: TitansVoice) -> Session:
+    async def create(self, voice: TitansAdapter) -> Session:
         """Open a session that remembers nothing yet."""
         state = await asyncio.to_thread(lambda: voice.packed(voice.net.session(1), 0))
         return await self._new(voice.name, voice.digest, Version(state, 0))
@@ -95,7 +95,7 @@ class Sessions:
         head = await self.head(name)
         return await self._new(head.model, head.weights, await self.version(head))
 
-    async def load(self, name: str, data: bytes, voice: TitansVoice) -> Session:
+    async def load(self, name: str, data: bytes, voice: TitansAdapter) -> Session:
         """Let a session go on from an exported state, as its next version.
 
         Raises:
@@ -114,7 +114,7 @@ class Sessions:
         figures.rolled_back(head.model)
         return told
 
-    async def surprise(self, name: str, number: int | None, voice: TitansVoice) -> SurpriseTrace:
+    async def surprise(self, name: str, number: int | None, voice: TitansAdapter) -> SurpriseTrace:
         """What the request behind a version did to the memory, token by token."""
         head = await self.head(name)
         learnt = (await self.version(head, number)).learnt
@@ -124,7 +124,7 @@ class Sessions:
             id=name, version=head.version if number is None else number, mean=mean, tokens=tokens
         )  # fmt: skip
 
-    async def remembered(self, name: str, voice: TitansVoice, body: str, once: str | None) -> Remembered | str:
+    async def remembered(self, name: str, voice: TitansAdapter, body: str, once: str | None) -> Remembered | str:
         """What a request goes on from; or the answer that this very request was given before.
 
         Args:

@@ -22,7 +22,7 @@ from typing import Any
 
 from services.llm_longctx.state.encryption import Sealing
 from shared.errors import Conflict, InvalidOption, NotFound, NotReady, TooLarge
-from shared.jobs.redis_client import Link, reachable
+from shared.jobs.redis_client import RedisClient, reachable
 
 __all__ = ["KEPT", "Head", "SessionStore"]
 
@@ -86,7 +86,7 @@ class SessionStore:
         ttl_s: How long an unused session is kept.
     """
 
-    def __init__(self, link: Link, sealing: Sealing, ttl_s: int) -> None:
+    def __init__(self, link: RedisClient, sealing: Sealing, ttl_s: int) -> None:
         self._link = link
         self._sealing = sealing
         self._ttl_ms = ttl_s * 1000

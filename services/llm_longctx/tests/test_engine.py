@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from services.llm_longctx.engine import Choice, Engine, Order, Sampling, Scheduler
 from services.llm_longctx.tests.conftest import tiny_decoder, until
 from shared.errors import Cancelled, DeadlineExceeded, Fault, FoveaError, NotReady, QueueFull
-from shared.registry import Run
+from shared.registry import CallContext
 
 
 class Ear:
@@ -161,7 +161,7 @@ def test_nothing_is_scored_that_was_not_asked_for(engine):
 
 
 def test_cancelling_ends_an_answer_within_one_step(engine):
-    run = Run()
+    run = CallContext()
     request, ear = ask([1, 2, 3], max_tokens=100, run=run)
     other, other_ear = ask([1, 2, 3], max_tokens=9)
     engine.submit(request)
@@ -192,7 +192,7 @@ def test_a_dropped_request_is_forgotten_wherever_it_is(decoder, steps):
 
 
 def test_a_late_request_ends_with_its_deadline(engine):
-    request, ear = ask([1, 2], max_tokens=100, run=Run(deadline=time.monotonic() - 1))
+    request, ear = ask([1, 2], max_tokens=100, run=CallContext(deadline=time.monotonic() - 1))
     finish(engine, request)
     assert isinstance(ear.reason, DeadlineExceeded)
 

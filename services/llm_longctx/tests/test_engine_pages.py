@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from services.llm_longctx.engine import Engine, Request
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.methods import method
-from services.llm_longctx.methods.core.hook_results import Outcome, Retain
+from services.llm_longctx.methods.core.hook_results import CacheUpdate, RetentionPolicy
 from services.llm_longctx.tests.conftest import tiny_decoder
 from services.llm_longctx.tests.toy_methods import (
     Averaging,
@@ -274,7 +274,7 @@ def test_a_head_that_was_declared_full_is_never_cut(tiny):
 
         def after_prefill(self, view):
             """All heads."""
-            return Outcome({0: Retain.ends(view.heads[0].positions, 1, 1, slide=True)})
+            return CacheUpdate({0: RetentionPolicy.ends(view.heads[0].positions, 1, 1, slide=True)})
 
     with pytest.raises(ValueError, match="said is full"):
         engine_of(tiny, Liar()).prefill(prompt(9))

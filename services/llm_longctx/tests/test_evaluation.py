@@ -27,7 +27,7 @@ from services.llm_longctx.tests.toy_methods import Streaming
 from shared.api.text import CompletionRequest
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, Malformed
 from shared.lm.niah_prompts import haystack
-from shared.registry import Place, Run
+from shared.registry import CallContext, LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings
 
@@ -40,7 +40,7 @@ def tiny():
 @pytest.fixture(scope="module")
 def model(folder, tmp_path_factory):
     loaded = model_at(folder).load(
-        Place(cache=tmp_path_factory.mktemp("cache"), weights=tmp_path_factory.mktemp("w"), threads=1)
+        LoadContext(cache=tmp_path_factory.mktemp("cache"), weights=tmp_path_factory.mktemp("w"), threads=1)
     )
     yield loaded
     loaded.close()
@@ -121,18 +121,18 @@ def test_a_breach_is_served_densely_and_said(model, monkeypatch):
     speaker = model.speaker
     monkeypatch.setattr(speaker.scheduler.watch, "breach", lambda p: "it strayed" if p.method.name == "power" else None)
     body = CompletionRequest.model_validate({"prompt": "Once", "max_tokens": 3, "longctx": {"method": "power"}})
-    *_, last = model.stream(body, Run())
+    *_, last = model.stream(body, CallContext())
     assert (last.usage.longctx.method, last.usage.longctx.fallback) == ("dense", "it strayed")
 
 
 def test_fidelity_of_prose_and_copies(model):
     spec = FidelitySpec(lengths=[40, 80], steps=12, longctx={"method": "recycled", "budget": 4, "stride": 50})
-    report = run_fidelity(model.speaker, spec, Run())
+    report = run_fidelity(model.speaker, spec, CallContext())
     assert [(r.task, r.length, r.tokens) for r in report.rows] == [
         ("text", 40, 12), ("text", 80, 12), ("copy", 40, 12), ("copy", 80, 12),
     ]  # fmt: skip
     assert all(r.kl > 0 and 0 <= r.agreement <= 1 and r.perplexity > 1 for r in report.rows)
-    dense = run_fidelity(model.speaker, FidelitySpec(lengths=[40], steps=5), Run())
+    dense = run_fidelity(model.speaker, FidelitySpec(lengths=[40], steps=5), CallContext())
     assert all(
         r.agreement == 1 and r.kl < 1e-6 and r.perplexity == pytest.approx(r.perplexity_dense) for r in dense.rows
     )
@@ -141,7 +141,7 @@ def test_fidelity_of_prose_and_copies(model):
 def test_needles_by_length_and_depth(model):
     told = []
     spec = NeedleSpec(lengths=[150, 170], depths=[0, 100], steps=4, longctx={"method": "power", "block": 32})
-    report = run_needle(model.speaker, spec, Run(report=lambda share, note: told.append((share, note))))
+    report = run_needle(model.speaker, spec, CallContext(report=lambda share, note: told.append((share, note))))
     assert len(report.recall) == len(report.depths) == 2
     assert all(0 <= x <= 1 for row in report.recall for x in row)
     assert report.kv_ratio == [1, 1]
@@ -152,10 +152,10 @@ def test_needles_by_length_and_depth(model):
 @pytest.mark.parametrize(
     ("call", "word"),
     [
-        (lambda s: run_needle(s, NeedleSpec(lengths=[5000]), Run()), "exceed the context"),
-        (lambda s: run_fidelity(s, FidelitySpec(lengths=[100], steps=20, text="short"), Run()), "The text has"),
+        (lambda s: run_needle(s, NeedleSpec(lengths=[5000]), CallContext()), "exceed the context"),
+        (lambda s: run_fidelity(s, FidelitySpec(lengths=[100], steps=20, text="short"), CallContext()), "The text has"),
         (
-            lambda s: run_fidelity(s, FidelitySpec(lengths=[20], longctx={"method": "none"}, steps=3), Run()),
+            lambda s: run_fidelity(s, FidelitySpec(lengths=[20], longctx={"method": "none"}, steps=3), CallContext()),
             "no attention",
         ),
     ],
@@ -166,7 +166,7 @@ def test_what_can_not_be_measured_is_refused(model, call, word):
 
 
 def test_a_cancelled_evaluation_stops(model):
-    stopped = Run()
+    stopped = CallContext()
     stopped.cancel()
     with pytest.raises(Cancelled):
         run_fidelity(model.speaker, FidelitySpec(lengths=[40], steps=5), stopped)
@@ -238,17 +238,17 @@ def test_what_lies_before_a_needle_is_read_once(model, monkeypatch):
     monkeypatch.setattr("shared.lm.niah_prompts.OVERHEAD", 0)
     orders, submit = [], model.speaker.scheduler.submit
     monkeypatch.setattr(model.speaker.scheduler, "submit", lambda one: (orders.append(one), submit(one)))
-    run_needle(model.speaker, NeedleSpec(lengths=[180], depths=[90, 100], steps=3, text="Go. " * 60), Run())
+    run_needle(model.speaker, NeedleSpec(lengths=[180], depths=[90, 100], steps=3, text="Go. " * 60), CallContext())
     assert [one.facts.cached_tokens for one in orders] == [0, 64]
 
 
 def test_a_comparison_that_is_given_up_before_its_turn_says_so(model, monkeypatch):
     monkeypatch.setattr(model.speaker.scheduler, "later", lambda work: work.close())
     with pytest.raises(Cancelled, match="given up"):
-        run_fidelity(model.speaker, FidelitySpec(lengths=[40], steps=5), Run())
+        run_fidelity(model.speaker, FidelitySpec(lengths=[40], steps=5), CallContext())
 
 
 def test_nobody_waits_longer_than_the_deadline_for_a_quiet_moment(model, monkeypatch):
     monkeypatch.setattr(model.speaker.scheduler, "later", lambda _work: None)
     with pytest.raises(DeadlineExceeded):
-        run_fidelity(model.speaker, FidelitySpec(lengths=[40], steps=5), Run(deadline=time.monotonic() + 0.05))
+        run_fidelity(model.speaker, FidelitySpec(lengths=[40], steps=5), CallContext(deadline=time.monotonic() + 0.05))

@@ -16,7 +16,7 @@ from services.llm_longctx.tests.conftest import MODEL, until
 from shared import telemetry
 from shared.jobs.queue import Payload
 from shared.serving.build_app import build
-from shared.serving.job_handler import Replay
+from shared.serving.job_handler import AsgiJobHandler
 from shared.settings import Settings
 
 
@@ -53,7 +53,7 @@ def app(folder, tmp_path):
 
 @pytest.fixture
 async def worker(app):
-    replay = Replay(lambda: app)
+    replay = AsgiJobHandler(lambda: app)
     yield replay
     await replay.close()
 

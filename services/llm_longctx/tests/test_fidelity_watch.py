@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from services.llm_longctx.engine import Engine, Scheduler
 from services.llm_longctx.engine.quality import fidelity_monitor as watches
-from services.llm_longctx.engine.quality.drift_gate import FORGOTTEN_S, HALF_LIFE_S, LEAST, WINDOW, Standing
-from services.llm_longctx.engine.quality.fidelity_monitor import Watch
+from services.llm_longctx.engine.quality.drift_gate import FORGOTTEN_S, HALF_LIFE_S, LEAST, WINDOW, DriftGate
+from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.serving.method_selection import policy_for
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, tiny_decoder, until
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
@@ -65,7 +65,7 @@ def held_back(method, model):
 
 
 def test_nothing_is_said_before_enough_answers_were_compared():
-    standing = Standing(FLOOR)
+    standing = DriftGate(FLOOR)
     for i in range(LEAST):
         assert not standing.held
         standing.add(0.1, i)
@@ -73,7 +73,7 @@ def test_nothing_is_said_before_enough_answers_were_compared():
 
 
 def test_it_comes_back_half_way_between_the_floor_and_full_agreement():
-    standing = Standing(FLOOR)
+    standing = DriftGate(FLOOR)
     for _ in range(WINDOW):
         standing.add(0.1, 0)
     for _ in range(WINDOW):
@@ -91,7 +91,7 @@ def test_it_comes_back_half_way_between_the_floor_and_full_agreement():
 
 
 def test_what_is_old_weighs_less_and_is_forgotten():
-    standing = Standing(FLOOR)
+    standing = DriftGate(FLOOR)
     for _ in range(LEAST):
         standing.add(0.1, 0)
     for _ in range(LEAST // 2 + 1):
@@ -103,7 +103,7 @@ def test_what_is_old_weighs_less_and_is_forgotten():
 
 
 def test_what_nothing_is_known_of_any_more_is_served_again():
-    standing = Standing(FLOOR)
+    standing = DriftGate(FLOOR)
     for _ in range(LEAST):
         standing.add(0.1, 0)
     standing.add(0.1, 5)
@@ -118,7 +118,7 @@ def test_what_nothing_is_known_of_any_more_is_served_again():
 
 @given(st.lists(st.tuples(st.floats(0, HALF_LIFE_S), AGREEMENTS), max_size=120))
 def test_every_change_of_a_verdict_has_its_reason(findings):
-    standing, now = Standing(FLOOR), 0.0
+    standing, now = DriftGate(FLOOR), 0.0
     for pause, agreement in findings:
         before, now = standing.held, now + pause
         standing.add(agreement, now)
@@ -133,7 +133,7 @@ def test_every_change_of_a_verdict_has_its_reason(findings):
 
 @given(st.lists(AGREEMENTS, max_size=80))
 def test_whatever_was_found_good_answers_bring_it_back_and_bad_ones_hold_it(past):
-    standing = Standing(FLOOR)
+    standing = DriftGate(FLOOR)
     for agreement in past:
         standing.add(agreement, 0)
     for agreement, held in ((1.0, False), (0.0, True), (1.0, False)):
@@ -146,7 +146,7 @@ def test_whatever_was_found_good_answers_bring_it_back_and_bad_ones_hold_it(past
 
 
 def test_extreme_knobs_take_a_method_from_nobody_else(engine):
-    watch = Watch(floor=FLOOR)
+    watch = FidelityMonitor(floor=FLOOR)
     extreme, sane = engine.policy_of(Streaming(recent=1), TINY_PLAN), engine.policy_of(Streaming(), TINY_PLAN)
     told(watch, extreme, *[0.1] * LEAST)
     told(watch, sane, *[0.95] * LEAST)
@@ -180,12 +180,12 @@ def test_each_variant_is_judged_by_its_own_findings_and_few_are_remembered(engin
     policies = {recent: engine.policy_of(Streaming(recent=recent), TINY_PLAN) for recent in range(1, 13)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watches, "VARIANTS", 8)
-        watch, known = Watch(floor=FLOOR, clock=Clock()), dict[int, Standing]()
+        watch, known = FidelityMonitor(floor=FLOOR, clock=Clock()), dict[int, DriftGate]()
         with telemetry.bind(model="property"):
             for recent, agreement in findings:
                 told(watch, policies[recent], agreement)
                 # The oracle: standings in order of use, cut at eight.
-                known[recent] = known.pop(recent, Standing(FLOOR))
+                known[recent] = known.pop(recent, DriftGate(FLOOR))
                 known[recent].add(agreement, 0)
                 known = dict(list(known.items())[-8:])
             assert len(watch) == len(known)
@@ -197,7 +197,7 @@ def test_each_variant_is_judged_by_its_own_findings_and_few_are_remembered(engin
 
 def test_a_variant_that_is_asked_for_is_not_forgotten(engine, monkeypatch):
     monkeypatch.setattr(watches, "VARIANTS", 3)
-    watch = Watch(floor=FLOOR)
+    watch = FidelityMonitor(floor=FLOOR)
     held = engine.policy_of(Streaming(recent=1), TINY_PLAN)
     told(watch, held, *[0.0] * LEAST)
     for recent in range(2, 9):
@@ -209,7 +209,7 @@ def test_a_variant_that_is_asked_for_is_not_forgotten(engine, monkeypatch):
 
 def test_time_alone_brings_back_and_the_gauge_hears_of_it(engine):
     clock = Clock()
-    watch, policy = Watch(floor=FLOOR, clock=clock), engine.policy_of(Streaming(), TINY_PLAN)
+    watch, policy = FidelityMonitor(floor=FLOOR, clock=clock), engine.policy_of(Streaming(), TINY_PLAN)
     with telemetry.bind(model="timed"):
         told(watch, policy, *[0.0] * LEAST)
         assert held_back("toy-streaming", "timed") == 1
@@ -227,7 +227,7 @@ def settle(scheduler):
 
 
 def test_answers_are_compared_when_nobody_waits_and_the_metrics_hear_of_it(tiny):
-    scheduler = Scheduler(Engine(tiny, page=8), watch=Watch(share=1.0, floor=1.0, seed=0))
+    scheduler = Scheduler(Engine(tiny, page=8), watch=FidelityMonitor(share=1.0, floor=1.0, seed=0))
     policy = scheduler.engine.policy_of(Streaming(sink=1, recent=2), TINY_PLAN)
     with telemetry.bind(model="watched"):
         for i in range(LEAST):
@@ -244,7 +244,7 @@ def test_answers_are_compared_when_nobody_waits_and_the_metrics_hear_of_it(tiny)
 
 
 def test_what_was_asked_for_is_tried_on_the_dense_answer_that_came_instead(tiny):
-    scheduler = Scheduler(Engine(tiny, page=8), watch=Watch(share=1.0, floor=FLOOR, clock=Clock()))
+    scheduler = Scheduler(Engine(tiny, page=8), watch=FidelityMonitor(share=1.0, floor=FLOOR, clock=Clock()))
     wanted = scheduler.engine.policy_of(Streaming(sink=100), TINY_PLAN)
     with telemetry.bind(model="tried"):
         told(scheduler.watch, wanted, *[0.0] * LEAST)
@@ -258,7 +258,7 @@ def test_what_was_asked_for_is_tried_on_the_dense_answer_that_came_instead(tiny)
 
 
 def test_a_share_is_sampled_and_a_floor_of_zero_never_falls_back(tiny):
-    scheduler = Scheduler(Engine(tiny, page=8), watch=Watch(share=0.3, floor=0.0, seed=1))
+    scheduler = Scheduler(Engine(tiny, page=8), watch=FidelityMonitor(share=0.3, floor=0.0, seed=1))
     answers = [order(scheduler.engine, [i + 1], Streaming(), new=1) for i in range(40)]
     works = []
     scheduler.watch.work = lambda engine, answer, plain=scheduler.watch.work: works.append(plain(engine, answer))

@@ -10,7 +10,7 @@ from services.llm_longctx.engine import Sampling, Token
 from services.llm_longctx.serving.generation import Generation, Prompt
 from shared.errors import Cancelled, QueueFull
 from shared.lm.tokenizer import Tokenizer
-from shared.registry import Run
+from shared.registry import CallContext
 
 
 class Script:
@@ -44,7 +44,7 @@ def tokenizer(folder):
 
 
 def run(tokenizer, script, *prompts, n=1):
-    generation = Generation(script, tokenizer, Run())
+    generation = Generation(script, tokenizer, CallContext())
     for prompt in prompts:
         generation.begin(prompt, [Sampling()] * n)
     return list(generation)
@@ -116,7 +116,7 @@ def test_an_echo_leaves_out_what_the_caller_did_not_write(tokenizer):
 
 def test_an_error_is_raised_where_the_pieces_are_read(tokenizer):
     script = Script(tokenizer.encode("ab"), end=Cancelled("gone"))
-    generation = Generation(script, tokenizer, Run())
+    generation = Generation(script, tokenizer, CallContext())
     generation.begin(Prompt([1], 9), [Sampling()])
     with pytest.raises(Cancelled):
         list(generation)
@@ -125,7 +125,7 @@ def test_an_error_is_raised_where_the_pieces_are_read(tokenizer):
 
 def test_a_full_queue_drops_what_was_begun(tokenizer):
     script = Script(tokenizer.encode("ab"))
-    generation = Generation(script, tokenizer, Run())
+    generation = Generation(script, tokenizer, CallContext())
     generation.begin(Prompt([1], 9), [Sampling()])
     with pytest.raises(QueueFull):
         generation.begin(Prompt([1], 9), [Sampling()])
@@ -134,7 +134,7 @@ def test_a_full_queue_drops_what_was_begun(tokenizer):
 
 def test_leaving_early_drops_all_requests(tokenizer):
     script = Script(tokenizer.encode("ab"), tokenizer.encode("cd"))
-    generation = Generation(script, tokenizer, Run())
+    generation = Generation(script, tokenizer, CallContext())
     for _ in range(2):
         generation.begin(Prompt([1], 9), [Sampling()])
     pieces = iter(generation)

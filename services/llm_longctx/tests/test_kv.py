@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
-from services.llm_longctx.kv_cache import Entries, Memory, PagePool, PoolExhausted
+from services.llm_longctx.kv_cache import Entries, PagePool, PoolExhausted, SequenceCache
 from services.llm_longctx.kv_cache.range_allocator import Addresses
 
 # ruff: noqa: D102  # the rules of the state machine are named after what they do
@@ -111,7 +111,7 @@ def test_giving_back_twice_is_an_error():
 
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 17])
 def test_whole_heads_hold_all_entries_in_order_with_at_most_one_page_of_slack(n):
-    memory = Memory(pool(), L, G)
+    memory = SequenceCache(pool(), L, G)
     memory.reserve(np.full((L, G), n))
     if n:
         feed(memory, n)
@@ -126,7 +126,7 @@ def test_whole_heads_hold_all_entries_in_order_with_at_most_one_page_of_slack(n)
 
 
 def test_entries_lie_side_by_side_so_that_a_layer_is_one_view():
-    memory = Memory(pool(), L, G)
+    memory = SequenceCache(pool(), L, G)
     memory.reserve(np.full((L, G), 30))
     feed(memory, 20)
     keys, _ = memory.whole(1, (0, 2))
@@ -135,7 +135,7 @@ def test_entries_lie_side_by_side_so_that_a_layer_is_one_view():
 
 
 def test_runs_move_when_they_outgrow_their_addresses_and_nothing_is_lost():
-    memory = Memory(pool(), L, G)
+    memory = SequenceCache(pool(), L, G)
     for chunk in (1, 3, 9, 30, 2):
         feed(memory, chunk)
         step(memory)
@@ -149,7 +149,7 @@ def test_runs_move_when_they_outgrow_their_addresses_and_nothing_is_lost():
 @settings(max_examples=60, deadline=None)
 @given(n=st.integers(1, 30), sink=st.integers(0, 5), recent=st.integers(1, 9), steps=st.integers(0, 25))
 def test_a_sliding_head_holds_the_first_and_the_last_and_returns_its_pages(n, sink, recent, steps):
-    memory = Memory(pool(), L, G)
+    memory = SequenceCache(pool(), L, G)
     feed(memory, n)
     cut(memory, 0, 1, sink, recent)
     for _ in range(steps):
@@ -166,7 +166,7 @@ def test_a_sliding_head_holds_the_first_and_the_last_and_returns_its_pages(n, si
 
 @pytest.mark.parametrize("weighted", [True, False])
 def test_what_leaves_a_window_is_averaged_into_the_virtual_entry(weighted):
-    memory = Memory(pool(), L, G)
+    memory = SequenceCache(pool(), L, G)
     feed(memory, 12)
     held = memory.entries(0, 0)
     k, v = held.k[2:8].mean(0, keepdim=True), held.v[2:8].mean(0, keepdim=True)
@@ -187,14 +187,14 @@ def test_what_leaves_a_window_is_averaged_into_the_virtual_entry(weighted):
 
 
 def test_more_than_the_window_can_not_slide():
-    memory = Memory(pool(), L, G)
+    memory = SequenceCache(pool(), L, G)
     feed(memory, 9)
     with pytest.raises(ValueError, match="window of 3"):
         memory.keep(0, 0, memory.entries(0, 0), sink=1, slide=3)
 
 
 def test_a_span_crosses_from_shared_pages_into_own():
-    donor = Memory(pool(), L, G)
+    donor = SequenceCache(pool(), L, G)
     feed(donor, 8)
     twin = donor.fork()
     feed(twin, 5)
@@ -205,7 +205,7 @@ def test_a_span_crosses_from_shared_pages_into_own():
 
 
 def test_compact_copies_are_copies_counted_and_grow():
-    memory = Memory(pool(), L, G)
+    memory = SequenceCache(pool(), L, G)
     feed(memory, 10)
     before = memory.nbytes
     memory.copy_compact(0, 1, torch.tensor([1, 5, 8]), spare=4)
@@ -223,7 +223,7 @@ def test_compact_copies_are_copies_counted_and_grow():
 
 def test_memory_really_goes_back_to_the_system():
     big = PagePool(4096, 64, 64, torch.float32)
-    memory = Memory(big, 1, 1)
+    memory = SequenceCache(big, 1, 1)
     k = torch.ones(1, 64 * 1024, 64)
 
     def resident():
@@ -243,7 +243,7 @@ def test_memory_really_goes_back_to_the_system():
 
 def test_a_full_pool_refuses_and_changes_nothing():
     tight = pool(capacity=L * G * 2)
-    memory = Memory(tight, L, G)
+    memory = SequenceCache(tight, L, G)
     feed(memory, 2 * P)
     with pytest.raises(PoolExhausted):
         memory.begin_step()
@@ -255,7 +255,7 @@ def test_a_full_pool_refuses_and_changes_nothing():
 
 @pytest.mark.parametrize("n", [3, 4, 9])
 def test_a_fork_shares_whole_pages_and_copies_the_rest(n):
-    memory = Memory(pool(), L, G)
+    memory = SequenceCache(pool(), L, G)
     feed(memory, n)
     cut(memory, 1, 0, 1, 2)
     before = memory.pool.held
@@ -274,7 +274,7 @@ def test_a_fork_shares_whole_pages_and_copies_the_rest(n):
 
 
 def test_a_shared_head_that_is_cut_lets_go_of_its_pages():
-    memory = Memory(pool(), L, G)
+    memory = SequenceCache(pool(), L, G)
     feed(memory, 16)
     twin = memory.fork()
     memory.close()
@@ -289,7 +289,7 @@ def test_a_shared_head_that_is_cut_lets_go_of_its_pages():
 
 def test_a_fork_that_does_not_fit_leaves_nothing_behind():
     tight = pool(capacity=L * G * 2)
-    memory = Memory(tight, L, G)
+    memory = SequenceCache(tight, L, G)
     feed(memory, P + 1)
     step(memory)
     held = tight.held
@@ -318,7 +318,7 @@ class Pages(RuleBasedStateMachine):
 
     @rule(target=sequences, room=st.integers(0, 20))
     def open(self, room):
-        memory = Memory(self.pool, L, G)
+        memory = SequenceCache(self.pool, L, G)
         if self.attempt(lambda: memory.reserve(np.full((L, G), room)) or True) is None:
             memory.close()
         self.live[memory] = {}
@@ -347,7 +347,7 @@ class Pages(RuleBasedStateMachine):
     @rule(target=sequences, memory=sequences)
     def fork(self, memory):
         if memory not in self.live or (twin := self.attempt(memory.fork)) is None:
-            return Memory(self.pool, L, G)
+            return SequenceCache(self.pool, L, G)
         self.live[twin] = dict(self.live[memory])
         return twin
 

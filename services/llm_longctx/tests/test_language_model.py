@@ -11,12 +11,12 @@ from services.llm_longctx.serving.local_models import chosen, model_at
 from services.llm_longctx.tests.conftest import HELLO, until, write_folder
 from shared.api.text import ChatRequest, CompletionRequest, TokenizeRequest
 from shared.errors import Cancelled, FoveaError, InvalidOption, NotFound, UnsupportedMedia
-from shared.registry import Place, Run
+from shared.registry import CallContext, LoadContext
 
 
 @pytest.fixture
 def model(folder, tmp_path):
-    loaded = model_at(folder).load(Place(cache=tmp_path, threads=1))
+    loaded = model_at(folder).load(LoadContext(cache=tmp_path, threads=1))
     yield loaded
     loaded.close()
 
@@ -36,23 +36,23 @@ def test_a_path_is_served_under_its_files_name(tmp_path):
 
 def test_a_path_that_leads_nowhere_says_so_when_it_is_loaded(tmp_path):
     with pytest.raises(NotFound, match="no model at gone") as caught:
-        model_at(tmp_path / "gone.gguf").load(Place(cache=tmp_path))
+        model_at(tmp_path / "gone.gguf").load(LoadContext(cache=tmp_path))
     assert "FOVEA_LLM_MODEL" in caught.value.hint
     (tmp_path / "model.bin").touch()
     with pytest.raises(UnsupportedMedia, match=r"model\.bin"):
-        model_at(tmp_path / "model.bin").load(Place(cache=tmp_path))
+        model_at(tmp_path / "model.bin").load(LoadContext(cache=tmp_path))
 
 
 def test_an_unknown_dtype_is_refused_before_anything_is_read(folder, tmp_path):
     with pytest.raises(InvalidOption, match="float8"):
-        model_at(folder).load(Place(cache=tmp_path, options={"llm_dtype": "float8"}))
+        model_at(folder).load(LoadContext(cache=tmp_path, options={"llm_dtype": "float8"}))
 
 
 def test_bfloat16_is_another_fingerprint(folder, tmp_path, model):
-    narrow = model_at(folder).load(Place(cache=tmp_path, threads=1, options={"llm_dtype": "bfloat16"}))
+    narrow = model_at(folder).load(LoadContext(cache=tmp_path, threads=1, options={"llm_dtype": "bfloat16"}))
     try:
         assert narrow.speaker.fingerprint != model.speaker.fingerprint
-        assert narrow.predict([narrow.example()], Run())[0].usage.completion_tokens == 8
+        assert narrow.predict([narrow.example()], CallContext())[0].usage.completion_tokens == 8
     finally:
         narrow.close()
 
@@ -62,9 +62,9 @@ def test_a_batch_equals_its_singles_and_an_error_stays_with_its_request(model):
         ChatRequest(messages=HELLO, max_tokens=4 + i, temperature=1, seed=i, **({"top_logprobs": 1} if i == 1 else {}))
         for i in range(4)
     ]
-    together = model.predict(requests, Run())
+    together = model.predict(requests, CallContext())
     for i, (request, answer) in enumerate(zip(requests, together, strict=True)):
-        (single,) = model.predict([request], Run())
+        (single,) = model.predict([request], CallContext())
         if i == 1:
             assert isinstance(answer, InvalidOption)
             assert isinstance(single, InvalidOption)
@@ -74,23 +74,23 @@ def test_a_batch_equals_its_singles_and_an_error_stays_with_its_request(model):
 
 def test_a_stream_gathers_into_the_answer_of_predict(model):
     request = ChatRequest(messages=HELLO, max_tokens=9, temperature=0, n=2)
-    gathered = gather(model.stream(request, Run()))
-    assert gathered.choices == model.predict([request], Run())[0].choices
+    gathered = gather(model.stream(request, CallContext()))
+    assert gathered.choices == model.predict([request], CallContext())[0].choices
     with pytest.raises(ValueError, match="usage"):
-        gather(model.stream(request.model_copy(update={"stream": True}), Run()))
+        gather(model.stream(request.model_copy(update={"stream": True}), CallContext()))
 
 
 def test_leaving_a_stream_early_frees_the_engine(model):
-    stream = model.stream(CompletionRequest(prompt="a", max_tokens=150), Run())
+    stream = model.stream(CompletionRequest(prompt="a", max_tokens=150), CallContext())
     next(stream)
     stream.close()
-    (answer,) = model.predict([ChatRequest(messages=HELLO, max_tokens=2)], Run())
+    (answer,) = model.predict([ChatRequest(messages=HELLO, max_tokens=2)], CallContext())
     assert answer.usage.completion_tokens == 2
     until(lambda: model.speaker.scheduler.in_flight == 0)
 
 
 def test_a_cancelled_run_raises_where_its_stream_is_read(model):
-    run = Run()
+    run = CallContext()
     stream = model.stream(ChatRequest(messages=HELLO, max_tokens=150), run)
     next(stream)
     run.cancel()
@@ -100,22 +100,22 @@ def test_a_cancelled_run_raises_where_its_stream_is_read(model):
 
 def test_what_is_no_request_of_a_language_model_is_a_mistake_of_ours(model):
     with pytest.raises(TypeError, match="TokenizeRequest"):
-        model.stream(TokenizeRequest(prompt="a"), Run())
+        model.stream(TokenizeRequest(prompt="a"), CallContext())
 
 
 def test_closing_refuses_what_comes_after(folder, tmp_path):
-    closed = model_at(folder).load(Place(cache=tmp_path))
+    closed = model_at(folder).load(LoadContext(cache=tmp_path))
     closed.close()
-    (answer,) = closed.predict([closed.example()], Run())
+    (answer,) = closed.predict([closed.example()], CallContext())
     assert isinstance(answer, FoveaError)
     assert answer.status == 503
 
 
 def test_a_model_without_template_gives_a_text_as_its_example(tmp_path):
-    loaded = model_at(write_folder(tmp_path / "base", template=None)).load(Place(cache=tmp_path, threads=1))
+    loaded = model_at(write_folder(tmp_path / "base", template=None)).load(LoadContext(cache=tmp_path, threads=1))
     try:
         assert isinstance(loaded.example(), CompletionRequest)
-        assert len(list(loaded.stream(loaded.example(), Run()))) > 1
+        assert len(list(loaded.stream(loaded.example(), CallContext()))) > 1
     finally:
         loaded.close()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from services.llm_longctx.methods import AttentionMethod, method, methods
-from services.llm_longctx.methods.core.hook_results import DecodePlan, Dense, Heads, Pages, Retain
+from services.llm_longctx.methods.core.hook_results import DecodePlan, Dense, Heads, Pages, RetentionPolicy
 from shared.errors import InvalidOption
 from shared.lm.builders import llama
 
@@ -69,6 +69,6 @@ def test_changing_knobs_validates_them():
 
 @pytest.mark.parametrize(("n", "kept"), [(3, None), (5, None), (9, [0, 1, 6, 7, 8])])
 def test_keeping_the_ends_cuts_only_what_is_longer(n, kept):
-    order = Retain.ends(torch.arange(n), 2, 3, slide=True)
+    order = RetentionPolicy.ends(torch.arange(n), 2, 3, slide=True)
     assert (None if order.positions is None else order.positions.tolist()) == kept
     assert (order.sink, order.slide) == (2, 3)

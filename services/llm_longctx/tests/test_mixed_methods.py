@@ -30,7 +30,7 @@ from services.llm_longctx.tests.method_contract.oracle import trials
 from services.llm_longctx.tests.test_engine import Ear
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from shared.errors import Cancelled
-from shared.registry import Run
+from shared.registry import CallContext
 
 GRID = 32
 """Tokens of a chunk here, so that short prompts have several and meet cached ones on the grid."""
@@ -83,7 +83,7 @@ def asked(scheduler, which, ids, new, seeds):
     ears = [Ear() for _ in seeds]
     choices = [Choice(Sampling(temperature=seed % 2, seed=seed), ear) for seed, ear in zip(seeds, ears, strict=True)]
     how = scheduler.engine.policy_of(MIX[which], TINY_PLAN)
-    return Order(list(ids), choices, new, policy=how, run=Run()), ears
+    return Order(list(ids), choices, new, policy=how, run=CallContext()), ears
 
 
 def check_pages(scheduler):

@@ -16,7 +16,7 @@ from services.llm_longctx.tests.test_engine_pages import EVERY, TINY_PLAN, promp
 from services.llm_longctx.tests.toy_methods import Averaging, Copying, Halving, Streaming, Striding
 from shared.errors import Cancelled, TooLarge
 from shared.lm.builders import llama
-from shared.registry import Run
+from shared.registry import CallContext
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_those_who_wait_are_told_their_place(tiny):
     scheduler = Scheduler(Engine(tiny, max_batch=1))
     first = order(scheduler.engine, [1], new=2)
     second = order(scheduler.engine, [2], new=2)
-    third = order(scheduler.engine, [3], new=2, run=Run(report=lambda _, note: notes.append(note)))
+    third = order(scheduler.engine, [3], new=2, run=CallContext(report=lambda _, note: notes.append(note)))
     run(scheduler, first, second, third)
     assert notes == ["3 in the queue", "2 in the queue", "1 in the queue", "being read"]
     assert third[0].run.note == "being read"
@@ -162,7 +162,7 @@ def test_whatever_is_cancelled_its_pages_are_free_within_one_step(tiny, data):
     asked = [
         order(
             scheduler.engine, prompt(data.draw(st.integers(1, 60)), i), data.draw(st.sampled_from(EVERY)),
-            n=data.draw(st.integers(1, 2)), new=data.draw(st.integers(0, 20)), run=Run(),
+            n=data.draw(st.integers(1, 2)), new=data.draw(st.integers(0, 20)), run=CallContext(),
         )
         for i in range(data.draw(st.integers(1, 6)))
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from services.llm_longctx.state import session_store
 from services.llm_longctx.state.encryption import Sealing, master_key
 from services.llm_longctx.state.session_store import KEPT, SessionStore
 from shared.errors import Conflict, InvalidOption, NotFound, NotReady, TooLarge
-from shared.jobs.redis_client import Link
+from shared.jobs.redis_client import RedisClient
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
 
@@ -25,7 +25,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 async def store(server):
-    link = Link(server.url)
+    link = RedisClient(server.url)
     yield SessionStore(link, Sealing(MASTER), ttl_s=60)
     await link.close()
 
@@ -137,7 +137,7 @@ async def test_state_is_unreadable_in_redis_and_bound_to_its_place(store, server
 
 async def test_other_master_key_opens_nothing(store, server):
     head = await store.create("ann", "m", "d", b"0")
-    link = Link(server.url)
+    link = RedisClient(server.url)
     stranger = SessionStore(link, Sealing(b"another master key"), ttl_s=60)
     with pytest.raises(Conflict, match="key of sessions has changed"):
         await stranger.read("ann", head.id, 0)
@@ -145,7 +145,7 @@ async def test_other_master_key_opens_nothing(store, server):
 
 
 async def test_unused_session_is_forgotten_and_a_used_one_is_not(server):
-    link = Link(server.url)
+    link = RedisClient(server.url)
     store = SessionStore(link, Sealing(MASTER), ttl_s=1)
     idle, busy = await store.create("ann", "m", "d", b"0"), await store.create("ann", "m", "d", b"0")
     for _ in range(3):
@@ -171,7 +171,7 @@ async def test_state_over_the_cap_is_refused(store, monkeypatch):
 
 async def test_redis_that_is_away_is_said(tmp_path):
     with RedisServer(Settings(data_dir=tmp_path)) as server:
-        link = Link(server.url)
+        link = RedisClient(server.url)
         store = SessionStore(link, Sealing(MASTER), ttl_s=60)
         head = await store.create("ann", "m", "d", b"0")
     with pytest.raises(NotReady, match="Sessions can't be reached"):

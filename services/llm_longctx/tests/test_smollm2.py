@@ -87,9 +87,9 @@ def test_a_prompt_over_eight_thousand_tokens_is_refused(smol):
 
 
 def test_loading_again_takes_less_than_five_seconds(running):
-    from shared.registry import Place
+    from shared.registry import LoadContext
 
-    place = Place(cache=running.app.state.settings.cache_dir, threads=1)
+    place = LoadContext(cache=running.app.state.settings.cache_dir, threads=1)
     begun = time.process_time()
     SmolLM2.load(place).close()
     assert time.process_time() - begun < 5

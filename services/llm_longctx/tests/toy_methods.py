@@ -9,17 +9,17 @@ import torch
 
 from services.llm_longctx.kernels import BlockCsr
 from services.llm_longctx.methods import AttentionMethod
-from services.llm_longctx.methods.core.hook_inputs import Held
+from services.llm_longctx.methods.core.hook_inputs import CacheView
 from services.llm_longctx.methods.core.hook_results import (
     Blocks,
+    CacheUpdate,
     Compact,
     DecodePlan,
     Footprint,
     Heads,
-    Outcome,
     Pages,
     Ranges,
-    Retain,
+    RetentionPolicy,
     TokenLists,
     TokenRows,
     Virtual,
@@ -62,8 +62,8 @@ class Streaming(AttentionMethod):
     def after_prefill(self, view):
         """Cut, and slide from now on."""
         recent = self.recent - 1 if self.exact else self.recent
-        return Outcome({
-            g: Retain.ends(head.positions, self.sink, recent, slide=True)
+        return CacheUpdate({
+            g: RetentionPolicy.ends(head.positions, self.sink, recent, slide=True)
             for g, head in enumerate(view.heads) if not view.full[g]
         })  # fmt: skip
 
@@ -90,18 +90,18 @@ class Averaging(AttentionMethod):
     def after_prefill(self, view):
         """Average, once."""
         if not view.last:
-            return Outcome(memo=view.memo)
-        return Outcome({g: self._order(head) for g, head in enumerate(view.heads) if not view.full[g]})
+            return CacheUpdate(memo=view.memo)
+        return CacheUpdate({g: self._order(head) for g, head in enumerate(view.heads) if not view.full[g]})
 
-    def _order(self, head: Held):
+    def _order(self, head: CacheView):
         n, slide = len(head.positions), self.window if self.slide else None
         dropped = slice(self.sink, n - self.window)
         count = n - self.window - self.sink
         if count <= 0:
-            return Retain(sink=self.sink, slide=slide, absorb=self.slide)
+            return RetentionPolicy(sink=self.sink, slide=slide, absorb=self.slide)
         mean = Virtual(head.k[dropped].mean(0), head.v[dropped].mean(0), math.log(count), count)
         kept = torch.cat((head.positions[: self.sink], head.positions[n - self.window :]))
-        return Retain(kept, mean, self.sink, slide, absorb=self.slide)
+        return RetentionPolicy(kept, mean, self.sink, slide, absorb=self.slide)
 
 
 class Copying(AttentionMethod):
@@ -125,11 +125,11 @@ class Copying(AttentionMethod):
     def after_prefill(self, view):
         """Select by the last query."""
         if not view.last:
-            return Outcome()
+            return CacheUpdate()
         G = len(view.heads)
         R, d = view.q.shape[0] // G, view.q.shape[2]
         scores = [(view.q[g * R : (g + 1) * R, -1] @ view.heads[g].k.mT * d**-0.5).softmax(-1) for g in range(G)]
-        return Outcome(compact={g: self._top(s) for g, s in enumerate(scores)})
+        return CacheUpdate(compact={g: self._top(s) for g, s in enumerate(scores)})
 
     def decode_plan(self, step):
         """Everything every `stride` steps."""
@@ -137,7 +137,7 @@ class Copying(AttentionMethod):
 
     def after_decode(self, step, scores):
         """Select again."""
-        return Outcome(compact={g: self._top(s) for g, s in enumerate(scores)})
+        return CacheUpdate(compact={g: self._top(s) for g, s in enumerate(scores)})
 
 
 class Striding(AttentionMethod):

@@ -15,7 +15,7 @@ from services.medical_seg.recipes.evaluation import mean_dice_at_half
 from services.medical_seg.recipes.polyps import draw_split
 from services.medical_seg.recipes.pranet_demo import PraNetDemo, PraNetV2Demo
 from shared.api.mask import SegmentIn
-from shared.registry import Place, Run
+from shared.registry import CallContext, LoadContext
 from shared.registry.weights import read_weights
 
 KINDS = [(PraNetSegmenter, PraNetDemo), (PraNetV2Segmenter, PraNetV2Demo)]
@@ -26,7 +26,7 @@ def served(tmp_path_factory):
     """Each Servable with the weights that come with the package."""
     place = tmp_path_factory.mktemp("place")
     loaded = {
-        kind: kind.load(Place(engine="torch", cache=place / "cache", weights=place / "none", threads=1))
+        kind: kind.load(LoadContext(engine="torch", cache=place / "cache", weights=place / "none", threads=1))
         for kind, _ in KINDS
     }
     yield loaded
@@ -60,7 +60,7 @@ def test_the_manifest_is_that_of_the_recipe_as_it_stands(kind, recipe):
 def test_a_frame_without_contrast_is_answered_with_a_warning(served, kind, shade):
     noise = np.random.default_rng(shade).integers(0, 3, (240, 320, 3))
     flat, example = SegmentIn(image=png(np.clip(noise + shade, 0, 255).astype(np.uint8))), served[kind].example()
-    dark, real = served[kind].predict([flat, example], Run())
+    dark, real = served[kind].predict([flat, example], CallContext())
     assert "no contrast" in dark.warnings[0]
     assert real.warnings == []
 
@@ -102,7 +102,9 @@ def test_the_ablation_was_measured_beside_pranet():
 @pytest.mark.parametrize(("kind", "recipe"), KINDS)
 def test_served_masks_of_fresh_frames_are_as_good_as_the_manifest_says(served, kind, recipe):
     drawn = draw_split("test", 30, seed=77)
-    answers = served[kind].predict([SegmentIn(image=png(image), include=("mask",)) for image in drawn.images], Run())
+    answers = served[kind].predict(
+        [SegmentIn(image=png(image), include=("mask",)) for image in drawn.images], CallContext()
+    )
     masks = np.stack([np.asarray(Image.open(io.BytesIO(answer.mask))) > 0 for answer in answers])
     assert mean_dice_at_half(masks.astype(np.float32), drawn.masks) > 0.88
     assert [answer.empty for answer in answers][9::10] == [True, True, True]
@@ -112,7 +114,8 @@ def test_served_masks_of_fresh_frames_are_as_good_as_the_manifest_says(served, k
 def test_minmax_finds_something_even_where_nothing_is(served, kind, recipe):
     empty = draw_split("test", 10, seed=77).images[9]
     plain, stretched = (
-        served[kind].predict([SegmentIn(image=png(empty), normalise=how)], Run())[0] for how in ("none", "minmax")
+        served[kind].predict([SegmentIn(image=png(empty), normalise=how)], CallContext())[0]
+        for how in ("none", "minmax")
     )
     assert (plain.empty, stretched.empty) == (True, False)
 
@@ -121,7 +124,7 @@ def test_minmax_finds_something_even_where_nothing_is(served, kind, recipe):
 def test_the_polyp_of_the_example_is_found(served, kind, recipe):
     request = served[kind].example()
     assert len(request.image) <= 15_000
-    (answer,) = served[kind].predict([request], Run())
+    (answer,) = served[kind].predict([request], CallContext())
     found = np.asarray(Image.open(io.BytesIO(answer.mask))) > 0
     truth = draw_split("test", 1, seed=1).masks[0]
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.9

@@ -15,7 +15,7 @@ from services.medical_seg.recipes.polyps import draw_split
 from services.medical_seg.recipes.pranet_demo import PraNetDemo, PraNetV2Demo
 from services.medical_seg.recipes.pranet_full import PraNetFull, PraNetV2Full
 from shared.errors import InvalidOption, NotFound
-from shared.registry import Place, network
+from shared.registry import LoadContext, network
 from shared.registry.weights import read_weights
 from shared.training.checkpoint_import import import_weights
 from shared.training.publish import publish
@@ -91,7 +91,7 @@ def test_training_lowers_the_loss_and_gives_weights_that_a_service_can_load(tmp_
     assert losses[-1] < losses[0]
     publish(recipe, fitted, tmp_path / "weights")
     served = PraNetSegmenter.load(
-        Place(engine="torch", cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1)
+        LoadContext(engine="torch", cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1)
     )
     assert served.pixels == 64
     assert served.card.weights != PraNetSegmenter.card.weights
@@ -204,7 +204,7 @@ def test_an_official_checkpoint_without_its_classifier_is_imported_and_served(tm
     imported = import_weights("pranet", tmp_path / "PraNet-19.pth", tmp_path / "weights")
     assert imported.missing == ["resnet.fc.weight", "resnet.fc.bias"]
     served = PraNetSegmenter.load(
-        Place(engine="torch", cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1)
+        LoadContext(engine="torch", cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1)
     )
     assert served.pixels == 352
     assert served.card.parameters == 32_547_319

@@ -24,7 +24,7 @@ from shared.errors import (
 )
 from shared.export import artifacts
 from shared.export.artifacts import Artefacts
-from shared.registry import Card, Limits, Metric, Paper, Place, Run, network
+from shared.registry import CallContext, Card, Limits, LoadContext, Metric, Paper, network
 from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
 from shared.vision.decode import decode
 from tests.bad_pictures import encoded, odd, quadrants, refused
@@ -92,7 +92,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small(packaged, cache):
     Small.folder = packaged
-    found = Small.load(Place(engine="onnx", cache=cache, weights=cache / "none", threads=1))
+    found = Small.load(LoadContext(engine="onnx", cache=cache, weights=cache / "none", threads=1))
     yield found
     found.close()
 
@@ -107,7 +107,7 @@ def ask(image, **options):
 
 
 def one(servable, request, run=None):
-    (answer,) = servable.predict([request], run or Run())
+    (answer,) = servable.predict([request], run or CallContext())
     return answer
 
 
@@ -135,7 +135,7 @@ def test_graph_is_exported_once_and_named_by_digest(small, cache, monkeypatch):
     (path,) = cache.glob("small-*.onnx")
     assert small.card.weights in path.name
     monkeypatch.setattr(Artefacts, "_export", lambda _: pytest.fail("was exported again"))
-    again = Small.load(Place(engine="onnx", cache=cache, weights=cache / "none", threads=1))
+    again = Small.load(LoadContext(engine="onnx", cache=cache, weights=cache / "none", threads=1))
     assert again.card == small.card
 
 
@@ -145,7 +145,7 @@ def test_engine_takes_any_batch_at_the_side_of_the_weights(small):
 
 
 def test_torch_and_onnx_answer_the_same(small, packaged, cache):
-    other = Small.load(Place(engine="torch", cache=cache, weights=cache / "none"))
+    other = Small.load(LoadContext(engine="torch", cache=cache, weights=cache / "none"))
     assert (other.engine.name, small.engine.name) == ("torch", "onnx")
     x = np.random.default_rng(0).standard_normal((3, 3, SIDE, SIDE)).astype(np.float32)
     ours, theirs = (s.engine.run({"image": x})["logits"] for s in (small, other))
@@ -155,14 +155,14 @@ def test_torch_and_onnx_answer_the_same(small, packaged, cache):
 
 
 def test_auto_serves_the_graph(packaged, cache):
-    assert Small.load(Place(cache=cache, weights=cache / "none", threads=1)).engine.name == "onnx"
+    assert Small.load(LoadContext(cache=cache, weights=cache / "none", threads=1)).engine.name == "onnx"
 
 
 def test_imported_weights_win_and_are_served_at_full_size(packaged, tmp_path):
     held = read_weights(packaged / "small.safetensors")
     facts = {"origin": "imported", "recipe": {}, "metrics": {}}
     write_weights(tmp_path / "imported", held.arrays, held.manifest.model_copy(update=facts))
-    found = Small.load(Place(engine="torch", cache=tmp_path, weights=tmp_path / "imported"))
+    found = Small.load(LoadContext(engine="torch", cache=tmp_path, weights=tmp_path / "imported"))
     assert found.pixels == 352
     assert [metric.ours for metric in found.card.metrics] == [None, None]
 
@@ -174,14 +174,14 @@ def test_tampered_weights_are_not_served(packaged, tmp_path):
     raw[-1] ^= 1
     file.write_bytes(raw)
     with pytest.raises(NotReady, match="not what its manifest describes"):
-        Small.load(Place(cache=tmp_path, weights=tmp_path / "weights"))
+        Small.load(LoadContext(cache=tmp_path, weights=tmp_path / "weights"))
 
 
 def test_engine_that_holds_another_network_is_not_ready(packaged, cache, monkeypatch):
     other = Blob()
     monkeypatch.setattr(artifacts, "open_engine", lambda *_: other)
     with pytest.raises(NotReady, match=r"blob engine holds another network: image \[-1, 3, 32, 32\]"):
-        Small.load(Place(cache=cache, weights=cache / "none"))
+        Small.load(LoadContext(cache=cache, weights=cache / "none"))
 
 
 def test_missing_weights_are_not_ready(tmp_path):
@@ -189,7 +189,7 @@ def test_missing_weights_are_not_ready(tmp_path):
         weights = "absent"
 
     with pytest.raises(NotReady, match="no weights for 'absent'"):
-        Absent.load(Place(cache=tmp_path, weights=tmp_path))
+        Absent.load(LoadContext(cache=tmp_path, weights=tmp_path))
 
 
 # Pictures.
@@ -214,7 +214,7 @@ def test_every_readable_picture_is_answered_in_its_upright_size(blob, sample):
 @pytest.mark.parametrize("sample", refused(), ids=lambda sample: sample.name)
 def test_bad_picture_is_its_own_error(blob, sample):
     good = encoded(quadrants(), "PNG")
-    first, second, third = blob.predict([ask(good), ask(sample.data), ask(good)], Run())
+    first, second, third = blob.predict([ask(good), ask(sample.data), ask(good)], CallContext())
     assert isinstance(second, FoveaError)
     assert (second.status, second.field) == (sample.status, "image")
     assert timeless(first) == timeless(third)
@@ -222,7 +222,7 @@ def test_bad_picture_is_its_own_error(blob, sample):
 
 
 def test_batch_of_bad_pictures_never_reaches_the_engine(blob):
-    answers = blob.predict([ask(b""), ask(b"text")], Run())
+    answers = blob.predict([ask(b""), ask(b"text")], CallContext())
     assert [type(answer) for answer in answers] == [Malformed, UnsupportedMedia]
     assert blob.engine.batches == []
 
@@ -233,7 +233,7 @@ def test_batch_equals_its_singles(small):
         Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in ((40, 90), (64, 64), (99, 31))
     ]
     requests = [ask(encoded(page, "PNG"), include=("mask", "contours", "rle", "probability")) for page in pages]
-    together = small.predict(requests, Run())
+    together = small.predict(requests, CallContext())
     for request, answer in zip(requests, together, strict=True):
         assert timeless(one(small, request)) == timeless(answer)
 
@@ -249,7 +249,7 @@ def test_turned_picture_is_answered_in_upright_pixels(blob):
 def test_card_and_place_bound_the_picture(packaged, cache, small):
     assert (small.bounds.max_side, small.bounds.pixels) == (4000, 64_000_000)
     options = {"max_pixels": "3000", "max_body_bytes": "100000"}
-    strict = Small.load(Place(engine="torch", cache=cache, weights=cache / "none", options=options))
+    strict = Small.load(LoadContext(engine="torch", cache=cache, weights=cache / "none", options=options))
     error = one(strict, ask(encoded(quadrants(), "PNG")))
     assert isinstance(error, TooLarge)
     assert "3,072 in all; the limit is 3,000" in error.detail
@@ -310,7 +310,7 @@ def test_unknown_form_is_not_rendered(blob):
 
 
 def test_cancelled_run_stops_before_the_engine(blob):
-    run = Run()
+    run = CallContext()
     run.cancel()
     with pytest.raises(Cancelled):
         blob.predict([ask(encoded(quadrants(), "PNG"))], run)
@@ -318,7 +318,7 @@ def test_cancelled_run_stops_before_the_engine(blob):
 
 
 def test_run_cancelled_while_inferring_stops_before_the_answer(blob, monkeypatch):
-    run, real = Run(), blob.engine.run
+    run, real = CallContext(), blob.engine.run
 
     def infer(feeds):
         run.cancel()
@@ -331,7 +331,7 @@ def test_run_cancelled_while_inferring_stops_before_the_answer(blob, monkeypatch
 
 def test_deadline_is_honoured(blob):
     with pytest.raises(DeadlineExceeded):
-        blob.predict([ask(encoded(quadrants(), "PNG"))], Run(deadline=0.0))
+        blob.predict([ask(encoded(quadrants(), "PNG"))], CallContext(deadline=0.0))
 
 
 def test_tensor_of_another_size_is_refused_by_name(small):

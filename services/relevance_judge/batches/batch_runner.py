@@ -21,7 +21,7 @@ from services.relevance_judge.batches.pair_selection import Asked
 from services.relevance_judge.judge import Judge
 from services.relevance_judge.schemas import JudgeIn, Pair
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError
-from shared.registry import Run
+from shared.registry import CallContext
 
 __all__ = ["Bounds", "Plan", "Stopped", "carry_out", "digest", "planned"]
 
@@ -88,7 +88,9 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf8", "surrogatepass")).hexdigest()[:32]
 
 
-def carry_out(plan: Plan, judge: Judge, request: JudgeIn, journal: Journal, bounds: Bounds, run: Run) -> Stopped | None:
+def carry_out(
+    plan: Plan, judge: Judge, request: JudgeIn, journal: Journal, bounds: Bounds, run: CallContext
+) -> Stopped | None:
     """Judge what the journal lacks.
 
     Args:
@@ -131,7 +133,7 @@ class _Work:
     judge: Judge
     request: JudgeIn
     journal: Journal
-    run: Run
+    run: CallContext
     total: int
     done: int
     failed: int = 0
@@ -171,7 +173,7 @@ class _Work:
         self.run.progress(self.done / max(self.total, 1), f"{self.done} of {self.total} pairs{failed}")
 
 
-def _paced(keys: dict[str, Asked], bounds: Bounds, run: Run) -> Iterator[str]:
+def _paced(keys: dict[str, Asked], bounds: Bounds, run: CallContext) -> Iterator[str]:
     """The keys, no faster than the bounds allow."""
     due = time.monotonic()
     for key in keys:
@@ -183,7 +185,7 @@ def _paced(keys: dict[str, Asked], bounds: Bounds, run: Run) -> Iterator[str]:
         due = max(due, time.monotonic() - NAP_S) + (60.0 / bounds.per_minute if bounds.per_minute else 0.0)
 
 
-def _rest(under_way: set[Future[None]], run: Run) -> set[Future[None]]:
+def _rest(under_way: set[Future[None]], run: CallContext) -> set[Future[None]]:
     """Wait until some are done; what broke in a way that is no error of ours is raised."""
     done, rest = wait(under_way, timeout=NAP_S, return_when=FIRST_COMPLETED)
     for task in done:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shared.registry import Run
+from shared.registry import CallContext
 
 __all__ = ["Journal", "opened", "read"]
 
@@ -64,7 +64,7 @@ class Journal:
 
 
 @contextlib.contextmanager
-def opened(path: Path, run: Run) -> Iterator[Journal]:
+def opened(path: Path, run: CallContext) -> Iterator[Journal]:
     """Open a journal for writing, alone; waits while another batch writes it.
 
     Raises:
@@ -90,7 +90,7 @@ def read(path: Path) -> list[Line]:
         return []
 
 
-def _lock(file: BinaryIO, run: Run) -> None:
+def _lock(file: BinaryIO, run: CallContext) -> None:
     while True:
         run.check()
         try:

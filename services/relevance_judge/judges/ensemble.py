@@ -17,7 +17,7 @@ from services.relevance_judge.metrics.ensembles import NO_VOTE, average, majorit
 from services.relevance_judge.prompt_template import template
 from services.relevance_judge.schemas import EnsembleIn, JudgeIn, Member, Pair, Verdict
 from shared.errors import InvalidOption, NotFound
-from shared.registry import Card, Run
+from shared.registry import CallContext, Card
 from shared.registry.discovery import servables
 
 __all__ = ["Ensemble"]
@@ -50,7 +50,7 @@ class Ensemble(Judge):
         kept = (member.model_copy(update={"calibration": self.cuts(member.calibration)}) for member in request.members)
         return super().settled(request.model_copy(update={"members": tuple(kept)}))
 
-    def verdict(self, pair: Pair, request: JudgeIn, run: Run) -> Verdict:
+    def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
         """Ask each member and combine what they say."""
         assert isinstance(request, EnsembleIn)  # noqa: S101  # as above
         found = [judge.verdict(pair, asked, run) for judge, asked in self._members(request)]

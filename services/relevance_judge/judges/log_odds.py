@@ -11,7 +11,7 @@ from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, grad
 from services.relevance_judge.prompt_template import fence, render
 from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
 from shared.errors import InvalidOption
-from shared.registry import Card, Run
+from shared.registry import CallContext, Card
 
 __all__ = ["LogOdds", "expected_grade", "odds"]
 
@@ -34,7 +34,7 @@ class LogOdds(Judge):
     default: ClassVar[str] = "digits"
     kinds: ClassVar[tuple[str, ...]] = ("digits", "yes-no")
 
-    def verdict(self, pair: Pair, request: JudgeIn, run: Run) -> Verdict:
+    def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
         """One token's log-probabilities, turned into a signal and a grade."""
         chosen = self.chosen(request.template)
 

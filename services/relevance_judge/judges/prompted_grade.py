@@ -11,7 +11,7 @@ from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, name
 from services.relevance_judge.parsing.grades import Parsed
 from services.relevance_judge.prompt_template import Template, fence, render
 from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
-from shared.registry import Card, Run
+from shared.registry import CallContext, Card
 
 __all__ = ["PromptedGrade", "asked"]
 
@@ -34,7 +34,7 @@ class PromptedGrade(Judge):
     default: ClassVar[str] = "direct"
     kinds: ClassVar[tuple[str, ...]] = ("prompted-grade",)
 
-    def verdict(self, pair: Pair, request: JudgeIn, run: Run) -> Verdict:
+    def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
         """Ask until an answer holds a grade, at most `retries` times more."""
         return asked(self, self.chosen(request.template), pair, request, run)
 
@@ -54,7 +54,7 @@ class _Talk:
         self.model = said.model
 
 
-def asked(judge: Judge, chosen: Template, pair: Pair, request: JudgeIn, run: Run) -> Verdict:
+def asked(judge: Judge, chosen: Template, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
     """The verdict of one template; also what each member of an ensemble does."""
     talk, grades, tries, last = _Talk(), [], 1, Parsed(None, "none", "absent")
     for criterion in chosen.criteria.values() or [""]:
@@ -75,7 +75,14 @@ def asked(judge: Judge, chosen: Template, pair: Pair, request: JudgeIn, run: Run
 
 
 def _talked(
-    judge: Judge, chosen: Template, pair: Pair, request: JudgeIn, run: Run, talk: _Talk, criterion: str, attempt: int
+    judge: Judge,
+    chosen: Template,
+    pair: Pair,
+    request: JudgeIn,
+    run: CallContext,
+    talk: _Talk,
+    criterion: str,
+    attempt: int,
 ) -> str:
     """One whole conversation; its last answer."""
     seed = None if request.seed is None else request.seed + attempt

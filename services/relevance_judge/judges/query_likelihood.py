@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, graded, named, opening, shrinking
 from services.relevance_judge.prompt_template import Template, fence, render
 from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
-from shared.registry import Card, Metric, Run
+from shared.registry import CallContext, Card, Metric
 
 __all__ = ["QueryLikelihood"]
 
@@ -45,7 +45,7 @@ class QueryLikelihood(Judge):
     default: ClassVar[str] = "query-lift"
     kinds: ClassVar[tuple[str, ...]] = ("query-likelihood",)
 
-    def verdict(self, pair: Pair, request: JudgeIn, run: Run) -> Verdict:
+    def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
         """One scored prompt, or with `lift` two, turned into a signal and a grade."""
         chosen = self.chosen(request.template)
 
@@ -63,7 +63,7 @@ class QueryLikelihood(Judge):
         facts = graded(signal, request, named(chosen), found.model)
         return Verdict(**told, **{**facts, "flags": [*facts["flags"], *flags]})
 
-    def _scored(self, chosen: Template, query: str, passage: str, request: JudgeIn, run: Run) -> _Scored:
+    def _scored(self, chosen: Template, query: str, passage: str, request: JudgeIn, run: CallContext) -> _Scored:
         """The query behind the templated prompt that shows the passage."""
         shown = render(chosen, query, passage, mark=fence(query, passage, request.seed))
         prompt = self.endpoint.tokens(run, model=request.llm, messages=opening(shown))

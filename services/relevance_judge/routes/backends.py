@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from services.relevance_judge.chat_client import MOST_SECONDS, Endpoint
 from services.relevance_judge.judge import AT_ONCE, Judge
 from shared.errors import FoveaError
-from shared.registry import Run
+from shared.registry import CallContext
 from shared.settings import Settings
 
 __all__ = ["router"]
@@ -36,7 +36,7 @@ class Backend(BaseModel):
 def backends(request: Request, probe: bool = False) -> list[Backend]:
     """The endpoints, with what they serve; `probe` asks for one token to see which log-probabilities there are."""
     settings: Settings = request.app.state.settings
-    run: Run = request.scope["fovea.run"]
+    run: CallContext = request.scope["fovea.run"]
     facts = {
         "base_url": _without_secrets(settings.judge_base_url), "key": settings.judge_api_key is not None,
         "timeout_s": MOST_SECONDS, "concurrency": AT_ONCE,
@@ -54,7 +54,7 @@ def backends(request: Request, probe: bool = False) -> list[Backend]:
     )]  # fmt: skip
 
 
-def _answers(endpoint: Endpoint, run: Run) -> bool:
+def _answers(endpoint: Endpoint, run: CallContext) -> bool:
     try:
         said = endpoint.chat([{"role": "user", "content": "Say yes."}], run, max_tokens=1, logprobs=True)
     except FoveaError:
@@ -62,7 +62,7 @@ def _answers(endpoint: Endpoint, run: Run) -> bool:
     return bool(said.first)
 
 
-def _prompts(endpoint: Endpoint, run: Run) -> bool:
+def _prompts(endpoint: Endpoint, run: CallContext) -> bool:
     try:
         told, _ = endpoint.score(endpoint.tokens(run, prompt="yes or no"), run)
     except FoveaError:

@@ -21,7 +21,7 @@ from services.relevance_judge.parsing.label_formats import FORMS, written
 from services.relevance_judge.routes.strict_model import Given
 from services.relevance_judge.schemas import JudgeIn
 from shared.errors import InvalidOption
-from shared.registry import Run
+from shared.registry import CallContext
 from shared.serving.http.negotiation import choose
 from shared.serving.http.openapi_routes import problems
 
@@ -60,7 +60,7 @@ class BatchIn(Given):
 @router.post("/batches", responses=problems(400, 404, 422, 503) | _FILES, response_model=BatchOut)
 def label(request: Request, body: BatchIn, form: Form = None) -> Any:
     """Label pairs; what was labelled before, or in an attempt that broke off, is not asked for again."""
-    run: Run = request.scope["fovea.run"]
+    run: CallContext = request.scope["fovea.run"]
     wanted = form or _by_accept(request)
     judge = _judge(request, body.model)
     asked = judge.settled(_options(judge, body.options))
@@ -138,7 +138,7 @@ def _pairs(body: BatchIn) -> list[pair_selection.Asked]:
     return pair_selection.crossed(topics, passages)
 
 
-def _default_model(judge: Judge, run: Run) -> str | None:
+def _default_model(judge: Judge, run: CallContext) -> str | None:
     """The endpoint's default by name, so that labels of another default are never taken for this one's."""
     return next(iter(judge.endpoint.models(run)), None)
 

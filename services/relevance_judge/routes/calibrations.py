@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from services.relevance_judge.judge import calibrations
 from services.relevance_judge.metrics.calibration import Calibration, How, fit
 from services.relevance_judge.routes.strict_model import Given
-from services.relevance_judge.storage.versioned_store import Shelf
+from services.relevance_judge.storage.versioned_store import VersionedStore
 from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 
@@ -77,11 +77,11 @@ def show_calibration(request: Request, name: str) -> CalibrationOut:
     return _kept(_shelf(request), name)
 
 
-def _shelf(request: Request) -> Shelf:
+def _shelf(request: Request) -> VersionedStore:
     return calibrations(request.app.state.settings.data_dir)
 
 
-def _kept(shelf: Shelf, name: str) -> CalibrationOut:
+def _kept(shelf: VersionedStore, name: str) -> CalibrationOut:
     plain, version, kept = shelf.get(name)
     return _told(Calibration.model_validate({**kept, "name": plain, "version": version}))
 

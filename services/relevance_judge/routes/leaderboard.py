@@ -13,7 +13,7 @@ from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_labels
 from services.relevance_judge.routes.strict_model import Given
 from services.relevance_judge.storage.mini_collection import mini, mini_judgements, mini_runs
-from services.relevance_judge.storage.versioned_store import Shelf
+from services.relevance_judge.storage.versioned_store import VersionedStore
 from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 
@@ -87,5 +87,5 @@ def _mini(sort: Sort) -> Board:
     return board(mini().labels, entries, mini_runs(), sort=sort).model_copy(update={"name": MINI, "version": 1})
 
 
-def _shelf(request: Request) -> Shelf:
-    return Shelf(request.app.state.settings.data_dir / "judge" / "leaderboards", "leaderboard")
+def _shelf(request: Request) -> VersionedStore:
+    return VersionedStore(request.app.state.settings.data_dir / "judge" / "leaderboards", "leaderboard")

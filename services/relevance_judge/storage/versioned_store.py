@@ -15,12 +15,12 @@ from typing import Any
 
 from shared.errors import InvalidOption, NotFound
 
-__all__ = ["Shelf"]
+__all__ = ["VersionedStore"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
-class Shelf:
+class VersionedStore:
     """The documents of one kind, in one folder.
 
     Args:

@@ -23,7 +23,7 @@ from services.relevance_judge.schemas import JudgeIn
 from services.relevance_judge.storage.mini_collection import mini
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.errors import Cancelled, Malformed
-from shared.registry import Place, Run
+from shared.registry import CallContext, LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings
 
@@ -48,7 +48,7 @@ class Stage:
             card = PromptedGrade.card
 
             @classmethod
-            def load(cls, _place: Place) -> Any:
+            def load(cls, _place: LoadContext) -> Any:
                 return cls(stage.model.endpoint())
 
         settings = Settings(_env_file=None, data_dir=folder, drain_s=1)
@@ -236,7 +236,7 @@ def _planned(folder: Path, model: FakeModel, count: int) -> tuple[batch_runner.P
 
 
 def test_cancelling_keeps_every_label_that_was_given(tmp_path: Path) -> None:
-    run = Run()
+    run = CallContext()
 
     def say(body: dict[str, Any]) -> str:
         if "passage number 3" in body["messages"][-1]["content"]:
@@ -249,15 +249,15 @@ def test_cancelling_keeps_every_label_that_was_given(tmp_path: Path) -> None:
         batch_runner.carry_out(plan, judge, request, kept, batch_runner.Bounds(at_once=2), run)
     lines = label_log.read(path)
     assert 1 <= len(lines) == len(model.asked) < 10
-    with label_log.opened(path, Run()) as kept:
-        assert batch_runner.carry_out(plan, judge, request, kept, batch_runner.Bounds(), Run()) is None
+    with label_log.opened(path, CallContext()) as kept:
+        assert batch_runner.carry_out(plan, judge, request, kept, batch_runner.Bounds(), CallContext()) is None
     assert len(model.asked) == len(label_log.read(path)) == 10
 
 
 def test_progress_ends_at_one_and_names_the_pairs(tmp_path: Path) -> None:
     told: list[tuple[float, str | None]] = []
     plan, judge, request, path = _planned(tmp_path, FakeModel(), 4)
-    run = Run(report=lambda fraction, note: told.append((fraction, note)))
+    run = CallContext(report=lambda fraction, note: told.append((fraction, note)))
     with label_log.opened(path, run) as kept:
         batch_runner.carry_out(plan, judge, request, kept, batch_runner.Bounds(at_once=1), run)
     assert [fraction for fraction, _ in told] == [0, 0.25, 0.5, 0.75, 1]
@@ -268,7 +268,7 @@ def test_half_a_line_is_cut_off_and_a_spoilt_one_costs_its_own_pair(tmp_path: Pa
     path = tmp_path / "labels.jsonl"
     path.write_bytes(b'{"pair":"a","verdict":{}}\n{"pair":"b","ver\x00\n{"pair":"c","verdict":{}}\n{"pair":"d","ver')
     assert [line["pair"] for line in label_log.read(path)] == ["a", "c"]
-    with label_log.opened(path, Run()) as kept:
+    with label_log.opened(path, CallContext()) as kept:
         assert [kept.judged(pair) for pair in "abcd"] == [True, False, True, False]
         kept.add({"pair": "e", "verdict": {}})
     assert [line["pair"] for line in label_log.read(path)] == ["a", "c", "e"]
@@ -278,10 +278,10 @@ def test_two_batches_of_one_judge_write_one_after_the_other(tmp_path: Path) -> N
     path, order = tmp_path / "labels.jsonl", []
 
     def second() -> None:
-        with label_log.opened(path, Run()) as kept:
+        with label_log.opened(path, CallContext()) as kept:
             order.append(f"second sees {kept.judged('a')}")
 
-    with label_log.opened(path, Run()) as kept:
+    with label_log.opened(path, CallContext()) as kept:
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.15)
@@ -289,9 +289,9 @@ def test_two_batches_of_one_judge_write_one_after_the_other(tmp_path: Path) -> N
         order.append("first")
     thread.join(5)
     assert order == ["first", "second sees True"]
-    waiting = Run()
+    waiting = CallContext()
     waiting.cancel()
-    with label_log.opened(path, Run()), pytest.raises(Cancelled), label_log.opened(path, waiting):
+    with label_log.opened(path, CallContext()), pytest.raises(Cancelled), label_log.opened(path, waiting):
         pass
 
 

@@ -18,7 +18,7 @@ from services.relevance_judge.prompt_template import template
 from services.relevance_judge.schemas import EnsembleIn, JudgeIn, JudgeOut, Verdict
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.errors import FoveaError, InvalidOption, NotFound
-from shared.registry import Run
+from shared.registry import CallContext
 
 DIGITS = {"0": -3.0, "1": -2.0, "2": -0.5, "3": -1.5}
 CUTS = Calibration(cuts=(-3, -2, -1.5), how="quantile", pairs=40, queries=8, mean=-2.0, spread=0.5)
@@ -26,7 +26,7 @@ CUTS = Calibration(cuts=(-3, -2, -1.5), how="quantile", pairs=40, queries=8, mea
 
 def _one(judge: Judge, **options: Any) -> Verdict:
     request = judge.In.model_validate({"pairs": [{"query": "moon tides", "passage": "the moon"}], "seed": 1, **options})
-    (answer,) = judge.predict([request], Run())
+    (answer,) = judge.predict([request], CallContext())
     if isinstance(answer, FoveaError):
         raise answer
     assert isinstance(answer, JudgeOut)
@@ -162,7 +162,7 @@ def test_the_lift_orders_the_passages_of_a_query_as_the_likelihood_does() -> Non
     found = []
     for name in ("query-lift", "query-likelihood"):
         request = JudgeIn.model_validate({"pairs": pairs, "template": name, "seed": 1})
-        (answer,) = judge.predict([request], Run())
+        (answer,) = judge.predict([request], CallContext())
         assert isinstance(answer, JudgeOut)
         signals = [row.signal or 0.0 for row in answer.results]
         found.append(sorted(range(3), key=lambda n, of=signals: of[n]))  # type: ignore[misc]  # bound at once
@@ -179,7 +179,7 @@ def test_one_calibration_serves_thirty_two_requests_at_once_and_no_request_sees_
         })
         for n in range(32)
     ]  # fmt: skip
-    answers = judge.predict(requests, Run())
+    answers = judge.predict(requests, CallContext())
     for n, answer in enumerate(answers):
         assert isinstance(answer, JudgeOut)
         assert len(answer.results) == n % 3 + 1

@@ -11,7 +11,7 @@ import httpx2
 
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.tests.fake_endpoint import FakeModel
-from shared.registry import Place
+from shared.registry import LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings
 
@@ -32,7 +32,7 @@ async def test_every_caller_gets_the_grades_of_its_own_pairs(tmp_path: Path) -> 
         card = PromptedGrade.card
 
         @classmethod
-        def load(cls, _place: Place) -> Any:
+        def load(cls, _place: LoadContext) -> Any:
             """Needs no endpoint."""
             return cls(model.endpoint())
 

@@ -14,7 +14,7 @@ from services.relevance_judge.app import app
 from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.tests.fake_endpoint import FakeModel
-from shared.registry import Place
+from shared.registry import LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings
 
@@ -25,7 +25,7 @@ class Answering(PromptedGrade):
     card = PromptedGrade.card
 
     @classmethod
-    def load(cls, place: Place) -> Any:
+    def load(cls, place: LoadContext) -> Any:
         """Needs no endpoint."""
         assert place.options["judge_base_url"] == "http://judge.test"
         return cls(FakeModel().endpoint())
@@ -37,7 +37,7 @@ class Deaf(LogOdds):
     card = LogOdds.card
 
     @classmethod
-    def load(cls, place: Place) -> Any:
+    def load(cls, place: LoadContext) -> Any:
         """Needs no endpoint."""
         assert "judge_api_key" not in place.options
         return cls(FakeModel().endpoint())

@@ -22,16 +22,16 @@ from services.relevance_judge.prompt_template import template
 from services.relevance_judge.schemas import EnsembleIn, JudgeIn, JudgeOut
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError, InvalidOption, NotFound, NotReady
-from shared.registry import Place, Run
+from shared.registry import CallContext, LoadContext
 from shared.registry.discovery import servables
 
 PAIR = {"query": "what causes tides", "passage": "The moon causes tides."}
 DIGITS = {"0": -4.0, "1": -2.0, "2": -0.5, "3": -1.5}
 
 
-def _one(judge: Judge, run: Run | None = None, **options: Any) -> JudgeOut:
+def _one(judge: Judge, run: CallContext | None = None, **options: Any) -> JudgeOut:
     options.setdefault("pairs", [PAIR])
-    (found,) = judge.predict([judge.In.model_validate(options)], run or Run())  # type: ignore[list-item]
+    (found,) = judge.predict([judge.In.model_validate(options)], run or CallContext())  # type: ignore[list-item]
     if isinstance(found, FoveaError):
         raise found
     return found
@@ -41,7 +41,7 @@ def test_all_four_judges_are_found_by_the_scan_and_load_without_an_endpoint() ->
     found = servables("relevance-judge")
     assert set(found) == {"prompted-grade", "log-odds", "query-likelihood", "ensemble"}
     for kind in found.values():
-        judge = kind.load(Place(options={"judge_base_url": "http://127.0.0.1:9"}))
+        judge = kind.load(LoadContext(options={"judge_base_url": "http://127.0.0.1:9"}))
         assert judge.example().pairs
         judge.close()
 
@@ -138,8 +138,8 @@ def test_a_batch_equals_its_singles_under_a_seed() -> None:
     judge = PromptedGrade(FakeModel(lambda body: body["messages"][-1]["content"][-1:] and "2").endpoint())
     requests = [JudgeIn(pairs=[{"query": "q", "passage": text}], seed=1) for text in ("a", "b")]
     hidden = {"results": {"__all__": {"latency_ms"}}}
-    together = [one.model_dump(exclude=hidden) for one in judge.predict(requests, Run())]  # type: ignore[union-attr]
-    alone = [judge.predict([one], Run())[0].model_dump(exclude=hidden) for one in requests]  # type: ignore[union-attr]
+    together = [one.model_dump(exclude=hidden) for one in judge.predict(requests, CallContext())]  # type: ignore[union-attr]
+    alone = [judge.predict([one], CallContext())[0].model_dump(exclude=hidden) for one in requests]  # type: ignore[union-attr]
     assert together == alone
 
 
@@ -259,17 +259,17 @@ def test_what_the_endpoint_refuses_is_an_error_of_ours(status: int, body: Any, k
 
 
 def test_cancelling_and_deadlines_stop_a_list_of_pairs() -> None:
-    run = Run()
+    run = CallContext()
     run.cancel()
     with pytest.raises(Cancelled):
         _one(PromptedGrade(FakeModel().endpoint()), run)
     with pytest.raises(DeadlineExceeded):
-        _one(PromptedGrade(FakeModel().endpoint()), Run(deadline=time.monotonic() - 1))
+        _one(PromptedGrade(FakeModel().endpoint()), CallContext(deadline=time.monotonic() - 1))
 
 
 def test_progress_is_told_pair_by_pair() -> None:
     told: list[float] = []
-    run = Run(report=lambda fraction, _: told.append(fraction))
+    run = CallContext(report=lambda fraction, _: told.append(fraction))
     _one(PromptedGrade(FakeModel().endpoint()), run, pairs=[PAIR] * 4)
     assert told == [0.25, 0.5, 0.75, 1.0]
 

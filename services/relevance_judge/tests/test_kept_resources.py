@@ -22,10 +22,10 @@ from services.relevance_judge.parsing.trec import qrels_text
 from services.relevance_judge.prompt_template import template
 from services.relevance_judge.routes import router
 from services.relevance_judge.storage.mini_collection import mini
-from services.relevance_judge.storage.versioned_store import Shelf
+from services.relevance_judge.storage.versioned_store import VersionedStore
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.errors import InvalidOption, NotFound
-from shared.registry import Place
+from shared.registry import LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings
 
@@ -45,7 +45,7 @@ def _kind(judge: type[Any], model: FakeModel) -> type[Any]:
         card = judge.card
 
         @classmethod
-        def load(cls, place: Place) -> Any:
+        def load(cls, place: LoadContext) -> Any:
             """With the calibrations of the place."""
             return cls(model.endpoint(), judge.load(place).calibrations)
 
@@ -113,7 +113,7 @@ def test_a_calibration_that_makes_no_sense_is_refused(client: TestClient, body: 
 
 
 def test_versions_are_never_written_over_by_writers_at_the_same_time(tmp_path: Path) -> None:
-    shelf, versions = Shelf(tmp_path / "kept", "thing"), []
+    shelf, versions = VersionedStore(tmp_path / "kept", "thing"), []
     threads = [threading.Thread(target=lambda n=n: versions.append(shelf.add("x", {"n": n}))) for n in range(12)]
     for thread in threads:
         thread.start()

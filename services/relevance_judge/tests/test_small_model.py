@@ -24,7 +24,7 @@ from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.schemas import JudgeIn, JudgeOut
 from services.relevance_judge.storage.mini_collection import mini, mini_judgements
-from shared.registry import Run
+from shared.registry import CallContext
 from shared.settings import environment
 
 MINI = mini()
@@ -118,7 +118,7 @@ def _verdicts(judge: Judge, template: str) -> dict[tuple[str, str], Any]:
         "pairs": [{"query": MINI.topics[q], "passage": MINI.passages[d]} for q, d in pairs], "template": template,
         "seed": 1, "retries": 0, "llm": "smollm2-135m-instruct",
     })  # fmt: skip
-    (answer,) = judge.predict([request], Run())
+    (answer,) = judge.predict([request], CallContext())
     assert isinstance(answer, JudgeOut), answer
     return dict(zip(pairs, answer.results, strict=True))
 

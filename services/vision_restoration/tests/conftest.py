@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from services.vision_restoration.restorer import PictureRestorer
-from shared.registry import Card, Paper, Place, network
+from shared.registry import Card, LoadContext, Paper, network
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -148,7 +148,7 @@ def loaded_from(packaged: Path, home: Path, engine: Any = "auto", **options: str
             paper=Paper(title="None", venue="none", year=2023),
         )  # fmt: skip
 
-    place = Place(cache=home / "cache", weights=home / "weights", threads=1, engine=engine, options=options)
+    place = LoadContext(cache=home / "cache", weights=home / "weights", threads=1, engine=engine, options=options)
     return Small.load(place)
 
 

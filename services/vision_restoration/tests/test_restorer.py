@@ -15,7 +15,7 @@ from services.vision_restoration.image_io import PictureFile, read, write
 from services.vision_restoration.tiled_inference import plan
 from shared.api.restore import RestoreIn
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, NotReady, TooLarge
-from shared.registry import Run
+from shared.registry import CallContext
 from shared.vision.decode import DEFAULT_BOUNDS
 from shared.vision.tiling import tiled
 
@@ -34,8 +34,8 @@ def png(pixels: np.ndarray, **more: object) -> bytes:
     return out.getvalue()
 
 
-def restored(served, pixels: np.ndarray, run: Run | None = None, **options: object):
-    (answer,) = served.predict([RestoreIn(image=png(pixels), **options)], run or Run())
+def restored(served, pixels: np.ndarray, run: CallContext | None = None, **options: object):
+    (answer,) = served.predict([RestoreIn(image=png(pixels), **options)], run or CallContext())
     return answer
 
 
@@ -85,13 +85,13 @@ def test_a_variant_that_the_weights_did_not_learn_is_said_to_be_one(served):
 def test_progress_is_told_per_tile_and_over_the_batch(served):
     told: list[tuple[float, str | None]] = []
     request = RestoreIn(image=png(photo(150, 60)), **PIECES)
-    served.predict([request, request], Run(report=lambda *news: told.append(news)))
+    served.predict([request, request], CallContext(report=lambda *news: told.append(news)))
     assert [note for _, note in told] == [f"tile {n} of 3" for n in (1, 2, 3)] * 2
     assert [fraction for fraction, _ in told] == pytest.approx([n / 6 for n in range(1, 7)])
 
 
 def test_cancelling_stops_between_two_tiles(served):
-    run, seen = Run(), []
+    run, seen = CallContext(), []
 
     def stop(fraction: float, note: str | None) -> None:
         seen.append(note)
@@ -107,7 +107,7 @@ def test_what_can_not_end_in_time_is_refused_at_once(served):
     opened = served._open("paper")
     pace, opened.pace = opened.pace, 1.0
     try:
-        answer = restored(served, photo(), Run(deadline=time.monotonic() + 60))
+        answer = restored(served, photo(), CallContext(deadline=time.monotonic() + 60))
     finally:
         opened.pace = pace
     assert isinstance(answer, DeadlineExceeded)
@@ -116,7 +116,7 @@ def test_what_can_not_end_in_time_is_refused_at_once(served):
 
 def test_dry_run_estimates_and_restores_nothing(served):
     told: list[float] = []
-    answer = restored(served, photo(150, 60), Run(report=lambda f, _: told.append(f)), dry_run=True, **PIECES)
+    answer = restored(served, photo(150, 60), CallContext(report=lambda f, _: told.append(f)), dry_run=True, **PIECES)
     assert (answer.restored, told) == (None, [])
     assert (answer.estimate.tiles, answer.estimate.tile_core, answer.estimate.tile_context) == (3, 64, 128)
     assert answer.estimate.seconds > 0
@@ -200,7 +200,7 @@ def test_arithmetic_of_both_depths_agrees():
 
 def test_deep_pictures_stay_deep(served):
     given = PictureFile(sixteen(photo() // 2) + np.uint16(7), "png")
-    (answer,) = served.predict([RestoreIn(image=write(given, "png", 90))], Run())
+    (answer,) = served.predict([RestoreIn(image=write(given, "png", 90))], CallContext())
     result = read(answer.restored, DEFAULT_BOUNDS).pixels
     assert (answer.bit_depth, result.dtype) == (16, np.uint16)
     assert (result % 257 != 0).any()
@@ -225,7 +225,7 @@ def test_depths_and_forms_that_do_not_go_together_are_refused_by_name(served):
 
 def test_a_deep_picture_may_be_asked_for_as_jpeg(served):
     given = write(PictureFile(sixteen(photo()), "png"), "png", 90)
-    (answer,) = served.predict([RestoreIn(image=given, format="jpeg")], Run())
+    (answer,) = served.predict([RestoreIn(image=given, format="jpeg")], CallContext())
     assert (answer.format, answer.bit_depth) == ("jpeg", 8)
 
 
@@ -233,7 +233,7 @@ def test_a_deep_picture_may_be_asked_for_as_jpeg(served):
 @pytest.mark.parametrize("picture", ["comparison", "restored", "reflection"])
 def test_a_picture_is_answered_where_one_is_asked_for(served, media, picture):
     request = RestoreIn(image=png(photo()), picture=picture)
-    (answer,) = served.predict([request], Run())
+    (answer,) = served.predict([request], CallContext())
     image = Image.open(io.BytesIO(served.render(request, answer, media)))
     assert Image.MIME[image.format] == media
     assert image.size == ((188, 70) if picture == "comparison" else (90, 70))
@@ -243,7 +243,7 @@ def test_a_picture_is_answered_where_one_is_asked_for(served, media, picture):
 
 def test_a_picture_is_drawn_also_where_the_answer_does_not_hold_it(served):
     request = RestoreIn(image=png(photo()), include=("reflection",), picture="restored")
-    (answer,) = served.predict([request], Run())
+    (answer,) = served.predict([request], CallContext())
     assert np.array_equal(
         pixels_of(served.render(request, answer, "image/png")), pixels_of(restored(served, photo()).restored)
     )

@@ -12,7 +12,7 @@ from services.vision_restoration.models import rrformer_network as networks
 from services.vision_restoration.models import vgg as towers
 from shared.api.restore import RestoreIn
 from shared.errors import InvalidOption, Malformed
-from shared.registry import Run
+from shared.registry import CallContext
 from shared.registry.weights import read_weights
 from shared.training import checkpoint_import
 from shared.vision.draw import encode
@@ -119,7 +119,7 @@ def test_imported_weights_are_served_as_released(net, load_from, stored, tmp_pat
         (home / f"{name}.json").write_text(changed.model_dump_json())
     served = load_from(stored, tmp_path, engine="torch")
     picture = np.random.default_rng(1).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    (answer,) = served.predict([RestoreIn(image=encode(picture))], Run())
+    (answer,) = served.predict([RestoreIn(image=encode(picture))], CallContext())
     assert (served.card.variant, answer.variant) == ("released", "released")
     with torch.no_grad():
         image = torch.from_numpy(picture.transpose(2, 0, 1)[None].astype(np.float32) / 255)

@@ -10,7 +10,7 @@ from services.vision_restoration.tiled_inference import CONTEXT, plan, restore
 from services.vision_restoration.weights_loading import artefacts, weights_at
 from shared.api.restore import RestoreIn
 from shared.engines.torch import TorchEngine
-from shared.registry import Run
+from shared.registry import CallContext
 
 
 @pytest.fixture(scope="module", params=CONTEXT)
@@ -29,7 +29,9 @@ def test_tiles_of_the_demo_weights_equal_the_whole(engine):
     variant, network = engine
     pixels = picture()
     whole, pieces = (
-        restore(network, pixels, plan(64, 448, variant, RestoreIn(image=b"", tile_core=core), 3600), Run(), _quiet)
+        restore(
+            network, pixels, plan(64, 448, variant, RestoreIn(image=b"", tile_core=core), 3600), CallContext(), _quiet
+        )
         for core in (512, 64)
     )
     # In 16 bits a step is 1.5e-5 of white: the spec allows 1e-4.

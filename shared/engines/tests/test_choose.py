@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from shared.api.tensors import TensorSpec
-from shared.engines import Forms, available, open_engine
+from shared.engines import ModelArtifacts, available, open_engine
 from shared.engines.tests.graphs import identity
 from shared.errors import Fault, NotReady
-from shared.registry import Place
+from shared.registry import LoadContext
 
 torch.set_num_threads(1)
 
@@ -24,11 +24,11 @@ SPEC = TensorSpec(name="x", datatype="FP32", shape=(-1, 3))
 def forms(tmp_path):
     path = tmp_path / "g.onnx"
     path.write_bytes(identity("FP32"))
-    return Forms("net", (SPEC,), (SPEC,), graph=lambda: path, network=lambda: (nn.Identity(), None))
+    return ModelArtifacts("net", (SPEC,), (SPEC,), graph=lambda: path, network=lambda: (nn.Identity(), None))
 
 
 def place(engine="auto", **more):
-    return Place(engine=engine, threads=1, **more)
+    return LoadContext(engine=engine, threads=1, **more)
 
 
 @pytest.mark.parametrize(("wish", "got"), [("auto", "onnx"), ("onnx", "onnx"), ("torch", "torch")])
@@ -43,7 +43,7 @@ def test_wished_engine_is_opened(forms, wish, got):
 def test_auto_goes_on_to_torch_when_the_graph_does_not_open(forms, tmp_path):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no graph")
-    engine = open_engine(place(), Forms("net", (SPEC,), (SPEC,), graph=lambda: broken, network=forms.network))
+    engine = open_engine(place(), ModelArtifacts("net", (SPEC,), (SPEC,), graph=lambda: broken, network=forms.network))
     assert engine.name == "torch"
 
 
@@ -51,22 +51,25 @@ def test_auto_goes_on_to_torch_when_the_export_is_wrong(forms):
     def wrong():
         raise Fault("The ONNX graph differs from the network.")
 
-    assert open_engine(place(), Forms("net", (SPEC,), (SPEC,), graph=wrong, network=forms.network)).name == "torch"
+    assert (
+        open_engine(place(), ModelArtifacts("net", (SPEC,), (SPEC,), graph=wrong, network=forms.network)).name
+        == "torch"
+    )
     with pytest.raises(Fault):
-        open_engine(place("onnx"), Forms("net", graph=wrong))
+        open_engine(place("onnx"), ModelArtifacts("net", graph=wrong))
 
 
 def test_auto_says_what_was_tried_when_nothing_opens():
     with pytest.raises(NotReady, match=r"onnx: 'net' has no ONNX form\. torch: 'net' has no torch form\."):
-        open_engine(place(), Forms("net"))
+        open_engine(place(), ModelArtifacts("net"))
 
 
 def test_only_the_form_that_is_needed_is_made(forms):
     def never():
         pytest.fail("was made")
 
-    open_engine(place("torch"), Forms("net", (SPEC,), (SPEC,), graph=never, network=forms.network))
-    open_engine(place("onnx"), Forms("net", graph=forms.graph, network=never))
+    open_engine(place("torch"), ModelArtifacts("net", (SPEC,), (SPEC,), graph=never, network=forms.network))
+    open_engine(place("onnx"), ModelArtifacts("net", graph=forms.graph, network=never))
 
 
 def test_triton_needs_an_address(forms):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from shared.engines import Forms, open_engine
+from shared.engines import ModelArtifacts, open_engine
 from shared.engines.triton import TritonEngine, _fault
 from shared.errors import (
     BadInput,
@@ -24,7 +24,7 @@ from shared.errors import (
     TooLarge,
     Unauthenticated,
 )
-from shared.registry import Place
+from shared.registry import LoadContext
 from shared.rpc.oip import InferAnswer
 from shared.rpc.oip_json import decode_request, encode_answer
 from shared.rpc.tensors import DTYPES
@@ -205,8 +205,8 @@ def test_many_threads_share_one_connection(opened):
 
 
 def test_engine_is_opened_by_wish_and_closed_twice_without_harm(server):
-    place = Place(engine="triton", options={"triton_url": f"http://127.0.0.1:{server.server_port}"})
-    engine = open_engine(place, Forms("echo-FP32"))
+    place = LoadContext(engine="triton", options={"triton_url": f"http://127.0.0.1:{server.server_port}"})
+    engine = open_engine(place, ModelArtifacts("echo-FP32"))
     assert (engine.name, engine.run({"x": X})["y"].shape) == ("triton", (2, 3))
     engine.close()
     engine.close()

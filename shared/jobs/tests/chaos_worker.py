@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from shared.jobs.consumer import Inbox
+from shared.jobs.consumer import QueueConsumer
 from shared.jobs.queue import Payload, Result, Ticket
 from shared.jobs.worker import JobWorker
 from shared.settings import Settings
@@ -37,7 +37,7 @@ async def main(url: str, data_dir: str, ledger: str) -> None:
         note(ticket, "end")
         return Result(200, "text/plain", f"{ticket.attempt}".encode())
 
-    inbox = Inbox(url, "svc", chosen)
+    inbox = QueueConsumer(url, "svc", chosen)
     worker = JobWorker(inbox, handler, chosen)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
     await worker.run()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from shared.jobs.consumer import Inbox
+from shared.jobs.consumer import QueueConsumer
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.redis_server import RedisServer
@@ -54,9 +54,9 @@ async def queue(url: str, job_settings: Settings) -> AsyncIterator[RedisJobQueue
 
 
 @pytest.fixture
-async def inbox(url: str, job_settings: Settings) -> AsyncIterator[Inbox]:
+async def inbox(url: str, job_settings: Settings) -> AsyncIterator[QueueConsumer]:
     """The side of a worker of the service `svc`."""
-    inbox = Inbox(url, "svc", job_settings)
+    inbox = QueueConsumer(url, "svc", job_settings)
     yield inbox
     await inbox.close()
 

@@ -12,7 +12,7 @@ import pytest
 
 from shared.errors import Fault
 from shared.jobs import redis_keys, worker_heartbeat
-from shared.jobs.consumer import Delivery, Inbox, Quiet
+from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import Payload, Result
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.settings import Settings
@@ -21,14 +21,14 @@ DONE = Result(200, "text/plain", b"first")
 
 
 @pytest.fixture
-async def other(url: str, job_settings: Settings) -> AsyncIterator[Inbox]:
+async def other(url: str, job_settings: Settings) -> AsyncIterator[QueueConsumer]:
     """A second worker of the same service."""
-    inbox = Inbox(url, "svc", job_settings)
+    inbox = QueueConsumer(url, "svc", job_settings)
     yield inbox
     await inbox.close()
 
 
-async def take(inbox: Inbox, *, reclaim: bool = False) -> Delivery:
+async def take(inbox: QueueConsumer, *, reclaim: bool = False) -> Delivery:
     found = await inbox.take(reclaim=reclaim)
     assert isinstance(found, Delivery)
     return found
@@ -38,7 +38,9 @@ async def lease_over(settings: Settings) -> None:
     await asyncio.sleep(settings.job_lease_s + 0.05)
 
 
-async def test_a_job_goes_to_one_worker(queue: RedisJobQueue, inbox: Inbox, other: Inbox, payload: Payload) -> None:
+async def test_a_job_goes_to_one_worker(
+    queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload
+) -> None:
     for _ in range(20):
         await queue.submit(payload)
     found = await asyncio.gather(*(side.take(reclaim=True) for side in (inbox, other) * 15))
@@ -48,31 +50,31 @@ async def test_a_job_goes_to_one_worker(queue: RedisJobQueue, inbox: Inbox, othe
 
 
 async def test_a_silent_worker_loses_its_job_after_the_lease(
-    queue: RedisJobQueue, inbox: Inbox, other: Inbox, payload: Payload, job_settings: Settings
+    queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload, job_settings: Settings
 ) -> None:
     job, _ = await queue.submit(payload)
     await take(inbox)
-    assert isinstance(await other.take(reclaim=True), Quiet), "not before the lease ends"
+    assert isinstance(await other.take(reclaim=True), NothingToDo), "not before the lease ends"
     await lease_over(job_settings)
-    assert isinstance(await other.take(reclaim=False), Quiet), "not by a worker that may not judge silence"
+    assert isinstance(await other.take(reclaim=False), NothingToDo), "not by a worker that may not judge silence"
     second = await take(other, reclaim=True)
     assert (second.id, second.attempt, second.tries) == (job.id, 2, 2)
     assert (await queue.get(job.id, "ann")).attempts == 2
 
 
 async def test_a_renewed_lease_holds(
-    queue: RedisJobQueue, inbox: Inbox, other: Inbox, payload: Payload, job_settings: Settings
+    queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload, job_settings: Settings
 ) -> None:
     job, _ = await queue.submit(payload)
     delivery = await take(inbox)
     for _ in range(5):
         await asyncio.sleep(job_settings.job_lease_s / 2)
         assert await inbox.renew({job.id: delivery.attempt}) == set()
-        assert isinstance(await other.take(reclaim=True), Quiet)
+        assert isinstance(await other.take(reclaim=True), NothingToDo)
 
 
 async def test_a_late_zombie_changes_nothing(
-    queue: RedisJobQueue, inbox: Inbox, other: Inbox, payload: Payload, job_settings: Settings
+    queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload, job_settings: Settings
 ) -> None:
     job, _ = await queue.submit(payload)
     zombie = await take(inbox)
@@ -93,7 +95,7 @@ async def test_a_late_zombie_changes_nothing(
 
 
 async def test_the_large_answer_of_a_zombie_is_removed(
-    queue: RedisJobQueue, inbox: Inbox, other: Inbox, payload: Payload, job_settings: Settings
+    queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload, job_settings: Settings
 ) -> None:
     job, _ = await queue.submit(payload)
     zombie = await take(inbox)
@@ -104,7 +106,9 @@ async def test_the_large_answer_of_a_zombie_is_removed(
     assert (await queue.result(job.id, "ann")).body == b"n" * 2000
 
 
-async def test_handing_in_twice_is_handing_in_once(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+async def test_handing_in_twice_is_handing_in_once(
+    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
+) -> None:
     job, _ = await queue.submit(payload)
     delivery = await take(inbox)
     assert await inbox.succeed(delivery, DONE)
@@ -114,7 +118,7 @@ async def test_handing_in_twice_is_handing_in_once(queue: RedisJobQueue, inbox: 
 
 
 async def test_an_attempt_before_a_cancel_and_retry_is_lost(
-    queue: RedisJobQueue, inbox: Inbox, other: Inbox, payload: Payload
+    queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload
 ) -> None:
     job, _ = await queue.submit(payload)
     old = await take(inbox)
@@ -129,13 +133,13 @@ async def test_an_attempt_before_a_cancel_and_retry_is_lost(
 
 
 async def test_a_job_that_kills_its_workers_becomes_a_dead_letter(
-    queue: RedisJobQueue, inbox: Inbox, payload: Payload, job_settings: Settings
+    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, job_settings: Settings
 ) -> None:
     job, _ = await queue.submit(payload)
     for attempt in (1, 2, 3):
         assert (await take(inbox, reclaim=True)).attempt == attempt
         await lease_over(job_settings)
-    assert isinstance(await inbox.take(reclaim=True), Quiet)
+    assert isinstance(await inbox.take(reclaim=True), NothingToDo)
     dead = await queue.get(job.id, "ann")
     assert (dead.status, dead.dead, dead.attempts) == ("failed", True, 3)
     assert "died" in dead.error["detail"]
@@ -143,7 +147,7 @@ async def test_a_job_that_kills_its_workers_becomes_a_dead_letter(
 
 
 async def test_a_job_handed_back_comes_first_and_costs_no_attempt(
-    queue: RedisJobQueue, inbox: Inbox, other: Inbox, payload: Payload
+    queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload
 ) -> None:
     low, _ = await queue.submit(replace(payload, priority=-1))
     delivery = await take(inbox)
@@ -156,13 +160,15 @@ async def test_a_job_handed_back_comes_first_and_costs_no_attempt(
     assert (again.id, again.attempt, again.tries) == (low.id, 2, 1)
 
 
-async def test_a_failed_attempt_waits_out_its_delay(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+async def test_a_failed_attempt_waits_out_its_delay(
+    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
+) -> None:
     job, _ = await queue.submit(payload)
     await inbox.again(await take(inbox), Fault("x"), 0.2)
     waiting = await queue.get(job.id, "ann")
     assert (waiting.status, waiting.position, waiting.error) == ("queued", 0, None)
     quiet = await inbox.take(reclaim=True)
-    assert isinstance(quiet, Quiet)
+    assert isinstance(quiet, NothingToDo)
     assert 0 < quiet.due_ms <= 200
     begun = time.monotonic()
     await inbox.wait(quiet)
@@ -170,17 +176,17 @@ async def test_a_failed_attempt_waits_out_its_delay(queue: RedisJobQueue, inbox:
     assert (await take(inbox)).attempt == 2
 
 
-async def test_a_delayed_job_can_be_cancelled(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+async def test_a_delayed_job_can_be_cancelled(queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload) -> None:
     job, _ = await queue.submit(payload)
     await inbox.again(await take(inbox), Fault("x"), 0.01)
     await queue.cancel(job.id, "ann")
     await asyncio.sleep(0.02)
-    assert isinstance(await inbox.take(reclaim=True), Quiet)
+    assert isinstance(await inbox.take(reclaim=True), NothingToDo)
 
 
-async def test_the_doorbell_misses_no_job(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+async def test_the_doorbell_misses_no_job(queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload) -> None:
     quiet = await inbox.take(reclaim=True)
-    assert isinstance(quiet, Quiet)
+    assert isinstance(quiet, NothingToDo)
     await queue.submit(replace(payload, priority=-1))
     begun = time.monotonic()
     await inbox.wait(quiet)
@@ -189,7 +195,7 @@ async def test_the_doorbell_misses_no_job(queue: RedisJobQueue, inbox: Inbox, pa
 
 
 async def test_workers_are_known_while_they_renew(
-    queue: RedisJobQueue, inbox: Inbox, payload: Payload, monkeypatch: pytest.MonkeyPatch
+    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await queue.workers("svc") == []
     job, _ = await queue.submit(payload)
@@ -201,7 +207,7 @@ async def test_workers_are_known_while_they_renew(
 
 
 async def test_leaving_keeps_what_is_still_held(
-    queue: RedisJobQueue, inbox: Inbox, other: Inbox, payload: Payload, job_settings: Settings
+    queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload, job_settings: Settings
 ) -> None:
     job, _ = await queue.submit(payload)
     await take(inbox)
@@ -213,7 +219,7 @@ async def test_leaving_keeps_what_is_still_held(
 
 
 async def test_the_sweep_removes_blobs_without_a_job_and_workers_long_gone(
-    queue: RedisJobQueue, inbox: Inbox, other: Inbox, payload: Payload, job_settings: Settings
+    queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload, job_settings: Settings
 ) -> None:
     kept, _ = await queue.submit(replace(payload, body=b"x" * 2000))
     blobs = job_settings.data_dir / "blobs"
@@ -232,7 +238,7 @@ async def test_the_sweep_removes_blobs_without_a_job_and_workers_long_gone(
 
 
 async def test_a_lost_body_is_a_fault_that_says_why(
-    queue: RedisJobQueue, inbox: Inbox, payload: Payload, job_settings: Settings
+    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, job_settings: Settings
 ) -> None:
     job, _ = await queue.submit(replace(payload, body=b"x" * 2000))
     (job_settings.data_dir / "blobs" / job.id / "request").unlink()

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from shared.errors import Conflict, Fault, InvalidOption, QueueFull
 from shared.jobs import redis_keys
-from shared.jobs.consumer import Delivery, Inbox, Quiet
+from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import Payload, Result
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.redis_server import RedisServer
@@ -54,7 +54,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.queue = RedisJobQueue(url, chosen)
-        self.inbox = Inbox(url, "svc", chosen)
+        self.inbox = QueueConsumer(url, "svc", chosen)
         self.jobs: dict[str, Expected] = {}
         self.used: dict[str, tuple[str, bytes]] = {}
         self.deliveries: list[Delivery] = []
@@ -113,7 +113,7 @@ class Machine(RuleBasedStateMachine):
         wanted = self.expect_delivery(reclaim)
         found = self.run(self.inbox.take(reclaim=reclaim))
         if wanted is None:
-            assert isinstance(found, Quiet)
+            assert isinstance(found, NothingToDo)
             return
         assert isinstance(found, Delivery)
         job = self.jobs[wanted]

@@ -19,7 +19,7 @@ from shared.errors import Cancelled, Fault, InvalidOption, NotFound, NotReady, T
 from shared.jobs import codec, redis_keys
 from shared.jobs.pubsub import Changes
 from shared.jobs.queue import Payload, Result
-from shared.jobs.redis_client import Link, end, patiently, reachable
+from shared.jobs.redis_client import RedisClient, end, patiently, reachable
 from shared.jobs.redis_server import RedisServer
 
 # Keys
@@ -157,8 +157,8 @@ async def test_a_task_that_swallows_a_cancel_is_ended_all_the_same() -> None:
 
 
 @contextlib.asynccontextmanager
-async def listening(url: str) -> AsyncIterator[tuple[Link, Changes]]:
-    link = Link(url)
+async def listening(url: str) -> AsyncIterator[tuple[RedisClient, Changes]]:
+    link = RedisClient(url)
     changes = Changes(link, "news")
     try:
         yield link, changes
@@ -167,7 +167,7 @@ async def listening(url: str) -> AsyncIterator[tuple[Link, Changes]]:
         await link.close()
 
 
-async def settled(link: Link) -> None:
+async def settled(link: RedisClient) -> None:
     async with asyncio.timeout(5):
         while (await link.client.pubsub_numsub("news"))[0][1] != 1:  # noqa: ASYNC110
             await asyncio.sleep(0.005)

@@ -10,7 +10,7 @@ import pytest
 
 from shared.errors import Conflict, Fault, InvalidOption, NotFound, NotReady, QueueFull
 from shared.jobs import redis_keys
-from shared.jobs.consumer import Delivery, Inbox, Quiet
+from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import JobQueue, Payload, Result
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.settings import Settings
@@ -18,7 +18,7 @@ from shared.settings import Settings
 DONE = Result(200, "application/json", b'{"mask": 1}', {"x-model": "pranet"})
 
 
-async def take(inbox: Inbox, *, reclaim: bool = False) -> Delivery:
+async def take(inbox: QueueConsumer, *, reclaim: bool = False) -> Delivery:
     found = await inbox.take(reclaim=reclaim)
     assert isinstance(found, Delivery)
     return found
@@ -39,13 +39,15 @@ async def test_a_new_job_is_queued_with_its_position(queue: RedisJobQueue, paylo
     assert await queue.depth("svc") == 2
 
 
-async def test_the_request_arrives_byte_for_byte(queue: RedisJobQueue, inbox: Inbox) -> None:
+async def test_the_request_arrives_byte_for_byte(queue: RedisJobQueue, inbox: QueueConsumer) -> None:
     sent = Payload("svc", "/v1/x?a=ü", bytes(range(256)), {"accept": "image/png", "x": "\n"}, priority=7, tenant="t:1")
     await queue.submit(sent)
     assert await inbox.payload(await take(inbox)) == sent
 
 
-async def test_the_answer_comes_back_byte_for_byte(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+async def test_the_answer_comes_back_byte_for_byte(
+    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
+) -> None:
     job, _ = await queue.submit(payload)
     assert await inbox.succeed(await take(inbox), DONE)
     assert await queue.result(job.id, "ann") == DONE
@@ -55,7 +57,7 @@ async def test_the_answer_comes_back_byte_for_byte(queue: RedisJobQueue, inbox: 
     assert await queue.counts("svc") == (0, 0)
 
 
-async def test_priorities_are_served_high_first_and_in_order_within(queue: RedisJobQueue, inbox: Inbox) -> None:
+async def test_priorities_are_served_high_first_and_in_order_within(queue: RedisJobQueue, inbox: QueueConsumer) -> None:
     wanted = {}
     for priority in (0, -5, 1, 0, 99, -1):
         job, _ = await queue.submit(Payload("svc", "/", b"", priority=priority))
@@ -66,9 +68,9 @@ async def test_priorities_are_served_high_first_and_in_order_within(queue: Redis
     assert [(await take(inbox)).id for _ in order] == order
 
 
-async def test_services_do_not_see_each_others_jobs(queue: RedisJobQueue, inbox: Inbox) -> None:
+async def test_services_do_not_see_each_others_jobs(queue: RedisJobQueue, inbox: QueueConsumer) -> None:
     await queue.submit(Payload("other", "/", b""))
-    assert isinstance(await inbox.take(reclaim=True), Quiet)
+    assert isinstance(await inbox.take(reclaim=True), NothingToDo)
     assert await queue.depth("other") == 1
 
 
@@ -149,7 +151,7 @@ async def test_keys_belong_to_their_tenant(queue: RedisJobQueue, payload: Payloa
 
 
 async def test_a_key_returns_the_job_also_when_it_is_finished_or_the_queue_is_full(
-    queue: RedisJobQueue, inbox: Inbox, payload: Payload, job_settings: Settings
+    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, job_settings: Settings
 ) -> None:
     first, _ = await queue.submit(payload, "key")
     await inbox.succeed(await take(inbox), DONE)
@@ -162,17 +164,19 @@ async def test_a_key_returns_the_job_also_when_it_is_finished_or_the_queue_is_fu
 # Cancel and retry
 
 
-async def test_a_cancelled_queued_job_is_never_delivered(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+async def test_a_cancelled_queued_job_is_never_delivered(
+    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
+) -> None:
     job, _ = await queue.submit(payload)
     cancelled = await queue.cancel(job.id, "ann")
     assert (cancelled.status, cancelled.position) == ("cancelled", None)
     assert cancelled.finished
-    assert isinstance(await inbox.take(reclaim=True), Quiet)
+    assert isinstance(await inbox.take(reclaim=True), NothingToDo)
     assert await queue.counts("svc") == (0, 0)
 
 
 async def test_a_cancelled_running_job_is_final_and_its_attempt_is_lost(
-    queue: RedisJobQueue, inbox: Inbox, payload: Payload
+    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
 ) -> None:
     job, _ = await queue.submit(payload)
     delivery = await take(inbox)
@@ -184,7 +188,7 @@ async def test_a_cancelled_running_job_is_final_and_its_attempt_is_lost(
 
 
 async def test_cancel_is_idempotent_and_leaves_finished_jobs_alone(
-    queue: RedisJobQueue, inbox: Inbox, payload: Payload
+    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
 ) -> None:
     job, _ = await queue.submit(payload)
     await inbox.succeed(await take(inbox), DONE)
@@ -194,7 +198,7 @@ async def test_cancel_is_idempotent_and_leaves_finished_jobs_alone(
     assert await queue.cancel(other.id, "ann") == first
 
 
-async def test_a_failed_job_can_be_tried_again(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+async def test_a_failed_job_can_be_tried_again(queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload) -> None:
     job, _ = await queue.submit(payload)
     await inbox.fail(await take(inbox), InvalidOption("No.", field="size"))
     failed = await queue.get(job.id, "ann")
@@ -210,7 +214,9 @@ async def test_a_failed_job_can_be_tried_again(queue: RedisJobQueue, inbox: Inbo
     assert (await inbox.payload(delivery)).body == b"body"
 
 
-async def test_only_unsuccessful_jobs_can_be_tried_again(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+async def test_only_unsuccessful_jobs_can_be_tried_again(
+    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
+) -> None:
     job, _ = await queue.submit(payload)
     with pytest.raises(Conflict, match="queued"):
         await queue.retry(job.id, "ann")
@@ -223,7 +229,7 @@ async def test_only_unsuccessful_jobs_can_be_tried_again(queue: RedisJobQueue, i
 
 
 async def test_the_result_of_an_unfinished_job_is_a_conflict(
-    queue: RedisJobQueue, inbox: Inbox, payload: Payload
+    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
 ) -> None:
     job, _ = await queue.submit(payload)
     with pytest.raises(Conflict, match="queued"):
@@ -248,7 +254,7 @@ async def test_a_retry_into_a_full_queue_is_refused_and_keeps_the_job(
 # Dead letters
 
 
-async def die(queue: RedisJobQueue, inbox: Inbox, payload: Payload, attempts: int) -> str:
+async def die(queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, attempts: int) -> str:
     job, _ = await queue.submit(payload)
     for _ in range(attempts):
         await inbox.again(await take(inbox), Fault("Out of luck."), 0)
@@ -256,7 +262,7 @@ async def die(queue: RedisJobQueue, inbox: Inbox, payload: Payload, attempts: in
 
 
 async def test_a_job_without_attempts_left_is_a_dead_letter_until_retried(
-    queue: RedisJobQueue, inbox: Inbox, payload: Payload
+    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
 ) -> None:
     job_id = await die(queue, inbox, payload, 3)
     dead = await queue.get(job_id, "ann")
@@ -272,7 +278,7 @@ async def test_a_job_without_attempts_left_is_a_dead_letter_until_retried(
 async def test_the_oldest_of_too_many_dead_letters_are_let_go(
     url: str, queue: RedisJobQueue, job_settings: Settings, payload: Payload
 ) -> None:
-    inbox = Inbox(url, "svc", job_settings.model_copy(update={"job_dead_max": 2, "job_attempts": 1}))
+    inbox = QueueConsumer(url, "svc", job_settings.model_copy(update={"job_dead_max": 2, "job_attempts": 1}))
     ids = []
     for _ in range(3):
         ids.append(await die(queue, inbox, payload, 1))
@@ -288,7 +294,7 @@ async def test_the_oldest_of_too_many_dead_letters_are_let_go(
 
 
 async def test_large_bodies_stay_out_of_redis_and_leave_with_the_job(
-    url: str, queue: RedisJobQueue, inbox: Inbox, payload: Payload, job_settings: Settings
+    url: str, queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, job_settings: Settings
 ) -> None:
     job, _ = await queue.submit(replace(payload, body=b"q" * 1001))
     folder = job_settings.data_dir / "blobs" / job.id
@@ -301,14 +307,16 @@ async def test_large_bodies_stay_out_of_redis_and_leave_with_the_job(
     kept = await queue._link.client.hgetall(redis_keys.key("job", job.id))
     assert sum(map(len, kept.values())) < 1000
     assert (await queue.result(job.id, "ann")).body == b"a" * 1001
-    short = Inbox(url, "svc", job_settings)
+    short = QueueConsumer(url, "svc", job_settings)
     await queue._link.client.zadd(redis_keys.key("expiring"), {job.id: 0})
     assert await short.sweep() == 1
     assert not folder.exists()
     await short.close()
 
 
-async def test_a_body_of_exactly_the_limit_stays_in_redis(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+async def test_a_body_of_exactly_the_limit_stays_in_redis(
+    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
+) -> None:
     await queue.submit(replace(payload, body=b"q" * 1000))
     assert (await take(inbox)).body == b"q" * 1000
 
@@ -318,7 +326,7 @@ async def test_a_body_of_exactly_the_limit_stays_in_redis(queue: RedisJobQueue, 
 
 async def test_finished_jobs_are_forgotten_after_their_time(url: str, payload: Payload, job_settings: Settings) -> None:
     settings = job_settings.model_copy(update={"job_ttl_s": 1})
-    queue, inbox = RedisJobQueue(url, settings), Inbox(url, "svc", settings)
+    queue, inbox = RedisJobQueue(url, settings), QueueConsumer(url, "svc", settings)
     done, _ = await queue.submit(payload, "key")
     await inbox.succeed(await take(inbox), DONE)
     gone, _ = await queue.submit(payload)
@@ -354,7 +362,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_events_tell_every_step_and_end_with_the_final_state(
-    queue: RedisJobQueue, inbox: Inbox, payload: Payload
+    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
 ) -> None:
     job, _ = await queue.submit(payload)
     seen: list[tuple[str, float, str | None]] = []
@@ -382,7 +390,7 @@ async def test_events_of_a_finished_job_are_its_final_state(queue: RedisJobQueue
     assert await collect(queue, job.id) == [("cancelled", 0.0, None)]
 
 
-async def test_many_watchers_share_one_connection(queue: RedisJobQueue, inbox: Inbox, payload: Payload) -> None:
+async def test_many_watchers_share_one_connection(queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload) -> None:
     job, _ = await queue.submit(payload)
     followers = [asyncio.create_task(collect(queue, job.id)) for _ in range(50)]
     await until(lambda: len(queue._changes._watchers.get(job.id, ())) == 50)

@@ -15,7 +15,7 @@ from shared.api.job import FINAL, Job
 from shared.errors import Fault, InvalidOption, NotReady, QueueFull
 from shared.jobs import consumer as inbox_room
 from shared.jobs import worker as worker_room
-from shared.jobs.consumer import Inbox
+from shared.jobs.consumer import QueueConsumer
 from shared.jobs.queue import Handler, Payload, Result, Ticket
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.worker import JobWorker
@@ -33,7 +33,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def working(url: str, settings: Settings, handler: Handler) -> AsyncIterator[JobWorker]:
-    inbox = Inbox(url, "svc", settings)
+    inbox = QueueConsumer(url, "svc", settings)
     worker = JobWorker(inbox, handler, settings)
     running = asyncio.create_task(worker.run())
     try:
@@ -376,7 +376,7 @@ async def test_workers_forget_finished_jobs_by_themselves(url: str, payload: Pay
 
 
 async def test_a_worker_waits_for_a_redis_that_is_away(job_settings: Settings) -> None:
-    inbox = Inbox("redis://127.0.0.1:1", "svc", job_settings)
+    inbox = QueueConsumer("redis://127.0.0.1:1", "svc", job_settings)
     worker = JobWorker(inbox, always(DONE), job_settings)
     running = asyncio.create_task(worker.run())
     await asyncio.sleep(0.7)
@@ -389,7 +389,7 @@ async def test_a_worker_waits_for_a_redis_that_is_away(job_settings: Settings) -
 async def test_a_broken_loop_ends_the_worker_loudly(
     url: str, job_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inbox = Inbox(url, "svc", job_settings)
+    inbox = QueueConsumer(url, "svc", job_settings)
     broken: Callable[[], Awaitable[int]] = always(RuntimeError("bug"))  # type: ignore[assignment]
     monkeypatch.setattr(inbox, "sweep", lambda: broken(None, None))  # type: ignore[call-arg]
     with pytest.raises(ExceptionGroup) as group:

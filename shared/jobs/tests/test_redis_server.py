@@ -33,7 +33,7 @@ def test_a_given_url_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_new_enough_server_on_path_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_server(tmp_path, "redis-server", "7.0.15")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    assert find(Settings()) == room.Found("system", str(tmp_path / "redis-server"))
+    assert find(Settings()) == room.RedisSource("system", str(tmp_path / "redis-server"))
     assert "7.0.15 on PATH" in describe(Settings())
 
 

@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from shared.errors import Cancelled, DeadlineExceeded, NotFound
-from shared.registry import Run, Servable, network, networks, servables
+from shared.registry import CallContext, Servable, network, networks, servables
 from shared.registry.discovery import SERVICES, claims, service_package
 
 MODEL = """
@@ -103,18 +103,18 @@ def test_example_comes_from_the_card(toy_room):
 
 
 def test_run_stops_when_cancelled_or_late():
-    run = Run()
+    run = CallContext()
     run.check()
     run.cancel()
     with pytest.raises(Cancelled):
         run.check()
     with pytest.raises(DeadlineExceeded):
-        Run(deadline=0.0).check()
+        CallContext(deadline=0.0).check()
 
 
 def test_run_reports_progress_inside_its_range():
     told = []
-    Run(report=lambda fraction, note: told.append((fraction, note))).progress(1.7, "tiles")
+    CallContext(report=lambda fraction, note: told.append((fraction, note))).progress(1.7, "tiles")
     assert told == [(1.0, "tiles")]
 
 

@@ -17,12 +17,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import telemetry
 from shared.errors import FoveaError, TooLarge
-from shared.registry import Run
+from shared.registry import CallContext
 from shared.serving.http.error_rendering import render, translate
 from shared.serving.http.errors import TooSlow
 from shared.settings import Settings
 
-__all__ = ["Front"]
+__all__ = ["ServiceMiddleware"]
 
 _WATCH_AFTER_S = 0.05
 """Requests that take longer than this are watched for the caller's going away."""
@@ -33,7 +33,7 @@ _CLOSE = {"connection": "close"}
 """Sent with errors that leave part of the body unread."""
 
 
-class Front:
+class ServiceMiddleware:
     """The outermost layer of a service's app."""
 
     def __init__(self, app: ASGIApp, service: str, settings: Settings) -> None:
@@ -113,7 +113,9 @@ class _Call:
         self._alarm: asyncio.TimerHandle | None = None
         self.watched = "fovea.run" not in scope
         if self.watched:
-            scope["fovea.run"] = Run(deadline=time.monotonic() + _seconds(sent.get(b"x-fovea-deadline-ms"), settings))
+            scope["fovea.run"] = CallContext(
+                deadline=time.monotonic() + _seconds(sent.get(b"x-fovea-deadline-ms"), settings)
+            )
 
     def check_size(self) -> None:
         """Refuse a body that says that it is too long, before reading any of it."""

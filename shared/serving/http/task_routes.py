@@ -19,7 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from shared import telemetry
 from shared.api.problem import problem
 from shared.errors import FoveaError, InvalidOption
-from shared.registry import Run
+from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http import openapi_routes
 from shared.serving.http.errors import NotAcceptable, blame
@@ -92,7 +92,9 @@ async def _render(host: Host, name: str, call: BaseModel, found: BaseModel, medi
     return Response(picture, media_type=media, headers={"vary": "accept"})
 
 
-async def _several(host: Host, name: str, calls: list[BaseModel | FoveaError], media: str, run: Run) -> Response:
+async def _several(
+    host: Host, name: str, calls: list[BaseModel | FoveaError], media: str, run: CallContext
+) -> Response:
     """Answer a list of pictures: results in their order, each an answer or a problem."""
     if media != "application/json":
         detail = f"Several pictures are answered as JSON only, not as {media}."
@@ -102,7 +104,7 @@ async def _several(host: Host, name: str, calls: list[BaseModel | FoveaError], m
     return Response(f'{{"results":[{results}]}}', media_type=media)
 
 
-async def _attempt(host: Host, name: str, call: BaseModel | FoveaError, run: Run) -> BaseModel | FoveaError:
+async def _attempt(host: Host, name: str, call: BaseModel | FoveaError, run: CallContext) -> BaseModel | FoveaError:
     if isinstance(call, FoveaError):
         return call
     try:

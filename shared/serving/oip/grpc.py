@@ -22,7 +22,7 @@ from google.protobuf.message_factory import GetMessageClass
 from shared import telemetry
 from shared.api.problem import oip_error
 from shared.errors import FoveaError, Malformed
-from shared.registry import Run
+from shared.registry import CallContext
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import answer, check_outputs
 from shared.rpc.oip_proto import decode_request, encode_answer
@@ -36,7 +36,7 @@ from shared.settings import Settings
 __all__ = ["serve_grpc"]
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Deed = Callable[[Any, Run], Awaitable[Any]]
+Deed = Callable[[Any, CallContext], Awaitable[Any]]
 
 _LONGEST_DETAIL: Final = 2000
 """Bytes of an error's text: it travels as a header, percent-encoded, and those are limited to 8 KiB."""
@@ -155,7 +155,7 @@ class _Front(grpc.GenericRpcHandler):
         fresh = telemetry.fresh_context(sent.get("x-request-id"), sent.get("traceparent"), self._host.service)
         named = message.model_name if isinstance(message, pb.ModelInferRequest) else ""
         model = named if named in self._host.names() else ""  # names that callers invent would swell the metrics
-        run = Run(deadline=time.monotonic() + _seconds(context, sent, self._settings))
+        run = CallContext(deadline=time.monotonic() + _seconds(context, sent, self._settings))
         ids = {"request_id": fresh.request_id, "traceparent": fresh.traceparent, "service": fresh.service}
         trailers = [("x-request-id", fresh.request_id)]
         with telemetry.bind(**ids, model=model), _counted(fresh.service, model, f"grpc {name}"):
@@ -176,43 +176,43 @@ class _Front(grpc.GenericRpcHandler):
 
     # The methods.
 
-    async def _live(self, _message: pb.ServerLiveRequest, _run: Run) -> Any:
+    async def _live(self, _message: pb.ServerLiveRequest, _run: CallContext) -> Any:
         return pb.ServerLiveResponse(live=True)
 
-    async def _ready(self, _message: pb.ServerReadyRequest, _run: Run) -> Any:
+    async def _ready(self, _message: pb.ServerReadyRequest, _run: CallContext) -> Any:
         return pb.ServerReadyResponse(ready=self._host.ready)
 
-    async def _model_ready(self, message: pb.ModelReadyRequest, _run: Run) -> Any:
+    async def _model_ready(self, message: pb.ModelReadyRequest, _run: CallContext) -> Any:
         try:
             self._host.tensors(message.name, message.version)
         except FoveaError:  # unknown and unloaded alike: this method answers yes or no
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
 
-    async def _metadata(self, _message: pb.ServerMetadataRequest, _run: Run) -> Any:
+    async def _metadata(self, _message: pb.ServerMetadataRequest, _run: CallContext) -> Any:
         return metadata.metadata(self._host)
 
-    async def _model_metadata(self, message: pb.ModelMetadataRequest, _run: Run) -> Any:
+    async def _model_metadata(self, message: pb.ModelMetadataRequest, _run: CallContext) -> Any:
         return metadata.model(self._host, message.name, message.version)
 
-    async def _config(self, message: pb.ModelConfigRequest, _run: Run) -> Any:
+    async def _config(self, message: pb.ModelConfigRequest, _run: CallContext) -> Any:
         return {"config": metadata.config(self._host, message.name, message.version)}
 
-    async def _statistics(self, message: pb.ModelStatisticsRequest, _run: Run) -> Any:
+    async def _statistics(self, message: pb.ModelStatisticsRequest, _run: CallContext) -> Any:
         return metadata.statistics(self._host, message.name, message.version)
 
-    async def _index(self, message: pb.RepositoryIndexRequest, _run: Run) -> Any:
+    async def _index(self, message: pb.RepositoryIndexRequest, _run: CallContext) -> Any:
         return {"models": metadata.index(self._host, ready=message.ready)}
 
-    async def _load(self, message: pb.RepositoryModelLoadRequest, _run: Run) -> Any:
+    async def _load(self, message: pb.RepositoryModelLoadRequest, _run: CallContext) -> Any:
         await metadata.load(self._host, message.model_name, message.parameters)
         return {}
 
-    async def _unload(self, message: pb.RepositoryModelUnloadRequest, _run: Run) -> Any:
+    async def _unload(self, message: pb.RepositoryModelUnloadRequest, _run: CallContext) -> Any:
         await metadata.unload(self._host, message.model_name)
         return {}
 
-    async def _infer(self, message: pb.ModelInferRequest, run: Run) -> pb.ModelInferResponse:
+    async def _infer(self, message: pb.ModelInferRequest, run: CallContext) -> pb.ModelInferResponse:
         host, name, version = self._host, message.model_name, message.model_version
         _, outputs = host.tensors(name, version)
         with telemetry.stage("pre"):

@@ -21,7 +21,7 @@ from starlette.responses import Response
 
 from shared import telemetry
 from shared.errors import Malformed, NotFound, NotReady
-from shared.registry import Run
+from shared.registry import CallContext
 from shared.rpc.oip import InferCall, answer, check_outputs
 from shared.rpc.oip_json import HEADER_LENGTH, Body, decode_request, encode_answer
 from shared.rpc.oip_wire import InferRequest, InferResponse
@@ -211,9 +211,9 @@ def _version(request: Request) -> str:
     return version
 
 
-def _run(request: Request, call: InferCall) -> Run:
+def _run(request: Request, call: InferCall) -> CallContext:
     """The run of this request, with the caller's own timeout where it is shorter."""
-    run: Run = request.scope.get("fovea.run") or Run()
+    run: CallContext = request.scope.get("fovea.run") or CallContext()
     if call.timeout_s is not None:
         until = time.monotonic() + call.timeout_s
         run.deadline = until if run.deadline is None else min(run.deadline, until)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from shared import telemetry
 from shared.errors import Cancelled, DeadlineExceeded, Fault, InvalidOption, NotReady, QueueFull
-from shared.registry import Run
-from shared.serving.batching import Batcher, Knobs, Together
+from shared.registry import CallContext
+from shared.serving.batching import BatchContext, Batcher, BatchOptions
 from shared.serving.tests.toys import until
 
 
@@ -37,13 +37,13 @@ class Doubler:
 
 
 def batcher(work, **knobs):
-    return Batcher(work, Knobs(**{"wait": 0.0, **knobs}), service="test", model="doubler")
+    return Batcher(work, BatchOptions(**{"wait": 0.0, **knobs}), service="test", model="doubler")
 
 
-async def behind_gate(work, made, items, run=Run, **how):
+async def behind_gate(work, made, items, run=CallContext, **how):
     """Submit items while the thread is held at its gate, so that they queue up together."""
     work.gate.clear()
-    first = asyncio.create_task(made.submit(0, Run()))
+    first = asyncio.create_task(made.submit(0, CallContext()))
     await until(lambda: made.busy and not made._queue)
     tasks = [asyncio.create_task(made.submit(item, run(), **how)) for item in items]
     await asyncio.sleep(0)
@@ -53,7 +53,7 @@ async def behind_gate(work, made, items, run=Run, **how):
 async def test_single_item_is_answered_off_the_loop_s_thread():
     work = Doubler()
     made = batcher(work)
-    assert await made.submit(21, Run()) == 42
+    assert await made.submit(21, CallContext()) == 42
     assert threading.get_ident() not in work.threads
     await made.close()
 
@@ -73,7 +73,7 @@ async def test_lone_caller_never_waits_for_company():
     made = batcher(Doubler(), wait=0.5)
     begun = time.perf_counter()
     for item in range(5):
-        await made.submit(item, Run())
+        await made.submit(item, CallContext())
     assert time.perf_counter() - begun < 0.4
     await made.close()
 
@@ -84,7 +84,7 @@ async def test_callers_that_come_back_are_gathered_again():
 
     async def caller(item):
         for _ in range(20):
-            await made.submit(item, Run())
+            await made.submit(item, CallContext())
 
     await asyncio.gather(*(caller(item) for item in range(4)))
     sizes = [len(items) for _, items in work.batches]
@@ -95,10 +95,10 @@ async def test_callers_that_come_back_are_gathered_again():
 
 async def test_after_company_has_left_a_lone_caller_waits_no_more():
     made = batcher(Doubler(), size=8, wait=0.3)
-    await asyncio.gather(*(made.submit(item, Run()) for item in range(4)))
+    await asyncio.gather(*(made.submit(item, CallContext()) for item in range(4)))
     await asyncio.sleep(0.65)
     begun = time.perf_counter()
-    await made.submit(1, Run())
+    await made.submit(1, CallContext())
     assert time.perf_counter() - begun < 0.25
     await made.close()
 
@@ -136,17 +136,17 @@ async def test_batch_that_fails_as_a_whole_is_run_again_one_by_one():
 async def test_work_that_answers_too_few_is_a_fault_of_ours():
     made = batcher(lambda _key, _items, _run: [])
     with pytest.raises(Fault):
-        await made.submit(1, Run())
+        await made.submit(1, CallContext())
     await made.close()
 
 
 async def test_full_queue_refuses_and_says_when_to_come_back():
     work = Doubler(seconds=0.05)
     made = batcher(work, size=1, depth=3)
-    await made.submit(1, Run())
+    await made.submit(1, CallContext())
     first, tasks = await behind_gate(work, made, range(3))
     with pytest.raises(QueueFull) as refused:
-        await made.submit(9, Run())
+        await made.submit(9, CallContext())
     assert 0.03 < refused.value.retry_after < 3
     assert "3" in refused.value.detail
     work.gate.set()
@@ -160,7 +160,7 @@ async def test_cancelled_caller_frees_its_place_and_is_never_run():
     first, tasks = await behind_gate(work, made, [7, 8])
     tasks[0].cancel()
     await asyncio.gather(tasks[0], return_exceptions=True)
-    again = asyncio.create_task(made.submit(9, Run()))
+    again = asyncio.create_task(made.submit(9, CallContext()))
     await asyncio.sleep(0)
     work.gate.set()
     assert await again == 18
@@ -170,7 +170,7 @@ async def test_cancelled_caller_frees_its_place_and_is_never_run():
 
 
 async def test_run_that_is_cancelled_in_the_queue_is_never_run():
-    work, over = Doubler(), Run()
+    work, over = Doubler(), CallContext()
     made = batcher(work)
     first, (task,) = await behind_gate(work, made, [7], run=lambda: over)
     over.cancel()
@@ -185,21 +185,21 @@ async def test_run_that_is_cancelled_in_the_queue_is_never_run():
 async def test_deadline_passes_in_the_queue_and_during_the_run():
     work = Doubler()
     made = batcher(work, size=1)
-    first, (task,) = await behind_gate(work, made, [7], run=lambda: Run(deadline=time.monotonic() + 0.03))
+    first, (task,) = await behind_gate(work, made, [7], run=lambda: CallContext(deadline=time.monotonic() + 0.03))
     with pytest.raises(DeadlineExceeded):
         await task
     work.gate.set()
     await first
     slow = batcher(Doubler(seconds=0.2))
     with pytest.raises(DeadlineExceeded):
-        await slow.submit(1, Run(deadline=time.monotonic() + 0.03))
+        await slow.submit(1, CallContext(deadline=time.monotonic() + 0.03))
     assert [items for _, items in work.batches] == [[0]]
     await made.close()
     await slow.close(1)
 
 
 async def test_run_that_is_over_is_refused_at_the_door():
-    made, over = batcher(Doubler()), Run()
+    made, over = batcher(Doubler()), CallContext()
     over.cancel()
     with pytest.raises(Cancelled):
         await made.submit(1, over)
@@ -216,7 +216,7 @@ async def test_cancelled_caller_cancels_the_run_in_progress():
         return items
 
     made = batcher(work)
-    task = asyncio.create_task(made.submit(1, Run()))
+    task = asyncio.create_task(made.submit(1, CallContext()))
     await asyncio.sleep(0.02)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -228,9 +228,9 @@ async def test_other_keys_wait_their_turn_and_keep_their_order():
     work = Doubler()
     made = batcher(work)
     work.gate.clear()
-    first = asyncio.create_task(made.submit(0, Run()))
+    first = asyncio.create_task(made.submit(0, CallContext()))
     await until(lambda: made.busy and not made._queue)
-    tasks = [asyncio.create_task(made.submit(item, Run(), key=item % 2)) for item in (1, 2, 3, 4)]
+    tasks = [asyncio.create_task(made.submit(item, CallContext(), key=item % 2)) for item in (1, 2, 3, 4)]
     await asyncio.sleep(0)
     work.gate.set()
     assert await asyncio.gather(*tasks) == [2, 4, 6, 8]
@@ -244,7 +244,7 @@ async def test_item_larger_than_a_batch_runs_alone():
     made = batcher(work, size=4)
     first, tasks = await behind_gate(work, made, [1, 2, 3], rows=3)
     work.gate.set()
-    await asyncio.gather(first, *tasks, made.submit(9, Run(), rows=100))
+    await asyncio.gather(first, *tasks, made.submit(9, CallContext(), rows=100))
     assert all(len(items) == 1 for _, items in work.batches)
     await made.close()
 
@@ -257,19 +257,19 @@ async def test_several_threads_run_side_by_side():
         return items
 
     made = batcher(work, size=1, threads=3)
-    assert await asyncio.gather(*(made.submit(item, Run()) for item in range(3))) == [0, 1, 2]
+    assert await asyncio.gather(*(made.submit(item, CallContext()) for item in range(3))) == [0, 1, 2]
     await made.close()
 
 
 async def test_close_finishes_what_waits_and_refuses_what_comes():
     work = Doubler(seconds=0.01)
     made = batcher(work, size=1)
-    tasks = [asyncio.create_task(made.submit(item, Run())) for item in range(4)]
+    tasks = [asyncio.create_task(made.submit(item, CallContext())) for item in range(4)]
     await asyncio.sleep(0)
     await made.close(2)
     assert await asyncio.gather(*tasks) == [0, 2, 4, 6]
     with pytest.raises(NotReady):
-        await made.submit(1, Run())
+        await made.submit(1, CallContext())
 
 
 async def test_close_gives_up_on_what_takes_too_long():
@@ -284,8 +284,8 @@ async def test_close_gives_up_on_what_takes_too_long():
 
 
 async def test_queue_stage_batch_size_and_depth_are_counted():
-    made = Batcher(Doubler(), Knobs(wait=0.0), service="counted", model="m")
-    await made.submit(1, Run())
+    made = Batcher(Doubler(), BatchOptions(wait=0.0), service="counted", model="m")
+    await made.submit(1, CallContext())
     text = telemetry.metrics_text().decode()
     assert 'fovea_stage_seconds_count{model="m",service="counted",stage="queue"} 1.0' in text
     assert 'fovea_batch_size_count{model="m",service="counted"} 1.0' in text
@@ -297,14 +297,14 @@ async def test_log_lines_of_the_work_carry_request_service_and_model():
     seen = []
     made = batcher(lambda _key, items, _run: [seen.append(telemetry.context()), *items][1:])
     with telemetry.bind(request_id="r-1"):
-        await made.submit(1, Run())
+        await made.submit(1, CallContext())
     assert (seen[0].request_id, seen[0].service, seen[0].model) == ("r-1", "test", "doubler")
     await made.close()
 
 
 def test_batch_stops_only_when_all_its_members_have():
-    members = [Run(deadline=time.monotonic() + 60), Run(deadline=time.monotonic() + 90)]
-    both = Together(members)
+    members = [CallContext(deadline=time.monotonic() + 60), CallContext(deadline=time.monotonic() + 90)]
+    both = BatchContext(members)
     assert both.deadline == members[1].deadline
     members[0].cancel()
     both.check()
@@ -315,8 +315,11 @@ def test_batch_stops_only_when_all_its_members_have():
 
 def test_batch_without_a_deadline_has_none_and_tells_all_members_its_progress():
     told = []
-    members = [Run(report=lambda *news: told.append(news)), Run(deadline=1.0, report=lambda *news: told.append(news))]
-    both = Together(members)
+    members = [
+        CallContext(report=lambda *news: told.append(news)),
+        CallContext(deadline=1.0, report=lambda *news: told.append(news)),
+    ]
+    both = BatchContext(members)
     assert both.deadline is None
     both.progress(0.5, "half")
     assert told == [(0.5, "half")] * 2
@@ -342,7 +345,7 @@ def test_nothing_is_lost_mixed_or_overtaken(calls, size, wait):
 
     async def one(made, number, key, rows, fate, pause):
         await asyncio.sleep(pause)
-        run = Run(deadline=time.monotonic() + (0.0005 if fate == "expire" else 30))
+        run = CallContext(deadline=time.monotonic() + (0.0005 if fate == "expire" else 30))
         task = asyncio.create_task(made.submit((number, fate, rows), run, key=key, rows=rows))
         if fate == "cancel":
             await asyncio.sleep(0.0003)
@@ -350,7 +353,7 @@ def test_nothing_is_lost_mixed_or_overtaken(calls, size, wait):
         return await asyncio.gather(task, return_exceptions=True)
 
     async def scenario():
-        made = Batcher(work, Knobs(size=size, wait=wait, depth=100), service="test", model="any")
+        made = Batcher(work, BatchOptions(size=size, wait=wait, depth=100), service="test", model="any")
         answers = await asyncio.gather(*(one(made, number, *call) for number, call in enumerate(calls)))
         await made.close(5)
         return [answer for (answer,) in answers]
@@ -381,8 +384,8 @@ def test_calls_of_one_key_run_in_the_order_they_came(keys, size):
         return items
 
     async def scenario():
-        made = Batcher(work, Knobs(size=size, wait=0.0), service="test", model="any")
-        await asyncio.gather(*(made.submit(place, Run(), key=key) for place, key in enumerate(keys)))
+        made = Batcher(work, BatchOptions(size=size, wait=0.0), service="test", model="any")
+        await asyncio.gather(*(made.submit(place, CallContext(), key=key) for place, key in enumerate(keys)))
         await made.close(5)
 
     asyncio.run(scenario())

@@ -6,8 +6,8 @@ import pytest
 
 from shared import telemetry
 from shared.errors import InvalidOption
-from shared.registry import Run
-from shared.serving.http.middleware import Front
+from shared.registry import CallContext
+from shared.serving.http.middleware import ServiceMiddleware
 from shared.settings import Settings
 
 START = {"type": "http.response.start", "status": 200, "headers": [(b"x-own", b"1")]}
@@ -45,7 +45,7 @@ class Caller:
 
 async def through(app, caller, where=None, **settings):
     where = scope() if where is None else where
-    await Front(app, "test", Settings(**settings))(where, caller.receive, caller.send)
+    await ServiceMiddleware(app, "test", Settings(**settings))(where, caller.receive, caller.send)
     return where
 
 
@@ -66,7 +66,7 @@ async def test_what_is_no_request_passes_untouched(kind):
         seen.append((scope, receive, send))
 
     where, caller = {"type": kind}, Caller()
-    front = Front(app, "test", Settings())
+    front = ServiceMiddleware(app, "test", Settings())
     receive, send = caller.receive, caller.send
     await front(where, receive, send)
     assert seen == [(where, receive, send)]
@@ -94,13 +94,13 @@ async def test_app_sees_the_context_and_a_run_with_the_deadline():
 
     await through(app, Caller(request()), scope(sent={"x-request-id": "r-1"}), deadline_s=60)
     assert (seen["context"].request_id, seen["context"].service) == ("r-1", "test")
-    assert isinstance(seen["run"], Run)
+    assert isinstance(seen["run"], CallContext)
     assert seen["run"].deadline is not None
     assert telemetry.context().request_id == ""
 
 
 async def test_run_that_a_job_brought_is_kept_and_not_watched():
-    run = Run()
+    run = CallContext()
 
     async def app(scope, receive, send):
         assert scope["fovea.run"] is run
@@ -234,6 +234,6 @@ async def test_every_request_is_counted_once_and_leaves_nothing_in_flight(app, s
         return sum(float(line.removeprefix(label)) for line in lines if line.startswith(label))
 
     before, caller = count(), Caller(request())
-    await Front(app or fails, "counted", Settings())(scope(), caller.receive, caller.send)
+    await ServiceMiddleware(app or fails, "counted", Settings())(scope(), caller.receive, caller.send)
     assert count() == before + 1
     assert 'fovea_in_flight{service="counted"} 0.0' in telemetry.metrics_text().decode()

@@ -250,11 +250,11 @@ async def test_deadline_that_is_no_number_is_as_good_as_none(client, sent):
 
 
 async def test_run_of_a_job_is_taken_as_it_comes():
-    from shared.registry import Run
+    from shared.registry import CallContext
 
     app = build("toy", servables=TOYS, settings=Settings())
     await app.state.host.start()
-    told, run = [], Run(report=lambda *news: told.append(news))
+    told, run = [], CallContext(report=lambda *news: told.append(news))
 
     async def with_run(scope, receive, send):
         await app({**scope, "fovea.run": run}, receive, send)

@@ -19,7 +19,7 @@ from shared.errors import (
     QueueFull,
     TooLarge,
 )  # fmt: skip
-from shared.registry import Place, Run
+from shared.registry import CallContext, LoadContext
 from shared.serving.host import Host
 from shared.serving.tests import toys
 from shared.serving.tests.toys import TOYS, Echo, Eye, Picture, Text, until
@@ -50,7 +50,7 @@ async def test_models_are_loaded_at_the_same_time():
         card = toys.card("one")
 
         @classmethod
-        def load(cls, place: Place):  # noqa: ARG003
+        def load(cls, place: LoadContext):  # noqa: ARG003
             together.wait(5)
             return cls()
 
@@ -70,7 +70,7 @@ async def test_failing_model_stays_listed_with_its_reason_and_the_others_serve()
     assert (entry.ready, entry.state) == (False, "failed")
     with pytest.raises(NotReady, match="not available"):
         host.servable("toy/broken")
-    assert (await host.predict("toy/echo", Text(text="a"), Run())).text == "a"
+    assert (await host.predict("toy/echo", Text(text="a"), CallContext())).text == "a"
     await host.stop()
 
 
@@ -79,7 +79,7 @@ async def test_reason_of_a_refused_load_is_its_own_sentence():
         card = toys.card("u")
 
         @classmethod
-        def load(cls, place: Place):  # noqa: ARG003
+        def load(cls, place: LoadContext):  # noqa: ARG003
             raise NotReady("The weights are damaged.")
 
     host = Host("toy", {"u": Unverified}, Settings())
@@ -157,15 +157,15 @@ async def test_card_holds_tensors_limits_in_force_and_schema(host):
 
 async def test_requests_that_come_together_run_together_and_equal_their_singles(host):
     requests = [Text(text=f"t{n}", times=n % 3 + 1) for n in range(6)]
-    singles = [(await host.predict("toy/echo", request, Run())).text for request in requests]
-    answers = await asyncio.gather(*(host.predict("toy/echo", request, Run()) for request in requests))
+    singles = [(await host.predict("toy/echo", request, CallContext())).text for request in requests]
+    answers = await asyncio.gather(*(host.predict("toy/echo", request, CallContext()) for request in requests))
     assert [answer.text for answer in answers] == singles
     assert max(answer.together for answer in answers) > 1
 
 
 async def test_request_that_fails_alone_leaves_the_others_whole(host):
     answers = await asyncio.gather(
-        *(host.predict("toy/eye", Picture(image=image), Run()) for image in (toys.PNG, b"no", toys.PNG)),
+        *(host.predict("toy/eye", Picture(image=image), CallContext()) for image in (toys.PNG, b"no", toys.PNG)),
         return_exceptions=True,
     )
     assert [type(answer).__name__ for answer in answers] == ["Seen", "Malformed", "Seen"]
@@ -174,14 +174,14 @@ async def test_request_that_fails_alone_leaves_the_others_whole(host):
 
 async def test_fault_of_a_model_keeps_its_secret(host):
     with pytest.raises(Fault) as failed:
-        await host.predict("toy/echo", Text(text="bug"), Run())
+        await host.predict("toy/echo", Text(text="bug"), CallContext())
     assert "secret" not in failed.value.detail
 
 
 async def test_tensors_are_joined_by_shape_and_given_back_to_their_owners(host):
     answers = await asyncio.gather(
-        *(host.infer("toy/echo", feeds(rows, rows), Run()) for rows in (1, 2, 3)),
-        host.infer("toy/echo", feeds(), Run()),
+        *(host.infer("toy/echo", feeds(rows, rows), CallContext()) for rows in (1, 2, 3)),
+        host.infer("toy/echo", feeds(), CallContext()),
     )
     assert [answer["y"].shape for answer in answers] == [(1, 3), (2, 3), (3, 3), (1, 3)]
     assert [answer["y"][0, 0] for answer in answers] == [2, 3, 4, 1]
@@ -202,25 +202,25 @@ async def test_tensors_are_joined_by_shape_and_given_back_to_their_owners(host):
 )
 async def test_tensors_that_are_not_those_stated_are_refused_by_name(host, sent, error, says):
     with pytest.raises(error, match=says):
-        await host.infer("toy/echo", sent, Run())
+        await host.infer("toy/echo", sent, CallContext())
 
 
 async def test_unknown_version_is_not_found_and_the_known_one_serves(host):
     with pytest.raises(NotFound, match="version"):
-        await host.infer("toy/echo", feeds(), Run(), version="7")
-    assert await host.infer("toy/echo", feeds(), Run(), version="1")
+        await host.infer("toy/echo", feeds(), CallContext(), version="7")
+    assert await host.infer("toy/echo", feeds(), CallContext(), version="1")
 
 
 async def test_model_without_tensors_says_where_to_go_instead(host):
     assert host.tensors("toy/eye") == ((), ())
     with pytest.raises(InvalidOption) as refused:
-        await host.infer("toy/eye", feeds(), Run())
+        await host.infer("toy/eye", feeds(), CallContext())
     assert refused.value.hint == "Use POST /v1/segment."
 
 
 async def test_job_runs_alone_on_its_thread_and_tells_its_progress(host):
     told = []
-    run = Run(report=lambda *news: told.append(news))
+    run = CallContext(report=lambda *news: told.append(news))
     await asyncio.gather(*(host.predict("toy/long", Text(text=f"{n}", sleep=0.02), run) for n in range(3)))
     assert told[:2] == [(0.0, "step 0"), (0.2, "step 1")]
     assert len(told) == 15
@@ -229,7 +229,7 @@ async def test_job_runs_alone_on_its_thread_and_tells_its_progress(host):
 
 async def test_stream_hands_out_events_as_they_come_and_counts_as_busy(host):
     words = []
-    async for event in host.stream("toy/story", Text(text="a b c"), Run()):
+    async for event in host.stream("toy/story", Text(text="a b c"), CallContext()):
         words.append(event.text)
         assert host.busy == 1
     assert words == ["a", "b", "c"]
@@ -247,14 +247,14 @@ async def test_what_a_stream_tells_the_metrics_carries_its_service_and_model():
 
     host = Host("toy", {"telling": Telling}, Settings())
     await host.start()
-    events = host.stream("telling", Text(text="a"), Run())
+    events = host.stream("telling", Text(text="a"), CallContext())
     first = await asyncio.ensure_future(anext(events))  # the first reader may be another task than the others
     assert [first.text, *[event.text async for event in events]] == ["toy telling", "telling"]
     await host.stop()
 
 
 async def test_closed_stream_cancels_its_run(host):
-    run = Run()
+    run = CallContext()
     events = host.stream("toy/story", Text(text="…"), run)
     await anext(events)
     await events.aclose()
@@ -263,7 +263,7 @@ async def test_closed_stream_cancels_its_run(host):
 
 
 async def test_stream_that_breaks_is_a_fault_after_its_first_events(host):
-    events = host.stream("toy/story", Text(text="a bug"), Run())
+    events = host.stream("toy/story", Text(text="a bug"), CallContext())
     assert (await anext(events)).text == "a"
     with pytest.raises(Fault):
         await anext(events)
@@ -271,17 +271,17 @@ async def test_stream_that_breaks_is_a_fault_after_its_first_events(host):
 
 async def test_stream_ends_at_its_deadline(host):
     with pytest.raises(DeadlineExceeded):
-        async for _ in host.stream("toy/story", Text(text="…"), Run(deadline=time.monotonic() + 0.05)):
+        async for _ in host.stream("toy/story", Text(text="…"), CallContext(deadline=time.monotonic() + 0.05)):
             pass
 
 
 async def test_more_streams_than_may_be_open_are_refused():
     host = Host("toy", {"toy/story": toys.Story}, Settings(queue_max=1))
     await host.start()
-    events = host.stream("toy/story", Text(text="…"), Run())
+    events = host.stream("toy/story", Text(text="…"), CallContext())
     await anext(events)
     with pytest.raises(QueueFull):
-        await anext(host.stream("toy/story", Text(text="a"), Run()))
+        await anext(host.stream("toy/story", Text(text="a"), CallContext()))
     await events.aclose()
     await host.stop()
 
@@ -298,7 +298,7 @@ async def test_streaming_model_answers_whole_requests_side_by_side():
 
     host = Host("toy", {"chat": Chat}, Settings())
     await host.start()
-    await asyncio.gather(*(host.predict("chat", Text(text="a"), Run()) for _ in range(2)))
+    await asyncio.gather(*(host.predict("chat", Text(text="a"), CallContext()) for _ in range(2)))
     await host.stop()
 
 
@@ -308,13 +308,13 @@ async def test_unloaded_model_refuses_and_comes_back(host):
     assert servable.closed
     assert host.ready  # it is as wanted
     with pytest.raises(NotReady, match="unloaded"):
-        await host.predict("toy/echo", Text(), Run())
+        await host.predict("toy/echo", Text(), CallContext())
     await host.load("toy/echo")
-    assert (await host.predict("toy/echo", Text(), Run())).text == "hello"
+    assert (await host.predict("toy/echo", Text(), CallContext())).text == "hello"
 
 
 async def test_stop_finishes_what_has_begun(host):
-    answer = asyncio.create_task(host.predict("toy/echo", Text(text="x", sleep=0.1), Run()))
+    answer = asyncio.create_task(host.predict("toy/echo", Text(text="x", sleep=0.1), CallContext()))
     await until(lambda: host.busy)
     await host.stop()
     assert (await answer).text == "x"
@@ -323,8 +323,8 @@ async def test_stop_finishes_what_has_begun(host):
 async def test_stop_cancels_what_does_not_end():
     host = Host("toy", TOYS, Settings(drain_s=0.05))
     await host.start()
-    answer = asyncio.create_task(host.predict("toy/echo", Text(text="x", sleep=2), Run()))
-    events = host.stream("toy/story", Text(text="…"), Run())
+    answer = asyncio.create_task(host.predict("toy/echo", Text(text="x", sleep=2), CallContext()))
+    events = host.stream("toy/story", Text(text="…"), CallContext())
     await anext(events)
     await until(lambda: host.busy == 2)
     await host.stop()
@@ -349,6 +349,6 @@ async def test_tensors_of_a_model_that_can_t_batch_run_alone():
 
     host = Host("toy", {"alone": Alone}, Settings())
     await host.start()
-    await asyncio.gather(*(host.infer("alone", feeds(), Run()) for _ in range(5)))
+    await asyncio.gather(*(host.infer("alone", feeds(), CallContext()) for _ in range(5)))
     assert host.servable("alone").engine.batches == [1] * 5
     await host.stop()

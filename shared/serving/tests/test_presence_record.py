@@ -7,10 +7,10 @@ import httpx2
 import pytest
 import redis
 
-from shared.api.replica import RENEW_S, Replica, replicas_key
+from shared.api.replica import RENEW_S, ReplicaRecord, replicas_key
 from shared.jobs.redis_server import RedisServer
 from shared.serving.build_app import build
-from shared.serving.heartbeat import Presence
+from shared.serving.heartbeat import Heartbeat
 from shared.serving.replica import ReplicaServer, load_app
 from shared.serving.tests import toys
 from shared.serving.tests.toys import TOYS, until
@@ -31,7 +31,7 @@ def link(server):
 
 
 def records(link, service="toy"):
-    return [Replica.model_validate_json(value) for value in link.hvals(replicas_key(service))]
+    return [ReplicaRecord.model_validate_json(value) for value in link.hvals(replicas_key(service))]
 
 
 @pytest.fixture
@@ -119,13 +119,13 @@ async def test_replica_without_a_redis_serves_and_stops_quickly(serving):
 
 async def test_records_that_nobody_renewed_for_long_are_swept(server, link):
     def record(name, seen):
-        return Replica(id=name, service="toy", http="http://x", pid=1, ready=True, models=(), seen=seen)
+        return ReplicaRecord(id=name, service="toy", http="http://x", pid=1, ready=True, models=(), seen=seen)
 
     key = replicas_key("toy")
     link.hset(key, "old", record("old", time.time() - 3600).model_dump_json())
     link.hset(key, "silent", record("silent", time.time() - 10).model_dump_json())
     link.hset(key, "broken", "{")
-    presence = Presence(server.url, lambda: record("new", time.time()))
+    presence = Heartbeat(server.url, lambda: record("new", time.time()))
     presence.start()
     await until(lambda: link.hexists(key, "new"))
     assert sorted(name.decode() for name in link.hkeys(key)) == ["new", "silent"]
@@ -134,7 +134,7 @@ async def test_records_that_nobody_renewed_for_long_are_swept(server, link):
 
 
 async def test_presence_that_never_started_stops_without_a_word(server, link):
-    await Presence(server.url, lambda: pytest.fail("asked")).stop()
+    await Heartbeat(server.url, lambda: pytest.fail("asked")).stop()
 
 
 def test_service_without_an_app_of_its_own_gets_a_plain_one():

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 import redis
 
-from shared.api.replica import LEASE_S, Replica, replicas_key
+from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from shared.jobs.redis_server import RedisServer
 from shared.serving.up import reaper
 from shared.settings import Settings, environment
@@ -46,7 +46,7 @@ def cluster(tmp_path):
 
 
 def ready(link):
-    found = [Replica.model_validate_json(value) for value in link.hvals(replicas_key("toy"))]
+    found = [ReplicaRecord.model_validate_json(value) for value in link.hvals(replicas_key("toy"))]
     return [replica for replica in found if replica.ready and time.time() - replica.seen < LEASE_S]
 
 

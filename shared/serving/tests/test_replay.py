@@ -18,8 +18,8 @@ from starlette.routing import Route
 
 from shared.errors import Cancelled
 from shared.jobs.queue import Payload
-from shared.registry import Run
-from shared.serving.job_handler import Replay
+from shared.registry import CallContext
+from shared.serving.job_handler import AsgiJobHandler
 
 
 class Ticket:
@@ -51,7 +51,7 @@ async def mirror(request: Request) -> Response:
 
 
 async def steps(request: Request) -> Response:
-    run: Run = request.scope["fovea.run"]
+    run: CallContext = request.scope["fovea.run"]
     assert run.deadline is None, "a job has all the time it needs"
 
     def work() -> None:
@@ -63,7 +63,7 @@ async def steps(request: Request) -> Response:
 
 
 async def long(request: Request) -> Response:
-    run: Run = request.scope["fovea.run"]
+    run: CallContext = request.scope["fovea.run"]
     stopped: threading.Event = request.app.state.stopped
 
     def work() -> None:
@@ -105,8 +105,8 @@ def toy(**hooks: Callable[[Starlette], contextlib.AbstractAsyncContextManager[No
 
 
 @contextlib.asynccontextmanager
-async def replaying(app: Starlette) -> AsyncIterator[Replay]:
-    replay = Replay(lambda: app)
+async def replaying(app: Starlette) -> AsyncIterator[AsgiJobHandler]:
+    replay = AsgiJobHandler(lambda: app)
     try:
         yield replay
     finally:
@@ -205,7 +205,7 @@ class Life:
 
 async def test_nothing_is_loaded_before_the_first_job() -> None:
     loads = []
-    replay = Replay(lambda: loads.append(1) or toy())  # type: ignore[func-returns-value]
+    replay = AsgiJobHandler(lambda: loads.append(1) or toy())  # type: ignore[func-returns-value]
     await replay.close()
     assert loads == []
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from shared.errors import DeadlineExceeded
-from shared.registry import Run
+from shared.registry import CallContext
 from shared.serving.tests.toys import until
 from shared.serving.thread_stream import pump
 
@@ -20,11 +20,11 @@ def pool():
 
 
 async def test_events_come_in_order_and_end(pool):
-    assert [event async for event in pump(lambda: iter(range(100)), Run(), pool)] == list(range(100))
+    assert [event async for event in pump(lambda: iter(range(100)), CallContext(), pool)] == list(range(100))
 
 
 async def test_run_that_was_read_to_its_end_is_not_cancelled(pool):
-    run = Run()
+    run = CallContext()
     assert [event async for event in pump(lambda: iter("ab"), run, pool)] == ["a", "b"]
     assert not run.cancelled
 
@@ -38,7 +38,7 @@ async def test_thread_is_never_more_than_the_depth_ahead(pool):
             yield number
 
     read = 0
-    async for _ in pump(source, Run(), pool, depth=4):
+    async for _ in pump(source, CallContext(), pool, depth=4):
         read += 1
         await asyncio.sleep(0.001)
         assert len(made) <= read + 4 + 1
@@ -46,7 +46,7 @@ async def test_thread_is_never_more_than_the_depth_ahead(pool):
 
 
 async def test_source_is_closed_when_the_reader_goes_away(pool):
-    closed, run = threading.Event(), Run()
+    closed, run = threading.Event(), CallContext()
 
     def source():
         try:
@@ -67,7 +67,7 @@ async def test_error_of_the_source_reaches_the_reader_after_what_came_before(poo
         yield 1
         raise ZeroDivisionError
 
-    events = pump(source, Run(), pool)
+    events = pump(source, CallContext(), pool)
     assert await anext(events) == 1
     with pytest.raises(ZeroDivisionError):
         await anext(events)
@@ -81,7 +81,7 @@ async def test_silence_ends_at_the_deadline(pool):
         yield 1
 
     with pytest.raises(DeadlineExceeded):
-        await anext(pump(source, Run(deadline=time.monotonic() + 0.02), pool))
+        await anext(pump(source, CallContext(deadline=time.monotonic() + 0.02), pool))
     over.set()
 
 
@@ -90,4 +90,4 @@ async def test_any_iterator_will_do(pool):
         def __iter__(self):
             return iter([1])
 
-    assert [event async for event in pump(lambda: iter(Once()), Run(), pool)] == [1]
+    assert [event async for event in pump(lambda: iter(Once()), CallContext(), pool)] == [1]

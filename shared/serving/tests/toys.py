@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from shared.api.image import ImageBytes
 from shared.api.tensors import TensorSpec
 from shared.errors import FoveaError, InvalidOption, Malformed
-from shared.registry import Card, Limits, Paper, Place, Run, Servable
+from shared.registry import CallContext, Card, Limits, LoadContext, Paper, Servable
 
 PAPER = Paper(title="None", venue="none", year=2026)
 PNG = bytes.fromhex(
@@ -75,11 +75,11 @@ class Echo(Servable[Text, Said]):
         self.closed = False
 
     @classmethod
-    def load(cls, place: Place) -> Echo:  # noqa: ARG003  # the contract
+    def load(cls, place: LoadContext) -> Echo:  # noqa: ARG003  # the contract
         """Nothing to load."""
         return cls()
 
-    def predict(self, batch: Sequence[Text], run: Run) -> list[Said | FoveaError]:
+    def predict(self, batch: Sequence[Text], run: CallContext) -> list[Said | FoveaError]:
         """Say them back, after the longest sleep of the batch."""
         self.threads.add(threading.current_thread().name)
         self.seen += [request.text for request in batch]
@@ -107,7 +107,7 @@ class Broken(Echo):
     card: ClassVar[Card] = card("toy/broken")
 
     @classmethod
-    def load(cls, place: Place) -> Broken:  # noqa: ARG003  # the contract
+    def load(cls, place: LoadContext) -> Broken:  # noqa: ARG003  # the contract
         """Fail."""
         raise RuntimeError("a secret path /etc/secret")
 
@@ -118,7 +118,7 @@ class Story(Echo):
     card: ClassVar[Card] = card("toy/story", "plan")
     mode = "stream"
 
-    def stream(self, request: Text, run: Run) -> Iterator[BaseModel]:
+    def stream(self, request: Text, run: CallContext) -> Iterator[BaseModel]:
         """One event per word; the word `bug` fails, `…` goes on for ever."""
         words = iter(lambda: "…", None) if request.text == "…" else request.text.split()
         for word in words:
@@ -134,7 +134,7 @@ class Long(Echo):
     card: ClassVar[Card] = card("toy/long", "probe")
     mode = "job"
 
-    def predict(self, batch: Sequence[Text], run: Run) -> list[Said | FoveaError]:
+    def predict(self, batch: Sequence[Text], run: CallContext) -> list[Said | FoveaError]:
         """Count to five."""
         for step in range(5):
             run.check()
@@ -172,11 +172,11 @@ class Eye(Servable[Picture, Seen]):
     In, Out = Picture, Seen
 
     @classmethod
-    def load(cls, place: Place) -> Eye:  # noqa: ARG003  # the contract
+    def load(cls, place: LoadContext) -> Eye:  # noqa: ARG003  # the contract
         """Nothing to load."""
         return cls()
 
-    def predict(self, batch: Sequence[Picture], run: Run) -> list[Seen | FoveaError]:
+    def predict(self, batch: Sequence[Picture], run: CallContext) -> list[Seen | FoveaError]:
         """Look; what is no PNG is malformed."""
         return [
             Seen(bytes=len(request.image), **request.model_dump(exclude={"image"}))

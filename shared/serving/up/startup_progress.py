@@ -12,7 +12,7 @@ import httpx2
 import redis.asyncio as aioredis
 from redis.exceptions import RedisError
 
-from shared.api.replica import LEASE_S, Replica, replicas_key
+from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
 
 __all__ = ["News", "Readiness"]
 
@@ -67,12 +67,12 @@ class Readiness:
         self._some[service] = bool(now.models)
         return found
 
-    async def _replicas(self, link: Any, service: str) -> list[Replica]:
+    async def _replicas(self, link: Any, service: str) -> list[ReplicaRecord]:
         try:
             records = await link.hvals(replicas_key(service))
         except (RedisError, OSError):
             return []
-        found = [Replica.model_validate_json(record) for record in records]
+        found = [ReplicaRecord.model_validate_json(record) for record in records]
         living = [replica for replica in found if time.time() - replica.seen < LEASE_S]
         return sorted(living, key=lambda replica: not replica.ready)
 
@@ -84,7 +84,7 @@ class Readiness:
         return all(known.get(service, {}).get("ready") or not self._some.get(service) for service in self._services)
 
 
-async def _how_far(client: httpx2.AsyncClient, replica: Replica) -> News:
+async def _how_far(client: httpx2.AsyncClient, replica: ReplicaRecord) -> News:
     """Ready, still loading, or done loading with some models failed."""
     try:
         entries = (await client.get(f"{replica.http}/v1/models")).json()["data"]

@@ -12,7 +12,7 @@ from shared.engines import open_engine
 from shared.errors import NotReady
 from shared.export import artifacts as module
 from shared.export.artifacts import Artefacts, fits, refined
-from shared.registry import Card, Metric, Paper, Place
+from shared.registry import Card, LoadContext, Metric, Paper
 from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
 
 torch.set_num_threads(1)
@@ -57,7 +57,7 @@ def made(weights, tmp_path, **more):
 def test_graph_and_network_agree_at_any_length(weights, tmp_path, call):
     artefacts, x = made(weights, tmp_path, call=call), np.random.default_rng(1).normal(size=(3, 2, 11))
     answers = [
-        open_engine(Place(engine=engine), artefacts.forms("line")).run({"x": x.astype(np.float32)})["y"]
+        open_engine(LoadContext(engine=engine), artefacts.forms("line")).run({"x": x.astype(np.float32)})["y"]
         for engine in ("onnx", "torch")
     ]
     assert answers[0].shape == (3, 3, 11)
@@ -110,7 +110,7 @@ def test_engine_with_other_tensors_is_closed_and_refused(weights, tmp_path, shap
 
 def test_engine_with_the_same_tensors_fits(weights, tmp_path):
     artefacts = made(weights, tmp_path)
-    fits(open_engine(Place(engine="onnx"), artefacts.forms("line")), artefacts)
+    fits(open_engine(LoadContext(engine="onnx"), artefacts.forms("line")), artefacts)
 
 
 def test_card_tells_what_was_loaded(weights, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from shared.errors import Cancelled, Conflict, InvalidOption
-from shared.registry import Run
+from shared.registry import CallContext
 from shared.training.recipe import MultiScale, Schedule
 from shared.training.trainer import Progress, fit
 
@@ -48,7 +48,7 @@ def test_the_global_random_state_is_neither_used_nor_changed(line, tmp_path):
 
 def test_an_interrupted_fit_ends_where_an_uninterrupted_one_does(line, tmp_path):
     whole = fit(line(), tmp_path / "whole")
-    run = Run()
+    run = CallContext()
 
     def stop(progress: Progress) -> None:
         if progress.step == 33:
@@ -65,7 +65,7 @@ def test_an_interrupted_fit_ends_where_an_uninterrupted_one_does(line, tmp_path)
 
 def test_a_job_hears_how_far_its_fit_is(line, tmp_path):
     told: list[float] = []
-    fit(line(), tmp_path, run=Run(report=lambda fraction, _note: told.append(fraction)))
+    fit(line(), tmp_path, run=CallContext(report=lambda fraction, _note: told.append(fraction)))
     assert told == pytest.approx([(step + 1) / 60 for step in range(60)])
 
 

@@ -26,7 +26,7 @@ from services.interpretability.core.experiment import Experiment, Progress
 from services.interpretability.core.report import Report
 from shared.errors import Cancelled, FoveaError, NotFound
 from shared.lm.decoder import Decoder
-from shared.registry import Place, Run
+from shared.registry import CallContext, LoadContext
 from tests.contract.checks.loaded import Loaded
 from tests.contract.checks.requests import option_values, options_of, updated
 from tests.contract.checks.weights import disturbed, weights_file
@@ -66,7 +66,7 @@ class Machines:
 
     def at(self, folder: Path) -> Experiment[Any]:
         """The experiment in a new process on the machine with this folder."""
-        found: Experiment[Any] = self.kind.load(Place(cache=folder, weights=self.home / "weights", threads=1))
+        found: Experiment[Any] = self.kind.load(LoadContext(cache=folder, weights=self.home / "weights", threads=1))
         return found
 
     @property
@@ -82,13 +82,13 @@ class Machines:
         return report
 
 
-def answered(study: Experiment[Any], spec: BaseModel, run: Run | None = None) -> Report:
+def answered(study: Experiment[Any], spec: BaseModel, run: CallContext | None = None) -> Report:
     """The report.
 
     Raises:
         FoveaError: There is none.
     """
-    (answer,) = study.predict([spec], run or Run())
+    (answer,) = study.predict([spec], run or CallContext())
     if isinstance(answer, FoveaError):
         raise answer
     return answer
@@ -280,7 +280,7 @@ class _Killed(BaseException):
     """The process is gone."""
 
 
-class _EndsAfter(Run):
+class _EndsAfter(CallContext):
     """A run that is stopped once a share of its cells is done: cancelled, or its process killed."""
 
     def __init__(self, share: float, *, killed: bool = False) -> None:
@@ -336,7 +336,7 @@ def check_cells_of_other_specs_are_not_taken(machines: Machines) -> None:
     _long_or_skip(machines)
     study, spec, others = machines.fresh(), machines.example, []
     answered(study, spec)
-    view = Loaded(study, Place(cache=machines.home))
+    view = Loaded(study, LoadContext(cache=machines.home))
     for name, _ in options_of(view):
         if name not in {"lm", "dry_run"}:
             made = (updated(spec, **{name: value}) for value in option_values(view, name, spec)[:1])

@@ -25,7 +25,7 @@ from services.relevance_judge.prompt_template import template, templates
 from services.relevance_judge.schemas import JudgeOut, Verdict
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.errors import Cancelled, FoveaError
-from shared.registry import Place, Run
+from shared.registry import CallContext, LoadContext
 from tests.contract.checks.loaded import refused_by
 from tests.contract.checks.requests import updated
 from tests.contract.sameness import differences
@@ -100,7 +100,7 @@ class Bench:
     def before(self, model: FakeModel) -> Iterator[Judge]:
         """The judge, with this model at its endpoint."""
         server = model.serve()
-        judge = self.kind.load(Place(options={"judge_base_url": f"http://127.0.0.1:{server.server_port}"}))
+        judge = self.kind.load(LoadContext(options={"judge_base_url": f"http://127.0.0.1:{server.server_port}"}))
         try:
             yield judge
         finally:
@@ -116,8 +116,8 @@ class Bench:
         return found
 
 
-def _judged(judge: Judge, request: Any, run: Run | None = None) -> JudgeOut:
-    (found,) = judge.predict([request], run or Run())
+def _judged(judge: Judge, request: Any, run: CallContext | None = None) -> JudgeOut:
+    (found,) = judge.predict([request], run or CallContext())
     if isinstance(found, FoveaError):
         raise found
     return found
@@ -151,7 +151,7 @@ def check_batch_of_requests_equals_its_singles(bench: Bench) -> None:
         ]  # fmt: skip
         alone = [_judged(judge, request) for request in requests]
         for order in ((2, 0, 1), (1, 2, 0)):
-            together = judge.predict([requests[place] for place in order], Run())
+            together = judge.predict([requests[place] for place in order], CallContext())
             for place, answer in zip(order, together, strict=True):
                 assert differences(alone[place], answer, tolerance=0) == []
 
@@ -168,7 +168,7 @@ def check_nothing_is_kept_between_requests(bench: Bench) -> None:
         ]  # fmt: skip
         answer = _judged(judge, first)
         known = [_judged(judge, other) for other in others]
-        refused_by(lambda: judge.predict([bench.request(judge, pairs[:1], calibration="nobody's")], Run()))
+        refused_by(lambda: judge.predict([bench.request(judge, pairs[:1], calibration="nobody's")], CallContext()))
         assert differences(answer, _judged(judge, first), tolerance=0) == []
         asked = [(first, answer), *zip(others, known, strict=True)] * 3
         with ThreadPoolExecutor(4) as pool:
@@ -269,7 +269,7 @@ def check_template_is_used(bench: Bench) -> None:
         model = Oracle()
         with bench.before(model) as judge:
             request = bench.request(judge, _pairs()[:1], template=name)
-            found = judge.predict([request], Run())[0]
+            found = judge.predict([request], CallContext())[0]
             if isinstance(found, FoveaError) and name is not None:
                 continue  # a template of another kind
             assert isinstance(found, JudgeOut)
@@ -300,7 +300,7 @@ def check_failing_endpoint_is_an_error_and_no_label(bench: Bench) -> None:
     ):
         with bench.before(broken) as judge:
             _fails(bench, judge)
-    judge = bench.kind.load(Place(options={"judge_base_url": "http://127.0.0.1:9"}))
+    judge = bench.kind.load(LoadContext(options={"judge_base_url": "http://127.0.0.1:9"}))
     _fails(bench, judge)
     judge.close()
     with bench.before(_Breaks(only=PASSAGES[1])) as judge:
@@ -308,7 +308,7 @@ def check_failing_endpoint_is_an_error_and_no_label(bench: Bench) -> None:
 
 
 def _fails(bench: Bench, judge: Judge) -> None:
-    (found,) = judge.predict([bench.request(judge, _pairs()[:3])], Run())
+    (found,) = judge.predict([bench.request(judge, _pairs()[:3])], CallContext())
     assert isinstance(found, FoveaError), "a label although the language model failed"
     assert found.detail
     assert found.status >= 400
@@ -340,7 +340,7 @@ class _Strange(Oracle):
 
 def check_cancelled_request_stops_asking(bench: Bench) -> None:
     """Before the first pair, and between two."""
-    model, run = Oracle(), Run()
+    model, run = Oracle(), CallContext()
     with bench.before(model) as judge:
         whole = len(model.asked)
         run.cancel()
@@ -348,7 +348,7 @@ def check_cancelled_request_stops_asking(bench: Bench) -> None:
         assert isinstance(refused, Cancelled)
         assert len(model.asked) == whole, "asks for a run that was cancelled"
         pairs = [(f"{QUERY} {number}", PASSAGES[0]) for number in range(100)]
-        late = Run()
+        late = CallContext()
         model.heard = late.cancel
         refused = refused_by(lambda: judge.predict([bench.request(judge, pairs)], late))
         if late.cancelled:  # it asks a language model

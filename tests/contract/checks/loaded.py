@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from shared.errors import FoveaError
-from shared.registry import Card, Place, Run, Servable
+from shared.registry import CallContext, Card, LoadContext, Servable
 
 __all__ = ["CancelsAfter", "Loaded", "pictures_of", "refused_by"]
 
@@ -19,7 +19,7 @@ class Loaded:
     """A loaded Servable and the Place it was loaded on."""
 
     servable: Servable[Any, Any]
-    place: Place
+    place: LoadContext
     known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What several checks ask for and was found once."""
 
@@ -38,14 +38,14 @@ class Loaded:
         """Fields of its requests that hold one picture."""
         return pictures_of(self.kind)
 
-    def outcomes(self, requests: Sequence[BaseModel], run: Run | None = None) -> list[Any]:
+    def outcomes(self, requests: Sequence[BaseModel], run: CallContext | None = None) -> list[Any]:
         """An answer or an error for each request, in order; of a model that streams, the list of its events."""
-        run = run or Run()
+        run = run or CallContext()
         if self.servable.mode == "stream":
             return [_or_error(lambda request=request: list(self.servable.stream(request, run))) for request in requests]
         return list(self.servable.predict(list(requests), run))
 
-    def answers(self, requests: Sequence[BaseModel], run: Run | None = None) -> list[Any]:
+    def answers(self, requests: Sequence[BaseModel], run: CallContext | None = None) -> list[Any]:
         """Answers in order.
 
         Raises:
@@ -57,12 +57,12 @@ class Loaded:
                 raise answer
         return found
 
-    def answer(self, request: BaseModel, run: Run | None = None) -> Any:
+    def answer(self, request: BaseModel, run: CallContext | None = None) -> Any:
         """The answer to one request."""
         return self.answers([request], run)[0]
 
 
-class CancelsAfter(Run):
+class CancelsAfter(CallContext):
     """A run that somebody cancels once it was asked `checks` times whether to go on."""
 
     def __init__(self, checks: int) -> None:

@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError
-from shared.registry import Place, Run
+from shared.registry import CallContext, LoadContext
 from shared.rpc.tensors import DTYPES
 from shared.vision.decode import decode
 from tests.bad_pictures import odd, refused
@@ -226,7 +226,7 @@ def _together(loaded: Loaded, requests: Sequence[BaseModel]) -> list[Any]:
     """Answers to a batch; of a model that streams, from streams that are read in turns."""
     if loaded.servable.mode != "stream":
         return loaded.answers(requests)
-    run = Run()
+    run = CallContext()
     streams = [iter(loaded.servable.stream(request, run)) for request in requests]
     found: list[list[Any]] = [[] for _ in streams]
     reading = list(range(len(streams)))
@@ -278,7 +278,7 @@ def check_requests_of_several_threads_do_not_meet(loaded: Loaded) -> None:
 def check_cancelled_run_stops(loaded: Loaded) -> None:
     """Cancelled before, between two requests of a batch, and between two pieces of a stream."""
     request = loaded.servable.example()
-    run = Run()
+    run = CallContext()
     run.cancel()
     assert isinstance(refused_by(lambda: loaded.outcomes([request], run)), Cancelled), "answers a cancelled run"
     if loaded.servable.mode == "stream":
@@ -291,7 +291,7 @@ def check_cancelled_run_stops(loaded: Loaded) -> None:
 
 def _stops_streaming(loaded: Loaded, request: BaseModel) -> None:
     long = updated(request, max_tokens=48, stop=None) or request
-    whole, run, seen = len(loaded.answer(long)), Run(), 0
+    whole, run, seen = len(loaded.answer(long)), CallContext(), 0
     try:
         for seen, _ in enumerate(loaded.servable.stream(long, run), start=1):  # noqa: B007  # counted
             run.cancel()
@@ -302,7 +302,7 @@ def _stops_streaming(loaded: Loaded, request: BaseModel) -> None:
 
 def check_passed_deadline_stops(loaded: Loaded) -> None:
     """A deadline that lies behind is not begun."""
-    found = refused_by(lambda: loaded.outcomes([loaded.servable.example()], Run(deadline=0.0)))
+    found = refused_by(lambda: loaded.outcomes([loaded.servable.example()], CallContext(deadline=0.0)))
     assert isinstance(found, DeadlineExceeded)
 
 
@@ -312,7 +312,7 @@ def check_bad_picture_costs_its_own_request_only(loaded: Loaded) -> None:
     good = loaded.servable.example()
     for sample in refused():
         bad = good.model_copy(update={fields[0]: sample.data})
-        first, second = loaded.servable.predict([bad, good], Run())
+        first, second = loaded.servable.predict([bad, good], CallContext())
         assert isinstance(first, FoveaError), sample.name
         assert first.status == sample.status, sample.name
         assert first.field == fields[0], sample.name
@@ -324,7 +324,7 @@ def check_odd_picture_is_answered_or_refused(loaded: Loaded) -> None:
     fields = _pictures_or_skip(loaded)
     for sample in odd():
         request = loaded.servable.example().model_copy(update={fields[0]: sample.data})
-        (answer,) = loaded.servable.predict([request], Run())
+        (answer,) = loaded.servable.predict([request], CallContext())
         assert isinstance(answer, loaded.servable.Out) or answer.status < 500, sample.name
 
 
@@ -441,7 +441,9 @@ def check_graph_is_within_its_stated_parity(loaded: Loaded) -> None:
         return
     assert any("differs from torch by at most" in note for note in notes)
     place = loaded.place
-    other = loaded.kind.load(Place(place.device, "torch", place.cache, place.weights, place.threads, place.options))
+    other = loaded.kind.load(
+        LoadContext(place.device, "torch", place.cache, place.weights, place.threads, place.options)
+    )
     feeds = feeds_of(loaded, rows=2)
     ours, theirs = loaded.servable.engine.run(feeds), other.engine.run(feeds)
     for name, array in theirs.items():

@@ -13,7 +13,7 @@ from torch import nn
 from shared.api.text import CompletionRequest, TokenizeRequest
 from shared.lm.gguf_file import unpack
 from shared.lm.weights import load_decoder
-from shared.registry import Run
+from shared.registry import CallContext
 from tests.contract.checks.loaded import Loaded
 from tests.contract.checks.requests import distinct_requests
 from tests.contract.checks.weights import disturbed, network_of, weights_file
@@ -62,7 +62,7 @@ def _served(loaded: Loaded, ids: Sequence[int]) -> np.ndarray:
 
 
 def _pieces(loaded: Loaded, asked: CompletionRequest) -> list[Any]:
-    return [piece for event in loaded.servable.stream(asked, Run()) for piece in event.choices]
+    return [piece for event in loaded.servable.stream(asked, CallContext()) for piece in event.choices]
 
 
 def _likely(net: nn.Module, ids: Sequence[int]) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-__all__ = ["FORGOTTEN_S", "HALF_LIFE_S", "LEAST", "WINDOW", "Standing"]
+__all__ = ["FORGOTTEN_S", "HALF_LIFE_S", "LEAST", "WINDOW", "DriftGate"]
 
 WINDOW = 50
 """Answers that are looked at together."""
@@ -23,7 +23,7 @@ FORGOTTEN_S = 24 * 3600.0
 """After so long it does not count at all."""
 
 
-class Standing:
+class DriftGate:
     """Served, or held back with dense in its place.
 
     Below the floor it is held back. It comes back half-way between the floor and full agreement, so that one answer

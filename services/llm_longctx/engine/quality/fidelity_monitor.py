@@ -16,7 +16,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING
 
 from services.llm_longctx.engine.method_policy import Policy
-from services.llm_longctx.engine.quality.drift_gate import Standing
+from services.llm_longctx.engine.quality.drift_gate import DriftGate
 from services.llm_longctx.engine.quality.fidelity import Fidelity, comparing
 from shared import telemetry
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from services.llm_longctx.engine.llm_engine import Engine
     from services.llm_longctx.engine.open_sequence import OpenSequence
 
-__all__ = ["Watch"]
+__all__ = ["FidelityMonitor"]
 
 VARIANTS = 256
 """Variants that are remembered; the one that was not asked for longest is forgotten first."""
 
 
-class Watch:
+class FidelityMonitor:
     """Agreement with dense attention, per variant. Requests ask it on their threads, the engine tells it on its own."""
 
     def __init__(
@@ -53,7 +53,7 @@ class Watch:
         self._floor = floor
         self._random = random.Random(seed)
         self._clock = clock
-        self._standings: OrderedDict[tuple[str, str], Standing] = OrderedDict()  # by method's name and variant
+        self._standings: OrderedDict[tuple[str, str], DriftGate] = OrderedDict()  # by method's name and variant
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -97,7 +97,7 @@ class Watch:
         name = policy.method.name
         key = name, policy.variant
         with self._lock:
-            standing = self._standings.setdefault(key, Standing(self._floor))
+            standing = self._standings.setdefault(key, DriftGate(self._floor))
             self._standings.move_to_end(key)
             standing.add(found.agreement, self._clock())
             changed = {name}

@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from services.llm_longctx.methods.core.hook_inputs import Attended, Chunk, Read, Step
-from services.llm_longctx.methods.core.hook_results import DecodePlan, Dense, Footprint, Heads, Outcome, PrefillPlan
+from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, Chunk, DecodeView, PostPrefillView
+from services.llm_longctx.methods.core.hook_results import CacheUpdate, DecodePlan, Dense, Footprint, Heads, PrefillPlan
 from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
@@ -164,7 +164,7 @@ class AttentionMethod(BaseModel):
         """
         return Dense()
 
-    def epilogue(self, view: Attended) -> tuple[Tensor, object]:
+    def epilogue(self, view: AttentionOutput) -> tuple[Tensor, object]:
         """Change mixed values before the output projection: new out [H,T,d] and memo; prefill and decode (T = 1).
 
         Only called for layers that have `Heads.calibrated` heads. `view.lse` [H,T] gives probabilities without a
@@ -172,18 +172,18 @@ class AttentionMethod(BaseModel):
         """
         return view.out, view.memo
 
-    def after_prefill(self, view: Read) -> Outcome:
+    def after_prefill(self, view: PostPrefillView) -> CacheUpdate:
         """What is kept, copied and remembered after a chunk; called for every chunk and layer.
 
         `view.q` [H,T,d] are the chunk's queries, `view.heads[g]` what head g holds with the chunk: k, v [n,d],
         positions [n]. Retain orders may name heads with `view.full[g]` false only; compact copies any head. Where
-        `view.last` is false a method that acts at the end of the prompt returns `Outcome(memo=view.memo)`.
+        `view.last` is false a method that acts at the end of the prompt returns `CacheUpdate(memo=view.memo)`.
         """
-        return Outcome(memo=view.memo)
+        return CacheUpdate(memo=view.memo)
 
     # Decode, per step and layer.
 
-    def decode_plan(self, step: Step) -> DecodePlan:
+    def decode_plan(self, step: DecodeView) -> DecodePlan:
         """What the query q [H,d] at `step.position` reads, per key/value head. Default: everything held.
 
         `step.number` counts decode steps from 1. Called per sequence, layer and token, so it must be cheap: return
@@ -191,14 +191,14 @@ class AttentionMethod(BaseModel):
         """
         return DecodePlan()
 
-    def after_decode(self, step: Step, scores: Sequence[Tensor]) -> Outcome:
+    def after_decode(self, step: DecodeView, scores: Sequence[Tensor]) -> CacheUpdate:
         """What follows from a step whose plan had `want_scores`.
 
         `scores[g]` [H/G, n] are the probabilities of the group's queries over `step.heads[g]` (the same n and order,
-        the new token's own entry included; softmax over what the view read). `Outcome.compact` re-selects, `retain`
+        the new token's own entry included; softmax over what the view read). `CacheUpdate.compact` re-selects, `retain`
         evicts.
         """
-        return Outcome(memo=step.memo)
+        return CacheUpdate(memo=step.memo)
 
     # What the engine derives; not meant to be overridden.
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from shared.lm.config import DecoderConfig
 
-__all__ = ["Attended", "Chunk", "Held", "Read", "Step"]
+__all__ = ["AttentionOutput", "CacheView", "Chunk", "DecodeView", "PostPrefillView"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Held:
+class CacheView:
     """Entries of one key/value head, in no promised order; compact copies excluded.
 
     Attributes:
@@ -68,7 +68,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Read:
+class PostPrefillView:
     """A chunk after it was attended to and written; what `after_prefill` sees.
 
     Attributes:
@@ -87,7 +87,7 @@ class Read:
     offset: int
     last: bool
     full: tuple[bool, ...]
-    heads: Sequence[Held]
+    heads: Sequence[CacheView]
     config: DecoderConfig
     memo: object = None
 
@@ -98,7 +98,7 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
+class DecodeView:
     """One decode step; what `decode_plan` and `after_decode` see.
 
     Attributes:
@@ -118,7 +118,7 @@ class Step:
     position: int
     prompt: int
     full: tuple[bool, ...]
-    heads: Sequence[Held]
+    heads: Sequence[CacheView]
     compact: tuple[int, ...]
     config: DecoderConfig
     memo: object = None
@@ -130,7 +130,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Attended:
+class AttentionOutput:
     """Attention's result, before the output projection; what `epilogue` sees. In decode T = 1.
 
     Attributes:
@@ -149,7 +149,7 @@ class Attended:
 
     layer: int
     q: Tensor
-    heads: Sequence[Held]
+    heads: Sequence[CacheView]
     out: Tensor
     lse: Tensor
     offset: int

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Blocks",
+    "CacheUpdate",
     "Compact",
     "DecodePlan",
     "Dense",
     "Footprint",
     "Heads",
-    "Outcome",
     "Pages",
     "PrefillPlan",
     "Ranges",
-    "Retain",
+    "RetentionPolicy",
     "TokenLists",
     "TokenRows",
     "Virtual",
@@ -181,7 +181,7 @@ class Virtual:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Retain:
+class RetentionPolicy:
     """What one key/value head keeps from now on.
 
     Attributes:
@@ -210,7 +210,7 @@ class Retain:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CacheUpdate:
     """What follows from a chunk or a step, for one sequence at one layer.
 
     Attributes:
@@ -220,6 +220,6 @@ class Outcome:
         memo: What the method wants to be shown at its next hook of this layer (`memo` of the views). Immutable.
     """
 
-    retain: Mapping[int, Retain] = field(default_factory=dict)
+    retain: Mapping[int, RetentionPolicy] = field(default_factory=dict)
     compact: Mapping[int, Tensor] = field(default_factory=dict)
     memo: object = None

@@ -21,11 +21,11 @@ from shared.api.text import ChatMessage, GenerationOptions, LongctxUsage, Usage
 from shared.errors import InvalidOption, Malformed, in_field
 from shared.lm.tokenizer import Tokenizer
 
-__all__ = ["Voice", "check", "priority_of", "samplings", "usage_of"]
+__all__ = ["TextModelAdapter", "check", "priority_of", "samplings", "usage_of"]
 
 
 @dataclass(frozen=True)
-class Voice(ABC):
+class TextModelAdapter(ABC):
     """One model, ready to speak.
 
     Attributes:

@@ -9,21 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.llm_longctx.engine import Order, Scheduler
-from services.llm_longctx.serving.adapters.base import Voice, priority_of
+from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
 from services.llm_longctx.serving.generation import Prompt
 from services.llm_longctx.serving.method_selection import policy_for, usage_of
 from services.llm_longctx.serving.request_state import Brought
 from shared.api.text import GenerationOptions, LongctxUsage
 from shared.lm.head_plan import HeadPlan
 
-__all__ = ["Speaker"]
+__all__ = ["DecoderAdapter"]
 
 UNSAID = 256
 """Tokens of an answer that a memory budget foresees where the request sets no limit."""
 
 
 @dataclass(frozen=True)
-class Speaker(Voice):
+class DecoderAdapter(TextModelAdapter):
     """One decoder, ready to speak.
 
     Attributes:

@@ -24,12 +24,12 @@ from services.llm_longctx.serving.generation import Prompt
 from services.llm_longctx.serving.request_state import Brought, Document
 from services.llm_longctx.serving.session_model import MixerVoice, finite
 from services.llm_longctx.serving.toy_tokenizers import Placed
-from services.llm_longctx.state.document_cache import STRETCH, Shelf, beginning
+from services.llm_longctx.state.document_cache import STRETCH, DocumentCache, beginning
 from shared import figures
 from shared.api.text import Citation, CitedToken, GenerationOptions, LongctxAnswer
 from shared.errors import InvalidOption
 
-__all__ = ["CHUNK", "LandmarkStream", "LandmarkVoice"]
+__all__ = ["CHUNK", "LandmarkAdapter", "LandmarkStream"]
 
 CHUNK = 16
 """Tokens read at a time, on an absolute grid: with its blocks a chunk stays inside the trained positions."""
@@ -51,7 +51,7 @@ class LandmarkStream:
 
     def __init__(
         self, session: LandmarkSession, read: int, prompt: int, mute: Sequence[int],
-        beginning: tuple[Shelf, bytes, Document] | None = None,
+        beginning: tuple[DocumentCache, bytes, Document] | None = None,
     ) -> None:  # fmt: skip
         self.session, self.read = session, read
         self._prompt, self._mute, self._beginning = prompt, list(mute), beginning
@@ -132,14 +132,14 @@ class LandmarkStream:
 
 
 @dataclass(frozen=True)
-class LandmarkVoice(MixerVoice):
+class LandmarkAdapter(MixerVoice):
     """A landmark network, ready to speak.
 
     Attributes:
         shelf: Documents that were read.
     """
 
-    shelf: Shelf = field(default_factory=Shelf)
+    shelf: DocumentCache = field(default_factory=DocumentCache)
 
     def reading(
         self,

@@ -19,7 +19,7 @@ from services.llm_longctx.serving.request_state import Brought
 from services.llm_longctx.serving.session_model import MixerVoice, finite
 from shared.api.text import GenerationOptions
 
-__all__ = ["PlainStream", "PlainVoice"]
+__all__ = ["PlainStream", "SessionAdapter"]
 
 CHUNK = 64
 """Tokens read at a time; outputs do not depend on it."""
@@ -69,7 +69,7 @@ class PlainStream:
 
 
 @dataclass(frozen=True)
-class PlainVoice(MixerVoice):
+class SessionAdapter(MixerVoice):
     """A network with caches, ready to speak.
 
     Attributes:

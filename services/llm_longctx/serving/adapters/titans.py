@@ -17,13 +17,13 @@ from services.llm_longctx.mixers.titans.networks import TitansSession
 from services.llm_longctx.mixers.titans.state import StateError, StateMismatch
 from services.llm_longctx.serving.adapters.landmark_options import refuse_knobs
 from services.llm_longctx.serving.generation import Prompt
-from services.llm_longctx.serving.request_state import Brought, Learnt, Remembered
+from services.llm_longctx.serving.request_state import Brought, Remembered, TokenUpdate
 from services.llm_longctx.serving.session_model import MixerVoice, NonFinite, finite
 from shared import figures
 from shared.api.text import GenerationOptions, LongctxAnswer, Surprise
 from shared.errors import Conflict, InvalidOption, Malformed
 
-__all__ = ["TitansStream", "TitansVoice"]
+__all__ = ["TitansAdapter", "TitansStream"]
 
 CHUNK = 64
 """Tokens read at a time; outputs do not depend on it."""
@@ -56,10 +56,10 @@ class TitansStream:
         return self.session.index * self._dense
 
     @property
-    def learnt(self) -> list[Learnt]:
+    def learnt(self) -> list[TokenUpdate]:
         """What the tokens of this request did to the memory."""
         return [
-            Learnt(token, *(float(x) for x in row))
+            TokenUpdate(token, *(float(x) for x in row))
             for tokens, trace in self._traces
             for token, row in zip(tokens, trace.tolist(), strict=True)
         ][-TRACED:]
@@ -93,7 +93,7 @@ class TitansStream:
 
 
 @dataclass(frozen=True)
-class TitansVoice(MixerVoice):
+class TitansAdapter(MixerVoice):
     """A Titans network, ready to speak.
 
     Attributes:

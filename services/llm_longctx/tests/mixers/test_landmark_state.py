@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from services.llm_longctx.mixers.landmark.serialization import BlocksError, pack_blocks, unpack_blocks
-from services.llm_longctx.state.document_cache import STRETCH, Shelf, beginning
+from services.llm_longctx.state.document_cache import STRETCH, DocumentCache, beginning
 from shared.registry import network
 
 BLOCK, LANDMARK = 5, 30
@@ -54,7 +54,7 @@ def test_other_length_name_or_way_of_reading_is_refused(net):
 def test_planted_session_is_found_and_what_grows_behind_it_goes_first(net):
     ids = torch.randint(0, LANDMARK, (4 * STRETCH,)).tolist()
     sessions = [_read(net, torch.tensor([ids[:end]])) for end in range(STRETCH, 4 * STRETCH + 1, STRETCH)]
-    shelf = Shelf()
+    shelf = DocumentCache()
     shelf.plant(b"base", ids[: 2 * STRETCH + 9], sessions[1])
     assert shelf.longest(b"base", ids, len(ids))[1] == 2 * STRETCH
     assert shelf.longest(b"base", ids, 2 * STRETCH - 1) is None
@@ -62,7 +62,7 @@ def test_planted_session_is_found_and_what_grows_behind_it_goes_first(net):
     assert (len(shelf), shelf.nbytes) == (2, sessions[2].nbytes)
     shelf.add(b"base", ids[:STRETCH], sessions[0])  # read from the start after all: a chain of its own
     assert (len(shelf), shelf.nbytes) == (3, sessions[2].nbytes + sessions[0].nbytes)
-    tight = Shelf(most_bytes=sessions[2].nbytes - 1)
+    tight = DocumentCache(most_bytes=sessions[2].nbytes - 1)
     tight.plant(b"base", ids[: 2 * STRETCH], sessions[1])
     tight.add(b"base", ids[: 3 * STRETCH], sessions[2])
     assert tight.longest(b"base", ids, len(ids))[1] == 2 * STRETCH
@@ -73,7 +73,7 @@ def test_planted_session_is_found_and_what_grows_behind_it_goes_first(net):
 def test_what_is_larger_than_the_shelf_pushes_nothing_off(net):
     ids = list(range(LANDMARK)) * 10
     small, large = (_read(net, torch.tensor([ids[:end]])) for end in (STRETCH, 4 * STRETCH))
-    shelf = Shelf(most_bytes=large.nbytes - 1)
+    shelf = DocumentCache(most_bytes=large.nbytes - 1)
     shelf.plant(b"one", ids[:STRETCH], small)
     shelf.plant(b"two", ids[: 4 * STRETCH], large)
     assert shelf.longest(b"one", ids, STRETCH) is not None

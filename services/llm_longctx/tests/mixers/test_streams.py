@@ -18,7 +18,7 @@ from services.llm_longctx.serving.adapters.session import PlainStream
 from services.llm_longctx.serving.adapters.titans import TitansStream
 from services.llm_longctx.tests.test_engine import Ear
 from shared.errors import Cancelled, DeadlineExceeded, Fault, TooLarge
-from shared.registry import Run
+from shared.registry import CallContext
 
 VOCAB = 42
 
@@ -92,9 +92,9 @@ def test_long_prompt_delays_nobody_by_more_than_a_chunk(opens):
 
 
 def test_cancelled_and_late_requests_stop_within_a_step(opens):
-    scheduler, run = StreamScheduler(VOCAB), Run()
+    scheduler, run = StreamScheduler(VOCAB), CallContext()
     gone, (ear,) = _order(opens, _ids(6), new=1000, run=run)
-    late, (other,) = _order(opens, _ids(6), new=1000, run=Run(deadline=time.monotonic() - 1))
+    late, (other,) = _order(opens, _ids(6), new=1000, run=CallContext(deadline=time.monotonic() - 1))
     scheduler.submit(gone)
     scheduler.step()
     scheduler.submit(late)

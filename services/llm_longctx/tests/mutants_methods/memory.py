@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.llm_longctx.methods import AttentionMethod
 from services.llm_longctx.methods.core.hook_results import (
     Footprint,
-    Retain,
+    RetentionPolicy,
 )
 from services.llm_longctx.tests.method_contract.oracle import causal
 from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Window
@@ -31,14 +31,14 @@ class Forgetful(Window):
     """Keeps `recent` - 99 entries instead of `recent` - 1, and `reference` says nothing, as a method once did."""
 
     def _order(self, positions, view):
-        return Retain.ends(positions, self.sink, max(self.recent - 99, 0), slide=True)
+        return RetentionPolicy.ends(positions, self.sink, max(self.recent - 99, 0), slide=True)
 
 
 class OneLess(Window):
     """Keeps an entry too few."""
 
     def _order(self, positions, view):
-        return Retain.ends(positions, self.sink, self.recent - 2, slide=True)
+        return RetentionPolicy.ends(positions, self.sink, self.recent - 2, slide=True)
 
 
 class WrongEnd(Window):
@@ -46,7 +46,9 @@ class WrongEnd(Window):
 
     def _order(self, positions, view):
         cut = len(positions) > self.sink + self.recent - 1
-        return Retain(positions[: self.sink + self.recent - 1] if cut else None, sink=self.sink, slide=self.recent - 1)
+        return RetentionPolicy(
+            positions[: self.sink + self.recent - 1] if cut else None, sink=self.sink, slide=self.recent - 1
+        )
 
 
 class Masked(Dotted):

@@ -10,12 +10,12 @@ from pydantic import Field
 
 from services.llm_longctx.methods import AttentionMethod, Reference
 from services.llm_longctx.methods.core.hook_results import (
+    CacheUpdate,
     DecodePlan,
     Footprint,
     Heads,
-    Outcome,
     Ranges,
-    Retain,
+    RetentionPolicy,
     TokenLists,
     TokenRows,
     Virtual,
@@ -69,10 +69,10 @@ class Window(AttentionMethod):
 
     def after_prefill(self, view):
         """Cut every head, and slide from now on."""
-        return Outcome(dict(enumerate(self._order(head.positions, view) for head in view.heads)))
+        return CacheUpdate(dict(enumerate(self._order(head.positions, view) for head in view.heads)))
 
     def _order(self, positions, view):
-        return Retain.ends(positions, self.sink, self.recent - 1, slide=True)
+        return RetentionPolicy.ends(positions, self.sink, self.recent - 1, slide=True)
 
 
 class Dotted(AttentionMethod):
@@ -156,10 +156,10 @@ class Mean(AttentionMethod):
         """Once, at the end."""
         first = view.length - self.window
         if not view.last or first <= 0:
-            return Outcome(memo=view.memo)
+            return CacheUpdate(memo=view.memo)
         kept = torch.arange(first, view.length)
-        return Outcome({
-            g: Retain(kept, Virtual(
+        return CacheUpdate({
+            g: RetentionPolicy(kept, Virtual(
                 self._stand_in(head.k[:first], 0)[0], self._stand_in(head.v[:first], 0)[0], self._weight(first), first
             ))
             for g, head in enumerate(view.heads) if not view.full[g]

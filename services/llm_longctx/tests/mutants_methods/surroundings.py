@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 
 from services.llm_longctx.methods.core.hook_results import (
+    CacheUpdate,
     DecodePlan,
-    Outcome,
     Ranges,
-    Retain,
+    RetentionPolicy,
     TokenLists,
     TokenRows,
     Virtual,
@@ -32,8 +32,8 @@ class Chunky(Mean):
 
     def after_prefill(self, view):
         """What is held, whatever comes."""
-        cut = {g: Retain(h.positions[-self.window :]) for g, h in enumerate(view.heads) if not view.full[g]}
-        return Outcome(cut)
+        cut = {g: RetentionPolicy(h.positions[-self.window :]) for g, h in enumerate(view.heads) if not view.full[g]}
+        return CacheUpdate(cut)
 
 
 class Local(Dotted):
@@ -57,7 +57,7 @@ class Learning(Window):
         again = self.seen[float(view.heads[0].k.sum())] > 0
         if view.layer == 1:
             self.seen[float(view.heads[0].k.sum())] += 1
-        return Retain.ends(positions, self.sink, self.recent - 1 - 2 * again, slide=True)
+        return RetentionPolicy.ends(positions, self.sink, self.recent - 1 - 2 * again, slide=True)
 
 
 class Hasty(Mean):
@@ -66,11 +66,11 @@ class Hasty(Mean):
     def after_prefill(self, view):
         """The chunk's own tokens instead of the prompt's."""
         if not view.last or view.length <= self.window:
-            return Outcome()
+            return CacheUpdate()
         first = max(view.length - self.window, view.offset)
         kept = torch.arange(first, view.length)
-        return Outcome({
-            g: Retain(kept, Virtual(h.k[:first].mean(0), h.v[:first].mean(0), math.log(first), first))
+        return CacheUpdate({
+            g: RetentionPolicy(kept, Virtual(h.k[:first].mean(0), h.v[:first].mean(0), math.log(first), first))
             for g, h in enumerate(view.heads) if not view.full[g] and first
         })  # fmt: skip
 
@@ -93,7 +93,7 @@ class Shared(Dotted):
 
     def after_prefill(self, view):
         """A list that grows."""
-        return Outcome(memo=[])
+        return CacheUpdate(memo=[])
 
     def decode_plan(self, step):
         """One dot fewer with every step of anybody."""

@@ -23,7 +23,7 @@ from services.llm_longctx.models.fovea_landmark_recall import LandmarkRecall
 from services.llm_longctx.serving.adapters.landmark_options import LandmarkOptions
 from services.llm_longctx.serving.request_state import Document
 from services.llm_longctx.serving.toy_tokenizers import FILLERS
-from services.llm_longctx.state.document_cache import STRETCH, Shelf
+from services.llm_longctx.state.document_cache import STRETCH, DocumentCache
 from services.llm_longctx.state.encryption import Sealing
 from services.llm_longctx.tests.conftest import Server
 from services.llm_longctx.tests.served.conftest import metric
@@ -270,7 +270,7 @@ def test_other_weights_take_nothing_from_these(two):
     ids = tuple(second.voice.read(TEXT, "text"))
     document = Document(name, "ann", TEXT, ids, LandmarkOptions())
     blocks = first.voice.packed(document, first.voice.kept(document))
-    for other in (replace(second.voice, digest="0" * 64, shelf=Shelf()), second.voice):
+    for other in (replace(second.voice, digest="0" * 64, shelf=DocumentCache()), second.voice):
         wrong = document if other is not second.voice else replace(document, tenant="bob")
         with pytest.raises(BlocksError, match="other weights"):
             other.take(wrong, blocks)
