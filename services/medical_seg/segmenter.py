@@ -22,12 +22,12 @@ from shared.api.mask import SegmentIn, SegmentOut
 from shared.api.tensors import TensorSpec
 from shared.api.timings import Times
 from shared.errors import FoveaError, in_field
-from shared.export.artifacts import Artefacts, opened
+from shared.export.artifacts import ExportedForms, open_engine_with_card
 from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
-from shared.vision.decode import DEFAULT_BOUNDS, Bounds, Picture, decode
-from shared.vision.decode_limits import bounds
+from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, Picture, decode
+from shared.vision.decode_limits import decode_bounds
 from shared.vision.draw import encode
 
 __all__ = ["FLAT", "NAMES", "Segmenter"]
@@ -72,7 +72,7 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
     folder: ClassVar[Path] = Path(__file__).parent / "weights"
     side: ClassVar[int] = 352
 
-    def __init__(self, card: Card, engine: Engine, side: int, limits: Bounds = DEFAULT_BOUNDS) -> None:
+    def __init__(self, card: Card, engine: Engine, side: int, limits: DecodeBounds = DEFAULT_BOUNDS) -> None:
         self.card = card  # type: ignore[misc]  # the class's Card with the facts of the loaded weights
         self.engine: Engine = engine
         self.pixels = side
@@ -88,8 +88,8 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
         weights = read_weights(find_weights(cls.weights, cls.folder, place.weights))
         side = int(weights.manifest.recipe.get("scale", {}).get("side", cls.side))
         artefacts = _artefacts(weights, side, place.cache)
-        engine, card = opened(cls.card, artefacts, place)
-        return cls(card, engine, side, bounds(cls.card, place))
+        engine, card = open_engine_with_card(cls.card, artefacts, place)
+        return cls(card, engine, side, decode_bounds(cls.card, place))
 
     def predict(self, batch: Sequence[SegmentIn], run: CallContext) -> list[SegmentOut | FoveaError]:
         """Masks of pictures, in order; one that can't be read is answered by its error."""
@@ -174,13 +174,13 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
         return [f"{how}, align_corners=False.", *(["Only the first frame was read."] if picture.first_of_many else [])]
 
 
-def _artefacts(weights: Weights, side: int, cache: Path) -> Artefacts:
+def _artefacts(weights: Weights, side: int, cache: Path) -> ExportedForms:
     """Logits of square pictures; a graph of free sides would take what the network was not made for."""
     given, wanted = (
         TensorSpec(name=tensor, datatype="FP32", shape=(-1, channels, side, side))
         for tensor, channels in zip(NAMES, (3, 1), strict=True)
     )
-    return Artefacts(weights, cache, (given,), (wanted,), tag=f"{side}px-v1", call="prediction")
+    return ExportedForms(weights, cache, (given,), (wanted,), tag=f"{side}px-v1", call="prediction")
 
 
 def _ms(seconds: float) -> float:

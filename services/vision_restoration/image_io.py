@@ -23,7 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from shared.errors import InvalidOption
-from shared.vision.decode import Bounds, decode
+from shared.vision.decode import DecodeBounds, decode
 
 __all__ = ["Format", "PictureFile", "deep_png", "read", "write"]
 
@@ -66,7 +66,7 @@ class PictureFile:
     notes: list[str] = field(default_factory=list)
 
 
-def read(data: bytes, bounds: Bounds) -> PictureFile:
+def read(data: bytes, bounds: DecodeBounds) -> PictureFile:
     """Read a picture with all its bits.
 
     Raises:

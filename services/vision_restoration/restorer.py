@@ -26,11 +26,11 @@ from services.vision_restoration.weights_loading import artefacts, bytes_per_pix
 from shared.api.restore import Estimate, Likeness, RestoreIn, RestoreOut, RestoreTimes
 from shared.engines import open_engine
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError, InvalidOption, in_field
-from shared.export.artifacts import fits, refined
+from shared.export.artifacts import check_tensors, refine_card
 from shared.registry import CallContext, Engine, LoadContext, Servable
 from shared.registry.weights import Weights
 from shared.telemetry import stage
-from shared.vision.decode_limits import bounds
+from shared.vision.decode_limits import decode_bounds
 from shared.vision.draw import encode
 
 __all__ = ["PictureRestorer"]
@@ -77,9 +77,9 @@ class PictureRestorer(Servable[RestoreIn, RestoreOut]):
         self._opened: dict[Variant, _Opened] = {}
         self.variant: Variant = weights.manifest.network.config.get("variant", "released")
         self.engine: Engine = self._open(self.variant).engine
-        card = refined(type(self).card, artefacts(weights, self.variant, place.cache), self.engine.name)
+        card = refine_card(type(self).card, artefacts(weights, self.variant, place.cache), self.engine.name)
         self.card = card.model_copy(update={"variant": self.variant})  # type: ignore[misc]  # the class's, refined
-        self.bounds = bounds(self.card, place)
+        self.bounds = decode_bounds(self.card, place)
 
     @classmethod
     def load(cls, place: LoadContext) -> Self:
@@ -146,7 +146,7 @@ class PictureRestorer(Servable[RestoreIn, RestoreOut]):
             if variant not in self._opened:
                 made = artefacts(self._weights, variant, self._place.cache)
                 engine = open_engine(self._place, made.forms(f"{type(self).card.name}-{variant}"))
-                fits(engine, made)
+                check_tensors(engine, made)
                 self._opened[variant] = _Opened(engine, _pace(engine))
             return self._opened[variant]
 

@@ -15,7 +15,7 @@ from services.vision_restoration.models.rrformer_network import Variant
 from shared.api.restore import Estimate, RestoreIn
 from shared.errors import InvalidOption
 from shared.registry import CallContext, Engine
-from shared.vision.tiling import mirrored, padded, windows
+from shared.vision.tiling import mirror_positions, padded_length, windows
 
 __all__ = ["CONTEXT", "GRID", "Plan", "plan", "restore"]
 
@@ -83,9 +83,9 @@ def plan(height: int, width: int, variant: Variant, request: RestoreIn, per_pixe
 def _core(height: int, width: int, context: int, budget: int, per_pixel: int) -> int:
     """The largest core whose window fits; no larger than the picture, which one tile then covers."""
     room = budget * _MIB / per_pixel
-    longest = padded(max(height, width), GRID)
+    longest = padded_length(max(height, width), GRID)
     for core in range(min(_WIDEST, longest), 0, -GRID):
-        window = math.prod(min(padded(side, GRID), core + 2 * context) for side in (height, width))
+        window = math.prod(min(padded_length(side, GRID), core + 2 * context) for side in (height, width))
         if window <= room:
             return core
     least = math.ceil((GRID + 2 * context) ** 2 * per_pixel / _MIB)
@@ -116,8 +116,8 @@ def restore(engine: Engine, pixels: np.ndarray, how: Plan, run: CallContext, tel
     cut = windows(how.height, how.width, core=how.core, context=how.context, grid=GRID)
     for done, window in enumerate(cut, start=1):
         run.check()
-        rows = mirrored(window.top, window.top + window.height, how.height)
-        columns = mirrored(window.left, window.left + window.width, how.width)
+        rows = mirror_positions(window.top, window.top + window.height, how.height)
+        columns = mirror_positions(window.left, window.left + window.width, how.width)
         seen = pixels[rows[:, None], columns].transpose(2, 0, 1)[None]
         feed = np.ascontiguousarray(seen, dtype=np.float32)
         feed /= white

@@ -11,7 +11,7 @@ from pathlib import Path
 from services.vision_restoration.models.rrformer_network import Variant
 from shared.api.tensors import TensorSpec
 from shared.errors import NotReady
-from shared.export.artifacts import Artefacts
+from shared.export.artifacts import ExportedForms
 from shared.registry.weights import Manifest, NetworkSpec, Weights, find_weights, read_weights
 
 __all__ = ["NAMES", "NET", "TOWER", "WHOLE", "artefacts", "bytes_per_pixel", "weights_at"]
@@ -62,14 +62,16 @@ def _joined(net: Weights, tower: Weights) -> Weights:
     return Weights(arrays, manifest)
 
 
-def artefacts(weights: Weights, variant: Variant, cache: Path) -> Artefacts:
+def artefacts(weights: Weights, variant: Variant, cache: Path) -> ExportedForms:
     """The forms of one variant: a graph for windows of any size on the grid; the shift mask is made within it."""
     spec = weights.manifest.network
     changed = spec.model_copy(update={"config": {**spec.config, "variant": variant}})
     manifest = weights.manifest.model_copy(update={"network": changed})
     given, wanted = (TensorSpec(name=name, datatype="FP32", shape=(-1, 3, -1, -1)) for name in NAMES)
     shapes = tuple({given.name: shape} for shape in ((1, 3, 64, 64), (2, 3, 96, 64), (1, 3, 128, 160)))
-    return Artefacts(Weights(weights.arrays, manifest), cache, (given,), (wanted,), tag=f"{variant}-v1", shapes=shapes)
+    return ExportedForms(
+        Weights(weights.arrays, manifest), cache, (given,), (wanted,), tag=f"{variant}-v1", shapes=shapes
+    )
 
 
 def bytes_per_pixel(weights: Weights, engine: str) -> int:

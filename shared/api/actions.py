@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from shared.api.arrays import ArrayBytes
-from shared.api.csv_fields import listed
+from shared.api.csv_fields import split_commas
 
 __all__ = ["ActionTimes", "ActionsIn", "ActionsOut", "Curves", "Proposal"]
 
@@ -35,7 +35,7 @@ class ActionsIn(BaseModel):
     class_scores: ArrayBytes | tuple[FiniteFloat, ...] | None = Field(
         None, description="A recogniser's score of each class, for the video or by time; proposals then have labels."
     )
-    class_names: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
+    class_names: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = Field(
         (), description="Names of the classes, in the order of class_scores."
     )
     duration: float | None = Field(None, gt=0, le=1e6, description="Length of the video, seconds.")
@@ -49,7 +49,7 @@ class ActionsIn(BaseModel):
     min_score: float = Field(0.0, ge=0, le=1, description="Proposals below this are left out.")
     labels: int = Field(1, ge=1, le=20, description="Classes per proposal, where class scores are given.")
     video: str = Field("video", max_length=200, description="Its name in the ActivityNet form.")
-    include: Annotated[tuple[Form, ...], BeforeValidator(listed)] = Field(
+    include: Annotated[tuple[Form, ...], BeforeValidator(split_commas)] = Field(
         (), description="curves (start and end by time), confidence (map), activitynet (the challenge's JSON form)."
     )
 

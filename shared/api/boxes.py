@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from shared.api.csv_fields import listed
+from shared.api.csv_fields import split_commas
 from shared.api.image import ImageBytes
 from shared.api.timings import Times
 
@@ -44,7 +44,7 @@ class DetectOptions(BaseModel):
     confidence: float = Field(0.25, ge=0, le=1, description="A detection scores more than this.")
     iou: float = Field(0.45, ge=0, le=1, description="Of two boxes that overlap by more than this, the better stays.")
     max_detections: int = Field(300, ge=1, le=3000, description="Most detections of a picture, best first.")
-    classes: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
+    classes: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = Field(
         (), description="Only these classes, by name or id; empty means all."
     )
     agnostic: bool = Field(False, description="Boxes of different classes suppress each other too.")
@@ -72,7 +72,7 @@ class DetectIn(DetectOptions):
     """A picture to search, and how."""
 
     image: ImageBytes = Field(description="PNG, JPEG, WebP, TIFF or BMP.")
-    include: Annotated[tuple[Extra, ...], BeforeValidator(listed)] = Field(
+    include: Annotated[tuple[Extra, ...], BeforeValidator(split_commas)] = Field(
         (), description="`columns` replaces the list of detections where there are many."
     )
     labels: bool = Field(True, description="Whether a drawn picture names its boxes.")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["listed"]
+__all__ = ["split_commas"]
 
 
-def listed(value: Any) -> Any:
+def split_commas(value: Any) -> Any:
     """Words of one text or of several, split at commas; anything else is left to the field's own check."""
     parts = [value] if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from shared.api.csv_fields import listed
+from shared.api.csv_fields import split_commas
 from shared.api.image import ImageBytes
 from shared.api.timings import Times
 
@@ -34,7 +34,7 @@ class SegmentIn(BaseModel):
     )
     min_area: int = Field(0, ge=0, description="Components with fewer pixels are dropped.")
     keep_largest: bool = Field(False, description="Keep the largest component only.")
-    include: Annotated[tuple[Form, ...], BeforeValidator(listed)] = Field(
+    include: Annotated[tuple[Form, ...], BeforeValidator(split_commas)] = Field(
         ("mask", "contours"), description="Forms of the answer; everything else is always there."
     )
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.api.boxes import DetectOut
-from shared.api.scanpath import parsed_objects
+from shared.api.scanpath import parse_objects
 
 __all__ = ["PlanFacts", "PlanIn", "PlanOut", "Points"]
 
@@ -27,13 +27,13 @@ class PlanIn(BaseModel):
         description="hull: smallest convex polygon; delaunay: triangles between neighbours; tsp: shortest closed tour."
     )
     model: str | None = Field(None, description="Which model; left out, the default one.")
-    points: Annotated[Points | None, BeforeValidator(parsed_objects)] = Field(
+    points: Annotated[Points | None, BeforeValidator(parse_objects)] = Field(
         None, description="x, y of each point, at most 2000."
     )
-    detections: Annotated[DetectOut | None, BeforeValidator(parsed_objects)] = Field(
+    detections: Annotated[DetectOut | None, BeforeValidator(parse_objects)] = Field(
         None, description="An answer of /v1/detect: a hull around a cluster of damage, or a route through all of it."
     )
-    batch: Annotated[tuple[Points, ...], Field(max_length=256), BeforeValidator(parsed_objects)] = Field(
+    batch: Annotated[tuple[Points, ...], Field(max_length=256), BeforeValidator(parse_objects)] = Field(
         (), description="Several sets of points; small ones of one size are planned together."
     )
     solver: Literal["auto", "pointer", "exact", "heuristic"] = Field(

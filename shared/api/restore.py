@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from shared.api.csv_fields import listed
+from shared.api.csv_fields import split_commas
 from shared.api.image import ImageBytes
 
 __all__ = ["Estimate", "Layer", "Likeness", "RestoreIn", "RestoreOut", "RestoreTimes"]
@@ -37,7 +37,7 @@ class RestoreIn(BaseModel):
     )
     bit_depth: Literal["same", "8", "16"] = Field("same", description="Bits per channel of the result; 16 as PNG only.")
     quality: int = Field(92, ge=1, le=100, description="Of JPEG and WebP.")
-    include: Annotated[tuple[Layer, ...], BeforeValidator(listed)] = Field(
+    include: Annotated[tuple[Layer, ...], BeforeValidator(split_commas)] = Field(
         ("restored",),
         description="`restored`; `reflection`, what was taken away; `comparison`, before and after side by side.",
     )

@@ -16,11 +16,11 @@ from shared.api.image import ImageBytes
 
 __all__ = [
     "Conduct", "Fixation", "Likeness", "Objects", "Scanpath", "ScanpathIn", "ScanpathOut", "ScanpathTimes",
-    "parsed_objects",
+    "parse_objects",
 ]  # fmt: skip
 
 
-def parsed_objects(value: Any) -> Any:
+def parse_objects(value: Any) -> Any:
     """Objects as forms send them, JSON in a text, become what JSON bodies have."""
     if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], str):
         value = value[0]
@@ -35,7 +35,7 @@ def parsed_objects(value: Any) -> Any:
 
 Objects = Annotated[
     DetectOut | Annotated[tuple[Box, ...], Field(max_length=3000)],
-    BeforeValidator(parsed_objects),
+    BeforeValidator(parse_objects),
 ]
 """An answer of `/v1/detect`, or boxes x1, y1, x2, y2."""
 

@@ -3,6 +3,6 @@
 Each engine's file imports its own library; importing this package needs none of them.
 """
 
-from shared.engines.factory import ModelArtifacts, available, open_engine
+from shared.engines.factory import ModelArtifacts, missing_parts, open_engine
 
-__all__ = ["ModelArtifacts", "available", "open_engine"]
+__all__ = ["ModelArtifacts", "missing_parts", "open_engine"]

@@ -18,7 +18,7 @@ from shared.telemetry import log
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ModelArtifacts", "available", "open_engine"]
+__all__ = ["ModelArtifacts", "missing_parts", "open_engine"]
 
 _LIBRARIES = {"onnx": "onnxruntime", "torch": "torch", "tensorrt": "onnxruntime", "triton": "tritonclient"}
 
@@ -63,7 +63,7 @@ def open_engine(place: LoadContext, forms: ModelArtifacts) -> Engine:
     raise NotReady(f"No engine opens {forms.name!r}. {' '.join(reasons)}")
 
 
-def available() -> dict[str, str | None]:
+def missing_parts() -> dict[str, str | None]:
     """Engine → what it lacks on this machine, None where it runs; for `fovea doctor`."""
     found: dict[str, str | None] = {}
     for name, library in _LIBRARIES.items():

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 
 from shared.api.tensors import Datatype, TensorSpec
-from shared.engines.validation import check, refusal
+from shared.engines.validation import check, to_error
 from shared.errors import Malformed, NotReady
 
 __all__ = ["ONNX_DATATYPES", "OnnxEngine", "Provider", "session_options"]
@@ -81,7 +81,7 @@ class OnnxEngine:
         try:
             results = self._session.run(names, ready) if self._plain else self._run_values(names, ready)
         except Exception as error:
-            raise refusal(error, feeds) from error
+            raise to_error(error, feeds) from error
         return {spec.name: _bytes(array) if spec.datatype == "BYTES" else array
                 for spec, array in zip(self.outputs, results, strict=True)}  # fmt: skip
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.api.tensors import Datatype, TensorSpec
-from shared.engines.validation import check, refusal
+from shared.engines.validation import check, to_error
 from shared.errors import FoveaError, NotReady
 
 __all__ = ["TORCH_DATATYPES", "TorchEngine"]
@@ -72,7 +72,7 @@ class TorchEngine:
         except FoveaError:
             raise
         except (RuntimeError, MemoryError) as error:
-            raise refusal(error, feeds) from error
+            raise to_error(error, feeds) from error
 
     def close(self) -> None:
         """Free the network; calls that still run finish first."""

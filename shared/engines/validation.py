@@ -13,7 +13,7 @@ from shared.api.tensors import TensorSpec
 from shared.errors import Fault, FoveaError, InvalidOption, TooLarge
 from shared.rpc.tensors import datatype_of
 
-__all__ = ["check", "refusal", "say"]
+__all__ = ["check", "describe_spec", "to_error"]
 
 _MEMORY = ("out of memory", "bad_alloc", "failed to allocate", "not enough memory", "can't allocate memory")
 
@@ -36,7 +36,7 @@ def check(feeds: Mapping[str, np.ndarray], specs: Sequence[TensorSpec]) -> None:
         if datatype_of(spec.name, array) != spec.datatype or not _fits(array.shape, spec.shape):
             wanted = f"{spec.datatype} {list(spec.shape)}"
             raise InvalidOption(
-                f"The input {spec.name!r} is {say(spec.name, array)}, but {wanted} is needed.",
+                f"The input {spec.name!r} is {describe_spec(spec.name, array)}, but {wanted} is needed.",
                 hint="-1 stands for any length.",
                 field=spec.name,
             )
@@ -46,18 +46,21 @@ def _fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
     return len(shape) == len(wanted) and all(want in {-1, have} for have, want in zip(shape, wanted, strict=True))
 
 
-def say(name: str, array: np.ndarray) -> str:
+def describe_spec(name: str, array: np.ndarray) -> str:
     """Datatype and shape in words, for example `FP32 [1, 3, 352, 352]`."""
     return f"{datatype_of(name, array)} {list(array.shape)}"
 
 
-def refusal(error: Exception, feeds: Mapping[str, np.ndarray]) -> FoveaError:
+def to_error(error: Exception, feeds: Mapping[str, np.ndarray]) -> FoveaError:
     """What an exception of a numerical library means to the caller.
 
     A network that ran its example fails on other arrays only for their shape or their size, or because its device is
     broken. The library's own text stays in the log: it may name files.
     """
-    text, tensors = str(error).lower(), ", ".join(f"{name} {say(name, array)}" for name, array in feeds.items())
+    text, tensors = (
+        str(error).lower(),
+        ", ".join(f"{name} {describe_spec(name, array)}" for name, array in feeds.items()),
+    )
     if any(word in text for word in _MEMORY):
         return TooLarge(f"There is not enough memory to run {tensors}.", hint="Send fewer or smaller tensors.")
     if any(word in text for word in _DEVICE):

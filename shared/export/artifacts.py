@@ -22,14 +22,14 @@ from shared.export.onnx_export import Parity, export_onnx
 from shared.registry import Card, Engine, LoadContext, network
 from shared.registry.weights import Weights
 
-__all__ = ["Artefacts", "Shapes", "fits", "opened", "refined"]
+__all__ = ["ExportedForms", "Shapes", "check_tensors", "open_engine_with_card", "refine_card"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Input → a shape to trace or to compare at."""
 
 
 @dataclass(frozen=True, slots=True)
-class Artefacts:
+class ExportedForms:
     """The forms of one set of weights.
 
     Attributes:
@@ -129,18 +129,18 @@ class Artefacts:
         return self._graph.with_suffix(".json")
 
 
-def opened(card: Card, artefacts: Artefacts, place: LoadContext) -> tuple[Engine, Card]:
+def open_engine_with_card(card: Card, artefacts: ExportedForms, place: LoadContext) -> tuple[Engine, Card]:
     """The engine that `place` wants behind a model, and its Card with what is true of the loaded weights.
 
     Raises:
         NotReady: No engine opens here, or it holds another network.
     """
     engine = open_engine(place, artefacts.forms(card.name))
-    fits(engine, artefacts)
-    return engine, refined(card, artefacts, engine.name)
+    check_tensors(engine, artefacts)
+    return engine, refine_card(card, artefacts, engine.name)
 
 
-def fits(engine: Engine, artefacts: Artefacts) -> None:
+def check_tensors(engine: Engine, artefacts: ExportedForms) -> None:
     """See that an engine has the tensors that the code feeds it: a remote server holds a model of its own.
 
     Raises:
@@ -156,7 +156,7 @@ def fits(engine: Engine, artefacts: Artefacts) -> None:
     raise NotReady(f"The {engine.name} engine holds another network: {held}.", hint=f"It must take {wanted}.")
 
 
-def refined(card: Card, artefacts: Artefacts, engine: str) -> Card:
+def refine_card(card: Card, artefacts: ExportedForms, engine: str) -> Card:
     """The Card with what is true of the loaded weights: digest, size, measured metrics, and the parity of the graph."""
     manifest, notes = artefacts.weights.manifest, list(card.notes)
     measured = manifest.metrics if manifest.origin == "trained" else {}

@@ -18,13 +18,13 @@ __all__ = [
     "ANSWER",
     "REQUEST",
     "SHOWN",
-    "answer",
-    "answer_fields",
-    "answer_of_unsuccessful",
+    "decode_answer",
+    "decode_job",
+    "encode_answer",
+    "encode_request",
     "fingerprint",
-    "job",
+    "problem_answer",
     "problem_json",
-    "request_fields",
     "status_of",
 ]
 
@@ -32,12 +32,12 @@ SHOWN: Final = (
     "service", "path", "status", "progress", "note", "fence", "dead", "error", "created", "started", "finished",
     "expires",
 )  # fmt: skip
-"""Fields from which `job` is made."""
+"""Fields from which `decode_job` is made."""
 
 REQUEST: Final = ("service", "path", "tenant", "headers", "priority", "tries", "body")
 """Fields from which a worker makes the Payload; without `body` it is in the blob store."""
 
-ANSWER: Final = ("answer_status", "answer_type", "answer_headers", "answer", "answer_blob")
+ANSWER: Final = ("answer_status", "answer_type", "answer_headers", "decode_answer", "answer_blob")
 """Fields of the Result; exactly one of the last two is there."""
 
 _COMPARED: Final = ("content-type", "accept")
@@ -51,7 +51,7 @@ def fingerprint(payload: Payload) -> str:
     return sha256(json.dumps(parts).encode() + payload.body).hexdigest()
 
 
-def request_fields(payload: Payload, inline: bool) -> list[str | bytes]:
+def encode_request(payload: Payload, inline: bool) -> list[str | bytes]:
     """Names and values of a new job's request; the body only where it is kept in Redis."""
     fields: list[str | bytes] = [
         "path", payload.path, "headers", json.dumps(dict(payload.headers)), "priority", str(payload.priority),
@@ -59,7 +59,7 @@ def request_fields(payload: Payload, inline: bool) -> list[str | bytes]:
     return [*fields, "body", payload.body] if inline else fields
 
 
-def job(job_id: str, rank: int, values: Sequence[bytes | None]) -> Job:
+def decode_job(job_id: str, rank: int, values: Sequence[bytes | None]) -> Job:
     """The job as callers see it, from the `SHOWN` fields and its rank in the queue (−1: not queued)."""
     row = _row(SHOWN, values)
     failed = row["status"] == "failed"
@@ -72,13 +72,13 @@ def job(job_id: str, rank: int, values: Sequence[bytes | None]) -> Job:
     )  # fmt: skip
 
 
-def answer(values: Sequence[bytes | None], body: bytes) -> Result:
+def decode_answer(values: Sequence[bytes | None], body: bytes) -> Result:
     """The stored answer, from the `ANSWER` fields and its body."""
     row = _row(ANSWER[:3], values)
     return Result(int(row["answer_status"]), row["answer_type"], body, json.loads(row["answer_headers"] or "{}"))
 
 
-def answer_fields(result: Result) -> list[str | bytes | int]:
+def encode_answer(result: Result) -> list[str | bytes | int]:
     """Names and values of an answer, without its body."""
     return [
         "answer_status", result.status, "answer_type", result.content_type,
@@ -86,7 +86,7 @@ def answer_fields(result: Result) -> list[str | bytes | int]:
     ]  # fmt: skip
 
 
-def answer_of_unsuccessful(shown: Job) -> Result:
+def problem_answer(shown: Job) -> Result:
     """The answer of a failed or cancelled job that left none: the problem that says why."""
     if shown.status == "cancelled":
         body: Mapping[str, Any] = json.loads(problem_json(Cancelled("The job was cancelled.")))

@@ -16,9 +16,9 @@ from typing import Any
 
 from shared.jobs import codec, redis_keys
 from shared.jobs.blobs import BlobStore, FolderBlobs
-from shared.jobs.pubsub import Changes
+from shared.jobs.pubsub import ChangeListener
 from shared.jobs.queue import Payload, Result
-from shared.jobs.redis_client import RedisClient, reachable
+from shared.jobs.redis_client import RedisClient, translate_redis_errors
 from shared.jobs.worker_heartbeat import FORGET_S, Worker
 from shared.settings import Settings
 
@@ -66,7 +66,7 @@ class QueueConsumer:
         self._link = RedisClient(url)
         self._blobs = blobs or FolderBlobs(settings.data_dir / "blobs")
         self._started = time.time()
-        self.stops = Changes(self._link, redis_keys.key("stop", service))
+        self.stops = ChangeListener(self._link, redis_keys.key("stop", service))
         """Wakes when a running job of this service was cancelled."""
 
     async def take(self, *, reclaim: bool) -> Delivery | NothingToDo:
@@ -84,7 +84,7 @@ class QueueConsumer:
         """Return when a job may be there: at once when one arrived since `quiet`, in any case within a second."""
         names = [redis_keys.key("stream", f"{self.service}:{level}") for level in redis_keys.LEVELS]
         patience = _BELL_MS if quiet.due_ms < 0 else max(1, min(_BELL_MS, quiet.due_ms))
-        with reachable():
+        with translate_redis_errors():
             await self._link.client.xread(dict(zip(names, quiet.last, strict=True)), count=1, block=patience)
 
     async def payload(self, delivery: Delivery) -> Payload:
@@ -117,7 +117,7 @@ class QueueConsumer:
             await self._blobs.put(str(answer[1]), result.body)
         how = await self._link.verb(
             "succeed", delivery.id, delivery.attempt, self._settings.job_ttl_s * 1000,
-            *codec.answer_fields(result), *answer,
+            *codec.encode_answer(result), *answer,
         )  # fmt: skip
         if how == b"lost" and answer[0] == "answer_blob":
             await self._blobs.delete(str(answer[1]))
@@ -129,7 +129,7 @@ class QueueConsumer:
         """Fail for good: trying again would not help. False when the job was taken from this attempt."""
         answer: list[str | bytes | int] = []
         if isinstance(outcome, Result) and len(outcome.body) <= self._settings.job_inline_bytes:
-            answer = [*codec.answer_fields(outcome), "answer", outcome.body]
+            answer = [*codec.encode_answer(outcome), "answer", outcome.body]
         how = await self._link.verb(
             "fail",
             delivery.id,
@@ -164,11 +164,11 @@ class QueueConsumer:
     async def sweep_orphans(self) -> None:
         """Remove what nobody will ask for: blobs of submits that never were accepted, records of workers long gone."""
         for job_id in await self._blobs.older_than(self._settings.job_ttl_s + _ORPHAN_S):
-            with reachable():
+            with translate_redis_errors():
                 known = await self._link.client.exists(redis_keys.key("job", job_id))
             if not known:
                 await self._blobs.delete_job(job_id)
-        with reachable():
+        with translate_redis_errors():
             rows: Any = await self._link.client.hgetall(redis_keys.key("workers", self.service))
         for row in rows.values():
             if time.time() - (other := Worker.model_validate_json(row)).seen > FORGET_S:

@@ -13,9 +13,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from shared.errors import NotReady
-from shared.jobs.redis_client import RedisClient, end, reachable
+from shared.jobs.redis_client import RedisClient, cancel_tasks, translate_redis_errors
 
-__all__ = ["Changes"]
+__all__ = ["ChangeListener"]
 
 _PAUSE_S = 0.1
 """Between two tries to subscribe while Redis is away."""
@@ -24,7 +24,7 @@ ANY = ""
 """Name under which every message wakes."""
 
 
-class Changes:
+class ChangeListener:
     """Events by name, set when the channel carries that name."""
 
     def __init__(self, link: RedisClient, channel: str) -> None:
@@ -51,12 +51,12 @@ class Changes:
     async def close(self) -> None:
         """Stop listening."""
         if self._listener is not None:
-            await end(self._listener)
+            await cancel_tasks(self._listener)
             self._listener = None
 
     async def _listen(self) -> None:
         while True:
-            with suppress(NotReady), reachable():
+            with suppress(NotReady), translate_redis_errors():
                 await self._follow()
             await asyncio.sleep(_PAUSE_S)
 

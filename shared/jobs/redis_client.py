@@ -22,7 +22,7 @@ from redis.backoff import ConstantBackoff
 from shared.errors import NotReady
 from shared.jobs.redis_keys import ROOT
 
-__all__ = ["RedisClient", "end", "patiently", "reachable"]
+__all__ = ["RedisClient", "cancel_tasks", "retry_until_connected", "translate_redis_errors"]
 
 _AWAY: Final = (gone.ConnectionError, gone.TimeoutError, OSError)
 _REFUSES: Final = (gone.OutOfMemoryError, gone.ReadOnlyError, gone.MasterDownError, gone.ClusterDownError)
@@ -39,7 +39,7 @@ _TIMEOUT_S = 5.0
 
 
 @contextmanager
-def reachable() -> Iterator[None]:
+def translate_redis_errors() -> Iterator[None]:
     """Turn every way in which Redis can be away into `NotReady`."""
     try:
         yield
@@ -53,12 +53,12 @@ def reachable() -> Iterator[None]:
         raise NotReady("The job queue takes no writes.", hint="See the log of Redis.", retry_after=5) from error
 
 
-async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+async def retry_until_connected(call: Callable[[], Awaitable[T]]) -> T:
     """Call until Redis is back: for work that outlives an outage. Pauses grow to half a second, with jitter."""
     return await _PATIENT(call)
 
 
-async def end(*tasks: asyncio.Task[Any]) -> None:
+async def cancel_tasks(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks until they have ended.
 
     Once is not enough: redis-py sends with `asyncio.wait_for`, which in Python 3.11 swallows a cancel that comes just
@@ -88,7 +88,7 @@ class RedisClient:
         Raises:
             NotReady: Redis is away.
         """
-        with reachable():
+        with translate_redis_errors():
             return await self._states(keys=[ROOT], args=[name, *args])
 
     async def close(self) -> None:

@@ -25,7 +25,7 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Final
 
-__all__ = ["LEVELS", "ROOT", "key", "level", "once"]
+__all__ = ["LEVELS", "ROOT", "idempotency_name", "key", "stream_of"]
 
 ROOT: Final = "{fovea:jobs}"
 
@@ -38,11 +38,11 @@ def key(kind: str, name: str = "all") -> str:
     return f"{ROOT}:{kind}:{name}"
 
 
-def level(priority: int) -> int:
+def stream_of(priority: int) -> int:
     """The stream of a priority: above 0 is high, below 0 is low."""
     return 2 - max(-1, min(priority, 1))
 
 
-def once(tenant: str, idempotency_key: str) -> str:
+def idempotency_name(tenant: str, idempotency_key: str) -> str:
     """The name under which a tenant's idempotency key is kept; a digest, because callers choose its length."""
     return sha256(f"{len(tenant)}:{tenant}:{idempotency_key}".encode()).hexdigest()

@@ -16,9 +16,9 @@ from shared.api.job import FINAL, Job
 from shared.errors import Conflict, NotFound, QueueFull
 from shared.jobs import codec, redis_keys
 from shared.jobs.blobs import BlobStore, FolderBlobs
-from shared.jobs.pubsub import Changes
+from shared.jobs.pubsub import ChangeListener
 from shared.jobs.queue import Payload, Result
-from shared.jobs.redis_client import RedisClient, patiently, reachable
+from shared.jobs.redis_client import RedisClient, retry_until_connected, translate_redis_errors
 from shared.jobs.worker_heartbeat import Worker
 from shared.settings import Settings
 
@@ -44,7 +44,7 @@ class RedisJobQueue:
         self._settings = settings
         self._link = RedisClient(url)
         self._blobs = blobs or FolderBlobs(settings.data_dir / "blobs")
-        self._changes = Changes(self._link, redis_keys.key("changed"))
+        self._changes = ChangeListener(self._link, redis_keys.key("changed"))
 
     async def submit(self, payload: Payload, idempotency_key: str | None = None) -> tuple[Job, bool]:
         """Accept a job; see `JobQueue.submit`."""
@@ -53,9 +53,9 @@ class RedisJobQueue:
         if not inline:
             await self._blobs.put(f"{job_id}/request", payload.body)
         how, known = await self._link.verb(
-            "submit", job_id, payload.tenant, payload.service, redis_keys.level(payload.priority),
-            self._settings.job_queue_max, redis_keys.once(payload.tenant, idempotency_key) if idempotency_key else "",
-            codec.fingerprint(payload), *codec.request_fields(payload, inline),
+            "submit", job_id, payload.tenant, payload.service, redis_keys.stream_of(payload.priority),
+            self._settings.job_queue_max, redis_keys.idempotency_name(payload.tenant, idempotency_key) if idempotency_key else "",
+            codec.fingerprint(payload), *codec.encode_request(payload, inline),
         )  # fmt: skip
         if how != b"new" and not inline:
             # Not after an exception: then the job may have been accepted, and the sweep finds what was not.
@@ -74,7 +74,7 @@ class RedisJobQueue:
         found = await self._link.verb("look", _checked(job_id), tenant, *codec.SHOWN)
         if found is None:
             raise _unknown(job_id)
-        return codec.job(job_id, *found)
+        return codec.decode_job(job_id, *found)
 
     async def recent(self, tenant: str, limit: int = 50) -> list[Job]:
         """The tenant's jobs, newest first."""
@@ -90,14 +90,14 @@ class RedisJobQueue:
         if found is None:
             raise _unknown(job_id)
         rank, values = found
-        shown = codec.job(job_id, rank, values[: len(codec.SHOWN)])
+        shown = codec.decode_job(job_id, rank, values[: len(codec.SHOWN)])
         if shown.status not in FINAL:
             raise Conflict(f"The job is {shown.status}: it has no result yet.", hint="Wait, or watch its events.")
         kept = values[len(codec.SHOWN) :]
         *_, body, blob = kept
         if body is None and blob is None:
-            return codec.answer_of_unsuccessful(shown)
-        return codec.answer(kept, body if blob is None else await self._blobs.get(blob.decode()))
+            return codec.problem_answer(shown)
+        return codec.decode_answer(kept, body if blob is None else await self._blobs.get(blob.decode()))
 
     async def cancel(self, job_id: str, tenant: str) -> Job:
         """Cancel, also while running; the state is final when this returns. See `JobQueue.cancel`."""
@@ -130,7 +130,7 @@ class RedisJobQueue:
                     async with asyncio.timeout(_LOOK_AGAIN_S):
                         await changed.wait()
                 changed.clear()
-                seen, job = job, await patiently(lambda: self.get(job_id, tenant))
+                seen, job = job, await retry_until_connected(lambda: self.get(job_id, tenant))
                 if job != seen:
                     yield job
 
@@ -144,7 +144,7 @@ class RedisJobQueue:
 
     async def workers(self, service: str) -> list[Worker]:
         """The workers that are alive."""
-        with reachable():
+        with translate_redis_errors():
             rows: dict[bytes, bytes] = await self._link.client.hgetall(redis_keys.key("workers", service))
         return [worker for row in rows.values() if (worker := Worker.model_validate_json(row)).alive]
 
@@ -159,7 +159,7 @@ class RedisJobQueue:
 
     async def _list(self, kind: str, tenant: str, limit: int) -> list[Job]:
         found: list[Any] = await self._link.verb("list", kind, tenant, max(1, min(limit, 1000)), *codec.SHOWN)
-        return [codec.job(job_id.decode(), *row) for job_id, row in found]
+        return [codec.decode_job(job_id.decode(), *row) for job_id, row in found]
 
 
 def _checked(job_id: str) -> str:

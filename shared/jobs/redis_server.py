@@ -28,7 +28,7 @@ import redis
 from shared.errors import NotReady
 from shared.settings import Settings
 
-__all__ = ["OLDEST", "RedisServer", "RedisSource", "describe", "find"]
+__all__ = ["OLDEST", "RedisServer", "RedisSource", "describe_redis", "find_redis"]
 
 OLDEST = (7, 0)
 """First version whose XAUTOCLAIM and script replication we rely on."""
@@ -46,7 +46,7 @@ class RedisSource:
     where: str
 
 
-def find(settings: Settings) -> RedisSource:
+def find_redis(settings: Settings) -> RedisSource:
     """The Redis to use.
 
     Raises:
@@ -67,10 +67,10 @@ def find(settings: Settings) -> RedisSource:
     )
 
 
-def describe(settings: Settings) -> str:
+def describe_redis(settings: Settings) -> str:
     """One line for `fovea doctor`: which Redis, its version, and whether accepted jobs survive its death."""
     try:
-        found = find(settings)
+        found = find_redis(settings)
     except NotReady as error:
         return f"{error.detail} {error.hint}"
     if found.kind == "given":
@@ -89,7 +89,7 @@ class RedisServer:
 
     def __init__(self, settings: Settings, port: int | None = None) -> None:
         """Choose a Redis; nothing is started yet. `port` None takes a free one."""
-        self.found = find(settings)
+        self.found = find_redis(settings)
         self.process: subprocess.Popen[bytes] | None = None
         self._folder = (settings.data_dir / "redis").resolve()
         self._port = port
@@ -161,7 +161,7 @@ class RedisServer:
         try:
             # Own session: Ctrl-C in the terminal reaches the supervisor, which stops Redis last.
             # The child inherits the lock, so the folder stays locked exactly as long as the child lives.
-            child = subprocess.Popen(  # noqa: S603  (a binary that `find` chose, no shell)
+            child = subprocess.Popen(  # noqa: S603  (a binary that `find_redis` chose, no shell)
                 [self.found.where, "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 cwd=self._folder, pass_fds=(lock,), start_new_session=True,
             )  # fmt: skip

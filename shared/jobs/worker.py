@@ -16,7 +16,7 @@ from shared.errors import Cancelled, FoveaError, NotReady
 from shared.jobs import codec
 from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import Handler, Result
-from shared.jobs.redis_client import end, patiently
+from shared.jobs.redis_client import cancel_tasks, retry_until_connected
 from shared.settings import Settings
 from shared.telemetry import bind, log
 
@@ -109,7 +109,7 @@ class JobWorker:
             background = [group.create_task(self._keep_leases()), group.create_task(self._keep_house())]
             await self._take_jobs()
             await self._drain()
-            await end(*background)
+            await cancel_tasks(*background)
         with suppress(NotReady):
             await self._inbox.leave()
 
@@ -153,8 +153,8 @@ class JobWorker:
             try:
                 await _until_done_or_stopped(work, ticket)
             finally:
-                await end(telling)
-            await patiently(lambda: self._hand_in(delivery, ticket, work))
+                await cancel_tasks(telling)
+            await retry_until_connected(lambda: self._hand_in(delivery, ticket, work))
 
     async def _work(self, delivery: Delivery, ticket: JobTicket) -> Result:
         return await self._handler(await self._inbox.payload(delivery), ticket)
@@ -183,7 +183,7 @@ class JobWorker:
         """Renew often enough that two renewals may fail; at once when somebody cancels."""
         with self._inbox.stops.watch() as cancelled:
             while True:
-                await patiently(self._renew)
+                await retry_until_connected(self._renew)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(1.0, self._settings.job_lease_s / 4)):
                         await cancelled.wait()

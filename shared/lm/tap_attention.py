@@ -16,7 +16,7 @@ from shared.lm.attention import DenseAttention, eager, patterns, scores, sdpa, v
 from shared.lm.cache import KVCache
 from shared.lm.interventions import Deed, Edit, compile_edit
 
-__all__ = ["Block", "ListeningAttention", "TapRecorder"]
+__all__ = ["Block", "TapRecorder", "TappedAttention"]
 
 Block = slice | None
 """Rows of the batch that an edit knows as its whole batch; None is all of them."""
@@ -112,7 +112,7 @@ class TapRecorder:
         return x
 
 
-class ListeningAttention:
+class TappedAttention:
     """Causal attention that lets an ear hear scores and patterns at some layers, and is fused at the others."""
 
     def __init__(self, dense: DenseAttention, layers: frozenset[int], ear: TapRecorder, *, rows_only: bool) -> None:
@@ -122,7 +122,7 @@ class ListeningAttention:
         self.rows_only = rows_only
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
-        """Mix values; see `shared.lm.attention.Attend`."""
+        """Mix values; see `shared.lm.attention.AttentionSeam`."""
         keys, values = self.dense.remember(layer, k, v, offset)
         window = self.dense.window(layer)
         if layer in self.layers and not self.rows_only:

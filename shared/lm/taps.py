@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from shared.lm.activation_names import CaptureTooLarge, Extent, InvalidTap
-from shared.lm.attention import Attend as Seam
-from shared.lm.attention import DenseAttention, untapped
+from shared.lm.attention import AttentionSeam as Seam
+from shared.lm.attention import DenseAttention, ignore_taps
 from shared.lm.cache import KVCache
 from shared.lm.decoder import Decoder
 from shared.lm.interventions import Attend, Edit, Replace, Scale, Uniform
-from shared.lm.tap_attention import ListeningAttention, TapRecorder
+from shared.lm.tap_attention import TappedAttention, TapRecorder
 
 __all__ = [
     "Attend",
@@ -173,10 +173,10 @@ def _run(
     if eager_layers and attend is None:
         ear.refuse_above(max_cells, ids.shape[0], len(ear.queries or ()) if rows_only else ids.shape[1])
         padding = pad if cache is None else cache.settle(pad)
-        attend = ListeningAttention(
+        attend = TappedAttention(
             DenseAttention(cache, padding, model.config.windows), frozenset(eager_layers), ear, rows_only=rows_only
         )
     ear.cache = cache
     with torch.set_grad_enabled(ear.grad):
-        logits = model(ids, cache=cache, attend=attend, keep=keep, pad=pad, tap=ear if ear.listens else untapped)
+        logits = model(ids, cache=cache, attend=attend, keep=keep, pad=pad, tap=ear if ear.listens else ignore_taps)
     return Trace(logits, ear.captured)

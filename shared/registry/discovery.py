@@ -1,6 +1,6 @@
 """Finds Servables and network builders by scanning packages. No global table: the mark is data on the thing found.
 
-A room whose extra is not installed is skipped; `skipped()` says which, and why, for `fovea doctor`.
+A room whose extra is not installed is skipped; `skipped_modules()` says which, and why, for `fovea doctor`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
     "service_package",
     "services_with_models",
     "shipped_weights",
-    "skipped",
+    "skipped_modules",
 ]
 
 SERVICES = ("vision-restoration", "medical-seg", "detection", "llm-longctx", "interpretability", "relevance-judge")
@@ -127,7 +127,7 @@ def _builder(name: str) -> Callable[..., Any]:
     known = networks()
     if name not in known:
         detail = f"There is no network {name!r}; known are {', '.join(sorted(known)) or 'none'}."
-        raise NotFound(detail, hint=f"Rooms left out: {skipped() or 'none'}.")
+        raise NotFound(detail, hint=f"Rooms left out: {skipped_modules() or 'none'}.")
     return known[name]
 
 
@@ -172,7 +172,7 @@ def module_names(package: str) -> list[str]:
     return [package, *names]
 
 
-def skipped() -> dict[str, str]:
+def skipped_modules() -> dict[str, str]:
     """Modules that could not be imported because a library is missing: module name → missing library."""
     missing: dict[str, str] = {}
     for package in ("shared.lm", *(f"{service_package(s)}.{room}" for s in SERVICES for room in ROOMS)):

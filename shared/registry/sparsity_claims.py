@@ -15,10 +15,10 @@ from typing import Any
 
 from shared.sparsity import SparsityClaim
 
-__all__ = ["claimed", "measured"]
+__all__ = ["build_claim", "read_measurements"]
 
 
-def claimed(model: str, facts: Mapping[str, Any], **said: Any) -> SparsityClaim:
+def build_claim(model: str, facts: Mapping[str, Any], **said: Any) -> SparsityClaim:
     """The claim of a model or method.
 
     Args:
@@ -37,7 +37,7 @@ def claimed(model: str, facts: Mapping[str, Any], **said: Any) -> SparsityClaim:
 
 
 @cache
-def measured(file: Path) -> Mapping[str, Mapping[str, Any]]:
+def read_measurements(file: Path) -> Mapping[str, Mapping[str, Any]]:
     """What a room's `claims.json` holds, by name; nothing where nothing was measured."""
     found: dict[str, dict[str, Any]] = json.loads(file.read_text("utf-8")) if file.exists() else {}
     return found

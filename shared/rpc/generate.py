@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["PROTOS", "STUBS", "generated"]
+__all__ = ["PROTOS", "STUBS", "generate_stubs"]
 
 STUBS = Path(__file__).parent
 PROTOS = STUBS.parents[1] / "proto"
@@ -20,7 +20,7 @@ PROTOS = STUBS.parents[1] / "proto"
 _HEADER = "# mypy: ignore-errors\n"  # protoc's type stubs leave generic mappings bare, which strict mypy refuses
 
 
-def generated() -> Iterator[tuple[Path, str]]:
+def generate_stubs() -> Iterator[tuple[Path, str]]:
     """Path and text of every stub: `<name>_pb2.py` and its types, for every file of `proto/`.
 
     Raises:
@@ -40,6 +40,6 @@ def generated() -> Iterator[tuple[Path, str]]:
 
 
 if __name__ == "__main__":
-    for path, text in generated():
+    for path, text in generate_stubs():
         path.write_text(text, "utf8")
         sys.stdout.write(f"{path.name}\n")

@@ -20,7 +20,15 @@ from shared.rpc.oip import InferAnswer, InferCall, Parameter, refuse_unoffered, 
 from shared.rpc.oip_wire import InferRequest, InferResponse, Tensor
 from shared.rpc.tensors import datatype_of, from_raw, from_values, to_raw, to_values
 
-__all__ = ["HEADER_LENGTH", "Body", "align", "decode_answer", "decode_request", "encode_answer", "encode_request"]
+__all__ = [
+    "HEADER_LENGTH",
+    "EncodedBody",
+    "align",
+    "decode_answer",
+    "decode_request",
+    "encode_answer",
+    "encode_request",
+]
 
 HEADER_LENGTH: Final = "inference-header-content-length"
 """HTTP header that says how many bytes of the body are JSON; absent when all are."""
@@ -32,7 +40,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
+class EncodedBody:
     """An encoded body in parts, JSON first; `header_length` is None when JSON is all there is."""
 
     parts: Sequence[bytes | memoryview]
@@ -77,7 +85,7 @@ def decode_request(model: str, version: str, body: bytes | memoryview, header_le
     )
 
 
-def encode_request(call: InferCall, *, binary: bool = True) -> Body:
+def encode_request(call: InferCall, *, binary: bool = True) -> EncodedBody:
     """A call as a request body, for clients; `binary` says how the inputs travel, `call` how the outputs do."""
     head: dict[str, Any] = {"id": call.id} if call.id else {}
     parameters = dict(call.parameters) | ({"binary_data_output": True} if call.binary else {})
@@ -99,7 +107,7 @@ def decode_answer(body: bytes | memoryview, header_length: int | None = None) ->
     return InferAnswer(head.model_name, head.model_version, outputs, head.id, _scalars(head.parameters))
 
 
-def encode_answer(answer: InferAnswer, call: InferCall) -> Body:
+def encode_answer(answer: InferAnswer, call: InferCall) -> EncodedBody:
     """An answer as the body that `call` asks for.
 
     Raises:
@@ -213,7 +221,7 @@ def _scalars(parameters: Mapping[str, Any]) -> dict[str, Parameter]:
     return {key: value for key, value in parameters.items() if isinstance(value, bool | int | float | str)}
 
 
-def _body(head: dict[str, Any], part: str, arrays: Mapping[str, np.ndarray], binary: Mapping[str, bool]) -> Body:
+def _body(head: dict[str, Any], part: str, arrays: Mapping[str, np.ndarray], binary: Mapping[str, bool]) -> EncodedBody:
     tensors, blobs = [], []
     for name, array in arrays.items():
         tensor: dict[str, Any] = {"name": name, "datatype": datatype_of(name, array), "shape": list(array.shape)}
@@ -224,4 +232,4 @@ def _body(head: dict[str, Any], part: str, arrays: Mapping[str, np.ndarray], bin
             tensor["data"] = to_values(name, array)
         tensors.append(tensor)
     text = pydantic_core.to_json(head | {part: tensors})
-    return Body([text, *blobs], len(text) if blobs else None)
+    return EncodedBody([text, *blobs], len(text) if blobs else None)

@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 from shared import telemetry
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError, NotReady, QueueFull
 from shared.registry import CallContext
-from shared.serving.http.errors import blame
+from shared.serving.http.errors import to_safe_error
 
 __all__ = ["BatchContext", "BatchOptions", "Batcher", "Work"]
 
@@ -264,7 +264,7 @@ class Batcher(Generic[Item, Answer]):
             if len(batch) > 1:
                 return [self._attempt([call])[0] for call in batch]
             with telemetry.bind(request_id=batch[0].request_id):
-                return [blame(error, f"The model {self._names['model']}")]
+                return [to_safe_error(error, f"The model {self._names['model']}")]
 
     def _answers(self, batch: Sequence[_Call[Item]], run: CallContext) -> Sequence[Answer | FoveaError]:
         answers = self._work(batch[0].key, [call.item for call in batch], run)

@@ -16,7 +16,7 @@ from shared.registry import Card, Servable
 from shared.serving.batching import Batcher, BatchOptions
 from shared.settings import Settings
 
-__all__ = ["Catalogue", "ModelSlot", "State"]
+__all__ = ["Catalog", "ModelSlot", "State"]
 
 State = Literal["waiting", "loading", "ready", "failed", "unloaded"]
 
@@ -45,7 +45,7 @@ class ModelSlot:
         return self.kind.card if self.servable is None else self.servable.card
 
 
-class Catalogue:
+class Catalog:
     """The models of one service."""
 
     def __init__(self, service: str, servables: Mapping[str, type[Servable[Any, Any]]], settings: Settings) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 from shared.registry import LoadContext
 from shared.settings import Settings
 
-__all__ = ["device", "gpus", "place"]
+__all__ = ["choose_device", "list_gpus", "load_context"]
 
 
-def place(settings: Settings) -> LoadContext:
+def load_context(settings: Settings) -> LoadContext:
     """The Place on which this process loads its Servables."""
     options = {
         "llm_model": settings.llm_model,
@@ -32,19 +32,19 @@ def place(settings: Settings) -> LoadContext:
     if settings.triton_url:
         options["triton_url"] = settings.triton_url
     return LoadContext(
-        device=device(settings.device), engine=settings.engine, cache=settings.cache_dir, weights=settings.weights_dir,
+        device=choose_device(settings.device), engine=settings.engine, cache=settings.cache_dir, weights=settings.weights_dir,
         threads=settings.threads, options=options,
     )  # fmt: skip
 
 
-def device(wanted: str) -> str:
+def choose_device(wanted: str) -> str:
     """`wanted`, or for `auto` the first GPU that a library here can use, else the CPU."""
     if wanted != "auto":
         return wanted
-    return "cuda" if gpus() and _library_sees_gpu() else "cpu"
+    return "cuda" if list_gpus() and _library_sees_gpu() else "cpu"
 
 
-def gpus() -> list[str]:
+def list_gpus() -> list[str]:
     """Names of the NVIDIA GPUs that the driver shows; empty without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")

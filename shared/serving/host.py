@@ -22,11 +22,11 @@ from shared.api.tensors import TensorSpec
 from shared.errors import FoveaError, InvalidOption, QueueFull, TooLarge
 from shared.registry import CallContext, Engine, Servable
 from shared.serving.batching import Batcher
-from shared.serving.catalog import Catalogue, ModelSlot
-from shared.serving.device_placement import place
-from shared.serving.http.errors import blame
+from shared.serving.catalog import Catalog, ModelSlot
+from shared.serving.device_placement import load_context
+from shared.serving.http.errors import to_safe_error
 from shared.serving.oip import tensors
-from shared.serving.thread_stream import pump
+from shared.serving.thread_stream import iterate_in_thread
 from shared.settings import Settings
 
 __all__ = ["Host"]
@@ -41,7 +41,7 @@ class Host:
     def __init__(self, service: str, servables: Mapping[str, type[Servable[Any, Any]]], settings: Settings) -> None:
         self.service = service
         self.settings = settings
-        self._models = Catalogue(service, servables, settings)
+        self._models = Catalog(service, servables, settings)
         self._open: list[CallContext] = []  # of streams
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -75,7 +75,7 @@ class Host:
             try:
                 slot.servable = await asyncio.to_thread(self._load, slot.kind)
             except Exception as error:  # noqa: BLE001  # a model may fail in any way without taking the others along
-                slot.state, slot.reason = "failed", blame(error, f"Loading {name}").detail
+                slot.state, slot.reason = "failed", to_safe_error(error, f"Loading {name}").detail
                 telemetry.log().warning("model not loaded", reason=slot.reason)
                 return
             work, knobs = self._work(slot.servable), self._models.knobs(slot)
@@ -88,7 +88,7 @@ class Host:
         await self._free(self._models.slot(name), self.settings.drain_s)
 
     def _load(self, kind: type[Servable[Any, Any]]) -> Servable[Any, Any]:
-        servable = kind.load(place(self.settings))
+        servable = kind.load(load_context(self.settings))
         try:
             _warm(servable)
         except BaseException:
@@ -195,11 +195,11 @@ class Host:
         if engine is None:
             task = servable.card.task
             raise InvalidOption(f"The model {name!r} takes no tensors.", hint=f"Use POST /v1/{task}.", field="model")
-        tensors.check(feeds, engine.inputs)
+        tensors.check_feeds(feeds, engine.inputs)
         rows, limit = tensors.rows(feeds), servable.card.limits.max_batch
         if limit is not None and rows > limit:
             raise TooLarge(f"The batch has {rows} rows; {name} takes at most {limit}.", field="shape")
-        key: Hashable = tensors.signature(feeds) if tensors.batches(engine) else object()
+        key: Hashable = tensors.signature(feeds) if tensors.is_batchable(engine) else object()
         outputs: dict[str, np.ndarray] = await batcher.submit(feeds, run, key=key, rows=rows)
         return outputs
 
@@ -217,12 +217,12 @@ class Host:
         try:
             with telemetry.bind(service=self.service, model=name):
                 context = contextvars.copy_context()
-            events = pump(lambda: servable.stream(request, run), run, self._pool, context=context)
+            events = iterate_in_thread(lambda: servable.stream(request, run), run, self._pool, context=context)
             async with contextlib.aclosing(events):
                 async for event in events:
                     yield event
         except Exception as error:
-            raise blame(error, f"The model {name}") from error
+            raise to_safe_error(error, f"The model {name}") from error
         finally:
             self._open.remove(run)
             if not self._open:
@@ -245,7 +245,7 @@ def _infer(engine: Engine | None, items: Sequence[Mapping[str, np.ndarray]]) -> 
     assert engine is not None  # noqa: S101  # `Host.infer` lets no tensors in without one
     if len(items) == 1:
         return [engine.run(items[0])]
-    return tensors.split(engine.run(tensors.join(items)), [tensors.rows(feeds) for feeds in items])
+    return tensors.split_rows(engine.run(tensors.join_rows(items)), [tensors.rows(feeds) for feeds in items])
 
 
 def _warm(servable: Servable[Any, Any]) -> None:

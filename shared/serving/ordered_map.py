@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
-__all__ = ["in_order"]
+__all__ = ["map_in_order"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-async def in_order(
+async def map_in_order(
     items: AsyncIterable[Item], work: Callable[[Item], Awaitable[Result]], *, ahead: int
 ) -> AsyncIterator[Result]:
     """Yield `work(item)` for every item, in order; closing the iterator cancels what is under way.

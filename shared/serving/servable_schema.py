@@ -14,13 +14,13 @@ from pydantic import BaseModel
 
 from shared.errors import InvalidOption
 
-__all__ = ["blob_fields", "decode", "inlined", "is_list", "media_of", "properties"]
+__all__ = ["blob_fields", "decode", "inline_refs", "is_list", "media_of", "properties"]
 
 Schema = Mapping[str, Any]
 
 
 @cache
-def inlined(model: type[BaseModel], mode: Any = "validation") -> dict[str, Any]:
+def inline_refs(model: type[BaseModel], mode: Any = "validation") -> dict[str, Any]:
     """The JSON schema of a model with its `$defs` put where they are used (a recursive one becomes `{}`)."""
     schema = model.model_json_schema(mode=mode)
     put: dict[str, Any] = _put(schema, schema.pop("$defs", {}), ())
@@ -42,7 +42,7 @@ def _put(node: Any, defs: Schema, inside: tuple[str, ...]) -> Any:
 
 def properties(model: type[BaseModel]) -> dict[str, Schema]:
     """Field name (as callers write it) → its schema."""
-    found: dict[str, Schema] = inlined(model).get("properties", {})
+    found: dict[str, Schema] = inline_refs(model).get("properties", {})
     return found
 
 

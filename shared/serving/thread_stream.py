@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 from shared.errors import DeadlineExceeded
 from shared.registry import CallContext
 
-__all__ = ["pump"]
+__all__ = ["iterate_in_thread"]
 
 Event = TypeVar("Event")
 
 _END = object()
 
 
-async def pump(
+async def iterate_in_thread(
     events: Callable[[], Iterator[Event]], run: CallContext, pool: Executor, depth: int = 32,
     context: contextvars.Context | None = None,
 ) -> AsyncGenerator[Event, None]:  # fmt: skip

@@ -25,7 +25,7 @@ from shared.registry.discovery import layouts
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.training.initializers import FOLDED, read_initializers
 from shared.training.publish import arrays_of, code_facts
-from shared.training.safe_unpickler import CheckpointTensors, read_inert
+from shared.training.safe_unpickler import CheckpointTensors, read_unpickled
 
 __all__ = ["Imported", "compare", "import_weights", "read_checkpoint_file"]
 
@@ -244,7 +244,7 @@ def _read_pickle(file: Path) -> object:
             warnings.simplefilter("ignore")  # about pickle protocols: what can't be read is refused below
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception:  # noqa: BLE001  # a broken file can make an unpickler raise anything
-        return read_inert(file)
+        return read_unpickled(file)
 
 
 def _unpacked_size(file: Path) -> int:

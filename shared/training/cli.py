@@ -20,7 +20,7 @@ from shared.settings import settings
 
 if TYPE_CHECKING:
     from shared.training.recipe import Recipe
-    from shared.training.trainer import Fitted
+    from shared.training.trainer import FitResult
 
 __all__ = ["import_checkpoint", "train"]
 
@@ -57,12 +57,12 @@ def train(
     if recipe is None:
         _list(found.recipes())
         return
-    chosen = configured(found.recipe_named(recipe), set_ or [])
+    chosen = configure_recipe(found.recipe_named(recipe), set_ or [])
     folder = folder or settings().data_dir / "training" / recipe
     _publish(chosen, _fit(chosen, folder, device), out or folder / "result")
 
 
-def configured(kind: type[Recipe], assignments: list[str]) -> Recipe:
+def configure_recipe(kind: type[Recipe], assignments: list[str]) -> Recipe:
     """The recipe with knobs set from `name=value`; dots reach into groups of knobs.
 
     Raises:
@@ -94,7 +94,7 @@ def _defaults(kind: type[Recipe], group: str) -> dict[str, Any]:
     return values
 
 
-def _fit(recipe: Recipe, folder: Path, device: str) -> Fitted:
+def _fit(recipe: Recipe, folder: Path, device: str) -> FitResult:
     fit = importlib.import_module("shared.training.trainer").fit
     if device == "auto":
         device = "cuda" if importlib.import_module("torch").cuda.is_available() else "cpu"
@@ -105,11 +105,11 @@ def _fit(recipe: Recipe, folder: Path, device: str) -> Fitted:
         def show(progress: Any) -> None:
             bar.update(task, completed=progress.step, description=f"{recipe.name}  loss {progress.loss:.3f}")
 
-        fitted: Fitted = fit(recipe, folder, device=device, on_step=show)
+        fitted: FitResult = fit(recipe, folder, device=device, on_step=show)
     return fitted
 
 
-def _publish(recipe: Recipe, fitted: Fitted, out: Path) -> None:
+def _publish(recipe: Recipe, fitted: FitResult, out: Path) -> None:
     console = Console()
     console.print("Measuring on held-out data …")
     manifest = importlib.import_module("shared.training.publish").publish(recipe, fitted, out)

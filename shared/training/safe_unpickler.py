@@ -20,7 +20,7 @@ from torch import Tensor
 
 from shared.errors import Malformed
 
-__all__ = ["CheckpointTensors", "read_inert"]
+__all__ = ["CheckpointTensors", "read_unpickled"]
 
 _DTYPES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
@@ -117,7 +117,7 @@ _REAL: Mapping[tuple[str, str], Callable[..., Any]] = {
 """All that the file can have made beside stubs."""
 
 
-def read_inert(file: Path) -> CheckpointTensors:
+def read_unpickled(file: Path) -> CheckpointTensors:
     """The tensors of a model object in a torch file, as float32; averaged weights (`ema`) win where both are there.
 
     Raises:

@@ -23,11 +23,11 @@ from shared.telemetry import log
 from shared.training.checkpoint import flatten_optimizer, read_checkpoint, restore_optimizer, write_checkpoint
 from shared.training.recipe import Recipe
 
-__all__ = ["Fitted", "Progress", "fit"]
+__all__ = ["FitProgress", "FitResult", "fit"]
 
 
 @dataclass(slots=True)
-class Progress:
+class FitProgress:
     """Where a fit stands; written into every checkpoint.
 
     Attributes:
@@ -49,12 +49,12 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class FitResult:
     """A finished fit: the network with the best weights, in eval mode, and how it came about."""
 
     network: nn.Module
     data: str
-    progress: Progress
+    progress: FitProgress
 
 
 def fit(
@@ -63,8 +63,8 @@ def fit(
     *,
     device: str = "cpu",
     run: CallContext | None = None,
-    on_step: Callable[[Progress], None] | None = None,
-) -> Fitted:
+    on_step: Callable[[FitProgress], None] | None = None,
+) -> FitResult:
     """Train `recipe` in `folder`, going on from the checkpoint that is there.
 
     Args:
@@ -103,7 +103,7 @@ class _Loop:
             self.live = _channels_last(recipe.network().train().to(device))
         self.average = copy.deepcopy(self.live).eval()
         self.optimizer = recipe.optimizer(self.live)
-        self.progress = Progress()
+        self.progress = FitProgress()
 
     @property
     def finished(self) -> bool:
@@ -196,13 +196,13 @@ class _Loop:
         self.average.load_state_dict(parts["average"])
         restore_optimizer(self.optimizer, parts["optimizer"])
         scores = [(int(step), float(score)) for step, score in state["progress"]["scores"]]  # JSON knows no tuples
-        self.progress = Progress(**{**state["progress"], "scores": scores})
+        self.progress = FitProgress(**{**state["progress"], "scores": scores})
 
-    def result(self) -> Fitted:
+    def result(self) -> FitResult:
         """The network with its best weights, on the CPU."""
         tensors, _ = read_checkpoint(self.folder / "best.safetensors")
         self.average.load_state_dict(tensors)
-        return Fitted(self.average.cpu(), self.data, self.progress)
+        return FitResult(self.average.cpu(), self.data, self.progress)
 
 
 def _channels_last(network: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["GAP", "contact_sheet", "paired"]
+__all__ = ["GAP", "contact_sheet", "pair_rows"]
 
 GAP = 4
 """Pixels between two pictures."""
@@ -32,7 +32,7 @@ def contact_sheet(pictures: Sequence[Picture | None], columns: int, colours: int
     return Image.fromarray(page).quantize(colours, kmeans=2, dither=Image.Dither.NONE)
 
 
-def paired(above: Sequence[Picture], below: Sequence[Picture], columns: int) -> Iterator[Picture | None]:
+def pair_rows(above: Sequence[Picture], below: Sequence[Picture], columns: int) -> Iterator[Picture | None]:
     """The order in which each row of `above` stands over its row of `below`; short rows are filled with None."""
     for start in range(0, len(above), columns):
         for pictures in (above, below):

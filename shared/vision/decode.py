@@ -27,7 +27,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from shared.errors import FoveaError, Malformed, TooLarge, UnsupportedMedia
 from shared.vision.format_detection import sniff, webp_canvas
 
-__all__ = ["DEFAULT_BOUNDS", "READABLE", "Bounds", "Picture", "decode"]
+__all__ = ["DEFAULT_BOUNDS", "READABLE", "DecodeBounds", "Picture", "decode"]
 
 _PARSERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "PNG": PngImageFile,
@@ -57,7 +57,7 @@ _TIFF_BITS, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 258, 322, 323
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class DecodeBounds:
     """How large a picture may be; all but `bytes` are judged from the header, before a pixel is decoded.
 
     Attributes:
@@ -73,7 +73,7 @@ class Bounds:
     max_side: int | None = None
 
 
-DEFAULT_BOUNDS = Bounds()
+DEFAULT_BOUNDS = DecodeBounds()
 """What holds where nobody says otherwise."""
 
 
@@ -110,7 +110,7 @@ class Picture:
         return int(self.pixels.shape[0])
 
 
-def decode(data: bytes, bounds: Bounds = DEFAULT_BOUNDS) -> Picture:
+def decode(data: bytes, bounds: DecodeBounds = DEFAULT_BOUNDS) -> Picture:
     """Read a picture.
 
     Raises:
@@ -135,7 +135,7 @@ def decode(data: bytes, bounds: Bounds = DEFAULT_BOUNDS) -> Picture:
         ) from error
 
 
-def _kind(data: bytes, bounds: Bounds) -> str:
+def _kind(data: bytes, bounds: DecodeBounds) -> str:
     """The format, once size and signature allow reading on."""
     if not data:
         raise Malformed("The picture is empty: it has 0 bytes.", hint="Send the bytes of an image file.")
@@ -157,7 +157,7 @@ def _claimed(image: ImageFile) -> tuple[int, int]:
     return width, height
 
 
-def _check_size(width: int, height: int, bounds: Bounds) -> None:
+def _check_size(width: int, height: int, bounds: DecodeBounds) -> None:
     size = f"The picture is {width:,}×{height:,} pixels"
     hint = "Scale it before sending."
     if width * height > bounds.pixels:

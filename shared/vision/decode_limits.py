@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from shared.registry import Card, LoadContext
-from shared.vision.decode import DEFAULT_BOUNDS, Bounds
+from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds
 
-__all__ = ["bounds"]
+__all__ = ["decode_bounds"]
 
 
-def bounds(card: Card, place: LoadContext) -> Bounds:
+def decode_bounds(card: Card, place: LoadContext) -> DecodeBounds:
     """Bounds of the pictures that a served model decodes: sides from its Card, bytes and pixels from `place`."""
     limits, ours = card.limits, DEFAULT_BOUNDS
-    return Bounds(
+    return DecodeBounds(
         bytes=int(place.options.get("max_body_bytes", ours.bytes)),
         pixels=int(place.options.get("max_pixels", ours.pixels)),
         min_side=limits.min_side or ours.min_side,

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from shared.vision.mask_regions import occupied
+from shared.vision.mask_regions import occupied_window
 
-__all__ = ["ENCODINGS", "Colour", "encode", "labelled", "outlined", "side_by_side", "tinted"]
+__all__ = ["ENCODINGS", "Colour", "draw_label", "encode", "outline", "side_by_side", "tint"]
 
 Colour = tuple[int, int, int]
 
@@ -48,27 +48,27 @@ def encode(pixels: np.ndarray, media_type: str = "image/png", *, quality: int = 
     return out.getvalue()
 
 
-def tinted(pixels: np.ndarray, mask: np.ndarray, colour: Colour = (0, 220, 130), opacity: float = 0.35) -> np.ndarray:
+def tint(pixels: np.ndarray, mask: np.ndarray, colour: Colour = (0, 220, 130), opacity: float = 0.35) -> np.ndarray:
     """The picture with the pixels of a mask (h, w) bool drawn towards a colour."""
     found = pixels.copy()
-    rows, columns = occupied(mask)
+    rows, columns = occupied_window(mask)
     window, inside = found[rows, columns], mask[rows, columns]
     mixed = window[inside] * (1 - opacity) + np.multiply(colour, opacity)
     window[inside] = np.rint(mixed).astype(np.uint8)
     return found
 
 
-def outlined(pixels: np.ndarray, mask: np.ndarray, colour: Colour = (0, 220, 130), width: int = 2) -> np.ndarray:
+def outline(pixels: np.ndarray, mask: np.ndarray, colour: Colour = (0, 220, 130), width: int = 2) -> np.ndarray:
     """The picture with the inner edge of a mask (h, w) bool in a colour, `width` pixels wide."""
     found = pixels.copy()
-    rows, columns = occupied(mask)
+    rows, columns = occupied_window(mask)
     inside = mask[rows, columns]
     kept = ndimage.binary_erosion(inside, iterations=width)
     found[rows, columns][inside & ~kept] = colour
     return found
 
 
-def labelled(
+def draw_label(
     pixels: np.ndarray, labels: Iterable[tuple[float, float, str]], colour: Colour = (0, 220, 130), size: int = 16
 ) -> np.ndarray:
     """The picture with texts on boxes of a colour; (x, y) is the lower left corner, moved so that all is inside."""

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-__all__ = ["Outline", "Region", "keep", "occupied", "outlines", "regions", "run_lengths", "unpack_run_lengths"]
+__all__ = [
+    "Outline",
+    "Region",
+    "keep_regions",
+    "occupied_window",
+    "outlines",
+    "regions",
+    "run_lengths",
+    "unpack_run_lengths",
+]
 
 _NEIGHBOURS = np.ones((3, 3), bool)
 """Pixels that touch at a corner belong together."""
@@ -68,7 +77,7 @@ class Outline:
     hole: bool
 
 
-def occupied(mask: np.ndarray) -> tuple[slice, slice]:
+def occupied_window(mask: np.ndarray) -> tuple[slice, slice]:
     """Rows and columns of the smallest window that holds the mask; both empty for an empty mask."""
     if not (rows := np.flatnonzero(mask.any(axis=1))).size:
         return slice(0, 0), slice(0, 0)
@@ -79,7 +88,7 @@ def occupied(mask: np.ndarray) -> tuple[slice, slice]:
 def regions(mask: np.ndarray) -> tuple[list[Region], np.ndarray]:
     """The connected parts of a mask, largest first, and the map (h, w) of their labels (0 outside)."""
     labels = np.zeros(mask.shape, np.int32)
-    rows, columns = occupied(mask)
+    rows, columns = occupied_window(mask)
     window = labels[rows, columns]
     if not window.size:
         return [], labels
@@ -93,7 +102,7 @@ def regions(mask: np.ndarray) -> tuple[list[Region], np.ndarray]:
     return sorted(found, key=lambda region: (-region.area, region.label)), labels
 
 
-def keep(labels: np.ndarray, chosen: list[Region]) -> np.ndarray:
+def keep_regions(labels: np.ndarray, chosen: list[Region]) -> np.ndarray:
     """The mask of the chosen regions alone."""
     wanted = np.zeros(int(labels.max(initial=0)) + 1, bool)
     wanted[[region.label for region in chosen]] = True
@@ -105,7 +114,7 @@ def outlines(mask: np.ndarray) -> list[Outline]:
 
     Pixels that touch only at a corner are given one common outline, as `regions` gives them one label.
     """
-    rows, columns = occupied(mask)
+    rows, columns = occupied_window(mask)
     steps = _edges(np.pad(mask[rows, columns], 1))
     shift = np.array([columns.start - 1, rows.start - 1])
     return [_outline(corners, shift) for corners in _walks(steps)]

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Window", "mirrored", "padded", "tiled", "windows"]
+__all__ = ["Window", "mirror_positions", "padded_length", "tiled", "windows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,12 @@ def windows(height: int, width: int, *, core: int = 512, context: int = 128, gri
     )
 
 
-def padded(length: int, grid: int = 32) -> int:
+def padded_length(length: int, grid: int = 32) -> int:
     """The length of an axis after padding: the next multiple of the grid."""
     return length + -length % grid
 
 
-def mirrored(start: int, stop: int, length: int) -> np.ndarray:
+def mirror_positions(start: int, stop: int, length: int) -> np.ndarray:
     """Positions within an axis of `length` that stand at start … stop-1, mirrored at the last pixel as often as needed.
 
     The border pixel itself is not repeated; an axis of one pixel has nothing to mirror and repeats it.
@@ -95,8 +95,8 @@ def tiled(
     height, width = image.shape[2:]
     whole: Tensor | None = None
     for window in windows(height, width, core=core, context=context, grid=grid):
-        rows = mirrored(window.top, window.top + window.height, height)
-        columns = mirrored(window.left, window.left + window.width, width)
+        rows = mirror_positions(window.top, window.top + window.height, height)
+        columns = mirror_positions(window.left, window.left + window.width, width)
         answer = model(image[:, :, rows][:, :, :, columns])
         if whole is None:
             whole = answer.new_empty((*answer.shape[:2], height, width))
@@ -109,7 +109,7 @@ def tiled(
 
 def _cuts(length: int, core: int, context: int, grid: int) -> list[tuple[int, int, slice]]:
     """Start and end of each window along an axis, and the part of the axis that it answers for."""
-    end = padded(length, grid)
+    end = padded_length(length, grid)
     return [
         (max(0, at - context), min(end, at + core + context), slice(at, min(at + core, length)))
         for at in range(0, length, core)

@@ -32,7 +32,7 @@ from services.interpretability.generation.forced_decoding import _step, force
 from services.interpretability.generation.prefix_reader import Reader
 from services.interpretability.retrieval_report import RETRIEVAL
 from shared.lm.builders import llama
-from shared.lm.bundled_models import SMOLLM2, shipped_gguf
+from shared.lm.bundled_models import SMOLLM2, bundled_gguf
 from shared.lm.gguf_file import unpack
 from shared.lm.niah_prompts import NEEDLES, Prompt, depths, needle
 from shared.lm.taps import Replace, trace
@@ -124,7 +124,7 @@ def _shared(one: np.ndarray, other: np.ndarray) -> float:
 def _detection(subject: Subject, cells: list[Prompt], folder: Path) -> dict[str, Callable[[], Any]]:
     from transformers import AutoModelForCausalLM  # noqa: PLC0415  # slow to import, and the baseline only
 
-    file = shipped_gguf()
+    file = bundled_gguf()
     assert file is not None  # noqa: S101  # the shelf has just read it
     theirs = AutoModelForCausalLM.from_pretrained(
         unpack(file, folder, subject.model.output_matrix.dtype),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from services.detection.layers.partial import PartialConv, PartialNetwork, Shape, dropped, perceptron
 from services.detection.servables.classifier import Classifier
 from shared.registry import Card, Metric, Paper, builder
-from shared.registry.sparsity_claims import claimed, measured
+from shared.registry.sparsity_claims import build_claim, read_measurements
 
 __all__ = ["SIZES", "FasterNet", "FasterNetClassifier", "Size", "fasternet"]
 
@@ -90,8 +90,8 @@ class FasterNetClassifier(Classifier):
             ("Feature maps of the four stages, for a detector: outputs stage1 to stage4 on the Open Inference route, "
             "or Accept: application/x-npz here."),
         ),
-        sparsity=claimed(
-            "fasternet", measured(Path(__file__).with_name("claims.json")).get("fasternet", {}), kind="weight",
+        sparsity=build_claim(
+            "fasternet", read_measurements(Path(__file__).with_name("claims.json")).get("fasternet", {}), kind="weight",
             granularity="channel", when="before", path="sparse-to-sparse", mask="static",
         ),
         example={"tile": 96},

@@ -29,7 +29,7 @@ from services.detection.layers.head import BINS, Integral, raw_maps
 from services.detection.layers.omni import CSPOmniKernel, FrequencyGate, OmniKernel
 from services.detection.servables.box_detector import Detector
 from shared.errors import InvalidOption
-from shared.export.artifacts import Artefacts
+from shared.export.artifacts import ExportedForms
 from shared.registry import Card, Metric, Paper, builder
 from shared.registry.weights import Weights
 from shared.vision.decode import decode as decode_picture
@@ -261,7 +261,7 @@ class HieraEdgeNetDetector(Detector):
         return transformed(fused(network))
 
     @classmethod
-    def artefacts(cls, weights: Weights, side: int, classes: int, cache: Path) -> Artefacts:
+    def artefacts(cls, weights: Weights, side: int, classes: int, cache: Path) -> ExportedForms:
         """As for any detector, but compared on slides."""
         return replace(super().artefacts(weights, side, classes, cache), sample=_slides)
 

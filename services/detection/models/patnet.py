@@ -18,7 +18,7 @@ from services.detection.layers.partial import PartialConv, PartialNetwork, Shape
 from services.detection.layers.visual_attention import ChannelGate, SelfAttention, SpatialGate
 from services.detection.servables.classifier import Classifier
 from shared.registry import Card, Metric, Paper, builder
-from shared.registry.sparsity_claims import claimed, measured
+from shared.registry.sparsity_claims import build_claim, read_measurements
 
 __all__ = ["SIZES", "PATNet", "PATNetClassifier", "Size", "patnet"]
 
@@ -160,8 +160,8 @@ class PATNetClassifier(Classifier):
             ("Feature maps of the four stages, for a detector: outputs stage1 to stage4 on the Open Inference route, "
             "or Accept: application/x-npz here."),
         ),
-        sparsity=claimed(
-            "patnet", measured(Path(__file__).with_name("claims.json")).get("patnet", {}), kind="weight",
+        sparsity=build_claim(
+            "patnet", read_measurements(Path(__file__).with_name("claims.json")).get("patnet", {}), kind="weight",
             granularity="channel", when="before", path="sparse-to-sparse", mask="static",
         ),
         example={"tile": 96},

@@ -22,7 +22,7 @@ from services.detection.temporal.segments import classified, proposals, soft_nms
 from shared.api.actions import ActionsIn, ActionsOut, ActionTimes, Curves, Proposal
 from shared.api.tensors import TensorSpec
 from shared.errors import FoveaError, InvalidOption
-from shared.export.artifacts import Artefacts, opened
+from shared.export.artifacts import ExportedForms, open_engine_with_card
 from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
@@ -71,7 +71,7 @@ class ActionDetector(Servable[ActionsIn, ActionsOut]):
         """
         weights = read_weights(find_weights(cls.weights, cls.folder, place.weights))
         artefacts = _artefacts(weights, place.cache, attends=cls.attends)
-        engine, card = opened(cls.card, artefacts, place)
+        engine, card = open_engine_with_card(cls.card, artefacts, place)
         return cls(card, engine)
 
     def predict(self, batch: Sequence[ActionsIn], run: CallContext) -> list[ActionsOut | FoveaError]:
@@ -262,7 +262,7 @@ def _csv(answer: ActionsOut) -> bytes:
     return page.getvalue().encode()
 
 
-def _artefacts(weights: Weights, cache: Path, *, attends: bool) -> Artefacts:
+def _artefacts(weights: Weights, cache: Path, *, attends: bool) -> ExportedForms:
     config = weights.manifest.network.config
     t = config.get("length", 100)
     given = [TensorSpec(name="features", datatype="FP32", shape=(-1, config.get("features", 400), t))]
@@ -272,7 +272,7 @@ def _artefacts(weights: Weights, cache: Path, *, attends: bool) -> Artefacts:
         TensorSpec(name=name, datatype="FP32", shape=shape)
         for name, shape in (("confidence", (-1, 2, t, t)), ("start", (-1, t)), ("end", (-1, t)))
     )
-    return Artefacts(weights, cache, tuple(given), wanted, tag="v1", call="maps")
+    return ExportedForms(weights, cache, tuple(given), wanted, tag="v1", call="maps")
 
 
 def _rounded(values: np.ndarray) -> list[float]:

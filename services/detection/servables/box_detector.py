@@ -27,12 +27,12 @@ from shared.api.boxes import Crop, DetectIn, Detection, DetectOut
 from shared.api.tensors import TensorSpec
 from shared.api.timings import Times
 from shared.errors import FoveaError, InvalidOption, in_field
-from shared.export.artifacts import Artefacts, opened
+from shared.export.artifacts import ExportedForms, open_engine_with_card
 from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
-from shared.vision.decode import DEFAULT_BOUNDS, Bounds, Picture, decode
-from shared.vision.decode_limits import bounds
+from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, Picture, decode
+from shared.vision.decode_limits import decode_bounds
 from shared.vision.draw import encode
 
 __all__ = ["NAMES", "Detector"]
@@ -84,7 +84,7 @@ class Detector(Servable[DetectIn, DetectOut]):
     picture: ClassVar[str] = "pavement.jpg"
 
     def __init__(
-        self, card: Card, engine: Engine, names: Sequence[str], side: int, limits: Bounds = DEFAULT_BOUNDS
+        self, card: Card, engine: Engine, names: Sequence[str], side: int, limits: DecodeBounds = DEFAULT_BOUNDS
     ) -> None:
         self.card = card  # type: ignore[misc]  # the class's Card with the facts of the loaded weights
         self.engine: Engine = engine
@@ -102,11 +102,11 @@ class Detector(Servable[DetectIn, DetectOut]):
         weights = read_weights(find_weights(cls.weights, cls.folder, place.weights))
         side, names = int(weights.manifest.recipe.get("side", cls.side)), _names(weights)
         artefacts = cls.artefacts(weights, side, len(names), place.cache)
-        engine, card = opened(cls.card, artefacts, place)
-        return cls(_told(card, names, side), engine, names, side, bounds(cls.card, place))
+        engine, card = open_engine_with_card(cls.card, artefacts, place)
+        return cls(_told(card, names, side), engine, names, side, decode_bounds(cls.card, place))
 
     @classmethod
-    def artefacts(cls, weights: Weights, side: int, classes: int, cache: Path) -> Artefacts:
+    def artefacts(cls, weights: Weights, side: int, classes: int, cache: Path) -> ExportedForms:
         """The network as it is served, up to its predictions; sides are free unless the class says otherwise."""
         sides, cells = (-1, -1), -1
         shapes = [{NAMES[0]: shape} for shape in ((1, 3, side, side), (2, 3, 64, 96), (1, 3, 128, 64))]
@@ -115,7 +115,7 @@ class Detector(Servable[DetectIn, DetectOut]):
         given = TensorSpec(name=NAMES[0], datatype="FP32", shape=(-1, 3, *sides))
         made = TensorSpec(name=NAMES[1], datatype="FP32", shape=(-1, 4 + classes, cells))
         tag = f"{'square' if cls.square else 'free'}{side}-{cls.tag}"
-        return Artefacts(
+        return ExportedForms(
             weights, cache, (given,), (made,), tag=tag, call=cls.call, prepare=cls.prepare, shapes=shapes
         )  # fmt: skip
 

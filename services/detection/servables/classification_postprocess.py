@@ -18,7 +18,7 @@ from PIL import Image
 from services.detection.boxes.drawing import colour
 from shared.api.classes import Candidate, Classified, ClassifyOut
 from shared.errors import InvalidOption
-from shared.vision.draw import labelled
+from shared.vision.draw import draw_label
 
 __all__ = ["MEAN", "MOST", "STD", "Grid", "as_csv", "classify", "grid", "normalised", "prepared", "tally", "tints"]
 
@@ -124,7 +124,7 @@ def _written(picture: np.ndarray, answer: ClassifyOut) -> np.ndarray:
             ]
         else:
             texts = [(0.0, (place + 1) * (size + 6.0), f"{label} {count / len(answer.results):.0%}")]
-        picture = labelled(picture, texts, colour(by_label[label]), size)
+        picture = draw_label(picture, texts, colour(by_label[label]), size)
     return picture
 
 

@@ -29,12 +29,12 @@ from shared.api.classes import ClassifyIn, ClassifyOut
 from shared.api.tensors import TensorSpec
 from shared.api.timings import Times
 from shared.errors import FoveaError, in_field
-from shared.export.artifacts import Artefacts, opened
+from shared.export.artifacts import ExportedForms, open_engine_with_card
 from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
-from shared.vision.decode import DEFAULT_BOUNDS, Bounds, Picture, decode
-from shared.vision.decode_limits import bounds
+from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, Picture, decode
+from shared.vision.decode_limits import decode_bounds
 from shared.vision.draw import encode
 
 __all__ = ["STAGES", "Classifier"]
@@ -82,7 +82,7 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
     weights: ClassVar[str]
     folder: ClassVar[Path] = Path(__file__).parents[1] / "weights"
 
-    def __init__(self, card: Card, engine: Engine, sight: _Sight, limits: Bounds = DEFAULT_BOUNDS) -> None:
+    def __init__(self, card: Card, engine: Engine, sight: _Sight, limits: DecodeBounds = DEFAULT_BOUNDS) -> None:
         self.card = card  # type: ignore[misc]  # the class's Card with the facts of the loaded weights
         self.engine: Engine = engine
         self.sight = sight
@@ -98,8 +98,8 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
         weights = read_weights(find_weights(cls.weights, cls.folder, place.weights))
         sight = _sight(weights)
         artefacts = _artefacts(weights, sight.side, place.cache)
-        engine, card = opened(cls.card, artefacts, place)
-        return cls(card, engine, sight, bounds(cls.card, place))
+        engine, card = open_engine_with_card(cls.card, artefacts, place)
+        return cls(card, engine, sight, decode_bounds(cls.card, place))
 
     def predict(self, batch: Sequence[ClassifyIn], run: CallContext) -> list[ClassifyOut | FoveaError]:
         """Classes of pictures, in order; one that can't be read is answered by its error."""
@@ -206,7 +206,7 @@ def _sight(weights: Weights) -> _Sight:
     return _Sight(names, int(recipe.get("side", 224)), 1.0 if recipe else 0.9)
 
 
-def _artefacts(weights: Weights, side: int, cache: Path) -> Artefacts:
+def _artefacts(weights: Weights, side: int, cache: Path) -> ExportedForms:
     """Logits and the four feature maps of square pictures."""
     first = len(weights.arrays["patch_embed.norm.weight"])
     given = TensorSpec(name="image", datatype="FP32", shape=(-1, 3, side, side))
@@ -215,7 +215,7 @@ def _artefacts(weights: Weights, side: int, cache: Path) -> Artefacts:
         TensorSpec(name=name, datatype="FP32", shape=(-1, first << level, side >> level + 2, side >> level + 2))
         for level, name in enumerate(STAGES)
     )
-    return Artefacts(weights, cache, (given,), (logits, *maps), tag=f"{side}px-v1", call="everything")
+    return ExportedForms(weights, cache, (given,), (logits, *maps), tag=f"{side}px-v1", call="everything")
 
 
 def _ms(seconds: float) -> float:

@@ -32,12 +32,12 @@ from shared.api.boxes import DetectOut
 from shared.api.scanpath import Conduct, Fixation, Likeness, Scanpath, ScanpathIn, ScanpathOut, ScanpathTimes
 from shared.api.tensors import TensorSpec
 from shared.errors import FoveaError, InvalidOption, in_field
-from shared.export.artifacts import Artefacts, opened
+from shared.export.artifacts import ExportedForms, open_engine_with_card
 from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
-from shared.vision.decode import DEFAULT_BOUNDS, Bounds, decode
-from shared.vision.decode_limits import bounds
+from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, decode
+from shared.vision.decode_limits import decode_bounds
 from shared.vision.draw import encode
 
 __all__ = ["GazePredictor"]
@@ -77,7 +77,7 @@ class GazePredictor(Servable[ScanpathIn, ScanpathOut]):
     weights: ClassVar[str]
     folder: ClassVar[Path] = Path(__file__).parents[1] / "weights"
 
-    def __init__(self, card: Card, engine: Engine, limits: Bounds = DEFAULT_BOUNDS) -> None:
+    def __init__(self, card: Card, engine: Engine, limits: DecodeBounds = DEFAULT_BOUNDS) -> None:
         self.card = card  # type: ignore[misc]  # the class's Card with the facts of the loaded weights
         self.engine: Engine = engine
         self.bounds = limits
@@ -91,8 +91,8 @@ class GazePredictor(Servable[ScanpathIn, ScanpathOut]):
         """
         weights = read_weights(find_weights(cls.weights, cls.folder, place.weights))
         artefacts = _artefacts(weights, place.cache)
-        engine, card = opened(cls.card, artefacts, place)
-        return cls(card, engine, bounds(cls.card, place))
+        engine, card = open_engine_with_card(cls.card, artefacts, place)
+        return cls(card, engine, decode_bounds(cls.card, place))
 
     def predict(self, batch: Sequence[ScanpathIn], run: CallContext) -> list[ScanpathOut | FoveaError]:
         """Paths over shelves, in order; a shelf that can't be read is answered by its error."""
@@ -291,7 +291,7 @@ def _centre(shelf: ObjectLayout, item: int) -> tuple[float, float]:
     return round(x, 2), round(y, 2)
 
 
-def _artefacts(weights: Weights, cache: Path) -> Artefacts:
+def _artefacts(weights: Weights, cache: Path) -> ExportedForms:
     """Logits of several paths on several shelves of any grid."""
     height, width = weights.manifest.network.config.get("crop", (150, 93))
     given = (
@@ -305,7 +305,7 @@ def _artefacts(weights: Weights, cache: Path) -> Artefacts:
         {"crops": (b, n, 3, height, width), "cells": (b, n, 2), "target": (b,), "fixations": (b, s, t)}
         for b, n, s, t in ((1, 6, 1, 3), (2, 9, 3, 5), (1, 12, 2, 0))
     ]
-    return Artefacts(weights, cache, given, (wanted,), tag="v1", call="logits", prepare=_extended, shapes=shapes)
+    return ExportedForms(weights, cache, given, (wanted,), tag="v1", call="logits", prepare=_extended, shapes=shapes)
 
 
 def _extended(net: nn.Module) -> nn.Module:

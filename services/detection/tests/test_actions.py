@@ -235,11 +235,11 @@ def test_attention_is_worth_what_the_card_says() -> None:
 @pytest.mark.parametrize("kind", [BmnActions, BmnCsaActions])
 def test_the_manifests_numbers_are_measured_again(kind: Any) -> None:
     from services.detection.recipes.bmn.recipe import BmnCsaDemo, BmnDemo
-    from shared.export.artifacts import Artefacts
+    from shared.export.artifacts import ExportedForms
 
     weights = read_weights(kind.folder / f"{kind.weights}.safetensors")
     recipe = (BmnCsaDemo if kind.attends else BmnDemo)(test=400)
-    measured = recipe.measure(Artefacts(weights, Path(), (), (), "x").network())
+    measured = recipe.measure(ExportedForms(weights, Path(), (), (), "x").network())
     assert measured == pytest.approx(weights.manifest.metrics, abs=2e-3)
 
 

@@ -13,9 +13,9 @@ import pytest
 from services.detection.video.frame_parsers import Multipart, Whole
 from services.detection.video.video_decoder import Film
 from shared.errors import Malformed, TooLarge
-from shared.vision.decode import Bounds, decode
+from shared.vision.decode import DecodeBounds, decode
 
-BOUNDS = Bounds(bytes=10_000_000, pixels=200_000)
+BOUNDS = DecodeBounds(bytes=10_000_000, pixels=200_000)
 SHADES = tuple(range(0, 240, 20))
 CODECS = {"mp4": "mp4v", "webm": "VP80", "mkv": "VP90"}
 
@@ -80,7 +80,7 @@ def test_what_is_no_film_is_malformed(films: dict[str, bytes], ending: str) -> N
 
 def test_frames_over_the_limit_are_refused_before_any_is_taken(films: dict[str, bytes]) -> None:
     with pytest.raises(TooLarge, match="160×120"):
-        Film(films["mp4"], Bounds(pixels=19_199))
+        Film(films["mp4"], DecodeBounds(pixels=19_199))
 
 
 def test_the_decoder_ends_with_the_iteration(films: dict[str, bytes]) -> None:

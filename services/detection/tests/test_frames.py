@@ -12,9 +12,9 @@ from PIL import Image
 
 from services.detection.video.frame_parsers import Jpegs, Multipart, Splitter, Whole, pages, splitter
 from shared.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
-from shared.vision.decode import Bounds, decode
+from shared.vision.decode import DecodeBounds, decode
 
-BOUNDS = Bounds(bytes=200_000, pixels=100_000)
+BOUNDS = DecodeBounds(bytes=200_000, pixels=100_000)
 
 
 def _picture(shade: int, side: int = 24) -> Image.Image:
@@ -79,7 +79,7 @@ def test_no_bytes_make_the_splitter_hang_or_lose_their_order(data: bytes, piece:
 
 
 def test_a_frame_without_end_is_refused() -> None:
-    split = Jpegs(Bounds(bytes=5000))
+    split = Jpegs(DecodeBounds(bytes=5000))
     with pytest.raises(TooLarge, match="5,000"):
         _run(split, JPEGS[0][:-2] + b"\x00" * 6000, 1000)
 
@@ -155,7 +155,7 @@ def test_a_file_too_large_or_broken_is_left_to_the_decoder() -> None:
     assert list(pages(out.getvalue(), BOUNDS)) == [out.getvalue()]
     assert list(pages(b"GIF89a broken", BOUNDS)) == [b"GIF89a broken"]
     with pytest.raises(TooLarge):
-        _run(Whole(Bounds(bytes=100)), b"x" * 101, 60)
+        _run(Whole(DecodeBounds(bytes=100)), b"x" * 101, 60)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from shared.errors import InvalidOption, Malformed, NotReady
 from shared.registry import CallContext, LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings
-from shared.vision.decode import Bounds
+from shared.vision.decode import DecodeBounds
 
 
 def _jpeg(x: int = 20, side: int = 64) -> bytes:
@@ -52,7 +52,7 @@ async def _chunks(frames: list[bytes], wait: Callable[[], Any] | None = None) ->
 
 
 async def _answers(frames: list[bytes], detect: Any, **options: Any) -> list[DetectedFrame]:
-    source = answers(_chunks(frames), Jpegs(Bounds()), StreamOptions(**options), detect)
+    source = answers(_chunks(frames), Jpegs(DecodeBounds()), StreamOptions(**options), detect)
     return [told async for told, _ in source]
 
 
@@ -75,7 +75,7 @@ async def test_the_oldest_are_dropped_and_counted_when_detection_is_slow() -> No
     async def pause() -> None:
         await asyncio.sleep(0.002)
 
-    source = answers(_chunks([_jpeg()] * 60, pause), Jpegs(Bounds()), StreamOptions(drop="oldest", queue=2), slow)
+    source = answers(_chunks([_jpeg()] * 60, pause), Jpegs(DecodeBounds()), StreamOptions(drop="oldest", queue=2), slow)
     told = [each async for each, _ in source]
     assert 2 < len(told) < 50
     assert told[-1].frame == 59
@@ -114,7 +114,7 @@ async def test_what_the_sender_breaks_is_raised_after_the_frames_before() -> Non
     async def detect(_: DetectIn) -> DetectOut:
         return _found()
 
-    source = answers(broken(), Jpegs(Bounds()), StreamOptions(), detect)
+    source = answers(broken(), Jpegs(DecodeBounds()), StreamOptions(), detect)
     assert (await anext(source))[0].frame == 0
     with pytest.raises(ConnectionError):
         await anext(source)
@@ -156,7 +156,7 @@ async def test_leaving_early_stops_the_reading() -> None:
     async def detect(_: DetectIn) -> DetectOut:
         return _found()
 
-    source = answers(endless(), Jpegs(Bounds()), StreamOptions(queue=3), detect)
+    source = answers(endless(), Jpegs(DecodeBounds()), StreamOptions(queue=3), detect)
     await anext(source)
     await source.aclose()
     seen = read
@@ -176,7 +176,7 @@ async def test_memory_stays_flat_over_ten_thousand_frames() -> None:
 
     tracemalloc.start()
     try:
-        async for told, _ in answers(endless(), Jpegs(Bounds()), StreamOptions(drop="none", queue=4), detect):
+        async for told, _ in answers(endless(), Jpegs(DecodeBounds()), StreamOptions(drop="none", queue=4), detect):
             if told.frame in {1000, 9999}:
                 peaks.append(tracemalloc.get_traced_memory()[0])
     finally:

@@ -22,7 +22,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from services.detection.video.video_decoder import Film, can_decode
 from shared.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
-from shared.vision.decode import Bounds
+from shared.vision.decode import DecodeBounds
 from shared.vision.format_detection import sniff, webp_canvas
 
 __all__ = ["Jpegs", "Multipart", "Splitter", "Whole", "pages", "splitter"]
@@ -71,7 +71,7 @@ class Splitter(Protocol):
         ...
 
 
-def splitter(media: str, bounds: Bounds) -> Splitter:
+def splitter(media: str, bounds: DecodeBounds) -> Splitter:
     """The splitter of a content type (with its parameters).
 
     Raises:
@@ -96,7 +96,7 @@ class Jpegs:
 
     frames, gathering = 0, False
 
-    def __init__(self, bounds: Bounds) -> None:
+    def __init__(self, bounds: DecodeBounds) -> None:
         self._bounds = bounds
         self._buffer = bytearray()
         self._at = 0
@@ -166,7 +166,7 @@ class Jpegs:
 class Whole:
     """A file of many frames or of one, taken apart once all of it is there; what starts as a JPEG is for `Jpegs`."""
 
-    def __init__(self, bounds: Bounds) -> None:
+    def __init__(self, bounds: DecodeBounds) -> None:
         self.frames = 0
         self._bounds = bounds
         self._buffer = bytearray()
@@ -204,7 +204,7 @@ class Multipart:
 
     frames, gathering = 0, False
 
-    def __init__(self, media: str, bounds: Bounds) -> None:
+    def __init__(self, media: str, bounds: DecodeBounds) -> None:
         """Take the boundary from the content type.
 
         Raises:
@@ -263,7 +263,7 @@ def _refuse_options(head: bytes) -> None:
         raise InvalidOption("Options of a stream are no form fields.", hint=hint, field=name or "body")
 
 
-def _film(data: bytes, bounds: Bounds) -> Film | None:
+def _film(data: bytes, bounds: DecodeBounds) -> Film | None:
     """The file as a video; None where it is something else.
 
     Raises:
@@ -279,7 +279,7 @@ def _film(data: bytes, bounds: Bounds) -> Film | None:
     return Film(data, bounds)
 
 
-def pages(data: bytes, bounds: Bounds) -> Iterator[bytes]:
+def pages(data: bytes, bounds: DecodeBounds) -> Iterator[bytes]:
     """The frames of a file, each as a BMP; what can't hold many, or is broken, comes out as it is."""
     kind = sniff(data)
     fits = kind != "WebP" or webp_canvas(data)[0] * webp_canvas(data)[1] <= bounds.pixels

@@ -26,10 +26,10 @@ from shared.api.problem import problem
 from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, QueueFull
 from shared.registry import CallContext
 from shared.serving.host import Host
-from shared.serving.http.errors import blame
+from shared.serving.http.errors import to_safe_error
 from shared.serving.http.negotiation import choose
 from shared.telemetry import DROPPED_FRAMES
-from shared.vision.decode import Bounds, decode
+from shared.vision.decode import DecodeBounds, decode
 from shared.vision.draw import encode
 
 __all__ = ["router"]
@@ -66,7 +66,7 @@ async def detect_stream(request: Request) -> Response:
     request.scope["fovea.model"] = name
     host.servable(name)
     media = choose(request.headers.get("accept"), [NDJSON, FILM])
-    bounds = Bounds(bytes=host.settings.max_body_bytes, pixels=host.settings.max_pixels)
+    bounds = DecodeBounds(bytes=host.settings.max_body_bytes, pixels=host.settings.max_pixels)
     split = splitter(request.headers.get("content-type", ""), bounds)
     request.scope["fovea.endless"] = True
     run: CallContext = request.scope["fovea.run"]
@@ -154,7 +154,7 @@ async def _lines(first: tuple[DetectedFrame, bytes], source: Answers) -> AsyncIt
             async for told, _ in source:
                 yield _line(told)
         except Exception as error:  # noqa: BLE001  # the status is sent: the stream itself must say what went wrong
-            fault = error if isinstance(error, FoveaError) else blame(error, "The stream")
+            fault = error if isinstance(error, FoveaError) else to_safe_error(error, "The stream")
             yield json.dumps({"problem": problem(fault).model_dump(mode="json", exclude_none=True)}).encode() + b"\n"
 
 
@@ -162,7 +162,7 @@ def _line(told: DetectedFrame) -> bytes:
     return told.model_dump_json(exclude_none=True).encode() + b"\n"
 
 
-async def _film(first: tuple[DetectedFrame, bytes], source: Answers, bounds: Bounds) -> AsyncIterator[bytes]:
+async def _film(first: tuple[DetectedFrame, bytes], source: Answers, bounds: DecodeBounds) -> AsyncIterator[bytes]:
     """The frames as JPEGs with their boxes; those that can't be read are left out."""
     async with contextlib.aclosing(source):
         told, data = first
@@ -178,7 +178,7 @@ async def _film(first: tuple[DetectedFrame, bytes], source: Answers, bounds: Bou
     yield f"--{_BOUNDARY}--\r\n".encode()
 
 
-def _picture(told: DetectedFrame, data: bytes, bounds: Bounds) -> bytes:
+def _picture(told: DetectedFrame, data: bytes, bounds: DecodeBounds) -> bytes:
     return encode(drawn(decode(data, bounds).pixels, told.detections), "image/jpeg")
 
 

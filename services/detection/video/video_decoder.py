@@ -21,7 +21,7 @@ from PIL import Image
 
 from shared.errors import Malformed, TooLarge
 from shared.settings import environment
-from shared.vision.decode import Bounds
+from shared.vision.decode import DecodeBounds
 
 __all__ = ["Film", "can_decode"]
 
@@ -53,7 +53,7 @@ class Film:
         TooLarge: A frame has more pixels than allowed; none was decoded.
     """
 
-    def __init__(self, data: bytes, bounds: Bounds) -> None:
+    def __init__(self, data: bytes, bounds: DecodeBounds) -> None:
         """Open the file; the child lives until the frames have been taken or let go."""
         self._file = tempfile.NamedTemporaryFile(prefix="fovea-film-")  # noqa: SIM115  # it lives as long as we do
         self._file.write(data)
@@ -69,7 +69,7 @@ class Film:
             self.close()
             raise
 
-    def _opened(self, bounds: Bounds) -> tuple[int, int, int]:
+    def _opened(self, bounds: DecodeBounds) -> tuple[int, int, int]:
         head = self._out.read(_HEAD.size)
         if len(head) < _HEAD.size:
             hint = "Supported are MP4 and WebM with common codecs. Check that the file plays and is complete."
@@ -109,7 +109,7 @@ class Film:
         return self._child.stdout
 
 
-def _options(bounds: Bounds) -> str:
+def _options(bounds: DecodeBounds) -> str:
     """What FFmpeg may do: read this file, on one thread, and make no room for more pixels than allowed."""
     return f"protocol_whitelist;file|max_pixels;{bounds.pixels}|threads;1"
 

@@ -48,7 +48,7 @@ class Watching:
         self._dense = DenseAttention(cache, windows=windows)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
-        """Mix values; see `shared.lm.attention.Attend`."""
+        """Mix values; see `shared.lm.attention.AttentionSeam`."""
         keys, values = self._dense.remember(layer, k, v, offset)
         window = self._dense.window(layer)
         if self._layers is None or layer in self._layers:
@@ -74,7 +74,7 @@ class Without:
         self._dense = DenseAttention(windows=windows)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
-        """Mix values; see `shared.lm.attention.Attend`."""
+        """Mix values; see `shared.lm.attention.AttentionSeam`."""
         keys, values = self._dense.remember(layer, k, v, offset)
         window = self._dense.window(layer)
         z = sdpa(q, keys, values, window=window)

@@ -34,7 +34,7 @@ class Relaxed:
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
-        """Mix values; see `shared.lm.attention.Attend`."""
+        """Mix values; see `shared.lm.attention.AttentionSeam`."""
         keys, values = self._dense.remember(layer, k, v, offset)
         if self._kind == "earlier":
             self._seen[layer] = (q, keys)

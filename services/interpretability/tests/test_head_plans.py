@@ -25,7 +25,7 @@ from services.interpretability.head_plans.mean_reach import reach
 from services.interpretability.head_plans.passkey_data import Passkeys, passkey_text
 from shared.errors import Cancelled, Conflict, FoveaError, InvalidOption, NotFound
 from shared.lm.attention import sdpa
-from shared.lm.attention_math import calibrate, column_mean, excused
+from shared.lm.attention_math import calibrate, column_mean, excuse_sink
 from shared.lm.builders import gpt2, llama
 from shared.lm.head_plan import HeadPlan, grouped_max
 from shared.lm.head_plan_store import PlanFolders
@@ -207,7 +207,7 @@ def test_sinks_are_those_of_the_shared_rule_less_the_excused_one():
     pattern /= pattern.sum(-1, keepdim=True)
     rule = Calibration(threshold=0.2, excuse="zero", min_rows=3)
     over = (column_mean(pattern) > 0.2).nonzero()[:, 0]
-    assert rule.sinks(pattern).tolist() == excused(over[over <= 9], "zero").tolist()
+    assert rule.sinks(pattern).tolist() == excuse_sink(over[over <= 9], "zero").tolist()
     assert calibrate(pattern, rule.sinks(pattern), 0.3).sum(-1) == pytest.approx(1)
 
 

@@ -40,7 +40,7 @@ from shared.api.text import (
 from shared.errors import FoveaError
 from shared.registry import CallContext
 from shared.serving.host import Host
-from shared.serving.http.errors import blame
+from shared.serving.http.errors import to_safe_error
 from shared.serving.http.system_routes import host_of
 
 __all__ = ["router"]
@@ -165,7 +165,7 @@ async def _sse(
         async for event in rest:
             yield line(event)
     except Exception as error:  # noqa: BLE001  # the status is sent: the stream itself must say what went wrong
-        yield _failed(blame(error, "The stream"))
+        yield _failed(to_safe_error(error, "The stream"))
         return
     finally:
         first.cancel()

@@ -64,7 +64,7 @@ class StepAttention:
         self._calibrating = [b for b, s in enumerate(sequences) if s.policy.heads.calibrated]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
-        """Mix values; see `shared.lm.attention.Attend`. T is 1."""
+        """Mix values; see `shared.lm.attention.AttentionSeam`. T is 1."""
         (B, _, H, d), G = q.shape, k.shape[2]
         pool, slots = self._pool, self._slots[layer]
         new_k, new_v = k.reshape(B * G, d), v.reshape(B * G, d)

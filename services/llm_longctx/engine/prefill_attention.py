@@ -35,7 +35,7 @@ class ChunkAttention:
         self._backend = backend
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
-        """Mix values; see `shared.lm.attention.Attend`. The batch is one sequence."""
+        """Mix values; see `shared.lm.attention.AttentionSeam`. The batch is one sequence."""
         q, k, v = q[0].transpose(0, 1), k[0].transpose(0, 1), v[0].transpose(0, 1)
         policy, memory, method = self._s.policy, self._s.memory, self._s.policy.layers[layer]
         G = k.shape[0]

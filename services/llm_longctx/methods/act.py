@@ -18,7 +18,7 @@ from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, Cache
 from services.llm_longctx.methods.core.hook_results import Heads
 from services.llm_longctx.methods.core.oracle import causal, grouped, probabilities
 from shared.errors import InvalidOption
-from shared.lm.attention_math import calibrate, calibrate_mixed, column_mean, excused
+from shared.lm.attention_math import calibrate, calibrate_mixed, column_mean, excuse_sink
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 
@@ -75,7 +75,7 @@ class Act(AttentionMethod):
             mask = causal(N + q_new.shape[1])[N:]
             v = torch.cat((v, v_new), 1)
             patterns = probabilities(q_new, torch.cat((k, k_new), 1), mask)
-        maps = [calibrate(p, excused(s, self.excuse), self.beta) for p, s in zip(patterns, sinks, strict=True)]
+        maps = [calibrate(p, excuse_sink(s, self.excuse), self.beta) for p, s in zip(patterns, sinks, strict=True)]
         extras = {"column_mean": means, "sinks": [s.tolist() for s in sinks]}
         return Reference(torch.stack(maps) @ grouped(v, H), mask.expand(H, *mask.shape), extras)
 
@@ -107,7 +107,7 @@ class Act(AttentionMethod):
             q, lse = view.q[head].to(wide), view.lse[head].to(wide)
             if not view.decoding:
                 means = _column_means(q, held.k.to(wide), lse)
-                frozen[head] = tuple(excused(self._sinks(means), self.excuse).tolist())
+                frozen[head] = tuple(excuse_sink(self._sinks(means), self.excuse).tolist())
             if not frozen.get(head):
                 continue
             sinks = torch.tensor(frozen[head], device=q.device)

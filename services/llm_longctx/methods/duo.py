@@ -22,7 +22,7 @@ from services.llm_longctx.methods.core.hook_results import (
     WindowSink,
 )
 from services.llm_longctx.methods.core.oracle import causal, masked
-from services.llm_longctx.methods.core.sparsity_claims import claimed
+from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
 from shared.errors import InvalidOption
 from shared.lm.attention_math import streaming_mask
 from shared.lm.config import DecoderConfig
@@ -45,7 +45,7 @@ class Duo(AttentionMethod):
     evidence = "head plan"
     chunk_invariant = False
     needs_plan = True
-    sparsity = claimed("duo", granularity="head", mask="static", decode="sparse")
+    sparsity = build_method_claim("duo", granularity="head", mask="static", decode="sparse")
 
     sink: int = Field(64, ge=0, le=65536, description="First entries that a streaming head keeps.")
     recent: int = Field(256, ge=1, le=1 << 20, description="Last entries that a streaming head keeps.")

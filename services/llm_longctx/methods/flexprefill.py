@@ -18,7 +18,7 @@ from services.llm_longctx.methods.core.block_means import block_means
 from services.llm_longctx.methods.core.hook_inputs import Chunk
 from services.llm_longctx.methods.core.hook_results import Blocks, Dense, PrefillPlan
 from services.llm_longctx.methods.core.oracle import blocks_to_tokens, masked
-from services.llm_longctx.methods.core.sparsity_claims import claimed
+from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
 
 __all__ = ["FlexPrefill", "Selection"]
 
@@ -48,7 +48,7 @@ class FlexPrefill(AttentionMethod):
     granularity = "block"
     evidence = "last query block"
     chunk_invariant = False
-    sparsity = claimed("flexprefill", granularity="block", mask="dynamic", prefill="sparse")
+    sparsity = build_method_claim("flexprefill", granularity="block", mask="dynamic", prefill="sparse")
 
     block: int = Field(128, ge=1, le=4096, description="Tokens of a block, and of the probe.")
     gamma: float = Field(0.9, gt=0, le=1, description="Attention mass that the selection covers.")

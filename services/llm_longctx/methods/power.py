@@ -14,7 +14,7 @@ from services.llm_longctx.methods.core.attention_method import AttentionMethod, 
 from services.llm_longctx.methods.core.hook_inputs import Chunk, DecodeView
 from services.llm_longctx.methods.core.hook_results import Blocks, DecodePlan, Dense, PrefillPlan, Ranges
 from services.llm_longctx.methods.core.oracle import blocks_to_tokens, masked
-from services.llm_longctx.methods.core.sparsity_claims import claimed
+from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
 
 __all__ = ["Power", "power_blocks"]
 
@@ -31,7 +31,7 @@ class Power(AttentionMethod):
     actions = frozenset({"visibility"})
     granularity = "block"
     evidence = "static"
-    sparsity = claimed("power", granularity="block", mask="static", prefill="sparse", decode="sparse")
+    sparsity = build_method_claim("power", granularity="block", mask="static", prefill="sparse", decode="sparse")
 
     block: int = Field(256, ge=1, le=65536, description="Tokens of a block.")
     window: int = Field(5, ge=1, description="Blocks nearest to the query's that are read, its own included.")

@@ -17,7 +17,7 @@ from services.llm_longctx.methods.core.head_roles import Roles, count_full, head
 from services.llm_longctx.methods.core.hook_inputs import CacheView, PostPrefillView
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, Footprint, Heads, RetentionPolicy, Virtual
 from services.llm_longctx.methods.core.oracle import grouped, probabilities
-from services.llm_longctx.methods.core.sparsity_claims import claimed
+from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
 from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
@@ -38,7 +38,7 @@ class Razor(AttentionMethod):
     granularity = "head"
     evidence = "head plan"
     needs_plan = True
-    sparsity = claimed("razor", granularity="head", mask="static", decode="sparse")
+    sparsity = build_method_claim("razor", granularity="head", mask="static", decode="sparse")
 
     sink: int = Field(4, ge=0, le=65536, description="First entries kept.")
     window_min: int = Field(4000, ge=1, le=1 << 20, description="Floor of the window of last entries.")

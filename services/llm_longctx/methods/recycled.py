@@ -14,7 +14,7 @@ from services.llm_longctx.methods.core.attention_method import AttentionMethod, 
 from services.llm_longctx.methods.core.hook_inputs import DecodeView, PostPrefillView
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, Compact, DecodePlan, Footprint, Heads, Pages
 from services.llm_longctx.methods.core.oracle import masked, probabilities
-from services.llm_longctx.methods.core.sparsity_claims import claimed
+from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
 from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
@@ -37,7 +37,7 @@ class Recycled(AttentionMethod):
     actions = frozenset({"copy", "visibility"})
     granularity = "token"
     evidence = "last query"
-    sparsity = claimed("recycled", granularity="token-topk", mask="dynamic", decode="sparse")
+    sparsity = build_method_claim("recycled", granularity="token-topk", mask="dynamic", decode="sparse")
 
     budget: int = Field(4096, ge=1, le=1 << 20, description="Entries in the compact copy (language modelling: 2048).")
     stride: int = Field(50, ge=1, description="Every so many steps one is full (language modelling: 10).")

@@ -10,7 +10,7 @@ from services.llm_longctx.serving.adapters.landmark import LandmarkAdapter
 from services.llm_longctx.serving.session_model import Loaded, MixerModel
 from services.llm_longctx.serving.toy_tokenizers import LANDMARK, RecallWords
 from shared.registry import Card, Limits, Metric, Paper
-from shared.registry.sparsity_claims import claimed, measured
+from shared.registry.sparsity_claims import build_claim, read_measurements
 from shared.registry.weights import NetworkSpec
 from shared.sparsity import Pattern, Phases
 
@@ -60,9 +60,9 @@ class LandmarkRecall(MixerModel):
             "Citations leave out the first layer, where all landmarks have the same key.",
             "No ONNX graph: blocks are chosen while it reads, and its session grows with them.",
         ),
-        sparsity=claimed(
+        sparsity=build_claim(
             "fovea-landmark-recall",
-            measured(Path(__file__).with_name("claims.json")).get("fovea-landmark-recall", {}),
+            read_measurements(Path(__file__).with_name("claims.json")).get("fovea-landmark-recall", {}),
             kind="attention",
             granularity="block",
             pattern=Pattern(block=(1, _SIZES["block"] + 1)),

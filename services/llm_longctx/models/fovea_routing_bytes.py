@@ -14,7 +14,7 @@ from services.llm_longctx.serving.session_model import Loaded, MixerModel
 from services.llm_longctx.serving.toy_tokenizers import Bytes
 from shared import figures
 from shared.registry import Card, Limits, Metric, Paper
-from shared.registry.sparsity_claims import claimed, measured
+from shared.registry.sparsity_claims import build_claim, read_measurements
 from shared.registry.weights import NetworkSpec
 from shared.sparsity import Pattern, Phases
 
@@ -61,9 +61,9 @@ class RoutingBytes(MixerModel):
             "Only the causal mode is served: the released one looks ahead, so that its perplexity is no likelihood.",
             "No ONNX graph: clusters keep rings of keys between steps.",
         ),
-        sparsity=claimed(
+        sparsity=build_claim(
             "fovea-routing-bytes",
-            measured(Path(__file__).with_name("claims.json")).get("fovea-routing-bytes", {}),
+            read_measurements(Path(__file__).with_name("claims.json")).get("fovea-routing-bytes", {}),
             kind="attention",
             granularity="token-topk",
             pattern=Pattern(top_k=_SIZES["window"]),

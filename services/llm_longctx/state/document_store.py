@@ -21,7 +21,7 @@ from typing import Any
 
 from services.llm_longctx.state.encryption import Sealing
 from shared.errors import Conflict, InvalidOption, NotFound, NotReady
-from shared.jobs.redis_client import RedisClient, reachable
+from shared.jobs.redis_client import RedisClient, translate_redis_errors
 
 __all__ = ["MOST", "DocumentStore"]
 
@@ -166,7 +166,7 @@ class DocumentStore:
     @asynccontextmanager
     async def _redis(self) -> AsyncIterator[Any]:
         try:
-            with reachable():
+            with translate_redis_errors():
                 yield self._link.client
         except NotReady as error:
             detail = "Documents can't be reached: Redis is away or takes no writes."

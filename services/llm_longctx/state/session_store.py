@@ -22,7 +22,7 @@ from typing import Any
 
 from services.llm_longctx.state.encryption import Sealing
 from shared.errors import Conflict, InvalidOption, NotFound, NotReady, TooLarge
-from shared.jobs.redis_client import RedisClient, reachable
+from shared.jobs.redis_client import RedisClient, translate_redis_errors
 
 __all__ = ["KEPT", "Head", "SessionStore"]
 
@@ -233,7 +233,7 @@ class SessionStore:
     @asynccontextmanager
     async def _redis(self) -> AsyncIterator[Any]:
         try:
-            with reachable():
+            with translate_redis_errors():
                 yield self._link.client
         except NotReady as error:
             detail = "Sessions can't be reached: Redis is away or takes no writes."

@@ -39,7 +39,7 @@ def test_phases_of_a_claim_are_phases_of_the_method():
 
 
 def test_what_was_not_measured_is_owed_and_blocks():
-    claim = sparsity_claims.claimed("unheard-of", granularity="block", mask="static", prefill="sparse")
+    claim = sparsity_claims.build_method_claim("unheard-of", granularity="block", mask="static", prefill="sparse")
     assert claim.measured is None
     assert [finding.rule for finding in blocking(claim)] == ["S3"]
     assert {"S7", "S10"} <= {finding.rule for finding in lint(claim)}

@@ -15,5 +15,5 @@ def contact_sheet(frames: Frames, columns: int = 8, colours: int = 160) -> Image
     """Rows of frames, each row above the row of its masks."""
     masks = frames.masks[..., None] * np.full(3, 255, dtype=np.uint8)
     return vision_contact_sheet.contact_sheet(
-        list(vision_contact_sheet.paired(list(frames.images), list(masks), columns)), columns, colours
+        list(vision_contact_sheet.pair_rows(list(frames.images), list(masks), columns)), columns, colours
     )

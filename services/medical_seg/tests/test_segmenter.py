@@ -23,7 +23,7 @@ from shared.errors import (
     UnsupportedMedia,
 )
 from shared.export import artifacts
-from shared.export.artifacts import Artefacts
+from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Card, Limits, LoadContext, Metric, Paper, network
 from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
 from shared.vision.decode import decode
@@ -134,7 +134,7 @@ def test_card_states_the_measured_parity_of_the_graph(small):
 def test_graph_is_exported_once_and_named_by_digest(small, cache, monkeypatch):
     (path,) = cache.glob("small-*.onnx")
     assert small.card.weights in path.name
-    monkeypatch.setattr(Artefacts, "_export", lambda _: pytest.fail("was exported again"))
+    monkeypatch.setattr(ExportedForms, "_export", lambda _: pytest.fail("was exported again"))
     again = Small.load(LoadContext(engine="onnx", cache=cache, weights=cache / "none", threads=1))
     assert again.card == small.card
 

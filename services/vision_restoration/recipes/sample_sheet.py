@@ -13,5 +13,5 @@ __all__ = ["contact_sheet"]
 def contact_sheet(pairs: Pairs, columns: int = 8, colours: int = 200) -> Image.Image:
     """Rows of mixtures, each row above the row of its scenes."""
     return vision_contact_sheet.contact_sheet(
-        list(vision_contact_sheet.paired(list(pairs.mixed), list(pairs.clean), columns)), columns, colours
+        list(vision_contact_sheet.pair_rows(list(pairs.mixed), list(pairs.clean), columns)), columns, colours
     )

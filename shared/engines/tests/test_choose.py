@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from shared.api.tensors import TensorSpec
-from shared.engines import ModelArtifacts, available, open_engine
+from shared.engines import ModelArtifacts, missing_parts, open_engine
 from shared.engines.tests.graphs import identity
 from shared.errors import Fault, NotReady
 from shared.registry import LoadContext
@@ -79,14 +79,14 @@ def test_triton_needs_an_address(forms):
 
 
 def test_tensorrt_is_refused_where_it_is_missing(forms):
-    if available()["tensorrt"] is None:
+    if missing_parts()["tensorrt"] is None:
         pytest.skip("there is a TensorRT build")
     with pytest.raises(NotReady, match="TensorRT is not available"):
         open_engine(place("tensorrt"), forms)
 
 
 def test_doctor_is_told_what_each_engine_lacks():
-    found = available()
+    found = missing_parts()
     assert list(found) == ["onnx", "torch", "tensorrt", "triton"]
     assert found["onnx"] is None
     assert found["torch"] is None
@@ -100,7 +100,7 @@ def test_missing_library_is_named(forms, monkeypatch):
     with pytest.raises(NotReady, match="needs the library torch"):
         factory.open_engine(place("torch"), forms)
     monkeypatch.setattr(factory.importlib.util, "find_spec", lambda _: None)
-    assert factory.available()["onnx"] == "the library onnxruntime is not installed"
+    assert factory.missing_parts()["onnx"] == "the library onnxruntime is not installed"
 
 
 def test_importing_the_package_loads_no_engine_library():

@@ -99,7 +99,7 @@ class Machine(RuleBasedStateMachine):
             return
         if key:
             self.used[key] = (job.id, body)
-        expected = Expected(redis_keys.level(priority))
+        expected = Expected(redis_keys.stream_of(priority))
         self.enqueue(expected, expected.level)
         self.jobs[job.id] = expected
 

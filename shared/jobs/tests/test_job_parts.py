@@ -17,9 +17,9 @@ from redis import exceptions as gone
 
 from shared.errors import Cancelled, Fault, InvalidOption, NotFound, NotReady, TooLarge
 from shared.jobs import codec, redis_keys
-from shared.jobs.pubsub import Changes
+from shared.jobs.pubsub import ChangeListener
 from shared.jobs.queue import Payload, Result
-from shared.jobs.redis_client import RedisClient, end, patiently, reachable
+from shared.jobs.redis_client import RedisClient, cancel_tasks, retry_until_connected, translate_redis_errors
 from shared.jobs.redis_server import RedisServer
 
 # Keys
@@ -34,14 +34,14 @@ def test_lua_and_python_name_the_same_keys() -> None:
     assert redis_keys.key("job", "x") == "{fovea:jobs}:job:x"
 
 
-@pytest.mark.parametrize(("priority", "level"), [(-100, 3), (-1, 3), (0, 2), (1, 1), (100, 1)])
+@pytest.mark.parametrize(("priority", "stream_of"), [(-100, 3), (-1, 3), (0, 2), (1, 1), (100, 1)])
 def test_priorities_become_three_streams(priority: int, level: int) -> None:
-    assert redis_keys.level(priority) == level
+    assert redis_keys.stream_of(priority) == level
 
 
 @given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
 def test_no_tenant_can_reach_anothers_idempotency_key(one: tuple[str, str], other: tuple[str, str]) -> None:
-    assert (redis_keys.once(*one) == redis_keys.once(*other)) == (one == other)
+    assert (redis_keys.idempotency_name(*one) == redis_keys.idempotency_name(*other)) == (one == other)
 
 
 # Records
@@ -106,12 +106,12 @@ def test_the_words_of_our_own_failures_are_not_shown() -> None:
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
 def test_an_absent_redis_is_not_ready(error: Exception) -> None:
-    with pytest.raises(NotReady), reachable():
+    with pytest.raises(NotReady), translate_redis_errors():
         raise error
 
 
 def test_our_own_mistakes_are_not_taken_for_an_absent_redis() -> None:
-    with pytest.raises(gone.ResponseError), reachable():
+    with pytest.raises(gone.ResponseError), translate_redis_errors():
         raise gone.ResponseError("ERR wrong number of arguments")
 
 
@@ -123,7 +123,7 @@ async def test_patience_outlives_an_outage() -> None:
             raise error
         return "back"
 
-    assert await patiently(call) == "back"
+    assert await retry_until_connected(call) == "back"
 
 
 async def test_patience_is_only_for_an_absent_redis() -> None:
@@ -131,7 +131,7 @@ async def test_patience_is_only_for_an_absent_redis() -> None:
         raise Fault("x")
 
     with pytest.raises(Fault):
-        await patiently(call)
+        await retry_until_connected(call)
 
 
 async def test_a_task_that_swallows_a_cancel_is_ended_all_the_same() -> None:
@@ -149,7 +149,7 @@ async def test_a_task_that_swallows_a_cancel_is_ended_all_the_same() -> None:
     task = asyncio.create_task(stubborn())
     await asyncio.sleep(0)
     async with asyncio.timeout(2):
-        await end(task)
+        await cancel_tasks(task)
     assert task.cancelled()
 
 
@@ -157,9 +157,9 @@ async def test_a_task_that_swallows_a_cancel_is_ended_all_the_same() -> None:
 
 
 @contextlib.asynccontextmanager
-async def listening(url: str) -> AsyncIterator[tuple[RedisClient, Changes]]:
+async def listening(url: str) -> AsyncIterator[tuple[RedisClient, ChangeListener]]:
     link = RedisClient(url)
-    changes = Changes(link, "news")
+    changes = ChangeListener(link, "news")
     try:
         yield link, changes
     finally:

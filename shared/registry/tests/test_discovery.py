@@ -66,9 +66,9 @@ def test_service_with_a_card_is_told_from_its_source(toy_room):
 
 def test_file_that_lacks_a_library_is_skipped_and_named(toy_room):
     (toy_room / "other.py").write_text("import a_library_nobody_has\n")
-    from shared.registry.discovery import skipped
+    from shared.registry.discovery import skipped_modules
 
-    assert skipped() == {"services.relevance_judge.models.other": "a_library_nobody_has"}
+    assert skipped_modules() == {"services.relevance_judge.models.other": "a_library_nobody_has"}
     assert "toy" in servables("relevance-judge")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shared.rpc import open_inference_pb2 as pb
-from shared.rpc.generate import PROTOS, STUBS, generated
+from shared.rpc.generate import PROTOS, STUBS, generate_stubs
 
 # Runs where tritonclient has the package `inference` to itself, and prints what its descriptors say.
 TRITON = """
@@ -86,7 +86,7 @@ def test_stubs_and_tritonclient_live_in_one_process() -> None:
 
 
 def test_committed_stubs_are_generated_from_proto() -> None:
-    for path, text in generated():
+    for path, text in generate_stubs():
         assert path.read_text("utf8") == text, f"{path.name}: run `python -m shared.rpc.generate`"
 
 
@@ -99,7 +99,7 @@ def test_a_broken_proto_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("shared.rpc.generate.PROTOS", tmp_path)
 
     with pytest.raises(RuntimeError, match=r"broken\.proto"):
-        list(generated())
+        list(generate_stubs())
 
 
 def test_proto_passes_buf_lint() -> None:

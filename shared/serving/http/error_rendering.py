@@ -19,7 +19,7 @@ from starlette.responses import Response
 from shared import telemetry
 from shared.api.problem import PROBLEM_CONTENT_TYPE, oip_error, openai_error, problem
 from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, NotFound, by_status
-from shared.serving.http.errors import MethodNotAllowed, NotAcceptable, TooSlow, blame
+from shared.serving.http.errors import MethodNotAllowed, NotAcceptable, TooSlow, to_safe_error
 
 __all__ = ["ErrorForm", "render", "translate"]
 
@@ -44,7 +44,7 @@ def translate(error: BaseException) -> FoveaError:
         return _http(error)
     if isinstance(error, ClientDisconnect):
         return Cancelled("The caller went away.")
-    return blame(error, "The service")
+    return to_safe_error(error, "The service")
 
 
 def render(scope: MutableMapping[str, Any], error: FoveaError, headers: Mapping[str, str] | None = None) -> Response:

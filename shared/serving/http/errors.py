@@ -5,7 +5,7 @@ from __future__ import annotations
 from shared import telemetry
 from shared.errors import BadInput, Fault, FoveaError
 
-__all__ = ["MethodNotAllowed", "NotAcceptable", "TooSlow", "blame"]
+__all__ = ["MethodNotAllowed", "NotAcceptable", "TooSlow", "to_safe_error"]
 
 
 class MethodNotAllowed(BadInput):
@@ -26,7 +26,7 @@ class TooSlow(BadInput):
     status, grpc, title = 408, "DEADLINE_EXCEEDED", "Request timeout"
 
 
-def blame(error: BaseException, what: str) -> FoveaError:
+def to_safe_error(error: BaseException, what: str) -> FoveaError:
     """Our own errors as they are; of any other only its place in the log.
 
     Args:

@@ -39,7 +39,7 @@ def operation(host: Host, task: str) -> dict[str, Any]:
 def responses(host: Host, task: str) -> dict[int | str, dict[str, Any]]:
     """The answer in all its forms, and the problems."""
     kinds = _kinds(host, task).values()
-    outs = [servable_schema.inlined(kind.Out, "serialization") for kind in kinds]
+    outs = [servable_schema.inline_refs(kind.Out, "serialization") for kind in kinds]
     several = {"type": "object", "properties": {"results": {"type": "array", "items": {}}}, "required": ["results"]}
     content: dict[str, Any] = {"application/json": {"schema": _any([*outs, several])}}
     content |= {media: {"schema": {"format": "binary"}} for kind in kinds for media in kind.media_types()}
@@ -48,7 +48,7 @@ def responses(host: Host, task: str) -> dict[int | str, dict[str, Any]]:
 
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     """The problems that a route answers with, by status."""
-    told = {"application/problem+json": {"schema": servable_schema.inlined(Problem)}}
+    told = {"application/problem+json": {"schema": servable_schema.inline_refs(Problem)}}
     return {code: {"description": _PROBLEMS[code], "content": told} for code in codes}
 
 
@@ -81,7 +81,7 @@ def _model(name: str) -> dict[str, Any]:
 
 def _body(name: str, kind: Kind, max_images: int) -> dict[str, Any]:
     """JSON schema of one model's requests, with one picture or a list of them."""
-    schema = dict(servable_schema.inlined(kind.In))
+    schema = dict(servable_schema.inline_refs(kind.In))
     fields = {"model": _model(name), **schema.get("properties", {})}
     one = {**schema, "properties": fields, "additionalProperties": False}
     main = next(iter(servable_schema.blob_fields(kind.In)), None)
@@ -95,7 +95,7 @@ def _body(name: str, kind: Kind, max_images: int) -> dict[str, Any]:
 
 
 def _form(name: str, kind: Kind) -> dict[str, Any]:
-    schema = dict(servable_schema.inlined(kind.In))
+    schema = dict(servable_schema.inline_refs(kind.In))
     binary = {"type": "string", "format": "binary"}
     fields = {
         key: binary if servable_schema.media_of(prop) else prop for key, prop in schema.get("properties", {}).items()

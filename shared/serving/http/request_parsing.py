@@ -1,7 +1,7 @@
 """Reads a domain request in any of its forms (JSON, multipart, raw bytes, query) into the requests of a model's In.
 
-Two steps, because the body names the model and the model decides what the body means: `read` takes the body apart,
-`requests` builds one `In` per picture. Knows no models, only their schemas.
+Two steps, because the body names the model and the model decides what the body means: `parse_request` takes the body
+apart, `build_requests` builds one `In` per picture. Knows no models, only their schemas.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from starlette.requests import Request
 from shared.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.serving import servable_schema
 
-__all__ = ["Asked", "is_url", "read", "requests"]
+__all__ = ["ParsedRequest", "build_requests", "is_url", "parse_request"]
 
 _FILES = ("file", "image", "files", "images")
 """Names under which a form may send the model's first field of bytes."""
 
 
 @dataclass(slots=True)
-class Asked:
+class ParsedRequest:
     """A request taken apart.
 
     Attributes:
@@ -51,14 +51,14 @@ class Asked:
         return named or None
 
 
-async def read(request: Request) -> Asked:
+async def parse_request(request: Request) -> ParsedRequest:
     """Take a request apart by its content type.
 
     Raises:
         Malformed: The body is not what its content type says.
         UnsupportedMedia: Nobody here reads that content type.
     """
-    asked = Asked(texts={name: request.query_params.getlist(name) for name in request.query_params})
+    asked = ParsedRequest(texts={name: request.query_params.getlist(name) for name in request.query_params})
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media in {"multipart/form-data", "application/x-www-form-urlencoded"}:
         await _read_form(request, asked)
@@ -71,7 +71,7 @@ async def read(request: Request) -> Asked:
     return asked
 
 
-async def _read_form(request: Request, asked: Asked) -> None:
+async def _read_form(request: Request, asked: ParsedRequest) -> None:
     async with request.form(max_files=1000, max_fields=1000) as form:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
@@ -90,7 +90,9 @@ def _object(body: bytes) -> dict[str, Any]:
     return found
 
 
-def requests(asked: Asked, model: type[BaseModel], max_images: int) -> tuple[list[BaseModel | FoveaError], bool]:
+def build_requests(
+    asked: ParsedRequest, model: type[BaseModel], max_images: int
+) -> tuple[list[BaseModel | FoveaError], bool]:
     """One request per picture, or its error where only that picture is wrong; and whether a list was asked for.
 
     Raises:
@@ -114,7 +116,7 @@ def requests(asked: Asked, model: type[BaseModel], max_images: int) -> tuple[lis
     return [_alone(model, options, main, picture) for picture in several], True
 
 
-def _pictures(asked: Asked, model: type[BaseModel], options: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+def _pictures(asked: ParsedRequest, model: type[BaseModel], options: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """The fields of bytes that came outside the options, and whether the first is a list of pictures to answer each."""
     blobs, fields = servable_schema.blob_fields(model), servable_schema.properties(model)
     main = next(iter(blobs), None)

@@ -22,10 +22,10 @@ from shared.errors import FoveaError, InvalidOption
 from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http import openapi_routes
-from shared.serving.http.errors import NotAcceptable, blame
+from shared.serving.http.errors import NotAcceptable, to_safe_error
 from shared.serving.http.negotiation import choose
-from shared.serving.http.request_parsing import Asked, read, requests
-from shared.serving.http.url_images import Fetcher, with_pictures
+from shared.serving.http.request_parsing import ParsedRequest, build_requests, parse_request
+from shared.serving.http.url_images import Fetcher, fetch_pictures
 
 __all__ = ["router"]
 
@@ -53,7 +53,7 @@ def router(host: Host) -> APIRouter:
 
 def _endpoint(host: Host, task: str) -> Any:
     async def answer(request: Request) -> Response:
-        asked = await read(request)
+        asked = await parse_request(request)
         name = host.resolve(asked.model, task)
         request.scope["fovea.model"] = name
         return await _answer(host, name, asked, request)
@@ -62,16 +62,16 @@ def _endpoint(host: Host, task: str) -> Any:
     return answer
 
 
-async def _answer(host: Host, name: str, asked: Asked, request: Request) -> Response:
+async def _answer(host: Host, name: str, asked: ParsedRequest, request: Request) -> Response:
     kind, run = host.servable_type(name), request.scope["fovea.run"]
     offered = ["application/json", *kind.media_types(), *(_STREAMS if kind.mode == "stream" else ())]
     media = choose(request.headers.get("accept"), offered)
     host.servable(name)  # not ready is said before the body is looked at
     if host.settings.fetch_urls:
-        asked = await with_pictures(asked, kind.In, Fetcher(host.settings.max_body_bytes))
+        asked = await fetch_pictures(asked, kind.In, Fetcher(host.settings.max_body_bytes))
     large = int(request.headers.get("content-length", _LARGE)) >= _LARGE
     build = (asked, kind.In, host.settings.max_images)
-    calls, many = await asyncio.to_thread(requests, *build) if large else requests(*build)
+    calls, many = await asyncio.to_thread(build_requests, *build) if large else build_requests(*build)
     if many:
         return await _several(host, name, calls, media, run)
     (call,) = calls
@@ -137,4 +137,4 @@ async def _lines(first: BaseModel, events: AsyncGenerator[BaseModel, None], medi
             async for event in events:
                 yield form.format(event.model_dump_json())
         except Exception as error:  # noqa: BLE001  # the status is sent: the stream itself must say what went wrong
-            yield form.format(_json(blame(error, "The stream")))
+            yield form.format(_json(to_safe_error(error, "The stream")))

@@ -20,9 +20,9 @@ from pydantic import BaseModel
 
 from shared.errors import FoveaError, InvalidOption, TooLarge, in_field
 from shared.serving import servable_schema
-from shared.serving.http.request_parsing import Asked, is_url
+from shared.serving.http.request_parsing import ParsedRequest, is_url
 
-__all__ = ["Address", "Fetcher", "is_public", "with_pictures"]
+__all__ = ["Address", "Fetcher", "fetch_pictures", "is_public"]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -127,7 +127,7 @@ class Fetcher:
         return addresses[0]
 
 
-async def with_pictures(asked: Asked, model: type[BaseModel], fetcher: Fetcher) -> Asked:
+async def fetch_pictures(asked: ParsedRequest, model: type[BaseModel], fetcher: Fetcher) -> ParsedRequest:
     """The request with its URLs replaced by what is behind them; in a list, by an error where one can't be fetched.
 
     Raises:

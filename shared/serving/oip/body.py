@@ -17,16 +17,16 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from shared.errors import Malformed, TooLarge, UnsupportedMedia
-from shared.rpc.oip_json import HEADER_LENGTH, Body, align
+from shared.rpc.oip_json import HEADER_LENGTH, EncodedBody, align
 
-__all__ = ["read", "respond"]
+__all__ = ["read_body", "respond"]
 
 _WBITS: Final[Mapping[str, int]] = MappingProxyType({"gzip": 31, "deflate": 15})
 _LEVEL: Final = 1  # tensors are nearly incompressible: more effort only costs time
 _JOIN: Final = 64 * 1024  # below this, one write costs less than two
 
 
-async def read(request: Request, header_length: int | None, limit: int) -> memoryview:
+async def read_body(request: Request, header_length: int | None, limit: int) -> memoryview:
     """The request's body, inflated, laid out so that its first binary tensor is aligned.
 
     Raises:
@@ -46,7 +46,7 @@ async def read(request: Request, header_length: int | None, limit: int) -> memor
     return align(chunks, header_length)
 
 
-async def respond(request: Request, body: Body) -> Response:
+async def respond(request: Request, body: EncodedBody) -> Response:
     """A response with a body, deflated if the caller asks for it by name."""
     headers = {} if body.header_length is None else {HEADER_LENGTH: str(body.header_length)}
     media_type = "application/json" if body.header_length is None else "application/octet-stream"
@@ -94,7 +94,7 @@ def _inflate(data: bytes, coding: str, limit: int) -> bytes:
     return inflated
 
 
-def _deflate(body: Body, coding: str) -> bytes:
+def _deflate(body: EncodedBody, coding: str) -> bytes:
     data = body.joined()
     return gzip.compress(data, _LEVEL, mtime=0) if coding == "gzip" else zlib.compress(data, _LEVEL)
 

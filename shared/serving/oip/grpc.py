@@ -27,10 +27,10 @@ from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import answer, check_outputs
 from shared.rpc.oip_proto import decode_request, encode_answer
 from shared.serving.host import Host
-from shared.serving.http.errors import blame
+from shared.serving.http.errors import to_safe_error
 from shared.serving.oip import metadata
 from shared.serving.oip.grpc_health_reflection import SERVICE, add_standard_services
-from shared.serving.ordered_map import in_order
+from shared.serving.ordered_map import map_in_order
 from shared.settings import Settings
 
 __all__ = ["serve_grpc"]
@@ -146,7 +146,7 @@ class _Front(grpc.GenericRpcHandler):
                 told.parameters["triton_final_response"].bool_param = True
             return pb.ModelStreamInferResponse(infer_response=told)
 
-        async for told in in_order(messages, one, ahead=self._settings.batch_max):
+        async for told in map_in_order(messages, one, ahead=self._settings.batch_max):
             yield told
 
     async def _serve(self, name: str, deed: Deed, message: Any, context: Context) -> Any:
@@ -167,7 +167,7 @@ class _Front(grpc.GenericRpcHandler):
                 run.cancel()
                 raise
             except Exception as error:
-                told = blame(error, "The service")
+                told = to_safe_error(error, "The service")
                 if told.retry_after is not None:
                     trailers.append(("retry-after", str(math.ceil(told.retry_after))))
                 raise told from error

@@ -15,7 +15,7 @@ from shared.api.tensors import TensorSpec
 from shared.errors import InvalidOption, NotReady
 from shared.registry import Servable
 from shared.serving.host import Host
-from shared.serving.oip.tensors import batches
+from shared.serving.oip.tensors import is_batchable
 
 __all__ = ["EXTENSIONS", "config", "index", "load", "metadata", "model", "statistics", "unload"]
 
@@ -58,7 +58,7 @@ def config(host: Host, name: str, version: str = "") -> dict[str, Any]:
     """
     inputs, outputs = host.tensors(name, version)
     servable = host.servable(name)
-    batched = servable.engine is not None and batches(servable.engine)
+    batched = servable.engine is not None and is_batchable(servable.engine)
     limit = (servable.card.limits.max_batch or 0) if batched else 0
     return {
         "name": name,

@@ -23,11 +23,11 @@ from shared import telemetry
 from shared.errors import Malformed, NotFound, NotReady
 from shared.registry import CallContext
 from shared.rpc.oip import InferCall, answer, check_outputs
-from shared.rpc.oip_json import HEADER_LENGTH, Body, decode_request, encode_answer
+from shared.rpc.oip_json import HEADER_LENGTH, EncodedBody, decode_request, encode_answer
 from shared.rpc.oip_wire import InferRequest, InferResponse
 from shared.serving.host import Host
 from shared.serving.oip import metadata
-from shared.serving.oip.body import read, respond
+from shared.serving.oip.body import read_body, respond
 
 __all__ = ["router"]
 
@@ -97,7 +97,7 @@ async def infer(request: Request, name: str) -> Response:
     _, outputs = host.tensors(name, version)  # an unknown or unloaded model is told before the body is read
     request.scope["fovea.model"] = name
     head = _header_length(request)
-    body = await read(request, head, host.settings.max_body_bytes)
+    body = await read_body(request, head, host.settings.max_body_bytes)
     with telemetry.bind(model=name):
         with telemetry.stage("pre"):
             call: InferCall = await _maybe_off_loop(_slow(body, head), decode_request, name, version, body, head)
@@ -107,7 +107,7 @@ async def infer(request: Request, name: str) -> Response:
         with telemetry.stage("post"):
             answered = answer(call, results, version or host.servable(name).card.version)
             plain = sum(a.nbytes for n, a in answered.outputs.items() if not call.as_bytes(n))
-            told: Body = await _maybe_off_loop(plain > _OFF_LOOP, encode_answer, answered, call)
+            told: EncodedBody = await _maybe_off_loop(plain > _OFF_LOOP, encode_answer, answered, call)
     return await respond(request, told)
 
 
@@ -244,7 +244,7 @@ async def _maybe_off_loop(slow: bool, work: Callable[..., Any], *args: Any) -> A
 
 async def _options(request: Request) -> dict[str, Any]:
     """The small JSON object that repository calls may carry."""
-    text = bytes(await read(request, None, _OFF_LOOP))
+    text = bytes(await read_body(request, None, _OFF_LOOP))
     try:
         options = json.loads(text) if text.strip() else {}
     except (ValueError, RecursionError) as error:

@@ -11,18 +11,18 @@ from shared.errors import InvalidOption
 from shared.registry import Engine
 from shared.rpc.tensors import datatype_of
 
-__all__ = ["Feeds", "batches", "check", "join", "rows", "signature", "split"]
+__all__ = ["Feeds", "check_feeds", "is_batchable", "join_rows", "rows", "signature", "split_rows"]
 
 Feeds = Mapping[str, np.ndarray]
 """Tensors by name; axis 0 is the batch."""
 
 
-def batches(engine: Engine) -> bool:
+def is_batchable(engine: Engine) -> bool:
     """Whether requests may share a run: every tensor's first axis is of any length."""
     return all(spec.shape[:1] == (-1,) for spec in (*engine.inputs, *engine.outputs))
 
 
-def check(feeds: Feeds, specs: Sequence[TensorSpec]) -> None:
+def check_feeds(feeds: Feeds, specs: Sequence[TensorSpec]) -> None:
     """See that `feeds` are exactly the stated inputs.
 
     Raises:
@@ -66,13 +66,13 @@ def rows(feeds: Feeds) -> int:
     return max((array.shape[0] for array in feeds.values() if array.ndim), default=1)
 
 
-def join(requests: Sequence[Feeds]) -> dict[str, np.ndarray]:
+def join_rows(requests: Sequence[Feeds]) -> dict[str, np.ndarray]:
     """One set of tensors from several of the same signature, joined on axis 0."""
     return {name: np.concatenate([feeds[name] for feeds in requests]) for name in requests[0]}
 
 
-def split(outputs: Feeds, sizes: Sequence[int]) -> list[dict[str, np.ndarray]]:
-    """Undo `join` on the outputs: `sizes[i]` rows for request i. Views, not copies.
+def split_rows(outputs: Feeds, sizes: Sequence[int]) -> list[dict[str, np.ndarray]]:
+    """Undo `join_rows` on the outputs: `sizes[i]` rows for request i. Views, not copies.
 
     Raises:
         ValueError: An output has not one row per input row, so it can't be told whose is whose.

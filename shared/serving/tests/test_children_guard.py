@@ -12,7 +12,7 @@ import pytest
 
 from shared.serving.tests.toys import until
 from shared.serving.up import reaper
-from shared.serving.up.processes import Children, Died
+from shared.serving.up.processes import ProcessDied, ProcessGroup
 
 NAP = "import time; time.sleep(60)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
@@ -68,7 +68,7 @@ def modules(tmp_path, monkeypatch):
 @pytest.fixture
 async def children(modules):
     said = []
-    made = Children(modules / "logs", {"FOVEA_X": "given"}, said.append, grace_s=1.0)
+    made = ProcessGroup(modules / "logs", {"FOVEA_X": "given"}, said.append, grace_s=1.0)
     made.said = said
     yield made
     await made.stop()
@@ -98,7 +98,7 @@ async def test_child_that_is_killed_is_said_by_signal(children):
 async def test_child_that_dies_again_and_again_is_given_up_on_with_its_last_words(children, monkeypatch):
     monkeypatch.setattr("shared.serving.up.processes._FIRST_PAUSE_S", 0.001)
     await children.add("doomed", "doomed")
-    with pytest.raises(Died, match=r"5 times in a minute(?s:.*)why it died"):
+    with pytest.raises(ProcessDied, match=r"5 times in a minute(?s:.*)why it died"):
         await asyncio.wait_for(asyncio.shield(children.failed), 20)
 
 
@@ -141,10 +141,10 @@ def started(code, **how):
 def test_members_of_a_session_are_all_its_living_processes():
     leader = started(FAMILY, start_new_session=True)
     pids = [int(word) for word in leader.stdout.readline().split()]
-    assert sorted(reaper.members(leader.pid)) == sorted([leader.pid, *pids])
-    reaper.end([leader.pid], 0.1)
+    assert sorted(reaper.session_members(leader.pid)) == sorted([leader.pid, *pids])
+    reaper.end_sessions([leader.pid], 0.1)
     leader.communicate()
-    assert reaper.members(leader.pid) == []
+    assert reaper.session_members(leader.pid) == []
 
 
 def test_guard_ends_what_is_left_when_its_supervisor_is_gone():

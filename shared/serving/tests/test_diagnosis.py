@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from shared.registry import discovery
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
-from shared.serving.device_placement import device, place
+from shared.serving.device_placement import choose_device, load_context
 from shared.serving.up import doctor as room
-from shared.serving.up.doctor import Finding, doctor, examine
+from shared.serving.up.doctor import Diagnosis, doctor, examine
 from shared.settings import Settings, settings
 
 
@@ -69,7 +69,7 @@ def test_tensorrt_and_triton_are_told_with_the_reason_why_not(machine):
 def test_rooms_left_out_are_named_with_what_they_lack(machine, monkeypatch):
     monkeypatch.setattr(discovery, "skipped", lambda: {"services.detection.models.x": "shapely"})
     assert found(machine(), "rooms") == [
-        Finding("rooms", "note", "services.detection.models.x left out: needs shapely")
+        Diagnosis("rooms", "note", "services.detection.models.x left out: needs shapely")
     ]
 
 
@@ -78,8 +78,8 @@ def test_room_that_can_t_be_imported_is_a_finding_and_hides_nothing(machine, mon
         raise SyntaxError("in a model")
 
     monkeypatch.setattr(discovery, "skipped", broken)
-    assert found(machine(), "rooms") == [Finding("rooms", "bad", "SyntaxError: in a model")]
-    assert found(machine(), "models") == [Finding("models", "good", "medical-seg: eye")]
+    assert found(machine(), "rooms") == [Diagnosis("rooms", "bad", "SyntaxError: in a model")]
+    assert found(machine(), "models") == [Diagnosis("models", "good", "medical-seg: eye")]
 
 
 def test_weights_that_are_not_what_their_manifest_says_are_bad(machine, tmp_path):
@@ -106,13 +106,13 @@ def test_json_is_for_machines_and_lines_for_people(machine, monkeypatch):
 
 
 def test_device_is_as_told_and_otherwise_what_is_there(monkeypatch):
-    assert device("cuda:1") == "cuda:1"
-    monkeypatch.setattr("shared.serving.device_placement.gpus", list)
-    assert device("auto") == "cpu"
+    assert choose_device("cuda:1") == "cuda:1"
+    monkeypatch.setattr("shared.serving.device_placement.list_gpus", list)
+    assert choose_device("auto") == "cpu"
 
 
 def test_place_carries_what_models_may_ask_for():
-    made = place(Settings(device="cpu", triton_url="box:8001", threads=3, llm_model="m"))
+    made = load_context(Settings(device="cpu", triton_url="box:8001", threads=3, llm_model="m"))
     assert (made.device, made.threads) == ("cpu", 3)
     assert made.options["triton_url"] == "box:8001"
     assert made.options["llm_model"] == "m"

@@ -14,7 +14,7 @@ from shared.serving.replica import ReplicaServer
 from shared.serving.tests import toys
 from shared.serving.tests.toys import PNG, until
 from shared.serving.up.launch import port_in_use
-from shared.serving.up.smoke_test import Light, _failure, _summary, first_light
+from shared.serving.up.smoke_test import SmokeResult, _failure, _summary, run_smoke_test
 from shared.settings import Settings, environment
 
 
@@ -37,7 +37,7 @@ async def replica():
 
 
 async def lights(url, out):
-    return [light async for light in first_light(url, out)]
+    return [light async for light in run_smoke_test(url, out)]
 
 
 async def test_answer_and_picture_are_kept_under_the_service(replica, tmp_path):
@@ -78,7 +78,7 @@ async def test_key_is_sent_where_there_is_one(tmp_path):
         url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
         for key in (None, "fovea_secret"):
             with pytest.raises(httpx2.HTTPStatusError, match="401"):
-                [light async for light in first_light(url, tmp_path, key)]
+                [light async for light in run_smoke_test(url, tmp_path, key)]
     assert ["authorization: bearer fovea_secret" in head for head in seen] == [False, True]
 
 
@@ -120,7 +120,7 @@ def test_failure_is_told_in_every_error_form(body, words):
 
 
 def test_light_is_a_value():
-    assert Light("s", "m", True, 0.1, "x") == Light("s", "m", True, 0.1, "x")
+    assert SmokeResult("s", "m", True, 0.1, "x") == SmokeResult("s", "m", True, 0.1, "x")
 
 
 def test_port_in_use_is_one_line_that_names_the_variable():

@@ -24,7 +24,7 @@ from shared.rpc.oip_proto import encode_request
 from shared.serving.host import Host
 from shared.serving.oip.grpc import serve_grpc
 from shared.serving.oip.grpc_health_reflection import SERVICE
-from shared.serving.ordered_map import in_order
+from shared.serving.ordered_map import map_in_order
 from shared.serving.replica import ReplicaServer
 from shared.serving.tests.oip_mirrors import MIRRORS, Gate, engine, limited, serving
 
@@ -327,7 +327,7 @@ async def test_results_come_in_order_though_work_ends_out_of_order() -> None:
         await asyncio.sleep((5 - number % 5) * 0.005)
         return number
 
-    assert [n async for n in in_order(source(12), work, ahead=4)] == list(range(12))
+    assert [n async for n in map_in_order(source(12), work, ahead=4)] == list(range(12))
 
 
 async def test_no_more_than_ahead_is_under_way() -> None:
@@ -341,7 +341,7 @@ async def test_no_more_than_ahead_is_under_way() -> None:
         under_way -= 1
         return number
 
-    assert [n async for n in in_order(source(20), work, ahead=3)] == list(range(20))
+    assert [n async for n in map_in_order(source(20), work, ahead=3)] == list(range(20))
     assert most == 3
 
 
@@ -356,7 +356,7 @@ async def test_closing_early_cancels_what_is_under_way() -> None:
             raise
         return number
 
-    results = in_order(source(10), work, ahead=4)
+    results = map_in_order(source(10), work, ahead=4)
     assert await anext(results) == 0
     await asyncio.sleep(0.01)
     await results.aclose()
@@ -368,7 +368,7 @@ async def test_a_failure_of_work_comes_in_its_turn() -> None:
     async def work(number: int) -> int:
         return 1 // (2 - number)
 
-    results = in_order(source(5), work, ahead=4)
+    results = map_in_order(source(5), work, ahead=4)
     assert [await anext(results), await anext(results)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         await anext(results)
@@ -382,7 +382,7 @@ async def test_what_was_read_before_reading_failed_is_handed_out_first() -> None
     async def same(number: int) -> int:
         return number
 
-    results = in_order(broken(), same, ahead=4)
+    results = map_in_order(broken(), same, ahead=4)
     assert await anext(results) == 1
     with pytest.raises(ConnectionError):
         await anext(results)

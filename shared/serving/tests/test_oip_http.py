@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 
 from shared import telemetry
 from shared.errors import Malformed, TooLarge, UnsupportedMedia
-from shared.rpc.oip_json import HEADER_LENGTH, Body
+from shared.rpc.oip_json import HEADER_LENGTH, EncodedBody
 from shared.serving.build_app import build
 from shared.serving.oip import body as oip_body
 from shared.serving.oip import rest
@@ -298,14 +298,14 @@ def as_request(*chunks: bytes, **headers: str) -> Request:
 
 
 async def test_a_body_is_read_in_one_piece_from_any_chunks() -> None:
-    assert bytes(await oip_body.read(as_request(b"ab", b"", b"c"), 2, 10)) == b"abc"
-    assert bytes(await oip_body.read(as_request(), None, 10)) == b""
+    assert bytes(await oip_body.read_body(as_request(b"ab", b"", b"c"), 2, 10)) == b"abc"
+    assert bytes(await oip_body.read_body(as_request(), None, 10)) == b""
 
 
 async def test_the_size_limit_holds_without_a_middleware() -> None:
     with pytest.raises(TooLarge, match="more than 10 bytes"):
-        await oip_body.read(as_request(b"123456", b"123456"), None, 10)
-    assert len(await oip_body.read(as_request(b"12345", b"12345"), None, 10)) == 10
+        await oip_body.read_body(as_request(b"123456", b"123456"), None, 10)
+    assert len(await oip_body.read_body(as_request(b"12345", b"12345"), None, 10)) == 10
 
 
 @pytest.mark.parametrize("level", [0, 1, 9])
@@ -313,21 +313,21 @@ async def test_the_size_limit_holds_for_inflated_bodies(level: int) -> None:
     for size, fits in ((1000, True), (1001, False)):
         request = as_request(zlib.compress(b"x" * size, level), content_encoding="deflate")
         if fits:
-            assert len(await oip_body.read(request, None, 1200 if level == 0 else 1000)) == size
+            assert len(await oip_body.read_body(request, None, 1200 if level == 0 else 1000)) == size
         else:
             with pytest.raises(TooLarge):
-                await oip_body.read(request, None, 1000)
+                await oip_body.read_body(request, None, 1000)
 
 
 async def test_bad_encodings_have_their_own_errors() -> None:
     with pytest.raises(UnsupportedMedia, match="'zstd'"):
-        await oip_body.read(as_request(b"x", content_encoding="zstd"), None, 10)
+        await oip_body.read_body(as_request(b"x", content_encoding="zstd"), None, 10)
     with pytest.raises(Malformed, match="not gzip"):
-        await oip_body.read(as_request(b"no gzip", content_encoding="gzip"), None, 10)
+        await oip_body.read_body(as_request(b"no gzip", content_encoding="gzip"), None, 10)
 
 
 async def test_a_response_carries_its_parts_and_the_length_of_the_first() -> None:
-    told = await oip_body.respond(as_request(), Body([b"{}", memoryview(b"1234")], 2))
+    told = await oip_body.respond(as_request(), EncodedBody([b"{}", memoryview(b"1234")], 2))
 
     assert told.body == b"{}1234"
     assert told.headers[HEADER_LENGTH] == "2"
@@ -335,7 +335,7 @@ async def test_a_response_carries_its_parts_and_the_length_of_the_first() -> Non
 
 async def test_a_large_response_is_sent_in_its_parts_and_not_joined() -> None:
     array = np.zeros(100_000, np.float32)
-    told = await oip_body.respond(as_request(), Body([b"{}", array.data.cast("B")], 2))
+    told = await oip_body.respond(as_request(), EncodedBody([b"{}", array.data.cast("B")], 2))
     sent: list[Any] = []
 
     async def send(message: Any) -> None:

@@ -14,7 +14,7 @@ from shared.serving.heartbeat import Heartbeat
 from shared.serving.replica import ReplicaServer, load_app
 from shared.serving.tests import toys
 from shared.serving.tests.toys import TOYS, until
-from shared.serving.up.startup_progress import News, Readiness
+from shared.serving.up.startup_progress import ServiceProgress, StartupProgress
 from shared.settings import Settings
 
 
@@ -172,7 +172,7 @@ async def gateway():
 
 
 async def follow(server, url):
-    return [news async for news in Readiness(["toy"], server.url, url).news()]
+    return [news async for news in StartupProgress(["toy"], server.url, url).news()]
 
 
 async def test_start_is_followed_until_all_is_ready_and_routed_to(serving, server, link, gateway):
@@ -186,8 +186,8 @@ async def test_start_is_followed_until_all_is_ready_and_routed_to(serving, serve
     assert not following.done()  # the gateway does not route to it yet
     app.known["toy"] = True
     assert await asyncio.wait_for(following, 5) == [
-        News("toy", "placed", tuple(TOYS)),
-        News("toy", "ready", tuple(TOYS)),
+        ServiceProgress("toy", "placed", tuple(TOYS)),
+        ServiceProgress("toy", "ready", tuple(TOYS)),
     ]
     await replica.stop()
 

@@ -41,7 +41,7 @@ def cluster(tmp_path):
         driver = subprocess.Popen([sys.executable, "-c", DRIVER], env=env, start_new_session=True)
         with redis.Redis.from_url(server.url) as link:
             yield driver, link
-        reaper.end([driver.pid], 5)
+        reaper.end_sessions([driver.pid], 5)
         driver.wait()
 
 
@@ -61,7 +61,7 @@ def wait_for(condition, seconds):
 def listening(session):
     """Addresses on which the processes of a session listen."""
     inodes = set()
-    for pid in reaper.members(session):
+    for pid in reaper.session_members(session):
         folder = f"/proc/{pid}/fd"
         for name in os.listdir(folder):  # noqa: PTH208
             try:
@@ -93,7 +93,7 @@ def test_replicas_are_placed_on_loopback_healed_and_ended(cluster):
 
     driver.terminate()
     assert driver.wait(40) == 0
-    wait_for(lambda: not reaper.members(driver.pid), 10)
+    wait_for(lambda: not reaper.session_members(driver.pid), 10)
     left = {name.decode() for name in link.hkeys(replicas_key("toy"))}
     assert left == {first.id}  # the others withdrew; the killed one could not
 

@@ -20,7 +20,7 @@ from shared.errors import (
     Unauthenticated,
 )
 from shared.serving.http.error_rendering import render, translate
-from shared.serving.http.errors import MethodNotAllowed, NotAcceptable, TooSlow, blame
+from shared.serving.http.errors import MethodNotAllowed, NotAcceptable, TooSlow, to_safe_error
 
 
 class Route:
@@ -118,7 +118,7 @@ def test_headers_of_the_framework_are_kept():
 
 def test_blame_keeps_our_errors_and_names_what_failed_for_others():
     ours = NotFound("x")
-    assert blame(ours, "The model") is ours
-    told = blame(RuntimeError("/etc/secret"), "The model pranet")
+    assert to_safe_error(ours, "The model") is ours
+    told = to_safe_error(RuntimeError("/etc/secret"), "The model pranet")
     assert told.detail == "The model pranet failed on this request."
     assert "log" in told.hint

@@ -11,7 +11,7 @@ from pydantic import Base64Bytes, BaseModel, Field
 from shared.api.image import ImageBytes
 from shared.errors import BadInput, InvalidOption, UnsupportedMedia
 from shared.serving import servable_schema
-from shared.serving.http.request_parsing import Asked, requests
+from shared.serving.http.request_parsing import ParsedRequest, build_requests
 from shared.serving.tests.toys import PNG
 
 
@@ -63,8 +63,8 @@ def test_base64_fields_of_pydantic_count_as_bytes():
 
 
 def test_inlined_schema_has_no_references_even_of_a_recursive_model():
-    assert "$ref" not in str(servable_schema.inlined(Everything))
-    assert "$defs" not in servable_schema.inlined(Everything)
+    assert "$ref" not in str(servable_schema.inline_refs(Everything))
+    assert "$defs" not in servable_schema.inline_refs(Everything)
     assert FIELDS["tree"]["anyOf"][0]["properties"]["leaves"]["items"] == {}
 
 
@@ -97,27 +97,27 @@ def test_text_that_should_be_json_and_is_not_is_named():
 
 
 def test_form_fills_fields_of_bytes_by_name_and_lists_by_repetition():
-    asked = Asked(files=[("image", b"1"), ("mask", b"2"), ("crops", b"3"), ("crops", b"4"), ("features", b"5")])
-    (request,), many = requests(asked, Everything, 9)
+    asked = ParsedRequest(files=[("image", b"1"), ("mask", b"2"), ("crops", b"3"), ("crops", b"4"), ("features", b"5")])
+    (request,), many = build_requests(asked, Everything, 9)
     assert not many
     assert (request.image, request.mask, request.crops, request.features) == (b"1", b"2", [b"3", b"4"], b"5")
 
 
 def test_several_pictures_share_the_other_files():
-    asked = Asked(files=[("image", b"1"), ("image", b"2"), ("mask", b"m")])
-    found, many = requests(asked, Everything, 9)
+    asked = ParsedRequest(files=[("image", b"1"), ("image", b"2"), ("mask", b"m")])
+    found, many = build_requests(asked, Everything, 9)
     assert many
     assert [(request.image, request.mask) for request in found] == [(b"1", b"m"), (b"2", b"m")]
 
 
 def test_raw_body_fills_the_first_field_of_bytes():
-    (request,), _ = requests(Asked(body=PNG, media="image/png", texts={"count": ["3"]}), Everything, 9)
+    (request,), _ = build_requests(ParsedRequest(body=PNG, media="image/png", texts={"count": ["3"]}), Everything, 9)
     assert (request.image, request.count) == (PNG, 3)
 
 
 def test_raw_body_of_another_family_is_refused():
     with pytest.raises(UnsupportedMedia) as refused:
-        requests(Asked(body=b"x", media="text/plain"), Everything, 9)
+        build_requests(ParsedRequest(body=b"x", media="text/plain"), Everything, 9)
     assert "image/*" in refused.value.hint
 
 
@@ -125,7 +125,7 @@ def test_model_s_own_field_images_is_no_list_to_answer_one_by_one():
     class Shelf(BaseModel):
         images: list[ImageBytes]
 
-    (request,), many = requests(Asked(options={"images": ["eA==", "eQ=="]}), Shelf, 1)
+    (request,), many = build_requests(ParsedRequest(options={"images": ["eA==", "eQ=="]}), Shelf, 1)
     assert not many
     assert request.images == [b"x", b"y"]
 
@@ -134,7 +134,7 @@ def test_model_that_has_an_option_called_model_gets_it():
     class Own(BaseModel):
         model: str = "none"
 
-    (request,), _ = requests(Asked(options={"model": "mine"}), Own, 1)
+    (request,), _ = build_requests(ParsedRequest(options={"model": "mine"}), Own, 1)
     assert request.model == "mine"
 
 
@@ -142,13 +142,13 @@ def test_model_that_allows_extra_options_gets_them():
     class Open(BaseModel, extra="allow"):
         pass
 
-    (request,), _ = requests(Asked(options={"more": 1}), Open, 1)
+    (request,), _ = build_requests(ParsedRequest(options={"more": 1}), Open, 1)
     assert request.more == 1
 
 
 def test_how_many_things_are_wrong_is_said_with_the_first():
     with pytest.raises(InvalidOption, match=r"\(1 more\)"):
-        requests(Asked(options={"image": "eA==", "count": "x", "flag": "perhaps"}), Everything, 1)
+        build_requests(ParsedRequest(options={"image": "eA==", "count": "x", "flag": "perhaps"}), Everything, 1)
 
 
 JSON = st.recursive(
@@ -169,5 +169,5 @@ JSON = st.recursive(
 )
 def test_anything_is_read_or_refused_and_never_crashes(options, texts, files):
     with contextlib.suppress(BadInput):
-        found, _ = requests(Asked(options=options, texts=texts, files=files), Everything, 2)
+        found, _ = build_requests(ParsedRequest(options=options, texts=texts, files=files), Everything, 2)
         assert all(isinstance(item, Everything | BadInput) for item in found)

@@ -10,7 +10,7 @@ import pytest
 from shared.errors import DeadlineExceeded
 from shared.registry import CallContext
 from shared.serving.tests.toys import until
-from shared.serving.thread_stream import pump
+from shared.serving.thread_stream import iterate_in_thread
 
 
 @pytest.fixture
@@ -20,12 +20,14 @@ def pool():
 
 
 async def test_events_come_in_order_and_end(pool):
-    assert [event async for event in pump(lambda: iter(range(100)), CallContext(), pool)] == list(range(100))
+    assert [event async for event in iterate_in_thread(lambda: iter(range(100)), CallContext(), pool)] == list(
+        range(100)
+    )
 
 
 async def test_run_that_was_read_to_its_end_is_not_cancelled(pool):
     run = CallContext()
-    assert [event async for event in pump(lambda: iter("ab"), run, pool)] == ["a", "b"]
+    assert [event async for event in iterate_in_thread(lambda: iter("ab"), run, pool)] == ["a", "b"]
     assert not run.cancelled
 
 
@@ -38,7 +40,7 @@ async def test_thread_is_never_more_than_the_depth_ahead(pool):
             yield number
 
     read = 0
-    async for _ in pump(source, CallContext(), pool, depth=4):
+    async for _ in iterate_in_thread(source, CallContext(), pool, depth=4):
         read += 1
         await asyncio.sleep(0.001)
         assert len(made) <= read + 4 + 1
@@ -55,7 +57,7 @@ async def test_source_is_closed_when_the_reader_goes_away(pool):
         finally:
             closed.set()
 
-    events = pump(source, run, pool, depth=1)
+    events = iterate_in_thread(source, run, pool, depth=1)
     await anext(events)
     await events.aclose()
     assert run.cancelled
@@ -67,7 +69,7 @@ async def test_error_of_the_source_reaches_the_reader_after_what_came_before(poo
         yield 1
         raise ZeroDivisionError
 
-    events = pump(source, CallContext(), pool)
+    events = iterate_in_thread(source, CallContext(), pool)
     assert await anext(events) == 1
     with pytest.raises(ZeroDivisionError):
         await anext(events)
@@ -81,7 +83,7 @@ async def test_silence_ends_at_the_deadline(pool):
         yield 1
 
     with pytest.raises(DeadlineExceeded):
-        await anext(pump(source, CallContext(deadline=time.monotonic() + 0.02), pool))
+        await anext(iterate_in_thread(source, CallContext(deadline=time.monotonic() + 0.02), pool))
     over.set()
 
 
@@ -90,4 +92,4 @@ async def test_any_iterator_will_do(pool):
         def __iter__(self):
             return iter([1])
 
-    assert [event async for event in pump(lambda: iter(Once()), CallContext(), pool)] == [1]
+    assert [event async for event in iterate_in_thread(lambda: iter(Once()), CallContext(), pool)] == [1]

@@ -79,9 +79,9 @@ def product(tmp_path):
     made.wait_for(lambda: "Console" in made.said, 120)
     sessions = [*made.children().values(), made.process.pid]
     yield made
-    reaper.end([made.process.pid], 20)
+    reaper.end_sessions([made.process.pid], 20)
     made.process.wait()
-    reaper.end(sessions, 0)
+    reaper.end_sessions(sessions, 0)
 
 
 def test_what_dies_is_started_again_and_said_and_ctrl_c_ends_all(product):
@@ -101,16 +101,16 @@ def test_what_dies_is_started_again_and_said_and_ctrl_c_ends_all(product):
     assert product.process.wait(40) == 0, product.said
     assert "Stopping (SIGINT)" in product.said
     assert product.said.rstrip().endswith("Stopped.")
-    assert [pid for session in sessions for pid in reaper.members(session)] == []
+    assert [pid for session in sessions for pid in reaper.session_members(session)] == []
     assert "Traceback" not in product.said
 
 
 def test_killed_supervisor_leaves_no_process(product):
     sessions = list(product.children().values())
-    assert all(reaper.members(session) for session in sessions)
+    assert all(reaper.session_members(session) for session in sessions)
     product.process.kill()
     product.process.wait()
     end = time.monotonic() + 40
-    while any(reaper.members(session) for session in sessions) and time.monotonic() < end:
+    while any(reaper.session_members(session) for session in sessions) and time.monotonic() < end:
         time.sleep(0.2)
-    assert [pid for session in sessions for pid in reaper.members(session)] == []
+    assert [pid for session in sessions for pid in reaper.session_members(session)] == []

@@ -21,12 +21,12 @@ def good():
 
 
 def test_exactly_the_stated_tensors_pass():
-    tensors.check(good(), SPECS)
+    tensors.check_feeds(good(), SPECS)
 
 
 def test_batch_sizes_that_differ_are_named():
     with pytest.raises(InvalidOption, match="a 2, b 1"):
-        tensors.check({**good(), "b": np.array([b"x"], object)}, SPECS)
+        tensors.check_feeds({**good(), "b": np.array([b"x"], object)}, SPECS)
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,10 @@ def test_batch_sizes_that_differ_are_named():
     ],
 )
 def test_dtypes_carry_their_open_inference_names(array, name):
-    tensors.check({"x": array}, [TensorSpec(name="x", datatype=name, shape=(-1,))])
+    tensors.check_feeds({"x": array}, [TensorSpec(name="x", datatype=name, shape=(-1,))])
     other = "FP64" if name != "FP64" else "FP32"
     with pytest.raises(InvalidOption, match=name):
-        tensors.check({"x": array}, [TensorSpec(name="x", datatype=other, shape=(-1,))])
+        tensors.check_feeds({"x": array}, [TensorSpec(name="x", datatype=other, shape=(-1,))])
 
 
 def test_signature_ignores_the_batch_axis_and_the_order_of_names():
@@ -54,20 +54,20 @@ def test_signature_ignores_the_batch_axis_and_the_order_of_names():
 
 
 def test_only_an_engine_with_open_first_axes_batches():
-    assert tensors.batches(PlusOne())
+    assert tensors.is_batchable(PlusOne())
     fixed = PlusOne()
     fixed.outputs = (TensorSpec(name="y", datatype="FP32", shape=(3,)),)
-    assert not tensors.batches(fixed)
+    assert not tensors.is_batchable(fixed)
 
 
 @given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6))
 def test_split_undoes_join(sizes):
     requests = [{"a": np.full((size, 2), place, np.float32)} for place, size in enumerate(sizes)]
-    parts = tensors.split(tensors.join(requests), [tensors.rows(feeds) for feeds in requests])
+    parts = tensors.split_rows(tensors.join_rows(requests), [tensors.rows(feeds) for feeds in requests])
     for request, part in zip(requests, parts, strict=True):
         np.testing.assert_array_equal(part["a"], request["a"])
 
 
 def test_output_without_one_row_per_input_row_can_t_be_split():
     with pytest.raises(ValueError, match="3 rows"):
-        tensors.split({"y": np.zeros((1, 2))}, [1, 2])
+        tensors.split_rows({"y": np.zeros((1, 2))}, [1, 2])

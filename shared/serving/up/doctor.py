@@ -20,16 +20,16 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from shared.engines import available
+from shared.engines import missing_parts
 from shared.errors import FoveaError
 from shared.jobs import redis_server
 from shared.registry import discovery
 from shared.registry.weights import read_weights
-from shared.serving.device_placement import device, gpus
+from shared.serving.device_placement import choose_device, list_gpus
 from shared.serving.up.launch import port_in_use
 from shared.settings import Settings, settings
 
-__all__ = ["Finding", "doctor", "examine"]
+__all__ = ["Diagnosis", "doctor", "examine"]
 
 Verdict = Literal["good", "note", "bad"]
 
@@ -38,7 +38,7 @@ _MARKS = {"good": "[green]✓[/]", "note": "[yellow]·[/]", "bad": "[red]✗[/]"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnosis:
     """One thing looked at: `bad` keeps the product from running, `note` is worth knowing."""
 
     topic: str
@@ -60,107 +60,109 @@ def doctor(
     raise typer.Exit(0 if _runs(found) else 1)
 
 
-def examine(chosen: Settings) -> list[Finding]:
+def examine(chosen: Settings) -> list[Diagnosis]:
     """Look at everything."""
-    looks: list[Callable[[Settings], list[Finding]]] = [
+    looks: list[Callable[[Settings], list[Diagnosis]]] = [
         _python, _memory, _ports, _redis, _ray, _compilers, _gpus, _engines, _findings, _rooms, _models, _weights,
     ]  # fmt: skip
     return [finding for look in looks for finding in _safely(look, chosen)]
 
 
-def _safely(look: Callable[[Settings], list[Finding]], chosen: Settings) -> list[Finding]:
+def _safely(look: Callable[[Settings], list[Diagnosis]], chosen: Settings) -> list[Diagnosis]:
     """A look that fails is a finding too: a room that can't be imported must not hide the others."""
     try:
         return look(chosen)
     except Exception as error:  # noqa: BLE001  # told as a finding
-        return [Finding(look.__name__.lstrip("_"), "bad", f"{type(error).__name__}: {error}")]
+        return [Diagnosis(look.__name__.lstrip("_"), "bad", f"{type(error).__name__}: {error}")]
 
 
-def _runs(found: list[Finding]) -> bool:
+def _runs(found: list[Diagnosis]) -> bool:
     return all(finding.verdict != "bad" for finding in found)
 
 
-def _python(_: Settings) -> list[Finding]:
+def _python(_: Settings) -> list[Diagnosis]:
     good: Verdict = "good" if sys.version_info >= (3, 11) else "bad"
-    return [Finding("python", good, f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores")]
+    return [Diagnosis("python", good, f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores")]
 
 
-def _memory(chosen: Settings) -> list[Finding]:
+def _memory(chosen: Settings) -> list[Diagnosis]:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     chosen.data_dir.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(chosen.data_dir).free
     told = f"{total / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB free under {chosen.data_dir}"
-    return [Finding("memory", "good" if total >= _LEAST_MEMORY else "note", told)]
+    return [Diagnosis("memory", "good" if total >= _LEAST_MEMORY else "note", told)]
 
 
-def _ports(chosen: Settings) -> list[Finding]:
+def _ports(chosen: Settings) -> list[Diagnosis]:
     wanted = ((chosen.http_port, "FOVEA_HTTP_PORT"), (chosen.grpc_port, "FOVEA_GRPC_PORT"))
     taken = [said for port, variable in wanted if (said := port_in_use(chosen.host, port, variable))]
     free = f"{chosen.http_port} (HTTP) and {chosen.grpc_port} (gRPC) on {chosen.host} are free"
-    return [Finding("ports", "bad", said) for said in taken] or [Finding("ports", "good", free)]
+    return [Diagnosis("ports", "bad", said) for said in taken] or [Diagnosis("ports", "good", free)]
 
 
-def _redis(chosen: Settings) -> list[Finding]:
+def _redis(chosen: Settings) -> list[Diagnosis]:
     try:
-        redis_server.find(chosen)
+        redis_server.find_redis(chosen)
     except FoveaError as error:
-        return [Finding("redis", "bad", f"{error.detail} {error.hint or ''}")]
-    return [Finding("redis", "good", redis_server.describe(chosen))]
+        return [Diagnosis("redis", "bad", f"{error.detail} {error.hint or ''}")]
+    return [Diagnosis("redis", "good", redis_server.describe_redis(chosen))]
 
 
-def _ray(_: Settings) -> list[Finding]:
+def _ray(_: Settings) -> list[Diagnosis]:
     found = _version("ray")
-    return [Finding("ray", "good" if found else "bad", found or "missing. Try: pip install 'fovea[serving]'")]
+    return [Diagnosis("ray", "good" if found else "bad", found or "missing. Try: pip install 'fovea[serving]'")]
 
 
-def _compilers(_: Settings) -> list[Finding]:
+def _compilers(_: Settings) -> list[Diagnosis]:
     found = [name for name in ("gcc", "g++", "clang", "nvcc") if shutil.which(name)]
     told = ", ".join(found) or "none; nothing needs one, torch.compile would"
-    return [Finding("compilers", "good" if found else "note", told)]
+    return [Diagnosis("compilers", "good" if found else "note", told)]
 
 
-def _gpus(chosen: Settings) -> list[Finding]:
-    found = gpus()
+def _gpus(chosen: Settings) -> list[Diagnosis]:
+    found = list_gpus()
     told = ", ".join(found) if found else "none (no NVIDIA driver)"
-    return [Finding("gpus", "good" if found else "note", f"{told}; models load on {device(chosen.device)}")]
+    return [
+        Diagnosis("list_gpus", "good" if found else "note", f"{told}; models load on {choose_device(chosen.device)}")
+    ]
 
 
-def _engines(chosen: Settings) -> list[Finding]:
+def _engines(chosen: Settings) -> list[Diagnosis]:
     numbers = {"torch": _version("torch"), "onnx": _version("onnxruntime") or _version("onnxruntime-gpu")}
-    lacking = {name: lack for name, lack in available().items() if name != "triton"}
-    if lacking["tensorrt"] is None and not gpus():
+    lacking = {name: lack for name, lack in missing_parts().items() if name != "triton"}
+    if lacking["tensorrt"] is None and not list_gpus():
         lacking["tensorrt"] = "the provider is there, but no GPU"
     return [*(_engine(name, lack, numbers.get(name)) for name, lack in lacking.items()), _triton(chosen)]
 
 
-def _engine(name: str, lack: str | None, number: str | None) -> Finding:
+def _engine(name: str, lack: str | None, number: str | None) -> Diagnosis:
     if lack is not None:
-        return Finding("engine", "note", f"{name} not there: {lack}")
-    return Finding("engine", "good", f"{name} {number}" if number else f"{name} through onnxruntime")
+        return Diagnosis("engine", "note", f"{name} not there: {lack}")
+    return Diagnosis("engine", "good", f"{name} {number}" if number else f"{name} through onnxruntime")
 
 
-def _triton(chosen: Settings) -> Finding:
+def _triton(chosen: Settings) -> Diagnosis:
     told = chosen.triton_url or "no server (FOVEA_TRITON_URL is not set)"
-    return Finding("engine", "good" if chosen.triton_url else "note", f"triton {told}")
+    return Diagnosis("engine", "good" if chosen.triton_url else "note", f"triton {told}")
 
 
-def _findings(_: Settings) -> list[Finding]:
+def _findings(_: Settings) -> list[Diagnosis]:
     """What rooms say of themselves: entry points of group `fovea.findings`, functions that return verdict and text."""
-    return [Finding(point.name, *point.load()()) for point in entry_points(group="fovea.findings")]
+    return [Diagnosis(point.name, *point.load()()) for point in entry_points(group="fovea.findings")]
 
 
-def _rooms(_: Settings) -> list[Finding]:
-    left = discovery.skipped()
-    return [Finding("rooms", "note", f"{room} left out: needs {library}") for room, library in left.items()]
+def _rooms(_: Settings) -> list[Diagnosis]:
+    left = discovery.skipped_modules()
+    return [Diagnosis("rooms", "note", f"{room} left out: needs {library}") for room, library in left.items()]
 
 
-def _models(_: Settings) -> list[Finding]:
+def _models(_: Settings) -> list[Diagnosis]:
     found = {service: ", ".join(discovery.servables(service)) for service in discovery.SERVICES}
-    lines = [Finding("models", "good", f"{service}: {names}") for service, names in found.items() if names]
-    return lines or [Finding("models", "bad", "no service has a model; see the rooms left out")]
+    lines = [Diagnosis("models", "good", f"{service}: {names}") for service, names in found.items() if names]
+    return lines or [Diagnosis("models", "bad", "no service has a model; see the rooms left out")]
 
 
-def _weights(chosen: Settings) -> list[Finding]:
+def _weights(chosen: Settings) -> list[Diagnosis]:
     """Whether the weights files of the services and those that were imported are what their manifests say."""
     packaged = [Path(place) / "weights" for spec in _packages() for place in spec.submodule_search_locations or ()]
     return [
@@ -168,12 +170,12 @@ def _weights(chosen: Settings) -> list[Finding]:
     ]
 
 
-def _verified(file: Path) -> Finding:
+def _verified(file: Path) -> Diagnosis:
     try:
         weights = read_weights(file)
     except (FoveaError, OSError, ValueError) as error:
-        return Finding("weights", "bad", f"{file.name}: {getattr(error, 'detail', error)}")
-    return Finding("weights", "good", f"{file.name}: verified, sha256 {weights.manifest.sha256[:12]}…")
+        return Diagnosis("weights", "bad", f"{file.name}: {getattr(error, 'detail', error)}")
+    return Diagnosis("weights", "good", f"{file.name}: verified, sha256 {weights.manifest.sha256[:12]}…")
 
 
 def _packages() -> Iterator[ModuleSpec]:

@@ -21,9 +21,9 @@ from shared import telemetry
 from shared.errors import FoveaError, NotReady
 from shared.jobs.redis_server import RedisServer
 from shared.registry.discovery import services_with_models
-from shared.serving.up.processes import Children, Died
-from shared.serving.up.smoke_test import Light, first_light
-from shared.serving.up.startup_progress import News, Readiness
+from shared.serving.up.processes import ProcessDied, ProcessGroup
+from shared.serving.up.smoke_test import SmokeResult, run_smoke_test
+from shared.serving.up.startup_progress import ServiceProgress, StartupProgress
 from shared.settings import Settings, settings
 
 __all__ = ["port_in_use", "up"]
@@ -95,7 +95,7 @@ class _Product:
     async def _with(self, server: RedisServer, over: asyncio.Future[str], *, once: bool) -> int:
         """Run the children on a Redis until the work is done, something is beyond repair, or somebody asks to stop."""
         logs = self._settings.data_dir / "logs"
-        children = Children(logs, self._environment(server), self._warn, self._settings.drain_s + 10)
+        children = ProcessGroup(logs, self._environment(server), self._warn, self._settings.drain_s + 10)
         tasks = [
             asyncio.create_task(self._keep(server, children)),
             asyncio.create_task(self._work(server, children, once=once)),
@@ -105,7 +105,7 @@ class _Product:
             done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-        except (Died, FoveaError) as error:
+        except (ProcessDied, FoveaError) as error:
             self._failures += 1
             self._gave_up = True
             self._say(f"[red]Giving up.[/] {escape(str(error))}")
@@ -117,11 +117,11 @@ class _Product:
             await children.stop()
         return 1 if self._failures and (once or self._gave_up) else 0
 
-    async def _work(self, server: RedisServer, children: Children, *, once: bool) -> None:
+    async def _work(self, server: RedisServer, children: ProcessGroup, *, once: bool) -> None:
         """Start the children, follow them until they are ready, and send the first requests."""
         await children.add("ray", "shared.serving.ray")
         await children.add("gateway", "services.gateway")
-        readiness = Readiness(self._services, server.url, self._gateway)
+        readiness = StartupProgress(self._services, server.url, self._gateway)
         try:
             async with asyncio.timeout(_LONGEST_START_S):
                 async for news in readiness.news():
@@ -141,10 +141,10 @@ class _Product:
         if self._settings.auth == "keys" and key is None:
             self._warn("Keys are demanded and FOVEA_API_KEY is not set: no first requests are sent.")
             return
-        async for light in first_light(self._gateway, _OUT, key.get_secret_value() if key else None):
+        async for light in run_smoke_test(self._gateway, _OUT, key.get_secret_value() if key else None):
             self._show(light)
 
-    async def _keep(self, server: RedisServer, children: Children) -> None:
+    async def _keep(self, server: RedisServer, children: ProcessGroup) -> None:
         """Start our Redis again, with its data and port, whenever it dies."""
         while server.process is not None:
             children.watch(server.process.pid)
@@ -179,13 +179,13 @@ class _Product:
             told["FOVEA_JUDGE_BASE_URL"] = self._gateway
         return told
 
-    def _tell(self, news: News) -> None:
+    def _tell(self, news: ServiceProgress) -> None:
         self._say(f"{news.service} {_STAGES[news.stage]}: {', '.join(news.models) or 'no models'}")
         for model, reason in news.reasons.items():
             self._failures += 1
             self._say(f"  [red]{escape(model)}[/]: {escape(reason)}")
 
-    def _show(self, light: Light) -> None:
+    def _show(self, light: SmokeResult) -> None:
         self._failures += not light.good
         mark = "[green]✓[/]" if light.good else "[red]✗[/]"
         files = f" → {', '.join(map(str, light.files))}" if light.files else ""

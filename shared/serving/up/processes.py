@@ -18,7 +18,7 @@ from pathlib import Path
 from shared.serving.up import reaper
 from shared.settings import environment
 
-__all__ = ["Child", "Children", "Died"]
+__all__ = ["ManagedProcess", "ProcessDied", "ProcessGroup"]
 
 _DEATHS = 5
 _WITHIN_S = 60.0
@@ -28,11 +28,11 @@ _FIRST_PAUSE_S = 0.5
 _TAIL = 15
 
 
-class Died(Exception):
+class ProcessDied(Exception):
     """A child died again and again; the message ends with the last lines of its log."""
 
 
-class Child:
+class ManagedProcess:
     """One process and its log."""
 
     def __init__(self, name: str, arguments: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
@@ -63,7 +63,7 @@ class Child:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
                     await self.process.wait()
-        await asyncio.to_thread(reaper.end, [pid], 0.5)
+        await asyncio.to_thread(reaper.end_sessions, [pid], 0.5)
         await self.process.wait()
 
     def last_words(self) -> str:
@@ -72,7 +72,7 @@ class Child:
             return "".join(deque(lines, maxlen=_TAIL)).rstrip()
 
 
-class Children:
+class ProcessGroup:
     """All of them, in the order in which they were started."""
 
     def __init__(self, logs: Path, env: Mapping[str, str], say: Callable[[str], None], grace_s: float) -> None:
@@ -81,7 +81,7 @@ class Children:
         self._env = dict(env)
         self._say = say
         self._grace_s = grace_s
-        self._all: list[Child] = []
+        self._all: list[ManagedProcess] = []
         self._guard = subprocess.Popen(  # noqa: S603  # our own interpreter
             [sys.executable, "-m", reaper.__name__], stdin=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
@@ -94,12 +94,12 @@ class Children:
                 self._guard.stdin.write(f"{'-' if gone else '+'}{pid}\n".encode())
                 self._guard.stdin.flush()
 
-    async def add(self, name: str, *arguments: str) -> Child:
+    async def add(self, name: str, *arguments: str) -> ManagedProcess:
         """Start `python -m ARGUMENTS` and keep it alive."""
         log = self._logs / f"{name.replace(' ', '-')}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")
-        child = Child(name, arguments, log, self._env)
+        child = ManagedProcess(name, arguments, log, self._env)
         self.watch(await child.start())
         child.task = asyncio.create_task(self._keep(child))
         self._all.append(child)
@@ -121,19 +121,19 @@ class Children:
         if self.failed.done():
             self.failed.exception()
 
-    async def _keep(self, child: Child) -> None:
+    async def _keep(self, child: ManagedProcess) -> None:
         """Start a child again whenever it ends, until it has done so too often."""
         deaths: list[float] = []
         while child.process is not None:
             code, pid = await child.process.wait(), child.process.pid
             now = time.monotonic()
             deaths = [*(death for death in deaths if now - death < _WITHIN_S), now]
-            await asyncio.to_thread(reaper.end, [pid], 0.0)
+            await asyncio.to_thread(reaper.end_sessions, [pid], 0.0)
             self.watch(pid, gone=True)
             if len(deaths) >= _DEATHS:
                 words = f"{child.name} ended {_DEATHS} times in a minute. Its last lines:\n{child.last_words()}"
                 if not self.failed.done():
-                    self.failed.set_exception(Died(words))
+                    self.failed.set_exception(ProcessDied(words))
                 return
             pause = _FIRST_PAUSE_S * 2 ** (len(deaths) - 1)
             self._say(f"{child.name} ended ({_why(code)}); starting it again in {pause:g} s. Log: {child.log}")

@@ -14,12 +14,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["end", "main", "members"]
+__all__ = ["end_sessions", "main", "session_members"]
 
 _GRACE_S = 15.0
 
 
-def members(session: int) -> list[int]:
+def session_members(session: int) -> list[int]:
     """Processes of a session (its leader's pid names it), zombies left out. Needs /proc."""
     processes = (entry for entry in Path("/proc").iterdir() if entry.name.isdecimal())
     return [int(entry.name) for entry in processes if _session(entry) == session]
@@ -34,16 +34,16 @@ def _session(entry: Path) -> int | None:
     return None if state == "Z" else int(session)
 
 
-def end(sessions: Iterable[int], grace_s: float = _GRACE_S) -> None:
+def end_sessions(sessions: Iterable[int], grace_s: float = _GRACE_S) -> None:
     """Ask the leaders to stop, wait for all members, and kill those that are left after `grace_s`."""
     waiting = list(sessions)
     for leader in waiting:
         _send([leader], signal.SIGTERM)
     until = time.monotonic() + grace_s
-    while any(members(leader) for leader in waiting) and time.monotonic() < until:
+    while any(session_members(leader) for leader in waiting) and time.monotonic() < until:
         time.sleep(0.05)
     for leader in waiting:
-        while left := members(leader):
+        while left := session_members(leader):
             _send(left, signal.SIGKILL)
             time.sleep(0.02)
 
@@ -64,7 +64,7 @@ def main() -> None:
             sessions[int(line[1:])] = None
         else:
             sessions.pop(int(line[1:]), None)
-    end(reversed(sessions))
+    end_sessions(reversed(sessions))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import httpx2
 
-__all__ = ["Light", "first_light"]
+__all__ = ["SmokeResult", "run_smoke_test"]
 
 _ROUTES = {"chat": "/v1/chat/completions", "complete": "/v1/completions"}
 _PICTURES = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
@@ -23,7 +23,7 @@ _TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class Light:
+class SmokeResult:
     """What one service answered."""
 
     service: str
@@ -34,7 +34,7 @@ class Light:
     files: tuple[Path, ...] = ()
 
 
-async def first_light(gateway: str, out: Path, key: str | None = None) -> AsyncIterator[Light]:
+async def run_smoke_test(gateway: str, out: Path, key: str | None = None) -> AsyncIterator[SmokeResult]:
     """Ask one model of each service for its own example, and write the answers under `out/<service>/`.
 
     Args:
@@ -52,7 +52,7 @@ async def first_light(gateway: str, out: Path, key: str | None = None) -> AsyncI
             yield await _ask(client, entry, out / entry["service"])
 
 
-async def _ask(client: httpx2.AsyncClient, entry: Mapping[str, Any], folder: Path) -> Light:
+async def _ask(client: httpx2.AsyncClient, entry: Mapping[str, Any], folder: Path) -> SmokeResult:
     name, begun = entry["id"], time.perf_counter()
     try:
         example = (await client.get(f"/v1/models/{quote(name)}/example")).raise_for_status().json()
@@ -64,8 +64,8 @@ async def _ask(client: httpx2.AsyncClient, entry: Mapping[str, Any], folder: Pat
         files = [_write(folder / f"{_stem(name)}.json", json.dumps(answer.json(), indent=1).encode())]
         files += await _pictures(client, name, route, example, folder)
     except (httpx2.HTTPError, ValueError) as error:
-        return Light(entry["service"], name, False, time.perf_counter() - begun, _failure(error))
-    return Light(entry["service"], name, True, seconds, _summary(answer.json()), tuple(files))
+        return SmokeResult(entry["service"], name, False, time.perf_counter() - begun, _failure(error))
+    return SmokeResult(entry["service"], name, True, seconds, _summary(answer.json()), tuple(files))
 
 
 async def _pictures(client: httpx2.AsyncClient, name: str, route: str, example: Any, folder: Path) -> list[Path]:

@@ -14,13 +14,13 @@ from redis.exceptions import RedisError
 
 from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
 
-__all__ = ["News", "Readiness"]
+__all__ = ["ServiceProgress", "StartupProgress"]
 
 _POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class ServiceProgress:
     """A service has come as far as this: placed, ready, or as ready as it gets, with the reasons why not more."""
 
     service: str
@@ -29,7 +29,7 @@ class News:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-class Readiness:
+class StartupProgress:
     """Follows the services until all are as ready as they get."""
 
     def __init__(self, services: Sequence[str], url: str, gateway: str) -> None:
@@ -40,7 +40,7 @@ class Readiness:
         self._stages: dict[str, str] = {}
         self._some: dict[str, bool] = {}  # whether any model of the service is there, so that it can be routed to
 
-    async def news(self) -> AsyncIterator[News]:
+    async def news(self) -> AsyncIterator[ServiceProgress]:
         """Each step of each service once; ends when all are settled and the gateway routes to them."""
         async with _connect(self._url) as link, httpx2.AsyncClient(timeout=2.0) as client:
             while True:
@@ -52,7 +52,7 @@ class Readiness:
                     return
                 await asyncio.sleep(_POLL_S)
 
-    async def _step(self, link: Any, client: httpx2.AsyncClient, service: str) -> list[News]:
+    async def _step(self, link: Any, client: httpx2.AsyncClient, service: str) -> list[ServiceProgress]:
         stage = self._stages.get(service)
         if stage in {"ready", "incomplete"}:
             return []
@@ -60,7 +60,7 @@ class Readiness:
         if not replicas:
             return []
         now = await _how_far(client, replicas[0])
-        found = [News(service, "placed", replicas[0].models)] if stage is None else []
+        found = [ServiceProgress(service, "placed", replicas[0].models)] if stage is None else []
         if now.stage != "placed":
             found.append(now)
         self._stages[service] = now.stage
@@ -84,17 +84,17 @@ class Readiness:
         return all(known.get(service, {}).get("ready") or not self._some.get(service) for service in self._services)
 
 
-async def _how_far(client: httpx2.AsyncClient, replica: ReplicaRecord) -> News:
+async def _how_far(client: httpx2.AsyncClient, replica: ReplicaRecord) -> ServiceProgress:
     """Ready, still loading, or done loading with some models failed."""
     try:
         entries = (await client.get(f"{replica.http}/v1/models")).json()["data"]
     except (httpx2.HTTPError, ValueError, KeyError):
-        return News(replica.service, "placed", replica.models)
+        return ServiceProgress(replica.service, "placed", replica.models)
     if any(entry["state"] in {"waiting", "loading"} for entry in entries):
-        return News(replica.service, "placed", replica.models)
+        return ServiceProgress(replica.service, "placed", replica.models)
     reasons = {entry["id"]: str(entry["reason"]) for entry in entries if entry["state"] == "failed"}
     good = tuple(entry["id"] for entry in entries if entry["ready"])
-    return News(replica.service, "incomplete" if reasons else "ready", good, reasons)
+    return ServiceProgress(replica.service, "incomplete" if reasons else "ready", good, reasons)
 
 
 def _connect(url: str) -> Any:

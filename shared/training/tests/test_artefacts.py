@@ -11,7 +11,7 @@ from shared.api.tensors import TensorSpec
 from shared.engines import open_engine
 from shared.errors import NotReady
 from shared.export import artifacts as module
-from shared.export.artifacts import Artefacts, fits, refined
+from shared.export.artifacts import ExportedForms, check_tensors, refine_card
 from shared.registry import Card, LoadContext, Metric, Paper
 from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
 
@@ -50,7 +50,7 @@ def weights(tmp_path, monkeypatch):
 
 def made(weights, tmp_path, **more):
     shapes = ({"x": (1, 2, 7)}, {"x": (2, 2, 9)})
-    return Artefacts(weights, tmp_path / "cache", (GIVEN,), (WANTED,), tag="v1", shapes=shapes, **more)
+    return ExportedForms(weights, tmp_path / "cache", (GIVEN,), (WANTED,), tag="v1", shapes=shapes, **more)
 
 
 @pytest.mark.parametrize("call", [None, "twice"])
@@ -70,7 +70,7 @@ def test_graph_is_exported_once_and_its_parity_kept(weights, tmp_path, monkeypat
     artefacts = made(weights, tmp_path)
     assert artefacts.parity() is None
     path = artefacts.graph()
-    monkeypatch.setattr(Artefacts, "_export", lambda _: pytest.fail("was exported again"))
+    monkeypatch.setattr(ExportedForms, "_export", lambda _: pytest.fail("was exported again"))
     assert artefacts.graph() == path
     assert weights.manifest.sha256 in path.name
     assert artefacts.parity().max_difference == json.loads(path.with_suffix(".json").read_text())["max_difference"]
@@ -104,22 +104,22 @@ def test_engine_with_other_tensors_is_closed_and_refused(weights, tmp_path, shap
     other = Other()
     other.outputs = outputs
     with pytest.raises(NotReady, match="triton engine holds another network"):
-        fits(other, made(weights, tmp_path))
+        check_tensors(other, made(weights, tmp_path))
     assert other.closed
 
 
 def test_engine_with_the_same_tensors_fits(weights, tmp_path):
     artefacts = made(weights, tmp_path)
-    fits(open_engine(LoadContext(engine="onnx"), artefacts.forms("line")), artefacts)
+    check_tensors(open_engine(LoadContext(engine="onnx"), artefacts.forms("line")), artefacts)
 
 
 def test_card_tells_what_was_loaded(weights, tmp_path):
     facts = {"task": "segment", "summary": "s", "paper": Paper(title="t", venue="v", year=2020), "licence": "l"}
     metrics = (Metric(name="m", ours=None, data="d"), Metric(name="other", ours=None, data="d"))
     card, artefacts = Card(name="line", notes=("First.",), metrics=metrics, **facts), made(weights, tmp_path)
-    assert refined(card, artefacts, "torch").notes == ("First.",)
+    assert refine_card(card, artefacts, "torch").notes == ("First.",)
     artefacts.graph()
-    served = refined(card, artefacts, "onnx")
+    served = refine_card(card, artefacts, "onnx")
     assert (served.weights, served.parameters) == (weights.manifest.sha256, 33)
     assert [metric.ours for metric in served.metrics] == [0.5, None]
     assert "differs from torch" in served.notes[1]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from shared.errors import Malformed
-from shared.training.safe_unpickler import read_inert
+from shared.training.safe_unpickler import read_unpickled
 
 
 class Net(nn.Module):
@@ -44,7 +44,7 @@ def _saved(file: Path, thing: Any) -> Path:
 
 def test_a_model_object_comes_out_as_its_state_dict(tmp_path: Path) -> None:
     net = Net()
-    held = read_inert(_saved(tmp_path / "net.pt", {"epoch": 3, "model": net.half(), "ema": None}))
+    held = read_unpickled(_saved(tmp_path / "net.pt", {"epoch": 3, "model": net.half(), "ema": None}))
     expected = net.float().state_dict()
     assert list(held) == list(expected)
     assert all(torch.equal(held[key], value) for key, value in expected.items())
@@ -54,7 +54,7 @@ def test_a_model_object_comes_out_as_its_state_dict(tmp_path: Path) -> None:
 
 def test_averaged_weights_win(tmp_path: Path) -> None:
     live, average = Net(), Net()
-    held = read_inert(_saved(tmp_path / "net.pt", {"model": live, "ema": average}))
+    held = read_unpickled(_saved(tmp_path / "net.pt", {"model": live, "ema": average}))
     assert torch.equal(held["model.0.weight"], average.state_dict()["model.0.weight"])
 
 
@@ -62,7 +62,7 @@ def test_nothing_in_the_file_is_run(tmp_path: Path) -> None:
     sprung = tmp_path / "sprung"
     net = Net()
     net.trap = Trap(sprung)  # type: ignore[assignment]  # what an attacker would put there
-    held = read_inert(_saved(tmp_path / "net.pt", {"model": net, "more": Trap(sprung)}))
+    held = read_unpickled(_saved(tmp_path / "net.pt", {"model": net, "more": Trap(sprung)}))
     assert "model.0.weight" in held
     assert not sprung.exists()
 
@@ -75,13 +75,13 @@ def test_a_view_outside_of_its_storage_is_refused(tmp_path: Path) -> None:
         for name, raw in entries.items():
             archive.writestr(name, raw[:4] if "/data/" in name else raw)
     with pytest.raises(Malformed, match="broken"):
-        read_inert(file)
+        read_unpickled(file)
 
 
 @pytest.mark.parametrize("thing", [{"model": 3}, [1, 2], {"a": torch.zeros(2)}])
 def test_a_file_without_a_model_is_told_so(tmp_path: Path, thing: Any) -> None:
     with pytest.raises(Malformed, match="holds no model"):
-        read_inert(_saved(tmp_path / "thing.pt", thing))
+        read_unpickled(_saved(tmp_path / "thing.pt", thing))
 
 
 @pytest.mark.parametrize("raw", [b"", b"PK\x03\x04 not", pickle.dumps({"a": 1})])
@@ -89,4 +89,4 @@ def test_broken_files_are_told_so(tmp_path: Path, raw: bytes) -> None:
     file = tmp_path / "broken.pt"
     file.write_bytes(raw)
     with pytest.raises(Malformed, match="broken"):
-        read_inert(file)
+        read_unpickled(file)

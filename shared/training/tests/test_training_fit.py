@@ -12,7 +12,7 @@ from safetensors import safe_open
 from shared.errors import Cancelled, Conflict, InvalidOption
 from shared.registry import CallContext
 from shared.training.recipe import MultiScale, Schedule
-from shared.training.trainer import Progress, fit
+from shared.training.trainer import FitProgress, fit
 
 
 def weights(fitted):
@@ -50,7 +50,7 @@ def test_an_interrupted_fit_ends_where_an_uninterrupted_one_does(line, tmp_path)
     whole = fit(line(), tmp_path / "whole")
     run = CallContext()
 
-    def stop(progress: Progress) -> None:
+    def stop(progress: FitProgress) -> None:
         if progress.step == 33:
             run.cancel()
 
@@ -198,8 +198,8 @@ def test_resizing_aligns_corners_and_leaves_the_right_size_alone():
 
 
 def test_progress_starts_with_nothing_known():
-    assert math.isnan(Progress().loss)
-    assert Progress().best == -math.inf
+    assert math.isnan(FitProgress().loss)
+    assert FitProgress().best == -math.inf
 
 
 def test_a_score_that_is_no_number_still_leaves_weights(line, tmp_path):

@@ -16,7 +16,7 @@ from shared.registry.weights import read_weights
 from shared.settings import Settings
 from shared.training import checkpoint_import, recipe
 from shared.training import cli as training_cli
-from shared.training.cli import configured
+from shared.training.cli import configure_recipe
 from shared.training.publish import publish
 from shared.training.recipe import recipe_named, recipes
 from shared.training.trainer import fit
@@ -48,7 +48,7 @@ def test_an_unknown_recipe_lists_the_known_ones():
 
 
 def test_knobs_are_set_by_name_and_dots_reach_into_groups(line):
-    chosen = configured(line, ["seed=7", "schedule.steps=5", "schedule.clamp=0.25"])
+    chosen = configure_recipe(line, ["seed=7", "schedule.steps=5", "schedule.clamp=0.25"])
     assert (chosen.seed, chosen.schedule.steps, chosen.schedule.clamp) == (7, 5, 0.25)
     assert chosen.schedule.rate == line().schedule.rate
 
@@ -60,7 +60,7 @@ def test_knobs_are_set_by_name_and_dots_reach_into_groups(line):
 )  # fmt: skip
 def test_a_wrong_knob_is_told_by_its_name(line, assignment, told):
     with pytest.raises(InvalidOption, match=told):
-        configured(line, [assignment])
+        configure_recipe(line, [assignment])
 
 
 def test_published_weights_are_those_that_were_measured(line, tmp_path):

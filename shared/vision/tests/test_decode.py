@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shared.errors import BadInput, Malformed, TooLarge, UnsupportedMedia
-from shared.vision.decode import READABLE, Bounds, decode
+from shared.vision.decode import READABLE, DecodeBounds, decode
 from shared.vision.format_detection import sniff, webp_canvas
 from tests.bad_pictures import CORNERS, encoded, odd, png, quadrants, refused
 
@@ -58,15 +58,15 @@ def test_limit_and_value_are_named():
     with pytest.raises(TooLarge, match=r"400,000,000 in all; the limit is 64,000,000"):
         decode(REFUSED["bomb-png"].data)
     with pytest.raises(TooLarge, match=r"bytes; the limit is 100"):
-        decode(ODD["png"].data, Bounds(bytes=100))
+        decode(ODD["png"].data, DecodeBounds(bytes=100))
     with pytest.raises(TooLarge, match=r"64×48 pixels; the longest side may have 63"):
-        decode(ODD["png"].data, Bounds(max_side=63))
+        decode(ODD["png"].data, DecodeBounds(max_side=63))
     with pytest.raises(Malformed, match=r"shortest side must have at least 49"):
-        decode(ODD["png"].data, Bounds(min_side=49))
+        decode(ODD["png"].data, DecodeBounds(min_side=49))
 
 
 def test_bounds_are_inclusive():
-    found = decode(ODD["png"].data, Bounds(bytes=len(ODD["png"].data), pixels=64 * 48, min_side=48, max_side=64))
+    found = decode(ODD["png"].data, DecodeBounds(bytes=len(ODD["png"].data), pixels=64 * 48, min_side=48, max_side=64))
     assert found.width == 64
 
 
@@ -166,7 +166,7 @@ def test_damaged_bytes_are_read_or_refused_but_never_crash(name, edits, end):
     for place, value in edits:
         data[place % len(data)] = value
     try:
-        found = decode(bytes(data[: len(data) - end % len(data)]), Bounds(pixels=1_000_000))
+        found = decode(bytes(data[: len(data) - end % len(data)]), DecodeBounds(pixels=1_000_000))
     except BadInput:
         return
     assert found.pixels.shape[2] == 3

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from shared.vision.mask_regions import keep, occupied, outlines, regions, run_lengths, unpack_run_lengths
+from shared.vision.mask_regions import keep_regions, occupied_window, outlines, regions, run_lengths, unpack_run_lengths
 
 masks = arrays(bool, st.tuples(st.integers(1, 14), st.integers(1, 14)))
 
@@ -96,28 +96,28 @@ def test_regions_agree_with_their_label_map(mask):
     for region in found:
         here = labels == region.label
         assert region.area == here.sum()
-        assert occupied(here) == (region.rows, region.columns)
+        assert occupied_window(here) == (region.rows, region.columns)
         assert ndimage.label(here, np.ones((3, 3)))[1] == 1
 
 
 @given(masks, st.integers(1, 9))
 def test_keeping_regions_keeps_exactly_their_pixels(mask, least):
     found, labels = regions(mask)
-    kept = keep(labels, [region for region in found if region.area >= least])
+    kept = keep_regions(labels, [region for region in found if region.area >= least])
     assert kept.sum() == sum(region.area for region in found if region.area >= least)
     assert not (kept & ~mask).any()
 
 
 def test_window_of_a_mask_is_tight():
-    assert occupied(RING) == (slice(1, 4), slice(1, 5))
-    assert occupied(np.zeros((3, 4), bool)) == (slice(0, 0), slice(0, 0))
+    assert occupied_window(RING) == (slice(1, 4), slice(1, 5))
+    assert occupied_window(np.zeros((3, 4), bool)) == (slice(0, 0), slice(0, 0))
 
 
 def test_empty_mask_has_nothing():
     empty = np.zeros((5, 7), bool)
     assert outlines(empty) == []
     assert regions(empty)[0] == []
-    assert not keep(regions(empty)[1], []).any()
+    assert not keep_regions(regions(empty)[1], []).any()
 
 
 @given(masks)

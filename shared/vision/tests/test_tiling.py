@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.vision.tiling import mirrored, padded, tiled, windows
+from shared.vision.tiling import mirror_positions, padded_length, tiled, windows
 
 sides = st.integers(1, 300)
 cores = st.sampled_from([32, 64, 96])
@@ -27,8 +27,8 @@ def test_cores_cover_every_pixel_once_and_windows_stay_on_the_grid(height, width
         for value in (window.top, window.left, window.height, window.width):
             assert value % 32 == 0
         assert max(window.height, window.width) <= core + 2 * context
-        assert window.top + window.height <= padded(height)
-        assert window.left + window.width <= padded(width)
+        assert window.top + window.height <= padded_length(height)
+        assert window.left + window.width <= padded_length(width)
     assert (seen == 1).all()
 
 
@@ -41,7 +41,7 @@ def test_a_network_that_copies_gives_the_picture_back(height, width, core, conte
 
 @given(length=st.integers(1, 40), beyond=st.integers(0, 100))
 def test_mirroring_repeats_as_often_as_needed(length, beyond):
-    found = mirrored(0, length + beyond, length)
+    found = mirror_positions(0, length + beyond, length)
     expected = np.pad(np.arange(length), (0, beyond), mode="reflect" if length > 1 else "edge")
     assert found.tolist() == expected.tolist()
 
@@ -58,7 +58,7 @@ def test_with_context_enough_tiles_equal_the_padded_whole(size):
         return F.conv2d(x, weight, padding=4) + cells
 
     image = torch.rand(1, 3, *size)
-    rows, columns = (mirrored(0, padded(side), side) for side in size)
+    rows, columns = (mirror_positions(0, padded_length(side), side) for side in size)
     whole = network(image[:, :, rows][:, :, :, columns])[:, :, : size[0], : size[1]]
     torch.testing.assert_close(tiled(network, image, core=32, context=32), whole, rtol=0, atol=1e-4)
 

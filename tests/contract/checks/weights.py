@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.lm.bundled_models import shipped_gguf
+from shared.lm.bundled_models import bundled_gguf
 from shared.registry import network
 from shared.registry.discovery import shipped_weights
 from shared.registry.weights import read_weights
@@ -31,7 +31,7 @@ Arrays = Mapping[str, np.ndarray]
 def _files() -> dict[str, Path]:
     """Every file of weights that came with the packages, by the sha256 of its bytes."""
     found = {hashlib.sha256(file.read_bytes()).hexdigest(): file for file in shipped_weights().values()}
-    if (gguf := shipped_gguf()) is not None:
+    if (gguf := bundled_gguf()) is not None:
         found[hashlib.sha256(gguf.read_bytes()).hexdigest()] = gguf
     return found
 

@@ -10,18 +10,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from shared.registry.sparsity_claims import claimed as put_together
-from shared.registry.sparsity_claims import measured
+from shared.registry.sparsity_claims import build_claim as put_together
+from shared.registry.sparsity_claims import read_measurements
 from shared.sparsity import Pattern, Phases, SparsityClaim
 
-__all__ = ["MEASURED", "claimed"]
+__all__ = ["MEASURED", "build_method_claim"]
 
 MEASURED = Path(__file__).with_name("claims.json")
 
 Form = Literal["sparse", "dense"]
 
 
-def claimed(
+def build_method_claim(
     name: str, *, granularity: Literal["block", "head", "token-topk"], mask: Literal["static", "dynamic"],
     prefill: Form = "dense", decode: Form = "dense",
 ) -> SparsityClaim:  # fmt: skip
@@ -34,7 +34,7 @@ def claimed(
         prefill: Whether prompts are read sparsely.
         decode: Whether answers are.
     """
-    facts = dict(measured(MEASURED).get(name, {}))
+    facts = dict(read_measurements(MEASURED).get(name, {}))
     knobs = facts.pop("knobs", {})
     return put_together(
         f"longctx/{name}", facts, kind="attention", granularity=granularity, mask=mask, when="post",

@@ -17,7 +17,7 @@ from services.llm_longctx.methods.core.attention_method import AttentionMethod, 
 from services.llm_longctx.methods.core.hook_inputs import Chunk
 from services.llm_longctx.methods.core.hook_results import Blocks, Dense, PrefillPlan, TokenLists, TokenRows
 from services.llm_longctx.methods.core.oracle import blocks_to_tokens, causal, grouped, probabilities
-from services.llm_longctx.methods.core.sparsity_claims import claimed
+from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
 from services.llm_longctx.methods.dhsa.blocks import Grid, select_blocks
 from services.llm_longctx.methods.dhsa.chunks import fixed_boundaries, mass_ratios, select_boundaries, select_tokens
 
@@ -37,7 +37,7 @@ class Dhsa(AttentionMethod):
     granularity = "block"
     evidence = "block means"
     chunk_invariant = False
-    sparsity = claimed("dhsa", granularity="token-topk", mask="dynamic", prefill="sparse")
+    sparsity = build_method_claim("dhsa", granularity="token-topk", mask="dynamic", prefill="sparse")
 
     variant: Literal["chunks", "topk", "a", "vs", "vsb"] = Field("chunks", description="How is chosen.")
     block: int = Field(64, ge=1, le=4096, description="Queries that share a selection.")
