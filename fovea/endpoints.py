@@ -24,9 +24,22 @@ from shared.api.model import ModelEntry, ModelList
 from shared.errors import NotFound
 
 __all__ = [
-    "cancel", "chat", "chat_stream", "default_of", "example", "job", "job_events", "jobs", "model", "models", "queued",
-    "result", "retry", "segment", "task",
-]  # fmt: skip
+    "cancel",
+    "chat",
+    "chat_stream",
+    "default_of",
+    "example",
+    "job",
+    "job_events",
+    "jobs",
+    "model",
+    "models",
+    "queued",
+    "result",
+    "retry",
+    "segment",
+    "task",
+]
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -47,11 +47,14 @@ def broken_off(event: Any) -> FoveaError | None:
     status = told.get("status")
     return from_problem(
         Problem(
-            title="The answer broke off", status=status if isinstance(status, int) else 500,
-            detail=_text(told, "detail") or "The answer broke off.", code=_text(told, "code") or "",
-            hint=_text(told, "hint"), field=_text(told, "field"),
+            title="The answer broke off",
+            status=status if isinstance(status, int) else 500,
+            detail=_text(told, "detail") or "The answer broke off.",
+            code=_text(told, "code") or "",
+            hint=_text(told, "hint"),
+            field=_text(told, "field"),
         )
-    )  # fmt: skip
+    )
 
 
 @contextmanager

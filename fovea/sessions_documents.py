@@ -16,9 +16,20 @@ from fovea.endpoints import into
 from shared.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentText, Session, SessionList, SurpriseTrace
 
 __all__ = [
-    "delete_document", "delete_session", "document", "documents", "export_state", "fork", "import_state",
-    "open_session", "rollback", "session", "sessions", "store_document", "surprise",
-]  # fmt: skip
+    "delete_document",
+    "delete_session",
+    "document",
+    "documents",
+    "export_state",
+    "fork",
+    "import_state",
+    "open_session",
+    "rollback",
+    "session",
+    "sessions",
+    "store_document",
+    "surprise",
+]
 
 
 def open_session(model: str | None = None) -> Call[Session]:

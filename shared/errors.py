@@ -180,10 +180,20 @@ def by_status(status: int) -> type[FoveaError]:
     known: dict[int, type[FoveaError]] = {
         cls.status: cls
         for cls in (
-            BadInput, Unauthenticated, PermissionDenied, NotFound, Conflict, TooLarge, UnsupportedMedia,
-            InvalidOption, RateLimited, Cancelled, NotReady, DeadlineExceeded,
+            BadInput,
+            Unauthenticated,
+            PermissionDenied,
+            NotFound,
+            Conflict,
+            TooLarge,
+            UnsupportedMedia,
+            InvalidOption,
+            RateLimited,
+            Cancelled,
+            NotReady,
+            DeadlineExceeded,
         )
-    }  # fmt: skip
+    }
     return known.get(status, BadInput if 400 <= status < 500 else Fault)
 
 

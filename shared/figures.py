@@ -27,21 +27,25 @@ _RETRIEVED = Counter("landmark_blocks_retrieved_total", "Blocks fetched by queri
 _MOVED = Counter("landmark_bytes_moved_total", "Bytes of blocks fetched from where they wait.", ["model"])
 _RESIDENT = Gauge("landmark_blocks_resident", "Blocks of documents that are kept.", ["model"])
 _DOCUMENTS = Counter(
-    "landmark_documents_total", "Documents stored or asked about: blocks were local, fetched, or are read.",
+    "landmark_documents_total",
+    "Documents stored or asked about: blocks were local, fetched, or are read.",
     ["model", "blocks"],
-)  # fmt: skip
+)
 _UNSHARED = Counter(
-    "landmark_blocks_unshared_total", "Blocks that replicas can't share: too_large, invalid when fetched, or away.",
+    "landmark_blocks_unshared_total",
+    "Blocks that replicas can't share: too_large, invalid when fetched, or away.",
     ["model", "reason"],
-)  # fmt: skip
+)
 _STATE = Gauge("titans_state_bytes", "Bytes of the last session state that was written.", ["model"])
 _NONFINITE = Counter("titans_nonfinite_total", "States that were not finite, and were dropped.", ["model"])
 _ROLLBACKS = Counter("titans_rollbacks_total", "Sessions that went back to an earlier version.", ["model"])
 _CONFLICTS = Counter("titans_lock_conflicts_total", "Writes that came second.", ["model"])
 _SURPRISE = Histogram(
-    "titans_surprise", "Mean surprise of a request's tokens.", ["model"],
+    "titans_surprise",
+    "Mean surprise of a request's tokens.",
+    ["model"],
     buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
-)  # fmt: skip
+)
 _MIXER = Gauge(
     "mixer_state_bytes", "Bytes that layers of a mixer remembered of the last request.", ["model", "variant"]
 )

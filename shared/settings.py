@@ -35,9 +35,10 @@ class Settings(BaseSettings):
     )
     services: str = Field("", description="Comma-separated services to start; empty means all that have a model.")
     upstreams: str = Field(
-        "", description="Fixed upstreams, `service=http://host:port[|grpc://host:port]`, comma-separated; "
-        "they win over replicas that announce themselves (a Kubernetes Service, a Triton server)."
-    )  # fmt: skip
+        "",
+        description="Fixed upstreams, `service=http://host:port[|grpc://host:port]`, comma-separated; "
+        "they win over replicas that announce themselves (a Kubernetes Service, a Triton server).",
+    )
 
     # Who may call.
     auth: Literal["insecure-local", "keys"] = Field("insecure-local", description="`keys` demands an API key.")
@@ -74,9 +75,11 @@ class Settings(BaseSettings):
         0.01, ge=0, le=1, description="Share of answers under an attention method that is run again densely, off-peak."
     )
     llm_floor: float = Field(
-        0.5, ge=0, le=1,
+        0.5,
+        ge=0,
+        le=1,
         description="Median agreement with dense attention below which a method with its knobs is held back; 0 never.",
-    )  # fmt: skip
+    )
 
     judge_base_url: str = Field(
         "http://127.0.0.1:8080", description="OpenAI-compatible endpoint that judges ask; by default our own gateway."
@@ -85,14 +88,17 @@ class Settings(BaseSettings):
 
     # What models remember between requests.
     session_key: SecretStr | None = Field(
-        None, description="Master key under which sessions and documents are sealed; unset, `<data_dir>/session.key`. "
-        "Replicas that do not share a data folder need the same one."
-    )  # fmt: skip
+        None,
+        description="Master key under which sessions and documents are sealed; unset, `<data_dir>/session.key`. "
+        "Replicas that do not share a data folder need the same one.",
+    )
     session_ttl_s: int = Field(7 * 24 * 3600, ge=1, description="How long unused sessions and documents are kept.")
     document_blocks_bytes: int = Field(
-        64 * 2**20, ge=0, description="Most bytes that Redis keeps per tenant of what models made of documents, so "
-        "that no other replica reads them again; the longest unused go first. 0 keeps nothing."
-    )  # fmt: skip
+        64 * 2**20,
+        ge=0,
+        description="Most bytes that Redis keeps per tenant of what models made of documents, so "
+        "that no other replica reads them again; the longest unused go first. 0 keeps nothing.",
+    )
 
     # Jobs.
     job_ttl_s: int = Field(24 * 3600, ge=1, description="How long a finished job and its result are kept.")

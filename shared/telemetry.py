@@ -64,29 +64,37 @@ DROPPED_FRAMES = Counter(
     "fovea_dropped_frames_total", "Frames of streams left out because newer ones had arrived.", ["service", "model"]
 )
 KERNEL_CALLS = Counter(
-    "fovea_kernel_calls_total", "Calls of attention kernels, and why a faster one was passed over.",
+    "fovea_kernel_calls_total",
+    "Calls of attention kernels, and why a faster one was passed over.",
     ["op", "backend", "reason"],
-)  # fmt: skip
+)
 IN_FLIGHT = Gauge("fovea_in_flight", "Requests being served.", ["service"])
 
 _NATS = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 
 FIDELITY_KL = Histogram(
-    "fovea_fidelity_kl_nats", "KL(dense || method) per token of answers that were run again densely.",
-    ["model", "method"], buckets=_NATS,
-)  # fmt: skip
-FIDELITY_TOP1 = Histogram(
-    "fovea_fidelity_top1_agreement", "Share of tokens on which a method agrees with dense attention.",
-    ["model", "method"], buckets=(0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1),
-)  # fmt: skip
-FIDELITY_DELTA = Histogram(
-    "fovea_fidelity_loss_nats", "Log-likelihood per token that a method loses against dense attention.",
-    ["model", "method"], buckets=(-1, -0.1, -0.01, 0, *_NATS),
-)  # fmt: skip
-FIDELITY_HELD = Gauge(
-    "fovea_fidelity_held_back", "Variants of a method (its knobs, plan and budget) that dense serves in place of.",
+    "fovea_fidelity_kl_nats",
+    "KL(dense || method) per token of answers that were run again densely.",
     ["model", "method"],
-)  # fmt: skip
+    buckets=_NATS,
+)
+FIDELITY_TOP1 = Histogram(
+    "fovea_fidelity_top1_agreement",
+    "Share of tokens on which a method agrees with dense attention.",
+    ["model", "method"],
+    buckets=(0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1),
+)
+FIDELITY_DELTA = Histogram(
+    "fovea_fidelity_loss_nats",
+    "Log-likelihood per token that a method loses against dense attention.",
+    ["model", "method"],
+    buckets=(-1, -0.1, -0.01, 0, *_NATS),
+)
+FIDELITY_HELD = Gauge(
+    "fovea_fidelity_held_back",
+    "Variants of a method (its knobs, plan and budget) that dense serves in place of.",
+    ["model", "method"],
+)
 
 METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -120,9 +128,11 @@ class bind:  # noqa: N801  # used like a function; a class costs a third of a ge
     def __enter__(self) -> Context:
         now = _context.get()
         filled = Context(
-            self._fields.get("request_id", now.request_id), self._fields.get("service", now.service),
-            self._fields.get("model", now.model), self._fields.get("traceparent", now.traceparent),
-        )  # fmt: skip
+            self._fields.get("request_id", now.request_id),
+            self._fields.get("service", now.service),
+            self._fields.get("model", now.model),
+            self._fields.get("traceparent", now.traceparent),
+        )
         self._token = _context.set(filled)
         return filled
 

@@ -138,7 +138,7 @@ def refused() -> tuple[RefusedPicture, ...]:
         RefusedPicture("svg", b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', 415),
         RefusedPicture("noise", b"\x00\x01" + noise, 415),
         RefusedPicture("float-tiff", encoded(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"), 415),
-    )  # fmt: skip
+    )
 
 
 def _turned(page: Image.Image, orientation: int) -> tuple[Image.Image, Image.Exif]:
@@ -186,4 +186,4 @@ def odd() -> tuple[OddPicture, ...]:
         OddPicture("16-bit-rgb-png", _deep_png(*size), size, plain=True),
         OddPicture("one-pixel", encoded(Image.new("RGB", (1, 1)), "PNG"), (1, 1), plain=True),
         OddPicture("thin", encoded(Image.new("RGB", (3000, 1)), "PNG"), (3000, 1), plain=True),
-    )  # fmt: skip
+    )

@@ -46,9 +46,12 @@ def _parameters(kind: type[BaseModel], without: frozenset[str]) -> Iterator[insp
         if name in without:
             continue
         option = typer.Option(
-            help=_help(field), show_default=False, rich_help_panel=_PANEL,
-            min=_bound(field, "ge"), max=_bound(field, "le"),
-        )  # fmt: skip
+            help=_help(field),
+            show_default=False,
+            rich_help_panel=_PANEL,
+            min=_bound(field, "ge"),
+            max=_bound(field, "le"),
+        )
         kind_of_value: Any = _type(field) | None
         annotation: Any = operator.getitem(cast("Any", Annotated), (kind_of_value, option))
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

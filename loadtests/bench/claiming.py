@@ -25,6 +25,12 @@ def timing(ours: Sequence[float], dense: Sequence[float], **said: Any) -> dict[s
     """`measured` of a claim, from milliseconds of both; `said` is what the clock does not know."""
     p50, dense_p50 = statistics.median(ours), statistics.median(dense)
     return {
-        "speedup": dense_p50 / p50, "device": machine()["cpu"], "kernel_sparse": True, "runs": len(ours),
-        "p50_ms": p50, "p95_ms": float(np.percentile(ours, 95)), "dense_p50_ms": dense_p50, **said,
-    }  # fmt: skip
+        "speedup": dense_p50 / p50,
+        "device": machine()["cpu"],
+        "kernel_sparse": True,
+        "runs": len(ours),
+        "p50_ms": p50,
+        "p95_ms": float(np.percentile(ours, 95)),
+        "dense_p50_ms": dense_p50,
+        **said,
+    }

@@ -60,8 +60,11 @@ def _run(restorer: RRFormerRestorer, picture: bytes, limit: int | None = None) -
         restorer.predict([request], run)
     cost = planned.estimate
     return {
-        "done": run.done, "tiles": cost.tiles, "seconds": run.ended - begun, "estimated_mib": cost.memory_mib,
-    }  # fmt: skip
+        "done": run.done,
+        "tiles": cost.tiles,
+        "seconds": run.ended - begun,
+        "estimated_mib": cost.memory_mib,
+    }
 
 
 def _photograph(width: int, height: int) -> bytes:

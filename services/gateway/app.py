@@ -57,10 +57,16 @@ class Gateway:
         """Put one together; nothing is opened yet."""
         fleet, client = ReplicaRegistry(settings), UpstreamClient()
         return cls(
-            settings=settings, fleet=fleet, client=client, proxy=Proxy(settings, fleet, client),
-            keys=KeyRing(settings.keys_path), limits=RateLimiter(settings), models=Models(fleet, client),
-            document=Document(fleet, client), queue=queue,
-        )  # fmt: skip
+            settings=settings,
+            fleet=fleet,
+            client=client,
+            proxy=Proxy(settings, fleet, client),
+            keys=KeyRing(settings.keys_path),
+            limits=RateLimiter(settings),
+            models=Models(fleet, client),
+            document=Document(fleet, client),
+            queue=queue,
+        )
 
     async def stop(self) -> None:
         """Hang up everywhere."""
@@ -80,11 +86,16 @@ def build_gateway(settings: Settings, queue: JobQueue | None = None) -> FastAPI:
         An app whose `state.gateway` is the `Gateway`. Its lifespan watches the replicas and closes what was opened.
     """
     app = FastAPI(
-        title="Fovea", version="1", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan,
+        title="Fovea",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=_lifespan,
         description="Attention-based research models, served: pictures, text, tensors, experiments and judgements.",
         exception_handlers={HTTPException: _on_http, RequestValidationError: _on_invalid},
         redirect_slashes=False,
-    )  # fmt: skip
+    )
     app.state.gateway = Gateway.of(settings, queue)
     for router in _ROUTERS:
         app.include_router(router)

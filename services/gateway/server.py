@@ -95,8 +95,17 @@ def server(app: object, settings: Settings) -> uvicorn.Server:
     protocol = type("Patient", (_Patient,), {"header_timeout_s": settings.body_timeout_s})
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]  # an ASGI app
-        host=settings.host, port=settings.http_port, http=protocol, loop="uvloop", ws="none", lifespan="on",
-        log_config=None, access_log=False, server_header=False, proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=max(int(settings.drain_s), 1),
-    )  # fmt: skip
+        host=settings.host,
+        port=settings.http_port,
+        http=protocol,
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(int(settings.drain_s), 1),
+    )
     return uvicorn.Server(config)

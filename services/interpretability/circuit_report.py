@@ -85,23 +85,36 @@ def report_of(spec: CircuitsSpec, subject: Subject, study: Study) -> Report:
     text = study.cases[0].text
     grids = [
         Grid(
-            name=f"effect on {name}", values=matrix(values), **axes, scale="diverging", text=text,
+            name=f"effect on {name}",
+            values=matrix(values),
+            **axes,
+            scale="diverging",
+            text=text,
             caption="Share of the answer's logit difference that the head's corrupt path moves towards the "
             "counterfactual: 1 undoes the answer, below 0 helps it. Effects need not add up to 1. Empty: no path.",
         )
         for name, values in study.stages.items()
-    ]  # fmt: skip
+    ]
     attribution = Grid(
-        name="attribution", values=matrix(study.task["heads"]), **axes, scale="diverging", unit="logits", text=text,
+        name="attribution",
+        values=matrix(study.task["heads"]),
+        **axes,
+        scale="diverging",
+        unit="logits",
+        text=text,
         caption="What each head writes straight towards the right answer and away from the wrong one, at the end.",
-    )  # fmt: skip
+    )
     kinds = classes(study, spec.fraction)
     return Report(
-        title=f"Circuit of {spec.task}", warnings=_warnings(study), scalars=_scalars(study),
-        tables=[_heads(study, kinds, spec.fraction), _by_kind(study)], grids=[*grids, attribution],
-        bars=_knockout(spec, study), graphs=[graph := _graph(study, kinds, spec.fraction)],
+        title=f"Circuit of {spec.task}",
+        warnings=_warnings(study),
+        scalars=_scalars(study),
+        tables=[_heads(study, kinds, spec.fraction), _by_kind(study)],
+        grids=[*grids, attribution],
+        bars=_knockout(spec, study),
+        graphs=[graph := _graph(study, kinds, spec.fraction)],
         artefacts=[Artefact.of("circuit.json", canonical(graph.model_dump(mode="json")))],
-    )  # fmt: skip
+    )
 
 
 def classes(study: Study, fraction: float) -> dict[Head, str]:
@@ -189,10 +202,12 @@ def _graph(study: Study, kinds: Mapping[Head, str], fraction: float) -> Graph:
         for head in study.found(stage, fraction):
             edges += [Edge(source=head_name(head), target=target, value=float(effect[head])) for target in targets]
     return Graph(
-        name="circuit", nodes=[nodes[head] for head in sorted(nodes)], edges=edges,
+        name="circuit",
+        nodes=[nodes[head] for head in sorted(nodes)],
+        edges=edges,
         caption="Heads by layer; an edge is as wide as the effect of its source through all receivers of that stage "
         "together, blue where corrupting it takes from the answer and orange where it helps.",
-    )  # fmt: skip
+    )
 
 
 def _target(study: Study, receiver: tuple[int, str, int]) -> str:
@@ -211,12 +226,14 @@ def _knockout(spec: CircuitsSpec, study: Study) -> list[Bars]:
     top = f"top {spec.knockout}"
     return [
         Bars(
-            name="knockout", unit="logits",
+            name="knockout",
+            unit="logits",
             bars=[
-                Bar(label="none", value=study.clean), Bar(label=top, value=study.knockout[top]["logit_diff"]),
+                Bar(label="none", value=study.clean),
+                Bar(label=top, value=study.knockout[top]["logit_diff"]),
                 Bar(label=f"random {spec.knockout}", value=mean, low=mean - sd, high=mean + sd),
             ],
             caption=f"Logit difference with heads zeroed: those of largest attribution, and {len(draws)} random draws "
             "of as many others (mean ± sd).",
         )
-    ]  # fmt: skip
+    ]

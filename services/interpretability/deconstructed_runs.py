@@ -28,8 +28,14 @@ Variant = Literal["standard", "mlp", "approximate", "nonapproximate", "random_qk
 Layout = Literal["uniform", "hybrid"]
 
 VARIANTS: tuple[Variant, ...] = (
-    "standard", "mlp", "approximate", "nonapproximate", "random_qk", "fixed_qk", "static_qk",
-)  # fmt: skip
+    "standard",
+    "mlp",
+    "approximate",
+    "nonapproximate",
+    "random_qk",
+    "fixed_qk",
+    "static_qk",
+)
 LAYOUTS: tuple[Layout, ...] = ("uniform", "hybrid")
 
 _POINTS = 8
@@ -69,9 +75,17 @@ class StudyRun(ByteRecipe):
     def of(cls, mixer: Variant, layout: Layout, seed: int, steps: int, size: Size, text: str | None) -> StudyRun:
         """The run of a cell."""
         schedule = Schedule(
-            steps=steps, batch=size.batch, rate=2e-3, floor=2e-5, warm_up=min(100, steps // 10), decay=0.01, ema=0.98,
-            clip=1.0, betas=(0.9, 0.95), validate_every=max(1, -(-steps // _POINTS)),
-        )  # fmt: skip
+            steps=steps,
+            batch=size.batch,
+            rate=2e-3,
+            floor=2e-5,
+            warm_up=min(100, steps // 10),
+            decay=0.01,
+            ema=0.98,
+            clip=1.0,
+            betas=(0.9, 0.95),
+            validate_every=max(1, -(-steps // _POINTS)),
+        )
         return cls(seed=seed, schedule=schedule, context=size.context, size=size, mixer=mixer, layout=layout, text=text)
 
     def config(self) -> dict[str, Any]:

@@ -48,13 +48,20 @@ def evidence(spec: RetrievalSpec, subject: Subject, found: Aggregate) -> dict[st
     return {
         "schema": "retrieval-report/1",
         "model": {
-            "name": subject.name, "weights_sha256": subject.weights_sha256, "dtype": subject.dtype,
-            "tokenizer_sha256": subject.tokenizer_sha256, "kv_heads": subject.model.config.kv_heads,
+            "name": subject.name,
+            "weights_sha256": subject.weights_sha256,
+            "dtype": subject.dtype,
+            "tokenizer_sha256": subject.tokenizer_sha256,
+            "kv_heads": subject.model.config.kv_heads,
         },
         "protocol": spec.model_dump(mode="json", exclude={"lm", "seed", "dry_run", "hide", "corpus"}),
-        "seed": spec.seed, "kept": len(found.kept), "scores": found.mean.tolist(),
-        "frequency": found.frequency.tolist(), "always_active": found.always_active, "code": code_digest(),
-    }  # fmt: skip
+        "seed": spec.seed,
+        "kept": len(found.kept),
+        "scores": found.mean.tolist(),
+        "frequency": found.frequency.tolist(),
+        "always_active": found.always_active,
+        "code": code_digest(),
+    }
 
 
 def _artefacts(spec: RetrievalSpec, subject: Subject, found: Aggregate) -> list[Artefact]:
@@ -75,27 +82,36 @@ def report_of(
     scored: list[tuple[Sample, dict[str, Any]]],
     found: Aggregate,
     hidden: Mapping[str, list[Forced]],
-) -> Report:  # fmt: skip
+) -> Report:
     """The report, whole or as far as it came."""
     axes = head_axes(subject.layers, subject.heads)
     text = scored[0][0].prompt.text if scored and len(scored[0][0].prompt.ids) <= 600 else None
     grids = [
         Grid(
-            name="retrieval_score", values=matrix(found.mean), **axes, text=text,
+            name="retrieval_score",
+            values=matrix(found.mean),
+            **axes,
+            text=text,
             caption="Mean share of the answer that a head copied: the head looked most at a token of the answer in the "
             "context, and that token came next. 0.1 and more is called a retrieval head.",
         ),
         Grid(
-            name="frequency", values=matrix(found.frequency), **axes, text=text,
+            name="frequency",
+            values=matrix(found.frequency),
+            **axes,
+            text=text,
             caption="Share of samples in which the head copied at all.",
         ),
-    ]  # fmt: skip
+    ]
     return Report(
-        title="Retrieval heads", warnings=_warnings(spec, scored, found),
-        scalars=_scalars(spec, scored, found), tables=[_top(found), *_masking_table(hidden)],
-        grids=[*grids, *_cells(spec, scored)], bars=[_histogram(found), *_masking(spec, hidden)],
+        title="Retrieval heads",
+        warnings=_warnings(spec, scored, found),
+        scalars=_scalars(spec, scored, found),
+        tables=[_top(found), *_masking_table(hidden)],
+        grids=[*grids, *_cells(spec, scored)],
+        bars=[_histogram(found), *_masking(spec, hidden)],
         artefacts=_artefacts(spec, subject, found),
-    )  # fmt: skip
+    )
 
 
 def _warnings(spec: RetrievalSpec, scored: list[tuple[Sample, dict[str, Any]]], found: Aggregate) -> list[str]:
@@ -141,13 +157,14 @@ def _scalars(spec: RetrievalSpec, scored: list[tuple[Sample, dict[str, Any]]], f
 
 def _top(found: Aggregate, rows: int = 30) -> Table:
     return Table(
-        name="top_heads", columns=["rank", "head", "score", "frequency"],
+        name="top_heads",
+        columns=["rank", "head", "score", "frequency"],
         rows=[
             [i + 1, head_name(head), float(found.mean[head]), float(found.frequency[head])]
             for i, head in enumerate(found.ranking[:rows])
         ],
         caption="Heads by mean score, written layer-head; ties go to the lower one.",
-    )  # fmt: skip
+    )
 
 
 def _histogram(found: Aggregate) -> Bars:
@@ -158,9 +175,11 @@ def _histogram(found: Aggregate) -> Bars:
     ]
     labels = ["0", *(f"≥{low:g}" if low else ">0" for low in edges[:-1])]
     return Bars(
-        name="score_histogram", unit="heads", bars=[Bar(label=l, value=n) for l, n in zip(labels, counts, strict=True)],
+        name="score_histogram",
+        unit="heads",
+        bars=[Bar(label=l, value=n) for l, n in zip(labels, counts, strict=True)],
         caption="How many heads have which score: most never copy, a few do nearly all of it.",
-    )  # fmt: skip
+    )
 
 
 def _cells(spec: RetrievalSpec, scored: list[tuple[Sample, dict[str, Any]]]) -> list[Grid]:
@@ -185,11 +204,13 @@ def _masking(spec: RetrievalSpec, hidden: Mapping[str, list[Forced]]) -> list[Ba
                 bars += [Bar(label=f"random {size}", value=mean, low=mean - sd, high=mean + sd)]
         found.append(
             Bars(
-                name=f"masking_{what}", unit=unit, bars=bars,
+                name=f"masking_{what}",
+                unit=unit,
+                bars=bars,
                 caption=f"What is left when heads look at everything alike. Random: {spec.controls} draws, mean ± sd, "
                 "from heads outside of the top.",
             )
-        )  # fmt: skip
+        )
     return found
 
 

@@ -34,9 +34,12 @@ __all__ = ["router_of"]
 HostOf = Annotated[Host, Depends(host_of)]
 
 FORMATS: Mapping[str, str] = {
-    "json": "application/json", "html": "text/html", "png": "image/png", "svg": "image/svg+xml",
+    "json": "application/json",
+    "html": "text/html",
+    "png": "image/png",
+    "svg": "image/svg+xml",
     "npz": "application/x-npz",
-}  # fmt: skip
+}
 
 _FORMS: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in render.MEDIA_TYPES}}}
 
@@ -49,10 +52,16 @@ def router_of(servables: Kinds) -> APIRouter:
     for name, kind in servables.items():
         if issubclass(kind, Experiment):
             router.add_api_route(
-                f"/{kind.route}", _endpoint(name, kind), methods=["POST"], name=name, operation_id=f"probe_{name}",
-                summary=kind.card.summary, response_model=Report, openapi_extra=_described(kind),
+                f"/{kind.route}",
+                _endpoint(name, kind),
+                methods=["POST"],
+                name=name,
+                operation_id=f"probe_{name}",
+                summary=kind.card.summary,
+                response_model=Report,
+                openapi_extra=_described(kind),
                 responses=_FORMS | problems(400, 404, 406, 413, 422, 429, 503, 504),
-            )  # fmt: skip
+            )
     router.add_api_route("/models", models, methods=["GET"])
     router.add_api_route("/circuits/compare", compare, methods=["POST"], responses=problems(400, 404, 422))
     router.add_api_route("/reports/{key}", kept, methods=["GET"], response_model=Report, responses=problems(404, 406))
@@ -145,10 +154,19 @@ def _facts(subject: Any, name: str, *, default: bool) -> ProbedModel:
         return ProbedModel(name=name, default=default, loaded=False)
     config = subject.model.config
     return ProbedModel(
-        name=name, default=default, loaded=True, layers=config.layers, heads=config.heads, kv_heads=config.kv_heads,
-        head_dim=config.head_dim, window=config.positions, dtype=subject.dtype, licence=subject.licence,
-        weights_sha256=subject.weights_sha256, tokenizer_sha256=subject.tokenizer_sha256,
-    )  # fmt: skip
+        name=name,
+        default=default,
+        loaded=True,
+        layers=config.layers,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        window=config.positions,
+        dtype=subject.dtype,
+        licence=subject.licence,
+        weights_sha256=subject.weights_sha256,
+        tokenizer_sha256=subject.tokenizer_sha256,
+    )
 
 
 async def kept(key: str, request: Request, host: HostOf, format: str | None = None) -> Response:  # noqa: A002  # as everywhere
@@ -193,10 +211,11 @@ async def compare(body: CompareIn, host: HostOf) -> Report:
         rows.append([fraction, *sizes, found.jaccard, found.coefficient, found.share, told])
     columns = ["fraction", "first", "second", "shared", "jaccard", "of the smaller", "of the first", "heads"]
     return Report(
-        title="Overlap of two circuits", warnings=[w for r in (first, second) for w in r.warnings if "not solved" in w],
+        title="Overlap of two circuits",
+        warnings=[w for r in (first, second) for w in r.warnings if "not solved" in w],
         tables=[Table(name="overlap", columns=columns, rows=rows, caption="Per stage the top fraction, united.")],
         grids=grids,
-    )  # fmt: skip
+    )
 
 
 def _shared(found: Overlap, shape: tuple[int, ...], fraction: float) -> Grid:
@@ -206,9 +225,12 @@ def _shared(found: Overlap, shape: tuple[int, ...], fraction: float) -> Grid:
         for head in heads:
             values[head] = value
     return Grid(
-        name=f"top {fraction:.0%}", values=matrix(values), **head_axes(*shape), scale="diverging",
+        name=f"top {fraction:.0%}",
+        values=matrix(values),
+        **head_axes(*shape),
+        scale="diverging",
         caption="Heads of both circuits: 1 is in both, 0.5 in the first only, −0.5 in the second only.",
-    )  # fmt: skip
+    )
 
 
 def _report(side: str | dict[str, Any], host: Host, field: str) -> Report:

@@ -168,8 +168,12 @@ def _region_score(p: Map, mask: Mask) -> float:
     rows, columns = np.nonzero(mask)
     y, x = int(rows.mean() + 1.5), int(columns.mean() + 1.5)  # 1-based, rounded half up
     g = mask.astype(np.float64)
-    blocks = ((slice(0, y), slice(0, x)), (slice(0, y), slice(x, None)), (slice(y, None), slice(0, x)),
-              (slice(y, None), slice(x, None)))  # fmt: skip
+    blocks = (
+        (slice(0, y), slice(0, x)),
+        (slice(0, y), slice(x, None)),
+        (slice(y, None), slice(0, x)),
+        (slice(y, None), slice(x, None)),
+    )
     return sum(_block_similarity(p[block], g[block]) * p[block].size / p.size for block in blocks)
 
 

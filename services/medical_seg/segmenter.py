@@ -165,9 +165,15 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
             made["overlay"] = encode(drawn(self._decode(request).pixels, found.mask), "image/jpeg")
         frame.times.post = _ms(time.perf_counter() - begun)
         return SegmentOut(
-            model=self.card.name, version=self.card.version, engine=self.engine.name, times=frame.times,
-            notes=frame.notes, warnings=frame.warnings, **numbers(found), **made,
-        )  # fmt: skip
+            model=self.card.name,
+            version=self.card.version,
+            engine=self.engine.name,
+            times=frame.times,
+            notes=frame.notes,
+            warnings=frame.warnings,
+            **numbers(found),
+            **made,
+        )
 
     def _notes(self, picture: Picture) -> list[str]:
         how = f"Squashed to {self.pixels}×{self.pixels} (antialiased bilinear); logits enlarged bilinearly"

@@ -46,9 +46,16 @@ class Endpoint:
         self._client = httpx2.Client(base_url=url.rstrip("/"), headers=headers, transport=transport)
 
     def chat(
-        self, messages: Sequence[Message], run: CallContext, *, model: str | None = None, max_tokens: int = 16,
-        temperature: float = 0.0, seed: int | None = None, logprobs: bool = False,
-    ) -> Said:  # fmt: skip
+        self,
+        messages: Sequence[Message],
+        run: CallContext,
+        *,
+        model: str | None = None,
+        max_tokens: int = 16,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        logprobs: bool = False,
+    ) -> Said:
         """Go on with a conversation.
 
         Raises:

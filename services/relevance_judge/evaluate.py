@@ -29,10 +29,12 @@ __all__ = ["SETUPS", "judgements", "measures", "overlap_rows", "run_of", "with_c
 Row = dict[str, Any]
 
 SETUPS = {
-    "query-lift": ("query-likelihood", "query-lift"), "query-likelihood": ("query-likelihood", "query-likelihood"),
-    "prompted-direct": ("prompted-grade", "direct"), "digits": ("log-odds", "digits"),
+    "query-lift": ("query-likelihood", "query-lift"),
+    "query-likelihood": ("query-likelihood", "query-likelihood"),
+    "prompted-direct": ("prompted-grade", "direct"),
+    "digits": ("log-odds", "digits"),
     "yes-no": ("log-odds", "yes-no"),
-}  # fmt: skip
+}
 """File → judge and template."""
 
 
@@ -56,11 +58,12 @@ def overlap_rows(collection: Collection) -> list[Row]:
     """Word overlap as a judge: the baseline that needs no model."""
     return [
         {
-            "qid": qid, "docid": docid,
+            "qid": qid,
+            "docid": docid,
             "signal": overlap(collection.topics[qid], {docid: collection.passages[docid]})[docid],
         }
         for qid, docid in collection.labels
-    ]  # fmt: skip
+    ]
 
 
 def with_cuts(rows: Sequence[Row], collection: Collection) -> list[Row]:
@@ -129,10 +132,14 @@ def measures(rows: Sequence[Row], collection: Collection) -> dict[str, float | N
     signals = [row.get("signal", row.get("grade")) for row in kept]
     order = fit(signals, truth, [row["qid"] for row in kept]).metrics if kept else {}
     return {
-        "pairs": len(rows), "invalid": sum(not row["valid"] for row in rows), "kappa": agreed.kappa,
-        "kappa_quadratic": agreed.kappa_quadratic, "alpha": agreed.alpha, "spearman": order.get("spearman"),
+        "pairs": len(rows),
+        "invalid": sum(not row["valid"] for row in rows),
+        "kappa": agreed.kappa,
+        "kappa_quadratic": agreed.kappa_quadratic,
+        "alpha": agreed.alpha,
+        "spearman": order.get("spearman"),
         "pair_order": order.get("pair_order"),
-    }  # fmt: skip
+    }
 
 
 def _line(name: str, rows: Sequence[Row], collection: Collection) -> str:

@@ -164,9 +164,12 @@ class Judge(Servable[JudgeIn, JudgeOut]):
             return error
         cuts = self.cuts(request.calibration)
         return JudgeOut(
-            model=self.card.name, results=results, invalid=sum(not one.valid for one in results),
-            imputed=sum("imputed" in one.flags for one in results), notes=list(cuts.warnings) if cuts else [],
-        )  # fmt: skip
+            model=self.card.name,
+            results=results,
+            invalid=sum(not one.valid for one in results),
+            imputed=sum("imputed" in one.flags for one in results),
+            notes=list(cuts.warnings) if cuts else [],
+        )
 
     def _done(self, verdict: Verdict, place: int, request: JudgeIn, run: CallContext) -> Verdict:
         run.progress((place + 1) / len(request.pairs), f"{place + 1} of {len(request.pairs)} pairs")

@@ -45,9 +45,12 @@ class JudgeIn(BaseModel):
     llm: str | None = Field(None, description="Language model at the endpoint; left out, its default.")
     retries: int = Field(1, ge=0, le=5, description="Further tries after an answer without a valid grade.")
     impute: int | None = Field(
-        None, ge=0, le=3, description="Grade put in where no try gave a valid one; left out, the pair has no grade. "
-        "Either way it counts as invalid."
-    )  # fmt: skip
+        None,
+        ge=0,
+        le=3,
+        description="Grade put in where no try gave a valid one; left out, the pair has no grade. "
+        "Either way it counts as invalid.",
+    )
     calibration: Calibration | str | None = Field(
         None, description="Cuts that turn a signal into a grade, or the name of kept ones, `name` or `name@version`."
     )
@@ -101,13 +104,17 @@ class EnsembleIn(JudgeIn):
     """Pairs to judge by several judges, and how their votes or signals become one grade."""
 
     members: tuple[Member, ...] = Field(
-        ("direct", "aspects", "words"), min_length=1, max_length=8, validate_default=True,
+        ("direct", "aspects", "words"),
+        min_length=1,
+        max_length=8,
+        validate_default=True,
         description="Who votes: objects, or in short `judge`, `template` or `judge/template`.",
-    )  # fmt: skip
+    )
     combine: EnsembleRule | Literal["signals"] = Field(
-        "majority", description="How votes become one grade; `signals` adds the members' signals, each in standard "
-        "deviations of its calibration, and grades the sum by the request's `calibration`."
-    )  # fmt: skip
+        "majority",
+        description="How votes become one grade; `signals` adds the members' signals, each in standard "
+        "deviations of its calibration, and grades the sum by the request's `calibration`.",
+    )
     tie: Tie = Field("average", description="Which grade wins a tied majority.")
     rounding: Rounding = Field("half_up", description="How an average becomes a grade.")
 

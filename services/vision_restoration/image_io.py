@@ -30,16 +30,26 @@ __all__ = ["Format", "PictureFile", "deep_png", "read", "write"]
 Format = Literal["png", "jpeg", "webp"]
 
 _PARSERS: Mapping[str, Callable[[io.BytesIO], ImageFile]] = {
-    "PNG": PngImageFile, "JPEG": JpegImageFile, "WebP": WebPImageFile, "TIFF": TiffImageFile, "BMP": BmpImageFile,
-}  # fmt: skip
+    "PNG": PngImageFile,
+    "JPEG": JpegImageFile,
+    "WebP": WebPImageFile,
+    "TIFF": TiffImageFile,
+    "BMP": BmpImageFile,
+}
 
 _ORIENTATION = 0x0112
 
 _DESCRIPTIVE = frozenset({270, 271, 272, 305, 306, 315, 33432, 34665, 34853})
 """Tags of a TIFF that describe its picture; the others describe the file and would be wrong in another one."""
 
-_LOW = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGB;16N": "RGB;16B",
-        "RGBA;16B": "RGBA;16L", "RGBA;16L": "RGBA;16B", "RGBA;16N": "RGBA;16B"}  # fmt: skip
+_LOW = {
+    "RGB;16B": "RGB;16L",
+    "RGB;16L": "RGB;16B",
+    "RGB;16N": "RGB;16B",
+    "RGBA;16B": "RGBA;16L",
+    "RGBA;16L": "RGBA;16B",
+    "RGBA;16N": "RGBA;16B",
+}
 """How Pillow unpacks the high bytes of 16-bit samples → the layout as which it unpacks the low ones."""
 
 _LONGEST_EXIF = 65_000

@@ -205,11 +205,18 @@ class PictureRestorer(Servable[RestoreIn, RestoreOut]):
         picture = asked.picture
         height, width = picture.pixels.shape[:2]
         return {
-            "model": self.card.name, "version": self.card.version, "engine": self.engine.name,
-            "variant": asked.variant, "width": width, "height": height, "format": asked.form,
-            "bit_depth": _depth(asked), "estimate": asked.estimate, "times": asked.times,
+            "model": self.card.name,
+            "version": self.card.version,
+            "engine": self.engine.name,
+            "variant": asked.variant,
+            "width": width,
+            "height": height,
+            "format": asked.form,
+            "bit_depth": _depth(asked),
+            "estimate": asked.estimate,
+            "times": asked.times,
             "notes": [*picture.notes, *self._remarks(asked)],
-        }  # fmt: skip
+        }
 
     def _remarks(self, asked: _Asked) -> list[str]:
         if asked.variant == self.variant:

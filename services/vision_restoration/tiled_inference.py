@@ -63,8 +63,10 @@ class Plan:
         return Estimate(
             seconds=round(self.area * pace, 3),
             memory_mib=math.ceil((self.largest * per_pixel + pictures) / _MIB),
-            tiles=self.tiles, tile_core=self.core, tile_context=self.context,
-        )  # fmt: skip
+            tiles=self.tiles,
+            tile_core=self.core,
+            tile_context=self.context,
+        )
 
 
 def plan(height: int, width: int, variant: Variant, request: RestoreIn, per_pixel: int) -> Plan:
@@ -91,8 +93,9 @@ def _core(height: int, width: int, context: int, budget: int, per_pixel: int) ->
     least = math.ceil((GRID + 2 * context) ** 2 * per_pixel / _MIB)
     raise InvalidOption(
         f"A tile of this model takes {least:,} MiB at least; {budget:,} are allowed.",
-        hint="Raise memory_mib, or lower tile_context, which makes borders of tiles visible.", field="memory_mib",
-    )  # fmt: skip
+        hint="Raise memory_mib, or lower tile_context, which makes borders of tiles visible.",
+        field="memory_mib",
+    )
 
 
 def restore(engine: Engine, pixels: np.ndarray, how: Plan, run: CallContext, tell: Callable[[int], None]) -> np.ndarray:

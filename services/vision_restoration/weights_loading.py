@@ -56,9 +56,13 @@ def _joined(net: Weights, tower: Weights) -> Weights:
     config = {"variant": "released", **net.manifest.network.config, **tower.manifest.network.config}
     config.pop("levels", None)
     manifest = Manifest(
-        name=WHOLE, origin="imported", network=NetworkSpec(name=WHOLE, config=config), sha256=digest,
-        dtype="float32", parameters=sum(counts),
-    )  # fmt: skip
+        name=WHOLE,
+        origin="imported",
+        network=NetworkSpec(name=WHOLE, config=config),
+        sha256=digest,
+        dtype="float32",
+        parameters=sum(counts),
+    )
     return Weights(arrays, manifest)
 
 

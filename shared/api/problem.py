@@ -31,9 +31,15 @@ class Problem(BaseModel):
 def problem(error: FoveaError, request_id: str | None = None) -> Problem:
     """The problem body of an error."""
     return Problem(
-        type=f"/problems/{error.code}", title=error.title, status=error.status, detail=error.detail, code=error.code,
-        hint=error.hint, field=error.field, request_id=request_id,
-    )  # fmt: skip
+        type=f"/problems/{error.code}",
+        title=error.title,
+        status=error.status,
+        detail=error.detail,
+        code=error.code,
+        hint=error.hint,
+        field=error.field,
+        request_id=request_id,
+    )
 
 
 def from_problem(body: Problem) -> FoveaError:

@@ -45,13 +45,19 @@ class RestoreIn(BaseModel):
         "comparison", description="What the answer is where `Accept` asks for a picture instead of JSON."
     )
     tile_core: int | None = Field(
-        None, ge=32, le=4096, multiple_of=32,
+        None,
+        ge=32,
+        le=4096,
+        multiple_of=32,
         description="Side of what is kept of a tile, pixels; by default the largest that `memory_mib` allows.",
-    )  # fmt: skip
+    )
     tile_context: int | None = Field(
-        None, ge=0, le=512, multiple_of=32,
+        None,
+        ge=0,
+        le=512,
+        multiple_of=32,
         description="What a tile sees beyond its core on each side; by default enough for tiles to equal the whole.",
-    )  # fmt: skip
+    )
     memory_mib: int = Field(
         1024, ge=64, le=262_144, description="Memory that one tile may take while the network runs, MiB."
     )

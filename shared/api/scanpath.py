@@ -15,9 +15,16 @@ from shared.api.boxes import Box, DetectOut
 from shared.api.image import ImageBytes
 
 __all__ = [
-    "Conduct", "Fixation", "Likeness", "Objects", "Scanpath", "ScanpathIn", "ScanpathOut", "ScanpathTimes",
+    "Conduct",
+    "Fixation",
+    "Likeness",
+    "Objects",
+    "Scanpath",
+    "ScanpathIn",
+    "ScanpathOut",
+    "ScanpathTimes",
     "parse_objects",
-]  # fmt: skip
+]
 
 
 def parse_objects(value: Any) -> Any:

@@ -23,11 +23,20 @@ Provider = tuple[str, dict[str, Any]]
 
 ONNX_DATATYPES: Mapping[str, Datatype] = {
     "tensor(bool)": "BOOL",
-    "tensor(uint8)": "UINT8", "tensor(uint16)": "UINT16", "tensor(uint32)": "UINT32", "tensor(uint64)": "UINT64",
-    "tensor(int8)": "INT8", "tensor(int16)": "INT16", "tensor(int32)": "INT32", "tensor(int64)": "INT64",
-    "tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64", "tensor(bfloat16)": "BF16",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(bfloat16)": "BF16",
     "tensor(string)": "BYTES",
-}  # fmt: skip
+}
 """ONNX Runtime's names of types → Open Inference's."""
 
 _BFLOAT16 = 16
@@ -82,8 +91,10 @@ class OnnxEngine:
             results = self._session.run(names, ready) if self._plain else self._run_values(names, ready)
         except Exception as error:
             raise to_error(error, feeds) from error
-        return {spec.name: _bytes(array) if spec.datatype == "BYTES" else array
-                for spec, array in zip(self.outputs, results, strict=True)}  # fmt: skip
+        return {
+            spec.name: _bytes(array) if spec.datatype == "BYTES" else array
+            for spec, array in zip(self.outputs, results, strict=True)
+        }
 
     def close(self) -> None:
         """Free the graph; calls that still run finish first."""

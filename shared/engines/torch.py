@@ -18,10 +18,19 @@ __all__ = ["TORCH_DATATYPES", "TorchEngine"]
 
 TORCH_DATATYPES: Mapping[torch.dtype, Datatype] = {
     torch.bool: "BOOL",
-    torch.uint8: "UINT8", torch.uint16: "UINT16", torch.uint32: "UINT32", torch.uint64: "UINT64",
-    torch.int8: "INT8", torch.int16: "INT16", torch.int32: "INT32", torch.int64: "INT64",
-    torch.float16: "FP16", torch.float32: "FP32", torch.float64: "FP64", torch.bfloat16: "BF16",
-}  # fmt: skip
+    torch.uint8: "UINT8",
+    torch.uint16: "UINT16",
+    torch.uint32: "UINT32",
+    torch.uint64: "UINT64",
+    torch.int8: "INT8",
+    torch.int16: "INT16",
+    torch.int32: "INT32",
+    torch.int64: "INT64",
+    torch.float16: "FP16",
+    torch.float32: "FP32",
+    torch.float64: "FP64",
+    torch.bfloat16: "BF16",
+}
 """Torch's dtypes → Open Inference's names; torch has nothing for BYTES."""
 
 
@@ -43,9 +52,15 @@ class TorchEngine:
     name = "torch"
 
     def __init__(
-        self, network: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *,
-        device: str = "cpu", threads: int = 0, call: Callable[..., Any] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        network: nn.Module,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        device: str = "cpu",
+        threads: int = 0,
+        call: Callable[..., Any] | None = None,
+    ) -> None:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         if threads:
             torch.set_num_threads(threads)

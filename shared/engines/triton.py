@@ -38,10 +38,16 @@ __all__ = ["TritonEngine"]
 T = TypeVar("T")
 
 _GRPC: Mapping[str, type[FoveaError]] = {
-    "INVALID_ARGUMENT": Malformed, "UNAUTHENTICATED": Unauthenticated, "PERMISSION_DENIED": PermissionDenied,
-    "NOT_FOUND": NotFound, "FAILED_PRECONDITION": Conflict, "RESOURCE_EXHAUSTED": RateLimited, "CANCELLED": Cancelled,
-    "UNAVAILABLE": NotReady, "DEADLINE_EXCEEDED": DeadlineExceeded,
-}  # fmt: skip
+    "INVALID_ARGUMENT": Malformed,
+    "UNAUTHENTICATED": Unauthenticated,
+    "PERMISSION_DENIED": PermissionDenied,
+    "NOT_FOUND": NotFound,
+    "FAILED_PRECONDITION": Conflict,
+    "RESOURCE_EXHAUSTED": RateLimited,
+    "CANCELLED": Cancelled,
+    "UNAVAILABLE": NotReady,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+}
 
 
 class TritonEngine:

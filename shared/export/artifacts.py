@@ -105,10 +105,14 @@ class ExportedForms:
         first, *others = self.shapes or [self._batch(1), self._batch(3)]
         draw = torch.Generator().manual_seed(0)
         return export_onnx(
-            net, self._graph, self._sample(first, draw), [spec.name for spec in self.outputs],
-            call=self._called(net), dynamic=dict(map(_free_axes, (*self.inputs, *self.outputs))),
+            net,
+            self._graph,
+            self._sample(first, draw),
+            [spec.name for spec in self.outputs],
+            call=self._called(net),
+            dynamic=dict(map(_free_axes, (*self.inputs, *self.outputs))),
             probes=[self._sample(shapes, draw) for shapes in others],
-        )  # fmt: skip
+        )
 
     def _batch(self, count: int) -> Shapes:
         return {spec.name: (count, *spec.shape[1:]) for spec in self.inputs}

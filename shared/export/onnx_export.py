@@ -103,9 +103,15 @@ def _write(module: nn.Module, path: Path, inputs: Mapping[str, Tensor], outputs:
     with _ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces the other exporter; the comparison decides, not the warning
         torch.onnx.export(
-            module, tuple(inputs.values()), path, input_names=list(inputs), output_names=list(outputs),
-            dynamic_axes={name: dict(named) for name, named in axes.items()}, opset_version=OPSET, dynamo=False,
-        )  # fmt: skip
+            module,
+            tuple(inputs.values()),
+            path,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes={name: dict(named) for name, named in axes.items()},
+            opset_version=OPSET,
+            dynamo=False,
+        )
 
 
 @torch.no_grad()

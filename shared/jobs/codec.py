@@ -29,9 +29,19 @@ __all__ = [
 ]
 
 SHOWN: Final = (
-    "service", "path", "status", "progress", "note", "fence", "dead", "error", "created", "started", "finished",
+    "service",
+    "path",
+    "status",
+    "progress",
+    "note",
+    "fence",
+    "dead",
+    "error",
+    "created",
+    "started",
+    "finished",
     "expires",
-)  # fmt: skip
+)
 """Fields from which `decode_job` is made."""
 
 REQUEST: Final = ("service", "path", "tenant", "headers", "priority", "tries", "body")
@@ -54,8 +64,13 @@ def fingerprint(payload: Payload) -> str:
 def encode_request(payload: Payload, inline: bool) -> list[str | bytes]:
     """Names and values of a new job's request; the body only where it is kept in Redis."""
     fields: list[str | bytes] = [
-        "path", payload.path, "headers", json.dumps(dict(payload.headers)), "priority", str(payload.priority),
-    ]  # fmt: skip
+        "path",
+        payload.path,
+        "headers",
+        json.dumps(dict(payload.headers)),
+        "priority",
+        str(payload.priority),
+    ]
     return [*fields, "body", payload.body] if inline else fields
 
 
@@ -64,12 +79,21 @@ def decode_job(job_id: str, rank: int, values: Sequence[bytes | None]) -> Job:
     row = _row(SHOWN, values)
     failed = row["status"] == "failed"
     return Job(
-        id=job_id, service=row["service"], path=row["path"], status=row["status"], note=row["note"],
-        progress=float(row["progress"] or 0), position=rank if rank >= 0 else None, attempts=int(row["fence"] or 0),
-        dead=row["dead"] is not None, error=_problem(row["error"]) if failed else None,
-        created=_when(row["created"]) or datetime.now(UTC), started=_when(row["started"]),
-        finished=_when(row["finished"]), expires=_when(row["expires"]),
-    )  # fmt: skip
+        id=job_id,
+        service=row["service"],
+        path=row["path"],
+        status=row["status"],
+        note=row["note"],
+        progress=float(row["progress"] or 0),
+        position=rank if rank >= 0 else None,
+        attempts=int(row["fence"] or 0),
+        dead=row["dead"] is not None,
+        error=_problem(row["error"]) if failed else None,
+        created=_when(row["created"]) or datetime.now(UTC),
+        started=_when(row["started"]),
+        finished=_when(row["finished"]),
+        expires=_when(row["expires"]),
+    )
 
 
 def decode_answer(values: Sequence[bytes | None], body: bytes) -> Result:
@@ -81,9 +105,13 @@ def decode_answer(values: Sequence[bytes | None], body: bytes) -> Result:
 def encode_answer(result: Result) -> list[str | bytes | int]:
     """Names and values of an answer, without its body."""
     return [
-        "answer_status", result.status, "answer_type", result.content_type,
-        "answer_headers", json.dumps(dict(result.headers)),
-    ]  # fmt: skip
+        "answer_status",
+        result.status,
+        "answer_type",
+        result.content_type,
+        "answer_headers",
+        json.dumps(dict(result.headers)),
+    ]
 
 
 def problem_answer(shown: Job) -> Result:

@@ -73,9 +73,14 @@ class QueueConsumer:
         """The next job, begun; `reclaim` also takes jobs whose workers are silent for longer than the lease."""
         lease = str(int(self._settings.job_lease_s * 1000)) if reclaim else ""
         how, *rest = await self._link.verb(
-            "take", self.service, self.consumer, lease, self._settings.job_attempts, self._settings.job_dead_max,
+            "take",
+            self.service,
+            self.consumer,
+            lease,
+            self._settings.job_attempts,
+            self._settings.job_dead_max,
             *codec.REQUEST,
-        )  # fmt: skip
+        )
         if how == b"none":
             return NothingToDo(tuple(entry.decode() for entry in rest[1]), int(rest[0]))
         return _delivery(*rest)
@@ -91,16 +96,25 @@ class QueueConsumer:
         """The request of a delivery; `Fault` when its stored body is gone."""
         body = await self._blobs.get(f"{delivery.id}/request") if delivery.body is None else delivery.body
         return Payload(
-            service=delivery.service, path=delivery.path, body=body, headers=delivery.headers,
-            priority=delivery.priority, tenant=delivery.tenant,
-        )  # fmt: skip
+            service=delivery.service,
+            path=delivery.path,
+            body=body,
+            headers=delivery.headers,
+            priority=delivery.priority,
+            tenant=delivery.tenant,
+        )
 
     async def renew(self, held: Mapping[str, int]) -> set[str]:
         """Renew the leases of `held` (job id → attempt) and this worker's record; return the jobs that are lost."""
         record_ = Worker(
-            id=self.consumer, service=self.service, host=socket.gethostname(), pid=os.getpid(),
-            started=self._started, seen=time.time(), running=tuple(held),
-        )  # fmt: skip
+            id=self.consumer,
+            service=self.service,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started=self._started,
+            seen=time.time(),
+            running=tuple(held),
+        )
         pairs = [part for job_id, attempt in held.items() for part in (job_id, str(attempt))]
         lost = await self._link.verb("renew", self.service, self.consumer, record_.model_dump_json(), *pairs)
         return {job_id.decode() for job_id in lost}
@@ -116,9 +130,13 @@ class QueueConsumer:
             answer = ("answer_blob", f"{delivery.id}/answer-{delivery.attempt}")
             await self._blobs.put(str(answer[1]), result.body)
         how = await self._link.verb(
-            "succeed", delivery.id, delivery.attempt, self._settings.job_ttl_s * 1000,
-            *codec.encode_answer(result), *answer,
-        )  # fmt: skip
+            "succeed",
+            delivery.id,
+            delivery.attempt,
+            self._settings.job_ttl_s * 1000,
+            *codec.encode_answer(result),
+            *answer,
+        )
         if how == b"lost" and answer[0] == "answer_blob":
             await self._blobs.delete(str(answer[1]))
         elif how != b"lost" and delivery.body is None:
@@ -143,9 +161,14 @@ class QueueConsumer:
     async def again(self, delivery: Delivery, outcome: Result | BaseException, delay_s: float) -> bool:
         """Queue for another attempt after `delay_s`, or bury as a dead letter when the attempts are used up."""
         how = await self._link.verb(
-            "again", delivery.id, delivery.attempt, self._settings.job_attempts, self._settings.job_dead_max,
-            int(delay_s * 1000), codec.problem_json(outcome),
-        )  # fmt: skip
+            "again",
+            delivery.id,
+            delivery.attempt,
+            self._settings.job_attempts,
+            self._settings.job_dead_max,
+            int(delay_s * 1000),
+            codec.problem_json(outcome),
+        )
         return bool(how != b"lost")
 
     async def hand_back(self, delivery: Delivery) -> None:
@@ -188,6 +211,13 @@ def _delivery(job_id: bytes, fence: int, values: list[bytes | None]) -> Delivery
     text = [None if value is None else value.decode() for value in values[:-1]]
     service, path, tenant, headers, priority, tries = (part or "" for part in text)
     return Delivery(
-        id=job_id.decode(), attempt=int(fence), tries=int(tries), service=service, path=path, tenant=tenant,
-        headers=json.loads(headers), priority=int(priority), body=values[-1],
-    )  # fmt: skip
+        id=job_id.decode(),
+        attempt=int(fence),
+        tries=int(tries),
+        service=service,
+        path=path,
+        tenant=tenant,
+        headers=json.loads(headers),
+        priority=int(priority),
+        body=values[-1],
+    )

@@ -76,9 +76,14 @@ class RedisClient:
     def __init__(self, url: str) -> None:
         """Prepare; nothing is connected before the first call, so a Redis that is away is no error here."""
         pool = aioredis.BlockingConnectionPool.from_url(
-            url, max_connections=_CONNECTIONS, timeout=_TIMEOUT_S, socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=1.0, protocol=2, retry=Retry(ConstantBackoff(0.1), 2),
-        )  # fmt: skip
+            url,
+            max_connections=_CONNECTIONS,
+            timeout=_TIMEOUT_S,
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=1.0,
+            protocol=2,
+            retry=Retry(ConstantBackoff(0.1), 2),
+        )
         self.client: Any = aioredis.Redis.from_pool(pool)
         self._states: Any = self.client.register_script(_script())
 

@@ -53,10 +53,16 @@ class RedisJobQueue:
         if not inline:
             await self._blobs.put(f"{job_id}/request", payload.body)
         how, known = await self._link.verb(
-            "submit", job_id, payload.tenant, payload.service, redis_keys.stream_of(payload.priority),
-            self._settings.job_queue_max, redis_keys.idempotency_name(payload.tenant, idempotency_key) if idempotency_key else "",
-            codec.fingerprint(payload), *codec.encode_request(payload, inline),
-        )  # fmt: skip
+            "submit",
+            job_id,
+            payload.tenant,
+            payload.service,
+            redis_keys.stream_of(payload.priority),
+            self._settings.job_queue_max,
+            redis_keys.idempotency_name(payload.tenant, idempotency_key) if idempotency_key else "",
+            codec.fingerprint(payload),
+            *codec.encode_request(payload, inline),
+        )
         if how != b"new" and not inline:
             # Not after an exception: then the job may have been accepted, and the sweep finds what was not.
             await self._blobs.delete_job(job_id)

@@ -162,9 +162,14 @@ class RedisServer:
             # Own session: Ctrl-C in the terminal reaches the supervisor, which stops Redis last.
             # The child inherits the lock, so the folder stays locked exactly as long as the child lives.
             child = subprocess.Popen(  # noqa: S603  (a binary that `find_redis` chose, no shell)
-                [self.found.where, "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                cwd=self._folder, pass_fds=(lock,), start_new_session=True,
-            )  # fmt: skip
+                [self.found.where, "-"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=self._folder,
+                pass_fds=(lock,),
+                start_new_session=True,
+            )
         finally:
             os.close(lock)
         (self._folder / "owner.json").write_text(json.dumps({"server": child.pid, "launcher": os.getpid()}))
@@ -177,11 +182,21 @@ class RedisServer:
     def _config(self) -> bytes:
         return "\n".join(
             [
-                "bind 127.0.0.1", f"port {self._port}", "protected-mode yes", f"requirepass {self._password}",
-                f'dir "{self._folder}"', 'logfile "redis.log"', "daemonize no", 'save ""',
-                "appendonly yes", "appendfsync always", "aof-load-truncated yes", "maxmemory-policy noeviction", "",
+                "bind 127.0.0.1",
+                f"port {self._port}",
+                "protected-mode yes",
+                f"requirepass {self._password}",
+                f'dir "{self._folder}"',
+                'logfile "redis.log"',
+                "daemonize no",
+                'save ""',
+                "appendonly yes",
+                "appendfsync always",
+                "aof-load-truncated yes",
+                "maxmemory-policy noeviction",
+                "",
             ]
-        ).encode()  # fmt: skip
+        ).encode()
 
     def _last_words(self) -> str:
         log = self._folder / "redis.log"
@@ -293,7 +308,6 @@ def _inspect(url: str) -> str:
     number = str(info.get("valkey_version") or info.get("redis_version", "unknown"))
     old = tuple(map(int, re.findall(r"\d+", number)[:2])) < OLDEST
     kept = durable.get("appendonly") == "yes"
-    return (
-        f"version {number}{' (too old: 7.0 is needed)' if old else ''}, "
-        + (f"appendfsync {durable.get('appendfsync')}" if kept else "appendonly off: accepted jobs die with it")
-    )  # fmt: skip
+    return f"version {number}{' (too old: 7.0 is needed)' if old else ''}, " + (
+        f"appendfsync {durable.get('appendfsync')}" if kept else "appendonly off: accepted jobs die with it"
+    )

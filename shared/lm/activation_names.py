@@ -14,11 +14,23 @@ from shared.lm.config import DecoderConfig
 __all__ = ["SITES", "CaptureTooLarge", "Extent", "InvalidTap", "Site", "layer", "local", "parse", "pick"]
 
 SITES = {
-    "embed": "BTD", "resid_pre": "BTD", "resid_mid": "BTD", "resid_post": "BTD",
-    "q": "BTHd", "k": "BTGd", "v": "BTGd", "q_rot": "BTHd", "k_rot": "BTGd",
-    "scores": "BHTS", "pattern": "BHTS", "z": "BTHd", "attn_out": "BTD", "mlp_out": "BTD",
-    "final": "BTD", "normed": "BTD",
-}  # fmt: skip
+    "embed": "BTD",
+    "resid_pre": "BTD",
+    "resid_mid": "BTD",
+    "resid_post": "BTD",
+    "q": "BTHd",
+    "k": "BTGd",
+    "v": "BTGd",
+    "q_rot": "BTHd",
+    "k_rot": "BTGd",
+    "scores": "BHTS",
+    "pattern": "BHTS",
+    "z": "BTHd",
+    "attn_out": "BTD",
+    "mlp_out": "BTD",
+    "final": "BTD",
+    "normed": "BTD",
+}
 """Site → axes: B batch, T tokens, S tokens with the cached ones, H query heads, G key/value heads, d, D widths."""
 
 WHOLE = frozenset({"embed", "final", "normed"})

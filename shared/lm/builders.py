@@ -19,10 +19,19 @@ def gpt2(
     """GPT-2: learned positions, LayerNorm, biases everywhere, output tied to the token embedding."""
     return Decoder(
         DecoderConfig(
-            path="gpt2", vocab=vocab, width=width, layers=layers, heads=heads, kv_heads=heads,
-            head_dim=width // heads, hidden=hidden, positions=positions, norm_eps=norm_eps, tied=True,
+            path="gpt2",
+            vocab=vocab,
+            width=width,
+            layers=layers,
+            heads=heads,
+            kv_heads=heads,
+            head_dim=width // heads,
+            hidden=hidden,
+            positions=positions,
+            norm_eps=norm_eps,
+            tied=True,
         )
-    )  # fmt: skip
+    )
 
 
 @builder("llama")
@@ -47,11 +56,24 @@ def llama(
     """Llama: rotary positions, RMSNorm, grouped heads, gated MLP; the last four are facts of its relatives."""
     return Decoder(
         DecoderConfig(
-            path="llama", vocab=vocab, width=width, layers=layers, heads=heads, kv_heads=kv_heads,
-            head_dim=head_dim or width // heads, hidden=hidden, positions=positions, norm_eps=norm_eps, tied=tied,
-            rope_theta=rope_theta, rope_scaling=rope_scaling, qkv_bias=qkv_bias, out_bias=out_bias, qk_norm=qk_norm,
+            path="llama",
+            vocab=vocab,
+            width=width,
+            layers=layers,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim or width // heads,
+            hidden=hidden,
+            positions=positions,
+            norm_eps=norm_eps,
+            tied=tied,
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+            qkv_bias=qkv_bias,
+            out_bias=out_bias,
+            qk_norm=qk_norm,
         )
-    )  # fmt: skip
+    )
 
 
 @builder("qwen2")
@@ -71,9 +93,19 @@ def qwen2(
 ) -> Decoder:
     """Qwen2: Llama with biases on q, k and v."""
     return llama(
-        vocab=vocab, width=width, layers=layers, heads=heads, kv_heads=kv_heads, hidden=hidden, positions=positions,
-        rope_theta=rope_theta, norm_eps=norm_eps, tied=tied, head_dim=head_dim, qkv_bias=True,
-    )  # fmt: skip
+        vocab=vocab,
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        hidden=hidden,
+        positions=positions,
+        rope_theta=rope_theta,
+        norm_eps=norm_eps,
+        tied=tied,
+        head_dim=head_dim,
+        qkv_bias=True,
+    )
 
 
 @builder("gemma3")
@@ -99,9 +131,22 @@ def gemma3(
     """Gemma 3 (text): every `every`-th layer sees all, the others a sliding `window` with a rotation of its own."""
     return Decoder(
         DecoderConfig(
-            path="gemma3", vocab=vocab, width=width, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-            hidden=hidden, positions=positions, norm_eps=norm_eps, tied=tied, rope_theta=rope_theta,
-            rope_scaling=rope_scaling, qk_norm=True, local_theta=local_theta, query_scale=query_scale,
+            path="gemma3",
+            vocab=vocab,
+            width=width,
+            layers=layers,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            hidden=hidden,
+            positions=positions,
+            norm_eps=norm_eps,
+            tied=tied,
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+            qk_norm=True,
+            local_theta=local_theta,
+            query_scale=query_scale,
             windows=tuple(None if (layer + 1) % every == 0 else window for layer in range(layers)),
         )
-    )  # fmt: skip
+    )

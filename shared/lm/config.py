@@ -120,11 +120,18 @@ def from_official(facts: Mapping[str, Any]) -> DecoderConfig:
 def _gpt2(facts: Mapping[str, Any]) -> DecoderConfig:
     width, heads = int(facts["n_embd"]), int(facts["n_head"])
     return DecoderConfig(
-        path="gpt2", vocab=int(facts["vocab_size"]), width=width, layers=int(facts["n_layer"]), heads=heads,
-        kv_heads=heads, head_dim=width // heads, hidden=int(facts.get("n_inner") or 4 * width),
-        positions=int(facts["n_positions"]), norm_eps=float(facts.get("layer_norm_epsilon", 1e-5)),
+        path="gpt2",
+        vocab=int(facts["vocab_size"]),
+        width=width,
+        layers=int(facts["n_layer"]),
+        heads=heads,
+        kv_heads=heads,
+        head_dim=width // heads,
+        hidden=int(facts.get("n_inner") or 4 * width),
+        positions=int(facts["n_positions"]),
+        norm_eps=float(facts.get("layer_norm_epsilon", 1e-5)),
         tied=bool(facts.get("tie_word_embeddings", True)),
-    )  # fmt: skip
+    )
 
 
 def _llama(facts: Mapping[str, Any], *, qkv_bias: bool) -> DecoderConfig:
@@ -132,14 +139,23 @@ def _llama(facts: Mapping[str, Any], *, qkv_bias: bool) -> DecoderConfig:
     heads, width = int(facts["num_attention_heads"]), int(facts["hidden_size"])
     rope = dict(facts.get("rope_parameters") or facts.get("rope_scaling") or {})
     return DecoderConfig(
-        path="llama", vocab=int(facts["vocab_size"]), width=width, layers=int(facts["num_hidden_layers"]), heads=heads,
-        kv_heads=int(facts.get("num_key_value_heads") or heads), head_dim=int(facts.get("head_dim") or width // heads),
-        hidden=int(facts["intermediate_size"]), positions=int(facts["max_position_embeddings"]),
-        norm_eps=float(facts["rms_norm_eps"]), tied=bool(facts.get("tie_word_embeddings", False)),
-        rope_theta=float(rope.get("rope_theta") or facts.get("rope_theta") or 10000.0), rope_scaling=_scaling(rope),
-        qkv_bias=qkv_bias, out_bias=facts["model_type"] != "qwen2" and bool(facts.get("attention_bias")),
+        path="llama",
+        vocab=int(facts["vocab_size"]),
+        width=width,
+        layers=int(facts["num_hidden_layers"]),
+        heads=heads,
+        kv_heads=int(facts.get("num_key_value_heads") or heads),
+        head_dim=int(facts.get("head_dim") or width // heads),
+        hidden=int(facts["intermediate_size"]),
+        positions=int(facts["max_position_embeddings"]),
+        norm_eps=float(facts["rms_norm_eps"]),
+        tied=bool(facts.get("tie_word_embeddings", False)),
+        rope_theta=float(rope.get("rope_theta") or facts.get("rope_theta") or 10000.0),
+        rope_scaling=_scaling(rope),
+        qkv_bias=qkv_bias,
+        out_bias=facts["model_type"] != "qwen2" and bool(facts.get("attention_bias")),
         qk_norm=facts["model_type"] == "qwen3",
-    )  # fmt: skip
+    )
 
 
 def _gemma3(facts: Mapping[str, Any]) -> DecoderConfig:
@@ -159,16 +175,24 @@ def _gemma3(facts: Mapping[str, Any]) -> DecoderConfig:
     rope = dict(facts.get("rope_parameters") or facts.get("rope_scaling") or {})
     whole, local = dict(rope.get("full_attention") or rope), dict(rope.get("sliding_attention") or {})
     return DecoderConfig(
-        path="gemma3", vocab=int(facts["vocab_size"]), width=int(facts["hidden_size"]), layers=layers,
-        heads=int(facts["num_attention_heads"]), kv_heads=int(facts["num_key_value_heads"]),
-        head_dim=int(facts["head_dim"]), hidden=int(facts["intermediate_size"]),
-        positions=int(facts["max_position_embeddings"]), norm_eps=float(facts["rms_norm_eps"]),
-        tied=bool(facts.get("tie_word_embeddings", True)), qk_norm=True,
-        rope_theta=float(whole.get("rope_theta") or facts.get("rope_theta") or 1e6), rope_scaling=_scaling(whole),
+        path="gemma3",
+        vocab=int(facts["vocab_size"]),
+        width=int(facts["hidden_size"]),
+        layers=layers,
+        heads=int(facts["num_attention_heads"]),
+        kv_heads=int(facts["num_key_value_heads"]),
+        head_dim=int(facts["head_dim"]),
+        hidden=int(facts["intermediate_size"]),
+        positions=int(facts["max_position_embeddings"]),
+        norm_eps=float(facts["rms_norm_eps"]),
+        tied=bool(facts.get("tie_word_embeddings", True)),
+        qk_norm=True,
+        rope_theta=float(whole.get("rope_theta") or facts.get("rope_theta") or 1e6),
+        rope_scaling=_scaling(whole),
         windows=tuple(int(facts["sliding_window"]) if kind == "sliding_attention" else None for kind in kinds),
         local_theta=float(local.get("rope_theta") or facts.get("rope_local_base_freq") or 1e4),
         query_scale=float(facts.get("query_pre_attn_scalar") or facts["head_dim"]),
-    )  # fmt: skip
+    )
 
 
 def _refuse_variants(facts: Mapping[str, Any]) -> None:
@@ -194,8 +218,11 @@ def _scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
         return RopeScaling("table", table=tuple(float(x) for x in rope["table"]))
     if kind == "llama3":
         return RopeScaling(
-            "llama3", float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"]),
+            "llama3",
+            float(rope["factor"]),
+            float(rope["low_freq_factor"]),
+            float(rope["high_freq_factor"]),
             int(rope["original_max_position_embeddings"]),
-        )  # fmt: skip
+        )
     detail = f"Rope scaling {kind!r} is not built; known are default, linear, llama3."
     raise BadInput(detail, field="rope_scaling")

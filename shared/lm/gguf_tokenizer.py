@@ -52,10 +52,14 @@ def tokenizer_files(facts: Mapping[str, Any]) -> dict[str, Any]:
         first = facts["tokenizer.ggml.bos_token_id"]
         tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, first)])
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": named["bos_token"], "eos_token": named["eos_token"],
-        "unk_token": named["unknown_token"], "pad_token": named["padding_token"],
-        "chat_template": facts.get("tokenizer.chat_template"), "clean_up_tokenization_spaces": False,
-    }  # fmt: skip
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": named["bos_token"],
+        "eos_token": named["eos_token"],
+        "unk_token": named["unknown_token"],
+        "pad_token": named["padding_token"],
+        "chat_template": facts.get("tokenizer.chat_template"),
+        "clean_up_tokenization_spaces": False,
+    }
     return {"tokenizer.json": json.loads(tokenizer.to_str()), "tokenizer_config.json": config}
 
 

@@ -122,9 +122,14 @@ class HeadPlan(BaseModel):
         """A plan that makes the top `share` of key/value heads full by one of its scores [L][G]."""
         roles = top_share(scores[by], share)
         return cls(
-            schema_="head-plan/1", model=model, made_by=made_by or Origin(), scores=dict(scores), roles=roles,
-            rule=f"{by} in the top {share:g}; ties by lower (layer, head)", full_fraction=float(np.mean(roles)),
-        )  # fmt: skip
+            schema_="head-plan/1",
+            model=model,
+            made_by=made_by or Origin(),
+            scores=dict(scores),
+            roles=roles,
+            rule=f"{by} in the top {share:g}; ties by lower (layer, head)",
+            full_fraction=float(np.mean(roles)),
+        )
 
     @classmethod
     def from_retrieval(cls, report: Mapping[str, Any], share: float, *, kv_heads: int | None = None) -> Self:
@@ -145,13 +150,18 @@ class HeadPlan(BaseModel):
         L, H = len(scores), len(scores[0])
         G = kv_heads or int(facts.get("kv_heads") or H)
         model = ModelId(
-            name=str(facts.get("name", "")), weights_sha256=str(facts.get("weights_sha256", "")), layers=L,
-            query_heads=H, kv_heads=G,
-        )  # fmt: skip
+            name=str(facts.get("name", "")),
+            weights_sha256=str(facts.get("weights_sha256", "")),
+            layers=L,
+            query_heads=H,
+            kv_heads=G,
+        )
         origin = Origin(
-            experiment="retrieval_heads", spec={"report_sha256": _digest(report), "share": share},
-            seed=report.get("seed"), created=str(report.get("created", "")),
-        )  # fmt: skip
+            experiment="retrieval_heads",
+            spec={"report_sha256": _digest(report), "share": share},
+            seed=report.get("seed"),
+            created=str(report.get("created", "")),
+        )
         return cls.ranked({"retrieval": grouped_max(scores, G)}, "retrieval", share, model=model, made_by=origin)
 
     @property
@@ -181,11 +191,9 @@ class HeadPlan(BaseModel):
         L, H, G = config.layers, config.heads, config.kv_heads
         wrong = [
             f"{name} is {len(table)}x{len(table[0]) if table else 0}, not {L}x{'|'.join(map(str, widths))}"
-            for name, table, widths in (
-                ("roles", self.roles, (G,)), *((n, t, (G, H)) for n, t in self.scores.items())
-            )
+            for name, table, widths in (("roles", self.roles, (G,)), *((n, t, (G, H)) for n, t in self.scores.items()))
             if table is not None and (len(table) != L or len(table[0]) not in widths)
-        ]  # fmt: skip
+        ]
         told = (
             ("layers", self.model.layers, L),
             ("query_heads", self.model.query_heads, H),

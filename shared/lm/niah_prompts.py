@@ -110,9 +110,15 @@ def depths(steps: int = 10) -> list[int]:
 
 
 def needle(
-    codec: Codec, what: Needle, length: int, depth: float, *, corpus: str | None = None, chat: bool | None = None,
+    codec: Codec,
+    what: Needle,
+    length: int,
+    depth: float,
+    *,
+    corpus: str | None = None,
+    chat: bool | None = None,
     seed: int = 0,
-) -> Prompt:  # fmt: skip
+) -> Prompt:
     """A needle at `depth` percent of a haystack of about `length` tokens, and its question.
 
     Args:
@@ -141,9 +147,15 @@ def context(codec: Codec, what: Needle, length: int, depth: float, *, corpus: st
 
 
 def key_value(
-    codec: Codec, *, pairs: int = 10, seed: int = 0, shots: int = 3, key_chars: int = 32, value_words: int = 8,
+    codec: Codec,
+    *,
+    pairs: int = 10,
+    seed: int = 0,
+    shots: int = 3,
+    key_chars: int = 32,
+    value_words: int = 8,
     chat: bool | None = None,
-) -> Prompt:  # fmt: skip
+) -> Prompt:
     """A JSON object of random keys, solved examples on it, and one more key to look up (AttentionInfluence's proxy).
 
     Args:
@@ -227,27 +239,77 @@ def _sentence(rng: random.Random, words: int) -> str:
 
 
 _WHO = (
-    "The miller", "An old sailor", "Her younger brother", "The librarian", "A travelling painter", "The innkeeper",
-    "Nobody in the village", "The schoolteacher", "Every second farmer", "The watchmaker", "A quiet stranger",
-    "The ferryman", "My grandmother", "The gardener of the abbey", "A young carpenter", "The baker's daughter",
-)  # fmt: skip
+    "The miller",
+    "An old sailor",
+    "Her younger brother",
+    "The librarian",
+    "A travelling painter",
+    "The innkeeper",
+    "Nobody in the village",
+    "The schoolteacher",
+    "Every second farmer",
+    "The watchmaker",
+    "A quiet stranger",
+    "The ferryman",
+    "My grandmother",
+    "The gardener of the abbey",
+    "A young carpenter",
+    "The baker's daughter",
+)
 _DID = (
-    "walked along", "looked at", "remembered", "had always avoided", "wrote a long letter about", "sold", "repaired",
-    "dreamed of", "counted the stones of", "drew a careful map of", "spoke kindly of", "closed the door of",
-    "carried flour past", "heard rumours about", "waited all afternoon beside", "painted a small picture of",
-)  # fmt: skip
+    "walked along",
+    "looked at",
+    "remembered",
+    "had always avoided",
+    "wrote a long letter about",
+    "sold",
+    "repaired",
+    "dreamed of",
+    "counted the stones of",
+    "drew a careful map of",
+    "spoke kindly of",
+    "closed the door of",
+    "carried flour past",
+    "heard rumours about",
+    "waited all afternoon beside",
+    "painted a small picture of",
+)
 _WHAT = (
-    "the wooden bridge", "the empty market square", "a field of barley", "the chapel on the hill", "the northern road",
-    "a broken cart", "the orchard behind the wall", "the harbour", "an abandoned railway station", "the frozen pond",
-    "a row of chestnut trees", "the town hall", "the ruins of the castle", "a bundle of papers", "the narrow stairs",
+    "the wooden bridge",
+    "the empty market square",
+    "a field of barley",
+    "the chapel on the hill",
+    "the northern road",
+    "a broken cart",
+    "the orchard behind the wall",
+    "the harbour",
+    "an abandoned railway station",
+    "the frozen pond",
+    "a row of chestnut trees",
+    "the town hall",
+    "the ruins of the castle",
+    "a bundle of papers",
+    "the narrow stairs",
     "the weather station",
-)  # fmt: skip
+)
 _WHEN = (
-    "before the rain began", "in the early morning", "although it was already dark", "on the last day of the fair",
-    "while the bells were ringing", "without saying a word", "for the third time that week", "as the fog lifted",
-    "when the harvest was over", "because the train was late", "long after supper", "under a pale autumn sun",
-    "and nobody asked why", "just as he had promised", "with great patience", "to the surprise of the children",
-)  # fmt: skip
+    "before the rain began",
+    "in the early morning",
+    "although it was already dark",
+    "on the last day of the fair",
+    "while the bells were ringing",
+    "without saying a word",
+    "for the third time that week",
+    "as the fog lifted",
+    "when the harvest was over",
+    "because the train was late",
+    "long after supper",
+    "under a pale autumn sun",
+    "and nobody asked why",
+    "just as he had promised",
+    "with great patience",
+    "to the surprise of the children",
+)
 
 
 def _prose(rng: random.Random) -> str:

@@ -21,11 +21,19 @@ __all__ = ["decode_answer", "decode_request", "encode_answer", "encode_request"]
 _FIELDS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "BOOL": "bool_contents",
-        "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents", "INT64": "int64_contents",
-        "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents", "UINT64": "uint64_contents",
-        "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
+        "INT8": "int_contents",
+        "INT16": "int_contents",
+        "INT32": "int_contents",
+        "INT64": "int64_contents",
+        "UINT8": "uint_contents",
+        "UINT16": "uint_contents",
+        "UINT32": "uint_contents",
+        "UINT64": "uint64_contents",
+        "FP32": "fp32_contents",
+        "FP64": "fp64_contents",
+        "BYTES": "bytes_contents",
     }
-)  # fmt: skip
+)
 """Field of typed contents for each datatype; FP16 and BF16 have none."""
 
 

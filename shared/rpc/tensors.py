@@ -22,13 +22,21 @@ __all__ = ["DTYPES", "datatype_of", "element_count", "from_raw", "from_values", 
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
     {
         "BOOL": np.dtype(np.bool_),
-        "UINT8": np.dtype("<u1"), "UINT16": np.dtype("<u2"), "UINT32": np.dtype("<u4"), "UINT64": np.dtype("<u8"),
-        "INT8": np.dtype("<i1"), "INT16": np.dtype("<i2"), "INT32": np.dtype("<i4"), "INT64": np.dtype("<i8"),
-        "FP16": np.dtype("<f2"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8"),
+        "UINT8": np.dtype("<u1"),
+        "UINT16": np.dtype("<u2"),
+        "UINT32": np.dtype("<u4"),
+        "UINT64": np.dtype("<u8"),
+        "INT8": np.dtype("<i1"),
+        "INT16": np.dtype("<i2"),
+        "INT32": np.dtype("<i4"),
+        "INT64": np.dtype("<i8"),
+        "FP16": np.dtype("<f2"),
+        "FP32": np.dtype("<f4"),
+        "FP64": np.dtype("<f8"),
         "BF16": np.dtype(ml_dtypes.bfloat16),
         "BYTES": np.dtype(np.object_),
     }
-)  # fmt: skip
+)
 """Numpy dtype of every datatype, little-endian as on the wire; BYTES are object arrays of `bytes`."""
 
 _DATATYPES: Final[Mapping[np.dtype[Any], str]] = MappingProxyType({dtype: name for name, dtype in DTYPES.items()})

@@ -53,10 +53,15 @@ def build(
     chosen = settings or read_settings()
     host = Host(service, discover(service) if servables is None else servables, chosen)
     app = _App(
-        title=f"Fovea {service}", version="1", docs_url=None, redoc_url=None, lifespan=_lifespan,
-        redirect_slashes=False, telemetry={"tracing": False, "metrics": False, "logs": False},
+        title=f"Fovea {service}",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         exception_handlers={HTTPException: _on_error, RequestValidationError: _on_error},
-    )  # fmt: skip
+    )
     app.state.host = host
     app.state.settings = chosen
     app.router.routes.extend(rest.router.routes)  # the hot path: first, and not behind a router of its own

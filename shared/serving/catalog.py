@@ -156,9 +156,16 @@ class Catalog:
     def _entry(self, name: str, slot: ModelSlot) -> ModelEntry:
         facts = slot.card.model_dump(mode="json", exclude={"name", "task", "example", "limits"})
         return ModelEntry(
-            id=name, created=self._created, task=slot.card.task, service=self.service, ready=slot.state == "ready",
-            state=slot.state, reason=slot.reason, mode=slot.kind.mode, **facts,
-        )  # fmt: skip
+            id=name,
+            created=self._created,
+            task=slot.card.task,
+            service=self.service,
+            ready=slot.state == "ready",
+            state=slot.state,
+            reason=slot.reason,
+            mode=slot.kind.mode,
+            **facts,
+        )
 
     def _limits(self, slot: ModelSlot) -> dict[str, Any]:
         ours = self._settings

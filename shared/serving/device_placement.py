@@ -32,9 +32,13 @@ def load_context(settings: Settings) -> LoadContext:
     if settings.triton_url:
         options["triton_url"] = settings.triton_url
     return LoadContext(
-        device=choose_device(settings.device), engine=settings.engine, cache=settings.cache_dir, weights=settings.weights_dir,
-        threads=settings.threads, options=options,
-    )  # fmt: skip
+        device=choose_device(settings.device),
+        engine=settings.engine,
+        cache=settings.cache_dir,
+        weights=settings.weights_dir,
+        threads=settings.threads,
+        options=options,
+    )
 
 
 def choose_device(wanted: str) -> str:

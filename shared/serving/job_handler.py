@@ -100,12 +100,20 @@ class _Call:
         headers.pop("x-fovea-deadline-ms", None)
         headers["content-length"] = str(len(payload.body))
         self.scope: dict[str, Any] = {
-            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}, "http_version": "1.1",
-            "method": "POST", "scheme": "http", "path": unquote(path), "raw_path": path.encode("latin-1", "replace"),
-            "query_string": query.encode("latin-1", "replace"), "root_path": "",
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": unquote(path),
+            "raw_path": path.encode("latin-1", "replace"),
+            "query_string": query.encode("latin-1", "replace"),
+            "root_path": "",
             "headers": [(n.encode("latin-1"), v.encode("latin-1")) for n, v in headers.items()],
-            "client": ("127.0.0.1", 0), "server": ("127.0.0.1", 0), "state": {},
-        }  # fmt: skip
+            "client": ("127.0.0.1", 0),
+            "server": ("127.0.0.1", 0),
+            "state": {},
+        }
         if run is not None:
             self.scope["fovea.run"] = run
         self.gone = asyncio.Event()

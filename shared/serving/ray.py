@@ -138,14 +138,20 @@ def application(args: Placement) -> serve.Application:
         policy = {"policy_function": f"{__name__}:scale"}
         how = {
             "autoscaling_config": {
-                "min_replicas": args.min_replicas, "max_replicas": args.max_replicas, "policy": policy,
+                "min_replicas": args.min_replicas,
+                "max_replicas": args.max_replicas,
+                "policy": policy,
             }
-        }  # fmt: skip
+        }
     deploy_as: Any = serve.deployment(
-        name=args.service, health_check_period_s=1.0, health_check_timeout_s=10.0,
-        graceful_shutdown_timeout_s=settings().drain_s + 5, graceful_shutdown_wait_loop_s=0.1,
-        ray_actor_options={"num_cpus": 0.1, "num_gpus": args.num_gpus}, **how,
-    )  # fmt: skip
+        name=args.service,
+        health_check_period_s=1.0,
+        health_check_timeout_s=10.0,
+        graceful_shutdown_timeout_s=settings().drain_s + 5,
+        graceful_shutdown_wait_loop_s=0.1,
+        ray_actor_options={"num_cpus": 0.1, "num_gpus": args.num_gpus},
+        **how,
+    )
     return cast("serve.Application", deploy_as(_Replica).bind(args))
 
 
@@ -156,9 +162,14 @@ def start(chosen: Settings) -> Path | None:
     folder = wanted if len(str(wanted)) <= _SOCKET_PATH else Path(tempfile.mkdtemp(prefix="fovea-"))
     shutil.rmtree(folder, ignore_errors=True)  # what a killed Ray left
     ray.init(
-        num_cpus=len(SERVICES) * chosen.replicas, include_dashboard=False, object_store_memory=_OBJECT_STORE,
-        logging_level=logging.WARNING, _temp_dir=str(folder), _node_ip_address=_LOOPBACK, namespace="fovea",
-    )  # fmt: skip
+        num_cpus=len(SERVICES) * chosen.replicas,
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE,
+        logging_level=logging.WARNING,
+        _temp_dir=str(folder),
+        _node_ip_address=_LOOPBACK,
+        namespace="fovea",
+    )
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
     return folder
 

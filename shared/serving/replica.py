@@ -103,9 +103,16 @@ class ReplicaServer:
     def record(self) -> ReplicaRecord:
         """What the gateway is told."""
         return ReplicaRecord(
-            id=self.id, service=self.host.service, http=self.http, grpc=self.grpc, pid=os.getpid(),
-            ready=self.host.settled, models=tuple(self.host.names()), routes=self._routes, seen=time.time(),
-        )  # fmt: skip
+            id=self.id,
+            service=self.host.service,
+            http=self.http,
+            grpc=self.grpc,
+            pid=os.getpid(),
+            ready=self.host.settled,
+            models=tuple(self.host.names()),
+            routes=self._routes,
+            seen=time.time(),
+        )
 
     async def _start_grpc(self) -> None:
         self._grpc, port = await serve_grpc(self.host, self._settings.bind, self._ports[1], self._settings)
@@ -122,10 +129,16 @@ class _Server(uvicorn.Server):
 
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
-        app, http="httptools", lifespan="on", log_config=None, log_level="warning", access_log=False,
-        server_header=False, timeout_keep_alive=_KEEP_ALIVE_S,
+        app,
+        http="httptools",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-    )  # fmt: skip
+    )
 
 
 def _listen(bind: str, port: int) -> socket.socket:

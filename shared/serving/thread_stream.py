@@ -22,9 +22,12 @@ _END = object()
 
 
 async def iterate_in_thread(
-    events: Callable[[], Iterator[Event]], run: CallContext, pool: Executor, depth: int = 32,
+    events: Callable[[], Iterator[Event]],
+    run: CallContext,
+    pool: Executor,
+    depth: int = 32,
     context: contextvars.Context | None = None,
-) -> AsyncGenerator[Event, None]:  # fmt: skip
+) -> AsyncGenerator[Event, None]:
     """Iterate `events()` on a thread of `pool` and yield what comes, no more than `depth` events ahead of the reader.
 
     Closing the iterator early cancels `run`; the thread then ends at its next event or its next `run.check()`. It works

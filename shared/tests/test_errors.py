@@ -10,9 +10,17 @@ from shared.errors import FoveaError, InvalidOption, by_status
 
 CLASSES = [thing for name in tree.__all__ if isinstance(thing := getattr(tree, name), type)]
 GRPC = {
-    "INTERNAL", "INVALID_ARGUMENT", "UNAUTHENTICATED", "PERMISSION_DENIED", "NOT_FOUND", "FAILED_PRECONDITION",
-    "RESOURCE_EXHAUSTED", "CANCELLED", "UNAVAILABLE", "DEADLINE_EXCEEDED",
-}  # fmt: skip
+    "INTERNAL",
+    "INVALID_ARGUMENT",
+    "UNAUTHENTICATED",
+    "PERMISSION_DENIED",
+    "NOT_FOUND",
+    "FAILED_PRECONDITION",
+    "RESOURCE_EXHAUSTED",
+    "CANCELLED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+}
 
 
 def test_docstring_draws_every_class_with_its_status():

@@ -178,9 +178,14 @@ def _read(image: ImageFile, kind: str, data: bytes) -> Picture:
     pixels = np.asarray(_rgb(upright))
     icc = image.info.get("icc_profile")
     return Picture(
-        pixels, kind, mode, depth, orientation if orientation in _UPRIGHT else turned,
-        icc if isinstance(icc, bytes) else None, bool(getattr(image, "is_animated", False)),
-    )  # fmt: skip
+        pixels,
+        kind,
+        mode,
+        depth,
+        orientation if orientation in _UPRIGHT else turned,
+        icc if isinstance(icc, bytes) else None,
+        bool(getattr(image, "is_animated", False)),
+    )
 
 
 def _orientation(image: Image.Image) -> int:

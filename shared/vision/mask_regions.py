@@ -95,10 +95,13 @@ def regions(mask: np.ndarray) -> tuple[list[Region], np.ndarray]:
     count = ndimage.label(mask[rows, columns], _NEIGHBOURS, output=window)
     areas = np.bincount(window.ravel(), minlength=count + 1)
     found = [
-        Region(number, int(areas[number]), (x.start + columns.start, y.start + rows.start,
-                                            x.stop + columns.start, y.stop + rows.start))
+        Region(
+            number,
+            int(areas[number]),
+            (x.start + columns.start, y.start + rows.start, x.stop + columns.start, y.stop + rows.start),
+        )
         for number, (y, x) in enumerate(ndimage.find_objects(window), start=1)
-    ]  # fmt: skip
+    ]
     return sorted(found, key=lambda region: (-region.area, region.label)), labels
 
 

@@ -15,8 +15,18 @@ from shared.registry.discovery import layouts
 from shared.registry.weights import read_weights
 from shared.training.checkpoint_import import import_weights
 
-NETWORKS = ("bmn", "fasternet", "hieraedgenet", "oat", "patnet", "pranet", "pranet-v2", "rrformer", "vgg19-features",
-            "yolo9tr")  # fmt: skip
+NETWORKS = (
+    "bmn",
+    "fasternet",
+    "hieraedgenet",
+    "oat",
+    "patnet",
+    "pranet",
+    "pranet-v2",
+    "rrformer",
+    "vgg19-features",
+    "yolo9tr",
+)
 
 
 def layout_names() -> list[Any]:

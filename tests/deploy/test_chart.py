@@ -21,7 +21,7 @@ SETTINGS = {
     "outside-redis": ["redis.url=rediss://cache.example:6379/0"],
     "bare": ["keda.enabled=false", "serviceMonitor.enabled=false", "networkPolicy.enabled=false"],
     "narrow": ["networkPolicy.gatewayFrom[0].team=search", "image.registry=r.example", "image.pullSecrets[0].name=x"],
-}  # fmt: skip
+}
 OURS = {"RayService", "ScaledObject", "ServiceMonitor"}
 
 pytestmark = pytest.mark.skipif(helm() is None, reason="no helm: neither on PATH nor in the carrier wheel")

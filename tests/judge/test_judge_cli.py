@@ -88,16 +88,18 @@ def test_signals_of_a_batch_are_calibrated_kept_and_used(fovea: Any, files: Path
 
 def test_agreement_shows_kappa_alpha_the_grid_and_bias_by_texts(fovea: Any, files: Path) -> None:
     words = [files / "qrels.txt", files / "qrels_second.txt"]
-    code, out, _ = fovea("judge", "agreement", *words, "--topics", files / "topics.tsv", "--passages",
-                         files / "passages.jsonl")  # fmt: skip
+    code, out, _ = fovea(
+        "judge", "agreement", *words, "--topics", files / "topics.tsv", "--passages", files / "passages.jsonl"
+    )
     assert (code, "0.9792" in out, "by length" in out, "012|3" in out) == (0, True, True, True), out
     assert json.loads(fovea("judge", "agreement", *words, "--json")[1])["pairs"] == 192
 
 
 def test_rankings_show_tau_and_kappa_together(fovea: Any, files: Path) -> None:
     runs = [word for name in ("bm25", "overlap") for word in ("--run", files / "runs" / f"{name}.trec")]
-    code, out, _ = fovea("judge", "rankings", files / "qrels.txt", files / "qrels_second.txt", *runs,
-                         "--family", "bm25=llm")  # fmt: skip
+    code, out, _ = fovea(
+        "judge", "rankings", files / "qrels.txt", files / "qrels_second.txt", *runs, "--family", "bm25=llm"
+    )
     assert (code, "tau-b" in out, "kappa" in out, "self-preference" in out) == (0, True, True, True), out
 
 
@@ -124,11 +126,18 @@ def test_templates_are_listed_and_filled_in(fovea: Any) -> None:
     assert "what is tea" in out
 
 
-@pytest.mark.parametrize("words", [
-    ["agreement", "none.qrels", "none.qrels"], ["agreement", "{bad}", "{bad}"], ["batch", "--topics", "{bad}"],
-    ["templates", "nope"], ["calibrate", "{bad}", "{bad}"], ["leaderboard", "--name", "nope"],
-    ["agreement", "{bad}.gz", "{bad}"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["agreement", "none.qrels", "none.qrels"],
+        ["agreement", "{bad}", "{bad}"],
+        ["batch", "--topics", "{bad}"],
+        ["templates", "nope"],
+        ["calibrate", "{bad}", "{bad}"],
+        ["leaderboard", "--name", "nope"],
+        ["agreement", "{bad}.gz", "{bad}"],
+    ],
+)
 def test_a_mistake_is_one_line_and_exit_code_one(fovea: Any, tmp_path: Path, words: list[str]) -> None:
     bad = tmp_path / "bad.txt"
     bad.write_text("this is not a file of labels\n")

@@ -40,9 +40,11 @@ def remembering(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     kinds = {name: kind for name, kind in servables("llm-longctx").items() if name.startswith("fovea-")}
     with RedisServer(Settings(_env_file=None, data_dir=folder / "redis")) as redis:
         app = build(
-            "llm-longctx", routers=[openai.router, sessions.router, documents.router], servables=kinds,
+            "llm-longctx",
+            routers=[openai.router, sessions.router, documents.router],
+            servables=kinds,
             settings=Settings(_env_file=None, data_dir=folder, threads=1, redis_url=redis.url),
-        )  # fmt: skip
+        )
         with fronted(app, "llm-longctx", folder, auth=request.param) as (url, _, keys):
             headers = {"x-api-key": keys.add("watch", ("infer",))[1]} if request.param == "keys" else {}
             until = time.monotonic() + 60

@@ -85,13 +85,33 @@ def test_job_reports_and_offers_the_loop_where_there_is_a_plan(page):
     page.locator(".report svg").first.wait_for()
     page.get_by_role("heading", name="Use these heads").wait_for()
     asked = []
-    page.route("**/v1/probe", lambda route: (asked.append(route.request.post_data_json), route.fulfill(
-        status=202, json={"id": "j", "status": "queued", "progress": 0, "created": "2026-01-01T00:00:00Z",
-                          "service": "interpretability", "path": "/v1/probe"})))  # fmt: skip
-    page.route("**/v1/jobs/j/events", lambda route: route.fulfill(
-        content_type="text/event-stream", body='data: {"id":"j","status":"succeeded","progress":1}\n\n'))  # fmt: skip
-    page.route("**/v1/jobs/j/result", lambda route: route.fulfill(
-        content_type="text/html", body="<main><h1>Needle grid</h1><p>recall</p></main>"))  # fmt: skip
+    page.route(
+        "**/v1/probe",
+        lambda route: (
+            asked.append(route.request.post_data_json),
+            route.fulfill(
+                status=202,
+                json={
+                    "id": "j",
+                    "status": "queued",
+                    "progress": 0,
+                    "created": "2026-01-01T00:00:00Z",
+                    "service": "interpretability",
+                    "path": "/v1/probe",
+                },
+            ),
+        ),
+    )
+    page.route(
+        "**/v1/jobs/j/events",
+        lambda route: route.fulfill(
+            content_type="text/event-stream", body='data: {"id":"j","status":"succeeded","progress":1}\n\n'
+        ),
+    )
+    page.route(
+        "**/v1/jobs/j/result",
+        lambda route: route.fulfill(content_type="text/html", body="<main><h1>Needle grid</h1><p>recall</p></main>"),
+    )
     page.get_by_role("button", name="Needle grid with these heads").click()
     page.get_by_role("heading", name="Needle grid with duo").wait_for()
     assert page.locator("[data-part=loop] [data-part=progress]").count() == 1, "how far it is stands beside the button"

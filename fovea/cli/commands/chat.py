@@ -58,7 +58,7 @@ def chat(
     """
     given = ChatOptions(
         temperature=temperature, max_tokens=max_tokens, seed=seed, session_id=session, document_id=document
-    )  # fmt: skip
+    )
     screen = Screen(as_json=as_json)
     with Session(url, key).client() as client:
         given["longctx"] = asked(client, method, knob or ())

@@ -89,8 +89,13 @@ def _show(screen: Screen, told: DocumentInfo) -> None:
     if screen.as_json:
         screen.line(told)
         return
-    screen.facts({
-        "document": told.id, "name": told.name, "model": told.model,
-        "tokens": f"{told.tokens:,} in {told.blocks:,} blocks", "read before": told.cached_tokens or None,
-        "replicas": "read it again: its blocks are not kept for them" if told.shared is False else None,
-    })  # fmt: skip
+    screen.facts(
+        {
+            "document": told.id,
+            "name": told.name,
+            "model": told.model,
+            "tokens": f"{told.tokens:,} in {told.blocks:,} blocks",
+            "read before": told.cached_tokens or None,
+            "replicas": "read it again: its blocks are not kept for them" if told.shared is False else None,
+        }
+    )

@@ -124,12 +124,20 @@ def _show(screen: Screen, job: Job) -> None:
         return
     screen.out.print(f"[bold]{job.id}[/]  {state(job.status)}{' (dead letter)' if job.dead else ''}")
     error = job.error or {}
-    screen.facts({
-        "request": f"{job.path} ({job.service})", "progress": f"{job.progress:.0%}", "note": job.note,
-        "ahead": job.position, "deliveries": job.attempts, "created": _time(job.created),
-        "finished": _time(job.finished), "expires": _time(job.expires),
-        "error": error.get("detail"), "hint": error.get("hint"),
-    })  # fmt: skip
+    screen.facts(
+        {
+            "request": f"{job.path} ({job.service})",
+            "progress": f"{job.progress:.0%}",
+            "note": job.note,
+            "ahead": job.position,
+            "deliveries": job.attempts,
+            "created": _time(job.created),
+            "finished": _time(job.finished),
+            "expires": _time(job.expires),
+            "error": error.get("detail"),
+            "hint": error.get("hint"),
+        }
+    )
 
 
 def _row(job: Job) -> tuple[str, ...]:

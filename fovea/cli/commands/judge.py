@@ -97,11 +97,18 @@ def batch(
     """
     options = {"template": template, "llm": llm, "calibration": calibration}
     body = {
-        "model": judge, "options": {name: value for name, value in options.items() if value is not None},
-        "topics": judge_endpoints.text_of(topics), "passages": judge_endpoints.text_of(passages), "pairs": judge_endpoints.text_of(pairs),
-        "runs": "".join(map(judge_endpoints.text_of, runs or ())), "qrels": judge_endpoints.text_of(qrels), "depth": depth,
-        "budget_tokens": budget, "per_minute": per_minute, "at_once": at_once,
-    }  # fmt: skip
+        "model": judge,
+        "options": {name: value for name, value in options.items() if value is not None},
+        "topics": judge_endpoints.text_of(topics),
+        "passages": judge_endpoints.text_of(passages),
+        "pairs": judge_endpoints.text_of(pairs),
+        "runs": "".join(map(judge_endpoints.text_of, runs or ())),
+        "qrels": judge_endpoints.text_of(qrels),
+        "depth": depth,
+        "budget_tokens": budget,
+        "per_minute": per_minute,
+        "at_once": at_once,
+    }
     screen = Screen(as_json=as_json)
     with Session(url, key).client() as client:
         job = client.send(endpoints.queued(judge_endpoints.computed("batches", body), None))
@@ -168,11 +175,14 @@ def calibrate(
         screen.line(found)
         return
     cuts = found["calibration"]
-    screen.facts({
-        "calibration": found["called"], "cuts": ", ".join(f"{cut:.4f}" for cut in cuts["cuts"]),
-        "fitted on": f"{cuts['pairs']} pairs of {cuts['queries']} queries",
-        **{name: judge_tables.figure(value) for name, value in cuts["metrics"].items()},
-    })  # fmt: skip
+    screen.facts(
+        {
+            "calibration": found["called"],
+            "cuts": ", ".join(f"{cut:.4f}" for cut in cuts["cuts"]),
+            "fitted on": f"{cuts['pairs']} pairs of {cuts['queries']} queries",
+            **{name: judge_tables.figure(value) for name, value in cuts["metrics"].items()},
+        }
+    )
     for warning in cuts["warnings"]:
         screen.note(f"[yellow]{escape(warning)}[/]")
 
@@ -191,10 +201,13 @@ def _training(lines: str, qrels: str) -> dict[str, Any]:
     owner = {field: {row.get(field) for row in kept} for field in ("template", "llm")}
     one = {field: next(iter(values)) if len(values) == 1 else None for field, values in owner.items()}
     return {
-        "signals": [row["signal"] for row in kept], "grades": [truth[row["qid"], row["docid"]] for row in kept],
-        "queries": [row["qid"] for row in kept], "pairs": [f"{row['qid']} {row['docid']}" for row in kept],
-        "template": one["template"], "model": one["llm"],
-    }  # fmt: skip
+        "signals": [row["signal"] for row in kept],
+        "grades": [truth[row["qid"], row["docid"]] for row in kept],
+        "queries": [row["qid"] for row in kept],
+        "pairs": [f"{row['qid']} {row['docid']}" for row in kept],
+        "template": one["template"],
+        "model": one["llm"],
+    }
 
 
 def _follow(client: Client, screen: Screen, job: Job) -> None:
@@ -213,24 +226,42 @@ def _follow(client: Client, screen: Screen, job: Job) -> None:
 def _tell(screen: Screen, judge: str, verdict: dict[str, Any]) -> None:
     grade = "no grade" if verdict["grade"] is None else f"grade {verdict['grade']}"
     screen.out.print(f"[bold]{grade}[/]  {escape(judge)}")
-    screen.facts({
-        "reason": verdict["reason"], "signal": verdict["signal"], "expected": verdict["expected"],
-        "votes": verdict["votes"], "template": verdict["template"], "language model": verdict["llm"],
-        "calibration": verdict["calibration"], "tokens": verdict["tokens"], "flags": ", ".join(verdict["flags"]),
-        "answer": verdict["answer"],
-    })  # fmt: skip
+    screen.facts(
+        {
+            "reason": verdict["reason"],
+            "signal": verdict["signal"],
+            "expected": verdict["expected"],
+            "votes": verdict["votes"],
+            "template": verdict["template"],
+            "language model": verdict["llm"],
+            "calibration": verdict["calibration"],
+            "tokens": verdict["tokens"],
+            "flags": ", ".join(verdict["flags"]),
+            "answer": verdict["answer"],
+        }
+    )
     for said in verdict["rationale"] or ():
         screen.text(said)
 
 
 def _summarise(screen: Screen, done: dict[str, Any], output: Path | None) -> None:
     counts = ", ".join(f"{count} × {grade}" for grade, count in enumerate(done["counts"]))
-    screen.facts({
-        "batch": done["id"], "judge": done["judge"], "language model": ", ".join(done["answered_by"]),
-        "pairs": f"{done['pairs']}, {done['graded']} graded ({counts})", "invalid": done["invalid"] or None,
-        "failed": done["failed"] or None, "left": done["left"] or None, "stopped": done["stopped"],
-        "labelled before": done["reused"] or None, "tokens": done["tokens"], "cost": done["cost"], "written": output,
-    })  # fmt: skip
+    screen.facts(
+        {
+            "batch": done["id"],
+            "judge": done["judge"],
+            "language model": ", ".join(done["answered_by"]),
+            "pairs": f"{done['pairs']}, {done['graded']} graded ({counts})",
+            "invalid": done["invalid"] or None,
+            "failed": done["failed"] or None,
+            "left": done["left"] or None,
+            "stopped": done["stopped"],
+            "labelled before": done["reused"] or None,
+            "tokens": done["tokens"],
+            "cost": done["cost"],
+            "written": output,
+        }
+    )
     for detail, count in done["errors"].items():
         screen.note(f"[red]{count} ×[/] {escape(detail)}")
     for note in done["notes"]:

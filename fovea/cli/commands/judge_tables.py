@@ -40,12 +40,18 @@ def agreement(
     if as_json:
         screen.line(found)
         return
-    screen.facts({
-        "pairs": _pairs(found), "kappa": f"{figure(found['kappa'])}   ({_interval(found['kappa_interval'])})",
-        "alpha (ordinal)": figure(found["alpha"]), "kappa, linear": figure(found["kappa_linear"]),
-        "kappa, quadratic": figure(found["kappa_quadratic"]), "bias": figure(found["bias"]),
-        "mean error": figure(found["mae"]), "invalid": found["invalid"] or None,
-    })  # fmt: skip
+    screen.facts(
+        {
+            "pairs": _pairs(found),
+            "kappa": f"{figure(found['kappa'])}   ({_interval(found['kappa_interval'])})",
+            "alpha (ordinal)": figure(found["alpha"]),
+            "kappa, linear": figure(found["kappa_linear"]),
+            "kappa, quadratic": figure(found["kappa_quadratic"]),
+            "bias": figure(found["bias"]),
+            "mean error": figure(found["mae"]),
+            "invalid": found["invalid"] or None,
+        }
+    )
     screen.out.print()
     cuts = found["kappa_by_cut"]
     rows = [(cut, figure(cuts[cut]), figure(found["alpha_by_cut"][cut])) for cut in cuts]
@@ -75,20 +81,27 @@ def rankings(
 ) -> None:
     """Rank systems under both label sets: tau and rho, with kappa beside them, and each system's shift."""
     body = {
-        "reference": judge_endpoints.text_of(reference), "judge": judge_endpoints.text_of(judge), "measure": measure,
+        "reference": judge_endpoints.text_of(reference),
+        "judge": judge_endpoints.text_of(judge),
+        "measure": measure,
         "runs": "".join(map(judge_endpoints.text_of, runs or ())),
         "families": dict(pair.partition("=")[::2] for pair in families or ()),
-    }  # fmt: skip
+    }
     found = _asked("rankings", body, url, key)
     screen = Screen(as_json=as_json)
     if as_json:
         screen.line(found)
         return
-    screen.facts({
-        "tau-b": figure(found["tau_b"]), "rho": figure(found["rho"]), "tau-AP": figure(found["tau_ap"]),
-        "kappa": figure(found["kappa"]), "alpha": figure(found["alpha"]),
-        "self-preference": figure(found["self_preference"]) if families else None,
-    })  # fmt: skip
+    screen.facts(
+        {
+            "tau-b": figure(found["tau_b"]),
+            "rho": figure(found["rho"]),
+            "tau-AP": figure(found["tau_ap"]),
+            "kappa": figure(found["kappa"]),
+            "alpha": figure(found["alpha"]),
+            "self-preference": figure(found["self_preference"]) if families else None,
+        }
+    )
     screen.out.print()
     rows = (
         (escape(row["system"]), figure(row["reference"]), figure(row["judge"]), f"{row['shift']:+d}")
@@ -110,9 +123,12 @@ def ensemble(
 ) -> None:
     """Make one label set of several, by a stated rule; qrels to -o or to standard output."""
     body = {
-        "judges": list(map(judge_endpoints.text_of, judges)), "combine": combine, "tie": tie, "rounding": rounding,
+        "judges": list(map(judge_endpoints.text_of, judges)),
+        "combine": combine,
+        "tie": tie,
+        "rounding": rounding,
         "weights": weights,
-    }  # fmt: skip
+    }
     found = _asked("ensembles", body, url, key)
     screen = Screen(as_json=as_json)
     if as_json:
@@ -144,10 +160,13 @@ def leaderboard(
     if labels:
         reference, *judges = labels
         body = {
-            "reference": judge_endpoints.text_of(reference), "runs": "".join(map(judge_endpoints.text_of, runs or ())),
+            "reference": judge_endpoints.text_of(reference),
+            "runs": "".join(map(judge_endpoints.text_of, runs or ())),
             "judges": [{"judge": _stem(path), "labels": judge_endpoints.text_of(path)} for path in judges],
-            "measure": measure, "sort": sort, "name": name,
-        }  # fmt: skip
+            "measure": measure,
+            "sort": sort,
+            "name": name,
+        }
         found = _asked("leaderboard", body, url, key)
     else:
         with Session(url, key).client() as client:
@@ -177,10 +196,16 @@ def _asked(what: str, body: dict[str, Any], url: str, key: str | None) -> Any:
 
 def _board_row(row: dict[str, Any], cuts: tuple[str, ...]) -> tuple[str, ...]:
     return (
-        f"[bold]{escape(row['judge'])}[/]", figure(row["kappa"]), _interval(row["kappa_interval"]),
-        figure(row["tau_b"]), figure(row["alpha"]), figure(row["rho"]),
-        *(figure(row["kappa_by_cut"][cut]) for cut in cuts), figure(row["bias"]), f"{row['invalid_share']:.1%}",
-    )  # fmt: skip
+        f"[bold]{escape(row['judge'])}[/]",
+        figure(row["kappa"]),
+        _interval(row["kappa_interval"]),
+        figure(row["tau_b"]),
+        figure(row["alpha"]),
+        figure(row["rho"]),
+        *(figure(row["kappa_by_cut"][cut]) for cut in cuts),
+        figure(row["bias"]),
+        f"{row['invalid_share']:.1%}",
+    )
 
 
 def _interval(ends: list[float] | None) -> str:

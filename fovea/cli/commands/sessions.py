@@ -158,8 +158,13 @@ def _show(call: Call[Session], *, as_json: bool, url: str, key: str | None) -> N
     if as_json:
         screen.line(told)
         return
-    screen.facts({
-        "session": told.id, "model": told.model, "version": told.version,
-        "can go back to": ", ".join(map(str, told.versions)), "tokens read": told.tokens,
-        "remembers": f"{told.state_bytes:,} bytes",
-    })  # fmt: skip
+    screen.facts(
+        {
+            "session": told.id,
+            "model": told.model,
+            "version": told.version,
+            "can go back to": ", ".join(map(str, told.versions)),
+            "tokens read": told.tokens,
+            "remembers": f"{told.state_bytes:,} bytes",
+        }
+    )

@@ -118,8 +118,9 @@ def _table(speed: dict[str, list[float]]) -> Table:
         rows=rows,
         targets={
             f"through the gateway, share of ONNX Runtime's throughput at batch {size} (at least)": (
-                middle[f"through the gateway, batch {size}"] / middle[f"ONNX Runtime in process, batch {size}"], 0.9,
+                middle[f"through the gateway, batch {size}"] / middle[f"ONNX Runtime in process, batch {size}"],
+                0.9,
             )
             for size in (1, 8)
         },
-    )  # fmt: skip
+    )

@@ -53,7 +53,7 @@ def decoders() -> Mapping[str, AttentionMethod]:
         "duo": method("duo", roles=ROLES),
         "razor": method("razor", roles=ROLES, window_min=256, window_div=16),
         "recycled": method("recycled", budget=1024, stride=50),
-    }  # fmt: skip
+    }
 
 
 def sparse() -> Mapping[str, AttentionMethod]:
@@ -136,6 +136,6 @@ def table(taken: Mapping[str, Sequence[float]]) -> Table:
         f"duo, razor or recycled decode at {LONGER}, times llama.cpp": (times(f"decode at {LONGER}", longer), 2.0),
         f"dense prefill at {SHORTER}, times llama.cpp": (times(f"prefill at {SHORTER}", ["dense"]), 2.0),
         f"dhsa prefill at {SHORTER}, times llama.cpp": (times(f"prefill at {SHORTER}", list(sparse())), 3.0),
-    }  # fmt: skip
+    }
     how = f"{HOW}; ours in bf16, llama.cpp (xllamacpp's wheel, built for AVX2) on the file's Q4_1 weights"
     return Table("longctx_llamacpp", "The engine against llama.cpp", how, "llama.cpp", rows, targets)

@@ -23,7 +23,7 @@ def measure(rounds: int = 1, count: int = 32768) -> Table:  # noqa: ARG001  # by
     torch.manual_seed(0)
     net = llama(
         vocab=64, width=HEADS * D, layers=LAYERS, heads=HEADS, kv_heads=HEADS, hidden=64, positions=2 * count, tied=True
-    ).eval()  # fmt: skip
+    ).eval()
     duo, razor = method("duo", roles=full(N // 2)), method("razor", roles=full(3), window_min=256)
     cases = {
         "duo, half of the heads full": (duo, 8192, N // 2, 64 + 256, 0.52),

@@ -85,13 +85,16 @@ def measure(rounds: int = 2, count: int = 2048) -> Quality:
         PICTURE.write_bytes(sheet(maps, 5))
         shutil.rmtree(KEPT, ignore_errors=True)
     return Quality(
-        suite="longctx_quality", title="What attention methods cost in quality", baseline="dense", rows=rows,
+        suite="longctx_quality",
+        title="What attention methods cost in quality",
+        baseline="dense",
+        rows=rows,
         how=f"SmolLM2-135M-Instruct in bfloat16, prompts of {' and '.join(f'{n:,}' for n in lengths)} tokens; {rounds} "
         f"needles each at depths of {', '.join(map(str, DEPTHS))} percent, {len(lengths) * len(DEPTHS) * rounds} "
         f"answers a method (share of the hidden words that are answered); fidelity over {STEPS} tokens behind "
         f"{lengths[0]:,} of prose, or of random tokens that come twice, teacher-forced. Means, and the extreme cells",
         grids={name: r.recall for name, r in found.items()},
-    )  # fmt: skip
+    )
 
 
 def _needles(speaker: DecoderAdapter, how: Mapping[str, Any], lengths: Sequence[int], rounds: int) -> NeedleReport:

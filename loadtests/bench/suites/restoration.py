@@ -42,10 +42,15 @@ def measure(rounds: int = 3, count: int = 1) -> Table:
     finally:
         torch.set_num_threads(threads)
     rows = [
-        row(f"{variant}, {engine}", f"ms for {SIDE}×{SIDE}", timed[f"{variant}, {engine}"],
-            statistics.median(timed[f"{variant}, torch"]))
-        for variant in CONTEXT for engine in ("torch", "onnx")
-    ]  # fmt: skip
+        row(
+            f"{variant}, {engine}",
+            f"ms for {SIDE}×{SIDE}",
+            timed[f"{variant}, {engine}"],
+            statistics.median(timed[f"{variant}, torch"]),
+        )
+        for variant in CONTEXT
+        for engine in ("torch", "onnx")
+    ]
     large, peak = _large()
     eager, graph = (statistics.median(timed[f"paper, {engine}"]) for engine in ("torch", "onnx"))
     return Table(

@@ -81,11 +81,14 @@ def measure(rounds: int = RUNS, count: int = 4096) -> Claims:
         claims[name] = facts
         rows += _rows(name, facts, taken)
     return Claims(
-        suite="sparsity", title=f"What sparsity claims rest on, {count:,} tokens", baseline="dense",
+        suite="sparsity",
+        title=f"What sparsity claims rest on, {count:,} tokens",
+        baseline="dense",
         how=f"SmolLM2-135M-Instruct in bfloat16, {torch.get_num_threads()} thread(s) of torch, wall time of the whole "
         f"model's calls in turn, {rounds} each; needles in {NEEDLE_TOKENS:,} tokens at depths {DEPTHS} percent",
-        rows=rows, claims=claims,
-    )  # fmt: skip
+        rows=rows,
+        claims=claims,
+    )
 
 
 def _bench(folder: Path, count: int) -> Bench:
@@ -175,11 +178,18 @@ def _facts(
         "sparsity_by_layer": {f"model.layers.{i}.self_attn": round(1 - d, 6) for i, d in enumerate(densities)},
         "theoretical_flops_ratio": round(float(np.mean(densities)), 6),
         "measured": timing(
-            ours, dense, batch=1, sequence=count, dtype="bfloat16", kernel=f"{engine.kernels}, {how.name} ({knobs})",
-            dense_kernel=f"{engine.kernels}, dense", peak_memory_bytes=weights + held,
-            kv_bytes_per_token=held / count, offload_bytes_per_token=0,
+            ours,
+            dense,
+            batch=1,
+            sequence=count,
+            dtype="bfloat16",
+            kernel=f"{engine.kernels}, {how.name} ({knobs})",
+            dense_kernel=f"{engine.kernels}, dense",
+            peak_memory_bytes=weights + held,
+            kv_bytes_per_token=held / count,
+            offload_bytes_per_token=0,
         ),
-    }  # fmt: skip
+    }
 
 
 def _recall(bench: Bench, how: AttentionMethod) -> float:

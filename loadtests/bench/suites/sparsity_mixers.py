@@ -46,11 +46,14 @@ def measure(rounds: int = RUNS, count: int = TOKENS) -> Claims:
     finally:
         torch.set_num_threads(threads)
     return Claims(
-        suite="sparsity_mixers", title="What the claims of Landmark and Routing rest on", baseline="dense attention",
+        suite="sparsity_mixers",
+        title="What the claims of Landmark and Routing rest on",
+        baseline="dense attention",
         how=f"decode steps in float32, CPU time of one thread, {rounds} in turn; Landmark behind {count:,} tokens "
         f"through {BLOCKS} blocks, Routing at the end of its context; recall in {RECALLED:,} tokens",
-        rows=[one for _, _, rows in made for one in rows], claims={name: facts for name, facts, _ in made},
-    )  # fmt: skip
+        rows=[one for _, _, rows in made for one in rows],
+        claims={name: facts for name, facts, _ in made},
+    )
 
 
 def _landmark(rounds: int, count: int) -> tuple[str, dict[str, Any], list[Row]]:
@@ -75,10 +78,11 @@ def _landmark(rounds: int, count: int) -> tuple[str, dict[str, Any], list[Row]]:
         "measured": _timed(taken, net, session.nbytes, count, "landmark session", BLOCKS),
         "retrieval": {
             "depths": [round((part + 0.5) / PARTS, 3) for part in range(PARTS)],
-            "score": statistics.fmean(score), "dense_score": statistics.fmean(dense_score),
+            "score": statistics.fmean(score),
+            "dense_score": statistics.fmean(dense_score),
         },
         "quality": _quality(manifest, "recall_1024_k2", "recall_1024"),
-    }  # fmt: skip
+    }
     note = f"reads {read:.3f} of the keys; recall by thirds {_shown(score)}, of all blocks {_shown(dense_score)}"
     return manifest.name, facts, _rows("Landmark", taken, note)
 
@@ -189,10 +193,17 @@ def _by_thirds(answers: Tensor, drawn: Recall) -> list[float]:
 def _timed(taken: dict[str, list[float]], net: Any, held: int, tokens: int, kernel: str, knob: int) -> dict[str, Any]:
     weights = sum(p.numel() * p.element_size() for p in net.parameters())
     return timing(
-        taken["ours"], taken["dense"], batch=1, sequence=tokens, dtype="float32", kernel=f"torch, {kernel} ({knob})",
-        dense_kernel="torch scaled_dot_product_attention over all keys", peak_memory_bytes=weights + held,
-        kv_bytes_per_token=held / tokens, offload_bytes_per_token=0,
-    )  # fmt: skip
+        taken["ours"],
+        taken["dense"],
+        batch=1,
+        sequence=tokens,
+        dtype="float32",
+        kernel=f"torch, {kernel} ({knob})",
+        dense_kernel="torch scaled_dot_product_attention over all keys",
+        peak_memory_bytes=weights + held,
+        kv_bytes_per_token=held / tokens,
+        offload_bytes_per_token=0,
+    )
 
 
 def _quality(manifest: Manifest, metric: str, plain: str | None) -> dict[str, Any]:

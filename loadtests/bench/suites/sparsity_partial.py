@@ -35,11 +35,13 @@ def measure(rounds: int = RUNS, count: int = CALLS) -> Claims:
     """Claims' facts; `rounds` times `count` pictures each (at most 5)."""
     made = [_model(name, rounds, min(count, CALLS)) for name in MODELS]
     return Claims(
-        suite="sparsity_partial", title="What the claims of PATNet and FasterNet rest on", baseline="full convolutions",
+        suite="sparsity_partial",
+        title="What the claims of PATNet and FasterNet rest on",
+        baseline="full convolutions",
         how=f"the served classifiers (T0, 96 px), batch 1, ONNX Runtime, CPU time of one thread, {rounds} in turn",
         rows=[one for _, rows in made for one in rows],
         claims={name: facts for name, (facts, _) in zip(MODELS, made, strict=True)},
-    )  # fmt: skip
+    )
 
 
 def _model(name: str, rounds: int, calls: int) -> tuple[dict[str, Any], list[Row]]:
@@ -54,14 +56,20 @@ def _model(name: str, rounds: int, calls: int) -> tuple[dict[str, Any], list[Row
     layers, share = _zeros(net)
     ratio = _multiplications(net, x) / _multiplications(dense, x)
     facts = {
-        "sparsity_by_layer": layers, "sparsity_global": share, "theoretical_flops_ratio": round(ratio, 6),
+        "sparsity_by_layer": layers,
+        "sparsity_global": share,
+        "theoretical_flops_ratio": round(ratio, 6),
         "measured": timing(
-            taken[name], taken["dense"], batch=1, sequence=None, dtype="float32",
+            taken[name],
+            taken["dense"],
+            batch=1,
+            sequence=None,
+            dtype="float32",
             kernel="ONNX Runtime, convolution of a quarter of the channels",
             dense_kernel="ONNX Runtime, convolution of all channels",
         ),
         "quality": {"metric": "top_1", "value": found.manifest.metrics["top_1"], "seeds": 1},
-    }  # fmt: skip
+    }
     base = statistics.median(taken["dense"])
     note = f"{share:.3f} of the dense weights are zero, {ratio:.2f} of its multiplications"
     rows = [
@@ -86,8 +94,9 @@ def _zeros(net: nn.Module) -> tuple[dict[str, float], float]:
     """Share of zeros that each weight leaves out of the dense one in its place, by layer and over all of them."""
     channels = {
         f"{name}.partial_conv3.weight": sum(module.sizes)
-        for name, module in net.named_modules() if isinstance(module, PartialConv)
-    }  # fmt: skip
+        for name, module in net.named_modules()
+        if isinstance(module, PartialConv)
+    }
     shares, left_out, total = {}, 0, 0
     for key, tensor in net.state_dict().items():
         if tensor.dim() < 2:

@@ -43,17 +43,24 @@ def _detection(row: list[float], names: Names, scale: float | None) -> Detection
     box: Box = (round(x1, 2), round(y1, 2), round(x2, 2), round(y2, 2))
     width, height = x2 - x1, y2 - y1
     return Detection(
-        box=box, score=round(score, 5), label=names[int(kind)], class_id=int(kind), area=round(width * height, 2),
-        radius=round((width + height) / 4, 3), microns=_microns(width, height, scale) if scale else None,
-    )  # fmt: skip
+        box=box,
+        score=round(score, 5),
+        label=names[int(kind)],
+        class_id=int(kind),
+        area=round(width * height, 2),
+        radius=round((width + height) / 4, 3),
+        microns=_microns(width, height, scale) if scale else None,
+    )
 
 
 def _microns(width: float, height: float, scale: float) -> Micrometres:
     across, down = width * scale, height * scale
     return Micrometres(
-        width=round(across, 4), height=round(down, 4), radius=round((across + down) / 4, 4),
+        width=round(across, 4),
+        height=round(down, 4),
+        radius=round((across + down) / 4, 4),
         area=round(across * down, 4),
-    )  # fmt: skip
+    )
 
 
 def counts(found: Sequence[Detection]) -> dict[str, int]:
@@ -83,6 +90,8 @@ def columns(found: Sequence[Detection]) -> BoxColumns:
     """The detections, column by column."""
     names: Mapping[int, str] = {each.class_id: each.label for each in found}
     return BoxColumns(
-        xyxy=[each.box for each in found], confidence=[each.score for each in found],
-        class_id=[each.class_id for each in found], class_names=dict(sorted(names.items())),
-    )  # fmt: skip
+        xyxy=[each.box for each in found],
+        confidence=[each.score for each in found],
+        class_id=[each.class_id for each in found],
+        class_names=dict(sorted(names.items())),
+    )

@@ -22,9 +22,7 @@ __all__ = ["COCO", "CROPS", "CSV", "YOLO", "coco", "crops", "table", "yolo"]
 
 CSV, COCO, YOLO, CROPS = "text/csv", "application/vnd.coco+json", "text/plain", "application/zip"
 
-_COLUMNS = (
-    "id", "class_id", "label", "score", "x1", "y1", "x2", "y2", "radius_px", "area_px", "radius_um", "area_um2"
-)  # fmt: skip
+_COLUMNS = ("id", "class_id", "label", "score", "x1", "y1", "x2", "y2", "radius_px", "area_px", "radius_um", "area_um2")
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet would run if a text began with it."""
@@ -55,9 +53,14 @@ def _annotation(index: int, each: Detection) -> dict[str, object]:
     x1, y1, x2, y2 = each.box
     box = [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)]
     return {
-        "id": index, "image_id": 1, "category_id": each.class_id, "bbox": box, "area": each.area, "iscrowd": 0,
+        "id": index,
+        "image_id": 1,
+        "category_id": each.class_id,
+        "bbox": box,
+        "area": each.area,
+        "iscrowd": 0,
         "score": each.score,
-    }  # fmt: skip
+    }
 
 
 def yolo(answer: DetectOut) -> bytes:
@@ -66,9 +69,11 @@ def yolo(answer: DetectOut) -> bytes:
     for each in answer.detections:
         x1, y1, x2, y2 = each.box
         numbers = (
-            (x1 + x2) / 2 / answer.width, (y1 + y2) / 2 / answer.height,
-            (x2 - x1) / answer.width, (y2 - y1) / answer.height,
-        )  # fmt: skip
+            (x1 + x2) / 2 / answer.width,
+            (y1 + y2) / 2 / answer.height,
+            (x2 - x1) / answer.width,
+            (y2 - y1) / answer.height,
+        )
         lines.append(f"{each.class_id} {' '.join(f'{number:.6f}' for number in numbers)} {each.score:.5f}\n")
     return "".join(lines).encode()
 

@@ -57,9 +57,10 @@ def look(pixels: np.ndarray, options: DetectOptions, side: int, stride: int, *, 
     parts = slices(height, width, options.tile, options.tile_overlap) if options.tile else []
     if len(parts) > SLICES:
         raise TooLarge(
-            f"{len(parts)} slices of {options.tile} pixels; {SLICES} are the most.", hint="Take a larger tile.",
+            f"{len(parts)} slices of {options.tile} pixels; {SLICES} are the most.",
+            hint="Take a larger tile.",
             field="tile",
-        )  # fmt: skip
+        )
     areas = [Slice(0, 0, width, height), *parts]
     fitted = [letterbox(pixels[a.y1 : a.y2, a.x1 : a.x2], side, stride, not square) for a in areas]
     page, ratio, (pad_x, pad_y) = fitted[0]
@@ -85,16 +86,25 @@ def gathered(
     parts = [view.area for view in seen.views[1:]]
     shape = (seen.height, seen.width)
     return merged(
-        np.concatenate(found), sources, parts, shape, iou=options.iou, agnostic=options.agnostic,
+        np.concatenate(found),
+        sources,
+        parts,
+        shape,
+        iou=options.iou,
+        agnostic=options.agnostic,
         most=options.max_detections,
-    )  # fmt: skip
+    )
 
 
 def _kept(predictions: np.ndarray, options: DetectOptions, classes: Sequence[int] | None) -> np.ndarray:
     (rows,) = nms(
-        predictions[None], confidence=options.confidence, iou=options.iou, max_detections=options.max_detections,
-        classes=classes, agnostic=options.agnostic,
-    )  # fmt: skip
+        predictions[None],
+        confidence=options.confidence,
+        iou=options.iou,
+        max_detections=options.max_detections,
+        classes=classes,
+        agnostic=options.agnostic,
+    )
     return np.asarray(rows)
 
 

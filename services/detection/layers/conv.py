@@ -120,9 +120,13 @@ def fused(network: Network) -> Network:
 def _with_bias(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
     """A convolution of the same geometry with these numbers."""
     made = nn.Conv2d(
-        conv.in_channels, conv.out_channels, (weight.shape[2], weight.shape[3]), (conv.stride[0], conv.stride[1]),
-        (conv.padding[0], conv.padding[1]) if not isinstance(conv.padding, str) else conv.padding, groups=conv.groups,
+        conv.in_channels,
+        conv.out_channels,
+        (weight.shape[2], weight.shape[3]),
+        (conv.stride[0], conv.stride[1]),
+        (conv.padding[0], conv.padding[1]) if not isinstance(conv.padding, str) else conv.padding,
+        groups=conv.groups,
         device=weight.device,
-    )  # fmt: skip
+    )
     made.load_state_dict({"weight": weight.detach(), "bias": bias.detach()})
     return made

@@ -60,9 +60,12 @@ class PartialConv(nn.Module):
 def perceptron(channels: int, activation: type[nn.Module], *more: nn.Module) -> nn.Sequential:
     """`mlp` of a block: 1x1 to twice the channels, batch norm, activation, 1x1 back, and what may follow."""
     return nn.Sequential(
-        nn.Conv2d(channels, 2 * channels, 1, bias=False), nn.BatchNorm2d(2 * channels), activation(),
-        nn.Conv2d(2 * channels, channels, 1, bias=False), *more,
-    )  # fmt: skip
+        nn.Conv2d(channels, 2 * channels, 1, bias=False),
+        nn.BatchNorm2d(2 * channels),
+        activation(),
+        nn.Conv2d(2 * channels, channels, 1, bias=False),
+        *more,
+    )
 
 
 def dropped(x: Tensor, rate: float, training: bool) -> Tensor:

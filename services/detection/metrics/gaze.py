@@ -59,9 +59,11 @@ def behaviour_delta(found: Sequence[Behaviour], true: Sequence[Behaviour]) -> fl
 
 
 def multimatch(
-    first: Sequence[Point], second: Sequence[Point], screen: tuple[float, float] = (1680, 1050),
+    first: Sequence[Point],
+    second: Sequence[Point],
+    screen: tuple[float, float] = (1680, 1050),
     durations: tuple[Sequence[float], Sequence[float]] | None = None,
-) -> tuple[float, float, float, float, float]:  # fmt: skip
+) -> tuple[float, float, float, float, float]:
     """MultiMatch of two scanpaths, each 1 for equal ones: vector, direction, length, position, duration.
 
     Args:

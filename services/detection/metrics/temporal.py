@@ -34,11 +34,16 @@ def temporal_average_precision(truth: Sequence[Row], found: Sequence[Row], thres
         Array [class in order of label, threshold].
     """
     labels = sorted({row[3] for row in truth})
-    return np.array([
-        _class_precision([row for row in truth if row[3] == label], [row for row in found if row[3] == label],
-                         np.asarray(thresholds, float))
-        for label in labels
-    ])  # fmt: skip
+    return np.array(
+        [
+            _class_precision(
+                [row for row in truth if row[3] == label],
+                [row for row in found if row[3] == label],
+                np.asarray(thresholds, float),
+            )
+            for label in labels
+        ]
+    )
 
 
 def average_recall(

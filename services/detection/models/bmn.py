@@ -44,7 +44,9 @@ class BmnActions(ActionDetector):
         summary="Finds where in a video something begins and ends, from features of the caller's own backbone.",
         paper=Paper(
             title="BMN: Boundary-Matching Network for Temporal Action Proposal Generation",
-            venue="ICCV", year=2019, url="https://arxiv.org/abs/1907.09702",
+            venue="ICCV",
+            year=2019,
+            url="https://arxiv.org/abs/1907.09702",
         ),
         licence="Code and demo weights: Apache-2.0. Public checkpoints that can be imported: MIT.",
         weights="792175454c46f7f8bc61be7ec4bdf9a9fde3e5fd794d177e07a987c28bf22da7",
@@ -58,7 +60,7 @@ class BmnActions(ActionDetector):
             ),
         ),
         example={"duration": 32.0, "max_proposals": 10},
-    )  # fmt: skip
+    )
 
 
 class BmnCsaActions(ActionDetector):
@@ -72,15 +74,22 @@ class BmnCsaActions(ActionDetector):
         summary="As BMN, and what a recogniser knows of the classes decides which features count, and when.",
         paper=Paper(
             title="Class Semantics-based Attention for Action Detection",
-            venue="ICCV", year=2021, url="https://arxiv.org/abs/2109.02613",
+            venue="ICCV",
+            year=2021,
+            url="https://arxiv.org/abs/2109.02613",
         ),
         licence="Code and demo weights: Apache-2.0. The authors published no code and no weights.",
         weights="36815eac3a1e68a19dc8940f7dee6f8a71bb3fbb07d625ed677a754947d700fb",
         parameters=311_501,
         metrics=(
             *_measured(0.37856, 0.57096, 0.94117, "Seeds 1 to 3: 0.379, 0.359, 0.340; mean 0.359."),
-            Metric(name="thumos14_map", ours=None, paper=47.5, data="THUMOS-14",
-                   note="At tIoU .5 by the usual convention; the abstract does not say. 6.2 above the authors' BMN."),
+            Metric(
+                name="thumos14_map",
+                ours=None,
+                paper=47.5,
+                data="THUMOS-14",
+                note="At tIoU .5 by the usual convention; the abstract does not say. 6.2 above the authors' BMN.",
+            ),
             Metric(name="activitynet_average_map", ours=None, paper=36.25, data="ActivityNet-1.3"),
         ),
         notes=(
@@ -95,4 +104,4 @@ class BmnCsaActions(ActionDetector):
             ),
         ),
         example={"duration": 32.0, "max_proposals": 10},
-    )  # fmt: skip
+    )

@@ -44,9 +44,14 @@ class BoundaryMatching(nn.Module):
     places: Tensor
 
     def __init__(
-        self, features: int, length: int, samples: int = 32, samples_per_bin: int = 3, ratio: float = 0.5,
+        self,
+        features: int,
+        length: int,
+        samples: int = 32,
+        samples_per_bin: int = 3,
+        ratio: float = 0.5,
         hidden: tuple[int, int, int] = (256, 128, 512),
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         one, two, three = hidden
         self.features, self.length, self.hidden = features, length, hidden
@@ -57,9 +62,14 @@ class BoundaryMatching(nn.Module):
         self.x_1d_p = nn.Sequential(nn.Conv1d(one, one, 3, padding=1), nn.ReLU())
         self.x_3d_p = nn.Sequential(nn.Conv3d(one, three, (samples, 1, 1)), nn.ReLU())
         self.x_2d_p = nn.Sequential(
-            nn.Conv2d(three, two, 1), nn.ReLU(), nn.Conv2d(two, two, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(two, two, 3, padding=1), nn.ReLU(), nn.Conv2d(two, 2, 1),
-        )  # fmt: skip
+            nn.Conv2d(three, two, 1),
+            nn.ReLU(),
+            nn.Conv2d(two, two, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(two, two, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(two, 2, 1),
+        )
         starts, ends = (torch.from_numpy(axis) for axis in cells(length))
         mask = torch.from_numpy(sampling_mask(length, samples, samples_per_bin, ratio))
         weights = mask[:, :, starts, ends].transpose(0, 1).reshape(samples * length, -1)
@@ -181,20 +191,38 @@ def _forget_sample_mask(_module: nn.Module, state: dict[str, Tensor], prefix: st
 
 @builder("bmn")
 def bmn(
-    features: int = 400, length: int = 100, samples: int = 32, samples_per_bin: int = 3, ratio: float = 0.5,
+    features: int = 400,
+    length: int = 100,
+    samples: int = 32,
+    samples_per_bin: int = 3,
+    ratio: float = 0.5,
     hidden: tuple[int, int, int] = (256, 128, 512),
-) -> BoundaryMatching:  # fmt: skip
+) -> BoundaryMatching:
     """BMN with random weights; the defaults are the public layout."""
     return BoundaryMatching(features, length, samples, samples_per_bin, ratio, hidden)
 
 
 @builder("bmn-csa")
 def bmn_csa(
-    features: int = 400, length: int = 100, semantics: int = 200, channel: bool = True, time: bool = True,
-    samples: int = 32, samples_per_bin: int = 3, ratio: float = 0.5, hidden: tuple[int, int, int] = (256, 128, 512),
-) -> Attended:  # fmt: skip
+    features: int = 400,
+    length: int = 100,
+    semantics: int = 200,
+    channel: bool = True,
+    time: bool = True,
+    samples: int = 32,
+    samples_per_bin: int = 3,
+    ratio: float = 0.5,
+    hidden: tuple[int, int, int] = (256, 128, 512),
+) -> Attended:
     """BMN with class-semantics attention and random weights; 200 semantics are ActivityNet's classes."""
     return Attended(
-        features, length, semantics, channel=channel, time=time,
-        samples=samples, samples_per_bin=samples_per_bin, ratio=ratio, hidden=hidden,
-    )  # fmt: skip
+        features,
+        length,
+        semantics,
+        channel=channel,
+        time=time,
+        samples=samples,
+        samples_per_bin=samples_per_bin,
+        ratio=ratio,
+        hidden=hidden,
+    )

@@ -73,26 +73,43 @@ class FasterNetClassifier(Classifier):
         summary="Tells patches of pavement by their damage; the baseline of patnet.",
         paper=Paper(
             title="Run, Don't Walk: Chasing Higher FLOPS for Faster Neural Networks",
-            venue="CVPR", year=2023, url="https://arxiv.org/abs/2303.03667",
+            venue="CVPR",
+            year=2023,
+            url="https://arxiv.org/abs/2303.03667",
         ),
         licence="Code and demo weights: Apache-2.0. Official weights: MIT.",
         weights="ff8e836fdc13198ac96061172f511533e0fed6c396479295b45f13fa2cad1662",
         parameters=2_632_186,
         metrics=(
-            Metric(name="top_1", ours=0.99917, data="1,200 synthetic patches of pavement in six classes",
-                   note="Size T0, 600 steps, one seed."),
-            *(Metric(name=f"top_1.{size}", ours=None, paper=value, data="ImageNet-1k", note="Full training, 224 px.")
-              for size, value in (("t0", 0.719), ("t1", 0.762), ("t2", 0.789), ("s", 0.813))),
+            Metric(
+                name="top_1",
+                ours=0.99917,
+                data="1,200 synthetic patches of pavement in six classes",
+                note="Size T0, 600 steps, one seed.",
+            ),
+            *(
+                Metric(name=f"top_1.{size}", ours=None, paper=value, data="ImageNet-1k", note="Full training, 224 px.")
+                for size, value in (("t0", 0.719), ("t1", 0.762), ("t2", 0.789), ("s", 0.813))
+            ),
         ),
         notes=(
-            ("The weights that come with Fovea were trained on drawn pavement. They show that the machinery works; "
-            "import official weights for ImageNet's classes, which are then told by number: they carry no names."),
-            ("Feature maps of the four stages, for a detector: outputs stage1 to stage4 on the Open Inference route, "
-            "or Accept: application/x-npz here."),
+            (
+                "The weights that come with Fovea were trained on drawn pavement. They show that the machinery works; "
+                "import official weights for ImageNet's classes, which are then told by number: they carry no names."
+            ),
+            (
+                "Feature maps of the four stages, for a detector: outputs stage1 to stage4 on the Open Inference route, "
+                "or Accept: application/x-npz here."
+            ),
         ),
         sparsity=build_claim(
-            "fasternet", read_measurements(Path(__file__).with_name("claims.json")).get("fasternet", {}), kind="weight",
-            granularity="channel", when="before", path="sparse-to-sparse", mask="static",
+            "fasternet",
+            read_measurements(Path(__file__).with_name("claims.json")).get("fasternet", {}),
+            kind="weight",
+            granularity="channel",
+            when="before",
+            path="sparse-to-sparse",
+            mask="static",
         ),
         example={"tile": 96},
-    )  # fmt: skip
+    )

@@ -135,8 +135,9 @@ class HieraEdgeNet(nn.Module):
             elif index in _FUSIONS:
                 made[index] = layer(_gathered(made, source))
             elif index not in made:
-                made[index] = layer(torch.cat(_gathered(made, source), 1) if isinstance(source, tuple) else
-                                    made.get(source, x))  # fmt: skip
+                made[index] = layer(
+                    torch.cat(_gathered(made, source), 1) if isinstance(source, tuple) else made.get(source, x)
+                )
         levels: list[Tensor] = self.model[_HEAD]([made[index] for index in _LEVELS])
         return levels
 
@@ -153,16 +154,37 @@ def _layers(edge: Edge) -> Sequence[nn.Module]:
     """Layers 0 to 29; identities stand for what only joins or picks."""
     up = [nn.Upsample(scale_factor=2, mode="nearest") for _ in range(2)]
     return (
-        Conv(3, 16, 3, 2), Conv(16, 32, 3, 2), CrossStage(32, 64, e=0.25), EdgeModule(64, (32, 64, 128), edge),
-        nn.Identity(), nn.Identity(), nn.Identity(),
-        Conv(64, 64, 3, 2), CrossStage(64, 128, e=0.25), EdgeFusion((32, 128), 128),
-        Conv(128, 128, 3, 2), AreaElan(128, 128, depth=2, area=4), EdgeFusion((64, 128), 128),
-        Conv(128, 256, 3, 2), AreaElan(256, 256, depth=2, area=1), EdgeFusion((128, 256), 256),
-        up[0], nn.Identity(), AreaElan(384, 128), up[1],
-        SpaceToDepthConv(64, 64), nn.Identity(), CSPOmniKernel(320), AreaElan(320, 64),
-        Conv(64, 64, 3, 2), nn.Identity(), AreaElan(192, 128), Conv(128, 128, 3, 2), nn.Identity(),
+        Conv(3, 16, 3, 2),
+        Conv(16, 32, 3, 2),
+        CrossStage(32, 64, e=0.25),
+        EdgeModule(64, (32, 64, 128), edge),
+        nn.Identity(),
+        nn.Identity(),
+        nn.Identity(),
+        Conv(64, 64, 3, 2),
+        CrossStage(64, 128, e=0.25),
+        EdgeFusion((32, 128), 128),
+        Conv(128, 128, 3, 2),
+        AreaElan(128, 128, depth=2, area=4),
+        EdgeFusion((64, 128), 128),
+        Conv(128, 256, 3, 2),
+        AreaElan(256, 256, depth=2, area=1),
+        EdgeFusion((128, 256), 256),
+        up[0],
+        nn.Identity(),
+        AreaElan(384, 128),
+        up[1],
+        SpaceToDepthConv(64, 64),
+        nn.Identity(),
+        CSPOmniKernel(320),
+        AreaElan(320, 64),
+        Conv(64, 64, 3, 2),
+        nn.Identity(),
+        AreaElan(192, 128),
+        Conv(128, 128, 3, 2),
+        nn.Identity(),
         CrossStage(384, 256, deep=True),
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()
@@ -218,7 +240,8 @@ class HieraEdgeNetDetector(Detector):
         summary="Finds, names and measures pollen grains on microscope slides.",
         paper=Paper(
             title="HieraEdgeNet: A Multi-Scale Edge-Enhanced Framework for Automated Pollen Recognition",
-            venue="arXiv", year=2025,
+            venue="arXiv",
+            year=2025,
         ),
         licence="Code and demo weights: Apache-2.0, written from a description. The published code and weights must be "
         "taken as AGPL-3.0: its README says MIT, its licence file does not.",
@@ -227,33 +250,56 @@ class HieraEdgeNetDetector(Detector):
         weights="eecb1f5ad5ab010ac01fbd0c768fea15e0b83a83ffdb7c4738dfba25da97dd80",
         parameters=3_408_200,
         metrics=(
-            Metric(name="map_50", ours=0.56766, paper=0.9501, data=_DATA,
-                   note="The paper's is on 120 classes of real pollen."),
+            Metric(
+                name="map_50",
+                ours=0.56766,
+                paper=0.9501,
+                data=_DATA,
+                note="The paper's is on 120 classes of real pollen.",
+            ),
             Metric(name="map_50_95", ours=0.49315, data=_DATA),
-            Metric(name="count_error", ours=1.43, data=_DATA,
-                   note="Mean difference of the number of grains on a slide, at confidence 0.25."),
+            Metric(
+                name="count_error",
+                ours=1.43,
+                data=_DATA,
+                note="Mean difference of the number of grains on a slide, at confidence 0.25.",
+            ),
             *(Metric(name=f"ap_50.{name}", ours=value, data=_DATA) for name, value in _BY_CLASS.items()),
         ),
         notes=(
-            ("The weights that come with Fovea were trained on drawn slides, for 900 steps where the demo should have "
-            "twice as many: they find grains and miss or confuse many. They know no real pollen."),
-            ("Variant: in the official release the edge layer reads the padding beside its picture, so its output is 0 "
-            "whatever is seen. `official` reproduces that, for official weights; `described` has the edges of the "
-            "paper, and is what the demo weights were trained with."),
-            ("Changing the picture changes the edge maps of `official` by exactly 0.0; tests measure it. Our network "
-            "leans on its edges a little: with them set to 0 after training, map_50 on 100 slides falls from 0.545 to "
-            "0.527. The twin trained without them has a recipe, hieraedgenet-official-demo, and no number yet."),
-            ("Send slides: on pictures far from them, such as noise, the Omni-Kernel's gate multiplies large values "
-            "with each other, float32 resolves them no longer, and boxes mean nothing and differ between engines."),
-            ("The file that wires the modules is in no published revision: the wiring here is an assumption, and an "
-            "import compares every key of a checkpoint."),
-            ("Served without Fourier operators: cosines and sines as matrices give the same boxes, three times as fast "
-            "in ONNX Runtime or more (make bench)."),
-            ("With microns_per_pixel each grain has its size in µm; radius is a quarter of width and height together. "
-            "Large slides: use tile."),
+            (
+                "The weights that come with Fovea were trained on drawn slides, for 900 steps where the demo should have "
+                "twice as many: they find grains and miss or confuse many. They know no real pollen."
+            ),
+            (
+                "Variant: in the official release the edge layer reads the padding beside its picture, so its output is 0 "
+                "whatever is seen. `official` reproduces that, for official weights; `described` has the edges of the "
+                "paper, and is what the demo weights were trained with."
+            ),
+            (
+                "Changing the picture changes the edge maps of `official` by exactly 0.0; tests measure it. Our network "
+                "leans on its edges a little: with them set to 0 after training, map_50 on 100 slides falls from 0.545 to "
+                "0.527. The twin trained without them has a recipe, hieraedgenet-official-demo, and no number yet."
+            ),
+            (
+                "Send slides: on pictures far from them, such as noise, the Omni-Kernel's gate multiplies large values "
+                "with each other, float32 resolves them no longer, and boxes mean nothing and differ between engines."
+            ),
+            (
+                "The file that wires the modules is in no published revision: the wiring here is an assumption, and an "
+                "import compares every key of a checkpoint."
+            ),
+            (
+                "Served without Fourier operators: cosines and sines as matrices give the same boxes, three times as fast "
+                "in ONNX Runtime or more (make bench)."
+            ),
+            (
+                "With microns_per_pixel each grain has its size in µm; radius is a quarter of width and height together. "
+                "Large slides: use tile."
+            ),
         ),
         example={"microns_per_pixel": 0.5},
-    )  # fmt: skip
+    )
 
     @staticmethod
     def prepare(network: nn.Module) -> nn.Module:

@@ -46,9 +46,15 @@ class ObjectAttention(nn.Module):
     table: Tensor
 
     def __init__(
-        self, grid: tuple[int, int], table: np.ndarray, model: int, layers: int, heads: int, feedforward: int,
+        self,
+        grid: tuple[int, int],
+        table: np.ndarray,
+        model: int,
+        layers: int,
+        heads: int,
+        feedforward: int,
         crop: tuple[int, int],
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.grid, self.crop, self.width = grid, crop, model // 2
         self.transformer_encoder = Encoder(model, layers, heads, feedforward)
@@ -203,9 +209,14 @@ def grid_cells(grid: tuple[int, int]) -> Tensor:
 
 @builder("oat")
 def oat(
-    grid: tuple[int, int] = (3, 9), position_table: np.ndarray | Sequence[Sequence[float]] | None = None,
-    model: int = 512, layers: int = 4, heads: int = 4, feedforward: int = 512, crop: tuple[int, int] = (150, 93),
-) -> ObjectAttention:  # fmt: skip
+    grid: tuple[int, int] = (3, 9),
+    position_table: np.ndarray | Sequence[Sequence[float]] | None = None,
+    model: int = 512,
+    layers: int = 4,
+    heads: int = 4,
+    feedforward: int = 512,
+    crop: tuple[int, int] = (150, 93),
+) -> ObjectAttention:
     """OAT with random weights; the defaults are the published layout for the yogurt shelf.
 
     Args:

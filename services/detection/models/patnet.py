@@ -143,26 +143,47 @@ class PATNetClassifier(Classifier):
         weights="b282859894533c87a1ed1a8dd4ac341f52246a347e842cf02dec45205ce20b8d",
         parameters=2_212_846,
         metrics=(
-            Metric(name="top_1", ours=0.99167, data="1,200 synthetic patches of pavement in six classes",
-                   note="Size T0, 600 steps, one seed."),
-            Metric(name="top_1_over_fasternet", ours=-0.0075, paper=0.013,
-                   data="The same patches, steps and seed",
-                   note="95 % interval -0.0129 to -0.0021. The paper's is T2's on ImageNet."),
+            Metric(
+                name="top_1",
+                ours=0.99167,
+                data="1,200 synthetic patches of pavement in six classes",
+                note="Size T0, 600 steps, one seed.",
+            ),
+            Metric(
+                name="top_1_over_fasternet",
+                ours=-0.0075,
+                paper=0.013,
+                data="The same patches, steps and seed",
+                note="95 % interval -0.0129 to -0.0021. The paper's is T2's on ImageNet.",
+            ),
         ),
         notes=(
-            ("The weights that come with Fovea were trained on drawn pavement, an easy task on which the baseline is a "
-            "little better: that says nothing about ImageNet. No official weights are published."),
-            ("Variant: the published configurations have the spatial gate (PAT_sp) in T1 alone; whether the paper's T2 "
-            "has it is undecided, since its abstract says yes and its code no. network('patnet', spatial=True) builds "
-            "every size with it."),
-            ("Speed is measured, not promised: make bench times PATNet-T2 against FasterNet-T2 on this machine. The "
-            "small sizes gain little or nothing over FasterNet's."),
-            ("Feature maps of the four stages, for a detector: outputs stage1 to stage4 on the Open Inference route, "
-            "or Accept: application/x-npz here."),
+            (
+                "The weights that come with Fovea were trained on drawn pavement, an easy task on which the baseline is a "
+                "little better: that says nothing about ImageNet. No official weights are published."
+            ),
+            (
+                "Variant: the published configurations have the spatial gate (PAT_sp) in T1 alone; whether the paper's T2 "
+                "has it is undecided, since its abstract says yes and its code no. network('patnet', spatial=True) builds "
+                "every size with it."
+            ),
+            (
+                "Speed is measured, not promised: make bench times PATNet-T2 against FasterNet-T2 on this machine. The "
+                "small sizes gain little or nothing over FasterNet's."
+            ),
+            (
+                "Feature maps of the four stages, for a detector: outputs stage1 to stage4 on the Open Inference route, "
+                "or Accept: application/x-npz here."
+            ),
         ),
         sparsity=build_claim(
-            "patnet", read_measurements(Path(__file__).with_name("claims.json")).get("patnet", {}), kind="weight",
-            granularity="channel", when="before", path="sparse-to-sparse", mask="static",
+            "patnet",
+            read_measurements(Path(__file__).with_name("claims.json")).get("patnet", {}),
+            kind="weight",
+            granularity="channel",
+            when="before",
+            path="sparse-to-sparse",
+            mask="static",
         ),
         example={"tile": 96},
-    )  # fmt: skip
+    )

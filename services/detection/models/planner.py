@@ -21,10 +21,14 @@ def _measured() -> tuple[Metric, ...]:
         for n, ours, paper in ((5, 0.985, 0.92), (8, 0.965, None), (10, 0.95, 0.87), (20, 0.814, None))
     )  # fmt: skip
     tours = (
-        Metric(name=f"ratio_beam8_n{n}", ours=ours, data=_DATA,
-               note=f"Mean length over the optimum, tours of {n} points, best of 8.")
+        Metric(
+            name=f"ratio_beam8_n{n}",
+            ours=ours,
+            data=_DATA,
+            note=f"Mean length over the optimum, tours of {n} points, best of 8.",
+        )
         for n, ours in ((5, 1.0), (8, 1.00002), (10, 1.00004))
-    )  # fmt: skip
+    )
     return *hulls, *tours
 
 

@@ -159,17 +159,41 @@ def _layers(width: float) -> dict[int, nn.Module]:
     return dict(
         enumerate(
             (
-                Conv(3, c(32), 3, 2), Conv(c(32), c(64), 3, 2), Elan(c(64), c(64), c(64), c(32)),
-                AveragedConv(c(64), c(128)), rep(128, 128), AveragedConv(c(128), c(192)), rep(192, 192),
-                AveragedConv(c(192), c(256)), rep(256, 256), SppElan(c(256), c(256), c(128)),
-                up(), nn.Identity(), rep(448, 192), up(), nn.Identity(), rep(320, 128),
-                AveragedConv(c(128), c(96)), nn.Identity(), rep(288, 192),
-                AveragedConv(c(192), c(128)), nn.Identity(), rep(384, 256),
-                SppElan(c(256), c(256), c(128)), up(), nn.Identity(), rep(448, 192), up(), nn.Identity(),
-                rep(320, 128), PositionAttention(c(128)), PositionAttention(c(192)), PositionAttention(c(256)),
+                Conv(3, c(32), 3, 2),
+                Conv(c(32), c(64), 3, 2),
+                Elan(c(64), c(64), c(64), c(32)),
+                AveragedConv(c(64), c(128)),
+                rep(128, 128),
+                AveragedConv(c(128), c(192)),
+                rep(192, 192),
+                AveragedConv(c(192), c(256)),
+                rep(256, 256),
+                SppElan(c(256), c(256), c(128)),
+                up(),
+                nn.Identity(),
+                rep(448, 192),
+                up(),
+                nn.Identity(),
+                rep(320, 128),
+                AveragedConv(c(128), c(96)),
+                nn.Identity(),
+                rep(288, 192),
+                AveragedConv(c(192), c(128)),
+                nn.Identity(),
+                rep(384, 256),
+                SppElan(c(256), c(256), c(128)),
+                up(),
+                nn.Identity(),
+                rep(448, 192),
+                up(),
+                nn.Identity(),
+                rep(320, 128),
+                PositionAttention(c(128)),
+                PositionAttention(c(192)),
+                PositionAttention(c(256)),
             )
         )
-    )  # fmt: skip
+    )
 
 
 @builder("yolo9tr", layouts=({}, {"size": "l"}))
@@ -200,7 +224,9 @@ class Yolo9trDetector(Detector):
         paper=Paper(
             title="YOLO9tr: a lightweight model for pavement damage detection utilizing a generalized efficient layer "
             "aggregation network and attention mechanism",
-            venue="Journal of Real-Time Image Processing", year=2024, url="https://arxiv.org/abs/2406.11254",
+            venue="Journal of Real-Time Image Processing",
+            year=2024,
+            url="https://arxiv.org/abs/2406.11254",
         ),
         licence="Code and demo weights: Apache-2.0. Official code and weights: GPL-3.0.",
         variants=("s", "l"),
@@ -208,7 +234,12 @@ class Yolo9trDetector(Detector):
         weights="92cffcadd0c97b8960f44a280bb53eca1f1ac051665490b48057e99da56d6b3e",
         parameters=2_030_047,
         metrics=_measured(
-            map50=0.9317, map50_95=0.68455, ap50_D00=0.83015, ap50_D10=0.84554, ap50_D20=0.99381, ap50_D40=0.99451,
+            map50=0.9317,
+            map50_95=0.68455,
+            ap50_D00=0.83015,
+            ap50_D10=0.84554,
+            ap50_D20=0.99381,
+            ap50_D40=0.99451,
             ap50_patch=0.99449,
         ),
         limits=Limits(max_side=16_384),
@@ -228,7 +259,7 @@ class Yolo9trDetector(Detector):
             ),
         ),
         example={"confidence": 0.25},
-    )  # fmt: skip
+    )
 
     @staticmethod
     def prepare(network: nn.Module) -> nn.Module:

@@ -11,8 +11,15 @@ import numpy as np
 from scipy.spatial import ConvexHull, Delaunay
 
 __all__ = [
-    "area", "canonical_hull", "canonical_tour", "crosses", "delaunay", "hull", "hull_successors", "polygon_is_valid",
-]  # fmt: skip
+    "area",
+    "canonical_hull",
+    "canonical_tour",
+    "crosses",
+    "delaunay",
+    "hull",
+    "hull_successors",
+    "polygon_is_valid",
+]
 
 
 def crosses(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:

@@ -96,17 +96,23 @@ class Pointers:
 
 
 def plan(
-    task: Task, points: np.ndarray | list[list[float]], solver: Solver = "auto", time_limit: float = 2.0,
+    task: Task,
+    points: np.ndarray | list[list[float]],
+    solver: Solver = "auto",
+    time_limit: float = 2.0,
     pointers: Pointers | None = None,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """One plan; see `plans`."""
     return plans(task, [np.asarray(points, float)], solver, time_limit, pointers)[0]
 
 
 def plans(
-    task: Task, batch: list[np.ndarray], solver: Solver = "auto", time_limit: float = 2.0,
+    task: Task,
+    batch: list[np.ndarray],
+    solver: Solver = "auto",
+    time_limit: float = 2.0,
     pointers: Pointers | None = None,
-) -> list[Plan]:  # fmt: skip
+) -> list[Plan]:
     """A plan for each set of points (n, 2).
 
     Args:

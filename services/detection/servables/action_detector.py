@@ -186,9 +186,16 @@ class ActionDetector(Servable[ActionsIn, ActionsOut]):
             more["activitynet"] = _activitynet(found, request.video, self.card.name)
         video.times.post = _ms(time.perf_counter() - begun)
         return ActionsOut(
-            model=self.card.name, version=self.card.version, engine=self.engine.name, duration=video.duration,
-            cells=len(start), proposals=found, times=video.times, notes=video.notes, **more,
-        )  # fmt: skip
+            model=self.card.name,
+            version=self.card.version,
+            engine=self.engine.name,
+            duration=video.duration,
+            cells=len(start),
+            proposals=found,
+            times=video.times,
+            notes=video.notes,
+            **more,
+        )
 
 
 def resampled(matrix: np.ndarray, length: int) -> np.ndarray:
@@ -238,13 +245,15 @@ def _listed(kept: tuple[np.ndarray, np.ndarray, np.ndarray], video: _Video) -> l
         rows = list(zip(*classified(*kept, video.classes, best=request.labels), strict=True))
     return [
         Proposal(
-            start=round(float(start) * seconds, 4), end=round(float(end) * seconds, 4), score=round(float(score), 6),
+            start=round(float(start) * seconds, 4),
+            end=round(float(end) * seconds, 4),
+            score=round(float(score), 6),
             label=None if label is None else names[label] if names else str(label),
             class_id=None if label is None else int(label),
         )
         for start, end, label, score in rows
         if score >= request.min_score
-    ][: request.max_proposals]  # fmt: skip
+    ][: request.max_proposals]
 
 
 def _activitynet(found: list[Proposal], video: str, model: str) -> dict[str, Any]:

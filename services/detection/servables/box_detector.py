@@ -117,7 +117,7 @@ class Detector(Servable[DetectIn, DetectOut]):
         tag = f"{'square' if cls.square else 'free'}{side}-{cls.tag}"
         return ExportedForms(
             weights, cache, (given,), (made,), tag=tag, call=cls.call, prepare=cls.prepare, shapes=shapes
-        )  # fmt: skip
+        )
 
     @staticmethod
     def prepare(network: nn.Module) -> nn.Module:
@@ -216,10 +216,19 @@ class Detector(Servable[DetectIn, DetectOut]):
         extras = self._extras(request, seen, found)
         frame.times.post = _ms(time.perf_counter() - begun)
         return DetectOut(
-            model=self.card.name, version=self.card.version, engine=self.engine.name, width=seen.width,
-            height=seen.height, detections=[] if "columns" in request.include else found, counts=counts(found),
-            summary=summary(found), slices=len(seen.views) - 1, times=frame.times, notes=frame.notes, **extras,
-        )  # fmt: skip
+            model=self.card.name,
+            version=self.card.version,
+            engine=self.engine.name,
+            width=seen.width,
+            height=seen.height,
+            detections=[] if "columns" in request.include else found,
+            counts=counts(found),
+            summary=summary(found),
+            slices=len(seen.views) - 1,
+            times=frame.times,
+            notes=frame.notes,
+            **extras,
+        )
 
     def _extras(self, request: DetectIn, seen: InputViews, found: list[Detection]) -> dict[str, Any]:
         """What the request includes beside the detections."""

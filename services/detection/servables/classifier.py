@@ -178,10 +178,18 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
         frame.times.post = _ms(time.perf_counter() - begun)
         height, width = frame.size
         return ClassifyOut(
-            model=self.card.name, version=self.card.version, engine=self.engine.name, width=width, height=height,
-            rows=frame.grid.rows, columns=frame.grid.columns, results=results, counts=tally(results),
-            times=frame.times, notes=frame.notes,
-        )  # fmt: skip
+            model=self.card.name,
+            version=self.card.version,
+            engine=self.engine.name,
+            width=width,
+            height=height,
+            rows=frame.grid.rows,
+            columns=frame.grid.columns,
+            results=results,
+            counts=tally(results),
+            times=frame.times,
+            notes=frame.notes,
+        )
 
     def _features(self, request: ClassifyIn) -> bytes:
         """The four maps and the logits of all patches, as an npz archive."""

@@ -92,9 +92,13 @@ class Planner(Servable[PlanIn, PlanOut]):
         except InvalidOption as error:
             return error
         return PlanOut(
-            **made[0].model_dump(), model=self.card.name, version=self.card.version, points=sets[0].tolist(),
-            plans=made if request.batch else [], ms=round((time.perf_counter() - begun) * 1000, 2),
-        )  # fmt: skip
+            **made[0].model_dump(),
+            model=self.card.name,
+            version=self.card.version,
+            points=sets[0].tolist(),
+            plans=made if request.batch else [],
+            ms=round((time.perf_counter() - begun) * 1000, 2),
+        )
 
 
 def _count(request: PlanIn, made: Sequence[PlanFacts]) -> None:

@@ -232,11 +232,18 @@ class GazePredictor(Servable[ScanpathIn, ScanpathOut]):
         paths = [_path(search, found, expected) for found in walks]
         search.times.post = _ms(time.perf_counter() - begun)
         return ScanpathOut(
-            model=self.card.name, version=self.card.version, engine=self.engine.name,
-            width=search.size[0], height=search.size[1], layout=search.shelf.layout, target=search.request.target,
-            paths=paths, found_share=round(sum(path.found for path in paths) / len(paths), 4),
-            times=search.times, notes=search.notes,
-        )  # fmt: skip
+            model=self.card.name,
+            version=self.card.version,
+            engine=self.engine.name,
+            width=search.size[0],
+            height=search.size[1],
+            layout=search.shelf.layout,
+            target=search.request.target,
+            paths=paths,
+            found_share=round(sum(path.found for path in paths) / len(paths), 4),
+            times=search.times,
+            notes=search.notes,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,16 +266,20 @@ def _path(search: _Search, found: Walk, expected: np.ndarray | None) -> Scanpath
     reached, length, fresh, refixation, revisit = behaviour(ids, search.request.target)
     fixations = [
         Fixation(
-            id=item, centre=_centre(search.shelf, item), probability=round(float(chances[cell]), 6),
+            id=item,
+            centre=_centre(search.shelf, item),
+            probability=round(float(chances[cell]), 6),
             label=search.labels[item] if search.labels else None,
         )
         for item, cell, chances in zip(ids, found.objects, found.probabilities, strict=True)
-    ]  # fmt: skip
+    ]
     return Scanpath(
-        fixations=fixations, found=bool(reached), ended=found.ended,
+        fixations=fixations,
+        found=bool(reached),
+        ended=found.ended,
         behaviour=Conduct(length=int(length), search=_r(fresh), refixation=_r(refixation), revisit=_r(revisit)),
         likeness=None if expected is None else _likeness(search, ids, expected),
-    )  # fmt: skip
+    )
 
 
 def _likeness(search: _Search, ids: list[int], expected: np.ndarray) -> Likeness:
@@ -279,11 +290,14 @@ def _likeness(search: _Search, ids: list[int], expected: np.ndarray) -> Likeness
     cells = [search.shelf.ids.index(item) for item in reference]
     pairs = list(zip(expected, cells, strict=True))
     return Likeness(
-        sequence_score=_r(sequence_score(ids, reference)), vector=_r(vector), direction=_r(direction),
-        length=_r(length), position=_r(position),
+        sequence_score=_r(sequence_score(ids, reference)),
+        vector=_r(vector),
+        direction=_r(direction),
+        length=_r(length),
+        position=_r(position),
         sim=_r(float(np.mean([similarity(row[:-1], cell) for row, cell in pairs]))),
         nss=_r(float(np.mean([nss(row[:-1], cell) for row, cell in pairs]))),
-    )  # fmt: skip
+    )
 
 
 def _centre(shelf: ObjectLayout, item: int) -> tuple[float, float]:

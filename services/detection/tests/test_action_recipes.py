@@ -13,8 +13,13 @@ from services.detection.recipes.bmn.recipe import BmnCsaDemo, BmnDemo
 from shared.training.recipe import Schedule, recipe_named
 from shared.training.trainer import fit
 
-TINY = {"train": 24, "valid": 4, "test": 6, "hidden": (8, 8, 8),
-        "schedule": Schedule(steps=4, batch=4, rate=1e-3, validate_every=2)}  # fmt: skip
+TINY = {
+    "train": 24,
+    "valid": 4,
+    "test": 6,
+    "hidden": (8, 8, 8),
+    "schedule": Schedule(steps=4, batch=4, rate=1e-3, validate_every=2),
+}
 
 
 def test_videos_repeat_and_splits_differ() -> None:

@@ -96,10 +96,13 @@ def test_every_form_of_features_gives_the_same_answer(client: TestClient, held: 
         ),
         "npy and fields": lambda: client.post(
             query,
-            files={"features": npy(held.features[0]), "semantics": npy(held.semantics[0]),
-                   "class_scores": npy(held.scores[0])},
+            files={
+                "features": npy(held.features[0]),
+                "semantics": npy(held.semantics[0]),
+                "class_scores": npy(held.scores[0]),
+            },
         ),
-    }  # fmt: skip
+    }
     wanted = answered(client.post(query, files={"features": raw}))
     assert differences(wanted, answered(sent[form]())) == []
     assert wanted.proposals[0].label is not None
@@ -133,16 +136,26 @@ def test_options_shape_the_list(client: TestClient, held: Videos) -> None:
 
 
 def test_class_scores_of_the_whole_video_name_proposals(client: TestClient, held: Videos) -> None:
-    body = {"model": "bmn", "features": held.features[1].tolist(), "class_scores": [0.2, 0.7],
-            "class_names": ["run", "jump"], "labels": 2}  # fmt: skip
+    body = {
+        "model": "bmn",
+        "features": held.features[1].tolist(),
+        "class_scores": [0.2, 0.7],
+        "class_names": ["run", "jump"],
+        "labels": 2,
+    }
     found = answered(client.post("/v1/actions", json=body)).proposals
     assert found[0].label == "jump"
     assert {p.label for p in found} == {"run", "jump"}
 
 
 def test_challenge_form_curves_and_map(client: TestClient, held: Videos) -> None:
-    body = {"model": "bmn", "features": held.features[2].tolist(), "duration": 10, "video": "v_1",
-            "include": ["curves", "confidence", "activitynet"]}  # fmt: skip
+    body = {
+        "model": "bmn",
+        "features": held.features[2].tolist(),
+        "duration": 10,
+        "video": "v_1",
+        "include": ["curves", "confidence", "activitynet"],
+    }
     answer = answered(client.post("/v1/actions", json=body))
     assert len(answer.curves.start) == len(answer.curves.end) == answer.cells == 32
     confidence = np.array(answer.confidence)

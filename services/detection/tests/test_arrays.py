@@ -71,17 +71,19 @@ REFUSED: dict[str, tuple[Any, type[FoveaError]]] = {
     "a broken header": (b"\x93NUMPY\x01\x00\x10\x00{'descr': oh no", Malformed),
     "an unknown version": (b"\x93NUMPY\x09\x00" + bytes(40), Malformed),
     "a terabyte by its header": (
-        header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }"), TooLarge,
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }"),
+        TooLarge,
     ),
     "a negative length": (header("{'descr': '<f4', 'fortran_order': False, 'shape': (-4, 2), }"), Malformed),
     "a terabyte inside of an archive": (
-        _archive(features=header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }")), TooLarge,
+        _archive(features=header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }")),
+        TooLarge,
     ),
     "an archive of nothing": (_archive(), UnsupportedMedia),
     "a broken archive": (b"PK\x03\x04" + bytes(100), Malformed),
     "an archive of many": (_archive(**{f"a{i}": npy(MATRIX) for i in range(30)}), Malformed),
     "ragged rows": (((1.0, 2.0), (3.0,)), InvalidOption),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -32,9 +32,17 @@ NAMES = ("crack", "hole", "none")
 def answer(logits, boxes, height, width):
     results = classify(np.array(logits, np.float32), boxes, NAMES, 3)
     return ClassifyOut(
-        model="m", version="1", engine="onnx", width=width, height=height, rows=boxes.rows, columns=boxes.columns,
-        results=results, counts=tally(results), times=Times(),
-    )  # fmt: skip
+        model="m",
+        version="1",
+        engine="onnx",
+        width=width,
+        height=height,
+        rows=boxes.rows,
+        columns=boxes.columns,
+        results=results,
+        counts=tally(results),
+        times=Times(),
+    )
 
 
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(32, 300))
@@ -119,6 +127,7 @@ def test_small_patches_get_a_legend():
 def test_table_has_a_row_per_patch():
     rows = list(csv.DictReader(io.StringIO(as_csv(answer(np.eye(3)[[0, 1]] * 9, grid(10, 20, 10), 10, 20)).decode())))
     assert [(r["row"], r["column"], r["x1"], r["label"], r["class_id"]) for r in rows] == [
-        ("0", "0", "0", "crack", "0"), ("0", "1", "10", "hole", "1"),
-    ]  # fmt: skip
+        ("0", "0", "0", "crack", "0"),
+        ("0", "1", "10", "hole", "1"),
+    ]
     assert float(rows[0]["probability"]) > 0.99

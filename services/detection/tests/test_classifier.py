@@ -31,9 +31,13 @@ class Tiny(Classifier):
 
     weights = "tiny"
     card = Card(
-        name="tiny", task="classify", summary="Guesses.", licence="none",
-        paper=Paper(title="none", venue="none", year=2025), example={"tile": 96},
-    )  # fmt: skip
+        name="tiny",
+        task="classify",
+        summary="Guesses.",
+        licence="none",
+        paper=Paper(title="none", venue="none", year=2025),
+        example={"tile": 96},
+    )
 
 
 def write(folder, **facts):

@@ -283,9 +283,13 @@ def _published(folder: Path, side: int = 96) -> None:
     net = network("yolo9tr", classes=2, size="l", branch="main", width=0.0625)
     config = {"classes": 2, "size": "l", "branch": "main", "width": 0.0625}
     manifest = Manifest(
-        name="toy", origin="trained", network=NetworkSpec(name="yolo9tr", config=config), recipe={"side": side},
-        data={"names": "crack,hole"}, dtype="float32",
-    )  # fmt: skip
+        name="toy",
+        origin="trained",
+        network=NetworkSpec(name="yolo9tr", config=config),
+        recipe={"side": side},
+        data={"names": "crack,hole"},
+        dtype="float32",
+    )
     write_weights(folder, arrays_of(net), manifest)
 
 

@@ -29,10 +29,13 @@ from shared.registry import network
 CONSTANT = ("dfl.conv.weight", "conv3d.weight")
 
 MODULES = {
-    "fgm": (lambda: FrequencyGate(12), 1), "sef": (lambda: EdgeFusion([8, 24], 32), 1),
-    "omnikernel": (lambda: OmniKernel(16), 4), "cspokm": (lambda: CSPOmniKernel(32), 4),
-    "spdconv": (lambda: SpaceToDepthConv(8, 16), 1), "hem": (lambda: EdgeModule(16, [8, 16, 32], "official"), 1),
-}  # fmt: skip
+    "fgm": (lambda: FrequencyGate(12), 1),
+    "sef": (lambda: EdgeFusion([8, 24], 32), 1),
+    "omnikernel": (lambda: OmniKernel(16), 4),
+    "cspokm": (lambda: CSPOmniKernel(32), 4),
+    "spdconv": (lambda: SpaceToDepthConv(8, 16), 1),
+    "hem": (lambda: EdgeModule(16, [8, 16, 32], "official"), 1),
+}
 """How to build each module alone, and how far apart the golden pixels are."""
 
 FORMS = {"official": "official", "described": "fixed"}

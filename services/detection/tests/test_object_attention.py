@@ -62,9 +62,9 @@ def test_objects_renumbered_with_their_places_have_their_logits_renumbered(
     place = order.argsort()
     path, target = torch.tensor([1, 4]), 2
     straight = small.logits(crops[None], cells[None], torch.tensor([target]), path[None, None])[0, 0]
-    renumbered = small.logits(
-        crops[order][None], cells[order][None], place[target][None], place[path][None, None]
-    )[0, 0]  # fmt: skip
+    renumbered = small.logits(crops[order][None], cells[order][None], place[target][None], place[path][None, None])[
+        0, 0
+    ]
     torch.testing.assert_close(renumbered[:, :6], straight[:, order], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(renumbered[:, 6:], straight[:, 6:], atol=1e-5, rtol=1e-5)
 
@@ -86,9 +86,11 @@ def test_several_paths_on_several_shelves_equal_each_alone(small: ObjectAttentio
 
 def test_a_trained_network_serves_another_grid(small: ObjectAttention) -> None:
     found = small.logits(
-        picture("other", (4, 3, 48, 32))[None], grid_cells((2, 2))[None], torch.tensor([3]),
+        picture("other", (4, 3, 48, 32))[None],
+        grid_cells((2, 2))[None],
+        torch.tensor([3]),
         torch.zeros(1, 1, 0, dtype=torch.long),
-    )  # fmt: skip
+    )
     assert found.shape == (1, 1, 1, 6)
 
 

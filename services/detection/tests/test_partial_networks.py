@@ -32,8 +32,11 @@ PARAMETERS = {
 """Millions, without and with the spatial gate."""
 
 
-@pytest.fixture(scope="module", params=[("partialnet_t0", "2x224x224"), ("partialnet_t2.sp_h6", "1x160x256"),
-                                        ("fasternet_t0", "1x160x256")], ids=lambda pair: pair[0])  # fmt: skip
+@pytest.fixture(
+    scope="module",
+    params=[("partialnet_t0", "2x224x224"), ("partialnet_t2.sp_h6", "1x160x256"), ("fasternet_t0", "1x160x256")],
+    ids=lambda pair: pair[0],
+)
 def published(request):
     stem, size = request.param
     net = filled(PUBLISHED[stem](), read(f"{stem}.bnstats.npz"))

@@ -52,10 +52,19 @@ def test_each_task_is_answered_and_certified(client: TestClient, task: str) -> N
 
 def test_detections_become_a_route_through_their_middles(client: TestClient) -> None:
     boxes = [[x * 100, y * 100, x * 100 + 10, y * 100 + 10] for x, y in POINTS.tolist()]
-    detections = [{"box": box, "score": 0.5, "label": "crack", "class_id": 0, "area": 100.0, "radius": 5.0}
-                  for box in boxes]  # fmt: skip
-    detected = {"model": "m", "version": "1", "engine": "onnx", "width": 200, "height": 200, "detections": detections,
-                "counts": {"crack": 9}, "times": {}}  # fmt: skip
+    detections = [
+        {"box": box, "score": 0.5, "label": "crack", "class_id": 0, "area": 100.0, "radius": 5.0} for box in boxes
+    ]
+    detected = {
+        "model": "m",
+        "version": "1",
+        "engine": "onnx",
+        "width": 200,
+        "height": 200,
+        "detections": detections,
+        "counts": {"crack": 9},
+        "times": {},
+    }
     route = answered(client.post("/v1/plan", json={"task": "tsp", "detections": detected}))
     plain = answered(client.post("/v1/plan", json={"task": "tsp", "points": POINTS.tolist()}))
     assert route.order == plain.order

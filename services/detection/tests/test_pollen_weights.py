@@ -91,8 +91,9 @@ def test_most_large_spiny_grains_of_new_slides_are_found(served):
         for kind, *box in held.of(index).tolist():
             if kind == 7:
                 centre = np.array([box[0] + box[2], box[1] + box[3]]) / 2
-                hits.append(any((np.abs(np.array(d.box).reshape(2, 2).mean(0) - centre) < 6).all()
-                                for d in answer.detections))  # fmt: skip
+                hits.append(
+                    any((np.abs(np.array(d.box).reshape(2, 2).mean(0) - centre) < 6).all() for d in answer.detections)
+                )
     assert len(hits) >= 5
     assert np.mean(hits) >= 0.8
 

@@ -86,8 +86,16 @@ def test_an_answer_of_detect_is_taken_as_objects(client: TestClient, plain: Scan
         {"box": BOXES[i], "score": 0.9, "label": f"product {i}", "class_id": int(i), "area": 1536.0, "radius": 20.0}
         for i in order
     ]
-    detected = {"model": "m", "version": "1", "engine": "onnx", "width": 288, "height": 144, "detections": detections,
-                "counts": {}, "times": {}}  # fmt: skip
+    detected = {
+        "model": "m",
+        "version": "1",
+        "engine": "onnx",
+        "width": 288,
+        "height": 144,
+        "detections": detections,
+        "counts": {},
+        "times": {},
+    }
     body = {**SHELF, "objects": detected, "target": int(np.flatnonzero(order == TARGET)[0])}
     found = answered(client.post("/v1/scanpath", json=body)).paths[0]
     assert [order[f.id] for f in found.fixations] == [f.id for f in plain.paths[0].fixations]

@@ -60,9 +60,11 @@ class Film:
         self._file.flush()
         self._child = subprocess.Popen(  # noqa: S603  # our own interpreter
             [sys.executable, "-m", "services.detection.video.video_decoder", self._file.name, str(bounds.pixels)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             env=environment(OPENCV_FFMPEG_CAPTURE_OPTIONS=_options(bounds), OPENCV_LOG_LEVEL="SILENT"),
-        )  # fmt: skip
+        )
         try:
             self._width, self._height, self.count = self._opened(bounds)
         except BaseException:

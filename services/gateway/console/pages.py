@@ -53,14 +53,30 @@ _NAVIGATION = (
 _STARTERS = ("What is attention, in two sentences?", "Write a haiku about retinas.", "Name three uses of a mask.")
 
 _OWN_CONTROLS = {
-    "chat": frozenset({
-        "model", "messages", "stream", "stream_options", "n", "user", "tools", "tool_choice", "strict", "logprobs",
-        "top_logprobs", "logit_bias", "response_format", "max_completion_tokens", "session_id", "document_id",
-    }),
+    "chat": frozenset(
+        {
+            "model",
+            "messages",
+            "stream",
+            "stream_options",
+            "n",
+            "user",
+            "tools",
+            "tool_choice",
+            "strict",
+            "logprobs",
+            "top_logprobs",
+            "logit_bias",
+            "response_format",
+            "max_completion_tokens",
+            "session_id",
+            "document_id",
+        }
+    ),
     "segment": frozenset({"model", "image", "include", "threshold"}),
     "detect": frozenset({"model", "image", "include", "confidence", "iou", "labels", "stroke"}),
     "restore": frozenset({"model", "image", "include", "picture"}),
-}  # fmt: skip
+}
 """Options of a request that a page asks for in its own way, or that make no sense on it."""
 
 _DOWNLOADS = (
@@ -93,9 +109,12 @@ class Console:
     def __init__(self, asker: InProcessClient, *, keys: bool) -> None:
         self._asker, self._keys = asker, keys
         self._templates = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(_HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+            loader=jinja2.FileSystemLoader(_HERE / "templates"),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
             undefined=jinja2.ChainableUndefined,
-        )  # fmt: skip
+        )
         self._templates.filters["prose"] = _prose
         self._templates.globals.update(asset=lambda name: f"{ASSETS}/{name}", sheets=_SHEETS, navigation=_NAVIGATION)
 
@@ -186,9 +205,14 @@ class Console:
             for f in fields(card.get("schema") or {})
         ]
         return self._draw(
-            "card.html", request, page="models", card=model_view.seen(card), options=options, facts=list(model_view.facts(card)),
+            "card.html",
+            request,
+            page="models",
+            card=model_view.seen(card),
+            options=options,
+            facts=list(model_view.facts(card)),
             snippets=snippets(card, _origin(request), keys=self._keys),
-        )  # fmt: skip
+        )
 
     async def _bench(
         self,
@@ -206,12 +230,23 @@ class Console:
         chosen = _chosen(models, request.query_params.get("model"))
         card = await self._asker.card(request, chosen.id) if chosen else None
         return self._draw(
-            template, request, page=page, task=task, path=task_path(task), models=models, chosen=card,
-            given=given, starters=starters, methods=methods,
-            options=_options(card, task, given) if card else [], threshold=_default(card or {}, "threshold", 0.5),
-            confidence=_default(card or {}, "confidence", 0.25), iou=_default(card or {}, "iou", 0.45),
-            relatives=model_view.relatives(entries, chosen.service) if chosen else [], downloads=_downloads(card or {}),
-        )  # fmt: skip
+            template,
+            request,
+            page=page,
+            task=task,
+            path=task_path(task),
+            models=models,
+            chosen=card,
+            given=given,
+            starters=starters,
+            methods=methods,
+            options=_options(card, task, given) if card else [],
+            threshold=_default(card or {}, "threshold", 0.5),
+            confidence=_default(card or {}, "confidence", 0.25),
+            iou=_default(card or {}, "iou", 0.45),
+            relatives=model_view.relatives(entries, chosen.service) if chosen else [],
+            downloads=_downloads(card or {}),
+        )
 
     def _guarded(self, page: _Page) -> _Page:
         async def guarded(request: Request) -> Response:

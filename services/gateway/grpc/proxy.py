@@ -75,10 +75,13 @@ class ChannelPool:
         self._fleet = fleet
         self._open: dict[str, grpc.aio.Channel] = {}
         self._options = [
-            ("grpc.max_send_message_length", max_bytes), ("grpc.max_receive_message_length", -1),
-            ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1000), ("grpc.use_local_subchannel_pool", 1),
-        ]  # fmt: skip
+            ("grpc.max_send_message_length", max_bytes),
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
 
     async def of(self, address: str) -> grpc.aio.Channel:
         """The channel to an address."""

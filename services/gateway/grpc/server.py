@@ -35,9 +35,14 @@ _LONGEST_DETAIL: Final = 2000
 """Characters of an error's text: it travels as a header, and those are limited to a few kilobytes."""
 
 _NAMED: Final = {
-    "ModelInfer": 1, "ModelMetadata": 1, "ModelReady": 1, "ModelConfig": 1, "ModelStatistics": 1,
-    "RepositoryModelLoad": 2, "RepositoryModelUnload": 2,
-}  # fmt: skip
+    "ModelInfer": 1,
+    "ModelMetadata": 1,
+    "ModelReady": 1,
+    "ModelConfig": 1,
+    "ModelStatistics": 1,
+    "RepositoryModelLoad": 2,
+    "RepositoryModelUnload": 2,
+}
 """Methods that pass to a replica, and the number of the field that names the model."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -77,9 +82,11 @@ class _Front(grpc.GenericRpcHandler):
         self._gateway = gateway
         self._passage = GrpcProxy(gateway.fleet, ChannelPool(gateway.fleet, gateway.settings.max_body_bytes))
         deeds: dict[str, Deed] = {
-            "ServerLive": self._live, "ServerReady": self._ready, "ServerMetadata": self._metadata,
+            "ServerLive": self._live,
+            "ServerReady": self._ready,
+            "ServerMetadata": self._metadata,
             "RepositoryIndex": self._index,
-        }  # fmt: skip
+        }
         self._handlers: Mapping[str, Any] = {
             **{name: grpc.unary_unary_rpc_method_handler(self._unary(name, deed)) for name, deed in deeds.items()},
             **{name: grpc.unary_unary_rpc_method_handler(self._unary(name, self._pass)) for name in _NAMED},

@@ -46,9 +46,16 @@ PAGE_HEADERS: tuple[tuple[bytes, bytes], ...] = ((b"content-security-policy", _P
 """On HTML answers, beside the security headers."""
 
 _OPENAI = (
-    "/v1/chat", "/v1/completions", "/v1/models", "/v1/embeddings", "/v1/responses", "/v1/documents", "/v1/sessions",
-    "/tokenize", "/detokenize",
-)  # fmt: skip
+    "/v1/chat",
+    "/v1/completions",
+    "/v1/models",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/documents",
+    "/v1/sessions",
+    "/tokenize",
+    "/detokenize",
+)
 
 
 def secured(headers: RawHeaders) -> RawHeaders:

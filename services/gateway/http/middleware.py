@@ -85,9 +85,14 @@ class GatewayMiddleware:
         REQUEST_LATENCY.labels("gateway", exchange.route).observe(seconds)
         tell = self._log.warning if exchange.status >= 500 else self._log.debug
         tell(
-            "answered", request_id=exchange.context.request_id, method=exchange.method, path=exchange.path,
-            status=exchange.status, seconds=round(seconds, 4), tenant=exchange.caller.tenant,
-        )  # fmt: skip
+            "answered",
+            request_id=exchange.context.request_id,
+            method=exchange.method,
+            path=exchange.path,
+            status=exchange.status,
+            seconds=round(seconds, 4),
+            tenant=exchange.caller.tenant,
+        )
 
     async def _serve(self, exchange: RequestContext) -> None:
         staff, path = self._staff, exchange.path

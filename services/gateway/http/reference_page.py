@@ -82,11 +82,14 @@ def groups(document: Mapping[str, Any]) -> dict[str, list[Operation]]:
 def _operation(document: Mapping[str, Any], method: str, path: str, raw: Mapping[str, Any]) -> Operation:
     body = raw.get("requestBody", {}).get("content", {})
     return Operation(
-        method=method.upper(), path=path, summary=raw.get("summary", ""), text=raw.get("description", ""),
+        method=method.upper(),
+        path=path,
+        summary=raw.get("summary", ""),
+        text=raw.get("description", ""),
         parameters=[p for p in raw.get("parameters", []) if "name" in p],
         bodies=[(kind, _schema(document, media)) for kind, media in body.items()],
         answers=[(status, a.get("description", ""), _answer(document, a)) for status, a in raw["responses"].items()],
-    )  # fmt: skip
+    )
 
 
 def _answer(document: Mapping[str, Any], answer: Mapping[str, Any]) -> str:

@@ -27,16 +27,33 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 SWALLOWED = 2**16
 """A refused body of at most this many bytes needs no hanging up."""
 
-_HOP = frozenset({
-    b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer",
-    b"transfer-encoding", b"upgrade",
-})  # fmt: skip
+_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
 """Headers that concern one connection only (RFC 9110, 7.6.1)."""
 
 _OURS = _HOP | {
-    b"host", b"content-length", b"expect", b"authorization", b"x-api-key", b"x-request-id", b"traceparent", b"prefer",
-    b"idempotency-key", b"cookie",
-}  # fmt: skip
+    b"host",
+    b"content-length",
+    b"expect",
+    b"authorization",
+    b"x-api-key",
+    b"x-request-id",
+    b"traceparent",
+    b"prefer",
+    b"idempotency-key",
+    b"cookie",
+}
 """Request headers that we consume or write anew."""
 
 _WRITTEN = _HOP | {b"server", b"date", b"x-request-id", b"x-content-type-options"}

@@ -131,9 +131,14 @@ class KeyRing:
         return list(_read(self._path))
 
     def add(
-        self, tenant: str, scopes: tuple[Scope, ...], *,
-        rate_per_minute: int | None = None, quota_per_day: int | None = None, expires: datetime | None = None,
-    ) -> tuple[Key, str]:  # fmt: skip
+        self,
+        tenant: str,
+        scopes: tuple[Scope, ...],
+        *,
+        rate_per_minute: int | None = None,
+        quota_per_day: int | None = None,
+        expires: datetime | None = None,
+    ) -> tuple[Key, str]:
         """Make a key; returns it and the text to hand out, which is not kept.
 
         Raises:
@@ -145,9 +150,15 @@ class KeyRing:
         name = secrets.token_hex(4)
         text = f"fovea_{name}_{secrets.token_hex(20)}"
         key = Key(
-            id=name, tenant=tenant, sha256=_digest(text), scopes=scopes, rate_per_minute=rate_per_minute,
-            quota_per_day=quota_per_day, created=datetime.now(UTC), expires=expires,
-        )  # fmt: skip
+            id=name,
+            tenant=tenant,
+            sha256=_digest(text),
+            scopes=scopes,
+            rate_per_minute=rate_per_minute,
+            quota_per_day=quota_per_day,
+            created=datetime.now(UTC),
+            expires=expires,
+        )
         _write(self._path, [*_read(self._path), key])
         return key, text
 

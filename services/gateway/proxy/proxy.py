@@ -93,9 +93,12 @@ class Proxy:
         length = declared_length(exchange.headers, limit)
         endless = live and length is None
         return ReplayableBody(
-            exchange.receive, length=length, limit=sys.maxsize if endless else limit,
-            pause_s=self._settings.body_timeout_s, allowance=MemoryBudget(0) if endless else self._allowance,
-        )  # fmt: skip
+            exchange.receive,
+            length=length,
+            limit=sys.maxsize if endless else limit,
+            pause_s=self._settings.body_timeout_s,
+            allowance=MemoryBudget(0) if endless else self._allowance,
+        )
 
     async def forward(self, exchange: RequestContext, route: Route, body: ReplayableBody) -> None:
         """Answer a request from a replica of the route's service, or by all of them where the route says so.

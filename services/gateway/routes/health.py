@@ -35,14 +35,15 @@ async def livez() -> dict[str, str]:
 async def readyz(request: Request) -> JSONResponse:
     """Whether every known service has a ready replica; says which have not, and whether Redis answers."""
     fleet: ReplicaRegistry = request.app.state.gateway.fleet
-    services = {
-        name: {"ready": len(fleet.ready(name)), "alive": len(fleet.alive(name))} for name in fleet.services
-    }  # fmt: skip
+    services = {name: {"ready": len(fleet.ready(name)), "alive": len(fleet.alive(name))} for name in fleet.services}
     redis = {None: "none", True: "up", False: "away"}[fleet.redis_up]
     good = ready(fleet)
     body = {
-        "status": "ready" if good else "not ready", "services": services, "not_ready": fleet.unready, "redis": redis,
-    }  # fmt: skip
+        "status": "ready" if good else "not ready",
+        "services": services,
+        "not_ready": fleet.unready,
+        "redis": redis,
+    }
     return JSONResponse(body, 200 if good else 503)
 
 

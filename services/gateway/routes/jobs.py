@@ -26,8 +26,12 @@ HEARTBEAT_S = 10.0
 """A comment is sent into a silent event stream this often, so that nobody on the way thinks it dead."""
 
 _CARRIED = (
-    b"content-type", b"content-encoding", b"accept", b"inference-header-content-length", b"tracestate",
-)  # fmt: skip
+    b"content-type",
+    b"content-encoding",
+    b"accept",
+    b"inference-header-content-length",
+    b"tracestate",
+)
 """Request headers that a job keeps."""
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS)

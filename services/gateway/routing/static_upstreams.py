@@ -42,9 +42,16 @@ class Upstream:
         if not ready and not (self._models or self._routes):
             return None
         return ReplicaRecord(
-            id=f"fixed-{self.service}", service=self.service, http=self._http, grpc=self._grpc, pid=0, ready=ready,
-            models=self._models, routes=self._routes, seen=time.time(),
-        )  # fmt: skip
+            id=f"fixed-{self.service}",
+            service=self.service,
+            http=self._http,
+            grpc=self._grpc,
+            pid=0,
+            ready=ready,
+            models=self._models,
+            routes=self._routes,
+            seen=time.time(),
+        )
 
     async def close(self) -> None:
         """Hang up."""

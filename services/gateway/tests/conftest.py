@@ -94,10 +94,15 @@ class Toy:
     async def echo(self, request: Request) -> Response:
         """Note the request and send its body back."""
         body = await request.body()
-        self.seen.append({
-            "method": request.method, "path": request.url.path, "query": request.url.query,
-            "headers": dict(request.headers), "body": body,
-        })  # fmt: skip
+        self.seen.append(
+            {
+                "method": request.method,
+                "path": request.url.path,
+                "query": request.url.query,
+                "headers": dict(request.headers),
+                "body": body,
+            }
+        )
         kind = request.headers.get("content-type", "application/octet-stream")
         headers = {"x-replica": self.name, "connection": "keep-alive", "x-toy": "yes"}
         return Response(body, self.status, headers, media_type=kind)
@@ -154,16 +159,29 @@ class Scene:
         return self.app.state.gateway.fleet
 
     def announce(
-        self, url: str, *, service: str = "svc", name: str = "r1", models: tuple[str, ...] = ("pranet",),
+        self,
+        url: str,
+        *,
+        service: str = "svc",
+        name: str = "r1",
+        models: tuple[str, ...] = ("pranet",),
         routes: tuple[str, ...] = ("/v1/echo", "/v1/stream", "/v1/slow", "/v1/sessions", "/v1/long"),
-        ready: bool = True, grpc: str | None = None,
-    ) -> Replica:  # fmt: skip
+        ready: bool = True,
+        grpc: str | None = None,
+    ) -> Replica:
         """Make a replica known as if Redis held its record and never let it go."""
         fleet = self.fleet
         record = ReplicaRecord(
-            id=name, service=service, http=url, grpc=grpc, pid=1, ready=ready, models=models, routes=routes,
+            id=name,
+            service=service,
+            http=url,
+            grpc=grpc,
+            pid=1,
+            ready=ready,
+            models=models,
+            routes=routes,
             seen=time.time(),
-        )  # fmt: skip
+        )
         state = fleet._services.setdefault(service, ServiceState())
         target = Replica(record, changed=time.monotonic() + 3600)
         state.targets[name] = target

@@ -48,8 +48,14 @@ class ForgetfulQueue:
         """Accept a job and begin it."""
         if idempotency_key in self.keys:
             return self.jobs[self.keys[idempotency_key]], False
-        job = Job(id=f"job-{next(self.numbers)}", service=payload.service, path=payload.path, status="queued",
-                  position=1, created=datetime.now(UTC))  # fmt: skip
+        job = Job(
+            id=f"job-{next(self.numbers)}",
+            service=payload.service,
+            path=payload.path,
+            status="queued",
+            position=1,
+            created=datetime.now(UTC),
+        )
         if idempotency_key is not None:
             self.keys[idempotency_key] = job.id
         self.jobs[job.id], self.payloads[job.id] = job, payload
@@ -154,8 +160,9 @@ def running(folder: Path, **settings: Any) -> Iterator[Stage]:
 def fronted(app: Any, service: str, folder: Path, **settings: Any) -> Iterator[tuple[str, ForgetfulQueue, KeyRing]]:
     """A gateway in front of one service's app: its URL, its queue and its keys."""
     queue = ForgetfulQueue(app)
-    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="auto", ws="none",
-                            timeout_graceful_shutdown=1)  # fmt: skip
+    config = uvicorn.Config(
+        app, port=0, log_config=None, access_log=False, lifespan="auto", ws="none", timeout_graceful_shutdown=1
+    )
     with _quiet(), _served(uvicorn.Server(config)) as upstream:
         _loaded(upstream)
         chosen = Settings(

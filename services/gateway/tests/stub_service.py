@@ -57,13 +57,32 @@ class SinkIn(BaseModel):
 def card(name: str, task: str, model: type[BaseModel], *, ready: bool = True, **facts: Any) -> dict[str, Any]:
     """A card as services write them."""
     return {
-        "id": name, "object": "model", "created": 1_700_000_000, "owned_by": "fovea", "task": task, "service": "stub",
-        "ready": ready, "name": name, "summary": f"Stands in for a model that can {task}.", "paper": PAPER,
-        "licence": "Apache-2.0", "version": "1", "variants": [], "variant": None, "weights": "ab" * 32,
-        "parameters": 1_234_567, "metrics": [], "limits": {"max_batch": 8, "max_side": None}, "notes": [],
-        "inputs": [], "outputs": [], "media_types": ["application/json"], "schema": model.model_json_schema(),
-        "answer_schema": {}, **facts,
-    }  # fmt: skip
+        "id": name,
+        "object": "model",
+        "created": 1_700_000_000,
+        "owned_by": "fovea",
+        "task": task,
+        "service": "stub",
+        "ready": ready,
+        "name": name,
+        "summary": f"Stands in for a model that can {task}.",
+        "paper": PAPER,
+        "licence": "Apache-2.0",
+        "version": "1",
+        "variants": [],
+        "variant": None,
+        "weights": "ab" * 32,
+        "parameters": 1_234_567,
+        "metrics": [],
+        "limits": {"max_batch": 8, "max_side": None},
+        "notes": [],
+        "inputs": [],
+        "outputs": [],
+        "media_types": ["application/json"],
+        "schema": model.model_json_schema(),
+        "answer_schema": {},
+        **facts,
+    }
 
 
 CARDS = {
@@ -71,8 +90,13 @@ CARDS = {
     for entry in (
         card("parrot", "chat", ChatRequest, notes=["Repeats what it is told."], details={"methods": True}),
         card(
-            "disc", "segment", SegmentIn, metrics=[DICE], media_types=["application/json", "image/png"],
-            variants=["as-released", "as-described"], variant="as-released",
+            "disc",
+            "segment",
+            SegmentIn,
+            metrics=[DICE],
+            media_types=["application/json", "image/png"],
+            variants=["as-released", "as-described"],
+            variant="as-released",
             notes=["Not a medical device.", "Draws discs."],
             inputs=[{"name": "image", "datatype": "FP32", "shape": [-1, 3, 352, 352]}],
             outputs=[{"name": "logits", "datatype": "FP32", "shape": [-1, 1, 352, 352]}],
@@ -81,7 +105,7 @@ CARDS = {
         card("patches/tiny", "classify", PatchIn),
         card("sink", "judge", SinkIn, service="stub"),
     )
-}  # fmt: skip
+}
 
 
 class Stub:
@@ -118,8 +142,16 @@ class Stub:
             "echo": {"type": "boolean", "default": False, "description": "Say it twice."},
         }
         dense = {"name": "dense", "summary": "Hears all.", "phases": [], "knobs": {"properties": {}}}
-        return [dense, {"name": "nearby", "summary": "Hears the last words.", "help": "Hears the last words.\nNo more.",
-                        "phases": ["prefill"], "knobs": {"properties": knobs}}]  # fmt: skip
+        return [
+            dense,
+            {
+                "name": "nearby",
+                "summary": "Hears the last words.",
+                "help": "Hears the last words.\nNo more.",
+                "phases": ["prefill"],
+                "knobs": {"properties": knobs},
+            },
+        ]
 
     async def models(self) -> dict[str, Any]:
         """The list."""
@@ -280,14 +312,24 @@ def segmented(asked: SegmentIn) -> SegmentOut:
     overlay[inside] = (0.55 * overlay[inside] + 0.45 * np.array([18, 214, 189])).astype(np.uint8)
     area = int(inside.sum())
     forms = {
-        "mask": _encoded(inside.astype(np.uint8) * 255), "overlay": _encoded(overlay, "JPEG"),
+        "mask": _encoded(inside.astype(np.uint8) * 255),
+        "overlay": _encoded(overlay, "JPEG"),
         "probability": _encoded((probability * 255).round().astype(np.uint8)),
         "contours": [{"points": [(1, 1), (9, 1), (9, 9)], "hole": False}],
-    }  # fmt: skip
+    }
     return SegmentOut(
-        model="disc", version="1", engine="onnx", width=width, height=height, empty=area == 0, area=area,
-        area_percent=100 * area / inside.size, max_probability=float(probability.max()),
-        mean_probability=float(probability[inside].mean()) if area else 0.0, components=[],
-        component_count=int(area > 0), times=Times(infer=3.5),
+        model="disc",
+        version="1",
+        engine="onnx",
+        width=width,
+        height=height,
+        empty=area == 0,
+        area=area,
+        area_percent=100 * area / inside.size,
+        max_probability=float(probability.max()),
+        mean_probability=float(probability[inside].mean()) if area else 0.0,
+        components=[],
+        component_count=int(area > 0),
+        times=Times(infer=3.5),
         **{form: value for form, value in forms.items() if form in asked.include},
-    )  # fmt: skip
+    )

@@ -20,16 +20,31 @@ from shared.errors import Malformed
 
 def answer(labels, columns=1):
     results = [
-        Classified(label=label, class_id=0, probability=0.9, box=(0, 0, 8, 8),
-                   top=[Candidate(label=label, class_id=0, probability=0.9),
-                        Candidate(label="other", class_id=1, probability=0.1)])
+        Classified(
+            label=label,
+            class_id=0,
+            probability=0.9,
+            box=(0, 0, 8, 8),
+            top=[
+                Candidate(label=label, class_id=0, probability=0.9),
+                Candidate(label="other", class_id=1, probability=0.1),
+            ],
+        )
         for label in labels
-    ]  # fmt: skip
+    ]
     counts = {label: labels.count(label) for label in dict.fromkeys(labels)}
     return ClassifyOut(
-        model="m", version="1", engine="onnx", width=8, height=8, rows=len(labels) // columns, columns=columns,
-        results=results, counts=counts, times=Times(),
-    )  # fmt: skip
+        model="m",
+        version="1",
+        engine="onnx",
+        width=8,
+        height=8,
+        rows=len(labels) // columns,
+        columns=columns,
+        results=results,
+        counts=counts,
+        times=Times(),
+    )
 
 
 class Gateway:

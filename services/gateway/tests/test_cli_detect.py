@@ -19,9 +19,15 @@ from shared.errors import InvalidOption, Malformed
 def answer():
     found = Detection(box=(1, 2, 5, 6), score=0.9, label="crack", class_id=0, area=16, radius=2)
     return DetectOut(
-        model="m", version="1", engine="onnx", width=8, height=8, detections=[found, found], counts={"crack": 2},
+        model="m",
+        version="1",
+        engine="onnx",
+        width=8,
+        height=8,
+        detections=[found, found],
+        counts={"crack": 2},
         times=Times(),
-    )  # fmt: skip
+    )
 
 
 class Gateway:
@@ -79,9 +85,11 @@ def test_answer_and_further_forms_are_written_where_asked(gateway, folder, capsy
     assert json.loads((folder / "out" / "a.json").read_text())["detections"][0]["label"] == "crack"
     written = {path.name: path.read_bytes() for path in (folder / "out").iterdir() if path.name != "a.json"}
     assert written == {
-        "a.boxes.jpg": b"image/jpeg", "a.csv": b"text/csv", "a.coco.json": b"application/vnd.coco+json",
+        "a.boxes.jpg": b"image/jpeg",
+        "a.csv": b"text/csv",
+        "a.coco.json": b"application/vnd.coco+json",
         "a.crops.zip": b"application/zip",
-    }  # fmt: skip
+    }
     assert json.loads(capsys.readouterr().out)["file"].endswith("a.jpg")
 
 

@@ -76,13 +76,30 @@ def plug_in(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        [], ["models"], ["segment"], ["chat"], ["run"], ["jobs"], ["jobs", "list"], ["jobs", "get"], ["jobs", "watch"],
-        ["jobs", "cancel"], ["jobs", "retry"], ["jobs", "result"], ["judge"], ["judge", "pair"], ["judge", "batch"],
-        ["judge", "agreement"], ["judge", "rankings"], ["judge", "ensemble"], ["judge", "leaderboard"],
-        ["judge", "templates"], ["judge", "calibrate"],
+        [],
+        ["models"],
+        ["segment"],
+        ["chat"],
+        ["run"],
+        ["jobs"],
+        ["jobs", "list"],
+        ["jobs", "get"],
+        ["jobs", "watch"],
+        ["jobs", "cancel"],
+        ["jobs", "retry"],
+        ["jobs", "result"],
+        ["judge"],
+        ["judge", "pair"],
+        ["judge", "batch"],
+        ["judge", "agreement"],
+        ["judge", "rankings"],
+        ["judge", "ensemble"],
+        ["judge", "leaderboard"],
+        ["judge", "templates"],
+        ["judge", "calibrate"],
     ],
     ids=lambda words: " ".join(words) or "fovea",
-)  # fmt: skip
+)
 def test_help_says_what_it_said(fovea, plug_in, snapshot, words):
     plug_in()
     code, out, err = fovea(*words, "--help")

@@ -14,9 +14,11 @@ from fovea.cli.main import main
 EVIDENCE = {"schema": "retrieval-report/1", "scores": [[0.5, 0.0]]}
 PLAN = {"schema": "head-plan/1", "roles": [[1, 0]]}
 HEADS = {
-    "title": "Retrieval heads", "warnings": ["Few samples."],
+    "title": "Retrieval heads",
+    "warnings": ["Few samples."],
     "scalars": {
-        "kept": {"value": 4.0, "unit": "", "note": "Samples."}, "nll": {"value": None, "unit": "nats", "note": ""},
+        "kept": {"value": 4.0, "unit": "", "note": "Samples."},
+        "nll": {"value": None, "unit": "nats", "note": ""},
     },
     "tables": [{"name": "top", "columns": ["head", "score"], "rows": [["1-0", 0.76], ["2-1", 0.5]]}],
     "grids": [],
@@ -24,12 +26,15 @@ HEADS = {
         {"name": "retrieval-report.json", "content": json.dumps(EVIDENCE)},
         {"name": "head-plan.json", "content": json.dumps(PLAN)},
     ],
-}  # fmt: skip
+}
 GRID = {
-    "title": "Needle grid", "warnings": [], "scalars": {"recall": {"value": 0.5, "unit": "", "note": ""}},
-    "tables": [], "artefacts": [],
+    "title": "Needle grid",
+    "warnings": [],
+    "scalars": {"recall": {"value": 0.5, "unit": "", "note": ""}},
+    "tables": [],
+    "artefacts": [],
     "grids": [{"rows": {"ticks": ["0", "100"]}, "columns": {"ticks": ["350"]}, "values": [[1.0], [None]]}],
-}  # fmt: skip
+}
 
 
 class FakeClient:
@@ -99,8 +104,12 @@ def test_loop_hands_the_plan_to_the_method_and_shows_both_grids(fovea, tmp_path)
     assert "needle grid with duo" in out
     assert json.loads((tmp_path / "out" / "head-plan.json").read_text()) == PLAN
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        "head-plan.json", "retrieval-report.json", "retrieval-heads.json", "needle-dense.json", "needle-duo.json",
-    }  # fmt: skip
+        "head-plan.json",
+        "retrieval-report.json",
+        "retrieval-heads.json",
+        "needle-dense.json",
+        "needle-duo.json",
+    }
 
 
 def test_study_without_a_plan_ends_the_loop_in_words(fovea):

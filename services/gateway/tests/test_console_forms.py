@@ -61,12 +61,28 @@ FOUND = {field.name: field for field in fields(Everything.model_json_schema())}
 @pytest.mark.parametrize(
     ("name", "kind"),
     {
-        "share": "number", "free": "number", "count": "integer", "flag": "switch", "word": "text", "prompt": "prose",
-        "essay": "prose", "colour": "choice", "mode": "choice", "fixed": "choice", "names": "list", "ids": "list",
-        "forms": "choices", "where": "json", "bias": "json", "either": "text", "picture": "picture",
-        "more": "pictures", "maybe": "picture", "table": "file",
+        "share": "number",
+        "free": "number",
+        "count": "integer",
+        "flag": "switch",
+        "word": "text",
+        "prompt": "prose",
+        "essay": "prose",
+        "colour": "choice",
+        "mode": "choice",
+        "fixed": "choice",
+        "names": "list",
+        "ids": "list",
+        "forms": "choices",
+        "where": "json",
+        "bias": "json",
+        "either": "text",
+        "picture": "picture",
+        "more": "pictures",
+        "maybe": "picture",
+        "table": "file",
     }.items(),
-)  # fmt: skip
+)
 def test_each_type_has_its_control(name, kind):
     assert FOUND[name].kind == kind
 
@@ -91,10 +107,15 @@ def test_bounds_choices_defaults_and_descriptions_are_carried_over():
 @pytest.mark.parametrize(
     ("name", "shown"),
     {
-        "share": "0.25", "flag": "true", "names": "x, y", "forms": "mask", "where": '{\n  "x": 0\n}', "free": "",
+        "share": "0.25",
+        "flag": "true",
+        "names": "x, y",
+        "forms": "mask",
+        "where": '{\n  "x": 0\n}',
+        "free": "",
         "word": "hello",
     }.items(),
-)  # fmt: skip
+)
 def test_defaults_are_shown_as_one_would_type_them(name, shown):
     assert FOUND[name].shown == shown
 
@@ -102,10 +123,16 @@ def test_defaults_are_shown_as_one_would_type_them(name, shown):
 @pytest.mark.parametrize(
     ("name", "words"),
     {
-        "share": "number, 0 to 1", "count": "integer, 1 to 50", "flag": "yes or no", "colour": "red · blue",
-        "forms": "some of mask · rle", "ids": "list of integers", "where": "JSON", "word": "text",
+        "share": "number, 0 to 1",
+        "count": "integer, 1 to 50",
+        "flag": "yes or no",
+        "colour": "red · blue",
+        "forms": "some of mask · rle",
+        "ids": "list of integers",
+        "where": "JSON",
+        "word": "text",
     }.items(),
-)  # fmt: skip
+)
 def test_types_are_told_in_words(name, words):
     assert model_view.type_words(FOUND[name]) == words
 
@@ -136,8 +163,12 @@ def test_a_number_of_the_papers_own_data_stands_beside_ours_and_says_so():
     theirs = {"name": "dice.kvasir", "ours": None, "paper": 0.898, "data": "Kvasir"}
     told = headline([{"name": "empty", "ours": 0.0, "paper": None, "data": "x"}, ours, theirs])
     assert (told.name, told.ours, told.paper, told.data, told.paper_data) == (
-        "dice", 0.9, 0.898, "frames of ours", "Kvasir",
-    )  # fmt: skip
+        "dice",
+        0.9,
+        0.898,
+        "frames of ours",
+        "Kvasir",
+    )
 
 
 def test_without_a_measurement_the_papers_number_stands_alone():

@@ -15,11 +15,22 @@ from services.gateway.tests.stub_service import CARDS
 
 STATIC = Path(console.__file__).parent / "static"
 PAGES = (
-    "/", "/console/segment", "/console/segment?model=disc-large", "/console/chat", "/console/jobs", "/console/sessions",
-    "/console/judge", "/console/probe",
-    "/console/run/classify", "/console/run/judge", "/console/run/none", "/console/models/disc",
-    "/console/models/patches/tiny", "/console/models/parrot", "/console/models/nope",
-)  # fmt: skip
+    "/",
+    "/console/segment",
+    "/console/segment?model=disc-large",
+    "/console/chat",
+    "/console/jobs",
+    "/console/sessions",
+    "/console/judge",
+    "/console/probe",
+    "/console/run/classify",
+    "/console/run/judge",
+    "/console/run/none",
+    "/console/models/disc",
+    "/console/models/patches/tiny",
+    "/console/models/parrot",
+    "/console/models/nope",
+)
 VOID = {"area", "br", "hr", "img", "input", "link", "meta", "path", "circle", "rect", "source", "wbr"}
 
 
@@ -158,9 +169,16 @@ def test_the_model_of_the_address_is_chosen_and_otherwise_the_first_that_is_read
 def test_a_card_shows_numbers_notes_facts_tensors_and_snippets(site):
     text = site.get("/console/models/disc").text
     for words in (
-        "60 held-out synthetic frames", "Not a medical device.", "also exists: as-described", "1,234,567", "sha256",
-        "FP32 [-1, 3, 352, 352]", "tritonclient", "-F image=@picture.jpg", "<code>minmax</code> stretches",
-    ):  # fmt: skip
+        "60 held-out synthetic frames",
+        "Not a medical device.",
+        "also exists: as-described",
+        "1,234,567",
+        "sha256",
+        "FP32 [-1, 3, 352, 352]",
+        "tritonclient",
+        "-F image=@picture.jpg",
+        "<code>minmax</code> stretches",
+    ):
         assert words in text
 
 
@@ -264,10 +282,14 @@ def _luminance(colour):
     ("text", "ground"),
     [
         *itertools.product(("ink", "muted", "accent", "good", "warn", "bad"), ("paper", "surface")),
-        ("muted", "sunken"), ("accent-strong", "accent-soft"), ("on-accent", "accent"), ("on-accent", "accent-strong"),
-        ("warn", "warn-soft"), ("bad", "bad-soft"),
+        ("muted", "sunken"),
+        ("accent-strong", "accent-soft"),
+        ("on-accent", "accent"),
+        ("on-accent", "accent-strong"),
+        ("warn", "warn-soft"),
+        ("bad", "bad-soft"),
     ],
-)  # fmt: skip
+)
 def test_text_has_enough_contrast(scheme, text, ground):
     palette = _palettes()[scheme]
     one, other = sorted((_luminance(palette[text]), _luminance(palette[ground])))

@@ -43,10 +43,19 @@ class Restoring(Stub):
             asked = {name: value for name, value in form.items() if isinstance(value, str)}
         self.seen.append(asked)
         answer = RestoreOut(
-            model="pane", version="1", engine="onnx", variant="paper", width=320, height=240, format="png", bit_depth=8,
+            model="pane",
+            version="1",
+            engine="onnx",
+            variant="paper",
+            width=320,
+            height=240,
+            format="png",
+            bit_depth=8,
             estimate=Estimate(seconds=2.5, memory_mib=100, tiles=6, tile_core=64, tile_context=128),
-            restored=None if asked.get("dry_run") == "true" else picture(AFTER), mean_change=0.25, times=RestoreTimes(),
-        )  # fmt: skip
+            restored=None if asked.get("dry_run") == "true" else picture(AFTER),
+            mean_change=0.25,
+            times=RestoreTimes(),
+        )
         return JSONResponse(answer.model_dump(mode="json"))
 
 

@@ -98,8 +98,11 @@ def test_a_chosen_picture_is_sent_with_the_options_of_the_form(page, stage, see)
     sent = stage.stub.seen[-1]
     assert sent["bytes"] == len(PICTURE)
     assert {key: sent["options"][key] for key in ("min_area", "normalise", "model", "threshold")} == {
-        "min_area": "12", "normalise": "minmax", "model": "disc", "threshold": "0.5",
-    }  # fmt: skip
+        "min_area": "12",
+        "normalise": "minmax",
+        "model": "disc",
+        "threshold": "0.5",
+    }
 
 
 def test_a_picture_can_be_dropped(page):
@@ -206,8 +209,12 @@ def test_small_regions_are_dropped_and_the_largest_can_be_kept_alone(page):
     assert arithmetic(page, field, threshold=0.5, minArea=2)["regions"] == [12, 4]
     assert arithmetic(page, field, threshold=0.5, keepLargest=True)["regions"] == [12]
     assert arithmetic(page, field, threshold=0.5, minArea=13) == {
-        "mask": [0] * 72, "regions": [], "area": 0, "mean": 0, "highest": 1,
-    }  # fmt: skip
+        "mask": [0] * 72,
+        "regions": [],
+        "area": 0,
+        "mean": 0,
+        "highest": 1,
+    }
 
 
 @pytest.mark.parametrize(("threshold", "cut"), [(0, 0), (0.5, 128), (1, 255), (1 / 255, 1), (0.2, 51), (0.201, 52)])

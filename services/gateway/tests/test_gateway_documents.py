@@ -113,8 +113,9 @@ async def test_open_inference_speaks_for_the_whole_fleet(scene: Any) -> None:
     assert (await scene.client.get("/v2")).json()["name"] == "fovea"
     index = (await scene.client.post("/v2/repository/index", json={})).json()
     assert {m["name"]: (m["state"], m["version"]) for m in index} == {
-        "smollm2": ("READY", "1"), "pranet": ("READY", "2"),
-    }  # fmt: skip
+        "smollm2": ("READY", "1"),
+        "pranet": ("READY", "2"),
+    }
 
 
 async def test_the_index_can_be_of_the_ready_only_and_says_why_others_are_not(gateway: Any, toy: Any) -> None:

@@ -30,9 +30,14 @@ def exchange(headers: list[tuple[bytes, bytes]] | None = None, **scope: Any) -> 
 
     async def make() -> RequestContext:
         facts = {
-            "type": "http", "method": "POST", "path": "/v1/echo", "raw_path": b"/v1/echo", "query_string": b"",
-            "headers": headers or [], **scope,
-        }  # fmt: skip
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/echo",
+            "raw_path": b"/v1/echo",
+            "query_string": b"",
+            "headers": headers or [],
+            **scope,
+        }
         return RequestContext.of(facts, nothing, nothing, 60)
 
     return asyncio.run(make())
@@ -41,26 +46,52 @@ def exchange(headers: list[tuple[bytes, bytes]] | None = None, **scope: Any) -> 
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=8))
 def test_all_other_headers_cross_unchanged_and_in_order(headers: list[tuple[bytes, bytes]]) -> None:
     ours = {
-        b"connection", b"keep-alive", b"te", b"trailer", b"upgrade", b"host", b"expect", b"authorization", b"x-api-key",
-        b"prefer", b"cookie", b"idempotency-key",
-    }  # fmt: skip
+        b"connection",
+        b"keep-alive",
+        b"te",
+        b"trailer",
+        b"upgrade",
+        b"host",
+        b"expect",
+        b"authorization",
+        b"x-api-key",
+        b"prefer",
+        b"cookie",
+        b"idempotency-key",
+    }
     plain = [(n, v) for n, v in headers if n not in ours and not n.startswith((b"x-fovea-", b"proxy-", b"x-request"))]
     passed = request_headers(exchange(plain))
     kept = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in passed.items()]
     assert kept[: len(plain)] == plain
     assert [n for n, _ in kept[len(plain) :]] == [
-        b"x-request-id", b"traceparent", b"x-fovea-tenant", b"idempotency-key",
-    ]  # fmt: skip
+        b"x-request-id",
+        b"traceparent",
+        b"x-fovea-tenant",
+        b"idempotency-key",
+    ]
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"proxy-authorization",
-        b"host", b"authorization", b"x-api-key", b"cookie", b"x-fovea-tenant", b"x-fovea-any", b"prefer", b"expect",
+        b"connection",
+        b"keep-alive",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"proxy-authorization",
+        b"host",
+        b"authorization",
+        b"x-api-key",
+        b"cookie",
+        b"x-fovea-tenant",
+        b"x-fovea-any",
+        b"prefer",
+        b"expect",
         b"content-length",
     ],
-)  # fmt: skip
+)
 def test_these_headers_stay_behind(name: bytes) -> None:
     passed = request_headers(exchange([(name, b"somebody")]))
     assert passed.get(name.decode()) != "somebody"
@@ -132,11 +163,21 @@ def test_answers_lose_what_concerns_one_connection() -> None:
 @pytest.mark.parametrize(
     ("host", "ours"),
     [
-        ("127.0.0.1", True), ("127.8.8.8", True), ("localhost", True), ("LOCALHOST", True), ("a.localhost", True),
-        ("::1", True), ("[::1]", True), ("0.0.0.0", False), ("10.0.0.1", False), ("localhost.evil.example", False),
-        ("", False), ("127.0.0.1.nip.io", False), ("::ffff:10.0.0.1", False),
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("localhost", True),
+        ("LOCALHOST", True),
+        ("a.localhost", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("0.0.0.0", False),
+        ("10.0.0.1", False),
+        ("localhost.evil.example", False),
+        ("", False),
+        ("127.0.0.1.nip.io", False),
+        ("::ffff:10.0.0.1", False),
     ],
-)  # fmt: skip
+)
 def test_loopback_is_known_by_name_and_address(host: str, ours: bool) -> None:
     assert is_loopback(host) is ours
 
@@ -156,10 +197,13 @@ def test_reading_is_open_to_any_origin_because_the_browser_keeps_the_answer() ->
 
 def table() -> Routing:
     facts = {"http": "http://h", "pid": 1, "ready": True, "routes": ("/v1/classify",), "seen": 0}
-    return Routing.of([
-        ReplicaRecord(id="a", service="a", models=("m1",), **facts), ReplicaRecord(id="b", service="b", models=("m2",), **facts),
-        ReplicaRecord(id="c", service="c", models=("m3",), **{**facts, "routes": ()}),
-    ])  # fmt: skip
+    return Routing.of(
+        [
+            ReplicaRecord(id="a", service="a", models=("m1",), **facts),
+            ReplicaRecord(id="b", service="b", models=("m2",), **facts),
+            ReplicaRecord(id="c", service="c", models=("m3",), **{**facts, "routes": ()}),
+        ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,7 +221,7 @@ def table() -> Routing:
         (b"multipart/form-data; boundary=x", FORM % b"image", b"", "a"),
         (b"", b"", b"", "a"),
     ],
-)  # fmt: skip
+)
 def test_the_model_is_read_wherever_callers_put_it(kind: bytes, body: bytes, query: bytes, service: str) -> None:
     route = table().find("/v1/classify")
     assert route is not None

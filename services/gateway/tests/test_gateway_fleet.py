@@ -40,9 +40,16 @@ async def fleet(server: RedisServer, lease: float) -> AsyncIterator[ReplicaRegis
 
 def announce(server: RedisServer, name: str = "r1", service: str = "svc", **changed: Any) -> None:
     facts: dict[str, Any] = {
-        "id": name, "service": service, "http": "http://127.0.0.1:1", "pid": 1, "ready": True, "models": ("pranet",),
-        "routes": ("/v1/segment",), "seen": time.time(), **changed,
-    }  # fmt: skip
+        "id": name,
+        "service": service,
+        "http": "http://127.0.0.1:1",
+        "pid": 1,
+        "ready": True,
+        "models": ("pranet",),
+        "routes": ("/v1/segment",),
+        "seen": time.time(),
+        **changed,
+    }
     with redis.Redis.from_url(server.url) as client:
         client.hset(replicas_key(service), name, ReplicaRecord(**facts).model_dump_json())
 
@@ -192,10 +199,12 @@ async def test_a_gateway_whose_redis_is_not_there_yet_starts(lease: float) -> No
 
 
 async def test_a_fixed_upstream_is_asked_what_it_serves(toy: Any) -> None:
-    upstream = await toy(documents={
-        "models": {"data": [{"id": "pranet"}]},
-        "openapi": {"paths": {"/v1/segment": {}, "/livez": {}, "/v2/models/{name}": {}, "/": {}}},
-    })  # fmt: skip
+    upstream = await toy(
+        documents={
+            "models": {"data": [{"id": "pranet"}]},
+            "openapi": {"paths": {"/v1/segment": {}, "/livez": {}, "/v2/models/{name}": {}, "/": {}}},
+        }
+    )
     fleet = ReplicaRegistry(Settings(upstreams=f"medical-seg={upstream.url}|grpc://127.0.0.1:7"))
     await fleet.start()
     target = fleet.pick("medical-seg")

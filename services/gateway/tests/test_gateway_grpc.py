@@ -201,8 +201,9 @@ async def test_a_replicas_error_passes_unchanged(front: Any, replica: Any) -> No
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await call(channel, "ModelInfer", INFER)
     assert (failed.value.code(), failed.value.details()) == (
-        grpc.StatusCode.INVALID_ARGUMENT, "one does not want to.",
-    )  # fmt: skip
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "one does not want to.",
+    )
     assert ("retry-after", "3") in tuple(failed.value.trailing_metadata())
 
 

@@ -163,10 +163,14 @@ async def test_a_post_that_prefers_it_becomes_a_job(scene: Any, queue: _MemoryQu
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        (b"respond-async", True), (b"respond-async, wait=10", True), (b"return=minimal; foo, Respond-Async", True),
-        (b"wait=10", False), (b"respond-asynchronously", False), (b"", False),
+        (b"respond-async", True),
+        (b"respond-async, wait=10", True),
+        (b"return=minimal; foo, Respond-Async", True),
+        (b"wait=10", False),
+        (b"respond-asynchronously", False),
+        (b"", False),
     ],
-)  # fmt: skip
+)
 def test_the_wish_is_read_as_the_standard_says(text: bytes, wanted: bool) -> None:
     assert jobs.wants_job({b"prefer": text}) is wanted
 
@@ -252,8 +256,10 @@ async def test_events_tell_every_change_and_end(scene: Any, queue: _MemoryQueue,
     await working
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert [(e["status"], e["progress"]) for e in parsed(answer.content)] == [
-        ("queued", 0.0), ("running", 0.5), ("succeeded", 1.0),
-    ]  # fmt: skip
+        ("queued", 0.0),
+        ("running", 0.5),
+        ("succeeded", 1.0),
+    ]
     assert answer.content.count(b": still here\n\n") >= 2
 
 
@@ -273,10 +279,13 @@ async def test_cancel_retry_and_delete(scene: Any, queue: _MemoryQueue) -> None:
     assert (await client.post("/v1/jobs/j0/retry")).status_code == 409
     assert (await client.delete("/v1/jobs/j0")).json()["status"] == "cancelled"
     for answer in (
-        await client.get("/v1/jobs/nope"), await client.get("/v1/jobs/nope/events"),
-        await client.get("/v1/jobs/nope/result"), await client.post("/v1/jobs/nope/cancel"),
-        await client.post("/v1/jobs/nope/retry"), await client.get("/v1/jobs/" + "x" * 200),
-    ):  # fmt: skip
+        await client.get("/v1/jobs/nope"),
+        await client.get("/v1/jobs/nope/events"),
+        await client.get("/v1/jobs/nope/result"),
+        await client.post("/v1/jobs/nope/cancel"),
+        await client.post("/v1/jobs/nope/retry"),
+        await client.get("/v1/jobs/" + "x" * 200),
+    ):
         assert answer.status_code in {404, 422}
         assert answer.headers["content-type"] == "application/problem+json"
 

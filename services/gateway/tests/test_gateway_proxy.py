@@ -32,11 +32,16 @@ async def test_hop_by_hop_and_credential_headers_stay_behind(gateway: Any, toy: 
     scene = await gateway()
     scene.announce(upstream.url)
     sent = {
-        "Connection": "x-only-here", "X-Only-Here": "1", "Authorization": "Bearer secret", "X-Api-Key": "secret",
-        "X-Fovea-Tenant": "somebody else", "TE": "trailers", "Accept": "image/png",
+        "Connection": "x-only-here",
+        "X-Only-Here": "1",
+        "Authorization": "Bearer secret",
+        "X-Api-Key": "secret",
+        "X-Fovea-Tenant": "somebody else",
+        "TE": "trailers",
+        "Accept": "image/png",
         "Traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
         "X-Request-Id": "mine-1",
-    }  # fmt: skip
+    }
     answer = await scene.client.post("/v1/echo", content=b"x", headers=sent)
     got = upstream.seen[0]["headers"]
     assert not {"x-only-here", "authorization", "x-api-key", "te"} & got.keys()
@@ -164,9 +169,11 @@ async def test_models_are_found_by_name(gateway: Any, toy: Any) -> None:
     scene.announce(first.url, service="one", models=("pranet", "org/pranet"))
     scene.announce(second.url, service="two", models=("smollm2",), routes=("/v1/chat/completions",))
     for path, replica in {
-        "/v2/models/pranet/infer": "a", "/v2/models/org/pranet/versions/1/infer": "a", "/v2/models/smollm2": "b",
+        "/v2/models/pranet/infer": "a",
+        "/v2/models/org/pranet/versions/1/infer": "a",
+        "/v2/models/smollm2": "b",
         "/v2/models/smollm2/ready": "b",
-    }.items():  # fmt: skip
+    }.items():
         answer = await scene.client.request("POST" if "infer" in path else "GET", path)
         assert answer.headers["x-replica"] == replica, path
 

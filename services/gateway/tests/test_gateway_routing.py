@@ -19,11 +19,13 @@ def replica(service: str, routes: tuple[str, ...] = (), models: tuple[str, ...] 
 
 
 LLM = ("/v1/chat/completions", "/v1/sessions/{id}", "/v1/probe/{kind}/run", "/v1/documents")
-TABLE = Routing.of([
-    replica("seg", ("/v1/segment", "/livez", "/v1/models", "/v2/models/{name}/infer"), ("pranet", "org/pranet")),
-    replica("llm", LLM, ("a/ready",)),
-    replica("files", ("/v1/files/{path:path}",)),
-])  # fmt: skip
+TABLE = Routing.of(
+    [
+        replica("seg", ("/v1/segment", "/livez", "/v1/models", "/v2/models/{name}/infer"), ("pranet", "org/pranet")),
+        replica("llm", LLM, ("a/ready",)),
+        replica("files", ("/v1/files/{path:path}",)),
+    ]
+)
 
 
 @pytest.mark.parametrize(

@@ -27,10 +27,19 @@ from shared.api.problem import oip_error, openai_error, problem
 from shared.api.text import ChatMessage
 
 KINDS = [
-    errors.BadInput, errors.Unauthenticated, errors.PermissionDenied, errors.NotFound, errors.Conflict,
-    errors.TooLarge, errors.UnsupportedMedia, errors.InvalidOption, errors.RateLimited, errors.Fault, errors.NotReady,
+    errors.BadInput,
+    errors.Unauthenticated,
+    errors.PermissionDenied,
+    errors.NotFound,
+    errors.Conflict,
+    errors.TooLarge,
+    errors.UnsupportedMedia,
+    errors.InvalidOption,
+    errors.RateLimited,
+    errors.Fault,
+    errors.NotReady,
     errors.DeadlineExceeded,
-]  # fmt: skip
+]
 
 
 def sent(call: Call[Any]) -> httpx2.Request:
@@ -71,8 +80,10 @@ def test_chat_is_at_openais_path_and_a_stream_asks_for_its_usage():
     assert request.url.path == "/v1/chat/completions"
     assert json.loads(request.content) == {
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
-        "temperature": 0, "stream": True, "stream_options": {"include_usage": True},
-    }  # fmt: skip
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
 
 
 def test_a_conversation_may_mix_mappings_and_messages():
@@ -150,10 +161,17 @@ def test_an_answer_that_makes_no_sense_is_a_fault_of_versions():
 
 
 def test_facts_that_the_library_does_not_name_ride_along():
-    card = ModelCard.model_validate({
-        "id": "m", "created": 1, "task": "t", "service": "s", "ready": True,
-        "paper": {"year": 2020}, "schema": {"a": 1},
-    })  # fmt: skip
+    card = ModelCard.model_validate(
+        {
+            "id": "m",
+            "created": 1,
+            "task": "t",
+            "service": "s",
+            "ready": True,
+            "paper": {"year": 2020},
+            "schema": {"a": 1},
+        }
+    )
     assert card.request_schema == {"a": 1}
     assert card.model_extra == {"paper": {"year": 2020}}
 
@@ -258,11 +276,16 @@ def test_a_watch_tells_each_state_once():
 @pytest.mark.parametrize(
     ("start", "kind"),
     [
-        (b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff\xe0", "image/jpeg"), (b"II*\x00", "image/tiff"),
-        (b"MM\x00*", "image/tiff"), (b"BM", "image/bmp"), (b"RIFF....WEBP", "image/webp"),
-        (b"RIFF....WAVE", "application/octet-stream"), (b"", "application/octet-stream"),
+        (b"\x89PNG\r\n\x1a\n", "image/png"),
+        (b"\xff\xd8\xff\xe0", "image/jpeg"),
+        (b"II*\x00", "image/tiff"),
+        (b"MM\x00*", "image/tiff"),
+        (b"BM", "image/bmp"),
+        (b"RIFF....WEBP", "image/webp"),
+        (b"RIFF....WAVE", "application/octet-stream"),
+        (b"", "application/octet-stream"),
     ],
-)  # fmt: skip
+)
 def test_media_type_is_what_the_first_bytes_say(start, kind):
     assert media_type(start) == kind
 

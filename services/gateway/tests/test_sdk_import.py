@@ -4,9 +4,24 @@ import subprocess
 import sys
 
 HEAVY = (
-    "torch", "numpy", "onnxruntime", "transformers", "ray", "fastapi", "starlette", "aiohttp", "redis", "grpc", "PIL",
-    "jinja2", "prometheus_client", "structlog", "shared.settings", "shared.telemetry", "shared.registry",
-)  # fmt: skip
+    "torch",
+    "numpy",
+    "onnxruntime",
+    "transformers",
+    "ray",
+    "fastapi",
+    "starlette",
+    "aiohttp",
+    "redis",
+    "grpc",
+    "PIL",
+    "jinja2",
+    "prometheus_client",
+    "structlog",
+    "shared.settings",
+    "shared.telemetry",
+    "shared.registry",
+)
 
 PROBE = """
 import sys, time

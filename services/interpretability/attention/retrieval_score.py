@@ -76,9 +76,14 @@ def credit(
 
 
 def retrieval_score(
-    rows: Any, prompt_ids: Sequence[int], generated: Sequence[int], span: tuple[int, int], *, mode: Mode = "positions",
+    rows: Any,
+    prompt_ids: Sequence[int],
+    generated: Sequence[int],
+    span: tuple[int, int],
+    *,
+    mode: Mode = "positions",
     top: int = 1,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Scores of heads from their pattern rows.
 
     Args:

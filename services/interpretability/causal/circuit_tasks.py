@@ -88,10 +88,44 @@ _TEMPLATES = (
     "Friends {a} and {b} found a {thing} near the {place}, and {s} gave it to",
 )
 _NAMES = (
-    "Mary", "John", "Tom", "Anna", "James", "Mark", "Kevin", "Luke", "Sarah", "Paul", "Peter", "Laura", "Simon",
-    "Alice", "Robert", "David", "Emma", "Jack", "Kate", "Michael", "Daniel", "Susan", "Linda", "George", "Henry",
-    "Martin", "Rachel", "Jason", "Helen", "Andrew", "Steven", "Maria", "Frank", "Julia", "Adam", "Brian", "Lisa",
-)  # fmt: skip
+    "Mary",
+    "John",
+    "Tom",
+    "Anna",
+    "James",
+    "Mark",
+    "Kevin",
+    "Luke",
+    "Sarah",
+    "Paul",
+    "Peter",
+    "Laura",
+    "Simon",
+    "Alice",
+    "Robert",
+    "David",
+    "Emma",
+    "Jack",
+    "Kate",
+    "Michael",
+    "Daniel",
+    "Susan",
+    "Linda",
+    "George",
+    "Henry",
+    "Martin",
+    "Rachel",
+    "Jason",
+    "Helen",
+    "Andrew",
+    "Steven",
+    "Maria",
+    "Frank",
+    "Julia",
+    "Adam",
+    "Brian",
+    "Lisa",
+)
 _PLACES = ("garden", "store", "school", "park", "station", "office", "beach", "market")
 _THINGS = ("book", "ball", "drink", "letter", "ring", "key", "map", "coin")
 
@@ -137,9 +171,24 @@ def _ioi_case(subject: Subject, text: str, other: str, io: str, s: str, kind: st
 
 _COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black")
 _OBJECTS = (
-    "pencil", "notebook", "cup", "ball", "book", "bottle", "ring", "hat", "bag", "plate", "lamp", "clock", "shirt",
-    "box", "phone", "toy", "pen",
-)  # fmt: skip
+    "pencil",
+    "notebook",
+    "cup",
+    "ball",
+    "book",
+    "bottle",
+    "ring",
+    "hat",
+    "bag",
+    "plate",
+    "lamp",
+    "clock",
+    "shirt",
+    "box",
+    "phone",
+    "toy",
+    "pen",
+)
 _SURFACES, _SEEN = ("table", "desk", "floor"), ("there is", "you see", "I see")
 
 

@@ -74,10 +74,16 @@ def _differences(last_logits: Tensor, answers: Tensor) -> Tensor:
 
 
 def path_patch(
-    model: Decoder, clean: Tensor, corrupt: Tensor, answers: Tensor, *,
-    receivers: Literal["final"] | Sequence[Receiver] = "final", positions: Positions = "all",
-    freeze_mlps: bool = False, batch: int | None = None,
-) -> PathPatched:  # fmt: skip
+    model: Decoder,
+    clean: Tensor,
+    corrupt: Tensor,
+    answers: Tensor,
+    *,
+    receivers: Literal["final"] | Sequence[Receiver] = "final",
+    positions: Positions = "all",
+    freeze_mlps: bool = False,
+    batch: int | None = None,
+) -> PathPatched:
     """Effect of every head on the answer through the receivers alone (section 2).
 
     Args:
@@ -99,9 +105,16 @@ def path_patch(
 
 @torch.no_grad()
 def paths(
-    run: Recorded, other: Recorded, answers: Tensor, *, receivers: Literal["final"] | Sequence[Receiver] = "final",
-    positions: Positions = "all", freeze_mlps: bool = False, batch: int | None = None, senders: range | None = None,
-) -> PathPatched:  # fmt: skip
+    run: Recorded,
+    other: Recorded,
+    answers: Tensor,
+    *,
+    receivers: Literal["final"] | Sequence[Receiver] = "final",
+    positions: Positions = "all",
+    freeze_mlps: bool = False,
+    batch: int | None = None,
+    senders: range | None = None,
+) -> PathPatched:
     """`path_patch` on runs that are recorded already, of all senders or those of some layers."""
     where = _positions(positions, run.ids.shape[1])
     if receivers != "final":
@@ -119,9 +132,15 @@ def paths(
 
 
 def _arriving(
-    run: Recorded, other: Recorded, layer: int, heads: list[int], where: list[int], *, freeze_mlps: bool,
+    run: Recorded,
+    other: Recorded,
+    layer: int,
+    heads: list[int],
+    where: list[int],
+    *,
+    freeze_mlps: bool,
     receivers: Literal["final"] | Sequence[Receiver],
-) -> dict[int, Tensor]:  # fmt: skip
+) -> dict[int, Tensor]:
     """Receiving layer → residual stream that reaches it at the chosen positions, per sender: [n·B,P,D].
 
     All other heads are frozen at these positions, so nothing moves between positions: only MLPs have to be run, and
@@ -166,9 +185,15 @@ def _received(
 
 
 def activation_patch(
-    model: Decoder, clean: Tensor, corrupt: Tensor, answers: Tensor, *, positions: Positions = "all",
-    denoise: bool = False, batch: int | None = None,
-) -> np.ndarray:  # fmt: skip
+    model: Decoder,
+    clean: Tensor,
+    corrupt: Tensor,
+    answers: Tensor,
+    *,
+    positions: Positions = "all",
+    denoise: bool = False,
+    batch: int | None = None,
+) -> np.ndarray:
     """Logit difference with one head's mixed values from the other run, everything else free: [L,H].
 
     `denoise` puts clean values into the corrupt run instead.
@@ -181,9 +206,14 @@ def activation_patch(
 
 @torch.no_grad()
 def replaced(
-    run: Recorded, z: Sequence[Tensor], answers: Tensor, *, positions: Positions = "all", batch: int | None = None,
+    run: Recorded,
+    z: Sequence[Tensor],
+    answers: Tensor,
+    *,
+    positions: Positions = "all",
+    batch: int | None = None,
     senders: range | None = None,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Logit difference with each head (of some layers) in turn mixing `z` [L][B,T,H,d] instead of its own: [L,H]."""
     where = _positions(positions, run.ids.shape[1])
     found = np.full((run.layers, run.heads), np.nan)
@@ -292,9 +322,12 @@ def full_attribution(run: Recorded, answers: Tensor, *, position: int = -1) -> A
         biases = biases + (direction * norm.bias).sum(-1).double().mean().cpu()
     logits = run.read_out(whole)
     return Attribution(
-        torch.stack(heads).cpu().numpy(), torch.stack(mlps).cpu().numpy(),
-        float(towards(run.pre[0][:, position])), float(biases), logit_difference(logits, answers),
-    )  # fmt: skip
+        torch.stack(heads).cpu().numpy(),
+        torch.stack(mlps).cpu().numpy(),
+        float(towards(run.pre[0][:, position])),
+        float(biases),
+        logit_difference(logits, answers),
+    )
 
 
 def _groups(run: Recorded, batch: int | None, layers: range) -> Iterator[tuple[int, list[int]]]:

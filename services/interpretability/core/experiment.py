@@ -54,9 +54,11 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     lm: str | None = Field(
-        None, max_length=200, title="Language model",
+        None,
+        max_length=200,
+        title="Language model",
         description="Language model to study; left out, the default one.",
-    )  # fmt: skip
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="Of everything random; the same seed gives the same report.")
     dry_run: bool = Field(False, description="Only say what it would cost: forwards, tokens, seconds.")
 
@@ -83,9 +85,11 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
-            self.forwards + other.forwards, self.tokens + other.tokens, self.cells + other.cells,
+            self.forwards + other.forwards,
+            self.tokens + other.tokens,
+            self.cells + other.cells,
             self.partial + other.partial,
-        )  # fmt: skip
+        )
 
     def __mul__(self, times: int) -> Cost:
         return Cost(self.forwards * times, self.tokens * times, self.cells * times, self.partial * times)
@@ -94,8 +98,14 @@ class Cost:
 class Progress:
     """The cells of one run: computed or taken from the ledger, counted, and stopped between two of them."""
 
-    def __init__(self, run: CallContext | None = None, *, cells: int = 1, scope: Mapping[str, Any] | None = None,
-                 ledger: Ledger | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        run: CallContext | None = None,
+        *,
+        cells: int = 1,
+        scope: Mapping[str, Any] | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
         """Watch over `cells` cells; `scope` is what all of them depend on (weights, code, experiment)."""
         self.seconds = 0.0
         self.begun: str | None = None
@@ -233,10 +243,15 @@ class Experiment(Servable[S, Report], Generic[S]):
         """The report with its spec, its manifest and, where it was stopped, the mark of that."""
         facts = spec.model_dump(mode="json")
         manifest = Manifest(
-            experiment=self.card.name, model=subject.name, **_identity(subject), device=subject.device, seed=spec.seed,
+            experiment=self.card.name,
+            model=subject.name,
+            **_identity(subject),
+            device=subject.device,
+            seed=spec.seed,
             report=self.key(spec, subject) if self.mode == "job" else "",
-            created=progress.begun, compute_s=round(progress.seconds, 3) if progress.begun else None,
-        )  # fmt: skip
+            created=progress.begun,
+            compute_s=round(progress.seconds, 3) if progress.begun else None,
+        )
         partial = report.partial or progress.stopped
         return report.model_copy(update={"spec": facts, "manifest": manifest, "partial": partial})
 

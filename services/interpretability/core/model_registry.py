@@ -108,10 +108,13 @@ class ModelRegistry:
         # The folder and its digest are those of llm-longctx, so that a HeadPlan made here fits the model served there.
         folder = files.source if files.source.is_dir() else unpack(files.source, self._cache, self._dtype)
         return Subject(
-            name=name, model=load_decoder(folder, self._dtype, self._device), tokenizer=Tokenizer.from_folder(folder),
-            weights_sha256=weights_digest(folder), tokenizer_sha256=_tokenizer_digest(folder),
+            name=name,
+            model=load_decoder(folder, self._dtype, self._device),
+            tokenizer=Tokenizer.from_folder(folder),
+            weights_sha256=weights_digest(folder),
+            tokenizer_sha256=_tokenizer_digest(folder),
             licence=files.licence,
-        )  # fmt: skip
+        )
 
 
 @cache

@@ -87,12 +87,14 @@ class Ablation(Experiment[AblationSpec]):
         divergence = _divergence(before, after)
         tokens = subject.tokens(ids)
         return Report(
-            title="Ablation", warnings=_warnings(losses, control),
+            title="Ablation",
+            warnings=_warnings(losses, control),
             scalars=_scalars(spec, subject, losses, control, divergence, (before, after)),
             tables=_continued(spec, subject, ids, heads, z),
             bars=[
                 Bars(
-                    name="nll", unit="nats/token",
+                    name="nll",
+                    unit="nats/token",
                     bars=[
                         Bar(label="before", value=float(losses["before"].mean()) if len(ids) > 1 else None),
                         Bar(label="after", value=float(losses["after"].mean()) if len(ids) > 1 else None),
@@ -103,11 +105,13 @@ class Ablation(Experiment[AblationSpec]):
             ],
             strips=[
                 Strip(
-                    name="kl", tokens=tokens, values=divergence.tolist(),
+                    name="kl",
+                    tokens=tokens,
+                    values=divergence.tolist(),
                     caption="How far the prediction after each token moved: KL divergence from before, in nats.",
                 )
             ],
-        )  # fmt: skip
+        )
 
 
 def _draws(spec: AblationSpec, subject: Subject) -> list[list[Head]]:
@@ -169,9 +173,13 @@ def _warnings(losses: dict[str, Tensor], control: list[float]) -> list[str]:
 
 
 def _scalars(
-    spec: AblationSpec, subject: Subject, losses: dict[str, Tensor], control: list[float], divergence: np.ndarray,
+    spec: AblationSpec,
+    subject: Subject,
+    losses: dict[str, Tensor],
+    control: list[float],
+    divergence: np.ndarray,
     logits: tuple[Tensor, Tensor],
-) -> dict[str, Scalar]:  # fmt: skip
+) -> dict[str, Scalar]:
     told = {"kl": Scalar(value=float(divergence.mean()), unit="nats", note="Mean over positions.")}
     if losses["before"].numel():
         means = {name: float(of.mean()) for name, of in losses.items()}

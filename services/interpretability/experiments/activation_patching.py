@@ -50,16 +50,26 @@ class Patch(Experiment[PatchSpec]):
     mode = "sync"
     route: ClassVar[str] = "patch"
     card: ClassVar[Card] = Card(
-        name="patch", task="probe", licence="Apache-2.0",
+        name="patch",
+        task="probe",
+        licence="Apache-2.0",
         summary="Exchanges activations between two prompts and shows which of them carry the answer.",
-        paper=Paper(title="Locating and Editing Factual Associations in GPT", venue="NeurIPS", year=2022,
-                    url="https://arxiv.org/abs/2202.05262"),
+        paper=Paper(
+            title="Locating and Editing Factual Associations in GPT",
+            venue="NeurIPS",
+            year=2022,
+            url="https://arxiv.org/abs/2202.05262",
+        ),
         notes=("Effects need not add up to 1.", NO_GRAPH),
         example={
-            "lm": EXAMPLE_LM, "seed": 0, "clean": "kqzwxm kqzwx", "corrupt": "kqzwxd kqzwx",
-            "correct": "m", "wrong": "d",
+            "lm": EXAMPLE_LM,
+            "seed": 0,
+            "clean": "kqzwxm kqzwx",
+            "corrupt": "kqzwxd kqzwx",
+            "correct": "m",
+            "wrong": "d",
         },
-    )  # fmt: skip
+    )
 
     def cost(self, spec: PatchSpec, subject: Subject) -> Cost:
         """Two runs, and one forward per layer with a copy per place."""
@@ -99,14 +109,16 @@ class Patch(Experiment[PatchSpec]):
             },
             grids=[
                 Grid(
-                    name="effect", values=matrix(effect), scale="diverging",
+                    name="effect",
+                    values=matrix(effect),
+                    scale="diverging",
                     rows=Axis(label="layer", ticks=[str(l) for l in range(subject.layers)]),
                     columns=Axis(label="head" if by_head else "position", ticks=ticks),
                     text=spec.clean if by_head else None,
                     caption="How far the corrupt value at this place moves the answer: 0 not at all, 1 all the way.",
                 )
             ],
-        )  # fmt: skip
+        )
 
 
 def _exchange(spec: PatchSpec, name: str, value: object, place: int) -> Replace:

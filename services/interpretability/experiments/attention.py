@@ -56,10 +56,14 @@ class Attention(Experiment[AttentionSpec]):
     mode = "sync"
     route: ClassVar[str] = "attention"
     card: ClassVar[Card] = Card(
-        name="attention", task="probe", licence="Apache-2.0",
+        name="attention",
+        task="probe",
+        licence="Apache-2.0",
         summary="Shows which tokens the heads of a text look at, row by row.",
         paper=Paper(
-            title="Quantifying Attention Flow in Transformers (rollout)", venue="ACL", year=2020,
+            title="Quantifying Attention Flow in Transformers (rollout)",
+            venue="ACL",
+            year=2020,
             url="https://arxiv.org/abs/2005.00928",
         ),
         notes=(
@@ -68,7 +72,7 @@ class Attention(Experiment[AttentionSpec]):
             NO_GRAPH,
         ),
         example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwx", "layers": [1, 2]},
-    )  # fmt: skip
+    )
 
     def cost(self, spec: AttentionSpec, subject: Subject) -> Cost:
         """One forward."""
@@ -88,15 +92,18 @@ class Attention(Experiment[AttentionSpec]):
         rows = rows_of(subject, ids, layers, heads, queries_kept)
         tokens = subject.tokens(ids)
         return Report(
-            title="Attention", scalars={"tokens": Scalar(value=len(ids)), "queries": Scalar(value=len(queries))},
+            title="Attention",
+            scalars={"tokens": Scalar(value=len(ids)), "queries": Scalar(value=len(queries))},
             grids=_grids(spec, rows, layers, heads, queries, tokens),
             strips=[
                 Strip(
-                    name="seen", tokens=tokens, values=rows.mean((0, 1, 2)).tolist(),
+                    name="seen",
+                    tokens=tokens,
+                    values=rows.mean((0, 1, 2)).tolist(),
                     caption="Each token, shaded by the mean attention that it gets from the rows that were asked for.",
                 )
             ],
-        )  # fmt: skip
+        )
 
 
 def rows_of(subject: Subject, ids: list[int], layers: list[int], heads: list[int], queries: list[int]) -> np.ndarray:

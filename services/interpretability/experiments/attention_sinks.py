@@ -80,11 +80,16 @@ class AttentionSinks(Experiment[SinksSpec]):
     mode = "sync"
     route: ClassVar[str] = "sinks"
     card: ClassVar[Card] = Card(
-        name="attention-sinks", task="probe", licence="Apache-2.0",
+        name="attention-sinks",
+        task="probe",
+        licence="Apache-2.0",
         summary="Shows the positions of a text that attention heads look at from everywhere.",
         paper=Paper(
             title="Unveiling and Harnessing Hidden Attention Sinks: Enhancing Large Language Models without Training "
-            "through Attention Calibration", venue="ICML", year=2024, url="https://arxiv.org/abs/2406.15765",
+            "through Attention Calibration",
+            venue="ICML",
+            year=2024,
+            url="https://arxiv.org/abs/2406.15765",
         ),
         notes=(
             "The measuring tool only; calibration itself is a method of llm-longctx.",
@@ -92,10 +97,11 @@ class AttentionSinks(Experiment[SinksSpec]):
             NO_GRAPH,
         ),
         example={
-            "lm": EXAMPLE_LM, "seed": 0,
+            "lm": EXAMPLE_LM,
+            "seed": 0,
             "text": "The heron waits. The heron waits in the reeds, and the reeds wait for the wind.",
         },
-    )  # fmt: skip
+    )
 
     def cost(self, spec: SinksSpec, subject: Subject) -> Cost:
         """One forward, and two more to remove a sink."""
@@ -168,29 +174,38 @@ def _report(spec: SinksSpec, subject: Subject, ids: list[int], mass: np.ndarray,
         },
         tables=[
             Table(
-                name="positions", columns=["position", "token", "kind", "heads"],
+                name="positions",
+                columns=["position", "token", "kind", "heads"],
                 rows=[[j, tokens[j].text, _kind(tokens[j].text, j), n] for j, n in counts.most_common(SHOWN)],
                 caption="Positions by the number of heads that sink into them.",
             ),
             Table(
-                name="by_kind", columns=["kind", "sinks"],
+                name="by_kind",
+                columns=["kind", "sinks"],
                 rows=[list(x) for x in _by_kind(counts, [t.text for t in tokens])],
                 caption="The same kind of token sinks in other texts, too; compare before you name a position.",
             ),
         ],
         grids=[
             Grid(
-                name="sinks", values=matrix([[len(head) for head in layer] for layer in found]), **axes,
-                text=spec.text, caption=f"Sinks per head: positions with mean attention above {spec.threshold:g}.",
+                name="sinks",
+                values=matrix([[len(head) for head in layer] for layer in found]),
+                **axes,
+                text=spec.text,
+                caption=f"Sinks per head: positions with mean attention above {spec.threshold:g}.",
             ),
             Grid(
-                name="first_token_mass", values=matrix(mass[:, :, 0]), **axes, text=spec.text,
+                name="first_token_mass",
+                values=matrix(mass[:, :, 0]),
+                **axes,
+                text=spec.text,
                 caption="Mean attention that each head gives to the first token.",
             ),
         ],
         bars=[
             Bars(
-                name="first_token_mass_by_layer", unit="mean attention",
+                name="first_token_mass_by_layer",
+                unit="mean attention",
                 bars=[
                     Bar(label=str(l), value=float(m.mean()), low=float(m.min()), high=float(m.max()))
                     for l, m in enumerate(mass[:, :, 0])
@@ -200,11 +215,13 @@ def _report(spec: SinksSpec, subject: Subject, ids: list[int], mass: np.ndarray,
         ],
         strips=[
             Strip(
-                name="heads_sinking", tokens=tokens, values=[counts[j] for j in range(len(ids))],
+                name="heads_sinking",
+                tokens=tokens,
+                values=[counts[j] for j in range(len(ids))],
                 caption="Each token, shaded by the number of heads that sink into it.",
             )
         ],
-    )  # fmt: skip
+    )
 
 
 def _kind(text: str, position: int) -> str:

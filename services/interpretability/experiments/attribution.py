@@ -37,15 +37,19 @@ class LogitAttribution(Experiment[AttributionSpec]):
     mode = "sync"
     route: ClassVar[str] = "attribution"
     card: ClassVar[Card] = Card(
-        name="logit-attribution", task="probe", licence="Apache-2.0",
+        name="logit-attribution",
+        task="probe",
+        licence="Apache-2.0",
         summary="Splits the difference between two answers into what each head and MLP writes towards it.",
         paper=Paper(
             title="Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small",
-            venue="ICLR", year=2023, url="https://arxiv.org/abs/2211.00593",
+            venue="ICLR",
+            year=2023,
+            url="https://arxiv.org/abs/2211.00593",
         ),
         notes=("Direct effects only: what a head does through other heads is found by patching.", NO_GRAPH),
         example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwx", "correct": "m", "wrong": "d"},
-    )  # fmt: skip
+    )
 
     def cost(self, spec: AttributionSpec, subject: Subject) -> Cost:
         """One forward."""
@@ -71,26 +75,32 @@ class LogitAttribution(Experiment[AttributionSpec]):
             },
             tables=[
                 Table(
-                    name="heads", columns=["head", "logits"],
+                    name="heads",
+                    columns=["head", "logits"],
                     rows=[[head_name(h), float(parts.heads[h])] for h in top_heads(parts.heads, 1.0)[:20]],
                     caption="Heads that write most, either way.",
                 )
             ],
             grids=[
                 Grid(
-                    name="attribution", values=matrix(parts.heads), **axes, scale="diverging", unit="logits",
+                    name="attribution",
+                    values=matrix(parts.heads),
+                    **axes,
+                    scale="diverging",
+                    unit="logits",
                     text=spec.text,
                     caption="What each head writes straight towards the first answer (above 0) or the second (below).",
                 )
             ],
             bars=[
                 Bars(
-                    name="mlps", unit="logits",
+                    name="mlps",
+                    unit="logits",
                     bars=[Bar(label=str(l), value=float(v)) for l, v in enumerate(parts.mlps)],
                     caption="What the MLP of each layer writes towards the first answer.",
                 )
             ],
-        )  # fmt: skip
+        )
 
 
 def _first(subject: Subject, text: str, field: str) -> int:

@@ -38,9 +38,17 @@ from shared.lm.taps import Attend, Edit, Scale, sweep, trace
 from shared.registry import Card, Paper
 
 __all__ = [
-    "Circuits", "CircuitsSpec", "ablate", "activation_patch", "direct_logit_attribution", "head_patterns",
-    "logit_difference", "overlap", "path_patch", "top_heads",
-]  # fmt: skip
+    "Circuits",
+    "CircuitsSpec",
+    "ablate",
+    "activation_patch",
+    "direct_logit_attribution",
+    "head_patterns",
+    "logit_difference",
+    "overlap",
+    "path_patch",
+    "top_heads",
+]
 
 Head = tuple[int, int]
 
@@ -71,9 +79,10 @@ class CircuitsSpec(Spec):
     knockout: int = Field(5, ge=0, le=200, description="Zero so many heads of largest attribution, beside random ones.")
     controls: int = Field(10, ge=10, le=100, description="Random draws of as many heads.")
     override: list[list[int]] = Field(
-        default_factory=list, max_length=64,
+        default_factory=list,
+        max_length=64,
         description="colored-objects: these [layer, head] look at the two wrong colours at the last position.",
-    )  # fmt: skip
+    )
 
 
 class Circuits(Experiment[CircuitsSpec]):
@@ -82,10 +91,14 @@ class Circuits(Experiment[CircuitsSpec]):
     In = CircuitsSpec
     route: ClassVar[str] = "circuits"
     card: ClassVar[Card] = Card(
-        name="circuits", task="probe", licence="Apache-2.0",
+        name="circuits",
+        task="probe",
+        licence="Apache-2.0",
         summary="Finds the circuit of heads behind a task by path patching, and tests it by knocking heads out.",
         paper=Paper(
-            title="Circuit Component Reuse Across Tasks in Transformer Language Models", venue="ICLR", year=2024,
+            title="Circuit Component Reuse Across Tasks in Transformer Language Models",
+            venue="ICLR",
+            year=2024,
             url="https://arxiv.org/abs/2310.08744",
         ),
         notes=(
@@ -94,7 +107,7 @@ class Circuits(Experiment[CircuitsSpec]):
             NO_GRAPH,
         ),
         example={"lm": "tiny-induction", "seed": 0, "task": "own", "pairs": PAIRS, "knockout": 2, "stages": 2},
-    )  # fmt: skip
+    )
 
     def cost(self, spec: CircuitsSpec, subject: Subject) -> Cost:
         """Two recorded runs per length of prompt; patching goes through the layers above each sender only."""
@@ -250,10 +263,14 @@ class _Work:
         answers = self._answers(i)
         parts = full_attribution(run, answers)
         return {
-            **_solved(run.last, answers), "corrupt": logit_difference(other.last, answers),
+            **_solved(run.last, answers),
+            "corrupt": logit_difference(other.last, answers),
             "heads": matrix(parts.heads),
-            "mlps": parts.mlps.tolist(), "embedding": parts.embedding, "biases": parts.biases, "total": parts.total,
-        }  # fmt: skip
+            "mlps": parts.mlps.tolist(),
+            "embedding": parts.embedding,
+            "biases": parts.biases,
+            "total": parts.total,
+        }
 
     def _patched(self, i: int, receivers: Receivers) -> np.ndarray:
         """Patched logit differences of one batch [L,H], a cell per sender layer."""
@@ -278,9 +295,14 @@ class _Work:
             found = replaced(run, other.z, answers, positions=where, senders=range(layer, layer + 1))
         else:
             found = paths(
-                run, other, answers, receivers=receivers, positions=where, freeze_mlps=self.spec.freeze_mlps,
+                run,
+                other,
+                answers,
+                receivers=receivers,
+                positions=where,
+                freeze_mlps=self.spec.freeze_mlps,
                 senders=range(layer, layer + 1),
-            ).patched  # fmt: skip
+            ).patched
         row: list[float] = found[layer].tolist()
         return row
 

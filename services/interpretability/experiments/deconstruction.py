@@ -36,9 +36,11 @@ class DeconstructionSpec(Spec):
 
     text: str = Field(min_length=2, max_length=20_000, description="At most 512 tokens.")
     kinds: list[Relaxation] = Field(
-        ["uniform", "identity", "earlier", "relu"], min_length=1, max_length=5,
+        ["uniform", "identity", "earlier", "relu"],
+        min_length=1,
+        max_length=5,
         description="uniform, identity (no mixing), average (pattern of corpus), earlier (layer's q and k), relu.",
-    )  # fmt: skip
+    )
     each: Literal["layer", "head"] = Field("layer", description="Relax one layer, or one head, at a time.")
     corpus: str | None = Field(None, max_length=200_000, description="For average: text whose mean pattern is used.")
     back: int = Field(1, ge=1, le=64, description="For earlier: how many layers back.")
@@ -50,13 +52,19 @@ class Deconstruction(Experiment[DeconstructionSpec]):
     In = DeconstructionSpec
     route: ClassVar[str] = "deconstruction"
     card: ClassVar[Card] = Card(
-        name="deconstruction", task="probe", licence="Apache-2.0",
+        name="deconstruction",
+        task="probe",
+        licence="Apache-2.0",
         summary="Replaces attention by simpler mixing, a layer or head at a time, and shows what that costs.",
-        paper=Paper(title="Deconstructing Attention: Investigating Design Principles for Effective Language Modeling",
-                    venue="arXiv:2510.11602", year=2025, url="https://arxiv.org/abs/2510.11602"),
+        paper=Paper(
+            title="Deconstructing Attention: Investigating Design Principles for Effective Language Modeling",
+            venue="arXiv:2510.11602",
+            year=2025,
+            url="https://arxiv.org/abs/2510.11602",
+        ),
         notes=("Without retraining this measures dependence, not trainability.", NO_GRAPH),
         example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwxm kqzwxm", "kinds": ["uniform", "identity", "relu"]},
-    )  # fmt: skip
+    )
 
     def cost(self, spec: DeconstructionSpec, subject: Subject) -> Cost:
         """One forward for the text, one per part and kind, and those of the corpus."""
@@ -94,27 +102,51 @@ def _report(spec: DeconstructionSpec, subject: Subject, base: float, found: dict
     if spec.each == "head":
         shape = (subject.layers, subject.heads)
         grids = [
-            Grid(name=kind, values=matrix(np.reshape(values, shape)), **axes, scale="diverging", unit="nats/token",
-                 text=spec.text, caption=f"{told} {kind}.")
+            Grid(
+                name=kind,
+                values=matrix(np.reshape(values, shape)),
+                **axes,
+                scale="diverging",
+                unit="nats/token",
+                text=spec.text,
+                caption=f"{told} {kind}.",
+            )
             for kind, values in padded.items()
-        ]  # fmt: skip
+        ]
         bars = []
     else:
         columns = Axis(label="layer", ticks=[str(l) for l in range(subject.layers)])
-        grids = [
-            Grid(name="layers", values=matrix(padded.values()), rows=Axis(label="relaxation", ticks=list(padded)),
-                 columns=columns, scale="diverging", unit="nats/token", caption=f"{told} relaxed.")
-        ] if padded else []  # fmt: skip
+        grids = (
+            [
+                Grid(
+                    name="layers",
+                    values=matrix(padded.values()),
+                    rows=Axis(label="relaxation", ticks=list(padded)),
+                    columns=columns,
+                    scale="diverging",
+                    unit="nats/token",
+                    caption=f"{told} relaxed.",
+                )
+            ]
+            if padded
+            else []
+        )
         bars = [
-            Bars(name=kind, unit="nats/token", bars=[Bar(label=str(l), value=v) for l, v in enumerate(values)],
-                 caption=f"{told} {kind}, one layer at a time.")
+            Bars(
+                name=kind,
+                unit="nats/token",
+                bars=[Bar(label=str(l), value=v) for l, v in enumerate(values)],
+                caption=f"{told} {kind}, one layer at a time.",
+            )
             for kind, values in padded.items()
-        ]  # fmt: skip
+        ]
     return Report(
-        title="Deconstruction", grids=grids, bars=bars,
+        title="Deconstruction",
+        grids=grids,
+        bars=bars,
         warnings=["Without retraining this measures dependence, not trainability."],
         scalars={"nll": Scalar(value=base, unit="nats/token", note="Of the text, as the model is.")},
-    )  # fmt: skip
+    )
 
 
 def _parts(spec: DeconstructionSpec, subject: Subject) -> list[tuple[str, list[Head]]]:

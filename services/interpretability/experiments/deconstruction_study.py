@@ -61,14 +61,18 @@ class StudySpec(Spec):
     """Which models are trained, how often, how long, how large, and on what."""
 
     variants: list[Variant] = Field(
-        ["standard", "nonapproximate", "mlp"], min_length=1, max_length=7,
+        ["standard", "nonapproximate", "mlp"],
+        min_length=1,
+        max_length=7,
         description="standard, mlp, approximate, nonapproximate, random_qk, fixed_qk, static_qk. standard is always "
         "trained: the others are compared with it.",
-    )  # fmt: skip
+    )
     layouts: list[Layout] = Field(
-        ["uniform", "hybrid"], min_length=1, max_length=2,
+        ["uniform", "hybrid"],
+        min_length=1,
+        max_length=2,
         description="uniform: in all layers; hybrid: in every other one, with standard attention between.",
-    )  # fmt: skip
+    )
     seeds: list[int] = Field([1], min_length=1, max_length=10, description="A run per seed; spread is over them.")
     steps: int = Field(2000, ge=1, le=100_000, description="Steps of AdamW of each run.")
     size: Size = Field(Size(), description="How large the models are.")
@@ -178,15 +182,20 @@ def _report(spec: StudySpec, found: dict[str, list[dict[str, Any]]]) -> Report:
         "differences do not carry over."
     )
     return Report(
-        title=title, warnings=[warning],
+        title=title,
+        warnings=[warning],
         scalars={"runs": Scalar(value=sum(map(len, found.values()))), "steps": Scalar(value=spec.steps)},
         tables=[_beside(found), _states(found), _speed(found)],
         bars=[
-            Bars(name="bits per byte", unit="bits", caption="Held-out text; the line spans a deviation over seeds.",
-                 bars=[_bar(name, runs) for name, runs in found.items()])
+            Bars(
+                name="bits per byte",
+                unit="bits",
+                caption="Held-out text; the line spans a deviation over seeds.",
+                bars=[_bar(name, runs) for name, runs in found.items()],
+            )
         ],
         grids=[_curves(found), *_pictures(spec, found)],
-    )  # fmt: skip
+    )
 
 
 def _beside(found: dict[str, list[dict[str, Any]]]) -> Table:
@@ -198,10 +207,11 @@ def _beside(found: dict[str, list[dict[str, Any]]]) -> Table:
         paper = PAPER.get((runs[0]["variant"], runs[0]["layout"]))
         rows.append([name, len(runs), mean, spread, mean / base - 1 if base else None, skip, paper])
     return Table(
-        name="against the paper", rows=rows,
+        name="against the paper",
+        rows=rows,
         columns=["model", "seeds", "bits/byte", "sd", "over standard", "without its layers", "paper's perplexity"],
         caption="Held-out bits per byte of ours; WikiText perplexity of the paper's 500 M models (standard 38.1).",
-    )  # fmt: skip
+    )
 
 
 def _states(found: dict[str, list[dict[str, Any]]]) -> Table:
@@ -210,9 +220,11 @@ def _states(found: dict[str, list[dict[str, Any]]]) -> Table:
         for name, runs in found.items()
     ]
     return Table(
-        name="decode state", columns=["model", "parameters", "bytes", "bytes per layer"], rows=rows,
+        name="decode state",
+        columns=["model", "parameters", "bytes", "bytes per layer"],
+        rows=rows,
         caption="What a stream holds after a whole context, measured, in float32.",
-    )  # fmt: skip
+    )
 
 
 def _speed(found: dict[str, list[dict[str, Any]]]) -> Table:
@@ -221,19 +233,24 @@ def _speed(found: dict[str, list[dict[str, Any]]]) -> Table:
         for name, runs in found.items()
     ]
     return Table(
-        name="speed", columns=["model", "trained tokens/s", "read tokens/s"], rows=rows,
+        name="speed",
+        columns=["model", "trained tokens/s", "read tokens/s"],
+        rows=rows,
         caption="By the clock of the machine that trained them: this table differs from run to run.",
-    )  # fmt: skip
+    )
 
 
 def _curves(found: dict[str, list[dict[str, Any]]]) -> Grid:
     steps = [step for step, _ in next(iter(found.values()))[0]["curve"]]
     curves = {name: np.mean([[bits for _, bits in run["curve"]] for run in runs], 0) for name, runs in found.items()}
     return Grid(
-        name="curves", values=matrix(curves.values()), unit="bits/byte", rows=Axis(label="model", ticks=list(curves)),
+        name="curves",
+        values=matrix(curves.values()),
+        unit="bits/byte",
+        rows=Axis(label="model", ticks=list(curves)),
         columns=Axis(label="step", ticks=[str(step) for step in steps]),
         caption="Validation bits per byte over the steps, mean over seeds: lower is better.",
-    )  # fmt: skip
+    )
 
 
 def _pictures(spec: StudySpec, found: dict[str, list[dict[str, Any]]]) -> list[Grid]:
@@ -251,10 +268,14 @@ def _pictures(spec: StudySpec, found: dict[str, list[dict[str, Any]]]) -> list[G
         return matrix([np.mean(runs, 0) for runs in of])
 
     return [
-        Grid(name=kind, values=values(kind), **axes,
-             caption=f"{kind.replace('_', ' ')} of the maps per layer, mean over heads; empty where nothing is mixed.")
+        Grid(
+            name=kind,
+            values=values(kind),
+            **axes,
+            caption=f"{kind.replace('_', ' ')} of the maps per layer, mean over heads; empty where nothing is mixed.",
+        )
         for kind in (*KINDS, "diversity")
-    ]  # fmt: skip
+    ]
 
 
 def _bar(name: str, runs: list[dict[str, Any]]) -> Bar:

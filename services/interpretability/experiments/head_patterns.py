@@ -44,15 +44,19 @@ class HeadPatterns(Experiment[PatternsSpec]):
     mode = "sync"
     route: ClassVar[str] = "heads/patterns"
     card: ClassVar[Card] = Card(
-        name="head-patterns", task="probe", licence="Apache-2.0",
+        name="head-patterns",
+        task="probe",
+        licence="Apache-2.0",
         summary="Tells previous-token, duplicate-token and induction heads apart on a sequence that is said twice.",
         paper=Paper(
-            title="In-context Learning and Induction Heads", venue="Transformer Circuits Thread", year=2022,
+            title="In-context Learning and Induction Heads",
+            venue="Transformer Circuits Thread",
+            year=2022,
             url="https://arxiv.org/abs/2209.11895",
         ),
         notes=("Random tokens are no language: a head may behave otherwise on text.", NO_GRAPH),
         example={"lm": EXAMPLE_LM, "seed": 0, "half": 24},
-    )  # fmt: skip
+    )
 
     def cost(self, spec: PatternsSpec, subject: Subject) -> Cost:
         """One forward."""
@@ -65,29 +69,35 @@ class HeadPatterns(Experiment[PatternsSpec]):
         axes: Any = head_axes(subject.layers, subject.heads)
         text = subject.tokenizer.decode(half * 2) if spec.text else None
         return Report(
-            title="Head patterns", scalars={"tokens": Scalar(value=2 * len(half))},
+            title="Head patterns",
+            scalars={"tokens": Scalar(value=2 * len(half))},
             grids=[
                 Grid(
-                    name=name, values=matrix(scores), **axes, text=text, caption=_CAPTIONS[name],
+                    name=name,
+                    values=matrix(scores),
+                    **axes,
+                    text=text,
+                    caption=_CAPTIONS[name],
                     unit="nats" if name == "entropy" else "mean attention",
                 )
                 for name, scores in found.items()
             ],
             tables=[_strongest(found)],
-        )  # fmt: skip
+        )
 
 
 def _strongest(found: dict[str, np.ndarray], rows: int = 5) -> Table:
     kinds = ("previous", "duplicate", "induction", "first")
     return Table(
-        name="strongest", columns=["kind", "head", "score"],
+        name="strongest",
+        columns=["kind", "head", "score"],
         rows=[
             [kind, head_name(head), float(found[kind][head])]
             for kind in kinds
             for head in top_heads(found[kind], 1.0)[:rows]
         ],
         caption="The heads that do each most.",
-    )  # fmt: skip
+    )
 
 
 def _half(spec: PatternsSpec, subject: Subject) -> list[int]:

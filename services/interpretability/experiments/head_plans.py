@@ -42,9 +42,10 @@ class HeadPlanSpec(Spec):
     """Which plan is made, and how; options of other kinds than the one asked for change nothing."""
 
     kind: Literal["razor", "duo", "act", "statistic", "retrieval", "table"] = Field(
-        "razor", description="Razor's scores, Duo's gates, ACT's heads, Duo's statistic of mean queries and keys, a "
+        "razor",
+        description="Razor's scores, Duo's gates, ACT's heads, Duo's statistic of mean queries and keys, a "
         "retrieval report, or a published gate table.",
-    )  # fmt: skip
+    )
     name: str | None = Field(
         None, pattern=PLAN_NAME, description="Store the plan for llm-longctx as `longctx.plan` NAME; left out, don't."
     )
@@ -61,9 +62,11 @@ class HeadPlanSpec(Spec):
 
     steps: int = Field(200, ge=1, le=10_000, description="duo: texts that gates are trained on, one a step.")
     lengths: list[int] = Field(
-        [256, 416, 560, 704, 864, 1024], min_length=1, max_length=60,
+        [256, 416, 560, 704, 864, 1024],
+        min_length=1,
+        max_length=60,
         description="duo: tokens of the texts; statistic: the longest is read.",
-    )  # fmt: skip
+    )
     passkeys: int = Field(4, ge=1, le=10, description="duo: passkeys hidden in a text.")
     words: int = Field(8, ge=1, le=64, description="duo: words of a passkey.")
     sink: int = Field(128, ge=0, le=65536, description="duo: first tokens that a streaming head sees in training.")
@@ -150,17 +153,24 @@ def _report(spec: HeadPlanSpec, subject: Subject, made: Made) -> Report:
         note = f"of {subject.layers * subject.heads} query heads"
         scalars = {"calibrated_heads": Scalar(value=len(plan.heads), note=note)} | scalars
     return Report(
-        title=f"Head plan by {spec.kind}", warnings=made.warnings, scalars=scalars, tables=made.tables,
-        grids=_grids(plan, subject), bars=made.bars, artefacts=artefacts,
-    )  # fmt: skip
+        title=f"Head plan by {spec.kind}",
+        warnings=made.warnings,
+        scalars=scalars,
+        tables=made.tables,
+        grids=_grids(plan, subject),
+        bars=made.bars,
+        artefacts=artefacts,
+    )
 
 
 def _grids(plan: HeadPlan | None, subject: Subject) -> list[Grid]:
     """The plan's evidence and its roles, as maps."""
     if plan is None:
         return []
-    found = [_grid(name, table, "Evidence of each head; larger values are kept first.")
-             for name, table in plan.scores.items()]  # fmt: skip
+    found = [
+        _grid(name, table, "Evidence of each head; larger values are kept first.")
+        for name, table in plan.scores.items()
+    ]
     if plan.roles is not None:
         found.append(_grid("roles", plan.roles, f"1: the head keeps its whole history. {plan.rule or 'As given'}."))
     if plan.heads is not None:

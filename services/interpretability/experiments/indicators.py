@@ -67,9 +67,12 @@ def indicators(patterns: np.ndarray | Tensor) -> IndicatorTable:
         entropy = -np.where(a > 0, a * np.log(a), 0.0).sum((1, 2))
     local = [np.diagonal(a, -n, 1, 2).mean(-1) if n < T else np.zeros(len(a)) for n in range(4)]
     return IndicatorTable(
-        entropy=entropy, concentration=np.sqrt((a**2).sum((1, 2))), sink=a[:, :, 0].mean(-1),
-        local_focus=np.stack(local, 1), diversity=float(a.std(0).sum() * 2 / (T * (1 + T))),
-    )  # fmt: skip
+        entropy=entropy,
+        concentration=np.sqrt((a**2).sum((1, 2))),
+        sink=a[:, :, 0].mean(-1),
+        local_focus=np.stack(local, 1),
+        diversity=float(a.std(0).sum() * 2 / (T * (1 + T))),
+    )
 
 
 class IndicatorsSpec(Spec):
@@ -86,13 +89,19 @@ class Indicators(Experiment[IndicatorsSpec]):
     mode = "sync"
     route: ClassVar[str] = "indicators"
     card: ClassVar[Card] = Card(
-        name="indicators", task="probe", licence="Apache-2.0",
+        name="indicators",
+        task="probe",
+        licence="Apache-2.0",
         summary="Measures how spread, concentrated, local and diverse the attention of each head is.",
-        paper=Paper(title="Deconstructing Attention: Investigating Design Principles for Effective Language Modeling",
-                    venue="arXiv:2510.11602", year=2025, url="https://arxiv.org/abs/2510.11602"),
+        paper=Paper(
+            title="Deconstructing Attention: Investigating Design Principles for Effective Language Modeling",
+            venue="arXiv:2510.11602",
+            year=2025,
+            url="https://arxiv.org/abs/2510.11602",
+        ),
         notes=("Sums over a whole map grow with the text: compare texts of equal length.", NO_GRAPH),
         example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwxm kqzwx"},
-    )  # fmt: skip
+    )
 
     def cost(self, spec: IndicatorsSpec, subject: Subject) -> Cost:
         """One forward."""
@@ -108,7 +117,8 @@ class Indicators(Experiment[IndicatorsSpec]):
             "columns": Axis(label="head", ticks=[str(h) for h in range(subject.heads)]),
         }
         return Report(
-            title="Indicators", scalars={"tokens": Scalar(value=len(ids))},
+            title="Indicators",
+            scalars={"tokens": Scalar(value=len(ids))},
             grids=[
                 Grid(name=name, values=matrix([one[name] for one in by_name]), **axes, text=spec.text, caption=caption)
                 for name, caption in _CAPTIONS.items()
@@ -116,14 +126,11 @@ class Indicators(Experiment[IndicatorsSpec]):
             bars=[
                 Bars(
                     name="diversity",
-                    bars=[
-                        Bar(label=str(layer), value=one.diversity)
-                        for layer, one in zip(layers, found, strict=True)
-                    ],
+                    bars=[Bar(label=str(layer), value=one.diversity) for layer, one in zip(layers, found, strict=True)],
                     caption="How much the heads of a layer differ: deviation over heads, mean over visible cells.",
                 )
             ],
-        )  # fmt: skip
+        )
 
 
 def _per_layer(subject: Subject, ids: list[int], layers: list[int]) -> list[IndicatorTable]:

@@ -131,11 +131,15 @@ class AttentionInfluence(Experiment[InfluenceSpec]):
     In = InfluenceSpec
     route: ClassVar[str] = "influence"
     card: ClassVar[Card] = Card(
-        name="attention-influence", task="probe", licence="Apache-2.0",
+        name="attention-influence",
+        task="probe",
+        licence="Apache-2.0",
         summary="Chooses documents whose loss suffers most when a model's retrieval heads are hidden.",
         paper=Paper(
             title="AttentionInfluence: Adopting Attention Head Influence for Weak-to-Strong Pretraining Data Selection",
-            venue="arXiv:2505.07293", year=2025, url="https://arxiv.org/abs/2505.07293",
+            venue="arXiv:2505.07293",
+            year=2025,
+            url="https://arxiv.org/abs/2505.07293",
         ),
         notes=(
             "Never compare scores across domains: losses differ in scale.",
@@ -144,17 +148,23 @@ class AttentionInfluence(Experiment[InfluenceSpec]):
             NO_GRAPH,
         ),
         example={
-            "lm": EXAMPLE_LM, "seed": 0, "heads": [[1, 1], [1, 2], [1, 3]],
+            "lm": EXAMPLE_LM,
+            "seed": 0,
+            "heads": [[1, 1], [1, 2], [1, 3]],
             "documents": "\n".join(
                 f'{{"id": {i}, "domain": "{d}", "text": "{t}"}}'
-                for i, (d, t) in enumerate((
-                    ("copies", " ".join(["kqzwxm"] * 8)), ("copies", " ".join(["hjvbtp"] * 8)),
-                    ("prose", "The heron waits in the reeds."), ("prose", "Nobody asked why it was late."),
-                    ("prose", "short"),
-                ))
+                for i, (d, t) in enumerate(
+                    (
+                        ("copies", " ".join(["kqzwxm"] * 8)),
+                        ("copies", " ".join(["hjvbtp"] * 8)),
+                        ("prose", "The heron waits in the reeds."),
+                        ("prose", "Nobody asked why it was late."),
+                        ("prose", "short"),
+                    )
+                )
             ),
         },
-    )  # fmt: skip
+    )
 
     def cost(self, spec: InfluenceSpec, subject: Subject) -> Cost:
         """Three forwards per document and window: plain, hidden, control."""
@@ -216,9 +226,12 @@ def _row(line: _Line, ids: Sequence[int], losses: dict[str, float] | None) -> di
         return {**row, "error": f"{len(ids)} tokens; below {SHORTEST} the ratio of losses is noise."}
     scores = {name: _score(losses["base"], losses[name]) for name in ("masked", "control")}
     return {
-        **row, "base": losses["base"], "masked": losses["masked"], "score": scores["masked"],
+        **row,
+        "base": losses["base"],
+        "masked": losses["masked"],
+        "score": scores["masked"],
         "control_score": scores["control"],
-    }  # fmt: skip
+    }
 
 
 def _ranked(rows: list[dict[str, Any]], spec: InfluenceSpec) -> list[dict[str, Any]]:
@@ -252,7 +265,8 @@ def _report(rows: list[dict[str, Any]], heads: Sequence[Head], control: Sequence
         "error",
     ]
     return Report(
-        title="Attention influence", warnings=_warnings(scored, rows),
+        title="Attention influence",
+        warnings=_warnings(scored, rows),
         scalars={
             "documents": Scalar(value=len(rows)),
             "scored": Scalar(value=len(scored)),
@@ -261,20 +275,27 @@ def _report(rows: list[dict[str, Any]], heads: Sequence[Head], control: Sequence
         },
         tables=[
             Table(
-                name="documents", columns=columns, rows=[[row.get(c) for c in columns] for row in rows[:1000]],
+                name="documents",
+                columns=columns,
+                rows=[[row.get(c) for c in columns] for row in rows[:1000]],
                 caption="Documents in input order; ranks are inside a domain.",
             ),
             Table(
-                name="domains", columns=["domain", "documents", "mean score", "mean control", "cut", "score ~ length"],
+                name="domains",
+                columns=["domain", "documents", "mean score", "mean control", "cut", "score ~ length"],
                 rows=[_domain(name, [row for row in scored if row["domain"] == name]) for name in domains],
                 caption="Per domain; the last column is the rank correlation of score and length.",
             ),
-            Table(name="control", columns=["layer", "head"], rows=[list(h) for h in control],
-                  caption="The random heads of control_score."),
+            Table(
+                name="control",
+                columns=["layer", "head"],
+                rows=[list(h) for h in control],
+                caption="The random heads of control_score.",
+            ),
         ],
         bars=[_histogram(name, [row for row in scored if row["domain"] == name]) for name in domains[:20]],
         artefacts=[_lines(rows)],
-    )  # fmt: skip
+    )
 
 
 def _lines(rows: list[dict[str, Any]]) -> Artefact:
@@ -308,7 +329,8 @@ def _histogram(domain: str, rows: list[dict[str, Any]]) -> Bars:
     counts, edges = np.histogram(scores, bins=min(10, max(1, len(scores))))
     cut = min((row["score"] for row in rows if row["selected"]), default=float("nan"))
     return Bars(
-        name=f"scores of {domain}", unit="documents",
+        name=f"scores of {domain}",
+        unit="documents",
         bars=[Bar(label=f"{edge:.3g}", value=int(n)) for edge, n in zip(edges, counts, strict=False)],
         caption=f"Scores in the domain {domain}; documents from {cut:.3g} on are kept.",
-    )  # fmt: skip
+    )

@@ -38,12 +38,14 @@ class LogitLens(Experiment[LensSpec]):
     mode = "sync"
     route: ClassVar[str] = "logit-lens"
     card: ClassVar[Card] = Card(
-        name="logit-lens", task="probe", licence="Apache-2.0",
+        name="logit-lens",
+        task="probe",
+        licence="Apache-2.0",
         summary="Shows what each layer would say next, and in which layer the text's next token is found.",
         paper=Paper(title="interpreting GPT: the logit lens", venue="LessWrong", year=2020),
         notes=("Early layers speak another basis: their words are hints, not thoughts.", NO_GRAPH),
         example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwxm kqzwx"},
-    )  # fmt: skip
+    )
 
     def cost(self, spec: LensSpec, subject: Subject) -> Cost:
         """One forward."""
@@ -71,19 +73,25 @@ class LogitLens(Experiment[LensSpec]):
             scalars={"tokens": Scalar(value=len(ids)), "position": Scalar(value=place, note=texts[place])},
             tables=[
                 Table(
-                    name="candidates", columns=["layer", *(str(i + 1) for i in range(spec.top))], rows=rows,
+                    name="candidates",
+                    columns=["layer", *(str(i + 1) for i in range(spec.top))],
+                    rows=rows,
                     caption=f"Likeliest tokens after position {place}, with their probability, after each layer.",
                 )
             ],
             grids=[
                 Grid(
-                    name="next_token", values=matrix(right), unit="probability",
+                    name="next_token",
+                    values=matrix(right),
+                    unit="probability",
                     rows=Axis(label="after layer", ticks=[str(l) for l in range(len(right))]),
                     columns=Axis(label="next token", ticks=texts[1:]),
                     caption="Probability of the text's own next token after each layer: empty columns are known late.",
                 )
-            ] if len(ids) > 1 else [],
-        )  # fmt: skip
+            ]
+            if len(ids) > 1
+            else [],
+        )
 
 
 def _ids(spec: LensSpec, subject: Subject) -> list[int]:

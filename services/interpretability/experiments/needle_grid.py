@@ -53,7 +53,10 @@ class NeedleGrid(Experiment[NeedleSpec]):
     route: ClassVar[str] = "needle"
     endpoint: Endpoint
     card: ClassVar[Card] = Card(
-        name="needle-grid", task="probe", licence="Apache-2.0", paper=PAPER,
+        name="needle-grid",
+        task="probe",
+        licence="Apache-2.0",
+        paper=PAPER,
         summary="Shows how much of a hidden sentence a model recalls, with heads hidden or a long-context method on.",
         notes=(
             "Generated answers are compared by ROUGE-1 recall, forced ones by the share of right tokens.",
@@ -61,7 +64,7 @@ class NeedleGrid(Experiment[NeedleSpec]):
             NO_GRAPH,
         ),
         example={"lm": EXAMPLE_LM, "seed": 0, "lengths": [500, 700], "depths": [0, 100]},
-    )  # fmt: skip
+    )
 
     @classmethod
     def load(cls, place: LoadContext) -> Self:
@@ -97,7 +100,8 @@ class NeedleGrid(Experiment[NeedleSpec]):
         )
         recalls = [(facts, value["recall"]) for (facts, _), value in found]
         return Report(
-            title="Needle grid", warnings=_warnings(spec, recalls),
+            title="Needle grid",
+            warnings=_warnings(spec, recalls),
             scalars={
                 "recall": Scalar(value=_mean(recalls), note="Mean of all cells."),
                 "cells": Scalar(value=len(recalls)),
@@ -106,12 +110,13 @@ class NeedleGrid(Experiment[NeedleSpec]):
             grids=[grid_of(spec.lengths, spec.depths, recalls)],
             tables=[
                 Table(
-                    name="answers", columns=["needle", "length", "depth", "recall", "answer"],
+                    name="answers",
+                    columns=["needle", "length", "depth", "recall", "answer"],
                     rows=[[f["needle"], f["length"], f["depth"], v["recall"], v["answer"]] for (f, _), v in found],
                     caption="What came back in each cell.",
                 )
             ],
-        )  # fmt: skip
+        )
 
     def _answered(self, spec: NeedleSpec, subject: Subject, prompt: Prompt, heads: list[tuple[int, int]]) -> Any:
         if spec.longctx is not None:

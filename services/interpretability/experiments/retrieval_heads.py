@@ -37,9 +37,11 @@ __all__ = ["RetrievalHeads", "RetrievalSpec", "aggregate", "needle_span", "retri
 Head = tuple[int, int]
 
 PAPER = Paper(
-    title="Retrieval Head Mechanistically Explains Long-Context Factuality", venue="ICLR", year=2025,
+    title="Retrieval Head Mechanistically Explains Long-Context Factuality",
+    venue="ICLR",
+    year=2025,
     url="https://arxiv.org/abs/2404.15574",
-)  # fmt: skip
+)
 
 
 class OwnNeedle(BaseModel):
@@ -147,9 +149,16 @@ def samples_of(spec: RetrievalSpec, subject: Subject) -> Iterator[Sample]:
         for i in range(spec.samples):
             seed = spec.seed * 1_000_003 + i
             yield Sample(
-                key_value(codec, pairs=spec.pairs, seed=seed, shots=spec.shots, key_chars=spec.key_chars,
-                          value_words=spec.value_words), {"sample": i},
-            )  # fmt: skip
+                key_value(
+                    codec,
+                    pairs=spec.pairs,
+                    seed=seed,
+                    shots=spec.shots,
+                    key_chars=spec.key_chars,
+                    value_words=spec.value_words,
+                ),
+                {"sample": i},
+            )
         return
     needles = [Needle(n.sentence, n.question, n.answer) for n in spec.needles] or NEEDLES
     for n, what in enumerate(needles):
@@ -168,9 +177,11 @@ def _content(spec: RetrievalSpec, sample: Sample) -> dict[str, Any]:
 
 def _scored(spec: RetrievalSpec, reader: Reader, sample: Sample) -> dict[str, Any]:
     prompt, subject = sample.prompt, reader.subject
-    answered = force(reader, prompt, top=spec.top) if spec.teacher_forced else generated(
-        subject, prompt, steps=spec.steps, top=spec.top
-    )  # fmt: skip
+    answered = (
+        force(reader, prompt, top=spec.top)
+        if spec.teacher_forced
+        else generated(subject, prompt, steps=spec.steps, top=spec.top)
+    )
     recall, likely = _recall(subject, prompt, answered), answered.forced
     scores = np.zeros((subject.layers, subject.heads))
     if prompt.span is None:
@@ -178,9 +189,12 @@ def _scored(spec: RetrievalSpec, reader: Reader, sample: Sample) -> dict[str, An
     elif answered.tokens:
         scores = credit(answered.looked, prompt.ids, answered.tokens, prompt.span, spec.mode)
     return {
-        "scores": matrix(scores), "recall": recall, "nll": likely.nll if likely else None,
-        "accuracy": likely.accuracy if likely else recall, "answer": subject.tokenizer.decode(answered.tokens),
-    }  # fmt: skip
+        "scores": matrix(scores),
+        "recall": recall,
+        "nll": likely.nll if likely else None,
+        "accuracy": likely.accuracy if likely else recall,
+        "answer": subject.tokenizer.decode(answered.tokens),
+    }
 
 
 def _recall(subject: Subject, prompt: Prompt, answered: Answered) -> float:

@@ -96,13 +96,19 @@ class RoutingProbe(Experiment[RoutingSpec]):
     mode = "sync"
     route: ClassVar[str] = "routing"
     card: ClassVar[Card] = Card(
-        name="routing-clusters", task="probe", licence="Apache-2.0",
+        name="routing-clusters",
+        task="probe",
+        licence="Apache-2.0",
         summary="Lists the clusters of each routing head with their tokens: a token sees the last ones of its own.",
-        paper=Paper(title="Efficient Content-Based Sparse Attention with Routing Transformers", venue="TACL",
-                    year=2021, url="https://arxiv.org/abs/2003.05997"),
+        paper=Paper(
+            title="Efficient Content-Based Sparse Attention with Routing Transformers",
+            venue="TACL",
+            year=2021,
+            url="https://arxiv.org/abs/2003.05997",
+        ),
         notes=("Causal mode, as served: clusters are chosen by content, before positions.", NO_GRAPH),
         example={"lm": "fovea-routing-bytes", "seed": 0, "text": "def add(a, b):\n    return a + b\n"},
-    )  # fmt: skip
+    )
 
     def __init__(self, shelf: ModelRegistry, store: Store, imported: Path = Path()) -> None:
         super().__init__(shelf, store)
@@ -126,8 +132,9 @@ class RoutingProbe(Experiment[RoutingSpec]):
         wanted = name or next(iter(routing), FAMILY)
         if wanted not in routing:
             detail = f"{wanted!r} has no routing heads; models that have are {', '.join(routing) or 'not here'}."
-            raise NotFound(detail, hint="Head patterns and attention work for every model of /v1/probe/models.",
-                           field="lm")  # fmt: skip
+            raise NotFound(
+                detail, hint="Head patterns and attention work for every model of /v1/probe/models.", field="lm"
+            )
         return _loaded(wanted, routing[wanted])
 
     def cost(self, spec: RoutingSpec, subject: Subject) -> Cost:
@@ -187,20 +194,33 @@ def _report(layer: int, ids: list[int], clusters: Tensor, centroids: int) -> Rep
             "alone": Scalar(value=alone, note="Share of tokens that are alone in their cluster: they see themselves."),
         },
         tables=[
-            Table(name="clusters", columns=["head", "cluster", "tokens", "members"], rows=rows,
-                  caption=f"Members as byte@position, at most {SHOWN} of a cluster.")
+            Table(
+                name="clusters",
+                columns=["head", "cluster", "tokens", "members"],
+                rows=rows,
+                caption=f"Members as byte@position, at most {SHOWN} of a cluster.",
+            )
         ],
         grids=[
-            Grid(name="occupancy", values=matrix(counts.tolist()), rows=Axis(label="head", ticks=list(map(str, heads))),
-                 columns=Axis(label="cluster", ticks=[str(c) for c in range(centroids)]), unit="tokens",
-                 caption="Tokens of each cluster: it is unbalanced by nature.")
+            Grid(
+                name="occupancy",
+                values=matrix(counts.tolist()),
+                rows=Axis(label="head", ticks=list(map(str, heads))),
+                columns=Axis(label="cluster", ticks=[str(c) for c in range(centroids)]),
+                unit="tokens",
+                caption="Tokens of each cluster: it is unbalanced by nature.",
+            )
         ],
         strips=[
-            Strip(name=f"head {head}", tokens=tokens, values=[float(c) for c in clusters[head]],
-                  caption="Equal numbers are equal clusters.")
+            Strip(
+                name=f"head {head}",
+                tokens=tokens,
+                values=[float(c) for c in clusters[head]],
+                caption="Equal numbers are equal clusters.",
+            )
             for head in heads
         ],
-    )  # fmt: skip
+    )
 
 
 def _ids(spec: RoutingSpec, subject: Subject) -> list[int]:

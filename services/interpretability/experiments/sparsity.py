@@ -63,9 +63,11 @@ class SparsitySpec(Spec):
     """Which weights become zero, and how often both networks are timed."""
 
     patterns: list[str] = Field(
-        ["0.5", "0.7", "0.9", "2:4"], min_length=1, max_length=8,
+        ["0.5", "0.7", "0.9", "2:4"],
+        min_length=1,
+        max_length=8,
         description="Shares of zeros, such as 0.7, or N:M, such as 2:4.",
-    )  # fmt: skip
+    )
     runs: int = Field(30, ge=2, le=300, description="Timed calls of each network; a claim needs 30.")
     side: int = Field(96, ge=32, le=704, multiple_of=32, description="Side of the picture, or tokens of the text.")
 
@@ -76,17 +78,23 @@ class SparsityReport(Experiment[SparsitySpec]):
     In = SparsitySpec
     route: ClassVar[str] = "sparsity"
     card: ClassVar[Card] = Card(
-        name="sparsity", task="probe", licence="Apache-2.0",
+        name="sparsity",
+        task="probe",
+        licence="Apache-2.0",
         summary="Prunes a shipped network by magnitude, counts and times it, and lints the claim that follows.",
-        paper=Paper(title="Ten Lessons We Have Learned in the New Sparseland", venue="arXiv:2302.02596", year=2023,
-                    url="https://arxiv.org/abs/2302.02596"),
+        paper=Paper(
+            title="Ten Lessons We Have Learned in the New Sparseland",
+            venue="arXiv:2302.02596",
+            year=2023,
+            url="https://arxiv.org/abs/2302.02596",
+        ),
         notes=(
             "Kernels here are dense, so zeros save nothing but bytes: expect a ratio of 1, and 2:4 to be masked dense.",
             "Nothing is trained again after pruning; claims leave quality open.",
             "The served network is never changed. A study of another model, so there is no ONNX graph.",
         ),
         example={"lm": EXAMPLE, "seed": 0, "patterns": ["0.9", "2:4"], "runs": 3, "side": 32},
-    )  # fmt: skip
+    )
 
     def subject(self, name: str | None) -> Subject:
         """A network by the name of its shipped weights.
@@ -139,19 +147,33 @@ def _measured(subject: Subject, pattern: Pattern, given: Tensor, runs: int) -> d
     return {
         "moved": moved,
         "claim": {
-            "kind": "weight", "granularity": "n:m" if pattern.m else "unstructured", "when": "post",
+            "kind": "weight",
+            "granularity": "n:m" if pattern.m else "unstructured",
+            "when": "post",
             "pattern": {"n": pattern.n, "m": pattern.m} if pattern.m else None,
-            "path": "dense-to-sparse", "mask": "static", "sparsity_by_layer": layers, "sparsity_global": share,
-            "theoretical_flops_ratio": 1 - share, "value_bytes": values, "index_bytes": index,
+            "path": "dense-to-sparse",
+            "mask": "static",
+            "sparsity_by_layer": layers,
+            "sparsity_global": share,
+            "theoretical_flops_ratio": 1 - share,
+            "value_bytes": values,
+            "index_bytes": index,
             "nm_verified": all(verify_nm(w, pattern.n, pattern.m) for w in fitting) if pattern.m else None,
             "measured": {
-                "speedup": dense_p50 / p50, "device": platform.processor() or platform.machine(), "batch": 1,
-                "dtype": "float32", "kernel": "torch, zeros multiplied like other numbers", "kernel_sparse": False,
-                "runs": runs, "p50_ms": p50, "p95_ms": float(np.percentile(ms, 95)), "dense_kernel": "torch",
+                "speedup": dense_p50 / p50,
+                "device": platform.processor() or platform.machine(),
+                "batch": 1,
+                "dtype": "float32",
+                "kernel": "torch, zeros multiplied like other numbers",
+                "kernel_sparse": False,
+                "runs": runs,
+                "p50_ms": p50,
+                "p95_ms": float(np.percentile(ms, 95)),
+                "dense_kernel": "torch",
                 "dense_p50_ms": dense_p50,
             },
         },
-    }  # fmt: skip
+    }
 
 
 @torch.inference_mode()
@@ -186,20 +208,32 @@ def _report(subject: Subject, found: dict[str, dict[str, Any]]) -> Report:
         title=f"Sparsity of {subject.name}",
         scalars={"layers": Scalar(value=len(names), note="Matrices that could hold zeros.")},
         tables=[
-            Table(name="zeros", rows=rows,
-                  columns=["pattern", "zeros", "value bytes", "index bytes", "n:m verified", "answer moved"],
-                  caption="Counted in the pruned weights; bytes at float16, with a bit per place; the answer's change "
-                  "relative to its length, nothing trained again."),
-            Table(name="speed", rows=[_speed(text, claim) for text, claim in claims.items()],
-                  columns=["pattern", "dense ms", "pruned ms", "times as fast", "open rules", "claim"],
-                  caption="Medians in turn on the dense kernels here, what the lint finds, and the claim as JSON."),
+            Table(
+                name="zeros",
+                rows=rows,
+                columns=["pattern", "zeros", "value bytes", "index bytes", "n:m verified", "answer moved"],
+                caption="Counted in the pruned weights; bytes at float16, with a bit per place; the answer's change "
+                "relative to its length, nothing trained again.",
+            ),
+            Table(
+                name="speed",
+                rows=[_speed(text, claim) for text, claim in claims.items()],
+                columns=["pattern", "dense ms", "pruned ms", "times as fast", "open rules", "claim"],
+                caption="Medians in turn on the dense kernels here, what the lint finds, and the claim as JSON.",
+            ),
         ],
         grids=[
-            Grid(name="by layer", values=matrix([[c.sparsity_by_layer[n] for n in names] for c in claims.values()]),
-                 rows=Axis(label="pattern", ticks=list(claims)), columns=Axis(label="layer", ticks=names),
-                 caption="Share of zeros in each matrix; 0 where the pattern does not fit.")
-        ] if claims else [],
-    )  # fmt: skip
+            Grid(
+                name="by layer",
+                values=matrix([[c.sparsity_by_layer[n] for n in names] for c in claims.values()]),
+                rows=Axis(label="pattern", ticks=list(claims)),
+                columns=Axis(label="layer", ticks=names),
+                caption="Share of zeros in each matrix; 0 where the pattern does not fit.",
+            )
+        ]
+        if claims
+        else [],
+    )
 
 
 def _speed(text: str, claim: SparsityClaim) -> list[Any]:

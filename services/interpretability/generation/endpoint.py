@@ -33,9 +33,12 @@ class Endpoint:
             FoveaError: The endpoint refuses; its own words are passed on.
         """
         body = {
-            "messages": [{"role": "user", "content": user}], "max_tokens": max_tokens, "temperature": 0,
-            "longctx": longctx, **({"model": model} if model else {}),
-        }  # fmt: skip
+            "messages": [{"role": "user", "content": user}],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "longctx": longctx,
+            **({"model": model} if model else {}),
+        }
         try:
             answer = self._client.post("/v1/chat/completions", json=body)
         except httpx2.HTTPError as error:

@@ -29,8 +29,10 @@ def grid_of(
         for depth in depths
     ]
     return Grid(
-        name=name, values=values, unit="share of the answer",
+        name=name,
+        values=values,
+        unit="share of the answer",
         rows=Axis(label="depth, %", ticks=[str(depth) for depth in depths]),
         columns=Axis(label="length, tokens", ticks=[str(length) for length in lengths]),
         caption="How much of the answer came back, by context length and by how deep the needle was: 1 is all of it.",
-    )  # fmt: skip
+    )

@@ -37,9 +37,14 @@ class DuoLoss:
 
 
 def duo_gate_loss(
-    net: Decoder, ids: Tensor | Sequence[int], answer: Tensor, gates: Tensor, sink: int = 128, recent: int = 256,
+    net: Decoder,
+    ids: Tensor | Sequence[int],
+    answer: Tensor,
+    gates: Tensor,
+    sink: int = 128,
+    recent: int = 256,
     reg: float = 0.05,
-) -> DuoLoss:  # fmt: skip
+) -> DuoLoss:
     """Loss of gates [L,G] on one text (duo.md section 4).
 
     Args:
@@ -149,9 +154,10 @@ class GateTraining:
         """All that the next step depends on, as JSON; numbers survive it exactly."""
         moments = self._optimiser.state.get(self._gates, {})
         return {
-            "done": self.done, "gates": self._gates.detach().tolist(),
+            "done": self.done,
+            "gates": self._gates.detach().tolist(),
             "moments": {name: moments[name].tolist() for name in ("step", "exp_avg", "exp_avg_sq") if moments},
-        }  # fmt: skip
+        }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.done = int(state["done"])
@@ -170,9 +176,18 @@ def gate_plan(
 
 
 def duo_gates(
-    net: Decoder, data: Iterable[tuple[Tensor, Tensor]], *, steps: int = 200, rate: float = 0.02, sink: int = 128,
-    recent: int = 256, reg: float = 0.05, share: float = 0.5, seed: int = 0, progress: Progress | None = None,
-) -> HeadPlan:  # fmt: skip
+    net: Decoder,
+    data: Iterable[tuple[Tensor, Tensor]],
+    *,
+    steps: int = 200,
+    rate: float = 0.02,
+    sink: int = 128,
+    recent: int = 256,
+    reg: float = 0.05,
+    share: float = 0.5,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> HeadPlan:
     """Train the gates on (ids, answer) pairs, one a step, and make the top `share` of heads full."""
     net.requires_grad_(requires_grad=False)
     recipe = GateRecipe(steps, rate, sink, recent, reg)

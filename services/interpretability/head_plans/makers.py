@@ -222,17 +222,21 @@ class Act(_Maker):
             return Made(None)
         tried = self._candidates(np.mean(counts, axis=0))
         found = _every(
-            progress, asked, lambda q: {"alone": _content(q), "heads": tried, **facts},
+            progress,
+            asked,
+            lambda q: {"alone": _content(q), "heads": tried, **facts},
             lambda q: right_alone(net, q, self.rule, tried),
-        )  # fmt: skip
+        )
         if found is None:
             return Made(None)
         plain, *alone = np.mean(found, axis=0).tolist()
         chosen = [head for head, share in zip(tried, alone, strict=True) if share > plain]
         held = _every(
-            progress, held_out, lambda q: {"together": _content(q), "heads": chosen, **facts},
+            progress,
+            held_out,
+            lambda q: {"together": _content(q), "heads": chosen, **facts},
             lambda q: [right_together(net, q, self.rule, heads) for heads in ([], chosen)],
-        )  # fmt: skip
+        )
         if held is None:
             return Made(None)
         return self._made(tried, plain, alone, chosen, np.mean(held, axis=0).tolist())
@@ -264,16 +268,21 @@ class Act(_Maker):
         told = [] if held[1] > held[0] else ["On other questions the chosen heads together bring nothing."]
         facts = asdict(self.rule) | {name: getattr(spec, name) for name in ("samples", "facts", "candidates", "skip")}
         plan = HeadPlan(
-            schema_="head-plan/1", model=self.model, heads=chosen, rule="right answers rise when calibrated alone",
+            schema_="head-plan/1",
+            model=self.model,
+            heads=chosen,
+            rule="right answers rise when calibrated alone",
             made_by=Origin(experiment="act_search", spec=facts, seed=spec.seed),
-        )  # fmt: skip
+        )
         return Made(plan, scalars, [table], warnings=told)
 
 
 def _every(
-    progress: Progress, asked: list[Question], content: Callable[[Question], Mapping[str, Any]],
+    progress: Progress,
+    asked: list[Question],
+    content: Callable[[Question], Mapping[str, Any]],
     work: Callable[[Question], Any],
-) -> list[Any] | None:  # fmt: skip
+) -> list[Any] | None:
     """A value per question, or None where the run was stopped."""
     found = [value for _, value in progress.each(asked, content, work)]
     return None if progress.stopped else found
@@ -370,6 +379,11 @@ class Statistic(_Maker):
 
 
 MAKERS: Mapping[str, type[Maker]] = {
-    "razor": Razor, "duo": Duo, "act": Act, "statistic": Statistic, "retrieval": Retrieval, "table": GateTable,
-}  # fmt: skip
+    "razor": Razor,
+    "duo": Duo,
+    "act": Act,
+    "statistic": Statistic,
+    "retrieval": Retrieval,
+    "table": GateTable,
+}
 """Kind → how it is made."""

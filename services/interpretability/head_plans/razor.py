@@ -60,9 +60,16 @@ def echo_induction(net: Decoder, ids: Tensor | Sequence[int], period: int) -> Te
 
 
 def razor_plan(
-    net: Decoder, period: int = 2500, repeats: int = 4, echo: float = 0.01, induction: float = 0.14, seed: int = 0, *,
-    model: ModelId | None = None, scores: Any = None,
-) -> HeadPlan:  # fmt: skip
+    net: Decoder,
+    period: int = 2500,
+    repeats: int = 4,
+    echo: float = 0.01,
+    induction: float = 0.14,
+    seed: int = 0,
+    *,
+    model: ModelId | None = None,
+    scores: Any = None,
+) -> HeadPlan:
     """Retrieval heads: the top share by echo together with the top share by induction, per key/value head.
 
     Args:
@@ -105,6 +112,9 @@ def model_id(net: Decoder, name: str = "", weights_sha256: str = "") -> ModelId:
     """What a plan says about the model that it was made for."""
     config = net.config
     return ModelId(
-        name=name, weights_sha256=weights_sha256, layers=config.layers, query_heads=config.heads,
+        name=name,
+        weights_sha256=weights_sha256,
+        layers=config.layers,
+        query_heads=config.heads,
         kv_heads=config.kv_heads,
-    )  # fmt: skip
+    )

@@ -13,6 +13,13 @@ __all__ = ["tiny_induction"]
 def tiny_induction(*, width: int = 64, layers: int = 3, heads: int = 4, kv_heads: int = 2) -> Decoder:
     """A Llama of 256 tokens and 2,048 positions, output tied to the embedding."""
     return llama(
-        vocab=256, width=width, layers=layers, heads=heads, kv_heads=kv_heads, hidden=2 * width, positions=2048,
-        rope_theta=10_000.0, tied=True,
-    )  # fmt: skip
+        vocab=256,
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        hidden=2 * width,
+        positions=2048,
+        rope_theta=10_000.0,
+        tied=True,
+    )

@@ -74,10 +74,14 @@ def panels(maps: Sequence[Grid], link: Callable[[Grid], str]) -> Drawing:
         drawing.add(Text(x, y - 4, data.name, 10), Rect(x, y, PANEL, PANEL, sequential(0.0)))
         values = _coarse(data.values)
         w, h = PANEL / len(values[0]), PANEL / len(values)
-        drawing.add(*(
-            Rect(x + c * w, y + r * h, w, h, sequential(value / largest))
-            for r, row in enumerate(values) for c, value in enumerate(row) if value > largest / 100
-        ))  # fmt: skip
+        drawing.add(
+            *(
+                Rect(x + c * w, y + r * h, w, h, sequential(value / largest))
+                for r, row in enumerate(values)
+                for c, value in enumerate(row)
+                if value > largest / 100
+            )
+        )
         drawing.add(Rect(x, y, PANEL, PANEL, None, f"{data.alt} Click to enlarge.", link(data)))
     _scale(drawing, maps[0], largest, 12 + ACROSS * (PANEL + 12) + 6)
     return _captioned(drawing, caption)
@@ -221,8 +225,11 @@ def _column_ticks(drawing: Drawing, data: Grid, cell_w: float, bottom: float, *,
         x = LEFT + (c + 0.5) * cell_w
         if c % every == 0:
             shown = tick[:12].replace("\n", "⏎")
-            drawing.add(Text(x + 4, bottom + 6, shown, 10, INK, "end", turned=True) if turned
-                        else Text(x, bottom + 14, shown, 10, INK, "middle"))  # fmt: skip
+            drawing.add(
+                Text(x + 4, bottom + 6, shown, 10, INK, "end", turned=True)
+                if turned
+                else Text(x, bottom + 14, shown, 10, INK, "middle")
+            )
     drawing.add(Text(LEFT, bottom + (78 if turned else 28), data.columns.label, 10, GREY))
 
 

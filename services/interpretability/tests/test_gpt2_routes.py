@@ -42,9 +42,16 @@ def random_folder(folder):
         folder / "model.safetensors",
     )
     facts = {
-        "model_type": "gpt2", "vocab_size": 256, "n_positions": POSITIONS, "n_embd": 32, "n_layer": LAYERS,
-        "n_head": HEADS, "n_inner": 64, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
-    }  # fmt: skip
+        "model_type": "gpt2",
+        "vocab_size": 256,
+        "n_positions": POSITIONS,
+        "n_embd": 32,
+        "n_layer": LAYERS,
+        "n_head": HEADS,
+        "n_inner": 64,
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+    }
     (folder / "config.json").write_text(json.dumps(facts))
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     library = Library(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
@@ -110,5 +117,10 @@ async def test_models_tell_its_facts(client):
     (told,) = [one for one in (await client.get("/v1/probe/models")).json() if one["name"] == NAME]
     facts = {key: told[key] for key in ("loaded", "layers", "heads", "kv_heads", "head_dim", "window")}
     assert facts == {
-        "loaded": True, "layers": LAYERS, "heads": HEADS, "kv_heads": HEADS, "head_dim": 8, "window": POSITIONS,
-    }  # fmt: skip
+        "loaded": True,
+        "layers": LAYERS,
+        "heads": HEADS,
+        "kv_heads": HEADS,
+        "head_dim": 8,
+        "window": POSITIONS,
+    }

@@ -34,9 +34,15 @@ from shared.registry import CallContext
 
 QUICK = {"kind": "duo", "steps": 20, "lengths": [192], "passkeys": 1, "words": 2, "sink": 4, "recent": 32}
 SEARCH = {
-    "kind": "act", "samples": 12, "check": 4, "facts": 5, "candidates": 6, "skip": 0, "threshold": 0.05,
+    "kind": "act",
+    "samples": 12,
+    "check": 4,
+    "facts": 5,
+    "candidates": 6,
+    "skip": 0,
+    "threshold": 0.05,
     "beta": 0.3,
-}  # fmt: skip
+}
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "head_plans.npz")
 ANSWER = torch.arange(160) >= 128
@@ -297,10 +303,13 @@ def test_plans_from_evidence_and_from_published_tables(study, tiny):
     table = "0.1\t0.9\n0.5\t0.4\n1.0\t0.0\n"
     assert plan_of(made(study, kind="table", table=table)).roles == [[0, 1], [1, 0], [1, 0]]
     for options, error in (
-        ({"kind": "retrieval"}, InvalidOption), ({"kind": "retrieval", "report": "0" * 64}, NotFound),
-        ({"kind": "table"}, InvalidOption), ({"kind": "table", "table": "a\tb"}, FoveaError),
-        ({"kind": "table", "table": "1\t2\n3"}, FoveaError), ({"kind": "table", "table": "1\n2"}, FoveaError),
+        ({"kind": "retrieval"}, InvalidOption),
+        ({"kind": "retrieval", "report": "0" * 64}, NotFound),
+        ({"kind": "table"}, InvalidOption),
+        ({"kind": "table", "table": "a\tb"}, FoveaError),
+        ({"kind": "table", "table": "1\t2\n3"}, FoveaError),
+        ({"kind": "table", "table": "1\n2"}, FoveaError),
         ({"kind": "razor", "period": 9999}, FoveaError),
-    ):  # fmt: skip
+    ):
         with pytest.raises(error):
             made(study, **options)

@@ -71,8 +71,11 @@ def test_selection_does_not_change_with_a_monotone_scale():
     assert select(rows, 0.5) == select(scaled, 0.5)
 
 
-LINES = [{"id": "a", "domain": "x", "text": "kqzwxm " * 4}, {"id": "b", "domain": "x", "text": "abcdefghijklmnopqrst"},
-         {"id": 3, "domain": "y", "text": "short"}]  # fmt: skip
+LINES = [
+    {"id": "a", "domain": "x", "text": "kqzwxm " * 4},
+    {"id": "b", "domain": "x", "text": "abcdefghijklmnopqrst"},
+    {"id": 3, "domain": "y", "text": "short"},
+]
 
 
 def ask(place, lines, **options):

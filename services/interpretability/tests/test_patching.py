@@ -32,9 +32,15 @@ def receivers_of(facts):
 
 def patched(golden, facts, **more):
     return path_patch(
-        golden.model, golden.clean, golden.corrupt, golden.answers, receivers=receivers_of(facts),
-        positions=facts["position"], freeze_mlps=facts["freeze_mlps"], **more,
-    )  # fmt: skip
+        golden.model,
+        golden.clean,
+        golden.corrupt,
+        golden.answers,
+        receivers=receivers_of(facts),
+        positions=facts["position"],
+        freeze_mlps=facts["freeze_mlps"],
+        **more,
+    )
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -82,9 +88,14 @@ def naive(golden, sender, receivers, positions, freeze_mlps):
 @pytest.mark.parametrize("freeze", [False, True])
 def test_path_patching_equals_two_whole_forwards(golden, positions, receivers, freeze):
     found = path_patch(
-        golden.model, golden.clean, golden.corrupt, golden.answers, receivers=receivers, positions=positions,
+        golden.model,
+        golden.clean,
+        golden.corrupt,
+        golden.answers,
+        receivers=receivers,
+        positions=positions,
         freeze_mlps=freeze,
-    )  # fmt: skip
+    )
     for sender in ((0, 1), (0, 3)):
         where = None if positions == "all" else positions
         assert found.patched[sender] == pytest.approx(naive(golden, sender, receivers, where, freeze), abs=1e-5)
@@ -199,8 +210,13 @@ def test_attribution_patching_is_the_slope_of_activation_patching(golden):
 def test_pattern_scores_equal_the_golden_ones(golden):
     facts = golden.facts["head_scores_repeated_sequence"]
     found = head_patterns(golden.model, facts["ids"][: len(facts["ids"]) // 2])
-    for ours, theirs in (("previous", "previous_token"), ("duplicate", "duplicate_token"), ("induction", "induction"),
-                         ("first", "first_token_mass"), ("entropy", "entropy_mean")):  # fmt: skip
+    for ours, theirs in (
+        ("previous", "previous_token"),
+        ("duplicate", "duplicate_token"),
+        ("induction", "induction"),
+        ("first", "first_token_mass"),
+        ("entropy", "entropy_mean"),
+    ):
         assert np.abs(found[ours] - facts[theirs]).max() < 1e-5
 
 

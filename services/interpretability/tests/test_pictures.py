@@ -47,31 +47,46 @@ NASTY = '<script>alert(1)</script>&"\n\x07'
 
 def head_map(values, scale="sequential", text="some text"):
     return Grid(
-        name="scores", values=values, rows=Axis(label="layer", ticks=[str(i) for i in range(len(values))]),
-        columns=Axis(label="head", ticks=[str(i) for i in range(len(values[0]))]), scale=scale, text=text,
+        name="scores",
+        values=values,
+        rows=Axis(label="layer", ticks=[str(i) for i in range(len(values))]),
+        columns=Axis(label="head", ticks=[str(i) for i in range(len(values[0]))]),
+        scale=scale,
+        text=text,
         caption="How to read it.",
-    )  # fmt: skip
+    )
 
 
 def whole_report(text="a b"):
     tokens = [Token(text=NASTY, start=0, end=1), Token(text="b", start=1, end=2)]
     return Report(
-        title=NASTY, warnings=[NASTY], scalars={"n": Scalar(value=3), "u": Scalar(value=None, unit="x", note=NASTY)},
+        title=NASTY,
+        warnings=[NASTY],
+        scalars={"n": Scalar(value=3), "u": Scalar(value=None, unit="x", note=NASTY)},
         tables=[Table(name="t", columns=["a"], rows=[[NASTY], [0.5], [None]] * 100)],
         grids=[head_map([[0.1, None], [0.3, -2.0]], "diverging", text)],
         bars=[Bars(name="b", bars=[Bar(label="x", value=-1), Bar(label="y", value=2, low=1, high=3)], caption="C.")],
         strips=[Strip(name="s", tokens=tokens, values=[1, None], caption="C.")],
-        graphs=[Graph(
-            name="g", nodes=[Node(id="1-0", layer=1, head=0, kind="mover", value=1)],
-            edges=[Edge(source="1-0", target="output", value=0.4), Edge(source="1-0", target="gone", value=1)],
-            caption="C.",
-        )],
+        graphs=[
+            Graph(
+                name="g",
+                nodes=[Node(id="1-0", layer=1, head=0, kind="mover", value=1)],
+                edges=[Edge(source="1-0", target="output", value=0.4), Edge(source="1-0", target="gone", value=1)],
+                caption="C.",
+            )
+        ],
         spec={"lm": "tiny", "text": NASTY, "seed": 0},
         manifest=Manifest(
-            experiment="attention", model="tiny", weights_sha256="0", tokenizer_sha256="0", dtype="float32",
-            device="cpu", code="0", seed=0,
+            experiment="attention",
+            model="tiny",
+            weights_sha256="0",
+            tokenizer_sha256="0",
+            dtype="float32",
+            device="cpu",
+            code="0",
+            seed=0,
         ),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("media", MEDIA_TYPES)

@@ -29,8 +29,12 @@ from shared.lm.taps import trace
 
 FACTS = read("retrieval_score.json")
 ROUGE = read("rouge_recall.json")["cases"]
-NAMES = {"score_count": ("count", 1), "score_set_positions": ("positions", 1), "score_set_token_types": ("types", 1),
-         "score_count_top3": ("count", 3)}  # fmt: skip
+NAMES = {
+    "score_count": ("count", 1),
+    "score_set_positions": ("positions", 1),
+    "score_set_token_types": ("types", 1),
+    "score_count_top3": ("count", 3),
+}
 
 
 @pytest.mark.parametrize("case", FACTS["cases"], ids=lambda case: str(case["case"]))

@@ -50,8 +50,9 @@ def test_queries_slice_the_rows(place):
 
 @pytest.mark.parametrize("reduce", ["mean", "max", "rollout"])
 def test_reduced_rows_follow_the_whole_ones(place, reduce):
-    rows = np.array([[ask(Attention, place, layers=[l], heads=[h]).grid(f"{l}-{h}").values for h in range(4)]
-                     for l in range(3)])  # fmt: skip
+    rows = np.array(
+        [[ask(Attention, place, layers=[l], heads=[h]).grid(f"{l}-{h}").values for h in range(4)] for l in range(3)]
+    )
     report = ask(Attention, place, layers=[1], reduce=reduce)
     expected = {"mean": rows[1].mean(0), "max": rows[1].max(0), "rollout": rollout(rows.mean(1))}[reduce]
     assert np.allclose(report.grids[0].values, expected, atol=1e-5)

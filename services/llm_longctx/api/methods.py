@@ -72,8 +72,14 @@ def _facts(kind: type[AttentionMethod]) -> MethodFacts:
     text = (kind.__doc__ or "").strip()
     schema = kind.model_json_schema()
     return MethodFacts(
-        name=kind.name, summary=text.partition("\n")[0], help="\n".join(line.strip() for line in text.splitlines()),
-        phases=sorted(kind.phases), actions=sorted(kind.actions), granularity=kind.granularity, evidence=kind.evidence,
-        needs_plan=kind.needs_plan, knobs={k: schema[k] for k in ("properties", "$defs") if k in schema},
+        name=kind.name,
+        summary=text.partition("\n")[0],
+        help="\n".join(line.strip() for line in text.splitlines()),
+        phases=sorted(kind.phases),
+        actions=sorted(kind.actions),
+        granularity=kind.granularity,
+        evidence=kind.evidence,
+        needs_plan=kind.needs_plan,
+        knobs={k: schema[k] for k in ("properties", "$defs") if k in schema},
         sparsity=_claim(kind),
-    )  # fmt: skip
+    )

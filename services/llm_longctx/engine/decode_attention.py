@@ -132,10 +132,16 @@ class StepAttention:
         s, memory = self._sequences[b], self._sequences[b].memory
         G = memory.cut.shape[1]
         return DecodeView(
-            layer, rows[b * G : (b + 1) * G].flatten(0, 1), memory.length, s.prompt,
-            tuple(bool(x) for x in s.policy.full[layer]), HeldHeads(s, layer),
-            tuple(memory.compact.n[layer].tolist()), s.policy.config, s.memos[layer],
-        )  # fmt: skip
+            layer,
+            rows[b * G : (b + 1) * G].flatten(0, 1),
+            memory.length,
+            s.prompt,
+            tuple(bool(x) for x in s.policy.full[layer]),
+            HeldHeads(s, layer),
+            tuple(memory.compact.n[layer].tolist()),
+            s.policy.config,
+            s.memos[layer],
+        )
 
     def _chosen(
         self, layer: int, b: int, rows: Tensor, k: Tensor, v: Tensor, gathered: dict[int, tuple[Tensor, Tensor]]
@@ -182,10 +188,18 @@ class StepAttention:
         s, G = self._sequences[b], self._sequences[b].memory.cut.shape[1]
         mine = slice(b * G, (b + 1) * G)
         view = AttentionOutput(
-            layer, rows[mine].flatten(0, 1)[:, None], HeldHeads(s, layer), out[mine].flatten(0, 1)[:, None],
-            lse[mine].flatten(0, 1)[:, None], s.memory.length, heads, decoding=True, last=True, config=s.policy.config,
+            layer,
+            rows[mine].flatten(0, 1)[:, None],
+            HeldHeads(s, layer),
+            out[mine].flatten(0, 1)[:, None],
+            lse[mine].flatten(0, 1)[:, None],
+            s.memory.length,
+            heads,
+            decoding=True,
+            last=True,
+            config=s.policy.config,
             memo=s.memos[layer],
-        )  # fmt: skip
+        )
         changed, s.memos[layer] = s.policy.method.epilogue(view)
         return changed.view(out[mine].shape)
 

@@ -31,9 +31,15 @@ def retained(s: OpenSequence, layer: int, outcome: CacheUpdate, held: Mapping[in
             raise ValueError(message)
         entries, absorbed = _chosen(held[head], order)
         s.memory.keep(
-            layer, head, entries, sink=order.sink, slide=order.slide, spare=max(s.room - length, 0), absorbed=absorbed,
+            layer,
+            head,
+            entries,
+            sink=order.sink,
+            slide=order.slide,
+            spare=max(s.room - length, 0),
+            absorbed=absorbed,
             weighted=order.weighted,
-        )  # fmt: skip
+        )
     return set(outcome.retain)
 
 
@@ -67,6 +73,8 @@ def _with(held: Entries, k: torch.Tensor, v: torch.Tensor, log_weight: float) ->
     wide = torch.float64 if held.k.dtype == torch.float64 else torch.float32
     weights = held.log_weight if held.log_weight is not None else torch.zeros(len(held.k), dtype=wide)
     return Entries(
-        torch.cat((held.k, k)), torch.cat((held.v, v)), torch.cat((held.positions, torch.tensor([-1]))),
+        torch.cat((held.k, k)),
+        torch.cat((held.v, v)),
+        torch.cat((held.positions, torch.tensor([-1]))),
         torch.cat((weights, torch.tensor([log_weight], dtype=wide))),
-    )  # fmt: skip
+    )

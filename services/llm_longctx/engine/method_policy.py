@@ -121,9 +121,13 @@ class Policy:
         """What a cached prefix depends on beside its tokens; methods that read prompts densely share one."""
         identity = self.method.identity()
         facts = {
-            "model": model, "dtype": str(dtype), "backend": backend, "chunk": CHUNK, **identity,
+            "model": model,
+            "dtype": str(dtype),
+            "backend": backend,
+            "chunk": CHUNK,
+            **identity,
             "plan": self.plan.digest if identity and self.plan is not None else None,
-        }  # fmt: skip
+        }
         return _digest(facts)
 
     def fitted(self, asked: AttentionMethod, budget: Mapping[str, float]) -> Policy:

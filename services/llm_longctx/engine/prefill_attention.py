@@ -143,9 +143,18 @@ class ChunkAttention:
         s, G = self._s, self._s.policy.config.kv_heads
         held = [_view(s.memory.entries(layer, g)) for g in range(G)]
         view = AttentionOutput(
-            layer, q, held, out, lse, offset, heads, decoding=False, last=self._last, config=s.policy.config,
+            layer,
+            q,
+            held,
+            out,
+            lse,
+            offset,
+            heads,
+            decoding=False,
+            last=self._last,
+            config=s.policy.config,
             memo=s.memos[layer],
-        )  # fmt: skip
+        )
         out, s.memos[layer] = s.policy.method.epilogue(view)
         return out
 

@@ -67,9 +67,14 @@ class Request:
         policy = engine.policy_of(self.method, self.plan)
         sink = Collected()
         order = Order(
-            [int(i) for i in self.ids], [Choice(sampling, sink)], self.max_tokens, policy=policy, ends=self.ends,
-            priority=self.priority, run=self.run or CallContext(),
-        )  # fmt: skip
+            [int(i) for i in self.ids],
+            [Choice(sampling, sink)],
+            self.max_tokens,
+            policy=policy,
+            ends=self.ends,
+            priority=self.priority,
+            run=self.run or CallContext(),
+        )
         sink.usage = Usage(order, policy, engine.backend)
         return order, sink
 

@@ -87,9 +87,14 @@ def fidelity(
     table = Table("task", "tokens", "KL (nats)", "top-1 agreement", "perplexity dense", "perplexity", "right")
     for row in report["rows"]:
         table.add_row(
-            row["task"], str(row["length"]), f"{row['kl']:.4f}", f"{row['agreement']:.3f}",
-            f"{row['perplexity_dense']:.2f}", f"{row['perplexity']:.2f}", f"{row['right']:.3f}",
-        )  # fmt: skip
+            row["task"],
+            str(row["length"]),
+            f"{row['kl']:.4f}",
+            f"{row['agreement']:.3f}",
+            f"{row['perplexity_dense']:.2f}",
+            f"{row['perplexity']:.2f}",
+            f"{row['right']:.3f}",
+        )
     Console().print(table)
     _save(report, out)
 

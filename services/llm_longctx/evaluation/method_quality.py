@@ -142,9 +142,14 @@ def run_needle(speaker: DecoderAdapter, spec: NeedleSpec, run: CallContext) -> N
     recall = [[sum(scores[d, n]) / len(scores[d, n]) for n in spec.lengths] for d in spec.depths]
     mean = sum(map(sum, recall)) / (len(spec.lengths) * len(spec.depths))
     return NeedleReport(
-        model=speaker.name, longctx=spec.longctx, lengths=spec.lengths, depths=spec.depths, recall=recall,
-        kv_ratio=[ratios[n] for n in spec.lengths], mean=mean,
-    )  # fmt: skip
+        model=speaker.name,
+        longctx=spec.longctx,
+        lengths=spec.lengths,
+        depths=spec.depths,
+        recall=recall,
+        kv_ratio=[ratios[n] for n in spec.lengths],
+        mean=mean,
+    )
 
 
 def run_fidelity(speaker: DecoderAdapter, spec: FidelitySpec, run: CallContext) -> FidelityReport:
@@ -156,8 +161,9 @@ def run_fidelity(speaker: DecoderAdapter, spec: FidelitySpec, run: CallContext) 
     """
     _check(speaker, spec.lengths, spec.steps)
     makers: dict[str, Callable[[int], tuple[list[int], list[int]]]] = {
-        "text": lambda n: _prose(speaker, spec, n), "copy": lambda n: _copies(speaker, spec, n),
-    }  # fmt: skip
+        "text": lambda n: _prose(speaker, spec, n),
+        "copy": lambda n: _copies(speaker, spec, n),
+    }
     todo, rows = [(task, n) for task in spec.tasks for n in spec.lengths], []
     for at, (task, length) in enumerate(todo):
         ids, answer = makers[task](length)
@@ -265,10 +271,15 @@ def _copies(speaker: DecoderAdapter, spec: FidelitySpec, length: int) -> tuple[l
 def _row(task: str, length: int, found: Fidelity) -> FidelityRow:
     n = len(found.kl)
     return FidelityRow(
-        task=task, length=length, tokens=n, kl=found.divergence, agreement=found.agreement,
+        task=task,
+        length=length,
+        tokens=n,
+        kl=found.divergence,
+        agreement=found.agreement,
         perplexity_dense=math.exp(min(-sum(found.dense) / n, 700.0)),
-        perplexity=math.exp(min(-sum(found.method) / n, 700.0)), right=sum(found.right) / n,
-    )  # fmt: skip
+        perplexity=math.exp(min(-sum(found.method) / n, 700.0)),
+        right=sum(found.right) / n,
+    )
 
 
 def _recall(wanted: str, said: str) -> float:

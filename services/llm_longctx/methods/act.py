@@ -59,9 +59,15 @@ class Act(AttentionMethod):
     )
 
     def reference(
-        self, q: Tensor, k: Tensor, v: Tensor, q_new: Tensor | None = None, k_new: Tensor | None = None,
-        v_new: Tensor | None = None, **inputs: Any,
-    ) -> Reference:  # fmt: skip
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        q_new: Tensor | None = None,
+        k_new: Tensor | None = None,
+        v_new: Tensor | None = None,
+        **inputs: Any,
+    ) -> Reference:
         """Section 1 on maps, every query head calibrated; extras: column_mean [H,N], sinks before the excuse.
 
         Steps q_new [H,T,d], k_new, v_new [G,T,d] go on with the prompt's sinks (section 3): mask [H,T,N+T].

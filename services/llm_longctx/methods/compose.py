@@ -75,9 +75,11 @@ class Composed(AttentionMethod):
     def overrides(self, hook: str) -> bool:
         """Whether a part that this hook asks does."""
         asked = {
-            "prefill_plan": (self.prefill, self.heads), "decode_plan": (self.decode,), "after_decode": (self.decode,),
+            "prefill_plan": (self.prefill, self.heads),
+            "decode_plan": (self.decode,),
+            "after_decode": (self.decode,),
             "epilogue": (self.heads,),
-        }.get(hook, self._parts)  # fmt: skip
+        }.get(hook, self._parts)
         return any(p.overrides(hook) for p in asked)
 
     def identity(self) -> dict[str, Any]:

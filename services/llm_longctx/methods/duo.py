@@ -59,9 +59,14 @@ class Duo(AttentionMethod):
     )
 
     def reference(
-        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None, chunks: Sequence[int] | None = None,
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gate: Tensor | None = None,
+        chunks: Sequence[int] | None = None,
         **inputs: Any,
-    ) -> Reference:  # fmt: skip
+    ) -> Reference:
         """Every head streaming under the training mask (section 3), or mixed with dense by `gate` [G] (section 4).
 
         With `chunks`, rows are read as they are served: in a window as released, what is held when a chunk begins and

@@ -57,9 +57,15 @@ class Razor(AttentionMethod):
     )
 
     def reference(
-        self, q: Tensor, k: Tensor, v: Tensor, q_new: Tensor | None = None, k_new: Tensor | None = None,
-        v_new: Tensor | None = None, **inputs: Any,
-    ) -> Reference:  # fmt: skip
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        q_new: Tensor | None = None,
+        k_new: Tensor | None = None,
+        v_new: Tensor | None = None,
+        **inputs: Any,
+    ) -> Reference:
         """The last M queries q [H,M,d] over N compressed keys k, v [G,N,d] (section 2); mask [H,M,N].
 
         With steps q_new [H,T,d], k_new, v_new [G,T,d] it is they that read (section 4); mask [H,T,N+T].

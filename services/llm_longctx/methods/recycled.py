@@ -46,9 +46,12 @@ class Recycled(AttentionMethod):
         "none", description="`lowest`: the copy keeps its size between full steps."
     )
     similarity: float | None = Field(
-        None, ge=-1, le=1, description="Instead of the stride: a step is full when its query's cosine with that of the "
-        "last full step falls below this (0.8)."
-    )  # fmt: skip
+        None,
+        ge=-1,
+        le=1,
+        description="Instead of the stride: a step is full when its query's cosine with that of the "
+        "last full step falls below this (0.8).",
+    )
     check: int = Field(5, ge=1, description="With similarity: every so many steps are compared.")
 
     contract_knobs: ClassVar = (
@@ -58,9 +61,15 @@ class Recycled(AttentionMethod):
     )
 
     def reference(
-        self, q: Tensor, k: Tensor, v: Tensor, q_new: Tensor | None = None, k_new: Tensor | None = None,
-        v_new: Tensor | None = None, **inputs: Any,
-    ) -> Reference:  # fmt: skip
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        q_new: Tensor | None = None,
+        k_new: Tensor | None = None,
+        v_new: Tensor | None = None,
+        **inputs: Any,
+    ) -> Reference:
         """Section 1 over T steps q_new [H,T,d], k_new, v_new [G,T,d]: out [H,T,d], mask [H,T,N+T]."""
         if q_new is None or k_new is None or v_new is None:
             message = "recycled needs the decode steps q_new, k_new and v_new"

@@ -17,8 +17,14 @@ from shared.registry.weights import NetworkSpec
 __all__ = ["HybridNonapproximate"]
 
 _SIZES: dict[str, Any] = {
-    "vocab": 256, "width": 96, "layers": 4, "heads": 4, "context": 256, "mixer": "nonapproximate", "layout": "hybrid",
-}  # fmt: skip
+    "vocab": 256,
+    "width": 96,
+    "layers": 4,
+    "heads": 4,
+    "context": 256,
+    "mixer": "nonapproximate",
+    "layout": "hybrid",
+}
 
 _ITEM = 4
 """Bytes of a number: it runs in float32."""
@@ -66,10 +72,18 @@ class HybridNonapproximate(MixerModel):
         net: Any = loaded.net
         width, layers = net.embed.embedding_dim, len(net.mixers)
         return SessionAdapter(
-            cls.card.name, f"fp_{loaded.digest[:16]}_float32", Bytes(), StreamScheduler(256, threads=threads),
-            net.context, 256, loaded.net, loaded.digest, "hybrid", dense_token_bytes=2 * _ITEM * layers * width,
+            cls.card.name,
+            f"fp_{loaded.digest[:16]}_float32",
+            Bytes(),
+            StreamScheduler(256, threads=threads),
+            net.context,
+            256,
+            loaded.net,
+            loaded.digest,
+            "hybrid",
+            dense_token_bytes=2 * _ITEM * layers * width,
             seen=lambda session: figures.mixer_state(cls.card.name, by_variant(session)),
-        )  # fmt: skip
+        )
 
     def details(self) -> dict[str, Any]:
         """Mixer and state of each layer at the full context, beside the dense twin's."""
@@ -78,13 +92,17 @@ class HybridNonapproximate(MixerModel):
         held = [cache_bytes(mixer, 1, context, width, heads, _ITEM) for mixer in mixers]
         dense = cache_bytes("standard", 1, context, width, heads, _ITEM)
         return {
-            **super().details(), "layout": list(mixers), "context": context, "cache_bytes": held,
+            **super().details(),
+            "layout": list(mixers),
+            "context": context,
+            "cache_bytes": held,
             "cache_bytes_per_token": [each / context for each in held],
             "cache_bytes_per_token_total": sum(held) / context,
             "dense_twin": {
-                "cache_bytes": [dense] * len(mixers), "cache_bytes_per_token_total": dense * len(mixers) / context,
+                "cache_bytes": [dense] * len(mixers),
+                "cache_bytes_per_token_total": dense * len(mixers) / context,
             },
-        }  # fmt: skip
+        }
 
 
 def by_variant(session: DeconstructedSession) -> dict[str, int]:

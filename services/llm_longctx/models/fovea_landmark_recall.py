@@ -85,6 +85,13 @@ class LandmarkRecall(MixerModel):
         """Words in, words out, through the best blocks."""
         scheduler = StreamScheduler(_SIZES["vocab"], threads=threads)
         return LandmarkAdapter(
-            cls.card.name, f"fp_{loaded.digest[:16]}_float32", RecallWords(), scheduler, CONTEXT, _SIZES["vocab"],
-            loaded.net, loaded.digest, "landmark",
-        )  # fmt: skip
+            cls.card.name,
+            f"fp_{loaded.digest[:16]}_float32",
+            RecallWords(),
+            scheduler,
+            CONTEXT,
+            _SIZES["vocab"],
+            loaded.net,
+            loaded.digest,
+            "landmark",
+        )

@@ -84,10 +84,18 @@ class RoutingBytes(MixerModel):
         net: Any = loaded.net
         width, layers = net.token_emb.embedding_dim, len(net.blocks)
         return SessionAdapter(
-            cls.card.name, f"fp_{loaded.digest[:16]}_float32", Bytes(), StreamScheduler(256, threads=threads),
-            net.context, 256, loaded.net, loaded.digest, "routing", dense_token_bytes=8 * layers * width,
+            cls.card.name,
+            f"fp_{loaded.digest[:16]}_float32",
+            Bytes(),
+            StreamScheduler(256, threads=threads),
+            net.context,
+            256,
+            loaded.net,
+            loaded.digest,
+            "routing",
+            dense_token_bytes=8 * layers * width,
             seen=lambda session: _occupancy(cls.card.name, session),
-        )  # fmt: skip
+        )
 
 
 def _occupancy(model: str, session: RoutingSession) -> None:

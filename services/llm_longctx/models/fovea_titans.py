@@ -68,10 +68,18 @@ class _Titans(MixerModel):
         """Words in, words out, and a memory between."""
         vocab, width, layers = (_SIZES[name] for name in ("vocab", "width", "layers"))
         return TitansAdapter(
-            cls.card.name, f"fp_{loaded.digest[:16]}_float32", RecallWords(), StreamScheduler(vocab, threads=threads),
-            CONTEXT, vocab, loaded.net, loaded.digest, f"titans-{cls.card.variant}", mute=(LANDMARK,),
+            cls.card.name,
+            f"fp_{loaded.digest[:16]}_float32",
+            RecallWords(),
+            StreamScheduler(vocab, threads=threads),
+            CONTEXT,
+            vocab,
+            loaded.net,
+            loaded.digest,
+            f"titans-{cls.card.variant}",
+            mute=(LANDMARK,),
             dense_token_bytes=8 * layers * width,
-        )  # fmt: skip
+        )
 
 
 class TitansMAC(_Titans):

@@ -35,9 +35,17 @@ class RoutingBytes(ByteRecipe):
     builds: ClassVar[str | None] = "routing-lm"
 
     schedule: Schedule = Schedule(
-        steps=2400, batch=8, rate=3e-3, floor=3e-5, warm_up=100, decay=0.01,
-        ema=0.98, clip=1.0, betas=(0.9, 0.95), validate_every=200,
-    )  # fmt: skip
+        steps=2400,
+        batch=8,
+        rate=3e-3,
+        floor=3e-5,
+        warm_up=100,
+        decay=0.01,
+        ema=0.98,
+        clip=1.0,
+        betas=(0.9, 0.95),
+        validate_every=200,
+    )
     context: int = 512
     width: int = 128
     layers: int = 4
@@ -112,9 +120,17 @@ class HybridBytes(ByteRecipe):
     builds: ClassVar[str | None] = "deconstructed-lm"
 
     schedule: Schedule = Schedule(
-        steps=2400, batch=16, rate=3e-3, floor=3e-5, warm_up=100, decay=0.01,
-        ema=0.98, clip=1.0, betas=(0.9, 0.95), validate_every=200,
-    )  # fmt: skip
+        steps=2400,
+        batch=16,
+        rate=3e-3,
+        floor=3e-5,
+        warm_up=100,
+        decay=0.01,
+        ema=0.98,
+        clip=1.0,
+        betas=(0.9, 0.95),
+        validate_every=200,
+    )
     width: int = 96
     layers: int = 4
     heads: int = 4

@@ -64,9 +64,17 @@ class LandmarkRecall(Recipe):
     builds: ClassVar[str | None] = "landmark-gpt"
 
     schedule: Schedule = Schedule(
-        steps=3000, batch=32, rate=3e-3, floor=1e-4, warm_up=100, decay=1e-3,
-        ema=0.99, clip=1.0, betas=(0.9, 0.95), validate_every=250,
-    )  # fmt: skip
+        steps=3000,
+        batch=32,
+        rate=3e-3,
+        floor=1e-4,
+        warm_up=100,
+        decay=1e-3,
+        ema=0.99,
+        clip=1.0,
+        betas=(0.9, 0.95),
+        validate_every=250,
+    )
     form: Literal["landmark", "plain"] = "landmark"
     block: int = 8
     width: int = 64
@@ -95,9 +103,11 @@ class LandmarkRecall(Recipe):
         few = step >= 0.4 * self.schedule.steps
         most = int(rng.integers(1, 4)) if few else 0
         yield {
-            "ids": drawn.ids, "answers": drawn.answers.expand(len(drawn.ids), -1), "written": drawn.written,
+            "ids": drawn.ids,
+            "answers": drawn.answers.expand(len(drawn.ids), -1),
+            "written": drawn.written,
             "most": torch.full((len(drawn.ids),), most),
-        }  # fmt: skip
+        }
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of the values, told by the token before each; of a landmark network also that of the gates."""
@@ -210,10 +220,11 @@ class LandmarkRecall(Recipe):
         asked = [(i, int(p) - 1 - start) for i, p in enumerate(drawn.answers) if 0 <= int(p) - 1 - start < len(rows)]
         hits = [
             (chosen[stored][:, :, rows[at]] == home[stored, i, None, None]).any(-1).flatten()
-            for chosen in blocks if chosen is not None
+            for chosen in blocks
+            if chosen is not None
             for i, at in asked
             for stored in [home[:, i] < start // self.block]
-        ]  # fmt: skip
+        ]
         return torch.cat(hits) if hits else None
 
     def _held_out(self, body: int, seed: int) -> Recall:

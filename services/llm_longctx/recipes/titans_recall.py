@@ -38,9 +38,17 @@ class _TitansRecall(Recipe):
     """Key-value recall through a memory."""
 
     schedule: Schedule = Schedule(
-        steps=800, batch=32, rate=3e-3, floor=1e-4, warm_up=100, decay=1e-3,
-        ema=0.98, clip=1.0, betas=(0.9, 0.95), validate_every=100,
-    )  # fmt: skip
+        steps=800,
+        batch=32,
+        rate=3e-3,
+        floor=1e-4,
+        warm_up=100,
+        decay=1e-3,
+        ema=0.98,
+        clip=1.0,
+        betas=(0.9, 0.95),
+        validate_every=100,
+    )
     width: int = 64
     layers: int = 2
     heads: int = 4

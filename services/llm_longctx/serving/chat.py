@@ -69,9 +69,12 @@ def _check(request: ChatRequest) -> Automaton | None:
 
 def _chunks(speaker: TextModelAdapter, generation: Generation, prompt: Prompt, *, scored: bool) -> Iterator[ChatChunk]:
     stamp: dict[str, Any] = {
-        "id": f"chatcmpl-{uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time()),
-        "model": speaker.name, "system_fingerprint": speaker.fingerprint,
-    }  # fmt: skip
+        "id": f"chatcmpl-{uuid4().hex}",
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+        "model": speaker.name,
+        "system_fingerprint": speaker.fingerprint,
+    }
     begun: set[int] = set()
     produced, last = 0, None
     for piece in generation:
@@ -135,30 +138,43 @@ def gather(pieces: Iterable[ChatChunk]) -> ChatCompletion:
         raise ValueError(message)
     choices = [
         ChatChoice(
-            index=i, message=Reply(content=texts[i]), finish_reason=reasons[i],
+            index=i,
+            message=Reply(content=texts[i]),
+            finish_reason=reasons[i],
             logprobs=ChatLogprobs(content=scores[i]) if i in scores else None,
         )
         for i in sorted(texts)
-    ]  # fmt: skip
+    ]
     return ChatCompletion(
-        id=last.id, created=last.created, model=last.model, system_fingerprint=last.system_fingerprint,
-        choices=choices, usage=last.usage, longctx=last.longctx,
-    )  # fmt: skip
+        id=last.id,
+        created=last.created,
+        model=last.model,
+        system_fingerprint=last.system_fingerprint,
+        choices=choices,
+        usage=last.usage,
+        longctx=last.longctx,
+    )
 
 
 def replayed(given: str) -> list[ChatChunk]:
     """The chunks of an answer (JSON) that was given before: one per choice, then the usage."""
     answer = ChatCompletion.model_validate_json(given)
     stamp: dict[str, Any] = {
-        "id": answer.id, "object": "chat.completion.chunk", "created": answer.created, "model": answer.model,
-        "system_fingerprint": answer.system_fingerprint, "longctx": answer.longctx,
-    }  # fmt: skip
+        "id": answer.id,
+        "object": "chat.completion.chunk",
+        "created": answer.created,
+        "model": answer.model,
+        "system_fingerprint": answer.system_fingerprint,
+        "longctx": answer.longctx,
+    }
     choices = [
         ChunkChoice(
-            index=one.index, delta=Delta(role="assistant", content=one.message.content), logprobs=one.logprobs,
+            index=one.index,
+            delta=Delta(role="assistant", content=one.message.content),
+            logprobs=one.logprobs,
             finish_reason=one.finish_reason,
         )
         for one in answer.choices
-    ]  # fmt: skip
+    ]
     whole = [ChatChunk(**stamp, choices=[choice], usage=None) for choice in choices]
     return [*whole, ChatChunk(**stamp, choices=[], usage=answer.usage)]

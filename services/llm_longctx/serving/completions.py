@@ -90,9 +90,12 @@ def _chunks(
     speaker: TextModelAdapter, generation: Generation, prompts: Sequence[Prompt], *, scored: bool
 ) -> Iterator[Completion]:
     stamp: dict[str, Any] = {
-        "id": f"cmpl-{uuid4().hex}", "object": "text_completion", "created": int(time.time()),
-        "model": speaker.name, "system_fingerprint": speaker.fingerprint,
-    }  # fmt: skip
+        "id": f"cmpl-{uuid4().hex}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": speaker.name,
+        "system_fingerprint": speaker.fingerprint,
+    }
     produced, last = 0, None
     for piece in generation:
         produced += piece.produced

@@ -111,12 +111,21 @@ class Generation:
         order = Order(
             ids=prompt.ids,
             choices=[Choice(s, a, self._grammar(grammar)) for s, a in zip(samplings, answers, strict=True)],
-            max_tokens=prompt.max_tokens, policy=prompt.policy, wanted=prompt.wanted,
-            boundaries=prompt.boundaries, priority=prompt.priority, ends=self._tokenizer.eos, top=prompt.top,
-            score_prompt=prompt.echo and prompt.top is not None, score_from=prompt.scored_from, run=self._run,
-            facts=Facts(fallback=prompt.fallback), opens=prompt.opens, keeps=prompt.keeps,
+            max_tokens=prompt.max_tokens,
+            policy=prompt.policy,
+            wanted=prompt.wanted,
+            boundaries=prompt.boundaries,
+            priority=prompt.priority,
+            ends=self._tokenizer.eos,
+            top=prompt.top,
+            score_prompt=prompt.echo and prompt.top is not None,
+            score_from=prompt.scored_from,
+            run=self._run,
+            facts=Facts(fallback=prompt.fallback),
+            opens=prompt.opens,
+            keeps=prompt.keeps,
             most_bytes=prompt.most_bytes,
-        )  # fmt: skip
+        )
         self._open += len(answers)
         self.orders.append(order)
         try:

@@ -37,11 +37,13 @@ def model_at(path: Path) -> type[LanguageModel]:
         """A model that the owner of this machine brought."""
 
         card: ClassVar[Card] = Card(
-            name=name, task="chat", summary=f"The language model in {path.name}, brought by the owner of this machine.",
+            name=name,
+            task="chat",
+            summary=f"The language model in {path.name}, brought by the owner of this machine.",
             paper=Paper(title="See the model's own documentation", venue="none", year=2026),
             licence="The model's own; see its documentation.",
             example={"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 8, "temperature": 0},
-        )  # fmt: skip
+        )
 
         @classmethod
         def source(cls) -> Path:

@@ -60,11 +60,18 @@ def usage_of(orders: Sequence[Order], backend: str, default: Policy) -> LongctxU
     facts = [order.facts for order in orders]
     held, dense = sum(f.kv_bytes for f in facts), sum(f.kv_bytes_dense for f in facts)
     return LongctxUsage(
-        method=policy.method.name, knobs=policy.method.model_dump(mode="json"), kv_bytes=held, kv_bytes_dense=dense,
-        kv_ratio=held / dense if dense else 1.0, prefill_density=sum(f.prefill_density for f in facts) / len(facts),
-        full_steps=max(f.full_steps for f in facts), backend=backend, cached_tokens=sum(f.cached_tokens for f in facts),
-        preempted=sum(f.preempted for f in facts), fallback=next((f.fallback for f in facts if f.fallback), None),
-    )  # fmt: skip
+        method=policy.method.name,
+        knobs=policy.method.model_dump(mode="json"),
+        kv_bytes=held,
+        kv_bytes_dense=dense,
+        kv_ratio=held / dense if dense else 1.0,
+        prefill_density=sum(f.prefill_density for f in facts) / len(facts),
+        full_steps=max(f.full_steps for f in facts),
+        backend=backend,
+        cached_tokens=sum(f.cached_tokens for f in facts),
+        preempted=sum(f.preempted for f in facts),
+        fallback=next((f.fallback for f in facts if f.fallback), None),
+    )
 
 
 def _method(options: LongctxOptions) -> AttentionMethod:

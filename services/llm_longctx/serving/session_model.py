@@ -81,10 +81,18 @@ class MixerVoice(TextModelAdapter):
         """What the sessions held, beside what dense attention would."""
         held, dense = (sum(getattr(o.facts, name) for o in orders) for name in ("kv_bytes", "kv_bytes_dense"))
         return LongctxUsage(
-            method=self.method, knobs={}, kv_bytes=held, kv_bytes_dense=dense, kv_ratio=held / dense if dense else 1.0,
-            prefill_density=sum(o.facts.prefill_density for o in orders) / len(orders), full_steps=0, backend="torch",
-            cached_tokens=sum(o.facts.cached_tokens for o in orders), preempted=0, fallback=None,
-        )  # fmt: skip
+            method=self.method,
+            knobs={},
+            kv_bytes=held,
+            kv_bytes_dense=dense,
+            kv_ratio=held / dense if dense else 1.0,
+            prefill_density=sum(o.facts.prefill_density for o in orders) / len(orders),
+            full_steps=0,
+            backend="torch",
+            cached_tokens=sum(o.facts.cached_tokens for o in orders),
+            preempted=0,
+            fallback=None,
+        )
 
 
 class MixerModel(TextModel):

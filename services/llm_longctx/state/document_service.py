@@ -152,9 +152,11 @@ def _fill(voice: LandmarkAdapter, document: Document, run: CallContext) -> int:
     """Read a document onto the shelf; tokens of it that were there before."""
     generation = Generation(voice.scheduler, voice.tokenizer, run)
     prompt = Prompt(
-        ids=document.ids, max_tokens=0, opens=lambda: voice.opened(document.ids, document.options, document),
+        ids=document.ids,
+        max_tokens=0,
+        opens=lambda: voice.opened(document.ids, document.options, document),
         most_bytes=voice.most_bytes(len(document.ids)),
-    )  # fmt: skip
+    )
     with telemetry.bind(model=voice.name):
         generation.begin(replace(prompt, priority=0), [Sampling()])
         for _ in generation:
@@ -172,6 +174,11 @@ def _unshared(document: Document, voice: LandmarkAdapter, reason: str, detail: s
 
 def _facts(document: Document, voice: LandmarkAdapter, name: str | None, created: int) -> dict[str, object]:
     return {
-        "id": document.id, "model": voice.name, "name": name, "tokens": len(document.ids),
-        "blocks": len(document.ids) // voice.net.block, "created": created, "longctx": document.options.model_dump(),
-    }  # fmt: skip
+        "id": document.id,
+        "model": voice.name,
+        "name": name,
+        "tokens": len(document.ids),
+        "blocks": len(document.ids) // voice.net.block,
+        "created": created,
+        "longctx": document.options.model_dump(),
+    }

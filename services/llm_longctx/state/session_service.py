@@ -120,9 +120,7 @@ class Sessions:
         learnt = (await self.version(head, number)).learnt
         tokens = [LearntToken(text=voice.tokenizer.token_text(one.token), **asdict(one)) for one in learnt]
         mean = sum(one.loss for one in learnt) / len(learnt) if learnt else None
-        return SurpriseTrace(
-            id=name, version=head.version if number is None else number, mean=mean, tokens=tokens
-        )  # fmt: skip
+        return SurpriseTrace(id=name, version=head.version if number is None else number, mean=mean, tokens=tokens)
 
     async def remembered(self, name: str, voice: TitansAdapter, body: str, once: str | None) -> Remembered | str:
         """What a request goes on from; or the answer that this very request was given before.
@@ -183,6 +181,12 @@ def body_digest(asked: str) -> str:
 def _told(head: Head) -> Session:
     kept = range(max(0, head.version - KEPT + 1), head.version + 1)
     return Session(
-        id=head.id, model=head.model, version=head.version, versions=list(kept), tokens=head.tokens,
-        state_bytes=head.held, created=int(head.created), updated=int(head.updated),
-    )  # fmt: skip
+        id=head.id,
+        model=head.model,
+        version=head.version,
+        versions=list(kept),
+        tokens=head.tokens,
+        state_bytes=head.held,
+        created=int(head.created),
+        updated=int(head.updated),
+    )

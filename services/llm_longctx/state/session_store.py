@@ -164,9 +164,16 @@ class SessionStore:
         return self._sealing.open(sealed, tenant, place)
 
     async def write(
-        self, tenant: str, head: Head, state: bytes, tokens: int, held: int = 0, *, once: str | None = None,
+        self,
+        tenant: str,
+        head: Head,
+        state: bytes,
+        tokens: int,
+        held: int = 0,
+        *,
+        once: str | None = None,
         answer: bytes = b"",
-    ) -> int:  # fmt: skip
+    ) -> int:
         """Store the next version on top of `head.version`, and with it the answer of the request that made it.
 
         Args:
@@ -268,9 +275,15 @@ def _digest(tenant: str) -> str:
 def _head(name: str, found: Mapping[bytes, bytes]) -> Head:
     facts = {key.decode(): value.decode() for key, value in found.items()}
     return Head(
-        name, facts["model"], facts["weights"], int(facts["version"]), int(facts["tokens"]), int(facts.get("held", 0)),
-        float(facts["created"]), float(facts["updated"]),
-    )  # fmt: skip
+        name,
+        facts["model"],
+        facts["weights"],
+        int(facts["version"]),
+        int(facts["tokens"]),
+        int(facts.get("held", 0)),
+        float(facts["created"]),
+        float(facts["updated"]),
+    )
 
 
 def _once(key: str) -> str:

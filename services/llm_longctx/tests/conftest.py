@@ -125,9 +125,11 @@ def app_of(path: Path, tmp: Path, **settings):
     """The app that serves the model at `path`."""
     model = model_at(path)
     return build(
-        "llm-longctx", routers=[routes.router], servables={model.card.name: model},
+        "llm-longctx",
+        routers=[routes.router],
+        servables={model.card.name: model},
         settings=Settings(data_dir=tmp, threads=1, **settings),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="session")

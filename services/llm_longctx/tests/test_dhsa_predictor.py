@@ -22,9 +22,9 @@ def text(seed, topics=6, channels=8):
     """Keys of stretches that each have a direction of their own, and ratios that are large between them."""
     draw = torch.Generator().manual_seed(seed)
     lengths = torch.randint(12, 24, (topics,), generator=draw).tolist()
-    keys = torch.cat([
-        torch.randn(channels, generator=draw) + 0.2 * torch.randn(n, channels, generator=draw) for n in lengths
-    ])  # fmt: skip
+    keys = torch.cat(
+        [torch.randn(channels, generator=draw) + 0.2 * torch.randn(n, channels, generator=draw) for n in lengths]
+    )
     ratios = torch.ones(len(keys), dtype=torch.float64)
     ratios[torch.tensor(lengths[:-1]).cumsum(0) - 1] = 5.0
     return keys, ratios

@@ -33,9 +33,16 @@ IDS = GOLDEN["ids"].tolist()
 PLAN = {"schema": "head-plan/1", "roles": [[1, 0], [0, 1], [0, 0]]}
 TINY_PLAN = {"schema": "head-plan/1", "roles": [[1, 0], [0, 1]], "heads": [[0, 1], [1, 2]]}
 EVERY = [
-    method("dense"), Streaming(), Streaming(exact=True), Averaging(), Averaging(slide=True), Copying(), Striding(),
-    Listing(), Halving(),
-]  # fmt: skip
+    method("dense"),
+    Streaming(),
+    Streaming(exact=True),
+    Averaging(),
+    Averaging(slide=True),
+    Copying(),
+    Striding(),
+    Listing(),
+    Halving(),
+]
 
 
 def uniform(seed, n):

@@ -193,9 +193,11 @@ def test_several_grids_stand_on_one_picture_with_their_names():
 def test_evaluations_over_http(folder, tmp_path):
     model = model_at(folder)
     app = build(
-        "llm-longctx", routers=[routes.router, evaluations.router], servables={model.card.name: model},
+        "llm-longctx",
+        routers=[routes.router, evaluations.router],
+        servables={model.card.name: model},
         settings=Settings(data_dir=tmp_path, threads=1),
-    )  # fmt: skip
+    )
     with Server(app) as server, httpx2.Client(base_url=server.url, timeout=60) as http:
         ask = {"lengths": [150], "depths": [50], "steps": 3}
         assert http.post("/v1/longctx/needle", json=ask).json()["model"] == MODEL

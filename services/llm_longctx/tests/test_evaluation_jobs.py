@@ -46,9 +46,11 @@ class Ticket:
 def app(folder, tmp_path):
     model = model_at(folder)
     return build(
-        "llm-longctx", routers=[routes.router, evaluations.router], servables={model.card.name: model},
+        "llm-longctx",
+        routers=[routes.router, evaluations.router],
+        servables={model.card.name: model},
         settings=Settings(data_dir=tmp_path, threads=1, llm_watch=1.0),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from shared.lm.tokenizer import Tokenizer
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=12,
-)  # fmt: skip
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +73,35 @@ def test_whatever_passes_is_json_once_it_is_complete(seed, length):
 
 @pytest.mark.parametrize(
     "text",
-    [b"[1]", b"1", b'{"a" 1}', b'{"a":}', b'{"a":01}', b'{"a":1.}', b'{"a":-}', b'{"a":1e}', b'{"a":.5}', b'{"a":tru }',
-     b'{"a":"\n"}', b'{"a":"\\x"}', b'{"a":"\\u12g4"}', b'{"a":1,}', b"{,}", b'{"a":[1,]}', b'{"a":[1}', b'{"a":1]',
-     b'{"a":"\xc0\x80"}', b'{"a":"\xed\xa0\x80"}', b'{"a":"\xf5\x80\x80\x80"}', b'{"a":"\xe9"}', b"{'a':1}", b"{}{}",
-     b"{" + b" " * (LONGEST_SPACE + 1) + b"}", b'{"a":' + b"[" * 32],
-)  # fmt: skip
+    [
+        b"[1]",
+        b"1",
+        b'{"a" 1}',
+        b'{"a":}',
+        b'{"a":01}',
+        b'{"a":1.}',
+        b'{"a":-}',
+        b'{"a":1e}',
+        b'{"a":.5}',
+        b'{"a":tru }',
+        b'{"a":"\n"}',
+        b'{"a":"\\x"}',
+        b'{"a":"\\u12g4"}',
+        b'{"a":1,}',
+        b"{,}",
+        b'{"a":[1,]}',
+        b'{"a":[1}',
+        b'{"a":1]',
+        b'{"a":"\xc0\x80"}',
+        b'{"a":"\xed\xa0\x80"}',
+        b'{"a":"\xf5\x80\x80\x80"}',
+        b'{"a":"\xe9"}',
+        b"{'a':1}",
+        b"{}{}",
+        b"{" + b" " * (LONGEST_SPACE + 1) + b"}",
+        b'{"a":' + b"[" * 32,
+    ],
+)
 def test_what_is_no_json_does_not_pass(text):
     assert walk(Json(), text) is None
 
@@ -121,9 +146,16 @@ def test_text_has_no_grammar(given):
 
 @pytest.mark.parametrize(
     "given",
-    [{"type": "json_schema"}, {"type": "choice"}, {"type": "choice", "choices": []}, {"type": "choice", "choices": [1]},
-     {"type": "choice", "choices": [""]}, {"type": "choice", "choices": ["x"] * (MOST_CHOICES + 1)}, {"type": 5}],
-)  # fmt: skip
+    [
+        {"type": "json_schema"},
+        {"type": "choice"},
+        {"type": "choice", "choices": []},
+        {"type": "choice", "choices": [1]},
+        {"type": "choice", "choices": [""]},
+        {"type": "choice", "choices": ["x"] * (MOST_CHOICES + 1)},
+        {"type": 5},
+    ],
+)
 def test_formats_that_are_not_served_are_refused(given):
     with pytest.raises(InvalidOption) as caught:
         grammar_of(given)

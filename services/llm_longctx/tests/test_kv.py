@@ -172,9 +172,11 @@ def test_what_leaves_a_window_is_averaged_into_the_virtual_entry(weighted):
     k, v = held.k[2:8].mean(0, keepdim=True), held.v[2:8].mean(0, keepdim=True)
     kept = held.take(torch.tensor([0, 1, 8, 9, 10, 11]))
     with_mean = Entries(
-        torch.cat((kept.k, k)), torch.cat((kept.v, v)), torch.cat((kept.positions, torch.tensor([-1]))),
+        torch.cat((kept.k, k)),
+        torch.cat((kept.v, v)),
+        torch.cat((kept.positions, torch.tensor([-1]))),
         torch.tensor([0.0] * 6 + [float(np.log(6)) if weighted else 0.0]),
-    )  # fmt: skip
+    )
     memory.keep(0, 0, with_mean, sink=2, slide=4, absorbed=6, weighted=weighted)
     for _ in range(9):
         step(memory)

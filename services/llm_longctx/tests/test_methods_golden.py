@@ -103,9 +103,7 @@ def test_flexprefill_selects_the_published_blocks_in_both_precisions(case):
 
 @pytest.mark.parametrize(("name", "pooling"), [("avgpool", "mean"), ("avgpool_norm", "mean_sqrt")])
 def test_dhsa_lists_the_published_tokens(name, pooling):
-    dhsa = method(
-        "dhsa", block=32, budget=96, global_tokens=16, local_tokens=32, instruction=32, pooling=pooling
-    )  # fmt: skip
+    dhsa = method("dhsa", block=32, budget=96, global_tokens=16, local_tokens=32, instruction=32, pooling=pooling)
     answer = dhsa.reference(Q, K, V, boundaries=GOLDEN["dhsa_boundaries"].tolist())
     assert torch.equal(answer.extras["indices"], golden(f"dhsa_{name}_idx").long())
     near(answer.out, f"dhsa_{name}_out")

@@ -161,11 +161,15 @@ def test_whatever_is_cancelled_its_pages_are_free_within_one_step(tiny, data):
     scheduler = Scheduler(Engine(tiny, page=8, max_batch=4, kv_bytes=data.draw(st.sampled_from([1, 2**22]))))
     asked = [
         order(
-            scheduler.engine, prompt(data.draw(st.integers(1, 60)), i), data.draw(st.sampled_from(EVERY)),
-            n=data.draw(st.integers(1, 2)), new=data.draw(st.integers(0, 20)), run=CallContext(),
+            scheduler.engine,
+            prompt(data.draw(st.integers(1, 60)), i),
+            data.draw(st.sampled_from(EVERY)),
+            n=data.draw(st.integers(1, 2)),
+            new=data.draw(st.integers(0, 20)),
+            run=CallContext(),
         )
         for i in range(data.draw(st.integers(1, 6)))
-    ]  # fmt: skip
+    ]
     for one, _ in asked:
         scheduler.submit(one)
         for _ in range(data.draw(st.integers(0, 3))):

@@ -27,9 +27,11 @@ def running(tmp_path_factory):
     except NotFound as error:
         pytest.skip(error.detail)
     app = build(
-        "llm-longctx", routers=[routes.router], servables={NAME: SmolLM2},
+        "llm-longctx",
+        routers=[routes.router],
+        servables={NAME: SmolLM2},
         settings=Settings(data_dir=tmp_path_factory.mktemp("data"), threads=1),
-    )  # fmt: skip
+    )
     with Server(app) as server:
         yield server
 

@@ -62,10 +62,13 @@ class Streaming(AttentionMethod):
     def after_prefill(self, view):
         """Cut, and slide from now on."""
         recent = self.recent - 1 if self.exact else self.recent
-        return CacheUpdate({
-            g: RetentionPolicy.ends(head.positions, self.sink, recent, slide=True)
-            for g, head in enumerate(view.heads) if not view.full[g]
-        })  # fmt: skip
+        return CacheUpdate(
+            {
+                g: RetentionPolicy.ends(head.positions, self.sink, recent, slide=True)
+                for g, head in enumerate(view.heads)
+                if not view.full[g]
+            }
+        )
 
 
 class Averaging(AttentionMethod):

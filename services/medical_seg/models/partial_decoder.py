@@ -18,9 +18,14 @@ class BasicConv(nn.Module):
     """Convolution and batch norm, without an activation: the papers' drawings show one, the checkpoints have none."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int | tuple[int, int], *, padding: int | tuple[int, int] = 0,
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int | tuple[int, int],
+        *,
+        padding: int | tuple[int, int] = 0,
         dilation: int = 1,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
         self.bn = nn.BatchNorm2d(outputs)

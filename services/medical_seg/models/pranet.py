@@ -136,15 +136,24 @@ def _measured(
         Metric(name="dice_at_half", ours=dice_at_half, data=data, note="At 0.5, over frames with a polyp."),
         Metric(name="mean_dice", ours=mean_dice, data=data, note=over),
         Metric(name="mean_iou", ours=mean_iou, data=data, note=over),
-        Metric(name="empty_with_any_pixel", ours=empty_with_any_pixel, data=data,
-               note="Share of polyp-free frames in which any pixel reaches 0.5."),
-    )  # fmt: skip
+        Metric(
+            name="empty_with_any_pixel",
+            ours=empty_with_any_pixel,
+            data=data,
+            note="Share of polyp-free frames in which any pixel reaches 0.5.",
+        ),
+    )
 
 
 def _published(metric: str, note: str, **values: float) -> tuple[Metric, ...]:
     """The paper's numbers by data set. Ours can't be set beside them: other pictures, another size of network."""
-    names = {"kvasir": "Kvasir", "clinicdb": "CVC-ClinicDB", "colondb": "CVC-ColonDB", "etis": "ETIS",
-             "cvc300": "CVC-300"}  # fmt: skip
+    names = {
+        "kvasir": "Kvasir",
+        "clinicdb": "CVC-ClinicDB",
+        "colondb": "CVC-ColonDB",
+        "etis": "ETIS",
+        "cvc300": "CVC-300",
+    }
     return tuple(
         Metric(name=f"{metric}.{key}", ours=None, paper=value, data=names[key], note=note)
         for key, value in values.items()
@@ -161,7 +170,9 @@ class PraNetSegmenter(Segmenter):
         summary="Marks polyps in a colonoscopy frame, pixel by pixel.",
         paper=Paper(
             title="PraNet: Parallel Reverse Attention Network for Polyp Segmentation",
-            venue="MICCAI", year=2020, url="https://arxiv.org/abs/2006.11392",
+            venue="MICCAI",
+            year=2020,
+            url="https://arxiv.org/abs/2006.11392",
         ),
         licence="Code and demo weights: Apache-2.0. Official weights: research and education only; commercial use "
         "needs the authors' formal permission.",
@@ -171,22 +182,40 @@ class PraNetSegmenter(Segmenter):
         parameters=2_060_027,
         metrics=(
             *_measured(dice_at_half=0.95564, mean_dice=0.93622, mean_iou=0.88572, empty_with_any_pixel=0.0),
-            *_published("mean_dice", "Full size; a later paper by the same authors has .628 on ETIS.",
-                        kvasir=0.898, clinicdb=0.899, colondb=0.709, etis=0.630, cvc300=0.871),
-            *_published("mean_iou", "Full size; a later paper by the same authors has .567 on ETIS.",
-                        kvasir=0.840, clinicdb=0.849, colondb=0.640, etis=0.460, cvc300=0.797),
+            *_published(
+                "mean_dice",
+                "Full size; a later paper by the same authors has .628 on ETIS.",
+                kvasir=0.898,
+                clinicdb=0.899,
+                colondb=0.709,
+                etis=0.630,
+                cvc300=0.871,
+            ),
+            *_published(
+                "mean_iou",
+                "Full size; a later paper by the same authors has .567 on ETIS.",
+                kvasir=0.840,
+                clinicdb=0.849,
+                colondb=0.640,
+                etis=0.460,
+                cvc300=0.797,
+            ),
         ),
         notes=(
             *_NOTES,
-            ("Variant: the demo weights were trained with the loss of the paper, in which pixels near edges weigh more "
-            "in the cross-entropy. In the released code those weights cancel; official weights were trained that way. "
-            "The network itself is the same."),
-            ("What reverse attention is worth here: trained again with the attention replaced by ones (A = 1), same "
-            "seed and data, Dice at 0.5 is 0.948 instead of 0.956, mean Dice 0.930 instead of 0.936, and empty frames "
-            "are as clean. One seed, on easy pictures: a hint, not a proof."),
+            (
+                "Variant: the demo weights were trained with the loss of the paper, in which pixels near edges weigh more "
+                "in the cross-entropy. In the released code those weights cancel; official weights were trained that way. "
+                "The network itself is the same."
+            ),
+            (
+                "What reverse attention is worth here: trained again with the attention replaced by ones (A = 1), same "
+                "seed and data, Dice at 0.5 is 0.948 instead of 0.956, mean Dice 0.930 instead of 0.936, and empty frames "
+                "are as clean. One seed, on easy pictures: a hint, not a proof."
+            ),
         ),
         example={"threshold": 0.5},
-    )  # fmt: skip
+    )
 
 
 class PraNetV2Segmenter(Segmenter):
@@ -199,21 +228,26 @@ class PraNetV2Segmenter(Segmenter):
         summary="Marks polyps in a colonoscopy frame; trained on background and foreground at once.",
         paper=Paper(
             title="PraNet-V2: Dual-Supervised Reverse Attention for Medical Image Segmentation",
-            venue="arXiv", year=2025, url="https://arxiv.org/abs/2504.10986",
+            venue="arXiv",
+            year=2025,
+            url="https://arxiv.org/abs/2504.10986",
         ),
         licence="Code and demo weights: Apache-2.0. Official weights: MIT.",
         weights="c05c33e0964745906be9d277d4917ec7d11b67057c33147028a18edf15f3a89c",
         parameters=2_060_446,
         metrics=(
             *_measured(dice_at_half=0.94779, mean_dice=0.94304, mean_iou=0.89913, empty_with_any_pixel=0.0),
-            *_published("mean_dice", "Full size, Res2Net backbone.",
-                        kvasir=0.907, clinicdb=0.923, etis=0.641, cvc300=0.898),
+            *_published(
+                "mean_dice", "Full size, Res2Net backbone.", kvasir=0.907, clinicdb=0.923, etis=0.641, cvc300=0.898
+            ),
         ),
         notes=(
             *_NOTES,
-            ("With one class (K = 1), as here, the attention's softmax over classes is 1 everywhere: it doubles each "
-            "foreground map and nothing more. Disturbing every source of attention changes the refined maps by exactly "
-            "0.0. The variant matters with two classes or more; what differs here is the training on background maps."),
+            (
+                "With one class (K = 1), as here, the attention's softmax over classes is 1 everywhere: it doubles each "
+                "foreground map and nothing more. Disturbing every source of attention changes the refined maps by exactly "
+                "0.0. The variant matters with two classes or more; what differs here is the training on background maps."
+            ),
         ),
         example={"threshold": 0.5},
-    )  # fmt: skip
+    )

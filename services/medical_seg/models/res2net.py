@@ -65,10 +65,14 @@ class Res2Net(nn.Module):
         super().__init__()
         half, full = int(32 * width), int(64 * width)
         self.conv1 = nn.Sequential(
-            _conv3x3(3, half, 2), nn.BatchNorm2d(half), nn.ReLU(inplace=True),
-            _conv3x3(half, half), nn.BatchNorm2d(half), nn.ReLU(inplace=True),
+            _conv3x3(3, half, 2),
+            nn.BatchNorm2d(half),
+            nn.ReLU(inplace=True),
+            _conv3x3(half, half),
+            nn.BatchNorm2d(half),
+            nn.ReLU(inplace=True),
             _conv3x3(half, full),
-        )  # fmt: skip
+        )
         self.bn1 = nn.BatchNorm2d(full)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)

@@ -24,9 +24,17 @@ def by_torch(values, height, width):
 
 @pytest.mark.parametrize(
     ("source", "target"),
-    [(352, (1080, 1920)), (352, (352, 352)), (160, (700, 901)), (352, (200, 300)), (352, (31, 5)), (64, (1, 1)),
-     (160, (3000, 17)), (1, (9, 7))],
-)  # fmt: skip
+    [
+        (352, (1080, 1920)),
+        (352, (352, 352)),
+        (160, (700, 901)),
+        (352, (200, 300)),
+        (352, (31, 5)),
+        (64, (1, 1)),
+        (160, (3000, 17)),
+        (1, (9, 7)),
+    ],
+)
 def test_map_is_enlarged_as_torch_does(source, target):
     values = np.random.default_rng(source).standard_normal((source, source)).astype(np.float32) * 4
     assert np.abs(enlarged(values, *target) - by_torch(values, *target)).max() <= 1e-4

@@ -26,9 +26,14 @@ SIZE = Image.open(io.BytesIO(EXAMPLE)).size
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     settings = Settings(
-        _env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), threads=1, max_images=4, max_pixels=2_000_000,
-        max_body_bytes=3_000_000, drain_s=1,
-    )  # fmt: skip
+        _env_file=None,
+        data_dir=tmp_path_factory.mktemp("fovea"),
+        threads=1,
+        max_images=4,
+        max_pixels=2_000_000,
+        max_body_bytes=3_000_000,
+        drain_s=1,
+    )
     app = build("medical-seg", servables={"pranet": PraNetSegmenter}, settings=settings)
     with TestClient(app) as made:
         until = time.monotonic() + 60
@@ -139,9 +144,14 @@ def test_bad_option_is_named(client, options, status, field):
 
 
 @pytest.mark.parametrize(
-    ("body", "media", "status"), [(b"{", "application/json", 400), (b"[]", "application/json", 422),
-                                  (EXAMPLE, "text/plain", 415), (b"", "image/png", 422)],
-)  # fmt: skip
+    ("body", "media", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"[]", "application/json", 422),
+        (EXAMPLE, "text/plain", 415),
+        (b"", "image/png", 422),
+    ],
+)
 def test_bad_body_is_refused(client, body, media, status):
     reply = client.post("/v1/segment", content=body, headers={"content-type": media})
     problem(reply, status)

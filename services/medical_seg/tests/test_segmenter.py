@@ -41,9 +41,13 @@ class Small(Segmenter):
 
     weights = "small"
     card = Card(
-        name="small", example={"threshold": 0.4}, notes=("A note.",), limits=Limits(max_side=4000),
-        metrics=(Metric(name="dice_at_half", ours=None, data="d"), Metric(name="other", ours=None, data="d")), **FACTS,
-    )  # fmt: skip
+        name="small",
+        example={"threshold": 0.4},
+        notes=("A note.",),
+        limits=Limits(max_side=4000),
+        metrics=(Metric(name="dice_at_half", ours=None, data="d"), Metric(name="other", ours=None, data="d")),
+        **FACTS,
+    )
 
 
 class Blob:
@@ -77,9 +81,13 @@ def packaged(tmp_path_factory):
             torch.nn.init.uniform_(module.weight, 0.8, 1.2)
     arrays = {key: value.numpy() for key, value in net.state_dict().items()}
     manifest = Manifest(
-        name="small", origin="trained", network=NetworkSpec(name="pranet", config=CONFIG), parameters=7,
-        recipe={"scale": {"side": SIDE}}, metrics={"dice_at_half": 0.5},
-    )  # fmt: skip
+        name="small",
+        origin="trained",
+        network=NetworkSpec(name="pranet", config=CONFIG),
+        parameters=7,
+        recipe={"scale": {"side": SIDE}},
+        metrics={"dice_at_half": 0.5},
+    )
     write_weights(folder, arrays, manifest)
     return folder
 

@@ -132,12 +132,24 @@ def summary(
         notes.append(f"More than one model answered: {', '.join(models)}.")
     url = f"/v1/judge/batches/{manifest['id']}"
     return BatchOut(
-        id=manifest["id"], judge=manifest["judge"], templates=list(manifest["templates"]), llm=manifest["llm"],
-        answered_by=models, pairs=len(manifest["pairs"]), distinct=len({key for _, _, key in manifest["pairs"]}),
-        graded=len(grades), invalid=sum(not row["valid"] for row in verdicts),
-        imputed=sum("imputed" in row["flags"] for row in verdicts), failed=len(failed),
-        left=len(manifest["pairs"]) - len(rows), reused=reused, counts=[grades.count(grade) for grade in range(4)],
-        tokens=sum(row["tokens"] for row in verdicts), cost=sum(costs) if costs else None, stopped=stopped,
-        errors=dict(Counter(failed).most_common(5)), notes=notes,
+        id=manifest["id"],
+        judge=manifest["judge"],
+        templates=list(manifest["templates"]),
+        llm=manifest["llm"],
+        answered_by=models,
+        pairs=len(manifest["pairs"]),
+        distinct=len({key for _, _, key in manifest["pairs"]}),
+        graded=len(grades),
+        invalid=sum(not row["valid"] for row in verdicts),
+        imputed=sum("imputed" in row["flags"] for row in verdicts),
+        failed=len(failed),
+        left=len(manifest["pairs"]) - len(rows),
+        reused=reused,
+        counts=[grades.count(grade) for grade in range(4)],
+        tokens=sum(row["tokens"] for row in verdicts),
+        cost=sum(costs) if costs else None,
+        stopped=stopped,
+        errors=dict(Counter(failed).most_common(5)),
+        notes=notes,
         files={form: f"{url}?form={form}" for form in ("qrels", "jsonl", "csv")},
-    )  # fmt: skip
+    )

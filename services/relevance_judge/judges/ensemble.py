@@ -27,7 +27,10 @@ class Ensemble(Judge):
     """Grades by the votes or signals of other judges."""
 
     card: ClassVar[Card] = Card(
-        name="ensemble", task="judge", paper=PAPER, licence="Apache-2.0",
+        name="ensemble",
+        task="judge",
+        paper=PAPER,
+        licence="Apache-2.0",
         summary="Lets several judges grade each pair and combines their votes, or adds up their signals.",
         notes=(
             "Kappa prefers the majority, alpha the average. Votes that are invalid are left out and shown.",
@@ -35,7 +38,7 @@ class Ensemble(Judge):
             NO_GRAPH,
         ),
         example=EXAMPLE,
-    )  # fmt: skip
+    )
     In: ClassVar[type[BaseModel]] = EnsembleIn
     default: ClassVar[str] = "direct"
     kinds: ClassVar[tuple[str, ...]] = ()
@@ -61,11 +64,16 @@ class Ensemble(Judge):
         if request.combine == "signals":
             flags -= {"uncalibrated"} if facts["valid"] else set()
         return Verdict(
-            **facts, votes=[one.grade for one in found], signals=[one.signal for one in found], llm=llms,
-            template=names, attempts=max(one.attempts for one in found), tokens=sum(one.tokens for one in found),
+            **facts,
+            votes=[one.grade for one in found],
+            signals=[one.signal for one in found],
+            llm=llms,
+            template=names,
+            attempts=max(one.attempts for one in found),
+            tokens=sum(one.tokens for one in found),
             flags=sorted(flags),
             rationale=[answer for one in found for answer in one.rationale or ()] if request.rationale else None,
-        )  # fmt: skip
+        )
 
     def _members(self, request: JudgeIn) -> list[tuple[Judge, JudgeIn]]:
         """Each member with the request it gets."""

@@ -23,14 +23,17 @@ class LogOdds(Judge):
     """Grades by next-token log-probabilities."""
 
     card: ClassVar[Card] = Card(
-        name="log-odds", task="judge", paper=PAPER, licence="Apache-2.0",
+        name="log-odds",
+        task="judge",
+        paper=PAPER,
+        licence="Apache-2.0",
         summary="Takes the odds of yes against no, or the expected digit, from the model's next-token probabilities.",
         notes=(
             "Needs log-probabilities. The odds of yes-no need a calibration; digits can be graded by rounding.",
             NO_GRAPH,
         ),
         example=EXAMPLE,
-    )  # fmt: skip
+    )
     default: ClassVar[str] = "digits"
     kinds: ClassVar[tuple[str, ...]] = ("digits", "yes-no")
 

@@ -23,14 +23,17 @@ class PromptedGrade(Judge):
     """Grades as stated by the model."""
 
     card: ClassVar[Card] = Card(
-        name="prompted-grade", task="judge", paper=PAPER, licence="Apache-2.0",
+        name="prompted-grade",
+        task="judge",
+        paper=PAPER,
+        licence="Apache-2.0",
         summary="Asks a chat model for a grade 0–3 and reads it out of the answer.",
         notes=(
             "Useless with models of about a hundred million parameters; use query-likelihood there.",
             NO_GRAPH,
         ),
         example=EXAMPLE,
-    )  # fmt: skip
+    )
     default: ClassVar[str] = "direct"
     kinds: ClassVar[tuple[str, ...]] = ("prompted-grade",)
 
@@ -68,10 +71,17 @@ def asked(judge: Judge, chosen: Template, pair: Pair, request: JudgeIn, run: Cal
             break  # one criterion without a grade leaves the pair without one
     valid = last.grade is not None
     return Verdict(
-        grade=math.floor(sum(grades) / len(grades) + 0.5) if valid else None, valid=valid, reason=last.reason,
-        answer=talk.answers[-1], rationale=talk.answers if request.rationale else None, template=named(chosen),
-        llm=talk.model, attempts=tries, tokens=talk.tokens, flags=talk.flags,
-    )  # fmt: skip
+        grade=math.floor(sum(grades) / len(grades) + 0.5) if valid else None,
+        valid=valid,
+        reason=last.reason,
+        answer=talk.answers[-1],
+        rationale=talk.answers if request.rationale else None,
+        template=named(chosen),
+        llm=talk.model,
+        attempts=tries,
+        tokens=talk.tokens,
+        flags=talk.flags,
+    )
 
 
 def _talked(

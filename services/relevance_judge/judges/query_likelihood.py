@@ -28,7 +28,10 @@ class QueryLikelihood(Judge):
     """Grades by the probability of the query given the passage."""
 
     card: ClassVar[Card] = Card(
-        name="query-likelihood", task="judge", paper=PAPER, licence="Apache-2.0",
+        name="query-likelihood",
+        task="judge",
+        paper=PAPER,
+        licence="Apache-2.0",
         summary="Measures how likely a language model finds the query after reading the passage.",
         notes=(
             "Needs an endpoint with /tokenize and echoed log-probabilities, and a calibration to give grades.",
@@ -41,7 +44,7 @@ class QueryLikelihood(Judge):
             Metric(name="kappa", ours=0.375, data=_MEASURED, note="The same cuts; 0.229 without the lift."),
         ),
         example={**EXAMPLE, "calibration": _CUTS},
-    )  # fmt: skip
+    )
     default: ClassVar[str] = "query-lift"
     kinds: ClassVar[tuple[str, ...]] = ("query-likelihood",)
 

@@ -71,6 +71,10 @@ def _terciles(measure: Sequence[float], labels: np.ndarray) -> list[Tercile]:
 def _tercile(measure: Sequence[float], labels: np.ndarray) -> Tercile:
     off = (labels[:, 1] - labels[:, 0]).astype(float)
     return Tercile(
-        lowest=min(measure), highest=max(measure), pairs=len(labels), bias=float(off.mean()),
-        mae=float(np.abs(off).mean()), kappa=cohen_kappa(labels[:, 0], labels[:, 1]),
-    )  # fmt: skip
+        lowest=min(measure),
+        highest=max(measure),
+        pairs=len(labels),
+        bias=float(off.mean()),
+        mae=float(np.abs(off).mean()),
+        kappa=cohen_kappa(labels[:, 0], labels[:, 1]),
+    )

@@ -117,9 +117,15 @@ def fit(signals: Any, grades: Any, queries: Sequence[Any], *, how: How = "quanti
         raise InvalidOption("A signal is not finite, or a grade lies outside 0–3.", hint="Leave invalid rows out.")
     count = len(set(q.tolist()))
     return Calibration(
-        cuts=_cuts(x, y, how), how=how, pairs=len(x), queries=count, metrics=_left_out(x, y, q, how),
-        warnings=_warnings(len(x), count), mean=float(x.mean()), spread=float(x.std()),
-    )  # fmt: skip
+        cuts=_cuts(x, y, how),
+        how=how,
+        pairs=len(x),
+        queries=count,
+        metrics=_left_out(x, y, q, how),
+        warnings=_warnings(len(x), count),
+        mean=float(x.mean()),
+        spread=float(x.std()),
+    )
 
 
 def _warnings(pairs: int, queries: int) -> tuple[str, ...]:

@@ -114,30 +114,53 @@ def board(
     for entry in entries:
         interval = kappa_interval(reference, entry.given.labels, draws=draws, seed=seed)
         if interval is None:
-            left_out.append(LeftOut(judge=entry.judge, reason="Kappa has no interval: fewer than two queries, or one "
-                                    "and the same grade throughout."))  # fmt: skip
+            left_out.append(
+                LeftOut(
+                    judge=entry.judge,
+                    reason="Kappa has no interval: fewer than two queries, or one and the same grade throughout.",
+                )
+            )
             continue
         told = rankings.system_scores(runs, entry.given.labels, measure=measure, relevance_level=relevance_level)
         rows.append(_row(reference, entry, interval, rankings.compare(truth, told)))
     both = [(row.kappa, row.tau_b) for row in rows if row.kappa is not None and row.tau_b is not None]
     return Board(
-        queries=len({qid for qid, _ in reference}), pairs=len(reference), systems=len(truth), measure=measure,
-        sort=sort, rows=_sorted(rows, sort), left_out=left_out,
+        queries=len({qid for qid, _ in reference}),
+        pairs=len(reference),
+        systems=len(truth),
+        measure=measure,
+        sort=sort,
+        rows=_sorted(rows, sort),
+        left_out=left_out,
         kappa_with_tau=rankings.spearman_rho(*zip(*both, strict=True)) if both else None,
-    )  # fmt: skip
+    )
 
 
 def _row(reference: Qrels, entry: Entry, interval: tuple[float, float], compared: rankings.Comparison) -> BoardRow:
     found, given = agree(reference, entry.given.labels), entry.given
     asked = max(sum(pair in reference for pair in {*given.labels, *given.invalid}), 1)
     return BoardRow(
-        judge=entry.judge, template=entry.template, pairs=found.pairs, kappa=found.kappa, kappa_interval=interval,
-        alpha=found.alpha, kappa_quadratic=found.kappa_quadratic, kappa_by_cut=found.kappa_by_cut,
-        alpha_by_cut=found.alpha_by_cut, tau_b=compared.tau_b, rho=compared.rho, tau_ap=compared.tau_ap,
-        bias=found.bias, mae=found.mae, invalid_share=sum(pair in reference for pair in given.invalid) / asked,
-        mean=_mean(found.counts), counts=found.counts, tokens=given.tokens or None, cost=given.cost,
+        judge=entry.judge,
+        template=entry.template,
+        pairs=found.pairs,
+        kappa=found.kappa,
+        kappa_interval=interval,
+        alpha=found.alpha,
+        kappa_quadratic=found.kappa_quadratic,
+        kappa_by_cut=found.kappa_by_cut,
+        alpha_by_cut=found.alpha_by_cut,
+        tau_b=compared.tau_b,
+        rho=compared.rho,
+        tau_ap=compared.tau_ap,
+        bias=found.bias,
+        mae=found.mae,
+        invalid_share=sum(pair in reference for pair in given.invalid) / asked,
+        mean=_mean(found.counts),
+        counts=found.counts,
+        tokens=given.tokens or None,
+        cost=given.cost,
         seconds=given.seconds or None,
-    )  # fmt: skip
+    )
 
 
 def _mean(counts: Sequence[int]) -> float | None:

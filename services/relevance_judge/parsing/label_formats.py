@@ -18,9 +18,24 @@ FORMS = {"qrels": "text/plain", "jsonl": "application/x-ndjson", "csv": "text/cs
 """Form → content type of what goes out."""
 
 COLUMNS = (
-    "qid", "docid", "grade", "valid", "reason", "signal", "expected", "answer", "template", "llm", "calibration",
-    "attempts", "tokens", "cost", "latency_ms", "flags", "error",
-)  # fmt: skip
+    "qid",
+    "docid",
+    "grade",
+    "valid",
+    "reason",
+    "signal",
+    "expected",
+    "answer",
+    "template",
+    "llm",
+    "calibration",
+    "attempts",
+    "tokens",
+    "cost",
+    "latency_ms",
+    "flags",
+    "error",
+)
 
 
 @dataclass(frozen=True)
@@ -62,10 +77,12 @@ def parse_labels(text: str, source: str) -> Given:
             raise Malformed(f"Line {number} of {source} labels the pair {' '.join(pair)} again, with another grade.")
     costs = [float(row["cost"]) for _, row in rows if _number(row.get("cost"))]
     return Given(
-        labels, invalid, tokens=sum(int(row["tokens"]) for _, row in rows if _number(row.get("tokens"))),
+        labels,
+        invalid,
+        tokens=sum(int(row["tokens"]) for _, row in rows if _number(row.get("tokens"))),
         seconds=sum(float(row["latency_ms"]) for _, row in rows if _number(row.get("latency_ms"))) / 1000,
         cost=sum(costs) if costs else None,
-    )  # fmt: skip
+    )
 
 
 def written(rows: Iterable[dict[str, Any]], form: str) -> str:

@@ -76,10 +76,11 @@ def agreement(body: AgreementIn) -> AgreementOut:
     return AgreementOut(
         **{**vars(found), "confusion": found.confusion.tolist()},
         kappa_interval=kappa_interval(reference, given.labels, draws=body.draws, seed=body.seed),
-        invalid=len(given.invalid), invalid_by_grade=invalid_share(reference, given.invalid),
+        invalid=len(given.invalid),
+        invalid_by_grade=invalid_share(reference, given.invalid),
         bias_by_text=bias_block(reference, given.labels, *texts) if all(texts) else None,
         disagreements=_widest(reference, given.labels),
-    )  # fmt: skip
+    )
 
 
 def _widest(reference: dict[tuple[str, str], int], judge: dict[tuple[str, str], int]) -> list[Disagreement]:

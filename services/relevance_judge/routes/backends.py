@@ -38,9 +38,11 @@ def backends(request: Request, probe: bool = False) -> list[Backend]:
     settings: Settings = request.app.state.settings
     run: CallContext = request.scope["fovea.run"]
     facts = {
-        "base_url": _without_secrets(settings.judge_base_url), "key": settings.judge_api_key is not None,
-        "timeout_s": MOST_SECONDS, "concurrency": AT_ONCE,
-    }  # fmt: skip
+        "base_url": _without_secrets(settings.judge_base_url),
+        "key": settings.judge_api_key is not None,
+        "timeout_s": MOST_SECONDS,
+        "concurrency": AT_ONCE,
+    }
     judge = request.app.state.host.servable(None, "judge")
     assert isinstance(judge, Judge)  # noqa: S101  # this service serves nothing else
     try:
@@ -48,10 +50,15 @@ def backends(request: Request, probe: bool = False) -> list[Backend]:
     except FoveaError as error:
         rest = {"answers_logprobs": None, "prompt_logprobs": None, "trouble": error.detail}
         return [Backend(**facts, reachable=False, models=[], **rest)]
-    return [Backend(
-        **facts, reachable=True, models=models, answers_logprobs=_answers(judge.endpoint, run) if probe else None,
-        prompt_logprobs=_prompts(judge.endpoint, run) if probe else None,
-    )]  # fmt: skip
+    return [
+        Backend(
+            **facts,
+            reachable=True,
+            models=models,
+            answers_logprobs=_answers(judge.endpoint, run) if probe else None,
+            prompt_logprobs=_prompts(judge.endpoint, run) if probe else None,
+        )
+    ]
 
 
 def _answers(endpoint: Endpoint, run: CallContext) -> bool:

@@ -32,10 +32,10 @@ def collection() -> CollectionOut:
         return (folder / name).read_text("utf8")
 
     return CollectionOut(
-        topics=text("topics.tsv"), passages=text("passages.jsonl"), qrels=text("qrels.txt"),
+        topics=text("topics.tsv"),
+        passages=text("passages.jsonl"),
+        qrels=text("qrels.txt"),
         second=text("qrels_second.txt"),
         runs="".join(file.read_text("utf8") for file in sorted((folder / "runs").glob("*.trec"))),
-        judgements={
-            file.stem: file.read_text("utf8") for file in sorted((folder / "judgements").glob("*.jsonl"))
-        },
-    )  # fmt: skip
+        judgements={file.stem: file.read_text("utf8") for file in sorted((folder / "judgements").glob("*.jsonl"))},
+    )

@@ -59,9 +59,15 @@ def compare(request: Request, body: LeaderboardIn) -> Board:
     ]
     try:
         made = board(
-            trec.parse_qrels(body.reference, "reference"), entries, trec.parse_runs(body.runs), measure=body.measure,
-            relevance_level=body.relevance_level, draws=body.draws, seed=body.seed, sort=body.sort,
-        )  # fmt: skip
+            trec.parse_qrels(body.reference, "reference"),
+            entries,
+            trec.parse_runs(body.runs),
+            measure=body.measure,
+            relevance_level=body.relevance_level,
+            draws=body.draws,
+            seed=body.seed,
+            sort=body.sort,
+        )
     except ValueError as error:
         raise InvalidOption(str(error), field="measure") from error
     if body.name is None:

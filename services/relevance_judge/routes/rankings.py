@@ -75,8 +75,10 @@ def rank(body: RankingsIn) -> RankingsOut:
     reference, judge = trec.parse_qrels(body.reference, "reference"), parse_labels(body.judge, "judge").labels
     runs = trec.parse_runs(body.runs)
     options: dict[str, Any] = {
-        "measure": body.measure, "relevance_level": body.relevance_level, "missing": body.missing,
-    }  # fmt: skip
+        "measure": body.measure,
+        "relevance_level": body.relevance_level,
+        "missing": body.missing,
+    }
     try:
         rankings.evaluate({}, {}, measures=[body.measure])  # an unknown measure is refused also without systems
         truth, told = (rankings.system_scores(runs, labels, **options) for labels in (reference, judge))
@@ -85,9 +87,13 @@ def rank(body: RankingsIn) -> RankingsOut:
     rows = _rows(truth, told, body.families)
     agreed = agree(reference, judge)
     return RankingsOut(
-        **vars(rankings.compare(truth, told)), kappa=agreed.kappa, alpha=agreed.alpha, systems=rows,
-        families=_families(rows), self_preference=_preference(rows, body.favoured),
-    )  # fmt: skip
+        **vars(rankings.compare(truth, told)),
+        kappa=agreed.kappa,
+        alpha=agreed.alpha,
+        systems=rows,
+        families=_families(rows),
+        self_preference=_preference(rows, body.favoured),
+    )
 
 
 def _rows(truth: Mapping[str, float], told: Mapping[str, float], families: Mapping[str, str]) -> list[SystemRow]:
@@ -106,11 +112,13 @@ def _families(rows: list[SystemRow]) -> list[FamilyRow]:
             groups.setdefault(row.family, []).append(row)
     return [
         FamilyRow(
-            family=name, systems=len(group), shift=sum(row.shift for row in group) / len(group),
+            family=name,
+            systems=len(group),
+            shift=sum(row.shift for row in group) / len(group),
             difference=sum(row.judge - row.reference for row in group) / len(group),
         )
         for name, group in sorted(groups.items())
-    ]  # fmt: skip
+    ]
 
 
 def _preference(rows: list[SystemRow], favoured: str) -> float | None:

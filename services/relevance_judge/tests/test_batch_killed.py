@@ -22,9 +22,11 @@ from shared.settings import environment
 
 PAIRS, AT_ONCE = 40, 3
 BODY = {
-    "model": "prompted-grade", "topics": "1\tq\n",
-    "passages": "".join(f"p{n}\ttext number {n} .\n" for n in range(PAIRS)), "at_once": AT_ONCE,
-}  # fmt: skip
+    "model": "prompted-grade",
+    "topics": "1\tq\n",
+    "passages": "".join(f"p{n}\ttext number {n} .\n" for n in range(PAIRS)),
+    "at_once": AT_ONCE,
+}
 
 
 def _asked(model: FakeModel) -> Counter[str]:

@@ -195,7 +195,8 @@ def test_batches_are_listed_and_other_tenants_see_none_of_them(stage: Stage) -> 
 @pytest.mark.parametrize(
     ("body", "status", "told"),
     [
-        ({}, 422, "No pair"), ({"topics": "1 no tab", "passages": PASSAGES}, 400, "Line 1 of topics"),
+        ({}, 422, "No pair"),
+        ({"topics": "1 no tab", "passages": PASSAGES}, 400, "Line 1 of topics"),
         ({"topics": TOPICS, "passages": '{"id": 1}'}, 400, "Line 1 of passages"),
         ({"topics": TOPICS, "passages": "{broken"}, 400, "not JSON"),
         ({"topics": TOPICS, "passages": "p\ta\np\tb\n"}, 400, "another text"),
@@ -203,7 +204,8 @@ def test_batches_are_listed_and_other_tenants_see_none_of_them(stage: Stage) -> 
         ({"topics": TOPICS, "passages": PASSAGES, "runs": "1 Q0 zz 1 1 s"}, 422, "passages"),
         ({"topics": "1 2\tq", "passages": PASSAGES}, 400, "white space"),
         ({"pairs": '{"qid": "1 2", "docid": "a", "query": "q", "passage": "p"}'}, 400, "white space"),
-        ({"pairs": '{"qid": "1"}'}, 400, "lacks"), ({"topics": TOPICS, "passages": PASSAGES, "depth": 0}, 422, "depth"),
+        ({"pairs": '{"qid": "1"}'}, 400, "lacks"),
+        ({"topics": TOPICS, "passages": PASSAGES, "depth": 0}, 422, "depth"),
         ({"topics": TOPICS, "passages": PASSAGES, "model": "oracle"}, 404, "oracle"),
         ({"topics": TOPICS, "passages": PASSAGES, "options": {"template": "nope"}}, 404, "no template"),
         ({"topics": TOPICS, "passages": PASSAGES, "options": {"surprise": 1}}, 422, "options.surprise"),
@@ -212,7 +214,7 @@ def test_batches_are_listed_and_other_tenants_see_none_of_them(stage: Stage) -> 
         ({"topics": TOPICS, "passages": PASSAGES, "budget_cost": 1}, 422, "price"),
         ({"topics": "1\ta\n" * 1, "passages": PASSAGES, "qrels": "1 0 p0"}, 400, "fields"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_batch_is_a_problem_with_a_reason(stage: Stage, body: dict[str, Any], status: int, told: str) -> None:
     answer = stage.post(**body)
     assert (answer.status_code, told in answer.text) == (status, True), answer.text

@@ -53,8 +53,11 @@ def test_the_share_of_invalid_answers_is_told_per_reference_grade() -> None:
 
 
 def test_labels_go_out_and_come_in_again_in_both_forms() -> None:
-    rows = [{"qid": "1", "docid": "a", "grade": 2, "valid": True}, {"qid": "1", "docid": "b", "grade": None,
-             "valid": False}, {"qid": "1", "docid": "c", "error": "gone"}]  # fmt: skip
+    rows = [
+        {"qid": "1", "docid": "a", "grade": 2, "valid": True},
+        {"qid": "1", "docid": "b", "grade": None, "valid": False},
+        {"qid": "1", "docid": "c", "error": "gone"},
+    ]
     assert parse_labels(written(rows, "qrels"), "x").labels == {("1", "a"): 2}
     found = parse_labels(written(rows, "jsonl"), "x")
     assert (found.labels, found.invalid) == ({("1", "a"): 2}, [("1", "b")])
@@ -62,10 +65,17 @@ def test_labels_go_out_and_come_in_again_in_both_forms() -> None:
     assert set(FORMS) == {"qrels", "jsonl", "csv"}
 
 
-@pytest.mark.parametrize("text", [
-    '{"qid": "1"}', '{"qid": "1", "docid": "a", "grade": 1.5}', "{]", '{"qid": "1", "docid": "a", "grade": true}',
-    '{"qid": 1, "docid": "a", "grade": 1}\n{"qid": 1, "docid": "a", "grade": 2}', '{"a": 1}\n[1]',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"qid": "1"}',
+        '{"qid": "1", "docid": "a", "grade": 1.5}',
+        "{]",
+        '{"qid": "1", "docid": "a", "grade": true}',
+        '{"qid": 1, "docid": "a", "grade": 1}\n{"qid": 1, "docid": "a", "grade": 2}',
+        '{"a": 1}\n[1]',
+    ],
+)
 def test_broken_json_lines_are_named_by_their_number(text: str) -> None:
     with pytest.raises(Malformed, match=r"Line [12] of judge"):
         parse_labels(text, "judge")
@@ -77,9 +87,12 @@ def test_over_http_bias_invalid_shares_and_disagreements_come_with_the_agreement
         for q, d in MINI.labels
     )
     body = {
-        "reference": qrels_text(MINI.labels), "judge": judge, "draws": 50,
-        "topics": (MINI.folder / "topics.tsv").read_text(), "passages": (MINI.folder / "passages.jsonl").read_text(),
-    }  # fmt: skip
+        "reference": qrels_text(MINI.labels),
+        "judge": judge,
+        "draws": 50,
+        "topics": (MINI.folder / "topics.tsv").read_text(),
+        "passages": (MINI.folder / "passages.jsonl").read_text(),
+    }
     with TestClient(build("relevance-judge", routers=[router], servables={}, settings=Settings(_env_file=None))) as c:
         found = c.post("/v1/judge/agreement", json=body).json()
         runs = "1 Q0 m01-1 0 2 ours\n1 Q0 m01-4 0 1 ours\n1 Q0 m01-1 0 1 theirs\n1 Q0 m01-4 0 2 theirs\n"

@@ -106,10 +106,15 @@ def test_a_member_without_a_signal_makes_the_sum_invalid_and_not_smaller() -> No
     assert (found.grade, found.valid, found.reason) == (None, False, "no_signal")
 
 
-@pytest.mark.parametrize(("members", "error"), [
-    (["oracle"], NotFound), (["ensemble"], NotFound), ([{"weight": 1}], InvalidOption),
-    (["log-odds/direct"], InvalidOption),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("members", "error"),
+    [
+        (["oracle"], NotFound),
+        (["ensemble"], NotFound),
+        ([{"weight": 1}], InvalidOption),
+        (["log-odds/direct"], InvalidOption),
+    ],
+)
 def test_members_that_can_not_vote_are_refused(ensemble: Ensemble, members: list[Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         _one(ensemble, members=members)
@@ -173,12 +178,15 @@ def test_one_calibration_serves_thirty_two_requests_at_once_and_no_request_sees_
     judge = LogOdds(FakeModel(first=DIGITS).endpoint())
     cuts = fit([0.5, 1.5, 2.5] * 10, [0, 1, 3] * 10, list(range(30)))
     requests = [
-        JudgeIn.model_validate({
-            "pairs": [{"query": f"q{n}", "passage": f"p{n}-{m}"} for m in range(n % 3 + 1)],
-            "calibration": cuts.model_dump() if n % 2 else None, "price": float(n),
-        })
+        JudgeIn.model_validate(
+            {
+                "pairs": [{"query": f"q{n}", "passage": f"p{n}-{m}"} for m in range(n % 3 + 1)],
+                "calibration": cuts.model_dump() if n % 2 else None,
+                "price": float(n),
+            }
+        )
         for n in range(32)
-    ]  # fmt: skip
+    ]
     answers = judge.predict(requests, CallContext())
     for n, answer in enumerate(answers):
         assert isinstance(answer, JudgeOut)

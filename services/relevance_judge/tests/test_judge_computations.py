@@ -115,7 +115,7 @@ def test_a_calibration_is_fitted_and_names_what_it_belongs_to(client: TestClient
         ("calibrations", {"signals": [1], "grades": [9], "queries": ["a"]}, 422, "outside"),
         ("templates/nope/render", {"query": "q", "passage": "p"}, 404, "no template"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_a_problem_with_a_reason(
     client: TestClient, path: str, body: dict[str, Any], status: int, told: str
 ) -> None:

@@ -72,14 +72,16 @@ def test_the_example_of_each_judge_can_be_sent_as_it_is(client: TestClient) -> N
 @pytest.mark.parametrize(
     ("body", "status", "field"),
     [
-        ({}, 422, None), ({"pairs": [{"query": "q"}]}, 422, "pairs"), ({"pairs": 3}, 422, "pairs"),
+        ({}, 422, None),
+        ({"pairs": [{"query": "q"}]}, 422, "pairs"),
+        ({"pairs": 3}, 422, "pairs"),
         ({"query": "q", "passages": ["p"], "template": "nope"}, 404, "template"),
         ({"query": "q", "passages": ["p"], "template": "yes-no"}, 422, "template"),
         ({"query": "q", "passages": ["p"], "surprise": 1}, 422, "surprise"),
         ({"query": "q", "passages": ["p"], "model": "log-odds"}, 422, "llm"),
         ({"query": "q", "passages": ["p"], "model": "oracle"}, 404, "model"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_request_is_a_problem_that_names_its_field(
     client: TestClient, body: dict[str, Any], status: int, field: str | None
 ) -> None:

@@ -222,10 +222,16 @@ def test_an_ensemble_shows_its_votes_and_leaves_invalid_ones_out() -> None:
     assert (verdict.grade, verdict.valid, verdict.reason) == (None, False, "no_valid_vote")
 
 
-@pytest.mark.parametrize(("options", "grade"), [
-    ({"combine": "average"}, 2), ({"combine": "average", "rounding": "half_even"}, 2),
-    ({"combine": "median"}, 2), ({"tie": "min"}, 1), ({"tie": "max"}, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "grade"),
+    [
+        ({"combine": "average"}, 2),
+        ({"combine": "average", "rounding": "half_even"}, 2),
+        ({"combine": "median"}, 2),
+        ({"tie": "min"}, 1),
+        ({"tie": "max"}, 2),
+    ],
+)
 def test_the_rule_that_combines_votes_is_the_callers(options: dict[str, str], grade: int) -> None:
     model = FakeModel(lambda body: "1" if "M, how well" in str(body) else "2")
     (verdict,) = _one(Ensemble(model.endpoint()), members=["direct", "aspects"], **options).results
@@ -247,11 +253,17 @@ def test_an_endpoint_that_nobody_serves_is_not_ready() -> None:
         _one(PromptedGrade(Endpoint("http://127.0.0.1:9")))
 
 
-@pytest.mark.parametrize(("status", "body", "kind"), [
-    (401, {"error": {"message": "no key"}}, NotReady), (500, {}, NotReady),
-    (404, {"error": {"message": "no model"}}, NotFound),
-    (422, {"detail": "bad"}, InvalidOption), (200, {"choices": []}, FoveaError), (200, [], FoveaError),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (401, {"error": {"message": "no key"}}, NotReady),
+        (500, {}, NotReady),
+        (404, {"error": {"message": "no model"}}, NotFound),
+        (422, {"detail": "bad"}, InvalidOption),
+        (200, {"choices": []}, FoveaError),
+        (200, [], FoveaError),
+    ],
+)
 def test_what_the_endpoint_refuses_is_an_error_of_ours(status: int, body: Any, kind: type[FoveaError]) -> None:
     transport = httpx2.MockTransport(lambda _: httpx2.Response(status, json=body))
     with pytest.raises(kind):
@@ -282,10 +294,19 @@ def test_one_query_with_passages_and_candidates_is_the_same_as_pairs() -> None:
 
 @pytest.mark.parametrize(
     "broken",
-    [{}, {"pairs": []}, {"query": "q"}, {"query": "q", "passages": [{"doc": {}}]}, {"query": "q", "passages": "abc"},
-     {"pairs": [PAIR], "query": "q"}, {"pairs": [{"query": "", "passage": "p"}]}, {"pairs": [PAIR] * 257},
-     {"pairs": [PAIR], "impute": 4}, {"pairs": [PAIR], "what": 1}],
-)  # fmt: skip
+    [
+        {},
+        {"pairs": []},
+        {"query": "q"},
+        {"query": "q", "passages": [{"doc": {}}]},
+        {"query": "q", "passages": "abc"},
+        {"pairs": [PAIR], "query": "q"},
+        {"pairs": [{"query": "", "passage": "p"}]},
+        {"pairs": [PAIR] * 257},
+        {"pairs": [PAIR], "impute": 4},
+        {"pairs": [PAIR], "what": 1},
+    ],
+)
 def test_a_broken_request_is_refused(broken: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         JudgeIn.model_validate(broken)

@@ -33,9 +33,11 @@ MINI = mini()
 FIRST, SECOND = qrels_text(MINI.labels), qrels_text(MINI.second)
 DIGITS = {"0": -3.0, "1": -2.0, "2": -0.5, "3": -1.5}
 TRAINING: dict[str, Any] = {
-    "signals": [0.1, 0.9, 1.9, 2.9] * 6, "grades": [0, 1, 2, 3] * 6, "queries": [str(n // 4) for n in range(24)],
+    "signals": [0.1, 0.9, 1.9, 2.9] * 6,
+    "grades": [0, 1, 2, 3] * 6,
+    "queries": [str(n // 4) for n in range(24)],
     "pairs": [f"{n // 4} p{n}" for n in range(24)],
-}  # fmt: skip
+}
 
 
 def _kind(judge: type[Any], model: FakeModel) -> type[Any]:
@@ -98,16 +100,26 @@ def test_warnings_of_a_kept_calibration_reach_every_answer(client: TestClient) -
 
 @pytest.mark.parametrize(
     ("path", "status"),
-    [("calibrations/nope", 404), ("calibrations/smol.digits@99", 404), ("calibrations/..%2fx", 404),
-     ("leaderboard?name=nope", 404), ("leaderboard?sort=beauty", 422)],
-)  # fmt: skip
+    [
+        ("calibrations/nope", 404),
+        ("calibrations/smol.digits@99", 404),
+        ("calibrations/..%2fx", 404),
+        ("leaderboard?name=nope", 404),
+        ("leaderboard?sort=beauty", 422),
+    ],
+)
 def test_what_is_not_kept_is_not_found(client: TestClient, path: str, status: int) -> None:
     assert client.get(f"/v1/judge/{path}").status_code == status
 
 
-@pytest.mark.parametrize("body", [
-    {**TRAINING, "name": "Not A Name"}, {**TRAINING, "pairs": ["one"]}, {**TRAINING, "name": "../up"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [
+        {**TRAINING, "name": "Not A Name"},
+        {**TRAINING, "pairs": ["one"]},
+        {**TRAINING, "name": "../up"},
+    ],
+)
 def test_a_calibration_that_makes_no_sense_is_refused(client: TestClient, body: dict[str, Any]) -> None:
     assert client.post("/v1/judge/calibrations", json=body).status_code == 422
 
@@ -141,10 +153,11 @@ def _board_body(**more: Any) -> dict[str, Any]:
     runs += "".join(f"{q} Q0 {p} 0 {grade} ideal\n" for (q, p), grade in MINI.labels.items())
     turned = qrels_text({pair: 3 - grade for pair, grade in MINI.labels.items()})
     judges = [
-        {"judge": "turned", "labels": turned}, {"judge": "second pass", "labels": SECOND, "template": "by hand"},
+        {"judge": "turned", "labels": turned},
+        {"judge": "second pass", "labels": SECOND, "template": "by hand"},
         {"judge": "one grade", "labels": qrels_text(dict.fromkeys(MINI.labels, 1))},
         {"judge": "one query", "labels": "1 0 m01-1 3\n1 0 m01-2 0\n"},
-    ]  # fmt: skip
+    ]
     return {"reference": FIRST, "judges": judges, "runs": runs, "draws": 200, **more}
 
 

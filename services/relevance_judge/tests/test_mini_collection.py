@@ -83,8 +83,13 @@ def test_word_overlap_orders_two_thirds_of_the_pairs_as_in_an_ordinary_collectio
 
 def test_words_are_letters_and_digits_in_any_script_without_function_words_and_plural_s() -> None:
     assert words("What is the Größe_2 of naïve vaccines, glass or gas?") == [
-        "grösse", "2", "naïve", "vaccine", "glass", "gas",
-    ]  # fmt: skip
+        "grösse",
+        "2",
+        "naïve",
+        "vaccine",
+        "glass",
+        "gas",
+    ]
 
 
 def test_bm25_prefers_rare_words_repeated_words_and_short_passages() -> None:

@@ -68,9 +68,18 @@ def test_the_scale_is_an_argument() -> None:
 
 @pytest.mark.parametrize(
     "hostile",
-    ["{" * 100_000, '{"a":' * 20_000, "##final score" * 8_000, "score " * 17_000, "<think>" * 15_000, " " * 100_000,
-     "1" * 100_000, "(" * 100_000, "score:" + " " * 99_000 + "x"],
-)  # fmt: skip
+    [
+        "{" * 100_000,
+        '{"a":' * 20_000,
+        "##final score" * 8_000,
+        "score " * 17_000,
+        "<think>" * 15_000,
+        " " * 100_000,
+        "1" * 100_000,
+        "(" * 100_000,
+        "score:" + " " * 99_000 + "x",
+    ],
+)
 def test_a_hundred_kilobytes_of_anything_take_well_under_a_second(hostile: str) -> None:
     begun = time.process_time()
     parse(hostile)

@@ -114,10 +114,15 @@ def _ready(url: str) -> bool:
 
 def _verdicts(judge: Judge, template: str) -> dict[tuple[str, str], Any]:
     pairs = [pair for pair in MINI.labels if pair[0] in QUERIES]
-    request = JudgeIn.model_validate({
-        "pairs": [{"query": MINI.topics[q], "passage": MINI.passages[d]} for q, d in pairs], "template": template,
-        "seed": 1, "retries": 0, "llm": "smollm2-135m-instruct",
-    })  # fmt: skip
+    request = JudgeIn.model_validate(
+        {
+            "pairs": [{"query": MINI.topics[q], "passage": MINI.passages[d]} for q, d in pairs],
+            "template": template,
+            "seed": 1,
+            "retries": 0,
+            "llm": "smollm2-135m-instruct",
+        }
+    )
     (answer,) = judge.predict([request], CallContext())
     assert isinstance(answer, JudgeOut), answer
     return dict(zip(pairs, answer.results, strict=True))

@@ -87,8 +87,12 @@ def test_the_few_shot_template_shares_a_prefix_of_four_hundred_words_or_more() -
 def test_words_are_read_by_the_templates_map_and_numbers_still_by_the_parser() -> None:
     one = template("words")
     assert [one.read(text).grade for text in ("Perfect.", "related", "Grade: **useful**", "irrelevant\n", "2")] == [
-        3, 1, 2, 0, 2,
-    ]  # fmt: skip
+        3,
+        1,
+        2,
+        0,
+        2,
+    ]
     assert one.read("It is not perfect at all").grade is None
     assert template("direct").read("perfect").grade is None
 

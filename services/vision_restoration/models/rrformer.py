@@ -29,7 +29,9 @@ class RRFormerRestorer(PictureRestorer):
         summary="Takes reflections of a window pane out of a photograph of any size, in exact tiles.",
         paper=Paper(
             title="Benchmarking Ultra-High-Definition Image Reflection Removal",
-            venue="arXiv", year=2023, url="https://arxiv.org/abs/2308.00265",
+            venue="arXiv",
+            year=2023,
+            url="https://arxiv.org/abs/2308.00265",
         ),
         licence="Code and demo weights: Apache-2.0. The authors published neither weights nor a licence.",
         variants=("paper", "released"),
@@ -47,18 +49,26 @@ class RRFormerRestorer(PictureRestorer):
             *_published("ssim", uhd4k=0.971, uhd8k=0.942, cdr=0.815),
         ),
         notes=(
-            ("The weights that come with Fovea are small and were trained on synthetic reflections. They show that the "
-            "machinery works; expect little of them on real panes."),
-            ("Variants: the released code computes the transformer body and then goes on with the body's input, so "
-            "that five sixths of its numbers have no effect. `released` leaves the body out, bit for bit the same; "
-            "`paper` goes on with the body's result. Both read the same checkpoints."),
-            ("What the body is worth: nothing that was measured. After 750 steps on the same seed and data, `released` "
-            "stood at 20.98 dB on the validation pairs and `paper` at 20.86."),
+            (
+                "The weights that come with Fovea are small and were trained on synthetic reflections. They show that the "
+                "machinery works; expect little of them on real panes."
+            ),
+            (
+                "Variants: the released code computes the transformer body and then goes on with the body's input, so "
+                "that five sixths of its numbers have no effect. `released` leaves the body out, bit for bit the same; "
+                "`paper` goes on with the body's result. Both read the same checkpoints."
+            ),
+            (
+                "What the body is worth: nothing that was measured. After 750 steps on the same seed and data, `released` "
+                "stood at 20.98 dB on the validation pairs and `paper` at 20.86."
+            ),
             "Training was stopped by hand after 1,750 of 2,400 steps: the recipe run to its end gives other weights.",
-            ("Tiles begin on a grid of 32 pixels and see 128 pixels beyond their core (96 in `released`): then they "
-            "equal the untiled result. Memory is that of one tile; `memory_mib` chooses its size, `dry_run` tells "
-            "what it takes. A whole picture of 7680×4320 pixels, 405 tiles, took 1,253 MiB above the loaded model."),
+            (
+                "Tiles begin on a grid of 32 pixels and see 128 pixels beyond their core (96 in `released`): then they "
+                "equal the untiled result. Memory is that of one tile; `memory_mib` chooses its size, `dry_run` tells "
+                "what it takes. A whole picture of 7680×4320 pixels, 405 tiles, took 1,253 MiB above the loaded model."
+            ),
             "A photograph without reflections does not come out untouched: see psnr_clean; 35 dB was the aim.",
         ),
         example={},
-    )  # fmt: skip
+    )

@@ -78,9 +78,17 @@ class RRFormer(nn.Module):
     idle: ClassVar[tuple[str, ...]] = (".attn_mask", ".relative_position_index", "swinir_block.conv_last.")
 
     def __init__(
-        self, variant: Variant = "released", levels: Sequence[int] = WIDTHS, features: int = 256, body: int = 240,
-        groups: int = 5, blocks: int = 6, heads: int = 6, *, buffers: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        variant: Variant = "released",
+        levels: Sequence[int] = WIDTHS,
+        features: int = 256,
+        body: int = 240,
+        groups: int = 5,
+        blocks: int = 6,
+        heads: int = 6,
+        *,
+        buffers: bool = True,
+    ) -> None:
         super().__init__()
         if variant not in {"released", "paper"}:
             raise InvalidOption(f"There is no variant {variant!r}.", hint="released or paper.", field="variant")
@@ -149,9 +157,15 @@ class Restorer(nn.Module):
 
 @builder("rrformer")
 def rrformer(
-    variant: Variant = "released", levels: Sequence[int] = WIDTHS, features: int = 256, body: int = 240,
-    groups: int = 5, blocks: int = 6, heads: int = 6, buffers: bool = True,
-) -> RRFormer:  # fmt: skip
+    variant: Variant = "released",
+    levels: Sequence[int] = WIDTHS,
+    features: int = 256,
+    body: int = 240,
+    groups: int = 5,
+    blocks: int = 6,
+    heads: int = 6,
+    buffers: bool = True,
+) -> RRFormer:
     """RRFormer with random weights; the defaults are the official layout (20,355,130 parameters)."""
     return RRFormer(variant, levels, features, body, groups, blocks, heads, buffers=buffers)
 

@@ -169,12 +169,15 @@ class SwinBody(nn.Module):
         last = max(1, groups * blocks - 1)
         drops = [[drop * (group * blocks + index) / last for index in range(blocks)] for group in range(groups)]
         self.layers = nn.ModuleList(
-            Group(channels, [
-                SwinBlock(channels, heads, shift=SHIFT * (index % 2), drop=rate, buffers=buffers)
-                for index, rate in enumerate(rates)
-            ])
+            Group(
+                channels,
+                [
+                    SwinBlock(channels, heads, shift=SHIFT * (index % 2), drop=rate, buffers=buffers)
+                    for index, rate in enumerate(rates)
+                ],
+            )
             for rates in drops
-        )  # fmt: skip
+        )
         self.norm = nn.LayerNorm(channels)
         self.conv_after_body = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv_last = nn.Conv2d(channels, 3, 3, padding=1)  # in checkpoints, and in no use

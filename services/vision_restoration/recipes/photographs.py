@@ -24,13 +24,20 @@ _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 
 PHOTOGRAPHS: Mapping[Split, tuple[str, ...]] = {
     "train": (
-        "skimage/astronaut.png", "skimage/coffee.png", "skimage/rocket.jpg", "skimage/camera.png", "skimage/brick.png",
-        "skimage/gravel.png", "skimage/hubble_deep_field.jpg", "skimage/coins.png", "skimage/retina.jpg",
+        "skimage/astronaut.png",
+        "skimage/coffee.png",
+        "skimage/rocket.jpg",
+        "skimage/camera.png",
+        "skimage/brick.png",
+        "skimage/gravel.png",
+        "skimage/hubble_deep_field.jpg",
+        "skimage/coins.png",
+        "skimage/retina.jpg",
         "sklearn/china.jpg",
     ),
     "valid": ("skimage/motorcycle_left.png", "skimage/moon.png"),
     "test": ("skimage/chelsea.png", "skimage/ihc.png", "skimage/grass.png", "sklearn/flower.jpg"),
-}  # fmt: skip
+}
 """Library and file of each, by split: a photograph is in one split only."""
 
 

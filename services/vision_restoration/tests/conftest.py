@@ -120,10 +120,12 @@ def stored(slim, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     net = slim()
     manifest = Manifest(
-        name="rrformer-restorer", origin="trained", dtype="float32",
+        name="rrformer-restorer",
+        origin="trained",
+        dtype="float32",
         parameters=sum(p.numel() for p in net.parameters()),
         network=NetworkSpec(name="rrformer-restorer", config={**SLIM, "variant": "paper"}),
-    )  # fmt: skip
+    )
     write_weights(folder, {key: tensor.numpy() for key, tensor in net.state_dict().items()}, manifest)
     return folder
 
@@ -144,9 +146,13 @@ def loaded_from(packaged: Path, home: Path, engine: Any = "auto", **options: str
 
         folder = packaged
         card = Card(
-            name="small", task="restore", summary="A test.", licence="none", variants=("paper", "released"),
+            name="small",
+            task="restore",
+            summary="A test.",
+            licence="none",
+            variants=("paper", "released"),
             paper=Paper(title="None", venue="none", year=2023),
-        )  # fmt: skip
+        )
 
     place = LoadContext(cache=home / "cache", weights=home / "weights", threads=1, engine=engine, options=options)
     return Small.load(place)

@@ -38,9 +38,15 @@ def test_equal_pictures_are_infinitely_alike():
 def test_ssim_equals_an_independent_implementation():
     first, second = pictures()
     full = structural_similarity(
-        first, second, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255,
+        first,
+        second,
+        channel_axis=2,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=255,
         full=True,
-    )[1]  # fmt: skip
+    )[1]
     assert ssim(first, second) == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-7)
 
 

@@ -92,8 +92,11 @@ def test_a_list_has_one_result_or_problem_per_picture(client):
 
 @pytest.mark.parametrize("picture", ["comparison", "restored"])
 def test_accept_gives_a_picture(client, picture):
-    reply = client.post(f"/v1/restore?picture={picture}", content=EXAMPLE,
-                        headers={"content-type": "image/jpeg", "accept": "image/webp"})  # fmt: skip
+    reply = client.post(
+        f"/v1/restore?picture={picture}",
+        content=EXAMPLE,
+        headers={"content-type": "image/jpeg", "accept": "image/webp"},
+    )
     assert reply.headers["content-type"] == "image/webp"
     width = np.asarray(Image.open(io.BytesIO(reply.content))).shape[1]
     assert width == (2 * SIZE[0] + 8 if picture == "comparison" else SIZE[0])
@@ -109,9 +112,16 @@ def test_bad_pictures_are_refused_in_words(client, sample):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("tile_core", 100), ("tile_context", 600), ("quality", 0), ("variant", "best"), ("memory_mib", 1),
-     ("format", "gif"), ("no_such_option", 1)],
-)  # fmt: skip
+    [
+        ("tile_core", 100),
+        ("tile_context", 600),
+        ("quality", 0),
+        ("variant", "best"),
+        ("memory_mib", 1),
+        ("format", "gif"),
+        ("no_such_option", 1),
+    ],
+)
 def test_options_out_of_range_are_refused_by_name(client, option, value):
     reply = client.post("/v1/restore", json={"image": text(EXAMPLE), option: value})
     assert (reply.status_code, reply.json()["field"]) == (422, option)

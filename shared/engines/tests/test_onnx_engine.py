@@ -111,8 +111,14 @@ def test_graph_is_read_from_a_file(tmp_path):
 
 
 def test_threads_share_an_engine():
-    engine = OnnxEngine(graph([("MatMul", ["a", "b"], ["y"])], {"a": ("FP32", ["n", 64]), "b": ("FP32", [64, 64])},
-                              {"y": ("FP32", ["n", 64])}), threads=1)  # fmt: skip
+    engine = OnnxEngine(
+        graph(
+            [("MatMul", ["a", "b"], ["y"])],
+            {"a": ("FP32", ["n", 64]), "b": ("FP32", [64, 64])},
+            {"y": ("FP32", ["n", 64])},
+        ),
+        threads=1,
+    )
     rng = np.random.default_rng(3)
     b = rng.standard_normal((64, 64)).astype(np.float32)
     jobs = [rng.standard_normal((1 + i % 5, 64)).astype(np.float32) for i in range(64)]

@@ -131,9 +131,17 @@ def test_bfloat16_survives_to_the_last_bit(opened):
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(400, BadInput), (401, Unauthenticated), (404, NotFound), (413, TooLarge), (429, RateLimited),
-     (500, Fault), (503, NotReady), (504, DeadlineExceeded)],
-)  # fmt: skip
+    [
+        (400, BadInput),
+        (401, Unauthenticated),
+        (404, NotFound),
+        (413, TooLarge),
+        (429, RateLimited),
+        (500, Fault),
+        (503, NotReady),
+        (504, DeadlineExceeded),
+    ],
+)
 def test_status_of_the_server_becomes_our_error(opened, status, kind):
     with pytest.raises(kind) as caught:
         opened(f"status-{status}").run({"x": X})
@@ -143,9 +151,16 @@ def test_status_of_the_server_becomes_our_error(opened, status, kind):
 
 @pytest.mark.parametrize(
     ("code", "status"),
-    [("INVALID_ARGUMENT", 400), ("NOT_FOUND", 404), ("UNAVAILABLE", 503), ("DEADLINE_EXCEEDED", 504),
-     ("RESOURCE_EXHAUSTED", 429), ("INTERNAL", 500), ("UNKNOWN", 500)],
-)  # fmt: skip
+    [
+        ("INVALID_ARGUMENT", 400),
+        ("NOT_FOUND", 404),
+        ("UNAVAILABLE", 503),
+        ("DEADLINE_EXCEEDED", 504),
+        ("RESOURCE_EXHAUSTED", 429),
+        ("INTERNAL", 500),
+        ("UNKNOWN", 500),
+    ],
+)
 def test_grpc_code_becomes_our_error(code, status):
     assert _fault(InferenceServerException("why", status=f"StatusCode.{code}")).status == status
 

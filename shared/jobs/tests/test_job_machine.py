@@ -242,11 +242,12 @@ def test_the_queue_agrees_with_the_model(redis_server: RedisServer, job_settings
             run_state_machine_as_test(
                 lambda: Machine(redis_server.url, chosen),
                 settings=settings(
-                    max_examples=25, stateful_step_count=30, deadline=None,
+                    max_examples=25,
+                    stateful_step_count=30,
+                    deadline=None,
                     phases=[Phase.reuse, Phase.generate],  # shrinking takes minutes here, and thirty steps can be read
-
                     suppress_health_check=[HealthCheck.too_slow],
                 ),
-            )  # fmt: skip
+            )
         finally:
             client.config_set("appendfsync", "always")

@@ -62,10 +62,13 @@ def test_a_fingerprint_tells_different_requests_apart(change: dict[str, object])
 @pytest.mark.parametrize(
     ("outcome", "status"),
     [
-        (Result(404, "", b""), 404), (InvalidOption("x"), 422), (ValueError("x"), 500),
-        (asyncio.CancelledError(), 499), (Cancelled("x"), 499),
+        (Result(404, "", b""), 404),
+        (InvalidOption("x"), 422),
+        (ValueError("x"), 500),
+        (asyncio.CancelledError(), 499),
+        (Cancelled("x"), 499),
     ],
-)  # fmt: skip
+)
 def test_every_outcome_has_a_status(outcome: Result | BaseException, status: int) -> None:
     assert codec.status_of(outcome) == status
 
@@ -99,12 +102,18 @@ def test_the_words_of_our_own_failures_are_not_shown() -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        gone.ConnectionError("x"), gone.TimeoutError("x"), gone.BusyLoadingError("x"), ConnectionResetError("x"),
-        gone.ReadOnlyError("x"), gone.OutOfMemoryError("x"), gone.ResponseError("MISCONF Redis is configured …"),
-        gone.ResponseError("NOREPLICAS Not enough"), gone.AuthenticationError("x"),
+        gone.ConnectionError("x"),
+        gone.TimeoutError("x"),
+        gone.BusyLoadingError("x"),
+        ConnectionResetError("x"),
+        gone.ReadOnlyError("x"),
+        gone.OutOfMemoryError("x"),
+        gone.ResponseError("MISCONF Redis is configured …"),
+        gone.ResponseError("NOREPLICAS Not enough"),
+        gone.AuthenticationError("x"),
     ],
     ids=lambda error: type(error).__name__,
-)  # fmt: skip
+)
 def test_an_absent_redis_is_not_ready(error: Exception) -> None:
     with pytest.raises(NotReady), translate_redis_errors():
         raise error

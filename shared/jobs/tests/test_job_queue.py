@@ -380,8 +380,11 @@ async def test_events_tell_every_step_and_end_with_the_final_state(
     await inbox.succeed(delivery, DONE)
     await asyncio.wait_for(following, 5)
     assert seen == [
-        ("queued", 0.0, None), ("running", 0.0, None), ("running", 0.5, "half"), ("succeeded", 1.0, None),
-    ]  # fmt: skip
+        ("queued", 0.0, None),
+        ("running", 0.0, None),
+        ("running", 0.5, "half"),
+        ("succeeded", 1.0, None),
+    ]
 
 
 async def test_events_of_a_finished_job_are_its_final_state(queue: RedisJobQueue, payload: Payload) -> None:
@@ -409,10 +412,17 @@ async def test_every_method_raises_not_ready_while_redis_is_away(job_settings: S
     queue = RedisJobQueue("redis://127.0.0.1:1", job_settings)
     some = "0" * 32
     calls = [
-        queue.submit(payload), queue.get(some, "ann"), queue.recent("ann"), queue.result(some, "ann"),
-        queue.cancel(some, "ann"), queue.retry(some, "ann"), anext(queue.events(some, "ann")), queue.depth("svc"),
-        queue.dead("ann"), queue.workers("svc"),
-    ]  # fmt: skip
+        queue.submit(payload),
+        queue.get(some, "ann"),
+        queue.recent("ann"),
+        queue.result(some, "ann"),
+        queue.cancel(some, "ann"),
+        queue.retry(some, "ann"),
+        anext(queue.events(some, "ann")),
+        queue.depth("svc"),
+        queue.dead("ann"),
+        queue.workers("svc"),
+    ]
     for answer in await asyncio.gather(*calls, return_exceptions=True):
         assert isinstance(answer, NotReady)
         assert answer.retry_after

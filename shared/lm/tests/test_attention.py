@@ -14,9 +14,13 @@ from shared.lm.cache import KVCache
 from shared.lm.config import DecoderConfig
 
 SHAPES = st.tuples(
-    st.integers(1, 3), st.integers(1, 9), st.integers(0, 12), st.integers(1, 3), st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(0, 12),
+    st.integers(1, 3),
+    st.integers(1, 3),
     st.sampled_from([2, 6, 16]),
-)  # fmt: skip
+)
 
 
 def inputs(B, T, past, G, R, d, dtype=torch.float64):

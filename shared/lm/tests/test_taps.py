@@ -209,9 +209,7 @@ def test_captures_belong_to_the_caller(golden):
 
 
 def test_half_precision_captures_are_widened():
-    model = llama(
-        vocab=16, width=8, layers=2, heads=2, kv_heads=1, hidden=8, positions=16, tied=True
-    ).half()  # fmt: skip
+    model = llama(vocab=16, width=8, layers=2, heads=2, kv_heads=1, hidden=8, positions=16, tied=True).half()
     t = trace(model, torch.tensor([[1, 2, 3]]), capture=["resid_post.1", "pattern.0"])
     assert t["resid_post.1"].dtype == t["pattern.0"].dtype == torch.float32
 

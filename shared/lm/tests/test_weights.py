@@ -30,9 +30,17 @@ def llama(**facts):
     torch.manual_seed(0)
     build = builders.qwen2 if facts.pop("biased", False) else builders.llama
     model = build(
-        vocab=40, width=32, layers=2, heads=4, kv_heads=2,
-        hidden=64, positions=64, rope_theta=500.0, norm_eps=1e-6, **{"tied": True} | facts,
-    ).eval()  # fmt: skip
+        vocab=40,
+        width=32,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        hidden=64,
+        positions=64,
+        rope_theta=500.0,
+        norm_eps=1e-6,
+        **{"tied": True} | facts,
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape))
@@ -228,10 +236,16 @@ def write_gguf(file, model, *, arch="llama", pre="smollm", kind="gpt2", tensors=
 
 def gguf_tensors(model, arch):
     names = {
-        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    }  # fmt: skip
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }
     whole = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
     found = {}
     for key, tensor in model.state_dict().items():
@@ -290,7 +304,7 @@ def test_the_tokenizer_of_a_gguf_file_comes_along(tmp_path):
         ({"llama__rope__scaling__type": "yarn"}, "yarn"),
         ({"tensors": {"token_embd.weight": np.zeros((40, 32), "f4"), "blk.0.odd.weight": np.zeros(4, "f4")}}, "odd"),
     ],
-)  # fmt: skip
+)
 def test_gguf_files_we_do_not_read_are_refused(tmp_path, change, says):
     write_gguf(tmp_path / "m.gguf", llama(), **change)
     with pytest.raises(UnsupportedMedia, match=says):
@@ -315,9 +329,12 @@ def test_smollm2_equals_transformers_reading_of_the_same_gguf(tmp_path):
     folder = unpack(file, tmp_path)
     ids = Tokenizer.from_folder(folder).encode("The capital of France is Paris, and 2 + 2 = 4.\n\n def f(x):" * 8)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, attn_implementation="eager",
+        file.parent,
+        gguf_file=file.name,
+        dtype=torch.float32,
+        attn_implementation="eager",
         quantization_config=transformers.GgufConfig(dequantize=True),
-    ).eval()  # fmt: skip
+    ).eval()
     known, ours, text = model(torch.tensor([ids])).logits, load_decoder(folder), torch.tensor([ids])
     assert float((ours(text) - known).abs().max()) < 1e-3
     cache = ours.new_cache()

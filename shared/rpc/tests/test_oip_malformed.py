@@ -68,7 +68,9 @@ BAD_JSON: dict[str, tuple[Any, bytes | None, str]] = {
     "nested too deep": (request({**X, "data": [[1], [2]]}), None, "'x'"),
     "same name twice": (request({**X, "data": [1, 2]}, {**X, "data": [1, 2]}), None, "'x' comes twice"),
     "same output twice": (
-        request({**X, "data": [1, 2]}, outputs=[{"name": "y"}, {"name": "y"}]), None, "'y' comes twice",
+        request({**X, "data": [1, 2]}, outputs=[{"name": "y"}, {"name": "y"}]),
+        None,
+        "'y' comes twice",
     ),
     "size without header": (request(RAW), None, "'x'.*Inference-Header-Content-Length is missing"),
     "data and size": (request({**RAW, "data": [1, 2]}), bytes(8), "'x' has both"),
@@ -85,18 +87,22 @@ BAD_JSON: dict[str, tuple[Any, bytes | None, str]] = {
     "shared memory": (request({**X, "parameters": {"shared_memory_region": "r"}}), None, "'x'.*shared memory"),
     "classification": (
         request({**X, "data": [1, 2]}, outputs=[{"name": "y", "parameters": {"classification": 3}}]),
-        None, "'y'.*classification",
+        None,
+        "'y'.*classification",
     ),
     "sequence": (request({**X, "data": [1, 2]}, parameters={"sequence_id": 7}), None, "Sequences"),
     "binary_data of text": (
         request({**X, "data": [1, 2]}, outputs=[{"name": "y", "parameters": {"binary_data": "yes"}}]),
-        None, "'binary_data' of 'y'",
+        None,
+        "'binary_data' of 'y'",
     ),
     "binary_data_output of 1": (
-        request({**X, "data": [1, 2]}, parameters={"binary_data_output": 1}), None, "'binary_data_output'",
+        request({**X, "data": [1, 2]}, parameters={"binary_data_output": 1}),
+        None,
+        "'binary_data_output'",
     ),
     "id a number": (request({**X, "data": [1, 2]}, id=7), None, "id: "),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("head", "raw", "told"), BAD_JSON.values(), ids=BAD_JSON.keys())
@@ -143,8 +149,9 @@ def test_outputs_travel_as_they_are_asked_for() -> None:
 
     head = json.loads(body.joined()[: body.header_length])
     assert [(o["name"], "data" in o, "parameters" in o) for o in head["outputs"]] == [
-        ("a", True, False), ("b", False, True),
-    ]  # fmt: skip
+        ("a", True, False),
+        ("b", False, True),
+    ]
     assert list(oip_json.decode_answer(body.joined(), body.header_length).outputs) == ["a", "b"]
 
 
@@ -211,10 +218,11 @@ BAD_MESSAGES = {
     "typed NaN": (message(contents=contents(fp32_contents=[1, np.nan])), "'x'.*NaN"),
     "typed out of range": (message(datatype="INT8", contents=contents(int_contents=[1, 200])), "'x'.*out of range"),
     "shared memory": (
-        message(parameters={"shared_memory_region": pb.InferParameter(string_param="r")}), "'x'.*shared memory",
+        message(parameters={"shared_memory_region": pb.InferParameter(string_param="r")}),
+        "'x'.*shared memory",
     ),
     "no name": (message([bytes(8)], name=""), "no name"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("bad", "told"), BAD_MESSAGES.values(), ids=BAD_MESSAGES.keys())

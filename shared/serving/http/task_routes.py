@@ -44,10 +44,15 @@ def router(host: Host) -> APIRouter:
     for task in host.tasks():
         if task not in _PROTOCOLS:
             routes.add_api_route(
-                f"/v1/{task}", _endpoint(host, task), methods=["POST"], name=task, operation_id=task,
-                openapi_extra=openapi_routes.operation(host, task), response_class=Response,
+                f"/v1/{task}",
+                _endpoint(host, task),
+                methods=["POST"],
+                name=task,
+                operation_id=task,
+                openapi_extra=openapi_routes.operation(host, task),
+                response_class=Response,
                 responses=openapi_routes.responses(host, task),
-            )  # fmt: skip
+            )
     return routes
 
 

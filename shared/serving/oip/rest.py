@@ -80,9 +80,7 @@ _ERROR: Final[dict[str, Any]] = {
     "content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}},
 }
 
-router = APIRouter(
-    prefix="/v2", tags=["open inference"], route_class=_Direct, responses={"4XX": _ERROR, "5XX": _ERROR}
-)  # fmt: skip
+router = APIRouter(prefix="/v2", tags=["open inference"], route_class=_Direct, responses={"4XX": _ERROR, "5XX": _ERROR})
 
 
 # The first route that matches wins: inference comes first because it comes often, and longer paths before shorter ones

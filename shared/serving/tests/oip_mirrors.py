@@ -42,7 +42,7 @@ class MirrorEngine:
         self.outputs = (
             TensorSpec(name="out", datatype=datatype, shape=axes),
             TensorSpec(name="size", datatype="INT64", shape=(-1,)),
-        )  # fmt: skip
+        )
         self.deed = deed
         self.runs: list[tuple[int, ...]] = []
 
@@ -64,9 +64,14 @@ def mirror(
 
     class Mirror(Servable[Nothing, Nothing]):
         card = Card(
-            name=name, task="echo", summary="Mirrors.", paper=PAPER, licence="Apache-2.0", version="3",
+            name=name,
+            task="echo",
+            summary="Mirrors.",
+            paper=PAPER,
+            licence="Apache-2.0",
+            version="3",
             limits=Limits(max_batch=64),
-        )  # fmt: skip
+        )
         In, Out = Nothing, Nothing
 
         def __init__(self) -> None:

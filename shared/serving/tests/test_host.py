@@ -18,7 +18,7 @@ from shared.errors import (
     NotReady,
     QueueFull,
     TooLarge,
-)  # fmt: skip
+)
 from shared.registry import CallContext, LoadContext
 from shared.serving.host import Host
 from shared.serving.tests import toys

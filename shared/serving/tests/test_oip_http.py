@@ -124,10 +124,16 @@ def test_a_header_length_that_is_none_is_refused(length: str, client: TestClient
 
 
 BAD = [
-    b"", b"\x89PNG", b"[" * 10**5, b'{"inputs": [NaN]}', b"null", b'{"inputs": []}', b'{"inputs": [{}]}',
+    b"",
+    b"\x89PNG",
+    b"[" * 10**5,
+    b'{"inputs": [NaN]}',
+    b"null",
+    b'{"inputs": []}',
+    b'{"inputs": [{}]}',
     json.dumps({"inputs": [{**ONE["inputs"][0], "shape": [-1, 2]}]}).encode(),
     json.dumps({**ONE, "outputs": [{"name": "heat"}]}).encode(),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("body", BAD)
@@ -207,9 +213,11 @@ def test_a_deadline_that_passes_is_a_504(client: TestClient) -> None:
 def test_stages_and_requests_are_counted_under_the_model(client: TestClient) -> None:
     def count(metric: Any, suffix: str, **labels: str) -> float:
         return sum(
-            s.value for f in metric.collect() for s in f.samples
+            s.value
+            for f in metric.collect()
+            for s in f.samples
             if s.name.endswith(suffix) and labels.items() <= s.labels.items()
-        )  # fmt: skip
+        )
 
     def counts() -> list[float]:
         mine = {"service": "mirrors", "model": "mirror/fp32"}

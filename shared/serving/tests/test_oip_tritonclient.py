@@ -236,11 +236,14 @@ def test_unknown_versions_inputs_and_outputs_are_refused(triton: tuple[Any, Any]
 def test_extensions_that_are_not_offered_answer_with_a_sentence(triton: tuple[Any, Any]) -> None:
     client, _ = triton
     asks = (
-        client.get_system_shared_memory_status, client.get_cuda_shared_memory_status, client.get_trace_settings,
-        client.get_log_settings, lambda: client.get_trace_settings("picture"),
+        client.get_system_shared_memory_status,
+        client.get_cuda_shared_memory_status,
+        client.get_trace_settings,
+        client.get_log_settings,
+        lambda: client.get_trace_settings("picture"),
         lambda: client.register_system_shared_memory("a", "b", 1),
         lambda: client.update_log_settings({"log_info": True}),
-    )  # fmt: skip
+    )
 
     for ask in asks:
         with pytest.raises(InferenceServerException, match="not offered"):
@@ -319,9 +322,11 @@ def test_a_stream_marks_final_answers_when_asked(replica: ReplicaServer) -> None
 def test_bodies_are_compressed_as_the_client_offers(sent: str | None, answered: str | None, http: Any) -> None:
     array = np.zeros((8, 1000), np.float32)
     result = http.infer(
-        "mirror/fp32", feed(triton_http, array), request_compression_algorithm=sent,
+        "mirror/fp32",
+        feed(triton_http, array),
+        request_compression_algorithm=sent,
         response_compression_algorithm=answered,
-    )  # fmt: skip
+    )
 
     np.testing.assert_array_equal(result.as_numpy("out"), array)
 

@@ -44,9 +44,13 @@ class Ticket:
 async def mirror(request: Request) -> Response:
     body = await request.body()
     facts = {
-        "method": request.method, "path": request.url.path, "query": dict(request.query_params),
-        "headers": dict(request.headers), "size": len(body), "job": request.scope["fovea.run"].job,
-    }  # fmt: skip
+        "method": request.method,
+        "path": request.url.path,
+        "query": dict(request.query_params),
+        "headers": dict(request.headers),
+        "size": len(body),
+        "job": request.scope["fovea.run"].job,
+    }
     return JSONResponse(facts, 201, {"x-model": "toy", "connection": "close"})
 
 

@@ -32,9 +32,12 @@ class Product:
         self.port = free_port()
         self.log = folder / "up.log"
         env = environment(
-            FOVEA_SERVICES="detection", FOVEA_DATA_DIR=str(folder / "data"), FOVEA_HTTP_PORT=str(self.port),
-            FOVEA_GRPC_PORT="0", FOVEA_DRAIN_S="2",
-        )  # fmt: skip
+            FOVEA_SERVICES="detection",
+            FOVEA_DATA_DIR=str(folder / "data"),
+            FOVEA_HTTP_PORT=str(self.port),
+            FOVEA_GRPC_PORT="0",
+            FOVEA_DRAIN_S="2",
+        )
         env.pop("FOVEA_REDIS_URL", None)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

@@ -45,9 +45,12 @@ def start(own_redis: RedisServer, tmp_path: Path) -> Iterator[Start]:
     """Starts workers of the toy service."""
     children: list[subprocess.Popen[bytes]] = []
     env = {
-        **os.environ, "FOVEA_REDIS_URL": own_redis.url, "FOVEA_DATA_DIR": str(tmp_path), "FOVEA_DRAIN_S": "0.5",
+        **os.environ,
+        "FOVEA_REDIS_URL": own_redis.url,
+        "FOVEA_DATA_DIR": str(tmp_path),
+        "FOVEA_DRAIN_S": "0.5",
         "FOVEA_JOB_LEASE_S": "2",
-    }  # fmt: skip
+    }
 
     def begin(app: str = "toy_app") -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "shared.serving.worker", "toy", "--app", f"shared.serving.tests.{app}:app"]

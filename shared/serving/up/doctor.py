@@ -63,8 +63,19 @@ def doctor(
 def examine(chosen: Settings) -> list[Diagnosis]:
     """Look at everything."""
     looks: list[Callable[[Settings], list[Diagnosis]]] = [
-        _python, _memory, _ports, _redis, _ray, _compilers, _gpus, _engines, _findings, _rooms, _models, _weights,
-    ]  # fmt: skip
+        _python,
+        _memory,
+        _ports,
+        _redis,
+        _ray,
+        _compilers,
+        _gpus,
+        _engines,
+        _findings,
+        _rooms,
+        _models,
+        _weights,
+    ]
     return [finding for look in looks for finding in _safely(look, chosen)]
 
 

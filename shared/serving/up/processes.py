@@ -48,9 +48,13 @@ class ManagedProcess:
         """Start it in a session of its own, so that Ctrl-C reaches the supervisor alone; returns its pid."""
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env=environment(**self._env), start_new_session=True,
-            )  # fmt: skip
+                *self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment(**self._env),
+                start_new_session=True,
+            )
         return self.process.pid
 
     async def stop(self, grace_s: float) -> None:
@@ -83,8 +87,10 @@ class ProcessGroup:
         self._grace_s = grace_s
         self._all: list[ManagedProcess] = []
         self._guard = subprocess.Popen(  # noqa: S603  # our own interpreter
-            [sys.executable, "-m", reaper.__name__], stdin=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-m", reaper.__name__],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def watch(self, pid: int, *, gone: bool = False) -> None:

@@ -146,9 +146,10 @@ def check_batch_of_requests_equals_its_singles(bench: Bench) -> None:
     pairs = _pairs()
     with bench.before(Oracle()) as judge:
         requests = [
-            bench.request(judge, pairs[:3]), bench.request(judge, pairs[3:4], price=2.0),
+            bench.request(judge, pairs[:3]),
+            bench.request(judge, pairs[3:4], price=2.0),
             bench.request(judge, pairs[5:9], passage_chars=200, seed=2),
-        ]  # fmt: skip
+        ]
         alone = [_judged(judge, request) for request in requests]
         for order in ((2, 0, 1), (1, 2, 0)):
             together = judge.predict([requests[place] for place in order], CallContext())
@@ -162,10 +163,12 @@ def check_nothing_is_kept_between_requests(bench: Bench) -> None:
     with bench.before(Oracle()) as judge:
         first = bench.request(judge, pairs[:4])
         others = [
-            bench.request(judge, pairs[4:6]), bench.request(judge, pairs[:4], seed=9),
+            bench.request(judge, pairs[4:6]),
+            bench.request(judge, pairs[:4], seed=9),
             bench.request(judge, pairs[:1], passage_chars=200, retries=0, impute=3, rationale=True, price=1.0),
-            bench.request(judge, [(pairs[0][0], pairs[1][1] * 200)]), bench.request(judge, pairs[:2], llm="other"),
-        ]  # fmt: skip
+            bench.request(judge, [(pairs[0][0], pairs[1][1] * 200)]),
+            bench.request(judge, pairs[:2], llm="other"),
+        ]
         answer = _judged(judge, first)
         known = [_judged(judge, other) for other in others]
         refused_by(lambda: judge.predict([bench.request(judge, pairs[:1], calibration="nobody's")], CallContext()))

@@ -32,8 +32,15 @@ _CONTEXTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
 }  # fmt: skip
 
 _FOUND_NOTHING = {
-    "model": "m", "version": "1", "engine": "onnx", "width": 9, "height": 9, "detections": [], "counts": {}, "times": {}
-}  # fmt: skip
+    "model": "m",
+    "version": "1",
+    "engine": "onnx",
+    "width": 9,
+    "height": 9,
+    "detections": [],
+    "counts": {},
+    "times": {},
+}
 
 _VALUES: Mapping[tuple[str, str], Sequence[Any]] = {
     ("chat", "logit_bias"): [{3: 100.0}, {65: 100.0}],
@@ -62,8 +69,10 @@ FREE: Mapping[tuple[str, str], str] = {
 
 def situations(task: str) -> list[dict[str, Any]]:
     """Changes to an example of a task, beside the example itself."""
-    return [{name: _noise() if value == "noise" else value for name, value in change.items()}
-            for change in _CONTEXTS.get(task, ())]  # fmt: skip
+    return [
+        {name: _noise() if value == "noise" else value for name, value in change.items()}
+        for change in _CONTEXTS.get(task, ())
+    ]
 
 
 def told_values(task: str, option: str, request: BaseModel) -> list[Any]:

@@ -20,9 +20,15 @@ from shared.registry.weights import read_weights
 from tests.contract.checks.loaded import Loaded
 
 __all__ = [
-    "computed", "disturbed", "expected_digest", "modules_of", "named_files", "network_of", "same_as_engine",
+    "computed",
+    "disturbed",
+    "expected_digest",
+    "modules_of",
+    "named_files",
+    "network_of",
+    "same_as_engine",
     "weights_file",
-]  # fmt: skip
+]
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -66,9 +66,11 @@ class BmnDemo(Recipe):
         yield {
             "x": torch.from_numpy(held.features[chosen]),
             "r": torch.from_numpy(held.semantics[chosen]),
-            "overlap": overlap, "start": start, "end": end,
+            "overlap": overlap,
+            "start": start,
+            "end": end,
             "chance": torch.from_numpy(rng.random(overlap.shape, np.float32)),
-        }  # fmt: skip
+        }
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """The loss of the paper."""
@@ -103,10 +105,12 @@ class BmnDemo(Recipe):
         ]
         precision = temporal_average_precision(truth, found, _THRESHOLDS).mean(0)
         return {
-            "average_map": float(precision.mean()), "map_50": float(precision[0]), "map_75": float(precision[5]),
+            "average_map": float(precision.mean()),
+            "map_50": float(precision[0]),
+            "map_75": float(precision[5]),
             "ar_10": average_recall(truth, bare, 10, _THRESHOLDS),
             "ar_100": average_recall(truth, bare, 100, _THRESHOLDS),
-        }  # fmt: skip
+        }
 
     @torch.no_grad()
     def _maps(self, network: nn.Module, held: Videos) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

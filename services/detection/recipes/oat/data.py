@@ -127,10 +127,19 @@ def _outlines(shape: int) -> list[list[tuple[float, float]]]:
     upright = [(y, x) for x, y in bar]
     turned = [[((x - y) * 0.7, (x + y) * 0.7) for x, y in part] for part in (bar, upright)]
     shapes: list[list[list[tuple[float, float]]]] = [
-        [_ring(40)], [_ring(40)], [[(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]],
-        [[(0, -1), (1, 1), (-1, 1)]], [[(0, 1), (1, -1), (-1, -1)]], [[(0, -1), (1, 0), (0, 1), (-1, 0)]],
-        [bar, upright], [bar], [upright], [_ring(10, inner=0.4)], [_ring(6)], turned,
-    ]  # fmt: skip
+        [_ring(40)],
+        [_ring(40)],
+        [[(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]],
+        [[(0, -1), (1, 1), (-1, 1)]],
+        [[(0, 1), (1, -1), (-1, -1)]],
+        [[(0, -1), (1, 0), (0, 1), (-1, 0)]],
+        [bar, upright],
+        [bar],
+        [upright],
+        [_ring(10, inner=0.4)],
+        [_ring(6)],
+        turned,
+    ]
     return shapes[shape]
 
 

@@ -83,8 +83,13 @@ class OatDemo(Recipe):
         """Mean log-likelihood of a fixation over validation trials on the 3x9 shelf."""
         held = self._trials(1, self.valid)
         pictures, cells = _pictures(self._products), grid_cells(_GRID).expand(self.valid, -1, -1)
-        batch = {"pictures": pictures, "items": torch.from_numpy(held.items), "cells": cells,
-                 "target": torch.from_numpy(held.targets), "path": torch.from_numpy(held.paths)}  # fmt: skip
+        batch = {
+            "pictures": pictures,
+            "items": torch.from_numpy(held.items),
+            "cells": cells,
+            "target": torch.from_numpy(held.targets),
+            "path": torch.from_numpy(held.paths),
+        }
         return -float(self.loss(network, batch))
 
     def measure(self, network: nn.Module) -> dict[str, float]:

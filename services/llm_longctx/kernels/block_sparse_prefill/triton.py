@@ -30,23 +30,64 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, blocks: BlockCsr) -> tuple[Tensor, 
     rows = min(_TILE, triton.next_power_of_2(max(share * blocks.block, 16)))
     grid = (blocks.heads, blocks.rows, triton.cdiv(share * blocks.block, rows))
     _prefill[grid](
-        q, k, v, out, lse, row_ptr, cols, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], T, N, d**-0.5,
-        blocks.rows, blocks.first, Hq // Hkv,
-        SHARE=share, BLOCK=blocks.block, KEY_BLOCK=blocks.key_block, D=d, WIDE=max(triton.next_power_of_2(d), 16),
-        ROWS=rows, KEYS=min(_TILE, max(triton.next_power_of_2(blocks.key_block), 16)),
+        q,
+        k,
+        v,
+        out,
+        lse,
+        row_ptr,
+        cols,
+        *q.stride()[:2],
+        *k.stride()[:2],
+        *v.stride()[:2],
+        T,
+        N,
+        d**-0.5,
+        blocks.rows,
+        blocks.first,
+        Hq // Hkv,
+        SHARE=share,
+        BLOCK=blocks.block,
+        KEY_BLOCK=blocks.key_block,
+        D=d,
+        WIDE=max(triton.next_power_of_2(d), 16),
+        ROWS=rows,
+        KEYS=min(_TILE, max(triton.next_power_of_2(blocks.key_block), 16)),
         WIDEN=interpreted(),  # the interpreter multiplies bfloat16 as if it were whole numbers
-    )  # fmt: skip
+    )
     return out, lse
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _prefill(  # type: ignore[no-untyped-def]  # noqa: ANN202  # Triton's own language
-    q, k, v, out, lse, row_ptr, cols,  # noqa: ANN001
-    q_head, q_row, k_head, k_row, v_head, v_row, T, N, scale,  # noqa: ANN001
-    block_rows, first, group,  # noqa: ANN001
-    SHARE: tl.constexpr, BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, WIDEN: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    out,
+    lse,
+    row_ptr,
+    cols,  # noqa: ANN001
+    q_head,
+    q_row,
+    k_head,
+    k_row,
+    v_head,
+    v_row,
+    T,
+    N,
+    scale,  # noqa: ANN001
+    block_rows,
+    first,
+    group,  # noqa: ANN001
+    SHARE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    KEY_BLOCK: tl.constexpr,
+    D: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
     head, block_row, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     # Row r of the task is query r % BLOCK of the block, of head r // BLOCK of those that share it.
     row = tile * ROWS + tl.arange(0, ROWS)

@@ -68,11 +68,23 @@ def _run(
     pages, page_stride = paged or (words, 0)
     if R:
         _decode[R, parts](
-            q, words, pages, out, lse, page_stride, d**-0.5,
-            SPAN=span, PAGE=page, G=G, D=d, ROWS=max(triton.next_power_of_2(G), 16),
-            WIDE=max(triton.next_power_of_2(d), 16), KEYS=_TILE, WORDS=_WORDS,
+            q,
+            words,
+            pages,
+            out,
+            lse,
+            page_stride,
+            d**-0.5,
+            SPAN=span,
+            PAGE=page,
+            G=G,
+            D=d,
+            ROWS=max(triton.next_power_of_2(G), 16),
+            WIDE=max(triton.next_power_of_2(d), 16),
+            KEYS=_TILE,
+            WORDS=_WORDS,
             WIDEN=interpreted(),  # the interpreter multiplies bfloat16 as if it were whole numbers
-        )  # fmt: skip
+        )
     # Parts that saw nothing have lse −inf and out 0; a row whose parts all are so stays so.
     sums = lse.logsumexp(1)
     share = torch.exp(lse - torch.where(sums.isneginf(), torch.zeros_like(sums), sums)[:, None])
@@ -90,10 +102,23 @@ def _address(x: Tensor | None) -> int:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _decode(  # type: ignore[no-untyped-def]  # noqa: ANN202  # Triton's own language
-    q, words, pages, out, lse, page_stride, scale,  # noqa: ANN001
-    SPAN: tl.constexpr, PAGE: tl.constexpr, G: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
-    KEYS: tl.constexpr, WORDS: tl.constexpr, WIDEN: tl.constexpr,
-):  # fmt: skip
+    q,
+    words,
+    pages,
+    out,
+    lse,
+    page_stride,
+    scale,  # noqa: ANN001
+    SPAN: tl.constexpr,
+    PAGE: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDE: tl.constexpr,
+    KEYS: tl.constexpr,
+    WORDS: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
     problem, part = tl.program_id(0), tl.program_id(1)
     word = words + problem * WORDS
     dtype = tl.pointer_type(q.dtype.element_ty)

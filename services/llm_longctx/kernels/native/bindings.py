@@ -95,23 +95,43 @@ def tiles() -> bool:
 
 
 def block_sparse_prefill(
-    q: Tensor, k: Tensor, v: Tensor, strides: Sequence[int], out: Tensor, lse: Tensor, row_ptr: Tensor, cols: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    strides: Sequence[int],
+    out: Tensor,
+    lse: Tensor,
+    row_ptr: Tensor,
+    cols: Tensor,
     sizes: Sequence[int],
-) -> None:  # fmt: skip
+) -> None:
     """Fill `out` and `lse`; strides and sizes in the order of the C++ function."""
     _library().fovea_block_sparse_prefill(
-        q.dtype == torch.bfloat16, q.data_ptr(), k.data_ptr(), v.data_ptr(), (ctypes.c_int64 * len(strides))(*strides),
-        out.data_ptr(), lse.data_ptr(), row_ptr.data_ptr(), cols.data_ptr(), (ctypes.c_int32 * len(sizes))(*sizes),
+        q.dtype == torch.bfloat16,
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        (ctypes.c_int64 * len(strides))(*strides),
+        out.data_ptr(),
+        lse.data_ptr(),
+        row_ptr.data_ptr(),
+        cols.data_ptr(),
+        (ctypes.c_int32 * len(sizes))(*sizes),
         torch.get_num_threads(),
-    )  # fmt: skip
+    )
 
 
 def decode(q: Tensor, problems: np.ndarray, sizes: tuple[int, int, int], out: Tensor, lse: Tensor) -> None:
     """Fill `out` and `lse`; six words (int64) per problem in the order of the C++ function."""
     _library().fovea_decode(
-        q.dtype == torch.bfloat16, q.data_ptr(), problems.ctypes.data, (ctypes.c_int32 * 3)(*sizes), out.data_ptr(),
-        lse.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
+        q.dtype == torch.bfloat16,
+        q.data_ptr(),
+        problems.ctypes.data,
+        (ctypes.c_int32 * 3)(*sizes),
+        out.data_ptr(),
+        lse.data_ptr(),
+        torch.get_num_threads(),
+    )
 
 
 def probe(
@@ -119,47 +139,87 @@ def probe(
 ) -> None:
     """Fill both sums; strides and sizes in the order of the C++ function."""
     _library().fovea_probe(
-        q.dtype == torch.bfloat16, q.data_ptr(), k.data_ptr(), (ctypes.c_int64 * 4)(*strides), columns.data_ptr(),
-        distances.data_ptr(), (ctypes.c_int32 * 5)(*sizes), torch.get_num_threads(),
-    )  # fmt: skip
+        q.dtype == torch.bfloat16,
+        q.data_ptr(),
+        k.data_ptr(),
+        (ctypes.c_int64 * 4)(*strides),
+        columns.data_ptr(),
+        distances.data_ptr(),
+        (ctypes.c_int32 * 5)(*sizes),
+        torch.get_num_threads(),
+    )
 
 
 def products(
-    x: Tensor, words: Sequence[int], count: int, sizes: tuple[int, int], norm: tuple[Tensor, float, float] | None, *,
+    x: Tensor,
+    words: Sequence[int],
+    count: int,
+    sizes: tuple[int, int],
+    norm: tuple[Tensor, float, float] | None,
+    *,
     gated: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Fill the outputs that the words name, four per matrix in C++ order; a norm is weight, eps, offset."""
     weight, eps, offset = (0, 0.0, 0.0) if norm is None else (norm[0].data_ptr(), *norm[1:])
     _library().fovea_products(
-        x.dtype == torch.bfloat16, x.data_ptr(), (ctypes.c_int64 * len(words))(*words), count, *sizes, weight, eps,
-        offset, gated, torch.get_num_threads(),
-    )  # fmt: skip
+        x.dtype == torch.bfloat16,
+        x.data_ptr(),
+        (ctypes.c_int64 * len(words))(*words),
+        count,
+        *sizes,
+        weight,
+        eps,
+        offset,
+        gated,
+        torch.get_num_threads(),
+    )
 
 
 def norm(x: Tensor, weight: Tensor, out: Tensor, eps: float, offset: float) -> None:
     """Fill `out`, normalising the last axis."""
     width = x.shape[-1]
     _library().fovea_norm(
-        x.dtype == torch.bfloat16, x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps,
-        offset, torch.get_num_threads(),
-    )  # fmt: skip
+        x.dtype == torch.bfloat16,
+        x.data_ptr(),
+        weight.data_ptr(),
+        out.data_ptr(),
+        x.numel() // width,
+        width,
+        eps,
+        offset,
+        torch.get_num_threads(),
+    )
 
 
 def rotate(heads: tuple[Tensor, Tensor], cos: Tensor, sin: Tensor, out: tuple[Tensor, Tensor]) -> None:
     """Fill `out` with q and k [B,T,heads,d] turned by tables [B·T,d]."""
     (q, k), (tokens, d) = heads, cos.shape
     _library().fovea_rotate(
-        q.dtype == torch.bfloat16, q.data_ptr(), k.data_ptr(), cos.data_ptr(), sin.data_ptr(), out[0].data_ptr(),
-        out[1].data_ptr(), tokens, q.shape[2], k.shape[2], d, torch.get_num_threads(),
-    )  # fmt: skip
+        q.dtype == torch.bfloat16,
+        q.data_ptr(),
+        k.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        out[0].data_ptr(),
+        out[1].data_ptr(),
+        tokens,
+        q.shape[2],
+        k.shape[2],
+        d,
+        torch.get_num_threads(),
+    )
 
 
 def gate(closed: Tensor, opened: Tensor, out: Tensor) -> None:
     """Fill `out` with silu(closed) · opened."""
     _library().fovea_gate(
-        closed.dtype == torch.bfloat16, closed.data_ptr(), opened.data_ptr(), out.data_ptr(), closed.numel(),
+        closed.dtype == torch.bfloat16,
+        closed.data_ptr(),
+        opened.data_ptr(),
+        out.data_ptr(),
+        closed.numel(),
         torch.get_num_threads(),
-    )  # fmt: skip
+    )
 
 
 def _library() -> ctypes.CDLL:

@@ -26,9 +26,11 @@ def methods() -> Mapping[str, type[AttentionMethod]]:
         cls.name: cls
         for module in modules
         for cls in vars(module).values()
-        if inspect.isclass(cls) and issubclass(cls, AttentionMethod) and isinstance(vars(cls).get("name"), str)
+        if inspect.isclass(cls)
+        and issubclass(cls, AttentionMethod)
+        and isinstance(vars(cls).get("name"), str)
         and cls.__module__ == module.__name__
-    }  # fmt: skip
+    }
     return dict(sorted(found.items()))
 
 

@@ -22,9 +22,13 @@ Form = Literal["sparse", "dense"]
 
 
 def build_method_claim(
-    name: str, *, granularity: Literal["block", "head", "token-topk"], mask: Literal["static", "dynamic"],
-    prefill: Form = "dense", decode: Form = "dense",
-) -> SparsityClaim:  # fmt: skip
+    name: str,
+    *,
+    granularity: Literal["block", "head", "token-topk"],
+    mask: Literal["static", "dynamic"],
+    prefill: Form = "dense",
+    decode: Form = "dense",
+) -> SparsityClaim:
     """The claim of a training-free attention method.
 
     Args:
@@ -37,9 +41,15 @@ def build_method_claim(
     facts = dict(read_measurements(MEASURED).get(name, {}))
     knobs = facts.pop("knobs", {})
     return put_together(
-        f"longctx/{name}", facts, kind="attention", granularity=granularity, mask=mask, when="post",
-        pattern=_pattern(granularity, knobs), phases=Phases(prefill=prefill, decode=decode, training="dense"),
-    )  # fmt: skip
+        f"longctx/{name}",
+        facts,
+        kind="attention",
+        granularity=granularity,
+        mask=mask,
+        when="post",
+        pattern=_pattern(granularity, knobs),
+        phases=Phases(prefill=prefill, decode=decode, training="dense"),
+    )
 
 
 def _pattern(granularity: str, knobs: Mapping[str, Any]) -> Pattern | None:

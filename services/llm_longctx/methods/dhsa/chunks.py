@@ -64,9 +64,18 @@ def fixed_boundaries(tokens: int, chunk: int) -> list[int]:
 
 
 def select_tokens(
-    q: Tensor, k: Tensor, boundaries: Sequence[int], *, begin: int, end: int, block: int, budget: int, local: int,
-    sinks: int, normalised: bool,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    boundaries: Sequence[int],
+    *,
+    begin: int,
+    end: int,
+    block: int,
+    budget: int,
+    local: int,
+    sinks: int,
+    normalised: bool,
+) -> Tensor:
     """Tokens that each block of queries reads, ascending: [blocks, budget] (section 1, steps 2 to 6).
 
     Args:

@@ -68,9 +68,14 @@ class Dhsa(AttentionMethod):
     )
 
     def reference(
-        self, q: Tensor, k: Tensor, v: Tensor, boundaries: Sequence[int] | None = None,
-        indices: Tensor | None = None, **inputs: Any,
-    ) -> Reference:  # fmt: skip
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        boundaries: Sequence[int] | None = None,
+        indices: Tensor | None = None,
+        **inputs: Any,
+    ) -> Reference:
         """Section 1 or 2 in float64; `topk` as released unless `causal_safe` was asked for."""
         H, N = q.shape[:2]
         if self.variant != "chunks":
@@ -124,8 +129,14 @@ class Dhsa(AttentionMethod):
     def _tokens(self, q: Tensor, k: Tensor, begin: int, end: int, boundaries: Sequence[int] | None) -> Tensor:
         wide, N = torch.promote_types(q.dtype, torch.float32), k.shape[1]
         return select_tokens(
-            q[:, : end - begin].to(wide).mean(0), k.to(wide).mean(0),
-            boundaries or fixed_boundaries(N, self.chunk), begin=begin, end=end, block=self.block,
-            budget=self.budget, local=self.local_tokens, sinks=self.global_tokens,
+            q[:, : end - begin].to(wide).mean(0),
+            k.to(wide).mean(0),
+            boundaries or fixed_boundaries(N, self.chunk),
+            begin=begin,
+            end=end,
+            block=self.block,
+            budget=self.budget,
+            local=self.local_tokens,
+            sinks=self.global_tokens,
             normalised=self.pooling == "mean_sqrt",
-        )  # fmt: skip
+        )

@@ -88,9 +88,12 @@ def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0, positive: flo
 
 
 def train(
-    predictor: BoundaryPredictor, texts: Iterable[tuple[Tensor, Tensor]], *, rate: float = 1e-4,
+    predictor: BoundaryPredictor,
+    texts: Iterable[tuple[Tensor, Tensor]],
+    *,
+    rate: float = 1e-4,
     told: Callable[[int, float], None] | None = None,
-) -> BoundaryPredictor:  # fmt: skip
+) -> BoundaryPredictor:
     """Adam on (keys [N,C], ratios [N]) pairs, one text a step; gaps without a whole window don't count.
 
     Args:

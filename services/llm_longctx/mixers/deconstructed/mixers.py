@@ -24,8 +24,14 @@ Layout = Literal["uniform", "hybrid", "skip"]
 Weights = Mapping[str, Tensor]
 
 VARIANTS: tuple[Variant, ...] = (
-    "standard", "mlp", "approximate", "nonapproximate", "random_qk", "fixed_qk", "static_qk",
-)  # fmt: skip
+    "standard",
+    "mlp",
+    "approximate",
+    "nonapproximate",
+    "random_qk",
+    "fixed_qk",
+    "static_qk",
+)
 
 
 def mix(variant: Variant, hidden: Tensor, weights: Weights, heads: int, source: Tensor | None = None) -> Tensor:

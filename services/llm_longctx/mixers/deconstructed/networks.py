@@ -108,9 +108,16 @@ class DeconstructedLM(nn.Module):
     """
 
     def __init__(
-        self, vocab: int, width: int, layers: int, heads: int, mixer: Variant,
-        layout: Literal["uniform", "hybrid"] = "uniform", context: int = 256, hidden: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        vocab: int,
+        width: int,
+        layers: int,
+        heads: int,
+        mixer: Variant,
+        layout: Literal["uniform", "hybrid"] = "uniform",
+        context: int = 256,
+        hidden: int | None = None,
+    ) -> None:
         super().__init__()
         self.context, self.heads = context, heads
         self.mixers = cast("list[Variant]", spread(layout, layers, mixer))

@@ -138,11 +138,13 @@ class LandmarkGPT(_Landmark):
         self, vocab: int, width: int, layers: int, heads: int, block: int, landmark_id: int, context: int
     ) -> None:
         super().__init__(block, landmark_id, context)
-        self.transformer = nn.ModuleDict({
-            "wte": nn.Embedding(vocab, width),
-            "h": nn.ModuleList(_GPTBlock(width, heads) for _ in range(layers)),
-            "ln_f": nn.LayerNorm(width, 1e-5, bias=False),
-        })  # fmt: skip
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(vocab, width),
+                "h": nn.ModuleList(_GPTBlock(width, heads) for _ in range(layers)),
+                "ln_f": nn.LayerNorm(width, 1e-5, bias=False),
+            }
+        )
         _start(self)
 
     @property
@@ -217,7 +219,16 @@ def landmark_llama(
 ) -> LandmarkLlama:
     """The LLaMA of the paper's fine-tuning experiments, with random weights."""
     config = DecoderConfig(
-        path="llama", vocab=vocab, width=width, layers=layers, heads=heads, kv_heads=heads, head_dim=width // heads,
-        hidden=intermediate, positions=context, norm_eps=1e-6, tied=False,
-    )  # fmt: skip
+        path="llama",
+        vocab=vocab,
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=width // heads,
+        hidden=intermediate,
+        positions=context,
+        norm_eps=1e-6,
+        tied=False,
+    )
     return LandmarkLlama(config, block, landmark_id)

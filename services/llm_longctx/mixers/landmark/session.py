@@ -226,9 +226,15 @@ class _Layer:
     """What one layer remembers: a store of full blocks and the tail of an open one, keys before rotation."""
 
     def __init__(
-        self, turn: Turn, block: int, wanted: int, selection: Selection, positions: Positions, gate: Gate,
+        self,
+        turn: Turn,
+        block: int,
+        wanted: int,
+        selection: Selection,
+        positions: Positions,
+        gate: Gate,
         store: BlockStore,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.turn, self.size, self.wanted, self.store = turn, block + 1, wanted, store
         self.selection, self.released, self.gate = selection, positions == "released", gate
         self.tail: tuple[Tensor, Tensor] | None = None

@@ -207,9 +207,17 @@ def _paper(
 
 
 def _port(
-    q: Tensor, k: Tensor, v: Tensor, centroids: Tensor, window: int, *, shared: bool, causal: bool,
-    mask: Tensor | None, memory: tuple[Tensor, Tensor] | None,
-) -> Routed:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    centroids: Tensor,
+    window: int,
+    *,
+    shared: bool,
+    causal: bool,
+    mask: Tensor | None,
+    memory: tuple[Tensor, Tensor] | None,
+) -> Routed:
     """The PyTorch port: raw queries, members by similarity, masks by original position."""
     unit = functional.normalize(q, dim=-1)
     unit_k = unit if shared else functional.normalize(k, dim=-1)

@@ -60,9 +60,17 @@ class _Attention(nn.Module):
     """Local heads first, then routing heads, where there are any; both read the same normed x."""
 
     def __init__(
-        self, width: int, heads: int, head_dim: int, local_heads: int, window: int, local_window: int, clusters: int,
-        *, shared: bool,
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        heads: int,
+        head_dim: int,
+        local_heads: int,
+        window: int,
+        local_window: int,
+        clusters: int,
+        *,
+        shared: bool,
+    ) -> None:
         super().__init__()
         self.shared = shared
         self.local_heads, self.head_dim, self.window, self.local_window = local_heads, head_dim, window, local_window
@@ -193,10 +201,21 @@ class RoutingLM(nn.Module):
     """Endings of keys that a checkpoint may carry and that hold nothing to load."""
 
     def __init__(
-        self, vocab: int, width: int, layers: int, heads: int, head_dim: int, local_heads: int, window: int,
-        local_window: int, context: int, mode: Literal["causal", "port"] = "causal", *, shared: bool = True,
+        self,
+        vocab: int,
+        width: int,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        local_heads: int,
+        window: int,
+        local_window: int,
+        context: int,
+        mode: Literal["causal", "port"] = "causal",
+        *,
+        shared: bool = True,
         first: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if mode == "port" and not shared:
             message = "port mode has shared queries and keys only: give shared=True, or mode='causal'"
             raise ValueError(message)
@@ -310,10 +329,13 @@ class RoutingSession:
     def fork(self) -> Self:
         """A stream that goes its own way from here."""
         twin = object.__new__(type(self))
-        vars(twin).update({
-            **vars(self), "_local": list(self._local),
-            "_rings": {number: ring.fork() for number, ring in self._rings.items()},
-        })  # fmt: skip
+        vars(twin).update(
+            {
+                **vars(self),
+                "_local": list(self._local),
+                "_rings": {number: ring.fork() for number, ring in self._rings.items()},
+            }
+        )
         return twin
 
     def _step(self, ids: Tensor) -> Tensor:

@@ -95,9 +95,15 @@ def recur(start: Tensor, added: Tensor, log_keep: Tensor) -> Tensor:
 
 
 def linear_window(
-    asked: tuple[Tensor, Tensor, Tensor], rate: Tensor, base: Tensor, state: tuple[Tensor, Tensor],
-    gates: tuple[Tensor | None, Tensor], *, mean: bool, clamp: float | None,
-) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:  # fmt: skip
+    asked: tuple[Tensor, Tensor, Tensor],
+    rate: Tensor,
+    base: Tensor,
+    state: tuple[Tensor, Tensor],
+    gates: tuple[Tensor | None, Tensor],
+    *,
+    mean: bool,
+    clamp: float | None,
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
     """A refresh window of a memory that is one matrix, token by token, without a matrix per token.
 
     Gradients are outer products k ⊗ E, so what token t reads, q M_t, is attention over the window's keys with the

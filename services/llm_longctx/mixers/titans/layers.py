@@ -92,9 +92,14 @@ class _Memory(TitansMemory):
 
     def __init__(self, facts: Facts) -> None:
         super().__init__(
-            "paper", facts.width, facts.heads, depth=facts.depth, refresh=facts.refresh,
-            max_rate=_MAX_RATE, clamp=_CLAMP,
-        )  # fmt: skip
+            "paper",
+            facts.width,
+            facts.heads,
+            depth=facts.depth,
+            refresh=facts.refresh,
+            max_rate=_MAX_RATE,
+            clamp=_CLAMP,
+        )
 
     def write(self, x: Tensor, state: LayerState, index: int) -> Stepped:
         """Store x [B,t,D] token by token, and what the memory says to each."""

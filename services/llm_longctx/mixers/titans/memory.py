@@ -264,9 +264,14 @@ class TitansMemory(nn.Module):
             base = now[0] if fresh else base
             moment = None if log_moment is None else log_moment[:, a:b]
             y, now, loss = linear_window(
-                (q[:, a:b], k[:, a:b], v[:, a:b]), rate[:, a:b], base, now, (moment, log_keep[:, a:b]),
-                mean=not self.paper, clamp=self.clamp,
-            )  # fmt: skip
+                (q[:, a:b], k[:, a:b], v[:, a:b]),
+                rate[:, a:b],
+                base,
+                now,
+                (moment, log_keep[:, a:b]),
+                mean=not self.paper,
+                clamp=self.clamp,
+            )
             said.append(y)
             losses.append(loss)
         after = MemoryState(0, [now[0]], [now[1]], [base], state.rest)

@@ -143,44 +143,79 @@ class TitansSession:
 
 @builder("titans-mac")
 def titans_mac(
-    vocab: int, width: int, layers: int, heads: int, segment: int = 32, window: int = 32, persistent: int = 4,
-    depth: int = 1, refresh: int = 16,
-) -> TitansLM:  # fmt: skip
+    vocab: int,
+    width: int,
+    layers: int,
+    heads: int,
+    segment: int = 32,
+    window: int = 32,
+    persistent: int = 4,
+    depth: int = 1,
+    refresh: int = 16,
+) -> TitansLM:
     """Memory as context: segments attend to what the memory knew when they began."""
     return TitansLM("mac", vocab, layers, Facts(width, heads, segment, window, persistent, depth, refresh))
 
 
 @builder("titans-mag")
 def titans_mag(
-    vocab: int, width: int, layers: int, heads: int, segment: int = 32, window: int = 32, persistent: int = 4,
-    depth: int = 1, refresh: int = 16,
-) -> TitansLM:  # fmt: skip
+    vocab: int,
+    width: int,
+    layers: int,
+    heads: int,
+    segment: int = 32,
+    window: int = 32,
+    persistent: int = 4,
+    depth: int = 1,
+    refresh: int = 16,
+) -> TitansLM:
     """Memory as a gate on a sliding window."""
     return TitansLM("mag", vocab, layers, Facts(width, heads, segment, window, persistent, depth, refresh))
 
 
 @builder("titans-mal")
 def titans_mal(
-    vocab: int, width: int, layers: int, heads: int, segment: int = 32, window: int = 32, persistent: int = 4,
-    depth: int = 1, refresh: int = 16,
-) -> TitansLM:  # fmt: skip
+    vocab: int,
+    width: int,
+    layers: int,
+    heads: int,
+    segment: int = 32,
+    window: int = 32,
+    persistent: int = 4,
+    depth: int = 1,
+    refresh: int = 16,
+) -> TitansLM:
     """Memory as a layer below a sliding window."""
     return TitansLM("mal", vocab, layers, Facts(width, heads, segment, window, persistent, depth, refresh))
 
 
 @builder("titans-lmm")
 def titans_lmm(
-    vocab: int, width: int, layers: int, heads: int, segment: int = 32, window: int = 32, persistent: int = 4,
-    depth: int = 1, refresh: int = 16,
-) -> TitansLM:  # fmt: skip
+    vocab: int,
+    width: int,
+    layers: int,
+    heads: int,
+    segment: int = 32,
+    window: int = 32,
+    persistent: int = 4,
+    depth: int = 1,
+    refresh: int = 16,
+) -> TitansLM:
     """Memory alone."""
     return TitansLM("lmm", vocab, layers, Facts(width, heads, segment, window, persistent, depth, refresh))
 
 
 @builder("titans-attention")
 def titans_attention(
-    vocab: int, width: int, layers: int, heads: int, segment: int = 32, window: int = 32, persistent: int = 4,
-    depth: int = 1, refresh: int = 16,
-) -> TitansLM:  # fmt: skip
+    vocab: int,
+    width: int,
+    layers: int,
+    heads: int,
+    segment: int = 32,
+    window: int = 32,
+    persistent: int = 4,
+    depth: int = 1,
+    refresh: int = 16,
+) -> TitansLM:
     """No memory: the attention of MAC inside its segments, to compare with."""
     return TitansLM("attention", vocab, layers, Facts(width, heads, segment, window, persistent, depth, refresh))

@@ -144,13 +144,18 @@ def samplings(options: GenerationOptions) -> list[Sampling]:
     """How each of the `n` answers is drawn; a seed makes them repeatable, and different from each other."""
     return [
         Sampling(
-            temperature=options.temperature, top_p=options.top_p, top_k=options.top_k, min_p=options.min_p,
-            seed=None if options.seed is None else options.seed + i, presence_penalty=options.presence_penalty,
-            frequency_penalty=options.frequency_penalty, repetition_penalty=options.repetition_penalty,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            min_p=options.min_p,
+            seed=None if options.seed is None else options.seed + i,
+            presence_penalty=options.presence_penalty,
+            frequency_penalty=options.frequency_penalty,
+            repetition_penalty=options.repetition_penalty,
             logit_bias=options.logit_bias or {},
         )
         for i in range(options.n)
-    ]  # fmt: skip
+    ]
 
 
 def priority_of(options: GenerationOptions) -> int:

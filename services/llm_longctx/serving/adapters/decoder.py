@@ -51,11 +51,15 @@ class DecoderAdapter(TextModelAdapter):
         scheduler = self.scheduler
         fallback = None if scheduler.watch is None else scheduler.watch.breach(policy)
         return Prompt(
-            ids=ids, max_tokens=most, stops=options.stop or (),
-            policy=policy if fallback is None else scheduler.engine.dense, wanted=None if fallback is None else policy,
+            ids=ids,
+            max_tokens=most,
+            stops=options.stop or (),
+            policy=policy if fallback is None else scheduler.engine.dense,
+            wanted=None if fallback is None else policy,
             fallback=fallback,
-            boundaries=None if asked is None else asked.boundaries, priority=priority_of(options),
-        )  # fmt: skip
+            boundaries=None if asked is None else asked.boundaries,
+            priority=priority_of(options),
+        )
 
     def usage(self, orders: Sequence[Order]) -> LongctxUsage:
         """The method, its knobs, and the pages that were held."""

@@ -50,9 +50,13 @@ class LandmarkStream:
     """
 
     def __init__(
-        self, session: LandmarkSession, read: int, prompt: int, mute: Sequence[int],
+        self,
+        session: LandmarkSession,
+        read: int,
+        prompt: int,
+        mute: Sequence[int],
         beginning: tuple[DocumentCache, bytes, Document] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.session, self.read = session, read
         self._prompt, self._mute, self._beginning = prompt, list(mute), beginning
         self._before = session.moved
@@ -178,9 +182,12 @@ class LandmarkAdapter(MixerVoice):
 
         places = _Places(self.tokenizer, document, text, len(ids))
         return replace(
-            prompt, opens=opens, keeps=keeps, most_bytes=self.most_bytes(len(whole) + prompt.max_tokens),
+            prompt,
+            opens=opens,
+            keeps=keeps,
+            most_bytes=self.most_bytes(len(whole) + prompt.max_tokens),
             told=lambda: self._told(ends, knobs, places, document),
-        )  # fmt: skip
+        )
 
     def opened(self, ids: Sequence[int], knobs: LandmarkOptions, document: Document | None) -> LandmarkStream:
         """The stream that reads these tokens, behind as much of the document as is known. On the scheduler's thread."""
@@ -240,9 +247,10 @@ class LandmarkAdapter(MixerVoice):
         votes = [layer for stream in ends for token in stream.votes for layer in token]
         told = LongctxAnswer(
             blocks_total=max((s.session.first + s.session.stored for s in ends), default=0),
-            blocks_loaded=len(set().union(*(s.loaded for s in ends))), bytes_moved=sum(s.moved for s in ends),
+            blocks_loaded=len(set().union(*(s.loaded for s in ends))),
+            bytes_moved=sum(s.moved for s in ends),
             state_version=int(document is not None),
-        )  # fmt: skip
+        )
         if not knobs.cite:
             return told
         found = [places.cited(one) for one in citations(votes, self.net.block, TOP)]
@@ -278,10 +286,16 @@ class _Places:
         covered = spans[found.start - begin : min(found.end - begin, count)]
         start, end = (covered[0][0], covered[-1][1]) if covered else (None, None)
         return Citation(
-            block=found.block, start=found.start, end=found.end, char_start=start, char_end=end,
+            block=found.block,
+            start=found.start,
+            end=found.end,
+            char_start=start,
+            char_end=end,
             document=self.document.id if self.document is not None and inside else None,
-            text="" if text is None else text[start:end] if covered else "", weight=found.weight, hits=found.hits,
-        )  # fmt: skip
+            text="" if text is None else text[start:end] if covered else "",
+            weight=found.weight,
+            hits=found.hits,
+        )
 
 
 def dense_token_bytes(session: LandmarkSession) -> int:

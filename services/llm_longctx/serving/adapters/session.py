@@ -102,6 +102,8 @@ class SessionAdapter(MixerVoice):
             self.seen(stream.session)
 
         return replace(
-            prompt, opens=lambda: PlainStream(self.net.session(1), self.dense_token_bytes), keeps=keeps,
+            prompt,
+            opens=lambda: PlainStream(self.net.session(1), self.dense_token_bytes),
+            keeps=keeps,
             most_bytes=2 * self.context * self.dense_token_bytes,
-        )  # fmt: skip
+        )

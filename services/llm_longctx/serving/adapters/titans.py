@@ -134,9 +134,12 @@ class TitansAdapter(MixerVoice):
             ends.append(stream)
 
         return replace(
-            prompt, opens=lambda: TitansStream(self.name, start, self.mute, self.dense_token_bytes), keeps=keeps,
-            most_bytes=start.nbytes, told=lambda: self._told(ends[0], session) if ends else None,
-        )  # fmt: skip
+            prompt,
+            opens=lambda: TitansStream(self.name, start, self.mute, self.dense_token_bytes),
+            keeps=keeps,
+            most_bytes=start.nbytes,
+            told=lambda: self._told(ends[0], session) if ends else None,
+        )
 
     def opened(self, state: bytes) -> TitansSession:
         """The session whose bytes these are.
@@ -192,6 +195,8 @@ class TitansAdapter(MixerVoice):
         size = len(session.after) if session is not None else stream.nbytes
         figures.titans(self.name, size, known.mean if known else None)
         return LongctxAnswer(
-            session_id=session.id if session else None, state_version=session.version + 1 if session else None,
-            state_bytes=size, surprise=known,
-        )  # fmt: skip
+            session_id=session.id if session else None,
+            state_version=session.version + 1 if session else None,
+            state_bytes=size,
+            surprise=known,
+        )

@@ -133,9 +133,12 @@ def _check_stand_in(played: Played, layer: int, g: int, step: int, out, where: s
     R = q.shape[0] // k.shape[0]
     keys, values = torch.cat((held.k, k[g, now : now + 1])), torch.cat((held.v, v[g, now : now + 1]))
     mine = softmax_under(
-        q[g * R : (g + 1) * R, now : now + 1], keys[None], values[None],
-        torch.ones(1, len(keys), dtype=torch.bool), torch.cat((weight, weight.new_zeros(1))),
-    )  # fmt: skip
+        q[g * R : (g + 1) * R, now : now + 1],
+        keys[None],
+        values[None],
+        torch.ones(1, len(keys), dtype=torch.bool),
+        torch.cat((weight, weight.new_zeros(1))),
+    )
     near(out[g * R : (g + 1) * R, now : now + 1], mine, f"{where}: step {step + 1} against what head {g} holds")
 
 
@@ -186,8 +189,9 @@ def check_effect(cls: type[AttentionMethod]) -> None:
                 assert "decode" in how.phases or not changed[N:].any(), f"{where}: the answer is not read densely"
         if how.identity() == {}:
             near(
-                play(how, tokens(47, 3)).logits, play(method("dense"), tokens(47, 3)).logits,
+                play(how, tokens(47, 3)).logits,
+                play(method("dense"), tokens(47, 3)).logits,
                 f"{how.name} shares prefixes with dense, and reads prompts differently",
-            )  # fmt: skip
+            )
     named = "" if cls.contract_knobs else " on short prompts; small contract_knobs may be missing"
     assert acts == bool(cls.phases or cls.actions), f"{cls.name} says {set(cls.phases)}, and acts: {acts}{named}"

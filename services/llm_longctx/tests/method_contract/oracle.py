@@ -127,9 +127,16 @@ class Played:
 
 
 def play(  # ways of reading the same prompt
-    how: AttentionMethod, ids: Sequence[int], fed: Sequence[int] = (), *, chunks: Sequence[int] | None = None,
-    boundaries: Sequence[int] | None = None, page: int = 4, plan: Mapping = PLAN, light: bool = False,
-) -> Played:  # fmt: skip
+    how: AttentionMethod,
+    ids: Sequence[int],
+    fed: Sequence[int] = (),
+    *,
+    chunks: Sequence[int] | None = None,
+    boundaries: Sequence[int] | None = None,
+    page: int = 4,
+    plan: Mapping = PLAN,
+    light: bool = False,
+) -> Played:
     """Read a prompt and feed tokens, on an engine of its own; `light` leaves out what is held."""
     net = _Tapped(model())
     engine = Engine(net, page=page)
@@ -205,7 +212,7 @@ class Expected:
 
 def expected(
     how: AttentionMethod, q: Tensor, k: Tensor, v: Tensor, prompt: int, chunks: Sequence[int] | None = None, **inputs
-) -> Expected:  # fmt: skip
+) -> Expected:
     """What the reference says of prompt and answer: each phase as the method acts in it, dense where it does not.
 
     A reference that takes decode steps (`q_new`, `k_new`, `v_new`) answers for those; any other one is asked about

@@ -95,10 +95,14 @@ def test_layouts_alternate_and_skip_removes_the_variant():
 @pytest.mark.parametrize(
     ("variant", "expected"),
     [
-        ("standard", 4 * 3 * 7 * 12), ("mlp", 0), ("nonapproximate", 2 * 3 * 12 + 4 * 3 * 2),
-        ("random_qk", 2 * 4 * 7 * 12), ("fixed_qk", 2 * 4 * 7 * 12), ("static_qk", 4 * 3 * 7 * 12),
+        ("standard", 4 * 3 * 7 * 12),
+        ("mlp", 0),
+        ("nonapproximate", 2 * 3 * 12 + 4 * 3 * 2),
+        ("random_qk", 2 * 4 * 7 * 12),
+        ("fixed_qk", 2 * 4 * 7 * 12),
+        ("static_qk", 4 * 3 * 7 * 12),
     ],
-)  # fmt: skip
+)
 def test_bytes_follow_the_papers_formulas(variant, expected):
     assert cache_bytes(variant, batch=3, length=7, width=12, heads=2) == expected
 

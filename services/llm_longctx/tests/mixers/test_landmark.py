@@ -132,16 +132,21 @@ def test_cached_gpt_equals_the_official_memory_cache(gpt, rule):
 @pytest.mark.parametrize(
     ("tag", "options"),
     [
-        ("k1", {"blocks": 1}), ("k2", {"blocks": 2}), ("k3", {"blocks": 3}),
+        ("k1", {"blocks": 1}),
+        ("k2", {"blocks": 2}),
+        ("k3", {"blocks": 3}),
         ("k2_offload", {"blocks": 2, "selection": "max_over_tokens", "offload": True}),
     ],
-)  # fmt: skip
+)
 def test_cached_llama_equals_the_official_code(llama, tag, options):
     net, file = llama
     session = net.session(1, insert_landmarks=False, **options)
     logits, steps = fed(session, file["input_ids"][:, :43], [10, 10, 10, 5, 5, 1, 1, 1])
-    expected = sorted(key for key in file.arrays if key.startswith(f"blocks_{tag}_") and key[-2:].isdigit()
-                      and key.removeprefix(f"blocks_{tag}_").isdigit())  # fmt: skip
+    expected = sorted(
+        key
+        for key in file.arrays
+        if key.startswith(f"blocks_{tag}_") and key[-2:].isdigit() and key.removeprefix(f"blocks_{tag}_").isdigit()
+    )
     assert_chosen(steps, [file[key] for key in expected])
     assert (logits - file[f"logits_cached_{tag}"]).abs().max() < 5e-5
 
@@ -168,8 +173,10 @@ def small(kind):
 
 
 def with_landmarks(tokens, block=3):
-    parts = [part if part.shape[1] < block else torch.cat((part, torch.full_like(part[:, :1], 20)), 1)
-             for part in tokens.split(block, 1)]  # fmt: skip
+    parts = [
+        part if part.shape[1] < block else torch.cat((part, torch.full_like(part[:, :1], 20)), 1)
+        for part in tokens.split(block, 1)
+    ]
     return torch.cat(parts, 1)
 
 
@@ -262,8 +269,10 @@ def test_empty_chunk_changes_nothing():
 def test_citations_count_votes_and_break_ties_by_age():
     layers = [None, torch.tensor([[[[0, 3]], [[3, 5]]]]), torch.tensor([[[[5, 0]], [[7, 3]]]])]
     assert citations(layers, block=4, top=3) == [
-        Citation(3, 12, 16, 3 / 8, 3), Citation(0, 0, 4, 2 / 8, 2), Citation(5, 20, 24, 2 / 8, 2),
-    ]  # fmt: skip
+        Citation(3, 12, 16, 3 / 8, 3),
+        Citation(0, 0, 4, 2 / 8, 2),
+        Citation(5, 20, 24, 2 / 8, 2),
+    ]
     assert citations([None, None], block=4) == []
 
 

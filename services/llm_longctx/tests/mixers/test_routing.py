@@ -188,10 +188,18 @@ def test_causal_mode_never_looks_ahead_and_cluster_numbers_mean_nothing(file):
 def lm(file, mode):
     c = file.config["lm"]
     net = network(
-        "routing-lm", vocab=c["vocab"], width=c["dim"], layers=c["depth"], heads=c["heads"], head_dim=c["dim_head"],
-        local_heads=c["local_heads"], window=c["window"], local_window=c["local_window"], context=c["max_seq_len"],
+        "routing-lm",
+        vocab=c["vocab"],
+        width=c["dim"],
+        layers=c["depth"],
+        heads=c["heads"],
+        head_dim=c["dim_head"],
+        local_heads=c["local_heads"],
+        window=c["window"],
+        local_window=c["local_window"],
+        context=c["max_seq_len"],
         mode=mode,
-    ).eval()  # fmt: skip
+    ).eval()
     net.load_state_dict(file.weights())
     return net
 

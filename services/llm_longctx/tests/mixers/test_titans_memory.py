@@ -9,13 +9,26 @@ from services.llm_longctx.mixers.titans.fast_weights import recur
 from shared.registry import network
 
 CASES = (
-    "paper_d1", "paper_d2", "token_d2", "nomom_d2", "default", "paper_faithful_b4", "paper_faithful_b4_d1", "batch8",
+    "paper_d1",
+    "paper_d2",
+    "token_d2",
+    "nomom_d2",
+    "default",
+    "paper_faithful_b4",
+    "paper_faithful_b4_d1",
+    "batch8",
     "heads2_qknorm",
-)  # fmt: skip
+)
 NAMES = {
-    "dim": "width", "chunk_size": "chunk", "batch_size": "refresh", "mem_model_norm_add_residual": "residual_norm",
-    "pre_rmsnorm": "input_norm", "qk_rmsnorm": "qk_norm", "dim_head": "head_dim", "max_lr": "max_rate",
-}  # fmt: skip
+    "dim": "width",
+    "chunk_size": "chunk",
+    "batch_size": "refresh",
+    "mem_model_norm_add_residual": "residual_norm",
+    "pre_rmsnorm": "input_norm",
+    "qk_rmsnorm": "qk_norm",
+    "dim_head": "head_dim",
+    "max_lr": "max_rate",
+}
 SAME = {"heads", "momentum", "depth", "expansion"}
 
 
@@ -134,8 +147,9 @@ def test_any_cut_of_a_stream_equals_one_pass(cuts, which):
             y, state = net(part, state)
             parts.append(y)
     assert not whole.numel() or (torch.cat(parts, 1) - whole).abs().max() < 1e-9
-    for one, other in zip((*last.weights, *last.momentum, *last.base), (*state.weights, *state.momentum, *state.base),
-                          strict=True):  # fmt: skip
+    for one, other in zip(
+        (*last.weights, *last.momentum, *last.base), (*state.weights, *state.momentum, *state.base), strict=True
+    ):
         assert (one - other).abs().max() < 1e-9
     assert last.index == state.index == sum(cuts)
 

@@ -158,12 +158,21 @@ class Mean(AttentionMethod):
         if not view.last or first <= 0:
             return CacheUpdate(memo=view.memo)
         kept = torch.arange(first, view.length)
-        return CacheUpdate({
-            g: RetentionPolicy(kept, Virtual(
-                self._stand_in(head.k[:first], 0)[0], self._stand_in(head.v[:first], 0)[0], self._weight(first), first
-            ))
-            for g, head in enumerate(view.heads) if not view.full[g]
-        })  # fmt: skip
+        return CacheUpdate(
+            {
+                g: RetentionPolicy(
+                    kept,
+                    Virtual(
+                        self._stand_in(head.k[:first], 0)[0],
+                        self._stand_in(head.v[:first], 0)[0],
+                        self._weight(first),
+                        first,
+                    ),
+                )
+                for g, head in enumerate(view.heads)
+                if not view.full[g]
+            }
+        )
 
     def _stand_in(self, x, dim):
         return x.mean(dim, keepdim=True)

@@ -69,10 +69,13 @@ class Hasty(Mean):
             return CacheUpdate()
         first = max(view.length - self.window, view.offset)
         kept = torch.arange(first, view.length)
-        return CacheUpdate({
-            g: RetentionPolicy(kept, Virtual(h.k[:first].mean(0), h.v[:first].mean(0), math.log(first), first))
-            for g, h in enumerate(view.heads) if not view.full[g] and first
-        })  # fmt: skip
+        return CacheUpdate(
+            {
+                g: RetentionPolicy(kept, Virtual(h.k[:first].mean(0), h.v[:first].mean(0), math.log(first), first))
+                for g, h in enumerate(view.heads)
+                if not view.full[g] and first
+            }
+        )
 
 
 class Leaking(Dotted):

@@ -22,9 +22,11 @@ def mixers(tmp_path_factory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("mixers")
     with RedisServer(Settings(data_dir=folder / "redis")) as redis:
         app = build(
-            "llm-longctx", routers=[openai.router, sessions.router, documents.router], servables=KINDS,
+            "llm-longctx",
+            routers=[openai.router, sessions.router, documents.router],
+            servables=KINDS,
             settings=Settings(data_dir=folder, threads=1, redis_url=redis.url),
-        )  # fmt: skip
+        )
         with Server(app) as running:
             yield running
 

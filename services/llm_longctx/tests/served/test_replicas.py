@@ -82,10 +82,11 @@ def replica(server, tmp_path_factory) -> Iterator[Callable[..., Replica]]:
     def start(**more: Any) -> Replica:
         folder = tmp_path_factory.mktemp("replica")
         app = build(
-            "llm-longctx", routers=[openai.router, sessions.router, documents.router],
+            "llm-longctx",
+            routers=[openai.router, sessions.router, documents.router],
             servables={MODEL: LandmarkRecall},
             settings=Settings(data_dir=folder, threads=1, redis_url=server.url, session_key=KEY, **more),
-        )  # fmt: skip
+        )
         running = Server(app)
         http = httpx2.Client(base_url=running.__enter__().url, timeout=60)
         stops.extend((lambda: running.__exit__(None, None, None), http.close))

@@ -215,8 +215,12 @@ def test_surprise_says_what_was_learnt_token_by_token(http):
 def test_sessions_are_listed_in_pages_for_their_tenant(http):
     own = {"x-fovea-tenant": "lister"}
     opened = [http.post("/v1/sessions", json={"model": "fovea-titans-mac"}, headers=own).json() for _ in range(3)]
-    body = {"model": "fovea-titans-mac", "session_id": opened[1]["id"], "max_tokens": 1,
-            "messages": [{"role": "user", "content": "the dog red"}]}  # fmt: skip
+    body = {
+        "model": "fovea-titans-mac",
+        "session_id": opened[1]["id"],
+        "max_tokens": 1,
+        "messages": [{"role": "user", "content": "the dog red"}],
+    }
     assert http.post("/v1/chat/completions", json=body, headers=own).status_code == 200
     whole = http.get("/v1/sessions", headers=own).json()
     assert [one["id"] for one in whole["data"]] == [one["id"] for one in reversed(opened)]
