@@ -98,8 +98,8 @@ class FasterNetClassifier(Classifier):
                 "import official weights for ImageNet's classes, which are then told by number: they carry no names."
             ),
             (
-                "Feature maps of the four stages, for a detector: outputs stage1 to stage4 on the Open Inference route, "
-                "or Accept: application/x-npz here."
+                "Feature maps of the four stages, for a detector: outputs stage1 to stage4 on the Open Inference "
+                "route, or Accept: application/x-npz here."
             ),
         ),
         sparsity=build_claim(

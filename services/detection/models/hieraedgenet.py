@@ -268,18 +268,18 @@ class HieraEdgeNetDetector(Detector):
         ),
         notes=(
             (
-                "The weights that come with Fovea were trained on drawn slides, for 900 steps where the demo should have "
-                "twice as many: they find grains and miss or confuse many. They know no real pollen."
+                "The weights that come with Fovea were trained on drawn slides, for 900 steps where the demo should "
+                "have twice as many: they find grains and miss or confuse many. They know no real pollen."
             ),
             (
-                "Variant: in the official release the edge layer reads the padding beside its picture, so its output is 0 "
-                "whatever is seen. `official` reproduces that, for official weights; `described` has the edges of the "
-                "paper, and is what the demo weights were trained with."
+                "Variant: in the official release the edge layer reads the padding beside its picture, so its output "
+                "is 0 whatever is seen. `official` reproduces that, for official weights; `described` has the edges "
+                "of the paper, and is what the demo weights were trained with."
             ),
             (
-                "Changing the picture changes the edge maps of `official` by exactly 0.0; tests measure it. Our network "
-                "leans on its edges a little: with them set to 0 after training, map_50 on 100 slides falls from 0.545 to "
-                "0.527. The twin trained without them has a recipe, hieraedgenet-official-demo, and no number yet."
+                "Changing the picture changes the edge maps of `official` by exactly 0.0; tests measure it. Our "
+                "network leans on its edges a little: with them set to 0 after training, map_50 on 100 slides falls "
+                "from 0.545 to 0.527. The twin trained without them has a recipe, hieraedgenet-official-demo, and no number yet."
             ),
             (
                 "Send slides: on pictures far from them, such as noise, the Omni-Kernel's gate multiplies large values "
@@ -290,12 +290,12 @@ class HieraEdgeNetDetector(Detector):
                 "import compares every key of a checkpoint."
             ),
             (
-                "Served without Fourier operators: cosines and sines as matrices give the same boxes, three times as fast "
-                "in ONNX Runtime or more (make bench)."
+                "Served without Fourier operators: cosines and sines as matrices give the same boxes, three times as "
+                "fast in ONNX Runtime or more (make bench)."
             ),
             (
-                "With microns_per_pixel each grain has its size in µm; radius is a quarter of width and height together. "
-                "Large slides: use tile."
+                "With microns_per_pixel each grain has its size in µm; radius is a quarter of width and height "
+                "together. Large slides: use tile."
             ),
         ),
         example={"microns_per_pixel": 0.5},

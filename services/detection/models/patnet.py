@@ -159,21 +159,21 @@ class PATNetClassifier(Classifier):
         ),
         notes=(
             (
-                "The weights that come with Fovea were trained on drawn pavement, an easy task on which the baseline is a "
-                "little better: that says nothing about ImageNet. No official weights are published."
+                "The weights that come with Fovea were trained on drawn pavement, an easy task on which the baseline "
+                "is a little better: that says nothing about ImageNet. No official weights are published."
             ),
             (
-                "Variant: the published configurations have the spatial gate (PAT_sp) in T1 alone; whether the paper's T2 "
-                "has it is undecided, since its abstract says yes and its code no. network('patnet', spatial=True) builds "
-                "every size with it."
+                "Variant: the published configurations have the spatial gate (PAT_sp) in T1 alone; whether the "
+                "paper's T2 has it is undecided, since its abstract says yes and its code no. network('patnet', "
+                "spatial=True) builds every size with it."
             ),
             (
                 "Speed is measured, not promised: make bench times PATNet-T2 against FasterNet-T2 on this machine. The "
                 "small sizes gain little or nothing over FasterNet's."
             ),
             (
-                "Feature maps of the four stages, for a detector: outputs stage1 to stage4 on the Open Inference route, "
-                "or Accept: application/x-npz here."
+                "Feature maps of the four stages, for a detector: outputs stage1 to stage4 on the Open Inference "
+                "route, or Accept: application/x-npz here."
             ),
         ),
         sparsity=build_claim(

@@ -204,14 +204,14 @@ class PraNetSegmenter(Segmenter):
         notes=(
             *_NOTES,
             (
-                "Variant: the demo weights were trained with the loss of the paper, in which pixels near edges weigh more "
-                "in the cross-entropy. In the released code those weights cancel; official weights were trained that way. "
-                "The network itself is the same."
+                "Variant: the demo weights were trained with the loss of the paper, in which pixels near edges weigh "
+                "more in the cross-entropy. In the released code those weights cancel; official weights were trained "
+                "that way. The network itself is the same."
             ),
             (
                 "What reverse attention is worth here: trained again with the attention replaced by ones (A = 1), same "
-                "seed and data, Dice at 0.5 is 0.948 instead of 0.956, mean Dice 0.930 instead of 0.936, and empty frames "
-                "are as clean. One seed, on easy pictures: a hint, not a proof."
+                "seed and data, Dice at 0.5 is 0.948 instead of 0.956, mean Dice 0.930 instead of 0.936, and empty "
+                "frames are as clean. One seed, on easy pictures: a hint, not a proof."
             ),
         ),
         example={"threshold": 0.5},
@@ -244,9 +244,9 @@ class PraNetV2Segmenter(Segmenter):
         notes=(
             *_NOTES,
             (
-                "With one class (K = 1), as here, the attention's softmax over classes is 1 everywhere: it doubles each "
-                "foreground map and nothing more. Disturbing every source of attention changes the refined maps by exactly "
-                "0.0. The variant matters with two classes or more; what differs here is the training on background maps."
+                "With one class (K = 1), as here, the attention's softmax over classes is 1 everywhere: it doubles "
+                "each foreground map and nothing more. Disturbing every source of attention changes the refined maps "
+                "by exactly 0.0. The variant matters with two classes or more; what differs here is the training on background maps."
             ),
         ),
         example={"threshold": 0.5},

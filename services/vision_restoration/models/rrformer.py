@@ -50,8 +50,8 @@ class RRFormerRestorer(PictureRestorer):
         ),
         notes=(
             (
-                "The weights that come with Fovea are small and were trained on synthetic reflections. They show that the "
-                "machinery works; expect little of them on real panes."
+                "The weights that come with Fovea are small and were trained on synthetic reflections. They show that "
+                "the machinery works; expect little of them on real panes."
             ),
             (
                 "Variants: the released code computes the transformer body and then goes on with the body's input, so "
@@ -59,8 +59,8 @@ class RRFormerRestorer(PictureRestorer):
                 "`paper` goes on with the body's result. Both read the same checkpoints."
             ),
             (
-                "What the body is worth: nothing that was measured. After 750 steps on the same seed and data, `released` "
-                "stood at 20.98 dB on the validation pairs and `paper` at 20.86."
+                "What the body is worth: nothing that was measured. After 750 steps on the same seed and data, "
+                "`released` stood at 20.98 dB on the validation pairs and `paper` at 20.86."
             ),
             "Training was stopped by hand after 1,750 of 2,400 steps: the recipe run to its end gives other weights.",
             (
