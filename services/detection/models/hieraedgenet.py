@@ -279,7 +279,8 @@ class HieraEdgeNetDetector(Detector):
             (
                 "Changing the picture changes the edge maps of `official` by exactly 0.0; tests measure it. Our "
                 "network leans on its edges a little: with them set to 0 after training, map_50 on 100 slides falls "
-                "from 0.545 to 0.527. The twin trained without them has a recipe, hieraedgenet-official-demo, and no number yet."
+                "from 0.545 to 0.527. The twin trained without them has a recipe, hieraedgenet-official-demo, and "
+                "no number yet."
             ),
             (
                 "Send slides: on pictures far from them, such as noise, the Omni-Kernel's gate multiplies large values "

@@ -246,7 +246,8 @@ class PraNetV2Segmenter(Segmenter):
             (
                 "With one class (K = 1), as here, the attention's softmax over classes is 1 everywhere: it doubles "
                 "each foreground map and nothing more. Disturbing every source of attention changes the refined maps "
-                "by exactly 0.0. The variant matters with two classes or more; what differs here is the training on background maps."
+                "by exactly 0.0. The variant matters with two classes or more; what differs here is the "
+                "training on background maps."
             ),
         ),
         example={"threshold": 0.5},

@@ -66,7 +66,7 @@ def _prefill(  # type: ignore[no-untyped-def]  # noqa: ANN202  # Triton's own la
     out,
     lse,
     row_ptr,
-    cols,  # noqa: ANN001
+    cols,
     q_head,
     q_row,
     k_head,
@@ -75,10 +75,10 @@ def _prefill(  # type: ignore[no-untyped-def]  # noqa: ANN202  # Triton's own la
     v_row,
     T,
     N,
-    scale,  # noqa: ANN001
+    scale,
     block_rows,
     first,
-    group,  # noqa: ANN001
+    group,
     SHARE: tl.constexpr,
     BLOCK: tl.constexpr,
     KEY_BLOCK: tl.constexpr,

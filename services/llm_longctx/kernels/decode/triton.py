@@ -108,7 +108,7 @@ def _decode(  # type: ignore[no-untyped-def]  # noqa: ANN202  # Triton's own lan
     out,
     lse,
     page_stride,
-    scale,  # noqa: ANN001
+    scale,
     SPAN: tl.constexpr,
     PAGE: tl.constexpr,
     G: tl.constexpr,
