@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.detection.planning import InvalidPoints, plan, solver
+from services.detection.planning import InvalidPoints, plan, plans
 from services.detection.planning.exact import optimal_tours, tour_lengths
 from services.detection.planning.geometry import area, canonical_hull, canonical_tour, hull, hull_successors
 from services.detection.planning.geometry import polygon_is_valid as valid
@@ -194,10 +194,10 @@ def test_a_wrong_network_costs_nothing_but_a_note() -> None:
     wrong = Pointers(Wrong(), Wrong())  # type: ignore[arg-type]
     rng = np.random.default_rng(4)
     sets = [rng.random((8, 2)) for _ in range(5)]
-    for points, found in zip(sets, solver("hull", sets, pointers=wrong), strict=True):
+    for points, found in zip(sets, plans("hull", sets, pointers=wrong), strict=True):
         assert found.order == hull(points)
         assert found.solver == "pointer" or "differed" in found.notes[0]
-    for points, found in zip(sets, solver("tsp", sets, solver="pointer", pointers=wrong), strict=True):
+    for points, found in zip(sets, plans("tsp", sets, solver="pointer", pointers=wrong), strict=True):
         best = optimal_tours(points[None])[1][0]
         assert found.solver == "pointer"
         assert found.lower_bound <= best + 1e-9 <= found.objective + 2e-9

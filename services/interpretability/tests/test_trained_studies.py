@@ -25,10 +25,10 @@ STUDY = """
 import json, sys, torch
 from pathlib import Path
 from services.interpretability.experiments.deconstruction_study import DeconstructionStudy, StudySpec
-from shared.registry import Place, Run
+from shared.registry import CallContext, LoadContext
 torch.set_num_threads(1)
-study = DeconstructionStudy.load(Place(cache=Path(sys.argv[1]), weights=Path(sys.argv[1]) / "none"))
-(report,) = study.predict([StudySpec(**json.loads(sys.argv[2]))], Run())
+study = DeconstructionStudy.load(LoadContext(cache=Path(sys.argv[1]), weights=Path(sys.argv[1]) / "none"))
+(report,) = study.predict([StudySpec(**json.loads(sys.argv[2]))], CallContext())
 """
 
 

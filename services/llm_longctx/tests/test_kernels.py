@@ -18,8 +18,8 @@ from services.llm_longctx.kernels import (
     decode,
     decode_pages,
     decode_runs,
-    last_query_scores,
-    merge_lse,
+    merge,
+    probe,
     window_prefill,
 )
 from services.llm_longctx.kernels.block_sparse_prefill.reference import token_mask
@@ -176,9 +176,7 @@ def test_a_probe_sums_what_the_last_queries_see(backend, case):
     q, k, _, _ = case
     hypothesis.assume(takes(backend, q.dtype))
     q = q[:, -9:]
-    for found, wanted in zip(
-        last_query_scores(q, k, backend=backend), last_query_scores(q, k, backend="reference"), strict=True
-    ):
+    for found, wanted in zip(probe(q, k, backend=backend), probe(q, k, backend="reference"), strict=True):
         assert found.dtype == torch.promote_types(q.dtype, torch.float32)
         torch.testing.assert_close(found.double(), wanted, atol=max(1e-4 * TOLERANCE[q.dtype], 1e-5), rtol=1e-5)
         assert (found.sum(-1) - q.shape[1]).abs().max() < 1e-4
@@ -186,9 +184,9 @@ def test_a_probe_sums_what_the_last_queries_see(backend, case):
 
 def test_a_probe_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="last b of N"):
-        last_query_scores(torch.zeros(2, 4, 8), torch.zeros(1, 3, 8))
+        probe(torch.zeros(2, 4, 8), torch.zeros(1, 3, 8))
     with pytest.raises(ValueError, match="of their dtype"):
-        last_query_scores(torch.zeros(2, 3, 8), torch.zeros(1, 3, 8, dtype=torch.float64))
+        probe(torch.zeros(2, 3, 8), torch.zeros(1, 3, 8, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("backend", ["reference", *FAST])
@@ -212,16 +210,16 @@ def test_parts_merge_into_one_softmax_in_any_order(sizes, seed):
     parts = [softmax_of_all(s, v) for s, v in zip(logits, values, strict=True)]
     wanted, sums = softmax_of_all(torch.cat(logits, 1), torch.cat(values, 1))
     for order in (parts, parts[::-1]):
-        out, lse = merge_lse(*order)
+        out, lse = merge(*order)
         assert differs(out, wanted) < 1e-12
         assert differs(lse, sums) < 1e-12
-    nested, lse = merge_lse(parts[0], merge_lse(*parts[1:])) if len(parts) > 1 else merge_lse(*parts)
+    nested, lse = merge(parts[0], merge(*parts[1:])) if len(parts) > 1 else merge(*parts)
     assert differs(nested, wanted) < 1e-12
 
 
 def test_a_merge_of_nothing_is_refused():
     with pytest.raises(ValueError, match="one part"):
-        merge_lse()
+        merge()
 
 
 def test_the_fused_operator_and_the_plain_product_agree():

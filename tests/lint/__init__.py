@@ -1,0 +1,1 @@
+"""Checks of the source that no library offers: names, and circles of imports. `make lint` runs them."""

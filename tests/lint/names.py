@@ -1,0 +1,80 @@
+"""`python -m tests.lint.names`: one meaning per public class name, and no public function that is a bare participle."""
+
+from __future__ import annotations
+
+import ast
+import collections
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+SHARED_NAMES = {
+    "Detector": "a Servable's family and its network are told apart by their rooms",
+}
+"""Class names that may stand in several rooms, each with its reason."""
+
+NAMED_SO = {
+    "softmax_of_all": "a noun",
+}
+"""Functions that only look like participles, each with its reason."""
+
+IRREGULAR = frozenset(
+    "asked begun bought bound broken brought built caught chosen crept dealt done drawn driven eaten fallen felt"
+    " forbidden forgotten fought found frozen given gone grown heard held hidden kept known laid learnt led left lost"
+    " made meant met paid proven said seen sent shown sold sought spent spoken stood stuck sung sworn taken taught"
+    " thought thrown told torn understood woken won worn woven written".split()
+)
+"""Participles that don't end in -ed and are no verbs as they stand."""
+
+VERBS = frozenset("embed feed need proceed seed shed speed succeed weed".split())
+"""Verbs that end in -ed."""
+
+
+def is_participle(name: str) -> bool:
+    """Whether a function's name is a participle and nothing else."""
+    return name in IRREGULAR or (name not in VERBS and re.fullmatch(r"[a-z]+ed", name) is not None)
+
+
+def definitions(root: pathlib.Path) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Place and node of every public class, and of every public function or method, outside of tests and stubs."""
+    for room in ("fovea", "shared", "services"):
+        for file in sorted((root / room).rglob("*.py")):
+            if "tests" in file.parts or "_pb2" in file.name:
+                continue
+            for node in ast.walk(ast.parse(file.read_text("utf8"))):
+                if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
+                    yield f"{file.relative_to(root)}:{node.lineno}", node
+
+
+def is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a method is read like a field, so that a participle tells a fact about its owner."""
+    return any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
+
+
+def complaints(root: pathlib.Path = ROOT) -> list[str]:
+    """One line for each name that breaks a rule."""
+    classes: dict[str, list[str]] = collections.defaultdict(list)
+    found: list[str] = []
+    for place, node in definitions(root):
+        if isinstance(node, ast.ClassDef):
+            classes[node.name].append(place)
+        elif is_participle(node.name) and node.name not in NAMED_SO and not is_property(node):
+            found.append(f"{place}: {node.name}() is a bare participle; name what it does, as a verb")
+    for name, places in classes.items():
+        if len(places) > 1 and name not in SHARED_NAMES:
+            found.append(f"{places[1]}: class {name} exists already at {places[0]}; one name, one meaning")
+    return found
+
+
+def main() -> None:
+    """Print all complaints; the exit code says whether there are any."""
+    found = complaints()
+    print(*found, f"{len(found)} names to mend." if found else "Names are verbs and nouns, each with one meaning.", sep="\n")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
