@@ -1,4 +1,4 @@
-"""The contract suite of experiments: every check over every one that discovery finds. A new one is tested by existing."""
+"""The contract suite of experiments: every check over every experiment that discovery finds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract suite of Servables: every check over every one that discovery finds. A new model is tested by existing."""
+"""The contract suite of Servables: every check over every Servable that discovery finds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_something_is_served():
 
 
 @pytest.mark.parametrize(
-    "check", (*SERVABLE_CHECKS, *TEXT_CHECKS), ids=lambda check: check.__name__.removeprefix("check_")
+    "check", [*SERVABLE_CHECKS, *TEXT_CHECKS], ids=lambda check: check.__name__.removeprefix("check_")
 )
 def test_servable(loaded: Loaded, check: Callable[[Loaded], None]) -> None:
     check(loaded)

@@ -1,4 +1,4 @@
-"""`python -m tests.lint.circles`: no module imports itself by way of others. Reads the import graph that import-linter reads."""
+"""`python -m tests.lint.circles`: no module imports itself by way of others. Reads import-linter's own graph."""
 
 from __future__ import annotations
 

@@ -21,15 +21,19 @@ NAMED_SO = {
 }
 """Functions that only look like participles, each with its reason."""
 
-IRREGULAR = frozenset(
-    "asked begun bought bound broken brought built caught chosen crept dealt done drawn driven eaten fallen felt"
-    " forbidden forgotten fought found frozen given gone grown heard held hidden kept known laid learnt led left lost"
-    " made meant met paid proven said seen sent shown sold sought spent spoken stood stuck sung sworn taken taught"
-    " thought thrown told torn understood woken won worn woven written".split()
-)
+# fmt: off
+IRREGULAR = frozenset((
+    "asked", "begun", "bought", "bound", "broken", "brought", "built", "caught", "chosen", "crept", "dealt", "done",
+    "drawn", "driven", "eaten", "fallen", "felt", "forbidden", "forgotten", "fought", "found", "frozen", "given", "gone",
+    "grown", "heard", "held", "hidden", "kept", "known", "laid", "learnt", "led", "left", "lost", "made", "meant", "met",
+    "paid", "proven", "said", "seen", "sent", "shown", "sold", "sought", "spent", "spoken", "stood", "stuck", "sung",
+    "sworn", "taken", "taught", "thought", "thrown", "told", "torn", "understood", "woken", "won", "worn", "woven",
+    "written",
+))
+# fmt: on
 """Participles that don't end in -ed and are no verbs as they stand."""
 
-VERBS = frozenset("embed feed need proceed seed shed speed succeed weed".split())
+VERBS = frozenset(("embed", "feed", "need", "proceed", "seed", "shed", "speed", "succeed", "weed"))
 """Verbs that end in -ed."""
 
 
@@ -72,7 +76,8 @@ def complaints(root: pathlib.Path = ROOT) -> list[str]:
 def main() -> None:
     """Print all complaints; the exit code says whether there are any."""
     found = complaints()
-    print(*found, f"{len(found)} names to mend." if found else "Names are verbs and nouns, each with one meaning.", sep="\n")
+    summary = f"{len(found)} names to mend." if found else "Names are verbs and nouns, each with one meaning."
+    print(*found, summary, sep="\n")
     sys.exit(bool(found))
 
 
