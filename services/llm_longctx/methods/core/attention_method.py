@@ -144,11 +144,13 @@ class AttentionMethod(BaseModel):
             new: Tokens that may be produced.
 
         Raises:
-            InvalidOption: No knobs meet it. The default refuses every budget below dense: it frees nothing.
+            InvalidOption: No knobs meet it. The default changes none: it refuses budgets below what is held as it is.
         """
-        dense = config.layers * config.kv_heads * (prompt + new)
-        if entries < dense:
-            detail = f"{self.name} frees no memory: {dense:,} entries are held whatever its knobs, not {entries:,}."
+        told = self.estimate(config, self.head_plan(config, plan), prompt, new)
+        held = sum(map(sum, told.entries)) + sum(map(sum, told.compact or ()))
+        if entries < held:
+            why = "can't be fitted" if "eviction" in self.actions else "frees no memory"
+            detail = f"{self.name} {why}: it holds {held:,} entries, more than the {entries:,} of the budget."
             raise InvalidOption(detail, hint="Ask for duo or razor, or leave the budget out.", field="longctx")
         return self
 

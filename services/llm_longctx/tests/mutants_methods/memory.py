@@ -9,6 +9,7 @@ from services.llm_longctx.methods.core.hook_results import (
 )
 from services.llm_longctx.tests.method_contract.oracle import causal
 from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Window
+from shared.errors import InvalidOption
 
 __all__ = [
     "Boastful",
@@ -128,4 +129,7 @@ class Overshooting(Window):
 class Refusing(Window):
     """Refuses budgets that it meets."""
 
-    fit = AttentionMethod.fit
+    def fit(self, entries, config, plan, prompt, new):
+        """Never."""
+        detail = "Nothing fits."
+        raise InvalidOption(detail)
