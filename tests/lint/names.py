@@ -23,11 +23,13 @@ NAMED_SO = {
 
 # fmt: off
 IRREGULAR = frozenset((
-    "asked", "begun", "bought", "bound", "broken", "brought", "built", "caught", "chosen", "crept", "dealt", "done",
-    "drawn", "driven", "eaten", "fallen", "felt", "forbidden", "forgotten", "fought", "found", "frozen", "given", "gone",
-    "grown", "heard", "held", "hidden", "kept", "known", "laid", "learnt", "led", "left", "lost", "made", "meant", "met",
-    "paid", "proven", "said", "seen", "sent", "shown", "sold", "sought", "spent", "spoken", "stood", "stuck", "sung",
-    "sworn", "taken", "taught", "thought", "thrown", "told", "torn", "understood", "woken", "won", "worn", "woven",
+    "asked", "begun", "bought", "bound", "broken", "brought", "built", "caught", "chosen",
+    "crept", "dealt", "done", "drawn", "driven", "eaten", "fallen", "felt", "forbidden",
+    "forgotten", "fought", "found", "frozen", "given", "gone", "grown", "heard", "held",
+    "hidden", "kept", "known", "laid", "learnt", "led", "left", "lost", "made",
+    "meant", "met", "paid", "proven", "said", "seen", "sent", "shown", "sold",
+    "sought", "spent", "spoken", "stood", "stuck", "sung", "sworn", "taken", "taught",
+    "thought", "thrown", "told", "torn", "understood", "woken", "won", "worn", "woven",
     "written",
 ))
 # fmt: on

@@ -1,4 +1,4 @@
-"""Requests that differ from an example: in what they are about, or in one option. Made from schemas, for any plug-in."""
+"""Requests that differ from an example in what they are about, or in one option. Made from schemas for any plug-in."""
 
 from __future__ import annotations
 
