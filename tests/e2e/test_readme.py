@@ -37,6 +37,15 @@ def test_there_are_blocks_to_run():
     assert len(CURL) >= 3
 
 
+def test_the_example_at_the_root_runs(product, tmp_path):
+    script = tmp_path / "example.py"
+    script.write_text(placed((ROOT / "example.py").read_text("utf8"), product), "utf8")
+    done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+    assert "objects" in done.stdout.splitlines()[-1]
+
+
 @pytest.mark.parametrize(("page", "line", "code"), PYTHON, ids=[f"{p.name}-{n}" for p, n, _ in PYTHON])
 def test_python_block_runs_and_prints(product, page, line, code):
     done = subprocess.run(
