@@ -53,6 +53,10 @@ class Manifest(_Facts):
     data: dict[str, str] = Field(default_factory=dict, description="Digests and description of the data.")
     code: dict[str, str] = Field(default_factory=dict, description="Versions of what computed it.")
     metrics: dict[str, float] = Field(default_factory=dict, description="Measured on held-out data.")
+    intervals: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="Ends of the 95 % intervals of metrics."
+    )
+    serves: str | None = Field(None, description="Name of the model that serves these weights, where it is another.")
     notes: dict[str, Any] = Field(default_factory=dict, description="What else a reader should know.")
 
 

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 
 from shared.registry import Servable
 from shared.registry.discovery import servables as discover
+from shared.registry.trained import trained_servables
 from shared.serving.host import Host
 from shared.serving.http import system_routes, task_routes
 from shared.serving.http.error_rendering import render, translate
@@ -51,7 +52,8 @@ def build(
         `/livez` answers at once and `/readyz` when they are there.
     """
     chosen = settings or read_settings()
-    host = Host(service, discover(service) if servables is None else servables, chosen)
+    known = discover(service) if servables is None else servables
+    host = Host(service, {**known, **trained_servables(known, chosen.weights_dir)}, chosen)
     app = _App(
         title=f"Fovea {service}",
         version="1",

@@ -7,6 +7,8 @@ loads only when a verb runs, so that `fovea --help` stays quick.
 from __future__ import annotations
 
 import importlib
+import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,6 +45,13 @@ def import_checkpoint(
 
 def train(
     recipe: Annotated[str | None, typer.Argument(help="Name of the recipe; left out, they are listed.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of your own pictures with labels; the result is served by name.")
+    ] = None,
+    group_by: Annotated[
+        str, typer.Option(help="Pattern in file names of what is never split: a road, a patient.")
+    ] = "",
+    name: Annotated[str | None, typer.Option(help="What the model is called; by default recipe and folder.")] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Checkpoints and derived data; goes on from what is there.")
     ] = None,
@@ -57,9 +66,23 @@ def train(
     if recipe is None:
         _list(found.recipes())
         return
-    chosen = configure_recipe(found.recipe_named(recipe), set_ or [])
-    folder = folder or settings().data_dir / "training" / recipe
-    _publish(chosen, _fit(chosen, folder, device), out or folder / "result")
+    kind = found.recipe_named(recipe)
+    if data is None:
+        chosen = configure_recipe(kind, set_ or [])
+        folder = folder or settings().data_dir / "training" / recipe
+        _publish(chosen, _fit(chosen, folder, device), out or folder / "result", name)
+        return
+    own = [f"data={data.resolve()}", *([f"group_by={group_by}"] if group_by else [])]
+    chosen = configure_recipe(kind, [*own, *(set_ or [])])
+    name = model_name(name or f"{recipe}-{data.resolve().name}")
+    folder = folder or settings().data_dir / "training" / name
+    _look(chosen, folder)
+    _publish(chosen, _fit(chosen, folder, device), out or settings().weights_dir, name)
+
+
+def model_name(text: str) -> str:
+    """A name as models have them: lower case, digits, dots and dashes."""
+    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._") or "model"
 
 
 def configure_recipe(kind: type[Recipe], assignments: list[str]) -> Recipe:
@@ -70,10 +93,11 @@ def configure_recipe(kind: type[Recipe], assignments: list[str]) -> Recipe:
     """
     knobs: dict[str, Any] = {}
     for assignment in assignments:
-        name, equals, value = assignment.partition("=")
+        name, equals, text = assignment.partition("=")
         if not equals:
             raise InvalidOption(f"{assignment!r} is not `name=value`.", field="set")
         group, _, knob = name.rpartition(".")
+        value = _parsed(text)
         if group:
             knobs.setdefault(group, _defaults(kind, group))[knob] = value
         else:
@@ -84,6 +108,16 @@ def configure_recipe(kind: type[Recipe], assignments: list[str]) -> Recipe:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InvalidOption(f"{where}: {first['msg']}.", hint=f"Knobs: {', '.join(kind.model_fields)}.") from error
+
+
+def _parsed(text: str) -> Any:
+    """Lists and groups are written as JSON; all else is read by the knob itself."""
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def _defaults(kind: type[Recipe], group: str) -> dict[str, Any]:
@@ -109,15 +143,32 @@ def _fit(recipe: Recipe, folder: Path, device: str) -> FitResult:
     return fitted
 
 
-def _publish(recipe: Recipe, fitted: FitResult, out: Path) -> None:
+def _look(recipe: Recipe, folder: Path) -> None:
+    """Say what is in the folder, before anything is trained on it."""
+    console = Console()
+    recipe.prepare(folder / "data")
+    if (survey := getattr(recipe, "survey", lambda: None)()) is not None:
+        for line in survey.lines():
+            console.print(line, highlight=False)
+
+
+def _publish(recipe: Recipe, fitted: Fitted, out: Path, name: str | None = None) -> None:
     console = Console()
     console.print("Measuring on held-out data …")
-    manifest = importlib.import_module("shared.training.publish").publish(recipe, fitted, out)
-    for name, value in manifest.metrics.items():
-        console.print(f"  {name:24} {value:.4f}")
-    if (parity := recipe.export(fitted.network, out / f"{recipe.weights}.onnx")) is not None:
+    manifest = importlib.import_module("shared.training.publish").publish(recipe, fitted, out, name=name)
+    for metric, value in manifest.metrics.items():
+        low_high = manifest.intervals.get(metric)
+        console.print(f"  {metric:24} {value:.4f}{f'  ({low_high[0]:.3f} to {low_high[1]:.3f})' if low_high else ''}")
+    if (parity := recipe.export(fitted.network, out / f"{manifest.name}.onnx")) is not None:
         console.print(f"ONNX graph within {parity.max_difference:.1e} of torch (values up to {parity.max_value:.1f}).")
-    console.print(f"Wrote {manifest.bytes:,} bytes to {out}; in {settings().weights_dir} they would be served.")
+    minutes, speed = manifest.notes["training_seconds"] / 60, manifest.notes["pictures_per_second"]
+    console.print(
+        f"Trained for {minutes:.1f} minutes, {speed} pictures per second. Wrote {manifest.bytes:,} bytes to {out}."
+    )
+    if out == settings().weights_dir:
+        console.print(f"{manifest.name} is served after the next start: fovea up.")
+    else:
+        console.print(f"In {settings().weights_dir} they would be served.")
 
 
 def _list(recipes: dict[str, type[Recipe]]) -> None:

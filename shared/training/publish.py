@@ -24,13 +24,16 @@ __all__ = ["arrays_of", "code_facts", "publish"]
 _LIBRARIES = ("fovea", "torch", "numpy", "scipy", "pillow")
 
 
-def publish(recipe: Recipe, fitted: FitResult, folder: Path, *, notes: Mapping[str, Any] | None = None) -> Manifest:
+def publish(
+    recipe: Recipe, fitted: Fitted, folder: Path, *, name: str | None = None, notes: Mapping[str, Any] | None = None
+) -> Manifest:
     """Round the weights to float16, measure exactly those on held-out data, and write both file and manifest.
 
     Args:
         recipe: What was trained.
         fitted: The finished fit; its network holds the rounded weights afterwards.
-        folder: Where `<weights>.safetensors` and `<weights>.json` go.
+        folder: Where `<name>.safetensors` and `<name>.json` go.
+        name: Of the weights, and of the model that they are served as; left out, the recipe's own.
         notes: What else a reader of the manifest should know, for example an ablation that was measured beside it.
     """
     _round(fitted.network)
@@ -38,19 +41,22 @@ def publish(recipe: Recipe, fitted: FitResult, folder: Path, *, notes: Mapping[s
     metrics = recipe.measure(network)
     progress = fitted.progress
     manifest = Manifest(
-        name=recipe.weights,
+        name=name or recipe.weights,
         origin="trained",
         network=NetworkSpec(name=recipe.builds or recipe.weights, config=config),
         parameters=sum(p.numel() for p in network.parameters()),
         recipe={"name": recipe.name, **recipe.model_dump(mode="json")},
         data={"digest": fitted.data, **recipe.facts()},
         code=code_facts(),
-        metrics={name: round(value, 5) for name, value in metrics.items()},
+        metrics={key: round(value, 5) for key, value in metrics.items()},
+        intervals={key: (round(low, 4), round(high, 4)) for key, (low, high) in recipe.intervals().items()},
+        serves=recipe.serves if name not in {None, recipe.serves} else None,
         notes={
             "steps": progress.step,
             "best_step": progress.best_step,
             "validation_score": round(progress.best, 5),
             "training_seconds": round(progress.seconds),
+            "pictures_per_second": round(progress.step * recipe.schedule.batch / max(progress.seconds, 1e-9), 2),
             **(notes or {}),
         },
     )

@@ -85,11 +85,13 @@ class Recipe(_Knobs, ABC):
         name: What `fovea train` calls it.
         weights: Name of the weights that it makes: `<weights>.safetensors` beside `<weights>.json`.
         builds: Name under which `network()` knows what is trained, where it is not that of the weights.
+        serves: Name of the model that serves such weights under any name; None: only under that of the weights.
     """
 
     name: ClassVar[str]
     weights: ClassVar[str]
     builds: ClassVar[str | None] = None
+    serves: ClassVar[str | None] = None
 
     seed: int = 1
     schedule: Schedule
@@ -126,6 +128,10 @@ class Recipe(_Knobs, ABC):
     @abstractmethod
     def measure(self, network: nn.Module) -> dict[str, float]:
         """All metrics on held-out data that nothing else has seen."""
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Ends of the 95 % intervals of what `measure` last gave, where they are known."""
+        return {}
 
     def facts(self) -> dict[str, str]:
         """What a reader of the manifest should know beyond the knobs: what the data is, departures from the paper."""

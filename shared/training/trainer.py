@@ -116,7 +116,7 @@ class _Loop:
         started = time.monotonic()
         step, schedule = self.progress.step, self.recipe.schedule
         for group in self.optimizer.param_groups:
-            group["lr"] = schedule.rate_at(step)
+            group["lr"] = schedule.rate_at(step) * group.get("share", 1.0)
         for batch in self.recipe.batches(step, np.random.default_rng((self.recipe.seed, step))):
             loss = self.recipe.loss(self.live, {name: tensor.to(self.device) for name, tensor in batch.items()})
             self._watch(loss.item())

@@ -28,7 +28,7 @@ def filtered(x: Tensor, weights: Tensor, transform: Transform = "fft") -> Tensor
         spectrum = _dft(_dft(_complex(x), 2, False), 3, False) * weights.unsqueeze(-1)
         pairs = _dft(_dft(spectrum, 3, True), 2, True)
         return pairs.square().sum(dim=-1).sqrt()
-    back: Tensor = torch.fft.ifft2(weights * torch.fft.fft2(x))
+    back: Tensor = torch.fft.ifft2(weights.float() * torch.fft.fft2(x.float()))  # there is no FFT of half floats
     return back.abs()
 
 
@@ -36,7 +36,7 @@ def convolved(x: Tensor, kernel: Tensor) -> Tensor:
     """Depthwise convolution of maps (n, c, h, w) with an odd kernel (c, 1, k, k), same size, zero padding, by FFT."""
     (height, width), side = x.shape[-2:], kernel.shape[-1]
     size = (height + side - 1, width + side - 1)
-    spectrum = torch.fft.rfft2(x, s=size) * torch.fft.rfft2(kernel[:, 0].flip(-2, -1), s=size)
+    spectrum = torch.fft.rfft2(x.float(), s=size) * torch.fft.rfft2(kernel[:, 0].float().flip(-2, -1), s=size)
     whole: Tensor = torch.fft.irfft2(spectrum, s=size)
     return whole[..., side // 2 : side // 2 + height, side // 2 : side // 2 + width]
 

@@ -210,7 +210,9 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
 def _sight(weights: Weights) -> _Sight:
     """From the recipe of trained weights; official ones are ImageNet's, at the side and crop of its evaluation."""
     recipe, head = weights.manifest.recipe, weights.arrays["head.weight"]
-    names = tuple(recipe.get("classes", ())) or tuple(f"class {index}" for index in range(len(head)))
+    listed = weights.manifest.data.get("names", "").split(",")
+    names = tuple(recipe.get("classes", ())) or tuple(filter(None, listed))
+    names = names or tuple(f"class {index}" for index in range(len(head)))
     return _Sight(names, int(recipe.get("side", 224)), 1.0 if recipe else 0.9)
 
 

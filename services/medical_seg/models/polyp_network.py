@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from services.medical_seg.models.partial_decoder import BasicConv, PartialDecoder, ReceptiveField
 from services.medical_seg.models.res2net import Res2Net
 from shared.errors import InvalidOption
+from shared.vision.backbones.efficientnet_lite import EfficientNetLite0
 
 __all__ = ["NAMES", "STRIDE", "PolypNetwork", "scaled"]
 
@@ -34,20 +35,14 @@ class PolypNetwork(nn.Module):
     idle: ClassVar[tuple[str, ...]]
 
     def __init__(
-        self,
-        width: float,
-        decoder: int,
-        classifier: bool,
-        *,
-        backbone: str,
-        heads: Sequence[str],
-        classes: int = 1,
-        unused: nn.Module | None = None,
-    ) -> None:
+        self, width: float, decoder: int, classifier: bool, *,
+        backbone: str, heads: Sequence[str], classes: int = 1, unused: nn.Module | None = None,
+        encoder: Res2Net | EfficientNetLite0 | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         if unused is not None:  # first in the official checkpoint of V2
             self.conv = unused
-        encoder = Res2Net(width, classifier=classifier)
+        encoder = encoder or Res2Net(width, classifier=classifier)
         self.add_module(backbone, encoder)
         self.backbone_name = backbone
         _, c2, c3, c4 = encoder.channels

@@ -6,6 +6,8 @@ to say about serving them. The networks know nothing about pictures: inputs are 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +35,7 @@ class PraNet(PolypNetwork):
         reverse: False replaces the reverse attention by ones: the ablation "A = 1", never served.
     """
 
-    idle = ("resnet.fc.",)
+    idle: ClassVar[tuple[str, ...]] = ("resnet.fc.",)
 
     def __init__(self, width: float = 1.0, decoder: int = 32, *, classifier: bool = True, reverse: bool = True) -> None:
         super().__init__(width, decoder, classifier, backbone="resnet", heads=("",))

@@ -1,0 +1,79 @@
+"""Recipes of BMN, without and with class-semantics attention, on recordings of skeletons: measured, never shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field, PrivateAttr
+
+from services.detection.recipes.bmn.data import Split, Videos
+from services.detection.recipes.bmn.recipe import BmnCsaDemo, BmnDemo
+from services.detection.recipes.skeletons import CHANNELS, Recording, recordings, windows
+from services.detection.temporal.segments import boundary_labels
+from shared.training.recipe import Schedule
+
+__all__ = ["BmnCsaSkeletons", "BmnSkeletons"]
+
+
+class _Skeletons(BmnDemo):
+    """What both have in common: persons to train on, persons to measure on."""
+
+    schedule: Schedule = Schedule(steps=600, batch=8, rate=1e-3, floor=2e-5, decay=1e-3, ema=0.99, validate_every=600)
+    data: Path = Field(description="UTKinect-Action3D's joints_*.txt and actionLabel.txt.")
+    held_out: tuple[str, ...] = Field(("s05", "s06"), description="Persons that are only measured.")
+    length: int = Field(64, ge=8, description="Cells of a window.")
+    train: int = Field(800, ge=1, description="Windows drawn to train on.")
+
+    _names: tuple[str, ...] = PrivateAttr(())
+    _known: list[Recording] = PrivateAttr(default_factory=list)
+
+    def config(self) -> dict[str, Any]:
+        """A slim network over the window."""
+        return {"features": CHANNELS, "length": self.length, "hidden": self.hidden}
+
+    def prepare(self, cache: Path) -> str:
+        """Cut the windows and label them."""
+        self._known, self._names = recordings(self.data)
+        held = self.videos("train")
+        labelled = (boundary_labels(segments, self.length) for segments in held.segments)
+        self._labels = tuple(np.stack(part).astype(np.float32) for part in zip(*labelled, strict=True))
+        return f"train:{held.digest} held-out:{self.videos('test').digest}"
+
+    def videos(self, split: Split) -> Videos:
+        """Windows of the persons of a split; nothing is chosen, so training windows stand in for `valid`."""
+        if split not in self._data:
+            mine = [each for each in self._known if (each.person in self.held_out) == (split == "test")]
+            teachers = [each for each in self._known if each.person not in self.held_out]
+            count = {"train": self.train, "valid": 16, "test": 0}[split]
+            self._data[split] = windows(mine, teachers, count, self.length, len(self._names), self.seed)
+        return self._data[split]
+
+    def facts(self) -> dict[str, str]:
+        """What the manifest should say beside the knobs."""
+        return {
+            "data": f"UTKinect-Action3D, {len(self._known)} recordings, {len(self.videos('test').features)} held-out "
+            f"windows of {', '.join(self.held_out)}",
+            "departures": "skeletons for video features; cosine schedule and averaged weights (EMA)",
+        }
+
+
+class BmnSkeletons(_Skeletons):
+    """BMN on skeletons (UTKinect-Action3D)."""
+
+    name: ClassVar[str] = "bmn-skeletons"
+    weights: ClassVar[str] = "bmn-skeletons"
+    builds: ClassVar[str | None] = "bmn"
+
+
+class BmnCsaSkeletons(_Skeletons, BmnCsaDemo):
+    """BMN with class-semantics attention on the same skeletons."""
+
+    name: ClassVar[str] = "bmn-csa-skeletons"
+    weights: ClassVar[str] = "bmn-csa-skeletons"
+    builds: ClassVar[str | None] = "bmn-csa"
+
+    def config(self) -> dict[str, Any]:
+        """As BMN's, with one semantics per class."""
+        return {**super().config(), "semantics": len(self._names), "channel": self.channel, "time": self.time}

@@ -1,0 +1,207 @@
+"""What the recipes of all box detectors share on photographs: data in memory, mosaics, augmentation, measures.
+
+Knows data sets with boxes and the losses' targets; a recipe adds its network and the loss of its branches.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+
+from services.detection.boxes.geometry import letterbox, nms, unletterbox
+from services.detection.boxes.letterbox import GREY
+from services.detection.metrics.boxes import box_scores
+from services.detection.recipes.box_evaluation import map50, scaled
+from shared.registry.weights import find_weights, read_weights
+from shared.training.data.augment import Augment, warp_boxes, warp_picture
+from shared.training.data.box_sets import BoxSet, checked, find_boxes
+from shared.training.data.survey import Survey, near_copies
+from shared.training.folder_recipe import FolderRecipe
+from shared.training.intervals import bootstrap
+from shared.training.recipe import Batch, MultiScale
+
+__all__ = ["BoxRecipe"]
+
+Pixels = NDArray[np.uint8]
+Rows = NDArray[np.float32]
+
+STRIDE = 32
+
+
+class BoxRecipe(FolderRecipe):
+    """A detector on a folder of pictures with boxes."""
+
+    data: Path = Field(description="Pictures with boxes: Pascal VOC, COCO, YOLO, or masks.")
+    side: int = Field(640, multiple_of=32, description="Longest side of a picture when it is served.")
+    scale: MultiScale = MultiScale(side=320, rates=(1.0,))
+    augment: Augment = Augment()
+    names: tuple[str, ...] = Field((), description="Classes by id, where the data does not name them.")
+    grow: int = Field(10, ge=0, description="Pixels by which parts of masks grow before they are joined and boxed.")
+    mosaic: float = Field(0.5, ge=0, le=1, description="Share of samples that are put together from four pictures.")
+    choose: int = Field(20, ge=1, description="Training pictures set aside to choose the checkpoint.")
+    start: str | None = Field(None, description="Weights to start from, a name or a file: layers of equal shape.")
+
+    _train: BoxSet = PrivateAttr(BoxSet((), (), ()))
+    _choose: BoxSet = PrivateAttr(BoxSet((), (), ()))
+    _out: BoxSet = PrivateAttr(BoxSet((), (), ()))
+    _pixels: dict[Path, Pixels] = PrivateAttr(default_factory=dict)
+
+    @abstractmethod
+    def branch_loss(self, maps: Any, targets: Tensor) -> Tensor:
+        """The loss of what the network gives, in float32."""
+
+    def gather(self) -> str:
+        """Find boxes and splits, decode the training pictures once, set some aside to choose the checkpoint."""
+        found, problems, sizes = checked(find_boxes(self.data, self.names, self.grow))
+        self.require(sum(len(rows) for rows in found.rows), 1, "boxes", problems)
+        self.require(len(found), 4, "pictures that can be read", problems)
+        out = self.is_held_out(found.pictures)
+        train, self._out = found.take(np.flatnonzero(~out)), found.take(np.flatnonzero(out))
+        order, aside = np.random.default_rng(self.seed).permutation(len(train)), min(self.choose, len(train) // 4)
+        self._choose, self._train = train.take(np.sort(order[:aside])), train.take(np.sort(order[aside:]))
+        self._pixels = {path: self.read(path) for path in self._train.pictures}
+        copies = near_copies(train.pictures, self._out.pictures)
+        self._survey = Survey(len(train), len(self._out), found.counts, sizes, problems, copies)
+        return f"train:{train.digest} held-out:{self._out.digest}"
+
+    def read(self, path: Path) -> Pixels:
+        """A picture (h, w, 3) as it is trained on and measured."""
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+
+    def network(self) -> nn.Module:
+        """With what of `start` has the same name and shape."""
+        built = super().network()
+        if self.start is not None:
+            path = Path(self.start)
+            folder = path.parent if len(path.parts) > 1 else Path(__file__).parents[1] / "weights"
+            arrays = read_weights(find_weights(path.stem, folder, folder)).arrays
+            ours = built.state_dict()
+            same = {k: torch.from_numpy(v) for k, v in arrays.items() if k in ours and ours[k].shape == v.shape}
+            built.load_state_dict(ours | same)
+        return built
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """AdamW, of which only kernels decay."""
+        kernels = [p for p in network.parameters() if p.ndim > 1 and p.requires_grad]
+        others = [p for p in network.parameters() if p.ndim <= 1 and p.requires_grad]
+        groups = [{"params": kernels, "weight_decay": self.schedule.decay}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.schedule.rate, betas=self.schedule.betas)
+
+    def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
+        """Random pictures, some of them as mosaics, warped and recoloured, at one drawn size."""
+        (side,) = self.scale.sides(rng)
+        images, targets = [], []
+        for place in range(self.schedule.batch):
+            image, rows = self._mosaic(side, rng) if rng.random() < self.mosaic else self._single(side, rng)
+            images.append(self.augment.recolour(image, rng))
+            centre, size = (rows[:, 1:3] + rows[:, 3:]) / 2 / side, (rows[:, 3:] - rows[:, 1:3]) / side
+            targets.append(np.column_stack((np.full(len(rows), place, np.float32), rows[:, :1], centre, size)))
+        yield {"image": scaled(np.stack(images)), "targets": torch.from_numpy(np.concatenate(targets)).float()}
+
+    def _single(self, side: int, rng: np.random.Generator) -> tuple[Pixels, Rows]:
+        index = int(rng.integers(len(self._train)))
+        pixels = self._pixels[self._train.pictures[index]]
+        warp = self.augment.warp(rng, pixels.shape[:2], self._canvas(side), keep_aspect=True)
+        warp[:, 2] += (side - self._canvas(side)[0]) / 2
+        return warp_picture(pixels, warp, (side, side), GREY), _moved(self._train.rows[index], warp, side, side)
+
+    def _canvas(self, side: int) -> tuple[int, int]:
+        """What a picture is fitted into before it is cut to `side`: its size when served, in proportion."""
+        whole = round(self.side * side / self.scale.side)
+        return whole, whole
+
+    def _mosaic(self, side: int, rng: np.random.Generator) -> tuple[Pixels, Rows]:
+        """Four pictures, each in a quarter of the canvas around a drawn point."""
+        page, rows = np.empty((side, side, 3), np.uint8), []
+        x, y = (int(rng.uniform(0.3, 0.7) * side) for _ in range(2))
+        for left, top, right, bottom in ((0, 0, x, y), (x, 0, side, y), (0, y, x, side), (x, y, side, side)):
+            index = int(rng.integers(len(self._train)))
+            pixels = self._pixels[self._train.pictures[index]]
+            warp = self.augment.warp(rng, pixels.shape[:2], self._canvas(side), keep_aspect=True)
+            warp *= rng.uniform(0.6, 1.0)
+            size = np.array([right - left, bottom - top])
+            centre = np.array([pixels.shape[1], pixels.shape[0]]) / 2
+            warp[:, 2] = size / 2 - warp[:, :2] @ centre + rng.uniform(-0.4, 0.4, 2) * size
+            page[top:bottom, left:right] = warp_picture(pixels, warp, (bottom - top, right - left), GREY)
+            found = _moved(self._train.rows[index], warp, right - left, bottom - top)
+            rows.append(found + np.array([0, left, top, left, top], np.float32))
+        return page, np.concatenate(rows)
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The network in bfloat16, the loss in float32."""
+        image = batch["image"].contiguous(memory_format=torch.channels_last)
+        with self.autocast(image):
+            maps = network(image)
+        return self.branch_loss(maps, batch["targets"])
+
+    def score(self, network: nn.Module) -> float:
+        """mAP@.5 over the pictures set aside."""
+        truth, loose, _ = self.found(network, self._choose)
+        return map50(truth, loose)
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """mAP@.5, mAP@.5:.95, AP@.5 of each class and how far counts are off, over the held-out pictures."""
+        truth, loose, strict = self.found(network, self._out)
+
+        def resampled(indices: NDArray[np.int64]) -> float:
+            return map50([truth[i] for i in indices], [loose[i] for i in indices])
+
+        self._intervals = {"map50": bootstrap(len(truth), resampled, rounds=200)}
+        scores = box_scores(truth, loose, self._out.names) | _counts(truth, strict, self._out.names)
+        return scores | {"pictures": float(len(truth))}
+
+    @torch.no_grad()
+    def found(self, network: nn.Module, held: BoxSet) -> tuple[list[Rows], list[Rows], list[Rows]]:
+        """Truth; detections for average precision; and those that are served: per picture, letterboxed as then."""
+        predict = cast("Any", network.eval()).predictions
+        loose, strict = list[Rows](), list[Rows]()
+        for path in held.pictures:
+            pixels = self.read(path)
+            page, _, _ = letterbox(pixels, self.side, STRIDE, auto=False)
+            raw = predict(scaled(page[None])).numpy()
+            (many,) = nms(raw, confidence=0.001, iou=0.7, multi_label=True, max_detections=300)
+            for rows, found in ((loose, many), (strict, nms(raw)[0])):
+                boxes = unletterbox(found[:, :4], page.shape[:2], pixels.shape[:2])
+                rows.append(np.column_stack([boxes, found[:, 4:]]))
+        return list(held.rows), loose, strict
+
+    def facts(self) -> dict[str, str]:
+        """What the manifest should say beside the knobs."""
+        return {
+            "folder": self.data.name,
+            "data": f"{len(self._train)} pictures to train on, {len(self._out)} held out",
+            "names": ",".join(self._train.names),
+            "departures": "AdamW; averaged weights (EMA); mosaics of four",
+        }
+
+
+def _moved(rows: Rows, warp: NDArray[np.float64], width: int, height: int) -> Rows:
+    """Boxes under a map, cut to a canvas; those of which less than a third is left go."""
+    moved = warp_boxes(rows[:, 1:], warp)
+    cut = np.clip(moved, 0, np.array([width, height] * 2, np.float32))
+    area, left = ((box[:, 2:] - box[:, :2]).clip(min=0).prod(axis=1) for box in (moved, cut))
+    thin = (cut[:, 2:] - cut[:, :2]).min(axis=1, initial=np.inf)
+    stay = (left > area / 3) & (thin > 3)
+    return np.column_stack([rows[stay, :1], cut[stay]]).astype(np.float32)
+
+
+def _counts(truth: list[Rows], found: list[Rows], names: tuple[str, ...]) -> dict[str, float]:
+    """`count_error_<name>`: mean over pictures of |found - there| / there, where any is there; and of all together."""
+    errors = {}
+    for kind, name in [*enumerate(names), (None, "all")]:
+        there = np.array([len(rows) if kind is None else (rows[:, 0] == kind).sum() for rows in truth])
+        seen = np.array([len(rows) if kind is None else (rows[:, 5] == kind).sum() for rows in found])
+        some = there > 0
+        if some.any():
+            errors[f"count_error_{name}"] = float((np.abs(seen - there)[some] / there[some]).mean())
+    return errors

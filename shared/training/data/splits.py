@@ -1,0 +1,96 @@
+"""Which pictures are held out: told by folders, by a list, by a pattern, or drawn by group so that kin stay together.
+
+Knows file names; knows no label and no model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import InvalidOption
+
+__all__ = ["group_of", "held_out"]
+
+TRAIN = "train"
+
+HELD_OUT = ("validation", "valid", "val", "test")
+"""Names of a folder beside `train`, or of a list `<name>.txt`; the first that is there."""
+
+
+def held_out(
+    paths: Sequence[Path], folder: Path, *, pattern: str = "", group_by: str = "", share: float = 0.15, seed: int = 1
+) -> NDArray[np.bool_]:
+    """Whether each picture (n,) is held out.
+
+    A pattern decides where one is given; then folders `train` and `validation`; then a list `val.txt`; else groups are
+    drawn until the share is reached.
+
+    Args:
+        paths: Pictures.
+        folder: The data set.
+        pattern: Of the names of pictures that are held out.
+        group_by: Pattern whose first group (or whole match) in a file's name says what belongs together: a patient, a
+            road. Empty: each picture is a group of its own.
+        share: Of the pictures.
+        seed: Draws the groups.
+
+    Raises:
+        InvalidOption: A pattern can't be read, or one of the two sides is empty.
+    """
+    found = _decided(paths, folder, pattern)
+    if found is None:
+        found = _drawn([group_of(path, group_by) for path in paths], share, seed)
+    if len(paths) and (found.all() or not found.any()):
+        side = "train on" if found.all() else "hold out"
+        hint = "Give another pattern or share, more groups, or folders `train` and `validation`."
+        raise InvalidOption(f"Nothing is left to {side} of {len(paths)} pictures in {folder}.", hint=hint, field="data")
+    return found
+
+
+def group_of(path: Path, pattern: str) -> str:
+    """What a picture belongs to; its own name where the pattern is empty or does not match.
+
+    Raises:
+        InvalidOption: The pattern is no regular expression.
+    """
+    if not pattern:
+        return str(path)
+    found = _compiled(pattern, "group_by").search(path.name)
+    return found[1 if found.lastindex else 0] if found else str(path)
+
+
+def _decided(paths: Sequence[Path], folder: Path, pattern: str) -> NDArray[np.bool_] | None:
+    """What pattern, folders or a list say; None where there is none of them."""
+    if pattern:
+        compiled = _compiled(pattern, "held_out")
+        return np.array([bool(compiled.search(path.name)) for path in paths])
+    tops = [path.relative_to(folder).parts for path in paths]
+    for name in HELD_OUT:
+        if any(name in parts[:-1] for parts in tops) and any(TRAIN in parts[:-1] for parts in tops):
+            return np.array([name in parts[:-1] for parts in tops])
+    for name in HELD_OUT:
+        if (file := folder / f"{name}.txt").exists():
+            listed = {Path(line.strip()).stem for line in file.read_text().splitlines() if line.strip()}
+            return np.array([path.stem in listed for path in paths])
+    return None
+
+
+def _drawn(groups: Sequence[str], share: float, seed: int) -> NDArray[np.bool_]:
+    """Whole groups in a drawn order, until about the share of the pictures is reached."""
+    names, index, counts = np.unique(np.array(groups), return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    before = np.cumsum(counts[order]) - counts[order]
+    return np.isin(index, order[before < share * len(groups)])
+
+
+def _compiled(pattern: str, field: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        hint = "For example '_(RS_[0-9]+)_': its first group is what belongs together."
+        raise InvalidOption(f"{pattern!r} is no pattern: {error}.", hint=hint, field=field) from error

@@ -1,0 +1,128 @@
+"""A look at a data set before anything is trained on it: counts, sizes, what is wrong, and near copies across a split.
+
+Knows files and pixels; knows no model. What it names is left out or clipped, and said; nothing is changed on disk.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+__all__ = ["Problem", "Survey", "fingerprint", "near_copies", "unreadable"]
+
+BITS = 6
+"""Of 64: fingerprints that differ in no more bits are of near copies."""
+
+SHOWN = 5
+"""Files that a line names before it only counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with one file.
+
+    Attributes:
+        path: The file.
+        kind: What is wrong, for example `can't be read`: problems are listed by it.
+        detail: More about this file.
+    """
+
+    path: Path
+    kind: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a data set is.
+
+    Attributes:
+        train: Pictures to train on.
+        held_out: Pictures that are held out.
+        classes: Labels (pictures, boxes or marked pictures) by class.
+        sizes: (height, width) of the pictures.
+        problems: What is wrong.
+        copies: Pairs of a training and a held-out picture that look the same.
+    """
+
+    train: int
+    held_out: int
+    classes: Mapping[str, int] = field(default_factory=dict)
+    sizes: Sequence[tuple[int, int]] = ()
+    problems: Sequence[Problem] = ()
+    copies: Sequence[tuple[Path, Path]] = ()
+
+    def lines(self) -> Iterator[str]:
+        """The summary, a sentence a line."""
+        yield f"{self.train} pictures to train on, {self.held_out} held out."
+        if self.sizes:
+            low, high = min(self.sizes), max(self.sizes)
+            middle = tuple(round(median(side)) for side in zip(*self.sizes, strict=True))
+            texts = [f"{width}×{height}" for height, width in (low, middle, high)]
+            yield f"Sizes: {texts[1]} in the middle, from {texts[0]} to {texts[2]}."
+        if self.classes:
+            yield "Labels: " + ", ".join(f"{name} {count}" for name, count in self.classes.items()) + "."
+        for kind, found in _by_kind(self.problems).items():
+            named = ", ".join(f"{each.path.name}{_bracketed(each.detail)}" for each in found[:SHOWN])
+            more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+            yield f"{kind.capitalize()}: {named}{more}."
+        if self.copies:
+            named = ", ".join(f"{first.name} and {second.name}" for first, second in self.copies[:SHOWN])
+            more = f" and {len(self.copies) - SHOWN} more pairs" if len(self.copies) > SHOWN else ""
+            yield (
+                f"Near copies on both sides of the split: {named}{more}. What is measured will be too good; "
+                "keep what belongs together with --group-by."
+            )
+
+
+def unreadable(paths: Sequence[Path]) -> list[Problem]:
+    """Pictures that can't be decoded whole."""
+    found = []
+    for path in paths:
+        try:
+            with Image.open(path) as picture:
+                picture.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            found.append(Problem(path, "can't be read, left out", str(error).partition(":")[0][:80]))
+    return found
+
+
+def fingerprint(path: Path) -> int:
+    """64 bits that near copies share, a difference hash: each cell of 8×8 brighter than its left neighbour?."""
+    with Image.open(path) as picture:
+        small = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
+    bits = (small[:, 1:] > small[:, :-1]).ravel()
+    return int.from_bytes(np.packbits(bits).tobytes())
+
+
+def near_copies(train: Sequence[Path], held_out: Sequence[Path], bits: int = BITS) -> list[tuple[Path, Path]]:
+    """Each held-out picture that looks like one to train on, with the nearest of those."""
+    if not train or not held_out:
+        return []
+    first, second = (_prints(paths) for paths in (train, held_out))
+    found = []
+    for index, print_ in enumerate(second):
+        apart = np.bitwise_count(first ^ print_)
+        if apart[nearest := int(apart.argmin())] <= bits:
+            found.append((train[nearest], held_out[index]))
+    return found
+
+
+def _prints(paths: Sequence[Path]) -> NDArray[np.uint64]:
+    return np.array([fingerprint(path) for path in paths], np.uint64)
+
+
+def _by_kind(problems: Sequence[Problem]) -> dict[str, list[Problem]]:
+    kinds = Counter(each.kind for each in problems)
+    return {kind: [each for each in problems if each.kind == kind] for kind, _ in kinds.most_common()}
+
+
+def _bracketed(detail: str) -> str:
+    return f" ({detail})" if detail else ""

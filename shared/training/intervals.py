@@ -1,0 +1,39 @@
+"""How sure a measured number is: percentile bootstrap over what was measured.
+
+Knows indices and numbers; knows no metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["bootstrap", "mean_interval"]
+
+Indices = NDArray[np.int64]
+
+
+def bootstrap(
+    count: int, statistic: Callable[[Indices], float], *, rounds: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Ends of the interval of a statistic over `count` samples (pictures, not pixels: they are what is independent).
+
+    Args:
+        count: Samples.
+        statistic: Of the samples with these indices; one may be there several times.
+        rounds: How often samples are drawn anew.
+        level: Share of the rounds inside.
+        seed: Draws them.
+    """
+    rng = np.random.default_rng(seed)
+    values = [statistic(rng.integers(count, size=count)) for _ in range(rounds)]
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mean_interval(values: ArrayLike, *, rounds: int = 1000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Ends of the interval of a mean."""
+    x = np.asarray(values, np.float64)
+    return bootstrap(len(x), lambda indices: float(x[indices].mean()), rounds=rounds, level=level, seed=seed)

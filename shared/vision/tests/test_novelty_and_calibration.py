@@ -1,0 +1,72 @@
+"""Unknown kinds are farther than known ones, and calibrated scores are right as often as they say."""
+
+import numpy as np
+import pytest
+
+from shared.vision.calibration import Platt, fit_platt, fit_temperature, reliability
+from shared.vision.novelty import Familiar
+
+
+def kind(rng: np.random.Generator, count: int, offset: float = 0.0) -> np.ndarray:
+    mix = np.random.default_rng(1).normal(size=(6, 40))
+    noise = rng.normal(size=(count, 6)) @ mix + 0.1 * rng.normal(size=(count, 40))
+    return (noise + offset * np.random.default_rng(2).normal(size=40)).astype(np.float32)
+
+
+def test_known_features_are_near_and_others_far() -> None:
+    rng = np.random.default_rng(0)
+    fitted = Familiar.fit(kind(rng, 300), axes=8)
+    known, unknown = fitted.distance(kind(rng, 200)), fitted.distance(kind(rng, 200, offset=2.0))
+    assert 0.4 < np.median(known) < 1.4
+    assert (unknown[:, None] > known).mean() > 0.99
+
+
+def test_distance_is_that_of_a_full_gaussian_where_all_axes_are_kept() -> None:
+    rng = np.random.default_rng(3)
+    x = (rng.normal(size=(5000, 5)) * [1, 2, 3, 1, 2]).astype(np.float32)
+    fitted = Familiar.fit(x, axes=4)
+    y = rng.normal(size=(50, 5)).astype(np.float32)
+    apart = y - x.mean(axis=0)
+    exact = np.sqrt(np.einsum("ni,ij,nj->n", apart, np.linalg.inv(np.cov(x.T)), apart) / 5)
+    assert np.allclose(fitted.distance(y), exact, rtol=0.02)
+
+
+def test_it_survives_a_weights_file_in_half_precision() -> None:
+    rng = np.random.default_rng(0)
+    fitted = Familiar.fit(kind(rng, 100))
+    again = Familiar.read({name: array.astype(np.float16) for name, array in fitted.arrays().items()})
+    assert again is not None
+    y = kind(rng, 20)
+    assert np.allclose(again.distance(y), fitted.distance(y), rtol=0.02)
+    assert Familiar.read({"weight": np.zeros(3)}) is None
+
+
+@pytest.mark.parametrize("true", [0.5, 1.0, 2.5])
+def test_the_temperature_is_found_again(true: float) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20_000, 4)) * 2
+    odds = np.exp(logits)
+    labels = (rng.random((len(odds), 1)) > (odds / odds.sum(1, keepdims=True)).cumsum(1)).sum(1)
+    assert fit_temperature(logits * true, labels) == pytest.approx(true, rel=0.05)
+
+
+def test_platt_makes_scores_reliable_and_keeps_their_order() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.random(20_000)
+    hits = rng.random(len(truth)) < truth
+    shy = Platt(0.5, -1.0)(truth)
+    fitted = fit_platt(shy, hits)
+    assert reliability(shy, hits).error > 0.1
+    assert reliability(fitted(shy), hits).error < 0.02
+    assert np.allclose(fitted.inverse(fitted(shy)), shy, atol=1e-6)
+    assert (np.argsort(fitted(shy)) == np.argsort(shy)).all()
+
+
+def test_hits_that_are_all_alike_change_nothing() -> None:
+    assert fit_platt([0.2, 0.9], [1, 1]) == Platt()
+
+
+def test_reliability_of_a_small_case() -> None:
+    found = reliability([0.05, 0.05, 0.95, 0.95], [0, 0, 1, 0])
+    assert found.counts == (2, 2)
+    assert found.error == pytest.approx((0.05 + 0.45) / 2)
