@@ -48,11 +48,15 @@ def card_of(card: Card, manifest: Manifest) -> Card:
     notes = (f"Trained by `fovea train {recipe}` from {manifest.data.get('folder', 'a folder')}: {data}.",)
     return card.model_copy(
         update={
-            "name": manifest.name, "metrics": metrics, "notes": notes, "weights": None, "sparsity": None,
+            "name": manifest.name,
+            "metrics": metrics,
+            "notes": notes,
+            "weights": None,
+            "sparsity": None,
             "summary": f"{card.name}, trained on {manifest.data.get('folder', 'data of your own')}.",
             "licence": "Code: Apache-2.0. Weights: as the terms of the data that they were trained on allow.",
         }
-    )  # fmt: skip
+    )
 
 
 def _interval(manifest: Manifest, name: str) -> str | None:

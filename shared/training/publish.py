@@ -17,7 +17,6 @@ from torch import nn
 
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.training.recipe import Recipe
-from shared.training.trainer import FitResult
 
 __all__ = ["arrays_of", "code_facts", "publish"]
 

@@ -63,8 +63,11 @@ class Familiar:
 
     def arrays(self) -> dict[str, Array]:
         """As tensors for a weights file."""
-        return {f"{PREFIX}mean": self.mean, f"{PREFIX}whitener": self.whitener,
-                f"{PREFIX}rest": np.array([self.rest], np.float32)}  # fmt: skip
+        return {
+            f"{PREFIX}mean": self.mean,
+            f"{PREFIX}whitener": self.whitener,
+            f"{PREFIX}rest": np.array([self.rest], np.float32),
+        }
 
     @classmethod
     def read(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self | None:

@@ -49,9 +49,13 @@ def colours(folder: Path, count: int) -> Path:
 @pytest.mark.parametrize("kind", [HieraEdgeNetCells, Yolo9trRoads])
 def test_a_folder_of_boxes_becomes_a_detector(kind: type[HieraEdgeNetCells | Yolo9trRoads], tmp_path: Path) -> None:
     made = kind(
-        data=squares(tmp_path / "data", 14), side=64, scale=MultiScale(side=64, rates=(1.0,)), schedule=SHORT,
-        choose=2, start=None,
-    )  # fmt: skip
+        data=squares(tmp_path / "data", 14),
+        side=64,
+        scale=MultiScale(side=64, rates=(1.0,)),
+        schedule=SHORT,
+        choose=2,
+        start=None,
+    )
     fitted = fit(made, tmp_path / "run")
     manifest = publish(made, fitted, tmp_path / "out")
     assert {"map50", "map50_95", "ap50_square", "count_error_square"} <= manifest.metrics.keys()

@@ -35,10 +35,17 @@ class PolypNetwork(nn.Module):
     idle: ClassVar[tuple[str, ...]]
 
     def __init__(
-        self, width: float, decoder: int, classifier: bool, *,
-        backbone: str, heads: Sequence[str], classes: int = 1, unused: nn.Module | None = None,
+        self,
+        width: float,
+        decoder: int,
+        classifier: bool,
+        *,
+        backbone: str,
+        heads: Sequence[str],
+        classes: int = 1,
+        unused: nn.Module | None = None,
         encoder: Res2Net | EfficientNetLite0 | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         if unused is not None:  # first in the official checkpoint of V2
             self.conv = unused

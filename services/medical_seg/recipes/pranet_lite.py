@@ -103,9 +103,13 @@ class PraNetLiteRecipe(FolderRecipe):
         self._train = train.take(order[aside:]).load(self.scale.side)
         marked = int(sum(mask.any() for mask in (*self._train[1], *self._choose[1])))
         self._survey = Survey(
-            len(train), len(self._out), {"marked": marked, "empty": len(train) - marked}, _sizes(pairs), problems,
+            len(train),
+            len(self._out),
+            {"marked": marked, "empty": len(train) - marked},
+            _sizes(pairs),
+            problems,
             near_copies(train.pictures, self._out.pictures),
-        )  # fmt: skip
+        )
         return f"train:{train.digest} held-out:{self._out.digest}"
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
@@ -172,8 +176,12 @@ def _without_polyp(mask: NDArray[np.uint8], warp: Warp, side: int, rng: np.rando
         part = rng.uniform(0.3, 0.7)
         x, y = rng.uniform(0, (1 - part) * width), rng.uniform(0, (1 - part) * height)
         if not mask[int(y) : int(y + part * height) + 1, int(x) : int(x + part * width) + 1].any():
-            return np.array([[side / (part * width), 0, -x * side / (part * width)],
-                             [0, side / (part * height), -y * side / (part * height)]])  # fmt: skip
+            return np.array(
+                [
+                    [side / (part * width), 0, -x * side / (part * width)],
+                    [0, side / (part * height), -y * side / (part * height)],
+                ]
+            )
     return warp
 
 

@@ -34,9 +34,11 @@ def frames(folder: Path, count: int) -> Path:
 
 def recipe(folder: Path, steps: int = 2) -> PraNetLiteRecipe:
     return PraNetLiteRecipe(
-        data=folder, choose=4, scale=MultiScale(side=96, rates=(1.0,)),
+        data=folder,
+        choose=4,
+        scale=MultiScale(side=96, rates=(1.0,)),
         schedule=Schedule(steps=steps, batch=4, rate=1e-3, validate_every=steps),
-    )  # fmt: skip
+    )
 
 
 def test_the_layout_is_pranets_behind_another_backbone() -> None:

@@ -80,10 +80,12 @@ class RRFormerPhotographs(FolderRecipe):
         self._survey = Survey(len(train), len(out), whole.counts, (), problems, copies)
         self._count = len(train)
         self._train, self._out = (
-            [[self._read(path) for path, label in zip(held.pictures, held.labels, strict=True) if label == source]
-             for source in np.unique(held.labels)]
+            [
+                [self._read(path) for path, label in zip(held.pictures, held.labels, strict=True) if label == source]
+                for source in np.unique(held.labels)
+            ]
             for held in (train, out)
-        )  # fmt: skip
+        )
         return f"train:{train.digest} held-out:{out.digest}"
 
     def _read(self, path: Path) -> Picture:

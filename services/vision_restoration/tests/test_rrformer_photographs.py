@@ -42,9 +42,12 @@ def test_a_reflection_only_adds_light() -> None:
 
 def test_a_folder_of_photographs_becomes_a_restorer(tmp_path: Path) -> None:
     made = RRFormerPhotographs(
-        data=photographs(tmp_path / "data"), size=64, test=6, share=0.3,
+        data=photographs(tmp_path / "data"),
+        size=64,
+        test=6,
+        share=0.3,
         schedule=Schedule(steps=2, batch=2, rate=1e-4, validate_every=2),
-    )  # fmt: skip
+    )
     manifest = publish(made, fit(made, tmp_path / "run"), tmp_path / "out")
     assert {"psnr", "psnr_identity", "psnr_gain"} <= manifest.metrics.keys()
     assert manifest.bytes < 4_000_000
