@@ -152,7 +152,7 @@ def _look(recipe: Recipe, folder: Path) -> None:
             console.print(line, highlight=False)
 
 
-def _publish(recipe: Recipe, fitted: Fitted, out: Path, name: str | None = None) -> None:
+def _publish(recipe: Recipe, fitted: FitResult, out: Path, name: str | None = None) -> None:
     console = Console()
     console.print("Measuring on held-out data …")
     manifest = importlib.import_module("shared.training.publish").publish(recipe, fitted, out, name=name)

@@ -17,6 +17,7 @@ from torch import nn
 
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.training.recipe import Recipe
+from shared.training.trainer import FitResult
 
 __all__ = ["arrays_of", "code_facts", "publish"]
 
@@ -24,7 +25,7 @@ _LIBRARIES = ("fovea", "torch", "numpy", "scipy", "pillow")
 
 
 def publish(
-    recipe: Recipe, fitted: Fitted, folder: Path, *, name: str | None = None, notes: Mapping[str, Any] | None = None
+    recipe: Recipe, fitted: FitResult, folder: Path, *, name: str | None = None, notes: Mapping[str, Any] | None = None
 ) -> Manifest:
     """Round the weights to float16, measure exactly those on held-out data, and write both file and manifest.
 

@@ -138,8 +138,8 @@ class InvertedResidual(nn.Module):
         """Map (n, inputs, h, w) to (n, outputs, h/stride, w/stride)."""
         out = F.relu6(self.bn1(self.conv_pw(x)))
         out = F.relu6(self.bn2(self.conv_dw(out)))
-        out = self.bn3(self.conv_pwl(out))
-        return x + out if self.has_skip else out
+        narrow: Tensor = self.bn3(self.conv_pwl(out))
+        return x + narrow if self.has_skip else narrow
 
 
 def load_imagenet(network: EfficientNetLite0, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> None:
