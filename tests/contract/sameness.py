@@ -48,7 +48,7 @@ def _compare(path: str, a: Any, b: Any, tolerance: float) -> list[str]:
 
 
 def _same_picture(a: Any, b: Any, levels: int) -> bool:
-    """Whether two base64 strings are pictures that differ by more than so many grey levels in 0.1 % of pixels."""
+    """Whether two base64 strings are pictures of which 0.1 % of pixels at most differ by more than so many levels."""
     try:
         first, second = (decode(base64.b64decode(text, validate=True)).pixels for text in (a, b))
     except (TypeError, ValueError, FoveaError):

@@ -1,4 +1,4 @@
-"""The contract suite of experiments: every check over every experiment that discovery finds."""
+"""The contract suite of experiments: every check over every one that is found. A new one is tested by existing."""
 
 from __future__ import annotations
 

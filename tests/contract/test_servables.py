@@ -1,4 +1,4 @@
-"""The contract suite of Servables: every check over every Servable that discovery finds."""
+"""The contract suite of Servables: every check over every one that is found. A new model is tested by existing."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def test_something_is_served():
     assert FOUND
 
 
-@pytest.mark.parametrize(
-    "check", [*SERVABLE_CHECKS, *TEXT_CHECKS], ids=lambda check: check.__name__.removeprefix("check_")
-)
+CHECKS = [*SERVABLE_CHECKS, *TEXT_CHECKS]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_servable(loaded: Loaded, check: Callable[[Loaded], None]) -> None:
     check(loaded)

@@ -10,23 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from shared.errors import InvalidOption
-from shared.registry import network
+from shared.registry import network, networks
 from shared.registry.discovery import layouts
 from shared.registry.weights import read_weights
 from shared.training.checkpoint_import import import_weights
 
-NETWORKS = (
-    "bmn",
-    "fasternet",
-    "hieraedgenet",
-    "oat",
-    "patnet",
-    "pranet",
-    "pranet-v2",
-    "rrformer",
-    "vgg19-features",
-    "yolo9tr",
-)
+NETWORKS = tuple(name for name, build in networks().items() if ".models." in build.__module__)
+"""Every network that has a file of its own in a service's room of models."""
 
 
 def layout_names() -> list[Any]:

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, check, samplings, usage_of
 from services.llm_longctx.serving.generation import Generation, OutputChunk, Prompt, StreamedToken
-from services.llm_longctx.serving.grammars import Automaton, grammar_of
+from services.llm_longctx.serving.grammars import Automaton, grammar_of, require_speakable
 from services.llm_longctx.serving.request_state import Brought
 from shared.api.text import (
     ChatChoice,
@@ -45,6 +45,8 @@ def chunks(
         QueueFull: Too many requests wait.
     """
     grammar = _check(request)
+    if grammar is not None:
+        require_speakable(grammar, speaker.tokenizer, speaker.vocab)
     text = speaker.dialogue(request.messages)
     ids = speaker.read(text, "messages", special=False)
     if not ids:

@@ -13,7 +13,7 @@ from services.llm_longctx.serving.json_grammar import Json
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 
-__all__ = ["Automaton", "Choices", "TokenGrammar", "grammar_of"]
+__all__ = ["Automaton", "Choices", "TokenGrammar", "grammar_of", "require_speakable"]
 
 MOST_CHOICES = 256
 """Texts of which one is answered."""
@@ -115,6 +115,20 @@ def grammar_of(response_format: Mapping[str, Any] | None) -> Automaton | None:
     raise InvalidOption(
         detail, hint="Describe the schema in the prompt and ask for json_object.", field="response_format"
     )
+
+
+def require_speakable(grammar: Automaton, tokenizer: Tokenizer, vocab: int) -> None:
+    """Refuse a format that no token of a model begins: words have a space before them, and small models few words.
+
+    Raises:
+        InvalidOption: No token may come first.
+    """
+    tokens = TokenGrammar(tokenizer, grammar)
+    if not any(tokens.allows(token) for token in range(vocab)):
+        detail = "No token of this model begins an answer of that format."
+        raise InvalidOption(
+            detail, hint="Ask another model, or for texts that its tokens spell.", field="response_format"
+        )
 
 
 def _text(given: object) -> bool:

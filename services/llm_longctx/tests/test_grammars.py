@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from services.llm_longctx.engine import Sampling
 from services.llm_longctx.engine.sampler import Sampler
-from services.llm_longctx.serving.grammars import MOST_CHOICES, Choices, TokenGrammar, grammar_of
+from services.llm_longctx.serving.grammars import MOST_CHOICES, Choices, TokenGrammar, grammar_of, require_speakable
 from services.llm_longctx.serving.json_grammar import LONGEST_SPACE, Json
+from services.llm_longctx.serving.toy_tokenizers import Bytes, RecallWords
 from services.llm_longctx.tests.conftest import write_folder
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
@@ -160,3 +161,15 @@ def test_formats_that_are_not_served_are_refused(given):
     with pytest.raises(InvalidOption) as caught:
         grammar_of(given)
     assert caught.value.field == "response_format"
+
+
+@pytest.mark.parametrize("grammar", [Json(), Choices(frozenset({b"red"}))])
+def test_format_that_no_token_begins_is_refused(grammar):
+    with pytest.raises(InvalidOption) as caught:
+        require_speakable(grammar, RecallWords(), 42)
+    assert caught.value.field == "response_format"
+
+
+def test_format_that_some_token_begins_is_taken():
+    require_speakable(Choices(frozenset({b"red", b" blue"})), RecallWords(), 42)
+    require_speakable(Json(), Bytes(), 256)

@@ -6,12 +6,10 @@ earlier requests, and never from nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,9 +26,10 @@ from shared.errors import Cancelled, FoveaError
 from shared.registry import CallContext, LoadContext
 from tests.contract.checks.loaded import refused_by
 from tests.contract.checks.requests import updated
+from tests.contract.language_model import Oracle
 from tests.contract.sameness import differences
 
-__all__ = ["JUDGE_CHECKS", "Bench", "Oracle"]
+__all__ = ["JUDGE_CHECKS", "Bench"]
 
 QUERY = "what causes the tides of the ocean"
 PASSAGES = (
@@ -52,42 +51,6 @@ QUERIES = (
 )
 PARSED = {"absent", "truncated", "not_a_number", "not_an_integer", "out_of_range", "ambiguous"}
 """Reasons that are found in an answer: another try may help."""
-
-
-class Oracle(FakeModel):
-    """A language model whose every answer follows from the whole prompt, and from nothing else."""
-
-    def __init__(self, say: Callable[[dict[str, Any]], str] | None = None) -> None:
-        super().__init__(say or self._said)
-        self.told: list[tuple[str, str]] = []
-        self.heard: Callable[[], None] = lambda: None
-
-    def _answer(self, request: httpx2.Request) -> httpx2.Response:
-        self.heard()
-        return super()._answer(request)
-
-    def _said(self, body: dict[str, Any]) -> str:
-        drawn = _drawn(body)
-        answer = f"{drawn:016x}\n##final score: {drawn % 4}"
-        self.told.append((json.dumps(body["messages"], ensure_ascii=False), answer))
-        return answer
-
-    def _chat(self, body: dict[str, Any]) -> httpx2.Response:
-        drawn = _drawn(body)
-        first = {token: -(drawn >> 4 * place) % 16 / 4 - 0.1 for place, token in enumerate("0123")}
-        first |= {"Yes": -(drawn % 7) / 2 - 0.1, "No": -(drawn // 7 % 7) / 2 - 0.1}
-        found = super()._chat(body).json()
-        top = [{"token": token, "logprob": value} for token, value in first.items()]
-        found["choices"][0]["logprobs"] = {"content": [{"token": "0", "logprob": first["0"], "top_logprobs": top}]}
-        return httpx2.Response(200, json=found)
-
-    def _tokenize(self, body: dict[str, Any]) -> httpx2.Response:
-        text = body.get("prompt") or "\n".join(message["content"] for message in body["messages"])
-        return httpx2.Response(200, json={"tokens": [zlib.crc32(word.encode()) for word in text.lower().split()]})
-
-
-def _drawn(body: dict[str, Any]) -> int:
-    return int.from_bytes(hashlib.sha256(json.dumps(body["messages"]).encode()).digest()[:7])
 
 
 @dataclass(frozen=True)
@@ -295,6 +258,11 @@ def _words(one: Any) -> list[str]:
 
 def check_failing_endpoint_is_an_error_and_no_label(bench: Bench) -> None:
     """A model that breaks, talks something else or is not there costs the request; nobody gets a grade for it."""
+    healthy = Oracle()
+    with bench.before(healthy) as judge:
+        _judged(judge, bench.request(judge, _pairs()[:3]))
+    if not healthy.asked:
+        pytest.skip("asks no language model")
     for broken in (
         _Breaks(),
         _Strange(200, {"hello": 1}),

@@ -16,7 +16,7 @@ __all__ = ["CancelsAfter", "Loaded", "pictures_of", "refused_by"]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A loaded Servable and the Place it was loaded on."""
+    """A loaded Servable and the LoadContext it was loaded on."""
 
     servable: Servable[Any, Any]
     place: LoadContext

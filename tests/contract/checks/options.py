@@ -26,8 +26,9 @@ _CONTEXTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "restore": [{"format": "jpeg", "picture": "restored"}, {"memory_mib": 64}],
     "segment": [{"threshold": 0.001}, {"image": "noise"}],
     "chat": [
-        {"temperature": 1, "seed": 1, "max_tokens": 12}, {"logprobs": True, "max_tokens": 4}, {"max_tokens": 24},
-        {"stream": True, "stream_options": {"include_usage": True}}, {"strict": True, "unknown": 1},
+        {"temperature": 2, "seed": 1, "max_tokens": 4}, {"stream": True}, {"unknown": 1},
+        {"messages": [{"role": "user", "content": "Say it: ha ha ha ha ha ha"}], "max_tokens": 8},
+        {"logprobs": True, "max_tokens": 2},
     ],
 }  # fmt: skip
 
@@ -46,7 +47,14 @@ _VALUES: Mapping[tuple[str, str], Sequence[Any]] = {
     ("chat", "logit_bias"): [{3: 100.0}, {65: 100.0}],
     ("chat", "longctx"): [{"method": "nobody"}],
     ("chat", "stream_options"): [{"include_usage": True}],
-    ("chat", "response_format"): [{"type": "json_object"}],
+    ("chat", "response_format"): [{"type": "json_object"}, {"type": "choice", "choices": ["red", "blue"]}],
+    ("chat", "presence_penalty"): [2.0],
+    ("chat", "frequency_penalty"): [2.0],
+    ("chat", "stop"): [["e"], ["a"], [" "], ["o"]],
+    ("probe", "receivers"): [[(1, "q", 0)]],
+    ("probe", "size"): [{"width": 32, "layers": 2, "heads": 2, "context": 32, "batch": 2}],
+    ("probe", "needles"): [[{"sentence": "The sky is green.", "question": "What is the sky?", "answer": "green"}]],
+    ("probe", "longctx"): [{"method": "streaming"}],
     ("plan", "detections"): [_FOUND_NOTHING],
     ("scanpath", "grid"): [(9, 3), (1, 27)],
     ("scanpath", "objects"): [((0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0))],

@@ -1,4 +1,4 @@
-"""Requests that differ from an example in what they are about, or in one option. Made from schemas for any plug-in."""
+"""Requests that differ from an example in what they are about, or in one option. Made from schemas, for any plug-in."""
 
 from __future__ import annotations
 
@@ -15,9 +15,17 @@ from shared.vision.draw import encode
 from tests.contract.checks.loaded import Loaded, refused_by
 from tests.contract.sameness import differences
 
-__all__ = ["brief", "distinct_requests", "option_values", "options_of", "updated", "with_everything"]
+__all__ = [
+    "about_other_things",
+    "brief",
+    "distinct_requests",
+    "option_values",
+    "options_of",
+    "updated",
+    "with_everything",
+]
 
-MOST = 4
+MOST = 3
 """Requests about different things that are looked for."""
 
 SHORT = 6
@@ -46,7 +54,7 @@ def distinct_requests(loaded: Loaded, count: int = MOST) -> list[tuple[BaseModel
 
 def _found_distinct(loaded: Loaded, count: int) -> list[tuple[BaseModel, Any]]:
     found: list[tuple[BaseModel, Any]] = []
-    for request in _about_other_things(loaded):
+    for request in _candidates(loaded):
         outcome = loaded.outcomes([request])[0]
         if isinstance(outcome, FoveaError) or any(not differences(outcome, known) for _, known in found):
             continue
@@ -56,18 +64,23 @@ def _found_distinct(loaded: Loaded, count: int) -> list[tuple[BaseModel, Any]]:
     return found
 
 
-def _about_other_things(loaded: Loaded) -> Iterator[BaseModel]:
+def _candidates(loaded: Loaded) -> Iterator[BaseModel]:
     example = brief(loaded.servable.example())
     yield example
-    for turn in range(1, 6):
-        changes = {name: _twisted(getattr(example, name), turn) for name in type(example).model_fields}
-        changed = {name: value for name, value in changes.items() if value is not None}
-        for names in ([*changed], *([name] for name in changed)):
-            if names and (request := updated(example, **{name: changed[name] for name in names})) is not None:
-                yield request
+    yield from about_other_things(example)
     for name, _ in options_of(loaded):
         for value in option_values(loaded, name, example):
             if (request := updated(example, **{name: value})) is not None:
+                yield request
+
+
+def about_other_things(example: BaseModel) -> Iterator[BaseModel]:
+    """Requests with the options of an example, about other pictures, numbers or texts."""
+    for turn in range(1, 6):
+        changes = {name: _twisted(getattr(example, name), turn) for name in type(example).model_fields}
+        changed = {name: value for name, value in changes.items() if value is not None}
+        for names in ([*changed], *([name] for name in changed if len(changed) > 1)):
+            if names and (request := updated(example, **{name: changed[name] for name in names})) is not None:
                 yield request
 
 
@@ -84,14 +97,28 @@ def _twisted(value: Any, turn: int) -> Any:
     if isinstance(value, bytes):
         return _twisted_picture(value, turn)
     if isinstance(value, str):
-        words = value.split(" ")
-        return " ".join([*words[turn % len(words) :], *words[: turn % len(words)]]) if len(words) > 2 else None
+        return _twisted_text(value, turn)
     if isinstance(value, BaseModel):
         changes = {name: _twisted(getattr(value, name), turn) for name in type(value).model_fields}
-        return updated(value, **{name: one for name, one in changes.items() if one is not None})
+        changed = {name: one for name, one in changes.items() if one is not None}
+        return updated(value, **changed) if changed else None
+    if isinstance(value, dict):
+        changes = {name: _twisted(one, turn) for name, one in value.items()}
+        return {**value, **{name: one for name, one in changes.items() if one is not None}}
     if isinstance(value, list | tuple) and value:
         return _twisted_rows(value, turn)
     return None
+
+
+def _twisted_text(text: str, turn: int) -> str | None:
+    """Its words in another order, or spelt backwards where that is the same; of JSON lines, the texts in them."""
+    if text[:1] == "{":
+        return "\n".join(json.dumps(_twisted(json.loads(line), turn)) for line in text.splitlines() if line.strip())
+    words = text.split(" ")
+    if len(words) < 3:
+        return None
+    turned = " ".join([*words[turn % len(words) :], *words[: turn % len(words)]])
+    return turned if turned != text else " ".join(word[::-1] for word in words)
 
 
 def _twisted_rows(value: Any, turn: int) -> Any:

@@ -20,6 +20,9 @@ from tests.contract.checks.weights import disturbed, network_of, weights_file
 
 __all__ = ["TEXT_CHECKS"]
 
+LONGEST = 64
+"""Tokens of a prompt that are looked at."""
+
 NATS = 0.2
 """How far log-probabilities may be apart: tokens that are never said are left out of what is served only."""
 
@@ -28,13 +31,12 @@ def check_log_probabilities_are_the_cards_networks(loaded: Loaded) -> None:
     """Each token of a prompt is as likely as the network says that has the Card's weights, and noise changes that."""
     if loaded.servable.mode != "stream" or loaded.card.weights is None:
         pytest.skip("writes no text, or has random weights")
-    net = _network(loaded)
-    noise = disturbed(net, 0.1)
+    net, ids = _network(loaded), list[int]()
     for request, _ in distinct_requests(loaded, 3):
-        ids = loaded.servable.tokenize(TokenizeRequest(messages=request.messages)).tokens[:256]
+        ids = loaded.servable.tokenize(TokenizeRequest(messages=request.messages)).tokens[:LONGEST]
         served = _served(loaded, ids)
         assert np.abs(served - _likely(net, ids)).max() < NATS, "another model's probabilities"
-        assert np.abs(served - _likely(noise, ids)).max() > NATS, "this check would not see other weights"
+    assert np.abs(served - _likely(disturbed(net, 0.1), ids)).max() > NATS, "this check would not see other weights"
 
 
 def check_likeliest_token_is_said(loaded: Loaded) -> None:
@@ -42,8 +44,8 @@ def check_likeliest_token_is_said(loaded: Loaded) -> None:
     if loaded.servable.mode != "stream" or loaded.card.weights is None:
         pytest.skip("writes no text, or has random weights")
     net = _network(loaded)
-    for request, _ in distinct_requests(loaded, 3):
-        ids = list(loaded.servable.tokenize(TokenizeRequest(messages=request.messages)).tokens[:256])
+    for request, _ in distinct_requests(loaded, 2):
+        ids = list(loaded.servable.tokenize(TokenizeRequest(messages=request.messages)).tokens[:LONGEST])
         asked = CompletionRequest(prompt=ids, max_tokens=3, temperature=0, logprobs=1)
         said = _pieces(loaded, asked)
         for piece in [one for one in said if one.logprobs is not None][:2]:

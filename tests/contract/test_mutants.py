@@ -1,0 +1,98 @@
+"""The suite has teeth: every mutant is refused by the check that is there for it, and right plug-ins by none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.relevance_judge.judge import Judge
+from shared.registry import LoadContext, Servable, servables
+from shared.registry.discovery import SERVICES
+from tests.contract.checks.experiments import EXPERIMENT_CHECKS, Machines
+from tests.contract.checks.judges import JUDGE_CHECKS, Bench
+from tests.contract.checks.loaded import Loaded
+from tests.contract.checks.servables import SERVABLE_CHECKS
+from tests.contract.checks.text import TEXT_CHECKS
+from tests.contract.language_model import endpoint
+from tests.contract.mutants.experiments import RIGHT_EXPERIMENTS, WRONG_EXPERIMENTS
+from tests.contract.mutants.judges import RIGHT_JUDGES, WRONG_JUDGES
+from tests.contract.mutants.servables import RIGHT_SERVABLES, WRONG_SERVABLES
+
+Check = Callable[[Any], None]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all, so that a graph is exported once."""
+    return tmp_path_factory.mktemp("mutants")
+
+
+@contextmanager
+def _loaded(kind: type[Servable[Any, Any]], home: Path) -> Iterator[Loaded]:
+    with endpoint() as url:
+        place = LoadContext(cache=home / "cache", weights=home / "weights", threads=1, options={"judge_base_url": url})
+        servable = kind.load(place)
+        yield Loaded(servable, place)
+        servable.close()
+
+
+def _pairs(mutants: Mapping[Any, Any]) -> list[Any]:
+    return [
+        pytest.param(kind, check, id=f"{kind.__name__}-{check.__name__.removeprefix('check_')}")
+        for kind, checks in mutants.items()
+        for check in checks
+    ]
+
+
+def test_nobody_finds_a_mutant():
+    found = {kind for service in SERVICES for kind in servables(service).values()}
+    assert not found & {*WRONG_SERVABLES, *WRONG_EXPERIMENTS, *WRONG_JUDGES}
+
+
+@pytest.mark.parametrize(("kind", "check"), _pairs(WRONG_SERVABLES))
+def test_wrong_servable_is_refused(kind: type[Servable[Any, Any]], check: Check, home: Path) -> None:
+    with _loaded(kind, home) as loaded, pytest.raises(AssertionError):
+        check(loaded)
+
+
+@pytest.mark.parametrize(("kind", "check"), _pairs(WRONG_EXPERIMENTS))
+def test_wrong_experiment_is_refused(kind: Any, check: Check, tmp_path: Path) -> None:
+    machines = Machines(kind, tmp_path)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check(machines)
+
+
+@pytest.mark.parametrize(("kind", "check"), _pairs(WRONG_JUDGES))
+def test_wrong_judge_is_refused(kind: type[Judge], check: Check) -> None:
+    with pytest.raises(AssertionError):
+        check(Bench(kind))
+
+
+def _passes(check: Check, thing: Any) -> None:
+    try:
+        check(thing)
+    except pytest.skip.Exception:
+        return
+
+
+@pytest.mark.parametrize("kind", [*RIGHT_SERVABLES, *RIGHT_EXPERIMENTS, *RIGHT_JUDGES])
+def test_right_plug_in_is_a_right_servable(kind: type[Servable[Any, Any]], home: Path) -> None:
+    with _loaded(kind, home) as loaded:
+        for check in (*SERVABLE_CHECKS, *TEXT_CHECKS):
+            _passes(check, loaded)
+
+
+@pytest.mark.parametrize("kind", RIGHT_EXPERIMENTS)
+def test_right_experiment_passes(kind: Any, tmp_path: Path) -> None:
+    for check in EXPERIMENT_CHECKS:
+        _passes(check, Machines(kind, tmp_path))
+
+
+@pytest.mark.parametrize("kind", RIGHT_JUDGES)
+def test_right_judge_passes(kind: type[Judge]) -> None:
+    for check in JUDGE_CHECKS:
+        _passes(check, Bench(kind))
