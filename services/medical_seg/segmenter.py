@@ -15,9 +15,9 @@ from typing import ClassVar, Self
 import numpy as np
 from pydantic import BaseModel
 
-from services.medical_seg.models.polyp_network import NAMES
-from services.medical_seg.postprocess import drawn, find, forms, numbers
-from services.medical_seg.preprocess import normalised
+from services.medical_seg.models.polyp_network import TENSOR_NAMES
+from services.medical_seg.postprocess import draw_mask, encode_forms, extract_mask, measure
+from services.medical_seg.preprocess import resize_and_normalise
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.api.tensors import TensorSpec
 from shared.api.timings import Times
@@ -26,13 +26,13 @@ from shared.export.artifacts import ExportedForms, open_engine_with_card
 from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
-from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, Picture, decode
+from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, DecodedImage, decode
 from shared.vision.decode_limits import decode_bounds
 from shared.vision.draw import encode
 
-__all__ = ["FLAT", "NAMES", "Segmenter"]
+__all__ = ["MIN_CONTRAST", "TENSOR_NAMES", "Segmenter"]
 
-FLAT = 0.05
+MIN_CONTRAST = 0.05
 """Standard deviation of each channel of the network's input, about 3 of 255 grey levels, below which it is blind."""
 
 _FLAT = (
@@ -54,7 +54,7 @@ class _Frame:
     @property
     def warnings(self) -> list[str]:
         """Why nobody should believe the mask."""
-        return [_FLAT] if float(self.tensor.std(axis=(1, 2)).max()) < FLAT else []
+        return [_FLAT] if float(self.tensor.std(axis=(1, 2)).max()) < MIN_CONTRAST else []
 
 
 class Segmenter(Servable[SegmentIn, SegmentOut]):
@@ -112,7 +112,7 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
                 raise answered
             answer = answered
         mask = decode(answer.mask or b"", self.bounds).pixels[..., 0] > 0
-        return encode(drawn(self._decode(request).pixels, mask), media_type)
+        return encode(draw_mask(self._decode(request).pixels, mask), media_type)
 
     @classmethod
     def media_types(cls) -> tuple[str, ...]:
@@ -124,7 +124,7 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
         frame = resources.files("services.medical_seg.models").joinpath("example.jpg").read_bytes()
         return SegmentIn(image=frame, **self.card.example)
 
-    def _decode(self, request: SegmentIn) -> Picture:
+    def _decode(self, request: SegmentIn) -> DecodedImage:
         with in_field("image"):
             return decode(request.image, self.bounds)
 
@@ -137,7 +137,10 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
             return error
         decoded = time.perf_counter()
         frame = _Frame(
-            request, normalised(picture.pixels, self.pixels), (picture.height, picture.width), self._notes(picture)
+            request,
+            resize_and_normalise(picture.pixels, self.pixels),
+            (picture.height, picture.width),
+            self._notes(picture),
         )
         frame.times.decode, frame.times.preprocess = _ms(decoded - begun), _ms(time.perf_counter() - decoded)
         return frame
@@ -158,11 +161,11 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
     def _answer(self, frame: _Frame, logits: np.ndarray, run: CallContext) -> SegmentOut:
         run.check()
         begun, request = time.perf_counter(), frame.request
-        found = find(logits, *frame.size, request)
-        made = forms(found, request)
+        found = extract_mask(logits, *frame.size, request)
+        made = encode_forms(found, request)
         if "overlay" in request.include:
             # Decoded anew: holding the pixels of a whole batch until here would cost three bytes for each of them.
-            made["overlay"] = encode(drawn(self._decode(request).pixels, found.mask), "image/jpeg")
+            made["overlay"] = encode(draw_mask(self._decode(request).pixels, found.mask), "image/jpeg")
         frame.times.post = _ms(time.perf_counter() - begun)
         return SegmentOut(
             model=self.card.name,
@@ -171,11 +174,11 @@ class Segmenter(Servable[SegmentIn, SegmentOut]):
             times=frame.times,
             notes=frame.notes,
             warnings=frame.warnings,
-            **numbers(found),
+            **measure(found),
             **made,
         )
 
-    def _notes(self, picture: Picture) -> list[str]:
+    def _notes(self, picture: DecodedImage) -> list[str]:
         how = f"Squashed to {self.pixels}×{self.pixels} (antialiased bilinear); logits enlarged bilinearly"
         return [f"{how}, align_corners=False.", *(["Only the first frame was read."] if picture.first_of_many else [])]
 
@@ -184,7 +187,7 @@ def _artefacts(weights: Weights, side: int, cache: Path) -> ExportedForms:
     """Logits of square pictures; a graph of free sides would take what the network was not made for."""
     given, wanted = (
         TensorSpec(name=tensor, datatype="FP32", shape=(-1, channels, side, side))
-        for tensor, channels in zip(NAMES, (3, 1), strict=True)
+        for tensor, channels in zip(TENSOR_NAMES, (3, 1), strict=True)
     )
     return ExportedForms(weights, cache, (given,), (wanted,), tag=f"{side}px-v1", call="prediction")
 

@@ -17,12 +17,18 @@ from typing import ClassVar, Self
 import numpy as np
 from pydantic import BaseModel
 
-from services.vision_restoration.comparison_images import before_and_after, eight, mean_change, reflection, sixteen
-from services.vision_restoration.image_io import Format, PictureFile, read, write
+from services.vision_restoration.comparison_images import (
+    compare_side_by_side,
+    mean_change,
+    subtract_result,
+    to_8_bits,
+    to_16_bits,
+)
+from services.vision_restoration.image_io import Format, PictureFile, read_image, write_image
 from services.vision_restoration.metrics import psnr, ssim
 from services.vision_restoration.models.rrformer_network import Variant
-from services.vision_restoration.tiled_inference import Plan, plan, restore
-from services.vision_restoration.weights_loading import artefacts, bytes_per_pixel, weights_at
+from services.vision_restoration.tiled_inference import TilePlan, plan_tiles, restore_by_tiles
+from services.vision_restoration.weights_loading import build_artifacts, bytes_per_pixel, load_weights
 from shared.api.restore import Estimate, Likeness, RestoreIn, RestoreOut, RestoreTimes
 from shared.engines import open_engine
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError, InvalidOption, in_field
@@ -33,7 +39,7 @@ from shared.telemetry import stage
 from shared.vision.decode_limits import decode_bounds
 from shared.vision.draw import encode
 
-__all__ = ["PictureRestorer"]
+__all__ = ["Restorer"]
 
 _PROBE = 128
 """Side of the picture by which the pace of a network is first measured."""
@@ -54,13 +60,13 @@ class _Asked:
     request: RestoreIn
     variant: Variant
     picture: PictureFile
-    plan: Plan
+    plan: TilePlan
     form: Format
     estimate: Estimate
     times: RestoreTimes
 
 
-class PictureRestorer(Servable[RestoreIn, RestoreOut]):
+class Restorer(Servable[RestoreIn, RestoreOut]):
     """Restores pictures with one network in two variants; the other variant's graph is opened when first asked for.
 
     Class attributes:
@@ -77,7 +83,7 @@ class PictureRestorer(Servable[RestoreIn, RestoreOut]):
         self._opened: dict[Variant, _Opened] = {}
         self.variant: Variant = weights.manifest.network.config.get("variant", "released")
         self.engine: Engine = self._open(self.variant).engine
-        card = refine_card(type(self).card, artefacts(weights, self.variant, place.cache), self.engine.name)
+        card = refine_card(type(self).card, build_artifacts(weights, self.variant, place.cache), self.engine.name)
         self.card = card.model_copy(update={"variant": self.variant})  # type: ignore[misc]  # the class's, refined
         self.bounds = decode_bounds(self.card, place)
 
@@ -88,7 +94,7 @@ class PictureRestorer(Servable[RestoreIn, RestoreOut]):
         Raises:
             NotReady: Weights are missing or not what their manifest says, or the engine can't run here.
         """
-        return cls(place, weights_at(cls.folder, place.weights))
+        return cls(place, load_weights(cls.folder, place.weights))
 
     def predict(self, batch: Sequence[RestoreIn], run: CallContext) -> list[RestoreOut | FoveaError]:
         """Restored pictures, in order, one after another; one that can't be restored is answered by its error."""
@@ -117,13 +123,13 @@ class PictureRestorer(Servable[RestoreIn, RestoreOut]):
         form = _form(media_type.removeprefix("image/"))
         if request.picture == "restored" and answer.format == form:
             return answer.restored
-        result = read(answer.restored or b"", self.bounds)
+        result = read_image(answer.restored or b"", self.bounds)
         if request.picture == "restored":
-            pixels = result.pixels if form == "png" else eight(result.pixels)
-            return write(replace(result, pixels=pixels), form, request.quality)
-        made = reflection if request.picture == "reflection" else before_and_after
+            pixels = result.pixels if form == "png" else to_8_bits(result.pixels)
+            return write_image(replace(result, pixels=pixels), form, request.quality)
+        made = subtract_result if request.picture == "reflection" else compare_side_by_side
         given = self._read(request.image, "image").pixels
-        return encode(made(eight(given), eight(result.pixels)), media_type, quality=request.quality)
+        return encode(made(to_8_bits(given), to_8_bits(result.pixels)), media_type, quality=request.quality)
 
     @classmethod
     def media_types(cls) -> tuple[str, ...]:
@@ -144,7 +150,7 @@ class PictureRestorer(Servable[RestoreIn, RestoreOut]):
         """The engine of a variant, opened and timed once."""
         with self._opening:
             if variant not in self._opened:
-                made = artefacts(self._weights, variant, self._place.cache)
+                made = build_artifacts(self._weights, variant, self._place.cache)
                 engine = open_engine(self._place, made.forms(f"{type(self).card.name}-{variant}"))
                 check_tensors(engine, made)
                 self._opened[variant] = _Opened(engine, _pace(engine))
@@ -152,7 +158,7 @@ class PictureRestorer(Servable[RestoreIn, RestoreOut]):
 
     def _read(self, data: bytes, name: str) -> PictureFile:
         with in_field(name):
-            return read(data, self.bounds)
+            return read_image(data, self.bounds)
 
     def _ask(self, request: RestoreIn, run: CallContext) -> _Asked:
         """Read the picture, plan its tiles, and refuse what can't end in time.
@@ -168,7 +174,7 @@ class PictureRestorer(Servable[RestoreIn, RestoreOut]):
         opened = self._open(variant)
         height, width = picture.pixels.shape[:2]
         per_pixel = bytes_per_pixel(self._weights, opened.engine.name)
-        how = plan(height, width, variant, request, per_pixel)
+        how = plan_tiles(height, width, variant, request, per_pixel)
         deep = picture.pixels.dtype == np.uint16
         estimate = how.estimate(opened.pace, per_pixel, deep=deep)
         form = _form(request.format if request.format != "same" else picture.format)
@@ -195,7 +201,7 @@ class PictureRestorer(Servable[RestoreIn, RestoreOut]):
 
         begun, opened = time.perf_counter(), self._open(asked.variant)
         with stage("run"):
-            pixels = restore(opened.engine, picture.pixels, asked.plan, run, tell)
+            pixels = restore_by_tiles(opened.engine, picture.pixels, asked.plan, run, tell)
         asked.times.infer = _ms(begun)
         opened.pace = (time.perf_counter() - begun) / asked.plan.area
         with stage("post"):
@@ -226,16 +232,16 @@ class PictureRestorer(Servable[RestoreIn, RestoreOut]):
     def _made(self, asked: _Asked, pixels: np.ndarray) -> dict[str, object]:
         """The pictures and numbers that were asked for."""
         begun, given, request = time.perf_counter(), asked.picture, asked.request
-        kept = sixteen(pixels) if _depth(asked) == 16 else eight(pixels)
+        kept = to_16_bits(pixels) if _depth(asked) == 16 else to_8_bits(pixels)
         made: dict[str, object] = {"mean_change": round(mean_change(given.pixels, pixels), 6)}
         if "restored" in request.include:
-            made["restored"] = write(replace(given, pixels=kept), asked.form, request.quality)
+            made["restored"] = write_image(replace(given, pixels=kept), asked.form, request.quality)
         if "reflection" in request.include:
-            made["reflection"] = encode(eight(reflection(given.pixels, pixels)))
+            made["reflection"] = encode(to_8_bits(subtract_result(given.pixels, pixels)))
         if "comparison" in request.include:
-            made["comparison"] = encode(before_and_after(given.pixels, pixels), "image/jpeg")
+            made["comparison"] = encode(compare_side_by_side(given.pixels, pixels), "image/jpeg")
         if request.reference is not None:
-            wanted = eight(self._read(request.reference, "reference").pixels)
+            wanted = to_8_bits(self._read(request.reference, "reference").pixels)
             made |= {"likeness": _likeness(pixels, wanted), "input_likeness": _likeness(given.pixels, wanted)}
         asked.times.encode = _ms(begun)
         return made
@@ -263,11 +269,11 @@ def _likeness(pixels: np.ndarray, reference: np.ndarray) -> Likeness:
         (height, width), (high, wide) = pixels.shape[:2], reference.shape[:2]
         detail = f"The reference is {wide}×{high} pixels, the picture {width}×{height}."
         raise InvalidOption(detail, hint="Crop one to the other.", field="reference")
-    found = psnr(eight(pixels), reference)
+    found = psnr(to_8_bits(pixels), reference)
     small = min(pixels.shape[:2]) < 11
     return Likeness(
         psnr=None if math.isinf(found) else round(found, 3),
-        ssim=None if small else round(ssim(eight(pixels), reference), 5),
+        ssim=None if small else round(ssim(to_8_bits(pixels), reference), 5),
     )
 
 

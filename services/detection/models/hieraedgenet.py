@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.detection.boxes.geometry import decode
-from services.detection.layers import fused
+from services.detection.layers import fuse_batch_norms
 from services.detection.layers.area import AreaElan, CrossStage
 from services.detection.layers.conv import EPS, MOMENTUM, Conv
 from services.detection.layers.edge import Edge, EdgeFusion, EdgeModule, SpaceToDepthConv
 from services.detection.layers.fourier import Transform
 from services.detection.layers.head import BINS, Integral, raw_maps
 from services.detection.layers.omni import CSPOmniKernel, FrequencyGate, OmniKernel
-from services.detection.servables.box_detector import Detector
+from services.detection.servables.box_detector import BoxDetector
 from shared.errors import InvalidOption
 from shared.export.artifacts import ExportedForms
 from shared.registry import Card, Metric, Paper, builder
@@ -41,11 +41,11 @@ __all__ = [
     "EdgeModule",
     "FrequencyGate",
     "HieraEdgeNet",
-    "HieraEdgeNetDetector",
+    "HieraEdgeNetBoxDetector",
     "OmniKernel",
     "SpaceToDepthConv",
     "hieraedgenet",
-    "transformed",
+    "with_transform",
 ]
 
 STRIDES = (8, 16, 32)
@@ -188,7 +188,7 @@ def _layers(edge: Edge) -> Sequence[nn.Module]:
 
 
 @torch.no_grad()
-def transformed(network: Net, transform: Transform = "matrices") -> Net:
+def with_transform(network: Net, transform: Transform = "matrices") -> Net:
     """A copy that filters frequencies another way: `matrices` for serving, `dft` for the graph to measure against."""
     made = copy.deepcopy(network)
     for module in made.modules():
@@ -228,7 +228,7 @@ def _slides(shape: tuple[int, ...]) -> Tensor:
     return torch.cat([x.roll(index * shape[-1] // shape[0], dims=-1) for index in range(shape[0])])
 
 
-class HieraEdgeNetDetector(Detector):
+class HieraEdgeNetBoxDetector(BoxDetector):
     """HieraEdgeNet, served: as squares, because its filters are matrices of one size."""
 
     weights = "hieraedgenet"
@@ -305,7 +305,7 @@ class HieraEdgeNetDetector(Detector):
     @staticmethod
     def prepare(network: nn.Module) -> nn.Module:
         """Batch norms folded, frequencies filtered by matrices."""
-        return transformed(fused(network))
+        return with_transform(fuse_batch_norms(network))
 
     @classmethod
     def artefacts(cls, weights: Weights, side: int, classes: int, cache: Path) -> ExportedForms:

@@ -1,6 +1,6 @@
 """Any action-detection network as a Servable: features of a video in, segments out. A model file adds a card.
 
-Knows features, engines and the wire type; the networks are in `models`, drawing in `timeline`.
+Knows features, engines and the wire type; the networks are in `models`, drawing in `draw_timeline`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from pydantic import BaseModel
 
-from services.detection.temporal.npy_inputs import matrices
-from services.detection.temporal.plot import timeline
-from services.detection.temporal.segments import classified, proposals, soft_nms
+from services.detection.temporal.npy_inputs import read_matrices
+from services.detection.temporal.plot import draw_timeline
+from services.detection.temporal.segments import classify_proposals, score_proposals, soft_nms
 from shared.api.actions import ActionsIn, ActionsOut, ActionTimes, Curves, Proposal
 from shared.api.tensors import TensorSpec
 from shared.errors import FoveaError, InvalidOption
@@ -28,7 +28,7 @@ from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
 from shared.vision.draw import encode
 
-__all__ = ["ActionDetector", "resampled"]
+__all__ = ["ActionDetector", "resample"]
 
 
 @dataclass(slots=True)
@@ -95,7 +95,7 @@ class ActionDetector(Servable[ActionsIn, ActionsOut]):
             if isinstance(answered, FoveaError):
                 raise answered
             answer = answered
-        return encode(timeline(answer))
+        return encode(draw_timeline(answer))
 
     @classmethod
     def media_types(cls) -> tuple[str, ...]:
@@ -128,10 +128,10 @@ class ActionDetector(Servable[ActionsIn, ActionsOut]):
         return video
 
     def _video(self, request: ActionsIn) -> _Video:
-        held = matrices(request.features, "features")
+        held = read_matrices(request.features, "features")
         for name in ("semantics", "class_scores"):
             if (given := getattr(request, name)) is not None:
-                held |= matrices(given, name)
+                held |= read_matrices(given, name)
         features = self._matrix(held, "features", self.engine.inputs[0])
         tensors, steps, length = [features], features.shape[1], int(self.engine.inputs[0].shape[2])
         if self.attends:
@@ -142,7 +142,7 @@ class ActionDetector(Servable[ActionsIn, ActionsOut]):
         duration, notes = _duration(request, steps)
         if steps != length:
             notes.append(f"{steps} steps resampled to the {length} cells of the network.")
-        tensors = [resampled(tensor, length) for tensor in tensors]
+        tensors = [resample(tensor, length) for tensor in tensors]
         return _Video(request, tensors, _classes(held, request, length), duration, notes)
 
     def _matrix(self, held: dict[str, np.ndarray], name: str, spec: TensorSpec) -> np.ndarray:
@@ -175,7 +175,7 @@ class ActionDetector(Servable[ActionsIn, ActionsOut]):
     def _answer(self, video: _Video, maps: tuple[np.ndarray, np.ndarray, np.ndarray]) -> ActionsOut:
         begun, request = time.perf_counter(), video.request
         confidence, start, end = maps
-        kept = soft_nms(*proposals(confidence, start, end), request.alpha, request.low, request.high)
+        kept = soft_nms(*score_proposals(confidence, start, end), request.alpha, request.low, request.high)
         found = _listed(kept, video)
         more: dict[str, Any] = {}
         if "curves" in request.include:
@@ -198,7 +198,7 @@ class ActionDetector(Servable[ActionsIn, ActionsOut]):
         )
 
 
-def resampled(matrix: np.ndarray, length: int) -> np.ndarray:
+def resample(matrix: np.ndarray, length: int) -> np.ndarray:
     """A matrix (c, t) over `length` equal cells: the mean of what a cell covers; fewer steps are joined by lines."""
     steps = matrix.shape[1]
     if steps == length:
@@ -233,7 +233,7 @@ def _classes(held: dict[str, np.ndarray], request: ActionsIn, length: int) -> np
     if request.class_names and len(request.class_names) != len(scores):
         detail = f"{len(request.class_names)} class names were given for {len(scores)} class scores."
         raise InvalidOption(detail, field="class_names")
-    return resampled(scores, length) if scores.ndim == 2 else scores
+    return resample(scores, length) if scores.ndim == 2 else scores
 
 
 def _listed(kept: tuple[np.ndarray, np.ndarray, np.ndarray], video: _Video) -> list[Proposal]:
@@ -242,7 +242,7 @@ def _listed(kept: tuple[np.ndarray, np.ndarray, np.ndarray], video: _Video) -> l
     if video.classes is None:
         rows = [(a, b, None, s) for a, b, s in zip(*kept, strict=True)]
     else:
-        rows = list(zip(*classified(*kept, video.classes, best=request.labels), strict=True))
+        rows = list(zip(*classify_proposals(*kept, video.classes, best=request.labels), strict=True))
     return [
         Proposal(
             start=round(float(start) * seconds, 4),

@@ -19,10 +19,10 @@ from pydantic import BaseModel
 from torch import nn
 
 from services.detection.boxes import formats
-from services.detection.boxes.detections import columns, counts, detections, summary, wanted
-from services.detection.boxes.drawing import cut, drawn
-from services.detection.boxes.input_tiles import InputViews, gathered, look
-from services.detection.layers import fused
+from services.detection.boxes.detections import build_detections, count_by_class, resolve_classes, summarise, to_columns
+from services.detection.boxes.drawing import crop_box, draw_boxes
+from services.detection.boxes.input_tiles import InputViews, collect_boxes, letterbox_views
+from services.detection.layers import fuse_batch_norms
 from shared.api.boxes import Crop, DetectIn, Detection, DetectOut
 from shared.api.tensors import TensorSpec
 from shared.api.timings import Times
@@ -31,16 +31,16 @@ from shared.export.artifacts import ExportedForms, open_engine_with_card
 from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
-from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, Picture, decode
+from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, DecodedImage, decode
 from shared.vision.decode_limits import decode_bounds
 from shared.vision.draw import encode
 
-__all__ = ["NAMES", "Detector"]
+__all__ = ["TENSOR_NAMES", "BoxDetector"]
 
-NAMES = ("images", "predictions")
+TENSOR_NAMES = ("images", "predictions")
 """Input and output of the network as tensors, in the ONNX graph and on the Open Inference route."""
 
-TOGETHER = 8
+VIEWS_PER_RUN = 8
 """Inputs per run of the engine: more would need memory and save no time."""
 
 _DRAWN = ("image/png", "image/jpeg")
@@ -58,7 +58,7 @@ class _Frame:
     predictions: dict[int, np.ndarray] = field(default_factory=dict)
 
 
-class Detector(Servable[DetectIn, DetectOut]):
+class BoxDetector(Servable[DetectIn, DetectOut]):
     """Finds boxes with one network.
 
     Class attributes:
@@ -109,11 +109,11 @@ class Detector(Servable[DetectIn, DetectOut]):
     def artefacts(cls, weights: Weights, side: int, classes: int, cache: Path) -> ExportedForms:
         """The network as it is served, up to its predictions; sides are free unless the class says otherwise."""
         sides, cells = (-1, -1), -1
-        shapes = [{NAMES[0]: shape} for shape in ((1, 3, side, side), (2, 3, 64, 96), (1, 3, 128, 64))]
+        shapes = [{TENSOR_NAMES[0]: shape} for shape in ((1, 3, side, side), (2, 3, 64, 96), (1, 3, 128, 64))]
         if cls.square:
             sides, cells, shapes = (side, side), sum((side // stride) ** 2 for stride in cls.strides), []
-        given = TensorSpec(name=NAMES[0], datatype="FP32", shape=(-1, 3, *sides))
-        made = TensorSpec(name=NAMES[1], datatype="FP32", shape=(-1, 4 + classes, cells))
+        given = TensorSpec(name=TENSOR_NAMES[0], datatype="FP32", shape=(-1, 3, *sides))
+        made = TensorSpec(name=TENSOR_NAMES[1], datatype="FP32", shape=(-1, 4 + classes, cells))
         tag = f"{'square' if cls.square else 'free'}{side}-{cls.tag}"
         return ExportedForms(
             weights, cache, (given,), (made,), tag=tag, call=cls.call, prepare=cls.prepare, shapes=shapes
@@ -122,7 +122,7 @@ class Detector(Servable[DetectIn, DetectOut]):
     @staticmethod
     def prepare(network: nn.Module) -> nn.Module:
         """Last change to the network before it is served."""
-        return fused(network)
+        return fuse_batch_norms(network)
 
     def predict(self, batch: Sequence[DetectIn], run: CallContext) -> list[DetectOut | FoveaError]:
         """Boxes in pictures, in order; one that can't be read is answered by its error."""
@@ -139,11 +139,11 @@ class Detector(Servable[DetectIn, DetectOut]):
         if media_type in _DRAWN:
             return encode(self._drawn(request, self._decode(request).pixels, answer.detections), media_type)
         if media_type == formats.CROPS:
-            return formats.crops(answer, self._decode(request).pixels)
+            return formats.to_crops_zip(answer, self._decode(request).pixels)
         texts: Mapping[str, Callable[[], bytes]] = {
-            formats.CSV: lambda: formats.table(answer),
-            formats.COCO: lambda: formats.coco(answer, self.names),
-            formats.YOLO: lambda: formats.yolo(answer),
+            formats.CSV: lambda: formats.to_csv(answer),
+            formats.COCO: lambda: formats.to_coco(answer, self.names),
+            formats.YOLO: lambda: formats.to_yolo(answer),
         }
         return texts[media_type]() if media_type in texts else None
 
@@ -164,7 +164,7 @@ class Detector(Servable[DetectIn, DetectOut]):
             raise answered
         return answered
 
-    def _decode(self, request: DetectIn) -> Picture:
+    def _decode(self, request: DetectIn) -> DecodedImage:
         with in_field("image"):
             return decode(request.image, self.bounds)
 
@@ -172,11 +172,11 @@ class Detector(Servable[DetectIn, DetectOut]):
         run.check()
         begun = time.perf_counter()
         try:
-            classes = wanted(request.classes, self.names)
+            classes = resolve_classes(request.classes, self.names)
             side = self._side(request)
             picture = self._decode(request)
             decoded = time.perf_counter()
-            seen = look(picture.pixels, request, side, self.strides[-1], square=self.square)
+            seen = letterbox_views(picture.pixels, request, side, self.strides[-1], square=self.square)
         except FoveaError as error:
             return error
         frame = _Frame(request, classes, seen, self._notes(seen, picture))
@@ -211,8 +211,8 @@ class Detector(Servable[DetectIn, DetectOut]):
         run.check()
         begun, request, seen = time.perf_counter(), frame.request, frame.seen
         predictions = [frame.predictions[index] for index in range(len(seen.views))]
-        rows = gathered(seen, predictions, request, frame.classes)
-        found = detections(rows, self.names, request.microns_per_pixel)
+        rows = collect_boxes(seen, predictions, request, frame.classes)
+        found = build_detections(rows, self.names, request.microns_per_pixel)
         extras = self._extras(request, seen, found)
         frame.times.post = _ms(time.perf_counter() - begun)
         return DetectOut(
@@ -222,8 +222,8 @@ class Detector(Servable[DetectIn, DetectOut]):
             width=seen.width,
             height=seen.height,
             detections=[] if "columns" in request.include else found,
-            counts=counts(found),
-            summary=summary(found),
+            counts=count_by_class(found),
+            summary=summarise(found),
             slices=len(seen.views) - 1,
             times=frame.times,
             notes=frame.notes,
@@ -234,36 +234,38 @@ class Detector(Servable[DetectIn, DetectOut]):
         """What the request includes beside the detections."""
         made: dict[str, Any] = {}
         if "columns" in request.include:
-            made["columns"] = columns(found)
+            made["columns"] = to_columns(found)
         if "letterbox" in request.include:
             made["letterbox"] = seen.letterbox
         if {"crops", "overlay"} & set(request.include):
             # Decoded anew: holding the pixels of a whole batch until here would cost three bytes for each of them.
             pixels = self._decode(request).pixels
             if "crops" in request.include:
-                made["crops"] = [Crop(index=i, image=encode(cut(pixels, each.box))) for i, each in enumerate(found)]
+                made["crops"] = [
+                    Crop(index=i, image=encode(crop_box(pixels, each.box))) for i, each in enumerate(found)
+                ]
             if "overlay" in request.include:
                 made["overlay"] = encode(self._drawn(request, pixels, found), "image/jpeg")
         return made
 
     @staticmethod
     def _drawn(request: DetectIn, pixels: np.ndarray, found: Sequence[Detection]) -> np.ndarray:
-        return drawn(pixels, found, labels=request.labels, stroke=request.stroke)
+        return draw_boxes(pixels, found, labels=request.labels, stroke=request.stroke)
 
     @staticmethod
-    def _notes(seen: InputViews, picture: Picture) -> list[str]:
+    def _notes(seen: InputViews, picture: DecodedImage) -> list[str]:
         how = f"Letterboxed to {seen.letterbox.width}×{seen.letterbox.height} (bilinear, grey 114)."
         return [how, *(["Only the first frame was read."] if picture.first_of_many else [])]
 
 
 def _chunks(frames: Sequence[_Frame]) -> Iterator[list[tuple[_Frame, int]]]:
-    """Views of one shape, `TOGETHER` at a time."""
+    """Views of one shape, `VIEWS_PER_RUN` at a time."""
     shapes: dict[tuple[int, ...], list[tuple[_Frame, int]]] = {}
     for frame in frames:
         for index, view in enumerate(frame.seen.views):
             shapes.setdefault(view.input.shape, []).append((frame, index))
     for views in shapes.values():
-        yield from (views[at : at + TOGETHER] for at in range(0, len(views), TOGETHER))
+        yield from (views[at : at + VIEWS_PER_RUN] for at in range(0, len(views), VIEWS_PER_RUN))
 
 
 def _scaled(inputs: np.ndarray) -> np.ndarray:

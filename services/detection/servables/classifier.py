@@ -16,14 +16,14 @@ import numpy as np
 from pydantic import BaseModel
 
 from services.detection.servables.classification_postprocess import (
-    Grid,
-    as_csv,
+    PatchGrid,
     classify,
-    grid,
-    normalised,
-    prepared,
-    tally,
-    tints,
+    count_by_class,
+    divide,
+    normalise,
+    resize_patch,
+    tint_patches,
+    to_csv,
 )
 from shared.api.classes import ClassifyIn, ClassifyOut
 from shared.api.tensors import TensorSpec
@@ -33,16 +33,16 @@ from shared.export.artifacts import ExportedForms, open_engine_with_card
 from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
-from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, Picture, decode
+from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, DecodedImage, decode
 from shared.vision.decode_limits import decode_bounds
 from shared.vision.draw import encode
 
-__all__ = ["STAGES", "Classifier"]
+__all__ = ["FEATURE_MAPS", "Classifier"]
 
-STAGES = ("stage1", "stage2", "stage3", "stage4")
+FEATURE_MAPS = ("stage1", "stage2", "stage3", "stage4")
 """Feature maps beside `logits`: outputs of the network on the Open Inference route, and of `application/x-npz`."""
 
-TOGETHER = 32
+PATCHES_PER_RUN = 32
 """Patches per run of the engine: more would need memory and save no time."""
 
 _NPZ = "application/x-npz"
@@ -54,7 +54,7 @@ class _Frame:
 
     request: ClassifyIn
     patches: np.ndarray
-    grid: Grid
+    grid: PatchGrid
     size: tuple[int, int]
     notes: list[str]
     times: Times = field(default_factory=Times)
@@ -113,12 +113,12 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
     def render(self, request: ClassifyIn, answer: ClassifyOut, media_type: str) -> bytes | None:
         """The picture with its patches tinted (PNG, JPEG), a table (CSV), or the feature maps of all patches (npz)."""
         if media_type == "text/csv":
-            return as_csv(answer)
+            return to_csv(answer)
         if media_type == _NPZ:
             return self._features(request)
         if media_type not in self.media_types():
             return None
-        return encode(tints(self._decode(request).pixels, answer), media_type)
+        return encode(tint_patches(self._decode(request).pixels, answer), media_type)
 
     @classmethod
     def media_types(cls) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
         picture = (Path(__file__).parents[1] / "models" / "patches.jpg").read_bytes()
         return ClassifyIn(image=picture, **self.card.example)
 
-    def _decode(self, request: ClassifyIn) -> Picture:
+    def _decode(self, request: ClassifyIn) -> DecodedImage:
         with in_field("image"):
             return decode(request.image, self.bounds)
 
@@ -139,13 +139,13 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
         begun = time.perf_counter()
         try:
             picture = self._decode(request)
-            divided = grid(picture.height, picture.width, request.tile)
+            divided = divide(picture.height, picture.width, request.tile)
         except FoveaError as error:
             return error
         decoded = time.perf_counter()
         # Patches of a grid are shown whole: a crop would leave gaps between them.
         crop = self.sight.crop if request.tile is None else 1.0
-        patches = np.stack([prepared(picture.pixels, box, self.sight.side, crop) for box in divided.boxes])
+        patches = np.stack([resize_patch(picture.pixels, box, self.sight.side, crop) for box in divided.boxes])
         frame = _Frame(request, patches, divided, (picture.height, picture.width), self._notes(picture, crop))
         frame.times.decode, frame.times.preprocess = _ms(decoded - begun), _ms(time.perf_counter() - decoded)
         return frame
@@ -163,12 +163,12 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
     def _run(self, patches: np.ndarray, outputs: Sequence[str], run: CallContext) -> dict[str, np.ndarray]:
         """Outputs of the network for any number of patches (n, s, s, 3)."""
         (given,), parts = self.engine.inputs, []
-        for first in range(0, len(patches), TOGETHER):
+        for first in range(0, len(patches), PATCHES_PER_RUN):
             run.check()
             run.progress(first / len(patches), f"{first} of {len(patches)} patches")
             with stage("run"):
-                parts.append(self.engine.run({given.name: normalised(patches[first : first + TOGETHER])}))
-        named = dict(zip(("logits", *STAGES), (spec.name for spec in self.engine.outputs), strict=True))
+                parts.append(self.engine.run({given.name: normalise(patches[first : first + PATCHES_PER_RUN])}))
+        named = dict(zip(("logits", *FEATURE_MAPS), (spec.name for spec in self.engine.outputs), strict=True))
         return {name: np.concatenate([part[named[name]] for part in parts]) for name in outputs}
 
     def _answer(self, frame: _Frame, logits: np.ndarray, run: CallContext) -> ClassifyOut:
@@ -186,7 +186,7 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
             rows=frame.grid.rows,
             columns=frame.grid.columns,
             results=results,
-            counts=tally(results),
+            counts=count_by_class(results),
             times=frame.times,
             notes=frame.notes,
         )
@@ -197,11 +197,11 @@ class Classifier(Servable[ClassifyIn, ClassifyOut]):
         if isinstance(frame, FoveaError):
             raise frame
         out = io.BytesIO()
-        made: dict[str, Any] = self._run(frame.patches, ("logits", *STAGES), CallContext())
+        made: dict[str, Any] = self._run(frame.patches, ("logits", *FEATURE_MAPS), CallContext())
         np.savez_compressed(out, boxes=np.array(frame.grid.boxes), **made)
         return out.getvalue()
 
-    def _notes(self, picture: Picture, crop: float) -> list[str]:
+    def _notes(self, picture: DecodedImage, crop: float) -> list[str]:
         side = f"{self.sight.side}×{self.sight.side}"
         how = f"Squashed to {side}" if crop == 1 else f"The middle, {crop:.0%} of the shorter side, scaled to {side}"
         return [f"{how} (antialiased bicubic).", *(["Only the first frame was read."] if picture.first_of_many else [])]
@@ -221,7 +221,7 @@ def _artefacts(weights: Weights, side: int, cache: Path) -> ExportedForms:
     logits = TensorSpec(name="logits", datatype="FP32", shape=(-1, len(weights.arrays["head.weight"])))
     maps = (
         TensorSpec(name=name, datatype="FP32", shape=(-1, first << level, side >> level + 2, side >> level + 2))
-        for level, name in enumerate(STAGES)
+        for level, name in enumerate(FEATURE_MAPS)
     )
     return ExportedForms(weights, cache, (given,), (logits, *maps), tag=f"{side}px-v1", call="everything")
 

@@ -19,13 +19,13 @@ from torch import nn
 
 from services.detection.gaze.object_layout import (
     ObjectLayout,
-    cropped,
-    drawn_path,
-    page_of,
-    shelf_of_boxes,
-    shelf_of_grid,
+    crop_objects,
+    draw_scanpath,
+    layout_from_boxes,
+    layout_from_grid,
+    render_layout,
 )
-from services.detection.gaze.scanpaths import Walk, walk
+from services.detection.gaze.scanpaths import DecodedScanpath, decode_scanpaths
 from services.detection.metrics import behaviour, multimatch, nss, sequence_score, similarity
 from services.detection.models.object_attention import ObjectAttention
 from shared.api.boxes import DetectOut
@@ -40,7 +40,7 @@ from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, decode
 from shared.vision.decode_limits import decode_bounds
 from shared.vision.draw import encode
 
-__all__ = ["GazePredictor"]
+__all__ = ["ScanpathPredictor"]
 
 LONGEST_SIDE = 24
 """Most rows or columns of a shelf that is served; position rows that the weights lack are fitted."""
@@ -64,7 +64,7 @@ class _Search:
         return self.shelf.ids.index(self.request.target)
 
 
-class GazePredictor(Servable[ScanpathIn, ScanpathOut]):
+class ScanpathPredictor(Servable[ScanpathIn, ScanpathOut]):
     """Predicts scanpaths with one network.
 
     Class attributes:
@@ -103,10 +103,10 @@ class GazePredictor(Servable[ScanpathIn, ScanpathOut]):
         if media_type not in self.media_types():
             return None
         search = self._read(request)
-        pixels = self._pixels(request) if request.image is not None else page_of(search.crops, search.shelf)
+        pixels = self._pixels(request) if request.image is not None else render_layout(search.crops, search.shelf)
         target = search.shelf.centres[request.target]
         centres = [fixation.centre for fixation in answer.paths[0].fixations]
-        return encode(drawn_path(pixels, centres, (float(target[0]), float(target[1]))), media_type)
+        return encode(draw_scanpath(pixels, centres, (float(target[0]), float(target[1]))), media_type)
 
     @classmethod
     def media_types(cls) -> tuple[str, ...]:
@@ -169,8 +169,8 @@ class GazePredictor(Servable[ScanpathIn, ScanpathOut]):
                 raise InvalidOption("The answer of the detector holds no object.", field="objects")
         else:
             boxes = request.objects
-        crops = cropped(pixels, boxes, self._crop)
-        shelf = shelf_of_boxes(boxes)
+        crops = crop_objects(pixels, boxes, self._crop)
+        shelf = layout_from_boxes(boxes)
         note = f"{len(boxes)} boxes arranged in {shelf.grid[0]} rows and {shelf.grid[1]} columns."
         return _Search(request, shelf, crops, (pixels.shape[1], pixels.shape[0]), labels, [note])
 
@@ -178,9 +178,9 @@ class GazePredictor(Servable[ScanpathIn, ScanpathOut]):
         if request.grid is None:
             raise InvalidOption("Crops need their grid.", hint="Send rows and columns, as [3, 9].", field="grid")
         height, width = self._crop
-        shelf = shelf_of_grid(len(request.crops), request.grid, self._crop)
+        shelf = layout_from_grid(len(request.crops), request.grid, self._crop)
         pages = [self._decoded(raw, "crops") for raw in request.crops]
-        whole = [cropped(page, [(0, 0, page.shape[1], page.shape[0])], self._crop)[0] for page in pages]
+        whole = [crop_objects(page, [(0, 0, page.shape[1], page.shape[0])], self._crop)[0] for page in pages]
         size = (shelf.grid[1] * width, shelf.grid[0] * height)
         return _Search(request, shelf, np.stack(whole), size, None, [])
 
@@ -197,14 +197,16 @@ class GazePredictor(Servable[ScanpathIn, ScanpathOut]):
         height, width = self.engine.inputs[0].shape[-2:]
         return height, width
 
-    def _walk(self, search: _Search, run: CallContext) -> tuple[list[Walk], np.ndarray | None]:
+    def _walk(self, search: _Search, run: CallContext) -> tuple[list[DecodedScanpath], np.ndarray | None]:
         """The paths, and the probabilities (t, n + 1) of each step of the reference where there is one."""
         request, ids = search.request, search.shelf.ids
         here = np.array([item is not None for item in ids])
         step = self._stepper(search, run)
         paths = 1 if request.mode == "greedy" else request.samples
         draw = None if request.mode == "greedy" else np.random.default_rng(request.seed)
-        walks = walk(lambda fixations: step(fixations)[:, -1], paths, request.max_fixations, draw=draw, barred=~here)
+        walks = decode_scanpaths(
+            lambda fixations: step(fixations)[:, -1], paths, request.max_fixations, draw=draw, barred=~here
+        )
         if not request.reference:
             return walks, None
         cells = np.array([[ids.index(item) for item in request.reference]])
@@ -227,7 +229,7 @@ class GazePredictor(Servable[ScanpathIn, ScanpathOut]):
         }
         return _Stepper(self.engine, feeds, run)
 
-    def _answer(self, search: _Search, walks: list[Walk], expected: np.ndarray | None) -> ScanpathOut:
+    def _answer(self, search: _Search, walks: list[DecodedScanpath], expected: np.ndarray | None) -> ScanpathOut:
         begun = time.perf_counter()
         paths = [_path(search, found, expected) for found in walks]
         search.times.post = _ms(time.perf_counter() - begun)
@@ -260,7 +262,7 @@ class _Stepper:
         return np.asarray(found["logits"][0])
 
 
-def _path(search: _Search, found: Walk, expected: np.ndarray | None) -> Scanpath:
+def _path(search: _Search, found: DecodedScanpath, expected: np.ndarray | None) -> Scanpath:
     """One path with its behaviour, in ids of the objects."""
     ids = [cast("int", search.shelf.ids[cell]) for cell in found.objects]
     reached, length, fresh, refixation, revisit = behaviour(ids, search.request.target)

@@ -15,9 +15,9 @@ from services.medical_seg.models.partial_decoder import BasicConv, PartialDecode
 from services.medical_seg.models.res2net import Res2Net
 from shared.errors import InvalidOption
 
-__all__ = ["NAMES", "STRIDE", "PolypNetwork", "scaled"]
+__all__ = ["STRIDE", "TENSOR_NAMES", "PolypNetwork", "rescale"]
 
-NAMES = ("image", "logits")
+TENSOR_NAMES = ("image", "logits")
 """Input and output of the network as tensors, in the ONNX graph and on the Open Inference route."""
 
 STRIDE = 32
@@ -104,6 +104,6 @@ class PolypNetwork(nn.Module):
         return self.maps(x)
 
 
-def scaled(x: Tensor, factor: float) -> Tensor:
+def rescale(x: Tensor, factor: float) -> Tensor:
     """Bilinear, corners not aligned, no antialias: every resize around the attention."""
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)

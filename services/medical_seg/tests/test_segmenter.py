@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from services.medical_seg.segmenter import NAMES, Segmenter
+from services.medical_seg.segmenter import TENSOR_NAMES, Segmenter
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.api.tensors import TensorSpec
 from shared.engines.onnx import OnnxEngine
@@ -148,8 +148,8 @@ def test_graph_is_exported_once_and_named_by_digest(small, cache, monkeypatch):
 
 
 def test_engine_takes_any_batch_at_the_side_of_the_weights(small):
-    assert small.engine.inputs == (TensorSpec(name=NAMES[0], datatype="FP32", shape=(-1, 3, SIDE, SIDE)),)
-    assert small.engine.outputs == (TensorSpec(name=NAMES[1], datatype="FP32", shape=(-1, 1, SIDE, SIDE)),)
+    assert small.engine.inputs == (TensorSpec(name=TENSOR_NAMES[0], datatype="FP32", shape=(-1, 3, SIDE, SIDE)),)
+    assert small.engine.outputs == (TensorSpec(name=TENSOR_NAMES[1], datatype="FP32", shape=(-1, 1, SIDE, SIDE)),)
 
 
 def test_torch_and_onnx_answer_the_same(small, packaged, cache):
