@@ -37,7 +37,7 @@ class BmnActionDetector(ActionDetector):
     """BMN, served: from features alone."""
 
     weights = "bmn"
-    attends = False
+    takes_semantics = False
     card = Card(
         name="bmn",
         task="actions",
@@ -67,7 +67,7 @@ class BmnCsaActionDetector(ActionDetector):
     """BMN with class-semantics attention, served: features and semantics."""
 
     weights = "bmn-csa"
-    attends = True
+    takes_semantics = True
     card = Card(
         name="bmn-csa",
         task="actions",

@@ -33,6 +33,7 @@ from shared.export.artifacts import ExportedForms
 from shared.registry import Card, Metric, Paper, builder
 from shared.registry.weights import Weights
 from shared.vision.decode import decode as decode_picture
+from shared.vision.servable import DataConfig
 
 __all__ = [
     "STRIDES",
@@ -233,7 +234,7 @@ class HieraEdgeNetBoxDetector(BoxDetector):
 
     weights = "hieraedgenet"
     square = True
-    picture = "pollen.jpg"
+    sample = Path(__file__).with_name("pollen.jpg")
     card = Card(
         name="hieraedgenet",
         task="detect",
@@ -308,9 +309,9 @@ class HieraEdgeNetBoxDetector(BoxDetector):
         return with_transform(fuse_batch_norms(network))
 
     @classmethod
-    def artefacts(cls, weights: Weights, side: int, classes: int, cache: Path) -> ExportedForms:
+    def artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> ExportedForms:
         """As for any detector, but compared on slides."""
-        return replace(super().artefacts(weights, side, classes, cache), sample=_slides)
+        return replace(super().artifacts(weights, config, cache), sample=_slides)
 
     def probe(self, rows: int) -> dict[str, np.ndarray]:
         """Tensors on which engines and batches can be compared."""

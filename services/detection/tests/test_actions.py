@@ -251,7 +251,7 @@ def test_the_manifests_numbers_are_measured_again(kind: Any) -> None:
     from shared.export.artifacts import ExportedForms
 
     weights = read_weights(kind.folder / f"{kind.weights}.safetensors")
-    recipe = (BmnCsaDemo if kind.attends else BmnDemo)(test=400)
+    recipe = (BmnCsaDemo if kind.takes_semantics else BmnDemo)(test=400)
     measured = recipe.measure(ExportedForms(weights, Path(), (), (), "x").network())
     assert measured == pytest.approx(weights.manifest.metrics, abs=2e-3)
 

@@ -26,6 +26,7 @@ from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, TooLa
 from shared.registry import CallContext, Card, LoadContext, Paper, network
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.training.publish import arrays_of
+from shared.vision.servable import DataConfig
 
 NAMES = ("crack", "hole", "=patch")
 CARD = Card(
@@ -72,7 +73,7 @@ class Toy(BoxDetector):
 
 
 def _toy(side: int = 128) -> Toy:
-    return Toy(CARD, Blobs(), NAMES, side)
+    return Toy(CARD, Blobs(), DataConfig(side, NAMES))
 
 
 def _png(pixels: np.ndarray, **options: Any) -> bytes:
@@ -241,7 +242,7 @@ def test_csv_has_a_row_per_detection_and_no_formulas() -> None:
         8,
         16,
     ]
-    toy = Toy(CARD, Blobs(), ("=1+1", "b", "c"), 128)
+    toy = Toy(CARD, Blobs(), DataConfig(128, ("=1+1", "b", "c")))
     request = DetectIn(image=_squares((20, 30, 0)))
     table = toy.render(request, _one(toy, request), "text/csv")
     assert table is not None

@@ -206,7 +206,7 @@ class Watching(Toy):
     """The toy detector, as a service loads it."""
 
     @classmethod
-    def load(cls, place: LoadContext) -> Watching:  # noqa: ARG003  # as services call it
+    def load(cls, place: LoadContext) -> Watching:  # as services call it
         """The toy; nothing is read."""
         return cls(CARD, Blobs(), NAMES, 64)
 

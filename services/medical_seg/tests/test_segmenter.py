@@ -27,6 +27,7 @@ from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Card, Limits, LoadContext, Metric, Paper, network
 from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
 from shared.vision.decode import decode
+from shared.vision.servable import DataConfig
 from tests.bad_pictures import encoded, odd, quadrants, refused
 
 torch.set_num_threads(1)
@@ -107,7 +108,7 @@ def small(packaged, cache):
 
 @pytest.fixture
 def blob():
-    return Small(Small.card, Blob(), 32)
+    return Small(Small.card, Blob(), DataConfig(32))
 
 
 def ask(image, **options):
@@ -130,7 +131,7 @@ def test_weights_are_verified_and_their_facts_go_into_the_card(small):
     assert len(small.card.weights) == 64
     assert small.card.parameters == 7
     assert [metric.ours for metric in small.card.metrics] == [0.5, None]
-    assert small.pixels == SIDE
+    assert small.config.side == SIDE
     assert Small.card.weights is None  # the class's own Card is left as it was
 
 
@@ -171,7 +172,7 @@ def test_imported_weights_win_and_are_served_at_full_size(packaged, tmp_path):
     facts = {"origin": "imported", "recipe": {}, "metrics": {}}
     write_weights(tmp_path / "imported", held.arrays, held.manifest.model_copy(update=facts))
     found = Small.load(LoadContext(engine="torch", cache=tmp_path, weights=tmp_path / "imported"))
-    assert found.pixels == 352
+    assert found.config.side == 352
     assert [metric.ours for metric in found.card.metrics] == [None, None]
 
 

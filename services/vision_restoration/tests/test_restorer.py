@@ -104,7 +104,7 @@ def test_cancelling_stops_between_two_tiles(served):
 
 
 def test_what_can_not_end_in_time_is_refused_at_once(served):
-    opened = served._open("paper")
+    opened = served.engines.open("paper")
     pace, opened.pace = opened.pace, 1.0
     try:
         answer = restored(served, photo(), CallContext(deadline=time.monotonic() + 60))
@@ -125,7 +125,7 @@ def test_dry_run_estimates_and_restores_nothing(served):
 
 def test_the_estimate_follows_the_pace_of_earlier_tiles(served):
     restored(served, photo(150, 60))
-    pace = served._open("paper").pace
+    pace = served.engines.open("paper").pace
     estimate = restored(served, photo(150, 60), dry_run=True).estimate
     assert estimate.seconds == pytest.approx(pace * 160 * 64, abs=0.01)
 
