@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +13,32 @@ from safetensors.torch import save_file
 
 from shared.errors import InvalidOption
 from shared.registry import network
-from shared.registry.discovery import layouts
+from shared.registry.discovery import layouts, networks, service_package
 from shared.registry.weights import read_weights
 from shared.training.checkpoint_import import import_weights
 
-NETWORKS = (
-    "bmn",
-    "fasternet",
-    "hieraedgenet",
-    "oat",
-    "patnet",
-    "pranet",
-    "pranet-v2",
-    "rrformer",
-    "vgg19-features",
-    "yolo9tr",
-)
+SERVICES = ("detection", "medical-seg", "vision-restoration")
+
+
+def published_networks() -> list[str]:
+    """Every network of a vision service that has an official layout: its builder needs no more than a layout says."""
+    rooms = tuple(f"{service_package(service)}." for service in SERVICES)
+    return sorted(
+        name
+        for name, build in networks().items()
+        if build.__module__.startswith(rooms) and all(_builds(build, layout) for layout in layouts(name))
+    )
+
+
+def _builds(build: Callable[..., Any], layout: dict[str, Any]) -> bool:
+    try:
+        inspect.signature(build).bind(**layout)
+    except TypeError:
+        return False
+    return True
+
+
+NETWORKS = published_networks()
 
 
 def layout_names() -> list[Any]:

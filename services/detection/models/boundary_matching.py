@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.detection.temporal.segments import cells, sampling_mask
+from services.detection.segments.proposals import cells, sampling_mask
 from shared.errors import InvalidOption
 from shared.registry import builder
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from services.detection.boxes.geometry import nms
+from services.detection.boxes import nms
 from services.detection.metrics.boxes import box_average_precision
 
 __all__ = ["map50", "predict_boxes", "to_tensor"]

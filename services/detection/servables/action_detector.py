@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel
 
-from services.detection.temporal.npy_inputs import read_matrices
-from services.detection.temporal.plot import draw_timeline
-from services.detection.temporal.segments import classify_proposals, score_proposals, soft_nms
+from services.detection.segments.npy_inputs import read_matrices
+from services.detection.segments.plot import draw_timeline
+from services.detection.segments.proposals import classify_proposals, score_proposals, soft_nms
 from shared.api.actions import ActionsIn, ActionsOut, Curves, Proposal
 from shared.api.tensors import TensorSpec
 from shared.errors import InvalidOption

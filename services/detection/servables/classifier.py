@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel
 
-from services.detection.servables.classification_postprocess import (
+from services.detection.servables.patches import (
     PatchGrid,
     classify,
     count_by_class,

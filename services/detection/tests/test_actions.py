@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 
 from services.detection.models.bmn import BmnActionDetector, BmnCsaActionDetector
 from services.detection.recipes.bmn.data import Videos, videos
+from services.detection.segments.proposals import interval_iou
 from services.detection.servables.action_detector import resample
-from services.detection.temporal.segments import interval_iou
 from shared.api.actions import ActionsIn, ActionsOut
 from shared.registry import CallContext, LoadContext
 from shared.registry.weights import read_weights

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.detection.temporal.npy_inputs import MAX_NUMBERS, read_matrices
+from services.detection.segments.npy_inputs import MAX_NUMBERS, read_matrices
 from shared.api.actions import ActionsIn
 from shared.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 

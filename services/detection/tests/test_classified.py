@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.detection.boxes.drawing import class_colour
-from services.detection.servables.classification_postprocess import (
+from services.detection.servables.patches import (
     MEAN,
     STD,
     classify,

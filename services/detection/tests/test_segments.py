@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.detection.temporal.segments import (
+from services.detection.segments.proposals import (
     boundary_labels,
     classify_proposals,
     sampling_mask,

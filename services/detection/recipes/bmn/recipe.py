@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from services.detection.metrics import average_recall, temporal_average_precision
 from services.detection.recipes.bmn.data import CLASSES, FEATURES, LENGTH, Split, Videos, videos
 from services.detection.recipes.bmn.loss import boundary_matching_loss
-from services.detection.temporal.segments import boundary_labels, classify_proposals, score_proposals, soft_nms
+from services.detection.segments.proposals import boundary_labels, classify_proposals, score_proposals, soft_nms
 from shared.training.recipe import Batch, Recipe, Schedule
 
 __all__ = ["BmnCsaDemo", "BmnDemo"]

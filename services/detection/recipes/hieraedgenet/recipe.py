@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from services.detection.boxes.geometry import nms
+from services.detection.boxes import nms
 from services.detection.layers.edge import Edge
 from services.detection.losses import detection_loss
 from services.detection.metrics.boxes import box_average_precision

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from services.detection.models.fasternet import FasterNet
 from services.detection.models.patnet import PATNet
 from services.detection.recipes.patnet.data import NAMES, Patches, Split, patches
-from services.detection.servables.classification_postprocess import MEAN, STD
+from services.detection.servables.patches import MEAN, STD
 from shared.registry.weights import read_weights
 from shared.training.recipe import Batch, Recipe, Schedule
 

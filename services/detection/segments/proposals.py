@@ -1,4 +1,4 @@
-"""Segments of time: the grid that BMN samples, the labels it learns from, and soft non-maximum suppression.
+"""Temporal proposals: the grid that BMN samples, the labels it learns from, scores, and soft NMS.
 
 Knows intervals and numpy arrays; knows no network. Times are fractions of a video, cells count from 0.
 """
