@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import convolve, distance_transform_edt
 
-__all__ = ["EPS", "THRESHOLDS", "Curves", "curves", "dataset_scores", "segmentation_scores"]
+__all__ = ["EPS", "THRESHOLDS", "ThresholdCurves", "curves", "dataset_scores", "segmentation_scores"]
 
 EPS = 2.2e-16
 
@@ -25,7 +25,7 @@ Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Curves:
+class ThresholdCurves:
     """Scores of one image at the 256 thresholds, each (256,)."""
 
     dice: Map
@@ -75,12 +75,12 @@ def dataset_scores(pairs: Iterable[tuple[NDArray[np.uint8], Mask]]) -> dict[str,
     for prediction, mask in pairs:
         drawn.append(curves(prediction, mask))
         points.append(_pointwise(prediction, mask))
-    mean = Curves(*(np.mean([getattr(c, name) for c in drawn], axis=0) for name in Curves.__slots__))
+    mean = ThresholdCurves(*(np.mean([getattr(c, name) for c in drawn], axis=0) for name in ThresholdCurves.__slots__))
     averages = {name: _mean_of_known([point[name] for point in points]) for name in points[0]}
     return mean.summary() | averages
 
 
-def curves(prediction: NDArray[np.uint8], mask: Mask) -> Curves:
+def curves(prediction: NDArray[np.uint8], mask: Mask) -> ThresholdCurves:
     """Scores at every threshold t of b = (p >= t), p being the prediction stretched to 0..1.
 
     All four counting scores are 0 where nothing is hit (TP = 0), also for a true negative image.
@@ -90,7 +90,7 @@ def curves(prediction: NDArray[np.uint8], mask: Mask) -> Curves:
     positives, negatives = float(mask.sum()), float((~mask).sum())
     fn, tn = positives - tp, negatives - fp
     hit = tp > 0
-    return Curves(
+    return ThresholdCurves(
         dice=_ratio(2 * tp, positives + tp + fp, hit),
         iou=_ratio(tp, positives + fp, hit),
         sensitivity=_ratio(tp, positives, hit),

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from services.medical_seg.preprocess import strips
+from services.medical_seg.preprocess import upsample_in_strips
 from shared.api.mask import Component, Contour, RunLengths, SegmentIn
-from shared.vision.draw import encode, outline, tint
-from shared.vision.mask_regions import Region, keep_regions, outlines, regions, run_lengths
+from shared.vision.draw import encode, outline_mask, tint_mask
+from shared.vision.mask_regions import Region, encode_run_lengths, find_regions, keep_regions, trace_outlines
 
-__all__ = ["LISTED", "Segmentation", "drawn", "find", "forms", "numbers"]
+__all__ = ["MAX_COMPONENTS", "Segmentation", "draw_mask", "encode_forms", "extract_mask", "measure"]
 
-LISTED = 100
+MAX_COMPONENTS = 100
 """Components that an answer lists; a mask of noise has tens of thousands."""
 
 
@@ -42,7 +42,7 @@ class Segmentation:
     peak: float
 
 
-def find(logits: np.ndarray, height: int, width: int, request: SegmentIn) -> Segmentation:
+def extract_mask(logits: np.ndarray, height: int, width: int, request: SegmentIn) -> Segmentation:
     """Enlarge a map (s, s) of raw logits to the picture, and decide which pixels belong to the mask."""
     mask, shades = np.empty((height, width), bool), np.empty((height, width), np.uint8)
     peak = 0.0
@@ -50,7 +50,7 @@ def find(logits: np.ndarray, height: int, width: int, request: SegmentIn) -> Seg
         mask[rows] = probability >= np.float32(request.threshold)
         peak = max(peak, float(probability.max()))
         shades[rows] = np.rint(np.multiply(probability, 255, out=probability), out=probability)
-    found, labels = regions(mask)
+    found, labels = find_regions(mask)
     kept = [region for region in found if region.area >= request.min_area][: 1 if request.keep_largest else None]
     if len(kept) < len(found):
         mask = keep_regions(labels, kept)
@@ -61,10 +61,10 @@ def _probabilities(logits: np.ndarray, height: int, width: int, *, stretch: bool
     """Sigmoid of the enlarged map, band by band; `stretch` maps its range over the whole picture to 0..1."""
     low, span = 0.0, 1.0
     if stretch:
-        ends = [(part.min(), part.max()) for _, part in strips(logits, height, width)]
+        ends = [(part.min(), part.max()) for _, part in upsample_in_strips(logits, height, width)]
         low, high = _sigmoid(np.array([min(e[0] for e in ends), max(e[1] for e in ends)], np.float32)).tolist()
         span = high - low + 1e-8
-    for rows, part in strips(logits, height, width):
+    for rows, part in upsample_in_strips(logits, height, width):
         probability = _sigmoid(part)
         if stretch:
             probability -= np.float32(low)
@@ -81,7 +81,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.asarray(np.reciprocal(y, out=y))
 
 
-def numbers(found: Segmentation) -> dict[str, Any]:
+def measure(found: Segmentation) -> dict[str, Any]:
     """The fields of an answer that are always there."""
     height, width = found.mask.shape
     area = sum(region.area for region in found.components)
@@ -93,7 +93,7 @@ def numbers(found: Segmentation) -> dict[str, Any]:
         "area_percent": round(100 * area / (height * width), 4),
         "max_probability": round(found.peak, 6),
         "mean_probability": _mean(found.shades[found.mask]),
-        "components": [_component(found, region) for region in found.components[:LISTED]],
+        "components": [_component(found, region) for region in found.components[:MAX_COMPONENTS]],
         "component_count": len(found.components),
     }
 
@@ -112,7 +112,7 @@ def _mean(shades: np.ndarray) -> float:
     return round(float(shades.mean()) / 255, 6) if shades.size else 0.0
 
 
-def forms(found: Segmentation, request: SegmentIn) -> dict[str, Any]:
+def encode_forms(found: Segmentation, request: SegmentIn) -> dict[str, Any]:
     """The forms that the request includes, but for the overlay, which needs the picture."""
     made: dict[str, Any] = {}
     if "mask" in request.include:
@@ -120,19 +120,19 @@ def forms(found: Segmentation, request: SegmentIn) -> dict[str, Any]:
     if "probability" in request.include:
         made["probability"] = encode(found.shades)
     if "rle" in request.include:
-        made["rle"] = RunLengths(size=found.mask.shape, counts=run_lengths(found.mask))
+        made["rle"] = RunLengths(size=found.mask.shape, counts=encode_run_lengths(found.mask))
     if "contours" in request.include:
         made["contours"] = _contours(found)
     return made
 
 
 def _contours(found: Segmentation) -> list[Contour]:
-    listed = found.components[:LISTED]
+    listed = found.components[:MAX_COMPONENTS]
     mask = found.mask if len(listed) == len(found.components) else keep_regions(found.labels, listed)
-    return [Contour(points=outline.points.tolist(), hole=outline.hole) for outline in outlines(mask)]
+    return [Contour(points=outline.points.tolist(), hole=outline.hole) for outline in trace_outlines(mask)]
 
 
-def drawn(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def draw_mask(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The picture with its mask tinted and outlined; the line grows with the picture."""
     width = max(1, round(max(mask.shape) / 400))
-    return outline(tint(pixels, mask), mask, width=width)
+    return outline_mask(tint_mask(pixels, mask), mask, width=width)

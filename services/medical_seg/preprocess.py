@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-__all__ = ["MEAN", "STD", "enlarged", "normalised", "strips"]
+__all__ = ["MEAN", "STD", "resize_and_normalise", "upsample", "upsample_in_strips"]
 
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 STD = np.array((0.229, 0.224, 0.225), np.float32)
@@ -22,20 +22,20 @@ _STRIP = 250_000
 """
 
 
-def normalised(pixels: np.ndarray, side: int) -> np.ndarray:
+def resize_and_normalise(pixels: np.ndarray, side: int) -> np.ndarray:
     """A picture (h, w, 3) uint8 as network input (3, side, side) float32."""
     small = Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR)
     scaled = np.asarray(small, np.float32) / 255
     return np.ascontiguousarray(((scaled - MEAN) / STD).transpose(2, 0, 1))
 
 
-def enlarged(values: np.ndarray, height: int, width: int) -> np.ndarray:
+def upsample(values: np.ndarray, height: int, width: int) -> np.ndarray:
     """A map (h, w) float32 at another size (height, width)."""
-    return np.concatenate([part for _, part in strips(values, height, width)])
+    return np.concatenate([part for _, part in upsample_in_strips(values, height, width)])
 
 
-def strips(values: np.ndarray, height: int, width: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """`enlarged`, in bands of rows from top to bottom: (rows, their values)."""
+def upsample_in_strips(values: np.ndarray, height: int, width: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """`upsample`, in bands of rows from top to bottom: (rows, their values)."""
     # Gathered and mixed by hand: as a product with sparse weights it would wake all of BLAS's threads for each picture.
     (above, below, down), (left, right, across) = (
         _neighbours(values.shape[0], height),

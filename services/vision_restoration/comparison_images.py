@@ -10,24 +10,24 @@ from PIL import Image
 
 from shared.vision.draw import side_by_side
 
-__all__ = ["before_and_after", "eight", "mean_change", "reflection", "sixteen"]
+__all__ = ["compare_side_by_side", "mean_change", "subtract_result", "to_8_bits", "to_16_bits"]
 
 _BAND = 256
 _LONGEST = 2048
 """Longest side of a comparison, pixels: it is looked at, not kept."""
 
 
-def eight(pixels: np.ndarray) -> np.ndarray:
+def to_8_bits(pixels: np.ndarray) -> np.ndarray:
     """8 bits per channel: the high byte of 16."""
     return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
 
 
-def sixteen(pixels: np.ndarray) -> np.ndarray:
+def to_16_bits(pixels: np.ndarray) -> np.ndarray:
     """16 bits per channel: of 8, each value repeated as its low byte, so that white stays white."""
     return pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint16) * np.uint16(257)
 
 
-def reflection(given: np.ndarray, result: np.ndarray) -> np.ndarray:
+def subtract_result(given: np.ndarray, result: np.ndarray) -> np.ndarray:
     """What was taken away: given minus result, nothing below black."""
     return np.where(given > result, given - result, given.dtype.type(0))
 
@@ -41,9 +41,9 @@ def mean_change(given: np.ndarray, result: np.ndarray) -> float:
     return total / given.size / int(np.iinfo(given.dtype).max)
 
 
-def before_and_after(given: np.ndarray, result: np.ndarray) -> np.ndarray:
+def compare_side_by_side(given: np.ndarray, result: np.ndarray) -> np.ndarray:
     """Both in one picture, before to the left, scaled down where it would be very large."""
-    return side_by_side([_scaled(eight(pixels)) for pixels in (given, result)])
+    return side_by_side([_scaled(to_8_bits(pixels)) for pixels in (given, result)])
 
 
 def _scaled(pixels: np.ndarray) -> np.ndarray:

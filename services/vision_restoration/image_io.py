@@ -25,7 +25,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from shared.errors import InvalidOption
 from shared.vision.decode import DecodeBounds, decode
 
-__all__ = ["Format", "PictureFile", "deep_png", "read", "write"]
+__all__ = ["Format", "PictureFile", "deep_png", "read_image", "write_image"]
 
 Format = Literal["png", "jpeg", "webp"]
 
@@ -76,7 +76,7 @@ class PictureFile:
     notes: list[str] = field(default_factory=list)
 
 
-def read(data: bytes, bounds: DecodeBounds) -> PictureFile:
+def read_image(data: bytes, bounds: DecodeBounds) -> PictureFile:
     """Read a picture with all its bits.
 
     Raises:
@@ -98,7 +98,7 @@ def read(data: bytes, bounds: DecodeBounds) -> PictureFile:
     return PictureFile(pixels, picture.format.lower(), icc, exif, notes)
 
 
-def write(picture: PictureFile, form: Format, quality: int) -> bytes:
+def write_image(picture: PictureFile, form: Format, quality: int) -> bytes:
     """A picture as a file, its profile and EXIF inside.
 
     Raises:

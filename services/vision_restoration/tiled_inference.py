@@ -17,9 +17,9 @@ from shared.errors import InvalidOption
 from shared.registry import CallContext, Engine
 from shared.vision.tiling import mirror_positions, padded_length, windows
 
-__all__ = ["CONTEXT", "GRID", "Plan", "plan", "restore"]
+__all__ = ["CONTEXT", "TILE_GRID", "TilePlan", "plan_tiles", "restore_by_tiles"]
 
-GRID = 32
+TILE_GRID = 32
 """Windows begin on multiples of the network's coarsest cell; anywhere else they would be wrong."""
 
 CONTEXT: Mapping[Variant, int] = {"released": 96, "paper": 128}
@@ -32,7 +32,7 @@ _MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TilePlan:
     """How one picture is cut, and what that takes.
 
     Attributes:
@@ -69,7 +69,7 @@ class Plan:
         )
 
 
-def plan(height: int, width: int, variant: Variant, request: RestoreIn, per_pixel: int) -> Plan:
+def plan_tiles(height: int, width: int, variant: Variant, request: RestoreIn, per_pixel: int) -> TilePlan:
     """Cut a picture as asked for, or into the largest tiles that the memory allows.
 
     Raises:
@@ -77,20 +77,20 @@ def plan(height: int, width: int, variant: Variant, request: RestoreIn, per_pixe
     """
     context = CONTEXT[variant] if request.tile_context is None else request.tile_context
     core = request.tile_core or _core(height, width, context, request.memory_mib, per_pixel)
-    sides = [(w.height, w.width) for w in windows(height, width, core=core, context=context, grid=GRID)]
+    sides = [(w.height, w.width) for w in windows(height, width, core=core, context=context, grid=TILE_GRID)]
     areas = [high * wide for high, wide in sides]
-    return Plan(height, width, core, context, sum(areas), max(areas), len(areas))
+    return TilePlan(height, width, core, context, sum(areas), max(areas), len(areas))
 
 
 def _core(height: int, width: int, context: int, budget: int, per_pixel: int) -> int:
     """The largest core whose window fits; no larger than the picture, which one tile then covers."""
     room = budget * _MIB / per_pixel
-    longest = padded_length(max(height, width), GRID)
-    for core in range(min(_WIDEST, longest), 0, -GRID):
-        window = math.prod(min(padded_length(side, GRID), core + 2 * context) for side in (height, width))
+    longest = padded_length(max(height, width), TILE_GRID)
+    for core in range(min(_WIDEST, longest), 0, -TILE_GRID):
+        window = math.prod(min(padded_length(side, TILE_GRID), core + 2 * context) for side in (height, width))
         if window <= room:
             return core
-    least = math.ceil((GRID + 2 * context) ** 2 * per_pixel / _MIB)
+    least = math.ceil((TILE_GRID + 2 * context) ** 2 * per_pixel / _MIB)
     raise InvalidOption(
         f"A tile of this model takes {least:,} MiB at least; {budget:,} are allowed.",
         hint="Raise memory_mib, or lower tile_context, which makes borders of tiles visible.",
@@ -98,7 +98,9 @@ def _core(height: int, width: int, context: int, budget: int, per_pixel: int) ->
     )
 
 
-def restore(engine: Engine, pixels: np.ndarray, how: Plan, run: CallContext, tell: Callable[[int], None]) -> np.ndarray:
+def restore_by_tiles(
+    engine: Engine, pixels: np.ndarray, how: TilePlan, run: CallContext, tell: Callable[[int], None]
+) -> np.ndarray:
     """The restored picture (h, w, 3), in the type of the one given.
 
     Answers are clipped and truncated, as the paper saves its results.
@@ -116,7 +118,7 @@ def restore(engine: Engine, pixels: np.ndarray, how: Plan, run: CallContext, tel
     (given,), (wanted,) = engine.inputs, engine.outputs
     white = np.float32(np.iinfo(pixels.dtype).max)
     whole = np.empty_like(pixels)
-    cut = windows(how.height, how.width, core=how.core, context=how.context, grid=GRID)
+    cut = windows(how.height, how.width, core=how.core, context=how.context, grid=TILE_GRID)
     for done, window in enumerate(cut, start=1):
         run.check()
         rows = mirror_positions(window.top, window.top + window.height, how.height)

@@ -14,12 +14,12 @@ from shared.errors import NotReady
 from shared.export.artifacts import ExportedForms
 from shared.registry.weights import Manifest, NetworkSpec, Weights, find_weights, read_weights
 
-__all__ = ["NAMES", "NET", "TOWER", "WHOLE", "artefacts", "bytes_per_pixel", "weights_at"]
+__all__ = ["NET", "TENSOR_NAMES", "TOWER", "WHOLE", "build_artifacts", "bytes_per_pixel", "load_weights"]
 
 NET, TOWER, WHOLE = "rrformer", "vgg19-features", "rrformer-restorer"
 """Names of the network, of its tower, and of both as one, in `network()` and as weights."""
 
-NAMES = ("image", "restored")
+TENSOR_NAMES = ("image", "restored")
 """Input and output as tensors, in the ONNX graph and on the Open Inference route."""
 
 _FEATURES = 256
@@ -27,7 +27,7 @@ _BYTES = {"onnx": 75, "torch": 40}
 """Most bytes that a network takes per pixel of a window and channel at full resolution, by engine: measured."""
 
 
-def weights_at(packaged: Path, imported: Path) -> Weights:
+def load_weights(packaged: Path, imported: Path) -> Weights:
     """The weights to serve: an imported checkpoint with its tower, else those of the package.
 
     Raises:
@@ -66,12 +66,12 @@ def _joined(net: Weights, tower: Weights) -> Weights:
     return Weights(arrays, manifest)
 
 
-def artefacts(weights: Weights, variant: Variant, cache: Path) -> ExportedForms:
+def build_artifacts(weights: Weights, variant: Variant, cache: Path) -> ExportedForms:
     """The forms of one variant: a graph for windows of any size on the grid; the shift mask is made within it."""
     spec = weights.manifest.network
     changed = spec.model_copy(update={"config": {**spec.config, "variant": variant}})
     manifest = weights.manifest.model_copy(update={"network": changed})
-    given, wanted = (TensorSpec(name=name, datatype="FP32", shape=(-1, 3, -1, -1)) for name in NAMES)
+    given, wanted = (TensorSpec(name=name, datatype="FP32", shape=(-1, 3, -1, -1)) for name in TENSOR_NAMES)
     shapes = tuple({given.name: shape} for shape in ((1, 3, 64, 64), (2, 3, 96, 64), (1, 3, 128, 160)))
     return ExportedForms(
         Weights(weights.arrays, manifest), cache, (given,), (wanted,), tag=f"{variant}-v1", shapes=shapes

@@ -108,6 +108,10 @@ class CallContext:
         """Whether somebody asked to stop."""
         return self._cancelled
 
+    def part(self, index: int, count: int) -> CallContext:
+        """The context of one of `count` equal parts of the work: its progress is a share of the whole's."""
+        return self if count == 1 else _PartContext(self, index, count)
+
     def check(self) -> None:
         """Stop here if asked to.
 
@@ -121,6 +125,32 @@ class CallContext:
         if self.deadline is not None and time.monotonic() > self.deadline:
             detail = "The deadline of the request passed before it was done."
             raise DeadlineExceeded(detail, hint="Send it with `Prefer: respond-async`, or allow more time.")
+
+
+class _PartContext(CallContext):
+    """A part of the work of another context: stops when the whole does."""
+
+    def __init__(self, whole: CallContext, index: int, count: int) -> None:
+        super().__init__(deadline=whole.deadline, job=whole.job)
+        self._whole, self._index, self._count = whole, index, count
+
+    def progress(self, fraction: float, note: str | None = None) -> None:
+        """Tell the whole how far it is."""
+        self.note = note
+        self._whole.progress((self._index + min(max(fraction, 0.0), 1.0)) / self._count, note)
+
+    def cancel(self) -> None:
+        """Ask the whole to stop."""
+        self._whole.cancel()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked the whole to stop."""
+        return self._whole.cancelled
+
+    def check(self) -> None:
+        """Stop here if the whole is to stop."""
+        self._whole.check()
 
 
 class Servable(ABC, Generic[Request, Answer]):

@@ -25,9 +25,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from shared.errors import FoveaError, Malformed, TooLarge, UnsupportedMedia
-from shared.vision.format_detection import sniff, webp_canvas
+from shared.vision.format_detection import detect_format, webp_canvas
 
-__all__ = ["DEFAULT_BOUNDS", "READABLE", "DecodeBounds", "Picture", "decode"]
+__all__ = ["DEFAULT_BOUNDS", "READABLE", "DecodeBounds", "DecodedImage", "decode"]
 
 _PARSERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "PNG": PngImageFile,
@@ -78,7 +78,7 @@ DEFAULT_BOUNDS = DecodeBounds()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Picture:
+class DecodedImage:
     """An upright picture and what its file said.
 
     Attributes:
@@ -110,7 +110,7 @@ class Picture:
         return int(self.pixels.shape[0])
 
 
-def decode(data: bytes, bounds: DecodeBounds = DEFAULT_BOUNDS) -> Picture:
+def decode(data: bytes, bounds: DecodeBounds = DEFAULT_BOUNDS) -> DecodedImage:
     """Read a picture.
 
     Raises:
@@ -141,7 +141,7 @@ def _kind(data: bytes, bounds: DecodeBounds) -> str:
         raise Malformed("The picture is empty: it has 0 bytes.", hint="Send the bytes of an image file.")
     if len(data) > bounds.bytes:
         raise TooLarge(f"The picture has {len(data):,} bytes; the limit is {bounds.bytes:,}.")
-    kind = sniff(data)
+    kind = detect_format(data)
     if kind not in _PARSERS:
         readable = ", ".join(READABLE)
         raise UnsupportedMedia(f"Not a picture that is read here: found {kind}.", hint=f"Send one of {readable}.")
@@ -168,7 +168,7 @@ def _check_size(width: int, height: int, bounds: DecodeBounds) -> None:
         raise Malformed(f"{size}; the shortest side must have at least {bounds.min_side:,}.", hint=hint)
 
 
-def _read(image: ImageFile, kind: str, data: bytes) -> Picture:
+def _read(image: ImageFile, kind: str, data: bytes) -> DecodedImage:
     # Pillow itself turns a TIFF upright while loading, and drops the tag.
     turned = int(image.tag_v2.get(_ORIENTATION, 1)) if isinstance(image, TiffImageFile) else 1
     mode, depth = image.mode, _bit_depth(image, kind, data)
@@ -177,7 +177,7 @@ def _read(image: ImageFile, kind: str, data: bytes) -> Picture:
     upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
     pixels = np.asarray(_rgb(upright))
     icc = image.info.get("icc_profile")
-    return Picture(
+    return DecodedImage(
         pixels,
         kind,
         mode,

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from shared.vision.mask_regions import occupied_window
 
-__all__ = ["ENCODINGS", "Colour", "draw_label", "encode", "outline", "side_by_side", "tint"]
+__all__ = ["ENCODINGS", "Colour", "draw_label", "encode", "outline_mask", "side_by_side", "tint_mask"]
 
 Colour = tuple[int, int, int]
 
@@ -48,7 +48,9 @@ def encode(pixels: np.ndarray, media_type: str = "image/png", *, quality: int = 
     return out.getvalue()
 
 
-def tint(pixels: np.ndarray, mask: np.ndarray, colour: Colour = (0, 220, 130), opacity: float = 0.35) -> np.ndarray:
+def tint_mask(
+    pixels: np.ndarray, mask: np.ndarray, colour: Colour = (0, 220, 130), opacity: float = 0.35
+) -> np.ndarray:
     """The picture with the pixels of a mask (h, w) bool drawn towards a colour."""
     found = pixels.copy()
     rows, columns = occupied_window(mask)
@@ -58,7 +60,7 @@ def tint(pixels: np.ndarray, mask: np.ndarray, colour: Colour = (0, 220, 130), o
     return found
 
 
-def outline(pixels: np.ndarray, mask: np.ndarray, colour: Colour = (0, 220, 130), width: int = 2) -> np.ndarray:
+def outline_mask(pixels: np.ndarray, mask: np.ndarray, colour: Colour = (0, 220, 130), width: int = 2) -> np.ndarray:
     """The picture with the inner edge of a mask (h, w) bool in a colour, `width` pixels wide."""
     found = pixels.copy()
     rows, columns = occupied_window(mask)

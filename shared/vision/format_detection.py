@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["sniff", "webp_canvas"]
+__all__ = ["detect_format", "webp_canvas"]
 
 _LEADING = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -31,7 +31,7 @@ _TEXTUAL = ((b"<svg", "SVG"), (b"<!doctype html", "HTML"), (b"<html", "HTML"), (
 _BRANDS = ((b"avi", "AVIF"), (b"hei", "HEIC"), (b"hev", "HEIC"), (b"mif", "HEIC"), (b"msf", "HEIC"))
 
 
-def sniff(data: bytes) -> str:
+def detect_format(data: bytes) -> str:
     """The kind of file in a word or two, for example `PNG`, `PDF`, `text`, `nothing` or `unknown binary data`."""
     if not data:
         return "nothing"

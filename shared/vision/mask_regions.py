@@ -15,12 +15,12 @@ from scipy import ndimage
 __all__ = [
     "Outline",
     "Region",
+    "decode_run_lengths",
+    "encode_run_lengths",
+    "find_regions",
     "keep_regions",
     "occupied_window",
-    "outlines",
-    "regions",
-    "run_lengths",
-    "unpack_run_lengths",
+    "trace_outlines",
 ]
 
 _NEIGHBOURS = np.ones((3, 3), bool)
@@ -85,7 +85,7 @@ def occupied_window(mask: np.ndarray) -> tuple[slice, slice]:
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
-def regions(mask: np.ndarray) -> tuple[list[Region], np.ndarray]:
+def find_regions(mask: np.ndarray) -> tuple[list[Region], np.ndarray]:
     """The connected parts of a mask, largest first, and the map (h, w) of their labels (0 outside)."""
     labels = np.zeros(mask.shape, np.int32)
     rows, columns = occupied_window(mask)
@@ -112,10 +112,10 @@ def keep_regions(labels: np.ndarray, chosen: list[Region]) -> np.ndarray:
     return np.asarray(wanted[labels])
 
 
-def outlines(mask: np.ndarray) -> list[Outline]:
+def trace_outlines(mask: np.ndarray) -> list[Outline]:
     """All outlines of a mask, in the order of their first corner (top to bottom, left to right).
 
-    Pixels that touch only at a corner are given one common outline, as `regions` gives them one label.
+    Pixels that touch only at a corner are given one common outline, as `find_regions` gives them one label.
     """
     rows, columns = occupied_window(mask)
     steps = _edges(np.pad(mask[rows, columns], 1))
@@ -182,7 +182,7 @@ def _turn(heading: Step, step: Step) -> int:
     return heading[0] * step[1] - heading[1] * step[0]
 
 
-def run_lengths(mask: np.ndarray) -> str:
+def encode_run_lengths(mask: np.ndarray) -> str:
     """COCO's compressed run lengths: column by column, runs of 0 and 1 in turn, as printable characters."""
     flat = mask.ravel(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
@@ -204,8 +204,8 @@ def _characters(number: int) -> str:
             return text
 
 
-def unpack_run_lengths(text: str, height: int, width: int) -> np.ndarray:
-    """The mask (h, w) bool of `run_lengths`.
+def decode_run_lengths(text: str, height: int, width: int) -> np.ndarray:
+    """The mask (h, w) bool of `encode_run_lengths`.
 
     Raises:
         ValueError: The runs don't fill the size.

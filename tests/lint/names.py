@@ -11,12 +11,11 @@ from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-SHARED_NAMES = {
-    "Detector": "a Servable's family and its network are told apart by their rooms",
-}
+SHARED_NAMES: dict[str, str] = {}
 """Class names that may stand in several rooms, each with its reason."""
 
 NAMED_SO = {
+    "tiled": "a public name of `shared.vision.tiling` that callers import: a model, tiled",
     "softmax_of_all": "a noun",
 }
 """Functions that only look like participles, each with its reason."""

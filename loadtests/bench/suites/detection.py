@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from loadtests.bench.result import Row, Table, row
 from loadtests.bench.turns import milliseconds
 from services.detection.boxes.geometry import decode
-from services.detection.models.yolo9tr import Yolo9trDetector
+from services.detection.models.yolo9tr import Yolo9trBoxDetector
 from shared.engines.onnx import OnnxEngine
 from shared.errors import Fault
 from shared.export.onnx_export import export_onnx
@@ -57,7 +57,7 @@ def measure(rounds: int = 5, count: int = 1) -> Table:
 def _contenders(folder: Path) -> dict[str, Callable[[], Any]]:
     torch.manual_seed(0)
     whole = network("yolo9tr", classes=CLASSES).eval()
-    served, x = Yolo9trDetector.prepare(whole), torch.rand(1, 3, SIDE, SIDE)
+    served, x = Yolo9trBoxDetector.prepare(whole), torch.rand(1, 3, SIDE, SIDE)
     apart = (decode(whole(x)[0], CLASSES) - served.predictions(x)).abs().max().item()  # type: ignore[operator]  # a method, by name
     if apart > 0.02:
         raise Fault(f"The served form differs from the network by {apart:.1e} pixels.")

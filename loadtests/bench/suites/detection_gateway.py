@@ -18,8 +18,8 @@ import numpy as np
 from loadtests.bench.client import drive
 from loadtests.bench.contender import Contender
 from loadtests.bench.result import Row, Table, row
-from services.detection.models.yolo9tr import Yolo9trDetector
-from services.detection.servables.box_detector import NAMES
+from services.detection.models.yolo9tr import Yolo9trBoxDetector
+from services.detection.servables.box_detector import TENSOR_NAMES
 from shared.registry import Engine, LoadContext
 
 SIDE, SERVERS = 192, "loadtests.bench.servers"
@@ -30,7 +30,7 @@ def measure(rounds: int = 7, count: int = 40) -> Table:
     """Alternate both ways at batch 1 and 8; medians over rounds."""
     count = min(count, 40)
     folder = Path(tempfile.mkdtemp(prefix="fovea-bench-"))
-    engine = Yolo9trDetector.load(LoadContext(engine="onnx", cache=folder / "cache", threads=1)).engine
+    engine = Yolo9trBoxDetector.load(LoadContext(engine="onnx", cache=folder / "cache", threads=1)).engine
     fleet = {size: _gateway(folder, size) for size in (1, 8)}
     try:
         for contender in fleet.values():
@@ -48,7 +48,7 @@ def measure(rounds: int = 7, count: int = 40) -> Table:
 def _gateway(folder: Path, size: int) -> Contender:
     """A gateway with a service of its own behind it, asked with batches of `size`."""
     tensor = _pictures(size)
-    told = {"name": NAMES[0], "shape": tensor.shape, "datatype": "FP32"}
+    told = {"name": TENSOR_NAMES[0], "shape": tensor.shape, "datatype": "FP32"}
     head = json.dumps(
         {
             "inputs": [{**told, "parameters": {"binary_data_size": tensor.nbytes}}],
@@ -97,7 +97,7 @@ def _rounds(engine: Engine, fleet: dict[int, Contender], rounds: int, count: int
     speed: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
         for size, contender in fleet.items():
-            feeds, calls = {NAMES[0]: _pictures(size)}, max(count // size, 5)
+            feeds, calls = {TENSOR_NAMES[0]: _pictures(size)}, max(count // size, 5)
             begun = time.perf_counter()
             for _ in range(calls):
                 engine.run(feeds)

@@ -17,8 +17,8 @@ import torch
 
 from loadtests.bench.result import Row, Table, row
 from loadtests.bench.turns import milliseconds
-from services.detection.layers import fused
-from services.detection.models.hieraedgenet import HieraEdgeNet, transformed
+from services.detection.layers import fuse_batch_norms
+from services.detection.models.hieraedgenet import HieraEdgeNet, with_transform
 from shared.engines.onnx import OnnxEngine
 from shared.export.onnx_export import export_onnx
 
@@ -56,12 +56,12 @@ def measure(rounds: int = 3, count: int = 1) -> Table:
 def _contenders(folder: Path) -> tuple[dict[str, Callable[[], Any]], float]:
     """The contenders, and how far apart the boxes of both graphs are."""
     torch.manual_seed(0)
-    net, x = fused(HieraEdgeNet(120, "described")), torch.rand(1, 3, SIDE, SIDE)
+    net, x = fuse_batch_norms(HieraEdgeNet(120, "described")), torch.rand(1, 3, SIDE, SIDE)
     for gate in (module for name, module in net.named_parameters() if name.endswith("fgm.alpha")):
         torch.nn.init.constant_(gate, 0.5)  # as it starts, the gate would hide its filter
     feeds, made, boxes = {"x": x.numpy()}, {}, []
     for title, transform in ((BASELINE, "dft"), (OURS, "matrices")):
-        form = transformed(net, transform)  # type: ignore[arg-type]  # the literal is lost in the tuple
+        form = with_transform(net, transform)  # type: ignore[arg-type]  # the literal is lost in the tuple
         path = folder / f"{transform}.onnx"
         export_onnx(form, path, {"x": x}, ["predictions"], call=form.predictions)
         made[title] = _run(OnnxEngine(path, threads=1), feeds)

@@ -22,7 +22,7 @@ from loadtests.bench.result import Row, Table, row
 from loadtests.bench.turns import milliseconds
 from services.vision_restoration.models.rrformer import RRFormerRestorer
 from services.vision_restoration.tiled_inference import CONTEXT
-from services.vision_restoration.weights_loading import artefacts, weights_at
+from services.vision_restoration.weights_loading import build_artifacts, load_weights
 from shared.engines import open_engine
 from shared.registry import Engine, LoadContext
 
@@ -67,13 +67,15 @@ def measure(rounds: int = 3, count: int = 1) -> Table:
 
 
 def _engines(folder: Path) -> dict[str, Callable[[], object]]:
-    weights, picture = weights_at(RRFormerRestorer.folder, folder), np.random.default_rng(1)
+    weights, picture = load_weights(RRFormerRestorer.folder, folder), np.random.default_rng(1)
     feed = {"image": picture.random((1, 3, SIDE, SIDE), np.float32)}
     opened: dict[str, Engine] = {}
     for variant in CONTEXT:
         for engine in ("torch", "onnx"):
             place = LoadContext(engine=engine, cache=folder, weights=folder, threads=1)
-            opened[f"{variant}, {engine}"] = open_engine(place, artefacts(weights, variant, folder).forms("rrformer"))
+            opened[f"{variant}, {engine}"] = open_engine(
+                place, build_artifacts(weights, variant, folder).forms("rrformer")
+            )
     return {name: partial(engine.run, feed) for name, engine in opened.items()}
 
 

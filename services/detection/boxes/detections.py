@@ -12,12 +12,12 @@ import numpy as np
 from shared.api.boxes import Box, BoxColumns, Detection, Micrometres, Tally
 from shared.errors import InvalidOption
 
-__all__ = ["columns", "counts", "detections", "summary", "wanted"]
+__all__ = ["build_detections", "count_by_class", "resolve_classes", "summarise", "to_columns"]
 
 Names = Sequence[str]
 
 
-def wanted(classes: Sequence[str], names: Names) -> list[int] | None:
+def resolve_classes(classes: Sequence[str], names: Names) -> list[int] | None:
     """Ids of the classes that were asked for, by name or id; None for all.
 
     Raises:
@@ -33,7 +33,7 @@ def wanted(classes: Sequence[str], names: Names) -> list[int] | None:
     return sorted({known[word.lower()] for word in classes})
 
 
-def detections(rows: np.ndarray, names: Names, microns_per_pixel: float | None = None) -> list[Detection]:
+def build_detections(rows: np.ndarray, names: Names, microns_per_pixel: float | None = None) -> list[Detection]:
     """Rows (m, 6) as detections, in their order."""
     return [_detection(row, names, microns_per_pixel) for row in rows.tolist()]
 
@@ -63,16 +63,18 @@ def _microns(width: float, height: float, scale: float) -> Micrometres:
     )
 
 
-def counts(found: Sequence[Detection]) -> dict[str, int]:
+def count_by_class(found: Sequence[Detection]) -> dict[str, int]:
     """Detections by class, most first."""
     names, numbers = np.unique([each.label for each in found], return_counts=True)
     pairs = sorted(zip(names.tolist(), numbers.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))
     return dict(pairs)
 
 
-def summary(found: Sequence[Detection]) -> dict[str, Tally]:
+def summarise(found: Sequence[Detection]) -> dict[str, Tally]:
     """Count, share, mean score and mean radius by class, most first."""
-    return {label: _tally([each for each in found if each.label == label], len(found)) for label in counts(found)}
+    return {
+        label: _tally([each for each in found if each.label == label], len(found)) for label in count_by_class(found)
+    }
 
 
 def _tally(found: Sequence[Detection], total: int) -> Tally:
@@ -86,7 +88,7 @@ def _tally(found: Sequence[Detection], total: int) -> Tally:
     )
 
 
-def columns(found: Sequence[Detection]) -> BoxColumns:
+def to_columns(found: Sequence[Detection]) -> BoxColumns:
     """The detections, column by column."""
     names: Mapping[int, str] = {each.class_id: each.label for each in found}
     return BoxColumns(

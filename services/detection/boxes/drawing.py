@@ -15,16 +15,16 @@ from PIL import Image, ImageDraw, ImageFont
 from shared.api.boxes import Box, Detection
 from shared.vision.draw import Colour
 
-__all__ = ["colour", "cut", "drawn"]
+__all__ = ["class_colour", "crop_box", "draw_boxes"]
 
 
-def colour(kind: int) -> Colour:
+def class_colour(kind: int) -> Colour:
     """The colour of a class: hues a golden angle apart, so that neighbouring ids differ."""
     red, green, blue = colorsys.hsv_to_rgb((0.42 + kind * 0.381966) % 1, 0.85, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def drawn(
+def draw_boxes(
     pixels: np.ndarray, found: Sequence[Detection], *, labels: bool = True, stroke: int | None = None
 ) -> np.ndarray:
     """The picture with its boxes, the best on top; lines and letters grow with the picture unless `stroke` says."""
@@ -32,7 +32,7 @@ def drawn(
     pen, longest = ImageDraw.Draw(image), max(pixels.shape[:2])
     width, font = stroke or max(1, round(longest / 400)), ImageFont.load_default(max(10, round(longest / 50)))
     for each in reversed(found):
-        pen.rectangle(_inside(each.box, image.width, image.height), outline=colour(each.class_id), width=width)
+        pen.rectangle(_inside(each.box, image.width, image.height), outline=class_colour(each.class_id), width=width)
         if labels:
             _label(pen, each, font, image.size)
     return np.asarray(image)
@@ -58,13 +58,13 @@ def _label(
     wide, high = right - left + 6, bottom - top + 6
     x = max(0.0, min(each.box[0], size[0] - wide))
     y = each.box[1] - high if each.box[1] >= high else each.box[1]
-    tint = colour(each.class_id)
+    tint = class_colour(each.class_id)
     ink = (0, 0, 0) if float(np.dot(tint, (0.299, 0.587, 0.114))) > 127 else (255, 255, 255)
     pen.rectangle((x, y, x + wide, y + high), fill=tint)
     pen.text((x + 3 - left, y + 3 - top), text, fill=ink, font=font)
 
 
-def cut(pixels: np.ndarray, box: Box) -> np.ndarray:
+def crop_box(pixels: np.ndarray, box: Box) -> np.ndarray:
     """What lies inside a box, whole pixels and at least one."""
     height, width = pixels.shape[:2]
     left, top = min(int(box[0]), width - 1), min(int(box[1]), height - 1)

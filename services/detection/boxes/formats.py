@@ -14,11 +14,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from services.detection.boxes.drawing import cut
+from services.detection.boxes.drawing import crop_box
 from shared.api.boxes import Detection, DetectOut
 from shared.vision.draw import encode
 
-__all__ = ["COCO", "CROPS", "CSV", "YOLO", "coco", "crops", "table", "yolo"]
+__all__ = ["COCO", "CROPS", "CSV", "YOLO", "to_coco", "to_crops_zip", "to_csv", "to_yolo"]
 
 CSV, COCO, YOLO, CROPS = "text/csv", "application/vnd.coco+json", "text/plain", "application/zip"
 
@@ -28,7 +28,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet would run if a text began with it."""
 
 
-def table(answer: DetectOut) -> bytes:
+def to_csv(answer: DetectOut) -> bytes:
     """CSV, one row a detection."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -40,7 +40,7 @@ def table(answer: DetectOut) -> bytes:
     return out.getvalue().encode()
 
 
-def coco(answer: DetectOut, names: Sequence[str]) -> bytes:
+def to_coco(answer: DetectOut, names: Sequence[str]) -> bytes:
     """COCO JSON with one image; ids from 1, boxes as x, y, width, height."""
     found = [_annotation(index, each) for index, each in enumerate(answer.detections, start=1)]
     image = {"id": 1, "file_name": "image", "width": answer.width, "height": answer.height}
@@ -63,7 +63,7 @@ def _annotation(index: int, each: Detection) -> dict[str, object]:
     }
 
 
-def yolo(answer: DetectOut) -> bytes:
+def to_yolo(answer: DetectOut) -> bytes:
     """YOLO text, one line a detection: class, centre and size as shares of the picture, score."""
     lines = []
     for each in answer.detections:
@@ -78,12 +78,12 @@ def yolo(answer: DetectOut) -> bytes:
     return "".join(lines).encode()
 
 
-def crops(answer: DetectOut, pixels: np.ndarray) -> bytes:
+def to_crops_zip(answer: DetectOut, pixels: np.ndarray) -> bytes:
     """A zip of PNG crops, a folder per class."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
         for index, each in enumerate(answer.detections):
             folder = re.sub(r"[^\w.-]+", "_", each.label).lstrip(".") or "class"
             name = f"{folder}/{index:04d}_{each.score:.2f}.png"
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), encode(cut(pixels, each.box)))
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), encode(crop_box(pixels, each.box)))
     return out.getvalue()

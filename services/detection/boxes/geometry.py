@@ -1,7 +1,7 @@
 """Boxes as numbers: from raw maps to boxes, how much two overlap, and which of many stay.
 
 Knows tensors and pixels of the network's input; knows no picture file and no wire type. Boxes are x1, y1, x2, y2
-unless a name says `centred`. Letterboxing and suppression are written in files of their own and named here too.
+unless a name says `centred`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from services.detection.boxes.letterbox import letterbox, unletterbox
-from services.detection.boxes.nms import nms
-
-__all__ = ["cells", "complete_iou", "corners", "decode", "distances", "letterbox", "nms", "overlap", "unletterbox"]
+__all__ = ["cells", "complete_iou", "corners", "decode", "distances", "overlap"]
 
 EPS = 1e-7
 

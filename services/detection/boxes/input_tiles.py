@@ -12,13 +12,13 @@ import numpy as np
 
 from services.detection.boxes.letterbox import letterbox, unletterbox
 from services.detection.boxes.nms import nms
-from services.detection.boxes.tiling import Slice, merged, slices
+from services.detection.boxes.tiling import Slice, make_slices, merge_slices
 from shared.api.boxes import DetectOptions, Letterbox
 from shared.errors import TooLarge
 
-__all__ = ["SLICES", "InputViews", "View", "gathered", "look"]
+__all__ = ["MAX_SLICES", "InputViews", "View", "collect_boxes", "letterbox_views"]
 
-SLICES = 1024
+MAX_SLICES = 1024
 """Most slices of one picture."""
 
 
@@ -47,17 +47,17 @@ class InputViews:
     letterbox: Letterbox
 
 
-def look(pixels: np.ndarray, options: DetectOptions, side: int, stride: int, *, square: bool) -> InputViews:
+def letterbox_views(pixels: np.ndarray, options: DetectOptions, side: int, stride: int, *, square: bool) -> InputViews:
     """Fit a picture (h, w, 3), and its slices where `options.tile` asks for them, into inputs of at most `side`.
 
     Raises:
-        TooLarge: There would be more than `SLICES` slices.
+        TooLarge: There would be more than `MAX_SLICES` slices.
     """
     height, width = pixels.shape[:2]
-    parts = slices(height, width, options.tile, options.tile_overlap) if options.tile else []
-    if len(parts) > SLICES:
+    parts = make_slices(height, width, options.tile, options.tile_overlap) if options.tile else []
+    if len(parts) > MAX_SLICES:
         raise TooLarge(
-            f"{len(parts)} slices of {options.tile} pixels; {SLICES} are the most.",
+            f"{len(parts)} slices of {options.tile} pixels; {MAX_SLICES} are the most.",
             hint="Take a larger tile.",
             field="tile",
         )
@@ -68,7 +68,7 @@ def look(pixels: np.ndarray, options: DetectOptions, side: int, stride: int, *, 
     return InputViews([View(made, a) for (made, *_), a in zip(fitted, areas, strict=True)], height, width, how)
 
 
-def gathered(
+def collect_boxes(
     seen: InputViews, predictions: Sequence[np.ndarray], options: DetectOptions, classes: Sequence[int] | None
 ) -> np.ndarray:
     """The boxes of a picture, pixels of the original, best first.
@@ -85,7 +85,7 @@ def gathered(
     sources = np.repeat(np.arange(len(found)) - 1, [len(rows) for rows in found])
     parts = [view.area for view in seen.views[1:]]
     shape = (seen.height, seen.width)
-    return merged(
+    return merge_slices(
         np.concatenate(found),
         sources,
         parts,

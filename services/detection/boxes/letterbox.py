@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-__all__ = ["GREY", "fitted", "letterbox", "unletterbox"]
+__all__ = ["GREY", "fit_letterbox", "letterbox", "unletterbox"]
 
 GREY = 114
 """Value of the padding, in every channel."""
@@ -17,7 +17,9 @@ GREY = 114
 Pads = tuple[float, float]
 
 
-def fitted(height: int, width: int, size: int, stride: int = 32, *, auto: bool = True) -> tuple[float, int, int, Pads]:
+def fit_letterbox(
+    height: int, width: int, size: int, stride: int = 32, *, auto: bool = True
+) -> tuple[float, int, int, Pads]:
     """Where a picture lands: ratio, height and width after scaling, and half of the padding left and above."""
     ratio = min(size / height, size / width)
     high, wide = max(round(height * ratio), 1), max(round(width * ratio), 1)
@@ -42,7 +44,7 @@ def letterbox(
         The padded picture, the ratio of its scale, and half of the padding along x and y (unrounded).
     """
     height, width, channels = image.shape
-    ratio, high, wide, (pad_x, pad_y) = fitted(height, width, size, stride, auto=auto)
+    ratio, high, wide, (pad_x, pad_y) = fit_letterbox(height, width, size, stride, auto=auto)
     top, bottom = round(pad_y - 0.1), round(pad_y + 0.1)
     left, right = round(pad_x - 0.1), round(pad_x + 0.1)
     page = np.full((top + high + bottom, left + wide + right, channels), GREY, np.uint8)

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["APART", "MOST", "kept", "nms"]
+__all__ = ["CLASS_OFFSET", "MAX_CANDIDATES", "greedy_nms", "nms"]
 
-APART = 7680
+CLASS_OFFSET = 7680
 """Pixels between two classes; no input is as large."""
 
-MOST = 30_000
+MAX_CANDIDATES = 30_000
 """Best candidates of a picture that are looked at."""
 
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -52,12 +52,14 @@ def nms(
     found = []
     for picture in predictions:
         rows = pick(picture, confidence, classes, multi_label=multi_label)
-        order = kept(rows[:, :4] + rows[:, 5:] * (0 if agnostic else APART), rows[:, 4], iou, max_detections)
+        order = greedy_nms(
+            rows[:, :4] + rows[:, 5:] * (0 if agnostic else CLASS_OFFSET), rows[:, 4], iou, max_detections
+        )
         found.append(rows[order])
     return found
 
 
-def kept(boxes: Array, scores: Array, iou: float, most: int) -> Array:
+def greedy_nms(boxes: Array, scores: Array, iou: float, most: int) -> Array:
     """Indices of the boxes (m, 4) that stay, best first; of equal scores the earlier comes first."""
     return _greedy_torch(boxes, scores, iou, most) if isinstance(boxes, Tensor) else _greedy(boxes, scores, iou, most)
 
@@ -94,7 +96,7 @@ def _candidates_torch(picture: Tensor, confidence: float, classes: Sequence[int]
 
 
 def _greedy(boxes: np.ndarray, scores: np.ndarray, iou: float, most: int) -> np.ndarray:
-    order = np.argsort(-scores, kind="stable")[:MOST]
+    order = np.argsort(-scores, kind="stable")[:MAX_CANDIDATES]
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     stay: list[int] = []
     while len(order) and len(stay) < most:
@@ -109,7 +111,7 @@ def _greedy(boxes: np.ndarray, scores: np.ndarray, iou: float, most: int) -> np.
 
 
 def _greedy_torch(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
-    order = scores.argsort(descending=True, stable=True)[:MOST]
+    order = scores.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
     area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
     stay: list[Tensor] = []
     while len(order) and len(stay) < most:

@@ -12,20 +12,20 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from services.detection.boxes.nms import APART, kept
+from services.detection.boxes.nms import CLASS_OFFSET, greedy_nms
 
-__all__ = ["Slice", "merged", "slices"]
+__all__ = ["Slice", "make_slices", "merge_slices"]
 
-NEAR = 3.0
+BORDER_PIXELS = 3.0
 """Pixels from a border within which a box counts as cut by it."""
 
-SAME = 0.6
+SAME_OBJECT_SHARE = 0.6
 """Share of the smaller box inside the larger from which a cut box and another one are the same object."""
 
-ALONG = 0.5
+HALVES_OVERLAP = 0.5
 """Overlap along a border from which two cut boxes are halves of one object."""
 
-MOST = 3000
+MAX_MERGED = 3000
 """Best boxes that are compared with each other."""
 
 
@@ -39,7 +39,7 @@ class Slice:
     y2: int
 
 
-def slices(height: int, width: int, side: int, overlap: float) -> list[Slice]:
+def make_slices(height: int, width: int, side: int, overlap: float) -> list[Slice]:
     """Squares of `side` that cover a picture, each sharing at least `overlap` of itself with the next one.
 
     None where the picture is no larger than one of them.
@@ -59,7 +59,7 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
     return [round(i * (length - side) / (count - 1)) for i in range(count)]
 
 
-def merged(
+def merge_slices(
     rows: np.ndarray,
     sources: np.ndarray,
     parts: list[Slice],
@@ -80,11 +80,11 @@ def merged(
         agnostic: Boxes of different classes suppress each other too.
         most: Most boxes that stay.
     """
-    best = np.argsort(-rows[:, 4], kind="stable")[:MOST]
+    best = np.argsort(-rows[:, 4], kind="stable")[:MAX_MERGED]
     rows, sources = rows[best], sources[best]
     if len(rows) > 1:
         rows = _joined(rows, _pairs(rows, sources, _cut(rows, sources, parts, shape)))
-    order = kept(rows[:, :4] + rows[:, 5:] * (0 if agnostic else APART), rows[:, 4], iou, most)
+    order = greedy_nms(rows[:, :4] + rows[:, 5:] * (0 if agnostic else CLASS_OFFSET), rows[:, 4], iou, most)
     return np.asarray(rows[order])
 
 
@@ -93,7 +93,7 @@ def _cut(rows: np.ndarray, sources: np.ndarray, parts: list[Slice], shape: tuple
     height, width = shape
     edges = np.array([(0, 0, width, height), *((p.x1, p.y1, p.x2, p.y2) for p in parts)], np.float64)[sources + 1]
     inner = edges != np.array([0, 0, width, height])
-    return np.asarray(inner & (np.abs(rows[:, :4] - edges) <= NEAR))
+    return np.asarray(inner & (np.abs(rows[:, :4] - edges) <= BORDER_PIXELS))
 
 
 def _pairs(rows: np.ndarray, sources: np.ndarray, cut: np.ndarray) -> np.ndarray:
@@ -105,12 +105,12 @@ def _pairs(rows: np.ndarray, sources: np.ndarray, cut: np.ndarray) -> np.ndarray
     along = shared / smaller
     any_cut = np.asarray(cut.any(axis=1))
     inside = np.clip(shared, 0, None).prod(axis=2) / np.minimum.outer(size.prod(axis=1), size.prod(axis=1))
-    same = (inside > SAME) & (any_cut[:, None] | any_cut)
+    same = (inside > SAME_OBJECT_SHARE) & (any_cut[:, None] | any_cut)
     halves = np.zeros_like(same)
     for axis in (0, 1):
         first, last = cut[:, axis], cut[:, axis + 2]
         faced = (last[:, None] & first) | (first[:, None] & last)
-        halves |= faced & (shared[..., axis] >= -NEAR) & (along[..., 1 - axis] > ALONG)
+        halves |= faced & (shared[..., axis] >= -BORDER_PIXELS) & (along[..., 1 - axis] > HALVES_OVERLAP)
     alike = (rows[:, None, 5] == rows[:, 5]) & (sources[:, None] != sources)
     return np.asarray((same | halves) & alike)
 

@@ -13,16 +13,16 @@ from scipy.optimize import linear_sum_assignment
 
 __all__ = ["Tracker"]
 
-NEAREST = 0.2
+MIN_IOU = 0.2
 """Least overlap with where a track should be now."""
 
-UNCERTAIN = 0.5
+MIN_IOU_UNCERTAIN = 0.5
 """Least overlap of an uncertain detection."""
 
-PATIENCE = 30
+MAX_FRAMES_AWAY = 30
 """Frames that a track waits for its object to come back."""
 
-SMOOTH = 0.5
+SPEED_SMOOTHING = 0.5
 """Weight of the newest step in a track's speed."""
 
 
@@ -36,21 +36,21 @@ class _Track:
     speed: np.ndarray = field(default_factory=lambda: np.zeros(4))
     away: int = 0
 
-    def expected(self) -> np.ndarray:
+    def predict(self) -> np.ndarray:
         """Corners where it should be in this frame."""
         return np.asarray(self.box + self.speed * (self.away + 1))
 
-    def seen(self, box: np.ndarray) -> None:
+    def update(self, box: np.ndarray) -> None:
         """Move to where it was found."""
         step = (box - self.box) / (self.away + 1)
-        self.speed = SMOOTH * step + (1 - SMOOTH) * self.speed
+        self.speed = SPEED_SMOOTHING * step + (1 - SPEED_SMOOTHING) * self.speed
         self.box, self.away = box, 0
 
 
 class Tracker:
     """Gives the detections of one stream's frames ids, in the order of the frames.
 
-    Memory: the tracks that were seen in the last `PATIENCE` frames.
+    Memory: the tracks that were seen in the last `MAX_FRAMES_AWAY` frames.
     """
 
     def __init__(self, certain: float) -> None:
@@ -69,12 +69,12 @@ class Tracker:
         ids: list[int | None] = [None] * len(rows)
         sure = np.flatnonzero(rows[:, 4] >= self.certain) if len(rows) else np.empty(0, np.int64)
         rest = np.setdiff1d(np.arange(len(rows)), sure)
-        waiting = self._match(self._tracks, rows, sure, NEAREST, ids)
+        waiting = self._match(self._tracks, rows, sure, MIN_IOU, ids)
         recent = [track for track in waiting if track.away == 0]
-        lost = self._match(recent, rows, rest, UNCERTAIN, ids) + [track for track in waiting if track.away]
+        lost = self._match(recent, rows, rest, MIN_IOU_UNCERTAIN, ids) + [track for track in waiting if track.away]
         for track in lost:
             track.away += 1
-        self._tracks = [track for track in self._tracks if track.away <= PATIENCE]
+        self._tracks = [track for track in self._tracks if track.away <= MAX_FRAMES_AWAY]
         for index in sure:
             if ids[index] is None:
                 ids[index] = self._begin(rows[index])
@@ -86,12 +86,12 @@ class Tracker:
         """Continue tracks by the chosen rows and write their ids down; the tracks that found none."""
         if not tracks or not len(chosen):
             return list(tracks)
-        overlap = _iou(np.stack([track.expected() for track in tracks]), rows[chosen, :4])
+        overlap = _iou(np.stack([track.predict() for track in tracks]), rows[chosen, :4])
         overlap *= np.array([track.kind for track in tracks])[:, None] == rows[chosen, 5]
         found = set()
         for at, column in zip(*linear_sum_assignment(-overlap), strict=True):
             if overlap[at, column] >= least:
-                tracks[at].seen(rows[chosen[column], :4].astype(np.float64))
+                tracks[at].update(rows[chosen[column], :4].astype(np.float64))
                 ids[chosen[column]] = tracks[at].id
                 found.add(at)
         return [track for at, track in enumerate(tracks) if at not in found]

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from shared.errors import InvalidOption
 
-__all__ = ["ObjectLayout", "cropped", "drawn_path", "page_of", "shelf_of_boxes", "shelf_of_grid"]
+__all__ = ["ObjectLayout", "crop_objects", "draw_scanpath", "layout_from_boxes", "layout_from_grid", "render_layout"]
 
 Boxes = Sequence[tuple[float, float, float, float]]
 
@@ -41,7 +41,7 @@ class ObjectLayout:
         return [cell for row in self.layout for cell in row]
 
 
-def shelf_of_boxes(boxes: Boxes) -> ObjectLayout:
+def layout_from_boxes(boxes: Boxes) -> ObjectLayout:
     """Boxes whose middles differ in height by less than half the median height share a row.
 
     A row is measured at its first, highest box, so that a slanted arrangement never chains into one row.
@@ -60,7 +60,7 @@ def shelf_of_boxes(boxes: Boxes) -> ObjectLayout:
     return ObjectLayout([[*row, *[None] * (longest - len(row))] for row in ordered], centres)
 
 
-def shelf_of_grid(count: int, grid: tuple[int, int], crop: tuple[int, int]) -> ObjectLayout:
+def layout_from_grid(count: int, grid: tuple[int, int], crop: tuple[int, int]) -> ObjectLayout:
     """So many objects on a full grid, row by row, as on a page of crops (height, width).
 
     Raises:
@@ -75,7 +75,7 @@ def shelf_of_grid(count: int, grid: tuple[int, int], crop: tuple[int, int]) -> O
     return ObjectLayout([list(range(first, first + columns)) for first in range(0, count, columns)], centres)
 
 
-def cropped(pixels: np.ndarray, boxes: Boxes, size: tuple[int, int]) -> np.ndarray:
+def crop_objects(pixels: np.ndarray, boxes: Boxes, size: tuple[int, int]) -> np.ndarray:
     """What is inside each box, squashed to (height, width): (m, h, w, 3) in 0..1.
 
     Raises:
@@ -93,7 +93,7 @@ def cropped(pixels: np.ndarray, boxes: Boxes, size: tuple[int, int]) -> np.ndarr
     return np.stack(found)
 
 
-def page_of(crops: np.ndarray, shelf: ObjectLayout) -> np.ndarray:
+def render_layout(crops: np.ndarray, shelf: ObjectLayout) -> np.ndarray:
     """Crops (m, h, w, 3) in 0..1 side by side as they stand on the shelf, as a picture."""
     height, width = crops.shape[1:3]
     page = np.full((shelf.grid[0] * height, shelf.grid[1] * width, 3), 255, np.uint8)
@@ -105,7 +105,9 @@ def page_of(crops: np.ndarray, shelf: ObjectLayout) -> np.ndarray:
     return page
 
 
-def drawn_path(pixels: np.ndarray, centres: Sequence[tuple[float, float]], target: tuple[float, float]) -> np.ndarray:
+def draw_scanpath(
+    pixels: np.ndarray, centres: Sequence[tuple[float, float]], target: tuple[float, float]
+) -> np.ndarray:
     """The picture with a path of numbered circles; the target has a ring. Small pictures are enlarged first."""
     scale = max(1, -(-640 // max(pixels.shape[:2])))
     page = Image.fromarray(pixels)

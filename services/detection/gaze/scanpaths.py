@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Walk", "walk"]
+__all__ = ["DecodedScanpath", "decode_scanpaths"]
 
 Step = Callable[[np.ndarray], np.ndarray]
 """Fixations so far (p, t) of p paths → logits (p, n + 2) of the next."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Walk:
+class DecodedScanpath:
     """One scanpath.
 
     Attributes:
@@ -31,9 +31,9 @@ class Walk:
     ended: bool
 
 
-def walk(
+def decode_scanpaths(
     step: Step, paths: int, longest: int, *, draw: np.random.Generator | None = None, barred: np.ndarray | None = None
-) -> list[Walk]:
+) -> list[DecodedScanpath]:
     """Walk several paths at once.
 
     Args:
@@ -57,7 +57,9 @@ def walk(
         expected.append(probabilities)
     held = np.stack(expected, 1)
     return [
-        Walk(fixations[p, : (t if t >= 0 else longest)].tolist(), held[p, : (t if t >= 0 else longest)], bool(t >= 0))
+        DecodedScanpath(
+            fixations[p, : (t if t >= 0 else longest)].tolist(), held[p, : (t if t >= 0 else longest)], bool(t >= 0)
+        )
         for p, t in enumerate(lengths)
     ]
 

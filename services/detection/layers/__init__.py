@@ -1,7 +1,7 @@
 """Building blocks that several detectors share: convolutions that fuse, aggregation, attention, detection heads."""
 
 from services.detection.layers.attention import PositionAttention, SelfAttention
-from services.detection.layers.conv import EPS, MOMENTUM, AveragedConv, Conv, RepConv, fused
+from services.detection.layers.conv import EPS, MOMENTUM, AveragedConv, Conv, RepConv, fuse_batch_norms
 from services.detection.layers.elan import Elan, RepBottleneck, RepCsp, RepElan, SppElan
 from services.detection.layers.head import BINS, Integral, raw_maps, towers
 
@@ -20,7 +20,7 @@ __all__ = [
     "RepElan",
     "SelfAttention",
     "SppElan",
-    "fused",
+    "fuse_batch_norms",
     "raw_maps",
     "towers",
 ]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["EPS", "MOMENTUM", "AveragedConv", "Conv", "Fusible", "RepConv", "fused"]
+__all__ = ["EPS", "MOMENTUM", "AveragedConv", "Conv", "Fusible", "RepConv", "fuse_batch_norms"]
 
 EPS, MOMENTUM = 1e-3, 0.03
 """Of every batch norm in these networks; not torch's defaults."""
@@ -54,7 +54,7 @@ class Conv(nn.Module):
         made: Tensor = self.act(self.bn(self.conv(x)))
         return made
 
-    def folded(self) -> tuple[Tensor, Tensor]:
+    def fold(self) -> tuple[Tensor, Tensor]:
         """Kernel and bias of the one convolution that equals convolution and batch norm."""
         norm = self.bn
         if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
@@ -65,7 +65,7 @@ class Conv(nn.Module):
     def fuse(self) -> None:
         """Fold the batch norm into the kernel."""
         if isinstance(self.bn, nn.BatchNorm2d):
-            self.conv, self.bn = _with_bias(self.conv, *self.folded()), nn.Identity()
+            self.conv, self.bn = _with_bias(self.conv, *self.fold()), nn.Identity()
 
 
 class RepConv(nn.Module):
@@ -89,7 +89,7 @@ class RepConv(nn.Module):
         """Add both kernels, the 1x1 in the middle of the 3x3."""
         if self.conv1 is None or self.conv2 is None:
             return
-        (kernel, bias), (point, shift) = self.conv1.folded(), self.conv2.folded()
+        (kernel, bias), (point, shift) = self.conv1.fold(), self.conv2.fold()
         self.conv = _with_bias(self.conv1.conv, kernel + F.pad(point, (1, 1, 1, 1)), bias + shift)
         self.conv1 = self.conv2 = None
 
@@ -108,7 +108,7 @@ class AveragedConv(nn.Module):
 
 
 @torch.no_grad()
-def fused(network: Network) -> Network:
+def fuse_batch_norms(network: Network) -> Network:
     """A copy in eval mode that computes the same with fewer steps: batch norms and parallel kernels folded."""
     made = copy.deepcopy(network).eval()
     for block in list(made.modules()):

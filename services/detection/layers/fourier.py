@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Transform", "convolved", "filtered"]
+__all__ = ["Transform", "convolve_by_fft", "filter_spectrum"]
 
 Transform = Literal["fft", "matrices", "dft"]
 """How: `fft` to train, `matrices` to serve, `dft` as the graph that a plain export would be."""
 
 
-def filtered(x: Tensor, weights: Tensor, transform: Transform = "fft") -> Tensor:
+def filter_spectrum(x: Tensor, weights: Tensor, transform: Transform = "fft") -> Tensor:
     """|ifft2(weights · fft2(x))| of real maps (n, c, h, w); `weights` broadcasts over the spectrum."""
     if transform == "matrices":
         return _by_matrices(x, weights)
@@ -32,7 +32,7 @@ def filtered(x: Tensor, weights: Tensor, transform: Transform = "fft") -> Tensor
     return back.abs()
 
 
-def convolved(x: Tensor, kernel: Tensor) -> Tensor:
+def convolve_by_fft(x: Tensor, kernel: Tensor) -> Tensor:
     """Depthwise convolution of maps (n, c, h, w) with an odd kernel (c, 1, k, k), same size, zero padding, by FFT."""
     (height, width), side = x.shape[-2:], kernel.shape[-1]
     size = (height + side - 1, width + side - 1)

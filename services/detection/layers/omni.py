@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from services.detection.layers.conv import Conv
 from services.detection.layers.edge import plain_norms
-from services.detection.layers.fourier import Transform, convolved, filtered
+from services.detection.layers.fourier import Transform, convolve_by_fft, filter_spectrum
 
 __all__ = ["CSPOmniKernel", "FrequencyGate", "OmniKernel"]
 
@@ -37,7 +37,7 @@ class FrequencyGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, d, h, w) → (n, d, h, w)."""
-        return filtered(self.dwconv2(x), self.dwconv1(x), self.transform) * self.alpha + x * self.beta
+        return filter_spectrum(self.dwconv2(x), self.dwconv1(x), self.transform) * self.alpha + x * self.beta
 
 
 class OmniKernel(nn.Module):
@@ -78,11 +78,11 @@ class OmniKernel(nn.Module):
         parts = (self.dw_13, self.dw_31, self.dw_33, self.dw_11)
         kernel = torch.stack([_centred(conv.weight) for conv in parts]).sum(dim=0)
         bias = torch.stack([conv.get_parameter("bias") for conv in parts]).sum(dim=0)
-        return convolved(seen, kernel) + bias[:, None, None]
+        return convolve_by_fft(seen, kernel) + bias[:, None, None]
 
     def _gated(self, seen: Tensor, weights: Tensor) -> Tensor:
         if self.fgm.transform == "dft":  # the graph as published, for comparison
-            return filtered(seen, weights, "dft")
+            return filter_spectrum(seen, weights, "dft")
         return (weights * seen).abs()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from shared.errors import InvalidOption
 
-__all__ = ["STRIDE", "PartialConv", "PartialNetwork", "Shape", "dropped", "perceptron"]
+__all__ = ["STRIDE", "PartialConv", "PartialNetwork", "Shape", "drop_path", "perceptron"]
 
 STRIDE = 32
 """Height and width must be multiples of this: four stages at 1/4, 1/8, 1/16 and 1/32."""
@@ -68,7 +68,7 @@ def perceptron(channels: int, activation: type[nn.Module], *more: nn.Module) -> 
     )
 
 
-def dropped(x: Tensor, rate: float, training: bool) -> Tensor:
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     """Stochastic depth: in training whole samples of a branch (n, c, h, w) are zeroed, the others scaled up."""
     if not training or rate == 0:
         return x

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Decoder", "Encoder"]
+__all__ = ["TransformerDecoder", "TransformerEncoder"]
 
 
-class Encoder(nn.Module):
+class TransformerEncoder(nn.Module):
     """Layers of self-attention over (b, t, d), without a final norm."""
 
     def __init__(self, width: int, layers: int, heads: int, feedforward: int, dropout: float = 0.1) -> None:
@@ -27,7 +27,7 @@ class Encoder(nn.Module):
         return x
 
 
-class Decoder(nn.Module):
+class TransformerDecoder(nn.Module):
     """Layers of causal self-attention, then attention to a memory; without a final norm."""
 
     def __init__(self, width: int, layers: int, heads: int, feedforward: int, dropout: float = 0.1) -> None:

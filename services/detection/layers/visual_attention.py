@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ChannelGate", "SelfAttention", "SpatialGate", "relative_index"]
+__all__ = ["ChannelGate", "SpatialGate", "SpatialSelfAttention", "relative_index"]
 
 EXACT = 20
 """Distances up to this have an entry of their own; farther ones share, on a logarithmic scale."""
@@ -73,7 +73,7 @@ class _RelativeBias(nn.Module):
         return self.lookup_table_bias[:, relative_index(int(height), int(width)).to(self.lookup_table_bias.device)]
 
 
-class SelfAttention(nn.Module):
+class SpatialSelfAttention(nn.Module):
     """PAT_sf: multi-head self-attention among all places of a map, with a bias by their distance.
 
     Args:

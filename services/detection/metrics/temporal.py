@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from services.detection.temporal.segments import interval_iou
+from services.detection.segments.proposals import interval_iou
 
 __all__ = ["average_recall", "temporal_average_precision"]
 

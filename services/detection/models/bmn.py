@@ -8,7 +8,7 @@ from __future__ import annotations
 from services.detection.servables.action_detector import ActionDetector
 from shared.registry import Card, Metric, Paper
 
-__all__ = ["BmnActions", "BmnCsaActions"]
+__all__ = ["BmnActionDetector", "BmnCsaActionDetector"]
 
 _DATA = "400 synthetic videos that nothing else has seen, 8 classes; proposals times a noisy recogniser's scores"
 
@@ -33,11 +33,11 @@ def _measured(average_map: float, map_50: float, ar_100: float, spread: str) -> 
     )
 
 
-class BmnActions(ActionDetector):
+class BmnActionDetector(ActionDetector):
     """BMN, served: from features alone."""
 
     weights = "bmn"
-    attends = False
+    takes_semantics = False
     card = Card(
         name="bmn",
         task="actions",
@@ -63,11 +63,11 @@ class BmnActions(ActionDetector):
     )
 
 
-class BmnCsaActions(ActionDetector):
+class BmnCsaActionDetector(ActionDetector):
     """BMN with class-semantics attention, served: features and semantics."""
 
     weights = "bmn-csa"
-    attends = True
+    takes_semantics = True
     card = Card(
         name="bmn-csa",
         task="actions",

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.detection.temporal.segments import cells, sampling_mask
+from services.detection.segments.proposals import cells, sampling_mask
 from shared.errors import InvalidOption
 from shared.registry import builder
 
-__all__ = ["Attended", "BoundaryMatching", "ClassSemantics", "bmn", "bmn_csa"]
+__all__ = ["AttendedBoundaryMatching", "BoundaryMatching", "ClassSemantics", "bmn", "bmn_csa"]
 
 GROUPS = 4
 
@@ -140,7 +140,7 @@ class ClassSemantics(nn.Module):
         return attended
 
 
-class Attended(BoundaryMatching):
+class AttendedBoundaryMatching(BoundaryMatching):
     """BMN whose features attend to class semantics; with both attentions off it is exactly BMN.
 
     Args:
@@ -213,9 +213,9 @@ def bmn_csa(
     samples_per_bin: int = 3,
     ratio: float = 0.5,
     hidden: tuple[int, int, int] = (256, 128, 512),
-) -> Attended:
+) -> AttendedBoundaryMatching:
     """BMN with class-semantics attention and random weights; 200 semantics are ActivityNet's classes."""
-    return Attended(
+    return AttendedBoundaryMatching(
         features,
         length,
         semantics,

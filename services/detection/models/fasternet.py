@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from services.detection.layers.partial import PartialConv, PartialNetwork, Shape, dropped, perceptron
+from services.detection.layers.partial import PartialConv, PartialNetwork, Shape, drop_path, perceptron
 from services.detection.servables.classifier import Classifier
 from shared.registry import Card, Metric, Paper, builder
 from shared.registry.sparsity_claims import build_claim, read_measurements
@@ -38,7 +38,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) → (n, c, h, w)."""
         branch: Tensor = self.mlp(self.spatial_mixing(x))
-        return x + dropped(branch, self.rate, self.training)
+        return x + drop_path(branch, self.rate, self.training)
 
 
 class FasterNet(PartialNetwork):

@@ -20,19 +20,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.detection.boxes.geometry import decode
-from services.detection.layers import fused
+from services.detection.layers import fuse_batch_norms
 from services.detection.layers.area import AreaElan, CrossStage
 from services.detection.layers.conv import EPS, MOMENTUM, Conv
 from services.detection.layers.edge import Edge, EdgeFusion, EdgeModule, SpaceToDepthConv
 from services.detection.layers.fourier import Transform
 from services.detection.layers.head import BINS, Integral, raw_maps
 from services.detection.layers.omni import CSPOmniKernel, FrequencyGate, OmniKernel
-from services.detection.servables.box_detector import Detector
+from services.detection.servables.box_detector import BoxDetector
 from shared.errors import InvalidOption
 from shared.export.artifacts import ExportedForms
 from shared.registry import Card, Metric, Paper, builder
 from shared.registry.weights import Weights
 from shared.vision.decode import decode as decode_picture
+from shared.vision.servable import DataConfig
 
 __all__ = [
     "STRIDES",
@@ -41,11 +42,11 @@ __all__ = [
     "EdgeModule",
     "FrequencyGate",
     "HieraEdgeNet",
-    "HieraEdgeNetDetector",
+    "HieraEdgeNetBoxDetector",
     "OmniKernel",
     "SpaceToDepthConv",
     "hieraedgenet",
-    "transformed",
+    "with_transform",
 ]
 
 STRIDES = (8, 16, 32)
@@ -188,7 +189,7 @@ def _layers(edge: Edge) -> Sequence[nn.Module]:
 
 
 @torch.no_grad()
-def transformed(network: Net, transform: Transform = "matrices") -> Net:
+def with_transform(network: Net, transform: Transform = "matrices") -> Net:
     """A copy that filters frequencies another way: `matrices` for serving, `dft` for the graph to measure against."""
     made = copy.deepcopy(network)
     for module in made.modules():
@@ -228,12 +229,12 @@ def _slides(shape: tuple[int, ...]) -> Tensor:
     return torch.cat([x.roll(index * shape[-1] // shape[0], dims=-1) for index in range(shape[0])])
 
 
-class HieraEdgeNetDetector(Detector):
+class HieraEdgeNetBoxDetector(BoxDetector):
     """HieraEdgeNet, served: as squares, because its filters are matrices of one size."""
 
     weights = "hieraedgenet"
     square = True
-    picture = "pollen.jpg"
+    sample = Path(__file__).with_name("pollen.jpg")
     card = Card(
         name="hieraedgenet",
         task="detect",
@@ -305,12 +306,12 @@ class HieraEdgeNetDetector(Detector):
     @staticmethod
     def prepare(network: nn.Module) -> nn.Module:
         """Batch norms folded, frequencies filtered by matrices."""
-        return transformed(fused(network))
+        return with_transform(fuse_batch_norms(network))
 
     @classmethod
-    def artefacts(cls, weights: Weights, side: int, classes: int, cache: Path) -> ExportedForms:
+    def artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> ExportedForms:
         """As for any detector, but compared on slides."""
-        return replace(super().artefacts(weights, side, classes, cache), sample=_slides)
+        return replace(super().artifacts(weights, config, cache), sample=_slides)
 
     def probe(self, rows: int) -> dict[str, np.ndarray]:
         """Tensors on which engines and batches can be compared."""

@@ -5,15 +5,15 @@ The network is in `object_attention`; how a request becomes an answer is in `ser
 
 from __future__ import annotations
 
-from services.detection.servables.scanpath_predictor import GazePredictor
+from services.detection.servables.scanpath_predictor import ScanpathPredictor
 from shared.registry import Card, Metric, Paper
 
-__all__ = ["OatGaze"]
+__all__ = ["OatScanpathPredictor"]
 
 _DATA = "500 searches of synthetic 3x9 shelves that nothing else has seen, by a policy whose rates are known"
 
 
-class OatGaze(GazePredictor):
+class OatScanpathPredictor(ScanpathPredictor):
     """OAT, served."""
 
     weights = "oat"

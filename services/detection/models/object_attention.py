@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from services.detection.layers.positions import fitted_positions, sinusoid
-from services.detection.layers.transformer import Decoder, Encoder
+from services.detection.layers.transformer import TransformerDecoder, TransformerEncoder
 from shared.errors import InvalidOption
 from shared.registry import builder
 
@@ -57,8 +57,8 @@ class ObjectAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.grid, self.crop, self.width = grid, crop, model // 2
-        self.transformer_encoder = Encoder(model, layers, heads, feedforward)
-        self.transformer_decoder = Decoder(model, layers, heads, feedforward)
+        self.transformer_encoder = TransformerEncoder(model, layers, heads, feedforward)
+        self.transformer_decoder = TransformerDecoder(model, layers, heads, feedforward)
         self.generator = nn.Linear(model, grid[0] * grid[1] + 2)
         self.onedpositional_encoding = _Steps(model)
         self.cnn_embedding = _CropEncoder(crop, self.width)
@@ -120,9 +120,9 @@ class ObjectAttention(nn.Module):
             Logits (b, s, t, n + 2).
         """
         features = self.cnn_embedding(crops.flatten(0, 1)).reshape(crops.shape[0], -1, self.width)
-        return self.attended(features, cells, target, fixations)
+        return self.logits_from_features(features, cells, target, fixations)
 
-    def attended(self, features: Tensor, cells: Tensor, target: Tensor, fixations: Tensor) -> Tensor:
+    def logits_from_features(self, features: Tensor, cells: Tensor, target: Tensor, fixations: Tensor) -> Tensor:
         """`logits` from crop features (b, n, d/2) instead of crops."""
         count = features.shape[1]
         target, cells = target.clamp(0, count - 1), cells.clamp(0, self.places - 1)

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from services.detection.layers.partial import PartialConv, PartialNetwork, Shape, dropped, perceptron
-from services.detection.layers.visual_attention import ChannelGate, SelfAttention, SpatialGate
+from services.detection.layers.partial import PartialConv, PartialNetwork, Shape, drop_path, perceptron
+from services.detection.layers.visual_attention import ChannelGate, SpatialGate, SpatialSelfAttention
 from services.detection.servables.classifier import Classifier
 from shared.registry import Card, Metric, Paper, builder
 from shared.registry.sparsity_claims import build_claim, read_measurements
@@ -63,7 +63,7 @@ class _SelfMixing(PartialConv):
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__(channels)
-        self.attn = SelfAttention(self.sizes[1], heads)
+        self.attn = SpatialSelfAttention(self.sizes[1], heads)
         self.norm = nn.LayerNorm(self.sizes[1], eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class _Block(nn.Module):
         if self.last:
             x = mixed = x + mixed
         branch: Tensor = self.mlp(mixed)
-        return x + dropped(branch, self.rate, self.training)
+        return x + drop_path(branch, self.rate, self.training)
 
 
 class PATNet(PartialNetwork):

@@ -22,15 +22,15 @@ from services.detection.layers import (
     PositionAttention,
     RepElan,
     SppElan,
-    fused,
+    fuse_batch_norms,
     raw_maps,
     towers,
 )
-from services.detection.servables.box_detector import Detector
+from services.detection.servables.box_detector import BoxDetector
 from shared.errors import InvalidOption
 from shared.registry import Card, Limits, Metric, Paper, builder
 
-__all__ = ["STRIDES", "Branch", "DualHead", "Size", "Yolo9tr", "Yolo9trDetector", "yolo9tr"]
+__all__ = ["STRIDES", "Branch", "DualHead", "Size", "Yolo9tr", "Yolo9trBoxDetector", "yolo9tr"]
 
 Size = Literal["s", "l"]
 """`s`: attention on the auxiliary branch; `l`: on both."""
@@ -212,7 +212,7 @@ def _measured(**ours: float) -> tuple[Metric, ...]:
     )
 
 
-class Yolo9trDetector(Detector):
+class Yolo9trBoxDetector(BoxDetector):
     """YOLO9tr, served."""
 
     weights = "yolo9tr"
@@ -268,4 +268,4 @@ class Yolo9trDetector(Detector):
         main = yolo9tr(trained.classes, trained.size, "main", trained.width)
         state = trained.state_dict()
         main.load_state_dict({key: state[key] for key in main.state_dict()})
-        return fused(main)
+        return fuse_batch_norms(main)

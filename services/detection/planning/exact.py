@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["LARGEST", "distances", "optimal_tours", "tour_lengths"]
+__all__ = ["MAX_EXACT_POINTS", "distances", "optimal_tours", "tour_lengths"]
 
-LARGEST = 12
+MAX_EXACT_POINTS = 12
 """Most points: 12 take a tenth of a second, each further one twice as long."""
 
 

@@ -12,7 +12,7 @@ from math import hypot
 import numpy as np
 from scipy.spatial import KDTree
 
-__all__ = ["heuristic_tour", "improved"]
+__all__ = ["heuristic_tour", "improve_tour"]
 
 _NEAR = 10
 _EPS = 1e-12
@@ -35,7 +35,7 @@ def heuristic_tour(points: np.ndarray, deadline: float, seed: int = 0, first: Se
     return search.tour
 
 
-def improved(points: np.ndarray, tour: Sequence[int], deadline: float = float("inf")) -> list[int]:
+def improve_tour(points: np.ndarray, tour: Sequence[int], deadline: float = float("inf")) -> list[int]:
     """A tour after 2-opt and Or-opt, never longer than it was."""
     search = _Search(points, list(tour))
     search.settle(range(len(points)), deadline)

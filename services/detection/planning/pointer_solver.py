@@ -14,10 +14,10 @@ from torch import Tensor
 from services.detection.models.pointer_net import PointerNet
 from services.detection.planning.exact import tour_lengths
 
-__all__ = ["framed", "left_turns", "pointed_hulls", "pointed_tours"]
+__all__ = ["left_turn_mask", "normalise_points", "predict_hulls", "predict_tours"]
 
 
-def framed(points: np.ndarray, *, stretch: bool) -> np.ndarray:
+def normalise_points(points: np.ndarray, *, stretch: bool) -> np.ndarray:
     """Points (b, n, 2) moved and scaled into the unit square.
 
     Args:
@@ -29,7 +29,7 @@ def framed(points: np.ndarray, *, stretch: bool) -> np.ndarray:
     return np.asarray((points - low) / np.where(span > 0, span, 1), np.float32)
 
 
-def left_turns(points: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+def left_turn_mask(points: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """What may follow on a hull (b, n, 2): only left turns around the start, and the end after three corners."""
     rows = torch.arange(len(points), device=points.device)
 
@@ -49,10 +49,10 @@ def left_turns(points: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     return fits
 
 
-def pointed_hulls(net: PointerNet, points: np.ndarray) -> tuple[list[list[int]], np.ndarray]:
+def predict_hulls(net: PointerNet, points: np.ndarray) -> tuple[list[list[int]], np.ndarray]:
     """Hulls as the network sees them, counter-clockwise, for points (b, n, 2), and the probability of each step."""
-    given = torch.from_numpy(framed(points, stretch=True))
-    slots, told = net.decode(given, points.shape[1] + 1, fits=left_turns(given))
+    given = torch.from_numpy(normalise_points(points, stretch=True))
+    slots, told = net.decode(given, points.shape[1] + 1, fits=left_turn_mask(given))
     chances = told.exp().gather(2, slots[..., None])[..., 0].numpy()
     orders = [
         [slot - 1 for slot in row[: row.index(0)]] if 0 in row else [s - 1 for s in row] for row in slots.tolist()
@@ -60,9 +60,9 @@ def pointed_hulls(net: PointerNet, points: np.ndarray) -> tuple[list[list[int]],
     return orders, chances
 
 
-def pointed_tours(net: PointerNet, points: np.ndarray, width: int = 8) -> np.ndarray:
+def predict_tours(net: PointerNet, points: np.ndarray, width: int = 8) -> np.ndarray:
     """The shortest tour (b, n) among the `width` likeliest, for points (b, n, 2); width 1 is greedy."""
-    slots, _ = net.beam(torch.from_numpy(framed(points, stretch=False)), width)
+    slots, _ = net.beam(torch.from_numpy(normalise_points(points, stretch=False)), width)
     tours = slots.numpy() - 1
     lengths = tour_lengths(np.repeat(points[:, None], tours.shape[1], 1), tours)
     return np.asarray(tours[np.arange(len(points)), lengths.argmin(1)])

@@ -16,21 +16,21 @@ import torch
 from scipy.spatial import QhullError
 
 from services.detection.models.pointer_net import PointerNet
-from services.detection.planning.exact import LARGEST, optimal_tours, tour_lengths
+from services.detection.planning.exact import MAX_EXACT_POINTS, optimal_tours, tour_lengths
 from services.detection.planning.geometry import area, canonical_hull, canonical_tour, delaunay, hull
-from services.detection.planning.heuristic import heuristic_tour, improved
+from services.detection.planning.heuristic import heuristic_tour, improve_tour
 from services.detection.planning.lower_bound import tour_bound
-from services.detection.planning.pointer_solver import pointed_hulls, pointed_tours
+from services.detection.planning.pointer_solver import predict_hulls, predict_tours
 from shared.errors import InvalidOption
 from shared.registry import network
 from shared.registry.weights import Weights, read_weights
 
-__all__ = ["TRAINED", "InvalidPoints", "Plan", "Pointers", "Solver", "Task", "plan", "plans"]
+__all__ = ["TRAINED_SIZES", "InvalidPoints", "Plan", "Pointers", "Solver", "Task", "plan", "plans"]
 
 Task = Literal["hull", "delaunay", "tsp"]
 Solver = Literal["auto", "pointer", "exact", "heuristic"]
 
-TRAINED = range(5, 11)
+TRAINED_SIZES = range(5, 11)
 """Sizes that the pointer networks were trained on; they are never asked about others."""
 
 _EXACT = 10
@@ -89,7 +89,7 @@ class Pointers:
         return cls(_built(hull), _built(tour))
 
     @classmethod
-    def packaged(cls) -> Pointers | None:
+    def load_packaged(cls) -> Pointers | None:
         """Those that come with the package; None where they are left out."""
         files = [FOLDER / f"fovea-pointer-{name}.safetensors" for name in ("hull", "tour")]
         return cls.of(*map(read_weights, files)) if all(file.exists() for file in files) else None
@@ -170,8 +170,8 @@ def _learned(task: Task, sets: list[np.ndarray], solver: Solver, pointers: Point
     wanted = solver == "pointer" or (solver == "auto" and pointers is not None and (task == "hull" or len(sets) > 1))
     if task == "delaunay" or not wanted:
         return {}
-    sizes = {len(points) for points in sets} & set(TRAINED)
-    nets = pointers or (Pointers.packaged() if sizes else None)
+    sizes = {len(points) for points in sets} & set(TRAINED_SIZES)
+    nets = pointers or (Pointers.load_packaged() if sizes else None)
     found: dict[int, _Proposal] = {}
     for size in sizes:
         places = [place for place, points in enumerate(sets) if len(points) == size]
@@ -184,8 +184,8 @@ def _proposals(task: Task, points: np.ndarray, nets: Pointers | None) -> list[_P
     if nets is None:
         return []
     if task == "tsp":
-        return [_Proposal(tour.tolist()) for tour in pointed_tours(nets.tour, points)]
-    orders, chances = pointed_hulls(nets.hull, points)
+        return [_Proposal(tour.tolist()) for tour in predict_tours(nets.tour, points)]
+    orders, chances = predict_hulls(nets.hull, points)
     return [_Proposal(order, row[: len(order) + 1].tolist()) for order, row in zip(orders, chances, strict=True)]
 
 
@@ -193,12 +193,12 @@ def _why_not(task: Task, solver: Solver, count: int, *, answered: bool) -> list[
     """Why another solver answers than was asked."""
     if solver == "pointer" and task == "delaunay":
         return ["There is no trained network for triangulations; Qhull answered."]
-    if solver == "pointer" and count not in TRAINED:
-        return [f"{count} points are outside of the trained range, {TRAINED[0]} to {TRAINED[-1]}."]
+    if solver == "pointer" and count not in TRAINED_SIZES:
+        return [f"{count} points are outside of the trained range, {TRAINED_SIZES[0]} to {TRAINED_SIZES[-1]}."]
     if solver == "pointer" and not answered:
         return ["The trained networks are not installed here."]
-    if solver == "exact" and task == "tsp" and count > LARGEST:
-        return [f"{count} points are too many to prove a tour; {LARGEST} is the most."]
+    if solver == "exact" and task == "tsp" and count > MAX_EXACT_POINTS:
+        return [f"{count} points are too many to prove a tour; {MAX_EXACT_POINTS} is the most."]
     return []
 
 
@@ -222,12 +222,16 @@ def _flat(task: Task, points: np.ndarray, proposal: _Proposal | None, notes: lis
 def _tour(points: np.ndarray, solver: Solver, seconds: float, proposal: _Proposal | None, notes: list[str]) -> Plan:
     """A tour: proven where it is small, else improved until the time is up, and bounded."""
     n, deadline = len(points), time.monotonic() + seconds
-    if n <= 3 or (solver == "exact" and n <= LARGEST) or (solver == "auto" and n <= _EXACT and proposal is None):
+    if (
+        n <= 3
+        or (solver == "exact" and n <= MAX_EXACT_POINTS)
+        or (solver == "auto" and n <= _EXACT and proposal is None)
+    ):
         order, length = optimal_tours(_centred(points)[None])
         known = float(length[0])
         return Plan("tsp", canonical_tour(order[0].tolist()), None, True, "exact", known, known, 0.0, notes)
     if proposal is not None:
-        order_, name = improved(points, proposal.order), "pointer"
+        order_, name = improve_tour(points, proposal.order), "pointer"
     else:
         order_, name = heuristic_tour(points, deadline - 0.3 * seconds), "heuristic"
     known = float(tour_lengths(points, np.asarray(order_)))

@@ -12,21 +12,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from services.detection.boxes.geometry import nms
+from services.detection.boxes import nms
 from services.detection.metrics.boxes import box_average_precision
 
-__all__ = ["detections", "map50", "scaled"]
+__all__ = ["map50", "predict_boxes", "to_tensor"]
 
 Rows = NDArray[np.float32]
 
 
-def scaled(images: NDArray[np.uint8]) -> Tensor:
+def to_tensor(images: NDArray[np.uint8]) -> Tensor:
     """Pictures (n, h, w, 3) uint8 as network input (n, 3, h, w) in 0..1."""
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(255)
 
 
 @torch.no_grad()
-def detections(
+def predict_boxes(
     network: nn.Module, images: NDArray[np.uint8], predict: Callable[[Tensor], Tensor], batch: int = 16
 ) -> list[Rows]:
     """Rows (m, 6) of every picture, as average precision wants them: .001, .7, several classes a cell, 300 at most.
@@ -39,7 +39,7 @@ def detections(
     """
     device, found = next(network.eval().parameters()).device, []
     for at in range(0, len(images), batch):
-        rows = predict(scaled(images[at : at + batch]).to(device)).cpu().numpy()
+        rows = predict(to_tensor(images[at : at + batch]).to(device)).cpu().numpy()
         found += nms(rows, confidence=0.001, iou=0.7, multi_label=True, max_detections=300)
     return found
 

@@ -25,7 +25,7 @@ from shared.registry import CallContext, Card, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.vision.draw import encode
 
-__all__ = ["Planner", "plan_map"]
+__all__ = ["Planner", "draw_plan"]
 
 _SIDE, _MARGIN = 720, 56
 _INK, _PALE, _GOOD, _OPEN = (40, 44, 52), (196, 204, 216), (0, 140, 80), (200, 120, 0)
@@ -71,7 +71,7 @@ class Planner(Servable[PlanIn, PlanOut]):
         """A map of the (first) plan, or its order as CSV."""
         if media_type == "text/csv":
             return _csv(answer)
-        return encode(plan_map(answer)) if media_type == "image/png" else None
+        return encode(draw_plan(answer)) if media_type == "image/png" else None
 
     @classmethod
     def media_types(cls) -> tuple[str, ...]:
@@ -147,7 +147,7 @@ def _csv(answer: PlanOut) -> bytes:
     return page.getvalue().encode()
 
 
-def plan_map(answer: PlanOut) -> np.ndarray:
+def draw_plan(answer: PlanOut) -> np.ndarray:
     """The points, what was planned over them, and how sure it is: (h, w, 3). The y axis points up."""
     points = np.array(answer.points)
     low, span = points.min(0), max(float(np.ptp(points, axis=0).max()), 1e-12)

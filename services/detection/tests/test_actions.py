@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from services.detection.models.bmn import BmnActions, BmnCsaActions
+from services.detection.models.bmn import BmnActionDetector, BmnCsaActionDetector
 from services.detection.recipes.bmn.data import Videos, videos
-from services.detection.servables.action_detector import resampled
-from services.detection.temporal.segments import interval_iou
+from services.detection.segments.proposals import interval_iou
+from services.detection.servables.action_detector import resample
 from shared.api.actions import ActionsIn, ActionsOut
 from shared.registry import CallContext, LoadContext
 from shared.registry.weights import read_weights
@@ -29,7 +29,7 @@ from tests.contract.sameness import differences
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), threads=1, drain_s=1)
-    app = build("detection", servables={"bmn": BmnActions, "bmn-csa": BmnCsaActions}, settings=settings)
+    app = build("detection", servables={"bmn": BmnActionDetector, "bmn-csa": BmnCsaActionDetector}, settings=settings)
     with TestClient(app) as made:
         until = time.monotonic() + 120
         while made.get("/readyz").status_code != 200:
@@ -218,14 +218,14 @@ def test_any_number_of_steps_is_resampled(client: TestClient, held: Videos) -> N
 def test_resampling_keeps_the_mean_and_straight_lines() -> None:
     rng = np.random.default_rng(0)
     matrix = rng.standard_normal((3, 77)).astype(np.float32)
-    np.testing.assert_allclose(resampled(matrix, 32).mean(1), matrix.mean(1), atol=1e-5)
+    np.testing.assert_allclose(resample(matrix, 32).mean(1), matrix.mean(1), atol=1e-5)
     line = np.arange(8, dtype=np.float32)[None]
-    np.testing.assert_allclose(resampled(line, 16)[0, 1:-1], (np.arange(1, 15) + 0.5) / 2 - 0.5, atol=1e-6)
-    assert resampled(matrix, 77) is matrix
+    np.testing.assert_allclose(resample(line, 16)[0, 1:-1], (np.arange(1, 15) + 0.5) / 2 - 0.5, atol=1e-6)
+    assert resample(matrix, 77) is matrix
 
 
 def test_committed_weights_are_those_of_the_cards_and_hold_all_seeds() -> None:
-    for kind in (BmnActions, BmnCsaActions):
+    for kind in (BmnActionDetector, BmnCsaActionDetector):
         weights = read_weights(kind.folder / f"{kind.weights}.safetensors")
         assert weights.manifest.sha256 == kind.card.weights
         assert weights.manifest.parameters == kind.card.parameters
@@ -237,27 +237,27 @@ def test_committed_weights_are_those_of_the_cards_and_hold_all_seeds() -> None:
 def test_attention_is_worth_what_the_card_says() -> None:
     seeds = [
         read_weights(kind.folder / f"{kind.weights}.safetensors").manifest.notes["seeds"]
-        for kind in (BmnActions, BmnCsaActions)
+        for kind in (BmnActionDetector, BmnCsaActionDetector)
     ]
     gains = [seeds[1][seed]["average_map"] - seeds[0][seed]["average_map"] for seed in "123"]
     assert min(gains) > 0
-    assert any(f"{np.mean(gains):+.3f}" in note for note in BmnCsaActions.card.notes)
+    assert any(f"{np.mean(gains):+.3f}" in note for note in BmnCsaActionDetector.card.notes)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [BmnActions, BmnCsaActions])
+@pytest.mark.parametrize("kind", [BmnActionDetector, BmnCsaActionDetector])
 def test_the_manifests_numbers_are_measured_again(kind: Any) -> None:
     from services.detection.recipes.bmn.recipe import BmnCsaDemo, BmnDemo
     from shared.export.artifacts import ExportedForms
 
     weights = read_weights(kind.folder / f"{kind.weights}.safetensors")
-    recipe = (BmnCsaDemo if kind.attends else BmnDemo)(test=400)
+    recipe = (BmnCsaDemo if kind.takes_semantics else BmnDemo)(test=400)
     measured = recipe.measure(ExportedForms(weights, Path(), (), (), "x").network())
     assert measured == pytest.approx(weights.manifest.metrics, abs=2e-3)
 
 
 def test_one_bad_video_costs_its_own_answer_only(tmp_path: Path, held: Videos) -> None:
-    servable = BmnActions.load(LoadContext(cache=tmp_path, threads=1, engine="torch"))
+    servable = BmnActionDetector.load(LoadContext(cache=tmp_path, threads=1, engine="torch"))
     good = ActionsIn(features=held.features[0].tolist())
     first, second = servable.predict([ActionsIn(features=[[1.0]]), good], CallContext())
     assert first.status == 422

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.detection.temporal.npy_inputs import LARGEST, matrices
+from services.detection.segments.npy_inputs import MAX_NUMBERS, read_matrices
 from shared.api.actions import ActionsIn
 from shared.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 
@@ -33,7 +33,7 @@ MATRIX = np.arange(12, dtype=np.float64).reshape(3, 4)
     "array", [MATRIX, np.asfortranarray(MATRIX), MATRIX.astype("int16"), MATRIX.astype(">f4"), MATRIX.astype("f2")]
 )
 def test_npy_of_any_number_and_order_is_read(array: np.ndarray) -> None:
-    found = matrices(npy(array), "features")
+    found = read_matrices(npy(array), "features")
     np.testing.assert_array_equal(found["features"], MATRIX)
     assert found["features"].dtype == np.float32
 
@@ -42,12 +42,12 @@ def test_npy_of_any_number_and_order_is_read(array: np.ndarray) -> None:
 def test_npz_gives_its_arrays_by_name(save: Any) -> None:
     file = io.BytesIO()
     save(file, features=MATRIX, semantics=MATRIX[:2])
-    found = matrices(file.getvalue(), "features")
+    found = read_matrices(file.getvalue(), "features")
     assert {name: array.shape for name, array in found.items()} == {"features": (3, 4), "semantics": (2, 4)}
 
 
 def test_rows_of_numbers_are_a_matrix() -> None:
-    assert matrices(((1.0, 2.0), (3.0, 4.0)), "features")["features"].tolist() == [[1, 2], [3, 4]]
+    assert read_matrices(((1.0, 2.0), (3.0, 4.0)), "features")["features"].tolist() == [[1, 2], [3, 4]]
 
 
 def _archive(**entries: bytes) -> bytes:
@@ -90,7 +90,7 @@ REFUSED: dict[str, tuple[Any, type[FoveaError]]] = {
 def test_what_is_no_matrix_is_refused(name: str) -> None:
     given, error = REFUSED[name]
     with pytest.raises(error) as caught:
-        matrices(given, "features")
+        read_matrices(given, "features")
     assert caught.value.status < 500
 
 
@@ -99,12 +99,12 @@ def test_a_bomb_in_an_archive_is_not_unpacked() -> None:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("features.npy", npy(np.ones((1, 2), np.float32)) + bytes(50_000_000))
-    assert matrices(file.getvalue(), "features")["features"].tolist() == [[1, 1]]
+    assert read_matrices(file.getvalue(), "features")["features"].tolist() == [[1, 1]]
 
 
 def test_rows_beyond_the_limit_are_refused() -> None:
     with pytest.raises(TooLarge):
-        matrices(npy(np.ones((2, LARGEST // 2 + 1), np.int8)), "features")
+        read_matrices(npy(np.ones((2, MAX_NUMBERS // 2 + 1), np.int8)), "features")
 
 
 def test_the_wire_type_takes_base64_rows_and_lists_of_one() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from services.detection.temporal.segments import sampling_mask
+from services.detection.segments.proposals import sampling_mask
 from services.detection.tests.filling import filled, noise, read, rows
 from shared.errors import InvalidOption
 from shared.registry import network

@@ -11,17 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.detection.boxes.geometry import (
-    cells,
-    complete_iou,
-    corners,
-    decode,
-    distances,
-    letterbox,
-    nms,
-    overlap,
-    unletterbox,
-)
+from services.detection.boxes import complete_iou, decode, letterbox, nms, overlap, unletterbox
+from services.detection.boxes.geometry import cells, corners, distances
 from services.detection.boxes.letterbox import GREY
 from services.detection.tests.filling import read
 

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.detection.boxes.drawing import colour
-from services.detection.servables.classification_postprocess import (
+from services.detection.boxes.drawing import class_colour
+from services.detection.servables.patches import (
     MEAN,
     STD,
-    as_csv,
     classify,
-    grid,
-    normalised,
-    prepared,
-    tally,
-    tints,
+    count_by_class,
+    divide,
+    normalise,
+    resize_patch,
+    tint_patches,
+    to_csv,
 )
 from shared.api.classes import ClassifyOut
 from shared.api.timings import Times
@@ -40,14 +40,14 @@ def answer(logits, boxes, height, width):
         rows=boxes.rows,
         columns=boxes.columns,
         results=results,
-        counts=tally(results),
+        counts=count_by_class(results),
         times=Times(),
     )
 
 
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(32, 300))
 def test_patches_cover_every_pixel_once_and_have_about_the_size_asked_for(height, width, tile):
-    made = grid(height, width, tile)
+    made = divide(height, width, tile)
     seen = np.zeros((height, width), int)
     for left, top, right, bottom in made.boxes:
         seen[top:bottom, left:right] += 1
@@ -58,17 +58,17 @@ def test_patches_cover_every_pixel_once_and_have_about_the_size_asked_for(height
 
 
 def test_without_a_tile_the_picture_stays_whole():
-    assert grid(20, 30, None).boxes == [(0, 0, 30, 20)]
+    assert divide(20, 30, None).boxes == [(0, 0, 30, 20)]
 
 
 def test_too_many_patches_are_refused_with_their_number():
     with pytest.raises(InvalidOption, match=r"4,096 patches; the limit is 1,024") as caught:
-        grid(1024, 1024, 16)
+        divide(1024, 1024, 16)
     assert caught.value.field == "tile"
 
 
 def test_probabilities_are_a_softmax_best_first():
-    found = classify(np.array([[0.0, np.log(3), -1e4]], np.float32), grid(4, 4, None), NAMES, 2)
+    found = classify(np.array([[0.0, np.log(3), -1e4]], np.float32), divide(4, 4, None), NAMES, 2)
     (one,) = found
     assert (one.label, one.class_id) == ("hole", 1)
     assert [c.label for c in one.top] == ["hole", "crack"]
@@ -77,55 +77,55 @@ def test_probabilities_are_a_softmax_best_first():
 
 
 def test_equal_classes_are_listed_by_id():
-    (one,) = classify(np.zeros((1, 3), np.float32), grid(4, 4, None), NAMES, 9)
+    (one,) = classify(np.zeros((1, 3), np.float32), divide(4, 4, None), NAMES, 9)
     assert [c.class_id for c in one.top] == [0, 1, 2]
 
 
 def test_counts_are_by_frequency():
-    boxes = grid(30, 10, 10)
+    boxes = divide(30, 10, 10)
     assert list(answer([[9, 0, 0], [0, 9, 0], [0, 9, 0]], boxes, 30, 10).counts.items()) == [("hole", 2), ("crack", 1)]
 
 
 def test_a_patch_is_squashed_whole_or_cropped_in_the_middle():
     picture = np.zeros((40, 80, 3), np.uint8)
     picture[:, :40] = 255
-    whole = prepared(picture, (0, 0, 80, 40), 8, 1.0)
+    whole = resize_patch(picture, (0, 0, 80, 40), 8, 1.0)
     assert (whole.shape, whole.dtype) == ((8, 8, 3), np.uint8)
     assert whole[0, [0, -1], 0].tolist() == [255, 0]
-    cropped = prepared(picture, (0, 0, 80, 40), 8, 0.9)  # columns 22 to 58
+    cropped = resize_patch(picture, (0, 0, 80, 40), 8, 0.9)  # columns 22 to 58
     assert cropped[0, [0, -1], 0].tolist() == [255, 0]
     assert cropped[0, 3, 0] > 128 > cropped[0, 4, 0]
-    assert prepared(picture, (50, 0, 80, 40), 8, 0.9).max() == 0
+    assert resize_patch(picture, (50, 0, 80, 40), 8, 0.9).max() == 0
 
 
 def test_inputs_have_the_mean_and_spread_of_imagenet():
-    made = normalised(np.stack([np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)]))
+    made = normalise(np.stack([np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)]))
     assert (made.shape, made.dtype) == ((2, 3, 4, 4), np.float32)
     np.testing.assert_allclose(made[:, :, 0, 0], [-MEAN / STD, (1 - MEAN) / STD], rtol=1e-5)
 
 
 def test_tints_stay_inside_their_patch_and_follow_the_probability():
-    boxes = grid(200, 200, 100)
+    boxes = divide(200, 200, 100)
     made = answer([[9, 0, 0], [0, 9, 0], [0, 0.1, 0], [0, 0, 9]], boxes, 200, 200)
     grey = np.full((200, 200, 3), 128, np.uint8)
-    found = tints(grey, made)
+    found = tint_patches(grey, made)
     assert (grey == 128).all()
     sure, unsure = found[80, 150].astype(int), found[180, 80].astype(int)
     assert np.abs(sure - 128).sum() > 2 * np.abs(unsure - 128).sum() > 0
-    np.testing.assert_array_equal(np.sign(sure - 128), np.sign(np.array(colour(1)) - 128))
+    np.testing.assert_array_equal(np.sign(sure - 128), np.sign(np.array(class_colour(1)) - 128))
     assert (found[:30, :60] != found[60, 60]).any()  # its label
 
 
 def test_small_patches_get_a_legend():
-    boxes = grid(300, 300, 30)
+    boxes = divide(300, 300, 30)
     logits = np.eye(3)[np.arange(100) % 2] * 9
-    found = tints(np.full((300, 300, 3), 128, np.uint8), answer(logits, boxes, 300, 300))
+    found = tint_patches(np.full((300, 300, 3), 128, np.uint8), answer(logits, boxes, 300, 300))
     for class_id in (0, 1):
-        assert (np.abs(found[:60, :90].astype(int) - colour(class_id)).sum(axis=2) < 6).any()
+        assert (np.abs(found[:60, :90].astype(int) - class_colour(class_id)).sum(axis=2) < 6).any()
 
 
 def test_table_has_a_row_per_patch():
-    rows = list(csv.DictReader(io.StringIO(as_csv(answer(np.eye(3)[[0, 1]] * 9, grid(10, 20, 10), 10, 20)).decode())))
+    rows = list(csv.DictReader(io.StringIO(to_csv(answer(np.eye(3)[[0, 1]] * 9, divide(10, 20, 10), 10, 20)).decode())))
     assert [(r["row"], r["column"], r["x1"], r["label"], r["class_id"]) for r in rows] == [
         ("0", "0", "0", "crack", "0"),
         ("0", "1", "10", "hole", "1"),

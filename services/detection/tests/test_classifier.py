@@ -11,7 +11,7 @@ import torch
 from starlette.testclient import TestClient
 
 from services.detection.models.patnet import PATNet
-from services.detection.servables.classifier import STAGES, Classifier
+from services.detection.servables.classifier import FEATURE_MAPS, Classifier
 from shared.api.classes import ClassifyIn, ClassifyOut
 from shared.errors import Cancelled, InvalidOption, NotReady, UnsupportedMedia
 from shared.registry import CallContext, Card, LoadContext
@@ -112,10 +112,10 @@ def test_torch_and_onnx_agree_on_logits_and_maps(tiny, place):
     other = Tiny.load(LoadContext(cache=place.cache, weights=place.weights, threads=1, engine="torch"))
     feeds = {"image": np.random.default_rng(1).standard_normal((2, 3, 64, 64)).astype(np.float32)}
     ours, theirs = tiny.engine.run(feeds), other.engine.run(feeds)
-    assert list(ours) == ["logits", *STAGES] == list(theirs)
+    assert list(ours) == ["logits", *FEATURE_MAPS] == list(theirs)
     for name in ours:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-3)
-    assert [ours[name].shape for name in STAGES] == [(2, 32 << s, 16 >> s, 16 >> s) for s in range(4)]
+    assert [ours[name].shape for name in FEATURE_MAPS] == [(2, 32 << s, 16 >> s, 16 >> s) for s in range(4)]
     other.close()
 
 
@@ -123,7 +123,7 @@ def test_feature_maps_of_all_patches_come_as_an_archive(tiny, page):
     request = ClassifyIn(image=page, tile=65)
     (answer,) = tiny.predict([request], CallContext())
     archive = np.load(io.BytesIO(tiny.render(request, answer, "application/x-npz")))
-    assert sorted(archive) == ["boxes", "logits", *STAGES]
+    assert sorted(archive) == ["boxes", "logits", *FEATURE_MAPS]
     assert archive["stage4"].shape == (6, 256, 2, 2)
     assert archive["boxes"].tolist() == [list(result.box) for result in answer.results]
     assert archive["logits"].argmax(1).tolist() == [result.class_id for result in answer.results]

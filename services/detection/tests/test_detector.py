@@ -17,15 +17,16 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from services.detection.boxes.drawing import colour
+from services.detection.boxes.drawing import class_colour
 from services.detection.recipes.yolo9tr.data import draw_scene
-from services.detection.servables.box_detector import Detector
+from services.detection.servables.box_detector import BoxDetector
 from shared.api.boxes import DetectIn, DetectOut
 from shared.api.tensors import TensorSpec
 from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.registry import CallContext, Card, LoadContext, Paper, network
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.training.publish import arrays_of
+from shared.vision.servable import DataConfig
 
 NAMES = ("crack", "hole", "=patch")
 CARD = Card(
@@ -65,14 +66,14 @@ class Blobs:
         """Nothing is held."""
 
 
-class Toy(Detector):
+class Toy(BoxDetector):
     """A detector over the toy engine."""
 
     card = CARD
 
 
 def _toy(side: int = 128) -> Toy:
-    return Toy(CARD, Blobs(), NAMES, side)
+    return Toy(CARD, Blobs(), DataConfig(side, NAMES))
 
 
 def _png(pixels: np.ndarray, **options: Any) -> bytes:
@@ -88,7 +89,7 @@ def _squares(*corners: tuple[int, int, int], height: int = 96, width: int = 128,
     return _png(pixels)
 
 
-def _one(detector: Detector, request: DetectIn) -> DetectOut:
+def _one(detector: BoxDetector, request: DetectIn) -> DetectOut:
     (answer,) = detector.predict([request], CallContext())
     assert isinstance(answer, DetectOut), answer
     return answer
@@ -226,8 +227,8 @@ def _render(media: str, **options: Any) -> bytes:
 def test_the_drawn_picture_has_boxes_in_the_colours_of_their_classes(media: str) -> None:
     pixels = np.asarray(Image.open(io.BytesIO(_render(media, labels=False, stroke=2))).convert("RGB")).astype(int)
     assert pixels.shape == (96, 128, 3)
-    assert np.abs(pixels[31, 28] - colour(0)).max() < 30
-    assert np.abs(pixels[61, 88] - colour(1)).max() < 30
+    assert np.abs(pixels[31, 28] - class_colour(0)).max() < 30
+    assert np.abs(pixels[61, 88] - class_colour(1)).max() < 30
 
 
 def test_csv_has_a_row_per_detection_and_no_formulas() -> None:
@@ -241,7 +242,7 @@ def test_csv_has_a_row_per_detection_and_no_formulas() -> None:
         8,
         16,
     ]
-    toy = Toy(CARD, Blobs(), ("=1+1", "b", "c"), 128)
+    toy = Toy(CARD, Blobs(), DataConfig(128, ("=1+1", "b", "c")))
     request = DetectIn(image=_squares((20, 30, 0)))
     table = toy.render(request, _one(toy, request), "text/csv")
     assert table is not None
@@ -293,7 +294,7 @@ def _published(folder: Path, side: int = 96) -> None:
     write_weights(folder, arrays_of(net), manifest)
 
 
-class Published(Detector):
+class Published(BoxDetector):
     """A detector with a real, untrained network."""
 
     card = CARD
@@ -301,7 +302,7 @@ class Published(Detector):
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Detector]:
+def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BoxDetector]:
     """The same weights behind ONNX Runtime and behind torch."""
     folder = tmp_path_factory.mktemp("weights")
     _published(folder)
@@ -310,7 +311,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Detector]:
 
 
 @pytest.mark.parametrize("shape", [(96, 96), (60, 96), (300, 200)])
-def test_the_graph_is_exact_at_any_shape(engines: dict[str, Detector], shape: tuple[int, int]) -> None:
+def test_the_graph_is_exact_at_any_shape(engines: dict[str, BoxDetector], shape: tuple[int, int]) -> None:
     scene = draw_scene(np.random.default_rng(2), side=320).image[: shape[0], : shape[1]]
     request = DetectIn(image=_png(scene), confidence=0.0, max_detections=5)
     ours, theirs = (_one(engines[name], request) for name in ("onnx", "torch"))
@@ -320,7 +321,7 @@ def test_the_graph_is_exact_at_any_shape(engines: dict[str, Detector], shape: tu
         assert a.score == pytest.approx(b.score, abs=1e-4)
 
 
-def test_the_card_tells_classes_and_side_and_parity(engines: dict[str, Detector]) -> None:
+def test_the_card_tells_classes_and_side_and_parity(engines: dict[str, BoxDetector]) -> None:
     notes = " ".join(engines["onnx"].card.notes)
     assert "Classes: crack, hole." in notes
     assert "96 pixels" in notes

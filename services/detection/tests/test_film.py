@@ -10,8 +10,8 @@ import numpy as np
 import psutil
 import pytest
 
-from services.detection.video.frame_parsers import Multipart, Whole
-from services.detection.video.video_decoder import Film
+from services.detection.video.frame_parsers import FileParser, MultipartParser
+from services.detection.video.video_decoder import VideoFile
 from shared.errors import Malformed, TooLarge
 from shared.vision.decode import DecodeBounds, decode
 
@@ -40,7 +40,7 @@ def shades(frames: list[bytes]) -> list[float]:
 
 @pytest.mark.parametrize("ending", CODECS)
 def test_the_frames_of_a_film_come_out_in_order(films: dict[str, bytes], ending: str) -> None:
-    split = Whole(BOUNDS)
+    split = FileParser(BOUNDS)
     assert list(split.feed(films[ending])) == []
     found = list(split.close())
     assert split.frames == len(SHADES)
@@ -53,20 +53,20 @@ def test_a_film_is_turned_upright(films: dict[str, bytes]) -> None:
     data = bytearray(films["mp4"])
     at = data.index(b"tkhd") + 4 + 40
     data[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
-    pixels = decode(next(iter(Film(bytes(data), BOUNDS))), BOUNDS).pixels
+    pixels = decode(next(iter(VideoFile(bytes(data), BOUNDS))), BOUNDS).pixels
     assert pixels.shape == (160, 120, 3)
-    last = decode(list(Film(bytes(data), BOUNDS))[-1], BOUNDS).pixels
+    last = decode(list(VideoFile(bytes(data), BOUNDS))[-1], BOUNDS).pixels
     assert last[:30].max() < 12 < last[60:].min()
 
 
 def test_a_film_in_a_form_is_taken_apart(films: dict[str, bytes]) -> None:
     head = b'--e\r\nContent-Disposition: form-data; name="file"; filename="a.mp4"\r\n\r\n'
-    split = Multipart("multipart/form-data; boundary=e", BOUNDS)
+    split = MultipartParser("multipart/form-data; boundary=e", BOUNDS)
     assert len([*split.feed(head + films["mp4"] + b"\r\n--e--\r\n"), *split.close()]) == len(SHADES)
 
 
 def test_a_film_that_breaks_off_ends_with_a_broken_frame(films: dict[str, bytes]) -> None:
-    found = list(Film(films["webm"][: len(films["webm"]) // 2], BOUNDS))
+    found = list(VideoFile(films["webm"][: len(films["webm"]) // 2], BOUNDS))
     assert 1 < len(found) < len(SHADES)
     with pytest.raises(Exception, match="Not a picture"):
         decode(found[-1], BOUNDS)
@@ -75,16 +75,16 @@ def test_a_film_that_breaks_off_ends_with_a_broken_frame(films: dict[str, bytes]
 @pytest.mark.parametrize("ending", CODECS)
 def test_what_is_no_film_is_malformed(films: dict[str, bytes], ending: str) -> None:
     with pytest.raises(Malformed, match="can't be opened"):
-        Film(films[ending][:40] + bytes(200), BOUNDS)
+        VideoFile(films[ending][:40] + bytes(200), BOUNDS)
 
 
 def test_frames_over_the_limit_are_refused_before_any_is_taken(films: dict[str, bytes]) -> None:
     with pytest.raises(TooLarge, match="160×120"):
-        Film(films["mp4"], DecodeBounds(pixels=19_199))
+        VideoFile(films["mp4"], DecodeBounds(pixels=19_199))
 
 
 def test_the_decoder_ends_with_the_iteration(films: dict[str, bytes]) -> None:
-    film = Film(films["mp4"], BOUNDS)
+    film = VideoFile(films["mp4"], BOUNDS)
     frames = iter(film)
     next(frames)
     child, file = psutil.Process(film._child.pid), Path(film._file.name)
@@ -94,7 +94,7 @@ def test_the_decoder_ends_with_the_iteration(films: dict[str, bytes]) -> None:
 
 
 def test_a_decoder_that_dies_leaves_a_broken_frame(films: dict[str, bytes]) -> None:
-    film = Film(films["mp4"], BOUNDS)
+    film = VideoFile(films["mp4"], BOUNDS)
     film._child.kill()
     found = list(film)
     assert found[-1] == b"broken frame"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.detection.layers.area import AreaAttention
-from services.detection.layers.fourier import filtered
+from services.detection.layers.fourier import filter_spectrum
 from services.detection.models.hieraedgenet import (
     CSPOmniKernel,
     EdgeFusion,
@@ -19,7 +19,7 @@ from services.detection.models.hieraedgenet import (
     HieraEdgeNet,
     OmniKernel,
     SpaceToDepthConv,
-    transformed,
+    with_transform,
 )
 from services.detection.tests.filling import checksum, filled, noise, picture, read, rows
 from shared.errors import InvalidOption
@@ -95,7 +95,7 @@ def test_boxes_and_scores_equal_the_published_modules(published):
 def test_filters_without_fft_give_the_same_boxes(published):
     net, x, golden = published
     with torch.no_grad():
-        made = transformed(net).predictions(x).numpy()
+        made = with_transform(net).predictions(x).numpy()
     np.testing.assert_allclose(made[:, :4], golden["boxes"], rtol=0, atol=0.02)
     np.testing.assert_allclose(made[:, 4:].max(1), golden["cls_max"], rtol=0, atol=1e-4)
 
@@ -121,23 +121,23 @@ def test_edges_are_the_sum_of_both_derivatives():
 def test_filtering_is_the_same_by_fft_by_matrices_and_by_operator(height, width, seed):
     draw = torch.Generator().manual_seed(seed)
     x, weights = torch.randn(2, 2, 3, height, width, generator=draw)
-    wanted = filtered(x, weights)
+    wanted = filter_spectrum(x, weights)
     for transform in ("matrices", "dft"):
-        torch.testing.assert_close(filtered(x, weights, transform), wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(filter_spectrum(x, weights, transform), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_matrices_made_while_serving_take_gradients_later():
     x, weights = torch.randn(1, 2, 23, 29), torch.randn(1, 2, 23, 29)  # sizes of their own: the matrices are made here
     with torch.inference_mode():
-        filtered(x, weights, "matrices")
+        filter_spectrum(x, weights, "matrices")
     x.requires_grad_()
-    filtered(x, weights, "matrices").sum().backward()
+    filter_spectrum(x, weights, "matrices").sum().backward()
     assert x.grad.isfinite().all()
 
 
 def test_one_weight_per_channel_needs_no_transform():
     x, weights = torch.randn(1, 3, 12, 10), torch.randn(1, 3, 1, 1)
-    torch.testing.assert_close(filtered(x, weights), (weights * x).abs(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(filter_spectrum(x, weights), (weights * x).abs(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_gate_starts_as_the_identity_and_learns():
@@ -151,14 +151,14 @@ def test_exported_graph_has_no_transform_operator_unless_it_is_asked_for(tmp_pat
     net, x = filled(CSPOmniKernel(16)), torch.randn(1, 16, 24, 16)
     for transform, expected in (("matrices", False), ("dft", True)):
         path = tmp_path / f"{transform}.onnx"
-        parity = export_onnx(transformed(net, transform), path, {"x": x}, ["y"])
+        parity = export_onnx(with_transform(net, transform), path, {"x": x}, ["y"])
         assert parity.max_difference < 1e-5 * parity.max_value
         assert any(node.op_type == "DFT" for node in onnx.load(path).graph.node) == expected
 
 
 def test_choosing_a_transform_leaves_the_network_alone():
     net = FrequencyGate(2)
-    assert transformed(net, "matrices").transform == "matrices"
+    assert with_transform(net, "matrices").transform == "matrices"
     assert net.transform == "fft"
 
 

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from services.detection.tests.test_detector import CARD, NAMES, Blobs, Toy
-from services.detection.video.frame_parsers import Jpegs
-from services.detection.video.stream_pipeline import FrameQueue, StreamOptions, answers
+from services.detection.video.frame_parsers import JpegParser
+from services.detection.video.stream_pipeline import DetectStreamOptions, FrameQueue, detect_frames
 from services.detection.video.stream_route import router
 from shared.api.boxes import DetectedFrame, DetectIn, Detection, DetectOut
 from shared.api.timings import Times
@@ -52,7 +52,7 @@ async def _chunks(frames: list[bytes], wait: Callable[[], Any] | None = None) ->
 
 
 async def _answers(frames: list[bytes], detect: Any, **options: Any) -> list[DetectedFrame]:
-    source = answers(_chunks(frames), Jpegs(DecodeBounds()), StreamOptions(**options), detect)
+    source = detect_frames(_chunks(frames), JpegParser(DecodeBounds()), DetectStreamOptions(**options), detect)
     return [told async for told, _ in source]
 
 
@@ -75,7 +75,9 @@ async def test_the_oldest_are_dropped_and_counted_when_detection_is_slow() -> No
     async def pause() -> None:
         await asyncio.sleep(0.002)
 
-    source = answers(_chunks([_jpeg()] * 60, pause), Jpegs(DecodeBounds()), StreamOptions(drop="oldest", queue=2), slow)
+    source = detect_frames(
+        _chunks([_jpeg()] * 60, pause), JpegParser(DecodeBounds()), DetectStreamOptions(drop="oldest", queue=2), slow
+    )
     told = [each async for each, _ in source]
     assert 2 < len(told) < 50
     assert told[-1].frame == 59
@@ -114,7 +116,7 @@ async def test_what_the_sender_breaks_is_raised_after_the_frames_before() -> Non
     async def detect(_: DetectIn) -> DetectOut:
         return _found()
 
-    source = answers(broken(), Jpegs(DecodeBounds()), StreamOptions(), detect)
+    source = detect_frames(broken(), JpegParser(DecodeBounds()), DetectStreamOptions(), detect)
     assert (await anext(source))[0].frame == 0
     with pytest.raises(ConnectionError):
         await anext(source)
@@ -156,7 +158,7 @@ async def test_leaving_early_stops_the_reading() -> None:
     async def detect(_: DetectIn) -> DetectOut:
         return _found()
 
-    source = answers(endless(), Jpegs(DecodeBounds()), StreamOptions(queue=3), detect)
+    source = detect_frames(endless(), JpegParser(DecodeBounds()), DetectStreamOptions(queue=3), detect)
     await anext(source)
     await source.aclose()
     seen = read
@@ -176,7 +178,9 @@ async def test_memory_stays_flat_over_ten_thousand_frames() -> None:
 
     tracemalloc.start()
     try:
-        async for told, _ in answers(endless(), Jpegs(DecodeBounds()), StreamOptions(drop="none", queue=4), detect):
+        async for told, _ in detect_frames(
+            endless(), JpegParser(DecodeBounds()), DetectStreamOptions(drop="none", queue=4), detect
+        ):
             if told.frame in {1000, 9999}:
                 peaks.append(tracemalloc.get_traced_memory()[0])
     finally:
@@ -202,7 +206,7 @@ class Watching(Toy):
     """The toy detector, as a service loads it."""
 
     @classmethod
-    def load(cls, place: LoadContext) -> Watching:  # noqa: ARG003  # as services call it
+    def load(cls, place: LoadContext) -> Watching:  # as services call it
         """The toy; nothing is read."""
         return cls(CARD, Blobs(), NAMES, 64)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from services.detection.layers.partial import dropped
+from services.detection.layers.partial import drop_path
 from services.detection.layers.visual_attention import ChannelGate, SpatialGate, relative_index
 from services.detection.models.fasternet import FasterNet
 from services.detection.models.patnet import PATNet
@@ -177,12 +177,12 @@ def test_far_places_share_entries_and_ties_round_to_even():
 def test_dropped_samples_vanish_whole_and_the_mean_stays():
     torch.manual_seed(0)
     x = torch.ones(4000, 2, 1, 1)
-    y = dropped(x, 0.25, training=True)
+    y = drop_path(x, 0.25, training=True)
     assert set(y.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert torch.equal(y[:, 0], y[:, 1])
     assert y.mean().item() == pytest.approx(1, abs=0.03)
-    assert dropped(x, 0.25, training=False) is x
-    assert dropped(x, 0.0, training=True) is x
+    assert drop_path(x, 0.25, training=False) is x
+    assert drop_path(x, 0.0, training=True) is x
 
 
 def test_only_training_drops():

@@ -15,7 +15,7 @@ from services.detection.planning import InvalidPoints, plan, plans
 from services.detection.planning.exact import optimal_tours, tour_lengths
 from services.detection.planning.geometry import area, canonical_hull, canonical_tour, hull, hull_successors
 from services.detection.planning.geometry import polygon_is_valid as valid
-from services.detection.planning.heuristic import heuristic_tour, improved
+from services.detection.planning.heuristic import heuristic_tour, improve_tour
 from services.detection.planning.lower_bound import tour_bound
 from services.detection.tests.filling import read
 from shared.errors import InvalidOption
@@ -96,7 +96,7 @@ def test_improvement_keeps_a_permutation_and_never_lengthens(n: int, seed: int, 
     rng = np.random.default_rng(seed)
     points = rng.integers(0, 4, (n, 2)).astype(float) if repeated else rng.random((n, 2))
     tour = rng.permutation(n)
-    better = improved(points, tour.tolist())
+    better = improve_tour(points, tour.tolist())
     assert sorted(better) == list(range(n))
     assert tour_lengths(points, np.array(better)) <= tour_lengths(points, tour) + 1e-9
 

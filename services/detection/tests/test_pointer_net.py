@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from services.detection.models.pointer_net import PointerNet
-from services.detection.planning.pointer_solver import framed, left_turns, pointed_hulls, pointed_tours
+from services.detection.planning.pointer_solver import left_turn_mask, normalise_points, predict_hulls, predict_tours
 from services.detection.tests.filling import read
 from shared.errors import InvalidOption
 from shared.registry import network
@@ -100,7 +100,7 @@ def test_an_untrained_hull_is_convex_all_the_same(attentive: PointerNet) -> None
     from services.detection.planning.geometry import area, polygon_is_valid
 
     points = np.random.default_rng(0).random((40, 9, 2))
-    orders, chances = pointed_hulls(attentive, points)
+    orders, chances = predict_hulls(attentive, points)
     assert chances.shape == (40, 10)
     for instance, order in zip(points, orders, strict=True):
         if len(order) >= 3:  # a start that leaves no left turn ends at once
@@ -111,7 +111,7 @@ def test_an_untrained_hull_is_convex_all_the_same(attentive: PointerNet) -> None
 
 def test_the_end_is_allowed_after_three_corners_only() -> None:
     points = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]])
-    fits, free = left_turns(points), torch.ones(1, 5, dtype=torch.bool)
+    fits, free = left_turn_mask(points), torch.ones(1, 5, dtype=torch.bool)
     assert not fits(torch.tensor([[1, 2]]), free)[0, 0]
     third = fits(torch.tensor([[1, 2, 3]]), free)[0]
     assert third.tolist() == [True, False, False, False, True]
@@ -119,17 +119,17 @@ def test_the_end_is_allowed_after_three_corners_only() -> None:
 
 def test_tours_of_the_beam_are_permutations(attentive: PointerNet) -> None:
     points = np.random.default_rng(1).random((5, 8, 2))
-    tours = pointed_tours(attentive, points)
+    tours = predict_tours(attentive, points)
     assert (np.sort(tours, axis=1) == np.arange(8)).all()
 
 
 def test_points_are_framed_without_changing_their_shape() -> None:
     points = np.random.default_rng(2).random((4, 5, 2)) * (30, 2) - 7
-    assert framed(points, stretch=True).max(1).tolist() == [[1, 1]] * 4
-    kept = framed(points, stretch=False)
+    assert normalise_points(points, stretch=True).max(1).tolist() == [[1, 1]] * 4
+    kept = normalise_points(points, stretch=False)
     ratio = np.linalg.norm(kept[:, 0] - kept[:, 1], axis=1) / np.linalg.norm(points[:, 0] - points[:, 1], axis=1)
     np.testing.assert_allclose(ratio, 1 / np.ptp(points, axis=1).max(1), rtol=1e-5)
-    assert np.isfinite(framed(np.ones((1, 3, 2)), stretch=True)).all()
+    assert np.isfinite(normalise_points(np.ones((1, 3, 2)), stretch=True)).all()
 
 
 def test_points_of_another_form_are_refused(published: PointerNet) -> None:

@@ -10,11 +10,11 @@ from services.detection.recipes.hieraedgenet.data import KINDS
 from services.detection.recipes.hieraedgenet.recipe import (
     HieraEdgeNetDemo,
     HieraEdgeNetOfficialDemo,
-    predicted,
-    turned,
+    predict_slides,
+    rotate_slides,
 )
 from services.detection.recipes.patnet.data import draw_split
-from services.detection.recipes.sample_sheet import boxed
+from services.detection.recipes.sample_sheet import draw_sample_boxes
 from shared.training.recipe import recipes
 from shared.vision.contact_sheet import GAP, contact_sheet
 
@@ -32,7 +32,7 @@ def test_a_turned_box_stays_around_its_grain(turns, flip):
     image = np.zeros((40, 40, 3), np.uint8)
     image[4:10, 12:30] = 255  # x 12..30, y 4..10
     rows = np.array([[2, 21 / 40, 7 / 40, 18 / 40, 6 / 40]], np.float32)
-    made, boxes = turned(image, rows, turns, flip=flip)
+    made, boxes = rotate_slides(image, rows, turns, flip=flip)
     ys, xs = np.nonzero(made[..., 0])
     kind, x, y, w, h = boxes[0]
     assert kind == 2
@@ -77,7 +77,7 @@ def test_the_true_boxes_score_one_and_count_right(small, monkeypatch):
                 made[index, 4 + int(kind), place] = 0.9
         return made
 
-    monkeypatch.setattr("services.detection.recipes.hieraedgenet.recipe.predicted", perfect)
+    monkeypatch.setattr("services.detection.recipes.hieraedgenet.recipe.predict_slides", perfect)
     found = small.measure(torch.nn.Identity())
     assert found["map_50"] == pytest.approx(1, abs=0.01)
     assert found["count_error"] == 0
@@ -87,7 +87,7 @@ def test_predictions_are_those_of_the_served_method(small):
     torch.manual_seed(0)
     net = small.network()
     images = small.slides("valid").images
-    made = predicted(net, images, batch=1)
+    made = predict_slides(net, images, batch=1)
     assert made.shape == (2, 12, 144 + 36 + 9)
     assert torch.isfinite(made).all()
 
@@ -101,7 +101,7 @@ def test_the_twin_differs_in_its_edges_alone():
 
 def test_a_sheet_holds_all_pictures_in_rows():
     pictures = list(draw_split("test", 5, seed=1).images)
-    pictures[0] = boxed(pictures[0], np.array([[1, 10, 30, 50, 60]], np.float32), ("a", "b"))
+    pictures[0] = draw_sample_boxes(pictures[0], np.array([[1, 10, 30, 50, 60]], np.float32), ("a", "b"))
     sheet = contact_sheet(pictures, 3)
     assert sheet.size == (3 * 96 + 2 * GAP, 2 * 96 + GAP)
     page = np.asarray(sheet.convert("RGB")).astype(int)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from services.detection.models.hieraedgenet import HieraEdgeNetDetector
+from services.detection.models.hieraedgenet import HieraEdgeNetBoxDetector
 from services.detection.recipes.hieraedgenet.data import KINDS, draw_split
 from services.detection.recipes.hieraedgenet.recipe import HieraEdgeNetDemo
 from shared.api.boxes import DetectIn
@@ -20,7 +20,7 @@ from shared.registry.weights import read_weights
 from shared.vision.decode import decode
 from shared.vision.draw import encode
 
-FILE = HieraEdgeNetDetector.folder / "hieraedgenet.safetensors"
+FILE = HieraEdgeNetBoxDetector.folder / "hieraedgenet.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(place):
-    servable = HieraEdgeNetDetector.load(place)
+    servable = HieraEdgeNetBoxDetector.load(place)
     yield servable
     servable.close()
 
@@ -53,7 +53,7 @@ def test_the_manifest_is_that_of_the_recipe_as_it_stands():
 
 
 def test_the_card_tells_what_the_manifest_tells():
-    manifest, card = read_weights(FILE).manifest, HieraEdgeNetDetector.card
+    manifest, card = read_weights(FILE).manifest, HieraEdgeNetBoxDetector.card
     assert (card.weights, card.parameters) == (manifest.sha256, manifest.parameters)
     ours = {metric.name: metric.ours for metric in card.metrics}
     assert ours == {name: manifest.metrics[name] for name in ours}
@@ -72,7 +72,9 @@ def test_the_served_graph_has_no_fourier_operator_and_takes_one_size(served, pla
 
 
 def test_engines_agree_on_slides(served, place):
-    other = HieraEdgeNetDetector.load(LoadContext(cache=place.cache, weights=place.weights, threads=1, engine="torch"))
+    other = HieraEdgeNetBoxDetector.load(
+        LoadContext(cache=place.cache, weights=place.weights, threads=1, engine="torch")
+    )
     feeds = served.probe(2)
     assert not np.array_equal(*feeds["images"])
     ours, theirs = (each.engine.run(feeds)["predictions"] for each in (served, other))

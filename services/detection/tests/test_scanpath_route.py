@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from services.detection.models.oat import OatGaze
+from services.detection.models.oat import OatScanpathPredictor
 from services.detection.recipes.oat.data import products, trials
 from shared.api.scanpath import ScanpathOut
 from shared.registry.weights import read_weights
@@ -42,7 +42,7 @@ SHELF = {"image": text(PICTURE), "objects": BOXES, "target": TARGET}
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), threads=1, drain_s=1)
-    with TestClient(build("detection", servables={"oat": OatGaze}, settings=settings)) as made:
+    with TestClient(build("detection", servables={"oat": OatScanpathPredictor}, settings=settings)) as made:
         until = time.monotonic() + 120
         while made.get("/readyz").status_code != 200:
             assert time.monotonic() < until, made.get("/readyz").text
@@ -178,8 +178,8 @@ def test_mistakes_are_named(client: TestClient, body: dict[str, Any], status: in
 
 
 def test_committed_weights_are_those_of_the_card() -> None:
-    manifest = read_weights(OatGaze.folder / "oat.safetensors").manifest
-    assert manifest.sha256 == OatGaze.card.weights
-    assert manifest.parameters == OatGaze.card.parameters
-    measured = {metric.name: metric.ours for metric in OatGaze.card.metrics}
+    manifest = read_weights(OatScanpathPredictor.folder / "oat.safetensors").manifest
+    assert manifest.sha256 == OatScanpathPredictor.card.weights
+    assert manifest.parameters == OatScanpathPredictor.card.parameters
+    measured = {metric.name: metric.ours for metric in OatScanpathPredictor.card.metrics}
     assert measured == {name: manifest.metrics[name] for name in measured}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.detection.gaze.scanpaths import walk
+from services.detection.gaze.scanpaths import decode_scanpaths
 
 
 def chain(fixations: np.ndarray) -> np.ndarray:
@@ -17,7 +17,7 @@ def chain(fixations: np.ndarray) -> np.ndarray:
 
 
 def test_the_likeliest_path_ends_where_the_end_is_likeliest() -> None:
-    (found,) = walk(chain, 1, 10)
+    (found,) = decode_scanpaths(chain, 1, 10)
     assert found.objects == [0, 1, 2]
     assert found.ended
     assert found.probabilities.shape == (3, 6)
@@ -25,20 +25,22 @@ def test_the_likeliest_path_ends_where_the_end_is_likeliest() -> None:
 
 
 def test_a_path_that_does_not_end_is_cut() -> None:
-    (found,) = walk(lambda fixations: np.eye(7)[[2] * len(fixations)] * 9, 1, 4)
+    (found,) = decode_scanpaths(lambda fixations: np.eye(7)[[2] * len(fixations)] * 9, 1, 4)
     assert found.objects == [2, 2, 2, 2]
     assert not found.ended
 
 
 def test_the_first_step_never_ends_a_path() -> None:
-    (found,) = walk(lambda fixations: np.eye(7)[[5] * len(fixations)] * 9, 1, 4)
+    (found,) = decode_scanpaths(lambda fixations: np.eye(7)[[5] * len(fixations)] * 9, 1, 4)
     assert len(found.objects) == 1
     assert found.probabilities[0, 5] == 0
 
 
 def test_barred_places_are_never_looked_at() -> None:
     barred = np.array([True, False, True, False, False])
-    paths = walk(lambda fixations: np.zeros((len(fixations), 7)), 50, 8, draw=np.random.default_rng(0), barred=barred)
+    paths = decode_scanpaths(
+        lambda fixations: np.zeros((len(fixations), 7)), 50, 8, draw=np.random.default_rng(0), barred=barred
+    )
     assert {item for path in paths for item in path.objects} == {1, 3, 4}
 
 
@@ -47,7 +49,7 @@ def test_drawn_paths_follow_the_probabilities_and_the_seed() -> None:
         return np.log(np.tile([0.5, 0.3, 0.2, 1e-9, 1e-9, 1e-9, 1], (len(fixations), 1)))
 
     def draw(seed: int) -> list[list[int]]:
-        return [path.objects for path in walk(step, 2000, 1, draw=np.random.default_rng(seed))]
+        return [path.objects for path in decode_scanpaths(step, 2000, 1, draw=np.random.default_rng(seed))]
 
     found = draw(1)
     assert found == draw(1)
@@ -63,5 +65,5 @@ def test_paths_of_different_lengths_are_kept_apart() -> None:
         logits[1, 5 if fixations.shape[1] == 3 else 2] = 9
         return logits
 
-    short, long = walk(step, 2, 6)
+    short, long = decode_scanpaths(step, 2, 6)
     assert (short.objects, long.objects) == ([1], [2, 2, 2])

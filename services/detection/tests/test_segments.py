@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.detection.temporal.segments import boundary_labels, classified, proposals, sampling_mask, soft_nms
+from services.detection.segments.proposals import (
+    boundary_labels,
+    classify_proposals,
+    sampling_mask,
+    score_proposals,
+    soft_nms,
+)
 from services.detection.tests.filling import read
 
 
@@ -79,7 +85,7 @@ def test_suppression_only_lowers_scores_and_gives_them_in_order(count: int, seed
 def test_proposals_end_before_the_video_does() -> None:
     length = 6
     confidence = np.full((2, length, length), 0.5)
-    starts, ends, scores = proposals(confidence, np.full(length, 0.5), np.full(length, 0.5))
+    starts, ends, scores = score_proposals(confidence, np.full(length, 0.5), np.full(length, 0.5))
     assert len(starts) == length * (length - 1) / 2
     assert ends.max() == pytest.approx(5 / 6)
     assert (starts < ends).all()
@@ -89,14 +95,16 @@ def test_proposals_end_before_the_video_does() -> None:
 def test_the_score_multiplies_start_end_and_both_confidences() -> None:
     rng = np.random.default_rng(0)
     confidence, start, end = rng.random((2, 5, 5)), rng.random(5), rng.random(5)
-    starts, ends, scores = proposals(confidence, start, end)
+    starts, ends, scores = score_proposals(confidence, start, end)
     place = int(np.flatnonzero((np.isclose(starts, 1 / 5)) & np.isclose(ends, 4 / 5))[0])
     assert scores[place] == pytest.approx(start[1] * end[4] * confidence[0, 1, 3] * confidence[1, 1, 3])
 
 
 def test_class_scores_of_cells_are_averaged_inside_a_proposal() -> None:
     classes = np.array([[1, 0, 0, 0], [0, 0.5, 0.5, 0]])
-    starts, ends, labels, scores = classified(np.array([0.25]), np.array([0.75]), np.array([0.8]), classes, best=2)
+    starts, ends, labels, scores = classify_proposals(
+        np.array([0.25]), np.array([0.75]), np.array([0.8]), classes, best=2
+    )
     assert labels.tolist() == [1, 0]
     np.testing.assert_allclose(scores, [0.4, 0])
     assert starts.tolist() == [0.25, 0.25]
@@ -104,7 +112,7 @@ def test_class_scores_of_cells_are_averaged_inside_a_proposal() -> None:
 
 
 def test_class_scores_of_a_video_hold_for_all_its_proposals() -> None:
-    starts, _, labels, scores = classified(
+    starts, _, labels, scores = classify_proposals(
         np.array([0.0, 0.5]), np.array([0.2, 0.9]), np.array([0.5, 1.0]), np.array([0.3, 0.7]), best=1
     )
     assert starts.tolist() == [0.5, 0.0]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.detection.recipes.oat.data import CROP, LONGEST, PRODUCTS, noisy, products, searched, trials
+from services.detection.recipes.oat.data import CROP, LONGEST, PRODUCTS, draw_search, noisy, products, trials
 from services.detection.recipes.oat.recipe import OatDemo
 from shared.training.recipe import Schedule
 from shared.training.trainer import fit
@@ -64,7 +64,7 @@ def test_searchers_refixate_as_often_as_the_policy_says_and_prefer_what_looks_al
 
 def test_a_second_search_differs_and_the_seed_decides() -> None:
     drawn = trials(np.random.default_rng(3), 20)
-    again = [searched(np.random.default_rng(seed), drawn.grid, drawn.items, drawn.targets) for seed in (4, 4, 5)]
+    again = [draw_search(np.random.default_rng(seed), drawn.grid, drawn.items, drawn.targets) for seed in (4, 4, 5)]
     np.testing.assert_array_equal(again[0], again[1])
     assert not np.array_equal(again[0], again[2])
 

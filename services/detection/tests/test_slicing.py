@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.detection.boxes.tiling import Slice, merged, slices
+from services.detection.boxes.tiling import Slice, make_slices, merge_slices
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(64, 400), st.floats(0, 0.5))
 def test_slices_cover_every_pixel_and_overlap_enough(height: int, width: int, side: int, overlap: float) -> None:
-    found = slices(height, width, side, overlap)
+    found = make_slices(height, width, side, overlap)
     if max(height, width) <= side:
         assert found == []
         return
@@ -36,7 +36,7 @@ SHAPE = (100, 180)
 
 def _merge(rows: list[list[float]], sources: list[int]) -> list[list[float]]:
     array = np.array(rows, np.float64).reshape(-1, 6)
-    found = merged(array, np.array(sources), PARTS, SHAPE, iou=0.45, agnostic=False, most=10)
+    found = merge_slices(array, np.array(sources), PARTS, SHAPE, iou=0.45, agnostic=False, most=10)
     return [[round(v, 3) for v in row] for row in found.tolist()]
 
 

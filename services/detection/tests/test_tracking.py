@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.detection.boxes.tracking import PATIENCE, Tracker
+from services.detection.boxes.tracking import MAX_FRAMES_AWAY, Tracker
 
 
 def _row(x: float, y: float, score: float = 0.9, kind: int = 0, side: float = 20) -> list[float]:
@@ -47,7 +47,7 @@ def test_an_object_that_is_away_for_a_while_comes_back_as_itself() -> None:
 def test_an_object_that_is_away_too_long_is_new() -> None:
     tracker = Tracker(0.25)
     tracker.update(_rows(_row(0, 0)))
-    for _ in range(PATIENCE + 1):
+    for _ in range(MAX_FRAMES_AWAY + 1):
         tracker.update(_rows())
     assert tracker.alive == 0
     assert tracker.update(_rows(_row(0, 0))) == [2]
@@ -82,4 +82,4 @@ def test_memory_stays_flat_however_long_the_stream_is() -> None:
     rng, tracker = np.random.default_rng(1), Tracker(0.25)
     for _ in range(300):
         tracker.update(_rows(*(_row(*rng.uniform(0, 5000, 2)) for _ in range(3))))
-    assert tracker.alive <= 3 * (PATIENCE + 1)
+    assert tracker.alive <= 3 * (MAX_FRAMES_AWAY + 1)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from services.detection.boxes.geometry import decode
-from services.detection.layers import AveragedConv, Conv, PositionAttention, RepConv, RepElan, fused
+from services.detection.boxes import decode
+from services.detection.layers import AveragedConv, Conv, PositionAttention, RepConv, RepElan, fuse_batch_norms
 from services.detection.models.yolo9tr import Yolo9tr
 from services.detection.tests.filling import checksum, filled, picture, read
 from shared.errors import InvalidOption
@@ -68,7 +68,7 @@ def test_the_served_branch_alone_and_fused_gives_the_same_boxes(size: str, offic
     pruned.load_state_dict({key: value for key, value in net.state_dict().items() if key in kept})
     assert torch.equal(pruned(x)[0][0], net(x)[0][0])
     assert pruned(x)[1] is None
-    _same_boxes(fused(pruned).predictions(x), golden["main"])
+    _same_boxes(fuse_batch_norms(pruned).predictions(x), golden["main"])
 
 
 def _same_boxes(found: torch.Tensor, golden: np.ndarray) -> None:
@@ -143,9 +143,9 @@ BLOCKS: list[tuple[nn.Module, int]] = [
 def test_fusing_changes_nothing_but_the_steps(block: nn.Module, channels: int) -> None:
     block = filled(block)
     x = torch.randn(2, channels, 12, 10)
-    once = fused(block)
+    once = fuse_batch_norms(block)
     assert torch.allclose(once(x), block(x), atol=1e-5)
-    assert torch.allclose(fused(once)(x), once(x))
+    assert torch.allclose(fuse_batch_norms(once)(x), once(x))
     assert not any(isinstance(m, nn.BatchNorm2d) for m in once.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in block.modules())
 

@@ -20,12 +20,12 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from services.detection.video.video_decoder import Film, can_decode
+from services.detection.video.video_decoder import VideoFile, can_decode
 from shared.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.vision.decode import DecodeBounds
-from shared.vision.format_detection import sniff, webp_canvas
+from shared.vision.format_detection import detect_format, webp_canvas
 
-__all__ = ["Jpegs", "Multipart", "Splitter", "Whole", "pages", "splitter"]
+__all__ = ["FileParser", "FrameParser", "JpegParser", "MultipartParser", "choose_parser", "read_pages"]
 
 _PARSERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "GIF": GifImageFile,
@@ -44,14 +44,14 @@ _BLANK = re.compile(rb"\r?\n\r?\n")
 """Where the headers of a part end."""
 
 _FILMS = frozenset({"MP4 video", "Matroska video"})
-"""What `sniff` calls the containers that are read."""
+"""What `detect_format` calls the containers that are read."""
 
 _FFMPEG = (
     "Turn it into JPEGs: ffmpeg -i FILE -f mjpeg - | curl --data-binary @- -H 'content-type: video/x-motion-jpeg' …"
 )
 
 
-class Splitter(Protocol):
+class FrameParser(Protocol):
     """Finds frames in a stream.
 
     Attributes:
@@ -71,7 +71,7 @@ class Splitter(Protocol):
         ...
 
 
-def splitter(media: str, bounds: DecodeBounds) -> Splitter:
+def choose_parser(media: str, bounds: DecodeBounds) -> FrameParser:
     """The splitter of a content type (with its parameters).
 
     Raises:
@@ -79,15 +79,15 @@ def splitter(media: str, bounds: DecodeBounds) -> Splitter:
     """
     kind = media.partition(";")[0].strip().lower()
     if kind.startswith("multipart/"):
-        return Multipart(media, bounds)
+        return MultipartParser(media, bounds)
     if kind in {"image/jpeg", "video/x-motion-jpeg", "video/mjpeg", "video/x-mjpeg"}:
-        return Jpegs(bounds)
+        return JpegParser(bounds)
     if kind.startswith(("image/", "video/")) or kind in {"", "application/octet-stream"}:
-        return Whole(bounds)
+        return FileParser(bounds)
     raise UnsupportedMedia(f"No frames are found in a body of type {kind!r} here.", hint=_FFMPEG)
 
 
-class Jpegs:
+class JpegParser:
     """Concatenated JPEGs (Motion JPEG without a container).
 
     Markers are followed by their stated lengths, so that a thumbnail inside a frame does not end it. A frame that
@@ -163,14 +163,14 @@ class Jpegs:
         return True
 
 
-class Whole:
-    """A file of many frames or of one, taken apart once all of it is there; what starts as a JPEG is for `Jpegs`."""
+class FileParser:
+    """Splits a file of one or many frames once all of it is there; what starts as a JPEG is for `JpegParser`."""
 
     def __init__(self, bounds: DecodeBounds) -> None:
         self.frames = 0
         self._bounds = bounds
         self._buffer = bytearray()
-        self._jpegs: Jpegs | None = None
+        self._jpegs: JpegParser | None = None
         self.gathering = True
 
     def feed(self, data: bytes) -> Iterator[bytes]:
@@ -181,7 +181,7 @@ class Whole:
                 raise TooLarge(f"The file has more than {self._bounds.bytes:,} bytes.", field="body")
             if not self._buffer.startswith(_SOI):
                 return
-            self._jpegs, self.gathering, data = Jpegs(self._bounds), False, bytes(self._buffer)
+            self._jpegs, self.gathering, data = JpegParser(self._bounds), False, bytes(self._buffer)
             self._buffer.clear()
         yield from self._jpegs.feed(data)
 
@@ -196,10 +196,10 @@ class Whole:
                 self.frames = film.count
                 yield from film
             else:
-                yield from pages(data, self._bounds)
+                yield from read_pages(data, self._bounds)
 
 
-class Multipart:
+class MultipartParser:
     """Parts of a multipart body (`x-mixed-replace`, `form-data`, `mixed`), each a picture or a file of many."""
 
     frames, gathering = 0, False
@@ -241,12 +241,12 @@ class Multipart:
         if not body.strip():
             return
         _refuse_options(head.lstrip())
-        if sniff(body) == "JPEG":
-            jpegs = Jpegs(self._bounds)
+        if detect_format(body) == "JPEG":
+            jpegs = JpegParser(self._bounds)
             yield from jpegs.feed(body)
             yield from jpegs.close()
         else:
-            yield from _film(body, self._bounds) or pages(body, self._bounds)
+            yield from _film(body, self._bounds) or read_pages(body, self._bounds)
 
 
 def _refuse_options(head: bytes) -> None:
@@ -263,25 +263,25 @@ def _refuse_options(head: bytes) -> None:
         raise InvalidOption("Options of a stream are no form fields.", hint=hint, field=name or "body")
 
 
-def _film(data: bytes, bounds: DecodeBounds) -> Film | None:
+def _film(data: bytes, bounds: DecodeBounds) -> VideoFile | None:
     """The file as a video; None where it is something else.
 
     Raises:
         UnsupportedMedia: It is a video that can't be decoded here.
     """
-    kind = sniff(data)
+    kind = detect_format(data)
     if "video" not in kind:
         return None
     if kind not in _FILMS:
         raise UnsupportedMedia(f"Found {kind}; of videos MP4 and WebM are read.", hint=_FFMPEG)
     if not can_decode():
         raise UnsupportedMedia(f"Found {kind}, whose decoder is not installed here.", hint=_FFMPEG)
-    return Film(data, bounds)
+    return VideoFile(data, bounds)
 
 
-def pages(data: bytes, bounds: DecodeBounds) -> Iterator[bytes]:
+def read_pages(data: bytes, bounds: DecodeBounds) -> Iterator[bytes]:
     """The frames of a file, each as a BMP; what can't hold many, or is broken, comes out as it is."""
-    kind = sniff(data)
+    kind = detect_format(data)
     fits = kind != "WebP" or webp_canvas(data)[0] * webp_canvas(data)[1] <= bounds.pixels
     image = _opened(kind, data) if fits else None
     if image is None or not getattr(image, "is_animated", False) or image.width * image.height > bounds.pixels:

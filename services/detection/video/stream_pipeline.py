@@ -16,20 +16,20 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from services.detection.boxes.detections import counts
+from services.detection.boxes.detections import count_by_class
 from services.detection.boxes.tracking import Tracker
-from services.detection.video.frame_parsers import Splitter
+from services.detection.video.frame_parsers import FrameParser
 from shared.api.boxes import DetectedFrame, DetectIn, Detection, DetectOptions, DetectOut
 from shared.api.problem import problem
 from shared.errors import DeadlineExceeded, FoveaError
 
-__all__ = ["Frame", "FrameQueue", "StreamOptions", "answers"]
+__all__ = ["DetectStreamOptions", "EncodedFrame", "FrameQueue", "detect_frames"]
 
-UNCERTAIN = 0.1
+TRACKING_CONFIDENCE = 0.1
 """Score from which a detection may continue a track, though it begins none and is not told unless it does."""
 
 
-class StreamOptions(DetectOptions):
+class DetectStreamOptions(DetectOptions):
     """How to search the frames of a stream."""
 
     drop: Literal["none", "oldest"] = Field(
@@ -43,7 +43,7 @@ class StreamOptions(DetectOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class EncodedFrame:
     """An encoded frame, its number, and how many before it were dropped since the last one that was taken."""
 
     number: int
@@ -85,7 +85,7 @@ class FrameQueue:
             self._closed, self._fault = True, fault
             self._changed.notify_all()
 
-    async def get(self) -> Frame | None:
+    async def get(self) -> EncodedFrame | None:
         """The frame that has waited longest; None when the stream has ended.
 
         Raises:
@@ -100,14 +100,14 @@ class FrameQueue:
             number, data = self._waiting.popleft()
             dropped, self._dropped = self._dropped, 0
             self._changed.notify_all()
-            return Frame(number, data, dropped)
+            return EncodedFrame(number, data, dropped)
 
 
 Detect = Callable[[DetectIn], Awaitable[DetectOut]]
 
 
-async def answers(
-    chunks: AsyncIterator[bytes], split: Splitter, options: StreamOptions, detect: Detect
+async def detect_frames(
+    chunks: AsyncIterator[bytes], split: FrameParser, options: DetectStreamOptions, detect: Detect
 ) -> AsyncGenerator[tuple[DetectedFrame, bytes], None]:
     """One answer per frame that is not dropped, in order, and the frame itself.
 
@@ -128,7 +128,7 @@ async def answers(
             await reader
 
 
-async def _fill(inbox: FrameQueue, chunks: AsyncIterator[bytes], split: Splitter) -> None:
+async def _fill(inbox: FrameQueue, chunks: AsyncIterator[bytes], split: FrameParser) -> None:
     try:
         async for chunk in chunks:
             await _put(inbox, split.feed(chunk))
@@ -148,16 +148,16 @@ async def _put(inbox: FrameQueue, frames: Iterator[bytes]) -> None:
 class _Teller:
     """Answers frames in order; remembers tracks and how many were dropped."""
 
-    def __init__(self, options: StreamOptions, detect: Detect) -> None:
+    def __init__(self, options: DetectStreamOptions, detect: Detect) -> None:
         self._options, self._detect = options, detect
         self._tracker = Tracker(options.confidence) if options.track else None
         self._dropped = 0
         shown = options.model_dump(include=set(DetectOptions.model_fields))
         if self._tracker is not None:
-            shown["confidence"] = min(options.confidence, UNCERTAIN)
+            shown["confidence"] = min(options.confidence, TRACKING_CONFIDENCE)
         self._knobs = shown
 
-    async def answer(self, frame: Frame) -> DetectedFrame:
+    async def answer(self, frame: EncodedFrame) -> DetectedFrame:
         self._dropped += frame.dropped
         head = {"frame": frame.number, "dropped": frame.dropped, "dropped_total": self._dropped}
         try:
@@ -170,7 +170,12 @@ class _Teller:
             return DetectedFrame(**head, problem=problem(error).model_dump(mode="json", exclude_none=True))
         shown = self._tracked(found)
         return DetectedFrame(
-            **head, width=found.width, height=found.height, detections=shown, counts=counts(shown), times=found.times
+            **head,
+            width=found.width,
+            height=found.height,
+            detections=shown,
+            counts=count_by_class(shown),
+            times=found.times,
         )
 
     def _tracked(self, found: DetectOut) -> list[Detection]:

@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from services.detection.boxes.drawing import drawn
-from services.detection.video.frame_parsers import Splitter, splitter
-from services.detection.video.stream_pipeline import StreamOptions, answers
+from services.detection.boxes.drawing import draw_boxes
+from services.detection.video.frame_parsers import FrameParser, choose_parser
+from services.detection.video.stream_pipeline import DetectStreamOptions, detect_frames
 from shared.api.boxes import DetectedFrame, DetectIn, DetectOut
 from shared.api.problem import problem
 from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, QueueFull
@@ -53,7 +53,7 @@ router = APIRouter(tags=["domain"])
     openapi_extra={
         "parameters": [
             {"name": name, "in": "query", "required": False, "schema": prop, "description": prop.get("description", "")}
-            for name, prop in StreamOptions.model_json_schema()["properties"].items()
+            for name, prop in DetectStreamOptions.model_json_schema()["properties"].items()
         ],
         "requestBody": {"required": True, "content": {kind: {} for kind in _TAKEN}},
     },
@@ -67,16 +67,18 @@ async def detect_stream(request: Request) -> Response:
     host.servable(name)
     media = choose(request.headers.get("accept"), [NDJSON, FILM])
     bounds = DecodeBounds(bytes=host.settings.max_body_bytes, pixels=host.settings.max_pixels)
-    split = splitter(request.headers.get("content-type", ""), bounds)
+    split = choose_parser(request.headers.get("content-type", ""), bounds)
     request.scope["fovea.endless"] = True
     run: CallContext = request.scope["fovea.run"]
-    source = _counted(answers(_told(request, split), split, options, _detector(host, name, run)), split, run, name)
+    source = _counted(
+        detect_frames(_told(request, split), split, options, _detector(host, name, run)), split, run, name
+    )
     first = await _first(source)
     lines = _film(first, source, bounds) if media == FILM else _lines(first, source)
     return _Live(lines, f"{FILM}; boundary={_BOUNDARY}" if media == FILM else NDJSON)
 
 
-def _options(request: Request) -> StreamOptions:
+def _options(request: Request) -> DetectStreamOptions:
     """The options in the address.
 
     Raises:
@@ -85,14 +87,14 @@ def _options(request: Request) -> StreamOptions:
     query = request.query_params
     given = {name: query.getlist(name) if name == "classes" else query[name] for name in query}
     try:
-        return StreamOptions.model_validate(given)
+        return DetectStreamOptions.model_validate(given)
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
         field = str(wrong["loc"][0]) if wrong["loc"] else "query"
         raise InvalidOption(f"{field}: {wrong['msg']}.", field=field) from error
 
 
-async def _told(request: Request, split: Splitter) -> AsyncIterator[bytes]:
+async def _told(request: Request, split: FrameParser) -> AsyncIterator[bytes]:
     """The body as it arrives; a job is told how much of it is done, unless that is only then taken apart."""
     run: CallContext = request.scope["fovea.run"]
     total, read = int(request.headers.get("content-length", 0)), 0
@@ -123,7 +125,7 @@ def _detector(host: Host, name: str, whole: CallContext) -> Callable[[DetectIn],
 Answers = AsyncGenerator[tuple[DetectedFrame, bytes], None]
 
 
-async def _counted(source: Answers, split: Splitter, run: CallContext, model: str) -> Answers:
+async def _counted(source: Answers, split: FrameParser, run: CallContext, model: str) -> Answers:
     """The answers; a job is told how many of a film's frames have theirs, metrics how many were dropped."""
     async with contextlib.aclosing(source):
         async for told, data in source:
@@ -179,7 +181,7 @@ async def _film(first: tuple[DetectedFrame, bytes], source: Answers, bounds: Dec
 
 
 def _picture(told: DetectedFrame, data: bytes, bounds: DecodeBounds) -> bytes:
-    return encode(drawn(decode(data, bounds).pixels, told.detections), "image/jpeg")
+    return encode(draw_boxes(decode(data, bounds).pixels, told.detections), "image/jpeg")
 
 
 class _Live(Response):

@@ -23,12 +23,12 @@ from shared.errors import Malformed, TooLarge
 from shared.settings import environment
 from shared.vision.decode import DecodeBounds
 
-__all__ = ["Film", "can_decode"]
+__all__ = ["VideoFile", "can_decode"]
 
-MEMORY = 2 * 2**30
+CHILD_MEMORY_BYTES = 2 * 2**30
 """Address space of the child."""
 
-WIDEST = 65_535
+MAX_SIDE = 65_535
 
 _HEAD = struct.Struct("<III")
 """Before the frames: width, height, how many there should be. Before each: 1, or 0 at the end, 2 when it breaks off."""
@@ -42,7 +42,7 @@ def can_decode() -> bool:
     return find_spec("cv2") is not None
 
 
-class Film:
+class VideoFile:
     """The frames of a video file, upright, each as a BMP; one that breaks off ends with a frame that nobody can decode.
 
     Attributes:
@@ -121,7 +121,7 @@ def main() -> None:
     import cv2  # noqa: PLC0415  # only the child needs it, and only where it is installed
 
     path, most = sys.argv[1], int(sys.argv[2])
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY_BYTES, CHILD_MEMORY_BYTES))
     cv2.setNumThreads(1)
     film, out = cv2.VideoCapture(path, cv2.CAP_FFMPEG), sys.stdout.buffer
     if not film.isOpened():
@@ -129,7 +129,7 @@ def main() -> None:
     width, height, told = (
         int(film.get(what)) for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_COUNT)
     )
-    if not 0 < width <= WIDEST or not 0 < height <= WIDEST:
+    if not 0 < width <= MAX_SIDE or not 0 < height <= MAX_SIDE:
         return
     out.write(_HEAD.pack(width, height, max(told, 0)))
     done = 0

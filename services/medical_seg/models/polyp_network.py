@@ -16,9 +16,9 @@ from services.medical_seg.models.res2net import Res2Net
 from shared.errors import InvalidOption
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0
 
-__all__ = ["NAMES", "STRIDE", "PolypNetwork", "scaled"]
+__all__ = ["STRIDE", "TENSOR_NAMES", "PolypNetwork", "rescale"]
 
-NAMES = ("image", "logits")
+TENSOR_NAMES = ("image", "logits")
 """Input and output of the network as tensors, in the ONNX graph and on the Open Inference route."""
 
 STRIDE = 32
@@ -106,6 +106,6 @@ class PolypNetwork(nn.Module):
         return self.maps(x)
 
 
-def scaled(x: Tensor, factor: float) -> Tensor:
+def rescale(x: Tensor, factor: float) -> Tensor:
     """Bilinear, corners not aligned, no antialias: every resize around the attention."""
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)

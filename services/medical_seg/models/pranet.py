@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from services.medical_seg.models.polyp_network import PolypNetwork, scaled
+from services.medical_seg.models.polyp_network import PolypNetwork, rescale
 from services.medical_seg.segmenter import Segmenter
 from shared.registry import Card, Metric, Paper, builder
 
@@ -44,10 +44,10 @@ class PraNet(PolypNetwork):
     def maps(self, x: Tensor) -> tuple[Tensor, ...]:
         """(map_5, map_4, map_3, map_2), coarse to fine (section 2.3); the last one is the prediction."""
         features, (s5,) = self._encode(x)
-        s4 = self._attend(4, features[4], scaled(s5, 0.25))
-        s3 = self._attend(3, features[3], scaled(s4, 2))
-        s2 = self._attend(2, features[2], scaled(s3, 2))
-        return scaled(s5, 8), scaled(s4, 32), scaled(s3, 16), scaled(s2, 8)
+        s4 = self._attend(4, features[4], rescale(s5, 0.25))
+        s3 = self._attend(3, features[3], rescale(s4, 2))
+        s2 = self._attend(2, features[2], rescale(s3, 2))
+        return rescale(s5, 8), rescale(s4, 32), rescale(s3, 16), rescale(s2, 8)
 
     def prediction(self, x: Tensor) -> Tensor:
         """map_2 (n, 1, h, w)."""
@@ -83,11 +83,11 @@ class PraNetV2(PolypNetwork):
     def maps(self, x: Tensor) -> tuple[Tensor, ...]:
         """Foreground p2, p3, p4, p5, then background p2, p3, p4, p5, each (n, K, h, w)."""
         features, (fg5, bg5) = self._encode(x)
-        fg4, bg4 = self._attend(4, features[4], scaled(fg5, 0.25), scaled(bg5, 0.25))
-        fg3, bg3 = self._attend(3, features[3], scaled(fg4, 2), scaled(bg4, 2))
-        fg2, bg2 = self._attend(2, features[2], scaled(fg3, 2), scaled(bg3, 2))
-        foreground = scaled(fg2, 8), scaled(fg3, 16), scaled(fg4, 32), scaled(fg5, 8)
-        return *foreground, scaled(bg2, 8), scaled(bg3, 16), scaled(bg4, 32), scaled(bg5, 8)
+        fg4, bg4 = self._attend(4, features[4], rescale(fg5, 0.25), rescale(bg5, 0.25))
+        fg3, bg3 = self._attend(3, features[3], rescale(fg4, 2), rescale(bg4, 2))
+        fg2, bg2 = self._attend(2, features[2], rescale(fg3, 2), rescale(bg3, 2))
+        foreground = rescale(fg2, 8), rescale(fg3, 16), rescale(fg4, 32), rescale(fg5, 8)
+        return *foreground, rescale(bg2, 8), rescale(bg3, 16), rescale(bg4, 32), rescale(bg5, 8)
 
     def prediction(self, x: Tensor) -> Tensor:
         """The sum of the four foreground maps (n, K, h, w)."""

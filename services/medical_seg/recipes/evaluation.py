@@ -17,13 +17,13 @@ from services.medical_seg.metrics import dataset_scores
 from services.medical_seg.models.polyp_network import PolypNetwork
 from services.medical_seg.preprocess import MEAN, STD
 
-__all__ = ["mean_dice_at_half", "normalised", "predict_maps", "score_frames"]
+__all__ = ["mean_dice_at_half", "normalise_frames", "predict_maps", "score_frames"]
 
 Maps = NDArray[np.float32]
 Masks = NDArray[np.bool_]
 
 
-def normalised(images: NDArray[np.uint8]) -> Tensor:
+def normalise_frames(images: NDArray[np.uint8]) -> Tensor:
     """Frames (n, h, w, 3) uint8 as network input (n, 3, h, w)."""
     x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(255)
     return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
@@ -33,7 +33,7 @@ def normalised(images: NDArray[np.uint8]) -> Tensor:
 def predict_maps(network: nn.Module, images: NDArray[np.uint8], batch: int = 16) -> Maps:
     """Polyp probability (n, h, w) of each pixel: the sigmoid of the served map."""
     served, device = cast("PolypNetwork", network.eval()).prediction, next(network.parameters()).device
-    parts = [served(normalised(images[at : at + batch]).to(device)).cpu() for at in range(0, len(images), batch)]
+    parts = [served(normalise_frames(images[at : at + batch]).to(device)).cpu() for at in range(0, len(images), batch)]
     return np.asarray(torch.cat(parts)[:, 0].sigmoid().numpy())
 
 

@@ -15,13 +15,13 @@ from PIL import Image
 
 from shared.errors import NotFound
 
-__all__ = ["Pairs", "find_pairs"]
+__all__ = ["ImageMaskPairs", "find_pairs"]
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class ImageMaskPairs:
     """Pictures and their masks, one path each, in the order of their names."""
 
     images: tuple[Path, ...]
@@ -38,9 +38,9 @@ class Pairs:
             total.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
         return total.hexdigest()
 
-    def take(self, indices: NDArray[np.int64]) -> Pairs:
+    def take(self, indices: NDArray[np.int64]) -> ImageMaskPairs:
         """Some of the pairs."""
-        return Pairs(tuple(self.images[i] for i in indices), tuple(self.masks[i] for i in indices))
+        return ImageMaskPairs(tuple(self.images[i] for i in indices), tuple(self.masks[i] for i in indices))
 
     def load(self, side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Pictures (n, side, side, 3) and masks (n, side, side), both squashed by PIL's antialiased bilinear filter.
@@ -53,7 +53,7 @@ class Pairs:
         )
 
 
-def find_pairs(folder: Path) -> Pairs:
+def find_pairs(folder: Path) -> ImageMaskPairs:
     """The pairs of `<folder>/images` and `<folder>/masks` (or `image`, `mask`): same name, whatever the suffix.
 
     Raises:
@@ -63,7 +63,7 @@ def find_pairs(folder: Path) -> Pairs:
     if lonely := sorted(images.keys() ^ masks.keys()):
         raise NotFound(f"{len(lonely)} files of {folder} have no partner, for example {lonely[0]!r}.")
     names = sorted(images)
-    return Pairs(tuple(images[name] for name in names), tuple(masks[name] for name in names))
+    return ImageMaskPairs(tuple(images[name] for name in names), tuple(masks[name] for name in names))
 
 
 def _by_name(folder: Path, kind: str) -> dict[str, Path]:

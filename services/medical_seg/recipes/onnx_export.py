@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from services.medical_seg.models.polyp_network import NAMES, PolypNetwork
+from services.medical_seg.models.polyp_network import TENSOR_NAMES, PolypNetwork
 from shared.export.onnx_export import Parity, export_onnx
 
 __all__ = ["export_graph"]
@@ -24,7 +24,7 @@ def export_graph(network: nn.Module, path: Path) -> Parity:
     Raises:
         Fault: The graph computes something else.
     """
-    (given, wanted), draw = NAMES, torch.Generator().manual_seed(0)
+    (given, wanted), draw = TENSOR_NAMES, torch.Generator().manual_seed(0)
     shapes = ((2, 3, 64, 96), (1, 3, 96, 64), (3, 3, 128, 128))
     example, *probes = ({given: torch.randn(shape, generator=draw)} for shape in shapes)
     axes = {given: {0: "n", 2: "h", 3: "w"}, wanted: {0: "n", 2: "h", 3: "w"}}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-__all__ = ["Frame", "Frames", "Split", "draw_frame", "draw_split", "frames"]
+__all__ = ["PolypFrame", "PolypFrames", "Split", "draw_frame", "draw_split", "frames"]
 
 Split = Literal["train", "valid", "test"]
 
@@ -31,7 +31,7 @@ OCTAVES = ((80, 0.12), (40, 0.06), (20, 0.03))
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class PolypFrame:
     """One picture (h, w, 3) uint8 and its polyp mask (h, w) bool."""
 
     image: NDArray[np.uint8]
@@ -39,7 +39,7 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class Frames:
+class PolypFrames:
     """A split: pictures (n, h, w, 3) uint8 and masks (n, h, w) bool, with the sha256 over both."""
 
     images: NDArray[np.uint8]
@@ -47,7 +47,7 @@ class Frames:
     digest: str
 
 
-def frames(split: Split, count: int, *, seed: int, size: int = 160, cache: Path | None = None) -> Frames:
+def frames(split: Split, count: int, *, seed: int, size: int = 160, cache: Path | None = None) -> PolypFrames:
     """The first `count` frames of a split; with `cache` they are drawn once and mapped from disk afterwards."""
     if cache is None:
         return draw_split(split, count, seed=seed, size=size)
@@ -60,10 +60,10 @@ def frames(split: Split, count: int, *, seed: int, size: int = 160, cache: Path 
         np.save(masks_file, drawn.masks)
         digest_file.write_text(drawn.digest)
     images, masks = (np.load(file, mmap_mode="r") for file in (images_file, masks_file))
-    return Frames(images, masks, digest_file.read_text())
+    return PolypFrames(images, masks, digest_file.read_text())
 
 
-def draw_split(split: Split, count: int, *, seed: int, size: int = 160) -> Frames:
+def draw_split(split: Split, count: int, *, seed: int, size: int = 160) -> PolypFrames:
     """Draw `count` frames of a split; every tenth is empty."""
     images = np.empty((count, size, size, 3), dtype=np.uint8)
     masks = np.empty((count, size, size), dtype=np.bool_)
@@ -72,10 +72,10 @@ def draw_split(split: Split, count: int, *, seed: int, size: int = 160) -> Frame
         frame = draw_frame(rng, size, empty=index % 10 == 9)
         images[index], masks[index] = frame.image, frame.mask
     digest = hashlib.sha256(images.tobytes() + masks.tobytes()).hexdigest()
-    return Frames(images, masks, digest)
+    return PolypFrames(images, masks, digest)
 
 
-def draw_frame(rng: np.random.Generator, size: int = 160, *, empty: bool = False) -> Frame:
+def draw_frame(rng: np.random.Generator, size: int = 160, *, empty: bool = False) -> PolypFrame:
     """One frame: mucosa, polyps unless `empty`, distractors, vignette, sensor noise and JPEG.
 
     The mask ends where the vignette does: what is black can't be seen to be a polyp.
@@ -93,7 +93,7 @@ def draw_frame(rng: np.random.Generator, size: int = 160, *, empty: bool = False
         picture *= seen[..., None]
         mask &= seen
     picture += rng.normal(0, 0.02, picture.shape)
-    return Frame(_jpeg(picture, quality=int(rng.integers(60, 96))), mask)
+    return PolypFrame(_jpeg(picture, quality=int(rng.integers(60, 96))), mask)
 
 
 def _texture(rng: np.random.Generator, size: int) -> Pixels:

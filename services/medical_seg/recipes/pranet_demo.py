@@ -15,9 +15,9 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from services.medical_seg.losses import deep_supervision, dual_supervision
-from services.medical_seg.recipes.evaluation import mean_dice_at_half, normalised, predict_maps, score_frames
+from services.medical_seg.recipes.evaluation import mean_dice_at_half, normalise_frames, predict_maps, score_frames
 from services.medical_seg.recipes.onnx_export import export_graph
-from services.medical_seg.recipes.polyps import Frames, Split, frames
+from services.medical_seg.recipes.polyps import PolypFrames, Split, frames
 from shared.export.onnx_export import Parity
 from shared.training.recipe import Batch, MultiScale, Recipe, Schedule
 
@@ -53,7 +53,7 @@ class PraNetDemo(Recipe):
         self._cache = cache
         return f"train:{self.frames('train').digest} valid:{self.frames('valid').digest}"
 
-    def frames(self, split: Split) -> Frames:
+    def frames(self, split: Split) -> PolypFrames:
         """The frames of one split; no frame is in two of them."""
         counts = {"train": self.train, "valid": self.valid, "test": self.test}
         return frames(split, counts[split], seed=self.seed, size=self.scale.side, cache=self._cache)
@@ -62,7 +62,10 @@ class PraNetDemo(Recipe):
         """Random frames, each flipped or not along both axes, at a drawn size."""
         data = self.frames("train")
         chosen = rng.integers(len(data.images), size=self.schedule.batch)
-        image, mask = normalised(data.images[chosen]), torch.from_numpy(data.masks[chosen, None].astype(np.float32))
+        image, mask = (
+            normalise_frames(data.images[chosen]),
+            torch.from_numpy(data.masks[chosen, None].astype(np.float32)),
+        )
         for axis in (-1, -2):
             turned = torch.from_numpy(rng.random(self.schedule.batch) < 0.5).view(-1, 1, 1, 1)
             image, mask = image.where(~turned, image.flip(axis)), mask.where(~turned, mask.flip(axis))

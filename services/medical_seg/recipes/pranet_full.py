@@ -16,8 +16,8 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from services.medical_seg.losses import Form, deep_supervision, dual_supervision
-from services.medical_seg.recipes.evaluation import mean_dice_at_half, normalised, predict_maps, score_frames
-from services.medical_seg.recipes.folder_dataset import Pairs, find_pairs
+from services.medical_seg.recipes.evaluation import mean_dice_at_half, normalise_frames, predict_maps, score_frames
+from services.medical_seg.recipes.folder_dataset import ImageMaskPairs, find_pairs
 from services.medical_seg.recipes.onnx_export import export_graph
 from shared.export.onnx_export import Parity
 from shared.training.recipe import Batch, MultiScale, Recipe, Schedule
@@ -42,8 +42,8 @@ class PraNetFull(Recipe):
     decoder: int = 32
     classifier: bool = True
 
-    _train: Pairs = PrivateAttr(Pairs((), ()))
-    _valid: Pairs = PrivateAttr(Pairs((), ()))
+    _train: ImageMaskPairs = PrivateAttr(ImageMaskPairs((), ()))
+    _valid: ImageMaskPairs = PrivateAttr(ImageMaskPairs((), ()))
 
     def config(self) -> dict[str, Any]:
         """The official layout unless the knobs say otherwise."""
@@ -65,7 +65,7 @@ class PraNetFull(Recipe):
         images, masks = self._train.take(order[place * self.schedule.batch :][: self.schedule.batch]).load(
             self.scale.side
         )
-        image, mask = normalised(images), torch.from_numpy(masks[:, None].astype(np.float32) / 255)
+        image, mask = normalise_frames(images), torch.from_numpy(masks[:, None].astype(np.float32) / 255)
         for side in self.scale.sides(rng):
             yield {"image": self.scale.resize(image, side), "mask": self.scale.resize(mask, side)}
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from services.medical_seg.recipes.polyps import Frames
+from services.medical_seg.recipes.polyps import PolypFrames
 from shared.vision import contact_sheet as vision_contact_sheet
 
 __all__ = ["contact_sheet"]
 
 
-def contact_sheet(frames: Frames, columns: int = 8, colours: int = 160) -> Image.Image:
+def contact_sheet(frames: PolypFrames, columns: int = 8, colours: int = 160) -> Image.Image:
     """Rows of frames, each row above the row of its masks."""
     masks = frames.masks[..., None] * np.full(3, 255, dtype=np.uint8)
     return vision_contact_sheet.contact_sheet(

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.medical_seg import preprocess
-from services.medical_seg.postprocess import LISTED, drawn, find, forms, numbers
+from services.medical_seg.postprocess import MAX_COMPONENTS, draw_mask, encode_forms, extract_mask, measure
 from shared.api.mask import SegmentIn
 from shared.vision.decode import decode
-from shared.vision.mask_regions import unpack_run_lengths
+from shared.vision.mask_regions import decode_run_lengths
 
 torch.set_num_threads(1)
 
@@ -40,7 +40,7 @@ def test_mask_is_the_sigmoid_of_the_enlarged_map_over_the_threshold(normalise, t
     expected = F.interpolate(logits, size=(70, 90), mode="bilinear", align_corners=False).sigmoid()[0, 0].numpy()
     if normalise == "minmax":
         expected = (expected - expected.min()) / (expected.max() - expected.min() + 1e-8)
-    found = find(NOISE, 70, 90, asked(threshold=threshold, normalise=normalise))
+    found = extract_mask(NOISE, 70, 90, asked(threshold=threshold, normalise=normalise))
     assert ((found.mask == (expected >= threshold)) | (np.abs(expected - threshold) < 1e-5)).all()
     assert np.abs(found.shades / 255 - expected).max() <= 0.5 / 255 + 1e-5
     assert found.peak == pytest.approx(expected.max(), abs=1e-5)
@@ -48,9 +48,9 @@ def test_mask_is_the_sigmoid_of_the_enlarged_map_over_the_threshold(normalise, t
 
 @pytest.mark.parametrize("normalise", ["none", "minmax"])
 def test_bands_change_nothing(monkeypatch, normalise):
-    whole = find(NOISE, 70, 90, asked(normalise=normalise))
+    whole = extract_mask(NOISE, 70, 90, asked(normalise=normalise))
     monkeypatch.setattr(preprocess, "_STRIP", 90 * 9)
-    banded = find(NOISE, 70, 90, asked(normalise=normalise))
+    banded = extract_mask(NOISE, 70, 90, asked(normalise=normalise))
     assert (whole.mask == banded.mask).all()
     assert np.abs(whole.shades.astype(int) - banded.shades).max() <= 1
 
@@ -58,21 +58,21 @@ def test_bands_change_nothing(monkeypatch, normalise):
 def test_frame_without_a_polyp_is_empty_unless_stretched():
     low = np.full((32, 32), -6, np.float32)
     low[3, 3] = -5
-    plain = numbers(find(low, 50, 60, asked()))
+    plain = measure(extract_mask(low, 50, 60, asked()))
     assert (plain["empty"], plain["area"], plain["components"], plain["mean_probability"]) == (True, 0, [], 0.0)
     assert plain["max_probability"] < 0.01
-    assert not numbers(find(low, 50, 60, asked(normalise="minmax")))["empty"]
+    assert not measure(extract_mask(low, 50, 60, asked(normalise="minmax")))["empty"]
 
 
 def test_extreme_logits_do_not_overflow():
-    found = find(np.array([[-3e4, 3e4], [0, 1e30]], np.float32), 8, 8, asked())
+    found = extract_mask(np.array([[-3e4, 3e4], [0, 1e30]], np.float32), 8, 8, asked())
     assert found.peak == 1.0
     assert found.shades.min() == 0
 
 
 def test_numbers_describe_the_components():
-    found = find(blobs(), 64, 64, asked())
-    told = numbers(found)
+    found = extract_mask(blobs(), 64, 64, asked())
+    told = measure(found)
     assert told["component_count"] == 2
     large, small = told["components"]
     assert large.area > small.area
@@ -85,22 +85,22 @@ def test_numbers_describe_the_components():
 
 
 def test_largest_alone_and_least_area_drop_components():
-    everything = numbers(find(blobs(), 64, 64, asked()))["components"]
+    everything = measure(extract_mask(blobs(), 64, 64, asked()))["components"]
     for options in ({"keep_largest": True}, {"min_area": everything[1].area + 1}):
-        found = find(blobs(), 64, 64, asked(**options))
-        assert [c.box for c in numbers(found)["components"]] == [everything[0].box]
+        found = extract_mask(blobs(), 64, 64, asked(**options))
+        assert [c.box for c in measure(found)["components"]] == [everything[0].box]
         assert found.mask.sum() == everything[0].area
-    assert numbers(find(blobs(), 64, 64, asked(min_area=10**6)))["empty"]
-    assert numbers(find(blobs(), 64, 64, asked(min_area=everything[1].area)))["component_count"] == 2
+    assert measure(extract_mask(blobs(), 64, 64, asked(min_area=10**6)))["empty"]
+    assert measure(extract_mask(blobs(), 64, 64, asked(min_area=everything[1].area)))["component_count"] == 2
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([0.2, 0.5, 0.8]), st.booleans())
 def test_all_forms_hold_the_same_mask(height, width, threshold, largest):
     request = asked(threshold=threshold, keep_largest=largest, include=ALL)
-    found = find(NOISE, height, width, request)
-    made = forms(found, request)
+    found = extract_mask(NOISE, height, width, request)
+    made = encode_forms(found, request)
     assert ((decode(made["mask"]).pixels[..., 0] == 255) == found.mask).all()
-    assert (unpack_run_lengths(made["rle"].counts, *made["rle"].size) == found.mask).all()
+    assert (decode_run_lengths(made["rle"].counts, *made["rle"].size) == found.mask).all()
     assert (decode(made["probability"]).pixels[..., 0] == found.shades).all()
     assert sum(_area(contour.points) for contour in made["contours"]) == found.mask.sum()
 
@@ -111,22 +111,22 @@ def _area(points):
 
 
 def test_only_the_forms_asked_for_are_made():
-    assert forms(find(blobs(), 40, 40, asked()), asked(include=())) == {}
-    assert set(forms(find(blobs(), 40, 40, asked()), asked(include=ALL))) == set(ALL)
+    assert encode_forms(extract_mask(blobs(), 40, 40, asked()), asked(include=())) == {}
+    assert set(encode_forms(extract_mask(blobs(), 40, 40, asked()), asked(include=ALL))) == set(ALL)
 
 
 def test_mask_of_noise_lists_its_largest_components_only():
     noise = np.random.default_rng(6).standard_normal((120, 120)).astype(np.float32)
-    found = find(noise, 360, 360, asked(threshold=0.7))
-    told, made = numbers(found), forms(found, asked(include=("contours",)))
-    assert told["component_count"] > LISTED == len(told["components"])
-    assert sum(not contour.hole for contour in made["contours"]) == LISTED
+    found = extract_mask(noise, 360, 360, asked(threshold=0.7))
+    told, made = measure(found), encode_forms(found, asked(include=("contours",)))
+    assert told["component_count"] > MAX_COMPONENTS == len(told["components"])
+    assert sum(not contour.hole for contour in made["contours"]) == MAX_COMPONENTS
     areas = [component.area for component in told["components"]]
     assert areas == sorted(areas, reverse=True)
 
 
 def test_drawing_marks_the_mask_only():
     page = np.full((64, 64, 3), 90, np.uint8)
-    found = find(blobs(), 64, 64, asked())
-    changed = (drawn(page, found.mask) != page).any(axis=2)
+    found = extract_mask(blobs(), 64, 64, asked())
+    changed = (draw_mask(page, found.mask) != page).any(axis=2)
     assert (changed == found.mask).all()

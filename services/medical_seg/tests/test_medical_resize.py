@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from services.medical_seg import preprocess
-from services.medical_seg.preprocess import enlarged, normalised, strips
+from services.medical_seg.preprocess import resize_and_normalise, upsample, upsample_in_strips
 
 torch.set_num_threads(1)
 
@@ -37,33 +37,33 @@ def by_torch(values, height, width):
 )
 def test_map_is_enlarged_as_torch_does(source, target):
     values = np.random.default_rng(source).standard_normal((source, source)).astype(np.float32) * 4
-    assert np.abs(enlarged(values, *target) - by_torch(values, *target)).max() <= 1e-4
+    assert np.abs(upsample(values, *target) - by_torch(values, *target)).max() <= 1e-4
 
 
 @given(st.integers(2, 40), st.integers(1, 90), st.integers(1, 90), st.integers(0, 9))
 def test_any_size_is_enlarged_as_torch_does(source, height, width, seed):
     values = np.random.default_rng(seed).standard_normal((source, source)).astype(np.float32) * 4
-    assert np.abs(enlarged(values, height, width) - by_torch(values, height, width)).max() <= 1e-4
+    assert np.abs(upsample(values, height, width) - by_torch(values, height, width)).max() <= 1e-4
 
 
 def test_bands_are_the_whole(monkeypatch):
     values = np.random.default_rng(1).standard_normal((20, 20)).astype(np.float32)
-    whole = enlarged(values, 101, 70)
+    whole = upsample(values, 101, 70)
     monkeypatch.setattr(preprocess, "_STRIP", 7 * 70)
-    bands = list(strips(values, 101, 70))
+    bands = list(upsample_in_strips(values, 101, 70))
     assert [rows.stop - rows.start for rows, _ in bands] == [7] * 14 + [3]
     assert np.allclose(np.concatenate([part for _, part in bands]), whole, atol=1e-6)
 
 
 def test_constant_stays_constant():
-    assert np.allclose(enlarged(np.full((9, 9), 2.5, np.float32), 50, 33), 2.5)
+    assert np.allclose(upsample(np.full((9, 9), 2.5, np.float32), 50, 33), 2.5)
 
 
 def test_picture_is_squashed_and_normalised_as_published():
     pixels = np.random.default_rng(2).integers(0, 256, (70, 110, 3), dtype=np.uint8)
     small = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR)) / 255
     expected = (small - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
-    found = normalised(pixels, 32)
+    found = resize_and_normalise(pixels, 32)
     assert (found.shape, found.dtype) == ((3, 32, 32), np.float32)
     assert np.abs(found - expected.transpose(2, 0, 1)).max() < 1e-6
 
@@ -71,7 +71,7 @@ def test_picture_is_squashed_and_normalised_as_published():
 def test_down_scaling_is_antialiased():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    assert np.ptp(normalised(stripes, 8)[0]) < 0.2
+    assert np.ptp(resize_and_normalise(stripes, 8)[0]) < 0.2
 
 
 def test_resizing_loads_no_torch():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from services.medical_seg.models.partial_decoder import PartialDecoder, ReceptiveField
-from services.medical_seg.models.polyp_network import scaled
+from services.medical_seg.models.polyp_network import rescale
 from services.medical_seg.models.res2net import Bottle2neck, Res2Net
 
 
@@ -57,12 +57,12 @@ def test_each_head_has_a_map_of_its_own(fill, levels):
 def test_corners_align_in_the_decoder_and_not_around_the_attention():
     ramp = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
     torch.testing.assert_close(up(ramp)[0, 0, 0], torch.tensor([0, 1 / 3, 2 / 3, 1]))
-    torch.testing.assert_close(scaled(ramp, 2)[0, 0, 0], torch.tensor([0, 0.25, 0.75, 1]))
+    torch.testing.assert_close(rescale(ramp, 2)[0, 0, 0], torch.tensor([0, 0.25, 0.75, 1]))
 
 
 def test_shrinking_to_a_quarter_reads_the_two_middle_pixels_and_blurs_nothing():
     row = torch.arange(8.0).expand(1, 1, 8, 8)
-    torch.testing.assert_close(scaled(row, 0.25)[0, 0, 0], torch.tensor([1.5, 5.5]))
+    torch.testing.assert_close(rescale(row, 0.25)[0, 0, 0], torch.tensor([1.5, 5.5]))
 
 
 @pytest.mark.parametrize(("index", "reach"), [(1, 3), (2, 5), (3, 7)])

@@ -93,7 +93,7 @@ def test_training_lowers_the_loss_and_gives_weights_that_a_service_can_load(tmp_
     served = PraNetSegmenter.load(
         LoadContext(engine="torch", cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1)
     )
-    assert served.pixels == 64
+    assert served.config.side == 64
     assert served.card.weights != PraNetSegmenter.card.weights
     assert {m.name: m.ours for m in served.card.metrics}["dice_at_half"] is not None
     served.close()
@@ -206,7 +206,7 @@ def test_an_official_checkpoint_without_its_classifier_is_imported_and_served(tm
     served = PraNetSegmenter.load(
         LoadContext(engine="torch", cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1)
     )
-    assert served.pixels == 352
+    assert served.config.side == 352
     assert served.card.parameters == 32_547_319
     assert all(metric.ours is None for metric in served.card.metrics)
     served.close()

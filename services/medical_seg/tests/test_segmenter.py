@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from services.medical_seg.segmenter import NAMES, Segmenter
+from services.medical_seg.segmenter import TENSOR_NAMES, Segmenter
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.api.tensors import TensorSpec
 from shared.engines.onnx import OnnxEngine
@@ -27,6 +27,7 @@ from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Card, Limits, LoadContext, Metric, Paper, network
 from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
 from shared.vision.decode import decode
+from shared.vision.servable import DataConfig
 from tests.bad_pictures import encoded, odd, quadrants, refused
 
 torch.set_num_threads(1)
@@ -107,7 +108,7 @@ def small(packaged, cache):
 
 @pytest.fixture
 def blob():
-    return Small(Small.card, Blob(), 32)
+    return Small(Small.card, Blob(), DataConfig(32))
 
 
 def ask(image, **options):
@@ -130,7 +131,7 @@ def test_weights_are_verified_and_their_facts_go_into_the_card(small):
     assert len(small.card.weights) == 64
     assert small.card.parameters == 7
     assert [metric.ours for metric in small.card.metrics] == [0.5, None]
-    assert small.pixels == SIDE
+    assert small.config.side == SIDE
     assert Small.card.weights is None  # the class's own Card is left as it was
 
 
@@ -148,8 +149,8 @@ def test_graph_is_exported_once_and_named_by_digest(small, cache, monkeypatch):
 
 
 def test_engine_takes_any_batch_at_the_side_of_the_weights(small):
-    assert small.engine.inputs == (TensorSpec(name=NAMES[0], datatype="FP32", shape=(-1, 3, SIDE, SIDE)),)
-    assert small.engine.outputs == (TensorSpec(name=NAMES[1], datatype="FP32", shape=(-1, 1, SIDE, SIDE)),)
+    assert small.engine.inputs == (TensorSpec(name=TENSOR_NAMES[0], datatype="FP32", shape=(-1, 3, SIDE, SIDE)),)
+    assert small.engine.outputs == (TensorSpec(name=TENSOR_NAMES[1], datatype="FP32", shape=(-1, 1, SIDE, SIDE)),)
 
 
 def test_torch_and_onnx_answer_the_same(small, packaged, cache):
@@ -171,7 +172,7 @@ def test_imported_weights_win_and_are_served_at_full_size(packaged, tmp_path):
     facts = {"origin": "imported", "recipe": {}, "metrics": {}}
     write_weights(tmp_path / "imported", held.arrays, held.manifest.model_copy(update=facts))
     found = Small.load(LoadContext(engine="torch", cache=tmp_path, weights=tmp_path / "imported"))
-    assert found.pixels == 352
+    assert found.config.side == 352
     assert [metric.ours for metric in found.card.metrics] == [None, None]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.vision_restoration.restorer import PictureRestorer
+from services.vision_restoration.restorer import Restorer
 from shared.registry import Card, Metric, Paper
 
 __all__ = ["RRFormerRestorer"]
@@ -20,7 +20,7 @@ def _published(metric: str, **values: float) -> tuple[Metric, ...]:
     )
 
 
-class RRFormerRestorer(PictureRestorer):
+class RRFormerRestorer(Restorer):
     """RRFormer in both variants."""
 
     card = Card(

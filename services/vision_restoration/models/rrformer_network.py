@@ -21,7 +21,7 @@ from services.vision_restoration.models.vgg import WIDTHS, VggFeatures
 from shared.errors import InvalidOption
 from shared.registry import builder
 
-__all__ = ["GRID", "RRFormer", "Restorer", "Variant", "restorer", "rrformer"]
+__all__ = ["GRID", "RRFormer", "RestorerNetwork", "Variant", "restorer", "rrformer"]
 
 Variant = Literal["released", "paper"]
 
@@ -31,7 +31,7 @@ GRID = 32
 _POOLS = (4, 8, 16, 32)
 
 
-class Layer(nn.Module):
+class ConvLayer(nn.Module):
     """One convolution, named `conv2d` as in checkpoints, and its ReLU."""
 
     def __init__(self, conv2d: nn.Conv2d | nn.ConvTranspose2d) -> None:
@@ -94,14 +94,14 @@ class RRFormer(nn.Module):
             raise InvalidOption(f"There is no variant {variant!r}.", hint="released or paper.", field="variant")
         self.variant = variant
         self.levels = tuple(levels)
-        self.conv1 = Layer(nn.Conv2d(3 + sum(levels), features, 1))
-        self.conv2 = Layer(nn.Conv2d(features, features, 3, padding=1))
-        self.conv3 = Layer(nn.Conv2d(features, body, 3, stride=2, padding=1))
+        self.conv1 = ConvLayer(nn.Conv2d(3 + sum(levels), features, 1))
+        self.conv2 = ConvLayer(nn.Conv2d(features, features, 3, padding=1))
+        self.conv3 = ConvLayer(nn.Conv2d(features, body, 3, stride=2, padding=1))
         self.swinir_block = SwinBody(body, groups, blocks, heads, buffers=buffers)
-        self.deconv1 = Layer(nn.ConvTranspose2d(body, features, 4, stride=2, padding=1))
-        self.deconv2 = Layer(nn.Conv2d(features, features, 3, padding=1))
+        self.deconv1 = ConvLayer(nn.ConvTranspose2d(body, features, 4, stride=2, padding=1))
+        self.deconv2 = ConvLayer(nn.Conv2d(features, features, 3, padding=1))
         self.pyramid_module = Pyramid(features)
-        self.deconv3 = Layer(nn.Conv2d(features, 3, 1))
+        self.deconv3 = ConvLayer(nn.Conv2d(features, 3, 1))
 
     def forward(self, image: Tensor, levels: Sequence[Tensor]) -> Tensor:
         """The clean picture (n, 3, h, w), not clamped.
@@ -116,17 +116,17 @@ class RRFormer(nn.Module):
         height, width = image.shape[2:]
         if min(height, width) < GRID:
             raise InvalidOption(f"Sides must have at least {GRID} pixels, got {height}×{width}.", field="image")
-        return self.restored(image, levels)
+        return self.restore(image, levels)
 
-    def restored(self, image: Tensor, levels: Sequence[Tensor]) -> Tensor:
+    def restore(self, image: Tensor, levels: Sequence[Tensor]) -> Tensor:
         """`forward` without its size check: what exporters trace."""
-        x = self.conv3(self.conv2(self.embedded(image, levels)))
+        x = self.conv3(self.conv2(self.embed(image, levels)))
         if self.variant == "paper":
             x = self.swinir_block(x)
         x = self.pyramid_module(self.deconv2(self.deconv1(x)))
         return cast("Tensor", self.deconv3(x))[..., : image.shape[2], : image.shape[3]]
 
-    def embedded(self, image: Tensor, levels: Sequence[Tensor]) -> Tensor:
+    def embed(self, image: Tensor, levels: Sequence[Tensor]) -> Tensor:
         """`conv1` of the picture and its grown levels (n, f, h, w), without ever building their 1,475 channels.
 
         A 1×1 convolution commutes with bilinear growth: each level is convolved at its own size, then grown. The first
@@ -142,7 +142,7 @@ class RRFormer(nn.Module):
         return F.relu(x)
 
 
-class Restorer(nn.Module):
+class RestorerNetwork(nn.Module):
     """RRFormer with its tower: one module from picture to picture, as it is trained slim, exported and served."""
 
     def __init__(self, tower: VggFeatures, net: RRFormer) -> None:
@@ -152,7 +152,7 @@ class Restorer(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """The clean picture (n, 3, h, w), not clamped, of one in 0..1."""
-        return self.net.restored(image, self.tower(image))
+        return self.net.restore(image, self.tower(image))
 
 
 @builder("rrformer")
@@ -171,6 +171,6 @@ def rrformer(
 
 
 @builder("rrformer-restorer")
-def restorer(widths: Sequence[int] = WIDTHS, whole: bool = True, **config: Any) -> Restorer:
+def restorer(widths: Sequence[int] = WIDTHS, whole: bool = True, **config: Any) -> RestorerNetwork:
     """Tower and network in one; `config` is that of `rrformer`, whose levels are the tower's widths."""
-    return Restorer(VggFeatures(widths, whole=whole), rrformer(levels=tuple(widths), **config))
+    return RestorerNetwork(VggFeatures(widths, whole=whole), rrformer(levels=tuple(widths), **config))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from services.vision_restoration.metrics import psnr, ssim
-from services.vision_restoration.recipes.pairs import Pairs
+from services.vision_restoration.recipes.pairs import ReflectionPairs
 
 __all__ = ["restore_pairs", "score_pairs", "tensor"]
 
@@ -36,7 +36,7 @@ def restore_pairs(network: nn.Module, mixed: Picture, batch: int = 8) -> Picture
     return np.asarray((torch.cat(parts).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy())
 
 
-def score_pairs(restored: Picture, pairs: Pairs) -> dict[str, float]:
+def score_pairs(restored: Picture, pairs: ReflectionPairs) -> dict[str, float]:
     """Mean PSNR and SSIM over pairs with a reflection, beside those of the input itself; and clean pairs apart."""
     found = np.array([_scores(*pair) for pair in zip(restored, pairs.clean, strict=True)])
     given = np.array([_scores(*pair) for pair in zip(pairs.mixed, pairs.clean, strict=True)])

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from services.vision_restoration.recipes.photographs import Split, photographs
 from services.vision_restoration.recipes.scenes import scene
-from services.vision_restoration.recipes.synthesis import varied
+from services.vision_restoration.recipes.synthesis import blend_varied
 
-__all__ = ["Pairs", "Sources", "sources"]
+__all__ = ["ReflectionPairs", "ReflectionSources", "sources"]
 
 Picture = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pairs:
+class ReflectionPairs:
     """Pairs for one purpose.
 
     Attributes:
@@ -37,7 +37,7 @@ class Pairs:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sources:
+class ReflectionSources:
     """What pairs are cropped from."""
 
     photographs: list[Picture]
@@ -56,14 +56,14 @@ class Sources:
         """One pair in 8 bits, as a camera would store it; with probability `plain` there is no reflection."""
         behind, before = (self._crop(rng, size) for _ in range(2))
         bare = bool(rng.random() < plain)
-        mixed, clean = varied(behind, np.zeros_like(before) if bare else before, rng)
+        mixed, clean = blend_varied(behind, np.zeros_like(before) if bare else before, rng)
         return _bits(mixed), _bits(clean), bare
 
-    def pairs(self, rng: np.random.Generator, count: int, size: int, plain: float) -> Pairs:
+    def pairs(self, rng: np.random.Generator, count: int, size: int, plain: float) -> ReflectionPairs:
         """`count` pairs in order."""
         drawn = [self.pair(rng, size, plain) for _ in range(count)]
         mixed, clean, bare = zip(*drawn, strict=True)
-        return Pairs(np.stack(mixed), np.stack(clean), np.array(bare))
+        return ReflectionPairs(np.stack(mixed), np.stack(clean), np.array(bare))
 
     def _crop(self, rng: np.random.Generator, size: int) -> NDArray[np.float32]:
         """A square of a photograph or of a scene, one as likely as the other, flipped and turned at random."""
@@ -75,11 +75,11 @@ class Sources:
         return np.ascontiguousarray(crop, dtype=np.float32) / np.float32(255)
 
 
-def sources(split: Split, scenes: int, seed: int) -> Sources:
+def sources(split: Split, scenes: int, seed: int) -> ReflectionSources:
     """The photographs of a split, and its own scenes."""
     part = ("train", "valid", "test").index(split)
     drawn = [scene(np.random.default_rng((seed, 7, part, index))) for index in range(scenes)]
-    return Sources(photographs(split), drawn)
+    return ReflectionSources(photographs(split), drawn)
 
 
 def _bits(picture: NDArray[np.float32]) -> Picture:

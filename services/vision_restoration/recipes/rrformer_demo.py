@@ -17,10 +17,10 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from services.vision_restoration.losses import pixel_loss
-from services.vision_restoration.models.rrformer_network import Restorer, Variant
+from services.vision_restoration.models.rrformer_network import RestorerNetwork, Variant
 from services.vision_restoration.recipes.evaluation import restore_pairs, score_pairs, tensor
 from services.vision_restoration.recipes.identity_init import start_at_identity
-from services.vision_restoration.recipes.pairs import Pairs, Sources, sources
+from services.vision_restoration.recipes.pairs import ReflectionPairs, ReflectionSources, sources
 from services.vision_restoration.recipes.photographs import Split
 from shared.training.recipe import Batch, Recipe, Schedule
 
@@ -45,8 +45,8 @@ class RRFormerDemo(Recipe):
     valid: int = Field(40, ge=1, description="Pairs that choose the checkpoint.")
     test: int = Field(200, ge=1, description="Pairs that are only measured, once.")
 
-    _sources: Sources | None = PrivateAttr(None)
-    _valid: Pairs | None = PrivateAttr(None)
+    _sources: ReflectionSources | None = PrivateAttr(None)
+    _valid: ReflectionPairs | None = PrivateAttr(None)
 
     def config(self) -> dict[str, Any]:
         """The slim layout of the spec, without the buffers of official checkpoints."""
@@ -57,7 +57,7 @@ class RRFormerDemo(Recipe):
 
     def network(self) -> nn.Module:
         """A network that begins by handing its picture through."""
-        built = cast("Restorer", super().network())
+        built = cast("RestorerNetwork", super().network())
         start_at_identity(built.net)
         return built
 
@@ -67,7 +67,7 @@ class RRFormerDemo(Recipe):
         self._valid = self.pairs("valid")
         return f"train:{self._sources.digest} valid:{sources('valid', 40, self.seed).digest}"
 
-    def pairs(self, split: Split) -> Pairs:
+    def pairs(self, split: Split) -> ReflectionPairs:
         """The pairs of a held-out split."""
         count, rng = {"valid": self.valid, "test": self.test}[split], np.random.default_rng((self.seed, 11))
         return sources(split, max(40, count // 2), self.seed).pairs(rng, count, self.held, plain=0.1)

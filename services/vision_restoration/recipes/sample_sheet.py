@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from PIL import Image
 
-from services.vision_restoration.recipes.pairs import Pairs
+from services.vision_restoration.recipes.pairs import ReflectionPairs
 from shared.vision import contact_sheet as vision_contact_sheet
 
 __all__ = ["contact_sheet"]
 
 
-def contact_sheet(pairs: Pairs, columns: int = 8, colours: int = 200) -> Image.Image:
+def contact_sheet(pairs: ReflectionPairs, columns: int = 8, colours: int = 200) -> Image.Image:
     """Rows of mixtures, each row above the row of its scenes."""
     return vision_contact_sheet.contact_sheet(
         list(vision_contact_sheet.pair_rows(list(pairs.mixed), list(pairs.clean), columns)), columns, colours

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-__all__ = ["additive", "blurred", "defocused", "screened", "varied"]
+__all__ = ["blend_by_screen", "blend_by_sum", "blend_defocused", "blend_varied", "blur"]
 
 Pixels = NDArray[np.float32]
 Mixed = tuple[Pixels, Pixels]
@@ -19,7 +19,7 @@ Mixed = tuple[Pixels, Pixels]
 _SIZES, _ODDS = (5, 7, 9, 11), (0.1, 0.2, 0.3, 0.4)
 
 
-def additive(scene: Pixels, reflection: Pixels) -> Mixed:
+def blend_by_sum(scene: Pixels, reflection: Pixels) -> Mixed:
     """A: the sum; where it is too bright, the reflection first gives way by 1.3 times the mean excess."""
     mixture = scene + reflection
     if (over := mixture[mixture > 1]).size:
@@ -28,24 +28,24 @@ def additive(scene: Pixels, reflection: Pixels) -> Mixed:
     return mixture, scene
 
 
-def screened(scene: Pixels, reflection: Pixels) -> Mixed:
+def blend_by_screen(scene: Pixels, reflection: Pixels) -> Mixed:
     """The screen blend T + R - T·R: bright scenes hide reflections."""
     return scene + reflection - scene * reflection, scene
 
 
-def varied(scene: Pixels, reflection: Pixels, rng: np.random.Generator) -> Mixed:
+def blend_varied(scene: Pixels, reflection: Pixels, rng: np.random.Generator) -> Mixed:
     """C: a blurred reflection, both dimmed, screened in seven of ten cases and added in the others."""
     size = int(rng.choice(_SIZES, p=_ODDS))
-    reflection = blurred(reflection, rng.uniform(2, 5), size // 2)
+    reflection = blur(reflection, rng.uniform(2, 5), size // 2)
     scene, reflection = scene * np.float32(rng.uniform(0.8, 1)), reflection * np.float32(rng.uniform(0.4, 1))
-    return screened(scene, reflection) if rng.random() < 0.7 else additive(scene, reflection)
+    return blend_by_screen(scene, reflection) if rng.random() < 0.7 else blend_by_sum(scene, reflection)
 
 
-def defocused(scene: Pixels, reflection: Pixels, rng: np.random.Generator) -> Mixed:
+def blend_defocused(scene: Pixels, reflection: Pixels, rng: np.random.Generator) -> Mixed:
     """B: as light adds up: in linear intensities, the reflection out of focus and brightest in the middle."""
     behind, before = scene**2.2, reflection**2.2
     sigma = float(rng.choice(np.linspace(1, 5, 80)))
-    before = blurred(before, sigma, int(np.ceil(2 * sigma)))
+    before = blur(before, sigma, int(np.ceil(2 * sigma)))
     total = behind + before
     for channel in range(3):
         over = total[..., channel][total[..., channel] > 1]
@@ -56,7 +56,7 @@ def defocused(scene: Pixels, reflection: Pixels, rng: np.random.Generator) -> Mi
     return mixture.astype(np.float32), scene
 
 
-def blurred(picture: Pixels, sigma: float, radius: int) -> Pixels:
+def blur(picture: Pixels, sigma: float, radius: int) -> Pixels:
     """A Gaussian blur, cut off at `radius` pixels, channel by channel."""
     return np.asarray(gaussian_filter(picture, (sigma, sigma, 0), radius=(radius, radius, 0)), dtype=np.float32)
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from services.vision_restoration.restorer import PictureRestorer
+from services.vision_restoration.restorer import Restorer
 from shared.registry import Card, LoadContext, Paper, network
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 
@@ -131,17 +131,17 @@ def stored(slim, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def served(stored, tmp_path_factory) -> Iterator[PictureRestorer]:
+def served(stored, tmp_path_factory) -> Iterator[Restorer]:
     """A Servable over those weights, as a fresh machine would load it."""
     restorer = loaded_from(stored, tmp_path_factory.mktemp("home"))
     yield restorer
     restorer.close()
 
 
-def loaded_from(packaged: Path, home: Path, engine: Any = "auto", **options: str) -> PictureRestorer:
+def loaded_from(packaged: Path, home: Path, engine: Any = "auto", **options: str) -> Restorer:
     """The Servable with weights of a test's own."""
 
-    class Small(PictureRestorer):
+    class Small(Restorer):
         """RRFormer, small."""
 
         folder = packaged
@@ -159,6 +159,6 @@ def loaded_from(packaged: Path, home: Path, engine: Any = "auto", **options: str
 
 
 @pytest.fixture(scope="session")
-def load_from() -> Callable[..., PictureRestorer]:
+def load_from() -> Callable[..., Restorer]:
     """`loaded_from`, for tests with a machine of their own."""
     return loaded_from

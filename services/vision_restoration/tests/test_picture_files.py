@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-from services.vision_restoration.image_io import PictureFile, deep_png, read, write
+from services.vision_restoration.image_io import PictureFile, deep_png, read_image, write_image
 from shared.errors import InvalidOption, UnsupportedMedia
 from shared.vision.decode import DEFAULT_BOUNDS
 
@@ -22,7 +22,7 @@ def deep(height: int = 6, width: int = 9, channels: int = 3) -> np.ndarray:
 
 
 def opened(data: bytes) -> PictureFile:
-    return read(data, DEFAULT_BOUNDS)
+    return read_image(data, DEFAULT_BOUNDS)
 
 
 def saved(kind: str, image: Image.Image | None = None, **more: object) -> bytes:
@@ -100,7 +100,7 @@ def test_deep_and_shallow_pictures_are_turned_alike(turn):
 @pytest.mark.parametrize("form", ["jpeg", "png", "webp"])
 def test_exif_is_kept_and_says_upright(kind, form):
     found = opened(saved(kind, exif=exif(turn=6)))
-    again = Image.open(io.BytesIO(write(found, form, 90)))
+    again = Image.open(io.BytesIO(write_image(found, form, 90)))
     assert again.size == (6, 9)
     assert again.getexif()[MAKE] == "Retina"
     assert again.getexif().get(ORIENTATION, 1) == 1
@@ -118,7 +118,7 @@ def test_16_bit_results_keep_exif_and_profile():
 def test_the_colour_profile_is_kept(form):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     found = opened(saved("PNG", icc_profile=profile))
-    assert opened(write(found, form, 90)).icc == profile
+    assert opened(write_image(found, form, 90)).icc == profile
 
 
 def test_a_profile_of_other_colours_is_left_out_and_said_so():
@@ -154,11 +154,11 @@ def test_only_the_first_frame_is_read_and_said_so():
 @pytest.mark.parametrize(("form", "width"), [("webp", 16_384), ("jpeg", 65_536)])
 def test_sides_that_a_format_does_not_have_are_refused_by_name(form, width):
     with pytest.raises(InvalidOption) as caught:
-        write(PictureFile(np.zeros((1, width, 3), np.uint8), "png"), form, 90)
+        write_image(PictureFile(np.zeros((1, width, 3), np.uint8), "png"), form, 90)
     assert caught.value.field == "format"
 
 
 def test_16_bits_in_a_format_of_8_are_refused_by_name():
     with pytest.raises(InvalidOption) as caught:
-        write(PictureFile(deep(), "png"), "jpeg", 90)
+        write_image(PictureFile(deep(), "png"), "jpeg", 90)
     assert caught.value.field == "bit_depth"

@@ -10,7 +10,13 @@ from services.vision_restoration.recipes.pairs import sources
 from services.vision_restoration.recipes.photographs import PHOTOGRAPHS, photographs
 from services.vision_restoration.recipes.sample_sheet import contact_sheet
 from services.vision_restoration.recipes.scenes import scene
-from services.vision_restoration.recipes.synthesis import additive, blurred, defocused, screened, varied
+from services.vision_restoration.recipes.synthesis import (
+    blend_by_screen,
+    blend_by_sum,
+    blend_defocused,
+    blend_varied,
+    blur,
+)
 from shared.errors import NotReady
 
 
@@ -23,29 +29,29 @@ def noise(seed: int, side: int = 24) -> np.ndarray:
 
 
 def test_formula_a_is_the_sum_where_there_is_room():
-    mixture, scene_alone = additive(flat(0.3), flat(0.4))
+    mixture, scene_alone = blend_by_sum(flat(0.3), flat(0.4))
     assert np.allclose(mixture, 0.7)
     assert np.array_equal(scene_alone, flat(0.3))
 
 
 def test_formula_a_dims_a_reflection_that_is_too_bright():
-    mixture, _ = additive(flat(0.8), flat(0.6))
+    mixture, _ = blend_by_sum(flat(0.8), flat(0.6))
     assert np.allclose(mixture, 0.8 + 0.6 - 1.3 * 0.4, atol=1e-6)
 
 
 def test_formula_a_stays_in_range():
-    mixture, _ = additive(noise(1), noise(2))
+    mixture, _ = blend_by_sum(noise(1), noise(2))
     assert mixture.min() >= 0
     assert mixture.max() <= 1
 
 
 def test_the_screen_hides_reflections_on_white():
-    assert np.allclose(screened(flat(1), noise(1))[0], 1)
-    assert np.allclose(screened(flat(0), noise(1))[0], noise(1))
+    assert np.allclose(blend_by_screen(flat(1), noise(1))[0], 1)
+    assert np.allclose(blend_by_screen(flat(0), noise(1))[0], noise(1))
 
 
 def test_formula_c_dims_and_blurs_and_changes_with_its_generator():
-    drawn = [varied(noise(1), noise(2), np.random.default_rng(seed)) for seed in range(40)]
+    drawn = [blend_varied(noise(1), noise(2), np.random.default_rng(seed)) for seed in range(40)]
     dims = np.array([float((clean / noise(1)).mean()) for _, clean in drawn])
     assert dims.min() >= 0.8
     assert dims.max() <= 1
@@ -56,19 +62,19 @@ def test_formula_c_dims_and_blurs_and_changes_with_its_generator():
 
 
 def test_without_a_reflection_formula_c_gives_the_scene():
-    mixture, clean = varied(noise(1), np.zeros_like(noise(1)), np.random.default_rng(3))
+    mixture, clean = blend_varied(noise(1), np.zeros_like(noise(1)), np.random.default_rng(3))
     assert np.allclose(mixture, clean)
 
 
 def test_formula_b_adds_in_linear_light():
     # Without a reflection only the scene's own dimming is left: (a T^2.2)^(1/2.2) with a in 0.8..1.
-    mixture, clean = defocused(flat(0.5), flat(0), np.random.default_rng(1))
+    mixture, clean = blend_defocused(flat(0.5), flat(0), np.random.default_rng(1))
     assert 0.8 ** (1 / 2.2) * 0.5 - 1e-6 <= mixture.mean() <= 0.5 + 1e-6
     assert np.array_equal(clean, flat(0.5))
 
 
 def test_formula_b_stays_in_range_and_is_strongest_where_its_hill_is():
-    drawn = [defocused(flat(0.3), flat(0.8), np.random.default_rng(seed))[0] for seed in range(20)]
+    drawn = [blend_defocused(flat(0.3), flat(0.8), np.random.default_rng(seed))[0] for seed in range(20)]
     assert all((mixture >= 0).all() and (mixture <= 1).all() for mixture in drawn)
     assert max(mixture.std() for mixture in drawn) > 0.02
 
@@ -76,7 +82,7 @@ def test_formula_b_stays_in_range_and_is_strongest_where_its_hill_is():
 def test_blurring_keeps_the_mean_and_stops_at_its_radius():
     point = np.zeros((21, 21, 3), np.float32)
     point[10, 10] = 1
-    spread = blurred(point, 3, 4)
+    spread = blur(point, 3, 4)
     assert spread.sum() == pytest.approx(3, rel=1e-5)
     assert (spread[10, :6] == 0).all()
     assert (spread[10, 6:15] > 0).all()

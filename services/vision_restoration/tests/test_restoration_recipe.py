@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from services.vision_restoration.recipes.evaluation import restore_pairs, score_pairs, tensor
-from services.vision_restoration.recipes.pairs import Pairs
+from services.vision_restoration.recipes.pairs import ReflectionPairs
 from services.vision_restoration.recipes.rrformer_demo import RRFormerDemo
 from shared.training.publish import publish
 from shared.training.recipe import Schedule, recipe_named
@@ -16,11 +16,11 @@ from shared.training.trainer import fit
 SHORT = {"scenes": 3, "valid": 4, "test": 8, "size": 64, "held": 64}
 
 
-def pairs(plain: tuple[bool, ...] = (False, True)) -> Pairs:
+def pairs(plain: tuple[bool, ...] = (False, True)) -> ReflectionPairs:
     rng = np.random.default_rng(2)
     clean = rng.integers(0, 200, (len(plain), 32, 32, 3)).astype(np.uint8)
     mixed = np.where(np.array(plain)[:, None, None, None], clean, clean + 30).astype(np.uint8)
-    return Pairs(mixed, clean, np.array(plain))
+    return ReflectionPairs(mixed, clean, np.array(plain))
 
 
 def test_the_recipe_is_found_by_name():

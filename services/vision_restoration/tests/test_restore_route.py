@@ -10,7 +10,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from services.vision_restoration.models.rrformer import RRFormerRestorer
-from services.vision_restoration.restorer import PictureRestorer
+from services.vision_restoration.restorer import Restorer
 from shared.api.restore import RestoreOut
 from shared.serving.build_app import build
 from shared.settings import Settings
@@ -22,7 +22,7 @@ SIZE = Image.open(io.BytesIO(EXAMPLE)).size
 
 @pytest.fixture(scope="module")
 def client(stored, tmp_path_factory):
-    class Pane(PictureRestorer):
+    class Pane(Restorer):
         """RRFormer, small."""
 
         folder = stored

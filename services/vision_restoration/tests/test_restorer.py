@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from services.vision_restoration.comparison_images import eight, mean_change, reflection, sixteen
-from services.vision_restoration.image_io import PictureFile, read, write
-from services.vision_restoration.tiled_inference import plan
+from services.vision_restoration.comparison_images import mean_change, subtract_result, to_8_bits, to_16_bits
+from services.vision_restoration.image_io import PictureFile, read_image, write_image
+from services.vision_restoration.tiled_inference import plan_tiles
 from shared.api.restore import RestoreIn
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, NotReady, TooLarge
 from shared.registry import CallContext
@@ -104,7 +104,7 @@ def test_cancelling_stops_between_two_tiles(served):
 
 
 def test_what_can_not_end_in_time_is_refused_at_once(served):
-    opened = served._open("paper")
+    opened = served.engines.open("paper")
     pace, opened.pace = opened.pace, 1.0
     try:
         answer = restored(served, photo(), CallContext(deadline=time.monotonic() + 60))
@@ -125,7 +125,7 @@ def test_dry_run_estimates_and_restores_nothing(served):
 
 def test_the_estimate_follows_the_pace_of_earlier_tiles(served):
     restored(served, photo(150, 60))
-    pace = served._open("paper").pace
+    pace = served.engines.open("paper").pace
     estimate = restored(served, photo(150, 60), dry_run=True).estimate
     assert estimate.seconds == pytest.approx(pace * 160 * 64, abs=0.01)
 
@@ -133,26 +133,26 @@ def test_the_estimate_follows_the_pace_of_earlier_tiles(served):
 @pytest.mark.parametrize(("budget", "core"), [(64, 64), (256, 384), (1024, 1056), (100_000, 2048)])
 def test_the_core_is_the_largest_that_memory_allows(budget, core):
     request = RestoreIn(image=b"", memory_mib=budget)
-    how = plan(4320, 7680, "paper", request, 600)
+    how = plan_tiles(4320, 7680, "paper", request, 600)
     assert how.core == core
     assert how.largest * 600 <= budget * 2**20
     assert (core + 32 + 256) ** 2 * 600 > budget * 2**20 or core == 2048
 
 
 def test_a_picture_of_one_tile_is_not_cut():
-    how = plan(300, 500, "released", RestoreIn(image=b""), 3600)
+    how = plan_tiles(300, 500, "released", RestoreIn(image=b""), 3600)
     assert (how.tiles, how.core, how.context) == (1, 512, 96)
     assert how.area == 320 * 512
 
 
 def test_a_budget_below_one_tile_is_refused_by_name():
     with pytest.raises(InvalidOption, match="at least") as caught:
-        plan(5000, 5000, "paper", RestoreIn(image=b"", memory_mib=64), 20_000)
+        plan_tiles(5000, 5000, "paper", RestoreIn(image=b"", memory_mib=64), 20_000)
     assert caught.value.field == "memory_mib"
 
 
 def test_8k_fits_into_two_gibibytes_by_the_estimate():
-    how = plan(4320, 7680, "paper", RestoreIn(image=b""), 48 * 75)
+    how = plan_tiles(4320, 7680, "paper", RestoreIn(image=b""), 48 * 75)
     assert how.estimate(1e-6, 48 * 75, deep=False).memory_mib <= 2048
 
 
@@ -192,20 +192,22 @@ def test_reflection_is_input_minus_result(served):
 
 def test_arithmetic_of_both_depths_agrees():
     given, result = photo(seed=1), photo(seed=2)
-    assert np.array_equal(eight(sixteen(given)), given)
-    assert sixteen(np.full((1, 1, 3), 255, np.uint8)).max() == 65_535
-    assert np.array_equal(eight(reflection(sixteen(given), sixteen(result))), reflection(given, result))
-    assert mean_change(sixteen(given), sixteen(result)) == pytest.approx(mean_change(given, result))
+    assert np.array_equal(to_8_bits(to_16_bits(given)), given)
+    assert to_16_bits(np.full((1, 1, 3), 255, np.uint8)).max() == 65_535
+    assert np.array_equal(
+        to_8_bits(subtract_result(to_16_bits(given), to_16_bits(result))), subtract_result(given, result)
+    )
+    assert mean_change(to_16_bits(given), to_16_bits(result)) == pytest.approx(mean_change(given, result))
 
 
 def test_deep_pictures_stay_deep(served):
-    given = PictureFile(sixteen(photo() // 2) + np.uint16(7), "png")
-    (answer,) = served.predict([RestoreIn(image=write(given, "png", 90))], CallContext())
-    result = read(answer.restored, DEFAULT_BOUNDS).pixels
+    given = PictureFile(to_16_bits(photo() // 2) + np.uint16(7), "png")
+    (answer,) = served.predict([RestoreIn(image=write_image(given, "png", 90))], CallContext())
+    result = read_image(answer.restored, DEFAULT_BOUNDS).pixels
     assert (answer.bit_depth, result.dtype) == (16, np.uint16)
     assert (result % 257 != 0).any()
-    shallow = restored(served, eight(given.pixels))
-    assert np.abs(eight(result).astype(int) - pixels_of(shallow.restored)).max() <= 2
+    shallow = restored(served, to_8_bits(given.pixels))
+    assert np.abs(to_8_bits(result).astype(int) - pixels_of(shallow.restored)).max() <= 2
 
 
 @pytest.mark.parametrize(("form", "kind"), [("jpeg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")])
@@ -220,11 +222,11 @@ def test_depths_and_forms_that_do_not_go_together_are_refused_by_name(served):
     answer = restored(served, photo(), format="jpeg", bit_depth="16")
     assert (type(answer), answer.field) == (InvalidOption, "bit_depth")
     deep = restored(served, photo(), bit_depth="16")
-    assert read(deep.restored, DEFAULT_BOUNDS).pixels.dtype == np.uint16
+    assert read_image(deep.restored, DEFAULT_BOUNDS).pixels.dtype == np.uint16
 
 
 def test_a_deep_picture_may_be_asked_for_as_jpeg(served):
-    given = write(PictureFile(sixteen(photo()), "png"), "png", 90)
+    given = write_image(PictureFile(to_16_bits(photo()), "png"), "png", 90)
     (answer,) = served.predict([RestoreIn(image=given, format="jpeg")], CallContext())
     assert (answer.format, answer.bit_depth) == ("jpeg", 8)
 

@@ -60,7 +60,7 @@ def test_both_variants_equal_the_published_models(golden, rrformer, tower, pictu
             found = rrformer(x, levels)
             assert found.shape == x.shape
             np.testing.assert_allclose(found[..., ::4, ::4], expected[f"{variant}.strided4"], rtol=0, atol=1e-4)
-        half = rrformer.conv3(rrformer.conv2(rrformer.embedded(x, levels)))
+        half = rrformer.conv3(rrformer.conv2(rrformer.embed(x, levels)))
     np.testing.assert_allclose(half[:, ::15, ::4, ::4], expected["conv3.strided4"], rtol=0, atol=1e-4)
 
 

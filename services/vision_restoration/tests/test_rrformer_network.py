@@ -42,7 +42,7 @@ def test_factored_first_layer_equals_the_hypercolumn(slim, picture, size):
         levels = net.tower(x)
         grown = [F.interpolate(level, size=size, mode="bilinear", align_corners=False) for level in levels]
         naive = net.net.conv1(torch.cat([x, *grown], dim=1))
-        torch.testing.assert_close(net.net.embedded(x, levels), naive, rtol=0, atol=1e-5)
+        torch.testing.assert_close(net.net.embed(x, levels), naive, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("variant", ["released", "paper"])

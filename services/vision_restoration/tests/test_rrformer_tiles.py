@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from services.vision_restoration.models.rrformer import RRFormerRestorer
-from services.vision_restoration.tiled_inference import CONTEXT, plan, restore
-from services.vision_restoration.weights_loading import artefacts, weights_at
+from services.vision_restoration.tiled_inference import CONTEXT, plan_tiles, restore_by_tiles
+from services.vision_restoration.weights_loading import build_artifacts, load_weights
 from shared.api.restore import RestoreIn
 from shared.engines.torch import TorchEngine
 from shared.registry import CallContext
@@ -15,7 +15,7 @@ from shared.registry import CallContext
 
 @pytest.fixture(scope="module", params=CONTEXT)
 def engine(request, tmp_path_factory):
-    made = artefacts(weights_at(RRFormerRestorer.folder, tmp_path_factory.mktemp("none")), request.param, None)
+    made = build_artifacts(load_weights(RRFormerRestorer.folder, tmp_path_factory.mktemp("none")), request.param, None)
     return request.param, TorchEngine(made.network(), made.inputs, made.outputs)
 
 
@@ -29,8 +29,12 @@ def test_tiles_of_the_demo_weights_equal_the_whole(engine):
     variant, network = engine
     pixels = picture()
     whole, pieces = (
-        restore(
-            network, pixels, plan(64, 448, variant, RestoreIn(image=b"", tile_core=core), 3600), CallContext(), _quiet
+        restore_by_tiles(
+            network,
+            pixels,
+            plan_tiles(64, 448, variant, RestoreIn(image=b"", tile_core=core), 3600),
+            CallContext(),
+            _quiet,
         )
         for core in (512, 64)
     )

@@ -78,7 +78,7 @@ def mirror(
             self.engine = MirrorEngine(datatype, deed, axes)
 
         @classmethod
-        def load(cls, place: Any) -> Mirror:  # noqa: ARG003  # the contract
+        def load(cls, place: Any) -> Mirror:  # the contract
             if name == "broken":
                 raise RuntimeError("a secret path /etc/secret")
             return cls()

@@ -323,7 +323,7 @@ async def test_loading_models_do_not_keep_the_service_from_living():
         card = TOYS["toy/echo"].card
 
         @classmethod
-        def load(cls, place):  # noqa: ARG003
+        def load(cls, place):
             gate.wait(5)
             return cls()
 

@@ -50,7 +50,7 @@ async def test_models_are_loaded_at_the_same_time():
         card = toys.card("one")
 
         @classmethod
-        def load(cls, place: LoadContext):  # noqa: ARG003
+        def load(cls, place: LoadContext):
             together.wait(5)
             return cls()
 
@@ -79,7 +79,7 @@ async def test_reason_of_a_refused_load_is_its_own_sentence():
         card = toys.card("u")
 
         @classmethod
-        def load(cls, place: LoadContext):  # noqa: ARG003
+        def load(cls, place: LoadContext):
             raise NotReady("The weights are damaged.")
 
     host = Host("toy", {"u": Unverified}, Settings())

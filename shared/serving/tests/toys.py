@@ -75,7 +75,7 @@ class Echo(Servable[Text, Said]):
         self.closed = False
 
     @classmethod
-    def load(cls, place: LoadContext) -> Echo:  # noqa: ARG003  # the contract
+    def load(cls, place: LoadContext) -> Echo:  # the contract
         """Nothing to load."""
         return cls()
 
@@ -107,7 +107,7 @@ class Broken(Echo):
     card: ClassVar[Card] = card("toy/broken")
 
     @classmethod
-    def load(cls, place: LoadContext) -> Broken:  # noqa: ARG003  # the contract
+    def load(cls, place: LoadContext) -> Broken:  # the contract
         """Fail."""
         raise RuntimeError("a secret path /etc/secret")
 
@@ -172,7 +172,7 @@ class Eye(Servable[Picture, Seen]):
     In, Out = Picture, Seen
 
     @classmethod
-    def load(cls, place: LoadContext) -> Eye:  # noqa: ARG003  # the contract
+    def load(cls, place: LoadContext) -> Eye:  # the contract
         """Nothing to load."""
         return cls()
 

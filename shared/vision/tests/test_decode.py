@@ -11,7 +11,7 @@ from PIL import Image
 
 from shared.errors import BadInput, Malformed, TooLarge, UnsupportedMedia
 from shared.vision.decode import READABLE, DecodeBounds, decode
-from shared.vision.format_detection import sniff, webp_canvas
+from shared.vision.format_detection import detect_format, webp_canvas
 from tests.bad_pictures import CORNERS, encoded, odd, png, quadrants, refused
 
 ODD = {picture.name: picture for picture in odd()}
@@ -100,7 +100,7 @@ def test_canvas_of_every_kind_of_webp_is_known_before_it_is_opened(options):
     ],
 )
 def test_signature_is_recognised(head, said):
-    assert sniff(head) == said
+    assert detect_format(head) == said
 
 
 def test_alpha_is_flattened_on_white():

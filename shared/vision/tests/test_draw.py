@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.vision.decode import decode
-from shared.vision.draw import ENCODINGS, draw_label, encode, outline, side_by_side, tint
+from shared.vision.draw import ENCODINGS, draw_label, encode, outline_mask, side_by_side, tint_mask
 
 GREY = np.full((40, 60, 3), 100, np.uint8)
 MASK = np.zeros((40, 60), bool)
@@ -20,19 +20,19 @@ def original_is_left_alone():
 
 
 def test_tint_mixes_inside_the_mask_only():
-    found = tint(GREY, MASK, (200, 0, 100), 0.25)
+    found = tint_mask(GREY, MASK, (200, 0, 100), 0.25)
     assert (found[MASK] == [125, 75, 100]).all()
     assert (found[~MASK] == 100).all()
 
 
 @pytest.mark.parametrize(("opacity", "value"), [(0.0, 100), (1.0, 7)])
 def test_opacity_runs_from_picture_to_colour(opacity, value):
-    assert (tint(GREY, MASK, (7, 7, 7), opacity)[MASK] == value).all()
+    assert (tint_mask(GREY, MASK, (7, 7, 7), opacity)[MASK] == value).all()
 
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_outline_is_as_wide_as_asked_and_inside(width):
-    found = outline(GREY, MASK, (1, 2, 3), width)
+    found = outline_mask(GREY, MASK, (1, 2, 3), width)
     changed = (found != 100).any(axis=2)
     assert not (changed & ~MASK).any()
     assert changed.sum() == 20 * 30 - (20 - 2 * width) * (30 - 2 * width)
@@ -40,10 +40,10 @@ def test_outline_is_as_wide_as_asked_and_inside(width):
 
 
 def test_mask_at_the_border_of_the_picture_is_outlined_there():
-    assert (outline(GREY, np.ones((40, 60), bool), (1, 2, 3), 1)[0] == [1, 2, 3]).all()
+    assert (outline_mask(GREY, np.ones((40, 60), bool), (1, 2, 3), 1)[0] == [1, 2, 3]).all()
 
 
-@pytest.mark.parametrize("draw", [tint, outline])
+@pytest.mark.parametrize("draw", [tint_mask, outline_mask])
 def test_empty_mask_changes_nothing(draw):
     assert (draw(GREY, np.zeros((40, 60), bool)) == GREY).all()
 
@@ -78,10 +78,10 @@ def test_row_holds_every_picture_in_its_own_size():
 
 @pytest.mark.parametrize("media", ENCODINGS)
 def test_encoded_picture_is_read_again(media):
-    found = decode(encode(tint(GREY, MASK), media, quality=95, icc=b"profile"))
+    found = decode(encode(tint_mask(GREY, MASK), media, quality=95, icc=b"profile"))
     assert f"image/{found.format.lower()}" == media
     assert found.icc == b"profile"
-    assert np.abs(found.pixels.astype(int) - tint(GREY, MASK)).max() <= (0 if media == "image/png" else 40)
+    assert np.abs(found.pixels.astype(int) - tint_mask(GREY, MASK)).max() <= (0 if media == "image/png" else 40)
 
 
 def test_grey_stays_grey_and_png_is_exact():

@@ -8,7 +8,14 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from shared.vision.mask_regions import keep_regions, occupied_window, outlines, regions, run_lengths, unpack_run_lengths
+from shared.vision.mask_regions import (
+    decode_run_lengths,
+    encode_run_lengths,
+    find_regions,
+    keep_regions,
+    occupied_window,
+    trace_outlines,
+)
 
 masks = arrays(bool, st.tuples(st.integers(1, 14), st.integers(1, 14)))
 
@@ -43,46 +50,46 @@ def filled(outline_list, shape):
 
 @given(masks)
 def test_filling_the_outlines_gives_the_mask_back(mask):
-    assert (filled(outlines(mask), mask.shape) == mask).all()
+    assert (filled(trace_outlines(mask), mask.shape) == mask).all()
 
 
 @given(masks)
 def test_outer_areas_less_holes_are_the_pixels(mask):
-    found = outlines(mask)
+    found = trace_outlines(mask)
     assert sum(area(outline.points) for outline in found) == mask.sum()
     assert all((area(outline.points) < 0) == outline.hole for outline in found)
 
 
 @given(masks)
 def test_every_region_has_one_outer_outline(mask):
-    outer = [outline for outline in outlines(mask) if not outline.hole]
-    assert len(outer) == len(regions(mask)[0])
+    outer = [outline for outline in trace_outlines(mask) if not outline.hole]
+    assert len(outer) == len(find_regions(mask)[0])
 
 
 @given(masks)
 def test_outlines_turn_at_every_corner(mask):
-    for outline in outlines(mask):
+    for outline in trace_outlines(mask):
         step = np.sign(np.roll(outline.points, -1, axis=0) - outline.points)
         assert (np.abs(step).sum(axis=1) == 1).all()
         assert (np.roll(step, 1, axis=0) != step).any(axis=1).all()
 
 
 def test_ring_has_an_outline_and_a_hole():
-    outer, hole = outlines(RING)
+    outer, hole = trace_outlines(RING)
     assert outer.points.tolist() == [[1, 1], [5, 1], [5, 4], [1, 4]]
     assert (outer.hole, hole.hole) == (False, True)
     assert sorted(hole.points.tolist()) == [[2, 2], [2, 3], [4, 2], [4, 3]]
 
 
 def test_parts_that_touch_at_a_corner_share_an_outline():
-    (outline,) = outlines(TOUCHING)
+    (outline,) = trace_outlines(TOUCHING)
     assert len(outline.points) == 8
-    assert len(outlines(np.pad(TOUCHING[::-1], 2))) == 1
+    assert len(trace_outlines(np.pad(TOUCHING[::-1], 2))) == 1
 
 
 def test_polygon_drawn_by_pillow_covers_the_mask():
     mask = disc()
-    (outline,) = outlines(mask)
+    (outline,) = trace_outlines(mask)
     page = Image.new("1", mask.shape[::-1])
     ImageDraw.Draw(page).polygon([tuple(p) for p in outline.points.tolist()], fill=1)
     assert np.asarray(page)[mask].mean() > 0.999
@@ -90,7 +97,7 @@ def test_polygon_drawn_by_pillow_covers_the_mask():
 
 @given(masks)
 def test_regions_agree_with_their_label_map(mask):
-    found, labels = regions(mask)
+    found, labels = find_regions(mask)
     assert ((labels > 0) == mask).all()
     assert [r.area for r in found] == sorted((r.area for r in found), reverse=True)
     for region in found:
@@ -102,7 +109,7 @@ def test_regions_agree_with_their_label_map(mask):
 
 @given(masks, st.integers(1, 9))
 def test_keeping_regions_keeps_exactly_their_pixels(mask, least):
-    found, labels = regions(mask)
+    found, labels = find_regions(mask)
     kept = keep_regions(labels, [region for region in found if region.area >= least])
     assert kept.sum() == sum(region.area for region in found if region.area >= least)
     assert not (kept & ~mask).any()
@@ -115,14 +122,14 @@ def test_window_of_a_mask_is_tight():
 
 def test_empty_mask_has_nothing():
     empty = np.zeros((5, 7), bool)
-    assert outlines(empty) == []
-    assert regions(empty)[0] == []
-    assert not keep_regions(regions(empty)[1], []).any()
+    assert trace_outlines(empty) == []
+    assert find_regions(empty)[0] == []
+    assert not keep_regions(find_regions(empty)[1], []).any()
 
 
 @given(masks)
 def test_run_lengths_give_the_mask_back(mask):
-    assert (unpack_run_lengths(run_lengths(mask), *mask.shape) == mask).all()
+    assert (decode_run_lengths(encode_run_lengths(mask), *mask.shape) == mask).all()
 
 
 @pytest.mark.parametrize(
@@ -144,10 +151,10 @@ def test_run_lengths_give_the_mask_back(mask):
     ],
 )
 def test_run_lengths_are_those_of_coco(mask, text):
-    assert run_lengths(mask) == text
+    assert encode_run_lengths(mask) == text
 
 
 @pytest.mark.parametrize("text", ["", "3", "`", "04O"])
 def test_runs_that_do_not_fill_the_size_are_refused(text):
     with pytest.raises(ValueError, match="not 3×5"):
-        unpack_run_lengths(text, 3, 5)
+        decode_run_lengths(text, 3, 5)

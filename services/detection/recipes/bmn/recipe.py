@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from services.detection.metrics import average_recall, temporal_average_precision
 from services.detection.recipes.bmn.data import CLASSES, FEATURES, LENGTH, Split, Videos, videos
 from services.detection.recipes.bmn.loss import boundary_matching_loss
-from services.detection.temporal.segments import boundary_labels, classified, proposals, soft_nms
+from services.detection.segments.proposals import boundary_labels, classify_proposals, score_proposals, soft_nms
 from shared.training.recipe import Batch, Recipe, Schedule
 
 __all__ = ["BmnCsaDemo", "BmnDemo"]
@@ -94,9 +94,9 @@ class BmnDemo(Recipe):
         """All measures on a split; a proposal's class is the mean of the recogniser's probabilities inside it."""
         held, found, bare = self.videos(split), [], []
         for video, (confidence, start, end) in enumerate(self._maps(network, held)):
-            starts, ends, scores = soft_nms(*proposals(confidence, start, end))
+            starts, ends, scores = soft_nms(*score_proposals(confidence, start, end))
             bare += [(video, a, b, s) for a, b, s in zip(starts, ends, scores, strict=True)]
-            rows = classified(starts, ends, scores, held.scores[video], best=2)
+            rows = classify_proposals(starts, ends, scores, held.scores[video], best=2)
             found += [(video, *row) for row in zip(*rows, strict=True)]
         truth = [
             (video, *span, label)

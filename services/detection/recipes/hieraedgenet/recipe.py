@@ -14,12 +14,12 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from services.detection.boxes.geometry import nms
+from services.detection.boxes import nms
 from services.detection.layers.edge import Edge
 from services.detection.losses import detection_loss
 from services.detection.metrics.boxes import box_average_precision
 from services.detection.models.hieraedgenet import STRIDES, HieraEdgeNet
-from services.detection.recipes.box_evaluation import scaled
+from services.detection.recipes.box_evaluation import to_tensor
 from services.detection.recipes.hieraedgenet.data import KINDS, Slides, Split, slides
 from shared.training.recipe import Batch, Recipe, Schedule
 
@@ -70,10 +70,10 @@ class HieraEdgeNetDemo(Recipe):
         images, targets = [], []
         for place, index in enumerate(chosen):
             turns, flip = int(rng.integers(4)), bool(rng.random() < 0.5)
-            image, rows = turned(held.images[index], _targets(held.of(index), self.side), turns, flip=flip)
+            image, rows = rotate_slides(held.images[index], _targets(held.of(index), self.side), turns, flip=flip)
             images.append(image)
             targets.append(np.column_stack((np.full(len(rows), place, np.float32), rows)))
-        yield {"image": scaled(np.stack(images)), "targets": torch.from_numpy(np.concatenate(targets))}
+        yield {"image": to_tensor(np.stack(images)), "targets": torch.from_numpy(np.concatenate(targets))}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Assigner, CIoU, DFL and classes on the one branch."""
@@ -91,7 +91,7 @@ class HieraEdgeNetDemo(Recipe):
     def _metrics(self, network: nn.Module, split: Split) -> dict[str, float]:
         held = self.slides(split)
         truth = [held.of(index) for index in range(len(held.images))]
-        made = predicted(network, held.images)
+        made = predict_slides(network, held.images)
         loose = nms(made, confidence=0.001, iou=0.7, multi_label=True)
         precision = box_average_precision(truth, [found.numpy() for found in loose], THRESHOLDS)
         counts = [len(found) for found in nms(made)]
@@ -121,15 +121,15 @@ class HieraEdgeNetOfficialDemo(HieraEdgeNetDemo):
 
 
 @torch.no_grad()
-def predicted(network: nn.Module, images: np.ndarray, batch: int = 20) -> Tensor:
+def predict_slides(network: nn.Module, images: np.ndarray, batch: int = 20) -> Tensor:
     """Decoded boxes (n, 4 + classes, a) of slides (n, h, w, 3)."""
     served = cast("HieraEdgeNet", network.eval()).predictions
     device = next(network.parameters()).device
-    parts = [served(scaled(images[at : at + batch]).to(device)).cpu() for at in range(0, len(images), batch)]
+    parts = [served(to_tensor(images[at : at + batch]).to(device)).cpu() for at in range(0, len(images), batch)]
     return torch.cat(parts)
 
 
-def turned(image: np.ndarray, rows: np.ndarray, turns: int, *, flip: bool) -> tuple[np.ndarray, np.ndarray]:
+def rotate_slides(image: np.ndarray, rows: np.ndarray, turns: int, *, flip: bool) -> tuple[np.ndarray, np.ndarray]:
     """A square picture turned anticlockwise by quarters, then mirrored or not, and its rows likewise.
 
     Args:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-__all__ = ["CROP", "LONGEST", "PRODUCTS", "Trials", "noisy", "products", "searched", "trials"]
+__all__ = ["CROP", "LONGEST", "PRODUCTS", "Trials", "draw_search", "noisy", "products", "trials"]
 
 CROP = (48, 32)
 """Height and width of a product's picture."""
@@ -73,10 +73,10 @@ def trials(rng: np.random.Generator, count: int, grid: tuple[int, int] = (3, 9))
     same_shape = shape * 8 + (colour + 1 + items % 7) % 8
     items = np.where(alike < 0.25, same_colour, np.where(alike < 0.5, same_shape, items))
     np.put_along_axis(items, targets[:, None], sought, 1)
-    return Trials(grid, items, targets, searched(rng, grid, items, targets))
+    return Trials(grid, items, targets, draw_search(rng, grid, items, targets))
 
 
-def searched(rng: np.random.Generator, grid: tuple[int, int], items: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def draw_search(rng: np.random.Generator, grid: tuple[int, int], items: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """One scanpath (m, 21) of each shelf, drawn from the policy."""
     count, places = items.shape
     everyone, liking = np.arange(count), 2.2 * _likeness(items, targets)

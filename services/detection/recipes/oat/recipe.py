@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from services.detection.gaze.scanpaths import Walk, walk
+from services.detection.gaze.scanpaths import DecodedScanpath, decode_scanpaths
 from services.detection.layers.positions import fitted_positions
 from services.detection.metrics import behaviour, behaviour_delta, sequence_score
 from services.detection.models.object_attention import ObjectAttention, grid_cells
-from services.detection.recipes.oat.data import CROP, LONGEST, Trials, noisy, products, searched, trials
+from services.detection.recipes.oat.data import CROP, LONGEST, Trials, draw_search, noisy, products, trials
 from shared.training.recipe import Batch, Recipe, Schedule
 
 __all__ = ["OatDemo"]
@@ -75,7 +75,7 @@ class OatDemo(Recipe):
         net, path = cast("ObjectAttention", network), batch["path"]
         places = batch["items"].shape[1]
         features = net.cnn_embedding(batch["pictures"])[batch["items"]]
-        logits = net.attended(features, batch["cells"], batch["target"], path[:, None, :-1])[:, 0]
+        logits = net.logits_from_features(features, batch["cells"], batch["target"], path[:, None, :-1])[:, 0]
         return F.cross_entropy(logits.flatten(0, 1), path.flatten(), ignore_index=places + 1)
 
     @torch.no_grad()
@@ -98,7 +98,7 @@ class OatDemo(Recipe):
         net = cast("ObjectAttention", network)
         drawn = [found.objects for found in self._walked(net, held, rng)]
         greedy = [found.objects for found in self._walked(net, held, None)]
-        again = Trials(_GRID, held.items, held.targets, searched(rng, _GRID, held.items, held.targets))
+        again = Trials(_GRID, held.items, held.targets, draw_search(rng, _GRID, held.items, held.targets))
         true, second = ([part.path(index) for index in range(self.test)] for part in (held, again))
         seen, policy, truth = (_behaviours(paths, held.targets) for paths in (drawn, second, true))
         return {
@@ -114,16 +114,16 @@ class OatDemo(Recipe):
         }
 
     @torch.no_grad()
-    def _walked(self, net: ObjectAttention, held: Trials, draw: np.random.Generator | None) -> list[Walk]:
+    def _walked(self, net: ObjectAttention, held: Trials, draw: np.random.Generator | None) -> list[DecodedScanpath]:
         count, noise = len(held.targets), np.random.default_rng(3)
         features = net.cnn_embedding(_pictures(noisy(self._products, noise)))[torch.from_numpy(held.items)]
         cells, target = grid_cells(_GRID).expand(count, -1, -1), torch.from_numpy(held.targets)
 
         def step(fixations: np.ndarray) -> np.ndarray:
-            logits = net.attended(features, cells, target, torch.from_numpy(fixations)[:, None])
+            logits = net.logits_from_features(features, cells, target, torch.from_numpy(fixations)[:, None])
             return np.asarray(logits[:, 0, -1])
 
-        return walk(step, count, LONGEST, draw=draw)
+        return decode_scanpaths(step, count, LONGEST, draw=draw)
 
     def _trials(self, split: int, count: int) -> Trials:
         """Trials that are never trained on: their generator has another seed than any step."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from services.detection.models.fasternet import FasterNet
 from services.detection.models.patnet import PATNet
 from services.detection.recipes.patnet.data import NAMES, Patches, Split, patches
-from services.detection.servables.classification_postprocess import MEAN, STD
+from services.detection.servables.patches import MEAN, STD
 from shared.registry.weights import read_weights
 from shared.training.recipe import Batch, Recipe, Schedule
 
@@ -70,7 +70,7 @@ class FasterNetDemo(Recipe):
         held, count = self.patches("train"), self.schedule.batch
         chosen = rng.integers(len(held.images), size=count)
         light = torch.from_numpy(rng.uniform(0.8, 1.2, (count, 1, 1, 1)).astype(np.float32))
-        image = normalised(held.images[chosen], light)
+        image = normalise_patches(held.images[chosen], light)
         for axis in (-1, -2):
             turned = torch.from_numpy(rng.random(count) < 0.5).view(-1, 1, 1, 1)
             image = image.where(~turned, image.flip(axis))
@@ -84,7 +84,7 @@ class FasterNetDemo(Recipe):
     def score(self, network: nn.Module) -> float:
         """Share of validation patches that are classified right, less a little of the loss to tell equals apart."""
         held = self.patches("valid")
-        logits = predicted(network, held.images)
+        logits = predict_classes(network, held.images)
         right = float((logits.argmax(1).numpy() == held.labels).mean())
         return right - 1e-3 * float(F.cross_entropy(logits, torch.from_numpy(held.labels)))
 
@@ -100,7 +100,7 @@ class FasterNetDemo(Recipe):
     def _right(self, network: nn.Module) -> NDArray[np.bool_]:
         """Which test patches are classified right."""
         held = self.patches("test")
-        return np.asarray(predicted(network, held.images).argmax(1).numpy() == held.labels)
+        return np.asarray(predict_classes(network, held.images).argmax(1).numpy() == held.labels)
 
     def facts(self) -> dict[str, str]:
         """What the manifest should say beside the knobs."""
@@ -139,7 +139,7 @@ def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tu
     return float(mean - half), float(mean), float(mean + half)
 
 
-def normalised(images: NDArray[np.uint8], light: Tensor | float = 1.0) -> Tensor:
+def normalise_patches(images: NDArray[np.uint8], light: Tensor | float = 1.0) -> Tensor:
     """Patches (n, h, w, 3) as network input (n, 3, h, w), their brightness times `light`."""
     x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(255)
     x = (x * light).clamp(0, 1)
@@ -147,9 +147,11 @@ def normalised(images: NDArray[np.uint8], light: Tensor | float = 1.0) -> Tensor
 
 
 @torch.no_grad()
-def predicted(network: nn.Module, images: NDArray[np.uint8], batch: int = 60) -> Tensor:
+def predict_classes(network: nn.Module, images: NDArray[np.uint8], batch: int = 60) -> Tensor:
     """Logits (n, classes) of patches (n, h, w, 3)."""
     network.eval()
     device = next(network.parameters()).device
-    parts = [network(normalised(images[at : at + batch]).to(device)).cpu() for at in range(0, len(images), batch)]
+    parts = [
+        network(normalise_patches(images[at : at + batch]).to(device)).cpu() for at in range(0, len(images), batch)
+    ]
     return torch.cat(parts)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from services.detection.models.pointer_net import PointerNet
 from services.detection.planning.exact import optimal_tours, tour_lengths
 from services.detection.planning.geometry import area, canonical_hull, hull, hull_successors, polygon_is_valid
-from services.detection.planning.pointer_solver import framed, pointed_hulls, pointed_tours
+from services.detection.planning.pointer_solver import normalise_points, predict_hulls, predict_tours
 from shared.training.recipe import Batch, Recipe, Schedule
 
 __all__ = ["PointerHull", "PointerTour"]
@@ -91,7 +91,7 @@ class PointerHull(_Pointer):
         """New uniform points and their hulls."""
         points = rng.random((self.schedule.batch, self.size(rng), 2))
         yield {
-            "points": torch.from_numpy(framed(points, stretch=True)),
+            "points": torch.from_numpy(normalise_points(points, stretch=True)),
             "slots": torch.from_numpy(_hull_slots(points)),
         }
 
@@ -109,7 +109,7 @@ class PointerHull(_Pointer):
 
     def _exact(self, net: PointerNet, points: np.ndarray) -> tuple[float, float, float]:
         """Shares of exact polygons, of the true area (over valid ones), and of invalid polygons."""
-        orders, _ = pointed_hulls(net, points)
+        orders, _ = predict_hulls(net, points)
         exact, shares, invalid = 0, list[float](), 0
         for instance, order in zip(points, orders, strict=True):
             if not polygon_is_valid(instance, order):
@@ -158,7 +158,7 @@ class PointerTour(_Pointer):
         turned *= rng.choice([-1.0, 1.0], size=(len(chosen), 1, 2))
         turned = np.where(rng.random((len(chosen), 1, 1)) < 0.5, turned[..., ::-1], turned)
         yield {
-            "points": torch.from_numpy(framed(turned, stretch=False)),
+            "points": torch.from_numpy(normalise_points(turned, stretch=False)),
             "slots": torch.from_numpy(_tour_slots(turned, tours[chosen])),
         }
 
@@ -176,7 +176,7 @@ class PointerTour(_Pointer):
         return found
 
     def _ratio(self, net: PointerNet, points: np.ndarray, width: int) -> float:
-        lengths = tour_lengths(points, pointed_tours(net, points, width))
+        lengths = tour_lengths(points, predict_tours(net, points, width))
         return float((lengths / optimal_tours(points)[1]).mean())
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from services.detection.losses import dual_detection_loss
 from services.detection.metrics.boxes import box_scores
 from services.detection.models.yolo9tr import Yolo9tr
-from services.detection.recipes.box_evaluation import detections, map50, scaled
+from services.detection.recipes.box_evaluation import map50, predict_boxes, to_tensor
 from services.detection.recipes.yolo9tr.data import NAMES, SIDE, Scenes, Split, scenes
 from shared.registry import network
 from shared.training.recipe import Batch, Recipe, Schedule
@@ -69,7 +69,7 @@ class Yolo9trDemo(Recipe):
         """Random scenes, flipped or not along both axes, lighter or darker, flatter or harder."""
         data = self.scenes("train")
         chosen = rng.integers(len(data.images), size=self.schedule.batch)
-        image = scaled(data.images[chosen])
+        image = to_tensor(data.images[chosen])
         rows = [np.insert(data.of(index), 0, at, axis=1) for at, index in enumerate(chosen)]
         targets = _targets(np.concatenate(rows), self.side)
         for axis, column in ((-1, 2), (-2, 3)):
@@ -98,7 +98,7 @@ class Yolo9trDemo(Recipe):
     def _found(self, network: nn.Module, split: Split) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Truth and detections of a split."""
         data, predict = self.scenes(split), cast("Yolo9tr", network).predictions
-        return [data.of(index) for index in range(len(data.images))], detections(network, data.images, predict)
+        return [data.of(index) for index in range(len(data.images))], predict_boxes(network, data.images, predict)
 
     def facts(self) -> dict[str, str]:
         """What the manifest should say beside the knobs."""

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from shared.api.actions import ActionsOut, Curves, Proposal
 
-__all__ = ["timeline"]
+__all__ = ["draw_timeline"]
 
 WIDTH, MARGIN, CURVES, BAR, MAP = 960, 48, 140, 20, 320
 SHOWN = 10
@@ -19,7 +19,7 @@ SHOWN = 10
 _INK, _PALE, _START, _END = (40, 44, 52), (226, 230, 236), (38, 128, 90), (196, 60, 60)
 
 
-def timeline(answer: ActionsOut) -> np.ndarray:
+def draw_timeline(answer: ActionsOut) -> np.ndarray:
     """The picture (h, w, 3): from top to bottom the curves, the best segments, the confidence map.
 
     The answer must hold its curves and its confidence.

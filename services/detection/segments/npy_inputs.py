@@ -14,15 +14,15 @@ import numpy as np
 
 from shared.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 
-__all__ = ["LARGEST", "matrices"]
+__all__ = ["MAX_NUMBERS", "read_matrices"]
 
-LARGEST = 16_000_000
+MAX_NUMBERS = 16_000_000
 """Most numbers in one matrix: 64 MB of float32."""
 
 _ENTRIES = 16
 
 
-def matrices(given: Any, field: str) -> dict[str, np.ndarray]:
+def read_matrices(given: Any, field: str) -> dict[str, np.ndarray]:
     """The matrices in a value by name: an `.npz` has its own names, anything else is one under the field's name.
 
     Returns:
@@ -77,8 +77,8 @@ def _from_npy(stream: IO[bytes], field: str) -> np.ndarray:
         raise UnsupportedMedia(f"{field} holds {dtype}, not numbers.", hint="Save it as float32.", field=field)
     if not 1 <= len(shape) <= 2:
         raise InvalidOption(f"{field} has {len(shape)} axes; a matrix has two.", field=field)
-    if count > LARGEST:
-        raise TooLarge(f"{field} has {count:,} numbers; the limit is {LARGEST:,}.", field=field)
+    if count > MAX_NUMBERS:
+        raise TooLarge(f"{field} has {count:,} numbers; the limit is {MAX_NUMBERS:,}.", field=field)
     raw = stream.read(count * dtype.itemsize)
     if len(raw) < count * dtype.itemsize:
         raise Malformed(f"{field} ends after {len(raw):,} of {count * dtype.itemsize:,} bytes.", field=field)
@@ -101,8 +101,8 @@ def _header(stream: IO[bytes], field: str) -> tuple[tuple[int, ...], bool, np.dt
 def _checked(array: np.ndarray, field: str) -> np.ndarray:
     if not 1 <= array.ndim <= 2 or array.size == 0:
         raise InvalidOption(f"{field} must be a matrix that is not empty, not {array.shape}.", field=field)
-    if array.size > LARGEST:
-        raise TooLarge(f"{field} has {array.size:,} numbers; the limit is {LARGEST:,}.", field=field)
+    if array.size > MAX_NUMBERS:
+        raise TooLarge(f"{field} has {array.size:,} numbers; the limit is {MAX_NUMBERS:,}.", field=field)
     if not np.isfinite(array).all():
         raise InvalidOption(f"{field} holds values that are not finite.", field=field)
     return array

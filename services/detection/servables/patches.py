@@ -15,26 +15,38 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from services.detection.boxes.drawing import colour
+from services.detection.boxes.drawing import class_colour
 from shared.api.classes import Candidate, Classified, ClassifyOut
 from shared.errors import InvalidOption
 from shared.vision.draw import draw_label
 
-__all__ = ["MEAN", "MOST", "STD", "Grid", "as_csv", "classify", "grid", "normalised", "prepared", "tally", "tints"]
+__all__ = [
+    "MAX_PATCHES",
+    "MEAN",
+    "STD",
+    "PatchGrid",
+    "classify",
+    "count_by_class",
+    "divide",
+    "normalise",
+    "resize_patch",
+    "tint_patches",
+    "to_csv",
+]
 
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 STD = np.array((0.229, 0.224, 0.225), np.float32)
 """Of ImageNet, by RGB channel, as a share of 255."""
 
-MOST = 1024
+MAX_PATCHES = 1024
 """Patches of one picture."""
 
-WRITABLE = 72
+MIN_LABEL_WIDTH = 72
 """Pixels that a patch must be wide for its label to be written on it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class PatchGrid:
     """How a picture is divided: `rows` times `columns` patches; boxes are x1, y1, x2, y2, row by row."""
 
     rows: int
@@ -42,22 +54,22 @@ class Grid:
     boxes: list[tuple[int, int, int, int]]
 
 
-def grid(height: int, width: int, tile: int | None) -> Grid:
+def divide(height: int, width: int, tile: int | None) -> PatchGrid:
     """Divide a picture evenly into patches of about `tile` pixels; None leaves it whole.
 
     Raises:
-        InvalidOption: There would be more patches than `MOST`.
+        InvalidOption: There would be more patches than `MAX_PATCHES`.
     """
     rows, columns = (max(1, round(length / tile)) if tile else 1 for length in (height, width))
-    if rows * columns > MOST:
-        detail = f"tile={tile} divides {width}×{height} pixels into {rows * columns:,} patches; the limit is {MOST:,}."
-        raise InvalidOption(detail, hint="Choose larger patches.", field="tile")
+    if rows * columns > MAX_PATCHES:
+        found = f"tile={tile} divides {width}×{height} pixels into {rows * columns:,} patches"
+        raise InvalidOption(f"{found}; the limit is {MAX_PATCHES:,}.", hint="Choose larger patches.", field="tile")
     ys, xs = ([round(length * i / n) for i in range(n + 1)] for length, n in ((height, rows), (width, columns)))
     boxes = [(left, top, right, bottom) for top, bottom in pairwise(ys) for left, right in pairwise(xs)]
-    return Grid(rows, columns, boxes)
+    return PatchGrid(rows, columns, boxes)
 
 
-def prepared(pixels: np.ndarray, box: tuple[int, int, int, int], side: int, crop: float) -> np.ndarray:
+def resize_patch(pixels: np.ndarray, box: tuple[int, int, int, int], side: int, crop: float) -> np.ndarray:
     """A patch of a picture (h, w, 3) uint8 at the network's size, still uint8 (side, side, 3), bicubic with antialias.
 
     Args:
@@ -77,13 +89,13 @@ def prepared(pixels: np.ndarray, box: tuple[int, int, int, int], side: int, crop
     return np.asarray(small)
 
 
-def normalised(patches: np.ndarray) -> np.ndarray:
+def normalise(patches: np.ndarray) -> np.ndarray:
     """Patches (n, s, s, 3) uint8 as network input (n, 3, s, s) float32."""
     scaled = (patches.astype(np.float32) / 255 - MEAN) / STD
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
-def classify(logits: np.ndarray, boxes: Grid, names: Sequence[str], top_k: int) -> list[Classified]:
+def classify(logits: np.ndarray, boxes: PatchGrid, names: Sequence[str], top_k: int) -> list[Classified]:
     """The classes of patches from their logits (patches, classes)."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probability = shifted / shifted.sum(axis=1, keepdims=True)
@@ -95,25 +107,25 @@ def classify(logits: np.ndarray, boxes: Grid, names: Sequence[str], top_k: int) 
     return found
 
 
-def tally(results: Sequence[Classified]) -> dict[str, int]:
+def count_by_class(results: Sequence[Classified]) -> dict[str, int]:
     """Patches by class, most frequent first."""
     return dict(Counter(result.label for result in results).most_common())
 
 
-def tints(pixels: np.ndarray, answer: ClassifyOut) -> np.ndarray:
+def tint_patches(pixels: np.ndarray, answer: ClassifyOut) -> np.ndarray:
     """The picture with each patch drawn towards the colour of its class, the more the surer it is, and a legend."""
     picture = pixels.copy()
     for result in answer.results:
         left, top, right, bottom = result.box
         patch, strength = picture[top:bottom, left:right], 0.4 * result.probability
-        patch[...] = np.rint(patch * (1 - strength) + np.multiply(colour(result.class_id), strength))
+        patch[...] = np.rint(patch * (1 - strength) + np.multiply(class_colour(result.class_id), strength))
     return _written(picture, answer)
 
 
 def _written(picture: np.ndarray, answer: ClassifyOut) -> np.ndarray:
     """Labels on the patches where they fit, otherwise a legend with the share of each class."""
     size = max(11, round(max(picture.shape) / 60))
-    fits = min(result.box[2] - result.box[0] for result in answer.results) >= WRITABLE
+    fits = min(result.box[2] - result.box[0] for result in answer.results) >= MIN_LABEL_WIDTH
     by_label = {result.label: result.class_id for result in answer.results}
     for place, (label, count) in enumerate(answer.counts.items()):
         if fits:
@@ -124,11 +136,11 @@ def _written(picture: np.ndarray, answer: ClassifyOut) -> np.ndarray:
             ]
         else:
             texts = [(0.0, (place + 1) * (size + 6.0), f"{label} {count / len(answer.results):.0%}")]
-        picture = draw_label(picture, texts, colour(by_label[label]), size)
+        picture = draw_label(picture, texts, class_colour(by_label[label]), size)
     return picture
 
 
-def as_csv(answer: ClassifyOut) -> bytes:
+def to_csv(answer: ClassifyOut) -> bytes:
     """One row a patch."""
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Segments of time: the grid that BMN samples, the labels it learns from, and soft non-maximum suppression.
+"""Temporal proposals: the grid that BMN samples, the labels it learns from, scores, and soft NMS.
 
 Knows intervals and numpy arrays; knows no network. Times are fractions of a video, cells count from 0.
 """
@@ -7,9 +7,17 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["boundary_labels", "cells", "classified", "interval_iou", "proposals", "sampling_mask", "soft_nms"]
+__all__ = [
+    "boundary_labels",
+    "cells",
+    "classify_proposals",
+    "interval_iou",
+    "sampling_mask",
+    "score_proposals",
+    "soft_nms",
+]
 
-LONGEST = 101
+MAX_SEGMENTS = 101
 """Segments that `soft_nms` takes at most, as in the published evaluation."""
 
 
@@ -77,7 +85,9 @@ def boundary_labels(segments: np.ndarray, length: int) -> tuple[np.ndarray, np.n
     return overlaps, windows[0], windows[1]
 
 
-def proposals(confidence: np.ndarray, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def score_proposals(
+    confidence: np.ndarray, start: np.ndarray, end: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every proposal that ends before the video does, with its score (BMN, section 4.4).
 
     Args:
@@ -115,7 +125,7 @@ def soft_nms(
     """
     starts, ends, scores = (np.array(values, dtype=float) for values in (starts, ends, scores))
     left, taken = np.ones(len(scores), bool), list[tuple[float, float, float]]()
-    while left.sum() > 1 and len(taken) < LONGEST:
+    while left.sum() > 1 and len(taken) < MAX_SEGMENTS:
         best = int(np.argmax(np.where(left, scores, -np.inf)))
         left[best] = False
         taken.append((starts[best], ends[best], scores[best]))
@@ -126,7 +136,7 @@ def soft_nms(
     return found[:, 0], found[:, 1], found[:, 2]
 
 
-def classified(
+def classify_proposals(
     starts: np.ndarray, ends: np.ndarray, scores: np.ndarray, classes: np.ndarray, best: int = 2
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Proposals times the scores of a recogniser: each one as its `best` likeliest classes.

@@ -1,1 +1,0 @@
-"""Segments of time: sampling grid, soft NMS, feature files and plots of video answers."""

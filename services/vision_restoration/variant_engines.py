@@ -1,0 +1,83 @@
+"""VariantEngines: the engines of one restorer's variants, each opened and timed when it is first asked for.
+
+Knows weights, graphs and how fast they run; knows no picture.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from services.vision_restoration.models.rrformer_network import Variant
+from services.vision_restoration.weights_loading import build_artifacts, bytes_per_pixel
+from shared.engines import open_engine
+from shared.export.artifacts import check_tensors, refine_card
+from shared.registry import Card, Engine, LoadContext
+from shared.registry.weights import Weights
+
+__all__ = ["TimedEngine", "VariantEngines"]
+
+_PROBE_SIDE = 128
+"""Side of the picture by which the pace of a network is first measured."""
+
+
+@dataclass(slots=True)
+class TimedEngine:
+    """An engine, the bytes that it takes per pixel of a window, and its pace in seconds per pixel, ever renewed."""
+
+    engine: Engine
+    bytes_per_pixel: int
+    pace: float
+
+
+class VariantEngines:
+    """Engines by variant.
+
+    Attributes:
+        default: The variant that the weights were trained as.
+    """
+
+    def __init__(self, name: str, weights: Weights, place: LoadContext) -> None:
+        self.default: Variant = weights.manifest.network.config.get("variant", "released")
+        self._name, self._weights, self._place = name, weights, place
+        self._opening = threading.Lock()
+        self._opened: dict[Variant, TimedEngine] = {}
+
+    def open(self, variant: Variant) -> TimedEngine:
+        """The engine of a variant, opened and timed once.
+
+        Raises:
+            NotReady: No engine opens here, or it holds another network.
+        """
+        with self._opening:
+            if variant not in self._opened:
+                artifacts = build_artifacts(self._weights, variant, self._place.cache)
+                engine = open_engine(self._place, artifacts.forms(f"{self._name}-{variant}"))
+                check_tensors(engine, artifacts)
+                self._opened[variant] = TimedEngine(
+                    engine, bytes_per_pixel(self._weights, engine.name), _measure_pace(engine)
+                )
+            return self._opened[variant]
+
+    def describe(self, card: Card) -> Card:
+        """The Card with the facts of the weights and of the default variant's engine."""
+        artifacts = build_artifacts(self._weights, self.default, self._place.cache)
+        refined = refine_card(card, artifacts, self.open(self.default).engine.name)
+        return refined.model_copy(update={"variant": self.default})
+
+    def close(self) -> None:
+        """Free the graphs of all variants."""
+        for opened in self._opened.values():
+            opened.engine.close()
+
+
+def _measure_pace(engine: Engine) -> float:
+    """Seconds per pixel, by the second of two runs: the first one sets things up."""
+    feed = {engine.inputs[0].name: np.zeros((1, 3, _PROBE_SIDE, _PROBE_SIDE), np.float32)}
+    engine.run(feed)
+    begun = time.perf_counter()
+    engine.run(feed)
+    return (time.perf_counter() - begun) / _PROBE_SIDE**2

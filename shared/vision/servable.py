@@ -1,0 +1,268 @@
+"""VisionServable: what every served vision network shares; a family of models says how it reads and answers.
+
+    load → [read each request → infer the batch → postprocess each item] → render on demand
+
+Owns weights, engine, batching, an error per item and the time of each stage. A family (`Segmenter`, `BoxDetector`, …)
+writes `artifacts`, `read`, `postprocess` and `render`; a model file adds a card, the name of its weights and a network.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
+
+import numpy as np
+from pydantic import BaseModel
+from torch import nn
+
+from shared.errors import Cancelled, FoveaError, in_field
+from shared.export.artifacts import ExportedForms, open_engine_with_card
+from shared.registry import CallContext, Card, Engine, LoadContext, Servable
+from shared.registry.weights import Weights, find_weights, read_weights
+from shared.telemetry import stage
+from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, DecodedImage, decode
+
+__all__ = ["DataConfig", "Stopwatch", "VisionItem", "VisionServable", "decode_bounds", "reading_notes"]
+
+Request = TypeVar("Request", bound=BaseModel)
+Answer = TypeVar("Answer", bound=BaseModel)
+Item = TypeVar("Item", bound="VisionItem[Any]")
+
+
+class Stopwatch:
+    """Milliseconds by stage of one item."""
+
+    def __init__(self) -> None:
+        self.milliseconds: dict[str, float] = {}
+        self.start()
+
+    def start(self) -> None:
+        """Begin a stage; the time since the last one belongs to nobody."""
+        self._since = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """End a stage, and begin the next one."""
+        now = time.perf_counter()
+        self.milliseconds[name] = round(self.milliseconds.get(name, 0.0) + 1000 * (now - self._since), 2)
+        self._since = now
+
+
+@dataclass(slots=True, kw_only=True)
+class VisionItem(Generic[Request]):
+    """One request on its way from `read` to `postprocess`; a family adds fields of its own.
+
+    Attributes:
+        request: What was asked.
+        watch: Times its stages.
+        inputs: Tensors that the network takes, in the order of the engine's inputs, without the batch axis.
+        notes: What the answer tells people about the reading.
+        outputs: Tensors that the network gave, in the order of the engine's outputs, without the batch axis.
+    """
+
+    request: Request
+    watch: Stopwatch
+    inputs: tuple[np.ndarray, ...] = ()
+    notes: list[str] = field(default_factory=list)
+    outputs: tuple[np.ndarray, ...] = field(default=(), init=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """How the pictures of a set of weights must be prepared, and what its classes are called.
+
+    Attributes:
+        side: Side of the network's input, pixels; 0 where it takes any.
+        names: Class names by id.
+        crop: Share of a picture's shorter side that the network is shown.
+    """
+
+    side: int = 0
+    names: tuple[str, ...] = ()
+    crop: float = 1.0
+
+
+class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
+    """A vision network behind an engine.
+
+    Class attributes:
+        weights: Name of its weights, `<weights>.safetensors` beside its manifest.
+        folder: Where the weights that come with the package are.
+        sample: The picture that `example` sends.
+        forms: Content types that `render` offers beside JSON.
+        one_at_a_time: Whether requests of a batch are read, run and answered one after another, because they are too
+            large to be held together, or because a run depends on the run before.
+    """
+
+    weights: ClassVar[str]
+    folder: ClassVar[Path]
+    sample: ClassVar[Path]
+    forms: ClassVar[tuple[str, ...]] = ()
+    one_at_a_time: ClassVar[bool] = False
+    engine: Engine
+
+    def __init__(
+        self, card: Card, engine: Engine, config: DataConfig | None = None, bounds: DecodeBounds = DEFAULT_BOUNDS
+    ) -> None:
+        self.card = card  # type: ignore[misc]  # the class's Card with the facts of the loaded weights
+        self.engine = engine
+        self.config = config or DataConfig()
+        self.bounds = bounds
+
+    @classmethod
+    def load(cls, place: LoadContext) -> Self:
+        """Verify the weights and open the engine that `place` wants.
+
+        Raises:
+            NotReady: Weights are missing or not what their manifest says, or the engine can't run here.
+        """
+        weights = read_weights(find_weights(cls.weights, cls.folder, place.weights))
+        config = cls.data_config(weights)
+        engine, card = open_engine_with_card(cls.card, cls.artifacts(weights, config, place.cache), place)
+        return cls(cls.describe(card, config), engine, config, decode_bounds(cls.card, place))
+
+    @classmethod
+    def data_config(cls, weights: Weights) -> DataConfig:
+        """Side, classes and crop that these weights were trained with."""
+        return DataConfig()
+
+    @classmethod
+    @abstractmethod
+    def artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> ExportedForms:
+        """The network and its graph as they are served: tensors, method and shapes."""
+
+    @staticmethod
+    def prepare(network: nn.Module) -> nn.Module:
+        """The last change to a network before it is exported and served."""
+        return network
+
+    @classmethod
+    def describe(cls, card: Card, config: DataConfig) -> Card:
+        """The Card with what people should know about these weights."""
+        return card
+
+    @abstractmethod
+    def read(self, request: Request, watch: Stopwatch) -> Item:
+        """Decode and preprocess a request.
+
+        Raises:
+            FoveaError: It can't be read; the other requests of the batch are answered all the same.
+        """
+
+    @abstractmethod
+    def postprocess(self, item: Item) -> Answer:
+        """The answer, from the item's outputs."""
+
+    def predict(self, batch: Sequence[Request], run: CallContext) -> list[Answer | FoveaError]:
+        """Answers, in order; a request that fails is answered by its error."""
+        if not self.one_at_a_time:
+            return self._predict(batch, run)
+        return [self._predict_alone(request, run.part(index, len(batch))) for index, request in enumerate(batch)]
+
+    def _predict(self, batch: Sequence[Request], run: CallContext) -> list[Answer | FoveaError]:
+        with stage("pre"):
+            items = [self._read(request, run) for request in batch]
+        self._infer([item for item in items if not isinstance(item, FoveaError)], run)
+        with stage("post"):
+            return [item if isinstance(item, FoveaError) else self._postprocess(item, run) for item in items]
+
+    def _predict_alone(self, request: Request, run: CallContext) -> Answer | FoveaError:
+        try:
+            (answer,) = self._predict([request], run)
+        except Cancelled:
+            raise
+        except FoveaError as error:
+            return error
+        return answer
+
+    def _read(self, request: Request, run: CallContext) -> Item | FoveaError:
+        run.check()
+        watch = Stopwatch()
+        try:
+            item = self.read(request, watch)
+        except FoveaError as error:
+            return error
+        watch.lap("preprocess")
+        return item
+
+    def _infer(self, items: Sequence[Item], run: CallContext) -> None:
+        if not items:
+            return
+        run.check()
+        for item in items:
+            item.watch.start()
+        self.infer(items, run)
+        for item in items:
+            item.watch.lap("infer")
+
+    def infer(self, items: Sequence[Item], run: CallContext) -> None:
+        """Run the network over all items at once, and leave with each its outputs."""
+        names = [spec.name for spec in self.engine.inputs]
+        stacked = (np.stack(tensors) for tensors in zip(*(item.inputs for item in items), strict=True))
+        for item, outputs in zip(items, self.run_engine(dict(zip(names, stacked, strict=True))), strict=True):
+            item.outputs = outputs
+
+    def run_engine(self, feeds: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, ...]]:
+        """One run of the engine: for each row of the batch its outputs, in the engine's order."""
+        with stage("run"):
+            outputs = self.engine.run(feeds)
+        return list(zip(*(outputs[spec.name] for spec in self.engine.outputs), strict=True))
+
+    def _postprocess(self, item: Item, run: CallContext) -> Answer | FoveaError:
+        run.check()
+        item.watch.start()
+        try:
+            return self.postprocess(item)
+        except FoveaError as error:
+            return error
+
+    def facts(self, item: Item) -> dict[str, Any]:
+        """The fields that every answer has; call it last, because it ends the item's last stage."""
+        item.watch.lap("post")
+        return {
+            "model": self.card.name,
+            "version": self.card.version,
+            "engine": self.engine.name,
+            "times": item.watch.milliseconds,
+            "notes": item.notes,
+        }
+
+    def predict_again(self, request: Request, **changes: Any) -> Answer:
+        """The answer to the same request with other options, for a rendering that needs what an answer left out."""
+        (answer,) = self.predict([request.model_copy(update=changes)], CallContext())
+        if isinstance(answer, FoveaError):
+            raise answer
+        return answer
+
+    @classmethod
+    def media_types(cls) -> tuple[str, ...]:
+        """`forms`."""
+        return cls.forms
+
+    def example(self) -> Request:
+        """The sample picture, and the Card's options."""
+        return cast("Request", self.In.model_validate({"image": self.sample.read_bytes(), **self.card.example}))
+
+    def decode(self, data: bytes, name: str = "image") -> DecodedImage:
+        """The picture in the field `name`, within the bounds of the model and the platform."""
+        with in_field(name):
+            return decode(data, self.bounds)
+
+
+def reading_notes(how: str, image: DecodedImage) -> list[str]:
+    """What an answer says about how its picture was read."""
+    return [how, *(["Only the first frame was read."] if image.first_of_many else [])]
+
+
+def decode_bounds(card: Card, place: LoadContext) -> DecodeBounds:
+    """Bounds of the pictures that a served model decodes: sides from its Card, bytes and pixels from `place`."""
+    limits, ours = card.limits, DEFAULT_BOUNDS
+    return DecodeBounds(
+        bytes=int(place.options.get("max_body_bytes", ours.bytes)),
+        pixels=int(place.options.get("max_pixels", ours.pixels)),
+        min_side=limits.min_side or ours.min_side,
+        max_side=limits.max_side,
+    )

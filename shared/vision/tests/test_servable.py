@@ -1,0 +1,230 @@
+"""VisionServable: reads, infers and answers whatever a family puts into it; each request fails for itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+from shared.api.image import ImageBytes
+from shared.api.tensors import TensorSpec
+from shared.api.timings import Times
+from shared.errors import Cancelled, DeadlineExceeded, FoveaError, InvalidOption, TooLarge, UnsupportedMedia
+from shared.export.artifacts import ExportedForms
+from shared.registry import CallContext, Card, Limits, LoadContext, Paper
+from shared.registry.weights import Weights
+from shared.vision.decode import DecodeBounds
+from shared.vision.draw import encode
+from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, decode_bounds, reading_notes
+
+
+class GreyIn(BaseModel):
+    """A picture and what is wanted of it."""
+
+    model_config = ConfigDict(frozen=True)
+    image: ImageBytes
+    rows: bool = False
+    fail: str = ""
+
+
+class GreyOut(BaseModel):
+    """Its mean, and the means of its rows."""
+
+    model: str
+    version: str
+    engine: str
+    mean: float
+    rows: list[float] | None = None
+    times: Times
+    notes: list[str]
+
+
+CARD = Card(
+    name="grey",
+    task="echo",
+    summary="Measures brightness.",
+    paper=Paper(title="None", venue="none", year=2026),
+    licence="none",
+    limits=Limits(max_side=64),
+)
+
+
+class MeanEngine:
+    """An engine that takes squares and gives the mean of each and of its rows."""
+
+    name = "mean"
+    inputs = (TensorSpec(name="image", datatype="FP32", shape=(-1, 8, 8)),)
+    outputs = (
+        TensorSpec(name="mean", datatype="FP32", shape=(-1,)),
+        TensorSpec(name="rows", datatype="FP32", shape=(-1, 8)),
+    )
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs, not in the order of the specs."""
+        self.batches.append(len(feeds["image"]))
+        time.sleep(0.002)
+        return {"rows": feeds["image"].mean(axis=2), "mean": feeds["image"].mean(axis=(1, 2))}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Grey(VisionServable[GreyIn, GreyOut, VisionItem[GreyIn]]):
+    """A family and a model in one."""
+
+    In: ClassVar[type[BaseModel]] = GreyIn
+    Out: ClassVar[type[BaseModel]] = GreyOut
+    card = CARD
+    forms = ("text/plain",)
+
+    @classmethod
+    def artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> ExportedForms:
+        """No file is read here."""
+        raise NotImplementedError
+
+    def read(self, request: GreyIn, watch: Stopwatch) -> VisionItem[GreyIn]:
+        """A square of 8 pixels."""
+        image = self.decode(request.image)
+        watch.lap("decode")
+        if request.fail == "read":
+            raise InvalidOption("Not this one.", field="fail")
+        grey = np.asarray(Image.fromarray(image.pixels).convert("L").resize((8, 8)), np.float32)
+        return VisionItem(request=request, watch=watch, inputs=(grey,), notes=reading_notes("Squashed.", image))
+
+    def postprocess(self, item: VisionItem[GreyIn]) -> GreyOut:
+        """The means."""
+        mean, rows = item.outputs
+        if item.request.fail == "post":
+            raise InvalidOption("Not this one either.", field="fail")
+        time.sleep(0.001)
+        return GreyOut(**self.facts(item), mean=float(mean), rows=rows.tolist() if item.request.rows else None)
+
+    def render(self, request: GreyIn, answer: GreyOut, media_type: str) -> bytes | None:
+        """The rows as text."""
+        if media_type not in self.forms:
+            return None
+        if answer.rows is None:
+            answer = self.predict_again(request, rows=True)
+        return " ".join(f"{row:.0f}" for row in answer.rows or []).encode()
+
+
+class OneByOne(Grey):
+    """The same, for items that are too large to be held together; it tells its progress."""
+
+    one_at_a_time = True
+
+    def infer(self, items: Sequence[VisionItem[GreyIn]], run: CallContext) -> None:
+        """As the others, in two steps."""
+        super().infer(items, run)
+        if items[0].request.fail == "infer":
+            raise DeadlineExceeded("Too late.")
+        if items[0].request.fail == "cancel":
+            raise Cancelled("Stop.")
+        run.progress(0.5, "half")
+        run.progress(1.0)
+
+
+def picture(shade: int, side: int = 16) -> bytes:
+    return encode(np.full((side, side, 3), shade, np.uint8))
+
+
+@pytest.fixture
+def grey() -> Grey:
+    return Grey(CARD, MeanEngine())
+
+
+def test_a_batch_is_one_run_and_each_answer_is_its_own(grey: Grey) -> None:
+    shades = [10, 200, 90]
+    answers = grey.predict([GreyIn(image=picture(shade), rows=shade == 90) for shade in shades], CallContext())
+    assert [answer.mean for answer in answers] == shades
+    assert [answer.rows for answer in answers] == [None, None, [90.0] * 8]
+    assert grey.engine.batches == [3]
+    assert {(a.model, a.version, a.engine, a.notes[0]) for a in answers} == {
+        ("grey", CARD.version, "mean", "Squashed.")
+    }
+
+
+def test_a_request_that_fails_is_answered_by_its_error_alone(grey: Grey) -> None:
+    good = GreyIn(image=picture(10))
+    bad = [GreyIn(image=b"text"), GreyIn(image=picture(10), fail="read"), GreyIn(image=picture(10), fail="post")]
+    answers = grey.predict([good, *bad, good], CallContext())
+    assert [type(answer) for answer in answers] == [GreyOut, UnsupportedMedia, InvalidOption, InvalidOption, GreyOut]
+    assert isinstance(answers[1], FoveaError)
+    assert answers[1].field == "image"
+    assert grey.engine.batches == [3]
+
+
+def test_a_batch_that_nobody_can_read_never_reaches_the_engine(grey: Grey) -> None:
+    grey.predict([GreyIn(image=b"")], CallContext())
+    assert grey.engine.batches == []
+    assert grey.predict([], CallContext()) == []
+
+
+def test_each_stage_is_timed_for_itself(grey: Grey) -> None:
+    first, second = grey.predict([GreyIn(image=picture(10)), GreyIn(image=picture(20))], CallContext())
+    for times in (first.times, second.times):
+        assert min(times.decode, times.preprocess) > 0
+        assert times.infer >= 2
+        assert times.post >= 1
+
+
+def test_a_cancelled_run_stops_before_each_stage(grey: Grey) -> None:
+    run = CallContext()
+    run.cancel()
+    with pytest.raises(Cancelled):
+        grey.predict([GreyIn(image=picture(10))], run)
+    assert grey.engine.batches == []
+    with pytest.raises(DeadlineExceeded):
+        grey.predict([GreyIn(image=picture(10))], CallContext(deadline=0.0))
+
+
+def test_large_items_go_one_at_a_time_and_share_the_progress() -> None:
+    told: list[tuple[float, str | None]] = []
+    slow = OneByOne(CARD, MeanEngine())
+    run = CallContext(report=lambda *news: told.append(news))
+    answers = slow.predict([GreyIn(image=picture(10)), GreyIn(image=picture(20))], run)
+    assert [answer.mean for answer in answers] == [10, 20]
+    assert slow.engine.batches == [1, 1]
+    assert told == [(0.25, "half"), (0.5, None), (0.75, "half"), (1.0, None)]
+
+
+def test_one_that_is_too_late_leaves_the_others_their_answers() -> None:
+    slow = OneByOne(CARD, MeanEngine())
+    late, good = GreyIn(image=picture(10), fail="infer"), GreyIn(image=picture(20))
+    assert [type(one) for one in slow.predict([late, good], CallContext())] == [DeadlineExceeded, GreyOut]
+    with pytest.raises(Cancelled):
+        slow.predict([GreyIn(image=picture(10), fail="cancel"), good], CallContext())
+
+
+def test_a_rendering_asks_again_for_what_the_answer_leaves_out(grey: Grey) -> None:
+    request = GreyIn(image=picture(30))
+    (answer,) = grey.predict([request], CallContext())
+    assert grey.render(request, answer, "text/plain") == b"30 30 30 30 30 30 30 30"
+    assert grey.render(request, answer, "image/png") is None
+    assert grey.media_types() == ("text/plain",)
+    with pytest.raises(InvalidOption):
+        grey.predict_again(request, fail="post")
+
+
+def test_bounds_are_the_cards_and_the_platforms() -> None:
+    place = LoadContext(options={"max_pixels": "3000", "max_body_bytes": "100000"})
+    bounds = decode_bounds(CARD, place)
+    assert bounds == DecodeBounds(bytes=100_000, pixels=3000, min_side=1, max_side=64)
+    strict = Grey(CARD, MeanEngine(), bounds=bounds)
+    (answer,) = strict.predict([GreyIn(image=picture(10, side=65))], CallContext())
+    assert isinstance(answer, TooLarge)
+
+
+def test_the_classes_own_card_is_left_as_it_was(grey: Grey) -> None:
+    refined = CARD.model_copy(update={"notes": ("Loaded.",)})
+    assert Grey(refined, MeanEngine()).card.notes == ("Loaded.",)
+    assert Grey.card is grey.card is CARD
