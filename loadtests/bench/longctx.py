@@ -113,11 +113,10 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 def read(s: OpenSequence, prompt: Sequence[int], chunk: int = CHUNK) -> None:
     """As the scheduler reads: in chunks, logits of the last token only."""
-    s.prompt = len(prompt)
-    s.reserve(len(prompt), 256)
+    s.state.reserve(len(prompt), 256)
     for begin in range(0, len(prompt), chunk):
         last = begin + chunk >= len(prompt)
-        s.read(prompt[begin : begin + chunk], last=last, keep=int(last))
+        s.runner.prefill(s.state, prompt[begin : begin + chunk], last=last, keep=int(last))
 
 
 def step(s: OpenSequence, tokens: Sequence[int]) -> float:

@@ -9,7 +9,7 @@ import torch
 
 from loadtests.bench.longctx import ROLES, SHORT, Smol, cpu_seconds, smollm2, threads
 from loadtests.bench.result import Table, row
-from services.llm_longctx.engine import Engine, Request, Scheduler
+from services.llm_longctx.engine import Engine, Request
 from services.llm_longctx.methods import method
 
 LENGTHS = (64, 128, 192, 256, 320, 384, 448, 512)
@@ -52,18 +52,17 @@ def measure(rounds: int = 1, count: int = 4096) -> Table:
 
 def prefix(taken: dict[str, list[float]], smol: Smol, kind: str, at: int, count: int) -> None:
     """The first token of a prompt that nobody has read, and of one that was read before."""
-    scheduler = Scheduler(Engine(smol.net))
+    engine = Engine(smol.net)
     for label in (COLD, CACHED):
-        order, _ = Request(smol.ids[at : at + count], max_tokens=1).order(scheduler.engine)
-        scheduler.submit(order)
-        taken[f"{label} {kind}"].append(cpu_seconds(lambda: finish(scheduler)))
-    scheduler.close()
+        engine.add_request(Request(smol.ids[at : at + count], max_tokens=1))
+        taken[f"{label} {kind}"].append(cpu_seconds(lambda: finish(engine)))
+    engine.scheduler.close()
 
 
-def finish(scheduler: Scheduler) -> None:
+def finish(engine: Engine) -> None:
     """Step until nothing is in flight."""
-    while scheduler.in_flight:
-        scheduler.step()
+    while engine.scheduler.in_flight:
+        engine.scheduler.step()
 
 
 def crowd(taken: dict[str, list[float]], smol: Smol, kind: str) -> int:

@@ -59,10 +59,10 @@ class Bench:
     def read(self, how: AttentionMethod, tokens: int) -> OpenSequence:
         """A sequence that has read the first so many tokens as prompts are served."""
         s = self.engine.open(how, self.plan if how.needs_plan else None)
-        s.prompt = tokens
-        s.reserve(tokens, 2 * CHUNK)
+        s.state.reserve(tokens, 2 * CHUNK)
         for begin in range(0, tokens, CHUNK):
-            s.read(self.ids[begin : min(begin + CHUNK, tokens)], last=begin + CHUNK >= tokens, keep=1)
+            chunk = self.ids[begin : min(begin + CHUNK, tokens)]
+            s.runner.prefill(s.state, chunk, last=begin + CHUNK >= tokens, keep=1)
         return s
 
 
@@ -103,7 +103,7 @@ def _reading(bench: Bench, how: AttentionMethod, count: int, rounds: int) -> tup
     chunk = bench.ids[count - TAIL :]
     begun = {name: bench.read(h, count - TAIL) for name, h in (("dense", method("dense")), (how.name, how))}
     for s in begun.values():
-        s.prompt = count
+        s.state.prompt_length = count
     seen: dict[str, OpenSequence] = {}
 
     def again(name: str) -> Callable[[], None]:
@@ -111,13 +111,13 @@ def _reading(bench: Bench, how: AttentionMethod, count: int, rounds: int) -> tup
             if name in seen:
                 seen.pop(name).close()
             twin = seen[name] = begun[name].fork()
-            twin.densities.clear()
-            twin.read(chunk, last=True, keep=1)
+            twin.state.densities.clear()
+            twin.runner.prefill(twin.state, chunk, last=True, keep=1)
 
         return work
 
     taken = _in_turn({name: again(name) for name in begun}, rounds)
-    densities, held = seen[how.name].densities, seen[how.name].kv_bytes()
+    densities, held = seen[how.name].state.densities, seen[how.name].kv_bytes()
     layers = bench.engine.model.config.layers
     if len(densities) != layers:
         message = f"{how.name} read {layers - len(densities)} layers densely at {count} tokens"
@@ -145,9 +145,9 @@ def _decoding(bench: Bench, how: AttentionMethod, count: int, rounds: int) -> tu
 
 def _read_share(s: OpenSequence) -> np.ndarray:
     """Share of all entries that the next step reads, per layer."""
-    config, total = s.policy.config, s.memory.length
-    if s.memory.compact.n.any() and (s.memory.length - s.prompt + 1) % getattr(s.policy.method, "stride", 1):
-        return np.asarray(s.memory.compact.n.mean(1) / total)
+    config, cache, total = s.policy.config, s.state.cache, s.state.cache.length
+    if cache.compact.n.any() and (total - s.state.prompt_length + 1) % getattr(s.policy.method, "stride", 1):
+        return np.asarray(cache.compact.n.mean(1) / total)
     held = [[len(s.entries(l, g).positions) for g in range(config.kv_heads)] for l in range(config.layers)]
     return np.mean(held, axis=1) / total
 

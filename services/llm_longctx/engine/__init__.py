@@ -1,21 +1,39 @@
 """Runs decoders for many requests at once: prefill in chunks, one decode batch a step. Knows token ids, not text."""
 
+from services.llm_longctx.engine.backends import Backend, PagedBackend, SessionBackend
+from services.llm_longctx.engine.completion import Completion, CompletionUsage, Request, RequestOutput
 from services.llm_longctx.engine.llm_engine import Engine
-from services.llm_longctx.engine.order import Choice, Facts, FinishReason, Grammar, Order, Sampling, Sink, Token
-from services.llm_longctx.engine.request import Completion, Request
+from services.llm_longctx.engine.request import (
+    Candidate,
+    FinishReason,
+    GenerationRequest,
+    Grammar,
+    RequestStats,
+    Sampling,
+    ScoredToken,
+    TokenCallback,
+)
 from services.llm_longctx.engine.scheduler import Scheduler
+from services.llm_longctx.engine.session import RequestSession, SessionSource
 
 __all__ = [
-    "Choice",
+    "Backend",
+    "Candidate",
     "Completion",
+    "CompletionUsage",
     "Engine",
-    "Facts",
     "FinishReason",
+    "GenerationRequest",
     "Grammar",
-    "Order",
+    "PagedBackend",
     "Request",
+    "RequestOutput",
+    "RequestSession",
+    "RequestStats",
     "Sampling",
     "Scheduler",
-    "Sink",
-    "Token",
+    "ScoredToken",
+    "SessionBackend",
+    "SessionSource",
+    "TokenCallback",
 ]

@@ -1,75 +1,83 @@
-"""Carries out a method's orders about memory: what a head keeps, and what is copied into compact runs.
+"""KV updates: applies what a method decided about the cache, entries kept per head and copies in compact runs.
 
-Refuses orders that a method has no right to. Knows nothing about why.
+Refuses updates that a method has no right to. Knows nothing about why.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 
+from services.llm_longctx.engine.paged_state import PagedState
 from services.llm_longctx.kv_cache import Entries
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, RetentionPolicy
 
-if TYPE_CHECKING:
-    from services.llm_longctx.engine.open_sequence import OpenSequence
-
-__all__ = ["copied", "retained"]
+__all__ = ["apply_compact_copies", "apply_retention"]
 
 
-def retained(s: OpenSequence, layer: int, outcome: CacheUpdate, held: Mapping[int, Entries], length: int) -> set[int]:
-    """Cut the heads that are named; those that were, by number. `held` is what they hold now, new entries included.
+def apply_retention(
+    s: PagedState, layer: int, update: CacheUpdate, held: Mapping[int, Entries], length: int
+) -> set[int]:
+    """Cut the heads of a layer that the update names; returns their numbers.
+
+    Args:
+        s: The sequence.
+        layer: Which layer.
+        update: What the method keeps.
+        held: What the heads hold now, new entries included.
+        length: Tokens that were read.
 
     Raises:
         ValueError: A head that the method said keeps its whole history.
     """
-    for head, order in outcome.retain.items():
+    for head, retention in update.retain.items():
         if s.policy.full[layer, head]:
             message = f"{s.policy.layers[layer].name} cuts head {head} of layer {layer}, which it said is full"
             raise ValueError(message)
-        entries, absorbed = _chosen(held[head], order)
-        s.memory.keep(
+        entries, absorbed = _select_entries(held[head], retention)
+        s.cache.keep(
             layer,
             head,
             entries,
-            sink=order.sink,
-            slide=order.slide,
-            spare=max(s.room - length, 0),
+            sink=retention.sink,
+            slide=retention.slide,
+            spare=max(s.max_length - length, 0),
             absorbed=absorbed,
-            weighted=order.weighted,
+            weighted=retention.weighted,
         )
-    return set(outcome.retain)
+    return set(update.retain)
 
 
-def copied(s: OpenSequence, layer: int, outcome: CacheUpdate) -> None:
-    """Make the compact copies that are ordered."""
-    for head, positions in outcome.compact.items():
-        s.memory.copy_compact(layer, head, positions, spare=s.memory.pool.page)
+def apply_compact_copies(s: PagedState, layer: int, update: CacheUpdate) -> None:
+    """Copy the entries of a layer that the update names into compact runs."""
+    for head, positions in update.compact.items():
+        s.cache.copy_compact(layer, head, positions, spare=s.cache.pool.page)
 
 
-def _chosen(held: Entries, order: RetentionPolicy) -> tuple[Entries, int | None]:
+def _select_entries(held: Entries, retention: RetentionPolicy) -> tuple[Entries, int | None]:
     """What is kept, a virtual entry last, and how many entries that one stands for where it will absorb more."""
-    if order.positions is not None:
-        kept = torch.isin(held.positions, order.positions)
-        if order.virtual is None:
+    if retention.positions is not None:
+        kept = torch.isin(held.positions, retention.positions)
+        if retention.virtual is None:
             kept |= held.positions < 0
         held = held.take(kept.nonzero()[:, 0])
-    if order.virtual is None and not order.absorb:
+    if retention.virtual is None and not retention.absorb:
         return held, None
-    real = held.take((held.positions >= 0).nonzero()[:, 0]) if order.virtual is not None else held
-    if order.virtual is None:
+    real = held.take((held.positions >= 0).nonzero()[:, 0]) if retention.virtual is not None else held
+    if retention.virtual is None:
         if bool((held.positions < 0).any()):
             return held, None
         # Nothing left yet: an entry that nobody sees waits for the first that leaves.
-        return _with(real, torch.zeros_like(held.k[:1]), torch.zeros_like(held.v[:1]), -torch.inf), 0
-    virtual = order.virtual
-    joined = _with(real, virtual.k[None].to(real.k.dtype), virtual.v[None].to(real.v.dtype), virtual.log_weight)
-    return joined, virtual.count if order.absorb else None
+        return _append_virtual(real, torch.zeros_like(held.k[:1]), torch.zeros_like(held.v[:1]), -torch.inf), 0
+    virtual = retention.virtual
+    joined = _append_virtual(
+        real, virtual.k[None].to(real.k.dtype), virtual.v[None].to(real.v.dtype), virtual.log_weight
+    )
+    return joined, virtual.count if retention.absorb else None
 
 
-def _with(held: Entries, k: torch.Tensor, v: torch.Tensor, log_weight: float) -> Entries:
+def _append_virtual(held: Entries, k: torch.Tensor, v: torch.Tensor, log_weight: float) -> Entries:
     wide = torch.float64 if held.k.dtype == torch.float64 else torch.float32
     weights = held.log_weight if held.log_weight is not None else torch.zeros(len(held.k), dtype=wide)
     return Entries(

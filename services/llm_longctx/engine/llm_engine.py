@@ -1,7 +1,6 @@
-"""The engine by hand: open sequences, read prompts, step, batch, measure; and answer requests together.
+"""LLM engine: one decoder on pages, by hand (open, prefill, step, batch) or for many requests by continuous batching.
 
-One pool of pages serves all sequences, each under its own method. Who steps when is the scheduler's business. Knows
-token ids; knows nothing about text or HTTP.
+One pool of pages serves all sequences, each under its own method. Knows token ids; knows nothing about text or HTTP.
 """
 
 from __future__ import annotations
@@ -9,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.decode_attention import decode, held_bytes
+from services.llm_longctx.engine.backends.paged import PagedBackend
+from services.llm_longctx.engine.completion import Completion, Request, RequestOutput, to_generation_request
 from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.model_runner import ModelRunner
 from services.llm_longctx.engine.open_sequence import OpenSequence
-from services.llm_longctx.engine.request import Completion, Request
+from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
+from services.llm_longctx.engine.request import GenerationRequest
 from services.llm_longctx.engine.scheduler import Scheduler
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kv_cache import Entries, PagePool
@@ -37,9 +38,11 @@ class Engine:
         policy: What a sequence gets that asks for nothing else.
         dense: What it would get densely.
         pool: The pages.
-        max_batch: Sequences that `generate` and a scheduler decode at a time.
+        max_batch: Sequences that are decoded at a time by continuous batching.
         backend: Name of the kernels' back end, or `auto`.
         kernels: The back end that decodes.
+        runner: Runs the decoder.
+        scheduler: Decides which sequence runs when.
     """
 
     def __init__(
@@ -53,6 +56,10 @@ class Engine:
         *,
         kv_bytes: int = 2 * 2**30,
         weights_sha256: str = "",
+        monitor: FidelityMonitor | None = None,
+        max_waiting: int = 64,
+        prefill_tokens: int = 512,
+        threads: int = 0,
     ) -> None:
         """Take a model into service.
 
@@ -62,10 +69,14 @@ class Engine:
             plan: Default head plan.
             page: P, entries per page.
             backend: `auto`, or a back end of `services.llm_longctx.kernels.backends()`.
-            max_batch: Sequences that `generate` decodes at a time; `open` and `batch` take any number.
+            max_batch: Sequences that are decoded at a time; `open` and `batch` take any number.
             kv_bytes: Most bytes of keys and values that are held. One sequence of the model's whole context always
                 fits.
             weights_sha256: Digest of the weights, against which plans are checked.
+            monitor: Compares a share of the answers with dense attention; None compares none.
+            max_waiting: See `Scheduler`.
+            prefill_tokens: See `Scheduler`.
+            threads: See `Scheduler`.
 
         Raises:
             InvalidOption: The method can't work, or a size is not positive.
@@ -76,17 +87,51 @@ class Engine:
             raise InvalidOption(detail, field="page" if page < 1 else "max_batch")
         config, like = net.config, net.output_matrix
         self.kernels = choose("decode", backend, like.dtype, like.device.type)
-        self.model = net
-        self.max_batch = max_batch
-        self.backend = backend
-        self.weights_sha256 = weights_sha256
+        self.model, self.max_batch, self.backend, self.monitor = net, max_batch, backend, monitor
         self.policy = Policy.of(config, method, plan, weights_sha256)
-        self.dense = Policy.of(config, "dense")
         page_bytes = page * 2 * config.head_dim * like.element_size()
         least = config.layers * config.kv_heads * (-(-config.positions // page) + 1)
         self.pool = PagePool(max(kv_bytes // page_bytes, least), page, config.head_dim, like.dtype, like.device)
-        self._open: list[OpenSequence] = []
+        self.runner = ModelRunner(net, self.pool, backend, weights_sha256)
+        self.dense = self.runner.dense
+        paged = PagedBackend(self.runner, self.policy, max_batch, monitor)
+        self.scheduler = Scheduler(paged, max_waiting=max_waiting, prefill_tokens=prefill_tokens, threads=threads)
+        self.prefix_cache = paged.prefix_cache
         self._default: OpenSequence | None = None
+
+    # Many requests.
+
+    def add_request(self, request: Request) -> RequestOutput:
+        """Line up a request; its answer gathers as the scheduler steps.
+
+        Raises:
+            InvalidOption: There is no prompt, a token is unknown, or the method can't work.
+            QueueFull: Too many requests wait.
+        """
+        output = RequestOutput()
+        self.scheduler.add_request(self._prepare(request, output))
+        return output
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Answer requests together by continuous batching, in their order.
+
+        Raises:
+            FoveaError: A request can't be served, or one failed; the others were finished.
+        """
+        outputs = [RequestOutput() for _ in requests]
+        prepared = [self._prepare(*pair) for pair in zip(requests, outputs, strict=True)]
+        scheduler = Scheduler(self.scheduler.backend, max_waiting=len(prepared))
+        try:
+            for request in prepared:
+                scheduler.add_request(request)
+            while scheduler.in_flight:
+                scheduler.step()
+        finally:
+            scheduler.close()
+        return [
+            output.completion(request, request.policy or self.policy, self.backend)
+            for request, output in zip(prepared, outputs, strict=True)
+        ]
 
     # By hand.
 
@@ -97,20 +142,7 @@ class Engine:
             InvalidOption: The method can't work with this plan.
             BadInput: The plan is another model's.
         """
-        return self.adopt(OpenSequence(self.model, self.pool, self.policy_of(method, plan), self.backend))
-
-    def adopt(self, sequence: OpenSequence) -> OpenSequence:
-        """Count a sequence among the open ones."""
-        self._open = [s for s in self._open if not s.closed]
-        self._open.append(sequence)
-        return sequence
-
-    def policy_of(self, method: str | AttentionMethod | None = None, plan: Plan = None) -> Policy:
-        """A method made ready for this model; what is left out is the engine's."""
-        if method is None and plan is None:
-            return self.policy
-        wanted = self.policy.method if method is None else method
-        return Policy.of(self.model.config, wanted, self.policy.plan if plan is None else plan, self.weights_sha256)
+        return OpenSequence(self.runner, self.runner.open(self.policy_of(method, plan)))
 
     def prefill(
         self, ids: Sequence[int], chunks: Sequence[int] | None = None, boundaries: Sequence[int] | None = None
@@ -141,48 +173,39 @@ class Engine:
         """One ragged decode step: a token for each sequence → logits [V] for each."""
         if not tokens:
             return {}
-        sequences = list(tokens)
-        with torch.inference_mode():
-            logits = decode(self.model, sequences, [int(t) for t in tokens.values()], self.backend)
-        return dict(zip(sequences, logits, strict=True))
-
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Answer requests together by continuous batching, in their order.
-
-        Raises:
-            FoveaError: A request can't be served, or one failed; the others were finished.
-        """
-        orders = [request.order(self) for request in requests]
-        scheduler = Scheduler(self, max_waiting=len(orders))
-        for order, _ in orders:
-            scheduler.submit(order)
-        while scheduler.in_flight:
-            scheduler.step()
-        scheduler.close()
-        return [answer.completion() for _, answer in orders]
+        logits = self.runner.decode([s.state for s in tokens], [int(token) for token in tokens.values()])
+        return dict(zip(tokens, logits, strict=True))
 
     # Measured and foreseen.
 
+    def policy_of(self, method: str | AttentionMethod | None = None, plan: Plan = None) -> Policy:
+        """A method made ready for this model; what is left out is the engine's."""
+        if method is None and plan is None:
+            return self.policy
+        wanted = self.policy.method if method is None else method
+        return Policy.of(
+            self.model.config, wanted, self.policy.plan if plan is None else plan, self.runner.weights_sha256
+        )
+
     def kv_bytes(self) -> int:
         """Bytes of all pages that open sequences hold; shared ones count once."""
-        return held_bytes([s for s in self._open if not s.closed])
+        return self.runner.held_bytes
 
     def estimate(
         self, method: str | AttentionMethod | None = None, plan: Plan = None, *, prompt: int, new: int = 0
     ) -> int:
         """Bytes that a request will hold: at least what it does, at most a page per head above it."""
-        return self.pages(self.policy_of(method, plan), prompt, new) * self.pool.page_bytes
-
-    def pages(self, policy: Policy, prompt: int, new: int) -> int:
-        """Pages that a request will hold, rounded up head by head."""
-        return sum(int((-(-entries // self.pool.page)).sum()) for entries in policy.footprint(prompt, new))
+        return self.policy_of(method, plan).pages(prompt, new, self.pool.page) * self.pool.page_bytes
 
     def dense_bytes(self, tokens: int) -> int:
         """Bytes that a dense request of so many tokens would hold."""
-        return self.pages(self.dense, tokens, 0) * self.pool.page_bytes
+        return self.dense.pages(tokens, 0, self.pool.page) * self.pool.page_bytes
 
     def _current(self) -> OpenSequence:
         if self._default is None:
             detail = "Nothing was read yet: prefill comes before step."
             raise InvalidOption(detail)
         return self._default
+
+    def _prepare(self, request: Request, output: RequestOutput) -> GenerationRequest:
+        return to_generation_request(request, self.policy_of(request.method, request.plan), output)

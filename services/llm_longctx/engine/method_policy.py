@@ -1,4 +1,4 @@
-"""A method made ready for one model and one plan: which layer does what, and what a cached prefix depends on.
+"""Method policies: a method made ready for one model and one plan, layer by layer.
 
 Layers with a sliding window of their own keep it, whatever the method. Knows nothing about memory or requests.
 """
@@ -31,7 +31,8 @@ from shared.lm.head_plan import HeadPlan
 __all__ = ["CHUNK", "Policy", "windows_of"]
 
 CHUNK = 512
-"""Served prompts are read in chunks that end on multiples of this."""
+"""Served prompts are read in chunks that end on multiples of this: an absolute grid, so that a cached prefix leads to
+the same shapes."""
 
 
 class _SlidingLayer(AttentionMethod):
@@ -101,7 +102,7 @@ class Policy:
         layers = tuple(chosen if w is None else _SlidingLayer(window=w) for w in windows)
         return cls(chosen, checked, heads, full, config, layers)
 
-    def calibrated(self, layer: int) -> tuple[int, ...]:
+    def calibrated_heads(self, layer: int) -> tuple[int, ...]:
         """Query heads of a layer that the method's epilogue changes, ascending."""
         if self.layers[layer] is not self.method:
             return ()
@@ -109,13 +110,27 @@ class Policy:
 
     def footprint(self, prompt: int, new: int) -> tuple[np.ndarray, np.ndarray]:
         """Entries that will be held [L,G], and entries of compact copies [L,G]."""
-        told: Footprint = self.method.estimate(self.config, self.heads, prompt, new)
-        entries = np.array(told.entries, np.int64)
-        compact = np.zeros_like(entries) if told.compact is None else np.array(told.compact, np.int64)
+        estimate: Footprint = self.method.estimate(self.config, self.heads, prompt, new)
+        entries = np.array(estimate.entries, np.int64)
+        compact = np.zeros_like(entries) if estimate.compact is None else np.array(estimate.compact, np.int64)
         for layer, window in enumerate(windows_of(self.config)):
             if window is not None:
                 entries[layer], compact[layer] = min(prompt + new, window), 0
         return entries, compact
+
+    def pages(self, prompt: int, new: int, page: int) -> int:
+        """Pages of `page` entries that a request will hold, rounded up head by head."""
+        return sum(int((-(-entries // page)).sum()) for entries in self.footprint(prompt, new))
+
+    def next_chunk(self, read: int, prompt: int) -> int:
+        """Tokens of the next chunk of a prompt of which `read` tokens are read.
+
+        Chunks end on multiples of 512 or with the prompt. What is left behind a cached prefix is therefore one product
+        per matrix: read page by page it would take almost twice as long.
+        """
+        if not self.method.supports.chunked_prefill:
+            return prompt - read
+        return min((read // CHUNK + 1) * CHUNK, prompt) - read
 
     def fingerprint(self, model: str, dtype: torch.dtype, backend: str) -> str:
         """What a cached prefix depends on beside its tokens; methods that read prompts densely share one."""
@@ -130,8 +145,8 @@ class Policy:
         }
         return _digest(facts)
 
-    def fitted(self, asked: AttentionMethod, budget: Mapping[str, float]) -> Policy:
-        """The same, remembering that its knobs follow from a budget: they differ from prompt to prompt."""
+    def with_budget(self, asked: AttentionMethod, budget: Mapping[str, float]) -> Policy:
+        """The same, but judged as what was asked for: knobs that follow from a budget differ from prompt to prompt."""
         return replace(self, asked={"knobs": asked.model_dump(mode="json"), **budget})
 
     @cached_property

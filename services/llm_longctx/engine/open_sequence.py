@@ -1,23 +1,17 @@
-"""One open sequence: its memory, its policy, and what the method remembers of it. Reads prompts and steps by hand.
-
-Knows the decoder and the seams; knows nothing about other sequences, sampling or scheduling.
-"""
+"""Sequences driven by hand: read a prompt, feed tokens, look at what is held."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.decode_attention import decode
 from services.llm_longctx.engine.method_policy import Policy
-from services.llm_longctx.engine.prefill_attention import ChunkAttention
-from services.llm_longctx.kernels import layer_ops
-from services.llm_longctx.kv_cache import Entries, PagePool, SequenceCache
+from services.llm_longctx.engine.model_runner import ModelRunner
+from services.llm_longctx.engine.paged_state import PagedState
+from services.llm_longctx.kv_cache import Entries
 from shared.errors import InvalidOption
-from shared.lm.decoder import Decoder
 
 __all__ = ["OpenSequence"]
 
@@ -29,28 +23,18 @@ class OpenSequence:
     """A sequence that holds pages until it is closed.
 
     Attributes:
-        policy: The method at work.
-        memory: Keys and values.
-        memos: What the method wants to see again, per layer.
-        prompt: Tokens of the prompt.
-        room: Tokens that prompt and answer are expected to have together.
-        densities: Of block-sparse readings, per layer and chunk.
-        full_steps: Steps whose scores the method asked for.
-        cached: Tokens that came from the prefix cache.
+        runner: Runs the decoder.
+        state: What it holds.
     """
 
-    def __init__(self, model: Decoder, pool: PagePool, policy: Policy, backend: str) -> None:
-        self.policy = policy
-        self.memory = SequenceCache(pool, model.config.layers, model.config.kv_heads)
-        self.memos: list[object] = [None] * model.config.layers
-        self.prompt = 0
-        self.room = 0
-        self.densities: list[float] = []
-        self.full_steps = 0
-        self.cached = 0
-        self.closed = False
-        self._model = model
-        self._backend = backend
+    def __init__(self, runner: ModelRunner, state: PagedState) -> None:
+        self.runner = runner
+        self.state = state
+
+    @property
+    def policy(self) -> Policy:
+        """The method that serves it."""
+        return self.state.policy
 
     def prefill(
         self, ids: Sequence[int], chunks: Sequence[int] | None = None, boundaries: Sequence[int] | None = None
@@ -66,80 +50,44 @@ class OpenSequence:
             InvalidOption: The chunks don't add up, or the method can't be read in several.
         """
         ids, lengths = [int(i) for i in ids], [len(ids)] if chunks is None else list(chunks)
+        method = self.policy.method
         if sum(lengths) != len(ids) or any(n < 0 for n in lengths):
             detail = f"Chunks of {lengths} tokens don't make a prompt of {len(ids)}."
             raise InvalidOption(detail, field="chunks")
-        if len(lengths) > 1 and not self.policy.method.supports.chunked_prefill:
-            detail = f"{self.policy.method.name} reads a prompt in one chunk."
+        if len(lengths) > 1 and not method.supports.chunked_prefill:
+            detail = f"{method.name} reads a prompt in one chunk."
             raise InvalidOption(detail, field="chunks")
-        self.reserve(self.memory.length + len(ids), SPARE)
-        self.prompt = self.memory.length + len(ids)
-        parts = [self._model.output_matrix.new_zeros(0, self._model.config.vocab)]
+        self.state.reserve(self.state.cache.length + len(ids), SPARE)
+        model = self.runner.model
+        parts = [model.output_matrix.new_zeros(0, model.config.vocab)]
         while lengths:
             size = lengths.pop(0)
             chunk, ids = ids[:size], ids[size:]
             if chunk:
-                parts.append(self.read(chunk, last=not ids, keep=None, boundaries=boundaries))
+                last = not ids
+                parts.append(self.runner.prefill(self.state, chunk, last=last, keep=None, boundaries=boundaries))
         return torch.cat(parts)
-
-    def reserve(self, tokens: int, new: int) -> None:
-        """Reserve addresses for a prompt of so many tokens and an answer, so that nothing need move later."""
-        self.room = tokens + new
-        entries, _ = self.policy.footprint(tokens, new)
-        if self.policy.method.cut_at_end:
-            entries = entries.clip(min=tokens)  # what is cut at the end is whole until then
-        self.memory.reserve((entries - sum(part.n for part in self.memory.parts)).clip(min=1))
-
-    @torch.inference_mode()
-    def read(
-        self, chunk: Sequence[int], *, last: bool, keep: int | None, boundaries: Sequence[int] | None = None
-    ) -> Tensor:
-        """Read one chunk: logits of its last `keep` positions, or of all [T,V].
-
-        Args:
-            chunk: Tokens, one or more.
-            last: Whether the prompt ends with them.
-            keep: Positions that get logits.
-            boundaries: As in `prefill`.
-        """
-        device, offset = self._model.output_matrix.device, self.memory.length
-        borders = None if boundaries is None else tuple(boundaries)
-        seam = ChunkAttention(self, last=last, boundaries=borders, backend=self._backend)
-        ops = layer_ops(self._backend, self.memory.pool.keys.dtype, device.type)
-        ids = torch.tensor([list(chunk)], device=device)
-        logits: Tensor = self._model(ids, attend=seam, offset=offset, keep=keep, ops=ops)
-        self.memory.length += len(chunk)
-        return logits[0]
 
     def step(self, token: int) -> Tensor:
         """Feed one token: logits of the next [V]."""
-        with torch.inference_mode():
-            return decode(self._model, [self], [int(token)], self._backend)[0]
+        return self.runner.decode([self.state], [int(token)])[0]
 
     def entries(self, layer: int, kv_head: int) -> Entries:
         """What a head holds: k, v [n,d], positions [n] (-1 = virtual), log_weight [n] or None; no compact copies."""
-        return self.memory.entries(layer, kv_head)
+        return self.state.cache.entries(layer, kv_head)
 
     def kv_bytes(self) -> int:
         """Bytes of the pages held, shared ones included."""
-        return self.memory.nbytes
+        return self.state.cache.nbytes
 
-    def fork(self) -> Self:
+    def fork(self) -> OpenSequence:
         """A twin that goes its own way and shares whole pages.
 
         Raises:
             PoolExhausted: There is no room for what is copied.
         """
-        twin = type(self)(self._model, self.memory.pool, self.policy, self._backend)
-        twin.resume(self.memory.fork(), self.memos, self.prompt, self.room)
-        twin.densities, twin.full_steps, twin.cached = list(self.densities), self.full_steps, self.cached
-        return twin
-
-    def resume(self, memory: SequenceCache, memos: Sequence[object], prompt: int, room: int) -> None:
-        """Go on from what another one has read."""
-        self.memory, self.memos, self.prompt, self.room = memory, list(memos), prompt, room
+        return OpenSequence(self.runner, self.runner.fork(self.state))
 
     def close(self) -> None:
         """Give back all pages; once is enough."""
-        self.closed = True
-        self.memory.close()
+        self.state.close()

@@ -1,4 +1,4 @@
-"""The decoder's seam while a prompt is read: one chunk of one sequence, by its policy, into its memory.
+"""Prefill attention: one chunk of one sequence's prompt, by its policy, into its cache.
 
 Whole heads are written first and read from pages. Heads that are cut read what they hold and the chunk's own tensors,
 and only what they keep is ever written: a streaming head holds no dense prompt. Knows nothing about scheduling.
@@ -7,20 +7,17 @@ and only what they keep is ever written: a streaming head holds no dense prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.kv_update import copied, retained
+from services.llm_longctx.engine.kv_update import apply_compact_copies, apply_retention
+from services.llm_longctx.engine.paged_state import PagedState
 from services.llm_longctx.engine.prefill_kernels import Part, over_held, over_history, under_mask, window_mask
 from services.llm_longctx.kernels import window_prefill
 from services.llm_longctx.kv_cache import Entries
 from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, CacheView, Chunk, PostPrefillView
 from services.llm_longctx.methods.core.hook_results import Blocks, Dense, PrefillPlan, TokenLists, WindowSink
-
-if TYPE_CHECKING:
-    from services.llm_longctx.engine.open_sequence import OpenSequence
 
 __all__ = ["ChunkAttention"]
 
@@ -28,8 +25,8 @@ __all__ = ["ChunkAttention"]
 class ChunkAttention:
     """`attend` for one chunk."""
 
-    def __init__(self, sequence: OpenSequence, *, last: bool, boundaries: tuple[int, ...] | None, backend: str) -> None:
-        self._s = sequence
+    def __init__(self, state: PagedState, *, last: bool, boundaries: tuple[int, ...] | None, backend: str) -> None:
+        self._s = state
         self._last = last
         self._boundaries = boundaries
         self._backend = backend
@@ -37,36 +34,36 @@ class ChunkAttention:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
         """Mix values; see `shared.lm.attention.AttentionSeam`. The batch is one sequence."""
         q, k, v = q[0].transpose(0, 1), k[0].transpose(0, 1), v[0].transpose(0, 1)
-        policy, memory, method = self._s.policy, self._s.memory, self._s.policy.layers[layer]
+        policy, cache, method = self._s.policy, self._s.cache, self._s.policy.layers[layer]
         G = k.shape[0]
         # A head that will be cut at the end of the prompt is whole until then.
-        whole = [g for g in range(G) if policy.full[layer, g] or (method.cut_at_end and self._entire(layer, g))]
+        whole = [g for g in range(G) if policy.full[layer, g] or (method.cut_at_end and self._is_entire(layer, g))]
         cut = [g for g in range(G) if g not in whole]
         held: dict[int, Entries] = {}
         if not cut:
-            out, lse = self._whole(layer, q, k, v, offset, whole)
+            out, lse = self._attend_whole(layer, q, k, v, offset, whole)
         else:
             out, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
             if whole:
                 rows = _rows(whole, q.shape[0] // G)
-                out[rows], lse[rows] = self._whole(layer, q[rows], k[whole], v[whole], offset, whole)
-            held = {g: _joined(memory.entries(layer, g), k[g], v[g], offset) for g in cut}
+                out[rows], lse[rows] = self._attend_whole(layer, q[rows], k[whole], v[whole], offset, whole)
+            held = {g: _append_chunk(cache.entries(layer, g), k[g], v[g], offset) for g in cut}
             rows = _rows(cut, q.shape[0] // G)
-            out[rows], lse[rows] = self._cut(layer, q[rows], k[cut], v[cut], offset, cut, held)
-        if calibrated := policy.calibrated(layer):
-            out = self._calibrated(layer, q, out, lse, offset, calibrated)
-        self._settle(layer, q, offset, cut, held, k, v)
+            out[rows], lse[rows] = self._attend_cut(layer, q[rows], k[cut], v[cut], offset, cut, held)
+        if calibrated := policy.calibrated_heads(layer):
+            out = self._calibrate(layer, q, out, lse, offset, calibrated)
+        self._update(layer, q, offset, cut, held, k, v)
         return out.transpose(0, 1)[None]
 
-    def _entire(self, layer: int, head: int) -> bool:
-        return not self._s.memory.cut[layer, head] and self._s.policy.layers[layer] is self._s.policy.method
+    def _is_entire(self, layer: int, head: int) -> bool:
+        return not self._s.cache.cut[layer, head] and self._s.policy.layers[layer] is self._s.policy.method
 
-    def _whole(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int, heads: Sequence[int]) -> Part:
-        self._s.memory.append(layer, heads, k, v)
-        keys, values = self._s.memory.whole(layer, heads)
+    def _attend_whole(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int, heads: Sequence[int]) -> Part:
+        self._s.cache.append(layer, heads, k, v)
+        keys, values = self._s.cache.whole(layer, heads)
         plans = self._plans(layer, q, keys, values, offset, heads, evicting=False)
         if not isinstance(plans, list):
-            self._note(plans)
+            self._record_density(plans)
             return over_history(q, keys, values, plans, self._backend)
         R = q.shape[0] // len(heads)
         parts = [
@@ -75,7 +72,7 @@ class ChunkAttention:
         ]
         return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
 
-    def _cut(
+    def _attend_cut(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int, heads: Sequence[int], held: dict[int, Entries]
     ) -> Part:
         plans = self._plans(layer, q, k, v, offset, heads, evicting=True)
@@ -83,7 +80,7 @@ class ChunkAttention:
         for i, head in enumerate(heads):
             plan, now, rows = plans[i] if isinstance(plans, list) else plans, held[head], q[i * R : (i + 1) * R]
             if isinstance(plan, WindowSink):
-                parts.append(self._ends(rows, now, plan, offset))
+                parts.append(self._attend_window(rows, now, plan, offset))
             elif now.log_weight is None:
                 parts.append(over_history(rows, now.k[None], now.v[None], Dense(), self._backend))
             else:
@@ -91,7 +88,7 @@ class ChunkAttention:
                 parts.append(over_held(rows, (now.k[:n], now.v[:n]), now.log_weight[:n], k[i], v[i]))
         return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
 
-    def _ends(self, q: Tensor, now: Entries, plan: WindowSink, offset: int) -> Part:
+    def _attend_window(self, q: Tensor, now: Entries, plan: WindowSink, offset: int) -> Part:
         """One head's first entries and its window. Entries without gaps behind the first can be told by their order."""
         first = int((now.positions < plan.sink).sum())
         rest = now.positions[first:]
@@ -123,7 +120,7 @@ class ChunkAttention:
         plans = s.policy.layers[layer].prefill_plan(view)
         return list(plans) if isinstance(plans, Sequence) else plans
 
-    def _note(self, plan: PrefillPlan) -> None:
+    def _record_density(self, plan: PrefillPlan) -> None:
         """Remember how dense the reading was, for `usage`."""
         if isinstance(plan, Blocks):
             self._s.densities.append(plan.csr.density() if plan.density is None else plan.density)
@@ -137,11 +134,11 @@ class ChunkAttention:
             causal = sum((row.end - row.begin) * (row.begin + row.end + 1) / 2 for row in plan.rows)
             self._s.densities.append(seen / causal)
 
-    def _calibrated(
+    def _calibrate(
         self, layer: int, q: Tensor, out: Tensor, lse: Tensor, offset: int, heads: tuple[int, ...]
     ) -> Tensor:
         s, G = self._s, self._s.policy.config.kv_heads
-        held = [_view(s.memory.entries(layer, g)) for g in range(G)]
+        held = [_view(s.cache.entries(layer, g)) for g in range(G)]
         view = AttentionOutput(
             layer,
             q,
@@ -158,7 +155,7 @@ class ChunkAttention:
         out, s.memos[layer] = s.policy.method.epilogue(view)
         return out
 
-    def _settle(
+    def _update(
         self, layer: int, q: Tensor, offset: int, cut: Sequence[int], held: dict[int, Entries], k: Tensor, v: Tensor
     ) -> None:
         """Keep what the method keeps, and write it."""
@@ -166,18 +163,18 @@ class ChunkAttention:
         ordered: set[int] = set()
         if method.overrides("after_prefill"):
             G = k.shape[0]
-            heads = [held[g] if g in held else s.memory.entries(layer, g) for g in range(G)]
+            heads = [held[g] if g in held else s.cache.entries(layer, g) for g in range(G)]
             full = tuple(bool(x) for x in s.policy.full[layer])
             view = PostPrefillView(
                 layer, q, offset, self._last, full, [_view(one) for one in heads], s.policy.config, s.memos[layer]
             )
             outcome = method.after_prefill(view)
             s.memos[layer] = outcome.memo
-            ordered = retained(s, layer, outcome, dict(enumerate(heads)), offset + q.shape[1])
-            copied(s, layer, outcome)
+            ordered = apply_retention(s, layer, outcome, dict(enumerate(heads)), offset + q.shape[1])
+            apply_compact_copies(s, layer, outcome)
         for g in cut:
             if g not in ordered:
-                s.memory.append(layer, (g,), k[g : g + 1], v[g : g + 1])
+                s.cache.append(layer, (g,), k[g : g + 1], v[g : g + 1])
 
 
 def _rows(heads: Sequence[int], R: int) -> list[int]:
@@ -185,7 +182,7 @@ def _rows(heads: Sequence[int], R: int) -> list[int]:
     return [g * R + i for g in heads for i in range(R)]
 
 
-def _joined(held: Entries, k: Tensor, v: Tensor, offset: int) -> Entries:
+def _append_chunk(held: Entries, k: Tensor, v: Tensor, offset: int) -> Entries:
     """What a head holds, then the chunk's own entries."""
     positions = torch.arange(offset, offset + len(k))
     weight = None if held.log_weight is None else torch.cat((held.log_weight, held.log_weight.new_zeros(len(k))))

@@ -1,160 +1,171 @@
-"""What a program asks of an engine, and what it gets: token ids in, tokens and usage out.
+"""Generation requests: prompt token ids in, tokens out through callbacks, and what it cost.
 
-The small form of an order, for scripts, benches and tests. Knows nothing about text.
+Knows nothing about text, templates, models or scheduling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol
 
 from services.llm_longctx.engine.method_policy import Policy
-from services.llm_longctx.engine.order import Choice, Facts, FinishReason, Order, Sampling, Token
-from services.llm_longctx.methods import AttentionMethod
-from shared.errors import FoveaError, InvalidOption
-from shared.lm.head_plan import HeadPlan
+from services.llm_longctx.engine.session import SessionSource
+from shared.errors import FoveaError
 from shared.registry import CallContext
 
-if TYPE_CHECKING:
-    from services.llm_longctx.engine.llm_engine import Engine
+__all__ = [
+    "Candidate",
+    "FinishReason",
+    "GenerationRequest",
+    "Grammar",
+    "RequestStats",
+    "Sampling",
+    "ScoredToken",
+    "TokenCallback",
+]
 
-__all__ = ["Completion", "Request", "Usage"]
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """A prompt to go on with.
+class Sampling:
+    """How the next token is drawn.
 
     Attributes:
-        ids: The prompt, one token or more.
-        method: Name or method; None takes the engine's.
-        plan: Head plan; None takes the engine's.
-        max_tokens: Longest answer.
-        temperature: 0 always takes the likeliest token.
-        top_p, top_k, min_p, seed: As in `Sampling`.
-        ends: Token ids that end the answer and are not part of it.
-        priority: Higher classes are admitted first.
-        run: Deadline and cancellation.
+        temperature: Divides the logits; 0 always takes the likeliest token.
+        top_p: The smallest set of likeliest tokens that holds this much probability.
+        top_k: So many likeliest tokens; 0 means all.
+        min_p: Tokens with at least this share of the likeliest one's probability.
+        seed: Makes the draws repeatable, whatever else is in the batch; None draws afresh.
+        presence_penalty: Taken once from the logit of each token that was produced.
+        frequency_penalty: Taken for each time that it was produced.
+        repetition_penalty: Divides positive, multiplies negative logits of tokens in prompt and answer.
+        logit_bias: Added to logits, by token id.
     """
 
-    ids: Sequence[int]
-    method: str | AttentionMethod | None = None
-    plan: HeadPlan | Mapping[str, Any] | None = None
-    max_tokens: int = 16
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
-    ends: frozenset[int] = frozenset()
-    priority: int = 0
-    run: CallContext | None = None
-
-    def order(self, engine: Engine) -> tuple[Order, Collected]:
-        """What the scheduler understands, and where the answer gathers.
-
-        Raises:
-            InvalidOption: There is no prompt, a token is unknown, or the method can't work.
-        """
-        vocab = engine.model.config.vocab
-        if not len(self.ids) or not all(0 <= i < vocab for i in self.ids):
-            detail = f"A prompt needs tokens below {vocab}."
-            raise InvalidOption(detail, field="ids")
-        sampling = Sampling(
-            temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p, seed=self.seed
-        )
-        policy = engine.policy_of(self.method, self.plan)
-        sink = Collected()
-        order = Order(
-            [int(i) for i in self.ids],
-            [Choice(sampling, sink)],
-            self.max_tokens,
-            policy=policy,
-            ends=self.ends,
-            priority=self.priority,
-            run=self.run or CallContext(),
-        )
-        sink.usage = Usage(order, policy, engine.backend)
-        return order, sink
-
-
-@dataclass(eq=False, slots=True)
-class Usage:
-    """What an answer cost; `prompt_tokens`, `completion_tokens` and the order's facts."""
-
-    order: Order
-    policy: Policy
-    backend: str
-    completion_tokens: int = 0
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens read."""
-        return len(self.order.ids)
-
-    @property
-    def kv_ratio(self) -> float:
-        """Bytes held, of those that a dense answer would hold."""
-        return self.kv_bytes / self.kv_bytes_dense if self.kv_bytes_dense else 1.0
-
-    @property
-    def method(self) -> str:
-        """Name of the method that served."""
-        return self.policy.method.name
-
-    @property
-    def knobs(self) -> dict[str, Any]:
-        """Its knobs."""
-        return self.policy.method.model_dump(mode="json")
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(object.__getattribute__(self, "order").facts, name)
-
-    def facts(self) -> dict[str, Any]:
-        """All of it by name, as on the wire."""
-        own = {name: getattr(self, name) for name in ("method", "knobs", "kv_ratio", "backend")}
-        return own | {name: getattr(self.order.facts, name) for name in Facts.__slots__}
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """An answer: its tokens, why it ended (an error if it failed), and what it cost."""
+class ScoredToken:
+    """One token with its log-probability under the model (nats, before temperature and penalties), where asked for."""
 
-    tokens: list[int]
-    usage: Usage
-    reason: FinishReason | FoveaError
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(eq=False, slots=True)
-class Collected:
-    """A sink that gathers an answer."""
+class TokenCallback(Protocol):
+    """Receives one answer token by token. Called on the scheduler's thread, so it must be quick."""
 
-    tokens: list[int] = field(default_factory=list)
-    reason: FinishReason | FoveaError | None = None
-    usage: Usage | None = None
+    def on_prompt(self, tokens: Sequence[ScoredToken]) -> None:
+        """The next stretch of the prompt with its log-probabilities; only where they were asked for."""
+        ...
 
-    def prompt(self, tokens: Sequence[Token]) -> None:
-        """Nobody asked for these."""
+    def on_token(self, token: ScoredToken) -> bool:
+        """The next token; True ends the answer here."""
+        ...
 
-    def token(self, token: Token) -> bool:
-        """One more token."""
-        self.tokens.append(token.id)
-        return False
+    def on_finish(self, reason: FinishReason | FoveaError, produced: int) -> None:
+        """The answer is over after `produced` tokens, a stop token included. The last call."""
+        ...
 
-    def end(self, reason: FinishReason | FoveaError, produced: int) -> None:
-        """The answer is over."""
-        if self.reason is None and self.usage is not None:
-            self.reason, self.usage.completion_tokens = reason, produced
 
-    def completion(self) -> Completion:
-        """The answer.
+class Grammar(Protocol):
+    """Constrains one answer; it remembers the answer so far."""
 
-        Raises:
-            FoveaError: It failed.
-        """
-        assert self.usage is not None  # noqa: S101  # set where the order is made
-        assert self.reason is not None  # noqa: S101  # the scheduler ends every answer
-        if isinstance(self.reason, FoveaError):
-            raise self.reason
-        return Completion(self.tokens, self.usage, self.reason)
+    def allows(self, token: int) -> bool:
+        """Whether this token may come next; stop tokens where the answer may be over."""
+        ...
+
+    def advance(self, token: int) -> None:
+        """This token came."""
+        ...
+
+    @property
+    def closing(self) -> Sequence[int]:
+        """Tokens of which one must come, where nothing else may; empty otherwise."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of the answers to a prompt: how it is sampled, who receives it, and what it may say if not everything."""
+
+    sampling: Sampling
+    callback: TokenCallback
+    grammar: Grammar | None = None
+
+
+@dataclass(slots=True)
+class RequestStats:
+    """What a request cost; filled in while it is served.
+
+    Attributes:
+        kv_bytes: Most bytes that its answers held at the end of one.
+        kv_bytes_dense: What dense answers of these lengths would hold.
+        prefill_density: Share of causal pairs or blocks that was read, mean over layers; 1 for dense prefill.
+        full_steps: Decode steps that looked at everything, where the method skips.
+        cached_tokens: Tokens of the prompt that came from the prefix cache.
+        fallback: Why dense was served instead of the requested method, or None.
+        preempted: How often an answer lost its pages and was prefilled again.
+    """
+
+    kv_bytes: int = 0
+    kv_bytes_dense: int = 0
+    prefill_density: float = 1.0
+    full_steps: int = 0
+    cached_tokens: int = 0
+    fallback: str | None = None
+    preempted: int = 0
+
+    @property
+    def kv_ratio(self) -> float:
+        """Bytes held, of those that dense answers would hold."""
+        return self.kv_bytes / self.kv_bytes_dense if self.kv_bytes_dense else 1.0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class GenerationRequest:
+    """A prompt and the answers wanted.
+
+    Attributes:
+        prompt_ids: The prompt.
+        candidates: Answers that share its prefill.
+        max_tokens: Longest answer; 0 only reads the prompt.
+        policy: The method that serves it; None takes the engine's.
+        requested_policy: The method that was asked for, where another serves in its place.
+        boundaries: Chunk borders for methods that would predict them.
+        stop_token_ids: Token ids that end an answer and are not part of it.
+        top_logprobs: Log-probabilities of so many likeliest tokens beside the chosen one's; None computes none.
+        score_prompt: Whether the prompt's own log-probabilities are reported.
+        score_from: With `score_prompt`: tokens before this one are not scored, so that they may come from the cache.
+        priority: Higher classes are admitted first.
+        run: Deadline and cancellation.
+        session: Opens the session that reads it, for models whose requests have one each.
+        stats: What it cost.
+    """
+
+    prompt_ids: Sequence[int]
+    candidates: Sequence[Candidate] = ()
+    max_tokens: int = 16
+    policy: Policy | None = None
+    requested_policy: Policy | None = None
+    boundaries: Sequence[int] | None = None
+    stop_token_ids: frozenset[int] = frozenset()
+    top_logprobs: int | None = None
+    score_prompt: bool = False
+    score_from: int = 0
+    priority: int = 0
+    run: CallContext = field(default_factory=CallContext)
+    session: SessionSource[Any] | None = None
+    stats: RequestStats = field(default_factory=RequestStats)

@@ -1,4 +1,4 @@
-"""Draws the next token of one answer from its logits.
+"""Sampler: draws the next token of one answer from its logits.
 
 Each answer has a generator of its own, so that its draws do not depend on its neighbours. Knows nothing about models.
 """
@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.order import Grammar, Sampling, Token
+from services.llm_longctx.engine.request import Grammar, Sampling, ScoredToken
 
-__all__ = ["Sampler", "scored"]
+__all__ = ["Sampler", "token_logprobs"]
 
-_COLD = 1e-5
+_GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: dividing by them says nothing but the maximum."""
 
-_LIKELY = 256
+_GRAMMAR_BATCH = 256
 """Tokens that a grammar is asked about at a time, likeliest first."""
 
 
@@ -25,7 +25,7 @@ class Sampler:
     """The draws of one answer."""
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int], vocab: int, grammar: Grammar | None = None) -> None:
-        self._how = sampling
+        self._sampling = sampling
         self._grammar = grammar
         self._generator = torch.Generator()
         if sampling.seed is None:
@@ -38,42 +38,44 @@ class Sampler:
             self._seen[torch.tensor(list(prompt), dtype=torch.long)] = True
         self._bias = self._bias_of(sampling, vocab)
 
-    def draw(self, logits: Tensor, top: int | None = None) -> Token:
+    def draw(self, logits: Tensor, top: int | None = None) -> ScoredToken:
         """Choose from logits [V] (float32 on the CPU), and remember the choice for the penalties."""
-        bent = self._bend(logits)
+        adjusted = self._adjust(logits)
         if self._grammar is not None:
-            bent = _within(self._grammar, bent)
-        chosen = int(bent.argmax()) if self._how.temperature < _COLD else self._sample(bent)
+            adjusted = _constrain(self._grammar, adjusted)
+        chosen = int(adjusted.argmax()) if self._sampling.temperature < _GREEDY_BELOW else self._sample(adjusted)
         self._produced[chosen] += 1
         self._seen[chosen] = True
         if self._grammar is not None:
             self._grammar.advance(chosen)
-        return Token(chosen) if top is None else scored(logits[None], [chosen], top)[0]
+        return ScoredToken(chosen) if top is None else token_logprobs(logits[None], [chosen], top)[0]
 
-    def _bend(self, logits: Tensor) -> Tensor:
+    def _adjust(self, logits: Tensor) -> Tensor:
         """Logits after bias and penalties."""
-        how = self._how
+        sampling = self._sampling
         if self._bias is not None:
             logits = logits + self._bias
-        if how.repetition_penalty != 1:
-            divided = torch.where(logits > 0, logits / how.repetition_penalty, logits * how.repetition_penalty)
+        if sampling.repetition_penalty != 1:
+            divided = torch.where(
+                logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty
+            )
             logits = torch.where(self._seen, divided, logits)
-        if how.presence_penalty or how.frequency_penalty:
+        if sampling.presence_penalty or sampling.frequency_penalty:
             used = self._produced
-            logits = logits - how.frequency_penalty * used - how.presence_penalty * (used > 0)
+            logits = logits - sampling.frequency_penalty * used - sampling.presence_penalty * (used > 0)
         return logits
 
     def _sample(self, logits: Tensor) -> int:
-        how = self._how
-        probs, ids = ((logits - logits.max()) / how.temperature).softmax(-1), None
-        if how.min_p > 0:
-            probs = probs.where(probs >= how.min_p * probs.max(), 0.0)
-        if how.top_k or how.top_p < 1:
-            probs, ids = probs.topk(min(how.top_k or len(probs), len(probs)))
-        if how.top_p < 1:
+        sampling = self._sampling
+        probs, ids = ((logits - logits.max()) / sampling.temperature).softmax(-1), None
+        if sampling.min_p > 0:
+            probs = probs.where(probs >= sampling.min_p * probs.max(), 0.0)
+        if sampling.top_k or sampling.top_p < 1:
+            probs, ids = probs.topk(min(sampling.top_k or len(probs), len(probs)))
+        if sampling.top_p < 1:
             # A token stays while those before it hold less than top_p of what top_k left; the first always stays.
             before = probs.cumsum(-1) - probs
-            probs = probs.where(before < max(how.top_p, 1e-9) * probs.sum(), 0.0)
+            probs = probs.where(before < max(sampling.top_p, 1e-9) * probs.sum(), 0.0)
         drawn = int(torch.multinomial(probs, 1, generator=self._generator))
         return drawn if ids is None else int(ids[drawn])
 
@@ -86,16 +88,16 @@ class Sampler:
         return bias
 
 
-def scored(logits: Tensor, chosen: Sequence[int], top: int) -> list[Token]:
+def token_logprobs(logits: Tensor, chosen: Sequence[int], top: int) -> list[ScoredToken]:
     """Tokens `chosen` [T] with their log-probabilities and the `top` likeliest, from logits [T,V]."""
     logs = logits.log_softmax(-1)
     own = logs.gather(1, torch.tensor(chosen)[:, None])[:, 0].tolist()
     values, ids = logs.topk(min(top, logs.shape[1]))
     likeliest = [tuple(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)]
-    return [Token(t, lp, best) for t, lp, best in zip(chosen, own, likeliest, strict=True)]
+    return [ScoredToken(t, lp, best) for t, lp, best in zip(chosen, own, likeliest, strict=True)]
 
 
-def _within(grammar: Grammar, logits: Tensor) -> Tensor:
+def _constrain(grammar: Grammar, logits: Tensor) -> Tensor:
     """Logits with −inf for what the grammar refuses, and for all less likely than the tokens it was asked about.
 
     A grammar takes microseconds per token, and a vocabulary has many: the likeliest are asked first, and the others
@@ -106,8 +108,8 @@ def _within(grammar: Grammar, logits: Tensor) -> Tensor:
         kept[closing] = logits[closing]
         return kept
     order = logits.argsort(descending=True).tolist()
-    for begin in range(0, len(order), _LIKELY):
-        if allowed := [token for token in order[begin : begin + _LIKELY] if grammar.allows(token)]:
+    for begin in range(0, len(order), _GRAMMAR_BATCH):
+        if allowed := [token for token in order[begin : begin + _GRAMMAR_BATCH] if grammar.allows(token)]:
             kept[allowed] = logits[allowed]
             return kept
     return logits  # a grammar that refuses everything has nothing to say

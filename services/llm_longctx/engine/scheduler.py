@@ -1,237 +1,308 @@
-"""The scheduler of the decoder: one decode batch of all running answers a step, on one pool of pages.
+"""Continuous-batching scheduler: one thread that steps through all sequences of a model.
 
-What does not fit waits; when pages run out, the answer that began last loses its own and is read again. Whose turn it
-is, `turns` knows. Knows nothing about text or HTTP.
+Each step feeds one token to every running sequence and reads about one chunk of one prompt, so a long prompt delays
+nobody by more than a chunk. Higher priority first, then first come, first served; what does not fit waits, and where
+memory runs out the last admitted lose theirs. Knows sequences; what they hold and how they are run, a backend knows.
 """
 
 from __future__ import annotations
 
+import contextvars
+import threading
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Generator, Iterable
+from itertools import count
+from typing import Generic
 
+import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.answer import Answer, Waiting
-from services.llm_longctx.engine.chunking import next_chunk
-from services.llm_longctx.engine.decode_attention import decode, held_bytes
-from services.llm_longctx.engine.method_policy import Policy
-from services.llm_longctx.engine.open_sequence import OpenSequence
-from services.llm_longctx.engine.order import Order
-from services.llm_longctx.engine.prefix_cache import Prefixes
-from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
-from services.llm_longctx.engine.sampler import scored
-from services.llm_longctx.engine.turns import Turns, fault
+from services.llm_longctx.engine.backends.protocol import Backend
+from services.llm_longctx.engine.request import FinishReason, GenerationRequest
+from services.llm_longctx.engine.sequence import S, Sequence, SequenceStatus
+from services.llm_longctx.engine.waiting_queue import WaitingQueue
 from services.llm_longctx.kv_cache import PoolExhausted
 from shared import telemetry
-from shared.errors import TooLarge
+from shared.errors import Cancelled, Fault, FoveaError, TooLarge
 
-if TYPE_CHECKING:
-    from services.llm_longctx.engine.llm_engine import Engine
-
-__all__ = ["Scheduler"]
-
-_MOST_LATER = 8
-"""Comparisons that may wait for a quiet moment; under steady load the watch sees fewer answers."""
-
-_TOO_LARGE = "The request needs more memory for keys and values than this model has."
+__all__ = ["Scheduler", "to_safe_error"]
 
 
-class Scheduler(Turns[OpenSequence]):
-    """Serves orders on one engine."""
+class Scheduler(Generic[S]):
+    """Serves requests on one backend.
+
+    Attributes:
+        backend: Runs the sequences.
+        waiting: Sequences that were not admitted yet, the next one first.
+        prefilling: The sequence whose prompt is being read.
+        running: Sequences that are decoded, in order of admission.
+        prefill_tokens: Prompt tokens read per step; the chunk in which they run out is read to its end.
+    """
 
     def __init__(
-        self,
-        engine: Engine,
-        *,
-        max_waiting: int = 64,
-        prefill_tokens: int = 512,
-        threads: int = 0,
-        watch: FidelityMonitor | None = None,
+        self, backend: Backend[S], *, max_waiting: int = 64, prefill_tokens: int = 512, threads: int = 0
     ) -> None:
-        """Take an engine into service; `start` begins to step.
+        """Prepare; `start` begins to step.
 
         Args:
-            engine: The engine.
-            max_waiting: Orders that may wait.
+            backend: Runs the sequences.
+            max_waiting: Sequences that may wait.
             prefill_tokens: Prompt tokens read per step.
             threads: Intra-op threads of torch on the scheduler's thread; 0 leaves the library's default.
-            watch: Looks at a share of the answers; None looks at none.
         """
-        super().__init__(engine.model.config.vocab, max_waiting=max_waiting, threads=threads)
-        self.engine = engine
-        self.prefixes = Prefixes(engine)
-        self.watch = watch
-        self._chunk_tokens = prefill_tokens
+        self.backend = backend
+        self.waiting = WaitingQueue[S](max_waiting)
+        self.prefilling: Sequence[S] | None = None
+        self.running: deque[Sequence[S]] = deque()
+        self.prefill_tokens = prefill_tokens
+        self._arrivals = count()
+        self._threads = threads
+        self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
+
+    # On the threads of requests.
+
+    def add_request(self, request: GenerationRequest) -> None:
+        """Line up a request; its callbacks are called from now on.
+
+        Raises:
+            QueueFull: As many sequences wait as may.
+            NotReady: The scheduler is closed.
+        """
+        arrival, vocab, context = next(self._arrivals), self.backend.vocab, contextvars.copy_context()
+        first, *siblings = (Sequence[S](request, one, arrival, vocab, context) for one in request.candidates)
+        first.siblings = siblings
+        self.waiting.add(first)
+
+    def abort(self, request: GenerationRequest) -> None:
+        """End a request that nobody reads any more with the next step."""
+        self.waiting.abort(request)
+
+    def run_when_idle(self, work: Generator[None, None, None]) -> None:
+        """Do something on the scheduler's thread piece by piece while nobody waits, for example compare with dense.
+
+        Where a sequence needs its memory it is given up: then it is closed.
+
+        Raises:
+            NotReady: The scheduler is closed.
+        """
+        self.waiting.require_open()
+        self.backend.idle_work.add(work)
+        self.waiting.wake()
+
+    @property
+    def in_flight(self) -> int:
+        """Sequences that are not over; siblings that wait for a prefill count with it."""
+        return len(self.waiting) + (self.prefilling is not None) + len(self.running)
+
+    def start(self) -> None:
+        """Begin to step, on a thread of its own."""
+        self._thread.start()
 
     def close(self) -> None:
         """Stop; what is still in flight ends as cancelled."""
-        super().close()
-        self.prefixes.clear()
+        self.waiting.close()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.end_all(Cancelled("The model was taken out of service."))
+        self.backend.idle_work.clear()
+        self.backend.reclaim()
 
-    # One step, in order.
+    # On the scheduler's thread: one step, in order.
 
-    def _decode(self) -> None:
-        while self._running and not self._room(sum(s.memory.fresh() for s in self._sequences())):
-            self._preempt()
-        if not self._running:
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Drop what was cancelled, decode one token everywhere, read on in one prompt."""
+        self._drop_cancelled()
+        if batch := self.schedule_decode():
+            self._decode(batch)
+        if (sequence := self.schedule_prefill()) is not None:
+            self._prefill(sequence)
+        elif not self.in_flight:
+            self.backend.idle_work.run_one()
+
+    def schedule_decode(self) -> list[Sequence[S]]:
+        """The sequences to decode in this step: all that run, once as many were preempted as must be."""
+        while self.running and not self.backend.can_append(self.running):
+            self.preempt()
+        return list(self.running)
+
+    def schedule_prefill(self) -> Sequence[S] | None:
+        """The sequence to read on in: the one in hand, or the first that waits, if it fits."""
+        if self.prefilling is None:
+            sequence = self.waiting.pop_if(lambda s: self.backend.fits(s, self.running))
+            if sequence is not None:
+                self._admit(sequence)
+        return self.prefilling
+
+    def preempt(self) -> None:
+        """Take the memory of the last admitted: of the prompt in hand, or of the youngest sequence that may lose it."""
+        if self.prefilling is not None:
+            self._requeue_prefill(self.prefilling)
             return
-        engine, sequences = self.engine, self._sequences()
-        try:
-            logits = decode(engine.model, sequences, [a.fed for a in self._running], engine.backend)
-        except PoolExhausted:
-            # Addresses ran out in the middle of a step: its sequences are of no use any more.
-            for answer in self._running:
-                self._again(answer)
-            self._running = []
-            return
-        self._advance(self._running, logits.float().cpu())
-
-    def _open(self, begun: Waiting[OpenSequence]) -> None:
-        engine, order = self.engine, begun.order
-        begun.sequence = engine.adopt(OpenSequence(engine.model, engine.pool, self._policy(order), engine.backend))
-        begun.sequence.prompt = len(order.ids)
-        self.prefixes.begin(begun.sequence, order)
-        try:
-            begun.sequence.reserve(len(order.ids), min(order.max_tokens, 1024))
-        except PoolExhausted:
-            self._put_back(begun)
-
-    def _fits(self, begun: Waiting[OpenSequence]) -> bool:
-        """Whether there is a place, and pages for what it will hold and for what its prefill holds meanwhile."""
-        engine, order = self.engine, begun.order
-        policy = self._policy(order)
-        if len(self._running) + len(begun.answers) > engine.max_batch and self._running:
-            return False
-        new = min(order.max_tokens, 256)
-        wanted = engine.pages(policy, len(order.ids), new)
-        if policy.method.cut_at_end:
-            # Heads that are cut only at the prompt's end hold all of it until then.
-            wanted = max(wanted, engine.pages(engine.dense, len(order.ids), 0))
-        wanted += (len(begun.answers) - 1) * engine.pages(policy, 0, new)
-        return self._room(wanted) or not self._running
-
-    def _read(self, begun: Waiting[OpenSequence]) -> None:
-        order, s, left = begun.order, begun.sequence, self._chunk_tokens
-        policy = self._policy(order)
-        assert s is not None  # noqa: S101  # set on admission
-        while left > 0 and self._reading is begun:
-            begin = s.memory.length
-            size = next_chunk(policy.method, begin, len(order.ids))
-            if policy.method.chunk_invariant and policy.method.supports.chunked_prefill:
-                size = min(size, self._chunk_tokens)
-            left -= size
-            try:
-                if not self._room(s.memory.fresh(size)):
-                    self._put_back(begun)
-                    return
-                logits = self._chunk(begun, s, order.ids[begin : begin + size])
-            except PoolExhausted:
-                self._put_back(begun)
-            except Exception as error:  # noqa: BLE001  # an order that can't be read is no reason to fail the others
-                self._reading = None
-                begun.end(fault(error))
-            else:
-                if not begun.last_try:
-                    self.prefixes.add(s, order)
-                if s.memory.length == len(order.ids):
-                    self._reading = None
-                    self._begin(begun, s, logits[-1])
-
-    def _chunk(self, begun: Waiting[OpenSequence], s: OpenSequence, chunk: Sequence[int]) -> Tensor:
-        order, begin = begun.order, s.memory.length
-        end = begin + len(chunk)
-        first = max(begin + 1, order.score_from, begun.told)
-        scoring = order.score_prompt and first <= end
-        last = end == len(order.ids)
-        keep = None if scoring else int(last)
-        logits = s.read(chunk, last=last, keep=keep, boundaries=order.boundaries).float().cpu()
-        if scoring and (known := list(order.ids[first : end + 1])):
-            tokens = scored(logits[first - 1 - begin :][: len(known)], known, order.top or 0)
-            begun.told = first + len(known)
-            for answer in begun.answers:
-                answer.prompt(tokens)
-        return logits
-
-    def _begin(self, begun: Waiting[OpenSequence], s: OpenSequence, logits: Tensor) -> None:
-        """The prompt is read: its answers begin, each with pages of its own."""
-        now = time.perf_counter()
-        begun.context.run(telemetry.observe_stage, "pre", now - begun.since)
-        facts = begun.order.facts
-        facts.cached_tokens = s.cached
-        if s.densities:
-            facts.prefill_density = sum(s.densities) / len(s.densities)
-        begun.answers[0].sequence = s
-        for answer in begun.answers[1:]:
-            try:
-                answer.sequence = self.engine.adopt(s.fork())
-            except PoolExhausted:
-                self._again(answer)
-        ready = [answer for answer in begun.answers if answer.sequence is not None]
-        for answer in ready:
-            answer.since = now
-        self._running += ready
-        self._advance(ready, logits.expand(len(ready), -1))
-
-    def _account(self, answer: Answer[OpenSequence]) -> None:
-        """What an order holds as one of its answers ends."""
-        facts, order = answer.order.facts, answer.order
-        mine = [a.sequence for a in self._running if a.order is order and a.sequence is not None]
-        facts.kv_bytes = max(facts.kv_bytes, held_bytes(mine))
-        # The last token drawn was never fed, so nothing of it is held.
-        tokens = len(order.ids) + max(len(answer.produced) - 1, 0)
-        facts.kv_bytes_dense = max(facts.kv_bytes_dense, self.engine.dense_bytes(tokens))
-        facts.full_steps = max(facts.full_steps, max((s.full_steps for s in mine), default=0))
-
-    def _ended(self, answer: Answer[OpenSequence]) -> None:
-        if self.watch is not None and len(self._later) < _MOST_LATER:
-            work = self.watch.work(self.engine, answer)
-            self._later += () if work is None else (work,)
-
-    # Pages.
-
-    def _policy(self, order: Order) -> Policy:
-        """The method at work."""
-        return order.policy or self.engine.policy
-
-    def _sequences(self) -> list[OpenSequence]:
-        return [a.sequence for a in self._running if a.sequence is not None]
-
-    def _room(self, pages: int) -> bool:
-        """Whether so many pages are free, cached prefixes given up if need be."""
-        if self.engine.pool.free < pages:
-            self._give_up()
-        return self.engine.pool.free >= pages or self.prefixes.make_room(pages)
-
-    def _preempt(self) -> None:
-        """Take the pages of whoever began last: an order that is being read, else the youngest answer that may lose."""
-        if self._reading is not None:
-            self._put_back(self._reading)
-            return
-        may = [a for a in self._running if self._policy(a.order).method.supports.preemption == "recompute"]
-        victim = max(may or self._running, key=lambda a: a.number)
-        self._running.remove(victim)
-        if self._running:
-            self._again(victim)
+        may_lose = [s for s in self.running if self.backend.is_preemptible(s)]
+        victim = max(may_lose or self.running, key=lambda s: s.arrival)
+        self.running.remove(victim)
+        if self.running:
+            self._requeue_preempted(victim)
         else:
-            victim.end(TooLarge(_TOO_LARGE))
+            self._end(victim, _too_large())
 
-    def _put_back(self, begun: Waiting[OpenSequence]) -> None:
-        self._reading = None
-        begun.lose()
-        if not self._running:
-            if begun.last_try:
-                begun.end(TooLarge(_TOO_LARGE))
+    def end_all(self, error: FoveaError) -> None:
+        """End everything that is in flight."""
+        for sequence in self._in_flight():
+            self._end(sequence, error)
+        self._drop_finished()
+
+    def _drop_cancelled(self) -> None:
+        aborted = self.waiting.take_aborted()
+        for sequence in self._in_flight():
+            try:
+                if sequence.request in aborted:
+                    detail = "The request was dropped."
+                    raise Cancelled(detail)  # ends as if its caller had gone away
+                sequence.request.run.check()
+            except FoveaError as error:
+                self._end(sequence, error)
+        self._drop_finished()
+
+    def _in_flight(self) -> list[Sequence[S]]:
+        return [*self.waiting, *([self.prefilling] if self.prefilling else ()), *self.running]
+
+    def _drop_finished(self) -> None:
+        self.waiting.drop_finished()
+        self.running = deque(s for s in self.running if s.status is not SequenceStatus.FINISHED)
+        if self.prefilling is not None and self.prefilling.status is SequenceStatus.FINISHED:
+            self.prefilling = None
+
+    def _decode(self, batch: list[Sequence[S]]) -> None:
+        try:
+            logits = self.backend.decode_batch(batch)
+        except PoolExhausted:
+            self.running.clear()
+            for sequence in batch:
+                self._requeue_preempted(sequence)
+        else:
+            self._append_tokens(batch, logits)
+
+    def _admit(self, sequence: Sequence[S]) -> None:
+        now = time.perf_counter()
+        self.prefilling, sequence.status = sequence, SequenceStatus.PREFILL
+        sequence.request.run.progress(0.0, "being read")
+        sequence.context.run(telemetry.observe_stage, "queue", now - sequence.since)
+        sequence.since = now
+        try:
+            self.backend.allocate(sequence)
+        except PoolExhausted:
+            self._requeue_prefill(sequence)
+        except Exception as error:  # noqa: BLE001  # a sequence that can't begin is no reason to fail the others
+            self._fail_prefill(sequence, error)
+
+    def _prefill(self, sequence: Sequence[S]) -> None:
+        left = self.prefill_tokens
+        while left > 0 and self.prefilling is sequence:
+            begin = sequence.num_computed
+            try:
+                logits = self.backend.prefill_chunk(sequence, self.prefill_tokens)
+                sequence.report_prompt(logits, begin)
+            except PoolExhausted:
+                self._requeue_prefill(sequence)
+            except Exception as error:  # noqa: BLE001  # as above
+                self._fail_prefill(sequence, error)
+            else:
+                left -= sequence.num_computed - begin
+                if sequence.is_prefilled:
+                    self._begin_decoding(sequence, logits[-1])
+
+    def _begin_decoding(self, sequence: Sequence[S], logits: Tensor) -> None:
+        """The prompt is read: its answers run, each with an allocation of its own."""
+        now = time.perf_counter()
+        sequence.context.run(telemetry.observe_stage, "pre", now - sequence.since)
+        siblings, sequence.siblings, self.prefilling = sequence.siblings, [], None
+        begun = [sequence]
+        for sibling in siblings:
+            try:
+                self.backend.allocate(sibling, parent=sequence)
+                begun.append(sibling)
+            except PoolExhausted:
+                self._requeue_preempted(sibling)
+        for one in begun:
+            one.status, one.since = SequenceStatus.RUNNING, now
+        self.running += begun
+        self._append_tokens(begun, [logits] * len(begun))
+
+    def _append_tokens(self, batch: list[Sequence[S]], logits: Iterable[Tensor | Exception]) -> None:
+        """Draw a token for each from its logits [V]; who is over, leaves. One that fails, fails alone."""
+        for sequence, row in zip(batch, logits, strict=True):
+            reason = self._append_token(sequence, row)
+            if reason is not None:
+                self._end(sequence, reason)
+        for sequence in batch:
+            if sequence.status is SequenceStatus.FINISHED:
+                sequence.context.run(telemetry.observe_stage, "run", time.perf_counter() - sequence.since)
+        self._drop_finished()
+
+    def _append_token(self, sequence: Sequence[S], logits: Tensor | Exception) -> FinishReason | FoveaError | None:
+        if isinstance(logits, Exception):
+            return to_safe_error(logits)
+        try:
+            reason = sequence.append_token(logits)
+            if reason is not None:
+                self.backend.complete(sequence, self.running)
+        except Exception as error:  # noqa: BLE001  # as above
+            return to_safe_error(error)
+        return reason
+
+    # Ends, and ways back into the queue.
+
+    def _end(self, sequence: Sequence[S], reason: FinishReason | FoveaError) -> None:
+        for one in (sequence, *sequence.siblings):
+            self.backend.release(one)
+        for one in (sequence, *sequence.siblings):
+            one.finish(reason)
+
+    def _fail_prefill(self, sequence: Sequence[S], error: Exception) -> None:
+        self.prefilling = None
+        self._end(sequence, to_safe_error(error))
+
+    def _requeue_prefill(self, sequence: Sequence[S]) -> None:
+        """A prompt that did not fit is read anew later; where it was alone, once more and with all memory to itself."""
+        self.prefilling = None
+        self.backend.release(sequence)
+        if not self.running:
+            if sequence.is_last_try:
+                self._end(sequence, _too_large())
                 return
-            # Pages that cached prefixes share are copied where a run must move: once more, and leave none behind.
-            begun.last_try = True
-            self.prefixes.clear()
-        with self._news:
-            self._queue(begun)
+            # Pages that cached prefixes share are copied where a run must move: give them up, and leave none behind.
+            sequence.is_last_try = True
+            self.backend.reclaim()
+        sequence.status = SequenceStatus.WAITING
+        self.waiting.put_back(sequence)
 
-    def _again(self, answer: Answer[OpenSequence]) -> None:
-        """An answer that lost its pages waits, by its arrival in front of its class."""
-        answer.lose()
-        told = len(answer.order.ids)
-        with self._news:
-            self._queue(Waiting(answer.order, answer.context, time.perf_counter(), [answer], told))
+    def _requeue_preempted(self, sequence: Sequence[S]) -> None:
+        """A sequence that lost its memory waits, by its arrival in front of its class."""
+        self.backend.release(sequence)
+        sequence.preempt()
+        self.waiting.put_back(sequence)
+
+    def _serve(self) -> None:
+        if self._threads:
+            torch.set_num_threads(self._threads)
+        while self.waiting.wait_for(lambda: self.in_flight or self.backend.idle_work):
+            try:
+                self.step()
+            except Exception as error:  # noqa: BLE001  # whatever a step hits, the next request must be served
+                self.end_all(to_safe_error(error))
+
+
+def to_safe_error(error: Exception) -> FoveaError:
+    """What a caller may know of a failure of ours; the rest goes to the log."""
+    if isinstance(error, FoveaError):
+        return error
+    telemetry.log().error("engine failed", exc_info=error)
+    detail = "The model failed on this request."
+    return Fault(detail, hint="The log of the service says why.")
+
+
+def _too_large() -> TooLarge:
+    return TooLarge("The request needs more memory for keys and values than this model has.")

@@ -18,16 +18,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from services.llm_longctx.engine import Order, Sampling
+from services.llm_longctx.engine import Candidate, GenerationRequest, RequestOutput, Sampling
 from services.llm_longctx.engine.method_policy import Policy
-from services.llm_longctx.engine.order import Choice
-from services.llm_longctx.engine.quality.fidelity import Fidelity, comparing
-from services.llm_longctx.engine.request import Collected, Usage
+from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
 from services.llm_longctx.evaluation.text_corpus import library_prose
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.method_selection import policy_for
 from shared.api.text import LongctxOptions
-from shared.errors import Cancelled, InvalidOption
+from shared.errors import Cancelled, FoveaError, InvalidOption
 from shared.lm.niah_prompts import NEEDLES, haystack, needle
 from shared.registry import CallContext
 
@@ -38,6 +36,9 @@ LONGEST_TEXT = 4_000_000
 
 CHARACTERS = 8
 """Characters per token that are more than enough."""
+
+_Asked = tuple[GenerationRequest, RequestOutput]
+"""A prompt that was handed in, and its answer so far."""
 
 POLL_S = 0.005
 """Seconds between two looks at whether an answer is there."""
@@ -135,9 +136,10 @@ def run_needle(speaker: DecoderAdapter, spec: NeedleSpec, run: CallContext) -> N
     for at, ((depth, length, what), answer) in enumerate(
         zip(cells, _answers(speaker, prompts, spec, run), strict=True)
     ):
-        said = speaker.tokenizer.decode(answer.tokens, special=False)
+        request, output = answer
+        said = speaker.tokenizer.decode(output.tokens, special=False)
         scores.setdefault((depth, length), []).append(_recall(what.answer, said))
-        ratios[length] = answer.usage.kv_ratio if answer.usage is not None else 1.0
+        ratios[length] = request.stats.kv_ratio
         run.progress((at + 1) / len(cells), f"{length} tokens, depth {depth:g} %")
     recall = [[sum(scores[d, n]) / len(scores[d, n]) for n in spec.lengths] for d in spec.depths]
     mean = sum(map(sum, recall)) / (len(spec.lengths) * len(spec.depths))
@@ -167,7 +169,7 @@ def run_fidelity(speaker: DecoderAdapter, spec: FidelitySpec, run: CallContext) 
     todo, rows = [(task, n) for task in spec.tasks for n in spec.lengths], []
     for at, (task, length) in enumerate(todo):
         ids, answer = makers[task](length)
-        policy = policy_for(speaker.scheduler.engine, spec.longctx, speaker.plans, len(ids), len(answer))
+        policy = policy_for(speaker.engine, spec.longctx, speaker.plans, len(ids), len(answer))
         rows.append(_row(task, len(ids), _compared(speaker, ids, answer, policy, run)))
         run.progress((at + 1) / len(todo), f"{task}, {length} tokens")
     return FidelityReport(model=speaker.name, longctx=spec.longctx, rows=rows)
@@ -181,10 +183,10 @@ def _check(speaker: DecoderAdapter, lengths: Sequence[int], steps: int) -> None:
 
 def _answers(
     speaker: DecoderAdapter, prompts: Iterable[Sequence[int]], spec: NeedleSpec, run: CallContext
-) -> Iterator[Collected]:
+) -> Iterator[_Asked]:
     """Answers in order, behind the requests of others, and decoded together in half of the places that there are."""
-    most = max(speaker.scheduler.engine.max_batch // 2, 1)
-    rest, asked = iter(prompts), deque[tuple[Order, Collected]]()
+    most = max(speaker.engine.max_batch // 2, 1)
+    rest, asked = iter(prompts), deque[_Asked]()
     try:
         while True:
             asked.extend(
@@ -192,31 +194,41 @@ def _answers(
             )
             if not asked:
                 return
-            yield _heard(asked[0][1], run)
-            asked.popleft()
+            _wait_for(asked[0][1], run)
+            yield asked.popleft()
     finally:
-        for order, _ in asked:
-            order.dropped = True
+        for request, _ in asked:
+            speaker.scheduler.abort(request)
 
 
-def _asked(speaker: DecoderAdapter, ids: Sequence[int], spec: NeedleSpec) -> tuple[Order, Collected]:
+def _asked(speaker: DecoderAdapter, ids: Sequence[int], spec: NeedleSpec) -> _Asked:
     """A prompt handed in. Its place in the queue is no progress of the whole, so it has no part in the caller's run."""
-    engine = speaker.scheduler.engine
+    engine = speaker.engine
     policy = policy_for(engine, spec.longctx, speaker.plans, len(ids), spec.steps)
-    sink = Collected()
-    order = Order(ids, [Choice(Sampling(), sink)], spec.steps, policy=policy, ends=speaker.tokenizer.eos, priority=-1)
-    sink.usage = Usage(order, policy, engine.backend)
-    speaker.scheduler.submit(order)
-    return order, sink
+    output = RequestOutput()
+    request = GenerationRequest(
+        ids,
+        [Candidate(Sampling(), output)],
+        spec.steps,
+        policy=policy,
+        stop_token_ids=speaker.tokenizer.eos,
+        priority=-1,
+    )
+    speaker.scheduler.add_request(request)
+    return request, output
 
 
-def _heard(answer: Collected, run: CallContext) -> Collected:
-    """An answer when it is over."""
-    while answer.reason is None:
+def _wait_for(output: RequestOutput, run: CallContext) -> None:
+    """Wait until an answer is over.
+
+    Raises:
+        FoveaError: It failed.
+    """
+    while output.reason is None:
         run.check()
         time.sleep(POLL_S)
-    answer.completion()  # raises what went wrong
-    return answer
+    if isinstance(output.reason, FoveaError):
+        raise output.reason
 
 
 def _compared(speaker: DecoderAdapter, ids: list[int], answer: list[int], policy: Policy, run: CallContext) -> Fidelity:
@@ -227,7 +239,7 @@ def _compared(speaker: DecoderAdapter, ids: list[int], answer: list[int], policy
     def work() -> Generator[None, None, None]:
         try:
             yield  # begun before it is handed over: only what has begun hears that it is given up
-            for piece in comparing(speaker.scheduler.engine, ids, answer, policy, news.put):
+            for piece in compare_to_dense(speaker.engine.runner, ids, answer, policy, news.put):
                 if left.is_set():
                     return
                 yield piece
@@ -235,7 +247,7 @@ def _compared(speaker: DecoderAdapter, ids: list[int], answer: list[int], policy
             news.put(None)
 
     next(begun := work())
-    speaker.scheduler.later(begun)
+    speaker.scheduler.run_when_idle(begun)
     try:
         while news.empty():
             run.check()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from services.llm_longctx.engine.streams import StreamScheduler
 from services.llm_longctx.mixers.deconstructed.mixers import cache_bytes
 from services.llm_longctx.mixers.deconstructed.networks import DeconstructedSession
 from services.llm_longctx.serving.adapters.session import SessionAdapter
-from services.llm_longctx.serving.session_model import Loaded, MixerModel
+from services.llm_longctx.serving.session_model import Loaded, MixerModel, session_scheduler
 from services.llm_longctx.serving.toy_tokenizers import Bytes
 from shared import figures
 from shared.registry import Card, Limits, Metric, Paper
@@ -75,7 +74,7 @@ class HybridNonapproximate(MixerModel):
             cls.card.name,
             f"fp_{loaded.digest[:16]}_float32",
             Bytes(),
-            StreamScheduler(256, threads=threads),
+            session_scheduler(256, threads),
             net.context,
             256,
             loaded.net,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from services.llm_longctx.engine.streams import StreamScheduler
 from services.llm_longctx.serving.adapters.landmark import LandmarkAdapter
-from services.llm_longctx.serving.session_model import Loaded, MixerModel
+from services.llm_longctx.serving.session_model import Loaded, MixerModel, session_scheduler
 from services.llm_longctx.serving.toy_tokenizers import LANDMARK, RecallWords
 from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.sparsity_claims import build_claim, read_measurements
@@ -83,7 +82,7 @@ class LandmarkRecall(MixerModel):
     @classmethod
     def voice(cls, loaded: Loaded, threads: int) -> LandmarkAdapter:
         """Words in, words out, through the best blocks."""
-        scheduler = StreamScheduler(_SIZES["vocab"], threads=threads)
+        scheduler = session_scheduler(_SIZES["vocab"], threads)
         return LandmarkAdapter(
             cls.card.name,
             f"fp_{loaded.digest[:16]}_float32",

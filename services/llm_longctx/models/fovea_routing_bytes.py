@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from services.llm_longctx.engine.streams import StreamScheduler
 from services.llm_longctx.mixers.routing.networks import RoutingSession
 from services.llm_longctx.serving.adapters.session import SessionAdapter
-from services.llm_longctx.serving.session_model import Loaded, MixerModel
+from services.llm_longctx.serving.session_model import Loaded, MixerModel, session_scheduler
 from services.llm_longctx.serving.toy_tokenizers import Bytes
 from shared import figures
 from shared.registry import Card, Limits, Metric, Paper
@@ -87,7 +86,7 @@ class RoutingBytes(MixerModel):
             cls.card.name,
             f"fp_{loaded.digest[:16]}_float32",
             Bytes(),
-            StreamScheduler(256, threads=threads),
+            session_scheduler(256, threads),
             net.context,
             256,
             loaded.net,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from services.llm_longctx.engine.streams import StreamScheduler
 from services.llm_longctx.serving.adapters.titans import TitansAdapter
-from services.llm_longctx.serving.session_model import Loaded, MixerModel
+from services.llm_longctx.serving.session_model import Loaded, MixerModel, session_scheduler
 from services.llm_longctx.serving.toy_tokenizers import LANDMARK, RecallWords
 from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.weights import NetworkSpec
@@ -71,7 +70,7 @@ class _Titans(MixerModel):
             cls.card.name,
             f"fp_{loaded.digest[:16]}_float32",
             RecallWords(),
-            StreamScheduler(vocab, threads=threads),
+            session_scheduler(vocab, threads),
             CONTEXT,
             vocab,
             loaded.net,

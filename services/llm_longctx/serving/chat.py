@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, check, samplings, usage_of
-from services.llm_longctx.serving.generation import Generation, OutputChunk, Prompt, StreamedToken
+from services.llm_longctx.serving.generation import Generation, OutputChunk, StreamedToken, TextOptions
 from services.llm_longctx.serving.grammars import Automaton, grammar_of, require_speakable
 from services.llm_longctx.serving.request_state import Brought
 from shared.api.text import (
@@ -53,11 +53,12 @@ def chunks(
         detail = "The conversation is empty under the model's template."
         raise InvalidOption(detail, field="messages")
     most = request.max_completion_tokens or request.max_tokens
-    prompt = speaker.prompt(ids, most, request, "messages", text=text, brought=brought)
+    prompt = speaker.build_request(ids, most, request, "messages", text=text, brought=brought)
     top = (request.top_logprobs or 0) if request.logprobs else None
     generation = Generation(speaker.scheduler, speaker.tokenizer, run)
-    generation.begin(replace(prompt, top=top), samplings(request), grammar)
-    return _chunks(speaker, generation, prompt, scored=request.logprobs)
+    options = TextOptions(request.stop or ())
+    generation.begin(replace(prompt, top_logprobs=top), samplings(request), options, grammar)
+    return _chunks(speaker, generation, scored=request.logprobs)
 
 
 def _check(request: ChatRequest) -> Automaton | None:
@@ -69,7 +70,7 @@ def _check(request: ChatRequest) -> Automaton | None:
     return grammar_of(request.response_format)
 
 
-def _chunks(speaker: TextModelAdapter, generation: Generation, prompt: Prompt, *, scored: bool) -> Iterator[ChatChunk]:
+def _chunks(speaker: TextModelAdapter, generation: Generation, *, scored: bool) -> Iterator[ChatChunk]:
     stamp: dict[str, Any] = {
         "id": f"chatcmpl-{uuid4().hex}",
         "object": "chat.completion.chunk",
@@ -89,11 +90,11 @@ def _chunks(speaker: TextModelAdapter, generation: Generation, prompt: Prompt, *
         if last is not None and piece.reason is None:  # only what may be the last of all waits for the end
             yield last
             last = None
-    told = prompt.told()
+    told = speaker.extra_payload(generation.requests[0])
     beside = {} if told is None else {"longctx": told}
     if last is not None:
         yield last.model_copy(update=beside)
-    usage = usage_of(len(prompt.ids), produced, speaker.usage(generation.orders))
+    usage = usage_of(generation.requests, produced, speaker)
     yield ChatChunk(**stamp, **beside, choices=[], usage=usage)
 
 

@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any, cast
 from uuid import uuid4
 
+from services.llm_longctx.engine import GenerationRequest
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, check, samplings, usage_of
-from services.llm_longctx.serving.generation import Generation, OutputChunk, Prompt, StreamedToken
+from services.llm_longctx.serving.generation import Generation, OutputChunk, StreamedToken, TextOptions
 from services.llm_longctx.serving.request_state import Brought
 from shared.api.text import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from shared.errors import InvalidOption
@@ -42,9 +43,9 @@ def chunks(
         raise InvalidOption(detail, field="prompt")
     prompts = [_prompt(speaker, one, request, brought) for one in given]
     generation = Generation(speaker.scheduler, speaker.tokenizer, run)
-    for prompt in prompts:
-        generation.begin(prompt, samplings(request))
-    return _chunks(speaker, generation, prompts, scored=request.logprobs is not None)
+    for prompt, options in prompts:
+        generation.begin(prompt, samplings(request), options)
+    return _chunks(speaker, generation, scored=request.logprobs is not None)
 
 
 def _check(request: CompletionRequest) -> None:
@@ -72,23 +73,25 @@ def _prompts(request: CompletionRequest) -> list[str | list[int]]:
 
 def _prompt(
     speaker: TextModelAdapter, given: str | list[int], request: CompletionRequest, brought: Brought | None
-) -> Prompt:
+) -> tuple[GenerationRequest, TextOptions]:
     ids, hidden = speaker.read(given, "prompt") if isinstance(given, str) else given, 0
     if not ids:
         ids, hidden = [speaker.tokenizer.start], 1
     elif isinstance(given, str) and request.echo:
         hidden = len(ids) - len(speaker.read(given, "prompt", special=False))
     text = given if isinstance(given, str) and not hidden else None
-    prompt = speaker.prompt(ids, request.max_tokens, request, "prompt", text=text, brought=brought)
+    prompt = speaker.build_request(ids, request.max_tokens, request, "prompt", text=text, brought=brought)
     scored_from = (request.longctx.logprobs_from if request.longctx else None) or 0
-    return replace(
-        prompt, top=request.logprobs, echo=request.echo, hidden=hidden, scored_from=min(scored_from, len(ids))
+    prompt = replace(
+        prompt,
+        top_logprobs=request.logprobs,
+        score_prompt=request.echo and request.logprobs is not None,
+        score_from=min(scored_from, len(ids)),
     )
+    return prompt, TextOptions(request.stop or (), request.echo, hidden)
 
 
-def _chunks(
-    speaker: TextModelAdapter, generation: Generation, prompts: Sequence[Prompt], *, scored: bool
-) -> Iterator[Completion]:
+def _chunks(speaker: TextModelAdapter, generation: Generation, *, scored: bool) -> Iterator[Completion]:
     stamp: dict[str, Any] = {
         "id": f"cmpl-{uuid4().hex}",
         "object": "text_completion",
@@ -105,12 +108,11 @@ def _chunks(
         if piece.reason is None:  # only what may be the last of all waits for the end
             yield last
             last = None
-    told = prompts[0].told()
+    told = speaker.extra_payload(generation.requests[0])
     beside = {} if told is None else {"longctx": told}
     if last is not None:
         yield last.model_copy(update=beside)
-    read = sum(len(prompt.ids) for prompt in prompts)
-    usage = usage_of(read, produced, speaker.usage(generation.orders))
+    usage = usage_of(generation.requests, produced, speaker)
     yield Completion(**stamp, **beside, choices=[], usage=usage)
 
 

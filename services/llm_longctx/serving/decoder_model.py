@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 
-from services.llm_longctx.engine import Engine, Scheduler
+from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.text_model import TextModel
@@ -64,13 +64,12 @@ class LanguageModel(TextModel):
         folder = _folder(cls.source(), place, dtype)
         model, tokenizer = load_decoder(folder, dtype, place.device), Tokenizer.from_folder(folder)
         digest, facts = weights_digest(folder), model.config
-        scheduler = Scheduler(Engine(model, weights_sha256=digest), threads=place.threads, watch=_watch(place))
-        scheduler.start()
+        engine = Engine(model, weights_sha256=digest, threads=place.threads, monitor=_monitor(place))
+        engine.scheduler.start()
         fingerprint = f"fp_{digest[:16]}_{named}"
         plans = PlanFolders(cls.card.name, _SHIPPED, place.weights)
-        return cls(
-            DecoderAdapter(cls.card.name, fingerprint, tokenizer, scheduler, facts.positions, facts.vocab, plans)
-        )
+        limits = facts.positions, facts.vocab
+        return cls(DecoderAdapter(cls.card.name, fingerprint, tokenizer, engine.scheduler, *limits, engine, plans))
 
     def details(self) -> dict[str, Any]:
         """Beside what every text model tells: that requests may choose an attention method."""
@@ -83,8 +82,8 @@ class LanguageModel(TextModel):
         return super().example()
 
 
-def _watch(place: LoadContext) -> FidelityMonitor:
-    """How answers are watched, as the platform says; by default not at all."""
+def _monitor(place: LoadContext) -> FidelityMonitor:
+    """Compares answers with dense attention as the platform says; by default none."""
     return FidelityMonitor(float(place.options.get("llm_watch", 0)), float(place.options.get("llm_floor", 0)))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from services.llm_longctx.engine import Engine, Order
+from services.llm_longctx.engine import Engine, GenerationRequest
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.methods import AttentionMethod, compose, method
 from shared.api.text import LongctxOptions, LongctxUsage
@@ -51,26 +51,26 @@ def policy_for(
         raise InvalidOption(detail, field="longctx.kv_ratio")
     budget = options.kv_bytes or int((options.kv_ratio or 1) * engine.dense_bytes(prompt + new))
     told = options.model_dump(include={"kv_bytes", "kv_ratio"}, exclude_none=True)
-    return _fitted(engine, asked, plan, budget, prompt, new).fitted(asked, told)
+    return _fitted(engine, asked, plan, budget, prompt, new).with_budget(asked, told)
 
 
-def usage_of(orders: Sequence[Order], backend: str, default: Policy) -> LongctxUsage:
+def usage_of(requests: Sequence[GenerationRequest], backend: str, default: Policy) -> LongctxUsage:
     """What the prompts of one request cost together."""
-    policy = orders[0].policy or default
-    facts = [order.facts for order in orders]
-    held, dense = sum(f.kv_bytes for f in facts), sum(f.kv_bytes_dense for f in facts)
+    policy = requests[0].policy or default
+    stats = [request.stats for request in requests]
+    held, dense = sum(s.kv_bytes for s in stats), sum(s.kv_bytes_dense for s in stats)
     return LongctxUsage(
         method=policy.method.name,
         knobs=policy.method.model_dump(mode="json"),
         kv_bytes=held,
         kv_bytes_dense=dense,
         kv_ratio=held / dense if dense else 1.0,
-        prefill_density=sum(f.prefill_density for f in facts) / len(facts),
-        full_steps=max(f.full_steps for f in facts),
+        prefill_density=sum(s.prefill_density for s in stats) / len(stats),
+        full_steps=max(s.full_steps for s in stats),
         backend=backend,
-        cached_tokens=sum(f.cached_tokens for f in facts),
-        preempted=sum(f.preempted for f in facts),
-        fallback=next((f.fallback for f in facts if f.fallback), None),
+        cached_tokens=sum(s.cached_tokens for s in stats),
+        preempted=sum(s.preempted for s in stats),
+        fallback=next((s.fallback for s in stats if s.fallback), None),
     )
 
 
@@ -113,7 +113,7 @@ def _fitted(
     for _ in range(TRIES):
         fitted = asked.fit(max(entries, 0), engine.model.config, plan, prompt, new)
         policy = engine.policy_of(fitted, plan)
-        held = engine.pages(policy, prompt, new) * engine.pool.page_bytes
+        held = policy.pages(prompt, new, engine.pool.page) * engine.pool.page_bytes
         if held <= budget:
             return policy
         entries -= -(-(held - budget) // engine.pool.entry_bytes)

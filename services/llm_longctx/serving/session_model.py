@@ -15,10 +15,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from services.llm_longctx.engine import Order
-from services.llm_longctx.engine.streams import StreamScheduler
+from services.llm_longctx.engine import GenerationRequest, RequestSession, Scheduler, SessionBackend, SessionSource
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
-from services.llm_longctx.serving.generation import Prompt
 from services.llm_longctx.serving.text_model import TextModel
 from services.llm_longctx.serving.toy_tokenizers import Placed
 from shared.api.text import GenerationOptions, LongctxUsage
@@ -26,7 +24,10 @@ from shared.errors import Conflict, NotReady
 from shared.registry import Card, LoadContext, network
 from shared.registry.weights import NetworkSpec, find_weights, read_weights
 
-__all__ = ["Loaded", "MixerModel", "MixerVoice", "NonFinite", "finite"]
+__all__ = ["Loaded", "MixerModel", "MixerVoice", "NonFinite", "finite", "session_scheduler"]
+
+PREFILL_TOKENS = 64
+"""Prompt tokens read per step: sessions are slow, and those that run must not wait for long."""
 
 
 class NonFinite(Conflict):
@@ -61,7 +62,7 @@ class MixerVoice(TextModelAdapter):
     """
 
     tokenizer: Placed
-    scheduler: StreamScheduler
+    scheduler: Scheduler[RequestSession]
     net: Any
     digest: str
     method: str
@@ -71,25 +72,32 @@ class MixerVoice(TextModelAdapter):
         room = self.context - len(ids)
         return room if wanted is None else min(wanted, room)
 
-    def plain(self, ids: Sequence[int], wanted: int | None, options: GenerationOptions) -> Prompt:
-        """A prompt with what all requests say alike."""
-        return Prompt(
-            ids=ids, max_tokens=self.most(ids, wanted), stops=options.stop or (), priority=priority_of(options)
+    def request_of(
+        self, ids: Sequence[int], max_tokens: int, options: GenerationOptions, session: SessionSource[Any]
+    ) -> GenerationRequest:
+        """The engine request for a prompt that a session reads."""
+        return GenerationRequest(
+            ids,
+            max_tokens=max_tokens,
+            stop_token_ids=self.tokenizer.eos,
+            priority=priority_of(options),
+            session=session,
         )
 
-    def usage(self, orders: Sequence[Order]) -> LongctxUsage:
+    def usage(self, requests: Sequence[GenerationRequest]) -> LongctxUsage:
         """What the sessions held, beside what dense attention would."""
-        held, dense = (sum(getattr(o.facts, name) for o in orders) for name in ("kv_bytes", "kv_bytes_dense"))
+        stats = [request.stats for request in requests]
+        held, dense = sum(s.kv_bytes for s in stats), sum(s.kv_bytes_dense for s in stats)
         return LongctxUsage(
             method=self.method,
             knobs={},
             kv_bytes=held,
             kv_bytes_dense=dense,
             kv_ratio=held / dense if dense else 1.0,
-            prefill_density=sum(o.facts.prefill_density for o in orders) / len(orders),
+            prefill_density=sum(s.prefill_density for s in stats) / len(stats),
             full_steps=0,
             backend="torch",
-            cached_tokens=sum(o.facts.cached_tokens for o in orders),
+            cached_tokens=sum(s.cached_tokens for s in stats),
             preempted=0,
             fallback=None,
         )
@@ -123,6 +131,11 @@ class MixerModel(TextModel):
     @abstractmethod
     def voice(cls, loaded: Loaded, threads: int) -> MixerVoice:
         """What speaks for a network."""
+
+
+def session_scheduler(vocab: int, threads: int) -> Scheduler[RequestSession]:
+    """A scheduler of sessions; it is not started yet."""
+    return Scheduler(SessionBackend(vocab), prefill_tokens=PREFILL_TOKENS, threads=threads)
 
 
 def finite(logits: Tensor) -> Tensor:

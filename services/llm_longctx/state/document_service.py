@@ -19,7 +19,7 @@ from services.llm_longctx.engine import Sampling
 from services.llm_longctx.mixers.landmark.serialization import BlocksError
 from services.llm_longctx.serving.adapters.landmark import LandmarkAdapter
 from services.llm_longctx.serving.adapters.landmark_options import LandmarkOptions
-from services.llm_longctx.serving.generation import Generation, Prompt
+from services.llm_longctx.serving.generation import Generation
 from services.llm_longctx.serving.request_state import Document
 from services.llm_longctx.state.document_store import DocumentStore
 from shared import figures, telemetry
@@ -151,18 +151,12 @@ class Documents:
 def _fill(voice: LandmarkAdapter, document: Document, run: CallContext) -> int:
     """Read a document onto the shelf; tokens of it that were there before."""
     generation = Generation(voice.scheduler, voice.tokenizer, run)
-    prompt = Prompt(
-        ids=document.ids,
-        max_tokens=0,
-        opens=lambda: voice.opened(document.ids, document.options, document),
-        most_bytes=voice.most_bytes(len(document.ids)),
-    )
     with telemetry.bind(model=voice.name):
-        generation.begin(replace(prompt, priority=0), [Sampling()])
+        generation.begin(voice.reading_of(document), [Sampling()])
         for _ in generation:
             pass
     figures.landmark_resident(voice.name, voice.shelf.blocks)
-    return generation.orders[0].facts.cached_tokens
+    return generation.requests[0].stats.cached_tokens
 
 
 def _unshared(document: Document, voice: LandmarkAdapter, reason: str, detail: str) -> None:

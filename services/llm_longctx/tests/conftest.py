@@ -85,7 +85,7 @@ def decoder() -> Decoder:
 @pytest.fixture
 def engine(decoder: Decoder) -> Iterator[Scheduler]:
     """A scheduler that the test steps by hand."""
-    made = Scheduler(Engine(decoder))
+    made = Engine(decoder).scheduler
     yield made
     made.close()
 

@@ -43,10 +43,10 @@ def test_three_parts_each_act_on_their_own_heads(tiny):
     _, _, engine = run(tiny, composed, chunks=[16, 24])
     assert sorted(engine.entries(0, 1).positions.tolist()) == [0, 1, *range(42, 47)], "cut as the plan's method says"
     assert engine.entries(0, 0).positions.tolist() == list(range(47)), "full heads keep everything"
-    compact = engine._default.memory.compact.n
+    compact = engine._default.state.cache.compact.n
     assert (compact > 0).tolist() == [[True, False], [False, True]], "copies of full heads only"
     assert engine.estimate(prompt=40, new=7) >= engine.kv_bytes()
-    assert engine._default.densities, "full heads were read in blocks"
+    assert engine._default.state.densities, "full heads were read in blocks"
 
 
 def test_a_composition_generates_in_a_batch_what_it_does_alone(tiny):

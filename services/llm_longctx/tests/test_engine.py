@@ -9,27 +9,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.engine import Choice, Engine, Order, Sampling, Scheduler
+from services.llm_longctx.engine import Candidate, Engine, GenerationRequest, Sampling
 from services.llm_longctx.tests.conftest import tiny_decoder, until
 from shared.errors import Cancelled, DeadlineExceeded, Fault, FoveaError, NotReady, QueueFull
 from shared.registry import CallContext
 
 
 class Ear:
-    """A sink that remembers."""
+    """A callback that remembers."""
 
-    # ruff: noqa: D102  # what the calls are for, says the Sink protocol
+    # ruff: noqa: D102  # what the calls are for, says the TokenCallback protocol
     def __init__(self, stop_at=None) -> None:
         self.tokens, self.prompted, self.ends, self.stop_at = [], [], [], stop_at
 
-    def prompt(self, tokens):
+    def on_prompt(self, tokens):
         self.prompted += tokens
 
-    def token(self, token):
+    def on_token(self, token):
         self.tokens.append(token)
         return token.id == self.stop_at
 
-    def end(self, reason, produced):
+    def on_finish(self, reason, produced):
         self.ends.append((reason, produced))
 
     @property
@@ -45,13 +45,13 @@ class Ear:
 def ask(ids, ear=None, n=1, **facts):
     ears = [ear or Ear()] if n == 1 else [Ear() for _ in range(n)]
     sampling = facts.pop("sampling", {})
-    choices = [Choice(Sampling(**sampling), e) for e in ears]
-    return Order(ids=ids, choices=choices, **{"max_tokens": 8} | facts), *ears
+    candidates = [Candidate(Sampling(**sampling), e) for e in ears]
+    return GenerationRequest(ids, candidates, **{"max_tokens": 8} | facts), *ears
 
 
 def finish(engine, *requests):
     for request in requests:
-        engine.submit(request)
+        engine.add_request(request)
     for _ in range(500):
         if not engine.in_flight:
             return
@@ -76,7 +76,7 @@ def test_greedy_decoding_with_a_cache_equals_recomputing_everything(engine, deco
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 16, 33])
 def test_prompts_of_any_length_are_read_in_chunks(decoder, length):
-    engine, ids = Scheduler(Engine(decoder), prefill_tokens=8), [(7 * i) % 250 for i in range(length)]
+    engine, ids = Engine(decoder, prefill_tokens=8).scheduler, [(7 * i) % 250 for i in range(length)]
     request, ear = ask(ids, max_tokens=4)
     finish(engine, request)
     assert ear.ids == greedy(decoder, ids, 4)
@@ -92,18 +92,18 @@ def test_an_answer_does_not_depend_on_its_neighbours(lengths, late, max_batch):
     model = tiny_decoder().double()
     sampling = {"temperature": 1.0, "seed": 11}
     asked = [
-        ask([(3 * i + j) % 250 for j in range(n)], max_tokens=m, sampling=sampling, top=2)
+        ask([(3 * i + j) % 250 for j in range(n)], max_tokens=m, sampling=sampling, top_logprobs=2)
         for i, (n, m) in enumerate(lengths)
     ]
-    engine = Scheduler(Engine(model, max_batch=max_batch), prefill_tokens=16)
+    engine = Engine(model, max_batch=max_batch, prefill_tokens=16).scheduler
     for request, _ in asked[: max(1, len(asked) - late)]:
-        engine.submit(request)
+        engine.add_request(request)
     for _ in range(3):
         engine.step()
     finish(engine, *(request for request, _ in asked[max(1, len(asked) - late) :]))
     for (request, ear), (n, m) in zip(asked, lengths, strict=True):
-        alone, single = ask(request.ids, max_tokens=m, sampling=sampling, top=2)
-        finish(Scheduler(Engine(model)), alone)
+        alone, single = ask(request.prompt_ids, max_tokens=m, sampling=sampling, top_logprobs=2)
+        finish(Engine(model).scheduler, alone)
         assert ear.ids == single.ids
         assert [t.logprob for t in ear.tokens] == pytest.approx([t.logprob for t in single.tokens], abs=1e-5)
         assert len(ear.ids) == m or n + m > 192
@@ -112,7 +112,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(lengths, late, max_batch):
 def test_end_tokens_end_an_answer_and_are_not_told(engine, decoder):
     known = greedy(decoder, [1, 2, 3], 6)
     first = known.index(known[3])
-    request, ear = ask([1, 2, 3], ends=frozenset({known[3]}), max_tokens=50)
+    request, ear = ask([1, 2, 3], stop_token_ids=frozenset({known[3]}), max_tokens=50)
     finish(engine, request)
     assert ear.ids == known[:first]
     assert ear.ends == [("stop", first + 1)], "the end token was produced, too"
@@ -128,12 +128,12 @@ def test_a_sink_ends_its_answer_and_no_other(engine, decoder):
 
 
 def test_answers_of_one_prompt_share_its_reading_and_go_their_own_ways(decoder, monkeypatch):
-    engine, read = Scheduler(Engine(decoder)), []
-    plain = engine._read
-    monkeypatch.setattr(engine, "_read", lambda prefill: (read.append(1), plain(prefill)))
+    engine, read = Engine(decoder).scheduler, []
+    plain = engine.backend.prefill_chunk
+    monkeypatch.setattr(engine.backend, "prefill_chunk", lambda *args: (read.append(1), plain(*args))[1])
     ears = [Ear() for _ in range(3)]
-    choices = [Choice(Sampling(temperature=1.5, seed=s), e) for s, e in zip((1, 2, 1), ears, strict=True)]
-    finish(engine, Order([4, 5, 6], choices, max_tokens=12))
+    candidates = [Candidate(Sampling(temperature=1.5, seed=s), e) for s, e in zip((1, 2, 1), ears, strict=True)]
+    finish(engine, GenerationRequest([4, 5, 6], candidates, max_tokens=12))
     assert len(read) == 1
     assert ears[0].ids == ears[2].ids != ears[1].ids
     assert all(ear.ends == [("length", 12)] for ear in ears)
@@ -141,8 +141,8 @@ def test_answers_of_one_prompt_share_its_reading_and_go_their_own_ways(decoder, 
 
 def test_scoring_a_prompt_tells_every_token_but_the_first(decoder):
     ids = [(11 * i) % 250 for i in range(21)]
-    request, ear = ask(ids, max_tokens=0, top=3, score_prompt=True)
-    finish(Scheduler(Engine(decoder), prefill_tokens=8), request)
+    request, ear = ask(ids, max_tokens=0, top_logprobs=3, score_prompt=True)
+    finish(Engine(decoder, prefill_tokens=8).scheduler, request)
     logs = decoder(torch.tensor([ids]))[0].log_softmax(-1)
     assert [t.id for t in ear.prompted] == ids[1:]
     assert [t.logprob for t in ear.prompted] == pytest.approx(
@@ -164,8 +164,8 @@ def test_cancelling_ends_an_answer_within_one_step(engine):
     run = CallContext()
     request, ear = ask([1, 2, 3], max_tokens=100, run=run)
     other, other_ear = ask([1, 2, 3], max_tokens=9)
-    engine.submit(request)
-    engine.submit(other)
+    engine.add_request(request)
+    engine.add_request(other)
     for _ in range(4):
         engine.step()
     told = len(ear.tokens)
@@ -178,14 +178,15 @@ def test_cancelling_ends_an_answer_within_one_step(engine):
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_a_dropped_request_is_forgotten_wherever_it_is(decoder, steps):
-    engine = Scheduler(Engine(decoder, max_batch=1), prefill_tokens=4)
+    engine = Engine(decoder, max_batch=1, prefill_tokens=4).scheduler
     first, _ = ask([1] * 12, max_tokens=5)
     waiting, ear = ask([1, 2], max_tokens=5)
-    engine.submit(first)
-    engine.submit(waiting)
+    engine.add_request(first)
+    engine.add_request(waiting)
     for _ in range(steps):
         engine.step()
-    waiting.dropped = first.dropped = True
+    engine.abort(waiting)
+    engine.abort(first)
     engine.step()
     assert engine.in_flight == 0
     assert isinstance(ear.reason, Cancelled)
@@ -198,12 +199,12 @@ def test_a_late_request_ends_with_its_deadline(engine):
 
 
 def test_more_may_not_wait_than_the_queue_holds(decoder):
-    engine = Scheduler(Engine(decoder, max_batch=1), max_waiting=2)
+    engine = Engine(decoder, max_batch=1, max_waiting=2).scheduler
     requests = [ask([i], max_tokens=3) for i in range(3)]
-    engine.submit(requests[0][0])
-    engine.submit(requests[1][0])
+    engine.add_request(requests[0][0])
+    engine.add_request(requests[1][0])
     with pytest.raises(QueueFull, match="2 requests wait") as caught:
-        engine.submit(requests[2][0])
+        engine.add_request(requests[2][0])
     assert caught.value.retry_after
     finish(engine)
     finish(engine, requests[2][0])
@@ -211,53 +212,53 @@ def test_more_may_not_wait_than_the_queue_holds(decoder):
 
 
 def test_no_more_sequences_run_than_there_are_places(decoder):
-    engine = Scheduler(Engine(decoder, max_batch=2))
+    engine = Engine(decoder, max_batch=2).scheduler
     asked = [ask([i], max_tokens=6) for i in range(5)]
     for request, _ in asked:
-        engine.submit(request)
+        engine.add_request(request)
     most = 0
     while engine.in_flight:
         engine.step()
-        most = max(most, len(engine._running))
+        most = max(most, len(engine.running))
     assert most == 2
     assert [ear.ends for _, ear in asked] == [[("length", 6)]] * 5
 
 
 def test_requests_wait_for_memory_but_one_alone_is_always_served(decoder):
-    engine = Scheduler(Engine(decoder, kv_bytes=1))
+    engine = Engine(decoder, kv_bytes=1).scheduler
     asked = [ask([i] * 150, max_tokens=4) for i in range(3)]
     for request, _ in asked:
-        engine.submit(request)
+        engine.add_request(request)
     most = 0
     while engine.in_flight:
         engine.step()
-        most = max(most, len(engine._running))
+        most = max(most, len(engine.running))
     assert most == 1
     assert all(ear.reason == "length" for _, ear in asked)
 
 
 def test_a_failing_step_is_our_fault_and_the_next_request_is_served(decoder):
-    engine = Scheduler(Engine(decoder))
+    engine = Engine(decoder).scheduler
     engine.start()
     broken, ear = ask([10_000], max_tokens=3)
-    engine.submit(broken)
+    engine.add_request(broken)
     until(lambda: ear.ends)
     assert isinstance(ear.reason, Fault)
     good, well = ask([1, 2], max_tokens=3)
-    engine.submit(good)
+    engine.add_request(good)
     until(lambda: well.ends)
     assert well.reason == "length"
     engine.close()
     with pytest.raises(NotReady):
-        engine.submit(good)
+        engine.add_request(good)
 
 
 def test_an_answer_that_fails_fails_alone(decoder):
     class Broken(Ear):
-        def token(self, token):
+        def on_token(self, token):
             raise RuntimeError
 
-    engine = Scheduler(Engine(decoder))
+    engine = Engine(decoder).scheduler
     broken, ear = ask([1, 2], Broken(), max_tokens=5)
     good, well = ask([1, 2], max_tokens=5)
     finish(engine, broken, good)
@@ -266,9 +267,9 @@ def test_an_answer_that_fails_fails_alone(decoder):
 
 
 def test_closing_ends_what_is_in_flight(decoder):
-    engine = Scheduler(Engine(decoder))
+    engine = Engine(decoder).scheduler
     request, ear = ask([1], max_tokens=50)
-    engine.submit(request)
+    engine.add_request(request)
     engine.step()
     engine.close()
     assert isinstance(ear.reason, FoveaError)
@@ -276,12 +277,12 @@ def test_closing_ends_what_is_in_flight(decoder):
 
 
 def test_a_long_prompt_delays_running_answers_by_one_chunk_a_step(decoder):
-    engine = Scheduler(Engine(decoder), prefill_tokens=4)
+    engine = Engine(decoder, prefill_tokens=4).scheduler
     running, ear = ask([1, 2], max_tokens=30)
-    engine.submit(running)
+    engine.add_request(running)
     engine.step()
     long, _ = ask([3] * 40, max_tokens=1)
-    engine.submit(long)
+    engine.add_request(long)
     for step in range(1, 11):
         before = len(ear.tokens)
         engine.step()

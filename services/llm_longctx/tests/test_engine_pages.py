@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zlib
 from pathlib import Path
@@ -227,7 +228,7 @@ def test_generated_answers_are_those_of_single_runs(tiny):
         assert answer.usage.prompt_tokens == len(request.ids)
         assert answer.usage.completion_tokens == len(answer.tokens) == request.max_tokens
         assert answer.usage.method == request.method.name
-        assert json.dumps(answer.usage.facts())
+        assert json.dumps(dataclasses.asdict(answer.usage))
 
 
 def test_usage_tells_bytes_density_and_full_steps(tiny):
@@ -292,12 +293,12 @@ def test_a_step_that_does_not_fit_changes_nothing(tiny):
     sequences = [engine.open() for _ in range(2)]
     for s in sequences:
         s.prefill(prompt(96))
-    while sum(s.memory.fresh() for s in sequences) <= engine.pool.free:
+    while sum(s.state.cache.fresh() for s in sequences) <= engine.pool.free:
         engine.batch(dict.fromkeys(sequences, 7))
-    before = [s.memory.length for s in sequences]
+    before = [s.state.cache.length for s in sequences]
     with pytest.raises(PoolExhausted, match="are free"):
         engine.batch(dict.fromkeys(sequences, 7))
-    assert [s.memory.length for s in sequences] == before
+    assert [s.state.cache.length for s in sequences] == before
     sequences[0].close()
     engine.batch({sequences[1]: 3})
 
@@ -308,7 +309,7 @@ def test_memos_reach_the_next_hook_and_epilogues_see_the_true_lse(tiny):
     s.prefill(prompt(9))
     s.step(1)
     s.step(2)
-    assert s.memos == [3, 3]
+    assert s.state.memos == [3, 3]
     assert not torch.allclose(s.step(1), engine_of(tiny, "dense").prefill([*prompt(9), 1, 2, 1])[-1], atol=1e-3)
 
 
@@ -324,7 +325,7 @@ def test_a_fork_shares_the_prompt_and_goes_its_own_way(tiny):
         s = engine.open()
         s.prefill(prompt(30))
         alone = s.kv_bytes()
-        twin = engine.adopt(s.fork())
+        twin = s.fork()
         if how.name == "dense":
             assert engine.kv_bytes() <= alone + 4 * engine.pool.page_bytes
         first, second = s.step(3), twin.step(3)

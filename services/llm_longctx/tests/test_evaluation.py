@@ -13,8 +13,8 @@ from PIL import Image
 
 from services.llm_longctx.api import evaluations
 from services.llm_longctx.api import openai as routes
-from services.llm_longctx.engine import Engine, Scheduler
-from services.llm_longctx.engine.quality.fidelity import Fidelity, comparing
+from services.llm_longctx.engine import Engine
+from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
 from services.llm_longctx.evaluation.cli import fidelity, needle
 from services.llm_longctx.evaluation.heatmap import heat_map, sheet
 from services.llm_longctx.evaluation.method_quality import FidelitySpec, NeedleSpec, run_fidelity, run_needle
@@ -22,7 +22,7 @@ from services.llm_longctx.evaluation.text_corpus import library_prose
 from services.llm_longctx.serving.local_models import model_at
 from services.llm_longctx.tests.conftest import MODEL, Server, tiny_decoder, until
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
-from services.llm_longctx.tests.test_scheduler import order, run
+from services.llm_longctx.tests.test_scheduler import ask, run
 from services.llm_longctx.tests.toy_methods import Streaming
 from shared.api.text import CompletionRequest
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, Malformed
@@ -48,7 +48,7 @@ def model(folder, tmp_path_factory):
 
 def compare(engine, ids, answer, how):
     results = []
-    for _ in comparing(engine, ids, answer, engine.policy_of(how, TINY_PLAN), results.append):
+    for _ in compare_to_dense(engine.runner, ids, answer, engine.policy_of(how, TINY_PLAN), results.append):
         pass
     return results[0]
 
@@ -78,7 +78,7 @@ def test_the_numbers_are_those_of_the_definition():
 
 def test_a_comparison_that_is_given_up_leaves_no_pages(tiny):
     engine = Engine(tiny, page=8)
-    work = comparing(engine, prompt(40), prompt(9), engine.policy_of(Streaming(), TINY_PLAN), print)
+    work = compare_to_dense(engine.runner, prompt(40), prompt(9), engine.policy_of(Streaming(), TINY_PLAN), print)
     for _ in range(4):
         next(work)
     assert engine.pool.held
@@ -87,11 +87,12 @@ def test_a_comparison_that_is_given_up_leaves_no_pages(tiny):
 
 
 def test_work_that_can_wait_makes_room_and_hears_of_it(tiny):
-    scheduler = Scheduler(Engine(tiny, page=8, kv_bytes=1))
+    engine = Engine(tiny, page=8, kv_bytes=1)
+    scheduler = engine.scheduler
     heard = []
 
     def work():
-        s = scheduler.engine.open()
+        s = engine.open()
         try:
             s.prefill(prompt(180))
             while True:
@@ -100,16 +101,16 @@ def test_work_that_can_wait_makes_room_and_hears_of_it(tiny):
             heard.append("closed")
             s.close()
 
-    scheduler.later(work())
+    scheduler.run_when_idle(work())
     scheduler.step()
-    assert scheduler.engine.pool.held
-    one = order(scheduler.engine, prompt(100), new=4)
-    run(scheduler, one)
+    assert engine.pool.held
+    one = ask(engine, prompt(100), new=4)
+    run(engine, one)
     assert heard == ["closed"]
     assert one[1][0].ends == [("length", 4)]
-    scheduler.later(iter_that_fails())
+    scheduler.run_when_idle(iter_that_fails())
     scheduler.step()
-    assert not scheduler._later
+    assert not scheduler.backend.idle_work
 
 
 def iter_that_fails():
@@ -119,7 +120,9 @@ def iter_that_fails():
 
 def test_a_breach_is_served_densely_and_said(model, monkeypatch):
     speaker = model.speaker
-    monkeypatch.setattr(speaker.scheduler.watch, "breach", lambda p: "it strayed" if p.method.name == "power" else None)
+    monkeypatch.setattr(
+        speaker.engine.monitor, "held_back_reason", lambda p: "it strayed" if p.method.name == "power" else None
+    )
     body = CompletionRequest.model_validate({"prompt": "Once", "max_tokens": 3, "longctx": {"method": "power"}})
     *_, last = model.stream(body, CallContext())
     assert (last.usage.longctx.method, last.usage.longctx.fallback) == ("dense", "it strayed")
@@ -238,19 +241,19 @@ def test_long_english_text_comes_with_python_in_the_order_of_a_seed():
 
 def test_what_lies_before_a_needle_is_read_once(model, monkeypatch):
     monkeypatch.setattr("shared.lm.niah_prompts.OVERHEAD", 0)
-    orders, submit = [], model.speaker.scheduler.submit
-    monkeypatch.setattr(model.speaker.scheduler, "submit", lambda one: (orders.append(one), submit(one)))
+    requests, add = [], model.speaker.scheduler.add_request
+    monkeypatch.setattr(model.speaker.scheduler, "add_request", lambda one: (requests.append(one), add(one)))
     run_needle(model.speaker, NeedleSpec(lengths=[180], depths=[90, 100], steps=3, text="Go. " * 60), CallContext())
-    assert [one.facts.cached_tokens for one in orders] == [0, 64]
+    assert [one.stats.cached_tokens for one in requests] == [0, 64]
 
 
 def test_a_comparison_that_is_given_up_before_its_turn_says_so(model, monkeypatch):
-    monkeypatch.setattr(model.speaker.scheduler, "later", lambda work: work.close())
+    monkeypatch.setattr(model.speaker.scheduler, "run_when_idle", lambda work: work.close())
     with pytest.raises(Cancelled, match="given up"):
         run_fidelity(model.speaker, FidelitySpec(lengths=[40], steps=5), CallContext())
 
 
 def test_nobody_waits_longer_than_the_deadline_for_a_quiet_moment(model, monkeypatch):
-    monkeypatch.setattr(model.speaker.scheduler, "later", lambda _work: None)
+    monkeypatch.setattr(model.speaker.scheduler, "run_when_idle", lambda _work: None)
     with pytest.raises(DeadlineExceeded):
         run_fidelity(model.speaker, FidelitySpec(lengths=[40], steps=5), CallContext(deadline=time.monotonic() + 0.05))

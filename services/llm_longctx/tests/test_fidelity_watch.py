@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.llm_longctx.engine import Engine, Scheduler
+from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality import fidelity_monitor as watches
 from services.llm_longctx.engine.quality.drift_gate import FORGOTTEN_S, HALF_LIFE_S, LEAST, WINDOW, DriftGate
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.serving.method_selection import policy_for
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, tiny_decoder, until
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
-from services.llm_longctx.tests.test_scheduler import order, run
+from services.llm_longctx.tests.test_scheduler import ask, run
 from services.llm_longctx.tests.toy_methods import Streaming
 from shared import telemetry
 from shared.api.text import LongctxOptions
@@ -51,7 +51,7 @@ def told(watch, policy, *agreements):
     """Let the watch find these agreements."""
     for agreement in agreements:
         found = SimpleNamespace(agreement=agreement, divergence=0.0, delta=0.0)
-        watch._tell(copy_context(), policy, found)
+        watch._record(copy_context(), policy, found)
 
 
 def held_back(method, model):
@@ -150,14 +150,14 @@ def test_extreme_knobs_take_a_method_from_nobody_else(engine):
     extreme, sane = engine.policy_of(Streaming(recent=1), TINY_PLAN), engine.policy_of(Streaming(), TINY_PLAN)
     told(watch, extreme, *[0.1] * LEAST)
     told(watch, sane, *[0.95] * LEAST)
-    reason = watch.breach(engine.policy_of(Streaming(recent=1), TINY_PLAN))
+    reason = watch.held_back_reason(engine.policy_of(Streaming(recent=1), TINY_PLAN))
     assert "agreed with dense attention on 10% of tokens" in reason
     assert "fell below the floor of 80%" in reason
     assert "still tried on a share of 0.01" in reason
     assert "serves again from 90%" in reason
-    assert watch.breach(sane) is None
-    assert watch.breach(engine.policy_of(Streaming(recent=1))) is None, "another plan is another variant"
-    assert watch.breach(engine.dense) is None
+    assert watch.held_back_reason(sane) is None
+    assert watch.held_back_reason(engine.policy_of(Streaming(recent=1))) is None, "another plan is another variant"
+    assert watch.held_back_reason(engine.dense) is None
 
 
 def test_a_budget_is_one_variant_however_its_knobs_were_fitted(engine):
@@ -179,7 +179,7 @@ def test_a_budget_is_one_variant_however_its_knobs_were_fitted(engine):
 def test_each_variant_is_judged_by_its_own_findings_and_few_are_remembered(engine, findings):
     policies = {recent: engine.policy_of(Streaming(recent=recent), TINY_PLAN) for recent in range(1, 13)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watches, "VARIANTS", 8)
+        patch.setattr(watches, "MAX_VARIANTS", 8)
         watch, known = FidelityMonitor(floor=FLOOR, clock=Clock()), dict[int, DriftGate]()
         with telemetry.bind(model="property"):
             for recent, agreement in findings:
@@ -192,18 +192,18 @@ def test_each_variant_is_judged_by_its_own_findings_and_few_are_remembered(engin
             if findings:
                 assert held_back("toy-streaming", "property") == sum(s.held for s in known.values())
         for recent, policy in policies.items():
-            assert (watch.breach(policy) is not None) == (recent in known and known[recent].held)
+            assert (watch.held_back_reason(policy) is not None) == (recent in known and known[recent].held)
 
 
 def test_a_variant_that_is_asked_for_is_not_forgotten(engine, monkeypatch):
-    monkeypatch.setattr(watches, "VARIANTS", 3)
+    monkeypatch.setattr(watches, "MAX_VARIANTS", 3)
     watch = FidelityMonitor(floor=FLOOR)
     held = engine.policy_of(Streaming(recent=1), TINY_PLAN)
     told(watch, held, *[0.0] * LEAST)
     for recent in range(2, 9):
-        assert watch.breach(held)
+        assert watch.held_back_reason(held)
         told(watch, engine.policy_of(Streaming(recent=recent), TINY_PLAN), 1.0)
-    assert watch.breach(held)
+    assert watch.held_back_reason(held)
     assert len(watch) == 3
 
 
@@ -214,57 +214,57 @@ def test_time_alone_brings_back_and_the_gauge_hears_of_it(engine):
         told(watch, policy, *[0.0] * LEAST)
         assert held_back("toy-streaming", "timed") == 1
         clock.now = FORGOTTEN_S
-        assert watch.breach(policy) is None
+        assert watch.held_back_reason(policy) is None
         assert held_back("toy-streaming", "timed") == 0
 
 
 # In the scheduler.
 
 
-def settle(scheduler):
-    while scheduler._later:
-        scheduler.step()
+def settle(engine):
+    while engine.scheduler.backend.idle_work:
+        engine.scheduler.step()
 
 
 def test_answers_are_compared_when_nobody_waits_and_the_metrics_hear_of_it(tiny):
-    scheduler = Scheduler(Engine(tiny, page=8), watch=FidelityMonitor(share=1.0, floor=1.0, seed=0))
-    policy = scheduler.engine.policy_of(Streaming(sink=1, recent=2), TINY_PLAN)
+    engine = Engine(tiny, page=8, monitor=FidelityMonitor(share=1.0, floor=1.0, seed=0))
+    policy = engine.policy_of(Streaming(sink=1, recent=2), TINY_PLAN)
     with telemetry.bind(model="watched"):
         for i in range(LEAST):
-            assert scheduler.watch.breach(policy) is None
-            run(scheduler, order(scheduler.engine, prompt(30, i), policy.method, new=6))
-            run(scheduler, order(scheduler.engine, prompt(30), "dense", new=6))
-            settle(scheduler)
-    assert "agreed with dense attention on" in scheduler.watch.breach(policy)
+            assert engine.monitor.held_back_reason(policy) is None
+            run(engine, ask(engine, prompt(30, i), policy.method, new=6))
+            run(engine, ask(engine, prompt(30), "dense", new=6))
+            settle(engine)
+    assert "agreed with dense attention on" in engine.monitor.held_back_reason(policy)
     text = telemetry.metrics_text().decode()
     assert f'fovea_fidelity_kl_nats_count{{method="toy-streaming",model="watched"}} {float(LEAST)}' in text
     assert held_back("toy-streaming", "watched") == 1
-    scheduler.close()
-    assert scheduler.engine.pool.held == 0
+    engine.scheduler.close()
+    assert engine.pool.held == 0
 
 
 def test_what_was_asked_for_is_tried_on_the_dense_answer_that_came_instead(tiny):
-    scheduler = Scheduler(Engine(tiny, page=8), watch=FidelityMonitor(share=1.0, floor=FLOOR, clock=Clock()))
-    wanted = scheduler.engine.policy_of(Streaming(sink=100), TINY_PLAN)
+    engine = Engine(tiny, page=8, monitor=FidelityMonitor(share=1.0, floor=FLOOR, clock=Clock()))
+    wanted = engine.policy_of(Streaming(sink=100), TINY_PLAN)
     with telemetry.bind(model="tried"):
-        told(scheduler.watch, wanted, *[0.0] * LEAST)
+        told(engine.monitor, wanted, *[0.0] * LEAST)
         for i in range(LEAST + 1):
-            assert scheduler.watch.breach(wanted)
-            run(scheduler, order(scheduler.engine, prompt(30, i), "dense", new=6, wanted=wanted))
-            settle(scheduler)
-    assert scheduler.watch.breach(wanted) is None, "it keeps all of such prompts, so it agrees"
+            assert engine.monitor.held_back_reason(wanted)
+            run(engine, ask(engine, prompt(30, i), "dense", new=6, requested_policy=wanted))
+            settle(engine)
+    assert engine.monitor.held_back_reason(wanted) is None, "it keeps all of such prompts, so it agrees"
     assert held_back("toy-streaming", "tried") == 0
-    scheduler.close()
+    engine.scheduler.close()
 
 
 def test_a_share_is_sampled_and_a_floor_of_zero_never_falls_back(tiny):
-    scheduler = Scheduler(Engine(tiny, page=8), watch=FidelityMonitor(share=0.3, floor=0.0, seed=1))
-    answers = [order(scheduler.engine, [i + 1], Streaming(), new=1) for i in range(40)]
+    engine = Engine(tiny, page=8, monitor=FidelityMonitor(share=0.3, floor=0.0, seed=1))
+    answers = [ask(engine, [i + 1], Streaming(), new=1) for i in range(40)]
     works = []
-    scheduler.watch.work = lambda engine, answer, plain=scheduler.watch.work: works.append(plain(engine, answer))
-    run(scheduler, *answers)
+    engine.monitor.sample = lambda *args, plain=engine.monitor.sample: works.append(plain(*args))
+    run(engine, *answers)
     assert 4 <= sum(work is not None for work in works) <= 22
-    assert scheduler.watch.breach(scheduler.engine.policy_of(Streaming(), TINY_PLAN)) is None
+    assert engine.monitor.held_back_reason(engine.policy_of(Streaming(), TINY_PLAN)) is None
 
 
 # Over HTTP.
@@ -278,21 +278,21 @@ def test_a_method_is_held_back_for_those_knobs_only_and_comes_back_when_it_agree
     with Server(app) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="x") as client:
         scheduler = app.state.host.servable(MODEL).speaker.scheduler
 
-        def ask(longctx, text, new=6):
+        def tell(longctx, text, new=6):
             told = go_on(client, text, max_tokens=new, extra_body={"longctx": longctx}).usage.longctx
-            until(lambda: not scheduler._later)
+            until(lambda: not scheduler.backend.idle_work)
             return told["method"], told["fallback"]
 
         for i in range(LEAST):
-            assert ask(extreme, prose[i : i + 120]) == ("duo", None)
-        method, reason = ask(extreme, prose[20:140])
+            assert tell(extreme, prose[i : i + 120]) == ("duo", None)
+        method, reason = tell(extreme, prose[20:140])
         assert method == "dense"
         assert reason.startswith("duo with these knobs agreed with dense attention on ")
         assert "still tried" in reason
-        assert ask(sane, prose[:120]) == ("duo", None), "others keep their knobs"
+        assert tell(sane, prose[:120]) == ("duo", None), "others keep their knobs"
         assert held_back("duo", MODEL) == 1
         # Prompts that the window holds whole: there the two agree, and the watch finds it out on the dense answers.
-        tries = next(i for i in range(WINDOW) if ask(extreme, prose[i : i + 12], new=4)[1] is None)
+        tries = next(i for i in range(WINDOW) if tell(extreme, prose[i : i + 12], new=4)[1] is None)
         assert LEAST // 2 < tries <= 2 * LEAST
-        assert ask(extreme, prose[:12], new=4) == ("duo", None)
+        assert tell(extreme, prose[:12], new=4) == ("duo", None)
         assert held_back("duo", MODEL) == 0

@@ -14,16 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.engine import (
-    Choice,
-    Engine,
-    Order,
-    Sampling,
-    Scheduler,
-    chunking,
-    method_policy,
-    prefix_cache,
-)
+from services.llm_longctx.engine import Candidate, Engine, GenerationRequest, Sampling, method_policy, prefix_cache
 from services.llm_longctx.methods import compose, method, methods
 from services.llm_longctx.tests.conftest import tiny_decoder
 from services.llm_longctx.tests.method_contract.oracle import trials
@@ -55,7 +46,7 @@ STEMS = ([], prompt(70, 1), prompt(70, 2))
 @pytest.fixture(autouse=True, scope="module")
 def _small_grid():
     with pytest.MonkeyPatch.context() as patch:
-        for module in (chunking, method_policy, prefix_cache):
+        for module in (method_policy, prefix_cache):
             patch.setattr(module, "CHUNK", GRID)
         yield
 
@@ -69,31 +60,34 @@ def tiny():
 def alone(tiny):
     @cache
     def tokens(which, ids, new, seed):
-        scheduler = Scheduler(Engine(tiny, page=8))
-        one, (ear,) = asked(scheduler, which, ids, new, [seed])
-        scheduler.submit(one)
-        while scheduler.in_flight:
-            scheduler.step()
+        engine = Engine(tiny, page=8)
+        one, (ear,) = asked(engine, which, ids, new, [seed])
+        engine.scheduler.add_request(one)
+        while engine.scheduler.in_flight:
+            engine.scheduler.step()
         return ear.ids
 
     return tokens
 
 
-def asked(scheduler, which, ids, new, seeds):
+def asked(engine, which, ids, new, seeds):
     ears = [Ear() for _ in seeds]
-    choices = [Choice(Sampling(temperature=seed % 2, seed=seed), ear) for seed, ear in zip(seeds, ears, strict=True)]
-    how = scheduler.engine.policy_of(MIX[which], TINY_PLAN)
-    return Order(list(ids), choices, new, policy=how, run=CallContext()), ears
+    candidates = [
+        Candidate(Sampling(temperature=seed % 2, seed=seed), ear) for seed, ear in zip(seeds, ears, strict=True)
+    ]
+    how = engine.policy_of(MIX[which], TINY_PLAN)
+    return GenerationRequest(list(ids), candidates, new, policy=how, run=CallContext()), ears
 
 
-def check_pages(scheduler):
+def check_pages(engine):
     """Each page is held by as many as know it, and by nobody else."""
-    begun = [w.sequence for w in (*scheduler._waiting, *([scheduler._reading] if scheduler._reading else []))]
-    open_ones = [s.memory for s in (*begun, *scheduler._sequences()) if s is not None]
+    scheduler = engine.scheduler
+    prefilling = [scheduler.prefilling] if scheduler.prefilling else []
+    open_ones = [s.state.cache for s in (*scheduler.waiting, *prefilling, *scheduler.running) if s.is_allocated]
     known = Counter()
-    for memory in (*open_ones, *(node.memory for node in scheduler.prefixes._nodes.values())):
-        known.update(memory.pages().tolist())
-    pages, pool = np.array(sorted(known), np.int64), scheduler.engine.pool
+    for held in (*open_ones, *(node.cache for node in engine.prefix_cache._nodes.values())):
+        known.update(held.pages().tolist())
+    pages, pool = np.array(sorted(known), np.int64), engine.pool
     assert pool.references(pages).tolist() == [known[page] for page in pages.tolist()]
     assert pool.held == len(pages) <= pool.capacity
 
@@ -103,60 +97,63 @@ def check_pages(scheduler):
 def test_no_page_is_lost_or_shared_and_no_answer_changed_by_its_neighbours(tiny, alone, data):
     draw = data.draw
     small = draw(st.booleans(), "a pool that runs out")
-    scheduler = Scheduler(Engine(tiny, page=8, max_batch=draw(st.integers(2, 6)), kv_bytes=1 if small else 2**22))
+    engine = Engine(tiny, page=8, max_batch=draw(st.integers(2, 6)), kv_bytes=1 if small else 2**22)
+    scheduler = engine.scheduler
     requests = []
     for i in range(draw(st.integers(2, 7), "requests")):
         which, stem = draw(st.integers(0, len(MIX) - 1), "method"), STEMS[draw(st.integers(0, 2), "stem")]
         ids = (*stem, *prompt(draw(st.integers(1, 40), "own tokens"), 9 + i))
         seeds = [4 * i + j for j in range(draw(st.integers(1, 2), "answers"))]
-        one, ears = asked(scheduler, which, ids, draw(st.integers(1, 24), "new"), seeds)
+        one, ears = asked(engine, which, ids, draw(st.integers(1, 24), "new"), seeds)
         requests.append((which, ids, seeds, one, ears))
-        scheduler.submit(one)
+        scheduler.add_request(one)
         for _ in range(draw(st.integers(0, 4), "steps")):
             scheduler.step()
-            check_pages(scheduler)
+            check_pages(engine)
         if draw(st.integers(0, 4), "cancel") == 0:
             requests[draw(st.integers(0, i), "whom")][3].run.cancel()
             scheduler.step()
-            check_pages(scheduler)
+            check_pages(engine)
     while scheduler.in_flight:
         scheduler.step()
-        check_pages(scheduler)
+        check_pages(engine)
     for which, ids, seeds, one, ears in requests:
         for seed, ear in zip(seeds, ears, strict=True):
             wanted = alone(which, ids, one.max_tokens, seed)
             stopped = isinstance(ear.reason, Cancelled)
             assert ear.ids == (wanted[: len(ear.ids)] if stopped else wanted), MIX[which].name
     scheduler.close()
-    assert scheduler.engine.pool.held == 0
+    assert engine.pool.held == 0
 
 
 @pytest.mark.parametrize("which", range(len(MIX)), ids=lambda which: f"{which}-{MIX[which].name}")
 def test_a_cached_beginning_leads_to_the_tokens_of_a_cold_run(tiny, alone, which):
-    scheduler = Scheduler(Engine(tiny, page=8))
+    engine = Engine(tiny, page=8)
+    scheduler = engine.scheduler
     for seed, own in enumerate((26, 30, 30)):
         ids = (*STEMS[1], *prompt(own, 5))
-        one, (ear,) = asked(scheduler, which, ids, 12, [seed])
-        scheduler.submit(one)
+        one, (ear,) = asked(engine, which, ids, 12, [seed])
+        scheduler.add_request(one)
         while scheduler.in_flight:
             scheduler.step()
-            check_pages(scheduler)
+            check_pages(engine)
         assert ear.ids == alone(which, ids, 12, seed), "also behind a prompt that ended, and was cut, on the grid"
     reuses = MIX[which].supports.prefix_reuse
-    assert (one.facts.cached_tokens > 0) == reuses, "the third time most of it was read before"
+    assert (one.stats.cached_tokens > 0) == reuses, "the third time most of it was read before"
     if reuses and not MIX[which].chunk_invariant:
-        assert one.facts.cached_tokens % GRID == 0
+        assert one.stats.cached_tokens % GRID == 0
 
 
 def test_what_fits_alone_is_served_however_much_of_it_is_cached(tiny, alone):
     """Heads that are cut at the prompt's end hold all of it until then, and prefixes hold it, too."""
-    scheduler = Scheduler(Engine(tiny, page=8, kv_bytes=1))
+    engine = Engine(tiny, page=8, kv_bytes=1)
+    scheduler = engine.scheduler
     which = MIX.index(COMPOSED[1])
     for own in (1, 27, 90):
         ids = (*STEMS[1], *prompt(own, 5))
-        one, (ear,) = asked(scheduler, which, ids, 6, [0])
-        scheduler.submit(one)
+        one, (ear,) = asked(engine, which, ids, 6, [0])
+        scheduler.add_request(one)
         while scheduler.in_flight:
             scheduler.step()
-            check_pages(scheduler)
+            check_pages(engine)
         assert ear.ids == alone(which, ids, 6, 0)

@@ -160,7 +160,7 @@ def test_a_deadline_ends_a_request(server):
 
 def test_a_full_queue_is_429_with_retry_after(server, monkeypatch):
     engine = server.app.state.host.servable(MODEL).speaker.scheduler
-    monkeypatch.setattr(engine, "_most_waiting", 0)
+    monkeypatch.setattr(engine.waiting, "max_waiting", 0)
     answer = httpx2.post(f"{server.url}/v1/chat/completions", json={"messages": HELLO, "max_tokens": 1})
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) >= 1
@@ -169,9 +169,9 @@ def test_a_full_queue_is_429_with_retry_after(server, monkeypatch):
 
 def test_a_stream_that_waits_for_its_turn_tells_its_place_and_clients_skip_it(server, client, monkeypatch):
     scheduler = server.app.state.host.servable(MODEL).speaker.scheduler
-    patient, fits, places = 0.02, scheduler._fits, []
+    patient, fits, places = 0.02, scheduler.backend.fits, []
     monkeypatch.setattr(routes, "PATIENCE_S", patient)
-    monkeypatch.setattr(scheduler, "_fits", lambda begun: len(places) > 2 and fits(begun))
+    monkeypatch.setattr(scheduler.backend, "fits", lambda *args: len(places) > 2 and fits(*args))
     body = {"messages": HELLO, "max_tokens": 2, "temperature": 0, "stream": True}
     with httpx2.stream("POST", f"{server.url}/v1/chat/completions", json=body) as answer:
         lines = iter(answer.iter_lines())
@@ -188,7 +188,7 @@ def test_a_stream_that_waits_for_its_turn_tells_its_place_and_clients_skip_it(se
 def test_what_goes_wrong_while_a_stream_waits_is_told_in_the_stream(server, monkeypatch):
     scheduler = server.app.state.host.servable(MODEL).speaker.scheduler
     monkeypatch.setattr(routes, "PATIENCE_S", 0.02)
-    monkeypatch.setattr(scheduler, "_fits", lambda _begun: False)
+    monkeypatch.setattr(scheduler.backend, "fits", lambda *_: False)
     answer = httpx2.post(
         f"{server.url}/v1/completions", json={"prompt": "a", "stream": True}, headers={"x-fovea-deadline-ms": "200"}
     )

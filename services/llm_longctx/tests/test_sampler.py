@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.engine.order import Sampling
-from services.llm_longctx.engine.sampler import Sampler, scored
+from services.llm_longctx.engine import Sampling
+from services.llm_longctx.engine.sampler import Sampler, token_logprobs
 
 LOGITS = torch.tensor([0.0, 3.0, 2.0, 1.0, -2.0])
 
@@ -101,10 +101,10 @@ def test_log_probabilities_are_the_models_own_before_bias_and_temperature():
 
 
 def test_scores_name_as_many_alternatives_as_there_are():
-    (one, two) = scored(torch.stack([LOGITS, -LOGITS]), [0, 4], 9)
+    (one, two) = token_logprobs(torch.stack([LOGITS, -LOGITS]), [0, 4], 9)
     assert [len(one.top), len(two.top)] == [5, 5]
     assert sum(2.718281828**lp for _, lp in one.top) == pytest.approx(1, abs=1e-5)
-    assert scored(LOGITS[None], [2], 0)[0].top == ()
+    assert token_logprobs(LOGITS[None], [2], 0)[0].top == ()
 
 
 @pytest.mark.parametrize("penalty", [0.1, 10.0])

@@ -1,6 +1,6 @@
-"""How a variant of a method stands: whether dense serves in its place, judged by answers that were compared.
+"""Drift gate: whether dense serves in the place of a method, judged by answers that were compared.
 
-Findings lose weight with time and are forgotten in the end, so a verdict is about the texts of today. Pure: is told
+Findings lose weight with time and are forgotten in the end, so a verdict is about the texts of today. Pure: it gets
 what was found and when; knows no model and no clock.
 """
 

@@ -1,4 +1,4 @@
-"""How far a method strays from dense attention on the same tokens: both are run, teacher-forced, side by side.
+"""Fidelity: how far a method strays from dense attention on the same tokens, both teacher-forced side by side.
 
 Work comes in small pieces, so that whoever serves can do something else in between. Knows two sequences and their
 logits; knows nothing about when it is worth the time.
@@ -8,20 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.chunking import next_chunk
-from services.llm_longctx.engine.decode_attention import decode
 from services.llm_longctx.engine.method_policy import Policy
-from services.llm_longctx.engine.open_sequence import OpenSequence
+from services.llm_longctx.engine.model_runner import ModelRunner
 
-if TYPE_CHECKING:
-    from services.llm_longctx.engine.llm_engine import Engine
-
-__all__ = ["Fidelity", "comparing"]
+__all__ = ["Fidelity", "compare_to_dense"]
 
 
 @dataclass(slots=True)
@@ -67,34 +60,36 @@ class Fidelity:
         self.method.append(float(q[token]))
 
 
-def comparing(
-    engine: Engine, ids: Sequence[int], answer: Sequence[int], policy: Policy, done: Callable[[Fidelity], object]
+def compare_to_dense(
+    runner: ModelRunner,
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    policy: Policy,
+    on_result: Callable[[Fidelity], object],
 ) -> Generator[None, None, None]:
-    """Read a prompt and an answer densely and by a method, piece by piece; `done` hears the result at the end.
+    """Read a prompt and an answer densely and by a method, piece by piece; `on_result` gets the result at the end.
 
     Pages are given back whether it runs to its end or is closed before.
     """
     found = Fidelity()
-    pair = [OpenSequence(engine.model, engine.pool, p, engine.backend) for p in (engine.dense, policy)]
+    pair = [runner.open(p) for p in (runner.dense, policy)]
     try:
         last = []
         for s in pair:
-            s.prompt = len(ids)
-            s.reserve(len(ids), len(answer))
-            logits = engine.model.output_matrix.new_zeros(0, engine.model.config.vocab)
-            while s.memory.length < len(ids):
-                begin = s.memory.length
-                end = begin + next_chunk(s.policy.method, begin, len(ids))
-                logits = s.read(ids[begin:end], last=end == len(ids), keep=int(end == len(ids)))
+            s.reserve(len(prompt), len(answer))
+            logits = runner.model.output_matrix.new_zeros(0, runner.model.config.vocab)
+            while (begin := s.cache.length) < len(prompt):
+                end = begin + s.policy.next_chunk(begin, len(prompt))
+                at_end = end == len(prompt)
+                logits = runner.prefill(s, prompt[begin:end], last=at_end, keep=int(at_end))
                 yield
             last.append(logits[-1])
         for place, token in enumerate(answer):
             found.add(last[0], last[1], token)
             if place + 1 < len(answer):
-                with torch.inference_mode():
-                    last = list(decode(engine.model, pair, [token, token], engine.backend))
+                last = list(runner.decode(pair, [token, token]))
                 yield
-        done(found)
+        on_result(found)
     finally:
         for s in pair:
             s.close()

@@ -1,8 +1,8 @@
-"""The fidelity watch: a sampled share of answers is compared with dense, off-peak; what strays is held back for dense.
+"""Fidelity monitor: compares a sampled share of answers with dense, off-peak, and holds back what strays.
 
 Judged is a variant: a method with its knobs, plan and budget, so that nobody's extreme knobs take a method from others.
-While one is held back, the watch goes on trying it on the dense answers, so that it can come back. Knows what an answer
-was and whom to tell; when there is time for it, the scheduler knows.
+While one is held back, it is still tried on the dense answers, so that it can come back. Knows sequences and metrics;
+when there is time for a comparison, the scheduler knows.
 """
 
 from __future__ import annotations
@@ -13,26 +13,23 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator
 from contextvars import Context
-from typing import TYPE_CHECKING
 
 from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.model_runner import ModelRunner
+from services.llm_longctx.engine.paged_state import PagedState
 from services.llm_longctx.engine.quality.drift_gate import DriftGate
-from services.llm_longctx.engine.quality.fidelity import Fidelity, comparing
+from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
+from services.llm_longctx.engine.sequence import Sequence
 from shared import telemetry
-
-if TYPE_CHECKING:
-    from services.llm_longctx.engine.answer import Answer
-    from services.llm_longctx.engine.llm_engine import Engine
-    from services.llm_longctx.engine.open_sequence import OpenSequence
 
 __all__ = ["FidelityMonitor"]
 
-VARIANTS = 256
+MAX_VARIANTS = 256
 """Variants that are remembered; the one that was not asked for longest is forgotten first."""
 
 
 class FidelityMonitor:
-    """Agreement with dense attention, per variant. Requests ask it on their threads, the engine tells it on its own."""
+    """Agreement with dense attention, per variant. Asked on the threads of requests, fed on the scheduler's."""
 
     def __init__(
         self,
@@ -53,61 +50,62 @@ class FidelityMonitor:
         self._floor = floor
         self._random = random.Random(seed)
         self._clock = clock
-        self._standings: OrderedDict[tuple[str, str], DriftGate] = OrderedDict()  # by method's name and variant
+        self._gates: OrderedDict[tuple[str, str], DriftGate] = OrderedDict()  # by method's name and variant
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """Variants that something is known of."""
-        return len(self._standings)
+        return len(self._gates)
 
-    def work(self, engine: Engine, answer: Answer[OpenSequence]) -> Generator[None, None, None] | None:
-        """What is to be done about an answer that is over: nothing, or a comparison to be run when there is time."""
-        context, order = answer.context, answer.order
-        policy = order.wanted or order.policy or engine.policy
-        dense = policy.method.name == engine.dense.method.name
-        if dense or not answer.produced or self._random.random() >= self._share:
+    def sample(self, runner: ModelRunner, sequence: Sequence[PagedState]) -> Generator[None, None, None] | None:
+        """For a share of the sequences that end: a comparison to run when there is time; None for the others."""
+        context, request = sequence.context, sequence.request
+        policy = request.requested_policy or sequence.state.policy
+        is_dense = policy.method.name == runner.dense.method.name
+        if is_dense or not sequence.output_ids or self._random.random() >= self._share:
             return None
-        return comparing(
-            engine, order.ids, list(answer.produced), policy, lambda found: self._tell(context, policy, found)
+        answer = list(sequence.output_ids)
+        return compare_to_dense(
+            runner, request.prompt_ids, answer, policy, lambda found: self._record(context, policy, found)
         )
 
-    def breach(self, policy: Policy) -> str | None:
+    def held_back_reason(self, policy: Policy) -> str | None:
         """Why dense is to serve in its place at present, or None."""
-        if not self._standings:
+        if not self._gates:
             return None
         name, now = policy.method.name, self._clock()
         key = name, policy.variant
         with self._lock:
-            if (standing := self._standings.get(key)) is None:
+            if (gate := self._gates.get(key)) is None:
                 return None
-            self._standings.move_to_end(key)
-            held = standing.held
-            if held != standing.judge(now):
-                self._count(name)
-            if not standing.held:
+            self._gates.move_to_end(key)
+            held = gate.held
+            if held != gate.judge(now):
+                self._report(name)
+            if not gate.held:
                 return None
             return (
-                f"{name} with these knobs agreed with dense attention on {standing.median(now):.0%} of tokens (median "
-                f"of {len(standing)} answers that were compared), and fell below the floor of {self._floor:.0%}. It "
+                f"{name} with these knobs agreed with dense attention on {gate.median(now):.0%} of tokens (median "
+                f"of {len(gate)} answers that were compared), and fell below the floor of {self._floor:.0%}. It "
                 f"is still tried on a share of {self._share:.3g} of its requests, and serves again from "
-                f"{standing.back:.0%} on."
+                f"{gate.back:.0%} on."
             )
 
-    def _tell(self, context: Context, policy: Policy, found: Fidelity) -> None:
+    def _record(self, context: Context, policy: Policy, found: Fidelity) -> None:
         name = policy.method.name
         key = name, policy.variant
         with self._lock:
-            standing = self._standings.setdefault(key, DriftGate(self._floor))
-            self._standings.move_to_end(key)
-            standing.add(found.agreement, self._clock())
+            gate = self._gates.setdefault(key, DriftGate(self._floor))
+            self._gates.move_to_end(key)
+            gate.add(found.agreement, self._clock())
             changed = {name}
-            while len(self._standings) > VARIANTS:
-                changed.add(self._standings.popitem(last=False)[0][0])
+            while len(self._gates) > MAX_VARIANTS:
+                changed.add(self._gates.popitem(last=False)[0][0])
             for one in changed:
-                context.run(self._count, one)
+                context.run(self._report, one)
         context.run(telemetry.observe_fidelity, name, found.divergence, found.agreement, found.delta)
 
-    def _count(self, method: str) -> None:
-        """Tell how many variants of a method are held back; the lock is held."""
-        held = sum(s.held for (name, _), s in self._standings.items() if name == method)
+    def _report(self, method: str) -> None:
+        """Set the gauge of how many variants of a method are held back; the lock is held."""
+        held = sum(s.held for (name, _), s in self._gates.items() if name == method)
         telemetry.held_back(method, held)

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.llm_longctx.api.errors import ContextLengthExceeded
-from services.llm_longctx.engine import Order, Sampling
-from services.llm_longctx.engine.turns import Turns
-from services.llm_longctx.serving.generation import Prompt
+from services.llm_longctx.engine import GenerationRequest, Sampling, Scheduler
 from services.llm_longctx.serving.request_state import Brought
-from shared.api.text import ChatMessage, GenerationOptions, LongctxUsage, Usage
+from shared.api.text import ChatMessage, GenerationOptions, LongctxAnswer, LongctxUsage, Usage
 from shared.errors import InvalidOption, Malformed, in_field
 from shared.lm.tokenizer import Tokenizer
 
@@ -38,7 +36,7 @@ class TextModelAdapter(ABC):
     name: str
     fingerprint: str
     tokenizer: Tokenizer
-    scheduler: Turns[Any]
+    scheduler: Scheduler[Any]
     context: int
     vocab: int
 
@@ -72,7 +70,7 @@ class TextModelAdapter(ABC):
         ]
         return self.tokenizer.chat(plain, add_generation_prompt=add_generation_prompt)
 
-    def prompt(
+    def build_request(
         self,
         ids: Sequence[int],
         wanted: int | None,
@@ -81,8 +79,8 @@ class TextModelAdapter(ABC):
         *,
         text: str | None = None,
         brought: Brought | None = None,
-    ) -> Prompt:
-        """A prompt whose answer fits the context; `wanted` tokens, or as many as fit.
+    ) -> GenerationRequest:
+        """A request whose answer fits the context; `wanted` tokens, or as many as fit.
 
         Args:
             ids: The tokens.
@@ -101,7 +99,7 @@ class TextModelAdapter(ABC):
             detail = f"The prompt holds token {max(ids)}; this model's ids are below {self.vocab}."
             raise InvalidOption(detail, field=field)
         self._known_tokens(options)
-        return self.reading(ids, wanted, options, field, text, brought)
+        return self.prepare(ids, wanted, options, field, text, brought)
 
     def fits(self, ids: Sequence[int], field: str) -> None:
         """Refuse what is too long.
@@ -114,7 +112,7 @@ class TextModelAdapter(ABC):
             raise ContextLengthExceeded(detail, hint="Shorten the prompt.", field=field)
 
     @abstractmethod
-    def reading(
+    def prepare(
         self,
         ids: Sequence[int],
         wanted: int | None,
@@ -122,16 +120,20 @@ class TextModelAdapter(ABC):
         field: str,
         text: str | None,
         brought: Brought | None,
-    ) -> Prompt:
-        """How a prompt of known tokens is read and answered; arguments as in `prompt`.
+    ) -> GenerationRequest:
+        """The engine request for a prompt of known tokens; arguments as in `build_request`.
 
         Raises:
             InvalidOption: Options that can't be served.
         """
 
     @abstractmethod
-    def usage(self, orders: Sequence[Order]) -> LongctxUsage:
+    def usage(self, requests: Sequence[GenerationRequest]) -> LongctxUsage:
         """What the prompts of one request cost together."""
+
+    def extra_payload(self, _request: GenerationRequest) -> LongctxAnswer | None:
+        """What there is to say beside the answers to a request, once all of them are over."""
+        return None
 
     def _known_tokens(self, options: GenerationOptions) -> None:
         for token in options.logit_bias or {}:
@@ -163,8 +165,10 @@ def priority_of(options: GenerationOptions) -> int:
     return -1 if options.longctx is not None and options.longctx.priority == "batch" else 0
 
 
-def usage_of(read: int, produced: int, longctx: LongctxUsage) -> Usage:
-    """What all prompts cost together: `read` tokens of prompts, `produced` tokens of answers."""
+def usage_of(requests: Sequence[GenerationRequest], produced: int, adapter: TextModelAdapter) -> Usage:
+    """What all prompts of one request cost together; `produced` are tokens of its answers."""
+    read = sum(len(request.prompt_ids) for request in requests)
+    longctx = adapter.usage(requests)
     return Usage(prompt_tokens=read, completion_tokens=produced, total_tokens=read + produced, longctx=longctx)
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from services.llm_longctx.engine import Order, Scheduler
+from services.llm_longctx.engine import Engine, GenerationRequest, RequestStats
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
-from services.llm_longctx.serving.generation import Prompt
 from services.llm_longctx.serving.method_selection import policy_for, usage_of
 from services.llm_longctx.serving.request_state import Brought
 from shared.api.text import GenerationOptions, LongctxUsage
@@ -27,13 +26,14 @@ class DecoderAdapter(TextModelAdapter):
     """One decoder, ready to speak.
 
     Attributes:
+        engine: Runs it; its scheduler is the adapter's.
         plans: Head plans of this model by name.
     """
 
-    scheduler: Scheduler
+    engine: Engine
     plans: Mapping[str, HeadPlan] = field(default_factory=dict)
 
-    def reading(
+    def prepare(
         self,
         ids: Sequence[int],
         wanted: int | None,
@@ -41,27 +41,24 @@ class DecoderAdapter(TextModelAdapter):
         field: str,
         text: str | None,
         brought: Brought | None,
-    ) -> Prompt:
-        """The prompt under the method that the request asks for."""
+    ) -> GenerationRequest:
+        """The request under the method that it asks for, or densely where that one is held back."""
         room = self.context - len(ids)
         most, asked = room if wanted is None else min(wanted, room), options.longctx
-        policy = policy_for(
-            self.scheduler.engine, asked, self.plans, len(ids), min(most, UNSAID) if wanted is None else most
-        )
-        scheduler = self.scheduler
-        fallback = None if scheduler.watch is None else scheduler.watch.breach(policy)
-        return Prompt(
-            ids=ids,
+        policy = policy_for(self.engine, asked, self.plans, len(ids), min(most, UNSAID) if wanted is None else most)
+        monitor = self.engine.monitor
+        fallback = None if monitor is None else monitor.held_back_reason(policy)
+        return GenerationRequest(
+            ids,
             max_tokens=most,
-            stops=options.stop or (),
-            policy=policy if fallback is None else scheduler.engine.dense,
-            wanted=None if fallback is None else policy,
-            fallback=fallback,
+            policy=policy if fallback is None else self.engine.dense,
+            requested_policy=None if fallback is None else policy,
             boundaries=None if asked is None else asked.boundaries,
+            stop_token_ids=self.tokenizer.eos,
             priority=priority_of(options),
+            stats=RequestStats(fallback=fallback),
         )
 
-    def usage(self, orders: Sequence[Order]) -> LongctxUsage:
+    def usage(self, requests: Sequence[GenerationRequest]) -> LongctxUsage:
         """The method, its knobs, and the pages that were held."""
-        engine = self.scheduler.engine
-        return usage_of(orders, engine.kernels, engine.policy)
+        return usage_of(requests, self.engine.kernels, self.engine.policy)

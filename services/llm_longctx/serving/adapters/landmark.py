@@ -8,19 +8,18 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.stream import Stream
+from services.llm_longctx.engine import GenerationRequest
 from services.llm_longctx.mixers.landmark.attention import Citation as Found
 from services.llm_longctx.mixers.landmark.attention import citations
 from services.llm_longctx.mixers.landmark.serialization import pack_blocks, unpack_blocks
 from services.llm_longctx.mixers.landmark.session import LandmarkSession
 from services.llm_longctx.serving.adapters.landmark_options import LandmarkOptions
-from services.llm_longctx.serving.generation import Prompt
 from services.llm_longctx.serving.request_state import Brought, Document
 from services.llm_longctx.serving.session_model import MixerVoice, finite
 from services.llm_longctx.serving.toy_tokenizers import Placed
@@ -39,11 +38,11 @@ TOP = 8
 
 
 class LandmarkStream:
-    """A landmark session as the scheduler knows it; see `engine.stream.Stream`.
+    """A landmark session as the scheduler runs it; see `RequestSession`.
 
     Args:
         session: The session.
-        read: Tokens of the request that it has read.
+        num_read: Tokens of the request that it has read.
         prompt: Tokens of the whole prompt; votes count from its last token on.
         mute: Tokens that are never drawn.
         beginning: Where what is read is kept: a shelf, the key of how it is read, and the document.
@@ -52,24 +51,24 @@ class LandmarkStream:
     def __init__(
         self,
         session: LandmarkSession,
-        read: int,
+        num_read: int,
         prompt: int,
         mute: Sequence[int],
         beginning: tuple[DocumentCache, bytes, Document] | None = None,
     ) -> None:
-        self.session, self.read = session, read
+        self.session, self.num_read = session, num_read
         self._prompt, self._mute, self._beginning = prompt, list(mute), beginning
         self._before = session.moved
         self.votes: list[list[Tensor]] = []
         self.said: list[int] = []
         self.loaded: set[int] = set()
         self.retrieved = 0
-        self._looked = (0, 0)
+        self.num_fetched = self.num_stored = 0
 
     @property
-    def room(self) -> int:
+    def max_chunk(self) -> int:
         """Tokens until the next border of the grid."""
-        return CHUNK - self.read % CHUNK
+        return CHUNK - self.num_read % CHUNK
 
     @property
     def nbytes(self) -> int:
@@ -79,13 +78,12 @@ class LandmarkStream:
     @property
     def dense_nbytes(self) -> int:
         """Keys and values of every token in every layer."""
-        return self.read * dense_token_bytes(self.session)
+        return self.num_read * dense_token_bytes(self.session)
 
     @property
     def density(self) -> float:
         """Blocks fetched over blocks stored, mean over tokens."""
-        fetched, stored = self._looked
-        return fetched / stored if stored else 1.0
+        return self.num_fetched / self.num_stored if self.num_stored else 1.0
 
     @property
     def moved(self) -> int:
@@ -96,16 +94,16 @@ class LandmarkStream:
         """Read tokens; their logits [t,V]."""
         stored = self.session.stored
         step = self.session.feed(torch.tensor([list(tokens)]))
-        self.said += tokens if self.read >= self._prompt else ()
-        self.read += len(tokens)
-        fetched, seen = self._looked
+        self.said += tokens if self.num_read >= self._prompt else ()
+        self.num_read += len(tokens)
         most = max((blocks.shape[-1] for blocks in step.blocks if blocks is not None), default=0)
-        self._looked = fetched + most * len(tokens), seen + stored * len(tokens)
+        self.num_fetched += most * len(tokens)
+        self.num_stored += stored * len(tokens)
         chosen = [blocks for blocks in step.blocks if blocks is not None]
         self.retrieved += sum(blocks.numel() for blocks in chosen)
         for blocks in chosen:
             self.loaded.update(torch.unique(blocks).tolist())
-        if self.read >= self._prompt:
+        if self.num_read >= self._prompt:
             last = int(step.kept.nonzero()[-1])
             # In the first layer all landmarks have the same key: its choice says nothing but how old blocks are.
             later = [blocks for blocks in step.blocks[1:] if blocks is not None]
@@ -117,22 +115,57 @@ class LandmarkStream:
 
     def fork(self) -> Self:
         """A stream that goes its own way from here."""
-        twin = object.__new__(type(self))
-        vars(twin).update({**vars(self), "session": self.session.fork(), "_beginning": None, "_before": 0})
+        twin = type(self)(self.session.fork(), self.num_read, self._prompt, self._mute)
         twin.votes, twin.said, twin.loaded = list(self.votes), list(self.said), set(self.loaded)
+        twin.retrieved, twin.num_fetched, twin.num_stored = self.retrieved, self.num_fetched, self.num_stored
         return twin
 
     def close(self) -> None:
         """Nothing is held beyond memory."""
 
     def _keep(self) -> None:
-        if self._beginning is None or self.read % STRETCH:
+        if self._beginning is None or self.num_read % STRETCH:
             return
         shelf, base, document = self._beginning
-        if self.read <= len(document.ids):
-            shelf.add(base, document.ids[: self.read], self.session)
-        if self.read == len(document.ids) // STRETCH * STRETCH and document.offer is not None:
+        if self.num_read <= len(document.ids):
+            shelf.add(base, document.ids[: self.num_read], self.session)
+        if self.num_read == len(document.ids) // STRETCH * STRETCH and document.offer is not None:
             document.offer()
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """Opens the session of one request, and keeps each answer's at its end; see `SessionSource`.
+
+    Attributes:
+        ids: Document and prompt.
+        knobs: How they are read.
+        places: Where their tokens stand in their texts.
+        document: Read before, perhaps.
+        max_bytes: Bytes that a session may come to.
+        is_counted: Whether metrics count what it fetched.
+        finished: Sessions of the answers that ended well.
+    """
+
+    adapter: LandmarkAdapter
+    ids: Sequence[int]
+    knobs: LandmarkOptions
+    places: _Places
+    document: Document | None
+    max_bytes: int
+    is_counted: bool = True
+    finished: list[LandmarkStream] = field(default_factory=list)
+
+    def open(self) -> LandmarkStream:
+        """A session behind what is known of the document."""
+        return self.adapter.opened(self.ids, self.knobs, self.document)
+
+    def on_finish(self, session: LandmarkStream, last: Sequence[int]) -> None:
+        """Keep what the answer looked at."""
+        session.said += last
+        self.finished.append(session)
+        if self.is_counted:
+            figures.landmark(self.adapter.name, session.retrieved, session.moved)
 
 
 @dataclass(frozen=True)
@@ -145,7 +178,7 @@ class LandmarkAdapter(MixerVoice):
 
     shelf: DocumentCache = field(default_factory=DocumentCache)
 
-    def reading(
+    def prepare(
         self,
         ids: Sequence[int],
         wanted: int | None,
@@ -153,8 +186,8 @@ class LandmarkAdapter(MixerVoice):
         field: str,
         text: str | None,
         brought: Brought | None,
-    ) -> Prompt:
-        """The prompt behind its document; citations are told with the answer.
+    ) -> GenerationRequest:
+        """A request behind its document.
 
         Raises:
             InvalidOption: An unknown knob, a landmark in the prompt, or a document that can't be read like this.
@@ -168,26 +201,22 @@ class LandmarkAdapter(MixerVoice):
         knobs = _knobs(options, document)
         whole = [*document.ids, *ids] if document else list(ids)
         self.fits(whole, field)
-        prompt = self.plain(whole, wanted, options)
-        ends: list[LandmarkStream] = []
-
-        def opens() -> LandmarkStream:
-            return self.opened(whole, knobs, document)
-
-        def keeps(stream: Stream, last: Sequence[int]) -> None:
-            assert isinstance(stream, LandmarkStream)  # noqa: S101  # `opens` opened it
-            stream.said += last
-            ends.append(stream)
-            figures.landmark(self.name, stream.retrieved, stream.moved)
-
         places = _Places(self.tokenizer, document, text, len(ids))
-        return replace(
-            prompt,
-            opens=opens,
-            keeps=keeps,
-            most_bytes=self.most_bytes(len(whole) + prompt.max_tokens),
-            told=lambda: self._told(ends, knobs, places, document),
-        )
+        max_tokens = self.most(whole, wanted)
+        max_bytes = self.most_bytes(len(whole) + max_tokens)
+        return self.request_of(whole, max_tokens, options, _Source(self, whole, knobs, places, document, max_bytes))
+
+    def reading_of(self, document: Document) -> GenerationRequest:
+        """The request that only reads a document."""
+        places = _Places(self.tokenizer, document, document.text, 0)
+        max_bytes = self.most_bytes(len(document.ids))
+        source = _Source(self, document.ids, document.options, places, document, max_bytes, is_counted=False)
+        return GenerationRequest(document.ids, max_tokens=0, session=source)
+
+    def extra_payload(self, request: GenerationRequest) -> LongctxAnswer | None:
+        """The blocks that the answers looked at, and citations if they are wanted."""
+        source = request.session
+        return self._describe(source) if isinstance(source, _Source) else None
 
     def opened(self, ids: Sequence[int], knobs: LandmarkOptions, document: Document | None) -> LandmarkStream:
         """The stream that reads these tokens, behind as much of the document as is known. On the scheduler's thread."""
@@ -241,20 +270,19 @@ class LandmarkAdapter(MixerVoice):
         size: int = self.net.block
         return -(-tokens * (size + 2) // size + size) * dense_token_bytes(self.session(LandmarkOptions()))
 
-    def _told(
-        self, ends: Sequence[LandmarkStream], knobs: LandmarkOptions, places: _Places, document: Document | None
-    ) -> LongctxAnswer:
+    def _describe(self, source: _Source) -> LongctxAnswer:
+        ends = source.finished
         votes = [layer for stream in ends for token in stream.votes for layer in token]
-        told = LongctxAnswer(
+        answer = LongctxAnswer(
             blocks_total=max((s.session.first + s.session.stored for s in ends), default=0),
             blocks_loaded=len(set().union(*(s.loaded for s in ends))),
             bytes_moved=sum(s.moved for s in ends),
-            state_version=int(document is not None),
+            state_version=int(source.document is not None),
         )
-        if not knobs.cite:
-            return told
-        found = [places.cited(one) for one in citations(votes, self.net.block, TOP)]
-        return told.model_copy(update={"citations": found, "cited_tokens": self._each(ends[0]) if ends else []})
+        if not source.knobs.cite:
+            return answer
+        found = [source.places.cited(one) for one in citations(votes, self.net.block, TOP)]
+        return answer.model_copy(update={"citations": found, "cited_tokens": self._each(ends[0]) if ends else []})
 
     def _each(self, stream: LandmarkStream) -> list[CitedToken]:
         """Blocks per token of one answer."""

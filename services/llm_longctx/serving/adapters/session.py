@@ -6,15 +6,14 @@ Knows how to feed such a session and what it remembers; knows nothing about how 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.stream import Stream
+from services.llm_longctx.engine import GenerationRequest
 from services.llm_longctx.serving.adapters.landmark_options import refuse_knobs
-from services.llm_longctx.serving.generation import Prompt
 from services.llm_longctx.serving.request_state import Brought
 from services.llm_longctx.serving.session_model import MixerVoice, finite
 from shared.api.text import GenerationOptions
@@ -26,13 +25,13 @@ CHUNK = 64
 
 
 class PlainStream:
-    """A session as the scheduler knows it; see `engine.stream.Stream`."""
+    """A session with caches as the scheduler runs it; see `RequestSession`."""
 
     def __init__(self, session: Any, dense_token_bytes: int) -> None:
-        self.session, self.read, self._dense = session, 0, dense_token_bytes
+        self.session, self.num_read, self._dense = session, 0, dense_token_bytes
 
     @property
-    def room(self) -> int:
+    def max_chunk(self) -> int:
         """Any cut is as good as another."""
         return CHUNK
 
@@ -45,7 +44,7 @@ class PlainStream:
     @property
     def dense_nbytes(self) -> int:
         """Keys and values of every token in every layer."""
-        return self.read * self._dense
+        return self.num_read * self._dense
 
     @property
     def density(self) -> float:
@@ -55,17 +54,37 @@ class PlainStream:
     def feed(self, tokens: Sequence[int]) -> Tensor:
         """Read tokens; their logits [t,V]."""
         logits: Tensor = self.session.feed(torch.tensor([list(tokens)]))[0]
-        self.read += len(tokens)
+        self.num_read += len(tokens)
         return finite(logits)
 
     def fork(self) -> Self:
         """A stream that goes its own way from here."""
         twin = type(self)(self.session.fork(), self._dense)
-        twin.read = self.read
+        twin.num_read = self.num_read
         return twin
 
     def close(self) -> None:
         """Nothing is held beyond memory."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Opens the session of one request; see `SessionSource`."""
+
+    adapter: SessionAdapter
+
+    @property
+    def max_bytes(self) -> int:
+        """Keys and values of a whole context, with as much again for what else a mixer keeps."""
+        return 2 * self.adapter.context * self.adapter.dense_token_bytes
+
+    def open(self) -> PlainStream:
+        """A session that has read nothing."""
+        return PlainStream(self.adapter.net.session(1), self.adapter.dense_token_bytes)
+
+    def on_finish(self, session: PlainStream, _last: Sequence[int]) -> None:
+        """Show the session to whoever counts what it does."""
+        self.adapter.seen(session.session)
 
 
 @dataclass(frozen=True)
@@ -80,7 +99,7 @@ class SessionAdapter(MixerVoice):
     dense_token_bytes: int = 0
     seen: Callable[[Any], None] = lambda _session: None
 
-    def reading(
+    def prepare(
         self,
         ids: Sequence[int],
         wanted: int | None,
@@ -88,22 +107,11 @@ class SessionAdapter(MixerVoice):
         field: str,
         text: str | None,
         brought: Brought | None,
-    ) -> Prompt:
-        """The prompt in a session of its own.
+    ) -> GenerationRequest:
+        """A request in a session of its own.
 
         Raises:
             InvalidOption: A knob; there is none.
         """
         refuse_knobs(options.longctx, self.name)
-        prompt = self.plain(ids, wanted, options)
-
-        def keeps(stream: Stream, _last: Sequence[int]) -> None:
-            assert isinstance(stream, PlainStream)  # noqa: S101  # `opens` opened it
-            self.seen(stream.session)
-
-        return replace(
-            prompt,
-            opens=lambda: PlainStream(self.net.session(1), self.dense_token_bytes),
-            keeps=keeps,
-            most_bytes=2 * self.context * self.dense_token_bytes,
-        )
+        return self.request_of(ids, self.most(ids, wanted), options, _Source(self))

@@ -6,17 +6,16 @@ Knows sessions, their bytes and what each token did to the memory; knows nothing
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.stream import Stream
+from services.llm_longctx.engine import GenerationRequest
 from services.llm_longctx.mixers.titans.networks import TitansSession
 from services.llm_longctx.mixers.titans.state import StateError, StateMismatch
 from services.llm_longctx.serving.adapters.landmark_options import refuse_knobs
-from services.llm_longctx.serving.generation import Prompt
 from services.llm_longctx.serving.request_state import Brought, Remembered, TokenUpdate
 from services.llm_longctx.serving.session_model import MixerVoice, NonFinite, finite
 from shared import figures
@@ -33,15 +32,23 @@ TRACED = 2048
 
 
 class TitansStream:
-    """A Titans session as the scheduler knows it; see `engine.stream.Stream`."""
+    """A Titans session as the scheduler runs it; see `RequestSession`."""
 
-    def __init__(self, model: str, session: TitansSession, mute: Sequence[int], dense_token_bytes: int) -> None:
-        self.session, self.read, self._model = session, 0, model
+    def __init__(
+        self,
+        model: str,
+        session: TitansSession,
+        mute: Sequence[int],
+        dense_token_bytes: int,
+        num_read: int = 0,
+        traces: Sequence[tuple[list[int], Tensor]] = (),
+    ) -> None:
+        self.session, self.num_read, self._model = session, num_read, model
         self._mute, self._dense = list(mute), dense_token_bytes
-        self._traces: list[tuple[list[int], Tensor]] = []
+        self._traces = list(traces)
 
     @property
-    def room(self) -> int:
+    def max_chunk(self) -> int:
         """Any cut is as good as another."""
         return CHUNK
 
@@ -77,19 +84,49 @@ class TitansStream:
         except NonFinite:
             figures.nonfinite(self._model)
             raise
-        self.read += len(tokens)
+        self.num_read += len(tokens)
         self._traces.append((list(tokens), self.session.trace[0].mean(1)))
         logits[:, self._mute] = -torch.inf
         return logits
 
     def fork(self) -> Self:
         """A stream that goes its own way from here."""
-        twin = object.__new__(type(self))
-        vars(twin).update({**vars(self), "session": self.session.fork(), "_traces": list(self._traces)})
-        return twin
+        return type(self)(self._model, self.session.fork(), self._mute, self._dense, self.num_read, self._traces)
 
     def close(self) -> None:
         """Nothing is held beyond memory."""
+
+
+@dataclass(eq=False)
+class _Source:
+    """Opens the session of one request, and keeps it at the end of each answer; see `SessionSource`.
+
+    Attributes:
+        start: What it begins with.
+        remembered: The stored session that it goes on from, if there is one.
+        finished: The first answer's session at its end.
+    """
+
+    adapter: TitansAdapter
+    start: TitansSession
+    remembered: Remembered | None
+    finished: TitansStream | None = None
+
+    @property
+    def max_bytes(self) -> int:
+        """Constant, however much it reads."""
+        return self.start.nbytes
+
+    def open(self) -> TitansStream:
+        """A session that goes on from the start."""
+        adapter = self.adapter
+        return TitansStream(adapter.name, self.start, adapter.mute, adapter.dense_token_bytes)
+
+    def on_finish(self, session: TitansStream, last: Sequence[int]) -> None:
+        """Keep it; whoever goes on from it must have read the whole answer."""
+        if self.remembered is not None and last:
+            session.feed(last)
+        self.finished = self.finished or session
 
 
 @dataclass(frozen=True)
@@ -104,7 +141,7 @@ class TitansAdapter(MixerVoice):
     mute: tuple[int, ...] = ()
     dense_token_bytes: int = 0
 
-    def reading(
+    def prepare(
         self,
         ids: Sequence[int],
         wanted: int | None,
@@ -112,8 +149,8 @@ class TitansAdapter(MixerVoice):
         field: str,
         text: str | None,
         brought: Brought | None,
-    ) -> Prompt:
-        """The prompt behind what the session remembers; what it remembers then is told with the answer.
+    ) -> GenerationRequest:
+        """A request behind what the session remembers.
 
         Raises:
             InvalidOption: A knob, or more than one answer from a session.
@@ -125,21 +162,14 @@ class TitansAdapter(MixerVoice):
             detail = "A session remembers one answer at a time."
             raise InvalidOption(detail, hint="Leave n out.", field="n")
         start = self.opened(session.state) if session is not None else self.net.session(1)
-        prompt, ends = self.plain(ids, wanted, options), list[TitansStream]()
+        return self.request_of(ids, self.most(ids, wanted), options, _Source(self, start, session))
 
-        def keeps(stream: Stream, last: Sequence[int]) -> None:
-            assert isinstance(stream, TitansStream)  # noqa: S101  # `opens` opened it
-            if session is not None and last:  # who goes on must have read the whole answer
-                stream.feed(last)
-            ends.append(stream)
-
-        return replace(
-            prompt,
-            opens=lambda: TitansStream(self.name, start, self.mute, self.dense_token_bytes),
-            keeps=keeps,
-            most_bytes=start.nbytes,
-            told=lambda: self._told(ends[0], session) if ends else None,
-        )
+    def extra_payload(self, request: GenerationRequest) -> LongctxAnswer | None:
+        """What the session remembers now; None where no answer ended well."""
+        source = request.session
+        if not isinstance(source, _Source) or source.finished is None:
+            return None
+        return self._describe(source.finished, source.remembered)
 
     def opened(self, state: bytes) -> TitansSession:
         """The session whose bytes these are.
@@ -184,7 +214,7 @@ class TitansAdapter(MixerVoice):
             detail = f"What the model would remember can't be kept: {error}."
             raise NonFinite(detail, hint="The session stays at its last good version.") from error
 
-    def _told(self, stream: TitansStream, session: Remembered | None) -> LongctxAnswer:
+    def _describe(self, stream: TitansStream, session: Remembered | None) -> LongctxAnswer:
         learnt, known = stream.learnt, None
         if learnt:
             losses = [one.loss for one in learnt]

@@ -61,7 +61,7 @@ def _check_fork(how: AttentionMethod, engine: Engine) -> None:
     s = engine.open(how, PLAN)
     s.prefill(tokens(31))
     s.step(MINE[0])
-    twin = engine.adopt(s.fork())
+    twin = s.fork()
     ways = [MINE[:1], MINE[:1]]
     for step in range(1, NEW):
         for i, one in enumerate((s, twin)):

@@ -7,8 +7,7 @@ import time
 import pytest
 import torch
 
-from services.llm_longctx.engine import Choice, Order, Sampling
-from services.llm_longctx.engine.streams import StreamScheduler
+from services.llm_longctx.engine import Candidate, GenerationRequest, Sampling, Scheduler, SessionBackend
 from services.llm_longctx.mixers.deconstructed.networks import DeconstructedLM
 from services.llm_longctx.mixers.landmark.networks import LandmarkGPT
 from services.llm_longctx.mixers.routing.networks import RoutingLM
@@ -17,7 +16,7 @@ from services.llm_longctx.serving.adapters.landmark import LandmarkStream
 from services.llm_longctx.serving.adapters.session import PlainStream
 from services.llm_longctx.serving.adapters.titans import TitansStream
 from services.llm_longctx.tests.test_engine import Ear
-from shared.errors import Cancelled, DeadlineExceeded, Fault, TooLarge
+from shared.errors import Cancelled, DeadlineExceeded, Fault
 from shared.registry import CallContext
 
 VOCAB = 42
@@ -53,36 +52,50 @@ def _ids(length, seed=0):
     return torch.randint(41, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def _order(opens, ids, n=1, new=8, **facts):
+class Source:
+    """Opens sessions and forgets them."""
+
+    def __init__(self, opens, max_bytes):
+        self.open, self.max_bytes = opens, max_bytes
+
+    def on_finish(self, session, last):
+        """Nobody goes on from it."""
+
+
+def _ask(opens, ids, n=1, new=8, max_bytes=0, **facts):
     ears = [Ear() for _ in range(n)]
-    choices = [Choice(Sampling(temperature=1.0, seed=i), ear) for i, ear in enumerate(ears)]
-    return Order(ids, choices, new, opens=lambda: opens(ids), **facts), ears
+    candidates = [Candidate(Sampling(temperature=1.0, seed=i), ear) for i, ear in enumerate(ears)]
+    return GenerationRequest(ids, candidates, new, session=Source(lambda: opens(ids), max_bytes), **facts), ears
+
+
+def _scheduler(prefill_tokens=64, **limits):
+    return Scheduler(SessionBackend(VOCAB, **limits), prefill_tokens=prefill_tokens)
 
 
 def _run(scheduler, *orders):
     for order in orders:
-        scheduler.submit(order)
+        scheduler.add_request(order)
     while scheduler.in_flight:
         scheduler.step()
 
 
 def test_answers_in_a_crowd_are_those_given_alone(opens):
-    asked = [_order(opens, _ids(5 + 9 * i, i), n=1 + i % 2) for i in range(5)]
-    _run(StreamScheduler(VOCAB, prefill_tokens=8, max_batch=3), *(order for order, _ in asked))
+    asked = [_ask(opens, _ids(5 + 9 * i, i), n=1 + i % 2) for i in range(5)]
+    _run(_scheduler(prefill_tokens=8, max_batch=3), *(order for order, _ in asked))
     for order, ears in asked:
-        again, others = _order(opens, order.ids, n=len(ears))
-        _run(StreamScheduler(VOCAB), again)
+        again, others = _ask(opens, order.prompt_ids, n=len(ears))
+        _run(_scheduler(), again)
         assert [ear.ids for ear in ears] == [ear.ids for ear in others]
         assert {end for ear in ears for end in ear.ends} == {("length", 8)}
 
 
 def test_long_prompt_delays_nobody_by_more_than_a_chunk(opens):
-    scheduler = StreamScheduler(VOCAB, prefill_tokens=8)
-    short, (ear,) = _order(opens, _ids(4), new=6)
-    long, _ = _order(opens, _ids(100), new=1)
-    scheduler.submit(short)
+    scheduler = _scheduler(prefill_tokens=8)
+    short, (ear,) = _ask(opens, _ids(4), new=6)
+    long, _ = _ask(opens, _ids(100), new=1)
+    scheduler.add_request(short)
     scheduler.step()
-    scheduler.submit(long)
+    scheduler.add_request(long)
     steps = 0
     while not ear.ends:
         scheduler.step()
@@ -92,50 +105,48 @@ def test_long_prompt_delays_nobody_by_more_than_a_chunk(opens):
 
 
 def test_cancelled_and_late_requests_stop_within_a_step(opens):
-    scheduler, run = StreamScheduler(VOCAB), CallContext()
-    gone, (ear,) = _order(opens, _ids(6), new=1000, run=run)
-    late, (other,) = _order(opens, _ids(6), new=1000, run=CallContext(deadline=time.monotonic() - 1))
-    scheduler.submit(gone)
+    scheduler, run = _scheduler(), CallContext()
+    gone, (ear,) = _ask(opens, _ids(6), new=1000, run=run)
+    late, (other,) = _ask(opens, _ids(6), new=1000, run=CallContext(deadline=time.monotonic() - 1))
+    scheduler.add_request(gone)
     scheduler.step()
-    scheduler.submit(late)
+    scheduler.add_request(late)
     run.cancel()
     scheduler.step()
     assert isinstance(ear.ends[0][0], Cancelled)
     assert isinstance(other.ends[0][0], DeadlineExceeded)
-    assert (scheduler.in_flight, scheduler.held_bytes) == (0, 0)
+    assert scheduler.in_flight == 0
 
 
 def test_sessions_that_would_not_fit_beside_the_others_wait(opens):
-    scheduler = StreamScheduler(VOCAB, most_bytes=1000)
-    asked = [_order(opens, _ids(4, i), new=3, most_bytes=400) for i in range(5)]
+    scheduler = _scheduler(max_bytes=1000)
+    asked = [_ask(opens, _ids(4, i), new=3, max_bytes=400) for i in range(5)]
     for order, _ in asked:
-        scheduler.submit(order)
+        scheduler.add_request(order)
     most = 0
     while scheduler.in_flight:
         scheduler.step()
-        most = max(most, len(scheduler._running))
+        most = max(most, len(scheduler.running))
     assert most == 2
     assert all(ear.ends == [("length", 3)] for _, (ear,) in asked)
-    with pytest.raises(TooLarge, match="1,001 bytes; this model has 1,000"):
-        scheduler.check(1001)
 
 
 def test_session_that_breaks_takes_no_other_along(opens):
     class Broken:
-        read, room, nbytes, dense_nbytes, density = 0, 8, 0, 0, 1.0
+        num_read, max_chunk, nbytes, dense_nbytes, density = 0, 8, 0, 0, 1.0
 
         def feed(self, tokens):
-            self.read += len(tokens)
-            if self.read > 5:
+            self.num_read += len(tokens)
+            if self.num_read > 5:
                 raise RuntimeError("no more")
             return torch.zeros(len(tokens), VOCAB)
 
         def close(self):
             pass
 
-    good, (ear,) = _order(opens, _ids(4), new=6)
-    bad, (other,) = _order(lambda _: Broken(), _ids(4), new=6)
-    scheduler = StreamScheduler(VOCAB)
+    good, (ear,) = _ask(opens, _ids(4), new=6)
+    bad, (other,) = _ask(lambda _: Broken(), _ids(4), new=6)
+    scheduler = _scheduler()
     _run(scheduler, bad, good)
     assert isinstance(other.ends[0][0], Fault)
     assert ear.ends == [("length", 6)]
@@ -154,6 +165,6 @@ def test_forks_of_a_prompt_do_not_disturb_each_other(opens):
 
 
 def test_prompt_is_scored_like_the_logits_say(opens):
-    order, (ear,) = _order(opens, _ids(20), new=1, top=0, score_prompt=True)
-    _run(StreamScheduler(VOCAB, prefill_tokens=4), order)
-    assert [token.id for token in ear.prompted] == order.ids[1:]
+    order, (ear,) = _ask(opens, _ids(20), new=1, top_logprobs=0, score_prompt=True)
+    _run(_scheduler(prefill_tokens=4), order)
+    assert [token.id for token in ear.prompted] == order.prompt_ids[1:]

@@ -1,0 +1,153 @@
+"""Paged backend: a decoder over one pool of pages, with a prefix cache, each sequence under its own method.
+
+Admission counts the pages that a sequence will hold under its method. Knows nothing about whose turn it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import Tensor
+
+from services.llm_longctx.engine.backends.protocol import IdleWork
+from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.model_runner import ModelRunner
+from services.llm_longctx.engine.paged_state import PagedState, count_bytes
+from services.llm_longctx.engine.prefix_cache import PrefixCache
+from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
+from services.llm_longctx.engine.sequence import Sequence
+from services.llm_longctx.kv_cache import PoolExhausted
+
+__all__ = ["PagedBackend"]
+
+_FORESEEN_NEW = 256
+"""Tokens of an answer that admission counts on; what comes beyond may preempt."""
+
+_RESERVED_NEW = 1024
+"""Tokens of an answer for which addresses are reserved."""
+
+_MAX_COMPARISONS = 8
+"""Comparisons that may wait for a quiet moment; under steady load the monitor sees fewer answers."""
+
+
+class PagedBackend:
+    """Runs sequences on pages; see `Backend`.
+
+    Attributes:
+        runner: The decoder and its pool.
+        policy: What a request gets that names no method.
+        max_batch: Sequences that are decoded at a time.
+        monitor: Compares a share of the answers with dense attention; None compares none.
+        prefix_cache: Prompts that were read.
+    """
+
+    def __init__(
+        self, runner: ModelRunner, policy: Policy, max_batch: int = 8, monitor: FidelityMonitor | None = None
+    ) -> None:
+        self.runner = runner
+        self.policy = policy
+        self.max_batch = max_batch
+        self.monitor = monitor
+        self.prefix_cache = PrefixCache(runner)
+        self.idle_work = IdleWork()
+        self.vocab = runner.model.config.vocab
+
+    def fits(self, sequence: Sequence[PagedState], running: Collection[Sequence[PagedState]]) -> bool:
+        """Whether there are places, and pages for what they will hold and for what their prefill holds meanwhile."""
+        if not running:
+            self._make_room(self._foresee_pages(sequence))
+            return True
+        if len(running) + 1 + len(sequence.siblings) > self.max_batch:
+            return False
+        return self._make_room(self._foresee_pages(sequence))
+
+    def allocate(self, sequence: Sequence[PagedState], parent: Sequence[PagedState] | None = None) -> None:
+        """A state that shares its parent's pages, or else those of the longest cached prefix."""
+        if parent is not None:
+            sequence.state = self.runner.fork(parent.state)
+            return
+        request = sequence.request
+        sequence.state = state = self.runner.open(request.policy or self.policy)
+        sequence.num_computed = self.prefix_cache.attach(state, request)
+        state.reserve(len(request.prompt_ids), min(request.max_tokens, _RESERVED_NEW))
+
+    def prefill_chunk(self, sequence: Sequence[PagedState], limit: int) -> Tensor:
+        """One chunk, on the method's grid; whole pages of it are kept for others that begin alike."""
+        request, state, begin = sequence.request, sequence.state, sequence.num_computed
+        size = state.policy.next_chunk(begin, len(request.prompt_ids))
+        if state.policy.method.chunk_invariant and state.policy.method.supports.chunked_prefill:
+            size = min(size, limit)
+        if not self._make_room(state.cache.fresh(size)):
+            message = f"a chunk of {size} tokens does not fit"
+            raise PoolExhausted(message)
+        end = begin + size
+        logits = self.runner.prefill(
+            state,
+            request.prompt_ids[begin:end],
+            last=end == len(request.prompt_ids),
+            keep=sequence.count_logits(size),
+            boundaries=request.boundaries,
+        )
+        sequence.num_computed = end
+        if not sequence.is_last_try:
+            self.prefix_cache.add(state, request)
+        if sequence.is_prefilled:
+            request.stats.cached_tokens = state.cached_tokens
+            if state.densities:
+                request.stats.prefill_density = sum(state.densities) / len(state.densities)
+        return logits.float().cpu()
+
+    def can_append(self, running: Collection[Sequence[PagedState]]) -> bool:
+        """Whether enough pages are free for one more token each."""
+        return self._make_room(sum(s.state.cache.fresh() for s in running))
+
+    def decode_batch(self, batch: list[Sequence[PagedState]]) -> list[Tensor]:
+        """One step of all of them together."""
+        logits = self.runner.decode([s.state for s in batch], [s.next_token for s in batch])
+        return list(logits.float().cpu())
+
+    def is_preemptible(self, sequence: Sequence[PagedState]) -> bool:
+        """Whether its method can do without what it held."""
+        return sequence.state.policy.method.supports.preemption == "recompute"
+
+    def complete(self, sequence: Sequence[PagedState], running: Collection[Sequence[PagedState]]) -> None:
+        """Record the pages that its request holds now, and perhaps line up a comparison with dense attention."""
+        request, stats = sequence.request, sequence.request.stats
+        states = [s.state for s in running if s.request is request and s.is_allocated]
+        stats.kv_bytes = max(stats.kv_bytes, count_bytes(states))
+        # The last token drawn was never fed, so nothing of it is held.
+        tokens = len(request.prompt_ids) + max(len(sequence.output_ids) - 1, 0)
+        pool = self.runner.pool
+        stats.kv_bytes_dense = max(
+            stats.kv_bytes_dense, self.runner.dense.pages(tokens, 0, pool.page) * pool.page_bytes
+        )
+        stats.full_steps = max(stats.full_steps, max((s.full_steps for s in states), default=0))
+        if self.monitor is not None and len(self.idle_work) < _MAX_COMPARISONS:
+            comparison = self.monitor.sample(self.runner, sequence)
+            if comparison is not None:
+                self.idle_work.add(comparison)
+
+    def release(self, sequence: Sequence[PagedState]) -> None:
+        """Give back its pages."""
+        sequence.free()
+
+    def reclaim(self) -> None:
+        """Give up cached prefixes."""
+        self.prefix_cache.clear()
+
+    def _foresee_pages(self, sequence: Sequence[PagedState]) -> int:
+        """Pages that a sequence and its siblings will hold, or its prefill meanwhile."""
+        request, page = sequence.request, self.runner.pool.page
+        policy = request.policy or self.policy
+        prompt, new = len(request.prompt_ids), min(request.max_tokens, _FORESEEN_NEW)
+        pages = policy.pages(prompt, new, page)
+        if policy.method.cut_at_end:
+            # Heads that are cut only at the prompt's end hold all of it until then.
+            pages = max(pages, self.runner.dense.pages(prompt, 0, page))
+        return pages + len(sequence.siblings) * policy.pages(0, new, page)
+
+    def _make_room(self, pages: int) -> bool:
+        """Whether so many pages are free, after idle work and cached prefixes were given up if need be."""
+        if self.runner.pool.free < pages:
+            self.idle_work.clear()
+        return self.runner.pool.free >= pages or self.prefix_cache.make_room(pages)

@@ -1,0 +1,118 @@
+"""Model runner: forward passes of one decoder over pages, for chunks of prompts and for batches of decode steps.
+
+Knows the decoder and its attention seams; knows nothing about sampling or scheduling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from services.llm_longctx.engine.decode_attention import StepAttention
+from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.paged_state import PagedState, count_bytes
+from services.llm_longctx.engine.prefill_attention import ChunkAttention
+from services.llm_longctx.kernels import layer_ops
+from services.llm_longctx.kv_cache import PagePool, PoolExhausted
+from shared.lm.decoder import Decoder
+from shared.lm.ops import Ops
+
+__all__ = ["ModelRunner"]
+
+
+class ModelRunner:
+    """Runs one decoder for sequences that share a pool, each under its own method.
+
+    Attributes:
+        model: The decoder, in eval mode.
+        pool: The pages.
+        backend: Name of the kernels' back end, or `auto`.
+        weights_sha256: Digest of the weights, on which cached prefixes depend.
+        dense: Policy of dense attention, with which methods are compared.
+    """
+
+    def __init__(self, model: Decoder, pool: PagePool, backend: str, weights_sha256: str = "") -> None:
+        self.model = model
+        self.pool = pool
+        self.backend = backend
+        self.weights_sha256 = weights_sha256
+        self.dense = Policy.of(model.config, "dense")
+        self._open: list[PagedState] = []
+
+    def open(self, policy: Policy) -> PagedState:
+        """State of a new sequence, which has read nothing."""
+        return self._track(PagedState(self.pool, policy))
+
+    def fork(self, state: PagedState) -> PagedState:
+        """A twin that goes its own way and shares whole pages.
+
+        Raises:
+            PoolExhausted: There is no room for what is copied.
+        """
+        return self._track(state.fork())
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all pages that open sequences hold; shared ones count once."""
+        return count_bytes([s for s in self._open if not s.is_closed])
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        state: PagedState,
+        chunk: Sequence[int],
+        *,
+        last: bool,
+        keep: int | None,
+        boundaries: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Read one chunk of a prompt: logits of its last `keep` positions, or of all [T,V].
+
+        Args:
+            state: The sequence; it holds the chunk from now on.
+            chunk: Tokens, one or more.
+            last: Whether the prompt ends with them.
+            keep: Positions that get logits.
+            boundaries: Chunk borders for methods that would predict them (DHSA), 0 and N included.
+
+        Raises:
+            PoolExhausted: Pages ran out; the sequence is of no use any more.
+        """
+        borders = None if boundaries is None else tuple(boundaries)
+        seam = ChunkAttention(state, last=last, boundaries=borders, backend=self.backend)
+        device = self.model.output_matrix.device
+        ids, ops = torch.tensor([list(chunk)], device=device), self._layer_ops()
+        logits: Tensor = self.model(ids, attend=seam, offset=state.cache.length, keep=keep, ops=ops)
+        state.cache.length += len(chunk)
+        return logits[0]
+
+    @torch.inference_mode()
+    def decode(self, states: Sequence[PagedState], tokens: Sequence[int]) -> Tensor:
+        """Feed one token to each sequence, whose caches grow by one: logits [B,V].
+
+        Raises:
+            PoolExhausted: The step needs more pages than are free; then nothing has changed. Or addresses ran out in
+                the middle of it; then its sequences are of no use any more.
+        """
+        if (wanted := sum(s.cache.fresh() for s in states)) > self.pool.free:
+            message = f"a step needs {wanted} pages, and {self.pool.free} are free"
+            raise PoolExhausted(message)
+        device = self.model.output_matrix.device
+        ids = torch.tensor([[token] for token in tokens], device=device)
+        positions = torch.tensor([[s.cache.length] for s in states], device=device)
+        seam, ops = StepAttention(states, self.backend), self._layer_ops()
+        logits: Tensor = self.model(ids, attend=seam, positions=positions, ops=ops)[:, 0]
+        for s in states:
+            s.cache.end_step()
+        return logits
+
+    def _layer_ops(self) -> Ops:
+        """Linear layers of one pass; asked for each time, because kernel calls are counted."""
+        return layer_ops(self.backend, self.pool.keys.dtype, self.model.output_matrix.device.type)
+
+    def _track(self, state: PagedState) -> PagedState:
+        self._open = [s for s in self._open if not s.is_closed]
+        self._open.append(state)
+        return state

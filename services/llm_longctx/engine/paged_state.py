@@ -1,0 +1,86 @@
+"""State of one sequence on pages: its KV cache, its method's policy, and what the method remembers of it.
+
+Knows nothing about the decoder, other sequences, sampling or scheduling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+import numpy as np
+
+from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.kv_cache import PagePool, SequenceCache
+
+__all__ = ["PagedState", "count_bytes"]
+
+
+class PagedState:
+    """Holds pages until it is closed.
+
+    Attributes:
+        policy: The method that serves the sequence.
+        cache: Keys and values.
+        memos: What the method wants to see again, per layer.
+        prompt_length: Tokens of the prompt.
+        max_length: Tokens that prompt and answer are expected to have together.
+        densities: Of block-sparse prefills, per layer and chunk.
+        full_steps: Steps whose scores the method asked for.
+        cached_tokens: Tokens that came from the prefix cache.
+        is_closed: Whether it gave back its pages.
+    """
+
+    def __init__(self, pool: PagePool, policy: Policy) -> None:
+        layers = policy.config.layers
+        self.policy = policy
+        self.cache = SequenceCache(pool, layers, policy.config.kv_heads)
+        self.memos: list[object] = [None] * layers
+        self.prompt_length = 0
+        self.max_length = 0
+        self.densities: list[float] = []
+        self.full_steps = 0
+        self.cached_tokens = 0
+        self.is_closed = False
+
+    def reserve(self, prompt: int, new: int) -> None:
+        """Reserve addresses for a prompt of so many tokens and an answer, so that nothing need move later.
+
+        Raises:
+            PoolExhausted: There are no addresses left.
+        """
+        self.prompt_length, self.max_length = prompt, prompt + new
+        entries, _ = self.policy.footprint(prompt, new)
+        if self.policy.method.cut_at_end:
+            entries = entries.clip(min=prompt)  # what is cut at the end is whole until then
+        self.cache.reserve((entries - sum(part.n for part in self.cache.parts)).clip(min=1))
+
+    def fork(self) -> Self:
+        """A twin that goes its own way and shares whole pages.
+
+        Raises:
+            PoolExhausted: There is no room for what is copied.
+        """
+        twin = type(self)(self.cache.pool, self.policy)
+        twin.resume(self.cache.fork(), self.memos)
+        twin.prompt_length, twin.max_length = self.prompt_length, self.max_length
+        twin.densities, twin.full_steps = list(self.densities), self.full_steps
+        twin.cached_tokens = self.cached_tokens
+        return twin
+
+    def resume(self, cache: SequenceCache, memos: Iterable[object]) -> None:
+        """Go on from what another sequence has read."""
+        self.cache, self.memos = cache, list(memos)
+
+    def close(self) -> None:
+        """Give back all pages; once is enough."""
+        self.is_closed = True
+        self.cache.close()
+
+
+def count_bytes(states: Sequence[PagedState]) -> int:
+    """Bytes of all pages that some of the states hold; shared ones count once."""
+    if not states:
+        return 0
+    pages = np.unique(np.concatenate([s.cache.pages() for s in states]))
+    return len(pages) * states[0].cache.pool.page_bytes

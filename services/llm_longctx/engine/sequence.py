@@ -1,0 +1,171 @@
+"""Sequences: one answer from its place in the queue to its last token, and what a backend allocated for it.
+
+Knows a request's rules (stop tokens, longest answer, log-probabilities); knows nothing about other sequences.
+"""
+
+from __future__ import annotations
+
+import time
+from contextvars import Context
+from enum import Enum, auto
+from typing import Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from services.llm_longctx.engine.request import Candidate, FinishReason, GenerationRequest
+from services.llm_longctx.engine.sampler import Sampler, token_logprobs
+from shared.errors import FoveaError
+
+__all__ = ["Allocation", "S", "Sequence", "SequenceStatus"]
+
+
+class SequenceStatus(Enum):
+    """Where a sequence stands."""
+
+    WAITING = auto()
+    PREFILL = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+class Allocation(Protocol):
+    """What a backend allocated for a sequence: pages, or a session."""
+
+    def close(self) -> None:
+        """Give it back."""
+        ...
+
+
+S = TypeVar("S", bound=Allocation)
+
+
+class Sequence(Generic[S]):
+    """One answer of a request.
+
+    Attributes:
+        request: What was asked.
+        context: The caller's context, so that metrics carry its service and model.
+        arrival: Its request's place in the order of arrival.
+        status: Where it stands.
+        callback: Receives its tokens.
+        since: When it joined the queue, when its prefill began, then when its decoding did (`time.perf_counter`).
+        siblings: Further answers of the request, which begin with this one's prefill; empty once it is done.
+        num_computed: Prompt tokens that were read.
+        output_ids: Tokens drawn, a stop token included.
+        is_last_try: Whether it had all memory to itself and did not fit.
+    """
+
+    def __init__(
+        self, request: GenerationRequest, candidate: Candidate, arrival: int, vocab: int, context: Context
+    ) -> None:
+        self.request = request
+        self.context = context
+        self.arrival = arrival
+        self.status = SequenceStatus.WAITING
+        self.since = time.perf_counter()
+        self.siblings: list[Sequence[S]] = []
+        self.num_computed = 0
+        self.output_ids: list[int] = []
+        self.is_last_try = False
+        self._state: S | None = None
+        self.callback = candidate.callback
+        self._sampler = Sampler(candidate.sampling, request.prompt_ids, vocab, candidate.grammar)
+        self._next = 0  # index of the token to feed next
+        self._num_scored = 0
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Sorts by priority class, then by arrival."""
+        return -self.request.priority, self.arrival
+
+    @property
+    def is_prefilled(self) -> bool:
+        """Whether its whole prompt was read."""
+        return self.num_computed >= len(self.request.prompt_ids)
+
+    @property
+    def next_token(self) -> int:
+        """The token to feed next."""
+        return self.output_ids[self._next]
+
+    # What it holds.
+
+    @property
+    def state(self) -> S:
+        """What its backend allocated for it.
+
+        Raises:
+            RuntimeError: Nothing was.
+        """
+        if self._state is None:
+            message = "a sequence must be allocated before it is run"
+            raise RuntimeError(message)
+        return self._state
+
+    @state.setter
+    def state(self, allocation: S) -> None:
+        self._state = allocation
+
+    @property
+    def is_allocated(self) -> bool:
+        """Whether it holds something."""
+        return self._state is not None
+
+    def free(self) -> None:
+        """Give back what it holds, if anything."""
+        if self._state is not None:
+            self._state.close()
+            self._state = None
+
+    # What it produces.
+
+    def count_logits(self, size: int) -> int | None:
+        """Positions of the prompt's next `size` tokens whose logits are needed, from the last on; None for all."""
+        end = self.num_computed + size
+        if self.request.score_prompt and self._first_unscored(self.num_computed) <= end:
+            return None
+        return int(end == len(self.request.prompt_ids))
+
+    def report_prompt(self, logits: Tensor, begin: int) -> None:
+        """Report log-probabilities of the prompt by the logits [t,V] of its tokens from `begin` on, if asked for."""
+        if not self.request.score_prompt:
+            return
+        first = self._first_unscored(begin)
+        if known := list(self.request.prompt_ids[first : self.num_computed + 1]):
+            self._num_scored = first + len(known)
+            rows = logits[first - 1 - begin :][: len(known)]
+            tokens = token_logprobs(rows, known, self.request.top_logprobs or 0)
+            for one in (self, *self.siblings):
+                one.callback.on_prompt(tokens)
+
+    def append_token(self, logits: Tensor) -> FinishReason | None:
+        """Draw the next token from the logits [V] after what was fed; why the answer is over, if it is.
+
+        After a preemption the tokens that were drawn already are fed again first.
+        """
+        if self.request.max_tokens == 0:
+            return "length"
+        self._next += 1
+        if self._next < len(self.output_ids):
+            return None
+        self._next = len(self.output_ids)
+        token = self._sampler.draw(logits, self.request.top_logprobs)
+        self.output_ids.append(token.id)
+        if token.id in self.request.stop_token_ids or self.callback.on_token(token):
+            return "stop"
+        return "length" if len(self.output_ids) >= self.request.max_tokens else None
+
+    def preempt(self) -> None:
+        """Wait again, after what it held was taken: its prompt is read again, and its own tokens behind it."""
+        self.status, self.since, self.is_last_try = SequenceStatus.WAITING, time.perf_counter(), False
+        self._next, self._num_scored = -1, len(self.request.prompt_ids)
+        self.request.stats.preempted += 1
+
+    def finish(self, reason: FinishReason | FoveaError) -> None:
+        """Report that the answer is over."""
+        self.status = SequenceStatus.FINISHED
+        self.callback.on_finish(reason, len(self.output_ids))
+
+    def _first_unscored(self, begin: int) -> int:
+        """The first prompt token that logits from position `begin` on can score and that is to be scored."""
+        return max(begin + 1, self.request.score_from, self._num_scored)

@@ -1,0 +1,82 @@
+"""Sessions of models that are no paged decoder: what one must offer to be scheduled, and where a request gets one.
+
+Knows tokens and logits; knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, Self, TypeVar
+
+from torch import Tensor
+
+__all__ = ["RequestSession", "SessionSource"]
+
+
+class RequestSession(Protocol):
+    """Session of one request. Belongs to the scheduler's thread from its opening to its close."""
+
+    @property
+    def num_read(self) -> int:
+        """Tokens of the request that it has read; more than none where it was opened behind a known beginning."""
+        ...
+
+    @property
+    def max_chunk(self) -> int:
+        """Most tokens to feed at a time, at least one: up to the next border of its own grid."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what it remembers."""
+        ...
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes that dense attention of the same sizes would remember of as many tokens."""
+        ...
+
+    @property
+    def density(self) -> float:
+        """Share of what it remembered that it looked at while it read."""
+        ...
+
+    def feed(self, tokens: Sequence[int]) -> Tensor:
+        """Read tokens; their logits [t,V].
+
+        Raises:
+            FoveaError: It can't go on.
+        """
+        ...
+
+    def fork(self) -> Self:
+        """A session that goes its own way from here."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds."""
+        ...
+
+
+T = TypeVar("T", bound=RequestSession)
+
+
+class SessionSource(Protocol[T]):
+    """Opens the session of a request and gets it back at the end of an answer. Called on the scheduler's thread."""
+
+    @property
+    def max_bytes(self) -> int:
+        """Bytes that a session of the request may come to."""
+        ...
+
+    def open(self) -> T:
+        """A session; called when the request is admitted.
+
+        Raises:
+            FoveaError: There is none for this request.
+        """
+        ...
+
+    def on_finish(self, session: T, last: Sequence[int]) -> None:
+        """An answer has ended: its session, and the last token drawn, which the session has not read."""
+        ...
