@@ -1,6 +1,6 @@
 """The app of `interpretability`: experiments are found by the package scan, and each has a path of its own."""
 
-from services.interpretability.routes import router_of
+from services.interpretability.routes import build_router
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 
@@ -11,4 +11,4 @@ DEFAULT = "head-patterns"
 
 _found = servables("interpretability")
 _ordered = {DEFAULT: _found[DEFAULT], **_found}
-app = build("interpretability", routers=[router_of(_ordered)], servables=_ordered)
+app = build("interpretability", routers=[build_router(_ordered)], servables=_ordered)

@@ -19,32 +19,32 @@ from services.interpretability.core.report import (
     Bars,
     Edge,
     Graph,
-    Grid,
+    HeatMap,
     Node,
     Report,
     Scalar,
     Table,
-    canonical,
+    canonical_json,
     head_axes,
     head_name,
-    matrix,
+    to_matrix,
 )
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.studied_model import StudiedModel
 
 if TYPE_CHECKING:
     from services.interpretability.experiments.circuits import CircuitsSpec
 
-__all__ = ["Study", "classes", "report_of"]
+__all__ = ["CircuitFindings", "build_report", "classify_heads"]
 
 Head = tuple[int, int]
 Receivers = Literal["final"] | list[tuple[int, str, int]]
 
-TYPICAL = 0.3
+MIN_PATTERN_SCORE = 0.3
 """Mean attention on a repeated sequence from which a head is called by what it does there."""
 
 
 @dataclass
-class Study:
+class CircuitFindings:
     """What was measured so far."""
 
     cases: list[Case]
@@ -66,27 +66,27 @@ class Study:
         """Logit difference of the counterfactuals."""
         return float(self.task["corrupt"])
 
-    def found(self, stage: str, fraction: float) -> list[Head]:
+    def kept_heads(self, stage: str, fraction: float) -> list[Head]:
         """The heads that a stage keeps."""
         return top_heads(self.stages[stage], fraction)
 
-    def received(self, stage: str, part: str, fraction: float) -> Receivers:
+    def receivers_after(self, stage: str, part: str, fraction: float) -> Receivers:
         """Receivers of the next stage: queries, keys or values of the heads that an earlier one kept."""
         if stage not in self.stages:
             return []
-        heads = [head for head in self.found(stage, fraction) if head[0] > 0 and self.stages[stage][head] > 0]
+        heads = [head for head in self.kept_heads(stage, fraction) if head[0] > 0 and self.stages[stage][head] > 0]
         share = self.stages[stage].shape[1] // self.groups
         return sorted({(l, part, h if part == "q" else h // share) for l, h in heads})
 
 
-def report_of(spec: CircuitsSpec, subject: Subject, study: Study) -> Report:
+def build_report(spec: CircuitsSpec, subject: StudiedModel, study: CircuitFindings) -> Report:
     """The report of a study, whole or as far as it came."""
     axes = head_axes(subject.layers, subject.heads)
     text = study.cases[0].text
     grids = [
-        Grid(
+        HeatMap(
             name=f"effect on {name}",
-            values=matrix(values),
+            values=to_matrix(values),
             **axes,
             scale="diverging",
             text=text,
@@ -95,39 +95,39 @@ def report_of(spec: CircuitsSpec, subject: Subject, study: Study) -> Report:
         )
         for name, values in study.stages.items()
     ]
-    attribution = Grid(
+    attribution = HeatMap(
         name="attribution",
-        values=matrix(study.task["heads"]),
+        values=to_matrix(study.task["heads"]),
         **axes,
         scale="diverging",
         unit="logits",
         text=text,
         caption="What each head writes straight towards the right answer and away from the wrong one, at the end.",
     )
-    kinds = classes(study, spec.fraction)
+    kinds = classify_heads(study, spec.fraction)
     return Report(
         title=f"Circuit of {spec.task}",
         warnings=_warnings(study),
         scalars=_scalars(study),
-        tables=[_heads(study, kinds, spec.fraction), _by_kind(study)],
+        tables=[_heads_table(study, kinds, spec.fraction), _prompts_table(study)],
         grids=[*grids, attribution],
-        bars=_knockout(spec, study),
+        bars=_knockout_bars(spec, study),
         graphs=[graph := _graph(study, kinds, spec.fraction)],
-        artefacts=[Artefact.of("circuit.json", canonical(graph.model_dump(mode="json")))],
+        artefacts=[Artefact.of("circuit.json", canonical_json(graph.model_dump(mode="json")))],
     )
 
 
-def classes(study: Study, fraction: float) -> dict[Head, str]:
+def classify_heads(study: CircuitFindings, fraction: float) -> dict[Head, str]:
     """Names of kinds for all heads that a stage keeps (section 3), as far as patterns and attribution tell them."""
     found: dict[Head, str] = {}
     heads = np.array(study.task["heads"])
     for stage in study.stages:
-        for head in study.found(stage, fraction):
+        for head in study.kept_heads(stage, fraction):
             typical = {
                 kind: study.patterns[kind][head] for kind in ("previous", "duplicate", "induction") if study.patterns
             }
             best = max(typical, key=lambda kind: typical[kind], default="")
-            if best and typical[best] >= TYPICAL:
+            if best and typical[best] >= MIN_PATTERN_SCORE:
                 found[head] = {"previous": "previous token", "duplicate": "duplicate token"}.get(best, best)
             elif stage in {"final", "receivers"}:
                 found[head] = "mover" if heads[head] > 0 else "negative mover"
@@ -136,7 +136,7 @@ def classes(study: Study, fraction: float) -> dict[Head, str]:
     return found
 
 
-def _warnings(study: Study) -> list[str]:
+def _warnings(study: CircuitFindings) -> list[str]:
     told = []
     if study.task["top1"] < 0.5 or study.task["above"] < 0.8:
         told.append(
@@ -150,7 +150,7 @@ def _warnings(study: Study) -> list[str]:
     return told
 
 
-def _scalars(study: Study) -> dict[str, Scalar]:
+def _scalars(study: CircuitFindings) -> dict[str, Scalar]:
     task = study.task
     told = {
         "prompts": Scalar(value=len(study.cases)),
@@ -172,34 +172,34 @@ def _scalars(study: Study) -> dict[str, Scalar]:
     return told
 
 
-def _heads(study: Study, kinds: Mapping[Head, str], fraction: float) -> Table:
+def _heads_table(study: CircuitFindings, kinds: Mapping[Head, str], fraction: float) -> Table:
     heads = np.array(study.task["heads"])
     rows: list[list[Any]] = [
         [stage, head_name(head), kinds.get(head, ""), float(effect[head]), float(heads[head])]
         for stage, effect in study.stages.items()
-        for head in study.found(stage, fraction)
+        for head in study.kept_heads(stage, fraction)
     ]
     columns = ["stage", "head", "kind", "effect", "attribution"]
     return Table(name="circuit", columns=columns, rows=rows, caption="The heads that each stage keeps, largest first.")
 
 
-def _by_kind(study: Study) -> Table:
+def _prompts_table(study: CircuitFindings) -> Table:
     kinds = sorted({case.kind for case in study.cases})
     rows: list[list[Any]] = [[kind or "all", sum(case.kind == kind for case in study.cases)] for kind in kinds]
     return Table(name="prompts", columns=["order", "prompts"], rows=rows, caption="Prompts by their order of names.")
 
 
-def _graph(study: Study, kinds: Mapping[Head, str], fraction: float) -> Graph:
+def _graph(study: CircuitFindings, kinds: Mapping[Head, str], fraction: float) -> Graph:
     heads, edges = np.array(study.task["heads"]), []
     nodes = {
         head: Node(id=head_name(head), layer=head[0], head=head[1], kind=kinds.get(head, ""), value=float(heads[head]))
         for stage in study.stages
-        for head in study.found(stage, fraction)
+        for head in study.kept_heads(stage, fraction)
     }
     for stage, effect in study.stages.items():
         receivers = study.receivers[stage]
         targets = ["output"] if receivers == "final" else sorted({_target(study, r) for r in receivers})
-        for head in study.found(stage, fraction):
+        for head in study.kept_heads(stage, fraction):
             edges += [Edge(source=head_name(head), target=target, value=float(effect[head])) for target in targets]
     return Graph(
         name="circuit",
@@ -210,7 +210,7 @@ def _graph(study: Study, kinds: Mapping[Head, str], fraction: float) -> Graph:
     )
 
 
-def _target(study: Study, receiver: tuple[int, str, int]) -> str:
+def _target(study: CircuitFindings, receiver: tuple[int, str, int]) -> str:
     layer, part, head = receiver
     if part == "q":
         return head_name((layer, head))
@@ -218,7 +218,7 @@ def _target(study: Study, receiver: tuple[int, str, int]) -> str:
     return f"{layer}-{head * share}…{(head + 1) * share - 1}" if share > 1 else head_name((layer, head))
 
 
-def _knockout(spec: CircuitsSpec, study: Study) -> list[Bars]:
+def _knockout_bars(spec: CircuitsSpec, study: CircuitFindings) -> list[Bars]:
     if not study.knockout:
         return []
     draws = [v["logit_diff"] for name, v in study.knockout.items() if name.startswith("random")]

@@ -22,7 +22,7 @@ from shared.training.recipe import Schedule
 from shared.training.text_corpus import Corpus, Split, corpus, corpus_of
 from shared.training.trainer import FitProgress, fit
 
-__all__ = ["LAYOUTS", "VARIANTS", "Layout", "Size", "StudyRun", "Variant", "found_by"]
+__all__ = ["LAYOUTS", "VARIANTS", "Layout", "MixerRun", "ModelSize", "Variant", "train_and_measure"]
 
 Variant = Literal["standard", "mlp", "approximate", "nonapproximate", "random_qk", "fixed_qk", "static_qk"]
 Layout = Literal["uniform", "hybrid"]
@@ -38,16 +38,16 @@ VARIANTS: tuple[Variant, ...] = (
 )
 LAYOUTS: tuple[Layout, ...] = ("uniform", "hybrid")
 
-_POINTS = 8
+_CURVE_POINTS = 8
 """Points of a curve."""
 
-_PICTURED = 128
+_INDICATOR_BYTES = 128
 """Bytes of held-out text whose maps the indicators are taken of."""
 
-KINDS = ("entropy", "concentration", "sink", "local_0", "local_1", "local_2", "local_3")
+INDICATOR_NAMES = ("entropy", "concentration", "sink", "local_0", "local_1", "local_2", "local_3")
 
 
-class Size(BaseModel):
+class ModelSize(BaseModel):
     """How large the models are, and what a step reads."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,20 +59,20 @@ class Size(BaseModel):
     batch: int = Field(16, ge=1, le=256, description="Windows of a step.")
 
 
-class StudyRun(ByteRecipe):
+class MixerRun(ByteRecipe):
     """A byte model of one variant, layout and seed."""
 
     name: ClassVar[str] = "deconstruction"
     weights: ClassVar[str] = "deconstructed"
     builds: ClassVar[str | None] = "deconstructed-lm"
 
-    size: Size
+    size: ModelSize
     mixer: Variant
     layout: Layout
     text: str | None = None
 
     @classmethod
-    def of(cls, mixer: Variant, layout: Layout, seed: int, steps: int, size: Size, text: str | None) -> StudyRun:
+    def of(cls, mixer: Variant, layout: Layout, seed: int, steps: int, size: ModelSize, text: str | None) -> MixerRun:
         """The run of a cell."""
         schedule = Schedule(
             steps=steps,
@@ -84,7 +84,7 @@ class StudyRun(ByteRecipe):
             ema=0.98,
             clip=1.0,
             betas=(0.9, 0.95),
-            validate_every=max(1, -(-steps // _POINTS)),
+            validate_every=max(1, -(-steps // _CURVE_POINTS)),
         )
         return cls(seed=seed, schedule=schedule, context=size.context, size=size, mixer=mixer, layout=layout, text=text)
 
@@ -113,7 +113,7 @@ class StudyRun(ByteRecipe):
         return {name: corpus(name) if self.text is None else corpus_of(self.text.encode(), name) for name in names}
 
 
-def found_by(run: StudyRun, folder: Path, watched: CallContext) -> dict[str, Any]:
+def train_and_measure(run: MixerRun, folder: Path, watched: CallContext) -> dict[str, Any]:
     """Train and measure; what a cell keeps, as JSON.
 
     Args:
@@ -141,7 +141,7 @@ def found_by(run: StudyRun, folder: Path, watched: CallContext) -> dict[str, Any
         "parameters": sum(p.numel() for p in net.parameters()),
         "state_bytes": session.nbytes,
         "curve": [[step, -score] for step, score in progress.scores],
-        "indicators": _indicators(net, windows[:1, : min(_PICTURED, run.context)]),
+        "indicators": _indicators(net, windows[:1, : min(_INDICATOR_BYTES, run.context)]),
         "speed": {"train": trained / max(progress.seconds, 1e-9), "read": run.context / max(read, 1e-9)},
     }
     shutil.rmtree(folder, ignore_errors=True)
@@ -157,5 +157,5 @@ def _indicators(net: nn.Module, ids: Tensor) -> list[dict[str, float] | None]:
             continue
         told = indicators(drawn[0])
         heads = told.by_name()
-        found.append({**{kind: float(heads[kind].mean()) for kind in KINDS}, "diversity": told.diversity})
+        found.append({**{kind: float(heads[kind].mean()) for kind in INDICATOR_NAMES}, "diversity": told.diversity})
     return found

@@ -17,33 +17,33 @@ from services.interpretability.core.report import (
     Artefact,
     Bar,
     Bars,
-    Grid,
+    HeatMap,
     Report,
     Scalar,
     Table,
-    canonical,
+    canonical_json,
     head_axes,
     head_name,
-    matrix,
+    to_matrix,
 )
-from services.interpretability.core.studied_model import Subject
-from services.interpretability.generation.forced_decoding import Forced
-from services.interpretability.generation.niah_report import grid_of
+from services.interpretability.core.studied_model import StudiedModel
+from services.interpretability.generation.forced_decoding import AnswerScore
+from services.interpretability.generation.niah_report import build_niah_map
 from shared.lm.head_plan import HeadPlan
 
 if TYPE_CHECKING:
-    from services.interpretability.experiments.retrieval_heads import RetrievalSpec, Sample
+    from services.interpretability.experiments.retrieval_heads import RetrievalHeadsSpec, Sample
 
-__all__ = ["evidence", "report_of"]
+__all__ = ["build_evidence", "build_report"]
 
-RETRIEVAL = 0.1
+MIN_RETRIEVAL_SCORE = 0.1
 """Mean score from which a head is called a retrieval head (section 3)."""
 
-SOLVED = 0.5
+MIN_SOLVED_ACCURACY = 0.5
 """Share of right answer tokens below which scores of heads mean little."""
 
 
-def evidence(spec: RetrievalSpec, subject: Subject, found: Aggregate) -> dict[str, Any]:
+def build_evidence(spec: RetrievalHeadsSpec, subject: StudiedModel, found: Aggregate) -> dict[str, Any]:
     """The retrieval report of section 6: evidence from which plans are made; two runs write the same bytes."""
     return {
         "schema": "retrieval-report/1",
@@ -64,40 +64,40 @@ def evidence(spec: RetrievalSpec, subject: Subject, found: Aggregate) -> dict[st
     }
 
 
-def _artefacts(spec: RetrievalSpec, subject: Subject, found: Aggregate) -> list[Artefact]:
+def _artefacts(spec: RetrievalHeadsSpec, subject: StudiedModel, found: Aggregate) -> list[Artefact]:
     if not found.kept:
         return []
-    report = evidence(spec, subject, found)
+    report = build_evidence(spec, subject, found)
     plan = HeadPlan.from_retrieval(report, spec.share, kv_heads=subject.model.config.kv_heads)
-    plan = plan.model_copy(update={"heads": found.at_least(RETRIEVAL) or found.top(0.05)})
+    plan = plan.model_copy(update={"heads": found.at_least(MIN_RETRIEVAL_SCORE) or found.top(0.05)})
     return [
-        Artefact.of("retrieval-report.json", canonical(report)),
-        Artefact.of("head-plan.json", canonical(plan.facts())),
+        Artefact.of("retrieval-report.json", canonical_json(report)),
+        Artefact.of("head-plan.json", canonical_json(plan.facts())),
     ]
 
 
-def report_of(
-    spec: RetrievalSpec,
-    subject: Subject,
+def build_report(
+    spec: RetrievalHeadsSpec,
+    subject: StudiedModel,
     scored: list[tuple[Sample, dict[str, Any]]],
     found: Aggregate,
-    hidden: Mapping[str, list[Forced]],
+    hidden: Mapping[str, list[AnswerScore]],
 ) -> Report:
     """The report, whole or as far as it came."""
     axes = head_axes(subject.layers, subject.heads)
     text = scored[0][0].prompt.text if scored and len(scored[0][0].prompt.ids) <= 600 else None
     grids = [
-        Grid(
+        HeatMap(
             name="retrieval_score",
-            values=matrix(found.mean),
+            values=to_matrix(found.mean),
             **axes,
             text=text,
             caption="Mean share of the answer that a head copied: the head looked most at a token of the answer in the "
             "context, and that token came next. 0.1 and more is called a retrieval head.",
         ),
-        Grid(
+        HeatMap(
             name="frequency",
-            values=matrix(found.frequency),
+            values=to_matrix(found.frequency),
             **axes,
             text=text,
             caption="Share of samples in which the head copied at all.",
@@ -107,18 +107,18 @@ def report_of(
         title="Retrieval heads",
         warnings=_warnings(spec, scored, found),
         scalars=_scalars(spec, scored, found),
-        tables=[_top(found), *_masking_table(hidden)],
-        grids=[*grids, *_cells(spec, scored)],
-        bars=[_histogram(found), *_masking(spec, hidden)],
+        tables=[_top_heads_table(found), *_masking_table(hidden)],
+        grids=[*grids, *_niah_maps(spec, scored)],
+        bars=[_histogram(found), *_masking_bars(spec, hidden)],
         artefacts=_artefacts(spec, subject, found),
     )
 
 
-def _warnings(spec: RetrievalSpec, scored: list[tuple[Sample, dict[str, Any]]], found: Aggregate) -> list[str]:
+def _warnings(spec: RetrievalHeadsSpec, scored: list[tuple[Sample, dict[str, Any]]], found: Aggregate) -> list[str]:
     told = []
     if not found.kept:
         told.append("No sample was kept: this is a failed measurement, not a model without retrieval heads.")
-    elif (right := float(np.mean([value["accuracy"] for _, value in scored]))) < SOLVED:
+    elif (right := float(np.mean([value["accuracy"] for _, value in scored]))) < MIN_SOLVED_ACCURACY:
         told.append(f"Only {right:.0%} of the answers' tokens were right: the model does not solve the task well.")
     if 0 < len(found.kept) < 8:
         told.append(f"{len(found.kept)} samples are few: compare the split-half correlation before you trust a rank.")
@@ -127,7 +127,9 @@ def _warnings(spec: RetrievalSpec, scored: list[tuple[Sample, dict[str, Any]]], 
     return told
 
 
-def _scalars(spec: RetrievalSpec, scored: list[tuple[Sample, dict[str, Any]]], found: Aggregate) -> dict[str, Scalar]:
+def _scalars(
+    spec: RetrievalHeadsSpec, scored: list[tuple[Sample, dict[str, Any]]], found: Aggregate
+) -> dict[str, Scalar]:
     dropped = len(scored) - len(found.kept)
     told = {
         "kept": Scalar(value=len(found.kept), note="Samples that count."),
@@ -149,13 +151,15 @@ def _scalars(spec: RetrievalSpec, scored: list[tuple[Sample, dict[str, Any]]], f
             note="Answer tokens that were the likeliest" if spec.teacher_forced else "ROUGE-1 recall of the answer",
         ),
         **({"nll": Scalar(value=float(np.mean(losses)), unit="nats/token")} if losses else {}),
-        "retrieval_heads": Scalar(value=len(found.at_least(RETRIEVAL)), note=f"score ≥ {RETRIEVAL}, of {size}"),
+        "retrieval_heads": Scalar(
+            value=len(found.at_least(MIN_RETRIEVAL_SCORE)), note=f"score ≥ {MIN_RETRIEVAL_SCORE}, of {size}"
+        ),
         "always_active": Scalar(value=len(found.always_active), note="copied in every sample"),
         "share_zero": Scalar(value=float((found.mean == 0).mean()), note="heads that never copied"),
     }
 
 
-def _top(found: Aggregate, rows: int = 30) -> Table:
+def _top_heads_table(found: Aggregate, rows: int = 30) -> Table:
     return Table(
         name="top_heads",
         columns=["rank", "head", "score", "frequency"],
@@ -182,14 +186,14 @@ def _histogram(found: Aggregate) -> Bars:
     )
 
 
-def _cells(spec: RetrievalSpec, scored: list[tuple[Sample, dict[str, Any]]]) -> list[Grid]:
+def _niah_maps(spec: RetrievalHeadsSpec, scored: list[tuple[Sample, dict[str, Any]]]) -> list[HeatMap]:
     """Depth × length, for needles."""
     if spec.protocol != "niah" or not scored:
         return []
-    return [grid_of(spec.lengths, spec.depths, [({**s.facts}, v["accuracy"]) for s, v in scored])]
+    return [build_niah_map(spec.lengths, spec.depths, [({**s.facts}, v["accuracy"]) for s, v in scored])]
 
 
-def _masking(spec: RetrievalSpec, hidden: Mapping[str, list[Forced]]) -> list[Bars]:
+def _masking_bars(spec: RetrievalHeadsSpec, hidden: Mapping[str, list[AnswerScore]]) -> list[Bars]:
     if not hidden:
         return []
     found = []
@@ -214,7 +218,7 @@ def _masking(spec: RetrievalSpec, hidden: Mapping[str, list[Forced]]) -> list[Ba
     return found
 
 
-def _masking_table(hidden: Mapping[str, list[Forced]]) -> list[Table]:
+def _masking_table(hidden: Mapping[str, list[AnswerScore]]) -> list[Table]:
     if not hidden:
         return []
     rows = [

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from services.interpretability.attention.head_scores import Overlap, overlap
 from services.interpretability.core.experiment import Experiment
-from services.interpretability.core.report import Grid, Report, Table, head_axes, head_name, matrix
+from services.interpretability.core.report import HeatMap, Report, Table, head_axes, head_name, to_matrix
 from services.interpretability.rendering import render
 from services.interpretability.rendering.html_page import POLICY
 from shared.errors import InvalidOption, Malformed
@@ -29,7 +29,7 @@ from shared.serving.http.openapi_routes import problems
 from shared.serving.http.request_parsing import ParsedRequest, build_requests, parse_request
 from shared.serving.http.system_routes import host_of
 
-__all__ = ["router_of"]
+__all__ = ["build_router"]
 
 HostOf = Annotated[Host, Depends(host_of)]
 
@@ -41,45 +41,47 @@ FORMATS: Mapping[str, str] = {
     "npz": "application/x-npz",
 }
 
-_FORMS: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in render.MEDIA_TYPES}}}
+_RESPONSE_MEDIA: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in render.MEDIA_TYPES}}}
 
-Kinds = Mapping[str, type[Servable[Any, Any]]]
+ServableTypes = Mapping[str, type[Servable[Any, Any]]]
 
 
-def router_of(servables: Kinds) -> APIRouter:
+def build_router(servables: ServableTypes) -> APIRouter:
     """The routes of these experiments, and those that belong to none."""
     router = APIRouter(prefix="/v1/probe", tags=["probe"])
     for name, kind in servables.items():
         if issubclass(kind, Experiment):
             router.add_api_route(
                 f"/{kind.route}",
-                _endpoint(name, kind),
+                _make_endpoint(name, kind),
                 methods=["POST"],
                 name=name,
                 operation_id=f"probe_{name}",
                 summary=kind.card.summary,
                 response_model=Report,
-                openapi_extra=_described(kind),
-                responses=_FORMS | problems(400, 404, 406, 413, 422, 429, 503, 504),
+                openapi_extra=_openapi_extra(kind),
+                responses=_RESPONSE_MEDIA | problems(400, 404, 406, 413, 422, 429, 503, 504),
             )
-    router.add_api_route("/models", models, methods=["GET"])
-    router.add_api_route("/circuits/compare", compare, methods=["POST"], responses=problems(400, 404, 422))
-    router.add_api_route("/reports/{key}", kept, methods=["GET"], response_model=Report, responses=problems(404, 406))
-    router.add_api_route("/artefacts/{sha256}", artefact, methods=["GET"], responses=problems(404))
+    router.add_api_route("/models", list_models, methods=["GET"])
+    router.add_api_route("/circuits/compare", compare_circuits, methods=["POST"], responses=problems(400, 404, 422))
+    router.add_api_route(
+        "/reports/{key}", read_report, methods=["GET"], response_model=Report, responses=problems(404, 406)
+    )
+    router.add_api_route("/artefacts/{sha256}", read_artefact, methods=["GET"], responses=problems(404))
     return router
 
 
-def _described(kind: type[Experiment[Any]]) -> dict[str, Any]:
+def _openapi_extra(kind: type[Experiment[Any]]) -> dict[str, Any]:
     schema = servable_schema.inline_refs(kind.In)
     media = {"type": "string", "enum": list(FORMATS), "description": "Form of the answer; left out, by Accept."}
     query = [{"name": "format", "in": "query", "required": False, "schema": media}]
     return {"parameters": query, "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def _endpoint(name: str, kind: type[Experiment[Any]]) -> Callable[..., Any]:
+def _make_endpoint(name: str, kind: type[Experiment[Any]]) -> Callable[..., Any]:
     async def answer(request: Request, host: HostOf) -> Response:
         asked = await parse_request(request)
-        media = _media(asked, request)
+        media = _requested_media_type(asked, request)
         request.scope["fovea.model"] = name
         if (lm := asked.options.pop("model", None)) is not None:
             asked.options.setdefault("lm", lm)
@@ -88,20 +90,20 @@ def _endpoint(name: str, kind: type[Experiment[Any]]) -> Callable[..., Any]:
             raise spec
         found = await host.predict(name, spec, request.scope["fovea.run"])
         assert isinstance(found, Report)  # noqa: S101  # every experiment's Out
-        return await _as(found, media)
+        return await _render_response(found, media)
 
     answer.__doc__ = kind.card.summary
     return answer
 
 
-def _media(asked: ParsedRequest, request: Request) -> str:
+def _requested_media_type(asked: ParsedRequest, request: Request) -> str:
     """The form of the answer: `format` in the query or the body, else by Accept."""
     told = asked.options.pop("format", None) or asked.texts.pop("format", [None])[-1]
     asked.texts.clear()
-    return _named(told, request)
+    return _media_type_of(told, request)
 
 
-def _named(told: Any, request: Request) -> str:
+def _media_type_of(told: Any, request: Request) -> str:
     if told is None:
         return choose(request.headers.get("accept"), list(FORMATS.values()))
     if told not in FORMATS:
@@ -110,7 +112,7 @@ def _named(told: Any, request: Request) -> str:
     return FORMATS[str(told)]
 
 
-async def _as(report: Report, media: str) -> Response:
+async def _render_response(report: Report, media: str) -> Response:
     if media == "application/json":
         return Response(report.model_dump_json(), media_type=media, headers={"vary": "accept"})
     drawn = await asyncio.to_thread(render.render, report, media)
@@ -118,14 +120,14 @@ async def _as(report: Report, media: str) -> Response:
     return Response(drawn, media_type=media, headers={"vary": "accept", **policy})
 
 
-def _any(host: Host) -> Experiment[Any]:
-    """Any experiment: they share their shelf and their store."""
+def _any_experiment(host: Host) -> Experiment[Any]:
+    """Any experiment: they share their models and their store."""
     found = host.servable(None, "probe")
     assert isinstance(found, Experiment)  # noqa: S101  # this service serves nothing else
     return found
 
 
-class ProbedModel(BaseModel):
+class StudiedModelInfo(BaseModel):
     """A language model that can be studied; what is null is known once it is loaded."""
 
     name: str
@@ -143,17 +145,19 @@ class ProbedModel(BaseModel):
     rows: list[str] = Field(["eager, beside the fused kernel"], description="Kernels that can return pattern rows.")
 
 
-async def models(host: HostOf) -> list[ProbedModel]:
+async def list_models(host: HostOf) -> list[StudiedModelInfo]:
     """The language models that can be studied."""
-    shelf = _any(host).shelf
-    return [_facts(shelf.loaded_subject(name), name, default=name == shelf.default) for name in shelf.names()]
+    registry = _any_experiment(host).models
+    return [
+        _describe_model(registry.get_loaded(name), name, default=name == registry.default) for name in registry.names()
+    ]
 
 
-def _facts(subject: Any, name: str, *, default: bool) -> ProbedModel:
+def _describe_model(subject: Any, name: str, *, default: bool) -> StudiedModelInfo:
     if subject is None:
-        return ProbedModel(name=name, default=default, loaded=False)
+        return StudiedModelInfo(name=name, default=default, loaded=False)
     config = subject.model.config
-    return ProbedModel(
+    return StudiedModelInfo(
         name=name,
         default=default,
         loaded=True,
@@ -169,19 +173,19 @@ def _facts(subject: Any, name: str, *, default: bool) -> ProbedModel:
     )
 
 
-async def kept(key: str, request: Request, host: HostOf, format: str | None = None) -> Response:  # noqa: A002  # as everywhere
+async def read_report(key: str, request: Request, host: HostOf, format: str | None = None) -> Response:  # noqa: A002  # as everywhere
     """A report that a job made, whole or as far as it came before it was stopped."""
-    return await _as(_any(host).store.report(key), _named(format, request))
+    return await _render_response(_any_experiment(host).store.read_report(key), _media_type_of(format, request))
 
 
-async def artefact(sha256: str, host: HostOf) -> Response:
+async def read_artefact(sha256: str, host: HostOf) -> Response:
     """An artefact of a report: evidence, a head plan, rated documents."""
-    text = _any(host).store.artefact(sha256)
+    text = _any_experiment(host).store.read_artefact(sha256)
     media = "application/json" if text[:1] == "{" and "\n" not in text else "application/x-ndjson"
     return Response(text, media_type=media)
 
 
-class CompareIn(BaseModel):
+class CompareRequest(BaseModel):
     """Two circuits: whole reports, or the keys under which they are kept."""
 
     model_config = ConfigDict(extra="forbid")
@@ -191,13 +195,15 @@ class CompareIn(BaseModel):
     fractions: list[float] = Field([0.01, 0.02, 0.05, 0.1], min_length=1, max_length=20, description="Of all heads.")
 
 
-async def compare(body: CompareIn, host: HostOf) -> Report:
+async def compare_circuits(body: CompareRequest, host: HostOf) -> Report:
     """How much two circuits share, at several thresholds."""
-    first, second = (_report(side, host, name) for side, name in ((body.first, "first"), (body.second, "second")))
+    first, second = (
+        _resolve_report(side, host, name) for side, name in ((body.first, "first"), (body.second, "second"))
+    )
     if bad := [fraction for fraction in body.fractions if not 0 < fraction <= 1]:
         detail = f"fractions holds {bad[0]}; shares of all heads lie above 0 and up to 1."
         raise InvalidOption(detail, field="fractions")
-    ours, theirs = _stages(first, "first"), _stages(second, "second")
+    ours, theirs = _effect_maps(first, "first"), _effect_maps(second, "second")
     if len(shapes := {stage.shape for stage in (*ours, *theirs)}) > 1:
         told = " and ".join("×".join(map(str, shape)) for shape in sorted(shapes))
         detail = f"The circuits are of models of different size: {told} heads."
@@ -205,7 +211,7 @@ async def compare(body: CompareIn, host: HostOf) -> Report:
     rows, grids = [], []
     for fraction in body.fractions:
         found = overlap(ours, theirs, fraction)
-        grids.append(_shared(found, ours[0].shape, fraction))
+        grids.append(_overlap_map(found, ours[0].shape, fraction))
         told = " ".join(head_name(head) for head in found.shared)
         sizes: list[Any] = [len(found.first), len(found.second), len(found.shared)]
         rows.append([fraction, *sizes, found.jaccard, found.coefficient, found.share, told])
@@ -218,24 +224,24 @@ async def compare(body: CompareIn, host: HostOf) -> Report:
     )
 
 
-def _shared(found: Overlap, shape: tuple[int, ...], fraction: float) -> Grid:
+def _overlap_map(found: Overlap, shape: tuple[int, ...], fraction: float) -> HeatMap:
     """Both circuits on one map of all heads."""
     values = np.zeros(shape)
     for heads, value in ((found.first, 0.5), (found.second, -0.5), (found.shared, 1.0)):
         for head in heads:
             values[head] = value
-    return Grid(
+    return HeatMap(
         name=f"top {fraction:.0%}",
-        values=matrix(values),
+        values=to_matrix(values),
         **head_axes(*shape),
         scale="diverging",
         caption="Heads of both circuits: 1 is in both, 0.5 in the first only, −0.5 in the second only.",
     )
 
 
-def _report(side: str | dict[str, Any], host: Host, field: str) -> Report:
+def _resolve_report(side: str | dict[str, Any], host: Host, field: str) -> Report:
     if isinstance(side, str):
-        return _any(host).store.report(side)
+        return _any_experiment(host).store.read_report(side)
     try:
         return Report.model_validate(side)
     except ValueError as error:
@@ -243,7 +249,7 @@ def _report(side: str | dict[str, Any], host: Host, field: str) -> Report:
         raise Malformed(detail, field=field) from error
 
 
-def _stages(report: Report, field: str) -> list[np.ndarray]:
+def _effect_maps(report: Report, field: str) -> list[np.ndarray]:
     found = [np.array(grid.values, dtype=float) for grid in report.grids if grid.name.startswith("effect")]
     if not found:
         detail = f"{field} has no effect map: it is no report of circuits."

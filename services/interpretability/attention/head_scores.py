@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.interpretability.attention.pattern_capture import watch
+from services.interpretability.attention.pattern_capture import visit_patterns
 from shared.lm.decoder import Decoder
 
 __all__ = ["Overlap", "head_patterns", "overlap", "repeated_scores", "top_heads"]
@@ -59,7 +59,7 @@ def repeated_scores(model: Decoder, ids: Tensor, period: int) -> dict[str, np.nd
         sums["first"][layer] += wide[:, later, 0].sum(-1).cpu().numpy()
         sums["entropy"][layer] += -torch.special.xlogy(wide, wide).sum((-1, -2)).cpu().numpy()
 
-    watch(model, ids, visit)
+    visit_patterns(model, ids, visit)
     counts = {"previous": T - 1, "duplicate": T - n, "induction": T - n, "first": T - 1, "entropy": T}
     return {name: total / max(counts[name], 1) for name, total in sums.items()}
 

@@ -11,22 +11,22 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from shared.lm.attention import DenseAttention, patterns, scores, sdpa, visible
+from shared.lm.attention import DenseAttention, causal_mask, patterns, scores, sdpa
 from shared.lm.cache import KVCache
 from shared.lm.decoder import Decoder
 
-__all__ = ["Visit", "Watching", "Without", "watch"]
+__all__ = ["ColumnMaskedAttention", "RowCapturingAttention", "RowVisitor", "visit_patterns"]
 
-Visit = Callable[[int, int, Tensor], None]
+RowVisitor = Callable[[int, int, Tensor], None]
 """`visit(layer, start, rows)`: rows [B,H,t,S] of the queries from position `start` on; S ends with the last of them."""
 
 
-class Watching:
+class RowCapturingAttention:
     """The decoder's `attend`: shows rows, and mixes as always."""
 
     def __init__(
         self,
-        visit: Visit,
+        visit: RowVisitor,
         *,
         layers: Collection[int] | None = None,
         since: int = 0,
@@ -55,12 +55,12 @@ class Watching:
             for start in range(max(self._since - offset, 0), q.shape[1], self._block):
                 end = min(start + self._block, q.shape[1])
                 last = offset + end
-                seen = visible(torch.arange(offset + start, last, device=q.device), last, None, window)
+                seen = causal_mask(torch.arange(offset + start, last, device=q.device), last, None, window)
                 self._visit(layer, offset + start, patterns(scores(q[:, start:end], keys[:, :, :last], seen)))
         return sdpa(q, keys, values, window=window)
 
 
-class Without:
+class ColumnMaskedAttention:
     """The decoder's `attend` with some columns hidden from some heads; the rows are renormalised without them."""
 
     def __init__(
@@ -82,7 +82,7 @@ class Without:
         if not chosen:
             return z
         group = q.shape[2] // keys.shape[1]
-        mask = visible(torch.arange(q.shape[1], device=q.device), keys.shape[2], None, window).clone()
+        mask = causal_mask(torch.arange(q.shape[1], device=q.device), keys.shape[2], None, window).clone()
         mask[:, self._columns] = False
         mask |= torch.eye(*mask.shape, dtype=torch.bool, device=mask.device)
         shared = [head // group for head in chosen]
@@ -93,7 +93,9 @@ class Without:
 
 
 @torch.no_grad()
-def watch(model: Decoder, ids: Tensor, visit: Visit, *, layers: Collection[int] | None = None) -> Tensor:
+def visit_patterns(model: Decoder, ids: Tensor, visit: RowVisitor, *, layers: Collection[int] | None = None) -> Tensor:
     """One forward of `ids` [B,T] that shows its rows; logits of the last position [B,1,V]."""
-    logits: Tensor = model(ids, attend=Watching(visit, layers=layers, windows=model.config.windows), keep=1)
+    logits: Tensor = model(
+        ids, attend=RowCapturingAttention(visit, layers=layers, windows=model.config.windows), keep=1
+    )
     return logits

@@ -16,34 +16,34 @@ import numpy as np
 
 __all__ = [
     "Aggregate",
-    "Mode",
+    "ScoreMode",
     "aggregate",
-    "credit",
-    "ranked",
+    "rank_heads",
     "retrieval_score",
     "rouge1_recall",
+    "score_copies",
     "split_half",
-    "winners",
+    "top_positions",
 ]
 
-Mode = Literal["positions", "types", "count"]
+ScoreMode = Literal["positions", "types", "count"]
 Head = tuple[int, int]
 
 _WORD = re.compile(r"[a-z0-9]+")
 
 
-def winners(row: np.ndarray, top: int = 1) -> np.ndarray:
+def top_positions(row: np.ndarray, top: int = 1) -> np.ndarray:
     """The `top` largest positions of pattern rows [..., S], largest first, ties to the lowest index: [..., top]."""
     found: np.ndarray = row.argmax(-1)[..., None] if top == 1 else np.argsort(-row, axis=-1, kind="stable")[..., :top]
     return found
 
 
-def credit(
+def score_copies(
     looked: np.ndarray,
     prompt_ids: Sequence[int],
     generated: Sequence[int],
     span: tuple[int, int],
-    mode: Mode = "positions",
+    mode: ScoreMode = "positions",
 ) -> np.ndarray:
     """Scores of heads from the positions that they looked at most.
 
@@ -81,7 +81,7 @@ def retrieval_score(
     generated: Sequence[int],
     span: tuple[int, int],
     *,
-    mode: Mode = "positions",
+    mode: ScoreMode = "positions",
     top: int = 1,
 ) -> np.ndarray:
     """Scores of heads from their pattern rows.
@@ -91,15 +91,15 @@ def retrieval_score(
         prompt_ids: Tokens of the prompt, n of them.
         generated: The token generated from each step.
         span: Where the answer stands in the prompt, [a, b).
-        mode: As in `credit`.
+        mode: As in `score_copies`.
         top: A step counts where any of so many largest positions qualifies.
 
     Returns:
         float64 [L, H].
     """
     n = len(prompt_ids)
-    looked = np.stack([winners(np.asarray(row)[..., : n + t], top) for t, row in enumerate(rows)])
-    return credit(looked, prompt_ids, generated, span, mode).astype(np.float64)
+    looked = np.stack([top_positions(np.asarray(row)[..., : n + t], top) for t, row in enumerate(rows)])
+    return score_copies(looked, prompt_ids, generated, span, mode).astype(np.float64)
 
 
 def rouge1_recall(reference: str, response: str) -> float:
@@ -151,10 +151,10 @@ def aggregate(scores: Any, recalls: Sequence[float], *, gate: float = 0.5) -> Ag
     chosen = table[kept]
     mean, frequency = chosen.mean(0), (chosen > 0).mean(0)
     active = [(int(l), int(h)) for l, h in np.argwhere((chosen > 0).all(0))]
-    return Aggregate(kept, mean, frequency, ranked(mean), active)
+    return Aggregate(kept, mean, frequency, rank_heads(mean), active)
 
 
-def ranked(scores: np.ndarray) -> list[Head]:
+def rank_heads(scores: np.ndarray) -> list[Head]:
     """All heads by a score [L, H], descending, ties to lower (layer, head)."""
     order = np.argsort(-scores, axis=None, kind="stable")
     return [(int(i // scores.shape[1]), int(i % scores.shape[1])) for i in order]

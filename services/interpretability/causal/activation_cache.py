@@ -20,14 +20,14 @@ from shared.lm.decoder import Decoder
 from shared.lm.rope import Rotation, frequencies, rotation
 from shared.lm.taps import trace
 
-__all__ = ["Projected", "Recorded", "final_norm", "record"]
+__all__ = ["ActivationCache", "ProjectionEdit", "final_norm", "run_with_cache"]
 
-Projected = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+ProjectionEdit = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """`projected(layer, q, k, v) -> q, k, v`: edits queries, keys and values [N,T,heads,d] before they are rotated."""
 
 
 @dataclass(frozen=True)
-class Recorded:
+class ActivationCache:
     """One run of ids [B,T].
 
     Attributes:
@@ -62,16 +62,16 @@ class Recorded:
         """H."""
         return self.z[0].shape[2]
 
-    def read_out(self, x: Tensor) -> Tensor:
+    def unembed(self, x: Tensor) -> Tensor:
         """Logits of residual streams x [..., D]."""
         return functional.linear(final_norm(self.model)(x), self.model.output_matrix)
 
-    def written(self, layer: int, z: Tensor) -> Tensor:
+    def project_heads(self, layer: int, z: Tensor) -> Tensor:
         """What mixed values z [...,H,d] add beyond what zeros would (the bias): [...,D]."""
         block = self.model.blocks[layer]
         return block.output(z) - block.output(torch.zeros_like(z))
 
-    def swapped(self, layer: int, heads: list[int], z: Tensor, positions: list[int]) -> Tensor:
+    def swap_heads(self, layer: int, heads: list[int], z: Tensor, positions: list[int]) -> Tensor:
         """The stream between attention and MLP with each of `heads` in turn mixing `z` at `positions`: [n·B,T,D].
 
         Args:
@@ -84,14 +84,14 @@ class Recorded:
         change = torch.zeros(n, B, T, H, d, dtype=z.dtype, device=z.device)
         for i, head in enumerate(heads):
             change[i, :, positions, head] = (z - self.z[layer])[:, positions, head]
-        return (self.mid[layer] + self.written(layer, change)).flatten(0, 1)
+        return (self.mid[layer] + self.project_heads(layer, change)).flatten(0, 1)
 
-    def above(self, layer: int, mid: Tensor) -> Tensor:
+    def run_from_mid(self, layer: int, mid: Tensor) -> Tensor:
         """Last logits [N,V] of variants that first differ in the stream `mid` [N,T,D] between attention and MLP."""
         x = mid + self.model.blocks[layer].feed(mid)
-        return self.onwards(layer + 1, x)
+        return self.run_from(layer + 1, x)
 
-    def onwards(self, layer: int, x: Tensor, projected: Projected | None = None) -> Tensor:
+    def run_from(self, layer: int, x: Tensor, projected: ProjectionEdit | None = None) -> Tensor:
         """Last logits [N,V] of variants that enter block `layer` as x [N,T,D]."""
         attend, turn = DenseAttention(), self._turn(x)
         for l in range(layer, self.layers):
@@ -99,12 +99,12 @@ class Recorded:
             q, k, v = block.project(x)
             if projected is not None:
                 q, k, v = projected(l, q, k, v)
-            q, k = block.orient(q, k, turn)
+            q, k = block.apply_positions(q, k, turn)
             x = x + block.output(attend(l, q, k, v, 0))
             x = x + block.feed(x)
-        return self.read_out(x[:, -1])
+        return self.unembed(x[:, -1])
 
-    def repeated(self, x: Tensor, times: int) -> Tensor:
+    def repeat_rows(self, x: Tensor, times: int) -> Tensor:
         """Rows x [B,…] once per variant, [times·B,…], without a copy in memory."""
         return x.expand(times, *x.shape).flatten(0, 1)
 
@@ -120,8 +120,8 @@ def final_norm(model: Decoder) -> torch.nn.Module:
     return cast("torch.nn.Module", model.transformer.ln_f if model.config.path == "gpt2" else model.model.norm)
 
 
-def record(model: Decoder, ids: Tensor) -> Recorded:
-    """Run ids [B,T] once and keep what `Recorded` holds.
+def run_with_cache(model: Decoder, ids: Tensor) -> ActivationCache:
+    """Run ids [B,T] once and keep what `ActivationCache` holds.
 
     Raises:
         InvalidOption: A family that norms what its heads write together: their parts do not add up.
@@ -133,4 +133,4 @@ def record(model: Decoder, ids: Tensor) -> Recorded:
     layers = range(model.config.layers)
     traced = trace(model, ids, capture=[*(f"{s}.{l}" for s in sites for l in layers), "final"], keep=1)
     z, v, pre, mid, attn, mlp = ([traced[f"{s}.{l}"] for l in layers] for s in sites)
-    return Recorded(model, ids, traced.logits[:, -1], z, v, pre, mid, attn, mlp, traced["final"])
+    return ActivationCache(model, ids, traced.logits[:, -1], z, v, pre, mid, attn, mlp, traced["final"])

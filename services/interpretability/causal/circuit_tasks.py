@@ -14,10 +14,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption, Malformed
 
-__all__ = ["Batch", "Case", "batches", "coloured_objects", "indirect_objects", "own_task"]
+__all__ = ["Case", "CaseBatch", "group_by_length", "make_coloured_objects", "make_indirect_objects", "parse_pairs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class CaseBatch:
     """Cases of one length and one number of wrong answers."""
 
     cases: list[Case]
@@ -69,12 +69,12 @@ class Batch:
         return {"clean": self.clean, "corrupt": self.corrupt, "answers": self.answers}
 
 
-def batches(cases: Iterable[Case]) -> list[Batch]:
+def group_by_length(cases: Iterable[Case]) -> list[CaseBatch]:
     """Cases by length, shortest first; their order within a batch is kept."""
     found: dict[tuple[int, int], list[Case]] = {}
     for case in cases:
         found.setdefault((len(case.clean), len(case.wrong)), []).append(case)
-    return [Batch(found[key]) for key in sorted(found)]
+    return [CaseBatch(found[key]) for key in sorted(found)]
 
 
 _TEMPLATES = (
@@ -130,7 +130,7 @@ _PLACES = ("garden", "store", "school", "park", "station", "office", "beach", "m
 _THINGS = ("book", "ball", "drink", "letter", "ring", "key", "map", "coin")
 
 
-def indirect_objects(subject: Subject, count: int, seed: int = 0, counterfactual: str = "flip") -> list[Case]:
+def make_indirect_objects(subject: StudiedModel, count: int, seed: int = 0, counterfactual: str = "flip") -> list[Case]:
     """Indirect object identification: who is given the thing? Orders alternate (ABBA: the answer comes first).
 
     Args:
@@ -159,7 +159,7 @@ def indirect_objects(subject: Subject, count: int, seed: int = 0, counterfactual
     return found
 
 
-def _ioi_case(subject: Subject, text: str, other: str, io: str, s: str, kind: str) -> Case:
+def _ioi_case(subject: StudiedModel, text: str, other: str, io: str, s: str, kind: str) -> Case:
     clean, corrupt = subject.encode(text), subject.encode(other)
     (right,), (wrong,) = (subject.tokenizer.encode(f" {name}", special=False) for name in (io, s))
     where = [p for p, i in enumerate(clean) if i == wrong]
@@ -189,10 +189,10 @@ _OBJECTS = (
     "toy",
     "pen",
 )
-_SURFACES, _SEEN = ("table", "desk", "floor"), ("there is", "you see", "I see")
+_SURFACES, _VIEWS = ("table", "desk", "floor"), ("there is", "you see", "I see")
 
 
-def coloured_objects(subject: Subject, count: int, seed: int = 0) -> list[Case]:
+def make_coloured_objects(subject: StudiedModel, count: int, seed: int = 0) -> list[Case]:
     """Coloured objects: one solved example, then which colour one of three objects has. Chance is one in three.
 
     The counterfactual is the same text with another object asked for.
@@ -207,11 +207,11 @@ def coloured_objects(subject: Subject, count: int, seed: int = 0) -> list[Case]:
     found: list[Case] = []
     rng = random.Random(f"colours/{seed}")
     while len(found) < count:
-        shot = _scene(rng)
-        question = _scene(rng)
+        shot = _draw_scene(rng)
+        question = _draw_scene(rng)
         asked, other = rng.sample(range(3), 2)
-        text = f"{_told(shot, rng.randrange(3), solved=True)}\n{_told(question, asked)}"
-        twin = f"{_told(shot, 0, solved=True)}\n{_told(question, other)}"
+        text = f"{_describe_scene(shot, rng.randrange(3), solved=True)}\n{_describe_scene(question, asked)}"
+        twin = f"{_describe_scene(shot, 0, solved=True)}\n{_describe_scene(question, other)}"
         solved = text.split("\n")[:2]
         twin = "\n".join([*solved, *twin.split("\n")[2:]])
         clean, corrupt = subject.encode(text), subject.encode(twin)
@@ -220,7 +220,10 @@ def coloured_objects(subject: Subject, count: int, seed: int = 0) -> list[Case]:
         colours = [colour for colour, _ in question[2]]
         right = token[colours[asked]][0]
         wrong = [token[colour][0] for place, colour in enumerate(colours) if place != asked]
-        marks = {"END": [len(clean) - 1], "WRONG": _places(subject, clean, [c for c in colours if c != colours[asked]])}
+        marks = {
+            "END": [len(clean) - 1],
+            "WRONG": _last_positions(subject, clean, [c for c in colours if c != colours[asked]]),
+        }
         found.append(Case(clean, corrupt, right, wrong, "", marks, text))
     return found
 
@@ -228,12 +231,12 @@ def coloured_objects(subject: Subject, count: int, seed: int = 0) -> list[Case]:
 _Scene = tuple[str, str, list[tuple[str, str]]]
 
 
-def _scene(rng: random.Random) -> _Scene:
+def _draw_scene(rng: random.Random) -> _Scene:
     pairs = list(zip(rng.sample(_COLOURS, 3), rng.sample(_OBJECTS, 3), strict=True))
-    return rng.choice(_SURFACES), rng.choice(_SEEN), pairs
+    return rng.choice(_SURFACES), rng.choice(_VIEWS), pairs
 
 
-def _told(scene: _Scene, asked: int, *, solved: bool = False) -> str:
+def _describe_scene(scene: _Scene, asked: int, *, solved: bool = False) -> str:
     surface, seen, pairs = scene
     things = [f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {thing}" for colour, thing in pairs]
     colour, thing = pairs[asked]
@@ -243,7 +246,7 @@ def _told(scene: _Scene, asked: int, *, solved: bool = False) -> str:
     )
 
 
-def _places(subject: Subject, ids: Sequence[int], colours: Sequence[str]) -> list[int]:
+def _last_positions(subject: StudiedModel, ids: Sequence[int], colours: Sequence[str]) -> list[int]:
     """Last place of each colour word, as it stands in the question."""
     found = []
     for colour in colours:
@@ -253,7 +256,7 @@ def _places(subject: Subject, ids: Sequence[int], colours: Sequence[str]) -> lis
     return found
 
 
-class _Line(BaseModel):
+class _PairLine(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     clean: str = Field(min_length=1)
@@ -262,7 +265,7 @@ class _Line(BaseModel):
     wrong: str | list[str]
 
 
-def own_task(subject: Subject, lines: str) -> list[Case]:
+def parse_pairs(subject: StudiedModel, lines: str) -> list[Case]:
     """One's own pairs: JSON lines of `clean`, `corrupt`, `correct` and `wrong` (a text, or a list of texts).
 
     Raises:
@@ -272,7 +275,7 @@ def own_task(subject: Subject, lines: str) -> list[Case]:
     found = []
     for number, line in enumerate(filter(str.strip, lines.splitlines()), 1):
         try:
-            given = _Line.model_validate(json.loads(line))
+            given = _PairLine.model_validate(json.loads(line))
         except (ValueError, ValidationError) as error:
             detail = f"Line {number} of pairs is not an object of clean, corrupt, correct and wrong."
             raise Malformed(detail, field="pairs") from error
@@ -288,7 +291,7 @@ def own_task(subject: Subject, lines: str) -> list[Case]:
     return found
 
 
-def _first_tokens(subject: Subject, texts: str | list[str], number: int) -> list[int]:
+def _first_tokens(subject: StudiedModel, texts: str | list[str], number: int) -> list[int]:
     ids = [subject.tokenizer.encode(text, special=False)[:1] for text in ([texts] if isinstance(texts, str) else texts)]
     if not ids or [] in ids:
         detail = f"Line {number} of pairs has an answer without a token."

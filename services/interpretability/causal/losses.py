@@ -12,12 +12,12 @@ from torch.nn import functional
 from shared.lm.decoder import Decoder
 from shared.lm.taps import Edit, Uniform, trace
 
-__all__ = ["hide", "position_losses", "token_losses"]
+__all__ = ["mask_heads", "position_losses", "token_losses"]
 
 Head = tuple[int, int]
 
 
-def hide(heads: Iterable[Head], positions: Any = None) -> list[Edit]:
+def mask_heads(heads: Iterable[Head], positions: Any = None) -> list[Edit]:
     """Masking: the heads (layer, head) look at all they see alike."""
     chosen = sorted(set(heads))
     return [
@@ -37,5 +37,5 @@ def token_losses(
     model: Decoder, ids: Tensor, *, masked: Iterable[Head] = (), attend: Any = None, edits: Sequence[Edit] = ()
 ) -> Tensor:
     """Losses of tokens 2…T of ids [B,T] under masked heads, edits or an `attend`: [B,T−1]."""
-    found = trace(model, ids, edits=[*hide(masked), *edits], attend=attend)
+    found = trace(model, ids, edits=[*mask_heads(masked), *edits], attend=attend)
     return position_losses(found.logits, ids)

@@ -14,22 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.interpretability.causal.activation_cache import Recorded, final_norm, record
+from services.interpretability.causal.activation_cache import ActivationCache, final_norm, run_with_cache
 from shared.errors import InvalidOption
 from shared.lm.decoder import Decoder
 from shared.lm.taps import trace
 
 __all__ = [
-    "Ablation",
+    "AblationKind",
     "Attribution",
-    "PathPatched",
+    "PathPatchResult",
     "Positions",
     "Receiver",
     "ablate",
     "activation_patch",
+    "attribute_logits",
     "attribution_patch",
     "direct_logit_attribution",
-    "full_attribution",
     "logit_difference",
     "path_patch",
 ]
@@ -38,17 +38,17 @@ Positions = Literal["all"] | int | Sequence[int]
 Receiver = tuple[int, str, int]
 """(layer, `q`, `k` or `v`, head); keys and values are named by their group."""
 
-Ablation = Literal["zero", "uniform", "mean", "resample"]
+AblationKind = Literal["zero", "uniform", "mean", "resample"]
 
-BATCH_BYTES = 256 * 2**20
+MAX_FORWARD_BYTES = 256 * 2**20
 """Default bound on variants·B·T·D·4 bytes of one forward."""
 
-UNDEFINED = 1e-6
+MIN_SPAN = 1e-6
 """Difference between clean and corrupt logit differences below which an effect has no meaning."""
 
 
 @dataclass(frozen=True, slots=True)
-class PathPatched:
+class PathPatchResult:
     """What each sender does to the answer through the receivers.
 
     Attributes:
@@ -83,7 +83,7 @@ def path_patch(
     positions: Positions = "all",
     freeze_mlps: bool = False,
     batch: int | None = None,
-) -> PathPatched:
+) -> PathPatchResult:
     """Effect of every head on the answer through the receivers alone (section 2).
 
     Args:
@@ -99,14 +99,16 @@ def path_patch(
     Raises:
         InvalidOption: A receiver or position that does not exist.
     """
-    run, other = record(model, clean), record(model, corrupt)
-    return paths(run, other, answers, receivers=receivers, positions=positions, freeze_mlps=freeze_mlps, batch=batch)
+    run, other = run_with_cache(model, clean), run_with_cache(model, corrupt)
+    return patch_paths(
+        run, other, answers, receivers=receivers, positions=positions, freeze_mlps=freeze_mlps, batch=batch
+    )
 
 
 @torch.no_grad()
-def paths(
-    run: Recorded,
-    other: Recorded,
+def patch_paths(
+    run: ActivationCache,
+    other: ActivationCache,
     answers: Tensor,
     *,
     receivers: Literal["final"] | Sequence[Receiver] = "final",
@@ -114,26 +116,26 @@ def paths(
     freeze_mlps: bool = False,
     batch: int | None = None,
     senders: range | None = None,
-) -> PathPatched:
+) -> PathPatchResult:
     """`path_patch` on runs that are recorded already, of all senders or those of some layers."""
-    where = _positions(positions, run.ids.shape[1])
+    where = _resolve_positions(positions, run.ids.shape[1])
     if receivers != "final":
-        _check(receivers, run)
+        _check_receivers(receivers, run)
     top = run.layers if receivers == "final" else min(layer for layer, _, _ in receivers)
     patched = np.full((run.layers, run.heads), np.nan)
-    for layer, heads in _groups(run, batch, range(top) if senders is None else senders):
-        arrived = _arriving(run, other, layer, heads, where, freeze_mlps=freeze_mlps, receivers=receivers)
-        logits = _received(run, arrived, receivers, where, len(heads))
-        patched[layer, heads] = _each(logits, answers, len(heads))
+    for layer, heads in _head_batches(run, batch, range(top) if senders is None else senders):
+        arrived = _propagate_to_receivers(run, other, layer, heads, where, freeze_mlps=freeze_mlps, receivers=receivers)
+        logits = _run_receivers(run, arrived, receivers, where, len(heads))
+        patched[layer, heads] = _mean_differences(logits, answers, len(heads))
     low, high = logit_difference(run.last, answers), logit_difference(other.last, answers)
     with np.errstate(divide="ignore", invalid="ignore"):
-        effect = (patched - low) / (high - low) if abs(high - low) >= UNDEFINED else np.full_like(patched, np.nan)
-    return PathPatched(low, high, patched, effect)
+        effect = (patched - low) / (high - low) if abs(high - low) >= MIN_SPAN else np.full_like(patched, np.nan)
+    return PathPatchResult(low, high, patched, effect)
 
 
-def _arriving(
-    run: Recorded,
-    other: Recorded,
+def _propagate_to_receivers(
+    run: ActivationCache,
+    other: ActivationCache,
     layer: int,
     heads: list[int],
     where: list[int],
@@ -147,19 +149,19 @@ def _arriving(
     with frozen MLPs not even those.
     """
     wanted = {run.layers} if receivers == "final" else {l for l, _, _ in receivers}
-    x = run.swapped(layer, heads, other.z[layer], where)[:, where]
+    x = run.swap_heads(layer, heads, other.z[layer], where)[:, where]
     arrived: dict[int, Tensor] = {}
     for l in range(layer, max(wanted)):
         if l > layer:
-            x = x + run.repeated(run.attn[l][:, where], len(heads))
-        x = x + (run.repeated(run.mlp[l][:, where], len(heads)) if freeze_mlps else run.model.blocks[l].feed(x))
+            x = x + run.repeat_rows(run.attn[l][:, where], len(heads))
+        x = x + (run.repeat_rows(run.mlp[l][:, where], len(heads)) if freeze_mlps else run.model.blocks[l].feed(x))
         if l + 1 in wanted:
             arrived[l + 1] = x
     return arrived
 
 
-def _received(
-    run: Recorded,
+def _run_receivers(
+    run: ActivationCache,
     arrived: dict[int, Tensor],
     receivers: Literal["final"] | Sequence[Receiver],
     where: list[int],
@@ -169,8 +171,8 @@ def _received(
     if receivers == "final":
         last = run.ids.shape[1] - 1
         if last not in where:
-            return run.repeated(run.last, n)
-        return run.read_out(arrived[run.layers][:, where.index(last)])
+            return run.repeat_rows(run.last, n)
+        return run.unembed(arrived[run.layers][:, where.index(last)])
     inputs = {l: dict(zip("qkv", run.model.blocks[l].project(x), strict=True)) for l, x in arrived.items()}
 
     def projected(layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,7 +183,7 @@ def _received(
         return found["q"], found["k"], found["v"]
 
     lowest = min(inputs)
-    return run.onwards(lowest, run.repeated(run.pre[lowest], n).contiguous(), projected)
+    return run.run_from(lowest, run.repeat_rows(run.pre[lowest], n).contiguous(), projected)
 
 
 def activation_patch(
@@ -198,15 +200,15 @@ def activation_patch(
 
     `denoise` puts clean values into the corrupt run instead.
     """
-    run, other = record(model, clean), record(model, corrupt)
+    run, other = run_with_cache(model, clean), run_with_cache(model, corrupt)
     if denoise:
         run, other = other, run
-    return replaced(run, other.z, answers, positions=positions, batch=batch)
+    return patch_heads(run, other.z, answers, positions=positions, batch=batch)
 
 
 @torch.no_grad()
-def replaced(
-    run: Recorded,
+def patch_heads(
+    run: ActivationCache,
     z: Sequence[Tensor],
     answers: Tensor,
     *,
@@ -215,11 +217,11 @@ def replaced(
     senders: range | None = None,
 ) -> np.ndarray:
     """Logit difference with each head (of some layers) in turn mixing `z` [L][B,T,H,d] instead of its own: [L,H]."""
-    where = _positions(positions, run.ids.shape[1])
+    where = _resolve_positions(positions, run.ids.shape[1])
     found = np.full((run.layers, run.heads), np.nan)
-    for layer, heads in _groups(run, batch, senders or range(run.layers)):
-        logits = run.above(layer, run.swapped(layer, heads, z[layer], where))
-        found[layer, heads] = _each(logits, answers, len(heads))
+    for layer, heads in _head_batches(run, batch, senders or range(run.layers)):
+        logits = run.run_from_mid(layer, run.swap_heads(layer, heads, z[layer], where))
+        found[layer, heads] = _mean_differences(logits, answers, len(heads))
     return found
 
 
@@ -235,7 +237,13 @@ def attribution_patch(model: Decoder, clean: Tensor, corrupt: Tensor, answers: T
 
 
 def ablate(
-    model: Decoder, ids: Tensor, answers: Tensor, *, kind: Ablation = "zero", seed: int = 0, batch: int | None = None
+    model: Decoder,
+    ids: Tensor,
+    answers: Tensor,
+    *,
+    kind: AblationKind = "zero",
+    seed: int = 0,
+    batch: int | None = None,
 ) -> np.ndarray:
     """Logit difference with one head at a time ablated at all positions: [L,H].
 
@@ -247,11 +255,11 @@ def ablate(
         seed: Of `resample`.
         batch: Heads per forward.
     """
-    run = record(model, ids)
-    return replaced(run, ablated(run, kind, seed), answers, batch=batch)
+    run = run_with_cache(model, ids)
+    return patch_heads(run, ablation_values(run, kind, seed), answers, batch=batch)
 
 
-def ablated(run: Recorded, kind: Ablation, seed: int = 0) -> list[Tensor]:
+def ablation_values(run: ActivationCache, kind: AblationKind, seed: int = 0) -> list[Tensor]:
     """What all heads mix under an ablation, [L][B,T,H,d]."""
     if kind == "zero":
         return [torch.zeros_like(z) for z in run.z]
@@ -292,11 +300,11 @@ class Attribution:
 
 def direct_logit_attribution(model: Decoder, ids: Tensor, answers: Tensor, *, position: int = -1) -> np.ndarray:
     """What each head writes straight towards the right answer at a position, mean over prompts: [L,H]."""
-    return full_attribution(record(model, ids), answers, position=position).heads
+    return attribute_logits(run_with_cache(model, ids), answers, position=position).heads
 
 
 @torch.no_grad()
-def full_attribution(run: Recorded, answers: Tensor, *, position: int = -1) -> Attribution:
+def attribute_logits(run: ActivationCache, answers: Tensor, *, position: int = -1) -> Attribution:
     """Every part of the logit difference at a position, with the final norm frozen."""
     norm: Any = final_norm(run.model)
     matrix, gpt2 = run.model.output_matrix, run.model.config.path == "gpt2"
@@ -315,12 +323,12 @@ def full_attribution(run: Recorded, answers: Tensor, *, position: int = -1) -> A
     for l in range(run.layers):
         z = run.z[l][:, position]
         alone = torch.diag_embed(torch.ones(run.heads, dtype=z.dtype, device=z.device))[None, :, :, None] * z[:, None]
-        heads.append(towards(run.written(l, alone)))
+        heads.append(towards(run.project_heads(l, alone)))
         mlps.append(towards(run.mlp[l][:, position]))
-        biases = biases + towards(run.attn[l][:, position] - run.written(l, z)).cpu()
+        biases = biases + towards(run.attn[l][:, position] - run.project_heads(l, z)).cpu()
     if gpt2:
         biases = biases + (direction * norm.bias).sum(-1).double().mean().cpu()
-    logits = run.read_out(whole)
+    logits = run.unembed(whole)
     return Attribution(
         torch.stack(heads).cpu().numpy(),
         torch.stack(mlps).cpu().numpy(),
@@ -330,21 +338,21 @@ def full_attribution(run: Recorded, answers: Tensor, *, position: int = -1) -> A
     )
 
 
-def _groups(run: Recorded, batch: int | None, layers: range) -> Iterator[tuple[int, list[int]]]:
+def _head_batches(run: ActivationCache, batch: int | None, layers: range) -> Iterator[tuple[int, list[int]]]:
     """Heads of one layer at a time, at most `batch` of them."""
     B, T, D = run.pre[0].shape
-    size = batch or max(1, BATCH_BYTES // (B * T * D * 4))
+    size = batch or max(1, MAX_FORWARD_BYTES // (B * T * D * 4))
     for layer in layers:
         for start in range(0, run.heads, size):
             yield layer, list(range(start, min(start + size, run.heads)))
 
 
-def _each(logits: Tensor, answers: Tensor, n: int) -> np.ndarray:
+def _mean_differences(logits: Tensor, answers: Tensor, n: int) -> np.ndarray:
     """Mean logit difference of each of n variants: logits [n·B,V] → [n]."""
     return _differences(logits, answers.repeat(n, 1)).double().view(n, -1).mean(1).cpu().numpy()
 
 
-def _positions(positions: Positions, T: int) -> list[int]:
+def _resolve_positions(positions: Positions, T: int) -> list[int]:
     if positions == "all":
         return list(range(T))
     chosen = [positions] if isinstance(positions, int) else [int(p) for p in positions]
@@ -354,7 +362,7 @@ def _positions(positions: Positions, T: int) -> list[int]:
     return sorted({p % T for p in chosen})
 
 
-def _check(receivers: Sequence[Receiver], run: Recorded) -> None:
+def _check_receivers(receivers: Sequence[Receiver], run: ActivationCache) -> None:
     groups = run.v[0].shape[2]
     for layer, part, head in receivers:
         if (

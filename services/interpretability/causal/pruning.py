@@ -14,11 +14,11 @@ from torch import Tensor
 
 from shared.errors import InvalidOption
 
-__all__ = ["Pattern", "pruned", "stored_bytes"]
+__all__ = ["PruningPattern", "count_stored_bytes", "prune"]
 
 
 @dataclass(frozen=True, slots=True)
-class Pattern:
+class PruningPattern:
     """What becomes zero: a share of each matrix, or all but `n` of every `m` inputs.
 
     Attributes:
@@ -31,7 +31,7 @@ class Pattern:
     m: int = 0
 
     @classmethod
-    def parsed(cls, text: str) -> Self:
+    def parse(cls, text: str) -> Self:
         """`0.7`, or `2:4`.
 
         Raises:
@@ -53,16 +53,16 @@ class Pattern:
         )
 
 
-def pruned(state: Mapping[str, Tensor], pattern: Pattern) -> dict[str, Tensor]:
+def prune(state: Mapping[str, Tensor], pattern: PruningPattern) -> dict[str, Tensor]:
     """The state with zeros in its matrices; what has fewer than two dimensions stays.
 
     N of M runs over the inputs of each output (the flattened rest of a convolution's weight); matrices whose inputs M
     does not divide stay dense.
     """
-    return {name: _thinned(tensor, pattern) if tensor.dim() >= 2 else tensor for name, tensor in state.items()}
+    return {name: _prune_matrix(tensor, pattern) if tensor.dim() >= 2 else tensor for name, tensor in state.items()}
 
 
-def _thinned(weight: Tensor, pattern: Pattern) -> Tensor:
+def _prune_matrix(weight: Tensor, pattern: PruningPattern) -> Tensor:
     flat = weight.flatten(1)
     if not pattern.m:
         count = round(pattern.share * flat.numel())
@@ -77,7 +77,7 @@ def _thinned(weight: Tensor, pattern: Pattern) -> Tensor:
     return (groups * kept).view_as(weight)
 
 
-def stored_bytes(state: Mapping[str, Tensor], itemsize: int = 2) -> tuple[int, int]:
+def count_stored_bytes(state: Mapping[str, Tensor], itemsize: int = 2) -> tuple[int, int]:
     """Bytes of the non-zeros, and of one bit per place that says where they are; matrices only."""
     matrices = [tensor for tensor in state.values() if tensor.dim() >= 2]
     values = sum(int(tensor.count_nonzero()) for tensor in matrices) * itemsize

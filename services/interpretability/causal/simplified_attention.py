@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shared.lm.attention import DenseAttention, patterns, scores, sdpa, visible
+from shared.lm.attention import DenseAttention, causal_mask, patterns, scores, sdpa
 
-__all__ = ["Relaxation", "Relaxed"]
+__all__ = ["Relaxation", "SimplifiedAttention"]
 
 Relaxation = Literal["uniform", "identity", "average", "earlier", "relu"]
 """Alike over all that is seen; the token's own value only; a fixed pattern; another layer's queries and keys; rectified
@@ -22,7 +22,7 @@ scores instead of a softmax."""
 Head = tuple[int, int]
 
 
-class Relaxed:
+class SimplifiedAttention:
     """Causal attention in which some heads are simpler."""
 
     def __init__(
@@ -51,7 +51,7 @@ class Relaxed:
     def _rows(self, layer: int, q: Tensor, keys: Tensor) -> Tensor:
         """Pattern rows of all heads [B,H,T,T]."""
         B, T, H, _ = q.shape
-        seen = visible(torch.arange(T, device=q.device), T, None)
+        seen = causal_mask(torch.arange(T, device=q.device), T, None)
         if self._kind == "identity":
             return torch.eye(T, dtype=q.dtype, device=q.device).expand(B, H, T, T)
         if self._kind == "uniform":

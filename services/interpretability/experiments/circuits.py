@@ -17,22 +17,22 @@ from torch import Tensor
 
 from services.interpretability.attention.head_scores import head_patterns, overlap, top_heads
 from services.interpretability.causal import circuit_tasks
-from services.interpretability.causal.activation_cache import Recorded, record
+from services.interpretability.causal.activation_cache import ActivationCache, run_with_cache
 from services.interpretability.causal.patching import (
     ablate,
     activation_patch,
+    attribute_logits,
     attribution_patch,
     direct_logit_attribution,
-    full_attribution,
     logit_difference,
+    patch_heads,
+    patch_paths,
     path_patch,
-    paths,
-    replaced,
 )
-from services.interpretability.circuit_report import Study, report_of
+from services.interpretability.circuit_report import CircuitFindings, build_report
 from services.interpretability.core.experiment import NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Report, matrix
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.report import Report, to_matrix
+from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption
 from shared.lm.taps import Attend, Edit, Scale, sweep, trace
 from shared.registry import Card, Paper
@@ -109,9 +109,9 @@ class Circuits(Experiment[CircuitsSpec]):
         example={"lm": "tiny-induction", "seed": 0, "task": "own", "pairs": PAIRS, "knockout": 2, "stages": 2},
     )
 
-    def cost(self, spec: CircuitsSpec, subject: Subject) -> Cost:
+    def cost(self, spec: CircuitsSpec, subject: StudiedModel) -> Cost:
         """Two recorded runs per length of prompt; patching goes through the layers above each sender only."""
-        found = circuit_tasks.batches(cases_of(spec, subject))
+        found = circuit_tasks.group_by_length(make_cases(spec, subject))
         tokens = sum(len(b.cases) * len(b.cases[0].clean) for b in found)
         total = Cost(2 * len(found), 2 * tokens, len(found))
         if spec.method == "attribution":
@@ -120,15 +120,15 @@ class Circuits(Experiment[CircuitsSpec]):
             stages = spec.stages if spec.method == "path" else 1
             cells = len(found) * subject.layers * stages
             total += Cost(0, 0, cells, partial=tokens * subject.layers * subject.heads * stages // 2)
-        variants = bool(spec.knockout) * (1 + len(_draws(spec, subject))) + bool(spec.override)
+        variants = bool(spec.knockout) * (1 + len(_draw_controls(spec, subject))) + bool(spec.override)
         total += Cost(variants * len(found), variants * tokens, bool(spec.knockout) * len(found))
-        return total + Cost(1, 2 * _period(subject), 1)
+        return total + Cost(1, 2 * _pattern_period(subject), 1)
 
-    def run(self, spec: CircuitsSpec, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: CircuitsSpec, subject: StudiedModel, progress: Progress) -> Report:
         """Task, effects stage by stage, attribution, knock-outs."""
-        cases = cases_of(spec, subject)
-        work = _Work(spec, subject, progress, circuit_tasks.batches(cases))
-        study = Study(cases=cases, task=work.task(), groups=subject.model.config.kv_heads)
+        cases = make_cases(spec, subject)
+        work = _CircuitCells(spec, subject, progress, circuit_tasks.group_by_length(cases))
+        study = CircuitFindings(cases=cases, task=work.task(), groups=subject.model.config.kv_heads)
         for name, receivers in _stages(spec, study):
             if progress.stopped or receivers == []:
                 break
@@ -140,36 +140,36 @@ class Circuits(Experiment[CircuitsSpec]):
             study.knockout = work.knockout(study)
         if spec.override and not progress.stopped:
             study.overridden = work.overridden()
-        return report_of(spec, subject, study)
+        return build_report(spec, subject, study)
 
 
-PERIOD = 16
+PATTERN_PERIOD = 16
 """Tokens of the random sequence that is said twice to tell previous-token, duplicate and induction heads apart."""
 
 Receivers = Literal["final"] | list[tuple[int, str, int]]
 
 
-def _period(subject: Subject) -> int:
-    return min(PERIOD, subject.window // 2)
+def _pattern_period(subject: StudiedModel) -> int:
+    return min(PATTERN_PERIOD, subject.window // 2)
 
 
-def cases_of(spec: CircuitsSpec, subject: Subject) -> list[circuit_tasks.Case]:
+def make_cases(spec: CircuitsSpec, subject: StudiedModel) -> list[circuit_tasks.Case]:
     """The prompts of the task.
 
     Raises:
         InvalidOption: The tokenizer does not fit the task, or `pairs` is missing.
     """
     if spec.task == "own":
-        if not (found := circuit_tasks.own_task(subject, spec.pairs or "")):
+        if not (found := circuit_tasks.parse_pairs(subject, spec.pairs or "")):
             detail = "The task own needs at least one line in pairs."
             raise InvalidOption(detail, field="pairs")
         return found
     if spec.task == "ioi":
-        return circuit_tasks.indirect_objects(subject, spec.prompts, spec.seed, spec.counterfactual)
-    return circuit_tasks.coloured_objects(subject, spec.prompts, spec.seed)
+        return circuit_tasks.make_indirect_objects(subject, spec.prompts, spec.seed, spec.counterfactual)
+    return circuit_tasks.make_coloured_objects(subject, spec.prompts, spec.seed)
 
 
-def _draws(spec: CircuitsSpec, subject: Subject) -> list[tuple[int, ...]]:
+def _draw_controls(spec: CircuitsSpec, subject: StudiedModel) -> list[tuple[int, ...]]:
     """Different random sets of places in the ranking by attribution, outside its top 15 %."""
     size = subject.layers * subject.heads
     outside = range(max(spec.knockout, round(0.15 * size)), size)
@@ -181,7 +181,7 @@ def _draws(spec: CircuitsSpec, subject: Subject) -> list[tuple[int, ...]]:
     return sorted(found)
 
 
-def _stages(spec: CircuitsSpec, study: Study) -> Iterator[tuple[str, Receivers]]:
+def _stages(spec: CircuitsSpec, study: CircuitFindings) -> Iterator[tuple[str, Receivers]]:
     """Stage names with their receivers; later ones follow from what earlier ones found (section 2, discovery)."""
     yield ("final", "final") if not spec.receivers else ("receivers", list(spec.receivers))
     if spec.method != "path" or spec.receivers:
@@ -189,29 +189,29 @@ def _stages(spec: CircuitsSpec, study: Study) -> Iterator[tuple[str, Receivers]]
     for before, name, part in (("final", "q of movers", "q"), ("q of movers", "v", "v"), ("v", "k", "k"))[
         : spec.stages - 1
     ]:
-        yield name, study.received(before, part, spec.fraction)
+        yield name, study.receivers_after(before, part, spec.fraction)
 
 
 @dataclass
-class _Work:
+class _CircuitCells:
     """The cells of one study: each depends on its batch and its part alone."""
 
     spec: CircuitsSpec
-    subject: Subject
+    subject: StudiedModel
     progress: Progress
-    batches: list[circuit_tasks.Batch]
+    batches: list[circuit_tasks.CaseBatch]
 
     def __post_init__(self) -> None:
-        self._runs: dict[int, tuple[Recorded, Recorded]] = {}
+        self._runs: dict[int, tuple[ActivationCache, ActivationCache]] = {}
 
     def task(self) -> dict[str, Any]:
         """How well the model does the task, and what each part writes towards the answer."""
         values = self._over_batches({"part": "task"}, self._task)
         if not values:
-            raise_stopped(self.progress)
+            check_stopped(self.progress)
         return _mean(values, [len(batch.cases) for batch in self.batches[: len(values)]])
 
-    def stage(self, receivers: Receivers, study: Study) -> np.ndarray:
+    def stage(self, receivers: Receivers, study: CircuitFindings) -> np.ndarray:
         """Effects of all senders on these receivers [L,H], over all prompts together."""
         size = (self.subject.layers, self.subject.heads)
         if self.spec.method == "attribution":
@@ -227,18 +227,18 @@ class _Work:
     def patterns(self) -> dict[str, np.ndarray]:
         """Pattern scores of all heads on a random sequence said twice."""
         rng = random.Random(f"patterns/{self.spec.seed}")
-        half = [rng.randrange(self.subject.model.config.vocab) for _ in range(_period(self.subject))]
+        half = [rng.randrange(self.subject.model.config.vocab) for _ in range(_pattern_period(self.subject))]
         found = self.progress.cell(
             {"part": "patterns", "half": half},
-            lambda: {name: matrix(scores) for name, scores in head_patterns(self.subject.model, half).items()},
+            lambda: {name: to_matrix(scores) for name, scores in head_patterns(self.subject.model, half).items()},
         )
         return {name: np.array(scores) for name, scores in found.items()}
 
-    def knockout(self, study: Study) -> dict[str, dict[str, float]]:
+    def knockout(self, study: CircuitFindings) -> dict[str, dict[str, float]]:
         """Variant → logit difference and share above zero, with heads zeroed together."""
         order = top_heads(np.array(study.task["heads"]), 1.0)
         sets = {f"top {self.spec.knockout}": order[: self.spec.knockout]}
-        draws = _draws(self.spec, self.subject)
+        draws = _draw_controls(self.spec, self.subject)
         sets |= {f"random #{i}": [order[place] for place in drawn] for i, drawn in enumerate(draws)}
         values = self._over_batches(
             {"part": "knockout", "sets": [sorted(heads) for heads in sets.values()]},
@@ -252,7 +252,7 @@ class _Work:
 
     def overridden(self) -> dict[str, float]:
         """Top-1 accuracy with some heads looking at the wrong colours (2024, section 5)."""
-        heads = self.subject.refuse_heads(self.spec.override, "override")
+        heads = self.subject.check_heads(self.spec.override, "override")
         values = [self._override(batch, heads) for batch in self.batches]
         return _mean(values, [len(batch.cases) for batch in self.batches])
 
@@ -261,11 +261,11 @@ class _Work:
     def _task(self, i: int) -> dict[str, Any]:
         run, other = self._recorded(i)
         answers = self._answers(i)
-        parts = full_attribution(run, answers)
+        parts = attribute_logits(run, answers)
         return {
-            **_solved(run.last, answers),
+            **_score_task(run.last, answers),
             "corrupt": logit_difference(other.last, answers),
-            "heads": matrix(parts.heads),
+            "heads": to_matrix(parts.heads),
             "mlps": parts.mlps.tolist(),
             "embedding": parts.embedding,
             "biases": parts.biases,
@@ -292,9 +292,9 @@ class _Work:
         (run, other), answers = self._recorded(i), self._answers(i)
         where: Any = "all" if self.spec.positions == "all" else -1
         if self.spec.method == "activation":
-            found = replaced(run, other.z, answers, positions=where, senders=range(layer, layer + 1))
+            found = patch_heads(run, other.z, answers, positions=where, senders=range(layer, layer + 1))
         else:
-            found = paths(
+            found = patch_paths(
                 run,
                 other,
                 answers,
@@ -308,15 +308,15 @@ class _Work:
 
     def _estimated(self, i: int) -> Any:
         clean, corrupt = (self.subject.tensor(ids) for ids in (self.batches[i].clean, self.batches[i].corrupt))
-        return matrix(attribution_patch(self.subject.model, clean, corrupt, self._answers(i)))
+        return to_matrix(attribution_patch(self.subject.model, clean, corrupt, self._answers(i)))
 
     def _zeroed(self, i: int, sets: Sequence[Sequence[Head]]) -> list[dict[str, float]]:
         variants: list[list[Edit]] = [[Scale(f"z.{l}", 0.0, heads=h) for l, h in heads] for heads in sets]
         ids, answers = self.subject.tensor(self.batches[i].clean), self._answers(i)
         traced = sweep(self.subject.model, ids, variants, keep=1, batch=1)
-        return [_solved(one.logits[:, -1], answers) for one in traced]
+        return [_score_task(one.logits[:, -1], answers) for one in traced]
 
-    def _override(self, batch: circuit_tasks.Batch, heads: Sequence[Head]) -> dict[str, float]:
+    def _override(self, batch: circuit_tasks.CaseBatch, heads: Sequence[Head]) -> dict[str, float]:
         edits: list[Edit] = [
             Attend(l, h, case.marks["END"][0], case.marks["WRONG"], 1 / len(case.marks["WRONG"]), rows=row)
             for row, case in enumerate(batch.cases)
@@ -327,7 +327,7 @@ class _Work:
             detail = "override works on prompts whose wrong answers stand in them: the task colored-objects."
             raise InvalidOption(detail, field="override")
         logits = trace(self.subject.model, self.subject.tensor(batch.clean), edits=edits, keep=1).logits[:, -1]
-        return _solved(logits, self.subject.tensor(batch.answers))
+        return _score_task(logits, self.subject.tensor(batch.answers))
 
     # What batches share.
 
@@ -335,11 +335,11 @@ class _Work:
         numbered = range(len(self.batches))
         return [v for _, v in self.progress.each(numbered, lambda i: {**content, **self.batches[i].facts}, work)]
 
-    def _recorded(self, i: int) -> tuple[Recorded, Recorded]:
+    def _recorded(self, i: int) -> tuple[ActivationCache, ActivationCache]:
         """Clean and corrupt run of a batch; those of one batch are kept at a time."""
         if i not in self._runs:
             model, batch = self.subject.model, self.batches[i]
-            both = (record(model, self.subject.tensor(ids)) for ids in (batch.clean, batch.corrupt))
+            both = (run_with_cache(model, self.subject.tensor(ids)) for ids in (batch.clean, batch.corrupt))
             self._runs = {**self._runs, i: tuple(both)}  # type: ignore[dict-item]  # two of them
         return self._runs[i]
 
@@ -352,12 +352,12 @@ class _Work:
         return np.average(found, axis=0, weights=weights) if found else np.full(size, np.nan)
 
 
-def raise_stopped(progress: Progress) -> None:
+def check_stopped(progress: Progress) -> None:
     """Stop as the run was told to: without the task's numbers there is nothing to report."""
     progress.cell({}, lambda: None)
 
 
-def _solved(last: Tensor, answers: Tensor) -> dict[str, float]:
+def _score_task(last: Tensor, answers: Tensor) -> dict[str, float]:
     """How well a task is done: logits [B,V], answers [B,1+w]."""
     chosen = last.gather(1, answers).double()
     differences = chosen[:, 0] - chosen[:, 1:].mean(1)

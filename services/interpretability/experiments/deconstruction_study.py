@@ -18,15 +18,33 @@ import torch
 from pydantic import Field
 
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Axis, Bar, Bars, Grid, Report, Scalar, Table, digest, matrix
-from services.interpretability.core.studied_model import Subject
-from services.interpretability.deconstructed_runs import KINDS, LAYOUTS, Layout, Size, StudyRun, Variant, found_by
+from services.interpretability.core.report import (
+    Axis,
+    Bar,
+    Bars,
+    HeatMap,
+    Report,
+    Scalar,
+    Table,
+    json_digest,
+    to_matrix,
+)
+from services.interpretability.core.studied_model import StudiedModel
+from services.interpretability.deconstructed_runs import (
+    INDICATOR_NAMES,
+    LAYOUTS,
+    Layout,
+    MixerRun,
+    ModelSize,
+    Variant,
+    train_and_measure,
+)
 from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 
-__all__ = ["DeconstructionStudy", "StudySpec"]
+__all__ = ["DeconstructionStudy", "DeconstructionStudySpec"]
 
-PAPER = {
+PAPER_PERPLEXITY = {
     ("standard", "uniform"): 38.1,
     ("mlp", "uniform"): 993.5, ("mlp", "hybrid"): 45.8,
     ("approximate", "uniform"): 47.9, ("approximate", "hybrid"): 39.4,
@@ -44,7 +62,7 @@ _RECIPE = (
 )
 
 
-class Cell(NamedTuple):
+class MixerCell(NamedTuple):
     """One run: what is trained."""
 
     variant: Variant
@@ -57,7 +75,7 @@ class Cell(NamedTuple):
         return "standard" if self.variant == "standard" else f"{self.layout} {self.variant}"
 
 
-class StudySpec(Spec):
+class DeconstructionStudySpec(Spec):
     """Which models are trained, how often, how long, how large, and on what."""
 
     variants: list[Variant] = Field(
@@ -75,15 +93,15 @@ class StudySpec(Spec):
     )
     seeds: list[int] = Field([1], min_length=1, max_length=10, description="A run per seed; spread is over them.")
     steps: int = Field(2000, ge=1, le=100_000, description="Steps of AdamW of each run.")
-    size: Size = Field(Size(), description="How large the models are.")
+    size: ModelSize = Field(ModelSize(), description="How large the models are.")
     data: Literal["library", "text"] = Field("library", description="Python's own text, or the `text` that is sent.")
     text: str | None = Field(None, max_length=5_000_000, description="For data=text: what to learn and to test on.")
 
 
-class DeconstructionStudy(Experiment[StudySpec]):
+class DeconstructionStudy(Experiment[DeconstructionStudySpec]):
     """What a language model learns without an ingredient of attention."""
 
-    In = StudySpec
+    In = DeconstructionStudySpec
     route: ClassVar[str] = "deconstruction/study"
     card: ClassVar[Card] = Card(
         name="deconstruction-study", task="probe", licence="Apache-2.0",
@@ -102,21 +120,21 @@ class DeconstructionStudy(Experiment[StudySpec]):
         },
     )  # fmt: skip
 
-    def subject(self, name: str | None) -> Subject:
+    def load_model(self, name: str | None) -> StudiedModel:
         """What stands for the models that are trained here: of `lm` only the tokens count, and those are bytes."""
-        found = self.shelf.subject(EXAMPLE_LM if name is None else name)
-        return replace(found, name="deconstructed-lm", weights_sha256=digest("trained here"))
+        found = self.models.get(EXAMPLE_LM if name is None else name)
+        return replace(found, name="deconstructed-lm", weights_sha256=json_digest("trained here"))
 
-    def cost(self, spec: StudySpec, subject: Subject) -> Cost:
+    def cost(self, spec: DeconstructionStudySpec, subject: StudiedModel) -> Cost:
         """A cell per run; no model that was there before is called."""
-        _fits(spec)
-        return Cost(forwards=0, tokens=0, cells=len(_cells(spec)))
+        _check_spec(spec)
+        return Cost(forwards=0, tokens=0, cells=len(_list_cells(spec)))
 
-    def estimate(self, spec: StudySpec, subject: Subject) -> Report:
+    def estimate(self, spec: DeconstructionStudySpec, subject: StudiedModel) -> Report:
         """Runs, steps, and the time of them at the speed of two steps of standard attention."""
         told = super().estimate(spec, subject)
-        runs = len(_cells(spec))
-        run = _run(spec, Cell("standard", "uniform", 1))
+        runs = len(_list_cells(spec))
+        run = _run_of(spec, MixerCell("standard", "uniform", 1))
         net = run.network()
         (batch,) = run.batches(0, np.random.default_rng(0))
         times = []
@@ -128,20 +146,20 @@ class DeconstructionStudy(Experiment[StudySpec]):
         counts = {"runs": Scalar(value=runs), "steps": Scalar(value=runs * spec.steps, note="Of all runs together.")}
         return told.model_copy(update={"scalars": {**told.scalars, **counts, "seconds": took}})
 
-    def run(self, spec: StudySpec, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: DeconstructionStudySpec, subject: StudiedModel, progress: Progress) -> Report:
         """A cell per run."""
         found: dict[str, list[dict[str, Any]]] = {}
 
-        def train(cell: Cell) -> dict[str, Any]:
-            content = {**_content(spec, cell), "torch": torch.__version__}
-            return found_by(_run(spec, cell), self.store.bench(content), progress.inside())
+        def train(cell: MixerCell) -> dict[str, Any]:
+            content = {**_cell_content(spec, cell), "torch": torch.__version__}
+            return train_and_measure(_run_of(spec, cell), self.store.work_folder(content), progress.cell_context())
 
-        for cell, value in progress.each(_cells(spec), lambda cell: _content(spec, cell), train):
+        for cell, value in progress.each(_list_cells(spec), lambda cell: _cell_content(spec, cell), train):
             found.setdefault(cell.name, []).append({**value, "variant": cell.variant, "layout": cell.layout})
         return _report(spec, found)
 
 
-def _fits(spec: StudySpec) -> None:
+def _check_spec(spec: DeconstructionStudySpec) -> None:
     if spec.size.width % (2 * spec.size.heads):
         detail = f"size.width {spec.size.width} is no even multiple of size.heads {spec.size.heads}."
         raise InvalidOption(detail, hint="Rotary positions turn pairs inside each head.", field="size")
@@ -153,26 +171,26 @@ def _fits(spec: StudySpec) -> None:
         raise InvalidOption(detail, field="text")
 
 
-def _cells(spec: StudySpec) -> list[Cell]:
+def _list_cells(spec: DeconstructionStudySpec) -> list[MixerCell]:
     """Standard attention first, once per seed: its layouts are the same model."""
     others = [variant for variant in dict.fromkeys(spec.variants) if variant != "standard"]
     seeds = list(dict.fromkeys(spec.seeds))
     layouts = [layout for layout in LAYOUTS if layout in spec.layouts]
-    first = [Cell("standard", "uniform", seed) for seed in seeds]
-    return first + [Cell(v, layout, seed) for layout in layouts for v in others for seed in seeds]
+    first = [MixerCell("standard", "uniform", seed) for seed in seeds]
+    return first + [MixerCell(v, layout, seed) for layout in layouts for v in others for seed in seeds]
 
 
-def _run(spec: StudySpec, cell: Cell) -> StudyRun:
-    return StudyRun.of(cell.variant, cell.layout, cell.seed, spec.steps, spec.size, spec.text)
+def _run_of(spec: DeconstructionStudySpec, cell: MixerCell) -> MixerRun:
+    return MixerRun.of(cell.variant, cell.layout, cell.seed, spec.steps, spec.size, spec.text)
 
 
-def _content(spec: StudySpec, cell: Cell) -> dict[str, Any]:
+def _cell_content(spec: DeconstructionStudySpec, cell: MixerCell) -> dict[str, Any]:
     """What a run depends on, beside code and versions."""
-    run = _run(spec, cell)
+    run = _run_of(spec, cell)
     return {**cell._asdict(), "steps": spec.steps, "size": spec.size.model_dump(), "data": run.split("train").digest}
 
 
-def _report(spec: StudySpec, found: dict[str, list[dict[str, Any]]]) -> Report:
+def _report(spec: DeconstructionStudySpec, found: dict[str, list[dict[str, Any]]]) -> Report:
     title = "Deconstruction study"
     if not found:
         return Report(title=title)
@@ -185,7 +203,7 @@ def _report(spec: StudySpec, found: dict[str, list[dict[str, Any]]]) -> Report:
         title=title,
         warnings=[warning],
         scalars={"runs": Scalar(value=sum(map(len, found.values()))), "steps": Scalar(value=spec.steps)},
-        tables=[_beside(found), _states(found), _speed(found)],
+        tables=[_paper_table(found), _state_table(found), _speed_table(found)],
         bars=[
             Bars(
                 name="bits per byte",
@@ -194,17 +212,17 @@ def _report(spec: StudySpec, found: dict[str, list[dict[str, Any]]]) -> Report:
                 bars=[_bar(name, runs) for name, runs in found.items()],
             )
         ],
-        grids=[_curves(found), *_pictures(spec, found)],
+        grids=[_curve_map(found), *_indicator_maps(spec, found)],
     )
 
 
-def _beside(found: dict[str, list[dict[str, Any]]]) -> Table:
+def _paper_table(found: dict[str, list[dict[str, Any]]]) -> Table:
     base = _mean(found["standard"], "bits")[0] if "standard" in found else None
     rows: list[list[Any]] = []
     for name, runs in found.items():
         mean, spread = _mean(runs, "bits")
         skip = _mean(runs, "bits_skip")[0] if "bits_skip" in runs[0] else None
-        paper = PAPER.get((runs[0]["variant"], runs[0]["layout"]))
+        paper = PAPER_PERPLEXITY.get((runs[0]["variant"], runs[0]["layout"]))
         rows.append([name, len(runs), mean, spread, mean / base - 1 if base else None, skip, paper])
     return Table(
         name="against the paper",
@@ -214,7 +232,7 @@ def _beside(found: dict[str, list[dict[str, Any]]]) -> Table:
     )
 
 
-def _states(found: dict[str, list[dict[str, Any]]]) -> Table:
+def _state_table(found: dict[str, list[dict[str, Any]]]) -> Table:
     rows: list[list[Any]] = [
         [name, runs[0]["parameters"], sum(runs[0]["state_bytes"]), " ".join(map(str, runs[0]["state_bytes"]))]
         for name, runs in found.items()
@@ -227,7 +245,7 @@ def _states(found: dict[str, list[dict[str, Any]]]) -> Table:
     )
 
 
-def _speed(found: dict[str, list[dict[str, Any]]]) -> Table:
+def _speed_table(found: dict[str, list[dict[str, Any]]]) -> Table:
     rows: list[list[Any]] = [
         [name, *(round(fmean(run["speed"][kind] for run in runs)) for kind in ("train", "read"))]
         for name, runs in found.items()
@@ -240,12 +258,12 @@ def _speed(found: dict[str, list[dict[str, Any]]]) -> Table:
     )
 
 
-def _curves(found: dict[str, list[dict[str, Any]]]) -> Grid:
+def _curve_map(found: dict[str, list[dict[str, Any]]]) -> HeatMap:
     steps = [step for step, _ in next(iter(found.values()))[0]["curve"]]
     curves = {name: np.mean([[bits for _, bits in run["curve"]] for run in runs], 0) for name, runs in found.items()}
-    return Grid(
+    return HeatMap(
         name="curves",
-        values=matrix(curves.values()),
+        values=to_matrix(curves.values()),
         unit="bits/byte",
         rows=Axis(label="model", ticks=list(curves)),
         columns=Axis(label="step", ticks=[str(step) for step in steps]),
@@ -253,7 +271,7 @@ def _curves(found: dict[str, list[dict[str, Any]]]) -> Grid:
     )
 
 
-def _pictures(spec: StudySpec, found: dict[str, list[dict[str, Any]]]) -> list[Grid]:
+def _indicator_maps(spec: DeconstructionStudySpec, found: dict[str, list[dict[str, Any]]]) -> list[HeatMap]:
     """A grid per indicator: models by layers, mean over heads and seeds."""
     axes: dict[str, Any] = {
         "rows": Axis(label="model", ticks=list(found)),
@@ -265,16 +283,16 @@ def _pictures(spec: StudySpec, found: dict[str, list[dict[str, Any]]]) -> list[G
             [[np.nan if layer is None else layer[kind] for layer in run["indicators"]] for run in runs]
             for runs in found.values()
         ]
-        return matrix([np.mean(runs, 0) for runs in of])
+        return to_matrix([np.mean(runs, 0) for runs in of])
 
     return [
-        Grid(
+        HeatMap(
             name=kind,
             values=values(kind),
             **axes,
             caption=f"{kind.replace('_', ' ')} of the maps per layer, mean over heads; empty where nothing is mixed.",
         )
-        for kind in (*KINDS, "diversity")
+        for kind in (*INDICATOR_NAMES, "diversity")
     ]
 
 

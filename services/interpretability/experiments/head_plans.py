@@ -15,30 +15,30 @@ import torch
 from pydantic import Field
 
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.model_registry import ModelRegistry, shelf_of
-from services.interpretability.core.report import Artefact, Grid, Report, Scalar, head_axes, matrix
-from services.interpretability.core.result_store import Store
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.model_registry import ModelRegistry, registry_for
+from services.interpretability.core.report import Artefact, HeatMap, Report, Scalar, head_axes, to_matrix
+from services.interpretability.core.result_store import ResultStore
+from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.head_plans.duo_gates import DuoLoss, duo_gate_loss, duo_gates
-from services.interpretability.head_plans.makers import MAKERS, Made, Sources
-from services.interpretability.head_plans.razor import echo_induction, razor_plan, repeated
+from services.interpretability.head_plans.makers import MAKERS, PlanResult, Sources
+from services.interpretability.head_plans.razor import echo_induction, razor_plan, repeat_tokens
 from shared.lm.head_plan import HeadPlan
-from shared.lm.head_plan_store import PLAN_NAME, keep_plan
+from shared.lm.head_plan_store import PLAN_NAME, save_plan
 from shared.registry import Card, LoadContext, Paper
 
 __all__ = [
     "DuoLoss",
-    "HeadPlanSpec",
     "HeadPlans",
+    "HeadPlansSpec",
     "duo_gate_loss",
     "duo_gates",
     "echo_induction",
     "razor_plan",
-    "repeated",
+    "repeat_tokens",
 ]
 
 
-class HeadPlanSpec(Spec):
+class HeadPlansSpec(Spec):
     """Which plan is made, and how; options of other kinds than the one asked for change nothing."""
 
     kind: Literal["razor", "duo", "act", "statistic", "retrieval", "table"] = Field(
@@ -93,10 +93,10 @@ class HeadPlanSpec(Spec):
     )
 
 
-class HeadPlans(Experiment[HeadPlanSpec]):
+class HeadPlans(Experiment[HeadPlansSpec]):
     """Makes the plans by which llm-longctx decides what a head keeps."""
 
-    In = HeadPlanSpec
+    In = HeadPlansSpec
     route: ClassVar[str] = "heads/plans"
     card: ClassVar[Card] = Card(
         name="head-plans", task="probe", licence="Apache-2.0",
@@ -115,8 +115,8 @@ class HeadPlans(Experiment[HeadPlanSpec]):
         },
     )  # fmt: skip
 
-    def __init__(self, shelf: ModelRegistry, store: Store, weights: Path | None = None) -> None:
-        super().__init__(shelf, store)
+    def __init__(self, models: ModelRegistry, store: ResultStore, weights: Path | None = None) -> None:
+        super().__init__(models, store)
         self._weights = weights
 
     @classmethod
@@ -124,25 +124,25 @@ class HeadPlans(Experiment[HeadPlanSpec]):
         """Ready at once; named plans go into the folder of imported weights, which all services share."""
         if place.threads:
             torch.set_num_threads(place.threads)
-        return cls(shelf_of(place), Store(place.cache / "probe"), place.weights)
+        return cls(registry_for(place), ResultStore(place.cache / "probe"), place.weights)
 
-    def cost(self, spec: HeadPlanSpec, subject: Subject) -> Cost:
+    def cost(self, spec: HeadPlansSpec, subject: StudiedModel) -> Cost:
         """As the kind says."""
         return MAKERS[spec.kind](spec, subject, self._sources).cost()
 
-    def run(self, spec: HeadPlanSpec, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: HeadPlansSpec, subject: StudiedModel, progress: Progress) -> Report:
         """Make the plan; store it where it has a name."""
         made = MAKERS[spec.kind](spec, subject, self._sources).make(progress)
         if made.plan is not None and spec.name is not None and self._weights is not None:
-            keep_plan(made.plan, self._weights, subject.name, spec.name)
+            save_plan(made.plan, self._weights, subject.name, spec.name)
         return _report(spec, subject, made)
 
     @property
     def _sources(self) -> Sources:
-        return Sources(self.store.artefact)
+        return Sources(self.store.read_artefact)
 
 
-def _report(spec: HeadPlanSpec, subject: Subject, made: Made) -> Report:
+def _report(spec: HeadPlansSpec, subject: StudiedModel, made: PlanResult) -> Report:
     plan = made.plan
     artefacts = [] if plan is None else [Artefact.of("head-plan.json", plan.text())]
     scalars = dict(made.scalars)
@@ -163,7 +163,7 @@ def _report(spec: HeadPlanSpec, subject: Subject, made: Made) -> Report:
     )
 
 
-def _grids(plan: HeadPlan | None, subject: Subject) -> list[Grid]:
+def _grids(plan: HeadPlan | None, subject: StudiedModel) -> list[HeatMap]:
     """The plan's evidence and its roles, as maps."""
     if plan is None:
         return []
@@ -181,5 +181,5 @@ def _grids(plan: HeadPlan | None, subject: Subject) -> list[Grid]:
     return found
 
 
-def _grid(name: str, values: Sequence[Sequence[float]], caption: str) -> Grid:
-    return Grid(name=name, values=matrix(values), **head_axes(len(values), len(values[0])), caption=caption)
+def _grid(name: str, values: Sequence[Sequence[float]], caption: str) -> HeatMap:
+    return HeatMap(name=name, values=to_matrix(values), **head_axes(len(values), len(values[0])), caption=caption)

@@ -17,22 +17,28 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.interpretability.attention.retrieval_score import (
     Aggregate,
-    Mode,
+    ScoreMode,
     aggregate,
-    credit,
     retrieval_score,
     rouge1_recall,
+    score_copies,
 )
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Report, matrix
-from services.interpretability.core.studied_model import Subject
-from services.interpretability.generation.forced_decoding import Answered, Forced, force, forced, generated
-from services.interpretability.generation.prefix_reader import Reader, pieces
-from services.interpretability.retrieval_report import report_of
-from shared.lm.niah_prompts import NEEDLES, Needle, Prompt, key_value, needle, needle_span
+from services.interpretability.core.report import Report, to_matrix
+from services.interpretability.core.studied_model import StudiedModel
+from services.interpretability.generation.forced_decoding import (
+    AnswerScore,
+    TracedAnswer,
+    generate_answer,
+    score_known_answer,
+    trace_known_answer,
+)
+from services.interpretability.generation.prefix_reader import PrefixReader, plan_pieces
+from services.interpretability.retrieval_report import build_report
+from shared.lm.niah_prompts import NEEDLES, Needle, Prompt, build_key_value_prompt, build_needle_prompt, needle_span
 from shared.registry import Card, Paper
 
-__all__ = ["RetrievalHeads", "RetrievalSpec", "aggregate", "needle_span", "retrieval_score", "rouge1_recall"]
+__all__ = ["RetrievalHeads", "RetrievalHeadsSpec", "aggregate", "needle_span", "retrieval_score", "rouge1_recall"]
 
 Head = tuple[int, int]
 
@@ -44,7 +50,7 @@ PAPER = Paper(
 )
 
 
-class OwnNeedle(BaseModel):
+class NeedleText(BaseModel):
     """A needle of one's own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,7 +60,7 @@ class OwnNeedle(BaseModel):
     answer: str = Field(min_length=1, max_length=1000, description="The words of the sentence that answer.")
 
 
-class RetrievalSpec(Spec):
+class RetrievalHeadsSpec(Spec):
     """Samples, how they are scored, and what is hidden afterwards."""
 
     protocol: Literal["niah", "kv"] = Field("kv", description="Needles in haystacks, or keys in JSON.")
@@ -65,9 +71,9 @@ class RetrievalSpec(Spec):
     value_words: int = Field(8, ge=0, le=40, description="Words of a kv value; 0 means eight random letters.")
     lengths: list[int] = Field([350, 700, 1200], min_length=1, max_length=40, description="Tokens of niah prompts.")
     depths: list[int] = Field([0, 25, 50, 75, 100], min_length=1, max_length=40, description="Percent, of niah.")
-    needles: list[OwnNeedle] = Field(default_factory=list, max_length=20, description="Own needles instead of ours.")
+    needles: list[NeedleText] = Field(default_factory=list, max_length=20, description="Own needles instead of ours.")
     corpus: str | None = Field(None, max_length=4_000_000, description="Own haystack instead of generated prose.")
-    mode: Mode = Field(
+    mode: ScoreMode = Field(
         "positions", description="positions, types (the paper's formula) or count (the released code's)."
     )
     top: int = Field(1, ge=1, le=50, description="A copy counts where any of so many largest positions qualifies.")
@@ -92,10 +98,10 @@ class Sample:
     facts: Mapping[str, Any]
 
 
-class RetrievalHeads(Experiment[RetrievalSpec]):
+class RetrievalHeads(Experiment[RetrievalHeadsSpec]):
     """Finds retrieval heads, and shows what the model can't do without them."""
 
-    In = RetrievalSpec
+    In = RetrievalHeadsSpec
     route: ClassVar[str] = "heads/retrieval"
     card: ClassVar[Card] = Card(
         name="retrieval-heads", task="probe", licence="Apache-2.0", paper=PAPER,
@@ -111,45 +117,47 @@ class RetrievalHeads(Experiment[RetrievalSpec]):
         },
     )  # fmt: skip
 
-    def cost(self, spec: RetrievalSpec, subject: Subject) -> Cost:
+    def cost(self, spec: RetrievalHeadsSpec, subject: StudiedModel) -> Cost:
         """Forced, what is new of a sample, and its tail; generating, `steps` at most; one forward per hidden set."""
-        samples = list(samples_of(spec, subject))
+        samples = list(draw_samples(spec, subject))
         total, known = Cost(0, 0, 0), list[int]()
         for sample in samples:
             read, said = sample.prompt.ids, sample.prompt.answer_ids
             if spec.teacher_forced:
                 whole = [*read, *said[:-1]]
-                parts = pieces(known, whole, len(said), together=subject.rows_stand_alone)
+                parts = plan_pieces(known, whole, len(said), together=subject.rows_are_independent)
                 known = whole[: parts[-1].start]
                 total += Cost(len(parts), sum(map(len, parts)))
             else:
                 total += Cost(1 + spec.steps, len(read) - 1 + spec.steps)
-        draws = [len(_draws(spec, size, subject.layers * subject.heads)) for size in spec.hide]
+        draws = [len(_draw_controls(spec, size, subject.layers * subject.heads)) for size in spec.hide]
         variants = sum(1 + n for n in draws) + bool(spec.hide)
         for sample in samples[:: _stride(spec, len(samples))][: spec.hide_samples]:
             total += Cost(1, len(sample.prompt.ids) + len(sample.prompt.answer_ids) - 1) * variants
         return total
 
-    def run(self, spec: RetrievalSpec, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: RetrievalHeadsSpec, subject: StudiedModel, progress: Progress) -> Report:
         """Score all samples, then hide what scored."""
-        samples, reader = list(samples_of(spec, subject)), Reader(subject)
-        scored = list(progress.each(samples, lambda s: _content(spec, s), lambda s: _scored(spec, reader, s)))
+        samples, reader = list(draw_samples(spec, subject)), PrefixReader(subject)
+        scored = list(
+            progress.each(samples, lambda s: _cell_content(spec, s), lambda s: _score_sample(spec, reader, s))
+        )
         scores = [value["scores"] for _, value in scored] or np.zeros((0, subject.layers, subject.heads))
         recalls = [value["recall"] for _, value in scored]
         found = aggregate(scores, recalls, gate=-1.0 if spec.teacher_forced else 0.5)
-        study = Study(spec, subject, found, samples, progress)
+        study = MaskingStudy(spec, subject, found, samples, progress)
         hidden = study.run() if found.kept and spec.hide and not progress.stopped else {}
-        return report_of(spec, subject, [(s, v) for s, v in scored], found, hidden)
+        return build_report(spec, subject, [(s, v) for s, v in scored], found, hidden)
 
 
-def samples_of(spec: RetrievalSpec, subject: Subject) -> Iterator[Sample]:
+def draw_samples(spec: RetrievalHeadsSpec, subject: StudiedModel) -> Iterator[Sample]:
     """All prompts of the protocol."""
     codec = subject.tokenizer
     if spec.protocol == "kv":
         for i in range(spec.samples):
             seed = spec.seed * 1_000_003 + i
             yield Sample(
-                key_value(
+                build_key_value_prompt(
                     codec,
                     pairs=spec.pairs,
                     seed=seed,
@@ -163,33 +171,33 @@ def samples_of(spec: RetrievalSpec, subject: Subject) -> Iterator[Sample]:
     needles = [Needle(n.sentence, n.question, n.answer) for n in spec.needles] or NEEDLES
     for n, what in enumerate(needles):
         for length in spec.lengths:
-            subject.refuse_above_window(length, "lengths")
+            subject.check_window(length, "lengths")
             for depth in spec.depths:
-                prompt = needle(codec, what, length, depth, corpus=spec.corpus, seed=spec.seed + n)
+                prompt = build_needle_prompt(codec, what, length, depth, corpus=spec.corpus, seed=spec.seed + n)
                 yield Sample(prompt, {"needle": n, "length": length, "depth": depth})
 
 
-def _content(spec: RetrievalSpec, sample: Sample) -> dict[str, Any]:
+def _cell_content(spec: RetrievalHeadsSpec, sample: Sample) -> dict[str, Any]:
     """What a cell depends on: the prompt itself and how it is scored."""
     how = (spec.mode, spec.top, spec.teacher_forced, 0 if spec.teacher_forced else spec.steps)
     return {"score": how, "ids": sample.prompt.ids, "answer": sample.prompt.answer_ids, "span": sample.prompt.span}
 
 
-def _scored(spec: RetrievalSpec, reader: Reader, sample: Sample) -> dict[str, Any]:
+def _score_sample(spec: RetrievalHeadsSpec, reader: PrefixReader, sample: Sample) -> dict[str, Any]:
     prompt, subject = sample.prompt, reader.subject
     answered = (
-        force(reader, prompt, top=spec.top)
+        trace_known_answer(reader, prompt, top=spec.top)
         if spec.teacher_forced
-        else generated(subject, prompt, steps=spec.steps, top=spec.top)
+        else generate_answer(subject, prompt, steps=spec.steps, top=spec.top)
     )
     recall, likely = _recall(subject, prompt, answered), answered.forced
     scores = np.zeros((subject.layers, subject.heads))
     if prompt.span is None:
         recall = -2.0  # below every gate: the answer's place is not known, so nobody can be credited
     elif answered.tokens:
-        scores = credit(answered.looked, prompt.ids, answered.tokens, prompt.span, spec.mode)
+        scores = score_copies(answered.looked, prompt.ids, answered.tokens, prompt.span, spec.mode)
     return {
-        "scores": matrix(scores),
+        "scores": to_matrix(scores),
         "recall": recall,
         "nll": likely.nll if likely else None,
         "accuracy": likely.accuracy if likely else recall,
@@ -197,11 +205,11 @@ def _scored(spec: RetrievalSpec, reader: Reader, sample: Sample) -> dict[str, An
     }
 
 
-def _recall(subject: Subject, prompt: Prompt, answered: Answered) -> float:
+def _recall(subject: StudiedModel, prompt: Prompt, answered: TracedAnswer) -> float:
     return rouge1_recall(prompt.answer, subject.tokenizer.decode(answered.tokens))
 
 
-def _draws(spec: RetrievalSpec, size: int, heads: int) -> list[tuple[int, ...]]:
+def _draw_controls(spec: RetrievalHeadsSpec, size: int, heads: int) -> list[tuple[int, ...]]:
     """Different sets of `size` places in a ranking of `heads`, as controls; fewer where there are not so many.
 
     Section 4: from outside the top 100, in small models from outside the top 15 %.
@@ -214,32 +222,32 @@ def _draws(spec: RetrievalSpec, size: int, heads: int) -> list[tuple[int, ...]]:
     return sorted(found)
 
 
-def _stride(spec: RetrievalSpec, samples: int) -> int:
+def _stride(spec: RetrievalHeadsSpec, samples: int) -> int:
     """Samples of the masking study are spread over all: every so many-th."""
     return max(samples // spec.hide_samples, 1)
 
 
 @dataclass(frozen=True)
-class Study:
+class MaskingStudy:
     """The masking experiment (section 4): the top heads hidden, and as many random ones, ten times and more."""
 
-    spec: RetrievalSpec
-    subject: Subject
+    spec: RetrievalHeadsSpec
+    subject: StudiedModel
     found: Aggregate
     samples: list[Sample]
     progress: Progress
 
-    def run(self) -> dict[str, list[Forced]]:
+    def run(self) -> dict[str, list[AnswerScore]]:
         """Variant → what it does to each sample: `none`, `top K`, `random K #i`."""
         chosen = self.samples[:: _stride(self.spec, len(self.samples))][: self.spec.hide_samples]
-        results: dict[str, list[Forced]] = {}
+        results: dict[str, list[AnswerScore]] = {}
         for name, heads in self.variants().items():
             for _, value in self.progress.each(
                 chosen,
-                lambda s, heads=heads: {"hidden": heads, "phase": self.spec.phase, **_content(self.spec, s)},  # type: ignore[misc]
+                lambda s, heads=heads: {"hidden": heads, "phase": self.spec.phase, **_cell_content(self.spec, s)},  # type: ignore[misc]
                 lambda s, heads=heads: self._measured(s, heads),  # type: ignore[misc]
             ):
-                results.setdefault(name, []).append(Forced(**value))
+                results.setdefault(name, []).append(AnswerScore(**value))
         return results
 
     def variants(self) -> dict[str, list[Head]]:
@@ -247,10 +255,10 @@ class Study:
         found: dict[str, list[Head]] = {"none": []}
         for size in self.spec.hide:
             found[f"top {size}"] = self.found.ranking[:size]
-            for i, drawn in enumerate(_draws(self.spec, size, len(self.found.ranking))):
+            for i, drawn in enumerate(_draw_controls(self.spec, size, len(self.found.ranking))):
                 found[f"random {size} #{i}"] = sorted(self.found.ranking[place] for place in drawn)
         return found
 
     def _measured(self, sample: Sample, heads: list[Head]) -> dict[str, float]:
-        likely = forced(self.subject, sample.prompt, heads, self.spec.phase)
+        likely = score_known_answer(self.subject, sample.prompt, heads, self.spec.phase)
         return {"nll": likely.nll, "accuracy": likely.accuracy}

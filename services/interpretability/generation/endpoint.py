@@ -11,18 +11,18 @@ import httpx2
 
 from shared.errors import BadInput, NotReady, by_status
 
-__all__ = ["Endpoint"]
+__all__ = ["LongctxEndpoint"]
 
-TIMEOUT_S = 600.0
+CHAT_TIMEOUT_S = 600.0
 
 
-class Endpoint:
+class LongctxEndpoint:
     """A chat endpoint; a connection is opened when it is first asked."""
 
     def __init__(self, base_url: str, key: str | None = None, *, transport: httpx2.BaseTransport | None = None) -> None:
         """Ask `base_url`, with an API key where it needs one."""
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx2.Client(base_url=base_url, headers=headers, timeout=TIMEOUT_S, transport=transport)
+        self._client = httpx2.Client(base_url=base_url, headers=headers, timeout=CHAT_TIMEOUT_S, transport=transport)
         self._base = base_url
 
     def chat(self, user: str, *, max_tokens: int, longctx: dict[str, Any], model: str | None = None) -> str:
@@ -45,7 +45,7 @@ class Endpoint:
             detail = f"{self._base} does not answer: {error}."
             raise NotReady(detail, hint="Start it with `fovea up`, or set FOVEA_JUDGE_BASE_URL.") from error
         if answer.is_error:
-            raise by_status(answer.status_code)(f"llm-longctx refuses: {_told(answer)}", field="longctx")
+            raise by_status(answer.status_code)(f"llm-longctx refuses: {_error_message(answer)}", field="longctx")
         try:
             return str(answer.json()["choices"][0]["message"]["content"] or "")
         except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -53,7 +53,7 @@ class Endpoint:
             raise BadInput(detail, field="longctx") from error
 
 
-def _told(answer: httpx2.Response) -> str:
+def _error_message(answer: httpx2.Response) -> str:
     try:
         body = answer.json()
     except ValueError:

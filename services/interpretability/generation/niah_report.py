@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from services.interpretability.core.report import Axis, Grid
+from services.interpretability.core.report import Axis, HeatMap
 
-__all__ = ["grid_of"]
+__all__ = ["build_niah_map"]
 
 
-def grid_of(
+def build_niah_map(
     lengths: Sequence[int],
     depths: Sequence[int],
     cells: Sequence[tuple[Mapping[str, Any], float]],
     name: str = "needle",
-) -> Grid:
+) -> HeatMap:
     """Mean recall per depth (row) and length (column) over cells, each with `length` and `depth`."""
     values = [
         [
@@ -28,7 +28,7 @@ def grid_of(
         ]
         for depth in depths
     ]
-    return Grid(
+    return HeatMap(
         name=name,
         values=values,
         unit="share of the answer",

@@ -17,13 +17,13 @@ from torch.nn import functional
 
 from services.interpretability.causal.activation_cache import final_norm
 from shared.errors import InvalidOption
-from shared.lm.attention import patterns, scores, sdpa, visible
+from shared.lm.attention import causal_mask, patterns, scores, sdpa
 from shared.lm.attention_math import calibrate, column_mean, excuse_sink
 from shared.lm.decoder import Decoder
 from shared.lm.niah_prompts import Codec
 from shared.lm.taps import trace
 
-__all__ = ["Calibration", "Question", "count_sinks", "questions", "right_alone", "right_together"]
+__all__ = ["Question", "SinkCalibration", "count_sinks", "make_questions", "try_heads_alone", "try_heads_together"]
 
 Head = tuple[int, int]
 
@@ -94,7 +94,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class SinkCalibration:
     """ACT's knobs, as llm-longctx serves them."""
 
     beta: float = 0.4
@@ -112,7 +112,7 @@ class Calibration:
         return excuse_sink(((means > threshold) & enough).nonzero()[:, 0], self.excuse)
 
 
-def questions(codec: Codec, count: int, *, facts: int = 10, seed: int = 0) -> list[Question]:
+def make_questions(codec: Codec, count: int, *, facts: int = 10, seed: int = 0) -> list[Question]:
     """Who has what: `facts` lines, then the beginning of one of them again.
 
     Raises:
@@ -140,10 +140,10 @@ def _question(codec: Codec, first: dict[str, int], lead: str, facts: int, rng: r
     return Question(ids, [first[o] for o in options], options.index(owned[asked]))
 
 
-class _Calibrated:
+class _CalibratedAttention:
     """The decoder's `attend` on one text: rows of the batch mix as `heads` says, each head of a row calibrated."""
 
-    def __init__(self, rule: Calibration, heads: Sequence[Collection[Head]]) -> None:
+    def __init__(self, rule: SinkCalibration, heads: Sequence[Collection[Head]]) -> None:
         self._rule, self._heads = rule, heads
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
@@ -162,11 +162,11 @@ class _Calibrated:
 
 def _pattern(q: Tensor, keys: Tensor) -> Tensor:
     T = q.shape[1]
-    return patterns(scores(q, keys, visible(torch.arange(T, device=q.device), T, None)))
+    return patterns(scores(q, keys, causal_mask(torch.arange(T, device=q.device), T, None)))
 
 
 @torch.no_grad()
-def count_sinks(model: Decoder, question: Question, rule: Calibration) -> list[list[int]]:
+def count_sinks(model: Decoder, question: Question, rule: SinkCalibration) -> list[list[int]]:
     """How many sinks each head would calibrate on one question: [L][H]; one forward."""
     config = model.config
     found = [[0] * config.heads for _ in range(config.layers)]
@@ -182,42 +182,42 @@ def count_sinks(model: Decoder, question: Question, rule: Calibration) -> list[l
 
 
 @torch.no_grad()
-def right_alone(model: Decoder, question: Question, rule: Calibration, heads: Sequence[Head]) -> list[bool]:
+def try_heads_alone(model: Decoder, question: Question, rule: SinkCalibration, heads: Sequence[Head]) -> list[bool]:
     """Whether the answer is right without calibration, then with each of `heads` alone; one forward, and parts of one.
 
     Variants begin at the layer of their head: what is below is the plain run's.
     """
     layers = sorted({layer for layer, _ in heads})
     traced = trace(model, torch.tensor([question.ids]), capture=[f"resid_pre.{l}" for l in layers], keep=1)
-    verdict = {None: _right(traced.logits[:, -1], question)[0]} | dict.fromkeys(heads, False)
+    verdict = {None: _is_right(traced.logits[:, -1], question)[0]} | dict.fromkeys(heads, False)
     for layer in layers:
         here = [head for head in heads if head[0] == layer]
         x = traced[f"resid_pre.{layer}"].expand(len(here), -1, -1)
-        attend = _Calibrated(rule, [[head] for head in here])
-        verdict |= zip(here, _right(_onwards(model, layer, x, attend), question), strict=True)
+        attend = _CalibratedAttention(rule, [[head] for head in here])
+        verdict |= zip(here, _is_right(_run_from_layer(model, layer, x, attend), question), strict=True)
     return list(verdict.values())
 
 
 @torch.no_grad()
-def right_together(model: Decoder, question: Question, rule: Calibration, heads: Collection[Head]) -> bool:
+def try_heads_together(model: Decoder, question: Question, rule: SinkCalibration, heads: Collection[Head]) -> bool:
     """Whether the answer is right with all of `heads` calibrated, as they are when they are served; one forward."""
-    logits = model(torch.tensor([question.ids]), attend=_Calibrated(rule, [heads]), keep=1)
-    return _right(logits[:, -1], question)[0]
+    logits = model(torch.tensor([question.ids]), attend=_CalibratedAttention(rule, [heads]), keep=1)
+    return _is_right(logits[:, -1], question)[0]
 
 
-def _onwards(model: Decoder, layer: int, x: Tensor, attend: _Calibrated) -> Tensor:
+def _run_from_layer(model: Decoder, layer: int, x: Tensor, attend: _CalibratedAttention) -> Tensor:
     """Last logits [N,V] of a stream that enters block `layer` as x [N,T,D]."""
-    turns = model.turns(torch.arange(x.shape[1], device=x.device), x.dtype)
+    turns = model.rotations(torch.arange(x.shape[1], device=x.device), x.dtype)
     for l in range(layer, model.config.layers):
         block = model.blocks[l]
         q, k, v = block.project(x)
-        q, k = block.orient(q, k, turns[l])
+        q, k = block.apply_positions(q, k, turns[l])
         x = x + block.output(attend(l, q, k, v, 0))
         x = x + block.feed(x)
     return functional.linear(final_norm(model)(x[:, -1]), model.output_matrix)
 
 
-def _right(last: Tensor, question: Question) -> list[bool]:
+def _is_right(last: Tensor, question: Question) -> list[bool]:
     """Of logits [N,V]: whether the right option is the likeliest; a tie is not right."""
     shown = last[:, question.options]
     others = shown.clone()

@@ -24,7 +24,7 @@ from shared.lm.head_plan import HeadPlan, ModelId, Origin
 
 __all__ = ["DuoLoss", "GateRecipe", "GateTraining", "duo_gate_loss", "duo_gates", "gate_plan"]
 
-Progress = Callable[[float], None]
+ProgressCallback = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,7 +172,9 @@ def gate_plan(
 ) -> HeadPlan:
     """A plan that makes the top `share` of heads full by trained gates [L][G]."""
     origin = Origin(experiment="duo_gates", spec=dict(spec), seed=seed)
-    return HeadPlan.ranked({"duo_gate": [list(row) for row in gates]}, "duo_gate", share, model=model, made_by=origin)
+    return HeadPlan.from_scores(
+        {"duo_gate": [list(row) for row in gates]}, "duo_gate", share, model=model, made_by=origin
+    )
 
 
 def duo_gates(
@@ -186,7 +188,7 @@ def duo_gates(
     reg: float = 0.05,
     share: float = 0.5,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> HeadPlan:
     """Train the gates on (ids, answer) pairs, one a step, and make the top `share` of heads full."""
     net.requires_grad_(requires_grad=False)

@@ -17,14 +17,14 @@ from shared.lm.config import DecoderConfig
 from shared.lm.decoder import Decoder
 from shared.lm.rope import Rotation, frequencies, local_frequencies, rotate, rotation
 
-__all__ = ["POSITIONS", "reach"]
+__all__ = ["POSITIONS", "mean_reach"]
 
 POSITIONS = 500
 """Positions over which mean keys are laid out."""
 
 
 @torch.no_grad()
-def reach(net: Decoder, ids: Tensor | Sequence[int], positions: int = POSITIONS) -> Tensor:
+def mean_reach(net: Decoder, ids: Tensor | Sequence[int], positions: int = POSITIONS) -> Tensor:
     """How far back key/value heads look, 0 (at the newest key only) to 1 (at the oldest only): [L,G] float64.
 
     The mean query and the mean key of a head, before rotation, are laid out over `positions`; the attention of the last

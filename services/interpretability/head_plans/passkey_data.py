@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from shared.errors import InvalidOption
-from shared.lm.niah_prompts import Codec, haystack
+from shared.lm.niah_prompts import Codec, build_haystack
 
-__all__ = ["Passkeys", "passkey_text"]
+__all__ = ["PasskeyTexts", "make_passkey_text"]
 
 _WORDS = (
     "alpha",
@@ -49,12 +49,12 @@ _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", 
 _BINS = 1000
 """Depths that passkeys may have, evenly between 5 and 95 percent of the prose."""
 
-_WHOLE = 16
+_LENGTH_MULTIPLE = 16
 """Texts are filled up to a multiple of so many tokens."""
 
 
 @dataclass(frozen=True)
-class Passkeys:
+class PasskeyTexts:
     """The texts of a training: one per step, lengths drawn evenly.
 
     Attributes:
@@ -74,12 +74,12 @@ class Passkeys:
     def length(self, step: int) -> int:
         """Tokens of the text of a step."""
         drawn = random.Random(f"{self.seed}/{step}/length").choice(self.lengths)
-        return -(-drawn // _WHOLE) * _WHOLE
+        return -(-drawn // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
 
     def text(self, step: int) -> tuple[Tensor, Tensor]:
         """Ids [N] and answer positions of a step."""
         seed = f"{self.seed}/{step}"
-        return passkey_text(self.codec, self.length(step), seed=seed, keys=self.keys, words=self.words)
+        return make_passkey_text(self.codec, self.length(step), seed=seed, keys=self.keys, words=self.words)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The texts of step 0, 1, …, without end."""
@@ -89,7 +89,7 @@ class Passkeys:
             step += 1
 
 
-def passkey_text(
+def make_passkey_text(
     codec: Codec, length: int, *, seed: str | int = 0, keys: int = 4, words: int = 8
 ) -> tuple[Tensor, Tensor]:
     """Prose with passkeys at random depths, each named by its ordinal, then a question and an answer for each.
@@ -118,7 +118,7 @@ def passkey_text(
     if room < 1:
         detail = f"{keys} passkeys of {words} words and their questions take {length - room} tokens, not {length}."
         raise InvalidOption(detail, hint="Ask for longer texts, or for fewer passkeys or words.", field="lengths")
-    prose = _ids(codec, haystack(room * 12, rng.randrange(2**32)))[:room]
+    prose = _ids(codec, build_haystack(room * 12, rng.randrange(2**32)))[:room]
     places = sorted(int(room * (0.05 + 0.9 * rng.randrange(_BINS) / _BINS)) for _ in pins)
     ids: list[int] = []
     for i, pin in enumerate(pins):

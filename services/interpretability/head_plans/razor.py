@@ -17,13 +17,13 @@ from shared.lm.attention_math import echo_mask
 from shared.lm.decoder import Decoder
 from shared.lm.head_plan import HeadPlan, ModelId, Origin, Score, grouped_max
 
-__all__ = ["echo_induction", "model_id", "razor_plan", "repeated"]
+__all__ = ["echo_induction", "model_id", "razor_plan", "repeat_tokens"]
 
-_ROWS = 256
+_QUERY_BLOCK = 256
 """Queries whose probabilities are held at a time."""
 
 
-def repeated(vocab: int, period: int, repeats: int, seed: int = 0) -> Tensor:
+def repeat_tokens(vocab: int, period: int, repeats: int, seed: int = 0) -> Tensor:
     """`period` random tokens, `repeats` times: [period · repeats]."""
     once = torch.randint(0, vocab, (period,), generator=torch.Generator().manual_seed(seed))
     return once.repeat(repeats)
@@ -47,8 +47,8 @@ def echo_induction(net: Decoder, ids: Tensor | Sequence[int], period: int) -> Te
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
         keys = k[0].transpose(0, 1).repeat_interleave(config.heads // config.kv_heads, 0)
         queries = q[0].transpose(0, 1)
-        for begin in range(0, S, _ROWS):
-            rows = slice(begin, min(begin + _ROWS, S))
+        for begin in range(0, S, _QUERY_BLOCK):
+            rows = slice(begin, min(begin + _QUERY_BLOCK, S))
             logits = queries[:, rows] @ keys.mT * q.shape[-1] ** -0.5
             future = torch.arange(S) > torch.arange(S)[rows, None]
             pattern = logits.masked_fill(future, -torch.inf).softmax(-1).double()
@@ -84,7 +84,7 @@ def razor_plan(
     """
     config = net.config
     if scores is None:
-        scores = echo_induction(net, repeated(config.vocab, period, repeats, seed), period)
+        scores = echo_induction(net, repeat_tokens(config.vocab, period, repeats, seed), period)
     by_kind = torch.as_tensor(scores, dtype=torch.float64)
     tables: dict[str, Score] = {
         name: grouped_max(by_kind[:, i].tolist(), config.kv_heads) for i, name in enumerate(("echo", "induction"))

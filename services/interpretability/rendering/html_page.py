@@ -15,19 +15,19 @@ from html import escape as escaped
 from pathlib import Path
 from urllib.parse import quote
 
-from services.interpretability.core.report import Grid, Report, Table
+from services.interpretability.core.report import HeatMap, Report, Table
 from services.interpretability.rendering import plots
 from services.interpretability.rendering.svg import Drawing
 
-__all__ = ["POLICY", "drawings", "page", "permalink"]
+__all__ = ["POLICY", "draw_report", "permalink", "render_page"]
 
-ROWS = 200
+MAX_TABLE_ROWS = 200
 """Rows of a table that a page shows; all are in the JSON."""
 
-MOST = 64
+MAX_PICTURES = 64
 """Pictures of one report."""
 
-FEW = 2
+MAX_LARGE_PATTERNS = 2
 """Patterns up to which each is drawn large."""
 
 _STYLE = Path(__file__).with_name("html_page.css").read_text("utf8")
@@ -47,7 +47,7 @@ def escape(text: str) -> str:
     return escaped(_CONTROL.sub("\ufffd", text))
 
 
-def page(report: Report) -> str:
+def render_page(report: Report) -> str:
     """A whole HTML document."""
     title = escape(report.title)
     return (
@@ -63,33 +63,33 @@ def permalink(experiment: str, spec: dict[str, object]) -> str:
     return f"/console/probe?model={quote(experiment)}&spec={quote(json.dumps(told, ensure_ascii=False))}"
 
 
-def drawings(report: Report) -> list[Drawing]:
+def draw_report(report: Report) -> list[Drawing]:
     """All pictures of a report, with head maps that lead to patterns."""
-    found = [plots.graph(data) for data in report.graphs]
+    found = [plots.draw_graph(data) for data in report.graphs]
     patterns = [data for data in report.grids if _HEAD.fullmatch(data.name)]
-    if len(patterns) > FEW:
-        found.append(plots.panels(patterns, lambda data: _enlarged(report, data)))
-    rest = [data for data in report.grids if len(patterns) <= FEW or data not in patterns]
-    found += [plots.grid(data, link_of(report, data)) for data in rest]
-    found += [plots.bars(data) for data in report.bars]
-    found += [plots.strip(data) for data in report.strips]
-    return found[:MOST]
+    if len(patterns) > MAX_LARGE_PATTERNS:
+        found.append(plots.draw_panels(patterns, lambda data: _enlarge_link(report, data)))
+    rest = [data for data in report.grids if len(patterns) <= MAX_LARGE_PATTERNS or data not in patterns]
+    found += [plots.draw_heat_map(data, head_map_link(report, data)) for data in rest]
+    found += [plots.draw_bars(data) for data in report.bars]
+    found += [plots.draw_strip(data) for data in report.strips]
+    return found[:MAX_PICTURES]
 
 
-def link_of(report: Report, data: Grid) -> plots.Link | None:
+def head_map_link(report: Report, data: HeatMap) -> plots.Link | None:
     """Where a click on a cell of a head map leads: that head's pattern on the report's text."""
     if data.text is None or data.columns.label != "head" or report.manifest is None:
         return None
     lm = report.manifest.model
 
-    def link(grid: Grid, row: int, column: int) -> str:
+    def link(grid: HeatMap, row: int, column: int) -> str:
         chosen = {"layers": [int(grid.rows.ticks[row])], "heads": [int(grid.columns.ticks[column])]}
         return permalink("attention", {"lm": lm, "text": grid.text, **chosen})
 
     return link
 
 
-def _enlarged(report: Report, data: Grid) -> str:
+def _enlarge_link(report: Report, data: HeatMap) -> str:
     """Where a click on the small map of a head's pattern leads: the same report of this head only."""
     if report.manifest is None:
         return ""
@@ -104,7 +104,7 @@ def _parts(report: Report) -> Iterator[str]:
     if report.warnings:
         yield "<ul>" + "".join(f"<li>⚠ {escape(warning)}</li>" for warning in report.warnings) + "</ul>"
     yield _scalars(report)
-    for drawing in drawings(report):
+    for drawing in draw_report(report):
         yield f"<figure>{drawing.svg()}</figure>"
     for table in report.tables:
         yield _table(table)
@@ -112,7 +112,7 @@ def _parts(report: Report) -> Iterator[str]:
         href = f"/v1/probe/artefacts/{artefact.sha256}"
         told = f"{escape(artefact.name)}, {artefact.bytes:,} bytes, sha256 {artefact.sha256[:12]}…"
         yield f'<p>Artefact: <a href="{href}" data-artefact="{artefact.sha256}">{told}</a></p>'
-    yield _source(report)
+    yield _manifest_section(report)
 
 
 def _scalars(report: Report) -> str:
@@ -127,20 +127,25 @@ def _scalars(report: Report) -> str:
 def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(_shown(value))}</td>" for value in row) + "</tr>" for row in table.rows[:ROWS]
+        "<tr>" + "".join(f"<td>{escape(_format_value(value))}</td>" for value in row) + "</tr>"
+        for row in table.rows[:MAX_TABLE_ROWS]
     )
-    more = f"<p>{len(table.rows) - ROWS} more rows are in the JSON.</p>" if len(table.rows) > ROWS else ""
+    more = (
+        f"<p>{len(table.rows) - MAX_TABLE_ROWS} more rows are in the JSON.</p>"
+        if len(table.rows) > MAX_TABLE_ROWS
+        else ""
+    )
     told = f"<h3>{escape(table.name.replace('_', ' '))}</h3><p>{escape(table.caption)}</p>"
     return f"{told}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     if value is None:
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _source(report: Report) -> str:
+def _manifest_section(report: Report) -> str:
     if report.manifest is None:
         return ""
     link = permalink(report.manifest.experiment, report.spec)

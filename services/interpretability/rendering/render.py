@@ -8,10 +8,10 @@ import re
 import numpy as np
 
 from services.interpretability.core.report import Report
-from services.interpretability.rendering.html_page import drawings, page
-from services.interpretability.rendering.svg import Drawing, Text, stacked
+from services.interpretability.rendering.html_page import draw_report, render_page
+from services.interpretability.rendering.svg import Drawing, Text, stack_drawings
 
-__all__ = ["MEDIA_TYPES", "arrays", "render"]
+__all__ = ["MEDIA_TYPES", "render", "to_npz"]
 
 MEDIA_TYPES = ("text/html", "image/png", "image/svg+xml", "application/x-npz")
 
@@ -19,15 +19,15 @@ MEDIA_TYPES = ("text/html", "image/png", "image/svg+xml", "application/x-npz")
 def render(report: Report, media_type: str) -> bytes | None:
     """The report as `media_type`, or None when there is no such form."""
     if media_type == "text/html":
-        return page(report).encode()
+        return render_page(report).encode()
     if media_type == "image/png":
-        return _whole(report).png()
+        return _draw_all(report).png()
     if media_type == "image/svg+xml":
-        return _whole(report).svg().encode()
-    return arrays(report) if media_type == "application/x-npz" else None
+        return _draw_all(report).svg().encode()
+    return to_npz(report) if media_type == "application/x-npz" else None
 
 
-def arrays(report: Report) -> bytes:
+def to_npz(report: Report) -> bytes:
     """Grids, bars and strips as arrays by name, undefined as NaN: the same numbers as in the JSON."""
     found = {f"grid.{_key(grid.name)}": _array(grid.values) for grid in report.grids}
     found |= {f"bars.{_key(bars.name)}": _array([bar.value for bar in bars.bars]) for bars in report.bars}
@@ -46,10 +46,10 @@ def _key(name: str) -> str:
     return re.sub(r"\W+", "_", name)
 
 
-def _whole(report: Report) -> Drawing:
-    found = drawings(report)
+def _draw_all(report: Report) -> Drawing:
+    found = draw_report(report)
     if not found:
         nothing = Drawing(480, 60, f"{report.title}: no picture.")
         nothing.add(Text(12, 34, f"{report.title}: numbers only, see the JSON.", 13))
         return nothing
-    return stacked(found)
+    return stack_drawings(found)

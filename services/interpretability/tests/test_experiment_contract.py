@@ -40,7 +40,7 @@ class Counter:
 @pytest.fixture
 def counter(study: Experiment[Any]) -> Iterator[Counter]:
     counting = Counter()
-    handle = study.subject(study.example().lm).model.register_forward_pre_hook(counting)
+    handle = study.load_model(study.example().lm).model.register_forward_pre_hook(counting)
     yield counting
     handle.remove()
 

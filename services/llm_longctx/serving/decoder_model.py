@@ -18,7 +18,7 @@ from services.llm_longctx.serving.text_model import TextModel
 from shared.api.text import ChatRequest, CompletionRequest
 from shared.errors import InvalidOption, NotFound, UnsupportedMedia
 from shared.lm.gguf_file import unpack
-from shared.lm.head_plan_store import PlanFolders
+from shared.lm.head_plan_store import HeadPlanStore
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder, weights_digest
 from shared.registry import LoadContext
@@ -67,7 +67,7 @@ class LanguageModel(TextModel):
         scheduler = Scheduler(Engine(model, weights_sha256=digest), threads=place.threads, watch=_watch(place))
         scheduler.start()
         fingerprint = f"fp_{digest[:16]}_{named}"
-        plans = PlanFolders(cls.card.name, _SHIPPED, place.weights)
+        plans = HeadPlanStore(cls.card.name, _SHIPPED, place.weights)
         return cls(
             DecoderAdapter(cls.card.name, fingerprint, tokenizer, scheduler, facts.positions, facts.vocab, plans)
         )
