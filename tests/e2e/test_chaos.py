@@ -23,7 +23,7 @@ def submit(http, count):
     return [a.json()["id"] for a in answers]
 
 
-def set_padding(http, jobs, seconds):
+def settle(http, jobs, seconds):
     """States of the jobs once all are final; the gateway may be without its queue for a moment."""
     until = time.monotonic() + seconds
     states = {}

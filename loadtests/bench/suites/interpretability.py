@@ -30,7 +30,7 @@ from services.interpretability.core.model_registry import ModelRegistry
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.generation.forced_decoding import _decode_step, trace_known_answer
 from services.interpretability.generation.prefix_reader import PrefixReader
-from services.interpretability.retrieval_report import MIN_RETRIEVAL_SCORE
+from services.interpretability.experiments.retrieval_heads.report import MIN_RETRIEVAL_SCORE
 from shared.lm.builders import llama
 from shared.lm.bundled_models import SMOLLM2, bundled_gguf
 from shared.lm.gguf_file import unpack
@@ -107,7 +107,7 @@ def _scores(subject: StudiedModel, cells: list[Prompt]) -> np.ndarray:
     reader, found = PrefixReader(subject), []
     for cell in cells:
         assert cell.span is not None  # noqa: S101  # our own needles stand where they were put
-        found.append(score_copies(trace_known_answer(reader, cell).looked, cell.ids, cell.answer_ids, cell.span))
+        found.append(score_copies(trace_known_answer(reader, cell).top_positions, cell.ids, cell.answer_ids, cell.span))
     mean: np.ndarray = np.mean(found, 0)
     return mean
 

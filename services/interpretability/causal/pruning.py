@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest weights of each matrix become zero, by share or N of every M.
+"""Magnitude pruning: the smallest weights of each matrix become zero, by share or N:M.
 
 Knows tensors; knows no model and no claim.
 """
@@ -19,7 +19,7 @@ __all__ = ["PruningPattern", "count_stored_bytes", "prune"]
 
 @dataclass(frozen=True, slots=True)
 class PruningPattern:
-    """What becomes zero: a share of each matrix, or all but `n` of every `m` inputs.
+    """Pruning pattern: a share of each matrix, or all but `n` of every `m` inputs.
 
     Attributes:
         share: Share of zeros.
@@ -32,7 +32,7 @@ class PruningPattern:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`0.7`, or `2:4`.
+        """Read `0.7`, or `2:4`.
 
         Raises:
             InvalidOption: It is neither.
@@ -54,7 +54,7 @@ class PruningPattern:
 
 
 def prune(state: Mapping[str, Tensor], pattern: PruningPattern) -> dict[str, Tensor]:
-    """The state with zeros in its matrices; what has fewer than two dimensions stays.
+    """Return the state with zeros in its matrices; tensors of fewer than two dimensions stay.
 
     N of M runs over the inputs of each output (the flattened rest of a convolution's weight); matrices whose inputs M
     does not divide stay dense.
@@ -78,7 +78,7 @@ def _prune_matrix(weight: Tensor, pattern: PruningPattern) -> Tensor:
 
 
 def count_stored_bytes(state: Mapping[str, Tensor], itemsize: int = 2) -> tuple[int, int]:
-    """Bytes of the non-zeros, and of one bit per place that says where they are; matrices only."""
+    """Count the bytes of the non-zeros, and of one bit per position that says where they are; matrices only."""
     matrices = [tensor for tensor in state.values() if tensor.dim() >= 2]
     values = sum(int(tensor.count_nonzero()) for tensor in matrices) * itemsize
     return values, sum(-(-tensor.numel() // 8) for tensor in matrices)

@@ -19,7 +19,7 @@ from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption, TooLarge
 from shared.registry import Card, Paper
 
-__all__ = ["IndicatorTable", "Indicators", "IndicatorsSpec", "indicators"]
+__all__ = ["INDICATOR_NAMES", "IndicatorTable", "Indicators", "IndicatorsSpec", "indicators"]
 
 MAX_TOKENS = 1024
 """Tokens: diversity compares all heads of a layer cell by cell."""
@@ -33,6 +33,9 @@ _CAPTIONS = {
     "local_2": "Mean attention two tokens back.",
     "local_3": "Mean attention three tokens back.",
 }
+
+INDICATOR_NAMES = tuple(_CAPTIONS)
+"""Indicators of each head, by the names that reports use."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -59,7 +59,7 @@ class LogitLens(Experiment[LogitLensSpec]):
         rows, right = [], []
         with torch.no_grad():
             for layer, x in enumerate([*run.pre[1:], run.final]):
-                chances = run.unembed(x[0]).float().log_softmax(-1)
+                chances = run.to_logits(x[0]).float().log_softmax(-1)
                 best = chances[place].topk(spec.top)
                 said = [
                     f"{subject.tokenizer.token_text(int(i))} {float(p.exp()):.2f}"

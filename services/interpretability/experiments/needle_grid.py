@@ -15,7 +15,7 @@ from services.interpretability.attention.retrieval_score import rouge1_recall
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
 from services.interpretability.core.report import Report, Scalar, Table
 from services.interpretability.core.studied_model import StudiedModel
-from services.interpretability.experiments.retrieval_heads import PAPER, NeedleText
+from services.interpretability.experiments.retrieval_heads.spec import PAPER, NeedleText
 from services.interpretability.generation.endpoint import LongctxEndpoint
 from services.interpretability.generation.forced_decoding import generate_answer, score_known_answer
 from services.interpretability.generation.niah_report import build_niah_map
@@ -114,10 +114,7 @@ class NeedleGrid(Experiment[NeedleGridSpec]):
                 Table(
                     name="answers",
                     columns=["needle", "length", "depth", "recall", "answer"],
-                    rows=[
-                        [f["needle"], f["length"], f["depth"], v["recall"], v["answer"]]
-                        for (f, _), v in found
-                    ],
+                    rows=[[f["needle"], f["length"], f["depth"], v["recall"], v["answer"]] for (f, _), v in found],
                     caption="What came back in each cell.",
                 )
             ],

@@ -1,4 +1,4 @@
-"""Asks llm-longctx over the OpenAI protocol: one question, greedy, under an attention method.
+"""Client of llm-longctx over the OpenAI protocol: one greedy chat completion under an attention method.
 
 Knows HTTP and the protocol's fields; knows no experiment.
 """
@@ -17,20 +17,20 @@ CHAT_TIMEOUT_S = 600.0
 
 
 class LongctxEndpoint:
-    """A chat endpoint; a connection is opened when it is first asked."""
+    """A chat endpoint; the connection is opened with the first request."""
 
     def __init__(self, base_url: str, key: str | None = None, *, transport: httpx2.BaseTransport | None = None) -> None:
-        """Ask `base_url`, with an API key where it needs one."""
+        """Send requests to `base_url`, with an API key where it needs one."""
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._client = httpx2.Client(base_url=base_url, headers=headers, timeout=CHAT_TIMEOUT_S, transport=transport)
         self._base = base_url
 
     def chat(self, user: str, *, max_tokens: int, longctx: dict[str, Any], model: str | None = None) -> str:
-        """The answer to one message.
+        """Return the answer to one message.
 
         Raises:
-            NotReady: Nobody answers there.
-            FoveaError: The endpoint refuses; its own words are passed on.
+            NotReady: The endpoint does not answer.
+            FoveaError: The endpoint refuses; its own message is passed on.
         """
         body = {
             "messages": [{"role": "user", "content": user}],
@@ -58,7 +58,7 @@ def _error_message(answer: httpx2.Response) -> str:
         body = answer.json()
     except ValueError:
         return answer.text[:200]
-    error = body.get("error", body)
-    return (
-        str(error.get("message") or error.get("detail") or error)[:500] if isinstance(error, dict) else str(error)[:500]
-    )
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail") or error
+    return str(error)[:500]

@@ -1,7 +1,7 @@
-"""The kinds of head plan, each with what it costs and how it is made, cell by cell.
+"""Makers of head plans, one class per kind: its cost, and how the plan is made cell by cell.
 
-A kind reads its own options of the spec. Knows cells, plans and parts of reports; knows no web, and nothing about where
-plans are stored.
+A maker reads its own options of the spec. Knows cells, plans and parts of reports; knows nothing about where plans are
+stored.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,41 +26,35 @@ from services.interpretability.head_plans.act import (
     try_heads_together,
 )
 from services.interpretability.head_plans.duo_gates import GateRecipe, GateTraining, gate_plan
-from services.interpretability.head_plans.mean_reach import POSITIONS, mean_reach
 from services.interpretability.head_plans.passkey_data import PasskeyTexts
 from services.interpretability.head_plans.razor import echo_induction, model_id, razor_plan, repeat_tokens
+from services.interpretability.head_plans.spec import HeadPlansSpec
+from services.interpretability.head_plans.statistic import POSITIONS, mean_reach
 from shared.errors import InvalidOption, Malformed
 from shared.lm.head_plan import HeadPlan, ModelId, Origin
 from shared.lm.niah_prompts import build_haystack
 
-if TYPE_CHECKING:
-    from services.interpretability.experiments.head_plans import HeadPlansSpec
+__all__ = ["MAKERS", "PlanMaker", "PlanResult", "ReadArtefact"]
 
-__all__ = ["MAKERS", "PlanMaker", "PlanResult", "Sources"]
+ReadArtefact = Callable[[str], str]
+"""Returns an artefact's text by its digest, or raises NotFound."""
 
 DEFAULT_SHARE = 0.5
-"""Share of full heads where none is asked for."""
+"""Share of full heads, unless the spec names one."""
 
 RAZOR_PERIOD = 2500
-"""Random tokens of the paper."""
+"""Random tokens of the paper's probe."""
 
 CHARACTERS_PER_TOKEN = 8
-"""Characters per token that are more than enough."""
+"""Upper bound of characters per token, to generate enough text."""
 
 STEPS_PER_CELL = 10
-"""Training steps of one cell: what a kill can cost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """What kinds may look up: an artefact's text by its digest (NotFound where there is none)."""
-
-    artefact: Callable[[str], str]
+"""Training steps per cell: the most that a kill can cost."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanResult:
-    """A plan, None where the run was stopped or nothing was found, and what a report tells beside it."""
+    """A plan with the parts of its report; the plan is None if the run was stopped or nothing was found."""
 
     plan: HeadPlan | None
     scalars: dict[str, Scalar] = field(default_factory=dict)
@@ -70,35 +64,35 @@ class PlanResult:
 
 
 class PlanMaker(Protocol):
-    """One kind of plan, for one spec and model."""
+    """Maker of one kind of plan, for one spec and model."""
 
-    def __init__(self, spec: HeadPlansSpec, subject: StudiedModel, sources: Sources) -> None: ...
+    def __init__(self, spec: HeadPlansSpec, subject: StudiedModel, read_artefact: ReadArtefact) -> None: ...
 
     def cost(self) -> Cost:
-        """What it takes, or takes at most."""
+        """Cost, or its upper bound."""
         ...
 
     def make(self, progress: Progress) -> PlanResult:
-        """Make it."""
+        """Make the plan."""
         ...
 
 
 class _PlanMaker:
-    def __init__(self, spec: HeadPlansSpec, subject: StudiedModel, sources: Sources) -> None:
-        self.spec, self.subject, self.sources = spec, subject, sources
+    def __init__(self, spec: HeadPlansSpec, subject: StudiedModel, read_artefact: ReadArtefact) -> None:
+        self.spec, self.subject, self.read_artefact = spec, subject, read_artefact
 
     @property
     def model(self) -> ModelId:
-        """What the plan says it was made for."""
+        """The model that the plan names as its own."""
         return model_id(self.subject.model, self.subject.name, self.subject.weights_sha256)
 
 
 class RazorPlanMaker(_PlanMaker):
-    """Echo and induction: one forward of random tokens that repeat."""
+    """RazorAttention: echo and induction scores from one forward of random tokens that repeat."""
 
     @property
     def period(self) -> int:
-        """K: as asked, or as published where the window holds it."""
+        """K: from the spec, or as published where it fits the window."""
         return self.spec.period or min(RAZOR_PERIOD, self.subject.window // self.spec.repeats)
 
     def cost(self) -> Cost:
@@ -108,7 +102,7 @@ class RazorPlanMaker(_PlanMaker):
         return Cost(1, tokens)
 
     def make(self, progress: Progress) -> PlanResult:
-        """Scores in one cell, then razor's rule or a share by induction."""
+        """Score heads in one cell, then apply razor's rule or a share by induction."""
         spec, net, period = self.spec, self.subject.model, self.period
         ids = repeat_tokens(net.config.vocab, period, spec.repeats, spec.seed)
         content = {"echo": [period, spec.repeats, spec.seed]}
@@ -122,7 +116,7 @@ class RazorPlanMaker(_PlanMaker):
 
 
 class DuoPlanMaker(_PlanMaker):
-    """Gates, trained while the model is frozen; ten steps are a cell, and a cell goes on from the one before."""
+    """DuoAttention: gates trained on the frozen model; a cell of ten steps continues from the one before."""
 
     @property
     def texts(self) -> PasskeyTexts:
@@ -143,7 +137,7 @@ class DuoPlanMaker(_PlanMaker):
         return Cost(2 * self.spec.steps, 2 * tokens, -(-self.spec.steps // STEPS_PER_CELL), partial=tokens)
 
     def make(self, progress: Progress) -> PlanResult:
-        """Train, or go on training."""
+        """Train the gates, or resume training."""
         spec, recipe, texts = self.spec, self.recipe, self.texts
         facts = {**asdict(recipe), "lengths": spec.lengths, "passkeys": spec.passkeys, "words": spec.words}
         state: dict[str, Any] | None = None
@@ -151,16 +145,16 @@ class DuoPlanMaker(_PlanMaker):
 
         def work(first: int) -> dict[str, Any]:
             training = GateTraining(self.subject.model, recipe, state)
-            said = [training.step(*texts.text(step)) for step in range(first, min(first + STEPS_PER_CELL, spec.steps))]
-            return {"state": training.state(), "gates": training.gates, "losses": said}
+            steps = [training.step(*texts.text(step)) for step in range(first, min(first + STEPS_PER_CELL, spec.steps))]
+            return {"state": training.state(), "gates": training.gates, "losses": steps}
 
         cells = progress.each(
             range(0, spec.steps, STEPS_PER_CELL), lambda first: {"duo": facts, "seed": spec.seed, "first": first}, work
         )
         gates: list[list[float]] = []
-        for _, found in cells:
-            state, gates = found["state"], found["gates"]
-            losses += found["losses"]
+        for _, value in cells:
+            state, gates = value["state"], value["gates"]
+            losses += value["losses"]
         if progress.stopped or not gates:
             return PlanResult(None, tables=[_training_table(losses)])
         share = DEFAULT_SHARE if spec.share is None else spec.share
@@ -197,16 +191,16 @@ def _gate_histogram(gates: list[list[float]]) -> Bars:
 
 
 class ActPlanMaker(_PlanMaker):
-    """ACT's search: heads with sinks, each calibrated alone, kept where more answers are right."""
+    """ACT's head search: heads with sinks, each calibrated alone, kept where more answers are right."""
 
     @property
     def rule(self) -> SinkCalibration:
-        """ACT's knobs."""
+        """ACT's options."""
         spec = self.spec
         return SinkCalibration(spec.beta, spec.threshold, spec.relative_threshold, spec.excuse, spec.min_rows)
 
     def draw_questions(self, count: int, seed: int) -> list[Question]:
-        """Questions of a seed; those of different seeds differ."""
+        """Draw the questions of a seed; those of different seeds differ."""
         return make_questions(self.subject.tokenizer, count, facts=self.spec.facts, seed=2 * self.spec.seed + seed)
 
     def cost(self) -> Cost:
@@ -218,24 +212,24 @@ class ActPlanMaker(_PlanMaker):
         return Cost(2 * (spec.samples + spec.check), 2 * (tried + held), cells, partial=tried * spec.candidates // 2)
 
     def make(self, progress: Progress) -> PlanResult:
-        """Filter, try, choose, and check on other questions."""
+        """Filter the heads, try each alone, choose, and check on held-out questions."""
         spec, net, facts = self.spec, self.subject.model, asdict(self.rule)
-        asked, held_out = self.draw_questions(spec.samples, 0), self.draw_questions(spec.check, 1)
+        tuning, held_out = self.draw_questions(spec.samples, 0), self.draw_questions(spec.check, 1)
         counts = _run_questions(
-            progress, asked, lambda q: {"sinks": q.ids, **facts}, lambda q: count_sinks(net, q, self.rule)
+            progress, tuning, lambda q: {"sinks": q.ids, **facts}, lambda q: count_sinks(net, q, self.rule)
         )
         if counts is None:
             return PlanResult(None)
         tried = self._candidates(np.mean(counts, axis=0))
-        found = _run_questions(
+        verdicts = _run_questions(
             progress,
-            asked,
+            tuning,
             lambda q: {"alone": _question_content(q), "heads": tried, **facts},
             lambda q: try_heads_alone(net, q, self.rule, tried),
         )
-        if found is None:
+        if verdicts is None:
             return PlanResult(None)
-        plain, *alone = np.mean(found, axis=0).tolist()
+        plain, *alone = np.mean(verdicts, axis=0).tolist()
         chosen = [head for head, share in zip(tried, alone, strict=True) if share > plain]
         held = _run_questions(
             progress,
@@ -245,7 +239,7 @@ class ActPlanMaker(_PlanMaker):
         )
         if held is None:
             return PlanResult(None)
-        return self._made(tried, plain, alone, chosen, np.mean(held, axis=0).tolist())
+        return self._build_result(tried, plain, alone, chosen, np.mean(held, axis=0).tolist())
 
     def _candidates(self, sinks: np.ndarray) -> list[Head]:
         """Heads [(layer, head)] with most sinks, in order of the model; heads without any are left out."""
@@ -255,7 +249,7 @@ class ActPlanMaker(_PlanMaker):
         places = [divmod(int(i), sinks.shape[1]) for i in order if sinks.flat[i] > 0]
         return sorted((layer, head) for layer, head in places)
 
-    def _made(
+    def _build_result(
         self, tried: list[Head], plain: float, alone: list[float], chosen: list[Head], held: list[float]
     ) -> PlanResult:
         spec = self.spec
@@ -273,7 +267,7 @@ class ActPlanMaker(_PlanMaker):
         }
         if not chosen:
             return PlanResult(None, scalars, [table], warnings=["No head makes more answers right: there is no plan."])
-        told = [] if held[1] > held[0] else ["On other questions the chosen heads together bring nothing."]
+        warnings = [] if held[1] > held[0] else ["On other questions the chosen heads together bring nothing."]
         facts = asdict(self.rule) | {name: getattr(spec, name) for name in ("samples", "facts", "candidates", "skip")}
         plan = HeadPlan(
             schema_="head-plan/1",
@@ -282,18 +276,18 @@ class ActPlanMaker(_PlanMaker):
             rule="right answers rise when calibrated alone",
             made_by=Origin(experiment="act_search", spec=facts, seed=spec.seed),
         )
-        return PlanResult(plan, scalars, [table], warnings=told)
+        return PlanResult(plan, scalars, [table], warnings=warnings)
 
 
 def _run_questions(
     progress: Progress,
-    asked: list[Question],
+    questions: list[Question],
     content: Callable[[Question], Mapping[str, Any]],
     work: Callable[[Question], Any],
 ) -> list[Any] | None:
-    """A value per question, or None where the run was stopped."""
-    found = [value for _, value in progress.each(asked, content, work)]
-    return None if progress.stopped else found
+    """Run a cell per question; None if the run was stopped."""
+    values = [value for _, value in progress.each(questions, content, work)]
+    return None if progress.stopped else values
 
 
 def _question_content(question: Question) -> list[Any]:
@@ -301,14 +295,14 @@ def _question_content(question: Question) -> list[Any]:
 
 
 class RetrievalPlanMaker(_PlanMaker):
-    """A plan from evidence: the largest score of each group, and a share of all groups."""
+    """Plan from a retrieval report: the largest score of each group, and a share of all groups."""
 
     def cost(self) -> Cost:
         """Nothing is run."""
         return Cost(0, 0)
 
     def make(self, progress: Progress) -> PlanResult:
-        """The plan of a retrieval report."""
+        """Make the plan of a retrieval report."""
         report, share = self._evidence(), DEFAULT_SHARE if self.spec.share is None else self.spec.share
         plan = progress.cell(
             {"report": json_digest(report), "share": share},
@@ -324,22 +318,22 @@ class RetrievalPlanMaker(_PlanMaker):
         if isinstance(given, dict):
             return given
         try:
-            found: Mapping[str, Any] = json.loads(self.sources.artefact(given))
+            report: Mapping[str, Any] = json.loads(self.read_artefact(given))
         except ValueError as error:
-            detail = f"What is kept under {given[:12]}… is no retrieval report."
+            detail = f"The artefact {given[:12]}… is no retrieval report."
             raise Malformed(detail, field="report") from error
-        return found
+        return report
 
 
 class TablePlanMaker(_PlanMaker):
-    """Gates that others published: plain tab-separated numbers."""
+    """Plan from published gates: plain tab-separated numbers."""
 
     def cost(self) -> Cost:
         """Nothing is run."""
         return Cost(0, 0)
 
     def make(self, progress: Progress) -> PlanResult:
-        """The plan of the table."""
+        """Make the plan of the table."""
         text, share = self.spec.table, DEFAULT_SHARE if self.spec.share is None else self.spec.share
         if text is None:
             detail = "kind=table needs the table."
@@ -347,7 +341,7 @@ class TablePlanMaker(_PlanMaker):
         try:
             gates = [[float(cell) for cell in line.split()] for line in text.splitlines() if line.strip()]
         except ValueError as error:
-            detail = f"The table holds what is no number: {error}."
+            detail = f"The table holds something other than numbers: {error}."
             raise Malformed(detail, field="table") from error
         facts = {"table_sha256": json_digest(text), "share": share}
         if len({len(row) for row in gates}) != 1:
@@ -361,7 +355,7 @@ class TablePlanMaker(_PlanMaker):
 
 
 class StatisticPlanMaker(_PlanMaker):
-    """Reach of mean queries and keys: one forward of prose, and nothing is trained."""
+    """Duo's untrained statistic: the reach of mean queries and keys, from one forward of prose."""
 
     @property
     def tokens(self) -> int:
@@ -374,7 +368,7 @@ class StatisticPlanMaker(_PlanMaker):
         return Cost(1, self.tokens)
 
     def make(self, progress: Progress) -> PlanResult:
-        """Scores in one cell, then the top share of them."""
+        """Score heads in one cell, then take the top share."""
         spec, net = self.spec, self.subject.model
         text = build_haystack(self.tokens * CHARACTERS_PER_TOKEN, spec.seed)
         ids = self.subject.tokenizer.encode(text, special=False)[: self.tokens]
@@ -394,4 +388,4 @@ MAKERS: Mapping[str, type[PlanMaker]] = {
     "retrieval": RetrievalPlanMaker,
     "table": TablePlanMaker,
 }
-"""Kind → how it is made."""
+"""Maker of each kind."""

@@ -180,9 +180,10 @@ def _line(shape: Line) -> str:
 
 def _text(shape: Text) -> str:
     turn = f' transform="rotate(-90 {shape.x:g} {shape.y:g})"' if shape.turned else ""
+    text = escape(_replace_control_characters(shape.text))
     return (
         f'<text x="{shape.x:g}" y="{shape.y:g}" font-size="{shape.size:g}" fill="{_hex(shape.colour)}" '
-        f'text-anchor="{shape.anchor}"{turn} xml:space="preserve">{escape(_replace_control_characters(shape.text))}</text>'
+        f'text-anchor="{shape.anchor}"{turn} xml:space="preserve">{text}</text>'
     )
 
 

@@ -27,8 +27,8 @@ from services.interpretability.head_plans.act import (
     try_heads_together,
 )
 from services.interpretability.head_plans.duo_gates import GateRecipe, GateTraining
-from services.interpretability.head_plans.mean_reach import mean_reach
 from services.interpretability.head_plans.passkey_data import PasskeyTexts, make_passkey_text
+from services.interpretability.head_plans.statistic import mean_reach
 from shared.errors import Cancelled, Conflict, FoveaError, InvalidOption, NotFound
 from shared.lm.attention import sdpa
 from shared.lm.attention_math import calibrate, column_mean, excuse_sink

@@ -154,7 +154,7 @@ def test_forced_winners_are_those_of_the_whole_pattern(tiny, prompt):
     for t in range(len(prompt.answer_ids)):
         seen = rows[:, :, t, : first + t + 1]
         for place in range(3):
-            chosen = np.take_along_axis(seen, answered.looked[t, :, :, place, None], -1)[..., 0]
+            chosen = np.take_along_axis(seen, answered.top_positions[t, :, :, place, None], -1)[..., 0]
             assert np.allclose(chosen, np.sort(seen, -1)[..., -1 - place], atol=1e-6)
 
 
@@ -167,11 +167,11 @@ def test_forced_scores_equal_the_score_of_the_rows(tiny, prompt):
     rows = np.stack([traced[name][0, :, first:].numpy() for name in names]).transpose(2, 0, 1, 3)
     assert rows.shape[0] == steps
     expected = retrieval_score(rows, prompt.ids, prompt.answer_ids, prompt.span)
-    assert (score_copies(answered.looked, prompt.ids, prompt.answer_ids, prompt.span) == expected).all()
+    assert (score_copies(answered.top_positions, prompt.ids, prompt.answer_ids, prompt.span) == expected).all()
 
 
 def test_forcing_and_measuring_agree_on_how_likely_the_answer_is(tiny, prompt):
-    one, other = trace_known_answer(PrefixReader(tiny), prompt).forced, score_known_answer(tiny, prompt)
+    one, other = trace_known_answer(PrefixReader(tiny), prompt).score, score_known_answer(tiny, prompt)
     assert one.nll == pytest.approx(other.nll, abs=1e-5)
     assert one.accuracy == other.accuracy
 
@@ -191,7 +191,7 @@ def test_hiding_while_decoding_leaves_the_prompt_as_it_was(tiny, prompt):
 
 def test_generating_sees_one_row_per_token_and_stops_at_a_line_break(tiny, prompt):
     answered = generate_answer(tiny, prompt, steps=12)
-    assert len(answered.looked) == len(answered.tokens) <= 12
+    assert len(answered.top_positions) == len(answered.tokens) <= 12
     assert "\n" not in tiny.tokenizer.decode(answered.tokens)
     whole = tiny.tensor([[*prompt.ids, *answered.tokens]])
     greedy = tiny.model(whole)[0, len(prompt.ids) - 1 : -1].argmax(-1)
@@ -241,8 +241,8 @@ def test_what_was_read_before_changes_no_bit_of_an_answer(tiny, dtype):
     known = plan_pieces(needles[0].ids, needles[1].ids, 1)[0].start
     assert known >= BLOCK_TOKENS, "or nothing was shared"
     for one, other in zip(together, alone, strict=True):
-        assert one.forced == other.forced
-        assert (one.looked == other.looked).all()
+        assert one.score == other.score
+        assert (one.top_positions == other.top_positions).all()
 
 
 def test_rows_of_sliding_layers_end_with_their_window():

@@ -1,6 +1,6 @@
-"""One run of the deconstruction study: a small byte model with a mixer in some of its layers, trained and measured.
+"""Training and measurement of one run of the deconstruction study: a small byte model with one mixer and layout.
 
-Knows training; the networks it knows by name. What runs say together is the study's.
+Knows training; knows networks by name only.
 """
 
 from __future__ import annotations
@@ -9,58 +9,30 @@ import shutil
 import time
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from services.interpretability.experiments.indicators import indicators
+from services.interpretability.experiments.deconstruction_study.spec import Layout, ModelSize, Variant
+from services.interpretability.experiments.indicators import INDICATOR_NAMES, indicators
 from shared.registry import CallContext
 from shared.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_per_byte
 from shared.training.recipe import Schedule
 from shared.training.text_corpus import Corpus, Split, corpus, corpus_of
 from shared.training.trainer import FitProgress, fit
 
-__all__ = ["LAYOUTS", "VARIANTS", "Layout", "MixerRun", "ModelSize", "Variant", "train_and_measure"]
-
-Variant = Literal["standard", "mlp", "approximate", "nonapproximate", "random_qk", "fixed_qk", "static_qk"]
-Layout = Literal["uniform", "hybrid"]
-
-VARIANTS: tuple[Variant, ...] = (
-    "standard",
-    "mlp",
-    "approximate",
-    "nonapproximate",
-    "random_qk",
-    "fixed_qk",
-    "static_qk",
-)
-LAYOUTS: tuple[Layout, ...] = ("uniform", "hybrid")
+__all__ = ["MixerRun", "train_and_measure"]
 
 _CURVE_POINTS = 8
-"""Points of a curve."""
+"""Validations per run: the points of its curve."""
 
 _INDICATOR_BYTES = 128
 """Bytes of held-out text whose maps the indicators are taken of."""
 
-INDICATOR_NAMES = ("entropy", "concentration", "sink", "local_0", "local_1", "local_2", "local_3")
-
-
-class ModelSize(BaseModel):
-    """How large the models are, and what a step reads."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    width: int = Field(96, ge=8, le=1024, description="D.")
-    layers: int = Field(4, ge=2, le=24, description="Layers; hybrids have the variant in the first, third, fifth …")
-    heads: int = Field(4, ge=1, le=32, description="Heads; D / heads must be even.")
-    context: int = Field(256, ge=16, le=2048, description="Bytes of a window.")
-    batch: int = Field(16, ge=1, le=256, description="Windows of a step.")
-
 
 class MixerRun(ByteRecipe):
-    """A byte model of one variant, layout and seed."""
+    """Training recipe of one byte model: one variant, layout and seed."""
 
     name: ClassVar[str] = "deconstruction"
     weights: ClassVar[str] = "deconstructed"
@@ -73,7 +45,7 @@ class MixerRun(ByteRecipe):
 
     @classmethod
     def of(cls, mixer: Variant, layout: Layout, seed: int, steps: int, size: ModelSize, text: str | None) -> MixerRun:
-        """The run of a cell."""
+        """Build the recipe of a cell."""
         schedule = Schedule(
             steps=steps,
             batch=size.batch,
@@ -89,23 +61,23 @@ class MixerRun(ByteRecipe):
         return cls(seed=seed, schedule=schedule, context=size.context, size=size, mixer=mixer, layout=layout, text=text)
 
     def config(self) -> dict[str, Any]:
-        """A deconstructed LM over bytes."""
+        """Return the options of the network `deconstructed-lm` over bytes."""
         sizes = {"width": self.size.width, "layers": self.size.layers, "heads": self.size.heads}
         return {"vocab": BYTES, **sizes, "context": self.context, "mixer": self.mixer, "layout": self.layout}
 
     def split(self, name: Split) -> Corpus:
-        """A part of the library's text, or of the text that was sent."""
+        """Return a part of the library's text, or of the user's text."""
         return self._parts[name]
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Bits per byte; for a hybrid also without the variant's layers."""
+        """Measure bits per byte; for a hybrid also with the variant's layers skipped."""
         windows = self.test_windows()
-        found = {"bits": bits_per_byte(network, windows)}
+        measured = {"bits": bits_per_byte(network, windows)}
         if self.layout == "hybrid":
             with torch.no_grad():
                 skipped = [cast("Tensor", network(part[:, :-1], skip=True)) for part in torch.split(windows, 8)]
-            found["bits_skip"] = bits_of(torch.cat(skipped), windows[:, 1:])
-        return found
+            measured["bits_skip"] = bits_of(torch.cat(skipped), windows[:, 1:])
+        return measured
 
     @cached_property
     def _parts(self) -> dict[Split, Corpus]:
@@ -113,30 +85,27 @@ class MixerRun(ByteRecipe):
         return {name: corpus(name) if self.text is None else corpus_of(self.text.encode(), name) for name in names}
 
 
-def train_and_measure(run: MixerRun, folder: Path, watched: CallContext) -> dict[str, Any]:
-    """Train and measure; what a cell keeps, as JSON.
+def train_and_measure(run: MixerRun, folder: Path, context: CallContext) -> dict[str, Any]:
+    """Train a model and measure it; return the value of its cell, as JSON.
 
     Args:
-        run: What is trained.
-        folder: Where checkpoints go; a run that was stopped goes on from there, and a finished one leaves nothing.
-        watched: Stops it, and is told how far it is.
+        run: The recipe.
+        folder: Where checkpoints go; a stopped run resumes from there, and a finished one leaves nothing.
+        context: Receives progress, and may cancel.
     """
-    seen = FitProgress()
 
-    def watch(progress: FitProgress) -> None:
-        nonlocal seen
-        seen = progress
-        watched.progress(progress.step / run.schedule.steps, f"{run.mixer}, {run.layout}, seed {run.seed}")
+    def report_step(progress: FitProgress) -> None:
+        context.progress(progress.step / run.schedule.steps, f"{run.mixer}, {run.layout}, seed {run.seed}")
 
-    fitted = fit(run, folder, run=watched, on_step=watch)
+    fitted = fit(run, folder, run=context, on_step=report_step)
     net, progress = fitted.network, fitted.progress
     windows = run.test_windows()
     session: Any = cast("Any", net).session(1)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     session.feed(windows[:1, :-1])
-    read = time.perf_counter() - begun
+    read = time.perf_counter() - started
     trained = progress.step * run.schedule.batch * run.context
-    found = {
+    value = {
         **run.measure(net),
         "parameters": sum(p.numel() for p in net.parameters()),
         "state_bytes": session.nbytes,
@@ -145,17 +114,17 @@ def train_and_measure(run: MixerRun, folder: Path, watched: CallContext) -> dict
         "speed": {"train": trained / max(progress.seconds, 1e-9), "read": run.context / max(read, 1e-9)},
     }
     shutil.rmtree(folder, ignore_errors=True)
-    return found
+    return value
 
 
 def _indicators(net: nn.Module, ids: Tensor) -> list[dict[str, float] | None]:
     """Per layer the mean over heads of each indicator, and the diversity; None where no tokens are mixed."""
-    found: list[dict[str, float] | None] = []
-    for drawn in cast("Any", net).maps(ids):
-        if drawn is None:
-            found.append(None)
+    layers: list[dict[str, float] | None] = []
+    for maps in cast("Any", net).maps(ids):
+        if maps is None:
+            layers.append(None)
             continue
-        told = indicators(drawn[0])
-        heads = told.by_name()
-        found.append({**{kind: float(heads[kind].mean()) for kind in INDICATOR_NAMES}, "diversity": told.diversity})
-    return found
+        table = indicators(maps[0])
+        heads = table.by_name()
+        layers.append({**{name: float(heads[name].mean()) for name in INDICATOR_NAMES}, "diversity": table.diversity})
+    return layers
