@@ -131,7 +131,7 @@ _THINGS = ("book", "ball", "drink", "letter", "ring", "key", "map", "coin")
 
 
 def make_indirect_objects(subject: StudiedModel, count: int, seed: int = 0, counterfactual: str = "flip") -> list[Case]:
-    """Make cases of indirect object identification: who is given the thing? Orders alternate (ABBA: the answer comes first).
+    """Make cases of indirect object identification; orders alternate (ABBA: the answer comes first).
 
     Args:
         subject: Whose tokenizer decides which names are one token.

@@ -1,8 +1,8 @@
-"""ACT's head search: which heads, calibrated alone, make a model answer more questions right.
+"""ACT head search: which heads, calibrated alone, make a model answer more questions right.
 
 "Unveiling and Harnessing Hidden Attention Sinks" (2024). The questions have four answers to choose from and are pure
-functions of a seed. Heads without sinks of their own are left out first; of the others each is tried by itself, from
-the residual stream of its layer on. Knows the decoder's seam; knows no experiment and nothing about serving.
+functions of a seed. Heads without sinks are left out first; each of the others is tried alone, starting at the residual
+stream of its layer. Knows the decoder's attention seam; knows no experiment and nothing about serving.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ OPTIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt and four tokens of which one is the right answer.
+    """Multiple-choice question: a prompt and four tokens of which one is the right answer.
 
     Attributes:
         ids: The prompt.
@@ -95,7 +95,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class SinkCalibration:
-    """ACT's knobs, as llm-longctx serves them."""
+    """ACT's options, as llm-longctx serves them."""
 
     beta: float = 0.4
     threshold: float = 0.1
@@ -104,7 +104,7 @@ class SinkCalibration:
     min_rows: int = 0
 
     def sinks(self, pattern: Tensor) -> Tensor:
-        """Columns of one head's causal map [T,T] that lose mass, ascending, the excused one left out."""
+        """Return the columns of one head's causal map [T,T] that lose mass, ascending, without the excused one."""
         T = pattern.shape[-1]
         means = column_mean(pattern.double())
         threshold = self.threshold if self.relative_threshold is None else self.relative_threshold / T
@@ -113,10 +113,10 @@ class SinkCalibration:
 
 
 def make_questions(codec: Codec, count: int, *, facts: int = 10, seed: int = 0) -> list[Question]:
-    """Who has what: `facts` lines, then the beginning of one of them again.
+    """Make questions of who has what: `facts` lines, then the beginning of one of them again.
 
     Raises:
-        InvalidOption: The tokenizer can't tell the things apart by their first token.
+        InvalidOption: Too few things differ in their first token.
     """
     for lead in (" ", ""):  # tokens of words begin with a space; bytes do not
         tokens: dict[int, str] = {}
@@ -131,17 +131,17 @@ def make_questions(codec: Codec, count: int, *, facts: int = 10, seed: int = 0) 
 
 def _question(codec: Codec, first: dict[str, int], lead: str, facts: int, rng: random.Random) -> Question:
     names, owned = rng.sample(_NAMES, facts), rng.sample(list(first), facts)
-    told = "".join(f"{name}: {thing}\n" for name, thing in zip(names, owned, strict=True))
-    asked = rng.randrange(facts)
-    wrong = rng.sample([thing for thing in owned if thing != owned[asked]], OPTIONS - 1)
-    options = [owned[asked], *wrong]
+    lines = "".join(f"{name}: {thing}\n" for name, thing in zip(names, owned, strict=True))
+    target = rng.randrange(facts)
+    wrong = rng.sample([thing for thing in owned if thing != owned[target]], OPTIONS - 1)
+    options = [owned[target], *wrong]
     rng.shuffle(options)
-    ids = codec.encode(f"{told}{names[asked]}:" + ("" if lead else " "))
-    return Question(ids, [first[o] for o in options], options.index(owned[asked]))
+    ids = codec.encode(f"{lines}{names[target]}:" + ("" if lead else " "))
+    return Question(ids, [first[o] for o in options], options.index(owned[target]))
 
 
 class _CalibratedAttention:
-    """The decoder's `attend` on one text: rows of the batch mix as `heads` says, each head of a row calibrated."""
+    """The decoder's `attend` on one text: row i of the batch has the sinks of the heads `heads[i]` calibrated."""
 
     def __init__(self, rule: SinkCalibration, heads: Sequence[Collection[Head]]) -> None:
         self._rule, self._heads = rule, heads
@@ -150,10 +150,10 @@ class _CalibratedAttention:
         """Mix values; see `shared.lm.attention.AttentionSeam`."""
         keys, values = k.transpose(1, 2), v.transpose(1, 2)
         z, group = sdpa(q, keys, values), q.shape[2] // keys.shape[1]
-        todo = [(row, head) for row, heads in enumerate(self._heads) for l, head in heads if l == layer]
-        if todo:
+        calibrated = [(row, head) for row, heads in enumerate(self._heads) for l, head in heads if l == layer]
+        if calibrated:
             z = z.clone()
-        for row, head in todo:
+        for row, head in calibrated:
             pattern = _pattern(q[row : row + 1, :, head : head + 1], keys[row : row + 1, head // group, None])
             if len(sinks := self._rule.sinks(pattern[0, 0])):
                 z[row, :, head] = calibrate(pattern[0, 0], sinks, self._rule.beta) @ values[row, head // group]
@@ -167,25 +167,24 @@ def _pattern(q: Tensor, keys: Tensor) -> Tensor:
 
 @torch.no_grad()
 def count_sinks(model: Decoder, question: Question, rule: SinkCalibration) -> list[list[int]]:
-    """How many sinks each head would calibrate on one question: [L][H]; one forward."""
+    """Count the sinks that each head would calibrate on one question: [L][H]; one forward."""
     config = model.config
-    found = [[0] * config.heads for _ in range(config.layers)]
+    counts = [[0] * config.heads for _ in range(config.layers)]
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
         keys = k.transpose(1, 2)
-        shown = _pattern(q, keys)[0]
-        found[layer] = [len(rule.sinks(one)) for one in shown]
+        counts[layer] = [len(rule.sinks(pattern)) for pattern in _pattern(q, keys)[0]]
         return sdpa(q, keys, v.transpose(1, 2))
 
     model(torch.tensor([question.ids]), attend=attend, keep=1)
-    return found
+    return counts
 
 
 @torch.no_grad()
 def try_heads_alone(model: Decoder, question: Question, rule: SinkCalibration, heads: Sequence[Head]) -> list[bool]:
-    """Whether the answer is right without calibration, then with each of `heads` alone; one forward, and parts of one.
+    """Return whether the answer is right without calibration, then with each of `heads` calibrated alone.
 
-    Variants begin at the layer of their head: what is below is the plain run's.
+    Takes one forward, and a partial one per head: variants start at the layer of their head.
     """
     layers = sorted({layer for layer, _ in heads})
     traced = trace(model, torch.tensor([question.ids]), capture=[f"resid_pre.{l}" for l in layers], keep=1)
@@ -200,26 +199,26 @@ def try_heads_alone(model: Decoder, question: Question, rule: SinkCalibration, h
 
 @torch.no_grad()
 def try_heads_together(model: Decoder, question: Question, rule: SinkCalibration, heads: Collection[Head]) -> bool:
-    """Whether the answer is right with all of `heads` calibrated, as they are when they are served; one forward."""
+    """Return whether the answer is right with all of `heads` calibrated together, as when served; one forward."""
     logits = model(torch.tensor([question.ids]), attend=_CalibratedAttention(rule, [heads]), keep=1)
     return _is_right(logits[:, -1], question)[0]
 
 
 def _run_from_layer(model: Decoder, layer: int, x: Tensor, attend: _CalibratedAttention) -> Tensor:
     """Last logits [N,V] of a stream that enters block `layer` as x [N,T,D]."""
-    turns = model.rotations(torch.arange(x.shape[1], device=x.device), x.dtype)
+    rotations = model.rotations(torch.arange(x.shape[1], device=x.device), x.dtype)
     for l in range(layer, model.config.layers):
         block = model.blocks[l]
         q, k, v = block.project(x)
-        q, k = block.apply_positions(q, k, turns[l])
+        q, k = block.apply_positions(q, k, rotations[l])
         x = x + block.output(attend(l, q, k, v, 0))
         x = x + block.feed(x)
     return functional.linear(final_norm(model)(x[:, -1]), model.output_matrix)
 
 
 def _is_right(last: Tensor, question: Question) -> list[bool]:
-    """Of logits [N,V]: whether the right option is the likeliest; a tie is not right."""
-    shown = last[:, question.options]
-    others = shown.clone()
+    """Per row of logits [N,V], whether the right option is the likeliest; a tie is not right."""
+    options = last[:, question.options]
+    others = options.clone()
     others[:, question.right] = -torch.inf
-    return (shown[:, question.right] > others.amax(-1)).tolist()
+    return (options[:, question.right] > others.amax(-1)).tolist()

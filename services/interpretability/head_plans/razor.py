@@ -1,7 +1,7 @@
-"""Razor's head plans: how much each head looks at earlier copies of a token, and at what followed them.
+"""RazorAttention head plans: echo and induction scores of heads on a repeated random sequence.
 
-"RazorAttention" (2024): random tokens come several times; heads that echo or induce are kept in full. Frozen models:
-all goes through the decoder's seam. Knows nothing about experiments or how plans are used.
+"RazorAttention" (2024): heads that look at earlier copies of a token (echo), or at what followed them (induction), keep
+their whole history. Knows the decoder's attention seam; knows nothing about experiments or how plans are used.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _QUERY_BLOCK = 256
 
 
 def repeat_tokens(vocab: int, period: int, repeats: int, seed: int = 0) -> Tensor:
-    """`period` random tokens, `repeats` times: [period · repeats]."""
+    """Repeat `period` random tokens `repeats` times: [period · repeats]."""
     once = torch.randint(0, vocab, (period,), generator=torch.Generator().manual_seed(seed))
     return once.repeat(repeats)
 
 
 @torch.no_grad()
 def echo_induction(net: Decoder, ids: Tensor | Sequence[int], period: int) -> Tensor:
-    """Echo and induction scores of every query head, means over the whole map: [L,2,H] float64 (razor.md section 3).
+    """Score echo and induction of every query head, means over the whole map: [L,2,H] float64 (section 3).
 
     Args:
         net: The model.
@@ -40,7 +40,7 @@ def echo_induction(net: Decoder, ids: Tensor | Sequence[int], period: int) -> Te
     """
     tokens = torch.as_tensor(ids)
     S, config = len(tokens), net.config
-    found = torch.zeros(config.layers, 2, config.heads, dtype=torch.float64)
+    totals = torch.zeros(config.layers, 2, config.heads, dtype=torch.float64)
     masks = torch.stack([echo_mask(S, period), echo_mask(S, period, 1)])
     masks[:, :period] = False
 
@@ -52,11 +52,11 @@ def echo_induction(net: Decoder, ids: Tensor | Sequence[int], period: int) -> Te
             logits = queries[:, rows] @ keys.mT * q.shape[-1] ** -0.5
             future = torch.arange(S) > torch.arange(S)[rows, None]
             pattern = logits.masked_fill(future, -torch.inf).softmax(-1).double()
-            found[layer] += torch.einsum("hts,mts->mh", pattern, masks[:, rows].double())
+            totals[layer] += torch.einsum("hts,mts->mh", pattern, masks[:, rows].double())
         return sdpa(q, k.transpose(1, 2), v.transpose(1, 2))
 
     net(tokens[None], attend=attend, keep=1)
-    return found / S**2
+    return totals / S**2
 
 
 def razor_plan(
@@ -70,7 +70,7 @@ def razor_plan(
     model: ModelId | None = None,
     scores: Any = None,
 ) -> HeadPlan:
-    """Retrieval heads: the top share by echo together with the top share by induction, per key/value head.
+    """Make the plan of retrieval heads: the top share by echo and the top share by induction, per key/value head.
 
     Args:
         net: The model.
@@ -79,8 +79,8 @@ def razor_plan(
         echo: Share of key/value heads that are full by echo; at least one head is.
         induction: The same by induction.
         seed: Of the tokens.
-        model: What the plan says it was made for; default its sizes.
-        scores: [L,2,H] of exactly these tokens, where they are known already.
+        model: The model that the plan names; default its sizes.
+        scores: [L,2,H] of exactly these tokens, if already computed.
     """
     config = net.config
     if scores is None:
@@ -109,7 +109,7 @@ def razor_plan(
 
 
 def model_id(net: Decoder, name: str = "", weights_sha256: str = "") -> ModelId:
-    """What a plan says about the model that it was made for."""
+    """Return the identity of a model, as plans carry it."""
     config = net.config
     return ModelId(
         name=name,

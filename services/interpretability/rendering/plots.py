@@ -1,4 +1,4 @@
-"""Draws the parts of a report: heat maps, bars, token strips and circuit graphs, each with scale, caption and numbers.
+"""Plots of a report's parts: heat maps, bars, token strips and circuit graphs, with scale, caption and numbers.
 
 Knows data and shapes; knows no experiment. Head maps may link every cell to that head's pattern on a text.
 """
@@ -40,7 +40,7 @@ MAX_LABELLED_TICKS = 40
 
 
 def draw_heat_map(data: HeatMap, link: Link | None = None) -> Drawing:
-    """A heat map: darker is more; diverging ones are blue above zero and orange below."""
+    """Draw a heat map: darker is more; diverging ones are blue above zero and orange below."""
     rows, columns = len(data.values), len(data.values[0]) if data.values else 0
     cell_w = max(min((WIDTH - MARGIN_LEFT - 90) / max(columns, 1), 46), 2)
     cell_h = max(min(420 / max(rows, 1), 24), 2)
@@ -65,7 +65,7 @@ def draw_heat_map(data: HeatMap, link: Link | None = None) -> Drawing:
 
 
 def draw_panels(maps: Sequence[HeatMap], link: Callable[[HeatMap], str]) -> Drawing:
-    """Many maps of the same axes, small, on one scale; a click enlarges one."""
+    """Draw many small maps of the same axes on one scale; a click enlarges one."""
     step = PANEL_SIDE + 26
     caption = f"{maps[0].caption} Small maps show the largest of neighbours where there are many; a click enlarges one."
     alt = f"{len(maps)} maps, {maps[0].name} to {maps[-1].name}."
@@ -92,7 +92,7 @@ def draw_panels(maps: Sequence[HeatMap], link: Callable[[HeatMap], str]) -> Draw
 
 
 def _max_pool(values: Sequence[Sequence[float | None]]) -> list[list[float]]:
-    """A map of at most FINE by FINE cells: the largest of each patch."""
+    """Reduce a map to at most MAX_PANEL_CELLS cells a side: the largest of each patch."""
     high, wide = (-(-size // MAX_PANEL_CELLS) for size in (len(values), len(values[0])))
     return [
         [
@@ -104,7 +104,7 @@ def _max_pool(values: Sequence[Sequence[float | None]]) -> list[list[float]]:
 
 
 def draw_bars(data: Bars) -> Drawing:
-    """Bars, with an interval where a value scatters."""
+    """Draw bars, with an interval where a value varies."""
     count, height = max(len(data.bars), 1), 190
     step = min((WIDTH - MARGIN_LEFT - 20) / count, 90)
     marks = [v for bar in data.bars for v in (bar.value, bar.low, bar.high) if v is not None]
@@ -115,8 +115,8 @@ def draw_bars(data: Bars) -> Drawing:
     def y(value: float) -> float:
         return MARGIN_TOP + height * (1 - (value - low) / span)
 
-    told = ", ".join(f"{bar.label} {_number(bar.value)}" for bar in data.bars[:6])
-    drawing = _start_drawing(data.name, data.caption, MARGIN_TOP + height + 36, f"{data.name}: {told}.")
+    listed = ", ".join(f"{bar.label} {_number(bar.value)}" for bar in data.bars[:6])
+    drawing = _start_drawing(data.name, data.caption, MARGIN_TOP + height + 36, f"{data.name}: {listed}.")
     for value in (low, high) if low < 0 else (0.0, high / 2, high):
         drawing.add(Line(MARGIN_LEFT, y(value), MARGIN_LEFT + step * count, y(value), (225, 227, 232)))
         drawing.add(Text(MARGIN_LEFT - 6, y(value) + 4, _number(value), 10, GREY, "end"))
@@ -156,8 +156,8 @@ def draw_strip(data: Strip) -> Drawing:
         if "\n" in token.text:
             x, y = 12.0, y + 24
     ranked = sorted(zip(data.tokens, data.values, strict=True), key=lambda pair: -abs(pair[1] or 0))[:3]
-    told = ", ".join(f"{token.text!r} {_number(value)}" for token, value in ranked)
-    drawing = _start_drawing(data.name, data.caption, y + 34, f"{data.name}: {told}.")
+    listed = ", ".join(f"{token.text!r} {_number(value)}" for token, value in ranked)
+    drawing = _start_drawing(data.name, data.caption, y + 34, f"{data.name}: {listed}.")
     for left, top, width, shown, value in placed:
         share = None if value is None else value / largest
         fill = paint(share)
@@ -168,7 +168,7 @@ def draw_strip(data: Strip) -> Drawing:
 
 
 def draw_graph(data: Graph) -> Drawing:
-    """A circuit: heads from low layers to high, edges as wide as their effect."""
+    """Draw a circuit: heads from low layers to high, edges as wide as their effect."""
     layers = sorted({node.layer for node in data.nodes})
     place: dict[str, tuple[float, float]] = {}
     for r, layer in enumerate(reversed(layers)):
@@ -179,9 +179,9 @@ def draw_graph(data: Graph) -> Drawing:
     edges = [edge for edge in data.edges if edge.value is not None and edge.source in place]
     largest = max((abs(edge.value or 0) for edge in edges), default=0.0) or 1.0
     ranked = sorted(edges, key=lambda edge: -abs(edge.value or 0))[:3]
-    told = ", ".join(f"{edge.source} to {edge.target} {_number(edge.value)}" for edge in ranked)
+    listed = ", ".join(f"{edge.source} to {edge.target} {_number(edge.value)}" for edge in ranked)
     drawing = _start_drawing(
-        data.name, data.caption, MARGIN_TOP + 50 + len(layers) * 46, f"{data.name}: {told or 'no edge'}."
+        data.name, data.caption, MARGIN_TOP + 50 + len(layers) * 46, f"{data.name}: {listed or 'no edge'}."
     )
     for edge in edges:
         target = place.get(edge.target) or place.get(edge.target.split("…")[0])
@@ -242,7 +242,7 @@ def _add_column_ticks(drawing: Drawing, data: HeatMap, cell_w: float, bottom: fl
 
 
 def _add_colour_bar(drawing: Drawing, data: HeatMap, largest: float, x: float) -> None:
-    """A colour bar with its numbers."""
+    """Add a colour bar with its numbers."""
     steps, height = 24, float(COLOUR_BAR_HEIGHT)
     ends = (-1.0, 1.0) if data.scale == "diverging" else (0.0, 1.0)
     for i in range(steps):

@@ -1,4 +1,4 @@
-"""A drawing as a list of rectangles, lines and texts, and its two forms: SVG and PNG. Knows shapes; knows no report."""
+"""Vector drawing of rectangles, lines and texts, with SVG and PNG output. Knows shapes; knows no report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EMPTY: Colour = (232, 232, 236)
 
 BLUE: Colour = (33, 102, 172)
 ORANGE: Colour = (200, 95, 20)
-"""The two ends of diverging scales: told apart with every common kind of colour blindness, and in print."""
+"""The two ends of diverging scales: distinct with every common kind of colour blindness, and in print."""
 
 _LIGHT: Colour = (247, 250, 255)
 _STOPS: tuple[Colour, ...] = (_LIGHT, (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 48, 107))
@@ -44,16 +44,16 @@ MAX_PNG_SIDE = 8000
 
 
 def sequential(share: float | None) -> Colour:
-    """Colour of a share 0…1 of the largest value; None has none."""
+    """Return the colour of a share 0…1 of the largest value; grey for None."""
     if share is None:
         return EMPTY
-    place = min(max(share, 0.0), 1.0) * (len(_STOPS) - 1)
-    low = min(int(place), len(_STOPS) - 2)
-    return _blend(_STOPS[low], _STOPS[low + 1], place - low)
+    position = min(max(share, 0.0), 1.0) * (len(_STOPS) - 1)
+    low = min(int(position), len(_STOPS) - 2)
+    return _blend(_STOPS[low], _STOPS[low + 1], position - low)
 
 
 def diverging(share: float | None) -> Colour:
-    """Colour of a share −1…1: orange below zero, blue above, white at zero."""
+    """Return the colour of a share −1…1: orange below zero, blue above, white at zero."""
     if share is None:
         return EMPTY
     return _blend((252, 252, 252), BLUE if share > 0 else ORANGE, min(abs(share), 1.0))
@@ -66,7 +66,7 @@ def _blend(a: Colour, b: Colour, share: float) -> Colour:
 
 @dataclass(frozen=True, slots=True)
 class Rect:
-    """A filled rectangle, or a clear one; `title` shows on hover, `link` is followed on a click (SVG only)."""
+    """A rectangle, filled or transparent; `title` shows on hover, `link` is followed on a click (SVG only)."""
 
     x: float
     y: float
@@ -92,7 +92,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A line of text; `anchor` says which of its ends is at x, `turned` reads upwards."""
+    """A line of text; `anchor` is the end that stands at x, `turned` text reads upwards."""
 
     x: float
     y: float
@@ -120,7 +120,7 @@ class Drawing:
         self.shapes += shapes
 
     def svg(self) -> str:
-        """As SVG, without scripts and styles."""
+        """Return the SVG, without scripts and styles."""
         inside = "".join(map(_svg, self.shapes))
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width:g} {self.height:g}" '
@@ -130,7 +130,7 @@ class Drawing:
         )
 
     def png(self, scale: float = 2) -> bytes:
-        """As PNG, `scale` pixels per unit."""
+        """Return the PNG, with `scale` pixels per unit."""
         scale = min(scale, MAX_PNG_SIDE / max(self.width, self.height, 1))
         image = Image.new("RGB", (max(round(self.width * scale), 1), max(round(self.height * scale), 1)), "white")
         pen = ImageDraw.Draw(image)
@@ -142,7 +142,7 @@ class Drawing:
 
 
 def stack_drawings(drawings: Sequence[Drawing], gap: float = 24) -> Drawing:
-    """Drawings one below the other."""
+    """Stack drawings one below the other."""
     whole = Drawing(max((d.width for d in drawings), default=1), 0, " ".join(d.alt for d in drawings))
     for drawing in drawings:
         whole.shapes += [_move_down(shape, whole.height) for shape in drawing.shapes]
@@ -163,12 +163,12 @@ def _hex(colour: Colour) -> str:
 
 
 def _rect(shape: Rect) -> str:
-    drawn = (
+    rect = (
         f'<rect x="{shape.x:g}" y="{shape.y:g}" width="{shape.w:g}" height="{shape.h:g}" '
         f'fill="{_hex(shape.fill) if shape.fill else "transparent"}">'
         f"{_title(shape.title)}</rect>"
     )
-    return f'<a href="{escape(shape.link)}">{drawn}</a>' if shape.link else drawn
+    return f'<a href="{escape(shape.link)}">{rect}</a>' if shape.link else rect
 
 
 def _line(shape: Line) -> str:
@@ -192,7 +192,7 @@ def _title(text: str) -> str:
 
 
 def _replace_control_characters(text: str) -> str:
-    """Text that XML can hold: control characters as their pictures."""
+    """Replace control characters, which XML can't hold, by their symbols."""
     return "".join(
         letter if letter >= " " and letter != "\x7f" else chr(0x2400 + ord(letter) % 0x21) for letter in text
     )
@@ -205,7 +205,7 @@ def _svg(shape: Shape) -> str:
 
 
 _MISSING_GLYPHS = str.maketrans({"≥": ">=", "⏎": "\\n", "→": "->"})
-"""Signs that the raster font lacks."""
+"""Glyphs that the raster font lacks."""
 
 
 def _replace_missing_glyphs(text: str) -> str:
