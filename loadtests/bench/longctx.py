@@ -18,7 +18,7 @@ from shared.errors import NotReady
 from shared.lm.bundled_models import bundled_gguf
 from shared.lm.decoder import Decoder
 from shared.lm.gguf_file import unpack
-from shared.lm.niah_prompts import haystack
+from shared.lm.niah_prompts import build_haystack
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder
 
@@ -63,7 +63,7 @@ class Smol:
         self.net: Decoder = load_decoder(folder, dtype)
         text = " ".join(file.read_text("utf8") for file in _ENGLISH if file.is_file())
         self.ids: list[int] = Tokenizer.from_folder(folder).encode(
-            text if len(text) > 60_000 else haystack(60_000), special=False
+            text if len(text) > 60_000 else build_haystack(60_000), special=False
         )
 
 

@@ -1,1 +1,1 @@
-"""interpretability: heads, circuits and what they do."""
+"""interpretability: experiments on the attention heads of language models."""

@@ -1,14 +1,14 @@
-"""The app of `interpretability`: experiments are found by the package scan, and each has a path of its own."""
+"""App of the service: experiments are found by scanning the package, and each has a route of its own."""
 
-from services.interpretability.routes import router_of
+from services.interpretability.routes import build_router
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 
 __all__ = ["DEFAULT", "app"]
 
 DEFAULT = "head-patterns"
-"""The experiment of requests to `/v1/probe` that name none: one forward, and something to see on any model."""
+"""The experiment of requests to `/v1/probe` that name none: one forward, and a result on any model."""
 
-_found = servables("interpretability")
-_ordered = {DEFAULT: _found[DEFAULT], **_found}
-app = build("interpretability", routers=[router_of(_ordered)], servables=_ordered)
+_experiments = servables("interpretability")
+_ordered = {DEFAULT: _experiments[DEFAULT], **_experiments}
+app = build("interpretability", routers=[build_router(_ordered)], servables=_ordered)

@@ -1,14 +1,14 @@
-"""`/v1/probe/…`: a path of its own for every experiment, the models that can be studied, kept reports and artefacts.
+"""Routes under `/v1/probe/`: one per experiment, the models that can be studied, stored reports and artefacts.
 
 The generic `POST /v1/probe` names the experiment in `model`; here the path does, so `model` names the language model.
-Knows HTTP; what an experiment is, `experiment` knows.
+Knows HTTP; the experiments are in `core/experiment`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request
@@ -17,7 +17,8 @@ from starlette.responses import Response
 
 from services.interpretability.attention.head_scores import Overlap, overlap
 from services.interpretability.core.experiment import Experiment
-from services.interpretability.core.report import Grid, Report, Table, head_axes, head_name, matrix
+from services.interpretability.core.report import HeatMap, Report, Table, head_axes, head_name, to_matrix
+from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.rendering import render
 from services.interpretability.rendering.html_page import POLICY
 from shared.errors import InvalidOption, Malformed
@@ -29,7 +30,7 @@ from shared.serving.http.openapi_routes import problems
 from shared.serving.http.request_parsing import ParsedRequest, build_requests, parse_request
 from shared.serving.http.system_routes import host_of
 
-__all__ = ["router_of"]
+__all__ = ["build_router"]
 
 HostOf = Annotated[Host, Depends(host_of)]
 
@@ -41,92 +42,91 @@ FORMATS: Mapping[str, str] = {
     "npz": "application/x-npz",
 }
 
-_FORMS: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in render.MEDIA_TYPES}}}
+_RESPONSE_MEDIA: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in render.MEDIA_TYPES}}}
 
-Kinds = Mapping[str, type[Servable[Any, Any]]]
+ServableTypes = Mapping[str, type[Servable[Any, Any]]]
 
 
-def router_of(servables: Kinds) -> APIRouter:
-    """The routes of these experiments, and those that belong to none."""
+def build_router(servables: ServableTypes) -> APIRouter:
+    """Build the routes of these experiments, and those that belong to none."""
     router = APIRouter(prefix="/v1/probe", tags=["probe"])
     for name, kind in servables.items():
         if issubclass(kind, Experiment):
             router.add_api_route(
                 f"/{kind.route}",
-                _endpoint(name, kind),
+                _make_endpoint(name, kind),
                 methods=["POST"],
                 name=name,
                 operation_id=f"probe_{name}",
                 summary=kind.card.summary,
                 response_model=Report,
-                openapi_extra=_described(kind),
-                responses=_FORMS | problems(400, 404, 406, 413, 422, 429, 503, 504),
+                openapi_extra=_openapi_extra(kind),
+                responses=_RESPONSE_MEDIA | problems(400, 404, 406, 413, 422, 429, 503, 504),
             )
-    router.add_api_route("/models", models, methods=["GET"])
-    router.add_api_route("/circuits/compare", compare, methods=["POST"], responses=problems(400, 404, 422))
-    router.add_api_route("/reports/{key}", kept, methods=["GET"], response_model=Report, responses=problems(404, 406))
-    router.add_api_route("/artefacts/{sha256}", artefact, methods=["GET"], responses=problems(404))
+    router.add_api_route("/models", list_models, methods=["GET"])
+    router.add_api_route("/circuits/compare", compare_circuits, methods=["POST"], responses=problems(400, 404, 422))
+    router.add_api_route(
+        "/reports/{key}", read_report, methods=["GET"], response_model=Report, responses=problems(404, 406)
+    )
+    router.add_api_route("/artefacts/{sha256}", read_artefact, methods=["GET"], responses=problems(404))
     return router
 
 
-def _described(kind: type[Experiment[Any]]) -> dict[str, Any]:
+def _openapi_extra(kind: type[Experiment[Any]]) -> dict[str, Any]:
     schema = servable_schema.inline_refs(kind.In)
     media = {"type": "string", "enum": list(FORMATS), "description": "Form of the answer; left out, by Accept."}
     query = [{"name": "format", "in": "query", "required": False, "schema": media}]
     return {"parameters": query, "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def _endpoint(name: str, kind: type[Experiment[Any]]) -> Callable[..., Any]:
+def _make_endpoint(name: str, kind: type[Experiment[Any]]) -> Callable[..., Any]:
     async def answer(request: Request, host: HostOf) -> Response:
-        asked = await parse_request(request)
-        media = _media(asked, request)
+        parsed = await parse_request(request)
+        media_type = _requested_media_type(parsed, request)
         request.scope["fovea.model"] = name
-        if (lm := asked.options.pop("model", None)) is not None:
-            asked.options.setdefault("lm", lm)
-        (spec,), _ = build_requests(asked, kind.In, host.settings.max_images)
+        if (lm := parsed.options.pop("model", None)) is not None:
+            parsed.options.setdefault("lm", lm)
+        (spec,), _ = build_requests(parsed, kind.In, host.settings.max_images)
         if isinstance(spec, Exception):
             raise spec
-        found = await host.predict(name, spec, request.scope["fovea.run"])
-        assert isinstance(found, Report)  # noqa: S101  # every experiment's Out
-        return await _as(found, media)
+        report = Report.model_validate(await host.predict(name, spec, request.scope["fovea.run"]))
+        return await _render_response(report, media_type)
 
     answer.__doc__ = kind.card.summary
     return answer
 
 
-def _media(asked: ParsedRequest, request: Request) -> str:
-    """The form of the answer: `format` in the query or the body, else by Accept."""
-    told = asked.options.pop("format", None) or asked.texts.pop("format", [None])[-1]
-    asked.texts.clear()
-    return _named(told, request)
+def _requested_media_type(parsed: ParsedRequest, request: Request) -> str:
+    """Media type of the answer: by `format` in the query or the body, else by Accept."""
+    name = parsed.options.pop("format", None) or parsed.texts.pop("format", [None])[-1]
+    parsed.texts.clear()
+    return _media_type_of(name, request)
 
 
-def _named(told: Any, request: Request) -> str:
-    if told is None:
+def _media_type_of(name: Any, request: Request) -> str:
+    if name is None:
         return choose(request.headers.get("accept"), list(FORMATS.values()))
-    if told not in FORMATS:
-        detail = f"There is no format {told!r}; there are {', '.join(FORMATS)}."
+    if name not in FORMATS:
+        detail = f"There is no format {name!r}; there are {', '.join(FORMATS)}."
         raise InvalidOption(detail, field="format")
-    return FORMATS[str(told)]
+    return FORMATS[str(name)]
 
 
-async def _as(report: Report, media: str) -> Response:
-    if media == "application/json":
-        return Response(report.model_dump_json(), media_type=media, headers={"vary": "accept"})
-    drawn = await asyncio.to_thread(render.render, report, media)
-    policy = {"content-security-policy": POLICY} if media == "text/html" else {}
-    return Response(drawn, media_type=media, headers={"vary": "accept", **policy})
+async def _render_response(report: Report, media_type: str) -> Response:
+    if media_type == "application/json":
+        return Response(report.model_dump_json(), media_type=media_type, headers={"vary": "accept"})
+    content = await asyncio.to_thread(render.render, report, media_type)
+    policy = {"content-security-policy": POLICY} if media_type == "text/html" else {}
+    return Response(content, media_type=media_type, headers={"vary": "accept", **policy})
 
 
-def _any(host: Host) -> Experiment[Any]:
-    """Any experiment: they share their shelf and their store."""
-    found = host.servable(None, "probe")
-    assert isinstance(found, Experiment)  # noqa: S101  # this service serves nothing else
-    return found
+def _any_experiment(host: Host) -> Experiment[Any]:
+    """Any experiment: all share their models and their store."""
+    return cast("Experiment[Any]", host.servable(None, "probe"))  # this service serves nothing else
 
 
-class ProbedModel(BaseModel):
-    """A language model that can be studied; what is null is known once it is loaded."""
+class StudiedModelInfo(BaseModel):
+    """A language model that can be studied; null fields are known once it is loaded."""
 
     name: str
     default: bool
@@ -143,17 +143,19 @@ class ProbedModel(BaseModel):
     rows: list[str] = Field(["eager, beside the fused kernel"], description="Kernels that can return pattern rows.")
 
 
-async def models(host: HostOf) -> list[ProbedModel]:
-    """The language models that can be studied."""
-    shelf = _any(host).shelf
-    return [_facts(shelf.loaded_subject(name), name, default=name == shelf.default) for name in shelf.names()]
+async def list_models(host: HostOf) -> list[StudiedModelInfo]:
+    """List the language models that can be studied."""
+    registry = _any_experiment(host).models
+    return [
+        _describe_model(registry.get_loaded(name), name, default=name == registry.default) for name in registry.names()
+    ]
 
 
-def _facts(subject: Any, name: str, *, default: bool) -> ProbedModel:
+def _describe_model(subject: StudiedModel | None, name: str, *, default: bool) -> StudiedModelInfo:
     if subject is None:
-        return ProbedModel(name=name, default=default, loaded=False)
+        return StudiedModelInfo(name=name, default=default, loaded=False)
     config = subject.model.config
-    return ProbedModel(
+    return StudiedModelInfo(
         name=name,
         default=default,
         loaded=True,
@@ -169,46 +171,48 @@ def _facts(subject: Any, name: str, *, default: bool) -> ProbedModel:
     )
 
 
-async def kept(key: str, request: Request, host: HostOf, format: str | None = None) -> Response:  # noqa: A002  # as everywhere
-    """A report that a job made, whole or as far as it came before it was stopped."""
-    return await _as(_any(host).store.report(key), _named(format, request))
+async def read_report(key: str, request: Request, host: HostOf, format: str | None = None) -> Response:  # noqa: A002  # as everywhere
+    """Return the report of a job, complete or as far as it came before it was stopped."""
+    return await _render_response(_any_experiment(host).store.read_report(key), _media_type_of(format, request))
 
 
-async def artefact(sha256: str, host: HostOf) -> Response:
-    """An artefact of a report: evidence, a head plan, rated documents."""
-    text = _any(host).store.artefact(sha256)
+async def read_artefact(sha256: str, host: HostOf) -> Response:
+    """Return an artefact of a report: evidence, a head plan, rated documents."""
+    text = _any_experiment(host).store.read_artefact(sha256)
     media = "application/json" if text[:1] == "{" and "\n" not in text else "application/x-ndjson"
     return Response(text, media_type=media)
 
 
-class CompareIn(BaseModel):
-    """Two circuits: whole reports, or the keys under which they are kept."""
+class CompareRequest(BaseModel):
+    """Two circuits: whole reports, or the keys of stored ones."""
 
     model_config = ConfigDict(extra="forbid")
 
-    first: str | dict[str, Any] = Field(description="A report of circuits, or the key of a kept one.")
+    first: str | dict[str, Any] = Field(description="A report of circuits, or the key of a stored one.")
     second: str | dict[str, Any] = Field(description="Another one.")
     fractions: list[float] = Field([0.01, 0.02, 0.05, 0.1], min_length=1, max_length=20, description="Of all heads.")
 
 
-async def compare(body: CompareIn, host: HostOf) -> Report:
-    """How much two circuits share, at several thresholds."""
-    first, second = (_report(side, host, name) for side, name in ((body.first, "first"), (body.second, "second")))
+async def compare_circuits(body: CompareRequest, host: HostOf) -> Report:
+    """Compare two circuits: how much they share, at several thresholds."""
+    first, second = (
+        _resolve_report(side, host, name) for side, name in ((body.first, "first"), (body.second, "second"))
+    )
     if bad := [fraction for fraction in body.fractions if not 0 < fraction <= 1]:
         detail = f"fractions holds {bad[0]}; shares of all heads lie above 0 and up to 1."
         raise InvalidOption(detail, field="fractions")
-    ours, theirs = _stages(first, "first"), _stages(second, "second")
-    if len(shapes := {stage.shape for stage in (*ours, *theirs)}) > 1:
-        told = " and ".join("×".join(map(str, shape)) for shape in sorted(shapes))
-        detail = f"The circuits are of models of different size: {told} heads."
+    first_maps, second_maps = _effect_maps(first, "first"), _effect_maps(second, "second")
+    if len(shapes := {stage.shape for stage in (*first_maps, *second_maps)}) > 1:
+        sizes = " and ".join("×".join(map(str, shape)) for shape in sorted(shapes))
+        detail = f"The circuits are of models of different size: {sizes} heads."
         raise InvalidOption(detail, field="second")
     rows, grids = [], []
     for fraction in body.fractions:
-        found = overlap(ours, theirs, fraction)
-        grids.append(_shared(found, ours[0].shape, fraction))
-        told = " ".join(head_name(head) for head in found.shared)
-        sizes: list[Any] = [len(found.first), len(found.second), len(found.shared)]
-        rows.append([fraction, *sizes, found.jaccard, found.coefficient, found.share, told])
+        shared = overlap(first_maps, second_maps, fraction)
+        grids.append(_overlap_map(shared, first_maps[0].shape, fraction))
+        heads = " ".join(head_name(head) for head in shared.shared)
+        counts: list[Any] = [len(shared.first), len(shared.second), len(shared.shared)]
+        rows.append([fraction, *counts, shared.jaccard, shared.coefficient, shared.share, heads])
     columns = ["fraction", "first", "second", "shared", "jaccard", "of the smaller", "of the first", "heads"]
     return Report(
         title="Overlap of two circuits",
@@ -218,24 +222,24 @@ async def compare(body: CompareIn, host: HostOf) -> Report:
     )
 
 
-def _shared(found: Overlap, shape: tuple[int, ...], fraction: float) -> Grid:
+def _overlap_map(shared: Overlap, shape: tuple[int, ...], fraction: float) -> HeatMap:
     """Both circuits on one map of all heads."""
     values = np.zeros(shape)
-    for heads, value in ((found.first, 0.5), (found.second, -0.5), (found.shared, 1.0)):
+    for heads, value in ((shared.first, 0.5), (shared.second, -0.5), (shared.shared, 1.0)):
         for head in heads:
             values[head] = value
-    return Grid(
+    return HeatMap(
         name=f"top {fraction:.0%}",
-        values=matrix(values),
+        values=to_matrix(values),
         **head_axes(*shape),
         scale="diverging",
         caption="Heads of both circuits: 1 is in both, 0.5 in the first only, −0.5 in the second only.",
     )
 
 
-def _report(side: str | dict[str, Any], host: Host, field: str) -> Report:
+def _resolve_report(side: str | dict[str, Any], host: Host, field: str) -> Report:
     if isinstance(side, str):
-        return _any(host).store.report(side)
+        return _any_experiment(host).store.read_report(side)
     try:
         return Report.model_validate(side)
     except ValueError as error:
@@ -243,9 +247,9 @@ def _report(side: str | dict[str, Any], host: Host, field: str) -> Report:
         raise Malformed(detail, field=field) from error
 
 
-def _stages(report: Report, field: str) -> list[np.ndarray]:
-    found = [np.array(grid.values, dtype=float) for grid in report.grids if grid.name.startswith("effect")]
-    if not found:
+def _effect_maps(report: Report, field: str) -> list[np.ndarray]:
+    maps = [np.array(grid.values, dtype=float) for grid in report.grids if grid.name.startswith("effect")]
+    if not maps:
         detail = f"{field} has no effect map: it is no report of circuits."
         raise InvalidOption(detail, field=field)
-    return found
+    return maps

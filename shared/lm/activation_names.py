@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from shared.errors import InvalidOption, TooLarge
 from shared.lm.config import DecoderConfig
 
-__all__ = ["SITES", "CaptureTooLarge", "Extent", "InvalidTap", "Site", "layer", "local", "parse", "pick"]
+__all__ = [
+    "SITES",
+    "CaptureTooLarge",
+    "Extent",
+    "InvalidTap",
+    "Site",
+    "parse_layer",
+    "parse_site",
+    "resolve_indices",
+    "to_local_positions",
+]
 
 SITES = {
     "embed": "BTD",
@@ -33,10 +43,10 @@ SITES = {
 }
 """Site → axes: B batch, T tokens, S tokens with the cached ones, H query heads, G key/value heads, d, D widths."""
 
-WHOLE = frozenset({"embed", "final", "normed"})
+UNLAYERED_SITES = frozenset({"embed", "final", "normed"})
 """Sites that exist once, not per layer."""
 
-WEIGHTS = frozenset({"scores", "pattern"})
+WEIGHT_SITES = frozenset({"scores", "pattern"})
 """Sites that only the eager kernel has."""
 
 
@@ -70,7 +80,7 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One activation of one forward; `layer` is −1 for those that exist once."""
+    """One activation of one forward; `parse_layer` is −1 for those that exist once."""
 
     name: str
     layer: int
@@ -81,23 +91,23 @@ class Site:
         return SITES[self.name]
 
 
-def parse(text: str, config: DecoderConfig) -> Site:
+def parse_site(text: str, config: DecoderConfig) -> Site:
     """Read `z.3` or `final`.
 
     Raises:
         InvalidTap: No such site, or no such layer.
     """
     name, dot, number = text.partition(".")
-    if name not in SITES or (name in WHOLE) == bool(dot):
-        known = ", ".join(s if s in WHOLE else f"{s}.<layer>" for s in SITES)
+    if name not in SITES or (name in UNLAYERED_SITES) == bool(dot):
+        known = ", ".join(s if s in UNLAYERED_SITES else f"{s}.<layer>" for s in SITES)
         detail = f"There is no site {text!r}; sites are {known}."
         raise InvalidTap(detail, field=text)
-    if name in WHOLE:
+    if name in UNLAYERED_SITES:
         return Site(name, -1)
-    return Site(name, layer(number, config, text))
+    return Site(name, parse_layer(number, config, text))
 
 
-def layer(number: int | str, config: DecoderConfig, offender: str) -> int:
+def parse_layer(number: int | str, config: DecoderConfig, offender: str) -> int:
     """A layer index, checked.
 
     Raises:
@@ -109,7 +119,7 @@ def layer(number: int | str, config: DecoderConfig, offender: str) -> int:
     return int(number)
 
 
-def pick(wanted: int | Iterable[int], size: int, what: str) -> list[int]:
+def resolve_indices(wanted: int | Iterable[int], size: int, what: str) -> list[int]:
     """Indices into an axis of `size`, negative ones counted from its end.
 
     Raises:
@@ -123,11 +133,11 @@ def pick(wanted: int | Iterable[int], size: int, what: str) -> list[int]:
     return [i % size for i in indices]
 
 
-def local(positions: int | Iterable[int], extent: Extent) -> list[int]:
+def to_local_positions(positions: int | Iterable[int], extent: Extent) -> list[int]:
     """Positions of the whole sequence → indices of this forward's tokens; those it does not hold are left out.
 
     With a cache, positions may also lie ahead: an edit given for a whole generation acts when its token comes.
     """
     asked = [positions] if isinstance(positions, int) else [int(p) for p in positions]
     inside = [p for p in asked if not (extent.more and p >= extent.total)]
-    return [p - extent.offset for p in pick(inside, extent.total, "position") if p >= extent.offset]
+    return [p - extent.offset for p in resolve_indices(inside, extent.total, "position") if p >= extent.offset]

@@ -15,7 +15,17 @@ from torch.nn import functional
 
 from shared.lm.cache import KVCache
 
-__all__ = ["AttentionSeam", "DenseAttention", "Tap", "eager", "ignore_taps", "patterns", "scores", "sdpa", "visible"]
+__all__ = [
+    "AttentionSeam",
+    "DenseAttention",
+    "Tap",
+    "causal_mask",
+    "eager",
+    "ignore_taps",
+    "patterns",
+    "scores",
+    "sdpa",
+]
 
 Tap = Callable[[str, int, Tensor], Tensor]
 """`tap(site, layer, x) -> x`: sees a named activation and hands on what the decoder goes on with."""
@@ -66,7 +76,7 @@ class DenseAttention:
         return self.cache.write(layer, k, v, offset)
 
 
-def visible(queries: Tensor, keys: int, pad: Tensor | None, window: int | None = None) -> Tensor:
+def causal_mask(queries: Tensor, keys: int, pad: Tensor | None, window: int | None = None) -> Tensor:
     """What query positions `queries` [T] may look at among `keys` positions: [T,S], or [B,1,T,S] with left padding.
 
     With `window` only the last so many, the query's own included.
@@ -89,7 +99,7 @@ def sdpa(q: Tensor, keys: Tensor, values: Tensor, pad: Tensor | None = None, win
         # One query: the heads of a group are the rows of one product with their shared keys.
         return functional.scaled_dot_product_attention(q.view(B, G, H // G, d), keys, values).view(B, 1, H, d)
     plain = T == S and pad is None and window is None
-    mask = None if plain else visible(torch.arange(S - T, S, device=q.device), S, pad, window)
+    mask = None if plain else causal_mask(torch.arange(S - T, S, device=q.device), S, pad, window)
     z = functional.scaled_dot_product_attention(
         q.transpose(1, 2), keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=G != H
     )
@@ -122,7 +132,7 @@ def eager(
 ) -> Tensor:
     """Attention by plain products with `scores` and `pattern` tapped; shapes as `sdpa`."""
     (B, T, H, d), (G, S) = q.shape, keys.shape[1:3]
-    mask = visible(torch.arange(S - T, S, device=q.device), S, pad, window)
+    mask = causal_mask(torch.arange(S - T, S, device=q.device), S, pad, window)
     pattern = tap("pattern", layer, patterns(tap("scores", layer, scores(q, keys, mask))))
     mixed = pattern.reshape(B, G, H // G * T, S) @ values
     return mixed.view(B, H, T, d).transpose(1, 2)

@@ -28,7 +28,7 @@ class Block(Protocol):
         """First norm, then q, k and v with their biases, before any rotation."""
         ...
 
-    def orient(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
+    def apply_positions(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
         """What attention compares: per-head norm, then rotation."""
         ...
 
@@ -121,7 +121,7 @@ class GPT2Block(nn.Module):
         q, k, v = self.attn.c_attn(self.ln_1(x)).unflatten(-1, (3, -1, self.head_dim)).unbind(-3)
         return q, k, v
 
-    def orient(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
+    def apply_positions(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
         """Positions are in the embedding already."""
         return q, k
 
@@ -159,7 +159,7 @@ class _GatedMLP(nn.Module):
         self.down_proj = nn.Linear(config.hidden, config.width, bias=False)
 
     def forward(self, x: Tensor, ops: Ops = TORCH, norm: RMSNorm | None = None) -> Tensor:
-        return ops.products(ops.gated(x, self.gate_proj, self.up_proj, norm), (self.down_proj,))[0]
+        return ops.products(ops.swiglu(x, self.gate_proj, self.up_proj, norm), (self.down_proj,))[0]
 
 
 class LlamaBlock(nn.Module):
@@ -180,7 +180,7 @@ class LlamaBlock(nn.Module):
         q, k, v = ops.products(x, (attn.q_proj, attn.k_proj, attn.v_proj), self.input_layernorm)
         return _heads(q, self.head_dim), _heads(k, self.head_dim), _heads(v, self.head_dim)
 
-    def orient(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
+    def apply_positions(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
         """Norm per head where the family has one, then rotation."""
         if self.qk_norm:
             q, k = ops.norm(q, self.self_attn.q_norm), ops.norm(k, self.self_attn.k_norm)
@@ -219,7 +219,7 @@ class Gemma3Block(nn.Module):
         q, k, v = ops.products(x, (attn.q_proj, attn.k_proj, attn.v_proj), self.input_layernorm)
         return _heads(q, self.head_dim), _heads(k, self.head_dim), _heads(v, self.head_dim)
 
-    def orient(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
+    def apply_positions(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
         """Norm per head, rotation, and the family's own scale."""
         q, k = ops.norm(q, self.self_attn.q_norm), ops.norm(k, self.self_attn.k_norm)
         if turn is not None:

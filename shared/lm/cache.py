@@ -14,7 +14,7 @@ from shared.lm.config import DecoderConfig
 
 __all__ = ["KVCache"]
 
-_FIRST = 256
+_MIN_ROOM = 256
 """Tokens of the first buffer, unless more are known to come."""
 
 
@@ -38,7 +38,7 @@ class KVCache:
         """Reserve `room` tokens at once (0: a small buffer that grows)."""
         self.length = 0
         self.pad: Tensor | None = None
-        shape = (2, batch, config.kv_heads, max(room, min(_FIRST, config.positions)), config.head_dim)
+        shape = (2, batch, config.kv_heads, max(room, min(_MIN_ROOM, config.positions)), config.head_dim)
         self._layers = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.layers)]
 
     @property
@@ -51,7 +51,7 @@ class KVCache:
         """Bytes reserved."""
         return sum(layer.nbytes for layer in self._layers)
 
-    def settle(self, pad: Tensor | None) -> Tensor | None:
+    def set_padding(self, pad: Tensor | None) -> Tensor | None:
         """The left padding in force: the first one given stays."""
         if self.pad is None:
             self.pad = pad

@@ -96,18 +96,18 @@ class Decoder(nn.Module):
             ValueError: A GPT-2 position behind its table.
         """
         if cache is not None:
-            offset, pad = cache.length, cache.settle(pad)
+            offset, pad = cache.length, cache.set_padding(pad)
         if attend is None:
             attend = DenseAttention(cache, pad, self.config.windows)
         if positions is None:
-            positions = _positions(ids, offset, pad)
+            positions = _count_positions(ids, offset, pad)
         x = tap("embed", -1, self._embed(ids, positions))
-        turns = self.turns(positions, x.dtype)
+        turns = self.rotations(positions, x.dtype)
         for layer, block in enumerate(self.blocks):
             if keep == 0 and layer == self.config.layers - 1 and tap is ignore_taps:
-                x = _remember(block, layer, x, turns[layer], attend, offset, ops)
+                x = _write_cache_only(block, layer, x, turns[layer], attend, offset, ops)
             else:
-                x = _run(block, layer, x, turns[layer], attend, offset, tap, ops)
+                x = _run_block(block, layer, x, turns[layer], attend, offset, tap, ops)
         if cache is not None:
             cache.length += ids.shape[1]
         x = tap("final", -1, x)
@@ -140,7 +140,7 @@ class Decoder(nn.Module):
         self._tie()
         return result
 
-    def turns(self, positions: Tensor, dtype: torch.dtype) -> list[Rotation | None]:
+    def rotations(self, positions: Tensor, dtype: torch.dtype) -> list[Rotation | None]:
         """What positions ([T] or [B,T]) do to q and k at each layer; None where they are in the embedding."""
         config, L = self.config, self.config.layers
         if config.path == "gpt2":
@@ -183,29 +183,29 @@ class Decoder(nn.Module):
                 nn.init.zeros_(parameter)
 
 
-def _positions(ids: Tensor, offset: int, pad: Tensor | None) -> Tensor:
+def _count_positions(ids: Tensor, offset: int, pad: Tensor | None) -> Tensor:
     positions = torch.arange(offset, offset + ids.shape[1], device=ids.device)
     return positions if pad is None else (positions - pad[:, None]).clamp(min=0)
 
 
-def _run(
+def _run_block(
     block: Block, layer: int, x: Tensor, turn: Rotation | None, attend: AttentionSeam, offset: int, tap: Tap, ops: Ops
 ) -> Tensor:
     """One block on x [B,T,D]. The sites are those of the shared vocabulary of named activations."""
     x = tap("resid_pre", layer, x)
     q, k, v = block.project(x, ops)
     q, k, v = tap("q", layer, q), tap("k", layer, k), tap("v", layer, v)
-    q, k = block.orient(q, k, turn, ops)
+    q, k = block.apply_positions(q, k, turn, ops)
     q, k = tap("q_rot", layer, q), tap("k_rot", layer, k)
     z = tap("z", layer, attend(layer, q, k, v, offset))
     x = tap("resid_mid", layer, x + tap("attn_out", layer, block.output(z, ops)))
     return tap("resid_post", layer, x + tap("mlp_out", layer, block.feed(x, ops)))
 
 
-def _remember(
+def _write_cache_only(
     block: Block, layer: int, x: Tensor, turn: Rotation | None, attend: AttentionSeam, offset: int, ops: Ops
 ) -> Tensor:
     """A block whose output nobody reads: its keys and values are handed on, x [B,T,D] is left as it is."""
     q, k, v = block.project(x, ops)
-    attend(layer, *block.orient(q, k, turn, ops), v, offset)
+    attend(layer, *block.apply_positions(q, k, turn, ops), v, offset)
     return x

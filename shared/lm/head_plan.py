@@ -116,7 +116,7 @@ class HeadPlan(BaseModel):
         return cls.parse(path.read_bytes())
 
     @classmethod
-    def ranked(
+    def from_scores(
         cls, scores: Mapping[str, Score], by: str, share: float, *, model: ModelId, made_by: Origin | None = None
     ) -> Self:
         """A plan that makes the top `share` of key/value heads full by one of its scores [L][G]."""
@@ -162,7 +162,7 @@ class HeadPlan(BaseModel):
             seed=report.get("seed"),
             created=str(report.get("created", "")),
         )
-        return cls.ranked({"retrieval": grouped_max(scores, G)}, "retrieval", share, model=model, made_by=origin)
+        return cls.from_scores({"retrieval": grouped_max(scores, G)}, "retrieval", share, model=model, made_by=origin)
 
     @property
     def digest(self) -> str:
@@ -230,7 +230,7 @@ class HeadPlan(BaseModel):
         if chosen not in usable:
             detail = f"The head plan has no score {chosen or 'per key/value head'} to rank heads by."
             raise BadInput(detail, hint="Use a plan with scores, or give roles.", field="plan")
-        again = self.ranked(self.scores, chosen, share, model=self.model, made_by=self.made_by)
+        again = self.from_scores(self.scores, chosen, share, model=self.model, made_by=self.made_by)
         return again.model_copy(update={"heads": self.heads})
 
 

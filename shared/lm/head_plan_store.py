@@ -13,7 +13,7 @@ from pathlib import Path
 from shared.errors import Conflict, InvalidOption
 from shared.lm.head_plan import HeadPlan
 
-__all__ = ["PLAN_NAME", "PlanFolders", "keep_plan"]
+__all__ = ["PLAN_NAME", "HeadPlanStore", "save_plan"]
 
 PLAN_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 """What a plan may be called."""
@@ -22,7 +22,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _Stamp = tuple[Path, int, int]
 
 
-class PlanFolders(Mapping[str, HeadPlan]):
+class HeadPlanStore(Mapping[str, HeadPlan]):
     """The head plans of one model by name; a plan's digest finds it, too. Later folders win.
 
     Files are looked for at every access and read again when they changed, so the mapping is never stale. It may be
@@ -30,7 +30,7 @@ class PlanFolders(Mapping[str, HeadPlan]):
     """
 
     def __init__(self, model: str, *folders: Path) -> None:
-        self._places = [_room(folder, model) for folder in folders]
+        self._places = [_model_folder(folder, model) for folder in folders]
         self._read: dict[str, tuple[_Stamp, HeadPlan]] = {}
 
     def __getitem__(self, name: str) -> HeadPlan:
@@ -69,7 +69,7 @@ class PlanFolders(Mapping[str, HeadPlan]):
         return known[1]
 
 
-def keep_plan(plan: HeadPlan, folder: Path, model: str, name: str) -> Path:
+def save_plan(plan: HeadPlan, folder: Path, model: str, name: str) -> Path:
     """Store a plan for a model under a name; storing the same plan again changes nothing.
 
     Raises:
@@ -79,7 +79,7 @@ def keep_plan(plan: HeadPlan, folder: Path, model: str, name: str) -> Path:
     if not re.fullmatch(PLAN_NAME, name):
         detail = f"A head plan can't be called {name!r}."
         raise InvalidOption(detail, hint="Use small letters, digits, dots and dashes.", field="name")
-    file = _room(folder, model) / f"{name}.json"
+    file = _model_folder(folder, model) / f"{name}.json"
     if file.exists():
         if (other := HeadPlan.read(file).digest) != plan.digest:
             detail = f"{model} has another head plan called {name!r} ({other[:12]}…)."
@@ -92,6 +92,6 @@ def keep_plan(plan: HeadPlan, folder: Path, model: str, name: str) -> Path:
     return file
 
 
-def _room(folder: Path, model: str) -> Path:
+def _model_folder(folder: Path, model: str) -> Path:
     """Models are named after files, which may be called anything."""
     return folder / "heads" / (re.sub(r"[^a-z0-9._-]+", "-", model.lower()).strip("-._") or "local")

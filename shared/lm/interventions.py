@@ -12,9 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.lm.activation_names import SITES, Extent, InvalidTap, Site, layer, local, parse, pick
+from shared.lm.activation_names import (
+    SITES,
+    Extent,
+    InvalidTap,
+    Site,
+    parse_layer,
+    parse_site,
+    resolve_indices,
+    to_local_positions,
+)
 
-__all__ = ["Attend", "Deed", "Edit", "Replace", "Scale", "Uniform", "compile_edit"]
+__all__ = ["Attend", "CompiledEdit", "Edit", "Replace", "Scale", "Uniform", "compile_edit"]
 
 Indices = int | Iterable[int] | None
 Values = Callable[[], Tensor]
@@ -67,11 +76,11 @@ class Attend:
 
 Edit = Replace | Scale | Uniform | Attend
 
-Deed = Callable[[Tensor, Values], Tensor]
+CompiledEdit = Callable[[Tensor, Values], Tensor]
 """A checked edit: the site's tensor in, the edited tensor out."""
 
 
-def compile_edit(edit: Edit, extent: Extent) -> tuple[Site, Deed]:
+def compile_edit(edit: Edit, extent: Extent) -> tuple[Site, CompiledEdit]:
     """Check an edit against the sizes of a forward and say where and how it acts.
 
     Raises:
@@ -80,16 +89,16 @@ def compile_edit(edit: Edit, extent: Extent) -> tuple[Site, Deed]:
     if isinstance(edit, Attend):
         return _compile_attend(edit, extent)
     if isinstance(edit, Uniform):
-        layer(edit.layer, extent.config, f"Uniform(layer={edit.layer})")
+        parse_layer(edit.layer, extent.config, f"Uniform(layer={edit.layer})")
         edit = Scale(f"q.{edit.layer}", 0.0, edit.heads, edit.positions, edit.rows)
-    site = parse(edit.site, extent.config)
-    index = _selection(edit, site, extent)
+    site = parse_site(edit.site, extent.config)
+    index = _index_selection(edit, site, extent)
     if isinstance(edit, Scale):
-        return site, _scaling(edit.factor, index)
-    return site, _replacing(edit, index)
+        return site, _compile_scale(edit.factor, index)
+    return site, _compile_replace(edit, index)
 
 
-def _scaling(factor: float | Tensor, index: tuple[Any, ...]) -> Deed:
+def _compile_scale(factor: float | Tensor, index: tuple[Any, ...]) -> CompiledEdit:
     def deed(x: Tensor, _values: Values) -> Tensor:
         x = x.clone()
         x[index] = x[index] * factor
@@ -98,7 +107,7 @@ def _scaling(factor: float | Tensor, index: tuple[Any, ...]) -> Deed:
     return deed
 
 
-def _replacing(edit: Replace, index: tuple[Any, ...]) -> Deed:
+def _compile_replace(edit: Replace, index: tuple[Any, ...]) -> CompiledEdit:
     def deed(x: Tensor, _values: Values) -> Tensor:
         try:
             value = edit.value.to(x).expand_as(x)
@@ -112,19 +121,19 @@ def _replacing(edit: Replace, index: tuple[Any, ...]) -> Deed:
     return deed
 
 
-def _compile_attend(edit: Attend, extent: Extent) -> tuple[Site, Deed]:
+def _compile_attend(edit: Attend, extent: Extent) -> tuple[Site, CompiledEdit]:
     config = extent.config
-    site = Site("z", layer(edit.layer, config, f"Attend(layer={edit.layer})"))
-    (head,) = pick(edit.head, config.heads, "head")
-    query = local(edit.query, extent)
+    site = Site("z", parse_layer(edit.layer, config, f"Attend(layer={edit.layer})"))
+    (head,) = resolve_indices(edit.head, config.heads, "head")
+    query = to_local_positions(edit.query, extent)
     if not query:  # not among this forward's tokens; its keys may lie ahead, too
         return site, lambda z, _values: z
-    keys = pick(range(extent.total) if edit.keys is None else edit.keys, extent.total, "key position")
+    keys = resolve_indices(range(extent.total) if edit.keys is None else edit.keys, extent.total, "key position")
     weights = torch.as_tensor(edit.weights)
     if weights.numel() not in {1, len(keys)}:
         detail = f"Attend has {weights.numel()} weights for {len(keys)} keys."
         raise InvalidTap(detail, field="weights")
-    rows = list(range(extent.rows) if edit.rows is None else pick(edit.rows, extent.rows, "row"))
+    rows = list(range(extent.rows) if edit.rows is None else resolve_indices(edit.rows, extent.rows, "row"))
     group = head // (config.heads // config.kv_heads)
 
     def deed(z: Tensor, values: Values) -> Tensor:
@@ -136,7 +145,7 @@ def _compile_attend(edit: Attend, extent: Extent) -> tuple[Site, Deed]:
     return site, deed
 
 
-def _selection(edit: Replace | Scale, site: Site, extent: Extent) -> tuple[Any, ...]:
+def _index_selection(edit: Replace | Scale, site: Site, extent: Extent) -> tuple[Any, ...]:
     """Index tuple over the site's axes; whole axes stay slices, chosen ones form an open mesh."""
     count = extent.heads(site.axes)
     if edit.heads is not None and count is None:
@@ -145,11 +154,11 @@ def _selection(edit: Replace | Scale, site: Site, extent: Extent) -> tuple[Any, 
         raise InvalidTap(detail, field="heads")
     chosen: dict[str, list[int]] = {}
     if edit.rows is not None:
-        chosen["B"] = pick(edit.rows, extent.rows, "row")
+        chosen["B"] = resolve_indices(edit.rows, extent.rows, "row")
     if edit.positions is not None:
-        chosen["T"] = local(edit.positions, extent)
+        chosen["T"] = to_local_positions(edit.positions, extent)
     if edit.heads is not None and count is not None:
-        chosen["H" if "H" in site.axes else "G"] = pick(edit.heads, count, "head")
+        chosen["H" if "H" in site.axes else "G"] = resolve_indices(edit.heads, count, "head")
     full = {"B": extent.rows, "T": extent.tokens, "H": extent.config.heads, "G": extent.config.kv_heads}
     axes = site.axes[:3] if count is not None else site.axes[:2]
     if not chosen:

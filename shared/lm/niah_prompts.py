@@ -18,16 +18,16 @@ __all__ = [
     "Codec",
     "Needle",
     "Prompt",
-    "context",
-    "depths",
-    "haystack",
-    "key_value",
-    "lengths",
-    "needle",
+    "build_haystack",
+    "build_key_value_prompt",
+    "build_needle_context",
+    "build_needle_prompt",
+    "even_depths",
+    "even_lengths",
     "needle_span",
 ]
 
-OVERHEAD = 200
+QUESTION_TOKENS = 200
 """Tokens of a cell's length that are left for the question and the answer."""
 
 
@@ -99,17 +99,17 @@ class Prompt:
     span: tuple[int, int] | None
 
 
-def lengths(start: int, end: int, steps: int = 20) -> list[int]:
+def even_lengths(start: int, end: int, steps: int = 20) -> list[int]:
     """Even steps of context length in tokens, both ends included."""
     return _even(start, end, steps)
 
 
-def depths(steps: int = 10) -> list[int]:
+def even_depths(steps: int = 10) -> list[int]:
     """Even steps of depth, 0 % … 100 %."""
     return _even(0, 100, steps)
 
 
-def needle(
+def build_needle_prompt(
     codec: Codec,
     what: Needle,
     length: int,
@@ -130,23 +130,25 @@ def needle(
         chat: Under the chat template; left out, where there is one.
         seed: Of the prose.
     """
-    read = context(codec, what, length, depth, corpus=corpus, seed=seed)
+    read = build_needle_context(codec, what, length, depth, corpus=corpus, seed=seed)
     user = f"{read}\n\nBased on the content of the book, Question: {what.question}\nAnswer:"
     return _prompt(codec, user, what.answer, chat=chat)
 
 
-def context(codec: Codec, what: Needle, length: int, depth: float, *, corpus: str | None = None, seed: int = 0) -> str:
-    """The haystack with the needle in it; see `needle`."""
+def build_needle_context(
+    codec: Codec, what: Needle, length: int, depth: float, *, corpus: str | None = None, seed: int = 0
+) -> str:
+    """The haystack with the needle in it; see `build_needle_prompt`."""
     pin = codec.encode(f" {what.sentence}", special=False)
-    room = max(length - OVERHEAD - len(pin), 1)
-    hay = codec.encode(corpus or haystack(room * 6, seed), special=False)[:room]
+    room = max(length - QUESTION_TOKENS - len(pin), 1)
+    hay = codec.encode(corpus or build_haystack(room * 6, seed), special=False)[:room]
     place = len(hay) if depth >= 100 else int(len(hay) * depth / 100)
     while 0 < place < len(hay) and not codec.decode(hay[place - 1 : place]).rstrip().endswith("."):
         place -= 1
     return codec.decode([*hay[:place], *pin, *hay[place:]]).strip()
 
 
-def key_value(
+def build_key_value_prompt(
     codec: Codec,
     *,
     pairs: int = 10,
@@ -178,7 +180,7 @@ def key_value(
     return _prompt(codec, user, table[chosen[-1]], chat=chat)
 
 
-def haystack(characters: int, seed: int = 0) -> str:
+def build_haystack(characters: int, seed: int = 0) -> str:
     """Plain prose of at least so many characters, of the seed."""
     rng, said, size = random.Random(seed), [], 0
     while size < characters:

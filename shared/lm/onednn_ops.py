@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from shared.lm.decoder import Decoder
-from shared.lm.ops import TORCH, Normed, Ops
+from shared.lm.ops import TORCH, NormLayer, Ops
 from shared.lm.rope import Rotation
 
-__all__ = ["PackedOps", "fits", "pack_ops"]
+__all__ = ["PackedOps", "is_packable", "pack_ops"]
 
-ROWS = 64
+LAYOUT_ROWS = 64
 """Rows of a product that the layout is chosen for; others work, too."""
 
 _DTYPES = {torch.float32, torch.bfloat16}
@@ -32,18 +32,20 @@ class PackedOps:
 
     def __init__(self, layers: Iterable[nn.Linear]) -> None:
         reorder = torch.ops.mkldnn._reorder_linear_weight  # noqa: SLF001  # what torch's own freezing calls; it has no other name
-        self._matrices: dict[nn.Linear, Tensor] = {layer: reorder(layer.weight.detach(), ROWS) for layer in layers}
+        self._matrices: dict[nn.Linear, Tensor] = {
+            layer: reorder(layer.weight.detach(), LAYOUT_ROWS) for layer in layers
+        }
 
-    def norm(self, x: Tensor, how: Normed) -> Tensor:
+    def norm(self, x: Tensor, how: NormLayer) -> Tensor:
         """See `Ops`."""
         return TORCH.norm(x, how)
 
-    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: Normed | None = None) -> list[Tensor]:
+    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None) -> list[Tensor]:
         """See `Ops`."""
         x = x if norm is None else norm(x)
         return [self._product(x, layer, "none") for layer in layers]
 
-    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: Normed | None = None) -> Tensor:
+    def swiglu(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: NormLayer | None = None) -> Tensor:
         """See `Ops`; silu and product are part of the matrix products."""
         x = x if norm is None else norm(x)
         closed = self._product(x, gate, "swish")
@@ -64,7 +66,7 @@ class PackedOps:
         return found
 
 
-def fits(model: Decoder) -> bool:
+def is_packable(model: Decoder) -> bool:
     """Whether oneDNN serves the dtype and device of a decoder's layers, and they are behind the seam."""
     layers = _layers(model)
     served = all(layer.weight.device.type == "cpu" and layer.weight.dtype in _DTYPES for layer in layers)
@@ -73,7 +75,7 @@ def fits(model: Decoder) -> bool:
 
 def pack_ops(model: Decoder) -> Ops:
     """Packed operations of a decoder's blocks, or torch's own where they don't fit."""
-    return PackedOps(_layers(model)) if fits(model) else TORCH
+    return PackedOps(_layers(model)) if is_packable(model) else TORCH
 
 
 def _layers(model: Decoder) -> list[nn.Linear]:

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from shared.lm.rope import Rotation, rotate
 
-__all__ = ["TORCH", "Normed", "Ops"]
+__all__ = ["TORCH", "NormLayer", "Ops"]
 
 
-class Normed(Protocol):
+class NormLayer(Protocol):
     """RMSNorm as a module: x / sqrt(mean x² + eps) · (offset + weight)."""
 
     weight: nn.Parameter
@@ -32,15 +32,15 @@ class Normed(Protocol):
 class Ops(Protocol):
     """The operations. x is [B,T,D] unless said otherwise."""
 
-    def norm(self, x: Tensor, how: Normed) -> Tensor:
+    def norm(self, x: Tensor, how: NormLayer) -> Tensor:
         """Normalise the last axis of x [...,D]."""
         ...
 
-    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: Normed | None = None) -> list[Tensor]:
+    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None) -> list[Tensor]:
         """One x, normalised first where a norm is given, through several linear layers: [B,T,out] each."""
         ...
 
-    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: Normed | None = None) -> Tensor:
+    def swiglu(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: NormLayer | None = None) -> Tensor:
         """silu(gate x) · (up x), x normalised first where a norm is given."""
         ...
 
@@ -53,15 +53,15 @@ class Ops(Protocol):
         ...
 
 
-class _Torch:
-    def norm(self, x: Tensor, how: Normed) -> Tensor:
+class _TorchOps:
+    def norm(self, x: Tensor, how: NormLayer) -> Tensor:
         return how(x)
 
-    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: Normed | None = None) -> list[Tensor]:
+    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None) -> list[Tensor]:
         x = x if norm is None else norm(x)
         return [layer(x) for layer in layers]
 
-    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: Normed | None = None) -> Tensor:
+    def swiglu(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: NormLayer | None = None) -> Tensor:
         x = x if norm is None else norm(x)
         mixed: Tensor = functional.silu(gate(x)) * up(x)
         return mixed
@@ -73,5 +73,5 @@ class _Torch:
         return functional.linear(x, matrix)
 
 
-TORCH: Ops = _Torch()
+TORCH: Ops = _TorchOps()
 """Torch's operations, differentiable, for any dtype and device."""

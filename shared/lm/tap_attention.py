@@ -11,14 +11,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from shared.lm.activation_names import WEIGHTS, CaptureTooLarge, Extent, Site, local, parse
-from shared.lm.attention import DenseAttention, eager, patterns, scores, sdpa, visible
+from shared.lm.activation_names import WEIGHT_SITES, CaptureTooLarge, Extent, Site, parse_site, to_local_positions
+from shared.lm.attention import DenseAttention, causal_mask, eager, patterns, scores, sdpa
 from shared.lm.cache import KVCache
-from shared.lm.interventions import Deed, Edit, compile_edit
+from shared.lm.interventions import CompiledEdit, Edit, compile_edit
 
-__all__ = ["Block", "TapRecorder", "TappedAttention"]
+__all__ = ["BatchRows", "TapRecorder", "TappedAttention"]
 
-Block = slice | None
+BatchRows = slice | None
 """Rows of the batch that an edit knows as its whole batch; None is all of them."""
 
 
@@ -29,19 +29,19 @@ class TapRecorder:
         self,
         extent: Extent,
         capture: Iterable[str],
-        edits: Iterable[tuple[Edit, Block]],
+        edits: Iterable[tuple[Edit, BatchRows]],
         queries: int | Iterable[int] | None,
         *,
         grad: bool,
     ) -> None:
         self.extent = extent
         self.grad = grad
-        self.names = {parse(name, extent.config): name for name in capture}
-        self.deeds: dict[Site, list[tuple[Deed, Block]]] = {}
+        self.names = {parse_site(name, extent.config): name for name in capture}
+        self.deeds: dict[Site, list[tuple[CompiledEdit, BatchRows]]] = {}
         for edit, block in edits:
             site, deed = compile_edit(edit, extent)
             self.deeds.setdefault(site, []).append((deed, block))
-        self.queries = None if queries is None else local(queries, extent)
+        self.queries = None if queries is None else to_local_positions(queries, extent)
         self.captured: dict[str, Tensor] = {}
         self.cache: KVCache | None = None
         self._values: Tensor | None = None
@@ -55,12 +55,12 @@ class TapRecorder:
     @property
     def weight_layers(self) -> set[int]:
         """Layers whose scores or pattern are wanted or edited."""
-        return {layer for name, layer in self._watched if name in WEIGHTS}
+        return {layer for name, layer in self._watched if name in WEIGHT_SITES}
 
     @property
     def edits_weights(self) -> bool:
         """Whether scores or patterns are edited, so that z must come from them."""
-        return any(site.name in WEIGHTS for site in self.deeds)
+        return any(site.name in WEIGHT_SITES for site in self.deeds)
 
     def refuse_above(self, max_cells: int, rows: int, queries: int) -> None:
         """Refuse a pattern that is too large, before anything is computed."""
@@ -87,7 +87,7 @@ class TapRecorder:
         if (wanted := self.names.get(Site(name, layer))) is not None:
             self.captured[wanted] = x
 
-    def _edited(self, deed: Deed, block: Block, x: Tensor, layer: int) -> Tensor:
+    def _edited(self, deed: CompiledEdit, block: BatchRows, x: Tensor, layer: int) -> Tensor:
         def values() -> Tensor:
             held = self._values if self.cache is None else self.cache.values(layer, self.extent.total)
             if held is None:
@@ -104,7 +104,7 @@ class TapRecorder:
     def _kept(self, site: Site, x: Tensor) -> Tensor:
         if self.grad and not x.requires_grad:
             x = x.detach().requires_grad_()
-        seen = x[:, :, self.queries] if site.name in WEIGHTS and self.queries is not None else x
+        seen = x[:, :, self.queries] if site.name in WEIGHT_SITES and self.queries is not None else x
         if not self.grad:
             # float16 overflows in the residual streams of some models.
             seen = seen.detach().to(torch.float32 if x.dtype == torch.float16 else x.dtype, copy=True)
@@ -134,7 +134,7 @@ class TappedAttention:
     def _rows(self, layer: int, q: Tensor, keys: Tensor, offset: int) -> None:
         wanted = torch.tensor(self.ear.queries, dtype=torch.long)
         scored = scores(
-            q[:, wanted], keys, visible(wanted + offset, keys.shape[2], self.dense.pad, self.dense.window(layer))
+            q[:, wanted], keys, causal_mask(wanted + offset, keys.shape[2], self.dense.pad, self.dense.window(layer))
         )
         self.ear.keep_rows("scores", layer, scored)
         self.ear.keep_rows("pattern", layer, patterns(scored))

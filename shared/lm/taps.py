@@ -107,7 +107,7 @@ def trace(
         detail = "A cache holds no gradients; trace the whole sequence at once."
         raise InvalidTap(detail, field="grad")
     ear = TapRecorder(extent, capture, [(edit, None) for edit in edits], queries, grad=grad)
-    return _run(model, ids, ear, kernel, cache, attend, keep, pad, max_cells)
+    return _run_traced(model, ids, ear, kernel, cache, attend, keep, pad, max_cells)
 
 
 def sweep(
@@ -148,13 +148,13 @@ def sweep(
         ear = TapRecorder(extent, wanted, placed, None, grad=False)
         stacked = ids.repeat(len(now), 1)
         stacked_pad = None if pad is None else pad.repeat(len(now))
-        whole = _run(model, stacked, ear, kernel, None, None, keep, stacked_pad, MAX_CELLS)
+        whole = _run_traced(model, stacked, ear, kernel, None, None, keep, stacked_pad, MAX_CELLS)
         for i in range(len(now)):
             rows = slice(i * B, (i + 1) * B)
             yield Trace(whole.logits[rows], {name: x[rows] for name, x in whole.captured.items()})
 
 
-def _run(
+def _run_traced(
     model: Decoder,
     ids: Tensor,
     ear: TapRecorder,
@@ -172,7 +172,7 @@ def _run(
     rows_only = kernel is None and ear.queries is not None and not ear.edits_weights
     if eager_layers and attend is None:
         ear.refuse_above(max_cells, ids.shape[0], len(ear.queries or ()) if rows_only else ids.shape[1])
-        padding = pad if cache is None else cache.settle(pad)
+        padding = pad if cache is None else cache.set_padding(pad)
         attend = TappedAttention(
             DenseAttention(cache, padding, model.config.windows), frozenset(eager_layers), ear, rows_only=rows_only
         )

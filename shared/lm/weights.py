@@ -22,7 +22,15 @@ from shared.errors import Malformed, NotFound, UnsupportedMedia
 from shared.lm.config import DecoderConfig, from_official
 from shared.lm.decoder import Decoder
 
-__all__ = ["load_decoder", "official", "read_config", "read_json", "read_tensors", "weights_digest", "weights_files"]
+__all__ = [
+    "load_decoder",
+    "read_config",
+    "read_json",
+    "read_tensors",
+    "to_official_keys",
+    "weights_digest",
+    "weights_files",
+]
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -47,7 +55,7 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.float32, device: str =
         tensors |= read_tensors(file)
     with torch.device("meta"):
         model = Decoder(config)
-    _check(model, tensors := official(tensors, config), folder)
+    _check_fit(model, tensors := to_official_keys(tensors, config), folder)
     model.load_state_dict({k: x.to(device, dtype) for k, x in tensors.items()}, strict=False, assign=True)
     return model.requires_grad_(requires_grad=False).eval()
 
@@ -129,7 +137,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     raise UnsupportedMedia(detail, hint="safetensors, npz and GGUF are read.")
 
 
-def official(tensors: Mapping[str, Tensor], config: DecoderConfig) -> dict[str, Tensor]:
+def to_official_keys(tensors: Mapping[str, Tensor], config: DecoderConfig) -> dict[str, Tensor]:
     """Tensors under the decoder's keys: prefix added where a GPT-2 file lacks it, buffers and second names dropped."""
     found: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -149,7 +157,7 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _check(model: Decoder, tensors: Mapping[str, Tensor], folder: Path) -> None:
+def _check_fit(model: Decoder, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Refuse tensors that do not fit, naming the first."""
     wanted = {key: x.shape for key, x in model.state_dict().items()}
     if model.config.tied:

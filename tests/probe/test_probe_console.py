@@ -9,7 +9,7 @@ import pytest
 
 from services.gateway.tests.browsing import MARKS, browser, watched
 from services.gateway.tests.stage import fronted
-from services.interpretability.routes import router_of
+from services.interpretability.routes import build_router
 from shared.registry import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
@@ -22,7 +22,10 @@ def url(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     found = servables("interpretability")
     app = build(
-        "interpretability", routers=[router_of(found)], servables=found, settings=Settings(data_dir=folder, threads=1)
+        "interpretability",
+        routers=[build_router(found)],
+        servables=found,
+        settings=Settings(data_dir=folder, threads=1),
     )
     with fronted(app, "interpretability", folder) as (address, *_):
         yield address

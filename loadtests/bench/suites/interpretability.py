@@ -22,19 +22,19 @@ from scipy.stats import spearmanr
 
 from loadtests.bench.result import Row, Table, row
 from loadtests.bench.turns import milliseconds
-from services.interpretability.attention.pattern_capture import watch
-from services.interpretability.attention.retrieval_score import credit, winners
-from services.interpretability.causal.circuit_tasks import batches, indirect_objects
+from services.interpretability.attention.pattern_capture import visit_patterns
+from services.interpretability.attention.retrieval_score import score_copies, top_positions
+from services.interpretability.causal.circuit_tasks import group_by_length, make_indirect_objects
 from services.interpretability.causal.patching import logit_difference, path_patch
 from services.interpretability.core.model_registry import ModelRegistry
-from services.interpretability.core.studied_model import Subject
-from services.interpretability.generation.forced_decoding import _step, force
-from services.interpretability.generation.prefix_reader import Reader
-from services.interpretability.retrieval_report import RETRIEVAL
+from services.interpretability.core.studied_model import StudiedModel
+from services.interpretability.generation.forced_decoding import _decode_step, trace_known_answer
+from services.interpretability.generation.prefix_reader import PrefixReader
+from services.interpretability.experiments.retrieval_heads.report import MIN_RETRIEVAL_SCORE
 from shared.lm.builders import llama
 from shared.lm.bundled_models import SMOLLM2, bundled_gguf
 from shared.lm.gguf_file import unpack
-from shared.lm.niah_prompts import NEEDLES, Prompt, depths, needle
+from shared.lm.niah_prompts import NEEDLES, Prompt, build_needle_prompt, even_depths
 from shared.lm.taps import Replace, trace
 
 PUBLISHED = "transformers, eager, 50 steps"
@@ -57,10 +57,11 @@ def measure(rounds: int = 3, count: int = 1) -> Table:
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            subjects = {
-                d: ModelRegistry(Path(folder), Path("none"), SMOLLM2, d, "cpu").subject(SMOLLM2) for d in DTYPES
-            }
-            cells = [needle(subjects["float32"].tokenizer, NEEDLES[0], LENGTH, depth, seed=1) for depth in depths()]
+            subjects = {d: ModelRegistry(Path(folder), Path("none"), SMOLLM2, d, "cpu").get(SMOLLM2) for d in DTYPES}
+            cells = [
+                build_needle_prompt(subjects["float32"].tokenizer, NEEDLES[0], LENGTH, depth, seed=1)
+                for depth in even_depths()
+            ]
             calls = {d: _detection(subject, cells, Path(folder)) for d, subject in subjects.items()}
             maps = [_scores(subject, cells) for subject in subjects.values()]  # and warms our own contender
             contenders = {f"{name}, {d}": call for d in DTYPES for name, call in calls[d].items()}
@@ -101,12 +102,12 @@ def measure(rounds: int = 3, count: int = 1) -> Table:
     )
 
 
-def _scores(subject: Subject, cells: list[Prompt]) -> np.ndarray:
+def _scores(subject: StudiedModel, cells: list[Prompt]) -> np.ndarray:
     """Mean retrieval score of the cells [L,H]."""
-    reader, found = Reader(subject), []
+    reader, found = PrefixReader(subject), []
     for cell in cells:
         assert cell.span is not None  # noqa: S101  # our own needles stand where they were put
-        found.append(credit(force(reader, cell).looked, cell.ids, cell.answer_ids, cell.span))
+        found.append(score_copies(trace_known_answer(reader, cell).top_positions, cell.ids, cell.answer_ids, cell.span))
     mean: np.ndarray = np.mean(found, 0)
     return mean
 
@@ -118,14 +119,17 @@ def _alike(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _shared(one: np.ndarray, other: np.ndarray) -> float:
-    return float(((one >= RETRIEVAL) & (other >= RETRIEVAL)).sum() / ((one >= RETRIEVAL) | (other >= RETRIEVAL)).sum())
+    return float(
+        ((one >= MIN_RETRIEVAL_SCORE) & (other >= MIN_RETRIEVAL_SCORE)).sum()
+        / ((one >= MIN_RETRIEVAL_SCORE) | (other >= MIN_RETRIEVAL_SCORE)).sum()
+    )
 
 
-def _detection(subject: Subject, cells: list[Prompt], folder: Path) -> dict[str, Callable[[], Any]]:
+def _detection(subject: StudiedModel, cells: list[Prompt], folder: Path) -> dict[str, Callable[[], Any]]:
     from transformers import AutoModelForCausalLM  # noqa: PLC0415  # slow to import, and the baseline only
 
     file = bundled_gguf()
-    assert file is not None  # noqa: S101  # the shelf has just read it
+    assert file is not None  # noqa: S101  # the registry has just read it
     theirs = AutoModelForCausalLM.from_pretrained(
         unpack(file, folder, subject.model.output_matrix.dtype),
         dtype=subject.model.output_matrix.dtype,
@@ -142,7 +146,7 @@ def _detection(subject: Subject, cells: list[Prompt], folder: Path) -> dict[str,
         for _ in range(steps):
             out = theirs(token, past_key_values=cache, use_cache=True, output_attentions=True)
             for rows in out.attentions:
-                winners(rows[0].float().numpy())
+                top_positions(rows[0].float().numpy())
             cache, token = out.past_key_values, out.logits[:, -1:].argmax(-1)
 
     @torch.no_grad()
@@ -151,21 +155,21 @@ def _detection(subject: Subject, cells: list[Prompt], folder: Path) -> dict[str,
         subject.model(ids[:, :-1], cache=cache, keep=1)
         token = prompt.ids[-1]
         for _ in range(steps):
-            token, _looked = _step(subject, cache, token, 1, [])
+            token, _looked = _decode_step(subject, cache, token, 1, [])
 
     def ours() -> None:
-        reader = Reader(subject)
+        reader = PrefixReader(subject)
         for cell in cells:
-            force(reader, cell)
+            trace_known_answer(reader, cell)
 
     published(1)
     own(1)
     return {PUBLISHED: published, OWN_STEPS: own, FORCED: ours}
 
 
-def _patching(subject: Subject, rounds: int) -> tuple[dict[str, list[float]], float]:
+def _patching(subject: StudiedModel, rounds: int) -> tuple[dict[str, list[float]], float]:
     """Milliseconds per sender of both ways, and how far apart their results are."""
-    batch = max(batches(indirect_objects(subject, 8 * PROMPTS)), key=lambda b: len(b.cases))
+    batch = max(group_by_length(make_indirect_objects(subject, 8 * PROMPTS)), key=lambda b: len(b.cases))
     clean, corrupt, answers = (subject.tensor(rows[:PROMPTS]) for rows in (batch.clean, batch.corrupt, batch.answers))
     layers = range(subject.layers)
     names = [f"z.{l}" for l in layers]
@@ -198,5 +202,5 @@ def _largest_piece() -> float:
     torch.manual_seed(0)
     model = llama(vocab=256, width=32, layers=1, heads=2, kv_heads=1, hidden=64, positions=LONG).eval()
     seen: list[int] = []
-    watch(model, torch.randint(256, (1, LONG)), lambda _layer, _start, rows: seen.append(rows[0, 0].numel()))
+    visit_patterns(model, torch.randint(256, (1, LONG)), lambda _layer, _start, rows: seen.append(rows[0, 0].numel()))
     return max(seen) / LONG**2

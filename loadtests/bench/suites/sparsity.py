@@ -28,7 +28,7 @@ from services.llm_longctx.methods import AttentionMethod, method
 from services.llm_longctx.models.smollm2 import SmolLM2
 from shared.lm.gguf_file import unpack
 from shared.lm.head_plan import HeadPlan
-from shared.lm.niah_prompts import NEEDLES, haystack, needle
+from shared.lm.niah_prompts import NEEDLES, build_haystack, build_needle_prompt
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder
 
@@ -94,7 +94,7 @@ def measure(rounds: int = RUNS, count: int = 4096) -> Claims:
 def _bench(folder: Path, count: int) -> Bench:
     files = unpack(SmolLM2.source(), folder, torch.bfloat16)
     model, tokenizer = load_decoder(files, torch.bfloat16, "cpu"), Tokenizer.from_folder(files)
-    ids = tokenizer.encode(haystack(6 * (count + RUNS), 1), special=False)[:count]
+    ids = tokenizer.encode(build_haystack(6 * (count + RUNS), 1), special=False)[:count]
     return Bench(Engine(model), tokenizer, ids, HeadPlan.read(PLAN))
 
 
@@ -197,7 +197,7 @@ def _recall(bench: Bench, how: AttentionMethod) -> float:
     found = []
     for depth in DEPTHS:
         for what in NEEDLES[:1]:
-            prompt = needle(bench.tokenizer, what, NEEDLE_TOKENS, depth, seed=1)
+            prompt = build_needle_prompt(bench.tokenizer, what, NEEDLE_TOKENS, depth, seed=1)
             s = replace(bench, ids=prompt.ids).read(how, len(prompt.ids))
             found += [int(s.step(token).argmax()) == after for token, after in pairwise(prompt.answer_ids)]
             s.close()

@@ -1,4 +1,4 @@
-"""What is read off many heads: pattern scores on a repeated sequence, circuits as top fractions, and their overlap.
+"""Head scores: pattern scores on a repeated sequence, the top fraction of heads, and the overlap of two circuits.
 
 "Circuit Component Reuse Across Tasks" (2024), section 4. Knows arrays and a decoder; knows no task.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.interpretability.attention.pattern_capture import watch
+from services.interpretability.attention.pattern_capture import visit_patterns
 from shared.lm.decoder import Decoder
 
 __all__ = ["Overlap", "head_patterns", "overlap", "repeated_scores", "top_heads"]
@@ -23,7 +23,7 @@ Head = tuple[int, int]
 
 @torch.no_grad()
 def head_patterns(model: Decoder, half: Sequence[int]) -> dict[str, np.ndarray]:
-    """What heads look at on a sequence that is said twice.
+    """Score what heads look at on a sequence that comes twice.
 
     Args:
         model: The decoder.
@@ -38,7 +38,7 @@ def head_patterns(model: Decoder, half: Sequence[int]) -> dict[str, np.ndarray]:
 
 
 def repeated_scores(model: Decoder, ids: Tensor, period: int) -> dict[str, np.ndarray]:
-    """The scores of `head_patterns` on ids [1,T] that come again after `period` tokens."""
+    """Return the scores of `head_patterns` on ids [1,T] that repeat after `period` tokens."""
     shape = (model.config.layers, model.config.heads)
     sums = {name: np.zeros(shape) for name in ("previous", "duplicate", "induction", "first", "entropy")}
     T, n = ids.shape[1], period
@@ -47,25 +47,25 @@ def repeated_scores(model: Decoder, ids: Tensor, period: int) -> dict[str, np.nd
         wide = rows[0].double()
         queries = torch.arange(start, start + wide.shape[1])
 
-        def diagonal(back: int, since: int) -> np.ndarray:
+        def sum_diagonal(back: int, since: int) -> np.ndarray:
             chosen = queries[queries >= max(since, back)]
-            found: np.ndarray = wide[:, chosen - start, chosen - back].sum(-1).cpu().numpy()
-            return found
+            total: np.ndarray = wide[:, chosen - start, chosen - back].sum(-1).cpu().numpy()
+            return total
 
-        sums["previous"][layer] += diagonal(1, 1)
-        sums["duplicate"][layer] += diagonal(n, n)
-        sums["induction"][layer] += diagonal(n - 1, n)
+        sums["previous"][layer] += sum_diagonal(1, 1)
+        sums["duplicate"][layer] += sum_diagonal(n, n)
+        sums["induction"][layer] += sum_diagonal(n - 1, n)
         later = queries[queries >= 1] - start
         sums["first"][layer] += wide[:, later, 0].sum(-1).cpu().numpy()
         sums["entropy"][layer] += -torch.special.xlogy(wide, wide).sum((-1, -2)).cpu().numpy()
 
-    watch(model, ids, visit)
+    visit_patterns(model, ids, visit)
     counts = {"previous": T - 1, "duplicate": T - n, "induction": T - n, "first": T - 1, "entropy": T}
     return {name: total / max(counts[name], 1) for name, total in sums.items()}
 
 
 def top_heads(importance: object, fraction: float) -> list[Head]:
-    """The max(1, ceil(fraction·L·H)) heads of largest |importance| [L,H]; NaN never, ties to lower (layer, head)."""
+    """Return the max(1, ceil(fraction·L·H)) heads of largest |importance| [L,H], without NaN, ties to the lower."""
     table = np.asarray(importance, np.float64)
     size = np.where(np.isnan(table), -1.0, np.abs(table))
     order = np.argsort(-size, axis=None, kind="stable")[: max(1, math.ceil(fraction * table.size))]
@@ -74,7 +74,7 @@ def top_heads(importance: object, fraction: float) -> list[Head]:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """How much two circuits share.
+    """Overlap of two circuits.
 
     Attributes:
         first, second: The heads of each.
@@ -95,7 +95,7 @@ class Overlap:
 
 
 def overlap(first: Sequence[object], second: Sequence[object], fraction: float) -> Overlap:
-    """Compare two tasks by their stages' importances [L,H]: per stage the top fraction, united over the stages."""
+    """Compare two circuits by their stages' importances [L,H]: per stage the top fraction, united over the stages."""
     one = {head for stage in first for head in top_heads(stage, fraction)}
     other = {head for stage in second for head in top_heads(stage, fraction)}
     shared, union = sorted(one & other), sorted(one | other)

@@ -1,7 +1,7 @@
-"""Attention that shows its pattern rows, a block of queries at a time: what reads 4,000 tokens holds no T×T map.
+"""Capture of attention pattern rows, a block of queries at a time: no T×T map is held, also for long texts.
 
-Values are mixed by the fused kernel as ever, so logits are those of the plain forward. Knows the decoder's seam; knows
-no experiment.
+Values are mixed by the fused kernel, so logits are those of the plain forward. Knows the decoder's attention seam;
+knows no experiment.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from shared.lm.attention import DenseAttention, patterns, scores, sdpa, visible
+from shared.lm.attention import DenseAttention, causal_mask, patterns, scores, sdpa
 from shared.lm.cache import KVCache
 from shared.lm.decoder import Decoder
 
-__all__ = ["Visit", "Watching", "Without", "watch"]
+__all__ = ["ColumnMaskedAttention", "RowCapturingAttention", "RowVisitor", "visit_patterns"]
 
-Visit = Callable[[int, int, Tensor], None]
+RowVisitor = Callable[[int, int, Tensor], None]
 """`visit(layer, start, rows)`: rows [B,H,t,S] of the queries from position `start` on; S ends with the last of them."""
 
 
-class Watching:
-    """The decoder's `attend`: shows rows, and mixes as always."""
+class RowCapturingAttention:
+    """The decoder's `attend`: passes pattern rows to a visitor, and mixes values as always."""
 
     def __init__(
         self,
-        visit: Visit,
+        visit: RowVisitor,
         *,
         layers: Collection[int] | None = None,
         since: int = 0,
@@ -34,14 +34,14 @@ class Watching:
         cache: KVCache | None = None,
         windows: Sequence[int | None] | None = None,
     ) -> None:
-        """Show rows, and go on from a cache where there is one.
+        """Capture rows, continuing from a cache where there is one.
 
         Args:
-            visit: Sees them.
+            visit: Receives them.
             layers: Of these layers; None is all.
             since: Of queries from this position on.
-            block: Queries that are shown at a time.
-            cache: What was read before.
+            block: Queries per call of `visit`.
+            cache: Keys and values of what was read before.
             windows: Per layer how many tokens a token sees, itself included; None sees all.
         """
         self._visit, self._layers, self._since, self._block = visit, layers, since, block
@@ -55,12 +55,12 @@ class Watching:
             for start in range(max(self._since - offset, 0), q.shape[1], self._block):
                 end = min(start + self._block, q.shape[1])
                 last = offset + end
-                seen = visible(torch.arange(offset + start, last, device=q.device), last, None, window)
-                self._visit(layer, offset + start, patterns(scores(q[:, start:end], keys[:, :, :last], seen)))
+                mask = causal_mask(torch.arange(offset + start, last, device=q.device), last, None, window)
+                self._visit(layer, offset + start, patterns(scores(q[:, start:end], keys[:, :, :last], mask)))
         return sdpa(q, keys, values, window=window)
 
 
-class Without:
+class ColumnMaskedAttention:
     """The decoder's `attend` with some columns hidden from some heads; the rows are renormalised without them."""
 
     def __init__(
@@ -78,22 +78,23 @@ class Without:
         keys, values = self._dense.remember(layer, k, v, offset)
         window = self._dense.window(layer)
         z = sdpa(q, keys, values, window=window)
-        chosen = [head for l, head in self._heads if l == layer]
-        if not chosen:
+        heads = [head for l, head in self._heads if l == layer]
+        if not heads:
             return z
-        group = q.shape[2] // keys.shape[1]
-        mask = visible(torch.arange(q.shape[1], device=q.device), keys.shape[2], None, window).clone()
+        mask = causal_mask(torch.arange(q.shape[1], device=q.device), keys.shape[2], None, window).clone()
         mask[:, self._columns] = False
         mask |= torch.eye(*mask.shape, dtype=torch.bool, device=mask.device)
-        shared = [head // group for head in chosen]
-        rows = patterns(scores(q[:, :, chosen], keys[:, shared], mask))
+        group = q.shape[2] // keys.shape[1]
+        kv_heads = [head // group for head in heads]
+        rows = patterns(scores(q[:, :, heads], keys[:, kv_heads], mask))
         z = z.clone()
-        z[:, :, chosen] = (rows @ values[:, shared]).transpose(1, 2)
+        z[:, :, heads] = (rows @ values[:, kv_heads]).transpose(1, 2)
         return z
 
 
 @torch.no_grad()
-def watch(model: Decoder, ids: Tensor, visit: Visit, *, layers: Collection[int] | None = None) -> Tensor:
-    """One forward of `ids` [B,T] that shows its rows; logits of the last position [B,1,V]."""
-    logits: Tensor = model(ids, attend=Watching(visit, layers=layers, windows=model.config.windows), keep=1)
+def visit_patterns(model: Decoder, ids: Tensor, visit: RowVisitor, *, layers: Collection[int] | None = None) -> Tensor:
+    """Run `ids` [B,T] once and pass all pattern rows to `visit`; return the logits of the last position [B,1,V]."""
+    attend = RowCapturingAttention(visit, layers=layers, windows=model.config.windows)
+    logits: Tensor = model(ids, attend=attend, keep=1)
     return logits

@@ -1,4 +1,4 @@
-"""The retrieval score and what is made of many: pure functions of pattern rows, token ids and texts.
+"""Retrieval score of attention heads, and its aggregation: pure functions of pattern rows, token ids and texts.
 
 "Retrieval Head Mechanistically Explains Long-Context Factuality" (2024), sections 2 and 3. Knows no model.
 """
@@ -16,39 +16,39 @@ import numpy as np
 
 __all__ = [
     "Aggregate",
-    "Mode",
+    "ScoreMode",
     "aggregate",
-    "credit",
-    "ranked",
+    "rank_heads",
     "retrieval_score",
     "rouge1_recall",
+    "score_copies",
     "split_half",
-    "winners",
+    "top_positions",
 ]
 
-Mode = Literal["positions", "types", "count"]
+ScoreMode = Literal["positions", "types", "count"]
 Head = tuple[int, int]
 
 _WORD = re.compile(r"[a-z0-9]+")
 
 
-def winners(row: np.ndarray, top: int = 1) -> np.ndarray:
-    """The `top` largest positions of pattern rows [..., S], largest first, ties to the lowest index: [..., top]."""
-    found: np.ndarray = row.argmax(-1)[..., None] if top == 1 else np.argsort(-row, axis=-1, kind="stable")[..., :top]
-    return found
+def top_positions(row: np.ndarray, top: int = 1) -> np.ndarray:
+    """Return the `top` largest positions of pattern rows [..., S], largest first, ties to the lowest: [..., top]."""
+    largest: np.ndarray = row.argmax(-1)[..., None] if top == 1 else np.argsort(-row, axis=-1, kind="stable")[..., :top]
+    return largest
 
 
-def credit(
-    looked: np.ndarray,
+def score_copies(
+    positions: np.ndarray,
     prompt_ids: Sequence[int],
     generated: Sequence[int],
     span: tuple[int, int],
-    mode: Mode = "positions",
+    mode: ScoreMode = "positions",
 ) -> np.ndarray:
-    """Scores of heads from the positions that they looked at most.
+    """Score heads by the answer tokens that they copied, from the positions that they looked at most.
 
     Args:
-        looked: Positions [steps, L, H, top], largest first.
+        positions: Positions [steps, L, H, top], largest first.
         prompt_ids: Tokens of the prompt.
         generated: The token that each step generated, from the same step's rows.
         span: Where the answer stands in the prompt, [a, b).
@@ -58,21 +58,21 @@ def credit(
         [L, H].
     """
     (a, b), ids = span, np.asarray(prompt_ids)
-    inside = (looked >= a) & (looked < b)
-    copied = np.where(inside, ids[np.clip(looked, a, b - 1)], -1)
-    event = inside & (copied == np.asarray(generated)[:, None, None, None])
-    happened = event.any(-1)
+    inside = (positions >= a) & (positions < b)
+    tokens = np.where(inside, ids[np.clip(positions, a, b - 1)], -1)
+    is_copy = inside & (tokens == np.asarray(generated)[:, None, None, None])
+    copied = is_copy.any(-1)
     if mode == "count":
-        counted: np.ndarray = happened.sum(0) / (b - a)
+        counted: np.ndarray = copied.sum(0) / (b - a)
         return counted
-    # One event per step at most: that of the largest position that qualifies.
-    first = event.argmax(-1)[..., None]
-    place = np.take_along_axis(looked, first, -1)[..., 0]
-    wanted = range(a, b) if mode == "positions" else sorted(set(ids[a:b].tolist()))
-    seen = place if mode == "positions" else np.take_along_axis(copied, first, -1)[..., 0]
-    hits = [(happened & (seen == one)).any(0) for one in wanted]
-    found: np.ndarray = np.sum(hits, axis=0) / len(hits)
-    return found
+    # One copy per step at most: that of the largest position that qualifies.
+    first = is_copy.argmax(-1)[..., None]
+    values = positions if mode == "positions" else tokens
+    targets = range(a, b) if mode == "positions" else sorted(set(ids[a:b].tolist()))
+    value = np.take_along_axis(values, first, -1)[..., 0]
+    hits = [(copied & (value == target)).any(0) for target in targets]
+    score: np.ndarray = np.sum(hits, axis=0) / len(hits)
+    return score
 
 
 def retrieval_score(
@@ -81,36 +81,36 @@ def retrieval_score(
     generated: Sequence[int],
     span: tuple[int, int],
     *,
-    mode: Mode = "positions",
+    mode: ScoreMode = "positions",
     top: int = 1,
 ) -> np.ndarray:
-    """Scores of heads from their pattern rows.
+    """Score heads by their pattern rows.
 
     Args:
         rows: [steps, L, H, S]; step t sees the first n + t positions, columns behind them are padding.
         prompt_ids: Tokens of the prompt, n of them.
         generated: The token generated from each step.
         span: Where the answer stands in the prompt, [a, b).
-        mode: As in `credit`.
+        mode: As in `score_copies`.
         top: A step counts where any of so many largest positions qualifies.
 
     Returns:
         float64 [L, H].
     """
     n = len(prompt_ids)
-    looked = np.stack([winners(np.asarray(row)[..., : n + t], top) for t, row in enumerate(rows)])
-    return credit(looked, prompt_ids, generated, span, mode).astype(np.float64)
+    positions = np.stack([top_positions(np.asarray(row)[..., : n + t], top) for t, row in enumerate(rows)])
+    return score_copies(positions, prompt_ids, generated, span, mode).astype(np.float64)
 
 
 def rouge1_recall(reference: str, response: str) -> float:
-    """ROUGE-1 recall: clipped matches of lower-case [a-z0-9]+ words over the reference's words; 0 without any."""
-    wanted, given = (Counter(_WORD.findall(text.lower())) for text in (reference, response))
-    return sum((wanted & given).values()) / total if (total := wanted.total()) else 0.0
+    """Return the ROUGE-1 recall: clipped matches of lower-case [a-z0-9]+ words over the reference's; 0 without any."""
+    expected, actual = (Counter(_WORD.findall(text.lower())) for text in (reference, response))
+    return sum((expected & actual).values()) / total if (total := expected.total()) else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Aggregate:
-    """Scores of many samples as one map.
+    """Scores of many samples, combined in one map.
 
     Attributes:
         kept: Indices of the samples that count.
@@ -127,16 +127,16 @@ class Aggregate:
     always_active: list[Head]
 
     def at_least(self, threshold: float) -> list[Head]:
-        """Heads with a mean score of `threshold` or more, best first."""
+        """Return the heads with a mean score of `threshold` or more, best first."""
         return [head for head in self.ranking if self.mean[head] >= threshold]
 
     def top(self, fraction: float) -> list[Head]:
-        """The best max(1, ceil(fraction·L·H)) heads."""
+        """Return the best max(1, ceil(fraction·L·H)) heads."""
         return self.ranking[: max(1, math.ceil(fraction * self.mean.size))]
 
 
 def aggregate(scores: Any, recalls: Sequence[float], *, gate: float = 0.5) -> Aggregate:
-    """Mean over the samples that were answered.
+    """Average scores over the samples that were answered.
 
     Args:
         scores: [samples, L, H].
@@ -151,17 +151,17 @@ def aggregate(scores: Any, recalls: Sequence[float], *, gate: float = 0.5) -> Ag
     chosen = table[kept]
     mean, frequency = chosen.mean(0), (chosen > 0).mean(0)
     active = [(int(l), int(h)) for l, h in np.argwhere((chosen > 0).all(0))]
-    return Aggregate(kept, mean, frequency, ranked(mean), active)
+    return Aggregate(kept, mean, frequency, rank_heads(mean), active)
 
 
-def ranked(scores: np.ndarray) -> list[Head]:
-    """All heads by a score [L, H], descending, ties to lower (layer, head)."""
+def rank_heads(scores: np.ndarray) -> list[Head]:
+    """Rank all heads by a score [L, H], descending, ties to lower (layer, head)."""
     order = np.argsort(-scores, axis=None, kind="stable")
     return [(int(i // scores.shape[1]), int(i % scores.shape[1])) for i in order]
 
 
 def split_half(scores: np.ndarray) -> float | None:
-    """Correlation between the mean maps of every other sample [samples, L, H]; None for fewer than two samples."""
+    """Correlate the mean maps of even and odd samples [samples, L, H]; None for fewer than two samples."""
     if len(scores) < 2:
         return None
     halves = [scores[i::2].mean(0).ravel() for i in range(2)]

@@ -1,6 +1,6 @@
-"""A run of a decoder, written down so that what comes later can be run again from any layer, many variants at once.
+"""Activation cache: the activations of one run, from which variants can be run again starting at any layer.
 
-Lower layers are never computed twice: a variant begins at the residual stream where it first differs. Knows the joints
+Lower layers are never computed twice: a variant starts at the residual stream where it first differs. Knows the parts
 of a block; knows no task, metric or experiment.
 """
 
@@ -20,18 +20,18 @@ from shared.lm.decoder import Decoder
 from shared.lm.rope import Rotation, frequencies, rotation
 from shared.lm.taps import trace
 
-__all__ = ["Projected", "Recorded", "final_norm", "record"]
+__all__ = ["ActivationCache", "ProjectionEdit", "final_norm", "run_with_cache"]
 
-Projected = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""`projected(layer, q, k, v) -> q, k, v`: edits queries, keys and values [N,T,heads,d] before they are rotated."""
+ProjectionEdit = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""`edit(layer, q, k, v) -> q, k, v`: edits queries, keys and values [N,T,heads,d] before they are rotated."""
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """One run of ids [B,T].
+class ActivationCache:
+    """Activations of one run of ids [B,T].
 
     Attributes:
-        model: Whose run it is.
+        model: The decoder that was run.
         ids: Its tokens.
         last: Logits of the last position [B,V].
         z: Mixed values per layer [B,T,H,d].
@@ -62,53 +62,53 @@ class Recorded:
         """H."""
         return self.z[0].shape[2]
 
-    def read_out(self, x: Tensor) -> Tensor:
-        """Logits of residual streams x [..., D]."""
+    def to_logits(self, x: Tensor) -> Tensor:
+        """Return the logits of residual streams x [..., D]: final norm and output matrix."""
         return functional.linear(final_norm(self.model)(x), self.model.output_matrix)
 
-    def written(self, layer: int, z: Tensor) -> Tensor:
-        """What mixed values z [...,H,d] add beyond what zeros would (the bias): [...,D]."""
+    def project_heads(self, layer: int, z: Tensor) -> Tensor:
+        """Project mixed values z [...,H,d] into the residual stream, without the bias: [...,D]."""
         block = self.model.blocks[layer]
         return block.output(z) - block.output(torch.zeros_like(z))
 
-    def swapped(self, layer: int, heads: list[int], z: Tensor, positions: list[int]) -> Tensor:
-        """The stream between attention and MLP with each of `heads` in turn mixing `z` at `positions`: [n·B,T,D].
+    def swap_heads(self, layer: int, heads: list[int], z: Tensor, positions: list[int]) -> Tensor:
+        """Return the stream between attention and MLP with each head in turn mixing `z` at `positions`: [n·B,T,D].
 
         Args:
-            layer: Where the heads are.
+            layer: The layer of the heads.
             heads: n of them; each gets a copy of the batch.
-            z: What they mix instead [B,T,H,d].
+            z: Mixed values that replace their own [B,T,H,d].
             positions: Where; all other positions stay.
         """
         (B, T, H, d), n = self.z[layer].shape, len(heads)
         change = torch.zeros(n, B, T, H, d, dtype=z.dtype, device=z.device)
         for i, head in enumerate(heads):
             change[i, :, positions, head] = (z - self.z[layer])[:, positions, head]
-        return (self.mid[layer] + self.written(layer, change)).flatten(0, 1)
+        return (self.mid[layer] + self.project_heads(layer, change)).flatten(0, 1)
 
-    def above(self, layer: int, mid: Tensor) -> Tensor:
-        """Last logits [N,V] of variants that first differ in the stream `mid` [N,T,D] between attention and MLP."""
+    def run_from_mid(self, layer: int, mid: Tensor) -> Tensor:
+        """Run variants that first differ in the stream `mid` [N,T,D] between attention and MLP; last logits [N,V]."""
         x = mid + self.model.blocks[layer].feed(mid)
-        return self.onwards(layer + 1, x)
+        return self.run_from(layer + 1, x)
 
-    def onwards(self, layer: int, x: Tensor, projected: Projected | None = None) -> Tensor:
-        """Last logits [N,V] of variants that enter block `layer` as x [N,T,D]."""
-        attend, turn = DenseAttention(), self._turn(x)
+    def run_from(self, layer: int, x: Tensor, edit: ProjectionEdit | None = None) -> Tensor:
+        """Run variants that enter block `layer` as x [N,T,D]; return their last logits [N,V]."""
+        attend, turn = DenseAttention(), self._rotation(x)
         for l in range(layer, self.layers):
             block = self.model.blocks[l]
             q, k, v = block.project(x)
-            if projected is not None:
-                q, k, v = projected(l, q, k, v)
-            q, k = block.orient(q, k, turn)
+            if edit is not None:
+                q, k, v = edit(l, q, k, v)
+            q, k = block.apply_positions(q, k, turn)
             x = x + block.output(attend(l, q, k, v, 0))
             x = x + block.feed(x)
-        return self.read_out(x[:, -1])
+        return self.to_logits(x[:, -1])
 
-    def repeated(self, x: Tensor, times: int) -> Tensor:
-        """Rows x [B,…] once per variant, [times·B,…], without a copy in memory."""
+    def repeat_rows(self, x: Tensor, times: int) -> Tensor:
+        """Repeat rows x [B,…] once per variant, [times·B,…], without a copy in memory."""
         return x.expand(times, *x.shape).flatten(0, 1)
 
-    def _turn(self, x: Tensor) -> Rotation | None:
+    def _rotation(self, x: Tensor) -> Rotation | None:
         if self.model.config.path == "gpt2":
             return None
         positions = torch.arange(x.shape[1], device=x.device)
@@ -116,15 +116,15 @@ class Recorded:
 
 
 def final_norm(model: Decoder) -> torch.nn.Module:
-    """The norm between the last block and the output matrix."""
+    """Return the norm between the last block and the output matrix."""
     return cast("torch.nn.Module", model.transformer.ln_f if model.config.path == "gpt2" else model.model.norm)
 
 
-def record(model: Decoder, ids: Tensor) -> Recorded:
-    """Run ids [B,T] once and keep what `Recorded` holds.
+def run_with_cache(model: Decoder, ids: Tensor) -> ActivationCache:
+    """Run ids [B,T] once and return the activations.
 
     Raises:
-        InvalidOption: A family that norms what its heads write together: their parts do not add up.
+        InvalidOption: A family with a norm after the heads: their contributions do not add up.
     """
     if model.config.path == "gemma3":
         detail = "In Gemma 3 a norm stands between the heads and the residual stream, so single heads can't be swapped."
@@ -133,4 +133,4 @@ def record(model: Decoder, ids: Tensor) -> Recorded:
     layers = range(model.config.layers)
     traced = trace(model, ids, capture=[*(f"{s}.{l}" for s in sites for l in layers), "final"], keep=1)
     z, v, pre, mid, attn, mlp = ([traced[f"{s}.{l}"] for l in layers] for s in sites)
-    return Recorded(model, ids, traced.logits[:, -1], z, v, pre, mid, attn, mlp, traced["final"])
+    return ActivationCache(model, ids, traced.logits[:, -1], z, v, pre, mid, attn, mlp, traced["final"])

@@ -1,4 +1,4 @@
-"""Tasks that circuits are found on: indirect objects, coloured objects, and one's own pairs as JSON lines.
+"""Tasks for circuit discovery: indirect object identification, coloured objects, and user pairs as JSON lines.
 
 A case is a clean prompt, a counterfactual of equal length, and right and wrong next tokens. Cases of equal length form
 one batch. Templates and names are our own. Knows text and tokens; knows no model.
@@ -14,10 +14,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption, Malformed
 
-__all__ = ["Batch", "Case", "batches", "coloured_objects", "indirect_objects", "own_task"]
+__all__ = ["Case", "CaseBatch", "group_by_length", "make_coloured_objects", "make_indirect_objects", "parse_pairs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Case:
         clean, corrupt: Token ids of equal length.
         correct: The right next token.
         wrong: Wrong ones, at least one.
-        kind: What it is told apart by (`ABBA`, `BABA`).
+        kind: Order of names (`ABBA`, `BABA`).
         marks: Named positions in the clean prompt (`IO`, `S2`, …).
         text: The clean prompt.
     """
@@ -43,7 +43,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class CaseBatch:
     """Cases of one length and one number of wrong answers."""
 
     cases: list[Case]
@@ -69,12 +69,12 @@ class Batch:
         return {"clean": self.clean, "corrupt": self.corrupt, "answers": self.answers}
 
 
-def batches(cases: Iterable[Case]) -> list[Batch]:
-    """Cases by length, shortest first; their order within a batch is kept."""
-    found: dict[tuple[int, int], list[Case]] = {}
+def group_by_length(cases: Iterable[Case]) -> list[CaseBatch]:
+    """Group cases by length, shortest first; their order within a batch is kept."""
+    groups: dict[tuple[int, int], list[Case]] = {}
     for case in cases:
-        found.setdefault((len(case.clean), len(case.wrong)), []).append(case)
-    return [Batch(found[key]) for key in sorted(found)]
+        groups.setdefault((len(case.clean), len(case.wrong)), []).append(case)
+    return [CaseBatch(groups[key]) for key in sorted(groups)]
 
 
 _TEMPLATES = (
@@ -130,8 +130,8 @@ _PLACES = ("garden", "store", "school", "park", "station", "office", "beach", "m
 _THINGS = ("book", "ball", "drink", "letter", "ring", "key", "map", "coin")
 
 
-def indirect_objects(subject: Subject, count: int, seed: int = 0, counterfactual: str = "flip") -> list[Case]:
-    """Indirect object identification: who is given the thing? Orders alternate (ABBA: the answer comes first).
+def make_indirect_objects(subject: StudiedModel, count: int, seed: int = 0, counterfactual: str = "flip") -> list[Case]:
+    """Make cases of indirect object identification; orders alternate (ABBA: the answer comes first).
 
     Args:
         subject: Whose tokenizer decides which names are one token.
@@ -146,7 +146,7 @@ def indirect_objects(subject: Subject, count: int, seed: int = 0, counterfactual
     if len(names) < 5:
         detail = f"{subject.name}'s tokenizer knows {len(names)} of our names as one token; the task needs five."
         raise InvalidOption(detail, hint="Give pairs of your own in `pairs`.", field="task")
-    rng, found = random.Random(f"ioi/{seed}"), []
+    rng, cases = random.Random(f"ioi/{seed}"), []
     for i in range(count):
         template, (io, s, *others) = _TEMPLATES[i // 2 % len(_TEMPLATES)], rng.sample(names, 5)
         where = {"place": rng.choice(_PLACES), "thing": rng.choice(_THINGS)}
@@ -155,11 +155,11 @@ def indirect_objects(subject: Subject, count: int, seed: int = 0, counterfactual
         other = template.format(a=first, b=second, s=io, **where)
         if counterfactual == "abc":
             other = template.format(a=others[0], b=others[1], s=others[2], **where)
-        found.append(_ioi_case(subject, text, other, io, s, "ABBA" if i % 2 == 0 else "BABA"))
-    return found
+        cases.append(_ioi_case(subject, text, other, io, s, "ABBA" if i % 2 == 0 else "BABA"))
+    return cases
 
 
-def _ioi_case(subject: Subject, text: str, other: str, io: str, s: str, kind: str) -> Case:
+def _ioi_case(subject: StudiedModel, text: str, other: str, io: str, s: str, kind: str) -> Case:
     clean, corrupt = subject.encode(text), subject.encode(other)
     (right,), (wrong,) = (subject.tokenizer.encode(f" {name}", special=False) for name in (io, s))
     where = [p for p, i in enumerate(clean) if i == wrong]
@@ -189,13 +189,13 @@ _OBJECTS = (
     "toy",
     "pen",
 )
-_SURFACES, _SEEN = ("table", "desk", "floor"), ("there is", "you see", "I see")
+_SURFACES, _VIEWS = ("table", "desk", "floor"), ("there is", "you see", "I see")
 
 
-def coloured_objects(subject: Subject, count: int, seed: int = 0) -> list[Case]:
-    """Coloured objects: one solved example, then which colour one of three objects has. Chance is one in three.
+def make_coloured_objects(subject: StudiedModel, count: int, seed: int = 0) -> list[Case]:
+    """Make cases of coloured objects: one solved example, then the colour of one of three objects; chance is 1/3.
 
-    The counterfactual is the same text with another object asked for.
+    The counterfactual is the same text with another object in question.
 
     Raises:
         InvalidOption: A colour is not one token.
@@ -204,56 +204,59 @@ def coloured_objects(subject: Subject, count: int, seed: int = 0) -> list[Case]:
     if bad := [colour for colour, ids in token.items() if len(ids) != 1]:
         detail = f"{subject.name}'s tokenizer cuts the colour {bad[0]} in several tokens."
         raise InvalidOption(detail, hint="Give pairs of your own in `pairs`.", field="task")
-    found: list[Case] = []
+    cases: list[Case] = []
     rng = random.Random(f"colours/{seed}")
-    while len(found) < count:
-        shot = _scene(rng)
-        question = _scene(rng)
-        asked, other = rng.sample(range(3), 2)
-        text = f"{_told(shot, rng.randrange(3), solved=True)}\n{_told(question, asked)}"
-        twin = f"{_told(shot, 0, solved=True)}\n{_told(question, other)}"
+    while len(cases) < count:
+        shot = _draw_scene(rng)
+        question = _draw_scene(rng)
+        target, other = rng.sample(range(3), 2)
+        text = f"{_describe_scene(shot, rng.randrange(3), solved=True)}\n{_describe_scene(question, target)}"
+        twin = f"{_describe_scene(shot, 0, solved=True)}\n{_describe_scene(question, other)}"
         solved = text.split("\n")[:2]
         twin = "\n".join([*solved, *twin.split("\n")[2:]])
         clean, corrupt = subject.encode(text), subject.encode(twin)
         if len(clean) != len(corrupt):  # an object of another number of tokens: draw again
             continue
         colours = [colour for colour, _ in question[2]]
-        right = token[colours[asked]][0]
-        wrong = [token[colour][0] for place, colour in enumerate(colours) if place != asked]
-        marks = {"END": [len(clean) - 1], "WRONG": _places(subject, clean, [c for c in colours if c != colours[asked]])}
-        found.append(Case(clean, corrupt, right, wrong, "", marks, text))
-    return found
+        right = token[colours[target]][0]
+        wrong = [token[colour][0] for place, colour in enumerate(colours) if place != target]
+        marks = {
+            "END": [len(clean) - 1],
+            "WRONG": _last_positions(subject, clean, [c for c in colours if c != colours[target]]),
+        }
+        cases.append(Case(clean, corrupt, right, wrong, "", marks, text))
+    return cases
 
 
 _Scene = tuple[str, str, list[tuple[str, str]]]
 
 
-def _scene(rng: random.Random) -> _Scene:
+def _draw_scene(rng: random.Random) -> _Scene:
     pairs = list(zip(rng.sample(_COLOURS, 3), rng.sample(_OBJECTS, 3), strict=True))
-    return rng.choice(_SURFACES), rng.choice(_SEEN), pairs
+    return rng.choice(_SURFACES), rng.choice(_VIEWS), pairs
 
 
-def _told(scene: _Scene, asked: int, *, solved: bool = False) -> str:
-    surface, seen, pairs = scene
+def _describe_scene(scene: _Scene, target: int, *, solved: bool = False) -> str:
+    surface, view, pairs = scene
     things = [f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {thing}" for colour, thing in pairs]
-    colour, thing = pairs[asked]
+    colour, thing = pairs[target]
     answer = f" {colour.title()}" if solved else ""
     return (
-        f"Q: On the {surface}, {seen} {things[0]}, {things[1]}, and {things[2]}. What color is the {thing}?\nA:{answer}"
+        f"Q: On the {surface}, {view} {things[0]}, {things[1]}, and {things[2]}. What color is the {thing}?\nA:{answer}"
     )
 
 
-def _places(subject: Subject, ids: Sequence[int], colours: Sequence[str]) -> list[int]:
-    """Last place of each colour word, as it stands in the question."""
-    found = []
+def _last_positions(subject: StudiedModel, ids: Sequence[int], colours: Sequence[str]) -> list[int]:
+    """Last position of each colour word, as it stands in the question."""
+    positions = []
     for colour in colours:
         token = subject.tokenizer.encode(f" {colour}", special=False)
         if len(token) == 1 and token[0] in ids:
-            found.append(len(ids) - 1 - list(reversed(ids)).index(token[0]))
-    return found
+            positions.append(len(ids) - 1 - list(reversed(ids)).index(token[0]))
+    return positions
 
 
-class _Line(BaseModel):
+class _PairLine(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     clean: str = Field(min_length=1)
@@ -262,33 +265,33 @@ class _Line(BaseModel):
     wrong: str | list[str]
 
 
-def own_task(subject: Subject, lines: str) -> list[Case]:
-    """One's own pairs: JSON lines of `clean`, `corrupt`, `correct` and `wrong` (a text, or a list of texts).
+def parse_pairs(subject: StudiedModel, lines: str) -> list[Case]:
+    """Parse user pairs: JSON lines of `clean`, `corrupt`, `correct` and `wrong` (a text, or a list of texts).
 
     Raises:
         Malformed: A line that is not such an object; the detail names it.
         InvalidOption: Prompts of different length, or an answer without a token; the detail names the line.
     """
-    found = []
+    cases = []
     for number, line in enumerate(filter(str.strip, lines.splitlines()), 1):
         try:
-            given = _Line.model_validate(json.loads(line))
+            pair = _PairLine.model_validate(json.loads(line))
         except (ValueError, ValidationError) as error:
             detail = f"Line {number} of pairs is not an object of clean, corrupt, correct and wrong."
             raise Malformed(detail, field="pairs") from error
-        clean, corrupt = subject.encode(given.clean, "pairs"), subject.encode(given.corrupt, "pairs")
+        clean, corrupt = subject.encode(pair.clean, "pairs"), subject.encode(pair.corrupt, "pairs")
         if len(clean) != len(corrupt):
             detail = (
                 f"Line {number} of pairs: clean has {len(clean)} tokens, corrupt {len(corrupt)}; they must be equal."
             )
             raise InvalidOption(detail, hint="Exchange words of as many tokens.", field="pairs")
-        right, *_ = _first_tokens(subject, given.correct, number)
-        wrong = _first_tokens(subject, given.wrong, number)
-        found.append(Case(clean, corrupt, right, wrong, "", {"END": [len(clean) - 1]}, given.clean))
-    return found
+        right, *_ = _first_tokens(subject, pair.correct, number)
+        wrong = _first_tokens(subject, pair.wrong, number)
+        cases.append(Case(clean, corrupt, right, wrong, "", {"END": [len(clean) - 1]}, pair.clean))
+    return cases
 
 
-def _first_tokens(subject: Subject, texts: str | list[str], number: int) -> list[int]:
+def _first_tokens(subject: StudiedModel, texts: str | list[str], number: int) -> list[int]:
     ids = [subject.tokenizer.encode(text, special=False)[:1] for text in ([texts] if isinstance(texts, str) else texts)]
     if not ids or [] in ids:
         detail = f"Line {number} of pairs has an answer without a token."

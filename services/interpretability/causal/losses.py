@@ -1,4 +1,4 @@
-"""Next-token losses of texts under a decoder, plain, masked, or with attention of one's own. Knows no experiment."""
+"""Next-token losses of a decoder: plain, with heads masked, with edits, or with another `attend`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.nn import functional
 from shared.lm.decoder import Decoder
 from shared.lm.taps import Edit, Uniform, trace
 
-__all__ = ["hide", "position_losses", "token_losses"]
+__all__ = ["mask_heads", "position_losses", "token_losses"]
 
 Head = tuple[int, int]
 
 
-def hide(heads: Iterable[Head], positions: Any = None) -> list[Edit]:
-    """Masking: the heads (layer, head) look at all they see alike."""
+def mask_heads(heads: Iterable[Head], positions: Any = None) -> list[Edit]:
+    """Return the edits that make the attention of heads (layer, head) uniform over all visible keys."""
     chosen = sorted(set(heads))
     return [
         Uniform(layer, [head for _, head in of], positions) for layer, of in groupby(chosen, key=lambda head: head[0])
@@ -26,7 +26,7 @@ def hide(heads: Iterable[Head], positions: Any = None) -> list[Edit]:
 
 
 def position_losses(logits: Tensor, ids: Tensor) -> Tensor:
-    """Loss of each next token in nats: logits [B,T,V], ids [B,T] → [B,T−1], by a float32 log-softmax."""
+    """Return the loss of each next token in nats: logits [B,T,V], ids [B,T] → [B,T−1], by a float32 log-softmax."""
     shifted = logits[:, :-1].float()
     return functional.cross_entropy(shifted.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(
         ids.shape[0], -1
@@ -36,6 +36,6 @@ def position_losses(logits: Tensor, ids: Tensor) -> Tensor:
 def token_losses(
     model: Decoder, ids: Tensor, *, masked: Iterable[Head] = (), attend: Any = None, edits: Sequence[Edit] = ()
 ) -> Tensor:
-    """Losses of tokens 2…T of ids [B,T] under masked heads, edits or an `attend`: [B,T−1]."""
-    found = trace(model, ids, edits=[*hide(masked), *edits], attend=attend)
-    return position_losses(found.logits, ids)
+    """Return the losses of tokens 2…T of ids [B,T] under masked heads, edits or an `attend`: [B,T−1]."""
+    traced = trace(model, ids, edits=[*mask_heads(masked), *edits], attend=attend)
+    return position_losses(traced.logits, ids)

@@ -1,4 +1,4 @@
-"""Causal measurements on heads: path patching, activation patching, attribution, ablation. Pure functions of a decoder.
+"""Causal measurements of heads: path patching, activation patching, attribution, ablation; functions of a decoder.
 
 "Interpretability in the Wild" (2022) and "Circuit Component Reuse Across Tasks" (2024). Everything is equal, up to
 float32 rounding, to whole forwards with edits; lower layers are reused and heads go on the batch axis. Knows no task.
@@ -14,22 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.interpretability.causal.activation_cache import Recorded, final_norm, record
+from services.interpretability.causal.activation_cache import ActivationCache, final_norm, run_with_cache
 from shared.errors import InvalidOption
 from shared.lm.decoder import Decoder
 from shared.lm.taps import trace
 
 __all__ = [
-    "Ablation",
+    "AblationKind",
     "Attribution",
-    "PathPatched",
+    "PathPatchResult",
     "Positions",
     "Receiver",
     "ablate",
     "activation_patch",
+    "attribute_logits",
     "attribution_patch",
     "direct_logit_attribution",
-    "full_attribution",
     "logit_difference",
     "path_patch",
 ]
@@ -38,18 +38,18 @@ Positions = Literal["all"] | int | Sequence[int]
 Receiver = tuple[int, str, int]
 """(layer, `q`, `k` or `v`, head); keys and values are named by their group."""
 
-Ablation = Literal["zero", "uniform", "mean", "resample"]
+AblationKind = Literal["zero", "uniform", "mean", "resample"]
 
-BATCH_BYTES = 256 * 2**20
+MAX_FORWARD_BYTES = 256 * 2**20
 """Default bound on variants·B·T·D·4 bytes of one forward."""
 
-UNDEFINED = 1e-6
+MIN_SPAN = 1e-6
 """Difference between clean and corrupt logit differences below which an effect has no meaning."""
 
 
 @dataclass(frozen=True, slots=True)
-class PathPatched:
-    """What each sender does to the answer through the receivers.
+class PathPatchResult:
+    """Effect of each sender on the answer through the receivers.
 
     Attributes:
         clean, corrupt: Logit differences of the two runs.
@@ -64,7 +64,7 @@ class PathPatched:
 
 
 def logit_difference(last_logits: Tensor, answers: Tensor) -> float:
-    """Mean over prompts of logit[correct] − logit[wrong]: logits [B,V], answers [B,2], or [B,1+w] for w wrong ones."""
+    """Return the mean of logit[correct] − logit[wrong]: logits [B,V], answers [B,2], or [B,1+w] for w wrong ones."""
     return float(_differences(last_logits, answers).double().mean())
 
 
@@ -83,8 +83,8 @@ def path_patch(
     positions: Positions = "all",
     freeze_mlps: bool = False,
     batch: int | None = None,
-) -> PathPatched:
-    """Effect of every head on the answer through the receivers alone (section 2).
+) -> PathPatchResult:
+    """Measure the effect of every head on the answer through the receivers alone (section 2).
 
     Args:
         model: The decoder.
@@ -92,21 +92,28 @@ def path_patch(
         corrupt: Their counterfactuals [B,T].
         answers: Correct and wrong token [B,2].
         receivers: The residual stream before the final norm, or queries, keys and values of heads.
-        positions: Where senders are corrupted and receivers take it up.
+        positions: Where senders are corrupted, and receivers read.
         freeze_mlps: Keep MLP outputs clean, so that only direct paths count.
         batch: Senders per forward; the default keeps a forward below 256 MiB.
 
     Raises:
         InvalidOption: A receiver or position that does not exist.
     """
-    run, other = record(model, clean), record(model, corrupt)
-    return paths(run, other, answers, receivers=receivers, positions=positions, freeze_mlps=freeze_mlps, batch=batch)
+    return patch_paths(
+        run_with_cache(model, clean),
+        run_with_cache(model, corrupt),
+        answers,
+        receivers=receivers,
+        positions=positions,
+        freeze_mlps=freeze_mlps,
+        batch=batch,
+    )
 
 
 @torch.no_grad()
-def paths(
-    run: Recorded,
-    other: Recorded,
+def patch_paths(
+    clean: ActivationCache,
+    corrupt: ActivationCache,
     answers: Tensor,
     *,
     receivers: Literal["final"] | Sequence[Receiver] = "final",
@@ -114,26 +121,28 @@ def paths(
     freeze_mlps: bool = False,
     batch: int | None = None,
     senders: range | None = None,
-) -> PathPatched:
-    """`path_patch` on runs that are recorded already, of all senders or those of some layers."""
-    where = _positions(positions, run.ids.shape[1])
+) -> PathPatchResult:
+    """Path patching on cached runs, for all senders or those of some layers."""
+    where = _resolve_positions(positions, clean.ids.shape[1])
     if receivers != "final":
-        _check(receivers, run)
-    top = run.layers if receivers == "final" else min(layer for layer, _, _ in receivers)
-    patched = np.full((run.layers, run.heads), np.nan)
-    for layer, heads in _groups(run, batch, range(top) if senders is None else senders):
-        arrived = _arriving(run, other, layer, heads, where, freeze_mlps=freeze_mlps, receivers=receivers)
-        logits = _received(run, arrived, receivers, where, len(heads))
-        patched[layer, heads] = _each(logits, answers, len(heads))
-    low, high = logit_difference(run.last, answers), logit_difference(other.last, answers)
+        _check_receivers(receivers, clean)
+    top = clean.layers if receivers == "final" else min(layer for layer, _, _ in receivers)
+    patched = np.full((clean.layers, clean.heads), np.nan)
+    for layer, heads in _head_batches(clean, batch, range(top) if senders is None else senders):
+        arrived = _propagate_to_receivers(
+            clean, corrupt, layer, heads, where, freeze_mlps=freeze_mlps, receivers=receivers
+        )
+        logits = _run_receivers(clean, arrived, receivers, where, len(heads))
+        patched[layer, heads] = _mean_differences(logits, answers, len(heads))
+    low, high = logit_difference(clean.last, answers), logit_difference(corrupt.last, answers)
     with np.errstate(divide="ignore", invalid="ignore"):
-        effect = (patched - low) / (high - low) if abs(high - low) >= UNDEFINED else np.full_like(patched, np.nan)
-    return PathPatched(low, high, patched, effect)
+        effect = (patched - low) / (high - low) if abs(high - low) >= MIN_SPAN else np.full_like(patched, np.nan)
+    return PathPatchResult(low, high, patched, effect)
 
 
-def _arriving(
-    run: Recorded,
-    other: Recorded,
+def _propagate_to_receivers(
+    clean: ActivationCache,
+    corrupt: ActivationCache,
     layer: int,
     heads: list[int],
     where: list[int],
@@ -141,47 +150,49 @@ def _arriving(
     freeze_mlps: bool,
     receivers: Literal["final"] | Sequence[Receiver],
 ) -> dict[int, Tensor]:
-    """Receiving layer → residual stream that reaches it at the chosen positions, per sender: [n·B,P,D].
+    """Receiving layer → residual stream that reaches it at the given positions, per sender: [n·B,P,D].
 
-    All other heads are frozen at these positions, so nothing moves between positions: only MLPs have to be run, and
+    All corrupt heads are frozen at these positions, so nothing moves between positions: only MLPs have to be clean, and
     with frozen MLPs not even those.
     """
-    wanted = {run.layers} if receivers == "final" else {l for l, _, _ in receivers}
-    x = run.swapped(layer, heads, other.z[layer], where)[:, where]
+    wanted = {clean.layers} if receivers == "final" else {l for l, _, _ in receivers}
+    x = clean.swap_heads(layer, heads, corrupt.z[layer], where)[:, where]
     arrived: dict[int, Tensor] = {}
     for l in range(layer, max(wanted)):
         if l > layer:
-            x = x + run.repeated(run.attn[l][:, where], len(heads))
-        x = x + (run.repeated(run.mlp[l][:, where], len(heads)) if freeze_mlps else run.model.blocks[l].feed(x))
+            x = x + clean.repeat_rows(clean.attn[l][:, where], len(heads))
+        x = x + (
+            clean.repeat_rows(clean.mlp[l][:, where], len(heads)) if freeze_mlps else clean.model.blocks[l].feed(x)
+        )
         if l + 1 in wanted:
             arrived[l + 1] = x
     return arrived
 
 
-def _received(
-    run: Recorded,
+def _run_receivers(
+    clean: ActivationCache,
     arrived: dict[int, Tensor],
     receivers: Literal["final"] | Sequence[Receiver],
     where: list[int],
     n: int,
 ) -> Tensor:
-    """Last logits [n·B,V] where only the receivers' inputs come from what arrived."""
+    """Last logits [n·B,V] where only the receivers' inputs come from the stream that arrived."""
     if receivers == "final":
-        last = run.ids.shape[1] - 1
+        last = clean.ids.shape[1] - 1
         if last not in where:
-            return run.repeated(run.last, n)
-        return run.read_out(arrived[run.layers][:, where.index(last)])
-    inputs = {l: dict(zip("qkv", run.model.blocks[l].project(x), strict=True)) for l, x in arrived.items()}
+            return clean.repeat_rows(clean.last, n)
+        return clean.to_logits(arrived[clean.layers][:, where.index(last)])
+    inputs = {l: dict(zip("qkv", clean.model.blocks[l].project(x), strict=True)) for l, x in arrived.items()}
 
-    def projected(layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        found = {"q": q, "k": k, "v": v}
+    def edit_receivers(layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        parts = {"q": q, "k": k, "v": v}
         for _, part, head in (r for r in receivers if r[0] == layer):
-            found[part] = found[part].clone()
-            found[part][:, where, head] = inputs[layer][part][:, :, head]
-        return found["q"], found["k"], found["v"]
+            parts[part] = parts[part].clone()
+            parts[part][:, where, head] = inputs[layer][part][:, :, head]
+        return parts["q"], parts["k"], parts["v"]
 
     lowest = min(inputs)
-    return run.onwards(lowest, run.repeated(run.pre[lowest], n).contiguous(), projected)
+    return clean.run_from(lowest, clean.repeat_rows(clean.pre[lowest], n).contiguous(), edit_receivers)
 
 
 def activation_patch(
@@ -194,19 +205,19 @@ def activation_patch(
     denoise: bool = False,
     batch: int | None = None,
 ) -> np.ndarray:
-    """Logit difference with one head's mixed values from the other run, everything else free: [L,H].
+    """Return the logit difference with one head's mixed values from the other run, everything else free: [L,H].
 
     `denoise` puts clean values into the corrupt run instead.
     """
-    run, other = record(model, clean), record(model, corrupt)
+    run, other = run_with_cache(model, clean), run_with_cache(model, corrupt)
     if denoise:
         run, other = other, run
-    return replaced(run, other.z, answers, positions=positions, batch=batch)
+    return patch_heads(run, other.z, answers, positions=positions, batch=batch)
 
 
 @torch.no_grad()
-def replaced(
-    run: Recorded,
+def patch_heads(
+    run: ActivationCache,
     z: Sequence[Tensor],
     answers: Tensor,
     *,
@@ -214,30 +225,36 @@ def replaced(
     batch: int | None = None,
     senders: range | None = None,
 ) -> np.ndarray:
-    """Logit difference with each head (of some layers) in turn mixing `z` [L][B,T,H,d] instead of its own: [L,H]."""
-    where = _positions(positions, run.ids.shape[1])
-    found = np.full((run.layers, run.heads), np.nan)
-    for layer, heads in _groups(run, batch, senders or range(run.layers)):
-        logits = run.above(layer, run.swapped(layer, heads, z[layer], where))
-        found[layer, heads] = _each(logits, answers, len(heads))
-    return found
+    """Return the logit difference with each head in turn mixing `z` [L][B,T,H,d] instead of its own: [L,H]."""
+    where = _resolve_positions(positions, run.ids.shape[1])
+    patched = np.full((run.layers, run.heads), np.nan)
+    for layer, heads in _head_batches(run, batch, senders or range(run.layers)):
+        logits = run.run_from_mid(layer, run.swap_heads(layer, heads, z[layer], where))
+        patched[layer, heads] = _mean_differences(logits, answers, len(heads))
+    return patched
 
 
 def attribution_patch(model: Decoder, clean: Tensor, corrupt: Tensor, answers: Tensor) -> np.ndarray:
-    """First-order estimate of what activation patching changes, (z' − z)·∂LD/∂z from one backward: [L,H]."""
+    """Estimate to first order what activation patching changes, (z' − z)·∂LD/∂z from one backward: [L,H]."""
     names = [f"z.{l}" for l in range(model.config.layers)]
     other = trace(model, corrupt, capture=names, keep=1)
     run = trace(model, clean, capture=names, keep=1, grad=True)
     total = _differences(run.logits[:, -1], answers).mean()
-    slopes = torch.autograd.grad(total, [run[name] for name in names])
-    moved = [((other[n] - run[n].detach()) * g).sum((0, 1, 3)) for n, g in zip(names, slopes, strict=True)]
+    gradients = torch.autograd.grad(total, [run[name] for name in names])
+    moved = [((other[n] - run[n].detach()) * g).sum((0, 1, 3)) for n, g in zip(names, gradients, strict=True)]
     return torch.stack(moved).double().cpu().numpy()
 
 
 def ablate(
-    model: Decoder, ids: Tensor, answers: Tensor, *, kind: Ablation = "zero", seed: int = 0, batch: int | None = None
+    model: Decoder,
+    ids: Tensor,
+    answers: Tensor,
+    *,
+    kind: AblationKind = "zero",
+    seed: int = 0,
+    batch: int | None = None,
 ) -> np.ndarray:
-    """Logit difference with one head at a time ablated at all positions: [L,H].
+    """Return the logit difference with one head at a time ablated at all positions: [L,H].
 
     Args:
         model: The decoder.
@@ -247,12 +264,12 @@ def ablate(
         seed: Of `resample`.
         batch: Heads per forward.
     """
-    run = record(model, ids)
-    return replaced(run, ablated(run, kind, seed), answers, batch=batch)
+    run = run_with_cache(model, ids)
+    return patch_heads(run, ablation_values(run, kind, seed), answers, batch=batch)
 
 
-def ablated(run: Recorded, kind: Ablation, seed: int = 0) -> list[Tensor]:
-    """What all heads mix under an ablation, [L][B,T,H,d]."""
+def ablation_values(run: ActivationCache, kind: AblationKind, seed: int = 0) -> list[Tensor]:
+    """Return what all heads mix under an ablation, [L][B,T,H,d]."""
     if kind == "zero":
         return [torch.zeros_like(z) for z in run.z]
     if kind == "mean":
@@ -291,13 +308,13 @@ class Attribution:
 
 
 def direct_logit_attribution(model: Decoder, ids: Tensor, answers: Tensor, *, position: int = -1) -> np.ndarray:
-    """What each head writes straight towards the right answer at a position, mean over prompts: [L,H]."""
-    return full_attribution(record(model, ids), answers, position=position).heads
+    """Return what each head writes straight towards the right answer at a position, mean over prompts: [L,H]."""
+    return attribute_logits(run_with_cache(model, ids), answers, position=position).heads
 
 
 @torch.no_grad()
-def full_attribution(run: Recorded, answers: Tensor, *, position: int = -1) -> Attribution:
-    """Every part of the logit difference at a position, with the final norm frozen."""
+def attribute_logits(run: ActivationCache, answers: Tensor, *, position: int = -1) -> Attribution:
+    """Split the logit difference at a position into its parts, with the final norm frozen."""
     norm: Any = final_norm(run.model)
     matrix, gpt2 = run.model.output_matrix, run.model.config.path == "gpt2"
     whole = run.final[:, position]
@@ -308,19 +325,19 @@ def full_attribution(run: Recorded, answers: Tensor, *, position: int = -1) -> A
     def towards(y: Tensor) -> Tensor:  # y [B,D] or [B,n,D] → mean over prompts
         centred = y - y.mean(-1, keepdim=True) if gpt2 else y
         along = direction * scale
-        found: Tensor = (centred * (along if y.dim() == 2 else along[:, None])).sum(-1).double().mean(0)
-        return found
+        total: Tensor = (centred * (along if y.dim() == 2 else along[:, None])).sum(-1).double().mean(0)
+        return total
 
     heads, mlps, biases = [], [], torch.zeros((), dtype=torch.float64)
     for l in range(run.layers):
         z = run.z[l][:, position]
         alone = torch.diag_embed(torch.ones(run.heads, dtype=z.dtype, device=z.device))[None, :, :, None] * z[:, None]
-        heads.append(towards(run.written(l, alone)))
+        heads.append(towards(run.project_heads(l, alone)))
         mlps.append(towards(run.mlp[l][:, position]))
-        biases = biases + towards(run.attn[l][:, position] - run.written(l, z)).cpu()
+        biases = biases + towards(run.attn[l][:, position] - run.project_heads(l, z)).cpu()
     if gpt2:
         biases = biases + (direction * norm.bias).sum(-1).double().mean().cpu()
-    logits = run.read_out(whole)
+    logits = run.to_logits(whole)
     return Attribution(
         torch.stack(heads).cpu().numpy(),
         torch.stack(mlps).cpu().numpy(),
@@ -330,31 +347,31 @@ def full_attribution(run: Recorded, answers: Tensor, *, position: int = -1) -> A
     )
 
 
-def _groups(run: Recorded, batch: int | None, layers: range) -> Iterator[tuple[int, list[int]]]:
+def _head_batches(run: ActivationCache, batch: int | None, layers: range) -> Iterator[tuple[int, list[int]]]:
     """Heads of one layer at a time, at most `batch` of them."""
     B, T, D = run.pre[0].shape
-    size = batch or max(1, BATCH_BYTES // (B * T * D * 4))
+    size = batch or max(1, MAX_FORWARD_BYTES // (B * T * D * 4))
     for layer in layers:
         for start in range(0, run.heads, size):
             yield layer, list(range(start, min(start + size, run.heads)))
 
 
-def _each(logits: Tensor, answers: Tensor, n: int) -> np.ndarray:
+def _mean_differences(logits: Tensor, answers: Tensor, n: int) -> np.ndarray:
     """Mean logit difference of each of n variants: logits [n·B,V] → [n]."""
     return _differences(logits, answers.repeat(n, 1)).double().view(n, -1).mean(1).cpu().numpy()
 
 
-def _positions(positions: Positions, T: int) -> list[int]:
+def _resolve_positions(positions: Positions, T: int) -> list[int]:
     if positions == "all":
         return list(range(T))
-    chosen = [positions] if isinstance(positions, int) else [int(p) for p in positions]
-    if wrong := [p for p in chosen if not -T <= p < T]:
+    indices = [positions] if isinstance(positions, int) else [int(p) for p in positions]
+    if wrong := [p for p in indices if not -T <= p < T]:
         detail = f"There is no position {wrong[0]}; the prompts have positions 0…{T - 1}."
         raise InvalidOption(detail, field="positions")
-    return sorted({p % T for p in chosen})
+    return sorted({p % T for p in indices})
 
 
-def _check(receivers: Sequence[Receiver], run: Recorded) -> None:
+def _check_receivers(receivers: Sequence[Receiver], run: ActivationCache) -> None:
     groups = run.v[0].shape[2]
     for layer, part, head in receivers:
         if (

@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest weights of each matrix become zero, by share or N of every M.
+"""Magnitude pruning: the smallest weights of each matrix become zero, by share or N:M.
 
 Knows tensors; knows no model and no claim.
 """
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from shared.errors import InvalidOption
 
-__all__ = ["Pattern", "pruned", "stored_bytes"]
+__all__ = ["PruningPattern", "count_stored_bytes", "prune"]
 
 
 @dataclass(frozen=True, slots=True)
-class Pattern:
-    """What becomes zero: a share of each matrix, or all but `n` of every `m` inputs.
+class PruningPattern:
+    """Pruning pattern: a share of each matrix, or all but `n` of every `m` inputs.
 
     Attributes:
         share: Share of zeros.
@@ -31,8 +31,8 @@ class Pattern:
     m: int = 0
 
     @classmethod
-    def parsed(cls, text: str) -> Self:
-        """`0.7`, or `2:4`.
+    def parse(cls, text: str) -> Self:
+        """Read `0.7`, or `2:4`.
 
         Raises:
             InvalidOption: It is neither.
@@ -53,16 +53,16 @@ class Pattern:
         )
 
 
-def pruned(state: Mapping[str, Tensor], pattern: Pattern) -> dict[str, Tensor]:
-    """The state with zeros in its matrices; what has fewer than two dimensions stays.
+def prune(state: Mapping[str, Tensor], pattern: PruningPattern) -> dict[str, Tensor]:
+    """Return the state with zeros in its matrices; tensors of fewer than two dimensions stay.
 
     N of M runs over the inputs of each output (the flattened rest of a convolution's weight); matrices whose inputs M
     does not divide stay dense.
     """
-    return {name: _thinned(tensor, pattern) if tensor.dim() >= 2 else tensor for name, tensor in state.items()}
+    return {name: _prune_matrix(tensor, pattern) if tensor.dim() >= 2 else tensor for name, tensor in state.items()}
 
 
-def _thinned(weight: Tensor, pattern: Pattern) -> Tensor:
+def _prune_matrix(weight: Tensor, pattern: PruningPattern) -> Tensor:
     flat = weight.flatten(1)
     if not pattern.m:
         count = round(pattern.share * flat.numel())
@@ -77,8 +77,8 @@ def _thinned(weight: Tensor, pattern: Pattern) -> Tensor:
     return (groups * kept).view_as(weight)
 
 
-def stored_bytes(state: Mapping[str, Tensor], itemsize: int = 2) -> tuple[int, int]:
-    """Bytes of the non-zeros, and of one bit per place that says where they are; matrices only."""
+def count_stored_bytes(state: Mapping[str, Tensor], itemsize: int = 2) -> tuple[int, int]:
+    """Count the bytes of the non-zeros, and of one bit per position that says where they are; matrices only."""
     matrices = [tensor for tensor in state.values() if tensor.dim() >= 2]
     values = sum(int(tensor.count_nonzero()) for tensor in matrices) * itemsize
     return values, sum(-(-tensor.numel() // 8) for tensor in matrices)

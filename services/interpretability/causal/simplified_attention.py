@@ -1,6 +1,6 @@
-"""Attention made simpler, as the decoder's `attend`: what a trained model still says when a part of it is taken away.
+"""Simplified attention as the decoder's `attend`: uniform, identity, a fixed pattern, another layer's, or rectified.
 
-"Deconstructing Attention" (2025). Knows the seam; knows no text and no report.
+"Deconstructing Attention" (2025). Knows the attention seam; knows no text and no report.
 """
 
 from __future__ import annotations
@@ -11,57 +11,57 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shared.lm.attention import DenseAttention, patterns, scores, sdpa, visible
+from shared.lm.attention import DenseAttention, causal_mask, patterns, scores, sdpa
 
-__all__ = ["Relaxation", "Relaxed"]
+__all__ = ["Relaxation", "SimplifiedAttention"]
 
 Relaxation = Literal["uniform", "identity", "average", "earlier", "relu"]
-"""Alike over all that is seen; the token's own value only; a fixed pattern; another layer's queries and keys; rectified
-scores instead of a softmax."""
+"""Uniform over all visible tokens; the token's own value only; a fixed pattern; an earlier layer's queries and keys;
+rectified scores instead of a softmax."""
 
 Head = tuple[int, int]
 
 
-class Relaxed:
-    """Causal attention in which some heads are simpler."""
+class SimplifiedAttention:
+    """Causal attention in which some heads are simplified."""
 
     def __init__(
         self, kind: Relaxation, heads: Collection[Head], *, fixed: dict[int, Tensor] | None = None, back: int = 1
     ) -> None:
-        """Relax `heads` (layer, head); `average` needs `fixed`, layer → [H,T,T]; `earlier` goes `back` layers."""
+        """Simplify `heads` (layer, head); `average` needs `fixed`, layer → [H,T,T]; `earlier` goes `back` layers."""
         self._kind, self._heads, self._fixed, self._back = kind, frozenset(heads), fixed or {}, back
         self._dense = DenseAttention()
-        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
+        self._earlier: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
         """Mix values; see `shared.lm.attention.AttentionSeam`."""
         keys, values = self._dense.remember(layer, k, v, offset)
         if self._kind == "earlier":
-            self._seen[layer] = (q, keys)
+            self._earlier[layer] = (q, keys)
         z = sdpa(q, keys, values)
-        chosen = sorted(head for l, head in self._heads if l == layer)
-        if not chosen:
+        heads = sorted(head for l, head in self._heads if l == layer)
+        if not heads:
             return z
         group = q.shape[2] // keys.shape[1]
-        rows = self._rows(layer, q, keys)[:, chosen]
+        rows = self._rows(layer, q, keys)[:, heads]
         z = z.clone()
-        z[:, :, chosen] = (rows @ values[:, [head // group for head in chosen]]).transpose(1, 2)
+        z[:, :, heads] = (rows @ values[:, [head // group for head in heads]]).transpose(1, 2)
         return z
 
     def _rows(self, layer: int, q: Tensor, keys: Tensor) -> Tensor:
         """Pattern rows of all heads [B,H,T,T]."""
         B, T, H, _ = q.shape
-        seen = visible(torch.arange(T, device=q.device), T, None)
+        mask = causal_mask(torch.arange(T, device=q.device), T, None)
         if self._kind == "identity":
             return torch.eye(T, dtype=q.dtype, device=q.device).expand(B, H, T, T)
         if self._kind == "uniform":
-            alike = seen.to(q.dtype)
-            return (alike / alike.sum(-1, keepdim=True)).expand(B, H, T, T)
+            uniform = mask.to(q.dtype)
+            return (uniform / uniform.sum(-1, keepdim=True)).expand(B, H, T, T)
         if self._kind == "average":
             return self._fixed[layer][:, :T, :T].to(q).expand(B, H, T, T)
         if self._kind == "earlier":
-            return patterns(scores(*self._seen[max(layer - self._back, 0)], seen))
-        positive = scores(q, keys, seen).clamp(min=0).masked_fill(~seen, 0.0)
+            return patterns(scores(*self._earlier[max(layer - self._back, 0)], mask))
+        positive = scores(q, keys, mask).clamp(min=0).masked_fill(~mask, 0.0)
         total = positive.sum(-1, keepdim=True)
         # A row without a positive score keeps what it has: the token itself.
         own = torch.eye(T, dtype=q.dtype, device=q.device)

@@ -1,1 +1,1 @@
-"""The Experiment contract, its Report, the cell cache, the result store, and the models under study."""
+"""Core of the service: the Experiment contract, its Report, cell cache, result store and studied models."""

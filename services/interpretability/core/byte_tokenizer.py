@@ -1,4 +1,4 @@
-"""The tokenizer of the tiny model: one token per byte, so that it has no file of its own."""
+"""Byte tokenizer of the tiny model: one token per byte, so it needs no file of its own."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from shared.lm.tokenizer import Tokenizer
 
-__all__ = ["DIGEST", "byte_tokenizer"]
+__all__ = ["BYTE_TOKENIZER_ID", "byte_tokenizer"]
 
-DIGEST = "bytes-256/1"
-"""Stands for the file that this tokenizer does not have."""
+BYTE_TOKENIZER_ID = "bytes-256/1"
+"""What manifests hash in place of a tokenizer file."""
 
 
 def byte_tokenizer() -> Tokenizer:
-    """256 tokens, in the order of the byte-level alphabet; none of them is special."""
+    """Build a tokenizer of 256 tokens in the order of the byte-level alphabet, none of them special."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     library = Library(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,6 +1,6 @@
-"""Cells that were computed, kept by content: a job that was killed goes on where it stopped, and repeats nothing.
+"""Content-addressed cache of computed cells: a job that was killed resumes where it stopped and repeats no cell.
 
-A cell's key is the digest of all that its value depends on, so nothing here can be stale. Knows files and JSON; knows
+A cell's key is the digest of everything its value depends on, so an entry is never stale. Knows files and JSON; knows
 no experiment.
 """
 
@@ -15,51 +15,56 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.interpretability.core.report import digest
+from services.interpretability.core.report import json_digest
 
-__all__ = ["Entry", "Ledger"]
+__all__ = ["CachedCell", "CellCache"]
 
-KEPT_S = 14 * 24 * 3600
-"""Cells that nobody asked for in two weeks are forgotten."""
+UNUSED_CELL_TTL_S = 14 * 24 * 3600
+"""Cells that were not read for so long are removed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A cell's value, how long it took, and when it was computed (UTC, ISO 8601)."""
+class CachedCell:
+    """One cached value.
+
+    Attributes:
+        value: The value, as JSON.
+        seconds: How long it took to compute.
+        at: When it was computed (UTC, ISO 8601).
+    """
 
     value: Any
     seconds: float
     at: str
 
 
-class Ledger:
+class CellCache:
     """Cells of all experiments on one machine, one small file each."""
 
     def __init__(self, folder: Path) -> None:
-        """Keep cells in `folder`, which is made when the first cell is written."""
+        """Store cells in `folder`, which is created with the first cell."""
         self._folder = folder
 
-    def entry(self, content: Mapping[str, Any], work: Callable[[], Any]) -> Entry:
-        """The cell of this content: read if it was ever computed, else computed and kept.
+    def get_or_compute(self, content: Mapping[str, Any], work: Callable[[], Any]) -> CachedCell:
+        """Return the cell of this content: read from the cache, else computed and stored.
 
         Args:
             content: What the value depends on, as JSON.
-            work: Computes the value, as JSON; called only where there is none yet.
+            work: Computes the value, as JSON; called only on a miss.
         """
-        key = digest(content)
+        key = json_digest(content)
         file = self._folder / key[:2] / f"{key}.json"
-        if (known := _read(file)) is not None:
-            return known
-        begun = time.perf_counter()
-        # Through JSON once, so that a resumed run and a fresh one go on with the very same numbers.
-        value = json.loads(_json(work()))
-        found = Entry(
-            value, round(time.perf_counter() - begun, 4), dt.datetime.now(tz=dt.UTC).isoformat("T", "seconds")
-        )
-        _write(file, _json({"value": found.value, "seconds": found.seconds, "at": found.at}))
-        return found
+        if (cached := _read(file)) is not None:
+            return cached
+        started = time.perf_counter()
+        # Through JSON once, so that a resumed run and a fresh one continue with the very same numbers.
+        value = json.loads(_to_json(work()))
+        seconds = round(time.perf_counter() - started, 4)
+        cell = CachedCell(value, seconds, dt.datetime.now(tz=dt.UTC).isoformat("T", "seconds"))
+        _write(file, _to_json({"value": cell.value, "seconds": cell.seconds, "at": cell.at}))
+        return cell
 
-    def forget(self, older_than_s: float = KEPT_S) -> int:
+    def remove_unused(self, older_than_s: float = UNUSED_CELL_TTL_S) -> int:
         """Remove cells that were not read for so long; return how many."""
         limit = time.time() - older_than_s
         old = [file for file in self._folder.glob("??/*.json") if file.stat().st_mtime < limit]
@@ -68,18 +73,18 @@ class Ledger:
         return len(old)
 
 
-def _json(content: Any) -> str:
-    """As `work` gave it: the order of keys may be that of layers, and a report shows them in it."""
+def _to_json(content: Any) -> str:
+    """Keys stay in the order in which `work` gave them: it may be that of layers, and reports show it."""
     return json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def _read(file: Path) -> Entry | None:
+def _read(file: Path) -> CachedCell | None:
     try:
-        found = Entry(**json.loads(file.read_text("utf-8")))
+        cell = CachedCell(**json.loads(file.read_text("utf-8")))
         os.utime(file)
     except (OSError, ValueError, TypeError):  # absent, or cut short when the machine went down: compute it again
         return None
-    return found
+    return cell
 
 
 def _write(file: Path, text: str) -> None:

@@ -1,7 +1,7 @@
-"""The Experiment contract: a frozen spec in, a Report out; work in cells that resume and can be stopped.
+"""Experiment contract: a frozen spec in, a Report out; work in cells that are cached, resumable and cancellable.
 
-An experiment is one file in `experiments/`: a `Spec` subclass (its fields become form, flags and documentation), a
-`cost` and a `run`. It reaches the platform as a Servable of the task `probe`. Knows no web and no queue.
+An experiment is one file (or folder) in `experiments/`: a `Spec` subclass, whose fields become form, flags and
+documentation, a `cost` and a `run`. It joins the platform as a Servable of the task `probe`. Knows no web and no queue.
 
     class Sinks(Experiment[SinksSpec]):
         card = Card(name="attention-sinks", task="probe", …)
@@ -22,21 +22,24 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.interpretability.core.cell_cache import Ledger
+from services.interpretability.core.cell_cache import CellCache
 from services.interpretability.core.code_digest import code_digest
-from services.interpretability.core.model_registry import TINY, ModelRegistry, shelf_of
-from services.interpretability.core.report import Manifest, Report, Scalar, digest
-from services.interpretability.core.result_store import Store
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.model_registry import TINY, ModelRegistry, registry_for
+from services.interpretability.core.report import Report, RunManifest, Scalar, json_digest
+from services.interpretability.core.result_store import ResultStore
+from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.rendering import render as rendering_render
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError, TooLarge
 from shared.registry import CallContext, LoadContext, Servable
 from shared.registry.servable import Mode
 
-__all__ = ["NO_GRAPH", "Cost", "Experiment", "NeedsJob", "Progress", "Spec", "code_digest"]
+__all__ = ["EXAMPLE_LM", "NO_GRAPH", "Cost", "Experiment", "NeedsJob", "Progress", "Spec", "code_digest"]
 
-PATIENCE_S = 20.0
-"""Longest run, by its estimate, that a caller may wait for with the connection open."""
+MAX_WAITED_RUN_S = 20.0
+"""Longest run, by its estimate, for which a connection is held open."""
+
+EXAMPLE_LM = TINY
+"""The model of Cards' examples: present on every machine, and quick."""
 
 NO_GRAPH = "A study of another model, not a network of its own, so there is no ONNX graph."
 """The note that every experiment's Card owes."""
@@ -49,7 +52,7 @@ class NeedsJob(TooLarge):
 
 
 class Spec(BaseModel):
-    """What every experiment can be told. Frozen: a report repeats its spec."""
+    """Options of every experiment. Frozen: a report repeats its spec."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,12 +72,12 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a run takes.
+    """Cost of a run.
 
     Attributes:
         forwards: Calls of the decoder.
         tokens: Tokens through it.
-        cells: Pieces of work between which the run can be stopped.
+        cells: Units of work between which the run can be stopped.
         partial: Tokens that go through some of its layers only, as if they went through all.
     """
 
@@ -96,7 +99,13 @@ class Cost:
 
 
 class Progress:
-    """The cells of one run: computed or taken from the ledger, counted, and stopped between two of them."""
+    """Cell runner of one run: computes cells or reads them from the cache, counts them, stops between two of them.
+
+    Attributes:
+        seconds: Compute time of all cells so far, as each was first computed.
+        started_at: When the first cell was computed (ISO 8601), or None.
+        stopped: Whether `each` ended early.
+    """
 
     def __init__(
         self,
@@ -104,42 +113,49 @@ class Progress:
         *,
         cells: int = 1,
         scope: Mapping[str, Any] | None = None,
-        ledger: Ledger | None = None,
+        cache: CellCache | None = None,
     ) -> None:
-        """Watch over `cells` cells; `scope` is what all of them depend on (weights, code, experiment)."""
+        """Run `cells` cells.
+
+        Args:
+            run: Receives progress, and may cancel.
+            cells: How many there will be.
+            scope: What all cells depend on (weights, code, experiment), as JSON.
+            cache: Where cells are kept; None computes each.
+        """
         self.seconds = 0.0
-        self.begun: str | None = None
+        self.started_at: str | None = None
         self.stopped = False
         self._run, self._cells, self._done = run or CallContext(), max(cells, 1), 0
-        self._scope, self._ledger = dict(scope or {}), ledger
+        self._scope, self._cache = dict(scope or {}), cache
 
     def cell(self, content: Mapping[str, Any], work: Callable[[], Any], note: str = "") -> Any:
-        """One cell's value, as JSON.
+        """Return the value of one cell, as JSON.
 
         Args:
             content: What it depends on beside the scope, as JSON.
-            work: Computes it; its answer must be JSON without NaN (see `report.matrix`).
+            work: Computes it; its answer must be JSON without NaN (see `report.to_matrix`).
             note: What it is, for people who watch.
 
         Raises:
-            Cancelled: Somebody asked to stop.
+            Cancelled: The run was cancelled.
             DeadlineExceeded: Time is up.
         """
         self._run.check()
-        value = self._value(content, work)
+        value = self._get_or_compute(content, work)
         self._done += 1
         self._run.progress(self._done / self._cells, f"{self._done} of {self._cells} cells{note and f': {note}'}")
         return value
 
-    def inside(self) -> CallContext:
-        """A run for long work inside the current cell: it ends when this one is stopped, and tells how far it is."""
+    def cell_context(self) -> CallContext:
+        """Return a context for long work inside the current cell: cancelled with the run, and reports its share."""
         done, whole = self._done, self._run
-        return _Inside(whole, lambda fraction, note: whole.progress((done + fraction) / self._cells, note))
+        return _CellContext(whole, lambda fraction, note: whole.progress((done + fraction) / self._cells, note))
 
     def each(
         self, items: Iterable[Item], content: Callable[[Item], Mapping[str, Any]], work: Callable[[Item], Any]
     ) -> Iterator[tuple[Item, Any]]:
-        """A cell per item, with its value; ends early, with `stopped` set, where the run was stopped."""
+        """Yield each item with the value of its cell; ends early, with `stopped` set, when the run is stopped."""
         for item in items:
             try:
                 value = self.cell(content(item), lambda item=item: work(item))  # type: ignore[misc]  # mypy infers no defaults
@@ -148,17 +164,17 @@ class Progress:
                 return
             yield item, value
 
-    def _value(self, content: Mapping[str, Any], work: Callable[[], Any]) -> Any:
-        if self._ledger is None:
+    def _get_or_compute(self, content: Mapping[str, Any], work: Callable[[], Any]) -> Any:
+        if self._cache is None:
             return work()
-        entry = self._ledger.entry({**self._scope, "cell": dict(content)}, work)
-        self.seconds += entry.seconds
-        self.begun = min(filter(None, (self.begun, entry.at)))
-        return entry.value
+        cell = self._cache.get_or_compute({**self._scope, "cell": dict(content)}, work)
+        self.seconds += cell.seconds
+        self.started_at = min(filter(None, (self.started_at, cell.at)))
+        return cell.value
 
 
-class _Inside(CallContext):
-    """A part of a run: whoever stops the whole stops it."""
+class _CellContext(CallContext):
+    """Context of work inside one cell: whoever cancels the run cancels it."""
 
     def __init__(self, whole: CallContext, report: Callable[[float, str | None], None]) -> None:
         super().__init__(deadline=whole.deadline, report=report, job=whole.job)
@@ -166,16 +182,16 @@ class _Inside(CallContext):
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody asked the whole to stop."""
+        """Whether the run was cancelled."""
         return self._whole.cancelled
 
     def check(self) -> None:
-        """Stop here if the whole was asked to."""
+        """Raise if the run was cancelled or its time is up."""
         self._whole.check()
 
 
 class Experiment(Servable[S, Report], Generic[S]):
-    """A study of a language model.
+    """An experiment on a language model.
 
     Class attributes:
         route: Its own path under `/v1/probe/`.
@@ -185,47 +201,47 @@ class Experiment(Servable[S, Report], Generic[S]):
     mode: ClassVar[Mode] = "job"
     route: ClassVar[str]
 
-    def __init__(self, shelf: ModelRegistry, store: Store) -> None:
-        self.shelf, self.store = shelf, store
+    def __init__(self, models: ModelRegistry, store: ResultStore) -> None:
+        self.models, self.store = models, store
 
     @classmethod
     def load(cls, place: LoadContext) -> Self:
-        """Ready at once: a language model is loaded when one is first studied."""
+        """Ready at once: a language model is loaded when it is first studied."""
         if place.threads:
             torch.set_num_threads(place.threads)
-        return cls(shelf_of(place), Store(place.cache / "probe"))
+        return cls(registry_for(place), ResultStore(place.cache / "probe"))
 
-    def subject(self, name: str | None) -> Subject:
-        """The model that a spec's `lm` names.
+    def load_model(self, name: str | None) -> StudiedModel:
+        """Return the model that a spec's `lm` names, loaded on first use.
 
         Raises:
             NotFound: There is none of that name.
             NotReady: Another full-size model is loaded in this process.
         """
-        return self.shelf.subject(name)
+        return self.models.get(name)
 
     @abstractmethod
-    def cost(self, spec: S, subject: Subject) -> Cost:
-        """What `run` will take, exactly, or at most where a report can end early.
+    def cost(self, spec: S, subject: StudiedModel) -> Cost:
+        """Cost of `run`: exact, or an upper bound where a run can end early.
 
         Raises:
-            InvalidOption: The spec does not fit the subject.
+            InvalidOption: The spec does not fit the model.
         """
 
     @abstractmethod
-    def run(self, spec: S, subject: Subject, progress: Progress) -> Report:
-        """Do it. All forwards happen inside `progress.cell`, `progress.each` or, where one is enough, right here.
+    def run(self, spec: S, subject: StudiedModel, progress: Progress) -> Report:
+        """Run the experiment. Forwards happen in `progress.cell`, `progress.each` or, where one is enough, right here.
 
         Raises:
-            FoveaError: The spec does not fit the subject, or the run was stopped where nothing is worth keeping.
+            FoveaError: The spec does not fit the model, or the run was stopped where nothing is worth keeping.
         """
 
     def predict(self, batch: Sequence[S], run: CallContext) -> list[Report | FoveaError]:
-        """Reports on requests, one after the other."""
+        """Answer requests, one after the other."""
         return [self._answer(spec, run) for spec in batch]
 
     def render(self, request: S, answer: Report, media_type: str) -> bytes | None:
-        """The report as a picture, a page or arrays."""
+        """Return the report as a picture, a page or arrays."""
         return rendering_render.render(answer, media_type)
 
     @classmethod
@@ -233,45 +249,45 @@ class Experiment(Servable[S, Report], Generic[S]):
         """What `render` offers."""
         return rendering_render.MEDIA_TYPES
 
-    def begin(self, spec: S, subject: Subject, run: CallContext | None = None) -> Progress:
-        """The progress of one run: with the ledger where the work is long."""
+    def begin(self, spec: S, subject: StudiedModel, run: CallContext | None = None) -> Progress:
+        """Start the progress of one run; jobs get the cell cache."""
         scope = {"experiment": self.card.name, **_identity(subject)}
-        ledger = self.store.ledger if self.mode == "job" else None
-        return Progress(run, cells=self.cost(spec, subject).cells, scope=scope, ledger=ledger)
+        cache = self.store.cells if self.mode == "job" else None
+        return Progress(run, cells=self.cost(spec, subject).cells, scope=scope, cache=cache)
 
-    def finish(self, spec: S, subject: Subject, progress: Progress, report: Report) -> Report:
-        """The report with its spec, its manifest and, where it was stopped, the mark of that."""
-        facts = spec.model_dump(mode="json")
-        manifest = Manifest(
+    def finish(self, spec: S, subject: StudiedModel, progress: Progress, report: Report) -> Report:
+        """Return the report with its spec, its manifest and whether it is partial."""
+        manifest = RunManifest(
             experiment=self.card.name,
             model=subject.name,
             **_identity(subject),
             device=subject.device,
             seed=spec.seed,
             report=self.key(spec, subject) if self.mode == "job" else "",
-            created=progress.begun,
-            compute_s=round(progress.seconds, 3) if progress.begun else None,
+            created=progress.started_at,
+            compute_s=round(progress.seconds, 3) if progress.started_at else None,
         )
         partial = report.partial or progress.stopped
-        return report.model_copy(update={"spec": facts, "manifest": manifest, "partial": partial})
+        options = spec.model_dump(mode="json")
+        return report.model_copy(update={"spec": options, "manifest": manifest, "partial": partial})
 
-    def key(self, spec: S, subject: Subject) -> str:
-        """Where the report of this spec on this subject is kept; a dry run tells it beforehand."""
-        asked = spec.model_dump(mode="json", exclude={"dry_run"})
-        return digest({"experiment": self.card.name, "spec": asked, **_identity(subject)})
+    def key(self, spec: S, subject: StudiedModel) -> str:
+        """Key under which the report of this spec and model is stored; a dry run returns it beforehand."""
+        options = spec.model_dump(mode="json", exclude={"dry_run"})
+        return json_digest({"experiment": self.card.name, "spec": options, **_identity(subject)})
 
     def _answer(self, spec: S, run: CallContext) -> Report | FoveaError:
         try:
             run.check()
-            subject = self.subject(spec.lm)
+            subject = self.load_model(spec.lm)
             progress = self.begin(spec, subject, run)
             if spec.dry_run:
                 return self.finish(spec, subject, progress, self.estimate(spec, subject))
             if self.mode == "job" and run.deadline is not None:
-                self._refuse_long(spec, subject)
+                self._require_job_if_long(spec, subject)
             report = self.finish(spec, subject, progress, self.run(spec, subject, progress))
             if self.mode == "job":
-                self.store.keep(self.key(spec, subject), report)
+                self.store.save_report(self.key(spec, subject), report)
             if progress.stopped:
                 hint = f"What was done so far: GET /v1/probe/reports/{self.key(spec, subject)}. Sent again, it goes on."
                 return Cancelled("The run was stopped; its cells are kept.", hint=hint)
@@ -279,16 +295,16 @@ class Experiment(Servable[S, Report], Generic[S]):
             return error
         return report
 
-    def _refuse_long(self, spec: S, subject: Subject) -> None:
-        """Refuse to let a caller wait for what is long and not known yet; jobs have no deadline and may be."""
-        told = self.estimate(spec, subject).scalars.get("seconds")
-        if told is not None and (told.value or 0) > PATIENCE_S and not self.store.knows(self.key(spec, subject)):
-            least = f"at once there is only what takes {PATIENCE_S:.0f} s at most"
-            hint = "Send it with `Prefer: respond-async`, or make it smaller: `dry_run` tells."
-            raise NeedsJob(f"This takes about {told.value:,.0f} s; {least}.", hint=hint)
+    def _require_job_if_long(self, spec: S, subject: StudiedModel) -> None:
+        """Refuse to hold a connection for a long run that is not cached; jobs have no deadline and may be long."""
+        scalar = self.estimate(spec, subject).scalars.get("seconds")
+        seconds = (scalar.value if scalar else None) or 0.0
+        if seconds > MAX_WAITED_RUN_S and not self.store.has_report(self.key(spec, subject)):
+            detail = f"This takes about {seconds:,.0f} s; at most {MAX_WAITED_RUN_S:.0f} s are answered at once."
+            raise NeedsJob(detail, hint="Send it with `Prefer: respond-async`, or make it smaller: `dry_run` tells.")
 
-    def estimate(self, spec: S, subject: Subject) -> Report:
-        """What a dry run answers."""
+    def estimate(self, spec: S, subject: StudiedModel) -> Report:
+        """Return the report of a dry run."""
         cost = self.cost(spec, subject)
         seconds = round((cost.tokens + cost.partial) * subject.seconds_per_token, 1)
         return Report(
@@ -303,7 +319,7 @@ class Experiment(Servable[S, Report], Generic[S]):
         )
 
 
-def _identity(subject: Subject) -> dict[str, str]:
+def _identity(subject: StudiedModel) -> dict[str, str]:
     """What numbers depend on beside the spec."""
     return {
         "weights_sha256": subject.weights_sha256,
@@ -311,7 +327,3 @@ def _identity(subject: Subject) -> dict[str, str]:
         "dtype": subject.dtype,
         "code": code_digest(),
     }
-
-
-EXAMPLE_LM = TINY
-"""The model of Cards' examples: there on every machine, and quick."""

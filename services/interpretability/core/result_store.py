@@ -1,4 +1,4 @@
-"""Where reports, artefacts and cells of this machine lie: under one folder, everything by digest, safe to delete.
+"""Store of reports, artefacts and cached cells on this machine: one folder, addressed by digest, safe to delete.
 
 Knows files and digests; knows no experiment.
 """
@@ -10,63 +10,63 @@ import re
 from functools import cached_property
 from pathlib import Path
 
-from services.interpretability.core.cell_cache import Ledger
-from services.interpretability.core.report import Artefact, Report, digest
+from services.interpretability.core.cell_cache import CellCache
+from services.interpretability.core.report import Artefact, Report, json_digest
 from shared.errors import NotFound
 
-__all__ = ["Store"]
+__all__ = ["ResultStore"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-class Store:
-    """Reports by the key of their spec, artefacts by their content."""
+class ResultStore:
+    """Reports by the key of their spec, artefacts by the digest of their content."""
 
     def __init__(self, folder: Path) -> None:
-        """Keep things under `folder`, which is made when the first one comes."""
+        """Store everything under `folder`, which is created with the first entry."""
         self._folder = folder
 
     @cached_property
-    def ledger(self) -> Ledger:
-        """The cells."""
-        return Ledger(self._folder / "cells")
+    def cells(self) -> CellCache:
+        """The cell cache."""
+        return CellCache(self._folder / "cells")
 
-    def bench(self, content: object) -> Path:
-        """A folder for what is half done, by what it depends on: its owner removes it when it is done."""
-        return self._folder / "bench" / digest(content)
+    def work_folder(self, content: object) -> Path:
+        """Folder for unfinished work (checkpoints) that depends on `content`; its owner removes it when done."""
+        return self._folder / "bench" / json_digest(content)
 
-    def keep(self, key: str, report: Report) -> None:
-        """Keep a report and its artefacts."""
+    def save_report(self, key: str, report: Report) -> None:
+        """Store a report and its artefacts."""
         _write(self._folder / "reports" / f"{key}.json", report.model_dump_json())
         for artefact in report.artefacts:
-            self.keep_artefact(artefact)
+            self.save_artefact(artefact)
 
-    def keep_artefact(self, artefact: Artefact) -> Path:
-        """Keep an artefact that holds its content; return its file."""
+    def save_artefact(self, artefact: Artefact) -> Path:
+        """Store an artefact that holds its content; return its file."""
         file = self._folder / "artefacts" / artefact.sha256
         _write(file, artefact.content or "")
         return file
 
-    def knows(self, key: str) -> bool:
-        """Whether there is a whole report of that key."""
+    def has_report(self, key: str) -> bool:
+        """Whether there is a complete report under this key."""
         try:
-            return not self.report(key).partial
+            return not self.read_report(key).partial
         except NotFound:
             return False
 
-    def report(self, key: str) -> Report:
-        """A kept report, whole or partial.
+    def read_report(self, key: str) -> Report:
+        """Return a stored report, complete or partial.
 
         Raises:
-            NotFound: There is none of that key.
+            NotFound: There is none under this key.
         """
         return Report.model_validate_json(self._read("reports", key, ".json"))
 
-    def artefact(self, sha256: str) -> str:
-        """An artefact's content.
+    def read_artefact(self, sha256: str) -> str:
+        """Return the content of an artefact.
 
         Raises:
-            NotFound: There is none of that digest.
+            NotFound: There is none with this digest.
         """
         return self._read("artefacts", sha256, "")
 

@@ -15,10 +15,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from services.interpretability.causal.losses import hide, position_losses
+from services.interpretability.causal.losses import mask_heads, position_losses
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
 from services.interpretability.core.report import Bar, Bars, Report, Scalar, Strip, Table
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption
 from shared.lm.taps import Attend, Edit, Replace, Scale, trace
 from shared.registry import Card, Paper
@@ -63,34 +63,35 @@ class Ablation(Experiment[AblationSpec]):
         },
     )  # fmt: skip
 
-    def cost(self, spec: AblationSpec, subject: Subject) -> Cost:
+    def cost(self, spec: AblationSpec, subject: StudiedModel) -> Cost:
         """Plain, ablated and controls; twice the continuation, token by token over the whole text."""
-        n, draws = len(subject.encode(spec.text)), len(_draws(spec, subject))
+        n, draws = len(subject.encode(spec.text)), len(_draw_controls(spec, subject))
         steps = Cost(2, 2 * n + 1) * 0
         for i in range(spec.continuation):
             steps += Cost(2, 2 * (n + i), 0)
         extra = Cost(1, n) if spec.kind in {"mean", "resample"} else Cost(0, 0, 0)
         return Cost(2 + draws, (2 + draws) * n) + steps + extra
 
-    def run(self, spec: AblationSpec, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: AblationSpec, subject: StudiedModel, progress: Progress) -> Report:
         """Compare."""
-        ids, heads = subject.encode(spec.text), subject.refuse_heads(spec.heads)
+        ids, heads = subject.encode(spec.text), subject.check_heads(spec.heads)
         row = subject.tensor([ids])
-        z = _values(spec, subject, row)
+        z = _replacement_values(spec, subject, row)
         before = trace(subject.model, row).logits
-        after = trace(subject.model, row, edits=_edits(spec, heads, len(ids), z)).logits
+        after = trace(subject.model, row, edits=_build_edits(spec, heads, len(ids), z)).logits
         others = [
-            trace(subject.model, row, edits=_edits(spec, drawn, len(ids), z)).logits for drawn in _draws(spec, subject)
+            trace(subject.model, row, edits=_build_edits(spec, drawn, len(ids), z)).logits
+            for drawn in _draw_controls(spec, subject)
         ]
         losses = {name: position_losses(logits, row)[0] for name, logits in (("before", before), ("after", after))}
         control = [float(position_losses(logits, row).mean()) for logits in others]
         divergence = _divergence(before, after)
-        tokens = subject.tokens(ids)
+        tokens = subject.token_spans(ids)
         return Report(
             title="Ablation",
             warnings=_warnings(losses, control),
             scalars=_scalars(spec, subject, losses, control, divergence, (before, after)),
-            tables=_continued(spec, subject, ids, heads, z),
+            tables=_continuation_tables(spec, subject, ids, heads, z),
             bars=[
                 Bars(
                     name="nll",
@@ -114,14 +115,14 @@ class Ablation(Experiment[AblationSpec]):
         )
 
 
-def _draws(spec: AblationSpec, subject: Subject) -> list[list[Head]]:
-    chosen = set(subject.refuse_heads(spec.heads))
+def _draw_controls(spec: AblationSpec, subject: StudiedModel) -> list[list[Head]]:
+    chosen = set(subject.check_heads(spec.heads))
     others = [(l, h) for l in range(subject.layers) for h in range(subject.heads) if (l, h) not in chosen]
     rng = random.Random(f"ablation/{spec.seed}")
     return [sorted(rng.sample(others, min(len(chosen), len(others)))) for _ in range(spec.controls)] if others else []
 
 
-def _values(spec: AblationSpec, subject: Subject, row: Tensor) -> dict[str, Tensor]:
+def _replacement_values(spec: AblationSpec, subject: StudiedModel, row: Tensor) -> dict[str, Tensor]:
     """What `mean` and `resample` put in place of a head's own values: other positions of the same text."""
     if spec.kind not in {"mean", "resample"}:
         return {}
@@ -133,10 +134,10 @@ def _values(spec: AblationSpec, subject: Subject, row: Tensor) -> dict[str, Tens
     return {name: run[name][:, torch.from_numpy(order)] for name in names}
 
 
-def _edits(spec: AblationSpec, heads: Iterable[Head], tokens: int, z: dict[str, Tensor]) -> list[Edit]:
+def _build_edits(spec: AblationSpec, heads: Iterable[Head], tokens: int, z: dict[str, Tensor]) -> list[Edit]:
     where = spec.positions
     if spec.kind == "uniform":
-        return hide(heads, where)
+        return mask_heads(heads, where)
     if spec.kind == "override":
         keys = spec.keys
         if not keys or any(not -tokens <= key < tokens for key in keys):
@@ -174,7 +175,7 @@ def _warnings(losses: dict[str, Tensor], control: list[float]) -> list[str]:
 
 def _scalars(
     spec: AblationSpec,
-    subject: Subject,
+    subject: StudiedModel,
     losses: dict[str, Tensor],
     control: list[float],
     divergence: np.ndarray,
@@ -197,17 +198,17 @@ def _scalars(
     return told
 
 
-def _continued(
-    spec: AblationSpec, subject: Subject, ids: list[int], heads: list[Head], z: dict[str, Any]
+def _continuation_tables(
+    spec: AblationSpec, subject: StudiedModel, ids: list[int], heads: list[Head], z: dict[str, Any]
 ) -> list[Table]:
     if not spec.continuation:
         return []
     if spec.kind not in {"uniform", "zero", "scale"}:
         detail = f"A continuation under {spec.kind} has no values of its own; it exists for uniform, zero and scale."
         raise InvalidOption(detail, field="continuation")
-    subject.refuse_above_window(len(ids) + spec.continuation, "continuation")
+    subject.check_window(len(ids) + spec.continuation, "continuation")
     texts = []
-    for edits in ([], _edits(spec, heads, len(ids), z)):
+    for edits in ([], _build_edits(spec, heads, len(ids), z)):
         said = list(ids)
         for _ in range(spec.continuation):
             said.append(int(trace(subject.model, subject.tensor([said]), edits=edits, keep=1).logits[0, -1].argmax()))

@@ -12,21 +12,21 @@ from pydantic import Field
 
 from services.interpretability.causal.patching import logit_difference
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Axis, Grid, Report, Scalar, matrix
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.report import Axis, HeatMap, Report, Scalar, to_matrix
+from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption, TooLarge
 from shared.lm.taps import Replace, sweep, trace
 from shared.registry import Card, Paper
 
-__all__ = ["Patch", "PatchSpec"]
+__all__ = ["ActivationPatching", "ActivationPatchingSpec"]
 
-MOST = 128
+MAX_TOKENS = 128
 """Tokens of a prompt: each layer is run once with a copy of the prompt per position."""
 
 _BY_HEAD = frozenset({"z", "q", "k", "v"})
 
 
-class PatchSpec(Spec):
+class ActivationPatchingSpec(Spec):
     """Two prompts of equal length, and what is exchanged."""
 
     clean: str = Field(min_length=1, max_length=10_000, description="The prompt.")
@@ -39,14 +39,14 @@ class PatchSpec(Spec):
         "resid_pre", description="z, q, k, v are exchanged per head, the others per position."
     )
     positions: list[int] | None = Field(
-        None, max_length=MOST, description="Of z, q, k, v: where; left out, everywhere."
+        None, max_length=MAX_TOKENS, description="Of z, q, k, v: where; left out, everywhere."
     )
 
 
-class Patch(Experiment[PatchSpec]):
+class ActivationPatching(Experiment[ActivationPatchingSpec]):
     """A map of where the difference is."""
 
-    In = PatchSpec
+    In = ActivationPatchingSpec
     mode = "sync"
     route: ClassVar[str] = "patch"
     card: ClassVar[Card] = Card(
@@ -71,14 +71,14 @@ class Patch(Experiment[PatchSpec]):
         },
     )
 
-    def cost(self, spec: PatchSpec, subject: Subject) -> Cost:
+    def cost(self, spec: ActivationPatchingSpec, subject: StudiedModel) -> Cost:
         """Two runs, and one forward per layer with a copy per place."""
-        T, places = len(_pair(spec, subject)[0]), _places(spec, subject)
+        T, places = len(_encode_pair(spec, subject)[0]), _count_places(spec, subject)
         return Cost(2 + subject.layers, 2 * T + subject.layers * places * T)
 
-    def run(self, spec: PatchSpec, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: ActivationPatchingSpec, subject: StudiedModel, progress: Progress) -> Report:
         """One map."""
-        clean, corrupt = _pair(spec, subject)
+        clean, corrupt = _encode_pair(spec, subject)
         answers = subject.tensor(
             [[subject.encode(text, "correct", special=False)[0] for text in (spec.correct, spec.wrong)]]
         )
@@ -87,7 +87,7 @@ class Patch(Experiment[PatchSpec]):
         ids = subject.tensor([clean])
         low = logit_difference(trace(subject.model, ids, keep=1).logits[:, -1], answers)
         high = logit_difference(there.logits[:, -1], answers)
-        places, found = _places(spec, subject), np.full((subject.layers, _places(spec, subject)), np.nan)
+        places, found = _count_places(spec, subject), np.full((subject.layers, _count_places(spec, subject)), np.nan)
         for layer, name in enumerate(names):
             variants = [[_exchange(spec, name, there[name], place)] for place in range(places)]
             for place, one in enumerate(sweep(subject.model, ids, variants, keep=1, batch=places)):
@@ -98,7 +98,7 @@ class Patch(Experiment[PatchSpec]):
         ticks = (
             [str(i) for i in range(places)]
             if by_head
-            else [f"{t} {k.text}" for t, k in enumerate(subject.tokens(clean))]
+            else [f"{t} {k.text}" for t, k in enumerate(subject.token_spans(clean))]
         )
         return Report(
             title=f"Patching {spec.site}",
@@ -108,9 +108,9 @@ class Patch(Experiment[PatchSpec]):
                 "logit_diff_corrupt": Scalar(value=high, unit="logits", note="Corrupt."),
             },
             grids=[
-                Grid(
+                HeatMap(
                     name="effect",
-                    values=matrix(effect),
+                    values=to_matrix(effect),
                     scale="diverging",
                     rows=Axis(label="layer", ticks=[str(l) for l in range(subject.layers)]),
                     columns=Axis(label="head" if by_head else "position", ticks=ticks),
@@ -121,24 +121,24 @@ class Patch(Experiment[PatchSpec]):
         )
 
 
-def _exchange(spec: PatchSpec, name: str, value: object, place: int) -> Replace:
+def _exchange(spec: ActivationPatchingSpec, name: str, value: object, place: int) -> Replace:
     if spec.site in _BY_HEAD:
         return Replace(name, value, heads=place, positions=spec.positions)  # type: ignore[arg-type]  # a captured tensor
     return Replace(name, value, positions=place)  # type: ignore[arg-type]  # as above
 
 
-def _places(spec: PatchSpec, subject: Subject) -> int:
+def _count_places(spec: ActivationPatchingSpec, subject: StudiedModel) -> int:
     if spec.site in {"k", "v"}:
         return subject.model.config.kv_heads
     return subject.heads if spec.site in _BY_HEAD else len(subject.encode(spec.clean, "clean"))
 
 
-def _pair(spec: PatchSpec, subject: Subject) -> tuple[list[int], list[int]]:
+def _encode_pair(spec: ActivationPatchingSpec, subject: StudiedModel) -> tuple[list[int], list[int]]:
     clean, corrupt = subject.encode(spec.clean, "clean"), subject.encode(spec.corrupt, "corrupt")
     if len(clean) != len(corrupt):
         detail = f"clean has {len(clean)} tokens and corrupt {len(corrupt)}; they must be equal."
         raise InvalidOption(detail, hint="Exchange words of as many tokens.", field="corrupt")
-    if len(clean) > MOST:
-        detail = f"clean has {len(clean)} tokens; a pair is patched up to {MOST}."
+    if len(clean) > MAX_TOKENS:
+        detail = f"clean has {len(clean)} tokens; a pair is patched up to {MAX_TOKENS}."
         raise TooLarge(detail, hint="Use circuits for a task of many prompts.", field="clean")
     return clean, corrupt

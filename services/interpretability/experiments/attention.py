@@ -11,16 +11,16 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from services.interpretability.attention.pattern_capture import watch
+from services.interpretability.attention.pattern_capture import visit_patterns
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Axis, Grid, Report, Scalar, Strip, Token, matrix
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.report import Axis, HeatMap, Report, Scalar, Strip, TokenSpan, to_matrix
+from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption, TooLarge
 from shared.registry import Card, Paper
 
-__all__ = ["Attention", "AttentionSpec"]
+__all__ = ["AttentionPatterns", "AttentionPatternsSpec"]
 
-CELLS = 4_000_000
+MAX_CELLS = 4_000_000
 """Cells of an answer: L·H·queries·T."""
 
 
@@ -33,7 +33,7 @@ class Message(BaseModel):
     content: str = Field(max_length=200_000)
 
 
-class AttentionSpec(Spec):
+class AttentionPatternsSpec(Spec):
     """A text, tokens or a conversation; which rows of which heads; and how they are put together."""
 
     text: str | None = Field(None, max_length=200_000, description="A text.")
@@ -49,10 +49,10 @@ class AttentionSpec(Spec):
     )
 
 
-class Attention(Experiment[AttentionSpec]):
+class AttentionPatterns(Experiment[AttentionPatternsSpec]):
     """Pattern rows, as numbers and heat maps."""
 
-    In = AttentionSpec
+    In = AttentionPatternsSpec
     mode = "sync"
     route: ClassVar[str] = "attention"
     card: ClassVar[Card] = Card(
@@ -74,23 +74,23 @@ class Attention(Experiment[AttentionSpec]):
         example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwx", "layers": [1, 2]},
     )
 
-    def cost(self, spec: AttentionSpec, subject: Subject) -> Cost:
+    def cost(self, spec: AttentionPatternsSpec, subject: StudiedModel) -> Cost:
         """One forward."""
-        return Cost(1, len(_ids(spec, subject)))
+        return Cost(1, len(_encode_input(spec, subject)))
 
-    def run(self, spec: AttentionSpec, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: AttentionPatternsSpec, subject: StudiedModel, progress: Progress) -> Report:
         """The asked rows of one forward."""
-        ids = _ids(spec, subject)
-        layers = _chosen(spec.layers, subject.layers, "layers")
-        heads = _chosen(spec.heads, subject.heads, "heads")
-        queries = _chosen(spec.queries, len(ids), "queries")
+        ids = _encode_input(spec, subject)
+        layers = _resolve_indices(spec.layers, subject.layers, "layers")
+        heads = _resolve_indices(spec.heads, subject.heads, "heads")
+        queries = _resolve_indices(spec.queries, len(ids), "queries")
         if spec.reduce == "rollout":
             layers, queries_kept = list(range(subject.layers)), list(range(len(ids)))
         else:
             queries_kept = queries
-        _refuse(len(layers), len(heads), len(queries_kept), len(ids))
-        rows = rows_of(subject, ids, layers, heads, queries_kept)
-        tokens = subject.tokens(ids)
+        _check_size(len(layers), len(heads), len(queries_kept), len(ids))
+        rows = read_rows(subject, ids, layers, heads, queries_kept)
+        tokens = subject.token_spans(ids)
         return Report(
             title="Attention",
             scalars={"tokens": Scalar(value=len(ids)), "queries": Scalar(value=len(queries))},
@@ -106,7 +106,9 @@ class Attention(Experiment[AttentionSpec]):
         )
 
 
-def rows_of(subject: Subject, ids: list[int], layers: list[int], heads: list[int], queries: list[int]) -> np.ndarray:
+def read_rows(
+    subject: StudiedModel, ids: list[int], layers: list[int], heads: list[int], queries: list[int]
+) -> np.ndarray:
     """Pattern rows [layers, heads, queries, T] in float32; nothing but them is kept."""
     found = np.zeros((len(layers), len(heads), len(queries), len(ids)), np.float32)
     place = {query: i for i, query in enumerate(queries)}
@@ -117,7 +119,7 @@ def rows_of(subject: Subject, ids: list[int], layers: list[int], heads: list[int
             kept = rows[0][heads][:, inside].float().cpu().numpy()
             found[layers.index(layer)][:, [place[start + t] for t in inside], : rows.shape[3]] = kept
 
-    watch(subject.model, subject.tensor([ids]), visit, layers=layers)
+    visit_patterns(subject.model, subject.tensor([ids]), visit, layers=layers)
     return found
 
 
@@ -130,8 +132,13 @@ def rollout(patterns: np.ndarray) -> np.ndarray:
 
 
 def _grids(
-    spec: AttentionSpec, rows: np.ndarray, layers: list[int], heads: list[int], queries: list[int], tokens: list[Token]
-) -> list[Grid]:
+    spec: AttentionPatternsSpec,
+    rows: np.ndarray,
+    layers: list[int],
+    heads: list[int],
+    queries: list[int],
+    tokens: list[TokenSpan],
+) -> list[HeatMap]:
     axes = {
         "rows": Axis(label="query", ticks=[f"{q} {tokens[q].text}" for q in queries]),
         "columns": Axis(label="key", ticks=[f"{t} {token.text}" for t, token in enumerate(tokens)]),
@@ -139,21 +146,23 @@ def _grids(
     how = "A row is one query: how its attention is spread over what came before; it adds up to 1."
     if spec.reduce == "rollout":
         whole = rollout(rows.mean(1))[queries]
-        return [Grid(name="rollout", values=matrix(whole), **axes, caption=f"Attention through all layers. {how}")]
+        return [
+            HeatMap(name="rollout", values=to_matrix(whole), **axes, caption=f"Attention through all layers. {how}")
+        ]
     if spec.reduce != "none":
         put = np.mean if spec.reduce == "mean" else np.max
         return [
-            Grid(name=f"layer {layer} {spec.reduce}", values=matrix(put(of, axis=0)), **axes, caption=how)
+            HeatMap(name=f"layer {layer} {spec.reduce}", values=to_matrix(put(of, axis=0)), **axes, caption=how)
             for layer, of in zip(layers, rows, strict=True)
         ]
     return [
-        Grid(name=f"{layer}-{head}", values=matrix(rows[i, j]), **axes, caption=how)
+        HeatMap(name=f"{layer}-{head}", values=to_matrix(rows[i, j]), **axes, caption=how)
         for i, layer in enumerate(layers)
         for j, head in enumerate(heads)
     ]
 
 
-def _ids(spec: AttentionSpec, subject: Subject) -> list[int]:
+def _encode_input(spec: AttentionPatternsSpec, subject: StudiedModel) -> list[int]:
     given = [name for name in ("text", "ids", "messages") if getattr(spec, name) is not None]
     if len(given) != 1:
         detail = "Give one of text, ids and messages."
@@ -162,7 +171,7 @@ def _ids(spec: AttentionSpec, subject: Subject) -> list[int]:
         if not spec.ids or not all(0 <= i < subject.model.config.vocab for i in spec.ids):
             detail = f"ids must hold tokens 0…{subject.model.config.vocab - 1}."
             raise InvalidOption(detail, field="ids")
-        subject.refuse_above_window(len(spec.ids), "ids")
+        subject.check_window(len(spec.ids), "ids")
         return list(spec.ids)
     if spec.messages is not None:
         text = subject.tokenizer.chat([m.model_dump() for m in spec.messages])
@@ -170,7 +179,7 @@ def _ids(spec: AttentionSpec, subject: Subject) -> list[int]:
     return subject.encode(spec.text or "")
 
 
-def _chosen(wanted: list[int] | None, size: int, field: str) -> list[int]:
+def _resolve_indices(wanted: list[int] | None, size: int, field: str) -> list[int]:
     if wanted is None:
         return list(range(size))
     if not wanted or any(not -size <= one < size for one in wanted):
@@ -179,11 +188,11 @@ def _chosen(wanted: list[int] | None, size: int, field: str) -> list[int]:
     return sorted({one % size for one in wanted})
 
 
-def _refuse(layers: int, heads: int, queries: int, tokens: int) -> None:
+def _check_size(layers: int, heads: int, queries: int, tokens: int) -> None:
     cells = layers * heads * queries * tokens
-    if cells > CELLS:
+    if cells > MAX_CELLS:
         detail = (
             f"The answer would hold L·H·queries·T = {layers}·{heads}·{queries}·{tokens} = {cells:,} cells; "
-            f"at most {CELLS:,} are sent."
+            f"at most {MAX_CELLS:,} are sent."
         )
         raise TooLarge(detail, hint="Slice layers and heads, or name the query positions in queries.", field="queries")

@@ -13,20 +13,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from services.interpretability.attention.pattern_capture import Without, watch
+from services.interpretability.attention.pattern_capture import ColumnMaskedAttention, visit_patterns
 from services.interpretability.causal.losses import token_losses
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Bar, Bars, Grid, Report, Scalar, Strip, Table, head_axes, matrix
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.report import Bar, Bars, HeatMap, Report, Scalar, Strip, Table, head_axes, to_matrix
+from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 
 __all__ = ["AttentionSinks", "SinksSpec", "column_mass", "sinks"]
 
-SHORTEST = 16
+MIN_TOKENS = 16
 """Tokens below which a column's mean says nothing."""
 
-SHOWN = 12
+MAX_TABLE_ROWS = 12
 """Rows of the table of positions."""
 
 
@@ -54,10 +54,10 @@ def sinks(pattern: Any, threshold: float = 0.1, tail: int = 0) -> list[list[int]
         threshold: Of the column's mean.
         tail: Last columns that have too few queries to count.
     """
-    return [_above(mass, threshold, tail) for mass in np.asarray(column_mass(np.asarray(pattern)))]
+    return [_positions_above(mass, threshold, tail) for mass in np.asarray(column_mass(np.asarray(pattern)))]
 
 
-def _above(mass: np.ndarray, threshold: float, tail: int) -> list[int]:
+def _positions_above(mass: np.ndarray, threshold: float, tail: int) -> list[int]:
     return [int(j) for j in np.flatnonzero(mass > threshold) if j < len(mass) - tail]
 
 
@@ -103,19 +103,19 @@ class AttentionSinks(Experiment[SinksSpec]):
         },
     )
 
-    def cost(self, spec: SinksSpec, subject: Subject) -> Cost:
+    def cost(self, spec: SinksSpec, subject: StudiedModel) -> Cost:
         """One forward, and two more to remove a sink."""
-        ids = _ids(spec, subject)
+        ids = _encode_text(spec, subject)
         return Cost(1, len(ids)) * (1 if spec.remove is None else 3)
 
-    def run(self, spec: SinksSpec, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: SinksSpec, subject: StudiedModel, progress: Progress) -> Report:
         """Column masses of all heads from one forward that never holds a T×T map."""
-        ids = _ids(spec, subject)
-        mass = masses(subject, ids)
-        return _report(spec, subject, ids, mass, _removed(spec, subject, ids))
+        ids = _encode_text(spec, subject)
+        mass = column_masses(subject, ids)
+        return _report(spec, subject, ids, mass, _measure_removal(spec, subject, ids))
 
 
-def masses(subject: Subject, ids: list[int]) -> np.ndarray:
+def column_masses(subject: StudiedModel, ids: list[int]) -> np.ndarray:
     """Column mass of every head over a text: float64 [L,H,T]."""
     T = len(ids)
     sums = np.zeros((subject.layers, subject.heads, T))
@@ -123,15 +123,15 @@ def masses(subject: Subject, ids: list[int]) -> np.ndarray:
     def visit(layer: int, _start: int, rows: Tensor) -> None:
         sums[layer, :, : rows.shape[-1]] += rows[0].double().sum(1).cpu().numpy()
 
-    watch(subject.model, subject.tensor([ids]), visit)
+    visit_patterns(subject.model, subject.tensor([ids]), visit)
     mass: np.ndarray = sums / np.arange(T, 0, -1)
     return mass
 
 
-def _ids(spec: SinksSpec, subject: Subject) -> list[int]:
+def _encode_text(spec: SinksSpec, subject: StudiedModel) -> list[int]:
     ids = subject.encode(spec.text)
-    if len(ids) < SHORTEST:
-        detail = f"text has {len(ids)} tokens; below {SHORTEST} a column's mean says nothing."
+    if len(ids) < MIN_TOKENS:
+        detail = f"text has {len(ids)} tokens; below {MIN_TOKENS} a column's mean says nothing."
         raise InvalidOption(detail, field="text")
     if spec.remove is not None and spec.remove >= len(ids):
         detail = f"remove names position {spec.remove}; the text has positions 0…{len(ids) - 1}."
@@ -139,14 +139,14 @@ def _ids(spec: SinksSpec, subject: Subject) -> list[int]:
     return ids
 
 
-def _removed(spec: SinksSpec, subject: Subject, ids: list[int]) -> dict[str, Scalar]:
+def _measure_removal(spec: SinksSpec, subject: StudiedModel, ids: list[int]) -> dict[str, Scalar]:
     if spec.remove is None:
         return {}
     everyone = [[l, h] for l in range(subject.layers) for h in range(subject.heads)]
-    heads = subject.refuse_heads(spec.heads or everyone)
+    heads = subject.check_heads(spec.heads or everyone)
     row = subject.tensor([ids])
     before = float(token_losses(subject.model, row).mean())
-    without = Without([spec.remove], heads, subject.model.config.windows)
+    without = ColumnMaskedAttention([spec.remove], heads, subject.model.config.windows)
     after = float(token_losses(subject.model, row, attend=without).mean())
     hidden = f"Position {spec.remove} hidden from {len(heads)} heads."
     return {
@@ -156,10 +156,12 @@ def _removed(spec: SinksSpec, subject: Subject, ids: list[int]) -> dict[str, Sca
     }
 
 
-def _report(spec: SinksSpec, subject: Subject, ids: list[int], mass: np.ndarray, removed: dict[str, Scalar]) -> Report:
-    found = [[_above(head, spec.threshold, spec.tail) for head in layer] for layer in mass]
+def _report(
+    spec: SinksSpec, subject: StudiedModel, ids: list[int], mass: np.ndarray, removed: dict[str, Scalar]
+) -> Report:
+    found = [[_positions_above(head, spec.threshold, spec.tail) for head in layer] for layer in mass]
     counts = Counter(j for layer in found for head in layer for j in head)
-    everyone, tokens = subject.layers * subject.heads, subject.tokens(ids)
+    everyone, tokens = subject.layers * subject.heads, subject.token_spans(ids)
     first = sum(0 in head for layer in found for head in layer)
     later = sum(any(head) for layer in found for head in layer)
     axes = head_axes(subject.layers, subject.heads)
@@ -176,27 +178,30 @@ def _report(spec: SinksSpec, subject: Subject, ids: list[int], mass: np.ndarray,
             Table(
                 name="positions",
                 columns=["position", "token", "kind", "heads"],
-                rows=[[j, tokens[j].text, _kind(tokens[j].text, j), n] for j, n in counts.most_common(SHOWN)],
+                rows=[
+                    [j, tokens[j].text, _token_kind(tokens[j].text, j), n]
+                    for j, n in counts.most_common(MAX_TABLE_ROWS)
+                ],
                 caption="Positions by the number of heads that sink into them.",
             ),
             Table(
                 name="by_kind",
                 columns=["kind", "sinks"],
-                rows=[list(x) for x in _by_kind(counts, [t.text for t in tokens])],
+                rows=[list(x) for x in _count_kinds(counts, [t.text for t in tokens])],
                 caption="The same kind of token sinks in other texts, too; compare before you name a position.",
             ),
         ],
         grids=[
-            Grid(
+            HeatMap(
                 name="sinks",
-                values=matrix([[len(head) for head in layer] for layer in found]),
+                values=to_matrix([[len(head) for head in layer] for layer in found]),
                 **axes,
                 text=spec.text,
                 caption=f"Sinks per head: positions with mean attention above {spec.threshold:g}.",
             ),
-            Grid(
+            HeatMap(
                 name="first_token_mass",
-                values=matrix(mass[:, :, 0]),
+                values=to_matrix(mass[:, :, 0]),
                 **axes,
                 text=spec.text,
                 caption="Mean attention that each head gives to the first token.",
@@ -224,7 +229,7 @@ def _report(spec: SinksSpec, subject: Subject, ids: list[int], mass: np.ndarray,
     )
 
 
-def _kind(text: str, position: int) -> str:
+def _token_kind(text: str, position: int) -> str:
     bare = text.strip().lower()
     if position == 0:
         return "first token"
@@ -235,8 +240,8 @@ def _kind(text: str, position: int) -> str:
     return "word" if any(letter.isalnum() for letter in bare) else "punctuation" if bare else "space"
 
 
-def _by_kind(counts: Counter[int], texts: list[str]) -> list[tuple[str, int]]:
+def _count_kinds(counts: Counter[int], texts: list[str]) -> list[tuple[str, int]]:
     kinds: Counter[str] = Counter()
     for j, n in counts.items():
-        kinds[_kind(texts[j], j)] += n
+        kinds[_token_kind(texts[j], j)] += n
     return kinds.most_common()

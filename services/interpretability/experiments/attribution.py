@@ -11,11 +11,21 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from services.interpretability.attention.head_scores import top_heads
-from services.interpretability.causal.activation_cache import record
-from services.interpretability.causal.patching import full_attribution
+from services.interpretability.causal.activation_cache import run_with_cache
+from services.interpretability.causal.patching import attribute_logits
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Bar, Bars, Grid, Report, Scalar, Table, head_axes, head_name, matrix
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.report import (
+    Bar,
+    Bars,
+    HeatMap,
+    Report,
+    Scalar,
+    Table,
+    head_axes,
+    head_name,
+    to_matrix,
+)
+from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 
@@ -51,15 +61,15 @@ class LogitAttribution(Experiment[AttributionSpec]):
         example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwx", "correct": "m", "wrong": "d"},
     )
 
-    def cost(self, spec: AttributionSpec, subject: Subject) -> Cost:
+    def cost(self, spec: AttributionSpec, subject: StudiedModel) -> Cost:
         """One forward."""
         return Cost(1, len(subject.encode(spec.text)))
 
-    def run(self, spec: AttributionSpec, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: AttributionSpec, subject: StudiedModel, progress: Progress) -> Report:
         """One recorded run, split up."""
-        answers = [_first(subject, spec.correct, "correct"), _first(subject, spec.wrong, "wrong")]
-        parts = full_attribution(
-            record(subject.model, subject.tensor([subject.encode(spec.text)])), subject.tensor([answers])
+        answers = [_first_token(subject, spec.correct, "correct"), _first_token(subject, spec.wrong, "wrong")]
+        parts = attribute_logits(
+            run_with_cache(subject.model, subject.tensor([subject.encode(spec.text)])), subject.tensor([answers])
         )
         axes: Any = head_axes(subject.layers, subject.heads)
         return Report(
@@ -82,9 +92,9 @@ class LogitAttribution(Experiment[AttributionSpec]):
                 )
             ],
             grids=[
-                Grid(
+                HeatMap(
                     name="attribution",
-                    values=matrix(parts.heads),
+                    values=to_matrix(parts.heads),
                     **axes,
                     scale="diverging",
                     unit="logits",
@@ -103,7 +113,7 @@ class LogitAttribution(Experiment[AttributionSpec]):
         )
 
 
-def _first(subject: Subject, text: str, field: str) -> int:
+def _first_token(subject: StudiedModel, text: str, field: str) -> int:
     ids = subject.tokenizer.encode(text, special=False)
     if not ids:
         detail = f"{field} holds no token."

@@ -13,19 +13,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from services.interpretability.attention.pattern_capture import watch
+from services.interpretability.attention.pattern_capture import visit_patterns
 from services.interpretability.causal.losses import token_losses
-from services.interpretability.causal.simplified_attention import Relaxation, Relaxed
+from services.interpretability.causal.simplified_attention import Relaxation, SimplifiedAttention
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Axis, Bar, Bars, Grid, Report, Scalar, head_axes, matrix
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.report import Axis, Bar, Bars, HeatMap, Report, Scalar, head_axes, to_matrix
+from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.indicators import indicators
 from shared.errors import InvalidOption, TooLarge
 from shared.registry import Card, Paper
 
 __all__ = ["Deconstruction", "DeconstructionSpec", "indicators"]
 
-MOST = 512
+MAX_TOKENS = 512
 """Tokens: relaxed heads hold their whole map."""
 
 Head = tuple[int, int]
@@ -66,18 +66,18 @@ class Deconstruction(Experiment[DeconstructionSpec]):
         example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwxm kqzwxm", "kinds": ["uniform", "identity", "relu"]},
     )
 
-    def cost(self, spec: DeconstructionSpec, subject: Subject) -> Cost:
+    def cost(self, spec: DeconstructionSpec, subject: StudiedModel) -> Cost:
         """One forward for the text, one per part and kind, and those of the corpus."""
-        n, parts = len(_ids(spec, subject)), len(_parts(spec, subject)) * len(spec.kinds)
+        n, parts = len(_encode_text(spec, subject)), len(_list_parts(spec, subject)) * len(spec.kinds)
         windows = len(_windows(spec, subject, n))
         return Cost(1 + parts + windows, (1 + parts + windows) * n, 1 + parts)
 
-    def run(self, spec: DeconstructionSpec, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: DeconstructionSpec, subject: StudiedModel, progress: Progress) -> Report:
         """A cell per kind and part."""
-        ids = _ids(spec, subject)
-        row, fixed = subject.tensor([ids]), _average(spec, subject, len(ids))
+        ids = _encode_text(spec, subject)
+        row, fixed = subject.tensor([ids]), _average_patterns(spec, subject, len(ids))
         base = progress.cell({"ids": ids}, lambda: float(token_losses(subject.model, row).mean()))
-        parts = _parts(spec, subject)
+        parts = _list_parts(spec, subject)
         work = [(kind, name, heads) for kind in spec.kinds for name, heads in parts]
 
         def content(item: tuple[Relaxation, str, list[Head]]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Deconstruction(Experiment[DeconstructionSpec]):
             return {"ids": ids, "kind": item[0], "heads": item[2], "corpus": corpus, "back": spec.back}
 
         def loss(item: tuple[Relaxation, str, list[Head]]) -> float:
-            attend = Relaxed(item[0], item[2], fixed=fixed, back=spec.back)
+            attend = SimplifiedAttention(item[0], item[2], fixed=fixed, back=spec.back)
             return float(token_losses(subject.model, row, attend=attend).mean())
 
         found: dict[str, list[float]] = {}
@@ -94,7 +94,7 @@ class Deconstruction(Experiment[DeconstructionSpec]):
         return _report(spec, subject, base, found)
 
 
-def _report(spec: DeconstructionSpec, subject: Subject, base: float, found: dict[str, list[float]]) -> Report:
+def _report(spec: DeconstructionSpec, subject: StudiedModel, base: float, found: dict[str, list[float]]) -> Report:
     told = "How much the loss grows, in nats per token, when attention here is"
     axes: Any = head_axes(subject.layers, subject.heads)
     size = subject.layers * (subject.heads if spec.each == "head" else 1)
@@ -102,9 +102,9 @@ def _report(spec: DeconstructionSpec, subject: Subject, base: float, found: dict
     if spec.each == "head":
         shape = (subject.layers, subject.heads)
         grids = [
-            Grid(
+            HeatMap(
                 name=kind,
-                values=matrix(np.reshape(values, shape)),
+                values=to_matrix(np.reshape(values, shape)),
                 **axes,
                 scale="diverging",
                 unit="nats/token",
@@ -118,9 +118,9 @@ def _report(spec: DeconstructionSpec, subject: Subject, base: float, found: dict
         columns = Axis(label="layer", ticks=[str(l) for l in range(subject.layers)])
         grids = (
             [
-                Grid(
+                HeatMap(
                     name="layers",
-                    values=matrix(padded.values()),
+                    values=to_matrix(padded.values()),
                     rows=Axis(label="relaxation", ticks=list(padded)),
                     columns=columns,
                     scale="diverging",
@@ -149,22 +149,22 @@ def _report(spec: DeconstructionSpec, subject: Subject, base: float, found: dict
     )
 
 
-def _parts(spec: DeconstructionSpec, subject: Subject) -> list[tuple[str, list[Head]]]:
+def _list_parts(spec: DeconstructionSpec, subject: StudiedModel) -> list[tuple[str, list[Head]]]:
     heads = range(subject.heads)
     if spec.each == "layer":
         return [(str(l), [(l, h) for h in heads]) for l in range(subject.layers)]
     return [(f"{l}-{h}", [(l, h)]) for l in range(subject.layers) for h in heads]
 
 
-def _ids(spec: DeconstructionSpec, subject: Subject) -> list[int]:
+def _encode_text(spec: DeconstructionSpec, subject: StudiedModel) -> list[int]:
     ids = subject.encode(spec.text)
-    if not 2 <= len(ids) <= MOST:
-        detail = f"text has {len(ids)} tokens; 2 to {MOST} are taken."
+    if not 2 <= len(ids) <= MAX_TOKENS:
+        detail = f"text has {len(ids)} tokens; 2 to {MAX_TOKENS} are taken."
         raise TooLarge(detail, hint="Send the passage that matters.", field="text")
     return ids
 
 
-def _windows(spec: DeconstructionSpec, subject: Subject, size: int) -> list[list[int]]:
+def _windows(spec: DeconstructionSpec, subject: StudiedModel, size: int) -> list[list[int]]:
     """The corpus in windows as long as the text."""
     if "average" not in spec.kinds:
         return []
@@ -176,7 +176,7 @@ def _windows(spec: DeconstructionSpec, subject: Subject, size: int) -> list[list
     return found
 
 
-def _average(spec: DeconstructionSpec, subject: Subject, size: int) -> dict[int, Tensor]:
+def _average_patterns(spec: DeconstructionSpec, subject: StudiedModel, size: int) -> dict[int, Tensor]:
     """Mean pattern of the corpus per layer, [H,T,T]."""
     windows = _windows(spec, subject, size)
     found = {l: torch.zeros(subject.heads, size, size) for l in range(subject.layers)} if windows else {}
@@ -185,5 +185,5 @@ def _average(spec: DeconstructionSpec, subject: Subject, size: int) -> dict[int,
         found[layer][:, start : start + rows.shape[2], : rows.shape[3]] += rows[0].float().cpu() / len(windows)
 
     for window in windows:
-        watch(subject.model, subject.tensor([window]), visit)
+        visit_patterns(subject.model, subject.tensor([window]), visit)
     return found

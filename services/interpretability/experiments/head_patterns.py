@@ -14,12 +14,12 @@ from pydantic import Field
 
 from services.interpretability.attention.head_scores import head_patterns, top_heads
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Grid, Report, Scalar, Table, head_axes, head_name, matrix
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.report import HeatMap, Report, Scalar, Table, head_axes, head_name, to_matrix
+from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 
-__all__ = ["HeadPatterns", "PatternsSpec"]
+__all__ = ["HeadPatterns", "HeadPatternsSpec"]
 
 _CAPTIONS = {
     "previous": "Mean attention to the token before.",
@@ -30,17 +30,17 @@ _CAPTIONS = {
 }
 
 
-class PatternsSpec(Spec):
+class HeadPatternsSpec(Spec):
     """The sequence that is said twice."""
 
     half: int = Field(32, ge=2, le=2048, description="Tokens of the random sequence, drawn by the seed.")
     text: str | None = Field(None, max_length=20_000, description="Said twice instead of a random sequence.")
 
 
-class HeadPatterns(Experiment[PatternsSpec]):
+class HeadPatterns(Experiment[HeadPatternsSpec]):
     """Previous-token, duplicate-token and induction heads, first-token mass and entropy, from one forward."""
 
-    In = PatternsSpec
+    In = HeadPatternsSpec
     mode = "sync"
     route: ClassVar[str] = "heads/patterns"
     card: ClassVar[Card] = Card(
@@ -58,13 +58,13 @@ class HeadPatterns(Experiment[PatternsSpec]):
         example={"lm": EXAMPLE_LM, "seed": 0, "half": 24},
     )
 
-    def cost(self, spec: PatternsSpec, subject: Subject) -> Cost:
+    def cost(self, spec: HeadPatternsSpec, subject: StudiedModel) -> Cost:
         """One forward."""
-        return Cost(1, 2 * len(_half(spec, subject)))
+        return Cost(1, 2 * len(_make_half(spec, subject)))
 
-    def run(self, spec: PatternsSpec, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: HeadPatternsSpec, subject: StudiedModel, progress: Progress) -> Report:
         """One forward, five maps."""
-        half = _half(spec, subject)
+        half = _make_half(spec, subject)
         found = head_patterns(subject.model, half)
         axes: Any = head_axes(subject.layers, subject.heads)
         text = subject.tokenizer.decode(half * 2) if spec.text else None
@@ -72,9 +72,9 @@ class HeadPatterns(Experiment[PatternsSpec]):
             title="Head patterns",
             scalars={"tokens": Scalar(value=2 * len(half))},
             grids=[
-                Grid(
+                HeatMap(
                     name=name,
-                    values=matrix(scores),
+                    values=to_matrix(scores),
                     **axes,
                     text=text,
                     caption=_CAPTIONS[name],
@@ -82,11 +82,11 @@ class HeadPatterns(Experiment[PatternsSpec]):
                 )
                 for name, scores in found.items()
             ],
-            tables=[_strongest(found)],
+            tables=[_strongest_table(found)],
         )
 
 
-def _strongest(found: dict[str, np.ndarray], rows: int = 5) -> Table:
+def _strongest_table(found: dict[str, np.ndarray], rows: int = 5) -> Table:
     kinds = ("previous", "duplicate", "induction", "first")
     return Table(
         name="strongest",
@@ -100,13 +100,13 @@ def _strongest(found: dict[str, np.ndarray], rows: int = 5) -> Table:
     )
 
 
-def _half(spec: PatternsSpec, subject: Subject) -> list[int]:
+def _make_half(spec: HeadPatternsSpec, subject: StudiedModel) -> list[int]:
     if spec.text is not None:
         half = subject.encode(spec.text, special=False)
     else:
         rng = random.Random(f"patterns/{spec.seed}")
         half = [rng.randrange(subject.model.config.vocab) for _ in range(spec.half)]
-    subject.refuse_above_window(2 * len(half), "half" if spec.text is None else "text")
+    subject.check_window(2 * len(half), "half" if spec.text is None else "text")
     if len(half) < 2:
         detail = "text has one token; two are needed to tell the token before from the same one."
         raise InvalidOption(detail, field="text")

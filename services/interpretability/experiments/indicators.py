@@ -12,16 +12,16 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from services.interpretability.attention.pattern_capture import watch
+from services.interpretability.attention.pattern_capture import visit_patterns
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Axis, Bar, Bars, Grid, Report, Scalar, matrix
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.report import Axis, Bar, Bars, HeatMap, Report, Scalar, to_matrix
+from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption, TooLarge
 from shared.registry import Card, Paper
 
-__all__ = ["IndicatorTable", "Indicators", "IndicatorsSpec", "indicators"]
+__all__ = ["INDICATOR_NAMES", "IndicatorTable", "Indicators", "IndicatorsSpec", "indicators"]
 
-MOST = 1024
+MAX_TOKENS = 1024
 """Tokens: diversity compares all heads of a layer cell by cell."""
 
 _CAPTIONS = {
@@ -33,6 +33,9 @@ _CAPTIONS = {
     "local_2": "Mean attention two tokens back.",
     "local_3": "Mean attention three tokens back.",
 }
+
+INDICATOR_NAMES = tuple(_CAPTIONS)
+"""Indicators of each head, by the names that reports use."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,13 +106,13 @@ class Indicators(Experiment[IndicatorsSpec]):
         example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwxm kqzwx"},
     )
 
-    def cost(self, spec: IndicatorsSpec, subject: Subject) -> Cost:
+    def cost(self, spec: IndicatorsSpec, subject: StudiedModel) -> Cost:
         """One forward."""
-        return Cost(1, len(_ids(spec, subject)))
+        return Cost(1, len(_encode_text(spec, subject)))
 
-    def run(self, spec: IndicatorsSpec, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: IndicatorsSpec, subject: StudiedModel, progress: Progress) -> Report:
         """All maps of one forward, a layer of them at a time."""
-        ids, layers = _ids(spec, subject), _layers(spec, subject)
+        ids, layers = _encode_text(spec, subject), _resolve_layers(spec, subject)
         found = _per_layer(subject, ids, layers)
         by_name = [one.by_name() for one in found]
         axes: dict[str, Any] = {
@@ -120,7 +123,9 @@ class Indicators(Experiment[IndicatorsSpec]):
             title="Indicators",
             scalars={"tokens": Scalar(value=len(ids))},
             grids=[
-                Grid(name=name, values=matrix([one[name] for one in by_name]), **axes, text=spec.text, caption=caption)
+                HeatMap(
+                    name=name, values=to_matrix([one[name] for one in by_name]), **axes, text=spec.text, caption=caption
+                )
                 for name, caption in _CAPTIONS.items()
             ],
             bars=[
@@ -133,7 +138,7 @@ class Indicators(Experiment[IndicatorsSpec]):
         )
 
 
-def _per_layer(subject: Subject, ids: list[int], layers: list[int]) -> list[IndicatorTable]:
+def _per_layer(subject: StudiedModel, ids: list[int], layers: list[int]) -> list[IndicatorTable]:
     """One forward; maps are held for one layer at a time."""
     held: dict[int, np.ndarray] = {}
     found: dict[int, IndicatorTable] = {}
@@ -145,19 +150,19 @@ def _per_layer(subject: Subject, ids: list[int], layers: list[int]) -> list[Indi
         if start + rows.shape[2] == T:
             found[layer] = indicators(held.pop(layer))
 
-    watch(subject.model, subject.tensor([ids]), visit, layers=layers)
+    visit_patterns(subject.model, subject.tensor([ids]), visit, layers=layers)
     return [found[layer] for layer in layers]
 
 
-def _ids(spec: IndicatorsSpec, subject: Subject) -> list[int]:
+def _encode_text(spec: IndicatorsSpec, subject: StudiedModel) -> list[int]:
     ids = subject.encode(spec.text)
-    if len(ids) > MOST:
-        detail = f"text has {len(ids)} tokens; indicators take at most {MOST}."
+    if len(ids) > MAX_TOKENS:
+        detail = f"text has {len(ids)} tokens; indicators take at most {MAX_TOKENS}."
         raise TooLarge(detail, hint="Send the passage that matters.", field="text")
     return ids
 
 
-def _layers(spec: IndicatorsSpec, subject: Subject) -> list[int]:
+def _resolve_layers(spec: IndicatorsSpec, subject: StudiedModel) -> list[int]:
     wanted = list(range(subject.layers)) if spec.layers is None else sorted(set(spec.layers))
     if not wanted or wanted[0] < 0 or wanted[-1] >= subject.layers:
         detail = f"layers must name some of 0…{subject.layers - 1}."

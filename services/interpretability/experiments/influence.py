@@ -19,8 +19,17 @@ from scipy.stats import spearmanr
 
 from services.interpretability.causal.losses import token_losses
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Artefact, Bar, Bars, Report, Scalar, Table, canonical, digest
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.report import (
+    Artefact,
+    Bar,
+    Bars,
+    Report,
+    Scalar,
+    Table,
+    canonical_json,
+    json_digest,
+)
+from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption, Malformed
 from shared.lm.decoder import Decoder
 from shared.registry import Card, Paper
@@ -29,10 +38,10 @@ __all__ = ["AttentionInfluence", "Document", "Influence", "InfluenceSpec", "infl
 
 Head = tuple[int, int]
 
-SHORTEST = 16
+MIN_TOKENS = 16
 """Tokens below which the service answers a document with an error: its loss ratio is noise."""
 
-UNDEFINED = 1e-6
+MIN_BASE_LOSS = 1e-6
 """Base loss at and below which the score has no meaning."""
 
 
@@ -96,7 +105,7 @@ def _best(rows: Sequence[Influence], fraction: float) -> list[Influence]:
 
 
 def _score(base: float, masked: float) -> float | None:
-    return (masked - base) / base if base > UNDEFINED else None
+    return (masked - base) / base if base > MIN_BASE_LOSS else None
 
 
 def _windows(tokens: Sequence[int], size: int) -> Iterator[Sequence[int]]:
@@ -106,7 +115,7 @@ def _windows(tokens: Sequence[int], size: int) -> Iterator[Sequence[int]]:
             yield window
 
 
-class _Line(BaseModel):
+class _DocumentLine(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: str | int
@@ -166,45 +175,45 @@ class AttentionInfluence(Experiment[InfluenceSpec]):
         },
     )
 
-    def cost(self, spec: InfluenceSpec, subject: Subject) -> Cost:
+    def cost(self, spec: InfluenceSpec, subject: StudiedModel) -> Cost:
         """Three forwards per document and window: plain, hidden, control."""
         total = Cost(0, 0, 0)
-        for _, ids in _read(spec, subject):
-            if len(ids) >= SHORTEST:
+        for _, ids in _parse_documents(spec, subject):
+            if len(ids) >= MIN_TOKENS:
                 windows = list(_windows(ids, subject.window))
                 total += Cost(3 * len(windows), 3 * sum(map(len, windows)))
         return total
 
-    def run(self, spec: InfluenceSpec, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: InfluenceSpec, subject: StudiedModel, progress: Progress) -> Report:
         """One cell per document; rows in input order."""
-        heads = subject.refuse_heads(spec.heads)
-        control = control_heads(subject, heads, spec.seed)
-        documents = _read(spec, subject)
-        long_enough = [pair for pair in documents if len(pair[1]) >= SHORTEST]
+        heads = subject.check_heads(spec.heads)
+        control = draw_control_heads(subject, heads, spec.seed)
+        documents = _parse_documents(spec, subject)
+        long_enough = [pair for pair in documents if len(pair[1]) >= MIN_TOKENS]
 
-        def content(pair: tuple[_Line, list[int]]) -> dict[str, Any]:
-            return {"id": pair[0].id, "text": digest(pair[0].text), "heads": sorted(heads), "control": control}
+        def content(pair: tuple[_DocumentLine, list[int]]) -> dict[str, Any]:
+            return {"id": pair[0].id, "text": json_digest(pair[0].text), "heads": sorted(heads), "control": control}
 
-        def work(pair: tuple[_Line, list[int]]) -> dict[str, float]:
+        def work(pair: tuple[_DocumentLine, list[int]]) -> dict[str, float]:
             sets = {"base": [], "masked": heads, "control": control}
             return {name: token_loss(subject.model, pair[1], hidden) for name, hidden in sets.items()}
 
         losses = {id(pair[0]): value for pair, value in progress.each(long_enough, content, work)}
-        rows = [_row(line, ids, losses.get(id(line))) for line, ids in documents if _told(line, ids, losses)]
-        return _report(_ranked(rows, spec), heads, control)
+        rows = [_row(line, ids, losses.get(id(line))) for line, ids in documents if _is_reported(line, ids, losses)]
+        return _report(_rank_rows(rows, spec), heads, control)
 
 
-def control_heads(subject: Subject, heads: Sequence[Head], seed: int) -> list[Head]:
+def draw_control_heads(subject: StudiedModel, heads: Sequence[Head], seed: int) -> list[Head]:
     """As many random heads that are not hidden, the same for all documents."""
     others = [(l, h) for l in range(subject.layers) for h in range(subject.heads) if (l, h) not in set(heads)]
     return sorted(random.Random(f"influence/{seed}").sample(others, min(len(heads), len(others))))
 
 
-def _read(spec: InfluenceSpec, subject: Subject) -> list[tuple[_Line, list[int]]]:
+def _parse_documents(spec: InfluenceSpec, subject: StudiedModel) -> list[tuple[_DocumentLine, list[int]]]:
     found = []
     for number, text in enumerate(filter(str.strip, spec.documents.splitlines()), 1):
         try:
-            line = _Line.model_validate_json(text)
+            line = _DocumentLine.model_validate_json(text)
         except ValidationError as error:
             detail = f"Line {number} of documents is not an object of id, domain and text."
             raise Malformed(detail, field="documents") from error
@@ -215,15 +224,15 @@ def _read(spec: InfluenceSpec, subject: Subject) -> list[tuple[_Line, list[int]]
     return found
 
 
-def _told(line: _Line, ids: Sequence[int], losses: dict[int, Any]) -> bool:
+def _is_reported(line: _DocumentLine, ids: Sequence[int], losses: dict[int, Any]) -> bool:
     """Whether a row can be told: measured, or too short to be. Others were not reached before a stop."""
-    return id(line) in losses or len(ids) < SHORTEST
+    return id(line) in losses or len(ids) < MIN_TOKENS
 
 
-def _row(line: _Line, ids: Sequence[int], losses: dict[str, float] | None) -> dict[str, Any]:
+def _row(line: _DocumentLine, ids: Sequence[int], losses: dict[str, float] | None) -> dict[str, Any]:
     row: dict[str, Any] = {"id": line.id, "domain": line.domain, "tokens": len(ids)}
     if losses is None:
-        return {**row, "error": f"{len(ids)} tokens; below {SHORTEST} the ratio of losses is noise."}
+        return {**row, "error": f"{len(ids)} tokens; below {MIN_TOKENS} the ratio of losses is noise."}
     scores = {name: _score(losses["base"], losses[name]) for name in ("masked", "control")}
     return {
         **row,
@@ -234,7 +243,7 @@ def _row(line: _Line, ids: Sequence[int], losses: dict[str, float] | None) -> di
     }
 
 
-def _ranked(rows: list[dict[str, Any]], spec: InfluenceSpec) -> list[dict[str, Any]]:
+def _rank_rows(rows: list[dict[str, Any]], spec: InfluenceSpec) -> list[dict[str, Any]]:
     """Rank, percentile and choice inside each domain (and length, where asked for)."""
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
@@ -271,7 +280,7 @@ def _report(rows: list[dict[str, Any]], heads: Sequence[Head], control: Sequence
             "documents": Scalar(value=len(rows)),
             "scored": Scalar(value=len(scored)),
             "selected": Scalar(value=sum(bool(row.get("selected")) for row in rows)),
-            "heads_hidden": Scalar(value=len(heads), note=digest([list(h) for h in sorted(heads)])[:12]),
+            "heads_hidden": Scalar(value=len(heads), note=json_digest([list(h) for h in sorted(heads)])[:12]),
         },
         tables=[
             Table(
@@ -283,7 +292,7 @@ def _report(rows: list[dict[str, Any]], heads: Sequence[Head], control: Sequence
             Table(
                 name="domains",
                 columns=["domain", "documents", "mean score", "mean control", "cut", "score ~ length"],
-                rows=[_domain(name, [row for row in scored if row["domain"] == name]) for name in domains],
+                rows=[_domain_row(name, [row for row in scored if row["domain"] == name]) for name in domains],
                 caption="Per domain; the last column is the rank correlation of score and length.",
             ),
             Table(
@@ -294,12 +303,12 @@ def _report(rows: list[dict[str, Any]], heads: Sequence[Head], control: Sequence
             ),
         ],
         bars=[_histogram(name, [row for row in scored if row["domain"] == name]) for name in domains[:20]],
-        artefacts=[_lines(rows)],
+        artefacts=[_rows_artefact(rows)],
     )
 
 
-def _lines(rows: list[dict[str, Any]]) -> Artefact:
-    return Artefact.of("influence.jsonl", "".join(canonical(row) + "\n" for row in rows), "application/x-ndjson")
+def _rows_artefact(rows: list[dict[str, Any]]) -> Artefact:
+    return Artefact.of("influence.jsonl", "".join(canonical_json(row) + "\n" for row in rows), "application/x-ndjson")
 
 
 def _warnings(scored: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[str]:
@@ -310,7 +319,7 @@ def _warnings(scored: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[
     return told
 
 
-def _domain(name: str, rows: list[dict[str, Any]]) -> list[Any]:
+def _domain_row(name: str, rows: list[dict[str, Any]]) -> list[Any]:
     scores = np.array([row["score"] for row in rows])
     cut = min((row["score"] for row in rows if row["selected"]), default=None)
     lengths = np.array([row["tokens"] for row in rows], float)

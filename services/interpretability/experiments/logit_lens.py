@@ -10,20 +10,20 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from services.interpretability.causal.activation_cache import record
+from services.interpretability.causal.activation_cache import run_with_cache
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Axis, Grid, Report, Scalar, Table, matrix
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.report import Axis, HeatMap, Report, Scalar, Table, to_matrix
+from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption, TooLarge
 from shared.registry import Card, Paper
 
-__all__ = ["LensSpec", "LogitLens"]
+__all__ = ["LogitLens", "LogitLensSpec"]
 
-MOST = 512
+MAX_TOKENS = 512
 """Tokens of a text whose every layer is read out: the vocabulary is applied L times per position."""
 
 
-class LensSpec(Spec):
+class LogitLensSpec(Spec):
     """A text, and how much is told about it."""
 
     text: str = Field(min_length=1, max_length=20_000, description="The text.")
@@ -31,10 +31,10 @@ class LensSpec(Spec):
     top: int = Field(5, ge=1, le=50, description="Candidates per layer.")
 
 
-class LogitLens(Experiment[LensSpec]):
+class LogitLens(Experiment[LogitLensSpec]):
     """Top tokens per layer, and how soon each next token is known."""
 
-    In = LensSpec
+    In = LogitLensSpec
     mode = "sync"
     route: ClassVar[str] = "logit-lens"
     card: ClassVar[Card] = Card(
@@ -47,19 +47,19 @@ class LogitLens(Experiment[LensSpec]):
         example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwxm kqzwx"},
     )
 
-    def cost(self, spec: LensSpec, subject: Subject) -> Cost:
+    def cost(self, spec: LogitLensSpec, subject: StudiedModel) -> Cost:
         """One forward."""
-        return Cost(1, len(_ids(spec, subject)))
+        return Cost(1, len(_encode_text(spec, subject)))
 
-    def run(self, spec: LensSpec, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: LogitLensSpec, subject: StudiedModel, progress: Progress) -> Report:
         """One recorded run, read out after every layer."""
-        ids = _ids(spec, subject)
+        ids = _encode_text(spec, subject)
         place = spec.position % len(ids)
-        run = record(subject.model, subject.tensor([ids]))
+        run = run_with_cache(subject.model, subject.tensor([ids]))
         rows, right = [], []
         with torch.no_grad():
             for layer, x in enumerate([*run.pre[1:], run.final]):
-                chances = run.read_out(x[0]).float().log_softmax(-1)
+                chances = run.to_logits(x[0]).float().log_softmax(-1)
                 best = chances[place].topk(spec.top)
                 said = [
                     f"{subject.tokenizer.token_text(int(i))} {float(p.exp()):.2f}"
@@ -67,7 +67,7 @@ class LogitLens(Experiment[LensSpec]):
                 ]
                 rows.append([layer, *said])
                 right.append([float(chances[t, ids[t + 1]].exp()) for t in range(len(ids) - 1)])
-        texts = [token.text for token in subject.tokens(ids)]
+        texts = [token.text for token in subject.token_spans(ids)]
         return Report(
             title="Logit lens",
             scalars={"tokens": Scalar(value=len(ids)), "position": Scalar(value=place, note=texts[place])},
@@ -80,9 +80,9 @@ class LogitLens(Experiment[LensSpec]):
                 )
             ],
             grids=[
-                Grid(
+                HeatMap(
                     name="next_token",
-                    values=matrix(right),
+                    values=to_matrix(right),
                     unit="probability",
                     rows=Axis(label="after layer", ticks=[str(l) for l in range(len(right))]),
                     columns=Axis(label="next token", ticks=texts[1:]),
@@ -94,10 +94,10 @@ class LogitLens(Experiment[LensSpec]):
         )
 
 
-def _ids(spec: LensSpec, subject: Subject) -> list[int]:
+def _encode_text(spec: LogitLensSpec, subject: StudiedModel) -> list[int]:
     ids = subject.encode(spec.text)
-    if len(ids) > MOST:
-        detail = f"text has {len(ids)} tokens; the lens takes at most {MOST}."
+    if len(ids) > MAX_TOKENS:
+        detail = f"text has {len(ids)} tokens; the lens takes at most {MAX_TOKENS}."
         raise TooLarge(detail, hint="Send the passage that matters.", field="text")
     if not -len(ids) <= spec.position < len(ids):
         detail = f"There is no position {spec.position}; the text has positions 0…{len(ids) - 1}."

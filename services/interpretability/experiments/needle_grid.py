@@ -14,23 +14,23 @@ from pydantic import Field
 from services.interpretability.attention.retrieval_score import rouge1_recall
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
 from services.interpretability.core.report import Report, Scalar, Table
-from services.interpretability.core.studied_model import Subject
-from services.interpretability.experiments.retrieval_heads import PAPER, OwnNeedle
-from services.interpretability.generation.endpoint import Endpoint
-from services.interpretability.generation.forced_decoding import forced, generated
-from services.interpretability.generation.niah_report import grid_of
-from shared.lm.niah_prompts import NEEDLES, Needle, Prompt, needle
+from services.interpretability.core.studied_model import StudiedModel
+from services.interpretability.experiments.retrieval_heads.spec import PAPER, NeedleText
+from services.interpretability.generation.endpoint import LongctxEndpoint
+from services.interpretability.generation.forced_decoding import generate_answer, score_known_answer
+from services.interpretability.generation.niah_report import build_niah_map
+from shared.lm.niah_prompts import NEEDLES, Needle, Prompt, build_needle_prompt
 from shared.registry import Card, LoadContext
 
-__all__ = ["NeedleGrid", "NeedleSpec"]
+__all__ = ["NeedleGrid", "NeedleGridSpec"]
 
 
-class NeedleSpec(Spec):
+class NeedleGridSpec(Spec):
     """Where needles are hidden, and what the model has to do without."""
 
     lengths: list[int] = Field([350, 700, 1200], min_length=1, max_length=40, description="Tokens of the prompts.")
     depths: list[int] = Field([0, 50, 100], min_length=1, max_length=40, description="Percent.")
-    needles: list[OwnNeedle] = Field(
+    needles: list[NeedleText] = Field(
         default_factory=list, max_length=20, description="Own needles; left out, our first."
     )
     corpus: str | None = Field(None, max_length=4_000_000, description="Own haystack instead of generated prose.")
@@ -46,12 +46,12 @@ class NeedleSpec(Spec):
     )
 
 
-class NeedleGrid(Experiment[NeedleSpec]):
+class NeedleGrid(Experiment[NeedleGridSpec]):
     """Recall by context length and depth."""
 
-    In = NeedleSpec
+    In = NeedleGridSpec
     route: ClassVar[str] = "needle"
-    endpoint: Endpoint
+    endpoint: LongctxEndpoint
     card: ClassVar[Card] = Card(
         name="needle-grid",
         task="probe",
@@ -71,13 +71,15 @@ class NeedleGrid(Experiment[NeedleSpec]):
         """Ready at once; other services are reached when a cell asks them."""
         loaded = super().load(place)
         options = place.options
-        loaded.endpoint = Endpoint(options.get("judge_base_url", "http://127.0.0.1:8080"), options.get("judge_api_key"))
+        loaded.endpoint = LongctxEndpoint(
+            options.get("judge_base_url", "http://127.0.0.1:8080"), options.get("judge_api_key")
+        )
         return loaded
 
-    def cost(self, spec: NeedleSpec, subject: Subject) -> Cost:
+    def cost(self, spec: NeedleGridSpec, subject: StudiedModel) -> Cost:
         """One forward per cell when forced, up to `steps` when generating, none here when llm-longctx is asked."""
         total = Cost(0, 0, 0)
-        for _, prompt in _cells(spec, subject):
+        for _, prompt in _list_cells(spec, subject):
             read, said = len(prompt.ids), len(prompt.answer_ids)
             if spec.longctx is not None:
                 total += Cost(0, 0)
@@ -87,13 +89,13 @@ class NeedleGrid(Experiment[NeedleSpec]):
                 total += Cost(1 + spec.steps, read - 1 + spec.steps)
         return total
 
-    def run(self, spec: NeedleSpec, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: NeedleGridSpec, subject: StudiedModel, progress: Progress) -> Report:
         """One cell of the ledger per cell of the grid."""
-        heads = subject.refuse_heads(spec.heads)
+        heads = subject.check_heads(spec.heads)
         how = spec.model_dump(mode="json", include={"heads", "phase", "teacher_forced", "steps", "longctx"})
         found = list(
             progress.each(
-                _cells(spec, subject),
+                _list_cells(spec, subject),
                 lambda cell: {**how, "ids": cell[1].ids, "answer": cell[1].answer_ids},
                 lambda cell: self._answered(spec, subject, cell[1], heads),
             )
@@ -107,7 +109,7 @@ class NeedleGrid(Experiment[NeedleSpec]):
                 "cells": Scalar(value=len(recalls)),
                 "heads_hidden": Scalar(value=len(heads)),
             },
-            grids=[grid_of(spec.lengths, spec.depths, recalls)],
+            grids=[build_niah_map(spec.lengths, spec.depths, recalls)],
             tables=[
                 Table(
                     name="answers",
@@ -118,25 +120,29 @@ class NeedleGrid(Experiment[NeedleSpec]):
             ],
         )
 
-    def _answered(self, spec: NeedleSpec, subject: Subject, prompt: Prompt, heads: list[tuple[int, int]]) -> Any:
+    def _answered(
+        self, spec: NeedleGridSpec, subject: StudiedModel, prompt: Prompt, heads: list[tuple[int, int]]
+    ) -> Any:
         if spec.longctx is not None:
             text = self.endpoint.chat(prompt.user, max_tokens=spec.steps, longctx=spec.longctx)
         elif spec.teacher_forced:
-            return {"recall": forced(subject, prompt, heads, spec.phase).accuracy, "answer": None}
+            return {"recall": score_known_answer(subject, prompt, heads, spec.phase).accuracy, "answer": None}
         else:
-            said = generated(subject, prompt, steps=spec.steps, masked=heads, phase=spec.phase)
+            said = generate_answer(subject, prompt, steps=spec.steps, masked=heads, phase=spec.phase)
             text = subject.tokenizer.decode(said.tokens)
         return {"recall": rouge1_recall(prompt.answer, text), "answer": text}
 
 
-def _cells(spec: NeedleSpec, subject: Subject) -> list[tuple[dict[str, int], Prompt]]:
+def _list_cells(spec: NeedleGridSpec, subject: StudiedModel) -> list[tuple[dict[str, int], Prompt]]:
     chosen = [Needle(n.sentence, n.question, n.answer) for n in spec.needles] or list(NEEDLES[:1])
     found = []
     for n, what in enumerate(chosen):
         for length in spec.lengths:
-            subject.refuse_above_window(length, "lengths")
+            subject.check_window(length, "lengths")
             for depth in spec.depths:
-                prompt = needle(subject.tokenizer, what, length, depth, corpus=spec.corpus, seed=spec.seed + n)
+                prompt = build_needle_prompt(
+                    subject.tokenizer, what, length, depth, corpus=spec.corpus, seed=spec.seed + n
+                )
                 found.append(({"needle": n, "length": length, "depth": depth}, prompt))
     return found
 
@@ -145,7 +151,7 @@ def _mean(recalls: list[tuple[dict[str, int], float]]) -> float | None:
     return float(np.mean([recall for _, recall in recalls])) if recalls else None
 
 
-def _warnings(spec: NeedleSpec, recalls: list[tuple[dict[str, int], float]]) -> list[str]:
+def _warnings(spec: NeedleGridSpec, recalls: list[tuple[dict[str, int], float]]) -> list[str]:
     told = []
     if len(spec.needles) < 2:
         told.append("One needle: every cell is a single sample.")

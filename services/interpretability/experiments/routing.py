@@ -18,28 +18,28 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from services.interpretability.core.byte_tokenizer import DIGEST, byte_tokenizer
+from services.interpretability.core.byte_tokenizer import BYTE_TOKENIZER_ID, byte_tokenizer
 from services.interpretability.core.experiment import NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.model_registry import ModelRegistry, shelf_of
-from services.interpretability.core.report import Axis, Grid, Report, Scalar, Strip, Table, Token, matrix
-from services.interpretability.core.result_store import Store
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.model_registry import ModelRegistry, registry_for
+from services.interpretability.core.report import Axis, HeatMap, Report, Scalar, Strip, Table, TokenSpan, to_matrix
+from services.interpretability.core.result_store import ResultStore
+from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption, NotFound
 from shared.registry import Card, LoadContext, Paper, network
 from shared.registry.discovery import shipped_weights
 from shared.registry.weights import read_weights
 
-__all__ = ["RoutingProbe", "RoutingSpec"]
+__all__ = ["RoutingClusters", "RoutingClustersSpec"]
 
-FAMILY = "fovea-routing"
+MODEL_PREFIX = "fovea-routing"
 """What names of such models begin with."""
 
-SHOWN = 200
+MAX_LISTED_TOKENS = 200
 """Tokens of a cluster that a table lists."""
 
 
 @dataclass(frozen=True)
-class _RoutingSubject(Subject):
+class _RoutingModel(StudiedModel):
     """A routing model under study: no decoder of `shared.lm`, so it tells its sizes itself."""
 
     model: Any
@@ -80,7 +80,7 @@ class _RoutingSubject(Subject):
         return 0.0
 
 
-class RoutingSpec(Spec):
+class RoutingClustersSpec(Spec):
     """A text and a layer."""
 
     text: str = Field(min_length=1, max_length=50_000, description="The text; as many bytes as the model reads.")
@@ -89,10 +89,10 @@ class RoutingSpec(Spec):
     )
 
 
-class RoutingProbe(Experiment[RoutingSpec]):
+class RoutingClusters(Experiment[RoutingClustersSpec]):
     """Who is with whom, per routing head."""
 
-    In = RoutingSpec
+    In = RoutingClustersSpec
     mode = "sync"
     route: ClassVar[str] = "routing"
     card: ClassVar[Card] = Card(
@@ -110,8 +110,8 @@ class RoutingProbe(Experiment[RoutingSpec]):
         example={"lm": "fovea-routing-bytes", "seed": 0, "text": "def add(a, b):\n    return a + b\n"},
     )
 
-    def __init__(self, shelf: ModelRegistry, store: Store, imported: Path = Path()) -> None:
-        super().__init__(shelf, store)
+    def __init__(self, models: ModelRegistry, store: ResultStore, imported: Path = Path()) -> None:
+        super().__init__(models, store)
         self._imported = imported
 
     @classmethod
@@ -119,32 +119,32 @@ class RoutingProbe(Experiment[RoutingSpec]):
         """Ready at once; a routing model is loaded when one is first asked about."""
         if place.threads:
             torch.set_num_threads(place.threads)
-        return cls(shelf_of(place), Store(place.cache / "probe"), place.weights)
+        return cls(registry_for(place), ResultStore(place.cache / "probe"), place.weights)
 
-    def subject(self, name: str | None) -> Subject:
+    def load_model(self, name: str | None) -> StudiedModel:
         """A routing model by name; left out, the one that is there.
 
         Raises:
             NotFound: It is none, or there are no weights of it; the detail lists those there are.
         """
         known = {**shipped_weights(), **{file.stem: file for file in sorted(self._imported.glob("*.safetensors"))}}
-        routing = {key: file for key, file in known.items() if key.startswith(FAMILY)}
-        wanted = name or next(iter(routing), FAMILY)
+        routing = {key: file for key, file in known.items() if key.startswith(MODEL_PREFIX)}
+        wanted = name or next(iter(routing), MODEL_PREFIX)
         if wanted not in routing:
             detail = f"{wanted!r} has no routing heads; models that have are {', '.join(routing) or 'not here'}."
             raise NotFound(
                 detail, hint="Head patterns and attention work for every model of /v1/probe/models.", field="lm"
             )
-        return _loaded(wanted, routing[wanted])
+        return _load_model(wanted, routing[wanted])
 
-    def cost(self, spec: RoutingSpec, subject: Subject) -> Cost:
+    def cost(self, spec: RoutingClustersSpec, subject: StudiedModel) -> Cost:
         """One forward."""
-        return Cost(1, len(_ids(spec, subject)))
+        return Cost(1, len(_encode_text(spec, subject)))
 
-    def run(self, spec: RoutingSpec, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: RoutingClustersSpec, subject: StudiedModel, progress: Progress) -> Report:
         """One forward, and what its routing heads chose."""
-        ids = _ids(spec, subject)
-        found = _chosen(subject, ids)
+        ids = _encode_text(spec, subject)
+        found = _capture_clusters(subject, ids)
         routing = [number for number, chosen in enumerate(found) if chosen is not None]
         layer = routing[0] if spec.layer is None else spec.layer
         if layer not in routing:
@@ -156,7 +156,7 @@ class RoutingProbe(Experiment[RoutingSpec]):
 
 
 @torch.no_grad()
-def _chosen(subject: Subject, ids: list[int]) -> list[Any]:
+def _capture_clusters(subject: StudiedModel, ids: list[int]) -> list[Any]:
     """Per layer what its routing heads chose; None where it has none."""
     seen: list[Any] = []
 
@@ -175,15 +175,15 @@ def _chosen(subject: Subject, ids: list[int]) -> list[Any]:
 
 def _report(layer: int, ids: list[int], clusters: Tensor, centroids: int) -> Report:
     """What is told of clusters [H,T]."""
-    tokens = _tokens(bytes(ids))
+    tokens = _byte_spans(bytes(ids))
     counts = torch.stack([torch.bincount(head, minlength=centroids) for head in clusters])
     heads = range(len(clusters))
     rows: list[list[Any]] = []
     for head in heads:
         for cluster in range(centroids):
             members = (clusters[head] == cluster).nonzero().flatten().tolist()
-            shown = " ".join(f"{tokens[t].text!r}@{t}" for t in members[:SHOWN])
-            rows.append([head, cluster, len(members), shown + (" …" if len(members) > SHOWN else "")])
+            shown = " ".join(f"{tokens[t].text!r}@{t}" for t in members[:MAX_LISTED_TOKENS])
+            rows.append([head, cluster, len(members), shown + (" …" if len(members) > MAX_LISTED_TOKENS else "")])
     alone = float((counts.gather(1, clusters) == 1).double().mean())
     return Report(
         title=f"Clusters of layer {layer}",
@@ -198,13 +198,13 @@ def _report(layer: int, ids: list[int], clusters: Tensor, centroids: int) -> Rep
                 name="clusters",
                 columns=["head", "cluster", "tokens", "members"],
                 rows=rows,
-                caption=f"Members as byte@position, at most {SHOWN} of a cluster.",
+                caption=f"Members as byte@position, at most {MAX_LISTED_TOKENS} of a cluster.",
             )
         ],
         grids=[
-            Grid(
+            HeatMap(
                 name="occupancy",
-                values=matrix(counts.tolist()),
+                values=to_matrix(counts.tolist()),
                 rows=Axis(label="head", ticks=list(map(str, heads))),
                 columns=Axis(label="cluster", ticks=[str(c) for c in range(centroids)]),
                 unit="tokens",
@@ -223,31 +223,31 @@ def _report(layer: int, ids: list[int], clusters: Tensor, centroids: int) -> Rep
     )
 
 
-def _ids(spec: RoutingSpec, subject: Subject) -> list[int]:
+def _encode_text(spec: RoutingClustersSpec, subject: StudiedModel) -> list[int]:
     if spec.layer is not None and not 0 <= spec.layer < subject.layers:
         detail = f"layer must be one of 0…{subject.layers - 1}."
         raise InvalidOption(detail, field="layer")
     ids = list(spec.text.encode())
-    subject.refuse_above_window(len(ids), "text")
+    subject.check_window(len(ids), "text")
     return ids
 
 
-def _tokens(raw: bytes) -> list[Token]:
+def _byte_spans(raw: bytes) -> list[TokenSpan]:
     """Each byte as text, with the character that it is of."""
-    found: list[Token] = []
+    found: list[TokenSpan] = []
     for place, letter in enumerate(raw.decode()):
         pieces = letter.encode()
         shown = [letter] if len(pieces) == 1 else [f"<{piece:02x}>" for piece in pieces]
-        found += [Token(text=text, start=place, end=place + 1) for text in shown]
+        found += [TokenSpan(text=text, start=place, end=place + 1) for text in shown]
     return found
 
 
 @cache
-def _loaded(name: str, file: Path) -> _RoutingSubject:
+def _load_model(name: str, file: Path) -> _RoutingModel:
     found = read_weights(file)
     built: Any = network(found.manifest.network.name, **found.manifest.network.config)
     state: Mapping[str, Tensor] = {key: torch.from_numpy(array) for key, array in found.arrays.items()}
     built.load_state_dict(state)
-    tokenizer = hashlib.sha256(DIGEST.encode()).hexdigest()
+    tokenizer = hashlib.sha256(BYTE_TOKENIZER_ID.encode()).hexdigest()
     model = built.requires_grad_(requires_grad=False).eval()
-    return _RoutingSubject(name, model, byte_tokenizer(), found.manifest.sha256, tokenizer, "Apache-2.0")
+    return _RoutingModel(name, model, byte_tokenizer(), found.manifest.sha256, tokenizer, "Apache-2.0")

@@ -20,11 +20,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from services.interpretability.causal.pruning import Pattern, pruned, stored_bytes
-from services.interpretability.core.byte_tokenizer import DIGEST, byte_tokenizer
+from services.interpretability.causal.pruning import PruningPattern, count_stored_bytes, prune
+from services.interpretability.core.byte_tokenizer import BYTE_TOKENIZER_ID, byte_tokenizer
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Axis, Grid, Report, Scalar, Table, digest, matrix
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.report import Axis, HeatMap, Report, Scalar, Table, json_digest, to_matrix
+from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import NotFound
 from shared.registry import Card, Paper, network
 from shared.registry.discovery import shipped_weights
@@ -32,13 +32,13 @@ from shared.registry.sparsity_claims import build_claim
 from shared.registry.weights import read_manifest, read_weights
 from shared.sparsity import SparsityClaim, lint, sparsity_by_layer, verify_nm
 
-__all__ = ["SparsityReport", "SparsitySpec"]
+__all__ = ["SparsityStudy", "SparsityStudySpec"]
 
-EXAMPLE = "pranet"
+DEFAULT_NETWORK = "pranet"
 
 
 @dataclass(frozen=True)
-class _Network(Subject):
+class _StudiedNetwork(StudiedModel):
     """A shipped network of any kind: it has weights and an answer, and is no decoder."""
 
     model: Any
@@ -59,7 +59,7 @@ class _Network(Subject):
         return 0.0
 
 
-class SparsitySpec(Spec):
+class SparsityStudySpec(Spec):
     """Which weights become zero, and how often both networks are timed."""
 
     patterns: list[str] = Field(
@@ -72,10 +72,10 @@ class SparsitySpec(Spec):
     side: int = Field(96, ge=32, le=704, multiple_of=32, description="Side of the picture, or tokens of the text.")
 
 
-class SparsityReport(Experiment[SparsitySpec]):
+class SparsityStudy(Experiment[SparsityStudySpec]):
     """What pruning leaves, and what may be said about it."""
 
-    In = SparsitySpec
+    In = SparsityStudySpec
     route: ClassVar[str] = "sparsity"
     card: ClassVar[Card] = Card(
         name="sparsity",
@@ -93,54 +93,54 @@ class SparsityReport(Experiment[SparsitySpec]):
             "Nothing is trained again after pruning; claims leave quality open.",
             "The served network is never changed. A study of another model, so there is no ONNX graph.",
         ),
-        example={"lm": EXAMPLE, "seed": 0, "patterns": ["0.9", "2:4"], "runs": 3, "side": 32},
+        example={"lm": DEFAULT_NETWORK, "seed": 0, "patterns": ["0.9", "2:4"], "runs": 3, "side": 32},
     )
 
-    def subject(self, name: str | None) -> Subject:
+    def load_model(self, name: str | None) -> StudiedModel:
         """A network by the name of its shipped weights.
 
         Raises:
             NotFound: There are none of that name, or they take no picture and no tokens.
         """
-        known = {key: file for key, file in shipped_weights().items() if _input(key, 32, 0) is not None}
-        wanted = name or EXAMPLE
+        known = {key: file for key, file in shipped_weights().items() if _draw_input(key, 32, 0) is not None}
+        wanted = name or DEFAULT_NETWORK
         if wanted not in known:
             detail = f"There are no weights {wanted!r} to prune; known are {', '.join(known) or 'none'}."
             raise NotFound(detail, field="lm")
-        return _loaded(wanted)
+        return _load_network(wanted)
 
-    def cost(self, spec: SparsitySpec, subject: Subject) -> Cost:
+    def cost(self, spec: SparsityStudySpec, subject: StudiedModel) -> Cost:
         """A cell per pattern, each with so many calls of the dense network and one before the clock runs."""
-        cells, given = len(_patterns(spec)), _given(spec, subject)
+        cells, given = len(_parse_patterns(spec)), _sample_input(spec, subject)
         return Cost(forwards=cells * (spec.runs + 1), tokens=cells * (spec.runs + 1) * given.numel(), cells=cells)
 
-    def run(self, spec: SparsitySpec, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: SparsityStudySpec, subject: StudiedModel, progress: Progress) -> Report:
         """A cell per pattern."""
 
         def work(text: str) -> dict[str, Any]:
-            return _measured(subject, Pattern.parsed(text), _given(spec, subject), spec.runs)
+            return _measure_pattern(subject, PruningPattern.parse(text), _sample_input(spec, subject), spec.runs)
 
         content = {"runs": spec.runs, "side": spec.side, "seed": spec.seed, "machine": platform.machine()}
-        cells = progress.each(_patterns(spec), lambda text: {**content, "pattern": text}, work)
+        cells = progress.each(_parse_patterns(spec), lambda text: {**content, "pattern": text}, work)
         return _report(subject, dict(cells))
 
 
-def _patterns(spec: SparsitySpec) -> list[str]:
+def _parse_patterns(spec: SparsityStudySpec) -> list[str]:
     for text in spec.patterns:
-        Pattern.parsed(text)
+        PruningPattern.parse(text)
     return list(dict.fromkeys(spec.patterns))
 
 
-def _measured(subject: Subject, pattern: Pattern, given: Tensor, runs: int) -> dict[str, Any]:
+def _measure_pattern(subject: StudiedModel, pattern: PruningPattern, given: Tensor, runs: int) -> dict[str, Any]:
     """Fields of a claim, and how far the answer moved."""
-    state = pruned({name: weight.detach() for name, weight in subject.model.named_parameters()}, pattern)
-    thin = _built(subject.name)
+    state = prune({name: weight.detach() for name, weight in subject.model.named_parameters()}, pattern)
+    thin = _build_network(subject.name)
     thin.load_state_dict({**subject.model.state_dict(), **state})
     layers = sparsity_by_layer(state)
     total = sum(state[name].numel() for name in layers)
     share = sum(layers[name] * state[name].numel() for name in layers) / total
-    moved, dense_ms, ms = _timed(subject.model, thin, given, runs)
-    values, index = stored_bytes(state)
+    moved, dense_ms, ms = _time_both(subject.model, thin, given, runs)
+    values, index = count_stored_bytes(state)
     p50, dense_p50 = statistics.median(ms), statistics.median(dense_ms)
     matrices = [weight.flatten(1) for weight in state.values() if weight.dim() >= 2]
     fitting = [weight for weight in matrices if pattern.m and weight.shape[1] % pattern.m == 0]
@@ -177,9 +177,9 @@ def _measured(subject: Subject, pattern: Pattern, given: Tensor, runs: int) -> d
 
 
 @torch.inference_mode()
-def _timed(dense: nn.Module, thin: nn.Module, given: Tensor, runs: int) -> tuple[float, list[float], list[float]]:
+def _time_both(dense: nn.Module, thin: nn.Module, given: Tensor, runs: int) -> tuple[float, list[float], list[float]]:
     """How far the first answer moved, relative to it, and milliseconds of both networks in turn."""
-    first, second = _answer(dense(given)), _answer(thin(given))
+    first, second = _first_tensor(dense(given)), _first_tensor(thin(given))
     moved = float((first - second).norm() / first.norm().clamp(min=1e-12))
     taken: tuple[list[float], list[float]] = ([], [])
     for _ in range(runs):
@@ -190,14 +190,14 @@ def _timed(dense: nn.Module, thin: nn.Module, given: Tensor, runs: int) -> tuple
     return moved, *taken
 
 
-def _answer(output: Any) -> Tensor:
+def _first_tensor(output: Any) -> Tensor:
     """The first tensor of what a network gives."""
     while not isinstance(output, Tensor):
         output = next(iter(output.values() if isinstance(output, dict) else output))
     return output
 
 
-def _report(subject: Subject, found: dict[str, dict[str, Any]]) -> Report:
+def _report(subject: StudiedModel, found: dict[str, dict[str, Any]]) -> Report:
     claims = {text: build_claim(f"{subject.name} at {text}", facts["claim"]) for text, facts in found.items()}
     rows: list[list[Any]] = [
         [text, claim.sparsity_global, claim.value_bytes, claim.index_bytes, claim.nm_verified, found[text]["moved"]]
@@ -217,15 +217,15 @@ def _report(subject: Subject, found: dict[str, dict[str, Any]]) -> Report:
             ),
             Table(
                 name="speed",
-                rows=[_speed(text, claim) for text, claim in claims.items()],
+                rows=[_speed_row(text, claim) for text, claim in claims.items()],
                 columns=["pattern", "dense ms", "pruned ms", "times as fast", "open rules", "claim"],
                 caption="Medians in turn on the dense kernels here, what the lint finds, and the claim as JSON.",
             ),
         ],
         grids=[
-            Grid(
+            HeatMap(
                 name="by layer",
-                values=matrix([[c.sparsity_by_layer[n] for n in names] for c in claims.values()]),
+                values=to_matrix([[c.sparsity_by_layer[n] for n in names] for c in claims.values()]),
                 rows=Axis(label="pattern", ticks=list(claims)),
                 columns=Axis(label="layer", ticks=names),
                 caption="Share of zeros in each matrix; 0 where the pattern does not fit.",
@@ -236,20 +236,20 @@ def _report(subject: Subject, found: dict[str, dict[str, Any]]) -> Report:
     )
 
 
-def _speed(text: str, claim: SparsityClaim) -> list[Any]:
+def _speed_row(text: str, claim: SparsityClaim) -> list[Any]:
     m = claim.measured
     assert m is not None  # noqa: S101  # this study always measures
     owed = " ".join(finding.rule for finding in lint(claim))
     return [text, m.dense_p50_ms, m.p50_ms, m.speedup, owed, claim.model_dump_json()]
 
 
-def _given(spec: SparsitySpec, subject: Subject) -> Tensor:
-    given = _input(subject.name, spec.side, spec.seed)
+def _sample_input(spec: SparsityStudySpec, subject: StudiedModel) -> Tensor:
+    given = _draw_input(subject.name, spec.side, spec.seed)
     assert given is not None  # noqa: S101  # `subject` knows only networks that take one
     return given
 
 
-def _input(name: str, side: int, seed: int) -> Tensor | None:
+def _draw_input(name: str, side: int, seed: int) -> Tensor | None:
     """A picture or tokens for a network, whichever it takes; None where it takes neither."""
     config = read_manifest(shipped_weights()[name]).network.config
     draw = torch.Generator().manual_seed(seed)
@@ -259,14 +259,16 @@ def _input(name: str, side: int, seed: int) -> Tensor | None:
     return torch.randn(1, 3, side, side, generator=draw) if pictured else None
 
 
-def _built(name: str) -> Any:
+def _build_network(name: str) -> Any:
     spec = read_manifest(shipped_weights()[name]).network
     return network(spec.name, **spec.config).requires_grad_(requires_grad=False).eval()
 
 
 @cache
-def _loaded(name: str) -> _Network:
+def _load_network(name: str) -> _StudiedNetwork:
     found = read_weights(shipped_weights()[name])
-    net = _built(name)
+    net = _build_network(name)
     net.load_state_dict({key: torch.from_numpy(array) for key, array in found.arrays.items()})
-    return _Network(name, net, byte_tokenizer(), found.manifest.sha256, digest(DIGEST), "Apache-2.0")
+    return _StudiedNetwork(
+        name, net, byte_tokenizer(), found.manifest.sha256, json_digest(BYTE_TOKENIZER_ID), "Apache-2.0"
+    )

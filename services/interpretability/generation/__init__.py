@@ -1,1 +1,1 @@
-"""Forced and free decoding for experiments, shared prompt prefixes, and needle grids."""
+"""Generation for experiments: forced and free decoding, shared prefixes, needle maps, the llm-longctx client."""

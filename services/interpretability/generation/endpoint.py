@@ -1,4 +1,4 @@
-"""Asks llm-longctx over the OpenAI protocol: one question, greedy, under an attention method.
+"""Client of llm-longctx over the OpenAI protocol: one greedy chat completion under an attention method.
 
 Knows HTTP and the protocol's fields; knows no experiment.
 """
@@ -11,26 +11,26 @@ import httpx2
 
 from shared.errors import BadInput, NotReady, by_status
 
-__all__ = ["Endpoint"]
+__all__ = ["LongctxEndpoint"]
 
-TIMEOUT_S = 600.0
+CHAT_TIMEOUT_S = 600.0
 
 
-class Endpoint:
-    """A chat endpoint; a connection is opened when it is first asked."""
+class LongctxEndpoint:
+    """A chat endpoint; the connection is opened with the first request."""
 
     def __init__(self, base_url: str, key: str | None = None, *, transport: httpx2.BaseTransport | None = None) -> None:
-        """Ask `base_url`, with an API key where it needs one."""
+        """Send requests to `base_url`, with an API key where it needs one."""
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx2.Client(base_url=base_url, headers=headers, timeout=TIMEOUT_S, transport=transport)
+        self._client = httpx2.Client(base_url=base_url, headers=headers, timeout=CHAT_TIMEOUT_S, transport=transport)
         self._base = base_url
 
     def chat(self, user: str, *, max_tokens: int, longctx: dict[str, Any], model: str | None = None) -> str:
-        """The answer to one message.
+        """Return the answer to one message.
 
         Raises:
-            NotReady: Nobody answers there.
-            FoveaError: The endpoint refuses; its own words are passed on.
+            NotReady: The endpoint does not answer.
+            FoveaError: The endpoint refuses; its own message is passed on.
         """
         body = {
             "messages": [{"role": "user", "content": user}],
@@ -45,7 +45,7 @@ class Endpoint:
             detail = f"{self._base} does not answer: {error}."
             raise NotReady(detail, hint="Start it with `fovea up`, or set FOVEA_JUDGE_BASE_URL.") from error
         if answer.is_error:
-            raise by_status(answer.status_code)(f"llm-longctx refuses: {_told(answer)}", field="longctx")
+            raise by_status(answer.status_code)(f"llm-longctx refuses: {_error_message(answer)}", field="longctx")
         try:
             return str(answer.json()["choices"][0]["message"]["content"] or "")
         except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -53,12 +53,12 @@ class Endpoint:
             raise BadInput(detail, field="longctx") from error
 
 
-def _told(answer: httpx2.Response) -> str:
+def _error_message(answer: httpx2.Response) -> str:
     try:
         body = answer.json()
     except ValueError:
         return answer.text[:200]
-    error = body.get("error", body)
-    return (
-        str(error.get("message") or error.get("detail") or error)[:500] if isinstance(error, dict) else str(error)[:500]
-    )
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail") or error
+    return str(error)[:500]

@@ -1,4 +1,4 @@
-"""How a model answers a prompt whose answer is known: forced along it, or generating; and what its heads looked at.
+"""Forced and free decoding of a prompt whose answer is known, with the positions that heads look at most.
 
 Knows prompts, caches and pattern rows; knows no experiment and no report.
 """
@@ -7,127 +7,136 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from services.interpretability.attention.pattern_capture import Watching
-from services.interpretability.attention.retrieval_score import winners
-from services.interpretability.causal.losses import hide, position_losses
-from services.interpretability.core.studied_model import Subject
-from services.interpretability.generation.prefix_reader import Reader
+from services.interpretability.attention.pattern_capture import RowCapturingAttention
+from services.interpretability.attention.retrieval_score import top_positions
+from services.interpretability.causal.losses import mask_heads, position_losses
+from services.interpretability.core.studied_model import StudiedModel
+from services.interpretability.generation.prefix_reader import PrefixReader
 from shared.lm.cache import KVCache
 from shared.lm.niah_prompts import Prompt
 from shared.lm.taps import Edit, trace
 
-__all__ = ["Answered", "Forced", "Phase", "force", "forced", "generated"]
+__all__ = ["AnswerScore", "Phase", "TracedAnswer", "generate_answer", "score_known_answer", "trace_known_answer"]
 
 Head = tuple[int, int]
 
+Phase = Literal["all", "decode"]
+"""When heads are masked: always, or from the token on that predicts the answer's first."""
+
 
 @dataclass(frozen=True, slots=True)
-class Forced:
-    """How likely the known answer was: mean loss in nats per token, and share of tokens that were the likeliest."""
+class AnswerScore:
+    """Likelihood of the known answer.
+
+    Attributes:
+        nll: Mean loss in nats per token.
+        accuracy: Share of tokens that were the likeliest.
+    """
 
     nll: float
     accuracy: float
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """An answer, and where each head looked at every step of it.
+class TracedAnswer:
+    """An answer with the positions that each head looked at most while it was produced.
 
     Attributes:
-        looked: Positions [steps, L, H, top], largest first.
-        tokens: The token of each step: known where it was forced, else generated.
-        forced: How likely the known answer was, where it was forced.
+        top_positions: Positions [steps, L, H, top], largest attention first.
+        tokens: The token of each step: the known one where it was forced, else the generated one.
+        score: Likelihood of the known answer, where it was forced.
     """
 
-    looked: np.ndarray = field(repr=False)
+    top_positions: np.ndarray = field(repr=False)
     tokens: list[int]
-    forced: Forced | None = None
+    score: AnswerScore | None = None
 
 
-Phase = str
-"""`all`, or `decode`: masking begins with the token that predicts the answer's first."""
-
-
-def force(reader: Reader, prompt: Prompt, *, top: int = 1) -> Answered:
-    """Read the prompt with its known answer, and see the rows that predict the answer."""
+def trace_known_answer(reader: PrefixReader, prompt: Prompt, *, top: int = 1) -> TracedAnswer:
+    """Read the prompt with its known answer, and record the rows that predict the answer."""
     ids, answer, subject = prompt.ids, prompt.answer_ids, reader.subject
-    subject.refuse_above_window(len(ids) + len(answer), "length")
-    looked = _Looked(subject, len(answer), len(ids) - 1, top)
-    logits = reader.read([*ids, *answer[:-1]], len(answer), looked)
-    return Answered(looked.found, list(answer), _forced(logits, subject.tensor([answer])))
+    subject.check_window(len(ids) + len(answer), "length")
+    recorder = _TopPositionRecorder(subject, len(answer), len(ids) - 1, top)
+    logits = reader.read([*ids, *answer[:-1]], len(answer), recorder)
+    return TracedAnswer(recorder.positions, list(answer), _score_answer(logits, subject.tensor([answer])))
 
 
 @torch.no_grad()
-def generated(
-    subject: Subject,
+def generate_answer(
+    subject: StudiedModel,
     prompt: Prompt,
     *,
     steps: int = 50,
     top: int = 1,
     masked: Iterable[Head] = (),
     phase: Phase = "all",
-) -> Answered:
-    """Decode greedily as the paper does, up to a line break or the model's end token, and see every step's rows.
+) -> TracedAnswer:
+    """Decode greedily as the paper does, up to a line break or the model's end token, and record every step's rows.
 
-    With `masked`, those heads' attention is uniform and rows are not seen.
+    With `masked`, the attention of those heads is uniform, and no rows are recorded.
     """
-    subject.refuse_above_window(len(prompt.ids) + steps, "length")
-    hidden = hide(masked)
+    subject.check_window(len(prompt.ids) + steps, "length")
+    edits = mask_heads(masked)
     cache = subject.model.new_cache(room=len(prompt.ids) + steps)
-    trace(subject.model, subject.tensor([prompt.ids[:-1]]), cache=cache, keep=1, edits=hidden if phase == "all" else [])
-    token, said, looked = prompt.ids[-1], [], []
+    trace(subject.model, subject.tensor([prompt.ids[:-1]]), cache=cache, keep=1, edits=edits if phase == "all" else [])
+    token, tokens, positions = prompt.ids[-1], [], []
     for _ in range(steps):
-        token, seen = _step(subject, cache, token, top, hidden)
+        token, looked_at = _decode_step(subject, cache, token, top, edits)
         if token in subject.tokenizer.eos or b"\n" in subject.tokenizer.token_bytes(token):
             break
-        said.append(token)
-        looked.append(seen)
+        tokens.append(token)
+        positions.append(looked_at)
     empty = np.zeros((0, subject.layers, subject.heads, top), int)
-    return Answered(np.concatenate(looked) if looked else empty, said)
+    return TracedAnswer(np.concatenate(positions) if positions else empty, tokens)
 
 
-def _step(subject: Subject, cache: KVCache, token: int, top: int, hidden: list[Edit]) -> tuple[int, np.ndarray]:
-    looked = _Looked(subject, 1, cache.length, top)
+def _decode_step(
+    subject: StudiedModel, cache: KVCache, token: int, top: int, edits: list[Edit]
+) -> tuple[int, np.ndarray]:
+    recorder = _TopPositionRecorder(subject, 1, cache.length, top)
     ids = subject.tensor([[token]])
-    if hidden:
-        logits = trace(subject.model, ids, cache=cache, edits=hidden).logits
+    if edits:
+        logits = trace(subject.model, ids, cache=cache, edits=edits).logits
     else:
-        watching = Watching(looked, cache=cache, windows=subject.model.config.windows)
-        logits = subject.model(ids, cache=cache, attend=watching)
-    return int(logits[0, -1].argmax()), looked.found
+        attend = RowCapturingAttention(recorder, cache=cache, windows=subject.model.config.windows)
+        logits = subject.model(ids, cache=cache, attend=attend)
+    return int(logits[0, -1].argmax()), recorder.positions
 
 
 @torch.no_grad()
-def forced(subject: Subject, prompt: Prompt, masked: Iterable[Head] = (), phase: Phase = "all") -> Forced:
-    """How likely the known answer is with some heads' attention made uniform."""
+def score_known_answer(
+    subject: StudiedModel, prompt: Prompt, masked: Iterable[Head] = (), phase: Phase = "all"
+) -> AnswerScore:
+    """Return the likelihood of the known answer with the attention of some heads made uniform."""
     ids, answer = prompt.ids, prompt.answer_ids
-    whole = [*ids, *answer[:-1]]
-    subject.refuse_above_window(len(whole), "length")
-    positions = None if phase == "all" else range(len(ids) - 1, len(whole))
-    found = trace(subject.model, subject.tensor([whole]), edits=hide(masked, positions), keep=len(answer))
-    return _forced(found.logits, subject.tensor([answer]))
+    text = [*ids, *answer[:-1]]
+    subject.check_window(len(text), "length")
+    positions = None if phase == "all" else range(len(ids) - 1, len(text))
+    traced = trace(subject.model, subject.tensor([text]), edits=mask_heads(masked, positions), keep=len(answer))
+    return _score_answer(traced.logits, subject.tensor([answer]))
 
 
-def _forced(logits: Tensor, answer: Tensor) -> Forced:
-    """Of logits [1,n,V] that predict answer [1,n]."""
+def _score_answer(logits: Tensor, answer: Tensor) -> AnswerScore:
+    """Score of logits [1,n,V] that predict answer [1,n]."""
     padded = torch.cat((answer[:, :1], answer), 1)
     losses = position_losses(torch.cat((logits, logits[:, -1:]), 1), padded)
-    return Forced(float(losses.double().mean()), float((logits.argmax(-1) == answer).double().mean()))
+    return AnswerScore(float(losses.double().mean()), float((logits.argmax(-1) == answer).double().mean()))
 
 
-class _Looked:
-    """Notes where rows look most: found [steps, L, H, top]."""
+class _TopPositionRecorder:
+    """Row visitor that records where rows look most: positions [steps, L, H, top]."""
 
-    def __init__(self, subject: Subject, steps: int, first: int, top: int) -> None:
-        self.found = np.zeros((steps, subject.layers, subject.heads, top), int)
+    def __init__(self, subject: StudiedModel, steps: int, first: int, top: int) -> None:
+        self.positions = np.zeros((steps, subject.layers, subject.heads, top), int)
         self._first, self._top = first, top
 
     def __call__(self, layer: int, start: int, rows: Tensor) -> None:
-        seen = winners(rows[0].float().cpu().numpy(), self._top)  # [H, t, top]
-        place = start - self._first
-        self.found[place : place + seen.shape[1], layer] = seen.transpose(1, 0, 2)
+        largest = top_positions(rows[0].float().cpu().numpy(), self._top)  # [H, t, top]
+        step = start - self._first
+        self.positions[step : step + largest.shape[1], layer] = largest.transpose(1, 0, 2)

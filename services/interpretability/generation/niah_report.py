@@ -1,4 +1,4 @@
-"""The needle picture: context length by depth, colour is how much came back. Knows numbers, not who measured them."""
+"""Needle-in-a-haystack heat map: recall by context length and depth. Knows numbers, not who measured them."""
 
 from __future__ import annotations
 
@@ -7,30 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from services.interpretability.core.report import Axis, Grid
+from services.interpretability.core.report import Axis, HeatMap
 
-__all__ = ["grid_of"]
+__all__ = ["build_niah_map"]
 
 
-def grid_of(
+def build_niah_map(
     lengths: Sequence[int],
     depths: Sequence[int],
     cells: Sequence[tuple[Mapping[str, Any], float]],
     name: str = "needle",
-) -> Grid:
-    """Mean recall per depth (row) and length (column) over cells, each with `length` and `depth`."""
-    values = [
-        [
-            float(np.mean(found))
-            if (found := [v for f, v in cells if (f["length"], f["depth"]) == (length, depth)])
-            else None
-            for length in lengths
-        ]
-        for depth in depths
-    ]
-    return Grid(
+) -> HeatMap:
+    """Build the map of mean recall per depth (row) and length (column) from cells with `length` and `depth`."""
+
+    def mean_recall(length: int, depth: int) -> float | None:
+        recalls = [recall for facts, recall in cells if (facts["length"], facts["depth"]) == (length, depth)]
+        return float(np.mean(recalls)) if recalls else None
+
+    return HeatMap(
         name=name,
-        values=values,
+        values=[[mean_recall(length, depth) for length in lengths] for depth in depths],
         unit="share of the answer",
         rows=Axis(label="depth, %", ticks=[str(depth) for depth in depths]),
         columns=Axis(label="length, tokens", ticks=[str(length) for length in lengths]),

@@ -1,1 +1,1 @@
-"""How head plans are made: one file per kind, and the passkey data that gates are trained on."""
+"""Head plans: the spec, the makers of each kind and their maths, and the passkey texts that gates are trained on."""

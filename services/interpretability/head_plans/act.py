@@ -1,8 +1,8 @@
-"""ACT's head search: which heads, calibrated alone, make a model answer more questions right.
+"""ACT head search: which heads, calibrated alone, make a model answer more questions right.
 
 "Unveiling and Harnessing Hidden Attention Sinks" (2024). The questions have four answers to choose from and are pure
-functions of a seed. Heads without sinks of their own are left out first; of the others each is tried by itself, from
-the residual stream of its layer on. Knows the decoder's seam; knows no experiment and nothing about serving.
+functions of a seed. Heads without sinks are left out first; each of the others is tried alone, starting at the residual
+stream of its layer. Knows the decoder's attention seam; knows no experiment and nothing about serving.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch.nn import functional
 
 from services.interpretability.causal.activation_cache import final_norm
 from shared.errors import InvalidOption
-from shared.lm.attention import patterns, scores, sdpa, visible
+from shared.lm.attention import causal_mask, patterns, scores, sdpa
 from shared.lm.attention_math import calibrate, column_mean, excuse_sink
 from shared.lm.decoder import Decoder
 from shared.lm.niah_prompts import Codec
 from shared.lm.taps import trace
 
-__all__ = ["Calibration", "Question", "count_sinks", "questions", "right_alone", "right_together"]
+__all__ = ["Question", "SinkCalibration", "count_sinks", "make_questions", "try_heads_alone", "try_heads_together"]
 
 Head = tuple[int, int]
 
@@ -80,7 +80,7 @@ OPTIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt and four tokens of which one is the right answer.
+    """Multiple-choice question: a prompt and four tokens of which one is the right answer.
 
     Attributes:
         ids: The prompt.
@@ -94,8 +94,8 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """ACT's knobs, as llm-longctx serves them."""
+class SinkCalibration:
+    """ACT's options, as llm-longctx serves them."""
 
     beta: float = 0.4
     threshold: float = 0.1
@@ -104,7 +104,7 @@ class Calibration:
     min_rows: int = 0
 
     def sinks(self, pattern: Tensor) -> Tensor:
-        """Columns of one head's causal map [T,T] that lose mass, ascending, the excused one left out."""
+        """Return the columns of one head's causal map [T,T] that lose mass, ascending, without the excused one."""
         T = pattern.shape[-1]
         means = column_mean(pattern.double())
         threshold = self.threshold if self.relative_threshold is None else self.relative_threshold / T
@@ -112,11 +112,11 @@ class Calibration:
         return excuse_sink(((means > threshold) & enough).nonzero()[:, 0], self.excuse)
 
 
-def questions(codec: Codec, count: int, *, facts: int = 10, seed: int = 0) -> list[Question]:
-    """Who has what: `facts` lines, then the beginning of one of them again.
+def make_questions(codec: Codec, count: int, *, facts: int = 10, seed: int = 0) -> list[Question]:
+    """Make questions of who has what: `facts` lines, then the beginning of one of them again.
 
     Raises:
-        InvalidOption: The tokenizer can't tell the things apart by their first token.
+        InvalidOption: Too few things differ in their first token.
     """
     for lead in (" ", ""):  # tokens of words begin with a space; bytes do not
         tokens: dict[int, str] = {}
@@ -131,29 +131,29 @@ def questions(codec: Codec, count: int, *, facts: int = 10, seed: int = 0) -> li
 
 def _question(codec: Codec, first: dict[str, int], lead: str, facts: int, rng: random.Random) -> Question:
     names, owned = rng.sample(_NAMES, facts), rng.sample(list(first), facts)
-    told = "".join(f"{name}: {thing}\n" for name, thing in zip(names, owned, strict=True))
-    asked = rng.randrange(facts)
-    wrong = rng.sample([thing for thing in owned if thing != owned[asked]], OPTIONS - 1)
-    options = [owned[asked], *wrong]
+    lines = "".join(f"{name}: {thing}\n" for name, thing in zip(names, owned, strict=True))
+    target = rng.randrange(facts)
+    wrong = rng.sample([thing for thing in owned if thing != owned[target]], OPTIONS - 1)
+    options = [owned[target], *wrong]
     rng.shuffle(options)
-    ids = codec.encode(f"{told}{names[asked]}:" + ("" if lead else " "))
-    return Question(ids, [first[o] for o in options], options.index(owned[asked]))
+    ids = codec.encode(f"{lines}{names[target]}:" + ("" if lead else " "))
+    return Question(ids, [first[o] for o in options], options.index(owned[target]))
 
 
-class _Calibrated:
-    """The decoder's `attend` on one text: rows of the batch mix as `heads` says, each head of a row calibrated."""
+class _CalibratedAttention:
+    """The decoder's `attend` on one text: row i of the batch has the sinks of the heads `heads[i]` calibrated."""
 
-    def __init__(self, rule: Calibration, heads: Sequence[Collection[Head]]) -> None:
+    def __init__(self, rule: SinkCalibration, heads: Sequence[Collection[Head]]) -> None:
         self._rule, self._heads = rule, heads
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
         """Mix values; see `shared.lm.attention.AttentionSeam`."""
         keys, values = k.transpose(1, 2), v.transpose(1, 2)
         z, group = sdpa(q, keys, values), q.shape[2] // keys.shape[1]
-        todo = [(row, head) for row, heads in enumerate(self._heads) for l, head in heads if l == layer]
-        if todo:
+        calibrated = [(row, head) for row, heads in enumerate(self._heads) for l, head in heads if l == layer]
+        if calibrated:
             z = z.clone()
-        for row, head in todo:
+        for row, head in calibrated:
             pattern = _pattern(q[row : row + 1, :, head : head + 1], keys[row : row + 1, head // group, None])
             if len(sinks := self._rule.sinks(pattern[0, 0])):
                 z[row, :, head] = calibrate(pattern[0, 0], sinks, self._rule.beta) @ values[row, head // group]
@@ -162,64 +162,63 @@ class _Calibrated:
 
 def _pattern(q: Tensor, keys: Tensor) -> Tensor:
     T = q.shape[1]
-    return patterns(scores(q, keys, visible(torch.arange(T, device=q.device), T, None)))
+    return patterns(scores(q, keys, causal_mask(torch.arange(T, device=q.device), T, None)))
 
 
 @torch.no_grad()
-def count_sinks(model: Decoder, question: Question, rule: Calibration) -> list[list[int]]:
-    """How many sinks each head would calibrate on one question: [L][H]; one forward."""
+def count_sinks(model: Decoder, question: Question, rule: SinkCalibration) -> list[list[int]]:
+    """Count the sinks that each head would calibrate on one question: [L][H]; one forward."""
     config = model.config
-    found = [[0] * config.heads for _ in range(config.layers)]
+    counts = [[0] * config.heads for _ in range(config.layers)]
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
         keys = k.transpose(1, 2)
-        shown = _pattern(q, keys)[0]
-        found[layer] = [len(rule.sinks(one)) for one in shown]
+        counts[layer] = [len(rule.sinks(pattern)) for pattern in _pattern(q, keys)[0]]
         return sdpa(q, keys, v.transpose(1, 2))
 
     model(torch.tensor([question.ids]), attend=attend, keep=1)
-    return found
+    return counts
 
 
 @torch.no_grad()
-def right_alone(model: Decoder, question: Question, rule: Calibration, heads: Sequence[Head]) -> list[bool]:
-    """Whether the answer is right without calibration, then with each of `heads` alone; one forward, and parts of one.
+def try_heads_alone(model: Decoder, question: Question, rule: SinkCalibration, heads: Sequence[Head]) -> list[bool]:
+    """Return whether the answer is right without calibration, then with each of `heads` calibrated alone.
 
-    Variants begin at the layer of their head: what is below is the plain run's.
+    Takes one forward, and a partial one per head: variants start at the layer of their head.
     """
     layers = sorted({layer for layer, _ in heads})
     traced = trace(model, torch.tensor([question.ids]), capture=[f"resid_pre.{l}" for l in layers], keep=1)
-    verdict = {None: _right(traced.logits[:, -1], question)[0]} | dict.fromkeys(heads, False)
+    verdict = {None: _is_right(traced.logits[:, -1], question)[0]} | dict.fromkeys(heads, False)
     for layer in layers:
         here = [head for head in heads if head[0] == layer]
         x = traced[f"resid_pre.{layer}"].expand(len(here), -1, -1)
-        attend = _Calibrated(rule, [[head] for head in here])
-        verdict |= zip(here, _right(_onwards(model, layer, x, attend), question), strict=True)
+        attend = _CalibratedAttention(rule, [[head] for head in here])
+        verdict |= zip(here, _is_right(_run_from_layer(model, layer, x, attend), question), strict=True)
     return list(verdict.values())
 
 
 @torch.no_grad()
-def right_together(model: Decoder, question: Question, rule: Calibration, heads: Collection[Head]) -> bool:
-    """Whether the answer is right with all of `heads` calibrated, as they are when they are served; one forward."""
-    logits = model(torch.tensor([question.ids]), attend=_Calibrated(rule, [heads]), keep=1)
-    return _right(logits[:, -1], question)[0]
+def try_heads_together(model: Decoder, question: Question, rule: SinkCalibration, heads: Collection[Head]) -> bool:
+    """Return whether the answer is right with all of `heads` calibrated together, as when served; one forward."""
+    logits = model(torch.tensor([question.ids]), attend=_CalibratedAttention(rule, [heads]), keep=1)
+    return _is_right(logits[:, -1], question)[0]
 
 
-def _onwards(model: Decoder, layer: int, x: Tensor, attend: _Calibrated) -> Tensor:
+def _run_from_layer(model: Decoder, layer: int, x: Tensor, attend: _CalibratedAttention) -> Tensor:
     """Last logits [N,V] of a stream that enters block `layer` as x [N,T,D]."""
-    turns = model.turns(torch.arange(x.shape[1], device=x.device), x.dtype)
+    rotations = model.rotations(torch.arange(x.shape[1], device=x.device), x.dtype)
     for l in range(layer, model.config.layers):
         block = model.blocks[l]
         q, k, v = block.project(x)
-        q, k = block.orient(q, k, turns[l])
+        q, k = block.apply_positions(q, k, rotations[l])
         x = x + block.output(attend(l, q, k, v, 0))
         x = x + block.feed(x)
     return functional.linear(final_norm(model)(x[:, -1]), model.output_matrix)
 
 
-def _right(last: Tensor, question: Question) -> list[bool]:
-    """Of logits [N,V]: whether the right option is the likeliest; a tie is not right."""
-    shown = last[:, question.options]
-    others = shown.clone()
+def _is_right(last: Tensor, question: Question) -> list[bool]:
+    """Per row of logits [N,V], whether the right option is the likeliest; a tie is not right."""
+    options = last[:, question.options]
+    others = options.clone()
     others[:, question.right] = -torch.inf
-    return (shown[:, question.right] > others.amax(-1)).tolist()
+    return (options[:, question.right] > others.amax(-1)).tolist()

@@ -1,8 +1,8 @@
-"""Duo's head plans: one gate per key/value head, trained on a frozen model until it opens only where it must.
+"""DuoAttention gates: one per key/value head, trained on the frozen model by distillation with a sparsity penalty.
 
 "DuoAttention" (2024), section 4 of its spec: a dense teacher beside a stream that mixes dense and streaming attention
-by the gates. Training can be written down between any two steps and goes on from there bit for bit. Knows nothing about
-experiments or how plans are used.
+by the gates. Training can be saved between any two steps and resumes bit for bit. Knows nothing about experiments or
+how plans are used.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from shared.lm.head_plan import HeadPlan, ModelId, Origin
 
 __all__ = ["DuoLoss", "GateRecipe", "GateTraining", "duo_gate_loss", "duo_gates", "gate_plan"]
 
-Progress = Callable[[float], None]
+ProgressCallback = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DuoLoss:
-    """Distillation, mean |gate|, and their weighted sum; differentiable in the gates."""
+    """Loss terms: distillation, mean |gate|, and their weighted sum; differentiable in the gates."""
 
     distill: Tensor
     sparsity: Tensor
@@ -45,12 +45,12 @@ def duo_gate_loss(
     recent: int = 256,
     reg: float = 0.05,
 ) -> DuoLoss:
-    """Loss of gates [L,G] on one text (duo.md section 4).
+    """Compute the loss of gates [L,G] on one text (DuoAttention, section 4).
 
     Args:
         net: The frozen model.
         ids: Tokens [N].
-        answer: Which positions count: bool [N], or positions.
+        answer: Positions that count: bool [N], or indices.
         gates: One per layer and key/value head; clamped to 0 … 1.
         sink: First tokens that a streaming head sees.
         recent: Last tokens that it sees, the query's own included.
@@ -58,9 +58,9 @@ def duo_gate_loss(
     """
     tokens = torch.as_tensor(ids).view(1, -1)
     teacher = _Teacher()
-    taught: dict[str, Tensor] = {}
+    hidden: dict[str, Tensor] = {}
     with torch.no_grad():
-        net(tokens, attend=teacher, keep=1, tap=_keep_final(taught, "a"))
+        net(tokens, attend=teacher, keep=1, tap=_keep_final(hidden, "a"))
     mask = streaming_mask(tokens.shape[1], sink, recent)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
@@ -71,14 +71,14 @@ def duo_gate_loss(
         ).transpose(1, 2)
         return (1 - share[:, None]) * streaming + share[:, None] * teacher.mixed[layer]
 
-    net(tokens, attend=attend, keep=1, tap=_keep_final(taught, "b"))
-    distill = (taught["a"] - taught["b"])[0, torch.as_tensor(answer)].square().mean(-1).mean()
+    net(tokens, attend=attend, keep=1, tap=_keep_final(hidden, "b"))
+    distill = (hidden["a"] - hidden["b"])[0, torch.as_tensor(answer)].square().mean(-1).mean()
     sparsity = gates.abs().mean()
     return DuoLoss(distill, sparsity, distill + reg * sparsity)
 
 
 class _Teacher:
-    """Dense attention that keeps what every layer mixed."""
+    """Dense attention that keeps the mixed values of every layer."""
 
     def __init__(self) -> None:
         self.mixed: list[Tensor] = []
@@ -99,7 +99,7 @@ def _keep_final(into: dict[str, Tensor], name: str) -> Callable[[str, int, Tenso
 
 @dataclass(frozen=True, slots=True)
 class GateRecipe:
-    """How gates are trained: the published recipe; `steps` is what its schedule is stretched over."""
+    """Training recipe of the gates: the published one, its schedule stretched over `steps`."""
 
     steps: int = 200
     rate: float = 0.02
@@ -108,20 +108,20 @@ class GateRecipe:
     reg: float = 0.05
 
     def rate_at(self, step: int) -> float:
-        """Rises over the first fifth, falls over the last, to a tenth of the peak; steps count from 0."""
+        """Return the rate of a step (from 0): it rises over the first fifth, falls over the last, to a tenth of it."""
         edge = max(math.ceil(self.steps / 5), 1)
         return self.rate * max(0.1, min(1.0, (step + 1) / edge, (self.steps - step) / edge))
 
 
 class GateTraining:
-    """Gates [L,G] under training by AdamW without decay; all start open.
+    """Training of gates [L,G] by AdamW without decay; all start open.
 
     Attributes:
-        done: Steps that were made.
+        done: Steps done.
     """
 
     def __init__(self, net: Decoder, recipe: GateRecipe, state: Mapping[str, Any] | None = None) -> None:
-        """Begin, or go on from a `state` that was written down."""
+        """Start, or resume from a saved `state`."""
         self._net, self._recipe = net, recipe
         self._gates = torch.ones(net.config.layers, net.config.kv_heads, requires_grad=True)
         self._optimiser = torch.optim.AdamW([self._gates], lr=recipe.rate, weight_decay=0.0)
@@ -132,12 +132,12 @@ class GateTraining:
     @property
     def gates(self) -> list[list[float]]:
         """[L][G], 0 to 1."""
-        found: list[list[float]] = self._gates.detach().clamp(0, 1).tolist()
-        return found
+        gates: list[list[float]] = self._gates.detach().clamp(0, 1).tolist()
+        return gates
 
     @torch.enable_grad()
     def step(self, ids: Tensor, answer: Tensor) -> tuple[float, float]:
-        """One step on one text; the distillation loss and the gates' mean before it."""
+        """Train one step on one text; return the distillation loss and the gates' mean before it."""
         recipe = self._recipe
         for group in self._optimiser.param_groups:
             group["lr"] = recipe.rate_at(self.done)
@@ -151,7 +151,7 @@ class GateTraining:
         return float(loss.distill.detach()), float(loss.sparsity.detach())
 
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on, as JSON; numbers survive it exactly."""
+        """Return everything the next step depends on, as JSON; numbers survive it exactly."""
         moments = self._optimiser.state.get(self._gates, {})
         return {
             "done": self.done,
@@ -170,9 +170,11 @@ class GateTraining:
 def gate_plan(
     gates: Sequence[Sequence[float]], share: float, *, model: ModelId, spec: Mapping[str, Any], seed: int
 ) -> HeadPlan:
-    """A plan that makes the top `share` of heads full by trained gates [L][G]."""
+    """Make the plan whose top `share` of heads by trained gates [L][G] are full."""
     origin = Origin(experiment="duo_gates", spec=dict(spec), seed=seed)
-    return HeadPlan.ranked({"duo_gate": [list(row) for row in gates]}, "duo_gate", share, model=model, made_by=origin)
+    return HeadPlan.from_scores(
+        {"duo_gate": [list(row) for row in gates]}, "duo_gate", share, model=model, made_by=origin
+    )
 
 
 def duo_gates(
@@ -186,7 +188,7 @@ def duo_gates(
     reg: float = 0.05,
     share: float = 0.5,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> HeadPlan:
     """Train the gates on (ids, answer) pairs, one a step, and make the top `share` of heads full."""
     net.requires_grad_(requires_grad=False)

@@ -1,7 +1,7 @@
-"""The kinds of head plan, each with what it costs and how it is made, cell by cell.
+"""Makers of head plans, one class per kind: its cost, and how the plan is made cell by cell.
 
-A kind reads its own options of the spec. Knows cells, plans and parts of reports; knows no web, and nothing about where
-plans are stored.
+A maker reads its own options of the spec. Knows cells, plans and parts of reports; knows nothing about where plans are
+stored.
 """
 
 from __future__ import annotations
@@ -9,58 +9,52 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from services.interpretability.core.experiment import Cost, Progress
-from services.interpretability.core.report import Bar, Bars, Scalar, Table, digest, head_name
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.report import Bar, Bars, Scalar, Table, head_name, json_digest
+from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.head_plans.act import (
-    Calibration,
     Head,
     Question,
+    SinkCalibration,
     count_sinks,
-    questions,
-    right_alone,
-    right_together,
+    make_questions,
+    try_heads_alone,
+    try_heads_together,
 )
 from services.interpretability.head_plans.duo_gates import GateRecipe, GateTraining, gate_plan
-from services.interpretability.head_plans.mean_reach import POSITIONS, reach
-from services.interpretability.head_plans.passkey_data import Passkeys
-from services.interpretability.head_plans.razor import echo_induction, model_id, razor_plan, repeated
+from services.interpretability.head_plans.passkey_data import PasskeyTexts
+from services.interpretability.head_plans.razor import echo_induction, model_id, razor_plan, repeat_tokens
+from services.interpretability.head_plans.spec import HeadPlansSpec
+from services.interpretability.head_plans.statistic import POSITIONS, mean_reach
 from shared.errors import InvalidOption, Malformed
 from shared.lm.head_plan import HeadPlan, ModelId, Origin
-from shared.lm.niah_prompts import haystack
+from shared.lm.niah_prompts import build_haystack
 
-if TYPE_CHECKING:
-    from services.interpretability.experiments.head_plans import HeadPlanSpec
+__all__ = ["MAKERS", "PlanMaker", "PlanResult", "ReadArtefact"]
 
-__all__ = ["MAKERS", "Made", "Maker", "Sources"]
+ReadArtefact = Callable[[str], str]
+"""Returns an artefact's text by its digest, or raises NotFound."""
 
-HALF = 0.5
-"""Share of full heads where none is asked for."""
+DEFAULT_SHARE = 0.5
+"""Share of full heads, unless the spec names one."""
 
-PERIOD = 2500
-"""Random tokens of the paper."""
+RAZOR_PERIOD = 2500
+"""Random tokens of the paper's probe."""
 
-CHARACTERS = 8
-"""Characters per token that are more than enough."""
+CHARACTERS_PER_TOKEN = 8
+"""Upper bound of characters per token, to generate enough text."""
 
-STRIDE = 10
-"""Training steps of one cell: what a kill can cost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """What kinds may look up: an artefact's text by its digest (NotFound where there is none)."""
-
-    artefact: Callable[[str], str]
+STEPS_PER_CELL = 10
+"""Training steps per cell: the most that a kill can cost."""
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """A plan, None where the run was stopped or nothing was found, and what a report tells beside it."""
+class PlanResult:
+    """A plan with the parts of its report; the plan is None if the run was stopped or nothing was found."""
 
     plan: HeadPlan | None
     scalars: dict[str, Scalar] = field(default_factory=dict)
@@ -69,48 +63,48 @@ class Made:
     warnings: list[str] = field(default_factory=list)
 
 
-class Maker(Protocol):
-    """One kind of plan, for one spec and model."""
+class PlanMaker(Protocol):
+    """Maker of one kind of plan, for one spec and model."""
 
-    def __init__(self, spec: HeadPlanSpec, subject: Subject, sources: Sources) -> None: ...
+    def __init__(self, spec: HeadPlansSpec, subject: StudiedModel, read_artefact: ReadArtefact) -> None: ...
 
     def cost(self) -> Cost:
-        """What it takes, or takes at most."""
+        """Cost, or its upper bound."""
         ...
 
-    def make(self, progress: Progress) -> Made:
-        """Make it."""
+    def make(self, progress: Progress) -> PlanResult:
+        """Make the plan."""
         ...
 
 
-class _Maker:
-    def __init__(self, spec: HeadPlanSpec, subject: Subject, sources: Sources) -> None:
-        self.spec, self.subject, self.sources = spec, subject, sources
+class _PlanMaker:
+    def __init__(self, spec: HeadPlansSpec, subject: StudiedModel, read_artefact: ReadArtefact) -> None:
+        self.spec, self.subject, self.read_artefact = spec, subject, read_artefact
 
     @property
     def model(self) -> ModelId:
-        """What the plan says it was made for."""
+        """The model that the plan names as its own."""
         return model_id(self.subject.model, self.subject.name, self.subject.weights_sha256)
 
 
-class Razor(_Maker):
-    """Echo and induction: one forward of random tokens that repeat."""
+class RazorPlanMaker(_PlanMaker):
+    """RazorAttention: echo and induction scores from one forward of random tokens that repeat."""
 
     @property
     def period(self) -> int:
-        """K: as asked, or as published where the window holds it."""
-        return self.spec.period or min(PERIOD, self.subject.window // self.spec.repeats)
+        """K: from the spec, or as published where it fits the window."""
+        return self.spec.period or min(RAZOR_PERIOD, self.subject.window // self.spec.repeats)
 
     def cost(self) -> Cost:
         """One forward."""
         tokens = self.period * self.spec.repeats
-        self.subject.refuse_above_window(tokens, "period")
+        self.subject.check_window(tokens, "period")
         return Cost(1, tokens)
 
-    def make(self, progress: Progress) -> Made:
-        """Scores in one cell, then razor's rule or a share by induction."""
+    def make(self, progress: Progress) -> PlanResult:
+        """Score heads in one cell, then apply razor's rule or a share by induction."""
         spec, net, period = self.spec, self.subject.model, self.period
-        ids = repeated(net.config.vocab, period, spec.repeats, spec.seed)
+        ids = repeat_tokens(net.config.vocab, period, spec.repeats, spec.seed)
         content = {"echo": [period, spec.repeats, spec.seed]}
         scores = progress.cell(content, lambda: echo_induction(net, ids, period).tolist())
         plan = razor_plan(
@@ -118,17 +112,17 @@ class Razor(_Maker):
         )
         if spec.share is not None:
             plan = plan.with_share(spec.share, "induction")
-        return Made(plan)
+        return PlanResult(plan)
 
 
-class Duo(_Maker):
-    """Gates, trained while the model is frozen; ten steps are a cell, and a cell goes on from the one before."""
+class DuoPlanMaker(_PlanMaker):
+    """DuoAttention: gates trained on the frozen model; a cell of ten steps continues from the one before."""
 
     @property
-    def texts(self) -> Passkeys:
+    def texts(self) -> PasskeyTexts:
         """The training texts."""
         spec = self.spec
-        return Passkeys(self.subject.tokenizer, tuple(spec.lengths), spec.passkeys, spec.words, spec.seed)
+        return PasskeyTexts(self.subject.tokenizer, tuple(spec.lengths), spec.passkeys, spec.words, spec.seed)
 
     @property
     def recipe(self) -> GateRecipe:
@@ -139,11 +133,11 @@ class Duo(_Maker):
         """Teacher and student read each text; going back through the student costs about another reading."""
         tokens = sum(self.texts.length(step) for step in range(self.spec.steps))
         for length in self.spec.lengths:
-            self.subject.refuse_above_window(length, "lengths")
-        return Cost(2 * self.spec.steps, 2 * tokens, -(-self.spec.steps // STRIDE), partial=tokens)
+            self.subject.check_window(length, "lengths")
+        return Cost(2 * self.spec.steps, 2 * tokens, -(-self.spec.steps // STEPS_PER_CELL), partial=tokens)
 
-    def make(self, progress: Progress) -> Made:
-        """Train, or go on training."""
+    def make(self, progress: Progress) -> PlanResult:
+        """Train the gates, or resume training."""
         spec, recipe, texts = self.spec, self.recipe, self.texts
         facts = {**asdict(recipe), "lengths": spec.lengths, "passkeys": spec.passkeys, "words": spec.words}
         state: dict[str, Any] | None = None
@@ -151,95 +145,101 @@ class Duo(_Maker):
 
         def work(first: int) -> dict[str, Any]:
             training = GateTraining(self.subject.model, recipe, state)
-            said = [training.step(*texts.text(step)) for step in range(first, min(first + STRIDE, spec.steps))]
-            return {"state": training.state(), "gates": training.gates, "losses": said}
+            steps = [training.step(*texts.text(step)) for step in range(first, min(first + STEPS_PER_CELL, spec.steps))]
+            return {"state": training.state(), "gates": training.gates, "losses": steps}
 
         cells = progress.each(
-            range(0, spec.steps, STRIDE), lambda first: {"duo": facts, "seed": spec.seed, "first": first}, work
+            range(0, spec.steps, STEPS_PER_CELL), lambda first: {"duo": facts, "seed": spec.seed, "first": first}, work
         )
         gates: list[list[float]] = []
-        for _, found in cells:
-            state, gates = found["state"], found["gates"]
-            losses += found["losses"]
+        for _, value in cells:
+            state, gates = value["state"], value["gates"]
+            losses += value["losses"]
         if progress.stopped or not gates:
-            return Made(None, tables=[_losses(losses)])
-        share = HALF if spec.share is None else spec.share
+            return PlanResult(None, tables=[_training_table(losses)])
+        share = DEFAULT_SHARE if spec.share is None else spec.share
         plan = gate_plan(gates, share, model=self.model, spec=facts | {"share": share}, seed=spec.seed)
         scalars = {
-            "distillation": Scalar(value=float(np.mean([d for d, _ in losses[-STRIDE:]])), note="Mean of the last."),
+            "distillation": Scalar(
+                value=float(np.mean([d for d, _ in losses[-STEPS_PER_CELL:]])), note="Mean of the last."
+            ),
             "mean_gate": Scalar(value=float(np.mean(gates)), note="1 is all open."),
             "open": Scalar(value=float((np.array(gates) > 0.5).mean()), note="Share of gates above 0.5."),
         }
-        return Made(plan, scalars, [_losses(losses)], [_histogram(gates)], _settled(gates))
+        return PlanResult(
+            plan, scalars, [_training_table(losses)], [_gate_histogram(gates)], _warn_of_equal_gates(gates)
+        )
 
 
-def _settled(gates: list[list[float]]) -> list[str]:
+def _warn_of_equal_gates(gates: list[list[float]]) -> list[str]:
     spread = float(np.std(gates))
     return [] if spread > 0.05 else [f"The gates differ by {spread:.2g} only (sd): they need more or longer texts."]
 
 
-def _losses(losses: list[list[float]]) -> Table:
-    means = [np.mean(losses[i : i + STRIDE], axis=0) for i in range(0, len(losses), STRIDE)]
-    rows: list[list[Any]] = [[(i + 1) * STRIDE, float(d), float(g)] for i, (d, g) in enumerate(means)]
-    caption = f"Means over {STRIDE} steps: how far the stream is from its teacher, and how open the gates are."
+def _training_table(losses: list[list[float]]) -> Table:
+    means = [np.mean(losses[i : i + STEPS_PER_CELL], axis=0) for i in range(0, len(losses), STEPS_PER_CELL)]
+    rows: list[list[Any]] = [[(i + 1) * STEPS_PER_CELL, float(d), float(g)] for i, (d, g) in enumerate(means)]
+    caption = f"Means over {STEPS_PER_CELL} steps: how far the stream is from its teacher, and how open the gates are."
     return Table(name="training", columns=["step", "distillation", "mean gate"], rows=rows, caption=caption)
 
 
-def _histogram(gates: list[list[float]]) -> Bars:
+def _gate_histogram(gates: list[list[float]]) -> Bars:
     counts, edges = np.histogram(np.array(gates), bins=10, range=(0, 1))
     bars = [Bar(label=f"≥{low:.1f}", value=int(n)) for low, n in zip(edges, counts, strict=False)]
     caption = "How many key/value heads have which gate: near 1 they need the whole text."
     return Bars(name="gates", unit="heads", bars=bars, caption=caption)
 
 
-class Act(_Maker):
-    """ACT's search: heads with sinks, each calibrated alone, kept where more answers are right."""
+class ActPlanMaker(_PlanMaker):
+    """ACT's head search: heads with sinks, each calibrated alone, kept where more answers are right."""
 
     @property
-    def rule(self) -> Calibration:
-        """ACT's knobs."""
+    def rule(self) -> SinkCalibration:
+        """ACT's options."""
         spec = self.spec
-        return Calibration(spec.beta, spec.threshold, spec.relative_threshold, spec.excuse, spec.min_rows)
+        return SinkCalibration(spec.beta, spec.threshold, spec.relative_threshold, spec.excuse, spec.min_rows)
 
-    def asked(self, count: int, seed: int) -> list[Question]:
-        """Questions of a seed; those of different seeds differ."""
-        return questions(self.subject.tokenizer, count, facts=self.spec.facts, seed=2 * self.spec.seed + seed)
+    def draw_questions(self, count: int, seed: int) -> list[Question]:
+        """Draw the questions of a seed; those of different seeds differ."""
+        return make_questions(self.subject.tokenizer, count, facts=self.spec.facts, seed=2 * self.spec.seed + seed)
 
     def cost(self) -> Cost:
         """A forward per question for its sinks, one and parts of one for its heads, and two per held-out question."""
         spec = self.spec
-        tried = sum(len(q.ids) for q in self.asked(spec.samples, 0))
-        held = sum(len(q.ids) for q in self.asked(spec.check, 1))
+        tried = sum(len(q.ids) for q in self.draw_questions(spec.samples, 0))
+        held = sum(len(q.ids) for q in self.draw_questions(spec.check, 1))
         cells = 2 * spec.samples + spec.check
         return Cost(2 * (spec.samples + spec.check), 2 * (tried + held), cells, partial=tried * spec.candidates // 2)
 
-    def make(self, progress: Progress) -> Made:
-        """Filter, try, choose, and check on other questions."""
+    def make(self, progress: Progress) -> PlanResult:
+        """Filter the heads, try each alone, choose, and check on held-out questions."""
         spec, net, facts = self.spec, self.subject.model, asdict(self.rule)
-        asked, held_out = self.asked(spec.samples, 0), self.asked(spec.check, 1)
-        counts = _every(progress, asked, lambda q: {"sinks": q.ids, **facts}, lambda q: count_sinks(net, q, self.rule))
-        if counts is None:
-            return Made(None)
-        tried = self._candidates(np.mean(counts, axis=0))
-        found = _every(
-            progress,
-            asked,
-            lambda q: {"alone": _content(q), "heads": tried, **facts},
-            lambda q: right_alone(net, q, self.rule, tried),
+        tuning, held_out = self.draw_questions(spec.samples, 0), self.draw_questions(spec.check, 1)
+        counts = _run_questions(
+            progress, tuning, lambda q: {"sinks": q.ids, **facts}, lambda q: count_sinks(net, q, self.rule)
         )
-        if found is None:
-            return Made(None)
-        plain, *alone = np.mean(found, axis=0).tolist()
+        if counts is None:
+            return PlanResult(None)
+        tried = self._candidates(np.mean(counts, axis=0))
+        verdicts = _run_questions(
+            progress,
+            tuning,
+            lambda q: {"alone": _question_content(q), "heads": tried, **facts},
+            lambda q: try_heads_alone(net, q, self.rule, tried),
+        )
+        if verdicts is None:
+            return PlanResult(None)
+        plain, *alone = np.mean(verdicts, axis=0).tolist()
         chosen = [head for head, share in zip(tried, alone, strict=True) if share > plain]
-        held = _every(
+        held = _run_questions(
             progress,
             held_out,
-            lambda q: {"together": _content(q), "heads": chosen, **facts},
-            lambda q: [right_together(net, q, self.rule, heads) for heads in ([], chosen)],
+            lambda q: {"together": _question_content(q), "heads": chosen, **facts},
+            lambda q: [try_heads_together(net, q, self.rule, heads) for heads in ([], chosen)],
         )
         if held is None:
-            return Made(None)
-        return self._made(tried, plain, alone, chosen, np.mean(held, axis=0).tolist())
+            return PlanResult(None)
+        return self._build_result(tried, plain, alone, chosen, np.mean(held, axis=0).tolist())
 
     def _candidates(self, sinks: np.ndarray) -> list[Head]:
         """Heads [(layer, head)] with most sinks, in order of the model; heads without any are left out."""
@@ -249,7 +249,9 @@ class Act(_Maker):
         places = [divmod(int(i), sinks.shape[1]) for i in order if sinks.flat[i] > 0]
         return sorted((layer, head) for layer, head in places)
 
-    def _made(self, tried: list[Head], plain: float, alone: list[float], chosen: list[Head], held: list[float]) -> Made:
+    def _build_result(
+        self, tried: list[Head], plain: float, alone: list[float], chosen: list[Head], held: list[float]
+    ) -> PlanResult:
         spec = self.spec
         rows: list[list[Any]] = sorted(
             ([head_name(h), share, share - plain] for h, share in zip(tried, alone, strict=True)), key=lambda r: -r[1]
@@ -264,8 +266,8 @@ class Act(_Maker):
             "held_out": Scalar(value=held[1], note="With all chosen heads calibrated together."),
         }
         if not chosen:
-            return Made(None, scalars, [table], warnings=["No head makes more answers right: there is no plan."])
-        told = [] if held[1] > held[0] else ["On other questions the chosen heads together bring nothing."]
+            return PlanResult(None, scalars, [table], warnings=["No head makes more answers right: there is no plan."])
+        warnings = [] if held[1] > held[0] else ["On other questions the chosen heads together bring nothing."]
         facts = asdict(self.rule) | {name: getattr(spec, name) for name in ("samples", "facts", "candidates", "skip")}
         plan = HeadPlan(
             schema_="head-plan/1",
@@ -274,39 +276,39 @@ class Act(_Maker):
             rule="right answers rise when calibrated alone",
             made_by=Origin(experiment="act_search", spec=facts, seed=spec.seed),
         )
-        return Made(plan, scalars, [table], warnings=told)
+        return PlanResult(plan, scalars, [table], warnings=warnings)
 
 
-def _every(
+def _run_questions(
     progress: Progress,
-    asked: list[Question],
+    questions: list[Question],
     content: Callable[[Question], Mapping[str, Any]],
     work: Callable[[Question], Any],
 ) -> list[Any] | None:
-    """A value per question, or None where the run was stopped."""
-    found = [value for _, value in progress.each(asked, content, work)]
-    return None if progress.stopped else found
+    """Run a cell per question; None if the run was stopped."""
+    values = [value for _, value in progress.each(questions, content, work)]
+    return None if progress.stopped else values
 
 
-def _content(question: Question) -> list[Any]:
+def _question_content(question: Question) -> list[Any]:
     return [question.ids, question.options, question.right]
 
 
-class Retrieval(_Maker):
-    """A plan from evidence: the largest score of each group, and a share of all groups."""
+class RetrievalPlanMaker(_PlanMaker):
+    """Plan from a retrieval report: the largest score of each group, and a share of all groups."""
 
     def cost(self) -> Cost:
         """Nothing is run."""
         return Cost(0, 0)
 
-    def make(self, progress: Progress) -> Made:
-        """The plan of a retrieval report."""
-        report, share = self._evidence(), HALF if self.spec.share is None else self.spec.share
+    def make(self, progress: Progress) -> PlanResult:
+        """Make the plan of a retrieval report."""
+        report, share = self._evidence(), DEFAULT_SHARE if self.spec.share is None else self.spec.share
         plan = progress.cell(
-            {"report": digest(report), "share": share},
+            {"report": json_digest(report), "share": share},
             lambda: HeadPlan.from_retrieval(report, share, kv_heads=self.subject.model.config.kv_heads).facts(),
         )
-        return Made(HeadPlan.parse(plan).check(self.subject.model.config, self.subject.weights_sha256))
+        return PlanResult(HeadPlan.parse(plan).check(self.subject.model.config, self.subject.weights_sha256))
 
     def _evidence(self) -> Mapping[str, Any]:
         given = self.spec.report
@@ -316,32 +318,32 @@ class Retrieval(_Maker):
         if isinstance(given, dict):
             return given
         try:
-            found: Mapping[str, Any] = json.loads(self.sources.artefact(given))
+            report: Mapping[str, Any] = json.loads(self.read_artefact(given))
         except ValueError as error:
-            detail = f"What is kept under {given[:12]}… is no retrieval report."
+            detail = f"The artefact {given[:12]}… is no retrieval report."
             raise Malformed(detail, field="report") from error
-        return found
+        return report
 
 
-class GateTable(_Maker):
-    """Gates that others published: plain tab-separated numbers."""
+class TablePlanMaker(_PlanMaker):
+    """Plan from published gates: plain tab-separated numbers."""
 
     def cost(self) -> Cost:
         """Nothing is run."""
         return Cost(0, 0)
 
-    def make(self, progress: Progress) -> Made:
-        """The plan of the table."""
-        text, share = self.spec.table, HALF if self.spec.share is None else self.spec.share
+    def make(self, progress: Progress) -> PlanResult:
+        """Make the plan of the table."""
+        text, share = self.spec.table, DEFAULT_SHARE if self.spec.share is None else self.spec.share
         if text is None:
             detail = "kind=table needs the table."
             raise InvalidOption(detail, hint="Lines are layers, columns key/value heads.", field="table")
         try:
             gates = [[float(cell) for cell in line.split()] for line in text.splitlines() if line.strip()]
         except ValueError as error:
-            detail = f"The table holds what is no number: {error}."
+            detail = f"The table holds something other than numbers: {error}."
             raise Malformed(detail, field="table") from error
-        facts = {"table_sha256": digest(text), "share": share}
+        facts = {"table_sha256": json_digest(text), "share": share}
         if len({len(row) for row in gates}) != 1:
             detail = "The table's lines must hold equally many numbers."
             raise Malformed(detail, field="table")
@@ -349,11 +351,11 @@ class GateTable(_Maker):
             {"table": gates, "share": share},
             lambda: gate_plan(gates, share, model=self.model, spec=facts, seed=self.spec.seed).facts(),
         )
-        return Made(HeadPlan.parse(plan).check(self.subject.model.config))
+        return PlanResult(HeadPlan.parse(plan).check(self.subject.model.config))
 
 
-class Statistic(_Maker):
-    """Reach of mean queries and keys: one forward of prose, and nothing is trained."""
+class StatisticPlanMaker(_PlanMaker):
+    """Duo's untrained statistic: the reach of mean queries and keys, from one forward of prose."""
 
     @property
     def tokens(self) -> int:
@@ -362,28 +364,28 @@ class Statistic(_Maker):
 
     def cost(self) -> Cost:
         """One forward."""
-        self.subject.refuse_above_window(self.tokens, "lengths")
+        self.subject.check_window(self.tokens, "lengths")
         return Cost(1, self.tokens)
 
-    def make(self, progress: Progress) -> Made:
-        """Scores in one cell, then the top share of them."""
+    def make(self, progress: Progress) -> PlanResult:
+        """Score heads in one cell, then take the top share."""
         spec, net = self.spec, self.subject.model
-        text = haystack(self.tokens * CHARACTERS, spec.seed)
+        text = build_haystack(self.tokens * CHARACTERS_PER_TOKEN, spec.seed)
         ids = self.subject.tokenizer.encode(text, special=False)[: self.tokens]
         content = {"statistic": [self.tokens, POSITIONS, spec.seed]}
-        scores = progress.cell(content, lambda: reach(net, ids).tolist())
+        scores = progress.cell(content, lambda: mean_reach(net, ids).tolist())
         facts = {"tokens": len(ids), "positions": POSITIONS}
-        share = HALF if spec.share is None else spec.share
+        share = DEFAULT_SHARE if spec.share is None else spec.share
         origin = Origin(experiment="duo_statistic", spec=facts | {"share": share}, seed=spec.seed)
-        return Made(HeadPlan.ranked({"reach": scores}, "reach", share, model=self.model, made_by=origin))
+        return PlanResult(HeadPlan.from_scores({"reach": scores}, "reach", share, model=self.model, made_by=origin))
 
 
-MAKERS: Mapping[str, type[Maker]] = {
-    "razor": Razor,
-    "duo": Duo,
-    "act": Act,
-    "statistic": Statistic,
-    "retrieval": Retrieval,
-    "table": GateTable,
+MAKERS: Mapping[str, type[PlanMaker]] = {
+    "razor": RazorPlanMaker,
+    "duo": DuoPlanMaker,
+    "act": ActPlanMaker,
+    "statistic": StatisticPlanMaker,
+    "retrieval": RetrievalPlanMaker,
+    "table": TablePlanMaker,
 }
-"""Kind → how it is made."""
+"""Maker of each kind."""

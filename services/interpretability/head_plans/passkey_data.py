@@ -1,4 +1,4 @@
-"""Texts that Duo's gates are trained on: passkeys hidden in prose, then asked for one by one.
+"""Passkey texts for training Duo's gates: passkeys hidden in prose, then asked for one by one.
 
 Pure functions of a seed. Knows text and token ids; knows no model.
 """
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from shared.errors import InvalidOption
-from shared.lm.niah_prompts import Codec, haystack
+from shared.lm.niah_prompts import Codec, build_haystack
 
-__all__ = ["Passkeys", "passkey_text"]
+__all__ = ["PasskeyTexts", "make_passkey_text"]
 
 _WORDS = (
     "alpha",
@@ -49,13 +49,13 @@ _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", 
 _BINS = 1000
 """Depths that passkeys may have, evenly between 5 and 95 percent of the prose."""
 
-_WHOLE = 16
-"""Texts are filled up to a multiple of so many tokens."""
+_LENGTH_MULTIPLE = 16
+"""Lengths are rounded up to a multiple of so many tokens."""
 
 
 @dataclass(frozen=True)
-class Passkeys:
-    """The texts of a training: one per step, lengths drawn evenly.
+class PasskeyTexts:
+    """Training texts: one per step, lengths drawn evenly.
 
     Attributes:
         codec: Tokenizer.
@@ -72,27 +72,27 @@ class Passkeys:
     seed: int = 0
 
     def length(self, step: int) -> int:
-        """Tokens of the text of a step."""
+        """Return the length in tokens of the text of a step."""
         drawn = random.Random(f"{self.seed}/{step}/length").choice(self.lengths)
-        return -(-drawn // _WHOLE) * _WHOLE
+        return -(-drawn // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
 
     def text(self, step: int) -> tuple[Tensor, Tensor]:
-        """Ids [N] and answer positions of a step."""
+        """Return ids [N] and answer positions of a step."""
         seed = f"{self.seed}/{step}"
-        return passkey_text(self.codec, self.length(step), seed=seed, keys=self.keys, words=self.words)
+        return make_passkey_text(self.codec, self.length(step), seed=seed, keys=self.keys, words=self.words)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The texts of step 0, 1, …, without end."""
+        """Yield the texts of step 0, 1, … without end."""
         step = 0
         while True:
             yield self.text(step)
             step += 1
 
 
-def passkey_text(
+def make_passkey_text(
     codec: Codec, length: int, *, seed: str | int = 0, keys: int = 4, words: int = 8
 ) -> tuple[Tensor, Tensor]:
-    """Prose with passkeys at random depths, each named by its ordinal, then a question and an answer for each.
+    """Make prose with passkeys at random depths, each named by its ordinal, then a question and an answer for each.
 
     Args:
         codec: Tokenizer.
@@ -109,26 +109,26 @@ def passkey_text(
     """
     rng = random.Random(seed)
     secrets = [" ".join(rng.choices(_WORDS, k=words)) for _ in range(keys)]
-    pins = [_ids(codec, f" The {_ORDINALS[i]} passkey is: {secret}.") for i, secret in enumerate(secrets)]
-    asked = [
+    sentences = [_ids(codec, f" The {_ORDINALS[i]} passkey is: {secret}.") for i, secret in enumerate(secrets)]
+    questions = [
         (_ids(codec, f"\nQuestion: What is the {_ORDINALS[i]} passkey?\nAnswer:"), _ids(codec, f" {secret}"))
         for i, secret in enumerate(secrets)
     ]
-    room = length - sum(map(len, pins)) - sum(len(q) + len(a) for q, a in asked)
+    room = length - sum(map(len, sentences)) - sum(len(q) + len(a) for q, a in questions)
     if room < 1:
         detail = f"{keys} passkeys of {words} words and their questions take {length - room} tokens, not {length}."
         raise InvalidOption(detail, hint="Ask for longer texts, or for fewer passkeys or words.", field="lengths")
-    prose = _ids(codec, haystack(room * 12, rng.randrange(2**32)))[:room]
-    places = sorted(int(room * (0.05 + 0.9 * rng.randrange(_BINS) / _BINS)) for _ in pins)
+    prose = _ids(codec, build_haystack(room * 12, rng.randrange(2**32)))[:room]
+    places = sorted(int(room * (0.05 + 0.9 * rng.randrange(_BINS) / _BINS)) for _ in sentences)
     ids: list[int] = []
-    for i, pin in enumerate(pins):
-        ids += [*prose[places[i - 1] if i else 0 : places[i]], *pin]
+    for i, sentence in enumerate(sentences):
+        ids += [*prose[places[i - 1] if i else 0 : places[i]], *sentence]
     ids += prose[places[-1] :]
     answer: list[int] = []
-    for question, said in asked:
+    for question, reply in questions:
         ids += question
-        answer += range(len(ids), len(ids) + len(said))
-        ids += said
+        answer += range(len(ids), len(ids) + len(reply))
+        ids += reply
     return torch.tensor(ids), torch.tensor(answer)
 
 

@@ -1,7 +1,7 @@
-"""Razor's head plans: how much each head looks at earlier copies of a token, and at what followed them.
+"""RazorAttention head plans: echo and induction scores of heads on a repeated random sequence.
 
-"RazorAttention" (2024): random tokens come several times; heads that echo or induce are kept in full. Frozen models:
-all goes through the decoder's seam. Knows nothing about experiments or how plans are used.
+"RazorAttention" (2024): heads that look at earlier copies of a token (echo), or at what followed them (induction), keep
+their whole history. Knows the decoder's attention seam; knows nothing about experiments or how plans are used.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from shared.lm.attention_math import echo_mask
 from shared.lm.decoder import Decoder
 from shared.lm.head_plan import HeadPlan, ModelId, Origin, Score, grouped_max
 
-__all__ = ["echo_induction", "model_id", "razor_plan", "repeated"]
+__all__ = ["echo_induction", "model_id", "razor_plan", "repeat_tokens"]
 
-_ROWS = 256
+_QUERY_BLOCK = 256
 """Queries whose probabilities are held at a time."""
 
 
-def repeated(vocab: int, period: int, repeats: int, seed: int = 0) -> Tensor:
-    """`period` random tokens, `repeats` times: [period · repeats]."""
+def repeat_tokens(vocab: int, period: int, repeats: int, seed: int = 0) -> Tensor:
+    """Repeat `period` random tokens `repeats` times: [period · repeats]."""
     once = torch.randint(0, vocab, (period,), generator=torch.Generator().manual_seed(seed))
     return once.repeat(repeats)
 
 
 @torch.no_grad()
 def echo_induction(net: Decoder, ids: Tensor | Sequence[int], period: int) -> Tensor:
-    """Echo and induction scores of every query head, means over the whole map: [L,2,H] float64 (razor.md section 3).
+    """Score echo and induction of every query head, means over the whole map: [L,2,H] float64 (section 3).
 
     Args:
         net: The model.
@@ -40,23 +40,23 @@ def echo_induction(net: Decoder, ids: Tensor | Sequence[int], period: int) -> Te
     """
     tokens = torch.as_tensor(ids)
     S, config = len(tokens), net.config
-    found = torch.zeros(config.layers, 2, config.heads, dtype=torch.float64)
+    totals = torch.zeros(config.layers, 2, config.heads, dtype=torch.float64)
     masks = torch.stack([echo_mask(S, period), echo_mask(S, period, 1)])
     masks[:, :period] = False
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
         keys = k[0].transpose(0, 1).repeat_interleave(config.heads // config.kv_heads, 0)
         queries = q[0].transpose(0, 1)
-        for begin in range(0, S, _ROWS):
-            rows = slice(begin, min(begin + _ROWS, S))
+        for begin in range(0, S, _QUERY_BLOCK):
+            rows = slice(begin, min(begin + _QUERY_BLOCK, S))
             logits = queries[:, rows] @ keys.mT * q.shape[-1] ** -0.5
             future = torch.arange(S) > torch.arange(S)[rows, None]
             pattern = logits.masked_fill(future, -torch.inf).softmax(-1).double()
-            found[layer] += torch.einsum("hts,mts->mh", pattern, masks[:, rows].double())
+            totals[layer] += torch.einsum("hts,mts->mh", pattern, masks[:, rows].double())
         return sdpa(q, k.transpose(1, 2), v.transpose(1, 2))
 
     net(tokens[None], attend=attend, keep=1)
-    return found / S**2
+    return totals / S**2
 
 
 def razor_plan(
@@ -70,7 +70,7 @@ def razor_plan(
     model: ModelId | None = None,
     scores: Any = None,
 ) -> HeadPlan:
-    """Retrieval heads: the top share by echo together with the top share by induction, per key/value head.
+    """Make the plan of retrieval heads: the top share by echo and the top share by induction, per key/value head.
 
     Args:
         net: The model.
@@ -79,12 +79,12 @@ def razor_plan(
         echo: Share of key/value heads that are full by echo; at least one head is.
         induction: The same by induction.
         seed: Of the tokens.
-        model: What the plan says it was made for; default its sizes.
-        scores: [L,2,H] of exactly these tokens, where they are known already.
+        model: The model that the plan names; default its sizes.
+        scores: [L,2,H] of exactly these tokens, if already computed.
     """
     config = net.config
     if scores is None:
-        scores = echo_induction(net, repeated(config.vocab, period, repeats, seed), period)
+        scores = echo_induction(net, repeat_tokens(config.vocab, period, repeats, seed), period)
     by_kind = torch.as_tensor(scores, dtype=torch.float64)
     tables: dict[str, Score] = {
         name: grouped_max(by_kind[:, i].tolist(), config.kv_heads) for i, name in enumerate(("echo", "induction"))
@@ -109,7 +109,7 @@ def razor_plan(
 
 
 def model_id(net: Decoder, name: str = "", weights_sha256: str = "") -> ModelId:
-    """What a plan says about the model that it was made for."""
+    """Return the identity of a model, as plans carry it."""
     config = net.config
     return ModelId(
         name=name,

@@ -1,1 +1,1 @@
-"""Networks of this room: the tiny decoder that experiments are shown on. What experiments study, they are given."""
+"""Networks of this service: the tiny decoder of the examples."""

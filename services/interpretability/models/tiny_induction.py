@@ -1,4 +1,4 @@
-"""The tiny decoder that experiments are shown on: a Llama over bytes, small enough to be part of the package."""
+"""The tiny decoder of the examples: a Llama over bytes, small enough to be part of the package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["tiny_induction"]
 
 @builder("tiny-induction")
 def tiny_induction(*, width: int = 64, layers: int = 3, heads: int = 4, kv_heads: int = 2) -> Decoder:
-    """A Llama of 256 tokens and 2,048 positions, output tied to the embedding."""
+    """Build a Llama of 256 tokens and 2,048 positions, output tied to the embedding."""
     return llama(
         vocab=256,
         width=width,

@@ -1,7 +1,7 @@
-"""Teaches the tiny decoder to copy: random strings that come again, at once at first, then with others between.
+"""Training recipe of the tiny decoder: random strings repeat, first at once, later with other strings between.
 
-Only tokens that can be known from what came before are trained on, so that all it learns is where to look. Without the
-gaps its heads would look back by one period and find nothing that is further away.
+The loss counts only tokens that are determined by what came before, so all it can learn is where to look. Without the
+gaps its heads would look back by one period and find nothing further away.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ HELD_OUT = 2**31
 """Seeds of validation and test strings; training draws by its steps."""
 
 LETTERS = string.ascii_lowercase
-"""What most strings are made of."""
+"""Alphabet of most strings."""
 
 PRINTABLE = "".join(map(chr, range(32, 127)))
-"""What the others are made of."""
+"""Alphabet of the others."""
 
 _TOKENIZER = byte_tokenizer()
 
 
 class TinyInduction(Recipe):
-    """Strings that come again, over bytes."""
+    """Repeating strings over bytes."""
 
     name: ClassVar[str] = "tiny-induction"
     weights: ClassVar[str] = "tiny-induction"
@@ -56,20 +56,20 @@ class TinyInduction(Recipe):
         return {"width": self.width, "layers": self.layers, "heads": self.heads, "kv_heads": self.kv_heads}
 
     def prepare(self, cache: Path) -> str:
-        """Nothing to fetch: all strings follow from seeds."""
+        """Describe the data; nothing is fetched, all strings follow from seeds."""
         return f"up to {self.strings} random strings of {self.shortest} to {self.longest} letters by turns, from seeds"
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """One batch of strings.
+        """Yield one batch of strings.
 
-        One string over and over in the first 15 % of the steps, then more, all of them from 55 % on: where gaps are
-        wide from the first, copying is not learnt in these steps.
+        One string repeats in the first 15 % of the steps, then more do, all of them from 55 % on: with wide gaps from
+        the start, copying is not learnt in these steps.
         """
         ready = (step / self.schedule.steps - 0.15) / 0.4
         yield self._draw(rng, self.schedule.batch, 1 + round((self.strings - 1) * min(max(ready, 0), 1)))
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of the tokens that can be known."""
+        """Cross-entropy of the tokens that are determined by what came before."""
         known = batch["known"][:, 1:]
         return functional.cross_entropy(network(batch["ids"][:, :-1])[known], batch["ids"][:, 1:][known])
 
@@ -78,14 +78,14 @@ class TinyInduction(Recipe):
         return self._accuracy(network, HELD_OUT, 32, self.strings)
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Share of right tokens in other held-out strings: of one over and over, and of all kinds."""
+        """Share of right tokens in other held-out strings: with one string, and with all."""
         return {
             "copied": self._accuracy(network, HELD_OUT + 1, 256, 1),
             "returned": self._accuracy(network, HELD_OUT + 2, 256, self.strings),
         }
 
     def facts(self) -> dict[str, str]:
-        """What it is trained on."""
+        """Describe the training data."""
         return {"data": self.prepare(Path())}
 
     def _accuracy(self, network: nn.Module, seed: int, samples: int, most: int) -> float:
@@ -101,14 +101,14 @@ class TinyInduction(Recipe):
         return {"ids": torch.from_numpy(ids), "known": torch.from_numpy(known)}
 
     def _returning(self, rng: np.random.Generator, most: int) -> tuple[list[int], list[bool]]:
-        """One to `most` random strings, again and again in random order, and which of their tokens can be known."""
+        """Repeat one to `most` random strings in random order; return ids and which of them are determined."""
         letters = list(LETTERS if rng.random() < 0.6 else PRINTABLE)
         sizes = rng.integers(self.shortest, self.longest + 1, int(rng.integers(1, most + 1)))
         strings = ["".join(rng.choice(letters, size)) for size in sizes]
         text, known, seen = "", list[bool](), set[int]()
         while len(text) < self.tokens:
             chosen = int(rng.integers(len(strings)))
-            # Which string comes next is nobody's to know, so its first token is none either, unless there is only one.
+            # Which string comes next is random, so its first token can't be known either, unless there is only one.
             known += [chosen in seen and (i > 0 or len(strings) == 1) for i in range(sizes[chosen])]
             text += strings[chosen]
             seen.add(chosen)

@@ -1,1 +1,1 @@
-"""Reports as pictures and pages: SVG and PNG drawings, plots, the HTML page."""
+"""Rendering of reports: SVG and PNG drawings, plots, the HTML page, arrays."""

@@ -1,7 +1,7 @@
-"""A report as a page: pictures with tooltips and links, tables, and the spec that made it. No script.
+"""HTML page of a report: charts with tooltips and links, tables, and the spec that made it. No script.
 
-One style sheet in its head dresses the page where it is opened alone; where only `main` is taken over (the console),
-it stays behind. `POLICY` allows that sheet, by its digest, and nothing else.
+The one style sheet in its head applies where the page is opened alone, not where only `main` is embedded (the console).
+`POLICY` allows that sheet, by its digest, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from html import escape as escaped
 from pathlib import Path
 from urllib.parse import quote
 
-from services.interpretability.core.report import Grid, Report, Table
+from services.interpretability.core.report import HeatMap, Report, Table
 from services.interpretability.rendering import plots
 from services.interpretability.rendering.svg import Drawing
 
-__all__ = ["POLICY", "drawings", "page", "permalink"]
+__all__ = ["POLICY", "draw_report", "permalink", "render_page"]
 
-ROWS = 200
-"""Rows of a table that a page shows; all are in the JSON."""
+MAX_TABLE_ROWS = 200
+"""Rows of a table that the page shows; all are in the JSON."""
 
-MOST = 64
-"""Pictures of one report."""
+MAX_PICTURES = 64
+"""Charts of one report."""
 
-FEW = 2
-"""Patterns up to which each is drawn large."""
+MAX_LARGE_PATTERNS = 2
+"""Up to so many patterns are drawn large."""
 
 _STYLE = Path(__file__).with_name("html_page.css").read_text("utf8")
 
@@ -36,19 +36,19 @@ POLICY = (
     f"default-src 'none'; style-src 'sha256-{base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()}'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""The content policy that a page is served under."""
+"""Content-Security-Policy of the page."""
 
 _HEAD = re.compile(r"\d+-\d+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def escape(text: str) -> str:
-    """Text that HTML can hold; control characters show as what is no character."""
+    """Escape a text for HTML; control characters become the replacement character."""
     return escaped(_CONTROL.sub("\ufffd", text))
 
 
-def page(report: Report) -> str:
-    """A whole HTML document."""
+def render_page(report: Report) -> str:
+    """Return the whole HTML document."""
     title = escape(report.title)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -58,39 +58,39 @@ def page(report: Report) -> str:
 
 
 def permalink(experiment: str, spec: dict[str, object]) -> str:
-    """The console's page of an experiment, filled in with a spec."""
-    told = {key: value for key, value in spec.items() if value not in (None, [], False)}
-    return f"/console/probe?model={quote(experiment)}&spec={quote(json.dumps(told, ensure_ascii=False))}"
+    """Return the address of the console's page of an experiment, filled in with a spec."""
+    options = {key: value for key, value in spec.items() if value not in (None, [], False)}
+    return f"/console/probe?model={quote(experiment)}&spec={quote(json.dumps(options, ensure_ascii=False))}"
 
 
-def drawings(report: Report) -> list[Drawing]:
-    """All pictures of a report, with head maps that lead to patterns."""
-    found = [plots.graph(data) for data in report.graphs]
+def draw_report(report: Report) -> list[Drawing]:
+    """Draw all charts of a report; cells of head maps link to patterns."""
+    drawings = [plots.draw_graph(data) for data in report.graphs]
     patterns = [data for data in report.grids if _HEAD.fullmatch(data.name)]
-    if len(patterns) > FEW:
-        found.append(plots.panels(patterns, lambda data: _enlarged(report, data)))
-    rest = [data for data in report.grids if len(patterns) <= FEW or data not in patterns]
-    found += [plots.grid(data, link_of(report, data)) for data in rest]
-    found += [plots.bars(data) for data in report.bars]
-    found += [plots.strip(data) for data in report.strips]
-    return found[:MOST]
+    if len(patterns) > MAX_LARGE_PATTERNS:
+        drawings.append(plots.draw_panels(patterns, lambda data: _enlarge_link(report, data)))
+    rest = [data for data in report.grids if len(patterns) <= MAX_LARGE_PATTERNS or data not in patterns]
+    drawings += [plots.draw_heat_map(data, head_map_link(report, data)) for data in rest]
+    drawings += [plots.draw_bars(data) for data in report.bars]
+    drawings += [plots.draw_strip(data) for data in report.strips]
+    return drawings[:MAX_PICTURES]
 
 
-def link_of(report: Report, data: Grid) -> plots.Link | None:
-    """Where a click on a cell of a head map leads: that head's pattern on the report's text."""
+def head_map_link(report: Report, data: HeatMap) -> plots.Link | None:
+    """Return where a click on a cell of a head map leads: that head's pattern on the report's text."""
     if data.text is None or data.columns.label != "head" or report.manifest is None:
         return None
     lm = report.manifest.model
 
-    def link(grid: Grid, row: int, column: int) -> str:
+    def link(grid: HeatMap, row: int, column: int) -> str:
         chosen = {"layers": [int(grid.rows.ticks[row])], "heads": [int(grid.columns.ticks[column])]}
         return permalink("attention", {"lm": lm, "text": grid.text, **chosen})
 
     return link
 
 
-def _enlarged(report: Report, data: Grid) -> str:
-    """Where a click on the small map of a head's pattern leads: the same report of this head only."""
+def _enlarge_link(report: Report, data: HeatMap) -> str:
+    """Where a click on the small map of a head's pattern leads: the same report for this head only."""
     if report.manifest is None:
         return ""
     layer, head = map(int, data.name.split("-"))
@@ -104,15 +104,15 @@ def _parts(report: Report) -> Iterator[str]:
     if report.warnings:
         yield "<ul>" + "".join(f"<li>⚠ {escape(warning)}</li>" for warning in report.warnings) + "</ul>"
     yield _scalars(report)
-    for drawing in drawings(report):
+    for drawing in draw_report(report):
         yield f"<figure>{drawing.svg()}</figure>"
     for table in report.tables:
         yield _table(table)
     for artefact in report.artefacts:
         href = f"/v1/probe/artefacts/{artefact.sha256}"
-        told = f"{escape(artefact.name)}, {artefact.bytes:,} bytes, sha256 {artefact.sha256[:12]}…"
-        yield f'<p>Artefact: <a href="{href}" data-artefact="{artefact.sha256}">{told}</a></p>'
-    yield _source(report)
+        label = f"{escape(artefact.name)}, {artefact.bytes:,} bytes, sha256 {artefact.sha256[:12]}…"
+        yield f'<p>Artefact: <a href="{href}" data-artefact="{artefact.sha256}">{label}</a></p>'
+    yield _manifest_section(report)
 
 
 def _scalars(report: Report) -> str:
@@ -127,20 +127,25 @@ def _scalars(report: Report) -> str:
 def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(_shown(value))}</td>" for value in row) + "</tr>" for row in table.rows[:ROWS]
+        "<tr>" + "".join(f"<td>{escape(_format_value(value))}</td>" for value in row) + "</tr>"
+        for row in table.rows[:MAX_TABLE_ROWS]
     )
-    more = f"<p>{len(table.rows) - ROWS} more rows are in the JSON.</p>" if len(table.rows) > ROWS else ""
-    told = f"<h3>{escape(table.name.replace('_', ' '))}</h3><p>{escape(table.caption)}</p>"
-    return f"{told}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
+    more = (
+        f"<p>{len(table.rows) - MAX_TABLE_ROWS} more rows are in the JSON.</p>"
+        if len(table.rows) > MAX_TABLE_ROWS
+        else ""
+    )
+    heading = f"<h3>{escape(table.name.replace('_', ' '))}</h3><p>{escape(table.caption)}</p>"
+    return f"{heading}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     if value is None:
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _source(report: Report) -> str:
+def _manifest_section(report: Report) -> str:
     if report.manifest is None:
         return ""
     link = permalink(report.manifest.experiment, report.spec)

@@ -1,4 +1,4 @@
-"""Draws the parts of a report: heat maps, bars, token strips and circuit graphs, each with scale, caption and numbers.
+"""Plots of a report's parts: heat maps, bars, token strips and circuit graphs, with scale, caption and numbers.
 
 Knows data and shapes; knows no experiment. Head maps may link every cell to that head's pattern on a text.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Sequence
 
-from services.interpretability.core.report import Bars, Graph, Grid, Strip
+from services.interpretability.core.report import Bars, Graph, HeatMap, Strip
 from services.interpretability.rendering.svg import (
     BLUE,
     GREY,
@@ -22,58 +22,62 @@ from services.interpretability.rendering.svg import (
     sequential,
 )
 
-__all__ = ["Link", "bars", "graph", "grid", "panels", "strip"]
+__all__ = ["Link", "draw_bars", "draw_graph", "draw_heat_map", "draw_panels", "draw_strip"]
 
-Link = Callable[[Grid, int, int], str]
+Link = Callable[[HeatMap, int, int], str]
 """`link(grid, row, column)`: where a click on a cell leads; empty for nowhere."""
 
 WIDTH = 760
-TOP, LEFT = 58, 92
-SCALE = 120
+MARGIN_TOP, MARGIN_LEFT = 58, 92
+COLOUR_BAR_HEIGHT = 120
 """Height of a colour bar."""
 
-PANEL, ACROSS, FINE = 118, 5, 32
+PANEL_SIDE, PANELS_PER_ROW, MAX_PANEL_CELLS = 118, 5, 32
 """Side of a small map, how many stand in a row, and most cells along its side."""
 
-LABELLED = 40
+MAX_LABELLED_TICKS = 40
 """Rows or columns up to which every tick is written."""
 
 
-def grid(data: Grid, link: Link | None = None) -> Drawing:
-    """A heat map: darker is more; diverging ones are blue above zero and orange below."""
+def draw_heat_map(data: HeatMap, link: Link | None = None) -> Drawing:
+    """Draw a heat map: darker is more; diverging ones are blue above zero and orange below."""
     rows, columns = len(data.values), len(data.values[0]) if data.values else 0
-    cell_w = max(min((WIDTH - LEFT - 90) / max(columns, 1), 46), 2)
+    cell_w = max(min((WIDTH - MARGIN_LEFT - 90) / max(columns, 1), 46), 2)
     cell_h = max(min(420 / max(rows, 1), 24), 2)
     # Long ticks (tokens) stand upright below; short ones (numbers) lie.
     turned = max((len(tick) for tick in data.columns.ticks), default=0) > 4
     foot = 84 if turned else 30
-    drawing = _begin(data.name, data.caption, TOP + max(rows * cell_h + foot, SCALE + 14), data.alt)
+    drawing = _start_drawing(
+        data.name, data.caption, MARGIN_TOP + max(rows * cell_h + foot, COLOUR_BAR_HEIGHT + 14), data.alt
+    )
     largest = max((abs(v) for row in data.values for v in row if v is not None), default=0.0) or 1.0
     paint = diverging if data.scale == "diverging" else sequential
     for r, row in enumerate(data.values):
         for c, value in enumerate(row):
             title = f"{data.rows.ticks[r]} / {data.columns.ticks[c]}: {_number(value)}"
             fill = paint(None if value is None else value / largest)
-            place = (LEFT + c * cell_w, TOP + r * cell_h, cell_w - 0.5, cell_h - 0.5)
+            place = (MARGIN_LEFT + c * cell_w, MARGIN_TOP + r * cell_h, cell_w - 0.5, cell_h - 0.5)
             drawing.add(Rect(*place, fill, title, link(data, r, c) if link else ""))
-    _row_ticks(drawing, data, cell_h)
-    _column_ticks(drawing, data, cell_w, TOP + rows * cell_h, turned=turned)
-    _scale(drawing, data, largest, LEFT + columns * cell_w + 18)
-    return _captioned(drawing, data.caption)
+    _add_row_ticks(drawing, data, cell_h)
+    _add_column_ticks(drawing, data, cell_w, MARGIN_TOP + rows * cell_h, turned=turned)
+    _add_colour_bar(drawing, data, largest, MARGIN_LEFT + columns * cell_w + 18)
+    return _add_caption(drawing, data.caption)
 
 
-def panels(maps: Sequence[Grid], link: Callable[[Grid], str]) -> Drawing:
-    """Many maps of the same axes, small, on one scale; a click enlarges one."""
-    step = PANEL + 26
+def draw_panels(maps: Sequence[HeatMap], link: Callable[[HeatMap], str]) -> Drawing:
+    """Draw many small maps of the same axes on one scale; a click enlarges one."""
+    step = PANEL_SIDE + 26
     caption = f"{maps[0].caption} Small maps show the largest of neighbours where there are many; a click enlarges one."
     alt = f"{len(maps)} maps, {maps[0].name} to {maps[-1].name}."
-    drawing = _begin(f"{maps[0].name} … {maps[-1].name}", caption, TOP + -(-len(maps) // ACROSS) * step, alt)
+    drawing = _start_drawing(
+        f"{maps[0].name} … {maps[-1].name}", caption, MARGIN_TOP + -(-len(maps) // PANELS_PER_ROW) * step, alt
+    )
     largest = max((abs(v) for data in maps for row in data.values for v in row if v is not None), default=0.0) or 1.0
     for i, data in enumerate(maps):
-        x, y = 12 + i % ACROSS * (PANEL + 12), TOP + i // ACROSS * step
-        drawing.add(Text(x, y - 4, data.name, 10), Rect(x, y, PANEL, PANEL, sequential(0.0)))
-        values = _coarse(data.values)
-        w, h = PANEL / len(values[0]), PANEL / len(values)
+        x, y = 12 + i % PANELS_PER_ROW * (PANEL_SIDE + 12), MARGIN_TOP + i // PANELS_PER_ROW * step
+        drawing.add(Text(x, y - 4, data.name, 10), Rect(x, y, PANEL_SIDE, PANEL_SIDE, sequential(0.0)))
+        values = _max_pool(data.values)
+        w, h = PANEL_SIDE / len(values[0]), PANEL_SIDE / len(values)
         drawing.add(
             *(
                 Rect(x + c * w, y + r * h, w, h, sequential(value / largest))
@@ -82,14 +86,14 @@ def panels(maps: Sequence[Grid], link: Callable[[Grid], str]) -> Drawing:
                 if value > largest / 100
             )
         )
-        drawing.add(Rect(x, y, PANEL, PANEL, None, f"{data.alt} Click to enlarge.", link(data)))
-    _scale(drawing, maps[0], largest, 12 + ACROSS * (PANEL + 12) + 6)
-    return _captioned(drawing, caption)
+        drawing.add(Rect(x, y, PANEL_SIDE, PANEL_SIDE, None, f"{data.alt} Click to enlarge.", link(data)))
+    _add_colour_bar(drawing, maps[0], largest, 12 + PANELS_PER_ROW * (PANEL_SIDE + 12) + 6)
+    return _add_caption(drawing, caption)
 
 
-def _coarse(values: Sequence[Sequence[float | None]]) -> list[list[float]]:
-    """A map of at most FINE by FINE cells: the largest of each patch."""
-    high, wide = (-(-size // FINE) for size in (len(values), len(values[0])))
+def _max_pool(values: Sequence[Sequence[float | None]]) -> list[list[float]]:
+    """Reduce a map to at most MAX_PANEL_CELLS cells a side: the largest of each patch."""
+    high, wide = (-(-size // MAX_PANEL_CELLS) for size in (len(values), len(values[0])))
     return [
         [
             max(v or 0.0 for row in values[r : r + high] for v in row[c : c + wide])
@@ -99,25 +103,25 @@ def _coarse(values: Sequence[Sequence[float | None]]) -> list[list[float]]:
     ]
 
 
-def bars(data: Bars) -> Drawing:
-    """Bars, with an interval where a value scatters."""
+def draw_bars(data: Bars) -> Drawing:
+    """Draw bars, with an interval where a value varies."""
     count, height = max(len(data.bars), 1), 190
-    step = min((WIDTH - LEFT - 20) / count, 90)
+    step = min((WIDTH - MARGIN_LEFT - 20) / count, 90)
     marks = [v for bar in data.bars for v in (bar.value, bar.low, bar.high) if v is not None]
     low, high = min([0.0, *marks]), max([0.0, *marks])
     high = high or (0.0 if low else 1.0)
     span = (high - low) * 1.08
 
     def y(value: float) -> float:
-        return TOP + height * (1 - (value - low) / span)
+        return MARGIN_TOP + height * (1 - (value - low) / span)
 
-    told = ", ".join(f"{bar.label} {_number(bar.value)}" for bar in data.bars[:6])
-    drawing = _begin(data.name, data.caption, TOP + height + 36, f"{data.name}: {told}.")
+    listed = ", ".join(f"{bar.label} {_number(bar.value)}" for bar in data.bars[:6])
+    drawing = _start_drawing(data.name, data.caption, MARGIN_TOP + height + 36, f"{data.name}: {listed}.")
     for value in (low, high) if low < 0 else (0.0, high / 2, high):
-        drawing.add(Line(LEFT, y(value), LEFT + step * count, y(value), (225, 227, 232)))
-        drawing.add(Text(LEFT - 6, y(value) + 4, _number(value), 10, GREY, "end"))
+        drawing.add(Line(MARGIN_LEFT, y(value), MARGIN_LEFT + step * count, y(value), (225, 227, 232)))
+        drawing.add(Text(MARGIN_LEFT - 6, y(value) + 4, _number(value), 10, GREY, "end"))
     for i, bar in enumerate(data.bars):
-        x = LEFT + i * step
+        x = MARGIN_LEFT + i * step
         if bar.value is not None:
             top, bottom = sorted((y(bar.value), y(0)))
             title = f"{bar.label}: {_number(bar.value)} {data.unit}"
@@ -125,21 +129,23 @@ def bars(data: Bars) -> Drawing:
             drawing.add(Rect(x + step * 0.12, top, step * 0.76, max(bottom - top, 1), colour, title))
         if bar.low is not None and bar.high is not None:
             drawing.add(Line(x + step / 2, y(bar.low), x + step / 2, y(bar.high), INK, 1.6))
-        if count <= LABELLED or i % (count // LABELLED + 1) == 0:
-            drawing.add(Text(x + step / 2, TOP + height + 16, bar.label[: max(int(step / 5), 3)], 10, INK, "middle"))
+        if count <= MAX_LABELLED_TICKS or i % (count // MAX_LABELLED_TICKS + 1) == 0:
+            drawing.add(
+                Text(x + step / 2, MARGIN_TOP + height + 16, bar.label[: max(int(step / 5), 3)], 10, INK, "middle")
+            )
         if step > 40 and bar.value is not None:
             beside = bar.high is not None  # the interval's line stands in the middle
             place, anchor = (x + step / 2 + 4, "start") if beside else (x + step / 2, "middle")
             drawing.add(Text(place, y(max(bar.value, 0)) - 4, _number(bar.value), 10, INK, anchor))
-    drawing.add(Text(LEFT, TOP - 14, data.unit, 10, GREY))
-    return _captioned(drawing, data.caption)
+    drawing.add(Text(MARGIN_LEFT, MARGIN_TOP - 14, data.unit, 10, GREY))
+    return _add_caption(drawing, data.caption)
 
 
-def strip(data: Strip) -> Drawing:
+def draw_strip(data: Strip) -> Drawing:
     """A text, each token on its colour."""
     largest = max((abs(v) for v in data.values if v is not None), default=0.0) or 1.0
     paint = diverging if data.scale == "diverging" else sequential
-    x, y, placed = 12.0, float(TOP), []
+    x, y, placed = 12.0, float(MARGIN_TOP), []
     for token, value in zip(data.tokens, data.values, strict=True):
         shown = token.text.replace("\n", "⏎")
         width = max(len(shown), 1) * 7.4 + 4
@@ -150,31 +156,33 @@ def strip(data: Strip) -> Drawing:
         if "\n" in token.text:
             x, y = 12.0, y + 24
     ranked = sorted(zip(data.tokens, data.values, strict=True), key=lambda pair: -abs(pair[1] or 0))[:3]
-    told = ", ".join(f"{token.text!r} {_number(value)}" for token, value in ranked)
-    drawing = _begin(data.name, data.caption, y + 34, f"{data.name}: {told}.")
+    listed = ", ".join(f"{token.text!r} {_number(value)}" for token, value in ranked)
+    drawing = _start_drawing(data.name, data.caption, y + 34, f"{data.name}: {listed}.")
     for left, top, width, shown, value in placed:
         share = None if value is None else value / largest
         fill = paint(share)
         drawing.add(Rect(left, top, width, 20, fill, f"{shown}: {_number(value)}"))
         dark = sum(fill) < 380
         drawing.add(Text(left + 2, top + 14, shown, 11, (255, 255, 255) if dark else INK))
-    return _captioned(drawing, data.caption)
+    return _add_caption(drawing, data.caption)
 
 
-def graph(data: Graph) -> Drawing:
-    """A circuit: heads from low layers to high, edges as wide as their effect."""
+def draw_graph(data: Graph) -> Drawing:
+    """Draw a circuit: heads from low layers to high, edges as wide as their effect."""
     layers = sorted({node.layer for node in data.nodes})
     place: dict[str, tuple[float, float]] = {}
     for r, layer in enumerate(reversed(layers)):
         of = [node for node in data.nodes if node.layer == layer]
         for c, node in enumerate(of):
-            place[node.id] = (LEFT + (c + 0.5) * (WIDTH - LEFT - 30) / len(of), TOP + 58 + r * 46)
-    place["output"] = (LEFT + (WIDTH - LEFT - 30) / 2, TOP + 8)
+            place[node.id] = (MARGIN_LEFT + (c + 0.5) * (WIDTH - MARGIN_LEFT - 30) / len(of), MARGIN_TOP + 58 + r * 46)
+    place["output"] = (MARGIN_LEFT + (WIDTH - MARGIN_LEFT - 30) / 2, MARGIN_TOP + 8)
     edges = [edge for edge in data.edges if edge.value is not None and edge.source in place]
     largest = max((abs(edge.value or 0) for edge in edges), default=0.0) or 1.0
     ranked = sorted(edges, key=lambda edge: -abs(edge.value or 0))[:3]
-    told = ", ".join(f"{edge.source} to {edge.target} {_number(edge.value)}" for edge in ranked)
-    drawing = _begin(data.name, data.caption, TOP + 50 + len(layers) * 46, f"{data.name}: {told or 'no edge'}.")
+    listed = ", ".join(f"{edge.source} to {edge.target} {_number(edge.value)}" for edge in ranked)
+    drawing = _start_drawing(
+        data.name, data.caption, MARGIN_TOP + 50 + len(layers) * 46, f"{data.name}: {listed or 'no edge'}."
+    )
     for edge in edges:
         target = place.get(edge.target) or place.get(edge.target.split("…")[0])
         if target:
@@ -191,38 +199,38 @@ def graph(data: Graph) -> Drawing:
         drawing.add(Text(x, y - 2, node.id, 11, INK, "middle"), Text(x, y + 10, node.kind, 9, GREY, "middle"))
     x, y = place["output"]
     drawing.add(Rect(x - 40, y - 12, 80, 24, INK), Text(x, y + 4, "answer", 11, (255, 255, 255), "middle"))
-    return _captioned(drawing, data.caption)
+    return _add_caption(drawing, data.caption)
 
 
-def _begin(name: str, caption: str, height: float, alt: str) -> Drawing:
-    drawing = Drawing(WIDTH, height + 16 * len(_wrapped(caption)) + 8, f"{alt} {caption}")
+def _start_drawing(name: str, caption: str, height: float, alt: str) -> Drawing:
+    drawing = Drawing(WIDTH, height + 16 * len(_wrap(caption)) + 8, f"{alt} {caption}")
     drawing.add(Text(12, 24, name.replace("_", " "), 15))
     return drawing
 
 
-def _captioned(drawing: Drawing, caption: str) -> Drawing:
-    lines = _wrapped(caption)
+def _add_caption(drawing: Drawing, caption: str) -> Drawing:
+    lines = _wrap(caption)
     for i, line in enumerate(lines):
         drawing.add(Text(12, drawing.height - 16 * (len(lines) - i) + 6, line, 11, GREY))
     return drawing
 
 
-def _wrapped(caption: str) -> list[str]:
+def _wrap(caption: str) -> list[str]:
     return textwrap.wrap(caption, 112)
 
 
-def _row_ticks(drawing: Drawing, data: Grid, cell_h: float) -> None:
-    every = max(len(data.rows.ticks) // LABELLED + 1, round(11 / max(cell_h, 1)))
+def _add_row_ticks(drawing: Drawing, data: HeatMap, cell_h: float) -> None:
+    every = max(len(data.rows.ticks) // MAX_LABELLED_TICKS + 1, round(11 / max(cell_h, 1)))
     for r, tick in enumerate(data.rows.ticks):
         if r % every == 0:
-            drawing.add(Text(LEFT - 6, TOP + (r + 0.5) * cell_h + 4, tick[:13], 10, INK, "end"))
-    drawing.add(Text(12, TOP - 8, data.rows.label, 10, GREY))
+            drawing.add(Text(MARGIN_LEFT - 6, MARGIN_TOP + (r + 0.5) * cell_h + 4, tick[:13], 10, INK, "end"))
+    drawing.add(Text(12, MARGIN_TOP - 8, data.rows.label, 10, GREY))
 
 
-def _column_ticks(drawing: Drawing, data: Grid, cell_w: float, bottom: float, *, turned: bool) -> None:
+def _add_column_ticks(drawing: Drawing, data: HeatMap, cell_w: float, bottom: float, *, turned: bool) -> None:
     every = max(round((11 if turned else 22) / max(cell_w, 1)), 1)
     for c, tick in enumerate(data.columns.ticks):
-        x = LEFT + (c + 0.5) * cell_w
+        x = MARGIN_LEFT + (c + 0.5) * cell_w
         if c % every == 0:
             shown = tick[:12].replace("\n", "⏎")
             drawing.add(
@@ -230,21 +238,21 @@ def _column_ticks(drawing: Drawing, data: Grid, cell_w: float, bottom: float, *,
                 if turned
                 else Text(x, bottom + 14, shown, 10, INK, "middle")
             )
-    drawing.add(Text(LEFT, bottom + (78 if turned else 28), data.columns.label, 10, GREY))
+    drawing.add(Text(MARGIN_LEFT, bottom + (78 if turned else 28), data.columns.label, 10, GREY))
 
 
-def _scale(drawing: Drawing, data: Grid, largest: float, x: float) -> None:
-    """A colour bar with its numbers."""
-    steps, height = 24, float(SCALE)
+def _add_colour_bar(drawing: Drawing, data: HeatMap, largest: float, x: float) -> None:
+    """Add a colour bar with its numbers."""
+    steps, height = 24, float(COLOUR_BAR_HEIGHT)
     ends = (-1.0, 1.0) if data.scale == "diverging" else (0.0, 1.0)
     for i in range(steps):
         share = ends[1] + (ends[0] - ends[1]) * (i + 0.5) / steps
         colour = diverging(share) if data.scale == "diverging" else sequential(share)
-        drawing.add(Rect(x, TOP + i * height / steps, 14, height / steps + 0.5, colour))
+        drawing.add(Rect(x, MARGIN_TOP + i * height / steps, 14, height / steps + 0.5, colour))
     for share in (ends[1], (ends[0] + ends[1]) / 2, ends[0]):
-        y = TOP + height * (ends[1] - share) / (ends[1] - ends[0])
+        y = MARGIN_TOP + height * (ends[1] - share) / (ends[1] - ends[0])
         drawing.add(Text(x + 18, y + 4, _number(share * largest), 10, GREY))
-    drawing.add(Text(x, TOP - 8, data.unit, 10, GREY))
+    drawing.add(Text(x, MARGIN_TOP - 8, data.unit, 10, GREY))
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""A report in the forms beside JSON: a page, pictures, arrays. How things are drawn, `plots` knows."""
+"""Rendering of a report as a page, a picture or arrays; the plots are in `plots`."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ import re
 import numpy as np
 
 from services.interpretability.core.report import Report
-from services.interpretability.rendering.html_page import drawings, page
-from services.interpretability.rendering.svg import Drawing, Text, stacked
+from services.interpretability.rendering.html_page import draw_report, render_page
+from services.interpretability.rendering.svg import Drawing, Text, stack_drawings
 
-__all__ = ["MEDIA_TYPES", "arrays", "render"]
+__all__ = ["MEDIA_TYPES", "render", "to_npz"]
 
 MEDIA_TYPES = ("text/html", "image/png", "image/svg+xml", "application/x-npz")
 
 
 def render(report: Report, media_type: str) -> bytes | None:
-    """The report as `media_type`, or None when there is no such form."""
+    """Return the report as `media_type`, or None when there is no such form."""
     if media_type == "text/html":
-        return page(report).encode()
+        return render_page(report).encode()
     if media_type == "image/png":
-        return _whole(report).png()
+        return _draw_all(report).png()
     if media_type == "image/svg+xml":
-        return _whole(report).svg().encode()
-    return arrays(report) if media_type == "application/x-npz" else None
+        return _draw_all(report).svg().encode()
+    return to_npz(report) if media_type == "application/x-npz" else None
 
 
-def arrays(report: Report) -> bytes:
-    """Grids, bars and strips as arrays by name, undefined as NaN: the same numbers as in the JSON."""
-    found = {f"grid.{_key(grid.name)}": _array(grid.values) for grid in report.grids}
-    found |= {f"bars.{_key(bars.name)}": _array([bar.value for bar in bars.bars]) for bars in report.bars}
-    found |= {f"strip.{_key(strip.name)}": _array(strip.values) for strip in report.strips}
-    found |= {f"scalar.{name}": _array(scalar.value) for name, scalar in report.scalars.items()}
+def to_npz(report: Report) -> bytes:
+    """Return heat maps, bars and strips as arrays by name, undefined as NaN: the same numbers as in the JSON."""
+    arrays = {f"grid.{_key(grid.name)}": _array(grid.values) for grid in report.grids}
+    arrays |= {f"bars.{_key(bars.name)}": _array([bar.value for bar in bars.bars]) for bars in report.bars}
+    arrays |= {f"strip.{_key(strip.name)}": _array(strip.values) for strip in report.strips}
+    arrays |= {f"scalar.{name}": _array(scalar.value) for name, scalar in report.scalars.items()}
     out = io.BytesIO()
-    np.savez(out, **found)  # type: ignore[arg-type]  # its stub takes the names of its own options only
+    np.savez(out, **arrays)  # type: ignore[arg-type]  # its stub takes the names of its own options only
     return out.getvalue()
 
 
@@ -46,10 +46,10 @@ def _key(name: str) -> str:
     return re.sub(r"\W+", "_", name)
 
 
-def _whole(report: Report) -> Drawing:
-    found = drawings(report)
-    if not found:
+def _draw_all(report: Report) -> Drawing:
+    drawings = draw_report(report)
+    if not drawings:
         nothing = Drawing(480, 60, f"{report.title}: no picture.")
         nothing.add(Text(12, 34, f"{report.title}: numbers only, see the JSON.", 13))
         return nothing
-    return stacked(found)
+    return stack_drawings(drawings)

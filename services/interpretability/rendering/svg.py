@@ -1,4 +1,4 @@
-"""A drawing as a list of rectangles, lines and texts, and its two forms: SVG and PNG. Knows shapes; knows no report."""
+"""Vector drawing of rectangles, lines and texts, with SVG and PNG output. Knows shapes; knows no report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ from html import escape
 
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["BLUE", "GREY", "INK", "ORANGE", "Drawing", "Line", "Rect", "Text", "diverging", "sequential", "stacked"]
+__all__ = [
+    "BLUE",
+    "GREY",
+    "INK",
+    "ORANGE",
+    "Drawing",
+    "Line",
+    "Rect",
+    "Text",
+    "diverging",
+    "sequential",
+    "stack_drawings",
+]
 
 Colour = tuple[int, int, int]
 
@@ -21,40 +33,40 @@ EMPTY: Colour = (232, 232, 236)
 
 BLUE: Colour = (33, 102, 172)
 ORANGE: Colour = (200, 95, 20)
-"""The two ends of diverging scales: told apart with every common kind of colour blindness, and in print."""
+"""The two ends of diverging scales: distinct with every common kind of colour blindness, and in print."""
 
 _LIGHT: Colour = (247, 250, 255)
 _STOPS: tuple[Colour, ...] = (_LIGHT, (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 48, 107))
 """One hue from light to dark: more is darker."""
 
-MAX_SIDE = 8000
+MAX_PNG_SIDE = 8000
 """Pixels; a longer PNG is scaled down."""
 
 
 def sequential(share: float | None) -> Colour:
-    """Colour of a share 0…1 of the largest value; None has none."""
+    """Return the colour of a share 0…1 of the largest value; grey for None."""
     if share is None:
         return EMPTY
-    place = min(max(share, 0.0), 1.0) * (len(_STOPS) - 1)
-    low = min(int(place), len(_STOPS) - 2)
-    return _between(_STOPS[low], _STOPS[low + 1], place - low)
+    position = min(max(share, 0.0), 1.0) * (len(_STOPS) - 1)
+    low = min(int(position), len(_STOPS) - 2)
+    return _blend(_STOPS[low], _STOPS[low + 1], position - low)
 
 
 def diverging(share: float | None) -> Colour:
-    """Colour of a share −1…1: orange below zero, blue above, white at zero."""
+    """Return the colour of a share −1…1: orange below zero, blue above, white at zero."""
     if share is None:
         return EMPTY
-    return _between((252, 252, 252), BLUE if share > 0 else ORANGE, min(abs(share), 1.0))
+    return _blend((252, 252, 252), BLUE if share > 0 else ORANGE, min(abs(share), 1.0))
 
 
-def _between(a: Colour, b: Colour, share: float) -> Colour:
+def _blend(a: Colour, b: Colour, share: float) -> Colour:
     r, g, blue = (round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
     return r, g, blue
 
 
 @dataclass(frozen=True, slots=True)
 class Rect:
-    """A filled rectangle, or a clear one; `title` shows on hover, `link` is followed on a click (SVG only)."""
+    """A rectangle, filled or transparent; `title` shows on hover, `link` is followed on a click (SVG only)."""
 
     x: float
     y: float
@@ -80,7 +92,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A line of text; `anchor` says which of its ends is at x, `turned` reads upwards."""
+    """A line of text; `anchor` is the end that stands at x, `turned` text reads upwards."""
 
     x: float
     y: float
@@ -108,7 +120,7 @@ class Drawing:
         self.shapes += shapes
 
     def svg(self) -> str:
-        """As SVG, without scripts and styles."""
+        """Return the SVG, without scripts and styles."""
         inside = "".join(map(_svg, self.shapes))
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width:g} {self.height:g}" '
@@ -118,8 +130,8 @@ class Drawing:
         )
 
     def png(self, scale: float = 2) -> bytes:
-        """As PNG, `scale` pixels per unit."""
-        scale = min(scale, MAX_SIDE / max(self.width, self.height, 1))
+        """Return the PNG, with `scale` pixels per unit."""
+        scale = min(scale, MAX_PNG_SIDE / max(self.width, self.height, 1))
         image = Image.new("RGB", (max(round(self.width * scale), 1), max(round(self.height * scale), 1)), "white")
         pen = ImageDraw.Draw(image)
         for shape in self.shapes:
@@ -129,16 +141,16 @@ class Drawing:
         return out.getvalue()
 
 
-def stacked(drawings: Sequence[Drawing], gap: float = 24) -> Drawing:
-    """Drawings one below the other."""
+def stack_drawings(drawings: Sequence[Drawing], gap: float = 24) -> Drawing:
+    """Stack drawings one below the other."""
     whole = Drawing(max((d.width for d in drawings), default=1), 0, " ".join(d.alt for d in drawings))
     for drawing in drawings:
-        whole.shapes += [_moved(shape, whole.height) for shape in drawing.shapes]
+        whole.shapes += [_move_down(shape, whole.height) for shape in drawing.shapes]
         whole.height += drawing.height + gap
     return whole
 
 
-def _moved(shape: Shape, by: float) -> Shape:
+def _move_down(shape: Shape, by: float) -> Shape:
     if isinstance(shape, Rect):
         return Rect(shape.x, shape.y + by, shape.w, shape.h, shape.fill, shape.title, shape.link)
     if isinstance(shape, Line):
@@ -151,12 +163,12 @@ def _hex(colour: Colour) -> str:
 
 
 def _rect(shape: Rect) -> str:
-    drawn = (
+    rect = (
         f'<rect x="{shape.x:g}" y="{shape.y:g}" width="{shape.w:g}" height="{shape.h:g}" '
         f'fill="{_hex(shape.fill) if shape.fill else "transparent"}">'
         f"{_title(shape.title)}</rect>"
     )
-    return f'<a href="{escape(shape.link)}">{drawn}</a>' if shape.link else drawn
+    return f'<a href="{escape(shape.link)}">{rect}</a>' if shape.link else rect
 
 
 def _line(shape: Line) -> str:
@@ -168,18 +180,19 @@ def _line(shape: Line) -> str:
 
 def _text(shape: Text) -> str:
     turn = f' transform="rotate(-90 {shape.x:g} {shape.y:g})"' if shape.turned else ""
+    text = escape(_replace_control_characters(shape.text))
     return (
         f'<text x="{shape.x:g}" y="{shape.y:g}" font-size="{shape.size:g}" fill="{_hex(shape.colour)}" '
-        f'text-anchor="{shape.anchor}"{turn} xml:space="preserve">{escape(_printable(shape.text))}</text>'
+        f'text-anchor="{shape.anchor}"{turn} xml:space="preserve">{text}</text>'
     )
 
 
 def _title(text: str) -> str:
-    return f"<title>{escape(_printable(text))}</title>" if text else ""
+    return f"<title>{escape(_replace_control_characters(text))}</title>" if text else ""
 
 
-def _printable(text: str) -> str:
-    """Text that XML can hold: control characters as their pictures."""
+def _replace_control_characters(text: str) -> str:
+    """Replace control characters, which XML can't hold, by their symbols."""
     return "".join(
         letter if letter >= " " and letter != "\x7f" else chr(0x2400 + ord(letter) % 0x21) for letter in text
     )
@@ -191,12 +204,12 @@ def _svg(shape: Shape) -> str:
     return _line(shape) if isinstance(shape, Line) else _text(shape)
 
 
-_SPELT = str.maketrans({"≥": ">=", "⏎": "\\n", "→": "->"})
-"""Signs that the raster font lacks."""
+_MISSING_GLYPHS = str.maketrans({"≥": ">=", "⏎": "\\n", "→": "->"})
+"""Glyphs that the raster font lacks."""
 
 
-def _spelt(text: str) -> str:
-    return _printable(text).translate(_SPELT)
+def _replace_missing_glyphs(text: str) -> str:
+    return _replace_control_characters(text).translate(_MISSING_GLYPHS)
 
 
 @cache
@@ -217,11 +230,11 @@ def _paint(pen: ImageDraw.ImageDraw, image: Image.Image, shape: Shape, scale: fl
     else:
         anchor = {"start": "ls", "middle": "ms", "end": "rs"}[shape.anchor]
         place, font = (shape.x * scale, shape.y * scale), _font(max(round(shape.size * scale), 6))
-        pen.text(place, _spelt(shape.text), fill=shape.colour, font=font, anchor=anchor)
+        pen.text(place, _replace_missing_glyphs(shape.text), fill=shape.colour, font=font, anchor=anchor)
 
 
 def _paint_turned(image: Image.Image, shape: Text, scale: float) -> None:
-    font, text = _font(max(round(shape.size * scale), 6)), _spelt(shape.text)
+    font, text = _font(max(round(shape.size * scale), 6)), _replace_missing_glyphs(shape.text)
     left, top, right, bottom = font.getbbox(text or " ", anchor="ls")
     label = Image.new("RGBA", (max(round(right - left), 1), max(round(bottom - top), 1)), (255, 255, 255, 0))
     ImageDraw.Draw(label).text((-left, -top), text, fill=shape.colour, font=font, anchor="ls")

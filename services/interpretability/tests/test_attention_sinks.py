@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from services.interpretability.experiments.attention_sinks import AttentionSinks, SinksSpec, column_mass, masses, sinks
+from services.interpretability.experiments.attention_sinks import (
+    AttentionSinks,
+    SinksSpec,
+    column_mass,
+    column_masses,
+    sinks,
+)
 from services.interpretability.tests.conftest import GOLDEN, read
 from shared.errors import InvalidOption, TooLarge
 from shared.registry import CallContext
@@ -79,7 +85,7 @@ def test_masses_in_blocks_equal_those_of_the_whole_pattern(tiny):
     ids = tiny.encode("a" * 40 + "bcd" * 60 + "the end of it")
     whole = trace(tiny.model, tiny.tensor([ids]), capture=[f"pattern.{l}" for l in range(tiny.layers)])
     expected = np.stack([column_mass(whole[f"pattern.{l}"][0]).numpy() for l in range(tiny.layers)])
-    assert np.abs(masses(tiny, ids) - expected).max() < 1e-6
+    assert np.abs(column_masses(tiny, ids) - expected).max() < 1e-6
 
 
 @pytest.fixture

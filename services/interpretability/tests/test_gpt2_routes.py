@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from services.interpretability.attention.retrieval_score import retrieval_score
 from services.interpretability.core.model_registry import ModelRegistry
-from services.interpretability.experiments.retrieval_heads import RetrievalSpec, samples_of
+from services.interpretability.experiments.retrieval_heads import RetrievalHeadsSpec, draw_samples
 from services.interpretability.tests.conftest import probing
 from shared.lm.builders import gpt2
 from shared.lm.taps import trace
@@ -82,11 +82,11 @@ async def test_retrieval_heads_are_those_of_its_own_pattern_rows(client, data):
     assert report["manifest"]["model"] == NAME
     assert any("does not solve the task" in warning for warning in report["warnings"]), "random weights know nothing"
     subject, spec = (
-        ModelRegistry(data, data / "weights", NAME, "float32", "cpu").subject(NAME),
-        RetrievalSpec(seed=3, **KV),
+        ModelRegistry(data, data / "weights", NAME, "float32", "cpu").get(NAME),
+        RetrievalHeadsSpec(seed=3, **KV),
     )
     expected = []
-    for sample in samples_of(spec, subject):
+    for sample in draw_samples(spec, subject):
         read, said = sample.prompt.ids, sample.prompt.answer_ids
         seen = trace(
             subject.model, torch.tensor([[*read, *said[:-1]]]), capture=[f"pattern.{i}" for i in range(LAYERS)]

@@ -12,23 +12,29 @@ import torch
 from services.interpretability.core.model_registry import TINY
 from services.interpretability.experiments.head_plans import (
     HeadPlans,
-    HeadPlanSpec,
+    HeadPlansSpec,
     duo_gate_loss,
     duo_gates,
     echo_induction,
     razor_plan,
-    repeated,
+    repeat_tokens,
 )
-from services.interpretability.head_plans.act import Calibration, count_sinks, questions, right_alone, right_together
+from services.interpretability.head_plans.act import (
+    SinkCalibration,
+    count_sinks,
+    make_questions,
+    try_heads_alone,
+    try_heads_together,
+)
 from services.interpretability.head_plans.duo_gates import GateRecipe, GateTraining
-from services.interpretability.head_plans.mean_reach import reach
-from services.interpretability.head_plans.passkey_data import Passkeys, passkey_text
+from services.interpretability.head_plans.passkey_data import PasskeyTexts, make_passkey_text
+from services.interpretability.head_plans.statistic import mean_reach
 from shared.errors import Cancelled, Conflict, FoveaError, InvalidOption, NotFound
 from shared.lm.attention import sdpa
 from shared.lm.attention_math import calibrate, column_mean, excuse_sink
 from shared.lm.builders import gpt2, llama
 from shared.lm.head_plan import HeadPlan, grouped_max
-from shared.lm.head_plan_store import PlanFolders
+from shared.lm.head_plan_store import HeadPlanStore
 from shared.lm.rope import frequencies, rotation
 from shared.registry import CallContext
 
@@ -97,13 +103,13 @@ def test_reach_is_that_of_an_attention_that_is_written_down(net):
             p = (k @ q / 4).softmax(-1)
             distance = torch.arange(29, -1, -1)  # mass at a distance is missing from so many sums
             wanted[layer, head // 2] += (p * distance).sum() / 30 / 2
-    assert torch.allclose(reach(net, ids, 30), wanted, atol=1e-6)
+    assert torch.allclose(mean_reach(net, ids, 30), wanted, atol=1e-6)
 
 
 def test_a_model_without_rotary_positions_has_no_reach():
     plain = gpt2(vocab=8, width=8, layers=1, heads=2, hidden=8, positions=16)
     with pytest.raises(InvalidOption, match="rotary"):
-        reach(plain, [1, 2, 3])
+        mean_reach(plain, [1, 2, 3])
 
 
 def test_echo_and_induction_are_the_published_scores(net):
@@ -130,7 +136,7 @@ def test_open_gates_cost_their_sparsity_only(net):
 
 
 def test_a_sequence_repeats_itself():
-    ids = repeated(50, 7, 3, seed=1)
+    ids = repeat_tokens(50, 7, 3, seed=1)
     assert torch.equal(ids[:7], ids[14:])
     assert len(ids) == 21
 
@@ -171,7 +177,7 @@ def test_training_goes_on_from_what_was_written_down_bit_for_bit(net):
 
 @pytest.mark.parametrize("length", [352, 512])
 def test_a_passkey_text_asks_for_what_it_hides(tiny, length):
-    ids, answer = passkey_text(tiny.tokenizer, length, seed=3, keys=2, words=3)
+    ids, answer = make_passkey_text(tiny.tokenizer, length, seed=3, keys=2, words=3)
     text, said = (tiny.tokenizer.decode(x.tolist()) for x in (ids, ids[answer]))
     assert len(ids) == length
     hidden = [part.partition(".")[0] for part in text.split("passkey is: ")[1:]]
@@ -181,15 +187,15 @@ def test_a_passkey_text_asks_for_what_it_hides(tiny, length):
 
 def test_texts_too_short_for_their_passkeys_are_refused(tiny):
     with pytest.raises(InvalidOption, match="take"):
-        passkey_text(tiny.tokenizer, 100, keys=4, words=8)
-    assert Passkeys(tiny.tokenizer, (250,)).length(0) == 256
+        make_passkey_text(tiny.tokenizer, 100, keys=4, words=8)
+    assert PasskeyTexts(tiny.tokenizer, (250,)).length(0) == 256
 
 
 # ACT's head search.
 
 
 def test_a_question_has_its_answer_in_the_facts(tiny):
-    for question in questions(tiny.tokenizer, 5, facts=6):
+    for question in make_questions(tiny.tokenizer, 5, facts=6):
         text = tiny.tokenizer.decode(question.ids)
         facts = dict(line.split(": ") for line in text.split("\n")[:-1])
         asked = text.split("\n")[-1].removesuffix(": ")
@@ -198,20 +204,20 @@ def test_a_question_has_its_answer_in_the_facts(tiny):
 
 
 def test_a_head_calibrated_alone_is_the_map_form_of_the_rule(tiny):
-    rule = Calibration(beta=0.2, threshold=0.05)
-    question = questions(tiny.tokenizer, 1, facts=5)[0]
+    rule = SinkCalibration(beta=0.2, threshold=0.05)
+    question = make_questions(tiny.tokenizer, 1, facts=5)[0]
     counts = np.array(count_sinks(tiny.model, question, rule))
     heads = [(int(l), int(h)) for l, h in np.argwhere(counts > 0)]
     assert heads
-    plain, *alone = right_alone(tiny.model, question, rule, heads)
-    assert plain == right_together(tiny.model, question, rule, [])
-    assert alone == [right_together(tiny.model, question, rule, [head]) for head in heads]
+    plain, *alone = try_heads_alone(tiny.model, question, rule, heads)
+    assert plain == try_heads_together(tiny.model, question, rule, [])
+    assert alone == [try_heads_together(tiny.model, question, rule, [head]) for head in heads]
 
 
 def test_sinks_are_those_of_the_shared_rule_less_the_excused_one():
     pattern = torch.rand(12, 12, dtype=torch.float64).tril()
     pattern /= pattern.sum(-1, keepdim=True)
-    rule = Calibration(threshold=0.2, excuse="zero", min_rows=3)
+    rule = SinkCalibration(threshold=0.2, excuse="zero", min_rows=3)
     over = (column_mean(pattern) > 0.2).nonzero()[:, 0]
     assert rule.sinks(pattern).tolist() == excuse_sink(over[over <= 9], "zero").tolist()
     assert calibrate(pattern, rule.sinks(pattern), 0.3).sum(-1) == pytest.approx(1)
@@ -226,7 +232,7 @@ def study(place):
 
 
 def made(study, run=None, **options):
-    (report,) = study.predict([HeadPlanSpec(lm=TINY, **options)], run or CallContext())
+    (report,) = study.predict([HeadPlansSpec(lm=TINY, **options)], run or CallContext())
     if isinstance(report, FoveaError):
         raise report
     return report
@@ -246,7 +252,7 @@ def plan_of(report):
 )
 def test_the_same_spec_makes_the_same_plan_and_it_fits_the_model(study, tiny, options):
     first = plan_of(made(study, **options))
-    other = HeadPlans(study.shelf, type(study.store)(study.store._folder / "elsewhere"))
+    other = HeadPlans(study.models, type(study.store)(study.store._folder / "elsewhere"))
     assert plan_of(made(other, **options)).digest == first.digest
     first.check(tiny.model.config, tiny.weights_sha256)
     assert first.model.name == TINY
@@ -256,12 +262,12 @@ def test_the_same_spec_makes_the_same_plan_and_it_fits_the_model(study, tiny, op
 def test_a_plan_with_a_name_is_stored_where_it_is_served_from(study, place):
     options = {"kind": "razor", "period": 24, "repeats": 3, "name": "mine"}
     plan = plan_of(made(study, **options))
-    assert PlanFolders(TINY, place.weights)["mine"] == plan
+    assert HeadPlanStore(TINY, place.weights)["mine"] == plan
     made(study, **options)
     with pytest.raises(Conflict, match="another head plan called 'mine'"):
         made(study, **options | {"seed": 1})
     with pytest.raises(ValueError, match="name"):
-        HeadPlanSpec(name="../up")
+        HeadPlansSpec(name="../up")
 
 
 def test_training_that_was_stopped_goes_on_and_ends_in_the_same_plan(study, place):
@@ -271,11 +277,11 @@ def test_training_that_was_stopped_goes_on_and_ends_in_the_same_plan(study, plac
 
     with pytest.raises(Cancelled, match="kept"):
         made(study, StopsAfterOne(), name="mine", **QUICK)
-    assert "mine" not in PlanFolders(TINY, place.weights), "half a training is no plan"
+    assert "mine" not in HeadPlanStore(TINY, place.weights), "half a training is no plan"
     told = []
     resumed = made(study, CallContext(report=lambda share, _note: told.append(share)), **QUICK)
     assert told[-1] == 1
-    whole = made(HeadPlans(study.shelf, type(study.store)(place.cache / "fresh")), **QUICK)
+    whole = made(HeadPlans(study.models, type(study.store)(place.cache / "fresh")), **QUICK)
     assert plan_of(resumed).digest == plan_of(whole).digest
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from services.interpretability.causal.activation_cache import record
-from services.interpretability.causal.patching import attribution_patch, full_attribution
+from services.interpretability.causal.activation_cache import run_with_cache
+from services.interpretability.causal.patching import attribute_logits, attribution_patch
 from services.interpretability.experiments.circuits import (
     ablate,
     activation_patch,
@@ -190,20 +190,20 @@ def test_overridden_rows_equal_the_golden_ones(golden):
 def test_attribution_equals_the_golden_one_and_sums_to_the_logit_difference(golden):
     found = direct_logit_attribution(golden.model, golden.clean, golden.answers)
     assert np.abs(found - golden.facts["direct_logit_attribution_last_pos"]).max() < 1e-4
-    whole = full_attribution(record(golden.model, golden.clean), golden.answers)
+    whole = attribute_logits(run_with_cache(golden.model, golden.clean), golden.answers)
     assert whole.total == pytest.approx(whole.actual, abs=1e-5)
 
 
 def test_attribution_patching_is_the_slope_of_activation_patching(golden):
     """For a counterfactual close to the clean run, first order is all there is."""
-    run = record(golden.model, golden.clean)
+    run = run_with_cache(golden.model, golden.clean)
     step = 1e-3
     estimated = attribution_patch(golden.model, golden.clean, golden.corrupt, golden.answers)
-    other = record(golden.model, golden.corrupt)
-    from services.interpretability.causal.patching import replaced
+    other = run_with_cache(golden.model, golden.corrupt)
+    from services.interpretability.causal.patching import patch_heads
 
     near = [z + step * (there - z) for z, there in zip(run.z, other.z, strict=True)]
-    moved = (replaced(run, near, golden.answers) - logit_difference(run.last, golden.answers)) / step
+    moved = (patch_heads(run, near, golden.answers) - logit_difference(run.last, golden.answers)) / step
     assert np.corrcoef(moved.ravel(), estimated.ravel())[0, 1] > 0.99
 
 
@@ -240,14 +240,14 @@ def test_undefined_heads_are_never_chosen():
 
 
 def test_rerun_from_any_layer_is_the_plain_forward(golden):
-    run = record(golden.model, golden.clean)
+    run = run_with_cache(golden.model, golden.clean)
     for layer in range(run.layers):
-        assert torch.allclose(run.onwards(layer, run.pre[layer]), run.last, atol=1e-5)
-        assert torch.allclose(run.above(layer, run.mid[layer]), run.last, atol=1e-5)
+        assert torch.allclose(run.run_from(layer, run.pre[layer]), run.last, atol=1e-5)
+        assert torch.allclose(run.run_from_mid(layer, run.mid[layer]), run.last, atol=1e-5)
 
 
 def test_family_whose_heads_do_not_add_up_is_refused():
     sizes = {"vocab": 20, "width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "hidden": 16, "positions": 32}
     model = network("gemma3", **sizes, head_dim=8).eval()
     with pytest.raises(InvalidOption, match="single heads can't be swapped"):
-        record(model, torch.zeros(1, 4, dtype=torch.long))
+        run_with_cache(model, torch.zeros(1, 4, dtype=torch.long))

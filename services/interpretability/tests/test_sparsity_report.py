@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.interpretability.causal.pruning import Pattern, pruned, stored_bytes
-from services.interpretability.experiments.sparsity import SparsityReport
+from services.interpretability.causal.pruning import PruningPattern, count_stored_bytes, prune
+from services.interpretability.experiments.sparsity import SparsityStudy
 from shared.errors import InvalidOption
 from shared.registry import CallContext
 from shared.sparsity import SparsityClaim, lint, sparsity_of, verify_nm
@@ -18,7 +18,7 @@ from shared.sparsity import SparsityClaim, lint, sparsity_of, verify_nm
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(0.05, 0.95), st.integers(0, 99))
 def test_the_smallest_weights_go_and_their_share_is_the_one_that_was_asked_for(rows, columns, share, seed):
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-    left = pruned({"w": weight, "b": weight[0]}, Pattern(share))
+    left = prune({"w": weight, "b": weight[0]}, PruningPattern(share))
     assert int((left["w"] == 0).sum()) == round(share * weight.numel())
     kept, gone = weight[left["w"] != 0].abs(), weight[left["w"] == 0].abs()
     assert not len(kept) or not len(gone) or gone.max() <= kept.min()
@@ -29,21 +29,21 @@ def test_the_smallest_weights_go_and_their_share_is_the_one_that_was_asked_for(r
 def test_of_every_m_inputs_n_are_kept_and_what_does_not_divide_stays(n, m):
     torch.manual_seed(0)
     state = {"conv": torch.randn(6, 4, 3, 3), "odd": torch.randn(3, 7)}
-    left = pruned(state, Pattern.parsed(f"{n}:{m}"))
+    left = prune(state, PruningPattern.parse(f"{n}:{m}"))
     assert verify_nm(left["conv"].flatten(1), n, m)
     assert sparsity_of(left["conv"]) == 1 - n / m
     assert torch.equal(left["odd"], state["odd"])
-    assert stored_bytes({"conv": left["conv"]}) == (6 * 36 * 2 * n // m, 27)
+    assert count_stored_bytes({"conv": left["conv"]}) == (6 * 36 * 2 * n // m, 27)
 
 
 @pytest.mark.parametrize("bad", ["", "1", "0", "-0.5", "4:2", "2:2", "0:4", "a:b", "half", "2:4:8"])
 def test_what_is_no_pattern_is_refused(bad):
     with pytest.raises(InvalidOption, match="no pattern"):
-        Pattern.parsed(bad)
+        PruningPattern.parse(bad)
 
 
 def test_claims_are_complete_but_for_quality_and_masked_dense_is_called_so(place):
-    study = SparsityReport.load(place)
+    study = SparsityStudy.load(place)
     spec = study.In.model_validate({**study.card.example, "patterns": ["0.5", "2:4"], "runs": 30})
     (report,) = study.predict([spec], CallContext())
     rows = {row[0]: row for row in report.tables[1].rows}
@@ -53,13 +53,13 @@ def test_claims_are_complete_but_for_quality_and_masked_dense_is_called_so(place
     assert claims["0.5"].sparsity_global == pytest.approx(0.5, abs=0.001)
     assert claims["2:4"].nm_verified
     assert not any(claim.measured.kernel_sparse for claim in claims.values())
-    before = {name: weight.clone() for name, weight in study.subject("pranet").model.named_parameters()}
+    before = {name: weight.clone() for name, weight in study.load_model("pranet").model.named_parameters()}
     assert all(sparsity_of(weight) < 0.4 for weight in before.values() if weight.dim() >= 2)
 
 
 @pytest.mark.parametrize("name", ["fovea-routing-bytes", "fasternet"])
 def test_other_shipped_networks_are_pruned_too(place, name):
-    study = SparsityReport.load(place)
+    study = SparsityStudy.load(place)
     (report,) = study.predict([study.In.model_validate({**study.card.example, "lm": name})], CallContext())
     assert [row[0] for row in report.tables[0].rows] == ["0.9", "2:4"]
     assert report.tables[0].rows[0][1] == pytest.approx(0.9, abs=0.01)

@@ -26,7 +26,7 @@ from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.method_selection import policy_for
 from shared.api.text import LongctxOptions
 from shared.errors import Cancelled, FoveaError, InvalidOption
-from shared.lm.niah_prompts import NEEDLES, haystack, needle
+from shared.lm.niah_prompts import NEEDLES, build_haystack, build_needle_prompt
 from shared.registry import CallContext
 
 __all__ = ["FidelityReport", "FidelitySpec", "NeedleReport", "NeedleSpec", "run_fidelity", "run_needle"]
@@ -62,7 +62,7 @@ class _Spec(BaseModel):
         """Text of so many tokens and more, as far as there is any."""
         if self.text is not None:
             return self.text
-        return (library_prose if self.corpus == "library" else haystack)(tokens * CHARACTERS, self.seed)
+        return (library_prose if self.corpus == "library" else build_haystack)(tokens * CHARACTERS, self.seed)
 
 
 class NeedleSpec(_Spec):
@@ -129,7 +129,8 @@ def run_needle(speaker: DecoderAdapter, spec: NeedleSpec, run: CallContext) -> N
     depths = sorted(spec.depths, reverse=True)
     cells = [(d, n, what) for n in sorted(spec.lengths) for d in depths for what in NEEDLES[: spec.needles]]
     prompts = (
-        needle(speaker.tokenizer, what, n, d, corpus=spec.long_text(n), seed=spec.seed).ids for d, n, what in cells
+        build_needle_prompt(speaker.tokenizer, what, n, d, corpus=spec.long_text(n), seed=spec.seed).ids
+        for d, n, what in cells
     )
     scores: dict[tuple[float, int], list[float]] = {}
     ratios: dict[int, float] = {}

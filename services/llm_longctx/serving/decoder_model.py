@@ -18,7 +18,7 @@ from services.llm_longctx.serving.text_model import TextModel
 from shared.api.text import ChatRequest, CompletionRequest
 from shared.errors import InvalidOption, NotFound, UnsupportedMedia
 from shared.lm.gguf_file import unpack
-from shared.lm.head_plan_store import PlanFolders
+from shared.lm.head_plan_store import HeadPlanStore
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder, weights_digest
 from shared.registry import LoadContext
@@ -67,7 +67,7 @@ class LanguageModel(TextModel):
         engine = Engine(model, weights_sha256=digest, threads=place.threads, monitor=_monitor(place))
         engine.scheduler.start()
         fingerprint = f"fp_{digest[:16]}_{named}"
-        plans = PlanFolders(cls.card.name, _SHIPPED, place.weights)
+        plans = HeadPlanStore(cls.card.name, _SHIPPED, place.weights)
         limits = facts.positions, facts.vocab
         return cls(DecoderAdapter(cls.card.name, fingerprint, tokenizer, engine.scheduler, *limits, engine, plans))
 

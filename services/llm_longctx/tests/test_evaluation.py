@@ -26,7 +26,7 @@ from services.llm_longctx.tests.test_scheduler import ask, run
 from services.llm_longctx.tests.toy_methods import Streaming
 from shared.api.text import CompletionRequest
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, Malformed
-from shared.lm.niah_prompts import haystack
+from shared.lm.niah_prompts import build_haystack
 from shared.registry import CallContext, LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings
@@ -235,12 +235,12 @@ def test_long_english_text_comes_with_python_in_the_order_of_a_seed():
     assert text == library_prose(20_000, seed=1) != library_prose(20_000, seed=2)
     assert text.count(" the ") > 100
     spec = FidelitySpec(lengths=[40], corpus="generated", seed=3)
-    assert spec.long_text(30) == haystack(240, 3)
+    assert spec.long_text(30) == build_haystack(240, 3)
     assert FidelitySpec(text="my own").long_text(10**6) == "my own"
 
 
 def test_what_lies_before_a_needle_is_read_once(model, monkeypatch):
-    monkeypatch.setattr("shared.lm.niah_prompts.OVERHEAD", 0)
+    monkeypatch.setattr("shared.lm.niah_prompts.QUESTION_TOKENS", 0)
     requests, add = [], model.speaker.scheduler.add_request
     monkeypatch.setattr(model.speaker.scheduler, "add_request", lambda one: (requests.append(one), add(one)))
     run_needle(model.speaker, NeedleSpec(lengths=[180], depths=[90, 100], steps=3, text="Go. " * 60), CallContext())

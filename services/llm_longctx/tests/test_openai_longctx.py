@@ -16,7 +16,7 @@ from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, sa
 from shared.api.text import LongctxOptions
 from shared.errors import BadInput, InvalidOption
 from shared.lm.head_plan import HeadPlan
-from shared.lm.head_plan_store import keep_plan
+from shared.lm.head_plan_store import save_plan
 
 ROLES = [[1, 0], [0, 1]]
 DUO = {"method": "duo", "roles": ROLES, "sink": 4, "recent": 16}
@@ -144,7 +144,7 @@ def test_a_method_that_needs_a_plan_takes_the_models_default(folder, tmp_path, m
     monkeypatch.setattr(decoder_model, "_SHIPPED", tmp_path / "nothing")
     with Server(app_of(folder, tmp_path)) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="x") as client:
         told = used(ask(client, {"method": "duo", "sink": 2, "recent": 8}))
-        keep_plan(HeadPlan.parse(PLAN), tmp_path / "weights", MODEL, "made-later")
+        save_plan(HeadPlan.parse(PLAN), tmp_path / "weights", MODEL, "made-later")
         named = used(ask(client, {"method": "duo", "sink": 2, "recent": 8, "plan": "made-later"}))
     assert told["kv_ratio"] < 0.8
     assert named["kv_ratio"] == told["kv_ratio"], "a plan that is stored while the service runs is there at once"

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.lm.attention import DenseAttention, eager, ignore_taps, patterns, scores, sdpa, visible
+from shared.lm.attention import DenseAttention, causal_mask, eager, ignore_taps, patterns, scores, sdpa
 from shared.lm.cache import KVCache
 from shared.lm.config import DecoderConfig
 
@@ -75,15 +75,15 @@ def test_query_heads_read_their_own_group():
 
 def test_masks_hide_what_comes_later_and_what_is_padding():
     queries = torch.tensor([1, 3])
-    assert visible(queries, 4, None).int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
-    padded = visible(queries, 4, torch.tensor([0, 2]))
+    assert causal_mask(queries, 4, None).int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    padded = causal_mask(queries, 4, torch.tensor([0, 2]))
     assert padded.shape == (2, 1, 2, 4)
     assert padded[1, 0].int().tolist() == [[0, 0, 0, 0], [0, 0, 1, 1]]
 
 
 def test_hidden_scores_are_minus_infinity_and_blind_rows_are_zero():
     q, keys, _ = inputs(1, 2, 0, 1, 2, 6)
-    scored = scores(q, keys, visible(torch.arange(2), 2, torch.tensor([1])))
+    scored = scores(q, keys, causal_mask(torch.arange(2), 2, torch.tensor([1])))
     assert scored[0, 0, 0].tolist() == [-math.inf, -math.inf]
     pattern = patterns(scored)
     assert pattern[0, :, 0].eq(0).all()

@@ -73,9 +73,9 @@ def test_lowering_the_length_forgets_the_tail():
 def test_the_first_padding_stays():
     cache = KVCache(CONFIG)
     first = torch.tensor([3])
-    assert cache.settle(None) is None
-    assert cache.settle(first) is first
-    assert cache.settle(torch.tensor([9])) is first
+    assert cache.set_padding(None) is None
+    assert cache.set_padding(first) is first
+    assert cache.set_padding(torch.tensor([9])) is first
 
 
 def test_a_cache_holds_no_gradients_and_fits_its_models_dtype():

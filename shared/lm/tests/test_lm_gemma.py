@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shared.errors import BadInput
-from shared.lm.attention import eager, sdpa, visible
+from shared.lm.attention import causal_mask, eager, sdpa
 from shared.lm.builders import gemma3
 from shared.lm.config import from_official
 from shared.lm.taps import trace
@@ -31,7 +31,7 @@ def model():
 
 
 def test_a_window_counts_the_token_itself():
-    seen = visible(torch.tensor([6]), 8, None, 3)[0]
+    seen = causal_mask(torch.tensor([6]), 8, None, 3)[0]
     assert seen.nonzero()[:, 0].tolist() == [4, 5, 6]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shared.lm.config import from_official
 from shared.lm.decoder import Decoder
-from shared.lm.weights import load_decoder, official
+from shared.lm.weights import load_decoder, to_official_keys
 
 transformers = pytest.importorskip("transformers")
 
@@ -98,7 +98,7 @@ def theirs(case: str, seed: int = 0) -> Any:
 def ours(model: Any) -> Decoder:
     config = from_official(model.config.to_dict())
     decoder = Decoder(config).eval()
-    missing = decoder.load_state_dict(official(model.state_dict(), config), strict=False)
+    missing = decoder.load_state_dict(to_official_keys(model.state_dict(), config), strict=False)
     assert set(missing.missing_keys) <= {"lm_head.weight"}
     assert not missing.unexpected_keys
     return decoder

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
-from shared.lm.niah_prompts import NEEDLES, context, depths, haystack, key_value, lengths, needle, needle_span
+from shared.lm.niah_prompts import (
+    NEEDLES,
+    build_haystack,
+    build_key_value_prompt,
+    build_needle_context,
+    build_needle_prompt,
+    even_depths,
+    even_lengths,
+    needle_span,
+)
 from shared.lm.tokenizer import Tokenizer
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
@@ -32,7 +41,7 @@ def test_every_needle_holds_its_answer(what):
 @pytest.mark.parametrize("depth", [0, 35, 70, 100])
 def test_span_of_a_needle_is_its_answer(depth, chat):
     codec = tokenizer(chat)
-    prompt = needle(codec, NEEDLES[0], 1200, depth, seed=3)
+    prompt = build_needle_prompt(codec, NEEDLES[0], 1200, depth, seed=3)
     start, end = prompt.span
     # The first window that covers nine tenths of the answer's distinct tokens may begin a little early.
     assert abs(start - prompt.ids.index(codec.encode(NEEDLES[0].answer)[0], start)) <= len(NEEDLES[0].answer)
@@ -42,12 +51,12 @@ def test_span_of_a_needle_is_its_answer(depth, chat):
 
 
 def test_answer_follows_a_template_at_once_and_bare_text_after_a_space():
-    assert needle(tokenizer(True), NEEDLES[1], 900, 50).answer == NEEDLES[1].answer
-    assert needle(tokenizer(), NEEDLES[1], 900, 50).answer == f" {NEEDLES[1].answer}"
+    assert build_needle_prompt(tokenizer(True), NEEDLES[1], 900, 50).answer == NEEDLES[1].answer
+    assert build_needle_prompt(tokenizer(), NEEDLES[1], 900, 50).answer == f" {NEEDLES[1].answer}"
 
 
 def test_depth_moves_the_needle_and_full_stops_hold_it():
-    read = [context(tokenizer(), NEEDLES[2], 2000, depth) for depth in (0, 25, 50, 75, 100)]
+    read = [build_needle_context(tokenizer(), NEEDLES[2], 2000, depth) for depth in (0, 25, 50, 75, 100)]
     places = [text.index(NEEDLES[2].sentence) for text in read]
     assert places == sorted(places)
     assert places[0] == 0
@@ -57,16 +66,16 @@ def test_depth_moves_the_needle_and_full_stops_hold_it():
 
 def test_length_is_kept():
     for length in (600, 1500, 3000):
-        assert abs(len(needle(tokenizer(), NEEDLES[0], length, 40).ids) - length) < 200
+        assert abs(len(build_needle_prompt(tokenizer(), NEEDLES[0], length, 40).ids) - length) < 200
 
 
 def test_own_corpus_is_the_haystack():
-    assert "lorem ipsum" in context(tokenizer(), NEEDLES[0], 800, 50, corpus="lorem ipsum. " * 100)
+    assert "lorem ipsum" in build_needle_context(tokenizer(), NEEDLES[0], 800, 50, corpus="lorem ipsum. " * 100)
 
 
 @pytest.mark.parametrize("words", [0, 4])
 def test_key_value_asks_for_a_key_that_no_example_solved(words):
-    prompt = key_value(tokenizer(), pairs=6, seed=5, shots=2, key_chars=6, value_words=words)
+    prompt = build_key_value_prompt(tokenizer(), pairs=6, seed=5, shots=2, key_chars=6, value_words=words)
     asked = prompt.text.rsplit("Key: ", 1)[1].split("\n")[0]
     assert prompt.text.count(asked) == 2
     start, end = prompt.span
@@ -76,15 +85,15 @@ def test_key_value_asks_for_a_key_that_no_example_solved(words):
 
 
 def test_seed_decides_everything():
-    first, second, third = (key_value(tokenizer(), seed=seed).text for seed in (1, 1, 2))
+    first, second, third = (build_key_value_prompt(tokenizer(), seed=seed).text for seed in (1, 1, 2))
     assert first == second != third
-    assert haystack(300, 1) == haystack(300, 1) != haystack(300, 2)
+    assert build_haystack(300, 1) == build_haystack(300, 1) != build_haystack(300, 2)
 
 
 def test_steps_are_even_and_include_both_ends():
-    assert lengths(100, 500, 5) == [100, 200, 300, 400, 500]
-    assert depths() == [0, 11, 22, 33, 44, 56, 67, 78, 89, 100]
-    assert lengths(100, 500, 1) == [100]
+    assert even_lengths(100, 500, 5) == [100, 200, 300, 400, 500]
+    assert even_depths() == [0, 11, 22, 33, 44, 56, 67, 78, 89, 100]
+    assert even_lengths(100, 500, 1) == [100]
 
 
 @settings(max_examples=50, deadline=None)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shared.lm.builders import gpt2, llama
-from shared.lm.onednn_ops import PackedOps, fits, pack_ops
+from shared.lm.onednn_ops import PackedOps, is_packable, pack_ops
 from shared.lm.ops import TORCH
 from shared.lm.taps import Scale, trace
 
@@ -46,8 +46,8 @@ def test_a_row_does_not_depend_on_how_many_others_there_are(dtype, shape):
 
 def test_what_onednn_does_not_serve_is_left_to_torch():
     assert pack_ops(small(torch.float64)) is TORCH
-    assert not fits(small(torch.float64))
-    assert fits(small())
+    assert not is_packable(small(torch.float64))
+    assert is_packable(small())
     model = gpt2(vocab=50, width=48, layers=2, heads=4, hidden=80, positions=64).eval()
     assert pack_ops(model) is TORCH, "its products are not behind the seam"
 

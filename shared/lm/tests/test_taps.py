@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shared.errors import InvalidOption, TooLarge
-from shared.lm.activation_names import SITES, WHOLE
+from shared.lm.activation_names import SITES, UNLAYERED_SITES
 from shared.lm.builders import llama
 from shared.lm.rope import frequencies, rotate, rotation
 from shared.lm.taps import Attend, Replace, Scale, Uniform, sweep, trace
 
-ALL_SITES = [site if site in WHOLE else f"{site}.1" for site in SITES]
+ALL_SITES = [site if site in UNLAYERED_SITES else f"{site}.1" for site in SITES]
 T = 12
 
 

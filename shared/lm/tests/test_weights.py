@@ -17,7 +17,7 @@ from shared.lm import builders
 from shared.lm.config import DecoderConfig, RopeScaling, from_official
 from shared.lm.gguf_file import unpack
 from shared.lm.tokenizer import Tokenizer
-from shared.lm.weights import load_decoder, official, read_tensors, weights_digest
+from shared.lm.weights import load_decoder, read_tensors, to_official_keys, weights_digest
 
 FACTS = {
     "model_type": "llama", "vocab_size": 40, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -185,7 +185,7 @@ def test_bare_gpt2_files_get_their_prefix_and_lose_their_mask_buffers():
     config = DecoderConfig("gpt2", 8, 4, 1, 2, 2, 2, 8, 16, 1e-5, tied=True)
     bare = {"wte.weight": 0, "h.0.attn.bias": 0, "h.0.attn.masked_bias": 0, "h.0.attn.c_attn.bias": 0}
     whole = {"transformer.ln_f.weight": 0, "lm_head.weight": 0}
-    found = official({k: torch.zeros(1) for k in bare | whole}, config)
+    found = to_official_keys({k: torch.zeros(1) for k in bare | whole}, config)
     assert set(found) == {"transformer.wte.weight", "transformer.h.0.attn.c_attn.bias", "transformer.ln_f.weight"}
 
 

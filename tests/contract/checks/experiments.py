@@ -132,7 +132,7 @@ def check_unknown_model_is_refused_with_the_list(machines: Machines) -> None:
 def check_estimate_is_what_a_run_takes(machines: Machines) -> None:
     """A dry run runs nothing, and tells forwards and tokens exactly."""
     study, spec = machines.fresh(), machines.example
-    with _calls_of(study.subject(spec.lm).model) as calls:
+    with _calls_of(study.load_model(spec.lm).model) as calls:
         told = answered(study, spec.model_copy(update={"dry_run": True}))
         assert calls.forwards <= 2, "only the speed may be measured"
         calls.forwards = calls.tokens = 0
@@ -188,7 +188,7 @@ def check_same_seed_has_the_same_report(machines: Machines) -> None:
 def check_another_seed_has_another_report(machines: Machines) -> None:
     """Where numbers are drawn at random, a seed of the spec decides on them."""
     study, spec = machines.fresh(), machines.example
-    study.subject(spec.lm)  # whose random weights, before the real ones are read, are no numbers of the report
+    study.load_model(spec.lm)  # whose random weights, before the real ones are read, are no numbers of the report
     with _draws() as draws:
         report = answered(study, spec)
     says_so = "seed" in vars(machines.kind.In).get("__annotations__", {})
@@ -231,8 +231,8 @@ def _draws() -> Iterator[list[str]]:
 def check_report_follows_from_the_model(machines: Machines) -> None:
     """A model with other weights has other numbers."""
     study, spec = machines.fresh(), machines.example
-    subject = study.subject(spec.lm)
-    if study.shelf.loaded_subject(subject.name) is None and weights_file(subject.weights_sha256) is None:
+    subject = study.load_model(spec.lm)
+    if study.models.get_loaded(subject.name) is None and weights_file(subject.weights_sha256) is None:
         pytest.skip("trains the models that it studies")
     with _studies(study, disturbed(subject.model)):
         other = answered(study, spec)
@@ -242,7 +242,7 @@ def check_report_follows_from_the_model(machines: Machines) -> None:
 def check_report_follows_from_what_the_model_computes(machines: Machines) -> None:
     """A model whose neurons stand in another order computes the same, and has the same numbers."""
     study, spec = machines.fresh(), machines.example
-    subject = study.subject(spec.lm)
+    subject = study.load_model(spec.lm)
     if not isinstance(subject.model, Decoder) or not (other := _reordered(subject.model)):
         pytest.skip("studies no decoder with gated neurons")
     with _studies(study, other):
@@ -254,14 +254,14 @@ def check_report_follows_from_what_the_model_computes(machines: Machines) -> Non
 @contextmanager
 def _studies(study: Experiment[Any], model: nn.Module) -> Iterator[None]:
     """Let the experiment find another model under every name."""
-    original = study.subject
+    original = study.load_model
 
     def other(name: str | None) -> Any:
         found = original(name)
         return replace(found, model=model, weights_sha256=hashlib.sha256(repr(id(model)).encode()).hexdigest())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "subject", other)
+        patch.setattr(study, "load_model", other)
         yield
 
 
@@ -352,7 +352,7 @@ def check_cells_of_other_specs_are_not_taken(machines: Machines) -> None:
 def check_run_without_a_ledger_has_the_same_numbers(machines: Machines) -> None:
     """Numbers are those that `run` computes: nothing is added on the way out or in."""
     study, spec = machines.fresh(), machines.example
-    subject = study.subject(spec.lm)
+    subject = study.load_model(spec.lm)
     report = study.run(spec, subject, Progress(cells=study.cost(spec, subject).cells))
     assert differences(found_in(machines.undisturbed()), found_in(report), 1e-6) == []
 

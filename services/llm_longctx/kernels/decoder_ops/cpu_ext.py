@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from services.llm_longctx.kernels.native import bindings
-from shared.lm.ops import Normed
+from shared.lm.ops import NormLayer
 from shared.lm.rope import Rotation
 
 __all__ = ["NativeOps"]
@@ -31,21 +31,21 @@ SIDE = 32
 class NativeOps:
     """`shared.lm.ops.Ops`; a row's result does not depend on how many others there are, up to `FEW`, or in tiles."""
 
-    def norm(self, x: Tensor, how: Normed) -> Tensor:
+    def norm(self, x: Tensor, how: NormLayer) -> Tensor:
         """See `Ops`."""
         x = x.contiguous()
         out = torch.empty_like(x)
         bindings.norm(x, how.weight, out, how.eps, how.offset)
         return out
 
-    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: Normed | None = None) -> list[Tensor]:
+    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None) -> list[Tensor]:
         """See `Ops`."""
         if not _ours(x, [layer.weight for layer in layers]):
             x = x if norm is None else self.norm(x, norm)
             return [layer(x) for layer in layers]
         return _products(x, [(layer.weight, layer.bias) for layer in layers], norm)
 
-    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: Normed | None = None) -> Tensor:
+    def swiglu(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: NormLayer | None = None) -> Tensor:
         """See `Ops`."""
         if not _ours(x, [gate.weight, up.weight]):
             x = x if norm is None else self.norm(x, norm)
@@ -79,7 +79,7 @@ def _ours(x: Tensor, matrices: Sequence[Tensor]) -> bool:
 
 
 def _products(
-    x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], norm: Normed | None = None, *, gated: bool = False
+    x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], norm: NormLayer | None = None, *, gated: bool = False
 ) -> list[Tensor]:
     x, K = x.contiguous(), x.shape[-1]
     outs: list[Tensor] = []

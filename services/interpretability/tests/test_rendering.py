@@ -18,18 +18,18 @@ from services.interpretability.core.report import (
     Bars,
     Edge,
     Graph,
-    Grid,
-    Manifest,
+    HeatMap,
     Node,
     Report,
+    RunManifest,
     Scalar,
     Strip,
     Table,
-    Token,
+    TokenSpan,
 )
 from services.interpretability.rendering import plots
-from services.interpretability.rendering.html_page import POLICY, page, permalink
-from services.interpretability.rendering.render import MEDIA_TYPES, arrays, render
+from services.interpretability.rendering.html_page import POLICY, permalink, render_page
+from services.interpretability.rendering.render import MEDIA_TYPES, render, to_npz
 from services.interpretability.rendering.svg import (
     BLUE,
     EMPTY,
@@ -39,14 +39,14 @@ from services.interpretability.rendering.svg import (
     Text,
     diverging,
     sequential,
-    stacked,
+    stack_drawings,
 )
 
 NASTY = '<script>alert(1)</script>&"\n\x07'
 
 
 def head_map(values, scale="sequential", text="some text"):
-    return Grid(
+    return HeatMap(
         name="scores",
         values=values,
         rows=Axis(label="layer", ticks=[str(i) for i in range(len(values))]),
@@ -58,7 +58,7 @@ def head_map(values, scale="sequential", text="some text"):
 
 
 def whole_report(text="a b"):
-    tokens = [Token(text=NASTY, start=0, end=1), Token(text="b", start=1, end=2)]
+    tokens = [TokenSpan(text=NASTY, start=0, end=1), TokenSpan(text="b", start=1, end=2)]
     return Report(
         title=NASTY,
         warnings=[NASTY],
@@ -76,7 +76,7 @@ def whole_report(text="a b"):
             )
         ],
         spec={"lm": "tiny", "text": NASTY, "seed": 0},
-        manifest=Manifest(
+        manifest=RunManifest(
             experiment="attention",
             model="tiny",
             weights_sha256="0",
@@ -106,7 +106,7 @@ def test_svg_is_well_formed_and_says_its_numbers():
 
 
 def test_png_has_the_shape_of_the_drawing():
-    drawing = plots.grid(head_map([[0.0, 1.0]]))
+    drawing = plots.draw_heat_map(head_map([[0.0, 1.0]]))
     image = Image.open(io.BytesIO(drawing.png(scale=1)))
     assert image.size == (round(drawing.width), round(drawing.height))
 
@@ -115,29 +115,29 @@ def patterns(heads, tokens=40):
     ticks = [str(t) for t in range(tokens)]
     values = (np.tril(np.ones((tokens, tokens))) / np.arange(1, tokens + 1)[:, None]).tolist()
     axes = {"rows": Axis(label="query", ticks=ticks), "columns": Axis(label="key", ticks=ticks)}
-    return [Grid(name=f"1-{h}", values=values, **axes, caption="How to read it.") for h in range(heads)]
+    return [HeatMap(name=f"1-{h}", values=values, **axes, caption="How to read it.") for h in range(heads)]
 
 
 def test_patterns_of_many_heads_are_small_maps_that_lead_to_the_large_one():
     report = whole_report().model_copy(update={"grids": patterns(7), "spec": {"text": "ab", "seed": 0}})
-    root = ET.fromstring(plots.panels(report.grids, lambda data: f"/{data.name}").svg())  # noqa: S314  # our own
+    root = ET.fromstring(plots.draw_panels(report.grids, lambda data: f"/{data.name}").svg())  # noqa: S314  # our own
     assert [a.get("href") for a in root.iter() if a.tag.endswith("}a")] == [f"/1-{h}" for h in range(7)]
-    made = page(report)
+    made = render_page(report)
     assert made.count("<figure>") == 1 + 3, "one for all heads; bars, strip and graph"
     assert "%22layers%22%3A%20%5B1%5D%2C%20%22heads%22%3A%20%5B6%5D" in made
-    assert page(report.model_copy(update={"grids": patterns(2)})).count("<figure>") == 2 + 3, "few are large"
+    assert render_page(report.model_copy(update={"grids": patterns(2)})).count("<figure>") == 2 + 3, "few are large"
 
 
 def test_small_maps_show_the_largest_of_neighbours():
     grid = patterns(1, 70)[0]
-    found = np.array(plots._coarse(grid.values))
+    found = np.array(plots._max_pool(grid.values))
     assert found.shape == (24, 24)
     assert found[0, 0] == 1.0
     assert found[23, 23] == pytest.approx(1 / 70)
 
 
 def test_page_has_one_style_sheet_and_a_policy_that_allows_that_alone():
-    made = page(whole_report())
+    made = render_page(whole_report())
     (sheet,) = re.findall(r"<style>(.*?)</style>", made, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
     assert f"style-src 'sha256-{digest}';" in POLICY
@@ -149,21 +149,21 @@ def test_page_has_one_style_sheet_and_a_policy_that_allows_that_alone():
 
 
 def test_text_of_strangers_stays_text():
-    made = page(whole_report())
+    made = render_page(whole_report())
     assert "<script" not in made
     assert "alert(1)" in made
     assert "\x07" not in made
 
 
 def test_page_is_honest_about_parts_and_undefined_values():
-    made = page(whole_report().model_copy(update={"partial": True}))
+    made = render_page(whole_report().model_copy(update={"partial": True}))
     assert "Partial" in made
     assert "undefined" in made
     assert "more rows" in made
 
 
 def test_arrays_hold_the_numbers_of_the_json_with_undefined_as_nan():
-    with np.load(io.BytesIO(arrays(whole_report())), allow_pickle=False) as found:
+    with np.load(io.BytesIO(to_npz(whole_report())), allow_pickle=False) as found:
         assert np.array_equal(found["grid.scores"], [[0.1, np.nan], [0.3, -2.0]], equal_nan=True)
         assert found["bars.b"].tolist() == [-1, 2]
         assert found["scalar.n"] == 3
@@ -201,13 +201,13 @@ def test_report_without_pictures_still_has_one():
 
 def test_empty_and_extreme_data_are_drawn():
     for grid in (head_map([[None]]), head_map([[0.0]]), head_map([[1e300, -1e300]], "diverging")):
-        assert plots.grid(grid).svg()
-    assert plots.bars(Bars(name="b", bars=[], caption="C.")).svg()
-    assert plots.bars(Bars(name="b", bars=[Bar(label="x", value=None)], caption="C.")).svg()
-    assert plots.strip(Strip(name="s", tokens=[], values=[], caption="C.")).svg()
-    assert plots.graph(Graph(name="g", nodes=[], edges=[], caption="C.")).svg()
+        assert plots.draw_heat_map(grid).svg()
+    assert plots.draw_bars(Bars(name="b", bars=[], caption="C.")).svg()
+    assert plots.draw_bars(Bars(name="b", bars=[Bar(label="x", value=None)], caption="C.")).svg()
+    assert plots.draw_strip(Strip(name="s", tokens=[], values=[], caption="C.")).svg()
+    assert plots.draw_graph(Graph(name="g", nodes=[], edges=[], caption="C.")).svg()
 
 
 def test_long_pictures_are_scaled_down():
     tall = Drawing(100, 60_000, "x", [Rect(0, 0, 10, 10, BLUE), Text(5, 5, "x", turned=True)])
-    assert max(Image.open(io.BytesIO(stacked([tall]).png())).size) <= 8000
+    assert max(Image.open(io.BytesIO(stack_drawings([tall]).png())).size) <= 8000

@@ -6,8 +6,13 @@ import json
 
 import pytest
 
-from services.interpretability.causal.activation_cache import record
-from services.interpretability.causal.circuit_tasks import batches, coloured_objects, indirect_objects, own_task
+from services.interpretability.causal.activation_cache import run_with_cache
+from services.interpretability.causal.circuit_tasks import (
+    group_by_length,
+    make_coloured_objects,
+    make_indirect_objects,
+    parse_pairs,
+)
 from services.interpretability.experiments.circuits import Circuits, CircuitsSpec, logit_difference
 from services.interpretability.tests.conftest import read
 from shared.errors import InvalidOption, Malformed
@@ -18,7 +23,7 @@ LINE = {"clean": "abc", "corrupt": "abd", "correct": "x", "wrong": ["y", "z"]}
 
 def test_own_pairs_become_cases_by_length(tiny):
     lines = [LINE, {**LINE, "clean": "abcd", "corrupt": "abce"}, LINE]
-    found = batches(own_task(tiny, "\n".join(map(json.dumps, lines))))
+    found = group_by_length(parse_pairs(tiny, "\n".join(map(json.dumps, lines))))
     assert [len(batch.cases) for batch in found] == [2, 1]
     assert len(found[0].answers[0]) == 3
 
@@ -35,15 +40,15 @@ def test_own_pairs_become_cases_by_length(tiny):
 )
 def test_bad_line_is_refused_by_its_number(tiny, line, error):
     with pytest.raises(error, match="Line 2") as caught:
-        own_task(tiny, json.dumps(LINE) + "\n" + json.dumps(line))
+        parse_pairs(tiny, json.dumps(LINE) + "\n" + json.dumps(line))
     assert caught.value.field == "pairs"
 
 
 def test_task_that_the_tokenizer_cannot_hold_is_refused(tiny):
     with pytest.raises(InvalidOption, match="names as one token"):
-        indirect_objects(tiny, 4)
+        make_indirect_objects(tiny, 4)
     with pytest.raises(InvalidOption, match="several tokens"):
-        coloured_objects(tiny, 4)
+        make_coloured_objects(tiny, 4)
 
 
 def test_unsolved_task_carries_its_warning(place):
@@ -63,12 +68,12 @@ def test_override_without_wrong_answers_in_the_prompt_is_refused(place):
 
 @pytest.mark.slow
 def test_prompts_of_the_real_tokenizer_are_minimal_pairs(smollm2):
-    for case in (*indirect_objects(smollm2, 8), *indirect_objects(smollm2, 4, counterfactual="abc")):
+    for case in (*make_indirect_objects(smollm2, 8), *make_indirect_objects(smollm2, 4, counterfactual="abc")):
         assert len(case.clean) == len(case.corrupt)
         assert {"IO", "S1", "S2", "END"} <= set(case.marks)
         assert case.clean[case.marks["IO"][0]] == case.correct
         assert case.clean[case.marks["S2"][0]] == case.wrong[0]
-    for case in coloured_objects(smollm2, 6):
+    for case in make_coloured_objects(smollm2, 6):
         assert len(case.clean) == len(case.corrupt)
         assert len(set(case.wrong) | {case.correct}) == 3
         assert case.text.endswith("A:")
@@ -76,15 +81,15 @@ def test_prompts_of_the_real_tokenizer_are_minimal_pairs(smollm2):
 
 @pytest.mark.slow
 def test_orders_alternate_and_seeds_decide(smollm2):
-    found = indirect_objects(smollm2, 6, seed=1)
+    found = make_indirect_objects(smollm2, 6, seed=1)
     assert [case.kind for case in found] == ["ABBA", "BABA"] * 3
-    assert found == indirect_objects(smollm2, 6, seed=1) != indirect_objects(smollm2, 6, seed=2)
+    assert found == make_indirect_objects(smollm2, 6, seed=1) != make_indirect_objects(smollm2, 6, seed=2)
 
 
 @pytest.mark.slow
 def test_indirect_objects_on_the_real_model_equal_the_golden_ones(smollm2):
     for facts in read("smollm2_ioi.json")["prompts"][:8]:
         answers = [smollm2.encode(f" {facts[who]}")[0] for who in ("io", "s")]
-        last = record(smollm2.model, smollm2.tensor([smollm2.encode(facts["prompt"])])).last
+        last = run_with_cache(smollm2.model, smollm2.tensor([smollm2.encode(facts["prompt"])])).last
         assert logit_difference(last, smollm2.tensor([answers])) == pytest.approx(facts["logit_diff"], abs=0.02)
         assert (int(last.argmax()) == answers[0]) is facts["top1_is_io"]

@@ -1,4 +1,4 @@
-"""What retrieval-head samples and the masking study found, as a report, evidence and a HeadPlan.
+"""Report of the retrieval-heads experiment: score maps, the masking study, the evidence and a HeadPlan.
 
 Knows numbers and names; computes nothing about models.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,34 +17,33 @@ from services.interpretability.core.report import (
     Artefact,
     Bar,
     Bars,
-    Grid,
+    HeatMap,
     Report,
     Scalar,
     Table,
-    canonical,
+    canonical_json,
     head_axes,
     head_name,
-    matrix,
+    to_matrix,
 )
-from services.interpretability.core.studied_model import Subject
-from services.interpretability.generation.forced_decoding import Forced
-from services.interpretability.generation.niah_report import grid_of
+from services.interpretability.core.studied_model import StudiedModel
+from services.interpretability.experiments.retrieval_heads.samples import Sample
+from services.interpretability.experiments.retrieval_heads.spec import RetrievalHeadsSpec
+from services.interpretability.generation.forced_decoding import AnswerScore
+from services.interpretability.generation.niah_report import build_niah_map
 from shared.lm.head_plan import HeadPlan
 
-if TYPE_CHECKING:
-    from services.interpretability.experiments.retrieval_heads import RetrievalSpec, Sample
+__all__ = ["build_evidence", "build_report"]
 
-__all__ = ["evidence", "report_of"]
-
-RETRIEVAL = 0.1
+MIN_RETRIEVAL_SCORE = 0.1
 """Mean score from which a head is called a retrieval head (section 3)."""
 
-SOLVED = 0.5
+MIN_SOLVED_ACCURACY = 0.5
 """Share of right answer tokens below which scores of heads mean little."""
 
 
-def evidence(spec: RetrievalSpec, subject: Subject, found: Aggregate) -> dict[str, Any]:
-    """The retrieval report of section 6: evidence from which plans are made; two runs write the same bytes."""
+def build_evidence(spec: RetrievalHeadsSpec, subject: StudiedModel, scores: Aggregate) -> dict[str, Any]:
+    """Return the `retrieval-report/1` of section 6: evidence for head plans; two runs give the same bytes."""
     return {
         "schema": "retrieval-report/1",
         "model": {
@@ -56,48 +55,48 @@ def evidence(spec: RetrievalSpec, subject: Subject, found: Aggregate) -> dict[st
         },
         "protocol": spec.model_dump(mode="json", exclude={"lm", "seed", "dry_run", "hide", "corpus"}),
         "seed": spec.seed,
-        "kept": len(found.kept),
-        "scores": found.mean.tolist(),
-        "frequency": found.frequency.tolist(),
-        "always_active": found.always_active,
+        "kept": len(scores.kept),
+        "scores": scores.mean.tolist(),
+        "frequency": scores.frequency.tolist(),
+        "always_active": scores.always_active,
         "code": code_digest(),
     }
 
 
-def _artefacts(spec: RetrievalSpec, subject: Subject, found: Aggregate) -> list[Artefact]:
-    if not found.kept:
+def _artefacts(spec: RetrievalHeadsSpec, subject: StudiedModel, scores: Aggregate) -> list[Artefact]:
+    if not scores.kept:
         return []
-    report = evidence(spec, subject, found)
+    report = build_evidence(spec, subject, scores)
     plan = HeadPlan.from_retrieval(report, spec.share, kv_heads=subject.model.config.kv_heads)
-    plan = plan.model_copy(update={"heads": found.at_least(RETRIEVAL) or found.top(0.05)})
+    plan = plan.model_copy(update={"heads": scores.at_least(MIN_RETRIEVAL_SCORE) or scores.top(0.05)})
     return [
-        Artefact.of("retrieval-report.json", canonical(report)),
-        Artefact.of("head-plan.json", canonical(plan.facts())),
+        Artefact.of("retrieval-report.json", canonical_json(report)),
+        Artefact.of("head-plan.json", canonical_json(plan.facts())),
     ]
 
 
-def report_of(
-    spec: RetrievalSpec,
-    subject: Subject,
+def build_report(
+    spec: RetrievalHeadsSpec,
+    subject: StudiedModel,
     scored: list[tuple[Sample, dict[str, Any]]],
-    found: Aggregate,
-    hidden: Mapping[str, list[Forced]],
+    scores: Aggregate,
+    masked: Mapping[str, list[AnswerScore]],
 ) -> Report:
-    """The report, whole or as far as it came."""
+    """Return the report of a run, complete or as far as it came."""
     axes = head_axes(subject.layers, subject.heads)
     text = scored[0][0].prompt.text if scored and len(scored[0][0].prompt.ids) <= 600 else None
     grids = [
-        Grid(
+        HeatMap(
             name="retrieval_score",
-            values=matrix(found.mean),
+            values=to_matrix(scores.mean),
             **axes,
             text=text,
             caption="Mean share of the answer that a head copied: the head looked most at a token of the answer in the "
             "context, and that token came next. 0.1 and more is called a retrieval head.",
         ),
-        Grid(
+        HeatMap(
             name="frequency",
-            values=matrix(found.frequency),
+            values=to_matrix(scores.frequency),
             **axes,
             text=text,
             caption="Share of samples in which the head copied at all.",
@@ -105,41 +104,45 @@ def report_of(
     ]
     return Report(
         title="Retrieval heads",
-        warnings=_warnings(spec, scored, found),
-        scalars=_scalars(spec, scored, found),
-        tables=[_top(found), *_masking_table(hidden)],
-        grids=[*grids, *_cells(spec, scored)],
-        bars=[_histogram(found), *_masking(spec, hidden)],
-        artefacts=_artefacts(spec, subject, found),
+        warnings=_warnings(spec, scored, scores),
+        scalars=_scalars(spec, scored, scores),
+        tables=[_top_heads_table(scores), *_masking_table(masked)],
+        grids=[*grids, *_niah_maps(spec, scored)],
+        bars=[_histogram(scores), *_masking_bars(spec, masked)],
+        artefacts=_artefacts(spec, subject, scores),
     )
 
 
-def _warnings(spec: RetrievalSpec, scored: list[tuple[Sample, dict[str, Any]]], found: Aggregate) -> list[str]:
-    told = []
-    if not found.kept:
-        told.append("No sample was kept: this is a failed measurement, not a model without retrieval heads.")
-    elif (right := float(np.mean([value["accuracy"] for _, value in scored]))) < SOLVED:
-        told.append(f"Only {right:.0%} of the answers' tokens were right: the model does not solve the task well.")
-    if 0 < len(found.kept) < 8:
-        told.append(f"{len(found.kept)} samples are few: compare the split-half correlation before you trust a rank.")
+def _warnings(spec: RetrievalHeadsSpec, scored: list[tuple[Sample, dict[str, Any]]], scores: Aggregate) -> list[str]:
+    warnings = []
+    if not scores.kept:
+        warnings.append("No sample was kept: this is a failed measurement, not a model without retrieval heads.")
+    elif (right := float(np.mean([value["accuracy"] for _, value in scored]))) < MIN_SOLVED_ACCURACY:
+        warnings.append(f"Only {right:.0%} of the answers' tokens were right: the model does not solve the task well.")
+    if 0 < len(scores.kept) < 8:
+        warnings.append(
+            f"{len(scores.kept)} samples are few: compare the split-half correlation before you trust a rank."
+        )
     if spec.hide and spec.hide_samples < 4:
-        told.append("Fewer than four samples were masked; random controls scatter widely on small models.")
-    return told
+        warnings.append("Fewer than four samples were masked; random controls scatter widely on small models.")
+    return warnings
 
 
-def _scalars(spec: RetrievalSpec, scored: list[tuple[Sample, dict[str, Any]]], found: Aggregate) -> dict[str, Scalar]:
-    dropped = len(scored) - len(found.kept)
-    told = {
-        "kept": Scalar(value=len(found.kept), note="Samples that count."),
+def _scalars(
+    spec: RetrievalHeadsSpec, scored: list[tuple[Sample, dict[str, Any]]], scores: Aggregate
+) -> dict[str, Scalar]:
+    dropped = len(scored) - len(scores.kept)
+    counts = {
+        "kept": Scalar(value=len(scores.kept), note="Samples that count."),
         "dropped": Scalar(value=dropped, note="Answer not found in the prompt, or not given."),
     }
-    if not found.kept:
-        return told
-    kept = [scored[i][1] for i in found.kept]
+    if not scores.kept:
+        return counts
+    kept = [scored[i][1] for i in scores.kept]
     losses = [value["nll"] for value in kept if value["nll"] is not None]
-    size = found.mean.size
+    size = scores.mean.size
     return {
-        **told,
+        **counts,
         "split_half": Scalar(
             value=split_half(np.array([value["scores"] for value in kept])),
             note="Correlation of the maps of every other sample; near 1, the map does not hang on its samples.",
@@ -149,27 +152,29 @@ def _scalars(spec: RetrievalSpec, scored: list[tuple[Sample, dict[str, Any]]], f
             note="Answer tokens that were the likeliest" if spec.teacher_forced else "ROUGE-1 recall of the answer",
         ),
         **({"nll": Scalar(value=float(np.mean(losses)), unit="nats/token")} if losses else {}),
-        "retrieval_heads": Scalar(value=len(found.at_least(RETRIEVAL)), note=f"score ≥ {RETRIEVAL}, of {size}"),
-        "always_active": Scalar(value=len(found.always_active), note="copied in every sample"),
-        "share_zero": Scalar(value=float((found.mean == 0).mean()), note="heads that never copied"),
+        "retrieval_heads": Scalar(
+            value=len(scores.at_least(MIN_RETRIEVAL_SCORE)), note=f"score ≥ {MIN_RETRIEVAL_SCORE}, of {size}"
+        ),
+        "always_active": Scalar(value=len(scores.always_active), note="copied in every sample"),
+        "share_zero": Scalar(value=float((scores.mean == 0).mean()), note="heads that never copied"),
     }
 
 
-def _top(found: Aggregate, rows: int = 30) -> Table:
+def _top_heads_table(scores: Aggregate, rows: int = 30) -> Table:
     return Table(
         name="top_heads",
         columns=["rank", "head", "score", "frequency"],
         rows=[
-            [i + 1, head_name(head), float(found.mean[head]), float(found.frequency[head])]
-            for i, head in enumerate(found.ranking[:rows])
+            [i + 1, head_name(head), float(scores.mean[head]), float(scores.frequency[head])]
+            for i, head in enumerate(scores.ranking[:rows])
         ],
         caption="Heads by mean score, written layer-head; ties go to the lower one.",
     )
 
 
-def _histogram(found: Aggregate) -> Bars:
+def _histogram(scores: Aggregate) -> Bars:
     edges = [0.0, *np.arange(0.05, 1.0, 0.05).round(2).tolist(), np.inf]
-    values = found.mean.ravel()
+    values = scores.mean.ravel()
     counts = [int((values == 0).sum())] + [
         int(((values > 0) & (values >= low) & (values < high)).sum()) for low, high in pairwise(edges)
     ]
@@ -182,19 +187,19 @@ def _histogram(found: Aggregate) -> Bars:
     )
 
 
-def _cells(spec: RetrievalSpec, scored: list[tuple[Sample, dict[str, Any]]]) -> list[Grid]:
-    """Depth × length, for needles."""
+def _niah_maps(spec: RetrievalHeadsSpec, scored: list[tuple[Sample, dict[str, Any]]]) -> list[HeatMap]:
+    """Accuracy by depth and length, for needles."""
     if spec.protocol != "niah" or not scored:
         return []
-    return [grid_of(spec.lengths, spec.depths, [({**s.facts}, v["accuracy"]) for s, v in scored])]
+    return [build_niah_map(spec.lengths, spec.depths, [({**s.facts}, v["accuracy"]) for s, v in scored])]
 
 
-def _masking(spec: RetrievalSpec, hidden: Mapping[str, list[Forced]]) -> list[Bars]:
-    if not hidden:
+def _masking_bars(spec: RetrievalHeadsSpec, masked: Mapping[str, list[AnswerScore]]) -> list[Bars]:
+    if not masked:
         return []
-    found = []
+    charts = []
     for what, unit in (("accuracy", "share of right answer tokens"), ("nll", "nats/token")):
-        means = {name: float(np.mean([getattr(one, what) for one in each])) for name, each in hidden.items()}
+        means = {name: float(np.mean([getattr(one, what) for one in each])) for name, each in masked.items()}
         bars = [Bar(label="none", value=means["none"])] if "none" in means else []
         for size in spec.hide:
             draws = [v for name, v in means.items() if name.startswith(f"random {size} #")]
@@ -202,7 +207,7 @@ def _masking(spec: RetrievalSpec, hidden: Mapping[str, list[Forced]]) -> list[Ba
             if draws:
                 mean, sd = float(np.mean(draws)), float(np.std(draws))
                 bars += [Bar(label=f"random {size}", value=mean, low=mean - sd, high=mean + sd)]
-        found.append(
+        charts.append(
             Bars(
                 name=f"masking_{what}",
                 unit=unit,
@@ -211,14 +216,14 @@ def _masking(spec: RetrievalSpec, hidden: Mapping[str, list[Forced]]) -> list[Ba
                 "from heads outside of the top.",
             )
         )
-    return found
+    return charts
 
 
-def _masking_table(hidden: Mapping[str, list[Forced]]) -> list[Table]:
-    if not hidden:
+def _masking_table(masked: Mapping[str, list[AnswerScore]]) -> list[Table]:
+    if not masked:
         return []
     rows = [
         [name, len(each), float(np.mean([f.accuracy for f in each])), float(np.mean([f.nll for f in each]))]
-        for name, each in hidden.items()
+        for name, each in masked.items()
     ]
     return [Table(name="masking", columns=["hidden", "samples", "accuracy", "nll"], rows=rows, caption="Every draw.")]

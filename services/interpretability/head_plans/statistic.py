@@ -1,7 +1,7 @@
-"""Duo's calibrator without training: how far back each head would look if all its queries and keys were their mean.
+"""Duo's untrained statistic: how far back each head would look if all its queries and keys were their mean.
 
-"DuoAttention" (2024), variant `statistic` of duo.md section 5. What is left of a head then is its position: one that
-dwells on what is near streams, one that reaches far retrieves. Knows nothing about experiments or how plans are used.
+"DuoAttention" (2024), section 5. Only a head's preference for positions is left then: heads that look nearby can
+stream, heads that look far retrieve. Knows nothing about experiments or how plans are used.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from shared.lm.config import DecoderConfig
 from shared.lm.decoder import Decoder
 from shared.lm.rope import Rotation, frequencies, local_frequencies, rotate, rotation
 
-__all__ = ["POSITIONS", "reach"]
+__all__ = ["POSITIONS", "mean_reach"]
 
 POSITIONS = 500
 """Positions over which mean keys are laid out."""
 
 
 @torch.no_grad()
-def reach(net: Decoder, ids: Tensor | Sequence[int], positions: int = POSITIONS) -> Tensor:
-    """How far back key/value heads look, 0 (at the newest key only) to 1 (at the oldest only): [L,G] float64.
+def mean_reach(net: Decoder, ids: Tensor | Sequence[int], positions: int = POSITIONS) -> Tensor:
+    """Compute how far back key/value heads look, 0 (newest key only) to 1 (oldest only): [L,G] float64.
 
     The mean query and the mean key of a head, before rotation, are laid out over `positions`; the attention of the last
     query is summed from the newest key on, and the area above that curve, the mean over a group's heads, is the reach.
@@ -42,23 +42,23 @@ def reach(net: Decoder, ids: Tensor | Sequence[int], positions: int = POSITIONS)
     if config.path == "gpt2":
         detail = "kind=statistic turns mean queries and keys, and this model's positions are not rotary."
         raise InvalidOption(detail, hint="Use kind=razor.", field="kind")
-    found = torch.zeros(config.layers, config.kv_heads, dtype=torch.float64)
+    reach = torch.zeros(config.layers, config.kv_heads, dtype=torch.float64)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
         theta = _frequencies(config, layer)
         cos, sin = rotation(theta, torch.arange(len(tokens)), torch.float64)
         back: Rotation = cos, -sin
         query, key = (rotate(x.double(), back).mean(1, keepdim=True) for x in (q, k))
-        laid = rotation(theta, torch.arange(positions), torch.float64)
-        keys = rotate(key.expand(-1, positions, -1, -1), laid)[0].transpose(0, 1)
-        last = rotate(query.expand(-1, positions, -1, -1), laid)[0, -1]
+        layout = rotation(theta, torch.arange(positions), torch.float64)
+        keys = rotate(key.expand(-1, positions, -1, -1), layout)[0].transpose(0, 1)
+        last = rotate(query.expand(-1, positions, -1, -1), layout)[0, -1]
         grouped = last.view(config.kv_heads, -1, last.shape[-1])
         pattern = (grouped @ keys.mT * last.shape[-1] ** -0.5).softmax(-1)
-        found[layer] = 1 - pattern.flip(-1).cumsum(-1).mean(-1).mean(-1)
+        reach[layer] = 1 - pattern.flip(-1).cumsum(-1).mean(-1).mean(-1)
         return sdpa(q, k.transpose(1, 2), v.transpose(1, 2), window=config.windows[layer] if config.windows else None)
 
     net(tokens[None], attend=attend, keep=1)
-    return found
+    return reach
 
 
 def _frequencies(config: DecoderConfig, layer: int) -> Tensor:

@@ -34,14 +34,14 @@ def gpt2_folder(folder):
 
 
 @pytest.fixture
-def shelf(tmp_path):
+def registry(tmp_path):
     gpt2_folder(tmp_path / "weights" / "gpt2-tiny")
     gpt2_folder(tmp_path / "weights" / "gpt2-other")
     return ModelRegistry(tmp_path / "cache", tmp_path / "weights", "smollm2", "float32", "cpu")
 
 
-def test_folder_under_the_weights_is_studied_by_its_name(shelf):
-    subject = shelf.subject("gpt2-tiny")
+def test_folder_under_the_weights_is_studied_by_its_name(registry):
+    subject = registry.get("gpt2-tiny")
     golden = load_golden("gpt2")
     facts = golden.facts["path_patching"]["final_residual|pos=-1|freeze_mlps=False"]
     found = path_patch(subject.model, golden.clean, golden.corrupt, golden.answers, positions=-1)
@@ -60,25 +60,25 @@ def test_circuits_of_ones_own_pairs_run_on_a_gpt2_folder(tmp_path):
     assert np.array(report.grid("effect on final").values).shape == (3, 4)
 
 
-def test_second_full_size_model_is_refused_with_the_list(shelf, monkeypatch):
-    monkeypatch.setattr("services.interpretability.core.model_registry.SMALL", 0)
-    shelf.subject("gpt2-tiny")
+def test_second_full_size_model_is_refused_with_the_list(registry, monkeypatch):
+    monkeypatch.setattr("services.interpretability.core.model_registry.SMALL_MODEL_BYTES", 0)
+    registry.get("gpt2-tiny")
     with pytest.raises(NotReady, match="loaded are gpt2-tiny, tiny-induction") as caught:
-        shelf.subject("gpt2-other")
+        registry.get("gpt2-other")
     assert "FOVEA_LLM_MODEL" in caught.value.hint
-    assert shelf.subject(TINY).name == TINY, "the package's own is always there"
+    assert registry.get(TINY).name == TINY, "the package's own is always there"
 
 
-def test_small_models_live_beside_each_other(shelf):
-    assert {shelf.subject(name).name for name in ("gpt2-tiny", "gpt2-other", TINY)} == {"gpt2-tiny", "gpt2-other", TINY}
+def test_small_models_live_beside_each_other(registry):
+    assert {registry.get(name).name for name in ("gpt2-tiny", "gpt2-other", TINY)} == {"gpt2-tiny", "gpt2-other", TINY}
 
 
-def test_unknown_model_is_not_found_and_names_may_be_shortened(shelf):
+def test_unknown_model_is_not_found_and_names_may_be_shortened(registry):
     with pytest.raises(NotFound, match="gpt2-other, gpt2-tiny"):
-        shelf.subject("gpt3")
-    assert shelf.subject("tiny").name == TINY
+        registry.get("gpt3")
+    assert registry.get("tiny").name == TINY
 
 
-def test_model_is_loaded_once_however_many_ask(shelf):
-    assert shelf.loaded_subject("gpt2-tiny") is None
-    assert shelf.subject("gpt2-tiny") is shelf.subject("gpt2-tiny") is shelf.loaded_subject("gpt2-tiny")
+def test_model_is_loaded_once_however_many_ask(registry):
+    assert registry.get_loaded("gpt2-tiny") is None
+    assert registry.get("gpt2-tiny") is registry.get("gpt2-tiny") is registry.get_loaded("gpt2-tiny")

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from services.interpretability.attention.pattern_capture import Without, watch
-from services.interpretability.causal.simplified_attention import Relaxed
+from services.interpretability.attention.pattern_capture import ColumnMaskedAttention, visit_patterns
+from services.interpretability.causal.simplified_attention import SimplifiedAttention
 from services.interpretability.experiments.ablation import Ablation
-from services.interpretability.experiments.activation_patching import Patch
-from services.interpretability.experiments.attention import Attention, rollout
+from services.interpretability.experiments.activation_patching import ActivationPatching
+from services.interpretability.experiments.attention import AttentionPatterns, rollout
 from services.interpretability.experiments.attribution import LogitAttribution
 from services.interpretability.experiments.deconstruction import Deconstruction
 from services.interpretability.experiments.head_patterns import HeadPatterns
 from services.interpretability.experiments.indicators import Indicators, indicators
 from services.interpretability.experiments.logit_lens import LogitLens
 from services.interpretability.experiments.needle_grid import NeedleGrid
-from services.interpretability.generation.endpoint import Endpoint
+from services.interpretability.generation.endpoint import LongctxEndpoint
 from shared.errors import BadInput, InvalidOption, NotReady, TooLarge
 from shared.lm.taps import trace
 from shared.registry import CallContext
@@ -37,23 +37,29 @@ def ask(study_type, place, /, **options):
 
 
 def test_rows_are_those_of_the_pattern(place, tiny):
-    report = ask(Attention, place, text="kqzwxm kqzwx", layers=[1], heads=[2])
+    report = ask(AttentionPatterns, place, text="kqzwxm kqzwx", layers=[1], heads=[2])
     ids = tiny.encode("kqzwxm kqzwx")
     pattern = trace(tiny.model, tiny.tensor([ids]), capture=["pattern.1"])["pattern.1"][0, 2]
     assert np.allclose(report.grid("1-2").values, pattern.numpy(), atol=1e-6)
 
 
 def test_queries_slice_the_rows(place):
-    whole = ask(Attention, place, layers=[1], heads=[2]).grid("1-2").values
-    assert ask(Attention, place, layers=[1], heads=[2], queries=[-1, 3]).grid("1-2").values == [whole[3], whole[-1]]
+    whole = ask(AttentionPatterns, place, layers=[1], heads=[2]).grid("1-2").values
+    assert ask(AttentionPatterns, place, layers=[1], heads=[2], queries=[-1, 3]).grid("1-2").values == [
+        whole[3],
+        whole[-1],
+    ]
 
 
 @pytest.mark.parametrize("reduce", ["mean", "max", "rollout"])
 def test_reduced_rows_follow_the_whole_ones(place, reduce):
     rows = np.array(
-        [[ask(Attention, place, layers=[l], heads=[h]).grid(f"{l}-{h}").values for h in range(4)] for l in range(3)]
+        [
+            [ask(AttentionPatterns, place, layers=[l], heads=[h]).grid(f"{l}-{h}").values for h in range(4)]
+            for l in range(3)
+        ]
     )
-    report = ask(Attention, place, layers=[1], reduce=reduce)
+    report = ask(AttentionPatterns, place, layers=[1], reduce=reduce)
     expected = {"mean": rows[1].mean(0), "max": rows[1].max(0), "rollout": rollout(rows.mean(1))}[reduce]
     assert np.allclose(report.grids[0].values, expected, atol=1e-5)
 
@@ -64,23 +70,23 @@ def test_rollout_rows_add_up_to_one():
 
 
 def test_conversation_needs_a_template_and_tokens_a_vocabulary(place):
-    assert ask(Attention, place, text=None, messages=[{"role": "user", "content": "x"}]).field == "messages"
-    assert ask(Attention, place, text=None, ids=[1, 256]).field == "ids"
-    assert ask(Attention, place, text=None, ids=[1, 2, 3]).scalars["tokens"].value == 3
-    assert ask(Attention, place, text="a", ids=[1]).field == "text"
+    assert ask(AttentionPatterns, place, text=None, messages=[{"role": "user", "content": "x"}]).field == "messages"
+    assert ask(AttentionPatterns, place, text=None, ids=[1, 256]).field == "ids"
+    assert ask(AttentionPatterns, place, text=None, ids=[1, 2, 3]).scalars["tokens"].value == 3
+    assert ask(AttentionPatterns, place, text="a", ids=[1]).field == "text"
 
 
 def test_dump_over_four_million_cells_is_refused_with_sizes_and_ways_out(place):
-    error = ask(Attention, place, text="x" * 1500, layers=None)
+    error = ask(AttentionPatterns, place, text="x" * 1500, layers=None)
     assert isinstance(error, TooLarge)
     assert "3·4·1500·1500 = 27,000,000" in error.detail
     assert "queries" in error.hint
-    assert ask(Attention, place, text="x" * 1500, layers=None, queries=[-1]).scalars["queries"].value == 1
+    assert ask(AttentionPatterns, place, text="x" * 1500, layers=None, queries=[-1]).scalars["queries"].value == 1
 
 
 @pytest.mark.parametrize("options", [{"layers": [3]}, {"heads": [4]}, {"queries": [99]}, {"layers": []}])
 def test_rows_that_do_not_exist_are_refused_by_name(place, options):
-    error = ask(Attention, place, **options)
+    error = ask(AttentionPatterns, place, **options)
     assert isinstance(error, InvalidOption)
     assert error.field in options
 
@@ -88,7 +94,7 @@ def test_rows_that_do_not_exist_are_refused_by_name(place, options):
 def test_rows_of_a_long_text_never_make_a_whole_map(tiny):
     seen = []
     ids = tiny.tensor([[i % 250 for i in range(2000)]])
-    watch(tiny.model, ids, lambda _layer, _start, rows: seen.append(rows.shape))
+    visit_patterns(tiny.model, ids, lambda _layer, _start, rows: seen.append(rows.shape))
     assert max(shape[2] for shape in seen) <= 128
     assert sum(shape[2] for shape in seen) == 2000 * tiny.layers
 
@@ -188,7 +194,7 @@ def test_override_needs_keys_and_has_no_continuation(place):
 
 
 def test_patching_everything_that_enters_the_first_block_is_the_other_prompt(place):
-    report = ask(Patch, place, clean="abc", corrupt="dbc", correct="m", wrong="d")
+    report = ask(ActivationPatching, place, clean="abc", corrupt="dbc", correct="m", wrong="d")
     effect = np.array(report.grid("effect").values)
     assert effect[0, 0] == pytest.approx(1, abs=1e-4), "the prompts differ in one token, and all of it is here"
     assert np.allclose(effect[0, 1:], 0, atol=1e-4), "before the first block, other positions are equal"
@@ -196,12 +202,12 @@ def test_patching_everything_that_enters_the_first_block_is_the_other_prompt(pla
 
 @pytest.mark.parametrize(("site", "places"), [("z", 4), ("k", 2), ("mlp_out", 12)])
 def test_sites_with_heads_are_exchanged_by_head(place, site, places):
-    report = ask(Patch, place, site=site)
+    report = ask(ActivationPatching, place, site=site)
     assert np.array(report.grid("effect").values).shape == (3, places)
 
 
 def test_pairs_of_unequal_length_are_refused(place):
-    assert ask(Patch, place, corrupt="longer than that").field == "corrupt"
+    assert ask(ActivationPatching, place, corrupt="longer than that").field == "corrupt"
 
 
 # Deconstruction.
@@ -209,22 +215,22 @@ def test_pairs_of_unequal_length_are_refused(place):
 
 def test_relaxing_no_head_is_the_plain_forward(tiny):
     ids = tiny.tensor([tiny.encode("kqzwxm kqzwx")])
-    assert (tiny.model(ids, attend=Relaxed("uniform", [])) == tiny.model(ids)).all()
+    assert (tiny.model(ids, attend=SimplifiedAttention("uniform", [])) == tiny.model(ids)).all()
 
 
 @pytest.mark.parametrize("back", [1, 2])
 def test_queries_of_the_layer_itself_change_nothing(tiny, back):
     ids = tiny.tensor([tiny.encode("kqzwxm kqzwx")])
-    found = tiny.model(ids, attend=Relaxed("earlier", [(0, h) for h in range(4)], back=back))
+    found = tiny.model(ids, attend=SimplifiedAttention("earlier", [(0, h) for h in range(4)], back=back))
     assert np.allclose(found, tiny.model(ids), atol=1e-4), "below the first layer there is none: its own are used"
 
 
 def test_uniform_relaxation_is_masking(tiny):
-    from services.interpretability.causal.losses import hide
+    from services.interpretability.causal.losses import mask_heads
 
     ids, heads = tiny.tensor([tiny.encode("kqzwxm kqzwx")]), [(1, 0), (2, 3)]
-    relaxed = tiny.model(ids, attend=Relaxed("uniform", heads))
-    assert np.allclose(relaxed, trace(tiny.model, ids, edits=hide(heads)).logits, atol=1e-4)
+    relaxed = tiny.model(ids, attend=SimplifiedAttention("uniform", heads))
+    assert np.allclose(relaxed, trace(tiny.model, ids, edits=mask_heads(heads)).logits, atol=1e-4)
 
 
 def test_average_of_the_text_itself_changes_nothing_and_needs_a_corpus(place):
@@ -243,11 +249,11 @@ def test_heads_are_relaxed_one_at_a_time(place):
 def test_hidden_column_is_seen_by_nobody_that_is_named(tiny):
     ids = tiny.tensor([tiny.encode("kqzwxm kqzwx")])
     everyone = [(l, h) for l in range(3) for h in range(4)]
-    first, other = (tiny.model(ids, attend=Without([2], everyone)) for _ in range(2))
+    first, other = (tiny.model(ids, attend=ColumnMaskedAttention([2], everyone)) for _ in range(2))
     assert (first == other).all()
     changed = ids.clone()
     changed[0, 2] = (changed[0, 2] + 1) % 256
-    seen = tiny.model(changed, attend=Without([2], everyone))
+    seen = tiny.model(changed, attend=ColumnMaskedAttention([2], everyone))
     assert np.allclose(seen[0, 3:], first[0, 3:], atol=1e-5), "what nobody looks at can't matter"
 
 
@@ -272,7 +278,7 @@ def test_length_over_the_window_is_refused(place):
 
 
 def endpoint_that(answer):
-    return Endpoint("http://model.test", "key", transport=httpx2.MockTransport(answer))
+    return LongctxEndpoint("http://model.test", "key", transport=httpx2.MockTransport(answer))
 
 
 def test_method_is_asked_over_the_openai_protocol(place):

@@ -12,19 +12,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.interpretability.attention.pattern_capture import watch
-from services.interpretability.attention.retrieval_score import credit, split_half
+from services.interpretability.attention.pattern_capture import visit_patterns
+from services.interpretability.attention.retrieval_score import score_copies, split_half
 from services.interpretability.experiments.retrieval_heads import (
     aggregate,
     needle_span,
     retrieval_score,
     rouge1_recall,
 )
-from services.interpretability.generation.forced_decoding import force, forced, generated
-from services.interpretability.generation.prefix_reader import BLOCK, Reader, pieces
+from services.interpretability.generation.forced_decoding import generate_answer, score_known_answer, trace_known_answer
+from services.interpretability.generation.prefix_reader import BLOCK_TOKENS, PrefixReader, plan_pieces
 from services.interpretability.tests.conftest import GOLDEN, read
 from shared.lm.builders import gemma3
-from shared.lm.niah_prompts import NEEDLES, key_value, needle
+from shared.lm.niah_prompts import NEEDLES, build_key_value_prompt, build_needle_prompt
 from shared.lm.taps import trace
 
 FACTS = read("retrieval_score.json")
@@ -141,11 +141,11 @@ def test_split_half_of_equal_halves_is_one_and_of_one_sample_unknown():
 
 @pytest.fixture(scope="module")
 def prompt(tiny):
-    return key_value(tiny.tokenizer, pairs=5, seed=3, shots=2, key_chars=4, value_words=0)
+    return build_key_value_prompt(tiny.tokenizer, pairs=5, seed=3, shots=2, key_chars=4, value_words=0)
 
 
 def test_forced_winners_are_those_of_the_whole_pattern(tiny, prompt):
-    answered = force(Reader(tiny), prompt, top=3)
+    answered = trace_known_answer(PrefixReader(tiny), prompt, top=3)
     whole = [*prompt.ids, *prompt.answer_ids[:-1]]
     names = [f"pattern.{l}" for l in range(tiny.layers)]
     traced = trace(tiny.model, tiny.tensor([whole]), capture=names)
@@ -154,12 +154,12 @@ def test_forced_winners_are_those_of_the_whole_pattern(tiny, prompt):
     for t in range(len(prompt.answer_ids)):
         seen = rows[:, :, t, : first + t + 1]
         for place in range(3):
-            chosen = np.take_along_axis(seen, answered.looked[t, :, :, place, None], -1)[..., 0]
+            chosen = np.take_along_axis(seen, answered.top_positions[t, :, :, place, None], -1)[..., 0]
             assert np.allclose(chosen, np.sort(seen, -1)[..., -1 - place], atol=1e-6)
 
 
 def test_forced_scores_equal_the_score_of_the_rows(tiny, prompt):
-    answered = force(Reader(tiny), prompt)
+    answered = trace_known_answer(PrefixReader(tiny), prompt)
     names = [f"pattern.{l}" for l in range(tiny.layers)]
     whole = [*prompt.ids, *prompt.answer_ids[:-1]]
     traced = trace(tiny.model, tiny.tensor([whole]), capture=names)
@@ -167,29 +167,31 @@ def test_forced_scores_equal_the_score_of_the_rows(tiny, prompt):
     rows = np.stack([traced[name][0, :, first:].numpy() for name in names]).transpose(2, 0, 1, 3)
     assert rows.shape[0] == steps
     expected = retrieval_score(rows, prompt.ids, prompt.answer_ids, prompt.span)
-    assert (credit(answered.looked, prompt.ids, prompt.answer_ids, prompt.span) == expected).all()
+    assert (score_copies(answered.top_positions, prompt.ids, prompt.answer_ids, prompt.span) == expected).all()
 
 
 def test_forcing_and_measuring_agree_on_how_likely_the_answer_is(tiny, prompt):
-    one, other = force(Reader(tiny), prompt).forced, forced(tiny, prompt)
+    one, other = trace_known_answer(PrefixReader(tiny), prompt).score, score_known_answer(tiny, prompt)
     assert one.nll == pytest.approx(other.nll, abs=1e-5)
     assert one.accuracy == other.accuracy
 
 
 def test_hiding_no_head_changes_nothing_and_hiding_all_does(tiny, prompt):
     everyone = [(l, h) for l in range(tiny.layers) for h in range(tiny.heads)]
-    assert forced(tiny, prompt, []).nll == forced(tiny, prompt).nll
-    assert forced(tiny, prompt, everyone).nll != pytest.approx(forced(tiny, prompt).nll, abs=1e-6)
+    assert score_known_answer(tiny, prompt, []).nll == score_known_answer(tiny, prompt).nll
+    assert score_known_answer(tiny, prompt, everyone).nll != pytest.approx(
+        score_known_answer(tiny, prompt).nll, abs=1e-6
+    )
 
 
 def test_hiding_while_decoding_leaves_the_prompt_as_it_was(tiny, prompt):
     heads = [(0, 0), (1, 2)]
-    assert forced(tiny, prompt, heads, "decode").nll != forced(tiny, prompt, heads, "all").nll
+    assert score_known_answer(tiny, prompt, heads, "decode").nll != score_known_answer(tiny, prompt, heads, "all").nll
 
 
 def test_generating_sees_one_row_per_token_and_stops_at_a_line_break(tiny, prompt):
-    answered = generated(tiny, prompt, steps=12)
-    assert len(answered.looked) == len(answered.tokens) <= 12
+    answered = generate_answer(tiny, prompt, steps=12)
+    assert len(answered.top_positions) == len(answered.tokens) <= 12
     assert "\n" not in tiny.tokenizer.decode(answered.tokens)
     whole = tiny.tensor([[*prompt.ids, *answered.tokens]])
     greedy = tiny.model(whole)[0, len(prompt.ids) - 1 : -1].argmax(-1)
@@ -197,42 +199,50 @@ def test_generating_sees_one_row_per_token_and_stops_at_a_line_break(tiny, promp
 
 
 def test_uniform_attention_of_a_whole_layer_mixes_the_mean_of_its_values(tiny, prompt):
-    from services.interpretability.causal.losses import hide
+    from services.interpretability.causal.losses import mask_heads
 
     ids = tiny.tensor([prompt.ids])
-    masked = trace(tiny.model, ids, capture=["z.1", "v.1"], edits=hide([(1, h) for h in range(tiny.heads)]))
+    masked = trace(tiny.model, ids, capture=["z.1", "v.1"], edits=mask_heads([(1, h) for h in range(tiny.heads)]))
     values = masked["v.1"].repeat_interleave(tiny.heads // tiny.model.config.kv_heads, 2)
     means = values.cumsum(1) / torch.arange(1, ids.shape[1] + 1)[None, :, None, None]
     assert torch.allclose(masked["z.1"], means, atol=1e-5)
 
 
 def test_texts_that_begin_alike_are_read_from_where_they_part():
-    ids = list(range(3 * BLOCK + 40))
-    other = [*ids[: 2 * BLOCK + 7], *reversed(ids[2 * BLOCK + 7 :])]
-    assert pieces([], ids, 10) == [*(range(at, at + BLOCK) for at in (0, BLOCK, 2 * BLOCK)), range(3 * BLOCK, len(ids))]
-    assert pieces(other, ids, 10)[0].start == 2 * BLOCK
-    assert pieces(ids[: 3 * BLOCK], ids, 10) == [range(3 * BLOCK, len(ids))]
-    assert pieces(ids, ids, BLOCK)[-1] == range(2 * BLOCK, len(ids)), "the last rows are read together"
-    assert pieces(ids, ids[:20], 20) == [range(20)]
-    assert pieces(other, ids, 10, together=True) == [range(2 * BLOCK, 3 * BLOCK), range(3 * BLOCK, len(ids))]
-    assert pieces([], ids, 10, together=True)[0] == range(3 * BLOCK)
-    assert len(pieces(ids, ids, 10, together=True)) == 1
+    ids = list(range(3 * BLOCK_TOKENS + 40))
+    other = [*ids[: 2 * BLOCK_TOKENS + 7], *reversed(ids[2 * BLOCK_TOKENS + 7 :])]
+    assert plan_pieces([], ids, 10) == [
+        *(range(at, at + BLOCK_TOKENS) for at in (0, BLOCK_TOKENS, 2 * BLOCK_TOKENS)),
+        range(3 * BLOCK_TOKENS, len(ids)),
+    ]
+    assert plan_pieces(other, ids, 10)[0].start == 2 * BLOCK_TOKENS
+    assert plan_pieces(ids[: 3 * BLOCK_TOKENS], ids, 10) == [range(3 * BLOCK_TOKENS, len(ids))]
+    assert plan_pieces(ids, ids, BLOCK_TOKENS)[-1] == range(2 * BLOCK_TOKENS, len(ids)), (
+        "the last rows are read together"
+    )
+    assert plan_pieces(ids, ids[:20], 20) == [range(20)]
+    assert plan_pieces(other, ids, 10, together=True) == [
+        range(2 * BLOCK_TOKENS, 3 * BLOCK_TOKENS),
+        range(3 * BLOCK_TOKENS, len(ids)),
+    ]
+    assert plan_pieces([], ids, 10, together=True)[0] == range(3 * BLOCK_TOKENS)
+    assert len(plan_pieces(ids, ids, 10, together=True)) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_what_was_read_before_changes_no_bit_of_an_answer(tiny, dtype):
     """In float64 oneDNN serves no products, and blocks are read one by one."""
     tiny = replace(tiny, model=copy.deepcopy(tiny.model).to(dtype))
-    assert tiny.rows_stand_alone is (dtype != torch.float64)
-    needles = [needle(tiny.tokenizer, NEEDLES[0], 1500, depth) for depth in (40, 80, 100)]
-    reader = Reader(tiny)
-    together = [force(reader, prompt) for prompt in needles]
-    alone = [force(Reader(tiny), prompt) for prompt in needles]
-    known = pieces(needles[0].ids, needles[1].ids, 1)[0].start
-    assert known >= BLOCK, "or nothing was shared"
+    assert tiny.rows_are_independent is (dtype != torch.float64)
+    needles = [build_needle_prompt(tiny.tokenizer, NEEDLES[0], 1500, depth) for depth in (40, 80, 100)]
+    reader = PrefixReader(tiny)
+    together = [trace_known_answer(reader, prompt) for prompt in needles]
+    alone = [trace_known_answer(PrefixReader(tiny), prompt) for prompt in needles]
+    known = plan_pieces(needles[0].ids, needles[1].ids, 1)[0].start
+    assert known >= BLOCK_TOKENS, "or nothing was shared"
     for one, other in zip(together, alone, strict=True):
-        assert one.forced == other.forced
-        assert (one.looked == other.looked).all()
+        assert one.score == other.score
+        assert (one.top_positions == other.top_positions).all()
 
 
 def test_rows_of_sliding_layers_end_with_their_window():
@@ -251,7 +261,7 @@ def test_rows_of_sliding_layers_end_with_their_window():
         every=2,
     ).eval()
     ids, seen = torch.randint(40, (1, 20)), {}
-    logits = watch(model, ids, lambda layer, _start, rows: seen.setdefault(layer, rows))
+    logits = visit_patterns(model, ids, lambda layer, _start, rows: seen.setdefault(layer, rows))
     assert torch.equal(logits, model(ids, keep=1))
     local = next(l for l, window in enumerate(model.config.windows) if window)
     assert (seen[local][0, :, -1] > 0).sum(-1).tolist() == [4, 4]

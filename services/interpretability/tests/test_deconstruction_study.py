@@ -12,7 +12,7 @@ import time
 import pytest
 
 from services.interpretability.experiments.deconstruction_study import DeconstructionStudy
-from services.interpretability.experiments.routing import RoutingProbe
+from services.interpretability.experiments.routing import RoutingClusters
 from shared.errors import InvalidOption
 from shared.registry import CallContext, LoadContext
 
@@ -24,11 +24,11 @@ SPEC = {
 STUDY = """
 import json, sys, torch
 from pathlib import Path
-from services.interpretability.experiments.deconstruction_study import DeconstructionStudy, StudySpec
+from services.interpretability.experiments.deconstruction_study import DeconstructionStudy, DeconstructionStudySpec
 from shared.registry import CallContext, LoadContext
 torch.set_num_threads(1)
 study = DeconstructionStudy.load(LoadContext(cache=Path(sys.argv[1]), weights=Path(sys.argv[1]) / "none"))
-(report,) = study.predict([StudySpec(**json.loads(sys.argv[2]))], CallContext())
+(report,) = study.predict([DeconstructionStudySpec(**json.loads(sys.argv[2]))], CallContext())
 """
 
 
@@ -80,7 +80,7 @@ def test_the_report_sets_the_papers_table_beside_ours(tmp_path):
 
 
 def test_clusters_of_a_layer_hold_every_token_once_per_head(tmp_path):
-    probe = RoutingProbe.load(LoadContext(cache=tmp_path, weights=tmp_path, threads=1))
+    probe = RoutingClusters.load(LoadContext(cache=tmp_path, weights=tmp_path, threads=1))
     text = "def add(a, b):\n    return a + b\n"
     (report,) = probe.predict([probe.In.model_validate({"text": text})], CallContext())
     heads = {row[0] for row in report.tables[0].rows}

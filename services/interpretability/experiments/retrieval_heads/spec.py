@@ -1,0 +1,60 @@
+"""Spec of the retrieval-heads experiment: protocol and samples, scoring, the masking study and the plan's share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.interpretability.attention.retrieval_score import ScoreMode
+from services.interpretability.core.experiment import Spec
+from shared.registry import Paper
+
+__all__ = ["PAPER", "NeedleText", "RetrievalHeadsSpec"]
+
+PAPER = Paper(
+    title="Retrieval Head Mechanistically Explains Long-Context Factuality",
+    venue="ICLR",
+    year=2025,
+    url="https://arxiv.org/abs/2404.15574",
+)
+
+
+class NeedleText(BaseModel):
+    """A user-defined needle."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sentence: str = Field(min_length=1, max_length=2000)
+    question: str = Field(min_length=1, max_length=2000)
+    answer: str = Field(min_length=1, max_length=1000, description="The words of the sentence that answer.")
+
+
+class RetrievalHeadsSpec(Spec):
+    """Protocol, samples, scoring and masking study."""
+
+    protocol: Literal["niah", "kv"] = Field("kv", description="Needles in haystacks, or keys in JSON.")
+    samples: int = Field(16, ge=1, le=1000, description="Of the kv protocol; niah has needles × lengths × depths.")
+    pairs: int = Field(10, ge=2, le=500, description="Entries of a kv object.")
+    shots: int = Field(3, ge=0, le=8, description="Solved examples of kv.")
+    key_chars: int = Field(32, ge=2, le=64, description="Letters and digits of a kv key.")
+    value_words: int = Field(8, ge=0, le=40, description="Words of a kv value; 0 means eight random letters.")
+    lengths: list[int] = Field([350, 700, 1200], min_length=1, max_length=40, description="Tokens of niah prompts.")
+    depths: list[int] = Field([0, 25, 50, 75, 100], min_length=1, max_length=40, description="Percent, of niah.")
+    needles: list[NeedleText] = Field(default_factory=list, max_length=20, description="Own needles instead of ours.")
+    corpus: str | None = Field(None, max_length=4_000_000, description="Own haystack instead of generated prose.")
+    mode: ScoreMode = Field(
+        "positions", description="positions, types (the paper's formula) or count (the released code's)."
+    )
+    top: int = Field(1, ge=1, le=50, description="A copy counts where any of so many largest positions qualifies.")
+    teacher_forced: bool = Field(True, description="Score along the known answer; false generates, as the paper does.")
+    steps: int = Field(50, ge=1, le=500, description="Most tokens that are generated.")
+    hide: list[int] = Field(
+        default_factory=list,
+        max_length=8,
+        description="Masking study: hide so many top heads, beside random ones.",
+    )
+    hide_samples: int = Field(4, ge=1, le=100, description="Samples of the masking study.")
+    controls: int = Field(10, ge=10, le=100, description="Random draws of as many heads, for each entry of `hide`.")
+    phase: Literal["all", "decode"] = Field("all", description="Hide heads always, or only where the answer is made.")
+    share: float = Field(0.5, gt=0, le=1, description="Share of key/value heads that the HeadPlan keeps in full.")
