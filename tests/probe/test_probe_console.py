@@ -22,7 +22,10 @@ def url(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     found = servables("interpretability")
     app = build(
-        "interpretability", routers=[router_of(found)], servables=found, settings=Settings(data_dir=folder, threads=1)
+        "interpretability",
+        routers=[router_of(found)],
+        servables=found,
+        settings=Settings(data_dir=folder, intra_op_threads=1),
     )
     with fronted(app, "interpretability", folder) as (address, *_):
         yield address

@@ -85,7 +85,10 @@ class LanguageModel(TextModel):
 
 def _watch(place: LoadContext) -> FidelityMonitor:
     """How answers are watched, as the platform says; by default not at all."""
-    return FidelityMonitor(float(place.options.get("llm_watch", 0)), float(place.options.get("llm_floor", 0)))
+    return FidelityMonitor(
+        float(place.options.get("llm_fidelity_sample_rate", 0)),
+        float(place.options.get("llm_fidelity_min_agreement", 0)),
+    )
 
 
 def _folder(source: Path, place: LoadContext, dtype: torch.dtype) -> Path:

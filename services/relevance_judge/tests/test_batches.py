@@ -51,7 +51,7 @@ class Stage:
             def load(cls, _place: LoadContext) -> Any:
                 return cls(stage.model.endpoint())
 
-        settings = Settings(_env_file=None, data_dir=folder, drain_s=1)
+        settings = Settings(_env_file=None, data_dir=folder, shutdown_grace_s=1)
         self.client = TestClient(
             build("relevance-judge", routers=[router], servables={"prompted-grade": Answering}, settings=settings)
         )

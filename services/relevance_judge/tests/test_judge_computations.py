@@ -26,7 +26,7 @@ FIRST, SECOND = qrels_text(MINI.labels), qrels_text(MINI.second)
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     folder: Path = tmp_path_factory.mktemp("fovea")
-    settings = Settings(_env_file=None, data_dir=folder, drain_s=1)
+    settings = Settings(_env_file=None, data_dir=folder, shutdown_grace_s=1)
     with TestClient(build("relevance-judge", routers=[router], servables={}, settings=settings)) as made:
         yield made
 

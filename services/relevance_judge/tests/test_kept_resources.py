@@ -58,7 +58,7 @@ def _kind(judge: type[Any], model: FakeModel) -> type[Any]:
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     model = FakeModel(first=DIGITS)
     kinds = {kind.card.name: _kind(kind, model) for kind in (PromptedGrade, LogOdds, QueryLikelihood)}
-    settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), drain_s=1)
+    settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), shutdown_grace_s=1)
     with TestClient(build("relevance-judge", routers=[router], servables=kinds, settings=settings)) as made:
         until = time.monotonic() + 20
         while made.get("/readyz").status_code != 200:
@@ -243,7 +243,9 @@ def test_the_backend_is_told_without_its_secrets_and_probed_on_demand(client: Te
 
 
 def test_an_endpoint_that_is_away_is_told_as_such(tmp_path: Path) -> None:
-    settings = Settings(_env_file=None, data_dir=tmp_path, judge_base_url="http://me:secret@127.0.0.1:9/", drain_s=1)
+    settings = Settings(
+        _env_file=None, data_dir=tmp_path, judge_base_url="http://me:secret@127.0.0.1:9/", shutdown_grace_s=1
+    )
     kinds = {"prompted-grade": PromptedGrade}
     with TestClient(build("relevance-judge", routers=[router], servables=kinds, settings=settings)) as made:
         until = time.monotonic() + 20

@@ -32,11 +32,11 @@ class Product:
         self.port = free_port()
         self.log = folder / "up.log"
         env = environment(
-            FOVEA_SERVICES="detection",
+            FOVEA_ENABLED_SERVICES="detection",
             FOVEA_DATA_DIR=str(folder / "data"),
             FOVEA_HTTP_PORT=str(self.port),
             FOVEA_GRPC_PORT="0",
-            FOVEA_DRAIN_S="2",
+            FOVEA_SHUTDOWN_GRACE_S="2",
         )
         env.pop("FOVEA_REDIS_URL", None)
         with self.log.open("wb") as log:
