@@ -34,7 +34,7 @@ async def test_every_caller_gets_the_grades_of_its_own_pairs(tmp_path: Path) -> 
         @classmethod
         def load(cls, _place: LoadContext) -> Any:
             """Needs no endpoint."""
-            return cls(model.endpoint())
+            return cls(model.client())
 
     settings = Settings(_env_file=None, data_dir=tmp_path, shutdown_grace_s=1, max_queue_size=64)
     app = build("relevance-judge", servables={"prompted-grade": Answering}, settings=settings)

@@ -28,7 +28,7 @@ class Answering(PromptedGrade):
     def load(cls, place: LoadContext) -> Any:
         """Needs no endpoint."""
         assert place.options["judge_base_url"] == "http://judge.test"
-        return cls(FakeModel().endpoint())
+        return cls(FakeModel().client())
 
 
 class Deaf(LogOdds):
@@ -40,7 +40,7 @@ class Deaf(LogOdds):
     def load(cls, place: LoadContext) -> Any:
         """Needs no endpoint."""
         assert "judge_api_key" not in place.options
-        return cls(FakeModel().endpoint())
+        return cls(FakeModel().client())
 
 
 @pytest.fixture(scope="module")

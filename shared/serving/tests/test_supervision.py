@@ -63,7 +63,7 @@ class Product:
         found = {}
         for child in psutil.Process(self.process.pid).children():
             line = " ".join(child.cmdline())
-            for name in ("serving.ray", "serving.worker", "services.gateway", "serving.guard", "server 127.0.0.1"):
+            for name in ("serving.ray", "serving.worker", "services.gateway", "serving.up.reaper", "server 127.0.0.1"):
                 if name in line:
                     found[name] = child.pid
         return found
