@@ -56,10 +56,10 @@ if [ "${service}" = gateway ]; then
   FOVEA_DATA_DIR=${work} .venv/bin/python -m shared.serving "${upstream}" --http-port "${http}" --grpc-port "${grpc}" >"${work}/service.log" 2>&1 &
   pids+=($!)
   in_container --env FOVEA_HOST=127.0.0.1 --env FOVEA_AUTH=insecure-local --env "FOVEA_HTTP_PORT=${front}" --env FOVEA_GRPC_PORT=0 \
-    --env "FOVEA_UPSTREAMS=${upstream}=http://127.0.0.1:${http}|grpc://127.0.0.1:${grpc}" "${image}"
+    --env "FOVEA_STATIC_UPSTREAMS=${upstream}=http://127.0.0.1:${http}|grpc://127.0.0.1:${grpc}" "${image}"
 else
-  in_container --env FOVEA_BIND=127.0.0.1 "${image}" python -m shared.serving "${service}" --http-port "${http}" --grpc-port "${grpc}"
-  FOVEA_HTTP_PORT=${front} FOVEA_GRPC_PORT=0 FOVEA_DATA_DIR=${work} FOVEA_UPSTREAMS="${upstream}=http://127.0.0.1:${http}|grpc://127.0.0.1:${grpc}" \
+  in_container --env FOVEA_REPLICA_HOST=127.0.0.1 "${image}" python -m shared.serving "${service}" --http-port "${http}" --grpc-port "${grpc}"
+  FOVEA_HTTP_PORT=${front} FOVEA_GRPC_PORT=0 FOVEA_DATA_DIR=${work} FOVEA_STATIC_UPSTREAMS="${upstream}=http://127.0.0.1:${http}|grpc://127.0.0.1:${grpc}" \
     .venv/bin/python -m services.gateway >"${work}/gateway.log" 2>&1 &
   pids+=($!)
 fi

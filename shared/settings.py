@@ -1,40 +1,71 @@
-"""The only place that reads the environment. Knows names, types and defaults; knows nothing about who uses them.
+"""Settings of a process: names, types and defaults. The only module that reads the environment.
 
 Every field is the environment variable `FOVEA_<FIELD>`. Settings are read once per process and passed on by value.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["Settings", "environment", "export", "settings"]
+__all__ = ["RENAMED", "Settings", "environment", "export", "settings"]
+
+RENAMED = {
+    "replica_host": "bind",
+    "replica_advertised_host": "advertise",
+    "enabled_services": "services",
+    "static_upstreams": "upstreams",
+    "up_api_key": "api_key",
+    "rate_limit_rpm": "rate_per_minute",
+    "request_timeout_s": "deadline_s",
+    "body_read_timeout_s": "body_timeout_s",
+    "shutdown_grace_s": "drain_s",
+    "allow_image_urls": "fetch_urls",
+    "intra_op_threads": "threads",
+    "max_batch_size": "batch_max",
+    "max_batch_delay_ms": "batch_wait_ms",
+    "max_queue_size": "queue_max",
+    "llm_fidelity_sample_rate": "llm_watch",
+    "llm_fidelity_min_agreement": "llm_floor",
+    "document_cache_max_bytes": "document_blocks_bytes",
+    "job_max_attempts": "job_attempts",
+    "job_dead_letter_max": "job_dead_max",
+    "job_inline_max_bytes": "job_inline_bytes",
+}
+"""Field → its old name, which works in the environment for one more release."""
 
 
 class Settings(BaseSettings):
     """Everything that differs between a laptop, a container and a cluster."""
 
-    model_config = SettingsConfigDict(env_prefix="FOVEA_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="FOVEA_", frozen=True, extra="forbid")
 
     # Where we listen.
     host: str = Field("127.0.0.1", description="Address the gateway binds to; loopback unless told otherwise.")
     http_port: int = Field(8080, ge=0, le=65535, description="Gateway REST and console.")
     grpc_port: int = Field(8081, ge=0, le=65535, description="Gateway gRPC (Open Inference v2).")
-    bind: str = Field("127.0.0.1", description="Address on which replicas listen.")
-    advertise: str | None = Field(None, description="Address under which replicas are reached; unset, `bind`.")
+    replica_host: str = Field("127.0.0.1", description="Address on which replicas listen.")
+    replica_advertised_host: str | None = Field(
+        None, description="Address under which replicas are reached; unset, `replica_host`."
+    )
 
     # What we stand on.
     redis_url: str | None = Field(None, description="Redis to use; unset, `fovea up` starts one of its own.")
     data_dir: Path = Field(
         Path(".fovea"), description="State of this machine: Redis files, job payloads, caches, logs."
     )
-    services: str = Field("", description="Comma-separated services to start; empty means all that have a model.")
-    upstreams: str = Field(
+    enabled_services: str = Field(
+        "", description="Comma-separated services to start; empty means all that have a model."
+    )
+    static_upstreams: str = Field(
         "",
         description="Fixed upstreams, `service=http://host:port[|grpc://host:port]`, comma-separated; "
         "they win over replicas that announce themselves (a Kubernetes Service, a Triton server).",
@@ -43,19 +74,19 @@ class Settings(BaseSettings):
     # Who may call.
     auth: Literal["insecure-local", "keys"] = Field("insecure-local", description="`keys` demands an API key.")
     keys_file: Path | None = Field(None, description="JSON file of hashed API keys; default `<data_dir>/keys.json`.")
-    api_key: SecretStr | None = Field(None, description="Key with which `fovea up` sends its first requests.")
-    rate_per_minute: int = Field(600, ge=1, description="Requests per minute and tenant unless the key says otherwise.")
+    up_api_key: SecretStr | None = Field(None, description="Key with which `fovea up` sends its first requests.")
+    rate_limit_rpm: int = Field(600, ge=1, description="Requests per minute and tenant unless the key says otherwise.")
 
     # How much we take.
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body.")
     max_pixels: int = Field(64_000_000, ge=1, description="Largest picture, from its header, before decoding.")
     max_images: int = Field(16, ge=1, description="Most pictures in one request.")
-    fetch_urls: bool = Field(
+    allow_image_urls: bool = Field(
         default=False, description="Fetch pictures that requests name by URL, from public addresses only."
     )
-    body_timeout_s: float = Field(30, gt=0, description="Longest pause between two reads of a request body.")
-    deadline_s: float = Field(120, gt=0, description="Default deadline of a synchronous request.")
-    drain_s: float = Field(10, gt=0, description="How long a stopping process finishes what it has begun.")
+    body_read_timeout_s: float = Field(30, gt=0, description="Longest pause between two reads of a request body.")
+    request_timeout_s: float = Field(120, gt=0, description="Default deadline of a synchronous request.")
+    shutdown_grace_s: float = Field(10, gt=0, description="How long a stopping process finishes what it has begun.")
 
     # How we run models.
     engine: Literal["auto", "torch", "onnx", "tensorrt", "triton"] = Field(
@@ -63,18 +94,18 @@ class Settings(BaseSettings):
     )
     triton_url: str | None = Field(None, description="host:port of an Open Inference v2 server for `engine=triton`.")
     device: str = Field("auto", description="cpu, cuda, cuda:0 … or auto.")
-    threads: int = Field(0, ge=0, description="Intra-op threads of one model; 0 means all cores.")
-    batch_max: int = Field(8, ge=1, description="Largest micro-batch.")
+    intra_op_threads: int = Field(0, ge=0, description="Intra-op threads of one model; 0 means all cores.")
+    max_batch_size: int = Field(8, ge=1, description="Largest micro-batch.")
     replicas: int = Field(1, ge=1, description="Replicas of each service that `fovea up` places.")
-    batch_wait_ms: float = Field(2.0, ge=0, description="Longest wait for a micro-batch to fill; 0 never waits.")
-    queue_max: int = Field(64, ge=1, description="Requests that may wait per model before 429.")
+    max_batch_delay_ms: float = Field(2.0, ge=0, description="Longest wait for a micro-batch to fill; 0 never waits.")
+    max_queue_size: int = Field(64, ge=1, description="Requests that may wait per model before 429.")
     llm_dtype: Literal["float32", "bfloat16"] = Field("float32", description="Compute type of language models.")
     llm_model: str = Field("smollm2", description="Default chat model: a served name, an HF folder or a GGUF file.")
 
-    llm_watch: float = Field(
+    llm_fidelity_sample_rate: float = Field(
         0.01, ge=0, le=1, description="Share of answers under an attention method that is run again densely, off-peak."
     )
-    llm_floor: float = Field(
+    llm_fidelity_min_agreement: float = Field(
         0.5,
         ge=0,
         le=1,
@@ -93,7 +124,7 @@ class Settings(BaseSettings):
         "Replicas that do not share a data folder need the same one.",
     )
     session_ttl_s: int = Field(7 * 24 * 3600, ge=1, description="How long unused sessions and documents are kept.")
-    document_blocks_bytes: int = Field(
+    document_cache_max_bytes: int = Field(
         64 * 2**20,
         ge=0,
         description="Most bytes that Redis keeps per tenant of what models made of documents, so "
@@ -103,17 +134,29 @@ class Settings(BaseSettings):
     # Jobs.
     job_ttl_s: int = Field(24 * 3600, ge=1, description="How long a finished job and its result are kept.")
     job_lease_s: float = Field(4.0, gt=0, description="A silent worker loses its job after this long.")
-    job_attempts: int = Field(3, ge=1, description="Deliveries before a job becomes a dead letter.")
+    job_max_attempts: int = Field(3, ge=1, description="Deliveries before a job becomes a dead letter.")
     job_concurrency: int = Field(2, ge=1, description="Jobs that one worker runs at a time.")
     job_queue_max: int = Field(1000, ge=1, description="Jobs that may wait per service before 429.")
-    job_dead_max: int = Field(1000, ge=1, description="Dead letters kept per tenant; beyond it the oldest go.")
-    job_inline_bytes: int = Field(
+    job_dead_letter_max: int = Field(1000, ge=1, description="Dead letters kept per tenant; beyond it the oldest go.")
+    job_inline_max_bytes: int = Field(
         1_000_000, ge=0, description="Payloads above this go to the blob store, not to Redis."
     )
 
     # What we tell.
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: Literal["json", "console"] = Field("console", description="json in production.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_old_names(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Values under old names, where the new one is not set; each is warned of."""
+        found = dict(_old_values())
+        for field in found:
+            old, new = _variable(RENAMED[field]), _variable(field)
+            message = f"The setting {old} is called {new} now; the old name works for one more release."
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            logging.getLogger(__name__).warning(message)
+        return {**found, **given}
 
     @property
     def keys_path(self) -> Path:
@@ -131,19 +174,19 @@ class Settings(BaseSettings):
         return self.data_dir / "weights"
 
     @property
-    def fixed_upstreams(self) -> dict[str, tuple[str, str | None]]:
-        """Service name → (HTTP base URL, gRPC target or None), parsed from `upstreams`."""
+    def upstream_addresses(self) -> dict[str, tuple[str, str | None]]:
+        """Service name → (HTTP base URL, gRPC target or None), parsed from `static_upstreams`."""
         found: dict[str, tuple[str, str | None]] = {}
-        for part in filter(None, (p.strip() for p in self.upstreams.split(","))):
+        for part in filter(None, (p.strip() for p in self.static_upstreams.split(","))):
             service, _, urls = part.partition("=")
             http, _, grpc = urls.partition("|")
             found[service.strip()] = (http.strip().rstrip("/"), grpc.removeprefix("grpc://").strip() or None)
         return found
 
     @property
-    def wanted_services(self) -> tuple[str, ...]:
+    def enabled_service_names(self) -> tuple[str, ...]:
         """Services named by the user, in the user's order; empty means all."""
-        return tuple(s.strip() for s in self.services.split(",") if s.strip())
+        return tuple(s.strip() for s in self.enabled_services.split(",") if s.strip())
 
 
 @cache
@@ -153,8 +196,20 @@ def settings() -> Settings:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of this process and `more`, for a child process."""
-    return {**os.environ, **more}
+    """The environment of this process and `more`, for a child process; settings go by their new names."""
+    old = {_variable(name) for name in RENAMED.values()}
+    ours = {name: value for name, value in os.environ.items() if name.upper() not in old}
+    return {**{_variable(field): value for field, value in _old_values()}, **ours, **more}
+
+
+def _variable(name: str) -> str:
+    return f"FOVEA_{name}".upper()
+
+
+def _old_values() -> Iterator[tuple[str, str]]:
+    """Fields that the environment sets by their old names, and the values."""
+    known = {name.upper(): value for name, value in os.environ.items()}
+    return ((field, known[_variable(old)]) for field, old in RENAMED.items() if _variable(old) in known)
 
 
 def export(**values: str) -> None:

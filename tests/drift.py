@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
+import typing
 from collections.abc import Callable, Iterator
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -24,6 +26,50 @@ def model_pages() -> Iterator[tuple[pathlib.Path, str]]:
     yield from pages(ROOT / "docs/models")
 
 
+def settings_page() -> Iterator[tuple[pathlib.Path, str]]:
+    """The table of settings."""
+    from shared.settings import RENAMED, Settings
+
+    lines = [
+        "# Settings",
+        "",
+        "Every setting is an environment variable, read once when a process starts. A request, an API key or a command",
+        "line option may override some of them. In the chart, `settings` sets them for all pods, without the prefix.",
+        "Old names work for one more release and are warned of; where both are set, the new one counts.",
+        "",
+        "| name | type | default | meaning | old name |",
+        "|---|---|---|---|---|",
+    ]
+    for name, field in Settings.model_fields.items():
+        old = f"`FOVEA_{RENAMED[name].upper()}`" if name in RENAMED else ""
+        cells = (
+            f"`FOVEA_{name.upper()}`",
+            _type_name(field.annotation),
+            _default(field.default),
+            field.description,
+            old,
+        )
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    yield ROOT / "docs/settings.md", "\n".join(lines) + "\n"
+
+
+def _type_name(kind: Any) -> str:
+    """`int`, `text or unset`, `a, b or c`: a field's type in words."""
+    if typing.get_origin(kind) is typing.Literal:
+        *most, last = (f"`{value}`" for value in typing.get_args(kind))
+        return f"{', '.join(most)} or {last}"
+    if parts := typing.get_args(kind):
+        return " or ".join(_type_name(part) for part in parts)
+    names = {"NoneType": "unset", "str": "text", "SecretStr": "secret text", "Path": "path", "bool": "true or false"}
+    return names.get(kind.__name__, kind.__name__)
+
+
+def _default(value: object) -> str:
+    if value is None or value == "":
+        return "unset" if value is None else "empty"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
 def claims() -> Iterator[tuple[pathlib.Path, str]]:
     """The measured parts of sparsity claims, from the benches' results: images hold services, not benches."""
     for room, suite in CLAIMS.items():
@@ -40,7 +86,7 @@ CLAIMS = {
 }
 """Room → the suite whose `claims` it ships."""
 
-GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (stubs, model_pages, claims)
+GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (stubs, model_pages, settings_page, claims)
 
 
 def main(write: bool) -> int:

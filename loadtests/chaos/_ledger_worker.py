@@ -16,7 +16,7 @@ from shared.settings import Settings
 
 async def main(url: str, data_dir: str, ledger: str, seconds: str) -> None:
     """Work until killed."""
-    chosen = Settings(data_dir=Path(data_dir), job_attempts=100)
+    chosen = Settings(data_dir=Path(data_dir), job_max_attempts=100)
     handle = os.open(ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(ticket: Ticket, what: str) -> None:

@@ -65,7 +65,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def serve(chosen: Settings) -> None:
-    """Serve until a signal comes; what has begun is finished first, within `drain_s`.
+    """Serve until a signal comes; what has begun is finished first, within `shutdown_grace_s`.
 
     Raises:
         NotListening: A port is taken, or the address is not this machine's.
@@ -81,7 +81,7 @@ async def serve(chosen: Settings) -> None:
     try:
         await server(app, chosen).serve(sockets=[door])
     finally:
-        await tensors.stop(chosen.drain_s)
+        await tensors.stop(chosen.shutdown_grace_s)
 
 
 def _taken(host: str, port: int, error: OSError, setting: str) -> str:

@@ -92,7 +92,7 @@ class _Patient(HttpToolsProtocol):
 
 def server(app: object, settings: Settings) -> uvicorn.Server:
     """A server for `app` on the HTTP address of `settings`, not started."""
-    protocol = type("Patient", (_Patient,), {"header_timeout_s": settings.body_timeout_s})
+    protocol = type("Patient", (_Patient,), {"header_timeout_s": settings.body_read_timeout_s})
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]  # an ASGI app
         host=settings.host,
@@ -106,6 +106,6 @@ def server(app: object, settings: Settings) -> uvicorn.Server:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(int(settings.drain_s), 1),
+        timeout_graceful_shutdown=max(int(settings.shutdown_grace_s), 1),
     )
     return uvicorn.Server(config)

@@ -1,7 +1,4 @@
-"""A client of the OpenAI protocol, as small as judging needs. Safe to share between threads; keeps no request.
-
-Knows HTTP and the protocol's fields; knows nothing about grades.
-"""
+"""Client of the OpenAI protocol, as small as judging needs. Safe to share between threads; stores no request."""
 
 from __future__ import annotations
 
@@ -15,30 +12,30 @@ import httpx2
 from shared.errors import Fault, FoveaError, InvalidOption, NotReady, TooLarge, by_status
 from shared.registry import CallContext
 
-__all__ = ["Endpoint", "Message", "Said", "TooLong"]
+__all__ = ["ChatClient", "ChatReply", "Message", "PromptTooLong"]
 
 Message = Mapping[str, str]
 
-MOST_SECONDS = 120.0
-TOP = 20
-"""Log-probabilities that servers list at most."""
+REQUEST_TIMEOUT_S = 120.0
+TOP_LOGPROBS = 20
+"""Most log-probabilities that servers list per token."""
 
 
-class TooLong(TooLarge):
+class PromptTooLong(TooLarge):
     """The prompt does not fit the model's window."""
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """An answer: its text, the model that gave it, tokens read and made, and log-probabilities of its first token."""
+class ChatReply:
+    """A chat completion: text, model, tokens read and made, and log-probabilities of its first token."""
 
     text: str
     model: str
     tokens: int
-    first: Mapping[str, float]
+    first_logprobs: Mapping[str, float]
 
 
-class Endpoint:
+class ChatClient:
     """One server of chat models."""
 
     def __init__(self, url: str, *, key: str | None = None, transport: httpx2.BaseTransport | None = None) -> None:
@@ -55,8 +52,8 @@ class Endpoint:
         temperature: float = 0.0,
         seed: int | None = None,
         logprobs: bool = False,
-    ) -> Said:
-        """Go on with a conversation.
+    ) -> ChatReply:
+        """Complete a conversation.
 
         Raises:
             TooLong: It does not fit the model's window.
@@ -65,31 +62,31 @@ class Endpoint:
         """
         body: dict[str, Any] = {"messages": list(messages), "max_tokens": max_tokens, "temperature": temperature}
         body |= {"seed": seed} if seed is not None else {}
-        body |= {"logprobs": True, "top_logprobs": TOP} if logprobs else {}
+        body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if logprobs else {}
         found = self._post("/v1/chat/completions", body, run, model)
         try:
             choice = found["choices"][0]
-            listed = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs") or []
-            first = {str(item["token"]): float(item["logprob"]) for item in listed}
+            top = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs") or []
+            first = {str(item["token"]): float(item["logprob"]) for item in top}
             text = choice["message"]["content"] or ""
-            return Said(text, str(found["model"]), int((found.get("usage") or {}).get("total_tokens", 0)), first)
+            return ChatReply(text, str(found["model"]), int((found.get("usage") or {}).get("total_tokens", 0)), first)
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise _strange() from error
+            raise _protocol_error() from error
 
-    def tokens(self, run: CallContext, *, model: str | None = None, **what: Any) -> list[int]:
+    def tokenize(self, run: CallContext, *, model: str | None = None, **text: Any) -> list[int]:
         """Token ids of `messages` under the model's template, or of a plain `prompt`."""
-        found = self._post("/tokenize", what, run, model)
+        found = self._post("/tokenize", text, run, model)
         if not isinstance(ids := found.get("tokens"), list):
-            raise _strange()
+            raise _protocol_error()
         return ids
 
-    def score(
+    def score_tokens(
         self, ids: Sequence[int], run: CallContext, *, model: str | None = None, first: int = 0
     ) -> tuple[list[float | None], str]:
         """Log-probability of each token of a prompt, and the model's name; the first token has none.
 
-        Tokens before `first` may be told none: our own endpoint then takes them from its prefix cache, where they are
-        known, and others that serve this protocol overlook the wish.
+        Tokens before `first` may have none either: our own endpoint then takes them from its prefix cache, and other
+        servers ignore the field.
         """
         body: dict[str, Any] = {"prompt": list(ids), "max_tokens": 0, "echo": True, "logprobs": 0, "temperature": 0}
         body |= {"longctx": {"logprobs_from": first}} if first else {}
@@ -97,12 +94,11 @@ class Endpoint:
         try:
             return list(found["choices"][0]["logprobs"]["token_logprobs"]), str(found["model"])
         except (KeyError, IndexError, TypeError) as error:
+            detail = "The endpoint gives no log-probabilities of a prompt."
             hint = "Query likelihood needs echo with logprobs, which our own models serve."
-            raise InvalidOption(
-                "The endpoint gives no log-probabilities of a prompt.", hint=hint, field="llm"
-            ) from error
+            raise InvalidOption(detail, hint=hint, field="llm") from error
 
-    def models(self, run: CallContext) -> list[str]:
+    def list_models(self, run: CallContext) -> list[str]:
         """The models there are; the first is the default where the endpoint is ours.
 
         Raises:
@@ -110,21 +106,21 @@ class Endpoint:
         """
         found = self._send("GET", "/v1/models", None, run).get("data")
         if not isinstance(found, list):
-            raise _strange()
+            raise _protocol_error()
         return [str(one["id"]) for one in found if isinstance(one, dict) and "id" in one]
 
     def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
         self._client.close()
 
     def _post(self, path: str, body: Mapping[str, Any], run: CallContext, model: str | None) -> dict[str, Any]:
         return self._send("POST", path, {**body, **({"model": model} if model else {})}, run)
 
-    def _send(self, verb: str, path: str, body: Mapping[str, Any] | None, run: CallContext) -> dict[str, Any]:
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None, run: CallContext) -> dict[str, Any]:
         run.check()
-        left = MOST_SECONDS if run.deadline is None else max(run.deadline - time.monotonic(), 0.001)
+        timeout = REQUEST_TIMEOUT_S if run.deadline is None else max(run.deadline - time.monotonic(), 0.001)
         try:
-            answer = self._client.request(verb, path, json=body, timeout=left)
+            answer = self._client.request(method, path, json=body, timeout=timeout)
         except httpx2.TimeoutException as error:
             run.check()
             raise NotReady("The language model did not answer in time.", retry_after=5) from error
@@ -134,20 +130,22 @@ class Endpoint:
         try:
             found = answer.json()
         except ValueError as error:
-            raise _strange() from error
+            raise _protocol_error() from error
         if answer.is_success and isinstance(found, dict):
             return found
-        raise _refusal(answer.status_code, found)
+        raise _refusal_error(answer.status_code, found)
 
 
-def _strange() -> FoveaError:
+def _protocol_error() -> Fault:
     return Fault("The language model's endpoint answered in a form that is not the OpenAI protocol.")
 
 
-def _refusal(status: int, found: Any) -> FoveaError:
-    told = found.get("error", found) if isinstance(found, dict) else {}
-    told = told if isinstance(told, dict) else {"message": str(told)}
-    detail = f"The language model's endpoint refused: {str(told.get('message') or told.get('detail') or status)[:300]}"
-    if told.get("code") == "context_length_exceeded":
-        return TooLong(detail)
+def _refusal_error(status: int, found: Any) -> FoveaError:
+    error = found.get("error", found) if isinstance(found, dict) else {}
+    error = error if isinstance(error, dict) else {"message": str(error)}
+    detail = (
+        f"The language model's endpoint refused: {str(error.get('message') or error.get('detail') or status)[:300]}"
+    )
+    if error.get("code") == "context_length_exceeded":
+        return PromptTooLong(detail)
     return NotReady(detail) if status in {401, 403} or status >= 500 else by_status(status)(detail)

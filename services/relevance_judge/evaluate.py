@@ -1,7 +1,7 @@
-"""`python -m services.relevance_judge.evaluate URL`: judges grade the mini-collection, and their verdicts are kept.
+"""`python -m services.relevance_judge.evaluate URL`: judges grade the mini-collection, and their verdicts are stored.
 
-Its files are `data/mini/judgements/` and runs made of them, from which the leaderboard and the tables of the page come.
-Signals become grades by cuts fitted on the other queries' labels, so no query's grades have seen its own labels.
+The files are `data/mini/judgements/` and runs made of them, from which the leaderboard and the tables of the docs come.
+Signals become grades by cuts fitted on the other queries' labels, so no query's grades depend on its own labels.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Annotated, Any
 
 import typer
 
-from services.relevance_judge.chat_client import Endpoint
+from services.relevance_judge.chat_client import ChatClient
 from services.relevance_judge.judge import Judge
 from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.metrics.baselines import overlap
 from services.relevance_judge.metrics.calibration import fit
-from services.relevance_judge.parsing.label_formats import written
+from services.relevance_judge.parsing.label_formats import format_labels
 from services.relevance_judge.schemas import JudgeIn, Pair
-from services.relevance_judge.storage.mini_collection import Collection, mini
+from services.relevance_judge.storage.mini_collection import Collection, load_mini_collection
 from shared.registry import CallContext
 from shared.registry.discovery import servables
 
-__all__ = ["SETUPS", "judgements", "measures", "overlap_rows", "run_of", "with_cuts"]
+__all__ = ["SETUPS", "add_grades", "format_run", "judge_by_overlap", "judge_collection", "measure_judge"]
 
 Row = dict[str, Any]
 
@@ -38,24 +38,24 @@ SETUPS = {
 """File → judge and template."""
 
 
-def judgements(judge: Judge, template: str, collection: Collection, *, at_once: int = 2) -> list[Row]:
-    """A judge's verdicts on all labelled pairs, in the order of the labels; it is asked once per pair."""
+def judge_collection(judge: Judge, template: str, collection: Collection, *, concurrency: int = 2) -> list[Row]:
+    """Judge all labelled pairs once each; one row per pair, in the order of the labels."""
     pairs = list(collection.labels)
     request = JudgeIn.model_validate(
         {"pairs": [{"query": "-", "passage": "-"}], "template": template, "seed": 1, "retries": 0}
     )
 
-    def one(pair: tuple[str, str]) -> Row:
+    def judge_one(pair: tuple[str, str]) -> Row:
         shown = Pair(query=collection.topics[pair[0]], passage=collection.passages[pair[1]])
-        return judge.judged(shown, request, CallContext()).model_dump(mode="json", exclude_none=True)
+        return judge.judge_pair(shown, request, CallContext()).model_dump(mode="json", exclude_none=True)
 
-    with ThreadPoolExecutor(at_once) as pool:
-        found = list(pool.map(one, pairs))
+    with ThreadPoolExecutor(concurrency) as pool:
+        found = list(pool.map(judge_one, pairs))
     return [{"qid": qid, "docid": docid, **row} for (qid, docid), row in zip(pairs, found, strict=True)]
 
 
-def overlap_rows(collection: Collection) -> list[Row]:
-    """Word overlap as a judge: the baseline that needs no model."""
+def judge_by_overlap(collection: Collection) -> list[Row]:
+    """Judge by word overlap: the baseline that needs no model."""
     return [
         {
             "qid": qid,
@@ -66,16 +66,16 @@ def overlap_rows(collection: Collection) -> list[Row]:
     ]
 
 
-def with_cuts(rows: Sequence[Row], collection: Collection) -> list[Row]:
-    """Rows with a signal get the grade that cuts by label shares of all other queries give it."""
+def add_grades(rows: Sequence[Row], collection: Collection) -> list[Row]:
+    """Add grades to rows with a signal, by cuts at the label shares of all other queries."""
     signals = [float(row["signal"]) for row in rows]
     truth = [collection.labels[row["qid"], row["docid"]] for row in rows]
     queries = [row["qid"] for row in rows]
     cuts = {}
-    for held in dict.fromkeys(queries):
-        rest = [place for place, query in enumerate(queries) if query != held]
+    for left_out in dict.fromkeys(queries):
+        rest = [place for place, query in enumerate(queries) if query != left_out]
         parts = ([values[place] for place in rest] for values in (signals, truth, queries))
-        cuts[held] = fit(*parts)
+        cuts[left_out] = fit(*parts)
     return [
         {**row, "grade": cuts[row["qid"]].grade(row["signal"]), "valid": True, "reason": None, "flags": []}
         for row in rows
@@ -87,32 +87,32 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SETUPS)}.")] = None,
 ) -> None:
     """Measure the judges and rewrite their files."""
-    collection, judges = mini(), servables("relevance-judge")
+    collection = load_mini_collection()
+    found = servables("relevance-judge").items()
+    judges = {name: kind for name, kind in found if issubclass(kind, Judge)}
     folder: Path = collection.folder / "judgements"
     folder.mkdir(exist_ok=True)
-    made = {"overlap": with_cuts(overlap_rows(collection), collection)}
+    results = {"overlap": add_grades(judge_by_overlap(collection), collection)}
     for name in only or SETUPS:
-        kind, template = SETUPS[name]
-        judge = judges[kind]
-        assert issubclass(judge, Judge)  # noqa: S101  # this service has nothing else
-        rows = judgements(judge(Endpoint(url)), template, collection)
-        made[name] = rows
+        judge, template = SETUPS[name]
+        rows = judge_collection(judges[judge](ChatClient(url)), template, collection)
+        results[name] = rows
         if all("signal" in row for row in rows):
-            made[name] = with_cuts(rows, collection)
+            results[name] = add_grades(rows, collection)
             if name != "query-lift":  # ranks the passages of a query as query-likelihood does
-                (collection.folder / "runs" / f"{name}.trec").write_text(run_of(name, made[name]), "utf8")
-        (folder / f"{name}.jsonl").write_text(written(map(_rounded, made[name]), "jsonl"), "utf8")
-        typer.echo(_line(name, made[name], collection))
-    (folder / "overlap.jsonl").write_text(written(map(_rounded, made["overlap"]), "jsonl"), "utf8")
-    typer.echo(_line("overlap", made["overlap"], collection))
+                (collection.folder / "runs" / f"{name}.trec").write_text(format_run(name, results[name]), "utf8")
+        (folder / f"{name}.jsonl").write_text(format_labels(map(_round_floats, results[name]), "jsonl"), "utf8")
+        typer.echo(_format_line(name, results[name], collection))
+    (folder / "overlap.jsonl").write_text(format_labels(map(_round_floats, results["overlap"]), "jsonl"), "utf8")
+    typer.echo(_format_line("overlap", results["overlap"], collection))
 
 
-def _rounded(row: Row) -> Row:
+def _round_floats(row: Row) -> Row:
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
 
 
-def run_of(name: str, rows: Sequence[Row]) -> str:
-    """A judge's signals as a run, best first: how it would rank the passages that were labelled for each query."""
+def format_run(name: str, rows: Sequence[Row]) -> str:
+    """Format a judge's signals as a run: how it ranks the passages that were labelled for each query."""
     queries: dict[str, list[Row]] = {}
     for row in rows:
         queries.setdefault(row["qid"], []).append(row)
@@ -123,28 +123,28 @@ def run_of(name: str, rows: Sequence[Row]) -> str:
     return "".join(lines)
 
 
-def measures(rows: Sequence[Row], collection: Collection) -> dict[str, float | None]:
-    """Kappa of the grades; rank correlation and order within queries of the signals, or of the grades without any."""
+def measure_judge(rows: Sequence[Row], collection: Collection) -> dict[str, float | None]:
+    """Measure a judge: kappa of its grades; rank correlation and order within queries of its signals or grades."""
     graded = {(row["qid"], row["docid"]): row["grade"] for row in rows if row.get("grade") is not None}
-    agreed = agree(collection.labels, graded)
-    kept = [row for row in rows if row.get("signal", row.get("grade")) is not None]
-    truth = [collection.labels[row["qid"], row["docid"]] for row in kept]
-    signals = [row.get("signal", row.get("grade")) for row in kept]
-    order = fit(signals, truth, [row["qid"] for row in kept]).metrics if kept else {}
+    agreement = agree(collection.labels, graded)
+    with_signal = [row for row in rows if row.get("signal", row.get("grade")) is not None]
+    truth = [collection.labels[row["qid"], row["docid"]] for row in with_signal]
+    signals = [row.get("signal", row.get("grade")) for row in with_signal]
+    order = fit(signals, truth, [row["qid"] for row in with_signal]).metrics if with_signal else {}
     return {
         "pairs": len(rows),
         "invalid": sum(not row["valid"] for row in rows),
-        "kappa": agreed.kappa,
-        "kappa_quadratic": agreed.kappa_quadratic,
-        "alpha": agreed.alpha,
+        "kappa": agreement.kappa,
+        "kappa_quadratic": agreement.kappa_quadratic,
+        "alpha": agreement.alpha,
         "spearman": order.get("spearman"),
         "pair_order": order.get("pair_order"),
     }
 
 
-def _line(name: str, rows: Sequence[Row], collection: Collection) -> str:
-    told = measures(rows, collection).items()
-    return f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in told if value is not None)
+def _format_line(name: str, rows: Sequence[Row], collection: Collection) -> str:
+    measures = measure_judge(rows, collection).items()
+    return f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in measures if value is not None)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A prompt for a judge, as data: immutable, versioned, addressed by its digest. Files are in `templates/`.
+"""Prompt templates of judges: immutable, versioned, addressed by digest. The files are in `templates/`.
 
 Rendering puts query and passage into the last turn between marks that are random per request, in one pass over the
-template's own text: nothing inside query or passage is ever interpreted. What varies stands last, so that a server can
-keep the shared beginning of all prompts. Knows nothing about models or how answers are drawn.
+template's own text: nothing inside query or passage is ever interpreted. What varies stands last, so that a server's
+prefix cache can keep the shared beginning of all prompts.
 """
 
 from __future__ import annotations
@@ -19,28 +19,37 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from services.relevance_judge.parsing.grades import Parsed, parse
+from services.relevance_judge.parsing.grades import ParsedGrade, parse
 from shared.errors import NotFound
 
-__all__ = ["Kind", "Rendered", "Scale", "Template", "fence", "render", "template", "templates"]
+__all__ = [
+    "GradeScale",
+    "Kind",
+    "RenderedPrompt",
+    "Template",
+    "get_template",
+    "load_templates",
+    "make_fence",
+    "render_prompt",
+]
 
 Kind = Literal["prompted-grade", "yes-no", "digits", "query-likelihood"]
 
 _FIELD = re.compile(r"\{(query|passage|fence|criterion)\}")
 
 
-class _Facts(BaseModel):
+class _FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Scale(_Facts):
+class GradeScale(_FrozenModel):
     """The grades that a template asks for."""
 
     lowest: int = 0
     highest: int = 3
 
 
-class Template(_Facts):
+class Template(_FrozenModel):
     """One prompt.
 
     Attributes:
@@ -59,7 +68,7 @@ class Template(_Facts):
     version: int = Field(1, ge=1)
     kind: Kind = "prompted-grade"
     summary: str
-    scale: Scale = Scale()
+    scale: GradeScale = GradeScale()
     system: str = ""
     turns: tuple[str, ...] = Field(min_length=1)
     criteria: dict[str, str] = Field(default_factory=dict)
@@ -69,9 +78,9 @@ class Template(_Facts):
 
     @model_validator(mode="after")
     def _shows_the_pair(self) -> Template:
-        asked = "".join(self.turns)
-        wanted = ["{passage}", *(["{query}"] if self.kind != "query-likelihood" else [])]
-        if missing := [name for name in wanted if name not in asked]:
+        text = "".join(self.turns)
+        required = ["{passage}", *(["{query}"] if self.kind != "query-likelihood" else [])]
+        if missing := [name for name in required if name not in text]:
             raise ValueError(f"The turns must show {' and '.join(missing)}.")
         if _FIELD.search(self.system):
             raise ValueError("The system text is shared by all pairs, so it can't show one.")
@@ -83,49 +92,54 @@ class Template(_Facts):
         hidden = {"summary"} if self.lift else {"summary", "lift"}  # older digests stay as they were
         return hashlib.sha256(self.model_dump_json(exclude=hidden).encode()).hexdigest()[:16]
 
-    def read(self, answer: str) -> Parsed:
+    @property
+    def pinned_id(self) -> str:
+        """`id@digest`, as verdicts carry it."""
+        return f"{self.id}@{self.digest}"
+
+    def read_grade(self, answer: str) -> ParsedGrade:
         """The grade that an answer states, by its words where the template asks for words, else by the parser."""
         last = next((line for line in reversed(answer.splitlines()) if line.strip()), "")
         word = re.sub(r"^.*:", "", last).strip(" \t.!*\"'`").casefold()
-        known = {name.casefold(): grade for name, grade in self.words.items()}
-        if word in known:
-            return Parsed(known[word], "label")
+        grades = {name.casefold(): grade for name, grade in self.words.items()}
+        if word in grades:
+            return ParsedGrade(grades[word], "label")
         return parse(answer, lowest=self.scale.lowest, highest=self.scale.highest)
 
 
 @dataclass(frozen=True)
-class Rendered:
+class RenderedPrompt:
     """A prompt ready to send: the system text and the user's turns."""
 
     system: str
     turns: tuple[str, ...]
 
 
-def fence(query: str, passage: str, seed: int | None = None) -> str:
-    """A mark that stands in neither text: random, or with a seed one that follows from it and from the texts."""
+def make_fence(query: str, passage: str, seed: int | None = None) -> str:
+    """A delimiter that stands in neither text: random, or derived from the seed and the texts."""
     if seed is not None:
         return hashlib.sha256(f"{seed}\0{query}\0{passage}".encode("utf8", "surrogatepass")).hexdigest()[:16]
     mark = secrets.token_hex(8)
-    return mark if mark not in query + passage else fence(query, passage)
+    return mark if mark not in query + passage else make_fence(query, passage)
 
 
-def render(chosen: Template, query: str, passage: str, *, mark: str, criterion: str = "") -> Rendered:
+def render_prompt(template: Template, query: str, passage: str, *, mark: str, criterion: str = "") -> RenderedPrompt:
     """Fill a template in one pass: what is filled in is never looked into.
 
     Args:
-        chosen: The template.
+        template: The template.
         query: The query, as it is.
         passage: The passage, as it is.
-        mark: From `fence`.
+        mark: The delimiter, from `make_fence`.
         criterion: The text of one of its criteria, where it has some.
     """
     values = {"query": query, "passage": passage, "fence": mark, "criterion": criterion}
-    turns = tuple(_FIELD.sub(lambda found: values[found[1]], turn) for turn in chosen.turns)
-    return Rendered(chosen.system, turns)
+    turns = tuple(_FIELD.sub(lambda field: values[field[1]], turn) for turn in template.turns)
+    return RenderedPrompt(template.system, turns)
 
 
 @cache
-def templates() -> Mapping[str, Template]:
+def load_templates() -> Mapping[str, Template]:
     """The templates that come with the service, by id."""
     folder = resources.files("services.relevance_judge").joinpath("templates")
     texts = [file.read_text("utf8") for file in folder.iterdir() if file.name.endswith(".toml")]
@@ -133,14 +147,14 @@ def templates() -> Mapping[str, Template]:
     return {one.id: one for one in sorted(found, key=lambda one: one.id)}
 
 
-def template(name: str) -> Template:
+def get_template(name: str) -> Template:
     """A template by id, or by `id@digest` where the caller wants exactly that text.
 
     Raises:
         NotFound: There is none of that id, or its text has another digest.
     """
     plain, _, digest = name.partition("@")
-    known = templates()
+    known = load_templates()
     if plain not in known:
         raise NotFound(f"There is no template {plain!r}; known are {', '.join(known)}.", field="template")
     if digest and known[plain].digest != digest:

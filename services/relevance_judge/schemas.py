@@ -1,7 +1,4 @@
-"""Judging on the wire: pairs of query and passage in, one verdict each out.
-
-The same for every judge; which options a judge reads, its page says.
-"""
+"""Wire schemas of judging: pairs of query and passage in, one verdict each out. The same for every judge."""
 
 from __future__ import annotations
 
@@ -11,15 +8,21 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from services.relevance_judge.metrics.calibration import Calibration
 from services.relevance_judge.metrics.ensembles import Rounding, Tie
-from services.relevance_judge.prompt_template import templates
+from services.relevance_judge.prompt_template import load_templates
 
-__all__ = ["EnsembleIn", "EnsembleRule", "JudgeIn", "JudgeOut", "Member", "Pair", "Verdict"]
+__all__ = ["EnsembleIn", "EnsembleRule", "JudgeIn", "JudgeOut", "Member", "Pair", "StrictModel", "Verdict"]
 
 EnsembleRule = Literal["majority", "average", "median"]
 
-MOST_PAIRS = 256
-LONGEST = 200_000
-"""Characters of a query or passage; longer ones are refused, not cut."""
+MAX_PAIRS = 256
+MAX_TEXT_CHARS = 200_000
+"""Longest query or passage; longer ones are refused, not cut."""
+
+
+class StrictModel(BaseModel):
+    """A body whose unknown fields are refused, so that a misspelt option does not go unnoticed."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class Pair(BaseModel):
@@ -27,8 +30,8 @@ class Pair(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    query: str = Field(min_length=1, max_length=LONGEST)
-    passage: str = Field(min_length=1, max_length=LONGEST)
+    query: str = Field(min_length=1, max_length=MAX_TEXT_CHARS)
+    passage: str = Field(min_length=1, max_length=MAX_TEXT_CHARS)
 
 
 class JudgeIn(BaseModel):
@@ -36,10 +39,10 @@ class JudgeIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    pairs: tuple[Pair, ...] = Field((), max_length=MOST_PAIRS, description="Queries with their passages.")
+    pairs: tuple[Pair, ...] = Field((), max_length=MAX_PAIRS, description="Queries with their passages.")
     query: str | None = Field(None, description="One query, with its `passages` instead of `pairs`.")
     passages: tuple[str | dict[str, Any], ...] = Field(
-        (), max_length=MOST_PAIRS, description="Texts, or candidates whose text is in `doc.segment`."
+        (), max_length=MAX_PAIRS, description="Texts, or candidates whose text is in `doc.segment`."
     )
     template: str | None = Field(None, description="Id of a template, or `id@digest`; left out, the judge's default.")
     llm: str | None = Field(None, description="Language model at the endpoint; left out, its default.")
@@ -52,26 +55,26 @@ class JudgeIn(BaseModel):
         "Either way it counts as invalid.",
     )
     calibration: Calibration | str | None = Field(
-        None, description="Cuts that turn a signal into a grade, or the name of kept ones, `name` or `name@version`."
+        None, description="Cuts that turn a signal into a grade, or the name of stored ones, `name` or `name@version`."
     )
-    price: float | None = Field(None, ge=0, le=1e6, description="Of a million tokens; verdicts then tell their cost.")
+    price: float | None = Field(None, ge=0, le=1e6, description="Of a million tokens; verdicts then state their cost.")
     passage_chars: int = Field(
-        6000, ge=200, le=LONGEST, description="Longer passages are cut at the end, flagged `cut`."
+        6000, ge=200, le=MAX_TEXT_CHARS, description="Longer passages are cut at the end, flagged `cut`."
     )
-    seed: int | None = Field(None, ge=0, lt=2**31, description="Makes marks and answers repeatable.")
-    rationale: bool = Field(False, description="Tell the model's whole conversation, not only its last answer.")
+    seed: int | None = Field(None, ge=0, lt=2**31, description="Makes delimiters and answers repeatable.")
+    rationale: bool = Field(False, description="Return the whole conversation, not only the last answer.")
 
     @model_validator(mode="before")
     @classmethod
-    def _paired(cls, given: Any) -> Any:
-        """Make pairs of a query and its passages, so that judges see one form."""
-        if not isinstance(given, dict) or given.get("query") is None or given.get("pairs"):
-            return given
-        texts = given.get("passages")
+    def _pair_passages(cls, value: Any) -> Any:
+        """Turn a query with its passages into pairs, so that judges see one form."""
+        if not isinstance(value, dict) or value.get("query") is None or value.get("pairs"):
+            return value
+        texts = value.get("passages")
         if not isinstance(texts, list | tuple):
-            return given
-        rest = {key: value for key, value in given.items() if key not in {"query", "passages"}}
-        return {**rest, "pairs": [{"query": given["query"], "passage": _text(item)} for item in texts]}
+            return value
+        rest = {key: value for key, value in value.items() if key not in {"query", "passages"}}
+        return {**rest, "pairs": [{"query": value["query"], "passage": _candidate_text(item)} for item in texts]}
 
     @model_validator(mode="after")
     def _something_to_judge(self) -> JudgeIn:
@@ -82,7 +85,7 @@ class JudgeIn(BaseModel):
         return self
 
 
-def _text(item: Any) -> Any:
+def _candidate_text(item: Any) -> Any:
     """A candidate's text: the candidate itself, or its `doc.segment`."""
     doc = item.get("doc") if isinstance(item, dict) else None
     return doc.get("segment") if isinstance(doc, dict) else item
@@ -120,21 +123,21 @@ class EnsembleIn(JudgeIn):
 
     @field_validator("members", mode="before")
     @classmethod
-    def _in_short(cls, given: Any) -> Any:
-        if not isinstance(given, list | tuple):
-            return given
-        return [_member(item) if isinstance(item, str) else item for item in given]
+    def _parse_short_members(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return [_parse_member(item) if isinstance(item, str) else item for item in value]
 
 
-def _member(told: str) -> dict[str, str]:
-    judge, slash, template = told.partition("/")
+def _parse_member(short: str) -> dict[str, str]:
+    judge, slash, template = short.partition("/")
     if slash:
         return {"judge": judge, "template": template}
-    return {"template": told} if told.partition("@")[0] in templates() else {"judge": told}
+    return {"template": short} if short.partition("@")[0] in load_templates() else {"judge": short}
 
 
 class Verdict(BaseModel):
-    """What a judge says of one pair.
+    """The verdict of a judge on one pair.
 
     `valid` is false where no try gave a grade on the scale; `grade` is then null, or the imputed one.
     """

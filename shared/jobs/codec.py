@@ -42,12 +42,12 @@ SHOWN: Final = (
     "finished",
     "expires",
 )
-"""Fields from which `decode_job` is made."""
+"""Fields from which `decode_job` builds a Job."""
 
 REQUEST: Final = ("service", "path", "tenant", "headers", "priority", "tries", "body")
 """Fields from which a worker makes the Payload; without `body` it is in the blob store."""
 
-ANSWER: Final = ("answer_status", "answer_type", "answer_headers", "decode_answer", "answer_blob")
+ANSWER: Final = ("answer_status", "answer_type", "answer_headers", "answer", "answer_blob")
 """Fields of the Result; exactly one of the last two is there."""
 
 _COMPARED: Final = ("content-type", "accept")

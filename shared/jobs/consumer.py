@@ -77,8 +77,8 @@ class QueueConsumer:
             self.service,
             self.consumer,
             lease,
-            self._settings.job_attempts,
-            self._settings.job_dead_max,
+            self._settings.job_max_attempts,
+            self._settings.job_dead_letter_max,
             *codec.REQUEST,
         )
         if how == b"none":
@@ -126,7 +126,7 @@ class QueueConsumer:
     async def succeed(self, delivery: Delivery, result: Result) -> bool:
         """Hand in the answer; False when the job was taken from this attempt, whose answer is then dropped."""
         answer: tuple[str, bytes | str] = ("answer", result.body)
-        if len(result.body) > self._settings.job_inline_bytes:
+        if len(result.body) > self._settings.job_inline_max_bytes:
             answer = ("answer_blob", f"{delivery.id}/answer-{delivery.attempt}")
             await self._blobs.put(str(answer[1]), result.body)
         how = await self._link.verb(
@@ -146,7 +146,7 @@ class QueueConsumer:
     async def fail(self, delivery: Delivery, outcome: Result | BaseException) -> bool:
         """Fail for good: trying again would not help. False when the job was taken from this attempt."""
         answer: list[str | bytes | int] = []
-        if isinstance(outcome, Result) and len(outcome.body) <= self._settings.job_inline_bytes:
+        if isinstance(outcome, Result) and len(outcome.body) <= self._settings.job_inline_max_bytes:
             answer = [*codec.encode_answer(outcome), "answer", outcome.body]
         how = await self._link.verb(
             "fail",
@@ -164,8 +164,8 @@ class QueueConsumer:
             "again",
             delivery.id,
             delivery.attempt,
-            self._settings.job_attempts,
-            self._settings.job_dead_max,
+            self._settings.job_max_attempts,
+            self._settings.job_dead_letter_max,
             int(delay_s * 1000),
             codec.problem_json(outcome),
         )

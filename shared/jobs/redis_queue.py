@@ -49,7 +49,7 @@ class RedisJobQueue:
     async def submit(self, payload: Payload, idempotency_key: str | None = None) -> tuple[Job, bool]:
         """Accept a job; see `JobQueue.submit`."""
         job_id = secrets.token_hex(16)
-        inline = len(payload.body) <= self._settings.job_inline_bytes
+        inline = len(payload.body) <= self._settings.job_inline_max_bytes
         if not inline:
             await self._blobs.put(f"{job_id}/request", payload.body)
         how, known = await self._link.verb(

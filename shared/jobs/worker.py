@@ -216,7 +216,7 @@ class JobWorker:
         """Let jobs finish for a while, then hand the rest back at once."""
         tasks = [task for _, task in self._running.values()]
         if tasks:
-            await asyncio.wait(tasks, timeout=self._settings.drain_s)
+            await asyncio.wait(tasks, timeout=self._settings.shutdown_grace_s)
             self._stop_all()
             await asyncio.wait(tasks, timeout=_STOP_S + _ABANDON_S + self._settings.job_lease_s)
 

@@ -144,9 +144,9 @@ class Catalog:
     def knobs(self, slot: ModelSlot) -> BatchOptions:
         """How a model batches: jobs run alone, and a streaming model schedules its calls for itself."""
         ours, mode = self._settings, slot.kind.mode
-        size = min(ours.batch_max, slot.card.limits.max_batch or ours.batch_max) if mode == "sync" else 1
-        threads = ours.batch_max if mode == "stream" else 1
-        return BatchOptions(size=size, wait=ours.batch_wait_ms / 1000, depth=ours.queue_max, threads=threads)
+        size = min(ours.max_batch_size, slot.card.limits.max_batch or ours.max_batch_size) if mode == "sync" else 1
+        threads = ours.max_batch_size if mode == "stream" else 1
+        return BatchOptions(size=size, wait=ours.max_batch_delay_ms / 1000, depth=ours.max_queue_size, threads=threads)
 
     def _rank(self, name: str) -> tuple[bool, bool, bool]:
         """Order of models within a task: the configured one, then loaded before failed, then real weights first."""
@@ -175,6 +175,6 @@ class Catalog:
             "max_pixels": ours.max_pixels,
             "max_images": ours.max_images,
             "micro_batch": self.knobs(slot).size,
-            "queue": ours.queue_max,
-            "deadline_s": ours.deadline_s,
+            "queue": ours.max_queue_size,
+            "deadline_s": ours.request_timeout_s,
         }

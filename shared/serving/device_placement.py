@@ -20,8 +20,8 @@ def load_context(settings: Settings) -> LoadContext:
     options = {
         "llm_model": settings.llm_model,
         "llm_dtype": settings.llm_dtype,
-        "llm_watch": str(settings.llm_watch),
-        "llm_floor": str(settings.llm_floor),
+        "llm_fidelity_sample_rate": str(settings.llm_fidelity_sample_rate),
+        "llm_fidelity_min_agreement": str(settings.llm_fidelity_min_agreement),
         "max_body_bytes": str(settings.max_body_bytes),
         "max_pixels": str(settings.max_pixels),
         "judge_base_url": settings.judge_base_url,
@@ -36,7 +36,7 @@ def load_context(settings: Settings) -> LoadContext:
         engine=settings.engine,
         cache=settings.cache_dir,
         weights=settings.weights_dir,
-        threads=settings.threads,
+        threads=settings.intra_op_threads,
         options=options,
     )
 

@@ -45,7 +45,7 @@ class Host:
         self._open: list[CallContext] = []  # of streams
         self._quiet = asyncio.Event()
         self._quiet.set()
-        self._pool = ThreadPoolExecutor(settings.queue_max, thread_name_prefix="stream")
+        self._pool = ThreadPoolExecutor(settings.max_queue_size, thread_name_prefix="stream")
 
     # Life.
 
@@ -55,13 +55,13 @@ class Host:
         await asyncio.gather(*(self.load(name) for name in waiting))
 
     async def stop(self) -> None:
-        """Finish what has begun, for up to `drain_s`, and free the models."""
+        """Finish what has begun, for up to `shutdown_grace_s`, and free the models."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.drain_s):
+            async with asyncio.timeout(self.settings.shutdown_grace_s):
                 await self._quiet.wait()
         for run in self._open:
             run.cancel()
-        await asyncio.gather(*(self._free(slot, self.settings.drain_s) for slot in self._models))
+        await asyncio.gather(*(self._free(slot, self.settings.shutdown_grace_s) for slot in self._models))
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def load(self, name: str) -> None:
@@ -85,7 +85,7 @@ class Host:
 
     async def unload(self, name: str) -> None:
         """Take one model out of service, after its waiting calls."""
-        await self._free(self._models.slot(name), self.settings.drain_s)
+        await self._free(self._models.slot(name), self.settings.shutdown_grace_s)
 
     def _load(self, kind: type[Servable[Any, Any]]) -> Servable[Any, Any]:
         servable = kind.load(load_context(self.settings))
@@ -210,7 +210,7 @@ class Host:
             QueueFull: As many streams are open as may be.
         """
         servable, _ = self._models.ready(name)
-        if len(self._open) >= self.settings.queue_max:
+        if len(self._open) >= self.settings.max_queue_size:
             raise QueueFull(f"{len(self._open)} streams are open, and no more may be.", retry_after=1)
         self._open.append(run)
         self._quiet.clear()

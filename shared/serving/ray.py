@@ -69,7 +69,7 @@ class _Replica:
         chosen = settings()
         telemetry.configure_logs(chosen.log_level, chosen.log_format)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        if chosen.bind == _LOOPBACK:
+        if chosen.replica_host == _LOOPBACK:
             _keep_to_loopback()
         self._started: Future[ReplicaServer] = Future()
         self._over: asyncio.Event
@@ -110,7 +110,7 @@ class _Replica:
     def __del__(self) -> None:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._over.set)
-            self._thread.join(settings().drain_s + 5)
+            self._thread.join(settings().shutdown_grace_s + 5)
 
 
 def _keep_to_loopback() -> None:
@@ -147,7 +147,7 @@ def application(args: Placement) -> serve.Application:
         name=args.service,
         health_check_period_s=1.0,
         health_check_timeout_s=10.0,
-        graceful_shutdown_timeout_s=settings().drain_s + 5,
+        graceful_shutdown_timeout_s=settings().shutdown_grace_s + 5,
         graceful_shutdown_wait_loop_s=0.1,
         ray_actor_options={"num_cpus": 0.1, "num_gpus": args.num_gpus},
         **how,
@@ -202,7 +202,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own
         signal.signal(number, lambda *_: over.set())
     try:
-        wanted = chosen.wanted_services or services_with_models()
+        wanted = chosen.enabled_service_names or services_with_models()
         deploy([Placement(service=name, min_replicas=chosen.replicas, max_replicas=chosen.replicas) for name in wanted])
         telemetry.log().info("placed", services=", ".join(wanted))
         over.wait()

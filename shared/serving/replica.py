@@ -49,14 +49,14 @@ class ReplicaServer:
     """Serves an app until told to stop. `start` and `stop` belong to one event loop."""
 
     def __init__(self, app: FastAPI, settings: Settings, *, http_port: int = 0, grpc_port: int = 0) -> None:
-        """Prepare to serve on `settings.bind`; port 0 takes a free one."""
+        """Prepare to serve on `settings.replica_host`; port 0 takes a free one."""
         self.host: Host = app.state.host
         self.id = secrets.token_hex(6)
         self.http = ""
         self.grpc: str | None = None
         self._app = app
         self._settings = settings
-        self._reached_at = settings.advertise or settings.bind
+        self._reached_at = settings.replica_advertised_host or settings.replica_host
         self._ports = (http_port, grpc_port)
         self._grpc: Any = None
         self._server: _Server | None = None
@@ -70,7 +70,7 @@ class ReplicaServer:
         Raises:
             OSError: A port is in use.
         """
-        listener = _listen(self._settings.bind, self._ports[0])
+        listener = _listen(self._settings.replica_host, self._ports[0])
         self.http = f"http://{_address(self._reached_at, listener.getsockname()[1])}"
         self._server = _Server(_config(self._app, self._settings))
         self._serving = asyncio.create_task(self._server.serve([listener]))
@@ -85,12 +85,12 @@ class ReplicaServer:
             self._presence.start()
 
     async def stop(self) -> None:
-        """Withdraw the record, finish what has begun for up to `drain_s`, then free the models."""
+        """Withdraw the record, finish what has begun for up to `shutdown_grace_s`, then free the models."""
         if self._presence is not None:
             await self._presence.stop()
-            await asyncio.sleep(min(RENEW_S, self._settings.drain_s))  # the gateway hears of it
+            await asyncio.sleep(min(RENEW_S, self._settings.shutdown_grace_s))  # the gateway hears of it
         if self._grpc is not None:
-            await self._grpc.stop(self._settings.drain_s)
+            await self._grpc.stop(self._settings.shutdown_grace_s)
         if self._server is not None and self._serving is not None:
             self._server.should_exit = True
             await self._serving
@@ -115,7 +115,7 @@ class ReplicaServer:
         )
 
     async def _start_grpc(self) -> None:
-        self._grpc, port = await serve_grpc(self.host, self._settings.bind, self._ports[1], self._settings)
+        self._grpc, port = await serve_grpc(self.host, self._settings.replica_host, self._ports[1], self._settings)
         self.grpc = _address(self._reached_at, port)
 
 
@@ -137,7 +137,7 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)),
     )
 
 

@@ -53,7 +53,7 @@ async def _work(service: str, chosen: Settings, app: str | None, url: str) -> No
     except Exception:
         logger.exception("the worker broke; its jobs go to others when their leases end")
         code = 1
-    await asyncio.wait({asyncio.create_task(replay.close())}, timeout=chosen.drain_s)
+    await asyncio.wait({asyncio.create_task(replay.close())}, timeout=chosen.shutdown_grace_s)
     await inbox.close()
     logger.info("stopped", service=service)
     # A model's thread that does not listen can't be stopped from inside, and Python would wait for it for ever.

@@ -4,9 +4,9 @@ import pathlib
 import re
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
-from shared.settings import Settings
+from shared.settings import RENAMED, Settings, environment
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -15,7 +15,7 @@ def test_defaults_bind_to_loopback_and_need_no_key(monkeypatch):
     for name in ("FOVEA_HOST", "FOVEA_AUTH"):
         monkeypatch.delenv(name, raising=False)
     made = Settings()
-    assert (made.host, made.bind, made.auth) == ("127.0.0.1", "127.0.0.1", "insecure-local")
+    assert (made.host, made.replica_host, made.auth) == ("127.0.0.1", "127.0.0.1", "insecure-local")
 
 
 def test_environment_wins_over_defaults(monkeypatch):
@@ -24,7 +24,7 @@ def test_environment_wins_over_defaults(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("FOVEA_HTTP_PORT", "70000"), ("FOVEA_BATCH_MAX", "0"), ("FOVEA_AUTH", "off")]
+    ("name", "value"), [("FOVEA_HTTP_PORT", "70000"), ("FOVEA_MAX_BATCH_SIZE", "0"), ("FOVEA_AUTH", "off")]
 )
 def test_nonsense_is_refused(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
@@ -32,12 +32,55 @@ def test_nonsense_is_refused(monkeypatch, name, value):
         Settings()
 
 
-def test_fixed_upstreams_carry_http_and_grpc():
-    made = Settings(upstreams="detection=http://triton:8000/|grpc://triton:8001, medical-seg=http://seg:80")
-    assert made.fixed_upstreams == {
+def test_static_upstreams_carry_http_and_grpc():
+    made = Settings(static_upstreams="detection=http://triton:8000/|grpc://triton:8001, medical-seg=http://seg:80")
+    assert made.upstream_addresses == {
         "detection": ("http://triton:8000", "triton:8001"),
         "medical-seg": ("http://seg:80", None),
     }
+
+
+@pytest.mark.parametrize("new", RENAMED)
+def test_old_name_of_a_setting_still_works_and_names_the_new_one(monkeypatch, caplog, new):
+    old, default = RENAMED[new], Settings.model_fields[new].get_default()
+    value = {bool: True, int: 7, float: 0.25}.get(type(default), "s3cret")
+    monkeypatch.setenv(f"FOVEA_{old.upper()}", str(value))
+    with pytest.warns(DeprecationWarning, match=f"FOVEA_{old.upper()} .*FOVEA_{new.upper()}"):
+        made = Settings()
+    found = getattr(made, new)
+    assert (found.get_secret_value() if isinstance(found, SecretStr) else found) == value
+    assert new in made.model_fields_set
+    assert f"FOVEA_{new.upper()}" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+def test_new_name_of_a_setting_wins_over_the_old_one(monkeypatch):
+    monkeypatch.setenv("FOVEA_BATCH_MAX", "3")
+    monkeypatch.setenv("FOVEA_MAX_BATCH_SIZE", "5")
+    with pytest.warns(DeprecationWarning, match="FOVEA_MAX_BATCH_SIZE"):
+        assert Settings().max_batch_size == 5
+
+
+def test_nonsense_under_an_old_name_is_refused(monkeypatch):
+    monkeypatch.setenv("FOVEA_BATCH_MAX", "0")
+    with (
+        pytest.warns(DeprecationWarning, match="FOVEA_MAX_BATCH_SIZE"),
+        pytest.raises(ValidationError, match="max_batch_size"),
+    ):
+        Settings()
+
+
+def test_child_processes_are_given_the_new_names(monkeypatch):
+    monkeypatch.setenv("FOVEA_DRAIN_S", "3")
+    assert environment(FOVEA_X="1") == {**environment(), "FOVEA_X": "1"}
+    assert environment()["FOVEA_SHUTDOWN_GRACE_S"] == "3"
+    assert "FOVEA_DRAIN_S" not in environment()
+    assert environment(FOVEA_SHUTDOWN_GRACE_S="4")["FOVEA_SHUTDOWN_GRACE_S"] == "4"
+
+
+def test_misspelt_field_is_refused():
+    with pytest.raises(ValidationError, match="bind"):
+        Settings(bind="0.0.0.0")
 
 
 def test_every_field_says_what_it_is_for():

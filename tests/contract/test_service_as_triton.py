@@ -23,7 +23,9 @@ def kind():
 
 @pytest.fixture(scope="module")
 def replica(kind, tmp_path_factory):
-    settings = Settings(data_dir=tmp_path_factory.mktemp("fovea"), threads=1, drain_s=1, redis_url=None)
+    settings = Settings(
+        data_dir=tmp_path_factory.mktemp("fovea"), intra_op_threads=1, shutdown_grace_s=1, redis_url=None
+    )
     with serving({NAME: kind}, settings) as running:
         assert running.host.ready, running.host.missing()
         yield running

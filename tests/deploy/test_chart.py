@@ -128,7 +128,7 @@ def test_gpu_is_asked_for_by_replica_and_worker():
 def test_replicas_announce_the_address_of_their_pod():
     ray = named(render(), "RayService", "demo-medical-seg")["spec"]["rayClusterConfig"]
     env = ray["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["env"]
-    assert {"name": "FOVEA_ADVERTISE", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}} in env
+    assert {"name": "FOVEA_REPLICA_ADVERTISED_HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}} in env
 
 
 def test_environment_names_are_settings_that_exist():

@@ -50,7 +50,9 @@ def test_compose_environment_names_are_settings_that_exist():
 def test_upstreams_of_the_gateway_are_services_of_the_file():
     from shared.settings import Settings
 
-    upstreams = Settings(upstreams=SERVICES["gateway"]["environment"]["FOVEA_UPSTREAMS"]).fixed_upstreams
+    upstreams = Settings(
+        static_upstreams=SERVICES["gateway"]["environment"]["FOVEA_STATIC_UPSTREAMS"]
+    ).upstream_addresses
     assert set(upstreams) <= set(SERVICES)
     for name, (http, grpc) in upstreams.items():
         assert http == f"http://{name}:8080"

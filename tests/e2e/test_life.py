@@ -20,13 +20,13 @@ def test_first_light_writes_a_picture_and_json_for_each_service(product):
 
 
 def test_once_ends_with_0_and_leaves_no_process(tmp_path):
-    made = start(tmp_path, "--once", FOVEA_SERVICES="medical-seg")
+    made = start(tmp_path, "--once", FOVEA_ENABLED_SERVICES="medical-seg")
     assert made.process.wait(240) == 0, made.log
     assert left_behind(tmp_path) == []
 
 
 def test_ctrl_c_stops_everything_in_time(tmp_path):
-    made = start(tmp_path, FOVEA_SERVICES="medical-seg")
+    made = start(tmp_path, FOVEA_ENABLED_SERVICES="medical-seg")
     wait_ready(made)
     assert stop(made) == []
     assert left_behind(tmp_path) == []

@@ -18,7 +18,7 @@ from services.gateway.tests.browsing import browser, watched
 from services.gateway.tests.stage import ForgetfulQueue, fronted
 from services.relevance_judge.metrics.baselines import overlap
 from services.relevance_judge.routes import router
-from services.relevance_judge.storage.mini_collection import mini
+from services.relevance_judge.storage.mini_collection import load_mini_collection
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.registry import LoadContext
 from shared.registry.discovery import servables
@@ -57,7 +57,7 @@ def judging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judging]:
 
             @classmethod
             def load(cls, place: LoadContext) -> Any:
-                return cls(model.endpoint(), kind.load(place).calibrations)
+                return cls(model.client(), kind.load(place).calibrations)
 
         return Answering
 
@@ -105,7 +105,7 @@ def fovea(judging: Judging, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest
 @pytest.fixture(scope="session")
 def files() -> Path:
     """The folder of the mini-collection."""
-    return mini().folder
+    return load_mini_collection().folder
 
 
 @pytest.fixture(scope="module")

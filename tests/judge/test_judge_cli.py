@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from services.relevance_judge.parsing.trec import parse_qrels, qrels_text, read_qrels
-from services.relevance_judge.storage.mini_collection import mini
+from services.relevance_judge.parsing.trec import format_qrels, parse_qrels, read_qrels
+from services.relevance_judge.storage.mini_collection import load_mini_collection
 
-MINI = mini()
+MINI = load_mini_collection()
 
 
 def test_one_pair_is_graded_in_words_or_as_json(fovea: Any) -> None:
@@ -59,7 +59,7 @@ def test_a_batch_is_followed_and_its_labels_are_written_in_the_form_of_the_name(
 def test_the_holes_of_a_run_are_filled(fovea: Any, files: Path, tmp_path: Path) -> None:
     texts = ["--topics", files / "topics.tsv", "--passages", files / "passages.jsonl"]
     known = tmp_path / "known.qrels"
-    known.write_text(qrels_text({pair: grade for pair, grade in MINI.labels.items() if pair[0] != "3"}))
+    known.write_text(format_qrels({pair: grade for pair, grade in MINI.labels.items() if pair[0] != "3"}))
     runs = ["--run", files / "runs" / "bm25.trec", "--depth", 2, "--qrels", known]
     code, out, _ = fovea("judge", "batch", *texts, *runs, "-o", tmp_path / "new.qrels")
     assert code == 0, out

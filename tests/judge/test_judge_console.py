@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from services.gateway.tests.browsing import MARKS, figure
-from services.relevance_judge.parsing.trec import parse_qrels, qrels_text
-from services.relevance_judge.storage.mini_collection import mini
+from services.relevance_judge.parsing.trec import format_qrels, parse_qrels
+from services.relevance_judge.storage.mini_collection import load_mini_collection
 
 pytestmark = MARKS
 
-MINI = mini()
+MINI = load_mini_collection()
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_the_grid_holds_every_pair_and_disagreements_come_widest_first_with_thei
     labels = {pair: grade for pair, grade in MINI.labels.items() if int(pair[0]) < 3}
     changed = {**labels, ("1", "m01-4"): 3, ("2", "m02-8"): 2}
     for name, given in (("reference", labels), ("judge", changed)):
-        (tmp_path / name).write_text(qrels_text(given))
+        (tmp_path / name).write_text(format_qrels(given))
     part = _within(judge, "agreement")
     part.get_by_label("Reference labels").set_input_files(tmp_path / "reference")
     part.get_by_label("The judge’s labels").set_input_files(tmp_path / "judge")

@@ -43,7 +43,7 @@ def remembering(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
             "llm-longctx",
             routers=[openai.router, sessions.router, documents.router],
             servables=kinds,
-            settings=Settings(_env_file=None, data_dir=folder, threads=1, redis_url=redis.url),
+            settings=Settings(_env_file=None, data_dir=folder, intra_op_threads=1, redis_url=redis.url),
         )
         with fronted(app, "llm-longctx", folder, auth=request.param) as (url, _, keys):
             headers = {"x-api-key": keys.add("watch", ("infer",))[1]} if request.param == "keys" else {}

@@ -25,7 +25,7 @@ def url(tmp_path_factory):
         "interpretability",
         routers=[build_router(found)],
         servables=found,
-        settings=Settings(data_dir=folder, threads=1),
+        settings=Settings(data_dir=folder, intra_op_threads=1),
     )
     with fronted(app, "interpretability", folder) as (address, *_):
         yield address

@@ -1,4 +1,4 @@
-"""Our gateway as its own process, in front of the service that `FOVEA_UPSTREAMS` names."""
+"""Our gateway as its own process, in front of the service that `FOVEA_STATIC_UPSTREAMS` names."""
 
 import os
 import runpy

@@ -59,13 +59,13 @@ def _gateway(folder: Path, size: int) -> Contender:
     env = {
         "FOVEA_DATA_DIR": str(folder / f"batch{size}"),
         "FOVEA_LOG_LEVEL": "WARNING",
-        "FOVEA_RATE_PER_MINUTE": "100000000",
-        "FOVEA_BATCH_WAIT_MS": "0",
-        "FOVEA_THREADS": "1",
+        "FOVEA_RATE_LIMIT_RPM": "100000000",
+        "FOVEA_MAX_BATCH_DELAY_MS": "0",
+        "FOVEA_INTRA_OP_THREADS": "1",
     }
     ask, body = "/v2/models/yolo9tr/infer", head + tensor.tobytes()
     behind = Contender(f"detection service {size}", f"{SERVERS}.detection_service", ask, body, headers, env=env)
-    upstream = {"FOVEA_UPSTREAMS": f"detection=http://127.0.0.1:{behind.port}"}
+    upstream = {"FOVEA_STATIC_UPSTREAMS": f"detection=http://127.0.0.1:{behind.port}"}
     name, module = f"through the gateway, batch {size}", f"{SERVERS}.fovea_gateway"
     return Contender(name, module, ask, body, headers, env={**env, **upstream}, helpers=(behind,))
 

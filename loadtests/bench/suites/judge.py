@@ -20,11 +20,11 @@ from collections.abc import Iterator
 import httpx2
 
 from loadtests.bench.result import Table, row
-from services.relevance_judge.chat_client import Endpoint
-from services.relevance_judge.judge import opening
-from services.relevance_judge.prompt_template import fence, render, template
+from services.relevance_judge.chat_client import ChatClient
+from services.relevance_judge.judge import build_messages
+from services.relevance_judge.prompt_template import get_template, make_fence, render_prompt
 from services.relevance_judge.schemas import Pair
-from services.relevance_judge.storage.mini_collection import mini
+from services.relevance_judge.storage.mini_collection import load_mini_collection
 from shared.registry import CallContext
 
 TEMPLATE = "few-shot"
@@ -39,7 +39,7 @@ def measure(rounds: int = 4, count: int = 12) -> Table:
     with tempfile.TemporaryDirectory(prefix="fovea-bench-") as folder:
         port = _free_port()
         server = _started(port, folder)
-        endpoint = Endpoint(f"http://127.0.0.1:{port}")
+        endpoint = ChatClient(f"http://127.0.0.1:{port}")
         try:
             _ready(port, server)
             prompt, prefix = _tokens(endpoint, next(pairs))
@@ -56,29 +56,29 @@ def measure(rounds: int = 4, count: int = 12) -> Table:
 
 
 def _pairs() -> Iterator[Pair]:
-    found = mini()
+    found = load_mini_collection()
     return iter([Pair(query=found.topics[qid], passage=found.passages[docid]) for qid, docid in found.labels])
 
 
-def _speed(endpoint: Endpoint, pairs: list[Pair], *, cold: bool) -> float:
+def _speed(endpoint: ChatClient, pairs: list[Pair], *, cold: bool) -> float:
     """Pairs a second, one after another; the answer is one token, so that reading is what is measured."""
-    chosen, begun = template(TEMPLATE), time.perf_counter()
+    chosen, begun = get_template(TEMPLATE), time.perf_counter()
     for pair in pairs:
-        shown = render(chosen, pair.query, pair.passage, mark=fence(pair.query, pair.passage))
-        first, *rest = opening(shown)
+        shown = render_prompt(chosen, pair.query, pair.passage, mark=make_fence(pair.query, pair.passage))
+        first, *rest = build_messages(shown)
         if cold:
             first = {**first, "content": f"{os.urandom(8).hex()}\n{first['content']}"}
         endpoint.chat([first, *rest], CallContext(), max_tokens=1)
     return len(pairs) / (time.perf_counter() - begun)
 
 
-def _tokens(endpoint: Endpoint, pair: Pair) -> tuple[int, int]:
+def _tokens(endpoint: ChatClient, pair: Pair) -> tuple[int, int]:
     """Tokens of a whole prompt, and of what all prompts of the template share."""
-    chosen = template(TEMPLATE)
+    chosen = get_template(TEMPLATE)
     ids = []
     for query in (pair.query, "something else entirely"):
-        shown = render(chosen, query, pair.passage, mark=fence(query, pair.passage))
-        ids.append(endpoint.tokens(CallContext(), messages=opening(shown)))
+        shown = render_prompt(chosen, query, pair.passage, mark=make_fence(query, pair.passage))
+        ids.append(endpoint.tokenize(CallContext(), messages=build_messages(shown)))
     shared = next((place for place, (a, b) in enumerate(zip(*ids, strict=False)) if a != b), len(ids[0]))
     return len(ids[0]), shared
 

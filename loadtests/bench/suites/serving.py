@@ -45,13 +45,13 @@ def contenders() -> list[Contender]:
     env = {
         "FOVEA_DATA_DIR": data,
         "FOVEA_LOG_LEVEL": "WARNING",
-        "FOVEA_RATE_PER_MINUTE": "100000000",
-        "FOVEA_BATCH_WAIT_MS": "0",
+        "FOVEA_RATE_LIMIT_RPM": "100000000",
+        "FOVEA_MAX_BATCH_DELAY_MS": "0",
     }
     oip = {"path": "/v2/models/tiny/infer", "body": head + raw, "headers": tensor}
     service = Contender("Fovea service", f"{SERVERS}.fovea_service", env=env, **oip)
     behind = Contender("Fovea service behind", f"{SERVERS}.fovea_service", env=env, **oip)
-    upstream = {"FOVEA_UPSTREAMS": f"bench=http://127.0.0.1:{behind.port}"}
+    upstream = {"FOVEA_STATIC_UPSTREAMS": f"bench=http://127.0.0.1:{behind.port}"}
     gateway = Contender(BEHIND, f"{SERVERS}.fovea_gateway", env={**env, **upstream}, helpers=(behind,), **oip)
     listed = json.dumps({"image": picture().tolist()}).encode()
     plain = {"path": "/infer", "body": raw, "headers": {"Content-Type": "application/octet-stream"}}

@@ -28,7 +28,9 @@ from tests.contract.sameness import differences
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), threads=1, drain_s=1)
+    settings = Settings(
+        _env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), intra_op_threads=1, shutdown_grace_s=1
+    )
     app = build("detection", servables={"bmn": BmnActionDetector, "bmn-csa": BmnCsaActionDetector}, settings=settings)
     with TestClient(app) as made:
         until = time.monotonic() + 120

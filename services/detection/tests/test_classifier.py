@@ -162,7 +162,7 @@ def test_damaged_weights_are_not_loaded(place, tmp_path):
 def client(tmp_path_factory):
     data = tmp_path_factory.mktemp("fovea")
     write(data / "weights", recipe={"classes": NAMES, "side": 64})
-    settings = Settings(_env_file=None, data_dir=data, threads=1, drain_s=1)
+    settings = Settings(_env_file=None, data_dir=data, intra_op_threads=1, shutdown_grace_s=1)
     with TestClient(build("detection", servables={"tiny": Tiny}, settings=settings)) as made:
         until = time.monotonic() + 120
         while made.get("/readyz").status_code != 200:

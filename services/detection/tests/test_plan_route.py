@@ -26,7 +26,9 @@ TRAINED = all((FoveaPlanner.folder / f"{name}.safetensors").exists() for name in
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), threads=1, drain_s=1)
+    settings = Settings(
+        _env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), intra_op_threads=1, shutdown_grace_s=1
+    )
     with TestClient(build("detection", servables={"fovea-planner": FoveaPlanner}, settings=settings)) as made:
         until = time.monotonic() + 120
         while made.get("/readyz").status_code != 200:

@@ -143,7 +143,7 @@ class _Front(grpc.GenericRpcHandler):
             caller.demand(_permission(name))
             await gateway.limits.count(caller)
         left = context.time_remaining()
-        seconds = min(gateway.settings.deadline_s, math.inf if left is None else left)
+        seconds = min(gateway.settings.request_timeout_s, math.inf if left is None else left)
         return GrpcCall(
             path=f"/{SERVICE}/{name}", metadata=sent, tenant=caller.tenant, ids=ids, deadline=time.monotonic() + seconds
         )

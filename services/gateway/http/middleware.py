@@ -65,7 +65,7 @@ class GatewayMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = RequestContext.of(scope, receive, send, self._staff.settings.deadline_s)
+        exchange = RequestContext.of(scope, receive, send, self._staff.settings.request_timeout_s)
         self._in_flight.inc()
         try:
             await self._serve(exchange)

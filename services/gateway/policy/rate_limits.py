@@ -55,8 +55,8 @@ class RateLimiter:
 
     def __init__(self, settings: Settings) -> None:
         """Count in the Redis of `settings`, where there is one."""
-        self._common = settings.rate_per_minute
-        self._demanded = settings.auth == "keys" or "rate_per_minute" in settings.model_fields_set
+        self._common = settings.rate_limit_rpm
+        self._demanded = settings.auth == "keys" or "rate_limit_rpm" in settings.model_fields_set
         self._own = MemoryStorage()
         self._shared: RedisStorage | None = None
         self._pool: ConnectionPool | None = None

@@ -96,7 +96,7 @@ class Proxy:
             exchange.receive,
             length=length,
             limit=sys.maxsize if endless else limit,
-            pause_s=self._settings.body_timeout_s,
+            pause_s=self._settings.body_read_timeout_s,
             allowance=MemoryBudget(0) if endless else self._allowance,
         )
 

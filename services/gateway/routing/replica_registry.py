@@ -77,8 +77,8 @@ class ReplicaRegistry:
         self.routing = Routing()
         self.redis_up: bool | None = False if settings.redis_url else None
         self._redis = Redis.from_url(settings.redis_url, socket_timeout=2) if settings.redis_url else None
-        self._fixed = {name: Upstream(name, *urls) for name, urls in settings.fixed_upstreams.items()}
-        self._services = {name: ServiceState() for name in (*settings.wanted_services, *self._fixed)}
+        self._fixed = {name: Upstream(name, *urls) for name, urls in settings.upstream_addresses.items()}
+        self._services = {name: ServiceState() for name in (*settings.enabled_service_names, *self._fixed)}
         self._wanted = frozenset(self._services)
         self._answered = self._thaw_at = float("-inf")
         self._frozen_at: float | None = None

@@ -192,7 +192,7 @@ class Scene:
 @pytest.fixture
 def gateway_settings(tmp_path: Path) -> Settings:
     """A gateway on a free port, without Redis."""
-    return Settings(data_dir=tmp_path, http_port=0, grpc_port=0, drain_s=1)
+    return Settings(data_dir=tmp_path, http_port=0, grpc_port=0, shutdown_grace_s=1)
 
 
 StartGateway = Callable[..., Awaitable[Scene]]

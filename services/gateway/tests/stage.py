@@ -166,7 +166,12 @@ def fronted(app: Any, service: str, folder: Path, **settings: Any) -> Iterator[t
     with _quiet(), _served(uvicorn.Server(config)) as upstream:
         _loaded(upstream)
         chosen = Settings(
-            data_dir=folder, http_port=0, grpc_port=0, drain_s=1, upstreams=f"{service}={upstream}", **settings
+            data_dir=folder,
+            http_port=0,
+            grpc_port=0,
+            shutdown_grace_s=1,
+            static_upstreams=f"{service}={upstream}",
+            **settings,
         )
         with _served(server(build_gateway(chosen, queue), chosen)) as url:
             yield url, queue, KeyRing(chosen.keys_path)

@@ -72,7 +72,7 @@ async def test_a_live_stream_may_outgrow_the_limit_and_the_deadline(gateway: Any
             yield b"x" * 10_000
             await asyncio.sleep(0.1)
 
-    scene = await gateway(max_body_bytes=100_000, deadline_s=0.2)
+    scene = await gateway(max_body_bytes=100_000, request_timeout_s=0.2)
     scene.announce((await toy()).url, routes=("/v1/detect/stream", "/v1/echo"))
     answer = await scene.client.post("/v1/detect/stream", content=camera())
     assert answer.status_code == 200
@@ -87,7 +87,7 @@ async def test_a_live_stream_that_pauses_is_given_up(gateway: Any, toy: Any) -> 
         yield b"x"
         await asyncio.sleep(1)
 
-    scene = await gateway(body_timeout_s=0.2)
+    scene = await gateway(body_read_timeout_s=0.2)
     scene.announce((await toy()).url, routes=("/v1/detect/stream",))
     with pytest.raises(httpx2.HTTPError):
         await scene.client.post("/v1/detect/stream", content=stuck())
@@ -96,7 +96,7 @@ async def test_a_live_stream_that_pauses_is_given_up(gateway: Any, toy: Any) -> 
 @pytest.mark.parametrize("length", [100, 3_000_000])
 async def test_a_caller_that_stops_sending_its_body_is_given_up(gateway: Any, toy: Any, length: int) -> None:
     upstream = await toy()
-    scene = await gateway(body_timeout_s=0.3)
+    scene = await gateway(body_read_timeout_s=0.3)
     target = scene.announce(upstream.url)
     answer = await raw(scene.url, head("/v1/echo", f"Content-Length: {length}"), b"only this")
     assert answer.startswith(b"HTTP/1.1 408 ")
@@ -106,7 +106,7 @@ async def test_a_caller_that_stops_sending_its_body_is_given_up(gateway: Any, to
 
 
 async def test_a_caller_that_drips_its_body_is_given_up_at_the_deadline(gateway: Any, toy: Any) -> None:
-    scene = await gateway(body_timeout_s=5, deadline_s=0.2)
+    scene = await gateway(body_read_timeout_s=5, request_timeout_s=0.2)
     scene.announce((await toy()).url)
     drops = [b"x", 0.3] * 8
     answer = await raw(scene.url, head("/v1/echo", "Content-Length: 100"), *drops)
@@ -114,14 +114,14 @@ async def test_a_caller_that_drips_its_body_is_given_up_at_the_deadline(gateway:
 
 
 async def test_a_caller_that_stops_sending_its_headers_is_hung_up_on(gateway: Any) -> None:
-    scene = await gateway(body_timeout_s=0.3)
+    scene = await gateway(body_read_timeout_s=0.3)
     assert await raw(scene.url, b"POST /v1/echo HTTP/1.1\r\nHost: lo", wait_s=2) == b""
     assert await raw(scene.url, wait_s=2) == b""
 
 
 async def test_a_caller_that_does_not_read_is_let_go_at_the_deadline(gateway: Any, toy: Any) -> None:
     upstream = await toy(chunks=10**6, gap_s=0, padding=b"x" * 60_000)
-    scene = await gateway(deadline_s=0.3)
+    scene = await gateway(request_timeout_s=0.3)
     target = scene.announce(upstream.url)
     address = urlsplit(scene.url)
     _, writer = await asyncio.open_connection(address.hostname, address.port, limit=1)
@@ -190,7 +190,7 @@ async def test_an_unknown_path_lists_what_there_is(gateway: Any, toy: Any) -> No
 
 
 async def test_nothing_is_unknown_before_everybody_has_announced_himself(gateway: Any) -> None:
-    scene = await gateway(services="medical-seg")
+    scene = await gateway(enabled_services="medical-seg")
     answer = await scene.client.post("/v1/segment", content=b"x")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
 

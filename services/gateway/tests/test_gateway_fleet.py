@@ -33,7 +33,7 @@ def lease(monkeypatch: pytest.MonkeyPatch) -> float:
 
 @pytest.fixture
 async def fleet(server: RedisServer, lease: float) -> AsyncIterator[ReplicaRegistry]:
-    watching = ReplicaRegistry(Settings(redis_url=server.url, services="svc"))
+    watching = ReplicaRegistry(Settings(redis_url=server.url, enabled_services="svc"))
     yield watching
     await watching.stop()
 
@@ -205,7 +205,7 @@ async def test_a_fixed_upstream_is_asked_what_it_serves(toy: Any) -> None:
             "openapi": {"paths": {"/v1/segment": {}, "/livez": {}, "/v2/models/{name}": {}, "/": {}}},
         }
     )
-    fleet = ReplicaRegistry(Settings(upstreams=f"medical-seg={upstream.url}|grpc://127.0.0.1:7"))
+    fleet = ReplicaRegistry(Settings(static_upstreams=f"medical-seg={upstream.url}|grpc://127.0.0.1:7"))
     await fleet.start()
     target = fleet.pick("medical-seg")
     assert target.replica.models == ("pranet",)
@@ -215,7 +215,7 @@ async def test_a_fixed_upstream_is_asked_what_it_serves(toy: Any) -> None:
 
 
 async def test_a_fixed_upstream_that_is_away_is_known_and_not_ready() -> None:
-    fleet = ReplicaRegistry(Settings(upstreams="medical-seg=http://127.0.0.1:1"))
+    fleet = ReplicaRegistry(Settings(static_upstreams="medical-seg=http://127.0.0.1:1"))
     await fleet.start()
     assert (fleet.services, fleet.unready, fleet.settled) == (["medical-seg"], ["medical-seg"], False)
     await fleet.stop()
@@ -224,7 +224,7 @@ async def test_a_fixed_upstream_that_is_away_is_known_and_not_ready() -> None:
 async def test_a_fixed_upstream_wins_over_records(server: RedisServer, lease: float, toy: Any) -> None:
     upstream = await toy()
     announce(server)
-    fleet = ReplicaRegistry(Settings(redis_url=server.url, upstreams=f"svc={upstream.url}"))
+    fleet = ReplicaRegistry(Settings(redis_url=server.url, static_upstreams=f"svc={upstream.url}"))
     await fleet.start()
     assert [t.replica.http for t in fleet.ready("svc")] == [upstream.url]
     await fleet.stop()

@@ -46,17 +46,17 @@ async def spend(limits: RateLimiter, caller: Caller) -> int:
 
 async def test_a_local_gateway_limits_nobody_unless_told_to() -> None:
     assert await RateLimiter(Settings()).count(LOCAL) is None
-    assert await spend(RateLimiter(Settings(rate_per_minute=4)), LOCAL) == 4
+    assert await spend(RateLimiter(Settings(rate_limit_rpm=4)), LOCAL) == 4
 
 
 async def test_a_keys_own_rate_wins_over_the_common_one() -> None:
-    limits = RateLimiter(Settings(auth="keys", rate_per_minute=5))
+    limits = RateLimiter(Settings(auth="keys", rate_limit_rpm=5))
     assert await spend(limits, ANN) == 3
     assert await spend(limits, Caller("bob", frozenset(), "k2")) == 5
 
 
 async def test_keys_of_one_tenant_share_the_common_rate() -> None:
-    limits = RateLimiter(Settings(auth="keys", rate_per_minute=5))
+    limits = RateLimiter(Settings(auth="keys", rate_limit_rpm=5))
     await limits.count(Caller("bob", frozenset(), "k2"))
     await limits.count(Caller("bob", frozenset(), "k3"))
     assert await spend(limits, Caller("bob", frozenset(), "k2")) == 3

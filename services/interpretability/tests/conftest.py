@@ -32,7 +32,7 @@ GOLDEN = Path(__file__).parent / "golden"
 async def probing(data: Path) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the whole service over a data folder."""
     found = servables("interpretability")
-    settings = Settings(data_dir=data, threads=1)
+    settings = Settings(data_dir=data, intra_op_threads=1)
     app = build("interpretability", routers=[build_router(found)], servables=found, settings=settings)
     await app.state.host.start()
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://probe.test") as client:

@@ -84,7 +84,10 @@ class LanguageModel(TextModel):
 
 def _monitor(place: LoadContext) -> FidelityMonitor:
     """Compares answers with dense attention as the platform says; by default none."""
-    return FidelityMonitor(float(place.options.get("llm_watch", 0)), float(place.options.get("llm_floor", 0)))
+    return FidelityMonitor(
+        float(place.options.get("llm_fidelity_sample_rate", 0)),
+        float(place.options.get("llm_fidelity_min_agreement", 0)),
+    )
 
 
 def _folder(source: Path, place: LoadContext, dtype: torch.dtype) -> Path:

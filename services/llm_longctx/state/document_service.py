@@ -133,7 +133,7 @@ class Documents:
         if session is None or not session.read:
             return False
         if session.nbytes > self._store.room:
-            detail = f"{session.nbytes:,} bytes; FOVEA_DOCUMENT_BLOCKS_BYTES is {self._store.room:,}"
+            detail = f"{session.nbytes:,} bytes; FOVEA_DOCUMENT_CACHE_MAX_BYTES is {self._store.room:,}"
             _unshared(document, voice, "too_large", detail)
             return False
         try:

@@ -28,7 +28,7 @@ class Stores:
         sealing = Sealing(master_key(given, settings.data_dir))
         self._link = RedisClient(settings.redis_url)
         self.sessions = SessionStore(self._link, sealing, settings.session_ttl_s)
-        self.documents = DocumentStore(self._link, sealing, settings.session_ttl_s, settings.document_blocks_bytes)
+        self.documents = DocumentStore(self._link, sealing, settings.session_ttl_s, settings.document_cache_max_bytes)
 
     async def close(self) -> None:
         """Drop all connections."""

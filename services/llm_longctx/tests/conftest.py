@@ -128,7 +128,7 @@ def app_of(path: Path, tmp: Path, **settings):
         "llm-longctx",
         routers=[routes.router],
         servables={model.card.name: model},
-        settings=Settings(data_dir=tmp, threads=1, **settings),
+        settings=Settings(data_dir=tmp, intra_op_threads=1, **settings),
     )
 
 

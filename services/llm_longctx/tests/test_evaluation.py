@@ -199,7 +199,7 @@ def test_evaluations_over_http(folder, tmp_path):
         "llm-longctx",
         routers=[routes.router, evaluations.router],
         servables={model.card.name: model},
-        settings=Settings(data_dir=tmp_path, threads=1),
+        settings=Settings(data_dir=tmp_path, intra_op_threads=1),
     )
     with Server(app) as server, httpx2.Client(base_url=server.url, timeout=60) as http:
         ask = {"lengths": [150], "depths": [50], "steps": 3}

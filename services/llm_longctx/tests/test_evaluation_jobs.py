@@ -49,7 +49,7 @@ def app(folder, tmp_path):
         "llm-longctx",
         routers=[routes.router, evaluations.router],
         servables={model.card.name: model},
-        settings=Settings(data_dir=tmp_path, threads=1, llm_watch=1.0),
+        settings=Settings(data_dir=tmp_path, intra_op_threads=1, llm_fidelity_sample_rate=1.0),
     )
 
 

@@ -274,7 +274,7 @@ def test_a_method_is_held_back_for_those_knobs_only_and_comes_back_when_it_agree
     prose = "It was the best of times, it was the worst of times. " * 3
     extreme = {"method": "duo", "roles": [[0, 0], [0, 0]], "sink": 1, "recent": 24}
     sane = {**extreme, "roles": [[1, 1], [1, 1]]}
-    app = app_of(folder, tmp_path, llm_watch=1.0, llm_floor=0.9)
+    app = app_of(folder, tmp_path, llm_fidelity_sample_rate=1.0, llm_fidelity_min_agreement=0.9)
     with Server(app) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="x") as client:
         scheduler = app.state.host.servable(MODEL).speaker.scheduler
 

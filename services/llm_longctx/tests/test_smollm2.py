@@ -30,7 +30,7 @@ def running(tmp_path_factory):
         "llm-longctx",
         routers=[routes.router],
         servables={NAME: SmolLM2},
-        settings=Settings(data_dir=tmp_path_factory.mktemp("data"), threads=1),
+        settings=Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1),
     )
     with Server(app) as server:
         yield server

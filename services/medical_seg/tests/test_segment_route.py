@@ -28,11 +28,11 @@ def client(tmp_path_factory):
     settings = Settings(
         _env_file=None,
         data_dir=tmp_path_factory.mktemp("fovea"),
-        threads=1,
+        intra_op_threads=1,
         max_images=4,
         max_pixels=2_000_000,
         max_body_bytes=3_000_000,
-        drain_s=1,
+        shutdown_grace_s=1,
     )
     app = build("medical-seg", servables={"pranet": PraNetSegmenter}, settings=settings)
     with TestClient(app) as made:

@@ -1,6 +1,6 @@
-"""Where batches of one tenant lie on disk, and what became of each: manifests, journals, rows and the summary.
+"""Batch store: manifests and label logs of one tenant on disk, and summaries of what became of each batch.
 
-Reads what `batch` and `journal` wrote; asks no judge. Tenants have folders of their own, so nobody reads another's.
+Tenants have folders of their own, so nobody reads another's.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from services.relevance_judge.batches import label_log
-from services.relevance_judge.batches.batch_runner import Plan, Stopped, digest
+from services.relevance_judge.batches.batch_runner import BatchPlan, StopReason, hash_text
 from shared.errors import NotFound
 
-__all__ = ["Archive", "BatchOut", "BatchRow", "summary"]
+__all__ = ["BatchOut", "BatchRow", "BatchStore", "summarise_batch"]
 
 Row = dict[str, Any]
 
@@ -27,25 +27,25 @@ _ID = frozenset("0123456789abcdef")
 
 
 class BatchOut(BaseModel):
-    """What became of a batch. Sent again, it goes on with what failed or was left."""
+    """The state of a batch. Sent again, it goes on with what failed or was left."""
 
     id: str = Field(description="Digest of judge, options, models and pairs: the same request is the same batch.")
     judge: str
     templates: list[str] = Field(description="`id@digest`.")
     llm: str | None = Field(description="The language model that was asked for.")
-    answered_by: list[str] = Field(description="Models that say they answered; more than one deserves a look.")
+    answered_by: list[str] = Field(description="Models named in the answers; more than one deserves a look.")
     pairs: int
-    distinct: int = Field(description="Pairs with different texts; each is asked for once.")
+    distinct: int = Field(description="Pairs with different texts; each is judged once.")
     graded: int = Field(description="Pairs with a grade, imputed ones included.")
     invalid: int = Field(description="Pairs whose answers held no valid grade.")
     imputed: int
-    failed: int = Field(description="Pairs on which the endpoint failed; they are asked for again next time.")
-    left: int = Field(description="Pairs that nobody was asked about yet.")
+    failed: int = Field(description="Pairs on which the endpoint failed; they are tried again next time.")
+    left: int = Field(description="Pairs that were not judged yet.")
     reused: int = Field(description="Pairs whose labels were there before this call.")
     counts: list[int] = Field(description="Labels per grade.")
-    tokens: int = Field(description="What the labels cost, whoever paid for them.")
+    tokens: int = Field(description="What the labels cost, also those of earlier calls.")
     cost: float | None
-    stopped: Stopped | None = Field(description="Why pairs are left: the budget is spent, or the endpoint is gone.")
+    stopped: StopReason | None = Field(description="Why pairs are left: the budget is spent, or nobody answers.")
     errors: dict[str, int] = Field(description="Failures by their text, most frequent first.")
     notes: list[str]
     files: dict[str, str] = Field(description="Where the labels are, by form.")
@@ -60,19 +60,19 @@ class BatchRow(BaseModel):
     at: float = Field(description="When it was first sent, seconds since 1970.")
 
 
-class Archive:
+class BatchStore:
     """The batches of one tenant, below the data folder."""
 
     def __init__(self, data: Path, tenant: str) -> None:
-        """Nothing is made before something is kept."""
-        self._folder = data / "judge" / "tenants" / digest(tenant)[:16]
+        """Name the folder; it is created when the first batch is saved."""
+        self._folder = data / "judge" / "tenants" / hash_text(tenant)[:16]
 
-    def journal(self, settings: str) -> Path:
-        """The labels of one judge with one set of options."""
+    def label_log_path(self, settings: str) -> Path:
+        """The label log of one judge with one set of options."""
         return self._folder / "labels" / f"{settings}.jsonl"
 
-    def keep(self, plan: Plan, now: float) -> None:
-        """Write a plan down, unless it is there: whole or not at all."""
+    def save(self, plan: BatchPlan, now: float) -> None:
+        """Save a plan's manifest, whole or not at all, unless it is there."""
         path = self._manifest(plan.id)
         if path.exists():
             return
@@ -83,8 +83,8 @@ class Archive:
         draft.write_text(json.dumps(facts, ensure_ascii=False), "utf8", errors="surrogatepass")
         draft.replace(path)
 
-    def manifest(self, name: str) -> dict[str, Any]:
-        """What was kept of a batch.
+    def load_manifest(self, name: str) -> dict[str, Any]:
+        """The manifest of a batch.
 
         Raises:
             NotFound: There is no such batch.
@@ -96,16 +96,16 @@ class Archive:
             raise NotFound(detail, hint="Its id is in the answer to the POST.") from None
         return found
 
-    def listed(self, limit: int) -> list[BatchRow]:
+    def list_batches(self, limit: int) -> list[BatchRow]:
         """The batches, newest first."""
         files = sorted((self._folder / "batches").glob("[0-9a-f]*.json"), key=lambda f: f.stat().st_mtime, reverse=True)
-        found = [self.manifest(file.stem) for file in files[:limit]]
+        found = [self.load_manifest(file.stem) for file in files[:limit]]
         return [BatchRow(id=m["id"], judge=m["judge"], pairs=len(m["pairs"]), at=m["at"]) for m in found]
 
-    def rows(self, manifest: Mapping[str, Any]) -> list[Row]:
-        """One row per pair that was asked: `qid`, `docid` and a verdict's fields, or `error`."""
+    def load_rows(self, manifest: Mapping[str, Any]) -> list[Row]:
+        """One row per pair that was judged: `qid`, `docid` and a verdict's fields, or `error`."""
         last: dict[str, Row] = {}
-        for line in label_log.read(self.journal(manifest["settings"])):
+        for line in label_log.read_label_log(self.label_log_path(manifest["settings"])):
             if line.get("verdict") is not None:
                 last[line["pair"]] = line["verdict"]
             elif "grade" not in last.get(line["pair"], {}):
@@ -114,14 +114,14 @@ class Archive:
 
     def _manifest(self, name: str) -> Path:
         if not name or not set(name) <= _ID:
-            raise NotFound(f"{name[:80]!r} is no id of a batch.")
+            raise NotFound(f"{name[:80]!r} is not the id of a batch.")
         return self._folder / "batches" / f"{name}.json"
 
 
-def summary(
-    manifest: Mapping[str, Any], rows: Sequence[Row], *, reused: int = 0, stopped: Stopped | None = None
+def summarise_batch(
+    manifest: Mapping[str, Any], rows: Sequence[Row], *, reused: int = 0, stopped: StopReason | None = None
 ) -> BatchOut:
-    """The summary of a batch from its manifest and rows."""
+    """Summarise a batch from its manifest and rows."""
     failed = [row["error"] for row in rows if "error" in row]
     verdicts = [row for row in rows if "error" not in row]
     grades = [row["grade"] for row in verdicts if row["grade"] is not None]

@@ -1,8 +1,8 @@
-"""A store of labels on disk: one append-only file of JSON lines per judge and settings, one line per finished pair.
+"""Append-only log of labels: one file of JSON lines per judge and settings, one line per finished pair.
 
 A line is on the disk before its label counts, so a crash loses none and a resumed batch asks for none twice; only pairs
 that were under way at the very moment are asked again. One process writes at a time, by a lock that the kernel frees
-when that process dies. Knows nothing about judges, and not what a line means beyond its `pair` and `verdict`.
+when that process dies.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from typing import Any, BinaryIO
 
 from shared.registry import CallContext
 
-__all__ = ["Journal", "opened", "read"]
+__all__ = ["LabelLog", "open_label_log", "read_label_log"]
 
 Line = dict[str, Any]
 
-LOOK_S = 0.1
-"""Between two looks at whether another batch of the same judge is done."""
+LOCK_POLL_S = 0.1
+"""Time between two looks at whether another batch of the same judge is done."""
 
 
-class Journal:
-    """The open file: what was judged before, and where more is written. Safe to share between threads."""
+class LabelLog:
+    """An open log: knows which pairs have a verdict, and appends more. Safe to share between threads."""
 
     def __init__(self, file: BinaryIO, lines: list[Line]) -> None:
         self._file, self._lock = file, threading.Lock()
         self._judged: set[str] = set()
-        self._spent: Counter[str] = Counter()
+        self._tokens: Counter[str] = Counter()
         for line in lines:
             self._count(line)
 
-    def judged(self, pair: str) -> bool:
+    def has_verdict(self, pair: str) -> bool:
         """Whether a pair has a verdict; one that failed has none."""
         with self._lock:
             return pair in self._judged
 
-    def spent(self, batch: str) -> int:
-        """Tokens that a batch paid for, over all its attempts."""
+    def count_tokens(self, batch: str) -> int:
+        """Tokens that a batch spent, over all its attempts."""
         with self._lock:
-            return self._spent[batch]
+            return self._tokens[batch]
 
-    def add(self, line: Mapping[str, Any]) -> None:
-        """Write one line through to the disk; when this returns, no crash can lose it."""
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Append one line and sync it; when this returns, no crash can lose it."""
         raw = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode("utf8", "backslashreplace") + b"\n"
         with self._lock:
             self._file.write(raw)
@@ -58,17 +58,17 @@ class Journal:
             self._count(line)
 
     def _count(self, line: Mapping[str, Any]) -> None:
-        self._spent[str(line.get("batch"))] += int(line.get("tokens", 0))
+        self._tokens[str(line.get("batch"))] += int(line.get("tokens", 0))
         if line.get("verdict") is not None:
             self._judged.add(str(line["pair"]))
 
 
 @contextlib.contextmanager
-def opened(path: Path, run: CallContext) -> Iterator[Journal]:
-    """Open a journal for writing, alone; waits while another batch writes it.
+def open_label_log(path: Path, run: CallContext) -> Iterator[LabelLog]:
+    """Open a log for writing, alone; waits while another batch writes it.
 
     Raises:
-        Cancelled: The run was cancelled while it waited.
+        Cancelled: The call was cancelled while it waited.
         DeadlineExceeded: Its deadline passed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,11 +79,11 @@ def opened(path: Path, run: CallContext) -> Iterator[Journal]:
         lines, whole = _lines(file.read())
         # Half a line is what a crash left: its label never counted, and what comes next must not be glued to it.
         file.truncate(whole)
-        yield Journal(file, lines)
+        yield LabelLog(file, lines)
 
 
-def read(path: Path) -> list[Line]:
-    """All whole lines of a journal, also while it is written; none where there is no file."""
+def read_label_log(path: Path) -> list[Line]:
+    """All whole lines of a log, also while it is written; none where there is no file."""
     try:
         return _lines(path.read_bytes())[0]
     except FileNotFoundError:
@@ -96,8 +96,8 @@ def _lock(file: BinaryIO, run: CallContext) -> None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            run.progress(0.0, "another batch of the same judge is under way")
-            time.sleep(LOOK_S)
+            run.progress(0.0, "another batch of the same judge is running")
+            time.sleep(LOCK_POLL_S)
         else:
             return
 

@@ -1,6 +1,6 @@
-"""Which pairs a batch judges: topics × passages, the top of runs, or pairs as they come; less those with a label.
+"""Pair selection: a batch judges topics × passages, pooled runs, or given pairs; less those with a label.
 
-Reads the text of files (TREC lines or JSON lines); knows nothing about judges.
+Parses the text of files, TREC lines or JSON lines.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from services.relevance_judge.metrics.rankings import order
+from services.relevance_judge.metrics.rankings import order_passages
 from services.relevance_judge.parsing import trec
 from shared.errors import InvalidOption, Malformed
 
-__all__ = ["MOST_PAIRS", "Asked", "crossed", "holes", "listed", "pooled", "read_texts"]
+__all__ = ["MAX_BATCH_PAIRS", "BatchPair", "cross_pairs", "drop_labelled", "parse_pairs", "parse_texts", "pool_runs"]
 
-MOST_PAIRS = 200_000
+MAX_BATCH_PAIRS = 200_000
 
 Labels = Mapping[tuple[str, str], int]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class BatchPair:
     """One pair of a batch, with the ids that its label goes out under."""
 
     qid: str
@@ -31,107 +31,108 @@ class Asked:
     passage: str
 
 
-def read_texts(text: str, source: str) -> dict[str, str]:
+def parse_texts(lines: str, source: str) -> dict[str, str]:
     """Texts by id, from `id<TAB>text` lines or from JSON lines `{"id", "text"}`; for topics also `{"qid", "query"}`.
 
     Raises:
         Malformed: A line in neither form, or an id that comes again with another text.
     """
     found: dict[str, str] = {}
-    for number, line in _filled(text):
-        name, told = _object_text(line, number, source) if line.startswith("{") else _tabbed(line, number, source)
-        _checked(name, number, source)
-        if found.setdefault(name, told) != told:
+    for number, line in _numbered_lines(lines):
+        parse_line = _parse_text_object if line.startswith("{") else _parse_tabbed
+        name, text = parse_line(line, number, source)
+        _check_id(name, number, source)
+        if found.setdefault(name, text) != text:
             raise Malformed(f"Line {number} of {source}: the id {name} comes again with another text.")
     return found
 
 
-def listed(text: str) -> list[Asked]:
+def parse_pairs(text: str) -> list[BatchPair]:
     """Pairs from JSON lines `{"qid", "docid", "query", "passage"}`.
 
     Raises:
         Malformed: A line is not such an object.
     """
     found = []
-    for number, line in _filled(text):
-        row = _object(line, number, "pairs")
+    for number, line in _numbered_lines(text):
+        row = _parse_object(line, number, "pairs")
         fields = [row.get(name) for name in ("qid", "docid", "query", "passage")]
         if not all(isinstance(field, str | int) and str(field).strip() for field in fields):
             raise Malformed(f"Line {number} of pairs lacks qid, docid, query or passage.")
         qid, docid, query, passage = map(str, fields)
-        _checked(qid, number, "pairs")
-        _checked(docid, number, "pairs")
-        found.append(Asked(qid, docid, query, passage))
-    return _bounded(found)
+        _check_id(qid, number, "pairs")
+        _check_id(docid, number, "pairs")
+        found.append(BatchPair(qid, docid, query, passage))
+    return _check_count(found)
 
 
-def crossed(topics: Mapping[str, str], passages: Mapping[str, str]) -> list[Asked]:
-    """Every topic with every passage."""
-    if len(topics) * len(passages) > MOST_PAIRS:
+def cross_pairs(topics: Mapping[str, str], passages: Mapping[str, str]) -> list[BatchPair]:
+    """Pair every topic with every passage."""
+    if len(topics) * len(passages) > MAX_BATCH_PAIRS:
         raise _too_many(len(topics) * len(passages))
-    return [Asked(qid, docid, query, text) for qid, query in topics.items() for docid, text in passages.items()]
+    return [BatchPair(qid, docid, query, text) for qid, query in topics.items() for docid, text in passages.items()]
 
 
-def pooled(runs: trec.Runs, depth: int, topics: Mapping[str, str], passages: Mapping[str, str]) -> list[Asked]:
-    """The union over runs of each query's first `depth` passages, with trec_eval's order.
+def pool_runs(runs: trec.Runs, depth: int, topics: Mapping[str, str], passages: Mapping[str, str]) -> list[BatchPair]:
+    """Pool runs: the union of each query's first `depth` passages, in trec_eval's order.
 
     Raises:
         InvalidOption: A run names a query or passage whose text is not there.
     """
-    found: dict[tuple[str, str], Asked] = {}
+    found: dict[tuple[str, str], BatchPair] = {}
     for tag, run in runs.items():
         for qid, scores in run.items():
             query = _text_of(qid, topics, f"The run {tag} has the query", "topics")
-            for docid in order(scores)[:depth]:
+            for docid in order_passages(scores)[:depth]:
                 passage = _text_of(docid, passages, f"The run {tag} has the passage", "passages")
-                found.setdefault((qid, docid), Asked(qid, docid, query, passage))
-    return _bounded(list(found.values()))
+                found.setdefault((qid, docid), BatchPair(qid, docid, query, passage))
+    return _check_count(list(found.values()))
 
 
-def holes(pairs: list[Asked], labels: Labels) -> list[Asked]:
-    """The pairs that have no label yet."""
+def drop_labelled(pairs: list[BatchPair], labels: Labels) -> list[BatchPair]:
+    """Drop the pairs that have a label already."""
     return [pair for pair in pairs if (pair.qid, pair.docid) not in labels]
 
 
-def _checked(name: str, number: int, source: str) -> None:
+def _check_id(name: str, number: int, source: str) -> None:
     if len(name.split()) != 1:
         detail = f"Line {number} of {source}: the id {name[:80]!r} holds white space, which TREC files can't."
         raise Malformed(detail)
 
 
-def _text_of(name: str, texts: Mapping[str, str], told: str, field: str) -> str:
+def _text_of(name: str, texts: Mapping[str, str], where: str, field: str) -> str:
     if name not in texts:
-        raise InvalidOption(f"{told} {name[:80]}, whose text is not in {field}.", field=field)
+        raise InvalidOption(f"{where} {name[:80]}, whose text is not in {field}.", field=field)
     return texts[name]
 
 
-def _bounded(pairs: list[Asked]) -> list[Asked]:
-    if len(pairs) > MOST_PAIRS:
+def _check_count(pairs: list[BatchPair]) -> list[BatchPair]:
+    if len(pairs) > MAX_BATCH_PAIRS:
         raise _too_many(len(pairs))
     return pairs
 
 
 def _too_many(count: int) -> InvalidOption:
-    return InvalidOption(f"{count:,} pairs; a batch takes at most {MOST_PAIRS:,}.", hint="Send it in parts.")
+    return InvalidOption(f"{count:,} pairs; a batch takes at most {MAX_BATCH_PAIRS:,}.", hint="Send it in parts.")
 
 
-def _tabbed(line: str, number: int, source: str) -> tuple[str, str]:
-    name, tab, told = line.partition("\t")
-    if not tab or not name.strip() or not told.strip():
+def _parse_tabbed(line: str, number: int, source: str) -> tuple[str, str]:
+    name, tab, text = line.partition("\t")
+    if not tab or not name.strip() or not text.strip():
         raise Malformed(f"Line {number} of {source} is neither `id<TAB>text` nor a JSON object.")
-    return name.strip(), told.strip()
+    return name.strip(), text.strip()
 
 
-def _object_text(line: str, number: int, source: str) -> tuple[str, str]:
-    row = _object(line, number, source)
+def _parse_text_object(line: str, number: int, source: str) -> tuple[str, str]:
+    row = _parse_object(line, number, source)
     name = next((row[key] for key in ("id", "qid", "docid") if key in row), None)
-    told = next((row[key] for key in ("text", "query", "passage") if isinstance(row.get(key), str)), "")
-    if not isinstance(name, str | int) or not told.strip():
+    text = next((row[key] for key in ("text", "query", "passage") if isinstance(row.get(key), str)), "")
+    if not isinstance(name, str | int) or not text.strip():
         raise Malformed(f"Line {number} of {source} has no id, or no text.")
-    return str(name), told
+    return str(name), text
 
 
-def _object(line: str, number: int, source: str) -> dict[str, Any]:
+def _parse_object(line: str, number: int, source: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -141,7 +142,7 @@ def _object(line: str, number: int, source: str) -> dict[str, Any]:
     return row
 
 
-def _filled(text: str) -> Iterator[tuple[int, str]]:
+def _numbered_lines(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, line.strip("\r")

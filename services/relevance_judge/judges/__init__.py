@@ -1,1 +1,1 @@
-"""The judges, one file each; each is found by the package scan."""
+"""Judges, one file each, found by the package scan."""

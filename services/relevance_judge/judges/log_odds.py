@@ -1,4 +1,4 @@
-"""Reads the grade off the next token's log-probabilities: expected grade over digits, or the odds of yes against no."""
+"""Log-odds judge: the grade follows from the next token's log-probabilities, over digits or of yes against no."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from services.relevance_judge.chat_client import Said
-from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, graded, named, opening, shrinking
-from services.relevance_judge.prompt_template import fence, render
+from services.relevance_judge.chat_client import ChatReply
+from services.relevance_judge.judge import (
+    EXAMPLE,
+    NO_GRAPH,
+    PAPER,
+    Judge,
+    apply_calibration,
+    build_messages,
+    fit_passage,
+)
+from services.relevance_judge.prompt_template import make_fence, render_prompt
 from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
 from shared.errors import InvalidOption
 from shared.registry import CallContext, Card
 
-__all__ = ["LogOdds", "expected_grade", "odds"]
+__all__ = ["LogOdds", "expected_grade", "yes_no_odds"]
 
 YES = ("Yes", " Yes", "yes", " yes", "YES")
 NO = ("No", " No", "no", " no", "NO")
@@ -39,32 +47,32 @@ class LogOdds(Judge):
 
     def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
         """One token's log-probabilities, turned into a signal and a grade."""
-        chosen = self.chosen(request.template)
+        template = self.select_template(request.template)
 
-        def ask(passage: str) -> Said:
-            shown = render(chosen, pair.query, passage, mark=fence(pair.query, passage, request.seed))
-            return self.endpoint.chat(opening(shown), run, model=request.llm, max_tokens=1, logprobs=True)
+        def ask(passage: str) -> ChatReply:
+            shown = render_prompt(template, pair.query, passage, mark=make_fence(pair.query, passage, request.seed))
+            return self.client.chat(build_messages(shown), run, model=request.llm, max_tokens=1, logprobs=True)
 
-        said, flags = shrinking(pair.passage, request.passage_chars, ask)
-        if not said.first:
-            hint = "Choose prompted-grade for endpoints that don't tell them."
+        reply, flags = fit_passage(pair.passage, request.passage_chars, ask)
+        if not reply.first_logprobs:
+            hint = "Choose prompted-grade for endpoints that don't return them."
             raise InvalidOption("The endpoint gives no log-probabilities.", hint=hint, field="llm")
-        told = {"answer": said.text, "template": named(chosen), "llm": said.model, "tokens": said.tokens}
-        if chosen.kind == "yes-no":
-            signal, cut = odds(said.first)
-            facts = graded(signal, request, named(chosen), said.model)
+        answer = {"answer": reply.text, "template": template.pinned_id, "llm": reply.model, "tokens": reply.tokens}
+        if template.kind == "yes-no":
+            signal, cut = yes_no_odds(reply.first_logprobs)
+            facts = apply_calibration(signal, request, template.pinned_id, reply.model)
         else:
-            grades = range(chosen.scale.lowest, chosen.scale.highest + 1)
-            signal, shares, cut = expected_grade(said.first, grades)
-            facts = graded(signal, request, named(chosen), said.model)
+            grades = range(template.scale.lowest, template.scale.highest + 1)
+            signal, shares, cut = expected_grade(reply.first_logprobs, grades)
+            facts = apply_calibration(signal, request, template.pinned_id, reply.model)
             if request.calibration is None:
                 facts |= {"grade": math.floor(signal + 0.5), "valid": True, "reason": None}
             facts |= {"expected": signal, "probabilities": shares}
         facts["flags"] = [*facts["flags"], *flags, *(["truncated"] if cut else [])]
-        return Verdict(**told, **facts)
+        return Verdict(**answer, **facts)
 
 
-def odds(first: Mapping[str, float]) -> tuple[float, bool]:
+def yes_no_odds(first: Mapping[str, float]) -> tuple[float, bool]:
     """Log P(yes) − log P(no) over their spellings, and whether one was missing from the list.
 
     A missing spelling counts as the smallest listed log-probability.

@@ -1,4 +1,4 @@
-"""Asks a chat model for the grade and reads it out of the answer. Any OpenAI-compatible endpoint will do."""
+"""Prompted-grade judge: a chat model states the grade in its answer. Works with any OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from services.relevance_judge.chat_client import Message, Said
-from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, named, opening, shrinking
-from services.relevance_judge.parsing.grades import Parsed
-from services.relevance_judge.prompt_template import Template, fence, render
+from services.relevance_judge.chat_client import ChatReply, Message
+from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, build_messages, fit_passage
+from services.relevance_judge.parsing.grades import ParsedGrade
+from services.relevance_judge.prompt_template import Template, make_fence, render_prompt
 from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
 from shared.registry import CallContext, Card
 
-__all__ = ["PromptedGrade", "asked"]
+__all__ = ["PromptedGrade", "judge_by_answer"]
 
-WARM = 0.7
+RETRY_TEMPERATURE = 0.7
 """Temperature of further tries: at 0 the same invalid answer would come again."""
 
 
@@ -39,31 +39,31 @@ class PromptedGrade(Judge):
 
     def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
         """Ask until an answer holds a grade, at most `retries` times more."""
-        return asked(self, self.chosen(request.template), pair, request, run)
+        return judge_by_answer(self, self.select_template(request.template), pair, request, run)
 
 
 @dataclass
-class _Talk:
-    """What was said over one pair."""
+class _Transcript:
+    """The conversations over one pair."""
 
     answers: list[str] = field(default_factory=list)
     tokens: int = 0
     model: str = ""
     flags: list[str] = field(default_factory=list)
 
-    def note(self, said: Said) -> None:
-        self.answers.append(said.text)
-        self.tokens += said.tokens
-        self.model = said.model
+    def add(self, reply: ChatReply) -> None:
+        self.answers.append(reply.text)
+        self.tokens += reply.tokens
+        self.model = reply.model
 
 
-def asked(judge: Judge, chosen: Template, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
-    """The verdict of one template; also what each member of an ensemble does."""
-    talk, grades, tries, last = _Talk(), [], 1, Parsed(None, "none", "absent")
-    for criterion in chosen.criteria.values() or [""]:
+def judge_by_answer(judge: Judge, template: Template, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
+    """Judge a pair with one template: ask until an answer holds a grade, for each criterion."""
+    transcript, grades, tries, last = _Transcript(), [], 1, ParsedGrade(None, "none", "absent")
+    for criterion in template.criteria.values() or [""]:
         for attempt in range(request.retries + 1):
             tries = max(tries, attempt + 1)
-            last = chosen.read(_talked(judge, chosen, pair, request, run, talk, criterion, attempt))
+            last = template.read_grade(_converse(judge, template, pair, request, run, transcript, criterion, attempt))
             if last.grade is not None:
                 grades.append(last.grade)
                 break
@@ -74,50 +74,52 @@ def asked(judge: Judge, chosen: Template, pair: Pair, request: JudgeIn, run: Cal
         grade=math.floor(sum(grades) / len(grades) + 0.5) if valid else None,
         valid=valid,
         reason=last.reason,
-        answer=talk.answers[-1],
-        rationale=talk.answers if request.rationale else None,
-        template=named(chosen),
-        llm=talk.model,
+        answer=transcript.answers[-1],
+        rationale=transcript.answers if request.rationale else None,
+        template=template.pinned_id,
+        llm=transcript.model,
         attempts=tries,
-        tokens=talk.tokens,
-        flags=talk.flags,
+        tokens=transcript.tokens,
+        flags=transcript.flags,
     )
 
 
-def _talked(
+def _converse(
     judge: Judge,
-    chosen: Template,
+    template: Template,
     pair: Pair,
     request: JudgeIn,
     run: CallContext,
-    talk: _Talk,
+    transcript: _Transcript,
     criterion: str,
     attempt: int,
 ) -> str:
-    """One whole conversation; its last answer."""
+    """Hold one whole conversation; return its last answer."""
     seed = None if request.seed is None else request.seed + attempt
 
-    def say(messages: list[Message]) -> Said:
-        return judge.endpoint.chat(
+    def ask(messages: list[Message]) -> ChatReply:
+        return judge.client.chat(
             messages,
             run,
             model=request.llm,
-            max_tokens=chosen.max_tokens,
-            temperature=WARM if attempt else 0.0,
+            max_tokens=template.max_tokens,
+            temperature=RETRY_TEMPERATURE if attempt else 0.0,
             seed=seed,
         )
 
-    def converse(passage: str) -> list[Said]:
-        shown = render(chosen, pair.query, passage, mark=fence(pair.query, passage, seed), criterion=criterion)
-        messages, said = opening(shown), []
+    def converse(passage: str) -> list[ChatReply]:
+        shown = render_prompt(
+            template, pair.query, passage, mark=make_fence(pair.query, passage, seed), criterion=criterion
+        )
+        messages, replies = build_messages(shown), []
         for turn in (*shown.turns[1:], None):
-            said.append(say(messages))
+            replies.append(ask(messages))
             if turn is not None:
-                messages += [{"role": "assistant", "content": said[-1].text}, {"role": "user", "content": turn}]
-        return said
+                messages += [{"role": "assistant", "content": replies[-1].text}, {"role": "user", "content": turn}]
+        return replies
 
-    answers, flags = shrinking(pair.passage, request.passage_chars, converse)
-    for said in answers:
-        talk.note(said)
-    talk.flags = sorted({*talk.flags, *flags})
-    return answers[-1].text
+    replies, flags = fit_passage(pair.passage, request.passage_chars, converse)
+    for reply in replies:
+        transcript.add(reply)
+    transcript.flags = sorted({*transcript.flags, *flags})
+    return replies[-1].text

@@ -1,4 +1,4 @@
-"""How likely the model finds the query after the passage: the judge that works with a model of 135M parameters.
+"""Query-likelihood judge: how probable the query is after the passage. Works with a model of 135M parameters.
 
 The signal is the mean log-probability of the query's tokens behind the templated prompt, without a leading space; a
 template with `lift` takes off what that mean is behind the same prompt with no passage.
@@ -10,8 +10,16 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, graded, named, opening, shrinking
-from services.relevance_judge.prompt_template import Template, fence, render
+from services.relevance_judge.judge import (
+    EXAMPLE,
+    NO_GRAPH,
+    PAPER,
+    Judge,
+    apply_calibration,
+    build_messages,
+    fit_passage,
+)
+from services.relevance_judge.prompt_template import Template, make_fence, render_prompt
 from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
 from shared.registry import CallContext, Card, Metric
 
@@ -50,36 +58,36 @@ class QueryLikelihood(Judge):
 
     def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
         """One scored prompt, or with `lift` two, turned into a signal and a grade."""
-        chosen = self.chosen(request.template)
+        template = self.select_template(request.template)
 
-        def ask(passage: str) -> _Scored:
-            return self._scored(chosen, pair.query, passage, request, run)
+        def ask(passage: str) -> _QueryScore:
+            return self._score(template, pair.query, passage, request, run)
 
-        found, flags = shrinking(pair.passage, request.passage_chars, ask)
-        alone = self._scored(chosen, pair.query, "", request, run) if chosen.lift else None
-        tokens = found.tokens + (alone.tokens if alone else 0)
-        told: dict[str, Any] = {"template": named(chosen), "llm": found.model, "tokens": tokens}
-        if found.mean is None or (alone is not None and alone.mean is None):
-            return Verdict(grade=None, valid=False, reason="no_log_probability", flags=flags, **told)
-        told["log_likelihood"] = found.mean
-        signal = found.mean - (alone.mean or 0.0) if alone else found.mean
-        facts = graded(signal, request, named(chosen), found.model)
-        return Verdict(**told, **{**facts, "flags": [*facts["flags"], *flags]})
+        score, flags = fit_passage(pair.passage, request.passage_chars, ask)
+        alone = self._score(template, pair.query, "", request, run) if template.lift else None
+        tokens = score.tokens + (alone.tokens if alone else 0)
+        facts: dict[str, Any] = {"template": template.pinned_id, "llm": score.model, "tokens": tokens}
+        if score.mean is None or (alone is not None and alone.mean is None):
+            return Verdict(grade=None, valid=False, reason="no_log_probability", flags=flags, **facts)
+        facts["log_likelihood"] = score.mean
+        signal = score.mean - (alone.mean or 0.0) if alone else score.mean
+        facts |= apply_calibration(signal, request, template.pinned_id, score.model)
+        return Verdict(**{**facts, "flags": [*facts["flags"], *flags]})
 
-    def _scored(self, chosen: Template, query: str, passage: str, request: JudgeIn, run: CallContext) -> _Scored:
-        """The query behind the templated prompt that shows the passage."""
-        shown = render(chosen, query, passage, mark=fence(query, passage, request.seed))
-        prompt = self.endpoint.tokens(run, model=request.llm, messages=opening(shown))
-        tail = self.endpoint.tokens(run, model=request.llm, prompt=query.strip(), add_special_tokens=False)
-        told, model = self.endpoint.score([*prompt, *tail], run, model=request.llm, first=len(prompt))
-        known = [value for value in told[len(prompt) :] if value is not None and math.isfinite(value)]
+    def _score(self, template: Template, query: str, passage: str, request: JudgeIn, run: CallContext) -> _QueryScore:
+        """Score the query behind the templated prompt that shows the passage."""
+        shown = render_prompt(template, query, passage, mark=make_fence(query, passage, request.seed))
+        prompt = self.client.tokenize(run, model=request.llm, messages=build_messages(shown))
+        tail = self.client.tokenize(run, model=request.llm, prompt=query.strip(), add_special_tokens=False)
+        logprobs, model = self.client.score_tokens([*prompt, *tail], run, model=request.llm, first=len(prompt))
+        known = [value for value in logprobs[len(prompt) :] if value is not None and math.isfinite(value)]
         whole = len(tail) > 0 and len(known) == len(tail)
-        return _Scored(math.fsum(known) / len(known) if whole else None, model, len(prompt) + len(tail))
+        return _QueryScore(math.fsum(known) / len(known) if whole else None, model, len(prompt) + len(tail))
 
 
 @dataclass(frozen=True, slots=True)
-class _Scored:
-    """Mean log-probability of the query's tokens, None where one has none; who told it, and tokens read."""
+class _QueryScore:
+    """Mean log-probability of the query's tokens, None where one has none; the model, and tokens read."""
 
     mean: float | None
     model: str

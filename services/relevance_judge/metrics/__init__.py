@@ -1,1 +1,1 @@
-"""Agreement, rankings, uncertainty, bias, ensembles, calibration, baselines and the leaderboard."""
+"""Metrics: agreement, rankings, uncertainty, bias, ensembles, calibration, baselines and the leaderboard."""

@@ -1,7 +1,7 @@
-"""How far two or more judges agree, exactly: kappa, alpha, confusion, bias. Undefined is None, never NaN and never 0.
+"""Agreement of judges: kappa, alpha, confusion and bias, exactly. Undefined is None, never NaN and never 0.
 
-Pure numpy; knows nothing about files, models or ensembles. Definitions after Cohen (1960, 1968) and Krippendorff
-(2011); the challenge's conventions (clamping, cuts, ordinal alpha) after LLMJudge (2025).
+Definitions after Cohen (1960, 1968) and Krippendorff (2011); conventions of the challenge (clamping, cuts, ordinal
+alpha) after LLMJudge (2025).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def krippendorff_alpha(ratings: Any, *, level: Level = "ordinal", grades: Sequen
     """Krippendorff's alpha of any number of raters with gaps.
 
     Args:
-        ratings: [raters, units]; None or NaN where a rater said nothing. Units with one rating are dropped.
+        ratings: [raters, units]; None or NaN where a rater gave none. Units with one rating are dropped.
         level: How far apart two grades are: `nominal` all alike, `interval` their squared distance, `ordinal` the
             squared number of ratings between them.
         grades: The scale, ascending.
@@ -79,12 +79,12 @@ def krippendorff_alpha(ratings: Any, *, level: Level = "ordinal", grades: Sequen
     Returns:
         1 − observed / expected disagreement; None where a single grade occurs, or nothing can be paired.
     """
-    given = _counts(ratings, grades)
-    given = given[given.sum(1) >= 2]
-    pairable = given.sum(1)
-    if not len(given):
+    counts = _counts(ratings, grades)
+    counts = counts[counts.sum(1) >= 2]
+    pairable = counts.sum(1)
+    if not len(counts):
         return None
-    coincidence = (given / (pairable - 1)[:, None]).T @ given - np.diag((given / (pairable - 1)[:, None]).sum(0))
+    coincidence = (counts / (pairable - 1)[:, None]).T @ counts - np.diag((counts / (pairable - 1)[:, None]).sum(0))
     margin = coincidence.sum(1)
     distance = _distance(level, margin, np.asarray(grades, float))
     expected = float((np.outer(margin, margin) * distance).sum())

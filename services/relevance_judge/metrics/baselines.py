@@ -1,4 +1,4 @@
-"""Two rankers that know only words: overlap and BM25. They are what a judge has to beat to be worth its cost."""
+"""Lexical baselines: word overlap and BM25, which a judge has to beat to be worth its cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-__all__ = ["bm25", "overlap", "words"]
+__all__ = ["bm25", "overlap", "tokenize"]
 
 Scores = dict[str, float]
 
@@ -19,7 +19,7 @@ FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 """English words that say nothing about the subject: they are left out of queries and passages."""
 
 
-def words(text: str) -> list[str]:
+def tokenize(text: str) -> list[str]:
     """Lower-case runs of letters and digits, without function words and without the s of plurals."""
     found = re.findall(r"[^\W_]+", text.casefold())
     return [_singular(word) for word in found if word not in FUNCTION_WORDS]
@@ -31,29 +31,29 @@ def _singular(word: str) -> str:
 
 def overlap(query: str, passages: Mapping[str, str]) -> Scores:
     """Share of the query's distinct words that each passage holds, 0…1; 0 for a query without words."""
-    wanted = set(words(query))
-    return {name: len(wanted & set(words(text))) / max(len(wanted), 1) for name, text in passages.items()}
+    query_words = set(tokenize(query))
+    return {name: len(query_words & set(tokenize(text))) / max(len(query_words), 1) for name, text in passages.items()}
 
 
 def bm25(query: str, passages: Mapping[str, str], *, k1: float = 0.9, b: float = 0.4) -> Scores:
     """BM25 (Robertson and Zaragoza 2009) of each passage, with document frequencies from `passages` themselves."""
-    counts = {name: Counter(words(text)) for name, text in passages.items()}
+    counts = {name: Counter(tokenize(text)) for name, text in passages.items()}
     lengths = {name: count.total() for name, count in counts.items()}
     mean = sum(lengths.values()) / max(len(lengths), 1) or 1.0
-    rarity = {word: _rarity(sum(word in c for c in counts.values()), len(counts)) for word in set(words(query))}
-    asked = Counter(words(query))
+    idf = {word: _idf(sum(word in c for c in counts.values()), len(counts)) for word in set(tokenize(query))}
+    query_counts = Counter(tokenize(query))
     return {
         name: math.fsum(
-            asked[word]
-            * rarity[word]
+            query_counts[word]
+            * idf[word]
             * count[word]
             * (k1 + 1)
             / (count[word] + k1 * (1 - b + b * lengths[name] / mean))
-            for word in sorted(asked)
+            for word in sorted(query_counts)
         )
         for name, count in counts.items()
     }
 
 
-def _rarity(found: int, total: int) -> float:
-    return math.log(1 + (total - found + 0.5) / (found + 0.5))
+def _idf(documents: int, total: int) -> float:
+    return math.log(1 + (total - documents + 0.5) / (documents + 0.5))

@@ -1,6 +1,6 @@
-"""Where a judge errs: its bias by length of passage and by words shared with the query, in terciles; what is invalid.
+"""Bias of a judge: by passage length and by words shared with the query, in terciles; and its invalid grades.
 
-Needs the texts, unlike agreement itself. Knows nothing about models.
+Needs the texts, unlike agreement itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from services.relevance_judge.metrics.agreement import GRADES, Qrels, cohen_kappa
 from services.relevance_judge.metrics.baselines import overlap
 
-__all__ = ["BiasBlock", "Tercile", "bias_block", "invalid_share"]
+__all__ = ["BiasBlock", "Tercile", "invalid_share", "measure_bias"]
 
 THIRDS = 3
 
@@ -37,8 +37,8 @@ class BiasBlock(BaseModel):
     pairs: int = Field(description="Pairs whose texts are known.")
 
 
-def bias_block(reference: Qrels, judge: Qrels, topics: Mapping[str, str], passages: Mapping[str, str]) -> BiasBlock:
-    """Bias in terciles of length and of lexical overlap, over the pairs that both labelled and whose texts are known.
+def measure_bias(reference: Qrels, judge: Qrels, topics: Mapping[str, str], passages: Mapping[str, str]) -> BiasBlock:
+    """Measure bias in terciles of length and of lexical overlap, over pairs that both labelled and whose texts exist.
 
     Args:
         reference: {(qid, docid): grade}.

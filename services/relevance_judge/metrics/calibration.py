@@ -1,7 +1,7 @@
-"""Turns a judge's signal into a grade: three cuts, fitted on labelled pairs and evaluated by leaving whole queries out.
+"""Calibration: three cuts that turn a judge's signal into a grade, fitted on labelled pairs.
 
-A calibration is a versioned resource that belongs to one model, template and scale; a judgement names the one it used.
-Knows nothing about how signals are computed.
+Evaluated by leaving whole queries out. A calibration is a versioned resource that belongs to one model, template and
+scale; a judgement names the one it used.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from services.relevance_judge.metrics.agreement import cohen_kappa
 from services.relevance_judge.metrics.rankings import spearman_rho
 from shared.errors import InvalidOption
 
-__all__ = ["Calibration", "How", "fit"]
+__all__ = ["Calibration", "FitRule", "fit"]
 
-How = Literal["quantile", "kappa"]
+FitRule = Literal["quantile", "kappa"]
 
 FEW_PAIRS, FEW_QUERIES = 20, 5
 CANDIDATES = 64
-"""Midpoints that the kappa search looks at: evenly taken from all of them when there are more."""
+"""Most midpoints that the kappa search tries: evenly taken from all of them when there are more."""
 
 Floats = NDArray[np.float64]
 
@@ -39,9 +39,9 @@ class Calibration(BaseModel):
         how: Which rule fitted them.
         mean: Of the training signals; with `spread`, their standard deviation, it makes signals of several judges
             comparable.
-        signal, model, template: What the cuts belong to, where that was told; others are refused.
+        signal, model, template: What the cuts belong to, where that was stated; others are refused.
         training: Ids of the training pairs, `qid docid`.
-        name, version: Under which it is kept; None where it is not.
+        name, version: Under which it is stored; None where it is not.
         metrics: Leave-one-query-out: `kappa`, `kappa_quadratic`, `spearman`, `pair_order` (share of pairs of unequal
             grade within a query that the signal orders right); None where undefined.
         warnings: Why the cuts deserve little trust.
@@ -51,7 +51,7 @@ class Calibration(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     cuts: tuple[float, float, float]
-    how: How
+    how: FitRule
     pairs: int
     queries: int
     metrics: dict[str, float | None] = Field(default_factory=dict)
@@ -82,22 +82,22 @@ class Calibration(BaseModel):
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     @property
-    def called(self) -> str:
-        """How a judgement names it: `name@version:digest` where it is kept, else its digest."""
+    def reference(self) -> str:
+        """How a judgement names it: `name@version:digest` where it is stored, else its digest."""
         return self.digest if self.name is None else f"{self.name}@{self.version}:{self.digest}"
 
-    def standard(self, signal: float) -> float:
+    def standardise(self, signal: float) -> float:
         """A signal in standard deviations of the training signals.
 
         Raises:
-            InvalidOption: The calibration does not say how they were spread.
+            InvalidOption: The calibration has no mean and spread.
         """
         if self.mean is None or not self.spread:
-            raise InvalidOption("The calibration does not tell mean and spread of its signals.", field="calibration")
+            raise InvalidOption("The calibration does not state mean and spread of its signals.", field="calibration")
         return (signal - self.mean) / self.spread
 
 
-def fit(signals: Any, grades: Any, queries: Sequence[Any], *, how: How = "quantile") -> Calibration:
+def fit(signals: Any, grades: Any, queries: Sequence[Any], *, how: FitRule = "quantile") -> Calibration:
     """Fit cuts on labelled pairs.
 
     Args:
@@ -121,7 +121,7 @@ def fit(signals: Any, grades: Any, queries: Sequence[Any], *, how: How = "quanti
         how=how,
         pairs=len(x),
         queries=count,
-        metrics=_left_out(x, y, q, how),
+        metrics=_leave_queries_out(x, y, q, how),
         warnings=_warnings(len(x), count),
         mean=float(x.mean()),
         spread=float(x.std()),
@@ -137,7 +137,7 @@ def _warnings(pairs: int, queries: int) -> tuple[str, ...]:
     return tuple(few)
 
 
-def _cuts(x: Floats, y: NDArray[Any], how: How) -> tuple[float, float, float]:
+def _cuts(x: Floats, y: NDArray[Any], how: FitRule) -> tuple[float, float, float]:
     return _by_quantile(x, y) if how == "quantile" else _by_kappa(x, y)
 
 
@@ -178,16 +178,16 @@ def _quadratic(tables: Floats) -> Floats:
     return np.where(expected > 0, 1.0 - observed / np.where(expected > 0, expected, 1.0), -np.inf)
 
 
-def _left_out(x: Floats, y: NDArray[Any], q: NDArray[Any], how: How) -> dict[str, float | None]:
+def _leave_queries_out(x: Floats, y: NDArray[Any], q: NDArray[Any], how: FitRule) -> dict[str, float | None]:
     """Grade each query with cuts fitted on the others."""
     graded = np.zeros(len(x), int)
     names = sorted(set(q.tolist()))
     if len(names) < 2:
         return {"kappa": None, "kappa_quadratic": None, "spearman": spearman_rho(x, y), "pair_order": _order(x, y, q)}
     for name in names:
-        held = q == name
-        cuts = np.asarray(_cuts(x[~held], y[~held], how))
-        graded[held] = (cuts[None, :] <= x[held][:, None]).sum(1)
+        left_out = q == name
+        cuts = np.asarray(_cuts(x[~left_out], y[~left_out], how))
+        graded[left_out] = (cuts[None, :] <= x[left_out][:, None]).sum(1)
     return {
         "kappa": cohen_kappa(y, graded),
         "kappa_quadratic": cohen_kappa(y, graded, weights="quadratic"),

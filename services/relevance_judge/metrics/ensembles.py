@@ -1,6 +1,7 @@
-"""Several judges' labels made one: majority, average, median. The rounding and tie rules are part of the interface.
+"""Ensembles: several judges' labels become one, by majority, average or median.
 
-Votes are [judges][items], None where a judge said nothing; the answer is one grade per item, −1 where nobody voted.
+Rounding and tie rules are part of the API. Votes are [judges][items], None where a judge gave none; the result is one
+grade per item, −1 where nobody voted.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ def _decide(index: int, cast: Sequence[int], tie: Tie, seed: int, grades: Sequen
         draw = hashlib.sha256(f"{seed}:{index}".encode()).digest()
         return tied[int.from_bytes(draw[:8], "big") % len(tied)]
     rules: dict[str, Callable[[list[int]], int]] = {
-        "average": lambda grades_: _ROUND["half_up"](sum(grades_) / len(grades_)),
+        "average": lambda tied: _ROUND["half_up"](sum(tied) / len(tied)),
         "min": min,
         "max": max,
-        "median": lambda grades_: grades_[(len(grades_) - 1) // 2],
+        "median": lambda tied: tied[(len(tied) - 1) // 2],
     }
     return rules[tie](tied)
 

@@ -1,7 +1,7 @@
-"""Judges side by side: agreement with its interval, and beside it how alike they rank systems. Neither stands alone.
+"""Leaderboard of judges: agreement with its interval, and beside it how alike they rank systems.
 
 Over the published judges kappa and tau are unrelated, so a row always has both columns; a row without an interval is
-not shown, because nobody could tell it from its neighbours. Knows labels and runs; nothing about how labels were made.
+not shown, because nobody could tell it from its neighbours.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from pydantic import BaseModel, Field
 from services.relevance_judge.metrics import rankings
 from services.relevance_judge.metrics.agreement import Qrels, agree
 from services.relevance_judge.metrics.uncertainty import kappa_interval
-from services.relevance_judge.parsing.label_formats import Given
+from services.relevance_judge.parsing.label_formats import LabelSet
 from services.relevance_judge.parsing.trec import Runs
 
-__all__ = ["Board", "BoardRow", "Entry", "LeftOut", "Sort", "board"]
+__all__ = ["ExcludedJudge", "Leaderboard", "LeaderboardEntry", "LeaderboardRow", "Sort", "build_leaderboard"]
 
 Sort = Literal["kappa", "alpha", "tau_b", "rho", "mae", "invalid_share", "cost", "seconds", "judge"]
 
 ASCENDING = frozenset({"mae", "invalid_share", "cost", "seconds", "judge"})
 
 
-class Entry(BaseModel):
-    """A judge as it enters: its name, its template where that is known, and its labels."""
+class LeaderboardEntry(BaseModel):
+    """A judge to rank: its name, its template where that is known, and its labels."""
 
     judge: str = Field(min_length=1, max_length=120)
     template: str | None = None
-    given: Given
+    labels: LabelSet
 
 
-class BoardRow(BaseModel):
-    """One judge; null is undefined or not told."""
+class LeaderboardRow(BaseModel):
+    """One judge; null is undefined or not stated."""
 
     judge: str
     template: str | None
@@ -57,14 +57,14 @@ class BoardRow(BaseModel):
     seconds: float | None
 
 
-class LeftOut(BaseModel):
+class ExcludedJudge(BaseModel):
     """A judge that is not shown, and why."""
 
     judge: str
     reason: str
 
 
-class Board(BaseModel):
+class Leaderboard(BaseModel):
     """The rows, sorted; and how kappa and tau go together over them."""
 
     name: str | None = None
@@ -74,18 +74,18 @@ class Board(BaseModel):
     systems: int = Field(description="Ranked for tau and rho.")
     measure: str
     sort: Sort
-    rows: list[BoardRow]
-    left_out: list[LeftOut]
+    rows: list[LeaderboardRow]
+    left_out: list[ExcludedJudge]
     kappa_with_tau: float | None = Field(description="Spearman's rho of the columns kappa and tau_b, over the rows.")
 
-    def sorted_by(self, sort: Sort) -> Board:
-        """The same table by another column."""
+    def sort_by(self, sort: Sort) -> Leaderboard:
+        """The same table sorted by another column."""
         return self.model_copy(update={"rows": _sorted(self.rows, sort), "sort": sort})
 
 
-def board(
+def build_leaderboard(
     reference: Qrels,
-    entries: Sequence[Entry],
+    entries: Sequence[LeaderboardEntry],
     runs: Runs,
     *,
     measure: str = "ndcg_cut_10",
@@ -93,7 +93,7 @@ def board(
     draws: int = 2000,
     seed: int = 0,
     sort: Sort = "kappa",
-) -> Board:
+) -> Leaderboard:
     """Measure each judge against the reference.
 
     Args:
@@ -112,19 +112,19 @@ def board(
     truth = rankings.system_scores(runs, reference, measure=measure, relevance_level=relevance_level)
     rows, left_out = [], []
     for entry in entries:
-        interval = kappa_interval(reference, entry.given.labels, draws=draws, seed=seed)
+        interval = kappa_interval(reference, entry.labels.labels, draws=draws, seed=seed)
         if interval is None:
             left_out.append(
-                LeftOut(
+                ExcludedJudge(
                     judge=entry.judge,
                     reason="Kappa has no interval: fewer than two queries, or one and the same grade throughout.",
                 )
             )
             continue
-        told = rankings.system_scores(runs, entry.given.labels, measure=measure, relevance_level=relevance_level)
-        rows.append(_row(reference, entry, interval, rankings.compare(truth, told)))
+        scores = rankings.system_scores(runs, entry.labels.labels, measure=measure, relevance_level=relevance_level)
+        rows.append(_row(reference, entry, interval, rankings.compare(truth, scores)))
     both = [(row.kappa, row.tau_b) for row in rows if row.kappa is not None and row.tau_b is not None]
-    return Board(
+    return Leaderboard(
         queries=len({qid for qid, _ in reference}),
         pairs=len(reference),
         systems=len(truth),
@@ -136,10 +136,12 @@ def board(
     )
 
 
-def _row(reference: Qrels, entry: Entry, interval: tuple[float, float], compared: rankings.Comparison) -> BoardRow:
-    found, given = agree(reference, entry.given.labels), entry.given
-    asked = max(sum(pair in reference for pair in {*given.labels, *given.invalid}), 1)
-    return BoardRow(
+def _row(
+    reference: Qrels, entry: LeaderboardEntry, interval: tuple[float, float], compared: rankings.Comparison
+) -> LeaderboardRow:
+    found, labels = agree(reference, entry.labels.labels), entry.labels
+    judged = max(sum(pair in reference for pair in {*labels.labels, *labels.invalid}), 1)
+    return LeaderboardRow(
         judge=entry.judge,
         template=entry.template,
         pairs=found.pairs,
@@ -154,12 +156,12 @@ def _row(reference: Qrels, entry: Entry, interval: tuple[float, float], compared
         tau_ap=compared.tau_ap,
         bias=found.bias,
         mae=found.mae,
-        invalid_share=sum(pair in reference for pair in given.invalid) / asked,
+        invalid_share=sum(pair in reference for pair in labels.invalid) / judged,
         mean=_mean(found.counts),
         counts=found.counts,
-        tokens=given.tokens or None,
-        cost=given.cost,
-        seconds=given.seconds or None,
+        tokens=labels.tokens or None,
+        cost=labels.cost,
+        seconds=labels.seconds or None,
     )
 
 
@@ -168,9 +170,9 @@ def _mean(counts: Sequence[int]) -> float | None:
     return sum(grade * count for grade, count in enumerate(counts)) / total if total else None
 
 
-def _sorted(rows: list[BoardRow], sort: Sort) -> list[BoardRow]:
+def _sorted(rows: list[LeaderboardRow], sort: Sort) -> list[LeaderboardRow]:
     """Best first; what has no value comes last."""
-    known: Mapping[bool, list[BoardRow]] = {
+    known: Mapping[bool, list[LeaderboardRow]] = {
         there: [row for row in rows if (getattr(row, sort) is not None) == there] for there in (True, False)
     }
     known[True].sort(key=lambda row: getattr(row, sort), reverse=sort not in ASCENDING)

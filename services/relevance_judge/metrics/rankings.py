@@ -1,7 +1,7 @@
 """Rankings of systems under labels, and how alike two rankings are. Measures have trec_eval's semantics.
 
 A run is sorted by score as float32, descending, ties by passage id descending; the rank column is ignored; what nobody
-judged counts as 0. Knows nothing about how labels were made.
+judged counts as 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = [
     "compare",
     "evaluate",
     "kendall_tau_b",
-    "order",
+    "order_passages",
     "spearman_rho",
     "system_scores",
     "tau_ap",
@@ -71,7 +71,7 @@ def system_scores(
         qrels: {(qid, docid): grade}.
         measure: As of `evaluate`.
         relevance_level: Lowest grade that counts as relevant.
-        missing: Labelled queries that a run has not got are left out (`skip`, as trec_eval does) or count 0 (`zero`).
+        missing: Labelled queries that a run lacks are left out (`skip`, as trec_eval does) or count 0 (`zero`).
     """
     scores: dict[str, float] = {}
     labelled = len({query for query, _ in qrels})
@@ -95,15 +95,15 @@ def _measure(name: str) -> Rule:
     raise ValueError(f"There is no measure {name!r}; known are ndcg, ndcg_cut_k, map, P_k, recip_rank, recall_k.")
 
 
-def order(scores: Mapping[str, float]) -> list[str]:
-    """Passages of a run, best first: by score as float32, ties by id descending."""
+def order_passages(scores: Mapping[str, float]) -> list[str]:
+    """Order the passages of a run, best first: by score as float32, ties by id descending."""
     found = sorted(scores, reverse=True)
     found.sort(key=lambda passage: np.float32(scores[passage]), reverse=True)
     return found
 
 
 def _ranked(scores: Mapping[str, float], labels: Mapping[str, int]) -> list[int]:
-    return [labels.get(passage, 0) for passage in order(scores)]
+    return [labels.get(passage, 0) for passage in order_passages(scores)]
 
 
 def _gain(grades: Iterable[int]) -> float:

@@ -1,4 +1,4 @@
-"""How sure a kappa is: a bootstrap over whole queries, since pairs of one query are not independent."""
+"""Confidence interval of kappa: a bootstrap over whole queries, since pairs of one query are not independent."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from services.relevance_judge.metrics.agreement import GRADES, Qrels, confusion
 
 __all__ = ["kappa_interval"]
 
-FEWEST = 2
-SHARE = (2.5, 97.5)
+MIN_QUERIES = 2
+PERCENTILES = (2.5, 97.5)
 
 
 def kappa_interval(reference: Qrels, judge: Qrels, *, draws: int = 2000, seed: int = 0) -> tuple[float, float] | None:
@@ -28,7 +28,7 @@ def kappa_interval(reference: Qrels, judge: Qrels, *, draws: int = 2000, seed: i
         Lower and upper end, or None for fewer than two queries or where kappa is undefined in every sample.
     """
     tables = np.stack([*_tables(reference, judge).values()] or [np.zeros((4, 4), np.int64)])
-    if len(tables) < FEWEST:
+    if len(tables) < MIN_QUERIES:
         return None
     picks = np.random.default_rng(seed).integers(0, len(tables), (draws, len(tables)))
     times = np.stack([np.bincount(row, minlength=len(tables)) for row in picks])
@@ -36,7 +36,7 @@ def kappa_interval(reference: Qrels, judge: Qrels, *, draws: int = 2000, seed: i
     known = kappas[~np.isnan(kappas)]
     if not known.size:
         return None
-    low, high = np.percentile(known, SHARE)
+    low, high = np.percentile(known, PERCENTILES)
     return float(low), float(high)
 
 

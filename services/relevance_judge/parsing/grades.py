@@ -1,4 +1,4 @@
-"""Reads a grade out of a model's answer: five rules in a fixed order, the first that fires decides.
+"""Parser of grades in a model's answer: five rules in a fixed order, the first that fires decides.
 
     tag    "##final score: 2"            the last tag counts
     json   {"O": 2}                      the last object with a known key
@@ -7,7 +7,7 @@
     none                                 absent
 
 An answer without a valid grade is invalid and says why; it is never 0. Total on any string, and linear: no pattern
-nests quantifiers. Knows nothing about templates, retries or policies.
+nests quantifiers.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Parsed", "Reason", "Rule", "parse"]
+__all__ = ["ParsedGrade", "Reason", "Rule", "parse"]
 
 Rule = Literal["tag", "json", "label", "bare", "none"]
 Reason = Literal["absent", "truncated", "not_a_number", "not_an_integer", "out_of_range", "ambiguous"]
 
 
 @dataclass(frozen=True)
-class Parsed:
-    """What was found: the grade, or why there is none, and the rule that decided."""
+class ParsedGrade:
+    """The grade, or why there is none, and the rule that decided."""
 
     grade: int | None
     rule: Rule
@@ -63,7 +63,7 @@ _DIGITS = 18
 """Longer numbers are out of any scale; they are not converted."""
 
 
-def parse(answer: str, *, lowest: int = 0, highest: int = 3) -> Parsed:
+def parse(answer: str, *, lowest: int = 0, highest: int = 3) -> ParsedGrade:
     """The grade that an answer states on the scale `lowest`…`highest`.
 
     Args:
@@ -75,17 +75,17 @@ def parse(answer: str, *, lowest: int = 0, highest: int = 3) -> Parsed:
         The grade and the rule that found it, or no grade and the reason.
     """
     text = unicodedata.normalize("NFKC", answer).replace("\u2212", "-")
-    spoken = _spoken(text)
-    if spoken is None:
-        return Parsed(None, "none", "truncated")
-    text = _FENCE.sub("", spoken).replace("*", "").replace("`", "").replace("_", " ")
+    answer_text = _strip_thoughts(text)
+    if answer_text is None:
+        return ParsedGrade(None, "none", "truncated")
+    text = _FENCE.sub("", answer_text).replace("*", "").replace("`", "").replace("_", " ")
     for rule in (_by_tag, _by_json, _by_label, _by_itself):
         if found := rule(text, lowest, highest):
             return found
-    return Parsed(None, "none", "absent")
+    return ParsedGrade(None, "none", "absent")
 
 
-def _spoken(text: str) -> str | None:
+def _strip_thoughts(text: str) -> str | None:
     """The text without what lies between think marks, or None when one is never closed."""
     parts, since, depth = [], 0, 0
     for mark in _THOUGHT.finditer(text):
@@ -97,18 +97,18 @@ def _spoken(text: str) -> str | None:
     return None if depth else "".join([*parts, text[since:]])
 
 
-def _by_tag(text: str, lowest: int, highest: int) -> Parsed | None:
+def _by_tag(text: str, lowest: int, highest: int) -> ParsedGrade | None:
     last = None
     for last in _TAG.finditer(text):  # noqa: B007 - only the last tag counts
         pass
     if last is None:
         return None
     if last["number"] is None:
-        return Parsed(None, "tag", "not_a_number")
-    return _stated("tag", last, lowest, highest)
+        return ParsedGrade(None, "tag", "not_a_number")
+    return _check_context("tag", last, lowest, highest)
 
 
-def _by_json(text: str, lowest: int, highest: int) -> Parsed | None:
+def _by_json(text: str, lowest: int, highest: int) -> ParsedGrade | None:
     for value in _objects(text):
         known = {str(key).lower().replace("_", " ").strip(): item for key, item in value.items()}
         if key := next((key for key in _KEYS if key in known), None):
@@ -129,44 +129,44 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
             yield value
 
 
-def _json_value(value: Any, lowest: int, highest: int) -> Parsed:
+def _json_value(value: Any, lowest: int, highest: int) -> ParsedGrade:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return Parsed(None, "json", "not_a_number")
+        return ParsedGrade(None, "json", "not_a_number")
     number = re.fullmatch(rf"\s*(?P<number>{_NUMBER})\s*", str(value)) if isinstance(value, str) else None
     if isinstance(value, str):
         if number is None:
-            return Parsed(None, "json", "not_a_number")
-        return _graded("json", number["number"], lowest, highest)
-    return _graded("json", repr(value), lowest, highest)
+            return ParsedGrade(None, "json", "not_a_number")
+        return _check_number("json", number["number"], lowest, highest)
+    return _check_number("json", repr(value), lowest, highest)
 
 
-def _by_label(text: str, lowest: int, highest: int) -> Parsed | None:
+def _by_label(text: str, lowest: int, highest: int) -> ParsedGrade | None:
     for pattern in (_FIRST, _SECOND):
         if hits := list(pattern.finditer(text)):
-            return _stated("label", hits[-1], lowest, highest)
+            return _check_context("label", hits[-1], lowest, highest)
     return None
 
 
-def _by_itself(text: str, lowest: int, highest: int) -> Parsed | None:
+def _by_itself(text: str, lowest: int, highest: int) -> ParsedGrade | None:
     match = _BARE.fullmatch(text.strip())
-    return match and _graded("bare", match["number"], lowest, highest)
+    return match and _check_number("bare", match["number"], lowest, highest)
 
 
-def _stated(rule: Rule, match: re.Match[str], lowest: int, highest: int) -> Parsed:
-    """Judge a number together with what follows it: a scale ("/3"), or a range ("2-3") that makes it ambiguous."""
+def _check_context(rule: Rule, match: re.Match[str], lowest: int, highest: int) -> ParsedGrade:
+    """Check a number with what follows it: a scale ("/3"), or a range ("2-3") that makes it ambiguous."""
     if match["range"]:
-        return Parsed(None, rule, "ambiguous")
+        return ParsedGrade(None, rule, "ambiguous")
     if match["scale"] and (len(match["top"]) > _DIGITS or int(match["top"]) != highest):
-        return Parsed(None, rule, "out_of_range")
-    return _graded(rule, match["number"], lowest, highest)
+        return ParsedGrade(None, rule, "out_of_range")
+    return _check_number(rule, match["number"], lowest, highest)
 
 
-def _graded(rule: Rule, number: str, lowest: int, highest: int) -> Parsed:
+def _check_number(rule: Rule, number: str, lowest: int, highest: int) -> ParsedGrade:
     whole, _, decimals = number.partition(".")
     if not re.fullmatch(r"[+-]?\d+", whole) or (decimals and not decimals.isdigit()):
-        return Parsed(None, rule, "not_an_integer")
+        return ParsedGrade(None, rule, "not_an_integer")
     if decimals.strip("0"):
-        return Parsed(None, rule, "not_an_integer")
+        return ParsedGrade(None, rule, "not_an_integer")
     if len(whole.lstrip("+-").lstrip("0")) > _DIGITS or not lowest <= int(whole) <= highest:
-        return Parsed(None, rule, "out_of_range")
-    return Parsed(int(whole), rule)
+        return ParsedGrade(None, rule, "out_of_range")
+    return ParsedGrade(int(whole), rule)

@@ -1,4 +1,4 @@
-"""A judge's labels as people send them and get them: TREC qrels, JSON lines or CSV. Knows forms, no measures."""
+"""Label formats: a judge's labels as TREC qrels, JSON lines or CSV."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from services.relevance_judge.parsing import trec
 from shared.errors import Malformed
 
-__all__ = ["FORMS", "Given", "parse_labels", "written"]
+__all__ = ["MEDIA_TYPES", "LabelSet", "format_labels", "parse_labels"]
 
-FORMS = {"qrels": "text/plain", "jsonl": "application/x-ndjson", "csv": "text/csv"}
-"""Form → content type of what goes out."""
+MEDIA_TYPES = {"qrels": "text/plain", "jsonl": "application/x-ndjson", "csv": "text/csv"}
+"""Form → content type of the response."""
 
 COLUMNS = (
     "qid",
@@ -39,13 +39,13 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Given:
-    """Labels that came in.
+class LabelSet:
+    """Labels of one judge.
 
     Attributes:
         labels: {(qid, docid): grade}.
         invalid: Pairs that the judge gave no valid grade, as JSON lines can say.
-        tokens, seconds, cost: Sums over the lines that tell them.
+        tokens, seconds, cost: Sums over the lines that state them.
     """
 
     labels: dict[tuple[str, str], int]
@@ -55,14 +55,14 @@ class Given:
     cost: float | None = None
 
 
-def parse_labels(text: str, source: str) -> Given:
+def parse_labels(text: str, source: str) -> LabelSet:
     """Labels from qrels lines, or from JSON lines as batches write them.
 
     Raises:
         Malformed: A line is in neither form, or a pair comes again with another grade.
     """
     if not text.lstrip().startswith("{"):
-        return Given(trec.parse_qrels(text, source))
+        return LabelSet(trec.parse_qrels(text, source))
     labels: dict[tuple[str, str], int] = {}
     invalid, rows = [], list(_objects(text, source))
     for number, row in rows:
@@ -75,22 +75,22 @@ def parse_labels(text: str, source: str) -> Given:
             raise Malformed(f"Line {number} of {source}: the grade {str(grade)[:40]!r} is not an integer.")
         if labels.setdefault(pair, grade) != grade:
             raise Malformed(f"Line {number} of {source} labels the pair {' '.join(pair)} again, with another grade.")
-    costs = [float(row["cost"]) for _, row in rows if _number(row.get("cost"))]
-    return Given(
+    costs = [float(row["cost"]) for _, row in rows if _is_number(row.get("cost"))]
+    return LabelSet(
         labels,
         invalid,
-        tokens=sum(int(row["tokens"]) for _, row in rows if _number(row.get("tokens"))),
-        seconds=sum(float(row["latency_ms"]) for _, row in rows if _number(row.get("latency_ms"))) / 1000,
+        tokens=sum(int(row["tokens"]) for _, row in rows if _is_number(row.get("tokens"))),
+        seconds=sum(float(row["latency_ms"]) for _, row in rows if _is_number(row.get("latency_ms"))) / 1000,
         cost=sum(costs) if costs else None,
     )
 
 
-def written(rows: Iterable[dict[str, Any]], form: str) -> str:
-    """Rows with `qid`, `docid` and a verdict's fields, in one of `FORMS`. Qrels hold those that have a grade."""
+def format_labels(rows: Iterable[dict[str, Any]], form: str) -> str:
+    """Rows with `qid`, `docid` and a verdict's fields, in a form of `MEDIA_TYPES`; qrels hold those with a grade."""
     if form == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if form == "qrels":
-        return trec.qrels_text({(r["qid"], r["docid"]): r["grade"] for r in rows if r.get("grade") is not None})
+        return trec.format_qrels({(r["qid"], r["docid"]): r["grade"] for r in rows if r.get("grade") is not None})
     out = io.StringIO()
     sheet = csv.DictWriter(out, COLUMNS, extrasaction="ignore", lineterminator="\n")
     sheet.writeheader()
@@ -118,5 +118,5 @@ def _pair(row: dict[str, Any], number: int, source: str) -> tuple[str, str]:
     return str(qid), str(docid)
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""Reads and writes TREC files: qrels and runs, plain or gzipped. Ids are opaque strings. Knows no measures."""
+"""TREC files: reads and writes qrels, runs and topics, plain or gzipped. Ids are opaque strings."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from shared.errors import Malformed
 
-__all__ = ["Runs", "parse_qrels", "parse_runs", "qrels_text", "read_qrels", "read_runs", "read_topics", "write_qrels"]
+__all__ = ["Runs", "format_qrels", "parse_qrels", "parse_runs", "read_qrels", "read_runs", "read_topics", "write_qrels"]
 
 Runs = dict[str, dict[str, dict[str, float]]]
 
 
 def read_qrels(path: str | Path) -> dict[tuple[str, str], int]:
     """Labels of a qrels file, see `parse_qrels`."""
-    return parse_qrels(_content(path), Path(path).name)
+    return parse_qrels(_read_text(path), Path(path).name)
 
 
 def parse_qrels(text: str, source: str = "qrels") -> dict[tuple[str, str], int]:
@@ -23,31 +23,31 @@ def parse_qrels(text: str, source: str = "qrels") -> dict[tuple[str, str], int]:
 
     Args:
         text: The lines.
-        source: What errors call it.
+        source: Its name in errors.
 
     Raises:
         Malformed: A line without four fields, a grade that is no integer, or a pair repeated with another grade; the
             detail names the lines.
     """
     labels: dict[tuple[str, str], int] = {}
-    seen: dict[tuple[str, str], int] = {}
-    for number, fields in _lines(text, source, 4, "qid 0 docid grade"):
-        query, _, passage, told = fields
+    first_lines: dict[tuple[str, str], int] = {}
+    for number, fields in _split_lines(text, source, 4, "qid 0 docid grade"):
+        query, _, passage, text_grade = fields
         try:
-            grade = int(told)
+            grade = int(text_grade)
         except ValueError as error:
-            raise Malformed(f"Line {number} of {source}: the grade {told[:40]!r} is not an integer.") from error
+            raise Malformed(f"Line {number} of {source}: the grade {text_grade[:40]!r} is not an integer.") from error
         pair = (query, passage)
         if labels.setdefault(pair, grade) != grade:
-            was = f"line {seen[pair]} says {labels[pair]}, line {number} says {grade}"
+            was = f"line {first_lines[pair]} says {labels[pair]}, line {number} says {grade}"
             raise Malformed(f"The pair {query} {passage} is labelled twice in {source}: {was}.")
-        seen.setdefault(pair, number)
+        first_lines.setdefault(pair, number)
     return labels
 
 
 def read_runs(path: str | Path) -> Runs:
     """Runs of a file, see `parse_runs`."""
-    return parse_runs(_content(path), Path(path).name)
+    return parse_runs(_read_text(path), Path(path).name)
 
 
 def parse_runs(text: str, source: str = "runs") -> Runs:
@@ -57,12 +57,12 @@ def parse_runs(text: str, source: str = "runs") -> Runs:
         Malformed: A line without six fields, or a score that is no number.
     """
     runs: Runs = {}
-    for number, fields in _lines(text, source, 6, "qid Q0 docid rank score tag"):
-        query, _, passage, _, told, tag = fields
+    for number, fields in _split_lines(text, source, 6, "qid Q0 docid rank score tag"):
+        query, _, passage, _, text_score, tag = fields
         try:
-            score = float(told)
+            score = float(text_score)
         except ValueError as error:
-            raise Malformed(f"Line {number} of {source}: the score {told[:40]!r} is not a number.") from error
+            raise Malformed(f"Line {number} of {source}: the score {text_score[:40]!r} is not a number.") from error
         runs.setdefault(tag, {}).setdefault(query, {})[passage] = score
     return runs
 
@@ -74,7 +74,7 @@ def read_topics(path: str | Path) -> dict[str, str]:
         Malformed: A line without a tab.
     """
     topics: dict[str, str] = {}
-    for number, line in _filled(_content(path)):
+    for number, line in _numbered_lines(_read_text(path)):
         query, tab, text = line.partition("\t")
         if not tab:
             raise Malformed(f"Line {number} of {Path(path).name} has no tab between topic id and text.")
@@ -84,30 +84,30 @@ def read_topics(path: str | Path) -> dict[str, str]:
 
 def write_qrels(path: str | Path, labels: Mapping[tuple[str, str], int]) -> None:
     """Write labels as qrels, gzipped where the name ends in `.gz`."""
-    raw = qrels_text(labels).encode("utf8")
+    raw = format_qrels(labels).encode("utf8")
     Path(path).write_bytes(gzip.compress(raw, mtime=0) if str(path).endswith(".gz") else raw)
 
 
-def qrels_text(labels: Mapping[tuple[str, str], int]) -> str:
+def format_qrels(labels: Mapping[tuple[str, str], int]) -> str:
     """Labels as qrels lines."""
     return "".join(f"{query} 0 {passage} {grade}\n" for (query, passage), grade in labels.items())
 
 
-def _lines(text: str, source: str, count: int, form: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in _filled(text):
+def _split_lines(text: str, source: str, count: int, form: str) -> Iterator[tuple[int, list[str]]]:
+    for number, line in _numbered_lines(text):
         fields = line.split()
         if len(fields) != count:
             raise Malformed(f"Line {number} of {source} has {len(fields)} fields; the form is `{form}`.")
         yield number, fields
 
 
-def _filled(text: str) -> Iterator[tuple[int, str]]:
+def _numbered_lines(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             yield number, line
 
 
-def _content(path: str | Path) -> str:
+def _read_text(path: str | Path) -> str:
     raw = Path(path).read_bytes()
     try:
         return (gzip.decompress(raw) if str(path).endswith(".gz") else raw).decode("utf8")

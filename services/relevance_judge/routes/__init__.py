@@ -1,4 +1,4 @@
-"""`/v1/judge/…`, one subject a file: what is computed from labels, what is kept, and batches."""
+"""Routes of `/v1/judge/…`, one subject a file."""
 
 from fastapi import APIRouter
 

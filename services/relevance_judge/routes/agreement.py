@@ -1,4 +1,4 @@
-"""`POST /v1/judge/agreement`: a judge's labels against reference labels. Nothing is stored."""
+"""`POST /v1/judge/agreement`: compare a judge's labels with reference labels. Stores nothing."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from pydantic import BaseModel, Field
 
 from services.relevance_judge.batches import pair_selection
 from services.relevance_judge.metrics.agreement import agree
-from services.relevance_judge.metrics.bias import BiasBlock, bias_block, invalid_share
+from services.relevance_judge.metrics.bias import BiasBlock, invalid_share, measure_bias
 from services.relevance_judge.metrics.uncertainty import kappa_interval
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_labels
-from services.relevance_judge.routes.strict_model import Given
+from services.relevance_judge.schemas import StrictModel
 from shared.serving.http.openapi_routes import problems
 
 __all__ = ["router"]
 
 router = APIRouter()
 
-MOST_SHOWN = 200
+MAX_DISAGREEMENTS = 200
 
 
-class AgreementIn(Given):
+class AgreementIn(StrictModel):
     """Two label sets, and perhaps the texts behind them."""
 
     reference: str = Field(description="Qrels lines, `qid 0 docid grade`.")
     judge: str = Field(description="Qrels lines of the judge, or JSON lines as batches write them.")
-    topics: str = Field("", description="With `passages`, bias is told by length and overlap. `qid<TAB>text` lines.")
+    topics: str = Field("", description="With `passages`, reports bias by length and overlap. `qid<TAB>text` lines.")
     passages: str = Field("", description="JSON lines with `id` and `text`.")
     draws: int = Field(2000, ge=1, le=10_000, description="Bootstrap samples of queries.")
     seed: int = Field(0, ge=0, lt=2**32, description="Of the bootstrap.")
@@ -63,23 +63,23 @@ class AgreementOut(BaseModel):
     kappa_by_query: dict[str, float | None]
     invalid: int = Field(description="Pairs that the judge's lines call invalid.")
     invalid_by_grade: list[float | None] = Field(description="Their share per reference grade.")
-    bias_by_text: BiasBlock | None = Field(description="Where the texts were given.")
-    disagreements: list[Disagreement] = Field(description=f"The widest first, at most {MOST_SHOWN}.")
+    bias_by_text: BiasBlock | None = Field(description="Where the texts were judge.")
+    disagreements: list[Disagreement] = Field(description=f"The widest first, at most {MAX_DISAGREEMENTS}.")
 
 
 @router.post("/agreement", responses=problems(400, 422))
 def agreement(body: AgreementIn) -> AgreementOut:
     """Compare a judge's labels with reference labels."""
-    reference, given = trec.parse_qrels(body.reference, "reference"), parse_labels(body.judge, "judge")
-    found = agree(reference, given.labels)
-    texts = pair_selection.read_texts(body.topics, "topics"), pair_selection.read_texts(body.passages, "passages")
+    reference, judge = trec.parse_qrels(body.reference, "reference"), parse_labels(body.judge, "judge")
+    found = agree(reference, judge.labels)
+    texts = pair_selection.parse_texts(body.topics, "topics"), pair_selection.parse_texts(body.passages, "passages")
     return AgreementOut(
         **{**vars(found), "confusion": found.confusion.tolist()},
-        kappa_interval=kappa_interval(reference, given.labels, draws=body.draws, seed=body.seed),
-        invalid=len(given.invalid),
-        invalid_by_grade=invalid_share(reference, given.invalid),
-        bias_by_text=bias_block(reference, given.labels, *texts) if all(texts) else None,
-        disagreements=_widest(reference, given.labels),
+        kappa_interval=kappa_interval(reference, judge.labels, draws=body.draws, seed=body.seed),
+        invalid=len(judge.invalid),
+        invalid_by_grade=invalid_share(reference, judge.invalid),
+        bias_by_text=measure_bias(reference, judge.labels, *texts) if all(texts) else None,
+        disagreements=_widest(reference, judge.labels),
     )
 
 
@@ -88,5 +88,5 @@ def _widest(reference: dict[tuple[str, str], int], judge: dict[tuple[str, str], 
     differ.sort(key=lambda pair: -abs(reference[pair] - judge[pair]))
     return [
         Disagreement(qid=qid, docid=docid, reference=reference[qid, docid], judge=judge[qid, docid])
-        for qid, docid in differ[:MOST_SHOWN]
+        for qid, docid in differ[:MAX_DISAGREEMENTS]
     ]

@@ -1,4 +1,4 @@
-"""`GET /v1/judge/backends`: the endpoint that judges ask, and what it can do. Its key is never told."""
+"""`GET /v1/judge/backends`: the endpoint that judges ask, and what it can do. Its key is never shown."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from services.relevance_judge.chat_client import MOST_SECONDS, Endpoint
-from services.relevance_judge.judge import AT_ONCE, Judge
+from services.relevance_judge.chat_client import REQUEST_TIMEOUT_S, ChatClient
+from services.relevance_judge.judge import MAX_CONCURRENT_PAIRS
+from services.relevance_judge.routes.model_lookup import get_judge
 from shared.errors import FoveaError
 from shared.registry import CallContext
 from shared.settings import Settings
@@ -24,7 +25,7 @@ class Backend(BaseModel):
     base_url: str
     key: bool = Field(description="Whether a key is sent to it.")
     timeout_s: float
-    concurrency: int = Field(description="Pairs of one judge under way at a time.")
+    concurrency: int = Field(description="Most pairs that one request judges at a time.")
     reachable: bool
     models: list[str]
     answers_logprobs: bool | None = Field(description="Log-probabilities of answers, for log-odds; null: not asked.")
@@ -33,20 +34,19 @@ class Backend(BaseModel):
 
 
 @router.get("/backends")
-def backends(request: Request, probe: bool = False) -> list[Backend]:
-    """The endpoints, with what they serve; `probe` asks for one token to see which log-probabilities there are."""
+def list_backends(request: Request, probe: bool = False) -> list[Backend]:
+    """List the endpoints and their models; `probe` asks for one token to see which log-probabilities there are."""
     settings: Settings = request.app.state.settings
     run: CallContext = request.scope["fovea.run"]
     facts = {
-        "base_url": _without_secrets(settings.judge_base_url),
+        "base_url": _strip_credentials(settings.judge_base_url),
         "key": settings.judge_api_key is not None,
-        "timeout_s": MOST_SECONDS,
-        "concurrency": AT_ONCE,
+        "timeout_s": REQUEST_TIMEOUT_S,
+        "concurrency": MAX_CONCURRENT_PAIRS,
     }
-    judge = request.app.state.host.servable(None, "judge")
-    assert isinstance(judge, Judge)  # noqa: S101  # this service serves nothing else
+    judge = get_judge(request, None)
     try:
-        models = judge.endpoint.models(run)
+        models = judge.client.list_models(run)
     except FoveaError as error:
         rest = {"answers_logprobs": None, "prompt_logprobs": None, "trouble": error.detail}
         return [Backend(**facts, reachable=False, models=[], **rest)]
@@ -55,30 +55,30 @@ def backends(request: Request, probe: bool = False) -> list[Backend]:
             **facts,
             reachable=True,
             models=models,
-            answers_logprobs=_answers(judge.endpoint, run) if probe else None,
-            prompt_logprobs=_prompts(judge.endpoint, run) if probe else None,
+            answers_logprobs=_serves_answer_logprobs(judge.client, run) if probe else None,
+            prompt_logprobs=_serves_prompt_logprobs(judge.client, run) if probe else None,
         )
     ]
 
 
-def _answers(endpoint: Endpoint, run: CallContext) -> bool:
+def _serves_answer_logprobs(client: ChatClient, run: CallContext) -> bool:
     try:
-        said = endpoint.chat([{"role": "user", "content": "Say yes."}], run, max_tokens=1, logprobs=True)
+        reply = client.chat([{"role": "user", "content": "Say yes."}], run, max_tokens=1, logprobs=True)
     except FoveaError:
         return False
-    return bool(said.first)
+    return bool(reply.first_logprobs)
 
 
-def _prompts(endpoint: Endpoint, run: CallContext) -> bool:
+def _serves_prompt_logprobs(client: ChatClient, run: CallContext) -> bool:
     try:
-        told, _ = endpoint.score(endpoint.tokens(run, prompt="yes or no"), run)
+        logprobs, _ = client.score_tokens(client.tokenize(run, prompt="yes or no"), run)
     except FoveaError:
         return False
-    return any(value is not None for value in told)
+    return any(value is not None for value in logprobs)
 
 
-def _without_secrets(url: str) -> str:
-    """The address without user and password, which some people put there."""
+def _strip_credentials(url: str) -> str:
+    """The URL without user and password."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}"

@@ -1,13 +1,13 @@
-"""`/v1/judge/calibrations`: cuts fitted on labelled signals, and kept under a name in numbered versions."""
+"""`/v1/judge/calibrations`: fit cuts on labelled signals, and store them under a name in numbered versions."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from services.relevance_judge.judge import calibrations
-from services.relevance_judge.metrics.calibration import Calibration, How, fit
-from services.relevance_judge.routes.strict_model import Given
+from services.relevance_judge.judge import open_calibrations
+from services.relevance_judge.metrics.calibration import Calibration, FitRule, fit
+from services.relevance_judge.schemas import StrictModel
 from services.relevance_judge.storage.versioned_store import VersionedStore
 from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
@@ -17,15 +17,15 @@ __all__ = ["router"]
 router = APIRouter()
 
 
-class CalibrationIn(Given):
+class CalibrationIn(StrictModel):
     """Labelled signals to fit cuts on, and what the cuts will belong to."""
 
-    name: str | None = Field(None, description="Keep it under this name, as the next version.")
+    name: str | None = Field(None, description="Store it under this name, as the next version.")
     signals: list[float] = Field(max_length=100_000, description="One per pair.")
     grades: list[int] = Field(max_length=100_000, description="Its label, 0–3.")
     queries: list[str] = Field(max_length=100_000, description="Its query; evaluation leaves whole queries out.")
-    pairs: list[str] = Field([], max_length=100_000, description="Its id, to be kept with the cuts.")
-    how: How = Field("quantile", description="`quantile`, or `kappa` for the best quadratic kappa.")
+    pairs: list[str] = Field([], max_length=100_000, description="Its id, stored with the cuts.")
+    how: FitRule = Field("quantile", description="`quantile`, or `kappa` for the best quadratic kappa.")
     signal: str | None = Field(None, description="Name of the signal.")
     model: str | None = Field(None, description="Language model that the cuts belong to; others are refused then.")
     template: str | None = Field(None, description="`id@digest` that the cuts belong to; others are refused then.")
@@ -42,7 +42,7 @@ class CalibrationOut(BaseModel):
 
 
 class CalibrationRow(BaseModel):
-    """A kept calibration in the list."""
+    """A stored calibration in the list."""
 
     name: str
     versions: list[int]
@@ -51,41 +51,42 @@ class CalibrationRow(BaseModel):
 
 @router.post("/calibrations", responses=problems(422))
 def calibrate(request: Request, body: CalibrationIn) -> CalibrationOut:
-    """Fit cuts and evaluate them by leaving queries out; with a name, keep them."""
+    """Fit cuts and evaluate them by leaving queries out; with a name, store them."""
     if body.pairs and len(body.pairs) != len(body.signals):
         raise InvalidOption(f"{len(body.pairs)} ids for {len(body.signals)} signals.", field="pairs")
     owner = {"signal": body.signal, "model": body.model, "template": body.template, "training": tuple(body.pairs)}
     found = fit(body.signals, body.grades, body.queries, how=body.how).model_copy(update=owner)
     if body.name is not None:
-        version = _shelf(request).add(body.name, found.model_dump(mode="json", exclude={"name", "version"}))
+        version = _open_store(request).add(body.name, found.model_dump(mode="json", exclude={"name", "version"}))
         found = found.model_copy(update={"name": body.name, "version": version})
-    return _told(found)
+    return _describe(found)
 
 
 @router.get("/calibrations")
 def list_calibrations(request: Request) -> list[CalibrationRow]:
-    """All kept calibrations, each with its latest version."""
-    shelf = _shelf(request)
+    """List the stored calibrations, each with its latest version."""
+    store = _open_store(request)
     return [
-        CalibrationRow(name=name, versions=shelf.versions(name), latest=_kept(shelf, name)) for name in shelf.names()
+        CalibrationRow(name=name, versions=store.list_versions(name), latest=_load(store, name))
+        for name in store.list_names()
     ]
 
 
 @router.get("/calibrations/{name}", responses=problems(404))
 def show_calibration(request: Request, name: str) -> CalibrationOut:
-    """One kept calibration: `name` for the latest, `name@version` for exactly that one."""
-    return _kept(_shelf(request), name)
+    """Show a stored calibration: `name` for the latest, `name@version` for exactly that one."""
+    return _load(_open_store(request), name)
 
 
-def _shelf(request: Request) -> VersionedStore:
-    return calibrations(request.app.state.settings.data_dir)
+def _open_store(request: Request) -> VersionedStore:
+    return open_calibrations(request.app.state.settings.data_dir)
 
 
-def _kept(shelf: VersionedStore, name: str) -> CalibrationOut:
-    plain, version, kept = shelf.get(name)
-    return _told(Calibration.model_validate({**kept, "name": plain, "version": version}))
+def _load(store: VersionedStore, name: str) -> CalibrationOut:
+    plain, version, stored = store.get(name)
+    return _describe(Calibration.model_validate({**stored, "name": plain, "version": version}))
 
 
-def _told(found: Calibration) -> CalibrationOut:
-    facts = {"name": found.name, "version": found.version, "digest": found.digest, "called": found.called}
+def _describe(found: Calibration) -> CalibrationOut:
+    facts = {"name": found.name, "version": found.version, "digest": found.digest, "called": found.reference}
     return CalibrationOut(**facts, calibration=found)

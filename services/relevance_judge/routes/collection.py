@@ -1,11 +1,11 @@
-"""`GET /v1/judge/collection`: the graded mini-collection as text, ready to be sent to the other routes."""
+"""`GET /v1/judge/collection`: the graded mini-collection as text, ready to send to the other routes."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from services.relevance_judge.storage.mini_collection import mini
+from services.relevance_judge.storage.mini_collection import load_mini_collection
 
 __all__ = ["router"]
 
@@ -20,13 +20,13 @@ class CollectionOut(BaseModel):
     qrels: str = Field(description="Labels of the first pass.")
     second: str = Field(description="Labels of the second pass.")
     runs: str = Field(description="Run lines of all systems.")
-    judgements: dict[str, str] = Field(description="What judges said of it, JSON lines, by judge.")
+    judgements: dict[str, str] = Field(description="Verdicts of judges on it, JSON lines, by judge.")
 
 
 @router.get("/collection")
-def collection() -> CollectionOut:
-    """The mini-collection that comes with the service."""
-    folder = mini().folder
+def show_collection() -> CollectionOut:
+    """Return the mini-collection that comes with the service."""
+    folder = load_mini_collection().folder
 
     def text(name: str) -> str:
         return (folder / name).read_text("utf8")

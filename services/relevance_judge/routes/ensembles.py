@@ -1,4 +1,4 @@
-"""`POST /v1/judge/ensembles`: one label set of several. Nothing is stored."""
+"""`POST /v1/judge/ensembles`: combine several label sets into one. Stores nothing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from services.relevance_judge.metrics import ensembles
 from services.relevance_judge.metrics.ensembles import Rounding, Tie
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_labels
-from services.relevance_judge.routes.strict_model import Given
-from services.relevance_judge.schemas import EnsembleRule
+from services.relevance_judge.schemas import EnsembleRule, StrictModel
 from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 
@@ -21,8 +20,8 @@ __all__ = ["router"]
 router = APIRouter()
 
 
-class EnsemblesIn(Given):
-    """Label sets to make one of."""
+class EnsemblesIn(StrictModel):
+    """Label sets to combine."""
 
     judges: list[str] = Field(
         min_length=1, max_length=64, description="Qrels lines of each judge, or JSON lines as batches write them."
@@ -37,27 +36,27 @@ class EnsemblesIn(Given):
 class EnsemblesOut(BaseModel):
     """The ensemble's labels."""
 
-    qrels: str = Field(description="Pairs in the order in which the judges bring them up.")
+    qrels: str = Field(description="Pairs in the order in which they first appear.")
     pairs: int
     counts: list[int] = Field(description="Labels per grade.")
 
 
 @router.post("/ensembles", responses=problems(400, 422))
 def combine(body: EnsemblesIn) -> EnsemblesOut:
-    """Make one label set of several; who lacks a pair does not vote on it."""
-    given = [parse_labels(text, f"judges[{place}]").labels for place, text in enumerate(body.judges)]
-    pairs = list(dict.fromkeys(pair for labels in given for pair in labels))
-    votes = [[labels.get(pair) for pair in pairs] for labels in given]
+    """Combine label sets into one; a judge that lacks a pair does not vote on it."""
+    label_sets = [parse_labels(text, f"judges[{place}]").labels for place, text in enumerate(body.judges)]
+    pairs = list(dict.fromkeys(pair for labels in label_sets for pair in labels))
+    votes = [[labels.get(pair) for pair in pairs] for labels in label_sets]
     try:
-        grades = _combined(votes, body)
+        grades = _combine(votes, body)
     except ValueError as error:
         raise InvalidOption(str(error)) from error
-    made = {pair: grade for pair, grade in zip(pairs, grades, strict=True) if grade != ensembles.NO_VOTE}
-    counts = [list(made.values()).count(grade) for grade in range(4)]
-    return EnsemblesOut(qrels=trec.qrels_text(made), pairs=len(made), counts=counts)
+    combined = {pair: grade for pair, grade in zip(pairs, grades, strict=True) if grade != ensembles.NO_VOTE}
+    counts = [list(combined.values()).count(grade) for grade in range(4)]
+    return EnsemblesOut(qrels=trec.format_qrels(combined), pairs=len(combined), counts=counts)
 
 
-def _combined(votes: Sequence[Sequence[int | None]], body: EnsemblesIn) -> list[int]:
+def _combine(votes: Sequence[Sequence[int | None]], body: EnsemblesIn) -> list[int]:
     outside = [vote for row in votes for vote in row if vote is not None and not 0 <= vote <= 3]
     if outside:
         raise ValueError(f"A vote of {outside[0]} lies outside the grades 0–3.")

@@ -1,4 +1,4 @@
-"""`/v1/judge/leaderboard`: judges side by side, computed from what is sent, or kept, or from the mini-collection."""
+"""`/v1/judge/leaderboard`: compare judges, by labels that are sent, or stored, or of the mini-collection."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.relevance_judge.metrics.leaderboard import Board, Entry, Sort, board
+from services.relevance_judge.metrics.leaderboard import Leaderboard, LeaderboardEntry, Sort, build_leaderboard
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_labels
-from services.relevance_judge.routes.strict_model import Given
-from services.relevance_judge.storage.mini_collection import mini, mini_judgements, mini_runs
+from services.relevance_judge.schemas import StrictModel
+from services.relevance_judge.storage.mini_collection import load_mini_collection, load_mini_judgements, load_mini_runs
 from services.relevance_judge.storage.versioned_store import VersionedStore
 from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
@@ -30,14 +30,14 @@ class JudgeLabels(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     judge: str = Field(min_length=1, max_length=120, description="Its name in the table.")
-    template: str | None = Field(None, description="What it was asked with.")
-    labels: str = Field(description="Qrels lines, or JSON lines as batches write them, which tell cost and time too.")
+    template: str | None = Field(None, description="The template it used.")
+    labels: str = Field(description="Qrels lines, or JSON lines as batches write them, which state cost and time too.")
 
 
-class LeaderboardIn(Given):
+class LeaderboardIn(StrictModel):
     """A reference, the judges to measure against it, and the systems to rank."""
 
-    name: str | None = Field(None, description="Keep the table under this name, as the next version.")
+    name: str | None = Field(None, description="Store the table under this name, as the next version.")
     reference: str = Field(description="Qrels lines.")
     judges: list[JudgeLabels] = Field(min_length=1, max_length=256)
     runs: str = Field("", description="Run lines of all systems; without them tau and rho are null.")
@@ -49,16 +49,16 @@ class LeaderboardIn(Given):
 
 
 @router.post("/leaderboard", responses=problems(400, 422))
-def compare(request: Request, body: LeaderboardIn) -> Board:
-    """Measure judges against a reference; with a name, keep the table."""
+def compare(request: Request, body: LeaderboardIn) -> Leaderboard:
+    """Measure judges against a reference; with a name, store the table."""
     if body.name == MINI:
         raise InvalidOption(f"{MINI!r} is the table that comes with the service.", field="name")
     entries = [
-        Entry(judge=one.judge, template=one.template, given=parse_labels(one.labels, f"judges[{place}]"))
+        LeaderboardEntry(judge=one.judge, template=one.template, labels=parse_labels(one.labels, f"judges[{place}]"))
         for place, one in enumerate(body.judges)
     ]
     try:
-        made = board(
+        table = build_leaderboard(
             trec.parse_qrels(body.reference, "reference"),
             entries,
             trec.parse_runs(body.runs),
@@ -71,27 +71,29 @@ def compare(request: Request, body: LeaderboardIn) -> Board:
     except ValueError as error:
         raise InvalidOption(str(error), field="measure") from error
     if body.name is None:
-        return made
-    version = _shelf(request).add(body.name, made.model_dump(mode="json", exclude={"name", "version"}))
-    return made.model_copy(update={"name": body.name, "version": version})
+        return table
+    version = _open_store(request).add(body.name, table.model_dump(mode="json", exclude={"name", "version"}))
+    return table.model_copy(update={"name": body.name, "version": version})
 
 
 @router.get("/leaderboard", responses=problems(404))
 def show(
     request: Request, name: str = MINI, sort: Annotated[Sort, Query(description="The column, best first.")] = "kappa"
-) -> Board:
-    """A kept table, `name` or `name@version`; left out, the judges measured on the mini-collection."""
+) -> Leaderboard:
+    """Show a stored table, `name` or `name@version`; left out, the judges measured on the mini-collection."""
     if name == MINI:
-        return _mini(sort)
-    plain, version, kept = _shelf(request).get(name)
-    return Board.model_validate({**kept, "name": plain, "version": version}).sorted_by(sort)
+        return _mini_leaderboard(sort)
+    plain, version, stored = _open_store(request).get(name)
+    return Leaderboard.model_validate({**stored, "name": plain, "version": version}).sort_by(sort)
 
 
 @cache
-def _mini(sort: Sort) -> Board:
-    entries = [Entry(judge=name, given=given) for name, given in mini_judgements().items()]
-    return board(mini().labels, entries, mini_runs(), sort=sort).model_copy(update={"name": MINI, "version": 1})
+def _mini_leaderboard(sort: Sort) -> Leaderboard:
+    entries = [LeaderboardEntry(judge=name, labels=labels) for name, labels in load_mini_judgements().items()]
+    return build_leaderboard(load_mini_collection().labels, entries, load_mini_runs(), sort=sort).model_copy(
+        update={"name": MINI, "version": 1}
+    )
 
 
-def _shelf(request: Request) -> VersionedStore:
+def _open_store(request: Request) -> VersionedStore:
     return VersionedStore(request.app.state.settings.data_dir / "judge" / "leaderboards", "leaderboard")

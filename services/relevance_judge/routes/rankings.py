@@ -1,4 +1,4 @@
-"""`POST /v1/judge/rankings`: systems ranked under two label sets. Nothing is stored."""
+"""`POST /v1/judge/rankings`: rank systems under two label sets. Stores nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.metrics.rankings import Missing
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_labels
-from services.relevance_judge.routes.strict_model import Given
+from services.relevance_judge.schemas import StrictModel
 from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 
@@ -22,7 +22,7 @@ __all__ = ["router"]
 router = APIRouter()
 
 
-class RankingsIn(Given):
+class RankingsIn(StrictModel):
     """Runs, and the label sets to rank them under."""
 
     reference: str = Field(description="Qrels lines.")
@@ -55,7 +55,7 @@ class FamilyRow(BaseModel):
 
 
 class RankingsOut(BaseModel):
-    """How alike the two rankings are, with kappa and alpha beside it: the two are unrelated, so look at both."""
+    """Correlation of the two rankings, with kappa and alpha beside it: they are unrelated, so look at both."""
 
     tau_b: float | None
     rho: float | None
@@ -81,26 +81,32 @@ def rank(body: RankingsIn) -> RankingsOut:
     }
     try:
         rankings.evaluate({}, {}, measures=[body.measure])  # an unknown measure is refused also without systems
-        truth, told = (rankings.system_scores(runs, labels, **options) for labels in (reference, judge))
+        truth, estimate = (rankings.system_scores(runs, labels, **options) for labels in (reference, judge))
     except ValueError as error:
         raise InvalidOption(str(error), field="measure") from error
-    rows = _rows(truth, told, body.families)
-    agreed = agree(reference, judge)
+    rows = _rows(truth, estimate, body.families)
+    agreement = agree(reference, judge)
     return RankingsOut(
-        **vars(rankings.compare(truth, told)),
-        kappa=agreed.kappa,
-        alpha=agreed.alpha,
+        **vars(rankings.compare(truth, estimate)),
+        kappa=agreement.kappa,
+        alpha=agreement.alpha,
         systems=rows,
         families=_families(rows),
         self_preference=_preference(rows, body.favoured),
     )
 
 
-def _rows(truth: Mapping[str, float], told: Mapping[str, float], families: Mapping[str, str]) -> list[SystemRow]:
-    shared = [tag for tag in sorted(truth, key=lambda tag: -truth[tag]) if tag in told]
-    later = {tag: place for place, tag in enumerate(sorted(shared, key=lambda tag: -told[tag]))}
+def _rows(truth: Mapping[str, float], estimate: Mapping[str, float], families: Mapping[str, str]) -> list[SystemRow]:
+    shared = [tag for tag in sorted(truth, key=lambda tag: -truth[tag]) if tag in estimate]
+    judge_ranks = {tag: place for place, tag in enumerate(sorted(shared, key=lambda tag: -estimate[tag]))}
     return [
-        SystemRow(system=tag, family=families.get(tag), reference=truth[tag], judge=told[tag], shift=place - later[tag])
+        SystemRow(
+            system=tag,
+            family=families.get(tag),
+            reference=truth[tag],
+            judge=estimate[tag],
+            shift=place - judge_ranks[tag],
+        )
         for place, tag in enumerate(shared)
     ]
 

@@ -1,12 +1,12 @@
-"""`/v1/judge/templates`: the prompts that judges use, and what they look like filled in. No model is asked."""
+"""`/v1/judge/templates`: the prompts that judges use, and what they look like filled in. Asks no model."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from services.relevance_judge.prompt_template import Template, fence, render, template, templates
-from services.relevance_judge.routes.strict_model import Given
+from services.relevance_judge.prompt_template import Template, get_template, load_templates, make_fence, render_prompt
+from services.relevance_judge.schemas import StrictModel
 from shared.serving.http.openapi_routes import problems
 
 __all__ = ["router"]
@@ -23,36 +23,39 @@ class TemplateOut(BaseModel):
 
 @router.get("/templates")
 def list_templates() -> list[TemplateOut]:
-    """All templates."""
-    return [TemplateOut(digest=one.digest, template=one) for one in templates().values()]
+    """List all templates."""
+    return [TemplateOut(digest=one.digest, template=one) for one in load_templates().values()]
 
 
 @router.get("/templates/{name}", responses=problems(404, 422))
 def show_template(name: str) -> TemplateOut:
-    """One template, by id or `id@digest`."""
-    found = template(name)
+    """Show one template, by id or `id@digest`."""
+    found = get_template(name)
     return TemplateOut(digest=found.digest, template=found)
 
 
-class RenderIn(Given):
+class RenderIn(StrictModel):
     """A pair to see in a prompt."""
 
     query: str = Field(min_length=1, description="The query.")
     passage: str = Field(min_length=1, description="The passage.")
-    seed: int | None = Field(None, ge=0, description="Makes the marks repeatable.")
+    seed: int | None = Field(None, ge=0, description="Makes the delimiters repeatable.")
 
 
 class RenderOut(BaseModel):
-    """What the model would be shown; one list of turns per criterion, or one alone."""
+    """What the model would see; one list of turns per criterion, or one alone."""
 
     system: str
     turns: list[tuple[str, ...]]
 
 
 @router.post("/templates/{name}/render", responses=problems(404, 422))
-def dry_run(name: str, body: RenderIn) -> RenderOut:
+def render_template(name: str, body: RenderIn) -> RenderOut:
     """Render a template without asking any model."""
-    chosen, mark = template(name), fence(body.query, body.passage, body.seed)
-    asked = chosen.criteria.values() or [""]
-    shown = [render(chosen, body.query, body.passage, mark=mark, criterion=criterion).turns for criterion in asked]
-    return RenderOut(system=chosen.system, turns=shown)
+    template, mark = get_template(name), make_fence(body.query, body.passage, body.seed)
+    criteria = template.criteria.values() or [""]
+    turns = [
+        render_prompt(template, body.query, body.passage, mark=mark, criterion=criterion).turns
+        for criterion in criteria
+    ]
+    return RenderOut(system=template.system, turns=turns)

@@ -1,1 +1,1 @@
-"""Versioned documents on disk, and the mini-collection that ships with the service."""
+"""Storage: versioned documents on disk, and the mini-collection that ships with the service."""

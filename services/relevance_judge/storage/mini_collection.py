@@ -1,7 +1,4 @@
-"""The graded mini-collection that comes with the service: topics, passages, two label passes and runs over them.
-
-Reads files; knows nothing about judges.
-"""
+"""Mini-collection: 24 graded topics that come with the service, with passages, two passes of labels, and runs."""
 
 from __future__ import annotations
 
@@ -12,20 +9,20 @@ from importlib import resources
 from pathlib import Path
 
 from services.relevance_judge.metrics.baselines import bm25, overlap
-from services.relevance_judge.parsing.label_formats import Given, parse_labels
+from services.relevance_judge.parsing.label_formats import LabelSet, parse_labels
 from services.relevance_judge.parsing.trec import Runs, read_qrels, read_runs, read_topics
 
-__all__ = ["RANKERS", "Collection", "mini", "mini_judgements", "mini_runs", "ranked"]
+__all__ = ["RANKERS", "Collection", "build_run", "load_mini_collection", "load_mini_judgements", "load_mini_runs"]
 
 RANKERS: Mapping[str, Callable[[str, Mapping[str, str]], dict[str, float]]] = {"overlap": overlap, "bm25": bm25}
-"""The lexical systems whose runs lie in `runs/`."""
+"""Lexical rankers whose runs are in `runs/`."""
 
-DEPTH = 20
+RUN_DEPTH = 20
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Texts and labels.
+    """A test collection: texts and labels.
 
     Attributes:
         topics: {qid: query}.
@@ -41,7 +38,7 @@ class Collection:
     folder: Path
 
 
-def mini() -> Collection:
+def load_mini_collection() -> Collection:
     """The mini-collection: 24 queries, eight passages each, two of every grade."""
     folder = Path(str(resources.files("services.relevance_judge").joinpath("data", "mini")))
     lines = (folder / "passages.jsonl").read_text("utf8").splitlines()
@@ -55,26 +52,26 @@ def mini() -> Collection:
     )
 
 
-def mini_judgements() -> dict[str, Given]:
-    """What judges said of the mini-collection, by judge: the files of `judgements/`, written by batches."""
-    files = sorted((mini().folder / "judgements").glob("*.jsonl"))
+def load_mini_judgements() -> dict[str, LabelSet]:
+    """Labels of the mini-collection by judge, from the files of `judgements/`."""
+    files = sorted((load_mini_collection().folder / "judgements").glob("*.jsonl"))
     return {file.stem: parse_labels(file.read_text("utf8"), file.name) for file in files}
 
 
-def mini_runs() -> Runs:
-    """The runs that lie in `runs/`."""
-    files = sorted((mini().folder / "runs").glob("*.trec"))
+def load_mini_runs() -> Runs:
+    """The runs of `runs/`."""
+    files = sorted((load_mini_collection().folder / "runs").glob("*.trec"))
     return {tag: run for file in files for tag, run in read_runs(file).items()}
 
 
-def ranked(collection: Collection, system: str) -> str:
-    """A lexical system's run over all passages, as TREC lines: what scores above 0, at most `DEPTH` per query."""
+def build_run(collection: Collection, ranker: str) -> str:
+    """A lexical ranker's run over all passages, as TREC lines: what scores above 0, at most `RUN_DEPTH` per query."""
     lines = []
     for query, text in collection.topics.items():
-        scores = RANKERS[system](text, collection.passages)
+        scores = RANKERS[ranker](text, collection.passages)
         best = sorted((name for name in scores if scores[name] > 0), reverse=True)
         best.sort(key=lambda name: scores[name], reverse=True)
         lines += [
-            f"{query} Q0 {name} {rank} {scores[name]:.6f} {system}\n" for rank, name in enumerate(best[:DEPTH], 1)
+            f"{query} Q0 {name} {rank} {scores[name]:.6f} {ranker}\n" for rank, name in enumerate(best[:RUN_DEPTH], 1)
         ]
     return "".join(lines)

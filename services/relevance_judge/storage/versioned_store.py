@@ -1,7 +1,6 @@
-"""Named documents in numbered versions, as files: a version is written once and never changed.
+"""Versioned store: named JSON documents in numbered versions, as files. A version is written once and never changed.
 
-What a judgement was made with must still be there, unchanged, when somebody asks a year later. Knows files and names;
-knows nothing about what the documents say.
+What a judgement was made with must still be there, unchanged, when somebody asks a year later.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ class VersionedStore:
     """The documents of one kind, in one folder.
 
     Args:
-        folder: Where they are; made when the first is put there.
-        what: What errors call them.
+        folder: Where they are; created with the first one.
+        kind: Their name in errors.
     """
 
-    def __init__(self, folder: Path, what: str) -> None:
-        self._folder, self._what = folder, what
+    def __init__(self, folder: Path, kind: str) -> None:
+        self._folder, self._kind = folder, kind
 
     def add(self, name: str, document: Mapping[str, Any]) -> int:
-        """Keep a document as the next version of its name; that version.
+        """Store a document as the next version of its name, and return that version.
 
         Raises:
             InvalidOption: The name is not lower-case letters, digits, dots, dashes and underscores.
         """
-        folder = self._folder / _checked(name)
+        folder = self._folder / _validate_name(name)
         folder.mkdir(parents=True, exist_ok=True)
         version = max(self._versions(name), default=0) + 1
         draft = folder / f".{version}.{os.getpid()}.{os.urandom(4).hex()}"
@@ -64,30 +63,30 @@ class VersionedStore:
             NotFound: There is no such name or version; the detail lists those there are.
         """
         plain, _, version = name.partition("@")
-        known = self._versions(plain) if _NAME.fullmatch(plain) else []
-        if not known:
-            have = ", ".join(self.names()) or "none yet"
-            raise NotFound(f"There is no {self._what} {plain[:80]!r}; known are {have}.", field=self._what)
-        if version and (not version.isdecimal() or int(version) not in known):
-            have = ", ".join(map(str, known))
-            raise NotFound(f"The {self._what} {plain} has the versions {have}, not {version[:20]}.", field=self._what)
-        chosen = int(version) if version else known[-1]
-        return plain, chosen, json.loads((self._folder / plain / f"{chosen}.json").read_text("utf8"))
+        versions = self._versions(plain) if _NAME.fullmatch(plain) else []
+        if not versions:
+            have = ", ".join(self.list_names()) or "none yet"
+            raise NotFound(f"There is no {self._kind} {plain[:80]!r}; known are {have}.", field=self._kind)
+        if version and (not version.isdecimal() or int(version) not in versions):
+            have = ", ".join(map(str, versions))
+            raise NotFound(f"The {self._kind} {plain} has the versions {have}, not {version[:20]}.", field=self._kind)
+        number = int(version) if version else versions[-1]
+        return plain, number, json.loads((self._folder / plain / f"{number}.json").read_text("utf8"))
 
-    def names(self) -> list[str]:
+    def list_names(self) -> list[str]:
         """All names, in order."""
         return sorted(folder.name for folder in self._folder.glob("*") if self._versions(folder.name))
 
-    def versions(self, name: str) -> list[int]:
-        """The versions of a name, oldest first; none where it is not known."""
+    def list_versions(self, name: str) -> list[int]:
+        """The versions of a name, oldest first; none for an unknown name."""
         return self._versions(name) if _NAME.fullmatch(name) else []
 
     def _versions(self, name: str) -> list[int]:
         return sorted(int(file.stem) for file in (self._folder / name).glob("*.json") if file.stem.isdecimal())
 
 
-def _checked(name: str) -> str:
+def _validate_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         hint = "Use lower-case letters, digits, dots, dashes and underscores, at most 64."
-        raise InvalidOption(f"{name[:80]!r} can't be a name.", hint=hint, field="name")
+        raise InvalidOption(f"{name[:80]!r} is not a valid name.", hint=hint, field="name")
     return name

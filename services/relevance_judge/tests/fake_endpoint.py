@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 
-from services.relevance_judge.chat_client import Endpoint
+from services.relevance_judge.chat_client import ChatClient
 
 Say = Callable[[dict[str, Any]], str]
 
@@ -26,9 +26,9 @@ class FakeModel:
         self._vocabulary: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def endpoint(self) -> Endpoint:
+    def client(self) -> ChatClient:
         """A client of this model."""
-        return Endpoint("http://model.test", transport=httpx2.MockTransport(self._answer))
+        return ChatClient("http://model.test", transport=httpx2.MockTransport(self._answer))
 
     def serve(self) -> ThreadingHTTPServer:
         """A server of this model on a free port, running on a thread; shut it down when done."""

@@ -93,7 +93,7 @@ def test_a_batch_killed_in_the_middle_twice_is_finished_without_asking_again(tmp
             service.kill()
             sender.join(10)
             (path,) = tmp_path.rglob("labels/*.jsonl")
-            kept = [line["pair"] for line in label_log.read(path)]
+            kept = [line["pair"] for line in label_log.read_label_log(path)]
             assert len(kept) == len(set(kept)) < PAIRS
             assert len(kept) >= enough - 2 * AT_ONCE  # what the model had answered is there
         service = Service(tmp_path, url)
@@ -110,5 +110,5 @@ def test_a_batch_killed_in_the_middle_twice_is_finished_without_asking_again(tmp
     assert len(asked) == PAIRS
     # Only pairs under way at the moment of a kill may have been asked again: at most that many per kill.
     assert sum(asked.values()) - PAIRS <= 2 * AT_ONCE
-    kept = [line["pair"] for line in label_log.read(path)]
+    kept = [line["pair"] for line in label_log.read_label_log(path)]
     assert len(kept) == len(set(kept)) == PAIRS

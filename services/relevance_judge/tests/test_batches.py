@@ -15,19 +15,19 @@ import pytest
 from starlette.testclient import TestClient
 
 from services.relevance_judge.batches import batch_runner, label_log, pair_selection
-from services.relevance_judge.batches.batch_store import Archive
+from services.relevance_judge.batches.batch_store import BatchStore
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.parsing.trec import parse_qrels
 from services.relevance_judge.routes import router
 from services.relevance_judge.schemas import JudgeIn
-from services.relevance_judge.storage.mini_collection import mini
+from services.relevance_judge.storage.mini_collection import load_mini_collection
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.errors import Cancelled, Malformed
 from shared.registry import CallContext, LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings
 
-MINI = mini()
+MINI = load_mini_collection()
 TOPICS = "1\twhy is the sky blue\n2\thow do bees make honey\n"
 PASSAGES = "".join(json.dumps({"id": f"p{n}", "text": f"passage number {n}"}) + "\n" for n in range(5))
 
@@ -49,9 +49,9 @@ class Stage:
 
             @classmethod
             def load(cls, _place: LoadContext) -> Any:
-                return cls(stage.model.endpoint())
+                return cls(stage.model.client())
 
-        settings = Settings(_env_file=None, data_dir=folder, drain_s=1)
+        settings = Settings(_env_file=None, data_dir=folder, shutdown_grace_s=1)
         self.client = TestClient(
             build("relevance-judge", routers=[router], servables={"prompted-grade": Answering}, settings=settings)
         )
@@ -229,12 +229,12 @@ def test_ids_that_are_no_digests_are_not_found_and_never_a_path(stage: Stage) ->
 # Without HTTP.
 
 
-def _planned(folder: Path, model: FakeModel, count: int) -> tuple[batch_runner.Plan, PromptedGrade, JudgeIn, Path]:
-    judge = PromptedGrade(model.endpoint())
+def _planned(folder: Path, model: FakeModel, count: int) -> tuple[batch_runner.BatchPlan, PromptedGrade, JudgeIn, Path]:
+    judge = PromptedGrade(model.client())
     request = JudgeIn.model_validate({"pairs": [{"query": "-", "passage": "-"}], "retries": 0})
-    pairs = pair_selection.crossed({"1": "q"}, {f"p{n}": f"passage number {n}" for n in range(count)})
-    plan = batch_runner.planned(judge, request, pairs, "fake")
-    return plan, judge, request, Archive(folder, "t").journal(plan.settings)
+    pairs = pair_selection.cross_pairs({"1": "q"}, {f"p{n}": f"passage number {n}" for n in range(count)})
+    plan = batch_runner.plan_batch(judge, request, pairs, "fake")
+    return plan, judge, request, BatchStore(folder, "t").label_log_path(plan.settings)
 
 
 def test_cancelling_keeps_every_label_that_was_given(tmp_path: Path) -> None:
@@ -247,21 +247,21 @@ def test_cancelling_keeps_every_label_that_was_given(tmp_path: Path) -> None:
 
     model = FakeModel(say)
     plan, judge, request, path = _planned(tmp_path, model, 10)
-    with label_log.opened(path, run) as kept, pytest.raises(Cancelled):
-        batch_runner.carry_out(plan, judge, request, kept, batch_runner.Bounds(at_once=2), run)
-    lines = label_log.read(path)
+    with label_log.open_label_log(path, run) as log, pytest.raises(Cancelled):
+        batch_runner.run_batch(plan, judge, request, log, batch_runner.BatchLimits(max_concurrent=2), run)
+    lines = label_log.read_label_log(path)
     assert 1 <= len(lines) == len(model.asked) < 10
-    with label_log.opened(path, CallContext()) as kept:
-        assert batch_runner.carry_out(plan, judge, request, kept, batch_runner.Bounds(), CallContext()) is None
-    assert len(model.asked) == len(label_log.read(path)) == 10
+    with label_log.open_label_log(path, CallContext()) as log:
+        assert batch_runner.run_batch(plan, judge, request, log, batch_runner.BatchLimits(), CallContext()) is None
+    assert len(model.asked) == len(label_log.read_label_log(path)) == 10
 
 
 def test_progress_ends_at_one_and_names_the_pairs(tmp_path: Path) -> None:
     told: list[tuple[float, str | None]] = []
     plan, judge, request, path = _planned(tmp_path, FakeModel(), 4)
     run = CallContext(report=lambda fraction, note: told.append((fraction, note)))
-    with label_log.opened(path, run) as kept:
-        batch_runner.carry_out(plan, judge, request, kept, batch_runner.Bounds(at_once=1), run)
+    with label_log.open_label_log(path, run) as log:
+        batch_runner.run_batch(plan, judge, request, log, batch_runner.BatchLimits(max_concurrent=1), run)
     assert [fraction for fraction, _ in told] == [0, 0.25, 0.5, 0.75, 1]
     assert told[-1][1] == "4 of 4 pairs"
 
@@ -269,43 +269,47 @@ def test_progress_ends_at_one_and_names_the_pairs(tmp_path: Path) -> None:
 def test_half_a_line_is_cut_off_and_a_spoilt_one_costs_its_own_pair(tmp_path: Path) -> None:
     path = tmp_path / "labels.jsonl"
     path.write_bytes(b'{"pair":"a","verdict":{}}\n{"pair":"b","ver\x00\n{"pair":"c","verdict":{}}\n{"pair":"d","ver')
-    assert [line["pair"] for line in label_log.read(path)] == ["a", "c"]
-    with label_log.opened(path, CallContext()) as kept:
-        assert [kept.judged(pair) for pair in "abcd"] == [True, False, True, False]
-        kept.add({"pair": "e", "verdict": {}})
-    assert [line["pair"] for line in label_log.read(path)] == ["a", "c", "e"]
+    assert [line["pair"] for line in label_log.read_label_log(path)] == ["a", "c"]
+    with label_log.open_label_log(path, CallContext()) as log:
+        assert [log.has_verdict(pair) for pair in "abcd"] == [True, False, True, False]
+        log.append({"pair": "e", "verdict": {}})
+    assert [line["pair"] for line in label_log.read_label_log(path)] == ["a", "c", "e"]
 
 
 def test_two_batches_of_one_judge_write_one_after_the_other(tmp_path: Path) -> None:
     path, order = tmp_path / "labels.jsonl", []
 
     def second() -> None:
-        with label_log.opened(path, CallContext()) as kept:
-            order.append(f"second sees {kept.judged('a')}")
+        with label_log.open_label_log(path, CallContext()) as log:
+            order.append(f"second sees {log.has_verdict('a')}")
 
-    with label_log.opened(path, CallContext()) as kept:
+    with label_log.open_label_log(path, CallContext()) as log:
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.15)
-        kept.add({"pair": "a", "verdict": {}})
+        log.append({"pair": "a", "verdict": {}})
         order.append("first")
     thread.join(5)
     assert order == ["first", "second sees True"]
     waiting = CallContext()
     waiting.cancel()
-    with label_log.opened(path, CallContext()), pytest.raises(Cancelled), label_log.opened(path, waiting):
+    with (
+        label_log.open_label_log(path, CallContext()),
+        pytest.raises(Cancelled),
+        label_log.open_label_log(path, waiting),
+    ):
         pass
 
 
 def test_texts_come_as_tabbed_or_json_lines() -> None:
-    assert pair_selection.read_texts('1\tone\n\n{"qid": 2, "query": "two"}\n', "topics") == {"1": "one", "2": "two"}
-    assert pair_selection.read_texts('{"id": "a", "text": "x y"}\r\n', "passages") == {"a": "x y"}
+    assert pair_selection.parse_texts('1\tone\n\n{"qid": 2, "query": "two"}\n', "topics") == {"1": "one", "2": "two"}
+    assert pair_selection.parse_texts('{"id": "a", "text": "x y"}\r\n', "passages") == {"a": "x y"}
     with pytest.raises(Malformed, match="neither"):
-        pair_selection.read_texts("only-an-id\n", "topics")
+        pair_selection.parse_texts("only-an-id\n", "topics")
 
 
 def test_the_mini_collection_gives_its_pairs() -> None:
-    pairs = pair_selection.crossed(MINI.topics, MINI.passages)
+    pairs = pair_selection.cross_pairs(MINI.topics, MINI.passages)
     assert len(pairs) == 24 * 192
     judged = {(pair.qid, pair.docid): 1 for pair in pairs if (pair.qid, pair.docid) not in MINI.labels}
-    assert len(pair_selection.holes(pairs, judged)) == 192
+    assert len(pair_selection.drop_labelled(pairs, judged)) == 192

@@ -8,23 +8,23 @@ import pytest
 from starlette.testclient import TestClient
 
 from services.relevance_judge.metrics.baselines import overlap
-from services.relevance_judge.metrics.bias import bias_block, invalid_share
-from services.relevance_judge.parsing.label_formats import FORMS, parse_labels, written
-from services.relevance_judge.parsing.trec import qrels_text
+from services.relevance_judge.metrics.bias import invalid_share, measure_bias
+from services.relevance_judge.parsing.label_formats import MEDIA_TYPES, format_labels, parse_labels
+from services.relevance_judge.parsing.trec import format_qrels
 from services.relevance_judge.routes import router
-from services.relevance_judge.storage.mini_collection import mini
+from services.relevance_judge.storage.mini_collection import load_mini_collection
 from shared.errors import Malformed
 from shared.serving.build_app import build
 from shared.settings import Settings
 
-MINI = mini()
+MINI = load_mini_collection()
 
 
 def test_a_judge_that_likes_long_passages_shows_it_by_length() -> None:
     lengths = {docid: len(text.split()) for docid, text in MINI.passages.items()}
     middle = sorted(lengths.values())[len(lengths) // 2]
     fond = {(q, d): min(g + (lengths[d] > middle), 3) for (q, d), g in MINI.labels.items()}
-    found = bias_block(MINI.labels, fond, MINI.topics, MINI.passages)
+    found = measure_bias(MINI.labels, fond, MINI.topics, MINI.passages)
     assert found.pairs == sum(part.pairs for part in found.by_length) == 192
     assert [part.pairs for part in found.by_length] == [64, 64, 64]
     assert found.by_length[0].bias == 0
@@ -35,15 +35,15 @@ def test_a_judge_that_likes_long_passages_shows_it_by_length() -> None:
 def test_a_judge_that_counts_words_shows_it_by_overlap() -> None:
     shares = {(q, d): overlap(MINI.topics[q], {d: MINI.passages[d]})[d] for q, d in MINI.labels}
     fond = {pair: min(grade + (shares[pair] > 0.5), 3) for pair, grade in MINI.labels.items()}
-    thirds = bias_block(MINI.labels, fond, MINI.topics, MINI.passages).by_overlap
+    thirds = measure_bias(MINI.labels, fond, MINI.topics, MINI.passages).by_overlap
     assert thirds[0].bias == 0
     assert thirds[2].bias > 0.4
     assert thirds[2].lowest >= thirds[0].highest
 
 
 def test_few_pairs_and_none_are_no_crash() -> None:
-    assert bias_block({("1", "a"): 1}, {}, {"1": "q"}, {"a": "p"}).by_length == []
-    (only,) = bias_block({("1", "a"): 1}, {("1", "a"): 9}, {"1": "q"}, {"a": "p"}).by_overlap
+    assert measure_bias({("1", "a"): 1}, {}, {"1": "q"}, {"a": "p"}).by_length == []
+    (only,) = measure_bias({("1", "a"): 1}, {("1", "a"): 9}, {"1": "q"}, {"a": "p"}).by_overlap
     assert (only.bias, only.kappa) == (2.0, 0.0)
 
 
@@ -58,11 +58,11 @@ def test_labels_go_out_and_come_in_again_in_both_forms() -> None:
         {"qid": "1", "docid": "b", "grade": None, "valid": False},
         {"qid": "1", "docid": "c", "error": "gone"},
     ]
-    assert parse_labels(written(rows, "qrels"), "x").labels == {("1", "a"): 2}
-    found = parse_labels(written(rows, "jsonl"), "x")
+    assert parse_labels(format_labels(rows, "qrels"), "x").labels == {("1", "a"): 2}
+    found = parse_labels(format_labels(rows, "jsonl"), "x")
     assert (found.labels, found.invalid) == ({("1", "a"): 2}, [("1", "b")])
-    assert written(rows, "csv").splitlines()[0].startswith("qid,docid,grade")
-    assert set(FORMS) == {"qrels", "jsonl", "csv"}
+    assert format_labels(rows, "csv").splitlines()[0].startswith("qid,docid,grade")
+    assert set(MEDIA_TYPES) == {"qrels", "jsonl", "csv"}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_over_http_bias_invalid_shares_and_disagreements_come_with_the_agreement
         for q, d in MINI.labels
     )
     body = {
-        "reference": qrels_text(MINI.labels),
+        "reference": format_qrels(MINI.labels),
         "judge": judge,
         "draws": 50,
         "topics": (MINI.folder / "topics.tsv").read_text(),

@@ -9,12 +9,12 @@ import pytest
 from pydantic import ValidationError
 
 from services.relevance_judge.batches import batch_runner, pair_selection
-from services.relevance_judge.judge import Judge, calibrations
+from services.relevance_judge.judge import Judge, open_calibrations
 from services.relevance_judge.judges.ensemble import Ensemble
 from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.metrics.calibration import Calibration, fit
-from services.relevance_judge.prompt_template import template
+from services.relevance_judge.prompt_template import get_template
 from services.relevance_judge.schemas import EnsembleIn, JudgeIn, JudgeOut, Verdict
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.errors import FoveaError, InvalidOption, NotFound
@@ -35,7 +35,7 @@ def _one(judge: Judge, **options: Any) -> Verdict:
 
 @pytest.fixture
 def ensemble() -> Ensemble:
-    return Ensemble(FakeModel(lambda _: "1", first=DIGITS).endpoint())
+    return Ensemble(FakeModel(lambda _: "1", first=DIGITS).client())
 
 
 def test_judges_of_all_kinds_vote_and_their_signals_are_shown(ensemble: Ensemble) -> None:
@@ -45,11 +45,11 @@ def test_judges_of_all_kinds_vote_and_their_signals_are_shown(ensemble: Ensemble
     assert (found.grade, found.valid) == (2, True)
     assert found.signals is not None
     assert [signal is None for signal in found.signals] == [True, False, False]
-    names = [f"{name}@{template(name).digest}" for name in ("direct", "digits", "query-lift")]
+    names = [f"{name}@{get_template(name).digest}" for name in ("direct", "digits", "query-lift")]
     assert found.template == ",".join(names)
-    assert ensemble.names_of(EnsembleIn.model_validate({"query": "q", "passages": ["p"], "members": members})) == tuple(
-        names
-    )
+    assert ensemble.list_template_ids(
+        EnsembleIn.model_validate({"query": "q", "passages": ["p"], "members": members})
+    ) == tuple(names)
 
 
 def test_a_member_in_short_is_a_judge_a_template_or_both() -> None:
@@ -97,7 +97,7 @@ def test_signals_without_calibrations_or_weights_are_refused(ensemble: Ensemble)
 
 
 def test_a_member_without_a_signal_makes_the_sum_invalid_and_not_smaller() -> None:
-    judge = Ensemble(FakeModel(lambda _: "?", first=DIGITS).endpoint())
+    judge = Ensemble(FakeModel(lambda _: "?", first=DIGITS).client())
     members = [
         {"template": "direct", "calibration": CUTS.model_dump()},
         {"judge": "log-odds", "calibration": CUTS.model_dump()},
@@ -127,9 +127,9 @@ def test_a_list_of_members_that_is_none_is_refused(members: Any) -> None:
 
 
 def test_kept_calibrations_are_looked_up_for_members_too(tmp_path: Path) -> None:
-    shelf = calibrations(tmp_path)
-    shelf.add("ql", CUTS.model_dump(mode="json"))
-    judge = Ensemble(FakeModel(first=DIGITS).endpoint(), shelf)
+    store = open_calibrations(tmp_path)
+    store.add("ql", CUTS.model_dump(mode="json"))
+    judge = Ensemble(FakeModel(first=DIGITS).client(), store)
     members = [{"judge": "query-likelihood", "calibration": "ql@1"}, {"judge": "log-odds", "calibration": "ql"}]
     assert _one(judge, members=members, combine="signals").signal is not None
     with pytest.raises(NotFound):
@@ -137,10 +137,10 @@ def test_kept_calibrations_are_looked_up_for_members_too(tmp_path: Path) -> None
 
 
 def test_a_batch_of_an_ensemble_is_named_by_all_its_templates() -> None:
-    judge = Ensemble(FakeModel().endpoint())
-    pairs = pair_selection.crossed({"1": "q"}, {"a": "p"})
+    judge = Ensemble(FakeModel().client())
+    pairs = pair_selection.cross_pairs({"1": "q"}, {"a": "p"})
     made = [
-        batch_runner.planned(
+        batch_runner.plan_batch(
             judge, EnsembleIn.model_validate({"query": "-", "passages": ["-"], "members": members}), pairs, "m"
         )
         for members in (["direct"], ["direct", "words"])
@@ -153,7 +153,7 @@ def test_a_batch_of_an_ensemble_is_named_by_all_its_templates() -> None:
 
 
 def test_the_lift_takes_off_what_the_query_is_without_a_passage() -> None:
-    judge = QueryLikelihood(FakeModel().endpoint())
+    judge = QueryLikelihood(FakeModel().client())
     lifted, plain = _one(judge), _one(judge, template="query-likelihood")
     assert plain.signal == plain.log_likelihood == pytest.approx((-1.0 - 5.0) / 2)  # `moon` was in the passage
     assert lifted.log_likelihood == pytest.approx(-3.0)
@@ -162,7 +162,7 @@ def test_the_lift_takes_off_what_the_query_is_without_a_passage() -> None:
 
 
 def test_the_lift_orders_the_passages_of_a_query_as_the_likelihood_does() -> None:
-    judge = QueryLikelihood(FakeModel().endpoint())
+    judge = QueryLikelihood(FakeModel().client())
     pairs = [{"query": "moon tides", "passage": text} for text in ("the moon", "moon tides", "bread")]
     found = []
     for name in ("query-lift", "query-likelihood"):
@@ -175,7 +175,7 @@ def test_the_lift_orders_the_passages_of_a_query_as_the_likelihood_does() -> Non
 
 
 def test_one_calibration_serves_thirty_two_requests_at_once_and_no_request_sees_another() -> None:
-    judge = LogOdds(FakeModel(first=DIGITS).endpoint())
+    judge = LogOdds(FakeModel(first=DIGITS).client())
     cuts = fit([0.5, 1.5, 2.5] * 10, [0, 1, 3] * 10, list(range(30)))
     requests = [
         JudgeIn.model_validate(

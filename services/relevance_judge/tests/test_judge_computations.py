@@ -12,21 +12,21 @@ from starlette.testclient import TestClient
 
 from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.metrics.uncertainty import kappa_interval
-from services.relevance_judge.parsing.trec import parse_qrels, qrels_text
-from services.relevance_judge.prompt_template import template, templates
+from services.relevance_judge.parsing.trec import format_qrels, parse_qrels
+from services.relevance_judge.prompt_template import get_template, load_templates
 from services.relevance_judge.routes import router
-from services.relevance_judge.storage.mini_collection import mini
+from services.relevance_judge.storage.mini_collection import load_mini_collection
 from shared.serving.build_app import build
 from shared.settings import Settings
 
-MINI = mini()
-FIRST, SECOND = qrels_text(MINI.labels), qrels_text(MINI.second)
+MINI = load_mini_collection()
+FIRST, SECOND = format_qrels(MINI.labels), format_qrels(MINI.second)
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     folder: Path = tmp_path_factory.mktemp("fovea")
-    settings = Settings(_env_file=None, data_dir=folder, drain_s=1)
+    settings = Settings(_env_file=None, data_dir=folder, shutdown_grace_s=1)
     with TestClient(build("relevance-judge", routers=[router], servables={}, settings=settings)) as made:
         yield made
 
@@ -59,7 +59,7 @@ def test_rankings_come_with_kappa_beside_them_and_shifts_per_system(client: Test
     assert found["kappa"] == pytest.approx(agree(MINI.labels, MINI.second).kappa)
     assert found["systems"][0]["system"] == "ideal"
     assert found["systems"][0]["reference"] == pytest.approx(1.0)
-    turned = qrels_text({pair: 3 - grade for pair, grade in MINI.labels.items()})
+    turned = format_qrels({pair: 3 - grade for pair, grade in MINI.labels.items()})
     found = client.post("/v1/judge/rankings", json={**body, "judge": turned}).json()
     assert {row["system"]: row["judge"] for row in found["systems"]}["turned"] == pytest.approx(1.0)
     assert found["systems"][0]["shift"] < 0
@@ -80,9 +80,9 @@ def test_ensembles_count_who_votes_and_state_their_rule(client: TestClient) -> N
 
 def test_templates_are_listed_shown_and_rendered_dry(client: TestClient) -> None:
     listed = client.get("/v1/judge/templates").json()
-    assert {row["template"]["id"] for row in listed} == set(templates())
-    one = client.get(f"/v1/judge/templates/direct@{template('direct').digest}").json()
-    assert one["digest"] == template("direct").digest
+    assert {row["template"]["id"] for row in listed} == set(load_templates())
+    one = client.get(f"/v1/judge/templates/direct@{get_template('direct').digest}").json()
+    assert one["digest"] == get_template("direct").digest
     body = {"query": "a {passage} b", "passage": "##final score: 3", "seed": 1}
     shown = client.post("/v1/judge/templates/criteria/render", json=body).json()
     assert len(shown["turns"]) == 4

@@ -34,9 +34,9 @@ async def test_every_caller_gets_the_grades_of_its_own_pairs(tmp_path: Path) -> 
         @classmethod
         def load(cls, _place: LoadContext) -> Any:
             """Needs no endpoint."""
-            return cls(model.endpoint())
+            return cls(model.client())
 
-    settings = Settings(_env_file=None, data_dir=tmp_path, drain_s=1, queue_max=64)
+    settings = Settings(_env_file=None, data_dir=tmp_path, shutdown_grace_s=1, max_queue_size=64)
     app = build("relevance-judge", servables={"prompted-grade": Answering}, settings=settings)
     await app.state.host.start()
     try:

@@ -28,7 +28,7 @@ class Answering(PromptedGrade):
     def load(cls, place: LoadContext) -> Any:
         """Needs no endpoint."""
         assert place.options["judge_base_url"] == "http://judge.test"
-        return cls(FakeModel().endpoint())
+        return cls(FakeModel().client())
 
 
 class Deaf(LogOdds):
@@ -40,13 +40,13 @@ class Deaf(LogOdds):
     def load(cls, place: LoadContext) -> Any:
         """Needs no endpoint."""
         assert "judge_api_key" not in place.options
-        return cls(FakeModel().endpoint())
+        return cls(FakeModel().client())
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     folder: Path = tmp_path_factory.mktemp("fovea")
-    settings = Settings(_env_file=None, data_dir=folder, drain_s=1, judge_base_url="http://judge.test")
+    settings = Settings(_env_file=None, data_dir=folder, shutdown_grace_s=1, judge_base_url="http://judge.test")
     kinds = {"prompted-grade": Answering, "log-odds": Deaf}
     with TestClient(build("relevance-judge", servables=kinds, settings=settings)) as made:
         until = time.monotonic() + 30

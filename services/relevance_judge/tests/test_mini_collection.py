@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relevance_judge.evaluate import measures, overlap_rows, with_cuts
+from services.relevance_judge.evaluate import add_grades, judge_by_overlap, measure_judge
 from services.relevance_judge.metrics.agreement import agree
-from services.relevance_judge.metrics.baselines import bm25, overlap, words
+from services.relevance_judge.metrics.baselines import bm25, overlap, tokenize
 from services.relevance_judge.metrics.rankings import compare, system_scores
 from services.relevance_judge.parsing.trec import read_runs
-from services.relevance_judge.storage.mini_collection import RANKERS, mini, ranked
+from services.relevance_judge.storage.mini_collection import RANKERS, build_run, load_mini_collection
 
-MINI = mini()
+MINI = load_mini_collection()
 MISLEADING = {"1", "10", "14", "18", "22"}
 
 
@@ -63,7 +63,7 @@ def test_the_traps_are_there() -> None:
 @pytest.mark.parametrize("system", sorted(RANKERS))
 def test_stored_runs_are_those_of_the_code(system: str) -> None:
     path = MINI.folder / "runs" / f"{system}.trec"
-    assert path.read_text() == ranked(MINI, system)
+    assert path.read_text() == build_run(MINI, system)
     (tag,) = read_runs(path)
     assert tag == system
 
@@ -76,13 +76,13 @@ def test_both_label_passes_rank_the_lexical_systems_alike() -> None:
 
 
 def test_word_overlap_orders_two_thirds_of_the_pairs_as_in_an_ordinary_collection() -> None:
-    found = measures(with_cuts(overlap_rows(MINI), MINI), MINI)
+    found = measure_judge(add_grades(judge_by_overlap(MINI), MINI), MINI)
     assert 0.6 < (found["pair_order"] or 0) < 0.75
     assert 0.3 < (found["spearman"] or 0) < 0.5
 
 
 def test_words_are_letters_and_digits_in_any_script_without_function_words_and_plural_s() -> None:
-    assert words("What is the Größe_2 of naïve vaccines, glass or gas?") == [
+    assert tokenize("What is the Größe_2 of naïve vaccines, glass or gas?") == [
         "grösse",
         "2",
         "naïve",

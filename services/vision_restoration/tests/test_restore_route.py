@@ -31,10 +31,10 @@ def client(stored, tmp_path_factory):
     settings = Settings(
         _env_file=None,
         data_dir=tmp_path_factory.mktemp("fovea"),
-        threads=1,
+        intra_op_threads=1,
         max_images=3,
         max_pixels=500_000,
-        drain_s=1,
+        shutdown_grace_s=1,
     )
     with TestClient(build("vision-restoration", servables={"rrformer": Pane}, settings=settings)) as made:
         until = time.monotonic() + 120

@@ -41,7 +41,12 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 def job_settings(tmp_path: Path) -> Settings:
     """Small limits and a short lease, so that tests meet them."""
     return Settings(
-        data_dir=tmp_path, job_lease_s=0.4, job_inline_bytes=1000, job_queue_max=30, job_attempts=3, drain_s=0.3
+        data_dir=tmp_path,
+        job_lease_s=0.4,
+        job_inline_max_bytes=1000,
+        job_queue_max=30,
+        job_max_attempts=3,
+        shutdown_grace_s=0.3,
     )
 
 

@@ -234,7 +234,7 @@ class Machine(RuleBasedStateMachine):
 
 def test_the_queue_agrees_with_the_model(redis_server: RedisServer, job_settings: Settings) -> None:
     chosen = job_settings.model_copy(
-        update={"job_lease_s": 0.001, "job_attempts": ATTEMPTS, "job_queue_max": ROOM, "job_ttl_s": 1000}
+        update={"job_lease_s": 0.001, "job_max_attempts": ATTEMPTS, "job_queue_max": ROOM, "job_ttl_s": 1000}
     )
     with redis.Redis.from_url(redis_server.url) as client:
         client.config_set("appendfsync", "no")  # thousands of small steps; durability has tests of its own

@@ -34,7 +34,7 @@ def test_lua_and_python_name_the_same_keys() -> None:
     assert redis_keys.key("job", "x") == "{fovea:jobs}:job:x"
 
 
-@pytest.mark.parametrize(("priority", "stream_of"), [(-100, 3), (-1, 3), (0, 2), (1, 1), (100, 1)])
+@pytest.mark.parametrize(("priority", "level"), [(-100, 3), (-1, 3), (0, 2), (1, 1), (100, 1)])
 def test_priorities_become_three_streams(priority: int, level: int) -> None:
     assert redis_keys.stream_of(priority) == level
 

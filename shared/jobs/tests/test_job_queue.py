@@ -278,7 +278,7 @@ async def test_a_job_without_attempts_left_is_a_dead_letter_until_retried(
 async def test_the_oldest_of_too_many_dead_letters_are_let_go(
     url: str, queue: RedisJobQueue, job_settings: Settings, payload: Payload
 ) -> None:
-    inbox = QueueConsumer(url, "svc", job_settings.model_copy(update={"job_dead_max": 2, "job_attempts": 1}))
+    inbox = QueueConsumer(url, "svc", job_settings.model_copy(update={"job_dead_letter_max": 2, "job_max_attempts": 1}))
     ids = []
     for _ in range(3):
         ids.append(await die(queue, inbox, payload, 1))

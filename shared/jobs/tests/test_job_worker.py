@@ -318,7 +318,7 @@ async def test_a_stopping_worker_hands_back_at_once_what_is_not(
         await (ticket.cancelled() if polite else asyncio.sleep(60))
         return Result(499, "", b"")
 
-    settings = job_settings.model_copy(update={"job_lease_s": 60.0, "job_attempts": 1})
+    settings = job_settings.model_copy(update={"job_lease_s": 60.0, "job_max_attempts": 1})
     async with working(url, settings, long) as worker:
         job, _ = await queue.submit(payload)
         await started(queue, job)
@@ -339,7 +339,7 @@ async def test_a_second_stop_does_not_wait(
         await ticket.cancelled()
         raise asyncio.CancelledError
 
-    async with working(url, job_settings.model_copy(update={"drain_s": 60.0}), long) as worker:
+    async with working(url, job_settings.model_copy(update={"shutdown_grace_s": 60.0}), long) as worker:
         job, _ = await queue.submit(payload)
         await started(queue, job)
         worker.stop()

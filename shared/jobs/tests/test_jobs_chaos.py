@@ -204,7 +204,7 @@ async def test_a_frozen_worker_that_wakes_does_not_overwrite_the_newer_answer(
 async def test_a_terminated_worker_hands_its_job_to_another_at_once(
     far_queue: RedisJobQueue, start_worker: Start, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FOVEA_DRAIN_S", "0.2")
+    monkeypatch.setenv("FOVEA_SHUTDOWN_GRACE_S", "0.2")
     workers = [start_worker(), start_worker()]
     job, _ = await far_queue.submit(work(2.0))
     await begun(far_queue, ledger, job)

@@ -129,10 +129,10 @@ class _Call:
         if self.complete:
             return await asyncio.shield(self._watch())
         try:
-            async with asyncio.timeout(self._settings.body_timeout_s):
+            async with asyncio.timeout(self._settings.body_read_timeout_s):
                 message = await self._receive()
         except TimeoutError as error:
-            pause = self._settings.body_timeout_s
+            pause = self._settings.body_read_timeout_s
             self.refused = TooSlow(f"The body stopped arriving for {pause:g} s.", hint="Send the whole request again.")
             raise self.refused from error
         self._read += len(message.get("body", b""))
@@ -186,5 +186,5 @@ def _seconds(deadline_ms: str | None, settings: Settings) -> float:
     try:
         seconds = float(deadline_ms or "") / 1000
     except ValueError:
-        return settings.deadline_s
-    return seconds if math.isfinite(seconds) else settings.deadline_s
+        return settings.request_timeout_s
+    return seconds if math.isfinite(seconds) else settings.request_timeout_s

@@ -72,7 +72,7 @@ async def _answer(host: Host, name: str, asked: ParsedRequest, request: Request)
     offered = ["application/json", *kind.media_types(), *(_STREAMS if kind.mode == "stream" else ())]
     media = choose(request.headers.get("accept"), offered)
     host.servable(name)  # not ready is said before the body is looked at
-    if host.settings.fetch_urls:
+    if host.settings.allow_image_urls:
         asked = await fetch_pictures(asked, kind.In, Fetcher(host.settings.max_body_bytes))
     large = int(request.headers.get("content-length", _LARGE)) >= _LARGE
     build = (asked, kind.In, host.settings.max_images)

@@ -146,7 +146,7 @@ class _Front(grpc.GenericRpcHandler):
                 told.parameters["triton_final_response"].bool_param = True
             return pb.ModelStreamInferResponse(infer_response=told)
 
-        async for told in map_in_order(messages, one, ahead=self._settings.batch_max):
+        async for told in map_in_order(messages, one, ahead=self._settings.max_batch_size):
             yield told
 
     async def _serve(self, name: str, deed: Deed, message: Any, context: Context) -> Any:
@@ -280,8 +280,10 @@ def _sentence(error: FoveaError) -> str:
 def _seconds(context: Context, sent: Mapping[str, str], settings: Settings) -> float:
     """Seconds the caller gives us: gRPC's own deadline, the gateway's header, or what is configured."""
     try:
-        stated = float(sent["x-fovea-deadline-ms"]) / 1000 if "x-fovea-deadline-ms" in sent else settings.deadline_s
+        stated = (
+            float(sent["x-fovea-deadline-ms"]) / 1000 if "x-fovea-deadline-ms" in sent else settings.request_timeout_s
+        )
     except ValueError:
-        stated = settings.deadline_s
+        stated = settings.request_timeout_s
     left = context.time_remaining()
-    return min(stated if stated >= 0 else settings.deadline_s, math.inf if left is None else left)
+    return min(stated if stated >= 0 else settings.request_timeout_s, math.inf if left is None else left)

@@ -109,7 +109,7 @@ MIRRORS: dict[str, type[Servable[Any, Any]]] = {
 
 def limited(**more: Any) -> Settings:
     """Settings of a small server that reads no environment."""
-    return Settings(_env_file=None, max_body_bytes=2**20, drain_s=1, **more)
+    return Settings(_env_file=None, max_body_bytes=2**20, shutdown_grace_s=1, **more)
 
 
 @contextlib.contextmanager

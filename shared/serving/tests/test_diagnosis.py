@@ -19,7 +19,7 @@ from shared.settings import Settings, settings
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """A machine with free ports, no models and no weights, so that nothing heavy is looked at."""
-    monkeypatch.setattr(discovery, "skipped", dict)
+    monkeypatch.setattr(discovery, "skipped_modules", dict)
     monkeypatch.setattr(discovery, "servables", lambda service: {"eye": object} if service == "medical-seg" else {})
     monkeypatch.setattr(room, "_packages", lambda: iter(()))
 
@@ -67,7 +67,7 @@ def test_tensorrt_and_triton_are_told_with_the_reason_why_not(machine):
 
 
 def test_rooms_left_out_are_named_with_what_they_lack(machine, monkeypatch):
-    monkeypatch.setattr(discovery, "skipped", lambda: {"services.detection.models.x": "shapely"})
+    monkeypatch.setattr(discovery, "skipped_modules", lambda: {"services.detection.models.x": "shapely"})
     assert found(machine(), "rooms") == [
         Diagnosis("rooms", "note", "services.detection.models.x left out: needs shapely")
     ]
@@ -77,7 +77,7 @@ def test_room_that_can_t_be_imported_is_a_finding_and_hides_nothing(machine, mon
     def broken():
         raise SyntaxError("in a model")
 
-    monkeypatch.setattr(discovery, "skipped", broken)
+    monkeypatch.setattr(discovery, "skipped_modules", broken)
     assert found(machine(), "rooms") == [Diagnosis("rooms", "bad", "SyntaxError: in a model")]
     assert found(machine(), "models") == [Diagnosis("models", "good", "medical-seg: eye")]
 
@@ -112,7 +112,7 @@ def test_device_is_as_told_and_otherwise_what_is_there(monkeypatch):
 
 
 def test_place_carries_what_models_may_ask_for():
-    made = load_context(Settings(device="cpu", triton_url="box:8001", threads=3, llm_model="m"))
+    made = load_context(Settings(device="cpu", triton_url="box:8001", intra_op_threads=3, llm_model="m"))
     assert (made.device, made.threads) == ("cpu", 3)
     assert made.options["triton_url"] == "box:8001"
     assert made.options["llm_model"] == "m"

@@ -154,7 +154,7 @@ async def test_what_is_wrong_with_the_other_side_is_said():
 
 @pytest.fixture
 async def client():
-    app = build("toy", servables=TOYS, settings=Settings(fetch_urls=True, max_body_bytes=100_000))
+    app = build("toy", servables=TOYS, settings=Settings(allow_image_urls=True, max_body_bytes=100_000))
     await app.state.host.start()
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://toy") as made:
         yield made

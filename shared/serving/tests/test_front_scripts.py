@@ -92,7 +92,7 @@ async def test_app_sees_the_context_and_a_run_with_the_deadline():
         seen.update(context=telemetry.context(), run=scope["fovea.run"])
         await send(dict(START))
 
-    await through(app, Caller(request()), scope(sent={"x-request-id": "r-1"}), deadline_s=60)
+    await through(app, Caller(request()), scope(sent={"x-request-id": "r-1"}), request_timeout_s=60)
     assert (seen["context"].request_id, seen["context"].service) == ("r-1", "test")
     assert isinstance(seen["run"], CallContext)
     assert seen["run"].deadline is not None

@@ -56,7 +56,7 @@ def extra_routes() -> APIRouter:
 
 @pytest.fixture
 async def replica():
-    settings = Settings(max_body_bytes=LIMIT, body_timeout_s=0.3, drain_s=2, redis_url=None)
+    settings = Settings(max_body_bytes=LIMIT, body_read_timeout_s=0.3, shutdown_grace_s=2, redis_url=None)
     app = build("toy", routers=[extra_routes()], servables=TOYS, settings=settings)
     made = ReplicaServer(app, settings)
     await made.start()
@@ -281,7 +281,7 @@ async def test_requests_are_counted_by_service_model_route_and_status(client):
 
 
 async def test_full_queue_is_a_429_with_a_time_to_come_back():
-    settings = Settings(queue_max=1, batch_max=1)
+    settings = Settings(max_queue_size=1, max_batch_size=1)
     app = build("toy", servables=TOYS, settings=settings)
     await app.state.host.start()
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://toy") as client:

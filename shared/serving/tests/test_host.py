@@ -28,7 +28,7 @@ from shared.settings import Settings
 
 @pytest.fixture
 async def host():
-    made = Host("toy", TOYS, Settings(batch_wait_ms=0))
+    made = Host("toy", TOYS, Settings(max_batch_delay_ms=0))
     await made.start()
     yield made
     await made.stop()
@@ -276,7 +276,7 @@ async def test_stream_ends_at_its_deadline(host):
 
 
 async def test_more_streams_than_may_be_open_are_refused():
-    host = Host("toy", {"toy/story": toys.Story}, Settings(queue_max=1))
+    host = Host("toy", {"toy/story": toys.Story}, Settings(max_queue_size=1))
     await host.start()
     events = host.stream("toy/story", Text(text="…"), CallContext())
     await anext(events)
@@ -321,7 +321,7 @@ async def test_stop_finishes_what_has_begun(host):
 
 
 async def test_stop_cancels_what_does_not_end():
-    host = Host("toy", TOYS, Settings(drain_s=0.05))
+    host = Host("toy", TOYS, Settings(shutdown_grace_s=0.05))
     await host.start()
     answer = asyncio.create_task(host.predict("toy/echo", Text(text="x", sleep=2), CallContext()))
     events = host.stream("toy/story", Text(text="…"), CallContext())

@@ -205,7 +205,7 @@ class started:  # noqa: N801  # reads as a statement
 
 
 async def test_a_cancelled_call_leaves_the_queue_without_having_run() -> None:
-    async with started(batch_max=1) as (host, channel):
+    async with started(max_batch_size=1) as (host, channel):
         gate, infer = Gate(host, "slow"), method(channel, "ModelInfer", pb.ModelInferResponse)
         first = infer(asks("slow"))
         await gate.holds(running=1, waiting=0)
@@ -219,7 +219,7 @@ async def test_a_cancelled_call_leaves_the_queue_without_having_run() -> None:
 
 
 async def test_a_cancelled_stream_leaves_the_queue_without_having_run() -> None:
-    async with started(batch_max=3) as (host, channel):
+    async with started(max_batch_size=3) as (host, channel):
         gate = Gate(host, "slow")
         ask = method(channel, "ModelStreamInfer", pb.ModelStreamInferResponse, "stream_stream")
 
@@ -229,7 +229,7 @@ async def test_a_cancelled_stream_leaves_the_queue_without_having_run() -> None:
                 yield encode_request(InferCall("slow", feeds))
 
         call = ask(messages())
-        await gate.holds(running=1, waiting=2)  # no more than `batch_max` are read ahead
+        await gate.holds(running=1, waiting=2)  # no more than `max_batch_size` are read ahead
         call.cancel()
         await gate.holds(running=1, waiting=0)
         gate.open()

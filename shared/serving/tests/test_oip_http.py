@@ -373,7 +373,7 @@ def test_the_openapi_document_shows_the_request_and_the_errors(client: TestClien
 
 
 async def test_a_caller_that_goes_away_is_not_served_when_its_turn_comes() -> None:
-    app = build("mirrors", servables={"slow": MIRRORS["slow"]}, settings=limited(batch_max=1))
+    app = build("mirrors", servables={"slow": MIRRORS["slow"]}, settings=limited(max_batch_size=1))
     host = app.state.host
     await host.start()
     body = json.dumps(ONE).encode()

@@ -19,7 +19,7 @@ def free_port():
 
 
 def run(*arguments):
-    env = environment(FOVEA_LOG_FORMAT="json", FOVEA_DRAIN_S="1")
+    env = environment(FOVEA_LOG_FORMAT="json", FOVEA_SHUTDOWN_GRACE_S="1")
     command = [sys.executable, "-m", "shared.serving", *arguments]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

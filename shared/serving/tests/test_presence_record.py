@@ -40,7 +40,7 @@ async def serving():
     started = []
 
     async def start(url, servables=TOYS, **more):
-        settings = Settings(redis_url=url, drain_s=0.5, **more)
+        settings = Settings(redis_url=url, shutdown_grace_s=0.5, **more)
         made = ReplicaServer(build("toy", servables=servables, settings=settings), settings)
         await made.start()
         started.append(made)
@@ -68,7 +68,7 @@ async def test_record_says_where_what_and_whether_it_is_ready(serving, server, l
 
 @pytest.mark.parametrize(("told", "written"), [("10.1.2.3", "10.1.2.3"), ("fd00::7", "[fd00::7]")])
 async def test_record_names_the_address_under_which_the_replica_is_reached(serving, server, link, told, written):
-    replica = await serving(server.url, advertise=told)
+    replica = await serving(server.url, replica_advertised_host=told)
     await until(lambda: records(link))
     (record,) = records(link)
     assert record.http.startswith(f"http://{written}:")

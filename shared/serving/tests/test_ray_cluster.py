@@ -37,7 +37,7 @@ ray.stop(folder)
 @pytest.fixture
 def cluster(tmp_path):
     with RedisServer(Settings(data_dir=tmp_path, redis_url=None)) as server:
-        env = environment(FOVEA_REDIS_URL=server.url, FOVEA_DATA_DIR=str(tmp_path), FOVEA_DRAIN_S="1")
+        env = environment(FOVEA_REDIS_URL=server.url, FOVEA_DATA_DIR=str(tmp_path), FOVEA_SHUTDOWN_GRACE_S="1")
         driver = subprocess.Popen([sys.executable, "-c", DRIVER], env=env, start_new_session=True)
         with redis.Redis.from_url(server.url) as link:
             yield driver, link

@@ -32,11 +32,11 @@ class Product:
         self.port = free_port()
         self.log = folder / "up.log"
         env = environment(
-            FOVEA_SERVICES="detection",
+            FOVEA_ENABLED_SERVICES="detection",
             FOVEA_DATA_DIR=str(folder / "data"),
             FOVEA_HTTP_PORT=str(self.port),
             FOVEA_GRPC_PORT="0",
-            FOVEA_DRAIN_S="2",
+            FOVEA_SHUTDOWN_GRACE_S="2",
         )
         env.pop("FOVEA_REDIS_URL", None)
         with self.log.open("wb") as log:
@@ -63,7 +63,7 @@ class Product:
         found = {}
         for child in psutil.Process(self.process.pid).children():
             line = " ".join(child.cmdline())
-            for name in ("serving.ray", "serving.worker", "services.gateway", "serving.guard", "server 127.0.0.1"):
+            for name in ("serving.ray", "serving.worker", "services.gateway", "serving.up.reaper", "server 127.0.0.1"):
                 if name in line:
                     found[name] = child.pid
         return found

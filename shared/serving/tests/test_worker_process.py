@@ -48,7 +48,7 @@ def start(own_redis: RedisServer, tmp_path: Path) -> Iterator[Start]:
         **os.environ,
         "FOVEA_REDIS_URL": own_redis.url,
         "FOVEA_DATA_DIR": str(tmp_path),
-        "FOVEA_DRAIN_S": "0.5",
+        "FOVEA_SHUTDOWN_GRACE_S": "0.5",
         "FOVEA_JOB_LEASE_S": "2",
     }
 

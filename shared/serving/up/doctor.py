@@ -133,9 +133,7 @@ def _compilers(_: Settings) -> list[Diagnosis]:
 def _gpus(chosen: Settings) -> list[Diagnosis]:
     found = list_gpus()
     told = ", ".join(found) if found else "none (no NVIDIA driver)"
-    return [
-        Diagnosis("list_gpus", "good" if found else "note", f"{told}; models load on {choose_device(chosen.device)}")
-    ]
+    return [Diagnosis("gpus", "good" if found else "note", f"{told}; models load on {choose_device(chosen.device)}")]
 
 
 def _engines(chosen: Settings) -> list[Diagnosis]:

@@ -69,7 +69,7 @@ class _Product:
         self._console = Console(soft_wrap=True, highlight=False)
         self._begun = time.monotonic()
         self._gateway = f"http://{_reachable(chosen.host)}:{chosen.http_port}"
-        self._services = chosen.wanted_services or services_with_models()
+        self._services = chosen.enabled_service_names or services_with_models()
         self._failures = 0
         self._gave_up = False
 
@@ -95,7 +95,7 @@ class _Product:
     async def _with(self, server: RedisServer, over: asyncio.Future[str], *, once: bool) -> int:
         """Run the children on a Redis until the work is done, something is beyond repair, or somebody asks to stop."""
         logs = self._settings.data_dir / "logs"
-        children = ProcessGroup(logs, self._environment(server), self._warn, self._settings.drain_s + 10)
+        children = ProcessGroup(logs, self._environment(server), self._warn, self._settings.shutdown_grace_s + 10)
         tasks = [
             asyncio.create_task(self._keep(server, children)),
             asyncio.create_task(self._work(server, children, once=once)),
@@ -137,9 +137,9 @@ class _Product:
 
     async def _light_up(self) -> None:
         """One request to each service; where keys are demanded and none is set, say what is left out."""
-        key = self._settings.api_key
+        key = self._settings.up_api_key
         if self._settings.auth == "keys" and key is None:
-            self._warn("Keys are demanded and FOVEA_API_KEY is not set: no first requests are sent.")
+            self._warn("Keys are demanded and FOVEA_UP_API_KEY is not set: no first requests are sent.")
             return
         async for light in run_smoke_test(self._gateway, _OUT, key.get_secret_value() if key else None):
             self._show(light)
@@ -166,7 +166,7 @@ class _Product:
         chosen = self._settings
         told = {
             "FOVEA_REDIS_URL": server.url,
-            "FOVEA_SERVICES": ",".join(self._services),
+            "FOVEA_ENABLED_SERVICES": ",".join(self._services),
             "FOVEA_DATA_DIR": str(chosen.data_dir.resolve()),
             "FOVEA_HTTP_PORT": str(chosen.http_port),
             "FOVEA_GRPC_PORT": str(chosen.grpc_port),

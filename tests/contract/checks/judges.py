@@ -19,7 +19,7 @@ import httpx2
 import pytest
 
 from services.relevance_judge.judge import Judge
-from services.relevance_judge.prompt_template import template, templates
+from services.relevance_judge.prompt_template import get_template, load_templates
 from services.relevance_judge.schemas import JudgeOut, Verdict
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.errors import Cancelled, FoveaError
@@ -145,7 +145,7 @@ def check_nothing_is_kept_between_requests(bench: Bench) -> None:
 
 
 def _scales(verdict: Verdict) -> list[tuple[int, int]]:
-    named = [template(name) for name in verdict.template.split(",")]
+    named = [get_template(name) for name in verdict.template.split(",")]
     return [(one.scale.lowest, one.scale.highest) for one in named]
 
 
@@ -231,7 +231,7 @@ def check_seed_makes_verdicts_repeatable(bench: Bench) -> None:
 
 def check_template_is_used(bench: Bench) -> None:
     """What a verdict names as its template is what the model was shown, word for word, and a caller's choice counts."""
-    for name in (None, *templates()):
+    for name in (None, *load_templates()):
         model = Oracle()
         with bench.before(model) as judge:
             request = bench.request(judge, _pairs()[:1], template=name)
@@ -244,10 +244,10 @@ def check_template_is_used(bench: Bench) -> None:
                 pytest.skip("asks no language model")
             shown = json.dumps(model.asked, ensure_ascii=False)
             for one in verdict.template.split(","):
-                for part in _words(template(one)):
+                for part in _words(get_template(one)):
                     assert json.dumps(part, ensure_ascii=False)[1:-1] in shown, f"{one} was not used"
             if name is not None and judge.kinds:
-                assert verdict.template == f"{name}@{template(name).digest}"
+                assert verdict.template == f"{name}@{get_template(name).digest}"
 
 
 def _words(one: Any) -> list[str]:

@@ -40,7 +40,7 @@ helm.sh/chart: {{ $root.Chart.Name }}-{{ $root.Chart.Version }}
 {{- end }}
 
 {{- define "fovea.podIP" -}}
-- name: FOVEA_ADVERTISE
+- name: FOVEA_REPLICA_ADVERTISED_HOST
   valueFrom: {fieldRef: {fieldPath: status.podIP}}
 {{- end }}
 

@@ -25,7 +25,7 @@ def mixers(tmp_path_factory) -> Iterator[Server]:
             "llm-longctx",
             routers=[openai.router, sessions.router, documents.router],
             servables=KINDS,
-            settings=Settings(data_dir=folder, threads=1, redis_url=redis.url),
+            settings=Settings(data_dir=folder, intra_op_threads=1, redis_url=redis.url),
         )
         with Server(app) as running:
             yield running

@@ -85,7 +85,7 @@ def replica(server, tmp_path_factory) -> Iterator[Callable[..., Replica]]:
             "llm-longctx",
             routers=[openai.router, sessions.router, documents.router],
             servables={MODEL: LandmarkRecall},
-            settings=Settings(data_dir=folder, threads=1, redis_url=server.url, session_key=KEY, **more),
+            settings=Settings(data_dir=folder, intra_op_threads=1, redis_url=server.url, session_key=KEY, **more),
         )
         running = Server(app)
         http = httpx2.Client(base_url=running.__enter__().url, timeout=60)
@@ -280,20 +280,20 @@ def test_other_weights_take_nothing_from_these(two):
 
 
 def test_over_the_cap_it_is_read_again_and_said_so(replica, server, two):
-    small, other = replica(document_blocks_bytes=100_000), two[1]
+    small, other = replica(document_cache_max_bytes=100_000), two[1]
     before = metric(small.http, "landmark_blocks_unshared_total")
     with capture_logs() as lines:
         document = small.store()
     assert document["shared"] is False
     assert _blobs(server) == []
     assert metric(small.http, "landmark_blocks_unshared_total") == before + 1
-    assert any("FOVEA_DOCUMENT_BLOCKS_BYTES is 100,000" in line.get("detail", "") for line in lines)
+    assert any("FOVEA_DOCUMENT_CACHE_MAX_BYTES is 100,000" in line.get("detail", "") for line in lines)
     assert _told(other.ask(document["id"])) == _told(small.ask(document["id"]))
     assert other.read == TOKENS + 2 + 2
 
 
 def test_longest_unused_blocks_of_a_tenant_go_first(replica, server, two):
-    one = replica(document_blocks_bytes=1_300_000)  # two of these documents, not three
+    one = replica(document_cache_max_bytes=1_300_000)  # two of these documents, not three
     names = [one.store(f"{word} {TEXT}")["id"] for word in ("the", "of")]
     assert len(_blobs(server)) == 2
     one.ask(names[0])
@@ -306,7 +306,7 @@ def test_longest_unused_blocks_of_a_tenant_go_first(replica, server, two):
 
 
 def test_without_room_nothing_is_kept_and_short_texts_need_none(replica, server, two):
-    assert replica(document_blocks_bytes=0).store()["shared"] is False
+    assert replica(document_cache_max_bytes=0).store()["shared"] is False
     assert two[0].store(FILLERS)["shared"] is False
     assert _blobs(server) == []
 

@@ -16,12 +16,12 @@ from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.metrics.agreement import krippendorff_alpha
 from services.relevance_judge.metrics.calibration import Calibration
-from services.relevance_judge.metrics.leaderboard import Entry, board
-from services.relevance_judge.parsing.label_formats import Given
-from services.relevance_judge.parsing.trec import qrels_text
-from services.relevance_judge.prompt_template import template
+from services.relevance_judge.metrics.leaderboard import LeaderboardEntry, build_leaderboard
+from services.relevance_judge.parsing.label_formats import LabelSet
+from services.relevance_judge.parsing.trec import format_qrels
+from services.relevance_judge.prompt_template import get_template
 from services.relevance_judge.routes import router
-from services.relevance_judge.storage.mini_collection import mini
+from services.relevance_judge.storage.mini_collection import load_mini_collection
 from services.relevance_judge.storage.versioned_store import VersionedStore
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.errors import InvalidOption, NotFound
@@ -29,8 +29,8 @@ from shared.registry import LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings
 
-MINI = mini()
-FIRST, SECOND = qrels_text(MINI.labels), qrels_text(MINI.second)
+MINI = load_mini_collection()
+FIRST, SECOND = format_qrels(MINI.labels), format_qrels(MINI.second)
 DIGITS = {"0": -3.0, "1": -2.0, "2": -0.5, "3": -1.5}
 TRAINING: dict[str, Any] = {
     "signals": [0.1, 0.9, 1.9, 2.9] * 6,
@@ -49,7 +49,7 @@ def _kind(judge: type[Any], model: FakeModel) -> type[Any]:
         @classmethod
         def load(cls, place: LoadContext) -> Any:
             """With the calibrations of the place."""
-            return cls(model.endpoint(), judge.load(place).calibrations)
+            return cls(model.client(), judge.load(place).calibrations)
 
     return Answering
 
@@ -58,7 +58,7 @@ def _kind(judge: type[Any], model: FakeModel) -> type[Any]:
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     model = FakeModel(first=DIGITS)
     kinds = {kind.card.name: _kind(kind, model) for kind in (PromptedGrade, LogOdds, QueryLikelihood)}
-    settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), drain_s=1)
+    settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), shutdown_grace_s=1)
     with TestClient(build("relevance-judge", routers=[router], servables=kinds, settings=settings)) as made:
         until = time.monotonic() + 20
         while made.get("/readyz").status_code != 200:
@@ -68,7 +68,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 
 
 def test_a_calibration_is_kept_in_versions_and_named_by_the_judgement_that_used_it(client: TestClient) -> None:
-    owner = {"name": "smol.digits", "model": "fake", "template": f"digits@{template('digits').digest}"}
+    owner = {"name": "smol.digits", "model": "fake", "template": f"digits@{get_template('digits').digest}"}
     first = client.post("/v1/judge/calibrations", json={**TRAINING, **owner}).json()
     second = client.post("/v1/judge/calibrations", json={**TRAINING, **owner, "how": "kappa"}).json()
     assert [first["version"], second["version"]] == [1, 2]
@@ -125,24 +125,24 @@ def test_a_calibration_that_makes_no_sense_is_refused(client: TestClient, body: 
 
 
 def test_versions_are_never_written_over_by_writers_at_the_same_time(tmp_path: Path) -> None:
-    shelf, versions = VersionedStore(tmp_path / "kept", "thing"), []
-    threads = [threading.Thread(target=lambda n=n: versions.append(shelf.add("x", {"n": n}))) for n in range(12)]
+    store, versions = VersionedStore(tmp_path / "kept", "thing"), []
+    threads = [threading.Thread(target=lambda n=n: versions.append(store.add("x", {"n": n}))) for n in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sorted(versions) == list(range(1, 13))
-    assert sorted(shelf.get(f"x@{v}")[2]["n"] for v in versions) == list(range(12))
-    assert shelf.names() == ["x"]
+    assert sorted(store.get(f"x@{v}")[2]["n"] for v in versions) == list(range(12))
+    assert store.list_names() == ["x"]
     with pytest.raises(NotFound, match="versions"):
-        shelf.get("x@13")
+        store.get("x@13")
 
 
 def test_a_standard_signal_needs_mean_and_spread() -> None:
     cuts = Calibration(cuts=(0, 1, 2), how="quantile", pairs=1, queries=1)
     with pytest.raises(InvalidOption, match="mean and spread"):
-        cuts.standard(1.0)
-    assert cuts.model_copy(update={"mean": 1.0, "spread": 2.0}).standard(5.0) == 2.0
+        cuts.standardise(1.0)
+    assert cuts.model_copy(update={"mean": 1.0, "spread": 2.0}).standardise(5.0) == 2.0
 
 
 # Leaderboards.
@@ -151,11 +151,11 @@ def test_a_standard_signal_needs_mean_and_spread() -> None:
 def _board_body(**more: Any) -> dict[str, Any]:
     runs = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("overlap", "bm25"))
     runs += "".join(f"{q} Q0 {p} 0 {grade} ideal\n" for (q, p), grade in MINI.labels.items())
-    turned = qrels_text({pair: 3 - grade for pair, grade in MINI.labels.items()})
+    turned = format_qrels({pair: 3 - grade for pair, grade in MINI.labels.items()})
     judges = [
         {"judge": "turned", "labels": turned},
         {"judge": "second pass", "labels": SECOND, "template": "by hand"},
-        {"judge": "one grade", "labels": qrels_text(dict.fromkeys(MINI.labels, 1))},
+        {"judge": "one grade", "labels": format_qrels(dict.fromkeys(MINI.labels, 1))},
         {"judge": "one query", "labels": "1 0 m01-1 3\n1 0 m01-2 0\n"},
     ]
     return {"reference": FIRST, "judges": judges, "runs": runs, "draws": 200, **more}
@@ -204,8 +204,8 @@ def test_the_measure_must_be_known(client: TestClient) -> None:
 
 def test_rows_without_a_value_come_last(released: Any) -> None:
     reference = released("Olz-gpt4o")
-    entries = [Entry(judge=n, given=Given(released(n))) for n in ("willia-umbrela1", "RMITIR-GPT4o")]
-    found = board(reference, entries, {}, draws=20, sort="cost")
+    entries = [LeaderboardEntry(judge=n, labels=LabelSet(released(n))) for n in ("willia-umbrela1", "RMITIR-GPT4o")]
+    found = build_leaderboard(reference, entries, {}, draws=20, sort="cost")
     assert [row.cost for row in found.rows] == [None, None]
     assert found.kappa_with_tau is None
 
@@ -213,8 +213,8 @@ def test_rows_without_a_value_come_last(released: Any) -> None:
 @pytest.mark.slow
 def test_the_table_of_all_released_sets_is_recomputed_to_four_decimals(released: Any, golden: Any) -> None:
     told = golden("llmjudge/agreement_with_one_judge.json")
-    entries = [Entry(judge=name, given=Given(released(name))) for name in told["judges"]]
-    found = board(released(told["reference"]), entries, {}, draws=50)
+    entries = [LeaderboardEntry(judge=name, labels=LabelSet(released(name))) for name in told["judges"]]
+    found = build_leaderboard(released(told["reference"]), entries, {}, draws=50)
     assert len(found.rows) == 32
     assert [row.kappa for row in found.rows] == sorted((row.kappa for row in found.rows), reverse=True)  # type: ignore[type-var]
     for row in found.rows:
@@ -243,7 +243,9 @@ def test_the_backend_is_told_without_its_secrets_and_probed_on_demand(client: Te
 
 
 def test_an_endpoint_that_is_away_is_told_as_such(tmp_path: Path) -> None:
-    settings = Settings(_env_file=None, data_dir=tmp_path, judge_base_url="http://me:secret@127.0.0.1:9/", drain_s=1)
+    settings = Settings(
+        _env_file=None, data_dir=tmp_path, judge_base_url="http://me:secret@127.0.0.1:9/", shutdown_grace_s=1
+    )
     kinds = {"prompted-grade": PromptedGrade}
     with TestClient(build("relevance-judge", routers=[router], servables=kinds, settings=settings)) as made:
         until = time.monotonic() + 20

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from services.relevance_judge.prompt_template import Template, fence, render, template, templates
+from services.relevance_judge.prompt_template import Template, get_template, load_templates, make_fence, render_prompt
 from shared.errors import NotFound
 
 FAMILIES = {"direct", "aspects", "criteria", "nuggets", "reason-then-grade", "words", "few-shot"}
@@ -23,37 +23,37 @@ HOSTILE = [
 
 
 def test_all_families_of_prompts_ship_and_so_do_the_three_that_read_probabilities() -> None:
-    kinds = {name: one.kind for name, one in templates().items()}
+    kinds = {name: one.kind for name, one in load_templates().items()}
     assert {name for name, kind in kinds.items() if kind == "prompted-grade"} == FAMILIES
     assert set(kinds.values()) == {"prompted-grade", "yes-no", "digits", "query-likelihood"}
 
 
 def test_every_template_has_its_own_digest_and_is_found_by_it() -> None:
-    digests = {one.digest for one in templates().values()}
-    assert len(digests) == len(templates())
-    for one in templates().values():
-        assert template(one.id) == template(f"{one.id}@{one.digest}") == one
+    digests = {one.digest for one in load_templates().values()}
+    assert len(digests) == len(load_templates())
+    for one in load_templates().values():
+        assert get_template(one.id) == get_template(f"{one.id}@{one.digest}") == one
 
 
 def test_an_unknown_template_and_a_digest_of_another_text_are_not_found() -> None:
     with pytest.raises(NotFound, match="known are aspects"):
-        template("nope")
+        get_template("nope")
     with pytest.raises(NotFound, match="not 0000"):
-        template("direct@0000")
+        get_template("direct@0000")
 
 
 def test_any_change_that_the_model_sees_changes_the_digest_and_the_summary_does_not() -> None:
-    one = template("direct")
+    one = get_template("direct")
     assert one.model_copy(update={"summary": "x"}).digest == one.digest
     assert one.model_copy(update={"system": one.system + " "}).digest != one.digest
     assert one.model_copy(update={"version": 2}).digest != one.digest
 
 
-@pytest.mark.parametrize("name", sorted(templates()))
+@pytest.mark.parametrize("name", sorted(load_templates()))
 @pytest.mark.parametrize("text", HOSTILE)
 def test_query_and_passage_arrive_as_they_are_and_between_the_marks(name: str, text: str) -> None:
-    one, mark = template(name), "f" * 16
-    shown = render(one, f"Q {text}", f"P {text}", mark=mark, criterion="C")
+    one, mark = get_template(name), "f" * 16
+    shown = render_prompt(one, f"Q {text}", f"P {text}", mark=mark, criterion="C")
     first = shown.turns[0]
     inside = re.findall(rf"<<(\w+) {mark}>>\n(.*?)\n<<end {mark}>>", first, re.DOTALL)
     wanted = [("query", f"Q {text}"), ("passage", f"P {text}")]
@@ -64,37 +64,39 @@ def test_query_and_passage_arrive_as_they_are_and_between_the_marks(name: str, t
 @given(st.text(max_size=80), st.text(max_size=80))
 def test_nothing_inside_the_texts_is_interpreted(query: str, passage: str) -> None:
     one = Template(id="t", summary="s", turns=("{query}|{passage}|{fence}",))
-    assert render(one, query, passage, mark="M").turns == (f"{query}|{passage}|M",)
+    assert render_prompt(one, query, passage, mark="M").turns == (f"{query}|{passage}|M",)
 
 
 def test_marks_are_random_unless_seeded_and_seeded_ones_follow_the_texts() -> None:
-    assert fence("q", "p") != fence("q", "p")
-    assert fence("q", "p", 1) == fence("q", "p", 1)
-    assert len({fence("q", "p", 1), fence("q", "p", 2), fence("q", "x", 1), fence("x", "p", 1)}) == 4
-    assert re.fullmatch(r"[0-9a-f]{16}", fence("\ud800", "p", 1))
+    assert make_fence("q", "p") != make_fence("q", "p")
+    assert make_fence("q", "p", 1) == make_fence("q", "p", 1)
+    assert (
+        len({make_fence("q", "p", 1), make_fence("q", "p", 2), make_fence("q", "x", 1), make_fence("x", "p", 1)}) == 4
+    )
+    assert re.fullmatch(r"[0-9a-f]{16}", make_fence("\ud800", "p", 1))
 
 
 def test_what_varies_stands_behind_what_all_pairs_share() -> None:
-    for one in templates().values():
+    for one in load_templates().values():
         assert one.turns[0].index("{fence}") < 20
         assert one.criteria == {} or one.turns[0].index("{criterion}") > one.turns[0].index("{passage}")
 
 
 def test_the_few_shot_template_shares_a_prefix_of_four_hundred_words_or_more() -> None:
-    assert len(template("few-shot").system.split()) >= 400
+    assert len(get_template("few-shot").system.split()) >= 400
 
 
 def test_words_are_read_by_the_templates_map_and_numbers_still_by_the_parser() -> None:
-    one = template("words")
-    assert [one.read(text).grade for text in ("Perfect.", "related", "Grade: **useful**", "irrelevant\n", "2")] == [
+    read = get_template("words").read_grade
+    assert [read(text).grade for text in ("Perfect.", "related", "Grade: **useful**", "irrelevant\n", "2")] == [
         3,
         1,
         2,
         0,
         2,
     ]
-    assert one.read("It is not perfect at all").grade is None
-    assert template("direct").read("perfect").grade is None
+    assert read("It is not perfect at all").grade is None
+    assert get_template("direct").read_grade("perfect").grade is None
 
 
 def test_a_template_must_show_the_pair_and_keep_it_out_of_the_system_text() -> None:

@@ -1,0 +1,25 @@
+"""Lookup of the judge that a request names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+
+from services.relevance_judge.judge import Judge
+from shared.errors import InvalidOption
+
+__all__ = ["get_judge"]
+
+
+def get_judge(request: Request, name: str | None) -> Judge[Any]:
+    """The loaded judge of that name; None is the default one.
+
+    Raises:
+        NotFound: There is no such model.
+        InvalidOption: It is not a judge.
+    """
+    found = request.app.state.host.servable(name, "judge")
+    if not isinstance(found, Judge):
+        raise InvalidOption(f"The model {name!r} is not a judge.", field="model")
+    return found
