@@ -13,7 +13,7 @@ import uvloop
 from services.gateway.app import build_gateway
 from services.gateway.grpc.server import serve_grpc
 from services.gateway.policy.local_only import is_loopback
-from services.gateway.server import server
+from services.gateway.server import create_server
 from shared.settings import Settings, settings
 from shared.telemetry import configure_logs, log
 
@@ -29,7 +29,7 @@ def main() -> int:
     chosen = settings()
     configure_logs(chosen.log_level, chosen.log_format)
     try:
-        check(chosen)
+        require_safe_address(chosen)
         uvloop.run(serve(chosen))
     except NotListening as error:
         sys.stderr.write(f"{error}\n")
@@ -37,7 +37,7 @@ def main() -> int:
     return 0
 
 
-def check(chosen: Settings) -> None:
+def require_safe_address(chosen: Settings) -> None:
     """Check that these settings may be served.
 
     Raises:
@@ -51,7 +51,7 @@ def check(chosen: Settings) -> None:
         raise NotListening(message)
 
 
-def listen(host: str, port: int) -> socket.socket:
+def open_listener(host: str, port: int) -> socket.socket:
     """A listening socket.
 
     Raises:
@@ -70,7 +70,7 @@ async def serve(chosen: Settings) -> None:
     Raises:
         NotListening: A port is taken, or the address is not this machine's.
     """
-    door = listen(chosen.host, chosen.http_port)
+    door = open_listener(chosen.host, chosen.http_port)
     app = build_gateway(chosen)
     try:
         tensors, port = await serve_grpc(app.state.gateway, chosen.host, chosen.grpc_port)
@@ -79,7 +79,7 @@ async def serve(chosen: Settings) -> None:
     http = "http://{}:{}".format(*door.getsockname()[:2])
     log().info("the gateway listens", http=http, grpc=f"{chosen.host}:{port}", auth=chosen.auth)
     try:
-        await server(app, chosen).serve(sockets=[door])
+        await create_server(app, chosen).serve(sockets=[door])
     finally:
         await tensors.stop(chosen.drain_s)
 

@@ -20,13 +20,13 @@ from starlette.routing import Match, Route
 from services.gateway.http import reference_page
 from services.gateway.http.errors import MethodNotAllowed
 from services.gateway.http.middleware import GatewayMiddleware
-from services.gateway.http.openapi import Document
+from services.gateway.http.openapi import OpenApiDocument
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.rate_limits import RateLimiter
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.proxy.proxy import Proxy
 from services.gateway.routes import health, jobs, metrics, model_list, oip_server
-from services.gateway.routes.model_list import Models
+from services.gateway.routes.model_list import ModelIndex
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.errors import BadInput, InvalidOption, NotFound, NotReady
 from shared.jobs.queue import JobQueue
@@ -48,8 +48,8 @@ class Gateway:
     proxy: Proxy
     keys: KeyRing
     limits: RateLimiter
-    models: Models
-    document: Document
+    models: ModelIndex
+    document: OpenApiDocument
     queue: JobQueue | None
 
     @classmethod
@@ -63,8 +63,8 @@ class Gateway:
             proxy=Proxy(settings, fleet, client),
             keys=KeyRing(settings.keys_path),
             limits=RateLimiter(settings),
-            models=Models(fleet, client),
-            document=Document(fleet, client),
+            models=ModelIndex(fleet, client),
+            document=OpenApiDocument(fleet, client),
             queue=queue,
         )
 

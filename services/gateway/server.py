@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shared.settings import Settings
 
-__all__ = ["server"]
+__all__ = ["create_server"]
 
 MAX_HEADER_BYTES = 2**16
 """URL and headers of one request together."""
@@ -90,7 +90,7 @@ class _Patient(HttpToolsProtocol):
             self.transport.close()
 
 
-def server(app: object, settings: Settings) -> uvicorn.Server:
+def create_server(app: object, settings: Settings) -> uvicorn.Server:
     """A server for `app` on the HTTP address of `settings`, not started."""
     protocol = type("Patient", (_Patient,), {"header_timeout_s": settings.body_timeout_s})
     config = uvicorn.Config(

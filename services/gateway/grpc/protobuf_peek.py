@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from shared.errors import Malformed
 
-__all__ = ["text_field"]
+__all__ = ["read_text_field"]
 
 _FIXED = {1: 8, 5: 4}
 """Bytes of the wire types that have a fixed size."""
 
 
-def text_field(message: bytes, number: int) -> str:
+def read_text_field(message: bytes, number: int) -> str:
     """The last value of field `number`, a string; empty where it is absent.
 
     Fields are written in order of their numbers by every encoder we know, so the search ends at the first field beyond.

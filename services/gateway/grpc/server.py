@@ -16,10 +16,10 @@ import grpc
 
 from services.gateway.app import Gateway
 from services.gateway.grpc.health import add_health
-from services.gateway.grpc.protobuf_peek import text_field
+from services.gateway.grpc.protobuf_peek import read_text_field
 from services.gateway.grpc.proxy import ChannelPool, GrpcCall, GrpcProxy
-from services.gateway.policy.auth import LOCAL, Caller, presented
-from services.gateway.policy.auth import Scope as Permission
+from services.gateway.policy.auth import LOCAL, Caller, read_credentials
+from services.gateway.policy.auth import KeyScope as Permission
 from services.gateway.routes import health, oip_server
 from shared.api.problem import oip_error
 from shared.errors import FoveaError, NotFound
@@ -65,7 +65,7 @@ async def serve_grpc(gateway: Gateway, host: str, port: int) -> tuple[grpc.aio.S
     ]
     server = grpc.aio.server(options=options)
     server.add_generic_rpc_handlers((_Front(gateway),))
-    add_health(server, lambda: health.ready(gateway.fleet), SERVICE)
+    add_health(server, lambda: health.is_ready(gateway.fleet), SERVICE)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         taken = server.add_insecure_port(address)
@@ -122,7 +122,7 @@ class _Front(grpc.GenericRpcHandler):
                 first = await anext(messages, None)
                 if first is None:
                     return
-                call.service = self._gateway.fleet.routing.service_of(text_field(first, 1))
+                call.service = self._gateway.fleet.routing.service_of(read_text_field(first, 1))
                 async for answer in self._passage.stream(call, first, messages):
                     yield answer
             except FoveaError as error:
@@ -139,7 +139,7 @@ class _Front(grpc.GenericRpcHandler):
         context.set_trailing_metadata((("x-request-id", ids.request_id),))
         caller: Caller = LOCAL
         if name not in {"ServerLive", "ServerReady"}:
-            caller = LOCAL if gateway.settings.auth != "keys" else gateway.keys.caller(presented(headers))
+            caller = LOCAL if gateway.settings.auth != "keys" else gateway.keys.caller(read_credentials(headers))
             caller.demand(_permission(name))
             await gateway.limits.count(caller)
         left = context.time_remaining()
@@ -151,7 +151,7 @@ class _Front(grpc.GenericRpcHandler):
     # The methods.
 
     async def _pass(self, message: bytes, call: GrpcCall) -> bytes:
-        name, model = call.method, text_field(message, _NAMED[call.method])
+        name, model = call.method, read_text_field(message, _NAMED[call.method])
         if name == "ModelStatistics" and not model:
             return await self._passage.joined(call, message)
         try:
@@ -170,15 +170,15 @@ class _Front(grpc.GenericRpcHandler):
         return pb.ServerLiveResponse(live=True).SerializeToString()
 
     async def _ready(self, _message: bytes, _call: GrpcCall) -> bytes:
-        return pb.ServerReadyResponse(ready=health.ready(self._gateway.fleet)).SerializeToString()
+        return pb.ServerReadyResponse(ready=health.is_ready(self._gateway.fleet)).SerializeToString()
 
     async def _metadata(self, _message: bytes, _call: GrpcCall) -> bytes:
-        facts: dict[str, Any] = oip_server.SERVER
+        facts: dict[str, Any] = oip_server.SERVER_METADATA
         return pb.ServerMetadataResponse(**facts).SerializeToString()
 
     async def _index(self, message: bytes, _call: GrpcCall) -> bytes:
         wanted = pb.RepositoryIndexRequest.FromString(message).ready
-        index = await oip_server.repository(self._gateway, only_ready=wanted)
+        index = await oip_server.list_repository(self._gateway, only_ready=wanted)
         models = [pb.RepositoryIndexResponse.ModelIndex(**entry) for entry in index]
         return pb.RepositoryIndexResponse(models=models).SerializeToString()
 

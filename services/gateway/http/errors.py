@@ -17,16 +17,16 @@ from shared.errors import BadInput, FoveaError
 __all__ = [
     "PAGE_HEADERS",
     "SECURITY_HEADERS",
-    "Family",
+    "ErrorFormat",
     "MethodNotAllowed",
     "SlowBody",
-    "family",
-    "render",
-    "secured",
+    "add_security_headers",
+    "find_error_format",
+    "render_error",
     "send_error",
 ]
 
-Family = Literal["oip", "openai", "problem"]
+ErrorFormat = Literal["oip", "openai", "problem"]
 RawHeaders = list[tuple[bytes, bytes]]
 
 SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
@@ -58,7 +58,7 @@ _OPENAI = (
 )
 
 
-def secured(headers: RawHeaders) -> RawHeaders:
+def add_security_headers(headers: RawHeaders) -> RawHeaders:
     """The security headers that an answer with these headers still lacks; HTML gets a policy for its content too."""
     kind = next((value for name, value in headers if name == b"content-type"), b"")
     wanted = [*SECURITY_HEADERS, *PAGE_HEADERS] if kind.startswith(b"text/html") else SECURITY_HEADERS
@@ -82,7 +82,7 @@ class SlowBody(BadInput):
     status, grpc, title = 408, "DEADLINE_EXCEEDED", "Request timeout"
 
 
-def family(path: str) -> Family:
+def find_error_format(path: str) -> ErrorFormat:
     """The error form that callers of `path` expect."""
     if path.startswith("/v2"):
         return "oip"
@@ -92,7 +92,7 @@ def family(path: str) -> Family:
     return "problem"
 
 
-def render(error: FoveaError, form: Family, request_id: str) -> tuple[int, str, bytes]:
+def render_error(error: FoveaError, form: ErrorFormat, request_id: str) -> tuple[int, str, bytes]:
     """Status, content type and body of an error; Open Inference and OpenAI know no 422, so theirs is 400."""
     status = 400 if form != "problem" and error.status == 422 else error.status
     body: Any
@@ -105,7 +105,7 @@ def render(error: FoveaError, form: Family, request_id: str) -> tuple[int, str, 
     return status, PROBLEM_CONTENT_TYPE if form == "problem" else "application/json", json.dumps(body).encode()
 
 
-def error_headers(error: FoveaError) -> RawHeaders:
+def build_error_headers(error: FoveaError) -> RawHeaders:
     """Headers that belong to an error: when to come back, how to log in, what to do instead."""
     headers: RawHeaders = []
     if error.retry_after is not None:
@@ -125,11 +125,11 @@ async def send_error(
     An answer that carries `connection: close` may come while the caller is still sending. Its last (empty) piece is
     then left to the caller of this function, who may first read on for a while so that the answer is not lost.
     """
-    status, content_type, body = render(error, family(path), request_id)
+    status, content_type, body = render_error(error, find_error_format(path), request_id)
     headers: RawHeaders = [
         (b"content-type", content_type.encode()),
         (b"content-length", str(len(body)).encode()),
-        *error_headers(error),
+        *build_error_headers(error),
         *SECURITY_HEADERS,
         *extra,
     ]

@@ -13,16 +13,16 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.gateway.http.errors import secured, send_error
+from services.gateway.http.errors import add_security_headers, send_error
 from services.gateway.http.request_context import RequestContext
-from services.gateway.policy.auth import LOCAL, Caller, KeyRing, presented
-from services.gateway.policy.auth import Scope as Permission
-from services.gateway.policy.local_only import same_machine
+from services.gateway.policy.auth import LOCAL, Caller, KeyRing, read_credentials
+from services.gateway.policy.auth import KeyScope as Permission
+from services.gateway.policy.local_only import require_local_request
 from services.gateway.policy.rate_limits import RateLimiter
 from services.gateway.proxy.proxy import Proxy, QueueInstead
-from services.gateway.proxy.response_relay import break_off
+from services.gateway.proxy.response_relay import abort_response
 from services.gateway.routes import jobs
-from services.gateway.routing.model_routing import chosen
+from services.gateway.routing.model_routing import resolve_service
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from services.gateway.routing.route_table import Route
 from shared.errors import Fault, FoveaError
@@ -32,7 +32,7 @@ from shared.telemetry import ERRORS, IN_FLIGHT, REQUEST_LATENCY, REQUESTS, log
 
 __all__ = ["GatewayDependencies", "GatewayMiddleware"]
 
-LINGER_S, LINGER_BYTES = 2.0, 2**26
+DRAIN_BODY_S, DRAIN_BODY_BYTES = 2.0, 2**26
 """How long, and for how many bytes, we read on after refusing a body, so that the caller can read why."""
 
 _GUARDED = ("/v1/", "/v2", "/metrics")
@@ -97,7 +97,7 @@ class GatewayMiddleware:
     async def _serve(self, exchange: RequestContext) -> None:
         staff, path = self._staff, exchange.path
         if self._local:
-            same_machine(exchange, staff.settings.host)
+            require_local_request(exchange, staff.settings.host)
         guarded = path.startswith(_GUARDED) and path not in _OPEN
         route = None if guarded else staff.fleet.routing.find(path)
         if guarded or route is not None:
@@ -113,7 +113,7 @@ class GatewayMiddleware:
 
     async def _admit(self, exchange: RequestContext) -> None:
         staff = self._staff
-        caller: Caller = LOCAL if self._local else staff.keys.caller(presented(exchange.headers))
+        caller: Caller = LOCAL if self._local else staff.keys.caller(read_credentials(exchange.headers))
         caller.demand(_permission(exchange.path))
         exchange.caller = caller
         if (standing := await staff.limits.count(caller)) is not None:
@@ -121,20 +121,20 @@ class GatewayMiddleware:
 
     async def _proxied(self, exchange: RequestContext, route: Route) -> None:
         proxy = self._staff.proxy
-        as_job = exchange.method == "POST" and not route.everywhere and jobs.wants_job(exchange.headers)
+        as_job = exchange.method == "POST" and not route.everywhere and jobs.prefers_async(exchange.headers)
         body = exchange.body = proxy.body(exchange, live=route.live and not as_job)
         try:
             if as_job:
                 exchange.caller.demand("jobs")
             if len(route.services) > 1:
-                route = chosen(exchange, route, await proxy.whole(exchange, body), self._staff.fleet.routing)
+                route = resolve_service(exchange, route, await proxy.whole(exchange, body), self._staff.fleet.routing)
             if as_job:
-                await jobs.accept(exchange, self._staff.queue, route.services[0], await proxy.whole(exchange, body))
+                await jobs.submit_job(exchange, self._staff.queue, route.services[0], await proxy.whole(exchange, body))
             else:
                 exchange.may_wait = self._may_wait(exchange, route)
                 await proxy.forward(exchange, route, body)
         except QueueInstead:
-            await jobs.accept(exchange, self._staff.queue, route.services[0], await proxy.whole(exchange, body))
+            await jobs.submit_job(exchange, self._staff.queue, route.services[0], await proxy.whole(exchange, body))
         finally:
             body.release()
 
@@ -148,7 +148,7 @@ class GatewayMiddleware:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 own = [*message.get("headers", ()), *exchange.extra]
-                message = {**message, "headers": own + secured(own)}
+                message = {**message, "headers": own + add_security_headers(own)}
             await exchange.send(message)
 
         exchange.scope["fovea.exchange"] = exchange
@@ -158,7 +158,7 @@ class GatewayMiddleware:
     async def _refuse(self, exchange: RequestContext, error: FoveaError) -> None:
         ERRORS.labels("gateway", exchange.model, error.code).inc()
         if exchange.status:
-            await break_off(exchange)
+            await abort_response(exchange)
         elif error.status == 499:
             exchange.status = 499
         else:
@@ -173,8 +173,8 @@ async def _linger(exchange: RequestContext) -> None:
     """Read on for a while after a refusal, then hang up: a caller that is still sending would miss the answer."""
     seen, more = 0, True
     with suppress(TimeoutError):
-        async with asyncio.timeout(LINGER_S):
-            while more and seen < LINGER_BYTES:
+        async with asyncio.timeout(DRAIN_BODY_S):
+            while more and seen < DRAIN_BODY_BYTES:
                 message = await exchange.receive()
                 more = message.get("more_body", False)
                 seen += len(message.get("body", b""))

@@ -14,9 +14,9 @@ from typing import Any
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.routing.replica_registry import ReplicaRegistry
 
-__all__ = ["Document", "joined"]
+__all__ = ["OpenApiDocument", "join_documents"]
 
-FRESH_S = 5.0
+MAX_AGE_S = 5.0
 """How old the document may be."""
 
 _OWN = ("/livez", "/readyz", "/metrics", "/v1/models", "/openapi.json", "/docs", "/v2/models/stats")
@@ -25,7 +25,7 @@ _OWN = ("/livez", "/readyz", "/metrics", "/v1/models", "/openapi.json", "/docs",
 _METHODS = frozenset({"get", "put", "post", "delete", "patch", "head", "options"})
 
 
-class Document:
+class OpenApiDocument:
     """The joined document, made again when it is old."""
 
     def __init__(self, fleet: ReplicaRegistry, client: UpstreamClient) -> None:
@@ -43,12 +43,12 @@ class Document:
             keys: Whether callers need a key.
         """
         async with self._asking:
-            if time.monotonic() - self._asked > FRESH_S:
+            if time.monotonic() - self._asked > MAX_AGE_S:
                 services = self._fleet.services
                 documents = await asyncio.gather(*(self._of(service) for service in services))
                 self._services |= {s: d for s, d in zip(services, documents, strict=True) if d}
                 self._asked = time.monotonic() if all(documents) and documents else self._asked
-        return joined(own, self._services, keys=keys)
+        return join_documents(own, self._services, keys=keys)
 
     async def _of(self, service: str) -> dict[str, Any]:
         for target in self._fleet.alive(service):
@@ -58,7 +58,7 @@ class Document:
         return {}
 
 
-def joined(own: Mapping[str, Any], services: Mapping[str, Mapping[str, Any]], *, keys: bool) -> dict[str, Any]:
+def join_documents(own: Mapping[str, Any], services: Mapping[str, Mapping[str, Any]], *, keys: bool) -> dict[str, Any]:
     """Join documents; the gateway's own win over a service's, and earlier services over later ones."""
     paths: dict[str, Any] = {path: dict(item) for path, item in own.get("paths", {}).items()}
     schemas: dict[str, Any] = dict(own.get("components", {}).get("schemas", {}))

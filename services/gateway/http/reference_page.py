@@ -53,7 +53,9 @@ async def page(request: Request) -> HTMLResponse:
     template = Environment(
         loader=FileSystemLoader(_PLACE), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
     ).get_template("page.html")
-    return HTMLResponse(template.render(info=document["info"], groups=groups(document), keys="security" in document))
+    return HTMLResponse(
+        template.render(info=document["info"], groups=group_operations(document), keys="security" in document)
+    )
 
 
 @router.get("/docs/style.css")
@@ -68,7 +70,7 @@ async def _document(request: Request) -> dict[str, Any]:
     return document
 
 
-def groups(document: Mapping[str, Any]) -> dict[str, list[Operation]]:
+def group_operations(document: Mapping[str, Any]) -> dict[str, list[Operation]]:
     """Operations by tag, in the document's order."""
     found: dict[str, list[Operation]] = {}
     for path, item in document["paths"].items():

@@ -19,12 +19,12 @@ from services.gateway.proxy.replayable_body import Receive, ReplayableBody
 from shared.errors import InvalidOption
 from shared.telemetry import Context, fresh_context
 
-__all__ = ["RequestContext", "Send", "answer_headers", "request_headers"]
+__all__ = ["RequestContext", "Send", "build_request_headers", "build_response_headers"]
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-SWALLOWED = 2**16
+MAX_IGNORED_BODY_BYTES = 2**16
 """A refused body of at most this many bytes needs no hanging up."""
 
 _HOP = frozenset(
@@ -135,7 +135,7 @@ class RequestContext:
         if self.body is not None and (self.body.complete or self.body.fault is not None):
             return not self.body.complete
         length = self.headers.get(b"content-length", b"0")
-        return b"transfer-encoding" in self.headers or not length.isdigit() or int(length) > SWALLOWED
+        return b"transfer-encoding" in self.headers or not length.isdigit() or int(length) > MAX_IGNORED_BODY_BYTES
 
     def shorten(self) -> None:
         """Take over the caller's own deadline, which can only be shorter than ours.
@@ -152,7 +152,7 @@ class RequestContext:
         self.deadline = min(self.deadline, asyncio.get_running_loop().time() + int(text) / 1000)
 
 
-def request_headers(exchange: RequestContext) -> CIMultiDict[str]:
+def build_request_headers(exchange: RequestContext) -> CIMultiDict[str]:
     """What a replica gets: the caller's headers without hop-by-hop ones and credentials, then ours."""
     named = exchange.headers.get(b"connection")
     dropped = _OURS | {n.strip().lower() for n in named.split(b",")} if named else _OURS
@@ -169,6 +169,6 @@ def request_headers(exchange: RequestContext) -> CIMultiDict[str]:
     return headers
 
 
-def answer_headers(raw: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def build_response_headers(raw: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """What a caller gets of a replica's headers."""
     return [(name, value) for name, value in ((n.lower(), v) for n, v in raw) if name not in _WRITTEN]

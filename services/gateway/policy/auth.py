@@ -26,17 +26,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shared.errors import Conflict, InvalidOption, NotFound, PermissionDenied, Unauthenticated
 from shared.telemetry import log
 
-__all__ = ["LOCAL", "SCOPES", "Caller", "Key", "KeyRing", "Scope", "presented"]
+__all__ = ["LOCAL", "SCOPES", "Caller", "Key", "KeyRing", "KeyScope", "read_credentials"]
 
-Scope = Literal["infer", "jobs", "admin", "metrics"]
+KeyScope = Literal["infer", "jobs", "admin", "metrics"]
 
-SCOPES: tuple[Scope, ...] = ("infer", "jobs", "admin", "metrics")
+SCOPES: tuple[KeyScope, ...] = ("infer", "jobs", "admin", "metrics")
 """`infer` runs models, `jobs` queues and reads jobs, `admin` loads and unloads models, `metrics` reads `/metrics`."""
 
-TENANT = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+TENANT_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """What a tenant's name looks like; it becomes part of Redis keys and log lines."""
 
-RELOAD_S = 0.5
+RELOAD_INTERVAL_S = 0.5
 """Seconds between two looks at the key file."""
 
 
@@ -46,9 +46,9 @@ class Key(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(pattern=r"^[0-9a-f]{8}$")
-    tenant: str = Field(pattern=TENANT, description="Whose jobs and quotas these are.")
+    tenant: str = Field(pattern=TENANT_PATTERN, description="Whose jobs and quotas these are.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Hash of the whole key.")
-    scopes: tuple[Scope, ...] = ("infer", "jobs")
+    scopes: tuple[KeyScope, ...] = ("infer", "jobs")
     rate_per_minute: int | None = Field(None, ge=1, description="Own rate; null for the tenant's common one.")
     quota_per_day: int | None = Field(None, ge=1, description="Requests per day; null for no quota.")
     created: datetime
@@ -70,7 +70,7 @@ class Caller:
     rate_per_minute: int | None = None
     quota_per_day: int | None = None
 
-    def demand(self, scope: Scope) -> None:
+    def demand(self, scope: KeyScope) -> None:
         """Check a permission.
 
         Raises:
@@ -85,7 +85,7 @@ LOCAL = Caller("local", frozenset(SCOPES))
 """Everybody, while keys are not demanded."""
 
 
-def presented(headers: Mapping[bytes, bytes]) -> str | None:
+def read_credentials(headers: Mapping[bytes, bytes]) -> str | None:
     """The key in a request's headers (lower-case names), or None."""
     if (plain := headers.get(b"x-api-key")) is not None:
         return plain.decode("latin-1").strip()
@@ -133,7 +133,7 @@ class KeyRing:
     def add(
         self,
         tenant: str,
-        scopes: tuple[Scope, ...],
+        scopes: tuple[KeyScope, ...],
         *,
         rate_per_minute: int | None = None,
         quota_per_day: int | None = None,
@@ -144,7 +144,7 @@ class KeyRing:
         Raises:
             InvalidOption: The tenant's name has characters that it must not have.
         """
-        if not re.fullmatch(TENANT, tenant):
+        if not re.fullmatch(TENANT_PATTERN, tenant):
             detail = f"{tenant[:64]!r} is no tenant's name."
             raise InvalidOption(detail, hint="Use up to 64 letters, digits, dots, dashes, underscores.", field="tenant")
         name = secrets.token_hex(4)
@@ -178,7 +178,7 @@ class KeyRing:
     def _refresh(self) -> None:
         if time.monotonic() < self._due:
             return
-        self._due = time.monotonic() + RELOAD_S
+        self._due = time.monotonic() + RELOAD_INTERVAL_S
         try:
             stat = self._path.stat()
             mark = (stat.st_mtime_ns, stat.st_size, stat.st_ino)

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from services.gateway.policy.auth import SCOPES, Key, KeyRing, Scope
+from services.gateway.policy.auth import SCOPES, Key, KeyRing, KeyScope
 from shared.errors import FoveaError, InvalidOption
 from shared.settings import settings
 
@@ -91,7 +91,7 @@ def _facts(key: Key) -> dict[str, object]:
     return key.model_dump(mode="json", exclude={"sha256"})
 
 
-def _scopes(names: list[str]) -> tuple[Scope, ...]:
+def _scopes(names: list[str]) -> tuple[KeyScope, ...]:
     chosen = tuple(scope for scope in SCOPES if scope in names)
     if unknown := sorted(set(names) - set(SCOPES)):
         raise InvalidOption(f"There is no scope {unknown[0]!r}.", hint=f"There are {', '.join(SCOPES)}.")

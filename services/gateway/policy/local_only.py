@@ -12,7 +12,7 @@ from functools import lru_cache
 from services.gateway.http.request_context import RequestContext
 from shared.errors import PermissionDenied
 
-__all__ = ["is_loopback", "same_machine"]
+__all__ = ["is_loopback", "require_local_request"]
 
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -29,7 +29,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def same_machine(exchange: RequestContext, own: str) -> None:
+def require_local_request(exchange: RequestContext, own: str) -> None:
     """Refuse what a foreign web page had a browser send.
 
     Args:

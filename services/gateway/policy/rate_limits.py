@@ -23,7 +23,7 @@ from shared.telemetry import log
 
 __all__ = ["RateLimitStatus", "RateLimiter"]
 
-AWAY_S = 2.0
+REDIS_RETRY_S = 2.0
 """How long we count for ourselves before we try Redis again."""
 
 
@@ -104,7 +104,7 @@ class RateLimiter:
                 return await self._count(self._shared, item, key)
             except (RedisError, OSError, TimeoutError) as error:
                 log().warning("Redis is away; rates are counted in this process", reason=str(error))
-                self._back_due = time.monotonic() + AWAY_S
+                self._back_due = time.monotonic() + REDIS_RETRY_S
         return await self._count(self._own, item, key)
 
     async def _count(self, storage: Storage, item: RateLimitItem, key: str) -> RateLimitStatus:

@@ -12,10 +12,10 @@ from shared.errors import Cancelled
 
 __all__ = ["DisconnectGuard"]
 
-FIRST_LOOK_S = 0.02
+FIRST_CHECK_S = 0.02
 """A request that is answered sooner is not watched at all, which spares it a task."""
 
-NEXT_LOOK_S = 0.1
+CHECK_INTERVAL_S = 0.1
 """How often we look whether the body has arrived; only then can we listen for the caller's hanging up."""
 
 
@@ -35,7 +35,7 @@ class DisconnectGuard:
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.current_task()
-        self._timer = self._loop.call_later(FIRST_LOOK_S, self._look)
+        self._timer = self._loop.call_later(FIRST_CHECK_S, self._look)
         return self
 
     async def __aexit__(
@@ -53,7 +53,7 @@ class DisconnectGuard:
         if self._body.complete:
             self._listener = self._loop.create_task(self._listen())
         else:
-            self._timer = self._loop.call_later(NEXT_LOOK_S, self._look)
+            self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._look)
 
     async def _listen(self) -> None:
         while (await self._exchange.receive())["type"] != "http.disconnect":

@@ -14,19 +14,19 @@ from aiohttp.client import _RequestContextManager
 from multidict import istr
 from yarl import URL
 
-from services.gateway.http.request_context import RequestContext, request_headers
+from services.gateway.http.request_context import RequestContext, build_request_headers
 from services.gateway.proxy.replayable_body import ReplayableBody
 from services.gateway.routing.replica_registry import Replica
 
 __all__ = ["UpstreamClient"]
 
-CONNECT_S = 3.0
+CONNECT_TIMEOUT_S = 3.0
 """Longest wait for a connection to a replica."""
 
-POOL_S = 4.0
+IDLE_CONNECTION_S = 4.0
 """How long an idle connection is kept; less than uvicorn's five seconds, so that we hang up first."""
 
-PATIENCE_S = 2.0
+DOCUMENT_TIMEOUT_S = 2.0
 """Longest wait for a small document."""
 
 _AUTOMATIC = (istr("User-Agent"), istr("Accept"), istr("Accept-Encoding"), istr("Content-Type"))
@@ -46,7 +46,7 @@ class UpstreamClient:
 
     def request(self, exchange: RequestContext, target: Replica, body: ReplayableBody) -> _RequestContextManager:
         """Send a request to a replica; `async with` gives its answer, unread."""
-        headers = request_headers(exchange)
+        headers = build_request_headers(exchange)
         headers["x-fovea-deadline-ms"] = str(max(int(exchange.left_s * 1000), 1))
         if body.length and not body.complete:
             headers["content-length"] = str(body.length)
@@ -68,7 +68,7 @@ class UpstreamClient:
         """A small text of a replica, or None when it can't be had within two seconds."""
         try:
             async with (
-                asyncio.timeout(PATIENCE_S),
+                asyncio.timeout(DOCUMENT_TIMEOUT_S),
                 self._opened().get(target.replica.http + path, headers={"accept-encoding": "identity"}) as response,
             ):
                 return await response.text("utf8") if response.ok else None
@@ -78,8 +78,8 @@ class UpstreamClient:
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=POOL_S, ttl_dns_cache=10),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S, ttl_dns_cache=10),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
             )

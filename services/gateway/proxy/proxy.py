@@ -17,8 +17,8 @@ from services.gateway.http.errors import SlowBody
 from services.gateway.http.request_context import RequestContext
 from services.gateway.proxy.disconnect import DisconnectGuard
 from services.gateway.proxy.http_client import UpstreamClient
-from services.gateway.proxy.replayable_body import MemoryBudget, ReplayableBody, declared_length
-from services.gateway.proxy.response_relay import break_off, relay
+from services.gateway.proxy.replayable_body import MemoryBudget, ReplayableBody, read_content_length
+from services.gateway.proxy.response_relay import abort_response, relay_response
 from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
 from services.gateway.routing.route_table import Route
 from shared.errors import DeadlineExceeded, FoveaError, NotReady
@@ -27,18 +27,18 @@ from shared.telemetry import log
 
 __all__ = ["Proxy", "QueueInstead"]
 
-WANTS = "x-fovea-wants"
+WANTS_HEADER = "x-fovea-wants"
 """Header of a refusal: `respond-async` where the same request would be served as a job."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 
-GRACE_S = 1.0
+DEADLINE_GRACE_S = 1.0
 """How much longer than the deadline we wait, so that the replica's own answer about it comes first."""
 
 DEATHS = 3
 """Connections that may break under one request before we suspect the request itself of killing replicas."""
 
-BODIES = 8
+MAX_BUFFERED_BODIES = 8
 """Memory for kept bodies of all requests, in bodies of the largest size."""
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
@@ -81,7 +81,7 @@ class Proxy:
     def __init__(self, settings: Settings, fleet: ReplicaRegistry, client: UpstreamClient) -> None:
         """Send to the replicas of `fleet` through `client`."""
         self._settings, self._fleet, self._client = settings, fleet, client
-        self._allowance = MemoryBudget(BODIES * settings.max_body_bytes)
+        self._allowance = MemoryBudget(MAX_BUFFERED_BODIES * settings.max_body_bytes)
 
     def body(self, exchange: RequestContext, *, live: bool = False) -> ReplayableBody:
         """The request's body, unread; of a `live` one only a stated length is bounded, and nothing is kept.
@@ -90,7 +90,7 @@ class Proxy:
             TooLarge: It states more bytes than the limit.
         """
         limit = self._settings.max_body_bytes
-        length = declared_length(exchange.headers, limit)
+        length = read_content_length(exchange.headers, limit)
         endless = live and length is None
         return ReplayableBody(
             exchange.receive,
@@ -109,14 +109,14 @@ class Proxy:
             Cancelled: The caller went away.
             Postponed: A replica wants it queued, and it may be.
         """
-        until = None if route.live else exchange.deadline + GRACE_S
+        until = None if route.live else exchange.deadline + DEADLINE_GRACE_S
         try:
             async with asyncio.timeout_at(until), DisconnectGuard(exchange, body):
                 await body.prefetch()
                 await (self._everywhere if route.everywhere else self._persist)(exchange, route, body)
         except TimeoutError as error:
             if exchange.status:
-                return await break_off(exchange)
+                return await abort_response(exchange)
             raise _late(body) from error
 
     async def whole(self, exchange: RequestContext, body: ReplayableBody) -> bytes:
@@ -190,14 +190,14 @@ class Proxy:
             async with self._client.request(exchange, target, body) as response:
                 if response.status == 503 and self._others(target, attempts):
                     raise UpstreamLost(unseen=True, reason=f"{target.id} answers that it is not ready")
-                if exchange.may_wait and body.replayable and response.headers.get(WANTS) == "respond-async":
+                if exchange.may_wait and body.replayable and response.headers.get(WANTS_HEADER) == "respond-async":
                     raise QueueInstead
-                await relay(exchange, response)
+                await relay_response(exchange, response)
         except aiohttp.ClientError as error:
             if body.fault is not None:
                 raise body.fault from error
             if exchange.status:
-                return await break_off(exchange)
+                return await abort_response(exchange)
             unseen = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError)
             if unseen:
                 self._fleet.suspect(target)
@@ -217,7 +217,7 @@ class Proxy:
             try:
                 async with self._client.request(exchange, target, body) as response:
                     if response.status >= 400 or index == len(targets) - 1:
-                        return await relay(exchange, response)
+                        return await relay_response(exchange, response)
             except aiohttp.ClientError as error:
                 detail = f"The replica {target.id} could not be reached; others may have done what was asked."
                 raise NotReady(detail, hint="Send the request again.", retry_after=1) from error

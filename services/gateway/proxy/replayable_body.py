@@ -1,7 +1,7 @@
 """A request body that is read once from the caller and can be sent again to another replica.
 
 What has arrived is kept while a memory allowance lasts, so that an upload survives the death of the replica it was
-going to. Reading is lazy: beyond `EAGER` bytes a body flows through while it arrives. Limits are checked before reading
+going to. Reading is lazy: beyond `MAX_BUFFERED_BYTES` bytes a body flows through while it arrives. Limits are checked before reading
 where the caller states a length, and while reading where it does not. Knows nothing about upstreams.
 """
 
@@ -15,11 +15,11 @@ from typing import Any
 from services.gateway.http.errors import SlowBody
 from shared.errors import Cancelled, FoveaError, Malformed, QueueFull, TooLarge
 
-__all__ = ["MemoryBudget", "Receive", "ReplayableBody", "declared_length"]
+__all__ = ["MemoryBudget", "Receive", "ReplayableBody", "read_content_length"]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-EAGER = 2**20
+MAX_BUFFERED_BYTES = 2**20
 """Bodies that state at most this many bytes are read whole before they are sent on, which is cheaper than streaming."""
 
 
@@ -37,7 +37,7 @@ class MemoryBudget:
         return True
 
 
-def declared_length(headers: MutableMapping[bytes, bytes], limit: int) -> int | None:
+def read_content_length(headers: MutableMapping[bytes, bytes], limit: int) -> int | None:
     """The stated length of a body, None when it comes in chunks, 0 when there is none.
 
     Raises:
@@ -50,11 +50,11 @@ def declared_length(headers: MutableMapping[bytes, bytes], limit: int) -> int | 
     if not text.isdigit():
         raise Malformed(f"The Content-Length {text[:40].decode('latin-1')!r} is no number.")
     if int(text) > limit:
-        raise too_large(int(text), limit)
+        raise build_too_large(int(text), limit)
     return int(text)
 
 
-def too_large(size: int, limit: int) -> TooLarge:
+def build_too_large(size: int, limit: int) -> TooLarge:
     """The error for a body of (at least) `size` bytes."""
     detail = f"The body has {size:,} bytes or more; the limit is {limit:,}."
     return TooLarge(detail, hint="Send a smaller body, or raise FOVEA_MAX_BODY_BYTES.")
@@ -85,12 +85,12 @@ class ReplayableBody:
         """Read what is cheap to have: all of a small body, the first piece of a large or unstated one."""
         if not self.complete:
             await self._pull(must=True)
-        while not self.complete and self.length is not None and self.length <= EAGER:
+        while not self.complete and self.length is not None and self.length <= MAX_BUFFERED_BYTES:
             await self._pull(must=True)
 
     def payload(self) -> bytes | AsyncIterator[bytes]:
         """What to send: bytes when all of a small body is here, pieces as they come otherwise."""
-        if self.complete and self.replayable and self._size <= EAGER:
+        if self.complete and self.replayable and self._size <= MAX_BUFFERED_BYTES:
             if self._whole is None:
                 self._whole = self._kept[0] if len(self._kept) == 1 else b"".join(self._kept)
             return self._whole
@@ -148,7 +148,7 @@ class ReplayableBody:
     def _keep(self, piece: bytes, must: bool) -> None:
         self._size += len(piece)
         if self._size > self._limit:
-            self.fault = too_large(self._size, self._limit)
+            self.fault = build_too_large(self._size, self._limit)
             raise self.fault
         reserved = self.replayable and self._allowance.take(len(piece))
         if reserved:

@@ -11,29 +11,29 @@ import json
 
 import aiohttp
 
-from services.gateway.http.errors import family, render, secured
-from services.gateway.http.request_context import RequestContext, answer_headers
+from services.gateway.http.errors import add_security_headers, find_error_format, render_error
+from services.gateway.http.request_context import RequestContext, build_response_headers
 from shared.errors import Fault
 from shared.telemetry import log
 
-__all__ = ["break_off", "relay"]
+__all__ = ["abort_response", "relay_response"]
 
-WHOLE = 8 * 2**20
+MAX_BUFFERED_BYTES = 8 * 2**20
 """Answers that state at most this many bytes are read whole before a byte is passed on, so that they can be retried."""
 
 
-FAREWELL_S = 1.0
+LAST_EVENT_TIMEOUT_S = 1.0
 """Longest wait for a caller to take the last event; one that does not read would hold us for ever."""
 
 
-async def relay(exchange: RequestContext, response: aiohttp.ClientResponse) -> None:
+async def relay_response(exchange: RequestContext, response: aiohttp.ClientResponse) -> None:
     """Send an answer on, and note in the exchange that it has begun.
 
     Raises:
         aiohttp.ClientError: The replica broke off; nothing was sent if `exchange.status` is still 0.
     """
     length = response.content_length
-    if length is not None and length <= WHOLE:
+    if length is not None and length <= MAX_BUFFERED_BYTES:
         whole = await response.read()
         await _start(exchange, response)
         await exchange.send({"type": "http.response.body", "body": whole})
@@ -46,7 +46,7 @@ async def relay(exchange: RequestContext, response: aiohttp.ClientResponse) -> N
     await exchange.send({"type": "http.response.body", "body": b""})
 
 
-async def break_off(exchange: RequestContext) -> None:
+async def abort_response(exchange: RequestContext) -> None:
     """End an answer that can't be finished.
 
     An event stream ends with an error event in the form of its route family. Of anything else the connection closes
@@ -55,17 +55,17 @@ async def break_off(exchange: RequestContext) -> None:
     log().warning("an answer broke off", request_id=exchange.context.request_id, path=exchange.path)
     if exchange.streams_events:
         error = Fault("The answer broke off: its replica was lost, or the deadline passed.", hint="Send it again.")
-        body = json.loads(render(error, family(exchange.path), exchange.context.request_id)[2])
+        body = json.loads(render_error(error, find_error_format(exchange.path), exchange.context.request_id)[2])
         event = body if "error" in body else {"error": body}
         message = {"type": "http.response.body", "body": b"data: %b\n\n" % json.dumps(event).encode()}
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FAREWELL_S):
+            async with asyncio.timeout(LAST_EVENT_TIMEOUT_S):
                 await exchange.send(message)
 
 
 async def _start(exchange: RequestContext, response: aiohttp.ClientResponse) -> None:
     exchange.status = response.status
-    headers = [*answer_headers(response.raw_headers), *exchange.extra]
-    headers += secured(headers)
+    headers = [*build_response_headers(response.raw_headers), *exchange.extra]
+    headers += add_security_headers(headers)
     exchange.streams_events = response.content_type == "text/event-stream"
     await exchange.send({"type": "http.response.start", "status": response.status, "headers": headers})

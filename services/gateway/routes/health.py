@@ -12,15 +12,15 @@ from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.errors import FoveaError
 from shared.telemetry import METRICS_CONTENT_TYPE, QUEUE_DEPTH, metrics_text
 
-__all__ = ["ready", "router"]
+__all__ = ["is_ready", "router"]
 
-DEPTH_S = 1.0
+QUEUE_DEPTH_TIMEOUT_S = 1.0
 """Longest wait for the queue's depth while metrics are collected."""
 
 router = APIRouter(tags=["health"], responses=PROBLEMS)
 
 
-def ready(fleet: ReplicaRegistry) -> bool:
+def is_ready(fleet: ReplicaRegistry) -> bool:
     """Whether every service has a ready replica, and there is a service at all."""
     return bool(fleet.services) and not fleet.unready
 
@@ -37,7 +37,7 @@ async def readyz(request: Request) -> JSONResponse:
     fleet: ReplicaRegistry = request.app.state.gateway.fleet
     services = {name: {"ready": len(fleet.ready(name)), "alive": len(fleet.alive(name))} for name in fleet.services}
     redis = {None: "none", True: "up", False: "away"}[fleet.redis_up]
-    good = ready(fleet)
+    good = is_ready(fleet)
     body = {
         "status": "ready" if good else "not ready",
         "services": services,
@@ -54,7 +54,7 @@ async def metrics(request: Request) -> Response:
     if gateway.queue is not None:
         for service in gateway.fleet.services:
             try:
-                async with asyncio.timeout(DEPTH_S):
+                async with asyncio.timeout(QUEUE_DEPTH_TIMEOUT_S):
                     QUEUE_DEPTH.labels(service, "jobs").set(await gateway.queue.depth(service))
             except (FoveaError, TimeoutError):
                 break

@@ -20,9 +20,9 @@ from shared.api.job import Job, JobList
 from shared.errors import FoveaError, InvalidOption, NotReady
 from shared.jobs.queue import JobQueue, Payload
 
-__all__ = ["accept", "router", "wants_job"]
+__all__ = ["prefers_async", "router", "submit_job"]
 
-HEARTBEAT_S = 10.0
+EVENT_HEARTBEAT_S = 10.0
 """A comment is sent into a silent event stream this often, so that nobody on the way thinks it dead."""
 
 _CARRIED = (
@@ -40,13 +40,13 @@ JobId = Annotated[str, Path(description="As in the answer to the POST.", max_len
 Many = Annotated[int, Query(ge=1, le=500, description="How many at most.")]
 
 
-def wants_job(headers: Mapping[bytes, bytes]) -> bool:
+def prefers_async(headers: Mapping[bytes, bytes]) -> bool:
     """Whether `Prefer` holds `respond-async` (RFC 7240)."""
     wishes = headers.get(b"prefer", b"").lower().replace(b";", b",").split(b",")
     return any(wish.strip() == b"respond-async" for wish in wishes)
 
 
-async def accept(exchange: RequestContext, queue: JobQueue | None, service: str, body: bytes) -> None:
+async def submit_job(exchange: RequestContext, queue: JobQueue | None, service: str, body: bytes) -> None:
     """Queue a request and answer 202 with the job and where it is.
 
     Raises:
@@ -94,7 +94,7 @@ async def events(request: Request, job_id: JobId) -> StreamingResponse:
     """The job now and after every change, as server-sent events whose data is the job; ends with its final state."""
     queue, tenant = _queue(request), _tenant(request)
     await queue.get(job_id, tenant)
-    stream = _server_sent(queue.events(job_id, tenant), HEARTBEAT_S)
+    stream = _server_sent(queue.events(job_id, tenant), EVENT_HEARTBEAT_S)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from shared.telemetry import METRICS_CONTENT_TYPE
 
-__all__ = ["merged", "router"]
+__all__ = ["merge_metrics", "router"]
 
 router = APIRouter(tags=["health"])
 
@@ -38,7 +38,7 @@ class _Merged(Collector):
         return families.values()
 
 
-def merged(documents: Mapping[str, str]) -> bytes:
+def merge_metrics(documents: Mapping[str, str]) -> bytes:
     """One document of several.
 
     Args:
@@ -63,4 +63,4 @@ async def services(request: Request) -> Response:
     targets = [target for name in gateway.fleet.services for target in gateway.fleet.alive(name)]
     texts = await asyncio.gather(*(gateway.client.text(target, "/metrics") for target in targets))
     documents = {target.id: text for target, text in zip(targets, texts, strict=True) if text is not None}
-    return Response(merged(documents), media_type=METRICS_CONTENT_TYPE)
+    return Response(merge_metrics(documents), media_type=METRICS_CONTENT_TYPE)

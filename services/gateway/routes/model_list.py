@@ -17,15 +17,15 @@ from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
 from shared.api.model import ModelEntry, ModelList
 
-__all__ = ["Models", "router"]
+__all__ = ["ModelIndex", "router"]
 
-FRESH_S = 1.0
+MAX_AGE_S = 1.0
 """How old a list may be."""
 
 router = APIRouter(tags=["models"], responses=PROBLEMS)
 
 
-class Models:
+class ModelIndex:
     """The models of the fleet."""
 
     def __init__(self, fleet: ReplicaRegistry, client: UpstreamClient) -> None:
@@ -38,7 +38,7 @@ class Models:
     async def listing(self, task: str | None = None) -> list[dict[str, Any]]:
         """Entries of all models, chat models first, then by service; only those of `task` where it is given."""
         async with self._asking:
-            if time.monotonic() - self._asked > FRESH_S:
+            if time.monotonic() - self._asked > MAX_AGE_S:
                 services = self._fleet.services
                 lists = await asyncio.gather(*(self._of(service) for service in services))
                 self._known = dict(zip(services, lists, strict=True))

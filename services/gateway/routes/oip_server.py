@@ -13,12 +13,16 @@ from fastapi import APIRouter, Request
 
 from services.gateway.http.openapi_errors import PROBLEMS
 from services.gateway.http.request_context import RequestContext
-from services.gateway.routes.health import ready
+from services.gateway.routes.health import is_ready
 from shared.errors import Malformed, NotReady
 
-__all__ = ["SERVER", "repository", "router"]
+__all__ = ["SERVER_METADATA", "list_repository", "router"]
 
-SERVER = {"name": "fovea", "version": "1", "extensions": ["binary_tensor_data", "model_repository", "statistics"]}
+SERVER_METADATA = {
+    "name": "fovea",
+    "version": "1",
+    "extensions": ["binary_tensor_data", "model_repository", "statistics"],
+}
 """Server metadata."""
 
 _STATES = {"ready": "READY", "loading": "LOADING", "waiting": "LOADING"}
@@ -30,7 +34,7 @@ _READY_BODY = {
 router = APIRouter(prefix="/v2", tags=["open inference"], responses=PROBLEMS)
 
 
-async def repository(gateway: Any, *, only_ready: bool = False) -> list[dict[str, str]]:
+async def list_repository(gateway: Any, *, only_ready: bool = False) -> list[dict[str, str]]:
     """The repository index: all models of all services with their state and, where not ready, the reason."""
     return [_indexed(e) for e in await gateway.models.listing() if e.get("ready") or not only_ready]
 
@@ -49,7 +53,7 @@ def _indexed(entry: dict[str, Any]) -> dict[str, str]:
 @router.get("")
 async def metadata() -> dict[str, Any]:
     """Server metadata."""
-    return SERVER
+    return SERVER_METADATA
 
 
 @router.get("/health/live")
@@ -62,7 +66,7 @@ async def live() -> dict[str, bool]:
 async def server_ready(request: Request) -> dict[str, bool]:
     """Every service has a ready replica."""
     fleet = request.app.state.gateway.fleet
-    if not ready(fleet):
+    if not is_ready(fleet):
         raise NotReady(f"Not ready: {', '.join(fleet.unready) or 'no service is known yet'}.", retry_after=2)
     return {"ready": True}
 
@@ -81,7 +85,7 @@ async def statistics(request: Request) -> dict[str, Any]:
 async def index(request: Request) -> list[dict[str, str]]:
     """All models of all services; with `{"ready": true}` only those that are ready."""
     gateway, exchange = request.app.state.gateway, request.scope["fovea.exchange"]
-    return await repository(gateway, only_ready=_only_ready(await _body(gateway, exchange)))
+    return await list_repository(gateway, only_ready=_only_ready(await _body(gateway, exchange)))
 
 
 async def _body(gateway: Any, exchange: RequestContext) -> bytes:

@@ -11,15 +11,15 @@ from dataclasses import replace
 from urllib.parse import parse_qs
 
 from services.gateway.http.request_context import RequestContext
-from services.gateway.routing.route_table import Route, Routing
+from services.gateway.routing.route_table import Route, RouteTable
 from shared.errors import NotFound
 
-__all__ = ["chosen"]
+__all__ = ["resolve_service"]
 
 _FIELD = re.compile(rb'name="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n')
 
 
-def chosen(exchange: RequestContext, route: Route, body: bytes, routing: Routing) -> Route:
+def resolve_service(exchange: RequestContext, route: Route, body: bytes, routing: RouteTable) -> Route:
     """The route with one service.
 
     Raises:

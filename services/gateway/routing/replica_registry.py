@@ -20,15 +20,15 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from services.gateway.routing.route_table import Routing
-from services.gateway.routing.static_upstreams import Upstream
+from services.gateway.routing.route_table import RouteTable
+from services.gateway.routing.static_upstreams import StaticUpstream
 from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from shared.settings import Settings
 from shared.telemetry import log
 
 __all__ = ["Replica", "ReplicaRegistry"]
 
-POLL_S = 0.5
+POLL_INTERVAL_S = 0.5
 """Seconds between two looks at Redis."""
 
 SUSPECT_S = 1.0
@@ -74,10 +74,10 @@ class ReplicaRegistry:
 
     def __init__(self, settings: Settings) -> None:
         """Take the names of wanted services and fixed upstreams from `settings`; `start` begins to watch."""
-        self.routing = Routing()
+        self.routing = RouteTable()
         self.redis_up: bool | None = False if settings.redis_url else None
         self._redis = Redis.from_url(settings.redis_url, socket_timeout=2) if settings.redis_url else None
-        self._fixed = {name: Upstream(name, *urls) for name, urls in settings.fixed_upstreams.items()}
+        self._fixed = {name: StaticUpstream(name, *urls) for name, urls in settings.fixed_upstreams.items()}
         self._services = {name: ServiceState() for name in (*settings.wanted_services, *self._fixed)}
         self._wanted = frozenset(self._services)
         self._answered = self._thaw_at = float("-inf")
@@ -198,7 +198,7 @@ class ReplicaRegistry:
             self._services.setdefault(name, ServiceState())
         self._scan_due = begun + 10 * (time.monotonic() - begun)
 
-    async def _ask(self, upstream: Upstream) -> None:
+    async def _ask(self, upstream: StaticUpstream) -> None:
         record = await upstream.record()
         if record is not None:
             self._record(self._services[upstream.service], record)
@@ -243,10 +243,10 @@ class ReplicaRegistry:
         served = frozenset((r.service, r.models, r.routes) for r in records)
         if served != self._served:
             self._served = served
-            self.routing = Routing.of(records)
+            self.routing = RouteTable.of(records)
 
 
 async def _repeat(look: Callable[[], Awaitable[None]]) -> None:
     while True:
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(POLL_INTERVAL_S)
         await look()

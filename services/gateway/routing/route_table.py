@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from shared.api.replica import ReplicaRecord
 from shared.errors import NotFound
 
-__all__ = ["OWN", "Route", "Routing"]
+__all__ = ["GATEWAY_PATHS", "Route", "RouteTable"]
 
-OWN = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/console", "/v1/jobs", "/v1/models", "/v2")
+GATEWAY_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/console", "/v1/jobs", "/v1/models", "/v2")
 """Paths (and everything below) that no service can claim by path."""
 
 _EFFECTS = ("/v1/sessions", "/v1/documents")
@@ -53,7 +53,7 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class Routing:
+class RouteTable:
     """The table. `paths` are literal, `templates` hold `{…}`, `models` maps a model to its service."""
 
     paths: dict[str, Route] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Routing:
     models: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, replicas: Iterable[ReplicaRecord]) -> Routing:
+    def of(cls, replicas: Iterable[ReplicaRecord]) -> RouteTable:
         """The table of what these replicas serve."""
         known = sorted(replicas, key=lambda r: (r.service, r.id))
         paths: dict[str, Route] = {}
@@ -70,7 +70,7 @@ class Routing:
             for name in replica.models:
                 models.setdefault(name, replica.service)
             for path in replica.routes:
-                if not _within(path, OWN) and path != "/":
+                if not _within(path, GATEWAY_PATHS) and path != "/":
                     paths[path] = _joined(paths.get(path), path, replica.service)
         templates = tuple((_pattern(p), route) for p, route in sorted(paths.items()) if "{" in p)
         return cls({p: r for p, r in paths.items() if "{" not in p}, templates, models)
@@ -87,7 +87,7 @@ class Routing:
             return None
         if path.startswith(("/v2/models/", "/v2/repository/models/", "/v1/models/")):
             return self._by_model(path)
-        if _within(path, OWN) or "/.." in path:
+        if _within(path, GATEWAY_PATHS) or "/.." in path:
             return None
         for pattern, route in self.templates:
             if pattern.fullmatch(path):

@@ -14,15 +14,15 @@ import aiohttp
 
 from shared.api.replica import ReplicaRecord
 
-__all__ = ["Upstream"]
+__all__ = ["StaticUpstream"]
 
-LEARN_S = 5.0
+RELEARN_INTERVAL_S = 5.0
 """Seconds between two looks at what an upstream serves; its readiness is asked at every look."""
 
 _COMMON = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/v1/models", "/v2")
 
 
-class Upstream:
+class StaticUpstream:
     """One fixed upstream of a service."""
 
     def __init__(self, service: str, http: str, grpc: str | None) -> None:
@@ -38,7 +38,7 @@ class Upstream:
         ready = await self._get("/v2/health/ready") is not None or await self._get("/readyz") is not None
         if ready and time.monotonic() >= self._due:
             await self._learn()
-            self._due = time.monotonic() + LEARN_S
+            self._due = time.monotonic() + RELEARN_INTERVAL_S
         if not ready and not (self._models or self._routes):
             return None
         return ReplicaRecord(

@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from services.gateway.app import build_gateway
 from services.gateway.routing.replica_registry import Replica, ServiceState
-from services.gateway.server import server
+from services.gateway.server import create_server
 from services.gateway.tests.browsing import browser, watched
 from services.gateway.tests.stage import running
 from shared.api.replica import ReplicaRecord
@@ -208,7 +208,7 @@ async def gateway(gateway_settings: Settings) -> AsyncIterator[StartGateway]:
             kept = gateway_settings.model_dump(exclude_unset=True)
             settings = Settings(**{**kept, **changed})
             app = build_gateway(settings, queue)
-            url = await stack.enter_async_context(listening(server(app, settings)))
+            url = await stack.enter_async_context(listening(create_server(app, settings)))
             client = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=20))
             return Scene(app, url, client)
 

@@ -23,7 +23,7 @@ import uvicorn
 
 from services.gateway.app import build_gateway
 from services.gateway.policy.auth import KeyRing
-from services.gateway.server import server
+from services.gateway.server import create_server
 from services.gateway.tests.stub_service import Stub
 from shared.api.job import FINAL, Job
 from shared.errors import Conflict, NotFound
@@ -168,7 +168,7 @@ def fronted(app: Any, service: str, folder: Path, **settings: Any) -> Iterator[t
         chosen = Settings(
             data_dir=folder, http_port=0, grpc_port=0, drain_s=1, upstreams=f"{service}={upstream}", **settings
         )
-        with _served(server(build_gateway(chosen, queue), chosen)) as url:
+        with _served(create_server(build_gateway(chosen, queue), chosen)) as url:
             yield url, queue, KeyRing(chosen.keys_path)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.http.errors import SlowBody
-from services.gateway.proxy.replayable_body import EAGER, MemoryBudget, ReplayableBody, declared_length
+from services.gateway.proxy.replayable_body import MAX_BUFFERED_BYTES, MemoryBudget, ReplayableBody, read_content_length
 from shared.errors import Cancelled, FoveaError, Malformed, QueueFull, TooLarge
 
 
@@ -104,7 +104,7 @@ async def test_a_small_stated_body_is_read_before_anything_is_sent() -> None:
 
 async def test_a_large_body_is_not_read_ahead() -> None:
     caller = Caller([b"a" * 100] * 5)
-    read = body(caller, length=EAGER + 1)
+    read = body(caller, length=MAX_BUFFERED_BYTES + 1)
     await read.prefetch()
     assert (caller.asked, read.complete) == (1, False)
     assert await sent(read.payload()) == b"a" * 500
@@ -170,9 +170,9 @@ async def test_a_pause_is_only_so_long() -> None:
 def test_a_stated_length_is_checked_before_reading(headers: dict[bytes, bytes], outcome: Any) -> None:
     if isinstance(outcome, type) and issubclass(outcome, FoveaError):
         with pytest.raises(outcome):
-            declared_length(headers, 100)
+            read_content_length(headers, 100)
     else:
-        assert declared_length(headers, 100) == outcome
+        assert read_content_length(headers, 100) == outcome
 
 
 def test_the_allowance_is_all_or_nothing() -> None:

@@ -172,7 +172,7 @@ async def test_a_post_that_prefers_it_becomes_a_job(scene: Any, queue: _MemoryQu
     ],
 )
 def test_the_wish_is_read_as_the_standard_says(text: bytes, wanted: bool) -> None:
-    assert jobs.wants_job({b"prefer": text}) is wanted
+    assert jobs.prefers_async({b"prefer": text}) is wanted
 
 
 async def test_a_key_seen_before_returns_the_first_job(scene: Any, queue: _MemoryQueue) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from services.gateway.policy.auth import KeyRing, presented
+from services.gateway.policy.auth import KeyRing, read_credentials
 from services.gateway.policy.keys_cli import keys
 from shared.errors import Conflict, NotFound, PermissionDenied, Unauthenticated
 from shared.settings import settings
@@ -97,7 +97,7 @@ def test_a_broken_key_file_keeps_the_keys_read_before_in_force(ring: KeyRing, tm
     ],
 )
 def test_a_key_is_found_in_two_headers(headers: dict[bytes, bytes], key: str | None) -> None:
-    assert presented(headers) == key
+    assert read_credentials(headers) == key
 
 
 async def test_calls_need_a_key_and_pages_do_not(gateway: Any, toy: Any, ring: KeyRing) -> None:

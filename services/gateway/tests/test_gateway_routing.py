@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.http.errors import family, render
-from services.gateway.routing.route_table import Routing
+from services.gateway.http.errors import find_error_format, render_error
+from services.gateway.routing.route_table import RouteTable
 from shared.api.replica import ReplicaRecord
 from shared.errors import InvalidOption, NotFound, TooLarge
 
@@ -19,7 +19,7 @@ def replica(service: str, routes: tuple[str, ...] = (), models: tuple[str, ...] 
 
 
 LLM = ("/v1/chat/completions", "/v1/sessions/{id}", "/v1/probe/{kind}/run", "/v1/documents")
-TABLE = Routing.of(
+TABLE = RouteTable.of(
     [
         replica("seg", ("/v1/segment", "/livez", "/v1/models", "/v2/models/{name}/infer"), ("pranet", "org/pranet")),
         replica("llm", LLM, ("a/ready",)),
@@ -94,6 +94,6 @@ def test_no_path_breaks_the_table(text: str) -> None:
     ],
 )
 def test_each_family_has_its_own_form_and_knows_its_own_statuses(path: str, form: str, status: int) -> None:
-    assert family(path) == form
-    assert render(InvalidOption("no"), family(path), "id")[0] == status
-    assert render(TooLarge("no"), family(path), "id")[0] == 413
+    assert find_error_format(path) == form
+    assert render_error(InvalidOption("no"), find_error_format(path), "id")[0] == status
+    assert render_error(TooLarge("no"), find_error_format(path), "id")[0] == 413

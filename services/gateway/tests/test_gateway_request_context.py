@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.http.request_context import RequestContext, answer_headers, request_headers
+from services.gateway.http.request_context import RequestContext, build_request_headers, build_response_headers
 from services.gateway.policy.auth import Caller
-from services.gateway.policy.local_only import is_loopback, same_machine
-from services.gateway.routing.model_routing import chosen
-from services.gateway.routing.route_table import Routing
+from services.gateway.policy.local_only import is_loopback, require_local_request
+from services.gateway.routing.model_routing import resolve_service
+from services.gateway.routing.route_table import RouteTable
 from shared.api.replica import ReplicaRecord
 from shared.errors import InvalidOption, NotFound, PermissionDenied
 
@@ -60,7 +60,7 @@ def test_all_other_headers_cross_unchanged_and_in_order(headers: list[tuple[byte
         b"idempotency-key",
     }
     plain = [(n, v) for n, v in headers if n not in ours and not n.startswith((b"x-fovea-", b"proxy-", b"x-request"))]
-    passed = request_headers(exchange(plain))
+    passed = build_request_headers(exchange(plain))
     kept = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in passed.items()]
     assert kept[: len(plain)] == plain
     assert [n for n, _ in kept[len(plain) :]] == [
@@ -93,26 +93,28 @@ def test_all_other_headers_cross_unchanged_and_in_order(headers: list[tuple[byte
     ],
 )
 def test_these_headers_stay_behind(name: bytes) -> None:
-    passed = request_headers(exchange([(name, b"somebody")]))
+    passed = build_request_headers(exchange([(name, b"somebody")]))
     assert passed.get(name.decode()) != "somebody"
 
 
 def test_headers_that_connection_names_stay_behind() -> None:
-    passed = request_headers(exchange([(b"connection", b"close, X-Secret"), (b"x-secret", b"1"), (b"x-kept", b"1")]))
+    passed = build_request_headers(
+        exchange([(b"connection", b"close, X-Secret"), (b"x-secret", b"1"), (b"x-kept", b"1")])
+    )
     assert ("x-secret" in passed, "x-kept" in passed) == (False, True)
 
 
 def test_every_attempt_at_a_request_has_one_idempotency_key_and_callers_may_choose_it() -> None:
     made = exchange()
-    first, second = (request_headers(made)["idempotency-key"] for _ in range(2))
-    assert first == second != request_headers(exchange())["idempotency-key"]
-    assert request_headers(exchange([(b"idempotency-key", b"mine")])).getall("idempotency-key") == ["mine"]
+    first, second = (build_request_headers(made)["idempotency-key"] for _ in range(2))
+    assert first == second != build_request_headers(exchange())["idempotency-key"]
+    assert build_request_headers(exchange([(b"idempotency-key", b"mine")])).getall("idempotency-key") == ["mine"]
 
 
 def test_a_replica_is_told_for_whom_it_works() -> None:
     made = exchange()
     made.caller = Caller("ann", frozenset())
-    assert request_headers(made)["x-fovea-tenant"] == "ann"
+    assert build_request_headers(made)["x-fovea-tenant"] == "ann"
 
 
 @pytest.mark.parametrize("bad", [b"", b"a" * 129, b"a\x00b", "ключ".encode(), b"a\r\nx: y"])
@@ -157,7 +159,7 @@ def test_answers_lose_what_concerns_one_connection() -> None:
         (b"Set-Cookie", b"b"),
         (b"Date", b"now"),
     ]
-    assert answer_headers(raw) == [(b"set-cookie", b"a"), (b"set-cookie", b"b")]
+    assert build_response_headers(raw) == [(b"set-cookie", b"a"), (b"set-cookie", b"b")]
 
 
 @pytest.mark.parametrize(
@@ -183,21 +185,21 @@ def test_loopback_is_known_by_name_and_address(host: str, ours: bool) -> None:
 
 
 def test_the_address_we_were_told_to_listen_on_is_a_name_of_ours() -> None:
-    same_machine(exchange([(b"host", b"fovea.test:8080")]), "fovea.test")
+    require_local_request(exchange([(b"host", b"fovea.test:8080")]), "fovea.test")
     with pytest.raises(PermissionDenied, match=r"fovea\.test"):
-        same_machine(exchange([(b"host", b"fovea.test:8080")]), "127.0.0.1")
+        require_local_request(exchange([(b"host", b"fovea.test:8080")]), "127.0.0.1")
 
 
 def test_reading_is_open_to_any_origin_because_the_browser_keeps_the_answer() -> None:
     foreign = [(b"host", b"localhost"), (b"origin", b"http://evil.example")]
-    same_machine(exchange(foreign, method="GET"), "127.0.0.1")
+    require_local_request(exchange(foreign, method="GET"), "127.0.0.1")
     with pytest.raises(PermissionDenied):
-        same_machine(exchange(foreign, method="DELETE"), "127.0.0.1")
+        require_local_request(exchange(foreign, method="DELETE"), "127.0.0.1")
 
 
-def table() -> Routing:
+def table() -> RouteTable:
     facts = {"http": "http://h", "pid": 1, "ready": True, "routes": ("/v1/classify",), "seen": 0}
-    return Routing.of(
+    return RouteTable.of(
         [
             ReplicaRecord(id="a", service="a", models=("m1",), **facts),
             ReplicaRecord(id="b", service="b", models=("m2",), **facts),
@@ -226,7 +228,7 @@ def test_the_model_is_read_wherever_callers_put_it(kind: bytes, body: bytes, que
     route = table().find("/v1/classify")
     assert route is not None
     made = exchange([(b"content-type", kind)], query_string=query)
-    assert chosen(made, route, body, table()).services == (service,)
+    assert resolve_service(made, route, body, table()).services == (service,)
 
 
 def test_a_model_of_another_path_is_told_with_those_of_this_one() -> None:
@@ -234,5 +236,5 @@ def test_a_model_of_another_path_is_told_with_those_of_this_one() -> None:
     assert route is not None
     made = exchange([(b"content-type", b"application/json")])
     with pytest.raises(NotFound) as refused:
-        chosen(made, route, b'{"model": "m3"}', table())
+        resolve_service(made, route, b'{"model": "m3"}', table())
     assert "m1, m2" in (refused.value.hint or "")
