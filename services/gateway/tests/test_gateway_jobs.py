@@ -242,7 +242,7 @@ async def test_a_result_is_the_answer_byte_for_byte(scene: Any, queue: _MemoryQu
 
 
 async def test_events_tell_every_change_and_end(scene: Any, queue: _MemoryQueue, monkeypatch: Any) -> None:
-    monkeypatch.setattr(jobs, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(jobs, "EVENT_HEARTBEAT_S", 0.05)
     await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)
 
     async def work() -> None:

@@ -65,8 +65,8 @@ async def test_all_models_are_one_list_and_chat_comes_first(scene: Any) -> None:
 async def test_a_model_whose_service_is_away_stays_listed_as_not_ready(scene: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("services.gateway.routes.model_list.MAX_AGE_S", 0)
     await scene.client.get("/v1/models")
-    target = scene.fleet.pick("seg")
-    target.changed = float("-inf")
+    replica = scene.registry.pick("seg")
+    replica.changed = float("-inf")
     listed = (await scene.client.get("/v1/models")).json()["data"]
     assert {m["id"]: m["ready"] for m in listed} == {"smollm2": True, "pranet": False}
 

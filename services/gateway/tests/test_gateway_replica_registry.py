@@ -32,7 +32,7 @@ def lease(monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 @pytest.fixture
-async def fleet(server: RedisServer, lease: float) -> AsyncIterator[ReplicaRegistry]:
+async def registry(server: RedisServer, lease: float) -> AsyncIterator[ReplicaRegistry]:
     watching = ReplicaRegistry(Settings(redis_url=server.url, services="svc"))
     yield watching
     await watching.stop()
@@ -55,147 +55,151 @@ def announce(server: RedisServer, name: str = "r1", service: str = "svc", **chan
 
 
 async def test_a_replica_that_announces_itself_is_found_with_its_routes(
-    server: RedisServer, fleet: ReplicaRegistry
+    server: RedisServer, registry: ReplicaRegistry
 ) -> None:
-    await fleet.look()
-    assert fleet.unready == ["svc"]
-    assert not fleet.settled
+    await registry.poll_redis()
+    assert registry.unready_services == ["svc"]
+    assert not registry.is_complete
     announce(server)
     announce(server, "x1", "surprise", models=("other",), routes=())
-    fleet._scan_due = 0
-    await fleet.look()
-    assert fleet.services == ["surprise", "svc"]
-    assert fleet.settled
-    assert fleet.pick("svc").id == "r1"
-    assert fleet.routing.find("/v1/segment").services == ("svc",)
-    assert fleet.routing.service_of("other") == "surprise"
+    registry._scan_due = 0
+    await registry.poll_redis()
+    assert registry.services == ["surprise", "svc"]
+    assert registry.is_complete
+    assert registry.pick("svc").id == "r1"
+    assert registry.routes.find("/v1/segment").services == ("svc",)
+    assert registry.routes.find_service("other") == "surprise"
 
 
-async def test_a_replica_that_is_not_ready_is_alive_but_not_chosen(server: RedisServer, fleet: ReplicaRegistry) -> None:
+async def test_a_replica_that_is_not_ready_is_alive_but_not_chosen(
+    server: RedisServer, registry: ReplicaRegistry
+) -> None:
     announce(server, ready=False)
-    await fleet.look()
-    assert fleet.pick("svc") is None
-    assert [t.id for t in fleet.alive("svc")] == ["r1"]
-    assert not fleet.recovering("svc")
+    await registry.poll_redis()
+    assert registry.pick("svc") is None
+    assert [t.id for t in registry.list_alive("svc")] == ["r1"]
+    assert not registry.is_recovering("svc")
     announce(server, ready=True)
-    await fleet.look()
-    assert fleet.pick("svc").id == "r1"
-    assert fleet.recovering("svc")
+    await registry.poll_redis()
+    assert registry.pick("svc").id == "r1"
+    assert registry.is_recovering("svc")
 
 
 async def test_silence_ends_a_replica_and_its_routes_stay_known(
-    server: RedisServer, fleet: ReplicaRegistry, lease: float
+    server: RedisServer, registry: ReplicaRegistry, lease: float
 ) -> None:
     announce(server)
-    await fleet.look()
+    await registry.poll_redis()
     await asyncio.sleep(lease + 0.1)
-    await fleet.look()
-    assert fleet.pick("svc") is None
-    assert fleet.unready == ["svc"]
-    assert fleet.routing.find("/v1/segment") is not None
+    await registry.poll_redis()
+    assert registry.pick("svc") is None
+    assert registry.unready_services == ["svc"]
+    assert registry.routes.find("/v1/segment") is not None
     announce(server)
-    await fleet.look()
-    assert fleet.pick("svc").id == "r1"
+    await registry.poll_redis()
+    assert registry.pick("svc").id == "r1"
 
 
-async def test_a_record_that_was_old_when_we_came_does_not_count(server: RedisServer, fleet: ReplicaRegistry) -> None:
+async def test_a_record_that_was_old_when_we_came_does_not_count(
+    server: RedisServer, registry: ReplicaRegistry
+) -> None:
     announce(server, seen=time.time() - 100)
-    await fleet.look()
-    assert fleet.pick("svc") is None
+    await registry.poll_redis()
+    assert registry.pick("svc") is None
 
 
 async def test_a_clock_that_is_ahead_or_behind_does_not_kill_a_replica(
-    server: RedisServer, fleet: ReplicaRegistry, lease: float
+    server: RedisServer, registry: ReplicaRegistry, lease: float
 ) -> None:
     for turn in range(4):
         announce(server, "behind", seen=time.time() - 3600 + turn)
         announce(server, "ahead", seen=time.time() + 3600 + turn)
-        await fleet.look()
+        await registry.poll_redis()
         await asyncio.sleep(lease / 2)
-    assert {t.id for t in fleet.ready("svc")} == {"behind", "ahead"}
+    assert {t.id for t in registry.list_ready("svc")} == {"behind", "ahead"}
 
 
 async def test_a_record_that_is_taken_back_ends_the_replica_at_once(
-    server: RedisServer, fleet: ReplicaRegistry
+    server: RedisServer, registry: ReplicaRegistry
 ) -> None:
     announce(server)
     announce(server, "r2")
-    await fleet.look()
+    await registry.poll_redis()
     with redis.Redis.from_url(server.url) as client:
         client.hdel(replicas_key("svc"), "r1")
-    await fleet.look()
-    assert [t.id for t in fleet.alive("svc")] == ["r2"]
+    await registry.poll_redis()
+    assert [t.id for t in registry.list_alive("svc")] == ["r2"]
 
 
-async def test_a_record_that_is_no_record_is_passed_over(server: RedisServer, fleet: ReplicaRegistry) -> None:
+async def test_a_record_that_is_no_record_is_passed_over(server: RedisServer, registry: ReplicaRegistry) -> None:
     announce(server)
     with redis.Redis.from_url(server.url) as client:
         client.hset(replicas_key("svc"), "bad", "{}")
         client.hset(replicas_key("svc"), "worse", b"\xff")
-    await fleet.look()
-    assert [t.id for t in fleet.ready("svc")] == ["r1"]
+    await registry.poll_redis()
+    assert [t.id for t in registry.list_ready("svc")] == ["r1"]
 
 
 async def test_the_last_known_replicas_stand_while_redis_is_away_and_for_a_lease_after(
-    server: RedisServer, fleet: ReplicaRegistry, lease: float
+    server: RedisServer, registry: ReplicaRegistry, lease: float
 ) -> None:
     announce(server, "gone")
-    await fleet.look()
+    await registry.poll_redis()
     await asyncio.sleep(lease + 0.1)
     announce(server, "r1")
-    await fleet.look()
+    await registry.poll_redis()
     server.kill()
     await asyncio.sleep(lease + 0.1)
-    await fleet.look()
-    assert fleet.redis_up is False
-    assert [t.id for t in fleet.ready("svc")] == ["r1"]
+    await registry.poll_redis()
+    assert registry.redis_up is False
+    assert [t.id for t in registry.list_ready("svc")] == ["r1"]
     server.start()
     with redis.Redis.from_url(server.url) as client:
         client.flushall()
-    await fleet.look()
-    assert fleet.redis_up is True
-    assert [t.id for t in fleet.ready("svc")] == ["r1"]
+    await registry.poll_redis()
+    assert registry.redis_up is True
+    assert [t.id for t in registry.list_ready("svc")] == ["r1"]
     await asyncio.sleep(lease + 0.1)
-    await fleet.look()
-    await fleet.look()
-    assert fleet.ready("svc") == []
+    await registry.poll_redis()
+    await registry.poll_redis()
+    assert registry.list_ready("svc") == []
 
 
-async def test_watching_notices_by_itself(server: RedisServer, fleet: ReplicaRegistry) -> None:
-    await fleet.start()
+async def test_watching_notices_by_itself(server: RedisServer, registry: ReplicaRegistry) -> None:
+    await registry.start()
     announce(server)
     for _ in range(60):
         await asyncio.sleep(0.05)
-        if fleet.pick("svc"):
+        if registry.pick("svc"):
             break
-    assert fleet.pick("svc").id == "r1"
+    assert registry.pick("svc").id == "r1"
 
 
-async def test_a_suspect_is_passed_over_until_it_renews(server: RedisServer, fleet: ReplicaRegistry) -> None:
+async def test_a_suspect_is_passed_over_until_it_renews(server: RedisServer, registry: ReplicaRegistry) -> None:
     announce(server)
-    await fleet.look()
-    fleet.suspect(fleet.pick("svc"))
-    assert fleet.pick("svc") is None
+    await registry.poll_redis()
+    registry.mark_suspect(registry.pick("svc"))
+    assert registry.pick("svc") is None
     announce(server)
-    await fleet.look()
-    assert fleet.pick("svc").id == "r1"
+    await registry.poll_redis()
+    assert registry.pick("svc").id == "r1"
 
 
 async def test_a_replica_to_avoid_is_chosen_only_if_there_is_no_other(
-    server: RedisServer, fleet: ReplicaRegistry
+    server: RedisServer, registry: ReplicaRegistry
 ) -> None:
     announce(server, "r1")
     announce(server, "r2")
-    await fleet.look()
-    assert {fleet.pick("svc", {"r1"}).id for _ in range(10)} == {"r2"}
-    assert fleet.pick("svc", {"r1", "r2"}) is not None
+    await registry.poll_redis()
+    assert {registry.pick("svc", {"r1"}).id for _ in range(10)} == {"r2"}
+    assert registry.pick("svc", {"r1", "r2"}) is not None
 
 
 async def test_a_gateway_whose_redis_is_not_there_yet_starts(lease: float) -> None:
-    fleet = ReplicaRegistry(Settings(redis_url="redis://127.0.0.1:1"))
-    await fleet.start()
-    assert (fleet.redis_up, fleet.services) == (False, [])
-    await fleet.stop()
+    registry = ReplicaRegistry(Settings(redis_url="redis://127.0.0.1:1"))
+    await registry.start()
+    assert (registry.redis_up, registry.services) == (False, [])
+    await registry.stop()
 
 
 async def test_a_fixed_upstream_is_asked_what_it_serves(toy: Any) -> None:
@@ -205,26 +209,30 @@ async def test_a_fixed_upstream_is_asked_what_it_serves(toy: Any) -> None:
             "openapi": {"paths": {"/v1/segment": {}, "/livez": {}, "/v2/models/{name}": {}, "/": {}}},
         }
     )
-    fleet = ReplicaRegistry(Settings(upstreams=f"medical-seg={upstream.url}|grpc://127.0.0.1:7"))
-    await fleet.start()
-    target = fleet.pick("medical-seg")
-    assert target.replica.models == ("pranet",)
-    assert target.replica.routes == ("/v1/segment",)
-    assert target.replica.grpc == "127.0.0.1:7"
-    await fleet.stop()
+    registry = ReplicaRegistry(Settings(upstreams=f"medical-seg={upstream.url}|grpc://127.0.0.1:7"))
+    await registry.start()
+    replica = registry.pick("medical-seg")
+    assert replica.record.models == ("pranet",)
+    assert replica.record.routes == ("/v1/segment",)
+    assert replica.record.grpc == "127.0.0.1:7"
+    await registry.stop()
 
 
 async def test_a_fixed_upstream_that_is_away_is_known_and_not_ready() -> None:
-    fleet = ReplicaRegistry(Settings(upstreams="medical-seg=http://127.0.0.1:1"))
-    await fleet.start()
-    assert (fleet.services, fleet.unready, fleet.settled) == (["medical-seg"], ["medical-seg"], False)
-    await fleet.stop()
+    registry = ReplicaRegistry(Settings(upstreams="medical-seg=http://127.0.0.1:1"))
+    await registry.start()
+    assert (registry.services, registry.unready_services, registry.is_complete) == (
+        ["medical-seg"],
+        ["medical-seg"],
+        False,
+    )
+    await registry.stop()
 
 
 async def test_a_fixed_upstream_wins_over_records(server: RedisServer, lease: float, toy: Any) -> None:
     upstream = await toy()
     announce(server)
-    fleet = ReplicaRegistry(Settings(redis_url=server.url, upstreams=f"svc={upstream.url}"))
-    await fleet.start()
-    assert [t.replica.http for t in fleet.ready("svc")] == [upstream.url]
-    await fleet.stop()
+    registry = ReplicaRegistry(Settings(redis_url=server.url, upstreams=f"svc={upstream.url}"))
+    await registry.start()
+    assert [t.record.http for t in registry.list_ready("svc")] == [upstream.url]
+    await registry.stop()
