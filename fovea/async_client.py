@@ -11,12 +11,12 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx2
 
 from fovea import endpoints
-from fovea.call import Call, Stream
-from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, messages_of
-from fovea.errors import failed, translated
+from fovea.call import Call, StreamCall
+from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, build_messages
+from fovea.errors import parse_error, translate_errors
 from fovea.picture import PictureLike
 from fovea.results import JobResult, ModelCard, SegmentOptions
-from fovea.retry import RESUME_S, JobWatcher, RetryPolicy, pauses
+from fovea.retry import STREAM_RESUME_S, JobWatcher, RetryPolicy, iterate_pauses
 from fovea.transport import LOCAL, Address
 from shared.api.job import FINAL, Job
 from shared.api.mask import SegmentOut
@@ -79,18 +79,18 @@ class AsyncClient:
         self, said: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
     ) -> ChatAnswer:
         """See `Client.chat`."""
-        return await self.send(endpoints.chat(messages_of(said, system), model, options))
+        return await self.send(endpoints.chat(build_messages(said, system), model, options))
 
     async def chat_stream(
         self, said: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
     ) -> AsyncIterator[ChatPiece]:
         """See `Client.chat_stream`; use it with `async for`."""
-        async for piece in self.stream(endpoints.chat_stream(messages_of(said, system), model, options)):
+        async for piece in self.stream(endpoints.chat_stream(build_messages(said, system), model, options)):
             yield piece
 
     async def default(self, task: str) -> str:
         """See `Client.default`."""
-        return endpoints.default_of(task, await self.models())
+        return endpoints.pick_default_model(task, await self.models())
 
     async def run(
         self,
@@ -101,7 +101,7 @@ class AsyncClient:
         accept: str | None = None,
     ) -> Any:
         """See `Client.run`."""
-        found = await self.send(endpoints.or_job(endpoints.task(task, options or {}, pictures or {}, accept=accept)))
+        found = await self.send(endpoints.allow_job(endpoints.task(task, options or {}, pictures or {}, accept=accept)))
         if not isinstance(found, Job):
             return found
         result = await self.jobs.result((await self.jobs.wait(found.id)).id)
@@ -109,13 +109,13 @@ class AsyncClient:
 
     async def send(self, call: Call[Answer]) -> Answer:
         """Carry out a call of `surface`."""
-        with translated(self.url):
+        with translate_errors(self.url):
             response = await self._patient(call, stream=False)
         return call.answer(response)
 
-    async def stream(self, stream: Stream[Item]) -> AsyncIterator[Item]:
+    async def stream(self, stream: StreamCall[Item]) -> AsyncIterator[Item]:
         """Carry out a call that is answered by events; closing the iterator hangs up."""
-        with translated(self.url):
+        with translate_errors(self.url):
             async with self._opened(stream.call) as response:
                 async for event in httpx2.EventSource(response):
                     if stream.ends(event):
@@ -128,7 +128,7 @@ class AsyncClient:
         try:
             if response.is_error:
                 await response.aread()
-                raise failed(response)
+                raise parse_error(response)
             yield response
         finally:
             await response.aclose()
@@ -162,7 +162,7 @@ class AsyncJobs:
     ) -> Job:
         """See `Jobs.submit`."""
         call = endpoints.task(task, options or {}, pictures or {}, accept=accept)
-        return await self._client.send(endpoints.queued(call, idempotency_key))
+        return await self._client.send(endpoints.as_job(call, idempotency_key))
 
     async def list(self, limit: int = 50, *, dead: bool = False) -> list[Job]:
         """See `Jobs.list`."""
@@ -179,7 +179,7 @@ class AsyncJobs:
                 yield job
                 if job.status in FINAL:
                     return
-            await asyncio.sleep(RESUME_S)
+            await asyncio.sleep(STREAM_RESUME_S)
 
     async def wait(
         self,
@@ -189,7 +189,7 @@ class AsyncJobs:
         on_change: Callable[[Job], None] | None = None,
     ) -> Job:
         """See `Jobs.wait`."""
-        pause, watch = pauses(timeout), JobWatcher(on_change)
+        pause, watch = iterate_pauses(timeout), JobWatcher(on_change)
         while True:
             if watch.finished(job := await self.get(job_id)):
                 return job

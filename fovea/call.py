@@ -12,10 +12,10 @@ from typing import Any, Generic, TypeVar
 
 import httpx2
 
-from fovea.errors import broken_off, failed
+from fovea.errors import parse_error, parse_stream_error
 from shared.errors import Fault
 
-__all__ = ["Call", "Stream", "read_bytes", "read_json"]
+__all__ = ["Call", "StreamCall", "read_bytes", "read_json"]
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
@@ -68,7 +68,7 @@ class Call(Generic[Answer]):
                 no sense to this version of the library.
         """
         if response.is_error:
-            raise failed(response)
+            raise parse_error(response)
         try:
             return self.read(response)
         except ValueError as error:
@@ -76,7 +76,7 @@ class Call(Generic[Answer]):
 
 
 @dataclass(frozen=True, slots=True)
-class Stream(Generic[Item]):
+class StreamCall(Generic[Item]):
     """A call that is answered by server-sent events.
 
     Attributes:
@@ -98,7 +98,7 @@ class Stream(Generic[Item]):
             FoveaError: It says that the answer broke off.
         """
         try:
-            if (error := broken_off(json.loads(event.data))) is not None:
+            if (error := parse_stream_error(json.loads(event.data))) is not None:
                 raise error
             return self.read(event.data)
         except ValueError as error:

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 from shared.api.text import ChatChunk, ChatCompletion, ChatMessage
 
-__all__ = ["ChatAnswer", "ChatOptions", "ChatPiece", "Messages", "messages_of"]
+__all__ = ["ChatAnswer", "ChatOptions", "ChatPiece", "Messages", "build_messages"]
 
 
 class ChatOptions(TypedDict, total=False):
@@ -58,7 +58,7 @@ Messages = str | Sequence[Mapping[str, Any] | ChatMessage]
 """A question, or a conversation as OpenAI's `messages`."""
 
 
-def messages_of(said: Messages, system: str | None = None) -> list[dict[str, Any]]:
+def build_messages(said: Messages, system: str | None = None) -> list[dict[str, Any]]:
     """A conversation in OpenAI's form, behind a system prompt where there is one."""
     turns = [{"role": "user", "content": said}] if isinstance(said, str) else [_turn(turn) for turn in said]
     return [{"role": "system", "content": system}, *turns] if system else turns

@@ -11,12 +11,12 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx2
 
 from fovea import endpoints
-from fovea.call import Call, Stream
-from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, messages_of
-from fovea.errors import failed, translated
+from fovea.call import Call, StreamCall
+from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, build_messages
+from fovea.errors import parse_error, translate_errors
 from fovea.picture import PictureLike
 from fovea.results import JobResult, ModelCard, SegmentOptions
-from fovea.retry import RESUME_S, JobWatcher, RetryPolicy, pauses
+from fovea.retry import STREAM_RESUME_S, JobWatcher, RetryPolicy, iterate_pauses
 from fovea.transport import LOCAL, Address
 from shared.api.job import FINAL, Job
 from shared.api.mask import SegmentOut
@@ -96,13 +96,13 @@ class Client:
         self, said: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
     ) -> ChatAnswer:
         """Answer a question or a conversation as a whole; `answer.text` is what was said."""
-        return self.send(endpoints.chat(messages_of(said, system), model, options))
+        return self.send(endpoints.chat(build_messages(said, system), model, options))
 
     def chat_stream(
         self, said: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
     ) -> Iterator[ChatPiece]:
         """Answer piece by piece: `for piece in client.chat_stream("…"): print(piece.text, end="")`."""
-        return self.stream(endpoints.chat_stream(messages_of(said, system), model, options))
+        return self.stream(endpoints.chat_stream(build_messages(said, system), model, options))
 
     def default(self, task: str) -> str:
         """The model that a task uses when none is named.
@@ -110,7 +110,7 @@ class Client:
         Raises:
             NotFound: No served model does the task.
         """
-        return endpoints.default_of(task, self.models())
+        return endpoints.pick_default_model(task, self.models())
 
     def run(
         self,
@@ -132,7 +132,7 @@ class Client:
             The JSON answer as Python values, or bytes when `accept` asks for another form. Where the service makes a
             job of it because it takes long, the job is waited for.
         """
-        found = self.send(endpoints.or_job(endpoints.task(task, options or {}, pictures or {}, accept=accept)))
+        found = self.send(endpoints.allow_job(endpoints.task(task, options or {}, pictures or {}, accept=accept)))
         if not isinstance(found, Job):
             return found
         result = self.jobs.result(self.jobs.wait(found.id).id)
@@ -140,13 +140,13 @@ class Client:
 
     def send(self, call: Call[Answer]) -> Answer:
         """Carry out a call of `surface`."""
-        with translated(self.url):
+        with translate_errors(self.url):
             response = self._patient(call, stream=False)
         return call.answer(response)
 
-    def stream(self, stream: Stream[Item]) -> Iterator[Item]:
+    def stream(self, stream: StreamCall[Item]) -> Iterator[Item]:
         """Carry out a call that is answered by events; closing the iterator hangs up."""
-        with translated(self.url), self._opened(stream.call) as response:
+        with translate_errors(self.url), self._opened(stream.call) as response:
             for event in httpx2.EventSource(response):
                 if stream.ends(event):
                     return
@@ -158,7 +158,7 @@ class Client:
         try:
             if response.is_error:
                 response.read()
-                raise failed(response)
+                raise parse_error(response)
             yield response
         finally:
             response.close()
@@ -192,7 +192,7 @@ class Jobs:
     ) -> Job:
         """Queue what `Client.run` would run; the same key twice gives the same job."""
         call = endpoints.task(task, options or {}, pictures or {}, accept=accept)
-        return self._client.send(endpoints.queued(call, idempotency_key))
+        return self._client.send(endpoints.as_job(call, idempotency_key))
 
     def list(self, limit: int = 50, *, dead: bool = False) -> list[Job]:
         """The caller's jobs, newest first; with `dead` its dead letters."""
@@ -209,7 +209,7 @@ class Jobs:
                 yield job
                 if job.status in FINAL:
                     return
-            time.sleep(RESUME_S)
+            time.sleep(STREAM_RESUME_S)
 
     def wait(self, job_id: str, *, timeout: float | None = None, on_change: Callable[[Job], None] | None = None) -> Job:
         """Wait for a job's end, whatever that is.
@@ -217,7 +217,7 @@ class Jobs:
         Raises:
             DeadlineExceeded: It is not finished after `timeout` seconds; it goes on running.
         """
-        pause, watch = pauses(timeout), JobWatcher(on_change)
+        pause, watch = iterate_pauses(timeout), JobWatcher(on_change)
         while True:
             if watch.finished(job := self.get(job_id)):
                 return job

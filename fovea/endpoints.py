@@ -14,9 +14,9 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel
 
-from fovea.call import Call, Stream, read_bytes, read_json
+from fovea.call import Call, StreamCall, read_bytes, read_json
 from fovea.chat import ChatAnswer, ChatPiece
-from fovea.picture import PictureLike, picture
+from fovea.picture import PictureLike, read_picture
 from fovea.results import JobResult, ModelCard
 from shared.api.job import Job, JobList
 from shared.api.mask import SegmentOut
@@ -24,17 +24,17 @@ from shared.api.model import ModelEntry, ModelList
 from shared.errors import NotFound
 
 __all__ = [
+    "as_job",
     "cancel",
     "chat",
     "chat_stream",
-    "default_of",
     "example",
     "job",
     "job_events",
     "jobs",
     "model",
     "models",
-    "queued",
+    "pick_default_model",
     "result",
     "retry",
     "segment",
@@ -58,7 +58,7 @@ def models(task: str | None = None) -> Call[list[ModelEntry]]:
 
 def model(name: str) -> Call[ModelCard]:
     """Fetch everything about one model."""
-    return Call("GET", f"/v1/models/{quote(name)}", into(ModelCard))
+    return Call("GET", f"/v1/models/{quote(name)}", parse_as(ModelCard))
 
 
 def example(name: str) -> Call[dict[str, Any]]:
@@ -66,7 +66,7 @@ def example(name: str) -> Call[dict[str, Any]]:
     return Call("GET", f"/v1/models/{quote(name)}/example", read_json)
 
 
-QUEUED = 202
+HTTP_ACCEPTED = 202
 
 
 def task(
@@ -77,41 +77,43 @@ def task(
     headers = {"accept": accept} if accept else {}
     read = read_json if accept in {None, "application/json"} else read_bytes
     given = {option: value for option, value in options.items() if value is not None}
-    parts = {field: picture(source).part for field, source in pictures.items() if source is not None}
+    parts = {field: read_picture(source).part for field, source in pictures.items() if source is not None}
     if not parts:
         return Call("POST", path, read, json=given, headers=headers)
     return Call("POST", path, read, files=parts, form=_texts(given), headers=headers)
 
 
-def or_job(call: Call[Any]) -> Call[Any]:
+def allow_job(call: Call[Any]) -> Call[Any]:
     """The same call, whose answer may be a `Job`: services queue by themselves what takes long."""
 
     def read(response: httpx2.Response) -> Any:
-        return Job.model_validate_json(response.content) if response.status_code == QUEUED else call.read(response)
+        return (
+            Job.model_validate_json(response.content) if response.status_code == HTTP_ACCEPTED else call.read(response)
+        )
 
     return replace(call, read=read)
 
 
 def segment(image: PictureLike, model: str | None, options: Mapping[str, Any]) -> Call[SegmentOut]:
     """Segment a picture."""
-    return replace(task("segment", {"model": model, **options}, {"image": image}), read=into(SegmentOut))
+    return replace(task("segment", {"model": model, **options}, {"image": image}), read=parse_as(SegmentOut))
 
 
 def chat(messages: Sequence[Mapping[str, Any]], model: str | None, options: Mapping[str, Any]) -> Call[ChatAnswer]:
     """Answer a conversation as a whole."""
-    return replace(task("chat", {"model": model, "messages": messages, **options}, {}), read=into(ChatAnswer))
+    return replace(task("chat", {"model": model, "messages": messages, **options}, {}), read=parse_as(ChatAnswer))
 
 
 def chat_stream(
     messages: Sequence[Mapping[str, Any]], model: str | None, options: Mapping[str, Any]
-) -> Stream[ChatPiece]:
+) -> StreamCall[ChatPiece]:
     """Answer a conversation piece by piece; the last piece says how many tokens it took."""
     streaming = {"stream": True, "stream_options": {"include_usage": True}}
     call = task("chat", {"model": model, "messages": messages, **options, **streaming}, {}, accept="text/event-stream")
-    return Stream(call, ChatPiece.model_validate_json)
+    return StreamCall(call, ChatPiece.model_validate_json)
 
 
-def default_of(task_name: str, entries: Sequence[ModelEntry]) -> str:
+def pick_default_model(task_name: str, entries: Sequence[ModelEntry]) -> str:
     """The model that a task uses when none is named: the first that is ready, else the first.
 
     Raises:
@@ -124,12 +126,12 @@ def default_of(task_name: str, entries: Sequence[ModelEntry]) -> str:
     return next((entry.id for entry in fitting if entry.ready), fitting[0].id)
 
 
-def queued(call: Call[Any], idempotency_key: str | None = None) -> Call[Job]:
+def as_job(call: Call[Any], idempotency_key: str | None = None) -> Call[Job]:
     """Turn any POST into one that is answered later."""
     headers = {**call.headers, "prefer": "respond-async"}
     if idempotency_key is not None:
         headers["idempotency-key"] = idempotency_key
-    return replace(call, headers=headers, read=into(Job))
+    return replace(call, headers=headers, read=parse_as(Job))
 
 
 def jobs(limit: int, *, dead: bool = False) -> Call[list[Job]]:
@@ -143,13 +145,13 @@ def jobs(limit: int, *, dead: bool = False) -> Call[list[Job]]:
 
 def job(job_id: str) -> Call[Job]:
     """Fetch a job as it stands."""
-    return Call("GET", _job(job_id), into(Job))
+    return Call("GET", _job(job_id), parse_as(Job))
 
 
-def job_events(job_id: str) -> Stream[Job]:
+def job_events(job_id: str) -> StreamCall[Job]:
     """Follow a job."""
     call = Call("GET", f"{_job(job_id)}/events", read_bytes, headers={"accept": "text/event-stream"})
-    return Stream(call, Job.model_validate_json)
+    return StreamCall(call, Job.model_validate_json)
 
 
 def result(job_id: str) -> Call[JobResult]:
@@ -159,15 +161,15 @@ def result(job_id: str) -> Call[JobResult]:
 
 def cancel(job_id: str) -> Call[Job]:
     """Cancel a job, also while it runs."""
-    return Call("POST", f"{_job(job_id)}/cancel", into(Job))
+    return Call("POST", f"{_job(job_id)}/cancel", parse_as(Job))
 
 
 def retry(job_id: str) -> Call[Job]:
     """Queue a failed or cancelled job again."""
-    return Call("POST", f"{_job(job_id)}/retry", into(Job))
+    return Call("POST", f"{_job(job_id)}/retry", parse_as(Job))
 
 
-def into(kind: type[Model]) -> Callable[[httpx2.Response], Model]:
+def parse_as(kind: type[Model]) -> Callable[[httpx2.Response], Model]:
     """A reader of bodies that are a `kind` in JSON."""
 
     def read(response: httpx2.Response) -> Model:

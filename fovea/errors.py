@@ -16,10 +16,10 @@ import httpx2
 from shared.api.problem import Problem, from_problem
 from shared.errors import DeadlineExceeded, FoveaError, Malformed, NotReady
 
-__all__ = ["broken_off", "failed", "retry_after", "translated"]
+__all__ = ["parse_error", "parse_stream_error", "read_retry_after", "translate_errors"]
 
 
-def failed(response: httpx2.Response) -> FoveaError:
+def parse_error(response: httpx2.Response) -> FoveaError:
     """The exception that stands for an error response (its body must have been read)."""
     told = _told(_body(response))
     error = from_problem(
@@ -32,11 +32,11 @@ def failed(response: httpx2.Response) -> FoveaError:
             field=_text(told, "field"),
         )
     )
-    error.retry_after = retry_after(response)
+    error.retry_after = read_retry_after(response)
     return error
 
 
-def broken_off(event: Any) -> FoveaError | None:
+def parse_stream_error(event: Any) -> FoveaError | None:
     """The exception for an event that says that the rest of the answer will not come; None for any other event."""
     if not isinstance(event, dict) or "choices" in event:
         return None
@@ -58,7 +58,7 @@ def broken_off(event: Any) -> FoveaError | None:
 
 
 @contextmanager
-def translated(url: str) -> Iterator[None]:
+def translate_errors(url: str) -> Iterator[None]:
     """Turn failures of the connection to `url` into exceptions of `shared.errors`.
 
     Raises:
@@ -82,7 +82,7 @@ def translated(url: str) -> Iterator[None]:
         ) from error
 
 
-def retry_after(response: httpx2.Response) -> float | None:
+def read_retry_after(response: httpx2.Response) -> float | None:
     """Seconds that the `Retry-After` header asks to wait; both its forms (seconds, date) are read."""
     value = response.headers.get("retry-after", "").strip()
     try:

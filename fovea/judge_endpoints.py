@@ -11,19 +11,19 @@ from typing import Any
 from fovea.call import Call, read_bytes, read_json
 from shared.errors import Malformed, NotFound
 
-__all__ = ["MOST_BYTES", "computed", "labels", "stored", "text_of", "write"]
+__all__ = ["MAX_TEXT_BYTES", "compute", "fetch", "labels", "read_text", "write_text"]
 
-MOST_BYTES = 256 * 2**20
+MAX_TEXT_BYTES = 256 * 2**20
 """Of a file, unpacked: beyond it something is wrong with the file, or with the plan."""
 
 
-def computed(what: str, body: Mapping[str, Any]) -> Call[Any]:
+def compute(what: str, body: Mapping[str, Any]) -> Call[Any]:
     """Ask for something that is computed from the body; options that are None are left out."""
     given = {name: value for name, value in body.items() if value is not None}
     return Call("POST", f"/v1/judge/{what}", read_json, json=given)
 
 
-def stored(what: str, **params: str | int | None) -> Call[Any]:
+def fetch(what: str, **params: str | int | None) -> Call[Any]:
     """Fetch something that is there."""
     return Call("GET", f"/v1/judge/{what}", read_json, params=params)
 
@@ -33,12 +33,12 @@ def labels(batch: str, form: str) -> Call[bytes]:
     return Call("GET", f"/v1/judge/batches/{batch}", read_bytes, params={"form": form})
 
 
-def text_of(path: Path | None) -> str:
+def read_text(path: Path | None) -> str:
     """A file's text, unpacked where its name ends in `.gz`; `-` stands for standard input, None for nothing.
 
     Raises:
         NotFound: There is no such file.
-        Malformed: It is not text, not gzip, or larger than `MOST_BYTES`.
+        Malformed: It is not text, not gzip, or larger than `MAX_TEXT_BYTES`.
     """
     if path is None:
         return ""
@@ -52,7 +52,7 @@ def text_of(path: Path | None) -> str:
         raise Malformed(f"{path} can't be read as text: {error}.") from error
 
 
-def write(path: Path | None, text: bytes) -> None:
+def write_text(path: Path | None, text: bytes) -> None:
     """Write to a file, gzipped where its name says so, or to standard output."""
     if path is None:
         sys.stdout.buffer.write(text)
@@ -64,7 +64,7 @@ def write(path: Path | None, text: bytes) -> None:
 
 def _read(path: Path) -> bytes:
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        raw = file.read(MOST_BYTES + 1)
-    if len(raw) > MOST_BYTES:
-        raise Malformed(f"{path} holds more than {MOST_BYTES // 2**20} MB.", hint="Send it in parts.")
+        raw = file.read(MAX_TEXT_BYTES + 1)
+    if len(raw) > MAX_TEXT_BYTES:
+        raise Malformed(f"{path} holds more than {MAX_TEXT_BYTES // 2**20} MB.", hint="Send it in parts.")
     return raw

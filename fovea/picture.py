@@ -9,14 +9,14 @@ from typing import IO
 
 from shared.errors import NotFound, UnsupportedMedia
 
-__all__ = ["Picture", "PictureLike", "media_type", "picture"]
+__all__ = ["EncodedPicture", "PictureLike", "detect_media_type", "read_picture"]
 
 PictureLike = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes]
 """Encoded bytes, the path of a file, or a file opened for reading bytes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class EncodedPicture:
     """An encoded picture with the name and the media type that it is sent under."""
 
     name: str
@@ -25,10 +25,10 @@ class Picture:
     @property
     def part(self) -> tuple[str, bytes, str]:
         """The picture as a multipart part."""
-        return self.name, self.data, media_type(self.data)
+        return self.name, self.data, detect_media_type(self.data)
 
 
-def picture(source: PictureLike) -> Picture:
+def read_picture(source: PictureLike) -> EncodedPicture:
     """Read a picture from wherever the caller has it.
 
     Raises:
@@ -36,16 +36,16 @@ def picture(source: PictureLike) -> Picture:
         UnsupportedMedia: The file was opened as text.
     """
     if isinstance(source, bytes | bytearray | memoryview):
-        return Picture("picture", bytes(source))
+        return EncodedPicture("picture", bytes(source))
     if isinstance(source, str | os.PathLike):
         return _from_path(Path(source))
     data = source.read()
     if not isinstance(data, bytes):
         raise UnsupportedMedia("The picture was opened as text.", hint="Open it with mode 'rb'.")
-    return Picture(Path(str(getattr(source, "name", "picture"))).name, data)
+    return EncodedPicture(Path(str(getattr(source, "name", "picture"))).name, data)
 
 
-def media_type(data: bytes) -> str:
+def detect_media_type(data: bytes) -> str:
     """The media type that the first bytes show; `application/octet-stream` when they show none."""
     signatures = (
         (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -59,9 +59,9 @@ def media_type(data: bytes) -> str:
     return next((name for start, name in signatures if data.startswith(start)), "application/octet-stream")
 
 
-def _from_path(path: Path) -> Picture:
+def _from_path(path: Path) -> EncodedPicture:
     try:
-        return Picture(path.name, path.read_bytes())
+        return EncodedPicture(path.name, path.read_bytes())
     except FileNotFoundError as error:
         raise NotFound(f"There is no file {str(path)!r}.") from error
     except (IsADirectoryError, PermissionError) as error:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import httpx2
 
-from fovea.errors import retry_after
+from fovea.errors import read_retry_after
 from shared.api.job import FINAL, Job
 from shared.errors import DeadlineExceeded
 
-__all__ = ["RESUME_S", "JobWatcher", "RetryPolicy", "pauses"]
+__all__ = ["STREAM_RESUME_S", "JobWatcher", "RetryPolicy", "iterate_pauses"]
 
-RESUME_S = 0.5
+STREAM_RESUME_S = 0.5
 """Seconds before a broken stream of events is taken up again."""
 
 _WORTH = frozenset({429, 503})
@@ -42,13 +42,13 @@ class RetryPolicy:
         """Seconds to wait after try number `attempt` (from 1), or None when its response is final."""
         if response.status_code not in _WORTH or attempt >= self.tries:
             return None
-        asked = retry_after(response)
+        asked = read_retry_after(response)
         if asked is None:
             return min(self.longest, self.first * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
         return asked if asked <= self.longest else None
 
 
-def pauses(timeout: float | None) -> Iterator[float]:
+def iterate_pauses(timeout: float | None) -> Iterator[float]:
     """Seconds between two looks at a job: short at first, a second in the long run.
 
     Raises:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import httpx2
 
 from fovea.call import Call, read_bytes
-from fovea.endpoints import into
+from fovea.endpoints import parse_as
 from shared.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentText, Session, SessionList, SurpriseTrace
 
 __all__ = [
@@ -34,32 +34,32 @@ __all__ = [
 
 def open_session(model: str | None = None) -> Call[Session]:
     """Open a session that remembers nothing yet."""
-    return Call("POST", "/v1/sessions", into(Session), json={} if model is None else {"model": model})
+    return Call("POST", "/v1/sessions", parse_as(Session), json={} if model is None else {"model": model})
 
 
 def sessions(limit: int = 100, after: str | None = None) -> Call[SessionList]:
     """List the caller's sessions, newest first; `after` is the last id of the page before."""
-    return Call("GET", "/v1/sessions", into(SessionList), params={"limit": limit, "after": after})
+    return Call("GET", "/v1/sessions", parse_as(SessionList), params={"limit": limit, "after": after})
 
 
 def session(name: str) -> Call[Session]:
     """Fetch what is known of a session."""
-    return Call("GET", _session(name), into(Session))
+    return Call("GET", _session(name), parse_as(Session))
 
 
 def delete_session(name: str) -> Call[Deleted]:
     """Forget a session, its versions and its answers."""
-    return Call("DELETE", _session(name), into(Deleted))
+    return Call("DELETE", _session(name), parse_as(Deleted))
 
 
 def fork(name: str) -> Call[Session]:
     """Open a session that goes on from another's memory."""
-    return Call("POST", f"{_session(name)}/fork", into(Session))
+    return Call("POST", f"{_session(name)}/fork", parse_as(Session))
 
 
 def rollback(name: str, version: int) -> Call[Session]:
     """Go back to an earlier version, which becomes the newest."""
-    return Call("POST", f"{_session(name)}/rollback", into(Session), json={"version": version})
+    return Call("POST", f"{_session(name)}/rollback", parse_as(Session), json={"version": version})
 
 
 def export_state(name: str) -> Call[bytes]:
@@ -70,12 +70,12 @@ def export_state(name: str) -> Call[bytes]:
 def import_state(name: str, state: bytes) -> Call[Session]:
     """Let a session go on from exported bytes."""
     headers = {"content-type": "application/octet-stream"}
-    return Call("POST", f"{_session(name)}/import", into(Session), content=state, headers=headers)
+    return Call("POST", f"{_session(name)}/import", parse_as(Session), content=state, headers=headers)
 
 
 def surprise(name: str, version: int | None = None) -> Call[SurpriseTrace]:
     """Fetch what the request behind a version did to the memory, token by token."""
-    return Call("GET", f"{_session(name)}/surprise", into(SurpriseTrace), params={"version": version})
+    return Call("GET", f"{_session(name)}/surprise", parse_as(SurpriseTrace), params={"version": version})
 
 
 def store_document(
@@ -84,7 +84,7 @@ def store_document(
     """Have a text read once."""
     given = {"text": text, "model": model, "name": name, "longctx": longctx}
     body = {field: value for field, value in given.items() if value is not None}
-    return Call("POST", "/v1/documents", into(DocumentInfo), json=body)
+    return Call("POST", "/v1/documents", parse_as(DocumentInfo), json=body)
 
 
 def documents(limit: int = 100) -> Call[list[DocumentInfo]]:
@@ -98,12 +98,12 @@ def documents(limit: int = 100) -> Call[list[DocumentInfo]]:
 
 def document(name: str) -> Call[DocumentText]:
     """Fetch a document with its text."""
-    return Call("GET", _document(name), into(DocumentText))
+    return Call("GET", _document(name), parse_as(DocumentText))
 
 
 def delete_document(name: str) -> Call[Deleted]:
     """Forget a document."""
-    return Call("DELETE", _document(name), into(Deleted))
+    return Call("DELETE", _document(name), parse_as(Deleted))
 
 
 def _session(name: str) -> str:

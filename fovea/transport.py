@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2
 
-from fovea.errors import translated
+from fovea.errors import translate_errors
 
 __all__ = ["LOCAL", "Address"]
 
@@ -35,7 +35,7 @@ class Address:
         Raises:
             Malformed: The URL is none.
         """
-        with translated(self.url):
+        with translate_errors(self.url):
             url = httpx2.URL(self.url)
             if url.scheme not in {"http", "https"} or not url.host:
                 raise httpx2.UnsupportedProtocol(self.url)

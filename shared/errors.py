@@ -10,6 +10,7 @@ Bytes become an answer in four steps, and each step has its own errors:
     FoveaError
     ├── BadInput 400
     │   ├── Malformed 400         the bytes are not what they claim to be
+    │   ├── MethodNotAllowed 405  the path exists, but not for this method
     │   ├── TooLarge 413          bytes, pixels or tokens over a stated limit
     │   ├── UnsupportedMedia 415  a content type or file format nobody here reads
     │   └── InvalidOption 422     well formed, but a value is out of range
@@ -42,6 +43,7 @@ __all__ = [
     "FoveaError",
     "InvalidOption",
     "Malformed",
+    "MethodNotAllowed",
     "NotFound",
     "NotReady",
     "PermissionDenied",
@@ -95,6 +97,16 @@ class Malformed(BadInput):
     """The bytes are not what they claim to be: broken JSON, base64, tensor or picture."""
 
     title = "Malformed input"
+
+
+class MethodNotAllowed(BadInput):
+    """The path exists, but not for this method; `allowed` lists the methods that it has, where they are known."""
+
+    status, grpc, title = 405, "UNIMPLEMENTED", "Method not allowed"
+
+    def __init__(self, detail: str, *, hint: str | None = None, allowed: tuple[str, ...] = ()) -> None:
+        super().__init__(detail, hint=hint)
+        self.allowed = allowed
 
 
 class TooLarge(BadInput):

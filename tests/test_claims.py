@@ -6,7 +6,7 @@ import pytest
 
 from fovea.cli.commands.models import _facts as shown
 from fovea.results import ModelCard
-from services.gateway.console.model_view import facts
+from services.gateway.console.model_view import list_facts
 from services.llm_longctx.models.fovea_landmark_recall import LandmarkRecall
 from shared.registry import servables
 from shared.registry.discovery import SERVICES
@@ -85,7 +85,7 @@ def test_a_model_that_calls_itself_sparse_owes_a_claim(capsys):
 @pytest.mark.parametrize("name", MODELS)
 def test_console_and_command_line_tell_a_claim_in_words(name):
     (card,) = (kind.card for service in SERVICES for kind in servables(service).values() if kind.card.name == name)
-    told = {what: value for what, value, _ in facts(card.model_dump(mode="json"))}
+    told = {what: value for what, value, _ in list_facts(card.model_dump(mode="json"))}
     assert f"{card.sparsity.sparsity_global:.1%} of {card.sparsity.kind}" in told["Sparsity"]
     assert "the speed of dense" in told["Sparsity"]
     entry = {**card.model_dump(mode="json"), "id": name, "service": "s", "ready": True, "created": 0}

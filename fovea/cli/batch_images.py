@@ -15,16 +15,16 @@ from typing import Any, ClassVar
 import typer
 
 from fovea.async_client import AsyncClient
-from fovea.cli.common_options import Session
-from fovea.cli.concurrency import several
-from fovea.cli.input_files import Source, sources
+from fovea.cli.common_options import Connection
+from fovea.cli.concurrency import run_concurrently
+from fovea.cli.input_files import ImageSource, find_images
 from fovea.cli.output import Screen
-from fovea.cli.schema_options import parsed, split
+from fovea.cli.schema_options import parse_options, split_arguments
 from shared.errors import FoveaError, InvalidOption
 
-__all__ = ["SETTINGS", "ImageResult", "Pictures"]
+__all__ = ["CONTEXT_SETTINGS", "ImageBatch", "ImageResult"]
 
-SETTINGS = {"ignore_unknown_options": True}
+CONTEXT_SETTINGS = {"ignore_unknown_options": True}
 """Options that only the served model knows are left among the words."""
 
 
@@ -37,7 +37,7 @@ class ImageResult:
 
 
 @dataclass
-class Pictures(ABC):
+class ImageBatch(ABC):
     """One command's pictures.
 
     Class attributes:
@@ -61,7 +61,7 @@ class Pictures(ABC):
             FoveaError: It failed; the others go on.
         """
 
-    def go(self, words: Sequence[str], concurrency: int, session: Session) -> None:
+    def go(self, words: Sequence[str], concurrency: int, session: Connection) -> None:
         """Do all pictures that the words name; ends the program with 1 if any failed."""
         asyncio.run(self._run(list(words), concurrency, session))
         if self.failed:
@@ -73,22 +73,22 @@ class Pictures(ABC):
         """Words that name pictures; the rest become options of the chosen model, read from its schema."""
         self.options["model"] = self.options["model"] or await client.default(self.task)
         schema = (await client.model(self.options["model"])).request_schema
-        names, texts = split(words, schema)
-        self.options |= parsed(texts, schema)
+        names, texts = split_arguments(words, schema)
+        self.options |= parse_options(texts, schema)
         return names
 
-    async def _run(self, words: list[str], concurrency: int, session: Session) -> None:
+    async def _run(self, words: list[str], concurrency: int, session: Connection) -> None:
         async with session.aclient() as client:
-            found = sources(await self.named(client, words))
+            found = find_images(await self.named(client, words))
             if not found:
                 hint = "Name files, folders, patterns, URLs, or - for stdin."
                 raise InvalidOption("No picture was named.", hint=hint)
             self.total = len(found)
-            await several(
+            await run_concurrently(
                 [partial(self._one, client, source) for source in found], concurrency, self.screen, self.doing
             )
 
-    async def _one(self, client: AsyncClient, source: Source) -> None:
+    async def _one(self, client: AsyncClient, source: ImageSource) -> None:
         try:
             told = await self.answer(client, await source.read(), source.stem)
         except FoveaError as error:

@@ -11,7 +11,7 @@ from fovea.async_client import AsyncClient
 from fovea.client import Client
 from fovea.transport import LOCAL
 
-__all__ = ["AsJson", "Key", "Model", "Session", "Url"]
+__all__ = ["AsJson", "Connection", "Key", "Model", "Url"]
 
 _PANEL = "Gateway"
 
@@ -27,7 +27,7 @@ Model = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class Connection:
     """The gateway that a command talks to."""
 
     url: str = LOCAL

@@ -9,10 +9,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fovea.cli.output import Screen
 
-__all__ = ["several"]
+__all__ = ["run_concurrently"]
 
 
-async def several(deeds: Sequence[Callable[[], Awaitable[None]]], concurrency: int, screen: Screen, doing: str) -> None:
+async def run_concurrently(
+    deeds: Sequence[Callable[[], Awaitable[None]]], concurrency: int, screen: Screen, doing: str
+) -> None:
     """Do all deeds, so many at a time, behind a progress bar that says what is being done."""
     room = asyncio.Semaphore(concurrency)
     columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

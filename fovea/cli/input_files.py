@@ -17,19 +17,19 @@ import httpx2
 
 from shared.errors import FoveaError, Malformed, NotFound, TooLarge
 
-__all__ = ["Source", "sources"]
+__all__ = ["ImageSource", "find_images"]
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 """Files of a folder that are taken for pictures."""
 
-MAX_BYTES = 64 * 2**20
+MAX_FETCH_BYTES = 64 * 2**20
 """Largest picture that is fetched; the gateway's own default for a body."""
 
-FETCH_S = 30.0
+FETCH_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ImageSource:
     """One picture, not read yet.
 
     Attributes:
@@ -45,7 +45,7 @@ class Source:
 
         Raises:
             NotFound: The file or the URL can't be read.
-            TooLarge: The URL holds more than `MAX_BYTES`.
+            TooLarge: The URL holds more than `MAX_FETCH_BYTES`.
             Malformed: There is nothing in it.
         """
         if self.said == "-":
@@ -59,7 +59,7 @@ class Source:
         return data
 
 
-def sources(named: Iterable[str]) -> list[Source]:
+def find_images(named: Iterable[str]) -> list[ImageSource]:
     """All pictures that a command line names, in its order, folders and patterns spelled out.
 
     Raises:
@@ -70,7 +70,7 @@ def sources(named: Iterable[str]) -> list[Source]:
     for said in (place for name in named for place in _places(name)):
         stem = _free(_stem(said), taken)
         taken.add(stem)
-        found.append(Source(said, stem))
+        found.append(ImageSource(said, stem))
     return found
 
 
@@ -78,9 +78,11 @@ def _places(name: str) -> Iterator[str]:
     if name == "-" or _is_url(name):
         yield name
     elif Path(name).is_dir():
-        pictures = sorted(file for file in Path(name).iterdir() if file.suffix.lower() in SUFFIXES)
+        pictures = sorted(file for file in Path(name).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
         if not pictures:
-            raise NotFound(f"The folder {name} holds no picture.", hint=f"Looked for {', '.join(sorted(SUFFIXES))}.")
+            raise NotFound(
+                f"The folder {name} holds no picture.", hint=f"Looked for {', '.join(sorted(IMAGE_SUFFIXES))}."
+            )
         yield from map(str, pictures)
     elif not Path(name).exists() and glob.has_magic(name):
         matches = sorted(file for file in glob.glob(name, recursive=True) if Path(file).is_file())  # noqa: PTH207 - pathlib has no pattern that starts at an absolute path
@@ -122,14 +124,14 @@ async def _fetch(url: str) -> bytes:
     data = bytearray()
     try:
         async with (
-            httpx2.AsyncClient(timeout=FETCH_S, follow_redirects=True) as client,
+            httpx2.AsyncClient(timeout=FETCH_TIMEOUT_S, follow_redirects=True) as client,
             client.stream("GET", url) as response,
         ):
             response.raise_for_status()
             async for piece in response.aiter_bytes():
                 data += piece
-                if len(data) > MAX_BYTES:
-                    raise TooLarge(f"It has more than {MAX_BYTES:,} bytes.")
+                if len(data) > MAX_FETCH_BYTES:
+                    raise TooLarge(f"It has more than {MAX_FETCH_BYTES:,} bytes.")
     except httpx2.HTTPStatusError as error:
         raise NotFound(f"The server answered {error.response.status_code}.") from error
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:

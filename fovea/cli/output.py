@@ -18,7 +18,7 @@ from rich.table import Table
 from shared.api.problem import problem
 from shared.errors import FoveaError
 
-__all__ = ["Screen", "state"]
+__all__ = ["Screen", "colour_status"]
 
 _STATES = {"succeeded": "green", "failed": "red", "running": "cyan", "queued": "yellow", "cancelled": "dim"}
 
@@ -82,6 +82,6 @@ class Screen:
         self.err.print(f"[bold red]{escape(about or error.title)}:[/] {escape(error.detail)}{hint}")
 
 
-def state(status: str) -> str:
+def colour_status(status: str) -> str:
     """A job's status in its colour."""
     return f"[{_STATES.get(status, 'default')}]{status}[/]"

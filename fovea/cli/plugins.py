@@ -31,17 +31,17 @@ class PluginGroup(TyperGroup):
         super().__init__(**attributes)
         self._plugins = {point.name: point for point in entry_points(group=GROUP) if point.name not in self.commands}
         for name, point in sorted(self._plugins.items()):
-            self.add_command(TyperCommand(name, help=first_line(point), rich_help_panel="On this machine"))
+            self.add_command(TyperCommand(name, help=read_first_line(point), rich_help_panel="On this machine"))
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]  # typer's own context
         """The command that is invoked; a plug-in is loaded here."""
         point = self._plugins.get(args[0])
         if point is None:
             return super().resolve_command(ctx, args)
-        return point.name, load(point), args[1:]
+        return point.name, load_plugin(point), args[1:]
 
 
-def load(point: EntryPoint) -> Any:
+def load_plugin(point: EntryPoint) -> Any:
     """The command behind an entry point.
 
     Raises:
@@ -50,7 +50,7 @@ def load(point: EntryPoint) -> Any:
     try:
         value = point.load()
     except ModuleNotFoundError as error:
-        raise missing(point, error) from error
+        raise build_missing_error(point, error) from error
     if isinstance(value, typer.Typer):
         return get_command(value)
     app = typer.Typer(add_completion=False)
@@ -58,14 +58,14 @@ def load(point: EntryPoint) -> Any:
     return get_command(app)
 
 
-def missing(point: EntryPoint, error: ModuleNotFoundError) -> FoveaError:
+def build_missing_error(point: EntryPoint, error: ModuleNotFoundError) -> FoveaError:
     """What a user is told when a verb can't be loaded."""
     extras = f"fovea[{','.join(point.extras)}]" if point.extras else "fovea[all]"
     detail = f"`fovea {point.name}` needs the library {error.name!r}, which is not installed."
     return NotReady(detail, hint=f"Try: pip install '{extras}'")
 
 
-def first_line(point: EntryPoint) -> str:
+def read_first_line(point: EntryPoint) -> str:
     """The first line of what a plug-in's source says about it; empty when there is none to read."""
     file = _source(point.module)
     if file is None:

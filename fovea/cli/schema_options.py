@@ -12,14 +12,14 @@ from typing import Any
 
 from shared.errors import InvalidOption
 
-__all__ = ["described", "is_picture", "parsed", "picture_fields", "split"]
+__all__ = ["describe_options", "is_picture", "list_picture_fields", "parse_options", "split_arguments"]
 
 Schema = Mapping[str, Any]
 
 _OWN = frozenset({"model", "stream", "stream_options"})
 
 
-def described(schema: Schema) -> Iterator[tuple[str, str]]:
+def describe_options(schema: Schema) -> Iterator[tuple[str, str]]:
     """Options of a request with what they mean, pictures left out."""
     for name, part in _properties(schema).items():
         if name in _OWN or is_picture(part, schema):
@@ -31,7 +31,7 @@ def described(schema: Schema) -> Iterator[tuple[str, str]]:
         yield name, " ".join(filter(None, about))
 
 
-def picture_fields(schema: Schema) -> list[str]:
+def list_picture_fields(schema: Schema) -> list[str]:
     """Fields that hold files, mostly pictures, in the schema's order."""
     return [name for name, part in _properties(schema).items() if is_picture(part, schema)]
 
@@ -44,7 +44,7 @@ def is_picture(part: Schema, root: Schema) -> bool:
     return any(named.startswith("image/") or named == "application/octet-stream" for named in media)
 
 
-def split(words: Sequence[str], schema: Schema) -> tuple[list[str], dict[str, str]]:
+def split_arguments(words: Sequence[str], schema: Schema) -> tuple[list[str], dict[str, str]]:
     """Take a command line apart into plain words and options with their texts.
 
     `--name value`, `--name=value`, and for yes-or-no options `--name` and `--no-name`.
@@ -69,7 +69,7 @@ def split(words: Sequence[str], schema: Schema) -> tuple[list[str], dict[str, st
     return plain, texts
 
 
-def parsed(texts: Mapping[str, str], schema: Schema) -> dict[str, Any]:
+def parse_options(texts: Mapping[str, str], schema: Schema) -> dict[str, Any]:
     """Texts as the values that the schema asks for.
 
     Raises:
@@ -80,7 +80,7 @@ def parsed(texts: Mapping[str, str], schema: Schema) -> dict[str, Any]:
     for name, text in texts.items():
         if known and name not in known:
             near = get_close_matches(name, known, 1)
-            options = ", ".join(f"--{option.replace('_', '-')}" for option, _ in described(schema))
+            options = ", ".join(f"--{option.replace('_', '-')}" for option, _ in describe_options(schema))
             hint = f"Did you mean --{near[0].replace('_', '-')}?" if near else f"There are {options or 'none'}."
             raise InvalidOption(f"The model has no option --{name.replace('_', '-')}.", hint=hint, field=name)
         found[name] = _value(text, _kinds(known.get(name, {}), schema))

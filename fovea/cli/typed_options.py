@@ -13,12 +13,14 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-__all__ = ["declared"]
+__all__ = ["add_request_options"]
 
 _PANEL = "Model"
 
 
-def declared(verb: Callable[..., None], kind: type[BaseModel], *, without: frozenset[str]) -> Callable[..., None]:
+def add_request_options(
+    verb: Callable[..., None], kind: type[BaseModel], *, without: frozenset[str]
+) -> Callable[..., None]:
     """A verb that takes the fields of `kind` as options and hands those that were given on, as `options`.
 
     Args:

@@ -1,1 +1,1 @@
-"""The one door: auth, limits, routing, retries, jobs, aggregated documents. Knows no model and no tensor library."""
+"""The gateway: authentication, rate limits, routing, retries, jobs, one OpenAPI document. Imports no tensor library."""

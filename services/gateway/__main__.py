@@ -1,7 +1,4 @@
-"""`python -m services.gateway`: the HTTP server, and beside it in the same event loop the gRPC server.
-
-Knows in which order they start and stop, and what a wrong setting looks like.
-"""
+"""`python -m services.gateway`: runs the HTTP server and the gRPC server in one event loop."""
 
 from __future__ import annotations
 
@@ -13,78 +10,78 @@ import uvloop
 from services.gateway.app import build_gateway
 from services.gateway.grpc.server import serve_grpc
 from services.gateway.policy.local_only import is_loopback
-from services.gateway.server import server
+from services.gateway.server import create_server
 from shared.settings import Settings, settings
 from shared.telemetry import configure_logs, log
 
 __all__ = ["main"]
 
 
-class NotListening(Exception):
-    """An address that can't be listened on; the text says which, why, and what to try."""
+class CannotListen(Exception):
+    """The gateway can't listen on its address; the text says which, why, and what to try."""
 
 
 def main() -> int:
-    """Serve until told to stop; returns the exit status."""
-    chosen = settings()
-    configure_logs(chosen.log_level, chosen.log_format)
+    """Serve until a signal arrives; returns the exit status."""
+    config = settings()
+    configure_logs(config.log_level, config.log_format)
     try:
-        check(chosen)
-        uvloop.run(serve(chosen))
-    except NotListening as error:
+        require_safe_address(config)
+        uvloop.run(serve(config))
+    except CannotListen as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0
 
 
-def check(chosen: Settings) -> None:
-    """Check that these settings may be served.
+def require_safe_address(config: Settings) -> None:
+    """Check that a gateway without keys listens on loopback only.
 
     Raises:
-        NotListening: Without keys, on an address that other machines can reach.
+        CannotListen: There are no keys, and other machines can reach the address.
     """
-    if chosen.auth == "insecure-local" and not is_loopback(chosen.host):
+    if config.auth == "insecure-local" and not is_loopback(config.host):
         message = (
-            f"FOVEA_AUTH=insecure-local serves this machine only, and FOVEA_HOST={chosen.host} does not: "
-            "set FOVEA_AUTH=keys (keys are made with `fovea keys add`), or FOVEA_HOST=127.0.0.1."
+            f"FOVEA_AUTH=insecure-local serves this machine only, but FOVEA_HOST={config.host} is open to others: "
+            "set FOVEA_AUTH=keys (make keys with `fovea keys add`), or FOVEA_HOST=127.0.0.1."
         )
-        raise NotListening(message)
+        raise CannotListen(message)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
+def open_listener(host: str, port: int) -> socket.socket:
+    """Open a listening socket.
 
     Raises:
-        NotListening: The port is taken, or the address is not this machine's.
+        CannotListen: The port is taken, or the address is not this machine's.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise NotListening(_taken(host, port, error, "FOVEA_HTTP_PORT")) from error
+        raise CannotListen(_describe_bind_error(host, port, error, "FOVEA_HTTP_PORT")) from error
 
 
-async def serve(chosen: Settings) -> None:
-    """Serve until a signal comes; what has begun is finished first, within `shutdown_grace_s`.
+async def serve(config: Settings) -> None:
+    """Serve until a signal arrives; requests in flight are finished first, within `shutdown_grace_s`.
 
     Raises:
-        NotListening: A port is taken, or the address is not this machine's.
+        CannotListen: A port is taken, or the address is not this machine's.
     """
-    door = listen(chosen.host, chosen.http_port)
-    app = build_gateway(chosen)
+    listener = open_listener(config.host, config.http_port)
+    app = build_gateway(config)
     try:
-        tensors, port = await serve_grpc(app.state.gateway, chosen.host, chosen.grpc_port)
+        grpc_server, port = await serve_grpc(app.state.gateway, config.host, config.grpc_port)
     except OSError as error:
-        raise NotListening(_taken(chosen.host, chosen.grpc_port, error, "FOVEA_GRPC_PORT")) from error
-    http = "http://{}:{}".format(*door.getsockname()[:2])
-    log().info("the gateway listens", http=http, grpc=f"{chosen.host}:{port}", auth=chosen.auth)
+        raise CannotListen(_describe_bind_error(config.host, config.grpc_port, error, "FOVEA_GRPC_PORT")) from error
+    http = "http://{}:{}".format(*listener.getsockname()[:2])
+    log().info("the gateway listens", http=http, grpc=f"{config.host}:{port}", auth=config.auth)
     try:
-        await server(app, chosen).serve(sockets=[door])
+        await create_server(app, config).serve(sockets=[listener])
     finally:
-        await tensors.stop(chosen.shutdown_grace_s)
+        await grpc_server.stop(config.shutdown_grace_s)
 
 
-def _taken(host: str, port: int, error: OSError, setting: str) -> str:
+def _describe_bind_error(host: str, port: int, error: OSError, setting: str) -> str:
     why = str(error.strerror).partition(" (")[0]
     return f"The gateway can't listen on {host}:{port}: {why}. Set {setting} to a free port."
 

@@ -1,7 +1,4 @@
-"""`build_gateway(...)`: the gateway as an ASGI app, and the objects it is made of.
-
-Knows how the pieces fit, not what any of them does.
-"""
+"""`build_gateway(...)`: the gateway as an ASGI app, and the objects it is made of."""
 
 from __future__ import annotations
 
@@ -18,17 +15,16 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
 from services.gateway.http import reference_page
-from services.gateway.http.errors import MethodNotAllowed
 from services.gateway.http.middleware import GatewayMiddleware
-from services.gateway.http.openapi import Document
+from services.gateway.http.openapi import OpenApiDocument
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.rate_limits import RateLimiter
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.proxy.proxy import Proxy
 from services.gateway.routes import health, jobs, metrics, model_list, oip_server
-from services.gateway.routes.model_list import Models
+from services.gateway.routes.model_list import ModelIndex
 from services.gateway.routing.replica_registry import ReplicaRegistry
-from shared.errors import BadInput, InvalidOption, NotFound, NotReady
+from shared.errors import BadInput, InvalidOption, MethodNotAllowed, NotFound, NotReady
 from shared.jobs.queue import JobQueue
 from shared.settings import Settings
 
@@ -43,34 +39,34 @@ class Gateway:
     """Everything that one gateway process holds."""
 
     settings: Settings
-    fleet: ReplicaRegistry
+    registry: ReplicaRegistry
     client: UpstreamClient
     proxy: Proxy
     keys: KeyRing
     limits: RateLimiter
-    models: Models
-    document: Document
+    models: ModelIndex
+    document: OpenApiDocument
     queue: JobQueue | None
 
     @classmethod
-    def of(cls, settings: Settings, queue: JobQueue | None) -> Gateway:
-        """Put one together; nothing is opened yet."""
-        fleet, client = ReplicaRegistry(settings), UpstreamClient()
+    def from_settings(cls, settings: Settings, queue: JobQueue | None) -> Gateway:
+        """Build one; nothing is opened yet."""
+        registry, client = ReplicaRegistry(settings), UpstreamClient()
         return cls(
             settings=settings,
-            fleet=fleet,
+            registry=registry,
             client=client,
-            proxy=Proxy(settings, fleet, client),
+            proxy=Proxy(settings, registry, client),
             keys=KeyRing(settings.keys_path),
             limits=RateLimiter(settings),
-            models=Models(fleet, client),
-            document=Document(fleet, client),
+            models=ModelIndex(registry, client),
+            document=OpenApiDocument(registry, client),
             queue=queue,
         )
 
     async def stop(self) -> None:
-        """Hang up everywhere."""
-        await self.fleet.stop()
+        """Close all connections."""
+        await self.registry.stop()
         await self.client.stop()
         await self.limits.stop()
 
@@ -79,11 +75,11 @@ def build_gateway(settings: Settings, queue: JobQueue | None = None) -> FastAPI:
     """The gateway.
 
     Args:
-        settings: Where it listens, whom it serves, what it stands on.
+        settings: Addresses, authentication, limits and the Redis to use.
         queue: The job queue; left out, the one in the Redis of `settings`, or none where there is no Redis.
 
     Returns:
-        An app whose `state.gateway` is the `Gateway`. Its lifespan watches the replicas and closes what was opened.
+        An app whose `state.gateway` is the `Gateway`. Its lifespan polls the replicas and closes what was opened.
     """
     app = FastAPI(
         title="Fovea",
@@ -96,16 +92,16 @@ def build_gateway(settings: Settings, queue: JobQueue | None = None) -> FastAPI:
         exception_handlers={HTTPException: _on_http, RequestValidationError: _on_invalid},
         redirect_slashes=False,
     )
-    app.state.gateway = Gateway.of(settings, queue)
+    app.state.gateway = Gateway.from_settings(settings, queue)
     for router in _ROUTERS:
         app.include_router(router)
-    app.router.routes.extend(_console(settings))
-    app.add_middleware(GatewayMiddleware, staff=app.state.gateway)
+    app.router.routes.extend(_console_routes(settings))
+    app.add_middleware(GatewayMiddleware, gateway=app.state.gateway)
     return app
 
 
-def _console(settings: Settings) -> list[Any]:
-    """The console's pages, where it is installed."""
+def _console_routes(settings: Settings) -> list[Any]:
+    """The routes of the console, where it is installed."""
     if importlib.util.find_spec("services.gateway.console") is None:
         return []
     routes: list[Any] = importlib.import_module("services.gateway.console").routes(settings)
@@ -115,45 +111,46 @@ def _console(settings: Settings) -> list[Any]:
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
-    own = gateway.queue is None and gateway.settings.redis_url is not None
-    if own:
+    owns_queue = gateway.queue is None and gateway.settings.redis_url is not None
+    if owns_queue:
         # Imported here: a gateway without Redis needs no queue library.
         queue = importlib.import_module("shared.jobs.redis_queue").RedisJobQueue
         gateway.queue = queue(gateway.settings.redis_url, gateway.settings)
-    await gateway.fleet.start()
+    await gateway.registry.start()
     try:
         yield
     finally:
         await gateway.stop()
-        if own and gateway.queue is not None:
+        if owns_queue and gateway.queue is not None:
             await gateway.queue.close()  # type: ignore[attr-defined]  # RedisJobQueue has it, the contract needs none
 
 
 async def _on_http(request: Request, raised: Exception) -> NoReturn:
-    """Starlette's own refusals in our words; `GatewayMiddleware` renders them."""
+    """Turn Starlette's errors into ours; `GatewayMiddleware` renders them."""
     error = cast("HTTPException", raised)
-    fleet = request.app.state.gateway.fleet
+    registry = request.app.state.gateway.registry
     path = request.url.path[:200]
     if error.status_code == 405:
-        raise MethodNotAllowed(path, _methods(request))
+        methods = _allowed_methods(request)
+        raise MethodNotAllowed(f"{path} accepts {', '.join(methods)}.", allowed=methods)
     if error.status_code != 404:
         raise BadInput(str(error.detail))
-    if request.method == "POST" and not fleet.settled:
-        detail = f"Nobody serves {path} yet: not every service has announced itself."
-        raise NotReady(detail, hint="`/readyz` says who is ready.", retry_after=2)
-    hint = f"Services answer: {fleet.routing.listing()}. `/docs` lists everything."
+    if request.method == "POST" and not registry.is_complete:
+        detail = f"No service answers {path} yet: not all of them have announced themselves."
+        raise NotReady(detail, hint="`/readyz` shows which services are ready.", retry_after=2)
+    hint = f"Services answer: {registry.routes.describe_paths()}. `/docs` lists everything."
     raise NotFound(f"There is no {path}.", hint=hint)
 
 
-def _methods(request: Request) -> tuple[str, ...]:
-    """All methods of a path; several routes may share it."""
+def _allowed_methods(request: Request) -> tuple[str, ...]:
+    """All methods of a path, which several routes may share."""
     routes = [*request.app.routes, *(route for router in _ROUTERS for route in router.routes)]
     known = [r for r in routes if isinstance(r, Route) and r.matches(request.scope)[0] is not Match.NONE]
     return tuple(sorted({method for route in known for method in route.methods or ()}))
 
 
 async def _on_invalid(_request: Request, raised: Exception) -> NoReturn:
-    """A parameter of our own routes that is out of range."""
+    """Turn a parameter of the gateway's own routes that is out of range into `InvalidOption`."""
     first = cast("RequestValidationError", raised).errors()[0]
     field = ".".join(str(part) for part in first["loc"][1:])
     raise InvalidOption(f"{field}: {first['msg']}.", field=field)

@@ -1,4 +1,4 @@
-"""uvicorn as the gateway runs it: uvloop, httptools, quiet, and out of patience with slow or endless headers.
+"""HTTP server: uvicorn with uvloop and httptools, and with limits on the time and size of request headers.
 
 Knows nothing about what is served.
 """
@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shared.settings import Settings
 
-__all__ = ["server"]
+__all__ = ["create_server"]
 
 MAX_HEADER_BYTES = 2**16
 """URL and headers of one request together."""
@@ -21,25 +21,25 @@ KEEP_ALIVE_S = 65
 """How long an idle connection of a caller is kept."""
 
 
-class _Patient(HttpToolsProtocol):
-    """Hangs up on a connection whose request line and headers do not arrive in time, or do not end."""
+class _HeaderLimitProtocol(HttpToolsProtocol):
+    """Closes a connection whose request line and headers do not arrive in time, or do not end."""
 
     header_timeout_s = 30.0
     _timer: TimerHandle | None = None
     _header_bytes = _unfinished = 0
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
-        """Begin to wait for a request."""
+        """Start waiting for a request."""
         super().connection_made(transport)
-        self._arm()
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
-        self._disarm()
+        self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse, and count what belongs to headers that have not ended yet: the parser would keep it for ever."""
+        """Parse, and count the bytes of headers that have not ended yet: the parser would keep them for ever."""
         super().data_received(data)
         if self._timer is not None:
             self._unfinished += len(data)
@@ -50,7 +50,7 @@ class _Patient(HttpToolsProtocol):
         """Wait for the rest of the headers."""
         super().on_message_begin()
         self._header_bytes = 0
-        self._arm()
+        self._start_timer()
 
     def on_url(self, url: bytes) -> None:
         """Count the request line."""
@@ -63,8 +63,8 @@ class _Patient(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """All headers are here: wait no more."""
-        self._disarm()
+        """Stop waiting: all headers are here."""
+        self._stop_timer()
         super().on_headers_complete()
 
     def _count(self, size: int) -> None:
@@ -74,25 +74,25 @@ class _Patient(HttpToolsProtocol):
             message = "headers too large"
             raise ValueError(message)
 
-    def _arm(self) -> None:
+    def _start_timer(self) -> None:
         if self._timer is None:
             self._unfinished = 0
-            self._timer = self.loop.call_later(self.header_timeout_s, self._give_up)
+            self._timer = self.loop.call_later(self.header_timeout_s, self._close_slow)
 
-    def _disarm(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _give_up(self) -> None:
+    def _close_slow(self) -> None:
         self._timer = None
         if not self.transport.is_closing():
             self.transport.close()
 
 
-def server(app: object, settings: Settings) -> uvicorn.Server:
-    """A server for `app` on the HTTP address of `settings`, not started."""
-    protocol = type("Patient", (_Patient,), {"header_timeout_s": settings.body_read_timeout_s})
+def create_server(app: object, settings: Settings) -> uvicorn.Server:
+    """Create a server for `app` on the HTTP address of `settings`; it is not started."""
+    protocol = type("HeaderLimitProtocol", (_HeaderLimitProtocol,), {"header_timeout_s": settings.body_read_timeout_s})
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]  # an ASGI app
         host=settings.host,

@@ -1,13 +1,16 @@
-"""How a replica makes itself known: a small record in Redis that it renews while it lives.
+"""Replica record: what a replica announces in Redis and renews while it lives, and how its routes are to be treated.
 
-Replicas write, the gateway reads; neither knows the other. A replica that stops renewing is forgotten after `LEASE_S`.
+Replicas write, the gateway reads; neither imports the other. A replica that stops renewing is dropped after `LEASE_S`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["LEASE_S", "RENEW_S", "ReplicaRecord", "replicas_key"]
+__all__ = ["EFFECTFUL", "ENDLESS", "LEASE_S", "RENEW_S", "ReplicaRecord", "replicas_key", "route_fields"]
 
 RENEW_S = 1.0
 """Seconds between two renewals."""
@@ -15,9 +18,18 @@ RENEW_S = 1.0
 LEASE_S = 5.0
 """Seconds without a renewal after which a record no longer counts."""
 
+_EFFECTFUL_KEY: Final = "x-fovea-effectful"
+_ENDLESS_KEY: Final = "x-fovea-endless"
+
+EFFECTFUL: Final[Mapping[str, Any]] = {_EFFECTFUL_KEY: True}
+"""`openapi_extra` of a route that leaves something behind, so that the gateway never sends its request twice."""
+
+ENDLESS: Final[Mapping[str, Any]] = {_ENDLESS_KEY: True}
+"""`openapi_extra` of a route that answers while its body arrives, so that the gateway bounds neither size nor time."""
+
 
 def replicas_key(service: str) -> str:
-    """Redis hash that holds the replicas of a service: replica id → Replica as JSON."""
+    """Redis hash that holds the replicas of a service: replica id → `ReplicaRecord` as JSON."""
     return f"fovea:replicas:{service}"
 
 
@@ -29,7 +41,7 @@ class ReplicaRecord(BaseModel):
     id: str
     service: str
     http: str = Field(description="Base URL, for example http://127.0.0.1:40123.")
-    grpc: str | None = Field(None, description="host:port of its Open Inference gRPC front.")
+    grpc: str | None = Field(None, description="host:port of its Open Inference gRPC server.")
     pid: int
     ready: bool = Field(
         description="Whether it can answer: nothing is still loading, and not every model failed to load."
@@ -38,4 +50,31 @@ class ReplicaRecord(BaseModel):
     routes: tuple[str, ...] = Field(
         (), description="Paths that it answers, for routing by path, for example /v1/segment."
     )
+    effectful: tuple[str, ...] = Field(
+        (), description="Those routes that leave something behind: a request that may have arrived is not sent again."
+    )
+    endless: tuple[str, ...] = Field(
+        (), description="Those routes whose body may never end: neither its size nor the time is bounded."
+    )
     seen: float = Field(description="Unix time of the last renewal.")
+
+
+def route_fields(document: Mapping[str, Any], is_own: Callable[[str], bool]) -> dict[str, tuple[str, ...]]:
+    """Read `routes`, `effectful` and `endless` of a record from a service's OpenAPI document.
+
+    Args:
+        document: The OpenAPI document; operations carry `EFFECTFUL` and `ENDLESS` as extensions.
+        is_own: Whether a path belongs to this service alone, so that the gateway may route by it.
+    """
+    paths = document.get("paths")
+    own = {path: item for path, item in paths.items() if is_own(path)} if isinstance(paths, Mapping) else {}
+    return {
+        "routes": tuple(own),
+        "effectful": tuple(path for path, item in own.items() if _has_mark(item, _EFFECTFUL_KEY)),
+        "endless": tuple(path for path, item in own.items() if _has_mark(item, _ENDLESS_KEY)),
+    }
+
+
+def _has_mark(item: Any, key: str) -> bool:
+    operations = item.values() if isinstance(item, Mapping) else ()
+    return any(isinstance(operation, Mapping) and operation.get(key) is True for operation in operations)

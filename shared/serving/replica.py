@@ -19,7 +19,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from shared.api.replica import RENEW_S, ReplicaRecord
+from shared.api.replica import RENEW_S, ReplicaRecord, route_fields
 from shared.registry.discovery import service_package
 from shared.serving.build_app import build
 from shared.serving.heartbeat import Heartbeat
@@ -62,7 +62,7 @@ class ReplicaServer:
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self._presence: Heartbeat | None = None
-        self._routes: tuple[str, ...] = ()
+        self._routes: dict[str, tuple[str, ...]] = {}
 
     async def start(self) -> None:
         """Listen, load the models in the background, and make the replica known.
@@ -79,7 +79,7 @@ class ReplicaServer:
                 self._serving.result()
             await asyncio.sleep(0.005)
         await self._start_grpc()
-        self._routes = _routes(self._app)
+        self._routes = route_fields(self._app.openapi(), _is_own)
         if self._settings.redis_url:
             self._presence = Heartbeat(self._settings.redis_url, self.record)
             self._presence.start()
@@ -110,8 +110,8 @@ class ReplicaServer:
             pid=os.getpid(),
             ready=self.host.settled,
             models=tuple(self.host.names()),
-            routes=self._routes,
             seen=time.time(),
+            **self._routes,
         )
 
     async def _start_grpc(self) -> None:
@@ -159,6 +159,6 @@ def _address(bind: str, port: int) -> str:
     return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
 
 
-def _routes(app: FastAPI) -> tuple[str, ...]:
-    """Paths by which the gateway may route: this service's own."""
-    return tuple(path for path in app.openapi()["paths"] if not path.startswith(_EVERYWHERE))
+def _is_own(path: str) -> bool:
+    """Whether the gateway may route by this path: not one that every service answers."""
+    return not path.startswith(_EVERYWHERE)

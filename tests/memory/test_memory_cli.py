@@ -12,7 +12,7 @@ import pytest
 
 from fovea import AsyncClient, Client
 from fovea import sessions_documents as calls
-from services.gateway.policy.auth import RELOAD_S
+from services.gateway.policy.auth import RELOAD_INTERVAL_S
 from shared.errors import Conflict, NotFound
 
 TITANS, LANDMARK = "fovea-titans-mac", "fovea-landmark-recall"
@@ -110,7 +110,7 @@ def test_document_from_the_command_line(fovea: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("remembering", ["keys"], indirect=True)
 def test_keys_keep_tenants_apart(remembering: Any) -> None:
     keys = [remembering.keys.add(tenant, ("infer",))[1] for tenant in ("ann", "bob")]
-    time.sleep(2 * RELOAD_S)  # the gateway looks at the file again
+    time.sleep(2 * RELOAD_INTERVAL_S)  # the gateway looks at the file again
     with Client(remembering.url, key=keys[0]) as ann, Client(remembering.url, key=keys[1]) as bob:
         session = ann.send(calls.open_session(TITANS)).id
         document = ann.send(calls.store_document(TEXT, model=LANDMARK)).id

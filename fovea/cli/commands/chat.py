@@ -13,8 +13,8 @@ import typer
 from rich.markup import escape
 
 from fovea.chat import ChatOptions
-from fovea.cli.commands.methods import asked
-from fovea.cli.common_options import AsJson, Key, Model, Session, Url
+from fovea.cli.commands.methods import build_longctx
+from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
 from fovea.cli.output import Screen
 from fovea.client import Client
 from fovea.transport import LOCAL
@@ -60,8 +60,8 @@ def chat(
         temperature=temperature, max_tokens=max_tokens, seed=seed, session_id=session, document_id=document
     )
     screen = Screen(as_json=as_json)
-    with Session(url, key).client() as client:
-        given["longctx"] = asked(client, method, knob or ())
+    with Connection(url, key).client() as client:
+        given["longctx"] = build_longctx(client, method, knob or ())
         talk = _Talk(client, screen, model or client.default("chat"), system, given)
         if not prompt and _at_terminal():
             talk.converse()

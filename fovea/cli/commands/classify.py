@@ -14,14 +14,14 @@ from typing import Annotated, Any
 import typer
 
 from fovea.async_client import AsyncClient
-from fovea.cli.batch_images import SETTINGS, ImageResult, Pictures
-from fovea.cli.common_options import AsJson, Key, Model, Session, Url
+from fovea.cli.batch_images import CONTEXT_SETTINGS, ImageBatch, ImageResult
+from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
 from fovea.cli.output import Screen
-from fovea.cli.typed_options import declared
+from fovea.cli.typed_options import add_request_options
 from fovea.transport import LOCAL
 from shared.api.classes import ClassifyIn, ClassifyOut
 
-__all__ = ["SETTINGS", "classify"]
+__all__ = ["CONTEXT_SETTINGS", "classify"]
 
 
 def _classify(
@@ -41,15 +41,15 @@ def _classify(
     Prints the class of each, or with --tile how many patches have which. The exit code is 1 if any failed.
     """
     wanted = _Classified(Screen(as_json=as_json), {**options, "model": model}, output=output)
-    wanted.go(words, concurrency, Session(url, key))
+    wanted.go(words, concurrency, Connection(url, key))
 
 
-classify = declared(_classify, ClassifyIn, without=frozenset({"image", "model"}))
+classify = add_request_options(_classify, ClassifyIn, without=frozenset({"image", "model"}))
 """The verb with the options that every classifier takes; those of one model alone are read from its schema."""
 
 
 @dataclass
-class _Classified(Pictures):
+class _Classified(ImageBatch):
     """The class of each picture, written down where asked for."""
 
     task = "classify"
@@ -62,21 +62,21 @@ class _Classified(Pictures):
         answer = ClassifyOut.model_validate(await self._ask(client, picture))
         if self.output is not None:
             tinted = await self._ask(client, picture, accept="image/jpeg")
-            await asyncio.to_thread(write, answer, tinted, self.output, stem)
-        return ImageResult(answer.model_dump(mode="json"), summary(answer))
+            await asyncio.to_thread(write_result, answer, tinted, self.output, stem)
+        return ImageResult(answer.model_dump(mode="json"), summarise(answer))
 
     async def _ask(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
         return await client.run(self.task, self.options, pictures={"image": picture}, accept=accept)
 
 
-def write(answer: ClassifyOut, tinted: bytes, folder: Path, stem: str) -> None:
+def write_result(answer: ClassifyOut, tinted: bytes, folder: Path, stem: str) -> None:
     """Write the answer and the tinted picture."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{stem}.json").write_text(json.dumps(answer.model_dump(mode="json"), indent=1) + "\n", "utf8")
     (folder / f"{stem}.classes.jpg").write_bytes(tinted)
 
 
-def summary(answer: ClassifyOut) -> str:
+def summarise(answer: ClassifyOut) -> str:
     """The classes of a whole picture with their probabilities, or the patches of each class."""
     if len(answer.results) == 1:
         return ", ".join(f"{each.label} {each.probability:.1%}" for each in answer.results[0].top)

@@ -15,15 +15,15 @@ from typing import Annotated, Any
 import typer
 
 from fovea.async_client import AsyncClient
-from fovea.cli.batch_images import SETTINGS, ImageResult, Pictures
-from fovea.cli.common_options import AsJson, Key, Model, Session, Url
+from fovea.cli.batch_images import CONTEXT_SETTINGS, ImageBatch, ImageResult
+from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
 from fovea.cli.output import Screen
-from fovea.cli.typed_options import declared
+from fovea.cli.typed_options import add_request_options
 from fovea.transport import LOCAL
 from shared.api.boxes import DetectIn, DetectOut
 from shared.errors import InvalidOption
 
-__all__ = ["SETTINGS", "detect"]
+__all__ = ["CONTEXT_SETTINGS", "detect"]
 
 FORMS = {
     "csv": ("csv", "text/csv"),
@@ -55,15 +55,15 @@ def _detect(
     """
     forms = _forms(also or (), output)
     wanted = _Detected(Screen(as_json=as_json), {**options, "model": model}, output=output, forms=forms)
-    wanted.go(words, concurrency, Session(url, key))
+    wanted.go(words, concurrency, Connection(url, key))
 
 
-detect = declared(_detect, DetectIn, without=frozenset({"image", "model", "include"}))
+detect = add_request_options(_detect, DetectIn, without=frozenset({"image", "model", "include"}))
 """The verb with the options that every detector takes; those of one model alone are read from its schema."""
 
 
 @dataclass
-class _Detected(Pictures):
+class _Detected(ImageBatch):
     """The boxes in each picture, written down in the forms asked for."""
 
     task = "detect"
@@ -77,8 +77,8 @@ class _Detected(Pictures):
         answer = DetectOut.model_validate(await self._ask(client, picture))
         if self.output is not None:
             files = {end: await self._ask(client, picture, accept=media) for end, media in self.forms.items()}
-            await asyncio.to_thread(write, answer, files, self.output, stem)
-        return ImageResult(answer.model_dump(mode="json"), summary(answer))
+            await asyncio.to_thread(write_result, answer, files, self.output, stem)
+        return ImageResult(answer.model_dump(mode="json"), summarise(answer))
 
     async def _ask(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
         return await client.run(self.task, self.options, pictures={"image": picture}, accept=accept)
@@ -97,7 +97,7 @@ def _forms(also: Sequence[str], output: Path | None) -> dict[str, str]:
     return {"boxes.jpg": "image/jpeg", **{FORMS[form][0]: FORMS[form][1] for form in also}}
 
 
-def write(answer: DetectOut, files: Mapping[str, bytes], folder: Path, stem: str) -> None:
+def write_result(answer: DetectOut, files: Mapping[str, bytes], folder: Path, stem: str) -> None:
     """Write the answer and its other forms."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{stem}.json").write_text(json.dumps(answer.model_dump(mode="json"), indent=1) + "\n", "utf8")
@@ -105,7 +105,7 @@ def write(answer: DetectOut, files: Mapping[str, bytes], folder: Path, stem: str
         (folder / f"{stem}.{end}").write_bytes(content)
 
 
-def summary(answer: DetectOut) -> str:
+def summarise(answer: DetectOut) -> str:
     """How many of each class, for people."""
     told = ", ".join(f"{count} × {label}" for label, count in answer.counts.items())
     return told or "nothing found"

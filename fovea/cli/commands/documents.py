@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from fovea import sessions_documents
-from fovea.cli.common_options import AsJson, Key, Model, Session, Url
+from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
 from fovea.cli.output import Screen
 from fovea.transport import LOCAL
 from shared.api.sessions import DocumentInfo
@@ -37,7 +37,7 @@ def add(
         file.read_text("utf-8"), model=model, name=name or file.name, longctx=knobs
     )
     screen = Screen(as_json=as_json)
-    with Session(url, key).client() as client:
+    with Connection(url, key).client() as client:
         _show(screen, client.send(call))
 
 
@@ -50,7 +50,7 @@ def list_(
 ) -> None:
     """List documents, newest first."""
     screen = Screen(as_json=as_json)
-    with Session(url, key).client() as client:
+    with Connection(url, key).client() as client:
         found = client.send(sessions_documents.documents(limit))
     if as_json:
         for one in found:
@@ -66,7 +66,7 @@ def list_(
 def show(document: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
     """Show a document and its text."""
     screen = Screen(as_json=as_json)
-    with Session(url, key).client() as client:
+    with Connection(url, key).client() as client:
         found = client.send(sessions_documents.document(document))
     _show(screen, found)
     if not as_json:
@@ -77,7 +77,7 @@ def show(document: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = Non
 def delete(document: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
     """Forget a document."""
     screen = Screen(as_json=as_json)
-    with Session(url, key).client() as client:
+    with Connection(url, key).client() as client:
         gone = client.send(sessions_documents.delete_document(document))
     if as_json:
         screen.line(gone)

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from fovea.cli.commands.probe import keep, pair, show, studied
-from fovea.cli.common_options import AsJson, Key, Session, Url
+from fovea.cli.commands.probe import parse_pair, print_report, run_study, save_report
+from fovea.cli.common_options import AsJson, Connection, Key, Url
 from fovea.cli.output import Screen
-from fovea.cli.schema_options import parsed
+from fovea.cli.schema_options import parse_options
 from fovea.transport import LOCAL
 from shared.errors import InvalidOption
 
@@ -59,18 +59,18 @@ def calibrate(
     chosen = {"lm": lm} if lm else {}
     wanted: dict[str, Any] = {"model": "head-plans", "kind": kind, "name": name, **chosen}
     wanted |= {} if share is None else {"share": share}
-    with Session(url, key).client() as client:
+    with Connection(url, key).client() as client:
         study = "retrieval-heads" if kind == "retrieval" else "head-plans"
-        options = parsed(dict(pair(text) for text in option or ()), client.model(study).request_schema)
+        options = parse_options(dict(parse_pair(text) for text in option or ()), client.model(study).request_schema)
         if kind == "retrieval":
-            found = studied(client, screen, {"model": study, **chosen, **options})
-            keep(found, study, output, screen)
+            found = run_study(client, screen, {"model": study, **chosen, **options})
+            save_report(found, study, output, screen)
             wanted["report"] = _evidence(found)
         else:
             wanted |= options
-        report = studied(client, screen, wanted)
-    keep(report, "head-plans", output, screen)
-    show(screen, report)
+        report = run_study(client, screen, wanted)
+    save_report(report, "head-plans", output, screen)
+    print_report(screen, report)
     screen.note(f'"longctx": {{"method": "{"act" if kind == "act" else "duo"}", "plan": "{name}"}}')
 
 

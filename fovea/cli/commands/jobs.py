@@ -11,8 +11,8 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fovea.cli.common_options import AsJson, Key, Session, Url
-from fovea.cli.output import Screen, state
+from fovea.cli.common_options import AsJson, Connection, Key, Url
+from fovea.cli.output import Screen, colour_status
 from fovea.client import Client
 from fovea.transport import LOCAL
 from shared.api.job import Job
@@ -34,7 +34,7 @@ def list_(
 ) -> None:
     """List jobs, newest first."""
     screen = Screen(as_json=as_json)
-    with Session(url, key).client() as client:
+    with Connection(url, key).client() as client:
         found = client.jobs.list(limit, dead=dead)
     if as_json:
         for job in found:
@@ -48,7 +48,7 @@ def list_(
 @app.command()
 def get(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
     """Show one job."""
-    with Session(url, key).client() as client:
+    with Connection(url, key).client() as client:
         _show(Screen(as_json=as_json), client.jobs.get(job_id))
 
 
@@ -56,7 +56,7 @@ def get(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = Non
 def watch(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
     """Follow a job to its end; the exit code says whether it succeeded."""
     screen = Screen(as_json=as_json)
-    with Session(url, key).client() as client:
+    with Connection(url, key).client() as client:
         last = _follow_json(client, screen, job_id) if as_json else _follow(client, screen, job_id)
     if not as_json:
         _show(screen, last)
@@ -67,14 +67,14 @@ def watch(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = N
 @app.command()
 def cancel(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
     """Cancel a job, also while it runs."""
-    with Session(url, key).client() as client:
+    with Connection(url, key).client() as client:
         _show(Screen(as_json=as_json), client.jobs.cancel(job_id))
 
 
 @app.command()
 def retry(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
     """Queue a failed or cancelled job again."""
-    with Session(url, key).client() as client:
+    with Connection(url, key).client() as client:
         _show(Screen(as_json=as_json), client.jobs.retry(job_id))
 
 
@@ -86,7 +86,7 @@ def result(
     key: Key = None,
 ) -> None:
     """Write the answer of a finished job, byte for byte."""
-    with Session(url, key).client() as client:
+    with Connection(url, key).client() as client:
         found = client.jobs.result(job_id)
     if output is None:
         sys.stdout.buffer.write(found.content)
@@ -122,7 +122,7 @@ def _show(screen: Screen, job: Job) -> None:
     if screen.as_json:
         screen.line(job)
         return
-    screen.out.print(f"[bold]{job.id}[/]  {state(job.status)}{' (dead letter)' if job.dead else ''}")
+    screen.out.print(f"[bold]{job.id}[/]  {colour_status(job.status)}{' (dead letter)' if job.dead else ''}")
     error = job.error or {}
     screen.facts(
         {
@@ -141,7 +141,14 @@ def _show(screen: Screen, job: Job) -> None:
 
 
 def _row(job: Job) -> tuple[str, ...]:
-    return (job.id, state(job.status), escape(job.path), f"{job.progress:.0%}", _age(job.created), escape(_note(job)))
+    return (
+        job.id,
+        colour_status(job.status),
+        escape(job.path),
+        f"{job.progress:.0%}",
+        _age(job.created),
+        escape(_note(job)),
+    )
 
 
 def _note(job: Job) -> str:

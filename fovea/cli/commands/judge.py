@@ -1,6 +1,6 @@
 """`fovea judge …`: label pairs of queries and passages, one or many; templates and calibrations.
 
-What is computed from labels (agreement, rankings, ensembles, the leaderboard) is in `judge_tables`.
+What is computed from labels (agreement, rankings, ensembles, the leaderboard) is in `judge_metrics`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fovea import endpoints, judge_endpoints
-from fovea.cli.commands import judge_tables
-from fovea.cli.common_options import AsJson, Key, Session, Url
+from fovea.cli.commands import judge_metrics
+from fovea.cli.common_options import AsJson, Connection, Key, Url
 from fovea.cli.output import Screen
 from fovea.client import Client
 from fovea.transport import LOCAL
@@ -25,10 +25,10 @@ from shared.errors import Malformed
 __all__ = ["app"]
 
 app = typer.Typer(help="Grade passages for queries, and see how far the grades can be trusted.", no_args_is_help=True)
-app.command("agreement")(judge_tables.agreement)
-app.command("rankings")(judge_tables.rankings)
-app.command("ensemble")(judge_tables.ensemble)
-app.command("leaderboard")(judge_tables.leaderboard)
+app.command("agreement")(judge_metrics.agreement)
+app.command("rankings")(judge_metrics.rankings)
+app.command("ensemble")(judge_metrics.ensemble)
+app.command("leaderboard")(judge_metrics.leaderboard)
 
 Judge = Annotated[str | None, typer.Option("--judge", "-j", help="prompted-grade, log-odds …", show_default=False)]
 Template = Annotated[str | None, typer.Option("--template", "-t", help="See `templates`.", show_default=False)]
@@ -53,10 +53,10 @@ def pair(
     key: Key = None,
 ) -> None:
     """Grade one passage for one query; exit code 1 where no grade came out."""
-    text = judge_endpoints.text_of(Path("-")) if passage == "-" else passage
+    text = judge_endpoints.read_text(Path("-")) if passage == "-" else passage
     options = {"template": template, "llm": llm, "calibration": calibration, "rationale": rationale or None}
     screen = Screen(as_json=as_json)
-    with Session(url, key).client() as client:
+    with Connection(url, key).client() as client:
         answer = client.run("judge", {"model": judge, "pairs": [{"query": query, "passage": text}], **options})
     verdict = answer["results"][0]
     if as_json:
@@ -99,24 +99,24 @@ def batch(
     body = {
         "model": judge,
         "options": {name: value for name, value in options.items() if value is not None},
-        "topics": judge_endpoints.text_of(topics),
-        "passages": judge_endpoints.text_of(passages),
-        "pairs": judge_endpoints.text_of(pairs),
-        "runs": "".join(map(judge_endpoints.text_of, runs or ())),
-        "qrels": judge_endpoints.text_of(qrels),
+        "topics": judge_endpoints.read_text(topics),
+        "passages": judge_endpoints.read_text(passages),
+        "pairs": judge_endpoints.read_text(pairs),
+        "runs": "".join(map(judge_endpoints.read_text, runs or ())),
+        "qrels": judge_endpoints.read_text(qrels),
         "depth": depth,
         "budget_tokens": budget,
         "per_minute": per_minute,
         "at_once": at_once,
     }
     screen = Screen(as_json=as_json)
-    with Session(url, key).client() as client:
-        job = client.send(endpoints.queued(judge_endpoints.computed("batches", body), None))
+    with Connection(url, key).client() as client:
+        job = client.send(endpoints.as_job(judge_endpoints.compute("batches", body), None))
         _follow(client, screen, job)
         done = client.jobs.result(job.id).json()
         if output is not None:
             form = _FORMS.get(output.with_suffix("").suffix if output.suffix == ".gz" else output.suffix, "qrels")
-            judge_endpoints.write(output, client.send(judge_endpoints.labels(done["id"], form)))
+            judge_endpoints.write_text(output, client.send(judge_endpoints.labels(done["id"], form)))
     if as_json:
         screen.line(done)
     else:
@@ -136,16 +136,16 @@ def templates(
 ) -> None:
     """List the prompts, or show one, filled in with a query and a passage and sent to nobody."""
     screen = Screen(as_json=as_json)
-    with Session(url, key).client() as client:
+    with Connection(url, key).client() as client:
         if name is not None:
             body = {"query": query or "{query}", "passage": passage or "{passage}"}
-            shown = client.send(judge_endpoints.computed(f"templates/{name}/render", body))
+            shown = client.send(judge_endpoints.compute(f"templates/{name}/render", body))
             if as_json:
                 screen.line(shown)
             else:
                 screen.text("\n\n".join(filter(None, [shown["system"], *("\n".join(turn) for turn in shown["turns"])])))
             return
-        found = client.send(judge_endpoints.stored("templates"))
+        found = client.send(judge_endpoints.fetch("templates"))
     if as_json:
         for one in found:
             screen.line(one)
@@ -167,10 +167,14 @@ def calibrate(
     key: Key = None,
 ) -> None:
     """Fit the cuts that turn a judge's signal into grades; evaluated with whole queries left out."""
-    body = {**_training(judge_endpoints.text_of(signals), judge_endpoints.text_of(reference)), "how": how, "name": name}
+    body = {
+        **_training(judge_endpoints.read_text(signals), judge_endpoints.read_text(reference)),
+        "how": how,
+        "name": name,
+    }
     screen = Screen(as_json=as_json)
-    with Session(url, key).client() as client:
-        found = client.send(judge_endpoints.computed("calibrations", body))
+    with Connection(url, key).client() as client:
+        found = client.send(judge_endpoints.compute("calibrations", body))
     if as_json:
         screen.line(found)
         return
@@ -180,7 +184,7 @@ def calibrate(
             "calibration": found["called"],
             "cuts": ", ".join(f"{cut:.4f}" for cut in cuts["cuts"]),
             "fitted on": f"{cuts['pairs']} pairs of {cuts['queries']} queries",
-            **{name: judge_tables.figure(value) for name, value in cuts["metrics"].items()},
+            **{name: judge_metrics.format_figure(value) for name, value in cuts["metrics"].items()},
         }
     )
     for warning in cuts["warnings"]:

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fovea.cli.commands.probe import pair
-from fovea.cli.common_options import AsJson, Key, Session, Url
+from fovea.cli.commands.probe import parse_pair
+from fovea.cli.common_options import AsJson, Connection, Key, Url
 from fovea.cli.output import Screen
-from fovea.cli.schema_options import described, parsed
+from fovea.cli.schema_options import describe_options, parse_options
 from fovea.client import Client
 from fovea.method_schema import MethodCard
 from fovea.method_schema import methods as listed
@@ -19,7 +19,7 @@ from fovea.transport import LOCAL
 from shared.api.text import LongctxOptions
 from shared.errors import NotFound
 
-__all__ = ["asked", "methods"]
+__all__ = ["build_longctx", "methods"]
 
 
 def methods(
@@ -32,7 +32,7 @@ def methods(
 ) -> None:
     """List attention methods, or show one's knobs."""
     screen = Screen(as_json=as_json)
-    with Session(url, key).client() as client:
+    with Connection(url, key).client() as client:
         found = client.send(listed()) if name is None else [_named(client, name)]
     if as_json:
         for one in found:
@@ -43,10 +43,10 @@ def methods(
     else:
         screen.text(found[0].help)
         screen.out.print()
-        screen.facts({f"-K {knob}=": about for knob, about in described(found[0].knobs)})
+        screen.facts({f"-K {knob}=": about for knob, about in describe_options(found[0].knobs)})
 
 
-def asked(client: Client, name: str | None, knobs: Sequence[str]) -> dict[str, Any] | None:
+def build_longctx(client: Client, name: str | None, knobs: Sequence[str]) -> dict[str, Any] | None:
     """`longctx` of a request from `--method` and `--knob NAME=VALUE`; None where neither is given.
 
     Raises:
@@ -60,7 +60,7 @@ def asked(client: Client, name: str | None, knobs: Sequence[str]) -> dict[str, A
         "properties": {**own["properties"], **card.knobs.get("properties", {})},
         "$defs": {**own.get("$defs", {}), **card.knobs.get("$defs", {})},
     }
-    return {"method": card.name, **parsed(dict(map(pair, knobs)), schema)}
+    return {"method": card.name, **parse_options(dict(map(parse_pair, knobs)), schema)}
 
 
 def _named(client: Client, name: str) -> MethodCard:

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fovea.cli.common_options import AsJson, Key, Session, Url
-from fovea.cli.headline_metric import headline
+from fovea.cli.common_options import AsJson, Connection, Key, Url
+from fovea.headline_metric import pick_headline
 from fovea.cli.output import Screen
-from fovea.cli.schema_options import described
+from fovea.cli.schema_options import describe_options
 from fovea.results import ModelCard
 from fovea.transport import LOCAL
 from shared.api.model import ModelEntry, sparsity_in_words
@@ -30,7 +30,7 @@ def models(
 ) -> None:
     """List the served models, or show one model's card."""
     screen = Screen(as_json=as_json)
-    with Session(url, key).client() as client:
+    with Connection(url, key).client() as client:
         if name is not None:
             _show(screen, client.model(name))
             return
@@ -52,7 +52,7 @@ def _row(entry: ModelEntry) -> tuple[str, ...]:
 
 def _measured(entry: ModelEntry) -> str:
     """The number that says most, ours beside the paper's."""
-    told = headline((entry.model_extra or {}).get("metrics") or ())
+    told = pick_headline((entry.model_extra or {}).get("metrics") or ())
     if told is None:
         return "[dim]–[/]"
     return f"{_figure(told.ours)} / {_figure(told.paper)} [dim]{escape(told.name)}[/]"
@@ -70,7 +70,7 @@ def _show(screen: Screen, card: ModelCard) -> None:
     screen.text(card.summary)
     screen.out.print()
     screen.facts(dict(_facts(card)))
-    if options := list(described(card.request_schema)):
+    if options := list(describe_options(card.request_schema)):
         screen.out.print("\n[bold]Options[/]")
         screen.facts({f"--{name.replace('_', '-')}": about for name, about in options})
 

@@ -14,14 +14,14 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fovea.cli.common_options import AsJson, Key, Session, Url
+from fovea.cli.common_options import AsJson, Connection, Key, Url
 from fovea.cli.output import Screen
-from fovea.cli.schema_options import parsed
+from fovea.cli.schema_options import parse_options
 from fovea.client import Client
 from fovea.transport import LOCAL
 from shared.errors import InvalidOption
 
-__all__ = ["keep", "pair", "probe", "show", "studied"]
+__all__ = ["parse_pair", "print_report", "probe", "run_study", "save_report"]
 
 PLAN = "head-plan.json"
 SHOWN = 12
@@ -55,24 +55,24 @@ def probe(
     what was kept.
     """
     screen = Screen(as_json=as_json)
-    with Session(url, key).client() as client:
+    with Connection(url, key).client() as client:
         schema = client.model(experiment).request_schema
-        texts = dict(pair(text) for text in option or ())
+        texts = dict(parse_pair(text) for text in option or ())
         chosen = {"lm": lm} if lm else {}
-        request = {"model": experiment, **chosen, **parsed(texts, schema)}
-        report = studied(client, screen, request)
-        keep(report, experiment, output, screen)
-        show(screen, report)
+        request = {"model": experiment, **chosen, **parse_options(texts, schema)}
+        report = run_study(client, screen, request)
+        save_report(report, experiment, output, screen)
+        print_report(screen, report)
         if then is None:
             return
         grid = {"model": "needle-grid", "lengths": _numbers(lengths), "depths": _numbers(depths), **chosen}
         for method in ({"method": "dense"}, {"method": then, "plan": _plan(report)}):
-            kept = studied(client, screen, {**grid, "longctx": method})
-            keep(kept, f"needle-{method['method']}", output, screen)
+            kept = run_study(client, screen, {**grid, "longctx": method})
+            save_report(kept, f"needle-{method['method']}", output, screen)
             _grid(screen, str(method["method"]), kept)
 
 
-def studied(client: Client, screen: Screen, request: dict[str, Any]) -> dict[str, Any]:
+def run_study(client: Client, screen: Screen, request: dict[str, Any]) -> dict[str, Any]:
     """A report, made as a job while its progress shows."""
     job = client.jobs.submit("probe", request)
     share = TextColumn("{task.percentage:>3.0f} %")
@@ -85,7 +85,7 @@ def studied(client: Client, screen: Screen, request: dict[str, Any]) -> dict[str
     return found
 
 
-def show(screen: Screen, report: dict[str, Any]) -> None:
+def print_report(screen: Screen, report: dict[str, Any]) -> None:
     """Tell a report: warnings, numbers and the beginning of its first table."""
     if screen.as_json:
         screen.line(report)
@@ -113,7 +113,7 @@ def _grid(screen: Screen, method: str, report: dict[str, Any]) -> None:
     screen.table(("depth", *(f"{tick} tokens" for tick in grid["columns"]["ticks"])), rows)
 
 
-def keep(report: dict[str, Any], name: str, folder: Path | None, screen: Screen) -> None:
+def save_report(report: dict[str, Any], name: str, folder: Path | None, screen: Screen) -> None:
     """Write a report and its artefacts into a folder, where one is given."""
     if folder is None:
         return
@@ -132,7 +132,7 @@ def _plan(report: dict[str, Any]) -> Any:
     return json.loads(found["content"])
 
 
-def pair(text: str) -> tuple[str, str]:
+def parse_pair(text: str) -> tuple[str, str]:
     """Name and value of an option.
 
     Raises:

@@ -19,10 +19,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from fovea import endpoints
 from fovea.async_client import AsyncClient
 from fovea.call import Call
-from fovea.cli.common_options import AsJson, Key, Model, Session, Url
-from fovea.cli.input_files import Source, sources
+from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
+from fovea.cli.input_files import ImageSource, find_images
 from fovea.cli.output import Screen
-from fovea.cli.typed_options import declared
+from fovea.cli.typed_options import add_request_options
 from fovea.transport import LOCAL
 from shared.api.job import Job
 from shared.api.restore import RestoreIn, RestoreOut
@@ -50,12 +50,12 @@ def _restore(
     For each picture NAME, writes NAME.restored.png (or its format) and NAME.json. The exit code is 1 if any failed.
     """
     work = _Work(output, Screen(as_json=as_json), reference, {**options, "model": model})
-    asyncio.run(_run(work, words, Session(url, key)))
+    asyncio.run(_run(work, words, Connection(url, key)))
     if work.failed:
         raise typer.Exit(1)
 
 
-restore = declared(_restore, RestoreIn, without=frozenset({"image", "reference", "model", "picture"}))
+restore = add_request_options(_restore, RestoreIn, without=frozenset({"image", "reference", "model", "picture"}))
 """The verb with the options that restoring takes."""
 
 
@@ -69,25 +69,25 @@ class _Work:
     options: dict[str, Any] = field(default_factory=dict)
     failed: int = 0
 
-    async def one(self, client: AsyncClient, source: Source) -> None:
+    async def one(self, client: AsyncClient, source: ImageSource) -> None:
         """Restore one picture, write the result, and say so."""
         try:
             answer = await self._answer(client, self.call(await source.read()))
-            files = await asyncio.to_thread(write, answer, self.output, source.stem)
+            files = await asyncio.to_thread(write_result, answer, self.output, source.stem)
         except FoveaError as error:
             self.failed += 1
             self.screen.error(error, about=source.said)
             return
         if self.screen.as_json:
-            self.screen.line({"file": source.said, **facts(answer), "written": files})
+            self.screen.line({"file": source.said, **build_facts(answer), "written": files})
         else:
-            self.screen.text(f"{source.said}: {summary(answer)}")
+            self.screen.text(f"{source.said}: {summarise(answer)}")
 
     async def _answer(self, client: AsyncClient, call: Call[RestoreOut]) -> RestoreOut:
         try:
             return await client.send(call)
         except DeadlineExceeded:
-            job = await client.send(endpoints.queued(call))
+            job = await client.send(endpoints.as_job(call))
             self.screen.note(f"Goes on as job {job.id}.")
         columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self.screen.err, transient=True, disable=self.screen.as_json) as bar:
@@ -102,11 +102,11 @@ class _Work:
     def call(self, picture: bytes) -> Call[RestoreOut]:
         """The request for one picture."""
         pictures = {"image": picture, "reference": self.reference}
-        return replace(endpoints.task("restore", self.options, pictures), read=endpoints.into(RestoreOut))
+        return replace(endpoints.task("restore", self.options, pictures), read=endpoints.parse_as(RestoreOut))
 
 
-async def _run(work: _Work, words: list[str], session: Session) -> None:
-    found = sources(words)
+async def _run(work: _Work, words: list[str], session: Connection) -> None:
+    found = find_images(words)
     if not found:
         raise InvalidOption("No picture was named.", hint="Name files, folders, patterns, URLs, or - for stdin.")
     async with session.aclient() as client:
@@ -114,14 +114,14 @@ async def _run(work: _Work, words: list[str], session: Session) -> None:
             await work.one(client, source)
 
 
-def write(answer: RestoreOut, folder: Path, stem: str) -> list[str]:
+def write_result(answer: RestoreOut, folder: Path, stem: str) -> list[str]:
     """Write the pictures and facts of an answer; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     named = {
         f"{stem}.restored.{_ENDINGS[answer.format]}": answer.restored,
         f"{stem}.reflection.png": answer.reflection,
         f"{stem}.comparison.jpg": answer.comparison,
-        f"{stem}.json": (json.dumps(facts(answer), indent=2) + "\n").encode(),
+        f"{stem}.json": (json.dumps(build_facts(answer), indent=2) + "\n").encode(),
     }
     written = {folder / name: content for name, content in named.items() if content is not None}
     for path, content in written.items():
@@ -129,12 +129,12 @@ def write(answer: RestoreOut, folder: Path, stem: str) -> list[str]:
     return [str(path) for path in written]
 
 
-def facts(answer: RestoreOut) -> dict[str, Any]:
+def build_facts(answer: RestoreOut) -> dict[str, Any]:
     """What an answer says beside its pictures."""
     return answer.model_dump(mode="json", exclude={"restored", "reflection", "comparison"}, exclude_none=True)
 
 
-def summary(answer: RestoreOut) -> str:
+def summarise(answer: RestoreOut) -> str:
     """An answer in one line."""
     size, cost = f"{answer.width}×{answer.height}", answer.estimate
     if answer.restored is None and answer.reflection is None and answer.comparison is None:

@@ -8,15 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from fovea.cli.common_options import AsJson, Key, Model, Session, Url
+from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
 from fovea.cli.output import Screen
-from fovea.cli.schema_options import parsed, picture_fields, split
+from fovea.cli.schema_options import list_picture_fields, parse_options, split_arguments
 from fovea.transport import LOCAL
 from shared.errors import InvalidOption
 
-__all__ = ["SETTINGS", "run"]
+__all__ = ["CONTEXT_SETTINGS", "run"]
 
-SETTINGS = {"ignore_unknown_options": True}
+CONTEXT_SETTINGS = {"ignore_unknown_options": True}
 """Options that only the served model knows are left among the words."""
 
 
@@ -45,12 +45,12 @@ def run(
     [bold]fovea models ID[/] lists a model's options; write them as --top-k 3.
     """
     screen = Screen(as_json=as_json)
-    with Session(url, key).client() as client:
+    with Connection(url, key).client() as client:
         name = model or client.default(task)
         schema = client.model(name).request_schema
-        files, texts = split(words or [], schema)
+        files, texts = split_arguments(words or [], schema)
         texts |= dict(_pair(text) for text in option or ())
-        request = {"model": name, **parsed(texts, schema)}
+        request = {"model": name, **parse_options(texts, schema)}
         pictures = dict(zip(_fields(schema, files), files, strict=True))
         if job:
             screen.line(client.jobs.submit(task, request, pictures=pictures, accept=accept))
@@ -67,7 +67,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _fields(schema: dict[str, Any], files: list[str]) -> list[str]:
-    fields = picture_fields(schema)
+    fields = list_picture_fields(schema)
     if len(files) > len(fields):
         detail = f"{len(files)} files were named; this model takes {len(fields)}."
         raise InvalidOption(detail, hint=f"Its picture fields are: {', '.join(fields) or 'none'}.")

@@ -15,14 +15,14 @@ import typer
 
 from fovea import endpoints
 from fovea.async_client import AsyncClient
-from fovea.cli.batch_images import SETTINGS, ImageResult, Pictures
-from fovea.cli.common_options import AsJson, Key, Model, Session, Url
+from fovea.cli.batch_images import CONTEXT_SETTINGS, ImageBatch, ImageResult
+from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
 from fovea.cli.output import Screen
-from fovea.cli.typed_options import declared
+from fovea.cli.typed_options import add_request_options
 from fovea.transport import LOCAL
 from shared.api.mask import SegmentIn, SegmentOut
 
-__all__ = ["SETTINGS", "segment"]
+__all__ = ["CONTEXT_SETTINGS", "segment"]
 
 _WRITTEN = ("mask", "contours", "overlay")
 
@@ -42,15 +42,15 @@ def _segment(
     For each picture NAME, writes NAME.mask.png, NAME.overlay.jpg and NAME.json. The exit code is 1 if any failed.
     """
     wanted = _Segmented(Screen(as_json=as_json), {**options, "model": model}, output=output)
-    wanted.go(words, concurrency, Session(url, key))
+    wanted.go(words, concurrency, Connection(url, key))
 
 
-segment = declared(_segment, SegmentIn, without=frozenset({"image", "model", "include"}))
+segment = add_request_options(_segment, SegmentIn, without=frozenset({"image", "model", "include"}))
 """The verb with the options that every segmentation model takes; those of one model alone are read from its schema."""
 
 
 @dataclass
-class _Segmented(Pictures):
+class _Segmented(ImageBatch):
     """Mask, overlay and numbers of each picture, written down."""
 
     task = "segment"
@@ -61,14 +61,14 @@ class _Segmented(Pictures):
     async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> ImageResult:
         """Segment one picture."""
         answer = await client.send(endpoints.segment(picture, None, {**self.options, "include": _WRITTEN}))
-        files = await asyncio.to_thread(write, answer, self.output, stem)
-        return ImageResult({**facts(answer), "written": files}, f"{_summary(answer)} → {self.output / stem}.*")
+        files = await asyncio.to_thread(write_result, answer, self.output, stem)
+        return ImageResult({**build_facts(answer), "written": files}, f"{_summary(answer)} → {self.output / stem}.*")
 
 
-def write(answer: SegmentOut, folder: Path, stem: str) -> list[str]:
+def write_result(answer: SegmentOut, folder: Path, stem: str) -> list[str]:
     """Write mask, overlay and facts of an answer; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    files: dict[Path, bytes] = {folder / f"{stem}.json": _lines(facts(answer)).encode()}
+    files: dict[Path, bytes] = {folder / f"{stem}.json": _lines(build_facts(answer)).encode()}
     if answer.mask is not None:
         files[folder / f"{stem}.mask.png"] = answer.mask
     if answer.overlay is not None:
@@ -78,7 +78,7 @@ def write(answer: SegmentOut, folder: Path, stem: str) -> list[str]:
     return [str(path) for path in files]
 
 
-def facts(answer: SegmentOut) -> dict[str, Any]:
+def build_facts(answer: SegmentOut) -> dict[str, Any]:
     """What an answer says beside its pictures."""
     return answer.model_dump(mode="json", exclude={"mask", "overlay", "probability"}, exclude_none=True)
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from fovea import sessions_documents
 from fovea.call import Call
 from fovea.cli.common_options import AsJson, Key, Model, Url
-from fovea.cli.common_options import Session as Gateway
+from fovea.cli.common_options import Connection as Gateway
 from fovea.cli.output import Screen
 from fovea.transport import LOCAL
 from shared.api.sessions import Session

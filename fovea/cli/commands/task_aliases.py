@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
-from fovea.cli.commands.run import SETTINGS, run
+from fovea.cli.commands.run import CONTEXT_SETTINGS, run
 
-__all__ = ["SETTINGS", "actions", "plan", "scanpath"]
+__all__ = ["CONTEXT_SETTINGS", "actions", "plan", "scanpath"]
 
 
 def _deed(task: str, what: str) -> Callable[..., None]:

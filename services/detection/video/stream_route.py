@@ -23,6 +23,7 @@ from services.detection.video.frame_parsers import FrameParser, choose_parser
 from services.detection.video.stream_pipeline import DetectStreamOptions, detect_frames
 from shared.api.boxes import DetectedFrame, DetectIn, DetectOut
 from shared.api.problem import problem
+from shared.api.replica import ENDLESS
 from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, QueueFull
 from shared.registry import CallContext
 from shared.serving.host import Host
@@ -51,6 +52,7 @@ router = APIRouter(tags=["domain"])
     response_class=Response,
     responses={200: {"content": {NDJSON: {}, FILM: {}}, "description": "One record per frame."}},
     openapi_extra={
+        **ENDLESS,
         "parameters": [
             {"name": name, "in": "query", "required": False, "schema": prop, "description": prop.get("description", "")}
             for name, prop in DetectStreamOptions.model_json_schema()["properties"].items()

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 from starlette.requests import Request
 
-from fovea.errors import failed
+from fovea.errors import parse_error
 from shared.api.model import ModelEntry, ModelList
 from shared.errors import Fault, FoveaError, NotFound, NotReady
 
@@ -71,5 +71,5 @@ class InProcessClient:
             response = await transport.handle_async_request(question)
             await response.aread()
         if response.is_error:
-            raise failed(response)
+            raise parse_error(response)
         return response.json()

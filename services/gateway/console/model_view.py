@@ -5,46 +5,54 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fovea.cli.headline_metric import headline
+from fovea.headline_metric import pick_headline
 from services.gateway.console.schema_forms import Field
 from shared.api.model import ModelEntry, sparsity_in_words
 
-__all__ = ["PAGES", "facts", "grouped", "open_path", "relatives", "seen", "type_words"]
+__all__ = [
+    "PAGES",
+    "describe_model",
+    "describe_type",
+    "find_page",
+    "group_by_service",
+    "list_facts",
+    "list_sibling_tasks",
+]
 
 PAGES = {task: f"/console/{task}" for task in ("segment", "detect", "restore", "chat")}
 """Tasks with a page of their own; every other task has the generic one."""
 
 
-def open_path(task: str, model: str) -> str | None:
+def find_page(task: str, model: str) -> str | None:
     """The page on which a model can be tried; None for tensors alone (a model on a Triton server, for example)."""
     if task == "infer":
         return None
     return f"{PAGES.get(task, f'/console/run/{task}')}?model={model}"
 
 
-def relatives(entries: Sequence[ModelEntry], service: str) -> list[tuple[str, str]]:
+def list_sibling_tasks(entries: Sequence[ModelEntry], service: str) -> list[tuple[str, str]]:
     """The tasks of a service and their pages, in the order of its models."""
     tasks = dict.fromkeys(entry.task for entry in entries if entry.service == service and entry.task != "infer")
     return [(task, PAGES.get(task, f"/console/run/{task}")) for task in tasks]
 
 
-def seen(entry: ModelEntry | Mapping[str, Any]) -> dict[str, Any]:
+def describe_model(entry: ModelEntry | Mapping[str, Any]) -> dict[str, Any]:
     """A model as templates use it: its facts, its headline, the page to try it on, and an id that fits into HTML."""
     facts = entry.model_dump() if isinstance(entry, ModelEntry) else dict(entry)
     slug = "".join(c if c.isalnum() else "-" for c in facts["id"])
-    told = headline(facts.get("metrics") or ())
-    return {**facts, "open": open_path(facts["task"], facts["id"]), "slug": slug, "headline": told}
+    told = pick_headline(facts.get("metrics") or ())
+    return {**facts, "open": find_page(facts["task"], facts["id"]), "slug": slug, "headline": told}
 
 
-def grouped(entries: Sequence[ModelEntry]) -> list[dict[str, Any]]:
+def group_by_service(entries: Sequence[ModelEntry]) -> list[dict[str, Any]]:
     """Services in name order with their models: `{name, models}`."""
     services: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
-        services.setdefault(entry.service, []).append(seen(entry))
+        services.setdefault(entry.service, []).append(describe_model(entry))
     return [{"name": name, "models": models} for name, models in sorted(services.items())]
 
 
-def facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def list_facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Facts of a card as (name, value, remark), without those that the model has not got."""
     yield "Task", card["task"], ""
     if card.get("variant"):
@@ -65,7 +73,7 @@ def facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield ("Weights", weights[:16] + "…", "sha256") if weights else ("Weights", "random", "no trained weights")
 
 
-def type_words(field: Field) -> str:
+def describe_type(field: Field) -> str:
     """The type of an option for people."""
     if field.choices:
         several = "some of " if field.kind == "choices" else ""

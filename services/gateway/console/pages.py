@@ -19,8 +19,8 @@ from starlette.staticfiles import StaticFiles
 
 from services.gateway.console import model_view
 from services.gateway.console.gateway_client import InProcessClient
-from services.gateway.console.schema_forms import Field, fields
-from services.gateway.console.snippets import snippets, task_path
+from services.gateway.console.schema_forms import Field, build_fields
+from services.gateway.console.snippets import build_snippets, task_path
 from shared.api.model import ModelEntry
 from shared.errors import FoveaError, InvalidOption
 
@@ -142,7 +142,12 @@ class Console:
         counts = {"all": len(entries), "ready": sum(entry.ready for entry in entries)}
         tasks = {entry.task for entry in entries}
         return self._draw(
-            "home.html", request, page="models", services=model_view.grouped(entries), counts=counts, tasks=tasks
+            "home.html",
+            request,
+            page="models",
+            services=model_view.group_by_service(entries),
+            counts=counts,
+            tasks=tasks,
         )
 
     async def segment(self, request: Request) -> Response:
@@ -200,18 +205,18 @@ class Console:
                 "shown": f.shown,
                 "help": f.help,
                 "required": f.required,
-                "type_words": model_view.type_words(f),
+                "type_words": model_view.describe_type(f),
             }
-            for f in fields(card.get("schema") or {})
+            for f in build_fields(card.get("schema") or {})
         ]
         return self._draw(
             "card.html",
             request,
             page="models",
-            card=model_view.seen(card),
+            card=model_view.describe_model(card),
             options=options,
-            facts=list(model_view.facts(card)),
-            snippets=snippets(card, _origin(request), keys=self._keys),
+            facts=list(model_view.list_facts(card)),
+            snippets=build_snippets(card, _origin(request), keys=self._keys),
         )
 
     async def _bench(
@@ -244,7 +249,7 @@ class Console:
             threshold=_default(card or {}, "threshold", 0.5),
             confidence=_default(card or {}, "confidence", 0.25),
             iou=_default(card or {}, "iou", 0.45),
-            relatives=model_view.relatives(entries, chosen.service) if chosen else [],
+            relatives=model_view.list_sibling_tasks(entries, chosen.service) if chosen else [],
             downloads=_downloads(card or {}),
         )
 
@@ -280,7 +285,7 @@ def _starters(example: dict[str, Any]) -> tuple[str, ...]:
 
 def _options(card: dict[str, Any], task: str, given: dict[str, Any] | None = None) -> list[Field]:
     without = _OWN_CONTROLS.get(task, frozenset({"model"})) | ({"longctx"} if _takes_methods(card) else set())
-    found = fields(card.get("schema") or {}, without=without, values=given)
+    found = build_fields(card.get("schema") or {}, without=without, values=given)
     return sorted(
         found, key=lambda field: (not field.required, _FIRST.index(field.name) if field.name in _FIRST else 99)
     )
@@ -295,9 +300,10 @@ def _methods(card: dict[str, Any], found: Sequence[dict[str, Any]]) -> list[dict
     root = card.get("schema") or {}
     options = root.get("$defs", {}).get("LongctxOptions", {})
     other = frozenset(options.get("properties", {})) - _BUDGET
-    budget = fields({**options, "$defs": root.get("$defs", {})}, without=other)
+    budget = build_fields({**options, "$defs": root.get("$defs", {})}, without=other)
     return [
-        {"name": one["name"], "summary": one["summary"], "fields": [*fields(one["knobs"]), *budget]} for one in found
+        {"name": one["name"], "summary": one["summary"], "fields": [*build_fields(one["knobs"]), *budget]}
+        for one in found
     ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Field", "Kind", "fields"]
+__all__ = ["Field", "Kind", "build_fields"]
 
 Kind = Literal[
     "picture", "pictures", "file", "choice", "choices", "number", "integer", "switch", "text", "prose", "list", "json"
@@ -68,7 +68,7 @@ class Field:
         return self.kind == "number" and self.low is not None and self.high is not None and self.high - self.low <= 10
 
 
-def fields(schema: Schema, *, without: frozenset[str] = frozenset(), values: Schema | None = None) -> list[Field]:
+def build_fields(schema: Schema, *, without: frozenset[str] = frozenset(), values: Schema | None = None) -> list[Field]:
     """The fields of an object schema, in its order; required ones first.
 
     Args:

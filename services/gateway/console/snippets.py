@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Snippet", "snippets", "task_path"]
+__all__ = ["Snippet", "build_snippets", "task_path"]
 
 _NUMPY = {"FP32": "float32", "FP16": "float16", "FP64": "float64", "UINT8": "uint8", "INT32": "int32", "INT64": "int64"}
 
@@ -28,7 +28,7 @@ def task_path(task: str) -> str:
     return {"chat": "/v1/chat/completions", "complete": "/v1/completions"}.get(task, f"/v1/{task}")
 
 
-def snippets(card: Mapping[str, Any], origin: str, *, keys: bool = False) -> list[Snippet]:
+def build_snippets(card: Mapping[str, Any], origin: str, *, keys: bool = False) -> list[Snippet]:
     """Ready-to-run calls of a model.
 
     Args:

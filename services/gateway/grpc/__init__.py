@@ -1,1 +1,1 @@
-"""The gateway's gRPC side: server, proxy to replicas, health service, protobuf field reader."""
+"""The gateway's gRPC side: server, proxy to replicas, health service, reader of one protobuf field."""

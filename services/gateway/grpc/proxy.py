@@ -1,4 +1,4 @@
-"""gRPC calls to replicas: the least loaded one first, another one when it is out of reach, until the deadline.
+"""gRPC proxy: sends calls to the least loaded replica, under the same retry policy as the HTTP proxy.
 
 Knows nothing about methods and messages; they are bytes here.
 """
@@ -6,43 +6,35 @@ Knows nothing about methods and messages; they are bytes here.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import grpc
 
+from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
 from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
 from shared.errors import DeadlineExceeded, NotReady
-from shared.telemetry import Context, log
+from shared.telemetry import Context
 
 __all__ = ["ChannelPool", "GrpcCall", "GrpcProxy"]
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
-
-CONNECT_S = 2.0
+CONNECT_TIMEOUT_S = 2.0
 """Longest wait for a connection before a stream is begun."""
 
-DEATHS = 3
-"""Connections that may break under one call before we suspect the call itself of killing replicas."""
-
-_OURS = ("grpc-", "x-fovea-")
+_OUR_PREFIXES = ("grpc-", "x-fovea-")
 _DROPPED = frozenset({"user-agent", "authorization", "x-api-key", "x-request-id", "traceparent", "content-type", "te"})
 
 
 @dataclass(slots=True)
 class GrpcCall:
-    """One call on its way: method, who asks, until when (`time.monotonic()`), and of which service."""
+    """One call on its way: its method, caller, deadline (event-loop time) and the service that answers it."""
 
     path: str
     metadata: Sequence[tuple[str, str]]
     tenant: str
-    ids: Context
+    trace: Context
     deadline: float
     service: str = ""
-    tried: set[str] = field(default_factory=set)
-    deaths: int = 0
-    pause: float = FIRST_PAUSE_S
 
     @property
     def method(self) -> str:
@@ -52,16 +44,16 @@ class GrpcCall:
     @property
     def left_s(self) -> float:
         """Seconds until the deadline."""
-        return self.deadline - time.monotonic()
+        return self.deadline - asyncio.get_running_loop().time()
 
     @property
-    def sent(self) -> list[tuple[str, str]]:
+    def upstream_metadata(self) -> list[tuple[str, str]]:
         """Metadata for the replica: the caller's without credentials and reserved names, then ours."""
-        kept = [(k, v) for k, v in self.metadata if k not in _DROPPED and not k.startswith(_OURS)]
+        kept = [(k, v) for k, v in self.metadata if k not in _DROPPED and not k.startswith(_OUR_PREFIXES)]
         return [
             *kept,
-            ("x-request-id", self.ids.request_id),
-            ("traceparent", self.ids.traceparent),
+            ("x-request-id", self.trace.request_id),
+            ("traceparent", self.trace.traceparent),
             ("x-fovea-tenant", self.tenant),
             ("x-fovea-deadline-ms", str(max(int(self.left_s * 1000), 1))),
         ]
@@ -70,9 +62,9 @@ class GrpcCall:
 class ChannelPool:
     """One channel per replica, opened at first use and closed when the replica is gone."""
 
-    def __init__(self, fleet: ReplicaRegistry, max_bytes: int) -> None:
+    def __init__(self, registry: ReplicaRegistry, max_bytes: int) -> None:
         """Messages may have up to `max_bytes` on the way there, and any size on the way back."""
-        self._fleet = fleet
+        self._registry = registry
         self._open: dict[str, grpc.aio.Channel] = {}
         self._options = [
             ("grpc.max_send_message_length", max_bytes),
@@ -83,10 +75,10 @@ class ChannelPool:
             ("grpc.use_local_subchannel_pool", 1),
         ]
 
-    async def of(self, address: str) -> grpc.aio.Channel:
-        """The channel to an address."""
+    async def connect(self, address: str) -> grpc.aio.Channel:
+        """Get the channel to an address; channels to replicas that are gone are closed."""
         if address not in self._open:
-            known = {t.replica.grpc for s in self._fleet.services for t in self._fleet.alive(s)}
+            known = {r.record.grpc for s in self._registry.services for r in self._registry.list_alive(s)}
             for gone in [a for a in self._open if a not in known]:
                 await self._open.pop(gone).close()
             self._open[address] = grpc.aio.insecure_channel(address, options=self._options)
@@ -94,127 +86,127 @@ class ChannelPool:
 
 
 class GrpcProxy:
-    """Passes calls on."""
+    """Forwards calls to replicas."""
 
-    def __init__(self, fleet: ReplicaRegistry, channels: ChannelPool) -> None:
-        """Choose among the replicas of `fleet`."""
-        self._fleet, self._channels = fleet, channels
+    def __init__(self, registry: ReplicaRegistry, channels: ChannelPool) -> None:
+        """Choose among the replicas of `registry`."""
+        self._registry, self._channels = registry, channels
+        self._retry = ReplicaRetryPolicy(registry)
 
-    async def unary(self, call: GrpcCall, message: bytes) -> bytes:
+    async def call_unary(self, call: GrpcCall, message: bytes) -> bytes:
         """Answer one message from a replica.
 
         Raises:
             grpc.aio.AioRpcError: What the replica ended the call with.
             NotReady: No replica is there, or came back in time.
+            DeadlineExceeded: The deadline passed while waiting for one.
         """
-        while True:
-            target, channel = await self._next(call)
-            target.in_flight += 1
+        state = _start_retries(call)
+
+        async def attempt(replica: Replica) -> bytes:
+            channel = await self._connect(replica)
             try:
                 return await self._send(channel, call, message)
             except grpc.aio.AioRpcError as error:
-                await self._regret(call, target, channel, error)
-            finally:
-                target.in_flight -= 1
+                lost = self._find_loss(error, channel, replica, state)
+                if lost is None:
+                    raise
+                raise lost from error
 
-    async def everywhere(self, call: GrpcCall, message: bytes) -> bytes:
-        """Send one message to every replica in turn; the last answer is handed back, or the first error raised."""
-        answer = b""
-        targets = [t for t in self._fleet.alive(call.service) if t.replica.grpc]
-        for target in targets:
-            answer = await self._send(await self._channels.of(str(target.replica.grpc)), call, message)
-        if not targets:
-            raise _nobody(call)
-        return answer
+        return await self._retry.run(state, attempt)
 
-    async def joined(self, call: GrpcCall, message: bytes) -> bytes:
-        """Send one message to a replica of each service; encoded answers that are lists join by concatenation."""
-        answers = []
-        for service in self._fleet.services:
-            target = self._fleet.pick(service)
-            if target is not None and target.replica.grpc:
-                answers.append(await self._send(await self._channels.of(target.replica.grpc), call, message))
-        return b"".join(answers)
-
-    async def stream(self, call: GrpcCall, first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def call_stream(self, call: GrpcCall, first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Answer a stream of messages from one replica: the first that can be reached.
 
         Raises:
             grpc.aio.AioRpcError: What the replica ended the stream with.
             NotReady: No replica is there, or came back in time.
+            DeadlineExceeded: The deadline passed while waiting for one.
         """
-        target, channel = await self._reached(call)
-        target.in_flight += 1
+        replica, channel = await self._connect_ready(call)
+        replica.in_flight += 1
         try:
             method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(call.path)
-            async for answer in method(_chained(first, rest), timeout=max(call.left_s, 0.001), metadata=call.sent):
+            messages = _prepend(first, rest)
+            async for answer in method(messages, timeout=_timeout_of(call), metadata=call.upstream_metadata):
                 yield answer
         finally:
-            target.in_flight -= 1
+            replica.in_flight -= 1
 
-    async def _reached(self, call: GrpcCall) -> tuple[Replica, grpc.aio.Channel]:
-        """A replica whose connection stands: a stream can't be sent twice."""
-        while True:
-            target, channel = await self._next(call)
+    async def broadcast(self, call: GrpcCall, message: bytes) -> bytes:
+        """Send one message to every replica in turn; returns the last answer, or raises the first error."""
+        answer = b""
+        replicas = [r for r in self._registry.list_alive(call.service) if r.record.grpc]
+        for replica in replicas:
+            answer = await self._send(await self._connect(replica), call, message)
+        if not replicas:
+            raise _build_no_grpc(call.service)
+        return answer
+
+    async def call_each_service(self, call: GrpcCall, message: bytes) -> bytes:
+        """Send one message to a replica of each service; encoded answers that are lists join by concatenation."""
+        answers = []
+        for service in self._registry.services:
+            replica = self._registry.pick(service)
+            if replica is not None and replica.record.grpc:
+                answers.append(await self._send(await self._connect(replica), call, message))
+        return b"".join(answers)
+
+    async def _connect_ready(self, call: GrpcCall) -> tuple[Replica, grpc.aio.Channel]:
+        """Find a replica whose connection stands: a stream can't be sent twice."""
+
+        async def attempt(replica: Replica) -> tuple[Replica, grpc.aio.Channel]:
+            channel = await self._connect(replica)
             try:
-                async with asyncio.timeout(min(CONNECT_S, max(call.left_s, 0))):
+                async with asyncio.timeout(min(CONNECT_TIMEOUT_S, max(call.left_s, 0))):
                     await channel.channel_ready()
-            except TimeoutError:
-                self._fleet.suspect(target)
-                await self._tried(call, target, "no connection")
-            else:
-                return target, channel
+            except TimeoutError as error:
+                self._registry.mark_suspect(replica)
+                answer = self._retry.build_not_ready(call.service)
+                raise UpstreamLost("no connection", answer, is_unseen=True, may_repeat=True) from error
+            return replica, channel
+
+        return await self._retry.run(_start_retries(call), attempt)
+
+    async def _connect(self, replica: Replica) -> grpc.aio.Channel:
+        if replica.record.grpc is None:
+            raise _build_no_grpc(replica.record.service)
+        return await self._channels.connect(replica.record.grpc)
 
     async def _send(self, channel: grpc.aio.Channel, call: GrpcCall, message: bytes) -> bytes:
         method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(call.path)
-        return await method(message, timeout=max(call.left_s, 0.001), metadata=call.sent)
+        return await method(message, timeout=_timeout_of(call), metadata=call.upstream_metadata)
 
-    async def _next(self, call: GrpcCall) -> tuple[Replica, grpc.aio.Channel]:
-        """The next replica to try, waiting for one if the service had one a short while ago."""
-        while True:
-            if call.left_s <= 0:
-                raise DeadlineExceeded("The deadline of the call passed before it was answered.")
-            target = self._fleet.pick(call.service, call.tried)
-            if target is not None and target.replica.grpc:
-                return target, await self._channels.of(target.replica.grpc)
-            if target is not None or not self._fleet.recovering(call.service):
-                raise _nobody(call)
-            await self._rest(call)
-
-    async def _rest(self, call: GrpcCall) -> None:
-        await asyncio.sleep(max(min(call.pause, call.left_s), 0))
-        call.pause = min(2 * call.pause, LONGEST_PAUSE_S)
-        call.tried.clear()
-
-    async def _regret(
-        self, call: GrpcCall, target: Replica, channel: grpc.aio.Channel, error: grpc.aio.AioRpcError
-    ) -> None:
-        """Prepare to try again, or raise the error where that makes no sense."""
+    def _find_loss(
+        self, error: grpc.aio.AioRpcError, channel: grpc.aio.Channel, replica: Replica, state: RetryState
+    ) -> UpstreamLost | None:
+        """The loss of a replica behind an error; None where the error is an answer for the caller."""
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
-            raise error
+            return None
         reason = error.details() or ""
-        told = channel.get_state() is grpc.ChannelConnectivity.READY or bool(error.trailing_metadata())
-        others = [t for t in self._fleet.ready(call.service) if t.id not in call.tried and t is not target]
-        call.deaths += not told and "failed to connect" not in reason
-        if (told and not others) or call.deaths > DEATHS:
-            raise error
-        if not told:
-            self._fleet.suspect(target)
-        await self._tried(call, target, reason)
-
-    async def _tried(self, call: GrpcCall, target: Replica, reason: str) -> None:
-        log().warning("lost a replica", request_id=call.ids.request_id, replica=target.id, reason=reason)
-        if target.id in call.tried:
-            await self._rest(call)
-        call.tried.add(target.id)
+        is_answer = channel.get_state() is grpc.ChannelConnectivity.READY or bool(error.trailing_metadata())
+        if is_answer and not self._retry.has_untried(replica, state):
+            return None
+        if not is_answer:
+            self._registry.mark_suspect(replica)
+        is_unseen = is_answer or "failed to connect" in reason
+        return UpstreamLost(reason, error, is_unseen=is_unseen, may_repeat=True)
 
 
-async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+def _start_retries(call: GrpcCall) -> RetryState:
+    return RetryState(call.service, call.trace.request_id, call.deadline, late=DeadlineExceeded)
+
+
+def _timeout_of(call: GrpcCall) -> float:
+    return max(call.left_s, 0.001)
+
+
+async def _prepend(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield first
     async for message in rest:
         yield message
 
 
-def _nobody(call: GrpcCall) -> NotReady:
-    detail = f"No replica of {call.service} is ready to answer gRPC."
-    return NotReady(detail, hint="`/readyz` says who is ready.", retry_after=5)
+def _build_no_grpc(service: str) -> NotReady:
+    detail = f"No replica of {service} is ready to answer gRPC."
+    return NotReady(detail, hint="`/readyz` shows which services are ready.", retry_after=5)

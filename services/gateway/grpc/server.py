@@ -1,11 +1,12 @@
-"""Open Inference v2 over gRPC for the whole fleet: messages pass as bytes to a replica that has the model.
+"""gRPC server for Open Inference v2: passes messages as bytes to a replica that has the model.
 
-Of a message only the model's name is read. What concerns the server itself is answered here, beside the standard health
+Of a message only the model's name is read. Calls about the server itself are answered here, beside the standard health
 service. Knows nothing about HTTP and nothing about tensors.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import math
 import time
@@ -16,10 +17,9 @@ import grpc
 
 from services.gateway.app import Gateway
 from services.gateway.grpc.health import add_health
-from services.gateway.grpc.protobuf_peek import text_field
+from services.gateway.grpc.protobuf_peek import read_text_field
 from services.gateway.grpc.proxy import ChannelPool, GrpcCall, GrpcProxy
-from services.gateway.policy.auth import LOCAL, Caller, presented
-from services.gateway.policy.auth import Scope as Permission
+from services.gateway.policy.auth import LOCAL, Caller, KeyScope, read_credentials
 from services.gateway.routes import health, oip_server
 from shared.api.problem import oip_error
 from shared.errors import FoveaError, NotFound
@@ -29,12 +29,12 @@ from shared.telemetry import ERRORS, IN_FLIGHT, REQUEST_LATENCY, REQUESTS, fresh
 __all__ = ["SERVICE", "serve_grpc"]
 
 SERVICE: Final = "inference.GRPCInferenceService"
-"""The public name of Open Inference v2, as clients call it."""
+"""The service name of Open Inference v2."""
 
-_LONGEST_DETAIL: Final = 2000
+_MAX_DETAIL_CHARS: Final = 2000
 """Characters of an error's text: it travels as a header, and those are limited to a few kilobytes."""
 
-_NAMED: Final = {
+_MODEL_FIELDS: Final = {
     "ModelInfer": 1,
     "ModelMetadata": 1,
     "ModelReady": 1,
@@ -43,10 +43,10 @@ _NAMED: Final = {
     "RepositoryModelLoad": 2,
     "RepositoryModelUnload": 2,
 }
-"""Methods that pass to a replica, and the number of the field that names the model."""
+"""Methods that are passed to a replica, and the number of the field that names the model."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Deed = Callable[[bytes, GrpcCall], Awaitable[bytes]]
+Method = Callable[[bytes, GrpcCall], Awaitable[bytes]]
 
 
 async def serve_grpc(gateway: Gateway, host: str, port: int) -> tuple[grpc.aio.Server, int]:
@@ -64,37 +64,43 @@ async def serve_grpc(gateway: Gateway, host: str, port: int) -> tuple[grpc.aio.S
         ("grpc.so_reuseport", 0),  # a port in use is an error, and not shared in silence
     ]
     server = grpc.aio.server(options=options)
-    server.add_generic_rpc_handlers((_Front(gateway),))
-    add_health(server, lambda: health.ready(gateway.fleet), SERVICE)
+    server.add_generic_rpc_handlers((_InferenceHandler(gateway),))
+    add_health(server, lambda: health.is_ready(gateway.registry), SERVICE)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        taken = server.add_insecure_port(address)
+        bound_port = server.add_insecure_port(address)
     except RuntimeError as error:
         raise OSError(errno.EADDRINUSE, "Address already in use") from error
     await server.start()
-    return server, taken
+    return server, bound_port
 
 
-class _Front(grpc.GenericRpcHandler):
+class _InferenceHandler(grpc.GenericRpcHandler):
     """The methods of the service, each from bytes to bytes."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._passage = GrpcProxy(gateway.fleet, ChannelPool(gateway.fleet, gateway.settings.max_body_bytes))
-        deeds: dict[str, Deed] = {
+        self._proxy = GrpcProxy(gateway.registry, ChannelPool(gateway.registry, gateway.settings.max_body_bytes))
+        own_methods: dict[str, Method] = {
             "ServerLive": self._live,
             "ServerReady": self._ready,
             "ServerMetadata": self._metadata,
             "RepositoryIndex": self._index,
         }
         self._handlers: Mapping[str, Any] = {
-            **{name: grpc.unary_unary_rpc_method_handler(self._unary(name, deed)) for name, deed in deeds.items()},
-            **{name: grpc.unary_unary_rpc_method_handler(self._unary(name, self._pass)) for name in _NAMED},
-            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream),
+            **{
+                name: grpc.unary_unary_rpc_method_handler(self._handle_unary(name, method))
+                for name, method in own_methods.items()
+            },
+            **{
+                name: grpc.unary_unary_rpc_method_handler(self._handle_unary(name, self._forward))
+                for name in _MODEL_FIELDS
+            },
+            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._handle_stream),
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The handler of a method; methods of Triton's service that are not offered are refused in words."""
+        """Find the handler of a method; methods of Triton's service that are not offered answer with the reason."""
         service, _, name = handler_call_details.method.lstrip("/").partition("/")
         if service != SERVICE:
             return None
@@ -102,122 +108,126 @@ class _Front(grpc.GenericRpcHandler):
 
     # Around every call.
 
-    def _unary(self, name: str, deed: Deed) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    def _handle_unary(self, name: str, method: Method) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def behaviour(message: bytes, context: Context) -> bytes:
-            async with _Counted(name):
+            async with _CallMetrics(name):
                 try:
-                    return await deed(message, await self._admitted(name, context))
+                    return await method(message, await self._admit(name, context))
                 except FoveaError as error:
                     await _abort(context, error)
                 except grpc.aio.AioRpcError as error:
-                    await _hand_back(context, error)
-            return b""  # not reached: both endings raise
+                    await _abort_with(context, error)
+            return b""  # not reached: both ways of ending raise
 
         return behaviour
 
-    async def _stream(self, messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-        async with _Counted("ModelStreamInfer"):
+    async def _handle_stream(self, messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        async with _CallMetrics("ModelStreamInfer"):
             try:
-                call = await self._admitted("ModelStreamInfer", context)
+                call = await self._admit("ModelStreamInfer", context)
                 first = await anext(messages, None)
                 if first is None:
                     return
-                call.service = self._gateway.fleet.routing.service_of(text_field(first, 1))
-                async for answer in self._passage.stream(call, first, messages):
+                call.service = self._gateway.registry.routes.find_service(read_text_field(first, 1))
+                async for answer in self._proxy.call_stream(call, first, messages):
                     yield answer
             except FoveaError as error:
                 await _abort(context, error)
             except grpc.aio.AioRpcError as error:
-                await _hand_back(context, error)
+                await _abort_with(context, error)
 
-    async def _admitted(self, name: str, context: Context) -> GrpcCall:
-        """Who calls, until when, and under which ids; checks permission and limits."""
+    async def _admit(self, name: str, context: Context) -> GrpcCall:
+        """Check permission and rate limits; returns the call with its caller, deadline and ids."""
         gateway = self._gateway
-        sent = [(k, v) for k, v in context.invocation_metadata() or () if isinstance(v, str)]
-        headers = {k.encode(): v.encode("utf-8", "replace") for k, v in sent}
-        ids = fresh_context(dict(sent).get("x-request-id"), dict(sent).get("traceparent"), "")
-        context.set_trailing_metadata((("x-request-id", ids.request_id),))
+        metadata = [(k, v) for k, v in context.invocation_metadata() or () if isinstance(v, str)]
+        headers = {k.encode(): v.encode("utf-8", "replace") for k, v in metadata}
+        trace = fresh_context(dict(metadata).get("x-request-id"), dict(metadata).get("traceparent"), "")
+        context.set_trailing_metadata((("x-request-id", trace.request_id),))
         caller: Caller = LOCAL
         if name not in {"ServerLive", "ServerReady"}:
-            caller = LOCAL if gateway.settings.auth != "keys" else gateway.keys.caller(presented(headers))
-            caller.demand(_permission(name))
+            caller = LOCAL if gateway.settings.auth != "keys" else gateway.keys.authenticate(read_credentials(headers))
+            caller.require_scope(_find_scope(name))
             await gateway.limits.count(caller)
         left = context.time_remaining()
         seconds = min(gateway.settings.request_timeout_s, math.inf if left is None else left)
         return GrpcCall(
-            path=f"/{SERVICE}/{name}", metadata=sent, tenant=caller.tenant, ids=ids, deadline=time.monotonic() + seconds
+            path=f"/{SERVICE}/{name}",
+            metadata=metadata,
+            tenant=caller.tenant,
+            trace=trace,
+            deadline=asyncio.get_running_loop().time() + seconds,
         )
 
     # The methods.
 
-    async def _pass(self, message: bytes, call: GrpcCall) -> bytes:
-        name, model = call.method, text_field(message, _NAMED[call.method])
+    async def _forward(self, message: bytes, call: GrpcCall) -> bytes:
+        name, model = call.method, read_text_field(message, _MODEL_FIELDS[call.method])
         if name == "ModelStatistics" and not model:
-            return await self._passage.joined(call, message)
+            return await self._proxy.call_each_service(call, message)
         try:
-            call.service = self._gateway.fleet.routing.service_of(model)
+            call.service = self._gateway.registry.routes.find_service(model)
         except NotFound:
             if name == "ModelReady":
                 return pb.ModelReadyResponse(ready=False).SerializeToString()
             raise
-        if name == "ModelReady" and not self._gateway.fleet.ready(call.service):
+        if name == "ModelReady" and not self._gateway.registry.list_ready(call.service):
             return pb.ModelReadyResponse(ready=False).SerializeToString()
         if name.startswith("Repository"):
-            return await self._passage.everywhere(call, message)
-        return await self._passage.unary(call, message)
+            return await self._proxy.broadcast(call, message)
+        return await self._proxy.call_unary(call, message)
 
     async def _live(self, _message: bytes, _call: GrpcCall) -> bytes:
         return pb.ServerLiveResponse(live=True).SerializeToString()
 
     async def _ready(self, _message: bytes, _call: GrpcCall) -> bytes:
-        return pb.ServerReadyResponse(ready=health.ready(self._gateway.fleet)).SerializeToString()
+        return pb.ServerReadyResponse(ready=health.is_ready(self._gateway.registry)).SerializeToString()
 
     async def _metadata(self, _message: bytes, _call: GrpcCall) -> bytes:
-        facts: dict[str, Any] = oip_server.SERVER
-        return pb.ServerMetadataResponse(**facts).SerializeToString()
+        metadata: dict[str, Any] = oip_server.SERVER_METADATA
+        return pb.ServerMetadataResponse(**metadata).SerializeToString()
 
     async def _index(self, message: bytes, _call: GrpcCall) -> bytes:
-        wanted = pb.RepositoryIndexRequest.FromString(message).ready
-        index = await oip_server.repository(self._gateway, only_ready=wanted)
+        only_ready = pb.RepositoryIndexRequest.FromString(message).ready
+        index = await oip_server.list_repository(self._gateway, only_ready=only_ready)
         models = [pb.RepositoryIndexResponse.ModelIndex(**entry) for entry in index]
         return pb.RepositoryIndexResponse(models=models).SerializeToString()
 
 
-class _Counted:
+class _CallMetrics:
     """Counts one call and its time."""
 
     def __init__(self, method: str) -> None:
         self._route = f"grpc {method}"
 
     async def __aenter__(self) -> None:
-        self._begun = time.perf_counter()
+        self._started = time.perf_counter()
         IN_FLIGHT.labels("gateway").inc()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
         IN_FLIGHT.labels("gateway").dec()
         REQUESTS.labels("gateway", "", self._route, "OK" if kind is None else "ERROR").inc()
-        REQUEST_LATENCY.labels("gateway", self._route).observe(time.perf_counter() - self._begun)
+        REQUEST_LATENCY.labels("gateway", self._route).observe(time.perf_counter() - self._started)
 
 
 async def _abort(context: Context, error: FoveaError) -> None:
-    """End a call with an error of ours."""
+    """End a call with an error of the gateway."""
     ERRORS.labels("gateway", "", error.code).inc()
     trailers = context.trailing_metadata() or ()
     if error.retry_after is not None:
         trailers = (*trailers, ("retry-after", str(math.ceil(error.retry_after))))
-    await context.abort(grpc.StatusCode[error.grpc], oip_error(error)["error"][:_LONGEST_DETAIL], tuple(trailers))
+    await context.abort(grpc.StatusCode[error.grpc], oip_error(error)["error"][:_MAX_DETAIL_CHARS], tuple(trailers))
 
 
-async def _hand_back(context: Context, error: grpc.aio.AioRpcError) -> None:
+async def _abort_with(context: Context, error: grpc.aio.AioRpcError) -> None:
     """End a call with the error that a replica ended it with."""
     ERRORS.labels("gateway", "", error.code().name.lower()).inc()
     await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
 
 
 async def _not_offered(_message: bytes, context: Context) -> bytes:
-    detail = "This method is not offered: shared memory, trace and log settings stay with the operator."
+    detail = "This method is not offered: shared memory, trace and log settings are up to the operator."
     await context.abort(grpc.StatusCode.UNIMPLEMENTED, detail)
 
 
-def _permission(name: str) -> Permission:
+def _find_scope(name: str) -> KeyScope:
     return "admin" if name in {"RepositoryModelLoad", "RepositoryModelUnload"} else "infer"

@@ -1,4 +1,4 @@
-"""How the gateway itself answers: one error, in the form that the callers of a route family expect.
+"""Error responses of the gateway: one error, in the format that callers of a path expect.
 
 Under `/v2` that is Open Inference's `{"error": …}`, on OpenAI's routes OpenAI's body, everywhere else RFC 9457.
 Knows nothing about how requests are routed or checked.
@@ -12,21 +12,20 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from shared.api.problem import PROBLEM_CONTENT_TYPE, oip_error, openai_error, problem
-from shared.errors import BadInput, FoveaError
+from shared.errors import BadInput, FoveaError, MethodNotAllowed
 
 __all__ = [
     "PAGE_HEADERS",
     "SECURITY_HEADERS",
-    "Family",
-    "MethodNotAllowed",
+    "ErrorFormat",
     "SlowBody",
-    "family",
-    "render",
-    "secured",
+    "add_security_headers",
+    "find_error_format",
+    "render_error",
     "send_error",
 ]
 
-Family = Literal["oip", "openai", "problem"]
+ErrorFormat = Literal["oip", "openai", "problem"]
 RawHeaders = list[tuple[bytes, bytes]]
 
 SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
@@ -45,7 +44,7 @@ _POLICY = (
 PAGE_HEADERS: tuple[tuple[bytes, bytes], ...] = ((b"content-security-policy", _POLICY.encode()),)
 """On HTML answers, beside the security headers."""
 
-_OPENAI = (
+_OPENAI_PATHS = (
     "/v1/chat",
     "/v1/completions",
     "/v1/models",
@@ -58,59 +57,49 @@ _OPENAI = (
 )
 
 
-def secured(headers: RawHeaders) -> RawHeaders:
-    """The security headers that an answer with these headers still lacks; HTML gets a policy for its content too."""
+def add_security_headers(headers: RawHeaders) -> RawHeaders:
+    """Add the security headers that are not there yet; HTML gets a content security policy too."""
     kind = next((value for name, value in headers if name == b"content-type"), b"")
     wanted = [*SECURITY_HEADERS, *PAGE_HEADERS] if kind.startswith(b"text/html") else SECURITY_HEADERS
-    there = {name for name, _ in headers}
-    return [header for header in wanted if header[0] not in there]
-
-
-class MethodNotAllowed(BadInput):
-    """The route is there, but not for this method; the detail lists those there are."""
-
-    status, grpc, title = 405, "UNIMPLEMENTED", "Method not allowed"
-
-    def __init__(self, path: str, allowed: tuple[str, ...]) -> None:
-        super().__init__(f"{path} takes {', '.join(allowed)}.")
-        self.allowed = allowed
+    present = {name for name, _ in headers}
+    return [*headers, *(header for header in wanted if header[0] not in present)]
 
 
 class SlowBody(BadInput):
-    """The caller stopped sending its body for longer than we wait."""
+    """The caller paused for too long while sending its body."""
 
     status, grpc, title = 408, "DEADLINE_EXCEEDED", "Request timeout"
 
 
-def family(path: str) -> Family:
-    """The error form that callers of `path` expect."""
+def find_error_format(path: str) -> ErrorFormat:
+    """Find the error format that callers of `path` expect."""
     if path.startswith("/v2"):
         return "oip"
-    for prefix in _OPENAI:
+    for prefix in _OPENAI_PATHS:
         if path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in {"", "/"}:
             return "openai"
     return "problem"
 
 
-def render(error: FoveaError, form: Family, request_id: str) -> tuple[int, str, bytes]:
-    """Status, content type and body of an error; Open Inference and OpenAI know no 422, so theirs is 400."""
-    status = 400 if form != "problem" and error.status == 422 else error.status
+def render_error(error: FoveaError, error_format: ErrorFormat, request_id: str) -> tuple[int, str, bytes]:
+    """Render status, content type and body of an error; Open Inference and OpenAI have no 422, so theirs is 400."""
+    status = 400 if error_format != "problem" and error.status == 422 else error.status
     body: Any
-    if form == "oip":
+    if error_format == "oip":
         body = oip_error(error)
-    elif form == "openai":
+    elif error_format == "openai":
         body = openai_error(error, request_id)
     else:
         body = problem(error, request_id).model_dump(exclude_none=True)
-    return status, PROBLEM_CONTENT_TYPE if form == "problem" else "application/json", json.dumps(body).encode()
+    return status, PROBLEM_CONTENT_TYPE if error_format == "problem" else "application/json", json.dumps(body).encode()
 
 
-def error_headers(error: FoveaError) -> RawHeaders:
-    """Headers that belong to an error: when to come back, how to log in, what to do instead."""
+def build_error_headers(error: FoveaError) -> RawHeaders:
+    """Build the headers of an error: when to retry, how to authenticate, which methods are allowed."""
     headers: RawHeaders = []
     if error.retry_after is not None:
         headers.append((b"retry-after", str(math.ceil(error.retry_after)).encode()))
-    if isinstance(error, MethodNotAllowed):
+    if isinstance(error, MethodNotAllowed) and error.allowed:
         headers.append((b"allow", ", ".join(error.allowed).encode()))
     if error.status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="fovea"'))
@@ -120,16 +109,16 @@ def error_headers(error: FoveaError) -> RawHeaders:
 async def send_error(
     send: Any, error: FoveaError, path: str, request_id: str, extra: Iterable[tuple[bytes, bytes]] = ()
 ) -> int:
-    """Answer with an error; returns the status sent. The body is left open when the connection is to be closed.
+    """Answer with an error; returns the status. The body is left open when the connection is to be closed.
 
-    An answer that carries `connection: close` may come while the caller is still sending. Its last (empty) piece is
-    then left to the caller of this function, who may first read on for a while so that the answer is not lost.
+    An answer with `connection: close` may go out while the caller is still sending. Its last (empty) chunk is then left
+    to the caller of this function, who may first read on for a while so that the answer is not lost.
     """
-    status, content_type, body = render(error, family(path), request_id)
+    status, content_type, body = render_error(error, find_error_format(path), request_id)
     headers: RawHeaders = [
         (b"content-type", content_type.encode()),
         (b"content-length", str(len(body)).encode()),
-        *error_headers(error),
+        *build_error_headers(error),
         *SECURITY_HEADERS,
         *extra,
     ]

@@ -1,6 +1,6 @@
-"""What every request passes first: identity, permission, limits; then either a replica, the job queue or our own app.
+"""Gateway middleware: authentication, permission, rate limits; then a replica, the job queue or the gateway's own app.
 
-A plain ASGI layer, so that proxied requests see no web framework. Knows who decides each question, and decides none.
+Plain ASGI, so that proxied requests pass through no web framework. Each decision is made elsewhere; this calls them.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.gateway.http.errors import secured, send_error
+from services.gateway.http.errors import add_security_headers, send_error
 from services.gateway.http.request_context import RequestContext
-from services.gateway.policy.auth import LOCAL, Caller, KeyRing, presented
-from services.gateway.policy.auth import Scope as Permission
-from services.gateway.policy.local_only import same_machine
+from services.gateway.policy.auth import LOCAL, Caller, KeyRing, KeyScope, read_credentials
+from services.gateway.policy.local_only import require_local_request
 from services.gateway.policy.rate_limits import RateLimiter
 from services.gateway.proxy.proxy import Proxy, QueueInstead
-from services.gateway.proxy.response_relay import break_off
+from services.gateway.proxy.response_relay import abort_response
 from services.gateway.routes import jobs
-from services.gateway.routing.model_routing import chosen
+from services.gateway.routing.model_routing import resolve_service
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from services.gateway.routing.route_table import Route
 from shared.errors import Fault, FoveaError
@@ -32,18 +31,18 @@ from shared.telemetry import ERRORS, IN_FLIGHT, REQUEST_LATENCY, REQUESTS, log
 
 __all__ = ["GatewayDependencies", "GatewayMiddleware"]
 
-LINGER_S, LINGER_BYTES = 2.0, 2**26
-"""How long, and for how many bytes, we read on after refusing a body, so that the caller can read why."""
+DRAIN_BODY_S, DRAIN_BODY_BYTES = 2.0, 2**26
+"""How long, and for how many bytes, a refused body is still read, so that the caller can read the answer."""
 
-_GUARDED = ("/v1/", "/v2", "/metrics")
-_OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
+_GUARDED_PATHS = ("/v1/", "/v2", "/metrics")
+_OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 
 
 class GatewayDependencies(Protocol):
-    """Those who decide; the gateway is made of them."""
+    """What the middleware needs of the gateway."""
 
     settings: Settings
-    fleet: ReplicaRegistry
+    registry: ReplicaRegistry
     proxy: Proxy
     keys: KeyRing
     limits: RateLimiter
@@ -53,135 +52,137 @@ class GatewayDependencies(Protocol):
 class GatewayMiddleware:
     """ASGI middleware around the gateway's own app."""
 
-    def __init__(self, app: ASGIApp, staff: GatewayDependencies) -> None:
-        """Serve replicas' routes here, and everything else from `app`."""
-        self._app, self._staff = app, staff
-        self._local = staff.settings.auth == "insecure-local"
+    def __init__(self, app: ASGIApp, gateway: GatewayDependencies) -> None:
+        """Serve the replicas' routes here, and everything else from `app`."""
+        self._app, self._gateway = app, gateway
+        self._local = gateway.settings.auth == "insecure-local"
         self._in_flight = IN_FLIGHT.labels("gateway")
         self._log = log()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; other scopes go to the app."""
+        """Answer one request; scopes other than HTTP go to the app."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = RequestContext.of(scope, receive, send, self._staff.settings.request_timeout_s)
+        ctx = RequestContext.from_scope(scope, receive, send, self._gateway.settings.request_timeout_s)
         self._in_flight.inc()
         try:
-            await self._serve(exchange)
+            await self._serve(ctx)
         except FoveaError as error:
-            await self._refuse(exchange, error)
+            await self._send_error(ctx, error)
         except Exception as error:  # noqa: BLE001 - the last resort: a problem for the caller, the cause for the log
-            self._log.error("failed", request_id=exchange.context.request_id, path=exchange.path, exc_info=error)
-            await self._refuse(exchange, Fault("The gateway failed on this request.", hint="Its log says why."))
+            self._log.error("failed", request_id=ctx.trace.request_id, path=ctx.path, exc_info=error)
+            await self._send_error(
+                ctx, Fault("The gateway failed on this request.", hint="See its log for the reason.")
+            )
         finally:
             self._in_flight.dec()
-            self._account(exchange)
+            self._record_metrics(ctx)
 
-    def _account(self, exchange: RequestContext) -> None:
-        """Count what was answered; a line in the log at DEBUG, or at WARNING where the fault is ours."""
-        seconds = time.perf_counter() - exchange.begun
-        REQUESTS.labels("gateway", exchange.model, exchange.route, str(exchange.status)).inc()
-        REQUEST_LATENCY.labels("gateway", exchange.route).observe(seconds)
-        tell = self._log.warning if exchange.status >= 500 else self._log.debug
-        tell(
+    def _record_metrics(self, ctx: RequestContext) -> None:
+        """Count the answer, and log it: at WARNING where the fault is on this side, else at DEBUG."""
+        seconds = time.perf_counter() - ctx.started
+        REQUESTS.labels("gateway", ctx.model, ctx.route, str(ctx.status)).inc()
+        REQUEST_LATENCY.labels("gateway", ctx.route).observe(seconds)
+        write = self._log.warning if ctx.status >= 500 else self._log.debug
+        write(
             "answered",
-            request_id=exchange.context.request_id,
-            method=exchange.method,
-            path=exchange.path,
-            status=exchange.status,
+            request_id=ctx.trace.request_id,
+            method=ctx.method,
+            path=ctx.path,
+            status=ctx.status,
             seconds=round(seconds, 4),
-            tenant=exchange.caller.tenant,
+            tenant=ctx.caller.tenant,
         )
 
-    async def _serve(self, exchange: RequestContext) -> None:
-        staff, path = self._staff, exchange.path
+    async def _serve(self, ctx: RequestContext) -> None:
+        gateway, path = self._gateway, ctx.path
         if self._local:
-            same_machine(exchange, staff.settings.host)
-        guarded = path.startswith(_GUARDED) and path not in _OPEN
-        route = None if guarded else staff.fleet.routing.find(path)
-        if guarded or route is not None:
-            await self._admit(exchange)
-        exchange.shorten()
-        if guarded:
-            route = staff.fleet.routing.find(path)
+            require_local_request(ctx, gateway.settings.host)
+        is_guarded = path.startswith(_GUARDED_PATHS) and path not in _OPEN_PATHS
+        route = None if is_guarded else gateway.registry.routes.find(path)
+        if is_guarded or route is not None:
+            await self._admit(ctx)
+        ctx.apply_caller_deadline()
+        if is_guarded:
+            route = gateway.registry.routes.find(path)
         if route is None:
-            await self._own(exchange)
+            await self._run_own_app(ctx)
         else:
-            exchange.route, exchange.model = route.label, route.model
-            await self._proxied(exchange, route)
+            ctx.route, ctx.model = route.label, route.model
+            await self._forward(ctx, route)
 
-    async def _admit(self, exchange: RequestContext) -> None:
-        staff = self._staff
-        caller: Caller = LOCAL if self._local else staff.keys.caller(presented(exchange.headers))
-        caller.demand(_permission(exchange.path))
-        exchange.caller = caller
-        if (standing := await staff.limits.count(caller)) is not None:
-            exchange.extra += standing.headers
+    async def _admit(self, ctx: RequestContext) -> None:
+        gateway = self._gateway
+        caller: Caller = LOCAL if self._local else gateway.keys.authenticate(read_credentials(ctx.headers))
+        caller.require_scope(_find_scope(ctx.path))
+        ctx.caller = caller
+        if (status := await gateway.limits.count(caller)) is not None:
+            ctx.extra_headers += status.headers
 
-    async def _proxied(self, exchange: RequestContext, route: Route) -> None:
-        proxy = self._staff.proxy
-        as_job = exchange.method == "POST" and not route.everywhere and jobs.wants_job(exchange.headers)
-        body = exchange.body = proxy.body(exchange, live=route.live and not as_job)
+    async def _forward(self, ctx: RequestContext, route: Route) -> None:
+        proxy = self._gateway.proxy
+        as_job = ctx.method == "POST" and not route.is_broadcast and jobs.prefers_async(ctx.headers)
+        body = ctx.body = proxy.open_body(ctx, is_endless=route.is_endless and not as_job)
         try:
             if as_job:
-                exchange.caller.demand("jobs")
+                ctx.caller.require_scope("jobs")
             if len(route.services) > 1:
-                route = chosen(exchange, route, await proxy.whole(exchange, body), self._staff.fleet.routing)
+                route = resolve_service(ctx, route, await proxy.read_body(ctx, body), self._gateway.registry.routes)
             if as_job:
-                await jobs.accept(exchange, self._staff.queue, route.services[0], await proxy.whole(exchange, body))
+                await jobs.submit_job(ctx, self._gateway.queue, route.services[0], await proxy.read_body(ctx, body))
             else:
-                exchange.may_wait = self._may_wait(exchange, route)
-                await proxy.forward(exchange, route, body)
+                ctx.may_queue = self._may_queue(ctx, route)
+                await proxy.forward(ctx, route, body)
         except QueueInstead:
-            await jobs.accept(exchange, self._staff.queue, route.services[0], await proxy.whole(exchange, body))
+            await jobs.submit_job(ctx, self._gateway.queue, route.services[0], await proxy.read_body(ctx, body))
         finally:
             body.release()
 
-    def _may_wait(self, exchange: RequestContext, route: Route) -> bool:
-        """Whether a replica may have this request queued that was sent to be answered at once."""
-        queued = self._staff.queue is not None and "jobs" in exchange.caller.scopes
-        return queued and exchange.method == "POST" and not route.everywhere
+    def _may_queue(self, ctx: RequestContext, route: Route) -> bool:
+        """Whether a replica may have this request queued as a job although the caller wants it answered at once."""
+        has_queue = self._gateway.queue is not None and "jobs" in ctx.caller.scopes
+        return has_queue and ctx.method == "POST" and not route.is_broadcast
 
-    async def _own(self, exchange: RequestContext) -> None:
+    async def _run_own_app(self, ctx: RequestContext) -> None:
         async def send(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                exchange.status = message["status"]
-                own = [*message.get("headers", ()), *exchange.extra]
-                message = {**message, "headers": own + secured(own)}
-            await exchange.send(message)
+                ctx.status = message["status"]
+                headers = [*message.get("headers", ()), *ctx.extra_headers]
+                message = {**message, "headers": add_security_headers(headers)}
+            await ctx.send(message)
 
-        exchange.scope["fovea.exchange"] = exchange
-        await self._app(exchange.scope, exchange.receive, send)
-        exchange.route = getattr(exchange.scope.get("route"), "path", "other")
+        ctx.scope["fovea.request_context"] = ctx
+        await self._app(ctx.scope, ctx.receive, send)
+        ctx.route = getattr(ctx.scope.get("route"), "path", "other")
 
-    async def _refuse(self, exchange: RequestContext, error: FoveaError) -> None:
-        ERRORS.labels("gateway", exchange.model, error.code).inc()
-        if exchange.status:
-            await break_off(exchange)
+    async def _send_error(self, ctx: RequestContext, error: FoveaError) -> None:
+        ERRORS.labels("gateway", ctx.model, error.code).inc()
+        if ctx.status:
+            await abort_response(ctx)
         elif error.status == 499:
-            exchange.status = 499
+            ctx.status = 499
         else:
-            unread = exchange.unread
-            extra = [*exchange.extra, (b"connection", b"close")] if unread else exchange.extra
-            exchange.status = await send_error(exchange.send, error, exchange.path, exchange.context.request_id, extra)
-            if unread:
-                await _linger(exchange)
+            must_close = ctx.has_unread_body
+            extra = [*ctx.extra_headers, (b"connection", b"close")] if must_close else ctx.extra_headers
+            ctx.status = await send_error(ctx.send, error, ctx.path, ctx.trace.request_id, extra)
+            if must_close:
+                await _drain_body(ctx)
 
 
-async def _linger(exchange: RequestContext) -> None:
-    """Read on for a while after a refusal, then hang up: a caller that is still sending would miss the answer."""
-    seen, more = 0, True
+async def _drain_body(ctx: RequestContext) -> None:
+    """Read on for a while after a refusal, then close: a caller that is still sending would miss the answer."""
+    size, has_more = 0, True
     with suppress(TimeoutError):
-        async with asyncio.timeout(LINGER_S):
-            while more and seen < LINGER_BYTES:
-                message = await exchange.receive()
-                more = message.get("more_body", False)
-                seen += len(message.get("body", b""))
-    await exchange.send({"type": "http.response.body", "body": b""})
+        async with asyncio.timeout(DRAIN_BODY_S):
+            while has_more and size < DRAIN_BODY_BYTES:
+                message = await ctx.receive()
+                has_more = message.get("more_body", False)
+                size += len(message.get("body", b""))
+    await ctx.send({"type": "http.response.body", "body": b""})
 
 
-def _permission(path: str) -> Permission:
+def _find_scope(path: str) -> KeyScope:
     if path.startswith("/v1/jobs"):
         return "jobs"
     if path.startswith("/v2/repository/models/"):

@@ -1,7 +1,7 @@
-"""One OpenAPI document of everything that can be called: the gateway's own routes and those of all services.
+"""OpenAPI document of the whole product: the gateway's own routes joined with those of all services.
 
-Services describe themselves; this file joins. Schemas that share a name but not a meaning are told apart by the
-service's name. Knows nothing about how the document is shown.
+Services describe themselves. Schemas that share a name but not a meaning get the service's name in front.
+Knows nothing about how the document is shown.
 """
 
 from __future__ import annotations
@@ -13,63 +13,72 @@ from typing import Any
 
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.routing.replica_registry import ReplicaRegistry
+from shared.api.problem import PROBLEM_CONTENT_TYPE, Problem
 
-__all__ = ["Document", "joined"]
+__all__ = ["PROBLEMS", "OpenApiDocument", "join_documents"]
 
-FRESH_S = 5.0
+MAX_AGE_S = 5.0
 """How old the document may be."""
 
-_OWN = ("/livez", "/readyz", "/metrics", "/v1/models", "/openapi.json", "/docs", "/v2/models/stats")
-"""Paths of services that the gateway answers itself; below `/v1/models` it is the services' turn again."""
+_ERROR_CONTENT = {PROBLEM_CONTENT_TYPE: {"schema": Problem.model_json_schema()}, "application/json": {}}
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "What is wrong with the request, and what to try.", "content": _ERROR_CONTENT},
+    "5XX": {"description": "What is wrong here.", "content": _ERROR_CONTENT},
+}
+"""`responses` of the gateway's own routes: errors as problems, or in the error format of the path."""
+
+_GATEWAY_PATHS = ("/livez", "/readyz", "/metrics", "/v1/models", "/openapi.json", "/docs", "/v2/models/stats")
+"""Paths that services describe but the gateway answers; below `/v1/models` services answer again."""
 
 _METHODS = frozenset({"get", "put", "post", "delete", "patch", "head", "options"})
 
 
-class Document:
-    """The joined document, made again when it is old."""
+class OpenApiDocument:
+    """The joined document, built again when it is too old."""
 
-    def __init__(self, fleet: ReplicaRegistry, client: UpstreamClient) -> None:
-        """Ask the replicas of `fleet` through `client`."""
-        self._fleet, self._client = fleet, client
+    def __init__(self, registry: ReplicaRegistry, client: UpstreamClient) -> None:
+        """Fetch documents from the replicas of `registry` through `client`."""
+        self._registry, self._client = registry, client
         self._services: dict[str, dict[str, Any]] = {}
-        self._asked = float("-inf")
-        self._asking = asyncio.Lock()
+        self._fetched_at = float("-inf")
+        self._lock = asyncio.Lock()
 
     async def get(self, own: Mapping[str, Any], keys: bool) -> dict[str, Any]:
-        """The document.
+        """Get the document.
 
         Args:
             own: The document of the gateway's own routes.
             keys: Whether callers need a key.
         """
-        async with self._asking:
-            if time.monotonic() - self._asked > FRESH_S:
-                services = self._fleet.services
-                documents = await asyncio.gather(*(self._of(service) for service in services))
+        async with self._lock:
+            if time.monotonic() - self._fetched_at > MAX_AGE_S:
+                services = self._registry.services
+                documents = await asyncio.gather(*(self._fetch(service) for service in services))
                 self._services |= {s: d for s, d in zip(services, documents, strict=True) if d}
-                self._asked = time.monotonic() if all(documents) and documents else self._asked
-        return joined(own, self._services, keys=keys)
+                self._fetched_at = time.monotonic() if all(documents) and documents else self._fetched_at
+        return join_documents(own, self._services, keys=keys)
 
-    async def _of(self, service: str) -> dict[str, Any]:
-        for target in self._fleet.alive(service):
-            document = await self._client.json(target, "/openapi.json")
+    async def _fetch(self, service: str) -> dict[str, Any]:
+        for replica in self._registry.list_alive(service):
+            document = await self._client.fetch_json(replica, "/openapi.json")
             if isinstance(document, dict) and isinstance(document.get("paths"), dict):
                 return document
         return {}
 
 
-def joined(own: Mapping[str, Any], services: Mapping[str, Mapping[str, Any]], *, keys: bool) -> dict[str, Any]:
+def join_documents(own: Mapping[str, Any], services: Mapping[str, Mapping[str, Any]], *, keys: bool) -> dict[str, Any]:
     """Join documents; the gateway's own win over a service's, and earlier services over later ones."""
     paths: dict[str, Any] = {path: dict(item) for path, item in own.get("paths", {}).items()}
     schemas: dict[str, Any] = dict(own.get("components", {}).get("schemas", {}))
     for service, document in sorted(services.items()):
-        names = _names(service, document, schemas)
+        names = _choose_schema_names(service, document, schemas)
         for name, schema in document.get("components", {}).get("schemas", {}).items():
-            schemas[names[name]] = _renamed(schema, names)
+            schemas[names[name]] = _rename_references(schema, names)
         for path, item in document.get("paths", {}).items():
-            if path not in paths and path not in _OWN and isinstance(item, dict):
-                paths[path] = {method: _told(op, method, service, names) for method, op in item.items()}
-    _unique_ids(paths)
+            if path not in paths and path not in _GATEWAY_PATHS and isinstance(item, dict):
+                paths[path] = {method: _adapt_operation(op, method, service, names) for method, op in item.items()}
+    _make_ids_unique(paths)
     document = {**own, "paths": paths, "components": {"schemas": schemas}}
     if keys:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -77,53 +86,57 @@ def joined(own: Mapping[str, Any], services: Mapping[str, Mapping[str, Any]], *,
     return document
 
 
-def _names(service: str, document: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, str]:
-    """What each schema of a service is called in the joined document."""
+def _choose_schema_names(service: str, document: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, str]:
+    """Choose the name of each schema of a service in the joined document."""
     prefix = "".join(word.capitalize() for word in service.split("-"))
     own = document.get("components", {}).get("schemas", {})
     return {name: name if taken.get(name, schema) == schema else f"{prefix}{name}" for name, schema in own.items()}
 
 
-def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+def _rename_references(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
-        return {k: _reference(v, names) if k == "$ref" else _renamed(v, names) for k, v in value.items()}
-    return [_renamed(item, names) for item in value] if isinstance(value, list) else value
+        return {
+            k: _rename_reference(v, names) if k == "$ref" else _rename_references(v, names) for k, v in value.items()
+        }
+    return [_rename_references(item, names) for item in value] if isinstance(value, list) else value
 
 
-def _reference(reference: Any, names: Mapping[str, str]) -> Any:
+def _rename_reference(reference: Any, names: Mapping[str, str]) -> Any:
     place, _, name = str(reference).rpartition("/")
     return f"{place}/{names.get(name, name)}"
 
 
-def _told(operation: Any, method: str, service: str, names: Mapping[str, str]) -> Any:
-    """An operation of a service: tagged with its name, and offered as a job where it is a POST."""
+def _adapt_operation(operation: Any, method: str, service: str, names: Mapping[str, str]) -> Any:
+    """Tag an operation with its service, and offer it as a job where it is a POST."""
     if method not in _METHODS or not isinstance(operation, dict):
         return operation
-    told = {**_renamed(operation, names), "tags": [service]}
-    told["responses"] = {code: _refused(code, answer) for code, answer in told.get("responses", {}).items()}
+    adapted = {**_rename_references(operation, names), "tags": [service]}
+    adapted["responses"] = {
+        code: _add_error_format(code, answer) for code, answer in adapted.get("responses", {}).items()
+    }
     if method == "post":
         accepted = {"$ref": "#/components/schemas/Job"}
         answer = {
             "description": "Accepted as a job (`Prefer: respond-async`).",
             "content": {"application/json": {"schema": accepted}},
         }
-        told["responses"]["202"] = answer
-    return told
+        adapted["responses"]["202"] = answer
+    return adapted
 
 
-def _refused(code: str, answer: Any) -> Any:
-    """An error of a service: the gateway may give it too, in the form of the route's family."""
+def _add_error_format(code: str, answer: Any) -> Any:
+    """Add JSON to an error of a service: the gateway may answer with it too, in the error format of the path."""
     if not code.startswith(("4", "5")) or not isinstance(answer, dict) or "content" not in answer:
         return answer
     return {**answer, "content": {"application/json": {}, **answer["content"]}}
 
 
-def _unique_ids(paths: Mapping[str, Any]) -> None:
-    """Operation ids must be unique; a second one takes its tag in front."""
-    seen: set[str] = set()
+def _make_ids_unique(paths: Mapping[str, Any]) -> None:
+    """Make operation ids unique: a second one gets its tag in front."""
+    used: set[str] = set()
     for item in paths.values():
         for method, operation in item.items():
             if method in _METHODS and "operationId" in operation:
-                if operation["operationId"] in seen:
+                if operation["operationId"] in used:
                     operation["operationId"] = f"{operation.get('tags', ['own'])[0]}_{operation['operationId']}"
-                seen.add(operation["operationId"])
+                used.add(operation["operationId"])

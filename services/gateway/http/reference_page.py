@@ -1,6 +1,6 @@
-"""The reference page at `/docs`: rendered here from the OpenAPI document, without a script and without other hosts.
+"""Reference page at `/docs`: rendered from the OpenAPI document, without scripts and without other hosts.
 
-Knows the document's form, nothing about where it comes from.
+Knows nothing about where the document comes from.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse
 
 __all__ = ["router"]
 
-_PLACE = Path(__file__).parent / "reference"
+_FOLDER = Path(__file__).parent / "reference"
 
 router = APIRouter(include_in_schema=False)
 
@@ -32,54 +32,56 @@ class Operation:
     text: str
     parameters: list[dict[str, Any]]
     bodies: list[tuple[str, str]]
-    answers: list[tuple[str, str, str]]
+    responses: list[tuple[str, str, str]]
 
     @property
     def anchor(self) -> str:
-        """Its place on the page."""
+        """Its fragment identifier on the page."""
         return f"{self.method}{self.path}".translate(str.maketrans("/{}:", "----"))
 
 
 @router.get("/openapi.json")
 async def openapi(request: Request) -> JSONResponse:
     """The OpenAPI document of the gateway and all services."""
-    return JSONResponse(await _document(request))
+    return JSONResponse(await _get_document(request))
 
 
 @router.get("/docs")
 async def page(request: Request) -> HTMLResponse:
     """The reference page."""
-    document = await _document(request)
+    document = await _get_document(request)
     template = Environment(
-        loader=FileSystemLoader(_PLACE), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_FOLDER), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
     ).get_template("page.html")
-    return HTMLResponse(template.render(info=document["info"], groups=groups(document), keys="security" in document))
+    return HTMLResponse(
+        template.render(info=document["info"], groups=group_operations(document), keys="security" in document)
+    )
 
 
 @router.get("/docs/style.css")
 async def style() -> FileResponse:
     """The page's style sheet."""
-    return FileResponse(_PLACE / "style.css", media_type="text/css")
+    return FileResponse(_FOLDER / "style.css", media_type="text/css")
 
 
-async def _document(request: Request) -> dict[str, Any]:
+async def _get_document(request: Request) -> dict[str, Any]:
     gateway = request.app.state.gateway
     document: dict[str, Any] = await gateway.document.get(request.app.openapi(), gateway.settings.auth == "keys")
     return document
 
 
-def groups(document: Mapping[str, Any]) -> dict[str, list[Operation]]:
-    """Operations by tag, in the document's order."""
+def group_operations(document: Mapping[str, Any]) -> dict[str, list[Operation]]:
+    """Group operations by tag, in the document's order."""
     found: dict[str, list[Operation]] = {}
     for path, item in document["paths"].items():
         for method, operation in item.items():
             if isinstance(operation, dict) and "responses" in operation:
                 tag = next(iter(operation.get("tags", [])), "gateway")
-                found.setdefault(tag, []).append(_operation(document, method, path, operation))
+                found.setdefault(tag, []).append(_build_operation(document, method, path, operation))
     return found
 
 
-def _operation(document: Mapping[str, Any], method: str, path: str, raw: Mapping[str, Any]) -> Operation:
+def _build_operation(document: Mapping[str, Any], method: str, path: str, raw: Mapping[str, Any]) -> Operation:
     body = raw.get("requestBody", {}).get("content", {})
     return Operation(
         method=method.upper(),
@@ -87,44 +89,47 @@ def _operation(document: Mapping[str, Any], method: str, path: str, raw: Mapping
         summary=raw.get("summary", ""),
         text=raw.get("description", ""),
         parameters=[p for p in raw.get("parameters", []) if "name" in p],
-        bodies=[(kind, _schema(document, media)) for kind, media in body.items()],
-        answers=[(status, a.get("description", ""), _answer(document, a)) for status, a in raw["responses"].items()],
+        bodies=[(kind, _describe_schema(document, media)) for kind, media in body.items()],
+        responses=[
+            (status, a.get("description", ""), _describe_response(document, a))
+            for status, a in raw["responses"].items()
+        ],
     )
 
 
-def _answer(document: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
-    return "\n".join(filter(None, (_schema(document, media) for media in answer.get("content", {}).values())))
+def _describe_response(document: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
+    return "\n".join(filter(None, (_describe_schema(document, media) for media in answer.get("content", {}).values())))
 
 
-def _schema(document: Mapping[str, Any], media: Mapping[str, Any]) -> str:
+def _describe_schema(document: Mapping[str, Any], media: Mapping[str, Any]) -> str:
     schema = media.get("schema", {})
-    return "\n".join(_lines(document, schema, depth=0)) if schema else ""
+    return "\n".join(_iterate_fields(document, schema, depth=0)) if schema else ""
 
 
-def _lines(document: Mapping[str, Any], schema: Mapping[str, Any], depth: int) -> Iterator[str]:
-    """A schema as an indented list of fields; what nests deeper than three levels is only named."""
-    schema = _resolved(document, schema)
+def _iterate_fields(document: Mapping[str, Any], schema: Mapping[str, Any], depth: int) -> Iterator[str]:
+    """Describe a schema as an indented list of fields; what nests deeper than three levels is only named."""
+    schema = _resolve(document, schema)
     required = schema.get("required", [])
     for name, raw in schema.get("properties", {}).items():
-        field = _resolved(document, raw)
-        facts = ", ".join([_kind(document, raw), *(["required"] if name in required else [])])
+        field = _resolve(document, raw)
+        facts = ", ".join([_describe_type(document, raw), *(["required"] if name in required else [])])
         about = field.get("description", raw.get("description", ""))
         yield f"{'  ' * depth}{name}: {facts}{'  – ' + about if about else ''}"
-        inner = _resolved(document, field.get("items", field))
+        inner = _resolve(document, field.get("items", field))
         if depth < 2 and inner.get("properties"):
-            yield from _lines(document, inner, depth + 1)
+            yield from _iterate_fields(document, inner, depth + 1)
     if depth == 0 and not schema.get("properties"):
-        yield _kind(document, schema)
+        yield _describe_type(document, schema)
 
 
-def _kind(document: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
-    schema = _resolved(document, raw)
+def _describe_type(document: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
+    schema = _resolve(document, raw)
     if "enum" in schema or "const" in schema:
         return " | ".join(json.dumps(v) for v in schema.get("enum", [schema.get("const")]))
     if choices := schema.get("anyOf", schema.get("oneOf")):
-        return " | ".join(dict.fromkeys(_kind(document, choice) for choice in choices))
+        return " | ".join(dict.fromkeys(_describe_type(document, choice) for choice in choices))
     if schema.get("type") == "array":
-        return f"[{_kind(document, schema.get('items', {}))}]"
+        return f"[{_describe_type(document, schema.get('items', {}))}]"
     kind = schema.get("title", "object") if schema.get("type") == "object" else schema.get("type", "any")
     limits = [f"{word} {schema[key]}" for key, word in _LIMITS.items() if key in schema]
     return " ".join([str(kind), *limits])
@@ -133,7 +138,7 @@ def _kind(document: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
 _LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<", "default": "="}
 
 
-def _resolved(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+def _resolve(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
     reference = schema.get("$ref")
     if not isinstance(reference, str):
         return schema

@@ -1,4 +1,4 @@
-"""One request on its way through the gateway: who asks, for what, until when; and the headers that cross the gateway.
+"""Request context: one HTTP request on its way through the gateway, and the headers that cross the gateway.
 
 Knows nothing about upstreams, queues or pages.
 """
@@ -19,15 +19,15 @@ from services.gateway.proxy.replayable_body import Receive, ReplayableBody
 from shared.errors import InvalidOption
 from shared.telemetry import Context, fresh_context
 
-__all__ = ["RequestContext", "Send", "answer_headers", "request_headers"]
+__all__ = ["RequestContext", "Send", "build_request_headers", "build_response_headers"]
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-SWALLOWED = 2**16
-"""A refused body of at most this many bytes needs no hanging up."""
+MAX_IGNORED_BODY_BYTES = 2**16
+"""After refusing a body of at most this many bytes the connection stays open: the server reads the rest by itself."""
 
-_HOP = frozenset(
+_HOP_BY_HOP = frozenset(
     {
         b"connection",
         b"keep-alive",
@@ -42,7 +42,7 @@ _HOP = frozenset(
 )
 """Headers that concern one connection only (RFC 9110, 7.6.1)."""
 
-_OURS = _HOP | {
+_REPLACED = _HOP_BY_HOP | {
     b"host",
     b"content-length",
     b"expect",
@@ -54,56 +54,59 @@ _OURS = _HOP | {
     b"idempotency-key",
     b"cookie",
 }
-"""Request headers that we consume or write anew."""
+"""Request headers that the gateway consumes or writes itself."""
 
-_WRITTEN = _HOP | {b"server", b"date", b"x-request-id", b"x-content-type-options"}
-"""Answer headers that we write ourselves."""
+_OWN_RESPONSE_HEADERS = _HOP_BY_HOP | {b"server", b"date", b"x-request-id", b"x-content-type-options"}
+"""Response headers that the gateway writes itself."""
 
 
 @dataclass(slots=True, eq=False)
 class RequestContext:
-    """One HTTP request and what we know about it.
+    """One HTTP request and what is known about it.
 
     Attributes:
+        trace: Request id and trace parent.
         deadline: Event-loop time at which the caller stops waiting.
         route: Label for metrics: a template, never the raw path.
-        extra: Headers for the answer (rate limits).
-        status: What was answered; 0 before.
+        extra_headers: Headers for the answer (request id, rate limits).
+        status: Status of the answer; 0 before it is sent.
         streams_events: Whether the answer is an event stream.
-        body: The body, once somebody wants it.
-        begun: When it arrived, `time.perf_counter()`.
-        once: Idempotency key of a request that has none of its own: the same at every attempt.
-        may_wait: Whether a replica may have it queued: then it is answered later, though nobody asked for that.
+        body: The body, once it is opened.
+        started: When it arrived, `time.perf_counter()`.
+        generated_key: Idempotency key for a caller that sends none: the same at every attempt.
+        may_queue: Whether a replica may have it queued as a job, although the caller did not ask for one.
     """
 
     scope: Scope
     receive: Receive
     send: Send
     headers: dict[bytes, bytes]
-    context: Context
+    trace: Context
     deadline: float
     caller: Caller = LOCAL
     route: str = "other"
     model: str = ""
-    extra: list[tuple[bytes, bytes]] = field(default_factory=list)
+    extra_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     status: int = 0
     streams_events: bool = False
     body: ReplayableBody | None = None
-    begun: float = field(default_factory=time.perf_counter)
-    once: str = field(default_factory=lambda: f"{random.getrandbits(128):032x}")
-    may_wait: bool = False
+    started: float = field(default_factory=time.perf_counter)
+    generated_key: str = field(default_factory=lambda: f"{random.getrandbits(128):032x}")
+    may_queue: bool = False
 
     @classmethod
-    def of(cls, scope: Scope, receive: Receive, send: Send, deadline_s: float) -> RequestContext:
-        """Begin an exchange that takes at most `deadline_s`."""
+    def from_scope(cls, scope: Scope, receive: Receive, send: Send, deadline_s: float) -> RequestContext:
+        """Start a request that takes at most `deadline_s`."""
         headers = dict(scope["headers"])
-        rid, trace = headers.get(b"x-request-id"), headers.get(b"traceparent")
-        context = fresh_context(
-            rid.decode("latin-1") if rid and rid.isascii() else None, trace.decode("latin-1") if trace else None, ""
+        request_id, traceparent = headers.get(b"x-request-id"), headers.get(b"traceparent")
+        trace = fresh_context(
+            request_id.decode("latin-1") if request_id and request_id.isascii() else None,
+            traceparent.decode("latin-1") if traceparent else None,
+            "",
         )
-        exchange = cls(scope, receive, send, headers, context, asyncio.get_running_loop().time() + deadline_s)
-        exchange.extra.append((b"x-request-id", context.request_id.encode()))
-        return exchange
+        ctx = cls(scope, receive, send, headers, trace, asyncio.get_running_loop().time() + deadline_s)
+        ctx.extra_headers.append((b"x-request-id", trace.request_id.encode()))
+        return ctx
 
     @property
     def path(self) -> str:
@@ -118,8 +121,8 @@ class RequestContext:
         return method
 
     @property
-    def target(self) -> str:
-        """Path and query as they came."""
+    def raw_target(self) -> str:
+        """Path and query as they were sent."""
         raw: bytes = self.scope.get("raw_path") or self.scope["path"].encode()
         query: bytes = self.scope["query_string"]
         return (raw + b"?" + query if query else raw).decode("latin-1")
@@ -130,18 +133,18 @@ class RequestContext:
         return self.deadline - asyncio.get_running_loop().time()
 
     @property
-    def unread(self) -> bool:
-        """Whether the caller may still be sending more than a server swallows by the way."""
-        if self.body is not None and (self.body.complete or self.body.fault is not None):
+    def has_unread_body(self) -> bool:
+        """Whether the caller may still be sending more than the server reads by itself."""
+        if self.body is not None and (self.body.complete or self.body.error is not None):
             return not self.body.complete
         length = self.headers.get(b"content-length", b"0")
-        return b"transfer-encoding" in self.headers or not length.isdigit() or int(length) > SWALLOWED
+        return b"transfer-encoding" in self.headers or not length.isdigit() or int(length) > MAX_IGNORED_BODY_BYTES
 
-    def shorten(self) -> None:
-        """Take over the caller's own deadline, which can only be shorter than ours.
+    def apply_caller_deadline(self) -> None:
+        """Apply the caller's own deadline, which can only shorten the gateway's.
 
         Raises:
-            InvalidOption: It is no positive number of milliseconds.
+            InvalidOption: It is not a positive number of milliseconds.
         """
         text = self.headers.get(b"x-fovea-deadline-ms")
         if text is None:
@@ -152,23 +155,23 @@ class RequestContext:
         self.deadline = min(self.deadline, asyncio.get_running_loop().time() + int(text) / 1000)
 
 
-def request_headers(exchange: RequestContext) -> CIMultiDict[str]:
-    """What a replica gets: the caller's headers without hop-by-hop ones and credentials, then ours."""
-    named = exchange.headers.get(b"connection")
-    dropped = _OURS | {n.strip().lower() for n in named.split(b",")} if named else _OURS
+def build_request_headers(ctx: RequestContext) -> CIMultiDict[str]:
+    """Build the headers for a replica: the caller's without hop-by-hop ones and credentials, then the gateway's."""
+    named = ctx.headers.get(b"connection")
+    dropped = _REPLACED | {n.strip().lower() for n in named.split(b",")} if named else _REPLACED
     headers: CIMultiDict[str] = CIMultiDict(
         (name.decode("latin-1"), value.decode("latin-1"))
-        for name, value in exchange.scope["headers"]
+        for name, value in ctx.scope["headers"]
         if name not in dropped and not name.startswith(b"x-fovea-")
     )
-    headers["x-request-id"] = exchange.context.request_id
-    headers["traceparent"] = exchange.context.traceparent
-    headers["x-fovea-tenant"] = exchange.caller.tenant
-    key = exchange.headers.get(b"idempotency-key")
-    headers["idempotency-key"] = exchange.once if key is None else key.decode("latin-1")
+    headers["x-request-id"] = ctx.trace.request_id
+    headers["traceparent"] = ctx.trace.traceparent
+    headers["x-fovea-tenant"] = ctx.caller.tenant
+    key = ctx.headers.get(b"idempotency-key")
+    headers["idempotency-key"] = ctx.generated_key if key is None else key.decode("latin-1")
     return headers
 
 
-def answer_headers(raw: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """What a caller gets of a replica's headers."""
-    return [(name, value) for name, value in ((n.lower(), v) for n, v in raw) if name not in _WRITTEN]
+def build_response_headers(raw: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Keep those of a replica's headers that the caller gets."""
+    return [(name, value) for name, value in ((n.lower(), v) for n, v in raw) if name not in _OWN_RESPONSE_HEADERS]

@@ -1,7 +1,7 @@
-"""What keeps a gateway without keys to its own machine: a loopback address, and requests that were meant for it.
+"""Local-only rule: a gateway without keys listens on loopback and refuses requests that a foreign web page made.
 
-A page of some web site can make a browser on this machine send requests to a loopback port. Two headers give that
-away: a `Host` that is not ours (DNS rebinding) and an `Origin` that is not ours. Knows nothing about keys.
+A page of some web site can make a browser on this machine send requests to a loopback port. Two headers reveal it: a
+foreign `Host` (DNS rebinding) and a foreign `Origin`. Knows nothing about keys.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from functools import lru_cache
 from services.gateway.http.request_context import RequestContext
 from shared.errors import PermissionDenied
 
-__all__ = ["is_loopback", "same_machine"]
+__all__ = ["is_loopback", "require_local_request"]
 
-_READS = frozenset({"GET", "HEAD", "OPTIONS"})
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 @lru_cache(maxsize=64)
@@ -29,23 +29,23 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def same_machine(exchange: RequestContext, own: str) -> None:
-    """Refuse what a foreign web page had a browser send.
+def require_local_request(ctx: RequestContext, own: str) -> None:
+    """Check that a request was not made by a foreign web page.
 
     Args:
-        exchange: The request.
-        own: The address we listen on, which is fine as `Host` too.
+        ctx: The request.
+        own: The address that the gateway listens on, which is a valid `Host` too.
 
     Raises:
-        PermissionDenied: `Host` is no loopback name, or `Origin` is another site and the request changes something.
+        PermissionDenied: `Host` is not a loopback name, or `Origin` is another site and the request changes something.
     """
-    host = exchange.headers.get(b"host", b"localhost").decode("latin-1")
+    host = ctx.headers.get(b"host", b"localhost").decode("latin-1")
     name = host if host.endswith("]") else host.rpartition(":")[0] or host
     if name != own and not is_loopback(name):
-        detail = f"This gateway serves its own machine only, and {name[:100]!r} is not a name of it."
+        detail = f"This gateway serves its own machine only, and {name[:100]!r} is not one of its names."
         raise PermissionDenied(detail, hint="Use http://127.0.0.1, or run with FOVEA_AUTH=keys.")
-    origin = exchange.headers.get(b"origin")
-    if origin is None or exchange.method in _READS:
+    origin = ctx.headers.get(b"origin")
+    if origin is None or ctx.method in _SAFE_METHODS:
         return
     if origin.decode("latin-1").partition("://")[2] != host:
         detail = "The request was sent by a page of another site."

@@ -1,7 +1,7 @@
-"""How much a caller may ask for: requests per minute and per day, counted in Redis so that all gateways agree.
+"""Rate limits: requests per minute and per day, counted in Redis so that all gateways agree.
 
-While Redis is away each gateway counts for itself, which errs on the side of serving. Counting is the `limits`
-library's; this file says what is counted under which name. Knows nothing about keys and routes.
+While Redis is away each gateway counts for itself, so that requests are served rather than refused. Counting is done by
+the library `limits`; this file says what is counted under which name. Knows nothing about keys and routes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from shared.telemetry import log
 
 __all__ = ["RateLimitStatus", "RateLimiter"]
 
-AWAY_S = 2.0
-"""How long we count for ourselves before we try Redis again."""
+REDIS_RETRY_S = 2.0
+"""How long this process counts for itself before it tries Redis again."""
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimitStatus:
-    """Where a caller stands in its present window."""
+    """How much of the current window a caller has used."""
 
     limit: int
     used: int
@@ -55,14 +55,14 @@ class RateLimiter:
 
     def __init__(self, settings: Settings) -> None:
         """Count in the Redis of `settings`, where there is one."""
-        self._common = settings.rate_limit_rpm
-        self._demanded = settings.auth == "keys" or "rate_limit_rpm" in settings.model_fields_set
-        self._own = MemoryStorage()
+        self._default_rate = settings.rate_limit_rpm
+        self._is_limited = settings.auth == "keys" or "rate_limit_rpm" in settings.model_fields_set
+        self._local = MemoryStorage()
         self._shared: RedisStorage | None = None
         self._pool: ConnectionPool | None = None
-        self._back_due = 0.0
-        self._resets: dict[str, float] = {}
-        if settings.redis_url and self._demanded:
+        self._redis_retry_at = 0.0
+        self._window_ends: dict[str, float] = {}
+        if settings.redis_url and self._is_limited:
             url = f"async+{settings.redis_url}"
             self._pool = ConnectionPool.from_url(settings.redis_url, socket_timeout=1)
             options: dict[str, Any] = {"connection_pool": self._pool}
@@ -72,55 +72,55 @@ class RateLimiter:
         """Count one request; None where nothing is limited (a local machine whose owner set no rate).
 
         Raises:
-            RateLimited: The caller has spent its minute or its day; `retry_after` says when to come back.
+            RateLimited: The caller has used up its minute or its day; `retry_after` says when to try again.
         """
-        if not self._demanded:
+        if not self._is_limited:
             return None
-        own = caller.rate_per_minute
-        minute = RateLimitItemPerMinute(own or self._common)
+        own = caller.rate_limit_rpm
+        minute = RateLimitItemPerMinute(own or self._default_rate)
         name = f"key/{caller.key}" if own else f"tenant/{caller.tenant}"
-        standing = await self._hit(minute, name)
-        self._check(standing, "minute")
+        status = await self._count_hit(minute, name)
+        self._require_within(status, "minute")
         if caller.quota_per_day is not None:
             day = RateLimitItemPerDay(caller.quota_per_day)
-            self._check(await self._hit(day, f"key/{caller.key}"), "day")
-        return standing
+            self._require_within(await self._count_hit(day, f"key/{caller.key}"), "day")
+        return status
 
     async def stop(self) -> None:
-        """Hang up."""
+        """Close the connections to Redis."""
         if self._pool is not None:
             await self._pool.disconnect()
 
-    def _check(self, standing: RateLimitStatus, window: str) -> None:
-        if standing.used > standing.limit:
-            detail = f"{standing.limit} requests per {window} are allowed, and they are spent."
-            hint = f"Come back in {math.ceil(standing.wait_s)} s."
-            raise RateLimited(detail, hint=hint, retry_after=max(standing.wait_s, 1.0))
+    def _require_within(self, status: RateLimitStatus, window: str) -> None:
+        if status.used > status.limit:
+            detail = f"{status.limit} requests per {window} are allowed, and all are used."
+            hint = f"Try again in {math.ceil(status.wait_s)} s."
+            raise RateLimited(detail, hint=hint, retry_after=max(status.wait_s, 1.0))
 
-    async def _hit(self, item: RateLimitItem, name: str) -> RateLimitStatus:
+    async def _count_hit(self, item: RateLimitItem, name: str) -> RateLimitStatus:
         key = item.key_for(name)
-        if self._shared is not None and time.monotonic() >= self._back_due:
+        if self._shared is not None and time.monotonic() >= self._redis_retry_at:
             try:
-                return await self._count(self._shared, item, key)
+                return await self._increment(self._shared, item, key)
             except (RedisError, OSError, TimeoutError) as error:
                 log().warning("Redis is away; rates are counted in this process", reason=str(error))
-                self._back_due = time.monotonic() + AWAY_S
-        return await self._count(self._own, item, key)
+                self._redis_retry_at = time.monotonic() + REDIS_RETRY_S
+        return await self._increment(self._local, item, key)
 
-    async def _count(self, storage: Storage, item: RateLimitItem, key: str) -> RateLimitStatus:
+    async def _increment(self, storage: Storage, item: RateLimitItem, key: str) -> RateLimitStatus:
         expiry = item.get_expiry()
         used = await storage.incr(key, expiry)
-        resets_at = self._resets.get(key, 0.0)
+        resets_at = self._window_ends.get(key, 0.0)
         if used == 1:
             resets_at = time.time() + expiry
         elif resets_at <= time.time():
             resets_at = await storage.get_expiry(key)
-        self._remember(key, resets_at)
+        self._store_window_end(key, resets_at)
         return RateLimitStatus(item.amount, used, resets_at)
 
-    def _remember(self, key: str, resets_at: float) -> None:
-        """Keep when a window ends, which saves asking; windows that ended are dropped once there are many."""
-        if len(self._resets) > 10_000:
+    def _store_window_end(self, key: str, resets_at: float) -> None:
+        """Store when a window ends, which saves a query; windows that ended are dropped once there are many."""
+        if len(self._window_ends) > 10_000:
             now = time.time()
-            self._resets = {k: t for k, t in self._resets.items() if t > now}
-        self._resets[key] = resets_at
+            self._window_ends = {k: t for k, t in self._window_ends.items() if t > now}
+        self._window_ends[key] = resets_at

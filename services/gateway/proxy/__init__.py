@@ -1,1 +1,1 @@
-"""The reverse proxy: replayable bodies, retries, response relay, disconnects, the HTTP client to replicas."""
+"""The reverse proxy: replayable bodies, retry policy, response relay, disconnect guard, HTTP client to the replicas."""

@@ -1,4 +1,4 @@
-"""The one HTTP client towards replicas: pooled connections, no cookies, no decoding, bodies as they come.
+"""HTTP client to the replicas: pooled connections, no cookies, no decoding, bodies as they arrive.
 
 Knows nothing about retries or about where answers go.
 """
@@ -14,22 +14,22 @@ from aiohttp.client import _RequestContextManager
 from multidict import istr
 from yarl import URL
 
-from services.gateway.http.request_context import RequestContext, request_headers
+from services.gateway.http.request_context import RequestContext, build_request_headers
 from services.gateway.proxy.replayable_body import ReplayableBody
 from services.gateway.routing.replica_registry import Replica
 
 __all__ = ["UpstreamClient"]
 
-CONNECT_S = 3.0
+CONNECT_TIMEOUT_S = 3.0
 """Longest wait for a connection to a replica."""
 
-POOL_S = 4.0
-"""How long an idle connection is kept; less than uvicorn's five seconds, so that we hang up first."""
+IDLE_CONNECTION_S = 4.0
+"""How long an idle connection is kept; less than uvicorn's five seconds, so that this side closes first."""
 
-PATIENCE_S = 2.0
+DOCUMENT_TIMEOUT_S = 2.0
 """Longest wait for a small document."""
 
-_AUTOMATIC = (istr("User-Agent"), istr("Accept"), istr("Accept-Encoding"), istr("Content-Type"))
+_NO_AUTO_HEADERS = (istr("User-Agent"), istr("Accept"), istr("Accept-Encoding"), istr("Content-Type"))
 
 
 class UpstreamClient:
@@ -40,46 +40,48 @@ class UpstreamClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def stop(self) -> None:
-        """Hang up."""
+        """Close all connections."""
         if self._session is not None:
             await self._session.close()
 
-    def request(self, exchange: RequestContext, target: Replica, body: ReplayableBody) -> _RequestContextManager:
+    def request(self, ctx: RequestContext, replica: Replica, body: ReplayableBody) -> _RequestContextManager:
         """Send a request to a replica; `async with` gives its answer, unread."""
-        headers = request_headers(exchange)
-        headers["x-fovea-deadline-ms"] = str(max(int(exchange.left_s * 1000), 1))
+        headers = build_request_headers(ctx)
+        headers["x-fovea-deadline-ms"] = str(max(int(ctx.left_s * 1000), 1))
         if body.length and not body.complete:
             headers["content-length"] = str(body.length)
         payload = None if body.length == 0 else body.payload()
-        url = URL(target.replica.http + exchange.target, encoded=True)
-        return self._opened().request(
-            exchange.method, url, headers=headers, data=payload, allow_redirects=False, skip_auto_headers=_AUTOMATIC
+        url = URL(replica.record.http + ctx.raw_target, encoded=True)
+        return self._get_session().request(
+            ctx.method, url, headers=headers, data=payload, allow_redirects=False, skip_auto_headers=_NO_AUTO_HEADERS
         )
 
-    async def json(self, target: Replica, path: str) -> Any:
-        """A small JSON document of a replica, or None when it can't be had within two seconds."""
-        text = await self.text(target, path)
+    async def fetch_json(self, replica: Replica, path: str) -> Any:
+        """Fetch a small JSON document of a replica; None when it does not arrive within two seconds."""
+        text = await self.fetch_text(replica, path)
         try:
             return None if text is None else json.loads(text)
         except ValueError:
             return None
 
-    async def text(self, target: Replica, path: str) -> str | None:
-        """A small text of a replica, or None when it can't be had within two seconds."""
+    async def fetch_text(self, replica: Replica, path: str) -> str | None:
+        """Fetch a small text of a replica; None when it does not arrive within two seconds."""
         try:
             async with (
-                asyncio.timeout(PATIENCE_S),
-                self._opened().get(target.replica.http + path, headers={"accept-encoding": "identity"}) as response,
+                asyncio.timeout(DOCUMENT_TIMEOUT_S),
+                self._get_session().get(
+                    replica.record.http + path, headers={"accept-encoding": "identity"}
+                ) as response,
             ):
                 return await response.text("utf8") if response.ok else None
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return None
 
-    def _opened(self) -> aiohttp.ClientSession:
+    def _get_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=POOL_S, ttl_dns_cache=10),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S, ttl_dns_cache=10),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
             )

@@ -1,4 +1,4 @@
-"""Passes a replica's answer on to the caller, whole where it is small, piece by piece where it is not.
+"""Response relay: passes a replica's answer on to the caller, whole where it is small, streamed where it is not.
 
 Knows nothing about which replica answered and whether another could.
 """
@@ -11,61 +11,61 @@ import json
 
 import aiohttp
 
-from services.gateway.http.errors import family, render, secured
-from services.gateway.http.request_context import RequestContext, answer_headers
+from services.gateway.http.errors import add_security_headers, find_error_format, render_error
+from services.gateway.http.request_context import RequestContext, build_response_headers
 from shared.errors import Fault
 from shared.telemetry import log
 
-__all__ = ["break_off", "relay"]
+__all__ = ["abort_response", "relay_response"]
 
-WHOLE = 8 * 2**20
-"""Answers that state at most this many bytes are read whole before a byte is passed on, so that they can be retried."""
+MAX_BUFFERED_BYTES = 8 * 2**20
+"""Answers that declare at most this many bytes are read whole before a byte is passed on, so a loss can be retried."""
+
+LAST_EVENT_TIMEOUT_S = 1.0
+"""Longest wait for a caller to take the last event; one that does not read would block for ever."""
 
 
-FAREWELL_S = 1.0
-"""Longest wait for a caller to take the last event; one that does not read would hold us for ever."""
-
-
-async def relay(exchange: RequestContext, response: aiohttp.ClientResponse) -> None:
-    """Send an answer on, and note in the exchange that it has begun.
+async def relay_response(ctx: RequestContext, response: aiohttp.ClientResponse) -> None:
+    """Send an answer on, and note in `ctx` that it has begun.
 
     Raises:
-        aiohttp.ClientError: The replica broke off; nothing was sent if `exchange.status` is still 0.
+        aiohttp.ClientError: The replica broke off; nothing was sent if `ctx.status` is still 0.
     """
     length = response.content_length
-    if length is not None and length <= WHOLE:
+    if length is not None and length <= MAX_BUFFERED_BYTES:
         whole = await response.read()
-        await _start(exchange, response)
-        await exchange.send({"type": "http.response.body", "body": whole})
+        await _send_start(ctx, response)
+        await ctx.send({"type": "http.response.body", "body": whole})
         return
-    piece = await response.content.readany()
-    await _start(exchange, response)
-    while piece:
-        await exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
-        piece = await response.content.readany()
-    await exchange.send({"type": "http.response.body", "body": b""})
+    chunk = await response.content.readany()
+    await _send_start(ctx, response)
+    while chunk:
+        await ctx.send({"type": "http.response.body", "body": chunk, "more_body": True})
+        chunk = await response.content.readany()
+    await ctx.send({"type": "http.response.body", "body": b""})
 
 
-async def break_off(exchange: RequestContext) -> None:
+async def abort_response(ctx: RequestContext) -> None:
     """End an answer that can't be finished.
 
-    An event stream ends with an error event in the form of its route family. Of anything else the connection closes
-    early, which every client reports: the server does that for an answer that was begun and not completed.
+    An event stream ends with an error event in the form of its route family. For anything else the connection is
+    closed early, which every client reports: the server does so for an answer that was begun and not completed.
     """
-    log().warning("an answer broke off", request_id=exchange.context.request_id, path=exchange.path)
-    if exchange.streams_events:
-        error = Fault("The answer broke off: its replica was lost, or the deadline passed.", hint="Send it again.")
-        body = json.loads(render(error, family(exchange.path), exchange.context.request_id)[2])
+    log().warning("an answer broke off", request_id=ctx.trace.request_id, path=ctx.path)
+    if ctx.streams_events:
+        error = Fault(
+            "The answer broke off: its replica was lost, or the deadline passed.", hint="Send the request again."
+        )
+        body = json.loads(render_error(error, find_error_format(ctx.path), ctx.trace.request_id)[2])
         event = body if "error" in body else {"error": body}
         message = {"type": "http.response.body", "body": b"data: %b\n\n" % json.dumps(event).encode()}
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FAREWELL_S):
-                await exchange.send(message)
+            async with asyncio.timeout(LAST_EVENT_TIMEOUT_S):
+                await ctx.send(message)
 
 
-async def _start(exchange: RequestContext, response: aiohttp.ClientResponse) -> None:
-    exchange.status = response.status
-    headers = [*answer_headers(response.raw_headers), *exchange.extra]
-    headers += secured(headers)
-    exchange.streams_events = response.content_type == "text/event-stream"
-    await exchange.send({"type": "http.response.start", "status": response.status, "headers": headers})
+async def _send_start(ctx: RequestContext, response: aiohttp.ClientResponse) -> None:
+    ctx.status = response.status
+    headers = add_security_headers([*build_response_headers(response.raw_headers), *ctx.extra_headers])
+    ctx.streams_events = response.content_type == "text/event-stream"
+    await ctx.send({"type": "http.response.start", "status": response.status, "headers": headers})

@@ -1,4 +1,4 @@
-"""Whether the gateway lives, whether what it stands for is ready, and what it has counted."""
+"""Health routes: `/livez`, `/readyz` and the gateway's own `/metrics`."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
-from services.gateway.http.openapi_errors import PROBLEMS
+from services.gateway.http.openapi import PROBLEMS
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.errors import FoveaError
 from shared.telemetry import METRICS_CONTENT_TYPE, QUEUE_DEPTH, metrics_text
 
-__all__ = ["ready", "router"]
+__all__ = ["is_ready", "router"]
 
-DEPTH_S = 1.0
-"""Longest wait for the queue's depth while metrics are collected."""
+QUEUE_DEPTH_TIMEOUT_S = 1.0
+"""Longest wait for the depth of the job queue while metrics are collected."""
 
 router = APIRouter(tags=["health"], responses=PROBLEMS)
 
 
-def ready(fleet: ReplicaRegistry) -> bool:
+def is_ready(registry: ReplicaRegistry) -> bool:
     """Whether every service has a ready replica, and there is a service at all."""
-    return bool(fleet.services) and not fleet.unready
+    return bool(registry.services) and not registry.unready_services
 
 
 @router.get("/livez")
@@ -33,28 +33,31 @@ async def livez() -> dict[str, str]:
 
 @router.get("/readyz", responses={503: {"description": "Some service has no ready replica."}})
 async def readyz(request: Request) -> JSONResponse:
-    """Whether every known service has a ready replica; says which have not, and whether Redis answers."""
-    fleet: ReplicaRegistry = request.app.state.gateway.fleet
-    services = {name: {"ready": len(fleet.ready(name)), "alive": len(fleet.alive(name))} for name in fleet.services}
-    redis = {None: "none", True: "up", False: "away"}[fleet.redis_up]
-    good = ready(fleet)
+    """Whether every known service has a ready replica; lists those without one, and whether Redis answers."""
+    registry: ReplicaRegistry = request.app.state.gateway.registry
+    services = {
+        name: {"ready": len(registry.list_ready(name)), "alive": len(registry.list_alive(name))}
+        for name in registry.services
+    }
+    redis = {None: "none", True: "up", False: "away"}[registry.redis_up]
+    all_ready = is_ready(registry)
     body = {
-        "status": "ready" if good else "not ready",
+        "status": "ready" if all_ready else "not ready",
         "services": services,
-        "not_ready": fleet.unready,
+        "not_ready": registry.unready_services,
         "redis": redis,
     }
-    return JSONResponse(body, 200 if good else 503)
+    return JSONResponse(body, 200 if all_ready else 503)
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(request: Request) -> Response:
-    """The gateway's own numbers in the Prometheus text format."""
+    """The gateway's own metrics in the Prometheus text format."""
     gateway = request.app.state.gateway
     if gateway.queue is not None:
-        for service in gateway.fleet.services:
+        for service in gateway.registry.services:
             try:
-                async with asyncio.timeout(DEPTH_S):
+                async with asyncio.timeout(QUEUE_DEPTH_TIMEOUT_S):
                     QUEUE_DEPTH.labels(service, "jobs").set(await gateway.queue.depth(service))
             except (FoveaError, TimeoutError):
                 break

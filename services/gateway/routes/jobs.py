@@ -1,6 +1,6 @@
-"""Requests that are answered later: `Prefer: respond-async` on any proxied POST, and `/v1/jobs`.
+"""Jobs: queues a request with `Prefer: respond-async`, and serves `/v1/jobs`.
 
-Knows the `JobQueue` contract, not what is behind it, and nothing about how jobs are run.
+Uses the `JobQueue` contract; knows nothing about how jobs are run.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from services.gateway.http.errors import SECURITY_HEADERS
-from services.gateway.http.openapi_errors import PROBLEMS
+from services.gateway.http.openapi import PROBLEMS
 from services.gateway.http.request_context import RequestContext
 from services.gateway.policy.auth import Caller
 from shared.api.job import Job, JobList
 from shared.errors import FoveaError, InvalidOption, NotReady
 from shared.jobs.queue import JobQueue, Payload
 
-__all__ = ["accept", "router", "wants_job"]
+__all__ = ["prefers_async", "router", "submit_job"]
 
-HEARTBEAT_S = 10.0
-"""A comment is sent into a silent event stream this often, so that nobody on the way thinks it dead."""
+EVENT_HEARTBEAT_S = 10.0
+"""Seconds between comments in a silent event stream, so that no proxy on the way closes it."""
 
-_CARRIED = (
+_KEPT_HEADERS = (
     b"content-type",
     b"content-encoding",
     b"accept",
@@ -37,16 +37,16 @@ _CARRIED = (
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS)
 
 JobId = Annotated[str, Path(description="As in the answer to the POST.", max_length=128)]
-Many = Annotated[int, Query(ge=1, le=500, description="How many at most.")]
+Limit = Annotated[int, Query(ge=1, le=500, description="How many at most.")]
 
 
-def wants_job(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether `Prefer` holds `respond-async` (RFC 7240)."""
-    wishes = headers.get(b"prefer", b"").lower().replace(b";", b",").split(b",")
-    return any(wish.strip() == b"respond-async" for wish in wishes)
+def prefers_async(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether `Prefer` contains `respond-async` (RFC 7240)."""
+    preferences = headers.get(b"prefer", b"").lower().replace(b";", b",").split(b",")
+    return any(preference.strip() == b"respond-async" for preference in preferences)
 
 
-async def accept(exchange: RequestContext, queue: JobQueue | None, service: str, body: bytes) -> None:
+async def submit_job(ctx: RequestContext, queue: JobQueue | None, service: str, body: bytes) -> None:
     """Queue a request and answer 202 with the job and where it is.
 
     Raises:
@@ -54,37 +54,37 @@ async def accept(exchange: RequestContext, queue: JobQueue | None, service: str,
         QueueFull: Too many jobs wait for the service.
         Conflict: The idempotency key was used for another request.
     """
-    headers = {n.decode(): exchange.headers[n].decode("latin-1") for n in _CARRIED if n in exchange.headers}
-    headers |= {"x-request-id": exchange.context.request_id, "traceparent": exchange.context.traceparent}
-    headers["x-fovea-tenant"] = exchange.caller.tenant
-    payload = Payload(service, exchange.target, body, headers, tenant=exchange.caller.tenant)
-    job, new = await _present(queue).submit(payload, _idempotency_key(exchange))
+    headers = {n.decode(): ctx.headers[n].decode("latin-1") for n in _KEPT_HEADERS if n in ctx.headers}
+    headers |= {"x-request-id": ctx.trace.request_id, "traceparent": ctx.trace.traceparent}
+    headers["x-fovea-tenant"] = ctx.caller.tenant
+    payload = Payload(service, ctx.raw_target, body, headers, tenant=ctx.caller.tenant)
+    job, is_new = await _require_queue(queue).submit(payload, _read_idempotency_key(ctx))
     answer = job.model_dump_json().encode()
-    exchange.status = 202
-    sent = [
+    ctx.status = 202
+    response_headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(answer)),
         (b"location", f"/v1/jobs/{job.id}".encode()),
         (b"preference-applied", b"respond-async"),
-        *([] if new else [(b"idempotency-replayed", b"true")]),
+        *([] if is_new else [(b"idempotency-replayed", b"true")]),
         *SECURITY_HEADERS,
-        *exchange.extra,
+        *ctx.extra_headers,
     ]
-    await exchange.send({"type": "http.response.start", "status": 202, "headers": sent})
-    await exchange.send({"type": "http.response.body", "body": answer})
+    await ctx.send({"type": "http.response.start", "status": 202, "headers": response_headers})
+    await ctx.send({"type": "http.response.body", "body": answer})
 
 
 @router.get("")
-async def recent(request: Request, limit: Many = 50, dead: bool = False) -> JobList:
+async def recent(request: Request, limit: Limit = 50, dead: bool = False) -> JobList:
     """The caller's jobs, newest first; with `dead=true` its dead letters."""
-    queue, tenant = _queue(request), _tenant(request)
+    queue, tenant = _get_queue(request), _get_tenant(request)
     return JobList(jobs=await (queue.dead(tenant, limit) if dead else queue.recent(tenant, limit)))
 
 
 @router.get("/{job_id}")
 async def get(request: Request, job_id: JobId) -> Job:
-    """The job as it stands."""
-    return await _queue(request).get(job_id, _tenant(request))
+    """The current state of a job."""
+    return await _get_queue(request).get(job_id, _get_tenant(request))
 
 
 @router.get(
@@ -92,41 +92,41 @@ async def get(request: Request, job_id: JobId) -> Job:
 )
 async def events(request: Request, job_id: JobId) -> StreamingResponse:
     """The job now and after every change, as server-sent events whose data is the job; ends with its final state."""
-    queue, tenant = _queue(request), _tenant(request)
+    queue, tenant = _get_queue(request), _get_tenant(request)
     await queue.get(job_id, tenant)
-    stream = _server_sent(queue.events(job_id, tenant), HEARTBEAT_S)
+    stream = _format_events(queue.events(job_id, tenant), EVENT_HEARTBEAT_S)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
 @router.get("/{job_id}/result", response_class=Response, responses={200: {"content": {"*/*": {}}}})
 async def result(request: Request, job_id: JobId) -> Response:
-    """The answer, byte for byte, with the status that the request would have had at once."""
-    answer = await _queue(request).result(job_id, _tenant(request))
+    """The answer, byte for byte, with the status that the request itself would have had."""
+    answer = await _get_queue(request).result(job_id, _get_tenant(request))
     kept = {k: v for k, v in answer.headers.items() if k.lower() not in {"content-length", "content-type"}}
     return Response(answer.body, answer.status, {**kept, "content-type": answer.content_type})
 
 
 @router.post("/{job_id}/cancel")
 async def cancel(request: Request, job_id: JobId) -> Job:
-    """Cancel the job, also while it runs; a finished job is left as it is."""
-    return await _queue(request).cancel(job_id, _tenant(request))
+    """Cancel a job, also while it runs; a finished job is left as it is."""
+    return await _get_queue(request).cancel(job_id, _get_tenant(request))
 
 
 @router.delete("/{job_id}")
 async def delete(request: Request, job_id: JobId) -> Job:
     """The same as cancel."""
-    return await _queue(request).cancel(job_id, _tenant(request))
+    return await _get_queue(request).cancel(job_id, _get_tenant(request))
 
 
 @router.post("/{job_id}/retry")
 async def retry(request: Request, job_id: JobId) -> Job:
     """Queue a failed, dead or cancelled job again."""
-    return await _queue(request).retry(job_id, _tenant(request))
+    return await _get_queue(request).retry(job_id, _get_tenant(request))
 
 
-async def _server_sent(jobs: AsyncIterator[Job], heartbeat_s: float) -> AsyncIterator[bytes]:
-    """Each state as an event; comments while nothing happens."""
+async def _format_events(jobs: AsyncIterator[Job], heartbeat_s: float) -> AsyncIterator[bytes]:
+    """Format each state of a job as a server-sent event; comments while nothing happens."""
     source = aiter(jobs)
     pending: asyncio.Future[Job] | None = None
     try:
@@ -145,8 +145,8 @@ async def _server_sent(jobs: AsyncIterator[Job], heartbeat_s: float) -> AsyncIte
             pending.cancel()
 
 
-def _idempotency_key(exchange: RequestContext) -> str | None:
-    key = exchange.headers.get(b"idempotency-key")
+def _read_idempotency_key(ctx: RequestContext) -> str | None:
+    key = ctx.headers.get(b"idempotency-key")
     if key is None:
         return None
     text = key.decode("latin-1").strip()
@@ -155,16 +155,16 @@ def _idempotency_key(exchange: RequestContext) -> str | None:
     return text
 
 
-def _queue(request: Request) -> JobQueue:
-    return _present(request.app.state.gateway.queue)
+def _get_queue(request: Request) -> JobQueue:
+    return _require_queue(request.app.state.gateway.queue)
 
 
-def _tenant(request: Request) -> str:
-    caller: Caller = request.scope["fovea.exchange"].caller
+def _get_tenant(request: Request) -> str:
+    caller: Caller = request.scope["fovea.request_context"].caller
     return caller.tenant
 
 
-def _present(queue: JobQueue | None) -> JobQueue:
+def _require_queue(queue: JobQueue | None) -> JobQueue:
     if queue is None:
         detail = "This gateway has no job queue."
         raise NotReady(detail, hint="Set FOVEA_REDIS_URL, or start everything with `fovea up`.")

@@ -1,7 +1,6 @@
-"""`/metrics/services`: the numbers of all replicas in one document, each sample with the replica it came from.
+"""`/metrics/services`: the metrics of all replicas in one document, each sample with a `replica` label.
 
-Replicas listen on ports of their own choice, so Prometheus can't find them by itself; it asks here. Knows the text
-format, and nothing about what the numbers mean.
+Replicas listen on free ports, so Prometheus can't find them by itself; it scrapes this route instead.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from prometheus_client.registry import Collector
 
 from shared.telemetry import METRICS_CONTENT_TYPE
 
-__all__ = ["merged", "router"]
+__all__ = ["merge_metrics", "router"]
 
 router = APIRouter(tags=["health"])
 
 
-class _Merged(Collector):
+class _MergedCollector(Collector):
     """Families of several documents, joined by name."""
 
     def __init__(self, documents: Mapping[str, str]) -> None:
@@ -32,35 +31,35 @@ class _Merged(Collector):
         """One family per name; every sample carries `replica`."""
         families: dict[str, Metric] = {}
         for replica, text in self._documents.items():
-            for found in _families(text):
+            for found in _parse_families(text):
                 family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
                 family.samples += [s._replace(labels={**s.labels, "replica": replica}) for s in found.samples]
         return families.values()
 
 
-def merged(documents: Mapping[str, str]) -> bytes:
-    """One document of several.
+def merge_metrics(documents: Mapping[str, str]) -> bytes:
+    """Merge several documents into one.
 
     Args:
         documents: Replica id → its metrics in the Prometheus text format.
     """
     registry = CollectorRegistry()
-    registry.register(_Merged(documents))
+    registry.register(_MergedCollector(documents))
     return generate_latest(registry)
 
 
-def _families(text: str) -> Iterator[Metric]:
+def _parse_families(text: str) -> Iterator[Metric]:
     try:
         yield from text_string_to_metric_families(text)
-    except ValueError:  # a foreign server behind a fixed upstream may write what the parser does not know
+    except ValueError:  # a foreign server behind a static upstream may write what the parser does not know
         return
 
 
 @router.get("/metrics/services", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def services(request: Request) -> Response:
-    """The numbers of every replica of every service in the Prometheus text format."""
+    """The metrics of every replica of every service in the Prometheus text format."""
     gateway = request.app.state.gateway
-    targets = [target for name in gateway.fleet.services for target in gateway.fleet.alive(name)]
-    texts = await asyncio.gather(*(gateway.client.text(target, "/metrics") for target in targets))
-    documents = {target.id: text for target, text in zip(targets, texts, strict=True) if text is not None}
-    return Response(merged(documents), media_type=METRICS_CONTENT_TYPE)
+    replicas = [replica for name in gateway.registry.services for replica in gateway.registry.list_alive(name)]
+    texts = await asyncio.gather(*(gateway.client.fetch_text(replica, "/metrics") for replica in replicas))
+    documents = {replica.id: text for replica, text in zip(replicas, texts, strict=True) if text is not None}
+    return Response(merge_metrics(documents), media_type=METRICS_CONTENT_TYPE)

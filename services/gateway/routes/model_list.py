@@ -1,6 +1,6 @@
-"""One list of all models of all services, in OpenAI's form. Asked from the replicas, kept for a second.
+"""`/v1/models`: one list of all models of all services, in OpenAI's form, cached for a second.
 
-`/v1/models/{id}` and its example go straight to the service that has the model (`routing.route_table`).
+`/v1/models/{id}` and its example are proxied to the service that has the model (`routing.route_table`).
 """
 
 from __future__ import annotations
@@ -12,62 +12,62 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse
 
-from services.gateway.http.openapi_errors import PROBLEMS
+from services.gateway.http.openapi import PROBLEMS
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
 from shared.api.model import ModelEntry, ModelList
 
-__all__ = ["Models", "router"]
+__all__ = ["ModelIndex", "router"]
 
-FRESH_S = 1.0
-"""How old a list may be."""
+MAX_AGE_S = 1.0
+"""How old the list may be."""
 
 router = APIRouter(tags=["models"], responses=PROBLEMS)
 
 
-class Models:
-    """The models of the fleet."""
+class ModelIndex:
+    """The models of all replicas."""
 
-    def __init__(self, fleet: ReplicaRegistry, client: UpstreamClient) -> None:
-        """Ask the replicas of `fleet` through `client`."""
-        self._fleet, self._client = fleet, client
-        self._known: dict[str, list[dict[str, Any]]] = {}
-        self._asked = float("-inf")
-        self._asking = asyncio.Lock()
+    def __init__(self, registry: ReplicaRegistry, client: UpstreamClient) -> None:
+        """Fetch lists from the replicas of `registry` through `client`."""
+        self._registry, self._client = registry, client
+        self._by_service: dict[str, list[dict[str, Any]]] = {}
+        self._fetched_at = float("-inf")
+        self._lock = asyncio.Lock()
 
-    async def listing(self, task: str | None = None) -> list[dict[str, Any]]:
-        """Entries of all models, chat models first, then by service; only those of `task` where it is given."""
-        async with self._asking:
-            if time.monotonic() - self._asked > FRESH_S:
-                services = self._fleet.services
-                lists = await asyncio.gather(*(self._of(service) for service in services))
-                self._known = dict(zip(services, lists, strict=True))
-                self._asked = time.monotonic()
-        seen: dict[str, dict[str, Any]] = {}
-        for entry in (e for entries in self._known.values() for e in entries):
-            seen.setdefault(entry["id"], entry)
-        chosen = [e for e in seen.values() if task is None or e["task"] == task]
-        return sorted(chosen, key=lambda e: e["task"] != "chat")
+    async def list_models(self, task: str | None = None) -> list[dict[str, Any]]:
+        """List the entries of all models, chat models first, then by service; with `task` only those of this task."""
+        async with self._lock:
+            if time.monotonic() - self._fetched_at > MAX_AGE_S:
+                services = self._registry.services
+                lists = await asyncio.gather(*(self._fetch(service) for service in services))
+                self._by_service = dict(zip(services, lists, strict=True))
+                self._fetched_at = time.monotonic()
+        by_name: dict[str, dict[str, Any]] = {}
+        for entry in (e for entries in self._by_service.values() for e in entries):
+            by_name.setdefault(entry["id"], entry)
+        matching = [e for e in by_name.values() if task is None or e["task"] == task]
+        return sorted(matching, key=lambda e: e["task"] != "chat")
 
-    async def _of(self, service: str) -> list[dict[str, Any]]:
-        """What a service lists; what it listed last, not ready, while it can't be asked."""
-        for target in self._fleet.ready(service) or self._fleet.alive(service):
-            document = await self._client.json(target, "/v1/models")
+    async def _fetch(self, service: str) -> list[dict[str, Any]]:
+        """Fetch the list of a service; its last one, marked not ready, while it can't be reached."""
+        for replica in self._registry.list_ready(service) or self._registry.list_alive(service):
+            document = await self._client.fetch_json(replica, "/v1/models")
             if isinstance(document, dict) and isinstance(document.get("data"), list):
-                return [e for e in document["data"] if _listable(e)]
-            if target.replica.models:
-                return [_plain(target, name) for name in target.replica.models]
-        return [{**entry, "ready": False} for entry in self._known.get(service, [])]
+                return [e for e in document["data"] if _is_entry(e)]
+            if replica.record.models:
+                return [_build_plain_entry(replica, name) for name in replica.record.models]
+        return [{**entry, "ready": False} for entry in self._by_service.get(service, [])]
 
 
-def _listable(entry: Any) -> bool:
+def _is_entry(entry: Any) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get("id"), str) and isinstance(entry.get("task"), str)
 
 
-def _plain(target: Replica, name: str) -> dict[str, Any]:
-    """The entry of a model that nobody describes, on a Triton server for example."""
-    replica = target.replica
-    entry = ModelEntry(id=name, created=0, task="infer", service=replica.service, ready=replica.ready)
+def _build_plain_entry(replica: Replica, name: str) -> dict[str, Any]:
+    """Build the entry of a model without a description, for example on a Triton server."""
+    record = replica.record
+    entry = ModelEntry(id=name, created=0, task="infer", service=record.service, ready=record.ready)
     return entry.model_dump()
 
 
@@ -76,5 +76,5 @@ async def models(
     request: Request, task: Annotated[str | None, Query(description="Only models of this task.")] = None
 ) -> JSONResponse:
     """All models of all services in OpenAI's form; chat models first, the default chat model is `data[0]`."""
-    listing = await request.app.state.gateway.models.listing(task)
+    listing = await request.app.state.gateway.models.list_models(task)
     return JSONResponse({"object": "list", "data": listing})

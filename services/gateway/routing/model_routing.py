@@ -1,6 +1,6 @@
-"""Which of several services on one path is meant: the one that has the model which the request names.
+"""Model routing: picks one of several services that share a path, by the model that the request names.
 
-Reads `model` from the query, a JSON body or a multipart form. Only paths that services share come here.
+Reads `model` from the query, a JSON body or a multipart form.
 """
 
 from __future__ import annotations
@@ -11,38 +11,38 @@ from dataclasses import replace
 from urllib.parse import parse_qs
 
 from services.gateway.http.request_context import RequestContext
-from services.gateway.routing.route_table import Route, Routing
+from services.gateway.routing.route_table import Route, RouteTable
 from shared.errors import NotFound
 
-__all__ = ["chosen"]
+__all__ = ["resolve_service"]
 
-_FIELD = re.compile(rb'name="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n')
+_FORM_FIELD = re.compile(rb'name="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n')
 
 
-def chosen(exchange: RequestContext, route: Route, body: bytes, routing: Routing) -> Route:
-    """The route with one service.
+def resolve_service(ctx: RequestContext, route: Route, body: bytes, routes: RouteTable) -> Route:
+    """Narrow a route to the one service that has the named model; to the first where none is named.
 
     Raises:
-        NotFound: The named model is not one of theirs.
+        NotFound: None of these services has the named model.
     """
-    name = _model(exchange, body)
+    name = _read_model(ctx, body)
     if name is None:
         return replace(route, services=route.services[:1])
-    service = routing.service_of(name)
+    service = routes.find_service(name)
     if service not in route.services:
-        theirs = ", ".join(sorted(m for m, s in routing.models.items() if s in route.services))
-        detail = f"{exchange.path} does not serve the model {name!r}."
-        raise NotFound(detail, hint=f"It serves {theirs}.", field="model")
+        theirs = ", ".join(sorted(m for m, s in routes.models.items() if s in route.services))
+        detail = f"{ctx.path} does not serve the model {name!r}."
+        raise NotFound(detail, hint=f"It serves: {theirs}.", field="model")
     return replace(route, services=(service,))
 
 
-def _model(exchange: RequestContext, body: bytes) -> str | None:
-    query: dict[str, list[str]] = parse_qs(exchange.scope["query_string"].decode("latin-1"))
+def _read_model(ctx: RequestContext, body: bytes) -> str | None:
+    query: dict[str, list[str]] = parse_qs(ctx.scope["query_string"].decode("latin-1"))
     if named := query.get("model"):
         return named[0]
-    kind = exchange.headers.get(b"content-type", b"").lower()
+    kind = ctx.headers.get(b"content-type", b"").lower()
     if kind.startswith(b"multipart/"):
-        found = _FIELD.search(body)
+        found = _FORM_FIELD.search(body)
         return found[1].decode("utf-8", "replace") if found else None
     try:
         document: object = json.loads(body) if b"json" in kind else None

@@ -1,7 +1,7 @@
-"""Which service answers a path: a table built from what replicas say they serve.
+"""Route table: which service answers a path, built from the records of the replicas.
 
-By path (`/v1/segment`, templates such as `/v1/sessions/{id}`, and anything below a known path), and by model name
-(`/v2/models/{name}/…`, `/v1/models/{id}`). Knows nothing about which replica is alive or how a request gets there.
+A path is found literally (`/v1/segment`), by template (`/v1/sessions/{id}`), below a known path, or by the model's
+name in it (`/v2/models/{name}/…`, `/v1/models/{id}`). Knows nothing about which replica is alive.
 """
 
 from __future__ import annotations
@@ -13,18 +13,12 @@ from dataclasses import dataclass, field, replace
 from shared.api.replica import ReplicaRecord
 from shared.errors import NotFound
 
-__all__ = ["OWN", "Route", "Routing"]
+__all__ = ["GATEWAY_PATHS", "Route", "RouteTable"]
 
-OWN = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/console", "/v1/jobs", "/v1/models", "/v2")
+GATEWAY_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/console", "/v1/jobs", "/v1/models", "/v2")
 """Paths (and everything below) that no service can claim by path."""
 
-_EFFECTS = ("/v1/sessions", "/v1/documents")
-"""Paths (and everything below) whose POST leaves something behind, so that it is not sent twice."""
-
-_LIVE = ("/v1/detect/stream",)
-"""Paths whose body may never end: answers come while it arrives, and nothing of it is kept."""
-
-_TENSOR = re.compile(
+_INFERENCE = re.compile(
     r"/v2/models/(?P<name>.+?)(?:/versions/(?P<version>[^/]+))?(?P<verb>/infer|/ready|/config|/stats|)/?"
 )
 _LOADING = re.compile(r"/v2/repository/models/(?P<name>.+)/(?P<verb>load|unload)")
@@ -36,89 +30,88 @@ class Route:
     """Where a request goes.
 
     Attributes:
-        services: Who can answer; more than one means that the body's `model` decides.
+        services: Which services can answer; with more than one, the request's `model` decides.
         label: The path with its variable parts named, for metrics.
         model: Model name, where the path carries it.
-        effects: Whether a POST leaves something behind.
-        everywhere: Whether every replica must hear it (load, unload).
-        live: Whether the body may be endless; neither its size nor the time until its end is bounded, pauses are.
+        is_effectful: Whether a POST leaves something behind, so that it is not sent twice.
+        is_broadcast: Whether every replica must get it (load, unload).
+        is_endless: Whether the body may never end; neither its size nor the time until its end is bounded, pauses are.
     """
 
     services: tuple[str, ...]
     label: str
     model: str = ""
-    effects: bool = False
-    everywhere: bool = False
-    live: bool = False
+    is_effectful: bool = False
+    is_broadcast: bool = False
+    is_endless: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Routing:
-    """The table. `paths` are literal, `templates` hold `{…}`, `models` maps a model to its service."""
+class RouteTable:
+    """All routes. `paths` are literal, `templates` hold `{…}`, `models` maps a model to its service."""
 
     paths: dict[str, Route] = field(default_factory=dict)
     templates: tuple[tuple[re.Pattern[str], Route], ...] = ()
     models: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, replicas: Iterable[ReplicaRecord]) -> Routing:
-        """The table of what these replicas serve."""
-        known = sorted(replicas, key=lambda r: (r.service, r.id))
+    def from_records(cls, records: Iterable[ReplicaRecord]) -> RouteTable:
+        """Build the table of what these replicas serve."""
         paths: dict[str, Route] = {}
         models: dict[str, str] = {}
-        for replica in known:
-            for name in replica.models:
-                models.setdefault(name, replica.service)
-            for path in replica.routes:
-                if not _within(path, OWN) and path != "/":
-                    paths[path] = _joined(paths.get(path), path, replica.service)
-        templates = tuple((_pattern(p), route) for p, route in sorted(paths.items()) if "{" in p)
+        for record in sorted(records, key=lambda r: (r.service, r.id)):
+            for name in record.models:
+                models.setdefault(name, record.service)
+            for path in record.routes:
+                if not _is_within(path, GATEWAY_PATHS) and path != "/":
+                    paths[path] = _add_record(paths.get(path) or Route((), path), record)
+        templates = tuple((_compile_template(p), route) for p, route in sorted(paths.items()) if "{" in p)
         return cls({p: r for p, r in paths.items() if "{" not in p}, templates, models)
 
     def find(self, path: str) -> Route | None:
-        """The route of a path; None when it is not a service's.
+        """Find the route of a path; None when it is not a service's.
 
         Raises:
-            NotFound: The path names a model that nobody serves; the detail lists the models there are.
+            NotFound: The path names a model that no service has; the hint lists the models there are.
         """
         if (route := self.paths.get(path)) is not None:
             return route
         if path == "/v2/models/stats":
             return None
         if path.startswith(("/v2/models/", "/v2/repository/models/", "/v1/models/")):
-            return self._by_model(path)
-        if _within(path, OWN) or "/.." in path:
+            return self._find_by_model(path)
+        if _is_within(path, GATEWAY_PATHS) or "/.." in path:
             return None
         for pattern, route in self.templates:
             if pattern.fullmatch(path):
                 return route
-        return self._above(path)
+        return self._find_parent(path)
 
-    def listing(self) -> str:
-        """The paths there are, in one line for people."""
+    def describe_paths(self) -> str:
+        """List the paths in one line, for people."""
         return ", ".join(sorted([*self.paths, *(r.label for _, r in self.templates)])) or "none yet"
 
-    def service_of(self, model: str) -> str:
-        """The service that serves a model.
+    def find_service(self, model: str) -> str:
+        """Find the service that serves a model.
 
         Raises:
-            NotFound: Nobody does; the detail lists the models there are.
+            NotFound: There is none; the hint lists the models there are.
         """
         if model in self.models:
             return self.models[model]
         known = ", ".join(sorted(self.models)) or "none yet"
-        raise NotFound(f"There is no model {model[:200]!r}.", hint=f"Served are: {known}.", field="model")
+        raise NotFound(f"There is no model {model[:200]!r}.", hint=f"Served models: {known}.", field="model")
 
-    def _by_model(self, path: str) -> Route:
-        for pattern, label in ((_TENSOR, "/v2/models"), (_LOADING, "/v2/repository/models"), (_CARD, "/v1/models")):
+    def _find_by_model(self, path: str) -> Route:
+        for pattern, label in ((_INFERENCE, "/v2/models"), (_LOADING, "/v2/repository/models"), (_CARD, "/v1/models")):
             if match := pattern.fullmatch(path):
                 name, verb = match["name"], match["verb"]
-                service = self.service_of(name)
-                everywhere = pattern is _LOADING
-                return Route((service,), f"{label}/{{name}}/{verb.lstrip('/')}", name, everywhere, everywhere)
+                service = self.find_service(name)
+                is_loading = pattern is _LOADING
+                return Route((service,), f"{label}/{{name}}/{verb.lstrip('/')}", name, is_loading, is_loading)
         raise NotFound(f"There is no {path[:200]}.")
 
-    def _above(self, path: str) -> Route | None:
+    def _find_parent(self, path: str) -> Route | None:
         head = path.rpartition("/")[0]
         while head:
             if (route := self.paths.get(head)) is not None:
@@ -127,17 +120,21 @@ class Routing:
         return None
 
 
-def _joined(route: Route | None, path: str, service: str) -> Route:
-    if route is None:
-        return Route((service,), path, effects=_within(path, _EFFECTS), live=path in _LIVE)
-    return route if service in route.services else replace(route, services=(*route.services, service))
+def _add_record(route: Route, record: ReplicaRecord) -> Route:
+    """The route with what one more replica says about it; a mark that any replica sets is set."""
+    return replace(
+        route,
+        services=route.services if record.service in route.services else (*route.services, record.service),
+        is_effectful=route.is_effectful or route.label in record.effectful,
+        is_endless=route.is_endless or route.label in record.endless,
+    )
 
 
-def _within(path: str, places: tuple[str, ...]) -> bool:
-    return any(path == place or path.startswith(place + "/") for place in places)
+def _is_within(path: str, parents: tuple[str, ...]) -> bool:
+    return any(path == parent or path.startswith(parent + "/") for parent in parents)
 
 
-def _pattern(template: str) -> re.Pattern[str]:
+def _compile_template(template: str) -> re.Pattern[str]:
     pieces = re.split(r"(\{[^}]*\})", template)
     parts = ((".+" if p.endswith(":path}") else "[^/]+") if p.startswith("{") else re.escape(p) for p in pieces)
     return re.compile("".join(parts))

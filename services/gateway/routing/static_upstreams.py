@@ -1,7 +1,7 @@
-"""Fixed upstreams: a plain service at a known address, or a real Triton server. Asked, because they announce nothing.
+"""Static upstreams: services at a fixed address, for example a Triton server, which announce nothing and are polled.
 
 Models are learned from the Open Inference repository index and from `/v1/models`, routes from `/openapi.json`, where
-there is such a thing. Knows nothing about Redis and nothing about requests in flight.
+there is one. Knows nothing about Redis and nothing about requests in flight.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ from typing import Any
 
 import aiohttp
 
-from shared.api.replica import ReplicaRecord
+from shared.api.replica import ReplicaRecord, route_fields
 
-__all__ = ["Upstream"]
+__all__ = ["StaticUpstream"]
 
-LEARN_S = 5.0
-"""Seconds between two looks at what an upstream serves; its readiness is asked at every look."""
+RELEARN_INTERVAL_S = 5.0
+"""Seconds between two readings of what an upstream serves; its readiness is checked at every poll."""
 
 _COMMON = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/v1/models", "/v2")
 
 
-class Upstream:
-    """One fixed upstream of a service."""
+class StaticUpstream:
+    """The static upstream of one service."""
 
     def __init__(self, service: str, http: str, grpc: str | None) -> None:
-        """Remember where it is; nothing is sent before `record`."""
+        """Take its addresses; nothing is sent before `fetch_record`."""
         self.service, self._http, self._grpc = service, http, grpc
         self._models: tuple[str, ...] = ()
-        self._routes: tuple[str, ...] = ()
+        self._routes: dict[str, tuple[str, ...]] = {}
         self._due = 0.0
         self._session: aiohttp.ClientSession | None = None
 
-    async def record(self) -> ReplicaRecord | None:
-        """Its record as of now, as if it had announced itself; None before it was reached for the first time."""
+    async def fetch_record(self) -> ReplicaRecord | None:
+        """Fetch its record, as if it had announced itself; None before it was reached for the first time."""
         ready = await self._get("/v2/health/ready") is not None or await self._get("/readyz") is not None
         if ready and time.monotonic() >= self._due:
             await self._learn()
-            self._due = time.monotonic() + LEARN_S
-        if not ready and not (self._models or self._routes):
+            self._due = time.monotonic() + RELEARN_INTERVAL_S
+        if not ready and not (self._models or self._routes.get("routes")):
             return None
         return ReplicaRecord(
             id=f"fixed-{self.service}",
@@ -49,23 +49,23 @@ class Upstream:
             pid=0,
             ready=ready,
             models=self._models,
-            routes=self._routes,
             seen=time.time(),
+            **self._routes,
         )
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close the connections."""
         if self._session is not None:
             await self._session.close()
 
     async def _learn(self) -> None:
         index = await self._json("POST", "/v2/repository/index")
-        listed = await self._json("GET", "/v1/models")
+        model_list = await self._json("GET", "/v1/models")
         document = await self._json("GET", "/openapi.json")
-        names = [m.get("name") for m in _list(index)] + [m.get("id") for m in _list(_at(listed, "data"))]
+        names = [m.get("name") for m in _only_objects(index)]
+        names += [m.get("id") for m in _only_objects(model_list.get("data") if isinstance(model_list, dict) else None)]
         self._models = tuple(dict.fromkeys(n for n in names if isinstance(n, str)))
-        paths = _at(document, "paths")
-        self._routes = tuple(p for p in paths if not _common(p)) if isinstance(paths, dict) else ()
+        self._routes = route_fields(document if isinstance(document, dict) else {}, _is_own)
 
     async def _json(self, method: str, path: str) -> Any:
         raw = await self._get(path, method)
@@ -85,13 +85,10 @@ class Upstream:
             return None
 
 
-def _common(path: str) -> bool:
-    return path == "/" or any(path == place or path.startswith(place + "/") for place in _COMMON)
+def _is_own(path: str) -> bool:
+    """Whether the gateway may route by this path: not one that every service answers."""
+    return path != "/" and not any(path == place or path.startswith(place + "/") for place in _COMMON)
 
 
-def _at(value: Any, key: str) -> Any:
-    return value.get(key) if isinstance(value, dict) else None
-
-
-def _list(value: Any) -> list[dict[str, Any]]:
+def _only_objects(value: Any) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

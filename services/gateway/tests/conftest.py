@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from services.gateway.app import build_gateway
 from services.gateway.routing.replica_registry import Replica, ServiceState
-from services.gateway.server import server
+from services.gateway.server import create_server
 from services.gateway.tests.browsing import browser, watched
 from services.gateway.tests.stage import running
 from shared.api.replica import ReplicaRecord
@@ -78,7 +78,7 @@ class Toy:
             routes=[
                 Route("/v1/stream", self.stream, methods=["POST"]),
                 Route("/v1/slow", self.slow, methods=["POST"]),
-                Route("/v1/detect/stream", Live(), methods=["POST"]),
+                Route("/v1/camera", Live(), methods=["POST"]),
                 Route("/v1/models", self.models),
                 Route("/openapi.json", self.openapi),
                 Route("/v2/models/stats", self.stats),
@@ -154,9 +154,9 @@ class Scene:
     client: httpx2.AsyncClient
 
     @property
-    def fleet(self) -> Any:
+    def registry(self) -> Any:
         """What the gateway knows of replicas."""
-        return self.app.state.gateway.fleet
+        return self.app.state.gateway.registry
 
     def announce(
         self,
@@ -166,11 +166,13 @@ class Scene:
         name: str = "r1",
         models: tuple[str, ...] = ("pranet",),
         routes: tuple[str, ...] = ("/v1/echo", "/v1/stream", "/v1/slow", "/v1/sessions", "/v1/long"),
+        effectful: tuple[str, ...] = ("/v1/sessions",),
+        endless: tuple[str, ...] = (),
         ready: bool = True,
         grpc: str | None = None,
     ) -> Replica:
         """Make a replica known as if Redis held its record and never let it go."""
-        fleet = self.fleet
+        registry = self.registry
         record = ReplicaRecord(
             id=name,
             service=service,
@@ -180,13 +182,15 @@ class Scene:
             ready=ready,
             models=models,
             routes=routes,
+            effectful=effectful,
+            endless=endless,
             seen=time.time(),
         )
-        state = fleet._services.setdefault(service, ServiceState())
-        target = Replica(record, changed=time.monotonic() + 3600)
-        state.targets[name] = target
-        fleet._settle()
-        return target
+        state = registry._services.setdefault(service, ServiceState())
+        replica = Replica(record, changed=time.monotonic() + 3600)
+        state.replicas[name] = replica
+        registry._update_routes()
+        return replica
 
 
 @pytest.fixture
@@ -208,7 +212,7 @@ async def gateway(gateway_settings: Settings) -> AsyncIterator[StartGateway]:
             kept = gateway_settings.model_dump(exclude_unset=True)
             settings = Settings(**{**kept, **changed})
             app = build_gateway(settings, queue)
-            url = await stack.enter_async_context(listening(server(app, settings)))
+            url = await stack.enter_async_context(listening(create_server(app, settings)))
             client = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=20))
             return Scene(app, url, client)
 

@@ -23,7 +23,7 @@ import uvicorn
 
 from services.gateway.app import build_gateway
 from services.gateway.policy.auth import KeyRing
-from services.gateway.server import server
+from services.gateway.server import create_server
 from services.gateway.tests.stub_service import Stub
 from shared.api.job import FINAL, Job
 from shared.errors import Conflict, NotFound
@@ -173,7 +173,7 @@ def fronted(app: Any, service: str, folder: Path, **settings: Any) -> Iterator[t
             static_upstreams=f"{service}={upstream}",
             **settings,
         )
-        with _served(server(build_gateway(chosen, queue), chosen)) as url:
+        with _served(create_server(build_gateway(chosen, queue), chosen)) as url:
             yield url, queue, KeyRing(chosen.keys_path)
 
 
@@ -199,7 +199,7 @@ def _quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def _served(made: uvicorn.Server) -> Iterator[str]:
     """Serve in a thread; gives the base URL."""
-    thread = threading.Thread(target=made.run, daemon=True)
+    thread = threading.Thread(replica=made.run, daemon=True)
     thread.start()
     until = time.monotonic() + 20
     while not made.started:

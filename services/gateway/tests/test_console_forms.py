@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from fovea.cli.headline_metric import headline
+from fovea.headline_metric import pick_headline
 from services.gateway.console import model_view
-from services.gateway.console.schema_forms import fields
+from services.gateway.console.schema_forms import build_fields
 from shared.api.arrays import ArrayBytes
 from shared.api.image import ImageBytes
 from shared.api.mask import SegmentIn
@@ -55,7 +55,7 @@ class Everything(BaseModel):
     table: ArrayBytes | None = None
 
 
-FOUND = {field.name: field for field in fields(Everything.model_json_schema())}
+FOUND = {field.name: field for field in build_fields(Everything.model_json_schema())}
 
 
 @pytest.mark.parametrize(
@@ -134,17 +134,19 @@ def test_defaults_are_shown_as_one_would_type_them(name, shown):
     }.items(),
 )
 def test_types_are_told_in_words(name, words):
-    assert model_view.type_words(FOUND[name]) == words
+    assert model_view.describe_type(FOUND[name]) == words
 
 
 def test_an_example_stands_for_the_defaults_and_a_page_may_keep_options_to_itself():
-    found = fields(SegmentIn.model_json_schema(), without=frozenset({"image", "model"}), values={"threshold": 0.7})
+    found = build_fields(
+        SegmentIn.model_json_schema(), without=frozenset({"image", "model"}), values={"threshold": 0.7}
+    )
     assert [field.name for field in found] == ["threshold", "normalise", "min_area", "keep_largest", "include"]
     assert found[0].default == 0.7
 
 
 def test_the_real_chat_request_has_its_sampling_options_with_their_bounds():
-    found = {field.name: field for field in fields(ChatRequest.model_json_schema())}
+    found = {field.name: field for field in build_fields(ChatRequest.model_json_schema())}
     assert (found["temperature"].kind, found["temperature"].slider) == ("number", True)
     assert found["seed"].kind == "integer"
     assert found["messages"].required
@@ -154,14 +156,14 @@ def test_the_real_chat_request_has_its_sampling_options_with_their_bounds():
 def test_of_two_numbers_the_one_with_both_sides_is_the_headline():
     dice = {"name": "dice", "ours": 0.9, "paper": None, "data": "ours"}
     iou = {"name": "iou", "ours": 0.8, "paper": 0.7, "data": "both"}
-    told = headline([dice, iou])
+    told = pick_headline([dice, iou])
     assert (told.name, told.ours, told.paper, told.paper_data) == ("iou", 0.8, 0.7, "")
 
 
 def test_a_number_of_the_papers_own_data_stands_beside_ours_and_says_so():
     ours = {"name": "dice", "ours": 0.9, "paper": None, "data": "frames of ours"}
     theirs = {"name": "dice.kvasir", "ours": None, "paper": 0.898, "data": "Kvasir"}
-    told = headline([{"name": "empty", "ours": 0.0, "paper": None, "data": "x"}, ours, theirs])
+    told = pick_headline([{"name": "empty", "ours": 0.0, "paper": None, "data": "x"}, ours, theirs])
     assert (told.name, told.ours, told.paper, told.data, told.paper_data) == (
         "dice",
         0.9,
@@ -172,14 +174,14 @@ def test_a_number_of_the_papers_own_data_stands_beside_ours_and_says_so():
 
 
 def test_without_a_measurement_the_papers_number_stands_alone():
-    told = headline([{"name": "dice", "ours": None, "paper": 0.9, "data": "Kvasir"}])
+    told = pick_headline([{"name": "dice", "ours": None, "paper": 0.9, "data": "Kvasir"}])
     assert (told.ours, told.paper) == (None, 0.9)
-    assert headline([]) is None
+    assert pick_headline([]) is None
 
 
 def test_limits_are_told_with_their_units():
     card = {"task": "segment", "limits": {"max_side": 512, "deadline_s": 120.0, "max_tokens": None}, "weights": None}
-    told = {name: (value, remark) for name, value, remark in model_view.facts(card)}
+    told = {name: (value, remark) for name, value, remark in model_view.list_facts(card)}
     assert (told["Max side"], told["Deadline"]) == (("512", "pixels"), ("120", "seconds"))
     assert "Max tokens" not in told
     assert told["Weights"][0] == "random"
@@ -205,12 +207,12 @@ _PART = st.recursive(
 @given(st.dictionaries(st.text(min_size=1, max_size=5), _PART, max_size=4))
 def test_no_schema_breaks_the_form(properties: dict[str, Any]):
     schema = {"type": "object", "properties": properties, "$defs": {"A": {"type": "integer"}}}
-    assert {field.name for field in fields(schema)} == properties.keys()
+    assert {field.name for field in build_fields(schema)} == properties.keys()
 
 
 @pytest.mark.parametrize(
     ("title", "label"), [("Value Words", "Value words"), ("", "Value words"), ("Words per value", "Words per value")]
 )
 def test_a_title_of_ones_own_is_the_label(title, label):
-    (found,) = fields({"properties": {"value_words": {"type": "integer", "title": title}}})
+    (found,) = build_fields({"properties": {"value_words": {"type": "integer", "title": title}}})
     assert found.label == label

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from services.gateway import console
-from services.gateway.console.snippets import snippets
+from services.gateway.console.snippets import build_snippets
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import CARDS
 
@@ -232,7 +232,7 @@ def test_with_keys_a_page_asks_for_one_and_opens_with_it(tmp_path):
 
 
 def test_the_openai_snippet_runs_as_it_stands(stage, capsys):
-    text = next(s.text for s in snippets(CARDS["parrot"], stage.url) if s.title == "openai")
+    text = next(s.text for s in build_snippets(CARDS["parrot"], stage.url) if s.title == "openai")
     exec(compile(text, "snippet", "exec"), {})  # noqa: S102 - it is our own text
     assert capsys.readouterr().out == "You said: Say hello."
 
@@ -243,20 +243,22 @@ def test_the_fovea_snippet_runs_as_it_stands(stage, capsys, tmp_path, monkeypatc
     (tmp_path / "picture.jpg").write_bytes(photograph())
     monkeypatch.chdir(tmp_path)
     for name in ("disc", "patches/tiny"):
-        text = next(s.text for s in snippets(CARDS[name], stage.url) if s.title == "fovea")
+        text = next(s.text for s in build_snippets(CARDS[name], stage.url) if s.title == "fovea")
         exec(compile(text, "snippet", "exec"), {})  # noqa: S102 - it is our own text
         assert "model" in capsys.readouterr().out
 
 
 def test_snippets_show_a_key_only_where_one_is_asked_for():
     for card in CARDS.values():
-        assert not [s for s in snippets(card, "http://h:1") if "fovea_…" in s.text]
-        shown = [s for s in snippets(card, "http://h:1", keys=True) if s.title != "fovea" or card["task"] != "chat"]
+        assert not [s for s in build_snippets(card, "http://h:1") if "fovea_…" in s.text]
+        shown = [
+            s for s in build_snippets(card, "http://h:1", keys=True) if s.title != "fovea" or card["task"] != "chat"
+        ]
         assert all("fovea_…" in s.text for s in shown)
 
 
 def test_the_tritonclient_snippet_feeds_every_input_of_the_model():
-    text = next(s.text for s in snippets(CARDS["disc"], "http://h:1") if s.title == "tritonclient")
+    text = next(s.text for s in build_snippets(CARDS["disc"], "http://h:1") if s.title == "tritonclient")
     compile(text, "snippet", "exec")
     assert "np.zeros((1, 3, 352, 352), np.float32)" in text
     assert 'triton.InferInput("image"' in text

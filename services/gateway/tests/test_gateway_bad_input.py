@@ -73,12 +73,12 @@ async def test_a_live_stream_may_outgrow_the_limit_and_the_deadline(gateway: Any
             await asyncio.sleep(0.1)
 
     scene = await gateway(max_body_bytes=100_000, request_timeout_s=0.2)
-    scene.announce((await toy()).url, routes=("/v1/detect/stream", "/v1/echo"))
-    answer = await scene.client.post("/v1/detect/stream", content=camera())
+    scene.announce((await toy()).url, routes=("/v1/camera", "/v1/echo"), endless=("/v1/camera",))
+    answer = await scene.client.post("/v1/camera", content=camera())
     assert answer.status_code == 200
     assert sum(map(int, answer.text.split())) == 160_000
-    assert scene.app.state.gateway.proxy._allowance.left == 800_000
-    answer = await scene.client.post("/v1/detect/stream", content=b"x" * 100_001)
+    assert scene.app.state.gateway.proxy._budget.left == 800_000
+    answer = await scene.client.post("/v1/camera", content=b"x" * 100_001)
     assert answer.status_code == 413  # a stated length is known before
 
 
@@ -88,21 +88,21 @@ async def test_a_live_stream_that_pauses_is_given_up(gateway: Any, toy: Any) -> 
         await asyncio.sleep(1)
 
     scene = await gateway(body_read_timeout_s=0.2)
-    scene.announce((await toy()).url, routes=("/v1/detect/stream",))
+    scene.announce((await toy()).url, routes=("/v1/camera",), endless=("/v1/camera",))
     with pytest.raises(httpx2.HTTPError):
-        await scene.client.post("/v1/detect/stream", content=stuck())
+        await scene.client.post("/v1/camera", content=stuck())
 
 
 @pytest.mark.parametrize("length", [100, 3_000_000])
 async def test_a_caller_that_stops_sending_its_body_is_given_up(gateway: Any, toy: Any, length: int) -> None:
     upstream = await toy()
     scene = await gateway(body_read_timeout_s=0.3)
-    target = scene.announce(upstream.url)
+    replica = scene.announce(upstream.url)
     answer = await raw(scene.url, head("/v1/echo", f"Content-Length: {length}"), b"only this")
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"0.3 s" in answer
     assert upstream.seen == []
-    assert target.in_flight == 0
+    assert replica.in_flight == 0
 
 
 async def test_a_caller_that_drips_its_body_is_given_up_at_the_deadline(gateway: Any, toy: Any) -> None:
@@ -122,14 +122,14 @@ async def test_a_caller_that_stops_sending_its_headers_is_hung_up_on(gateway: An
 async def test_a_caller_that_does_not_read_is_let_go_at_the_deadline(gateway: Any, toy: Any) -> None:
     upstream = await toy(chunks=10**6, gap_s=0, padding=b"x" * 60_000)
     scene = await gateway(request_timeout_s=0.3)
-    target = scene.announce(upstream.url)
+    replica = scene.announce(upstream.url)
     address = urlsplit(scene.url)
     _, writer = await asyncio.open_connection(address.hostname, address.port, limit=1)
     writer.write(head("/v1/stream", "Content-Length: 0"))
     await asyncio.sleep(0.2)
-    assert target.in_flight == 1
+    assert replica.in_flight == 1
     await asyncio.wait_for(upstream.gone.wait(), 5)
-    assert target.in_flight == 0
+    assert replica.in_flight == 0
     writer.close()
 
 
@@ -190,7 +190,7 @@ async def test_an_unknown_path_lists_what_there_is(gateway: Any, toy: Any) -> No
 
 
 async def test_nothing_is_unknown_before_everybody_has_announced_himself(gateway: Any) -> None:
-    scene = await gateway(enabled_services="medical-seg")
+    scene = await gateway(services="medical-seg")
     answer = await scene.client.post("/v1/segment", content=b"x")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
 
@@ -237,7 +237,7 @@ async def test_a_failure_of_ours_is_a_problem_without_a_traceback(gateway: Any, 
         raise RuntimeError("the secret path /home/someone")
 
     scene = await gateway()
-    monkeypatch.setattr(scene.app.state.gateway.models, "listing", broken)
+    monkeypatch.setattr(scene.app.state.gateway.models, "list_models", broken)
     with capture_logs() as lines:
         answer = await scene.client.get("/v1/models", headers={"x-request-id": "r-1"})
     assert answer.status_code == 500

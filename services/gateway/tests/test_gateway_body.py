@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.http.errors import SlowBody
-from services.gateway.proxy.replayable_body import EAGER, MemoryBudget, ReplayableBody, declared_length
+from services.gateway.proxy.replayable_body import MAX_BUFFERED_BYTES, MemoryBudget, ReplayableBody, read_content_length
 from shared.errors import Cancelled, FoveaError, Malformed, QueueFull, TooLarge
 
 
@@ -32,9 +32,9 @@ class Caller:
 
 
 def body(
-    caller: Any, *, length: int | None = None, limit: int = 10**9, allowance: MemoryBudget | None = None
+    caller: Any, *, length: int | None = None, limit: int = 10**9, budget: MemoryBudget | None = None
 ) -> ReplayableBody:
-    return ReplayableBody(caller, length=length, limit=limit, pause_s=0.2, allowance=allowance or MemoryBudget(10**9))
+    return ReplayableBody(caller, length=length, limit=limit, pause_s=0.2, budget=budget or MemoryBudget(10**9))
 
 
 async def sent(payload: bytes | AsyncIterator[bytes]) -> bytes:
@@ -58,7 +58,7 @@ def test_however_often_and_far_it_is_read_every_reading_is_whole(pieces: list[by
                 await payload.aclose()  # type: ignore[attr-defined]
         assert await sent(read.payload()) == b"".join(pieces)
         assert await sent(read.payload()) == b"".join(pieces)
-        assert await read.whole() == b"".join(pieces)
+        assert await read.read_all() == b"".join(pieces)
 
     asyncio.run(scenario())
 
@@ -70,10 +70,10 @@ def test_no_more_than_the_limit_is_ever_kept(pieces: list[bytes], limit: int, st
         read = body(Caller(pieces), length=size if stated else None, limit=limit)
         try:
             await read.prefetch()
-            whole = await read.whole()
+            whole = await read.read_all()
         except TooLarge:
             assert size > limit
-            assert read.fault is not None
+            assert read.error is not None
         else:
             assert size <= limit
             assert whole == b"".join(pieces)
@@ -84,13 +84,13 @@ def test_no_more_than_the_limit_is_ever_kept(pieces: list[bytes], limit: int, st
 @given(pieces=pieces)
 def test_memory_is_given_back(pieces: list[bytes]) -> None:
     async def scenario() -> None:
-        allowance = MemoryBudget(10_000)
-        read = body(Caller(pieces), allowance=allowance)
-        await read.whole()
-        assert allowance.left == 10_000 - sum(map(len, pieces))
+        budget = MemoryBudget(10_000)
+        read = body(Caller(pieces), budget=budget)
+        await read.read_all()
+        assert budget.left == 10_000 - sum(map(len, pieces))
         read.release()
         read.release()
-        assert allowance.left == 10_000
+        assert budget.left == 10_000
 
     asyncio.run(scenario())
 
@@ -104,7 +104,7 @@ async def test_a_small_stated_body_is_read_before_anything_is_sent() -> None:
 
 async def test_a_large_body_is_not_read_ahead() -> None:
     caller = Caller([b"a" * 100] * 5)
-    read = body(caller, length=EAGER + 1)
+    read = body(caller, length=MAX_BUFFERED_BYTES + 1)
     await read.prefetch()
     assert (caller.asked, read.complete) == (1, False)
     assert await sent(read.payload()) == b"a" * 500
@@ -113,13 +113,13 @@ async def test_a_large_body_is_not_read_ahead() -> None:
 async def test_prefetching_a_body_that_is_here_asks_for_nothing() -> None:
     caller = Caller([b"a"])
     read = body(caller, length=1)
-    await read.whole()
+    await read.read_all()
     await read.prefetch()
     assert caller.asked == 1
 
 
 async def test_without_memory_a_body_flows_once_and_says_that_it_can_not_again() -> None:
-    read = body(Caller([b"aa", b"bb", b"cc"]), allowance=MemoryBudget(3))
+    read = body(Caller([b"aa", b"bb", b"cc"]), budget=MemoryBudget(3))
     await read.prefetch()
     assert read.replayable
     assert await sent(read.payload()) == b"aabbcc"
@@ -127,9 +127,9 @@ async def test_without_memory_a_body_flows_once_and_says_that_it_can_not_again()
 
 
 async def test_a_body_that_must_be_whole_and_finds_no_memory_is_refused_for_now() -> None:
-    read = body(Caller([b"aa", b"bb"]), allowance=MemoryBudget(3))
+    read = body(Caller([b"aa", b"bb"]), budget=MemoryBudget(3))
     with pytest.raises(QueueFull) as refused:
-        await read.whole()
+        await read.read_all()
     assert refused.value.retry_after == 1
 
 
@@ -138,7 +138,7 @@ async def test_a_caller_that_hangs_up_in_the_middle_is_known() -> None:
     await read.prefetch()
     with pytest.raises(Cancelled):
         await sent(read.payload())
-    assert isinstance(read.fault, Cancelled)
+    assert isinstance(read.error, Cancelled)
 
 
 async def test_a_pause_is_only_so_long() -> None:
@@ -149,7 +149,7 @@ async def test_a_pause_is_only_so_long() -> None:
     read = body(silent)
     with pytest.raises(SlowBody, match=r"0\.2 s"):
         await read.prefetch()
-    assert read.fault is not None
+    assert read.error is not None
 
 
 @pytest.mark.parametrize(
@@ -170,13 +170,13 @@ async def test_a_pause_is_only_so_long() -> None:
 def test_a_stated_length_is_checked_before_reading(headers: dict[bytes, bytes], outcome: Any) -> None:
     if isinstance(outcome, type) and issubclass(outcome, FoveaError):
         with pytest.raises(outcome):
-            declared_length(headers, 100)
+            read_content_length(headers, 100)
     else:
-        assert declared_length(headers, 100) == outcome
+        assert read_content_length(headers, 100) == outcome
 
 
 def test_the_allowance_is_all_or_nothing() -> None:
-    allowance = MemoryBudget(10)
-    assert allowance.take(6)
-    assert not allowance.take(5)
-    assert allowance.left == 4
+    budget = MemoryBudget(10)
+    assert budget.take(6)
+    assert not budget.take(5)
+    assert budget.left == 4

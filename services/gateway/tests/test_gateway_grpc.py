@@ -255,30 +255,30 @@ async def test_a_caller_that_leaves_stops_the_replica(front: Any, replica: Any) 
     scene, channel = await front()
     slow, address, _ = await replica("slow")
     slow.sleep_s = 30
-    target = scene.announce("http://127.0.0.1:1", grpc=address)
+    replica = scene.announce("http://127.0.0.1:1", grpc=address)
     asking = channel.unary_unary(f"/{SERVICE}/ModelInfer")(INFER)
     await asyncio.sleep(0.3)
     asking.cancel()
     await asyncio.wait_for(slow.gone.wait(), 3)
     await asyncio.sleep(0.1)
-    assert target.in_flight == 0
+    assert replica.in_flight == 0
 
 
 async def test_streams_pass_message_by_message(front: Any, replica: Any) -> None:
     scene, channel = await front()
     _, address, _ = await replica("one")
-    target = scene.announce("http://127.0.0.1:1", grpc=address)
+    replica = scene.announce("http://127.0.0.1:1", grpc=address)
     stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
     for _ in range(3):
         await stream.write(INFER)
         assert await stream.read() == b"one|" + INFER
     await stream.done_writing()
     assert await stream.read() is grpc.aio.EOF
-    assert target.in_flight == 0
+    assert replica.in_flight == 0
 
 
 async def test_a_stream_begins_on_a_replica_that_can_be_reached(front: Any, replica: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(proxy, "CONNECT_S", 0.3)
+    monkeypatch.setattr(proxy, "CONNECT_TIMEOUT_S", 0.3)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         dead = f"127.0.0.1:{probe.getsockname()[1]}"

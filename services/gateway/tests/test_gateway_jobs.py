@@ -172,7 +172,7 @@ async def test_a_post_that_prefers_it_becomes_a_job(scene: Any, queue: _MemoryQu
     ],
 )
 def test_the_wish_is_read_as_the_standard_says(text: bytes, wanted: bool) -> None:
-    assert jobs.wants_job({b"prefer": text}) is wanted
+    assert jobs.prefers_async({b"prefer": text}) is wanted
 
 
 async def test_a_key_seen_before_returns_the_first_job(scene: Any, queue: _MemoryQueue) -> None:
@@ -242,7 +242,7 @@ async def test_a_result_is_the_answer_byte_for_byte(scene: Any, queue: _MemoryQu
 
 
 async def test_events_tell_every_change_and_end(scene: Any, queue: _MemoryQueue, monkeypatch: Any) -> None:
-    monkeypatch.setattr(jobs, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(jobs, "EVENT_HEARTBEAT_S", 0.05)
     await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)
 
     async def work() -> None:

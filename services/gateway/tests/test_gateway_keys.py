@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from services.gateway.policy.auth import KeyRing, presented
+from services.gateway.policy.auth import KeyRing, read_credentials
 from services.gateway.policy.keys_cli import keys
 from shared.errors import Conflict, NotFound, PermissionDenied, Unauthenticated
 from shared.settings import settings
@@ -33,11 +33,11 @@ def test_only_a_hash_is_kept_and_only_the_owner_can_read_it(ring: KeyRing, tmp_p
 
 def test_a_key_names_its_tenant_scopes_and_limits(ring: KeyRing) -> None:
     _, text = ring.add("ann", ("infer",), rate_per_minute=5, quota_per_day=100)
-    caller = ring.caller(text)
+    caller = ring.authenticate(text)
     assert (caller.tenant, caller.rate_per_minute, caller.quota_per_day) == ("ann", 5, 100)
-    caller.demand("infer")
+    caller.require_scope("infer")
     with pytest.raises(PermissionDenied, match="jobs"):
-        caller.demand("jobs")
+        caller.require_scope("jobs")
 
 
 def test_no_key_and_near_misses_are_refused(ring: KeyRing) -> None:
@@ -54,33 +54,33 @@ def test_no_key_and_near_misses_are_refused(ring: KeyRing) -> None:
         "ключ",
     ):
         with pytest.raises(Unauthenticated):
-            ring.caller(wrong)
+            ring.authenticate(wrong)
 
 
 def test_an_expired_key_is_refused_and_says_so(ring: KeyRing) -> None:
     _, text = ring.add("ann", ("infer",), expires=datetime.now(UTC) - timedelta(seconds=1))
     with pytest.raises(Unauthenticated, match="expired"):
-        ring.caller(text)
+        ring.authenticate(text)
 
 
 def test_a_revoked_key_is_refused_by_a_gateway_that_knew_it(ring: KeyRing, tmp_path: Path) -> None:
     serving = KeyRing(tmp_path / "keys.json")
     key, text = ring.add("ann", ("infer",))
-    assert serving.caller(text).tenant == "ann"
+    assert serving.authenticate(text).tenant == "ann"
     ring.revoke(key.id)
     time.sleep(0.6)
     with pytest.raises(Unauthenticated):
-        serving.caller(text)
+        serving.authenticate(text)
     with pytest.raises(NotFound):
         ring.revoke(key.id)
 
 
 def test_a_broken_key_file_keeps_the_keys_read_before_in_force(ring: KeyRing, tmp_path: Path) -> None:
     _, text = ring.add("ann", ("infer",))
-    ring.caller(text)
+    ring.authenticate(text)
     (tmp_path / "keys.json").write_text('{"keys": [')
     time.sleep(0.6)
-    assert ring.caller(text).tenant == "ann"
+    assert ring.authenticate(text).tenant == "ann"
     with pytest.raises(Conflict):
         ring.add("bob", ("infer",))
 
@@ -97,7 +97,7 @@ def test_a_broken_key_file_keeps_the_keys_read_before_in_force(ring: KeyRing, tm
     ],
 )
 def test_a_key_is_found_in_two_headers(headers: dict[bytes, bytes], key: str | None) -> None:
-    assert presented(headers) == key
+    assert read_credentials(headers) == key
 
 
 async def test_calls_need_a_key_and_pages_do_not(gateway: Any, toy: Any, ring: KeyRing) -> None:
@@ -178,7 +178,7 @@ def test_the_verb_prints_a_secret_once_and_lists_without_it(run: Any, tmp_path: 
     secret = added.stdout.strip()
     assert added.exit_code == 0
     assert secret.startswith("fovea_")
-    assert KeyRing(tmp_path / "keys.json").caller(secret).scopes == {"infer", "admin"}
+    assert KeyRing(tmp_path / "keys.json").authenticate(secret).scopes == {"infer", "admin"}
     listed = json.loads(run("list", "--json").stdout)
     assert (listed[0]["tenant"], listed[0]["quota_per_day"]) == ("ann", 7)
     assert "sha256" not in listed[0]
@@ -190,7 +190,7 @@ def test_the_verb_prints_a_secret_once_and_lists_without_it(run: Any, tmp_path: 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("add", "an n"), "no tenant"),
+        (("add", "an n"), "not a valid tenant"),
         (("add", "ann", "--scope", "root"), "root"),
         (("add", "ann", "--expires", "soon"), "soon"),
         (("revoke", "12345678"), "12345678"),

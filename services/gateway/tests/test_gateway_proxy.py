@@ -71,22 +71,22 @@ async def test_events_arrive_while_they_are_made(gateway: Any, toy: Any) -> None
 async def test_a_caller_that_leaves_a_stream_stops_the_replica(gateway: Any, toy: Any) -> None:
     upstream = await toy(chunks=1000, gap_s=0.02)
     scene = await gateway()
-    target = scene.announce(upstream.url)
+    replica = scene.announce(upstream.url)
     async with scene.client.stream("POST", "/v1/stream") as answer:
         await anext(answer.aiter_bytes())
     await asyncio.wait_for(upstream.gone.wait(), 3)
-    assert target.in_flight == 0
+    assert replica.in_flight == 0
 
 
 async def test_a_caller_that_leaves_before_the_answer_stops_the_replica(gateway: Any, toy: Any) -> None:
     upstream = await toy()
     scene = await gateway()
-    target = scene.announce(upstream.url)
+    replica = scene.announce(upstream.url)
     with pytest.raises(httpx2.ReadTimeout):
         await scene.client.post("/v1/slow", content=b"x", timeout=0.3)
     await asyncio.wait_for(upstream.gone.wait(), 3)
     await asyncio.sleep(0.05)
-    assert target.in_flight == 0
+    assert replica.in_flight == 0
 
 
 async def test_large_bodies_cross_whole_both_ways(gateway: Any, toy: Any) -> None:

@@ -106,7 +106,7 @@ async def test_a_refused_connection_is_no_reason_not_to_send_it_elsewhere(gatewa
     dead = scene.announce(f"http://127.0.0.1:{free_port()}", name="dead")
     scene.announce(upstream.url, name="good").in_flight = 1
     assert (await scene.client.post("/v1/sessions", content=b"{}")).status_code == 200
-    assert scene.fleet.pick("svc").id == "good"
+    assert scene.registry.pick("svc").id == "good"
     assert dead.in_flight == 0
 
 
@@ -186,11 +186,11 @@ async def test_an_upload_beyond_the_memory_set_aside_is_sent_but_not_twice(gatew
 
     upstream = await toy(name="good")
     scene = await gateway()
-    scene.app.state.gateway.proxy._allowance.left = 1_000_000
+    scene.app.state.gateway.proxy._budget.left = 1_000_000
     scene.announce(upstream.url, name="good")
     answer = await scene.client.post("/v1/echo", content=pieces())
     assert len(answer.content) == 3_000_000
-    assert scene.app.state.gateway.proxy._allowance.left == 1_000_000
+    assert scene.app.state.gateway.proxy._budget.left == 1_000_000
 
 
 @pytest.mark.slow

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.http.errors import family, render
-from services.gateway.routing.route_table import Routing
+from services.gateway.http.errors import find_error_format, render_error
+from services.gateway.routing.route_table import RouteTable
 from shared.api.replica import ReplicaRecord
 from shared.errors import InvalidOption, NotFound, TooLarge
 
 
-def replica(service: str, routes: tuple[str, ...] = (), models: tuple[str, ...] = ()) -> ReplicaRecord:
-    return ReplicaRecord(
-        id=service, service=service, http="http://h:1", pid=1, ready=True, models=models, routes=routes, seen=0
-    )
+def replica(
+    service: str, routes: tuple[str, ...] = (), models: tuple[str, ...] = (), name: str = "r1", **marks: Any
+) -> ReplicaRecord:
+    where = {"id": f"{service}-{name}", "service": service, "http": "http://h:1", "pid": 1}
+    return ReplicaRecord(**where, ready=True, models=models, routes=routes, seen=0, **marks)
 
 
 LLM = ("/v1/chat/completions", "/v1/sessions/{id}", "/v1/probe/{kind}/run", "/v1/documents")
-TABLE = Routing.of(
+TABLE = RouteTable.from_records(
     [
         replica("seg", ("/v1/segment", "/livez", "/v1/models", "/v2/models/{name}/infer"), ("pranet", "org/pranet")),
-        replica("llm", LLM, ("a/ready",)),
+        replica("llm", LLM, ("a/ready",), effectful=("/v1/sessions/{id}", "/v1/documents")),
         replica("files", ("/v1/files/{path:path}",)),
     ]
 )
@@ -67,10 +70,37 @@ def test_an_unknown_model_is_told_with_those_there_are() -> None:
     assert "org/pranet" in (refused.value.hint or "")
 
 
-def test_what_leaves_something_behind_is_marked() -> None:
-    assert TABLE.find("/v1/sessions/42").effects  # type: ignore[union-attr]
-    assert TABLE.find("/v1/documents").effects  # type: ignore[union-attr]
-    assert not TABLE.find("/v1/chat/completions").effects  # type: ignore[union-attr]
+def test_effectful_routes_are_those_that_a_replica_marks() -> None:
+    for path, is_effectful in (
+        ("/v1/sessions/42", True),
+        ("/v1/documents", True),
+        ("/v1/documents/7/pages", True),
+        ("/v1/chat/completions", False),
+        ("/v1/files/a", False),
+    ):
+        route = TABLE.find(path)
+        assert route is not None
+        assert route.is_effectful is is_effectful, path
+
+
+def test_no_path_is_endless_or_effectful_by_its_name() -> None:
+    table = RouteTable.from_records([replica("old", ("/v1/sessions", "/v1/documents", "/v1/detect/stream"))])
+    assert not any(route.is_effectful or route.is_endless for route in table.paths.values())
+
+
+def test_a_mark_of_one_replica_holds_for_the_path_whatever_the_others_say() -> None:
+    marks = {"effectful": ("/v1/x",), "endless": ("/v1/x",)}
+    records = [replica("a", ("/v1/x",), name="new", **marks), replica("a", ("/v1/x",), name="old")]
+    for order in (records, records[::-1]):
+        route = RouteTable.from_records(order).paths["/v1/x"]
+        assert (route.services, route.is_effectful, route.is_endless) == (("a",), True, True)
+
+
+def test_a_record_of_an_older_replica_has_no_marks() -> None:
+    record = ReplicaRecord.model_validate_json(
+        '{"id":"x","service":"s","http":"http://h:1","pid":1,"ready":true,"models":[],"routes":["/v1/x"],"seen":0}'
+    )
+    assert (record.effectful, record.endless) == ((), ())
 
 
 @given(st.text(max_size=60))
@@ -94,6 +124,6 @@ def test_no_path_breaks_the_table(text: str) -> None:
     ],
 )
 def test_each_family_has_its_own_form_and_knows_its_own_statuses(path: str, form: str, status: int) -> None:
-    assert family(path) == form
-    assert render(InvalidOption("no"), family(path), "id")[0] == status
-    assert render(TooLarge("no"), family(path), "id")[0] == 413
+    assert find_error_format(path) == form
+    assert render_error(InvalidOption("no"), find_error_format(path), "id")[0] == status
+    assert render_error(TooLarge("no"), find_error_format(path), "id")[0] == 413

@@ -204,17 +204,17 @@ async def test_a_caller_that_hangs_up_while_sending_stops_the_upload(gateway: An
 
     scene = await gateway()
     async with scripted(serve) as url:
-        target = scene.announce(url)
+        replica = scene.announce(url)
         async with connected(scene.url) as (_, writer):
             writer.write(
                 b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5000000\r\n\r\n" + b"x" * 200_000
             )
             await asyncio.sleep(0.2)
-            assert target.in_flight == 1
+            assert replica.in_flight == 1
         await asyncio.wait_for(over.wait(), 3)
         await asyncio.sleep(0.05)
-    assert target.in_flight == 0
-    assert scene.app.state.gateway.proxy._allowance.left == 8 * 64 * 2**20
+    assert replica.in_flight == 0
+    assert scene.app.state.gateway.proxy._budget.left == 8 * 64 * 2**20
 
 
 async def test_a_careful_caller_is_told_to_go_on(gateway: Any, toy: Any) -> None:

@@ -10,6 +10,7 @@ from services.llm_longctx.api.model_lookup import model_of
 from services.llm_longctx.serving.adapters.landmark import LandmarkAdapter
 from services.llm_longctx.state.document_service import Documents
 from services.llm_longctx.state.redis_stores import stores_of, tenant_of
+from shared.api.replica import EFFECTFUL
 from shared.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentRequest, DocumentText
 from shared.api.text import OpenAIError
 from shared.errors import NotFound, NotReady
@@ -23,6 +24,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     "5XX": {"model": OpenAIError, "description": "Redis is away, or our fault."},
 }
 _FORM = {"x-error-form": "openai"}
+_EFFECTFUL_FORM = {**_FORM, **EFFECTFUL}
 
 router = APIRouter(prefix="/v1/documents", tags=["documents"], responses=_ERRORS)
 
@@ -37,7 +39,7 @@ def documents_of(request: Request) -> Documents:
 DocumentsOf = Annotated[Documents, Depends(documents_of)]
 
 
-@router.post("", openapi_extra=_FORM)
+@router.post("", openapi_extra=_EFFECTFUL_FORM)
 async def add(body: DocumentRequest, request: Request, host: HostOf, documents: DocumentsOf) -> DocumentInfo:
     """Read a text once; requests with `document_id` begin behind it."""
     return await documents.add(body, _voice(host, body.model, request), request.scope["fovea.run"])

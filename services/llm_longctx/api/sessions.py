@@ -11,6 +11,7 @@ from services.llm_longctx.api.model_lookup import model_of
 from services.llm_longctx.serving.adapters.titans import TitansAdapter
 from services.llm_longctx.state.redis_stores import lifespan, stores_of, tenant_of
 from services.llm_longctx.state.session_service import Sessions
+from shared.api.replica import EFFECTFUL
 from shared.api.sessions import Deleted, RollbackRequest, Session, SessionList, SessionRequest, SurpriseTrace
 from shared.api.text import OpenAIError
 from shared.serving.host import Host
@@ -23,6 +24,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     "5XX": {"model": OpenAIError, "description": "Redis is away, or our fault."},
 }
 _FORM = {"x-error-form": "openai"}
+_EFFECTFUL_FORM = {**_FORM, **EFFECTFUL}
 _BYTES: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}}}
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"], responses=_ERRORS, lifespan=lifespan)
@@ -38,7 +40,7 @@ def sessions_of(request: Request) -> Sessions:
 SessionsOf = Annotated[Sessions, Depends(sessions_of)]
 
 
-@router.post("", openapi_extra=_FORM)
+@router.post("", openapi_extra=_EFFECTFUL_FORM)
 async def create(body: SessionRequest, request: Request, host: HostOf, sessions: SessionsOf) -> Session:
     """Open a session that remembers nothing yet."""
     return await sessions.create(_voice(host, body.model, request))
@@ -67,7 +69,7 @@ async def delete(session_id: str, sessions: SessionsOf) -> Deleted:
     return Deleted(id=session_id, object="session")
 
 
-@router.post("/{session_id}/fork", openapi_extra=_FORM)
+@router.post("/{session_id}/fork", openapi_extra=_EFFECTFUL_FORM)
 async def fork(session_id: str, sessions: SessionsOf) -> Session:
     """A session that goes its own way from here."""
     return await sessions.fork(session_id)
@@ -84,7 +86,7 @@ async def export(session_id: str, sessions: SessionsOf) -> Response:
     return Response(version.state, media_type="application/octet-stream", headers=headers)
 
 
-@router.post("/{session_id}/import", openapi_extra=_FORM)
+@router.post("/{session_id}/import", openapi_extra=_EFFECTFUL_FORM)
 async def load(
     session_id: str,
     state: Annotated[bytes, Body(media_type="application/octet-stream", description="What `export` gave.")],
@@ -97,7 +99,7 @@ async def load(
     return await sessions.load(session_id, state, _voice(host, head.model, request))
 
 
-@router.post("/{session_id}/rollback", openapi_extra=_FORM)
+@router.post("/{session_id}/rollback", openapi_extra=_EFFECTFUL_FORM)
 async def rollback(session_id: str, body: RollbackRequest, sessions: SessionsOf) -> Session:
     """Go back to an earlier version, which becomes the newest."""
     return await sessions.rollback(session_id, body.version)

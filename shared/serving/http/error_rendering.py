@@ -18,8 +18,8 @@ from starlette.responses import Response
 
 from shared import telemetry
 from shared.api.problem import PROBLEM_CONTENT_TYPE, oip_error, openai_error, problem
-from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, NotFound, by_status
-from shared.serving.http.errors import MethodNotAllowed, NotAcceptable, TooSlow, to_safe_error
+from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, MethodNotAllowed, NotFound, by_status
+from shared.serving.http.errors import NotAcceptable, TooSlow, to_safe_error
 
 __all__ = ["ErrorForm", "render", "translate"]
 

@@ -5,13 +5,7 @@ from __future__ import annotations
 from shared import telemetry
 from shared.errors import BadInput, Fault, FoveaError
 
-__all__ = ["MethodNotAllowed", "NotAcceptable", "TooSlow", "to_safe_error"]
-
-
-class MethodNotAllowed(BadInput):
-    """The route is there, but not for this method."""
-
-    status, grpc, title = 405, "UNIMPLEMENTED", "Method not allowed"
+__all__ = ["NotAcceptable", "TooSlow", "to_safe_error"]
 
 
 class NotAcceptable(BadInput):

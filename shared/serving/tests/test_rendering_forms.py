@@ -14,13 +14,14 @@ from shared.errors import (
     Fault,
     InvalidOption,
     Malformed,
+    MethodNotAllowed,
     NotFound,
     QueueFull,
     TooLarge,
     Unauthenticated,
 )
 from shared.serving.http.error_rendering import render, translate
-from shared.serving.http.errors import MethodNotAllowed, NotAcceptable, TooSlow, to_safe_error
+from shared.serving.http.errors import NotAcceptable, TooSlow, to_safe_error
 
 
 class Route:

@@ -2,7 +2,7 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.gateway.routes.metrics import merged
+from services.gateway.routes.metrics import merge_metrics
 
 ONE = """# HELP fovea_requests_total Requests by outcome.
 # TYPE fovea_requests_total counter
@@ -23,18 +23,18 @@ def families(raw):
 
 
 def test_each_sample_says_which_replica_it_came_from():
-    found = families(merged({"a": ONE, "b": TWO}))["fovea_requests"]
+    found = families(merge_metrics({"a": ONE, "b": TWO}))["fovea_requests"]
     assert {s.labels["replica"]: s.value for s in found.samples} == {"a": 3.0, "b": 4.0}
 
 
 def test_families_are_announced_once():
-    assert merged({"a": ONE, "b": TWO}).count(b"# TYPE fovea_requests_total counter") == 1
+    assert merge_metrics({"a": ONE, "b": TWO}).count(b"# TYPE fovea_requests_total counter") == 1
 
 
 def test_histograms_survive():
-    found = families(merged({"b": TWO}))["fovea_batch_size"]
+    found = families(merge_metrics({"b": TWO}))["fovea_batch_size"]
     assert [s.value for s in found.samples if s.name.endswith("_bucket")] == [1.0, 2.0]
 
 
 def test_what_is_no_metrics_text_is_left_out():
-    assert list(families(merged({"a": ONE, "x": "{not metrics"}))) == ["fovea_requests"]
+    assert list(families(merge_metrics({"a": ONE, "x": "{not metrics"}))) == ["fovea_requests"]

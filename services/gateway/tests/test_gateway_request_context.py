@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.http.request_context import RequestContext, answer_headers, request_headers
+from services.gateway.http.request_context import RequestContext, build_request_headers, build_response_headers
 from services.gateway.policy.auth import Caller
-from services.gateway.policy.local_only import is_loopback, same_machine
-from services.gateway.routing.model_routing import chosen
-from services.gateway.routing.route_table import Routing
+from services.gateway.policy.local_only import is_loopback, require_local_request
+from services.gateway.routing.model_routing import resolve_service
+from services.gateway.routing.route_table import RouteTable
 from shared.api.replica import ReplicaRecord
 from shared.errors import InvalidOption, NotFound, PermissionDenied
 
@@ -24,7 +24,7 @@ VALUES = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=30
 FORM = b'--x\r\nContent-Disposition: form-data; name="%b"\r\nContent-Type: text/plain\r\n\r\nm2\r\n--x--'
 
 
-def exchange(headers: list[tuple[bytes, bytes]] | None = None, **scope: Any) -> RequestContext:
+def make_context(headers: list[tuple[bytes, bytes]] | None = None, **scope: Any) -> RequestContext:
     async def nothing(*_: Any) -> Any:
         return {}
 
@@ -38,7 +38,7 @@ def exchange(headers: list[tuple[bytes, bytes]] | None = None, **scope: Any) -> 
             "headers": headers or [],
             **scope,
         }
-        return RequestContext.of(facts, nothing, nothing, 60)
+        return RequestContext.from_scope(facts, nothing, nothing, 60)
 
     return asyncio.run(make())
 
@@ -60,7 +60,7 @@ def test_all_other_headers_cross_unchanged_and_in_order(headers: list[tuple[byte
         b"idempotency-key",
     }
     plain = [(n, v) for n, v in headers if n not in ours and not n.startswith((b"x-fovea-", b"proxy-", b"x-request"))]
-    passed = request_headers(exchange(plain))
+    passed = build_request_headers(make_context(plain))
     kept = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in passed.items()]
     assert kept[: len(plain)] == plain
     assert [n for n, _ in kept[len(plain) :]] == [
@@ -93,53 +93,53 @@ def test_all_other_headers_cross_unchanged_and_in_order(headers: list[tuple[byte
     ],
 )
 def test_these_headers_stay_behind(name: bytes) -> None:
-    passed = request_headers(exchange([(name, b"somebody")]))
+    passed = build_request_headers(make_context([(name, b"somebody")]))
     assert passed.get(name.decode()) != "somebody"
 
 
 def test_headers_that_connection_names_stay_behind() -> None:
-    passed = request_headers(exchange([(b"connection", b"close, X-Secret"), (b"x-secret", b"1"), (b"x-kept", b"1")]))
+    passed = build_request_headers(make_context([(b"connection", b"close, X-Secret"), (b"x-secret", b"1"), (b"x-kept", b"1")]))
     assert ("x-secret" in passed, "x-kept" in passed) == (False, True)
 
 
 def test_every_attempt_at_a_request_has_one_idempotency_key_and_callers_may_choose_it() -> None:
-    made = exchange()
-    first, second = (request_headers(made)["idempotency-key"] for _ in range(2))
-    assert first == second != request_headers(exchange())["idempotency-key"]
-    assert request_headers(exchange([(b"idempotency-key", b"mine")])).getall("idempotency-key") == ["mine"]
+    made = make_context()
+    first, second = (build_request_headers(made)["idempotency-key"] for _ in range(2))
+    assert first == second != build_request_headers(make_context())["idempotency-key"]
+    assert build_request_headers(make_context([(b"idempotency-key", b"mine")])).getall("idempotency-key") == ["mine"]
 
 
 def test_a_replica_is_told_for_whom_it_works() -> None:
-    made = exchange()
+    made = make_context()
     made.caller = Caller("ann", frozenset())
-    assert request_headers(made)["x-fovea-tenant"] == "ann"
+    assert build_request_headers(made)["x-fovea-tenant"] == "ann"
 
 
 @pytest.mark.parametrize("bad", [b"", b"a" * 129, b"a\x00b", "ключ".encode(), b"a\r\nx: y"])
 def test_a_request_id_that_could_do_harm_is_replaced(bad: bytes) -> None:
-    made = exchange([(b"x-request-id", bad)]).context.request_id
+    made = make_context([(b"x-request-id", bad)]).trace.request_id
     assert made.isalnum()
     assert len(made) == 16
 
 
 @pytest.mark.parametrize("bad", [b"", b"00-0-0-01", b"ff-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01", b"\xff\xfe"])
 def test_a_trace_that_is_none_is_begun_anew(bad: bytes) -> None:
-    parts = exchange([(b"traceparent", bad)]).context.traceparent.split("-")
+    parts = make_context([(b"traceparent", bad)]).trace.traceparent.split("-")
     assert [len(p) for p in parts] == [2, 32, 16, 2]
 
 
 def test_the_target_is_what_came_and_not_what_it_means() -> None:
-    made = exchange(path="/v1/a b", raw_path=b"/v1/a%20b", query_string=b"q=%2F&q=1")
-    assert made.target == "/v1/a%20b?q=%2F&q=1"
+    made = make_context(path="/v1/a b", raw_path=b"/v1/a%20b", query_string=b"q=%2F&q=1")
+    assert made.raw_target == "/v1/a%20b?q=%2F&q=1"
 
 
 @given(st.binary(max_size=20))
 def test_any_deadline_is_taken_or_refused(text: bytes) -> None:
-    made = exchange([(b"x-fovea-deadline-ms", text)])
+    made = make_context([(b"x-fovea-deadline-ms", text)])
     before = made.deadline
 
     async def shorten() -> None:
-        made.shorten()
+        made.apply_caller_deadline()
 
     try:
         asyncio.run(shorten())
@@ -157,7 +157,7 @@ def test_answers_lose_what_concerns_one_connection() -> None:
         (b"Set-Cookie", b"b"),
         (b"Date", b"now"),
     ]
-    assert answer_headers(raw) == [(b"set-cookie", b"a"), (b"set-cookie", b"b")]
+    assert build_response_headers(raw) == [(b"set-cookie", b"a"), (b"set-cookie", b"b")]
 
 
 @pytest.mark.parametrize(
@@ -183,21 +183,21 @@ def test_loopback_is_known_by_name_and_address(host: str, ours: bool) -> None:
 
 
 def test_the_address_we_were_told_to_listen_on_is_a_name_of_ours() -> None:
-    same_machine(exchange([(b"host", b"fovea.test:8080")]), "fovea.test")
+    require_local_request(make_context([(b"host", b"fovea.test:8080")]), "fovea.test")
     with pytest.raises(PermissionDenied, match=r"fovea\.test"):
-        same_machine(exchange([(b"host", b"fovea.test:8080")]), "127.0.0.1")
+        require_local_request(make_context([(b"host", b"fovea.test:8080")]), "127.0.0.1")
 
 
 def test_reading_is_open_to_any_origin_because_the_browser_keeps_the_answer() -> None:
     foreign = [(b"host", b"localhost"), (b"origin", b"http://evil.example")]
-    same_machine(exchange(foreign, method="GET"), "127.0.0.1")
+    require_local_request(make_context(foreign, method="GET"), "127.0.0.1")
     with pytest.raises(PermissionDenied):
-        same_machine(exchange(foreign, method="DELETE"), "127.0.0.1")
+        require_local_request(make_context(foreign, method="DELETE"), "127.0.0.1")
 
 
-def table() -> Routing:
+def table() -> RouteTable:
     facts = {"http": "http://h", "pid": 1, "ready": True, "routes": ("/v1/classify",), "seen": 0}
-    return Routing.of(
+    return RouteTable.from_records(
         [
             ReplicaRecord(id="a", service="a", models=("m1",), **facts),
             ReplicaRecord(id="b", service="b", models=("m2",), **facts),
@@ -225,14 +225,14 @@ def table() -> Routing:
 def test_the_model_is_read_wherever_callers_put_it(kind: bytes, body: bytes, query: bytes, service: str) -> None:
     route = table().find("/v1/classify")
     assert route is not None
-    made = exchange([(b"content-type", kind)], query_string=query)
-    assert chosen(made, route, body, table()).services == (service,)
+    made = make_context([(b"content-type", kind)], query_string=query)
+    assert resolve_service(made, route, body, table()).services == (service,)
 
 
 def test_a_model_of_another_path_is_told_with_those_of_this_one() -> None:
     route = table().find("/v1/classify")
     assert route is not None
-    made = exchange([(b"content-type", b"application/json")])
+    made = make_context([(b"content-type", b"application/json")])
     with pytest.raises(NotFound) as refused:
-        chosen(made, route, b'{"model": "m3"}', table())
+        resolve_service(made, route, b'{"model": "m3"}', table())
     assert "m1, m2" in (refused.value.hint or "")

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
-from fovea.cli.input_files import sources
-from fovea.cli.output import Screen, state
-from fovea.cli.schema_options import described, is_picture, parsed, picture_fields, split
-from fovea.cli.typed_options import declared
+from fovea.cli.input_files import find_images
+from fovea.cli.output import Screen, colour_status
+from fovea.cli.schema_options import describe_options, is_picture, list_picture_fields, parse_options, split_arguments
+from fovea.cli.typed_options import add_request_options
 from shared.api.image import ImageBytes
 from shared.api.mask import SegmentIn
 from shared.api.text import ChatRequest
@@ -57,12 +57,12 @@ SCHEMA = Mixed.model_json_schema()
     ],
 )
 def test_words_and_options_are_told_apart(line, plain, texts):
-    assert split(line.split(), SCHEMA) == (plain, texts)
+    assert split_arguments(line.split(), SCHEMA) == (plain, texts)
 
 
 @given(st.lists(st.text(max_size=8), max_size=8))
 def test_no_command_line_breaks_the_reader(words):
-    plain, texts = split(words, SCHEMA)
+    plain, texts = split_arguments(words, SCHEMA)
     assert len(plain) + len(texts) <= len(words)
 
 
@@ -85,32 +85,32 @@ def test_no_command_line_breaks_the_reader(words):
     ],
 )
 def test_a_text_becomes_what_the_schema_asks_for_and_the_gateway_checks_the_rest(name, text, value):
-    assert parsed({name: text}, SCHEMA) == {name: value}
+    assert parse_options({name: text}, SCHEMA) == {name: value}
 
 
 def test_an_unknown_option_is_answered_with_the_nearest_or_with_all():
     with pytest.raises(InvalidOption, match="--thresold") as caught:
-        parsed({"thresold": "1"}, SCHEMA)
+        parse_options({"thresold": "1"}, SCHEMA)
     assert caught.value.hint == "Did you mean --threshold?"
     with pytest.raises(InvalidOption) as caught:
-        parsed({"zzz": "1"}, SCHEMA)
+        parse_options({"zzz": "1"}, SCHEMA)
     assert "--top-k" in (caught.value.hint or "")
     assert "--image" not in (caught.value.hint or "")
 
 
 def test_a_model_without_a_schema_takes_anything():
-    assert parsed({"anything": "3"}, {}) == {"anything": 3}
+    assert parse_options({"anything": "3"}, {}) == {"anything": 3}
 
 
 def test_pictures_are_found_in_lists_and_behind_null():
-    assert picture_fields(SCHEMA) == ["image", "others"]
-    assert picture_fields(SegmentIn.model_json_schema()) == ["image"]
-    assert picture_fields(ChatRequest.model_json_schema()) == []
+    assert list_picture_fields(SCHEMA) == ["image", "others"]
+    assert list_picture_fields(SegmentIn.model_json_schema()) == ["image"]
+    assert list_picture_fields(ChatRequest.model_json_schema()) == []
     assert not is_picture({"type": "string"}, {})
 
 
 def test_options_are_described_with_choices_and_defaults():
-    told = dict(described(SCHEMA))
+    told = dict(describe_options(SCHEMA))
     assert told["threshold"] == "Where to cut. [0.5]"
     assert told["mode"] == 'How. (fast | slow) ["fast"]'
     assert not {"model", "image", "others"} & told.keys()
@@ -130,7 +130,7 @@ def verb():
         called.update(word=word, loud=loud, options=options)
 
     app = typer.Typer()
-    app.command()(declared(bare, Mixed, without=frozenset({"image", "others", "model"})))
+    app.command()(add_request_options(bare, Mixed, without=frozenset({"image", "others", "model"})))
 
     def run(*words):
         called.clear()
@@ -169,26 +169,26 @@ def test_folders_and_patterns_are_spelled_out_in_order(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/e.png").touch()
-    names = [source.said.rpartition("/")[2] for source in sources([str(tmp_path), str(tmp_path / "**/*.png")])]
+    names = [source.said.rpartition("/")[2] for source in find_images([str(tmp_path), str(tmp_path / "**/*.png")])]
     assert names == ["a.jpg", "b.PNG", "d.tiff", "e.png"]
 
 
 def test_stems_are_safe_and_never_twice():
-    found = sources(["x/a.png", "y/a.jpg", "-", "http://h/p/a.png?q=/etc/x", "http://h/", "z/a b$.png"])
+    found = find_images(["x/a.png", "y/a.jpg", "-", "http://h/p/a.png?q=/etc/x", "http://h/", "z/a b$.png"])
     assert [source.stem for source in found] == ["a", "a-2", "stdin", "a-3", "picture", "a_b_"]
 
 
 @given(st.lists(st.sampled_from(["a.png", "a-2.png", "b/a.png", "a.jpg"]), max_size=8))
 def test_nothing_that_is_written_overwrites_anything_else(names):
-    stems = [source.stem for source in sources(names)]
+    stems = [source.stem for source in find_images(names)]
     assert len(stems) == len(set(stems)) == len(names)
 
 
 def test_a_name_with_a_bracket_is_a_file_before_it_is_a_pattern(tmp_path):
     (tmp_path / "a[1].png").touch()
-    assert [source.stem for source in sources([str(tmp_path / "a[1].png")])] == ["a_1_"]
+    assert [source.stem for source in find_images([str(tmp_path / "a[1].png")])] == ["a_1_"]
     with pytest.raises(NotFound, match="Nothing matches"):
-        sources([str(tmp_path / "b[1].png")])
+        find_images([str(tmp_path / "b[1].png")])
 
 
 # The screen.
@@ -217,4 +217,4 @@ def test_what_a_model_says_is_never_markup(capsys):
 
 def test_every_status_of_a_job_has_a_look():
     for status in ("queued", "running", "succeeded", "failed", "cancelled", "unheard-of"):
-        assert status in state(status)
+        assert status in colour_status(status)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.grpc.protobuf_peek import text_field
+from services.gateway.grpc.protobuf_peek import read_text_field
 from shared.errors import Malformed
 from shared.rpc import open_inference_pb2 as pb
 
@@ -19,17 +19,17 @@ from shared.rpc import open_inference_pb2 as pb
 def test_the_name_is_what_the_message_says(name: str, version: str, raw: bytes, number: int) -> None:
     message = pb.ModelInferRequest(model_name=name, model_version=version, raw_input_contents=[raw])
     message.parameters["priority"].int64_param = number
-    assert text_field(message.SerializeToString(), 1) == name
+    assert read_text_field(message.SerializeToString(), 1) == name
 
 
 def test_fields_before_the_name_are_stepped_over() -> None:
     message = pb.RepositoryModelLoadRequest(repository_name="somewhere", model_name="pranet")
-    assert text_field(message.SerializeToString(), 2) == "pranet"
-    assert text_field(b"\x08\x96\x01" + b"\x15abcd" + b"\x19abcdefgh" + b"\x2a\x02hi", 5) == "hi"
+    assert read_text_field(message.SerializeToString(), 2) == "pranet"
+    assert read_text_field(b"\x08\x96\x01" + b"\x15abcd" + b"\x19abcdefgh" + b"\x2a\x02hi", 5) == "hi"
 
 
 def test_an_empty_message_has_no_name() -> None:
-    assert text_field(b"", 1) == ""
+    assert read_text_field(b"", 1) == ""
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,10 @@ def test_an_empty_message_has_no_name() -> None:
 )
 def test_what_is_no_message_is_malformed(message: bytes) -> None:
     with pytest.raises(Malformed):
-        text_field(message, 1)
+        read_text_field(message, 1)
 
 
 @given(st.binary(max_size=100))
 def test_any_bytes_give_a_name_or_malformed(message: bytes) -> None:
     with contextlib.suppress(Malformed):
-        assert isinstance(text_field(message, 1), str)
+        assert isinstance(read_text_field(message, 1), str)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from services.gateway.http.openapi import joined
-from services.gateway.http.reference_page import groups
+from services.gateway.http.openapi import join_documents
+from services.gateway.http.reference_page import group_operations
 
 CHAT = {
     "id": "smollm2",
@@ -63,10 +63,10 @@ async def test_all_models_are_one_list_and_chat_comes_first(scene: Any) -> None:
 
 
 async def test_a_model_whose_service_is_away_stays_listed_as_not_ready(scene: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("services.gateway.routes.model_list.FRESH_S", 0)
+    monkeypatch.setattr("services.gateway.routes.model_list.MAX_AGE_S", 0)
     await scene.client.get("/v1/models")
-    target = scene.fleet.pick("seg")
-    target.changed = float("-inf")
+    replica = scene.registry.pick("seg")
+    replica.changed = float("-inf")
     listed = (await scene.client.get("/v1/models")).json()["data"]
     assert {m["id"]: m["ready"] for m in listed} == {"smollm2": True, "pranet": False}
 
@@ -167,7 +167,7 @@ def test_services_documents_are_left_as_they_were() -> None:
     own: dict[str, Any] = {"openapi": "3.1.0", "info": {}, "paths": {}, "components": {"schemas": {}}}
     first, second = document("/a", "M", "number"), document("/b", "M", "string")
     kept = str((own, first, second))
-    assert "security" in joined(own, {"one": first, "two": second}, keys=True)
+    assert "security" in join_documents(own, {"one": first, "two": second}, keys=True)
     assert str((own, first, second)) == kept
 
 
@@ -196,7 +196,7 @@ def test_the_page_survives_schemas_that_refer_to_themselves() -> None:
         "paths": {"/a": {"post": {"requestBody": {"content": content}, "responses": {"200": {}}}}},
         "components": {"schemas": {"Tree": tree}},
     }
-    (operation,) = groups(whole)["gateway"]
+    (operation,) = group_operations(whole)["gateway"]
     assert operation.bodies[0][1].startswith("children: [")
 
 

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fovea import endpoints
-from fovea.call import Call, Stream, read_json
-from fovea.chat import ChatPiece, messages_of
-from fovea.errors import broken_off, failed, retry_after, translated
-from fovea.picture import media_type, picture
+from fovea.call import Call, StreamCall, read_json
+from fovea.chat import ChatPiece, build_messages
+from fovea.errors import parse_error, parse_stream_error, read_retry_after, translate_errors
+from fovea.picture import detect_media_type, read_picture
 from fovea.results import JobResult, ModelCard
-from fovea.retry import JobWatcher, RetryPolicy, pauses
+from fovea.retry import JobWatcher, RetryPolicy, iterate_pauses
 from fovea.transport import Address
 from shared import errors
 from shared.api.job import Job
@@ -75,7 +75,7 @@ def test_pictures_go_out_as_multipart_with_their_bytes_as_they_are():
 
 
 def test_chat_is_at_openais_path_and_a_stream_asks_for_its_usage():
-    stream = endpoints.chat_stream(messages_of("Hi", system="Be brief."), None, {"temperature": 0, "seed": None})
+    stream = endpoints.chat_stream(build_messages("Hi", system="Be brief."), None, {"temperature": 0, "seed": None})
     request = sent(stream.call)
     assert request.url.path == "/v1/chat/completions"
     assert json.loads(request.content) == {
@@ -88,12 +88,12 @@ def test_chat_is_at_openais_path_and_a_stream_asks_for_its_usage():
 
 def test_a_conversation_may_mix_mappings_and_messages():
     turns = [ChatMessage(role="user", content="a"), {"role": "assistant", "content": "b"}]
-    assert messages_of(turns) == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert build_messages(turns) == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
 def test_any_call_becomes_a_job_with_its_body_untouched():
     call = endpoints.task("segment", {"threshold": 0.4}, {"image": b"\xff\xd8\xff"})
-    request = sent(endpoints.queued(call, "once"))
+    request = sent(endpoints.as_job(call, "once"))
     assert (request.headers["prefer"], request.headers["idempotency-key"]) == ("respond-async", "once")
     assert b"\xff\xd8\xff" in request.read()
 
@@ -128,29 +128,29 @@ def test_an_address_that_is_none_is_refused_before_anything_is_sent(url):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_problem_becomes_the_class_it_was(kind):
     body = problem(kind("why", hint="try", field="threshold")).model_dump()
-    error = failed(answer(kind.status, body))
+    error = parse_error(answer(kind.status, body))
     assert error.status == kind.status
     assert (error.detail, error.hint, error.field) == ("why", "try", "threshold")
 
 
 def test_openais_and_open_inferences_forms_become_the_same_classes():
     told = errors.NotFound("no such model", field="model")
-    openai = failed(answer(404, openai_error(told)))
-    oip = failed(answer(404, oip_error(told)))
+    openai = parse_error(answer(404, openai_error(told)))
+    oip = parse_error(answer(404, oip_error(told)))
     assert [type(openai), type(oip)] == [errors.NotFound, errors.NotFound]
     assert (openai.detail, openai.field, oip.detail) == ("no such model", "model", "no such model")
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error": 3}', b"\xff\xfe", b'{"detail": {"a": 1}}'])
 def test_an_error_in_no_known_form_still_says_its_status(body):
-    error = failed(answer(502, body))
+    error = parse_error(answer(502, body))
     assert isinstance(error, errors.Fault)
     assert "502" in error.detail
 
 
 @given(st.binary(max_size=60), st.integers(400, 599))
 def test_no_error_body_breaks_the_reader(body, status):
-    assert isinstance(failed(httpx2.Response(status, content=body)), errors.FoveaError)
+    assert isinstance(parse_error(httpx2.Response(status, content=body)), errors.FoveaError)
 
 
 def test_an_answer_that_makes_no_sense_is_a_fault_of_versions():
@@ -196,7 +196,7 @@ def chunk(**fields: Any) -> str:
 
 
 def test_a_piece_says_what_it_adds_to_the_first_choice():
-    stream = Stream(endpoints.chat([], None, {}), ChatPiece.model_validate_json)
+    stream = StreamCall(endpoints.chat([], None, {}), ChatPiece.model_validate_json)
     both = [{"index": 1, "delta": {"content": "no"}}, {"index": 0, "delta": {"content": "yes"}}]
     assert stream.item(event(chunk(choices=both))).text == "yes"
     assert stream.item(event(chunk())).text == ""
@@ -214,25 +214,25 @@ def test_a_piece_says_what_it_adds_to_the_first_choice():
 )
 def test_an_event_that_says_the_answer_broke_off_is_raised(told):
     with pytest.raises(errors.FoveaError, match="lost"):
-        Stream(endpoints.job("1"), Job.model_validate_json).item(event(json.dumps(told)))
+        StreamCall(endpoints.job("1"), Job.model_validate_json).item(event(json.dumps(told)))
 
 
 def test_a_failed_job_is_an_event_like_any_other():
     job = Job(id="1", service="s", path="/", status="failed", error={"detail": "x"}, created=datetime.now(UTC))
-    assert broken_off(json.loads(job.model_dump_json())) is None
-    assert Stream(endpoints.job("1"), Job.model_validate_json).item(event(job.model_dump_json())) == job
+    assert parse_stream_error(json.loads(job.model_dump_json())) is None
+    assert StreamCall(endpoints.job("1"), Job.model_validate_json).item(event(job.model_dump_json())) == job
 
 
 # Patience.
 
 
 def test_seconds_and_dates_of_retry_after_are_both_read():
-    assert retry_after(answer(429, retry_after="2.5")) == 2.5
+    assert read_retry_after(answer(429, retry_after="2.5")) == 2.5
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    assert retry_after(answer(429, retry_after=soon)) == pytest.approx(60, abs=2)
-    assert retry_after(answer(429, retry_after="soon")) is None
-    assert retry_after(answer(429)) is None
-    assert retry_after(answer(429, retry_after="-3")) == 0
+    assert read_retry_after(answer(429, retry_after=soon)) == pytest.approx(60, abs=2)
+    assert read_retry_after(answer(429, retry_after="soon")) is None
+    assert read_retry_after(answer(429)) is None
+    assert read_retry_after(answer(429, retry_after="-3")) == 0
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 404, 409, 422, 500, 502, 504])
@@ -256,9 +256,9 @@ def test_waits_of_its_own_grow_and_stay_bounded(attempt):
 
 
 def test_pauses_end_with_the_deadline():
-    assert next(pauses(None)) == 0.05
+    assert next(iterate_pauses(None)) == 0.05
     with pytest.raises(errors.DeadlineExceeded, match="0 s"):
-        next(pauses(0))
+        next(iterate_pauses(0))
 
 
 def test_a_watch_tells_each_state_once():
@@ -287,7 +287,7 @@ def test_a_watch_tells_each_state_once():
     ],
 )
 def test_media_type_is_what_the_first_bytes_say(start, kind):
-    assert media_type(start) == kind
+    assert detect_media_type(start) == kind
 
 
 def test_a_picture_may_be_bytes_a_path_or_a_file(tmp_path):
@@ -295,11 +295,11 @@ def test_a_picture_may_be_bytes_a_path_or_a_file(tmp_path):
     file.write_bytes(b"\xff\xd8\xff")
     with file.open("rb") as opened:
         found = [
-            picture(b"\xff\xd8\xff"),
-            picture(bytearray(b"\xff\xd8\xff")),
-            picture(file),
-            picture(str(file)),
-            picture(opened),
+            read_picture(b"\xff\xd8\xff"),
+            read_picture(bytearray(b"\xff\xd8\xff")),
+            read_picture(file),
+            read_picture(str(file)),
+            read_picture(opened),
         ]
     assert {made.data for made in found} == {b"\xff\xd8\xff"}
     assert [made.name for made in found] == ["picture", "picture", "polyp.jpg", "polyp.jpg", "polyp.jpg"]
@@ -307,11 +307,11 @@ def test_a_picture_may_be_bytes_a_path_or_a_file(tmp_path):
 
 def test_a_picture_that_is_not_there_or_is_text_says_so(tmp_path):
     with pytest.raises(errors.NotFound, match="no file"):
-        picture(tmp_path / "none.png")
+        read_picture(tmp_path / "none.png")
     with pytest.raises(errors.NotFound, match="can't be read"):
-        picture(tmp_path)
+        read_picture(tmp_path)
     with pytest.raises(errors.UnsupportedMedia, match="as text"):
-        picture(io.StringIO("x"))  # type: ignore[arg-type]
+        read_picture(io.StringIO("x"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_a_picture_that_is_not_there_or_is_text_says_so(tmp_path):
     ],
 )
 def test_a_broken_connection_is_an_error_of_ours(raised, kind, words):
-    with pytest.raises(kind, match=words), translated("http://gateway"):
+    with pytest.raises(kind, match=words), translate_errors("http://gateway"):
         raise raised
 
 
@@ -334,8 +334,8 @@ def test_the_default_of_a_task_is_the_first_that_is_ready():
         ModelEntry(id=name, created=1, task=task, service="s", ready=ready)
         for name, task, ready in (("a", "segment", False), ("b", "segment", True), ("c", "chat", False))
     ]
-    assert endpoints.default_of("segment", entries) == "b"
-    assert endpoints.default_of("chat", entries) == "c"
+    assert endpoints.pick_default_model("segment", entries) == "b"
+    assert endpoints.pick_default_model("chat", entries) == "c"
     with pytest.raises(errors.NotFound, match="paint") as caught:
-        endpoints.default_of("paint", entries)
+        endpoints.pick_default_model("paint", entries)
     assert "chat, segment" in (caught.value.hint or "")

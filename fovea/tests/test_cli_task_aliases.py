@@ -3,7 +3,7 @@
 import pytest
 
 from fovea.cli.commands import task_aliases
-from fovea.cli.schema_options import picture_fields
+from fovea.cli.schema_options import list_picture_fields
 from shared.api.actions import ActionsIn
 from shared.api.plan import PlanIn
 from shared.api.scanpath import ScanpathIn
@@ -19,6 +19,6 @@ def test_a_deed_runs_its_task(task, monkeypatch):
 
 
 def test_files_go_into_arrays_and_pictures_and_nowhere_else():
-    assert picture_fields(ActionsIn.model_json_schema()) == ["features", "semantics", "class_scores"]
-    assert picture_fields(ScanpathIn.model_json_schema())[0] == "image"
-    assert picture_fields(PlanIn.model_json_schema()) == []
+    assert list_picture_fields(ActionsIn.model_json_schema()) == ["features", "semantics", "class_scores"]
+    assert list_picture_fields(ScanpathIn.model_json_schema())[0] == "image"
+    assert list_picture_fields(PlanIn.model_json_schema()) == []

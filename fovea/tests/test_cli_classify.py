@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from fovea.cli.commands import classify as verb
-from fovea.cli.concurrency import several
+from fovea.cli.concurrency import run_concurrently
 from services.gateway.tests.stub_service import photograph
 from shared.api.classes import Candidate, Classified, ClassifyIn, ClassifyOut
 from shared.api.timings import Times
@@ -135,5 +135,5 @@ def test_deeds_never_run_more_than_so_many_at_a_time():
         await asyncio.sleep(0.01)
         running -= 1
 
-    asyncio.run(several([deed] * 9, 3, verb.Screen(as_json=True), "doing"))
+    asyncio.run(run_concurrently([deed] * 9, 3, verb.Screen(as_json=True), "doing"))
     assert (running, most) == (0, 3)

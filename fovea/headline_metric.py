@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Headline", "headline"]
+__all__ = ["HeadlineMetric", "pick_headline"]
 
 Metric = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Headline:
+class HeadlineMetric:
     """Two numbers of one kind.
 
     Attributes:
@@ -34,17 +34,17 @@ class Headline:
     paper_data: str = ""
 
 
-def headline(metrics: Sequence[Metric]) -> Headline | None:
+def pick_headline(metrics: Sequence[Metric]) -> HeadlineMetric | None:
     """The headline of a card's metrics: the first with both numbers, else the first there is."""
     found = [_joined(metric, metrics) for metric in metrics]
     return next((pair for pair in found if pair.ours is not None and pair.paper is not None), next(iter(found), None))
 
 
-def _joined(metric: Metric, metrics: Sequence[Metric]) -> Headline:
+def _joined(metric: Metric, metrics: Sequence[Metric]) -> HeadlineMetric:
     name, data, paper = str(metric["name"]), str(metric.get("data", "")), metric.get("paper")
     if paper is not None or metric.get("ours") is None:
-        return Headline(name, metric.get("ours"), paper, data)
+        return HeadlineMetric(name, metric.get("ours"), paper, data)
     for other in metrics:
         if str(other["name"]).startswith(f"{name}.") and other.get("paper") is not None:
-            return Headline(name, metric["ours"], other["paper"], data, str(other.get("data", "")))
-    return Headline(name, metric["ours"], None, data)
+            return HeadlineMetric(name, metric["ours"], other["paper"], data, str(other.get("data", "")))
+    return HeadlineMetric(name, metric["ours"], None, data)

@@ -12,11 +12,11 @@ import typer
 from rich.markup import escape
 
 from fovea import judge_endpoints
-from fovea.cli.common_options import AsJson, Key, Session, Url
+from fovea.cli.common_options import AsJson, Connection, Key, Url
 from fovea.cli.output import Screen
 from fovea.transport import LOCAL
 
-__all__ = ["agreement", "ensemble", "figure", "leaderboard", "rankings"]
+__all__ = ["agreement", "ensemble", "format_figure", "leaderboard", "rankings"]
 
 Reference = Annotated[Path, typer.Argument(metavar="REFERENCE", help="Qrels that count as the truth; .gz is fine.")]
 Labels = Annotated[Path, typer.Argument(metavar="JUDGE", help="The judge's qrels, or a batch's JSON lines.")]
@@ -35,7 +35,7 @@ def agreement(
 ) -> None:
     """Compare a judge's labels with reference labels: kappa with its interval, alpha, confusion, bias."""
     names = {"reference": reference, "judge": judge, "topics": topics, "passages": passages}
-    found = _asked("agreement", {name: judge_endpoints.text_of(path) for name, path in names.items()}, url, key)
+    found = _asked("agreement", {name: judge_endpoints.read_text(path) for name, path in names.items()}, url, key)
     screen = Screen(as_json=as_json)
     if as_json:
         screen.line(found)
@@ -43,18 +43,18 @@ def agreement(
     screen.facts(
         {
             "pairs": _pairs(found),
-            "kappa": f"{figure(found['kappa'])}   ({_interval(found['kappa_interval'])})",
-            "alpha (ordinal)": figure(found["alpha"]),
-            "kappa, linear": figure(found["kappa_linear"]),
-            "kappa, quadratic": figure(found["kappa_quadratic"]),
-            "bias": figure(found["bias"]),
-            "mean error": figure(found["mae"]),
+            "kappa": f"{format_figure(found['kappa'])}   ({_interval(found['kappa_interval'])})",
+            "alpha (ordinal)": format_figure(found["alpha"]),
+            "kappa, linear": format_figure(found["kappa_linear"]),
+            "kappa, quadratic": format_figure(found["kappa_quadratic"]),
+            "bias": format_figure(found["bias"]),
+            "mean error": format_figure(found["mae"]),
             "invalid": found["invalid"] or None,
         }
     )
     screen.out.print()
     cuts = found["kappa_by_cut"]
-    rows = [(cut, figure(cuts[cut]), figure(found["alpha_by_cut"][cut])) for cut in cuts]
+    rows = [(cut, format_figure(cuts[cut]), format_figure(found["alpha_by_cut"][cut])) for cut in cuts]
     screen.table(("cut", "kappa", "alpha"), rows)
     screen.out.print()
     grid = found["confusion"]
@@ -81,10 +81,10 @@ def rankings(
 ) -> None:
     """Rank systems under both label sets: tau and rho, with kappa beside them, and each system's shift."""
     body = {
-        "reference": judge_endpoints.text_of(reference),
-        "judge": judge_endpoints.text_of(judge),
+        "reference": judge_endpoints.read_text(reference),
+        "judge": judge_endpoints.read_text(judge),
         "measure": measure,
-        "runs": "".join(map(judge_endpoints.text_of, runs or ())),
+        "runs": "".join(map(judge_endpoints.read_text, runs or ())),
         "families": dict(pair.partition("=")[::2] for pair in families or ()),
     }
     found = _asked("rankings", body, url, key)
@@ -94,17 +94,17 @@ def rankings(
         return
     screen.facts(
         {
-            "tau-b": figure(found["tau_b"]),
-            "rho": figure(found["rho"]),
-            "tau-AP": figure(found["tau_ap"]),
-            "kappa": figure(found["kappa"]),
-            "alpha": figure(found["alpha"]),
-            "self-preference": figure(found["self_preference"]) if families else None,
+            "tau-b": format_figure(found["tau_b"]),
+            "rho": format_figure(found["rho"]),
+            "tau-AP": format_figure(found["tau_ap"]),
+            "kappa": format_figure(found["kappa"]),
+            "alpha": format_figure(found["alpha"]),
+            "self-preference": format_figure(found["self_preference"]) if families else None,
         }
     )
     screen.out.print()
     rows = (
-        (escape(row["system"]), figure(row["reference"]), figure(row["judge"]), f"{row['shift']:+d}")
+        (escape(row["system"]), format_figure(row["reference"]), format_figure(row["judge"]), f"{row['shift']:+d}")
         for row in found["systems"]
     )
     screen.table(("system", "reference", "judge", "shift"), rows)
@@ -123,7 +123,7 @@ def ensemble(
 ) -> None:
     """Make one label set of several, by a stated rule; qrels to -o or to standard output."""
     body = {
-        "judges": list(map(judge_endpoints.text_of, judges)),
+        "judges": list(map(judge_endpoints.read_text, judges)),
         "combine": combine,
         "tie": tie,
         "rounding": rounding,
@@ -134,7 +134,7 @@ def ensemble(
     if as_json:
         screen.line(found)
         return
-    judge_endpoints.write(output, found["qrels"].encode("utf8"))
+    judge_endpoints.write_text(output, found["qrels"].encode("utf8"))
     if output is not None:
         screen.note(f"wrote {output} ({found['pairs']} pairs, {' · '.join(map(str, found['counts']))} per grade)")
 
@@ -160,17 +160,17 @@ def leaderboard(
     if labels:
         reference, *judges = labels
         body = {
-            "reference": judge_endpoints.text_of(reference),
-            "runs": "".join(map(judge_endpoints.text_of, runs or ())),
-            "judges": [{"judge": _stem(path), "labels": judge_endpoints.text_of(path)} for path in judges],
+            "reference": judge_endpoints.read_text(reference),
+            "runs": "".join(map(judge_endpoints.read_text, runs or ())),
+            "judges": [{"judge": _stem(path), "labels": judge_endpoints.read_text(path)} for path in judges],
             "measure": measure,
             "sort": sort,
             "name": name,
         }
         found = _asked("leaderboard", body, url, key)
     else:
-        with Session(url, key).client() as client:
-            found = client.send(judge_endpoints.stored("leaderboard", name=name, sort=sort))
+        with Connection(url, key).client() as client:
+            found = client.send(judge_endpoints.fetch("leaderboard", name=name, sort=sort))
     if as_json:
         for row in found["rows"]:
             screen.line(row)
@@ -184,26 +184,26 @@ def leaderboard(
         screen.note(f"[yellow]{escape(row['judge'])} is not shown:[/] {escape(row['reason'])}")
 
 
-def figure(value: float | None) -> str:
+def format_figure(value: float | None) -> str:
     """Four decimals, or a dash where it is undefined."""
     return "–" if value is None else f"{value:.4f}"
 
 
 def _asked(what: str, body: dict[str, Any], url: str, key: str | None) -> Any:
-    with Session(url, key).client() as client:
-        return client.send(judge_endpoints.computed(what, body))
+    with Connection(url, key).client() as client:
+        return client.send(judge_endpoints.compute(what, body))
 
 
 def _board_row(row: dict[str, Any], cuts: tuple[str, ...]) -> tuple[str, ...]:
     return (
         f"[bold]{escape(row['judge'])}[/]",
-        figure(row["kappa"]),
+        format_figure(row["kappa"]),
         _interval(row["kappa_interval"]),
-        figure(row["tau_b"]),
-        figure(row["alpha"]),
-        figure(row["rho"]),
-        *(figure(row["kappa_by_cut"][cut]) for cut in cuts),
-        figure(row["bias"]),
+        format_figure(row["tau_b"]),
+        format_figure(row["alpha"]),
+        format_figure(row["rho"]),
+        *(format_figure(row["kappa_by_cut"][cut]) for cut in cuts),
+        format_figure(row["bias"]),
         f"{row['invalid_share']:.1%}",
     )
 
@@ -220,7 +220,12 @@ def _pairs(found: dict[str, Any]) -> str:
 def _terciles(screen: Screen, name: str, block: list[dict[str, Any]]) -> None:
     screen.out.print()
     rows = (
-        (f"{part['lowest']:g}–{part['highest']:g}", str(part["pairs"]), figure(part["bias"]), figure(part["kappa"]))
+        (
+            f"{part['lowest']:g}–{part['highest']:g}",
+            str(part["pairs"]),
+            format_figure(part["bias"]),
+            format_figure(part["kappa"]),
+        )
         for part in block
     )
     screen.table((name.replace("_", " "), "pairs", "bias", "kappa"), rows)

@@ -118,7 +118,7 @@ def test_one_failure_is_told_and_counted(work, capfd):
 
 
 def test_all_layers_that_came_are_written(tmp_path):
-    files = restore.write(answer(format="png", reflection=b"r", comparison=b"c"), tmp_path, "a")
+    files = restore.write_result(answer(format="png", reflection=b"r", comparison=b"c"), tmp_path, "a")
     assert {file.rpartition("/")[2] for file in files} == {
         "a.restored.png",
         "a.reflection.png",
@@ -128,9 +128,9 @@ def test_all_layers_that_came_are_written(tmp_path):
 
 
 def test_a_dry_run_tells_its_cost():
-    assert restore.summary(answer(restored=None)) == "640×480 in 6 tiles would take about 12.3 s and 1,234 MiB"
+    assert restore.summarise(answer(restored=None)) == "640×480 in 6 tiles would take about 12.3 s and 1,234 MiB"
 
 
 def test_likeness_is_told_before_and_after():
-    told = restore.summary(answer(input_likeness=Likeness(psnr=20, ssim=0.8), likeness=Likeness(psnr=None, ssim=1)))
+    told = restore.summarise(answer(input_likeness=Likeness(psnr=20, ssim=0.8), likeness=Likeness(psnr=None, ssim=1)))
     assert told.endswith("20.0 dB → equal")

@@ -1,0 +1,147 @@
+"""Retry policy of the gateway, for HTTP and gRPC alike: which replica is tried next, and when to give up.
+
+A request that may be sent twice goes to another replica or, with growing pauses and until its deadline, to the next one
+that appears. Knows nothing about how a request is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
+from shared.errors import FoveaError, NotReady
+from shared.telemetry import log
+
+__all__ = ["ReplicaRetryPolicy", "RetryState", "UpstreamLost"]
+
+Answer = TypeVar("Answer")
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+
+MAX_LOST_CONNECTIONS = 3
+"""Connections that may break under one request before the request itself is suspected of killing replicas."""
+
+
+class UpstreamLost(Exception):
+    """A replica is out of reach, and nothing of its answer has been passed on.
+
+    Attributes:
+        answer: The error that the caller gets if the request is not sent again.
+        is_unseen: Whether the replica did nothing with the request.
+        may_repeat: Whether the request can be sent again, and that does no harm.
+    """
+
+    def __init__(self, reason: str, answer: Exception, *, is_unseen: bool, may_repeat: bool) -> None:
+        super().__init__(reason)
+        self.answer, self.is_unseen, self.may_repeat = answer, is_unseen, may_repeat
+
+
+@dataclass(slots=True)
+class RetryState:
+    """What has been tried for one request.
+
+    Attributes:
+        service: Whose replicas may answer.
+        request_id: Id of the request, for the log.
+        deadline: Event-loop time after which nothing is tried any more.
+        late: Kind of the error raised then.
+    """
+
+    service: str
+    request_id: str
+    deadline: float
+    late: type[FoveaError] = NotReady
+    tried: set[str] = field(default_factory=set)
+    lost_connections: int = 0
+    pause_s: float = FIRST_PAUSE_S
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - asyncio.get_running_loop().time()
+
+    async def rest(self) -> None:
+        """Wait before the next round over the replicas."""
+        await asyncio.sleep(max(min(self.pause_s, self.left_s), 0))
+        self.pause_s = min(2 * self.pause_s, LONGEST_PAUSE_S)
+        self.tried.clear()
+
+
+class ReplicaRetryPolicy:
+    """Tries replicas of a service until one answers or trying again makes no sense."""
+
+    def __init__(self, registry: ReplicaRegistry) -> None:
+        """Choose among the replicas of `registry`."""
+        self._registry = registry
+
+    async def run(self, state: RetryState, attempt: Callable[[Replica], Awaitable[Answer]]) -> Answer:
+        """Send a request to one replica after another.
+
+        Args:
+            state: What is known of the request; kept up to date.
+            attempt: Sends the request to one replica; raises `UpstreamLost` where that may be worth another try.
+
+        Raises:
+            NotReady: No replica is there, or came back in time.
+            Exception: `UpstreamLost.answer`, where the request is not sent again.
+        """
+        while True:
+            replica = await self._wait_for_replica(state)
+            replica.in_flight += 1
+            try:
+                return await attempt(replica)
+            except UpstreamLost as lost:
+                self._require_retryable(lost, replica, state)
+            finally:
+                replica.in_flight -= 1
+            if replica.id in state.tried:
+                await state.rest()
+            state.tried.add(replica.id)
+
+    def has_untried(self, replica: Replica, state: RetryState) -> bool:
+        """Whether another ready replica than this one has not been tried in this round."""
+        ready = self._registry.list_ready(state.service)
+        return any(other is not replica and other.id not in state.tried for other in ready)
+
+    def build_not_ready(self, service: str) -> NotReady:
+        """Build the error for a service without a ready replica."""
+        reason = "its replicas are still loading" if self._registry.list_alive(service) else "none has announced itself"
+        detail = f"No replica of {service} is ready: {reason}."
+        return NotReady(detail, hint="`/readyz` shows which services are ready.", retry_after=5)
+
+    async def _wait_for_replica(self, state: RetryState) -> Replica:
+        while (replica := self._registry.pick(state.service, state.tried)) is None:
+            self._require_recovering(state)
+            await state.rest()
+        return replica
+
+    def _require_recovering(self, state: RetryState) -> None:
+        """Check that waiting for a replica makes sense.
+
+        Raises:
+            NotReady: The service had no ready replica lately, or there is no time left.
+        """
+        if not self._registry.is_recovering(state.service):
+            raise self.build_not_ready(state.service)
+        if state.left_s <= 0:
+            raise _build_late(state)
+
+    def _require_retryable(self, lost: UpstreamLost, replica: Replica, state: RetryState) -> None:
+        """Check that a lost request may be sent again.
+
+        Raises:
+            Exception: `lost.answer`, where it leaves something behind, can't be replayed or may be what kills replicas.
+        """
+        state.lost_connections += not lost.is_unseen
+        log().warning("lost a replica", request_id=state.request_id, replica=replica.id, reason=str(lost))
+        if not lost.may_repeat or state.lost_connections > MAX_LOST_CONNECTIONS:
+            raise lost.answer from lost
+        if state.left_s <= 0:
+            raise _build_late(state) from lost
+
+
+def _build_late(state: RetryState) -> FoveaError:
+    return state.late(f"No replica of {state.service} answered before the deadline.", hint="Send the request again.")
