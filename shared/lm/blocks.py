@@ -159,7 +159,7 @@ class _GatedMLP(nn.Module):
         self.down_proj = nn.Linear(config.hidden, config.width, bias=False)
 
     def forward(self, x: Tensor, ops: Ops = TORCH, norm: RMSNorm | None = None) -> Tensor:
-        return ops.products(ops.gated(x, self.gate_proj, self.up_proj, norm), (self.down_proj,))[0]
+        return ops.products(ops.gate_up(x, self.gate_proj, self.up_proj, norm), (self.down_proj,))[0]
 
 
 class LlamaBlock(nn.Module):

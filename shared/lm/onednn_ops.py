@@ -43,7 +43,7 @@ class PackedOps:
         x = x if norm is None else norm(x)
         return [self._product(x, layer, "none") for layer in layers]
 
-    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: Normed | None = None) -> Tensor:
+    def gate_up(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: Normed | None = None) -> Tensor:
         """See `Ops`; silu and product are part of the matrix products."""
         x = x if norm is None else norm(x)
         closed = self._product(x, gate, "swish")

@@ -40,7 +40,7 @@ class Ops(Protocol):
         """One x, normalised first where a norm is given, through several linear layers: [B,T,out] each."""
         ...
 
-    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: Normed | None = None) -> Tensor:
+    def gate_up(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: Normed | None = None) -> Tensor:
         """silu(gate x) · (up x), x normalised first where a norm is given."""
         ...
 
@@ -61,7 +61,7 @@ class _Torch:
         x = x if norm is None else norm(x)
         return [layer(x) for layer in layers]
 
-    def gated(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: Normed | None = None) -> Tensor:
+    def gate_up(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: Normed | None = None) -> Tensor:
         x = x if norm is None else norm(x)
         mixed: Tensor = functional.silu(gate(x)) * up(x)
         return mixed

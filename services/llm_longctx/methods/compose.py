@@ -108,7 +108,7 @@ class Composed(AttentionMethod):
 
     def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:
         """The part for heads is fitted."""
-        return self.changed(heads=self.heads.fit(entries, config, plan, prompt, new))
+        return self.with_knobs(heads=self.heads.fit(entries, config, plan, prompt, new))
 
     def prefill_plan(self, chunk: Chunk) -> PrefillPlan | Sequence[PrefillPlan]:
         """Full heads as the part for prompts says, the others as the part for heads does."""

@@ -14,7 +14,7 @@ from shared.lm.ops import TORCH
 from shared.lm.rope import rotation
 from shared.registry import network
 
-BUILT = [t for t in isa_targets.fitting(bindings._processor()) if isa_targets.library_file(t).exists()]
+BUILT = [t for t in isa_targets.runnable_targets(bindings._processor()) if isa_targets.library_file(t).exists()]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -29,7 +29,7 @@ def inference():
 
 @pytest.fixture(params=BUILT, ids=lambda target: target.name)
 def ops(request, monkeypatch):
-    found = (bindings.opened(isa_targets.library_file(request.param)), request.param.name)
+    found = (bindings.open_library(isa_targets.library_file(request.param)), request.param.name)
     monkeypatch.setattr(bindings, "loaded", lambda: found)
     return NativeOps()
 
@@ -58,7 +58,7 @@ def test_products_and_gates_agree_with_torch(ops, dtype, K, rows):
         assert found.dtype == dtype
         torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     (gate, up), (gate64, up64) = alike(K, (33, 33), dtype)
-    found, wanted = ops.gated(x, gate, up), TORCH.gated(x.double(), gate64, up64)
+    found, wanted = ops.gate_up(x, gate, up), TORCH.gate_up(x.double(), gate64, up64)
     torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     matrix = torch.randn(50, K).to(dtype)
     found, wanted = ops.logits(x, matrix), x.double() @ matrix.double().T
@@ -87,10 +87,10 @@ def test_many_rows_of_matrices_that_tiles_take(ops, dtype, rows):
         other.double().load_state_dict(one.to(dtype).state_dict())
     for found, wanted in zip(ops.products(x, mine), TORCH.products(x.double(), oracle), strict=True):
         torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-    found, wanted = ops.gated(x, *mine), TORCH.gated(x.double(), *oracle)
+    found, wanted = ops.gate_up(x, *mine), TORCH.gate_up(x.double(), *oracle)
     torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-    assert torch.equal(ops.gated(x, *mine, norm), ops.gated(ops.norm(x, norm), *mine))
-    if bindings.tiles() and rows <= MANY:
+    assert torch.equal(ops.gate_up(x, *mine, norm), ops.gate_up(ops.norm(x, norm), *mine))
+    if bindings.has_tiles() and rows <= MANY:
         assert torch.equal(ops.products(x[:, : FEW + 1], mine)[0], ops.products(x, mine)[0][:, : FEW + 1])
 
 
@@ -119,7 +119,7 @@ def test_a_norm_before_products_and_gates_is_the_norm_on_its_own(ops, dtype, row
     apart = ops.products(ops.norm(x, norm), mine)
     for found, wanted in zip(ops.products(x, mine, norm), apart, strict=True):
         assert torch.equal(found, wanted)
-    assert torch.equal(ops.gated(x, *mine, norm), ops.gated(ops.norm(x, norm), *mine))
+    assert torch.equal(ops.gate_up(x, *mine, norm), ops.gate_up(ops.norm(x, norm), *mine))
 
 
 @native
@@ -143,10 +143,10 @@ def test_gates_far_from_zero_are_exact_and_finite(ops):
     gate, up = torch.nn.Linear(56, 56, bias=False), torch.nn.Linear(56, 56, bias=False)
     for layer in (gate, up):
         layer.weight.data = torch.eye(56)
-    wanted = TORCH.gated(closed.double(), gate.double(), up.double())
+    wanted = TORCH.gate_up(closed.double(), gate.double(), up.double())
     gate.float(), up.float()
     for rows in (1, FEW + 1):
-        found = ops.gated(closed.expand(rows, 1, 56), gate, up)
+        found = ops.gate_up(closed.expand(rows, 1, 56), gate, up)
         torch.testing.assert_close(found.double(), wanted.expand(rows, 1, 56), atol=1e-6, rtol=1e-5)
 
 

@@ -212,7 +212,7 @@ class AttentionMethod(BaseModel):
         """Name and knobs that a prefix depends on: empty for methods that read prompts densely."""
         return {"method": self.name, **self.model_dump(mode="json")} if "prefill" in self.phases else {}
 
-    def changed(self, **knobs: Any) -> Self:
+    def with_knobs(self, **knobs: Any) -> Self:
         """A copy with other knobs, validated.
 
         Raises:

@@ -105,7 +105,7 @@ def _others(how: AttentionMethod, knob: str, bases: Sequence[AttentionMethod]) -
         if value not in tried:
             tried.append(value)
             try:
-                other = how.changed(**{knob: value})
+                other = how.with_knobs(**{knob: value})
             except (ValidationError, InvalidOption):
                 continue
             if getattr(other, knob) != now:
