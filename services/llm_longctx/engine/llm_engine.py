@@ -175,7 +175,7 @@ class Engine:
 
     def pages(self, policy: Policy, prompt: int, new: int) -> int:
         """Pages that a request will hold, rounded up head by head."""
-        return sum(int((-(-entries // self.pool.page)).sum()) for entries in policy.footprint(prompt, new))
+        return policy.pages(prompt, new, self.pool.page)
 
     def dense_bytes(self, tokens: int) -> int:
         """Bytes that a dense request of so many tokens would hold."""

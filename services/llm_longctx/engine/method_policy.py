@@ -117,6 +117,17 @@ class Policy:
                 entries[layer], compact[layer] = min(prompt + new, window), 0
         return entries, compact
 
+    def pages(self, prompt: int, new: int, page: int) -> int:
+        """Pages that will be held, rounded up head by head."""
+        entries, compact = self.footprint(prompt, new)
+        pages = -(-entries // page)
+        if self.method.shares_layer_budget:
+            # Who of the heads that are cut holds how much is not known: the most pages that what they share can take.
+            cut = ~self.full & np.array([layer is self.method for layer in self.layers])[:, None]
+            shared = (np.where(cut, entries, 0).sum(1) + cut.sum(1) * (page - 1)) // page
+            return int(np.where(cut, 0, pages).sum() + shared.sum() + (-(-compact // page)).sum())
+        return int(pages.sum() + (-(-compact // page)).sum())
+
     def fingerprint(self, model: str, dtype: torch.dtype, backend: str) -> str:
         """What a cached prefix depends on beside its tokens; methods that read prompts densely share one."""
         identity = self.method.identity()

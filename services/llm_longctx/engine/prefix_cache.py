@@ -57,7 +57,9 @@ class Prefixes:
         """Let a sequence that has read nothing begin with the longest known prefix of an order: its tokens."""
         if not s.policy.method.supports.prefix_reuse or order.boundaries is not None:
             return 0
-        limit = len(order.ids) - 1 if not order.score_prompt else min(order.score_from, len(order.ids)) - 1
+        limit = len(order.ids) - max(s.policy.method.unread_tokens, 1)
+        if order.score_prompt:
+            limit = min(limit, order.score_from - 1)
         found: _Node | None = None
         for key, end in self._keys(s.policy, order.ids):
             if end > limit or (node := self._nodes.get(key)) is None:
