@@ -76,7 +76,7 @@ class RateLimiter:
         """
         if not self._is_limited:
             return None
-        own = caller.rate_limit_rpm
+        own = caller.rate_per_minute
         minute = RateLimitItemPerMinute(own or self._default_rate)
         name = f"key/{caller.key}" if own else f"tenant/{caller.tenant}"
         status = await self._count_hit(minute, name)

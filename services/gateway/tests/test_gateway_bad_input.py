@@ -190,7 +190,7 @@ async def test_an_unknown_path_lists_what_there_is(gateway: Any, toy: Any) -> No
 
 
 async def test_nothing_is_unknown_before_everybody_has_announced_himself(gateway: Any) -> None:
-    scene = await gateway(services="medical-seg")
+    scene = await gateway(enabled_services="medical-seg")
     answer = await scene.client.post("/v1/segment", content=b"x")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
 

@@ -120,7 +120,14 @@ class Policy:
 
     def pages(self, prompt: int, new: int, page: int) -> int:
         """Pages of `page` entries that a request will hold, rounded up head by head."""
-        return sum(int((-(-entries // page)).sum()) for entries in self.footprint(prompt, new))
+        entries, compact = self.footprint(prompt, new)
+        pages = -(-entries // page)
+        if self.method.shares_layer_budget:
+            # Who of the heads that are cut holds how much is not known: the most pages that what they share can take.
+            cut = ~self.full & np.array([layer is self.method for layer in self.layers])[:, None]
+            shared = (np.where(cut, entries, 0).sum(1) + cut.sum(1) * (page - 1)) // page
+            return int(np.where(cut, 0, pages).sum() + shared.sum() + (-(-compact // page)).sum())
+        return int(pages.sum() + (-(-compact // page)).sum())
 
     def next_chunk(self, read: int, prompt: int) -> int:
         """Tokens of the next chunk of a prompt of which `read` tokens are read.

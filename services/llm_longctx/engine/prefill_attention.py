@@ -165,8 +165,9 @@ class ChunkAttention:
             G = k.shape[0]
             heads = [held[g] if g in held else s.cache.entries(layer, g) for g in range(G)]
             full = tuple(bool(x) for x in s.policy.full[layer])
+            seen = [_view(one) for one in heads]
             view = PostPrefillView(
-                layer, q, offset, self._last, full, [_view(one) for one in heads], s.policy.config, s.memos[layer]
+                layer, q, offset, self._last, full, seen, s.policy.config, s.memos[layer], prompt=s.prompt
             )
             outcome = method.after_prefill(view)
             s.memos[layer] = outcome.memo

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from services.llm_longctx.kernels import BlockCsr, block_sparse_prefill, merge, window_prefill
 from services.llm_longctx.kernels.dispatch import choose
-from services.llm_longctx.kernels.sdpa_lse import flash
+from services.llm_longctx.kernels.sdpa_lse import sdpa_lse
 from services.llm_longctx.methods.core.hook_results import Blocks, Dense, PrefillPlan, TokenLists, WindowSink
 
 __all__ = ["Part", "over_held", "over_history", "under_mask", "window_mask"]
@@ -81,7 +81,7 @@ def _causal(heads: int, keys: int, queries: int) -> BlockCsr:
 def _dense(q: Tensor, k: Tensor, v: Tensor) -> Part:
     """Causal over everything: the past needs no mask, and the chunk itself is one causal call."""
     T, S = q.shape[1], k.shape[1]
-    out, lse = flash(q[None], _shared(q, k[:, S - T :]), _shared(q, v[:, S - T :]), causal=True)
+    out, lse = sdpa_lse(q[None], _shared(q, k[:, S - T :]), _shared(q, v[:, S - T :]), causal=True)
     near = (out[0], lse[0])
     return near if S == T else merge(_far(q, k[:, : S - T], v[:, : S - T], None), near)
 
@@ -90,14 +90,14 @@ def _far(q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None) -> Part:
     """Every query sees every key: the heads of a group are rows of one product."""
     (H, T, d), G = q.shape, k.shape[0]
     bias = None if weight is None else weight[None]
-    out, lse = flash(q.reshape(1, G, H // G * T, d), k[None], v[None], bias=bias)
+    out, lse = sdpa_lse(q.reshape(1, G, H // G * T, d), k[None], v[None], bias=bias)
     return out.reshape(H, T, d), lse.reshape(H, T)
 
 
 def under_mask(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None = None) -> Part:
     """Queries [H,T,d] over keys [G,n,d] that a mask [T,n] lets them see, with log-weights [n] or None."""
     seen = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
-    out, lse = flash(q[None], _shared(q, k), _shared(q, v), bias=seen if bias is None else seen + bias.to(q.dtype))
+    out, lse = sdpa_lse(q[None], _shared(q, k), _shared(q, v), bias=seen if bias is None else seen + bias.to(q.dtype))
     return out[0], lse[0]
 
 

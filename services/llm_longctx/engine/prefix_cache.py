@@ -55,10 +55,12 @@ class PrefixCache:
         if not s.policy.method.supports.prefix_reuse or request.boundaries is not None:
             return 0
         ids = request.prompt_ids
-        limit = min(request.score_from, len(ids)) if request.score_prompt else len(ids)
+        limit = len(ids) - max(s.policy.method.unread_tokens, 1)
+        if request.score_prompt:
+            limit = min(limit, request.score_from - 1)
         found: _Node | None = None
         for key, end in self._keys(s.policy, ids):
-            if end >= limit or (node := self._nodes.get(key)) is None:
+            if end > limit or (node := self._nodes.get(key)) is None:
                 break
             node.used = next(self._clock)
             found = node

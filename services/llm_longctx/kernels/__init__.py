@@ -5,23 +5,23 @@ Knows tensors, blocks and pages. Knows nothing about requests, methods or who ow
 
 from services.llm_longctx.kernels.block_csr import BlockCsr
 from services.llm_longctx.kernels.block_sparse_prefill import block_sparse_prefill
-from services.llm_longctx.kernels.decode import Pages, decode, decode_pages, decode_runs
+from services.llm_longctx.kernels.decode import PageTable, decode, decode_pages, decode_runs
 from services.llm_longctx.kernels.decoder_ops import layer_ops
 from services.llm_longctx.kernels.dispatch import backends
-from services.llm_longctx.kernels.last_query_scores import probe
+from services.llm_longctx.kernels.last_query_scores import last_query_scores
 from services.llm_longctx.kernels.merge_lse import merge
 from services.llm_longctx.kernels.window_prefill import window_prefill
 
 __all__ = [
     "BlockCsr",
-    "Pages",
+    "PageTable",
     "backends",
     "block_sparse_prefill",
     "decode",
     "decode_pages",
     "decode_runs",
+    "last_query_scores",
     "layer_ops",
     "merge",
-    "probe",
     "window_prefill",
 ]

@@ -84,19 +84,19 @@ def _named(backend: str, dtype: torch.dtype, device: str) -> Backend:
 def _absent(name: Backend) -> str:
     """Why this machine lacks a back end; empty where it has it."""
     if name == "cpu_ext":
-        return bindings.absent()
+        return bindings.explain_absence()
     return _without_triton() if name == "triton" else ""
 
 
 def _without_triton() -> str:
     if importlib.util.find_spec("triton") is None:
         return "it is not installed"
-    if torch.cuda.is_available() or interpreted():
+    if torch.cuda.is_available() or is_interpreted():
         return ""
     return "there is no GPU, and TRITON_INTERPRET is not set"
 
 
-def interpreted() -> bool:
+def is_interpreted() -> bool:
     """Whether Triton runs its kernels in Python, on a CPU: good for tests, never for serving."""
     from triton import knobs  # noqa: PLC0415  # slow to import, and not everybody has it
 
@@ -109,6 +109,6 @@ def _unfit(name: Backend, dtype: torch.dtype, device: str, *, asked: bool = Fals
         return "" if device == "cpu" and dtype in _NATIVE_DTYPES else f"no {dtype} on {device}"
     if name == "triton":
         # On a CPU only the interpreter runs it, and only for who asks.
-        runs = device == "cuda" or (asked and device == "cpu" and interpreted())
+        runs = device == "cuda" or (asked and device == "cpu" and is_interpreted())
         return "" if runs and dtype != torch.float64 else f"no {dtype} on {device}"
     return ""

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["flash", "plain"]
+__all__ = ["sdpa_lse", "sdpa_lse_plain"]
 
 
-def flash(
+def sdpa_lse(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Attention with its LSE.
@@ -32,7 +32,7 @@ def flash(
         has out 0 and lse −inf.
     """
     if q.device.type != "cpu" or (fused := _fused()) is None:
-        return plain(q, k, v, causal=causal, bias=bias)
+        return sdpa_lse_plain(q, k, v, causal=causal, bias=bias)
     if bias is not None:
         bias = bias.to(q.dtype).expand(*q.shape[:2], q.shape[2], k.shape[2])
     out, lse = fused(q, k, v, 0.0, causal, attn_mask=bias)
@@ -42,10 +42,10 @@ def flash(
     return out.masked_fill(empty[..., None], 0), lse.masked_fill(empty, -torch.inf)
 
 
-def plain(
+def sdpa_lse_plain(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`flash` by products, scores in float32 or wider."""
+    """`sdpa_lse` by products, scores in float32 or wider."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     scores = q.to(wide) @ k.to(wide).transpose(-1, -2) * q.shape[-1] ** -0.5
     if causal:
@@ -67,5 +67,5 @@ def _fused() -> Any:
         out, lse = operator(q, q, q, 0.0, True, attn_mask=None)  # type: ignore[misc]  # None is caught below
     except (TypeError, RuntimeError, ValueError):
         return None
-    wanted, sums = plain(q, q, q, causal=True)
+    wanted, sums = sdpa_lse_plain(q, q, q, causal=True)
     return operator if torch.allclose(out, wanted, atol=1e-5) and torch.allclose(lse, sums, atol=1e-5) else None

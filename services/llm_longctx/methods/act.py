@@ -16,7 +16,7 @@ from torch import Tensor
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference, Supports
 from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, CacheView
 from services.llm_longctx.methods.core.hook_results import Heads
-from services.llm_longctx.methods.core.oracle import causal, grouped, probabilities
+from services.llm_longctx.methods.core.oracle import attention_weights, causal_mask, repeat_kv
 from shared.errors import InvalidOption
 from shared.lm.attention_math import calibrate, calibrate_mixed, column_mean, excuse_sink
 from shared.lm.config import DecoderConfig
@@ -73,17 +73,17 @@ class Act(AttentionMethod):
         Steps q_new [H,T,d], k_new, v_new [G,T,d] go on with the prompt's sinks (section 3): mask [H,T,N+T].
         """
         H, N = q.shape[:2]
-        mask = causal(N)
-        patterns = probabilities(q, k, mask)
+        mask = causal_mask(N)
+        patterns = attention_weights(q, k, mask)
         means = column_mean(patterns)
         sinks = [self._sinks(row) for row in means]
         if q_new is not None and k_new is not None and v_new is not None:
-            mask = causal(N + q_new.shape[1])[N:]
+            mask = causal_mask(N + q_new.shape[1])[N:]
             v = torch.cat((v, v_new), 1)
-            patterns = probabilities(q_new, torch.cat((k, k_new), 1), mask)
+            patterns = attention_weights(q_new, torch.cat((k, k_new), 1), mask)
         maps = [calibrate(p, excuse_sink(s, self.excuse), self.beta) for p, s in zip(patterns, sinks, strict=True)]
         extras = {"column_mean": means, "sinks": [s.tolist() for s in sinks]}
-        return Reference(torch.stack(maps) @ grouped(v, H), mask.expand(H, *mask.shape), extras)
+        return Reference(torch.stack(maps) @ repeat_kv(v, H), mask.expand(H, *mask.shape), extras)
 
     def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
         """Calibrated heads by the knob or the plan.
@@ -117,10 +117,10 @@ class Act(AttentionMethod):
             if not frozen.get(head):
                 continue
             sinks = torch.tensor(frozen[head], device=q.device)
-            out[head] = self._changed(q, lse, out[head], held, sinks, view.offset).to(out.dtype)
+            out[head] = self._calibrate(q, lse, out[head], held, sinks, view.offset).to(out.dtype)
         return out, tuple(sorted(frozen.items()))
 
-    def _changed(self, q: Tensor, lse: Tensor, mixed: Tensor, held: CacheView, sinks: Tensor, offset: int) -> Tensor:
+    def _calibrate(self, q: Tensor, lse: Tensor, mixed: Tensor, held: CacheView, sinks: Tensor, offset: int) -> Tensor:
         """One head's new output [T,d]; q [T,d] and lse [T] are wide."""
         at = torch.arange(offset, offset + len(q), device=q.device)[:, None]
         k, v = held.k.to(q.dtype), held.v.to(q.dtype)

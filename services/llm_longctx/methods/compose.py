@@ -68,16 +68,31 @@ class Composed(AttentionMethod):
         return all(p.chunk_invariant for p in self._parts)
 
     @property
+    def active_phases(self) -> frozenset[str]:
+        """Where any part acts."""
+        return frozenset[str]().union(*(p.active_phases for p in self._parts))
+
+    @property
     def cut_at_end(self) -> bool:
         """As the part for heads cuts."""
         return self.heads.cut_at_end
+
+    @property
+    def unread_tokens(self) -> int:
+        """What the part that needs most does."""
+        return max(p.unread_tokens for p in self._parts)
+
+    @property
+    def shares_layer_budget(self) -> bool:
+        """As the part for heads cuts."""
+        return self.heads.shares_layer_budget
 
     def overrides(self, hook: str) -> bool:
         """Whether a part that this hook asks does."""
         asked = {
             "prefill_plan": (self.prefill, self.heads),
-            "decode_plan": (self.decode,),
-            "after_decode": (self.decode,),
+            "decode_plan": (self.decode, self.heads),
+            "after_decode": (self.decode, self.heads),
             "epilogue": (self.heads,),
         }.get(hook, self._parts)
         return any(p.overrides(hook) for p in asked)
@@ -108,7 +123,7 @@ class Composed(AttentionMethod):
 
     def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:
         """The part for heads is fitted."""
-        return self.changed(heads=self.heads.fit(entries, config, plan, prompt, new))
+        return self.with_knobs(heads=self.heads.fit(entries, config, plan, prompt, new))
 
     def prefill_plan(self, chunk: Chunk) -> PrefillPlan | Sequence[PrefillPlan]:
         """Full heads as the part for prompts says, the others as the part for heads does."""
@@ -134,19 +149,25 @@ class Composed(AttentionMethod):
 
     def decode_plan(self, step: DecodeView) -> DecodePlan:
         """Full heads as the part for decoding says; heads that were cut read what they hold."""
-        plan = self.decode.decode_plan(replace(step, memo=_memos(step.memo).decode))
+        memos = _memos(step.memo)
+        plan = self.decode.decode_plan(replace(step, memo=memos.decode))
         if all(step.full):
             return plan
-        return DecodePlan(
-            tuple(plan.view(g) if full else Pages() for g, full in enumerate(step.full)), plan.want_scores
-        )
+        want = plan.want_scores or self.heads.decode_plan(replace(step, memo=memos.heads)).want_scores
+        return DecodePlan(tuple(plan.view(g) if full else Pages() for g, full in enumerate(step.full)), want)
 
     def after_decode(self, step: DecodeView, scores: Sequence[Tensor]) -> CacheUpdate:
-        """As the part for decoding says, for full heads."""
+        """Copies as the part for decoding says, of full heads; cuts as the part for heads does."""
         memos = _memos(step.memo)
-        outcome = self.decode.after_decode(replace(step, memo=memos.decode), scores)
-        compact = {g: positions for g, positions in outcome.compact.items() if step.full[g]}
-        return CacheUpdate({}, compact, memos._replace(decode=outcome.memo))
+        copied, cut = (
+            part.after_decode(mine, scores) if part.decode_plan(mine).want_scores else CacheUpdate(memo=mine.memo)
+            for part, mine in (
+                (self.decode, replace(step, memo=memos.decode)),
+                (self.heads, replace(step, memo=memos.heads)),
+            )
+        )
+        compact = {g: positions for g, positions in copied.compact.items() if step.full[g]}
+        return CacheUpdate(cut.retain, compact, memos._replace(decode=copied.memo, heads=cut.memo))
 
 
 def compose(

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
-from services.llm_longctx.methods.core.head_roles import Roles, count_full, heads_of, uniform
+from services.llm_longctx.methods.core.head_roles import Roles, count_full, entries_by_role, resolve_heads
 from services.llm_longctx.methods.core.hook_inputs import Chunk, PostPrefillView
 from services.llm_longctx.methods.core.hook_results import (
     CacheUpdate,
@@ -21,7 +21,7 @@ from services.llm_longctx.methods.core.hook_results import (
     RetentionPolicy,
     WindowSink,
 )
-from services.llm_longctx.methods.core.oracle import causal, masked
+from services.llm_longctx.methods.core.oracle import causal_mask, masked_attention
 from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
 from shared.errors import InvalidOption
 from shared.lm.attention_math import streaming_mask
@@ -77,8 +77,8 @@ class Duo(AttentionMethod):
         if chunks is not None and self.window == "released":
             begins = torch.repeat_interleave(torch.tensor([0, *chunks]).cumsum(0)[:-1], torch.tensor(chunks))[:, None]
             at = torch.arange(N)
-            mask = causal(N) & ((at < self.sink) | (at >= begins - self.recent))
-        streaming, dense = masked(q, k, v, mask), masked(q, k, v, causal(N))
+            mask = causal_mask(N) & ((at < self.sink) | (at >= begins - self.recent))
+        streaming, dense = masked_attention(q, k, v, mask), masked_attention(q, k, v, causal_mask(N))
         out = streaming
         if gate is not None:
             share = gate.double().clamp(0, 1).repeat_interleave(H // k.shape[0])[:, None, None]
@@ -87,7 +87,7 @@ class Duo(AttentionMethod):
 
     def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
         """Full heads by the knobs or the plan."""
-        return heads_of(self.name, config, plan, self.roles, self.share)
+        return resolve_heads(self.name, config, plan, self.roles, self.share)
 
     def prefill_plan(self, chunk: Chunk) -> PrefillPlan:
         """As released, what is still held and the chunk itself are read in full."""
@@ -104,7 +104,7 @@ class Duo(AttentionMethod):
 
     def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
         """Streaming heads hold their ends and the step's own entry."""
-        return Footprint(uniform(heads, config, prompt + new, self._cut(prompt + new)))
+        return Footprint(entries_by_role(heads, config, prompt + new, self._cut(prompt + new)))
 
     def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:
         """As many full heads as the budget holds, by the plan's ranking; as many as asked for where they fit."""
@@ -116,7 +116,7 @@ class Duo(AttentionMethod):
             raise InvalidOption(detail, hint="Lower sink and recent.", field="longctx")
         if (self.roles or plan is not None) and count_full(self.head_plan(config, plan), config) <= most:
             return self
-        return self.changed(share=min(most, heads) / heads, roles=None)
+        return self.with_knobs(share=min(most, heads) / heads, roles=None)
 
     @property
     def _between(self) -> int:

@@ -11,13 +11,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from services.llm_longctx.kernels import BlockCsr, probe
+from services.llm_longctx.kernels import BlockCsr, last_query_scores
 from services.llm_longctx.kernels.block_csr import causal_blocks
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
 from services.llm_longctx.methods.core.block_means import block_means
 from services.llm_longctx.methods.core.hook_inputs import Chunk
 from services.llm_longctx.methods.core.hook_results import Blocks, Dense, PrefillPlan
-from services.llm_longctx.methods.core.oracle import blocks_to_tokens, masked
+from services.llm_longctx.methods.core.oracle import blocks_to_tokens, masked_attention
 from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
 
 __all__ = ["FlexPrefill", "Selection"]
@@ -72,7 +72,7 @@ class FlexPrefill(AttentionMethod):
         chosen = self.select(q.double(), k.double())
         mask = blocks_to_tokens(chosen.kept, self.block, self.block, N)
         extras = {"block_mask": chosen.kept, "jsd": chosen.jsd, "query_aware": chosen.query_aware}
-        return Reference(masked(q, k, v, mask), mask, extras)
+        return Reference(masked_attention(q, k, v, mask), mask, extras)
 
     def prefill_plan(self, chunk: Chunk) -> PrefillPlan:
         """Blocks of the chunk's rows; all that went before counts."""
@@ -95,7 +95,7 @@ class FlexPrefill(AttentionMethod):
             kept = causal_blocks(rows, columns, B, B, first).expand(H, rows, columns)
             return Selection(kept, torch.full((H,), torch.nan, dtype=wide), torch.zeros(H, dtype=torch.bool))
         last = q[:, -min(B, T) :]
-        vertical, slash = (sums / last.shape[1] for sums in probe(last, k))
+        vertical, slash = (sums / last.shape[1] for sums in last_query_scores(last, k))
         by_column, by_distance = _pooled(vertical, B), _pooled_far(slash, B)
         low, high = self._bounds(columns)
         counts = [self._blocks(_coverage(x, self.gamma)).clamp(min=low).clamp(max=high) for x in (vertical, slash)]

@@ -13,7 +13,7 @@ from services.llm_longctx.kernels import BlockCsr
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
 from services.llm_longctx.methods.core.hook_inputs import Chunk, DecodeView
 from services.llm_longctx.methods.core.hook_results import Blocks, DecodePlan, Dense, PrefillPlan, Ranges
-from services.llm_longctx.methods.core.oracle import blocks_to_tokens, masked
+from services.llm_longctx.methods.core.oracle import blocks_to_tokens, masked_attention
 from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
 
 __all__ = ["Power", "power_blocks"]
@@ -46,7 +46,7 @@ class Power(AttentionMethod):
         rows = -(-N // self.block)
         kept = power_blocks(0, rows, rows if layer in self.dense_layers else self.window, self.sink)
         mask = blocks_to_tokens(kept, self.block, self.block, N)
-        return Reference(masked(q, k, v, mask), mask.expand(H, N, N), {"block_mask": kept})
+        return Reference(masked_attention(q, k, v, mask), mask.expand(H, N, N), {"block_mask": kept})
 
     def prefill_plan(self, chunk: Chunk) -> PrefillPlan:
         """The rows of the chunk; they depend on absolute positions only, so any chunking reads alike."""

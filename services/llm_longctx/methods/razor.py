@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor
 
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
-from services.llm_longctx.methods.core.head_roles import Roles, count_full, heads_of, uniform
+from services.llm_longctx.methods.core.head_roles import Roles, count_full, entries_by_role, resolve_heads
 from services.llm_longctx.methods.core.hook_inputs import CacheView, PostPrefillView
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, Footprint, Heads, RetentionPolicy, Virtual
-from services.llm_longctx.methods.core.oracle import grouped, probabilities
+from services.llm_longctx.methods.core.oracle import attention_weights, repeat_kv
 from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
 from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
@@ -78,8 +78,8 @@ class Razor(AttentionMethod):
         seen = torch.arange(N) <= torch.arange(N - M, N)[:, None]
         seen[:, begin:end] = False
         virtual = int(end > begin and self._compensates)
-        keys = torch.cat((grouped(k, H), grouped(k_comp[:, None], H)), 1)
-        values = torch.cat((grouped(v, H), grouped(v_comp[:, None], H)), 1)
+        keys = torch.cat((repeat_kv(k, H), repeat_kv(k_comp[:, None], H)), 1)
+        values = torch.cat((repeat_kv(v, H), repeat_kv(v_comp[:, None], H)), 1)
         logits = q.double() @ keys.mT * d**-0.5
         logits[..., N] += self._weight(end - begin)
         logits = logits.masked_fill(~torch.cat((seen, torch.full((M, 1), bool(virtual))), 1), float("-inf"))
@@ -102,7 +102,7 @@ class Razor(AttentionMethod):
                 )
                 bias = torch.cat((bias, torch.tensor([self._weight(len(gone))], dtype=torch.float64)))
             seen = torch.ones(1, len(bias), dtype=torch.bool)
-            rows.append(probabilities(q[:, step : step + 1], keys, seen, bias) @ grouped(values, H))
+            rows.append(attention_weights(q[:, step : step + 1], keys, seen, bias) @ repeat_kv(values, H))
             window = [position for position in kept if position >= self.sink]
             if self.slide and len(window) > self._window(prompt):
                 kept.remove(window[0])
@@ -111,7 +111,7 @@ class Razor(AttentionMethod):
 
     def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
         """Retrieval heads by the knob or the plan."""
-        return heads_of(self.name, config, plan, self.roles, None)
+        return resolve_heads(self.name, config, plan, self.roles, None)
 
     def after_prefill(self, view: PostPrefillView) -> CacheUpdate:
         """Compress once the whole prompt is read."""
@@ -138,21 +138,21 @@ class Razor(AttentionMethod):
         begin, end = self._dropped(prompt)
         held = prompt - (end - begin) + (end > begin and self._compensates)
         cut = min(prompt + new, self.sink + self._window(prompt) + 1) + self._compensates if self.slide else held + new
-        return Footprint(uniform(heads, config, prompt + new, min(cut, prompt + new + 1)))
+        return Footprint(entries_by_role(heads, config, prompt + new, min(cut, prompt + new + 1)))
 
     def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:
         """The longest window that the budget holds."""
         heads = config.layers * config.kv_heads
         full = count_full(self.head_plan(config, plan), config)
         if entries >= heads * (prompt + new):
-            return self.changed(window_min=max(prompt, 1), window_div=prompt + 1)
+            return self.with_knobs(window_min=max(prompt, 1), window_div=prompt + 1)
         room = (entries - full * (prompt + new)) // max(heads - full, 1)
         window = room - self.sink - 1 - (1 if self.slide else new)
         if full == heads or window < 1:
             least = full * (prompt + new) + (heads - full) * (self.sink + 2 + new)
             detail = f"With {full} of {heads} heads whole, razor holds at least {least:,} entries, not {entries:,}."
             raise InvalidOption(detail, hint="Ask for more, or use a plan with fewer retrieval heads.", field="longctx")
-        return self.changed(window_min=window, window_div=prompt + 1, variant="paper")
+        return self.with_knobs(window_min=window, window_div=prompt + 1, variant="paper")
 
     @property
     def _compensates(self) -> bool:

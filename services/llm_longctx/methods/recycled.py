@@ -13,7 +13,7 @@ from torch import Tensor
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
 from services.llm_longctx.methods.core.hook_inputs import DecodeView, PostPrefillView
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, Compact, DecodePlan, Footprint, Heads, Pages
-from services.llm_longctx.methods.core.oracle import masked, probabilities
+from services.llm_longctx.methods.core.oracle import attention_weights, masked_attention
 from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
 from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
@@ -77,7 +77,7 @@ class Recycled(AttentionMethod):
         (H, T, _), (G, N) = q_new.shape, k.shape[:2]
         keys, values = torch.cat((k, k_new), 1), torch.cat((v, v_new), 1)
         mask, selected, full_steps = torch.zeros(H, T, N + T, dtype=torch.bool), [], []
-        ranked = self._ranked(probabilities(q[:, -1:], k, torch.ones(1, N, dtype=torch.bool))[:, 0], G)
+        ranked = self._ranked(attention_weights(q[:, -1:], k, torch.ones(1, N, dtype=torch.bool))[:, 0], G)
         last, since = q[:, -1], N - 1
         for now in range(N, N + T):
             step = q_new[:, now - N]
@@ -85,13 +85,13 @@ class Recycled(AttentionMethod):
                 full_steps.append(now - N)
                 seen = torch.arange(N + T) <= now
                 mask[:, now - N] = seen
-                ranked = self._ranked(probabilities(step[:, None], keys, seen[None])[:, 0, : now + 1], G)
+                ranked = self._ranked(attention_weights(step[:, None], keys, seen[None])[:, 0, : now + 1], G)
                 last, since = step, now
             chosen = [[*self._kept(row, now - since).tolist(), *range(since + 1, now + 1)] for row in ranked]
             for g in range(0 if full else G):
                 mask[g * (H // G) : (g + 1) * (H // G), now - N, chosen[g]] = True
             selected.append([sorted(one) for one in chosen])
-        out = masked(q_new, keys, values, mask)
+        out = masked_attention(q_new, keys, values, mask)
         return Reference(out, mask, {"selected": selected, "full_steps": full_steps})
 
     def after_prefill(self, view: PostPrefillView) -> CacheUpdate:
@@ -133,7 +133,7 @@ class Recycled(AttentionMethod):
         if room < 1:
             detail = f"recycled frees no memory: it holds {prompt + new:,} entries a head, and copies on top."
             raise InvalidOption(detail, hint="Ask for duo or razor, or leave the budget out.", field="longctx")
-        return self.changed(budget=min(self.budget, room))
+        return self.with_knobs(budget=min(self.budget, room))
 
     def _is_full(self, number: int, q: Tensor, last: Tensor) -> bool:
         if self.similarity is None:
@@ -144,8 +144,8 @@ class Recycled(AttentionMethod):
 
     def _ranked(self, scores: Tensor, kv_heads: int) -> Tensor:
         """Entries of each group in the order of its votes: probabilities [H,n] → indices [G,n]."""
-        grouped = scores.view(kv_heads, -1, scores.shape[1])
-        votes = grouped.amax(1) if self.aggregate == "max" else grouped.mean(1)
+        by_group = scores.view(kv_heads, -1, scores.shape[1])
+        votes = by_group.amax(1) if self.aggregate == "max" else by_group.mean(1)
         return votes.argsort(dim=-1, descending=True, stable=True)
 
     def _kept(self, ranked: Tensor, appended: int) -> Tensor:

@@ -11,7 +11,7 @@ from services.llm_longctx.methods.dhsa.predictor import (
     BoundaryPredictor,
     agreement,
     focal_loss,
-    predicted_boundaries,
+    predict_boundaries,
     targets,
     train,
 )
@@ -68,7 +68,7 @@ def score(predictor, texts=10):
     for seed in range(1000, 1000 + texts):
         keys, ratios = text(seed)
         inner = [i + 1 for i in (ratios > 2).nonzero()[:, 0].tolist() if 7 <= i < len(keys) - 8]
-        borders = predicted_boundaries(predictor, keys, theta=-50, limit=len(inner) + 1, instruction=0)
+        borders = predict_boundaries(predictor, keys, theta=-50, limit=len(inner) + 1, instruction=0)
         found.append(agreement(borders, [0, *inner, len(keys)]).f1)
     return sum(found) / texts
 
@@ -104,7 +104,7 @@ def test_predicted_borders_serve_as_the_methods_own():
     first = engine.open()
     first.prefill(ids)
     keys = torch.cat([first.entries(0, g).k for g in range(model.config.kv_heads)], -1)
-    borders = predicted_boundaries(BoundaryPredictor(keys.shape[1], heads=4).eval(), keys, theta=-50, instruction=16)
+    borders = predict_boundaries(BoundaryPredictor(keys.shape[1], heads=4).eval(), keys, theta=-50, instruction=16)
     assert (borders[0], borders[-1]) == (0, 150)
     assert len(borders) > 3
     how = method("dhsa", block=16, budget=64, global_tokens=8, local_tokens=16, instruction=16)

@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 
 from services.llm_longctx.kernels import (
     BlockCsr,
-    Pages,
+    PageTable,
     backends,
     block_sparse_prefill,
     decode,
     decode_pages,
     decode_runs,
+    last_query_scores,
     merge,
-    probe,
     window_prefill,
 )
 from services.llm_longctx.kernels.block_sparse_prefill.reference import token_mask
 from services.llm_longctx.kernels.merge_lse.reference import softmax_of_all
-from services.llm_longctx.kernels.sdpa_lse import flash, plain
+from services.llm_longctx.kernels.sdpa_lse import sdpa_lse, sdpa_lse_plain
 from shared.errors import BadInput, NotReady
 from shared.telemetry import KERNEL_CALLS
 
@@ -121,7 +121,7 @@ def test_decode_from_pages_is_decode_from_tensors(backend, case, size):
         for i, page in enumerate(table):
             part = held[:, i * size : (i + 1) * size]
             pool[page, :, : part.shape[1]] = part
-    pages = Pages.of(tables, [e.shape[1] for e in entries])
+    pages = PageTable.of(tables, [e.shape[1] for e in entries])
     keys, values = [e[0] for e in entries], [e[1] for e in entries]
     wanted, sums = decode(q, keys, values, log_weights=weights, backend="reference")
     out, lse = decode_pages(q, pool, pages, log_weights=weights, backend=backend)
@@ -176,7 +176,9 @@ def test_a_probe_sums_what_the_last_queries_see(backend, case):
     q, k, _, _ = case
     hypothesis.assume(takes(backend, q.dtype))
     q = q[:, -9:]
-    for found, wanted in zip(probe(q, k, backend=backend), probe(q, k, backend="reference"), strict=True):
+    for found, wanted in zip(
+        last_query_scores(q, k, backend=backend), last_query_scores(q, k, backend="reference"), strict=True
+    ):
         assert found.dtype == torch.promote_types(q.dtype, torch.float32)
         torch.testing.assert_close(found.double(), wanted, atol=max(1e-4 * TOLERANCE[q.dtype], 1e-5), rtol=1e-5)
         assert (found.sum(-1) - q.shape[1]).abs().max() < 1e-4
@@ -184,9 +186,9 @@ def test_a_probe_sums_what_the_last_queries_see(backend, case):
 
 def test_a_probe_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="last b of N"):
-        probe(torch.zeros(2, 4, 8), torch.zeros(1, 3, 8))
+        last_query_scores(torch.zeros(2, 4, 8), torch.zeros(1, 3, 8))
     with pytest.raises(ValueError, match="of their dtype"):
-        probe(torch.zeros(2, 3, 8), torch.zeros(1, 3, 8, dtype=torch.float64))
+        last_query_scores(torch.zeros(2, 3, 8), torch.zeros(1, 3, 8, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("backend", ["reference", *FAST])
@@ -228,7 +230,7 @@ def test_the_fused_operator_and_the_plain_product_agree():
     bias = torch.randn(7, 7).masked_fill(torch.eye(7, dtype=torch.bool), -torch.inf)
     bias[3] = -torch.inf
     for options in ({}, {"causal": True}, {"bias": bias}):
-        for found, wanted in zip(flash(q, k, v, **options), plain(q, k, v, **options), strict=True):
+        for found, wanted in zip(sdpa_lse(q, k, v, **options), sdpa_lse_plain(q, k, v, **options), strict=True):
             assert differs(found, wanted) < 1e-5
 
 

@@ -14,7 +14,7 @@ from shared.lm.ops import TORCH
 from shared.lm.rope import rotation
 from shared.registry import network
 
-BUILT = [t for t in isa_targets.fitting(bindings._processor()) if isa_targets.library_file(t).exists()]
+BUILT = [t for t in isa_targets.runnable_targets(bindings._processor()) if isa_targets.library_file(t).exists()]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -29,7 +29,7 @@ def inference():
 
 @pytest.fixture(params=BUILT, ids=lambda target: target.name)
 def ops(request, monkeypatch):
-    found = (bindings.opened(isa_targets.library_file(request.param)), request.param.name)
+    found = (bindings.open_library(isa_targets.library_file(request.param)), request.param.name)
     monkeypatch.setattr(bindings, "loaded", lambda: found)
     return NativeOps()
 
@@ -90,7 +90,7 @@ def test_many_rows_of_matrices_that_tiles_take(ops, dtype, rows):
     found, wanted = ops.swiglu(x, *mine), TORCH.swiglu(x.double(), *oracle)
     torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     assert torch.equal(ops.swiglu(x, *mine, norm), ops.swiglu(ops.norm(x, norm), *mine))
-    if bindings.tiles() and rows <= MANY:
+    if bindings.has_tiles() and rows <= MANY:
         assert torch.equal(ops.products(x[:, : FEW + 1], mine)[0], ops.products(x, mine)[0][:, : FEW + 1])
 
 

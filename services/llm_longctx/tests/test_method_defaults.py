@@ -62,9 +62,9 @@ def test_changing_knobs_validates_them():
         name = "toy"
         budget: int = 3
 
-    assert Toy().changed(budget=5).budget == 5
+    assert Toy().with_knobs(budget=5).budget == 5
     with pytest.raises(ValueError, match="spare"):
-        Toy().changed(spare=1)
+        Toy().with_knobs(spare=1)
 
 
 @pytest.mark.parametrize(("n", "kept"), [(3, None), (5, None), (9, [0, 1, 6, 7, 8])])

@@ -11,7 +11,7 @@ import torch
 
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import method
-from services.llm_longctx.methods.core.oracle import causal, probabilities
+from services.llm_longctx.methods.core.oracle import attention_weights, causal_mask
 from services.llm_longctx.methods.dhsa.method import mass_ratios, select_boundaries
 from services.llm_longctx.tests.test_engine_pages import GOLDEN as ENGINE
 from services.llm_longctx.tests.test_engine_pages import golden_llama  # noqa: F401  # a fixture
@@ -111,7 +111,7 @@ def test_dhsa_lists_the_published_tokens(name, pooling):
 
 
 def test_dhsa_finds_the_published_boundaries_in_attention():
-    ratios = mass_ratios(probabilities(Q, K, causal(256)).mean(0))
+    ratios = mass_ratios(attention_weights(Q, K, causal_mask(256)).mean(0))
     assert (ratios - golden("dhsa_ratios")).abs().max() < 1e-8
     assert select_boundaries(ratios, 1.1, 8, 8, 32) == GOLDEN["dhsa_labels"].tolist()
 

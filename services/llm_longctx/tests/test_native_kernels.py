@@ -13,7 +13,7 @@ from services.llm_longctx.kernels.native import build as building
 from shared.errors import Fault
 
 PROCESSOR = bindings._processor()
-BUILT = [target for target in isa_targets.fitting(PROCESSOR) if isa_targets.library_file(target).exists()]
+BUILT = [target for target in isa_targets.runnable_targets(PROCESSOR) if isa_targets.library_file(target).exists()]
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 4e-2}
 
 if not BUILT:
@@ -22,8 +22,8 @@ if not BUILT:
 
 @pytest.fixture(params=BUILT, ids=lambda target: target.name)
 def level(request, monkeypatch):
-    found = (bindings.opened(isa_targets.library_file(request.param)), request.param.name)
-    monkeypatch.setattr(bindings, "loaded", lambda: found)
+    found = (bindings.open_library(isa_targets.library_file(request.param)), request.param.name)
+    monkeypatch.setattr(bindings, "load_library", lambda: found)
     return request.param
 
 
@@ -87,21 +87,23 @@ def test_threads_share_the_work_without_changing_the_result(level):
 
 def test_libraries_fit_the_processor_best_first():
     names = [target.name for target in isa_targets.TARGETS]
-    assert [t.name for t in isa_targets.fitting(frozenset().union(*(t.needs for t in isa_targets.TARGETS)))] == names
-    assert isa_targets.fitting([]) == [t for t in isa_targets.TARGETS if not t.needs]
+    assert [
+        t.name for t in isa_targets.runnable_targets(frozenset().union(*(t.needs for t in isa_targets.TARGETS)))
+    ] == names
+    assert isa_targets.runnable_targets([]) == [t for t in isa_targets.TARGETS if not t.needs]
 
 
 def test_an_unbuilt_library_is_told_and_not_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(isa_targets, "PLACE", tmp_path)
-    bindings.loaded.cache_clear()
+    bindings.load_library.cache_clear()
     try:
-        assert bindings.absent() == "it is not built"
-        assert bindings.told()[0] == "note"
-        assert "fovea build-kernels" in bindings.told()[1]
+        assert bindings.explain_absence() == "it is not built"
+        assert bindings.describe()[0] == "note"
+        assert "fovea build-kernels" in bindings.describe()[1]
     finally:
-        bindings.loaded.cache_clear()
+        bindings.load_library.cache_clear()
     monkeypatch.undo()
-    assert bindings.told()[0] == "good"
+    assert bindings.describe()[0] == "good"
 
 
 def test_without_a_compiler_nothing_happens(monkeypatch, capsys):
@@ -146,7 +148,7 @@ def test_a_level_that_the_compiler_does_not_know_is_left_out(monkeypatch, tmp_pa
 
 
 def test_a_library_that_the_system_refuses_makes_way_for_the_next(monkeypatch):
-    real = bindings.opened
+    real = bindings.open_library
     first, *_ = BUILT
 
     def opened(file):
@@ -155,11 +157,11 @@ def test_a_library_that_the_system_refuses_makes_way_for_the_next(monkeypatch):
             raise OSError(message)
         return real(file)
 
-    monkeypatch.setattr(bindings, "opened", opened)
-    bindings.loaded.cache_clear()
+    monkeypatch.setattr(bindings, "open_library", opened)
+    bindings.load_library.cache_clear()
     try:
-        found, told = bindings.loaded()
+        found, told = bindings.load_library()
         assert told == (BUILT[1].name if len(BUILT) > 1 else "it can't be loaded: no tiles for this process")
         assert (found is None) == (len(BUILT) == 1)
     finally:
-        bindings.loaded.cache_clear()
+        bindings.load_library.cache_clear()

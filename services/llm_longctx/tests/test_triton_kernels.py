@@ -8,7 +8,15 @@ import sys
 import pytest
 import torch
 
-from services.llm_longctx.kernels import BlockCsr, Pages, backends, block_sparse_prefill, decode, decode_pages, dispatch
+from services.llm_longctx.kernels import (
+    BlockCsr,
+    PageTable,
+    backends,
+    block_sparse_prefill,
+    decode,
+    decode_pages,
+    dispatch,
+)
 from shared.errors import NotReady
 from shared.telemetry import KERNEL_CALLS
 
@@ -112,7 +120,7 @@ def test_pages_are_read_where_they_lie(interpreter, size):
         for i, page in enumerate(table):
             part = slice(i * size, (i + 1) * size)
             pool[page, 0, : len(k[part])], pool[page, 1, : len(k[part])] = k[part], v[part]
-    pages = Pages.of(tables, LENGTHS)
+    pages = PageTable.of(tables, LENGTHS)
     wanted = decode(q, keys, values, log_weights=weights, backend="reference")
     close(decode_pages(q, pool, pages, log_weights=weights, backend="triton"), wanted, 3e-6)
     plain = decode(q, keys, values, backend="reference")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.block_csr import BlockCsr
 from services.llm_longctx.kernels.merge_lse import merge
-from services.llm_longctx.kernels.sdpa_lse import flash
+from services.llm_longctx.kernels.sdpa_lse import sdpa_lse
 
 __all__ = ["prefill"]
 
@@ -51,7 +51,7 @@ def _squares(
     q = torch.stack([packed[h, :, t : t + size] for h, t in at])
     keys = torch.stack([k[of[h], t + offset : t + offset + size] for h, t in at])[:, None].expand(q.shape)
     values = torch.stack([v[of[h], t + offset : t + offset + size] for h, t in at])[:, None].expand(q.shape)
-    mixed, sums = flash(q, keys, values, causal=True)
+    mixed, sums = sdpa_lse(q, keys, values, causal=True)
     out = torch.zeros_like(packed)
     lse = torch.full(packed.shape[:-1], -torch.inf, dtype=sums.dtype, device=q.device)
     for i, (h, t) in enumerate(at):
@@ -99,13 +99,13 @@ def _seen(q: Tensor, k: Tensor, v: Tensor, runs: Runs, begin: int | None) -> tup
     """Queries [g,t,d] over key ranges; `begin`, the first query's position, asks for causality inside them."""
     keys, values = _gather(k, runs), _gather(v, runs)
     if begin is None:
-        out, lse = flash(q.reshape(1, 1, -1, q.shape[-1]), keys[None, None], values[None, None])
+        out, lse = sdpa_lse(q.reshape(1, 1, -1, q.shape[-1]), keys[None, None], values[None, None])
         return out.view(q.shape), lse.view(q.shape[:-1])
     shared = (1, q.shape[0], *keys.shape)
     positions = torch.cat([torch.arange(*run) for run in runs])
     hidden = (positions > torch.arange(begin, begin + q.shape[1])[:, None]).to(q.device)
     bias = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(hidden, -torch.inf)
-    out, lse = flash(q[None], keys.expand(shared), values.expand(shared), bias=bias)
+    out, lse = sdpa_lse(q[None], keys.expand(shared), values.expand(shared), bias=bias)
     return out[0], lse[0]
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from services.llm_longctx.kernels.block_csr import BlockCsr
-from services.llm_longctx.kernels.dispatch import interpreted
+from services.llm_longctx.kernels.dispatch import is_interpreted
 
 __all__ = ["prefill"]
 
@@ -53,7 +53,7 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, blocks: BlockCsr) -> tuple[Tensor, 
         WIDE=max(triton.next_power_of_2(d), 16),
         ROWS=rows,
         KEYS=min(_TILE, max(triton.next_power_of_2(blocks.key_block), 16)),
-        WIDEN=interpreted(),  # the interpreter multiplies bfloat16 as if it were whole numbers
+        WIDEN=is_interpreted(),  # the interpreter multiplies bfloat16 as if it were whole numbers
     )
     return out, lse
 

@@ -12,10 +12,10 @@ import numpy as np
 from torch import Tensor
 
 from services.llm_longctx.kernels.decode import cpu_ext, cpu_torch, reference
-from services.llm_longctx.kernels.decode.pages import Pages
+from services.llm_longctx.kernels.decode.pages import PageTable
 from services.llm_longctx.kernels.dispatch import Backend, choose
 
-__all__ = ["Pages", "decode", "decode_pages", "decode_runs"]
+__all__ = ["PageTable", "decode", "decode_pages", "decode_runs"]
 
 
 def _triton(
@@ -97,7 +97,7 @@ def decode_runs(
 def decode_pages(
     q: Tensor,
     pool: Tensor,
-    pages: Pages,
+    pages: PageTable,
     *,
     log_weights: Sequence[Tensor | None] | None = None,
     backend: str = "auto",

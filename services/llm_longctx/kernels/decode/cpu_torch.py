@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kernels.sdpa_lse import flash
+from services.llm_longctx.kernels.sdpa_lse import sdpa_lse
 
 __all__ = ["decode"]
 
@@ -20,6 +20,6 @@ def decode(
     out, lse = torch.zeros_like(q), torch.full(q.shape[:2], -torch.inf, dtype=wide, device=q.device)
     for r, (k, v, weights) in enumerate(zip(keys, values, log_weights, strict=True)):
         if len(k):
-            mixed, sums = flash(q[None, None, r], k[None, None], v[None, None], bias=weights)
+            mixed, sums = sdpa_lse(q[None, None, r], k[None, None], v[None, None], bias=weights)
             out[r], lse[r] = mixed[0, 0], sums[0, 0]
     return out, lse

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Pages"]
+__all__ = ["PageTable"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Pages:
+class PageTable:
     """Ragged page tables of R problems; every page but a problem's last is full.
 
     Attributes:
@@ -26,7 +26,7 @@ class Pages:
     lengths: Tensor
 
     @classmethod
-    def of(cls, tables: Sequence[Sequence[int]], lengths: Sequence[int]) -> Pages:
+    def of(cls, tables: Sequence[Sequence[int]], lengths: Sequence[int]) -> PageTable:
         """From one list of page numbers per problem."""
         ends = [0]
         for table in tables:

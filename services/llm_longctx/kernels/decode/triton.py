@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from services.llm_longctx.kernels.decode.pages import Pages
-from services.llm_longctx.kernels.dispatch import interpreted
+from services.llm_longctx.kernels.decode.pages import PageTable
+from services.llm_longctx.kernels.dispatch import is_interpreted
 
 __all__ = ["decode", "decode_pages"]
 
@@ -42,7 +42,7 @@ def decode(
 
 
 def decode_pages(
-    q: Tensor, pool: Tensor, pages: Pages, log_weights: Sequence[Tensor | None], span: int = SPAN
+    q: Tensor, pool: Tensor, pages: PageTable, log_weights: Sequence[Tensor | None], span: int = SPAN
 ) -> tuple[Tensor, Tensor]:
     """See `decode_pages`: the pages are read where they lie."""
     pool = pool if pool.stride(3) == 1 else pool.contiguous()
@@ -83,7 +83,7 @@ def _run(
             WIDE=max(triton.next_power_of_2(d), 16),
             KEYS=_TILE,
             WORDS=_WORDS,
-            WIDEN=interpreted(),  # the interpreter multiplies bfloat16 as if it were whole numbers
+            WIDEN=is_interpreted(),  # the interpreter multiplies bfloat16 as if it were whole numbers
         )
     # Parts that saw nothing have lse −inf and out 0; a row whose parts all are so stays so.
     sums = lse.logsumexp(1)

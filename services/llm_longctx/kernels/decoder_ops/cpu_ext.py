@@ -75,7 +75,7 @@ def _ours(x: Tensor, matrices: Sequence[Tensor]) -> bool:
     rows = x.numel() // x.shape[-1]
     if rows <= FEW or rows > MANY or x.dtype != torch.bfloat16:
         return rows <= FEW
-    return bindings.tiles() and not any(side % SIDE for matrix in matrices for side in matrix.shape)
+    return bindings.has_tiles() and not any(side % SIDE for matrix in matrices for side in matrix.shape)
 
 
 def _products(
@@ -91,5 +91,5 @@ def _products(
             to = outs[-1].data_ptr()
         words += weight.data_ptr(), 0 if bias is None else bias.data_ptr(), to, rows
     how = None if norm is None else (norm.weight, norm.eps, norm.offset)
-    bindings.products(x, words, len(layers), (x.numel() // K, K), how, gated=gated)
+    bindings.multiply(x, words, len(layers), (x.numel() // K, K), how, gated=gated)
     return outs

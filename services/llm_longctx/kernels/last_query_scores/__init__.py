@@ -9,17 +9,17 @@ from torch import Tensor
 from services.llm_longctx.kernels.dispatch import Backend, choose
 from services.llm_longctx.kernels.last_query_scores import cpu_ext, cpu_torch, reference
 
-__all__ = ["probe"]
+__all__ = ["last_query_scores"]
 
 _RUN: Mapping[Backend, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    "reference": reference.probe,
-    "cpu_torch": cpu_torch.probe,
-    "cpu_ext": cpu_ext.probe,
-    "triton": cpu_torch.probe,  # torch's own operations run where the tensors are
+    "reference": reference.last_query_scores,
+    "cpu_torch": cpu_torch.last_query_scores,
+    "cpu_ext": cpu_ext.last_query_scores,
+    "triton": cpu_torch.last_query_scores,  # torch's own operations run where the tensors are
 }
 
 
-def probe(q: Tensor, k: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
+def last_query_scores(q: Tensor, k: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
     """Sums of the causal softmax rows of the last queries, scale 1/sqrt(d).
 
     Args:
@@ -40,4 +40,4 @@ def probe(q: Tensor, k: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tenso
     if not 0 < q.shape[1] <= k.shape[1]:
         message = f"the last b of N queries are 1 … N, not {q.shape[1]} of {k.shape[1]}"
         raise ValueError(message)
-    return _RUN[choose("probe", backend, q.dtype, q.device.type)](q, k)
+    return _RUN[choose("last_query_scores", backend, q.dtype, q.device.type)](q, k)

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.native import bindings
 
-__all__ = ["probe"]
+__all__ = ["last_query_scores"]
 
 
-def probe(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """See `probe`; the sums are float32."""
+def last_query_scores(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """See `last_query_scores`; the sums are float32."""
     q, k = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k))
     (H, b, d), (G, N) = q.shape, k.shape[:2]
     keys, distances = q.new_empty(2, H, N, dtype=torch.float32)
-    bindings.probe(q, k, (*q.stride()[:2], *k.stride()[:2]), keys, distances, (H, G, b, N, d))
+    bindings.last_query_scores(q, k, (*q.stride()[:2], *k.stride()[:2]), keys, distances, (H, G, b, N, d))
     return keys, distances

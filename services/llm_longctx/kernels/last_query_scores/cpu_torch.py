@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["probe"]
+__all__ = ["last_query_scores"]
 
 
-def probe(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """See `probe`."""
+def last_query_scores(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """See `last_query_scores`."""
     pattern = _softmax(q.to(torch.promote_types(q.dtype, torch.float32)), k)
     return pattern.sum(1), _diagonals(pattern)
 

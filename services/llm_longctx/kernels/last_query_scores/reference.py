@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["probe"]
+__all__ = ["last_query_scores"]
 
 
-def probe(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """See `probe`."""
+def last_query_scores(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """See `last_query_scores`."""
     (H, b, d), (G, N) = q.shape, k.shape[:2]
     keys, distances = torch.zeros(2, H, N, dtype=torch.float64)
     for h in range(H):

@@ -12,21 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kernels.native.isa_targets import fitting, library_file
+from services.llm_longctx.kernels.native.isa_targets import library_file, runnable_targets
 
 __all__ = [
-    "absent",
     "block_sparse_prefill",
     "decode",
+    "describe",
+    "explain_absence",
     "gate",
-    "loaded",
+    "has_tiles",
+    "last_query_scores",
+    "load_library",
+    "multiply",
     "norm",
-    "opened",
-    "probe",
-    "products",
+    "open_library",
     "rotate",
-    "tiles",
-    "told",
 ]
 
 
@@ -43,22 +43,22 @@ _TAKES = {
 
 
 @cache
-def loaded() -> tuple[ctypes.CDLL | None, str]:
+def load_library() -> tuple[ctypes.CDLL | None, str]:
     """The best library that this processor can run, with its level; or None, with the reason."""
-    levels = fitting(_processor())
+    levels = runnable_targets(_processor())
     if not levels:
         return None, "no level of instructions fits this processor"
     why = "it is not built"
     for target in levels:
         if (file := library_file(target)).exists():
             try:
-                return opened(file), target.name
+                return open_library(file), target.name
             except OSError as error:
                 why = f"it can't be loaded: {error}"
     return None, why
 
 
-def opened(file: Path) -> ctypes.CDLL:
+def open_library(file: Path) -> ctypes.CDLL:
     """A library whose functions know what they take, so that addresses go in as plain numbers.
 
     Raises:
@@ -74,23 +74,23 @@ def opened(file: Path) -> ctypes.CDLL:
     return found
 
 
-def absent() -> str:
+def explain_absence() -> str:
     """Why there are no C++ kernels; empty where there are."""
-    found, told = loaded()
+    found, told = load_library()
     return "" if found is not None else told
 
 
-def told() -> tuple[Literal["good", "note"], str]:
+def describe() -> tuple[Literal["good", "note"], str]:
     """What `fovea doctor` says: a verdict and a line."""
-    found, word = loaded()
+    found, word = load_library()
     if found is not None:
         return "good", f"C++ for {word}"
     return "note", f"no C++ ({word}); attention runs on torch's own kernels. Try: fovea build-kernels"
 
 
-def tiles() -> bool:
+def has_tiles() -> bool:
     """Whether the loaded library multiplies many bfloat16 rows in tiles (AMX)."""
-    found, _ = loaded()
+    found, _ = load_library()
     return found is not None and bool(found.fovea_tiles())
 
 
@@ -134,7 +134,7 @@ def decode(q: Tensor, problems: np.ndarray, sizes: tuple[int, int, int], out: Te
     )
 
 
-def probe(
+def last_query_scores(
     q: Tensor, k: Tensor, strides: Sequence[int], columns: Tensor, distances: Tensor, sizes: Sequence[int]
 ) -> None:
     """Fill both sums; strides and sizes in the order of the C++ function."""
@@ -150,7 +150,7 @@ def probe(
     )
 
 
-def products(
+def multiply(
     x: Tensor,
     words: Sequence[int],
     count: int,
@@ -223,8 +223,8 @@ def gate(closed: Tensor, opened: Tensor, out: Tensor) -> None:
 
 
 def _library() -> ctypes.CDLL:
-    found, told = loaded()
-    assert found is not None, told  # noqa: S101  # dispatch asks `absent` first
+    found, told = load_library()
+    assert found is not None, told  # noqa: S101  # dispatch asks `explain_absence` first
     return found
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-__all__ = ["PLACE", "TARGETS", "Target", "fitting", "library_file", "sources"]
+__all__ = ["PLACE", "TARGETS", "Target", "library_file", "runnable_targets", "sources"]
 
 PLACE = Path(__file__).parent / "built"
 _ROOM = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ TARGETS: tuple[Target, ...] = _LEVELS.get(platform.machine(), (Target("native", 
 """The levels of this kind of processor, best first."""
 
 
-def fitting(processor: Iterable[str]) -> list[Target]:
+def runnable_targets(processor: Iterable[str]) -> list[Target]:
     """Levels that a processor with these flags can run, best first."""
     has = frozenset(processor)
     return [target for target in TARGETS if target.needs <= has]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kernels.sdpa_lse import flash
+from services.llm_longctx.kernels.sdpa_lse import sdpa_lse
 
 __all__ = ["prefill"]
 
@@ -17,5 +17,5 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, sink: int, window: int) -> tuple[Te
     hidden = (j > i) | ((j >= sink) & (i - j >= window))
     bias = torch.zeros(T, N, dtype=q.dtype, device=q.device).masked_fill_(hidden, -torch.inf)
     keys, values = (x[:, None].expand(G, H // G, N, d) for x in (k, v))
-    out, lse = flash(q.view(G, H // G, T, d), keys, values, bias=bias)
+    out, lse = sdpa_lse(q.view(G, H // G, T, d), keys, values, bias=bias)
     return out.reshape(H, T, d), lse.reshape(H, T)

@@ -75,6 +75,7 @@ class AttentionMethod(BaseModel):
         sparsity: What it claims about its sparsity; owed before anybody calls it sparse.
         contract_knobs: Small knobs, or several sets of them, under which the method does something on prompts of a few
             dozen tokens; its contract test runs with each. Every knob must matter beside one of the sets.
+        optional_knobs: Knobs of a family of methods that some of its members have no use for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,6 +90,22 @@ class AttentionMethod(BaseModel):
     needs_plan: ClassVar[bool] = False
     sparsity: ClassVar[SparsityClaim | None] = None
     contract_knobs: ClassVar[Mapping[str, Any] | Sequence[Mapping[str, Any]]] = {}
+    optional_knobs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def active_phases(self) -> frozenset[str]:
+        """Where it acts under these knobs: `phases`, and what a knob adds to them."""
+        return self.phases
+
+    @property
+    def unread_tokens(self) -> int:
+        """Tokens at a prompt's end that a cached prefix must leave to be read, because their queries are needed."""
+        return 1
+
+    @property
+    def shares_layer_budget(self) -> bool:
+        """Whether `estimate` is right for a layer's cut heads together, and the text decides how they share it."""
+        return False
 
     @property
     def cut_at_end(self) -> bool:
@@ -210,9 +227,9 @@ class AttentionMethod(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """Name and knobs that a prefix depends on: empty for methods that read prompts densely."""
-        return {"method": self.name, **self.model_dump(mode="json")} if "prefill" in self.phases else {}
+        return {"method": self.name, **self.model_dump(mode="json")} if "prefill" in self.active_phases else {}
 
-    def changed(self, **knobs: Any) -> Self:
+    def with_knobs(self, **knobs: Any) -> Self:
         """A copy with other knobs, validated.
 
         Raises:

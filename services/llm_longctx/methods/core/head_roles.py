@@ -9,13 +9,13 @@ from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 
-__all__ = ["Roles", "count_full", "heads_of", "uniform"]
+__all__ = ["Roles", "count_full", "entries_by_role", "resolve_heads"]
 
 Roles = tuple[tuple[Literal[0, 1], ...], ...]
 """[L][G], 1 = full."""
 
 
-def heads_of(
+def resolve_heads(
     name: str, config: DecoderConfig, plan: HeadPlan | None, roles: Roles | None, share: float | None
 ) -> Heads:
     """Full heads by a knob, by a plan's evidence cut at `share`, or by its roles.
@@ -43,7 +43,7 @@ def count_full(heads: Heads, config: DecoderConfig) -> int:
     return sum(sum(heads.full_in(layer, config.kv_heads)) for layer in range(config.layers))
 
 
-def uniform(heads: Heads, config: DecoderConfig, full: int, cut: int) -> tuple[tuple[int, ...], ...]:
+def entries_by_role(heads: Heads, config: DecoderConfig, full: int, cut: int) -> tuple[tuple[int, ...], ...]:
     """Entries [L][G]: `full` for full heads, `cut` for the others."""
     return tuple(
         tuple(full if role else cut for role in heads.full_in(layer, config.kv_heads)) for layer in range(config.layers)

@@ -1,7 +1,7 @@
 """What the hooks of an attention method see: read-only views of one sequence at one layer.
 
 Queries and keys are rotated already; tensors may be views into pages and are never written by a hook. Axes as in
-`plans`. Knows nothing about pages or requests.
+`hook_results`. Knows nothing about pages or requests.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shared.lm.config import DecoderConfig
 
-__all__ = ["AttentionOutput", "CacheView", "Chunk", "DecodeView", "PostPrefillView"]
+__all__ = ["AttentionOutput", "CacheView", "Chunk", "DecodeView", "PostPrefillView", "ScoringView"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +51,7 @@ class Chunk:
         evicting: Whether they are heads that do not keep their whole history.
         boundaries: Chunk borders given by the caller, 0 and S included (DHSA), or None.
         config: The model's facts.
-        memo: As the method's last `Outcome` of this layer left it; None at first.
+        memo: As the method's last `CacheUpdate` of this layer left it; None at first.
     """
 
     layer: int
@@ -80,6 +80,7 @@ class PostPrefillView:
         heads: What each key/value head holds now [G], the chunk included. Full heads are in order of position.
         config: The model's facts.
         memo: As left by the method's last hook.
+        prompt: Tokens of the whole prompt.
     """
 
     layer: int
@@ -90,6 +91,7 @@ class PostPrefillView:
     heads: Sequence[CacheView]
     config: DecoderConfig
     memo: object = None
+    prompt: int = 0
 
     @property
     def length(self) -> int:
@@ -127,6 +129,31 @@ class DecodeView:
     def number(self) -> int:
         """Which decode step this is, from 1."""
         return self.position - self.prompt + 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoringView:
+    """Cached entries to be scored; what `EvictionMethod.score` sees. float32 or wider, whatever the cache holds.
+
+    The G' key/value heads of a view hold the same number of entries n. A layer's heads come in one view, or in several
+    where they hold different numbers; heads that keep their whole history come in none.
+
+    Attributes:
+        layer: Which layer.
+        q: The last queries [H',w,d], oldest first: of positions tokens-w … tokens-1, H' = G'·H/G. The last one is
+            always there; `EvictionMethod.query_window` asks for more.
+        k: Keys [G',n,d], in order of position.
+        v: Values [G',n,d].
+        positions: Their positions [G',n] int64, ascending.
+        tokens: Tokens so far; the next one has this position.
+    """
+
+    layer: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    positions: Tensor
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,31 +5,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["blocks_to_tokens", "causal", "grouped", "masked", "probabilities"]
+__all__ = ["attention_weights", "blocks_to_tokens", "causal_mask", "masked_attention", "repeat_kv"]
 
 
-def causal(tokens: int) -> Tensor:
+def causal_mask(tokens: int) -> Tensor:
     """The causal triangle, bool [T,T]."""
     return torch.ones(tokens, tokens, dtype=torch.bool).tril()
 
 
-def grouped(x: Tensor, heads: int) -> Tensor:
+def repeat_kv(x: Tensor, heads: int) -> Tensor:
     """Keys or values [G,n,d] as each of `heads` query heads reads them, float64 [H,n,d]."""
     return x.double().repeat_interleave(heads // x.shape[0], 0)
 
 
-def probabilities(q: Tensor, k: Tensor, mask: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor, bias: Tensor | float = 0.0) -> Tensor:
     """Softmax rows of q [H,T,d] over k [G,S,d] where `mask` [T,S] or [H,T,S] allows; a row that sees nothing is 0."""
-    logits = q.double() @ grouped(k, q.shape[0]).mT * q.shape[-1] ** -0.5 + bias
+    logits = q.double() @ repeat_kv(k, q.shape[0]).mT * q.shape[-1] ** -0.5 + bias
     return torch.nan_to_num(logits.masked_fill(~mask, float("-inf")).softmax(-1), nan=0.0)
 
 
-def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Mixed values [H,T,d] in float64."""
-    return probabilities(q, k, mask) @ grouped(v, q.shape[0])
+    return attention_weights(q, k, mask) @ repeat_kv(v, q.shape[0])
 
 
 def blocks_to_tokens(kept: Tensor, block: int, key_block: int, tokens: int) -> Tensor:
     """Kept blocks [..., rows, columns] as visible pairs [..., T, T], token-causal."""
     wide = kept.repeat_interleave(block, -2)[..., :tokens, :].repeat_interleave(key_block, -1)[..., :tokens]
-    return wide & causal(tokens)
+    return wide & causal_mask(tokens)

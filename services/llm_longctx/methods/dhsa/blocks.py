@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kernels import probe
+from services.llm_longctx.kernels import last_query_scores
 from services.llm_longctx.methods.core.block_means import block_means
 
-__all__ = ["Grid", "select_blocks"]
+__all__ = ["BlockGrid", "select_blocks"]
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class BlockGrid:
     """Blocks of a prompt of which the last T of N tokens are queried.
 
     Attributes:
@@ -62,7 +62,7 @@ class Grid:
         return self.rows * self.block // self.key_block
 
 
-def select_blocks(variant: str, q: Tensor, k: Tensor, grid: Grid, *, causal_safe: bool) -> Tensor:
+def select_blocks(variant: str, q: Tensor, k: Tensor, grid: BlockGrid, *, causal_safe: bool) -> Tensor:
     """Kept blocks [H,rows,columns]: q [H,T,d] of the last T positions, k [G,N,d]; float32 or wider."""
     column, recent, start = torch.arange(grid.columns), grid.recent[:, None], grid.start[:, None]
     means = block_means(k, grid.key_block).repeat_interleave(q.shape[0] // k.shape[0], 0)
@@ -97,9 +97,9 @@ def _top(scores: Tensor, counts: Tensor) -> Tensor:
     return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, ranks < counts)
 
 
-def _vs(q: Tensor, k: Tensor, grid: Grid) -> Tensor:
+def _vs(q: Tensor, k: Tensor, grid: BlockGrid) -> Tensor:
     """Token lines: what the strongest columns and diagonals of a probe put into each block, [H,rows,columns]."""
-    by_key, by_distance = probe(q[:, -min(grid.block, q.shape[1]) :], k)
+    by_key, by_distance = last_query_scores(q[:, -min(grid.block, q.shape[1]) :], k)
     N, B, S = grid.tokens, grid.block, grid.key_block
     budget = min(N, grid.budget * S)
     columns, weights = _best(by_key, int(budget * 0.5))
@@ -117,7 +117,7 @@ def _vs(q: Tensor, k: Tensor, grid: Grid) -> Tensor:
     return scores[:, None] + lines
 
 
-def _vsb(scores: Tensor, grid: Grid) -> Tensor:
+def _vsb(scores: Tensor, grid: BlockGrid) -> Tensor:
     """Block lines: the last row's strongest blocks as columns and as distances, raw and perhaps negative."""
     last = scores[:, -1]
     half = int(grid.budget * 0.5)

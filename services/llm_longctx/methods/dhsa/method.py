@@ -16,9 +16,9 @@ from services.llm_longctx.kernels import BlockCsr
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
 from services.llm_longctx.methods.core.hook_inputs import Chunk
 from services.llm_longctx.methods.core.hook_results import Blocks, Dense, PrefillPlan, TokenLists, TokenRows
-from services.llm_longctx.methods.core.oracle import blocks_to_tokens, causal, grouped, probabilities
+from services.llm_longctx.methods.core.oracle import attention_weights, blocks_to_tokens, causal_mask, repeat_kv
 from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
-from services.llm_longctx.methods.dhsa.blocks import Grid, select_blocks
+from services.llm_longctx.methods.dhsa.blocks import BlockGrid, select_blocks
 from services.llm_longctx.methods.dhsa.chunks import fixed_boundaries, mass_ratios, select_boundaries, select_tokens
 
 __all__ = ["Dhsa", "mass_ratios", "select_boundaries"]
@@ -79,11 +79,11 @@ class Dhsa(AttentionMethod):
         """Section 1 or 2 in float64; `topk` as released unless `causal_safe` was asked for."""
         H, N = q.shape[:2]
         if self.variant != "chunks":
-            grid = Grid(N, 0, self.block, self.key_block, self.density)
+            grid = BlockGrid(N, 0, self.block, self.key_block, self.density)
             safe = self.causal_safe and "causal_safe" in self.model_fields_set
             kept = select_blocks(self.variant, q.double(), k.double(), grid, causal_safe=safe)
             mask = blocks_to_tokens(kept, self.block, self.key_block, N)
-            return Reference(probabilities(q, k, mask) @ grouped(v, H), mask, {"block_mask": kept})
+            return Reference(attention_weights(q, k, mask) @ repeat_kv(v, H), mask, {"block_mask": kept})
         if indices is None:
             indices = self._tokens(q.double(), k.double(), 0, max(N - self.instruction, 0), boundaries)
         copies = torch.zeros(N, N, dtype=torch.float64)
@@ -92,9 +92,9 @@ class Dhsa(AttentionMethod):
         listed.scatter_add_(1, indices.long(), torch.ones(indices.shape, dtype=torch.float64))
         copies[: len(rows)] = listed[rows // self.block]
         copies[len(rows) :] = 1
-        mask = (copies > 0) & causal(N)
+        mask = (copies > 0) & causal_mask(N)
         bias = torch.zeros_like(copies) if self.dedupe else copies.clamp(min=1).log()
-        out = probabilities(q, k, mask, bias) @ grouped(v, H)
+        out = attention_weights(q, k, mask, bias) @ repeat_kv(v, H)
         return Reference(out, mask.expand(H, N, N), {"indices": indices}, bias.expand(H, N, N))
 
     def prefill_plan(self, chunk: Chunk) -> PrefillPlan:
@@ -106,7 +106,7 @@ class Dhsa(AttentionMethod):
             return self._lists(chunk, N)
         if chunk.offset % self.block:
             return Dense()
-        grid = Grid(N, chunk.offset // self.block, self.block, self.key_block, self.density, last=chunk.last)
+        grid = BlockGrid(N, chunk.offset // self.block, self.block, self.key_block, self.density, last=chunk.last)
         kept = select_blocks(self.variant, chunk.q, chunk.k, grid, causal_safe=self.causal_safe)
         return Blocks(BlockCsr.from_mask(kept, self.block, key_block=self.key_block, first=grid.first))
 

@@ -15,7 +15,15 @@ from torch.nn import functional
 
 from services.llm_longctx.methods.dhsa.chunks import select_boundaries
 
-__all__ = ["Agreement", "BoundaryPredictor", "agreement", "focal_loss", "predicted_boundaries", "targets", "train"]
+__all__ = [
+    "BorderAgreement",
+    "BoundaryPredictor",
+    "agreement",
+    "focal_loss",
+    "predict_boundaries",
+    "targets",
+    "train",
+]
 
 _OUTSIDE = -100.0
 """Logit of gaps at the ends, where no window fits."""
@@ -64,7 +72,7 @@ class BoundaryPredictor(nn.Module):
         return logits.masked_fill((at < 2 * w - 1) | (at >= N - 2 * w), _OUTSIDE)
 
 
-def predicted_boundaries(
+def predict_boundaries(
     predictor: BoundaryPredictor, keys: Tensor, *, theta: float = 0.0, limit: int = 1 << 30, instruction: int = 64
 ) -> list[int]:
     """Chunk borders of a text whose keys [N,C] are known, 0 and N included; `theta` compares with a logit."""
@@ -117,7 +125,7 @@ def train(
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class BorderAgreement:
     """How well predicted borders meet those from attention; the two ends, which are always there, don't count."""
 
     precision: float
@@ -126,11 +134,11 @@ class Agreement:
     overlap: float
 
 
-def agreement(found: Sequence[int], wanted: Sequence[int]) -> Agreement:
+def agreement(found: Sequence[int], wanted: Sequence[int]) -> BorderAgreement:
     """Precision, recall, F1 and overlap (shared over all) of two sets of borders, ends included in both."""
     ours, theirs = set(found[1:-1]), set(wanted[1:-1])
     shared, either = len(ours & theirs), len(ours | theirs)
     precision = shared / len(ours) if ours else float(not theirs)
     recall = shared / len(theirs) if theirs else 1.0
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-    return Agreement(precision, recall, f1, shared / either if either else 1.0)
+    return BorderAgreement(precision, recall, f1, shared / either if either else 1.0)

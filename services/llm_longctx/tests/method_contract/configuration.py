@@ -19,12 +19,11 @@ from services.llm_longctx.tests.method_contract.oracle import (
     Played,
     acts_on,
     borders,
-    causal,
     model,
     near,
+    of_layer,
     parse,
     play,
-    softmax_under,
     tokens,
     trials,
 )
@@ -60,7 +59,7 @@ def check_knobs(cls: type[AttentionMethod]) -> None:
     bases = trials(cls)
     known = [_behaviour(how) for how in bases]
     for knob in cls.model_fields:
-        changed = False
+        changed = knob in cls.optional_knobs
         for how, behaviour in zip(bases, known, strict=True):
             for other in _others(how, knob, bases):
                 same = how.identity() == other.identity()
@@ -105,7 +104,7 @@ def _others(how: AttentionMethod, knob: str, bases: Sequence[AttentionMethod]) -
         if value not in tried:
             tried.append(value)
             try:
-                other = how.changed(**{knob: value})
+                other = how.with_knobs(**{knob: value})
             except (ValidationError, InvalidOption):
                 continue
             if getattr(other, knob) != now:
@@ -141,7 +140,7 @@ def check_plan(cls: type[AttentionMethod]) -> None:
                 if heads.calibrated:
                     assert heads.calibrated == {tuple(x) for x in plan["heads"]}, f"{cls.name}: other heads"
             played = play(how, tokens(37, 4), MINE[:NEW], plan=plan)
-            for layer, (q, k, v, out) in enumerate(played.layers):
-                dense = softmax_under(q, k, v, causal(q.shape[1], q.shape[1]))
-                left = [h for h, acted in enumerate(acts_on(how, heads, layer, config)) if not acted]
-                near(out[left], dense[left], f"{how.name}, layer {layer}: a head that it leaves alone is not dense")
+            for layer, (*_, out) in enumerate(played.layers):
+                wanted, acted = of_layer(how, played, layer).out, acts_on(how, heads, layer, config)
+                for name, rows in (("leaves alone", [not one for one in acted]), ("acts on", acted)):
+                    near(out[rows], wanted[rows], f"{how.name}, layer {layer}, plan {plan}: a head that it {name}")

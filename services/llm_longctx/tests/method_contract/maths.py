@@ -185,8 +185,12 @@ def check_effect(cls: type[AttentionMethod]) -> None:
                 changed = (out - dense).abs().amax((0, 2)) > CLOSE
                 acts |= bool(changed.any())
                 where = f"{how.name} {how.model_dump_json()}, layer {layer}"
-                assert "prefill" in how.phases or not changed[:N].any(), f"{where}: the prompt is not read densely"
-                assert "decode" in how.phases or not changed[N:].any(), f"{where}: the answer is not read densely"
+                assert "prefill" in how.active_phases or not changed[:N].any(), (
+                    f"{where}: the prompt is not read densely"
+                )
+                assert "decode" in how.active_phases or not changed[N:].any(), (
+                    f"{where}: the answer is not read densely"
+                )
         if how.identity() == {}:
             near(
                 play(how, tokens(47, 3)).logits,

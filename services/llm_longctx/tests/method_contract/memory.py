@@ -6,13 +6,13 @@ from services.llm_longctx.methods import AttentionMethod
 from services.llm_longctx.tests.method_contract.oracle import (
     MINE,
     NEW,
-    PLAN,
     default,
     model,
     parse,
     play,
     tokens,
     trials,
+    usual_plan,
 )
 from shared.errors import InvalidOption
 
@@ -23,7 +23,7 @@ def check_estimate(cls: type[AttentionMethod]) -> None:
     """What is foreseen is at least what is held, and at most a page per run above it, at every moment."""
     config = model().config
     for how in (*trials(cls), *default(cls)):
-        footprint = how.estimate(config, how.head_plan(config, parse(PLAN)), 31, NEW)
+        footprint = how.estimate(config, how.head_plan(config, parse(usual_plan(how))), 31, NEW)
         runs = config.layers * config.kv_heads * (2 if footprint.compact is not None else 1)
         for n in (1, 2, 3, 6, 9, 13, 31):
             fed = NEW if n < 14 else 25
@@ -63,12 +63,12 @@ def check_fit(cls: type[AttentionMethod]) -> None:
 
 def _fitted(how: AttentionMethod, budget: int, n: int) -> AttentionMethod | None:
     try:
-        return how.fit(budget, model().config, parse(PLAN), n, NEW)
+        return how.fit(budget, model().config, parse(usual_plan(how)), n, NEW)
     except InvalidOption:
         return None
 
 
 def _entries(how: AttentionMethod, n: int) -> int:
     config = model().config
-    told = how.estimate(config, how.head_plan(config, parse(PLAN)), n, NEW)
+    told = how.estimate(config, how.head_plan(config, parse(usual_plan(how))), n, NEW)
     return sum(map(sum, told.entries)) + (sum(map(sum, told.compact)) if told.compact is not None else 0)

@@ -77,6 +77,11 @@ def near(a: torch.Tensor, b: torch.Tensor, what: str, tolerance: float = CLOSE) 
     assert worst <= tolerance, f"{what}: they differ by {worst:.3g}"
 
 
+def usual_plan(how: AttentionMethod) -> Mapping | None:
+    """The head plan for a method that needs one."""
+    return PLAN if how.needs_plan else None
+
+
 # What the engine did.
 
 
@@ -134,11 +139,11 @@ def play(  # ways of reading the same prompt
     chunks: Sequence[int] | None = None,
     boundaries: Sequence[int] | None = None,
     page: int = 4,
-    plan: Mapping = PLAN,
+    plan: Mapping | None = None,
     light: bool = False,
 ) -> Played:
     """Read a prompt and feed tokens, on an engine of its own; `light` leaves out what is held."""
-    net = _Tapped(model())
+    net, plan = _Tapped(model()), usual_plan(how) if plan is None else plan
     engine = Engine(net, page=page)
     s = engine.open(how, plan)
     G, held, pages, foreseen = net.config.kv_heads, [], [], []
@@ -223,12 +228,12 @@ def expected(
     mask = causal(total, total).expand(H, total, total).clone()
     out, weight = softmax_under(q, k, v, mask), torch.zeros(H, total, total, dtype=torch.float64)
     inputs = {"chunks": tuple(chunks or (N,)), **inputs}
-    if "prefill" in how.phases:
+    if "prefill" in how.active_phases:
         read = ask(how, q[:, :N], k[:, :N], v[:, :N], **inputs)
         assert read.out.shape == out[:, :N].shape, f"{how.name}: reference gives {tuple(read.out.shape)} for a prompt"
         out[:, :N], mask[:, :N, :N] = read.out, read.mask
         weight[:, :N, :N] = 0.0 if read.log_weight is None else read.log_weight
-    if "decode" in how.phases and T:
+    if "decode" in how.active_phases and T:
         steps = {"q_new": q[:, N:], "k_new": k[:, N:], "v_new": v[:, N:]}
         stepped = ask(how, q[:, :N], k[:, :N], v[:, :N], **steps, **inputs)
         if stepped.out.shape[1] == N:
@@ -251,22 +256,28 @@ def acts_on(how: AttentionMethod, heads, layer: int, config) -> list[bool]:
 
 
 def of_layer(how: AttentionMethod, played: Played, layer: int, **way) -> Expected:
-    """What one layer of a played sequence should have answered."""
-    config = model().config
+    """What one layer of a played sequence should have answered: heads that the method leaves alone are dense."""
+    config, full = model().config, played.heads.full
     q, k, v, _ = played.layers[layer]
-    facts = {"layer": layer, "layers": config.layers, "rope_theta": config.rope_theta}
-    wanted = expected(how, q, k, v, played.prompt, **facts, **way)
-    dense = causal(q.shape[1], q.shape[1])
-    plain = softmax_under(q, k, v, dense)
-    for h, acted in enumerate(acts_on(how, played.heads, layer, config)):
-        if not acted:
-            wanted.out[h], wanted.mask[h] = plain[h], dense
-    return wanted
+    (H, total, _), dense = q.shape, causal(q.shape[1], q.shape[1])
+    acted = acts_on(how, played.heads, layer, config)
+    groups = [True] * config.kv_heads if full is None else [not one for one in full[layer]]
+    weight = torch.zeros(H, total, total, dtype=torch.float64)
+    whole = Expected(softmax_under(q, k, v, dense), dense.expand(H, total, total).clone(), weight)
+    if any(acted):
+        facts = {"layer": layer, "layers": config.layers, "rope_theta": config.rope_theta}
+        # Heads that are cut may compete with each other, never with those that keep everything.
+        rows = [group for group in groups for _ in range(H // len(groups))]
+        part = expected(how, q[rows], k[groups], v[groups], played.prompt, **facts, **way)
+        mine = [one for one, row in zip(acted, rows, strict=True) if row]
+        for all_heads, own in ((whole.out, part.out), (whole.mask, part.mask), (whole.weight, part.weight)):
+            all_heads[acted] = own[mine]
+    return whole
 
 
-def parse(plan: Mapping) -> HeadPlan:
+def parse(plan: Mapping | None) -> HeadPlan | None:
     """A head plan."""
-    return HeadPlan.parse(plan)
+    return None if plan is None else HeadPlan.parse(plan)
 
 
 def default(cls: type[AttentionMethod]) -> list[AttentionMethod]:

@@ -52,7 +52,7 @@ def check_neighbours(cls: type[AttentionMethod]) -> None:
             for i, s in enumerate(open_ones):
                 logits[i].append(answers[s][None])
         for i, (one, n) in enumerate(mix):
-            alone = play(one, tokens(n, i), MINE[i : i + NEW], page=8)
+            alone = play(one, tokens(n, i), MINE[i : i + NEW], page=8, plan=PLAN)
             near(torch.cat(logits[i]), alone.logits, f"{one.name} beside {how.name} in a batch, sequence {i}")
         _check_fork(how, engine)
 
@@ -68,7 +68,11 @@ def _check_fork(how: AttentionMethod, engine: Engine) -> None:
             ways[i] = [*ways[i], MINE[step + 9 * i]]
             last = one.step(ways[i][-1])
             if step == NEW - 1:
-                near(last, play(how, tokens(31), ways[i]).logits[-1], f"{how.name}: one of two answers to a prompt")
+                near(
+                    last,
+                    play(how, tokens(31), ways[i], plan=PLAN).logits[-1],
+                    f"{how.name}: one of two answers to a prompt",
+                )
 
 
 def check_repeats(cls: type[AttentionMethod]) -> None:

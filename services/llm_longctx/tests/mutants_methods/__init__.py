@@ -13,6 +13,19 @@ from services.llm_longctx.tests.mutants_methods.configuration import (
     Planless,
     Twisted,
 )
+from services.llm_longctx.tests.mutants_methods.eviction import (
+    CountsCutPrompt,
+    CountsOneMore,
+    ForgetsProtection,
+    FreesNothing,
+    KeepsLowest,
+    KeepsOlderOfEqual,
+    NeverCutsAgain,
+    ScoresByNeighbours,
+    ScoresForeignQueries,
+    ScoresInChunks,
+    TrustsCachedQueries,
+)
 from services.llm_longctx.tests.mutants_methods.maths import (
     Faded,
     FadedOpenly,
@@ -48,10 +61,11 @@ from services.llm_longctx.tests.mutants_methods.surroundings import (
     Local,
     Shared,
 )
+from services.llm_longctx.tests.toy_evictions import KeyDiff, KNorm, SnapKV
 
 __all__ = ["MUTANTS", "SOUND"]
 
-SOUND = (Window, Dotted, Mean)
+SOUND = (Window, Dotted, Mean, KNorm, KeyDiff, SnapKV)
 
 MUTANTS = {
     Zeros: "reference",
@@ -88,5 +102,16 @@ MUTANTS = {
     Planless: "plan",
     Molten: "facts",
     Twisted: "facts",
+    KeepsLowest: "retention",
+    ForgetsProtection: "retention",
+    CountsOneMore: "retention",
+    KeepsOlderOfEqual: "retention",
+    FreesNothing: "retention",
+    NeverCutsAgain: "engine",
+    ScoresInChunks: "chunks",
+    ScoresByNeighbours: "neighbours",
+    TrustsCachedQueries: "prefixes",
+    ScoresForeignQueries: "engine",
+    CountsCutPrompt: "estimate",
 }
 """Broken methods, and the check that must refuse each."""

@@ -123,7 +123,7 @@ class Overshooting(Window):
 
     def fit(self, entries, config, plan, prompt, new):
         """Too long a window."""
-        return self.changed(recent=max(entries - self.sink, 1))
+        return self.with_knobs(recent=max(entries - self.sink, 1))
 
 
 class Refusing(Window):

@@ -61,7 +61,7 @@ class Window(AttentionMethod):
         if room < 1:
             detail = "Too little for a window."
             raise InvalidOption(detail)
-        return self.changed(recent=min(room, max(self.recent, prompt + new)))
+        return self.with_knobs(recent=min(room, max(self.recent, prompt + new)))
 
     def prefill_plan(self, chunk):
         """By true positions."""
@@ -129,7 +129,7 @@ class Mean(AttentionMethod):
         """A shorter window."""
         heads = self.head_plan(config, plan)
         for window in range(max(self.window, prompt), 0, -1):
-            fitted = self.changed(window=window)
+            fitted = self.with_knobs(window=window)
             if sum(map(sum, fitted.estimate(config, heads, prompt, new).entries)) <= entries:
                 return fitted
         detail = "Too little for a window."

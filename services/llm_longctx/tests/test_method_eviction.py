@@ -1,0 +1,302 @@
+"""Eviction by scores against published scores, kept sets and logits; its rules of order, count and protection."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.llm_longctx.engine import Engine, Request
+from services.llm_longctx.methods import compose, method
+from services.llm_longctx.methods.core.eviction_allocation import count_kept, keep_per_layer, pyramid_counts
+from services.llm_longctx.methods.core.eviction_method import EvictionMethod
+from services.llm_longctx.methods.streaming_llm import StreamingLlm
+from services.llm_longctx.tests.conftest import tiny_decoder
+from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt, uniform
+from services.llm_longctx.tests.toy_evictions import KeyDiff, KNorm, SnapKV, Tova
+from shared.errors import InvalidOption
+from shared.lm.builders import llama
+from shared.lm.head_plan import HeadPlan
+from shared.lm.rope import rotate, rotation
+
+GOLDEN = np.load(Path(__file__).parent / "golden/eviction.npz")
+SNAP = {"window": 16, "kernel": 5}
+CASES = {
+    "streamingllm": StreamingLlm(sink=4),
+    "knorm": KNorm(),
+    "keydiff": KeyDiff(),
+    "tova": Tova(),
+    "snapkv": SnapKV(**SNAP),
+    "pyramidkv": SnapKV(**SNAP, allocation="pyramid", beta=2),
+    "adakv": SnapKV(**SNAP, allocation="layer"),
+    "adakv_free": SnapKV(**SNAP, allocation="layer", safeguard=0),
+    "adakv_mix": SnapKV(**SNAP, allocation="layer", safeguard_rule="mix"),
+    "ada_keydiff": KeyDiff(allocation="layer"),
+    "ada_knorm": KNorm(allocation="layer"),
+}
+LLAMA = {**CASES, "adakeydiff": CASES["ada_keydiff"]}
+
+
+def drawn(name, *shape):
+    """Numbers by the rule of the data's README."""
+    return torch.from_numpy(uniform((zlib.crc32(name.encode()) + 211) % 2**32, math.prod(shape)).reshape(shape))
+
+
+def inputs(layer, n):
+    """Q [4,n,16], rotated; k and v [2,n,16] of one layer."""
+    hidden = 0.8 * drawn(f"qmean/{layer}", 1, 64) + 1.2 * drawn(f"q/{layer}/{n}", n, 64)
+    turn = rotation(1 / 10000.0 ** (torch.arange(0, 16, 2).float() / 16), torch.arange(n), torch.float64)
+    q = rotate(hidden.view(1, n, 4, 16), turn)[0].transpose(0, 1)
+    spread = (1.2 + 0.8 * drawn(f"kscale/{layer}/{n}", 2, n, 1)) * torch.tensor([1.0, 1.6]).double()[:, None, None]
+    k = (0.9 * drawn(f"kmean/{layer}", 2, 1, 16) + 1.2 * drawn(f"k/{layer}/{n}", 2, n, 16)) * spread
+    return q, k, drawn(f"v/{layer}/{n}", 2, n, 16) * (1.1 + 0.9 * drawn(f"vscale/{layer}/{n}", 2, n, 1))
+
+
+def kept(name, *shape):
+    """A stored bool array."""
+    bits = np.unpackbits(GOLDEN[name], count=math.prod(shape)).astype(bool)
+    return torch.from_numpy(bits.reshape(shape))
+
+
+@pytest.mark.parametrize("n", [96, 257])
+@pytest.mark.parametrize("case", CASES)
+def test_scores_and_kept_sets_are_the_published_ones(case, n):
+    how, layers = CASES[case], [inputs(layer, n) for layer in range(2)]
+    scores = torch.stack([how.scores(*one) for one in layers])
+    if f"scores_{case}_N{n}" in GOLDEN.files:
+        wanted = torch.from_numpy(GOLDEN[f"scores_{case}_N{n}"]).double()
+        assert torch.equal(scores.isposinf(), wanted.isposinf())
+        finite = wanted.isfinite()
+        largest = wanted.masked_fill(~finite, 0).abs().amax(-1, keepdim=True).expand_as(wanted)
+        assert ((scores - wanted)[finite].abs() <= 1e-5 * largest[finite]).all()
+    for ratio in (0.25, 0.5, 0.75):
+        cut = how.with_knobs(ratio=ratio)
+        assert torch.equal(cut.keep(scores), kept(f"kept_{case}_N{n}_r{ratio}", 2, 2, n))
+        if case in {"streamingllm", "adakv"}:
+            q, k, v = layers[1]
+            answer = cut.reference(q, k, v, q[:, -3:], k[:, -3:], v[:, -3:], layer=1, layers=2)
+            assert torch.equal(answer.extras["kept"], kept(f"kept_{case}_N{n}_r{ratio}", 2, 2, n)[1])
+            assert answer.mask.shape == (4, 3, n + 3)
+
+
+@pytest.fixture(scope="module")
+def golden_llama():
+    model = llama(
+        vocab=192, width=64, layers=2, heads=4, kv_heads=2, hidden=128, positions=4096, norm_eps=1e-5, head_dim=16,
+        tied=False,
+    ).double()  # fmt: skip
+    weights = {}
+    for key, old in model.state_dict().items():
+        x = drawn(key, *old.shape)
+        if "norm" in key:
+            x = 1 + 0.1 * x
+        elif "embed" not in key:
+            x = x * math.sqrt(3 / old.shape[1]) * (2.5 if "q_proj" in key or "k_proj" in key else 1)
+        weights[key] = x
+    model.load_state_dict(weights)
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def held(sequence, tokens):
+    """Which positions each head holds [L,G,tokens]."""
+    rows = [[sequence.entries(layer, g).positions for g in range(2)] for layer in range(2)]
+    return torch.stack([torch.stack([torch.isin(torch.arange(tokens), one) for one in row]) for row in rows])
+
+
+@pytest.mark.parametrize("chunks", [None, [100, 50, 10]], ids=["whole", "chunks"])
+@pytest.mark.parametrize(
+    "case", ["streamingllm", "knorm", "keydiff", "tova", "snapkv", "pyramidkv", "adakv", "adakeydiff"]
+)
+def test_the_engine_keeps_and_says_what_is_published(golden_llama, case, chunks):
+    ids = GOLDEN["ids"].tolist()
+    for ratio in (0.25, 0.5):
+        engine = Engine(golden_llama, LLAMA[case].with_knobs(ratio=ratio), page=16)
+        s = engine.open()
+        read = s.prefill(ids[:160], chunks)
+        assert np.abs(read[-1].numpy() - GOLDEN["prefill_last"]).max() < 1e-4
+        assert torch.equal(held(s, 160), kept(f"llama_{case}_r{ratio}_kept", 2, 2, 160))
+        said = torch.stack([s.step(token) for token in ids[160:168]])
+        assert np.abs(said.numpy() - GOLDEN[f"llama_{case}_r{ratio}_decode"]).max() < 1e-4
+
+
+@pytest.mark.parametrize("how", [KeyDiff, Tova, KNorm], ids=lambda how: how.name)
+def test_cuts_while_decoding_are_the_published_ones(golden_llama, how):
+    ids = GOLDEN["ids"].tolist()
+    s = Engine(golden_llama, how(prefill="none", every=8, budget=64), page=16).open()
+    s.prefill(ids[:160])
+    said, lengths = [], []
+    for token in ids[160:184]:
+        said.append(s.step(token))
+        lengths.append(len(s.entries(1, 1).positions))
+    assert lengths == GOLDEN[f"every8_{how.name}_lengths"].tolist()
+    assert torch.equal(held(s, 184), kept(f"every8_{how.name}_kept", 2, 2, 184))
+    assert np.abs(torch.stack(said).numpy() - GOLDEN[f"every8_{how.name}_decode"]).max() < 1e-4
+
+
+# Rules.
+
+
+def test_the_method_itself_is_short():
+    lines = Path(__file__).parents[1].joinpath("methods/streaming_llm.py").read_text("utf8").splitlines()
+    assert len(lines) <= 45
+    assert method("streamingllm") == StreamingLlm()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ratio", "budget", "kept"),
+    [
+        (100, 0.1, None, 10),
+        (100, 1 - 0.9, None, 10),
+        (10, 0.01, None, 1),
+        (0, 0.5, None, 0),
+        (9, 0.5, 20, 9),
+        (9, 1, 4, 4),
+    ],
+)
+def test_counts(tokens, ratio, budget, kept):
+    assert count_kept(tokens, ratio, budget) == kept
+    assert StreamingLlm(ratio=ratio, budget=budget).counts(tokens, 3) == [kept] * 3
+
+
+@pytest.mark.parametrize(
+    ("tokens", "window", "beta", "ratio", "counts"),
+    [
+        (512, 16, 2, 0.5, [384, 347, 311, 274, 238, 201, 165, 128]),
+        (512, 16, 20, 0.5, [496, 427, 359, 290, 222, 153, 85, 16]),
+        (257, 16, 2, 0.25, [96, 87, 78, 69, 60, 50, 41, 32]),
+        (96, 16, 20, 0.5, [80, 71, 62, 53, 43, 34, 25, 16]),
+        (96, 16, 2, 0.25, [24] * 8),
+    ],
+)
+def test_pyramids_are_the_published_ones(tokens, window, beta, ratio, counts):
+    assert pyramid_counts(tokens, 8, ratio * tokens, window, beta) == counts
+    assert SnapKV(window=window, allocation="pyramid", beta=beta, ratio=ratio).counts(tokens, 8) == counts
+
+
+def test_the_newer_of_equal_entries_stays():
+    assert KNorm(ratio=0.5).keep(torch.zeros(1, 2, 5))[0].tolist() == [[False] * 3 + [True] * 2] * 2
+    rows = keep_per_layer([torch.zeros(3)] * 2, [torch.arange(3)] * 2, 1, 0.0, "floor")
+    assert [row.tolist() for row in rows] == [[False, False, True]] * 2
+    rows = keep_per_layer([torch.zeros(3)] * 3, [torch.arange(3)] * 3, 1, 0.0, "floor")
+    assert sum(int(row.sum()) for row in rows) == 3
+
+
+def test_what_is_protected_stays_however_little_is_to_be_kept():
+    how = StreamingLlm(sink=4, budget=2)
+    q, k, v = inputs(0, 96)
+    assert how.keep(how.scores(q, k, v)[None])[0].nonzero()[:, 1].tolist() == [0, 1, 2, 3] * 2
+    with pytest.raises(InvalidOption, match="can't hold"):
+        StreamingLlm(sink=4).fit(2 * 2 * (4 + 3), tiny_decoder().config, None, 50, 3)
+    assert how.fit(2 * 2 * (5 + 3), tiny_decoder().config, None, 50, 3).budget == 5
+
+
+def test_heads_mix_their_own_share_and_what_they_win():
+    scores = torch.zeros(2, 20)
+    scores[0, :17], scores[1, :3] = 2, 1
+    rows = keep_per_layer(list(scores), [torch.arange(20)] * 2, 10, 0.2, "mix")
+    assert [int(row.sum()) for row in rows] == [16, 4]
+
+
+@given(st.data())
+def test_counts_add_up_and_smaller_shares_are_subsets(data):
+    n, seed = data.draw(st.integers(1, 40)), data.draw(st.integers(0, 99))
+    draw = torch.Generator().manual_seed(seed)
+    scores = torch.randint(-3, 4, (2, 3, n), generator=draw).double()
+    small, large = sorted(data.draw(st.lists(st.floats(0.01, 1), min_size=2, max_size=2)))
+    less, more = (KNorm(ratio=ratio).keep(scores) for ratio in (small, large))
+    assert (more | ~less).all()
+    assert torch.equal(less, KNorm(ratio=small).keep(scores * 7))
+    for rule in ("floor", "mix"):
+        safeguard = data.draw(st.floats(0, 1))
+        how = KNorm(ratio=small, allocation="layer", safeguard=safeguard, safeguard_rule=rule)
+        assert how.keep(scores).sum((1, 2)).tolist() == [3 * how.counts(n, 2)[0]] * 2
+        least = int(how.counts(n, 2)[0] * safeguard)
+        assert (how.keep(scores).sum(2) >= least).all()
+    assert KNorm(ratio=1).keep(scores).all()
+
+
+def test_the_order_in_which_entries_are_held_changes_nothing():
+    q, k, v = inputs(0, 96)
+    how = KeyDiff(ratio=0.3)
+    shuffled = torch.randperm(96, generator=torch.Generator().manual_seed(1))
+    from services.llm_longctx.methods.core.hook_inputs import CacheView
+
+    heads = [[CacheView(k[g][at], v[g][at], at) for g in range(2)] for at in (torch.arange(96), shuffled)]
+    one, other = (how.keep_positions(held, q[:, -1:], 96, 0, 28) for held in heads)
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_numbers_that_are_none_are_refused():
+    class Broken(EvictionMethod):
+        """Divides by nothing."""
+
+        name = "broken"
+
+        def score(self, view):
+            """0 / 0."""
+            return view.k[..., 0] * math.nan
+
+    with pytest.raises(ValueError, match="with numbers"):
+        Engine(tiny_decoder(), Broken(), page=8).prefill(prompt(20))
+
+
+# In the engine.
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_decoder().double()
+
+
+def test_keeping_everything_is_dense_bit_for_bit(tiny):
+    dense, all_of_it = Engine(tiny, "dense", page=8), Engine(tiny, SnapKV(ratio=1, window=4), page=8)
+    assert torch.equal(dense.prefill(prompt(40)), all_of_it.prefill(prompt(40)))
+    assert torch.equal(dense.step(3), all_of_it.step(3))
+    assert dense.kv_bytes() == all_of_it.kv_bytes()
+
+
+def test_queries_of_a_prompt_behind_a_cached_prefix_are_read_again(tiny):
+    """What a prefix remembers is of the chunk in which it was read, which may have gone on beyond it."""
+    how, stem = SnapKV(window=12, kernel=3, ratio=0.3), prompt(48, 1)
+    donors = [Request([*stem, *prompt(own, own)], one, max_tokens=4) for one, own in ((how, 14), ("dense", 15))]
+    asked = [Request([*stem, *prompt(own, 40 + own)], how, max_tokens=16) for own in (2, 9, 30)]
+    warm = Engine(tiny, page=8).generate([*donors, *asked])[2:]
+    for request, answer in zip(asked, warm, strict=True):
+        assert answer.tokens == Engine(tiny, page=8).generate([request])[0].tokens
+        assert 0 < answer.usage.cached_tokens <= len(request.ids) - 12
+
+
+def test_cuts_while_decoding_need_no_pages_in_a_full_pool(tiny):
+    """Prompts that share pages until the first cut: nobody may lose entries, or more than its place, by it."""
+    how = KNorm(prefill="none", every=3, budget=20)
+    asked = [Request([*prompt(40, 2), *prompt(4, i)], how, max_tokens=30, temperature=1.0, seed=i) for i in range(5)]
+    pressed = Engine(tiny, page=8, kv_bytes=1).generate(asked)
+    for request, answer in zip(asked, pressed, strict=True):
+        assert answer.tokens == Engine(tiny, page=8).generate([request])[0].tokens
+
+
+@pytest.mark.parametrize("knobs", [{}, {"every": 4, "budget": 9}, {"prefill": "chunk", "budget": 9}])
+def test_it_composes_with_reading_and_decoding_of_full_heads(tiny, knobs):
+    heads = SnapKV(window=3, ratio=0.3, **knobs)
+    both = compose(
+        prefill=method("power", block=4, window=2), decode=method("recycled", budget=8, stride=3), plan=heads
+    )
+    parts = Engine(tiny, both, TINY_PLAN, page=8)
+    alone = Engine(tiny, compose(plan=heads), TINY_PLAN, page=8)
+    for engine in (parts, alone):
+        s = engine.open()
+        s.prefill(prompt(40), None if "prefill" not in knobs else [25, 15])
+        for token in prompt(10, 3):
+            s.step(token)
+        full = HeadPlan.parse(TINY_PLAN).roles
+        for layer in range(2):
+            for g in range(2):
+                n = len(s.entries(layer, g).positions)
+                most = 9 + 4 if "every" in knobs else (9 if knobs else 12) + 10
+                assert n == 50 if full[layer][g] else n <= most
