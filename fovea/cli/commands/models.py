@@ -9,9 +9,9 @@ import typer
 from rich.markup import escape
 
 from fovea.cli.common_options import AsJson, Connection, Key, Url
-from fovea.headline_metric import pick_headline
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import describe_options
+from fovea.headline_metric import pick_headline
 from fovea.results import ModelCard
 from fovea.transport import LOCAL
 from shared.api.model import ModelEntry, sparsity_in_words

@@ -28,9 +28,9 @@ from services.interpretability.causal.circuit_tasks import group_by_length, make
 from services.interpretability.causal.patching import logit_difference, path_patch
 from services.interpretability.core.model_registry import ModelRegistry
 from services.interpretability.core.studied_model import StudiedModel
+from services.interpretability.experiments.retrieval_heads.report import MIN_RETRIEVAL_SCORE
 from services.interpretability.generation.forced_decoding import _decode_step, trace_known_answer
 from services.interpretability.generation.prefix_reader import PrefixReader
-from services.interpretability.experiments.retrieval_heads.report import MIN_RETRIEVAL_SCORE
 from shared.lm.builders import llama
 from shared.lm.bundled_models import SMOLLM2, bundled_gguf
 from shared.lm.gguf_file import unpack

@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr
 from services.detection.recipes.bmn.data import Split, Videos
 from services.detection.recipes.bmn.recipe import BmnCsaDemo, BmnDemo
 from services.detection.recipes.skeletons import CHANNELS, Recording, recordings, windows
-from services.detection.temporal.segments import boundary_labels
+from services.detection.segments import boundary_labels
 from shared.training.recipe import Schedule
 
 __all__ = ["BmnCsaSkeletons", "BmnSkeletons"]

@@ -17,10 +17,10 @@ from PIL import Image
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from services.detection.boxes.geometry import letterbox, nms, unletterbox
+from services.detection.boxes import letterbox, nms, unletterbox
 from services.detection.boxes.letterbox import GREY
 from services.detection.metrics.boxes import box_scores
-from services.detection.recipes.box_evaluation import map50, scaled
+from services.detection.recipes.box_evaluation import map50, to_tensor
 from shared.registry.weights import find_weights, read_weights
 from shared.training.data.augment import Augment, warp_boxes, warp_picture
 from shared.training.data.box_sets import BoxSet, checked, find_boxes
@@ -106,7 +106,7 @@ class BoxRecipe(FolderRecipe):
             images.append(self.augment.recolour(image, rng))
             centre, size = (rows[:, 1:3] + rows[:, 3:]) / 2 / side, (rows[:, 3:] - rows[:, 1:3]) / side
             targets.append(np.column_stack((np.full(len(rows), place, np.float32), rows[:, :1], centre, size)))
-        yield {"image": scaled(np.stack(images)), "targets": torch.from_numpy(np.concatenate(targets)).float()}
+        yield {"image": to_tensor(np.stack(images)), "targets": torch.from_numpy(np.concatenate(targets)).float()}
 
     def _single(self, side: int, rng: np.random.Generator) -> tuple[Pixels, Rows]:
         index = int(rng.integers(len(self._train)))
@@ -168,7 +168,7 @@ class BoxRecipe(FolderRecipe):
         for path in held.pictures:
             pixels = self.read(path)
             page, _, _ = letterbox(pixels, self.side, STRIDE, auto=False)
-            raw = predict(scaled(page[None])).numpy()
+            raw = predict(to_tensor(page[None])).numpy()
             (many,) = nms(raw, confidence=0.001, iou=0.7, multi_label=True, max_detections=300)
             for rows, found in ((loose, many), (strict, nms(raw)[0])):
                 boxes = unletterbox(found[:, :4], page.shape[:2], pixels.shape[:2])

@@ -18,8 +18,8 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from services.detection.layers.partial import PartialNetwork
-from services.detection.recipes.patnet.recipe import normalised
-from services.detection.servables.classification_postprocess import MEAN, STD, prepared
+from services.detection.recipes.patnet.recipe import normalise_patches
+from services.detection.servables.patches import MEAN, STD, resize_patch
 from shared.registry import network
 from shared.training.data.augment import Augment, warp_picture
 from shared.training.data.class_folders import ClassSet, find_classes
@@ -72,7 +72,7 @@ class ClassRecipe(FolderRecipe):
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
         """Random pictures, warped and recoloured; in some batches mixed in pairs."""
         chosen = rng.integers(len(self._train), size=self.schedule.batch)
-        image = normalised(np.stack([self._sample(self._pixels[index], rng) for index in chosen]))
+        image = normalise_patches(np.stack([self._sample(self._pixels[index], rng) for index in chosen]))
         label = F.one_hot(torch.from_numpy(self._train.labels[chosen]), len(self._train.names)).float()
         if rng.random() < self.mixup:
             share, other = float(rng.beta(0.8, 0.8)), torch.from_numpy(rng.permutation(len(chosen)))
@@ -116,11 +116,11 @@ class ClassRecipe(FolderRecipe):
         """Logits (n, classes) of pictures as they are served."""
         network.eval()
         pixels = [
-            prepared(image, (0, 0, image.shape[1], image.shape[0]), self.side, 1.0) for image in held.load(10_000)
+            resize_patch(image, (0, 0, image.shape[1], image.shape[0]), self.side, 1.0) for image in held.load(10_000)
         ]
         device = next(network.parameters()).device
         parts = [
-            network(normalised(np.stack(pixels[at : at + batch])).to(device)).cpu()
+            network(normalise_patches(np.stack(pixels[at : at + batch])).to(device)).cpu()
             for at in range(0, len(pixels), batch)
         ]
         return torch.cat(parts)

@@ -167,7 +167,7 @@ class ChunkAttention:
             full = tuple(bool(x) for x in s.policy.full[layer])
             seen = [_view(one) for one in heads]
             view = PostPrefillView(
-                layer, q, offset, self._last, full, seen, s.policy.config, s.memos[layer], prompt=s.prompt
+                layer, q, offset, self._last, full, seen, s.policy.config, s.memos[layer], prompt=s.prompt_length
             )
             outcome = method.after_prefill(view)
             s.memos[layer] = outcome.memo

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from services.medical_seg.losses import deep_supervision
 from services.medical_seg.models.pranet_lite import PraNetLite
 from services.medical_seg.preprocess import MEAN, STD
-from services.medical_seg.recipes.evaluation import mean_dice_at_half, normalised, predict_maps, score_frames
+from services.medical_seg.recipes.evaluation import mean_dice_at_half, normalise_frames, predict_maps, score_frames
 from services.medical_seg.recipes.onnx_export import export_graph
 from shared.export.onnx_export import Parity
 from shared.training.data.augment import Augment, Warp, warp_mask, warp_picture
@@ -122,7 +122,7 @@ class PraNetLiteRecipe(FolderRecipe):
         ]
         mask = np.stack([mask for _, mask in made])[:, None]
         yield {
-            "image": normalised(np.stack([image for image, _ in made])),
+            "image": normalise_frames(np.stack([image for image, _ in made])),
             "mask": torch.from_numpy(mask.astype(np.float32) / 255),
         }
 

@@ -16,12 +16,12 @@ from PIL import Image
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from services.vision_restoration.models.rrformer_network import Restorer
+from services.vision_restoration.models.rrformer_network import RestorerNetwork
 from services.vision_restoration.recipes.evaluation import restore_pairs, score_pairs, tensor
 from services.vision_restoration.recipes.glass import behind_glass
 from services.vision_restoration.recipes.identity_init import start_at_identity
-from services.vision_restoration.recipes.pairs import Pairs
-from services.vision_restoration.recipes.synthesis import defocused, varied
+from services.vision_restoration.recipes.pairs import ReflectionPairs
+from services.vision_restoration.recipes.synthesis import blend_defocused, blend_varied
 from shared.training.data.class_folders import find_classes
 from shared.training.data.survey import Survey, near_copies
 from shared.training.folder_recipe import FolderRecipe
@@ -66,7 +66,7 @@ class RRFormerPhotographs(FolderRecipe):
 
     def network(self) -> nn.Module:
         """A network that begins by handing its picture through."""
-        built = cast("Restorer", super().network())
+        built = cast("RestorerNetwork", super().network())
         start_at_identity(built.net)
         return built
 
@@ -99,10 +99,10 @@ class RRFormerPhotographs(FolderRecipe):
         drawn = self._pairs(self._train, self.schedule.batch, rng, self.plain)
         yield {"mixed": tensor(drawn.mixed), "clean": tensor(drawn.clean)}
 
-    def _pairs(self, pools: list[list[Picture]], count: int, rng: np.random.Generator, plain: float) -> Pairs:
+    def _pairs(self, pools: list[list[Picture]], count: int, rng: np.random.Generator, plain: float) -> ReflectionPairs:
         drawn = [self._pair(pools, rng, plain) for _ in range(count)]
         mixed, clean, bare = zip(*drawn, strict=True)
-        return Pairs(np.stack(mixed), np.stack(clean), np.array(bare))
+        return ReflectionPairs(np.stack(mixed), np.stack(clean), np.array(bare))
 
     def _pair(
         self, pools: list[list[Picture]], rng: np.random.Generator, plain: float
@@ -113,9 +113,9 @@ class RRFormerPhotographs(FolderRecipe):
         if rng.random() >= self.formulas:
             mixed, clean = behind_glass(scene, reflection, rng)
         elif rng.random() < 0.5:
-            mixed, clean = varied(scene, reflection, rng)
+            mixed, clean = blend_varied(scene, reflection, rng)
         else:
-            mixed, clean = defocused(scene, reflection * np.float32(rng.uniform(0.4, 1)), rng)
+            mixed, clean = blend_defocused(scene, reflection * np.float32(rng.uniform(0.4, 1)), rng)
         return _bits(mixed), _bits(clean), False
 
     def _crop(self, pools: list[list[Picture]], rng: np.random.Generator) -> NDArray[np.float32]:

@@ -86,4 +86,5 @@ def _http(error: HTTPException) -> FoveaError:
         allowed = (error.headers or {}).get("Allow", "another")
         return MethodNotAllowed("This route does not take that method.", hint=f"It takes {allowed}.")
     kind = _OURS.get(error.status_code) or by_status(error.status_code)
-    return kind(str(error.detail))
+    found: FoveaError = kind(str(error.detail))
+    return found

@@ -91,7 +91,7 @@ def keep_per_layer(
 
 
 def _mix(won: Sequence[int], count: int, own: int) -> list[int]:
-    """Entries per head: `own`, and a share of the rest like that of what each won; leftovers to the largest fractions."""
+    """Entries per head: `own`, and a share of the rest in proportion to what each won; leftovers by fraction."""
     total = count * len(won)
     rest = (count - own) * len(won)
     counts = [own + rest * n // total if total else 0 for n in won]
@@ -117,4 +117,4 @@ def _best_of_all(
     if allowed is not None:
         order = order[torch.cat(tuple(allowed))[order]]
     kept = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, order[:count], value=True)
-    return list(kept.split([len(row) for row in scores]))
+    return list(torch.split(kept, [len(row) for row in scores]))
