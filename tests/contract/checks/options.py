@@ -25,12 +25,17 @@ _CONTEXTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "scanpath": [{"mode": "sampled", "reference": (0, 1, 2)}],
     "restore": [{"format": "jpeg", "picture": "restored"}, {"memory_mib": 64}],
     "segment": [{"threshold": 0.001}, {"image": "noise"}],
-    "chat": [
-        {"temperature": 2, "seed": 1, "max_tokens": 4}, {"stream": True}, {"unknown": 1},
-        {"messages": [{"role": "user", "content": "Say it: ha ha ha ha ha ha"}], "max_tokens": 8},
-        {"logprobs": True, "max_tokens": 2},
-    ],
+    "chat": [{"stream": True}, {"unknown": 1}, {"logprobs": True, "max_tokens": 2}],
 }  # fmt: skip
+
+_WARM = ({"temperature": 2, "seed": 1, "max_tokens": 4}, {"temperature": 2, "seed": 1, "max_tokens": 8, "n": 8})
+_REPEATING = ({"messages": [{"role": "user", "content": "Say it: ha ha ha ha ha ha"}], "max_tokens": 8}, *_WARM)
+
+_OWN_CONTEXTS: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]] = {
+    **{("chat", name): _WARM for name in ("temperature", "top_p", "top_k", "min_p", "seed", "n", "logit_bias")},
+    **{("chat", name): _REPEATING for name in ("presence_penalty", "frequency_penalty", "repetition_penalty")},
+}
+"""Where one option is sure to show: tried before all others."""
 
 _FOUND_NOTHING = {
     "model": "m",
@@ -75,12 +80,10 @@ FREE: Mapping[tuple[str, str], str] = {
 """Options that no answer can show, each with the reason."""
 
 
-def situations(task: str) -> list[dict[str, Any]]:
-    """Changes to an example of a task, beside the example itself."""
-    return [
-        {name: _noise() if value == "noise" else value for name, value in change.items()}
-        for change in _CONTEXTS.get(task, ())
-    ]
+def situations(task: str, option: str | None = None) -> list[dict[str, Any]]:
+    """Changes to an example of a task, beside the example itself; or those in which one option shows."""
+    changes = _CONTEXTS.get(task, ()) if option is None else _OWN_CONTEXTS.get((task, option), ())
+    return [{name: _noise() if value == "noise" else value for name, value in change.items()} for change in changes]
 
 
 def told_values(task: str, option: str, request: BaseModel) -> list[Any]:

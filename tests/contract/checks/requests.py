@@ -80,7 +80,8 @@ def about_other_things(example: BaseModel) -> Iterator[BaseModel]:
         changes = {name: _twisted(getattr(example, name), turn) for name in type(example).model_fields}
         changed = {name: value for name, value in changes.items() if value is not None}
         for names in ([*changed], *([name] for name in changed if len(changed) > 1)):
-            if names and (request := updated(example, **{name: changed[name] for name in names})) is not None:
+            request = updated(example, **{name: changed[name] for name in names}) if names else None
+            if request is not None and request != example:
                 yield request
 
 
@@ -210,7 +211,7 @@ def _numbers(prop: dict[str, Any], now: Any) -> list[float]:
     high = prop.get("maximum", prop.get("exclusiveMaximum"))
     found: list[float] = []
     if isinstance(now, int | float) and not isinstance(now, bool):
-        found += [now * 2, now / 2, now + 1, now - 1]
+        found += [now / 2, now * 2, now + 1, now - 1]  # less work first
     if low is not None:
         found += [low * 4, low, low + 1, low * 2]
     if high is not None and abs(high) <= SMALL:
