@@ -67,10 +67,10 @@ class NeedleGrid(Experiment[NeedleGridSpec]):
     )
 
     @classmethod
-    def load(cls, place: LoadContext) -> Self:
+    def load(cls, context: LoadContext) -> Self:
         """Ready at once; other services are called when a cell needs them."""
-        loaded = super().load(place)
-        options = place.options
+        loaded = super().load(context)
+        options = context.options
         loaded.endpoint = LongctxEndpoint(
             options.get("judge_base_url", "http://127.0.0.1:8080"), options.get("judge_api_key")
         )

@@ -115,11 +115,11 @@ class RoutingClusters(Experiment[RoutingClustersSpec]):
         self._imported = imported
 
     @classmethod
-    def load(cls, place: LoadContext) -> Self:
+    def load(cls, context: LoadContext) -> Self:
         """Ready at once; a routing model is loaded when it is first studied."""
-        if place.threads:
-            torch.set_num_threads(place.threads)
-        return cls(registry_for(place), ResultStore(place.cache / "probe"), place.weights)
+        if context.threads:
+            torch.set_num_threads(context.threads)
+        return cls(registry_for(context), ResultStore(context.cache / "probe"), context.weights)
 
     def load_model(self, name: str | None) -> StudiedModel:
         """Return a routing model by name; left out, the first one.
