@@ -174,23 +174,7 @@ def _report(
             "share_with_later_sink": Scalar(value=later / everyone, note="A sink anywhere but on the first token."),
             **removed,
         },
-        tables=[
-            Table(
-                name="positions",
-                columns=["position", "token", "kind", "heads"],
-                rows=[
-                    [j, tokens[j].text, _token_kind(tokens[j].text, j), n]
-                    for j, n in counts.most_common(MAX_TABLE_ROWS)
-                ],
-                caption="Positions by the number of heads that sink into them.",
-            ),
-            Table(
-                name="by_kind",
-                columns=["kind", "sinks"],
-                rows=[list(x) for x in _count_kinds(counts, [t.text for t in tokens])],
-                caption="The same kind of token sinks in other texts, too; compare before you name a position.",
-            ),
-        ],
+        tables=_tables(counts, [token.text for token in tokens]),
         grids=[
             HeatMap(
                 name="sinks",
@@ -227,6 +211,24 @@ def _report(
             )
         ],
     )
+
+
+def _tables(counts: Counter[int], texts: list[str]) -> list[Table]:
+    positions = [[j, texts[j], _token_kind(texts[j], j), n] for j, n in counts.most_common(MAX_TABLE_ROWS)]
+    return [
+        Table(
+            name="positions",
+            columns=["position", "token", "kind", "heads"],
+            rows=positions,
+            caption="Positions by the number of heads that sink into them.",
+        ),
+        Table(
+            name="by_kind",
+            columns=["kind", "sinks"],
+            rows=[list(row) for row in _count_kinds(counts, texts)],
+            caption="The same kind of token sinks in other texts, too; compare before you name a position.",
+        ),
+    ]
 
 
 def _token_kind(text: str, position: int) -> str:
