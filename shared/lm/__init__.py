@@ -1,4 +1,4 @@
-"""Language models: one decoder with named taps and one seam, its cache, its weights and its tokenizer.
+"""Language models: one decoder with named activations and a replaceable attention, its cache, weights and tokenizer.
 
 Knows tensors, files and token ids. Knows nothing about requests, scheduling, attention methods or the web.
 """

@@ -1,4 +1,4 @@
-"""The vocabulary of named activations: which sites there are, their axes, and how a name is read.
+"""Names of activations: the sites that exist, their axes, and how a name is parsed.
 
 Knows names and shapes. Knows nothing about edits, captures or how a decoder computes.
 """
@@ -92,7 +92,7 @@ class Site:
 
 
 def parse_site(text: str, config: DecoderConfig) -> Site:
-    """Read `z.3` or `final`.
+    """Parse `z.3` or `final`.
 
     Raises:
         InvalidTap: No such site, or no such layer.
@@ -108,7 +108,7 @@ def parse_site(text: str, config: DecoderConfig) -> Site:
 
 
 def parse_layer(number: int | str, config: DecoderConfig, offender: str) -> int:
-    """A layer index, checked.
+    """Parse a layer index.
 
     Raises:
         InvalidTap: It is out of range.
@@ -119,13 +119,13 @@ def parse_layer(number: int | str, config: DecoderConfig, offender: str) -> int:
     return int(number)
 
 
-def resolve_indices(wanted: int | Iterable[int], size: int, what: str) -> list[int]:
-    """Indices into an axis of `size`, negative ones counted from its end.
+def resolve_indices(indices: int | Iterable[int], size: int, what: str) -> list[int]:
+    """Resolve indices into an axis of `size`; negative ones count from its end.
 
     Raises:
         InvalidTap: One is out of range.
     """
-    indices = [wanted] if isinstance(wanted, int) else [int(i) for i in wanted]
+    indices = [indices] if isinstance(indices, int) else [int(i) for i in indices]
     for i in indices:
         if not -size <= i < size:
             detail = f"There is no {what} {i}; choices are 0…{size - 1}, or −{size}…−1 from the end."
@@ -134,10 +134,10 @@ def resolve_indices(wanted: int | Iterable[int], size: int, what: str) -> list[i
 
 
 def to_local_positions(positions: int | Iterable[int], extent: Extent) -> list[int]:
-    """Positions of the whole sequence → indices of this forward's tokens; those it does not hold are left out.
+    """Map positions of the whole sequence to indices of this forward's tokens; others are left out.
 
     With a cache, positions may also lie ahead: an edit given for a whole generation acts when its token comes.
     """
-    asked = [positions] if isinstance(positions, int) else [int(p) for p in positions]
-    inside = [p for p in asked if not (extent.more and p >= extent.total)]
+    all_positions = [positions] if isinstance(positions, int) else [int(p) for p in positions]
+    inside = [p for p in all_positions if not (extent.more and p >= extent.total)]
     return [p - extent.offset for p in resolve_indices(inside, extent.total, "position") if p >= extent.offset]

@@ -1,4 +1,4 @@
-"""Causal attention over all that was read: the default of the decoder's seam, in two kernels.
+"""Causal attention over the cache: the decoder's default, in two kernels.
 
 `sdpa` is torch's fused kernel, with grouped heads and never a repeated key. `eager` computes scores and patterns as
 tensors, so that they can be captured and edited. Knows nothing about methods, pages or schedulers.
@@ -28,11 +28,11 @@ __all__ = [
 ]
 
 Tap = Callable[[str, int, Tensor], Tensor]
-"""`tap(site, layer, x) -> x`: sees a named activation and hands on what the decoder goes on with."""
+"""`tap(site, layer, x) -> x`: reads a named activation and returns what the decoder continues with."""
 
 
 class AttentionSeam(Protocol):
-    """The decoder's one seam: mixes values, and owns whatever it remembers."""
+    """Interface of the decoder's attention: mixes values, and owns what it caches."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
         """Rotated q [B,T,H,d], rotated k, plain v [B,T,G,d] of new tokens from position `offset` on → z [B,T,H,d]."""
@@ -40,12 +40,12 @@ class AttentionSeam(Protocol):
 
 
 def ignore_taps(_site: str, _layer: int, x: Tensor) -> Tensor:
-    """The tap that does nothing."""
+    """Return the activation unchanged: the default tap."""
     return x
 
 
 class DenseAttention:
-    """Every token looks at itself and all before it, left padding apart."""
+    """Dense causal attention: every token sees itself and all before it, except left padding."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class DenseAttention:
         self._windows = windows
 
     def window(self, layer: int) -> int | None:
-        """How many tokens a token of this layer sees; None is all."""
+        """Return how many tokens a token of this layer sees; None is all."""
         return None if self._windows is None else self._windows[layer]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
@@ -70,14 +70,14 @@ class DenseAttention:
         return sdpa(q, *self.remember(layer, k, v, offset), self.pad, self.window(layer))
 
     def remember(self, layer: int, k: Tensor, v: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-        """Keys and values to look at, the new ones included: [B,G,S,d]."""
+        """Store the new keys and values; return all of them [B,G,S,d]."""
         if self.cache is None:
             return k.transpose(1, 2), v.transpose(1, 2)
         return self.cache.write(layer, k, v, offset)
 
 
 def causal_mask(queries: Tensor, keys: int, pad: Tensor | None, window: int | None = None) -> Tensor:
-    """What query positions `queries` [T] may look at among `keys` positions: [T,S], or [B,1,T,S] with left padding.
+    """Return which of `keys` positions the queries at positions [T] see: [T,S], or [B,1,T,S] with left padding.
 
     With `window` only the last so many, the query's own included.
     """
@@ -89,7 +89,7 @@ def causal_mask(queries: Tensor, keys: int, pad: Tensor | None, window: int | No
 
 
 def sdpa(q: Tensor, keys: Tensor, values: Tensor, pad: Tensor | None = None, window: int | None = None) -> Tensor:
-    """Fused attention of the last T positions: q [B,T,H,d], keys and values [B,G,S,d] → z [B,T,H,d]."""
+    """Compute fused attention of the last T positions: q [B,T,H,d], keys and values [B,G,S,d] → z [B,T,H,d]."""
     (B, T, H, d), (G, S) = q.shape, keys.shape[1:3]
     if window is not None and window >= S:
         window = None
@@ -107,17 +107,17 @@ def sdpa(q: Tensor, keys: Tensor, values: Tensor, pad: Tensor | None = None, win
 
 
 def scores(q: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-    """q·k / sqrt(d), −inf where `mask` ([T,S] or [B,1,T,S]) hides: q [B,T,H,d], keys [B,G,S,d] → [B,H,T,S]."""
+    """Compute q·k / sqrt(d), −inf where `mask` ([T,S] or [B,1,T,S]) hides: q [B,T,H,d], keys [B,G,S,d] → [B,H,T,S]."""
     (B, T, H, d), (G, S) = q.shape, keys.shape[1:3]
     rows = q.transpose(1, 2).reshape(B, G, H // G * T, d)
     product: Tensor = (rows @ keys.transpose(-1, -2) * d**-0.5).view(B, H, T, S)
     return product.masked_fill(~mask, float("-inf"))
 
 
-def patterns(scored: Tensor) -> Tensor:
-    """Softmax rows in float32 or wider, in the dtype of the scores; a row that sees nothing is zero."""
-    wide = scored if scored.dtype == torch.float64 else scored.float()
-    return torch.nan_to_num(wide.softmax(-1), nan=0.0).to(scored.dtype)
+def patterns(scores: Tensor) -> Tensor:
+    """Apply softmax per row in float32 or wider, in the dtype of the scores; a row that sees nothing is zero."""
+    wide = scores if scores.dtype == torch.float64 else scores.float()
+    return torch.nan_to_num(wide.softmax(-1), nan=0.0).to(scores.dtype)
 
 
 def eager(
@@ -130,7 +130,7 @@ def eager(
     tap: Tap = ignore_taps,
     window: int | None = None,
 ) -> Tensor:
-    """Attention by plain products with `scores` and `pattern` tapped; shapes as `sdpa`."""
+    """Compute attention by plain products with `scores` and `pattern` tapped; shapes as `sdpa`."""
     (B, T, H, d), (G, S) = q.shape, keys.shape[1:3]
     mask = causal_mask(torch.arange(S - T, S, device=q.device), S, pad, window)
     pattern = tap("pattern", layer, patterns(tap("scores", layer, scores(q, keys, mask))))

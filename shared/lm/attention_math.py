@@ -1,4 +1,4 @@
-"""Pure maths on attention maps that several rooms need: the streaming mask, column mass, calibration, echo masks.
+"""Maths on attention maps: the streaming mask, column mass, sink calibration, echo masks.
 
 Axes: H query heads, T queries, S keys. Knows tensors only; nothing about models, methods or experiments.
 """
@@ -12,37 +12,37 @@ __all__ = ["calibrate", "calibrate_mixed", "column_mean", "echo_mask", "excuse_s
 
 
 def streaming_mask(tokens: int, sink: int, recent: int) -> Tensor:
-    """Key j is visible to query i iff j <= i and (j < sink or i - j < recent): bool [T,T]; `recent` counts i itself."""
+    """Return the streaming mask, bool [T,T]: j <= i and (j < sink or i - j < recent); `recent` counts i itself."""
     i, j = torch.arange(tokens)[:, None], torch.arange(tokens)
     return (j <= i) & ((j < sink) | (i - j < recent))
 
 
 def column_mean(pattern: Tensor) -> Tensor:
-    """Mean attention that each key gets from the rows that can see it: a causal [..., T, T] → [..., T]."""
+    """Return the mean attention that each key gets from the rows that can see it: causal [..., T, T] → [..., T]."""
     tokens = pattern.shape[-1]
     return pattern.sum(-2) / torch.arange(tokens, 0, -1, dtype=pattern.dtype, device=pattern.device)
 
 
 def excuse_sink(sinks: Tensor, excuse: str) -> Tensor:
-    """Sinks [s] (ascending) without the one that is let off: the `first`, whatever its index, or only token `zero`."""
+    """Return sinks [s] (ascending) without the excused one: the `first`, whatever its index, or only token `zero`."""
     return sinks[1:] if excuse == "first" else sinks[sinks != 0]
 
 
 def calibrate(pattern: Tensor, sinks: Tensor, beta: float) -> Tensor:
-    """ACT's rule on a causal map [T,S]: sinks keep `beta` of their mass, the rest goes to the others in proportion.
+    """Apply ACT's rule to a causal map [T,S]: sinks keep `beta` of their mass, the others share the rest in proportion.
 
     Rows that are all sink are left alone, and with them row 0.
     """
-    chosen = torch.zeros(pattern.shape[-1], dtype=torch.bool, device=pattern.device)
-    chosen[sinks] = True
-    mass = (pattern * chosen).sum(-1, keepdim=True)
+    is_sink = torch.zeros(pattern.shape[-1], dtype=torch.bool, device=pattern.device)
+    is_sink[sinks] = True
+    mass = (pattern * is_sink).sum(-1, keepdim=True)
     other = 1 - mass
     raised = pattern * (1 + (1 - beta) * mass / other.clamp_min(1e-300 if pattern.dtype == torch.float64 else 1e-30))
-    return torch.where(other < 1e-12, pattern, torch.where(chosen, beta * pattern, raised))
+    return torch.where(other < 1e-12, pattern, torch.where(is_sink, beta * pattern, raised))
 
 
 def calibrate_mixed(mixed: Tensor, weights: Tensor, values: Tensor, beta: float) -> Tensor:
-    """`calibrate` without the map: o' = beta·A + (1 + (1 - beta)·m / (1 - m))·(o - A), m = Σ_S p, A = Σ_S p·v.
+    """Calibrate without the map: o' = beta·A + (1 + (1 - beta)·m / (1 - m))·(o - A), m = Σ_S p, A = Σ_S p·v.
 
     Args:
         mixed: o, plain output [...,T,d].
@@ -57,7 +57,7 @@ def calibrate_mixed(mixed: Tensor, weights: Tensor, values: Tensor, beta: float)
 
 
 def echo_mask(tokens: int, period: int, shift: int = 0) -> Tensor:
-    """In a sequence that repeats every `period`: pairs (i, j + shift), j an earlier copy of token i; bool [T,T].
+    """Return the pairs (i, j + shift), j an earlier copy of token i, in a sequence of that `period`: bool [T,T].
 
     `shift` 0 is echo (attention to the copy), 1 induction (to what followed it).
     """

@@ -1,9 +1,9 @@
-"""The kinds of block, cut at the same joints, so that one loop can run either.
+"""Decoder blocks of all families behind one interface, so that one loop runs any of them.
 
-A block answers four questions: `project` (norm, then q, k, v), `orient` (what positions do to q and k), `output` (what
-mixed values add to the residual stream) and `feed` (what the MLP adds). Parameter names are the official state-dict
-keys; norms and products of the Llama-like ones go through `shared.lm.ops`. Knows nothing about attention itself, caches
-or taps.
+A block has four steps: `project` (norm, then q, k, v), `apply_positions` (per-head norm and rotation of q and k),
+`output` (what mixed values add to the residual stream) and `feed` (what the MLP adds). Parameter names are the official
+state-dict keys; norms and products of the Llama-like ones go through `shared.lm.ops`. Knows nothing about attention
+itself, caches or taps.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ class Block(Protocol):
     """One layer, as the decoder sees it. x is [B,T,D]; q [B,T,H,d]; k, v [B,T,G,d]."""
 
     def project(self, x: Tensor, ops: Ops = TORCH) -> tuple[Tensor, Tensor, Tensor]:
-        """First norm, then q, k and v with their biases, before any rotation."""
+        """Apply the first norm, then project to q, k and v with their biases, before any rotation."""
         ...
 
     def apply_positions(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
-        """What attention compares: per-head norm, then rotation."""
+        """Apply the per-head norm and the rotation to q and k."""
         ...
 
     def output(self, z: Tensor, ops: Ops = TORCH) -> Tensor:
-        """What the heads' mixed values z [B,T,H,d] add to the residual stream."""
+        """Project the heads' mixed values z [B,T,H,d] into the residual stream."""
         ...
 
     def feed(self, x: Tensor, ops: Ops = TORCH) -> Tensor:
-        """Second norm and MLP."""
+        """Apply the second norm and the MLP."""
         ...
 
 
@@ -203,7 +203,7 @@ class Gemma3Block(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         # Scores are scaled by 1/sqrt(d) whoever computes them; another scale goes into the queries.
-        self.turn_up = (config.head_dim / (config.query_scale or config.head_dim)) ** 0.5
+        self.query_factor = (config.head_dim / (config.query_scale or config.head_dim)) ** 0.5
         self.self_attn = _SplitAttention(config)
         self.self_attn.q_norm = OffsetRMSNorm(config.head_dim, config.norm_eps)
         self.self_attn.k_norm = OffsetRMSNorm(config.head_dim, config.norm_eps)
@@ -224,7 +224,7 @@ class Gemma3Block(nn.Module):
         q, k = ops.norm(q, self.self_attn.q_norm), ops.norm(k, self.self_attn.k_norm)
         if turn is not None:
             q, k = ops.rotate(q, k, turn)
-        return q if self.turn_up == 1 else q * self.turn_up, k
+        return q if self.query_factor == 1 else q * self.query_factor, k
 
     def output(self, z: Tensor, ops: Ops = TORCH) -> Tensor:
         """Join the heads, then the second norm."""

@@ -1,4 +1,4 @@
-"""Builders that `network(name, …)` finds: one per family, with the family's own keywords.
+"""Builders of decoders that `network(name, …)` finds: one per family, with the family's own keywords.
 
 Each returns a `Decoder` with small random weights. Knows nothing about files.
 """
@@ -16,7 +16,7 @@ __all__ = ["gemma3", "gpt2", "llama", "qwen2"]
 def gpt2(
     *, vocab: int, width: int, layers: int, heads: int, hidden: int, positions: int, norm_eps: float = 1e-5
 ) -> Decoder:
-    """GPT-2: learned positions, LayerNorm, biases everywhere, output tied to the token embedding."""
+    """Build a GPT-2: learned positions, LayerNorm, biases everywhere, output tied to the token embedding."""
     return Decoder(
         DecoderConfig(
             path="gpt2",
@@ -53,7 +53,7 @@ def llama(
     out_bias: bool = False,
     qk_norm: bool = False,
 ) -> Decoder:
-    """Llama: rotary positions, RMSNorm, grouped heads, gated MLP; the last four are facts of its relatives."""
+    """Build a Llama: rotary positions, RMSNorm, grouped heads, gated MLP; the last four options are its relatives'."""
     return Decoder(
         DecoderConfig(
             path="llama",
@@ -91,7 +91,7 @@ def qwen2(
     tied: bool = True,
     head_dim: int | None = None,
 ) -> Decoder:
-    """Qwen2: Llama with biases on q, k and v."""
+    """Build a Qwen2: Llama with biases on q, k and v."""
     return llama(
         vocab=vocab,
         width=width,
@@ -128,7 +128,7 @@ def gemma3(
     query_scale: float | None = None,
     rope_scaling: RopeScaling | None = None,
 ) -> Decoder:
-    """Gemma 3 (text): every `every`-th layer sees all, the others a sliding `window` with a rotation of its own."""
+    """Build a Gemma 3 (text): every `every`-th layer sees all, the others a `window` with their own rotation."""
     return Decoder(
         DecoderConfig(
             path="gemma3",

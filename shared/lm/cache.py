@@ -1,10 +1,11 @@
-"""Keys and values of what a decoder has read, per layer, in one buffer that grows by doubling.
+"""Dense KV cache of a decoder: keys and values per layer, in one buffer that grows by doubling.
 
-Knows shapes and lengths. Knows nothing about who reads them, pages, eviction or attention methods.
+Knows shapes and lengths. Knows nothing about pages, eviction or attention methods.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Self
 
 import torch
@@ -15,7 +16,7 @@ from shared.lm.config import DecoderConfig
 __all__ = ["KVCache"]
 
 _MIN_ROOM = 256
-"""Tokens of the first buffer, unless more are known to come."""
+"""Tokens of the first buffer, unless more are reserved."""
 
 
 class KVCache:
@@ -23,7 +24,7 @@ class KVCache:
 
     Attributes:
         length: Tokens held; the position of the next one. Lowering it forgets the tail.
-        pad: Left padding per row [B] in tokens, or None; see `settle`.
+        pad: Left padding per row [B] in tokens, or None; see `set_padding`.
     """
 
     def __init__(
@@ -52,14 +53,14 @@ class KVCache:
         return sum(layer.nbytes for layer in self._layers)
 
     def set_padding(self, pad: Tensor | None) -> Tensor | None:
-        """The left padding in force: the first one given stays."""
+        """Set the left padding once, and return the one in force: the first one stays."""
         if self.pad is None:
             self.pad = pad
         return self.pad
 
     @torch.no_grad()
     def write(self, layer: int, k: Tensor, v: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-        """Store k and v [B,T,G,d] of tokens `offset`…`offset+T`; return all keys and values up to there [B,G,S,d]."""
+        """Write k and v [B,T,G,d] of tokens `offset`…`offset+T`; return all keys and values up to there [B,G,S,d]."""
         end = offset + k.shape[1]
         if end > self._layers[layer].shape[3]:
             self._grow(layer, end, keep=offset)
@@ -69,15 +70,12 @@ class KVCache:
         return keys, values
 
     def values(self, layer: int, end: int) -> Tensor:
-        """Values of the first `end` tokens, [B,end,G,d]."""
+        """Return the values of the first `end` tokens, [B,end,G,d]."""
         return self._layers[layer][1, :, :, :end].transpose(1, 2)
 
     def fork(self) -> Self:
-        """A copy that goes its own way from here."""
-        twin = object.__new__(type(self))
-        twin.length, twin.pad = self.length, self.pad
-        twin._layers = [layer.clone() for layer in self._layers]
-        return twin
+        """Return an independent copy of the cache as it is now."""
+        return copy.deepcopy(self)
 
     def _grow(self, layer: int, end: int, *, keep: int) -> None:
         old = self._layers[layer]

@@ -1,4 +1,4 @@
-"""What a decoder is made of, as one frozen value, and how official config files say it.
+"""Configuration of a decoder as one frozen value, and its parser for official config files.
 
 A family is a set of facts, not a class: Qwen2 is the Llama path with biases on q, k and v. Knows nothing about tensors.
 """
@@ -21,7 +21,7 @@ _GEMMA3 = ("gemma3_text", "gemma3")
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """How rotary frequencies are stretched past the context of pre-training.
+    """Scaling of rotary frequencies past the context of pre-training.
 
     `linear` divides all frequencies by `factor`. `llama3` does so only for wavelengths above `original / low`, leaves
     those under `original / high` alone, and blends in between. `table` divides by one given number per frequency.
@@ -37,7 +37,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """Facts of one decoder.
+    """Configuration of one decoder.
 
     Attributes:
         path: Which of the two code paths; `gpt2` (learned positions, LayerNorm) or `llama` (rotary, RMSNorm).
@@ -97,7 +97,7 @@ class DecoderConfig:
 
 
 def from_official(facts: Mapping[str, Any]) -> DecoderConfig:
-    """Read the facts of an official `config.json` (Hugging Face's names).
+    """Parse an official `config.json` (Hugging Face's names).
 
     Raises:
         BadInput: A model type or a variant that this decoder does not have, or a fact is missing; the detail names it.
@@ -159,7 +159,7 @@ def _llama(facts: Mapping[str, Any], *, qkv_bias: bool) -> DecoderConfig:
 
 
 def _gemma3(facts: Mapping[str, Any]) -> DecoderConfig:
-    """Gemma 3's text model; the official file of the larger sizes wraps it in `text_config`."""
+    """Parse Gemma 3's text model; the official file of the larger sizes wraps it in `text_config`."""
     facts = facts.get("text_config") or facts
     if facts.get("final_logit_softcapping") or facts.get("attn_logit_softcapping") or facts.get("attention_bias"):
         detail = "This decoder has no form for a Gemma 3 with soft-capping or biases."

@@ -1,8 +1,7 @@
-"""The decoder: embeds, runs its blocks in one loop, projects to logits. Plain enough to read in one sitting.
+"""Decoder: a causal language model that embeds, runs its blocks in one loop and projects to logits.
 
-It has two seams, `attend`, through which engines and studies replace attention, and `ops`, through which engines
-replace the arithmetic around it; and one ear, `tap`, through which named activations are seen and edited. All belong to
-a call, never to the module. Knows nothing about their users.
+A call may replace three things: `attend` (attention), `ops` (the arithmetic around it) and `tap`, through which named
+activations are read and edited. They belong to the call, never to the module. Knows nothing about their users.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Decoder(nn.Module):
         # A tied Llama file has no output matrix; a GPT-2 state dict lists the tie under its second name.
         if config.path == "gpt2" or not config.tied:
             self.lm_head = nn.Linear(config.width, config.vocab, bias=False)
-        self._start()
+        self._init_weights()
         self._tie()
 
     def forward(
@@ -75,19 +74,19 @@ class Decoder(nn.Module):
         tap: Tap = ignore_taps,
         ops: Ops = TORCH,
     ) -> Tensor:
-        """Logits of `ids`.
+        """Compute the logits of `ids`.
 
         Args:
             ids: Tokens [B,T].
             cache: Continue from it, and extend it.
-            attend: Replaces causal attention over `cache`; whoever gives both writes the cache in `attend`.
+            attend: Replaces causal attention over `cache`; where both are given, `attend` writes the cache.
             offset: Position of the first token where there is no cache but `attend` remembers what came before.
             positions: Positions for embedding or rotation [B,T], where rows differ; default `offset`, `offset`+1, ….
             pad: Left padding per row [B]: those tokens are seen by nobody, and positions count from behind them.
             keep: Only the last `keep` positions get logits; None keeps all. With 0 the last block does not go beyond
                 its attention: only the cache, or what `attend` remembers, is asked for.
-            tap: Sees and edits named activations; see `shared.lm.taps`.
-            ops: What computes norms, products and rotations of Llama-like layers; others keep torch's.
+            tap: Reads and edits named activations; see `shared.lm.taps`.
+            ops: Computes norms, products and rotations of Llama-like layers; other layers use torch.
 
         Returns:
             Logits [B,T,V], or [B,keep,V].
@@ -102,12 +101,12 @@ class Decoder(nn.Module):
         if positions is None:
             positions = _count_positions(ids, offset, pad)
         x = tap("embed", -1, self._embed(ids, positions))
-        turns = self.rotations(positions, x.dtype)
+        rotations = self.rotations(positions, x.dtype)
         for layer, block in enumerate(self.blocks):
             if keep == 0 and layer == self.config.layers - 1 and tap is ignore_taps:
-                x = _write_cache_only(block, layer, x, turns[layer], attend, offset, ops)
+                x = _write_cache_only(block, layer, x, rotations[layer], attend, offset, ops)
             else:
-                x = _run_block(block, layer, x, turns[layer], attend, offset, tap, ops)
+                x = _run_block(block, layer, x, rotations[layer], attend, offset, tap, ops)
         if cache is not None:
             cache.length += ids.shape[1]
         x = tap("final", -1, x)
@@ -130,7 +129,7 @@ class Decoder(nn.Module):
         return self.model.embed_tokens.weight if head is None else cast("Tensor", head.weight)
 
     def new_cache(self, batch: int = 1, room: int = 0) -> KVCache:
-        """An empty cache that fits this model's dtype and device."""
+        """Create an empty cache with this model's dtype and device."""
         like = self.output_matrix
         return KVCache(self.config, batch, room=room, dtype=like.dtype, device=like.device)
 
@@ -141,24 +140,24 @@ class Decoder(nn.Module):
         return result
 
     def rotations(self, positions: Tensor, dtype: torch.dtype) -> list[Rotation | None]:
-        """What positions ([T] or [B,T]) do to q and k at each layer; None where they are in the embedding."""
+        """Return the rotation of q and k at positions ([T] or [B,T]) per layer; None where positions are embedded."""
         config, L = self.config, self.config.layers
         if config.path == "gpt2":
             return [None] * L
-        turn = rotation(frequencies(config).to(positions.device), positions, dtype)
+        whole = rotation(frequencies(config).to(positions.device), positions, dtype)
         if config.windows is None:
-            return [turn] * L
+            return [whole] * L
         local = rotation(local_frequencies(config).to(positions.device), positions, dtype)
-        return [turn if window is None else local for window in config.windows]
+        return [whole if window is None else local for window in config.windows]
 
     def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         if self.config.path == "gpt2":
-            return cast("Tensor", self.transformer.wte(ids) + self.transformer.wpe(self._within(positions)))
+            return cast("Tensor", self.transformer.wte(ids) + self.transformer.wpe(self._check_positions(positions)))
         x = cast("Tensor", self.model.embed_tokens(ids))
         # Gemma's factor is rounded in the model's dtype, as its authors did.
         return x * torch.tensor(self.config.width**0.5, dtype=x.dtype) if self.config.path == "gemma3" else x
 
-    def _within(self, positions: Tensor) -> Tensor:
+    def _check_positions(self, positions: Tensor) -> Tensor:
         if positions.numel() and int(positions.max()) >= self.config.positions:
             message = f"this GPT-2 knows {self.config.positions} positions, not {int(positions.max()) + 1}"
             raise ValueError(message)
@@ -174,7 +173,7 @@ class Decoder(nn.Module):
             self.lm_head.weight = self.transformer.wte.weight
 
     @torch.no_grad()
-    def _start(self) -> None:
+    def _init_weights(self) -> None:
         """Small random matrices and no biases, so that an untrained model is near uniform."""
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
@@ -191,7 +190,7 @@ def _count_positions(ids: Tensor, offset: int, pad: Tensor | None) -> Tensor:
 def _run_block(
     block: Block, layer: int, x: Tensor, turn: Rotation | None, attend: AttentionSeam, offset: int, tap: Tap, ops: Ops
 ) -> Tensor:
-    """One block on x [B,T,D]. The sites are those of the shared vocabulary of named activations."""
+    """Run one block on x [B,T,D], with a tap at every named activation."""
     x = tap("resid_pre", layer, x)
     q, k, v = block.project(x, ops)
     q, k, v = tap("q", layer, q), tap("k", layer, k), tap("v", layer, v)
@@ -205,7 +204,7 @@ def _run_block(
 def _write_cache_only(
     block: Block, layer: int, x: Tensor, turn: Rotation | None, attend: AttentionSeam, offset: int, ops: Ops
 ) -> Tensor:
-    """A block whose output nobody reads: its keys and values are handed on, x [B,T,D] is left as it is."""
+    """Run a block whose output nobody reads, up to its keys and values; x [B,T,D] is returned unchanged."""
     q, k, v = block.project(x, ops)
     attend(layer, *block.apply_positions(q, k, turn, ops), v, offset)
     return x

@@ -1,6 +1,6 @@
-"""Turns a GGUF file into a Hugging Face folder, once: config, plain tensors, tokenizer. All else reads the folder.
+"""Conversion of a GGUF file to a Hugging Face folder, once: config, dequantised tensors, tokenizer.
 
-The folder lies in the cache under the file's digest and the dtype, so it is safe to delete and is never stale. Knows
+The folder is cached under the file's digest and the dtype, so it is safe to delete and is never stale. Knows
 llama.cpp's names and its order of q and k rows; knows nothing about decoders.
 """
 
@@ -59,7 +59,7 @@ _GEMMA3_27B_LAYERS = 62
 
 
 def unpack(file: Path, cache: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """The folder that holds the same model as `file`, made now or found in `cache`.
+    """Return the folder that holds the same model as `file`, converted now or found in `cache`.
 
     Raises:
         NotFound: There is no such file.
@@ -69,8 +69,8 @@ def unpack(file: Path, cache: Path, dtype: torch.dtype = torch.float32) -> Path:
     if not file.is_file():
         detail = f"There is no file {file.name} to read a model from."
         raise NotFound(detail)
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     folder = cache / "lm" / f"{digest[:32]}-{str(dtype).removeprefix('torch.')}"
     if not (folder / "config.json").is_file():
         _write(file, folder, dtype, digest)
@@ -78,7 +78,7 @@ def unpack(file: Path, cache: Path, dtype: torch.dtype = torch.float32) -> Path:
 
 
 def _write(file: Path, folder: Path, dtype: torch.dtype, digest: str) -> None:
-    """Write into a neighbour and rename: readers see a whole folder or none, however many processes start at once."""
+    """Write into a temporary neighbour and rename: readers see a whole folder or none, with any number of processes."""
     reader = _open(file)
     facts = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
     config, raw = _config(facts, reader), {tensor.name: tensor for tensor in reader.tensors}

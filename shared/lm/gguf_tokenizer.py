@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file, as the two JSON files of a Hugging Face folder.
+"""Conversion of the tokenizer in a GGUF file to the two JSON files of a Hugging Face folder.
 
 Byte-level BPE with the splitting rules of the known `tokenizer.ggml.pre` names, and SentencePiece's BPE, whose merges
 follow from its scores. Knows nothing about tensors.
@@ -27,7 +27,7 @@ _CONTROL, _USER = 3, 4
 
 
 def tokenizer_files(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """`tokenizer.json` and `tokenizer_config.json` for the metadata of a GGUF file.
+    """Return `tokenizer.json` and `tokenizer_config.json` for the metadata of a GGUF file.
 
     Raises:
         UnsupportedMedia: A tokenizer of another kind, or an unknown splitting rule.

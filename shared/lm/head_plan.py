@@ -1,7 +1,7 @@
-"""Which heads of a model do what, as an artefact: `head-plan/1`, made by experiments, read by attention methods.
+"""Head plan: the roles of a model's heads as an artefact, `head-plan/1`, made by experiments for attention methods.
 
-A plan crosses rooms as JSON, addressed by the digest of its canonical form. Knows how scores become roles and whether a
-plan fits a model; knows nothing about where scores come from or what roles are used for.
+A plan crosses services as JSON, addressed by the digest of its canonical form. Knows how scores become roles and
+whether a plan fits a model; knows nothing about where scores come from or what roles are used for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Score = list[list[float]]
 
 
 class ModelId(BaseModel):
-    """The model that a plan was made for; what is left out is not checked."""
+    """Identity of the model that a plan was made for; empty fields are not checked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,7 +39,7 @@ class ModelId(BaseModel):
 
 
 class Origin(BaseModel):
-    """Where a plan comes from."""
+    """Origin of a plan: the experiment, its spec and seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,7 +55,7 @@ class HeadPlan(BaseModel):
     Attributes:
         schema_: Always `head-plan/1`; `schema` on the wire.
         model: The model it was made for.
-        made_by: The experiment, its spec and seed.
+        made_by: Where it comes from.
         scores: Evidence by name, [L][G] or [L][H]; unknown names are kept.
         roles: [L][G], 1 = full (retrieval), 0 = streaming.
         rule: How roles came from scores, in words.
@@ -75,7 +75,7 @@ class HeadPlan(BaseModel):
     heads: list[tuple[int, int]] | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _has_content(self) -> Self:
         if self.roles is None and self.heads is None:
             message = "a plan needs roles or heads"
             raise ValueError(message)
@@ -86,25 +86,25 @@ class HeadPlan(BaseModel):
         return self
 
     @classmethod
-    def parse(cls, given: HeadPlan | Mapping[str, Any] | str | bytes) -> Self:
-        """A plan from a plan, a mapping or JSON text.
+    def parse(cls, source: HeadPlan | Mapping[str, Any] | str | bytes) -> Self:
+        """Parse a plan from a plan, a mapping or JSON text.
 
         Raises:
             Malformed: It is not a `head-plan/1`; the detail names the first offender.
         """
-        if isinstance(given, cls):
-            return given
+        if isinstance(source, cls):
+            return source
         try:
-            return cls.model_validate_json(given) if isinstance(given, str | bytes) else cls.model_validate(given)
+            return cls.model_validate_json(source) if isinstance(source, str | bytes) else cls.model_validate(source)
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "it"
-            detail = f"The head plan can't be used: {place}: {first['msg']}."
+            location = ".".join(map(str, first["loc"])) or "it"
+            detail = f"The head plan can't be used: {location}: {first['msg']}."
             raise Malformed(detail, hint="See head-plan/1: schema, and roles or heads.", field="plan") from error
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """A plan from a file.
+        """Read a plan from a file.
 
         Raises:
             TooLarge: The file is larger than any plan.
@@ -119,7 +119,7 @@ class HeadPlan(BaseModel):
     def from_scores(
         cls, scores: Mapping[str, Score], by: str, share: float, *, model: ModelId, made_by: Origin | None = None
     ) -> Self:
-        """A plan that makes the top `share` of key/value heads full by one of its scores [L][G]."""
+        """Make the plan whose top `share` of key/value heads by one of its scores [L][G] are full."""
         roles = top_share(scores[by], share)
         return cls(
             schema_="head-plan/1",
@@ -133,7 +133,7 @@ class HeadPlan(BaseModel):
 
     @classmethod
     def from_retrieval(cls, report: Mapping[str, Any], share: float, *, kv_heads: int | None = None) -> Self:
-        """A plan from a retrieval report (`retrieval-report/1`, scores [L][H] per query head).
+        """Make a plan from a retrieval report (`retrieval-report/1`, scores [L][H] per query head).
 
         Args:
             report: The report.
@@ -170,11 +170,11 @@ class HeadPlan(BaseModel):
         return _digest(self.facts())
 
     def facts(self) -> dict[str, Any]:
-        """The JSON form; what is not said is left out."""
+        """Return the JSON form; unset fields are left out."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     def text(self) -> str:
-        """The canonical JSON: what files hold, and what the digest is of."""
+        """Return the canonical JSON: what files hold, and what the digest is of."""
         return _canonical(self.facts())
 
     def check(self, config: DecoderConfig, weights_sha256: str = "", *, force: bool = False) -> Self:
@@ -194,12 +194,14 @@ class HeadPlan(BaseModel):
             for name, table, widths in (("roles", self.roles, (G,)), *((n, t, (G, H)) for n, t in self.scores.items()))
             if table is not None and (len(table) != L or len(table[0]) not in widths)
         ]
-        told = (
+        stated = (
             ("layers", self.model.layers, L),
             ("query_heads", self.model.query_heads, H),
             ("kv_heads", self.model.kv_heads, G),
         )
-        wrong += [f"it was made for {said} {name}, not {real}" for name, said, real in told if said not in (None, real)]
+        wrong += [
+            f"it was made for {made} {name}, not {real}" for name, made, real in stated if made not in (None, real)
+        ]
         wrong += [
             f"there is no head {tuple(pair)}"
             for pair in self.heads or ()
@@ -208,14 +210,14 @@ class HeadPlan(BaseModel):
         if wrong:
             detail = f"The head plan does not fit this model: {wrong[0]}."
             raise BadInput(detail, field="plan")
-        told_digest = self.model.weights_sha256
-        if told_digest and weights_sha256 and told_digest != weights_sha256 and not force:
-            detail = f"The head plan was made for weights {told_digest[:12]}…, and {weights_sha256[:12]}… are loaded."
+        stated_digest = self.model.weights_sha256
+        if stated_digest and weights_sha256 and stated_digest != weights_sha256 and not force:
+            detail = f"The head plan was made for weights {stated_digest[:12]}…, and {weights_sha256[:12]}… are loaded."
             raise BadInput(detail, hint="Calibrate this model, or force it.", field="plan")
         return self
 
     def with_share(self, share: float, by: str | None = None) -> Self:
-        """The same evidence cut elsewhere: the top `share` of key/value heads by a score become full.
+        """Return the same evidence with another cut: the top `share` of key/value heads by a score become full.
 
         Args:
             share: Share of full heads, 0 to 1.
@@ -226,25 +228,25 @@ class HeadPlan(BaseModel):
         """
         G = len(self.roles[0]) if self.roles else self.model.kv_heads
         usable = [name for name, table in self.scores.items() if table and G in (None, len(table[0]))]
-        chosen = by or ("duo_gate" if "duo_gate" in usable else next(iter(usable), None))
-        if chosen not in usable:
-            detail = f"The head plan has no score {chosen or 'per key/value head'} to rank heads by."
+        score = by or ("duo_gate" if "duo_gate" in usable else next(iter(usable), None))
+        if score not in usable:
+            detail = f"The head plan has no score {score or 'per key/value head'} to rank heads by."
             raise BadInput(detail, hint="Use a plan with scores, or give roles.", field="plan")
-        again = self.from_scores(self.scores, chosen, share, model=self.model, made_by=self.made_by)
-        return again.model_copy(update={"heads": self.heads})
+        plan = self.from_scores(self.scores, score, share, model=self.model, made_by=self.made_by)
+        return plan.model_copy(update={"heads": self.heads})
 
 
 def top_share(scores: Sequence[Sequence[float]], share: float) -> list[list[Literal[0, 1]]]:
-    """Roles [L][G]: 1 for the round(share·L·G) highest scores; ties go to the lower (layer, head)."""
+    """Compute roles [L][G]: 1 for the round(share·L·G) highest scores; ties go to the lower (layer, head)."""
     flat = np.asarray(scores, np.float64)
-    chosen = np.argsort(-flat, axis=None, kind="stable")[: round(min(max(share, 0.0), 1.0) * flat.size)]
+    top = np.argsort(-flat, axis=None, kind="stable")[: round(min(max(share, 0.0), 1.0) * flat.size)]
     roles = np.zeros(flat.size, int)
-    roles[chosen] = 1
+    roles[top] = 1
     return roles.reshape(flat.shape).tolist()  # type: ignore[no-any-return]  # numpy types no nested lists
 
 
 def grouped_max(scores: Sequence[Sequence[float]], kv_heads: int) -> Score:
-    """Scores per query head [L][H] → per key/value head [L][G]: the largest of its group."""
+    """Reduce scores per query head [L][H] to key/value heads [L][G]: the largest of each group."""
     table = np.asarray(scores, np.float64)
     return table.reshape(table.shape[0], kv_heads, -1).max(-1).tolist()  # type: ignore[no-any-return]  # as above
 

@@ -1,6 +1,6 @@
-"""Where head plans lie: `heads/<model>/<name>.json` under folders, found by name or by digest, also while serving.
+"""Store of head plans: `heads/<model>/<name>.json` under folders, found by name or digest, also while serving.
 
-A plan that an experiment stores is there for the next request; nobody restarts. Knows files; knows no method.
+A plan that an experiment stores is available to the next request, without a restart. Knows files; knows no method.
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ from shared.lm.head_plan import HeadPlan
 __all__ = ["PLAN_NAME", "HeadPlanStore", "save_plan"]
 
 PLAN_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
-"""What a plan may be called."""
+"""Pattern of plan names."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _Stamp = tuple[Path, int, int]
 
 
 class HeadPlanStore(Mapping[str, HeadPlan]):
-    """The head plans of one model by name; a plan's digest finds it, too. Later folders win.
+    """Head plans of one model by name, also found by digest. Later folders win.
 
-    Files are looked for at every access and read again when they changed, so the mapping is never stale. It may be
-    shared between threads.
+    Files are listed at every access and read again when they changed, so the mapping is never stale. Thread-safe.
     """
 
     def __init__(self, model: str, *folders: Path) -> None:
-        self._places = [_model_folder(folder, model) for folder in folders]
-        self._read: dict[str, tuple[_Stamp, HeadPlan]] = {}
+        self._folders = [_model_folder(folder, model) for folder in folders]
+        self._cache: dict[str, tuple[_Stamp, HeadPlan]] = {}
 
     def __getitem__(self, name: str) -> HeadPlan:
-        """The plan of a name or digest.
+        """Return the plan of a name or digest.
 
         Raises:
             KeyError: There is none.
@@ -54,19 +53,19 @@ class HeadPlanStore(Mapping[str, HeadPlan]):
         return iter(sorted(self._files()))
 
     def __len__(self) -> int:
-        """How many names there are."""
+        """Number of names."""
         return len(self._files())
 
     def _files(self) -> dict[str, Path]:
-        return {file.stem: file for place in self._places for file in sorted(place.glob("*.json"))}
+        return {file.stem: file for folder in self._folders for file in sorted(folder.glob("*.json"))}
 
     def _plan(self, name: str, file: Path) -> HeadPlan:
         facts = file.stat()
         stamp = (file, facts.st_mtime_ns, facts.st_size)
-        known = self._read.get(name)
-        if known is None or known[0] != stamp:
-            known = self._read[name] = (stamp, HeadPlan.read(file))
-        return known[1]
+        cached = self._cache.get(name)
+        if cached is None or cached[0] != stamp:
+            cached = self._cache[name] = (stamp, HeadPlan.read(file))
+        return cached[1]
 
 
 def save_plan(plan: HeadPlan, folder: Path, model: str, name: str) -> Path:

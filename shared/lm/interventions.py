@@ -1,6 +1,6 @@
-"""Edits of named activations as frozen values, and what each does to its site.
+"""Interventions on named activations: edits as frozen values, and the functions that they compile to.
 
-An edit never writes into a tensor that it was given. Knows sites and shapes; knows nothing about kernels or decoders.
+An edit never writes into its input. Knows sites and shapes; knows nothing about kernels or decoders.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Values = Callable[[], Tensor]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Replace:
-    """The selection takes the entries of `value`, which broadcasts to the site's full shape."""
+    """Replace the selection by the entries of `value`, which broadcasts to the site's full shape."""
 
     site: str
     value: Tensor
@@ -43,7 +43,7 @@ class Replace:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scale:
-    """The selection is multiplied by `factor`; 0 on `z.l` is zero ablation."""
+    """Multiply the selection by `factor`; 0 on `z.l` is zero ablation."""
 
     site: str
     factor: float | Tensor
@@ -54,7 +54,7 @@ class Scale:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Uniform:
-    """Masking: the heads look at all visible keys alike, because their queries are zero."""
+    """Make the attention of heads uniform over all visible keys, by setting their queries to zero."""
 
     layer: int
     heads: Indices = None
@@ -64,7 +64,7 @@ class Uniform:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Attend:
-    """One pattern row overridden: `weights` (used as given) on `keys`, zero elsewhere."""
+    """Override one pattern row: `weights` (used as given) on `keys`, zero elsewhere."""
 
     layer: int
     head: int
@@ -81,7 +81,7 @@ CompiledEdit = Callable[[Tensor, Values], Tensor]
 
 
 def compile_edit(edit: Edit, extent: Extent) -> tuple[Site, CompiledEdit]:
-    """Check an edit against the sizes of a forward and say where and how it acts.
+    """Check an edit against the sizes of a forward; return its site and the function to apply.
 
     Raises:
         InvalidTap: Unknown site, or layer, head, position or row out of range, or heads on a headless site.
@@ -99,16 +99,16 @@ def compile_edit(edit: Edit, extent: Extent) -> tuple[Site, CompiledEdit]:
 
 
 def _compile_scale(factor: float | Tensor, index: tuple[Any, ...]) -> CompiledEdit:
-    def deed(x: Tensor, _values: Values) -> Tensor:
+    def scale(x: Tensor, _values: Values) -> Tensor:
         x = x.clone()
         x[index] = x[index] * factor
         return x
 
-    return deed
+    return scale
 
 
 def _compile_replace(edit: Replace, index: tuple[Any, ...]) -> CompiledEdit:
-    def deed(x: Tensor, _values: Values) -> Tensor:
+    def replace(x: Tensor, _values: Values) -> Tensor:
         try:
             value = edit.value.to(x).expand_as(x)
         except RuntimeError as error:
@@ -118,7 +118,7 @@ def _compile_replace(edit: Replace, index: tuple[Any, ...]) -> CompiledEdit:
         x[index] = value[index]
         return x
 
-    return deed
+    return replace
 
 
 def _compile_attend(edit: Attend, extent: Extent) -> tuple[Site, CompiledEdit]:
@@ -136,34 +136,34 @@ def _compile_attend(edit: Attend, extent: Extent) -> tuple[Site, CompiledEdit]:
     rows = list(range(extent.rows) if edit.rows is None else resolve_indices(edit.rows, extent.rows, "row"))
     group = head // (config.heads // config.kv_heads)
 
-    def deed(z: Tensor, values: Values) -> Tensor:
+    def attend(z: Tensor, values: Values) -> Tensor:
         v = values()[:, keys, group][rows]
         z = z.clone()
         z[rows, query[0], head] = torch.einsum("k,bkd->bd", weights.to(v).expand(len(keys)), v)
         return z
 
-    return site, deed
+    return site, attend
 
 
 def _index_selection(edit: Replace | Scale, site: Site, extent: Extent) -> tuple[Any, ...]:
-    """Index tuple over the site's axes; whole axes stay slices, chosen ones form an open mesh."""
+    """Index tuple over the site's axes; whole axes stay slices, selected ones form an open mesh."""
     count = extent.heads(site.axes)
     if edit.heads is not None and count is None:
         known = ", ".join(name for name, axes in SITES.items() if extent.heads(axes))
         detail = f"{edit.site} has no heads, so heads={edit.heads!r} can't be chosen; sites with heads are {known}."
         raise InvalidTap(detail, field="heads")
-    chosen: dict[str, list[int]] = {}
+    selected: dict[str, list[int]] = {}
     if edit.rows is not None:
-        chosen["B"] = resolve_indices(edit.rows, extent.rows, "row")
+        selected["B"] = resolve_indices(edit.rows, extent.rows, "row")
     if edit.positions is not None:
-        chosen["T"] = to_local_positions(edit.positions, extent)
+        selected["T"] = to_local_positions(edit.positions, extent)
     if edit.heads is not None and count is not None:
-        chosen["H" if "H" in site.axes else "G"] = resolve_indices(edit.heads, count, "head")
+        selected["H" if "H" in site.axes else "G"] = resolve_indices(edit.heads, count, "head")
     full = {"B": extent.rows, "T": extent.tokens, "H": extent.config.heads, "G": extent.config.kv_heads}
     axes = site.axes[:3] if count is not None else site.axes[:2]
-    if not chosen:
+    if not selected:
         return (slice(None),)
-    lists = [chosen.get(a, range(full[a])) for a in axes]
+    lists = [selected.get(a, range(full[a])) for a in axes]
     return tuple(
         torch.tensor(list(one), dtype=torch.long).view(-1, *[1] * (len(axes) - 1 - i)) for i, one in enumerate(lists)
     )

@@ -1,7 +1,7 @@
-"""Needles in haystacks and keys in JSON, as prompts: pure functions of a seed, shared by all who ask what a model kept.
+"""Retrieval prompts: needle in a haystack, and key-value lookup in JSON, as pure functions of a seed.
 
-A prompt carries the answer and the place where it stands in the context. Knows text and token ids; knows no model, no
-attention and no scoring.
+A prompt carries the answer and its span in the context. Knows text and token ids; knows no model, no attention and no
+scoring.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ __all__ = [
 ]
 
 QUESTION_TOKENS = 200
-"""Tokens of a cell's length that are left for the question and the answer."""
+"""Tokens of a prompt that are reserved for the question and the answer."""
 
 
 class Codec(Protocol):
-    """What is asked of a tokenizer; `shared.lm.tokenizer.Tokenizer` is one."""
+    """Interface of a tokenizer; `shared.lm.tokenizer.Tokenizer` is one."""
 
     chat_template: str | None
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Ids of a text."""
+        """Return the ids of a text."""
         ...
 
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
-        """Text of ids."""
+        """Return the text of ids."""
         ...
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """The prompt of a conversation."""
+        """Return the prompt of a conversation."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Needle:
-    """A sentence to hide, a question that only it answers, and the words of it that are the answer."""
+    """A sentence to hide, a question that only it answers, and its words that are the answer."""
 
     sentence: str
     question: str
@@ -100,12 +100,12 @@ class Prompt:
 
 
 def even_lengths(start: int, end: int, steps: int = 20) -> list[int]:
-    """Even steps of context length in tokens, both ends included."""
+    """Return even steps of context length in tokens, both ends included."""
     return _even(start, end, steps)
 
 
 def even_depths(steps: int = 10) -> list[int]:
-    """Even steps of depth, 0 % … 100 %."""
+    """Return even steps of depth, 0 % … 100 %."""
     return _even(0, 100, steps)
 
 
@@ -119,7 +119,7 @@ def build_needle_prompt(
     chat: bool | None = None,
     seed: int = 0,
 ) -> Prompt:
-    """A needle at `depth` percent of a haystack of about `length` tokens, and its question.
+    """Build the prompt of a needle at `depth` percent of a haystack of about `length` tokens, with its question.
 
     Args:
         codec: Tokenizer.
@@ -130,22 +130,22 @@ def build_needle_prompt(
         chat: Under the chat template; left out, where there is one.
         seed: Of the prose.
     """
-    read = build_needle_context(codec, what, length, depth, corpus=corpus, seed=seed)
-    user = f"{read}\n\nBased on the content of the book, Question: {what.question}\nAnswer:"
+    text = build_needle_context(codec, what, length, depth, corpus=corpus, seed=seed)
+    user = f"{text}\n\nBased on the content of the book, Question: {what.question}\nAnswer:"
     return _prompt(codec, user, what.answer, chat=chat)
 
 
 def build_needle_context(
     codec: Codec, what: Needle, length: int, depth: float, *, corpus: str | None = None, seed: int = 0
 ) -> str:
-    """The haystack with the needle in it; see `build_needle_prompt`."""
-    pin = codec.encode(f" {what.sentence}", special=False)
-    room = max(length - QUESTION_TOKENS - len(pin), 1)
+    """Build the haystack with the needle in it; see `build_needle_prompt`."""
+    needle = codec.encode(f" {what.sentence}", special=False)
+    room = max(length - QUESTION_TOKENS - len(needle), 1)
     hay = codec.encode(corpus or build_haystack(room * 6, seed), special=False)[:room]
-    place = len(hay) if depth >= 100 else int(len(hay) * depth / 100)
-    while 0 < place < len(hay) and not codec.decode(hay[place - 1 : place]).rstrip().endswith("."):
-        place -= 1
-    return codec.decode([*hay[:place], *pin, *hay[place:]]).strip()
+    position = len(hay) if depth >= 100 else int(len(hay) * depth / 100)
+    while 0 < position < len(hay) and not codec.decode(hay[position - 1 : position]).rstrip().endswith("."):
+        position -= 1
+    return codec.decode([*hay[:position], *needle, *hay[position:]]).strip()
 
 
 def build_key_value_prompt(
@@ -158,7 +158,7 @@ def build_key_value_prompt(
     value_words: int = 8,
     chat: bool | None = None,
 ) -> Prompt:
-    """A JSON object of random keys, solved examples on it, and one more key to look up (AttentionInfluence's proxy).
+    """Build a JSON object of random keys, solved examples on it, and one more key to look up (AttentionInfluence).
 
     Args:
         codec: Tokenizer.
@@ -172,27 +172,26 @@ def build_key_value_prompt(
     rng = random.Random(seed)
     keys = [_key(rng, key_chars) for _ in range(max(pairs, shots + 1))]
     table = {key: _sentence(rng, value_words) for key in keys}
-    chosen = rng.sample(keys, shots + 1)
-    solved = "".join(f"Key: {key}\nValue: {table[key]}\n" for key in chosen[:-1])
-    user = (
-        f"Extract the value for the key. Output only the value.\n{json.dumps(table)}\n{solved}Key: {chosen[-1]}\nValue:"
-    )
-    return _prompt(codec, user, table[chosen[-1]], chat=chat)
+    sampled = rng.sample(keys, shots + 1)
+    solved = "".join(f"Key: {key}\nValue: {table[key]}\n" for key in sampled[:-1])
+    task, key = "Extract the value for the key. Output only the value.", sampled[-1]
+    user = f"{task}\n{json.dumps(table)}\n{solved}Key: {key}\nValue:"
+    return _prompt(codec, user, table[key], chat=chat)
 
 
 def build_haystack(characters: int, seed: int = 0) -> str:
-    """Plain prose of at least so many characters, of the seed."""
-    rng, said, size = random.Random(seed), [], 0
+    """Build plain prose of at least so many characters from the seed."""
+    rng, sentences, size = random.Random(seed), [], 0
     while size < characters:
-        said.append(_prose(rng))
-        size += len(said[-1]) + 1
-    return " ".join(said)
+        sentences.append(_prose(rng))
+        size += len(sentences[-1]) + 1
+    return " ".join(sentences)
 
 
 def needle_span(
     prompt_ids: Sequence[int], needle_ids: Sequence[int], *, threshold: float = 0.9
 ) -> tuple[int, int] | None:
-    """Where a needle stands in a prompt, although tokenisation moved its borders.
+    """Find a needle in a prompt, although tokenisation moved its borders.
 
     Args:
         prompt_ids: Tokens of the prompt.
@@ -203,11 +202,11 @@ def needle_span(
         The first window of the needle's length whose distinct tokens cover more than `threshold` of the needle's, as
         [start, end), or None.
     """
-    wanted, size = set(needle_ids), len(needle_ids)
-    if not wanted:
+    needle, size = set(needle_ids), len(needle_ids)
+    if not needle:
         return None
     for start in range(len(prompt_ids) - size + 1):
-        if len(wanted.intersection(prompt_ids[start : start + size])) > threshold * len(wanted):
+        if len(needle.intersection(prompt_ids[start : start + size])) > threshold * len(needle):
             return start, start + size
     return None
 
@@ -216,14 +215,14 @@ def _prompt(codec: Codec, user: str, answer: str, *, chat: bool | None) -> Promp
     templated = codec.chat_template is not None if chat is None else chat
     text = codec.chat([{"role": "user", "content": user}]) if templated else user
     ids = codec.encode(text, special=not templated)
-    said = answer if templated else f" {answer}"
-    answer_ids = codec.encode(said, special=False)
+    reply = answer if templated else f" {answer}"
+    answer_ids = codec.encode(reply, special=False)
     # In the context the answer stands behind a space or a quotation mark, which may belong to its first token.
-    found = (
+    spans = (
         needle_span(ids, codec.encode(f" {answer}", special=False)),
         needle_span(ids, codec.encode(answer, special=False)),
     )
-    return Prompt(text, user, ids, said, answer_ids, next((span for span in found if span), None))
+    return Prompt(text, user, ids, reply, answer_ids, next((span for span in spans if span), None))
 
 
 def _even(start: int, end: int, steps: int) -> list[int]:

@@ -1,7 +1,7 @@
-"""A decoder's matrices laid out once as oneDNN reads them: for whoever reads much text with one model on a CPU.
+"""Packed oneDNN operations: a decoder's matrices are laid out once, for reading much text with one model on a CPU.
 
-Torch lays a matrix out anew in every product, which costs most where blocks are short. The price is a second copy of
-the layers' matrices in memory. Knows linear layers; knows nothing about blocks, texts or attention.
+Torch lays a matrix out again in every product, which costs most where blocks are short. The price is a second copy of
+the matrices in memory. Knows linear layers; knows nothing about blocks, texts or attention.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shared.lm.rope import Rotation
 __all__ = ["PackedOps", "is_packable", "pack_ops"]
 
 LAYOUT_ROWS = 64
-"""Rows of a product that the layout is chosen for; others work, too."""
+"""Rows of a product that the layout is optimised for; others work, too."""
 
 _DTYPES = {torch.float32, torch.bfloat16}
 
@@ -48,8 +48,8 @@ class PackedOps:
     def swiglu(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: NormLayer | None = None) -> Tensor:
         """See `Ops`; silu and product are part of the matrix products."""
         x = x if norm is None else norm(x)
-        closed = self._product(x, gate, "swish")
-        mixed: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, closed, self._matrices[up], up.bias, "mul")  # noqa: SLF001
+        gated = self._product(x, gate, "swish")
+        mixed: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, gated, self._matrices[up], up.bias, "mul")  # noqa: SLF001
         return mixed
 
     def rotate(self, q: Tensor, k: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
@@ -62,19 +62,19 @@ class PackedOps:
 
     def _product(self, x: Tensor, layer: nn.Linear, after: str) -> Tensor:
         matrix = self._matrices[layer]
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, matrix, layer.bias, after, [], "")  # noqa: SLF001
-        return found
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, matrix, layer.bias, after, [], "")  # noqa: SLF001
+        return product
 
 
 def is_packable(model: Decoder) -> bool:
-    """Whether oneDNN serves the dtype and device of a decoder's layers, and they are behind the seam."""
+    """Whether oneDNN supports the dtype and device of a decoder's layers, and they go through `Ops`."""
     layers = _layers(model)
     served = all(layer.weight.device.type == "cpu" and layer.weight.dtype in _DTYPES for layer in layers)
     return bool(layers) and served and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def pack_ops(model: Decoder) -> Ops:
-    """Packed operations of a decoder's blocks, or torch's own where they don't fit."""
+    """Return packed operations of a decoder's blocks, or torch's own where they are not supported."""
     return PackedOps(_layers(model)) if is_packable(model) else TORCH
 
 

@@ -1,7 +1,7 @@
-"""What a layer computes beside attention, as a seam: torch's own operations, or an engine's faster ones.
+"""Operations of a layer beside attention, replaceable per call: torch's own, or an engine's faster ones.
 
-Given to a call of the decoder, never to the module. Whoever replaces them keeps the maths: sums in float32 or wider,
-the model's dtype in and out. Knows nothing about layers' order, caches or attention.
+A replacement keeps the maths: sums in float32 or wider, the model's dtype in and out. Knows nothing about layers'
+order, caches or attention.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ class Ops(Protocol):
         ...
 
     def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None) -> list[Tensor]:
-        """One x, normalised first where a norm is given, through several linear layers: [B,T,out] each."""
+        """Apply several linear layers to one x, normalised first where a norm is given: [B,T,out] each."""
         ...
 
     def swiglu(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: NormLayer | None = None) -> Tensor:
-        """silu(gate x) · (up x), x normalised first where a norm is given."""
+        """Compute SwiGLU, silu(gate x) · (up x), x normalised first where a norm is given."""
         ...
 
     def rotate(self, q: Tensor, k: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
-        """Turn the heads q [B,T,H,d] and k [B,T,G,d]."""
+        """Rotate the heads q [B,T,H,d] and k [B,T,G,d]."""
         ...
 
     def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """Rows of x against the rows of the output matrix [V,D]: [B,T,V]."""
+        """Multiply rows of x by the output matrix [V,D]: [B,T,V]."""
         ...
 
 

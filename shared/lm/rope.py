@@ -1,4 +1,4 @@
-"""Rotary positions in the half-split pairing: entry i turns with entry i + d/2.
+"""Rotary position embedding in the half-split pairing: entry i rotates with entry i + d/2.
 
 Angles are float32 whatever the model's dtype, as in the official models. Knows nothing about heads, caches or layers.
 """
@@ -19,13 +19,13 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def frequencies(config: DecoderConfig) -> Tensor:
-    """Angle per position of each pair, θ_i = base^(−2i/d), stretched as the config says: [d/2] float32."""
+    """Return the angle per position of each pair, θ_i = base^(−2i/d), stretched as the config says: [d/2] float32."""
     theta = _base(config.rope_theta, config.head_dim)
     return theta if config.rope_scaling is None else _stretch(theta, config.rope_scaling)
 
 
 def local_frequencies(config: DecoderConfig) -> Tensor:
-    """The same for layers with a window of their own: their base, never stretched."""
+    """Return the angles of layers with a sliding window: their own base, never stretched."""
     return _base(config.local_theta, config.head_dim)
 
 
@@ -44,7 +44,7 @@ def _stretch(theta: Tensor, how: RopeScaling) -> Tensor:
 
 
 def rotation(theta: Tensor, positions: Tensor, dtype: torch.dtype) -> Rotation:
-    """The turn at `positions` ([T] or [B,T]) for frequencies `theta` [d/2]."""
+    """Return the rotation at `positions` ([T] or [B,T]) for frequencies `theta` [d/2]."""
     angles = positions[..., None].float() * theta
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     if positions.dim() == 1:
@@ -53,6 +53,6 @@ def rotation(theta: Tensor, positions: Tensor, dtype: torch.dtype) -> Rotation:
 
 
 def rotate(x: Tensor, turn: Rotation) -> Tensor:
-    """Turn the heads `x` [B,T,heads,d]."""
+    """Rotate the heads `x` [B,T,heads,d]."""
     cos, sin = turn
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

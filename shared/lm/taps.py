@@ -1,7 +1,7 @@
-"""`trace` runs a decoder, keeps named activations and applies edits. No hooks, no globals: all of it lives in the call.
+"""Tracing of a decoder: `trace` captures named activations and applies edits, without hooks or globals.
 
-A forward without captures and edits is the plain forward, operation for operation. Knows how the sites that only the
-eager kernel has come to be; knows nothing about experiments, text or plots.
+A forward without captures and edits is the plain forward, operation for operation. Chooses the kernel that has the
+wanted sites; knows nothing about experiments, text or plots.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Trace(Mapping[str, Tensor]):
     captured: Mapping[str, Tensor] = field(repr=False)
 
     def __getitem__(self, name: str) -> Tensor:
-        """A captured site.
+        """Return a captured site.
 
         Raises:
             KeyError: It was not captured.
@@ -90,7 +90,7 @@ def trace(
         edits: Applied at their sites in the given order.
         kernel: `eager` or `sdpa` for all layers; None takes the fastest that can serve each layer's captures.
         cache: Continue from it. Positions of edits and `queries` count in the whole sequence.
-        attend: A seam of one's own; then no layer has `scores` or `pattern`.
+        attend: Replaces the attention; then no layer has `scores` or `pattern`.
         queries: Keep only these query positions of `scores` and `pattern`, and compute no others if need be.
         keep: Logits of the last `keep` positions only.
         pad: Left padding per row, [B].
@@ -106,8 +106,8 @@ def trace(
     if grad and cache is not None:
         detail = "A cache holds no gradients; trace the whole sequence at once."
         raise InvalidTap(detail, field="grad")
-    ear = TapRecorder(extent, capture, [(edit, None) for edit in edits], queries, grad=grad)
-    return _run_traced(model, ids, ear, kernel, cache, attend, keep, pad, max_cells)
+    recorder = TapRecorder(extent, capture, [(edit, None) for edit in edits], queries, grad=grad)
+    return _run_traced(model, ids, recorder, kernel, cache, attend, keep, pad, max_cells)
 
 
 def sweep(
@@ -121,7 +121,7 @@ def sweep(
     keep: int | None = None,
     pad: Tensor | None = None,
 ) -> Iterator[Trace]:
-    """One trace per variant (a list of edits), many variants per forward, stacked along the batch axis.
+    """Trace each variant (a list of edits), many variants per forward, stacked along the batch axis.
 
     Each variant's edits see its own copy of the batch: rows, values and shapes are those of `ids` [B,T].
 
@@ -145,10 +145,10 @@ def sweep(
     while remaining:
         now, remaining = remaining[:size], remaining[size:]
         placed = [(edit, slice(i * B, (i + 1) * B)) for i, edits in enumerate(now) for edit in edits]
-        ear = TapRecorder(extent, wanted, placed, None, grad=False)
+        recorder = TapRecorder(extent, wanted, placed, None, grad=False)
         stacked = ids.repeat(len(now), 1)
         stacked_pad = None if pad is None else pad.repeat(len(now))
-        whole = _run_traced(model, stacked, ear, kernel, None, None, keep, stacked_pad, MAX_CELLS)
+        whole = _run_traced(model, stacked, recorder, kernel, None, None, keep, stacked_pad, MAX_CELLS)
         for i in range(len(now)):
             rows = slice(i * B, (i + 1) * B)
             yield Trace(whole.logits[rows], {name: x[rows] for name, x in whole.captured.items()})
@@ -157,7 +157,7 @@ def sweep(
 def _run_traced(
     model: Decoder,
     ids: Tensor,
-    ear: TapRecorder,
+    recorder: TapRecorder,
     kernel: Literal["eager", "sdpa"] | None,
     cache: KVCache | None,
     attend: Seam | None,
@@ -165,18 +165,20 @@ def _run_traced(
     pad: Tensor | None,
     max_cells: int,
 ) -> Trace:
-    eager_layers = range(model.config.layers) if kernel == "eager" else sorted(ear.weight_layers)
-    if ear.weight_layers and (attend is not None or kernel == "sdpa"):
+    eager_layers = range(model.config.layers) if kernel == "eager" else sorted(recorder.weight_layers)
+    if recorder.weight_layers and (attend is not None or kernel == "sdpa"):
         detail = "scores and pattern exist in the eager kernel only, not in sdpa or an attend of one's own."
         raise InvalidTap(detail, field="kernel")
-    rows_only = kernel is None and ear.queries is not None and not ear.edits_weights
+    rows_only = kernel is None and recorder.queries is not None and not recorder.has_weight_edits
     if eager_layers and attend is None:
-        ear.refuse_above(max_cells, ids.shape[0], len(ear.queries or ()) if rows_only else ids.shape[1])
+        recorder.refuse_above(max_cells, ids.shape[0], len(recorder.queries or ()) if rows_only else ids.shape[1])
         padding = pad if cache is None else cache.set_padding(pad)
         attend = TappedAttention(
-            DenseAttention(cache, padding, model.config.windows), frozenset(eager_layers), ear, rows_only=rows_only
+            DenseAttention(cache, padding, model.config.windows), frozenset(eager_layers), recorder, rows_only=rows_only
         )
-    ear.cache = cache
-    with torch.set_grad_enabled(ear.grad):
-        logits = model(ids, cache=cache, attend=attend, keep=keep, pad=pad, tap=ear if ear.listens else ignore_taps)
-    return Trace(logits, ear.captured)
+    recorder.cache = cache
+    with torch.set_grad_enabled(recorder.grad):
+        logits = model(
+            ids, cache=cache, attend=attend, keep=keep, pad=pad, tap=recorder if recorder.is_active else ignore_taps
+        )
+    return Trace(logits, recorder.captured)

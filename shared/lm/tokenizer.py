@@ -1,4 +1,4 @@
-"""Text to token ids and back, for one model: vocabulary, special tokens, chat template, characters of a stream.
+"""Tokenizer of one model: text to ids and back, special tokens, chat template, streaming detokenizer.
 
 Reads a Hugging Face folder with the `tokenizers` library; nothing in the folder is run but its Jinja template, in a
 sandbox. Knows nothing about models, requests or sampling.
@@ -64,7 +64,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """The tokenizer of a Hugging Face folder.
+        """Load the tokenizer of a Hugging Face folder.
 
         Raises:
             NotFound: There is none.
@@ -84,17 +84,17 @@ class Tokenizer:
         return cls(library, eos=eos, chat_template=_chat_template(folder, facts), names=names)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Ids of a text; `special` puts the model's own first token in front where it has one."""
+        """Return the ids of a text; `special` puts the model's own first token in front where it has one."""
         ids: list[int] = self._library.encode(text, add_special_tokens=special).ids
         return ids
 
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
-        """Text of ids; without `special`, tokens that are never text are left out."""
+        """Return the text of ids; without `special`, tokens that are never text are left out."""
         text: str = self._library.decode(list(ids), skip_special_tokens=not special)
         return text
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token stands for; a special token's are its name."""
+        """Return the bytes that a token stands for; a special token's are its name."""
         if token in self._added:
             return str(self._added[token].content).encode()
         written = self._library.id_to_token(token)
@@ -107,11 +107,11 @@ class Tokenizer:
         return str(written).replace(_SPACE, " ").encode()
 
     def is_special(self, token: int) -> bool:
-        """Whether a token is a mark and never text."""
+        """Whether a token is special and never text."""
         return token in self._added and bool(self._added[token].special)
 
     def token_text(self, token: int) -> str:
-        r"""A token as text; one that is a piece of a character is written `bytes:\xe2\x82`."""
+        r"""Return a token as text; one that is a piece of a character is written `bytes:\xe2\x82`."""
         raw = self.token_bytes(token)
         try:
             return raw.decode()
@@ -119,7 +119,7 @@ class Tokenizer:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """The prompt of a conversation, by the model's own template.
+        """Render the prompt of a conversation with the model's own template.
 
         Raises:
             InvalidOption: The model has no template, or its template refuses the messages.
@@ -153,22 +153,22 @@ class Tokenizer:
 
 
 class Detokenizer:
-    """Turns a stream of tokens into text, whole characters at a time."""
+    """Streaming detokenizer: tokens to text, whole characters at a time."""
 
     def __init__(self, tokenizer: Tokenizer, *, special: bool = False) -> None:
-        """Begin a text; with `special`, special tokens show as their names."""
+        """Start a text; with `special`, special tokens show as their names."""
         self._tokenizer = tokenizer
         self._hidden = frozenset() if special else tokenizer.special
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
-        """Text that `token` completes; nothing for hidden tokens and for pieces of a character."""
+        """Return the text that `token` completes; nothing for hidden tokens and for pieces of a character."""
         if token in self._hidden:
             return ""
         return self._decoder.decode(self._tokenizer.token_bytes(token))
 
     def end(self) -> str:
-        """What is left: a replacement character where the last one stayed incomplete."""
+        """Return what is left: a replacement character where the last one stayed incomplete."""
         return self._decoder.decode(b"", final=True)
 
 

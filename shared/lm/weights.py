@@ -1,6 +1,6 @@
-"""Reads decoders from files: Hugging Face folders (safetensors, whole or sharded) and single safetensors or npz files.
+"""Loading of decoder weights: Hugging Face folders (safetensors, whole or sharded), single safetensors or npz files.
 
-Tensors of the wanted dtype stay mapped from the file, so that a second process shares their pages. Nothing is ever
+Tensors of the requested dtype stay mapped from the file, so that a second process shares their pages. Nothing is
 unpickled: `.bin`, `.pt` and `.pth` are refused. GGUF files become folders first, in `shared.lm.gguf_file`.
 """
 
@@ -41,7 +41,7 @@ _INDEX = "model.safetensors.index.json"
 
 
 def load_decoder(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
-    """The decoder of a Hugging Face folder, in eval mode and without gradients.
+    """Load the decoder of a Hugging Face folder, in eval mode and without gradients.
 
     Raises:
         NotFound: No config or no weights there.
@@ -61,12 +61,12 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.float32, device: str =
 
 
 def read_config(folder: Path) -> DecoderConfig:
-    """Facts of the folder's `config.json`."""
+    """Read the folder's `config.json`."""
     return from_official(read_json(folder / "config.json"))
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object of a model folder.
+    """Read a JSON object of a model folder.
 
     Raises:
         NotFound: The file is not there.
@@ -87,7 +87,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the folder's weights, in a stable order.
+    """List the safetensors files that hold the folder's weights, in a stable order.
 
     Raises:
         NotFound: There are none, or a shard is missing.
@@ -115,10 +115,10 @@ def _refuse_pickles(folder: Path) -> None:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file (mapped, not copied) or an npz file.
+    """Read all tensors of a safetensors file (mapped, not copied) or an npz file.
 
     Raises:
-        UnsupportedMedia: A pickle, or a format that nobody here reads.
+        UnsupportedMedia: A pickle, or an unknown format.
         Malformed: The file is not what its name says.
     """
     if file.suffix in _PICKLES:
@@ -138,35 +138,35 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def to_official_keys(tensors: Mapping[str, Tensor], config: DecoderConfig) -> dict[str, Tensor]:
-    """Tensors under the decoder's keys: prefix added where a GPT-2 file lacks it, buffers and second names dropped."""
-    found: dict[str, Tensor] = {}
+    """Rename tensors to the decoder's keys: adds the prefix that GPT-2 files lack, drops buffers and second names."""
+    renamed: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         if key.endswith(_DROPPED) or (key == "lm_head.weight" and config.tied):
             continue
         bare = config.path == "gpt2" and not key.startswith(("transformer.", "lm_head."))
-        found[f"transformer.{key}" if bare else key] = tensor
-    return found
+        renamed[f"transformer.{key}" if bare else key] = tensor
+    return renamed
 
 
 def weights_digest(folder: Path) -> str:
-    """sha256 over the folder's weights files, in order."""
+    """Return the sha256 over the folder's weights files, in order."""
     digest = hashlib.sha256()
     for file in weights_files(folder):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
 
 def _check_fit(model: Decoder, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Refuse tensors that do not fit, naming the first."""
-    wanted = {key: x.shape for key, x in model.state_dict().items()}
+    expected = {key: x.shape for key, x in model.state_dict().items()}
     if model.config.tied:
-        wanted.pop("lm_head.weight", None)
-    problems = [f"{key} is missing" for key in wanted if key not in tensors]
-    problems += [f"{key} is not part of this family" for key in tensors if key not in wanted]
+        expected.pop("lm_head.weight", None)
+    problems = [f"{key} is missing" for key in expected if key not in tensors]
+    problems += [f"{key} is not part of this family" for key in tensors if key not in expected]
     problems += [
         f"{key} is {list(tensors[key].shape)} where the config says {list(shape)}"
-        for key, shape in wanted.items()
+        for key, shape in expected.items()
         if key in tensors and tensors[key].shape != shape
     ]
     if problems:

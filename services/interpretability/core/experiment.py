@@ -205,11 +205,11 @@ class Experiment(Servable[S, Report], Generic[S]):
         self.models, self.store = models, store
 
     @classmethod
-    def load(cls, place: LoadContext) -> Self:
+    def load(cls, context: LoadContext) -> Self:
         """Ready at once: a language model is loaded when it is first studied."""
-        if place.threads:
-            torch.set_num_threads(place.threads)
-        return cls(registry_for(place), ResultStore(place.cache / "probe"))
+        if context.threads:
+            torch.set_num_threads(context.threads)
+        return cls(registry_for(context), ResultStore(context.cache / "probe"))
 
     def load_model(self, name: str | None) -> StudiedModel:
         """Return the model that a spec's `lm` names, loaded on first use.

@@ -1,6 +1,6 @@
-"""Ablation: what a text loses when heads are hidden, silenced, averaged, scaled or made to look elsewhere.
+"""Ablation experiment: the loss of a text when heads are hidden, silenced, averaged, scaled or made to look elsewhere.
 
-Always beside as many random heads. Knows one text; tasks are studied by circuits.
+As many random heads are the control. Knows one text; tasks are studied by circuits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Head = tuple[int, int]
 
 
 class AblationSpec(Spec):
-    """A text, and what is done to which heads."""
+    """Text, heads and kind of ablation."""
 
     text: str = Field(min_length=1, max_length=50_000, description="The text.")
     heads: list[list[int]] = Field(min_length=1, max_length=4096, description="[layer, head] pairs.")
@@ -46,7 +46,7 @@ class AblationSpec(Spec):
 
 
 class Ablation(Experiment[AblationSpec]):
-    """Before, after, and what random heads would have done."""
+    """Measures a text before and after an ablation, with random heads as control."""
 
     In = AblationSpec
     mode = "sync"
@@ -64,7 +64,7 @@ class Ablation(Experiment[AblationSpec]):
     )  # fmt: skip
 
     def cost(self, spec: AblationSpec, subject: StudiedModel) -> Cost:
-        """Plain, ablated and controls; twice the continuation, token by token over the whole text."""
+        """Plain, ablated and control forwards; twice the continuation, token by token over the whole text."""
         n, draws = len(subject.encode(spec.text)), len(_draw_controls(spec, subject))
         steps = Cost(2, 2 * n + 1) * 0
         for i in range(spec.continuation):
@@ -73,7 +73,7 @@ class Ablation(Experiment[AblationSpec]):
         return Cost(2 + draws, (2 + draws) * n) + steps + extra
 
     def run(self, spec: AblationSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Compare."""
+        """Compare before, after and control."""
         ids, heads = subject.encode(spec.text), subject.check_heads(spec.heads)
         row = subject.tensor([ids])
         z = _replacement_values(spec, subject, row)
@@ -116,14 +116,14 @@ class Ablation(Experiment[AblationSpec]):
 
 
 def _draw_controls(spec: AblationSpec, subject: StudiedModel) -> list[list[Head]]:
-    chosen = set(subject.check_heads(spec.heads))
-    others = [(l, h) for l in range(subject.layers) for h in range(subject.heads) if (l, h) not in chosen]
+    ablated = set(subject.check_heads(spec.heads))
+    others = [(l, h) for l in range(subject.layers) for h in range(subject.heads) if (l, h) not in ablated]
     rng = random.Random(f"ablation/{spec.seed}")
-    return [sorted(rng.sample(others, min(len(chosen), len(others)))) for _ in range(spec.controls)] if others else []
+    return [sorted(rng.sample(others, min(len(ablated), len(others)))) for _ in range(spec.controls)] if others else []
 
 
 def _replacement_values(spec: AblationSpec, subject: StudiedModel, row: Tensor) -> dict[str, Tensor]:
-    """What `mean` and `resample` put in place of a head's own values: other positions of the same text."""
+    """Values that `mean` and `resample` put in place of a head's own: those of other positions of the same text."""
     if spec.kind not in {"mean", "resample"}:
         return {}
     names = [f"z.{l}" for l in range(subject.layers)]
@@ -154,8 +154,10 @@ def _build_edits(spec: AblationSpec, heads: Iterable[Head], tokens: int, z: dict
 def _divergence(before: Tensor, after: Tensor) -> np.ndarray:
     """KL(before ‖ after) at each position, in nats: [T]."""
     p, q = (logits[0].float().log_softmax(-1) for logits in (before, after))
-    found: np.ndarray = functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).clamp(min=0).cpu().numpy()
-    return found
+    divergence: np.ndarray = (
+        functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).clamp(min=0).cpu().numpy()
+    )
+    return divergence
 
 
 def _control_bar(control: list[float]) -> Bar:
@@ -181,21 +183,21 @@ def _scalars(
     divergence: np.ndarray,
     logits: tuple[Tensor, Tensor],
 ) -> dict[str, Scalar]:
-    told = {"kl": Scalar(value=float(divergence.mean()), unit="nats", note="Mean over positions.")}
+    scalars = {"kl": Scalar(value=float(divergence.mean()), unit="nats", note="Mean over positions.")}
     if losses["before"].numel():
         means = {name: float(of.mean()) for name, of in losses.items()}
-        told |= {f"nll_{name}": Scalar(value=value, unit="nats/token") for name, value in means.items()}
-        told["nll_change"] = Scalar(value=means["after"] - means["before"], unit="nats/token")
+        scalars |= {f"nll_{name}": Scalar(value=value, unit="nats/token") for name, value in means.items()}
+        scalars["nll_change"] = Scalar(value=means["after"] - means["before"], unit="nats/token")
         if control:
-            told["nll_control"] = Scalar(
+            scalars["nll_control"] = Scalar(
                 value=float(np.mean(control)), unit="nats/token", note=f"± {np.std(control):.3g}, {len(control)} draws"
             )
     if spec.correct and spec.wrong:
         right, wrong = (subject.encode(text, "correct", special=False)[0] for text in (spec.correct, spec.wrong))
         for name, of in zip(("before", "after"), logits, strict=True):
             difference = float(of[0, -1, right] - of[0, -1, wrong])
-            told[f"logit_diff_{name}"] = Scalar(value=difference, unit="logits")
-    return told
+            scalars[f"logit_diff_{name}"] = Scalar(value=difference, unit="logits")
+    return scalars
 
 
 def _continuation_tables(
@@ -209,10 +211,12 @@ def _continuation_tables(
     subject.check_window(len(ids) + spec.continuation, "continuation")
     texts = []
     for edits in ([], _build_edits(spec, heads, len(ids), z)):
-        said = list(ids)
+        tokens = list(ids)
         for _ in range(spec.continuation):
-            said.append(int(trace(subject.model, subject.tensor([said]), edits=edits, keep=1).logits[0, -1].argmax()))
-        texts.append(subject.tokenizer.decode(said[len(ids) :]))
+            tokens.append(
+                int(trace(subject.model, subject.tensor([tokens]), edits=edits, keep=1).logits[0, -1].argmax())
+            )
+        texts.append(subject.tokenizer.decode(tokens[len(ids) :]))
     return [
         Table(
             name="continuation",

@@ -1,6 +1,7 @@
-"""Activation patching of one pair: which site, layer and position (or head) carries what tells two prompts apart.
+"""Activation patching of one pair: which site, layer and position (or head) carries the difference of two prompts.
 
-Values of the corrupt run are put into the clean one, a place at a time. Knows one pair; circuits studies tasks.
+Values of the corrupt run replace those of the clean one, a position or head at a time. Knows one pair; tasks are
+studied by circuits.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _BY_HEAD = frozenset({"z", "q", "k", "v"})
 
 
 class ActivationPatchingSpec(Spec):
-    """Two prompts of equal length, and what is exchanged."""
+    """Two prompts of equal length, and the site that is exchanged."""
 
     clean: str = Field(min_length=1, max_length=10_000, description="The prompt.")
     corrupt: str = Field(min_length=1, max_length=10_000, description="Its counterfactual, of as many tokens.")
@@ -44,7 +45,7 @@ class ActivationPatchingSpec(Spec):
 
 
 class ActivationPatching(Experiment[ActivationPatchingSpec]):
-    """A map of where the difference is."""
+    """Maps where the difference between two prompts is."""
 
     In = ActivationPatchingSpec
     mode = "sync"
@@ -72,28 +73,29 @@ class ActivationPatching(Experiment[ActivationPatchingSpec]):
     )
 
     def cost(self, spec: ActivationPatchingSpec, subject: StudiedModel) -> Cost:
-        """Two runs, and one forward per layer with a copy per place."""
+        """Two runs, and one forward per layer with a copy per position or head."""
         T, places = len(_encode_pair(spec, subject)[0]), _count_places(spec, subject)
         return Cost(2 + subject.layers, 2 * T + subject.layers * places * T)
 
     def run(self, spec: ActivationPatchingSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """One map."""
+        """Patch layer by layer."""
         clean, corrupt = _encode_pair(spec, subject)
         answers = subject.tensor(
             [[subject.encode(text, "correct", special=False)[0] for text in (spec.correct, spec.wrong)]]
         )
         names = [f"{spec.site}.{l}" for l in range(subject.layers)]
-        there = trace(subject.model, subject.tensor([corrupt]), capture=names, keep=1)
+        corrupt_run = trace(subject.model, subject.tensor([corrupt]), capture=names, keep=1)
         ids = subject.tensor([clean])
         low = logit_difference(trace(subject.model, ids, keep=1).logits[:, -1], answers)
-        high = logit_difference(there.logits[:, -1], answers)
-        places, found = _count_places(spec, subject), np.full((subject.layers, _count_places(spec, subject)), np.nan)
+        high = logit_difference(corrupt_run.logits[:, -1], answers)
+        places = _count_places(spec, subject)
+        patched = np.full((subject.layers, places), np.nan)
         for layer, name in enumerate(names):
-            variants = [[_exchange(spec, name, there[name], place)] for place in range(places)]
+            variants = [[_exchange(spec, name, corrupt_run[name], place)] for place in range(places)]
             for place, one in enumerate(sweep(subject.model, ids, variants, keep=1, batch=places)):
-                found[layer, place] = logit_difference(one.logits[:, -1], answers)
+                patched[layer, place] = logit_difference(one.logits[:, -1], answers)
         span = high - low
-        effect = (found - low) / span if abs(span) >= 1e-6 else np.full_like(found, np.nan)
+        effect = (patched - low) / span if abs(span) >= 1e-6 else np.full_like(patched, np.nan)
         by_head = spec.site in _BY_HEAD
         ticks = (
             [str(i) for i in range(places)]

@@ -1,6 +1,6 @@
-"""Attention itself: pattern rows of chosen layers, heads and queries, whole or reduced, with the tokens they lie over.
+"""Attention experiment: pattern rows of chosen layers, heads and queries, whole or reduced, with their tokens.
 
-What would not fit is refused before it is computed, with the sizes and the ways out. Knows one text.
+Answers that are too large are refused before they are computed, with the sizes and the ways out. Knows one text.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Message(BaseModel):
 
 
 class AttentionPatternsSpec(Spec):
-    """A text, tokens or a conversation; which rows of which heads; and how they are put together."""
+    """Text, tokens or conversation; layers, heads and queries; and the reduction over heads."""
 
     text: str | None = Field(None, max_length=200_000, description="A text.")
     ids: list[int] | None = Field(None, max_length=32_768, description="Tokens instead of a text.")
@@ -50,7 +50,7 @@ class AttentionPatternsSpec(Spec):
 
 
 class AttentionPatterns(Experiment[AttentionPatternsSpec]):
-    """Pattern rows, as numbers and heat maps."""
+    """Returns pattern rows as numbers and heat maps."""
 
     In = AttentionPatternsSpec
     mode = "sync"
@@ -79,7 +79,7 @@ class AttentionPatterns(Experiment[AttentionPatternsSpec]):
         return Cost(1, len(_encode_input(spec, subject)))
 
     def run(self, spec: AttentionPatternsSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """The asked rows of one forward."""
+        """Read the rows of one forward."""
         ids = _encode_input(spec, subject)
         layers = _resolve_indices(spec.layers, subject.layers, "layers")
         heads = _resolve_indices(spec.heads, subject.heads, "heads")
@@ -109,26 +109,26 @@ class AttentionPatterns(Experiment[AttentionPatternsSpec]):
 def read_rows(
     subject: StudiedModel, ids: list[int], layers: list[int], heads: list[int], queries: list[int]
 ) -> np.ndarray:
-    """Pattern rows [layers, heads, queries, T] in float32; nothing but them is kept."""
-    found = np.zeros((len(layers), len(heads), len(queries), len(ids)), np.float32)
-    place = {query: i for i, query in enumerate(queries)}
+    """Read pattern rows [layers, heads, queries, T] in float32; nothing else is kept."""
+    table = np.zeros((len(layers), len(heads), len(queries), len(ids)), np.float32)
+    index = {query: i for i, query in enumerate(queries)}
 
     def visit(layer: int, start: int, rows: Tensor) -> None:
-        inside = [t for t in range(rows.shape[2]) if start + t in place]
+        inside = [t for t in range(rows.shape[2]) if start + t in index]
         if inside:
             kept = rows[0][heads][:, inside].float().cpu().numpy()
-            found[layers.index(layer)][:, [place[start + t] for t in inside], : rows.shape[3]] = kept
+            table[layers.index(layer)][:, [index[start + t] for t in inside], : rows.shape[3]] = kept
 
     visit_patterns(subject.model, subject.tensor([ids]), visit, layers=layers)
-    return found
+    return table
 
 
 def rollout(patterns: np.ndarray) -> np.ndarray:
-    """Attention through the layers [L,T,T] → [T,T]: half of every layer is the residual stream (2020, section 3)."""
-    identity, found = np.eye(patterns.shape[-1]), np.eye(patterns.shape[-1])
+    """Multiply attention through the layers [L,T,T] → [T,T]; half of each is the residual stream (2020, section 3)."""
+    identity, total = np.eye(patterns.shape[-1]), np.eye(patterns.shape[-1])
     for layer in patterns.astype(np.float64):
-        found = (0.5 * layer + 0.5 * identity) @ found
-    return found
+        total = (0.5 * layer + 0.5 * identity) @ total
+    return total
 
 
 def _grids(
@@ -150,9 +150,9 @@ def _grids(
             HeatMap(name="rollout", values=to_matrix(whole), **axes, caption=f"Attention through all layers. {how}")
         ]
     if spec.reduce != "none":
-        put = np.mean if spec.reduce == "mean" else np.max
+        combine = np.mean if spec.reduce == "mean" else np.max
         return [
-            HeatMap(name=f"layer {layer} {spec.reduce}", values=to_matrix(put(of, axis=0)), **axes, caption=how)
+            HeatMap(name=f"layer {layer} {spec.reduce}", values=to_matrix(combine(of, axis=0)), **axes, caption=how)
             for layer, of in zip(layers, rows, strict=True)
         ]
     return [

@@ -1,6 +1,6 @@
-"""Attention sinks: positions that a head looks at from everywhere, whatever they hold (ACT, 2024; the analysis half).
+"""Attention-sinks experiment: positions that a head attends to from everywhere, whatever they hold (ACT, 2024).
 
-Knows patterns and texts. How sinks are calibrated away is a method of llm-longctx, not known here.
+Only the analysis is here; calibrating sinks away is a method of llm-longctx. Knows patterns and texts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_TABLE_ROWS = 12
 
 
 def column_mass(pattern: Any) -> Any:
-    """m_j = Σ_i P[i,j] / (T − j): the mean attention that a token gets from the queries that can see it.
+    """Compute m_j = Σ_i P[i,j] / (T − j): the mean attention that a token gets from the queries that can see it.
 
     Args:
         pattern: Causal softmax rows [..., T, S], numpy or torch; with S > T the first S − T keys are cached ones.
@@ -41,13 +41,13 @@ def column_mass(pattern: Any) -> Any:
     """
     rows = torch.as_tensor(pattern).double()
     T, S = rows.shape[-2:]
-    seen = torch.minimum(torch.arange(S, 0, -1, device=rows.device), torch.tensor(T, device=rows.device))
-    mass = rows.sum(-2) / seen
+    queries = torch.minimum(torch.arange(S, 0, -1, device=rows.device), torch.tensor(T, device=rows.device))
+    mass = rows.sum(-2) / queries
     return mass if isinstance(pattern, Tensor) else mass.numpy()
 
 
 def sinks(pattern: Any, threshold: float = 0.1, tail: int = 0) -> list[list[int]]:
-    """Per head the ascending positions whose mass exceeds `threshold`; the last `tail` columns are left out.
+    """Return, per head, the ascending positions whose mass exceeds `threshold`; the last `tail` columns are left out.
 
     Args:
         pattern: One layer's rows [H,T,T].
@@ -62,7 +62,7 @@ def _positions_above(mass: np.ndarray, threshold: float, tail: int) -> list[int]
 
 
 class SinksSpec(Spec):
-    """A text, and what counts as a sink."""
+    """Text, and what counts as a sink."""
 
     text: str = Field(description="At least 16 tokens.", max_length=200_000)
     threshold: float = Field(0.1, gt=0, lt=1, description="Mean attention above which a position is a sink.")
@@ -74,7 +74,7 @@ class SinksSpec(Spec):
 
 
 class AttentionSinks(Experiment[SinksSpec]):
-    """Where a text's sinks are, and how many heads sink into them."""
+    """Finds the sinks of a text, and how many heads attend to them."""
 
     In = SinksSpec
     mode = "sync"
@@ -109,14 +109,14 @@ class AttentionSinks(Experiment[SinksSpec]):
         return Cost(1, len(ids)) * (1 if spec.remove is None else 3)
 
     def run(self, spec: SinksSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Column masses of all heads from one forward that never holds a T×T map."""
+        """Measure the column masses of all heads in one forward, without holding a T×T map."""
         ids = _encode_text(spec, subject)
         mass = column_masses(subject, ids)
         return _report(spec, subject, ids, mass, _measure_removal(spec, subject, ids))
 
 
 def column_masses(subject: StudiedModel, ids: list[int]) -> np.ndarray:
-    """Column mass of every head over a text: float64 [L,H,T]."""
+    """Measure the column mass of every head over a text: float64 [L,H,T]."""
     T = len(ids)
     sums = np.zeros((subject.layers, subject.heads, T))
 
@@ -159,11 +159,11 @@ def _measure_removal(spec: SinksSpec, subject: StudiedModel, ids: list[int]) -> 
 def _report(
     spec: SinksSpec, subject: StudiedModel, ids: list[int], mass: np.ndarray, removed: dict[str, Scalar]
 ) -> Report:
-    found = [[_positions_above(head, spec.threshold, spec.tail) for head in layer] for layer in mass]
-    counts = Counter(j for layer in found for head in layer for j in head)
+    sinks_of = [[_positions_above(head, spec.threshold, spec.tail) for head in layer] for layer in mass]
+    counts = Counter(j for layer in sinks_of for head in layer for j in head)
     everyone, tokens = subject.layers * subject.heads, subject.token_spans(ids)
-    first = sum(0 in head for layer in found for head in layer)
-    later = sum(any(head) for layer in found for head in layer)
+    first = sum(0 in head for layer in sinks_of for head in layer)
+    later = sum(any(head) for layer in sinks_of for head in layer)
     axes = head_axes(subject.layers, subject.heads)
     return Report(
         title="Attention sinks",
@@ -174,27 +174,11 @@ def _report(
             "share_with_later_sink": Scalar(value=later / everyone, note="A sink anywhere but on the first token."),
             **removed,
         },
-        tables=[
-            Table(
-                name="positions",
-                columns=["position", "token", "kind", "heads"],
-                rows=[
-                    [j, tokens[j].text, _token_kind(tokens[j].text, j), n]
-                    for j, n in counts.most_common(MAX_TABLE_ROWS)
-                ],
-                caption="Positions by the number of heads that sink into them.",
-            ),
-            Table(
-                name="by_kind",
-                columns=["kind", "sinks"],
-                rows=[list(x) for x in _count_kinds(counts, [t.text for t in tokens])],
-                caption="The same kind of token sinks in other texts, too; compare before you name a position.",
-            ),
-        ],
+        tables=_tables(counts, [token.text for token in tokens]),
         grids=[
             HeatMap(
                 name="sinks",
-                values=to_matrix([[len(head) for head in layer] for layer in found]),
+                values=to_matrix([[len(head) for head in layer] for layer in sinks_of]),
                 **axes,
                 text=spec.text,
                 caption=f"Sinks per head: positions with mean attention above {spec.threshold:g}.",
@@ -227,6 +211,24 @@ def _report(
             )
         ],
     )
+
+
+def _tables(counts: Counter[int], texts: list[str]) -> list[Table]:
+    positions = [[j, texts[j], _token_kind(texts[j], j), n] for j, n in counts.most_common(MAX_TABLE_ROWS)]
+    return [
+        Table(
+            name="positions",
+            columns=["position", "token", "kind", "heads"],
+            rows=positions,
+            caption="Positions by the number of heads that sink into them.",
+        ),
+        Table(
+            name="by_kind",
+            columns=["kind", "sinks"],
+            rows=[list(row) for row in _count_kinds(counts, texts)],
+            caption="The same kind of token sinks in other texts, too; compare before you name a position.",
+        ),
+    ]
 
 
 def _token_kind(text: str, position: int) -> str:

@@ -1,4 +1,4 @@
-"""Logit attribution: the answer's logit difference as a sum over heads, MLPs, embedding and biases.
+"""Logit-attribution experiment: the answer's logit difference as a sum over heads, MLPs, embedding and biases.
 
 Exact with the final norm frozen ("Interpretability in the Wild", 2022, appendix). Knows one prompt; tasks of many are
 studied by circuits.
@@ -33,7 +33,7 @@ __all__ = ["AttributionSpec", "LogitAttribution"]
 
 
 class AttributionSpec(Spec):
-    """A prompt, and two ways to go on."""
+    """Prompt and two continuations."""
 
     text: str = Field(min_length=1, max_length=100_000, description="The prompt.")
     correct: str = Field(min_length=1, max_length=200, description="One continuation; its first token counts.")
@@ -41,7 +41,7 @@ class AttributionSpec(Spec):
 
 
 class LogitAttribution(Experiment[AttributionSpec]):
-    """Who writes towards an answer."""
+    """Splits the logit difference of two answers into what each component writes."""
 
     In = AttributionSpec
     mode = "sync"
@@ -66,7 +66,7 @@ class LogitAttribution(Experiment[AttributionSpec]):
         return Cost(1, len(subject.encode(spec.text)))
 
     def run(self, spec: AttributionSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """One recorded run, split up."""
+        """Split the logits of one run."""
         answers = [_first_token(subject, spec.correct, "correct"), _first_token(subject, spec.wrong, "wrong")]
         parts = attribute_logits(
             run_with_cache(subject.model, subject.tensor([subject.encode(spec.text)])), subject.tensor([answers])

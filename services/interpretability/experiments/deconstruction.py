@@ -1,4 +1,4 @@
-"""Deconstruction what-ifs: how much a text's loss grows when a layer or head attends in a simpler way.
+"""Deconstruction experiment: how much a text's loss grows when a layer or head attends in a simpler way.
 
 "Deconstructing Attention" (2025) retrains models under such relaxations. Here nothing is retrained: what is measured is
 how much this model depends on a part, not whether another could be trained without it.
@@ -32,7 +32,7 @@ Head = tuple[int, int]
 
 
 class DeconstructionSpec(Spec):
-    """A text, relaxations, and what is relaxed at a time."""
+    """Text, relaxations, and whether layers or heads are relaxed at a time."""
 
     text: str = Field(min_length=2, max_length=20_000, description="At most 512 tokens.")
     kinds: list[Relaxation] = Field(
@@ -47,7 +47,7 @@ class DeconstructionSpec(Spec):
 
 
 class Deconstruction(Experiment[DeconstructionSpec]):
-    """What a model can't do without, part by part."""
+    """Measures how much a model depends on each part of its attention."""
 
     In = DeconstructionSpec
     route: ClassVar[str] = "deconstruction"
@@ -73,7 +73,7 @@ class Deconstruction(Experiment[DeconstructionSpec]):
         return Cost(1 + parts + windows, (1 + parts + windows) * n, 1 + parts)
 
     def run(self, spec: DeconstructionSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """A cell per kind and part."""
+        """Measure the loss, a cell per kind and part."""
         ids = _encode_text(spec, subject)
         row, fixed = subject.tensor([ids]), _average_patterns(spec, subject, len(ids))
         base = progress.cell({"ids": ids}, lambda: float(token_losses(subject.model, row).mean()))
@@ -88,17 +88,17 @@ class Deconstruction(Experiment[DeconstructionSpec]):
             attend = SimplifiedAttention(item[0], item[2], fixed=fixed, back=spec.back)
             return float(token_losses(subject.model, row, attend=attend).mean())
 
-        found: dict[str, list[float]] = {}
+        changes: dict[str, list[float]] = {}
         for (kind, _, _), value in progress.each(work, content, loss):
-            found.setdefault(kind, []).append(value - base)
-        return _report(spec, subject, base, found)
+            changes.setdefault(kind, []).append(value - base)
+        return _report(spec, subject, base, changes)
 
 
-def _report(spec: DeconstructionSpec, subject: StudiedModel, base: float, found: dict[str, list[float]]) -> Report:
-    told = "How much the loss grows, in nats per token, when attention here is"
+def _report(spec: DeconstructionSpec, subject: StudiedModel, base: float, changes: dict[str, list[float]]) -> Report:
+    how_much = "How much the loss grows, in nats per token, when attention here is"
     axes: Any = head_axes(subject.layers, subject.heads)
     size = subject.layers * (subject.heads if spec.each == "head" else 1)
-    padded = {kind: [*values, *[np.nan] * (size - len(values))] for kind, values in found.items()}
+    padded = {kind: [*values, *[np.nan] * (size - len(values))] for kind, values in changes.items()}
     if spec.each == "head":
         shape = (subject.layers, subject.heads)
         grids = [
@@ -109,7 +109,7 @@ def _report(spec: DeconstructionSpec, subject: StudiedModel, base: float, found:
                 scale="diverging",
                 unit="nats/token",
                 text=spec.text,
-                caption=f"{told} {kind}.",
+                caption=f"{how_much} {kind}.",
             )
             for kind, values in padded.items()
         ]
@@ -125,7 +125,7 @@ def _report(spec: DeconstructionSpec, subject: StudiedModel, base: float, found:
                     columns=columns,
                     scale="diverging",
                     unit="nats/token",
-                    caption=f"{told} relaxed.",
+                    caption=f"{how_much} relaxed.",
                 )
             ]
             if padded
@@ -136,7 +136,7 @@ def _report(spec: DeconstructionSpec, subject: StudiedModel, base: float, found:
                 name=kind,
                 unit="nats/token",
                 bars=[Bar(label=str(l), value=v) for l, v in enumerate(values)],
-                caption=f"{told} {kind}, one layer at a time.",
+                caption=f"{how_much} {kind}, one layer at a time.",
             )
             for kind, values in padded.items()
         ]
@@ -169,21 +169,21 @@ def _windows(spec: DeconstructionSpec, subject: StudiedModel, size: int) -> list
     if "average" not in spec.kinds:
         return []
     ids = subject.tokenizer.encode(spec.corpus or "")
-    found = [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
-    if not found:
+    windows = [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
+    if not windows:
         detail = f"average needs a corpus of at least the text's {size} tokens; it has {len(ids)}."
         raise InvalidOption(detail, field="corpus")
-    return found
+    return windows
 
 
 def _average_patterns(spec: DeconstructionSpec, subject: StudiedModel, size: int) -> dict[int, Tensor]:
     """Mean pattern of the corpus per layer, [H,T,T]."""
     windows = _windows(spec, subject, size)
-    found = {l: torch.zeros(subject.heads, size, size) for l in range(subject.layers)} if windows else {}
+    mean = {l: torch.zeros(subject.heads, size, size) for l in range(subject.layers)} if windows else {}
 
     def visit(layer: int, start: int, rows: Tensor) -> None:
-        found[layer][:, start : start + rows.shape[2], : rows.shape[3]] += rows[0].float().cpu() / len(windows)
+        mean[layer][:, start : start + rows.shape[2], : rows.shape[3]] += rows[0].float().cpu() / len(windows)
 
     for window in windows:
         visit_patterns(subject.model, subject.tensor([window]), visit)
-    return found
+    return mean

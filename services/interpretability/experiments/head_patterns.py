@@ -1,6 +1,6 @@
-"""Head patterns: which heads look at the previous token, at the same token before, or at what followed it then.
+"""Head-patterns experiment: heads that look at the previous token, at the same token before, or at its successor.
 
-A random sequence is said twice, so that nothing but its repetition can be used ("A Mathematical Framework for
+A random sequence comes twice, so that nothing but its repetition can be used ("A Mathematical Framework for
 Transformer Circuits", 2021). Knows tokens; knows no text.
 """
 
@@ -31,14 +31,14 @@ _CAPTIONS = {
 
 
 class HeadPatternsSpec(Spec):
-    """The sequence that is said twice."""
+    """The sequence that is repeated."""
 
     half: int = Field(32, ge=2, le=2048, description="Tokens of the random sequence, drawn by the seed.")
-    text: str | None = Field(None, max_length=20_000, description="Said twice instead of a random sequence.")
+    text: str | None = Field(None, max_length=20_000, description="Repeated instead of a random sequence.")
 
 
 class HeadPatterns(Experiment[HeadPatternsSpec]):
-    """Previous-token, duplicate-token and induction heads, first-token mass and entropy, from one forward."""
+    """Finds previous-token, duplicate-token and induction heads, first-token mass and entropy, from one forward."""
 
     In = HeadPatternsSpec
     mode = "sync"
@@ -47,7 +47,7 @@ class HeadPatterns(Experiment[HeadPatternsSpec]):
         name="head-patterns",
         task="probe",
         licence="Apache-2.0",
-        summary="Tells previous-token, duplicate-token and induction heads apart on a sequence that is said twice.",
+        summary="Finds previous-token, duplicate-token and induction heads on a sequence that comes twice.",
         paper=Paper(
             title="In-context Learning and Induction Heads",
             venue="Transformer Circuits Thread",
@@ -63,9 +63,9 @@ class HeadPatterns(Experiment[HeadPatternsSpec]):
         return Cost(1, 2 * len(_make_half(spec, subject)))
 
     def run(self, spec: HeadPatternsSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """One forward, five maps."""
+        """Score all heads in one forward."""
         half = _make_half(spec, subject)
-        found = head_patterns(subject.model, half)
+        scores = head_patterns(subject.model, half)
         axes: Any = head_axes(subject.layers, subject.heads)
         text = subject.tokenizer.decode(half * 2) if spec.text else None
         return Report(
@@ -74,27 +74,27 @@ class HeadPatterns(Experiment[HeadPatternsSpec]):
             grids=[
                 HeatMap(
                     name=name,
-                    values=to_matrix(scores),
+                    values=to_matrix(table),
                     **axes,
                     text=text,
                     caption=_CAPTIONS[name],
                     unit="nats" if name == "entropy" else "mean attention",
                 )
-                for name, scores in found.items()
+                for name, table in scores.items()
             ],
-            tables=[_strongest_table(found)],
+            tables=[_strongest_table(scores)],
         )
 
 
-def _strongest_table(found: dict[str, np.ndarray], rows: int = 5) -> Table:
+def _strongest_table(scores: dict[str, np.ndarray], rows: int = 5) -> Table:
     kinds = ("previous", "duplicate", "induction", "first")
     return Table(
         name="strongest",
         columns=["kind", "head", "score"],
         rows=[
-            [kind, head_name(head), float(found[kind][head])]
+            [kind, head_name(head), float(scores[kind][head])]
             for kind in kinds
-            for head in top_heads(found[kind], 1.0)[:rows]
+            for head in top_heads(scores[kind], 1.0)[:rows]
         ],
         caption="The heads that do each most.",
     )

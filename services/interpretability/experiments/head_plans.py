@@ -65,11 +65,11 @@ class HeadPlans(Experiment[HeadPlansSpec]):
         self._weights = weights
 
     @classmethod
-    def load(cls, place: LoadContext) -> Self:
+    def load(cls, context: LoadContext) -> Self:
         """Ready at once; named plans are stored in the folder of imported weights, which all services share."""
-        if place.threads:
-            torch.set_num_threads(place.threads)
-        return cls(registry_for(place), ResultStore(place.cache / "probe"), place.weights)
+        if context.threads:
+            torch.set_num_threads(context.threads)
+        return cls(registry_for(context), ResultStore(context.cache / "probe"), context.weights)
 
     def cost(self, spec: HeadPlansSpec, subject: StudiedModel) -> Cost:
         """Cost of the kind."""

@@ -1,4 +1,4 @@
-"""Indicators of a head's pattern: entropy, concentration, sink, local focus, diversity.
+"""Indicators experiment: entropy, concentration, sink, local focus and diversity of attention maps.
 
 "Deconstructing Attention" (2025), section 3 of our notes on it. Knows one text.
 """
@@ -40,7 +40,7 @@ INDICATOR_NAMES = tuple(_CAPTIONS)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IndicatorTable:
-    """What one layer's maps [H,T,T] tell ("Deconstructing Attention", 2025).
+    """Indicators of one layer's maps [H,T,T] ("Deconstructing Attention", 2025).
 
     Attributes:
         entropy: Nats of each whole map [H].
@@ -57,13 +57,13 @@ class IndicatorTable:
     diversity: float
 
     def by_name(self) -> dict[str, np.ndarray]:
-        """What is told of each head [H], by the names that reports use: `entropy` … `sink`, `local_0` … `local_3`."""
+        """Return the indicators of each head [H] by the names that reports use: `entropy` … `local_3`."""
         local = {f"local_{n}": self.local_focus[:, n] for n in range(self.local_focus.shape[1])}
         return {"entropy": self.entropy, "concentration": self.concentration, "sink": self.sink, **local}
 
 
 def indicators(patterns: np.ndarray | Tensor) -> IndicatorTable:
-    """Indicators of one layer's maps [H,T,T]."""
+    """Compute the indicators of one layer's maps [H,T,T]."""
     a = np.asarray(patterns, np.float64)
     T = a.shape[-1]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -79,14 +79,14 @@ def indicators(patterns: np.ndarray | Tensor) -> IndicatorTable:
 
 
 class IndicatorsSpec(Spec):
-    """A text and some layers."""
+    """Text and layers."""
 
     text: str = Field(min_length=1, max_length=50_000, description="The text.")
     layers: list[int] | None = Field(None, max_length=512, description="Left out, all.")
 
 
 class Indicators(Experiment[IndicatorsSpec]):
-    """Numbers that tell a head's pattern from a uniform one, a local one and a sink."""
+    """Measures how far a head's pattern is from uniform, local and sink attention."""
 
     In = IndicatorsSpec
     mode = "sync"
@@ -111,10 +111,12 @@ class Indicators(Experiment[IndicatorsSpec]):
         return Cost(1, len(_encode_text(spec, subject)))
 
     def run(self, spec: IndicatorsSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """All maps of one forward, a layer of them at a time."""
+        """Measure all maps of one forward, a layer at a time."""
         ids, layers = _encode_text(spec, subject), _resolve_layers(spec, subject)
-        found = _per_layer(subject, ids, layers)
-        by_name = [one.by_name() for one in found]
+        tables = _per_layer(subject, ids, layers)
+        by_layer = [table.by_name() for table in tables]
+        by_name = {name: [heads[name] for heads in by_layer] for name in INDICATOR_NAMES}
+        diversity = [Bar(label=str(layer), value=table.diversity) for layer, table in zip(layers, tables, strict=True)]
         axes: dict[str, Any] = {
             "rows": Axis(label="layer", ticks=[str(l) for l in layers]),
             "columns": Axis(label="head", ticks=[str(h) for h in range(subject.heads)]),
@@ -123,15 +125,13 @@ class Indicators(Experiment[IndicatorsSpec]):
             title="Indicators",
             scalars={"tokens": Scalar(value=len(ids))},
             grids=[
-                HeatMap(
-                    name=name, values=to_matrix([one[name] for one in by_name]), **axes, text=spec.text, caption=caption
-                )
-                for name, caption in _CAPTIONS.items()
+                HeatMap(name=name, values=to_matrix(values), **axes, text=spec.text, caption=_CAPTIONS[name])
+                for name, values in by_name.items()
             ],
             bars=[
                 Bars(
                     name="diversity",
-                    bars=[Bar(label=str(layer), value=one.diversity) for layer, one in zip(layers, found, strict=True)],
+                    bars=diversity,
                     caption="How much the heads of a layer differ: deviation over heads, mean over visible cells.",
                 )
             ],
@@ -140,18 +140,18 @@ class Indicators(Experiment[IndicatorsSpec]):
 
 def _per_layer(subject: StudiedModel, ids: list[int], layers: list[int]) -> list[IndicatorTable]:
     """One forward; maps are held for one layer at a time."""
-    held: dict[int, np.ndarray] = {}
-    found: dict[int, IndicatorTable] = {}
+    maps: dict[int, np.ndarray] = {}
+    tables: dict[int, IndicatorTable] = {}
     T = len(ids)
 
     def visit(layer: int, start: int, rows: Any) -> None:
-        whole = held.setdefault(layer, np.zeros((subject.heads, T, T), np.float32))
+        whole = maps.setdefault(layer, np.zeros((subject.heads, T, T), np.float32))
         whole[:, start : start + rows.shape[2], : rows.shape[3]] = rows[0].float().cpu().numpy()
         if start + rows.shape[2] == T:
-            found[layer] = indicators(held.pop(layer))
+            tables[layer] = indicators(maps.pop(layer))
 
     visit_patterns(subject.model, subject.tensor([ids]), visit, layers=layers)
-    return [found[layer] for layer in layers]
+    return [tables[layer] for layer in layers]
 
 
 def _encode_text(spec: IndicatorsSpec, subject: StudiedModel) -> list[int]:
@@ -163,8 +163,8 @@ def _encode_text(spec: IndicatorsSpec, subject: StudiedModel) -> list[int]:
 
 
 def _resolve_layers(spec: IndicatorsSpec, subject: StudiedModel) -> list[int]:
-    wanted = list(range(subject.layers)) if spec.layers is None else sorted(set(spec.layers))
-    if not wanted or wanted[0] < 0 or wanted[-1] >= subject.layers:
+    layers = list(range(subject.layers)) if spec.layers is None else sorted(set(spec.layers))
+    if not layers or layers[0] < 0 or layers[-1] >= subject.layers:
         detail = f"layers must name some of 0…{subject.layers - 1}."
         raise InvalidOption(detail, field="layers")
-    return wanted
+    return layers

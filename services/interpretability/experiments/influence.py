@@ -1,7 +1,7 @@
-"""AttentionInfluence: how much a document's loss suffers when the retrieval heads are hidden, and which to keep.
+"""Attention-influence experiment: how much a document's loss grows when retrieval heads are masked; what to select.
 
 "AttentionInfluence: Adopting Attention Head Influence for Weak-to-Strong Pretraining Data Selection" (2025). Scores
-are ranked inside a domain only, and shown beside those of as many random heads.
+are ranked inside a domain only, with as many random heads as control.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MIN_BASE_LOSS = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document as tokens."""
+    """Tokenised document."""
 
     id: Any
     domain: str
@@ -56,7 +56,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Influence:
-    """Losses of a document, and (masked − base) / base; None where the base loss is next to nothing."""
+    """Losses of a document and its score (masked − base) / base, None where the base loss is almost 0."""
 
     id: Any
     domain: str
@@ -67,7 +67,7 @@ class Influence:
 
 @torch.no_grad()
 def token_loss(model: Decoder, tokens: Sequence[int], masked: Iterable[Head] = ()) -> float:
-    """Mean loss of tokens 2…n in nats, with the heads' attention made uniform; long texts in consecutive windows.
+    """Return the mean loss of tokens 2…n in nats with some heads masked; long texts are read in consecutive windows.
 
     Raises:
         InvalidOption: Fewer than two tokens.
@@ -75,24 +75,24 @@ def token_loss(model: Decoder, tokens: Sequence[int], masked: Iterable[Head] = (
     if len(tokens) < 2:
         detail = "A document needs two tokens: the first is not predicted."
         raise InvalidOption(detail, field="tokens")
-    hidden, total, count = list(masked), 0.0, 0
+    heads, total, count = list(masked), 0.0, 0
     for window in _windows(tokens, model.config.positions):
         ids = torch.tensor([list(window)], device=model.output_matrix.device)
-        losses = token_losses(model, ids, masked=hidden)
+        losses = token_losses(model, ids, masked=heads)
         total, count = total + float(losses.double().sum()), count + losses.numel()
     return total / count
 
 
 def influence(model: Decoder, documents: Iterable[Document], masked: Iterable[Head]) -> Iterator[Influence]:
-    """Losses and scores of documents, in input order."""
-    hidden = list(masked)
+    """Yield losses and scores of documents, in input order."""
+    heads = list(masked)
     for document in documents:
-        base, with_mask = token_loss(model, document.tokens), token_loss(model, document.tokens, hidden)
+        base, with_mask = token_loss(model, document.tokens), token_loss(model, document.tokens, heads)
         yield Influence(document.id, document.domain, base, with_mask, _score(base, with_mask))
 
 
 def select(rows: Iterable[Influence], fraction: float = 0.2) -> dict[str, list[Any]]:
-    """The best max(1, ceil(fraction·n)) of each domain, best first, ties in input order; rows without score never."""
+    """Return the best max(1, ceil(fraction·n)) of each domain, best first, ties in input order; never unscored rows."""
     domains: dict[str, list[Influence]] = {}
     for row in rows:
         domains.setdefault(row.domain, []).append(row)
@@ -124,7 +124,7 @@ class _DocumentLine(BaseModel):
 
 
 class InfluenceSpec(Spec):
-    """Documents, and the heads that are hidden."""
+    """Documents, and the heads that are masked."""
 
     documents: str = Field(min_length=1, max_length=32_000_000, description="JSON lines of id, domain and text.")
     heads: list[list[int]] = Field(
@@ -185,7 +185,7 @@ class AttentionInfluence(Experiment[InfluenceSpec]):
         return total
 
     def run(self, spec: InfluenceSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """One cell per document; rows in input order."""
+        """Score documents, a cell each; rows in input order."""
         heads = subject.check_heads(spec.heads)
         control = draw_control_heads(subject, heads, spec.seed)
         documents = _parse_documents(spec, subject)
@@ -204,28 +204,28 @@ class AttentionInfluence(Experiment[InfluenceSpec]):
 
 
 def draw_control_heads(subject: StudiedModel, heads: Sequence[Head], seed: int) -> list[Head]:
-    """As many random heads that are not hidden, the same for all documents."""
+    """Draw as many random heads that are not masked, the same for all documents."""
     others = [(l, h) for l in range(subject.layers) for h in range(subject.heads) if (l, h) not in set(heads)]
     return sorted(random.Random(f"influence/{seed}").sample(others, min(len(heads), len(others))))
 
 
 def _parse_documents(spec: InfluenceSpec, subject: StudiedModel) -> list[tuple[_DocumentLine, list[int]]]:
-    found = []
+    lines = []
     for number, text in enumerate(filter(str.strip, spec.documents.splitlines()), 1):
         try:
             line = _DocumentLine.model_validate_json(text)
         except ValidationError as error:
             detail = f"Line {number} of documents is not an object of id, domain and text."
             raise Malformed(detail, field="documents") from error
-        found.append((line, subject.tokenizer.encode(line.text)))
-    if not found:
+        lines.append((line, subject.tokenizer.encode(line.text)))
+    if not lines:
         detail = "documents holds no line."
         raise InvalidOption(detail, field="documents")
-    return found
+    return lines
 
 
 def _is_reported(line: _DocumentLine, ids: Sequence[int], losses: dict[int, Any]) -> bool:
-    """Whether a row can be told: measured, or too short to be. Others were not reached before a stop."""
+    """Whether a row is reported: measured, or too short to be; others were not reached before a stop."""
     return id(line) in losses or len(ids) < MIN_TOKENS
 
 
@@ -312,11 +312,11 @@ def _rows_artefact(rows: list[dict[str, Any]]) -> Artefact:
 
 
 def _warnings(scored: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[str]:
-    told = [f"{len(rows) - len(scored)} documents have no score."] if len(scored) < len(rows) else []
+    warnings = [f"{len(rows) - len(scored)} documents have no score."] if len(scored) < len(rows) else []
     weak = sum(row["control_score"] is not None and row["control_score"] >= row["score"] for row in scored)
     if weak:
-        told.append(f"For {weak} of {len(scored)} documents as many random heads do as much: no evidence there.")
-    return told
+        warnings.append(f"For {weak} of {len(scored)} documents as many random heads do as much: no evidence there.")
+    return warnings
 
 
 def _domain_row(name: str, rows: list[dict[str, Any]]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The logit lens: what each layer's residual stream would say if it were the last.
+"""Logit-lens experiment: the next-token distribution of every layer's residual stream.
 
 The final norm and the output matrix are applied to the stream after every block. Knows one text.
 """
@@ -24,7 +24,7 @@ MAX_TOKENS = 512
 
 
 class LogitLensSpec(Spec):
-    """A text, and how much is told about it."""
+    """Text, position and number of candidates."""
 
     text: str = Field(min_length=1, max_length=20_000, description="The text.")
     position: int = Field(-1, description="Position whose candidates are listed; negative counts from the end.")
@@ -32,7 +32,7 @@ class LogitLensSpec(Spec):
 
 
 class LogitLens(Experiment[LogitLensSpec]):
-    """Top tokens per layer, and how soon each next token is known."""
+    """Lists the top tokens per layer, and how early each next token is predicted."""
 
     In = LogitLensSpec
     mode = "sync"
@@ -41,7 +41,7 @@ class LogitLens(Experiment[LogitLensSpec]):
         name="logit-lens",
         task="probe",
         licence="Apache-2.0",
-        summary="Shows what each layer would say next, and in which layer the text's next token is found.",
+        summary="Shows what each layer would predict next, and which layer finds the text's next token.",
         paper=Paper(title="interpreting GPT: the logit lens", venue="LessWrong", year=2020),
         notes=("Early layers speak another basis: their words are hints, not thoughts.", NO_GRAPH),
         example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwxm kqzwx"},
@@ -52,31 +52,31 @@ class LogitLens(Experiment[LogitLensSpec]):
         return Cost(1, len(_encode_text(spec, subject)))
 
     def run(self, spec: LogitLensSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """One recorded run, read out after every layer."""
+        """Read one run out after every layer."""
         ids = _encode_text(spec, subject)
-        place = spec.position % len(ids)
+        position = spec.position % len(ids)
         run = run_with_cache(subject.model, subject.tensor([ids]))
         rows, right = [], []
         with torch.no_grad():
             for layer, x in enumerate([*run.pre[1:], run.final]):
-                chances = run.to_logits(x[0]).float().log_softmax(-1)
-                best = chances[place].topk(spec.top)
-                said = [
+                log_probs = run.to_logits(x[0]).float().log_softmax(-1)
+                best = log_probs[position].topk(spec.top)
+                candidates = [
                     f"{subject.tokenizer.token_text(int(i))} {float(p.exp()):.2f}"
                     for p, i in zip(best.values, best.indices, strict=True)
                 ]
-                rows.append([layer, *said])
-                right.append([float(chances[t, ids[t + 1]].exp()) for t in range(len(ids) - 1)])
+                rows.append([layer, *candidates])
+                right.append([float(log_probs[t, ids[t + 1]].exp()) for t in range(len(ids) - 1)])
         texts = [token.text for token in subject.token_spans(ids)]
         return Report(
             title="Logit lens",
-            scalars={"tokens": Scalar(value=len(ids)), "position": Scalar(value=place, note=texts[place])},
+            scalars={"tokens": Scalar(value=len(ids)), "position": Scalar(value=position, note=texts[position])},
             tables=[
                 Table(
                     name="candidates",
                     columns=["layer", *(str(i + 1) for i in range(spec.top))],
                     rows=rows,
-                    caption=f"Likeliest tokens after position {place}, with their probability, after each layer.",
+                    caption=f"Likeliest tokens after position {position}, with their probability, after each layer.",
                 )
             ],
             grids=[

@@ -1,7 +1,7 @@
-"""The needle grid: how much of a hidden sentence comes back, by context length and depth.
+"""Needle-grid experiment: how much of a hidden sentence is recalled, by context length and depth.
 
-Under hidden heads on the model here, or under an attention method of llm-longctx, which is asked over the OpenAI
-protocol like by any other client. The prompts are those of `shared.lm.niah_prompts`.
+With heads masked in the model here, or under an attention method of llm-longctx, which is called over the OpenAI
+protocol. The prompts are those of `shared.lm.niah_prompts`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["NeedleGrid", "NeedleGridSpec"]
 
 
 class NeedleGridSpec(Spec):
-    """Where needles are hidden, and what the model has to do without."""
+    """Lengths, depths and needles; masked heads or an attention method."""
 
     lengths: list[int] = Field([350, 700, 1200], min_length=1, max_length=40, description="Tokens of the prompts.")
     depths: list[int] = Field([0, 50, 100], min_length=1, max_length=40, description="Percent.")
@@ -47,7 +47,7 @@ class NeedleGridSpec(Spec):
 
 
 class NeedleGrid(Experiment[NeedleGridSpec]):
-    """Recall by context length and depth."""
+    """Measures recall by context length and depth."""
 
     In = NeedleGridSpec
     route: ClassVar[str] = "needle"
@@ -67,40 +67,40 @@ class NeedleGrid(Experiment[NeedleGridSpec]):
     )
 
     @classmethod
-    def load(cls, place: LoadContext) -> Self:
-        """Ready at once; other services are reached when a cell asks them."""
-        loaded = super().load(place)
-        options = place.options
+    def load(cls, context: LoadContext) -> Self:
+        """Ready at once; other services are called when a cell needs them."""
+        loaded = super().load(context)
+        options = context.options
         loaded.endpoint = LongctxEndpoint(
             options.get("judge_base_url", "http://127.0.0.1:8080"), options.get("judge_api_key")
         )
         return loaded
 
     def cost(self, spec: NeedleGridSpec, subject: StudiedModel) -> Cost:
-        """One forward per cell when forced, up to `steps` when generating, none here when llm-longctx is asked."""
+        """One forward per cell when forced, up to `steps` when generating, none here when llm-longctx is called."""
         total = Cost(0, 0, 0)
         for _, prompt in _list_cells(spec, subject):
-            read, said = len(prompt.ids), len(prompt.answer_ids)
+            read, answer = len(prompt.ids), len(prompt.answer_ids)
             if spec.longctx is not None:
                 total += Cost(0, 0)
             elif spec.teacher_forced:
-                total += Cost(1, read + said - 1)
+                total += Cost(1, read + answer - 1)
             else:
                 total += Cost(1 + spec.steps, read - 1 + spec.steps)
         return total
 
     def run(self, spec: NeedleGridSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """One cell of the ledger per cell of the grid."""
+        """Measure recall, one cached cell per cell of the grid."""
         heads = subject.check_heads(spec.heads)
         how = spec.model_dump(mode="json", include={"heads", "phase", "teacher_forced", "steps", "longctx"})
-        found = list(
+        cells = list(
             progress.each(
                 _list_cells(spec, subject),
                 lambda cell: {**how, "ids": cell[1].ids, "answer": cell[1].answer_ids},
-                lambda cell: self._answered(spec, subject, cell[1], heads),
+                lambda cell: self._measure_cell(spec, subject, cell[1], heads),
             )
         )
-        recalls = [(facts, value["recall"]) for (facts, _), value in found]
+        recalls = [(facts, value["recall"]) for (facts, _), value in cells]
         return Report(
             title="Needle grid",
             warnings=_warnings(spec, recalls),
@@ -114,13 +114,13 @@ class NeedleGrid(Experiment[NeedleGridSpec]):
                 Table(
                     name="answers",
                     columns=["needle", "length", "depth", "recall", "answer"],
-                    rows=[[f["needle"], f["length"], f["depth"], v["recall"], v["answer"]] for (f, _), v in found],
+                    rows=[[f["needle"], f["length"], f["depth"], v["recall"], v["answer"]] for (f, _), v in cells],
                     caption="What came back in each cell.",
                 )
             ],
         )
 
-    def _answered(
+    def _measure_cell(
         self, spec: NeedleGridSpec, subject: StudiedModel, prompt: Prompt, heads: list[tuple[int, int]]
     ) -> Any:
         if spec.longctx is not None:
@@ -128,23 +128,23 @@ class NeedleGrid(Experiment[NeedleGridSpec]):
         elif spec.teacher_forced:
             return {"recall": score_known_answer(subject, prompt, heads, spec.phase).accuracy, "answer": None}
         else:
-            said = generate_answer(subject, prompt, steps=spec.steps, masked=heads, phase=spec.phase)
-            text = subject.tokenizer.decode(said.tokens)
+            answer = generate_answer(subject, prompt, steps=spec.steps, masked=heads, phase=spec.phase)
+            text = subject.tokenizer.decode(answer.tokens)
         return {"recall": rouge1_recall(prompt.answer, text), "answer": text}
 
 
 def _list_cells(spec: NeedleGridSpec, subject: StudiedModel) -> list[tuple[dict[str, int], Prompt]]:
-    chosen = [Needle(n.sentence, n.question, n.answer) for n in spec.needles] or list(NEEDLES[:1])
-    found = []
-    for n, what in enumerate(chosen):
+    needles = [Needle(n.sentence, n.question, n.answer) for n in spec.needles] or list(NEEDLES[:1])
+    cells = []
+    for n, what in enumerate(needles):
         for length in spec.lengths:
             subject.check_window(length, "lengths")
             for depth in spec.depths:
                 prompt = build_needle_prompt(
                     subject.tokenizer, what, length, depth, corpus=spec.corpus, seed=spec.seed + n
                 )
-                found.append(({"needle": n, "length": length, "depth": depth}, prompt))
-    return found
+                cells.append(({"needle": n, "length": length, "depth": depth}, prompt))
+    return cells
 
 
 def _mean(recalls: list[tuple[dict[str, int], float]]) -> float | None:
@@ -152,9 +152,9 @@ def _mean(recalls: list[tuple[dict[str, int], float]]) -> float | None:
 
 
 def _warnings(spec: NeedleGridSpec, recalls: list[tuple[dict[str, int], float]]) -> list[str]:
-    told = []
+    warnings = []
     if len(spec.needles) < 2:
-        told.append("One needle: every cell is a single sample.")
+        warnings.append("One needle: every cell is a single sample.")
     if recalls and not spec.heads and spec.longctx is None and (_mean(recalls) or 0) < 0.5:
-        told.append("The model recalls less than half with nothing hidden: there is little to lose.")
-    return told
+        warnings.append("The model recalls less than half with nothing hidden: there is little to lose.")
+    return warnings

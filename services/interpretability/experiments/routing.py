@@ -1,8 +1,8 @@
-"""The clusters of a routing model: which tokens of a text each routing head puts together.
+"""Routing-clusters experiment: which tokens of a text each head of a routing model clusters together.
 
 In the Routing Transformer (Roy et al., 2021) a token attends to the last ones of its own cluster, so clusters are all
-that a head can see. The model is one of another service: it is reached by its name, weights and network both. Knows one
-text and one layer.
+that a head can see. The model belongs to another service: weights and network are found by name. Knows one text and one
+layer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from shared.registry.weights import read_weights
 __all__ = ["RoutingClusters", "RoutingClustersSpec"]
 
 MODEL_PREFIX = "fovea-routing"
-"""What names of such models begin with."""
+"""Prefix of the names of routing models."""
 
 MAX_LISTED_TOKENS = 200
 """Tokens of a cluster that a table lists."""
@@ -40,7 +40,7 @@ MAX_LISTED_TOKENS = 200
 
 @dataclass(frozen=True)
 class _RoutingModel(StudiedModel):
-    """A routing model under study: no decoder of `shared.lm`, so it tells its sizes itself."""
+    """A routing model under study; it is no decoder of `shared.lm`, so its sizes are read from the network."""
 
     model: Any
 
@@ -81,7 +81,7 @@ class _RoutingModel(StudiedModel):
 
 
 class RoutingClustersSpec(Spec):
-    """A text and a layer."""
+    """Text and layer."""
 
     text: str = Field(min_length=1, max_length=50_000, description="The text; as many bytes as the model reads.")
     layer: int | None = Field(
@@ -90,7 +90,7 @@ class RoutingClustersSpec(Spec):
 
 
 class RoutingClusters(Experiment[RoutingClustersSpec]):
-    """Who is with whom, per routing head."""
+    """Lists the clusters of each routing head."""
 
     In = RoutingClustersSpec
     mode = "sync"
@@ -115,17 +115,17 @@ class RoutingClusters(Experiment[RoutingClustersSpec]):
         self._imported = imported
 
     @classmethod
-    def load(cls, place: LoadContext) -> Self:
-        """Ready at once; a routing model is loaded when one is first asked about."""
-        if place.threads:
-            torch.set_num_threads(place.threads)
-        return cls(registry_for(place), ResultStore(place.cache / "probe"), place.weights)
+    def load(cls, context: LoadContext) -> Self:
+        """Ready at once; a routing model is loaded when it is first studied."""
+        if context.threads:
+            torch.set_num_threads(context.threads)
+        return cls(registry_for(context), ResultStore(context.cache / "probe"), context.weights)
 
     def load_model(self, name: str | None) -> StudiedModel:
-        """A routing model by name; left out, the one that is there.
+        """Return a routing model by name; left out, the first one.
 
         Raises:
-            NotFound: It is none, or there are no weights of it; the detail lists those there are.
+            NotFound: It is no routing model, or has no weights here; the detail lists those there are.
         """
         known = {**shipped_weights(), **{file.stem: file for file in sorted(self._imported.glob("*.safetensors"))}}
         routing = {key: file for key, file in known.items() if key.startswith(MODEL_PREFIX)}
@@ -142,26 +142,26 @@ class RoutingClusters(Experiment[RoutingClustersSpec]):
         return Cost(1, len(_encode_text(spec, subject)))
 
     def run(self, spec: RoutingClustersSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """One forward, and what its routing heads chose."""
+        """Capture the clusters of one forward."""
         ids = _encode_text(spec, subject)
-        found = _capture_clusters(subject, ids)
-        routing = [number for number, chosen in enumerate(found) if chosen is not None]
+        captured = _capture_clusters(subject, ids)
+        routing = [number for number, clusters in enumerate(captured) if clusters is not None]
         layer = routing[0] if spec.layer is None else spec.layer
         if layer not in routing:
             detail = f"Layer {layer} of {subject.name} has no routing heads."
             raise InvalidOption(detail, hint=f"Layers that have: {', '.join(map(str, routing))}.", field="layer")
-        chosen, model = found[layer], cast("Any", subject.model)
+        model = cast("Any", subject.model)
         centroids = int(model.blocks[layer][1].means.shape[1])
-        return _report(layer, ids, chosen.clusters[0, :, : len(ids)], centroids)
+        return _report(layer, ids, captured[layer].clusters[0, :, : len(ids)], centroids)
 
 
 @torch.no_grad()
 def _capture_clusters(subject: StudiedModel, ids: list[int]) -> list[Any]:
-    """Per layer what its routing heads chose; None where it has none."""
-    seen: list[Any] = []
+    """Per layer the clusters of its routing heads; None where it has none."""
+    captured: list[Any] = []
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        seen.append(output[2])
+        captured.append(output[2])
 
     model: Any = subject.model
     handles = [attention.register_forward_hook(keep) for _, attention, _, _ in model.blocks]
@@ -170,11 +170,11 @@ def _capture_clusters(subject: StudiedModel, ids: list[int]) -> list[Any]:
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    return captured
 
 
 def _report(layer: int, ids: list[int], clusters: Tensor, centroids: int) -> Report:
-    """What is told of clusters [H,T]."""
+    """Report of clusters [H,T]."""
     tokens = _byte_spans(bytes(ids))
     counts = torch.stack([torch.bincount(head, minlength=centroids) for head in clusters])
     heads = range(len(clusters))
@@ -233,21 +233,21 @@ def _encode_text(spec: RoutingClustersSpec, subject: StudiedModel) -> list[int]:
 
 
 def _byte_spans(raw: bytes) -> list[TokenSpan]:
-    """Each byte as text, with the character that it is of."""
-    found: list[TokenSpan] = []
-    for place, letter in enumerate(raw.decode()):
+    """Each byte as text, with the span of its character."""
+    spans: list[TokenSpan] = []
+    for position, letter in enumerate(raw.decode()):
         pieces = letter.encode()
         shown = [letter] if len(pieces) == 1 else [f"<{piece:02x}>" for piece in pieces]
-        found += [TokenSpan(text=text, start=place, end=place + 1) for text in shown]
-    return found
+        spans += [TokenSpan(text=text, start=position, end=position + 1) for text in shown]
+    return spans
 
 
 @cache
 def _load_model(name: str, file: Path) -> _RoutingModel:
-    found = read_weights(file)
-    built: Any = network(found.manifest.network.name, **found.manifest.network.config)
-    state: Mapping[str, Tensor] = {key: torch.from_numpy(array) for key, array in found.arrays.items()}
+    weights = read_weights(file)
+    built: Any = network(weights.manifest.network.name, **weights.manifest.network.config)
+    state: Mapping[str, Tensor] = {key: torch.from_numpy(array) for key, array in weights.arrays.items()}
     built.load_state_dict(state)
     tokenizer = hashlib.sha256(BYTE_TOKENIZER_ID.encode()).hexdigest()
     model = built.requires_grad_(requires_grad=False).eval()
-    return _RoutingModel(name, model, byte_tokenizer(), found.manifest.sha256, tokenizer, "Apache-2.0")
+    return _RoutingModel(name, model, byte_tokenizer(), weights.manifest.sha256, tokenizer, "Apache-2.0")

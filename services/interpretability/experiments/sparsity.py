@@ -1,4 +1,4 @@
-"""Prunes a shipped network by magnitude and claims only what can be shown: zeros, bytes, time, and what is still owed.
+"""Sparsity experiment: prunes a shipped network by magnitude and claims only what was measured: zeros, bytes, time.
 
 Zeros are counted in the pruned weights layer by layer, N:M is verified, and both networks are timed in turn on the
 kernels that are here. Those are dense: zeros are multiplied like all other numbers, and the claim says so ("masked
@@ -13,7 +13,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ DEFAULT_NETWORK = "pranet"
 
 @dataclass(frozen=True)
 class _StudiedNetwork(StudiedModel):
-    """A shipped network of any kind: it has weights and an answer, and is no decoder."""
+    """A shipped network of any kind; it is no decoder."""
 
     model: Any
 
@@ -55,12 +55,12 @@ class _StudiedNetwork(StudiedModel):
 
     @property
     def seconds_per_token(self) -> float:
-        """Not told: a token here is a number of the input."""
+        """Not measured: a token here is a number of the input."""
         return 0.0
 
 
 class SparsityStudySpec(Spec):
-    """Which weights become zero, and how often both networks are timed."""
+    """Pruning patterns, timed calls and size of the input."""
 
     patterns: list[str] = Field(
         ["0.5", "0.7", "0.9", "2:4"],
@@ -73,7 +73,7 @@ class SparsityStudySpec(Spec):
 
 
 class SparsityStudy(Experiment[SparsityStudySpec]):
-    """What pruning leaves, and what may be said about it."""
+    """Measures what pruning leaves, and builds the claim that may be made about it."""
 
     In = SparsityStudySpec
     route: ClassVar[str] = "sparsity"
@@ -97,12 +97,12 @@ class SparsityStudy(Experiment[SparsityStudySpec]):
     )
 
     def load_model(self, name: str | None) -> StudiedModel:
-        """A network by the name of its shipped weights.
+        """Return a network by the name of its shipped weights.
 
         Raises:
             NotFound: There are none of that name, or they take no picture and no tokens.
         """
-        known = {key: file for key, file in shipped_weights().items() if _draw_input(key, 32, 0) is not None}
+        known = {key: file for key, file in shipped_weights().items() if _input_kind(key) is not None}
         wanted = name or DEFAULT_NETWORK
         if wanted not in known:
             detail = f"There are no weights {wanted!r} to prune; known are {', '.join(known) or 'none'}."
@@ -111,14 +111,15 @@ class SparsityStudy(Experiment[SparsityStudySpec]):
 
     def cost(self, spec: SparsityStudySpec, subject: StudiedModel) -> Cost:
         """A cell per pattern, each with so many calls of the dense network and one before the clock runs."""
-        cells, given = len(_parse_patterns(spec)), _sample_input(spec, subject)
-        return Cost(forwards=cells * (spec.runs + 1), tokens=cells * (spec.runs + 1) * given.numel(), cells=cells)
+        cells, inputs = len(_parse_patterns(spec)), _draw_input(subject.name, spec.side, spec.seed)
+        return Cost(forwards=cells * (spec.runs + 1), tokens=cells * (spec.runs + 1) * inputs.numel(), cells=cells)
 
     def run(self, spec: SparsityStudySpec, subject: StudiedModel, progress: Progress) -> Report:
-        """A cell per pattern."""
+        """Prune and time, a cell per pattern."""
+        inputs = _draw_input(subject.name, spec.side, spec.seed)
 
         def work(text: str) -> dict[str, Any]:
-            return _measure_pattern(subject, PruningPattern.parse(text), _sample_input(spec, subject), spec.runs)
+            return _measure_pattern(subject, PruningPattern.parse(text), inputs, spec.runs)
 
         content = {"runs": spec.runs, "side": spec.side, "seed": spec.seed, "machine": platform.machine()}
         cells = progress.each(_parse_patterns(spec), lambda text: {**content, "pattern": text}, work)
@@ -131,15 +132,15 @@ def _parse_patterns(spec: SparsityStudySpec) -> list[str]:
     return list(dict.fromkeys(spec.patterns))
 
 
-def _measure_pattern(subject: StudiedModel, pattern: PruningPattern, given: Tensor, runs: int) -> dict[str, Any]:
-    """Fields of a claim, and how far the answer moved."""
+def _measure_pattern(subject: StudiedModel, pattern: PruningPattern, inputs: Tensor, runs: int) -> dict[str, Any]:
+    """Measure the fields of a claim, and how far the answer moved."""
     state = prune({name: weight.detach() for name, weight in subject.model.named_parameters()}, pattern)
     thin = _build_network(subject.name)
     thin.load_state_dict({**subject.model.state_dict(), **state})
     layers = sparsity_by_layer(state)
     total = sum(state[name].numel() for name in layers)
     share = sum(layers[name] * state[name].numel() for name in layers) / total
-    moved, dense_ms, ms = _time_both(subject.model, thin, given, runs)
+    moved, dense_ms, ms = _time_both(subject.model, thin, inputs, runs)
     values, index = count_stored_bytes(state)
     p50, dense_p50 = statistics.median(ms), statistics.median(dense_ms)
     matrices = [weight.flatten(1) for weight in state.values() if weight.dim() >= 2]
@@ -177,16 +178,16 @@ def _measure_pattern(subject: StudiedModel, pattern: PruningPattern, given: Tens
 
 
 @torch.inference_mode()
-def _time_both(dense: nn.Module, thin: nn.Module, given: Tensor, runs: int) -> tuple[float, list[float], list[float]]:
+def _time_both(dense: nn.Module, thin: nn.Module, inputs: Tensor, runs: int) -> tuple[float, list[float], list[float]]:
     """How far the first answer moved, relative to it, and milliseconds of both networks in turn."""
-    first, second = _first_tensor(dense(given)), _first_tensor(thin(given))
+    first, second = _first_tensor(dense(inputs)), _first_tensor(thin(inputs))
     moved = float((first - second).norm() / first.norm().clamp(min=1e-12))
     taken: tuple[list[float], list[float]] = ([], [])
     for _ in range(runs):
         for net, ms in zip((dense, thin), taken, strict=True):
-            begun = time.perf_counter()
-            net(given)
-            ms.append(1000 * (time.perf_counter() - begun))
+            started = time.perf_counter()
+            net(inputs)
+            ms.append(1000 * (time.perf_counter() - started))
     return moved, *taken
 
 
@@ -197,10 +198,10 @@ def _first_tensor(output: Any) -> Tensor:
     return output
 
 
-def _report(subject: StudiedModel, found: dict[str, dict[str, Any]]) -> Report:
-    claims = {text: build_claim(f"{subject.name} at {text}", facts["claim"]) for text, facts in found.items()}
+def _report(subject: StudiedModel, measured: dict[str, dict[str, Any]]) -> Report:
+    claims = {text: build_claim(f"{subject.name} at {text}", facts["claim"]) for text, facts in measured.items()}
     rows: list[list[Any]] = [
-        [text, claim.sparsity_global, claim.value_bytes, claim.index_bytes, claim.nm_verified, found[text]["moved"]]
+        [text, claim.sparsity_global, claim.value_bytes, claim.index_bytes, claim.nm_verified, measured[text]["moved"]]
         for text, claim in claims.items()
     ]
     names = list(next(iter(claims.values())).sparsity_by_layer) if claims else []
@@ -217,7 +218,7 @@ def _report(subject: StudiedModel, found: dict[str, dict[str, Any]]) -> Report:
             ),
             Table(
                 name="speed",
-                rows=[_speed_row(text, claim) for text, claim in claims.items()],
+                rows=[_speed_row(text, measured[text]["claim"]["measured"], claim) for text, claim in claims.items()],
                 columns=["pattern", "dense ms", "pruned ms", "times as fast", "open rules", "claim"],
                 caption="Medians in turn on the dense kernels here, what the lint finds, and the claim as JSON.",
             ),
@@ -236,27 +237,27 @@ def _report(subject: StudiedModel, found: dict[str, dict[str, Any]]) -> Report:
     )
 
 
-def _speed_row(text: str, claim: SparsityClaim) -> list[Any]:
-    m = claim.measured
-    assert m is not None  # noqa: S101  # this study always measures
-    owed = " ".join(finding.rule for finding in lint(claim))
-    return [text, m.dense_p50_ms, m.p50_ms, m.speedup, owed, claim.model_dump_json()]
+def _speed_row(text: str, measured: dict[str, Any], claim: SparsityClaim) -> list[Any]:
+    open_rules = " ".join(finding.rule for finding in lint(claim))
+    times = [measured[name] for name in ("dense_p50_ms", "p50_ms", "speedup")]
+    return [text, *times, open_rules, claim.model_dump_json()]
 
 
-def _sample_input(spec: SparsityStudySpec, subject: StudiedModel) -> Tensor:
-    given = _draw_input(subject.name, spec.side, spec.seed)
-    assert given is not None  # noqa: S101  # `subject` knows only networks that take one
-    return given
+def _input_kind(name: str) -> Literal["tokens", "picture"] | None:
+    """What a network takes; None where it takes neither."""
+    if "vocab" in read_manifest(shipped_weights()[name]).network.config:
+        return "tokens"
+    return "picture" if name.partition("-")[0] in {"pranet", "patnet", "fasternet"} else None
 
 
-def _draw_input(name: str, side: int, seed: int) -> Tensor | None:
-    """A picture or tokens for a network, whichever it takes; None where it takes neither."""
+def _draw_input(name: str, side: int, seed: int) -> Tensor:
+    """Random tokens or a random picture, whichever the network takes."""
+    generator = torch.Generator().manual_seed(seed)
+    if _input_kind(name) == "picture":
+        return torch.randn(1, 3, side, side, generator=generator)
     config = read_manifest(shipped_weights()[name]).network.config
-    draw = torch.Generator().manual_seed(seed)
-    if "vocab" in config:
-        return torch.randint(0, config["vocab"] - 1, (1, min(side, int(config.get("context", side)))), generator=draw)
-    pictured = name.partition("-")[0] in {"pranet", "patnet", "fasternet"}
-    return torch.randn(1, 3, side, side, generator=draw) if pictured else None
+    tokens = min(side, int(config.get("context", side)))
+    return torch.randint(0, config["vocab"] - 1, (1, tokens), generator=generator)
 
 
 def _build_network(name: str) -> Any:
@@ -266,9 +267,9 @@ def _build_network(name: str) -> Any:
 
 @cache
 def _load_network(name: str) -> _StudiedNetwork:
-    found = read_weights(shipped_weights()[name])
+    weights = read_weights(shipped_weights()[name])
     net = _build_network(name)
-    net.load_state_dict({key: torch.from_numpy(array) for key, array in found.arrays.items()})
+    net.load_state_dict({key: torch.from_numpy(array) for key, array in weights.arrays.items()})
     return _StudiedNetwork(
-        name, net, byte_tokenizer(), found.manifest.sha256, json_digest(BYTE_TOKENIZER_ID), "Apache-2.0"
+        name, net, byte_tokenizer(), weights.manifest.sha256, json_digest(BYTE_TOKENIZER_ID), "Apache-2.0"
     )

@@ -206,10 +206,12 @@ class ActPlanMaker(_PlanMaker):
     def cost(self) -> Cost:
         """A forward per question for its sinks, one and parts of one for its heads, and two per held-out question."""
         spec = self.spec
-        tried = sum(len(q.ids) for q in self.draw_questions(spec.samples, 0))
-        held = sum(len(q.ids) for q in self.draw_questions(spec.check, 1))
+        tuning = sum(len(q.ids) for q in self.draw_questions(spec.samples, 0))
+        held_out = sum(len(q.ids) for q in self.draw_questions(spec.check, 1))
         cells = 2 * spec.samples + spec.check
-        return Cost(2 * (spec.samples + spec.check), 2 * (tried + held), cells, partial=tried * spec.candidates // 2)
+        return Cost(
+            2 * (spec.samples + spec.check), 2 * (tuning + held_out), cells, partial=tuning * spec.candidates // 2
+        )
 
     def make(self, progress: Progress) -> PlanResult:
         """Filter the heads, try each alone, choose, and check on held-out questions."""
@@ -231,15 +233,15 @@ class ActPlanMaker(_PlanMaker):
             return PlanResult(None)
         plain, *alone = np.mean(verdicts, axis=0).tolist()
         chosen = [head for head, share in zip(tried, alone, strict=True) if share > plain]
-        held = _run_questions(
+        checked = _run_questions(
             progress,
             held_out,
             lambda q: {"together": _question_content(q), "heads": chosen, **facts},
             lambda q: [try_heads_together(net, q, self.rule, heads) for heads in ([], chosen)],
         )
-        if held is None:
+        if checked is None:
             return PlanResult(None)
-        return self._build_result(tried, plain, alone, chosen, np.mean(held, axis=0).tolist())
+        return self._build_result(tried, plain, alone, chosen, np.mean(checked, axis=0).tolist())
 
     def _candidates(self, sinks: np.ndarray) -> list[Head]:
         """Heads [(layer, head)] with most sinks, in order of the model; heads without any are left out."""
@@ -250,7 +252,7 @@ class ActPlanMaker(_PlanMaker):
         return sorted((layer, head) for layer, head in places)
 
     def _build_result(
-        self, tried: list[Head], plain: float, alone: list[float], chosen: list[Head], held: list[float]
+        self, tried: list[Head], plain: float, alone: list[float], chosen: list[Head], held_out: list[float]
     ) -> PlanResult:
         spec = self.spec
         rows: list[list[Any]] = sorted(
@@ -262,12 +264,12 @@ class ActPlanMaker(_PlanMaker):
         scalars = {
             "tried": Scalar(value=len(tried), note="Heads that have sinks, most first."),
             "plain": Scalar(value=plain, note="Share of right answers without calibration."),
-            "held_out_plain": Scalar(value=held[0], note=f"The same on {spec.check} other questions."),
-            "held_out": Scalar(value=held[1], note="With all chosen heads calibrated together."),
+            "held_out_plain": Scalar(value=held_out[0], note=f"The same on {spec.check} other questions."),
+            "held_out": Scalar(value=held_out[1], note="With all chosen heads calibrated together."),
         }
         if not chosen:
             return PlanResult(None, scalars, [table], warnings=["No head makes more answers right: there is no plan."])
-        warnings = [] if held[1] > held[0] else ["On other questions the chosen heads together bring nothing."]
+        warnings = [] if held_out[1] > held_out[0] else ["On other questions the chosen heads together bring nothing."]
         facts = asdict(self.rule) | {name: getattr(spec, name) for name in ("samples", "facts", "candidates", "skip")}
         plan = HeadPlan(
             schema_="head-plan/1",
@@ -311,18 +313,18 @@ class RetrievalPlanMaker(_PlanMaker):
         return PlanResult(HeadPlan.parse(plan).check(self.subject.model.config, self.subject.weights_sha256))
 
     def _evidence(self) -> Mapping[str, Any]:
-        given = self.spec.report
-        if given is None:
+        report = self.spec.report
+        if report is None:
             detail = "kind=retrieval needs a retrieval report."
             raise InvalidOption(detail, hint="retrieval-heads makes one; give its digest.", field="report")
-        if isinstance(given, dict):
-            return given
+        if isinstance(report, dict):
+            return report
         try:
-            report: Mapping[str, Any] = json.loads(self.read_artefact(given))
+            evidence: Mapping[str, Any] = json.loads(self.read_artefact(report))
         except ValueError as error:
-            detail = f"The artefact {given[:12]}… is no retrieval report."
+            detail = f"The artefact {report[:12]}… is no retrieval report."
             raise Malformed(detail, field="report") from error
-        return report
+        return evidence
 
 
 class TablePlanMaker(_PlanMaker):

@@ -60,7 +60,7 @@ class HeadPlansSpec(Spec):
     min_rows: int = Field(0, ge=0, description="act: columns that fewer queries see are no sinks.")
 
     report: str | dict[str, Any] | None = Field(
-        None, description="retrieval: a retrieval-report/1, or the digest of a kept one."
+        None, description="retrieval: a retrieval-report/1, or the digest of a stored one."
     )
     table: str | None = Field(
         None, max_length=200_000, description="table: tab-separated gates, a line per layer, a column per head."

@@ -56,8 +56,8 @@ def draw_heat_map(data: HeatMap, link: Link | None = None) -> Drawing:
         for c, value in enumerate(row):
             title = f"{data.rows.ticks[r]} / {data.columns.ticks[c]}: {_number(value)}"
             fill = paint(None if value is None else value / largest)
-            place = (MARGIN_LEFT + c * cell_w, MARGIN_TOP + r * cell_h, cell_w - 0.5, cell_h - 0.5)
-            drawing.add(Rect(*place, fill, title, link(data, r, c) if link else ""))
+            box = (MARGIN_LEFT + c * cell_w, MARGIN_TOP + r * cell_h, cell_w - 0.5, cell_h - 0.5)
+            drawing.add(Rect(*box, fill, title, link(data, r, c) if link else ""))
     _add_row_ticks(drawing, data, cell_h)
     _add_column_ticks(drawing, data, cell_w, MARGIN_TOP + rows * cell_h, turned=turned)
     _add_colour_bar(drawing, data, largest, MARGIN_LEFT + columns * cell_w + 18)
@@ -135,8 +135,8 @@ def draw_bars(data: Bars) -> Drawing:
             )
         if step > 40 and bar.value is not None:
             beside = bar.high is not None  # the interval's line stands in the middle
-            place, anchor = (x + step / 2 + 4, "start") if beside else (x + step / 2, "middle")
-            drawing.add(Text(place, y(max(bar.value, 0)) - 4, _number(bar.value), 10, INK, anchor))
+            label_x, anchor = (x + step / 2 + 4, "start") if beside else (x + step / 2, "middle")
+            drawing.add(Text(label_x, y(max(bar.value, 0)) - 4, _number(bar.value), 10, INK, anchor))
     drawing.add(Text(MARGIN_LEFT, MARGIN_TOP - 14, data.unit, 10, GREY))
     return _add_caption(drawing, data.caption)
 
@@ -170,13 +170,16 @@ def draw_strip(data: Strip) -> Drawing:
 def draw_graph(data: Graph) -> Drawing:
     """Draw a circuit: heads from low layers to high, edges as wide as their effect."""
     layers = sorted({node.layer for node in data.nodes})
-    place: dict[str, tuple[float, float]] = {}
+    positions: dict[str, tuple[float, float]] = {}
     for r, layer in enumerate(reversed(layers)):
         of = [node for node in data.nodes if node.layer == layer]
         for c, node in enumerate(of):
-            place[node.id] = (MARGIN_LEFT + (c + 0.5) * (WIDTH - MARGIN_LEFT - 30) / len(of), MARGIN_TOP + 58 + r * 46)
-    place["output"] = (MARGIN_LEFT + (WIDTH - MARGIN_LEFT - 30) / 2, MARGIN_TOP + 8)
-    edges = [edge for edge in data.edges if edge.value is not None and edge.source in place]
+            positions[node.id] = (
+                MARGIN_LEFT + (c + 0.5) * (WIDTH - MARGIN_LEFT - 30) / len(of),
+                MARGIN_TOP + 58 + r * 46,
+            )
+    positions["output"] = (MARGIN_LEFT + (WIDTH - MARGIN_LEFT - 30) / 2, MARGIN_TOP + 8)
+    edges = [edge for edge in data.edges if edge.value is not None and edge.source in positions]
     largest = max((abs(edge.value or 0) for edge in edges), default=0.0) or 1.0
     ranked = sorted(edges, key=lambda edge: -abs(edge.value or 0))[:3]
     listed = ", ".join(f"{edge.source} to {edge.target} {_number(edge.value)}" for edge in ranked)
@@ -184,20 +187,20 @@ def draw_graph(data: Graph) -> Drawing:
         data.name, data.caption, MARGIN_TOP + 50 + len(layers) * 46, f"{data.name}: {listed or 'no edge'}."
     )
     for edge in edges:
-        target = place.get(edge.target) or place.get(edge.target.split("…")[0])
+        target = positions.get(edge.target) or positions.get(edge.target.split("…")[0])
         if target:
-            (x1, y1), (x2, y2), value = place[edge.source], target, edge.value or 0.0
+            (x1, y1), (x2, y2), value = positions[edge.source], target, edge.value or 0.0
             colour, title = BLUE if value >= 0 else ORANGE, f"{edge.source} → {edge.target}: {_number(value)}"
             drawing.add(Line(x1, y1, x2, y2, colour, 0.8 + 5 * abs(value) / largest, title))
     for layer in layers:
         drawing.add(
-            Text(12, next(place[n.id][1] for n in data.nodes if n.layer == layer) + 4, f"layer {layer}", 10, GREY)
+            Text(12, next(positions[n.id][1] for n in data.nodes if n.layer == layer) + 4, f"layer {layer}", 10, GREY)
         )
     for node in data.nodes:
-        x, y = place[node.id]
+        x, y = positions[node.id]
         drawing.add(Rect(x - 46, y - 14, 92, 28, (238, 241, 246), f"{node.id} {node.kind}: {_number(node.value)}"))
         drawing.add(Text(x, y - 2, node.id, 11, INK, "middle"), Text(x, y + 10, node.kind, 9, GREY, "middle"))
-    x, y = place["output"]
+    x, y = positions["output"]
     drawing.add(Rect(x - 40, y - 12, 80, 24, INK), Text(x, y + 4, "answer", 11, (255, 255, 255), "middle"))
     return _add_caption(drawing, data.caption)
 

@@ -229,8 +229,8 @@ def _paint(pen: ImageDraw.ImageDraw, image: Image.Image, shape: Shape, scale: fl
         _paint_turned(image, shape, scale)
     else:
         anchor = {"start": "ls", "middle": "ms", "end": "rs"}[shape.anchor]
-        place, font = (shape.x * scale, shape.y * scale), _font(max(round(shape.size * scale), 6))
-        pen.text(place, _replace_missing_glyphs(shape.text), fill=shape.colour, font=font, anchor=anchor)
+        position, font = (shape.x * scale, shape.y * scale), _font(max(round(shape.size * scale), 6))
+        pen.text(position, _replace_missing_glyphs(shape.text), fill=shape.colour, font=font, anchor=anchor)
 
 
 def _paint_turned(image: Image.Image, shape: Text, scale: float) -> None:

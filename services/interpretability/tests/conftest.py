@@ -95,7 +95,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> StudiedModel:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> LoadContext:
+def context(tmp_path: Path) -> LoadContext:
     """A fresh machine."""
     return LoadContext(cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1)
 

@@ -89,8 +89,8 @@ def test_masses_in_blocks_equal_those_of_the_whole_pattern(tiny):
 
 
 @pytest.fixture
-def study(place):
-    return AttentionSinks.load(place)
+def study(context):
+    return AttentionSinks.load(context)
 
 
 def ask(study, **options):

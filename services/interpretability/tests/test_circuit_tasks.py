@@ -51,15 +51,15 @@ def test_task_that_the_tokenizer_cannot_hold_is_refused(tiny):
         make_coloured_objects(tiny, 4)
 
 
-def test_unsolved_task_carries_its_warning(place):
-    study = Circuits.load(place)
+def test_unsolved_task_carries_its_warning(context):
+    study = Circuits.load(context)
     spec = CircuitsSpec(lm="tiny", task="own", pairs=json.dumps({**LINE, "correct": "~", "wrong": "a"}), knockout=0)
     (report,) = study.predict([spec], CallContext())
     assert any("Task not solved" in warning for warning in report.warnings)
 
 
-def test_override_without_wrong_answers_in_the_prompt_is_refused(place):
-    study = Circuits.load(place)
+def test_override_without_wrong_answers_in_the_prompt_is_refused(context):
+    study = Circuits.load(context)
     spec = CircuitsSpec(lm="tiny", task="own", pairs=json.dumps(LINE), knockout=0, override=[[0, 0]])
     (error,) = study.predict([spec], CallContext())
     assert isinstance(error, InvalidOption)

@@ -14,7 +14,8 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from services.interpretability.attention.retrieval_score import retrieval_score
 from services.interpretability.core.model_registry import ModelRegistry
-from services.interpretability.experiments.retrieval_heads import RetrievalHeadsSpec, draw_samples
+from services.interpretability.experiments.retrieval_heads import RetrievalHeadsSpec
+from services.interpretability.experiments.retrieval_heads.samples import draw_samples
 from services.interpretability.tests.conftest import probing
 from shared.lm.builders import gpt2
 from shared.lm.taps import trace

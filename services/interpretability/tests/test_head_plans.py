@@ -227,8 +227,8 @@ def test_sinks_are_those_of_the_shared_rule_less_the_excused_one():
 
 
 @pytest.fixture
-def study(place):
-    return HeadPlans.load(place)
+def study(context):
+    return HeadPlans.load(context)
 
 
 def made(study, run=None, **options):
@@ -259,10 +259,10 @@ def test_the_same_spec_makes_the_same_plan_and_it_fits_the_model(study, tiny, op
     assert first.made_by.seed == options.get("seed", 0)
 
 
-def test_a_plan_with_a_name_is_stored_where_it_is_served_from(study, place):
+def test_a_plan_with_a_name_is_stored_where_it_is_served_from(study, context):
     options = {"kind": "razor", "period": 24, "repeats": 3, "name": "mine"}
     plan = plan_of(made(study, **options))
-    assert HeadPlanStore(TINY, place.weights)["mine"] == plan
+    assert HeadPlanStore(TINY, context.weights)["mine"] == plan
     made(study, **options)
     with pytest.raises(Conflict, match="another head plan called 'mine'"):
         made(study, **options | {"seed": 1})
@@ -270,18 +270,18 @@ def test_a_plan_with_a_name_is_stored_where_it_is_served_from(study, place):
         HeadPlansSpec(name="../up")
 
 
-def test_training_that_was_stopped_goes_on_and_ends_in_the_same_plan(study, place):
+def test_training_that_was_stopped_goes_on_and_ends_in_the_same_plan(study, context):
     class StopsAfterOne(CallContext):
         def progress(self, fraction, note=None):
             self.cancel()
 
     with pytest.raises(Cancelled, match="kept"):
         made(study, StopsAfterOne(), name="mine", **QUICK)
-    assert "mine" not in HeadPlanStore(TINY, place.weights), "half a training is no plan"
+    assert "mine" not in HeadPlanStore(TINY, context.weights), "half a training is no plan"
     told = []
     resumed = made(study, CallContext(report=lambda share, _note: told.append(share)), **QUICK)
     assert told[-1] == 1
-    whole = made(HeadPlans(study.models, type(study.store)(place.cache / "fresh")), **QUICK)
+    whole = made(HeadPlans(study.models, type(study.store)(context.cache / "fresh")), **QUICK)
     assert plan_of(resumed).digest == plan_of(whole).digest
 
 

@@ -78,49 +78,49 @@ LINES = [
 ]
 
 
-def ask(place, lines, **options):
+def ask(context, lines, **options):
     text = "\n".join(json.dumps(line) for line in lines)
     spec = InfluenceSpec.model_validate({"lm": "tiny", "documents": text, "heads": [[1, 0]], **options})
-    return AttentionInfluence.load(place).predict([spec], CallContext())[0]
+    return AttentionInfluence.load(context).predict([spec], CallContext())[0]
 
 
 def rows_of(report):
     return [json.loads(line) for line in report.artefacts[0].content.splitlines()]
 
 
-def test_rows_come_in_input_order_with_an_error_for_what_is_too_short(place):
-    rows = rows_of(ask(place, LINES))
+def test_rows_come_in_input_order_with_an_error_for_what_is_too_short(context):
+    rows = rows_of(ask(context, LINES))
     assert [row["id"] for row in rows] == ["a", "b", 3]
     assert "below 16" in rows[2]["error"]
     assert {"base", "masked", "score", "control_score", "rank", "percentile", "selected"} <= rows[0].keys()
 
 
-def test_ranks_are_inside_a_domain(place):
-    rows = rows_of(ask(place, [*LINES[:2], {**LINES[0], "id": "c", "domain": "y"}]))
+def test_ranks_are_inside_a_domain(context):
+    rows = rows_of(ask(context, [*LINES[:2], {**LINES[0], "id": "c", "domain": "y"}]))
     assert sorted(row["rank"] for row in rows) == [1, 1, 2]
     assert sum(row["selected"] for row in rows) == 2
 
 
-def test_ranks_among_equal_lengths_differ_from_ranks_among_all(place):
+def test_ranks_among_equal_lengths_differ_from_ranks_among_all(context):
     lines = [{"id": i, "text": "kqzwxm " * n} for i, n in enumerate((3, 3, 30, 30))]
-    assert sorted(row["rank"] for row in rows_of(ask(place, lines, by_length=True))) == [1, 1, 2, 2]
+    assert sorted(row["rank"] for row in rows_of(ask(context, lines, by_length=True))) == [1, 1, 2, 2]
 
 
-def test_second_run_is_equal_to_the_byte(place):
-    first, second = (ask(place, LINES).artefacts[0].content for _ in range(2))
+def test_second_run_is_equal_to_the_byte(context):
+    first, second = (ask(context, LINES).artefacts[0].content for _ in range(2))
     assert first == second
 
 
 @pytest.mark.parametrize("line", ['{"id": 1}', "[]", "nonsense"])
-def test_bad_line_is_refused_by_its_number(place, line):
+def test_bad_line_is_refused_by_its_number(context, line):
     spec = InfluenceSpec(lm="tiny", documents=json.dumps(LINES[0]) + "\n" + line, heads=[[0, 0]])
-    (error,) = AttentionInfluence.load(place).predict([spec], CallContext())
+    (error,) = AttentionInfluence.load(context).predict([spec], CallContext())
     assert isinstance(error, Malformed)
     assert "Line 2" in error.detail
 
 
-def test_head_that_does_not_exist_is_refused(place):
-    assert ask(place, LINES, heads=[[7, 0]]).field == "heads"
+def test_head_that_does_not_exist_is_refused(context):
+    assert ask(context, LINES, heads=[[7, 0]]).field == "heads"
 
 
 @pytest.mark.slow

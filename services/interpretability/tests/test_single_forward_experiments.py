@@ -27,8 +27,8 @@ from shared.lm.taps import trace
 from shared.registry import CallContext
 
 
-def ask(study_type, place, /, **options):
-    study = study_type.load(place)
+def ask(study_type, context, /, **options):
+    study = study_type.load(context)
     spec = study.In.model_validate({**study.card.example, **options})
     return study.predict([spec], CallContext())[0]
 
@@ -36,30 +36,30 @@ def ask(study_type, place, /, **options):
 # Attention.
 
 
-def test_rows_are_those_of_the_pattern(place, tiny):
-    report = ask(AttentionPatterns, place, text="kqzwxm kqzwx", layers=[1], heads=[2])
+def test_rows_are_those_of_the_pattern(context, tiny):
+    report = ask(AttentionPatterns, context, text="kqzwxm kqzwx", layers=[1], heads=[2])
     ids = tiny.encode("kqzwxm kqzwx")
     pattern = trace(tiny.model, tiny.tensor([ids]), capture=["pattern.1"])["pattern.1"][0, 2]
     assert np.allclose(report.grid("1-2").values, pattern.numpy(), atol=1e-6)
 
 
-def test_queries_slice_the_rows(place):
-    whole = ask(AttentionPatterns, place, layers=[1], heads=[2]).grid("1-2").values
-    assert ask(AttentionPatterns, place, layers=[1], heads=[2], queries=[-1, 3]).grid("1-2").values == [
+def test_queries_slice_the_rows(context):
+    whole = ask(AttentionPatterns, context, layers=[1], heads=[2]).grid("1-2").values
+    assert ask(AttentionPatterns, context, layers=[1], heads=[2], queries=[-1, 3]).grid("1-2").values == [
         whole[3],
         whole[-1],
     ]
 
 
 @pytest.mark.parametrize("reduce", ["mean", "max", "rollout"])
-def test_reduced_rows_follow_the_whole_ones(place, reduce):
+def test_reduced_rows_follow_the_whole_ones(context, reduce):
     rows = np.array(
         [
-            [ask(AttentionPatterns, place, layers=[l], heads=[h]).grid(f"{l}-{h}").values for h in range(4)]
+            [ask(AttentionPatterns, context, layers=[l], heads=[h]).grid(f"{l}-{h}").values for h in range(4)]
             for l in range(3)
         ]
     )
-    report = ask(AttentionPatterns, place, layers=[1], reduce=reduce)
+    report = ask(AttentionPatterns, context, layers=[1], reduce=reduce)
     expected = {"mean": rows[1].mean(0), "max": rows[1].max(0), "rollout": rollout(rows.mean(1))}[reduce]
     assert np.allclose(report.grids[0].values, expected, atol=1e-5)
 
@@ -69,24 +69,24 @@ def test_rollout_rows_add_up_to_one():
     assert np.allclose(rollout(np.stack([uniform] * 3)).sum(-1), 1)
 
 
-def test_conversation_needs_a_template_and_tokens_a_vocabulary(place):
-    assert ask(AttentionPatterns, place, text=None, messages=[{"role": "user", "content": "x"}]).field == "messages"
-    assert ask(AttentionPatterns, place, text=None, ids=[1, 256]).field == "ids"
-    assert ask(AttentionPatterns, place, text=None, ids=[1, 2, 3]).scalars["tokens"].value == 3
-    assert ask(AttentionPatterns, place, text="a", ids=[1]).field == "text"
+def test_conversation_needs_a_template_and_tokens_a_vocabulary(context):
+    assert ask(AttentionPatterns, context, text=None, messages=[{"role": "user", "content": "x"}]).field == "messages"
+    assert ask(AttentionPatterns, context, text=None, ids=[1, 256]).field == "ids"
+    assert ask(AttentionPatterns, context, text=None, ids=[1, 2, 3]).scalars["tokens"].value == 3
+    assert ask(AttentionPatterns, context, text="a", ids=[1]).field == "text"
 
 
-def test_dump_over_four_million_cells_is_refused_with_sizes_and_ways_out(place):
-    error = ask(AttentionPatterns, place, text="x" * 1500, layers=None)
+def test_dump_over_four_million_cells_is_refused_with_sizes_and_ways_out(context):
+    error = ask(AttentionPatterns, context, text="x" * 1500, layers=None)
     assert isinstance(error, TooLarge)
     assert "3·4·1500·1500 = 27,000,000" in error.detail
     assert "queries" in error.hint
-    assert ask(AttentionPatterns, place, text="x" * 1500, layers=None, queries=[-1]).scalars["queries"].value == 1
+    assert ask(AttentionPatterns, context, text="x" * 1500, layers=None, queries=[-1]).scalars["queries"].value == 1
 
 
 @pytest.mark.parametrize("options", [{"layers": [3]}, {"heads": [4]}, {"queries": [99]}, {"layers": []}])
-def test_rows_that_do_not_exist_are_refused_by_name(place, options):
-    error = ask(AttentionPatterns, place, **options)
+def test_rows_that_do_not_exist_are_refused_by_name(context, options):
+    error = ask(AttentionPatterns, context, **options)
     assert isinstance(error, InvalidOption)
     assert error.field in options
 
@@ -102,15 +102,15 @@ def test_rows_of_a_long_text_never_make_a_whole_map(tiny):
 # Attribution and lens.
 
 
-def test_attribution_adds_up(place):
-    report = ask(LogitAttribution, place)
+def test_attribution_adds_up(context):
+    report = ask(LogitAttribution, context)
     assert report.scalars["residual"].value == pytest.approx(0, abs=1e-4)
     parts = sum(report.scalars[name].value for name in ("heads", "mlps", "embedding", "biases"))
     assert parts == pytest.approx(report.scalars["total"].value, abs=1e-6)
 
 
-def test_last_layer_of_the_lens_is_the_model(place, tiny):
-    report = ask(LogitLens, place, text="kqzwxm kqzwx")
+def test_last_layer_of_the_lens_is_the_model(context, tiny):
+    report = ask(LogitLens, context, text="kqzwxm kqzwx")
     ids = tiny.encode("kqzwxm kqzwx")
     chances = tiny.model(tiny.tensor([ids]))[0].softmax(-1)
     expected = [float(chances[t, ids[t + 1]]) for t in range(len(ids) - 1)]
@@ -118,19 +118,19 @@ def test_last_layer_of_the_lens_is_the_model(place, tiny):
 
 
 @pytest.mark.parametrize(("text", "options", "field"), [("x" * 600, {}, "text"), ("abc", {"position": 3}, "position")])
-def test_lens_refuses_what_it_cannot_show(place, text, options, field):
-    assert ask(LogitLens, place, text=text, **options).field == field
+def test_lens_refuses_what_it_cannot_show(context, text, options, field):
+    assert ask(LogitLens, context, text=text, **options).field == field
 
 
 # Patterns and indicators.
 
 
-def test_text_said_twice_gives_patterns_with_that_text(place):
-    report = ask(HeadPatterns, place, text="kqzwx")
+def test_text_said_twice_gives_patterns_with_that_text(context):
+    report = ask(HeadPatterns, context, text="kqzwx")
     assert report.grid("induction").text == "kqzwxkqzwx"
     assert report.scalars["tokens"].value == 10
-    assert ask(HeadPatterns, place, text="k").field == "text"
-    assert ask(HeadPatterns, place, half=2000).field == "half"
+    assert ask(HeadPatterns, context, text="k").field == "text"
+    assert ask(HeadPatterns, context, half=2000).field == "half"
 
 
 def test_indicators_of_a_layers_maps_equal_the_golden_ones():
@@ -159,55 +159,55 @@ def test_indicators_of_a_diagonal_map_are_known():
     assert found.diversity > 0
 
 
-def test_indicators_refuse_unknown_layers_and_long_texts(place):
-    assert ask(Indicators, place, layers=[3]).field == "layers"
-    assert isinstance(ask(Indicators, place, text="x" * 1100), TooLarge)
+def test_indicators_refuse_unknown_layers_and_long_texts(context):
+    assert ask(Indicators, context, layers=[3]).field == "layers"
+    assert isinstance(ask(Indicators, context, text="x" * 1100), TooLarge)
 
 
 # Ablation and patching.
 
 
-def test_scaling_by_one_changes_nothing(place):
-    report = ask(Ablation, place, kind="scale", factor=1.0, continuation=0)
+def test_scaling_by_one_changes_nothing(context):
+    report = ask(Ablation, context, kind="scale", factor=1.0, continuation=0)
     assert report.scalars["nll_change"].value == pytest.approx(0, abs=1e-6)
     assert report.scalars["kl"].value == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "zero", "mean", "resample"])
-def test_ablation_moves_the_text_and_shows_ten_controls(place, kind):
-    report = ask(Ablation, place, kind=kind, continuation=0, correct="m", wrong="d")
+def test_ablation_moves_the_text_and_shows_ten_controls(context, kind):
+    report = ask(Ablation, context, kind=kind, continuation=0, correct="m", wrong="d")
     assert report.scalars["nll_change"].value != 0
     assert "10 draws" in report.scalars["nll_control"].note
     assert {"logit_diff_before", "logit_diff_after"} <= report.scalars.keys()
 
 
-def test_ablation_at_a_position_moves_nothing_before_it(place):
-    report = ask(Ablation, place, positions=[9], continuation=0)
+def test_ablation_at_a_position_moves_nothing_before_it(context):
+    report = ask(Ablation, context, positions=[9], continuation=0)
     assert max(report.strips[0].values[:9]) == pytest.approx(0, abs=1e-6)
     assert max(report.strips[0].values[9:]) > 0
 
 
-def test_override_needs_keys_and_has_no_continuation(place):
-    assert ask(Ablation, place, kind="override", continuation=0).field == "keys"
-    assert ask(Ablation, place, kind="override", keys=[2], continuation=3).field == "continuation"
-    assert ask(Ablation, place, kind="override", keys=[2], continuation=0).scalars["kl"].value > 0
+def test_override_needs_keys_and_has_no_continuation(context):
+    assert ask(Ablation, context, kind="override", continuation=0).field == "keys"
+    assert ask(Ablation, context, kind="override", keys=[2], continuation=3).field == "continuation"
+    assert ask(Ablation, context, kind="override", keys=[2], continuation=0).scalars["kl"].value > 0
 
 
-def test_patching_everything_that_enters_the_first_block_is_the_other_prompt(place):
-    report = ask(ActivationPatching, place, clean="abc", corrupt="dbc", correct="m", wrong="d")
+def test_patching_everything_that_enters_the_first_block_is_the_other_prompt(context):
+    report = ask(ActivationPatching, context, clean="abc", corrupt="dbc", correct="m", wrong="d")
     effect = np.array(report.grid("effect").values)
     assert effect[0, 0] == pytest.approx(1, abs=1e-4), "the prompts differ in one token, and all of it is here"
     assert np.allclose(effect[0, 1:], 0, atol=1e-4), "before the first block, other positions are equal"
 
 
 @pytest.mark.parametrize(("site", "places"), [("z", 4), ("k", 2), ("mlp_out", 12)])
-def test_sites_with_heads_are_exchanged_by_head(place, site, places):
-    report = ask(ActivationPatching, place, site=site)
+def test_sites_with_heads_are_exchanged_by_head(context, site, places):
+    report = ask(ActivationPatching, context, site=site)
     assert np.array(report.grid("effect").values).shape == (3, places)
 
 
-def test_pairs_of_unequal_length_are_refused(place):
-    assert ask(ActivationPatching, place, corrupt="longer than that").field == "corrupt"
+def test_pairs_of_unequal_length_are_refused(context):
+    assert ask(ActivationPatching, context, corrupt="longer than that").field == "corrupt"
 
 
 # Deconstruction.
@@ -233,15 +233,15 @@ def test_uniform_relaxation_is_masking(tiny):
     assert np.allclose(relaxed, trace(tiny.model, ids, edits=mask_heads(heads)).logits, atol=1e-4)
 
 
-def test_average_of_the_text_itself_changes_nothing_and_needs_a_corpus(place):
+def test_average_of_the_text_itself_changes_nothing_and_needs_a_corpus(context):
     text = "kqzwxm kqzwxm kqzwxm"
-    report = ask(Deconstruction, place, kinds=["average"], corpus=text, text=text)
+    report = ask(Deconstruction, context, kinds=["average"], corpus=text, text=text)
     assert np.allclose(np.array(report.grid("layers").values, float), 0, atol=1e-4)
-    assert ask(Deconstruction, place, kinds=["average"], corpus="short").field == "corpus"
+    assert ask(Deconstruction, context, kinds=["average"], corpus="short").field == "corpus"
 
 
-def test_heads_are_relaxed_one_at_a_time(place):
-    report = ask(Deconstruction, place, each="head", kinds=["identity"])
+def test_heads_are_relaxed_one_at_a_time(context):
+    report = ask(Deconstruction, context, each="head", kinds=["identity"])
     assert np.array(report.grid("identity").values).shape == (3, 4)
     assert any("dependence" in warning for warning in report.warnings)
 
@@ -260,35 +260,35 @@ def test_hidden_column_is_seen_by_nobody_that_is_named(tiny):
 # Needle grid.
 
 
-def test_hidden_heads_change_what_comes_back(place):
-    plain = ask(NeedleGrid, place)
-    hidden = ask(NeedleGrid, place, heads=[[l, h] for l in range(3) for h in range(4)])
+def test_hidden_heads_change_what_comes_back(context):
+    plain = ask(NeedleGrid, context)
+    hidden = ask(NeedleGrid, context, heads=[[l, h] for l in range(3) for h in range(4)])
     assert np.array(plain.grid("needle").values).shape == (2, 2)
     assert hidden.scalars["heads_hidden"].value == 12
 
 
-def test_generated_answers_are_shown(place):
-    report = ask(NeedleGrid, place, teacher_forced=False, steps=3, lengths=[500], depths=[50])
+def test_generated_answers_are_shown(context):
+    report = ask(NeedleGrid, context, teacher_forced=False, steps=3, lengths=[500], depths=[50])
     assert report.tables[0].rows[0][:3] == [0, 500, 50]
     assert isinstance(report.tables[0].rows[0][4], str)
 
 
-def test_length_over_the_window_is_refused(place):
-    assert ask(NeedleGrid, place, lengths=[3000]).field == "lengths"
+def test_length_over_the_window_is_refused(context):
+    assert ask(NeedleGrid, context, lengths=[3000]).field == "lengths"
 
 
 def endpoint_that(answer):
     return LongctxEndpoint("http://model.test", "key", transport=httpx2.MockTransport(answer))
 
 
-def test_method_is_asked_over_the_openai_protocol(place):
+def test_method_is_asked_over_the_openai_protocol(context):
     asked = []
 
     def answer(request):
         asked.append(json.loads(request.content))
         return httpx2.Response(200, json={"choices": [{"message": {"content": "rent a blue rowing boat"}}]})
 
-    study = NeedleGrid.load(place)
+    study = NeedleGrid.load(context)
     study.endpoint = endpoint_that(answer)
     method = {"method": "duo", "plan": {"schema": "head-plan/1", "roles": [[1]]}}
     spec = study.In.model_validate({"lm": "tiny", "lengths": [600], "depths": [0], "longctx": method})

@@ -42,8 +42,8 @@ def test_what_is_no_pattern_is_refused(bad):
         PruningPattern.parse(bad)
 
 
-def test_claims_are_complete_but_for_quality_and_masked_dense_is_called_so(place):
-    study = SparsityStudy.load(place)
+def test_claims_are_complete_but_for_quality_and_masked_dense_is_called_so(context):
+    study = SparsityStudy.load(context)
     spec = study.In.model_validate({**study.card.example, "patterns": ["0.5", "2:4"], "runs": 30})
     (report,) = study.predict([spec], CallContext())
     rows = {row[0]: row for row in report.tables[1].rows}
@@ -58,8 +58,8 @@ def test_claims_are_complete_but_for_quality_and_masked_dense_is_called_so(place
 
 
 @pytest.mark.parametrize("name", ["fovea-routing-bytes", "fasternet"])
-def test_other_shipped_networks_are_pruned_too(place, name):
-    study = SparsityStudy.load(place)
+def test_other_shipped_networks_are_pruned_too(context, name):
+    study = SparsityStudy.load(context)
     (report,) = study.predict([study.In.model_validate({**study.card.example, "lm": name})], CallContext())
     assert [row[0] for row in report.tables[0].rows] == ["0.9", "2:4"]
     assert report.tables[0].rows[0][1] == pytest.approx(0.9, abs=0.01)

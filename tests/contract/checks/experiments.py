@@ -349,7 +349,7 @@ def check_cells_of_other_specs_are_not_taken(machines: Machines) -> None:
             assert apart == [], f"a cell of another spec was taken: {apart[:2]}"
 
 
-def check_run_without_a_ledger_has_the_same_numbers(machines: Machines) -> None:
+def check_run_without_a_cache_has_the_same_numbers(machines: Machines) -> None:
     """Numbers are those that `run` computes: nothing is added on the way out or in."""
     study, spec = machines.fresh(), machines.example
     subject = study.load_model(spec.lm)

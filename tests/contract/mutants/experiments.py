@@ -13,7 +13,7 @@ from pydantic import Field
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
 from services.interpretability.core.model_registry import TINY
 from services.interpretability.core.report import Report, Scalar
-from services.interpretability.core.studied_model import Subject
+from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.deconstruction import Deconstruction
 from services.interpretability.experiments.head_patterns import HeadPatterns
 from services.interpretability.experiments.logit_lens import LogitLens
@@ -34,7 +34,7 @@ class IgnoresSeed(HeadPatterns):
     card = _named(HeadPatterns, "ignores-seed")
     route: ClassVar[str] = "ignores-seed"
 
-    def run(self, spec: Any, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
         return super().run(spec.model_copy(update={"seed": 0}), subject, progress)
 
 
@@ -44,7 +44,7 @@ class DrawsFreely(LogitLens):
     card = _named(LogitLens, "draws-freely")
     route: ClassVar[str] = "draws-freely"
 
-    def run(self, spec: Any, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
         report = super().run(spec, subject, progress)
         drawn = {"drawn": Scalar(value=float(np.random.default_rng().random()))}
         return report.model_copy(update={"scalars": report.scalars | drawn})
@@ -56,7 +56,7 @@ class DoesNotResume(Deconstruction):
     card = _named(Deconstruction, "does-not-resume")
     route: ClassVar[str] = "does-not-resume"
 
-    def begin(self, spec: Any, subject: Subject, run: CallContext | None = None) -> Progress:
+    def begin(self, spec: Any, subject: StudiedModel, run: CallContext | None = None) -> Progress:
         return Progress(run, cells=self.cost(spec, subject).cells)
 
 
@@ -77,7 +77,7 @@ class NeverFindsCells(Deconstruction):
     card = _named(Deconstruction, "never-finds-cells")
     route: ClassVar[str] = "never-finds-cells"
 
-    def begin(self, spec: Any, subject: Subject, run: CallContext | None = None) -> Progress:
+    def begin(self, spec: Any, subject: StudiedModel, run: CallContext | None = None) -> Progress:
         return _Renamed(super().begin(spec, subject, run), lambda content: {**content, "at": time.time_ns()})
 
 
@@ -87,7 +87,7 @@ class TakesOtherCells(Deconstruction):
     card = _named(Deconstruction, "takes-other-cells")
     route: ClassVar[str] = "takes-other-cells"
 
-    def begin(self, spec: Any, subject: Subject, run: CallContext | None = None) -> Progress:
+    def begin(self, spec: Any, subject: StudiedModel, run: CallContext | None = None) -> Progress:
         def name(content: Mapping[str, Any]) -> Mapping[str, Any]:
             return {key: value for key, value in content.items() if key != "ids"}
 
@@ -100,7 +100,7 @@ class WorksBeforehand(Deconstruction):
     card = _named(Deconstruction, "works-beforehand")
     route: ClassVar[str] = "works-beforehand"
 
-    def run(self, spec: Any, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
         super().run(spec, subject, Progress())
         return super().run(spec, subject, progress)
 
@@ -111,10 +111,10 @@ class StudiesItsOwn(LogitLens):
     card = _named(LogitLens, "studies-its-own")
     route: ClassVar[str] = "studies-its-own"
 
-    def run(self, spec: Any, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
         with torch.no_grad():
             subject.model(subject.tensor([subject.encode(spec.text)]))
-        return super().run(spec, self.shelf.subject(TINY), progress)
+        return super().run(spec, self.models.get(TINY), progress)
 
 
 class ReadsTheDigest(LogitLens):
@@ -123,7 +123,7 @@ class ReadsTheDigest(LogitLens):
     card = _named(LogitLens, "reads-the-digest")
     route: ClassVar[str] = "reads-the-digest"
 
-    def run(self, spec: Any, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
         report = super().run(spec, subject, progress)
         told = {"score": Scalar(value=int(subject.weights_sha256[:8], 16) / 2**32)}
         return report.model_copy(update={"scalars": report.scalars | told})
@@ -135,7 +135,7 @@ class ReadsNothing(LogitLens):
     card = _named(LogitLens, "reads-nothing")
     route: ClassVar[str] = "reads-nothing"
 
-    def run(self, spec: Any, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
         super().run(spec, subject, progress)
         return Report(title="Nothing", scalars={"length": Scalar(value=len(spec.text))})
 
@@ -156,7 +156,7 @@ class UnderestimatesItself(LogitLens):
     card = _named(LogitLens, "underestimates-itself")
     route: ClassVar[str] = "underestimates-itself"
 
-    def run(self, spec: Any, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
         super().run(spec, subject, progress)
         return super().run(spec, subject, progress)
 
@@ -167,13 +167,13 @@ class KeepsTheLastModel(LogitLens):
     card = _named(LogitLens, "changes-the-model")
     route: ClassVar[str] = "changes-the-model"
 
-    def run(self, spec: Any, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
         report = super().run(spec, subject, progress)
         if getattr(self, "noise", None) is None:
             self.noise = disturbed(subject.model, 0.1)
         else:
             report = super().run(
-                spec, Subject(subject.name, self.noise, subject.tokenizer, "0" * 64, "0" * 64), progress
+                spec, StudiedModel(subject.name, self.noise, subject.tokenizer, "0" * 64, "0" * 64), progress
             )
         return report
 
@@ -217,11 +217,11 @@ class Perplexity(Experiment[PerplexitySpec]):
         example={"lm": EXAMPLE_LM, "seed": 0},
     )
 
-    def cost(self, spec: PerplexitySpec, subject: Subject) -> Cost:
+    def cost(self, spec: PerplexitySpec, subject: StudiedModel) -> Cost:
         return Cost(1, len(subject.encode(spec.text)))
 
     @torch.no_grad()
-    def run(self, spec: PerplexitySpec, subject: Subject, progress: Progress) -> Report:
+    def run(self, spec: PerplexitySpec, subject: StudiedModel, progress: Progress) -> Report:
         ids = subject.tensor([subject.encode(spec.text)])
         chances = subject.model(ids)[0, :-1].float().log_softmax(-1)
         return Report(
