@@ -11,7 +11,10 @@ from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-SHARED_NAMES: dict[str, str] = {}
+SHARED_NAMES: dict[str, str] = {
+    "Engine": "the long-context engine and the engines of ONNX graphs are told apart by their rooms",
+    "Completion": "the engine's answer and OpenAI's form of it are told apart by their rooms",
+}
 """Class names that may stand in several rooms, each with its reason."""
 
 NAMED_SO = {

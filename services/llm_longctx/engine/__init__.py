@@ -1,10 +1,10 @@
 """Runs decoders for many requests at once: prefill in chunks, one decode batch a step. Knows token ids, not text."""
 
-from services.llm_longctx.engine.backends import Backend, PagedBackend, SessionBackend
+from services.llm_longctx.engine.backends import PagedBackend, SequenceBackend, SessionBackend
 from services.llm_longctx.engine.completion import Completion, CompletionUsage, Request, RequestOutput
 from services.llm_longctx.engine.llm_engine import Engine
 from services.llm_longctx.engine.request import (
-    Candidate,
+    CandidateSpec,
     FinishReason,
     GenerationRequest,
     Grammar,
@@ -17,8 +17,7 @@ from services.llm_longctx.engine.scheduler import Scheduler
 from services.llm_longctx.engine.session import RequestSession, SessionSource
 
 __all__ = [
-    "Backend",
-    "Candidate",
+    "CandidateSpec",
     "Completion",
     "CompletionUsage",
     "Engine",
@@ -33,6 +32,7 @@ __all__ = [
     "Sampling",
     "Scheduler",
     "ScoredToken",
+    "SequenceBackend",
     "SessionBackend",
     "SessionSource",
     "TokenCallback",

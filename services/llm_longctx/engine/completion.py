@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from services.llm_longctx.engine.method_policy import Policy
-from services.llm_longctx.engine.request import Candidate, FinishReason, GenerationRequest, Sampling, ScoredToken
+from services.llm_longctx.engine.request import CandidateSpec, FinishReason, GenerationRequest, Sampling, ScoredToken
 from services.llm_longctx.methods import AttentionMethod
 from shared.errors import FoveaError, InvalidOption
 from shared.lm.head_plan import HeadPlan
@@ -146,7 +146,7 @@ def to_generation_request(request: Request, policy: Policy, output: RequestOutpu
     sampling = Sampling(request.temperature, request.top_p, request.top_k, request.min_p, request.seed)
     return GenerationRequest(
         [int(i) for i in request.ids],
-        [Candidate(sampling, output)],
+        [CandidateSpec(sampling, output)],
         request.max_tokens,
         policy=policy,
         stop_token_ids=request.ends,

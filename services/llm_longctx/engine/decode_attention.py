@@ -36,7 +36,7 @@ class StepAttention:
         self._starts = np.stack([s.cache.own.start for s in states], 1).reshape(L, -1)
         self._counts = np.stack([s.cache.own.n for s in states], 1).reshape(L, -1)
         self._weighted = np.stack([s.cache.weighted for s in states], 1).reshape(L, -1)
-        self._shared = [b for b, s in enumerate(states) if s.cache.parts]
+        self._shared = [b for b, s in enumerate(states) if s.cache.shared]
         self._planning = [b for b, s in enumerate(states) if s.policy.method.overrides("decode_plan")]
         self._calibrating = [b for b, s in enumerate(states) if s.policy.heads.calibrated]
 
@@ -81,12 +81,12 @@ class StepAttention:
     ) -> tuple[Tensor, Tensor]:
         """Merge what lies in shared pages into the rows of sequences that have some."""
         pool, G = self._pool, self._weighted.shape[1] // len(self._states)
-        depth = max(len(self._states[b].cache.parts) for b in which)
+        depth = max(len(self._states[b].cache.shared) for b in which)
         for at in range(depth):
             begins = [
                 (b * G + g, int(part.start[layer, g]), part.n)
                 for b in which
-                for part in self._states[b].cache.parts[at : at + 1]
+                for part in self._states[b].cache.shared[at : at + 1]
                 for g in range(G)
                 if part.start[layer, g] >= 0
             ]
@@ -139,7 +139,7 @@ class StepAttention:
             elif isinstance(view, Ranges):
                 spans = [cache.span(layer, g, begin, end) for begin, end in view.spans]
                 gathered[b * G + g] = torch.cat([one for one, _ in spans]), torch.cat([one for _, one in spans])
-            elif plan.views != Pages() and cache.parts:
+            elif plan.views != Pages() and cache.shared:
                 held = cache.entries(layer, g)
                 gathered[b * G + g] = held.k, held.v
         return plan

@@ -96,7 +96,7 @@ class ModelRunner:
             PoolExhausted: The step needs more pages than are free; then nothing has changed. Or addresses ran out in
                 the middle of it; then its sequences are of no use any more.
         """
-        if (wanted := sum(s.cache.fresh() for s in states)) > self.pool.free:
+        if (wanted := sum(s.cache.pages_needed() for s in states)) > self.pool.free:
             message = f"a step needs {wanted} pages, and {self.pool.free} are free"
             raise PoolExhausted(message)
         device = self.model.output_matrix.device

@@ -53,7 +53,7 @@ class PagedState:
         entries, _ = self.policy.footprint(prompt, new)
         if self.policy.method.cut_at_end:
             entries = entries.clip(min=prompt)  # what is cut at the end is whole until then
-        self.cache.reserve((entries - sum(part.n for part in self.cache.parts)).clip(min=1))
+        self.cache.reserve((entries - sum(part.n for part in self.cache.shared)).clip(min=1))
 
     def fork(self) -> Self:
         """A twin that goes its own way and shares whole pages.

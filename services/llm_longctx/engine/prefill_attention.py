@@ -60,7 +60,7 @@ class ChunkAttention:
 
     def _attend_whole(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int, heads: Sequence[int]) -> Part:
         self._s.cache.append(layer, heads, k, v)
-        keys, values = self._s.cache.whole(layer, heads)
+        keys, values = self._s.cache.whole_heads(layer, heads)
         plans = self._plans(layer, q, keys, values, offset, heads, evicting=False)
         if not isinstance(plans, list):
             self._record_density(plans)

@@ -15,7 +15,7 @@ from shared.errors import FoveaError
 from shared.registry import CallContext
 
 __all__ = [
-    "Candidate",
+    "CandidateSpec",
     "FinishReason",
     "GenerationRequest",
     "Grammar",
@@ -98,7 +98,7 @@ class Grammar(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class CandidateSpec:
     """One of the answers to a prompt: how it is sampled, who receives it, and what it may say if not everything."""
 
     sampling: Sampling
@@ -156,7 +156,7 @@ class GenerationRequest:
     """
 
     prompt_ids: Sequence[int]
-    candidates: Sequence[Candidate] = ()
+    candidates: Sequence[CandidateSpec] = ()
     max_tokens: int = 16
     policy: Policy | None = None
     requested_policy: Policy | None = None

@@ -18,7 +18,7 @@ from typing import Generic
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.backends.protocol import Backend
+from services.llm_longctx.engine.backends.protocol import SequenceBackend
 from services.llm_longctx.engine.request import FinishReason, GenerationRequest
 from services.llm_longctx.engine.sequence import S, Sequence, SequenceStatus
 from services.llm_longctx.engine.waiting_queue import WaitingQueue
@@ -41,7 +41,7 @@ class Scheduler(Generic[S]):
     """
 
     def __init__(
-        self, backend: Backend[S], *, max_waiting: int = 64, prefill_tokens: int = 512, threads: int = 0
+        self, backend: SequenceBackend[S], *, max_waiting: int = 64, prefill_tokens: int = 512, threads: int = 0
     ) -> None:
         """Prepare; `start` begins to step.
 

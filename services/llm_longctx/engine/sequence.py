@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from services.llm_longctx.engine.request import Candidate, FinishReason, GenerationRequest
+from services.llm_longctx.engine.request import CandidateSpec, FinishReason, GenerationRequest
 from services.llm_longctx.engine.sampler import Sampler, token_logprobs
 from shared.errors import FoveaError
 
@@ -56,7 +56,7 @@ class Sequence(Generic[S]):
     """
 
     def __init__(
-        self, request: GenerationRequest, candidate: Candidate, arrival: int, vocab: int, context: Context
+        self, request: GenerationRequest, candidate: CandidateSpec, arrival: int, vocab: int, context: Context
     ) -> None:
         self.request = request
         self.context = context

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from services.llm_longctx.engine import Candidate, GenerationRequest, RequestOutput, Sampling
+from services.llm_longctx.engine import CandidateSpec, GenerationRequest, RequestOutput, Sampling
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
 from services.llm_longctx.evaluation.text_corpus import library_prose
@@ -209,7 +209,7 @@ def _asked(speaker: DecoderAdapter, ids: Sequence[int], spec: NeedleSpec) -> _As
     output = RequestOutput()
     request = GenerationRequest(
         ids,
-        [Candidate(Sampling(), output)],
+        [CandidateSpec(Sampling(), output)],
         spec.steps,
         policy=policy,
         stop_token_ids=speaker.tokenizer.eos,

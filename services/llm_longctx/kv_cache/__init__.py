@@ -1,4 +1,4 @@
-"""Memory of keys and values: pages private to one (layer, key/value head), and what each sequence holds in them.
+"""KV cache: pages private to one (layer, key/value head), and what each sequence holds in them.
 
 Knows entries, pages and lengths. Knows nothing about attention methods, kernels, requests or the decoder.
 """

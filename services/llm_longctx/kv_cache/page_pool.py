@@ -1,4 +1,4 @@
-"""The pool: entries in pages of P, counted by reference, given back to the system as soon as nobody holds them.
+"""Page pool: entries in pages of P, counted by reference, given back to the system as soon as nobody holds them.
 
 Runs of pages are contiguous in addresses, so that a head's entries are one view and never a gather. Addresses are
 cheaper than memory: more are handed out than pages may be held, and a page costs nothing until it is committed. Knows
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kv_cache.range_allocator import Addresses
+from services.llm_longctx.kv_cache.range_allocator import RangeAllocator
 
 __all__ = ["PagePool", "PoolExhausted"]
 
@@ -48,7 +48,7 @@ class PagePool:
         self.capacity = capacity
         self.held = 0
         addresses = capacity * (OVERCOMMIT if torch.device(device).type == "cpu" else 1)
-        self._addresses = Addresses(addresses)
+        self._addresses = RangeAllocator(addresses)
         self._refs = np.zeros(addresses, np.int32)
         self._maps: list[tuple[mmap.mmap, int]] = []
         wide = torch.float64 if dtype == torch.float64 else torch.float32

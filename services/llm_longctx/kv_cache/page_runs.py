@@ -1,4 +1,4 @@
-"""One run of consecutive pages per (layer, key/value head): how long it is, where it lies, and how it grows.
+"""Page runs: consecutive pages per (layer, key/value head), how many they are, where they lie, and how they grow.
 
 All state is arrays over [L,G], so that a decode step moves every head of a sequence with a few operations. Knows
 nothing about what entries mean.
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from services.llm_longctx.kv_cache.page_pool import PagePool, PoolExhausted
 
-__all__ = ["Runs"]
+__all__ = ["PageRuns"]
 
 
-class Runs:
+class PageRuns:
     """Runs of one sequence.
 
     Attributes:
@@ -58,7 +58,7 @@ class Runs:
         """Pages committed."""
         return int(self._held.sum())
 
-    def fresh(self, growth: np.ndarray) -> int:
+    def pages_needed(self, growth: np.ndarray) -> int:
         """Pages that so many more entries per head [L,G] would commit."""
         need = -(-(self.n + growth) // self.pool.page)
         return int(np.where(growth > 0, need - self._held, 0).clip(min=0).sum())

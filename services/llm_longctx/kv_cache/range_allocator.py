@@ -1,13 +1,16 @@
-"""Hands out ranges of consecutive numbers and takes them back, first fit. Knows nothing about what they number."""
+"""Range allocator: hands out consecutive numbers and takes them back, first fit.
+
+Knows nothing about what they number.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 
-__all__ = ["Addresses"]
+__all__ = ["RangeAllocator"]
 
 
-class Addresses:
+class RangeAllocator:
     """Free ranges of the numbers 0 … size-1, kept in order and joined where they touch."""
 
     def __init__(self, size: int) -> None:

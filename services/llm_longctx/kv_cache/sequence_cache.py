@@ -1,4 +1,4 @@
-"""What one sequence holds: a run of pages per (layer, key/value head), shared parts before it, compact copies beside.
+"""KV cache of one sequence: a run of pages per (layer, key/value head), shared pages before it, compact copies beside.
 
 A head is either whole (all entries in order of position, appended to) or cut (chosen entries with positions; in decode
 perhaps a ring from which the oldest leaves). Knows nothing about who decides what is kept.
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.kv_cache.page_pool import PagePool
-from services.llm_longctx.kv_cache.page_runs import Runs
-from services.llm_longctx.kv_cache.sliding_window import Rings
-from services.llm_longctx.kv_cache.virtual_entries import Means
+from services.llm_longctx.kv_cache.page_runs import PageRuns
+from services.llm_longctx.kv_cache.sliding_window import SlidingWindows
+from services.llm_longctx.kv_cache.virtual_entries import VirtualEntries
 
 __all__ = ["Entries", "SequenceCache", "SharedPrefix"]
 
@@ -66,7 +66,7 @@ class SequenceCache:
         length: Logical length: tokens read and produced.
         own: Runs that only this sequence writes.
         compact: Copies of chosen entries (Recycled).
-        parts: Shared pages before `own`, in order.
+        shared: Pages of others before `own`, in order.
         cut: [L,G], heads that hold chosen entries rather than all.
         weighted: [L,G], heads that have log-weights.
     """
@@ -74,13 +74,13 @@ class SequenceCache:
     def __init__(self, pool: PagePool, layers: int, kv_heads: int) -> None:
         self.pool = pool
         self.length = 0
-        self.own = Runs(pool, layers, kv_heads)
-        self.compact = Runs(pool, layers, kv_heads)
-        self.parts: list[SharedPrefix] = []
+        self.own = PageRuns(pool, layers, kv_heads)
+        self.compact = PageRuns(pool, layers, kv_heads)
+        self.shared: list[SharedPrefix] = []
         self.cut = np.zeros((layers, kv_heads), bool)
         self.weighted = np.zeros((layers, kv_heads), bool)
-        self.rings = Rings(layers, kv_heads)
-        self.means = Means()
+        self.windows = SlidingWindows(layers, kv_heads)
+        self.virtual = VirtualEntries()
 
     # What is held.
 
@@ -91,7 +91,7 @@ class SequenceCache:
 
     def pages(self) -> np.ndarray:
         """Numbers of all pages held."""
-        shared = [part.pages(self.pool.page) for part in self.parts]
+        shared = [part.pages(self.pool.page) for part in self.shared]
         return np.concatenate([self.own.pages(), self.compact.pages(), *shared])
 
     def entries(self, layer: int, head: int) -> Entries:
@@ -104,12 +104,12 @@ class SequenceCache:
 
     def extents(self, layer: int, head: int) -> list[tuple[int, int]]:
         """(first slot, entries) of a head's parts and its own run, in order; a stale slot is not left out."""
-        shared = [(int(p.start[layer, head]), p.n) for p in self.parts if p.start[layer, head] >= 0]
+        shared = [(int(p.start[layer, head]), p.n) for p in self.shared if p.start[layer, head] >= 0]
         return [*shared, (int(self.own.start[layer, head]), int(self.own.n[layer, head]))]
 
-    def whole(self, layer: int, heads: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def whole_heads(self, layer: int, heads: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Keys and values of whole heads, [g,n,d] each: views where they lie side by side, copies otherwise."""
-        if not self.parts:
+        if not self.shared:
             keys = self.own.together(self.pool.keys, layer, heads)
             values = self.own.together(self.pool.values, layer, heads)
             if keys is not None and values is not None:
@@ -192,16 +192,16 @@ class SequenceCache:
         # A short prompt does not fill the sinks: what comes next is one of them, and slides later.
         missing = max(sink - int(entries.positions.max()) - 1, 0) if n > virtual else sink
         base = int(fixed.sum()) + missing
-        self._leave_parts(layer, head)
+        self._leave_shared(layer, head)
         self.own.replace(layer, head, n, n + spare if slide is None else base + slide + 1)
         self._write(int(self.own.start[layer, head]), held)
         self.cut[layer, head], self.weighted[layer, head] = True, held.log_weight is not None
-        self.rings.set(layer, head, None if slide is None else base, slide, n)
+        self.windows.set(layer, head, None if slide is None else base, slide, n)
         if absorbed is None:
-            self.means.end((layer, head))
+            self.virtual.end((layer, head))
         else:
             at = base - missing - 1
-            self.means.begin((layer, head), held.k[at], held.v[at], absorbed, slot=at, weighted=weighted)
+            self.virtual.begin((layer, head), held.k[at], held.v[at], absorbed, slot=at, weighted=weighted)
 
     def copy_compact(self, layer: int, head: int, positions: Tensor, spare: int) -> None:
         """Copy the entries at `positions` [K] of a whole head into its compact run, with room for `spare` more.
@@ -226,11 +226,11 @@ class SequenceCache:
 
     # Decoding.
 
-    def fresh(self, tokens: int = 1) -> int:
+    def pages_needed(self, tokens: int = 1) -> int:
         """Pages that so many more tokens commit: in a step, compact runs at their worst; in a chunk, in whole heads."""
         if tokens > 1:
-            return self.own.fresh(np.where(self.cut, 0, tokens))
-        return self.own.fresh(self.rings.hole < 0) + self.compact.fresh(self.compact.n > 0)
+            return self.own.pages_needed(np.where(self.cut, 0, tokens))
+        return self.own.pages_needed(self.windows.hole < 0) + self.compact.pages_needed(self.compact.n > 0)
 
     def begin_step(self) -> np.ndarray:
         """Slots of the new token's entries [L,G]; each head has one entry more from now on.
@@ -238,10 +238,10 @@ class SequenceCache:
         Raises:
             PoolExhausted: The pool is full; nothing has changed.
         """
-        growing = self.rings.hole < 0
+        growing = self.windows.hole < 0
         self.own.advance(growing)
-        slots = np.where(growing, self.own.start + self.own.n - 1, self.own.start + self.rings.hole)
-        self.rings.filled()
+        slots = np.where(growing, self.own.start + self.own.n - 1, self.own.start + self.windows.hole)
+        self.windows.fill_holes()
         if self.cut.any():
             marked = torch.from_numpy(slots[self.cut])
             self.pool.positions[marked] = self.length
@@ -249,14 +249,14 @@ class SequenceCache:
         return slots
 
     def end_step(self) -> None:
-        """The token was attended to everywhere: the oldest entries leave full rings."""
+        """The token was attended to everywhere: the oldest entries leave full windows."""
         self.length += 1
-        if not self.rings.any:
+        if not self.windows.any:
             return
-        self.rings.leave(self.own.n)
-        for at in self.means.heads():
-            if self.rings.hole[at] >= 0:
-                self.means.absorb(at, self.pool, int(self.own.start[at]), int(self.rings.hole[at]))
+        self.windows.evict_oldest(self.own.n)
+        for at in self.virtual.heads():
+            if self.windows.hole[at] >= 0:
+                self.virtual.absorb(at, self.pool, int(self.own.start[at]), int(self.windows.hole[at]))
 
     # Sharing.
 
@@ -268,10 +268,10 @@ class SequenceCache:
         """
         twin = type(self)(self.pool, *self.cut.shape)
         twin.length, twin.cut, twin.weighted = self.length, self.cut.copy(), self.weighted.copy()
-        twin.rings, twin.means = self.rings.copy(), self.means.copy()
-        taken = self.filled()
+        twin.windows, twin.virtual = self.windows.copy(), self.virtual.copy()
+        taken = self.count_full()
         try:
-            for part in (*self.parts, *([self.part(0, taken)] if taken else ())):
+            for part in (*self.shared, *([self.share(0, taken)] if taken else ())):
                 twin.adopt(part)
             twin.copy(self, taken)
         except Exception:
@@ -282,7 +282,7 @@ class SequenceCache:
     def copy(self, other: SequenceCache, taken: int) -> None:
         """Own runs less the first `taken` entries of whole heads, and compact runs, of another sequence."""
         skip = np.where(self.cut, 0, taken)
-        self.own.reserve(np.maximum(other.own.n - skip + self.pool.page, self.rings.room()))
+        self.own.reserve(np.maximum(other.own.n - skip + self.pool.page, self.windows.capacity()))
         for mine, its, first in ((self.own, other.own, skip), (self.compact, other.compact, np.zeros_like(skip))):
             for layer, head in np.argwhere(its.n - first > 0).tolist():
                 count, begin = int(its.n[layer, head] - first[layer, head]), int(first[layer, head])
@@ -296,43 +296,43 @@ class SequenceCache:
         Nothing is copied.
         """
         shorter = type(self)(self.pool, *self.cut.shape)
-        for part in (*self.parts, *([self.part(0, filled)] if (filled := self.filled()) else ())):
+        for part in (*self.shared, *([self.share(0, filled)] if (filled := self.count_full()) else ())):
             if (n := min(part.n, count - shorter.length)) > 0:
                 shorter.adopt(SharedPrefix(part.start, n))
                 shorter.length += n
         return shorter
 
-    def filled(self) -> int:
+    def count_full(self) -> int:
         """Entries of the whole heads' own runs that fill pages, in all of them."""
         whole = self.own.n[~self.cut]
         return int(whole.min()) // self.pool.page * self.pool.page if whole.size else 0
 
-    def part(self, begin: int, count: int) -> SharedPrefix:
+    def share(self, begin: int, count: int) -> SharedPrefix:
         """Own entries `begin` … `begin`+`count`-1 of the whole heads, multiples of the page. It is not held yet."""
         return SharedPrefix(np.where(self.cut, -1, self.own.start + begin), count)
 
     def adopt(self, part: SharedPrefix) -> None:
         """Read shared pages behind those one has; they are held once more. What lies side by side becomes one part."""
         self.pool.share(part.pages(self.pool.page))
-        if self.parts and part.continues(self.parts[-1]):
-            self.parts[-1] = SharedPrefix(self.parts[-1].start, self.parts[-1].n + part.n)
+        if self.shared and part.continues(self.shared[-1]):
+            self.shared[-1] = SharedPrefix(self.shared[-1].start, self.shared[-1].n + part.n)
         else:
-            self.parts.append(part)
+            self.shared.append(part)
 
     def close(self) -> None:
         """Give back everything."""
         self.own.close()
         self.compact.close()
-        for part in self.parts:
+        for part in self.shared:
             self.pool.release(part.pages(self.pool.page))
-        self.parts = []
+        self.shared = []
 
     # How it is done.
 
     def _slots(self, layer: int, head: int) -> slice | Tensor:
         """Where a head's entries lie, in order."""
         extents = [(start, n) for start, n in self.extents(layer, head) if n]
-        hole = int(self.rings.hole[layer, head])
+        hole = int(self.windows.hole[layer, head])
         if hole < 0 and len(extents) < 2:
             start, n = extents[0] if extents else (0, 0)
             return slice(start, start + n)
@@ -345,11 +345,11 @@ class SequenceCache:
         self.pool.positions[at : at + n] = held.positions
         self.pool.log_weights[at : at + n] = 0 if held.log_weight is None else held.log_weight
 
-    def _leave_parts(self, layer: int, head: int) -> None:
+    def _leave_shared(self, layer: int, head: int) -> None:
         """A head that is cut shares nothing any more."""
-        for i, part in enumerate(self.parts):
+        for i, part in enumerate(self.shared):
             if (start := int(part.start[layer, head])) >= 0:
                 left = part.start.copy()
                 left[layer, head] = -1
-                self.parts[i] = SharedPrefix(left, part.n)
+                self.shared[i] = SharedPrefix(left, part.n)
                 self.pool.release(start // self.pool.page + np.arange(part.n // self.pool.page))

@@ -1,4 +1,4 @@
-"""Sliding windows inside cut heads: a ring of slots at the end of a run, from which the oldest entry leaves.
+"""Sliding windows of cut heads: a ring of slots at the end of a run, from which the oldest entry leaves.
 
 Between steps a full ring has one stale slot, the hole, into which the next entry goes; so a step's entries are always
 one run without gaps. Knows slots by number, not what lies in them.
@@ -11,11 +11,11 @@ from typing import Self
 
 import numpy as np
 
-__all__ = ["Rings"]
+__all__ = ["SlidingWindows"]
 
 
-class Rings:
-    """Rings of one sequence, arrays over [L,G].
+class SlidingWindows:
+    """Sliding windows of one sequence, arrays over [L,G].
 
     Attributes:
         base: Slot at which the ring begins, behind what stays; -1 where there is none.
@@ -50,17 +50,17 @@ class Rings:
             self._size[at] = slide + 1
         self.any = bool((self.base >= 0).any())
 
-    def filled(self) -> None:
+    def fill_holes(self) -> None:
         """New entries went into all holes."""
         self.hole[:] = -1
 
-    def leave(self, n: np.ndarray) -> None:
+    def evict_oldest(self, n: np.ndarray) -> None:
         """The oldest entries of full rings leave; `n` [L,G] are the slots in use."""
         full = (self.base >= 0) & (n - self.base == self._size)
         self.hole = np.where(full, self.base + self._oldest, -1)
         self._oldest = np.where(full, (self._oldest + 1) % self._size, self._oldest)
 
-    def room(self) -> np.ndarray:
+    def capacity(self) -> np.ndarray:
         """Slots that each head with a ring will use at most [L,G]; 0 without one."""
         return np.where(self.base >= 0, self.base + self._size, 0)
 

@@ -1,4 +1,4 @@
-"""Virtual entries that stand for those that left a window: running sums, and the mean they come to.
+"""Virtual entries, which stand for those that left a window: running sums, and the mean they come to.
 
 Knows tensors only.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from services.llm_longctx.kv_cache.page_pool import PagePool
 
-__all__ = ["Means"]
+__all__ = ["VirtualEntries"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +29,7 @@ class _Mean:
     weighted: bool
 
 
-class Means:
+class VirtualEntries:
     """The virtual entries of one sequence, per (layer, head)."""
 
     def __init__(self, of: Mapping[tuple[int, int], _Mean] = MappingProxyType({})) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from services.llm_longctx.engine import (
-    Candidate,
+    CandidateSpec,
     FinishReason,
     GenerationRequest,
     Grammar,
@@ -102,7 +102,7 @@ class Generation:
             _TextCallback(self._open + i, request, options, self._tokenizer, self._news) for i in range(len(samplings))
         ]
         candidates = [
-            Candidate(sampling, callback, self._grammar(grammar))
+            CandidateSpec(sampling, callback, self._grammar(grammar))
             for sampling, callback in zip(samplings, callbacks, strict=True)
         ]
         request = replace(request, candidates=candidates, run=self._run)

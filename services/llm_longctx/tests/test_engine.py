@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.engine import Candidate, Engine, GenerationRequest, Sampling
+from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest, Sampling
 from services.llm_longctx.tests.conftest import tiny_decoder, until
 from shared.errors import Cancelled, DeadlineExceeded, Fault, FoveaError, NotReady, QueueFull
 from shared.registry import CallContext
@@ -45,7 +45,7 @@ class Ear:
 def ask(ids, ear=None, n=1, **facts):
     ears = [ear or Ear()] if n == 1 else [Ear() for _ in range(n)]
     sampling = facts.pop("sampling", {})
-    candidates = [Candidate(Sampling(**sampling), e) for e in ears]
+    candidates = [CandidateSpec(Sampling(**sampling), e) for e in ears]
     return GenerationRequest(ids, candidates, **{"max_tokens": 8} | facts), *ears
 
 
@@ -132,7 +132,7 @@ def test_answers_of_one_prompt_share_its_reading_and_go_their_own_ways(decoder, 
     plain = engine.backend.prefill_chunk
     monkeypatch.setattr(engine.backend, "prefill_chunk", lambda *args: (read.append(1), plain(*args))[1])
     ears = [Ear() for _ in range(3)]
-    candidates = [Candidate(Sampling(temperature=1.5, seed=s), e) for s, e in zip((1, 2, 1), ears, strict=True)]
+    candidates = [CandidateSpec(Sampling(temperature=1.5, seed=s), e) for s, e in zip((1, 2, 1), ears, strict=True)]
     finish(engine, GenerationRequest([4, 5, 6], candidates, max_tokens=12))
     assert len(read) == 1
     assert ears[0].ids == ears[2].ids != ears[1].ids

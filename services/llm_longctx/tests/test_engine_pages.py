@@ -293,7 +293,7 @@ def test_a_step_that_does_not_fit_changes_nothing(tiny):
     sequences = [engine.open() for _ in range(2)]
     for s in sequences:
         s.prefill(prompt(96))
-    while sum(s.state.cache.fresh() for s in sequences) <= engine.pool.free:
+    while sum(s.state.cache.pages_needed() for s in sequences) <= engine.pool.free:
         engine.batch(dict.fromkeys(sequences, 7))
     before = [s.state.cache.length for s in sequences]
     with pytest.raises(PoolExhausted, match="are free"):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.engine import Candidate, Engine, GenerationRequest, Sampling, method_policy, prefix_cache
+from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest, Sampling, method_policy, prefix_cache
 from services.llm_longctx.methods import compose, method, methods
 from services.llm_longctx.tests.conftest import tiny_decoder
 from services.llm_longctx.tests.method_contract.oracle import trials
@@ -73,7 +73,7 @@ def alone(tiny):
 def asked(engine, which, ids, new, seeds):
     ears = [Ear() for _ in seeds]
     candidates = [
-        Candidate(Sampling(temperature=seed % 2, seed=seed), ear) for seed, ear in zip(seeds, ears, strict=True)
+        CandidateSpec(Sampling(temperature=seed % 2, seed=seed), ear) for seed, ear in zip(seeds, ears, strict=True)
     ]
     how = engine.policy_of(MIX[which], TINY_PLAN)
     return GenerationRequest(list(ids), candidates, new, policy=how, run=CallContext()), ears

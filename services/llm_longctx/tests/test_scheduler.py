@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.engine import Candidate, Engine, GenerationRequest, Request, Sampling
+from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest, Request, Sampling
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.methods import method
 from services.llm_longctx.tests.conftest import tiny_decoder
@@ -34,7 +34,7 @@ def long():
 def ask(engine, ids, how="dense", n=1, new=8, **facts):
     ears = [Ear() for _ in range(n)]
     temperature = facts.pop("temperature", 0)
-    candidates = [Candidate(Sampling(temperature=temperature, seed=i), ear) for i, ear in enumerate(ears)]
+    candidates = [CandidateSpec(Sampling(temperature=temperature, seed=i), ear) for i, ear in enumerate(ears)]
     policy = engine.policy_of(how, TINY_PLAN if engine.model.config.vocab == 272 else None)
     return GenerationRequest(ids, candidates, new, policy=policy, **facts), ears
 

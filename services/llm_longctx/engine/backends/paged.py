@@ -31,7 +31,7 @@ _MAX_COMPARISONS = 8
 
 
 class PagedBackend:
-    """Runs sequences on pages; see `Backend`.
+    """Runs sequences on pages; see `SequenceBackend`.
 
     Attributes:
         runner: The decoder and its pool.
@@ -77,7 +77,7 @@ class PagedBackend:
         size = state.policy.next_chunk(begin, len(request.prompt_ids))
         if state.policy.method.chunk_invariant and state.policy.method.supports.chunked_prefill:
             size = min(size, limit)
-        if not self._make_room(state.cache.fresh(size)):
+        if not self._make_room(state.cache.pages_needed(size)):
             message = f"a chunk of {size} tokens does not fit"
             raise PoolExhausted(message)
         end = begin + size
@@ -99,7 +99,7 @@ class PagedBackend:
 
     def can_append(self, running: Collection[Sequence[PagedState]]) -> bool:
         """Whether enough pages are free for one more token each."""
-        return self._make_room(sum(s.state.cache.fresh() for s in running))
+        return self._make_room(sum(s.state.cache.pages_needed() for s in running))
 
     def decode_batch(self, batch: list[Sequence[PagedState]]) -> list[Tensor]:
         """One step of all of them together."""

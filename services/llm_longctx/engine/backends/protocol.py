@@ -11,7 +11,7 @@ from torch import Tensor
 from services.llm_longctx.engine.sequence import S, Sequence
 from shared import telemetry
 
-__all__ = ["Backend", "IdleWork"]
+__all__ = ["IdleWork", "SequenceBackend"]
 
 
 class IdleWork:
@@ -45,7 +45,7 @@ class IdleWork:
             self._pieces.popleft().close()
 
 
-class Backend(Protocol[S]):
+class SequenceBackend(Protocol[S]):
     """Allocates, prefills and decodes sequences. Called on the scheduler's thread.
 
     Attributes:

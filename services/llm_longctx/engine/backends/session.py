@@ -22,7 +22,7 @@ MAX_BYTES = 512 * 2**20
 
 
 class SessionBackend:
-    """Runs sequences through sessions of their own; see `Backend`.
+    """Runs sequences through sessions of their own; see `SequenceBackend`.
 
     Args:
         vocab: Size of the vocabulary.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from services.llm_longctx.kv_cache import Entries, PagePool, PoolExhausted, SequenceCache
-from services.llm_longctx.kv_cache.range_allocator import Addresses
+from services.llm_longctx.kv_cache.range_allocator import RangeAllocator
 
 # ruff: noqa: D102  # the rules of the state machine are named after what they do
 L, G, D, P = 2, 3, 4, 4
@@ -79,7 +79,7 @@ def cut(memory, layer, head, sink, recent, held=None):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 9)), max_size=60))
 def test_addresses_are_handed_out_once_and_join_again(actions):
-    addresses, out = Addresses(50), []
+    addresses, out = RangeAllocator(50), []
     for take, count in actions:
         if take and (begin := addresses.take(count)) is not None:
             assert all(begin + count <= b or b + c <= begin for b, c in out)
@@ -93,7 +93,7 @@ def test_addresses_are_handed_out_once_and_join_again(actions):
 
 
 def test_giving_back_twice_is_an_error():
-    addresses = Addresses(10)
+    addresses = RangeAllocator(10)
     begin = addresses.take(4)
     addresses.give(begin, 4)
     with pytest.raises(ValueError, match="twice"):
@@ -116,7 +116,7 @@ def test_whole_heads_hold_all_entries_in_order_with_at_most_one_page_of_slack(n)
     if n:
         feed(memory, n)
     for layer in range(L):
-        keys, values = memory.whole(layer, range(G))
+        keys, values = memory.whole_heads(layer, range(G))
         assert keys.shape == (G, n, D)
         assert torch.equal(keys - 0.5 * layer, -values)
         assert positions(memory, layer, 1) == told(memory, layer, 1) == list(range(n))
@@ -129,7 +129,7 @@ def test_entries_lie_side_by_side_so_that_a_layer_is_one_view():
     memory = SequenceCache(pool(), L, G)
     memory.reserve(np.full((L, G), 30))
     feed(memory, 20)
-    keys, _ = memory.whole(1, (0, 2))
+    keys, _ = memory.whole_heads(1, (0, 2))
     assert keys.untyped_storage().data_ptr() == memory.pool.keys.untyped_storage().data_ptr()
     assert torch.equal(keys[1], memory.entries(1, 2).k)
 
@@ -250,7 +250,7 @@ def test_a_full_pool_refuses_and_changes_nothing():
     with pytest.raises(PoolExhausted):
         memory.begin_step()
     assert memory.own.n.max() == 2 * P
-    assert memory.fresh() == L * G
+    assert memory.pages_needed() == L * G
     memory.close()
     assert tight.held == 0
 

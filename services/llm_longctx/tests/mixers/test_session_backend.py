@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from services.llm_longctx.engine import Candidate, GenerationRequest, Sampling, Scheduler, SessionBackend
+from services.llm_longctx.engine import CandidateSpec, GenerationRequest, Sampling, Scheduler, SessionBackend
 from services.llm_longctx.mixers.deconstructed.networks import DeconstructedLM
 from services.llm_longctx.mixers.landmark.networks import LandmarkGPT
 from services.llm_longctx.mixers.routing.networks import RoutingLM
@@ -64,7 +64,7 @@ class Source:
 
 def _ask(opens, ids, n=1, new=8, max_bytes=0, **facts):
     ears = [Ear() for _ in range(n)]
-    candidates = [Candidate(Sampling(temperature=1.0, seed=i), ear) for i, ear in enumerate(ears)]
+    candidates = [CandidateSpec(Sampling(temperature=1.0, seed=i), ear) for i, ear in enumerate(ears)]
     return GenerationRequest(ids, candidates, new, session=Source(lambda: opens(ids), max_bytes), **facts), ears
 
 
