@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from services.relevance_judge.judge import NO_GRAPH, Judge, named
+from services.relevance_judge.judge import NO_GRAPH, Judge
 from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
-from services.relevance_judge.prompt_template import Template, template
+from services.relevance_judge.prompt_template import Template, get_template
 from services.relevance_judge.schemas import JudgeIn, JudgeOut, Pair, Verdict
 from shared.errors import FoveaError
 from shared.registry import CallContext, Card
@@ -133,7 +133,7 @@ class LabelsFailures(PromptedGrade):
         try:
             return super().verdict(pair, request, run)
         except FoveaError:
-            return Verdict(grade=0, valid=True, template=named(self.chosen(request.template)))
+            return Verdict(grade=0, valid=True, template=self.select_template(request.template).pinned_id)
 
 
 class IgnoresSeed(PromptedGrade):
@@ -159,14 +159,14 @@ class IgnoresTemplate(PromptedGrade):
 
     card = _named(PromptedGrade, "ignores-template")
 
-    def chosen(self, name: str | None) -> Template:
-        found = super().chosen(name)
-        own = template("direct")
+    def select_template(self, name: str | None) -> Template:
+        found = super().select_template(name)
+        own = get_template("direct")
         return found.model_copy(update={"system": own.system, "turns": own.turns}) if found.words else found
 
     def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
         found = super().verdict(pair, request, run)
-        return found.model_copy(update={"template": named(template(request.template or self.default))})
+        return found.model_copy(update={"template": get_template(request.template or self.default).pinned_id})
 
 
 class AsksOn(PromptedGrade):
@@ -237,7 +237,9 @@ class Overlap(Judge):
     def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
         words, passage = set(pair.query.lower().split()), pair.passage[: request.passage_chars]
         share = len(words & set(passage.lower().split())) / len(words)
-        return Verdict(grade=round(3 * share), valid=True, signal=share, template=named(self.chosen(request.template)))
+        return Verdict(
+            grade=round(3 * share), valid=True, signal=share, template=self.select_template(request.template).pinned_id
+        )
 
 
 class Cautious(PromptedGrade):

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from pydantic import BaseModel
 
-from services.detection.models.bmn import BmnActions
+from services.detection.models.bmn import BmnActionDetector
 from services.detection.models.fasternet import FasterNetClassifier
 from services.detection.models.planner import FoveaPlanner
 from services.llm_longctx.models.fovea_titans import TitansMAG
@@ -35,10 +35,10 @@ class OtherFile(PraNetSegmenter):
     weights = "pranet-v2"
 
 
-class OtherGraph(BmnActions):
+class OtherGraph(BmnActionDetector):
     """Its Card is right, and its engine runs another network."""
 
-    card = _named(BmnActions.card, "other-graph")
+    card = _named(BmnActionDetector.card, "other-graph")
 
     @classmethod
     def load(cls, place: LoadContext) -> Self:
@@ -203,10 +203,10 @@ class CountsRequests(_Segmenter):
         return [a if isinstance(a, FoveaError) else a.model_copy(update=noted) for a in answers]
 
 
-class Smooths(BmnActions):
+class Smooths(BmnActionDetector):
     """Mixes each answer with the one before."""
 
-    card = _named(BmnActions.card, "smooths")
+    card = _named(BmnActionDetector.card, "smooths")
     last: Any = None
 
     @classmethod
