@@ -101,23 +101,24 @@ def fidelity(
 
 def _run(kind: str, model: str | None, longctx: Any, text: Path | None, asked: dict[str, Any]) -> dict[str, Any]:
     """Load a model, evaluate, and let it go."""
-    rooms = {name: importlib.import_module(f"services.llm_longctx.{name}") for name in ("evaluation", "local")}
+    quality = importlib.import_module("services.llm_longctx.evaluation.method_quality")
+    models = importlib.import_module("services.llm_longctx.serving.local_models")
     settings = importlib.import_module("shared.settings").settings()
-    place = importlib.import_module("shared.serving.device_placement").place(settings)
-    chosen = rooms["local"].chosen(model or settings.llm_model)
+    place = importlib.import_module("shared.serving.device_placement").load_context(settings)
+    chosen = models.chosen(model or settings.llm_model)
     loaded = next((cls for name, cls in chosen.items() if name.startswith(model or settings.llm_model)), None)
     loaded = (loaded or next(iter(chosen.values()))).load(place)
     words = None if text is None else text.read_text("utf-8")
     try:
-        spec: BaseModel = getattr(rooms["evaluation"], f"{kind.capitalize()}Spec").model_validate(
+        spec: BaseModel = getattr(quality, f"{kind.capitalize()}Spec").model_validate(
             asked | {"longctx": longctx, "text": words}
         )
         with Progress(transient=True) as bar:
             task = bar.add_task(kind, total=1.0)
-            run = importlib.import_module("shared.registry").Run(
+            run = importlib.import_module("shared.registry").CallContext(
                 report=lambda share, note: bar.update(task, completed=share, description=note or kind)
             )
-            report = getattr(rooms["evaluation"], f"run_{kind}")(loaded.speaker, spec, run)
+            report = getattr(quality, f"run_{kind}")(loaded.speaker, spec, run)
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidOption(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from error

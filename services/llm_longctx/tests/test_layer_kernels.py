@@ -30,7 +30,7 @@ def inference():
 @pytest.fixture(params=BUILT, ids=lambda target: target.name)
 def ops(request, monkeypatch):
     found = (bindings.open_library(isa_targets.library_file(request.param)), request.param.name)
-    monkeypatch.setattr(bindings, "loaded", lambda: found)
+    monkeypatch.setattr(bindings, "load_library", lambda: found)
     return NativeOps()
 
 
