@@ -363,7 +363,7 @@ def test_no_gateway_is_one_line_that_names_make_run(fovea):
 def test_the_key_comes_from_the_environment_or_the_flag(fovea, tmp_path, monkeypatch):
     with running(tmp_path, auth="keys") as locked:
         monkeypatch.setenv("FOVEA_URL", locked.url)
-        assert "demands an API key" in fovea("models")[2]
+        assert "requires an API key" in fovea("models")[2]
         _, text = locked.keys.add("lab", ("infer", "jobs"))
         assert fovea("models", "--key", text)[0] == 0
         monkeypatch.setenv("FOVEA_API_KEY", text)

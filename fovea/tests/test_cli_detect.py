@@ -60,7 +60,7 @@ class Gateway:
 @pytest.fixture
 def gateway(monkeypatch):
     made = Gateway()
-    monkeypatch.setattr(verb, "Session", lambda *_: made)
+    monkeypatch.setattr(verb, "Connection", lambda *_: made)
     return made
 
 

@@ -33,7 +33,7 @@ def lease(monkeypatch: pytest.MonkeyPatch) -> float:
 
 @pytest.fixture
 async def registry(server: RedisServer, lease: float) -> AsyncIterator[ReplicaRegistry]:
-    watching = ReplicaRegistry(Settings(redis_url=server.url, services="svc"))
+    watching = ReplicaRegistry(Settings(redis_url=server.url, enabled_services="svc"))
     yield watching
     await watching.stop()
 
@@ -209,7 +209,7 @@ async def test_a_fixed_upstream_is_asked_what_it_serves(toy: Any) -> None:
             "openapi": {"paths": {"/v1/segment": {}, "/livez": {}, "/v2/models/{name}": {}, "/": {}}},
         }
     )
-    registry = ReplicaRegistry(Settings(upstreams=f"medical-seg={upstream.url}|grpc://127.0.0.1:7"))
+    registry = ReplicaRegistry(Settings(static_upstreams=f"medical-seg={upstream.url}|grpc://127.0.0.1:7"))
     await registry.start()
     replica = registry.pick("medical-seg")
     assert replica.record.models == ("pranet",)
@@ -219,7 +219,7 @@ async def test_a_fixed_upstream_is_asked_what_it_serves(toy: Any) -> None:
 
 
 async def test_a_fixed_upstream_that_is_away_is_known_and_not_ready() -> None:
-    registry = ReplicaRegistry(Settings(upstreams="medical-seg=http://127.0.0.1:1"))
+    registry = ReplicaRegistry(Settings(static_upstreams="medical-seg=http://127.0.0.1:1"))
     await registry.start()
     assert (registry.services, registry.unready_services, registry.is_complete) == (
         ["medical-seg"],
@@ -232,7 +232,7 @@ async def test_a_fixed_upstream_that_is_away_is_known_and_not_ready() -> None:
 async def test_a_fixed_upstream_wins_over_records(server: RedisServer, lease: float, toy: Any) -> None:
     upstream = await toy()
     announce(server)
-    registry = ReplicaRegistry(Settings(redis_url=server.url, upstreams=f"svc={upstream.url}"))
+    registry = ReplicaRegistry(Settings(redis_url=server.url, static_upstreams=f"svc={upstream.url}"))
     await registry.start()
     assert [t.record.http for t in registry.list_ready("svc")] == [upstream.url]
     await registry.stop()
