@@ -75,14 +75,14 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
         self.engines = engines
 
     @classmethod
-    def load(cls, place: LoadContext) -> Self:
-        """Verify the weights and open the engine that `place` wants, for the variant that they were trained as.
+    def load(cls, context: LoadContext) -> Self:
+        """Verify the weights and open the engine that `context` wants, for the variant that they were trained as.
 
         Raises:
             NotReady: Weights are missing or not what their manifest says, or the engine can't run here.
         """
-        engines = VariantEngines(cls.card.name, load_weights(cls.folder, place.weights), place)
-        return cls(engines.describe(cls.card), engines, decode_bounds(cls.card, place))
+        engines = VariantEngines(cls.card.name, load_weights(cls.folder, context.weights), context)
+        return cls(engines.describe(cls.card), engines, decode_bounds(cls.card, context))
 
     @classmethod
     def artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> ExportedForms:

@@ -1,6 +1,6 @@
 """Restores pictures of any size in windows, and says beforehand what that takes.
 
-Knows arrays and an engine; what is held is the picture, its result (both in the picture's own bits) and one window.
+Knows arrays and an engine; memory is the picture, its result (both in the picture's own bits) and one window.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _core(height: int, width: int, context: int, budget: int, per_pixel: int) ->
 
 
 def restore_by_tiles(
-    engine: Engine, pixels: np.ndarray, how: TilePlan, run: CallContext, tell: Callable[[int], None]
+    engine: Engine, pixels: np.ndarray, how: TilePlan, run: CallContext, report: Callable[[int], None]
 ) -> np.ndarray:
     """The restored picture (h, w, 3), in the type of the one given.
 
@@ -110,7 +110,7 @@ def restore_by_tiles(
         pixels: RGB (h, w, 3), uint8 or uint16.
         how: The plan for pictures of this size.
         run: Checked before each tile.
-        tell: Told the number of tiles done, after each.
+        report: Called with the number of tiles done, after each.
 
     Raises:
         Cancelled, DeadlineExceeded: Between two tiles.
@@ -123,11 +123,11 @@ def restore_by_tiles(
         run.check()
         rows = mirror_positions(window.top, window.top + window.height, how.height)
         columns = mirror_positions(window.left, window.left + window.width, how.width)
-        seen = pixels[rows[:, None], columns].transpose(2, 0, 1)[None]
-        feed = np.ascontiguousarray(seen, dtype=np.float32)
+        patch = pixels[rows[:, None], columns].transpose(2, 0, 1)[None]
+        feed = np.ascontiguousarray(patch, dtype=np.float32)
         feed /= white
         answer = engine.run({given.name: feed})[wanted.name][0]
         core = answer[(slice(None), *window.core)].clip(0, 1) * white
         whole[window.rows, window.columns] = core.transpose(1, 2, 0)  # casting to integers truncates
-        tell(done)
+        report(done)
     return whole

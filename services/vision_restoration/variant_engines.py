@@ -40,9 +40,9 @@ class VariantEngines:
         default: The variant that the weights were trained as.
     """
 
-    def __init__(self, name: str, weights: Weights, place: LoadContext) -> None:
+    def __init__(self, name: str, weights: Weights, context: LoadContext) -> None:
         self.default: Variant = weights.manifest.network.config.get("variant", "released")
-        self._name, self._weights, self._place = name, weights, place
+        self._name, self._weights, self._context = name, weights, context
         self._opening = threading.Lock()
         self._opened: dict[Variant, TimedEngine] = {}
 
@@ -54,8 +54,8 @@ class VariantEngines:
         """
         with self._opening:
             if variant not in self._opened:
-                artifacts = build_artifacts(self._weights, variant, self._place.cache)
-                engine = open_engine(self._place, artifacts.forms(f"{self._name}-{variant}"))
+                artifacts = build_artifacts(self._weights, variant, self._context.cache)
+                engine = open_engine(self._context, artifacts.forms(f"{self._name}-{variant}"))
                 check_tensors(engine, artifacts)
                 self._opened[variant] = TimedEngine(
                     engine, bytes_per_pixel(self._weights, engine.name), _measure_pace(engine)
@@ -64,7 +64,7 @@ class VariantEngines:
 
     def describe(self, card: Card) -> Card:
         """The Card with the facts of the weights and of the default variant's engine."""
-        artifacts = build_artifacts(self._weights, self.default, self._place.cache)
+        artifacts = build_artifacts(self._weights, self.default, self._context.cache)
         refined = refine_card(card, artifacts, self.open(self.default).engine.name)
         return refined.model_copy(update={"variant": self.default})
 

@@ -113,16 +113,16 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
         self.bounds = bounds
 
     @classmethod
-    def load(cls, place: LoadContext) -> Self:
-        """Verify the weights and open the engine that `place` wants.
+    def load(cls, context: LoadContext) -> Self:
+        """Verify the weights and open the engine that `context` wants.
 
         Raises:
             NotReady: Weights are missing or not what their manifest says, or the engine can't run here.
         """
-        weights = read_weights(find_weights(cls.weights, cls.folder, place.weights))
+        weights = read_weights(find_weights(cls.weights, cls.folder, context.weights))
         config = cls.data_config(weights)
-        engine, card = open_engine_with_card(cls.card, cls.artifacts(weights, config, place.cache), place)
-        return cls(cls.describe(card, config), engine, config, decode_bounds(cls.card, place))
+        engine, card = open_engine_with_card(cls.card, cls.artifacts(weights, config, context.cache), context)
+        return cls(cls.describe(card, config), engine, config, decode_bounds(cls.card, context))
 
     @classmethod
     def data_config(cls, weights: Weights) -> DataConfig:
@@ -257,12 +257,12 @@ def reading_notes(how: str, image: DecodedImage) -> list[str]:
     return [how, *(["Only the first frame was read."] if image.first_of_many else [])]
 
 
-def decode_bounds(card: Card, place: LoadContext) -> DecodeBounds:
-    """Bounds of the pictures that a served model decodes: sides from its Card, bytes and pixels from `place`."""
+def decode_bounds(card: Card, context: LoadContext) -> DecodeBounds:
+    """Bounds of the pictures that a served model decodes: sides from its Card, bytes and pixels from `context`."""
     limits, ours = card.limits, DEFAULT_BOUNDS
     return DecodeBounds(
-        bytes=int(place.options.get("max_body_bytes", ours.bytes)),
-        pixels=int(place.options.get("max_pixels", ours.pixels)),
+        bytes=int(context.options.get("max_body_bytes", ours.bytes)),
+        pixels=int(context.options.get("max_pixels", ours.pixels)),
         min_side=limits.min_side or ours.min_side,
         max_side=limits.max_side,
     )

@@ -1,4 +1,4 @@
-"""What a network sees of a picture (all of it, and slices where they are asked for), and boxes brought back from there.
+"""Input views of a picture: the whole and its slices, each letterboxed; and the boxes of all views as one list.
 
 Knows arrays and the options of a request; knows no engine and no file.
 """
@@ -16,7 +16,7 @@ from services.detection.boxes.tiling import Slice, make_slices, merge_slices
 from shared.api.boxes import DetectOptions, Letterbox
 from shared.errors import TooLarge
 
-__all__ = ["MAX_SLICES", "InputViews", "View", "collect_boxes", "letterbox_views"]
+__all__ = ["MAX_SLICES", "LetterboxedImage", "View", "collect_boxes", "letterbox_views"]
 
 MAX_SLICES = 1024
 """Most slices of one picture."""
@@ -31,8 +31,8 @@ class View:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class InputViews:
-    """A picture as the network sees it.
+class LetterboxedImage:
+    """A picture as views that the network takes.
 
     Attributes:
         views: The whole picture, then its slices.
@@ -47,7 +47,9 @@ class InputViews:
     letterbox: Letterbox
 
 
-def letterbox_views(pixels: np.ndarray, options: DetectOptions, side: int, stride: int, *, square: bool) -> InputViews:
+def letterbox_views(
+    pixels: np.ndarray, options: DetectOptions, side: int, stride: int, *, square: bool
+) -> LetterboxedImage:
     """Fit a picture (h, w, 3), and its slices where `options.tile` asks for them, into inputs of at most `side`.
 
     Raises:
@@ -65,26 +67,30 @@ def letterbox_views(pixels: np.ndarray, options: DetectOptions, side: int, strid
     fitted = [letterbox(pixels[a.y1 : a.y2, a.x1 : a.x2], side, stride, not square) for a in areas]
     page, ratio, (pad_x, pad_y) = fitted[0]
     how = Letterbox(ratio=ratio, pad=(pad_x, pad_y), width=page.shape[1], height=page.shape[0])
-    return InputViews([View(made, a) for (made, *_), a in zip(fitted, areas, strict=True)], height, width, how)
+    return LetterboxedImage([View(made, a) for (made, *_), a in zip(fitted, areas, strict=True)], height, width, how)
 
 
 def collect_boxes(
-    seen: InputViews, predictions: Sequence[np.ndarray], options: DetectOptions, classes: Sequence[int] | None
+    picture: LetterboxedImage,
+    predictions: Sequence[np.ndarray],
+    options: DetectOptions,
+    classes: Sequence[int] | None,
 ) -> np.ndarray:
     """The boxes of a picture, pixels of the original, best first.
 
     Args:
-        seen: What was seen.
+        picture: The picture and its views.
         predictions: (4 + classes, a) of each of its views.
         options: How much confidence and overlap; how many.
         classes: Ids that count; None means all.
     """
-    found = [_placed(view, _kept(rows, options, classes)) for view, rows in zip(seen.views, predictions, strict=True)]
+    pairs = zip(picture.views, predictions, strict=True)
+    found = [_placed(view, _suppress(rows, options, classes)) for view, rows in pairs]
     if len(found) == 1:
         return found[0]
     sources = np.repeat(np.arange(len(found)) - 1, [len(rows) for rows in found])
-    parts = [view.area for view in seen.views[1:]]
-    shape = (seen.height, seen.width)
+    parts = [view.area for view in picture.views[1:]]
+    shape = (picture.height, picture.width)
     return merge_slices(
         np.concatenate(found),
         sources,
@@ -96,7 +102,7 @@ def collect_boxes(
     )
 
 
-def _kept(predictions: np.ndarray, options: DetectOptions, classes: Sequence[int] | None) -> np.ndarray:
+def _suppress(predictions: np.ndarray, options: DetectOptions, classes: Sequence[int] | None) -> np.ndarray:
     (rows,) = nms(
         predictions[None],
         confidence=options.confidence,

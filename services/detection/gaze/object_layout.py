@@ -83,10 +83,10 @@ def crop_objects(pixels: np.ndarray, boxes: Boxes, size: tuple[int, int]) -> np.
     """
     image, (height, width) = Image.fromarray(pixels), pixels.shape[:2]
     found = []
-    for place, (x1, y1, x2, y2) in enumerate(boxes):
+    for index, (x1, y1, x2, y2) in enumerate(boxes):
         inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
         if inside[2] - inside[0] < 1 or inside[3] - inside[1] < 1:
-            detail = f"Box {place} has no pixel inside the picture of {width}x{height}."
+            detail = f"Box {index} has no pixel inside the picture of {width}x{height}."
             raise InvalidOption(detail, hint="Boxes are x1, y1, x2, y2 in pixels of the picture.", field="objects")
         resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=inside, reducing_gap=2.0)
         found.append(np.asarray(resized, np.float32) / 255)
@@ -128,10 +128,10 @@ def draw_scanpath(
 
 def _spread(centres: Sequence[tuple[float, float]], step: float) -> list[tuple[float, float]]:
     """The same points, those that were there before moved a little, so that no number hides another."""
-    seen: dict[tuple[float, float], int] = {}
+    visits: dict[tuple[float, float], int] = {}
     moved = []
     for x, y in centres:
-        times = seen.get((x, y), 0)
-        seen[x, y] = times + 1
+        times = visits.get((x, y), 0)
+        visits[x, y] = times + 1
         moved.append((x + times * step, y + times * step))
     return moved

@@ -55,10 +55,10 @@ def decode_scanpaths(
         lengths = np.where((lengths < 0) & (chosen == end), fixations.shape[1], lengths)
         fixations = np.concatenate((fixations, chosen[:, None]), 1)
         expected.append(probabilities)
-    held = np.stack(expected, 1)
+    stacked = np.stack(expected, 1)
     return [
         DecodedScanpath(
-            fixations[p, : (t if t >= 0 else longest)].tolist(), held[p, : (t if t >= 0 else longest)], bool(t >= 0)
+            fixations[p, : (t if t >= 0 else longest)].tolist(), stacked[p, : (t if t >= 0 else longest)], bool(t >= 0)
         )
         for p, t in enumerate(lengths)
     ]

@@ -95,9 +95,9 @@ class AreaAttention(nn.Module):
         parts = self.qkv(x).reshape(n, self.heads, 3, HEAD, self.area, h * w // self.area)
         q, k, v = parts.permute(2, 0, 1, 4, 3, 5)
         weight = torch.softmax(q.transpose(-2, -1) @ k * HEAD**-0.5, dim=-1)
-        seen = v @ weight.transpose(-2, -1)
-        seen, values = (part.permute(0, 1, 3, 2, 4).reshape(n, c, h, w) for part in (seen, v))
-        made: Tensor = self.proj(seen + self.pe(values))
+        attended = v @ weight.transpose(-2, -1)
+        attended, values = (part.permute(0, 1, 3, 2, 4).reshape(n, c, h, w) for part in (attended, v))
+        made: Tensor = self.proj(attended + self.pe(values))
         return made
 
 

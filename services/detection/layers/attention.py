@@ -37,8 +37,8 @@ class SelfAttention(nn.Module):
         split = self.qkv(x).view(n, self.heads, 2 * self.key + self.width, h * w)
         q, k, v = split.split([self.key, self.key, self.width], dim=2)
         weight = torch.softmax(q.transpose(2, 3) @ k * self.key**-0.5, dim=-1)
-        seen = (v @ weight.transpose(2, 3)).reshape(n, c, h, w)
-        made: Tensor = self.proj(seen + self.pe(v.reshape(n, c, h, w)))
+        attended = (v @ weight.transpose(2, 3)).reshape(n, c, h, w)
+        made: Tensor = self.proj(attended + self.pe(v.reshape(n, c, h, w)))
         return made
 
 

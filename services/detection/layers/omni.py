@@ -41,7 +41,7 @@ class FrequencyGate(nn.Module):
 
 
 class OmniKernel(nn.Module):
-    """One map seen through a 31x31, a 1x31, a 31x1 and a 1x1 kernel and through two gates; the residual is the input.
+    """One map through a 31x31, a 1x31, a 31x1 and a 1x1 kernel and through two gates; the residual is the input.
 
     The first gate weighs the spectrum by one number per channel: |ifft2(a · fft2(o))| is |a · o|, and needs no FFT.
     """
@@ -61,29 +61,29 @@ class OmniKernel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, d, h, w) → (n, d, h, w)."""
-        seen = self.in_conv(x)
-        gated = self._gated(seen, self.fac_conv(_mean(seen)))
+        features = self.in_conv(x)
+        gated = self._gated(features, self.fac_conv(_mean(features)))
         gate = self.fgm(self.conv(_mean(gated)) * gated)
-        made: Tensor = self.out_conv(F.relu(x + self.large(seen) + gate))
+        made: Tensor = self.out_conv(F.relu(x + self.large(features) + gate))
         return made
 
-    def large(self, seen: Tensor) -> Tensor:
+    def large(self, features: Tensor) -> Tensor:
         """The sum of the four depthwise convolutions (n, d, h, w).
 
         In training as one, through an FFT: the gradient of so large a kernel takes four times as long otherwise.
         """
         if not self.training:
-            made: Tensor = self.dw_13(seen) + self.dw_31(seen) + self.dw_33(seen) + self.dw_11(seen)
+            made: Tensor = self.dw_13(features) + self.dw_31(features) + self.dw_33(features) + self.dw_11(features)
             return made
         parts = (self.dw_13, self.dw_31, self.dw_33, self.dw_11)
         kernel = torch.stack([_centred(conv.weight) for conv in parts]).sum(dim=0)
         bias = torch.stack([conv.get_parameter("bias") for conv in parts]).sum(dim=0)
-        return convolve_by_fft(seen, kernel) + bias[:, None, None]
+        return convolve_by_fft(features, kernel) + bias[:, None, None]
 
-    def _gated(self, seen: Tensor, weights: Tensor) -> Tensor:
+    def _gated(self, features: Tensor, weights: Tensor) -> Tensor:
         if self.fgm.transform == "dft":  # the graph as published, for comparison
-            return filter_spectrum(seen, weights, "dft")
-        return (weights * seen).abs()
+            return filter_spectrum(features, weights, "dft")
+        return (weights * features).abs()
 
 
 class CSPOmniKernel(nn.Module):
@@ -99,8 +99,8 @@ class CSPOmniKernel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, d, h, w) → (n, d, h, w)."""
-        seen, passed = torch.split_with_sizes(self.cv1(x), self.sizes, dim=1)
-        made: Tensor = self.cv2(torch.cat((self.m(seen), passed), dim=1))
+        features, passed = torch.split_with_sizes(self.cv1(x), self.sizes, dim=1)
+        made: Tensor = self.cv2(torch.cat((self.m(features), passed), dim=1))
         return made
 
 

@@ -36,17 +36,17 @@ def fitted_positions(count: int, width: int, *, given: np.ndarray | None = None,
     Returns:
         Array (k, width).
     """
-    held = np.zeros((0, width)) if given is None else np.asarray(given, float)[:count]
+    known = np.zeros((0, width)) if given is None else np.asarray(given, float)[:count]
     places = np.arange(count)
     wanted = np.exp(-((places[:, None] - places) ** 2) / _WIDTH)
     rows = np.random.default_rng(0).standard_normal((count, width))
-    rows[: len(held)] = held
+    rows[: len(known)] = known
     mean, square = np.zeros_like(rows), np.zeros_like(rows)
-    for step in range(1, steps + 1 if len(held) < count else 1):
+    for step in range(1, steps + 1 if len(known) < count else 1):
         slope = _slope(rows, wanted)
         mean, square = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2
         rows -= 0.01 * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
-        rows[: len(held)] = held
+        rows[: len(known)] = known
     return rows
 
 

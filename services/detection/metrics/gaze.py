@@ -27,8 +27,8 @@ def sequence_score(first: Sequence[int], second: Sequence[int]) -> float:
     for one in first:
         before = row
         row = np.zeros_like(before)
-        for place, other in enumerate(second, start=1):
-            row[place] = max(before[place - 1] + (one == other), before[place], row[place - 1])
+        for index, other in enumerate(second, start=1):
+            row[index] = max(before[index - 1] + (one == other), before[index], row[index - 1])
     return float(row[-1] / max(len(first), len(second)))
 
 
@@ -40,13 +40,13 @@ def behaviour(path: Sequence[int], target: int) -> Behaviour:
     """
     if not path:
         return 0.0, 0.0, 0.0, 0.0, 0.0
-    seen: set[int] = set()
+    visited: set[int] = set()
     search = refixation = revisit = 0
     for item, run in groupby(path):
         refixation += sum(1 for _ in run) - 1
-        revisit += item in seen
-        search += item not in seen
-        seen.add(item)
+        revisit += item in visited
+        search += item not in visited
+        visited.add(item)
     n = len(path)
     return float(path[-1] == target), float(n), search / n, refixation / n, revisit / n
 

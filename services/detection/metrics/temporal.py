@@ -76,10 +76,10 @@ def _class_precision(truth: Sequence[Row], found: Sequence[Row], thresholds: np.
     }
     taken = {video: np.zeros((len(thresholds), len(rows)), bool) for video, rows in segments.items()}
     hits = np.zeros((len(thresholds), len(ranked)), bool)
-    for place, (video, start, end, *_) in enumerate(ranked):
+    for index, (video, start, end, *_) in enumerate(ranked):
         if (true := segments.get(video)) is not None:
             iou = interval_iou(true[:, 0], true[:, 1], start, end)
-            hits[:, place] = _take(iou, taken[video], thresholds)
+            hits[:, index] = _take(iou, taken[video], thresholds)
     return np.array([_area(row, len(truth)) for row in hits])
 
 

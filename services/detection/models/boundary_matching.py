@@ -90,16 +90,16 @@ class BoundaryMatching(nn.Module):
         """`forward` without its size check: what exporters trace."""
         return self._heads(self.x_1d_b(x))
 
-    def _heads(self, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        start, end = (torch.sigmoid(head(seen))[:, 0] for head in (self.x_1d_s, self.x_1d_e))
-        return torch.sigmoid(self.x_2d_p(self._matched(self.x_1d_p(seen)))), start, end
+    def _heads(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        start, end = (torch.sigmoid(head(features))[:, 0] for head in (self.x_1d_s, self.x_1d_e))
+        return torch.sigmoid(self.x_2d_p(self._matched(self.x_1d_p(features)))), start, end
 
-    def _matched(self, seen: Tensor) -> Tensor:
+    def _matched(self, features: Tensor) -> Tensor:
         """Boundary-matching layer and 3-D convolution: (b, d, t) → (b, k, s, e)."""
         layer, t = self.x_3d_p[0], self.length
         weight, bias = cast("Tensor", layer.weight)[..., 0, 0], cast("Tensor", layer.bias)  # (k, d, n)
         kernels, _, samples = weight.shape
-        projected = torch.matmul(weight.transpose(1, 2).reshape(kernels * samples, -1), seen)
+        projected = torch.matmul(weight.transpose(1, 2).reshape(kernels * samples, -1), features)
         proposals = torch.matmul(projected.reshape(-1, kernels, samples * t), self.sampling)
         flat = proposals.new_zeros(1).expand(proposals.shape[0], kernels, t * t)
         grid = flat.scatter(2, self.places.expand(proposals.shape[0], kernels, -1), proposals)
@@ -127,16 +127,16 @@ class ClassSemantics(nn.Module):
         if time:
             self.time = nn.Conv1d(semantics, 1, 3, padding=1)
 
-    def forward(self, seen: Tensor, semantics: Tensor) -> Tensor:
+    def forward(self, features: Tensor, semantics: Tensor) -> Tensor:
         """Features (b, d, t) plus themselves times the weights that semantics (b, s, t) gives."""
-        attended = seen
+        attended = features
         if hasattr(self, "channel"):
             mean = semantics.mean(2)
             spread = (semantics - mean[..., None]).square().mean(2).add(1e-12).sqrt()
             pooled = torch.cat((mean, spread, semantics.amax(2)), 1)
-            attended = attended + seen * torch.sigmoid(self.channel(pooled))[..., None]
+            attended = attended + features * torch.sigmoid(self.channel(pooled))[..., None]
         if hasattr(self, "time"):
-            attended = attended + seen * torch.sigmoid(self.time(semantics))
+            attended = attended + features * torch.sigmoid(self.time(semantics))
         return attended
 
 

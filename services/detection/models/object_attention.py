@@ -141,8 +141,8 @@ class ObjectAttention(nn.Module):
         blank = self.cnn_embedding(flagged.new_ones(1, 3, *self.crop))[None].expand(b, 1, -1)
         begin = torch.cat((blank, self._position(middle, torch.zeros_like(middle[..., 0], dtype=torch.bool))), 2)
         chosen = fixations.clamp(0, n - 1).reshape(b, -1, 1).expand(-1, -1, d)
-        seen = flagged.gather(1, chosen).reshape(b, s, -1, d)
-        steps = torch.cat((begin[:, None].expand(-1, s, -1, -1), seen), 2)
+        fixated = flagged.gather(1, chosen).reshape(b, s, -1, d)
+        steps = torch.cat((begin[:, None].expand(-1, s, -1, -1), fixated), 2)
         return cast("Tensor", self.onedpositional_encoding(steps))
 
     def _read(self, steps: Tensor, memory: Tensor) -> Tensor:

@@ -61,10 +61,10 @@ class PointerNet(nn.Module):
             points: Coordinates (b, n, 2).
             targets: True slots (b, t).
         """
-        seen, fed, state = self.read(points)
+        encoded, fed, state = self.read(points)
         chosen = fed.gather(1, targets[:, :-1, None].expand(-1, -1, fed.shape[2]))
         decoded, _ = self.dec(torch.cat((self.go.expand(len(points), 1, -1), chosen), 1), state)
-        return self.point(seen, decoded)
+        return self.point(encoded, decoded)
 
     def read(self, points: Tensor) -> tuple[Tensor, Tensor, State]:
         """Encode points: W1 e (b, n + 1, h), what the decoder is fed of each slot, and its first state."""
@@ -79,9 +79,9 @@ class PointerNet(nn.Module):
         mean = encoded.mean(1)[None]
         return self.W1(encoded), encoded, (mean, torch.zeros_like(mean))
 
-    def point(self, seen: Tensor, decoded: Tensor) -> Tensor:
+    def point(self, encoded: Tensor, decoded: Tensor) -> Tensor:
         """Logits (b, t, n + 1) from W1 e (b, n + 1, h) and decoder states (b, t, h)."""
-        logits: Tensor = self.v(torch.tanh(seen[:, None] + self.W2(decoded)[:, :, None]))[..., 0]
+        logits: Tensor = self.v(torch.tanh(encoded[:, None] + self.W2(decoded)[:, :, None]))[..., 0]
         return logits
 
     @torch.no_grad()
@@ -99,24 +99,24 @@ class PointerNet(nn.Module):
         Returns:
             Slots (b, t) and log-probabilities (b, t, n + 1).
         """
-        seen, fed, state = self.read(points)
-        count, rows = seen.shape[1], torch.arange(len(points), device=points.device)
+        encoded, fed, state = self.read(points)
+        count, rows = encoded.shape[1], torch.arange(len(points), device=points.device)
         given = self.go.expand(len(points), 1, -1)
         free = torch.ones(len(points), count, dtype=torch.bool, device=points.device)
         free[:, 0] = not visit_once
-        slots, told = points.new_zeros(len(points), 0, dtype=torch.long), []
+        slots, log_probabilities = points.new_zeros(len(points), 0, dtype=torch.long), []
         for _ in range(steps):
             decoded, state = self.dec(given, state)
             allowed = free if fits is None else _or_end(fits(slots, free))
-            logits = self.point(seen, decoded)[:, 0].masked_fill(~allowed, -torch.inf)
+            logits = self.point(encoded, decoded)[:, 0].masked_fill(~allowed, -torch.inf)
             chosen = logits.argmax(1)
-            told.append(logits.log_softmax(1))
+            log_probabilities.append(logits.log_softmax(1))
             slots = torch.cat((slots, chosen[:, None]), 1)
             given = fed[rows, chosen][:, None]
             if visit_once:
                 free = free.clone()
                 free[rows, chosen] = False
-        return slots, torch.stack(told, 1)
+        return slots, torch.stack(log_probabilities, 1)
 
     @torch.no_grad()
     def beam(self, points: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -128,7 +128,7 @@ class PointerNet(nn.Module):
             Slots (b, w, n), best first, and sums of log-probabilities (b, w).
         """
         (batch, count), width = points.shape[:2], min(width, 10**6)
-        seen, fed, state = self.read(points)
+        encoded, fed, state = self.read(points)
         rows = torch.arange(batch, device=points.device)[:, None]
         given, scores = self.go.expand(batch, 1, 1, -1), points.new_zeros(batch, 1)
         free = torch.ones(batch, 1, count + 1, dtype=torch.bool, device=points.device)
@@ -139,7 +139,7 @@ class PointerNet(nn.Module):
             w = slots.shape[1]
             flat = [part.reshape(1, batch * w, -1).contiguous() for part in hidden]
             decoded, after = self.dec(given.reshape(batch * w, 1, -1), (flat[0], flat[1]))
-            logits = self.point(seen, decoded.reshape(batch, w, -1)).masked_fill(~free, -torch.inf)
+            logits = self.point(encoded, decoded.reshape(batch, w, -1)).masked_fill(~free, -torch.inf)
             total = (scores[:, :, None] + logits.log_softmax(2)).reshape(batch, -1)
             scores, best = total.topk(min(width, int((total > -torch.inf).sum(1).min())), dim=1)
             parent, chosen = best // (count + 1), best % (count + 1)

@@ -60,8 +60,8 @@ def _followed(came: np.ndarray, last: np.ndarray) -> np.ndarray:
     m, batch = came.shape[1:]
     everyone, group = np.arange(batch), np.full(batch, (1 << m) - 1)
     tours = np.zeros((batch, m + 1), int)
-    for place in range(m, 0, -1):
-        tours[:, place] = last + 1
+    for step in range(m, 0, -1):
+        tours[:, step] = last + 1
         before = came[group, last, everyone].astype(int)
         group, last = group ^ (1 << last), before
     backwards = tours[:, 1] > tours[:, -1]

@@ -63,7 +63,7 @@ class _Search:
         rows = np.asarray(near).reshape(n, -1).tolist()
         self.near = [[other for other in row if other != point] for point, row in enumerate(rows)]
         self.tour = tour
-        self.place = [0] * n
+        self.position = [0] * n
         self._number()
 
     def far(self, a: int, b: int) -> float:
@@ -99,20 +99,20 @@ class _Search:
             self._number()
 
     def _number(self) -> None:
-        for place, point in enumerate(self.tour):
-            self.place[point] = place
+        for index, point in enumerate(self.tour):
+            self.position[point] = index
 
     def _two_opt(self, a: int) -> tuple[float, list[int]] | None:
         """Replace an edge at `a` and another by two shorter ones, where that gains."""
-        tour, place, n = self.tour, self.place, len(self.tour)
+        tour, position, n = self.tour, self.position, len(self.tour)
         for way in (1, -1):
-            b = tour[(place[a] + way) % n]
+            b = tour[(position[a] + way) % n]
             old = self.far(a, b)
             for c in self.near[a]:
                 gain = old - self.far(a, c)
                 if gain <= _EPS:
                     break
-                d = tour[(place[c] + way) % n]
+                d = tour[(position[c] + way) % n]
                 gain += self.far(c, d) - self.far(b, d)
                 if gain > _EPS and d != a and c != b:
                     self._reverse(*((b, c) if way == 1 else (a, d)))
@@ -122,13 +122,13 @@ class _Search:
     def _reverse(self, first: int, last: int) -> None:
         """Turn round the stretch from one point to another, or the rest of the tour where that is shorter."""
         tour, n = self.tour, len(self.tour)
-        i, j = self.place[first], self.place[last]
+        i, j = self.position[first], self.position[last]
         inside = (j - i) % n + 1
         if 2 * inside > n:
             i, j, inside = (j + 1) % n, (i - 1) % n, n - inside
         for _ in range(inside // 2):
             tour[i], tour[j] = tour[j], tour[i]
-            self.place[tour[i]], self.place[tour[j]] = i, j
+            self.position[tour[i]], self.position[tour[j]] = i, j
             i, j = (i + 1) % n, (j - 1) % n
 
     def _or_opt(self, a: int) -> tuple[float, list[int]] | None:
@@ -136,9 +136,9 @@ class _Search:
         n = len(self.tour)
         for count in range(1, min(3, n - 3) + 1):
             for way in (1, -1):
-                stretch = [self.tour[(self.place[a] + way * k) % n] for k in range(count)]
-                before = self.tour[(self.place[a] - way) % n]
-                after = self.tour[(self.place[stretch[-1]] + way) % n]
+                stretch = [self.tour[(self.position[a] + way * k) % n] for k in range(count)]
+                before = self.tour[(self.position[a] - way) % n]
+                after = self.tour[(self.position[stretch[-1]] + way) % n]
                 saved = self.far(before, a) + self.far(stretch[-1], after) - self.far(before, after)
                 if saved > _EPS and (found := self._insertion(stretch, saved)) is not None:
                     gain, new = found
@@ -155,7 +155,7 @@ class _Search:
             if c in stretch:
                 continue
             for way in (1, -1):
-                d = self.tour[(self.place[c] + way) % n]
+                d = self.tour[(self.position[c] + way) % n]
                 gain = saved - self.far(a, c) - self.far(last, d) + self.far(c, d)
                 if gain > _EPS and d not in stretch:
                     return gain, (c, d)

@@ -1,4 +1,4 @@
-"""How a pointer network is asked: points brought into the frame it learnt in, and what a hull rules out.
+"""Solves hulls and tours with a pointer network: points in its training frame, masks of steps that a hull excludes.
 
 Knows points and slots (slot k is point k - 1, slot 0 the end); knows no weights.
 """
@@ -35,8 +35,8 @@ def left_turn_mask(points: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 
     def fits(slots: Tensor, free: Tensor) -> Tensor:
         taken, allowed = slots.shape[1], free.clone()
-        for place in range(taken):
-            allowed[rows, slots[:, place]] = False  # a hull visits no point twice
+        for step in range(taken):
+            allowed[rows, slots[:, step]] = False  # a hull visits no point twice
         if taken >= 2:
             first, second, before, last = (points[rows, slots[:, k].clamp(min=1) - 1][:, None] for k in (0, 1, -2, -1))
             left = (_cross(before, last, points) > 0) & (_cross(first, second, points) > 0)
@@ -52,8 +52,8 @@ def left_turn_mask(points: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 def predict_hulls(net: PointerNet, points: np.ndarray) -> tuple[list[list[int]], np.ndarray]:
     """Hulls as the network sees them, counter-clockwise, for points (b, n, 2), and the probability of each step."""
     given = torch.from_numpy(normalise_points(points, stretch=True))
-    slots, told = net.decode(given, points.shape[1] + 1, fits=left_turn_mask(given))
-    chances = told.exp().gather(2, slots[..., None])[..., 0].numpy()
+    slots, log_probabilities = net.decode(given, points.shape[1] + 1, fits=left_turn_mask(given))
+    chances = log_probabilities.exp().gather(2, slots[..., None])[..., 0].numpy()
     orders = [
         [slot - 1 for slot in row[: row.index(0)]] if 0 in row else [s - 1 for s in row] for row in slots.tolist()
     ]

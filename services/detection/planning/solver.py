@@ -131,8 +131,8 @@ def plans(
     sets = [_points(points) for points in batch]
     learned = _learned(task, sets, solver, pointers)
     made: list[Plan] = []
-    for place, points in enumerate(sets):
-        proposal = learned.get(place)
+    for index, points in enumerate(sets):
+        proposal = learned.get(index)
         notes = _why_not(task, solver, len(points), answered=proposal is not None)
         if task == "tsp":
             made.append(_tour(points, solver, time_limit, proposal, notes))
@@ -163,7 +163,7 @@ def _points(points: np.ndarray) -> np.ndarray:
 
 
 def _learned(task: Task, sets: list[np.ndarray], solver: Solver, pointers: Pointers | None) -> dict[int, _Proposal]:
-    """Proposals by place, made for all sets of one size at once.
+    """Proposals by index, made for all sets of one size at once.
 
     Where nobody asked for the pointer, it proposes hulls, which are checked anyway, and tours of batches alone.
     """
@@ -174,9 +174,9 @@ def _learned(task: Task, sets: list[np.ndarray], solver: Solver, pointers: Point
     nets = pointers or (Pointers.load_packaged() if sizes else None)
     found: dict[int, _Proposal] = {}
     for size in sizes:
-        places = [place for place, points in enumerate(sets) if len(points) == size]
-        together = np.stack([sets[place] for place in places])
-        found |= dict(zip(places, _proposals(task, together, nets), strict=True))
+        indices = [index for index, points in enumerate(sets) if len(points) == size]
+        together = np.stack([sets[index] for index in indices])
+        found |= dict(zip(indices, _proposals(task, together, nets), strict=True))
     return found
 
 

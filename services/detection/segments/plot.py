@@ -44,8 +44,8 @@ def _curves(pen: ImageDraw.ImageDraw, curves: Curves, top: int) -> int:
     """Both curves in one box, 0 below and 1 above."""
     pen.rectangle((_x(0), top, _x(1), top + CURVES), outline=_PALE)
     font = ImageFont.load_default(14)
-    for place, (name, values, colour) in enumerate((("start", curves.start, _START), ("end", curves.end, _END))):
-        left = _x(0) + 90 * place
+    for index, (name, values, colour) in enumerate((("start", curves.start, _START), ("end", curves.end, _END))):
+        left = _x(0) + 90 * index
         pen.rectangle((left, top - 14, left + 14, top - 11), fill=colour)
         pen.text((left + 20, top - 22), name, fill=colour, font=font)
         points = [(_x((i + 0.5) / len(values)), top + CURVES * (1 - value)) for i, value in enumerate(values)]

@@ -24,7 +24,7 @@ from services.detection.boxes.detections import (
     to_columns,
 )
 from services.detection.boxes.drawing import crop_box, draw_boxes
-from services.detection.boxes.input_tiles import InputViews, collect_boxes, letterbox_views
+from services.detection.boxes.input_tiles import LetterboxedImage, collect_boxes, letterbox_views
 from services.detection.layers import fuse_batch_norms
 from shared.api.boxes import Crop, DetectIn, Detection, DetectOut
 from shared.api.tensors import TensorSpec
@@ -51,7 +51,7 @@ class _Frame(VisionItem[DetectIn]):
     """A picture's views, ready for the network, and ids of the classes asked for; its pixels are let go."""
 
     classes: list[int] | None
-    seen: InputViews
+    picture: LetterboxedImage
 
 
 class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
@@ -119,9 +119,9 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
         side = self._side(request)
         image = self.decode(request.image)
         watch.lap("decode")
-        seen = letterbox_views(image.pixels, request, side, self.strides[-1], square=self.square)
-        how = f"Letterboxed to {seen.letterbox.width}×{seen.letterbox.height} (bilinear, grey 114)."
-        return _Frame(request=request, watch=watch, notes=reading_notes(how, image), classes=classes, seen=seen)
+        picture = letterbox_views(image.pixels, request, side, self.strides[-1], square=self.square)
+        how = f"Letterboxed to {picture.letterbox.width}×{picture.letterbox.height} (bilinear, grey 114)."
+        return _Frame(request=request, watch=watch, notes=reading_notes(how, image), classes=classes, picture=picture)
 
     def _side(self, request: DetectIn) -> int:
         """Longest side of the network's input.
@@ -139,36 +139,36 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
         (given,), found = self.engine.inputs, dict[tuple[int, int], np.ndarray]()
         for chunk in _chunks(items):
             run.check()
-            inputs = np.stack([items[place].seen.views[view].input for place, view in chunk])
+            inputs = np.stack([items[index].picture.views[view].input for index, view in chunk])
             rows = self.run_engine({given.name: _to_input(inputs)})
             found |= dict(zip(chunk, (predictions for (predictions,) in rows), strict=True))
-        for place, item in enumerate(items):
-            item.outputs = tuple(found[place, view] for view in range(len(item.seen.views)))
+        for index, item in enumerate(items):
+            item.outputs = tuple(found[index, view] for view in range(len(item.picture.views)))
 
     def postprocess(self, item: _Frame) -> DetectOut:
         """The boxes in pixels of the original, after NMS and the joining of tiles."""
-        request, seen = item.request, item.seen
-        rows = collect_boxes(seen, item.outputs, request, item.classes)
+        request, picture = item.request, item.picture
+        rows = collect_boxes(picture, item.outputs, request, item.classes)
         found = build_detections(rows, self.config.names, request.microns_per_pixel)
-        extras = self._extras(request, seen, found)
+        extras = self._extras(request, picture, found)
         return DetectOut(
             **self.facts(item),
-            width=seen.width,
-            height=seen.height,
+            width=picture.width,
+            height=picture.height,
             detections=[] if "columns" in request.include else found,
             counts=count_by_class(found),
             summary=summarise(found),
-            slices=len(seen.views) - 1,
+            slices=len(picture.views) - 1,
             **extras,
         )
 
-    def _extras(self, request: DetectIn, seen: InputViews, found: list[Detection]) -> dict[str, Any]:
+    def _extras(self, request: DetectIn, picture: LetterboxedImage, found: list[Detection]) -> dict[str, Any]:
         """What the request includes beside the detections."""
         made: dict[str, Any] = {}
         if "columns" in request.include:
             made["columns"] = to_columns(found)
         if "letterbox" in request.include:
-            made["letterbox"] = seen.letterbox
+            made["letterbox"] = picture.letterbox
         if {"crops", "overlay"} & set(request.include):
             # Decoded anew: holding the pixels of a whole batch until here would cost three bytes for each of them.
             pixels = self.decode(request.image).pixels
@@ -203,9 +203,9 @@ def _drawn(request: DetectIn, pixels: np.ndarray, found: Sequence[Detection], me
 def _chunks(items: Sequence[_Frame]) -> Iterator[list[tuple[int, int]]]:
     """Item and view of inputs of one shape, `VIEWS_PER_RUN` at a time."""
     shapes: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-    for place, item in enumerate(items):
-        for index, view in enumerate(item.seen.views):
-            shapes.setdefault(view.input.shape, []).append((place, index))
+    for index, item in enumerate(items):
+        for number, view in enumerate(item.picture.views):
+            shapes.setdefault(view.input.shape, []).append((index, number))
     for views in shapes.values():
         yield from (views[at : at + VIEWS_PER_RUN] for at in range(0, len(views), VIEWS_PER_RUN))
 

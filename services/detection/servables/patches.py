@@ -127,7 +127,7 @@ def _written(picture: np.ndarray, answer: ClassifyOut) -> np.ndarray:
     size = max(11, round(max(picture.shape) / 60))
     fits = min(result.box[2] - result.box[0] for result in answer.results) >= MIN_LABEL_WIDTH
     by_label = {result.label: result.class_id for result in answer.results}
-    for place, (label, count) in enumerate(answer.counts.items()):
+    for line, (label, count) in enumerate(answer.counts.items()):
         if fits:
             texts = [
                 (float(r.box[0]), float(r.box[1] + size + 6), f"{label} {r.probability:.0%}")
@@ -135,7 +135,7 @@ def _written(picture: np.ndarray, answer: ClassifyOut) -> np.ndarray:
                 if r.label == label
             ]
         else:
-            texts = [(0.0, (place + 1) * (size + 6.0), f"{label} {count / len(answer.results):.0%}")]
+            texts = [(0.0, (line + 1) * (size + 6.0), f"{label} {count / len(answer.results):.0%}")]
         picture = draw_label(picture, texts, class_colour(by_label[label]), size)
     return picture
 

@@ -49,14 +49,14 @@ class Planner(Servable[PlanIn, PlanOut]):
         self.pointers = pointers
 
     @classmethod
-    def load(cls, place: LoadContext) -> Self:
+    def load(cls, context: LoadContext) -> Self:
         """Verify the weights of both networks; where they are left out, plans are made without them.
 
         Raises:
             NotReady: Weights are not what their manifest says.
         """
         try:
-            files = [find_weights(name, cls.folder, place.weights) for name in cls.weights]
+            files = [find_weights(name, cls.folder, context.weights) for name in cls.weights]
         except NotReady:
             note = "The trained networks are not installed here: exact solvers and heuristics answer."
             return cls(cls.card.model_copy(update={"notes": (*cls.card.notes, note)}), None)

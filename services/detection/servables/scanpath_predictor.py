@@ -105,9 +105,9 @@ class ScanpathPredictor(VisionServable[ScanpathIn, ScanpathOut, _Search]):
         """A shelf of 3 by 9 coloured boxes as crops, and the Card's options."""
         colours = [(214, 40, 57), (38, 100, 214), (34, 150, 70), (240, 180, 20), (140, 60, 180)]
         crops = []
-        for place in range(27):
+        for index in range(27):
             page, file = Image.new("RGB", (32, 48), (232, 228, 220)), io.BytesIO()
-            page.paste(colours[place * 7 % 5], (6, 8 + place % 3 * 6, 26, 40))
+            page.paste(colours[index * 7 % 5], (6, 8 + index % 3 * 6, 26, 40))
             page.save(file, "PNG")
             crops.append(file.getvalue())
         return ScanpathIn(crops=tuple(crops), grid=(3, 9), **self.card.example)
@@ -193,7 +193,7 @@ class ScanpathPredictor(VisionServable[ScanpathIn, ScanpathOut, _Search]):
             item.expected = odds / odds.sum(1, keepdims=True)
 
     def _feeds(self, item: _Search) -> dict[str, np.ndarray]:
-        """What the network is told about the objects; cells without one are white."""
+        """The network's tensors for the objects; cells without one are white."""
         ids = item.objects.ids
         crops = np.ones((len(ids), *self._crop_size, 3), np.float32)
         for cell, index in enumerate(ids):

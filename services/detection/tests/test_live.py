@@ -27,6 +27,7 @@ from shared.registry import CallContext, LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings
 from shared.vision.decode import DecodeBounds
+from shared.vision.servable import DataConfig
 
 
 def _jpeg(x: int = 20, side: int = 64) -> bytes:
@@ -208,7 +209,7 @@ class Watching(Toy):
     @classmethod
     def load(cls, place: LoadContext) -> Watching:  # as services call it
         """The toy; nothing is read."""
-        return cls(CARD, Blobs(), NAMES, 64)
+        return cls(CARD, Blobs(), DataConfig(64, NAMES))
 
     def example(self) -> DetectIn:
         """A picture with a dark square."""

@@ -256,9 +256,9 @@ def _refuse_options(head: bytes) -> None:
         InvalidOption: The part is a form field and no file.
     """
     facts = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + b"\r\n\r\n", headersonly=True)
-    told = facts["content-disposition"]
-    if told is not None and told.content_disposition == "form-data" and "filename" not in told.params:
-        name = str(told.params.get("name", ""))
+    form = facts["content-disposition"]
+    if form is not None and form.content_disposition == "form-data" and "filename" not in form.params:
+        name = str(form.params.get("name", ""))
         hint = f"Write it into the address: /v1/detect/stream?{name}=…"
         raise InvalidOption("Options of a stream are no form fields.", hint=hint, field=name or "body")
 

@@ -26,7 +26,7 @@ from shared.errors import DeadlineExceeded, FoveaError
 __all__ = ["DetectStreamOptions", "EncodedFrame", "FrameQueue", "detect_frames"]
 
 TRACKING_CONFIDENCE = 0.1
-"""Score from which a detection may continue a track, though it begins none and is not told unless it does."""
+"""Score from which a detection may continue a track, though it begins none and is left out unless it does."""
 
 
 class DetectStreamOptions(DetectOptions):
@@ -65,7 +65,7 @@ class FrameQueue:
         self._changed = asyncio.Condition()
 
     async def put(self, data: bytes) -> None:
-        """Leave a frame; waits for room, or makes some. One that is not to be looked at is only counted."""
+        """Add a frame; waits for room, or makes some. One that is not to be looked at is only counted."""
         if self._arrived % self._every:
             self._arrived += 1
             return
@@ -107,7 +107,7 @@ Detect = Callable[[DetectIn], Awaitable[DetectOut]]
 
 
 async def detect_frames(
-    chunks: AsyncIterator[bytes], split: FrameParser, options: DetectStreamOptions, detect: Detect
+    chunks: AsyncIterator[bytes], parser: FrameParser, options: DetectStreamOptions, detect: Detect
 ) -> AsyncGenerator[tuple[DetectedFrame, bytes], None]:
     """One answer per frame that is not dropped, in order, and the frame itself.
 
@@ -116,36 +116,36 @@ async def detect_frames(
     Raises:
         FoveaError: The stream itself is broken: too large a frame, or the caller went away.
     """
-    inbox = FrameQueue(options.queue, options.drop, options.every)
-    reader = asyncio.create_task(_fill(inbox, chunks, split))
-    told = _Teller(options, detect)
+    queue = FrameQueue(options.queue, options.drop, options.every)
+    reader = asyncio.create_task(_fill(queue, chunks, parser))
+    answerer = _FrameAnswerer(options, detect)
     try:
-        while (frame := await inbox.get()) is not None:
-            yield await told.answer(frame), frame.data
+        while (frame := await queue.get()) is not None:
+            yield await answerer.answer(frame), frame.data
     finally:
         reader.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await reader
 
 
-async def _fill(inbox: FrameQueue, chunks: AsyncIterator[bytes], split: FrameParser) -> None:
+async def _fill(queue: FrameQueue, chunks: AsyncIterator[bytes], parser: FrameParser) -> None:
     try:
         async for chunk in chunks:
-            await _put(inbox, split.feed(chunk))
-        await _put(inbox, split.close())
+            await _put(queue, parser.feed(chunk))
+        await _put(queue, parser.close())
     except Exception as error:  # noqa: BLE001  # raised again in the reader
-        await inbox.close(error)
+        await queue.close(error)
     else:
-        await inbox.close()
+        await queue.close()
 
 
-async def _put(inbox: FrameQueue, frames: Iterator[bytes]) -> None:
-    """Leave frames as they are found; finding the next one of a film takes a while, so a thread does it."""
+async def _put(queue: FrameQueue, frames: Iterator[bytes]) -> None:
+    """Add frames as they are found; finding the next one of a video takes a while, so a thread does it."""
     while (data := await asyncio.to_thread(next, frames, None)) is not None:
-        await inbox.put(data)
+        await queue.put(data)
 
 
-class _Teller:
+class _FrameAnswerer:
     """Answers frames in order; remembers tracks and how many were dropped."""
 
     def __init__(self, options: DetectStreamOptions, detect: Detect) -> None:
@@ -155,13 +155,13 @@ class _Teller:
         shown = options.model_dump(include=set(DetectOptions.model_fields))
         if self._tracker is not None:
             shown["confidence"] = min(options.confidence, TRACKING_CONFIDENCE)
-        self._knobs = shown
+        self._detect_options = shown
 
     async def answer(self, frame: EncodedFrame) -> DetectedFrame:
         self._dropped += frame.dropped
         head = {"frame": frame.number, "dropped": frame.dropped, "dropped_total": self._dropped}
         try:
-            found = await self._detect(DetectIn(image=frame.data, **self._knobs))
+            found = await self._detect(DetectIn(image=frame.data, **self._detect_options))
         except DeadlineExceeded:
             raise
         except FoveaError as error:

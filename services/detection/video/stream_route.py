@@ -1,7 +1,7 @@
 """`POST /v1/detect/stream`: frames go in as they are made, one line of JSON per frame comes out.
 
-The HTTP side of `live`: reads the body while it answers, keeps nothing of either. By `Accept` the answer is NDJSON,
-or the frames with their boxes drawn on them as `multipart/x-mixed-replace`, which browsers show as a film.
+The HTTP side of `stream_pipeline`: reads the body while it answers, keeps nothing of either. By `Accept` the answer is
+NDJSON, or the frames with their boxes drawn on them as `multipart/x-mixed-replace`, which browsers show as a video.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from shared.vision.draw import encode
 
 __all__ = ["router"]
 
-NDJSON, FILM = "application/x-ndjson", "multipart/x-mixed-replace"
+NDJSON, MULTIPART = "application/x-ndjson", "multipart/x-mixed-replace"
 
 _TAKEN = ("video/x-motion-jpeg", "multipart/x-mixed-replace", "video/mp4", "video/webm")
 
 _BOUNDARY = "frame"
-_PATIENCE_S = 0.05
+_RETRY_S = 0.05
 """Seconds until a frame is tried again when other calls fill the model's queue."""
 
 router = APIRouter(tags=["domain"])
@@ -50,7 +50,7 @@ router = APIRouter(tags=["domain"])
     "/v1/detect/stream",
     operation_id="detect_stream",
     response_class=Response,
-    responses={200: {"content": {NDJSON: {}, FILM: {}}, "description": "One record per frame."}},
+    responses={200: {"content": {NDJSON: {}, MULTIPART: {}}, "description": "One record per frame."}},
     openapi_extra={
         **ENDLESS,
         "parameters": [
@@ -67,17 +67,17 @@ async def detect_stream(request: Request) -> Response:
     name = host.resolve(options.model, "detect")
     request.scope["fovea.model"] = name
     host.servable(name)
-    media = choose(request.headers.get("accept"), [NDJSON, FILM])
+    media = choose(request.headers.get("accept"), [NDJSON, MULTIPART])
     bounds = DecodeBounds(bytes=host.settings.max_body_bytes, pixels=host.settings.max_pixels)
-    split = choose_parser(request.headers.get("content-type", ""), bounds)
+    parser = choose_parser(request.headers.get("content-type", ""), bounds)
     request.scope["fovea.endless"] = True
     run: CallContext = request.scope["fovea.run"]
     source = _counted(
-        detect_frames(_told(request, split), split, options, _detector(host, name, run)), split, run, name
+        detect_frames(_read_body(request, parser), parser, options, _detector(host, name, run)), parser, run, name
     )
     first = await _first(source)
-    lines = _film(first, source, bounds) if media == FILM else _lines(first, source)
-    return _Live(lines, f"{FILM}; boundary={_BOUNDARY}" if media == FILM else NDJSON)
+    lines = _multipart(first, source, bounds) if media == MULTIPART else _lines(first, source)
+    return _LiveResponse(lines, f"{MULTIPART}; boundary={_BOUNDARY}" if media == MULTIPART else NDJSON)
 
 
 def _options(request: Request) -> DetectStreamOptions:
@@ -96,13 +96,13 @@ def _options(request: Request) -> DetectStreamOptions:
         raise InvalidOption(f"{field}: {wrong['msg']}.", field=field) from error
 
 
-async def _told(request: Request, split: FrameParser) -> AsyncIterator[bytes]:
+async def _read_body(request: Request, parser: FrameParser) -> AsyncIterator[bytes]:
     """The body as it arrives; a job is told how much of it is done, unless that is only then taken apart."""
     run: CallContext = request.scope["fovea.run"]
     total, read = int(request.headers.get("content-length", 0)), 0
     async for chunk in request.stream():
         read += len(chunk)
-        if total and not split.gathering:
+        if total and not parser.gathering:
             run.progress(read / total, f"{read:,} of {total:,} bytes read")
         yield chunk
 
@@ -119,7 +119,7 @@ def _detector(host: Host, name: str, whole: CallContext) -> Callable[[DetectIn],
                 return cast("DetectOut", await host.predict(name, call, run))
             except QueueFull:
                 run.check()
-                await asyncio.sleep(_PATIENCE_S)
+                await asyncio.sleep(_RETRY_S)
 
     return detect
 
@@ -127,15 +127,15 @@ def _detector(host: Host, name: str, whole: CallContext) -> Callable[[DetectIn],
 Answers = AsyncGenerator[tuple[DetectedFrame, bytes], None]
 
 
-async def _counted(source: Answers, split: FrameParser, run: CallContext, model: str) -> Answers:
-    """The answers; a job is told how many of a film's frames have theirs, metrics how many were dropped."""
+async def _counted(source: Answers, parser: FrameParser, run: CallContext, model: str) -> Answers:
+    """The answers; a job is told how many of a video's frames have theirs, metrics how many were dropped."""
     async with contextlib.aclosing(source):
-        async for told, data in source:
-            DROPPED_FRAMES.labels("detection", model).inc(told.dropped)
-            yield told, data
-            if split.frames:
-                done = min(told.frame + 1, split.frames)
-                run.progress(done / split.frames, f"frame {done:,} of {split.frames:,}")
+        async for answer, data in source:
+            DROPPED_FRAMES.labels("detection", model).inc(answer.dropped)
+            yield answer, data
+            if parser.frames:
+                done = min(answer.frame + 1, parser.frames)
+                run.progress(done / parser.frames, f"frame {done:,} of {parser.frames:,}")
 
 
 async def _first(source: Answers) -> tuple[DetectedFrame, bytes]:
@@ -155,38 +155,38 @@ async def _lines(first: tuple[DetectedFrame, bytes], source: Answers) -> AsyncIt
     yield _line(first[0])
     async with contextlib.aclosing(source):
         try:
-            async for told, _ in source:
-                yield _line(told)
+            async for answer, _ in source:
+                yield _line(answer)
         except Exception as error:  # noqa: BLE001  # the status is sent: the stream itself must say what went wrong
             fault = error if isinstance(error, FoveaError) else to_safe_error(error, "The stream")
             yield json.dumps({"problem": problem(fault).model_dump(mode="json", exclude_none=True)}).encode() + b"\n"
 
 
-def _line(told: DetectedFrame) -> bytes:
-    return told.model_dump_json(exclude_none=True).encode() + b"\n"
+def _line(answer: DetectedFrame) -> bytes:
+    return answer.model_dump_json(exclude_none=True).encode() + b"\n"
 
 
-async def _film(first: tuple[DetectedFrame, bytes], source: Answers, bounds: DecodeBounds) -> AsyncIterator[bytes]:
+async def _multipart(first: tuple[DetectedFrame, bytes], source: Answers, bounds: DecodeBounds) -> AsyncIterator[bytes]:
     """The frames as JPEGs with their boxes; those that can't be read are left out."""
     async with contextlib.aclosing(source):
-        told, data = first
+        answer, data = first
         while True:
-            if told.problem is None:
-                picture = await asyncio.to_thread(_picture, told, data, bounds)
+            if answer.problem is None:
+                picture = await asyncio.to_thread(_picture, answer, data, bounds)
                 head = f"--{_BOUNDARY}\r\ncontent-type: image/jpeg\r\ncontent-length: {len(picture)}\r\n\r\n"
                 yield head.encode() + picture + b"\r\n"
             try:
-                told, data = await anext(source)
+                answer, data = await anext(source)
             except (StopAsyncIteration, FoveaError):
                 break
     yield f"--{_BOUNDARY}--\r\n".encode()
 
 
-def _picture(told: DetectedFrame, data: bytes, bounds: DecodeBounds) -> bytes:
-    return encode(draw_boxes(decode(data, bounds).pixels, told.detections), "image/jpeg")
+def _picture(answer: DetectedFrame, data: bytes, bounds: DecodeBounds) -> bytes:
+    return encode(draw_boxes(decode(data, bounds).pixels, answer.detections), "image/jpeg")
 
 
-class _Live(Response):
+class _LiveResponse(Response):
     """An answer that is sent while the body is still read: unlike its relatives it never calls `receive` itself."""
 
     def __init__(self, pieces: AsyncIterator[bytes], media_type: str) -> None:

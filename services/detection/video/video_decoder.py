@@ -126,12 +126,12 @@ def main() -> None:
     film, out = cv2.VideoCapture(path, cv2.CAP_FFMPEG), sys.stdout.buffer
     if not film.isOpened():
         return
-    width, height, told = (
+    width, height, stated = (
         int(film.get(what)) for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_COUNT)
     )
     if not 0 < width <= MAX_SIDE or not 0 < height <= MAX_SIDE:
         return
-    out.write(_HEAD.pack(width, height, max(told, 0)))
+    out.write(_HEAD.pack(width, height, max(stated, 0)))
     done = 0
     while width * height <= most:
         good, frame = film.read()
@@ -141,7 +141,7 @@ def main() -> None:
             frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
         out.write(_MARK.pack(_FRAME) + frame.tobytes())
         done += 1
-    out.write(_MARK.pack(_BROKEN if done < 0.9 * told else _END))
+    out.write(_MARK.pack(_BROKEN if done < 0.9 * stated else _END))
     out.flush()
 
 

@@ -55,8 +55,8 @@ class PraNet(PolypNetwork):
 
     def _attend(self, level: int, features: Tensor, crop: Tensor) -> Tensor:
         """Refine `crop` by what the features show outside of it: A = 1 - sigmoid(crop)."""
-        seen = features * (1 - torch.sigmoid(crop)) if self.reverse else features
-        return self._refine(level, seen)[0] + crop
+        attended = features * (1 - torch.sigmoid(crop)) if self.reverse else features
+        return self._refine(level, attended)[0] + crop
 
 
 class PraNetV2(PolypNetwork):

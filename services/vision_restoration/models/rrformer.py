@@ -1,4 +1,4 @@
-"""RRFormer, served: its Card. The network is `network`, serving it is `restorer`."""
+"""RRFormer's card. The network is in `rrformer_network`, serving in `restorer`."""
 
 from __future__ import annotations
 
