@@ -17,7 +17,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
@@ -60,6 +60,12 @@ class Placement(BaseModel):
     min_replicas: int = 1
     max_replicas: int = 1
     num_gpus: float = 0
+    max_per_node: int | None = None
+    """Replicas on one node; a pod that was sized for one replica must not take the next one, too."""
+    busy_per_replica: int = _BUSY
+    """Requests in flight per replica beyond which another replica is started."""
+    upscale_delay_s: float = 10.0
+    """Seconds that the load must last before a replica is added."""
 
 
 class _Replica:
@@ -123,36 +129,47 @@ def _keep_to_loopback() -> None:
     inside.add_port_to_grpc_server = lambda server, _address: add_port(server, f"{_LOOPBACK}:0")
 
 
-def scale(context: Any) -> tuple[int, dict[str, Any]]:
-    """Ray's autoscaling policy: as many replicas as keep each at no more than `_BUSY` requests in flight."""
-    seen = context.aggregated_metrics.get("busy", {}) if context.aggregated_metrics else {}
-    wanted = math.ceil(sum(seen.values()) / _BUSY)
+def scale(context: Any, busy_per_replica: int = _BUSY) -> tuple[int, dict[str, Any]]:
+    """Ray's autoscaling policy: as many replicas as keep each at no more than `busy_per_replica` requests in flight."""
+    busy = context.aggregated_metrics.get("busy", {}) if context.aggregated_metrics else {}
+    wanted = math.ceil(sum(busy.values()) / busy_per_replica)
     low, high = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
     return min(max(wanted, low), high), {}
 
 
-def application(args: Placement) -> serve.Application:
-    """One service as a Ray Serve application (the `import_path` of a RayService)."""
-    how: dict[str, Any] = {"num_replicas": args.min_replicas}
-    if args.max_replicas > args.min_replicas:
-        policy = {"policy_function": f"{__name__}:scale"}
+def application(args: Mapping[str, Any] | Placement) -> serve.Application:
+    """One service as a Ray Serve application (the `import_path` of a RayService).
+
+    Args:
+        args: Of the application in the Serve config. Ray hands over the mapping as it was read: the annotation of a
+            module with postponed annotations is a text to it, so it makes no `Placement` of it.
+    """
+    placement = Placement.model_validate(args)
+    how: dict[str, Any] = {"num_replicas": placement.min_replicas}
+    if placement.max_replicas > placement.min_replicas:
         how = {
             "autoscaling_config": {
-                "min_replicas": args.min_replicas,
-                "max_replicas": args.max_replicas,
-                "policy": policy,
+                "min_replicas": placement.min_replicas,
+                "max_replicas": placement.max_replicas,
+                "upscale_delay_s": placement.upscale_delay_s,
+                "policy": {
+                    "policy_function": f"{__name__}:scale",
+                    "policy_kwargs": {"busy_per_replica": placement.busy_per_replica},
+                },
             }
         }
+    if placement.max_per_node is not None:
+        how["max_replicas_per_node"] = placement.max_per_node
     deploy_as: Any = serve.deployment(
-        name=args.service,
+        name=placement.service,
         health_check_period_s=1.0,
         health_check_timeout_s=10.0,
         graceful_shutdown_timeout_s=settings().shutdown_grace_s + 5,
         graceful_shutdown_wait_loop_s=0.1,
-        ray_actor_options={"num_cpus": 0.1, "num_gpus": args.num_gpus},
+        ray_actor_options={"num_cpus": 0.1, "num_gpus": placement.num_gpus},
         **how,
     )
-    return cast("serve.Application", deploy_as(_Replica).bind(args))
+    return cast("serve.Application", deploy_as(_Replica).bind(placement))
 
 
 def start(chosen: Settings) -> Path | None:

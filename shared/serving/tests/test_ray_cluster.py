@@ -27,6 +27,7 @@ over = threading.Event()
 folder = ray.start(settings())
 signal.signal(signal.SIGTERM, lambda *_: over.set())
 app = "shared.serving.tests.toy_app:app"
+ray.application({"service": "toy", "app": app, "max_replicas": 2, "max_per_node": 1})  # a Serve config is a mapping
 ray.deploy([ray.Placement(service="toy", app=app), ray.Placement(service="two", app=app, max_replicas=2)])
 print("placed", flush=True)
 over.wait()
