@@ -268,7 +268,7 @@ def check_nothing_of_earlier_requests_remains(loaded: Loaded) -> None:
     between = [request for request, _ in found[1:]]
     for name, _ in options_of(loaded):
         if (loaded.card.task, name) not in FREE and name not in loaded.pictures:
-            tried = (updated(first, **{name: value}) for value in option_values(loaded, name, first)[:1])
+            tried = (updated(first, **{name: value}) for value in option_values(loaded, name, first)[:2])
             between += [one for one in tried if one is not None]
     for name in loaded.pictures:
         between.append(first.model_copy(update={name: b"no picture"}))
