@@ -179,6 +179,17 @@ class ForgetsParts(_Segmenter):
         return [a if isinstance(a, FoveaError) else a.model_copy(update={"rle": None}) for a in answers]
 
 
+class RemembersOptions(_Segmenter):
+    """A threshold that was asked for once stays."""
+
+    card = _named(PraNetSegmenter.card, "remembers-options")
+    threshold = 0.5
+
+    def predict(self, batch: Sequence[SegmentIn], run: CallContext) -> list[SegmentOut | FoveaError]:
+        self.threshold = max(self.threshold, *(one.threshold for one in batch))
+        return super().predict([one.model_copy(update={"threshold": self.threshold}) for one in batch], run)
+
+
 class CountsRequests(_Segmenter):
     """Its answers say how many there were."""
 
@@ -280,6 +291,7 @@ WRONG_SERVABLES: Mapping[type[Servable[Any, Any]], Sequence[Any]] = {
     IgnoresOptions: [checks.check_every_option_matters],
     IgnoresOneOption: [checks.check_every_option_matters],
     ForgetsParts: [checks.check_include_adds_what_it_names],
+    RemembersOptions: [checks.check_nothing_of_earlier_requests_remains],
     CountsRequests: [checks.check_same_request_has_the_same_answer],
     Smooths: [checks.check_nothing_of_earlier_requests_remains],
     DoesNotValidate: [checks.check_example_is_answered_validly],
