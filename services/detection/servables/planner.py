@@ -15,10 +15,10 @@ from typing import ClassVar, Self
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from prometheus_client import Counter, Histogram
 from pydantic import BaseModel
 
 from services.detection.planning import Pointers, plans
-from shared import figures
 from shared.api.plan import PlanFacts, PlanIn, PlanOut
 from shared.errors import FoveaError, InvalidOption, NotReady
 from shared.registry import CallContext, Card, LoadContext, Servable
@@ -26,6 +26,10 @@ from shared.registry.weights import Weights, find_weights, read_weights
 from shared.vision.draw import encode
 
 __all__ = ["Planner", "draw_plan"]
+
+_CERTIFIED = Counter("plan_certified_total", "Plans that were certified.", ["task", "solver"])
+_GAP = Histogram("plan_gap", "Optimality gap of tours.", ["task"], buckets=(0, 0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5))
+_FALLBACK = Counter("plan_fallback_total", "Plans that another solver answered than the one asked for.", ["reason"])
 
 _SIDE, _MARGIN = 720, 56
 _INK, _PALE, _GOOD, _OPEN = (40, 44, 52), (196, 204, 216), (0, 140, 80), (200, 120, 0)
@@ -102,12 +106,14 @@ class Planner(Servable[PlanIn, PlanOut]):
 
 
 def _count(request: PlanIn, made: Sequence[PlanFacts]) -> None:
-    """Tell the metrics who answered, how sure it is, and where somebody else answered than was asked."""
+    """Count who solved each plan, how far it may be from the best, and where another solver answered than asked."""
     for plan in made:
-        other = request.solver not in {"auto", plan.solver}
-        gap = plan.optimality_gap if plan.task == "tsp" else None
-        reason = f"{request.solver} asked" if other else None
-        figures.plan(plan.task, plan.solver, certified=plan.certified, gap=gap, fallback=reason)
+        if plan.certified:
+            _CERTIFIED.labels(plan.task, plan.solver).inc()
+        if plan.task == "tsp" and plan.optimality_gap is not None:
+            _GAP.labels(plan.task).observe(plan.optimality_gap)
+        if request.solver not in {"auto", plan.solver}:
+            _FALLBACK.labels(f"{request.solver} asked").inc()
 
 
 def _sets(request: PlanIn) -> list[np.ndarray]:
