@@ -20,9 +20,9 @@ from torch.nn import functional
 from loadtests.bench.claiming import Claims, timing
 from loadtests.bench.result import Row, row
 from loadtests.bench.turns import milliseconds
-from services.llm_longctx.mixers.rope import turned_pairs
-from services.llm_longctx.recipes.landmark_recall import CHUNK, with_landmarks
-from services.llm_longctx.recipes.recall import Recall, draw
+from services.llm_longctx.mixers.rope import rotate_pairs
+from services.llm_longctx.recipes.landmark_recall import STREAM_CHUNK, with_landmarks
+from services.llm_longctx.recipes.recall import RecallBatch, draw
 from shared.registry import network
 from shared.registry.discovery import shipped_weights
 from shared.registry.weights import Manifest, read_weights
@@ -59,16 +59,16 @@ def measure(rounds: int = RUNS, count: int = TOKENS) -> Claims:
 def _landmark(rounds: int, count: int) -> tuple[str, dict[str, Any], list[Row]]:
     net, manifest = _shipped("fovea-landmark-recall")
     session, ids = net.session(1, blocks=BLOCKS), draw(np.random.default_rng(1), 1, count).ids
-    for part in torch.split(ids[:, :count], CHUNK, 1):
+    for part in torch.split(ids[:, :count], STREAM_CHUNK, 1):
         session.feed(part)
     layers = [(block.project, block.output, block.feed) for block in net.layers]
-    dense = _Dense(layers, net.embed, net.finish, ids[:, :count])
+    dense = _Dense(layers, net.embed, net.logits, ids[:, :count])
     token = ids[:, :1]
     taken = milliseconds(
         {"dense": lambda: dense.step(token), "ours": lambda: session.feed(token)}, rounds, 1, time.process_time
     )
     # A step scores every landmark, and reads its blocks and what is open; a landmark is one key of L + 1.
-    stored, size = session.stored, net.block + 1
+    stored, size = session.num_blocks, net.block + 1
     read = (stored + BLOCKS * net.block + size / 2) / (stored * size + size / 2)
     drawn = draw(np.random.default_rng(7), ROWS, RECALLED - 12)
     score, dense_score = (_by_thirds(way(net, drawn), drawn) for way in (_streamed, _at_once))
@@ -130,7 +130,7 @@ class _Dense:
         x, at = self.embed(ids), torch.arange(self.index, self.index + ids.shape[1])
         for number, (project, output, feed) in enumerate(self.layers):
             q, k, v = (part.transpose(1, 2) for part in project(x))
-            q, k = turned_pairs(q, at), turned_pairs(k, at)
+            q, k = rotate_pairs(q, at), rotate_pairs(k, at)
             if self.index:
                 k, v = (torch.cat(pair, 2) for pair in zip(self.kept[number], (k, v), strict=True))
                 self.kept[number] = [k, v]
@@ -158,7 +158,7 @@ def _all_keys(norm: Any, attention: Any, second: Any, feed: Any) -> _Layer:
 def _keys_read(net: Any, ids: Tensor, begin: int) -> list[float]:
     """Share of all keys that tokens from `begin` on read, per layer, mean over heads."""
     found, at = [], torch.arange(1, ids.shape[1] + 1).double()
-    for chosen, (_, attention, _, _) in zip(net.traced(ids)[2], net.blocks, strict=True):
+    for chosen, (_, attention, _, _) in zip(net.forward_with_assignments(ids)[2], net.blocks, strict=True):
         block = attention.local_window
         near = (at - 1) % block + 1 + block * (at > block)
         heads = [near.expand(attention.local_heads, -1)]
@@ -170,21 +170,21 @@ def _keys_read(net: Any, ids: Tensor, begin: int) -> list[float]:
     return found
 
 
-def _streamed(net: Any, drawn: Recall) -> Tensor:
+def _streamed(net: Any, drawn: RecallBatch) -> Tensor:
     """Answers [B,A] of streams that are read in chunks through the best blocks."""
     session = net.session(len(drawn.ids), blocks=BLOCKS)
-    logits = torch.cat([session.feed(part).logits for part in torch.split(drawn.ids, CHUNK, 1)], 1)
+    logits = torch.cat([session.feed(part).logits for part in torch.split(drawn.ids, STREAM_CHUNK, 1)], 1)
     return logits[:, drawn.answers - 1].argmax(-1)
 
 
-def _at_once(net: Any, drawn: Recall) -> Tensor:
+def _at_once(net: Any, drawn: RecallBatch) -> Tensor:
     """Answers [B,A] where every token reads every block."""
     before = drawn.answers - 1
     at = before + before // net.block
     return torch.cat([net(with_landmarks(part, net.block))[:, at].argmax(-1) for part in torch.split(drawn.ids, 4)])
 
 
-def _by_thirds(answers: Tensor, drawn: Recall) -> list[float]:
+def _by_thirds(answers: Tensor, drawn: RecallBatch) -> list[float]:
     """Recall by the third of the text in which the asked pair stands."""
     right, third = answers == drawn.expected, PARTS * drawn.written // (RECALLED - 12)
     return [float(right[third == part].double().mean()) for part in range(PARTS)]

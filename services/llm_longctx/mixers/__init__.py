@@ -1,1 +1,1 @@
-"""Attention architectures that are trained as such: each family is a file of maths and the networks that use it."""
+"""Attention architectures that are trained as such: one folder per family, with its maths, networks and sessions."""

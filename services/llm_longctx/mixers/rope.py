@@ -9,17 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["turned_halves", "turned_pairs"]
+__all__ = ["rotate_halves", "rotate_pairs"]
 
 
-def turned_halves(x: Tensor, positions: Tensor) -> Tensor:
+def rotate_halves(x: Tensor, positions: Tensor) -> Tensor:
     """Turn the pairs (xᵢ, xᵢ₊d/2) of x [...,T,d] by position · 10⁴^(-2i/d); positions broadcast to [...,T]."""
     cos, sin = _waves(x, positions)
     a, b = x.chunk(2, -1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
-def turned_pairs(x: Tensor, positions: Tensor) -> Tensor:
+def rotate_pairs(x: Tensor, positions: Tensor) -> Tensor:
     """The same with the pairs (x₂ᵢ, x₂ᵢ₊₁)."""
     cos, sin = _waves(x, positions)
     a, b = x[..., 0::2], x[..., 1::2]

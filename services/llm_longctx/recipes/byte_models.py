@@ -1,7 +1,7 @@
-"""Byte language models on Python's own text: the causal routing transformer with its twin, and deconstructed hybrids.
+"""Recipes of byte models on Python's own text: the causal routing transformer with its twin, deconstructed hybrids.
 
 The twin of the routing model has local heads only, at the same number of steps. Knows recipes; text and bits are
-`byte_recipe`'s.
+`shared.training.byte_recipe`'s.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from services.llm_longctx.mixers.deconstructed.mixers import Variant
-from services.llm_longctx.mixers.routing.networks import Chosen, RoutingLM
+from services.llm_longctx.mixers.routing.networks import ClusterAssignment, RoutingLM
 from shared.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_per_byte
 from shared.training.recipe import Batch, Schedule
 
-__all__ = ["HybridBytes", "RoutingBytes"]
+__all__ = ["HybridBytesRecipe", "RoutingBytesRecipe"]
 
 
-class RoutingBytes(ByteRecipe):
+class RoutingBytesRecipe(ByteRecipe):
     """`fovea-routing-bytes`: half of the last layer's heads route; with `routing=0` the twin, all heads local.
 
     Only the last layer routes, as in the paper's model of books: so small a network needs its lower heads for what is
@@ -68,7 +68,7 @@ class RoutingBytes(ByteRecipe):
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy and commitment; centroids follow the tokens that chose them."""
         net, ids = cast("RoutingLM", network), batch["ids"]
-        logits, committed, chosen = net.traced(ids[:, :-1])
+        logits, committed, chosen = net.forward_with_assignments(ids[:, :-1])
         self._follow(net, chosen)
         return functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()) + committed
 
@@ -88,7 +88,7 @@ class RoutingBytes(ByteRecipe):
         return found
 
     @torch.no_grad()
-    def _follow(self, net: RoutingLM, chosen: list[Chosen | None]) -> None:
+    def _follow(self, net: RoutingLM, chosen: list[ClusterAssignment | None]) -> None:
         """Centroids move towards the mean of the tokens that are nearest to them."""
         for choice, (_, attention, _, _) in zip(chosen, net.blocks, strict=True):
             if choice is not None:
@@ -97,10 +97,10 @@ class RoutingBytes(ByteRecipe):
                 member = functional.one_hot(of, means.shape[1]).to(means.dtype)
                 count = member.sum(1)[..., None]
                 moved = means.lerp(member.mT @ tokens / count.clamp(min=1), 1 - self.centroid_decay)
-                means.copy_(torch.where(count > 0, moved, _split(tokens, of, count, means)))
+                means.copy_(torch.where(count > 0, moved, _restart_point(tokens, of, count, means)))
 
 
-def _split(tokens: Tensor, of: Tensor, count: Tensor, means: Tensor) -> Tensor:
+def _restart_point(tokens: Tensor, of: Tensor, count: Tensor, means: Tensor) -> Tensor:
     """Where an empty cluster begins anew, per head [H,1,d]: at a member of the fullest, as long as centroids are.
 
     Without it most clusters of the upper layers are soon empty, and the others hold more than their window.
@@ -112,7 +112,7 @@ def _split(tokens: Tensor, of: Tensor, count: Tensor, means: Tensor) -> Tensor:
     return (functional.normalize(token, dim=-1) * length)[:, None]
 
 
-class HybridBytes(ByteRecipe):
+class HybridBytesRecipe(ByteRecipe):
     """`fovea-hybrid-nonapproximate`: every other layer's scores depend on the key alone."""
 
     name: ClassVar[str] = "hybrid-bytes"

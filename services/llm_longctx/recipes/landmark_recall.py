@@ -1,4 +1,4 @@
-"""`fovea-landmark-recall`: a landmark GPT of 101 k parameters that finds pairs far behind what it was trained on.
+"""Recipe of `fovea-landmark-recall`: a landmark GPT of 101 k parameters that finds pairs far beyond its trained length.
 
 Trained on 24 to 64 tokens; read up to 2,048 through the two best blocks of eight. With `form="plain"` the same network
 without landmarks is trained, the twin that shows what they are worth.
@@ -19,10 +19,10 @@ from torch.nn import functional
 
 from services.llm_longctx.mixers.landmark.networks import LandmarkGPT
 from services.llm_longctx.mixers.landmark.session import Gate
-from services.llm_longctx.recipes.recall import LANDMARK, VOCAB, Recall, draw
+from services.llm_longctx.recipes.recall import LANDMARK, VOCAB, RecallBatch, draw
 from shared.training.recipe import Batch, Recipe, Schedule
 
-__all__ = ["LandmarkRecall", "with_landmarks"]
+__all__ = ["LandmarkRecallRecipe", "with_landmarks"]
 
 BODIES = (8, 16, 24, 32, 40)
 """Lengths before the questions, in turn."""
@@ -30,7 +30,7 @@ BODIES = (8, 16, 24, 32, 40)
 QUESTIONS = 8
 """Asked in training: with the longest body 64 tokens."""
 
-CHUNK = 16
+STREAM_CHUNK = 16
 """Tokens that a session reads at a time: with its blocks they stay inside the trained positions."""
 
 _VALID, _TEST = 10**9, 2 * 10**9
@@ -46,7 +46,7 @@ def with_landmarks(ids: Tensor, block: int) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def _chosen(asking: Tensor, keys: Tensor, older: Tensor, home: Tensor) -> Tensor:
+def _gate_loss(asking: Tensor, keys: Tensor, older: Tensor, home: Tensor) -> Tensor:
     """Cross-entropy of the right landmark [B,A] for queries [B,H,A,d] among keys [B,H,n,d]; older [A,n]."""
     chances = (asking @ keys.mT * asking.shape[-1] ** -0.5).masked_fill(~older, -torch.inf).log_softmax(-1)
     closed = home < older.sum(-1)
@@ -56,7 +56,7 @@ def _chosen(asking: Tensor, keys: Tensor, older: Tensor, home: Tensor) -> Tensor
     return mean
 
 
-class LandmarkRecall(Recipe):
+class LandmarkRecallRecipe(Recipe):
     """Landmark attention on key-value recall."""
 
     name: ClassVar[str] = "landmark-recall"
@@ -110,16 +110,16 @@ class LandmarkRecall(Recipe):
         }
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of the values, told by the token before each; of a landmark network also that of the gates."""
+        """Cross-entropy of the values, predicted at the token before each; with landmarks also that of the gates."""
         ids, answers = batch["ids"], batch["answers"][0]
-        told = ids[:, answers].flatten()
+        targets = ids[:, answers].flatten()
         if self.form == "plain":
-            return functional.cross_entropy(self._answers(network, ids, answers).flatten(0, 1), told)
+            return functional.cross_entropy(self._answers(network, ids, answers).flatten(0, 1), targets)
         net = cast("LandmarkGPT", network)
-        net.most = int(batch["most"][0]) or None
+        net.max_blocks = int(batch["most"][0]) or None
         logits, gates = self._gated(net, ids, answers - 1, batch["written"] // self.block)
-        net.most = None
-        return functional.cross_entropy(logits.flatten(0, 1), told) + self.gate * gates
+        net.max_blocks = None
+        return functional.cross_entropy(logits.flatten(0, 1), targets) + self.gate * gates
 
     def score(self, network: nn.Module) -> float:
         """Recall in the trained length."""
@@ -148,7 +148,7 @@ class LandmarkRecall(Recipe):
         return {
             "task": "Key-value recall: 8 fillers, 16 keys, 16 values; chance 0.0625.",
             "recall": f"Share of {self.answers} answers; recall_N reads all N tokens at once, recall_N_kK in chunks of "
-            f"{CHUNK} through the K best blocks; mean_gate chooses blocks by the mean of their keys.",
+            f"{STREAM_CHUNK} through the K best blocks; mean_gate chooses blocks by the mean of their keys.",
             "kept_1024_k2": "recall_1024_k2 over recall_64: what 16 times the trained length leaves.",
             "departures": "Beside the answers' loss, the last layer's gates are told which block holds the asked key "
             "(weight `gate`), and behind two fifths of the steps a token reads 1 to 3 older blocks.",
@@ -166,7 +166,7 @@ class LandmarkRecall(Recipe):
     def _gated(self, net: LandmarkGPT, ids: Tensor, before: Tensor, home: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B,A,V] at the tokens `before` answers, and the cross-entropy of the last layer's gates.
 
-        A gate is right where the landmark of the asked pair's block `home` [B,A] wins among older ones. It is told so
+        A gate is right where the landmark of the asked pair's block `home` [B,A] wins among older ones. It is trained
         at the positions of training and at the one slot that a stream gives to blocks that are old. From the answers
         alone the gates of so small a network stay diffuse: it reads a little of every block, which works for seven.
         """
@@ -177,15 +177,15 @@ class LandmarkRecall(Recipe):
         x, right = net.embed(full), torch.zeros(())
         for layer, block in enumerate(net.layers):
             q, k, v = (part.transpose(1, 2) for part in block.project(x))
-            turned, keys = net.turn(q, at), net.turn(k, at)
+            turned, keys = net.rotate(q, at), net.rotate(k, at)
             if layer == len(net.layers) - 1:
-                ways = (keys[:, :, landmarks], net.turn(k[:, :, landmarks], slot))
+                ways = (keys[:, :, landmarks], net.rotate(k[:, :, landmarks], slot))
                 right = torch.stack(
-                    [_chosen(turned[:, :, asked], way, landmarks < asked[:, None], home) for way in ways]
+                    [_gate_loss(turned[:, :, asked], way, landmarks < asked[:, None], home) for way in ways]
                 )
-            x = x + block.output(net.mixed(turned, keys, v, full == LANDMARK).transpose(1, 2))
+            x = x + block.output(net.attend(turned, keys, v, full == LANDMARK).transpose(1, 2))
             x = x + block.feed(x)
-        return net.finish(x)[:, asked], right.mean()
+        return net.logits(x)[:, asked], right.mean()
 
     @torch.no_grad()
     def _whole(self, network: nn.Module, body: int, seed: int) -> float:
@@ -200,10 +200,10 @@ class LandmarkRecall(Recipe):
         drawn = self._held_out(body, _TEST)
         session = net.session(len(drawn.ids), blocks=k, gate=gate)
         logits, fetched = [], []
-        for at, part in enumerate(torch.split(drawn.ids, CHUNK, 1)):
+        for at, part in enumerate(torch.split(drawn.ids, STREAM_CHUNK, 1)):
             step = session.feed(part)
             logits.append(step.logits)
-            fetched.append(self._fetched(step.blocks[1:], step.kept, drawn, at * CHUNK))
+            fetched.append(self._fetched(step.blocks[1:], step.is_token, drawn, at * STREAM_CHUNK))
         found = torch.cat(logits, 1)[:, drawn.answers - 1].argmax(-1)
         hits = (
             torch.cat([part for part in fetched if part is not None]) if any(p is not None for p in fetched) else None
@@ -211,7 +211,7 @@ class LandmarkRecall(Recipe):
         recall = float((found == drawn.expected).double().mean())
         return recall, float("nan") if hits is None else float(hits.double().mean())
 
-    def _fetched(self, blocks: list[Tensor | None], kept: Tensor, drawn: Recall, start: int) -> Tensor | None:
+    def _fetched(self, blocks: list[Tensor | None], kept: Tensor, drawn: RecallBatch, start: int) -> Tensor | None:
         """Whether each head of each later layer fetched the block of the key that it was asked for, in this chunk.
 
         Blocks that were not yet stored when the chunk began are read without being fetched, and do not count.
@@ -227,5 +227,5 @@ class LandmarkRecall(Recipe):
         ]
         return torch.cat(hits) if hits else None
 
-    def _held_out(self, body: int, seed: int) -> Recall:
+    def _held_out(self, body: int, seed: int) -> RecallBatch:
         return draw(np.random.default_rng((seed, body)), self.answers // 4, body)

@@ -1,4 +1,4 @@
-"""Key-value recall: pairs are written somewhere in a stretch of filler, and asked for at its end.
+"""Synthetic key-value recall data: pairs are written somewhere in filler, and asked for at its end.
 
     f f k₃ v₇ f f f f k₁ v₂ … | mark k₁ v₂ | mark k₃ v₇ | …
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["CHANCE", "LANDMARK", "MARK", "VOCAB", "Recall", "draw"]
+__all__ = ["CHANCE", "LANDMARK", "MARK", "VOCAB", "RecallBatch", "draw"]
 
 FILLERS, KEYS, VALUES = 8, 16, 16
 MARK = FILLERS + KEYS + VALUES
@@ -23,13 +23,13 @@ VOCAB = LANDMARK + 1
 CHANCE = 1 / VALUES
 
 PAIRS = 4
-ASKED = 3 * PAIRS
+QUESTION_TOKENS = 3 * PAIRS
 """Tokens of the questions and their answers."""
 
 
 @dataclass(frozen=True, slots=True)
-class Recall:
-    """A batch of equal length.
+class RecallBatch:
+    """A batch of recall rows of equal length.
 
     Attributes:
         ids: Tokens [B,T].
@@ -47,7 +47,7 @@ class Recall:
         return self.ids[:, self.answers]
 
 
-def draw(rng: np.random.Generator, batch: int, body: int, questions: int | None = None) -> Recall:
+def draw(rng: np.random.Generator, batch: int, body: int, questions: int | None = None) -> RecallBatch:
     """Rows of `body` tokens (even, at least 8) with four pairs in them, and questions behind.
 
     Args:
@@ -69,7 +69,7 @@ def draw(rng: np.random.Generator, batch: int, body: int, questions: int | None 
     asked = body + 3 * np.arange(count)
     ids[:, asked] = MARK
     ids[rows, asked + 1], ids[rows, asked + 2] = keys[rows, order], values[rows, order]
-    return Recall(torch.from_numpy(ids), torch.from_numpy(asked + 2), torch.from_numpy(slots[rows, order]))
+    return RecallBatch(torch.from_numpy(ids), torch.from_numpy(asked + 2), torch.from_numpy(slots[rows, order]))
 
 
 def _distinct(rng: np.random.Generator, batch: int, among: int) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""`fovea-titans-*`: memories that keep pairs across segments, where attention alone has lost them.
+"""Recipes of `fovea-titans-*`: memories that keep pairs across segments, where attention alone has lost them.
 
 One recipe, five layouts: `mac`, `mag`, `mal`, `lmm`, and `attention`, the twin of MAC without a memory, which sees no
 further than its segment. Trained on up to 128 tokens, measured on up to 2,048.
 
-A memory starts as one that keeps what followed each token (see `_shifted`): from random projections the same networks
-stay for thousands of steps where all they do is name one of the four values.
+A memory starts as one that keeps what followed each token (see `_init_shifted`): from random projections the same
+networks stay for thousands of steps where all they do is name one of the four values.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.titans.layers import Attention
+from services.llm_longctx.mixers.titans.layers import PersistentAttention
 from services.llm_longctx.mixers.titans.memory import TitansMemory
 from services.llm_longctx.mixers.titans.networks import TitansLM
-from services.llm_longctx.recipes.recall import VOCAB, Recall, draw
+from services.llm_longctx.recipes.recall import VOCAB, RecallBatch, draw
 from shared.training.recipe import Batch, Recipe, Schedule
 
-__all__ = ["TitansAttentionRecall", "TitansLMMRecall", "TitansMACRecall", "TitansMAGRecall", "TitansMALRecall"]
+__all__ = ["TitansAttentionRecipe", "TitansLMMRecipe", "TitansMACRecipe", "TitansMAGRecipe", "TitansMALRecipe"]
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 
@@ -34,7 +34,7 @@ _VALID, _TEST = 10**9, 2 * 10**9
 """Seeds that no training step has."""
 
 
-class _TitansRecall(Recipe):
+class _TitansRecipe(Recipe):
     """Key-value recall through a memory."""
 
     schedule: Schedule = Schedule(
@@ -71,21 +71,21 @@ class _TitansRecall(Recipe):
         """The network at its start."""
         net = cast("TitansLM", super().network())
         if self.shifted:
-            _shifted(net)
+            _init_shifted(net)
         return net
 
     def prepare(self, cache: Path) -> str:
         """A digest of the first batches: the generator is the data."""
-        drawn = (self._drawn(step, np.random.default_rng((self.seed, step))) for step in range(4))
+        drawn = (self._draw_batch(step, np.random.default_rng((self.seed, step))) for step in range(4))
         return hashlib.sha256(b"".join(batch.ids.numpy().tobytes() for batch in drawn)).hexdigest()
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
         """One batch of one length."""
-        drawn = self._drawn(step, rng)
+        drawn = self._draw_batch(step, rng)
         yield {"ids": drawn.ids, "answers": drawn.answers.expand(len(drawn.ids), -1)}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of the values, told by the token before each."""
+        """Cross-entropy of the values, predicted at the token before each."""
         ids, answers = batch["ids"], batch["answers"][0]
         logits: Tensor = network(ids)[:, answers - 1]
         return functional.cross_entropy(logits.flatten(0, 1), ids[:, answers].flatten())
@@ -105,7 +105,7 @@ class _TitansRecall(Recipe):
             "recall": f"Share of {self.answers} answers after reading N tokens as one stream.",
         }
 
-    def _drawn(self, step: int, rng: np.random.Generator) -> Recall:
+    def _draw_batch(self, step: int, rng: np.random.Generator) -> RecallBatch:
         """Lengths grow over the first quarter: what is near is learnt first, and costs least."""
         reach = min(1.0, 0.1 + 3.6 * step / self.schedule.steps)
         body = 8 + 2 * int(rng.integers(0, int(reach * (self.longest - 8) / 2) + 1))
@@ -113,13 +113,13 @@ class _TitansRecall(Recipe):
 
     @torch.no_grad()
     def _recall(self, network: nn.Module, body: int, seed: int) -> float:
-        drawn: Recall = draw(np.random.default_rng((seed, body)), self.answers // 4, body)
+        drawn: RecallBatch = draw(np.random.default_rng((seed, body)), self.answers // 4, body)
         found = torch.cat([network(part)[:, drawn.answers - 1].argmax(-1) for part in torch.split(drawn.ids, 16)])
         return float((found == drawn.expected).double().mean())
 
 
 @torch.no_grad()
-def _shifted(net: TitansLM) -> None:
+def _init_shifted(net: TitansLM) -> None:
     """Matrices scaled by their width; keys start as those of the token before, and queries ask in the same terms.
 
     So a memory begins as one of what followed each token, and attention as one that finds equal tokens.
@@ -134,12 +134,12 @@ def _shifted(net: TitansLM) -> None:
             for conv, ago in ((module.conv_queries, 0), (module.conv_keys, 1), (module.conv_values, 0)):
                 nn.init.normal_(conv.weight, std=0.05)
                 conv.weight[:, :, -1 - ago] += 1
-        if isinstance(module, Attention):
+        if isinstance(module, PersistentAttention):
             queries, keys, _ = module.to_qkv.weight.chunk(3)
             keys.copy_(queries.mul_(1.5))
 
 
-class TitansMACRecall(_TitansRecall):
+class TitansMACRecipe(_TitansRecipe):
     """Memory as context."""
 
     name: ClassVar[str] = "titans-mac-recall"
@@ -147,7 +147,7 @@ class TitansMACRecall(_TitansRecall):
     builds: ClassVar[str | None] = "titans-mac"
 
 
-class TitansMAGRecall(_TitansRecall):
+class TitansMAGRecipe(_TitansRecipe):
     """Memory as gate."""
 
     name: ClassVar[str] = "titans-mag-recall"
@@ -155,7 +155,7 @@ class TitansMAGRecall(_TitansRecall):
     builds: ClassVar[str | None] = "titans-mag"
 
 
-class TitansMALRecall(_TitansRecall):
+class TitansMALRecipe(_TitansRecipe):
     """Memory as layer."""
 
     name: ClassVar[str] = "titans-mal-recall"
@@ -163,7 +163,7 @@ class TitansMALRecall(_TitansRecall):
     builds: ClassVar[str | None] = "titans-mal"
 
 
-class TitansLMMRecall(_TitansRecall):
+class TitansLMMRecipe(_TitansRecipe):
     """Memory alone."""
 
     name: ClassVar[str] = "titans-lmm-recall"
@@ -171,7 +171,7 @@ class TitansLMMRecall(_TitansRecall):
     builds: ClassVar[str | None] = "titans-lmm"
 
 
-class TitansAttentionRecall(_TitansRecall):
+class TitansAttentionRecipe(_TitansRecipe):
     """No memory: measured, never committed."""
 
     name: ClassVar[str] = "titans-attention-recall"

@@ -1,14 +1,15 @@
-"""Seven ways to mix tokens, each without one ingredient of attention (Deconstructing Attention, 2025).
+"""Deconstructed mixers: seven ways to mix tokens, each without one ingredient of attention (arXiv:2510.11602).
 
 `standard` has them all. `mlp` mixes nothing; `approximate` is the second-order Taylor form of the softmax; in
 `nonapproximate` the score depends on the key alone; `random_qk`, `fixed_qk` and `static_qk` take queries and keys from
 noise, from a fixed text, and from the token embeddings. H is a layer's input [B,L,D] behind its norm; h heads, d = D/h.
 
-Knows maps and recurrences as functions of weights; models are `deconstructed_networks`'.
+Knows maps and recurrences as functions of weights; models are in `networks`.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Literal, Self
@@ -17,7 +18,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["VARIANTS", "Layout", "Recurrence", "Variant", "attention_map", "cache_bytes", "layout", "mix", "scored"]
+__all__ = [
+    "VARIANTS",
+    "Layout",
+    "Recurrence",
+    "Variant",
+    "attention_map",
+    "cache_bytes",
+    "compute_map",
+    "layout",
+    "mix",
+]
 
 Variant = Literal["standard", "mlp", "approximate", "nonapproximate", "random_qk", "fixed_qk", "static_qk"]
 Layout = Literal["uniform", "hybrid", "skip"]
@@ -61,13 +72,13 @@ def attention_map(
     Raises:
         ValueError: `mlp` has no map, or a variant lacks its source, or the source is shorter than the input.
     """
-    seen = read_from(variant, hidden, source)
-    q, k = (_heads(seen @ weights[f"{name}_proj.weight"].to(hidden.dtype).T, heads) for name in "qk")
-    return scored(variant, q, k).expand(hidden.shape[0], -1, -1, -1)
+    source = select_source(variant, hidden, source)
+    q, k = (_heads(source @ weights[f"{name}_proj.weight"].to(hidden.dtype).T, heads) for name in "qk")
+    return compute_map(variant, q, k).expand(hidden.shape[0], -1, -1, -1)
 
 
-def read_from(variant: Variant, hidden: Tensor, source: Tensor | None) -> Tensor:
-    """What queries and keys are made of [B|1,L,D]."""
+def select_source(variant: Variant, hidden: Tensor, source: Tensor | None) -> Tensor:
+    """Input of the query and key projections [B|1,L,D]."""
     if variant == "mlp":
         message = "mlp mixes no tokens and has no attention map"
         raise ValueError(message)
@@ -83,8 +94,8 @@ def read_from(variant: Variant, hidden: Tensor, source: Tensor | None) -> Tensor
     return source[:, : hidden.shape[1]]
 
 
-def scored(variant: Variant, q: Tensor, k: Tensor) -> Tensor:
-    """The map [B,h,L,L] of queries and keys [B,h,L,d]."""
+def compute_map(variant: Variant, q: Tensor, k: Tensor) -> Tensor:
+    """Attention map [B,h,L,L] of queries and keys [B,h,L,d]."""
     L, d = q.shape[-2:]
     later = torch.ones(L, L, dtype=torch.bool, device=q.device).triu(1)
     if variant == "nonapproximate":
@@ -98,7 +109,7 @@ def scored(variant: Variant, q: Tensor, k: Tensor) -> Tensor:
 
 
 class Recurrence:
-    """`approximate` or `nonapproximate` token by token, with a state of constant size.
+    """Recurrent form of `approximate` and `nonapproximate`: token by token with a state of constant size.
 
     Args:
         variant: Which of the two.
@@ -125,29 +136,27 @@ class Recurrence:
     def step(self, x: Tensor) -> Tensor:
         """The next output [B,D] for the next input x [B,D]."""
         q, k, v = (_heads((x @ self._weights[f"{n}_proj.weight"].T)[:, None], self.heads) for n in "qkv")
-        return self.mixed(q, k, v).transpose(1, 2).flatten(1) @ self._weights["o_proj.weight"].T
+        return self.step_heads(q, k, v).transpose(1, 2).flatten(1) @ self._weights["o_proj.weight"].T
 
-    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The same from heads [B,h,1,d] to heads."""
+    def step_heads(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As `step`, from heads [B,h,1,d] to heads."""
         if self.variant == "approximate":
-            self._sum = self._sum + _features(k, keys=True).mT @ _one_more(v)
+            self._sum = self._sum + _features(k, keys=True).mT @ _append_one(v)
             mass = _features(q, keys=False) @ self._sum
         else:
             # A running maximum, never a constant: any constant overflows or vanishes for some input.
             score = (functional.silu(q) * k).sum(-1, keepdim=True) * q.shape[-1] ** -0.5
             peak = torch.maximum(self._peak, score)
-            self._sum = self._sum * (self._peak - peak).exp() + _one_more(v) * (score - peak).exp()
+            self._sum = self._sum * (self._peak - peak).exp() + _append_one(v) * (score - peak).exp()
             self._peak, mass = peak, self._sum
         return mass[..., :-1] / mass[..., -1:]
 
     def fork(self) -> Self:
-        """A recurrence that goes its own way from here; states are never changed in place."""
-        twin = object.__new__(type(self))
-        vars(twin).update(vars(self))
-        return twin
+        """An independent copy; states are never changed in place, so a shallow one will do."""
+        return copy.copy(self)
 
     def state_bytes(self) -> int:
-        """Bytes that are remembered."""
+        """Bytes of the state."""
         return self._sum.nbytes + (self._peak.nbytes if self.variant == "nonapproximate" else 0)
 
 
@@ -192,6 +201,6 @@ def _features(x: Tensor, *, keys: bool) -> Tensor:
     return torch.cat((one, x * d**-0.5, outer / (2 * d)) if keys else (one, x, outer), -1)
 
 
-def _one_more(v: Tensor) -> Tensor:
+def _append_one(v: Tensor) -> Tensor:
     """Values with a 1 behind them, which sums the weights."""
     return torch.cat((v, torch.ones_like(v[..., :1])), -1)

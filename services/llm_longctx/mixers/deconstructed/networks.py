@@ -1,21 +1,22 @@
-"""Language models of deconstructed mixers: the same decoder, and in each layer the mixer that the layout says.
+"""Language models of deconstructed mixers: one decoder whose layers take their mixer from a layout.
 
-Rotary positions on queries and keys of every dot-product variant; `nonapproximate` has no positions at all. A fixed
-stream (noise, or the first tokens of a text) runs through all layers beside the batch wherever a layer needs it.
-Sessions keep what each mixer must remember, and no more. Knows mixers by `deconstructed`'s functions.
+Queries and keys of every dot-product variant have rotary positions; `nonapproximate` has no positions at all. A fixed
+stream (noise, or the first tokens of a text) runs through all layers beside the batch where a layer needs it.
+A session caches what each mixer needs, and no more. Knows mixers by the functions of `mixers`.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.deconstructed.mixers import Recurrence, Variant, scored
+from services.llm_longctx.mixers.deconstructed.mixers import Recurrence, Variant, compute_map
 from services.llm_longctx.mixers.deconstructed.mixers import layout as spread
-from services.llm_longctx.mixers.rope import turned_halves
+from services.llm_longctx.mixers.rope import rotate_halves
 from shared.lm.blocks import RMSNorm
 from shared.registry import builder
 
@@ -45,19 +46,19 @@ class _Projections(nn.Module):
         self.heads = heads
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(width, width, bias=False) for _ in range(4))
 
-    def split(self, linear: nn.Linear, x: Tensor) -> Tensor:
+    def split_heads(self, linear: nn.Linear, x: Tensor) -> Tensor:
         """Heads [B,h,L,d] of a projection of x [B,L,D]."""
         z: Tensor = linear(x)
         return z.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
-    def queries_and_keys(self, x: Tensor, start: int, *, turned: bool) -> tuple[Tensor, Tensor]:
-        """Of x [B,L,D], rotated to the positions from `start` on if `turned`."""
-        q, k = self.split(self.q_proj, x), self.split(self.k_proj, x)
+    def queries_and_keys(self, x: Tensor, start: int, *, rotated: bool) -> tuple[Tensor, Tensor]:
+        """Of x [B,L,D], rotated to the positions from `start` on if `rotated`."""
+        q, k = self.split_heads(self.q_proj, x), self.split_heads(self.k_proj, x)
         at = torch.arange(start, start + x.shape[1], device=x.device)
-        return (turned_halves(q, at), turned_halves(k, at)) if turned else (q, k)
+        return (rotate_halves(q, at), rotate_halves(k, at)) if rotated else (q, k)
 
-    def joined(self, mixed: Tensor) -> Tensor:
-        """[B,h,L,d] → what it adds [B,L,D]."""
+    def merge_heads(self, mixed: Tensor) -> Tensor:
+        """Join heads [B,h,L,d] and project them [B,L,D]."""
         added: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return added
 
@@ -72,32 +73,32 @@ class _Block(nn.Module):
         self.mixer = _Gated(width, 4 * width // 3) if variant == "mlp" else _Projections(width, heads)
         self.mlp = _Gated(width, hidden)
 
-    def map(self, z: Tensor, source: Tensor | None) -> Tensor | None:
-        """Who attends to whom [B|1,h,L,L]; None for a mixer that mixes no tokens. Arguments as in `mixed`."""
+    def attention_map(self, z: Tensor, source: Tensor | None) -> Tensor | None:
+        """Attention map [B|1,h,L,L]; None for a mixer that mixes no tokens. Arguments as in `mix`."""
         if isinstance(self.mixer, _Gated):
             return None
-        seen = z if source is None else source[:, : z.shape[1]]
-        q, k = self.mixer.queries_and_keys(seen, 0, turned=self.variant != "nonapproximate")
-        return scored(self.variant, q, k)
+        source = z if source is None else source[:, : z.shape[1]]
+        q, k = self.mixer.queries_and_keys(source, 0, rotated=self.variant != "nonapproximate")
+        return compute_map(self.variant, q, k)
 
-    def mixed(self, z: Tensor, source: Tensor | None) -> Tensor:
-        """What mixing adds to z's stream [B,L,D]; `source` as in `deconstructed.mix`, but with a batch axis."""
+    def mix(self, z: Tensor, source: Tensor | None) -> Tensor:
+        """Output of the mixer [B,L,D], to add to the stream; `source` as in `mixers.mix`, with a batch axis."""
         if isinstance(self.mixer, _Gated):
             added: Tensor = self.mixer(z)
             return added
         mixer = self.mixer
-        seen = z if source is None else source[:, : z.shape[1]]
-        q, k = mixer.queries_and_keys(seen, 0, turned=self.variant != "nonapproximate")
-        v = mixer.split(mixer.v_proj, z)
+        source = z if source is None else source[:, : z.shape[1]]
+        q, k = mixer.queries_and_keys(source, 0, rotated=self.variant != "nonapproximate")
+        v = mixer.split_heads(mixer.v_proj, z)
         if self.variant in {"approximate", "nonapproximate"}:
-            return mixer.joined(scored(self.variant, q, k) @ v)
+            return mixer.merge_heads(compute_map(self.variant, q, k) @ v)
         q, k = (part.expand(v.shape[0], -1, -1, -1) for part in (q, k))
-        return mixer.joined(functional.scaled_dot_product_attention(q, k, v, is_causal=True))
+        return mixer.merge_heads(functional.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
 @builder("deconstructed-lm")
 class DeconstructedLM(nn.Module):
-    """A Qwen2.5-like decoder whose layers mix tokens by the book or not.
+    """A Qwen2.5-like decoder whose layers have standard attention or a deconstructed mixer.
 
     Args:
         vocab, width, layers, heads: V, D, layers, h.
@@ -137,33 +138,33 @@ class DeconstructedLM(nn.Module):
         Raises:
             ValueError: The input is longer than the fixed stream.
         """
-        self.within(ids.shape[1])
+        self.check_length(ids.shape[1])
         tokens = x = self.embed(ids)
         fixed = self._fixed(ids.shape[1])
         for i, block in enumerate(self.blocks):
             if skip and i % 2 == 0:
                 continue
-            x = x + block.mixed(block.norm_1(x), self._source(block, tokens, fixed))
+            x = x + block.mix(block.norm_1(x), self._source(block, tokens, fixed))
             x = x + block.mlp(block.norm_2(x))
-            fixed = None if fixed is None else self._alongside(block, fixed)
+            fixed = None if fixed is None else self._advance_fixed(block, fixed)
         return self.logits(x)
 
     @torch.no_grad()
     def maps(self, ids: Tensor) -> list[Tensor | None]:
-        """Each layer's attention maps of ids [B,L], as `forward` has them; see `_Block.map`.
+        """Each layer's attention maps of ids [B,L], as `forward` has them; see `_Block.attention_map`.
 
         Raises:
             ValueError: The input is longer than the model reads.
         """
-        self.within(ids.shape[1])
+        self.check_length(ids.shape[1])
         tokens = x = self.embed(ids)
         fixed, found = self._fixed(ids.shape[1]), []
         for block in self.blocks:
             z, source = block.norm_1(x), self._source(block, tokens, fixed)
-            found.append(block.map(z, source))
-            x = x + block.mixed(z, source)
+            found.append(block.attention_map(z, source))
+            x = x + block.mix(z, source)
             x = x + block.mlp(block.norm_2(x))
-            fixed = None if fixed is None else self._alongside(block, fixed)
+            fixed = None if fixed is None else self._advance_fixed(block, fixed)
         return found
 
     def logits(self, x: Tensor) -> Tensor:
@@ -172,7 +173,7 @@ class DeconstructedLM(nn.Module):
         return found
 
     def session(self, batch: int = 1) -> DeconstructedSession:
-        """A new stream."""
+        """Start a stream."""
         return DeconstructedSession(self, batch)
 
     @property
@@ -181,21 +182,21 @@ class DeconstructedLM(nn.Module):
         return cast("list[_Block]", self.layers)
 
     @torch.no_grad()
-    def fixed_heads(self) -> list[tuple[Tensor, Tensor] | None]:
+    def fixed_queries_and_keys(self) -> list[tuple[Tensor, Tensor] | None]:
         """Queries and keys of the fixed stream per layer [1,h,context,d]: they never depend on the input."""
         fixed = self._fixed(self.context)
         found: list[tuple[Tensor, Tensor] | None] = []
         for block in self.blocks:
             if fixed is not None and block.variant in {"random_qk", "fixed_qk"}:
                 mixer = cast("_Projections", block.mixer)
-                found.append(mixer.queries_and_keys(block.norm_1(fixed), 0, turned=True))
+                found.append(mixer.queries_and_keys(block.norm_1(fixed), 0, rotated=True))
             else:
                 found.append(None)
-            fixed = None if fixed is None else self._alongside(block, fixed)
+            fixed = None if fixed is None else self._advance_fixed(block, fixed)
         return found
 
-    def within(self, length: int) -> None:
-        """Refuse inputs behind the model's reach.
+    def check_length(self, length: int) -> None:
+        """Refuse inputs that are longer than the context.
 
         Raises:
             ValueError: `length` tokens are more than it reads.
@@ -217,20 +218,20 @@ class DeconstructedLM(nn.Module):
             return tokens
         return block.norm_1(fixed) if block.variant in {"random_qk", "fixed_qk"} else None
 
-    def _alongside(self, block: _Block, fixed: Tensor) -> Tensor:
+    def _advance_fixed(self, block: _Block, fixed: Tensor) -> Tensor:
         """The fixed stream behind a layer: a layer mixes it by its own maps."""
         z = block.norm_1(fixed)
-        fixed = fixed + block.mixed(z, z)
+        fixed = fixed + block.mix(z, z)
         return fixed + cast("Tensor", block.mlp(block.norm_2(fixed)))
 
 
 class DeconstructedSession:
-    """A stream that is read in pieces: per layer a cache, a recurrence or nothing, as its mixer needs."""
+    """State of a stream that is read in pieces: per layer a cache, a recurrence or nothing, as its mixer needs."""
 
     def __init__(self, net: DeconstructedLM, batch: int) -> None:
         self.net, self.batch, self.index = net, batch, 0
-        self._kept: list[Tensor | Recurrence | None] = [_memory(block, batch) for block in net.blocks]
-        self._maps = net.fixed_heads()
+        self.caches: list[Tensor | Recurrence | None] = [_initial_cache(block, batch) for block in net.blocks]
+        self._fixed = net.fixed_queries_and_keys()
 
     @torch.no_grad()
     def feed(self, ids: Tensor) -> Tensor:
@@ -240,61 +241,62 @@ class DeconstructedSession:
             ValueError: The stream would be longer than the model reads.
         """
         net, t = self.net, ids.shape[1]
-        net.within(self.index + t)
+        net.check_length(self.index + t)
         if not t:
             return net.logits(net.embed(ids))
         tokens = x = net.embed(ids)
         for i, block in enumerate(net.blocks):
-            x = x + self._mixed(i, block, block.norm_1(x), tokens)
+            x = x + self._mix(i, block, block.norm_1(x), tokens)
             x = x + block.mlp(block.norm_2(x))
         self.index += t
         return net.logits(x)
 
     def fork(self) -> Self:
-        """A stream that goes its own way from here."""
-        twin = object.__new__(type(self))
-        vars(twin).update(vars(self))
-        twin._kept = [kept.fork() if isinstance(kept, Recurrence) else kept for kept in self._kept]
+        """An independent copy; cached tensors are never changed in place, so both hold the same ones."""
+        twin = copy.copy(self)
+        twin.caches = [cache.fork() if isinstance(cache, Recurrence) else cache for cache in self.caches]
         return twin
 
     @property
     def nbytes(self) -> list[int]:
-        """Bytes that each layer remembers."""
+        """Bytes that each layer caches."""
         found = []
-        for kept, fixed in zip(self._kept, self._maps, strict=True):
-            own = kept.state_bytes() if isinstance(kept, Recurrence) else 0 if kept is None else kept.nbytes
+        for cache, fixed in zip(self.caches, self._fixed, strict=True):
+            own = cache.state_bytes() if isinstance(cache, Recurrence) else 0 if cache is None else cache.nbytes
             found.append(own + sum(part.nbytes for part in fixed or ()))
         return found
 
-    def _mixed(self, i: int, block: _Block, z: Tensor, tokens: Tensor) -> Tensor:
-        mixer, kept = block.mixer, self._kept[i]
+    def _mix(self, i: int, block: _Block, z: Tensor, tokens: Tensor) -> Tensor:
+        mixer, cache = block.mixer, self.caches[i]
         if isinstance(mixer, _Gated):
             added: Tensor = mixer(z)
             return added
-        v = mixer.split(mixer.v_proj, z)
-        if isinstance(kept, Recurrence):
-            q, k = mixer.queries_and_keys(z, self.index, turned=block.variant == "approximate")
+        v = mixer.split_heads(mixer.v_proj, z)
+        if isinstance(cache, Recurrence):
+            q, k = mixer.queries_and_keys(z, self.index, rotated=block.variant == "approximate")
             pieces = zip(*(torch.split(part, 1, 2) for part in (q, k, v)), strict=True)
-            return mixer.joined(torch.cat([kept.mixed(*piece) for piece in pieces], 2))
-        assert isinstance(kept, Tensor)  # noqa: S101  # the other kinds are gone
+            return mixer.merge_heads(torch.cat([cache.step_heads(*piece) for piece in pieces], 2))
+        if cache is None:
+            message = f"a layer of kind {block.variant} has no cache"
+            raise TypeError(message)
         t = z.shape[1]
-        if (fixed := self._maps[i]) is None:
-            seen = tokens if block.variant == "static_qk" else z
-            q, k = mixer.queries_and_keys(seen, self.index, turned=True)
-            kept = torch.cat((kept, torch.stack((k, v))), 3)
-            keys, values = kept
+        if (fixed := self._fixed[i]) is None:
+            source = tokens if block.variant == "static_qk" else z
+            q, k = mixer.queries_and_keys(source, self.index, rotated=True)
+            cache = torch.cat((cache, torch.stack((k, v))), 3)
+            keys, values = cache
         else:
-            kept = torch.cat((kept, v[None]), 3)
-            q, keys, values = fixed[0][:, :, self.index : self.index + t], fixed[1][:, :, : self.index + t], kept[0]
-        self._kept[i] = kept
+            cache = torch.cat((cache, v[None]), 3)
+            q, keys, values = fixed[0][:, :, self.index : self.index + t], fixed[1][:, :, : self.index + t], cache[0]
+        self.caches[i] = cache
         at = torch.arange(self.index + t, device=z.device)
         q, keys = (part.expand(self.batch, -1, -1, -1) for part in (q, keys))
         mask = at[self.index :, None] >= at
-        return mixer.joined(functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask))
+        return mixer.merge_heads(functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask))
 
 
-def _memory(block: _Block, batch: int) -> Tensor | Recurrence | None:
-    """What a layer remembers before the first token: keys and values [2,B,h,0,d], values alone, a state, nothing."""
+def _initial_cache(block: _Block, batch: int) -> Tensor | Recurrence | None:
+    """A layer's cache before the first token: keys and values [2,B,h,0,d], values alone, a recurrence, or nothing."""
     mixer = block.mixer
     if isinstance(mixer, _Gated):
         return None

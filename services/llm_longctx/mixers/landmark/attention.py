@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Citation", "Empty", "citations", "grouped_softmax", "landmark_softmax", "regular_softmax"]
+__all__ = ["Empty", "RetrievedBlock", "citations", "grouped_softmax", "landmark_softmax", "regular_softmax"]
 
 Empty = Literal["mask", "keep"]
 """What a landmark without tokens is: not there, or (as released) a place where attention gets lost."""
@@ -59,12 +59,12 @@ def grouped_softmax(scores: Tensor, blocks: Tensor, landmark: Tensor, visible: T
     gates = (visible & landmark & (blocks < own)).expand(scores.shape)
     group = blocks.expand(scores.shape)
     count = int(blocks.max()) + 1 if blocks.numel() else 0
-    risen, total = _risen(scores.masked_fill(~older, -torch.inf), group, count)
+    exps, total = _group_exp(scores.masked_fill(~older, -torch.inf), group, count)
     if empty == "mask":
         gates = gates & (total.gather(-1, group) > 0)
     top = _softmax(scores, mine | gates)
     handed = top.new_zeros(total.shape).scatter_add(-1, group, top.masked_fill(~gates, 0))
-    inner = risen / total.gather(-1, group).clamp(min=torch.finfo(scores.dtype).tiny)
+    inner = exps / total.gather(-1, group).clamp(min=torch.finfo(scores.dtype).tiny)
     return torch.where(mine, top, inner * handed.gather(-1, group))
 
 
@@ -97,28 +97,28 @@ def regular_softmax(scores: Tensor, block: int, most: int | None = None) -> Tens
     return torch.nn.functional.pad(weights, (0, 1)).flatten(-2)[..., :T]
 
 
-def _risen(x: Tensor, group: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _group_exp(x: Tensor, group: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """exp(x - the maximum of its group) [...,s], and its sum by group [...,count]; -inf is nobody.
 
     The maximum is the group's and not the row's: in float16 a far block would else vanish before it is weighed.
     """
     shape = (*x.shape[:-1], count)
     peak = x.new_full(shape, -torch.inf).scatter_reduce(-1, group, x.detach(), "amax")
-    risen = (x - peak.masked_fill(peak.isneginf(), 0).gather(-1, group)).exp()
-    return risen, x.new_zeros(shape).scatter_add(-1, group, risen)
+    exps = (x - peak.masked_fill(peak.isneginf(), 0).gather(-1, group)).exp()
+    return exps, x.new_zeros(shape).scatter_add(-1, group, exps)
 
 
 def _softmax(x: Tensor, among: Tensor) -> Tensor:
     """Softmax over the marked entries; a row without any is all zeros, also in its gradient."""
     x = x.masked_fill(~among, -torch.inf)
     peak = x.detach().amax(-1, keepdim=True)
-    risen = (x - peak.masked_fill(peak.isneginf(), 0)).exp()
-    return risen / risen.sum(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    exps = (x - peak.masked_fill(peak.isneginf(), 0)).exp()
+    return exps / exps.sum(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
 
 
 @dataclass(frozen=True, slots=True)
-class Citation:
-    """A block that the model retrieved.
+class RetrievedBlock:
+    """A citation: a block that the model retrieved.
 
     Attributes:
         block: Its number in the stream, from 0.
@@ -135,7 +135,7 @@ class Citation:
     hits: int
 
 
-def citations(blocks: Sequence[Tensor | None], block: int, top: int = 5) -> list[Citation]:
+def citations(blocks: Sequence[Tensor | None], block: int, top: int = 5) -> list[RetrievedBlock]:
     """Which blocks were retrieved most, by all heads, tokens and layers together.
 
     Args:
@@ -152,4 +152,4 @@ def citations(blocks: Sequence[Tensor | None], block: int, top: int = 5) -> list
     numbers, hits = torch.unique(torch.cat(votes), return_counts=True)
     whole = int(hits.sum())
     ranked = sorted(zip(numbers.tolist(), hits.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))
-    return [Citation(j, j * block, (j + 1) * block, count / whole, count) for j, count in ranked[:top]]
+    return [RetrievedBlock(j, j * block, (j + 1) * block, count / whole, count) for j, count in ranked[:top]]

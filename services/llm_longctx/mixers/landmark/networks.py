@@ -1,6 +1,6 @@
-"""The two networks that landmark attention was published in: a GPT without biases, and LLaMA.
+"""Landmark networks: the two that landmark attention was published in, a GPT without biases, and LLaMA.
 
-Knows the official checkpoints' keys, key for key; attention is `landmark`'s, streams are `landmark_session`'s.
+Knows the official checkpoints' keys, key for key; attention is in `attention`, streaming in `session`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from services.llm_longctx.mixers.landmark.attention import landmark_softmax, regular_softmax
 from services.llm_longctx.mixers.landmark.session import LandmarkSession
-from services.llm_longctx.mixers.rope import turned_halves, turned_pairs
+from services.llm_longctx.mixers.rope import rotate_halves, rotate_pairs
 from shared.lm.blocks import LlamaBlock, RMSNorm
 from shared.lm.config import DecoderConfig
 from shared.registry import builder
@@ -23,14 +23,14 @@ from shared.registry import builder
 __all__ = ["LandmarkGPT", "LandmarkLlama", "landmark_llama"]
 
 
-class _Landmark(nn.Module):
-    """What both networks do: the uncached forward of training, and sessions.
+class _LandmarkLM(nn.Module):
+    """Base of both networks: the uncached forward pass of training, and sessions.
 
     Attributes:
         block: Ordinary tokens L of a block.
         landmark_id: The token that closes one.
         context: Longest sequence that it was trained on, landmarks included.
-        most: Older blocks that a token may read in the uncached forward; None is all. Training sets it now and then.
+        max_blocks: Older blocks that a token may read in the uncached forward pass; None is all. Training sets it.
     """
 
     optional: tuple[str, ...]
@@ -39,7 +39,7 @@ class _Landmark(nn.Module):
     def __init__(self, block: int, landmark_id: int, context: int) -> None:
         super().__init__()
         self.block, self.landmark_id, self.context = block, landmark_id, context
-        self.most: int | None = None
+        self.max_blocks: int | None = None
 
     layers: Any
 
@@ -48,11 +48,11 @@ class _Landmark(nn.Module):
         """Residual stream [B,T,D] of tokens."""
 
     @abstractmethod
-    def turn(self, x: Tensor, positions: Tensor) -> Tensor:
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         """Rotary positions on x [...,d]."""
 
     @abstractmethod
-    def finish(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor) -> Tensor:
         """Final norm and output matrix."""
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -62,23 +62,25 @@ class _Landmark(nn.Module):
         x = self.embed(ids)
         for block in self.layers:
             q, k, v = (part.transpose(1, 2) for part in block.project(x))
-            mixed = self.mixed(self.turn(q, at), self.turn(k, at), v, landmark)
+            mixed = self.attend(self.rotate(q, at), self.rotate(k, at), v, landmark)
             x = x + block.output(mixed.transpose(1, 2))
             x = x + block.feed(x)
-        return self.finish(x)
+        return self.logits(x)
 
-    def mixed(self, q: Tensor, k: Tensor, v: Tensor, landmark: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, landmark: Tensor) -> Tensor:
         """Attention [B,H,T,d] in the cheapest form that the landmarks [B,T] allow."""
         if not bool(landmark.any()):  # one open block: plain causal attention
             return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         scores = q @ k.mT * q.shape[-1] ** -0.5
         at = torch.arange(q.shape[2], device=q.device)
         regular = bool((landmark == ((at + 1) % (self.block + 1) == 0)).all())
-        weights = regular_softmax(scores, self.block, self.most) if regular else landmark_softmax(scores, landmark)
+        weights = (
+            regular_softmax(scores, self.block, self.max_blocks) if regular else landmark_softmax(scores, landmark)
+        )
         return weights @ v
 
     def session(self, batch: int = 1, **options: Any) -> LandmarkSession:
-        """A stream that is read chunk by chunk; options are those of `LandmarkSession`."""
+        """Start a stream that is read chunk by chunk; options are those of `LandmarkSession`."""
         return LandmarkSession(cast("Any", self), batch, **options)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -129,7 +131,7 @@ class _GPTBlock(nn.Module):
 
 
 @builder("landmark-gpt")
-class LandmarkGPT(_Landmark):
+class LandmarkGPT(_LandmarkLM):
     """A GPT-2 shape without biases, output tied to the embedding, rotary positions on interleaved pairs."""
 
     optional = ("wpe.freqs", "attn.bias", "lm_head.weight")
@@ -145,7 +147,7 @@ class LandmarkGPT(_Landmark):
                 "ln_f": nn.LayerNorm(width, 1e-5, bias=False),
             }
         )
-        _start(self)
+        _init_weights(self)
 
     @property
     def layers(self) -> list[_GPTBlock]:
@@ -157,11 +159,11 @@ class LandmarkGPT(_Landmark):
         x: Tensor = self.transformer["wte"](ids)
         return x
 
-    def turn(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Pairs (x0,x1), (x2,x3), …, turned."""
-        return turned_pairs(x, positions)
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Pairs (x0,x1), (x2,x3), …, rotated."""
+        return rotate_pairs(x, positions)
 
-    def finish(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor) -> Tensor:
         """Final norm, then the embedding's rows."""
         return functional.linear(self.transformer["ln_f"](x), cast("Tensor", self.transformer["wte"].weight))
 
@@ -174,7 +176,7 @@ class _LlamaBody(nn.Module):
         self.norm = RMSNorm(config.width, config.norm_eps)
 
 
-class LandmarkLlama(_Landmark):
+class LandmarkLlama(_LandmarkLM):
     """LLaMA with landmark attention: the decoder's own blocks, rotary positions on halves."""
 
     optional = ("rotary_emb.inv_freq",)
@@ -183,7 +185,7 @@ class LandmarkLlama(_Landmark):
         super().__init__(block, landmark_id, config.positions)
         self.model = _LlamaBody(config)
         self.lm_head = nn.Linear(config.width, config.vocab, bias=False)
-        _start(self)
+        _init_weights(self)
 
     @property
     def layers(self) -> list[LlamaBlock]:
@@ -195,18 +197,18 @@ class LandmarkLlama(_Landmark):
         x: Tensor = self.model.embed_tokens(ids)
         return x
 
-    def turn(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Pairs (xᵢ, xᵢ₊d/2), turned."""
-        return turned_halves(x, positions)
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Pairs (xᵢ, xᵢ₊d/2), rotated."""
+        return rotate_halves(x, positions)
 
-    def finish(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor) -> Tensor:
         """Final norm and output matrix."""
         logits: Tensor = self.lm_head(self.model.norm(x))
         return logits
 
 
 @torch.no_grad()
-def _start(net: nn.Module) -> None:
+def _init_weights(net: nn.Module) -> None:
     for parameter in net.parameters():
         if parameter.dim() > 1:
             # By width and not a constant: at 0.02 a narrow network's scores are too small for its heads to tell apart.

@@ -1,11 +1,12 @@
-"""The language model of the PyTorch port, key for key: local heads beside routing heads in every layer.
+"""Routing Transformer language model: local heads beside routing heads, key for key as in the PyTorch port.
 
 In `port` mode it computes what the port computes, look-ahead included; in `causal` mode the same weights are a language
-model token by token. Knows the checkpoint's layout; attention inside clusters is `routing`'s.
+model token by token. Knows the checkpoint's layout; attention inside clusters is in `attention`.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Self, cast
 
@@ -13,30 +14,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.rope import turned_halves, turned_pairs
+from services.llm_longctx.mixers.rope import rotate_halves, rotate_pairs
 from services.llm_longctx.mixers.routing.attention import (
     RoutingState,
     attend_clusters,
     attend_sorted,
-    committed,
-    nearest,
-    normalised,
+    commitment_loss,
+    nearest_cluster,
+    normalise,
     route,
 )
 from shared.registry import builder
 
-__all__ = ["Chosen", "RoutingLM", "RoutingSession"]
+__all__ = ["ClusterAssignment", "RoutingLM", "RoutingSession"]
 
 
-class Chosen(NamedTuple):
-    """What one layer's routing heads compared with their centroids [B,H,T,d], and the clusters [B,H,T]; -1 is none."""
+class ClusterAssignment(NamedTuple):
+    """Clusters of a layer's tokens [B,H,T], -1 is none, and the vectors that were compared with centroids [B,H,T,d]."""
 
     units: Tensor
     clusters: Tensor
 
 
-Routed = tuple[Tensor, Tensor, Chosen | None]
-"""What attention adds [B,T,D], the commitment loss, and in causal mode who chose what."""
+AttentionResult = tuple[Tensor, Tensor, ClusterAssignment | None]
+"""Output of attention [B,T,D], the commitment loss, and in causal mode the clusters of the tokens."""
 
 
 class _Means(nn.Module):
@@ -44,7 +45,7 @@ class _Means(nn.Module):
 
     def __init__(self, heads: int, clusters: int, head_dim: int) -> None:
         super().__init__()
-        self.register_buffer("means", normalised(torch.randn(heads, clusters, head_dim)))
+        self.register_buffer("means", normalise(torch.randn(heads, clusters, head_dim)))
         self.register_buffer("initted", torch.tensor(data=True))
 
 
@@ -90,28 +91,28 @@ class _Attention(nn.Module):
         """Centroids [H,K,d]."""
         return cast("Tensor", self.global_attn.kmeans.means)
 
-    def forward(self, z: Tensor, mode: str, tokens: Tensor | None) -> Routed:
+    def forward(self, z: Tensor, mode: str, tokens: Tensor | None) -> AttentionResult:
         """Mix z [B,T,D]; `tokens` [B,T] marks what is not padding."""
         heads, loss, chosen = self._local(z), z.new_zeros(()), None
         if self.routes:
-            routed, loss, chosen = self._routed(z, mode, tokens)
+            routed, loss, chosen = self._route(z, mode, tokens)
             heads = torch.cat((heads, routed), 1)
         added: Tensor = self.to_out(heads.transpose(1, 2).flatten(2))
         return added, loss, chosen
 
     def routing_qkv(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the routing heads [B,h,T,d], as they are projected; shared keys are queries."""
-        q, v = self.split(self.to_q, z), self.split(self.to_v, z)
-        return q, q if self.shared else self.split(self.to_k, z), v
+        q, v = self.split_heads(self.to_q, z), self.split_heads(self.to_v, z)
+        return q, q if self.shared else self.split_heads(self.to_k, z), v
 
-    def split(self, linear: nn.Linear, z: Tensor) -> Tensor:
+    def split_heads(self, linear: nn.Linear, z: Tensor) -> Tensor:
         """Heads [B,h,T,d]."""
         x: Tensor = linear(z)
         return x.view(*z.shape[:2], -1, self.head_dim).transpose(1, 2)
 
     def local_qkv(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the local heads [B,h,T,d]; queries scaled, nothing rotated."""
-        q, k, v = self.split(self.local_to_qkv, z).chunk(3, 1)
+        q, k, v = self.split_heads(self.local_to_qkv, z).chunk(3, 1)
         return q * self.head_dim**-0.5, k, v
 
     def _local(self, z: Tensor) -> Tensor:
@@ -120,28 +121,28 @@ class _Attention(nn.Module):
         q, k, v = (torch.stack(torch.split(part, w, 2), 2) for part in self.local_qkv(z))
         k, v = (torch.cat((functional.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1], x), 3) for x in (k, v))
         at = torch.arange(2 * w, device=z.device)
-        seen = (at[w:, None] >= at).expand(q.shape[2], w, 2 * w).clone()
-        seen[0, :, :w] = False
-        q, k = turned_halves(q, at[w:]).flatten(0, 1), turned_halves(k, at).flatten(0, 1)
-        mixed = functional.scaled_dot_product_attention(q, k, v.flatten(0, 1), attn_mask=seen, scale=1.0)
+        visible = (at[w:, None] >= at).expand(q.shape[2], w, 2 * w).clone()
+        visible[0, :, :w] = False
+        q, k = rotate_halves(q, at[w:]).flatten(0, 1), rotate_halves(k, at).flatten(0, 1)
+        mixed = functional.scaled_dot_product_attention(q, k, v.flatten(0, 1), attn_mask=visible, scale=1.0)
         return mixed.view(v.shape[0], -1, z.shape[1], self.head_dim)
 
-    def _routed(self, z: Tensor, mode: str, tokens: Tensor | None) -> Routed:
+    def _route(self, z: Tensor, mode: str, tokens: Tensor | None) -> AttentionResult:
         at = torch.arange(z.shape[1], device=z.device)
         q, k, v = self.routing_qkv(z)
         if mode == "port":
-            found = route(turned_pairs(q, at), q, turned_pairs(v, at), self.means, self.window, "port", mask=tokens)
+            found = route(rotate_pairs(q, at), q, rotate_pairs(v, at), self.means, self.window, "port", mask=tokens)
             return found.out, found.loss, None
-        unit = normalised(q)
-        of, loss = nearest(unit, self.means), committed((unit,), self.means)
+        unit = normalise(q)
+        of, loss = nearest_cluster(unit, self.means), commitment_loss((unit,), self.means)
         if tokens is not None:
             of = of.masked_fill(~tokens[:, None], -1)
-        query, key = turned_pairs(unit, at), turned_pairs(unit if self.shared else normalised(k), at)
+        query, key = rotate_pairs(unit, at), rotate_pairs(unit if self.shared else normalise(k), at)
         if self.training:
             mixed = attend_sorted(query, key, v, of, self.window)
         else:  # where not a bit may depend on later tokens
             mixed = attend_clusters(query, key, v, of, of, self.means.shape[1], self.window)
-        return mixed, loss, Chosen(unit, of)
+        return mixed, loss, ClusterAssignment(unit, of)
 
 
 class _FeedForward(nn.Module):
@@ -241,10 +242,10 @@ class RoutingLM(nn.Module):
 
     def with_loss(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and the sum of the layers' commitment losses."""
-        return self.traced(ids)[:2]
+        return self.forward_with_assignments(ids)[:2]
 
-    def traced(self, ids: Tensor) -> tuple[Tensor, Tensor, list[Chosen | None]]:
-        """The same, and in causal mode what every layer's routing heads chose; None for a layer without them."""
+    def forward_with_assignments(self, ids: Tensor) -> tuple[Tensor, Tensor, list[ClusterAssignment | None]]:
+        """As `with_loss`, and in causal mode each layer's cluster assignment; None for one without routing heads."""
         ids, tokens, length = self._padded(ids)
         x: Tensor = self.token_emb(ids)
         loss, chosen = x.new_zeros(()), []
@@ -252,7 +253,7 @@ class RoutingLM(nn.Module):
             added, lost, choice = attention(norm_1(x), self.mode, tokens)
             x, loss = x + added, loss + lost
             x = x + feed(norm_2(x))
-            chosen.append(choice and Chosen(choice.units[:, :, :length], choice.clusters[..., :length]))
+            chosen.append(choice and ClusterAssignment(choice.units[:, :, :length], choice.clusters[..., :length]))
         return self.logits(x[:, :length]), loss, chosen
 
     def logits(self, x: Tensor) -> Tensor:
@@ -261,7 +262,7 @@ class RoutingLM(nn.Module):
         return found
 
     def session(self, batch: int = 1) -> RoutingSession:
-        """A new stream, in causal mode."""
+        """Start a stream, in causal mode."""
         return RoutingSession(self, batch)
 
     @property
@@ -293,15 +294,15 @@ class RoutingLM(nn.Module):
 
 
 class RoutingSession:
-    """A stream in causal mode: two local blocks of keys, and a ring per cluster."""
+    """State of a stream in causal mode: two local blocks of keys, and a ring buffer per cluster."""
 
     def __init__(self, net: RoutingLM, batch: int) -> None:
         self.net, self.batch, self.index = net, batch, 0
         layers = [attention for _, attention, _, _ in net.blocks]
-        self._rings = {
+        self.rings = {
             number: RoutingState(a.means, a.window, shared=a.shared) for number, a in enumerate(layers) if a.routes
         }
-        self._local = [net.out.weight.new_zeros(2, batch, a.local_heads, 0, a.head_dim) for a in layers]
+        self.local_cache = [net.out.weight.new_zeros(2, batch, a.local_heads, 0, a.head_dim) for a in layers]
 
     @torch.no_grad()
     def feed(self, ids: Tensor) -> Tensor:
@@ -318,24 +319,19 @@ class RoutingSession:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are remembered."""
-        return sum(ring.nbytes for ring in self._rings.values()) + sum(keys.nbytes for keys in self._local)
+        """Bytes of all caches."""
+        return sum(ring.nbytes for ring in self.rings.values()) + sum(keys.nbytes for keys in self.local_cache)
 
     @property
     def occupancy(self) -> list[Tensor]:
         """Per layer that routes the tokens of each cluster so far [B,H,K]."""
-        return [ring.occupancy for ring in self._rings.values()]
+        return [ring.occupancy for ring in self.rings.values()]
 
     def fork(self) -> Self:
-        """A stream that goes its own way from here."""
-        twin = object.__new__(type(self))
-        vars(twin).update(
-            {
-                **vars(self),
-                "_local": list(self._local),
-                "_rings": {number: ring.fork() for number, ring in self._rings.items()},
-            }
-        )
+        """An independent copy."""
+        twin = copy.copy(self)
+        twin.local_cache = list(self.local_cache)
+        twin.rings = {layer: ring.fork() for layer, ring in self.rings.items()}
         return twin
 
     def _step(self, ids: Tensor) -> Tensor:
@@ -344,27 +340,27 @@ class RoutingSession:
             z = norm_1(x)
             heads = self._local_step(layer, attention, z)
             if attention.routes:
-                routed = self._rings[layer].step(*attention.routing_qkv(z), self._turn)
+                routed = self.rings[layer].step(*attention.routing_qkv(z), self._rotate)
                 heads = torch.cat((heads, routed), 1)
             x = x + attention.to_out(heads.transpose(1, 2).flatten(2))
             x = x + feed(norm_2(x))
         self.index += 1
         return self.net.logits(x)
 
-    def _turn(self, x: Tensor) -> Tensor:
+    def _rotate(self, x: Tensor) -> Tensor:
         """Positions of the token in hand."""
-        return turned_pairs(x, torch.tensor([self.index], device=x.device))
+        return rotate_pairs(x, torch.tensor([self.index], device=x.device))
 
     def _local_step(self, layer: int, attention: _Attention, z: Tensor) -> Tensor:
         """One token of the local heads: its block so far, and the block before."""
         w = attention.local_window
         q, k, v = attention.local_qkv(z)
         within = self.index % w
-        kept = self._local[layer]
+        kept = self.local_cache[layer]
         if within == 0:
             kept = kept[..., max(kept.shape[3] - w, 0) :, :]
         kept = torch.cat((kept, torch.stack((k, v))), 3)
-        self._local[layer] = kept
+        self.local_cache[layer] = kept
         last = torch.arange(w + within + 1, device=z.device)[-kept.shape[3] :]
-        scores = turned_halves(q, last[-1:]) @ turned_halves(kept[0], last).mT
+        scores = rotate_halves(q, last[-1:]) @ rotate_halves(kept[0], last).mT
         return scores.softmax(-1) @ kept[1]

@@ -1,7 +1,7 @@
-"""The fast weights of a neural memory: an MLP that learns while it reads (Behrouz et al., 2024, section 3.1).
+"""Fast weights of a neural memory: an MLP that is trained while it reads (Behrouz et al., 2024, section 3.1).
 
 Reading, the gradient of its error in closed form, and the two recurrences of momentum and forgetting. Axes: n = batch ×
-heads, m steps, c tokens of a step, d head width. Knows tensors only; projections and states are `titans_memory`'s.
+heads, m steps, c tokens of a step, d head width. Knows tensors only; projections and states are in `memory`.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Weights", "errors", "gradients", "linear_window", "read", "recur"]
+__all__ = ["FastWeights", "errors", "gradients", "linear_window", "read", "recur"]
 
-Weights = list[Tensor]
+FastWeights = list[Tensor]
 """Fast weights of one memory, each [n,...]: matrices [n,in,out], and before them gamma [n,d] where the MLP is wrapped
 in a norm and a residual."""
 
 _EPS = 1e-5
 
 
-def read(weights: Weights, x: Tensor, *, wrapped: bool = False) -> Tensor:
-    """What the memory says to queries x [n,...,c,d]; the weights' axes between n and their own follow those of x."""
+def read(weights: FastWeights, x: Tensor, *, wrapped: bool = False) -> Tensor:
+    """Output of the memory for queries x [n,...,c,d]; the weights' axes between n and their own follow those of x."""
     matrices = weights[1:] if wrapped else weights
     out = _layers(matrices, x)[1][-1] @ matrices[-1]
-    return x + _normed(out)[0] * (weights[0].unsqueeze(-2) + 1) if wrapped else out
+    return x + _normalise(out)[0] * (weights[0].unsqueeze(-2) + 1) if wrapped else out
 
 
-def errors(weights: Weights, k: Tensor, v: Tensor, *, wrapped: bool = False) -> Tensor:
+def errors(weights: FastWeights, k: Tensor, v: Tensor, *, wrapped: bool = False) -> Tensor:
     """Sum over d of the squared error of each key's value [n,m,c], with one set of weights [n,...] for all steps."""
     return (read([w.unsqueeze(1) for w in weights], k, wrapped=wrapped) - v).square().sum(-1)
 
 
 def gradients(
-    weights: Weights, k: Tensor, v: Tensor, rate: Tensor, *, mean: bool, wrapped: bool, clamp: float | None
-) -> tuple[Weights, Tensor]:
+    weights: FastWeights, k: Tensor, v: Tensor, rate: Tensor, *, mean: bool, wrapped: bool, clamp: float | None
+) -> tuple[FastWeights, Tensor]:
     """Gradients of all steps at one set of weights, each token's scaled by its rate, summed over the tokens of a step.
 
     Args:
@@ -57,7 +57,7 @@ def gradients(
     before, inputs = _layers(matrices, k)
     out, found = inputs[-1] @ matrices[-1], []
     if wrapped:
-        normed, spread = _normed(out)
+        normed, spread = _normalise(out)
         scale = here[0].unsqueeze(-2) + 1
         wrong = k + normed * scale - v
     else:
@@ -65,16 +65,16 @@ def gradients(
     error = wrong * (2 / k.shape[-1] if mean else 2)
     if wrapped:
         token = error * normed
-        found.append((token * _factor(token.norm(dim=-1), rate, clamp)[..., None]).sum(-2))
-        error = _through_norm(error * scale, normed, spread)
-    made = []
+        found.append((token * _gradient_scale(token.norm(dim=-1), rate, clamp)[..., None]).sum(-2))
+        error = _norm_gradient(error * scale, normed, spread)
+    grads = []
     for layer in reversed(range(len(matrices))):
         a = inputs[layer]
-        factor = _factor(a.norm(dim=-1) * error.norm(dim=-1), rate, clamp)
-        made.append((a * factor[..., None]).mT @ error)
+        factor = _gradient_scale(a.norm(dim=-1) * error.norm(dim=-1), rate, clamp)
+        grads.append((a * factor[..., None]).mT @ error)
         if layer:
             error = (error @ matrices[layer].mT) * _gelu_slope(before[layer - 1])
-    return [*found, *reversed(made)], wrong.square().sum(-1)
+    return [*found, *reversed(grads)], wrong.square().sum(-1)
 
 
 def recur(start: Tensor, added: Tensor, log_keep: Tensor) -> Tensor:
@@ -89,13 +89,13 @@ def recur(start: Tensor, added: Tensor, log_keep: Tensor) -> Tensor:
         x after each step [n,m,...].
     """
     n, m = log_keep.shape
-    between, since = _kept(log_keep)
+    between, since = _decay(log_keep)
     flat = between @ added.reshape(n, m, -1) + since * start.reshape(n, 1, -1)
     return flat.view(added.shape)
 
 
 def linear_window(
-    asked: tuple[Tensor, Tensor, Tensor],
+    qkv: tuple[Tensor, Tensor, Tensor],
     rate: Tensor,
     base: Tensor,
     state: tuple[Tensor, Tensor],
@@ -110,7 +110,7 @@ def linear_window(
     products of both recurrences as weights. The numbers are those of `gradients`, `recur` and `read`.
 
     Args:
-        asked: q, k, v, each [n,m,d].
+        qkv: q, k, v, each [n,m,d].
         rate: theta [n,m].
         base: The matrix at which gradients are taken [n,d,d].
         state: Matrix and momentum before the window, each [n,d,d].
@@ -122,15 +122,15 @@ def linear_window(
         What each token reads once it is stored [n,m,d]; matrix and momentum behind the window; each token's squared
         error [n,m].
     """
-    q, k, v = asked
+    q, k, v = qkv
     matrix, moment = state
     wrong = k @ base - v
     error = wrong * (2 / k.shape[-1] if mean else 2)
-    error = error * _factor(k.norm(dim=-1) * error.norm(dim=-1), rate, clamp)[..., None]
-    both, since = _kept(gates[1])
+    error = error * _gradient_scale(k.norm(dim=-1) * error.norm(dim=-1), rate, clamp)[..., None]
+    both, since = _decay(gates[1])
     from_moment = last = None
     if gates[0] is not None:
-        between, begun = _kept(gates[0])
+        between, begun = _decay(gates[0])
         from_moment, both, last = both @ begun, both @ between, between[:, -1:]
     y = since * (q @ matrix) - (q @ k.mT * both) @ error
     after = since[:, -1:] * matrix - (k.mT * both[:, -1:]) @ error
@@ -141,7 +141,7 @@ def linear_window(
     return y, (after, begun[:, -1:] * moment - (k.mT * last) @ error), wrong.square().sum(-1)
 
 
-def _kept(log_keep: Tensor) -> tuple[Tensor, Tensor]:
+def _decay(log_keep: Tensor) -> tuple[Tensor, Tensor]:
     """What is left after step t of what came at step s [n,t,s], and of what was there before [n,t,1]."""
     m, total = log_keep.shape[1], log_keep.cumsum(-1)
     later = torch.ones(m, m, dtype=torch.bool, device=total.device).triu(1)
@@ -158,14 +158,14 @@ def _layers(matrices: Sequence[Tensor], x: Tensor) -> tuple[list[Tensor], list[T
     return before, inputs
 
 
-def _normed(x: Tensor) -> tuple[Tensor, Tensor]:
+def _normalise(x: Tensor) -> tuple[Tensor, Tensor]:
     """LayerNorm without parameters, and the standard deviation that it divided by."""
     centred = x - x.mean(-1, keepdim=True)
     spread = (centred.square().mean(-1, keepdim=True) + _EPS).sqrt()
     return centred / spread, spread
 
 
-def _through_norm(error: Tensor, normed: Tensor, spread: Tensor) -> Tensor:
+def _norm_gradient(error: Tensor, normed: Tensor, spread: Tensor) -> Tensor:
     """The gradient before a LayerNorm from the one behind it."""
     along = (error * normed).mean(-1, keepdim=True)
     return (error - error.mean(-1, keepdim=True) - normed * along) / spread
@@ -177,7 +177,7 @@ def _gelu_slope(z: Tensor) -> Tensor:
     return below + z * torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
 
 
-def _factor(norm: Tensor, rate: Tensor, clamp: float | None) -> Tensor:
+def _gradient_scale(norm: Tensor, rate: Tensor, clamp: float | None) -> Tensor:
     """What a token's gradient is multiplied by: its rate, and what brings its norm down to `clamp`."""
     if clamp is None:
         return rate

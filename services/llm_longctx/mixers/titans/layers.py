@@ -1,8 +1,8 @@
-"""Layers around a neural memory: as context (MAC), gate (MAG), layer (MAL), alone (LMM), and a twin without one.
+"""Titans layers: a neural memory as context (MAC), gate (MAG), layer (MAL) or alone (LMM), and a twin without one.
 
 The layouts of section 4 of the paper, made causal token by token. A layer is a pure function of x [B,t,D] and a state:
-named tensors of constant size that start as `start` says. Axes: H heads, d head width, P persistent tokens, C segment,
-W window. Knows nothing about vocabularies and sessions.
+named tensors of constant size that begin as `initial_state`. Axes: H heads, d head width, P persistent tokens,
+C segment, W window. Knows nothing about vocabularies and sessions.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.rope import turned_halves
+from services.llm_longctx.mixers.rope import rotate_halves
 from services.llm_longctx.mixers.titans.memory import TitansMemory
-from services.llm_longctx.mixers.titans.state import named, unnamed
+from services.llm_longctx.mixers.titans.state import from_tensors, to_tensors
 from shared.lm.blocks import RMSNorm
 
-__all__ = ["LAYOUTS", "Facts", "Layer", "LayerState", "Layout"]
+__all__ = ["LAYOUTS", "LayerState", "Layout", "TitansConfig", "TitansLayer"]
 
 Layout = Literal["mac", "mag", "mal", "lmm", "attention"]
 """`attention` is MAC without a memory: the twin that shows what the memory is worth."""
 
 LayerState = dict[str, Tensor]
-Stepped = tuple[Tensor, LayerState, Tensor]
+LayerOutput = tuple[Tensor, LayerState, Tensor]
 """x behind the layer, the new state, and what the memory did with each token [B,t,3]: error, rate, share forgotten."""
 
 _MAX_RATE, _CLAMP, _EPS = 0.1, 1.0, 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """Sizes of a layer; each head has a memory of its own, of this depth and refresh."""
+class TitansConfig:
+    """Sizes of a Titans layer; each head has a memory of its own, of this depth and refresh."""
 
     width: int
     heads: int
@@ -46,32 +46,32 @@ class Facts:
     refresh: int
 
 
-class Attention(nn.Module):
-    """Attention over P learned persistent tokens, which all see, and whatever keys are handed in."""
+class PersistentAttention(nn.Module):
+    """Attention over P learned persistent tokens, visible to all, and the keys that are passed in."""
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, config: TitansConfig) -> None:
         super().__init__()
-        self.heads, D = facts.heads, facts.width
+        self.heads, D = config.heads, config.width
         self.to_qkv = nn.Linear(D, 3 * D, bias=False)
         self.to_out = nn.Linear(D, D, bias=False)
-        self.persistent = nn.Parameter(torch.randn(2, self.heads, facts.persistent, D // self.heads) * 0.02)
+        self.persistent = nn.Parameter(torch.randn(2, self.heads, config.persistent, D // self.heads) * 0.02)
 
     def project(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v [B,H,t,d] of z [B,t,D], not rotated."""
         q, k, v = self.to_qkv(z).view(*z.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         return q, k, v
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
-        """Attend [B,t,D]; q and k are rotated, `seen` [t,s] says which keys."""
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+        """Attend [B,t,D]; q and k are rotated, `visible` [t,s] says which keys."""
         first_k, first_v = (part.expand(q.shape[0], -1, -1, -1) for part in self.persistent)
-        seen = torch.cat((seen.new_ones(seen.shape[0], first_k.shape[2]), seen), 1)
+        visible = torch.cat((visible.new_ones(visible.shape[0], first_k.shape[2]), visible), 1)
         keys, values = torch.cat((first_k, k), 2), torch.cat((first_v, v), 2)
-        mixed = functional.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
+        mixed = functional.scaled_dot_product_attention(q, keys, values, attn_mask=visible)
         out: Tensor = self.to_out(mixed.transpose(1, 2).flatten(2))
         return out
 
 
-class _Feed(nn.Module):
+class _FeedForward(nn.Module):
     """SwiGLU behind a norm."""
 
     def __init__(self, width: int) -> None:
@@ -90,92 +90,92 @@ class _Feed(nn.Module):
 class _Memory(TitansMemory):
     """The paper's memory, bounded; its state travels by name."""
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, config: TitansConfig) -> None:
         super().__init__(
             "paper",
-            facts.width,
-            facts.heads,
-            depth=facts.depth,
-            refresh=facts.refresh,
+            config.width,
+            config.heads,
+            depth=config.depth,
+            refresh=config.refresh,
             max_rate=_MAX_RATE,
             clamp=_CLAMP,
         )
 
-    def write(self, x: Tensor, state: LayerState, index: int) -> Stepped:
-        """Store x [B,t,D] token by token, and what the memory says to each."""
+    def write(self, x: Tensor, state: LayerState, index: int) -> LayerOutput:
+        """Store x [B,t,D] token by token; the memory's output for each."""
         parts = ("rest", "weights.", "momentum.", "base.", "tails.")
-        own = unnamed({key: t for key, t in state.items() if key.startswith(parts)}, index)
-        said, after, trace = self.traced(x, own)
-        return said, named(after), torch.stack((trace.loss, trace.rate, trace.forgotten), -1).mean(1)
+        own = from_tensors({key: t for key, t in state.items() if key.startswith(parts)}, index)
+        out, after, trace = self.forward_with_trace(x, own)
+        return out, to_tensors(after), torch.stack((trace.loss, trace.rate, trace.forgotten), -1).mean(1)
 
 
-class Layer(nn.Module):
+class TitansLayer(nn.Module):
     """A layer of any layout: a norm, something that mixes tokens, and a SwiGLU."""
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, config: TitansConfig) -> None:
         super().__init__()
-        self.facts = facts
-        self.norm = RMSNorm(facts.width, _EPS)
-        self.feed = _Feed(facts.width)
+        self.config = config
+        self.norm = RMSNorm(config.width, _EPS)
+        self.feed = _FeedForward(config.width)
 
-    def forward(self, x: Tensor, state: LayerState, index: int) -> Stepped:
+    def forward(self, x: Tensor, state: LayerState, index: int) -> LayerOutput:
         """Read x [B,t,D] behind `index` tokens; the given state is left as it is."""
-        added, after, surprise = self.added(self.norm(x), state, index)
+        added, after, surprise = self.mix(self.norm(x), state, index)
         x = x + added
         return x + self.feed(x), after, surprise
 
     @abstractmethod
-    def added(self, z: Tensor, state: LayerState, index: int) -> Stepped:
-        """What mixing adds to x, from z = norm(x)."""
+    def mix(self, z: Tensor, state: LayerState, index: int) -> LayerOutput:
+        """Output of the token mixer for z = norm(x); it is added to x."""
 
     @abstractmethod
-    def start(self, batch: int) -> LayerState:
+    def initial_state(self, batch: int) -> LayerState:
         """The state before the first token."""
 
     def _no_keys(self, batch: int, room: int) -> Tensor:
         """Room for keys and values [2,B,H,room,d]."""
-        heads = self.facts.heads
-        return self.norm.weight.new_zeros(2, batch, heads, room, self.facts.width // heads)
+        heads = self.config.heads
+        return self.norm.weight.new_zeros(2, batch, heads, room, self.config.width // heads)
 
 
-class LMM(Layer):
+class LMM(TitansLayer):
     """The memory alone: x += memory(z)."""
 
-    def __init__(self, facts: Facts) -> None:
-        super().__init__(facts)
-        self.memory = _Memory(facts)
+    def __init__(self, config: TitansConfig) -> None:
+        super().__init__(config)
+        self.memory = _Memory(config)
 
-    def added(self, z: Tensor, state: LayerState, index: int) -> Stepped:
-        """What the memory says."""
+    def mix(self, z: Tensor, state: LayerState, index: int) -> LayerOutput:
+        """The output of the memory."""
         return self.memory.write(z, state, index)
 
-    def start(self, batch: int) -> LayerState:
-        """The memory's."""
-        return named(self.memory.start(batch))
+    def initial_state(self, batch: int) -> LayerState:
+        """The state of the memory."""
+        return to_tensors(self.memory.initial_state(batch))
 
 
-class _Windowed(Layer):
+class _Windowed(TitansLayer):
     """A memory and a sliding window: each token sees itself and the W - 1 before it."""
 
-    def __init__(self, facts: Facts) -> None:
-        super().__init__(facts)
-        self.memory, self.attention = _Memory(facts), Attention(facts)
-        self.norm_1 = RMSNorm(facts.width, _EPS)
+    def __init__(self, config: TitansConfig) -> None:
+        super().__init__(config)
+        self.memory, self.attention = _Memory(config), PersistentAttention(config)
+        self.norm_1 = RMSNorm(config.width, _EPS)
 
-    def start(self, batch: int) -> LayerState:
-        """The memory's, and the keys of the window."""
-        return {**named(self.memory.start(batch)), "keys": self._no_keys(batch, self.facts.window - 1)}
+    def initial_state(self, batch: int) -> LayerState:
+        """The states of the memory and of the window."""
+        return {**to_tensors(self.memory.initial_state(batch)), "keys": self._no_keys(batch, self.config.window - 1)}
 
     def window(self, z: Tensor, state: LayerState, index: int) -> tuple[Tensor, LayerState]:
         """Attention of z [B,t,D] over the window, and the keys to keep: the last W - 1, at the end of their room."""
-        room, t = self.facts.window - 1, z.shape[1]
+        room, t = self.config.window - 1, z.shape[1]
         held = min(index, room)
         q, k, v = self.attention.project(z)
         kept = torch.cat((state["keys"][..., room - held :, :], torch.stack((k, v))), 3)
         at = torch.arange(index - held, index + t, device=z.device)
         ago = at[held:, None] - at
         mixed = self.attention.mix(
-            turned_halves(q, at[held:]), turned_halves(kept[0], at), kept[1], (ago >= 0) & (ago <= room)
+            rotate_halves(q, at[held:]), rotate_halves(kept[0], at), kept[1], (ago >= 0) & (ago <= room)
         )
         last = kept[..., max(held + t - room, 0) :, :]
         return mixed, {"keys": functional.pad(last, (0, 0, room - last.shape[3], 0))}
@@ -184,52 +184,52 @@ class _Windowed(Layer):
 class MAG(_Windowed):
     """The memory as a gate: x += norm(window) · sigmoid(norm(memory))."""
 
-    def __init__(self, facts: Facts) -> None:
-        super().__init__(facts)
-        self.norm_2 = RMSNorm(facts.width, _EPS)
+    def __init__(self, config: TitansConfig) -> None:
+        super().__init__(config)
+        self.norm_2 = RMSNorm(config.width, _EPS)
 
-    def added(self, z: Tensor, state: LayerState, index: int) -> Stepped:
+    def mix(self, z: Tensor, state: LayerState, index: int) -> LayerOutput:
         """Window and memory read the same."""
         mixed, keys = self.window(z, state, index)
-        said, after, surprise = self.memory.write(z, state, index)
-        return self.norm_1(mixed) * torch.sigmoid(self.norm_2(said)), {**after, **keys}, surprise
+        out, after, surprise = self.memory.write(z, state, index)
+        return self.norm_1(mixed) * torch.sigmoid(self.norm_2(out)), {**after, **keys}, surprise
 
 
 class MAL(_Windowed):
     """The memory as a layer: x += window(norm(memory))."""
 
-    def added(self, z: Tensor, state: LayerState, index: int) -> Stepped:
+    def mix(self, z: Tensor, state: LayerState, index: int) -> LayerOutput:
         """The window reads what the memory says."""
-        said, after, surprise = self.memory.write(z, state, index)
-        mixed, keys = self.window(self.norm_1(said), state, index)
+        out, after, surprise = self.memory.write(z, state, index)
+        mixed, keys = self.window(self.norm_1(out), state, index)
         return mixed, {**after, **keys}, surprise
 
 
-class Segments(Layer):
+class Segments(TitansLayer):
     """Attention inside segments of C tokens, and nothing from one to the next."""
 
     sides = 1
     """Kinds of keys that are kept."""
 
-    def __init__(self, facts: Facts) -> None:
-        super().__init__(facts)
-        self.attention = Attention(facts)
+    def __init__(self, config: TitansConfig) -> None:
+        super().__init__(config)
+        self.attention = PersistentAttention(config)
 
-    def start(self, batch: int) -> LayerState:
+    def initial_state(self, batch: int) -> LayerState:
         """The keys of the current segment."""
-        return {"keys": self._no_keys(batch, self.sides * self.facts.segment)}
+        return {"keys": self._no_keys(batch, self.sides * self.config.segment)}
 
-    def added(self, z: Tensor, state: LayerState, index: int) -> Stepped:
+    def mix(self, z: Tensor, state: LayerState, index: int) -> LayerOutput:
         """Segment by segment."""
-        said, surprises = [], []
-        for part in _cut(z, index, self.facts.segment):
+        outs, surprises = [], []
+        for part in _split_segments(z, index, self.config.segment):
             out, state, surprise = self.segment(part, state, index)
-            said.append(out)
+            outs.append(out)
             surprises.append(surprise)
             index += part.shape[1]
-        return torch.cat(said, 1), state, torch.cat(surprises, 1)
+        return torch.cat(outs, 1), state, torch.cat(surprises, 1)
 
-    def segment(self, z: Tensor, state: LayerState, index: int) -> Stepped:
+    def segment(self, z: Tensor, state: LayerState, index: int) -> LayerOutput:
         """Tokens z [B,t,D] of one segment, or of a part of it."""
         mixed, keys = self.attend(z, [], state, index)
         return mixed, {"keys": keys}, z.new_zeros(*z.shape[:2], 3)
@@ -240,7 +240,7 @@ class Segments(Layer):
         Returns:
             The mix, and the keys to keep [2,B,H,C,d] per kind.
         """
-        C, t = self.facts.segment, z.shape[1]
+        C, t = self.config.segment, z.shape[1]
         held = index % C
         at = torch.arange(held + t, device=z.device)
         q, k, v = self.attention.project(z)
@@ -248,11 +248,11 @@ class Segments(Layer):
         new = [*(torch.stack(self.attention.project(part)[1:]) for part in recalled), torch.stack((k, v))]
         kinds = [torch.cat((was[..., :held, :], now), 3) for was, now in zip(old, new, strict=True)]
         keys, values = (
-            torch.cat([turned_halves(kind[0], at) for kind in kinds], 2),
+            torch.cat([rotate_halves(kind[0], at) for kind in kinds], 2),
             torch.cat([kind[1] for kind in kinds], 2),
         )
-        seen = (at[held:, None] >= at).repeat(1, len(kinds))
-        mixed = self.attention.mix(turned_halves(q, at[held:]), keys, values, seen)
+        visible = (at[held:, None] >= at).repeat(1, len(kinds))
+        mixed = self.attention.mix(rotate_halves(q, at[held:]), keys, values, visible)
         return mixed, torch.cat([functional.pad(kind, (0, 0, 0, C - held - t)) for kind in kinds], 3)
 
 
@@ -265,33 +265,33 @@ class MAC(Segments):
 
     sides = 2
 
-    def __init__(self, facts: Facts) -> None:
-        super().__init__(facts)
-        self.memory = _Memory(facts)
+    def __init__(self, config: TitansConfig) -> None:
+        super().__init__(config)
+        self.memory = _Memory(config)
 
-    def start(self, batch: int) -> LayerState:
-        """The memory's, its weights at the start of the segment, and the segment's keys."""
-        own = named(self.memory.start(batch))
-        return {**super().start(batch), **own, **_began(own)}
+    def initial_state(self, batch: int) -> LayerState:
+        """The states of the memory and of the segment, and the memory's weights at its start."""
+        own = to_tensors(self.memory.initial_state(batch))
+        return {**super().initial_state(batch), **own, **_segment_start(own)}
 
-    def segment(self, z: Tensor, state: LayerState, index: int) -> Stepped:
+    def segment(self, z: Tensor, state: LayerState, index: int) -> LayerOutput:
         """Recall, attend, store."""
-        fresh = index % self.facts.segment == 0
-        began = _began(state) if fresh else {key: t for key, t in state.items() if key.startswith("began.")}
+        fresh = index % self.config.segment == 0
+        began = _segment_start(state) if fresh else {key: t for key, t in state.items() if key.startswith("began.")}
         mixed, keys = self.attend(z, [self.memory.recall(z, list(began.values()))], state, index)
-        said, after, surprise = self.memory.write(mixed, state, index)
-        return mixed * said, {"keys": keys, **after, **began}, surprise
+        out, after, surprise = self.memory.write(mixed, state, index)
+        return mixed * out, {"keys": keys, **after, **began}, surprise
 
 
-LAYOUTS: Mapping[Layout, type[Layer]] = {"mac": MAC, "mag": MAG, "mal": MAL, "lmm": LMM, "attention": Segments}
+LAYOUTS: Mapping[Layout, type[TitansLayer]] = {"mac": MAC, "mag": MAG, "mal": MAL, "lmm": LMM, "attention": Segments}
 
 
-def _began(state: LayerState) -> LayerState:
+def _segment_start(state: LayerState) -> LayerState:
     """The memory's weights now, under the names that they have as those of the segment's start."""
     return {key.replace("weights", "began"): t for key, t in state.items() if key.startswith("weights.")}
 
 
-def _cut(x: Tensor, index: int, size: int) -> Iterator[Tensor]:
+def _split_segments(x: Tensor, index: int, size: int) -> Iterator[Tensor]:
     """Cut x [B,t,D] where segments of the stream end."""
     at = 0
     while at < x.shape[1]:

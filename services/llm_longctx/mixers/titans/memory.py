@@ -1,4 +1,4 @@
-"""Titans' neural memory as a module: projections and gates around fast weights, and the state that it hands on.
+"""Neural memory of Titans as a module: projections and gates around fast weights, and the state between calls.
 
 Two kernels. `paper` follows the paper's equations token by token; `library` computes what the public reference library
 computes, for conformance. Both are one algorithm: steps of `chunk` tokens, whose gradients are taken at the weights
@@ -19,17 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.titans.fast_weights import Weights, gradients, linear_window, read, recur
+from services.llm_longctx.mixers.titans.fast_weights import FastWeights, gradients, linear_window, read, recur
 from shared.registry import builder
 
-__all__ = ["Kernel", "MemoryState", "TitansMemory", "Trace"]
+__all__ = ["Kernel", "MemoryState", "MemoryTrace", "TitansMemory"]
 
 Kernel = Literal["paper", "library"]
 
-WIDE = 4
+CONV_WIDTH = 4
 """Width of the causal convolution behind the paper's projections."""
 
-REFRESH = 16
+DEFAULT_REFRESH = 16
 """Tokens of a refresh window of the paper's kernel, unless told otherwise."""
 
 _CAP, _FLOOR = math.log(0.99), math.log(1 - 0.001)
@@ -38,7 +38,7 @@ _CAP, _FLOOR = math.log(0.99), math.log(1 - 0.001)
 
 @dataclass(frozen=True, slots=True)
 class MemoryState:
-    """What a memory remembers between calls.
+    """State of a memory between calls.
 
     Attributes:
         index: Tokens read.
@@ -50,15 +50,15 @@ class MemoryState:
     """
 
     index: int
-    weights: Weights
-    momentum: Weights
-    base: Weights
+    weights: FastWeights
+    momentum: FastWeights
+    base: FastWeights
     rest: Tensor
     tails: list[Tensor] = field(default_factory=list)
 
 
-class Trace(NamedTuple):
-    """What was stored: error before its rate, rate, and what was forgotten, each [B,H,T'] over stored tokens."""
+class MemoryTrace(NamedTuple):
+    """Trace of stored tokens: error before its rate, rate, and what was forgotten, each [B,H,T'] over stored tokens."""
 
     loss: Tensor
     rate: Tensor
@@ -79,7 +79,7 @@ class TitansMemory(nn.Module):
         momentum: Whether there is momentum.
         residual_norm, input_norm, qk_norm: The library's options; the paper's kernel has none of them.
         max_rate: Largest theta.
-        clamp: See `titans_fast.gradients`; None computes exactly what is published.
+        clamp: See `fast_weights.gradients`; None computes exactly what is published.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class TitansMemory(nn.Module):
         paper = kernel == "paper"
         if paper:
             residual_norm = input_norm = qk_norm = False
-            chunk, refresh = 1, REFRESH if refresh is None else refresh
+            chunk, refresh = 1, DEFAULT_REFRESH if refresh is None else refresh
         if refresh is not None and (refresh < 1 or refresh % chunk):
             message = f"refresh must be a multiple of chunk {chunk}, not {refresh}"
             raise ValueError(message)
@@ -115,40 +115,40 @@ class TitansMemory(nn.Module):
 
     def forward(
         self, x: Tensor, state: MemoryState | None = None, *, trace: bool = False
-    ) -> tuple[Tensor, MemoryState] | tuple[Tensor, MemoryState, Trace]:
+    ) -> tuple[Tensor, MemoryState] | tuple[Tensor, MemoryState, MemoryTrace]:
         """Read and write x [B,T,D]; the given state is left as it is.
 
         Returns:
-            What the memory said to each token [B,T,D], the new state, and with `trace` what was stored.
+            The memory's output for each token [B,T,D], the new state, and with `trace` what was stored.
         """
-        said, after, traced = self.traced(x, state or self.start(x.shape[0]))
-        return (said, after, traced) if trace else (said, after)
+        out, after, traced = self.forward_with_trace(x, state or self.initial_state(x.shape[0]))
+        return (out, after, traced) if trace else (out, after)
 
-    def traced(self, x: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState, Trace]:
-        """The same, always with its trace."""
+    def forward_with_trace(self, x: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState, MemoryTrace]:
+        """As `forward`, always with the trace."""
         q, tails = self._queries(x, state.tails)
         stored, rest = self._steps(torch.cat((state.rest, x), 1))
         k, v, more = self._pairs(stored, state.tails)
         gates = self._gates(stored)
-        y, after, losses = self._run(q, k, v, gates, state)
+        y, after, losses = self._run_windows(q, k, v, gates, state)
         after = replace(after, index=state.index + x.shape[1], rest=rest, tails=[*tails, *more])
         forgotten = (1 - gates.log_keep.exp()).repeat_interleave(self.chunk, -1)
-        return self._joined(y, x), after, Trace(losses, gates.rate, forgotten)
+        return self._merge_heads(y, x), after, MemoryTrace(losses, gates.rate, forgotten)
 
-    def start(self, batch: int) -> MemoryState:
+    def initial_state(self, batch: int) -> MemoryState:
         """The state before the first token."""
         weights = [w.repeat(batch, *[1] * (w.dim() - 1)) for w in self.memory_model_parameters]
         like = self.to_queries.weight
         empty = like.new_zeros(batch, 0, like.shape[1])
-        tails = [like.new_zeros(batch, like.shape[0], WIDE - 1) for _ in range(3 if self.paper else 0)]
+        tails = [like.new_zeros(batch, like.shape[0], CONV_WIDTH - 1) for _ in range(3 if self.paper else 0)]
         return MemoryState(0, weights, [torch.zeros_like(w) for w in weights], weights, empty, tails)
 
-    def recall(self, x: Tensor, weights: Weights) -> Tensor:
+    def recall(self, x: Tensor, weights: FastWeights) -> Tensor:
         """Ask a memory without writing to it and without the convolution [B,T,D]: one set of weights for all tokens."""
-        q = self._split(self.to_queries(x))
+        q = self._split_heads(self.to_queries(x))
         if self.paper:
             q = functional.normalize(functional.silu(q), dim=-1)
-        return self._joined(read(weights, q.flatten(0, 1), wrapped=self.wrapped).view(q.shape), x)
+        return self._merge_heads(read(weights, q.flatten(0, 1), wrapped=self.wrapped).view(q.shape), x)
 
     def _build(self, width: int, depth: int, expansion: float, input_norm: bool, qk_norm: bool) -> None:
         H, d = self.heads, self.head_dim
@@ -172,7 +172,7 @@ class TitansMemory(nn.Module):
                 self.retrieve_gate = nn.Sequential(nn.Linear(width, H, bias=False))
             self.combine_heads = nn.Linear(H * d, width, bias=False)
         if self.paper:
-            convolutions = (nn.Conv1d(H * d, H * d, WIDE, groups=H * d, bias=False) for _ in range(3))
+            convolutions = (nn.Conv1d(H * d, H * d, CONV_WIDTH, groups=H * d, bias=False) for _ in range(3))
             self.conv_queries, self.conv_keys, self.conv_values = convolutions
             self._start_gates()
 
@@ -182,25 +182,25 @@ class TitansMemory(nn.Module):
         for gate, bias in [*gates, (self.to_momentum, 0.0)] if self.momentum else gates:
             nn.init.constant_(cast("nn.Linear", gate[0]).bias, bias)
 
-    def _split(self, x: Tensor) -> Tensor:
+    def _split_heads(self, x: Tensor) -> Tensor:
         """[B,T,H·d] → [B,H,T,d]."""
         return x.view(*x.shape[:2], self.heads, self.head_dim).transpose(1, 2)
 
     def _queries(self, x: Tensor, tails: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """What each token asks [B,H,T,d]."""
         if self.paper:
-            z, tail = _convolved(self.conv_queries, functional.silu(self.to_queries(x)), tails[0])
-            return functional.normalize(self._split(z), dim=-1), [tail]
-        q = self._split(self.to_queries(self.retrieve_norm(x) if hasattr(self, "retrieve_norm") else x))
+            z, tail = _convolve(self.conv_queries, functional.silu(self.to_queries(x)), tails[0])
+            return functional.normalize(self._split_heads(z), dim=-1), [tail]
+        q = self._split_heads(self.to_queries(self.retrieve_norm(x) if hasattr(self, "retrieve_norm") else x))
         return (self.q_norm(q) if hasattr(self, "q_norm") else q), []
 
     def _pairs(self, x: Tensor, tails: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """What each stored token writes: keys and values [B,H,T',d]."""
         if self.paper:
-            k, first = _convolved(self.conv_keys, functional.silu(self.to_keys(x)), tails[1])
-            v, second = _convolved(self.conv_values, functional.silu(self.to_values(x)), tails[2])
-            return functional.normalize(self._split(k), dim=-1), self._split(v), [first, second]
-        k, v = self._split(self.to_keys(x)), self._split(self.to_values(x))
+            k, first = _convolve(self.conv_keys, functional.silu(self.to_keys(x)), tails[1])
+            v, second = _convolve(self.conv_values, functional.silu(self.to_values(x)), tails[2])
+            return functional.normalize(self._split_heads(k), dim=-1), self._split_heads(v), [first, second]
+        k, v = self._split_heads(self.to_keys(x)), self._split_heads(self.to_values(x))
         return (self.k_norm(k) if hasattr(self, "k_norm") else k), v, []
 
     def _steps(self, waiting: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,7 +220,7 @@ class TitansMemory(nn.Module):
             log_moment = None if log_moment is None else log_moment.clamp(max=_CAP)
         return _Gates(rate, log_moment, log_keep)
 
-    def _run(
+    def _run_windows(
         self, q: Tensor, k: Tensor, v: Tensor, gates: _Gates, state: MemoryState
     ) -> tuple[Tensor, MemoryState, Tensor]:
         """All windows in turn. Token t reads the weights after (t + 1) // chunk complete chunks of the stream."""
@@ -233,7 +233,7 @@ class TitansMemory(nn.Module):
         done = state.index // c
         level = (torch.arange(state.index, state.index + T, device=q.device) + 1) // c - done
         here = int((level == 0).sum())
-        said, losses = [read(state.weights, q[:, :here], wrapped=self.wrapped)], []
+        out, losses = [read(state.weights, q[:, :here], wrapped=self.wrapped)], []
         weights, moment, base = state.weights, state.momentum, state.base
         for a, b, fresh in self._windows(done, k.shape[1]):
             base = weights if fresh else base
@@ -242,10 +242,10 @@ class TitansMemory(nn.Module):
             upto = int((level <= b).sum())
             rows = level[here:upto] - a - 1
             now = [w.index_select(1, rows) for w in path]
-            said.append(read(now, q[:, here:upto, None], wrapped=self.wrapped).squeeze(2))
+            out.append(read(now, q[:, here:upto, None], wrapped=self.wrapped).squeeze(2))
             weights, moment, here = [w[:, -1] for w in path], [s[:, -1] for s in moments], upto
             losses.append(loss)
-        y = torch.cat(said, 1).view(B, H, T, d)
+        y = torch.cat(out, 1).view(B, H, T, d)
         errors = torch.cat(losses, 1) if losses else rate
         mean = 1 if self.paper else d
         return y, MemoryState(0, weights, moment, base, state.rest), errors.view(B, H, -1) / mean
@@ -259,7 +259,7 @@ class TitansMemory(nn.Module):
         rate, log_keep = gates.rate.flatten(0, 1), gates.log_keep.flatten(0, 1)
         log_moment = None if gates.log_moment is None else gates.log_moment.flatten(0, 1)
         (base,), now = state.base, (state.weights[0], state.momentum[0])
-        said, losses = [], []
+        out, losses = [], []
         for a, b, fresh in self._windows(state.index, T):
             base = now[0] if fresh else base
             moment = None if log_moment is None else log_moment[:, a:b]
@@ -272,14 +272,14 @@ class TitansMemory(nn.Module):
                 mean=not self.paper,
                 clamp=self.clamp,
             )
-            said.append(y)
+            out.append(y)
             losses.append(loss)
         after = MemoryState(0, [now[0]], [now[1]], [base], state.rest)
-        found = torch.cat(said, 1).view(B, H, T, d) if said else q.view(B, H, T, d)
+        found = torch.cat(out, 1).view(B, H, T, d) if out else q.view(B, H, T, d)
         errors = torch.cat(losses, 1).view(B, H, T) if losses else gates.rate
         return found, after, errors / (1 if self.paper else d)
 
-    def _gradients(self, base: Weights, k: Tensor, v: Tensor, rate: Tensor) -> tuple[Weights, Tensor]:
+    def _gradients(self, base: FastWeights, k: Tensor, v: Tensor, rate: Tensor) -> tuple[FastWeights, Tensor]:
         return gradients(base, k, v, rate, mean=not self.paper, wrapped=self.wrapped, clamp=self.clamp)
 
     def _windows(self, done: int, steps: int) -> Iterator[tuple[int, int, bool]]:
@@ -292,7 +292,9 @@ class TitansMemory(nn.Module):
             yield a, b, self.refresh is not None and first % span == 0
             a = b
 
-    def _learn(self, weights: Weights, moment: Weights, step: Weights, gates: _Gates) -> tuple[Weights, Weights]:
+    def _learn(
+        self, weights: FastWeights, moment: FastWeights, step: FastWeights, gates: _Gates
+    ) -> tuple[FastWeights, FastWeights]:
         """Weights and momentum after each step [B·H,m,...]."""
         log_keep = gates.log_keep.flatten(0, 1)
         if gates.log_moment is None:
@@ -302,15 +304,15 @@ class TitansMemory(nn.Module):
             moments = [recur(s, -g, log_moment) for s, g in zip(moment, step, strict=True)]
         return [recur(w, s, log_keep) for w, s in zip(weights, moments, strict=True)], moments
 
-    def _joined(self, y: Tensor, x: Tensor) -> Tensor:
+    def _merge_heads(self, y: Tensor, x: Tensor) -> Tensor:
         """Heads [B,H,T,d] as one answer [B,T,D]."""
         if self.heads == 1:
             return y.squeeze(1)
         if hasattr(self, "retrieve_gate"):
-            seen = self.retrieve_norm(x) if hasattr(self, "retrieve_norm") else x
-            y = y * torch.sigmoid(self.retrieve_gate(seen)).mT[..., None]
-        said: Tensor = self.combine_heads(y.transpose(1, 2).flatten(2))
-        return said
+            inputs = self.retrieve_norm(x) if hasattr(self, "retrieve_norm") else x
+            y = y * torch.sigmoid(self.retrieve_gate(inputs)).mT[..., None]
+        out: Tensor = self.combine_heads(y.transpose(1, 2).flatten(2))
+        return out
 
 
 class _Gates(NamedTuple):
@@ -338,8 +340,8 @@ class _HeadNorm(nn.Module):
         return functional.rms_norm(x, x.shape[-1:]) * (self.gamma + 1)
 
 
-def _convolved(conv: nn.Conv1d, z: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
+def _convolve(conv: nn.Conv1d, z: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
     """Causal depthwise convolution of z [B,T,C] behind the last inputs [B,C,3], and the new last inputs."""
-    seen = torch.cat((tail, z.mT), 2)
-    out = conv(seen).mT if z.shape[1] else z
-    return out, seen[:, :, seen.shape[2] - WIDE + 1 :]
+    inputs = torch.cat((tail, z.mT), 2)
+    out = conv(inputs).mT if z.shape[1] else z
+    return out, inputs[:, :, inputs.shape[2] - CONV_WIDTH + 1 :]

@@ -1,7 +1,7 @@
-"""Language models of memory layers, and sessions: what they remember of a stream is of constant size.
+"""Titans language models and their sessions, whose state is of constant size.
 
-The forward pass is a session that is fed once. Knows layers by their two verbs; there is no official checkpoint, so
-state-dict keys are ours.
+The forward pass is a session that is fed once. Knows layers by `forward` and `initial_state`; there is no official
+checkpoint, so state-dict keys are ours.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from services.llm_longctx.mixers.titans.layers import LAYOUTS, Facts, Layer, LayerState, Layout
-from services.llm_longctx.mixers.titans.state import MOST, SessionState, StateError, pack_state, unpack_state
+from services.llm_longctx.mixers.titans.layers import LAYOUTS, LayerState, Layout, TitansConfig, TitansLayer
+from services.llm_longctx.mixers.titans.state import MAX_STATE_BYTES, SessionState, StateError, pack_state, unpack_state
 from shared.lm.blocks import RMSNorm
 from shared.registry import builder
 
@@ -25,31 +25,31 @@ class TitansLM(nn.Module):
     Args:
         layout: How memory and attention meet.
         vocab, layers: Sizes V and L.
-        facts: Sizes of a layer.
+        config: Sizes of a layer.
 
     Raises:
-        ValueError: A session would hold more than `titans.MOST` bytes.
+        ValueError: A session would hold more than `MAX_STATE_BYTES` bytes.
     """
 
-    def __init__(self, layout: Layout, vocab: int, layers: int, facts: Facts) -> None:
+    def __init__(self, layout: Layout, vocab: int, layers: int, config: TitansConfig) -> None:
         super().__init__()
-        self.embed = nn.Embedding(vocab, facts.width)
-        self.layers = nn.ModuleList(LAYOUTS[layout](facts) for _ in range(layers))
-        self.norm, self.head = RMSNorm(facts.width, 1e-6), nn.Linear(facts.width, vocab, bias=False)
+        self.embed = nn.Embedding(vocab, config.width)
+        self.layers = nn.ModuleList(LAYOUTS[layout](config) for _ in range(layers))
+        self.norm, self.head = RMSNorm(config.width, 1e-6), nn.Linear(config.width, vocab, bias=False)
         nn.init.normal_(self.embed.weight, std=0.02)
-        if (size := self.session(1).nbytes) > MOST:
-            message = f"a session of this model would hold {size:,} bytes; {MOST:,} are allowed"
+        if (size := self.session(1).nbytes) > MAX_STATE_BYTES:
+            message = f"a session of this model would hold {size:,} bytes; {MAX_STATE_BYTES:,} are allowed"
             raise ValueError(message)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits [B,T,V] of ids [B,T]."""
-        return self.run(ids, self.start(ids.shape[0]), 0)[0]
+        return self.step(ids, self.initial_state(ids.shape[0]), 0)[0]
 
-    def start(self, batch: int) -> list[LayerState]:
-        """States before the first token."""
-        return [cast("Layer", layer).start(batch) for layer in self.layers]
+    def initial_state(self, batch: int) -> list[LayerState]:
+        """States of all layers before the first token."""
+        return [cast("TitansLayer", layer).initial_state(batch) for layer in self.layers]
 
-    def run(self, ids: Tensor, states: list[LayerState], index: int) -> tuple[Tensor, list[LayerState], Tensor]:
+    def step(self, ids: Tensor, states: list[LayerState], index: int) -> tuple[Tensor, list[LayerState], Tensor]:
         """Logits of the tokens behind `index` others, the new states, and what each layer did with them [B,t,L,3]."""
         x, after, surprises = self.embed(ids), [], []
         for layer, state in zip(self.layers, states, strict=True):
@@ -59,8 +59,8 @@ class TitansLM(nn.Module):
         return self.head(self.norm(x)), after, torch.stack(surprises, 2)
 
     def session(self, batch: int = 1) -> TitansSession:
-        """A new stream."""
-        return TitansSession(self, self.start(batch), 0, batch)
+        """Start a stream."""
+        return TitansSession(self, self.initial_state(batch), 0, batch)
 
     def restore(self, data: bytes, model: str = "") -> TitansSession:
         """The stream that `TitansSession.export` wrote.
@@ -72,15 +72,15 @@ class TitansLM(nn.Module):
         if not isinstance(state, SessionState):
             message = "this is the state of a memory, not of a session"
             raise StateError(message)
-        return TitansSession(self, self._parted(state), state.index, state.batch)
+        return TitansSession(self, self._split_by_layer(state), state.index, state.batch)
 
-    def _parted(self, state: SessionState) -> list[LayerState]:
+    def _split_by_layer(self, state: SessionState) -> list[LayerState]:
         """A session's tensors by layer, if this model has the same but for the batch.
 
         Raises:
             StateError: Names or sizes differ.
         """
-        like = TitansSession(self, self.start(state.batch), 0, state.batch).state.tensors
+        like = TitansSession(self, self.initial_state(state.batch), 0, state.batch).state.tensors
         ours, theirs = ({name: (*t.shape, t.dtype) for name, t in tensors.items()} for tensors in (like, state.tensors))
         if ours != theirs:
             odd = next(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
@@ -94,7 +94,7 @@ class TitansLM(nn.Module):
 
 
 class TitansSession:
-    """A stream of tokens and what the model remembers of it.
+    """State of a stream of tokens.
 
     Attributes:
         index: Tokens read.
@@ -113,16 +113,16 @@ class TitansSession:
         """Read ids [B,t]; their logits [B,t,V]."""
         if not ids.shape[1]:
             return self.net.head.weight.new_zeros(*ids.shape, self.net.head.out_features)
-        logits, self._states, self.trace = self.net.run(ids, self._states, self.index)
+        logits, self._states, self.trace = self.net.step(ids, self._states, self.index)
         self.index += ids.shape[1]
         return logits
 
     def fork(self) -> Self:
-        """A stream that goes its own way from here; states are never changed in place."""
+        """An independent copy; states are never changed in place."""
         return type(self)(self.net, self._states, self.index, self.batch)
 
     def export(self, model: str = "", version: int = 0) -> bytes:
-        """Everything that is remembered, as bytes of constant length.
+        """Serialise the state, as bytes of constant length.
 
         Raises:
             StateError: The memory is not finite.
@@ -131,13 +131,13 @@ class TitansSession:
 
     @property
     def state(self) -> SessionState:
-        """Everything that is remembered, by name."""
+        """The state by tensor names."""
         tensors = {f"{i}.{key}": t for i, layer in enumerate(self._states) for key, t in sorted(layer.items())}
         return SessionState(self.index, self.batch, tensors)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors that are remembered."""
+        """Bytes of the state."""
         return sum(t.nbytes for t in self.state.tensors.values())
 
 
@@ -154,7 +154,7 @@ def titans_mac(
     refresh: int = 16,
 ) -> TitansLM:
     """Memory as context: segments attend to what the memory knew when they began."""
-    return TitansLM("mac", vocab, layers, Facts(width, heads, segment, window, persistent, depth, refresh))
+    return TitansLM("mac", vocab, layers, TitansConfig(width, heads, segment, window, persistent, depth, refresh))
 
 
 @builder("titans-mag")
@@ -170,7 +170,7 @@ def titans_mag(
     refresh: int = 16,
 ) -> TitansLM:
     """Memory as a gate on a sliding window."""
-    return TitansLM("mag", vocab, layers, Facts(width, heads, segment, window, persistent, depth, refresh))
+    return TitansLM("mag", vocab, layers, TitansConfig(width, heads, segment, window, persistent, depth, refresh))
 
 
 @builder("titans-mal")
@@ -186,7 +186,7 @@ def titans_mal(
     refresh: int = 16,
 ) -> TitansLM:
     """Memory as a layer below a sliding window."""
-    return TitansLM("mal", vocab, layers, Facts(width, heads, segment, window, persistent, depth, refresh))
+    return TitansLM("mal", vocab, layers, TitansConfig(width, heads, segment, window, persistent, depth, refresh))
 
 
 @builder("titans-lmm")
@@ -202,7 +202,7 @@ def titans_lmm(
     refresh: int = 16,
 ) -> TitansLM:
     """Memory alone."""
-    return TitansLM("lmm", vocab, layers, Facts(width, heads, segment, window, persistent, depth, refresh))
+    return TitansLM("lmm", vocab, layers, TitansConfig(width, heads, segment, window, persistent, depth, refresh))
 
 
 @builder("titans-attention")
@@ -218,4 +218,4 @@ def titans_attention(
     refresh: int = 16,
 ) -> TitansLM:
     """No memory: the attention of MAC inside its segments, to compare with."""
-    return TitansLM("attention", vocab, layers, Facts(width, heads, segment, window, persistent, depth, refresh))
+    return TitansLM("attention", vocab, layers, TitansConfig(width, heads, segment, window, persistent, depth, refresh))

@@ -1,4 +1,4 @@
-"""States of Titans models as bytes: sessions are stored, forked, moved and resumed, never unpickled.
+"""Serialisation of Titans states: a session as bytes that are stored, forked, moved and resumed, never unpickled.
 
     FOVEATTN | format | CRC-32 of the rest | length of the header | header (JSON) | tensors, little-endian
 
@@ -21,14 +21,14 @@ from torch import Tensor
 
 from services.llm_longctx.mixers.titans.memory import MemoryState
 
-__all__ = ["SessionState", "StateError", "StateMismatch", "named", "pack_state", "unnamed", "unpack_state"]
+__all__ = ["SessionState", "StateError", "StateMismatch", "from_tensors", "pack_state", "to_tensors", "unpack_state"]
 
 _MAGIC = b"FOVEATTN"
 _FORMAT = 1
 _HEAD = struct.Struct("<8sIII")
 _DTYPES = {"float32": "<f4", "float64": "<f8", "float16": "<f2", "int64": "<i8"}
 
-MOST = 16 * 2**20
+MAX_STATE_BYTES = 16 * 2**20
 """Bytes that a session's state may have."""
 
 
@@ -49,7 +49,7 @@ class SessionState:
     tensors: Mapping[str, Tensor]
 
 
-def named(state: MemoryState) -> dict[str, Tensor]:
+def to_tensors(state: MemoryState) -> dict[str, Tensor]:
     """The tensors of a memory's state by name."""
     found = {"rest": state.rest}
     for group in ("weights", "momentum", "base", "tails"):
@@ -57,8 +57,8 @@ def named(state: MemoryState) -> dict[str, Tensor]:
     return found
 
 
-def unnamed(tensors: Mapping[str, Tensor], index: int) -> MemoryState:
-    """The memory's state that `named` took apart.
+def from_tensors(tensors: Mapping[str, Tensor], index: int) -> MemoryState:
+    """The memory's state from the tensors of `to_tensors`.
 
     Raises:
         StateError: A tensor is missing.
@@ -86,7 +86,7 @@ def pack_state(state: MemoryState | SessionState, model: str = "", version: int 
         StateError: It holds values that are not finite: such a memory must be dropped, not kept.
     """
     kind = "memory" if isinstance(state, MemoryState) else "session"
-    tensors = named(state) if isinstance(state, MemoryState) else dict(state.tensors)
+    tensors = to_tensors(state) if isinstance(state, MemoryState) else dict(state.tensors)
     if broken := [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
         message = f"the state is not finite: {broken[0]} (and {len(broken) - 1} more)"
         raise StateError(message)
@@ -109,7 +109,7 @@ def unpack_state(data: bytes, model: str = "") -> MemoryState | SessionState:
     Raises:
         StateError: They are damaged, of another format, or of another model than `model`.
     """
-    rest = _checked(data)
+    rest = _verify(data)
     (size,) = struct.unpack_from("<I", rest)
     try:
         header = json.loads(rest[4 : 4 + size])
@@ -121,10 +121,10 @@ def unpack_state(data: bytes, model: str = "") -> MemoryState | SessionState:
     if owner != model:
         message = f"the state belongs to the model {owner[:16] or 'without a name'}, not to {model[:16] or 'this one'}"
         raise StateMismatch(message)
-    return unnamed(tensors, index) if kind == "memory" else SessionState(index, batch, tensors)
+    return from_tensors(tensors, index) if kind == "memory" else SessionState(index, batch, tensors)
 
 
-def _checked(data: bytes) -> bytes:
+def _verify(data: bytes) -> bytes:
     """What follows the fixed head, if the head is right about it."""
     if len(data) < _HEAD.size + 4:
         message = f"{len(data)} bytes are too few for a state"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.llm_longctx.recipes.byte_models import HybridBytes, RoutingBytes
+from services.llm_longctx.recipes.byte_models import HybridBytesRecipe, RoutingBytesRecipe
 from shared.training.recipe import Schedule
 from shared.training.text_corpus import corpus, library_text
 from shared.training.trainer import fit
@@ -33,7 +33,7 @@ def test_windows_are_the_same_every_time_and_draws_follow_the_seed():
 
 @pytest.mark.parametrize("routing", [2, 0])
 def test_routing_recipe_trains_and_its_stream_says_what_the_whole_says(tmp_path, routing):
-    made = RoutingBytes(schedule=SHORT, routing=routing, first=1, window=16, local_window=16, **SMALL)
+    made = RoutingBytesRecipe(schedule=SHORT, routing=routing, first=1, window=16, local_window=16, **SMALL)
     fitted = fit(made, tmp_path)
     before = made.network().blocks[1][1].means if routing else None
     found = made.measure(fitted.network)
@@ -45,7 +45,7 @@ def test_routing_recipe_trains_and_its_stream_says_what_the_whole_says(tmp_path,
 
 
 def test_an_empty_cluster_begins_anew_in_the_fullest_and_the_twin_is_of_one_size():
-    made = RoutingBytes(first=0, window=32, local_window=32, **SMALL)
+    made = RoutingBytesRecipe(first=0, window=32, local_window=32, **SMALL)
     net = made.network().train()
     attention = net.blocks[0][1]
     attention.means[:, 1] = attention.means[:, 0]  # ties go to the first
@@ -54,13 +54,13 @@ def test_an_empty_cluster_begins_anew_in_the_fullest_and_the_twin_is_of_one_size
     made.loss(net, {"ids": torch.randint(0, 256, (2, 65))})
     assert not torch.allclose(first, second, atol=0.1)
     assert torch.allclose(second.norm(dim=-1), length)
-    sizes = [sum(p.numel() for p in RoutingBytes(routing=routing).network().parameters()) for routing in (2, 0)]
+    sizes = [sum(p.numel() for p in RoutingBytesRecipe(routing=routing).network().parameters()) for routing in (2, 0)]
     assert abs(sizes[0] / sizes[1] - 1) < 0.001
 
 
 @pytest.mark.parametrize("mixer", ["nonapproximate", "fixed_qk", "mlp"])
 def test_hybrid_recipe_trains_and_measures_its_state(tmp_path, mixer):
-    made = HybridBytes(schedule=SHORT, mixer=mixer, **SMALL)
+    made = HybridBytesRecipe(schedule=SHORT, mixer=mixer, **SMALL)
     fitted = fit(made, tmp_path)
     found = made.measure(fitted.network)
     assert found["bits_per_byte"] < 9

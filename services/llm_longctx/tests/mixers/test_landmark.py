@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.mixers.landmark.attention import Citation, citations, landmark_softmax, regular_softmax
-from services.llm_longctx.mixers.landmark.block_store import BlockStore, home
+from services.llm_longctx.mixers.landmark.attention import RetrievedBlock, citations, landmark_softmax, regular_softmax
+from services.llm_longctx.mixers.landmark.block_store import BlockStore, resolve_home
 from shared.registry import network
 
 RULES = ("per_token_and_head", "max_over_heads", "max_over_tokens")
@@ -199,7 +199,7 @@ def test_blocks_off_the_device_give_equal_logits_and_their_bytes_are_counted(off
     assert torch.equal(first, second)
     block_bytes = 2 * 4 * 8 * 4  # keys and values, L + 1 entries of d = 8 float32
     chosen = sum(b.numel() for step in steps for b in step.blocks if b is not None)
-    assert (near.moved, away.moved) == (0, chosen * block_bytes)
+    assert (near.moved_bytes, away.moved_bytes) == (0, chosen * block_bytes)
     assert max(b.shape[2] for step in steps for b in step.blocks if b is not None) == 1
     assert near.nbytes == away.nbytes
 
@@ -208,7 +208,7 @@ def test_oldest_blocks_leave_a_full_store_and_numbers_stay_absolute():
     net, tokens = small("landmark-gpt"), torch.randint(0, 20, (1, 60))
     session = net.session(1, blocks=2, capacity=4)
     _, steps = fed(session, tokens, 3)
-    assert session.stored == 4
+    assert session.num_blocks == 4
     assert steps[-1].blocks[1].min() >= 15
     assert steps[-1].blocks[1].max() == 18
 
@@ -245,7 +245,7 @@ def test_sequence_without_landmarks_is_plain_attention():
     net, tokens = small("landmark-llama"), torch.randint(0, 20, (1, 12))
     block = net.layers[0]
     q, k, v = (part.transpose(1, 2) for part in block.project(net.embed(tokens)))
-    plain = net.mixed(q, k, v, torch.zeros(1, 12, dtype=torch.bool))
+    plain = net.attend(q, k, v, torch.zeros(1, 12, dtype=torch.bool))
     weights = landmark_softmax(q @ k.mT * 8**-0.5, torch.zeros(1, 12, dtype=torch.bool))
     assert (plain - weights @ v).abs().max() < 1e-6
 
@@ -260,7 +260,7 @@ def test_empty_chunk_changes_nothing():
     session = small("landmark-gpt").session(1)
     session.feed(torch.tensor([[1, 2]]))
     assert session.feed(torch.zeros(1, 0, dtype=torch.long)).logits.shape == (1, 0, 21)
-    assert session.read == 2
+    assert session.tokens_read == 2
 
 
 # Citations and stores.
@@ -269,9 +269,9 @@ def test_empty_chunk_changes_nothing():
 def test_citations_count_votes_and_break_ties_by_age():
     layers = [None, torch.tensor([[[[0, 3]], [[3, 5]]]]), torch.tensor([[[[5, 0]], [[7, 3]]]])]
     assert citations(layers, block=4, top=3) == [
-        Citation(3, 12, 16, 3 / 8, 3),
-        Citation(0, 0, 4, 2 / 8, 2),
-        Citation(5, 20, 24, 2 / 8, 2),
+        RetrievedBlock(3, 12, 16, 3 / 8, 3),
+        RetrievedBlock(0, 0, 4, 2 / 8, 2),
+        RetrievedBlock(5, 20, 24, 2 / 8, 2),
     ]
     assert citations([None, None], block=4) == []
 
@@ -294,4 +294,4 @@ def test_store_returns_what_was_put_in(kind):
     ("given_", "expected"), [(False, "device"), (True, "cpu"), ("none", "device"), ("disk", "disk")]
 )
 def test_home_of_blocks_is_read_from_the_option(given_, expected):
-    assert home(given_) == expected
+    assert resolve_home(given_) == expected

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from services.llm_longctx.mixers.landmark.serialization import BlocksError, pack_blocks, unpack_blocks
-from services.llm_longctx.state.document_cache import STRETCH, DocumentCache, beginning
+from services.llm_longctx.state.document_cache import CHECKPOINT_TOKENS, DocumentCache, last_checkpoint
 from shared.registry import network
 
 BLOCK, LANDMARK = 5, 30
@@ -33,7 +33,7 @@ def test_session_goes_on_to_the_last_bit(net, knobs, read):
     tokens = torch.randint(0, LANDMARK, (1, read + 20))
     ours = _read(net, tokens[:, :read], **knobs)
     theirs = unpack_blocks(pack_blocks(ours, "this"), "this", net.session(1, **knobs), read)
-    assert (theirs.nbytes, theirs.stored, theirs.first) == (ours.nbytes, ours.stored, ours.first)
+    assert (theirs.nbytes, theirs.num_blocks, theirs.first_block) == (ours.nbytes, ours.num_blocks, ours.first_block)
     for part in tokens[:, read:].split(6, 1):
         mine, other = ours.feed(part), theirs.feed(part)
         assert torch.equal(mine.logits, other.logits)
@@ -52,34 +52,37 @@ def test_other_length_name_or_way_of_reading_is_refused(net):
 
 
 def test_planted_session_is_found_and_what_grows_behind_it_goes_first(net):
-    ids = torch.randint(0, LANDMARK, (4 * STRETCH,)).tolist()
-    sessions = [_read(net, torch.tensor([ids[:end]])) for end in range(STRETCH, 4 * STRETCH + 1, STRETCH)]
-    shelf = DocumentCache()
-    shelf.plant(b"base", ids[: 2 * STRETCH + 9], sessions[1])
-    assert shelf.longest(b"base", ids, len(ids))[1] == 2 * STRETCH
-    assert shelf.longest(b"base", ids, 2 * STRETCH - 1) is None
-    shelf.add(b"base", ids[: 3 * STRETCH], sessions[2])
-    assert (len(shelf), shelf.nbytes) == (2, sessions[2].nbytes)
-    shelf.add(b"base", ids[:STRETCH], sessions[0])  # read from the start after all: a chain of its own
-    assert (len(shelf), shelf.nbytes) == (3, sessions[2].nbytes + sessions[0].nbytes)
-    tight = DocumentCache(most_bytes=sessions[2].nbytes - 1)
-    tight.plant(b"base", ids[: 2 * STRETCH], sessions[1])
-    tight.add(b"base", ids[: 3 * STRETCH], sessions[2])
-    assert tight.longest(b"base", ids, len(ids))[1] == 2 * STRETCH
-    shelf.forget(b"base", ids)
-    assert (len(shelf), shelf.nbytes, shelf.blocks) == (0, 0, 0)
+    ids = torch.randint(0, LANDMARK, (4 * CHECKPOINT_TOKENS,)).tolist()
+    sessions = [
+        _read(net, torch.tensor([ids[:end]]))
+        for end in range(CHECKPOINT_TOKENS, 4 * CHECKPOINT_TOKENS + 1, CHECKPOINT_TOKENS)
+    ]
+    cache = DocumentCache()
+    cache.insert(b"base", ids[: 2 * CHECKPOINT_TOKENS + 9], sessions[1])
+    assert cache.find_longest(b"base", ids, len(ids))[1] == 2 * CHECKPOINT_TOKENS
+    assert cache.find_longest(b"base", ids, 2 * CHECKPOINT_TOKENS - 1) is None
+    cache.add(b"base", ids[: 3 * CHECKPOINT_TOKENS], sessions[2])
+    assert (len(cache), cache.nbytes) == (2, sessions[2].nbytes)
+    cache.add(b"base", ids[:CHECKPOINT_TOKENS], sessions[0])  # read from the start after all: a chain of its own
+    assert (len(cache), cache.nbytes) == (3, sessions[2].nbytes + sessions[0].nbytes)
+    tight = DocumentCache(max_bytes=sessions[2].nbytes - 1)
+    tight.insert(b"base", ids[: 2 * CHECKPOINT_TOKENS], sessions[1])
+    tight.add(b"base", ids[: 3 * CHECKPOINT_TOKENS], sessions[2])
+    assert tight.find_longest(b"base", ids, len(ids))[1] == 2 * CHECKPOINT_TOKENS
+    cache.remove(b"base", ids)
+    assert (len(cache), cache.nbytes, cache.num_blocks) == (0, 0, 0)
 
 
 def test_what_is_larger_than_the_shelf_pushes_nothing_off(net):
     ids = list(range(LANDMARK)) * 10
-    small, large = (_read(net, torch.tensor([ids[:end]])) for end in (STRETCH, 4 * STRETCH))
-    shelf = DocumentCache(most_bytes=large.nbytes - 1)
-    shelf.plant(b"one", ids[:STRETCH], small)
-    shelf.plant(b"two", ids[: 4 * STRETCH], large)
-    assert shelf.longest(b"one", ids, STRETCH) is not None
-    assert shelf.longest(b"two", ids, 4 * STRETCH) is None
+    small, large = (_read(net, torch.tensor([ids[:end]])) for end in (CHECKPOINT_TOKENS, 4 * CHECKPOINT_TOKENS))
+    cache = DocumentCache(max_bytes=large.nbytes - 1)
+    cache.insert(b"one", ids[:CHECKPOINT_TOKENS], small)
+    cache.insert(b"two", ids[: 4 * CHECKPOINT_TOKENS], large)
+    assert cache.find_longest(b"one", ids, CHECKPOINT_TOKENS) is not None
+    assert cache.find_longest(b"two", ids, 4 * CHECKPOINT_TOKENS) is None
 
 
 def test_texts_shorter_than_a_stretch_have_no_beginning():
-    assert beginning(b"base", range(STRETCH - 1)) == (b"base", 0)
-    assert beginning(b"base", range(STRETCH))[1] == STRETCH
+    assert last_checkpoint(b"base", range(CHECKPOINT_TOKENS - 1)) == (b"base", 0)
+    assert last_checkpoint(b"base", range(CHECKPOINT_TOKENS))[1] == CHECKPOINT_TOKENS

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.llm_longctx.recipes import recall
-from services.llm_longctx.recipes.landmark_recall import LandmarkRecall, with_landmarks
+from services.llm_longctx.recipes.landmark_recall import LandmarkRecallRecipe, with_landmarks
 from shared.training.recipe import Schedule, recipe_named
 from shared.training.trainer import fit
 
@@ -62,7 +62,7 @@ def test_recipe_is_found_trains_and_repeats_itself(tmp_path, form):
 
 
 def test_streams_are_measured_as_they_are_served():
-    made = LandmarkRecall(answers=16)
+    made = LandmarkRecallRecipe(answers=16)
     torch.manual_seed(0)
     net = made.network().eval()
     whole = made._whole(net, 52, 2 * 10**9)
@@ -73,7 +73,7 @@ def test_streams_are_measured_as_they_are_served():
 
 
 def test_answer_behind_a_landmark_is_told_by_the_token_before_it():
-    made = LandmarkRecall()
+    made = LandmarkRecallRecipe()
     torch.manual_seed(0)
     net = made.network().eval()
     drawn = recall.draw(np.random.default_rng(3), 2, 52)

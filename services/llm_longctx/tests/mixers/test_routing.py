@@ -11,8 +11,8 @@ from services.llm_longctx.mixers.routing.attention import (
     RoutingState,
     attend_clusters,
     attend_sorted,
-    nearest,
-    normalised,
+    nearest_cluster,
+    normalise,
     route,
     update_centroids,
 )
@@ -152,8 +152,8 @@ def test_steps_with_keys_of_their_own_equal_all_at_once(T, window, clusters, see
     state = RoutingState(means, window, shared=False)
     steps = zip(*(torch.split(x, 1, 2) for x in (q, k, v)), strict=True)
     parts = torch.cat([state.step(*step) for step in steps], 2)
-    of = nearest(normalised(q), means)
-    whole = attend_clusters(normalised(q), normalised(k), v, of, of, clusters, window)
+    of = nearest_cluster(normalise(q), means)
+    whole = attend_clusters(normalise(q), normalise(k), v, of, of, clusters, window)
     assert (parts - whole).abs().max() < 1e-5
     assert (state.occupancy.sum(-1) == T).all()
 

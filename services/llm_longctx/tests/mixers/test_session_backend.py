@@ -12,9 +12,9 @@ from services.llm_longctx.mixers.deconstructed.networks import DeconstructedLM
 from services.llm_longctx.mixers.landmark.networks import LandmarkGPT
 from services.llm_longctx.mixers.routing.networks import RoutingLM
 from services.llm_longctx.mixers.titans.networks import titans_mac
-from services.llm_longctx.serving.adapters.landmark import LandmarkStream
-from services.llm_longctx.serving.adapters.session import PlainStream
-from services.llm_longctx.serving.adapters.titans import TitansStream
+from services.llm_longctx.serving.adapters.landmark import LandmarkRequestSession
+from services.llm_longctx.serving.adapters.session import StatelessRequestSession
+from services.llm_longctx.serving.adapters.titans import TitansRequestSession
 from services.llm_longctx.tests.test_engine import Ear
 from shared.errors import Cancelled, DeadlineExceeded, Fault
 from shared.registry import CallContext
@@ -24,22 +24,22 @@ VOCAB = 42
 
 def _landmark():
     net = LandmarkGPT(VOCAB, 16, 2, 2, 4, 41, 64)
-    return lambda ids: LandmarkStream(net.session(1, blocks=2), 0, len(ids), [41])
+    return lambda ids: LandmarkRequestSession(net.session(1, blocks=2), 0, len(ids), [41])
 
 
 def _titans():
     net = titans_mac(VOCAB, 16, 2, 2, segment=8)
-    return lambda _: TitansStream("m", net.session(1), [41], 256)
+    return lambda _: TitansRequestSession("m", net.session(1), [41], 256)
 
 
 def _routing():
     net = RoutingLM(VOCAB, 16, 2, 2, 8, 1, 8, 8, 128)
-    return lambda _: PlainStream(net.session(1), 256)
+    return lambda _: StatelessRequestSession(net.session(1), 256)
 
 
 def _hybrid():
     net = DeconstructedLM(VOCAB, 16, 2, 2, "approximate", "hybrid", 128)
-    return lambda _: PlainStream(net.session(1), 256)
+    return lambda _: StatelessRequestSession(net.session(1), 256)
 
 
 @pytest.fixture(params=[_landmark, _titans, _routing, _hybrid], ids=["landmark", "titans", "routing", "hybrid"])

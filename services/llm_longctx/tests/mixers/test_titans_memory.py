@@ -67,7 +67,7 @@ def test_library_kernel_equals_the_reference_library(golden, case):
 @pytest.mark.parametrize("case", ["paper_d2", "default", "batch8"])
 def test_weights_after_each_step_equal_the_library(golden, case):
     net, file = library(golden, case)
-    state, x = net.start(2), file[f"{case}_x"]
+    state, x = net.initial_state(2), file[f"{case}_x"]
     updates = [key for key in file.arrays if key.startswith(f"{case}_updates_")]
     with torch.no_grad():
         for step, part in enumerate(x.split(4, 1)):

@@ -87,7 +87,7 @@ def test_window_ends_where_it_says():
         for change in (False, True):
             z = torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(1))
             z[:, 3] += change
-            mixed.append(layer.window(z, layer.start(1), 0)[0])
+            mixed.append(layer.window(z, layer.initial_state(1), 0)[0])
         seen = ((mixed[0] - mixed[1]).abs().amax((0, 2)) > 1e-6).nonzero().flatten().tolist()
     assert seen == [3, 4, 5, 6]
     assert ids.shape == (1, 12)

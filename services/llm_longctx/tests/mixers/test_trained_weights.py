@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.llm_longctx.recipes.byte_models import RoutingBytes
-from services.llm_longctx.recipes.landmark_recall import LandmarkRecall
-from services.llm_longctx.recipes.titans_recall import TitansAttentionRecall
+from services.llm_longctx.recipes.byte_models import RoutingBytesRecipe
+from services.llm_longctx.recipes.landmark_recall import LandmarkRecallRecipe
+from services.llm_longctx.recipes.titans_recall import TitansAttentionRecipe
 from shared.registry import network
 from shared.registry.weights import read_weights
 from shared.training.byte_recipe import bits_per_byte
@@ -27,21 +27,21 @@ def trained(name):
 @pytest.mark.parametrize("layout", ["mac", "mag", "mal", "lmm"])
 def test_titans_recalls_across_segments_as_its_manifest_says(layout):
     net, manifest = trained(f"fovea-titans-{layout}")
-    measured = TitansAttentionRecall(answers=64)._recall(net, 256 - 12, TEST)
+    measured = TitansAttentionRecipe(answers=64)._recall(net, 256 - 12, TEST)
     assert measured >= 0.9  # a twin without a memory guesses: 0.06
     assert abs(measured - manifest.metrics["recall_256"]) < 0.1
 
 
 def test_landmark_recalls_in_its_trained_length_as_its_manifest_says():
     net, manifest = trained("fovea-landmark-recall")
-    made = LandmarkRecall(answers=64)
+    made = LandmarkRecallRecipe(answers=64)
     assert abs(made._whole(net, 52, TEST) - manifest.metrics["recall_64"]) < 0.12
     assert abs(made._streamed(net, 500, 2)[0] - manifest.metrics["recall_512_k2"]) < 0.15
 
 
 def test_routing_streams_with_the_bits_of_its_manifest():
     net, manifest = trained("fovea-routing-bytes")
-    windows = RoutingBytes().test_windows()[:8]
+    windows = RoutingBytesRecipe().test_windows()[:8]
     whole = bits_per_byte(net, windows)
     assert abs(whole - manifest.metrics["bits_teacher_forced_same"]) < 0.05
     stream = net.session(2).feed(windows[:2, :96])
