@@ -1,8 +1,8 @@
-"""The shelf: beginnings of documents that a landmark model has read, kept for whoever begins alike.
+"""Document cache: a prefix cache of landmark sessions, shared by requests whose documents begin alike.
 
-A beginning is a session after whole stretches of tokens; those of one text form a chain by rolling hash and share
-their blocks; one that was read elsewhere stands alone. Under pressure the longest-unused end of a chain goes first.
-Safe to use from several threads. Knows sessions by how many bytes they remember; knows no text.
+A checkpoint is a session after a multiple of `CHECKPOINT_TOKENS` tokens; those of one text form a chain by rolling hash
+and share their blocks; one that another replica made stands alone. Under pressure the least recently used end of a
+chain is evicted first. Thread-safe. Knows sessions by their bytes; knows no text.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import numpy as np
 
 from services.llm_longctx.mixers.landmark.session import LandmarkSession
 
-__all__ = ["STRETCH", "DocumentCache", "beginning"]
+__all__ = ["CHECKPOINT_TOKENS", "DocumentCache", "last_checkpoint"]
 
-STRETCH = 64
-"""Tokens between two beginnings."""
+CHECKPOINT_TOKENS = 64
+"""Tokens between two checkpoints."""
 
-MOST_BYTES = 256 * 2**20
-"""What all beginnings may come to, unless told otherwise."""
+DEFAULT_MAX_BYTES = 256 * 2**20
+"""Default of the most bytes of all checkpoints."""
 
 
 @dataclass(eq=False, slots=True)
-class _Node:
-    """A beginning: the session behind it, the beginning one stretch shorter, and what it holds beyond that one."""
+class _Checkpoint:
+    """A session after some tokens, the key of the checkpoint before it, and what it holds beyond that one."""
 
     session: LandmarkSession
     parent: bytes
@@ -39,85 +39,92 @@ class _Node:
 
 
 class DocumentCache:
-    """Beginnings of one model."""
+    """Checkpoints of one model."""
 
-    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
-        self._most_bytes = most_bytes
-        self._nodes: dict[bytes, _Node] = {}
+    def __init__(self, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._checkpoints: dict[bytes, _Checkpoint] = {}
         self._clock = count()
         self._lock = threading.Lock()
         self.nbytes = 0
-        self.blocks = 0
+        self.num_blocks = 0
 
     def __len__(self) -> int:
-        return len(self._nodes)
+        return len(self._checkpoints)
 
-    def longest(self, base: bytes, ids: Sequence[int], most: int) -> tuple[LandmarkSession, int] | None:
-        """The longest known beginning of at most `most` tokens, and its length; `base` says how it was read."""
+    def find_longest(self, base_key: bytes, ids: Sequence[int], max_tokens: int) -> tuple[LandmarkSession, int] | None:
+        """The longest cached prefix of at most `max_tokens` tokens, and its length; see `add`."""
         found: tuple[LandmarkSession, int] | None = None
         with self._lock:
-            for key, end in _keys(base, ids[:most]):
-                if (node := self._nodes.get(key)) is not None:
-                    node.used = next(self._clock)
-                    found = node.session, end
+            for key, end in _iterate_checkpoints(base_key, ids[:max_tokens]):
+                if (checkpoint := self._checkpoints.get(key)) is not None:
+                    checkpoint.used = next(self._clock)
+                    found = checkpoint.session, end
         return found
 
-    def add(self, base: bytes, ids: Sequence[int], session: LandmarkSession) -> None:
-        """Keep the session that has read these tokens, if they are whole stretches behind one that is kept."""
-        *_, parent, key = (b"", *(key for key, _ in _keys(base, ids)))
+    def add(self, base_key: bytes, ids: Sequence[int], session: LandmarkSession) -> None:
+        """Cache the session that has read these tokens, if they end at a checkpoint and the one before it is cached.
+
+        Args:
+            base_key: Identifies tenant, weights and options.
+            ids: The tokens.
+            session: The session.
+        """
+        *_, parent, key = (b"", *(key for key, _ in _iterate_checkpoints(base_key, ids)))
         with self._lock:
-            if len(ids) % STRETCH or key in self._nodes or (parent and parent not in self._nodes):
+            if len(ids) % CHECKPOINT_TOKENS or key in self._checkpoints or (parent and parent not in self._checkpoints):
                 return
             self._put(key, parent, session)
 
-    def plant(self, base: bytes, ids: Sequence[int], session: LandmarkSession) -> None:
-        """Keep a session that was read elsewhere, up to the last whole stretch of these tokens, without those before.
+    def insert(self, base_key: bytes, ids: Sequence[int], session: LandmarkSession) -> None:
+        """Cache a session from another replica at the last checkpoint of these tokens, without those before.
 
-        One that is larger than the whole shelf is not kept: it would only push everything else off.
+        One that is larger than the whole cache is not kept: it would only evict everything else.
         """
-        key, end = beginning(base, ids)
+        key, end = last_checkpoint(base_key, ids)
         with self._lock:
-            if end and key not in self._nodes and session.nbytes <= self._most_bytes:
+            if end and key not in self._checkpoints and session.nbytes <= self._max_bytes:
                 self._put(key, b"", session)
 
-    def forget(self, base: bytes, ids: Sequence[int]) -> None:
-        """Let go of what only this text has."""
+    def remove(self, base_key: bytes, ids: Sequence[int]) -> None:
+        """Drop the checkpoints that only this text has."""
         with self._lock:
-            for key, _ in reversed(list(_keys(base, ids))):
-                if (node := self._nodes.get(key)) is not None:
-                    if node.children:
+            for key, _ in reversed(list(_iterate_checkpoints(base_key, ids))):
+                if (checkpoint := self._checkpoints.get(key)) is not None:
+                    if checkpoint.children:
                         return
                     self._drop(key)
 
     def _put(self, key: bytes, parent: bytes, session: LandmarkSession) -> None:
-        nbytes, blocks = session.nbytes, session.stored
-        if (before := self._nodes.get(parent)) is not None:
+        nbytes, blocks = session.nbytes, session.num_blocks
+        if (before := self._checkpoints.get(parent)) is not None:
             before.children += 1
-            nbytes, blocks = nbytes - before.session.nbytes, blocks - before.session.stored
-        self._nodes[key] = _Node(session.fork(), parent, max(nbytes, 0), max(blocks, 0), next(self._clock))
-        self.nbytes += self._nodes[key].own_bytes
-        self.blocks += self._nodes[key].own_blocks
-        while self.nbytes > self._most_bytes:
-            self._drop(min((k for k, n in self._nodes.items() if not n.children), key=lambda k: self._nodes[k].used))
+            nbytes, blocks = nbytes - before.session.nbytes, blocks - before.session.num_blocks
+        self._checkpoints[key] = _Checkpoint(session.fork(), parent, max(nbytes, 0), max(blocks, 0), next(self._clock))
+        self.nbytes += self._checkpoints[key].own_bytes
+        self.num_blocks += self._checkpoints[key].own_blocks
+        while self.nbytes > self._max_bytes:
+            leaves = (key for key, checkpoint in self._checkpoints.items() if not checkpoint.children)
+            self._drop(min(leaves, key=lambda key: self._checkpoints[key].used))
 
     def _drop(self, key: bytes) -> None:
-        node = self._nodes.pop(key)
-        self.nbytes -= node.own_bytes
-        self.blocks -= node.own_blocks
-        if node.parent in self._nodes:
-            self._nodes[node.parent].children -= 1
+        checkpoint = self._checkpoints.pop(key)
+        self.nbytes -= checkpoint.own_bytes
+        self.num_blocks -= checkpoint.own_blocks
+        if checkpoint.parent in self._checkpoints:
+            self._checkpoints[checkpoint.parent].children -= 1
 
 
-def beginning(base: bytes, ids: Sequence[int]) -> tuple[bytes, int]:
-    """Key and length of the longest beginning that is kept of these tokens; length 0 if they are no whole stretch."""
-    *_, last = (base, 0), *_keys(base, ids)
+def last_checkpoint(base_key: bytes, ids: Sequence[int]) -> tuple[bytes, int]:
+    """Key and length of the last checkpoint of these tokens; length 0 if they are shorter than one."""
+    *_, last = (base_key, 0), *_iterate_checkpoints(base_key, ids)
     return last
 
 
-def _keys(base: bytes, ids: Sequence[int]) -> Iterator[tuple[bytes, int]]:
-    """(key, end) of each beginning of whole stretches, shortest first."""
-    key = base
-    for end in range(STRETCH, len(ids) + 1, STRETCH):
-        tokens = np.asarray(ids[end - STRETCH : end], np.int64).tobytes()
+def _iterate_checkpoints(base_key: bytes, ids: Sequence[int]) -> Iterator[tuple[bytes, int]]:
+    """(key, end) of each checkpoint of these tokens, shortest first."""
+    key = base_key
+    for end in range(CHECKPOINT_TOKENS, len(ids) + 1, CHECKPOINT_TOKENS):
+        tokens = np.asarray(ids[end - CHECKPOINT_TOKENS : end], np.int64).tobytes()
         key = hashlib.sha256(key + tokens).digest()
         yield key, end

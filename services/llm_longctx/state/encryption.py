@@ -1,8 +1,8 @@
-"""What a session remembers is its tenant's: sealed under a key of that tenant before it leaves the process.
+"""Encryption at rest of sessions and documents, under a key per tenant.
 
-AES-256-GCM from the `cryptography` package; the tenants' keys are derived from one master key, which is given or kept
-in a file that only this user may read. A sealed text is bound to the place where it is kept, so that one tenant's or
-one version's bytes can't be put where another's were. Knows bytes; knows no Redis.
+AES-256-GCM from the `cryptography` package; tenant keys are derived from one master key, which the settings give or a
+file holds that only this user may read. A ciphertext is bound to the Redis key that it is stored under, so that one
+tenant's or one version's bytes can't stand in for another's. Knows bytes; knows no Redis.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from shared.errors import Conflict
 
-__all__ = ["Sealing", "master_key"]
+__all__ = ["TenantCipher", "load_master_key"]
 
-_NONCE = 12
+_NONCE_BYTES = 12
 
 
-class Sealing:
-    """Seals and opens the bytes of tenants.
+class TenantCipher:
+    """Encrypts and decrypts the bytes of tenants.
 
     Args:
         master: The master key, at least 16 bytes.
@@ -40,35 +40,35 @@ class Sealing:
             raise ValueError(message)
         self._master = master
 
-    def seal(self, data: bytes, tenant: str, place: str) -> bytes:
-        """Bytes that only `open` with the same tenant and place gives back."""
-        nonce = secrets.token_bytes(_NONCE)
-        return nonce + self._cipher(tenant).encrypt(nonce, data, place.encode())
+    def encrypt(self, data: bytes, tenant: str, key: str) -> bytes:
+        """Encrypt data that is stored under a Redis key; `decrypt` needs the same tenant and key."""
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        return nonce + self._cipher(tenant).encrypt(nonce, data, key.encode())
 
-    def open(self, sealed: bytes, tenant: str, place: str) -> bytes:
-        """The bytes that were sealed.
+    def decrypt(self, encrypted: bytes, tenant: str, key: str) -> bytes:
+        """Decrypt what `encrypt` returned.
 
         Raises:
-            Conflict: They were sealed under another master key, for another tenant or place, or are damaged.
+            Conflict: It was encrypted under another master key, for another tenant or Redis key, or is damaged.
         """
         try:
-            return self._cipher(tenant).decrypt(sealed[:_NONCE], sealed[_NONCE:], place.encode())
+            return self._cipher(tenant).decrypt(encrypted[:_NONCE_BYTES], encrypted[_NONCE_BYTES:], key.encode())
         except (InvalidTag, ValueError) as error:
-            detail = "What the session remembers can't be opened: it is damaged, or the key of sessions has changed."
-            raise Conflict(detail, hint="Start a new session, or bring the old key back.") from error
+            detail = "The stored data can't be opened: it is damaged, or the key of sessions has changed."
+            raise Conflict(detail, hint="Start a new session, or restore the old FOVEA_SESSION_KEY.") from error
 
     def _cipher(self, tenant: str) -> AESGCM:
         derived = HKDF(SHA256(), 32, salt=None, info=b"fovea sessions:" + tenant.encode()).derive(self._master)
         return AESGCM(derived)
 
 
-def master_key(given: str | None, folder: Path) -> bytes:
-    """The key that is given, or the one of this data folder, made when it is first needed.
+def load_master_key(configured: str | None, folder: Path) -> bytes:
+    """The configured key, or the one in the data folder, which is created when it is first needed.
 
-    Several processes may ask at once: the first to link its file wins, and all read that one.
+    Several processes may create it at once: the first to link its file wins, and all read that one.
     """
-    if given is not None:
-        return given.encode()
+    if configured is not None:
+        return configured.encode()
     path = folder / "session.key"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

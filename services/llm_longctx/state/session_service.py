@@ -1,7 +1,7 @@
-"""Sessions of models with a memory: opened, gone on with, forked, moved, rolled back and forgotten.
+"""Session service: create, continue, fork, import, roll back and delete sessions of models with a memory.
 
-What is stored of a version is the model's state and what the request behind it did to the memory. Knows the store and
-the voices that read states; knows nothing about HTTP.
+A stored version holds the model's state and the trace of the request behind it. Knows the session store and the Titans
+adapter that reads states; knows nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -12,181 +12,201 @@ import json
 import struct
 from dataclasses import asdict, astuple, dataclass
 
+from services.llm_longctx import metrics
 from services.llm_longctx.serving.adapters.titans import TitansAdapter
-from services.llm_longctx.serving.request_state import Remembered, TokenUpdate
-from services.llm_longctx.state.session_store import KEPT, Head, SessionStore
-from shared import figures
+from services.llm_longctx.serving.request_state import SessionTransaction, TokenUpdate
+from services.llm_longctx.state.session_store import KEPT_VERSIONS, SessionRecord, SessionStore
 from shared.api.sessions import LearntToken, Session, SessionList, SurpriseTrace
 from shared.errors import Conflict, InvalidOption, NotFound
 
-__all__ = ["Sessions", "Version"]
+__all__ = ["SessionService", "SessionVersion", "digest_request"]
 
-_SIZE = struct.Struct("<I")
-_COMMIT_S = 30.0
+_HEADER_LENGTH = struct.Struct("<I")
+_COMMIT_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
-    """One version of a session: the state, the tokens that it has read, and what the last of them did to it."""
+class SessionVersion:
+    """One version of a session: the state, the tokens it has read, and the updates by its last request's tokens."""
 
     state: bytes
     tokens: int
-    learnt: tuple[TokenUpdate, ...] = ()
+    updates: tuple[TokenUpdate, ...] = ()
 
     def pack(self) -> bytes:
-        """As bytes: length of the header, header (JSON), state."""
-        rows = [[one.token, *(float(f"{x:.5g}") for x in astuple(one)[1:])] for one in self.learnt]
+        """Serialise: length of the header, header (JSON), state."""
+        rows = [[update.token, *(float(f"{x:.5g}") for x in astuple(update)[1:])] for update in self.updates]
         header = json.dumps({"tokens": self.tokens, "learnt": rows}, separators=(",", ":")).encode()
-        return _SIZE.pack(len(header)) + header + self.state
+        return _HEADER_LENGTH.pack(len(header)) + header + self.state
 
     @classmethod
-    def unpack(cls, data: bytes) -> Version:
-        """The version that these bytes are."""
-        (size,) = _SIZE.unpack_from(data)
-        facts = json.loads(data[_SIZE.size : _SIZE.size + size])
-        return cls(data[_SIZE.size + size :], facts["tokens"], tuple(TokenUpdate(*row) for row in facts["learnt"]))
+    def unpack(cls, data: bytes) -> SessionVersion:
+        """Deserialise what `pack` returned."""
+        (size,) = _HEADER_LENGTH.unpack_from(data)
+        begin = _HEADER_LENGTH.size + size
+        header = json.loads(data[_HEADER_LENGTH.size : begin])
+        return cls(data[begin:], header["tokens"], tuple(TokenUpdate(*row) for row in header["learnt"]))
 
 
-class Sessions:
+class SessionService:
     """The sessions of one tenant."""
 
     def __init__(self, store: SessionStore, tenant: str) -> None:
         self._store, self._tenant = store, tenant
 
-    async def create(self, voice: TitansAdapter) -> Session:
-        """Open a session that remembers nothing yet."""
-        state = await asyncio.to_thread(lambda: voice.packed(voice.net.session(1), 0))
-        return await self._new(voice.name, voice.digest, Version(state, 0))
+    async def create(self, adapter: TitansAdapter) -> Session:
+        """Create a session with an empty memory."""
+        state = await asyncio.to_thread(lambda: adapter.serialize(adapter.net.session(1), 0))
+        return await self._create(adapter.name, adapter.digest, SessionVersion(state, 0))
 
     async def get(self, name: str) -> Session:
-        """What is known of a session.
+        """Describe a session.
 
         Raises:
             NotFound: The tenant has no such session.
         """
-        return _told(await self.head(name))
+        return _to_session(await self.get_record(name))
 
-    async def recent(self, limit: int, after: str | None = None) -> SessionList:
-        """Sessions, newest first, from behind `after` on.
+    async def list_newest(self, limit: int, after: str | None = None) -> SessionList:
+        """Sessions, newest first; with `after` only those older than it.
 
         Raises:
             NotFound: The tenant has no session `after`.
         """
-        heads = await self._store.recent(self._tenant, limit + 1, after)
-        return SessionList(data=[_told(head) for head in heads[:limit]], has_more=len(heads) > limit)
+        records = await self._store.list_newest(self._tenant, limit + 1, after)
+        return SessionList(data=[_to_session(record) for record in records[:limit]], has_more=len(records) > limit)
 
-    async def head(self, name: str) -> Head:
-        """The same, as it is stored."""
-        return await self._store.head(self._tenant, name)
+    async def get_record(self, name: str) -> SessionRecord:
+        """The stored metadata of a session."""
+        return await self._store.get(self._tenant, name)
 
-    async def version(self, head: Head, number: int | None = None) -> Version:
-        """A version of a session; left out, the newest."""
-        if number is not None and not head.version - KEPT < number <= head.version:
-            hint = f"The last {KEPT} versions are kept."
-            raise NotFound(f"The session {head.id} has no version {number} any more.", hint=hint, field="version")
-        return Version.unpack(await self._store.read(self._tenant, head.id, head.version if number is None else number))
+    async def read_version(self, record: SessionRecord, number: int | None = None) -> SessionVersion:
+        """A version of a session, by default the newest."""
+        if number is not None and not record.version - KEPT_VERSIONS < number <= record.version:
+            hint = f"The last {KEPT_VERSIONS} versions are kept."
+            raise NotFound(f"The session {record.id} has no version {number} any more.", hint=hint, field="version")
+        number = record.version if number is None else number
+        return SessionVersion.unpack(await self._store.read_version(self._tenant, record.id, number))
 
     async def delete(self, name: str) -> None:
-        """Forget a session, its versions and its answers."""
+        """Delete a session, its versions and its answers."""
         await self._store.delete(self._tenant, name)
 
     async def fork(self, name: str) -> Session:
-        """A session that goes its own way from here."""
-        head = await self.head(name)
-        return await self._new(head.model, head.weights, await self.version(head))
+        """Create a session that begins with this one's newest version."""
+        record = await self.get_record(name)
+        return await self._create(record.model, record.weights, await self.read_version(record))
 
-    async def load(self, name: str, data: bytes, voice: TitansAdapter) -> Session:
-        """Let a session go on from an exported state, as its next version.
+    async def import_state(self, name: str, data: bytes, adapter: TitansAdapter) -> Session:
+        """Write an exported state as the session's next version.
 
         Raises:
             Malformed: The bytes are no state.
-            Conflict: They are of other weights, or somebody else has written.
+            Conflict: They are of other weights, or another request has written.
         """
-        head = await self.head(name)
-        session = await asyncio.to_thread(voice.given, data)
-        state = await asyncio.to_thread(voice.packed, session, head.version + 1)
-        return await self._write(head, Version(state, session.index))
+        record = await self.get_record(name)
+        session = await asyncio.to_thread(adapter.import_state, data)
+        state = await asyncio.to_thread(adapter.serialize, session, record.version + 1)
+        return await self._write(record, SessionVersion(state, session.index))
 
     async def rollback(self, name: str, number: int) -> Session:
-        """Go back: an earlier version is written again as the newest, so that nothing is lost by it."""
-        head = await self.head(name)
-        told = await self._write(head, await self.version(head, number))
-        figures.rolled_back(head.model)
-        return told
+        """Write an earlier version again as the newest, so that the versions after it are not lost."""
+        record = await self.get_record(name)
+        session = await self._write(record, await self.read_version(record, number))
+        metrics.count_rollback(record.model)
+        return session
 
-    async def surprise(self, name: str, number: int | None, voice: TitansAdapter) -> SurpriseTrace:
-        """What the request behind a version did to the memory, token by token."""
-        head = await self.head(name)
-        learnt = (await self.version(head, number)).learnt
-        tokens = [LearntToken(text=voice.tokenizer.token_text(one.token), **asdict(one)) for one in learnt]
-        mean = sum(one.loss for one in learnt) / len(learnt) if learnt else None
-        return SurpriseTrace(id=name, version=head.version if number is None else number, mean=mean, tokens=tokens)
+    async def trace_surprise(self, name: str, number: int | None, adapter: TitansAdapter) -> SurpriseTrace:
+        """The memory updates of the request behind a version, token by token."""
+        record = await self.get_record(name)
+        updates = (await self.read_version(record, number)).updates
+        tokens = [LearntToken(text=adapter.tokenizer.token_text(one.token), **asdict(one)) for one in updates]
+        mean = sum(one.loss for one in updates) / len(updates) if updates else None
+        return SurpriseTrace(id=name, version=record.version if number is None else number, mean=mean, tokens=tokens)
 
-    async def remembered(self, name: str, voice: TitansAdapter, body: str, once: str | None) -> Remembered | str:
-        """What a request goes on from; or the answer that this very request was given before.
+    async def begin(
+        self, name: str, adapter: TitansAdapter, request_digest: str, idempotency_key: str | None
+    ) -> SessionTransaction | str:
+        """Begin a request of a session; for a repeated one return the answer (JSON) that the first one got.
 
         Args:
             name: The session.
-            voice: The model that the request asks.
-            body: Digest of what is asked.
-            once: Idempotency key of the request.
+            adapter: The model that the request names.
+            request_digest: Digest of the request.
+            idempotency_key: Idempotency key of the request.
 
         Raises:
             NotFound: The tenant has no such session.
-            InvalidOption: It is another model's.
-            Conflict: It is of other weights, or the key was used for something else.
+            InvalidOption: It belongs to another model.
+            Conflict: It is of other weights, or the key was used for another request.
         """
-        head = await self.head(name)
-        if head.model != voice.name:
-            detail = f"The session {name} belongs to {head.model}, not to {voice.name}."
+        record = await self.get_record(name)
+        if record.model != adapter.name:
+            detail = f"The session {name} belongs to {record.model}, not to {adapter.name}."
             raise InvalidOption(detail, field="session_id")
-        if once and (kept := await self._store.answered(self._tenant, name, once)) is not None:
-            known = json.loads(kept)
-            if known["body"] != body:
-                raise Conflict("This idempotency key was used for another request.", hint="Use a new one.")
-            answer: str = known["answer"]
+        if idempotency_key and (answer := await self._find_answer(name, idempotency_key, request_digest)) is not None:
             return answer
-        if head.weights != voice.digest:
-            detail = f"The session {name} was written by other weights of {head.model}."
+        if record.weights != adapter.digest:
+            detail = f"The session {name} was written by other weights of {record.model}."
             raise Conflict(detail, hint="Its model was loaded anew: start a new session.")
-        version, loop = await self.version(head), asyncio.get_running_loop()
+        version, loop = await self.read_version(record), asyncio.get_running_loop()
 
-        def commit(session: Remembered, answer: str) -> None:
-            kept = Version(session.after, session.tokens, tuple(session.learnt))
-            told = json.dumps({"body": body, "answer": answer}).encode()
-            writing = self._write(head, kept, once=once, answer=told)
-            asyncio.run_coroutine_threadsafe(writing, loop).result(_COMMIT_S)
+        def commit(transaction: SessionTransaction, answer: str) -> None:
+            after = SessionVersion(transaction.new_state, transaction.tokens, tuple(transaction.updates))
+            stored = json.dumps({"body": request_digest, "answer": answer}).encode()
+            writing = self._write(record, after, idempotency_key=idempotency_key, answer=stored)
+            asyncio.run_coroutine_threadsafe(writing, loop).result(_COMMIT_TIMEOUT_S)
 
-        return Remembered(name, head.version, version.state, commit)
+        return SessionTransaction(name, record.version, version.state, commit)
 
-    async def _new(self, model: str, weights: str, version: Version) -> Session:
-        state = version.pack()
-        return _told(await self._store.create(self._tenant, model, weights, state, version.tokens, len(version.state)))
+    async def _find_answer(self, name: str, idempotency_key: str, request_digest: str) -> str | None:
+        stored = await self._store.find_answer(self._tenant, name, idempotency_key)
+        if stored is None:
+            return None
+        known = json.loads(stored)
+        if known["body"] != request_digest:
+            raise Conflict("This idempotency key was used for another request.", hint="Use a new one.")
+        answer: str = known["answer"]
+        return answer
 
-    async def _write(self, head: Head, version: Version, *, once: str | None = None, answer: bytes = b"") -> Session:
+    async def _create(self, model: str, weights: str, version: SessionVersion) -> Session:
+        state_bytes = len(version.state)
+        record = await self._store.create(self._tenant, model, weights, version.pack(), version.tokens, state_bytes)
+        return _to_session(record)
+
+    async def _write(
+        self, record: SessionRecord, version: SessionVersion, *, idempotency_key: str | None = None, answer: bytes = b""
+    ) -> Session:
         try:
-            state, held = version.pack(), len(version.state)
-            await self._store.write(self._tenant, head, state, version.tokens, held, once=once, answer=answer)
+            await self._store.write_version(
+                self._tenant,
+                record,
+                version.pack(),
+                version.tokens,
+                len(version.state),
+                idempotency_key=idempotency_key,
+                answer=answer,
+            )
         except Conflict:
-            figures.lock_conflict(head.model)
+            metrics.count_write_conflict(record.model)
             raise
-        return _told(await self.head(head.id))
+        return _to_session(await self.get_record(record.id))
 
 
-def body_digest(asked: str) -> str:
-    """What a request is recognised by."""
-    return hashlib.sha256(asked.encode()).hexdigest()
+def digest_request(body: str) -> str:
+    """Digest by which a repeated request is recognised."""
+    return hashlib.sha256(body.encode()).hexdigest()
 
 
-def _told(head: Head) -> Session:
-    kept = range(max(0, head.version - KEPT + 1), head.version + 1)
+def _to_session(record: SessionRecord) -> Session:
+    versions = range(max(0, record.version - KEPT_VERSIONS + 1), record.version + 1)
     return Session(
-        id=head.id,
-        model=head.model,
-        version=head.version,
-        versions=list(kept),
-        tokens=head.tokens,
-        state_bytes=head.held,
-        created=int(head.created),
-        updated=int(head.updated),
+        id=record.id,
+        model=record.model,
+        version=record.version,
+        versions=list(versions),
+        tokens=record.tokens,
+        state_bytes=record.state_bytes,
+        created=int(record.created),
+        updated=int(record.updated),
     )

@@ -1,12 +1,12 @@
-"""Sessions in Redis: versions of a memory, one writer at a time, and answers that are given only once.
+"""Session store in Redis: versioned states with optimistic locking, and idempotent answers.
 
     {fovea:session:<tenant>:<id>}:head  hash    version, model, weights, tokens, created, updated
-    {fovea:session:<tenant>:<id>}:v<n>  string  the sealed state of version n; the last three are kept
-    {fovea:session:<tenant>:<id>}:once  hash    digest of an idempotency key → the sealed answer of its request
+    {fovea:session:<tenant>:<id>}:v<n>  string  the encrypted state of version n; the last three are kept
+    {fovea:session:<tenant>:<id>}:once  hash    digest of an idempotency key → the encrypted answer of its request
     {fovea:sessions:<tenant>}:index     sorted set  id → when it was opened
 
-A state is written only on top of the version that it was made from; whoever comes second is told so. A tenant sees its
-own sessions only: another's is not there. Knows bytes and versions; knows no model.
+A state is written only on top of the version that it was made from; a second writer gets a conflict. A tenant sees only
+its own sessions. Knows bytes and versions; knows no model.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
 
-from services.llm_longctx.state.encryption import Sealing
+from services.llm_longctx.state.encryption import TenantCipher
 from shared.errors import Conflict, InvalidOption, NotFound, NotReady, TooLarge
 from shared.jobs.redis_client import RedisClient, translate_redis_errors
 
-__all__ = ["KEPT", "Head", "SessionStore"]
+__all__ = ["KEPT_VERSIONS", "SessionRecord", "SessionStore"]
 
-KEPT = 3
+KEPT_VERSIONS = 3
 """Versions of a session that can be gone back to, the current one included."""
 
-MOST = 17 * 2**20
-"""Bytes of one state: what a model may remember, and its header."""
+MAX_RECORD_BYTES = 17 * 2**20
+"""Most bytes of one stored version: the model's state and its header."""
 
 _ID = re.compile(r"s_[a-z0-9]{20}")
 
-_WRITE = """
-local head, stem = KEYS[1], KEYS[2]
+_WRITE_SCRIPT = """
+local head, prefix = KEYS[1], KEYS[2]
 local expected, state, ttl, keep = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local once, answer = ARGV[5], ARGV[6]
 local version = tonumber(redis.call('HGET', head, 'version') or -1)
@@ -44,26 +44,26 @@ if version ~= expected then return {'conflict', tostring(version)} end
 version = version + 1
 redis.call('HSET', head, 'version', version, 'tokens', ARGV[7], 'updated', ARGV[8], 'held', ARGV[9])
 redis.call('PEXPIRE', head, ttl)
-redis.call('SET', stem .. 'v' .. version, state, 'PX', ttl)
-redis.call('DEL', stem .. 'v' .. (version - keep))
-for back = 1, keep - 1 do redis.call('PEXPIRE', stem .. 'v' .. (version - back), ttl) end
-if once ~= '' then redis.call('HSET', stem .. 'once', once, answer) end
-redis.call('PEXPIRE', stem .. 'once', ttl)
+redis.call('SET', prefix .. 'v' .. version, state, 'PX', ttl)
+redis.call('DEL', prefix .. 'v' .. (version - keep))
+for back = 1, keep - 1 do redis.call('PEXPIRE', prefix .. 'v' .. (version - back), ttl) end
+if once ~= '' then redis.call('HSET', prefix .. 'once', once, answer) end
+redis.call('PEXPIRE', prefix .. 'once', ttl)
 return {'written', tostring(version)}
 """
-"""Compare and set: the state of the next version, only on top of the expected one; with it the request's answer."""
+"""Compare and set: write the next version only on top of the expected one, together with the request's answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """What is known of a session.
+class SessionRecord:
+    """Metadata of a session.
 
     Attributes:
-        id: Its name.
-        model: The model that remembers, and `weights` the digest that its states belong to.
-        version: Writes so far.
+        id: Its id.
+        model, weights: The model, and the digest of the weights that its states belong to.
+        version: Number of writes so far.
         tokens: Tokens read.
-        held: Bytes of what it remembers.
+        state_bytes: Size of the state.
         created, updated: Unix time.
     """
 
@@ -72,7 +72,7 @@ class Head:
     weights: str
     version: int
     tokens: int
-    held: int
+    state_bytes: int
     created: float
     updated: float
 
@@ -81,216 +81,219 @@ class SessionStore:
     """The sessions of all tenants.
 
     Args:
-        link: Redis.
-        sealing: Seals states and answers.
+        client: Redis.
+        cipher: Encrypts states and answers.
         ttl_s: How long an unused session is kept.
     """
 
-    def __init__(self, link: RedisClient, sealing: Sealing, ttl_s: int) -> None:
-        self._link = link
-        self._sealing = sealing
+    def __init__(self, client: RedisClient, cipher: TenantCipher, ttl_s: int) -> None:
+        self._client = client
+        self._cipher = cipher
         self._ttl_ms = ttl_s * 1000
-        self._write = self._link.client.register_script(_WRITE)
+        self._write = self._client.client.register_script(_WRITE_SCRIPT)
 
-    async def create(self, tenant: str, model: str, weights: str, state: bytes, tokens: int = 0, held: int = 0) -> Head:
-        """A new session whose version 0 is `state`, `held` bytes of which are what is remembered."""
+    async def create(
+        self, tenant: str, model: str, weights: str, state: bytes, tokens: int = 0, state_bytes: int = 0
+    ) -> SessionRecord:
+        """Create a session whose version 0 is `state`; `state_bytes` of it are the model's own."""
         name, now = f"s_{secrets.token_hex(10)}", time.time()
-        stem = _stem(tenant, name)
-        head = Head(name, model, weights, 0, tokens, held, now, now)
-        facts = {field: value for field, value in asdict(head).items() if field != "id"}
+        prefix = _key_prefix(tenant, name)
+        record = SessionRecord(name, model, weights, 0, tokens, state_bytes, now, now)
+        fields = {field: value for field, value in asdict(record).items() if field != "id"}
+        fields["held"] = fields.pop("state_bytes")
         async with self._redis() as redis, redis.pipeline(transaction=True) as pipe:
-            pipe.hset(f"{stem}head", mapping=facts)
-            pipe.pexpire(f"{stem}head", self._ttl_ms)
-            pipe.set(f"{stem}v0", self._sealed(state, tenant, f"{stem}v0"), px=self._ttl_ms)
+            pipe.hset(f"{prefix}head", mapping=fields)
+            pipe.pexpire(f"{prefix}head", self._ttl_ms)
+            pipe.set(f"{prefix}v0", self._encrypt(state, tenant, f"{prefix}v0"), px=self._ttl_ms)
             await pipe.execute()
-            await self._listed(redis, tenant, head)
-        return head
+            await self._add_to_index(redis, tenant, record)
+        return record
 
-    async def head(self, tenant: str, name: str) -> Head:
-        """What is known of a session.
+    async def get(self, tenant: str, name: str) -> SessionRecord:
+        """The metadata of a session.
 
         Raises:
             NotFound: The tenant has no such session.
         """
         async with self._redis() as redis:
-            found = await redis.hgetall(f"{_stem(tenant, name)}head")
+            found = await redis.hgetall(f"{_key_prefix(tenant, name)}head")
         if not found:
-            raise _missing(name)
-        return _head(name, found)
+            raise _not_found(name)
+        return _parse_record(name, found)
 
-    async def recent(self, tenant: str, limit: int, after: str | None = None) -> list[Head]:
+    async def list_newest(self, tenant: str, limit: int, after: str | None = None) -> list[SessionRecord]:
         """The tenant's sessions, newest first.
 
         Args:
-            tenant: Whose.
+            tenant: The tenant.
             limit: At most so many.
-            after: Those that are older than this one.
+            after: Only sessions older than this one.
 
         Raises:
             NotFound: The tenant has no session `after`.
         """
-        index, begin = _index(tenant), 0
-        found: list[Head] = []
+        index, begin = _index_key(tenant), 0
+        found: list[SessionRecord] = []
         async with self._redis() as redis:
             if after is not None:
-                _stem(tenant, after)
+                _key_prefix(tenant, after)
                 rank = await redis.zrevrank(index, after)
                 if rank is None:
-                    raise _missing(after, field="after")
+                    raise _not_found(after, field="after")
                 begin = rank + 1
             while len(found) < limit:
                 names = [name.decode() for name in await redis.zrevrange(index, begin, begin + limit - len(found) - 1)]
-                heads = [await redis.hgetall(f"{_stem(tenant, name)}head") for name in names]
-                found += [_head(name, facts) for name, facts in zip(names, heads, strict=True) if facts]
-                if gone := [name for name, facts in zip(names, heads, strict=True) if not facts]:  # their time was over
-                    await redis.zrem(index, *gone)
+                records = [await redis.hgetall(f"{_key_prefix(tenant, name)}head") for name in names]
+                found += [_parse_record(name, fields) for name, fields in zip(names, records, strict=True) if fields]
+                if expired := [name for name, fields in zip(names, records, strict=True) if not fields]:
+                    await redis.zrem(index, *expired)
                 elif not names:
                     break
-                begin += len(names) - len(gone)
+                begin += len(names) - len(expired)
         return found
 
-    async def read(self, tenant: str, name: str, version: int) -> bytes:
+    async def read_version(self, tenant: str, name: str, version: int) -> bytes:
         """The state of a version.
 
         Raises:
-            NotFound: It is not kept any more, or never was.
+            NotFound: It is no longer kept, or never was.
         """
-        place = f"{_stem(tenant, name)}v{version}"
+        key = f"{_key_prefix(tenant, name)}v{version}"
         async with self._redis() as redis:
-            sealed = await redis.get(place)
-        if sealed is None:
-            hint = f"The last {KEPT} versions of a session are kept."
+            encrypted = await redis.get(key)
+        if encrypted is None:
+            hint = f"The last {KEPT_VERSIONS} versions of a session are kept."
             raise NotFound(f"The session {name} has no version {version}.", hint=hint, field="version")
-        return self._sealing.open(sealed, tenant, place)
+        return self._cipher.decrypt(encrypted, tenant, key)
 
-    async def write(
+    async def write_version(
         self,
         tenant: str,
-        head: Head,
+        record: SessionRecord,
         state: bytes,
         tokens: int,
-        held: int = 0,
+        state_bytes: int = 0,
         *,
-        once: str | None = None,
+        idempotency_key: str | None = None,
         answer: bytes = b"",
     ) -> int:
-        """Store the next version on top of `head.version`, and with it the answer of the request that made it.
+        """Write the next version on top of `record.version`, together with the answer of the request that made it.
 
         Args:
-            tenant: Whose session.
-            head: The session as it was read before the request.
-            state: What is remembered now.
+            tenant: The tenant.
+            record: The session as it was read before the request.
+            state: The new state.
             tokens: Tokens read now.
-            held: Bytes of `state` that are what is remembered.
-            once: Idempotency key of the request.
-            answer: What a repetition of the request is answered.
+            state_bytes: Size of the model's own part of `state`.
+            idempotency_key: Idempotency key of the request.
+            answer: The answer that a repetition of the request gets.
 
         Returns:
             The new version.
 
         Raises:
-            Conflict: Somebody else has written since.
+            Conflict: Another request has written since.
             NotFound: The session was deleted since.
             TooLarge: The state is too large.
         """
-        stem = _stem(tenant, head.id)
-        place, key = f"{stem}v{head.version + 1}", _once(once) if once else ""
-        sealed = self._sealed(state, tenant, place)
-        kept = self._sealing.seal(answer, tenant, f"{stem}once:{key}") if key else b""
-        args = [head.version, sealed, self._ttl_ms, KEPT, key, kept, tokens, time.time(), held]
+        prefix = _key_prefix(tenant, record.id)
+        field = _idempotency_field(idempotency_key) if idempotency_key else ""
+        encrypted = self._encrypt(state, tenant, f"{prefix}v{record.version + 1}")
+        stored = self._cipher.encrypt(answer, tenant, f"{prefix}once:{field}") if field else b""
+        args = [record.version, encrypted, self._ttl_ms, KEPT_VERSIONS, field, stored, tokens, time.time(), state_bytes]
         async with self._redis() as redis:
-            how, version = await self._write(keys=[f"{stem}head", stem], args=args)
-            if how == b"written":
-                await self._listed(redis, tenant, head)
-        if how == b"gone":
-            raise _missing(head.id)
-        if how == b"conflict":
-            detail = f"The session {head.id} is at version {version.decode()}; the request began at {head.version}."
+            status, version = await self._write(keys=[f"{prefix}head", prefix], args=args)
+            if status == b"written":
+                await self._add_to_index(redis, tenant, record)
+        if status == b"gone":
+            raise _not_found(record.id)
+        if status == b"conflict":
+            detail = f"The session {record.id} is at version {version.decode()}; the request began at {record.version}."
             raise Conflict(detail, hint="One request at a time writes to a session: send it again.")
         return int(version)
 
-    async def answered(self, tenant: str, name: str, once: str) -> bytes | None:
-        """The answer that a request with this idempotency key was given, if there was one."""
-        stem, key = _stem(tenant, name), _once(once)
+    async def find_answer(self, tenant: str, name: str, idempotency_key: str) -> bytes | None:
+        """The answer that an earlier request with this idempotency key got, if there was one."""
+        prefix, field = _key_prefix(tenant, name), _idempotency_field(idempotency_key)
         async with self._redis() as redis:
-            sealed = await redis.hget(f"{stem}once", key)
-        return None if sealed is None else self._sealing.open(sealed, tenant, f"{stem}once:{key}")
+            encrypted = await redis.hget(f"{prefix}once", field)
+        return None if encrypted is None else self._cipher.decrypt(encrypted, tenant, f"{prefix}once:{field}")
 
     async def delete(self, tenant: str, name: str) -> None:
-        """Forget a session: its states and its answers.
+        """Delete a session: its states and its answers.
 
         Raises:
             NotFound: The tenant has no such session.
         """
-        stem, version = _stem(tenant, name), (await self.head(tenant, name)).version
+        prefix, version = _key_prefix(tenant, name), (await self.get(tenant, name)).version
         async with self._redis() as redis:
-            await redis.delete(f"{stem}head")  # first: a write that is on its way finds nothing to write on
+            await redis.delete(f"{prefix}head")  # first: a concurrent write then finds no session
             # A write may have come between reading the version and deleting the head: one more than is kept.
-            states = [f"{stem}v{n}" for n in range(max(version - KEPT, 0), version + 2)]
-            await redis.delete(f"{stem}once", *states)
-            await redis.zrem(_index(tenant), name)
+            states = [f"{prefix}v{n}" for n in range(max(version - KEPT_VERSIONS, 0), version + 2)]
+            await redis.delete(f"{prefix}once", *states)
+            await redis.zrem(_index_key(tenant), name)
 
-    async def _listed(self, redis: Any, tenant: str, head: Head) -> None:
-        """Keep the session in its tenant's list as long as it is kept itself."""
+    async def _add_to_index(self, redis: Any, tenant: str, record: SessionRecord) -> None:
+        """Keep the session in its tenant's index as long as the session lives."""
         async with redis.pipeline(transaction=True) as pipe:
-            pipe.zadd(_index(tenant), {head.id: head.created}, nx=True)
-            pipe.pexpire(_index(tenant), self._ttl_ms)
+            pipe.zadd(_index_key(tenant), {record.id: record.created}, nx=True)
+            pipe.pexpire(_index_key(tenant), self._ttl_ms)
             await pipe.execute()
 
     @asynccontextmanager
     async def _redis(self) -> AsyncIterator[Any]:
         try:
             with translate_redis_errors():
-                yield self._link.client
+                yield self._client.client
         except NotReady as error:
             detail = "Sessions can't be reached: Redis is away or takes no writes."
             raise NotReady(detail, hint=error.hint, retry_after=1) from error
 
-    def _sealed(self, state: bytes, tenant: str, place: str) -> bytes:
-        if len(state) > MOST:
-            raise TooLarge(f"The session would remember {len(state):,} bytes; {MOST:,} are allowed.")
-        return self._sealing.seal(state, tenant, place)
+    def _encrypt(self, state: bytes, tenant: str, key: str) -> bytes:
+        if len(state) > MAX_RECORD_BYTES:
+            raise TooLarge(f"The session's state would have {len(state):,} bytes; {MAX_RECORD_BYTES:,} are allowed.")
+        return self._cipher.encrypt(state, tenant, key)
 
 
-def _stem(tenant: str, name: str) -> str:
-    """What the keys of a session begin with; the tenant as a digest, because nobody checks its letters.
+def _key_prefix(tenant: str, name: str) -> str:
+    """Prefix of a session's Redis keys; the tenant as a digest, because its characters are not checked.
 
     Raises:
-        InvalidOption: This can't be the name of a session.
+        InvalidOption: The name is no session id.
     """
     if not _ID.fullmatch(name):
         raise InvalidOption("A session's id looks like s_0123456789abcdef0123.", field="session_id")
-    return f"{{fovea:session:{_digest(tenant)}:{name}}}:"
+    return f"{{fovea:session:{_tenant_digest(tenant)}:{name}}}:"
 
 
-def _index(tenant: str) -> str:
-    """Where a tenant's sessions are listed."""
-    return f"{{fovea:sessions:{_digest(tenant)}}}:index"
+def _index_key(tenant: str) -> str:
+    """Redis key of a tenant's index."""
+    return f"{{fovea:sessions:{_tenant_digest(tenant)}}}:index"
 
 
-def _digest(tenant: str) -> str:
+def _tenant_digest(tenant: str) -> str:
     return sha256(tenant.encode()).hexdigest()[:24]
 
 
-def _head(name: str, found: Mapping[bytes, bytes]) -> Head:
-    facts = {key.decode(): value.decode() for key, value in found.items()}
-    return Head(
+def _parse_record(name: str, found: Mapping[bytes, bytes]) -> SessionRecord:
+    fields = {key.decode(): value.decode() for key, value in found.items()}
+    return SessionRecord(
         name,
-        facts["model"],
-        facts["weights"],
-        int(facts["version"]),
-        int(facts["tokens"]),
-        int(facts.get("held", 0)),
-        float(facts["created"]),
-        float(facts["updated"]),
+        fields["model"],
+        fields["weights"],
+        int(fields["version"]),
+        int(fields["tokens"]),
+        int(fields.get("held", 0)),
+        float(fields["created"]),
+        float(fields["updated"]),
     )
 
 
-def _once(key: str) -> str:
-    """The name of an idempotency key; a digest, because callers choose its length."""
+def _idempotency_field(key: str) -> str:
+    """Hash field of an idempotency key; a digest, because callers choose its length."""
     return sha256(key.encode()).hexdigest()
 
 
-def _missing(name: str, field: str = "session_id") -> NotFound:
-    hint = "POST /v1/sessions opens one; unused ones are forgotten after a while."
+def _not_found(name: str, field: str = "session_id") -> NotFound:
+    hint = "POST /v1/sessions opens one; unused ones expire."
     return NotFound(f"There is no session {name}.", hint=hint, field=field)

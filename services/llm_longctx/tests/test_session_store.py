@@ -7,8 +7,8 @@ import pytest
 import redis as sync_redis
 
 from services.llm_longctx.state import session_store
-from services.llm_longctx.state.encryption import Sealing, master_key
-from services.llm_longctx.state.session_store import KEPT, SessionStore
+from services.llm_longctx.state.encryption import TenantCipher, load_master_key
+from services.llm_longctx.state.session_store import KEPT_VERSIONS, SessionStore
 from shared.errors import Conflict, InvalidOption, NotFound, NotReady, TooLarge
 from shared.jobs.redis_client import RedisClient
 from shared.jobs.redis_server import RedisServer
@@ -25,9 +25,9 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 async def store(server):
-    link = RedisClient(server.url)
-    yield SessionStore(link, Sealing(MASTER), ttl_s=60)
-    await link.close()
+    client = RedisClient(server.url)
+    yield SessionStore(client, TenantCipher(MASTER), ttl_s=60)
+    await client.close()
 
 
 def everything(server):
@@ -39,61 +39,61 @@ async def test_versions_follow_each_other_and_the_last_three_are_kept(store):
     head = await store.create("ann", "m", "digest", b"state 0", tokens=2)
     assert (head.version, head.tokens, head.model, head.weights) == (0, 2, "m", "digest")
     for n in range(1, 6):
-        head = await store.head("ann", head.id)
-        assert await store.write("ann", head, b"state %d" % n, tokens=n) == n
-    assert [await store.read("ann", head.id, n) for n in (3, 4, 5)] == [b"state 3", b"state 4", b"state 5"]
-    assert KEPT == 3
+        head = await store.get("ann", head.id)
+        assert await store.write_version("ann", head, b"state %d" % n, tokens=n) == n
+    assert [await store.read_version("ann", head.id, n) for n in (3, 4, 5)] == [b"state 3", b"state 4", b"state 5"]
+    assert KEPT_VERSIONS == 3
     with pytest.raises(NotFound, match="no version 2"):
-        await store.read("ann", head.id, 2)
-    assert (await store.head("ann", head.id)).tokens == 5
+        await store.read_version("ann", head.id, 2)
+    assert (await store.get("ann", head.id)).tokens == 5
 
 
 async def test_of_two_writers_from_one_version_one_is_told_to_come_again(store):
     head = await store.create("ann", "m", "d", b"0")
     results = await asyncio.gather(
-        *(store.write("ann", head, b"%d" % n, tokens=n) for n in range(20)), return_exceptions=True
+        *(store.write_version("ann", head, b"%d" % n, tokens=n) for n in range(20)), return_exceptions=True
     )
     assert [r for r in results if r == 1] == [1]
     assert sum(isinstance(r, Conflict) for r in results) == 19
     winner = results.index(1)
-    assert await store.read("ann", head.id, 1) == b"%d" % winner
+    assert await store.read_version("ann", head.id, 1) == b"%d" % winner
 
 
 async def test_repeated_request_is_answered_and_not_written_again(store):
     head = await store.create("ann", "m", "d", b"0")
-    assert await store.answered("ann", head.id, "key") is None
-    await store.write("ann", head, b"1", 5, once="key", answer=b'{"told": 1}')
-    assert await store.answered("ann", head.id, "key") == b'{"told": 1}'
+    assert await store.find_answer("ann", head.id, "key") is None
+    await store.write_version("ann", head, b"1", 5, idempotency_key="key", answer=b'{"told": 1}')
+    assert await store.find_answer("ann", head.id, "key") == b'{"told": 1}'
     with pytest.raises(Conflict):
-        await store.write("ann", head, b"again", 5, once="key", answer=b"other")
-    assert await store.answered("ann", head.id, "key") == b'{"told": 1}'
+        await store.write_version("ann", head, b"again", 5, idempotency_key="key", answer=b"other")
+    assert await store.find_answer("ann", head.id, "key") == b'{"told": 1}'
 
 
 async def test_another_tenants_session_is_not_there(store):
     head = await store.create("ann", "m", "d", b"0")
-    for call in (store.head("bob", head.id), store.read("bob", head.id, 0), store.delete("bob", head.id)):
+    for call in (store.get("bob", head.id), store.read_version("bob", head.id, 0), store.delete("bob", head.id)):
         with pytest.raises(NotFound):
             await call
     with pytest.raises(NotFound):
-        await store.write("bob", head, b"x", 1)
-    assert await store.read("ann", head.id, 0) == b"0"
+        await store.write_version("bob", head, b"x", 1)
+    assert await store.read_version("ann", head.id, 0) == b"0"
 
 
 async def test_sessions_are_listed_newest_first_in_pages_and_only_their_tenants(store, server):
-    heads = [await store.create("cleo", "m", "d", b"0", tokens=n, held=10 + n) for n in range(5)]
+    heads = [await store.create("cleo", "m", "d", b"0", tokens=n, state_bytes=10 + n) for n in range(5)]
     await store.create("dora", "m", "d", b"0")
-    await store.write("cleo", heads[1], b"1", 9, held=7)
-    listed = await store.recent("cleo", 100)
+    await store.write_version("cleo", heads[1], b"1", 9, state_bytes=7)
+    listed = await store.list_newest("cleo", 100)
     assert [head.id for head in listed] == [head.id for head in reversed(heads)]
-    assert (listed[3].version, listed[3].tokens, listed[3].held) == (1, 9, 7)
-    first = await store.recent("cleo", 2)
-    second = await store.recent("cleo", 2, after=first[-1].id)
+    assert (listed[3].version, listed[3].tokens, listed[3].state_bytes) == (1, 9, 7)
+    first = await store.list_newest("cleo", 2)
+    second = await store.list_newest("cleo", 2, after=first[-1].id)
     assert [head.id for head in first + second] == [head.id for head in listed[:4]]
-    assert await store.recent("cleo", 3, after=listed[-1].id) == []
+    assert await store.list_newest("cleo", 3, after=listed[-1].id) == []
     with pytest.raises(NotFound, match="no session"):
-        await store.recent("dora", 3, after=heads[0].id)
+        await store.list_newest("dora", 3, after=heads[0].id)
     with pytest.raises(InvalidOption):
-        await store.recent("dora", 3, after="nonsense")
+        await store.list_newest("dora", 3, after="nonsense")
 
 
 async def test_what_was_deleted_or_forgotten_is_listed_no_more_and_pages_stay_full(store, server):
@@ -102,22 +102,24 @@ async def test_what_was_deleted_or_forgotten_is_listed_no_more_and_pages_stay_fu
     with sync_redis.Redis.from_url(server.url) as client:  # as if their time was over
         for head in heads[2:4]:
             client.delete(*client.keys(f"*{head.id}*"))
-    assert [head.id for head in await store.recent("emma", 2)] == [heads[4].id, heads[1].id]
-    assert [head.id for head in await store.recent("emma", 9)] == [heads[n].id for n in (4, 1, 0)]
+    assert [head.id for head in await store.list_newest("emma", 2)] == [heads[4].id, heads[1].id]
+    assert [head.id for head in await store.list_newest("emma", 9)] == [heads[n].id for n in (4, 1, 0)]
     for n in (4, 1, 0):
         await store.delete("emma", heads[n].id)
-    assert await store.recent("emma", 9) == []
+    assert await store.list_newest("emma", 9) == []
 
 
 async def test_delete_leaves_nothing_behind_not_even_answers(store, server):
     before = everything(server)
     head = await store.create("ann", "m", "d", b"0")
     for n in range(4):
-        await store.write("ann", await store.head("ann", head.id), b"%d" % n, n, once=f"k{n}", answer=b"a")
+        await store.write_version(
+            "ann", await store.get("ann", head.id), b"%d" % n, n, idempotency_key=f"k{n}", answer=b"a"
+        )
     await store.delete("ann", head.id)
     assert everything(server) == before
     with pytest.raises(NotFound, match="no session"):
-        await store.write("ann", head, b"late", 1)
+        await store.write_version("ann", head, b"late", 1)
     assert everything(server) == before
 
 
@@ -132,64 +134,64 @@ async def test_state_is_unreadable_in_redis_and_bound_to_its_place(store, server
         mine, theirs = ([k for k in keys if s.id.encode() in k][0] for s in (head, other))  # noqa: RUF015
         client.set(mine, values[theirs])
     with pytest.raises(Conflict, match="can't be opened"):
-        await store.read("ann", head.id, 0)
+        await store.read_version("ann", head.id, 0)
 
 
 async def test_other_master_key_opens_nothing(store, server):
     head = await store.create("ann", "m", "d", b"0")
-    link = RedisClient(server.url)
-    stranger = SessionStore(link, Sealing(b"another master key"), ttl_s=60)
+    client = RedisClient(server.url)
+    stranger = SessionStore(client, TenantCipher(b"another master key"), ttl_s=60)
     with pytest.raises(Conflict, match="key of sessions has changed"):
-        await stranger.read("ann", head.id, 0)
-    await link.close()
+        await stranger.read_version("ann", head.id, 0)
+    await client.close()
 
 
 async def test_unused_session_is_forgotten_and_a_used_one_is_not(server):
-    link = RedisClient(server.url)
-    store = SessionStore(link, Sealing(MASTER), ttl_s=1)
+    client = RedisClient(server.url)
+    store = SessionStore(client, TenantCipher(MASTER), ttl_s=1)
     idle, busy = await store.create("ann", "m", "d", b"0"), await store.create("ann", "m", "d", b"0")
     for _ in range(3):
         await asyncio.sleep(0.45)
-        await store.write("ann", await store.head("ann", busy.id), b"1", 1)
-    assert (await store.head("ann", busy.id)).version == 3
+        await store.write_version("ann", await store.get("ann", busy.id), b"1", 1)
+    assert (await store.get("ann", busy.id)).version == 3
     with pytest.raises(NotFound):
-        await store.head("ann", idle.id)
-    await link.close()
+        await store.get("ann", idle.id)
+    await client.close()
 
 
 @pytest.mark.parametrize("name", ["", "s_1", "s_" + "*" * 20, "s_0123456789abcdef0123}:head", "../../etc/passwd"])
 async def test_name_that_is_none_is_refused_before_redis_sees_it(store, name):
     with pytest.raises(InvalidOption, match="looks like"):
-        await store.head("ann", name)
+        await store.get("ann", name)
 
 
 async def test_state_over_the_cap_is_refused(store, monkeypatch):
-    monkeypatch.setattr(session_store, "MOST", 10)
+    monkeypatch.setattr(session_store, "MAX_RECORD_BYTES", 10)
     with pytest.raises(TooLarge, match="11 bytes; 10 are allowed"):
         await store.create("ann", "m", "d", b"x" * 11)
 
 
 async def test_redis_that_is_away_is_said(tmp_path):
     with RedisServer(Settings(data_dir=tmp_path)) as server:
-        link = RedisClient(server.url)
-        store = SessionStore(link, Sealing(MASTER), ttl_s=60)
+        client = RedisClient(server.url)
+        store = SessionStore(client, TenantCipher(MASTER), ttl_s=60)
         head = await store.create("ann", "m", "d", b"0")
     with pytest.raises(NotReady, match="Sessions can't be reached"):
-        await store.head("ann", head.id)
-    await link.close()
+        await store.get("ann", head.id)
+    await client.close()
 
 
 def test_master_key_is_made_once_and_only_its_owner_may_read_it(tmp_path):
-    first = master_key(None, tmp_path / "data")
-    assert first == master_key(None, tmp_path / "data")
+    first = load_master_key(None, tmp_path / "data")
+    assert first == load_master_key(None, tmp_path / "data")
     assert len(first) == 32
     path = tmp_path / "data" / "session.key"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert list(path.parent.iterdir()) == [path]
-    assert master_key("a secret of my own", tmp_path / "none") == b"a secret of my own"
+    assert load_master_key("a secret of my own", tmp_path / "none") == b"a secret of my own"
     assert not (tmp_path / "none").exists()
 
 
 def test_short_master_key_is_refused():
     with pytest.raises(ValueError, match="16 are needed"):
-        Sealing(b"short")
+        TenantCipher(b"short")
