@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from loadtests.bench.result import Row, Table
-from services.llm_longctx.evaluation.heatmap import heat_map, sheet
+from services.llm_longctx.evaluation.heatmap import draw_contact_sheet, draw_heatmap
 from services.llm_longctx.evaluation.method_quality import (
     FidelityReport,
-    FidelitySpec,
+    FidelityRequest,
     NeedleReport,
-    NeedleSpec,
+    NeedleRequest,
     run_fidelity,
     run_needle,
 )
@@ -72,17 +72,17 @@ def measure(rounds: int = 2, count: int = 2048) -> Quality:
         place = LoadContext(cache=Path(folder), weights=Path(folder), options={"llm_dtype": "bfloat16"})
         model = SmolLM2.load(place)
         try:
-            found = {name: _needles(model.speaker, how, lengths, rounds) for name, how in METHODS.items()}
+            found = {name: _needles(model.adapter, how, lengths, rounds) for name, how in METHODS.items()}
             base = found["dense"].mean
             rows = [_recall(name, report, base) for name, report in found.items()]
             for name, how in METHODS.items():
-                rows += _fidelity(model.speaker, name, how, lengths[:1]) if name != "dense" else ()
+                rows += _fidelity(model.adapter, name, how, lengths[:1]) if name != "dense" else ()
         finally:
             model.close()
     if count > 200:
         labels = [f"{d} %" for d in DEPTHS]
-        maps = {name: heat_map(r.recall, labels, [str(n) for n in r.lengths]) for name, r in found.items()}
-        PICTURE.write_bytes(sheet(maps, 5))
+        maps = {name: draw_heatmap(r.recall, labels, [str(n) for n in r.lengths]) for name, r in found.items()}
+        PICTURE.write_bytes(draw_contact_sheet(maps, 5))
         shutil.rmtree(KEPT, ignore_errors=True)
     return Quality(
         suite="longctx_quality",
@@ -99,7 +99,7 @@ def measure(rounds: int = 2, count: int = 2048) -> Quality:
 
 def _needles(speaker: DecoderAdapter, how: Mapping[str, Any], lengths: Sequence[int], rounds: int) -> NeedleReport:
     asked = {"longctx": how, "lengths": lengths, "depths": DEPTHS, "steps": STEPS, "needles": min(rounds, 3)}
-    spec = NeedleSpec.model_validate(asked)
+    spec = NeedleRequest.model_validate(asked)
     return _once(spec, NeedleReport, lambda: run_needle(speaker, spec, CallContext()))
 
 
@@ -110,7 +110,7 @@ def _recall(name: str, report: NeedleReport, base: float) -> Row:
 
 
 def _fidelity(speaker: DecoderAdapter, name: str, how: Mapping[str, Any], lengths: Sequence[int]) -> list[Row]:
-    spec = FidelitySpec.model_validate({"longctx": how, "lengths": lengths, "steps": STEPS})
+    spec = FidelityRequest.model_validate({"longctx": how, "lengths": lengths, "steps": STEPS})
     told = _once(spec, FidelityReport, lambda: run_fidelity(speaker, spec, CallContext())).rows
     rows = []
     for task in spec.tasks:

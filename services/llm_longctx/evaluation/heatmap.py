@@ -1,4 +1,4 @@
-"""A grid of numbers between 0 and 1 as a picture: rows are depths, columns lengths. Knows pixels only."""
+"""Heatmaps of numbers between 0 and 1: rows are depths, columns lengths. Knows only pixels."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
 
-__all__ = ["heat_map", "sheet"]
+__all__ = ["draw_contact_sheet", "draw_heatmap"]
 
 CELL, MARGIN = 48, 64
 
 
-def heat_map(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str]) -> bytes:
+def draw_heatmap(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str]) -> bytes:
     """A PNG: `values` [row][column] from red (0) over yellow to green (1), each with its number."""
     size = (MARGIN + CELL * len(columns) + 8, MARGIN // 2 + CELL * len(rows) + 24)
     picture = Image.new("RGB", size, "white")
@@ -32,8 +32,8 @@ def heat_map(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Se
     return out.getvalue()
 
 
-def sheet(maps: Mapping[str, bytes], columns: int) -> bytes:
-    """Several pictures of `heat_map` on one, each under its name: a PNG, `columns` in a row."""
+def draw_contact_sheet(maps: Mapping[str, bytes], columns: int) -> bytes:
+    """Several pictures of `draw_heatmap` on one, each under its name: a PNG, `columns` in a row."""
     pictures = {name: Image.open(io.BytesIO(data)) for name, data in maps.items()}
     width = max(*(p.width for p in pictures.values()), 6 * max(map(len, pictures)) + 8)
     height = max(p.height for p in pictures.values()) + 20

@@ -1,7 +1,7 @@
-"""What a method costs in quality, on a model that is being served: needles by length and depth, and fidelity to dense.
+"""Quality of an attention method on a served model: needle recall by length and depth, and fidelity to dense attention.
 
-Everything runs through the model's scheduler, behind the requests of others. Knows prompts, tokens and scores; knows
-nothing about HTTP or terminals.
+Everything runs through the model's scheduler, behind other requests. Knows prompts, tokens and scores; knows nothing
+about HTTP or terminals.
 """
 
 from __future__ import annotations
@@ -21,52 +21,52 @@ from pydantic import BaseModel, Field
 from services.llm_longctx.engine import CandidateSpec, GenerationRequest, RequestOutput, Sampling
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
-from services.llm_longctx.evaluation.text_corpus import library_prose
+from services.llm_longctx.evaluation.text_corpus import load_library_prose
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
-from services.llm_longctx.serving.method_selection import policy_for
+from services.llm_longctx.serving.method_selection import select_policy
 from shared.api.text import LongctxOptions
 from shared.errors import Cancelled, FoveaError, InvalidOption
 from shared.lm.niah_prompts import NEEDLES, build_haystack, build_needle_prompt
 from shared.registry import CallContext
 
-__all__ = ["FidelityReport", "FidelitySpec", "NeedleReport", "NeedleSpec", "run_fidelity", "run_needle"]
+__all__ = ["FidelityReport", "FidelityRequest", "NeedleReport", "NeedleRequest", "run_fidelity", "run_needle"]
 
-LONGEST_TEXT = 4_000_000
-"""Characters of a text of one's own."""
+MAX_TEXT_CHARS = 4_000_000
+"""Most characters of the caller's own text."""
 
-CHARACTERS = 8
-"""Characters per token that are more than enough."""
+CHARS_PER_TOKEN = 8
+"""More characters than a token has on average."""
 
-_Asked = tuple[GenerationRequest, RequestOutput]
-"""A prompt that was handed in, and its answer so far."""
+_Pending = tuple[GenerationRequest, RequestOutput]
+"""A submitted request, and its answer so far."""
 
 POLL_S = 0.005
-"""Seconds between two looks at whether an answer is there."""
+"""Seconds between two checks whether an answer is complete."""
 
 
 class _Spec(BaseModel):
-    """What both evaluations are asked."""
+    """Options of both evaluations."""
 
     model: str | None = Field(None, description="Name of the model; left out, the default one.")
-    longctx: LongctxOptions = Field(default_factory=LongctxOptions, description="The method that is judged.")
+    longctx: LongctxOptions = Field(default_factory=LongctxOptions, description="The method that is evaluated.")
     lengths: list[Annotated[int, Field(ge=16)]] = Field(
         [512, 1024, 2048], min_length=1, max_length=40, description="Tokens of the prompts."
     )
-    text: str | None = Field(None, max_length=LONGEST_TEXT, description="Own text; left out, that of `corpus`.")
+    text: str | None = Field(None, max_length=MAX_TEXT_CHARS, description="Own text; left out, that of `corpus`.")
     corpus: Literal["library", "generated"] = Field(
         "library", description="`library`: English of Python's help topics; `generated`: simple sentences."
     )
     seed: int = Field(0, ge=0, description="Of the text's order, sentences and random tokens.")
 
     def long_text(self, tokens: int) -> str:
-        """Text of so many tokens and more, as far as there is any."""
+        """Text of at least so many tokens, or all there is."""
         if self.text is not None:
             return self.text
-        return (library_prose if self.corpus == "library" else build_haystack)(tokens * CHARACTERS, self.seed)
+        return (load_library_prose if self.corpus == "library" else build_haystack)(tokens * CHARS_PER_TOKEN, self.seed)
 
 
-class NeedleSpec(_Spec):
-    """Where sentences are hidden."""
+class NeedleRequest(_Spec):
+    """Options of the needle evaluation."""
 
     depths: list[Annotated[float, Field(ge=0, le=100)]] = Field(
         [0, 50, 100], min_length=1, max_length=40, description="Percent of the context before the needle."
@@ -83,12 +83,12 @@ class NeedleReport(BaseModel):
     lengths: list[int]
     depths: list[float]
     recall: list[list[float]]
-    kv_ratio: list[float] = Field(description="Bytes held, as a share of dense, per length.")
+    kv_ratio: list[float] = Field(description="ByteTokenizer held, as a share of dense, per length.")
     mean: float
 
 
-class FidelitySpec(_Spec):
-    """What is read, and how much is compared."""
+class FidelityRequest(_Spec):
+    """Options of the fidelity evaluation."""
 
     tasks: list[Literal["text", "copy"]] = Field(
         ["text", "copy"], min_length=1, description="`text`: goes on with prose; `copy`: random tokens come twice."
@@ -97,7 +97,7 @@ class FidelitySpec(_Spec):
 
 
 class FidelityRow(BaseModel):
-    """One prompt."""
+    """Fidelity on one prompt."""
 
     task: str
     length: int
@@ -110,42 +110,41 @@ class FidelityRow(BaseModel):
 
 
 class FidelityReport(BaseModel):
-    """All prompts."""
+    """Fidelity on all prompts."""
 
     model: str
     longctx: LongctxOptions
     rows: list[FidelityRow]
 
 
-def run_needle(speaker: DecoderAdapter, spec: NeedleSpec, run: CallContext) -> NeedleReport:
-    """Hide sentences and ask for them.
+def run_needle(adapter: DecoderAdapter, spec: NeedleRequest, run: CallContext) -> NeedleReport:
+    """Hide sentences in prompts and measure how much of them the model recalls.
 
     Raises:
         InvalidOption: A length that the model can't read, or a method that can't serve.
         Cancelled: The caller went away.
     """
-    _check(speaker, spec.lengths, spec.steps)
+    _check_lengths(adapter, spec.lengths, spec.steps)
     # Deepest first: whatever comes before a needle was read already for the one behind it.
     depths = sorted(spec.depths, reverse=True)
     cells = [(d, n, what) for n in sorted(spec.lengths) for d in depths for what in NEEDLES[: spec.needles]]
     prompts = (
-        build_needle_prompt(speaker.tokenizer, what, n, d, corpus=spec.long_text(n), seed=spec.seed).ids
-        for d, n, what in cells
+        build_needle_prompt(adapter.tokenizer, what, n, d, corpus=spec.long_text(n), seed=spec.seed).ids for d, n, what in cells
     )
     scores: dict[tuple[float, int], list[float]] = {}
     ratios: dict[int, float] = {}
     for at, ((depth, length, what), answer) in enumerate(
-        zip(cells, _answers(speaker, prompts, spec, run), strict=True)
+        zip(cells, _stream_answers(adapter, prompts, spec, run), strict=True)
     ):
         request, output = answer
-        said = speaker.tokenizer.decode(output.tokens, special=False)
-        scores.setdefault((depth, length), []).append(_recall(what.answer, said))
+        text = adapter.tokenizer.decode(output.tokens, special=False)
+        scores.setdefault((depth, length), []).append(_recall(what.answer, text))
         ratios[length] = request.stats.kv_ratio
         run.progress((at + 1) / len(cells), f"{length} tokens, depth {depth:g} %")
     recall = [[sum(scores[d, n]) / len(scores[d, n]) for n in spec.lengths] for d in spec.depths]
     mean = sum(map(sum, recall)) / (len(spec.lengths) * len(spec.depths))
     return NeedleReport(
-        model=speaker.name,
+        model=adapter.name,
         longctx=spec.longctx,
         lengths=spec.lengths,
         depths=spec.depths,
@@ -155,67 +154,67 @@ def run_needle(speaker: DecoderAdapter, spec: NeedleSpec, run: CallContext) -> N
     )
 
 
-def run_fidelity(speaker: DecoderAdapter, spec: FidelitySpec, run: CallContext) -> FidelityReport:
+def run_fidelity(adapter: DecoderAdapter, spec: FidelityRequest, run: CallContext) -> FidelityReport:
     """Compare a method with dense attention on prose and on copies.
 
     Raises:
         InvalidOption: A length that the model can't read, or a method that can't serve.
         Cancelled: The caller went away.
     """
-    _check(speaker, spec.lengths, spec.steps)
+    _check_lengths(adapter, spec.lengths, spec.steps)
     makers: dict[str, Callable[[int], tuple[list[int], list[int]]]] = {
-        "text": lambda n: _prose(speaker, spec, n),
-        "copy": lambda n: _copies(speaker, spec, n),
+        "text": lambda n: _sample_prose(adapter, spec, n),
+        "copy": lambda n: _sample_copies(adapter, spec, n),
     }
     todo, rows = [(task, n) for task in spec.tasks for n in spec.lengths], []
     for at, (task, length) in enumerate(todo):
         ids, answer = makers[task](length)
-        policy = policy_for(speaker.engine, spec.longctx, speaker.plans, len(ids), len(answer))
-        rows.append(_row(task, len(ids), _compared(speaker, ids, answer, policy, run)))
+        policy = select_policy(adapter.engine, spec.longctx, adapter.plans, len(ids), len(answer))
+        rows.append(_to_row(task, len(ids), _compare(adapter, ids, answer, policy, run)))
         run.progress((at + 1) / len(todo), f"{task}, {length} tokens")
-    return FidelityReport(model=speaker.name, longctx=spec.longctx, rows=rows)
+    return FidelityReport(model=adapter.name, longctx=spec.longctx, rows=rows)
 
 
-def _check(speaker: DecoderAdapter, lengths: Sequence[int], steps: int) -> None:
-    if max(lengths) + steps > speaker.context:
-        detail = f"{max(lengths):,} tokens and an answer of {steps:,} exceed the context of {speaker.context:,} tokens."
+def _check_lengths(adapter: DecoderAdapter, lengths: Sequence[int], steps: int) -> None:
+    if max(lengths) + steps > adapter.context:
+        detail = f"{max(lengths):,} tokens and an answer of {steps:,} exceed the context of {adapter.context:,} tokens."
         raise InvalidOption(detail, field="lengths")
 
 
-def _answers(
-    speaker: DecoderAdapter, prompts: Iterable[Sequence[int]], spec: NeedleSpec, run: CallContext
-) -> Iterator[_Asked]:
-    """Answers in order, behind the requests of others, and decoded together in half of the places that there are."""
-    most = max(speaker.engine.max_batch // 2, 1)
-    rest, asked = iter(prompts), deque[_Asked]()
+def _stream_answers(
+    adapter: DecoderAdapter, prompts: Iterable[Sequence[int]], spec: NeedleRequest, run: CallContext
+) -> Iterator[_Pending]:
+    """Answers in order, behind other requests, decoded together in at most half of the batch."""
+    most = max(adapter.engine.max_batch // 2, 1)
+    rest, pending = iter(prompts), deque[_Pending]()
     try:
         while True:
-            asked.extend(
-                _asked(speaker, ids[: speaker.context - spec.steps], spec) for ids in islice(rest, most - len(asked))
+            pending.extend(
+                _submit(adapter, ids[: adapter.context - spec.steps], spec) for ids in islice(rest, most - len(pending))
             )
-            if not asked:
+            if not pending:
                 return
-            _wait_for(asked[0][1], run)
-            yield asked.popleft()
+            _wait_for(pending[0][1], run)
+            yield pending.popleft()
     finally:
-        for request, _ in asked:
-            speaker.scheduler.abort(request)
+        for request, _ in pending:
+            adapter.scheduler.abort(request)
 
 
-def _asked(speaker: DecoderAdapter, ids: Sequence[int], spec: NeedleSpec) -> _Asked:
-    """A prompt handed in. Its place in the queue is no progress of the whole, so it has no part in the caller's run."""
-    engine = speaker.engine
-    policy = policy_for(engine, spec.longctx, speaker.plans, len(ids), spec.steps)
+def _submit(adapter: DecoderAdapter, ids: Sequence[int], spec: NeedleRequest) -> _Pending:
+    """Submit a prompt. It has a context of its own: its place in the queue is no progress of the whole evaluation."""
+    engine = adapter.engine
+    policy = select_policy(engine, spec.longctx, adapter.plans, len(ids), spec.steps)
     output = RequestOutput()
     request = GenerationRequest(
         ids,
         [CandidateSpec(Sampling(), output)],
         spec.steps,
         policy=policy,
-        stop_token_ids=speaker.tokenizer.eos,
+        stop_token_ids=adapter.tokenizer.eos,
         priority=-1,
     )
-    speaker.scheduler.add_request(request)
+    adapter.scheduler.add_request(request)
     return request, output
 
 
@@ -232,56 +231,56 @@ def _wait_for(output: RequestOutput, run: CallContext) -> None:
         raise output.reason
 
 
-def _compared(speaker: DecoderAdapter, ids: list[int], answer: list[int], policy: Policy, run: CallContext) -> Fidelity:
-    """A comparison on the scheduler's thread, while nobody waits for an answer."""
-    news: queue.SimpleQueue[Fidelity | None] = queue.SimpleQueue()
-    left = threading.Event()
+def _compare(adapter: DecoderAdapter, ids: list[int], answer: list[int], policy: Policy, run: CallContext) -> Fidelity:
+    """Compare on the scheduler's thread, while no request waits."""
+    results: queue.SimpleQueue[Fidelity | None] = queue.SimpleQueue()
+    is_abandoned = threading.Event()
 
     def work() -> Generator[None, None, None]:
         try:
-            yield  # begun before it is handed over: only what has begun hears that it is given up
-            for piece in compare_to_dense(speaker.engine.runner, ids, answer, policy, news.put):
-                if left.is_set():
+            yield  # started before it is handed over: only a started generator runs `finally` when it is closed
+            for piece in compare_to_dense(adapter.engine.runner, ids, answer, policy, results.put):
+                if is_abandoned.is_set():
                     return
                 yield piece
         finally:
-            news.put(None)
+            results.put(None)
 
     next(begun := work())
-    speaker.scheduler.run_when_idle(begun)
+    adapter.scheduler.run_when_idle(begun)
     try:
-        while news.empty():
+        while results.empty():
             run.check()
             time.sleep(POLL_S)
     finally:
-        left.set()
-    if (found := news.get()) is None:
+        is_abandoned.set()
+    if (found := results.get()) is None:
         detail = "The comparison was given up: requests needed its memory, or it failed."
         raise Cancelled(detail, hint="Try again when the service is less busy.")
     return found
 
 
-def _prose(speaker: DecoderAdapter, spec: FidelitySpec, length: int) -> tuple[list[int], list[int]]:
-    """A stretch of text and how it goes on."""
+def _sample_prose(adapter: DecoderAdapter, spec: FidelityRequest, length: int) -> tuple[list[int], list[int]]:
+    """Tokens of prose, and the tokens that follow them."""
     wanted = length + spec.steps
-    ids = speaker.tokenizer.encode(spec.long_text(wanted), special=False)
+    ids = adapter.tokenizer.encode(spec.long_text(wanted), special=False)
     if len(ids) < wanted:
         detail = f"The text has {len(ids):,} tokens; {wanted:,} are needed."
         raise InvalidOption(detail, hint="Give a longer text or shorter lengths.", field="text")
     return ids[:length], ids[length:wanted]
 
 
-def _copies(speaker: DecoderAdapter, spec: FidelitySpec, length: int) -> tuple[list[int], list[int]]:
-    """Random tokens that begin to come a second time, and how they go on."""
+def _sample_copies(adapter: DecoderAdapter, spec: FidelityRequest, length: int) -> tuple[list[int], list[int]]:
+    """Random tokens whose second copy has begun, and the tokens that follow."""
     rng = random.Random(spec.seed)
     period = max(length - 8, 8)
-    once = [rng.randrange(speaker.vocab) for _ in range(period)]
+    once = [rng.randrange(adapter.vocab) for _ in range(period)]
     twice = [*once, *once]
     steps = min(spec.steps, 2 * period - length) or 1
     return twice[:length], twice[length : length + steps]
 
 
-def _row(task: str, length: int, found: Fidelity) -> FidelityRow:
+def _to_row(task: str, length: int, found: Fidelity) -> FidelityRow:
     n = len(found.kl)
     return FidelityRow(
         task=task,
@@ -295,8 +294,8 @@ def _row(task: str, length: int, found: Fidelity) -> FidelityRow:
     )
 
 
-def _recall(wanted: str, said: str) -> float:
-    """Share of the wanted words that were said, each as often as it was (ROUGE-1 recall)."""
-    heard = said.lower().replace(".", " ").replace(",", " ").split()
-    words = wanted.lower().split()
-    return sum(min(words.count(w), heard.count(w)) for w in dict.fromkeys(words)) / len(words)
+def _recall(reference: str, answer: str) -> float:
+    """ROUGE-1 recall: share of the reference's words in the answer, each counted as often as it occurs."""
+    given = answer.lower().replace(".", " ").replace(",", " ").split()
+    words = reference.lower().split()
+    return sum(min(words.count(w), given.count(w)) for w in dict.fromkeys(words)) / len(words)

@@ -1,6 +1,6 @@
-"""Long English text that is on every machine: the help topics that ship with Python, in an order drawn by a seed.
+"""Text corpus for evaluations: the help topics that ship with Python, in an order drawn by a seed.
 
-Freely licensed, fetched from nowhere. Knows text; knows no tokenizer and no model.
+Freely licensed, and on every machine. Knows text; knows no tokenizer and no model.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from functools import cache
 
 from shared.errors import NotFound
 
-__all__ = ["library_prose"]
+__all__ = ["load_library_prose"]
 
 
-def library_prose(characters: int, seed: int = 0) -> str:
+def load_library_prose(characters: int, seed: int = 0) -> str:
     """At least so many characters of Python's help topics, or all there are.
 
     Raises:

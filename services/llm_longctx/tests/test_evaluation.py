@@ -16,10 +16,10 @@ from services.llm_longctx.api import openai as routes
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
 from services.llm_longctx.evaluation.cli import fidelity, needle
-from services.llm_longctx.evaluation.heatmap import heat_map, sheet
-from services.llm_longctx.evaluation.method_quality import FidelitySpec, NeedleSpec, run_fidelity, run_needle
-from services.llm_longctx.evaluation.text_corpus import library_prose
-from services.llm_longctx.serving.local_models import model_at
+from services.llm_longctx.evaluation.heatmap import draw_contact_sheet, draw_heatmap
+from services.llm_longctx.evaluation.method_quality import FidelityRequest, NeedleRequest, run_fidelity, run_needle
+from services.llm_longctx.evaluation.text_corpus import load_library_prose
+from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.tests.conftest import MODEL, Server, tiny_decoder, until
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from services.llm_longctx.tests.test_scheduler import ask, run
@@ -39,7 +39,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def model(folder, tmp_path_factory):
-    loaded = model_at(folder).load(
+    loaded = make_local_model(folder).load(
         LoadContext(cache=tmp_path_factory.mktemp("cache"), weights=tmp_path_factory.mktemp("w"), threads=1)
     )
     yield loaded
@@ -119,7 +119,7 @@ def iter_that_fails():
 
 
 def test_a_breach_is_served_densely_and_said(model, monkeypatch):
-    speaker = model.speaker
+    speaker = model.adapter
     monkeypatch.setattr(
         speaker.engine.monitor, "held_back_reason", lambda p: "it strayed" if p.method.name == "power" else None
     )
@@ -129,13 +129,13 @@ def test_a_breach_is_served_densely_and_said(model, monkeypatch):
 
 
 def test_fidelity_of_prose_and_copies(model):
-    spec = FidelitySpec(lengths=[40, 80], steps=12, longctx={"method": "recycled", "budget": 4, "stride": 50})
-    report = run_fidelity(model.speaker, spec, CallContext())
+    spec = FidelityRequest(lengths=[40, 80], steps=12, longctx={"method": "recycled", "budget": 4, "stride": 50})
+    report = run_fidelity(model.adapter, spec, CallContext())
     assert [(r.task, r.length, r.tokens) for r in report.rows] == [
         ("text", 40, 12), ("text", 80, 12), ("copy", 40, 12), ("copy", 80, 12),
     ]  # fmt: skip
     assert all(r.kl > 0 and 0 <= r.agreement <= 1 and r.perplexity > 1 for r in report.rows)
-    dense = run_fidelity(model.speaker, FidelitySpec(lengths=[40], steps=5), CallContext())
+    dense = run_fidelity(model.adapter, FidelityRequest(lengths=[40], steps=5), CallContext())
     assert all(
         r.agreement == 1 and r.kl < 1e-6 and r.perplexity == pytest.approx(r.perplexity_dense) for r in dense.rows
     )
@@ -143,8 +143,8 @@ def test_fidelity_of_prose_and_copies(model):
 
 def test_needles_by_length_and_depth(model):
     told = []
-    spec = NeedleSpec(lengths=[150, 170], depths=[0, 100], steps=4, longctx={"method": "power", "block": 32})
-    report = run_needle(model.speaker, spec, CallContext(report=lambda share, note: told.append((share, note))))
+    spec = NeedleRequest(lengths=[150, 170], depths=[0, 100], steps=4, longctx={"method": "power", "block": 32})
+    report = run_needle(model.adapter, spec, CallContext(report=lambda share, note: told.append((share, note))))
     assert len(report.recall) == len(report.depths) == 2
     assert all(0 <= x <= 1 for row in report.recall for x in row)
     assert report.kv_ratio == [1, 1]
@@ -155,31 +155,36 @@ def test_needles_by_length_and_depth(model):
 @pytest.mark.parametrize(
     ("call", "word"),
     [
-        (lambda s: run_needle(s, NeedleSpec(lengths=[5000]), CallContext()), "exceed the context"),
-        (lambda s: run_fidelity(s, FidelitySpec(lengths=[100], steps=20, text="short"), CallContext()), "The text has"),
+        (lambda s: run_needle(s, NeedleRequest(lengths=[5000]), CallContext()), "exceed the context"),
         (
-            lambda s: run_fidelity(s, FidelitySpec(lengths=[20], longctx={"method": "none"}, steps=3), CallContext()),
+            lambda s: run_fidelity(s, FidelityRequest(lengths=[100], steps=20, text="short"), CallContext()),
+            "The text has",
+        ),
+        (
+            lambda s: run_fidelity(
+                s, FidelityRequest(lengths=[20], longctx={"method": "none"}, steps=3), CallContext()
+            ),
             "no attention",
         ),
     ],
 )
 def test_what_can_not_be_measured_is_refused(model, call, word):
     with pytest.raises(InvalidOption, match=word):
-        call(model.speaker)
+        call(model.adapter)
 
 
 def test_a_cancelled_evaluation_stops(model):
     stopped = CallContext()
     stopped.cancel()
     with pytest.raises(Cancelled):
-        run_fidelity(model.speaker, FidelitySpec(lengths=[40], steps=5), stopped)
+        run_fidelity(model.adapter, FidelityRequest(lengths=[40], steps=5), stopped)
     with pytest.raises(Cancelled):
-        run_needle(model.speaker, NeedleSpec(lengths=[150], steps=3), stopped)
-    until(lambda: model.speaker.scheduler.in_flight == 0)
+        run_needle(model.adapter, NeedleRequest(lengths=[150], steps=3), stopped)
+    until(lambda: model.adapter.scheduler.in_flight == 0)
 
 
 def test_a_grid_is_drawn_as_a_picture():
-    picture = Image.open(io.BytesIO(heat_map([[0.0, 0.5], [1.0, 0.25]], ["0 %", "100 %"], ["512", "1024"])))
+    picture = Image.open(io.BytesIO(draw_heatmap([[0.0, 0.5], [1.0, 0.25]], ["0 %", "100 %"], ["512", "1024"])))
     assert picture.format == "PNG"
     low, high = picture.getpixel((66, 34)), picture.getpixel((66, 82))
     assert low[0] > low[1]
@@ -187,14 +192,14 @@ def test_a_grid_is_drawn_as_a_picture():
 
 
 def test_several_grids_stand_on_one_picture_with_their_names():
-    maps = {name: heat_map([[1.0]], ["0 %"], ["512"]) for name in ("dense", "duo", "power")}
-    one, whole = (Image.open(io.BytesIO(data)) for data in (maps["duo"], sheet(maps, 2)))
+    maps = {name: draw_heatmap([[1.0]], ["0 %"], ["512"]) for name in ("dense", "duo", "power")}
+    one, whole = (Image.open(io.BytesIO(data)) for data in (maps["duo"], draw_contact_sheet(maps, 2)))
     assert whole.size == (2 * one.width, 2 * (one.height + 20))
     assert whole.getpixel((66, 54)) == one.getpixel((66, 34))
 
 
 def test_evaluations_over_http(folder, tmp_path):
-    model = model_at(folder)
+    model = make_local_model(folder)
     app = build(
         "llm-longctx",
         routers=[routes.router, evaluations.router],
@@ -230,30 +235,32 @@ def test_the_verbs_print_and_save(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_long_english_text_comes_with_python_in_the_order_of_a_seed():
-    text = library_prose(20_000, seed=1)
+    text = load_library_prose(20_000, seed=1)
     assert 20_000 <= len(text) < 200_000
-    assert text == library_prose(20_000, seed=1) != library_prose(20_000, seed=2)
+    assert text == load_library_prose(20_000, seed=1) != load_library_prose(20_000, seed=2)
     assert text.count(" the ") > 100
-    spec = FidelitySpec(lengths=[40], corpus="generated", seed=3)
+    spec = FidelityRequest(lengths=[40], corpus="generated", seed=3)
     assert spec.long_text(30) == build_haystack(240, 3)
-    assert FidelitySpec(text="my own").long_text(10**6) == "my own"
+    assert FidelityRequest(text="my own").long_text(10**6) == "my own"
 
 
 def test_what_lies_before_a_needle_is_read_once(model, monkeypatch):
     monkeypatch.setattr("shared.lm.niah_prompts.QUESTION_TOKENS", 0)
-    requests, add = [], model.speaker.scheduler.add_request
-    monkeypatch.setattr(model.speaker.scheduler, "add_request", lambda one: (requests.append(one), add(one)))
-    run_needle(model.speaker, NeedleSpec(lengths=[180], depths=[90, 100], steps=3, text="Go. " * 60), CallContext())
+    requests, add = [], model.adapter.scheduler.add_request
+    monkeypatch.setattr(model.adapter.scheduler, "add_request", lambda one: (requests.append(one), add(one)))
+    run_needle(model.adapter, NeedleRequest(lengths=[180], depths=[90, 100], steps=3, text="Go. " * 60), CallContext())
     assert [one.stats.cached_tokens for one in requests] == [0, 64]
 
 
 def test_a_comparison_that_is_given_up_before_its_turn_says_so(model, monkeypatch):
-    monkeypatch.setattr(model.speaker.scheduler, "run_when_idle", lambda work: work.close())
+    monkeypatch.setattr(model.adapter.scheduler, "run_when_idle", lambda work: work.close())
     with pytest.raises(Cancelled, match="given up"):
-        run_fidelity(model.speaker, FidelitySpec(lengths=[40], steps=5), CallContext())
+        run_fidelity(model.adapter, FidelityRequest(lengths=[40], steps=5), CallContext())
 
 
 def test_nobody_waits_longer_than_the_deadline_for_a_quiet_moment(model, monkeypatch):
-    monkeypatch.setattr(model.speaker.scheduler, "run_when_idle", lambda _work: None)
+    monkeypatch.setattr(model.adapter.scheduler, "run_when_idle", lambda _work: None)
     with pytest.raises(DeadlineExceeded):
-        run_fidelity(model.speaker, FidelitySpec(lengths=[40], steps=5), CallContext(deadline=time.monotonic() + 0.05))
+        run_fidelity(
+            model.adapter, FidelityRequest(lengths=[40], steps=5), CallContext(deadline=time.monotonic() + 0.05)
+        )

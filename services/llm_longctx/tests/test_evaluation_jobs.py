@@ -11,7 +11,7 @@ from PIL import Image
 
 from services.llm_longctx.api import evaluations
 from services.llm_longctx.api import openai as routes
-from services.llm_longctx.serving.local_models import model_at
+from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.tests.conftest import MODEL, until
 from shared import telemetry
 from shared.jobs.queue import Payload
@@ -44,7 +44,7 @@ class Ticket:
 
 @pytest.fixture
 def app(folder, tmp_path):
-    model = model_at(folder)
+    model = make_local_model(folder)
     return build(
         "llm-longctx",
         routers=[routes.router, evaluations.router],
@@ -101,7 +101,7 @@ async def test_a_job_that_is_cancelled_stops_and_frees_its_pages(app, worker, ki
     ticket.stop.set()
     assert (await running).status == 499
     assert max(share for share, _ in ticket.told) < 1
-    engine = app.state.host.servable(MODEL).speaker.engine
+    engine = app.state.host.servable(MODEL).adapter.engine
     await asyncio.to_thread(until, lambda: not engine.scheduler.in_flight and not engine.scheduler.backend.idle_work)
     engine.prefix_cache.clear()
     assert engine.pool.held == 0
@@ -118,7 +118,7 @@ async def test_what_the_watch_measures_is_told_under_the_models_name(app, worker
     asked = {"prompt": "Once upon a time", "max_tokens": 5, "longctx": {"method": "power", "block": 4}}
     body = json.dumps(asked).encode()
     await worker(Payload("llm-longctx", "/v1/completions", body, {"content-type": "application/json"}), Ticket())
-    scheduler = app.state.host.servable(MODEL).speaker.scheduler
+    scheduler = app.state.host.servable(MODEL).adapter.scheduler
     await asyncio.to_thread(until, lambda: not scheduler.backend.idle_work)
     assert [counted(name) for name in names] == [n + 1 for n in before]
 
