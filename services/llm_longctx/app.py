@@ -1,7 +1,7 @@
-"""The app of llm-longctx: language models behind OpenAI's routes, what they keep, and what methods cost in quality."""
+"""App of llm-longctx: language models behind OpenAI's routes, their sessions and documents, and evaluations."""
 
 from services.llm_longctx.api import documents, evaluations, methods, openai, sessions
-from services.llm_longctx.serving.local_models import chosen
+from services.llm_longctx.serving.local_models import select_models
 from shared.serving.build_app import build
 from shared.settings import settings
 
@@ -12,4 +12,4 @@ routers = [
     evaluations.router,
     methods.router,
 ]
-app = build("llm-longctx", routers=routers, servables=chosen(settings().llm_model))
+app = build("llm-longctx", routers=routers, servables=select_models(settings().llm_model))

@@ -1,4 +1,4 @@
-"""`/v1/documents`: texts that a landmark model reads once. Knows HTTP; what is done, `documents` knows."""
+"""Routes under `/v1/documents`: texts that a landmark model reads once. Knows HTTP; `DocumentService` does the work."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from services.llm_longctx.api.model_lookup import model_of
-from services.llm_longctx.serving.adapters.landmark import LandmarkAdapter
-from services.llm_longctx.state.document_service import Documents
-from services.llm_longctx.state.redis_stores import stores_of, tenant_of
+from services.llm_longctx.api.model_lookup import find_document_adapter
+from services.llm_longctx.state.document_service import DocumentService
+from services.llm_longctx.state.redis_stores import get_stores, get_tenant
 from shared.api.replica import EFFECTFUL
 from shared.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentRequest, DocumentText
 from shared.api.text import OpenAIError
@@ -20,58 +19,52 @@ from shared.serving.http.system_routes import host_of
 __all__ = ["router"]
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": OpenAIError, "description": "The document can't be read as it is, or is not there."},
-    "5XX": {"model": OpenAIError, "description": "Redis is away, or our fault."},
+    "4XX": {"model": OpenAIError, "description": "The document can't be read as it is, or does not exist."},
+    "5XX": {"model": OpenAIError, "description": "Redis is away, or an internal error."},
 }
-_FORM = {"x-error-form": "openai"}
-_EFFECTFUL_FORM = {**_FORM, **EFFECTFUL}
+_OPENAI_ERRORS = {"x-error-form": "openai"}
+_EFFECTFUL = {**_OPENAI_ERRORS, **EFFECTFUL}
 
 router = APIRouter(prefix="/v1/documents", tags=["documents"], responses=_ERRORS)
 
-HostOf = Annotated[Host, Depends(host_of)]
+HostDep = Annotated[Host, Depends(host_of)]
 
 
-def documents_of(request: Request) -> Documents:
+def get_document_service(request: Request) -> DocumentService:
     """The caller's documents."""
-    return Documents(stores_of(request).documents, tenant_of(request))
+    return DocumentService(get_stores(request).documents, get_tenant(request))
 
 
-DocumentsOf = Annotated[Documents, Depends(documents_of)]
+DocumentsDep = Annotated[DocumentService, Depends(get_document_service)]
 
 
-@router.post("", openapi_extra=_EFFECTFUL_FORM)
-async def add(body: DocumentRequest, request: Request, host: HostOf, documents: DocumentsOf) -> DocumentInfo:
-    """Read a text once; requests with `document_id` begin behind it."""
-    return await documents.add(body, _voice(host, body.model, request), request.scope["fovea.run"])
+@router.post("", openapi_extra=_EFFECTFUL)
+async def add(body: DocumentRequest, request: Request, host: HostDep, documents: DocumentsDep) -> DocumentInfo:
+    """Read a text once; requests with `document_id` continue after it."""
+    return await documents.add(body, find_document_adapter(host, body.model, request), request.scope["fovea.run"])
 
 
-@router.get("", openapi_extra=_FORM)
+@router.get("", openapi_extra=_OPENAI_ERRORS)
 async def recent(
-    documents: DocumentsOf, limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 100
+    documents: DocumentsDep, limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 100
 ) -> DocumentList:
     """The caller's documents, newest first."""
-    return DocumentList(data=await documents.recent(limit))
+    return DocumentList(data=await documents.list_newest(limit))
 
 
-@router.get("/{document_id}", openapi_extra=_FORM)
-async def get(document_id: str, documents: DocumentsOf) -> DocumentText:
+@router.get("/{document_id}", openapi_extra=_OPENAI_ERRORS)
+async def get(document_id: str, documents: DocumentsDep) -> DocumentText:
     """A document with its text."""
     return await documents.get(document_id)
 
 
-@router.delete("/{document_id}", openapi_extra=_FORM)
-async def delete(document_id: str, request: Request, host: HostOf, documents: DocumentsOf) -> Deleted:
-    """Forget a document."""
-    kept = await documents.get(document_id)
+@router.delete("/{document_id}", openapi_extra=_OPENAI_ERRORS)
+async def delete(document_id: str, request: Request, host: HostDep, documents: DocumentsDep) -> Deleted:
+    """Delete a document."""
+    record = await documents.get(document_id)
     try:
-        voice = _voice(host, kept.model, request)
-    except (NotFound, NotReady):  # nobody here has read it
-        voice = None
-    await documents.delete(document_id, voice)
+        adapter = find_document_adapter(host, record.model, request)
+    except (NotFound, NotReady):  # no model here has read it
+        adapter = None
+    await documents.delete(document_id, adapter)
     return Deleted(id=document_id, object="document")
-
-
-def _voice(host: Host, name: str | None, request: Request) -> LandmarkAdapter:
-    speaker = model_of(host, name, request, cites=True).speaker
-    assert isinstance(speaker, LandmarkAdapter)  # noqa: S101  # models that cite speak with it
-    return speaker

@@ -1,4 +1,4 @@
-"""Errors that OpenAI's clients know by a code of their own."""
+"""Errors with a code of their own in OpenAI's API."""
 
 from __future__ import annotations
 

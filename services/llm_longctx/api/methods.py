@@ -1,6 +1,6 @@
-"""`/v1/longctx/methods`: the attention methods that a request may ask for, their knobs, and what they claim.
+"""Routes under `/v1/longctx/methods`: the attention methods with their knobs and sparsity claims.
 
-All follows from the classes. Knows HTTP and the catalogue; knows no engine.
+All follows from the classes. Knows HTTP and the registry of methods; knows no engine.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ __all__ = ["router"]
 router = APIRouter(prefix="/v1/longctx/methods", tags=["longctx"])
 
 
-class MethodFacts(BaseModel):
-    """One attention method, as its class tells it."""
+class MethodDescription(BaseModel):
+    """One attention method, described by its class."""
 
     name: str = Field(description="What `longctx.method` calls it.")
     summary: str
@@ -33,45 +33,45 @@ class MethodFacts(BaseModel):
     evidence: str = Field(description="What it decides by.")
     needs_plan: bool = Field(description="Whether it works by a head plan.")
     knobs: dict[str, Any] = Field(description="JSON schema of its knobs.")
-    sparsity: LintedClaim | None = Field(None, description="What it claims, and what the claim still owes.")
+    sparsity: LintedClaim | None = Field(None, description="What it claims, and what the claim still lacks.")
 
 
 @router.get("")
-async def catalogue() -> list[MethodFacts]:
+async def catalogue() -> list[MethodDescription]:
     """All attention methods with their knobs and claims."""
-    return [_facts(kind) for kind in methods().values()]
+    return [_describe(kind) for kind in methods().values()]
 
 
 @router.get("/{name}", responses=problems(404))
-async def one(name: str) -> MethodFacts:
+async def one(name: str) -> MethodDescription:
     """One attention method."""
-    return _facts(_known(name))
+    return _describe(_find_method(name))
 
 
 @router.get("/{name}/sparsity", responses=problems(404))
 async def sparsity(name: str) -> LintedClaim:
-    """What is sparse about a method, how it was measured and against what, read by the lint."""
-    if (told := _claim(_known(name))) is None:
+    """A method's sparsity claim: what is sparse, how it was measured and against what, with the lint's findings."""
+    if (claim := _lint_claim(_find_method(name))) is None:
         detail = f"The method {name!r} does not claim to be sparse."
         raise NotFound(detail)
-    return told
+    return claim
 
 
-def _known(name: str) -> type[AttentionMethod]:
+def _find_method(name: str) -> type[AttentionMethod]:
     if (kind := methods().get(name)) is None:
         detail = f"There is no attention method {name[:64]!r}; known are {', '.join(methods())}."
         raise NotFound(detail)
     return kind
 
 
-def _claim(kind: type[AttentionMethod]) -> LintedClaim | None:
+def _lint_claim(kind: type[AttentionMethod]) -> LintedClaim | None:
     return None if kind.sparsity is None else LintedClaim(claim=kind.sparsity, findings=lint(kind.sparsity))
 
 
-def _facts(kind: type[AttentionMethod]) -> MethodFacts:
+def _describe(kind: type[AttentionMethod]) -> MethodDescription:
     text = (kind.__doc__ or "").strip()
     schema = kind.model_json_schema()
-    return MethodFacts(
+    return MethodDescription(
         name=kind.name,
         summary=text.partition("\n")[0],
         help="\n".join(line.strip() for line in text.splitlines()),
@@ -81,5 +81,5 @@ def _facts(kind: type[AttentionMethod]) -> MethodFacts:
         evidence=kind.evidence,
         needs_plan=kind.needs_plan,
         knobs={k: schema[k] for k in ("properties", "$defs") if k in schema},
-        sparsity=_claim(kind),
+        sparsity=_lint_claim(kind),
     )

@@ -129,7 +129,8 @@ def run_needle(adapter: DecoderAdapter, spec: NeedleRequest, run: CallContext) -
     depths = sorted(spec.depths, reverse=True)
     cells = [(d, n, what) for n in sorted(spec.lengths) for d in depths for what in NEEDLES[: spec.needles]]
     prompts = (
-        build_needle_prompt(adapter.tokenizer, what, n, d, corpus=spec.long_text(n), seed=spec.seed).ids for d, n, what in cells
+        build_needle_prompt(adapter.tokenizer, what, n, d, corpus=spec.long_text(n), seed=spec.seed).ids
+        for d, n, what in cells
     )
     scores: dict[tuple[float, int], list[float]] = {}
     ratios: dict[int, float] = {}

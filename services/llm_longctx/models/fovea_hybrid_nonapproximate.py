@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from services.llm_longctx import metrics
 from services.llm_longctx.mixers.deconstructed.mixers import cache_bytes
 from services.llm_longctx.mixers.deconstructed.networks import DeconstructedSession
-from services.llm_longctx.serving.adapters.session import SessionAdapter
-from services.llm_longctx.serving.session_model import Loaded, MixerModel, session_scheduler
-from services.llm_longctx.serving.toy_tokenizers import Bytes
-from shared import figures
+from services.llm_longctx.serving.adapters.session import StatelessSessionAdapter
+from services.llm_longctx.serving.session_model import LoadedNetwork, SessionModel, make_session_scheduler
+from services.llm_longctx.serving.toy_tokenizers import ByteTokenizer
 from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.weights import NetworkSpec
 
@@ -26,7 +26,7 @@ _SIZES: dict[str, Any] = {
 }
 
 _ITEM = 4
-"""Bytes of a number: it runs in float32."""
+"""ByteTokenizer of a number: it runs in float32."""
 
 
 _MEASURED = {
@@ -36,7 +36,7 @@ _MEASURED = {
 }
 
 
-class HybridNonapproximate(MixerModel):
+class HybridNonapproximate(SessionModel):
     """A byte model in which half of the layers have no token-to-token scores."""
 
     untrained: ClassVar[NetworkSpec] = NetworkSpec(name="deconstructed-lm", config=_SIZES)
@@ -66,27 +66,27 @@ class HybridNonapproximate(MixerModel):
     )
 
     @classmethod
-    def voice(cls, loaded: Loaded, threads: int) -> SessionAdapter:
-        """Bytes in, bytes out."""
+    def make_adapter(cls, loaded: LoadedNetwork, threads: int) -> StatelessSessionAdapter:
+        """ByteTokenizer in, bytes out."""
         net: Any = loaded.net
         width, layers = net.embed.embedding_dim, len(net.mixers)
-        return SessionAdapter(
+        return StatelessSessionAdapter(
             cls.card.name,
             f"fp_{loaded.digest[:16]}_float32",
-            Bytes(),
-            session_scheduler(256, threads),
+            ByteTokenizer(),
+            make_session_scheduler(256, threads),
             net.context,
             256,
             loaded.net,
             loaded.digest,
             "hybrid",
             dense_token_bytes=2 * _ITEM * layers * width,
-            seen=lambda session: figures.mixer_state(cls.card.name, by_variant(session)),
+            on_finish=lambda session: metrics.set_mixer_state_bytes(cls.card.name, bytes_by_variant(session)),
         )
 
     def details(self) -> dict[str, Any]:
         """Mixer and state of each layer at the full context, beside the dense twin's."""
-        net = self.speaker.net
+        net = self.adapter.net
         mixers, context, width, heads = net.mixers, net.context, net.embed.embedding_dim, net.heads
         held = [cache_bytes(mixer, 1, context, width, heads, _ITEM) for mixer in mixers]
         dense = cache_bytes("standard", 1, context, width, heads, _ITEM)
@@ -104,8 +104,8 @@ class HybridNonapproximate(MixerModel):
         }
 
 
-def by_variant(session: DeconstructedSession) -> dict[str, int]:
-    """Bytes that the layers of each variant remember."""
+def bytes_by_variant(session: DeconstructedSession) -> dict[str, int]:
+    """ByteTokenizer that the layers of each variant remember."""
     found: dict[str, int] = {}
     for variant, held in zip(session.net.mixers, session.nbytes, strict=True):
         found[variant] = found.get(variant, 0) + held

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from services.llm_longctx.serving.adapters.landmark import LandmarkAdapter
-from services.llm_longctx.serving.session_model import Loaded, MixerModel, session_scheduler
-from services.llm_longctx.serving.toy_tokenizers import LANDMARK, RecallWords
+from services.llm_longctx.serving.session_model import LoadedNetwork, SessionModel, make_session_scheduler
+from services.llm_longctx.serving.toy_tokenizers import LANDMARK, RecallTokenizer
 from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.sparsity_claims import build_claim, read_measurements
 from shared.registry.weights import NetworkSpec
@@ -33,11 +33,11 @@ _MEASURED = {
 }
 
 
-class LandmarkRecall(MixerModel):
+class LandmarkRecall(SessionModel):
     """A landmark GPT that finds pairs far behind what it was trained on, and says where it looked."""
 
     untrained: ClassVar[NetworkSpec] = NetworkSpec(name="landmark-gpt", config=_SIZES)
-    cites: ClassVar[bool] = True
+    takes_documents: ClassVar[bool] = True
     card: ClassVar[Card] = Card(
         name="fovea-landmark-recall",
         task="chat",
@@ -80,13 +80,13 @@ class LandmarkRecall(MixerModel):
     )
 
     @classmethod
-    def voice(cls, loaded: Loaded, threads: int) -> LandmarkAdapter:
+    def make_adapter(cls, loaded: LoadedNetwork, threads: int) -> LandmarkAdapter:
         """Words in, words out, through the best blocks."""
-        scheduler = session_scheduler(_SIZES["vocab"], threads)
+        scheduler = make_session_scheduler(_SIZES["vocab"], threads)
         return LandmarkAdapter(
             cls.card.name,
             f"fp_{loaded.digest[:16]}_float32",
-            RecallWords(),
+            RecallTokenizer(),
             scheduler,
             CONTEXT,
             _SIZES["vocab"],

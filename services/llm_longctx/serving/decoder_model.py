@@ -1,6 +1,6 @@
-"""A decoder as a Servable: how a model's files become something that speaks.
+"""A decoder as a Servable: from a model's files to an engine and its adapter.
 
-Which files, says the subclass; what is said, `text_model` knows. Knows nothing about HTTP.
+Subclasses say which files; `text_model` answers requests. Knows nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder, weights_digest
 from shared.registry import LoadContext
 
-__all__ = ["LanguageModel"]
+__all__ = ["DecoderModel"]
 
-_SHIPPED = Path(__file__).parents[1] / "weights"
-"""Where head plans lie that come with the package."""
+_BUNDLED_PLANS = Path(__file__).parents[1] / "weights"
+"""Head plans that come with the package."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class LanguageModel(TextModel):
+class DecoderModel(TextModel):
     """Serves one decoder with its tokenizer. Subclasses add a card and say where the files are.
 
     `LoadContext.options["llm_dtype"]` is `float32` (default) or `bfloat16`.
     """
 
-    speaker: DecoderAdapter
+    adapter: DecoderAdapter
 
-    def __init__(self, speaker: DecoderAdapter) -> None:
-        """Serve what is loaded already."""
-        self.speaker = speaker
+    def __init__(self, adapter: DecoderAdapter) -> None:
+        """Serve a loaded decoder."""
+        self.adapter = adapter
 
     @classmethod
     @abstractmethod
@@ -56,41 +56,41 @@ class LanguageModel(TextModel):
             NotFound: The files are not there.
             FoveaError: They are no model that the decoder has a form for.
         """
-        named = place.options.get("llm_dtype", "float32")
-        dtype = _DTYPES.get(named)
+        name = place.options.get("llm_dtype", "float32")
+        dtype = _DTYPES.get(name)
         if dtype is None:
-            detail = f"Language models run in {' or '.join(_DTYPES)}, not in {named}."
+            detail = f"Language models run in {' or '.join(_DTYPES)}, not in {name}."
             raise InvalidOption(detail, field="llm_dtype")
-        folder = _folder(cls.source(), place, dtype)
+        folder = _find_folder(cls.source(), place, dtype)
         model, tokenizer = load_decoder(folder, dtype, place.device), Tokenizer.from_folder(folder)
-        digest, facts = weights_digest(folder), model.config
+        digest, config = weights_digest(folder), model.config
         engine = Engine(model, weights_sha256=digest, threads=place.threads, monitor=_monitor(place))
         engine.scheduler.start()
-        fingerprint = f"fp_{digest[:16]}_{named}"
-        plans = HeadPlanStore(cls.card.name, _SHIPPED, place.weights)
-        limits = facts.positions, facts.vocab
+        fingerprint = f"fp_{digest[:16]}_{name}"
+        plans = HeadPlanStore(cls.card.name, _BUNDLED_PLANS, place.weights)
+        limits = config.positions, config.vocab
         return cls(DecoderAdapter(cls.card.name, fingerprint, tokenizer, engine.scheduler, *limits, engine, plans))
 
     def details(self) -> dict[str, Any]:
-        """Beside what every text model tells: that requests may choose an attention method."""
+        """As every text model, and that requests may choose an attention method."""
         return {**super().details(), "methods": True}
 
     def example(self) -> ChatRequest:
         """The Card's conversation, or for a model without template a text to go on with."""
-        if self.speaker.tokenizer.chat_template is None:
+        if self.adapter.tokenizer.chat_template is None:
             return CompletionRequest(prompt="Once upon a time", max_tokens=8)  # type: ignore[return-value]  # `stream` takes both
         return super().example()
 
 
 def _monitor(place: LoadContext) -> FidelityMonitor:
-    """Compares answers with dense attention as the platform says; by default none."""
+    """The fidelity monitor with the platform's sample rate and floor; by default it samples nothing."""
     return FidelityMonitor(
         float(place.options.get("llm_fidelity_sample_rate", 0)),
         float(place.options.get("llm_fidelity_min_agreement", 0)),
     )
 
 
-def _folder(source: Path, place: LoadContext, dtype: torch.dtype) -> Path:
+def _find_folder(source: Path, place: LoadContext, dtype: torch.dtype) -> Path:
     if source.is_dir():
         return source
     if not source.exists():

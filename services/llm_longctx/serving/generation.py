@@ -21,7 +21,7 @@ from services.llm_longctx.engine import (
     ScoredToken,
 )
 from services.llm_longctx.serving.grammars import Automaton, TokenGrammar
-from services.llm_longctx.serving.stop_strings import Stops
+from services.llm_longctx.serving.stop_strings import StopStringFilter
 from shared.errors import FoveaError
 from shared.lm.tokenizer import Detokenizer, Tokenizer
 from shared.registry import CallContext
@@ -155,7 +155,7 @@ class _TextCallback:
         self._has_logprobs = request.top_logprobs is not None
         self._news = news
         self._text = Detokenizer(tokenizer)
-        self._stops = Stops(options.stops)
+        self._stops = StopStringFilter(options.stops)
         self._pending: list[StreamedToken] = []
         self._offsets: list[int] = []  # where the prompt's tokens begin in its echo
         self._scored = 0  # tokens of the prompt that were told
@@ -178,7 +178,7 @@ class _TextCallback:
             self._pending.append(StreamedToken(token, self._read))
         self._read += len(text)
         self._show(self._stops.feed(text))
-        return self._stops.hit
+        return self._stops.is_hit
 
     def on_finish(self, reason: FinishReason | FoveaError, produced: int) -> None:
         """Show what was held back, and the reason."""
@@ -190,7 +190,7 @@ class _TextCallback:
             return
         rest = self._stops.feed(self._text.end()) + self._stops.end()
         self._shown += len(rest)
-        hit = self._stops.hit
+        hit = self._stops.is_hit
         tokens = tuple(s for s in self._pending if s.offset < self._shown or not hit)
         self._news.put(OutputChunk(self._index, rest, tokens, "stop" if hit else reason, produced))
 

@@ -1,4 +1,4 @@
-"""What an answer may say: automata over bytes, and how tokens walk them.
+"""Constrained decoding: automata over bytes that say what an answer may contain, and how tokens walk them.
 
 Knows bytes and token ids; knows nothing about models or sampling.
 """
@@ -13,7 +13,7 @@ from services.llm_longctx.serving.json_grammar import Json
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 
-__all__ = ["Automaton", "Choices", "TokenGrammar", "grammar_of", "require_speakable"]
+__all__ = ["Automaton", "Choices", "TokenGrammar", "build_grammar", "require_speakable"]
 
 MOST_CHOICES = 256
 """Texts of which one is answered."""
@@ -93,8 +93,8 @@ class TokenGrammar:
         return state
 
 
-def grammar_of(response_format: Mapping[str, Any] | None) -> Automaton | None:
-    """What a `response_format` allows; None for all.
+def build_grammar(response_format: Mapping[str, Any] | None) -> Automaton | None:
+    """The grammar of a `response_format`; None allows everything.
 
     Raises:
         InvalidOption: A kind that is not served, or choices that are none.

@@ -1,4 +1,4 @@
-"""Which models this service serves: those of its room, or the one that the settings name by its files."""
+"""Model selection: the models of the `models` folder, or the one whose files the settings name."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from services.llm_longctx.serving.decoder_model import LanguageModel
+from services.llm_longctx.serving.decoder_model import DecoderModel
 from shared.registry import Card, Paper, Servable, servables
 
-__all__ = ["chosen", "model_at"]
+__all__ = ["make_local_model", "select_models"]
 
 
-def chosen(wanted: str) -> Mapping[str, type[Servable[Any, Any]]]:
-    """Models to serve for the setting `llm_model`.
+def select_models(name: str) -> Mapping[str, type[Servable[Any, Any]]]:
+    """The models to serve for the setting `llm_model`.
 
     Args:
-        wanted: The beginning of a served name, or the path of a Hugging Face folder or GGUF file.
+        name: The beginning of a served name, or the path of a Hugging Face folder or GGUF file.
 
     Returns:
         Name → class. A path that leads nowhere is served, too, and says so when it is loaded.
     """
     known = servables("llm-longctx")
-    if any(name.startswith(wanted) for name in known):
+    if any(model.startswith(name) for model in known):
         return known
-    model = model_at(Path(wanted))
+    model = make_local_model(Path(name))
     return {model.card.name: model}
 
 
-def model_at(path: Path) -> type[LanguageModel]:
-    """A Servable for the model in a folder or GGUF file, named after it."""
+def make_local_model(path: Path) -> type[DecoderModel]:
+    """A Servable class for the model in a folder or GGUF file, named after it."""
     name = re.sub(r"[^a-z0-9._-]+", "-", path.name.removesuffix(".gguf").lower()).strip("-._") or "local"
 
-    class LocalModel(LanguageModel):
+    class LocalModel(DecoderModel):
         """A model that the owner of this machine brought."""
 
         card: ClassVar[Card] = Card(

@@ -1,6 +1,6 @@
-"""The protocol's `longctx` field: from what a request asks to a method ready to serve, and from facts to `usage`.
+"""Method selection: from the protocol's `longctx` field to a policy, and from request statistics to `usage`.
 
-Budgets become knobs here. Knows methods by the contract and engines by their measures; knows nothing about text.
+Memory budgets become knobs here. Knows methods by their contract and engines by their sizes; knows nothing about text.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from shared.api.text import LongctxOptions, LongctxUsage
 from shared.errors import InvalidOption
 from shared.lm.head_plan import HeadPlan
 
-__all__ = ["policy_for", "usage_of"]
+__all__ = ["build_method_usage", "select_policy"]
 
 TRIES = 6
-"""Budgets are met in entries first, and pages round up: so often the budget is lowered by what was too much."""
+"""Tries to meet a budget: it is met in entries, pages round up, and each try lowers it by the excess."""
 
 DEFAULT_PLAN = "default"
 """Name of the plan that a request gets which names none."""
 
 
-def policy_for(
+def select_policy(
     engine: Engine, options: LongctxOptions | None, plans: Mapping[str, HeadPlan], prompt: int, new: int
 ) -> Policy:
-    """The method that a request asks for, fitted to its budget.
+    """Select the method that a request asks for, fitted to its budget.
 
     Args:
         engine: The engine that will serve it.
-        options: What is asked; None is dense.
+        options: The `longctx` field; None is dense.
         plans: Head plans by name.
         prompt: Tokens of the prompt.
         new: Tokens that may be produced.
@@ -42,20 +42,20 @@ def policy_for(
     """
     if options is None:
         return engine.policy
-    plan = _plan(options.plan, plans)
-    asked = _method(options)
+    plan = _find_plan(options.plan, plans)
+    requested = _build_method(options)
     if options.kv_bytes is None and options.kv_ratio is None:
-        return engine.policy_of(asked, plan)
+        return engine.policy_of(requested, plan)
     if options.kv_bytes is not None and options.kv_ratio is not None:
         detail = "Give either kv_bytes or kv_ratio."
         raise InvalidOption(detail, field="longctx.kv_ratio")
     budget = options.kv_bytes or int((options.kv_ratio or 1) * engine.dense_bytes(prompt + new))
-    told = options.model_dump(include={"kv_bytes", "kv_ratio"}, exclude_none=True)
-    return _fitted(engine, asked, plan, budget, prompt, new).with_budget(asked, told)
+    given = options.model_dump(include={"kv_bytes", "kv_ratio"}, exclude_none=True)
+    return _fit(engine, requested, plan, budget, prompt, new).with_budget(requested, given)
 
 
-def usage_of(requests: Sequence[GenerationRequest], backend: str, default: Policy) -> LongctxUsage:
-    """What the prompts of one request cost together."""
+def build_method_usage(requests: Sequence[GenerationRequest], backend: str, default: Policy) -> LongctxUsage:
+    """What the prompts of one HTTP request cost together."""
     policy = requests[0].policy or default
     stats = [request.stats for request in requests]
     held, dense = sum(s.kv_bytes for s in stats), sum(s.kv_bytes_dense for s in stats)
@@ -74,7 +74,7 @@ def usage_of(requests: Sequence[GenerationRequest], backend: str, default: Polic
     )
 
 
-def _method(options: LongctxOptions) -> AttentionMethod:
+def _build_method(options: LongctxOptions) -> AttentionMethod:
     """The method, or the composition, with its knobs."""
     beside, knobs = options.model_extra or {}, options.knobs
     if twice := sorted(beside.keys() & knobs.keys()):
@@ -94,7 +94,7 @@ def _part(given: str | dict[str, Any] | None) -> AttentionMethod:
     return method(given or "dense")
 
 
-def _plan(given: str | dict[str, Any] | None, plans: Mapping[str, HeadPlan]) -> HeadPlan | None:
+def _find_plan(given: str | dict[str, Any] | None, plans: Mapping[str, HeadPlan]) -> HeadPlan | None:
     if given is None:
         return plans.get(DEFAULT_PLAN)
     if isinstance(given, dict):
@@ -105,17 +105,15 @@ def _plan(given: str | dict[str, Any] | None, plans: Mapping[str, HeadPlan]) -> 
     return found
 
 
-def _fitted(
-    engine: Engine, asked: AttentionMethod, plan: HeadPlan | None, budget: int, prompt: int, new: int
-) -> Policy:
+def _fit(engine: Engine, method: AttentionMethod, plan: HeadPlan | None, budget: int, prompt: int, new: int) -> Policy:
     """Knobs under which pages, rounded up head by head, stay within the budget."""
     entries = budget // engine.pool.entry_bytes
     for _ in range(TRIES):
-        fitted = asked.fit(max(entries, 0), engine.model.config, plan, prompt, new)
+        fitted = method.fit(max(entries, 0), engine.model.config, plan, prompt, new)
         policy = engine.policy_of(fitted, plan)
         held = policy.pages(prompt, new, engine.pool.page) * engine.pool.page_bytes
         if held <= budget:
             return policy
         entries -= -(-(held - budget) // engine.pool.entry_bytes)
-    detail = f"{asked.name} can't keep within {budget:,} bytes; its pages take at least {held:,}."
+    detail = f"{method.name} can't keep within {budget:,} bytes; its pages take at least {held:,}."
     raise InvalidOption(detail, hint="Ask for more, or for another method.", field="longctx")

@@ -1,6 +1,6 @@
-"""What is fetched for a request before it is read: a session's memory, or a document.
+"""Request state: what is loaded for a request before the model reads it, a session or a document.
 
-Knows bytes and tokens; knows neither where they were kept nor what a model makes of them.
+Knows bytes and tokens; knows neither where they are stored nor what a model makes of them.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from pydantic import BaseModel, ConfigDict
 from services.llm_longctx.serving.adapters.landmark_options import LandmarkOptions
 from shared.api.text import ChatRequest, CompletionRequest
 
-__all__ = ["Brought", "Document", "PreparedRequest", "Remembered", "TokenUpdate"]
+__all__ = ["PreparedRequest", "RequestState", "SessionTransaction", "StoredDocument", "TokenUpdate"]
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """A text that was read once and is asked about.
+class StoredDocument:
+    """A stored document, which a request asks about.
 
     Attributes:
-        id: Its name.
-        tenant: Whose it is; what was read for one tenant is never another's beginning.
-        text: What it says.
+        id: Its id.
+        tenant: Its owner; cached prefixes are never shared between tenants.
+        text: Its text.
         ids: Its tokens.
-        options: How it was read.
-        offer: Called once the last whole stretch was read here: others may want it. Must not block.
+        options: How it is read.
+        on_prefilled: Called once its last checkpoint was read here, to share it with other replicas. Must not block.
     """
 
     id: str
@@ -34,18 +34,18 @@ class Document:
     text: str
     ids: tuple[int, ...]
     options: LandmarkOptions
-    offer: Callable[[], None] | None = None
+    on_prefilled: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenUpdate:
-    """What one token did to the memory, means over layers and heads.
+    """The update that one token made to the memory, means over layers and heads.
 
     Attributes:
         token: Its id.
-        loss: The memory's error before it learned: the surprise.
-        rate: How strongly it learned, theta.
-        forgotten: Share of what it knew that it let go, alpha.
+        loss: Error of the memory before the update: the surprise.
+        rate: Learning rate theta.
+        forgotten: Share of the memory that was forgotten, alpha.
     """
 
     token: int
@@ -55,36 +55,36 @@ class TokenUpdate:
 
 
 @dataclass(eq=False, slots=True)
-class Remembered:
-    """A session's memory, as it was before a request and as it is behind it.
+class SessionTransaction:
+    """One request of a session: the state it begins with, and the state it will commit.
 
     Attributes:
-        id: The session's name.
-        version: Of the state that the request begins with.
+        id: The session's id.
+        version: Version of the state that the request begins with.
         state: That state.
-        commit: Stores what came of it, with the request's answer as JSON. Blocks; raises Conflict if somebody else has
+        commit: Writes the new state, with the request's answer as JSON. Blocks; raises Conflict if another request has
             written since.
-        after: The new state, once the answer is whole.
-        tokens: Tokens that it has read then.
-        learnt: What the request's tokens did to it.
+        new_state: The new state, once the answer is complete.
+        tokens: Tokens that the session has read then.
+        updates: Memory updates of the request's tokens.
     """
 
     id: str
     version: int
     state: bytes
-    commit: Callable[[Remembered, str], None]
-    after: bytes = b""
+    commit: Callable[[SessionTransaction, str], None]
+    new_state: bytes = b""
     tokens: int = 0
-    learnt: list[TokenUpdate] = field(default_factory=list)
+    updates: list[TokenUpdate] = field(default_factory=list)
 
 
-Brought = Remembered | Document
+RequestState = SessionTransaction | StoredDocument
 
 
 class PreparedRequest(BaseModel):
-    """A request, with what was fetched for it."""
+    """A request with the state that was loaded for it."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    asked: ChatRequest | CompletionRequest
-    brought: Brought
+    request: ChatRequest | CompletionRequest
+    state: RequestState

@@ -1,47 +1,47 @@
-"""Stop texts across token borders: text is held back while a stop may be beginning in it. Knows nothing but text."""
+"""Stop strings across token borders: text is held back while a stop string may be beginning in it. Knows only text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["Stops"]
+__all__ = ["StopStringFilter"]
 
 
-class Stops:
-    """Lets text through up to the first stop text.
+class StopStringFilter:
+    """Lets text through up to the first stop string.
 
     Attributes:
-        hit: Whether a stop was met; nothing passes after it.
+        is_hit: Whether a stop string was met; nothing passes after it.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
-        self._held = ""
-        self.hit = False
+        self._held_back = ""
+        self.is_hit = False
 
     def feed(self, text: str) -> str:
         """Text that may be shown now that `text` came."""
-        if self.hit:
+        if self.is_hit:
             return ""
-        self._held += text
-        met = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        self._held_back += text
+        met = [place for stop in self._stops if (place := self._held_back.find(stop)) >= 0]
         if met:
-            self.hit = True
+            self.is_hit = True
             return self._release(min(met), forget=True)
-        return self._release(len(self._held) - self._beginning())
+        return self._release(len(self._held_back) - self._partial_stop())
 
     def end(self) -> str:
         """What was held back, when no more text comes."""
-        return "" if self.hit else self._release(len(self._held))
+        return "" if self.is_hit else self._release(len(self._held_back))
 
-    def _beginning(self) -> int:
+    def _partial_stop(self) -> int:
         """Length of the longest tail that begins a stop."""
         longest = max((len(stop) for stop in self._stops), default=1) - 1
-        for size in range(min(longest, len(self._held)), 0, -1):
-            if any(stop.startswith(self._held[-size:]) for stop in self._stops):
+        for size in range(min(longest, len(self._held_back)), 0, -1):
+            if any(stop.startswith(self._held_back[-size:]) for stop in self._stops):
                 return size
         return 0
 
     def _release(self, size: int, *, forget: bool = False) -> str:
-        shown, self._held = self._held[:size], "" if forget else self._held[size:]
+        shown, self._held_back = self._held_back[:size], "" if forget else self._held_back[size:]
         return shown

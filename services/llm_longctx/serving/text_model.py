@@ -1,6 +1,6 @@
-"""A language model as a Servable: chat in, chat out, and the other deeds of the protocol on the same weights.
+"""A language model as a Servable: chat and text completion, tokenize and detokenize on the same weights.
 
-Whatever the model is, it speaks through its voice. Knows the protocol's requests; knows no HTTP and no weights.
+An adapter answers for the model, whatever family it is of. Knows the protocol's requests; knows no HTTP and no weights.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from services.llm_longctx.serving import chat, completions
 from services.llm_longctx.serving.adapters.base import TextModelAdapter
-from services.llm_longctx.serving.request_state import PreparedRequest, Remembered
+from services.llm_longctx.serving.chat import ChatProtocol
+from services.llm_longctx.serving.completions import TextCompletionProtocol
+from services.llm_longctx.serving.protocol import A, C, CompletionProtocol, Q
+from services.llm_longctx.serving.request_state import PreparedRequest, RequestState, SessionTransaction
 from shared.api.text import (
     ChatChunk,
     ChatCompletion,
@@ -20,7 +22,6 @@ from shared.api.text import (
     CompletionRequest,
     Detokenized,
     DetokenizeRequest,
-    GenerationOptions,
     Tokenized,
     TokenizeRequest,
 )
@@ -31,42 +32,40 @@ __all__ = ["TextModel"]
 
 
 class TextModel(Servable[ChatRequest, ChatCompletion]):
-    """Serves what its voice says; subclasses load it."""
+    """Serves a language model through its adapter; subclasses load it.
+
+    Class attributes:
+        takes_sessions: Whether requests may name a session.
+        takes_documents: Whether requests may name a document.
+    """
 
     In = ChatRequest
     Out = ChatCompletion
     mode = "stream"
 
-    speaker: TextModelAdapter
-    remembers: ClassVar[bool] = False
-    """Whether it takes sessions."""
-    cites: ClassVar[bool] = False
-    """Whether it takes documents."""
+    adapter: TextModelAdapter
+    takes_sessions: ClassVar[bool] = False
+    takes_documents: ClassVar[bool] = False
 
     def predict(self, batch: Sequence[ChatRequest], run: CallContext) -> list[ChatCompletion | FoveaError]:
         """Answer conversations, together."""
-        begun: list[Iterator[ChatChunk] | FoveaError] = []
+        chat, begun = ChatProtocol(), list[Iterator[ChatChunk] | FoveaError]()
         for request in batch:
             try:
-                begun.append(chat.chunks(self.speaker, request, run))
+                begun.append(chat.stream(self.adapter, request, run))
             except FoveaError as error:
                 begun.append(error)
         return [one if isinstance(one, FoveaError) else chat.gather(one) for one in begun]
 
     def stream(self, request: BaseModel, run: CallContext) -> Iterator[BaseModel]:
         """Chunks of a chat or a completion; the usage comes last where it was asked for or nothing is streamed."""
-        asked, brought = (request.asked, request.brought) if isinstance(request, PreparedRequest) else (request, None)
-        pieces: Iterator[Any]
-        if isinstance(asked, ChatRequest):
-            pieces = chat.chunks(self.speaker, asked, run, brought)
-        elif isinstance(asked, CompletionRequest):
-            pieces = completions.chunks(self.speaker, asked, run, brought)
-        else:
-            message = f"{type(asked).__name__} is no request of a language model"
-            raise TypeError(message)
-        if isinstance(brought, Remembered):
-            pieces = _committed(pieces, asked, brought)
-        return pieces if _wants_usage(asked) else _without_usage(pieces)
+        body, state = (request.request, request.state) if isinstance(request, PreparedRequest) else (request, None)
+        if isinstance(body, ChatRequest):
+            return self._stream(ChatProtocol(), body, run, state)
+        if isinstance(body, CompletionRequest):
+            return self._stream(TextCompletionProtocol(), body, run, state)
+        message = f"{type(body).__name__} is no request of a language model"
+        raise TypeError(message)
 
     def tokenize(self, request: TokenizeRequest) -> Tokenized:
         """Tokens of a text or of a conversation under the template.
@@ -79,12 +78,12 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
             detail = "Give either prompt or messages."
             raise InvalidOption(detail, field="prompt")
         if request.messages is not None:
-            text = self.speaker.dialogue(request.messages, add_generation_prompt=request.add_generation_prompt)
-            ids = self.speaker.read(text, "messages", special=False)
+            text = self.adapter.render_chat(request.messages, add_generation_prompt=request.add_generation_prompt)
+            ids = self.adapter.tokenize(text, "messages", special=False)
         else:
             text = request.prompt or ""
-            ids = self.speaker.read(text, "prompt", special=request.add_special_tokens)
-        return Tokenized(tokens=ids, count=len(ids), prompt=text, max_model_len=self.speaker.context)
+            ids = self.adapter.tokenize(text, "prompt", special=request.add_special_tokens)
+        return Tokenized(tokens=ids, count=len(ids), prompt=text, max_model_len=self.adapter.context)
 
     def detokenize(self, request: DetokenizeRequest) -> Detokenized:
         """Text of tokens, special ones as their names.
@@ -92,39 +91,39 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
         Raises:
             InvalidOption: An id that the model does not know.
         """
-        if any(token >= self.speaker.vocab for token in request.tokens):
-            detail = f"tokens holds {max(request.tokens)}; this model's ids are below {self.speaker.vocab}."
+        if any(token >= self.adapter.vocab for token in request.tokens):
+            detail = f"tokens holds {max(request.tokens)}; this model's ids are below {self.adapter.vocab}."
             raise InvalidOption(detail, field="tokens")
-        return Detokenized(prompt=self.speaker.tokenizer.decode(request.tokens))
+        return Detokenized(prompt=self.adapter.tokenizer.decode(request.tokens))
 
     def details(self) -> dict[str, Any]:
         """Whether it takes sessions and documents."""
-        return {"remembers": self.remembers, "cites": self.cites}
+        return {"remembers": self.takes_sessions, "cites": self.takes_documents}
 
     def close(self) -> None:
-        """Stop the engine."""
-        self.speaker.scheduler.close()
+        """Stop the scheduler."""
+        self.adapter.scheduler.close()
+
+    def _stream(
+        self, protocol: CompletionProtocol[Q, C, A], body: Q, run: CallContext, state: RequestState | None
+    ) -> Iterator[C]:
+        chunks = protocol.stream(self.adapter, body, run, state)
+        if isinstance(state, SessionTransaction):
+            chunks = _commit_before_end(chunks, protocol, state)
+        wants_usage = not body.stream or (body.stream_options is not None and body.stream_options.include_usage)
+        return chunks if wants_usage else (chunk for chunk in chunks if chunk.choices)
 
 
-def _committed(pieces: Iterator[Any], asked: BaseModel, session: Remembered) -> Iterator[Any]:
-    """The same pieces; what was learnt is stored before the last ones are let go, so that they say what is true."""
-    seen, held = [], []
-    for piece in pieces:
-        seen.append(piece)
-        if piece.longctx is not None:
-            held.append(piece)
+def _commit_before_end(
+    chunks: Iterator[C], protocol: CompletionProtocol[Q, C, A], transaction: SessionTransaction
+) -> Iterator[C]:
+    """The same chunks; the new state is stored before those that report it are let through, so that they are true."""
+    seen, held_back = list[C](), list[C]()
+    for chunk in chunks:
+        seen.append(chunk)
+        if chunk.longctx is not None:
+            held_back.append(chunk)
         else:
-            yield piece
-    gather: Any = chat.gather if isinstance(asked, ChatRequest) else completions.gather
-    session.commit(session, gather(seen).model_dump_json())
-    yield from held
-
-
-def _wants_usage(request: GenerationOptions) -> bool:
-    return not request.stream or (request.stream_options is not None and request.stream_options.include_usage)
-
-
-def _without_usage(pieces: Iterator[BaseModel]) -> Iterator[BaseModel]:
-    for piece in pieces:
-        if getattr(piece, "choices", None):
-            yield piece
+            yield chunk
+    transaction.commit(transaction, protocol.gather(seen).model_dump_json())
+    yield from held_back

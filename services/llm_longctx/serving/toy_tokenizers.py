@@ -1,6 +1,6 @@
 """Tokenizers of the small trained models, which need no file: words of the recall task, and bytes.
 
-Both know the place of each token in its text, so that a citation can point at it. Know text; know no model.
+Both know the character offsets of each token, so that a citation can point at it. Know text; know no model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tokenizers import models
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 
-__all__ = ["LANDMARK", "Bytes", "Placed", "RecallWords"]
+__all__ = ["LANDMARK", "ByteTokenizer", "OffsetTokenizer", "RecallTokenizer"]
 
 FILLERS = "and the of to in on at by"
 KEYS = "ant bat bee cat cow dog elk fox hen jay owl pig ram rat yak ewe"
@@ -28,15 +28,15 @@ _WORDS_TEMPLATE = "{% for m in messages %}{{ m.content }}{% if not loop.last %} 
 _BYTES_TEMPLATE = "{% for m in messages %}{{ m.content }}{% if not loop.last %}\n{% endif %}{% endfor %}"
 
 
-class Placed(Tokenizer):
-    """A tokenizer that knows where its tokens stand."""
+class OffsetTokenizer(Tokenizer):
+    """A tokenizer that knows the character offsets of its tokens."""
 
-    def spans(self, text: str) -> list[tuple[int, int]]:
-        """Where each token of `encode(text)` begins and ends, in characters."""
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Begin and end of each token of `encode(text)`, in characters."""
         raise NotImplementedError
 
 
-class RecallWords(Placed):
+class RecallTokenizer(OffsetTokenizer):
     """One token per word: 8 fillers, 16 keys, 16 values, the question mark, and a landmark that nobody can write.
 
     Messages of a conversation are joined by a space.
@@ -63,7 +63,7 @@ class RecallWords(Placed):
             hint = f"It knows fillers ({FILLERS}), keys ({KEYS}), values ({VALUES}) and the question mark."
             raise InvalidOption(detail, hint=hint) from error
 
-    def spans(self, text: str) -> list[tuple[int, int]]:
+    def offsets(self, text: str) -> list[tuple[int, int]]:
         """Words, without the space before them."""
         return [found.span() for found in _WORD.finditer(text)]
 
@@ -80,7 +80,7 @@ class RecallWords(Placed):
         return token in self.special
 
 
-class Bytes(Placed):
+class ByteTokenizer(OffsetTokenizer):
     """One token per byte of UTF-8; its id is the byte. Messages of a conversation are joined by a line break."""
 
     def __init__(self) -> None:
@@ -91,8 +91,8 @@ class Bytes(Placed):
         """The bytes."""
         return list(text.encode())
 
-    def spans(self, text: str) -> list[tuple[int, int]]:
-        """Each byte stands where its character does."""
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Each byte has the offsets of its character."""
         return [(at, at + 1) for at, letter in enumerate(text) for _ in letter.encode()]
 
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:  # none is special

@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from services.llm_longctx.api import openai as routes
 from services.llm_longctx.engine import Engine, Scheduler
-from services.llm_longctx.serving.local_models import model_at
+from services.llm_longctx.serving.local_models import make_local_model
 from shared.lm.builders import llama
 from shared.lm.decoder import Decoder
 from shared.serving.build_app import build
@@ -123,7 +123,7 @@ class Server:
 
 def app_of(path: Path, tmp: Path, **settings):
     """The app that serves the model at `path`."""
-    model = model_at(path)
+    model = make_local_model(path)
     return build(
         "llm-longctx",
         routers=[routes.router],

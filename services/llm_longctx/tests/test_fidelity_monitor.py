@@ -14,7 +14,7 @@ from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality import fidelity_monitor as watches
 from services.llm_longctx.engine.quality.drift_gate import FORGOTTEN_S, HALF_LIFE_S, LEAST, WINDOW, DriftGate
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
-from services.llm_longctx.serving.method_selection import policy_for
+from services.llm_longctx.serving.method_selection import select_policy
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, tiny_decoder, until
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from services.llm_longctx.tests.test_scheduler import ask, run
@@ -165,7 +165,7 @@ def test_a_budget_is_one_variant_however_its_knobs_were_fitted(engine):
     asked = {"method": "razor", "plan": plan, "kv_ratio": 0.9}
 
     def policy(length, **more):
-        return policy_for(engine, LongctxOptions.model_validate({**asked, **more}), {}, length, 8)
+        return select_policy(engine, LongctxOptions.model_validate({**asked, **more}), {}, length, 8)
 
     short, long = policy(100), policy(160)
     assert short.method != long.method
@@ -276,7 +276,7 @@ def test_a_method_is_held_back_for_those_knobs_only_and_comes_back_when_it_agree
     sane = {**extreme, "roles": [[1, 1], [1, 1]]}
     app = app_of(folder, tmp_path, llm_fidelity_sample_rate=1.0, llm_fidelity_min_agreement=0.9)
     with Server(app) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="x") as client:
-        scheduler = app.state.host.servable(MODEL).speaker.scheduler
+        scheduler = app.state.host.servable(MODEL).adapter.scheduler
 
         def tell(longctx, text, new=6):
             told = go_on(client, text, max_tokens=new, extra_body={"longctx": longctx}).usage.longctx

@@ -6,8 +6,8 @@ import pytest
 
 from services.llm_longctx.models.smollm2 import SmolLM2
 from services.llm_longctx.serving.chat import gather
-from services.llm_longctx.serving.decoder_model import LanguageModel
-from services.llm_longctx.serving.local_models import chosen, model_at
+from services.llm_longctx.serving.decoder_model import DecoderModel
+from services.llm_longctx.serving.local_models import make_local_model, select_models
 from services.llm_longctx.tests.conftest import HELLO, until, write_folder
 from shared.api.text import ChatRequest, CompletionRequest, TokenizeRequest
 from shared.errors import Cancelled, FoveaError, InvalidOption, NotFound, UnsupportedMedia
@@ -16,42 +16,42 @@ from shared.registry import CallContext, LoadContext
 
 @pytest.fixture
 def model(folder, tmp_path):
-    loaded = model_at(folder).load(LoadContext(cache=tmp_path, threads=1))
+    loaded = make_local_model(folder).load(LoadContext(cache=tmp_path, threads=1))
     yield loaded
     loaded.close()
 
 
 def test_the_default_setting_serves_the_models_of_the_room():
-    served = chosen("smollm2")
+    served = select_models("smollm2")
     assert served["smollm2-135m-instruct"] is SmolLM2
     assert {name for name in served if name.startswith("fovea-")} >= {"fovea-landmark-recall", "fovea-titans-mac"}
-    assert chosen("smollm2-135m-instruct") == chosen("smollm2")
+    assert select_models("smollm2-135m-instruct") == select_models("smollm2")
 
 
 def test_a_path_is_served_under_its_files_name(tmp_path):
-    (served,) = chosen(str(tmp_path / "My Model v1.5-Q4_K.gguf")).items()
+    (served,) = select_models(str(tmp_path / "My Model v1.5-Q4_K.gguf")).items()
     assert served[0] == served[1].card.name == "my-model-v1.5-q4_k"
-    assert list(chosen(str(tmp_path / "Llama-3.2-1B"))) == ["llama-3.2-1b"]
+    assert list(select_models(str(tmp_path / "Llama-3.2-1B"))) == ["llama-3.2-1b"]
 
 
 def test_a_path_that_leads_nowhere_says_so_when_it_is_loaded(tmp_path):
     with pytest.raises(NotFound, match="no model at gone") as caught:
-        model_at(tmp_path / "gone.gguf").load(LoadContext(cache=tmp_path))
+        make_local_model(tmp_path / "gone.gguf").load(LoadContext(cache=tmp_path))
     assert "FOVEA_LLM_MODEL" in caught.value.hint
     (tmp_path / "model.bin").touch()
     with pytest.raises(UnsupportedMedia, match=r"model\.bin"):
-        model_at(tmp_path / "model.bin").load(LoadContext(cache=tmp_path))
+        make_local_model(tmp_path / "model.bin").load(LoadContext(cache=tmp_path))
 
 
 def test_an_unknown_dtype_is_refused_before_anything_is_read(folder, tmp_path):
     with pytest.raises(InvalidOption, match="float8"):
-        model_at(folder).load(LoadContext(cache=tmp_path, options={"llm_dtype": "float8"}))
+        make_local_model(folder).load(LoadContext(cache=tmp_path, options={"llm_dtype": "float8"}))
 
 
 def test_bfloat16_is_another_fingerprint(folder, tmp_path, model):
-    narrow = model_at(folder).load(LoadContext(cache=tmp_path, threads=1, options={"llm_dtype": "bfloat16"}))
+    narrow = make_local_model(folder).load(LoadContext(cache=tmp_path, threads=1, options={"llm_dtype": "bfloat16"}))
     try:
-        assert narrow.speaker.fingerprint != model.speaker.fingerprint
+        assert narrow.adapter.fingerprint != model.adapter.fingerprint
         assert narrow.predict([narrow.example()], CallContext())[0].usage.completion_tokens == 8
     finally:
         narrow.close()
@@ -86,7 +86,7 @@ def test_leaving_a_stream_early_frees_the_engine(model):
     stream.close()
     (answer,) = model.predict([ChatRequest(messages=HELLO, max_tokens=2)], CallContext())
     assert answer.usage.completion_tokens == 2
-    until(lambda: model.speaker.scheduler.in_flight == 0)
+    until(lambda: model.adapter.scheduler.in_flight == 0)
 
 
 def test_a_cancelled_run_raises_where_its_stream_is_read(model):
@@ -104,7 +104,7 @@ def test_what_is_no_request_of_a_language_model_is_a_mistake_of_ours(model):
 
 
 def test_closing_refuses_what_comes_after(folder, tmp_path):
-    closed = model_at(folder).load(LoadContext(cache=tmp_path))
+    closed = make_local_model(folder).load(LoadContext(cache=tmp_path))
     closed.close()
     (answer,) = closed.predict([closed.example()], CallContext())
     assert isinstance(answer, FoveaError)
@@ -112,7 +112,9 @@ def test_closing_refuses_what_comes_after(folder, tmp_path):
 
 
 def test_a_model_without_template_gives_a_text_as_its_example(tmp_path):
-    loaded = model_at(write_folder(tmp_path / "base", template=None)).load(LoadContext(cache=tmp_path, threads=1))
+    loaded = make_local_model(write_folder(tmp_path / "base", template=None)).load(
+        LoadContext(cache=tmp_path, threads=1)
+    )
     try:
         assert isinstance(loaded.example(), CompletionRequest)
         assert len(list(loaded.stream(loaded.example(), CallContext()))) > 1
@@ -121,4 +123,4 @@ def test_a_model_without_template_gives_a_text_as_its_example(tmp_path):
 
 
 def test_the_room_holds_nothing_without_a_card():
-    assert "card" not in vars(LanguageModel)
+    assert "card" not in vars(DecoderModel)

@@ -72,6 +72,6 @@ def test_a_new_method_is_told_without_being_listed_anywhere():
         phases = frozenset({"decode"})
         grain: int = 3
 
-    facts = api_methods._facts(Toy)
+    facts = api_methods._describe(Toy)
     assert (facts.summary, facts.phases, facts.sparsity) == ("Keeps nothing.", ["decode"], None)
     assert facts.knobs["properties"]["grain"]["default"] == 3

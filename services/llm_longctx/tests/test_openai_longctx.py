@@ -11,7 +11,7 @@ from services.llm_longctx.engine import Engine
 from services.llm_longctx.kernels import backends
 from services.llm_longctx.methods import method
 from services.llm_longctx.serving import decoder_model
-from services.llm_longctx.serving.method_selection import policy_for
+from services.llm_longctx.serving.method_selection import select_policy
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, say, tiny_decoder
 from shared.api.text import LongctxOptions
 from shared.errors import BadInput, InvalidOption
@@ -159,7 +159,7 @@ def engine():
 
 
 def test_nothing_asked_is_the_engines_own(engine):
-    assert policy_for(engine, None, {}, 10, 5) is engine.policy
+    assert select_policy(engine, None, {}, 10, 5) is engine.policy
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7, 0.9])
@@ -169,7 +169,7 @@ def test_fitted_knobs_hold_what_the_ratio_says(engine, name, ratio):
         method=name, kv_ratio=ratio, plan=PLAN, knobs={"sink": 2, "recent": 4} if name == "duo" else {}
     )
     try:
-        policy = policy_for(engine, options, {}, 150, 20)
+        policy = select_policy(engine, options, {}, 150, 20)
     except InvalidOption:
         assert ratio < 0.6
         return
@@ -184,10 +184,10 @@ def test_fitted_knobs_hold_what_the_ratio_says(engine, name, ratio):
 def test_a_plan_for_another_model_is_refused(engine):
     options = LongctxOptions(method="duo", plan={"schema": "head-plan/1", "roles": [[1]]})
     with pytest.raises(BadInput, match="does not fit"):
-        policy_for(engine, options, {}, 10, 5)
+        select_policy(engine, options, {}, 10, 5)
 
 
 def test_knobs_may_stand_beside_or_apart(engine):
-    beside = policy_for(engine, LongctxOptions.model_validate({"method": "power", "block": 64}), {}, 10, 5)
-    apart = policy_for(engine, LongctxOptions(method="power", knobs={"block": 64}), {}, 10, 5)
+    beside = select_policy(engine, LongctxOptions.model_validate({"method": "power", "block": 64}), {}, 10, 5)
+    apart = select_policy(engine, LongctxOptions(method="power", knobs={"block": 64}), {}, 10, 5)
     assert beside.method == apart.method == method("power", block=64)

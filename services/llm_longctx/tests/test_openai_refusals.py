@@ -143,7 +143,7 @@ def test_the_context_counts_for_token_ids_too(client):
 
 
 def test_going_away_stops_the_work_within_a_step(server, client):
-    engine = server.app.state.host.servable(MODEL).speaker.scheduler
+    engine = server.app.state.host.servable(MODEL).adapter.scheduler
     stream = say(client, stream=True, max_tokens=150)
     next(iter(stream))
     stream.close()
@@ -159,7 +159,7 @@ def test_a_deadline_ends_a_request(server):
 
 
 def test_a_full_queue_is_429_with_retry_after(server, monkeypatch):
-    engine = server.app.state.host.servable(MODEL).speaker.scheduler
+    engine = server.app.state.host.servable(MODEL).adapter.scheduler
     monkeypatch.setattr(engine.waiting, "max_waiting", 0)
     answer = httpx2.post(f"{server.url}/v1/chat/completions", json={"messages": HELLO, "max_tokens": 1})
     assert answer.status_code == 429
@@ -168,9 +168,9 @@ def test_a_full_queue_is_429_with_retry_after(server, monkeypatch):
 
 
 def test_a_stream_that_waits_for_its_turn_tells_its_place_and_clients_skip_it(server, client, monkeypatch):
-    scheduler = server.app.state.host.servable(MODEL).speaker.scheduler
+    scheduler = server.app.state.host.servable(MODEL).adapter.scheduler
     patient, fits, places = 0.02, scheduler.backend.fits, []
-    monkeypatch.setattr(routes, "PATIENCE_S", patient)
+    monkeypatch.setattr(routes, "FIRST_CHUNK_WAIT_S", patient)
     monkeypatch.setattr(scheduler.backend, "fits", lambda *args: len(places) > 2 and fits(*args))
     body = {"messages": HELLO, "max_tokens": 2, "temperature": 0, "stream": True}
     with httpx2.stream("POST", f"{server.url}/v1/chat/completions", json=body) as answer:
@@ -180,14 +180,14 @@ def test_a_stream_that_waits_for_its_turn_tells_its_place_and_clients_skip_it(se
         assert line.startswith("data: ")
         assert list(lines)[-2:] == ["data: [DONE]", ""]
     assert places[:2] == [": 1 in the queue", ""]
-    monkeypatch.setattr(routes, "PATIENCE_S", 0)
+    monkeypatch.setattr(routes, "FIRST_CHUNK_WAIT_S", 0)
     texts = [c.choices[0].delta.content or "" for c in say(client, stream=True)]
     assert "".join(texts) == say(client).choices[0].message.content
 
 
 def test_what_goes_wrong_while_a_stream_waits_is_told_in_the_stream(server, monkeypatch):
-    scheduler = server.app.state.host.servable(MODEL).speaker.scheduler
-    monkeypatch.setattr(routes, "PATIENCE_S", 0.02)
+    scheduler = server.app.state.host.servable(MODEL).adapter.scheduler
+    monkeypatch.setattr(routes, "FIRST_CHUNK_WAIT_S", 0.02)
     monkeypatch.setattr(scheduler.backend, "fits", lambda *_: False)
     answer = httpx2.post(
         f"{server.url}/v1/completions", json={"prompt": "a", "stream": True}, headers={"x-fovea-deadline-ms": "200"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.llm_longctx.serving.stop_strings import Stops
+from services.llm_longctx.serving.stop_strings import StopStringFilter
 
 TEXT = st.text("ab\n", max_size=20)
 
@@ -15,7 +15,7 @@ TEXT = st.text("ab\n", max_size=20)
 @example(["ab", "a", "b"], ["abab", "b\n"])
 @example(["ab", "b"], ["abb", "b"])
 def test_what_is_shown_is_the_text_before_the_first_stop_that_is_complete(pieces, stops):
-    watch, come, known = Stops(stops), "", None
+    watch, come, known = StopStringFilter(stops), "", None
     shown = ""
     for piece in pieces:
         come += piece
@@ -24,19 +24,19 @@ def test_what_is_shown_is_the_text_before_the_first_stop_that_is_complete(pieces
         shown += watch.feed(piece)
         assert not any(stop in shown for stop in stops)
     assert shown + watch.end() == (come if known is None else known)
-    assert watch.hit == (known is not None)
+    assert watch.is_hit == (known is not None)
 
 
 def test_text_without_stops_passes_at_once():
-    watch = Stops([])
+    watch = StopStringFilter([])
     assert [watch.feed("a"), watch.feed("b"), watch.end()] == ["a", "b", ""]
 
 
 def test_only_what_may_begin_a_stop_is_held_back():
-    watch = Stops(["END"])
+    watch = StopStringFilter(["END"])
     assert [watch.feed("one E"), watch.feed("N"), watch.feed("Q E"), watch.end()] == ["one ", "", "ENQ ", "E"]
 
 
 def test_nothing_passes_after_a_stop():
-    watch = Stops(["."])
-    assert [watch.feed("a.b"), watch.feed("c"), watch.end(), watch.hit] == ["a", "", "", True]
+    watch = StopStringFilter(["."])
+    assert [watch.feed("a.b"), watch.feed("c"), watch.end(), watch.is_hit] == ["a", "", "", True]

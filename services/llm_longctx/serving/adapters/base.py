@@ -1,8 +1,8 @@
-"""A loaded language model and what any of them needs to answer requests: tokenizer, scheduler, limits.
+"""Base of text-model adapters: what every loaded language model needs to answer requests: tokenizer, scheduler, limits.
 
-Turns the protocol's options into what a scheduler understands and refuses what is not served. How a prompt is read
-(by a decoder under an attention method, or by a session of a model with a memory) is its subclasses'. Knows nothing
-about the forms of answers or about where models come from.
+Turns the protocol's options into engine requests and refuses options that are not served. Subclasses know how a prompt
+is read: by a decoder under an attention method, or by a session of a model with a memory. Knows nothing about the forms
+of answers, or about where models come from.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import Any
 
 from services.llm_longctx.api.errors import ContextLengthExceeded
 from services.llm_longctx.engine import GenerationRequest, Sampling, Scheduler
-from services.llm_longctx.serving.request_state import Brought
+from services.llm_longctx.serving.request_state import RequestState
 from shared.api.text import ChatMessage, GenerationOptions, LongctxAnswer, LongctxUsage, Usage
 from shared.errors import InvalidOption, Malformed, in_field
 from shared.lm.tokenizer import Tokenizer
 
-__all__ = ["TextModelAdapter", "check", "priority_of", "samplings", "usage_of"]
+__all__ = ["TextModelAdapter", "build_samplings", "build_usage", "check_options", "priority_of"]
 
 
 @dataclass(frozen=True)
 class TextModelAdapter(ABC):
-    """One model, ready to speak.
+    """Adapter of one loaded language model.
 
     Attributes:
-        name: What callers call it.
-        fingerprint: Names weights and dtype: the same fingerprint and seed give the same answer.
+        name: Its served name.
+        fingerprint: Identifies weights and dtype: the same fingerprint and seed give the same answer.
         context: Longest prompt and answer together, in tokens.
-        vocab: Token ids that the model knows are below this.
+        vocab: Token ids are below this.
     """
 
     name: str
@@ -40,8 +40,8 @@ class TextModelAdapter(ABC):
     context: int
     vocab: int
 
-    def read(self, text: str, field: str, *, special: bool = True) -> list[int]:
-        """Tokens of a text, refused before the tokenizer sees it where it can't fit.
+    def tokenize(self, text: str, field: str, *, special: bool = True) -> list[int]:
+        """Tokenize a text; one that can't fit is refused before the tokenizer sees it.
 
         Raises:
             ContextLengthExceeded: More tokens than the context.
@@ -58,51 +58,51 @@ class TextModelAdapter(ABC):
         with in_field(field):
             return self.tokenizer.encode(text, special=special)
 
-    def dialogue(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True) -> str:
-        """The text of a conversation under the model's template.
+    def render_chat(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True) -> str:
+        """Render a conversation with the model's chat template.
 
         Raises:
             InvalidOption: A part that is not text, or messages that the template refuses.
         """
         plain = [
-            {"role": "system" if m.role == "developer" else m.role, "content": _text(m, place)}
-            for place, m in enumerate(messages)
+            {"role": "system" if m.role == "developer" else m.role, "content": _join_parts(m, index)}
+            for index, m in enumerate(messages)
         ]
         return self.tokenizer.chat(plain, add_generation_prompt=add_generation_prompt)
 
     def build_request(
         self,
         ids: Sequence[int],
-        wanted: int | None,
+        max_tokens: int | None,
         options: GenerationOptions,
         field: str,
         *,
         text: str | None = None,
-        brought: Brought | None = None,
+        state: RequestState | None = None,
     ) -> GenerationRequest:
-        """A request whose answer fits the context; `wanted` tokens, or as many as fit.
+        """The engine request for a prompt; its answer has `max_tokens` tokens, or as many as fit the context.
 
         Args:
             ids: The tokens.
-            wanted: Longest answer, or None.
+            max_tokens: Longest answer, or None.
             options: The request.
-            field: Where the prompt was in it.
-            text: What the tokens were cut from, where it was a text.
-            brought: What was fetched for the request.
+            field: Its field that holds the prompt.
+            text: The text of the tokens, if the prompt was a text.
+            state: The session or document that was loaded for the request.
 
         Raises:
             ContextLengthExceeded: The prompt alone does not fit.
             InvalidOption: A token id that the model does not know, or options that can't be served.
         """
-        self.fits(ids, field)
+        self.check_length(ids, field)
         if any(i >= self.vocab for i in ids):
             detail = f"The prompt holds token {max(ids)}; this model's ids are below {self.vocab}."
             raise InvalidOption(detail, field=field)
-        self._known_tokens(options)
-        return self.prepare(ids, wanted, options, field, text, brought)
+        self._check_logit_bias(options)
+        return self.prepare(ids, max_tokens, options, field, text, state)
 
-    def fits(self, ids: Sequence[int], field: str) -> None:
-        """Refuse what is too long.
+    def check_length(self, ids: Sequence[int], field: str) -> None:
+        """Refuse a prompt that is too long.
 
         Raises:
             ContextLengthExceeded: There are more tokens than the context.
@@ -115,13 +115,13 @@ class TextModelAdapter(ABC):
     def prepare(
         self,
         ids: Sequence[int],
-        wanted: int | None,
+        max_tokens: int | None,
         options: GenerationOptions,
         field: str,
         text: str | None,
-        brought: Brought | None,
+        state: RequestState | None,
     ) -> GenerationRequest:
-        """The engine request for a prompt of known tokens; arguments as in `build_request`.
+        """Build the engine request of a checked prompt; arguments as in `build_request`.
 
         Raises:
             InvalidOption: Options that can't be served.
@@ -129,21 +129,21 @@ class TextModelAdapter(ABC):
 
     @abstractmethod
     def usage(self, requests: Sequence[GenerationRequest]) -> LongctxUsage:
-        """What the prompts of one request cost together."""
+        """What the prompts of one HTTP request cost together."""
 
     def extra_payload(self, _request: GenerationRequest) -> LongctxAnswer | None:
-        """What there is to say beside the answers to a request, once all of them are over."""
+        """The `longctx` field of the answer, once all answers to a request are over."""
         return None
 
-    def _known_tokens(self, options: GenerationOptions) -> None:
+    def _check_logit_bias(self, options: GenerationOptions) -> None:
         for token in options.logit_bias or {}:
             if token >= self.vocab:
                 detail = f"logit_bias names token {token}; this model's ids are below {self.vocab}."
                 raise InvalidOption(detail, field="logit_bias")
 
 
-def samplings(options: GenerationOptions) -> list[Sampling]:
-    """How each of the `n` answers is drawn; a seed makes them repeatable, and different from each other."""
+def build_samplings(options: GenerationOptions) -> list[Sampling]:
+    """Sampling of each of the `n` answers; a seed makes them repeatable, and different from each other."""
     return [
         Sampling(
             temperature=options.temperature,
@@ -161,19 +161,19 @@ def samplings(options: GenerationOptions) -> list[Sampling]:
 
 
 def priority_of(options: GenerationOptions) -> int:
-    """Class of a request in the queue; higher ones are served first."""
+    """Priority class of a request; higher ones are served first."""
     return -1 if options.longctx is not None and options.longctx.priority == "batch" else 0
 
 
-def usage_of(requests: Sequence[GenerationRequest], produced: int, adapter: TextModelAdapter) -> Usage:
-    """What all prompts of one request cost together; `produced` are tokens of its answers."""
+def build_usage(requests: Sequence[GenerationRequest], produced: int, adapter: TextModelAdapter) -> Usage:
+    """Usage of all prompts of one HTTP request; `produced` are tokens of its answers."""
     read = sum(len(request.prompt_ids) for request in requests)
     longctx = adapter.usage(requests)
     return Usage(prompt_tokens=read, completion_tokens=produced, total_tokens=read + produced, longctx=longctx)
 
 
-def check(options: GenerationOptions) -> None:
-    """Refuse what is well formed but not served.
+def check_options(options: GenerationOptions) -> None:
+    """Refuse options that are well formed but not served.
 
     Raises:
         InvalidOption: An unknown field under `strict`, or tools.
@@ -188,15 +188,15 @@ def check(options: GenerationOptions) -> None:
             raise InvalidOption(detail, hint=f"Leave {name} out.", field=name)
 
 
-def _text(message: ChatMessage, place: int) -> str:
+def _join_parts(message: ChatMessage, index: int) -> str:
     """The text of a message, its parts joined."""
     if not isinstance(message.content, list):
         return message.content or ""
     for part in message.content:
         if part.type != "text":
-            detail = f"messages[{place}] holds a part of type {part.type!r}; only text is understood."
-            raise InvalidOption(detail, field=f"messages[{place}].content")
+            detail = f"messages[{index}] holds a part of type {part.type!r}; only text is understood."
+            raise InvalidOption(detail, field=f"messages[{index}].content")
         if part.text is None:
-            detail = f"A text part of messages[{place}] has no text."
-            raise Malformed(detail, field=f"messages[{place}].content")
+            detail = f"A text part of messages[{index}] has no text."
+            raise Malformed(detail, field=f"messages[{index}].content")
     return "".join(part.text or "" for part in message.content)

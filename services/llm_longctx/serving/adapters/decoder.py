@@ -1,6 +1,6 @@
-"""A decoder's voice: an attention method for each request, fitted to its budget.
+"""Decoder adapter: an attention method for each request, fitted to its budget.
 
-Knows engines and methods; what any model's voice does, `voice` knows.
+Knows engines and methods; what all adapters share is in `base`.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from dataclasses import dataclass, field
 
 from services.llm_longctx.engine import Engine, GenerationRequest, RequestStats
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
-from services.llm_longctx.serving.method_selection import policy_for, usage_of
-from services.llm_longctx.serving.request_state import Brought
+from services.llm_longctx.serving.method_selection import build_method_usage, select_policy
+from services.llm_longctx.serving.request_state import RequestState
 from shared.api.text import GenerationOptions, LongctxUsage
 from shared.lm.head_plan import HeadPlan
 
 __all__ = ["DecoderAdapter"]
 
-UNSAID = 256
-"""Tokens of an answer that a memory budget foresees where the request sets no limit."""
+DEFAULT_BUDGET_TOKENS = 256
+"""Tokens of an answer that a memory budget plans for where the request sets no limit."""
 
 
 @dataclass(frozen=True)
 class DecoderAdapter(TextModelAdapter):
-    """One decoder, ready to speak.
+    """Adapter of one decoder.
 
     Attributes:
         engine: Runs it; its scheduler is the adapter's.
@@ -36,16 +36,17 @@ class DecoderAdapter(TextModelAdapter):
     def prepare(
         self,
         ids: Sequence[int],
-        wanted: int | None,
+        max_tokens: int | None,
         options: GenerationOptions,
         field: str,
         text: str | None,
-        brought: Brought | None,
+        state: RequestState | None,
     ) -> GenerationRequest:
         """The request under the method that it asks for, or densely where that one is held back."""
         room = self.context - len(ids)
-        most, asked = room if wanted is None else min(wanted, room), options.longctx
-        policy = policy_for(self.engine, asked, self.plans, len(ids), min(most, UNSAID) if wanted is None else most)
+        most, longctx = room if max_tokens is None else min(max_tokens, room), options.longctx
+        planned = min(most, DEFAULT_BUDGET_TOKENS) if max_tokens is None else most
+        policy = select_policy(self.engine, longctx, self.plans, len(ids), planned)
         monitor = self.engine.monitor
         fallback = None if monitor is None else monitor.held_back_reason(policy)
         return GenerationRequest(
@@ -53,12 +54,12 @@ class DecoderAdapter(TextModelAdapter):
             max_tokens=most,
             policy=policy if fallback is None else self.engine.dense,
             requested_policy=None if fallback is None else policy,
-            boundaries=None if asked is None else asked.boundaries,
+            boundaries=None if longctx is None else longctx.boundaries,
             stop_token_ids=self.tokenizer.eos,
             priority=priority_of(options),
             stats=RequestStats(fallback=fallback),
         )
 
     def usage(self, requests: Sequence[GenerationRequest]) -> LongctxUsage:
-        """The method, its knobs, and the pages that were held."""
-        return usage_of(requests, self.engine.kernels, self.engine.policy)
+        """The method, its knobs, and the bytes of the pages that were held."""
+        return build_method_usage(requests, self.engine.kernels, self.engine.policy)

@@ -1,4 +1,7 @@
-"""The knobs of a landmark model's request. Knows names and ranges; knows no model."""
+"""Request options of landmark models, and the refusal of attention-method knobs by models that take none.
+
+Knows names and ranges; knows no model.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.api.text import LongctxOptions
+from shared.api.text import GenerationOptions, LongctxOptions
 from shared.errors import InvalidOption
 
-__all__ = ["LandmarkOptions", "refuse_knobs"]
+__all__ = ["LandmarkOptions", "merge_options", "refuse_knobs"]
 
 _COMMON = frozenset({"priority"})
 """Fields of `longctx` that concern no method."""
@@ -29,37 +32,57 @@ class LandmarkOptions(BaseModel):
     cite: bool = Field(True, description="Whether the answer says which blocks were fetched.")
 
     @classmethod
-    def of(cls, given: LongctxOptions | None) -> LandmarkOptions:
-        """The knobs that a request gives.
+    def of(cls, longctx: LongctxOptions | None) -> LandmarkOptions:
+        """Parse the options of a request.
 
         Raises:
-            InvalidOption: One that there is not, or a value out of range.
+            InvalidOption: An unknown knob, or a value out of range.
         """
-        if given is None:
+        if longctx is None:
             return cls()
         try:
-            return cls.model_validate(_given(given))
+            return cls.model_validate(_written_fields(longctx))
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0])
-            known = f"Knobs are {', '.join(cls.model_fields)}."
-            odd = first["type"] == "extra_forbidden"
-            said = f"A landmark model has no knob {name!r}." if odd else f"{first['msg']}."
-            raise InvalidOption(said, hint=known, field=f"longctx.{name}") from error
+            hint = f"Knobs are {', '.join(cls.model_fields)}."
+            is_unknown = first["type"] == "extra_forbidden"
+            detail = f"A landmark model has no knob {name!r}." if is_unknown else f"{first['msg']}."
+            raise InvalidOption(detail, hint=hint, field=f"longctx.{name}") from error
 
 
-def refuse_knobs(given: LongctxOptions | None, model: str) -> None:
+def merge_options(request: GenerationOptions, document: LandmarkOptions | None) -> LandmarkOptions:
+    """The options of a request; where it gives none, those of its document.
+
+    Raises:
+        InvalidOption: It wants the document stored in another way, or echoed.
+    """
+    if document is None:
+        return LandmarkOptions.of(request.longctx)
+    if getattr(request, "echo", False):
+        detail = "A document is not echoed."
+        raise InvalidOption(detail, hint="GET /v1/documents/{id} shows it.", field="echo")
+    given = LandmarkOptions.of(request.longctx)
+    merged = document.model_copy(update={name: getattr(given, name) for name in given.model_fields_set})
+    for name in ("offload", "capacity"):
+        if getattr(merged, name) != getattr(document, name):
+            detail = f"The document was stored with {name}={getattr(document, name)!r}."
+            raise InvalidOption(detail, hint="Leave it out, or store it anew.", field=f"longctx.{name}")
+    return merged
+
+
+def refuse_knobs(longctx: LongctxOptions | None, model: str) -> None:
     """Refuse knobs of attention methods for models that have none.
 
     Raises:
         InvalidOption: There is one.
     """
-    for name in _given(given) if given is not None else ():
+    for name in _written_fields(longctx) if longctx is not None else ():
         detail = f"{model} has attention of its own, and no knob {name!r}."
         raise InvalidOption(detail, hint="Leave it out.", field=f"longctx.{name}")
 
 
-def _given(given: LongctxOptions) -> dict[str, Any]:
+def _written_fields(longctx: LongctxOptions) -> dict[str, Any]:
     """What the caller wrote, knobs and fields alike."""
-    written = {name: getattr(given, name) for name in given.model_fields_set - _COMMON}
-    return {**{k: v for k, v in written.items() if k != "knobs"}, **given.knobs}
+    written = {name: getattr(longctx, name) for name in longctx.model_fields_set - _COMMON}
+    return {**{k: v for k, v in written.items() if k != "knobs"}, **longctx.knobs}

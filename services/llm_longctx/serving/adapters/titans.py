@@ -1,6 +1,6 @@
-"""A Titans model's voice: what it reads is learnt while it is read, and kept in a session where the request names one.
+"""Titans adapter: models whose memory learns while they read, and is kept in a session where the request names one.
 
-Knows sessions, their bytes and what each token did to the memory; knows nothing about where sessions are kept.
+Knows sessions, their bytes and the update of each token; knows nothing about where sessions are stored.
 """
 
 from __future__ import annotations
@@ -12,45 +12,44 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from services.llm_longctx import metrics
 from services.llm_longctx.engine import GenerationRequest
-from services.llm_longctx.mixers.titans.networks import TitansSession
-from services.llm_longctx.mixers.titans.state import StateError, StateMismatch
+from services.llm_longctx.mixers.titans import StateError, StateMismatch, TitansSession
 from services.llm_longctx.serving.adapters.landmark_options import refuse_knobs
-from services.llm_longctx.serving.request_state import Brought, Remembered, TokenUpdate
-from services.llm_longctx.serving.session_model import MixerVoice, NonFinite, finite
-from shared import figures
+from services.llm_longctx.serving.adapters.session import NonFinite, SessionAdapter, check_finite
+from services.llm_longctx.serving.request_state import RequestState, SessionTransaction, TokenUpdate
 from shared.api.text import GenerationOptions, LongctxAnswer, Surprise
 from shared.errors import Conflict, InvalidOption, Malformed
 
-__all__ = ["TitansAdapter", "TitansStream"]
+__all__ = ["TitansAdapter", "TitansRequestSession"]
 
-CHUNK = 64
+CHUNK_TOKENS = 64
 """Tokens read at a time; outputs do not depend on it."""
 
-TRACED = 2048
-"""Tokens of a request whose effect on the memory is told, the last ones."""
+MAX_UPDATES = 2048
+"""Most tokens of a request whose memory updates are kept, the last ones."""
 
 
-class TitansStream:
+class TitansRequestSession:
     """A Titans session as the scheduler runs it; see `RequestSession`."""
 
     def __init__(
         self,
         model: str,
         session: TitansSession,
-        mute: Sequence[int],
+        muted: Sequence[int],
         dense_token_bytes: int,
         num_read: int = 0,
         traces: Sequence[tuple[list[int], Tensor]] = (),
     ) -> None:
         self.session, self.num_read, self._model = session, num_read, model
-        self._mute, self._dense = list(mute), dense_token_bytes
+        self._muted, self._dense_token_bytes = list(muted), dense_token_bytes
         self._traces = list(traces)
 
     @property
     def max_chunk(self) -> int:
-        """Any cut is as good as another."""
-        return CHUNK
+        """Any chunk size gives the same outputs."""
+        return CHUNK_TOKENS
 
     @property
     def nbytes(self) -> int:
@@ -59,123 +58,125 @@ class TitansStream:
 
     @property
     def dense_nbytes(self) -> int:
-        """Keys and values of every token that the session has read."""
-        return self.session.index * self._dense
+        """Bytes of keys and values of every token that the session has read."""
+        return self.session.index * self._dense_token_bytes
 
     @property
-    def learnt(self) -> list[TokenUpdate]:
-        """What the tokens of this request did to the memory."""
+    def updates(self) -> list[TokenUpdate]:
+        """Memory updates of this request's tokens."""
         return [
             TokenUpdate(token, *(float(x) for x in row))
             for tokens, trace in self._traces
             for token, row in zip(tokens, trace.tolist(), strict=True)
-        ][-TRACED:]
+        ][-MAX_UPDATES:]
 
     @property
     def density(self) -> float:
-        """All of it."""
+        """It reads all that it remembers."""
         return 1.0
 
     def feed(self, tokens: Sequence[int]) -> Tensor:
-        """Read tokens, and learn them; their logits [t,V]."""
+        """Read tokens and update the memory; their logits [t,V]."""
         logits = self.session.feed(torch.tensor([list(tokens)]))[0]
         try:
-            finite(logits)
+            check_finite(logits)
         except NonFinite:
-            figures.nonfinite(self._model)
+            metrics.count_nonfinite_state(self._model)
             raise
         self.num_read += len(tokens)
         self._traces.append((list(tokens), self.session.trace[0].mean(1)))
-        logits[:, self._mute] = -torch.inf
+        logits[:, self._muted] = -torch.inf
         return logits
 
     def fork(self) -> Self:
-        """A stream that goes its own way from here."""
-        return type(self)(self._model, self.session.fork(), self._mute, self._dense, self.num_read, self._traces)
+        """An independent copy."""
+        session, muted, dense = self.session.fork(), self._muted, self._dense_token_bytes
+        return type(self)(self._model, session, muted, dense, self.num_read, self._traces)
 
     def close(self) -> None:
-        """Nothing is held beyond memory."""
+        """Nothing to free."""
 
 
 @dataclass(eq=False)
-class _Source:
-    """Opens the session of one request, and keeps it at the end of each answer; see `SessionSource`.
+class _TitansSource:
+    """Opens the session of one request, and keeps it at the end of its answer; see `SessionSource`.
 
     Attributes:
-        start: What it begins with.
-        remembered: The stored session that it goes on from, if there is one.
+        start: The session that it begins with.
+        transaction: The stored session that it continues, if there is one.
         finished: The first answer's session at its end.
     """
 
     adapter: TitansAdapter
     start: TitansSession
-    remembered: Remembered | None
-    finished: TitansStream | None = None
+    transaction: SessionTransaction | None
+    finished: TitansRequestSession | None = None
 
     @property
     def max_bytes(self) -> int:
         """Constant, however much it reads."""
         return self.start.nbytes
 
-    def open(self) -> TitansStream:
-        """A session that goes on from the start."""
+    def open(self) -> TitansRequestSession:
+        """A session that continues from `start`."""
         adapter = self.adapter
-        return TitansStream(adapter.name, self.start, adapter.mute, adapter.dense_token_bytes)
+        return TitansRequestSession(adapter.name, self.start, adapter.muted, adapter.dense_token_bytes)
 
-    def on_finish(self, session: TitansStream, last: Sequence[int]) -> None:
-        """Keep it; whoever goes on from it must have read the whole answer."""
-        if self.remembered is not None and last:
+    def on_finish(self, session: TitansRequestSession, last: Sequence[int]) -> None:
+        """Keep the session; a stored one must have read the whole answer."""
+        if self.transaction is not None and last:
             session.feed(last)
         self.finished = self.finished or session
 
 
 @dataclass(frozen=True)
-class TitansAdapter(MixerVoice):
-    """A Titans network, ready to speak.
+class TitansAdapter(SessionAdapter):
+    """Adapter of a Titans network.
 
     Attributes:
-        mute: Tokens that are never drawn.
-        dense_token_bytes: What dense attention of its sizes would remember of a token.
+        muted: Tokens that are never sampled.
+        dense_token_bytes: Bytes of a token's keys and values in dense attention of the same sizes.
     """
 
-    mute: tuple[int, ...] = ()
+    muted: tuple[int, ...] = ()
     dense_token_bytes: int = 0
 
     def prepare(
         self,
         ids: Sequence[int],
-        wanted: int | None,
+        max_tokens: int | None,
         options: GenerationOptions,
         field: str,
         text: str | None,
-        brought: Brought | None,
+        state: RequestState | None,
     ) -> GenerationRequest:
-        """A request behind what the session remembers.
+        """A request that continues a stored session, or begins with an empty memory.
 
         Raises:
             InvalidOption: A knob, or more than one answer from a session.
             Conflict: The session's state is not of these weights.
         """
         refuse_knobs(options.longctx, self.name)
-        session = brought if isinstance(brought, Remembered) else None
-        if session is not None and options.n != 1:
-            detail = "A session remembers one answer at a time."
+        transaction = state if isinstance(state, SessionTransaction) else None
+        if transaction is not None and options.n != 1:
+            detail = "A session gives one answer at a time."
             raise InvalidOption(detail, hint="Leave n out.", field="n")
-        start = self.opened(session.state) if session is not None else self.net.session(1)
-        return self.request_of(ids, self.most(ids, wanted), options, _Source(self, start, session))
+        start = self.restore(transaction.state) if transaction is not None else self.net.session(1)
+        source = _TitansSource(self, start, transaction)
+        return self.build_session_request(ids, self.limit_tokens(ids, max_tokens), options, source)
 
     def extra_payload(self, request: GenerationRequest) -> LongctxAnswer | None:
-        """What the session remembers now; None where no answer ended well."""
+        """Version, size and surprise of the session's new state; None where no answer ended well."""
         source = request.session
-        if not isinstance(source, _Source) or source.finished is None:
+        if not isinstance(source, _TitansSource) or source.finished is None:
             return None
-        return self._describe(source.finished, source.remembered)
+        return self._describe(source.finished, source.transaction)
 
-    def opened(self, state: bytes) -> TitansSession:
-        """The session whose bytes these are.
+    def restore(self, state: bytes) -> TitansSession:
+        """Restore a stored session.
 
         Raises:
-            Conflict: They are damaged, or of other weights.
+            Conflict: The bytes are damaged, or of other weights.
         """
         try:
             session: TitansSession = self.net.restore(state, self.digest)
@@ -184,49 +185,50 @@ class TitansAdapter(MixerVoice):
             raise Conflict(detail, hint="Its model was loaded anew with other weights: start a new session.") from error
         return session
 
-    def given(self, state: bytes) -> TitansSession:
-        """The session of exported bytes that a caller brings.
+    def import_state(self, state: bytes) -> TitansSession:
+        """Restore a session from exported bytes that a caller uploads.
 
         Raises:
-            Malformed: They are no state that this model could have written.
+            Malformed: The bytes are no state of this model.
             Conflict: They are of other weights.
         """
         try:
             session: TitansSession = self.net.restore(state, self.digest)
         except StateMismatch as error:
-            raise Conflict(f"The state can't be taken: {error}.", hint="It goes where it came from.") from error
+            hint = "Import it into a session of the model that exported it."
+            raise Conflict(f"The state can't be taken: {error}.", hint=hint) from error
         except StateError as error:
             raise Malformed(f"These bytes are no state: {error}.", field="state") from error
         if session.batch != 1 or not 0 <= session.index < 2**53:
             raise Malformed("These bytes are no state of one stream.", field="state")
         return session
 
-    def packed(self, session: TitansSession, version: int) -> bytes:
-        """The session as bytes.
+    def serialize(self, session: TitansSession, version: int) -> bytes:
+        """Serialise a session.
 
         Raises:
-            NonFinite: It holds what is no number.
+            NonFinite: Its state is not finite.
         """
         try:
             return session.export(self.digest, version)
         except StateError as error:
-            figures.nonfinite(self.name)
+            metrics.count_nonfinite_state(self.name)
             detail = f"What the model would remember can't be kept: {error}."
             raise NonFinite(detail, hint="The session stays at its last good version.") from error
 
-    def _describe(self, stream: TitansStream, session: Remembered | None) -> LongctxAnswer:
-        learnt, known = stream.learnt, None
-        if learnt:
-            losses = [one.loss for one in learnt]
-            known = Surprise(tokens=len(losses), mean=sum(losses) / len(losses), max=max(losses))
-        if session is not None:
-            session.after, session.learnt = self.packed(stream.session, session.version + 1), learnt
-            session.tokens = stream.session.index
-        size = len(session.after) if session is not None else stream.nbytes
-        figures.titans(self.name, size, known.mean if known else None)
+    def _describe(self, session: TitansRequestSession, transaction: SessionTransaction | None) -> LongctxAnswer:
+        updates, surprise = session.updates, None
+        if updates:
+            losses = [update.loss for update in updates]
+            surprise = Surprise(tokens=len(losses), mean=sum(losses) / len(losses), max=max(losses))
+        if transaction is not None:
+            transaction.new_state = self.serialize(session.session, transaction.version + 1)
+            transaction.updates, transaction.tokens = updates, session.session.index
+        state_bytes = len(transaction.new_state) if transaction is not None else session.nbytes
+        metrics.observe_titans_request(self.name, state_bytes, surprise.mean if surprise else None)
         return LongctxAnswer(
-            session_id=session.id if session else None,
-            state_version=session.version + 1 if session else None,
-            state_bytes=size,
-            surprise=known,
+            session_id=transaction.id if transaction else None,
+            state_version=transaction.version + 1 if transaction else None,
+            state_bytes=state_bytes,
+            surprise=surprise,
         )

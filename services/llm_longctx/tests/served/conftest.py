@@ -39,7 +39,7 @@ def http(mixers) -> Iterator[httpx2.Client]:
 
 @pytest.fixture
 def voice(mixers):
-    return lambda name: mixers.app.state.host.servable(name).speaker
+    return lambda name: mixers.app.state.host.servable(name).adapter
 
 
 def metric(http: httpx2.Client, name: str) -> float:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from services.llm_longctx.recipes.landmark_recall import with_landmarks
-from services.llm_longctx.serving.toy_tokenizers import FILLERS, RecallWords
-from services.llm_longctx.state.document_cache import STRETCH
+from services.llm_longctx.serving.toy_tokenizers import FILLERS, RecallTokenizer
+from services.llm_longctx.state.document_cache import CHECKPOINT_TOKENS
 from services.llm_longctx.tests.served.conftest import metric
 from shared.registry import servables
 
@@ -50,7 +50,7 @@ def test_question_about_a_document_is_answered_as_if_all_had_been_sent(http):
     assert asked["choices"][0]["text"] == whole["choices"][0]["text"]
     _alike(asked, whole)
     assert asked["usage"]["prompt_tokens"] == document["tokens"] + 2
-    assert asked["usage"]["longctx"]["cached_tokens"] == document["tokens"] // STRETCH * STRETCH
+    assert asked["usage"]["longctx"]["cached_tokens"] == document["tokens"] // CHECKPOINT_TOKENS * CHECKPOINT_TOKENS
     assert whole["usage"]["longctx"]["cached_tokens"] == 0
 
 
@@ -59,7 +59,7 @@ def test_stored_twice_it_is_one_document_and_a_shared_beginning_is_shared(http):
     assert first["id"] == again["id"]
     longer = _store(http, f"{TEXT} {FILL} ant blue")
     assert longer["id"] != first["id"]
-    assert longer["cached_tokens"] >= first["tokens"] // STRETCH * STRETCH - STRETCH
+    assert longer["cached_tokens"] >= first["tokens"] // CHECKPOINT_TOKENS * CHECKPOINT_TOKENS - CHECKPOINT_TOKENS
     other = _store(http, longctx={"blocks": 1})
     assert (other["id"] != first["id"], other["cached_tokens"]) == (True, 0)
     assert metric(http, "landmark_blocks_resident") > 0
@@ -68,11 +68,11 @@ def test_stored_twice_it_is_one_document_and_a_shared_beginning_is_shared(http):
 def test_document_that_fell_off_the_shelf_is_fetched_again(http, voice):
     document = _store(http, f"by {TEXT}")
     before = _complete(http, "? owl", document_id=document["id"])
-    shelf = voice(MODEL).shelf
-    shelf._nodes.clear()
-    shelf.nbytes = shelf.blocks = 0
+    cache = voice(MODEL).cache
+    cache._checkpoints.clear()
+    cache.nbytes = cache.num_blocks = 0
     after = _complete(http, "? owl", document_id=document["id"])
-    assert after["usage"]["longctx"]["cached_tokens"] == document["tokens"] // STRETCH * STRETCH
+    assert after["usage"]["longctx"]["cached_tokens"] == document["tokens"] // CHECKPOINT_TOKENS * CHECKPOINT_TOKENS
     assert (after["choices"], after["longctx"]) == (before["choices"], before["longctx"])
 
 
@@ -111,12 +111,12 @@ def test_stream_carries_its_citations_in_the_last_chunk(http):
 
 
 def test_enough_blocks_are_exact(http, voice):
-    ids = RecallWords().encode(f"{FILLERS} dog red {FILLERS} {FILLERS} ? dog")
+    ids = RecallTokenizer().encode(f"{FILLERS} dog red {FILLERS} {FILLERS} ? dog")
     told = _complete(http, ids, longctx={"blocks": 64}, max_tokens=1)
     logits = voice(MODEL).net(with_landmarks(torch.tensor([ids]), 8))[0, -1].clone()
     logits[41] = -torch.inf
     best = logits.log_softmax(-1).topk(5)
-    words = RecallWords()
+    words = RecallTokenizer()
     for value, token in zip(best.values.tolist(), best.indices.tolist(), strict=True):
         assert abs(_top(told)[0][words.token_text(token)] - value) < 1e-4
 
@@ -169,9 +169,9 @@ def test_documents_are_listed_shown_and_deleted_for_their_tenant_only(http, voic
     assert http.get(f"/v1/documents/{name}", headers=mine).json()["text"] == f"in {TEXT}"
     assert http.get(f"/v1/documents/{name}").status_code == 404
     assert http.delete(f"/v1/documents/{name}").status_code == 404
-    blocks = voice(MODEL).shelf.blocks
+    blocks = voice(MODEL).cache.num_blocks
     assert http.delete(f"/v1/documents/{name}", headers=mine).json()["deleted"] is True
-    assert voice(MODEL).shelf.blocks < blocks
+    assert voice(MODEL).cache.num_blocks < blocks
     assert http.get("/v1/documents", headers=mine).json()["data"] == []
     body = {"model": MODEL, "prompt": "? dog", "document_id": name}
     assert http.post("/v1/completions", json=body, headers=mine).status_code == 404

@@ -17,14 +17,14 @@ from safetensors.torch import load, save
 from structlog.testing import capture_logs
 
 from services.llm_longctx.api import documents, openai, sessions
+from services.llm_longctx.mixers.landmark import LandmarkSession
 from services.llm_longctx.mixers.landmark.serialization import BlocksError
-from services.llm_longctx.mixers.landmark.session import LandmarkSession
 from services.llm_longctx.models.fovea_landmark_recall import LandmarkRecall
 from services.llm_longctx.serving.adapters.landmark_options import LandmarkOptions
-from services.llm_longctx.serving.request_state import Document
+from services.llm_longctx.serving.request_state import StoredDocument
 from services.llm_longctx.serving.toy_tokenizers import FILLERS
-from services.llm_longctx.state.document_cache import STRETCH, DocumentCache
-from services.llm_longctx.state.encryption import Sealing
+from services.llm_longctx.state.document_cache import CHECKPOINT_TOKENS, DocumentCache
+from services.llm_longctx.state.encryption import TenantCipher
 from services.llm_longctx.tests.conftest import Server
 from services.llm_longctx.tests.served.conftest import metric
 from shared.jobs.redis_server import RedisServer
@@ -35,7 +35,7 @@ MODEL, KEY = "fovea-landmark-recall", "one key for all replicas"
 FILL = " ".join([FILLERS] * 20)
 TEXT = f"{FILL} dog red {FILL} owl teal {FILL}"
 TOKENS = len(TEXT.split())
-WHOLE = TOKENS // STRETCH * STRETCH
+WHOLE = TOKENS // CHECKPOINT_TOKENS * CHECKPOINT_TOKENS
 ANN = {"x-fovea-tenant": "ann"}
 
 
@@ -64,7 +64,7 @@ class Replica:
 
     def forgets(self) -> None:
         """Like a replica that has just begun."""
-        self.voice.shelf.__init__()
+        self.voice.cache.__init__()
         self.read = 0
 
 
@@ -90,7 +90,7 @@ def replica(server, tmp_path_factory) -> Iterator[Callable[..., Replica]]:
         running = Server(app)
         http = httpx2.Client(base_url=running.__enter__().url, timeout=60)
         stops.extend((lambda: running.__exit__(None, None, None), http.close))
-        one = Replica(http, app.state.host.servable(MODEL).speaker)
+        one = Replica(http, app.state.host.servable(MODEL).adapter)
         opened = one.voice.net.session
 
         def counted(*args: Any, **options: Any) -> LandmarkSession:
@@ -214,8 +214,8 @@ def test_another_tenant_gets_404_and_no_blocks(two, server):
 
 def _resealed(change: Callable[[bytes], bytes]) -> Callable[[bytes, str], bytes]:
     """Somebody with the key, or an older version of us, wrote something else."""
-    sealing = Sealing(KEY.encode())
-    return lambda sealed, place: sealing.seal(change(sealing.open(sealed, "ann", place)), "ann", place)
+    cipher = TenantCipher(KEY.encode())
+    return lambda encrypted, place: cipher.encrypt(change(cipher.decrypt(encrypted, "ann", place)), "ann", place)
 
 
 def _tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[bytes, str], bytes]:
@@ -228,8 +228,8 @@ def _tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]
 
 
 BROKEN: dict[str, Callable[[bytes, str], bytes]] = {
-    "a byte is another": lambda sealed, _: sealed[:900] + bytes([sealed[900] ^ 1]) + sealed[901:],
-    "cut off": lambda sealed, _: sealed[:-20],
+    "a byte is another": lambda encrypted, _: encrypted[:900] + bytes([encrypted[900] ^ 1]) + encrypted[901:],
+    "cut off": lambda encrypted, _: encrypted[:-20],
     "nothing": lambda _sealed, _place: b"",
     "no file": _resealed(lambda _: b"not a file of tensors"),
     "another beginning": _resealed(lambda data: re.sub(rb'("beginning":")\w', rb"\1x", data)),
@@ -268,15 +268,15 @@ def test_blocks_that_are_not_what_they_should_be_are_read_again_and_replaced(two
 def test_other_weights_take_nothing_from_these(two):
     first, second = two
     name = first.store()["id"]
-    ids = tuple(second.voice.read(TEXT, "text"))
-    document = Document(name, "ann", TEXT, ids, LandmarkOptions())
-    blocks = first.voice.packed(document, first.voice.kept(document))
-    for other in (replace(second.voice, digest="0" * 64, shelf=DocumentCache()), second.voice):
+    ids = tuple(second.voice.tokenize(TEXT, "text"))
+    document = StoredDocument(name, "ann", TEXT, ids, LandmarkOptions())
+    blocks = first.voice.export_blocks(document, first.voice.find_session(document))
+    for other in (replace(second.voice, digest="0" * 64, cache=DocumentCache()), second.voice):
         wrong = document if other is not second.voice else replace(document, tenant="bob")
         with pytest.raises(BlocksError, match="other weights"):
-            other.take(wrong, blocks)
-    second.voice.take(document, blocks)
-    assert second.voice.kept(document) is not None
+            other.import_blocks(wrong, blocks)
+    second.voice.import_blocks(document, blocks)
+    assert second.voice.find_session(document) is not None
 
 
 def test_over_the_cap_it_is_read_again_and_said_so(replica, server, two):

@@ -12,7 +12,7 @@ import torch
 
 from services.llm_longctx.mixers.titans.state import SessionState, pack_state, unpack_state
 from services.llm_longctx.recipes.recall import draw
-from services.llm_longctx.serving.toy_tokenizers import RecallWords
+from services.llm_longctx.serving.toy_tokenizers import RecallTokenizer
 from services.llm_longctx.tests.served.conftest import KINDS, metric
 
 TITANS = sorted(name for name in KINDS if "titans" in name)
@@ -286,5 +286,5 @@ def test_what_was_read_in_one_request_is_recalled_in_a_later_one(http, model):
         session = _open(http, model)
         _read(http, session, drawn.ids[0, : asked - 2].tolist(), model)
         told = _read(http, session, drawn.ids[0, asked - 2 : asked].tolist(), model, max_tokens=1)
-        right += RecallWords().encode(told["choices"][0]["text"]) == [int(drawn.expected[0, 0])]
+        right += RecallTokenizer().encode(told["choices"][0]["text"]) == [int(drawn.expected[0, 0])]
     assert right >= 5
