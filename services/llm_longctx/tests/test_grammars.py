@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from services.llm_longctx.engine import Sampling
 from services.llm_longctx.engine.sampler import Sampler
-from services.llm_longctx.serving.grammars import MOST_CHOICES, Choices, TokenGrammar, grammar_of, require_speakable
+from services.llm_longctx.serving.grammars import MOST_CHOICES, Choices, TokenGrammar, build_grammar, require_speakable
 from services.llm_longctx.serving.json_grammar import LONGEST_SPACE, Json
 from services.llm_longctx.serving.toy_tokenizers import Bytes, RecallWords
 from services.llm_longctx.tests.conftest import write_folder
@@ -142,7 +142,7 @@ def test_a_choice_is_made_token_by_token(tokenizer):
 
 @pytest.mark.parametrize("given", [None, {}, {"type": "text"}])
 def test_text_has_no_grammar(given):
-    assert grammar_of(given) is None
+    assert build_grammar(given) is None
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_text_has_no_grammar(given):
 )
 def test_formats_that_are_not_served_are_refused(given):
     with pytest.raises(InvalidOption) as caught:
-        grammar_of(given)
+        build_grammar(given)
     assert caught.value.field == "response_format"
 
 

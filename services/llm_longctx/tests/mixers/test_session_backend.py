@@ -12,7 +12,7 @@ from services.llm_longctx.mixers.deconstructed.networks import DeconstructedLM
 from services.llm_longctx.mixers.landmark.networks import LandmarkGPT
 from services.llm_longctx.mixers.routing.networks import RoutingLM
 from services.llm_longctx.mixers.titans.networks import titans_mac
-from services.llm_longctx.serving.adapters.landmark import LandmarkRequestSession
+from services.llm_longctx.serving.adapters.landmark_session import LandmarkRequestSession
 from services.llm_longctx.serving.adapters.session import StatelessRequestSession
 from services.llm_longctx.serving.adapters.titans import TitansRequestSession
 from services.llm_longctx.tests.test_engine import Ear

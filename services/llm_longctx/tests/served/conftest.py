@@ -38,7 +38,7 @@ def http(mixers) -> Iterator[httpx2.Client]:
 
 
 @pytest.fixture
-def voice(mixers):
+def adapter(mixers):
     return lambda name: mixers.app.state.host.servable(name).adapter
 
 

@@ -12,19 +12,19 @@ TEXT = "def main() -> None:\n    print('ä')\n"
 
 
 @pytest.mark.parametrize("model", BYTES)
-def test_log_probabilities_are_those_of_one_pass(http, voice, model):
+def test_log_probabilities_are_those_of_one_pass(http, adapter, model):
     body = {"model": model, "prompt": TEXT, "echo": True, "logprobs": 0, "max_tokens": 0}
     told = http.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]
     ids = torch.tensor([list(TEXT.encode())])
-    logs = voice(model).net(ids)[0].log_softmax(-1)
+    logs = adapter(model).net(ids)[0].log_softmax(-1)
     expected = logs[:-1].gather(1, ids[0, 1:, None])[:, 0].tolist()
     assert told["token_logprobs"][0] is None
     assert all(abs(a - b) < 1e-3 for a, b in zip(told["token_logprobs"][1:], expected, strict=True))
 
 
 @pytest.mark.parametrize("model", BYTES)
-def test_context_is_the_limit_of_what_it_reads_and_says(http, voice, model):
-    context = voice(model).context
+def test_context_is_the_limit_of_what_it_reads_and_says(http, adapter, model):
+    context = adapter(model).context
     answer = http.post("/v1/completions", json={"model": model, "prompt": "x" * (context - 2), "max_tokens": 50})
     assert answer.json()["usage"]["completion_tokens"] == 2
     answer = http.post("/v1/completions", json={"model": model, "prompt": "x" * (context + 1)})

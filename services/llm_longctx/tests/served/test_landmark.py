@@ -65,10 +65,10 @@ def test_stored_twice_it_is_one_document_and_a_shared_beginning_is_shared(http):
     assert metric(http, "landmark_blocks_resident") > 0
 
 
-def test_document_that_fell_off_the_shelf_is_fetched_again(http, voice):
+def test_document_that_fell_off_the_shelf_is_fetched_again(http, adapter):
     document = _store(http, f"by {TEXT}")
     before = _complete(http, "? owl", document_id=document["id"])
-    cache = voice(MODEL).cache
+    cache = adapter(MODEL).cache
     cache._checkpoints.clear()
     cache.nbytes = cache.num_blocks = 0
     after = _complete(http, "? owl", document_id=document["id"])
@@ -110,10 +110,10 @@ def test_stream_carries_its_citations_in_the_last_chunk(http):
         assert not any("longctx" in chunk for chunk in chunks[: -1 - usage])
 
 
-def test_enough_blocks_are_exact(http, voice):
+def test_enough_blocks_are_exact(http, adapter):
     ids = RecallTokenizer().encode(f"{FILLERS} dog red {FILLERS} {FILLERS} ? dog")
     told = _complete(http, ids, longctx={"blocks": 64}, max_tokens=1)
-    logits = voice(MODEL).net(with_landmarks(torch.tensor([ids]), 8))[0, -1].clone()
+    logits = adapter(MODEL).net(with_landmarks(torch.tensor([ids]), 8))[0, -1].clone()
     logits[41] = -torch.inf
     best = logits.log_softmax(-1).topk(5)
     words = RecallTokenizer()
@@ -160,7 +160,7 @@ def test_empty_blocks_and_unknown_words_are_refused(http):
     assert "'zebra' is no word" in answer.json()["error"]["message"]
 
 
-def test_documents_are_listed_shown_and_deleted_for_their_tenant_only(http, voice):
+def test_documents_are_listed_shown_and_deleted_for_their_tenant_only(http, adapter):
     mine = {"x-fovea-tenant": "ann"}
     stored = http.post("/v1/documents", json={"model": MODEL, "text": f"in {TEXT}", "name": "notes"}, headers=mine)
     name = stored.json()["id"]
@@ -169,9 +169,9 @@ def test_documents_are_listed_shown_and_deleted_for_their_tenant_only(http, voic
     assert http.get(f"/v1/documents/{name}", headers=mine).json()["text"] == f"in {TEXT}"
     assert http.get(f"/v1/documents/{name}").status_code == 404
     assert http.delete(f"/v1/documents/{name}").status_code == 404
-    blocks = voice(MODEL).cache.num_blocks
+    blocks = adapter(MODEL).cache.num_blocks
     assert http.delete(f"/v1/documents/{name}", headers=mine).json()["deleted"] is True
-    assert voice(MODEL).cache.num_blocks < blocks
+    assert adapter(MODEL).cache.num_blocks < blocks
     assert http.get("/v1/documents", headers=mine).json()["data"] == []
     body = {"model": MODEL, "prompt": "? dog", "document_id": name}
     assert http.post("/v1/completions", json=body, headers=mine).status_code == 404

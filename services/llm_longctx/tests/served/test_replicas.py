@@ -44,7 +44,7 @@ class Replica:
     """One process's worth of app, and how many tokens its network has read."""
 
     http: httpx2.Client
-    voice: Any
+    adapter: Any
     read: int = 0
 
     def store(self, text: str = TEXT, **more: Any) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Replica:
 
     def forgets(self) -> None:
         """Like a replica that has just begun."""
-        self.voice.cache.__init__()
+        self.adapter.cache.__init__()
         self.read = 0
 
 
@@ -91,7 +91,7 @@ def replica(server, tmp_path_factory) -> Iterator[Callable[..., Replica]]:
         http = httpx2.Client(base_url=running.__enter__().url, timeout=60)
         stops.extend((lambda: running.__exit__(None, None, None), http.close))
         one = Replica(http, app.state.host.servable(MODEL).adapter)
-        opened = one.voice.net.session
+        opened = one.adapter.net.session
 
         def counted(*args: Any, **options: Any) -> LandmarkSession:
             session = opened(*args, **options)
@@ -102,7 +102,7 @@ def replica(server, tmp_path_factory) -> Iterator[Callable[..., Replica]]:
             one.read += tokens.shape[1]
             return LandmarkSession.feed(session, tokens)
 
-        one.voice.net.session = counted
+        one.adapter.net.session = counted
         return one
 
     yield start
@@ -268,15 +268,15 @@ def test_blocks_that_are_not_what_they_should_be_are_read_again_and_replaced(two
 def test_other_weights_take_nothing_from_these(two):
     first, second = two
     name = first.store()["id"]
-    ids = tuple(second.voice.tokenize(TEXT, "text"))
+    ids = tuple(second.adapter.tokenize(TEXT, "text"))
     document = StoredDocument(name, "ann", TEXT, ids, LandmarkOptions())
-    blocks = first.voice.export_blocks(document, first.voice.find_session(document))
-    for other in (replace(second.voice, digest="0" * 64, cache=DocumentCache()), second.voice):
-        wrong = document if other is not second.voice else replace(document, tenant="bob")
+    blocks = first.adapter.export_blocks(document, first.adapter.find_session(document))
+    for other in (replace(second.adapter, digest="0" * 64, cache=DocumentCache()), second.adapter):
+        wrong = document if other is not second.adapter else replace(document, tenant="bob")
         with pytest.raises(BlocksError, match="other weights"):
             other.import_blocks(wrong, blocks)
-    second.voice.import_blocks(document, blocks)
-    assert second.voice.find_session(document) is not None
+    second.adapter.import_blocks(document, blocks)
+    assert second.adapter.find_session(document) is not None
 
 
 def test_over_the_cap_it_is_read_again_and_said_so(replica, server, two):

@@ -50,7 +50,7 @@ def _import(http, session, data):
 
 
 @pytest.mark.parametrize("model", TITANS)
-def test_resumed_at_random_points_it_remembers_what_one_pass_does(http, voice, model):
+def test_resumed_at_random_points_it_remembers_what_one_pass_does(http, adapter, model):
     rng = random.Random(model)
     ids = [rng.randrange(41) for _ in range(150)]
     once, often = _open(http, model), _open(http, model)
@@ -60,7 +60,7 @@ def test_resumed_at_random_points_it_remembers_what_one_pass_does(http, voice, m
         _read(http, often, ids[begin:end], model)
     assert _facts(http, once)["tokens"] == _facts(http, often)["tokens"] == 150
     assert (_facts(http, once)["version"], _facts(http, often)["version"]) == (1, 7)
-    digest = voice(model).digest
+    digest = adapter(model).digest
     one, other = (unpack_state(_export(http, s), digest) for s in (once, often))
     for name, tensor in one.tensors.items():
         assert torch.allclose(tensor, other.tensors[name], atol=1e-5), name
@@ -132,12 +132,12 @@ def test_stream_that_is_left_early_leaves_the_session_as_it_was(http):
     assert _facts(http, session)["version"] == 0
 
 
-def test_state_that_is_no_number_is_refused_and_the_session_stays(http, voice):
+def test_state_that_is_no_number_is_refused_and_the_session_stays(http, adapter):
     session = _open(http)
     _read(http, session, [1, 2, 3])
-    state = unpack_state(_export(http, session), voice(MODEL).digest)
+    state = unpack_state(_export(http, session), adapter(MODEL).digest)
     huge = {k: t + 3e38 if "weights" in k else t for k, t in state.tensors.items()}
-    bad = pack_state(SessionState(state.index, 1, huge), voice(MODEL).digest)
+    bad = pack_state(SessionState(state.index, 1, huge), adapter(MODEL).digest)
     assert _import(http, session, bad).status_code == 200
     before, counted = _facts(http, session), metric(http, "titans_nonfinite_total")
     answer = http.post("/v1/completions", json={"model": MODEL, "prompt": [5] * 40, "session_id": session})
@@ -151,37 +151,37 @@ def test_state_that_is_no_number_is_refused_and_the_session_stays(http, voice):
     assert metric(http, "titans_rollbacks_total") == rolled + 1
     _read(http, session, [4])
     infinite = {k: torch.full_like(t, torch.inf) if "weights" in k else t for k, t in state.tensors.items()}
-    raw = pack_state(SessionState(state.index, 1, huge), voice(MODEL).digest)
+    raw = pack_state(SessionState(state.index, 1, huge), adapter(MODEL).digest)
     assert len(raw) == len(bad)
     with pytest.raises(ValueError, match="finite"):
-        pack_state(SessionState(state.index, 1, infinite), voice(MODEL).digest)
+        pack_state(SessionState(state.index, 1, infinite), adapter(MODEL).digest)
 
 
-def test_other_weights_refuse_old_states(http, voice):
+def test_other_weights_refuse_old_states(http, adapter):
     session = _open(http)
-    stranger = pack_state(unpack_state(_export(http, session), voice(MODEL).digest), "of another model")
+    stranger = pack_state(unpack_state(_export(http, session), adapter(MODEL).digest), "of another model")
     assert _import(http, session, stranger).status_code == 409
-    speaker, digest = voice(MODEL), voice(MODEL).digest
+    titans, digest = adapter(MODEL), adapter(MODEL).digest
     try:
-        object.__setattr__(speaker, "digest", "loaded anew")
+        object.__setattr__(titans, "digest", "loaded anew")
         answer = http.post("/v1/chat/completions", json={**SAID, "session_id": session})
         assert answer.status_code == 409
         assert "other weights" in answer.json()["error"]["message"]
     finally:
-        object.__setattr__(speaker, "digest", digest)
+        object.__setattr__(titans, "digest", digest)
 
 
-def test_import_takes_what_export_gave_and_nothing_else(http, voice):
+def test_import_takes_what_export_gave_and_nothing_else(http, adapter):
     first, second = _open(http), _open(http)
     _read(http, first, list(range(30)))
     data = _export(http, first)
     assert _import(http, second, data).json()["tokens"] == 30
-    assert unpack_state(_export(http, second), voice(MODEL).digest).index == 30
+    assert unpack_state(_export(http, second), adapter(MODEL).digest).index == 30
     for broken in (b"", b"x" * 100, data[:-1], data[:50] + b"\0" + data[51:]):
         assert _import(http, second, broken).status_code == 400
     other = _open(http, "fovea-titans-mag")
     assert _import(http, other, data).status_code == 409
-    two = voice(MODEL).net.session(2).export(voice(MODEL).digest)
+    two = adapter(MODEL).net.session(2).export(adapter(MODEL).digest)
     assert _import(http, second, two).status_code == 400
     assert _facts(http, second)["version"] == 1
 
