@@ -110,7 +110,7 @@ async def surprise(
     request: Request,
     host: HostDep,
     sessions: SessionsDep,
-    version: Annotated[int | None, Query(ge=0, lt=2**53, description="The newest, unless said.")] = None,
+    version: Annotated[int | None, Query(ge=0, lt=2**53, description="By default the newest.")] = None,
 ) -> SurpriseTrace:
     """What the request behind a version memorised and forgot, token by token."""
     record = await sessions.get_record(session_id)

@@ -263,12 +263,12 @@ def _compare(adapter: DecoderAdapter, ids: list[int], answer: list[int], policy:
 
 def _sample_prose(adapter: DecoderAdapter, spec: FidelityRequest, length: int) -> tuple[list[int], list[int]]:
     """Tokens of prose, and the tokens that follow them."""
-    wanted = length + spec.steps
-    ids = adapter.tokenizer.encode(spec.long_text(wanted), special=False)
-    if len(ids) < wanted:
-        detail = f"The text has {len(ids):,} tokens; {wanted:,} are needed."
+    needed = length + spec.steps
+    ids = adapter.tokenizer.encode(spec.long_text(needed), special=False)
+    if len(ids) < needed:
+        detail = f"The text has {len(ids):,} tokens; {needed:,} are needed."
         raise InvalidOption(detail, hint="Give a longer text or shorter lengths.", field="text")
-    return ids[:length], ids[length:wanted]
+    return ids[:length], ids[length:needed]
 
 
 def _sample_copies(adapter: DecoderAdapter, spec: FidelityRequest, length: int) -> tuple[list[int], list[int]]:

@@ -1,1 +1,1 @@
-"""Language models by name, one per file; found by scan."""
+"""Language models, one per file, found by scanning this folder."""

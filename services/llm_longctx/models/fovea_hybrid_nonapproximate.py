@@ -1,4 +1,4 @@
-"""`fovea-hybrid-nonapproximate`: every other layer scores by the key alone and remembers a constant number of bytes."""
+"""`fovea-hybrid-nonapproximate`: every other layer scores by the key alone, with a state of constant size."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SIZES: dict[str, Any] = {
 }
 
 _ITEM = 4
-"""ByteTokenizer of a number: it runs in float32."""
+"""Bytes of a number: it runs in float32."""
 
 
 _MEASURED = {
@@ -67,7 +67,7 @@ class HybridNonapproximate(SessionModel):
 
     @classmethod
     def make_adapter(cls, loaded: LoadedNetwork, threads: int) -> StatelessSessionAdapter:
-        """ByteTokenizer in, bytes out."""
+        """An adapter for bytes, without state between requests."""
         net: Any = loaded.net
         width, layers = net.embed.embedding_dim, len(net.mixers)
         return StatelessSessionAdapter(
@@ -105,7 +105,7 @@ class HybridNonapproximate(SessionModel):
 
 
 def bytes_by_variant(session: DeconstructedSession) -> dict[str, int]:
-    """ByteTokenizer that the layers of each variant remember."""
+    """Bytes that the layers of each variant cache."""
     found: dict[str, int] = {}
     for variant, held in zip(session.net.mixers, session.nbytes, strict=True):
         found[variant] = found.get(variant, 0) + held

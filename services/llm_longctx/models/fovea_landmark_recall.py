@@ -81,7 +81,7 @@ class LandmarkRecall(SessionModel):
 
     @classmethod
     def make_adapter(cls, loaded: LoadedNetwork, threads: int) -> LandmarkAdapter:
-        """Words in, words out, through the best blocks."""
+        """An adapter for the words of the recall task."""
         scheduler = make_session_scheduler(_SIZES["vocab"], threads)
         return LandmarkAdapter(
             cls.card.name,

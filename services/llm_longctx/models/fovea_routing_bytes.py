@@ -79,7 +79,7 @@ class RoutingBytes(SessionModel):
 
     @classmethod
     def make_adapter(cls, loaded: LoadedNetwork, threads: int) -> StatelessSessionAdapter:
-        """ByteTokenizer in, bytes out."""
+        """An adapter for bytes, without state between requests."""
         net: Any = loaded.net
         width, layers = net.token_emb.embedding_dim, len(net.blocks)
         return StatelessSessionAdapter(

@@ -64,7 +64,7 @@ class _Titans(SessionModel):
 
     @classmethod
     def make_adapter(cls, loaded: LoadedNetwork, threads: int) -> TitansAdapter:
-        """Words in, words out, and a memory between."""
+        """An adapter for the words of the recall task."""
         vocab, width, layers = (_SIZES[name] for name in ("vocab", "width", "layers"))
         return TitansAdapter(
             cls.card.name,

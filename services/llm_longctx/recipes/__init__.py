@@ -1,1 +1,1 @@
-"""How the small models of trained attention come about: data, loss, measures."""
+"""Training recipes of the small models of trained attention: data, loss, metrics."""

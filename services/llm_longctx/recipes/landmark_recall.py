@@ -50,8 +50,8 @@ def _gate_loss(asking: Tensor, keys: Tensor, older: Tensor, home: Tensor) -> Ten
     """Cross-entropy of the right landmark [B,A] for queries [B,H,A,d] among keys [B,H,n,d]; older [A,n]."""
     chances = (asking @ keys.mT * asking.shape[-1] ** -0.5).masked_fill(~older, -torch.inf).log_softmax(-1)
     closed = home < older.sum(-1)
-    wanted = home.clamp(max=keys.shape[2] - 1)[:, None, :, None].expand(-1, keys.shape[1], -1, 1)
-    lost = -chances.gather(-1, wanted)[..., 0].masked_fill(~closed[:, None], 0)
+    target = home.clamp(max=keys.shape[2] - 1)[:, None, :, None].expand(-1, keys.shape[1], -1, 1)
+    lost = -chances.gather(-1, target)[..., 0].masked_fill(~closed[:, None], 0)
     mean: Tensor = lost.sum() / (closed.sum() * keys.shape[1]).clamp(min=1)
     return mean
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_samplings, check_options
 from services.llm_longctx.serving.generation import Generation, OutputChunk, StreamedToken, TextOptions
-from services.llm_longctx.serving.grammars import Automaton, build_grammar, require_speakable
+from services.llm_longctx.serving.grammars.token_grammar import Automaton, build_grammar, require_feasible
 from services.llm_longctx.serving.protocol import CompletionProtocol
 from services.llm_longctx.serving.request_state import RequestState
 from shared.api.text import (
@@ -49,7 +49,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         """Render the conversation, tokenize it and hand it to the engine."""
         grammar = _check(request)
         if grammar is not None:
-            require_speakable(grammar, adapter.tokenizer, adapter.vocab)
+            require_feasible(grammar, adapter.tokenizer, adapter.vocab)
         text = adapter.render_chat(request.messages)
         ids = adapter.tokenize(text, "messages", special=False)
         if not ids:

@@ -20,7 +20,7 @@ from services.llm_longctx.engine import (
     Scheduler,
     ScoredToken,
 )
-from services.llm_longctx.serving.grammars import Automaton, TokenGrammar
+from services.llm_longctx.serving.grammars.token_grammar import Automaton, TokenGrammar
 from services.llm_longctx.serving.stop_strings import StopStringFilter
 from shared.errors import FoveaError
 from shared.lm.tokenizer import Detokenizer, Tokenizer
@@ -61,7 +61,7 @@ class OutputChunk:
 
     Attributes:
         index: Which answer.
-        produced: Tokens made for this answer, told with the end.
+        produced: Tokens of this answer, given with its end.
     """
 
     index: int
@@ -158,8 +158,8 @@ class _TextCallback:
         self._stops = StopStringFilter(options.stops)
         self._pending: list[StreamedToken] = []
         self._offsets: list[int] = []  # where the prompt's tokens begin in its echo
-        self._scored = 0  # tokens of the prompt that were told
-        self._read = 0  # characters that came
+        self._scored = 0  # tokens of the prompt that were scored
+        self._read = 0  # characters that were produced
         self._shown = 0  # characters that were let through
         self._ended = False
         if options.echo:
@@ -212,5 +212,5 @@ class _TextCallback:
         self._read = self._shown = len(text)
         self._news.put(OutputChunk(self._index, text))
         if self._has_logprobs:
-            # Nothing came before the first, so it has no probability; of others none was asked.
+            # Nothing precedes the first token, so it has no probability; those before `score_from` are not scored.
             self.on_prompt([ScoredToken(token) for token in request.prompt_ids[: max(1, request.score_from)]])

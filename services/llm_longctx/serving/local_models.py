@@ -34,7 +34,7 @@ def make_local_model(path: Path) -> type[DecoderModel]:
     name = re.sub(r"[^a-z0-9._-]+", "-", path.name.removesuffix(".gguf").lower()).strip("-._") or "local"
 
     class LocalModel(DecoderModel):
-        """A model that the owner of this machine brought."""
+        """A model from files of this machine's owner."""
 
         card: ClassVar[Card] = Card(
             name=name,

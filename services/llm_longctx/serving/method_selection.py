@@ -80,10 +80,10 @@ def _build_method(options: LongctxOptions) -> AttentionMethod:
     if twice := sorted(beside.keys() & knobs.keys()):
         detail = f"The knob {twice[0]} is given twice."
         raise InvalidOption(detail, field=f"longctx.{twice[0]}")
-    asked = method(options.method, **beside, **knobs)
+    single = method(options.method, **beside, **knobs)
     if options.prefill is None and options.decode is None:
-        return asked
-    heads = None if asked.name == "dense" else asked
+        return single
+    heads = None if single.name == "dense" else single
     return compose(prefill=_part(options.prefill), decode=_part(options.decode), plan=heads)
 
 

@@ -118,12 +118,12 @@ def _commit_before_end(
     chunks: Iterator[C], protocol: CompletionProtocol[Q, C, A], transaction: SessionTransaction
 ) -> Iterator[C]:
     """The same chunks; the new state is stored before those that report it are let through, so that they are true."""
-    seen, held_back = list[C](), list[C]()
+    passed, held_back = list[C](), list[C]()
     for chunk in chunks:
-        seen.append(chunk)
+        passed.append(chunk)
         if chunk.longctx is not None:
             held_back.append(chunk)
         else:
             yield chunk
-    transaction.commit(transaction, protocol.gather(seen).model_dump_json())
+    transaction.commit(transaction, protocol.gather(passed).model_dump_json())
     yield from held_back

@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 
 from services.llm_longctx.engine import Sampling
 from services.llm_longctx.engine.sampler import Sampler
-from services.llm_longctx.serving.grammars import MOST_CHOICES, Choices, TokenGrammar, build_grammar, require_speakable
-from services.llm_longctx.serving.json_grammar import LONGEST_SPACE, Json
+from services.llm_longctx.serving.grammars.json_grammar import LONGEST_SPACE, JsonGrammar
+from services.llm_longctx.serving.grammars.token_grammar import (
+    MAX_CHOICES,
+    ChoiceGrammar,
+    TokenGrammar,
+    build_grammar,
+    require_feasible,
+)
 from services.llm_longctx.serving.toy_tokenizers import Bytes, RecallWords
 from services.llm_longctx.tests.conftest import write_folder
 from shared.errors import InvalidOption
@@ -45,7 +51,7 @@ def test_every_object_passes_and_is_complete_at_its_end_only(value, ascii_only, 
         text.decode()
     except UnicodeDecodeError:
         return  # half a surrogate pair is no text
-    state = Json()
+    state = JsonGrammar()
     for byte in text:
         assert state is not None
         assert not state.complete
@@ -58,7 +64,7 @@ def test_every_object_passes_and_is_complete_at_its_end_only(value, ascii_only, 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32), st.integers(20, 200))
 def test_whatever_passes_is_json_once_it_is_complete(seed, length):
-    rng, state, said = random.Random(seed), Json(), bytearray()
+    rng, state, said = random.Random(seed), JsonGrammar(), bytearray()
     favourite = b'{}[]",:\\u0123456789truefalsn-.eE \xc3\xa9\xf0\x9f\x98\x80\x00\xff'
     while not state.complete:
         closing = len(said) > length
@@ -104,11 +110,11 @@ def test_whatever_passes_is_json_once_it_is_complete(seed, length):
     ],
 )
 def test_what_is_no_json_does_not_pass(text):
-    assert walk(Json(), text) is None
+    assert walk(JsonGrammar(), text) is None
 
 
 def test_one_of_several_texts():
-    choices = Choices(frozenset({b"yes", b"yesterday", b"no"}))
+    choices = ChoiceGrammar(frozenset({b"yes", b"yesterday", b"no"}))
     assert walk(choices, b"yes").complete
     assert not walk(choices, b"yes").final
     assert walk(choices, b"no").final
@@ -119,7 +125,7 @@ def test_one_of_several_texts():
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_a_sampler_under_a_grammar_says_json_and_then_the_end(tokenizer, temperature):
     torch.manual_seed(0)
-    grammar = TokenGrammar(tokenizer, Json())
+    grammar = TokenGrammar(tokenizer, JsonGrammar())
     sampler = Sampler(Sampling(temperature=temperature, seed=3), [], 272, grammar)
     said, closing = [], torch.zeros(272)
     closing[[tokenizer.encode(c)[0] for c in '"}]:0']] = 9
@@ -133,7 +139,7 @@ def test_a_sampler_under_a_grammar_says_json_and_then_the_end(tokenizer, tempera
 
 def test_a_choice_is_made_token_by_token(tokenizer):
     for seed in range(5):
-        grammar = TokenGrammar(tokenizer, Choices(frozenset({b"red", b"blue"})))
+        grammar = TokenGrammar(tokenizer, ChoiceGrammar(frozenset({b"red", b"blue"})))
         sampler, said = Sampler(Sampling(temperature=1, seed=seed), [], 272, grammar), []
         while (token := sampler.draw(torch.randn(272)).id) not in tokenizer.eos:
             said.append(token)
@@ -153,7 +159,7 @@ def test_text_has_no_grammar(given):
         {"type": "choice", "choices": []},
         {"type": "choice", "choices": [1]},
         {"type": "choice", "choices": [""]},
-        {"type": "choice", "choices": ["x"] * (MOST_CHOICES + 1)},
+        {"type": "choice", "choices": ["x"] * (MAX_CHOICES + 1)},
         {"type": 5},
     ],
 )
@@ -163,13 +169,13 @@ def test_formats_that_are_not_served_are_refused(given):
     assert caught.value.field == "response_format"
 
 
-@pytest.mark.parametrize("grammar", [Json(), Choices(frozenset({b"red"}))])
+@pytest.mark.parametrize("grammar", [JsonGrammar(), ChoiceGrammar(frozenset({b"red"}))])
 def test_format_that_no_token_begins_is_refused(grammar):
     with pytest.raises(InvalidOption) as caught:
-        require_speakable(grammar, RecallWords(), 42)
+        require_feasible(grammar, RecallWords(), 42)
     assert caught.value.field == "response_format"
 
 
 def test_format_that_some_token_begins_is_taken():
-    require_speakable(Choices(frozenset({b"red", b" blue"})), RecallWords(), 42)
-    require_speakable(Json(), Bytes(), 256)
+    require_feasible(ChoiceGrammar(frozenset({b"red", b" blue"})), RecallWords(), 42)
+    require_feasible(JsonGrammar(), Bytes(), 256)

@@ -115,7 +115,7 @@ class LandmarkAdapter(SessionAdapter):
         return GenerationRequest(ids, max_tokens=0, session=source)
 
     def extra_payload(self, request: GenerationRequest) -> LongctxAnswer | None:
-        """The blocks that the answers retrieved, and citations if they are wanted."""
+        """The blocks that the answers retrieved, and citations if the request asks for them."""
         source = request.session
         return self._describe(source) if isinstance(source, _LandmarkSource) else None
 

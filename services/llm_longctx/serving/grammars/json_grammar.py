@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["Json"]
+__all__ = ["JsonGrammar"]
 
 DEEPEST = 32
 """Objects and arrays inside each other."""
@@ -30,8 +30,8 @@ _BOUNDS = {0xE0: (0xA0, 0xBF), 0xED: (0x80, 0x9F), 0xF0: (0x90, 0xBF), 0xF4: (0x
 
 
 @dataclass(frozen=True, slots=True)
-class Json:
-    r"""What was said so far.
+class JsonGrammar:
+    r"""State of the grammar after the text so far.
 
     Attributes:
         stack: What is open, outermost first: `{` and `[`.
@@ -64,7 +64,7 @@ class Json:
         """Whether nothing may follow."""
         return self.at == "end"
 
-    def feed(self, byte: int) -> Json | None:
+    def feed(self, byte: int) -> JsonGrammar | None:
         """The state after one more byte, or None where it may not come."""
         match self.at:
             case "string":
@@ -78,7 +78,7 @@ class Json:
         after = self._between(chr(byte))
         return None if after is None else replace(after, space=0)
 
-    def _between(self, char: str) -> Json | None:
+    def _between(self, char: str) -> JsonGrammar | None:
         """Outside of strings, words and numbers."""
         if char in "]}" and self.at in {"first", "name", "after"}:
             opened = b"{" if char == "}" else b"["
@@ -94,7 +94,7 @@ class Json:
                 return replace(self, at="key" if self.stack.endswith(b"{") else "value")
         return self._value(char) if self.at in {"value", "first"} else None
 
-    def _value(self, char: str) -> Json | None:
+    def _value(self, char: str) -> JsonGrammar | None:
         if char in "{[":
             return self._open(char)
         if char == '"':
@@ -104,14 +104,14 @@ class Json:
         begun = {"-": "minus", "0": "zero"}.get(char) or ("whole" if char in "123456789" else None)
         return None if begun is None else replace(self, at=begun)
 
-    def _open(self, bracket: str) -> Json | None:
+    def _open(self, bracket: str) -> JsonGrammar | None:
         inside = "name" if bracket == "{" else "first"
         return replace(self, stack=self.stack + bracket.encode(), at=inside) if len(self.stack) < DEEPEST else None
 
-    def _close(self) -> Json:
+    def _close(self) -> JsonGrammar:
         return replace(self, stack=self.stack[:-1], at="after" if len(self.stack) > 1 else "end")
 
-    def _in_string(self, byte: int) -> Json | None:
+    def _in_string(self, byte: int) -> JsonGrammar | None:
         if byte == ord('"'):
             return replace(self, at="colon" if self.key else "after")
         if byte == ord("\\"):
@@ -122,7 +122,7 @@ class Json:
         low, high = _BOUNDS.get(byte, (0x80, 0xBF))
         return replace(self, at="character", more=more, low=low, high=high) if more else None
 
-    def _inside(self, byte: int) -> Json | None:
+    def _inside(self, byte: int) -> JsonGrammar | None:
         """Inside a character, an escape or a word, where few bytes may come."""
         match self.at:
             case "character":
@@ -140,7 +140,7 @@ class Json:
                 fits, done = byte == self.rest[0], "after"
         return replace(self, rest=self.rest[1:], at=self.at if len(self.rest) > 1 else done) if fits else None
 
-    def _in_number(self, byte: int) -> Json | None:
+    def _in_number(self, byte: int) -> JsonGrammar | None:
         if (place := _number(self.at, chr(byte))) is not None:
             return replace(self, at=place)
         return replace(self, at="after").feed(byte) if self.at in _WHOLE else None

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from services.llm_longctx.serving.json_grammar import Json
+from services.llm_longctx.serving.grammars.json_grammar import JsonGrammar
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 
-__all__ = ["Automaton", "Choices", "TokenGrammar", "build_grammar", "require_speakable"]
+__all__ = ["Automaton", "ChoiceGrammar", "TokenGrammar", "build_grammar", "require_feasible"]
 
-MOST_CHOICES = 256
+MAX_CHOICES = 256
 """Texts of which one is answered."""
 
 
@@ -38,15 +38,15 @@ class Automaton(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Choices:
+class ChoiceGrammar:
     """One of several texts: what is left of those that are still possible."""
 
     left: frozenset[bytes]
 
-    def feed(self, byte: int) -> Choices | None:
+    def feed(self, byte: int) -> ChoiceGrammar | None:
         """See `Automaton`."""
         left = frozenset(text[1:] for text in self.left if text[:1] == bytes([byte]))
-        return Choices(left) if left else None
+        return ChoiceGrammar(left) if left else None
 
     @property
     def complete(self) -> bool:
@@ -104,20 +104,20 @@ def build_grammar(response_format: Mapping[str, Any] | None) -> Automaton | None
         case "text":
             return None
         case "json_object":
-            return Json()
+            return JsonGrammar()
         case "choice":
             texts = given.get("choices")
-            if not isinstance(texts, list) or not 0 < len(texts) <= MOST_CHOICES or not all(_text(t) for t in texts):
-                detail = f"response_format choice needs choices: 1 to {MOST_CHOICES} texts."
+            if not isinstance(texts, list) or not 0 < len(texts) <= MAX_CHOICES or not all(_text(t) for t in texts):
+                detail = f"response_format choice needs choices: 1 to {MAX_CHOICES} texts."
                 raise InvalidOption(detail, field="response_format")
-            return Choices(frozenset(text.encode() for text in texts))
+            return ChoiceGrammar(frozenset(text.encode() for text in texts))
     detail = f"response_format {given.get('type')!r} is not served; text, json_object and choice are."
     raise InvalidOption(
         detail, hint="Describe the schema in the prompt and ask for json_object.", field="response_format"
     )
 
 
-def require_speakable(grammar: Automaton, tokenizer: Tokenizer, vocab: int) -> None:
+def require_feasible(grammar: Automaton, tokenizer: Tokenizer, vocab: int) -> None:
     """Refuse a format that no token of a model begins: words have a space before them, and small models few words.
 
     Raises:

@@ -1,0 +1,1 @@
+"""Grammars of constrained decoding: what `response_format` allows, byte by byte and token by token."""
