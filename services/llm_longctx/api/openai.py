@@ -19,7 +19,7 @@ from services.llm_longctx.api.model_lookup import find_document_adapter, find_mo
 from services.llm_longctx.api.sessions import get_session_service
 from services.llm_longctx.serving.chat import ChatProtocol
 from services.llm_longctx.serving.completions import TextCompletionProtocol
-from services.llm_longctx.serving.protocol import A, C, CompletionProtocol, Q
+from services.llm_longctx.serving.protocol import AnswerT, ChunkT, CompletionProtocol, RequestT
 from services.llm_longctx.serving.request_state import PreparedRequest
 from services.llm_longctx.state.session_service import digest_request
 from shared import telemetry
@@ -93,7 +93,9 @@ async def detokenize(body: DetokenizeRequest, request: Request, host: HostDep) -
     return await asyncio.to_thread(model.detokenize, body)
 
 
-async def _answer(body: Q, request: Request, host: Host, protocol: CompletionProtocol[Q, C, A]) -> Response:
+async def _answer(
+    body: RequestT, request: Request, host: Host, protocol: CompletionProtocol[RequestT, ChunkT, AnswerT]
+) -> Response:
     """Answer as one body or as events; a repeated request of a session gets the answer that it got before."""
     prepared = await _prepare(body, request, host)
     if isinstance(prepared, str):
@@ -131,7 +133,7 @@ async def _prepare(body: TextRequest, request: Request, host: Host) -> TextReque
     return body
 
 
-def _replay(answer: str, body: Q, protocol: CompletionProtocol[Q, C, A]) -> Response:
+def _replay(answer: str, body: RequestT, protocol: CompletionProtocol[RequestT, ChunkT, AnswerT]) -> Response:
     """An answer that was given before, whole or streamed as it is requested now."""
     headers = {"idempotency-replayed": "true"}
     if not body.stream:

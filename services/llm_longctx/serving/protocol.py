@@ -19,15 +19,15 @@ from shared.api.text import ChatChunk, ChatCompletion, ChatRequest, Completion, 
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import CallContext
 
-__all__ = ["CompletionProtocol"]
+__all__ = ["AnswerT", "ChunkT", "CompletionProtocol", "RequestT"]
 
-Q = TypeVar("Q", ChatRequest, CompletionRequest)
-C = TypeVar("C", ChatChunk, Completion)
-A = TypeVar("A", ChatCompletion, Completion)
+RequestT = TypeVar("RequestT", ChatRequest, CompletionRequest)
+ChunkT = TypeVar("ChunkT", ChatChunk, Completion)
+AnswerT = TypeVar("AnswerT", ChatCompletion, Completion)
 
 
-class CompletionProtocol(ABC, Generic[Q, C, A]):
-    """One of the two protocols: requests Q, chunks C, whole answers A.
+class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
+    """One of the two protocols: its requests, its chunks and its whole answers.
 
     Class attributes:
         id_prefix: What ids of answers begin with.
@@ -36,11 +36,11 @@ class CompletionProtocol(ABC, Generic[Q, C, A]):
 
     id_prefix: ClassVar[str]
     object_name: ClassVar[str]
-    chunk_type: type[C]
+    chunk_type: type[ChunkT]
 
     def stream(
-        self, adapter: TextModelAdapter, request: Q, run: CallContext, state: RequestState | None = None
-    ) -> Iterator[C]:
+        self, adapter: TextModelAdapter, request: RequestT, run: CallContext, state: RequestState | None = None
+    ) -> Iterator[ChunkT]:
         """Begin to answer; the last chunk has the usage and no choices.
 
         Raises:
@@ -52,11 +52,13 @@ class CompletionProtocol(ABC, Generic[Q, C, A]):
         return self._stream(adapter, generation, has_logprobs=self.wants_logprobs(request))
 
     @abstractmethod
-    def begin(self, adapter: TextModelAdapter, request: Q, run: CallContext, state: RequestState | None) -> Generation:
+    def begin(
+        self, adapter: TextModelAdapter, request: RequestT, run: CallContext, state: RequestState | None
+    ) -> Generation:
         """Check a request and hand it to the engine; raises as `stream`."""
 
     @abstractmethod
-    def wants_logprobs(self, request: Q) -> bool:
+    def wants_logprobs(self, request: RequestT) -> bool:
         """Whether the request asks for log-probabilities."""
 
     @abstractmethod
@@ -66,14 +68,14 @@ class CompletionProtocol(ABC, Generic[Q, C, A]):
         """Choices of the chunks that carry one piece of an answer; `is_first` for the first piece of it."""
 
     @abstractmethod
-    def gather(self, chunks: Iterable[C]) -> A:
+    def gather(self, chunks: Iterable[ChunkT]) -> AnswerT:
         """Join all chunks of an answer, the one with the usage included."""
 
     @abstractmethod
-    def replay(self, answer: str) -> list[C]:
+    def replay(self, answer: str) -> list[ChunkT]:
         """The chunks of a whole answer (JSON) that was given before, the usage last."""
 
-    def _stream(self, adapter: TextModelAdapter, generation: Generation, *, has_logprobs: bool) -> Iterator[C]:
+    def _stream(self, adapter: TextModelAdapter, generation: Generation, *, has_logprobs: bool) -> Iterator[ChunkT]:
         stamp: dict[str, Any] = {
             "id": f"{self.id_prefix}-{uuid4().hex}",
             "object": self.object_name,

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from services.llm_longctx.serving.adapters.base import TextModelAdapter
 from services.llm_longctx.serving.chat import ChatProtocol
 from services.llm_longctx.serving.completions import TextCompletionProtocol
-from services.llm_longctx.serving.protocol import A, C, CompletionProtocol, Q
+from services.llm_longctx.serving.protocol import AnswerT, ChunkT, CompletionProtocol, RequestT
 from services.llm_longctx.serving.request_state import PreparedRequest, RequestState, SessionTransaction
 from shared.api.text import (
     ChatChunk,
@@ -105,8 +105,12 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
         self.adapter.scheduler.close()
 
     def _stream(
-        self, protocol: CompletionProtocol[Q, C, A], body: Q, run: CallContext, state: RequestState | None
-    ) -> Iterator[C]:
+        self,
+        protocol: CompletionProtocol[RequestT, ChunkT, AnswerT],
+        body: RequestT,
+        run: CallContext,
+        state: RequestState | None,
+    ) -> Iterator[ChunkT]:
         chunks = protocol.stream(self.adapter, body, run, state)
         if isinstance(state, SessionTransaction):
             chunks = _commit_before_end(chunks, protocol, state)
@@ -115,10 +119,10 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
 
 
 def _commit_before_end(
-    chunks: Iterator[C], protocol: CompletionProtocol[Q, C, A], transaction: SessionTransaction
-) -> Iterator[C]:
+    chunks: Iterator[ChunkT], protocol: CompletionProtocol[RequestT, ChunkT, AnswerT], transaction: SessionTransaction
+) -> Iterator[ChunkT]:
     """The same chunks; the new state is stored before those that report it are let through, so that they are true."""
-    passed, held_back = list[C](), list[C]()
+    passed, held_back = list[ChunkT](), list[ChunkT]()
     for chunk in chunks:
         passed.append(chunk)
         if chunk.longctx is not None:
