@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.llm_longctx.models.smollm2 import SmolLM2
-from services.llm_longctx.serving.chat import gather
+from services.llm_longctx.serving.chat import ChatProtocol
 from services.llm_longctx.serving.decoder_model import DecoderModel
 from services.llm_longctx.serving.local_models import make_local_model, select_models
 from services.llm_longctx.tests.conftest import HELLO, until, write_folder
@@ -74,10 +74,10 @@ def test_a_batch_equals_its_singles_and_an_error_stays_with_its_request(model):
 
 def test_a_stream_gathers_into_the_answer_of_predict(model):
     request = ChatRequest(messages=HELLO, max_tokens=9, temperature=0, n=2)
-    gathered = gather(model.stream(request, CallContext()))
+    gathered = ChatProtocol().gather(model.stream(request, CallContext()))
     assert gathered.choices == model.predict([request], CallContext())[0].choices
     with pytest.raises(ValueError, match="usage"):
-        gather(model.stream(request.model_copy(update={"stream": True}), CallContext()))
+        ChatProtocol().gather(model.stream(request.model_copy(update={"stream": True}), CallContext()))
 
 
 def test_leaving_a_stream_early_frees_the_engine(model):

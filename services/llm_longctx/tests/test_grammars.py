@@ -20,7 +20,7 @@ from services.llm_longctx.serving.grammars.token_grammar import (
     build_grammar,
     require_feasible,
 )
-from services.llm_longctx.serving.toy_tokenizers import Bytes, RecallWords
+from services.llm_longctx.serving.toy_tokenizers import ByteTokenizer, RecallTokenizer
 from services.llm_longctx.tests.conftest import write_folder
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
@@ -172,10 +172,10 @@ def test_formats_that_are_not_served_are_refused(given):
 @pytest.mark.parametrize("grammar", [JsonGrammar(), ChoiceGrammar(frozenset({b"red"}))])
 def test_format_that_no_token_begins_is_refused(grammar):
     with pytest.raises(InvalidOption) as caught:
-        require_feasible(grammar, RecallWords(), 42)
+        require_feasible(grammar, RecallTokenizer(), 42)
     assert caught.value.field == "response_format"
 
 
 def test_format_that_some_token_begins_is_taken():
-    require_feasible(ChoiceGrammar(frozenset({b"red", b" blue"})), RecallWords(), 42)
-    require_feasible(JsonGrammar(), Bytes(), 256)
+    require_feasible(ChoiceGrammar(frozenset({b"red", b" blue"})), RecallTokenizer(), 42)
+    require_feasible(JsonGrammar(), ByteTokenizer(), 256)
