@@ -1,4 +1,4 @@
-"""Methods that somebody adds in one file, as docs/07 shows them: found, served, described and refused by their class."""
+"""Methods that somebody adds in one file, as docs/07 shows them: found, served, described, refused by their class."""
 
 from __future__ import annotations
 
