@@ -1,4 +1,4 @@
-"""The operations that a decoder spends its time in, each with its oracle and its back ends beside it.
+"""Attention kernels: one folder per operation, with its float64 reference and its back ends side by side.
 
 Knows tensors, blocks and pages. Knows nothing about requests, methods or who owns memory.
 """

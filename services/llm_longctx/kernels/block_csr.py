@@ -1,4 +1,4 @@
-"""Which key blocks each block of queries reads, as compressed rows.
+"""Block-sparse mask in compressed sparse rows: which key blocks each block of queries reads.
 
 Rows are blocks of queries counted from position 0 of the sequence, columns blocks of keys. Only causal blocks are kept;
 inside a block that touches the diagonal a kernel stays token-causal by itself. Knows nothing about how blocks are

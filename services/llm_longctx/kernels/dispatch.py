@@ -1,4 +1,4 @@
-"""Which back end runs an operation: the fastest that can, chosen once per kind of call, and counted.
+"""Kernel dispatch: the fastest back end that can run an operation, chosen once per kind of call, and counted.
 
 A back end that is not there or can't take a call is passed over with a reason, which the counter carries. Asked for by
 name, it runs or says why it can't. Knows nothing about what the operations compute.

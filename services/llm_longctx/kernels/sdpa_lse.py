@@ -1,4 +1,4 @@
-"""Torch's fused attention with its log-sum-exp, on whatever device and torch there is.
+"""Scaled dot-product attention with its log-sum-exp: torch's fused operator, or a plain product in its place.
 
 The operator that returns the log-sum-exp on a CPU is not public: it is looked for once, tried on a tiny example, and
 where it is gone or has changed a plain product takes its place. Knows shapes only.

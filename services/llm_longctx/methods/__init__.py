@@ -1,4 +1,4 @@
-"""Attention methods by name, one per file; found by scan. See `contract` for what a method is."""
+"""Attention methods by name, one per file, found by scan; `core.attention_method` says what a method is."""
 
 from services.llm_longctx.methods.compose import Composed, compose
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference, Supports

@@ -1,4 +1,4 @@
-"""Methods whose phases differ, as one: how prompts are read, how answers are decoded, and which heads are cut.
+"""Composition of attention methods: one for prefill, one for decoding, one for the heads that are cut.
 
 (out, LSE) parts merge whatever made them, so each part speaks for its own phase and heads. Combinations that would
 change what a part computes are refused with the reason. Knows the contract only, no method by name.
@@ -54,11 +54,11 @@ class Composed(AttentionMethod):
     @property
     def supports(self) -> Supports:  # type: ignore[override]  # as above
         """What all parts support."""
-        told = [p.supports for p in self._parts]
-        refuses = any(s.preemption == "refuse" for s in told)
+        supports = [part.supports for part in self._parts]
+        refuses = any(one.preemption == "refuse" for one in supports)
         return Supports(
-            all(s.chunked_prefill for s in told),
-            all(s.prefix_reuse for s in told),
+            all(one.chunked_prefill for one in supports),
+            all(one.prefix_reuse for one in supports),
             "refuse" if refuses else "recompute",
         )
 
@@ -89,18 +89,18 @@ class Composed(AttentionMethod):
 
     def overrides(self, hook: str) -> bool:
         """Whether a part that this hook asks does."""
-        asked = {
+        parts = {
             "prefill_plan": (self.prefill, self.heads),
             "decode_plan": (self.decode, self.heads),
             "after_decode": (self.decode, self.heads),
             "epilogue": (self.heads,),
         }.get(hook, self._parts)
-        return any(p.overrides(hook) for p in asked)
+        return any(p.overrides(hook) for p in parts)
 
     def identity(self) -> dict[str, Any]:
         """Identities of the parts that read prompts."""
-        told = {"prefill": self.prefill.identity(), "heads": self.heads.identity()}
-        return {name: facts for name, facts in told.items() if facts}
+        identities = {"prefill": self.prefill.identity(), "heads": self.heads.identity()}
+        return {name: facts for name, facts in identities.items() if facts}
 
     # Hooks.
 
@@ -110,16 +110,16 @@ class Composed(AttentionMethod):
 
     def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
         """What the part for heads holds, and what the part for decoding copies of full heads."""
-        told = self.heads.estimate(config, heads, prompt, new)
+        held = self.heads.estimate(config, heads, prompt, new)
         copies = self.decode.estimate(config, heads, prompt, new)
         if copies.compact is None:
-            return told
+            return held
         full = [heads.full_in(layer, config.kv_heads) for layer in range(config.layers)]
         masked = tuple(
             tuple(n if whole else 0 for n, whole in zip(*row, strict=True))
             for row in zip(copies.compact, full, strict=True)
         )
-        return Footprint(told.entries, masked, is_bound=told.is_bound or copies.is_bound)
+        return Footprint(held.entries, masked, is_bound=held.is_bound or copies.is_bound)
 
     def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:
         """The part for heads is fitted."""

@@ -77,7 +77,7 @@ def test_it_learns_borders_that_its_keys_show():
     torch.manual_seed(0)
     losses = []
     predictor = train(
-        BoundaryPredictor(8), (text(seed) for seed in range(150)), rate=5e-3, told=lambda _step, x: losses.append(x)
+        BoundaryPredictor(8), (text(seed) for seed in range(150)), rate=5e-3, on_step=lambda _step, x: losses.append(x)
     )
     assert sum(losses[-20:]) < sum(losses[:20])
     assert score(predictor) > 0.5

@@ -1,4 +1,4 @@
-"""A method that somebody adds in one file, as docs/07 shows it: found, served, described and refused by its class."""
+"""Methods that somebody adds in one file, as docs/07 shows them: found, served, described, refused by their class."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ from services.llm_longctx.tests.method_contract import CHECKS
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from shared.errors import InvalidOption, Malformed
 
+OWN = ("dotted", "heaviest")
 PAGE = Path(__file__).parents[3] / "docs/07-long-contexts.md"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _dotted(tmp_path_factory):
-    """The page's file, in the room as far as Python is concerned."""
-    (text,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf8"), re.DOTALL | re.MULTILINE)
+def _from_the_page(tmp_path_factory):
+    """The page's files, in the room as far as Python is concerned."""
+    texts = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf8"), re.DOTALL | re.MULTILINE)
     folder = tmp_path_factory.mktemp("room")
-    (folder / "dotted.py").write_text(text, "utf8")
+    for name, text in zip(OWN, texts, strict=True):
+        (folder / f"{name}.py").write_text(text, "utf8")
     room.__path__.append(str(folder))
     methods.cache_clear()
     yield
     room.__path__.remove(str(folder))
-    sys.modules.pop(f"{room.__name__}.dotted", None)
+    for name in OWN:
+        sys.modules.pop(f"{room.__name__}.{name}", None)
     methods.cache_clear()
 
 
@@ -43,8 +46,9 @@ def tiny():
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
-def test_it_keeps_the_contract(check):
-    check(methods()["dotted"])
+@pytest.mark.parametrize("name", OWN)
+def test_they_keep_the_contract(name, check):
+    check(methods()[name])
 
 
 def test_the_engine_computes_what_its_reference_says(tiny):

@@ -1,4 +1,4 @@
-"""Causal attention of many queries over chosen blocks of keys. One file per back end; `reference` is the oracle."""
+"""Block-sparse prefill: causal attention over chosen blocks of keys. One file per back end, `reference` the oracle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block-sparse prefill without a build: what lies behind the diagonal needs no mask, and the diagonal is one batch.
+"""Block-sparse prefill in plain torch: what lies behind the diagonal needs no mask, and the diagonal is one batch.
 
 Per row of blocks the far keys are gathered and read by torch's fused kernel unmasked; the diagonal blocks of all rows
 are one batched causal call; the two are parts of one softmax. Knows nothing about other back ends.

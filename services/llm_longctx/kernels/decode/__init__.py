@@ -1,4 +1,4 @@
-"""Attention of one new token per problem over entries of any number: R problems of G query rows each.
+"""Ragged decode attention: R problems of G query rows each, over any number of cached entries.
 
 A problem is one (sequence, layer, kv head), its rows the query heads of the group. Entries come as tensors, as runs of
 consecutive rows of a pool's stores, or as pages. One file per back end; `reference` is the oracle.

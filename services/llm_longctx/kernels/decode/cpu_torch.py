@@ -1,4 +1,4 @@
-"""Ragged decode without a build: one fused call per problem, the queries of a group as its rows."""
+"""Ragged decode in plain torch: one fused call per problem, the queries of a group as its rows."""
 
 from __future__ import annotations
 

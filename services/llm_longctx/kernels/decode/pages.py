@@ -1,4 +1,4 @@
-"""Where the entries of each decode problem lie in a pool of pages. Knows numbers of pages, not who owns them."""
+"""Page table of a batch: where the entries of each decode problem lie in a pool. Knows page numbers, not owners."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a decoder's layer computes beside attention: torch's operations, or C++ ones where they can serve.
+"""Decoder-layer operations beside attention (norm, projections, rotation, MLP gate): torch's, or C++ ones.
 
 The oracle is `shared.lm.ops.TORCH`, in float64. Knows tensors and linear layers; knows nothing about models.
 """

@@ -1,4 +1,4 @@
-"""The layer's operations by the C++ kernels beside this file, float32 or bfloat16 on a CPU, without gradients.
+"""Decoder-layer operations by the C++ kernels beside this file, float32 or bfloat16 on a CPU, without gradients.
 
 Few rows are multiplied by kernels that read a matrix once, more by tiles where the processor has them; the rest is left
 to torch, whose products are faster there.
@@ -40,19 +40,18 @@ class NativeOps:
 
     def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None) -> list[Tensor]:
         """See `Ops`."""
-        if not _ours(x, [layer.weight for layer in layers]):
+        if not _is_faster_here(x, [layer.weight for layer in layers]):
             x = x if norm is None else self.norm(x, norm)
             return [layer(x) for layer in layers]
         return _products(x, [(layer.weight, layer.bias) for layer in layers], norm)
 
     def swiglu(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: NormLayer | None = None) -> Tensor:
         """See `Ops`."""
-        if not _ours(x, [gate.weight, up.weight]):
+        if not _is_faster_here(x, [gate.weight, up.weight]):
             x = x if norm is None else self.norm(x, norm)
-            closed: Tensor = gate(x)
-            opened: Tensor = up(x)
-            bindings.gate(closed, opened, closed)
-            return closed
+            gated: Tensor = gate(x)
+            bindings.gate(gated, up(x), gated)
+            return gated
         return _products(x, [(gate.weight, gate.bias), (up.weight, up.bias)], norm, gated=True)[0]
 
     def rotate(self, q: Tensor, k: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
@@ -65,12 +64,12 @@ class NativeOps:
 
     def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
         """See `Ops`."""
-        if not x.numel() or not _ours(x, [matrix]):
+        if not x.numel() or not _is_faster_here(x, [matrix]):
             return functional.linear(x, matrix)
         return _products(x, [(matrix, None)])[0]
 
 
-def _ours(x: Tensor, matrices: Sequence[Tensor]) -> bool:
+def _is_faster_here(x: Tensor, matrices: Sequence[Tensor]) -> bool:
     """Whether our kernels are the faster ones for so many rows."""
     rows = x.numel() // x.shape[-1]
     if rows <= FEW or rows > MANY or x.dtype != torch.bfloat16:

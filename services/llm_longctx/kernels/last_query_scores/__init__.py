@@ -1,4 +1,4 @@
-"""What the last queries of a prompt attend to, as sums: per key, and per distance. One file per back end."""
+"""Attention of a prompt's last queries, summed per key and per distance. One file per back end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""By the C++ kernel beside this file, float32 or bfloat16 on a CPU; no map of queries and keys is held."""
+"""Last-query scores by the C++ kernel beside this file, float32 or bfloat16 on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""By torch's operations, through the whole map of the last queries: float32 or wider, on any device."""
+"""Last-query scores in plain torch, through the whole map: float32 or wider, on any device."""
 
 from __future__ import annotations
 

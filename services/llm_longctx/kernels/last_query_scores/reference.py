@@ -1,4 +1,4 @@
-"""The oracle: pair by pair, in float64."""
+"""The oracle of last-query scores: pair by pair, in float64."""
 
 from __future__ import annotations
 

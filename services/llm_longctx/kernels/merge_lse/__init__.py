@@ -1,4 +1,4 @@
-"""Joining parts of one softmax: each part brings its output and the natural logarithm of its sum of exponentials.
+"""Merge of attention parts by their log-sum-exp: outputs over disjoint keys become the output over all of them.
 
 What makes methods compose: far and near blocks, pages and compact copies, kept entries and a virtual one are parts of
 the same row. Knows nothing about where parts come from.
@@ -29,6 +29,7 @@ def merge(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     lse = torch.logsumexp(logs, 0)
     # −inf − −inf is no number: against an empty row all shares are zero.
     shares = torch.exp(logs - torch.where(lse.isneginf(), torch.zeros_like(lse), lse))
-    out = sum(part.to(lse.dtype) * share[..., None] for (part, _), share in zip(parts, shares, strict=True))
-    assert isinstance(out, Tensor)  # noqa: S101  # there is one part or more
+    out = torch.zeros_like(parts[0][0], dtype=lse.dtype)
+    for (part, _), share in zip(parts, shares, strict=True):
+        out = out + part.to(lse.dtype) * share[..., None]
     return out.to(parts[0][0].dtype), lse

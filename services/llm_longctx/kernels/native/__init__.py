@@ -1,1 +1,1 @@
-"""The C++ kernels as one library: built at set-up, found at run time, absent without harm."""
+"""C++ kernels as one library: built at set-up, found at run time; torch serves where there is none."""

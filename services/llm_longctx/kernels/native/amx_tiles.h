@@ -27,10 +27,10 @@ class Tiles {
   Tiles(const Tiles&) = delete;
 };
 
-// See `product`: 32 rows of A, 32 columns of B, `words` a multiple of 16. The compiler does not know what the loads of
+// See `gemm_block`: 32 rows of A, 32 columns of B, `words` a multiple of 16. The compiler does not know what the loads of
 // tiles read, so it is told that all memory counts.
 template <bool ADD>
-inline void tile_product(const float* A, int64_t stride_a, const float* B, int64_t stride_b, float* C, int64_t stride_c,
+inline void gemm_tiles(const float* A, int64_t stride_a, const float* B, int64_t stride_b, float* C, int64_t stride_c,
                          int words) {
   float* lower = C + 4 * stride_c;  // sixteen rows of stride_c bytes are four times as many floats
   asm volatile("" ::: "memory");

@@ -1,4 +1,4 @@
-"""The built library, loaded once: its functions by name, or why there are none. Knows pointers, not what they mean."""
+"""ctypes bindings of the C++ library: loaded once, or the reason why there is none. Knows pointers, not their use."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _INT, _LONG, _REAL, _AT = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c
 _TAKES = {
     "fovea_block_sparse_prefill": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _INT),
     "fovea_decode": (_INT, _AT, _AT, _AT, _AT, _AT, _INT),
-    "fovea_probe": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _INT),
-    "fovea_products": (_INT, _AT, _AT, _INT, _INT, _INT, _AT, _REAL, _REAL, _INT, _INT),
+    "fovea_last_query_scores": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _INT),
+    "fovea_multiply": (_INT, _AT, _AT, _INT, _INT, _INT, _AT, _REAL, _REAL, _INT, _INT),
     "fovea_norm": (_INT, _AT, _AT, _AT, _LONG, _INT, _REAL, _REAL, _INT),
     "fovea_rotate": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _LONG, _INT, _INT, _INT, _INT),
     "fovea_gate": (_INT, _AT, _AT, _AT, _LONG, _INT),
@@ -44,7 +44,7 @@ _TAKES = {
 
 @cache
 def load_library() -> tuple[ctypes.CDLL | None, str]:
-    """The best library that this processor can run, with its level; or None, with the reason."""
+    """Load the best library that this processor can run: it and its level, or None and the reason."""
     levels = runnable_targets(_processor())
     if not levels:
         return None, "no level of instructions fits this processor"
@@ -59,39 +59,39 @@ def load_library() -> tuple[ctypes.CDLL | None, str]:
 
 
 def open_library(file: Path) -> ctypes.CDLL:
-    """A library whose functions know what they take, so that addresses go in as plain numbers.
+    """Load one library and declare its functions, so that addresses go in as plain numbers.
 
     Raises:
         OSError: It is no library, or the system does not let this process run it.
     """
-    found = ctypes.CDLL(str(file))
-    if not found.fovea_ready():
-        message = f"the system keeps this process from the instructions of {file.name}"
+    library = ctypes.CDLL(str(file))
+    if not library.fovea_may_run():
+        message = f"the system does not let this process use the instructions of {file.name}"
         raise OSError(message)
     for name, takes in _TAKES.items():
-        function = getattr(found, name)
+        function = getattr(library, name)
         function.argtypes, function.restype = takes, None
-    return found
+    return library
 
 
 def explain_absence() -> str:
     """Why there are no C++ kernels; empty where there are."""
-    found, told = load_library()
-    return "" if found is not None else told
+    library, reason = load_library()
+    return "" if library is not None else reason
 
 
 def describe() -> tuple[Literal["good", "note"], str]:
-    """What `fovea doctor` says: a verdict and a line."""
-    found, word = load_library()
-    if found is not None:
-        return "good", f"C++ for {word}"
-    return "note", f"no C++ ({word}); attention runs on torch's own kernels. Try: fovea build-kernels"
+    """Verdict and line for `fovea doctor`."""
+    library, level = load_library()
+    if library is not None:
+        return "good", f"C++ for {level}"
+    return "note", f"no C++ ({level}); attention runs on torch's own kernels. Try: fovea build-kernels"
 
 
 def has_tiles() -> bool:
     """Whether the loaded library multiplies many bfloat16 rows in tiles (AMX)."""
-    found, _ = load_library()
-    return found is not None and bool(found.fovea_tiles())
+    library, _ = load_library()
+    return library is not None and bool(library.fovea_has_tiles())
 
 
 def block_sparse_prefill(
@@ -138,7 +138,7 @@ def last_query_scores(
     q: Tensor, k: Tensor, strides: Sequence[int], columns: Tensor, distances: Tensor, sizes: Sequence[int]
 ) -> None:
     """Fill both sums; strides and sizes in the order of the C++ function."""
-    _library().fovea_probe(
+    _library().fovea_last_query_scores(
         q.dtype == torch.bfloat16,
         q.data_ptr(),
         k.data_ptr(),
@@ -161,7 +161,7 @@ def multiply(
 ) -> None:
     """Fill the outputs that the words name, four per matrix in C++ order; a norm is weight, eps, offset."""
     weight, eps, offset = (0, 0.0, 0.0) if norm is None else (norm[0].data_ptr(), *norm[1:])
-    _library().fovea_products(
+    _library().fovea_multiply(
         x.dtype == torch.bfloat16,
         x.data_ptr(),
         (ctypes.c_int64 * len(words))(*words),
@@ -210,22 +210,24 @@ def rotate(heads: tuple[Tensor, Tensor], cos: Tensor, sin: Tensor, out: tuple[Te
     )
 
 
-def gate(closed: Tensor, opened: Tensor, out: Tensor) -> None:
-    """Fill `out` with silu(closed) · opened."""
+def gate(gate: Tensor, up: Tensor, out: Tensor) -> None:
+    """Fill `out` with silu(gate) · up."""
     _library().fovea_gate(
-        closed.dtype == torch.bfloat16,
-        closed.data_ptr(),
-        opened.data_ptr(),
+        gate.dtype == torch.bfloat16,
+        gate.data_ptr(),
+        up.data_ptr(),
         out.data_ptr(),
-        closed.numel(),
+        gate.numel(),
         torch.get_num_threads(),
     )
 
 
 def _library() -> ctypes.CDLL:
-    found, told = load_library()
-    assert found is not None, told  # noqa: S101  # dispatch asks `explain_absence` first
-    return found
+    library, reason = load_library()
+    if library is None:  # dispatch asks `explain_absence` first
+        message = f"there are no C++ kernels: {reason}"
+        raise RuntimeError(message)
+    return library
 
 
 def _processor() -> list[str]:

@@ -1,4 +1,4 @@
-"""Levels of processor instructions that the kernels are built for, and where each library lies.
+"""Instruction-set levels that the kernels are built for, and where each library lies.
 
 A library's name carries the digest of its sources, so that an old one is never loaded. Knows no compiler.
 """

@@ -43,6 +43,8 @@ struct Lined {
 };
 using Floats = std::vector<float, Lined<float>>;
 
+inline constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
 inline float widen(float x) { return x; }
 inline float widen(bf16 x) {
   uint32_t bits = uint32_t(x.bits) << 16;
@@ -63,7 +65,7 @@ inline vec load(const float* p) {
   std::memcpy(&x, p, sizeof x);
   return x;
 }
-inline uvec lengthened(const bf16* p) {  // each in the lower half of a word
+inline uvec widen_words(const bf16* p) {  // each in the lower half of a word
   hvec half;
   std::memcpy(&half, p, sizeof half);
 #if defined(__AVX512F__)
@@ -73,12 +75,12 @@ inline uvec lengthened(const bf16* p) {  // each in the lower half of a word
 #endif
 }
 inline vec load(const bf16* p) {
-  return (vec)(lengthened(p) << 16);
+  return (vec)(widen_words(p) << 16);
 }
 inline void store(float* p, vec x) { std::memcpy(p, &x, sizeof x); }
 // Narrowed to the nearest, and stored.
-inline void keep(vec x, float* to) { store(to, x); }
-inline void keep(vec x, bf16* to) {
+inline void store_as(vec x, float* to) { store(to, x); }
+inline void store_as(vec x, bf16* to) {
 #if defined(__AVX512BF16__)
   __m256bh half = _mm512_cvtneps_pbh((__m512)x);
   std::memcpy(to, &half, sizeof half);
@@ -87,10 +89,10 @@ inline void keep(vec x, bf16* to) {
 #endif
 }
 
-inline vec splat(float x) { return x - vec{}; }
-inline vec larger(vec a, vec b) { return a > b ? a : b; }
+inline vec broadcast(float x) { return x - vec{}; }
+inline vec maximum(vec a, vec b) { return a > b ? a : b; }
 
-inline float largest(vec x) {
+inline float horizontal_max(vec x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps((__m512)x);
 #else
@@ -100,7 +102,7 @@ inline float largest(vec x) {
 #endif
 }
 
-inline float sum(vec x) {
+inline float horizontal_sum(vec x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps((__m512)x);
 #else
@@ -111,34 +113,34 @@ inline float sum(vec x) {
 }
 
 // 2^x with a relative error of 2e-7 or less for x in [-125, 127]; exactly 0 below, -inf included.
-inline vec power_of_two(vec x) {
-  const vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, which its low bits then hold
-  vec inside = larger(x, splat(-126.0f));
+inline vec exp2_vec(vec x) {
+  const vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, which its low bits then hold
+  vec inside = maximum(x, broadcast(-126.0f));
   vec shifted = inside + magic;
   vec f = inside - (shifted - magic);
-  vec p = splat(1.5403530393e-4f);
-  p = p * f + splat(1.3333558146e-3f);
-  p = p * f + splat(9.6181291076e-3f);
-  p = p * f + splat(5.5504108665e-2f);
-  p = p * f + splat(2.4022650696e-1f);
-  p = p * f + splat(6.9314718056e-1f);
-  p = p * f + splat(1.0f);
+  vec p = broadcast(1.5403530393e-4f);
+  p = p * f + broadcast(1.3333558146e-3f);
+  p = p * f + broadcast(9.6181291076e-3f);
+  p = p * f + broadcast(5.5504108665e-2f);
+  p = p * f + broadcast(2.4022650696e-1f);
+  p = p * f + broadcast(6.9314718056e-1f);
+  p = p * f + broadcast(1.0f);
   vec scaled = (vec)((ivec)p + ((ivec)shifted << 23));
-  return x < splat(-125.0f) ? vec{} : scaled;
+  return x < broadcast(-125.0f) ? vec{} : scaled;
 }
 
 // 2^x in fewer steps: a relative error of 3e-6 or less, exactly 0 for -inf.
-inline vec about_power_of_two(vec x) {
+inline vec exp2_approx(vec x) {
 #if defined(__AVX512F__)
   vec f = (vec)_mm512_reduce_ps((__m512)x, 1);  // x - floor(x)
-  vec p = splat(1.353917186e-2f);
-  p = p * f + splat(5.200115791e-2f);
-  p = p * f + splat(2.414494793e-1f);
-  p = p * f + splat(6.930023875e-1f);
-  p = p * f + splat(1.000002650f);
+  vec p = broadcast(1.353917186e-2f);
+  p = p * f + broadcast(5.200115791e-2f);
+  p = p * f + broadcast(2.414494793e-1f);
+  p = p * f + broadcast(6.930023875e-1f);
+  p = p * f + broadcast(1.000002650f);
   return (vec)_mm512_scalef_ps((__m512)p, (__m512)x);  // times 2^floor(x)
 #else
-  return power_of_two(x);
+  return exp2_vec(x);
 #endif
 }
 
@@ -173,7 +175,7 @@ inline void transpose(const uint32_t* const* in, uint32_t* out, int64_t stride_o
 }
 
 // Sums of 16 vectors: lane i of the result is the sum of x[i]'s lanes.
-inline vec sums_of(const vec* x) {
+inline vec horizontal_sums(const vec* x) {
 #if defined(__AVX512F__)
   __m512 a[8], b[4];
   for (int i = 0; i < 8; i++) {
@@ -191,7 +193,7 @@ inline vec sums_of(const vec* x) {
   return (vec)_mm512_add_ps(_mm512_shuffle_f32x4(c0, c1, 0x88), _mm512_shuffle_f32x4(c0, c1, 0xdd));
 #else
   vec out;
-  for (int i = 0; i < LANES; i++) out[i] = sum(x[i]);
+  for (int i = 0; i < LANES; i++) out[i] = horizontal_sum(x[i]);
   return out;
 #endif
 }

@@ -1,4 +1,4 @@
-"""Attention of many queries over the first entries and a window that ends at each query. One file per back end."""
+"""Sink-and-window prefill: each query reads the first entries and a window that ends at it. One file per back end."""
 
 from __future__ import annotations
 

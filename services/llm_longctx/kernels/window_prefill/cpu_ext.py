@@ -1,4 +1,4 @@
-"""By the C++ kernel of block-sparse prefill: blocks that nobody sees are left out, the rest hides single tokens."""
+"""Sink-and-window prefill by the C++ kernel of block-sparse prefill; unseen blocks are left out."""
 
 from __future__ import annotations
 

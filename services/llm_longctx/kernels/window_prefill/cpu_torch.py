@@ -1,4 +1,4 @@
-"""Without a build: one fused call under a mask, the keys of a group shared without a copy."""
+"""Sink-and-window prefill in plain torch: one fused call under a mask, the keys of a group shared without a copy."""
 
 from __future__ import annotations
 

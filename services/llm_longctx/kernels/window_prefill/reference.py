@@ -1,4 +1,4 @@
-"""The oracle: the whole map, in float64."""
+"""The oracle of sink-and-window prefill: the whole map, in float64."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The attention-method contract: hooks, what they see and return, the oracle, the registry."""
+"""Contract of attention methods: the base classes, what hooks see and return, the oracle, the registry."""

@@ -1,4 +1,4 @@
-"""The contract of an attention method: fields are knobs, hooks are the maths, `reference` is the oracle.
+"""Base class of attention methods: fields are knobs, hooks are the maths, `reference` is the oracle.
 
 A method is one small file with one frozen class in this room; a scan finds it, and with it come its name on the wire,
 its schema, CLI flags, docs and contract tests. Hooks are pure functions of read-only views: the engine owns memory,
@@ -163,8 +163,8 @@ class AttentionMethod(BaseModel):
         Raises:
             InvalidOption: No knobs meet it. The default changes none: it refuses budgets below what is held as it is.
         """
-        told = self.estimate(config, self.head_plan(config, plan), prompt, new)
-        held = sum(map(sum, told.entries)) + sum(map(sum, told.compact or ()))
+        footprint = self.estimate(config, self.head_plan(config, plan), prompt, new)
+        held = sum(map(sum, footprint.entries)) + sum(map(sum, footprint.compact or ()))
         if entries < held:
             why = "can't be fitted" if "eviction" in self.actions else "frees no memory"
             detail = f"{self.name} {why}: it holds {held:,} entries, more than the {entries:,} of the budget."

@@ -1,4 +1,4 @@
-"""Means over blocks of tokens. Knows positions, not methods."""
+"""Block means: queries or keys averaged over blocks of tokens. Knows positions, not methods."""
 
 from __future__ import annotations
 

@@ -4,21 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from services.llm_longctx.methods.core.hook_inputs import CacheView
 
-if TYPE_CHECKING:
-    from services.llm_longctx.methods.core.eviction_method import EvictionMethod
+__all__ = ["CutRules", "replay"]
 
-__all__ = ["replay"]
+
+class CutRules(Protocol):
+    """What decides about cuts; an `EvictionMethod` does."""
+
+    @property
+    def prefill(self) -> str:
+        """When the prompt is cut."""
+
+    @property
+    def every(self) -> int | None:
+        """Decode steps from cut to cut."""
+
+    @property
+    def recent(self) -> int:
+        """Queries remembered while decoding."""
+
+    @property
+    def query_window(self) -> int:
+        """Queries that scores need."""
+
+    def counts(self, tokens: int, layers: int) -> list[int]:
+        """Entries per head and layer after a cut."""
+
+    def keep_positions(
+        self, heads: Sequence[CacheView], q: Tensor, tokens: int, layer: int, count: int
+    ) -> list[Tensor]:
+        """Positions that stay of each head."""
 
 
 def replay(
-    method: EvictionMethod,
+    rules: CutRules,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -31,7 +56,7 @@ def replay(
     """Read a prompt in chunks and take steps behind it, in one layer whose heads are all cut.
 
     Args:
-        method: What scores and when it cuts.
+        rules: What scores and when it cuts.
         q: Queries of prompt and steps [H,N+T,d].
         k: Keys [G,N+T,d].
         v: Values [G,N+T,d].
@@ -50,26 +75,26 @@ def replay(
         held = [torch.cat((one, at[begin:end])) for one in held]
         for h in range(H):
             mask[h, begin:end, held[h // (H // G)]] = True
-        if is_cut_due(method, end - prompt):
-            count = method.counts(max(end, prompt), layers)[layer]
+        if is_cut_due(rules, end - prompt):
+            count = rules.counts(max(end, prompt), layers)[layer]
             heads = [CacheView(k[g, one], v[g, one], one) for g, one in enumerate(held)]
-            queries = q[:, end - count_queries(method, prompt, end) : end]
-            held = method.keep_positions(heads, queries, end, layer, count)
+            queries = q[:, end - count_queries(rules, prompt, end) : end]
+            held = rules.keep_positions(heads, queries, end, layer, count)
         kept = held if end <= prompt else kept
     return mask & (at <= at[:, None]), kept
 
 
-def is_cut_due(method: EvictionMethod, step: int) -> bool:
+def is_cut_due(rules: CutRules, step: int) -> bool:
     """Whether there is a cut after a decode step, counted from 1; 0 is the prompt's end, less a chunk before it."""
     if step > 0:
-        return method.every is not None and step % method.every == 0
-    return method.prefill == "chunk" or (method.prefill == "end" and step == 0)
+        return rules.every is not None and step % rules.every == 0
+    return rules.prefill == "chunk" or (rules.prefill == "end" and step == 0)
 
 
-def count_queries(method: EvictionMethod, prompt: int, end: int) -> int:
+def count_queries(rules: CutRules, prompt: int, end: int) -> int:
     """How many of the queries before position `end` are remembered."""
-    if method.query_window <= 1:
+    if rules.query_window <= 1:
         return 1
     if end <= prompt:
-        return min(end, method.query_window)
-    return min(method.recent, min(prompt, method.query_window) + end - prompt)
+        return min(end, rules.query_window)
+    return min(rules.recent, min(prompt, rules.query_window) + end - prompt)

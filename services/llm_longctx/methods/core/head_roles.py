@@ -1,4 +1,4 @@
-"""Roles of key/value heads from a plan or a knob: what the evicting methods share. Knows nothing about what is kept."""
+"""Head roles, full or cut, from a head plan or a knob. Knows nothing about what is kept."""
 
 from __future__ import annotations
 

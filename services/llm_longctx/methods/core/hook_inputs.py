@@ -1,4 +1,4 @@
-"""What the hooks of an attention method see: read-only views of one sequence at one layer.
+"""Inputs of an attention method's hooks: read-only views of one sequence at one layer.
 
 Queries and keys are rotated already; tensors may be views into pages and are never written by a hook. Axes as in
 `hook_results`. Knows nothing about pages or requests.

@@ -1,6 +1,6 @@
-"""What the hooks of an attention method return: plans for reading, and orders about what is kept.
+"""Results of an attention method's hooks: plans for reading, and what is kept in the cache.
 
-All are frozen values; the engine owns memory and carries them out. Axes: H query heads, G key/value heads (query head h
+All are frozen values; the engine owns memory and applies them. Axes: H query heads, G key/value heads (query head h
 reads key/value head h // (H // G)), T new tokens, S tokens read so far with the new ones, d head width. Knows nothing
 about pages, kernels or the decoder.
 """

@@ -1,4 +1,4 @@
-"""Attention under any mask in float64: what the oracles of methods end in. Obvious rather than fast."""
+"""Reference attention under any mask, in float64; the oracles of methods end in it. Obvious rather than fast."""
 
 from __future__ import annotations
 

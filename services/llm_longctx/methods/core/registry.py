@@ -1,4 +1,4 @@
-"""Finds attention methods by scanning `methods`: one class with a `name` per file or folder, nothing to register."""
+"""Registry of attention methods, found by scanning `methods`: a class with a `name` per file or folder."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def method(name: str, **knobs: Any) -> AttentionMethod:
         return known[name].model_validate(knobs)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or name
-        detail = f"{name} can't take {place}={first.get('input')!r}: {first['msg']}."
+        knob = ".".join(map(str, first["loc"])) or name
+        detail = f"{name} can't take {knob}={first.get('input')!r}: {first['msg']}."
         hint = f"Knobs of {name}: {', '.join(known[name].model_fields) or 'none'}."
-        raise InvalidOption(detail, hint=hint, field=f"longctx.{place}") from error
+        raise InvalidOption(detail, hint=hint, field=f"longctx.{knob}") from error

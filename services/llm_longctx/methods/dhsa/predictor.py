@@ -100,7 +100,7 @@ def train(
     texts: Iterable[tuple[Tensor, Tensor]],
     *,
     rate: float = 1e-4,
-    told: Callable[[int, float], None] | None = None,
+    on_step: Callable[[int, float], None] | None = None,
 ) -> BoundaryPredictor:
     """Adam on (keys [N,C], ratios [N]) pairs, one text a step; gaps without a whole window don't count.
 
@@ -108,7 +108,7 @@ def train(
         predictor: Is trained in place.
         texts: Keys of one layer and the mass ratios of the same text, see `mass_ratios`.
         rate: Learning rate.
-        told: Hears the step and its loss.
+        on_step: Called with each step and its loss.
     """
     optimiser = torch.optim.Adam(predictor.parameters(), lr=rate)
     predictor.train()
@@ -119,8 +119,8 @@ def train(
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         optimiser.step()
-        if told is not None:
-            told(step, float(loss.detach()))
+        if on_step is not None:
+            on_step(step, float(loss.detach()))
     return predictor.eval()
 
 

@@ -27,7 +27,7 @@ def check_estimate(cls: type[AttentionMethod]) -> None:
         runs = config.layers * config.kv_heads * (2 if footprint.compact is not None else 1)
         for n in (1, 2, 3, 6, 9, 13, 31):
             fed = NEW if n < 14 else 25
-            played = play(how, tokens(n, n), MINE[:fed], light=True)
+            played = play(how, tokens(n, n), MINE[:fed])
             for new, (held, foreseen) in enumerate(zip(played.pages, played.foreseen, strict=True)):
                 where = f"{how.name} {how.model_dump_json()}, {n} tokens and {new} more"
                 assert held <= foreseen, f"{where}: {held} pages are held, and {foreseen} were foreseen"
@@ -55,7 +55,7 @@ def check_fit(cls: type[AttentionMethod]) -> None:
             assert isinstance(fitted, cls), f"{how.name} is fitted to {budget} as {type(fitted).__name__}"
             where = f"{how.name} fitted to {budget} entries is {fitted.model_dump_json()}"
             assert _entries(fitted, n) <= budget, f"{where}: it foresees {_entries(fitted, n)}"
-            held = max(play(fitted, tokens(n), MINE[:NEW], page=1, light=True).pages)
+            held = max(play(fitted, tokens(n), MINE[:NEW], page=1).pages)
             assert held <= budget, f"{where}: it holds {held}"
             met += budget < dense
         assert met or "eviction" not in how.actions, f"{how.name} evicts, and meets no budget below dense"

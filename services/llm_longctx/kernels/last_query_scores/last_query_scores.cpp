@@ -1,8 +1,8 @@
 // What the last queries of a prompt attend to, summed: over queries for each key, and over pairs for each distance.
 //
 // A task is one query head: its keys are packed once; a few queries at a time score all of them, become softmaxes, and
-// are added up while they are near, so that no map of queries and keys is ever held. Scores and sums are float32. Knows nothing about Python
-// or torch, nor about what the sums are for.
+// are added up while they are near, so that no map of queries and keys is ever held. Scores and sums are float32.
+// Knows nothing about Python or torch, nor about what the sums are for.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -14,8 +14,6 @@ namespace {
 using namespace fovea;
 
 constexpr int TILE = 128;
-
-int up(int n, int to) { return (n + to - 1) / to * to; }
 
 struct Problem {
   const void *q, *k;                       // [Hq,b,d], [Hkv,N,d], rows of d contiguous
@@ -32,8 +30,8 @@ class Worker {
 
  public:
   explicit Worker(const Problem& p)
-      : p(p), words(words_of<T>(p.d)), padded(up(p.N, TILE)), scale(LOG2E / std::sqrt(float(p.d))) {
-    tile = size_t(up(p.d, LANES) / pair + LANES) * TILE;
+      : p(p), words(words_per_row<T>(p.d)), padded(round_up(p.N, TILE)), scale(LOG2E / std::sqrt(float(p.d))) {
+    tile = size_t(round_up(p.d, LANES) / pair + LANES) * TILE;
     queries.resize(size_t(ROWS) * words);
     keys.resize(size_t(padded / TILE) * tile);
     stride = ROWS + padded + ROWS + LANES;
@@ -62,10 +60,10 @@ class Worker {
     for (int r = 0; r < ROWS; r++) {
       F* to = reinterpret_cast<F*>(&queries[size_t(r) * words]);
       const T* from = static_cast<const T*>(p.q) + head * p.q_head + (i + r) * p.q_row;
-      for (int c = 0; c < words * pair; c++) put(c < p.d && r < many ? from[c] : T{}, to + c);
+      for (int c = 0; c < words * pair; c++) store_factor(c < p.d && r < many ? from[c] : T{}, to + c);
     }
     for (int at = 0; at < padded; at += COLUMNS)
-      product<F, false>(queries.data(), words, &keys[at / TILE * tile + at % TILE], TILE, row(0) + at, stride, words);
+      gemm_block<F, false>(queries.data(), words, &keys[at / TILE * tile + at % TILE], TILE, row(0) + at, stride, words);
     for (int r = 0; r < many; r++) by[r] = weigh(row(r), i + r);
     add(many, i);
   }
@@ -75,32 +73,32 @@ class Worker {
 
   // One query's scores become weights, 0 for what it doesn't see; returns what makes them a softmax.
   float weigh(float* s, int i) {
-    int seen = p.N - p.b + i + 1, whole = up(seen, COLUMNS);
+    int seen = p.N - p.b + i + 1, whole = round_up(seen, COLUMNS);
     for (int c = seen; c < whole; c++) s[c] = -INFINITY;
-    vec sums{}, more{}, shift = splat(-largest(s, whole) * scale);
+    vec sums{}, more{}, shift = broadcast(-horizontal_max(s, whole) * scale);
     for (int c = 0; c < whole; c += COLUMNS) {
-      vec one = power<F>(load(s + c) * splat(scale) + shift);
-      vec two = power<F>(load(s + c + LANES) * splat(scale) + shift);
+      vec one = exp2_as<F>(load(s + c) * broadcast(scale) + shift);
+      vec two = exp2_as<F>(load(s + c + LANES) * broadcast(scale) + shift);
       sums += one, more += two;
       store(s + c, one), store(s + c + LANES, two);
     }
     std::fill(s + whole, s + padded, 0.0f);
-    return 1 / sum(sums + more);
+    return 1 / horizontal_sum(sums + more);
   }
 
   // Softmaxes of queries i … are summed key by key, and along the diagonals: the r-th query has key c at the distance
   // that the first one has key c - r at.
   void add(int many, int i) {
-    const int end = up(p.N - p.b + i + many, LANES);
+    const int end = round_up(p.N - p.b + i + many, LANES);
     for (int c = 0; c < end; c += LANES) {
       vec all = load(&near[c]);
-      for (int r = 0; r < many; r++) all += load(row(r) + c) * splat(by[r]);
+      for (int r = 0; r < many; r++) all += load(row(r) + c) * broadcast(by[r]);
       store(&near[c], all);
     }
     float* meeting = &far[p.b - 1 - i];  // of the first query's key 0
     for (int c = 1 - many; c < end; c += LANES) {
       vec all = load(meeting + c);
-      for (int r = 0; r < many; r++) all += load(row(r) + c + r) * splat(by[r]);
+      for (int r = 0; r < many; r++) all += load(row(r) + c + r) * broadcast(by[r]);
       store(meeting + c, all);
     }
   }
@@ -126,8 +124,8 @@ void run(const Problem& p, int threads) {
 
 }  // namespace
 
-extern "C" void fovea_probe(int is_bf16, const void* q, const void* k, const int64_t* strides, float* columns,
-                            float* distances, const int32_t* sizes, int threads) {
+extern "C" void fovea_last_query_scores(int is_bf16, const void* q, const void* k, const int64_t* strides,
+                                        float* columns, float* distances, const int32_t* sizes, int threads) {
   Problem p{q, k, strides[0], strides[1], strides[2], strides[3], columns, distances,
             sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
   is_bf16 ? run<bf16>(p, threads) : run<float>(p, threads);

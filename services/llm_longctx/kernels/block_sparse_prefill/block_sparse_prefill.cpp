@@ -15,8 +15,6 @@ using namespace fovea;
 
 constexpr int TILE = 256;
 
-int up(int n, int to) { return (n + to - 1) / to * to; }
-
 struct Problem {
   const void *q, *k, *v;                            // [Hq,T,d], [Hkv,N,d], rows of d contiguous
   int64_t q_head, q_row, k_head, k_row, v_head, v_row;  // strides in elements
@@ -35,13 +33,13 @@ class Worker {
 
  public:
   explicit Worker(const Problem& p)
-      : p(p), wide(up(p.d, COLUMNS)), words(words_of<T>(p.d)), scale(LOG2E / std::sqrt(float(p.d))) {
-    int share = p.query_heads / p.heads, rows = share * up(std::min(p.block, p.T), ROWS);
+      : p(p), wide(round_up(p.d, COLUMNS)), words(words_per_row<T>(p.d)), scale(LOG2E / std::sqrt(float(p.d))) {
+    int share = p.query_heads / p.heads, rows = share * round_up(std::min(p.block, p.T), ROWS);
     q.resize(size_t(rows) * words);
     out.resize(size_t(rows) * wide);
     most.resize(rows);
     total.resize(size_t(rows) * LANES);
-    keys.resize(size_t(up(p.d, LANES) / pair + LANES) * TILE);
+    keys.resize(size_t(round_up(p.d, LANES) / pair + LANES) * TILE);
     values.resize(size_t(TILE) / pair * wide);
     scores.resize(ROWS * TILE);
     shares.resize(ROWS * TILE / pair);
@@ -51,7 +49,7 @@ class Worker {
     int offset = p.N - p.T, at = (p.first + row) * p.block;
     begin = std::max(at, offset), end = std::min(at + p.block, p.N);
     if (begin >= end) return;
-    share = p.query_heads / p.heads, height = up(end - begin, ROWS);
+    share = p.query_heads / p.heads, height = round_up(end - begin, ROWS);
     kv = head * share / (p.query_heads / p.kv_heads);
     open(head * share, begin - offset);
     const int32_t* ends = p.row_ptr + int64_t(head) * (p.rows + 1) + row;
@@ -80,7 +78,7 @@ class Worker {
         if constexpr (sizeof(F) == sizeof(T))
           std::copy_n(reinterpret_cast<const F*>(from), many, to);
         else
-          for (int c = 0; c < many; c++) put(from[c], to + c);
+          for (int c = 0; c < many; c++) store_factor(from[c], to + c);
         std::fill(to + many, to + words * pair, F{});
       }
     std::fill(most.begin(), most.end(), -INFINITY);
@@ -103,14 +101,15 @@ class Worker {
   // values[key or pair of keys][wide]: rows as they are, or two rows zipped; nothing behind the last.
   void pack_values() {
     const int whole = p.d / LANES * LANES;
-    for (int i = 0; i < up(filled, COLUMNS); i += pair) {
+    for (int i = 0; i < round_up(filled, COLUMNS); i += pair) {
       float* words = values.data() + int64_t(i) / pair * wide;
       F* to = reinterpret_cast<F*>(words);
       const bool both = i + pair <= filled;
       const T *one = value(std::min(i, filled - 1)), *two = value(std::min(i + 1, filled - 1));
-      for (int c = 0; both && c < whole; c += LANES) store(words + c, zip<pair>(one + c, two + c));
+      for (int c = 0; both && c < whole; c += LANES) store(words + c, interleave<pair>(one + c, two + c));
       for (int c = both ? whole : 0; c < wide; c++)
-        for (int j = 0; j < pair; j++) put(i + j < filled && c < p.d ? (j ? two : one)[c] : T{}, to + c * pair + j);
+        for (int j = 0; j < pair; j++)
+          store_factor(i + j < filled && c < p.d ? (j ? two : one)[c] : T{}, to + c * pair + j);
     }
   }
 
@@ -119,13 +118,14 @@ class Worker {
     int last = std::min(at + ROWS, end) - 1;
     int seen = visible(last);
     if (!seen) return;
-    int columns = up(seen, COLUMNS);
+    int columns = round_up(seen, COLUMNS);
     for (int c = 0; c < columns; c += COLUMNS)
-      product<F, false>(q.data() + int64_t(row) * words, words, keys.data() + c, TILE, scores.data() + c, TILE, words);
+      gemm_block<F, false>(q.data() + int64_t(row) * words, words, keys.data() + c, TILE, scores.data() + c, TILE,
+                           words);
     float* mixed = out.data() + int64_t(row) * wide;
     for (int i = 0; i < ROWS; i++) weigh(row + i, at + i, i, columns, mixed + i * wide);
     for (int c = 0; c < wide; c += COLUMNS)
-      product<F, true>(shares.data(), TILE / pair, values.data() + c, wide, mixed + c, wide, columns / pair);
+      gemm_block<F, true>(shares.data(), TILE / pair, values.data() + c, wide, mixed + c, wide, columns / pair);
   }
 
   // How many of the tile's keys lie at or before `at`.
@@ -143,20 +143,20 @@ class Worker {
       int to = int(std::upper_bound(position, position + seen, at - p.window) - position);
       for (int c = from; c < to; c++) s[c] = -INFINITY;
     }
-    float before = most[row], now = std::max(before, largest(s, columns) * scale);
+    float before = most[row], now = std::max(before, horizontal_max(s, columns) * scale);
     if (now != before) {
       most[row] = now;
       float by = std::exp2(before - now);
-      store(&total[row * LANES], load(&total[row * LANES]) * splat(by));
-      for (int c = 0; c < wide; c += LANES) store(mixed + c, load(mixed + c) * splat(by));
+      store(&total[row * LANES], load(&total[row * LANES]) * broadcast(by));
+      for (int c = 0; c < wide; c += LANES) store(mixed + c, load(mixed + c) * broadcast(by));
     }
-    vec sums = load(&total[row * LANES]), more{}, shift = splat(now == -INFINITY ? 0.0f : -now);
+    vec sums = load(&total[row * LANES]), more{}, shift = broadcast(now == -INFINITY ? 0.0f : -now);
     F* weights = reinterpret_cast<F*>(shares.data()) + i * TILE;
     for (int c = 0; c < columns; c += COLUMNS) {
-      vec one = power<F>(load(s + c) * splat(scale) + shift);
-      vec two = power<F>(load(s + c + LANES) * splat(scale) + shift);
+      vec one = exp2_as<F>(load(s + c) * broadcast(scale) + shift);
+      vec two = exp2_as<F>(load(s + c + LANES) * broadcast(scale) + shift);
       sums += one, more += two;
-      keep(one, weights + c), keep(two, weights + c + LANES);
+      store_as(one, weights + c), store_as(two, weights + c + LANES);
     }
     store(&total[row * LANES], sums + more);
   }
@@ -165,13 +165,13 @@ class Worker {
     for (int s = 0; s < share; s++)
       for (int i = 0; i < end - begin; i++) {
         int row = s * height + i;
-        float all = sum(load(&total[row * LANES])), by = all > 0 ? 1 / all : 0.0f;
+        float all = horizontal_sum(load(&total[row * LANES])), by = all > 0 ? 1 / all : 0.0f;
         int64_t at = int64_t(head + s) * p.T + t + i;
         p.lse[at] = all > 0 ? (most[row] + std::log2(all)) * LN2 : -INFINITY;
         const float* from = &out[int64_t(row) * wide];
         T* to = static_cast<T*>(p.out) + at * p.d;
         int c = 0;
-        for (; c + LANES <= p.d; c += LANES) keep(load(from + c) * splat(by), to + c);
+        for (; c + LANES <= p.d; c += LANES) store_as(load(from + c) * broadcast(by), to + c);
         for (; c < p.d; c++) narrow(from[c] * by, to + c);
       }
   }

@@ -24,8 +24,8 @@ struct Matrix {
 };
 
 inline vec silu(vec x) {
-  vec power = x * splat(-LOG2E), most = splat(126.0f);
-  return x / (splat(1.0f) + power_of_two(power > most ? most : power));
+  vec power = x * broadcast(-LOG2E), most = broadcast(126.0f);
+  return x / (broadcast(1.0f) + exp2_vec(power > most ? most : power));
 }
 
 // x / sqrt(mean x² + eps) · (offset + weight), row by row.
@@ -39,11 +39,11 @@ void norm(const T* x, const T* weight, T* out, int64_t rows, int width, float ep
     T* to = out + r * width;
     vec squares{};
     for (int c = 0; c < whole; c += LANES) squares += load(from + c) * load(from + c);
-    float total = sum(squares);
+    float total = horizontal_sum(squares);
     for (int c = whole; c < width; c++) total += widen(from[c]) * widen(from[c]);
     float by = 1.0f / std::sqrt(total / float(width) + eps);
     for (int c = 0; c < whole; c += LANES)
-      keep(load(from + c) * splat(by) * (load(weight + c) + splat(offset)), to + c);
+      store_as(load(from + c) * broadcast(by) * (load(weight + c) + broadcast(offset)), to + c);
     for (int c = whole; c < width; c++) narrow(widen(from[c]) * by * (widen(weight[c]) + offset), to + c);
   }
 }
@@ -76,7 +76,7 @@ class Products {
     x = input(x, B, K, how, normed);
     rows.resize(size_t(B) * wide);
     for (int b = 0; b < B; b++)
-      for (int c = 0; c < wide; c++) put(c < K ? x[int64_t(b) * K + c] : T{}, &rows[size_t(b) * wide + c]);
+      for (int c = 0; c < wide; c++) store_factor(c < K ? x[int64_t(b) * K + c] : T{}, &rows[size_t(b) * wide + c]);
   }
 
   // dots[w][b], `many` consecutive rows of a matrix (up to 16 for one row of x, 4 for more), x rows from b on.
@@ -92,14 +92,14 @@ class Products {
     for (int c = 0; c < whole; c += STEP) {
       vec mine[N];
 #pragma GCC unroll 4
-      for (int n = 0; n < N; n++) mine[n] = factors<F>(x[n] + c);
+      for (int n = 0; n < N; n++) mine[n] = load_factors<F>(x[n] + c);
 #pragma GCC unroll 16
       for (int w = 0; w < W; w++) {
         // Memory is read in strips of 16 rows, too many streams for the processor to foresee: the next strip is told.
         __builtin_prefetch(from[w] + c + int64_t(LANES) * K);
-        vec theirs = factors<F>(from[w] + c);
+        vec theirs = load_factors<F>(from[w] + c);
 #pragma GCC unroll 4
-        for (int n = 0; n < N; n++) sums[w][n] = times(theirs, mine[n], sums[w][n], F{});
+        for (int n = 0; n < N; n++) sums[w][n] = multiply_add(theirs, mine[n], sums[w][n], F{});
       }
     }
     if (whole < K)
@@ -107,9 +107,9 @@ class Products {
         T rest[STEP] = {};
         std::copy(from[w] + whole, from[w] + K, rest);
         for (int n = 0; n < N; n++)
-          sums[w][n] = times(factors<F>(rest), factors<F>(x[n] + whole), sums[w][n], F{});
+          sums[w][n] = multiply_add(load_factors<F>(rest), load_factors<F>(x[n] + whole), sums[w][n], F{});
       }
-    store(to, sums_of(&sums[0][0]));
+    store(to, horizontal_sums(&sums[0][0]));
   }
 
   // Results of rows `at` … `at`+many-1 (at most 16) of a matrix for all rows of x: [many][B] floats.
@@ -146,7 +146,7 @@ class TiledProducts {
 
  public:
   TiledProducts(const bf16* x, int B, int K, const Norm<bf16>& how)
-      : B(B), K(K), wide((B + COLUMNS - 1) / COLUMNS * COLUMNS), words(words_of<bf16>(K)) {
+      : B(B), K(K), wide((B + COLUMNS - 1) / COLUMNS * COLUMNS), words(words_per_row<bf16>(K)) {
     std::vector<bf16> normed;
     x = input(x, B, K, how, normed);
     packed.resize(size_t(words + LANES) * wide);
@@ -157,7 +157,7 @@ class TiledProducts {
   void strip(const Matrix& m, int64_t at, float* to) const {
     const float* rows = reinterpret_cast<const float*>(static_cast<const bf16*>(m.weight) + at * K);
     for (int b = 0; b < wide; b += COLUMNS)
-      product<bf16, false>(rows, K / 2, packed.data() + b, wide, to + b, wide, words);
+      gemm_block<bf16, false>(rows, K / 2, packed.data() + b, wide, to + b, wide, words);
     if (m.bias)
       for (int i = 0; i < ROWS; i++)
         for (int b = 0; b < B; b++) to[i * wide + b] += widen(static_cast<const bf16*>(m.bias)[at + i]);
@@ -172,7 +172,7 @@ class TiledProducts {
         for (int j = 0; j < LANES; j++) from[j] = reinterpret_cast<const uint32_t*>(strip + (i + j) * wide + b);
         transpose(from, reinterpret_cast<uint32_t*>(turned), LANES);
         for (int n = 0; n < std::min(LANES, B - b); n++)
-          keep(load(turned[n]), static_cast<bf16*>(m.out) + (b + n) * m.rows + at + i);
+          store_as(load(turned[n]), static_cast<bf16*>(m.out) + (b + n) * m.rows + at + i);
       }
   }
 
@@ -248,8 +248,8 @@ void rotate(const T* x, const T* cos, const T* sin, T* out, int64_t tokens, int 
       T* to = out + (t * heads + h) * d;
       for (int i = 0; i < whole; i += LANES) {
         vec a = load(low + i), b = load(high + i);
-        keep(a * load(c + i) + b * load(s + i), to + i);
-        keep(b * load(c + half + i) + a * load(s + half + i), to + half + i);
+        store_as(a * load(c + i) + b * load(s + i), to + i);
+        store_as(b * load(c + half + i) + a * load(s + half + i), to + half + i);
       }
       for (int i = whole; i < half; i++) {
         float a = widen(low[i]), b = widen(high[i]);
@@ -264,7 +264,7 @@ void gate(const T* closed, const T* opened, T* out, int64_t n, int threads) {
   const int64_t whole = n / LANES * LANES;
   int busy = int(std::min<int64_t>(threads, std::max<int64_t>(n / GRAIN, 1)));
 #pragma omp parallel for num_threads(busy) schedule(static) if (busy > 1)
-  for (int64_t i = 0; i < whole; i += LANES) keep(silu(load(closed + i)) * load(opened + i), out + i);
+  for (int64_t i = 0; i < whole; i += LANES) store_as(silu(load(closed + i)) * load(opened + i), out + i);
   for (int64_t i = whole; i < n; i++) {
     float x = widen(closed[i]);
     narrow(x / (1.0f + std::exp(-x)) * widen(opened[i]), out + i);
@@ -276,7 +276,7 @@ void gate(const T* closed, const T* opened, T* out, int64_t n, int threads) {
 // `matrices`: per matrix weight, bias, out and rows, as 64-bit words. With `gated` there are two: a gate, and what it
 // opens; silu of the first times the second goes to the first's out.
 // `norm`: weight of a norm that x passes first, or null.
-extern "C" void fovea_products(int is_bf16, const void* x, const int64_t* matrices, int count, int B, int K,
+extern "C" void fovea_multiply(int is_bf16, const void* x, const int64_t* matrices, int count, int B, int K,
                                const void* norm, float eps, float offset, int gated, int threads) {
   std::vector<Matrix> parsed(count);
   for (int m = 0; m < count; m++) {

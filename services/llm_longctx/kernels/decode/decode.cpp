@@ -17,8 +17,6 @@ using namespace fovea;
 constexpr int SPAN = 1024;  // entries of a task
 constexpr int TILE = 128;   // entries whose scores are held at a time
 
-int up(int n, int to) { return (n + to - 1) / to * to; }
-
 struct Problem {
   const void *k, *v;         // [n,d], rows of d contiguous
   int64_t k_row, v_row, n;   // strides in elements
@@ -32,7 +30,7 @@ class Part {
   static constexpr int STEP = LANES * Factor<T>::pair;  // entries of a row in one vector of factors
 
  public:
-  Part(int G, int d) : G(G), d(d), wide(up(d, STEP)), scale(LOG2E / std::sqrt(float(d))) {
+  Part(int G, int d) : G(G), d(d), wide(round_up(d, STEP)), scale(LOG2E / std::sqrt(float(d))) {
     query.resize(size_t(G) * wide);
     scores.resize(size_t(G) * TILE);
     padded.resize(wide == d ? 0 : size_t(TILE) * wide);
@@ -40,7 +38,7 @@ class Part {
 
   void run(const T* rows, const Problem& p, int64_t from, int64_t to, float* most, float* total, float* out) {
     for (int g = 0; g < G; g++)
-      for (int c = 0; c < wide; c++) put(c < d ? rows[g * d + c] : T{}, &query[g * wide + c]);
+      for (int c = 0; c < wide; c++) store_factor(c < d ? rows[g * d + c] : T{}, &query[g * wide + c]);
     std::fill(most, most + G, -INFINITY);
     std::fill(total, total + G, 0.0f);
     std::fill(out, out + size_t(G) * wide, 0.0f);
@@ -54,7 +52,7 @@ class Part {
     for (int g = 0; g < G; g++) {
       float by = weigh(p.log_weights ? p.log_weights + at : nullptr, &scores[g * TILE], n, most[g], total[g]);
       if (by != 1.0f)
-        for (int c = 0; c < wide; c += LANES) store(out + g * wide + c, load(out + g * wide + c) * splat(by));
+        for (int c = 0; c < wide; c += LANES) store(out + g * wide + c, load(out + g * wide + c) * broadcast(by));
     }
     Rows values = rows(static_cast<const T*>(p.v) + at * p.v_row, p.v_row, n);
     for (int g = 0; g < G; g += 4) {
@@ -89,29 +87,30 @@ class Part {
       for (int j = 0; j < LANES; j++) {
         const T* key = keys.begin + std::min(i + j, n - 1) * keys.stride;
         vec dot{};
-        for (int c = 0; c < wide; c += STEP) dot = times(factors<F>(q + c), factors<F>(key + c), dot, F{});
+        for (int c = 0; c < wide; c += STEP)
+          dot = multiply_add(load_factors<F>(q + c), load_factors<F>(key + c), dot, F{});
         dots[j] = dot;
       }
-      store(&scores[g * TILE + i], sums_of(dots));
+      store(&scores[g * TILE + i], horizontal_sums(dots));
     }
   }
 
   // Scores become weights relative to the largest so far; returns what earlier ones are multiplied by.
   float weigh(const float* log_weights, float* s, int n, float& most, float& total) {
-    for (int i = 0; i < n; i += LANES) store(s + i, load(s + i) * splat(scale));
+    for (int i = 0; i < n; i += LANES) store(s + i, load(s + i) * broadcast(scale));
     if (log_weights)
       for (int i = 0; i < n; i++) s[i] += log_weights[i] * LOG2E;
-    for (int i = n; i < up(n, LANES); i++) s[i] = -INFINITY;
+    for (int i = n; i < round_up(n, LANES); i++) s[i] = -INFINITY;
     vec top = load(s);
-    for (int i = LANES; i < n; i += LANES) top = larger(top, load(s + i));
-    float now = std::max(most, largest(top)), by = most == now ? 1.0f : std::exp2(most - now);
-    vec sums{}, shift = splat(now == -INFINITY ? 0.0f : -now);
+    for (int i = LANES; i < n; i += LANES) top = maximum(top, load(s + i));
+    float now = std::max(most, horizontal_max(top)), by = most == now ? 1.0f : std::exp2(most - now);
+    vec sums{}, shift = broadcast(now == -INFINITY ? 0.0f : -now);
     for (int i = 0; i < n; i += LANES) {
-      vec weight = power_of_two(load(s + i) + shift);
+      vec weight = exp2_vec(load(s + i) + shift);
       sums += weight;
       store(s + i, weight);
     }
-    most = now, total = total * by + sum(sums);
+    most = now, total = total * by + horizontal_sum(sums);
     return by;
   }
 
@@ -138,7 +137,7 @@ class Part {
       vec v[VECTORS];
       for (int j = 0; j < VECTORS; j++) v[j] = load(value + j * LANES);
       for (int r = 0; r < MANY; r++) {
-        vec weight = splat(scores[(g + r) * TILE + i]);
+        vec weight = broadcast(scores[(g + r) * TILE + i]);
         for (int j = 0; j < VECTORS; j++) mixed[r][j] += v[j] * weight;
       }
     }
@@ -168,7 +167,7 @@ void run(const T* q, const Problem* problems, int R, int G, int d, T* out, float
       tasks.push_back({r, from, std::min<int64_t>(from + SPAN, problems[r].n)});
   }
   first[R] = int(tasks.size());
-  const int wide = up(d, LANES * Factor<T>::pair);
+  const int wide = round_up(d, LANES * Factor<T>::pair);
   std::vector<float> most(tasks.size() * G), total(tasks.size() * G), mixed(tasks.size() * G * wide);
   int busy = std::min<int>(threads, int(tasks.size()));
 #pragma omp parallel num_threads(busy) if (busy > 1)
