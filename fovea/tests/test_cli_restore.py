@@ -13,7 +13,7 @@ from fovea.cli.commands import restore
 from fovea.cli.output import Screen
 from fovea.results import JobResult
 from shared.api.job import Job
-from shared.api.restore import Estimate, Likeness, RestoreOut, RestoreTimes
+from shared.api.restore import Estimate, ImageSimilarity, RestoreOut, RestoreTimes
 from shared.errors import DeadlineExceeded, TooLarge
 
 
@@ -132,5 +132,7 @@ def test_a_dry_run_tells_its_cost():
 
 
 def test_likeness_is_told_before_and_after():
-    told = restore.summarise(answer(input_likeness=Likeness(psnr=20, ssim=0.8), likeness=Likeness(psnr=None, ssim=1)))
+    told = restore.summarise(
+        answer(input_likeness=ImageSimilarity(psnr=20, ssim=0.8), likeness=ImageSimilarity(psnr=None, ssim=1))
+    )
     assert told.endswith("20.0 dB → equal")

@@ -28,7 +28,7 @@ from services.vision_restoration.models.rrformer_network import Variant
 from services.vision_restoration.tiled_inference import TilePlan, plan_tiles, restore_by_tiles
 from services.vision_restoration.variant_engines import VariantEngines
 from services.vision_restoration.weights_loading import build_artifacts, load_weights
-from shared.api.restore import Estimate, Likeness, RestoreIn, RestoreOut
+from shared.api.restore import Estimate, ImageSimilarity, RestoreIn, RestoreOut
 from shared.errors import DeadlineExceeded, InvalidOption, in_field
 from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Card, LoadContext
@@ -218,7 +218,7 @@ def _require_time(estimate: Estimate, run: CallContext) -> None:
         )
 
 
-def _likeness(pixels: np.ndarray, reference: np.ndarray) -> Likeness:
+def _likeness(pixels: np.ndarray, reference: np.ndarray) -> ImageSimilarity:
     """How like a reference of 8 bits a picture is.
 
     Raises:
@@ -230,7 +230,7 @@ def _likeness(pixels: np.ndarray, reference: np.ndarray) -> Likeness:
         raise InvalidOption(detail, hint="Crop one to the other.", field="reference")
     found = psnr(to_8_bits(pixels), reference)
     small = min(pixels.shape[:2]) < 11
-    return Likeness(
+    return ImageSimilarity(
         psnr=None if math.isinf(found) else round(found, 3),
         ssim=None if small else round(ssim(to_8_bits(pixels), reference), 5),
     )

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from shared.api.csv_fields import split_commas
 from shared.api.image import ImageBytes
 
-__all__ = ["Estimate", "Layer", "Likeness", "RestoreIn", "RestoreOut", "RestoreTimes"]
+__all__ = ["Estimate", "ImageSimilarity", "Layer", "RestoreIn", "RestoreOut", "RestoreTimes"]
 
 Layer = Literal["restored", "reflection", "comparison"]
 """What an answer may hold beside its numbers."""
@@ -74,7 +74,7 @@ class Estimate(BaseModel):
     tile_context: int
 
 
-class Likeness(BaseModel):
+class ImageSimilarity(BaseModel):
     """How like the reference a picture is, in 8 bits."""
 
     psnr: float | None = Field(description="dB; null for equal pictures, whose PSNR is infinite.")
@@ -107,7 +107,7 @@ class RestoreOut(BaseModel):
         None, description="JPEG: before, and after; at most 2,048 pixels high or wide."
     )
     mean_change: float = Field(0.0, description="Mean absolute difference of result and input, as a share of white.")
-    likeness: Likeness | None = Field(None, description="Of the result to the reference.")
-    input_likeness: Likeness | None = Field(None, description="Of the input to the reference, to compare with.")
+    likeness: ImageSimilarity | None = Field(None, description="Of the result to the reference.")
+    input_likeness: ImageSimilarity | None = Field(None, description="Of the input to the reference, to compare with.")
     times: RestoreTimes
     notes: list[str] = Field(default_factory=list, description="What was odd about the file, and what was not kept.")

@@ -17,11 +17,11 @@ from shared.api.image import ImageBytes
 __all__ = [
     "Conduct",
     "Fixation",
-    "Likeness",
     "Objects",
     "Scanpath",
     "ScanpathIn",
     "ScanpathOut",
+    "ScanpathSimilarity",
     "ScanpathTimes",
     "parse_objects",
 ]
@@ -87,7 +87,7 @@ class Conduct(BaseModel):
     revisit: float = Field(description="Share of looks that come back to one.")
 
 
-class Likeness(BaseModel):
+class ScanpathSimilarity(BaseModel):
     """How like the reference a path is; 1 is equal, but for nss."""
 
     sequence_score: float
@@ -106,7 +106,7 @@ class Scanpath(BaseModel):
     found: bool = Field(description="Whether it ends on the target.")
     ended: bool = Field(description="Whether it ended by itself and was not cut.")
     behaviour: Conduct
-    likeness: Likeness | None = Field(None, description="Against the reference, where one was sent.")
+    likeness: ScanpathSimilarity | None = Field(None, description="Against the reference, where one was sent.")
 
 
 class ScanpathTimes(BaseModel):

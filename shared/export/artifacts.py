@@ -91,11 +91,11 @@ class ExportedForms:
     def forms(self, name: str) -> ModelArtifacts:
         """What `open_engine` chooses from; `name` is what a remote server calls the network."""
 
-        def made() -> tuple[nn.Module, Callable[..., Any] | None]:
+        def build_network() -> tuple[nn.Module, Callable[..., Any] | None]:
             net = self.network()
             return net, self._called(net)
 
-        return ModelArtifacts(name, self.inputs, self.outputs, graph=self.graph, network=made)
+        return ModelArtifacts(name, self.inputs, self.outputs, graph=self.graph, network=build_network)
 
     def _called(self, net: nn.Module) -> Callable[..., Any] | None:
         return getattr(net, self.call) if self.call else None

@@ -1,7 +1,7 @@
-"""Where bodies too large for Redis are kept: by name, written whole or not at all, deleted with their job.
+"""Blob store for bodies too large for Redis: by name, written whole or not at all, deleted with their job.
 
-A name is `<job id>/<part>`. `FolderBlobs` keeps them in a folder that gateway and workers share; an object store needs
-the same five verbs. Knows nothing about Redis or what the bytes mean.
+A name is `<job id>/<part>`. `FolderBlobs` stores them in a folder that gateway and workers share; an object store needs
+the same five verbs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["BlobStore", "FolderBlobs"]
 
 
 class BlobStore(Protocol):
-    """Keeps bytes by name. All verbs may be repeated without harm."""
+    """Stores bytes by name. All verbs may be repeated without harm."""
 
     async def put(self, name: str, content: bytes) -> None:
-        """Keep `content` under `name`, durably, visible only when complete; replaces what was there."""
+        """Store `content` under `name`, durably, visible only when complete; replaces what was there."""
         ...
 
     async def get(self, name: str) -> bytes:
@@ -32,11 +32,11 @@ class BlobStore(Protocol):
         ...
 
     async def delete(self, name: str) -> None:
-        """Forget one blob; unknown ones are ignored."""
+        """Delete one blob; unknown ones are ignored."""
         ...
 
     async def delete_job(self, job_id: str) -> None:
-        """Forget all blobs of a job."""
+        """Delete all blobs of a job."""
         ...
 
     async def older_than(self, seconds: float) -> list[str]:
@@ -48,7 +48,7 @@ class FolderBlobs:
     """Blobs as files `<root>/<job id>/<part>`. Synced before they are named: what was accepted survives a crash."""
 
     def __init__(self, root: Path) -> None:
-        """Use `root`; it is made when first needed."""
+        """Use `root`; it is created when first needed."""
         self._root = root
 
     async def put(self, name: str, content: bytes) -> None:
@@ -73,7 +73,7 @@ class FolderBlobs:
         await asyncio.to_thread(shutil.rmtree, self._root / job_id, ignore_errors=True)
 
     async def older_than(self, seconds: float) -> list[str]:
-        """Folders by their modification time, which every new name in them moves."""
+        """Compare the folders' modification times, which every new blob updates."""
         return await asyncio.to_thread(self._older, time.time() - seconds)
 
     def _write(self, path: Path, content: bytes) -> None:

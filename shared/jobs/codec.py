@@ -1,4 +1,4 @@
-"""A job in Redis ⇄ the job on the wire, its request and its answer. Pure translation; opens no connection."""
+"""Codec of jobs: Redis fields to and from the job on the wire, its request and its answer."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from shared.errors import Cancelled, Fault, FoveaError, by_status
 from shared.jobs.queue import Payload, Result
 
 __all__ = [
-    "ANSWER",
-    "REQUEST",
-    "SHOWN",
+    "ANSWER_FIELDS",
+    "JOB_FIELDS",
+    "REQUEST_FIELDS",
+    "build_problem_answer",
     "decode_answer",
     "decode_job",
     "encode_answer",
+    "encode_problem",
     "encode_request",
     "fingerprint",
-    "problem_answer",
-    "problem_json",
-    "status_of",
+    "get_status",
 ]
 
-SHOWN: Final = (
+JOB_FIELDS: Final = (
     "service",
     "path",
     "status",
@@ -44,20 +44,20 @@ SHOWN: Final = (
 )
 """Fields from which `decode_job` builds a Job."""
 
-REQUEST: Final = ("service", "path", "tenant", "headers", "priority", "tries", "body")
-"""Fields from which a worker makes the Payload; without `body` it is in the blob store."""
+REQUEST_FIELDS: Final = ("service", "path", "tenant", "headers", "priority", "tries", "body")
+"""Fields from which a worker builds the Payload; without `body` it is in the blob store."""
 
-ANSWER: Final = ("answer_status", "answer_type", "answer_headers", "answer", "answer_blob")
+ANSWER_FIELDS: Final = ("answer_status", "answer_type", "answer_headers", "answer", "answer_blob")
 """Fields of the Result; exactly one of the last two is there."""
 
-_COMPARED: Final = ("content-type", "accept")
+_FINGERPRINT_HEADERS: Final = ("content-type", "accept")
 """Headers that make two requests different; trace ids do not."""
 
 
 def fingerprint(payload: Payload) -> str:
     """Digest of what makes a request the same request, for idempotency keys."""
     headers = {name.lower(): value for name, value in payload.headers.items()}
-    parts = [payload.service, payload.path, *(headers.get(name, "") for name in _COMPARED)]
+    parts = [payload.service, payload.path, *(headers.get(name, "") for name in _FINGERPRINT_HEADERS)]
     return sha256(json.dumps(parts).encode() + payload.body).hexdigest()
 
 
@@ -75,8 +75,8 @@ def encode_request(payload: Payload, inline: bool) -> list[str | bytes]:
 
 
 def decode_job(job_id: str, rank: int, values: Sequence[bytes | None]) -> Job:
-    """The job as callers see it, from the `SHOWN` fields and its rank in the queue (−1: not queued)."""
-    row = _row(SHOWN, values)
+    """The job as callers see it, from the `JOB_FIELDS` fields and its rank in the queue (−1: not queued)."""
+    row = _decode_row(JOB_FIELDS, values)
     failed = row["status"] == "failed"
     return Job(
         id=job_id,
@@ -88,17 +88,17 @@ def decode_job(job_id: str, rank: int, values: Sequence[bytes | None]) -> Job:
         position=rank if rank >= 0 else None,
         attempts=int(row["fence"] or 0),
         dead=row["dead"] is not None,
-        error=_problem(row["error"]) if failed else None,
-        created=_when(row["created"]) or datetime.now(UTC),
-        started=_when(row["started"]),
-        finished=_when(row["finished"]),
-        expires=_when(row["expires"]),
+        error=_decode_problem(row["error"]) if failed else None,
+        created=_timestamp(row["created"]) or datetime.now(UTC),
+        started=_timestamp(row["started"]),
+        finished=_timestamp(row["finished"]),
+        expires=_timestamp(row["expires"]),
     )
 
 
 def decode_answer(values: Sequence[bytes | None], body: bytes) -> Result:
-    """The stored answer, from the `ANSWER` fields and its body."""
-    row = _row(ANSWER[:3], values)
+    """The stored answer, from the `ANSWER_FIELDS` fields and its body."""
+    row = _decode_row(ANSWER_FIELDS[:3], values)
     return Result(int(row["answer_status"]), row["answer_type"], body, json.loads(row["answer_headers"] or "{}"))
 
 
@@ -114,53 +114,53 @@ def encode_answer(result: Result) -> list[str | bytes | int]:
     ]
 
 
-def problem_answer(shown: Job) -> Result:
-    """The answer of a failed or cancelled job that left none: the problem that says why."""
-    if shown.status == "cancelled":
-        body: Mapping[str, Any] = json.loads(problem_json(Cancelled("The job was cancelled.")))
+def build_problem_answer(job: Job) -> Result:
+    """The answer of a failed or cancelled job that stored none: the problem that says why."""
+    if job.status == "cancelled":
+        body: Mapping[str, Any] = json.loads(encode_problem(Cancelled("The job was cancelled.")))
     else:
-        body = shown.error or _problem(None)
+        body = job.error or _decode_problem(None)
     return Result(int(body["status"]), PROBLEM_CONTENT_TYPE, json.dumps(body).encode())
 
 
-def status_of(outcome: Result | BaseException) -> int:
-    """The HTTP status of what became of an attempt; 499 for one that was stopped."""
+def get_status(outcome: Result | BaseException) -> int:
+    """The HTTP status of an attempt's outcome; 499 for one that was stopped."""
     if isinstance(outcome, (Result, FoveaError)):
         return outcome.status
     return Cancelled.status if isinstance(outcome, asyncio.CancelledError) else Fault.status
 
 
-def problem_json(outcome: Result | BaseException, request_id: str | None = None) -> str:
-    """The problem to store for a failure; what is not ours to show becomes a `Fault`."""
+def encode_problem(outcome: Result | BaseException, request_id: str | None = None) -> str:
+    """The problem to store for a failure; an unexpected exception becomes a `Fault`."""
     if isinstance(outcome, Result):
-        return _problem_in(outcome)
+        return _problem_of_answer(outcome)
     known = outcome if isinstance(outcome, FoveaError) else Fault("The job failed unexpectedly.", hint="See the log.")
     return problem(known, request_id).model_dump_json(exclude_none=True)
 
 
-def _problem_in(result: Result) -> str:
-    """The problem that an error answer is; other forms of error (OpenAI's, Open Inference's) give it their words."""
+def _problem_of_answer(result: Result) -> str:
+    """The problem of an error answer; other forms of error (OpenAI's, Open Inference's) become its detail."""
     try:
         body = json.loads(result.body)
     except ValueError:
         body = None
     if isinstance(body, dict) and {"title", "status", "detail", "code"} <= body.keys():
         return json.dumps(body)
-    said = body.get("error") if isinstance(body, dict) else None
-    words = said.get("message") if isinstance(said, dict) else said
-    return problem_json(by_status(result.status)(str(words or f"The service answered {result.status}.")))
+    error = body.get("error") if isinstance(body, dict) else None
+    detail = error.get("message") if isinstance(error, dict) else error
+    return encode_problem(by_status(result.status)(str(detail or f"The service answered {result.status}.")))
 
 
-def _problem(stored: str | None) -> dict[str, Any]:
+def _decode_problem(stored: str | None) -> dict[str, Any]:
     lost = Fault("The worker died while it ran this job, each time.", hint="Retry it, with a smaller input if you can.")
-    return dict(json.loads(stored or problem_json(lost)))
+    return dict(json.loads(stored or encode_problem(lost)))
 
 
-def _row(names: Sequence[str], values: Sequence[bytes | None]) -> dict[str, Any]:
+def _decode_row(names: Sequence[str], values: Sequence[bytes | None]) -> dict[str, Any]:
     return {
         name: None if value is None else value.decode() for name, value in zip(names, values[: len(names)], strict=True)
     }
 
 
-def _when(milliseconds: str | None) -> datetime | None:
+def _timestamp(milliseconds: str | None) -> datetime | None:
     return None if milliseconds is None else datetime.fromtimestamp(int(milliseconds) / 1000, UTC)

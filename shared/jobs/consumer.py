@@ -1,6 +1,6 @@
-"""The queue as one worker sees it: take, renew, tell, hand in. Every write names the attempt that it speaks for.
+"""Queue consumer: takes jobs for one worker, renews its leases, and records progress and outcomes.
 
-Knows deliveries, leases and blobs; knows nothing about what a job does or how many run at once (`worker.py` does).
+Every write names its attempt, so a worker that lost a job changes nothing.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from shared.settings import Settings
 
 __all__ = ["Delivery", "NothingToDo", "QueueConsumer"]
 
-_BELL_MS = 1000
-"""Longest wait for the doorbell; so often an idle worker looks for jobs of dead workers."""
+_BLOCK_MS = 1000
+"""Longest blocking read; so often an idle worker looks for jobs of dead workers."""
 
-_SWEEP = 100
-_ORPHAN_S = 3600.0
+_SWEEP_BATCH = 100
+_MIN_ORPHAN_AGE_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class NothingToDo:
-    """Nothing to do: what was last in each stream, and when a delayed job is due (milliseconds from now, or −1)."""
+    """No job is there: the last entry of each stream, and when a delayed job is due (milliseconds from now, or −1)."""
 
     last: tuple[str, ...]
     due_ms: int
@@ -63,34 +63,34 @@ class QueueConsumer:
         self.service = service
         self.consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._settings = settings
-        self._link = RedisClient(url)
+        self._redis = RedisClient(url)
         self._blobs = blobs or FolderBlobs(settings.data_dir / "blobs")
         self._started = time.time()
-        self.stops = ChangeListener(self._link, redis_keys.key("stop", service))
+        self.stops = ChangeListener(self._redis, redis_keys.key("stop", service))
         """Wakes when a running job of this service was cancelled."""
 
     async def take(self, *, reclaim: bool) -> Delivery | NothingToDo:
-        """The next job, begun; `reclaim` also takes jobs whose workers are silent for longer than the lease."""
+        """Take the next job; `reclaim` also takes jobs whose workers are silent for longer than the lease."""
         lease = str(int(self._settings.job_lease_s * 1000)) if reclaim else ""
-        how, *rest = await self._link.verb(
+        how, *rest = await self._redis.verb(
             "take",
             self.service,
             self.consumer,
             lease,
             self._settings.job_max_attempts,
             self._settings.job_dead_letter_max,
-            *codec.REQUEST,
+            *codec.REQUEST_FIELDS,
         )
         if how == b"none":
             return NothingToDo(tuple(entry.decode() for entry in rest[1]), int(rest[0]))
         return _delivery(*rest)
 
-    async def wait(self, quiet: NothingToDo) -> None:
-        """Return when a job may be there: at once when one arrived since `quiet`, in any case within a second."""
+    async def wait(self, idle: NothingToDo) -> None:
+        """Return when a job may be there: at once when one arrived since `idle`, in any case within a second."""
         names = [redis_keys.key("stream", f"{self.service}:{level}") for level in redis_keys.LEVELS]
-        patience = _BELL_MS if quiet.due_ms < 0 else max(1, min(_BELL_MS, quiet.due_ms))
+        block_ms = _BLOCK_MS if idle.due_ms < 0 else max(1, min(_BLOCK_MS, idle.due_ms))
         with translate_redis_errors():
-            await self._link.client.xread(dict(zip(names, quiet.last, strict=True)), count=1, block=patience)
+            await self._redis.client.xread(dict(zip(names, idle.last, strict=True)), count=1, block=block_ms)
 
     async def payload(self, delivery: Delivery) -> Payload:
         """The request of a delivery; `Fault` when its stored body is gone."""
@@ -104,32 +104,32 @@ class QueueConsumer:
             tenant=delivery.tenant,
         )
 
-    async def renew(self, held: Mapping[str, int]) -> set[str]:
-        """Renew the leases of `held` (job id → attempt) and this worker's record; return the jobs that are lost."""
-        record_ = Worker(
+    async def renew(self, attempts: Mapping[str, int]) -> set[str]:
+        """Renew the leases of `attempts` (job id → attempt) and this worker's record; return the jobs that are lost."""
+        record = Worker(
             id=self.consumer,
             service=self.service,
             host=socket.gethostname(),
             pid=os.getpid(),
             started=self._started,
             seen=time.time(),
-            running=tuple(held),
+            running=tuple(attempts),
         )
-        pairs = [part for job_id, attempt in held.items() for part in (job_id, str(attempt))]
-        lost = await self._link.verb("renew", self.service, self.consumer, record_.model_dump_json(), *pairs)
+        pairs = [part for job_id, attempt in attempts.items() for part in (job_id, str(attempt))]
+        lost = await self._redis.verb("renew", self.service, self.consumer, record.model_dump_json(), *pairs)
         return {job_id.decode() for job_id in lost}
 
     async def progress(self, delivery: Delivery, fraction: float, note: str | None) -> None:
-        """Tell how far the job is; says nothing once it is lost."""
-        await self._link.verb("progress", delivery.id, delivery.attempt, f"{fraction:.4f}", note or "")
+        """Publish the progress of a job; ignored once the job is lost."""
+        await self._redis.verb("progress", delivery.id, delivery.attempt, f"{fraction:.4f}", note or "")
 
     async def succeed(self, delivery: Delivery, result: Result) -> bool:
-        """Hand in the answer; False when the job was taken from this attempt, whose answer is then dropped."""
+        """Record the answer; False when the job was taken from this attempt, whose answer is then dropped."""
         answer: tuple[str, bytes | str] = ("answer", result.body)
         if len(result.body) > self._settings.job_inline_max_bytes:
             answer = ("answer_blob", f"{delivery.id}/answer-{delivery.attempt}")
             await self._blobs.put(str(answer[1]), result.body)
-        how = await self._link.verb(
+        how = await self._redis.verb(
             "succeed",
             delivery.id,
             delivery.attempt,
@@ -148,63 +148,63 @@ class QueueConsumer:
         answer: list[str | bytes | int] = []
         if isinstance(outcome, Result) and len(outcome.body) <= self._settings.job_inline_max_bytes:
             answer = [*codec.encode_answer(outcome), "answer", outcome.body]
-        how = await self._link.verb(
+        how = await self._redis.verb(
             "fail",
             delivery.id,
             delivery.attempt,
             self._settings.job_ttl_s * 1000,
-            codec.problem_json(outcome),
+            codec.encode_problem(outcome),
             *answer,
         )
         return bool(how != b"lost")
 
     async def again(self, delivery: Delivery, outcome: Result | BaseException, delay_s: float) -> bool:
-        """Queue for another attempt after `delay_s`, or bury as a dead letter when the attempts are used up."""
-        how = await self._link.verb(
+        """Queue for another attempt after `delay_s`, or make it a dead letter when the attempts are used up."""
+        how = await self._redis.verb(
             "again",
             delivery.id,
             delivery.attempt,
             self._settings.job_max_attempts,
             self._settings.job_dead_letter_max,
             int(delay_s * 1000),
-            codec.problem_json(outcome),
+            codec.encode_problem(outcome),
         )
         return bool(how != b"lost")
 
     async def hand_back(self, delivery: Delivery) -> None:
         """Give an unfinished job to the next free worker, before all others; the attempt is not counted."""
-        await self._link.verb("hand_back", delivery.id, delivery.attempt)
+        await self._redis.verb("hand_back", delivery.id, delivery.attempt)
 
     async def sweep(self) -> int:
         """Forget expired jobs and their blobs; return how many. Any number of workers may sweep at once."""
-        expired: list[bytes] = await self._link.verb("expired", _SWEEP)
+        expired: list[bytes] = await self._redis.verb("expired", _SWEEP_BATCH)
         for raw in expired:
             # Blobs first: a death in between leaves a job that the next sweep finds again.
             await self._blobs.delete_job(raw.decode())
-            await self._link.verb("forget", raw)
+            await self._redis.verb("forget", raw)
         return len(expired)
 
     async def sweep_orphans(self) -> None:
         """Remove what nobody will ask for: blobs of submits that never were accepted, records of workers long gone."""
-        for job_id in await self._blobs.older_than(self._settings.job_ttl_s + _ORPHAN_S):
+        for job_id in await self._blobs.older_than(self._settings.job_ttl_s + _MIN_ORPHAN_AGE_S):
             with translate_redis_errors():
-                known = await self._link.client.exists(redis_keys.key("job", job_id))
+                known = await self._redis.client.exists(redis_keys.key("job", job_id))
             if not known:
                 await self._blobs.delete_job(job_id)
         with translate_redis_errors():
-            rows: Any = await self._link.client.hgetall(redis_keys.key("workers", self.service))
+            rows: Any = await self._redis.client.hgetall(redis_keys.key("workers", self.service))
         for row in rows.values():
             if time.time() - (other := Worker.model_validate_json(row)).seen > FORGET_S:
-                await self._link.verb("leave", self.service, other.id)
+                await self._redis.verb("leave", self.service, other.id)
 
     async def leave(self) -> None:
-        """Take this worker off the books; jobs that it still holds go to others when their lease ends."""
-        await self._link.verb("leave", self.service, self.consumer)
+        """Remove this worker's record; jobs that it still holds go to others when their lease ends."""
+        await self._redis.verb("leave", self.service, self.consumer)
 
     async def close(self) -> None:
-        """Drop connections."""
+        """Close the connections."""
         await self.stops.close()
-        await self._link.close()
+        await self._redis.close()
 
 
 def _delivery(job_id: bytes, fence: int, values: list[bytes | None]) -> Delivery:

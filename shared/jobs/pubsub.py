@@ -1,7 +1,7 @@
-"""Wakes whoever waits for a change: one Redis subscription per process and channel, however many wait.
+"""Change listener: one Redis subscription per process and channel wakes all that wait for a name.
 
-A message may be lost while Redis is away, so everybody is woken when the subscription comes back, and watchers look
-again from time to time. Knows that messages are names; knows nothing about jobs.
+A message may be lost while Redis is away, so all are woken when the subscription comes back, and watchers poll from
+time to time.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from shared.jobs.redis_client import RedisClient, cancel_tasks, translate_redis_
 
 __all__ = ["ChangeListener"]
 
-_PAUSE_S = 0.1
-"""Between two tries to subscribe while Redis is away."""
+_RECONNECT_PAUSE_S = 0.1
+"""Time between two tries to subscribe while Redis is away."""
 
 ANY = ""
-"""Name under which every message wakes."""
+"""Name that every message wakes."""
 
 
 class ChangeListener:
     """Events by name, set when the channel carries that name."""
 
-    def __init__(self, link: RedisClient, channel: str) -> None:
+    def __init__(self, redis: RedisClient, channel: str) -> None:
         """Listen to `channel` from the first watcher on until `close`."""
-        self._link = link
+        self._redis = redis
         self._channel = channel
         self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._listener: asyncio.Task[None] | None = None
@@ -58,10 +58,10 @@ class ChangeListener:
         while True:
             with suppress(NotReady), translate_redis_errors():
                 await self._follow()
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(_RECONNECT_PAUSE_S)
 
     async def _follow(self) -> None:
-        subscription: Any = self._link.client.pubsub()
+        subscription: Any = self._redis.client.pubsub()
         try:
             await subscription.subscribe(self._channel)
             while True:

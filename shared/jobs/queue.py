@@ -1,8 +1,8 @@
-"""The JobQueue contract: at-least-once work with progress, cancel, retry, dead letters and results that expire.
+"""Job queue contract: at-least-once work with progress, cancel, retry, dead letters and results that expire.
 
-A job is a POST that is answered later: service, path, headers and body. Whoever runs it hands back status, content
-type and body, the same bytes the caller would have had at once. Effects are keyed by job id, so that a second delivery
-does no harm. Knows nothing about models or HTTP frameworks.
+A job is a POST that is answered later: service, path, headers and body. The worker returns status, content type and
+body, the same bytes that the caller would have had at once. Effects are keyed by job id, so that a second delivery does
+no harm.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Result:
 
 
 class Ticket(Protocol):
-    """What a running job gets from its worker."""
+    """The handle of a running job on its worker: progress out, cancellation in."""
 
     id: str
     attempt: int
@@ -48,18 +48,18 @@ class Ticket(Protocol):
         """Publish how far the work is."""
         ...
 
-    async def cancelled(self) -> None:
-        """Return when somebody cancels the job; wait for ever otherwise."""
+    async def wait_until_cancelled(self) -> None:
+        """Return when the job is cancelled; wait for ever otherwise."""
         ...
 
 
 Handler = Callable[[Payload, Ticket], Awaitable[Result]]
-"""Runs one job. A 4xx, answered or raised as an error of `shared.errors`, fails it for good; what says "later" (408,
-425, 429, 499, 5xx) and any other error is tried again."""
+"""Runs one job. A 4xx, answered or raised as an error of `shared.errors`, fails it for good; 408, 425, 429, 499, 5xx
+and any other error are tried again."""
 
 
 class JobQueue(Protocol):
-    """The queue as the gateway sees it. Every method raises `NotReady` while the queue can't be reached."""
+    """The gateway's side of the queue. Every method raises `NotReady` while the queue can't be reached."""
 
     async def submit(self, payload: Payload, idempotency_key: str | None = None) -> tuple[Job, bool]:
         """Accept a job; return it and whether it is new.

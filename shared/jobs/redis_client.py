@@ -1,7 +1,7 @@
-"""The connection to Redis: one pool, one script, and `NotReady` for every way in which Redis can be away.
+"""Redis client: one connection pool, one script, and `NotReady` for every way in which Redis can be unavailable.
 
 A call that was cut off is sent again for a moment, which hides a restart's first milliseconds; every verb of the script
-may be repeated without harm. Knows nothing about jobs.
+may be repeated without harm.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 import redis.asyncio as aioredis
 import stamina
-from redis import exceptions as gone
+from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
@@ -24,38 +24,43 @@ from shared.jobs.redis_keys import ROOT
 
 __all__ = ["RedisClient", "cancel_tasks", "retry_until_connected", "translate_redis_errors"]
 
-_AWAY: Final = (gone.ConnectionError, gone.TimeoutError, OSError)
-_REFUSES: Final = (gone.OutOfMemoryError, gone.ReadOnlyError, gone.MasterDownError, gone.ClusterDownError)
-_REFUSES_SAYING: Final = ("MISCONF", "NOREPLICAS")
+_UNAVAILABLE: Final = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
+_READ_ONLY: Final = (
+    exceptions.OutOfMemoryError,
+    exceptions.ReadOnlyError,
+    exceptions.MasterDownError,
+    exceptions.ClusterDownError,
+)
+_READ_ONLY_PREFIXES: Final = ("MISCONF", "NOREPLICAS")
 """Answers of a Redis that is there but takes no writes: memory full, a replica, disk full, too few replicas."""
 
 T = TypeVar("T")
 
-_PATIENT: Final = stamina.AsyncRetryingCaller(
+_RETRY_FOREVER: Final = stamina.AsyncRetryingCaller(
     attempts=None, timeout=None, wait_initial=0.05, wait_max=0.4, wait_jitter=0.1
 ).on(NotReady)
-_CONNECTIONS = 64
+_MAX_CONNECTIONS = 64
 _TIMEOUT_S = 5.0
 
 
 @contextmanager
 def translate_redis_errors() -> Iterator[None]:
-    """Turn every way in which Redis can be away into `NotReady`."""
+    """Turn every way in which Redis can be unavailable into `NotReady`."""
     try:
         yield
-    except (gone.AuthenticationError, gone.AuthorizationError) as error:
+    except (exceptions.AuthenticationError, exceptions.AuthorizationError) as error:
         raise NotReady("Redis refuses our password.", hint="Check FOVEA_REDIS_URL.") from error
-    except _AWAY as error:
+    except _UNAVAILABLE as error:
         raise NotReady("The job queue can't be reached.", hint="Try again in a moment.", retry_after=1) from error
-    except gone.ResponseError as error:
-        if not isinstance(error, _REFUSES) and not str(error).startswith(_REFUSES_SAYING):
+    except exceptions.ResponseError as error:
+        if not isinstance(error, _READ_ONLY) and not str(error).startswith(_READ_ONLY_PREFIXES):
             raise
         raise NotReady("The job queue takes no writes.", hint="See the log of Redis.", retry_after=5) from error
 
 
 async def retry_until_connected(call: Callable[[], Awaitable[T]]) -> T:
     """Call until Redis is back: for work that outlives an outage. Pauses grow to half a second, with jitter."""
-    return await _PATIENT(call)
+    return await _RETRY_FOREVER(call)
 
 
 async def cancel_tasks(*tasks: asyncio.Task[Any]) -> None:
@@ -71,13 +76,13 @@ async def cancel_tasks(*tasks: asyncio.Task[Any]) -> None:
 
 
 class RedisClient:
-    """One Redis as the queue uses it. Belongs to the event loop that first uses it; `close` it there."""
+    """Connection of the queue to one Redis. Belongs to the event loop that first uses it; `close` it there."""
 
     def __init__(self, url: str) -> None:
         """Prepare; nothing is connected before the first call, so a Redis that is away is no error here."""
         pool = aioredis.BlockingConnectionPool.from_url(
             url,
-            max_connections=_CONNECTIONS,
+            max_connections=_MAX_CONNECTIONS,
             timeout=_TIMEOUT_S,
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=1.0,
@@ -97,7 +102,7 @@ class RedisClient:
             return await self._states(keys=[ROOT], args=[name, *args])
 
     async def close(self) -> None:
-        """Drop all connections."""
+        """Close all connections."""
         await self.client.aclose()
 
 

@@ -1,10 +1,10 @@
-"""Every Redis key of the job queue, in one place.
+"""Redis keys of the job queue.
 
 A key is `{fovea:jobs}:<kind>:<name>`; the braces keep all of them in one slot of a Redis Cluster, so that one script
 may touch several. `states.lua` builds its keys by the same rule from `ROOT`, which it gets as KEYS[1].
 
     kind      name        type    holds
-    job       job id      hash    everything about one job; the fields are named in `record.py` and `states.lua`
+    job       job id      hash    everything about one job; the fields are named in `codec.py` and `states.lua`
     stream    service:N   stream  job ids to deliver; N is 0 (handed back), 1 (high), 2 (normal), 3 (low priority)
     waiting   service     zset    queued jobs in the order of delivery: depth and position
     delayed   service     zset    queued jobs that wait out a back-off, by the time they are due
@@ -13,11 +13,9 @@ may touch several. `states.lua` builds its keys by the same rule from `ROOT`, wh
     dead      tenant      zset    dead letters of a tenant by time of death
     once      digest      string  idempotency key of a tenant → job id
     expiring  all         zset    finished jobs by the time they are forgotten
-    workers   service     hash    worker id → `alive.Worker` as JSON
+    workers   service     hash    worker id → `worker_heartbeat.Worker` as JSON
     changed   all         channel job ids, each time something about them changes
     stop      service     channel job ids whose attempt has lost its job to a cancel
-
-Knows names only; opens no connection.
 """
 
 from __future__ import annotations
@@ -44,5 +42,5 @@ def stream_of(priority: int) -> int:
 
 
 def idempotency_name(tenant: str, idempotency_key: str) -> str:
-    """The name under which a tenant's idempotency key is kept; a digest, because callers choose its length."""
+    """The name under which a tenant's idempotency key is stored; a digest, because callers choose its length."""
     return sha256(f"{len(tenant)}:{tenant}:{idempotency_key}".encode()).hexdigest()

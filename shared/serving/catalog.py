@@ -116,7 +116,7 @@ class Catalog:
             if slot.state not in {"ready", "unloaded"}
         }
 
-    def settled(self) -> bool:
+    def is_settled(self) -> bool:
         """Whether anything can be answered: nothing is still loading, and not every model failed to."""
         states = {slot.state for slot in self}
         return not states & {"waiting", "loading"} and states != {"failed"}

@@ -114,7 +114,7 @@ class Host:
     @property
     def settled(self) -> bool:
         """Whether it can answer: nothing is still loading, and not every model failed to."""
-        return self._models.settled()
+        return self._models.is_settled()
 
     @property
     def busy(self) -> int:

@@ -159,7 +159,7 @@ def _run(ticket: Ticket) -> CallContext:
 
 
 async def _stop_with(ticket: Ticket, run: CallContext, call: _Call) -> None:
-    await ticket.cancelled()
+    await ticket.wait_until_cancelled()
     run.cancel()
     call.gone.set()
 

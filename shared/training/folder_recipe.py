@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shared.errors import InvalidOption
 from shared.training.data.splits import held_out
-from shared.training.data.survey import Problem, Survey
+from shared.training.data.survey import FileProblem, Survey
 from shared.training.recipe import Recipe
 
 __all__ = ["FolderRecipe", "epoch"]
@@ -66,7 +66,7 @@ class FolderRecipe(Recipe):
             like.device.type, torch.bfloat16, enabled=_has_bfloat16(like) if self.half is None else self.half
         )
 
-    def require(self, count: int, least: int, what: str, problems: Sequence[Problem] = ()) -> None:
+    def require(self, count: int, least: int, what: str, problems: Sequence[FileProblem] = ()) -> None:
         """See that there is enough to train on.
 
         Raises:

@@ -23,7 +23,7 @@ from services.detection.metrics.boxes import box_scores
 from services.detection.recipes.box_evaluation import map50, to_tensor
 from shared.registry.weights import find_weights, read_weights
 from shared.training.data.augment import Augment, warp_boxes, warp_picture
-from shared.training.data.box_sets import BoxSet, checked, find_boxes
+from shared.training.data.box_sets import BoxSet, check_boxes, find_boxes
 from shared.training.data.survey import Survey, near_copies
 from shared.training.folder_recipe import FolderRecipe
 from shared.training.intervals import bootstrap
@@ -61,7 +61,7 @@ class BoxRecipe(FolderRecipe):
 
     def gather(self) -> str:
         """Find boxes and splits, decode the training pictures once, set some aside to choose the checkpoint."""
-        found, problems, sizes = checked(find_boxes(self.data, self.names, self.grow))
+        found, problems, sizes = check_boxes(find_boxes(self.data, self.names, self.grow))
         self.require(sum(len(rows) for rows in found.rows), 1, "boxes", problems)
         self.require(len(found), 4, "pictures that can be read", problems)
         out = self.is_held_out(found.pictures)

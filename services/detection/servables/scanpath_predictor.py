@@ -28,7 +28,7 @@ from services.detection.gaze.scanpaths import DecodedScanpath, decode_scanpaths
 from services.detection.metrics import behaviour, multimatch, nss, sequence_score, similarity
 from services.detection.models.object_attention import ObjectAttention
 from shared.api.boxes import DetectOut
-from shared.api.scanpath import Conduct, Fixation, Likeness, Scanpath, ScanpathIn, ScanpathOut
+from shared.api.scanpath import Conduct, Fixation, Scanpath, ScanpathIn, ScanpathOut, ScanpathSimilarity
 from shared.api.tensors import TensorSpec
 from shared.errors import InvalidOption
 from shared.export.artifacts import ExportedForms
@@ -266,14 +266,14 @@ def _scanpath(item: _Search, found: DecodedScanpath) -> Scanpath:
     )
 
 
-def _likeness(item: _Search, ids: list[int], expected: np.ndarray) -> Likeness:
+def _likeness(item: _Search, ids: list[int], expected: np.ndarray) -> ScanpathSimilarity:
     """Against the reference: alignment and shape of the path, and how expected each of its looks was."""
     reference = list(item.request.reference)
     ours, theirs = ([_centre(item.objects, index) for index in path] for path in (ids, reference))
     vector, direction, length, position, _ = multimatch(ours, theirs, (float(item.size[0]), float(item.size[1])))
     cells = [item.objects.ids.index(index) for index in reference]
     pairs = list(zip(expected, cells, strict=True))
-    return Likeness(
+    return ScanpathSimilarity(
         sequence_score=_r(sequence_score(ids, reference)),
         vector=_r(vector),
         direction=_r(direction),

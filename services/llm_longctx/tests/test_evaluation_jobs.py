@@ -37,7 +37,7 @@ class Ticket:
         if fraction:
             self.heard.set()
 
-    async def cancelled(self) -> None:
+    async def wait_until_cancelled(self) -> None:
         """Wait for the test."""
         await self.stop.wait()
 

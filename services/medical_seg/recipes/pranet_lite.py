@@ -24,7 +24,7 @@ from services.medical_seg.recipes.onnx_export import export_graph
 from shared.export.onnx_export import Parity
 from shared.training.data.augment import Augment, Warp, warp_mask, warp_picture
 from shared.training.data.mask_folders import MaskSet, find_masks
-from shared.training.data.survey import Problem, Survey, near_copies, unreadable
+from shared.training.data.survey import FileProblem, Survey, near_copies, unreadable
 from shared.training.folder_recipe import FolderRecipe, epoch
 from shared.training.intervals import mean_interval
 from shared.training.recipe import Batch, MultiScale, Schedule
@@ -185,7 +185,7 @@ def _without_polyp(mask: NDArray[np.uint8], warp: Warp, side: int, rng: np.rando
     return warp
 
 
-def _broken(pairs: MaskSet) -> list[Problem]:
+def _broken(pairs: MaskSet) -> list[FileProblem]:
     """Files that can't be decoded, and masks of another shape than their picture's."""
     problems = unreadable((*pairs.pictures, *pairs.masks))
     bad = {each.path for each in problems}
@@ -195,7 +195,9 @@ def _broken(pairs: MaskSet) -> list[Problem]:
         with Image.open(picture) as first, Image.open(mask) as second:
             (w1, h1), (w2, h2) = first.size, second.size
         if abs(w1 * h2 - h1 * w2) > 0.02 * w1 * h2:
-            problems.append(Problem(mask, "has another shape than its picture, left out", f"{w2}×{h2} for {w1}×{h1}"))
+            problems.append(
+                FileProblem(mask, "has another shape than its picture, left out", f"{w2}×{h2} for {w1}×{h1}")
+            )
     return problems
 
 

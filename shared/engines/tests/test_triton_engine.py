@@ -81,7 +81,7 @@ class Stub(BaseHTTPRequestHandler):
         if self.model == "other-dtype":
             outputs = {"y": call.feeds["x"].astype(np.float64)}
         reply = encode_answer(InferAnswer(self.model, "1", outputs), call)
-        return self.answer(200, reply.joined(), reply.header_length)
+        return self.answer(200, reply.join(), reply.header_length)
 
 
 @pytest.fixture(scope="module")

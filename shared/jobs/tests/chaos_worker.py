@@ -27,7 +27,7 @@ async def main(url: str, data_dir: str, ledger: str) -> None:
     async def handler(payload: Payload, ticket: Ticket) -> Result:
         note(ticket, "begin")
         steps = max(1, round(float(payload.body.split(b" ")[0]) / 0.05))
-        stop = asyncio.create_task(ticket.cancelled())
+        stop = asyncio.create_task(ticket.wait_until_cancelled())
         for step in range(steps):
             await ticket.progress(step / steps)
             await asyncio.wait({stop}, timeout=0.05)

@@ -59,7 +59,7 @@ class Machine(RuleBasedStateMachine):
         self.used: dict[str, tuple[str, bytes]] = {}
         self.deliveries: list[Delivery] = []
         self.turns = 0
-        self.run(self.queue._link.client.flushall())
+        self.run(self.queue._redis.client.flushall())
 
     def run(self, call: Any) -> Any:
         return self.runner.run(call)
@@ -226,7 +226,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def streams_hold_exactly_the_jobs_that_wait_or_run(self) -> None:
-        client = self.queue._link.client
+        client = self.queue._redis.client
         held = [self.run(client.xlen(redis_keys.key("stream", f"svc:{level}"))) for level in redis_keys.LEVELS]
         active = [job for job in self.jobs.values() if job.status in {"queued", "running"} and not job.delayed]
         assert held == [sum(job.at == level for job in active) for level in redis_keys.LEVELS]

@@ -304,11 +304,11 @@ async def test_large_bodies_stay_out_of_redis_and_leave_with_the_job(
     assert (await inbox.payload(delivery)).body == b"q" * 1001
     await inbox.succeed(delivery, replace(DONE, body=b"a" * 1001))
     assert not (folder / "request").exists(), "a succeeded job is never run again"
-    kept = await queue._link.client.hgetall(redis_keys.key("job", job.id))
+    kept = await queue._redis.client.hgetall(redis_keys.key("job", job.id))
     assert sum(map(len, kept.values())) < 1000
     assert (await queue.result(job.id, "ann")).body == b"a" * 1001
     short = QueueConsumer(url, "svc", job_settings)
-    await queue._link.client.zadd(redis_keys.key("expiring"), {job.id: 0})
+    await queue._redis.client.zadd(redis_keys.key("expiring"), {job.id: 0})
     assert await short.sweep() == 1
     assert not folder.exists()
     await short.close()
@@ -342,7 +342,7 @@ async def test_finished_jobs_are_forgotten_after_their_time(url: str, payload: P
     assert new, "an expired job frees its idempotency key"
     assert await inbox.sweep() == 2
     assert (await queue.submit(payload, "key"))[0].id == again.id, "the sweep leaves the key of the newer job"
-    left = [key.decode() for key in await queue._link.client.keys("*:job:*")]
+    left = [key.decode() for key in await queue._redis.client.keys("*:job:*")]
     assert sorted(left) == sorted(redis_keys.key("job", job_id) for job_id in (stays.id, again.id))
     await queue.close()
     await inbox.close()
@@ -397,7 +397,7 @@ async def test_many_watchers_share_one_connection(queue: RedisJobQueue, inbox: Q
     job, _ = await queue.submit(payload)
     followers = [asyncio.create_task(collect(queue, job.id)) for _ in range(50)]
     await until(lambda: len(queue._changes._watchers.get(job.id, ())) == 50)
-    subscribers = await queue._link.client.pubsub_numsub(redis_keys.key("changed"))
+    subscribers = await queue._redis.client.pubsub_numsub(redis_keys.key("changed"))
     await inbox.succeed(await take(inbox), DONE)
     stories = await asyncio.gather(*followers)
     assert all(story[-1][0] == "succeeded" for story in stories)
@@ -437,10 +437,10 @@ async def test_a_wrong_password_is_said_so(url: str, job_settings: Settings) -> 
 
 
 async def test_a_redis_that_takes_no_writes_is_not_ready(url: str, queue: RedisJobQueue, payload: Payload) -> None:
-    await queue._link.client.config_set("maxmemory", "1")
+    await queue._redis.client.config_set("maxmemory", "1")
     try:
         with pytest.raises(NotReady, match="no writes"):
             await queue.submit(payload)
     finally:
-        await queue._link.client.config_set("maxmemory", "0")
+        await queue._redis.client.config_set("maxmemory", "0")
     assert await queue.depth("svc") == 0

@@ -13,8 +13,8 @@ import pytest
 
 from shared.api.job import FINAL, Job
 from shared.errors import Fault, InvalidOption, NotReady, QueueFull
-from shared.jobs import consumer as inbox_room
-from shared.jobs import worker as worker_room
+from shared.jobs import consumer as consumer_module
+from shared.jobs import worker as worker_module
 from shared.jobs.consumer import QueueConsumer
 from shared.jobs.queue import Handler, Payload, Result, Ticket
 from shared.jobs.redis_queue import RedisJobQueue
@@ -27,8 +27,8 @@ DONE = Result(200, "text/plain", b"done")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry, and look for delayed jobs, in tens of milliseconds."""
-    monkeypatch.setattr(worker_room, "_LONGEST_BACKOFF_S", 0.03)
-    monkeypatch.setattr(inbox_room, "_BELL_MS", 50)
+    monkeypatch.setattr(worker_module, "_MAX_BACKOFF_S", 0.03)
+    monkeypatch.setattr(consumer_module, "_BLOCK_MS", 50)
 
 
 @asynccontextmanager
@@ -83,7 +83,7 @@ async def test_a_job_runs_and_its_answer_is_kept(
 async def test_a_waiting_worker_begins_a_job_at_once(
     url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox_room, "_BELL_MS", 1500)
+    monkeypatch.setattr(consumer_module, "_BLOCK_MS", 1500)
     async with working(url, job_settings, always(DONE)):
         await ended(queue, (await queue.submit(payload))[0])
         await asyncio.sleep(0.1)
@@ -233,7 +233,7 @@ async def test_cancelling_a_running_job_stops_it_within_a_second(
     stopped = asyncio.Event()
 
     async def patient(_payload: Payload, ticket: Ticket) -> Result:
-        await ticket.cancelled()
+        await ticket.wait_until_cancelled()
         stopped.set()
         return DONE
 
@@ -276,7 +276,7 @@ async def test_cancel_and_retry_runs_a_new_attempt_whose_answer_counts(
 ) -> None:
     async def slow_to_stop(_payload: Payload, ticket: Ticket) -> Result:
         if ticket.attempt == 1:
-            await ticket.cancelled()
+            await ticket.wait_until_cancelled()
             await asyncio.sleep(0.3)
         return replace(DONE, body=str(ticket.attempt).encode())
 
@@ -315,7 +315,7 @@ async def test_a_stopping_worker_hands_back_at_once_what_is_not(
     async def long(_payload: Payload, ticket: Ticket) -> Result:
         if ticket.attempt > 1:
             return DONE
-        await (ticket.cancelled() if polite else asyncio.sleep(60))
+        await (ticket.wait_until_cancelled() if polite else asyncio.sleep(60))
         return Result(499, "", b"")
 
     settings = job_settings.model_copy(update={"job_lease_s": 60.0, "job_max_attempts": 1})
@@ -336,7 +336,7 @@ async def test_a_second_stop_does_not_wait(
     url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
     async def long(_payload: Payload, ticket: Ticket) -> Result:
-        await ticket.cancelled()
+        await ticket.wait_until_cancelled()
         raise asyncio.CancelledError
 
     async with working(url, job_settings.model_copy(update={"shutdown_grace_s": 60.0}), long) as worker:
@@ -370,7 +370,7 @@ async def test_workers_forget_finished_jobs_by_themselves(url: str, payload: Pay
         folder = settings.data_dir / "blobs" / job.id
         assert folder.exists()
         async with asyncio.timeout(10):
-            while folder.exists() or await queue._link.client.keys("*:job:*"):  # noqa: ASYNC110
+            while folder.exists() or await queue._redis.client.keys("*:job:*"):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
     await queue.close()
 

@@ -119,11 +119,11 @@ def test_the_orphan_of_a_killed_launcher_is_replaced(tmp_path: Path) -> None:
     )
     said = subprocess.run([sys.executable, "-c", launch, str(tmp_path)], capture_output=True, text=True, check=False)
     orphan = int(said.stdout)
-    assert room._alive(orphan)
+    assert room._is_alive(orphan)
     with RedisServer(Settings(data_dir=tmp_path)) as server:
         assert server.process is not None
         deadline = time.monotonic() + 5
-        while room._alive(orphan) and Path(f"/proc/{orphan}/exe").exists() and time.monotonic() < deadline:
+        while room._is_alive(orphan) and Path(f"/proc/{orphan}/exe").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not Path(f"/proc/{orphan}/cmdline").exists() or not Path(f"/proc/{orphan}/cmdline").read_bytes()
 

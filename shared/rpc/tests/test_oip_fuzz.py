@@ -68,7 +68,7 @@ def test_random_requests_raise_only_errors_of_ours(request: Any, raw: bytes, bin
 
 def _again(call: InferCall) -> tuple[bytes, int | None]:
     body = oip_json.encode_request(call)
-    return body.joined(), body.header_length
+    return body.join(), body.header_length
 
 
 @given(st.binary(max_size=200))

@@ -55,7 +55,7 @@ def test_answer_to_an_http_body_decodes_back(case: dict[str, Any]) -> None:
     body = oip_json.encode_answer(answer(call, {"out": call.feeds["in"]}, "7"), call)
 
     assert (body.header_length is not None) is case["binary"]
-    back = oip_json.decode_answer(body.joined(), body.header_length)
+    back = oip_json.decode_answer(body.join(), body.header_length)
     assert (back.model, back.version, back.id) == ("m", "7", "r1")
     np.testing.assert_array_equal(back.outputs["out"], stated(case), strict=True)
 
@@ -63,7 +63,7 @@ def test_answer_to_an_http_body_decodes_back(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", HTTP, ids=named)
 def test_our_own_client_says_what_tritonclient_says(case: dict[str, Any]) -> None:
     body = oip_json.encode_request(decode(case), binary=case["binary"])
-    text = body.joined()[: body.header_length]
+    text = body.join()[: body.header_length]
 
     assert json.loads(text) == case["header"]
     assert b"".join(body.parts[1:]) == base64.b64decode(case["body_b64"])[case["header_length"] or 10**6 :]
@@ -106,4 +106,4 @@ def test_bf16_and_odd_bytes_are_ours_to_handle_where_the_client_refuses_them() -
 
     call = InferCall("m", {"in": np.array([0.5, -2], ml_dtypes.bfloat16)}, wanted={"out": False})
     body = oip_json.encode_request(call, binary=False)
-    assert oip_json.decode_request("m", "", body.joined()).feeds["in"].tolist() == [0.5, -2]
+    assert oip_json.decode_request("m", "", body.join()).feeds["in"].tolist() == [0.5, -2]

@@ -147,12 +147,12 @@ def test_outputs_travel_as_they_are_asked_for() -> None:
     results = {"b": np.float32([1]), "a": np.float32([2]), "unwanted": np.float32([3])}
     body = oip_json.encode_answer(answer(call, results, "1"), call)
 
-    head = json.loads(body.joined()[: body.header_length])
+    head = json.loads(body.join()[: body.header_length])
     assert [(o["name"], "data" in o, "parameters" in o) for o in head["outputs"]] == [
         ("a", True, False),
         ("b", False, True),
     ]
-    assert list(oip_json.decode_answer(body.joined(), body.header_length).outputs) == ["a", "b"]
+    assert list(oip_json.decode_answer(body.join(), body.header_length).outputs) == ["a", "b"]
 
 
 def test_all_outputs_come_when_none_is_named_and_as_json_unless_asked_otherwise() -> None:
@@ -160,7 +160,7 @@ def test_all_outputs_come_when_none_is_named_and_as_json_unless_asked_otherwise(
     body = oip_json.encode_answer(answer(call, {"a": np.float32([2]), "b": np.array([b"t"], object)}, "1"), call)
 
     assert body.header_length is None
-    assert [o["data"] for o in json.loads(body.joined())["outputs"]] == [[2.0], ["t"]]
+    assert [o["data"] for o in json.loads(body.join())["outputs"]] == [[2.0], ["t"]]
 
 
 def test_an_unknown_output_is_refused_with_the_known_ones() -> None:
@@ -187,7 +187,7 @@ def test_an_answer_keeps_nan_for_the_client() -> None:
     call = InferCall("m", {}, binary=True)
     body = oip_json.encode_answer(InferAnswer("m", "1", {"y": np.float32([np.nan])}), call)
 
-    assert np.isnan(oip_json.decode_answer(body.joined(), body.header_length).outputs["y"]).all()
+    assert np.isnan(oip_json.decode_answer(body.join(), body.header_length).outputs["y"]).all()
 
 
 # Protobuf.

@@ -58,7 +58,7 @@ async def respond(request: Request, body: EncodedBody) -> Response:
         return Response(content, headers=headers, media_type=media_type)
     if sum(map(len, body.parts)) > _JOIN:
         return _InParts(body.parts, headers, media_type)
-    return Response(body.joined(), headers=headers, media_type=media_type)
+    return Response(body.join(), headers=headers, media_type=media_type)
 
 
 class _InParts(Response):
@@ -95,7 +95,7 @@ def _inflate(data: bytes, coding: str, limit: int) -> bytes:
 
 
 def _deflate(body: EncodedBody, coding: str) -> bytes:
-    data = body.joined()
+    data = body.join()
     return gzip.compress(data, _LEVEL, mtime=0) if coding == "gzip" else zlib.compress(data, _LEVEL)
 
 

@@ -36,7 +36,7 @@ class Ticket:
         """Remember."""
         self.told.append((fraction, note))
 
-    async def cancelled(self) -> None:
+    async def wait_until_cancelled(self) -> None:
         """Wait for the test."""
         await self.stop.wait()
 

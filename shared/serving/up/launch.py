@@ -85,7 +85,7 @@ class _Product:
         except FoveaError as error:
             self._say(f"[red]Can't start.[/] {escape(_sentence(error))}")
             return 1
-        self._say(f"Redis [green]ready[/]: {escape(server.safe_url)}, {server.found.kind}")
+        self._say(f"Redis [green]ready[/]: {escape(server.safe_url)}, {server.source.kind}")
         try:
             return await self._with(server, over, once=once)
         finally:

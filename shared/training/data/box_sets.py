@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shared.errors import InvalidOption, NotFound
-from shared.training.data.survey import Problem, unreadable
+from shared.training.data.survey import FileProblem, unreadable
 
-__all__ = ["BoxSet", "checked", "find_boxes", "mask_boxes"]
+__all__ = ["BoxSet", "check_boxes", "find_boxes", "mask_boxes"]
 
 Rows = NDArray[np.float32]
 """(m, 5): class, x1, y1, x2, y2 in pixels of the picture."""
@@ -91,7 +91,7 @@ def find_boxes(folder: Path, names: Sequence[str] = (), grow: int = 10) -> BoxSe
     )
 
 
-def checked(found: BoxSet) -> tuple[BoxSet, list[Problem], list[tuple[int, int]]]:
+def check_boxes(found: BoxSet) -> tuple[BoxSet, list[FileProblem], list[tuple[int, int]]]:
     """The pictures that can be read with boxes cut to them; what was wrong; and sizes (height, width)."""
     problems = unreadable(found.pictures)
     bad, stay, rows, sizes = {each.path for each in problems}, [], [], []
@@ -102,9 +102,9 @@ def checked(found: BoxSet) -> tuple[BoxSet, list[Problem], list[tuple[int, int]]
             width, height = picture.size
         cut, wrong = _cut(found.rows[index], width, height)
         if wrong:
-            problems.append(Problem(path, "has labels outside of the picture or without an area, cut", f"{wrong}"))
+            problems.append(FileProblem(path, "has labels outside of the picture or without an area, cut", f"{wrong}"))
         if not len(found.rows[index]):
-            problems.append(Problem(path, "has no label: taken as a picture of nothing"))
+            problems.append(FileProblem(path, "has no label: taken as a picture of nothing"))
         stay.append(path)
         rows.append(cut)
         sizes.append((height, width))

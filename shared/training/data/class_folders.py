@@ -17,7 +17,7 @@ from PIL import Image
 
 from shared.errors import NotFound
 from shared.training.data.splits import HELD_OUT, TRAIN
-from shared.training.data.survey import Problem, unreadable
+from shared.training.data.survey import FileProblem, unreadable
 
 __all__ = ["ClassSet", "find_classes"]
 
@@ -63,7 +63,7 @@ class ClassSet:
         return [_read(path, shorter) for path in self.pictures]
 
 
-def find_classes(folder: Path) -> tuple[ClassSet, list[Problem]]:
+def find_classes(folder: Path) -> tuple[ClassSet, list[FileProblem]]:
     """All pictures with the class of the folder that they are in, and those that can't be read.
 
     Args:

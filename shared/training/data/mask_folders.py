@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shared.errors import NotFound
-from shared.training.data.survey import Problem
+from shared.training.data.survey import FileProblem
 
 __all__ = ["MaskSet", "find_masks", "read_mask"]
 
@@ -66,7 +66,7 @@ class MaskSet:
         return np.stack(pictures), np.stack([_squashed(Image.fromarray(read_mask(path)), side) for path in self.masks])
 
 
-def find_masks(folder: Path) -> tuple[MaskSet, list[Problem]]:
+def find_masks(folder: Path) -> tuple[MaskSet, list[FileProblem]]:
     """The pairs below a folder, and the pictures that have no mask.
 
     Raises:
@@ -79,7 +79,7 @@ def find_masks(folder: Path) -> tuple[MaskSet, list[Problem]]:
     if not pairs:
         hint = "Give a folder that holds images/ and masks/, or train/ and validation/ with both."
         raise NotFound(f"There are no pictures with masks in {folder}.", hint=hint)
-    lonely = [Problem(path, "has no mask, left out") for path in pictures if _place(path, folder) not in masks]
+    lonely = [FileProblem(path, "has no mask, left out") for path in pictures if _place(path, folder) not in masks]
     first, second = zip(*pairs, strict=True)
     return MaskSet(first, second), lonely
 

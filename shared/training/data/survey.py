@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["Problem", "Survey", "fingerprint", "near_copies", "unreadable"]
+__all__ = ["FileProblem", "Survey", "fingerprint", "near_copies", "unreadable"]
 
 BITS = 6
 """Of 64: fingerprints that differ in no more bits are of near copies."""
@@ -25,7 +25,7 @@ SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class FileProblem:
     """Something wrong with one file.
 
     Attributes:
@@ -56,7 +56,7 @@ class Survey:
     held_out: int
     classes: Mapping[str, int] = field(default_factory=dict)
     sizes: Sequence[tuple[int, int]] = ()
-    problems: Sequence[Problem] = ()
+    problems: Sequence[FileProblem] = ()
     copies: Sequence[tuple[Path, Path]] = ()
 
     def lines(self) -> Iterator[str]:
@@ -82,7 +82,7 @@ class Survey:
             )
 
 
-def unreadable(paths: Sequence[Path]) -> list[Problem]:
+def unreadable(paths: Sequence[Path]) -> list[FileProblem]:
     """Pictures that can't be decoded whole."""
     found = []
     for path in paths:
@@ -90,7 +90,7 @@ def unreadable(paths: Sequence[Path]) -> list[Problem]:
             with Image.open(path) as picture:
                 picture.load()
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            found.append(Problem(path, "can't be read, left out", str(error).partition(":")[0][:80]))
+            found.append(FileProblem(path, "can't be read, left out", str(error).partition(":")[0][:80]))
     return found
 
 
@@ -119,7 +119,7 @@ def _prints(paths: Sequence[Path]) -> NDArray[np.uint64]:
     return np.array([fingerprint(path) for path in paths], np.uint64)
 
 
-def _by_kind(problems: Sequence[Problem]) -> dict[str, list[Problem]]:
+def _by_kind(problems: Sequence[FileProblem]) -> dict[str, list[FileProblem]]:
     kinds = Counter(each.kind for each in problems)
     return {kind: [each for each in problems if each.kind == kind] for kind, _ in kinds.most_common()}
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from shared.errors import InvalidOption, NotFound
-from shared.training.data.box_sets import checked, find_boxes, mask_boxes
+from shared.training.data.box_sets import check_boxes, find_boxes, mask_boxes
 from shared.training.data.class_folders import find_classes
 from shared.training.data.mask_folders import find_masks, read_mask
 from shared.training.data.splits import group_of, held_out
@@ -100,7 +100,7 @@ def test_boxes_outside_and_broken_files_are_named(pictures: Path) -> None:
     text = (pictures / "a.xml").read_text().replace("<xmax>50", "<xmax>500")
     (pictures / "a.xml").write_text(text)
     (pictures / "b.png").write_bytes((pictures / "b.png").read_bytes()[:200])
-    found, problems, sizes = checked(find_boxes(pictures))
+    found, problems, sizes = check_boxes(find_boxes(pictures))
     assert [path.stem for path in found.pictures] == ["a"]
     assert found.rows[0][0].tolist() == [0, 10, 20, 100, 60]
     assert sizes == [(80, 100)]

@@ -227,14 +227,14 @@ async def test_the_sweep_removes_blobs_without_a_job_and_workers_long_gone(
         (blobs / name).mkdir(exist_ok=True)
         os.utime(blobs / name, (time.time() - age,) * 2)
     await other.renew({})
-    row = await queue._link.client.hget(redis_keys.key("workers", "svc"), other.consumer)
+    row = await queue._redis.client.hget(redis_keys.key("workers", "svc"), other.consumer)
     old = worker_heartbeat.Worker.model_validate_json(row).model_copy(
         update={"seen": time.time() - 2 * worker_heartbeat.FORGET_S}
     )
-    await queue._link.client.hset(redis_keys.key("workers", "svc"), other.consumer, old.model_dump_json())
+    await queue._redis.client.hset(redis_keys.key("workers", "svc"), other.consumer, old.model_dump_json())
     await inbox.sweep_orphans()
     assert {path.name for path in blobs.iterdir()} == {"1" * 32, kept.id}
-    assert not await queue._link.client.hexists(redis_keys.key("workers", "svc"), other.consumer)
+    assert not await queue._redis.client.hexists(redis_keys.key("workers", "svc"), other.consumer)
 
 
 async def test_a_lost_body_is_a_fault_that_says_why(

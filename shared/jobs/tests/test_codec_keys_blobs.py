@@ -70,12 +70,12 @@ def test_a_fingerprint_tells_different_requests_apart(change: dict[str, object])
     ],
 )
 def test_every_outcome_has_a_status(outcome: Result | BaseException, status: int) -> None:
-    assert codec.status_of(outcome) == status
+    assert codec.get_status(outcome) == status
 
 
 def test_a_problem_is_kept_as_it_was_answered() -> None:
     said = {"title": "Too large", "status": 413, "detail": "Big.", "code": "too_large", "limit": 5}
-    assert json.loads(codec.problem_json(Result(413, "", json.dumps(said).encode()))) == said
+    assert json.loads(codec.encode_problem(Result(413, "", json.dumps(said).encode()))) == said
 
 
 @given(
@@ -86,14 +86,14 @@ def test_a_problem_is_kept_as_it_was_answered() -> None:
     ).map(lambda body: json.dumps(body).encode())
 )
 def test_any_error_body_makes_a_problem(body: bytes) -> None:
-    problem = json.loads(codec.problem_json(Result(404, "text/plain", body)))
+    problem = json.loads(codec.encode_problem(Result(404, "text/plain", body)))
     assert (problem["status"], problem["code"]) == (404, NotFound("").code)
     assert problem["detail"]
 
 
 def test_the_words_of_our_own_failures_are_not_shown() -> None:
-    assert "secret" not in codec.problem_json(ValueError("secret"))
-    assert json.loads(codec.problem_json(TooLarge("Big.", hint="Shrink it.")))["hint"] == "Shrink it."
+    assert "secret" not in codec.encode_problem(ValueError("secret"))
+    assert json.loads(codec.encode_problem(TooLarge("Big.", hint="Shrink it.")))["hint"] == "Shrink it."
 
 
 # The link
