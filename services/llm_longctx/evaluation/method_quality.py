@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from services.llm_longctx.engine import CandidateSpec, GenerationRequest, RequestOutput, Sampling
+from services.llm_longctx.engine import CandidateSpec, GenerationRequest, Sampling, TokenCollector
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
 from services.llm_longctx.evaluation.text_corpus import library_prose
@@ -37,7 +37,7 @@ LONGEST_TEXT = 4_000_000
 CHARACTERS = 8
 """Characters per token that are more than enough."""
 
-_Asked = tuple[GenerationRequest, RequestOutput]
+_Asked = tuple[GenerationRequest, TokenCollector]
 """A prompt that was handed in, and its answer so far."""
 
 POLL_S = 0.005
@@ -206,7 +206,7 @@ def _asked(speaker: DecoderAdapter, ids: Sequence[int], spec: NeedleSpec) -> _As
     """A prompt handed in. Its place in the queue is no progress of the whole, so it has no part in the caller's run."""
     engine = speaker.engine
     policy = policy_for(engine, spec.longctx, speaker.plans, len(ids), spec.steps)
-    output = RequestOutput()
+    output = TokenCollector()
     request = GenerationRequest(
         ids,
         [CandidateSpec(Sampling(), output)],
@@ -219,7 +219,7 @@ def _asked(speaker: DecoderAdapter, ids: Sequence[int], spec: NeedleSpec) -> _As
     return request, output
 
 
-def _wait_for(output: RequestOutput, run: CallContext) -> None:
+def _wait_for(output: TokenCollector, run: CallContext) -> None:
     """Wait until an answer is over.
 
     Raises:
