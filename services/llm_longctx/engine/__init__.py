@@ -1,7 +1,7 @@
 """Runs decoders for many requests at once: prefill in chunks, one decode batch a step. Knows token ids, not text."""
 
 from services.llm_longctx.engine.backends import PagedBackend, SequenceBackend, SessionBackend
-from services.llm_longctx.engine.completion import Completion, CompletionUsage, Request, RequestOutput
+from services.llm_longctx.engine.completion import Completion, CompletionUsage, Request, RequestOutput, TokenCollector
 from services.llm_longctx.engine.llm_engine import Engine
 from services.llm_longctx.engine.request import (
     CandidateSpec,
@@ -36,4 +36,5 @@ __all__ = [
     "SessionBackend",
     "SessionSource",
     "TokenCallback",
+    "TokenCollector",
 ]

@@ -16,7 +16,7 @@ from shared.errors import FoveaError, InvalidOption
 from shared.lm.head_plan import HeadPlan
 from shared.registry import CallContext
 
-__all__ = ["Completion", "CompletionUsage", "Request", "RequestOutput"]
+__all__ = ["Completion", "CompletionUsage", "Request", "RequestOutput", "TokenCollector"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,8 @@ class Completion:
 
 
 @dataclass(eq=False, slots=True)
-class RequestOutput:
-    """Gathers the answer to a request; a `TokenCallback`.
+class TokenCollector:
+    """Gathers the tokens of an answer; a `TokenCallback`.
 
     Attributes:
         tokens: Tokens so far, without a stop token.
@@ -104,52 +104,60 @@ class RequestOutput:
         if self.reason is None:
             self.reason, self.produced = reason, produced
 
-    def completion(self, request: GenerationRequest, policy: Policy, backend: str) -> Completion:
-        """The whole answer.
 
-        Args:
-            request: What was asked.
-            policy: The method that served it.
-            backend: Name of the kernels' back end.
+@dataclass(frozen=True, eq=False, slots=True)
+class RequestOutput:
+    """A request in the scheduler's form, and its answer as it is gathered."""
+
+    request: GenerationRequest
+    policy: Policy
+    backend: str
+    collector: TokenCollector
+
+    @classmethod
+    def of(cls, asked: Request, policy: Policy, backend: str) -> RequestOutput:
+        """The output of a request that is yet to be served by a method, on a kernels' back end.
+
+        Raises:
+            InvalidOption: There is no prompt, or a token is unknown.
+        """
+        vocab = policy.config.vocab
+        if not len(asked.ids) or not all(0 <= i < vocab for i in asked.ids):
+            detail = f"A prompt needs tokens below {vocab}."
+            raise InvalidOption(detail, field="ids")
+        collector = TokenCollector()
+        sampling = Sampling(asked.temperature, asked.top_p, asked.top_k, asked.min_p, asked.seed)
+        request = GenerationRequest(
+            [int(i) for i in asked.ids],
+            [CandidateSpec(sampling, collector)],
+            asked.max_tokens,
+            policy=policy,
+            stop_token_ids=asked.ends,
+            priority=asked.priority,
+            run=asked.run or CallContext(),
+        )
+        return cls(request, policy, backend, collector)
+
+    def completion(self) -> Completion:
+        """The whole answer.
 
         Raises:
             FoveaError: It failed.
             RuntimeError: It is not over yet.
         """
-        if self.reason is None:
+        reason = self.collector.reason
+        if reason is None:
             message = "the answer is not over yet"
             raise RuntimeError(message)
-        if isinstance(self.reason, FoveaError):
-            raise self.reason
+        if isinstance(reason, FoveaError):
+            raise reason
         usage = CompletionUsage(
-            prompt_tokens=len(request.prompt_ids),
-            completion_tokens=self.produced,
-            method=policy.method.name,
-            knobs=policy.method.model_dump(mode="json"),
-            backend=backend,
-            kv_ratio=request.stats.kv_ratio,
-            **asdict(request.stats),
+            prompt_tokens=len(self.request.prompt_ids),
+            completion_tokens=self.collector.produced,
+            method=self.policy.method.name,
+            knobs=self.policy.method.model_dump(mode="json"),
+            backend=self.backend,
+            kv_ratio=self.request.stats.kv_ratio,
+            **asdict(self.request.stats),
         )
-        return Completion(self.tokens, usage, self.reason)
-
-
-def to_generation_request(request: Request, policy: Policy, output: RequestOutput) -> GenerationRequest:
-    """The request in the scheduler's form.
-
-    Raises:
-        InvalidOption: There is no prompt, or a token is unknown.
-    """
-    vocab = policy.config.vocab
-    if not len(request.ids) or not all(0 <= i < vocab for i in request.ids):
-        detail = f"A prompt needs tokens below {vocab}."
-        raise InvalidOption(detail, field="ids")
-    sampling = Sampling(request.temperature, request.top_p, request.top_k, request.min_p, request.seed)
-    return GenerationRequest(
-        [int(i) for i in request.ids],
-        [CandidateSpec(sampling, output)],
-        request.max_tokens,
-        policy=policy,
-        stop_token_ids=request.ends,
-        priority=request.priority,
-        run=request.run or CallContext(),
-    )
+        return Completion(self.collector.tokens, usage, reason)

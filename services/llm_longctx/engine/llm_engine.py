@@ -11,12 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from services.llm_longctx.engine.backends.paged import PagedBackend
-from services.llm_longctx.engine.completion import Completion, Request, RequestOutput, to_generation_request
+from services.llm_longctx.engine.completion import Completion, Request, RequestOutput
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.model_runner import ModelRunner
 from services.llm_longctx.engine.open_sequence import OpenSequence
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
-from services.llm_longctx.engine.request import GenerationRequest
 from services.llm_longctx.engine.scheduler import Scheduler
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kv_cache import Entries, PagePool
@@ -74,9 +73,9 @@ class Engine:
                 fits.
             weights_sha256: Digest of the weights, against which plans are checked.
             monitor: Compares a share of the answers with dense attention; None compares none.
-            max_waiting: See `Scheduler`.
-            prefill_tokens: See `Scheduler`.
-            threads: See `Scheduler`.
+            max_waiting: As in `Scheduler`.
+            prefill_tokens: As in `Scheduler`.
+            threads: As in `Scheduler`.
 
         Raises:
             InvalidOption: The method can't work, or a size is not positive.
@@ -108,8 +107,8 @@ class Engine:
             InvalidOption: There is no prompt, a token is unknown, or the method can't work.
             QueueFull: Too many requests wait.
         """
-        output = RequestOutput()
-        self.scheduler.add_request(self._prepare(request, output))
+        output = self._prepare(request)
+        self.scheduler.add_request(output.request)
         return output
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
@@ -118,20 +117,16 @@ class Engine:
         Raises:
             FoveaError: A request can't be served, or one failed; the others were finished.
         """
-        outputs = [RequestOutput() for _ in requests]
-        prepared = [self._prepare(*pair) for pair in zip(requests, outputs, strict=True)]
-        scheduler = Scheduler(self.scheduler.backend, max_waiting=len(prepared))
+        outputs = [self._prepare(request) for request in requests]
+        scheduler = Scheduler(self.scheduler.backend, max_waiting=len(outputs))
         try:
-            for request in prepared:
-                scheduler.add_request(request)
+            for output in outputs:
+                scheduler.add_request(output.request)
             while scheduler.in_flight:
                 scheduler.step()
         finally:
             scheduler.close()
-        return [
-            output.completion(request, request.policy or self.policy, self.backend)
-            for request, output in zip(prepared, outputs, strict=True)
-        ]
+        return [output.completion() for output in outputs]
 
     # By hand.
 
@@ -183,9 +178,8 @@ class Engine:
         if method is None and plan is None:
             return self.policy
         wanted = self.policy.method if method is None else method
-        return Policy.of(
-            self.model.config, wanted, self.policy.plan if plan is None else plan, self.runner.weights_sha256
-        )
+        plan = self.policy.plan if plan is None else plan
+        return Policy.of(self.model.config, wanted, plan, self.runner.weights_sha256)
 
     def kv_bytes(self) -> int:
         """Bytes of all pages that open sequences hold; shared ones count once."""
@@ -207,5 +201,5 @@ class Engine:
             raise InvalidOption(detail)
         return self._default
 
-    def _prepare(self, request: Request, output: RequestOutput) -> GenerationRequest:
-        return to_generation_request(request, self.policy_of(request.method, request.plan), output)
+    def _prepare(self, request: Request) -> RequestOutput:
+        return RequestOutput.of(request, self.policy_of(request.method, request.plan), self.backend)

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from services.llm_longctx.engine import CandidateSpec, GenerationRequest, RequestOutput, Sampling
+from services.llm_longctx.engine import CandidateSpec, GenerationRequest, Sampling, TokenCollector
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
 from services.llm_longctx.evaluation.text_corpus import load_library_prose
@@ -37,7 +37,7 @@ MAX_TEXT_CHARS = 4_000_000
 CHARS_PER_TOKEN = 8
 """More characters than a token has on average."""
 
-_Pending = tuple[GenerationRequest, RequestOutput]
+_Pending = tuple[GenerationRequest, TokenCollector]
 """A submitted request, and its answer so far."""
 
 POLL_S = 0.005
@@ -206,7 +206,7 @@ def _submit(adapter: DecoderAdapter, ids: Sequence[int], spec: NeedleRequest) ->
     """Submit a prompt. It has a context of its own: its place in the queue is no progress of the whole evaluation."""
     engine = adapter.engine
     policy = select_policy(engine, spec.longctx, adapter.plans, len(ids), spec.steps)
-    output = RequestOutput()
+    output = TokenCollector()
     request = GenerationRequest(
         ids,
         [CandidateSpec(Sampling(), output)],
@@ -219,7 +219,7 @@ def _submit(adapter: DecoderAdapter, ids: Sequence[int], spec: NeedleRequest) ->
     return request, output
 
 
-def _wait_for(output: RequestOutput, run: CallContext) -> None:
+def _wait_for(output: TokenCollector, run: CallContext) -> None:
     """Wait until an answer is over.
 
     Raises:
