@@ -54,11 +54,11 @@ class Gateway:
         self.asked = []
 
     @contextlib.asynccontextmanager
-    async def aclient(self):
+    async def open_async(self):
         """Itself."""
         yield self
 
-    async def default(self, task):
+    async def default_model(self, task):
         """A model of that task."""
         return f"default-{task}"
 
@@ -80,7 +80,7 @@ class Gateway:
 @pytest.fixture
 def gateway(monkeypatch):
     made = Gateway()
-    monkeypatch.setattr(verb, "Session", lambda *_: made)
+    monkeypatch.setattr(verb, "Connection", lambda *_: made)
     return made
 
 

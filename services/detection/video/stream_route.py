@@ -70,7 +70,6 @@ async def detect_stream(request: Request) -> Response:
     media = choose(request.headers.get("accept"), [NDJSON, FILM])
     bounds = DecodeBounds(bytes=host.settings.max_body_bytes, pixels=host.settings.max_pixels)
     split = splitter(request.headers.get("content-type", ""), bounds)
-    request.scope["fovea.endless"] = True
     run: CallContext = request.scope["fovea.run"]
     source = _counted(answers(_told(request, split), split, options, _detector(host, name, run)), split, run, name)
     first = await _first(source)

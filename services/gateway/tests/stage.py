@@ -194,7 +194,7 @@ def _quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def _served(made: uvicorn.Server) -> Iterator[str]:
     """Serve in a thread; gives the base URL."""
-    thread = threading.Thread(replica=made.run, daemon=True)
+    thread = threading.Thread(target=made.run, daemon=True)
     thread.start()
     until = time.monotonic() + 20
     while not made.started:

@@ -98,7 +98,9 @@ def test_these_headers_stay_behind(name: bytes) -> None:
 
 
 def test_headers_that_connection_names_stay_behind() -> None:
-    passed = build_request_headers(make_context([(b"connection", b"close, X-Secret"), (b"x-secret", b"1"), (b"x-kept", b"1")]))
+    passed = build_request_headers(
+        make_context([(b"connection", b"close, X-Secret"), (b"x-secret", b"1"), (b"x-kept", b"1")])
+    )
     assert ("x-secret" in passed, "x-kept" in passed) == (False, True)
 
 
