@@ -1,4 +1,4 @@
-"""The asynchronous client: `Client`, deed for deed, for asyncio. What calls say and mean is `surface`'s."""
+"""Asynchronous client: `Client`, method for method, for asyncio."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class AsyncClient:
         *,
         key: str | None = None,
         timeout: float = 300.0,
-        patience: RetryPolicy | None = None,
+        retry_policy: RetryPolicy | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self.url = url
         self.jobs = AsyncJobs(self)
-        self._patience = patience or RetryPolicy()
-        self._http = httpx2.AsyncClient(**Address(url, key, timeout).options(), transport=transport)
+        self._retry_policy = retry_policy or RetryPolicy()
+        self._http = httpx2.AsyncClient(**Address(url, key, timeout).client_options(), transport=transport)
 
     async def __aenter__(self) -> Self:
         return self
@@ -54,7 +54,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close the connections."""
         await self._http.aclose()
 
     async def models(self, task: str | None = None) -> list[ModelEntry]:
@@ -76,20 +76,20 @@ class AsyncClient:
         return await self.send(endpoints.segment(image, model, options))
 
     async def chat(
-        self, said: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
+        self, messages: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
     ) -> ChatAnswer:
         """See `Client.chat`."""
-        return await self.send(endpoints.chat(build_messages(said, system), model, options))
+        return await self.send(endpoints.chat(build_messages(messages, system), model, options))
 
     async def chat_stream(
-        self, said: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
+        self, messages: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
     ) -> AsyncIterator[ChatPiece]:
         """See `Client.chat_stream`; use it with `async for`."""
-        async for piece in self.stream(endpoints.chat_stream(build_messages(said, system), model, options)):
+        async for piece in self.stream(endpoints.chat_stream(build_messages(messages, system), model, options)):
             yield piece
 
-    async def default(self, task: str) -> str:
-        """See `Client.default`."""
+    async def default_model(self, task: str) -> str:
+        """See `Client.default_model`."""
         return endpoints.pick_default_model(task, await self.models())
 
     async def run(
@@ -101,30 +101,32 @@ class AsyncClient:
         accept: str | None = None,
     ) -> Any:
         """See `Client.run`."""
-        found = await self.send(endpoints.allow_job(endpoints.task(task, options or {}, pictures or {}, accept=accept)))
-        if not isinstance(found, Job):
-            return found
-        result = await self.jobs.result((await self.jobs.wait(found.id)).id)
+        answer = await self.send(
+            endpoints.allow_job(endpoints.task(task, options or {}, pictures or {}, accept=accept))
+        )
+        if not isinstance(answer, Job):
+            return answer
+        result = await self.jobs.result((await self.jobs.wait(answer.id)).id)
         return result.json() if accept in {None, "application/json"} else result.content
 
     async def send(self, call: Call[Answer]) -> Answer:
-        """Carry out a call of `surface`."""
+        """Send a call of `fovea.endpoints` and parse its answer."""
         with translate_errors(self.url):
-            response = await self._patient(call, stream=False)
-        return call.answer(response)
+            response = await self._send_with_retries(call, stream=False)
+        return call.parse(response)
 
     async def stream(self, stream: StreamCall[Item]) -> AsyncIterator[Item]:
-        """Carry out a call that is answered by events; closing the iterator hangs up."""
+        """Send a call that is answered by events; closing the iterator closes the connection."""
         with translate_errors(self.url):
-            async with self._opened(stream.call) as response:
+            async with self._open_stream(stream.call) as response:
                 async for event in httpx2.EventSource(response):
-                    if stream.ends(event):
+                    if stream.is_end(event):
                         return
-                    yield stream.item(event)
+                    yield stream.parse_event(event)
 
     @asynccontextmanager
-    async def _opened(self, call: Call[Any]) -> AsyncIterator[httpx2.Response]:
-        response = await self._patient(call, stream=True)
+    async def _open_stream(self, call: Call[Any]) -> AsyncIterator[httpx2.Response]:
+        response = await self._send_with_retries(call, stream=True)
         try:
             if response.is_error:
                 await response.aread()
@@ -133,11 +135,11 @@ class AsyncClient:
         finally:
             await response.aclose()
 
-    async def _patient(self, call: Call[Any], *, stream: bool) -> httpx2.Response:
+    async def _send_with_retries(self, call: Call[Any], *, stream: bool) -> httpx2.Response:
         attempt = 1
         while True:
-            response = await self._http.send(call.request(self._http), stream=stream)
-            wait = self._patience.wait(attempt, response)
+            response = await self._http.send(call.build_request(self._http), stream=stream)
+            wait = self._retry_policy.wait_s(attempt, response)
             if wait is None:
                 return response
             await response.aclose()
@@ -146,7 +148,7 @@ class AsyncClient:
 
 
 class AsyncJobs:
-    """Requests that are answered later. Reached as `client.jobs`; deed for deed what `Jobs` has."""
+    """Queued requests; available as `client.jobs`, with the methods of `Jobs`."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
@@ -185,15 +187,15 @@ class AsyncJobs:
         self,
         job_id: str,
         *,
-        timeout: float | None = None,  # noqa: ASYNC109  # the job goes on, so this is no cancellation
+        timeout: float | None = None,  # noqa: ASYNC109  # the job goes on, so this is not a cancellation
         on_change: Callable[[Job], None] | None = None,
     ) -> Job:
         """See `Jobs.wait`."""
-        pause, watch = iterate_pauses(timeout), JobWatcher(on_change)
+        pauses, watcher = iterate_pauses(timeout), JobWatcher(on_change)
         while True:
-            if watch.finished(job := await self.get(job_id)):
+            if watcher.update(job := await self.get(job_id)):
                 return job
-            await asyncio.sleep(next(pause))
+            await asyncio.sleep(next(pauses))
 
     async def result(self, job_id: str) -> JobResult:
         """See `Jobs.result`."""

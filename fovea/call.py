@@ -1,6 +1,6 @@
-"""One call to the gateway as data: what is sent, and how its answer is read. Knows no socket, no thread and no loop.
+"""Calls to the gateway as data: what is sent, and how the answer is parsed. Opens no socket, thread or event loop.
 
-`Client` and `AsyncClient` both carry out these values, so that neither repeats the other.
+`Client` and `AsyncClient` both send these values, so that neither repeats the other.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Answer]):
-    """A request and the function that turns its response into an answer.
+    """A request and the function that parses its response.
 
     Attributes:
         method: HTTP method.
         path: Path below the gateway's URL.
-        read: Turns a successful response into the answer; raises `ValueError` when it can't.
-        json: Body to be sent as JSON.
-        content: Body to be sent as it is.
-        files: Parts to be sent as multipart: field → (file name, bytes, content type).
+        read: Parses a successful response; raises `ValueError` when it can't.
+        json: Body sent as JSON.
+        content: Body sent as it is.
+        files: Parts sent as multipart: field → (file name, bytes, content type).
         form: Further multipart fields.
         params: Query parameters; `None` values are left out.
-        headers: Headers of this call alone.
+        headers: Headers of this call only.
     """
 
     method: str
@@ -47,8 +47,8 @@ class Call(Generic[Answer]):
     params: Mapping[str, str | int | None] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
 
-    def request(self, client: httpx2.Client | httpx2.AsyncClient) -> httpx2.Request:
-        """The HTTP request, with the client's base URL, key and time-outs."""
+    def build_request(self, client: httpx2.Client | httpx2.AsyncClient) -> httpx2.Request:
+        """Build the HTTP request, with the client's base URL, key and timeouts."""
         return client.build_request(
             self.method,
             self.path,
@@ -60,19 +60,19 @@ class Call(Generic[Answer]):
             headers=self.headers,
         )
 
-    def answer(self, response: httpx2.Response) -> Answer:
-        """The answer of a response that was read whole.
+    def parse(self, response: httpx2.Response) -> Answer:
+        """Parse a response whose body was read.
 
         Raises:
-            FoveaError: The gateway refused, as the class that stands for its problem; `Fault` when the answer makes
-                no sense to this version of the library.
+            FoveaError: The gateway answered with an error; `Fault` when this version of the library can't read the
+                answer.
         """
         if response.is_error:
             raise parse_error(response)
         try:
             return self.read(response)
         except ValueError as error:
-            raise _unreadable(f"{self.method} {self.path}") from error
+            raise _build_unreadable(f"{self.method} {self.path}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +81,28 @@ class StreamCall(Generic[Item]):
 
     Attributes:
         call: The request; its own `read` is not used.
-        read: Turns the data of one event into an item; raises `ValueError` when it can't.
+        read: Parses the data of one event; raises `ValueError` when it can't.
     """
 
     call: Call[Any]
     read: Callable[[str], Item]
 
-    def ends(self, event: httpx2.ServerSentEvent) -> bool:
-        """Whether this event only says that no other comes (OpenAI's `[DONE]`)."""
+    def is_end(self, event: httpx2.ServerSentEvent) -> bool:
+        """Whether this event only marks the end of the stream (OpenAI's `[DONE]`)."""
         return event.data == "[DONE]"
 
-    def item(self, event: httpx2.ServerSentEvent) -> Item:
-        """What an event carries.
+    def parse_event(self, event: httpx2.ServerSentEvent) -> Item:
+        """Parse one event.
 
         Raises:
-            FoveaError: It says that the answer broke off.
+            FoveaError: The event says that the answer broke off.
         """
         try:
             if (error := parse_stream_error(json.loads(event.data))) is not None:
                 raise error
             return self.read(event.data)
         except ValueError as error:
-            raise _unreadable(self.call.path) from error
+            raise _build_unreadable(self.call.path) from error
 
 
 def read_json(response: httpx2.Response) -> Any:
@@ -115,8 +115,8 @@ def read_bytes(response: httpx2.Response) -> bytes:
     return response.content
 
 
-def _unreadable(what: str) -> Fault:
+def _build_unreadable(what: str) -> Fault:
     return Fault(
-        f"{what} answered in a form that this library does not read.",
-        hint="Compare the versions of client and gateway.",
+        f"The answer of {what} can't be read by this version of the library.",
+        hint="Compare the versions of the client and the gateway.",
     )

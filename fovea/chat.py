@@ -1,6 +1,6 @@
-"""A conversation as data: what may be asked, and answers whose text is one word away. Sends nothing.
+"""Chat requests and answers as data: messages, options, and answers with a `text` property.
 
-The wire types are `shared.api.text`'s; these add what a caller wants first.
+The wire types are those of `shared.api.text`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["ChatAnswer", "ChatOptions", "ChatPiece", "Messages", "build_messages
 
 
 class ChatOptions(TypedDict, total=False):
-    """Options of a chat request, as `shared.api.text.ChatRequest` describes them; None is the model's own default."""
+    """Options of a chat request, as `shared.api.text.ChatRequest` describes them; None means the model's default."""
 
     max_tokens: int | None
     temperature: float | None
@@ -41,7 +41,7 @@ class ChatAnswer(ChatCompletion):
 
     @property
     def text(self) -> str:
-        """What the model said (its first choice)."""
+        """The text of the first choice."""
         return self.choices[0].message.content
 
 
@@ -50,7 +50,7 @@ class ChatPiece(ChatChunk):
 
     @property
     def text(self) -> str:
-        """What this piece adds to the first choice; empty when it adds nothing."""
+        """The text that this event adds to the first choice; empty when it adds none."""
         return next((choice.delta.content or "" for choice in self.choices if choice.index == 0), "")
 
 
@@ -58,11 +58,15 @@ Messages = str | Sequence[Mapping[str, Any] | ChatMessage]
 """A question, or a conversation as OpenAI's `messages`."""
 
 
-def build_messages(said: Messages, system: str | None = None) -> list[dict[str, Any]]:
-    """A conversation in OpenAI's form, behind a system prompt where there is one."""
-    turns = [{"role": "user", "content": said}] if isinstance(said, str) else [_turn(turn) for turn in said]
+def build_messages(messages: Messages, system: str | None = None) -> list[dict[str, Any]]:
+    """Build OpenAI's `messages` from a question or a conversation, with the system prompt in front."""
+    turns = (
+        [{"role": "user", "content": messages}]
+        if isinstance(messages, str)
+        else [_build_message(turn) for turn in messages]
+    )
     return [{"role": "system", "content": system}, *turns] if system else turns
 
 
-def _turn(turn: Mapping[str, Any] | ChatMessage) -> dict[str, Any]:
+def _build_message(turn: Mapping[str, Any] | ChatMessage) -> dict[str, Any]:
     return turn.model_dump(exclude_none=True) if isinstance(turn, ChatMessage) else dict(turn)

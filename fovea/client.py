@@ -1,4 +1,4 @@
-"""The synchronous client. Carries out `Call`s over httpx2; what they say is `surface`'s."""
+"""Synchronous client: sends the calls of `fovea.endpoints` with httpx2."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Client:
 
     Args:
         url: Scheme, host and port of the gateway.
-        key: API key, where it demands one.
-        timeout: Seconds that one answer may take.
-        patience: How often refusals that ask to come back (429, 503) are tried again.
-        transport: For tests: what carries the requests instead of sockets.
+        key: API key, where the gateway requires one.
+        timeout: Longest wait for one answer, seconds.
+        retry_policy: How often requests that were refused for now (429, 503) are sent again.
+        transport: For tests: replaces the network.
 
     Raises:
-        Malformed: The URL is none.
+        Malformed: The URL is not valid.
 
-    Every method raises the classes of `shared.errors` for what the gateway refuses, and `NotReady` when none answers.
+    Every method raises the classes of `shared.errors` for errors of the gateway, and `NotReady` when none answers.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class Client:
         *,
         key: str | None = None,
         timeout: float = 300.0,
-        patience: RetryPolicy | None = None,
+        retry_policy: RetryPolicy | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         self.url = url
         self.jobs = Jobs(self)
-        self._patience = patience or RetryPolicy()
-        self._http = httpx2.Client(**Address(url, key, timeout).options(), transport=transport)
+        self._retry_policy = retry_policy or RetryPolicy()
+        self._http = httpx2.Client(**Address(url, key, timeout).client_options(), transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -67,19 +67,19 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connections."""
         self._http.close()
 
     def models(self, task: str | None = None) -> list[ModelEntry]:
-        """What is served, or what does one task; the default chat model comes first."""
+        """List the served models, or those of one task; the default chat model comes first."""
         return self.send(endpoints.models(task))
 
     def model(self, name: str) -> ModelCard:
-        """Everything about one model: facts, metrics, limits, tensors and the schema of its requests."""
+        """Get the card of one model: facts, metrics, limits, tensors and the schema of its requests."""
         return self.send(endpoints.model(name))
 
     def example(self, name: str) -> dict[str, Any]:
-        """A request of this model that can be sent as it is; its pictures are base64."""
+        """Get a request of this model that can be sent as it is; its pictures are base64."""
         return self.send(endpoints.example(name))
 
     def segment(self, image: PictureLike, *, model: str | None = None, **options: Unpack[SegmentOptions]) -> SegmentOut:
@@ -88,27 +88,27 @@ class Client:
         Args:
             image: Encoded bytes, a path, or a file opened for reading bytes.
             model: Which model; the gateway's default otherwise.
-            options: As `shared.api.mask.SegmentIn` describes them; `include` chooses the forms of the answer.
+            options: As `shared.api.mask.SegmentIn` describes them; `include` selects the parts of the answer.
         """
         return self.send(endpoints.segment(image, model, options))
 
     def chat(
-        self, said: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
+        self, messages: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
     ) -> ChatAnswer:
-        """Answer a question or a conversation as a whole; `answer.text` is what was said."""
-        return self.send(endpoints.chat(build_messages(said, system), model, options))
+        """Get the whole answer to a question or a conversation; `answer.text` is its text."""
+        return self.send(endpoints.chat(build_messages(messages, system), model, options))
 
     def chat_stream(
-        self, said: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
+        self, messages: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
     ) -> Iterator[ChatPiece]:
-        """Answer piece by piece: `for piece in client.chat_stream("…"): print(piece.text, end="")`."""
-        return self.stream(endpoints.chat_stream(build_messages(said, system), model, options))
+        """Stream an answer: `for piece in client.chat_stream("…"): print(piece.text, end="")`."""
+        return self.stream(endpoints.chat_stream(build_messages(messages, system), model, options))
 
-    def default(self, task: str) -> str:
-        """The model that a task uses when none is named.
+    def default_model(self, task: str) -> str:
+        """Get the model that a task uses when none is named.
 
         Raises:
-            NotFound: No served model does the task.
+            NotFound: No served model does this task.
         """
         return endpoints.pick_default_model(task, self.models())
 
@@ -124,37 +124,37 @@ class Client:
 
         Args:
             task: For example `classify`; `client.models()` lists what there is.
-            options: The request, as its schema says; `model` chooses a model.
+            options: The request, as its schema says; `model` selects a model.
             pictures: Encoded pictures by field; they are sent as they are, not as base64.
-            accept: Another form of the answer, for example `image/png`.
+            accept: Another media type for the answer, for example `image/png`.
 
         Returns:
-            The JSON answer as Python values, or bytes when `accept` asks for another form. Where the service makes a
-            job of it because it takes long, the job is waited for.
+            The JSON answer as Python values, or bytes when `accept` asks for another media type. A request that
+            the service queues as a job, because it takes long, is waited for.
         """
-        found = self.send(endpoints.allow_job(endpoints.task(task, options or {}, pictures or {}, accept=accept)))
-        if not isinstance(found, Job):
-            return found
-        result = self.jobs.result(self.jobs.wait(found.id).id)
+        answer = self.send(endpoints.allow_job(endpoints.task(task, options or {}, pictures or {}, accept=accept)))
+        if not isinstance(answer, Job):
+            return answer
+        result = self.jobs.result(self.jobs.wait(answer.id).id)
         return result.json() if accept in {None, "application/json"} else result.content
 
     def send(self, call: Call[Answer]) -> Answer:
-        """Carry out a call of `surface`."""
+        """Send a call of `fovea.endpoints` and parse its answer."""
         with translate_errors(self.url):
-            response = self._patient(call, stream=False)
-        return call.answer(response)
+            response = self._send_with_retries(call, stream=False)
+        return call.parse(response)
 
     def stream(self, stream: StreamCall[Item]) -> Iterator[Item]:
-        """Carry out a call that is answered by events; closing the iterator hangs up."""
-        with translate_errors(self.url), self._opened(stream.call) as response:
+        """Send a call that is answered by events; closing the iterator closes the connection."""
+        with translate_errors(self.url), self._open_stream(stream.call) as response:
             for event in httpx2.EventSource(response):
-                if stream.ends(event):
+                if stream.is_end(event):
                     return
-                yield stream.item(event)
+                yield stream.parse_event(event)
 
     @contextmanager
-    def _opened(self, call: Call[Any]) -> Iterator[httpx2.Response]:
-        response = self._patient(call, stream=True)
+    def _open_stream(self, call: Call[Any]) -> Iterator[httpx2.Response]:
+        response = self._send_with_retries(call, stream=True)
         try:
             if response.is_error:
                 response.read()
@@ -163,11 +163,11 @@ class Client:
         finally:
             response.close()
 
-    def _patient(self, call: Call[Any], *, stream: bool) -> httpx2.Response:
+    def _send_with_retries(self, call: Call[Any], *, stream: bool) -> httpx2.Response:
         attempt = 1
         while True:
-            response = self._http.send(call.request(self._http), stream=stream)
-            wait = self._patience.wait(attempt, response)
+            response = self._http.send(call.build_request(self._http), stream=stream)
+            wait = self._retry_policy.wait_s(attempt, response)
             if wait is None:
                 return response
             response.close()
@@ -176,7 +176,7 @@ class Client:
 
 
 class Jobs:
-    """Requests that are answered later. Reached as `client.jobs`."""
+    """Queued requests; available as `client.jobs`."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -190,20 +190,20 @@ class Jobs:
         accept: str | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
-        """Queue what `Client.run` would run; the same key twice gives the same job."""
+        """Queue what `Client.run` would run; the same idempotency key gives the same job."""
         call = endpoints.task(task, options or {}, pictures or {}, accept=accept)
         return self._client.send(endpoints.as_job(call, idempotency_key))
 
     def list(self, limit: int = 50, *, dead: bool = False) -> list[Job]:
-        """The caller's jobs, newest first; with `dead` its dead letters."""
+        """List the caller's jobs, newest first; with `dead` only dead letters."""
         return self._client.send(endpoints.jobs(limit, dead=dead))
 
     def get(self, job_id: str) -> Job:
-        """A job as it stands."""
+        """Get the current state of a job."""
         return self._client.send(endpoints.job(job_id))
 
     def events(self, job_id: str) -> Iterator[Job]:
-        """The job now and after every change, ending with its final state; a broken stream is taken up again."""
+        """Follow a job: its state now and after every change, until it is final; a broken stream is resumed."""
         while True:
             for job in self._client.stream(endpoints.job_events(job_id)):
                 yield job
@@ -212,28 +212,28 @@ class Jobs:
             time.sleep(STREAM_RESUME_S)
 
     def wait(self, job_id: str, *, timeout: float | None = None, on_change: Callable[[Job], None] | None = None) -> Job:
-        """Wait for a job's end, whatever that is.
+        """Wait until a job has ended, successfully or not.
 
         Raises:
-            DeadlineExceeded: It is not finished after `timeout` seconds; it goes on running.
+            DeadlineExceeded: It has not ended after `timeout` seconds; it goes on running.
         """
-        pause, watch = iterate_pauses(timeout), JobWatcher(on_change)
+        pauses, watcher = iterate_pauses(timeout), JobWatcher(on_change)
         while True:
-            if watch.finished(job := self.get(job_id)):
+            if watcher.update(job := self.get(job_id)):
                 return job
-            time.sleep(next(pause))
+            time.sleep(next(pauses))
 
     def result(self, job_id: str) -> JobResult:
-        """The answer of a finished job.
+        """Get the answer of a finished job.
 
         Raises:
             Conflict: It is not finished.
-            FoveaError: What the request was answered with, when it failed.
+            FoveaError: The error that the request was answered with.
         """
         return self._client.send(endpoints.result(job_id))
 
     def cancel(self, job_id: str) -> Job:
-        """Cancel, also while running; a finished job is left as it is."""
+        """Cancel a job, also while it runs; a finished job is left as it is."""
         return self._client.send(endpoints.cancel(job_id))
 
     def retry(self, job_id: str) -> Job:

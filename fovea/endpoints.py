@@ -1,6 +1,6 @@
-"""What the gateway offers, one function per deed: each gives a `Call` and sends nothing.
+"""Endpoints of the gateway: one function each, which builds a `Call` and sends nothing.
 
-A domain request goes out as JSON, or as multipart when it carries pictures, so that their bytes are never inflated.
+A task's request is JSON, or multipart when it has pictures, so that they are sent as they are and not as base64.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx2
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from fovea.call import Call, StreamCall, read_bytes, read_json
 from fovea.chat import ChatAnswer, ChatPiece
 from fovea.picture import PictureLike, read_picture
-from fovea.results import JobResult, ModelCard
+from fovea.results import JobResult, MethodCard, ModelCard
 from shared.api.job import Job, JobList
 from shared.api.mask import SegmentOut
-from shared.api.model import ModelEntry, ModelList
+from shared.api.model import ModelEntry, ModelList, sort_tasks
 from shared.errors import NotFound
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "job",
     "job_events",
     "jobs",
+    "methods",
     "model",
     "models",
     "pick_default_model",
@@ -39,16 +40,24 @@ __all__ = [
     "retry",
     "segment",
     "task",
+    "task_path",
 ]
 
 Model = TypeVar("Model", bound=BaseModel)
 
+HTTP_ACCEPTED = 202
+
 _PATHS = {"chat": "/v1/chat/completions", "complete": "/v1/completions"}
-"""Tasks that are served under OpenAI's paths; every other task is at `/v1/<task>`."""
+"""Tasks with a path of OpenAI's; every other task is at `/v1/<task>`."""
+
+
+def task_path(name: str) -> str:
+    """The POST path of a task."""
+    return _PATHS.get(name, f"/v1/{quote(name)}")
 
 
 def models(task: str | None = None) -> Call[list[ModelEntry]]:
-    """List what is served, or what does one task."""
+    """List the served models, or those of one task."""
 
     def read(response: httpx2.Response) -> list[ModelEntry]:
         return ModelList.model_validate_json(response.content).data
@@ -57,34 +66,30 @@ def models(task: str | None = None) -> Call[list[ModelEntry]]:
 
 
 def model(name: str) -> Call[ModelCard]:
-    """Fetch everything about one model."""
+    """Fetch the card of one model."""
     return Call("GET", f"/v1/models/{quote(name)}", parse_as(ModelCard))
 
 
 def example(name: str) -> Call[dict[str, Any]]:
-    """Fetch a request that can be sent as it is."""
+    """Fetch an example request of one model."""
     return Call("GET", f"/v1/models/{quote(name)}/example", read_json)
-
-
-HTTP_ACCEPTED = 202
 
 
 def task(
     name: str, options: Mapping[str, Any], pictures: Mapping[str, PictureLike | None], *, accept: str | None = None
 ) -> Call[Any]:
-    """Run a task: its JSON as Python values, or bytes when `accept` asks for another form."""
-    path = _PATHS.get(name, f"/v1/{quote(name)}")
+    """Run a task: JSON as Python values, or bytes when `accept` asks for another media type."""
     headers = {"accept": accept} if accept else {}
     read = read_json if accept in {None, "application/json"} else read_bytes
-    given = {option: value for option, value in options.items() if value is not None}
+    options = {option: value for option, value in options.items() if value is not None}
     parts = {field: read_picture(source).part for field, source in pictures.items() if source is not None}
     if not parts:
-        return Call("POST", path, read, json=given, headers=headers)
-    return Call("POST", path, read, files=parts, form=_texts(given), headers=headers)
+        return Call("POST", task_path(name), read, json=options, headers=headers)
+    return Call("POST", task_path(name), read, files=parts, form=_build_form(options), headers=headers)
 
 
 def allow_job(call: Call[Any]) -> Call[Any]:
-    """The same call, whose answer may be a `Job`: services queue by themselves what takes long."""
+    """Allow a `Job` as the answer of a call: services queue what takes long."""
 
     def read(response: httpx2.Response) -> Any:
         return (
@@ -100,34 +105,43 @@ def segment(image: PictureLike, model: str | None, options: Mapping[str, Any]) -
 
 
 def chat(messages: Sequence[Mapping[str, Any]], model: str | None, options: Mapping[str, Any]) -> Call[ChatAnswer]:
-    """Answer a conversation as a whole."""
+    """Get the whole answer to a conversation."""
     return replace(task("chat", {"model": model, "messages": messages, **options}, {}), read=parse_as(ChatAnswer))
 
 
 def chat_stream(
     messages: Sequence[Mapping[str, Any]], model: str | None, options: Mapping[str, Any]
 ) -> StreamCall[ChatPiece]:
-    """Answer a conversation piece by piece; the last piece says how many tokens it took."""
+    """Stream the answer to a conversation; the last event has the number of tokens."""
     streaming = {"stream": True, "stream_options": {"include_usage": True}}
     call = task("chat", {"model": model, "messages": messages, **options, **streaming}, {}, accept="text/event-stream")
     return StreamCall(call, ChatPiece.model_validate_json)
 
 
 def pick_default_model(task_name: str, entries: Sequence[ModelEntry]) -> str:
-    """The model that a task uses when none is named: the first that is ready, else the first.
+    """Pick the model that a task uses when none is named: the first that is ready, else the first.
 
     Raises:
-        NotFound: No served model does the task.
+        NotFound: No served model does this task.
     """
-    fitting = [entry for entry in entries if entry.task == task_name]
-    if not fitting:
-        tasks = ", ".join(sorted({entry.task for entry in entries}))
-        raise NotFound(f"No served model does {task_name!r}.", hint=f"Tasks are: {tasks or 'none yet'}.")
-    return next((entry.id for entry in fitting if entry.ready), fitting[0].id)
+    matching = [entry for entry in entries if entry.task == task_name]
+    if not matching:
+        tasks = ", ".join(sort_tasks(entry.task for entry in entries))
+        raise NotFound(f"No served model does {task_name!r}.", hint=f"Tasks: {tasks or 'none yet'}.")
+    return next((entry.id for entry in matching if entry.ready), matching[0].id)
+
+
+def methods() -> Call[list[MethodCard]]:
+    """List the attention methods that a chat may use."""
+
+    def read(response: httpx2.Response) -> list[MethodCard]:
+        return TypeAdapter(list[MethodCard]).validate_json(response.content)
+
+    return Call("GET", "/v1/longctx/methods", read)
 
 
 def as_job(call: Call[Any], idempotency_key: str | None = None) -> Call[Job]:
-    """Turn any POST into one that is answered later."""
+    """Turn any POST into one that is queued as a job."""
     headers = {**call.headers, "prefer": "respond-async"}
     if idempotency_key is not None:
         headers["idempotency-key"] = idempotency_key
@@ -144,33 +158,33 @@ def jobs(limit: int, *, dead: bool = False) -> Call[list[Job]]:
 
 
 def job(job_id: str) -> Call[Job]:
-    """Fetch a job as it stands."""
-    return Call("GET", _job(job_id), parse_as(Job))
+    """Fetch the current state of a job."""
+    return Call("GET", _job_path(job_id), parse_as(Job))
 
 
 def job_events(job_id: str) -> StreamCall[Job]:
-    """Follow a job."""
-    call = Call("GET", f"{_job(job_id)}/events", read_bytes, headers={"accept": "text/event-stream"})
+    """Follow a job, event by event."""
+    call = Call("GET", f"{_job_path(job_id)}/events", read_bytes, headers={"accept": "text/event-stream"})
     return StreamCall(call, Job.model_validate_json)
 
 
 def result(job_id: str) -> Call[JobResult]:
     """Fetch the answer of a finished job."""
-    return Call("GET", f"{_job(job_id)}/result", JobResult.of)
+    return Call("GET", f"{_job_path(job_id)}/result", JobResult.from_response)
 
 
 def cancel(job_id: str) -> Call[Job]:
     """Cancel a job, also while it runs."""
-    return Call("POST", f"{_job(job_id)}/cancel", parse_as(Job))
+    return Call("POST", f"{_job_path(job_id)}/cancel", parse_as(Job))
 
 
 def retry(job_id: str) -> Call[Job]:
     """Queue a failed or cancelled job again."""
-    return Call("POST", f"{_job(job_id)}/retry", parse_as(Job))
+    return Call("POST", f"{_job_path(job_id)}/retry", parse_as(Job))
 
 
 def parse_as(kind: type[Model]) -> Callable[[httpx2.Response], Model]:
-    """A reader of bodies that are a `kind` in JSON."""
+    """Make a parser of JSON bodies of one type."""
 
     def read(response: httpx2.Response) -> Model:
         return kind.model_validate_json(response.content)
@@ -178,10 +192,10 @@ def parse_as(kind: type[Model]) -> Callable[[httpx2.Response], Model]:
     return read
 
 
-def _job(job_id: str) -> str:
+def _job_path(job_id: str) -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}"
 
 
-def _texts(options: Mapping[str, Any]) -> dict[str, str]:
-    """Options as form fields: text as it is, everything else as JSON."""
+def _build_form(options: Mapping[str, Any]) -> dict[str, str]:
+    """Build form fields of options: text as it is, everything else as JSON."""
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}

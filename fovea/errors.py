@@ -1,4 +1,4 @@
-"""Responses and broken connections as exceptions of `shared.errors`. Knows the error forms of all three protocols.
+"""Errors of the client: turns error responses and broken connections into exceptions of `shared.errors`.
 
 A problem (RFC 9457), OpenAI's `{"error": {…}}` and Open Inference's `{"error": "…"}` become the same classes.
 """
@@ -20,16 +20,16 @@ __all__ = ["parse_error", "parse_stream_error", "read_retry_after", "translate_e
 
 
 def parse_error(response: httpx2.Response) -> FoveaError:
-    """The exception that stands for an error response (its body must have been read)."""
-    told = _told(_body(response))
+    """Parse an error response, whose body must have been read, into an exception."""
+    fields = _parse_problem(_parse_body(response))
     error = from_problem(
         Problem(
-            title=_text(told, "title") or response.reason_phrase or "Error",
+            title=_text(fields, "title") or response.reason_phrase or "Error",
             status=response.status_code,
-            detail=_text(told, "detail") or f"The gateway answered {response.status_code} {response.reason_phrase}.",
-            code=_text(told, "code") or "",
-            hint=_text(told, "hint"),
-            field=_text(told, "field"),
+            detail=_text(fields, "detail") or f"The gateway answered {response.status_code} {response.reason_phrase}.",
+            code=_text(fields, "code") or "",
+            hint=_text(fields, "hint"),
+            field=_text(fields, "field"),
         )
     )
     error.retry_after = read_retry_after(response)
@@ -37,22 +37,22 @@ def parse_error(response: httpx2.Response) -> FoveaError:
 
 
 def parse_stream_error(event: Any) -> FoveaError | None:
-    """The exception for an event that says that the rest of the answer will not come; None for any other event."""
+    """Parse an event that says that the answer broke off into an exception; None for any other event."""
     if not isinstance(event, dict) or "choices" in event:
         return None
-    told = event.get("problem") or (event if event.get("error") and "status" not in event else None)
-    if not isinstance(told, dict):
+    body = event.get("problem") or (event if event.get("error") and "status" not in event else None)
+    if not isinstance(body, dict):
         return None
-    told = _told(told)
-    status = told.get("status")
+    fields = _parse_problem(body)
+    status = fields.get("status")
     return from_problem(
         Problem(
             title="The answer broke off",
             status=status if isinstance(status, int) else 500,
-            detail=_text(told, "detail") or "The answer broke off.",
-            code=_text(told, "code") or "",
-            hint=_text(told, "hint"),
-            field=_text(told, "field"),
+            detail=_text(fields, "detail") or "The answer broke off.",
+            code=_text(fields, "code") or "",
+            hint=_text(fields, "hint"),
+            field=_text(fields, "field"),
         )
     )
 
@@ -62,20 +62,22 @@ def translate_errors(url: str) -> Iterator[None]:
     """Turn failures of the connection to `url` into exceptions of `shared.errors`.
 
     Raises:
-        NotReady: Nobody answers there, or the connection broke.
+        NotReady: No gateway answers there, or the connection broke.
         DeadlineExceeded: The answer did not come in time.
-        Malformed: The address is none.
+        Malformed: The address is not valid.
     """
     try:
         yield
     except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-        hint = "Start one with `make run`, or name another with --url."
+        hint = "Start one with `make run`, or give another address with --url."
         raise NotReady(f"No gateway answers at {url}.", hint=hint) from error
     except httpx2.TimeoutException as error:
         hint = "Allow more time, or send the request as a job."
         raise DeadlineExceeded(f"{url} did not answer in time.", hint=hint) from error
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-        raise Malformed(f"{url!r} is no address of a gateway.", hint="It looks like http://127.0.0.1:8080.") from error
+        raise Malformed(
+            f"{url!r} is not the address of a gateway.", hint="Write it like http://127.0.0.1:8080."
+        ) from error
     except httpx2.TransportError as error:
         raise NotReady(
             f"The connection to {url} broke: {str(error) or type(error).__name__}.", hint="Try again."
@@ -83,7 +85,7 @@ def translate_errors(url: str) -> Iterator[None]:
 
 
 def read_retry_after(response: httpx2.Response) -> float | None:
-    """Seconds that the `Retry-After` header asks to wait; both its forms (seconds, date) are read."""
+    """Read the `Retry-After` header in seconds, whether it is a number or a date; None where there is none."""
     value = response.headers.get("retry-after", "").strip()
     try:
         return max(0.0, float(value))
@@ -95,7 +97,7 @@ def read_retry_after(response: httpx2.Response) -> float | None:
         return None
 
 
-def _body(response: httpx2.Response) -> dict[str, Any]:
+def _parse_body(response: httpx2.Response) -> dict[str, Any]:
     try:
         body = response.json()
     except ValueError:
@@ -103,8 +105,8 @@ def _body(response: httpx2.Response) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-def _told(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What an error body says, in the names of a problem."""
+def _parse_problem(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Take the fields of a problem from an error body of any format."""
     inner = body.get("error")
     if isinstance(inner, str):  # Open Inference
         return {"detail": inner}
@@ -115,6 +117,6 @@ def _told(body: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"detail": inner.get("message"), "field": inner.get("param"), "code": inner.get("code")}
 
 
-def _text(told: Mapping[str, Any], name: str) -> str | None:
-    value = told.get(name)
+def _text(fields: Mapping[str, Any], name: str) -> str | None:
+    value = fields.get(name)
     return value if isinstance(value, str) and value else None

@@ -1,7 +1,7 @@
-"""The one number that says most about a model: measured here, beside what its paper reports.
+"""Headline metric of a model card: the number measured here beside the number that its paper reports.
 
 A paper measures on its own data. Where a card lists that under a name of its own (`mean_dice.kvasir` beside our
-`mean_dice`), the two are put together, and each keeps saying what it was measured on. Pure data; draws nothing.
+`mean_dice`), the two are paired, and each keeps the name of its data.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Metric = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class HeadlineMetric:
-    """Two numbers of one kind.
+    """One metric, measured here and published.
 
     Attributes:
         name: What was measured, for example `mean_dice`.
@@ -35,12 +35,12 @@ class HeadlineMetric:
 
 
 def pick_headline(metrics: Sequence[Metric]) -> HeadlineMetric | None:
-    """The headline of a card's metrics: the first with both numbers, else the first there is."""
-    found = [_joined(metric, metrics) for metric in metrics]
+    """Pick the headline of a card's metrics: the first with both numbers, else the first."""
+    found = [_pair_with_paper(metric, metrics) for metric in metrics]
     return next((pair for pair in found if pair.ours is not None and pair.paper is not None), next(iter(found), None))
 
 
-def _joined(metric: Metric, metrics: Sequence[Metric]) -> HeadlineMetric:
+def _pair_with_paper(metric: Metric, metrics: Sequence[Metric]) -> HeadlineMetric:
     name, data, paper = str(metric["name"]), str(metric.get("data", "")), metric.get("paper")
     if paper is not None or metric.get("ours") is None:
         return HeadlineMetric(name, metric.get("ours"), paper, data)

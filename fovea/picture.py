@@ -1,4 +1,4 @@
-"""Pictures as callers have them: bytes, a path, an open file. Knows signatures of formats; decodes nothing."""
+"""Pictures from bytes, a path or an open file, with the media type that their first bytes show. Decodes nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PictureLike = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes
 
 @dataclass(frozen=True, slots=True)
 class EncodedPicture:
-    """An encoded picture with the name and the media type that it is sent under."""
+    """An encoded picture and the file name that it is sent under."""
 
     name: str
     data: bytes
@@ -29,7 +29,7 @@ class EncodedPicture:
 
 
 def read_picture(source: PictureLike) -> EncodedPicture:
-    """Read a picture from wherever the caller has it.
+    """Read a picture from bytes, a path or an open file.
 
     Raises:
         NotFound: There is no such file.
@@ -38,7 +38,7 @@ def read_picture(source: PictureLike) -> EncodedPicture:
     if isinstance(source, bytes | bytearray | memoryview):
         return EncodedPicture("picture", bytes(source))
     if isinstance(source, str | os.PathLike):
-        return _from_path(Path(source))
+        return _read_path(Path(source))
     data = source.read()
     if not isinstance(data, bytes):
         raise UnsupportedMedia("The picture was opened as text.", hint="Open it with mode 'rb'.")
@@ -46,7 +46,7 @@ def read_picture(source: PictureLike) -> EncodedPicture:
 
 
 def detect_media_type(data: bytes) -> str:
-    """The media type that the first bytes show; `application/octet-stream` when they show none."""
+    """Detect the media type from the first bytes; `application/octet-stream` when they show none."""
     signatures = (
         (b"\x89PNG\r\n\x1a\n", "image/png"),
         (b"\xff\xd8\xff", "image/jpeg"),
@@ -59,7 +59,7 @@ def detect_media_type(data: bytes) -> str:
     return next((name for start, name in signatures if data.startswith(start)), "application/octet-stream")
 
 
-def _from_path(path: Path) -> EncodedPicture:
+def _read_path(path: Path) -> EncodedPicture:
     try:
         return EncodedPicture(path.name, path.read_bytes())
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What the clients give back, beside the wire types of `shared.api`. Data with a few conveniences; sends nothing."""
+"""Result types of the clients, beside the wire types of `shared.api`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.api.mask import Form
 from shared.api.model import ModelEntry
 from shared.api.tensors import TensorSpec
 
-__all__ = ["JobResult", "ModelCard", "SegmentOptions"]
+__all__ = ["JobResult", "MethodCard", "ModelCard", "SegmentOptions"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -30,7 +30,7 @@ class SegmentOptions(TypedDict, total=False):
 
 
 class ModelCard(ModelEntry):
-    """Everything about one model; facts that this version does not name ride along as attributes."""
+    """The card of one model; facts that this version does not know are kept as attributes."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -43,20 +43,31 @@ class ModelCard(ModelEntry):
     answer_schema: dict[str, Any] = Field(default_factory=dict)
 
 
+class MethodCard(BaseModel):
+    """One attention method, as `/v1/longctx/methods` describes it."""
+
+    name: str
+    summary: str
+    help: str = ""
+    phases: list[str] = []
+    needs_plan: bool = False
+    knobs: dict[str, Any] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """The answer of a job, byte for byte what the request would have had at once."""
+    """The answer of a job, byte for byte what the request itself would have had."""
 
     content_type: str
     content: bytes
 
     @classmethod
-    def of(cls, response: httpx2.Response) -> JobResult:
-        """The result that a response carries."""
+    def from_response(cls, response: httpx2.Response) -> JobResult:
+        """Take the result from a response."""
         return cls(response.headers.get("content-type", "application/octet-stream"), response.content)
 
     def json(self) -> Any:
-        """The answer as Python values.
+        """Parse the answer as JSON.
 
         Raises:
             ValueError: It is not JSON.
@@ -64,5 +75,5 @@ class JobResult:
         return json.loads(self.content)
 
     def parse(self, kind: type[Model]) -> Model:
-        """The answer as one of the typed answers, for example `SegmentOut`."""
+        """Parse the answer as a type, for example `SegmentOut`."""
         return kind.model_validate_json(self.content)

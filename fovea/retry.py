@@ -1,6 +1,6 @@
-"""When a call is worth sending again, and how long to wait for what. Pure arithmetic: the clients do the sleeping.
+"""Retry policy of the clients, and the waiting for jobs. Pure arithmetic: the clients do the sleeping.
 
-Only 429 and 503 are tried again: both say that nothing was done, so that a second try can do no harm.
+Only 429 and 503 are tried again: both say that nothing was done, so that a second try does no harm.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from shared.errors import DeadlineExceeded
 __all__ = ["STREAM_RESUME_S", "JobWatcher", "RetryPolicy", "iterate_pauses"]
 
 STREAM_RESUME_S = 0.5
-"""Seconds before a broken stream of events is taken up again."""
+"""Seconds before a broken stream of events is resumed."""
 
-_WORTH = frozenset({429, 503})
+_RETRYABLE = frozenset({429, 503})
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how long a client tries.
+    """How often a client sends a request, and how long it waits between.
 
     Attributes:
         tries: Requests in all, the first included.
-        longest: Seconds that one wait may last; a `Retry-After` beyond it is handed to the caller as an error.
-        first: Seconds before the second try when the gateway names none; doubled each time, with jitter.
+        longest: Longest wait, seconds; a longer `Retry-After` becomes an error for the caller.
+        first: Seconds before the second try where there is no `Retry-After`; doubled each time, with jitter.
     """
 
     tries: int = 4
     longest: float = 30.0
     first: float = 0.25
 
-    def wait(self, attempt: int, response: httpx2.Response) -> float | None:
-        """Seconds to wait after try number `attempt` (from 1), or None when its response is final."""
-        if response.status_code not in _WORTH or attempt >= self.tries:
+    def wait_s(self, attempt: int, response: httpx2.Response) -> float | None:
+        """Seconds to wait after try number `attempt` (from 1); None when its response is final."""
+        if response.status_code not in _RETRYABLE or attempt >= self.tries:
             return None
-        asked = read_retry_after(response)
-        if asked is None:
+        retry_after = read_retry_after(response)
+        if retry_after is None:
             return min(self.longest, self.first * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
-        return asked if asked <= self.longest else None
+        return retry_after if retry_after <= self.longest else None
 
 
 def iterate_pauses(timeout: float | None) -> Iterator[float]:
-    """Seconds between two looks at a job: short at first, a second in the long run.
+    """Yield the seconds between two polls of a job: short at first, one second in the long run.
 
     Raises:
         DeadlineExceeded: `timeout` seconds have passed.
@@ -59,18 +59,18 @@ def iterate_pauses(timeout: float | None) -> Iterator[float]:
     while (left := until - time.monotonic()) > 0:
         yield min(pause, left)
         pause = min(1.0, pause * 1.5)
-    raise DeadlineExceeded(f"The job is not finished after {timeout:g} s.", hint="It goes on; look again later.")
+    raise DeadlineExceeded(f"The job has not ended after {timeout:g} s.", hint="It goes on; check again later.")
 
 
 class JobWatcher:
-    """Tells a listener about a job, once per change."""
+    """Calls a listener once for each change of a job."""
 
     def __init__(self, listener: Callable[[Job], None] | None) -> None:
         self._listener = listener
         self._last: Job | None = None
 
-    def finished(self, job: Job) -> bool:
-        """Whether the job has ended; the listener hears of it when it has changed."""
+    def update(self, job: Job) -> bool:
+        """Take the newest state of the job; returns whether it has ended."""
         if self._listener is not None and job != self._last:
             self._listener(job)
         self._last = job

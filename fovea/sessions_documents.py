@@ -1,6 +1,6 @@
-"""What models keep between requests, one function per deed: sessions with a memory, and documents that are read once.
+"""Endpoints of sessions (a model's memory of a conversation) and documents (texts that a model reads once).
 
-Each gives a `Call` for `Client.send`; `chat(…, session_id=…)` and `chat(…, document_id=…)` go on from them.
+Each function builds a `Call` for `Client.send`; `chat(…, session_id=…)` and `chat(…, document_id=…)` use them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def open_session(model: str | None = None) -> Call[Session]:
-    """Open a session that remembers nothing yet."""
+    """Open an empty session."""
     return Call("POST", "/v1/sessions", parse_as(Session), json={} if model is None else {"model": model})
 
 
@@ -43,47 +43,47 @@ def sessions(limit: int = 100, after: str | None = None) -> Call[SessionList]:
 
 
 def session(name: str) -> Call[Session]:
-    """Fetch what is known of a session."""
-    return Call("GET", _session(name), parse_as(Session))
+    """Fetch the state of a session."""
+    return Call("GET", _session_path(name), parse_as(Session))
 
 
 def delete_session(name: str) -> Call[Deleted]:
-    """Forget a session, its versions and its answers."""
-    return Call("DELETE", _session(name), parse_as(Deleted))
+    """Delete a session with its versions and its answers."""
+    return Call("DELETE", _session_path(name), parse_as(Deleted))
 
 
 def fork(name: str) -> Call[Session]:
-    """Open a session that goes on from another's memory."""
-    return Call("POST", f"{_session(name)}/fork", parse_as(Session))
+    """Fork a session: open a new one with a copy of its memory."""
+    return Call("POST", f"{_session_path(name)}/fork", parse_as(Session))
 
 
 def rollback(name: str, version: int) -> Call[Session]:
-    """Go back to an earlier version, which becomes the newest."""
-    return Call("POST", f"{_session(name)}/rollback", parse_as(Session), json={"version": version})
+    """Roll a session back to an earlier version, which becomes the newest."""
+    return Call("POST", f"{_session_path(name)}/rollback", parse_as(Session), json={"version": version})
 
 
 def export_state(name: str) -> Call[bytes]:
-    """Fetch what a session remembers, as bytes."""
-    return Call("GET", f"{_session(name)}/export", read_bytes)
+    """Export a session's memory as bytes."""
+    return Call("GET", f"{_session_path(name)}/export", read_bytes)
 
 
 def import_state(name: str, state: bytes) -> Call[Session]:
-    """Let a session go on from exported bytes."""
+    """Import exported bytes as a session's memory."""
     headers = {"content-type": "application/octet-stream"}
-    return Call("POST", f"{_session(name)}/import", parse_as(Session), content=state, headers=headers)
+    return Call("POST", f"{_session_path(name)}/import", parse_as(Session), content=state, headers=headers)
 
 
 def surprise(name: str, version: int | None = None) -> Call[SurpriseTrace]:
-    """Fetch what the request behind a version did to the memory, token by token."""
-    return Call("GET", f"{_session(name)}/surprise", parse_as(SurpriseTrace), params={"version": version})
+    """Fetch how much each token of a version's request surprised the model and changed its memory."""
+    return Call("GET", f"{_session_path(name)}/surprise", parse_as(SurpriseTrace), params={"version": version})
 
 
 def store_document(
     text: str, *, model: str | None = None, name: str | None = None, longctx: Mapping[str, Any] | None = None
 ) -> Call[DocumentInfo]:
-    """Have a text read once."""
-    given = {"text": text, "model": model, "name": name, "longctx": longctx}
-    body = {field: value for field, value in given.items() if value is not None}
+    """Store a text, which the model reads once."""
+    fields = {"text": text, "model": model, "name": name, "longctx": longctx}
+    body = {field: value for field, value in fields.items() if value is not None}
     return Call("POST", "/v1/documents", parse_as(DocumentInfo), json=body)
 
 
@@ -98,17 +98,17 @@ def documents(limit: int = 100) -> Call[list[DocumentInfo]]:
 
 def document(name: str) -> Call[DocumentText]:
     """Fetch a document with its text."""
-    return Call("GET", _document(name), parse_as(DocumentText))
+    return Call("GET", _document_path(name), parse_as(DocumentText))
 
 
 def delete_document(name: str) -> Call[Deleted]:
-    """Forget a document."""
-    return Call("DELETE", _document(name), parse_as(Deleted))
+    """Delete a document."""
+    return Call("DELETE", _document_path(name), parse_as(Deleted))
 
 
-def _session(name: str) -> str:
+def _session_path(name: str) -> str:
     return f"/v1/sessions/{quote(name, safe='')}"
 
 
-def _document(name: str) -> str:
+def _document_path(name: str) -> str:
     return f"/v1/documents/{quote(name, safe='')}"

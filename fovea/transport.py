@@ -1,4 +1,4 @@
-"""How both clients reach the gateway: address, key, time-outs. Knows httpx2; sends nothing by itself."""
+"""Connection settings of both clients: address, API key and timeouts of the gateway."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ LOCAL = "http://127.0.0.1:8080"
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A gateway and what a caller says of itself.
+    """The address of a gateway and the key to use there.
 
     Attributes:
         url: Scheme, host and port.
-        key: API key, where the gateway demands one.
-        timeout: Seconds that one answer may take.
+        key: API key, where the gateway requires one.
+        timeout: Longest wait for one answer, seconds.
     """
 
     url: str = LOCAL
     key: str | None = field(default=None, repr=False)
     timeout: float = 300.0
 
-    def options(self) -> dict[str, Any]:
-        """Arguments of an httpx2 client that talks to this gateway.
+    def client_options(self) -> dict[str, Any]:
+        """Build the arguments of an httpx2 client for this gateway.
 
         Raises:
-            Malformed: The URL is none.
+            Malformed: The URL is not valid.
         """
         with translate_errors(self.url):
             url = httpx2.URL(self.url)
@@ -44,6 +44,6 @@ class Address:
             "base_url": url,
             "headers": headers,
             "timeout": httpx2.Timeout(self.timeout, connect=5.0, pool=None),
-            # A proxy of the outer world can't reach this machine's own loopback.
+            # A proxy can't reach this machine's loopback address.
             "trust_env": url.host not in {"127.0.0.1", "localhost", "::1"},
         }

@@ -1,6 +1,6 @@
-"""A command over many pictures: what is the same whatever is done with each. Knows no task.
+"""Batch of images: runs a command over many pictures, several at a time, whatever is done with each.
 
-One picture's failure is reported and does not stop the others; the exit code says whether any failed.
+A picture that fails is reported and does not stop the others; the exit code is 1 if any failed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from shared.errors import FoveaError, InvalidOption
 __all__ = ["CONTEXT_SETTINGS", "ImageBatch", "ImageResult"]
 
 CONTEXT_SETTINGS = {"ignore_unknown_options": True}
-"""Options that only the served model knows are left among the words."""
+"""Typer keeps options that it does not know, which are the served model's, among the arguments."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """What is said about one picture: facts for `--json`, a line for people."""
+    """The printed result of one picture: facts for `--json`, a line for people."""
 
     facts: dict[str, Any]
     line: str
@@ -38,15 +38,15 @@ class ImageResult:
 
 @dataclass
 class ImageBatch(ABC):
-    """One command's pictures.
+    """The pictures of one command.
 
     Class attributes:
-        task: The deed, as in `/v1/<task>`.
-        doing: What the progress bar says.
+        task: Task, as in `/v1/<task>`.
+        progress_label: Text of the progress bar.
     """
 
     task: ClassVar[str]
-    doing: ClassVar[str]
+    progress_label: ClassVar[str]
 
     screen: Screen
     options: dict[str, Any] = field(default_factory=dict)
@@ -55,47 +55,50 @@ class ImageBatch(ABC):
 
     @abstractmethod
     async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> ImageResult:
-        """Send one picture and write down what came back.
+        """Send one picture and save what came back.
 
         Raises:
             FoveaError: It failed; the others go on.
         """
 
-    def go(self, words: Sequence[str], concurrency: int, session: Connection) -> None:
-        """Do all pictures that the words name; ends the program with 1 if any failed."""
-        asyncio.run(self._run(list(words), concurrency, session))
+    def run(self, arguments: Sequence[str], concurrency: int, connection: Connection) -> None:
+        """Process all pictures that the arguments name; ends the program with 1 if any failed."""
+        asyncio.run(self._run(list(arguments), concurrency, connection))
         if self.failed:
             if not self.screen.as_json:
                 self.screen.note(f"[red]{self.failed} of {self.total} failed.[/]")
             raise typer.Exit(1)
 
-    async def named(self, client: AsyncClient, words: list[str]) -> list[str]:
-        """Words that name pictures; the rest become options of the chosen model, read from its schema."""
-        self.options["model"] = self.options["model"] or await client.default(self.task)
+    async def parse_arguments(self, client: AsyncClient, arguments: list[str]) -> list[str]:
+        """Split the arguments into names of pictures, which are returned, and options of the model, by its schema."""
+        self.options["model"] = self.options["model"] or await client.default_model(self.task)
         schema = (await client.model(self.options["model"])).request_schema
-        names, texts = split_arguments(words, schema)
+        names, texts = split_arguments(arguments, schema)
         self.options |= parse_options(texts, schema)
         return names
 
-    async def _run(self, words: list[str], concurrency: int, session: Connection) -> None:
-        async with session.aclient() as client:
-            found = find_images(await self.named(client, words))
-            if not found:
-                hint = "Name files, folders, patterns, URLs, or - for stdin."
-                raise InvalidOption("No picture was named.", hint=hint)
-            self.total = len(found)
+    async def _run(self, arguments: list[str], concurrency: int, connection: Connection) -> None:
+        async with connection.open_async() as client:
+            images = find_images(await self.parse_arguments(client, arguments))
+            if not images:
+                hint = "Give files, folders, patterns, URLs, or - for standard input."
+                raise InvalidOption("No picture was given.", hint=hint)
+            self.total = len(images)
             await run_concurrently(
-                [partial(self._one, client, source) for source in found], concurrency, self.screen, self.doing
+                [partial(self._process, client, image) for image in images],
+                concurrency,
+                self.screen,
+                self.progress_label,
             )
 
-    async def _one(self, client: AsyncClient, source: ImageSource) -> None:
+    async def _process(self, client: AsyncClient, image: ImageSource) -> None:
         try:
-            told = await self.answer(client, await source.read(), source.stem)
+            result = await self.answer(client, await image.read(), image.stem)
         except FoveaError as error:
             self.failed += 1
-            self.screen.error(error, about=source.said)
+            self.screen.error(error, about=image.name)
             return
         if self.screen.as_json:
-            self.screen.line({"file": source.said, **told.facts})
+            self.screen.line({"file": image.name, **result.facts})
         else:
-            self.screen.text(f"{source.said}: {told.line}")
+            self.screen.text(f"{image.name}: {result.line}")

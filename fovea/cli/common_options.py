@@ -1,4 +1,4 @@
-"""Options that all verbs share, and what they amount to: a client and a screen."""
+"""Options that all commands share: the gateway's address and key, the model, JSON output."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ Key = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON lines.")]
 Model = Annotated[
-    str | None, typer.Option("--model", "-m", help="Model; the task's default otherwise.", show_default=False)
+    str | None, typer.Option("--model", "-m", help="Model; default: the task's own default.", show_default=False)
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The gateway that a command talks to."""
+    """The gateway that a command talks to; opens clients."""
 
     url: str = LOCAL
     key: str | None = field(default=None, repr=False)
 
-    def client(self) -> Client:
-        """A synchronous client."""
+    def open(self) -> Client:
+        """Open a synchronous client."""
         return Client(self.url, key=self.key)
 
-    def aclient(self) -> AsyncClient:
-        """An asynchronous client."""
+    def open_async(self) -> AsyncClient:
+        """Open an asynchronous client."""
         return AsyncClient(self.url, key=self.key)

@@ -1,4 +1,4 @@
-"""Many deeds at once behind one progress bar. Knows neither pictures nor models."""
+"""Concurrency: runs many actions at once, a limited number at a time, behind one progress bar."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["run_concurrently"]
 
 
 async def run_concurrently(
-    deeds: Sequence[Callable[[], Awaitable[None]]], concurrency: int, screen: Screen, doing: str
+    actions: Sequence[Callable[[], Awaitable[None]]], concurrency: int, screen: Screen, label: str
 ) -> None:
-    """Do all deeds, so many at a time, behind a progress bar that says what is being done."""
-    room = asyncio.Semaphore(concurrency)
-    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    quiet = screen.as_json or len(deeds) == 1
-    with Progress(*columns, console=screen.err, transient=True, disable=quiet) as progress:
-        row = progress.add_task("", total=len(deeds))
+    """Run all actions, at most `concurrency` at a time, behind a progress bar."""
+    limit = asyncio.Semaphore(concurrency)
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    is_quiet = screen.as_json or len(actions) == 1
+    with Progress(*columns, console=screen.err, transient=True, disable=is_quiet) as progress:
+        row = progress.add_task("", total=len(actions))
 
-        async def bounded(deed: Callable[[], Awaitable[None]]) -> None:
-            async with room:
-                await deed()
+        async def run_limited(action: Callable[[], Awaitable[None]]) -> None:
+            async with limit:
+                await action()
             progress.advance(row)
 
-        await asyncio.gather(*map(bounded, deeds))
+        await asyncio.gather(*map(run_limited, actions))

@@ -1,7 +1,4 @@
-"""Pictures as people name them on a command line: a file, a folder, a pattern, a URL, or `-` for standard input.
-
-Knows where bytes come from; knows no gateway.
-"""
+"""Input pictures of the command line: a file, a folder, a pattern, a URL, or `-` for standard input."""
 
 from __future__ import annotations
 
@@ -15,12 +12,12 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from shared.errors import FoveaError, Malformed, NotFound, TooLarge
+from shared.errors import Malformed, NotFound, TooLarge
 
 __all__ = ["ImageSource", "find_images"]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
-"""Files of a folder that are taken for pictures."""
+"""Suffixes of the files in a folder that are pictures."""
 
 MAX_FETCH_BYTES = 64 * 2**20
 """Largest picture that is fetched; the gateway's own default for a body."""
@@ -30,77 +27,77 @@ FETCH_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """One picture, not read yet.
+    """One picture that has not been read yet.
 
     Attributes:
-        said: How the user named it, or the path it was found at.
-        stem: Name for what is written about it; no two of one command are the same.
+        name: As the user gave it, or the path where it was found.
+        stem: Name of its output files, unique within one command.
     """
 
-    said: str
+    name: str
     stem: str
 
     async def read(self) -> bytes:
-        """Its bytes.
+        """Read its bytes.
 
         Raises:
             NotFound: The file or the URL can't be read.
             TooLarge: The URL holds more than `MAX_FETCH_BYTES`.
-            Malformed: There is nothing in it.
+            Malformed: It is empty.
         """
-        if self.said == "-":
+        if self.name == "-":
             data = bytes(await asyncio.to_thread(sys.stdin.buffer.read))
-        elif _is_url(self.said):
-            data = await _fetch(self.said)
+        elif _is_url(self.name):
+            data = await _fetch(self.name)
         else:
-            data = await asyncio.to_thread(_read, Path(self.said))
+            data = await asyncio.to_thread(_read, Path(self.name))
         if not data:
-            raise Malformed("There is nothing in it.")
+            raise Malformed("The picture is empty.")
         return data
 
 
-def find_images(named: Iterable[str]) -> list[ImageSource]:
-    """All pictures that a command line names, in its order, folders and patterns spelled out.
+def find_images(names: Iterable[str]) -> list[ImageSource]:
+    """Find all pictures that arguments name, in their order; folders and patterns are expanded.
 
     Raises:
         NotFound: A folder or pattern holds no picture.
     """
     taken: set[str] = set()
     found = []
-    for said in (place for name in named for place in _places(name)):
-        stem = _free(_stem(said), taken)
+    for path in (path for name in names for path in _expand(name)):
+        stem = _make_unique(_stem_of(path), taken)
         taken.add(stem)
-        found.append(ImageSource(said, stem))
+        found.append(ImageSource(path, stem))
     return found
 
 
-def _places(name: str) -> Iterator[str]:
+def _expand(name: str) -> Iterator[str]:
     if name == "-" or _is_url(name):
         yield name
     elif Path(name).is_dir():
         pictures = sorted(file for file in Path(name).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
         if not pictures:
             raise NotFound(
-                f"The folder {name} holds no picture.", hint=f"Looked for {', '.join(sorted(IMAGE_SUFFIXES))}."
+                f"The folder {name} has no picture.", hint=f"Pictures end in {', '.join(sorted(IMAGE_SUFFIXES))}."
             )
         yield from map(str, pictures)
     elif not Path(name).exists() and glob.has_magic(name):
         matches = sorted(file for file in glob.glob(name, recursive=True) if Path(file).is_file())  # noqa: PTH207 - pathlib has no pattern that starts at an absolute path
         if not matches:
-            raise NotFound(f"Nothing matches {name}.")
+            raise NotFound(f"No file matches {name}.")
         yield from matches
     else:
         yield name
 
 
-def _stem(said: str) -> str:
-    if said == "-":
+def _stem_of(name: str) -> str:
+    if name == "-":
         return "stdin"
-    name = PurePosixPath(urlsplit(said).path).stem if _is_url(said) else Path(said).stem
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name) or "picture"
+    stem = PurePosixPath(urlsplit(name).path).stem if _is_url(name) else Path(name).stem
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in stem) or "picture"
 
 
-def _free(stem: str, taken: set[str]) -> str:
+def _make_unique(stem: str, taken: set[str]) -> str:
     if stem not in taken:
         return stem
     return next(name for number in range(2, len(taken) + 3) if (name := f"{stem}-{number}") not in taken)
@@ -116,11 +113,11 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError as error:
         raise NotFound("There is no such file.") from error
     except OSError as error:
-        raise NotFound(f"It can't be read: {error.strerror}.") from error
+        raise NotFound(f"The file can't be read: {error.strerror}.") from error
 
 
 async def _fetch(url: str) -> bytes:
-    """Fetch a picture; the gateway is sent its bytes and never sees the address."""
+    """Download a picture; the gateway gets its bytes and never sees the address."""
     data = bytearray()
     try:
         async with (
@@ -128,16 +125,12 @@ async def _fetch(url: str) -> bytes:
             client.stream("GET", url) as response,
         ):
             response.raise_for_status()
-            async for piece in response.aiter_bytes():
-                data += piece
+            async for chunk in response.aiter_bytes():
+                data += chunk
                 if len(data) > MAX_FETCH_BYTES:
-                    raise TooLarge(f"It has more than {MAX_FETCH_BYTES:,} bytes.")
+                    raise TooLarge(f"The picture has more than {MAX_FETCH_BYTES:,} bytes.")
     except httpx2.HTTPStatusError as error:
         raise NotFound(f"The server answered {error.response.status_code}.") from error
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise _unfetched(error) from error
+        raise NotFound(f"The picture can't be downloaded: {str(error) or type(error).__name__}.") from error
     return bytes(data)
-
-
-def _unfetched(error: Exception) -> FoveaError:
-    return NotFound(f"It could not be fetched: {str(error) or type(error).__name__}.")

@@ -1,7 +1,4 @@
-"""The command `fovea`: its own verbs speak to a gateway, plug-in verbs act on this machine.
-
-Knows the verbs by name and how an error is told; what a verb does is in `verbs/`.
-"""
+"""The command `fovea`: its own commands talk to a gateway, plug-in commands act on this machine."""
 
 from __future__ import annotations
 
@@ -61,14 +58,14 @@ app.add_typer(documents.app, name="documents")
 
 @app.callback()
 def fovea() -> None:
-    """Attention-based research models, served: segment pictures, chat, and run anything else a gateway offers.
+    """Use the models of a Fovea gateway: segment pictures, chat, run any other task.
 
-    Verbs talk to the gateway at FOVEA_URL (--url), with the key in FOVEA_API_KEY (--key).
+    Commands talk to the gateway at FOVEA_URL (--url), with the key in FOVEA_API_KEY (--key).
     """
 
 
 def main() -> None:
-    """Run the command line; errors of ours are told in words and end with exit code 1."""
+    """Run the command line; an error is printed in one line and ends with exit code 1."""
     try:
         app(prog_name="fovea")
     except FoveaError as error:

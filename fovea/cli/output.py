@@ -1,4 +1,4 @@
-"""What the command line shows: tables and notes for people, or JSON lines for programs. Knows rich; decides nothing.
+"""Output of the command line: tables and notes for people, or JSON lines for programs.
 
 Answers go to standard output, everything else (progress, notes, errors) to standard error.
 """
@@ -24,7 +24,7 @@ _STATES = {"succeeded": "green", "failed": "red", "running": "cyan", "queued": "
 
 
 class Screen:
-    """Where one command writes.
+    """The output of one command.
 
     Args:
         as_json: Whether answers are JSON lines instead of text for people.
@@ -42,16 +42,16 @@ class Screen:
         sys.stdout.flush()
 
     @staticmethod
-    def pretty(value: Any) -> str:
-        """A value as JSON that people can read."""
+    def format_json(value: Any) -> str:
+        """Format a value as indented JSON."""
         return json.dumps(value, indent=2, ensure_ascii=False)
 
     def text(self, text: str) -> None:
-        """Write text for people, as it is."""
+        """Write plain text."""
         self.out.print(text, markup=False)
 
     def note(self, text: str) -> None:
-        """Say something beside the answer (rich markup)."""
+        """Write a note beside the answer (rich markup)."""
         self.err.print(text)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -64,7 +64,7 @@ class Screen:
         self.out.print(table)
 
     def facts(self, facts: Mapping[str, Any]) -> None:
-        """Write names and values, one a line; empty values are left out."""
+        """Write names and values, one pair a line; empty values are left out."""
         table = Table.grid(padding=(0, 3, 0, 0))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
@@ -74,7 +74,7 @@ class Screen:
         self.out.print(table)
 
     def error(self, error: FoveaError, about: str = "") -> None:
-        """Say what went wrong and what to try, in one line."""
+        """Write what went wrong and what to try, in one line."""
         if self.as_json:
             self.line({**({"file": about} if about else {}), "error": problem(error).model_dump(exclude_none=True)})
             return
@@ -83,5 +83,5 @@ class Screen:
 
 
 def colour_status(status: str) -> str:
-    """A job's status in its colour."""
+    """Give a job's status its colour."""
     return f"[{_STATES.get(status, 'default')}]{status}[/]"

@@ -1,7 +1,7 @@
-"""Verbs of other rooms: entry points of group `fovea.verbs`, loaded when they are invoked and not before.
+"""Plug-in commands: entry points of group `fovea.verbs`, loaded only when they are invoked.
 
 `fovea --help` shows their names and first lines, which are read from the source without importing it. The extras of
-an entry point (`up = "shared.serving.up.launch:up [serving]"`) say what to install when a verb can't be loaded.
+an entry point (`up = "shared.serving.up.launch:up [serving]"`) say what to install when a command can't be loaded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GROUP = "fovea.verbs"
 
 
 class PluginGroup(TyperGroup):
-    """The commands of an app, and one more for every plug-in."""
+    """The commands of an app and of every plug-in."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -34,7 +34,7 @@ class PluginGroup(TyperGroup):
             self.add_command(TyperCommand(name, help=read_first_line(point), rich_help_panel="On this machine"))
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]  # typer's own context
-        """The command that is invoked; a plug-in is loaded here."""
+        """Find the invoked command; a plug-in is loaded here."""
         point = self._plugins.get(args[0])
         if point is None:
             return super().resolve_command(ctx, args)
@@ -42,10 +42,10 @@ class PluginGroup(TyperGroup):
 
 
 def load_plugin(point: EntryPoint) -> Any:
-    """The command behind an entry point.
+    """Load the command of an entry point.
 
     Raises:
-        NotReady: A library that it needs is not installed; the hint says how to get it.
+        NotReady: A library that it needs is not installed; the hint says how to install it.
     """
     try:
         value = point.load()
@@ -59,15 +59,15 @@ def load_plugin(point: EntryPoint) -> Any:
 
 
 def build_missing_error(point: EntryPoint, error: ModuleNotFoundError) -> FoveaError:
-    """What a user is told when a verb can't be loaded."""
+    """Build the error for a command whose library is not installed."""
     extras = f"fovea[{','.join(point.extras)}]" if point.extras else "fovea[all]"
     detail = f"`fovea {point.name}` needs the library {error.name!r}, which is not installed."
     return NotReady(detail, hint=f"Try: pip install '{extras}'")
 
 
 def read_first_line(point: EntryPoint) -> str:
-    """The first line of what a plug-in's source says about it; empty when there is none to read."""
-    file = _source(point.module)
+    """Read the first line of a plug-in's docstring from its source; empty when there is none."""
+    file = _find_source(point.module)
     if file is None:
         return ""
     tree = ast.parse(file.read_text("utf8"))
@@ -80,8 +80,8 @@ def read_first_line(point: EntryPoint) -> str:
     return (text or "").partition("\n")[0]
 
 
-def _source(module: str) -> Path | None:
-    """The file of a module. Only its top package is looked up, because that alone imports nothing."""
+def _find_source(module: str) -> Path | None:
+    """Find the file of a module. Only its top package is looked up, because that imports nothing."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
     for place in (spec.submodule_search_locations or ()) if spec else ():

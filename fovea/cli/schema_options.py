@@ -1,6 +1,6 @@
-"""A request's JSON Schema on the command line: which options there are, and what a text means for each of them.
+"""Command-line options from a request's JSON Schema: lists them, and parses their texts into values.
 
-Knows no model: `segment` and `run` take whatever options the served model declares.
+`segment`, `run` and others take whatever options the schema of the served model declares.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 
 from shared.errors import InvalidOption
 
-__all__ = ["describe_options", "is_picture", "list_picture_fields", "parse_options", "split_arguments"]
+__all__ = ["describe_options", "is_picture", "list_picture_fields", "parse_options", "parse_pair", "split_arguments"]
 
 Schema = Mapping[str, Any]
 
-_OWN = frozenset({"model", "stream", "stream_options"})
+_HIDDEN = frozenset({"model", "stream", "stream_options"})
 
 
 def describe_options(schema: Schema) -> Iterator[tuple[str, str]]:
-    """Options of a request with what they mean, pictures left out."""
+    """Yield the options of a request with their meaning, without pictures."""
     for name, part in _properties(schema).items():
-        if name in _OWN or is_picture(part, schema):
+        if name in _HIDDEN or is_picture(part, schema):
             continue
         default = part.get("default")
         about = [str(part.get("description", "")), _choices(part, schema)]
@@ -32,7 +32,7 @@ def describe_options(schema: Schema) -> Iterator[tuple[str, str]]:
 
 
 def list_picture_fields(schema: Schema) -> list[str]:
-    """Fields that hold files, mostly pictures, in the schema's order."""
+    """List the fields that hold files, mostly pictures, in the schema's order."""
     return [name for name, part in _properties(schema).items() if is_picture(part, schema)]
 
 
@@ -44,51 +44,67 @@ def is_picture(part: Schema, root: Schema) -> bool:
     return any(named.startswith("image/") or named == "application/octet-stream" for named in media)
 
 
-def split_arguments(words: Sequence[str], schema: Schema) -> tuple[list[str], dict[str, str]]:
-    """Take a command line apart into plain words and options with their texts.
+def split_arguments(arguments: Sequence[str], schema: Schema) -> tuple[list[str], dict[str, str]]:
+    """Split a command line into plain arguments and options with their texts.
 
-    `--name value`, `--name=value`, and for yes-or-no options `--name` and `--no-name`.
+    `--name value`, `--name=value`, and for booleans `--name` and `--no-name`.
     """
     plain: list[str] = []
     texts: dict[str, str] = {}
-    rest = list(words)
+    rest = list(arguments)
     while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            plain.append(word)
+        argument = rest.pop(0)
+        if not argument.startswith("--"):
+            plain.append(argument)
             continue
-        flag, equals, text = word.removeprefix("--").partition("=")
+        flag, equals, text = argument.removeprefix("--").partition("=")
         name = flag.replace("-", "_")
         if equals:
             texts[name] = text
         elif name.startswith("no_") and _is_switch(name.removeprefix("no_"), schema):
             texts[name.removeprefix("no_")] = "false"
         else:
-            takes = not _is_switch(name, schema) and rest
-            texts[name] = rest.pop(0) if takes else "true"
+            takes_value = not _is_switch(name, schema) and rest
+            texts[name] = rest.pop(0) if takes_value else "true"
     return plain, texts
 
 
 def parse_options(texts: Mapping[str, str], schema: Schema) -> dict[str, Any]:
-    """Texts as the values that the schema asks for.
+    """Parse texts into the values that the schema wants.
 
     Raises:
-        InvalidOption: There is no such option; the hint names those there are.
+        InvalidOption: There is no such option; the hint lists the known ones.
     """
     known = _properties(schema)
-    found = {}
+    values = {}
     for name, text in texts.items():
         if known and name not in known:
             near = get_close_matches(name, known, 1)
             options = ", ".join(f"--{option.replace('_', '-')}" for option, _ in describe_options(schema))
-            hint = f"Did you mean --{near[0].replace('_', '-')}?" if near else f"There are {options or 'none'}."
+            hint = f"Did you mean --{near[0].replace('_', '-')}?" if near else f"Options: {options or 'none'}."
             raise InvalidOption(f"The model has no option --{name.replace('_', '-')}.", hint=hint, field=name)
-        found[name] = _value(text, _kinds(known.get(name, {}), schema))
-    return found
+        values[name] = _parse_value(text, _kinds(known.get(name, {}), schema))
+    return values
 
 
-def _value(text: str, kinds: Sequence[Schema]) -> Any:
-    """A text stays text where text is wanted, and is read as JSON where it can be; the gateway checks the rest."""
+def parse_pair(text: str, option: str = "--option") -> tuple[str, str]:
+    """Split `NAME=VALUE` into name and value.
+
+    Args:
+        text: As it was typed.
+        option: The option that it was given with, for the error.
+
+    Raises:
+        InvalidOption: There is no equals sign in it.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InvalidOption(f"{option} {text!r} has no value.", hint=f"Write {option} name=value.")
+    return name.replace("-", "_"), value
+
+
+def _parse_value(text: str, kinds: Sequence[Schema]) -> Any:
+    """Keep text where text is wanted, and parse JSON where that works; the gateway checks the rest."""
     types = {kind.get("type") for kind in kinds}
     if "string" in types and not types & {"array", "object"}:
         return text
@@ -106,12 +122,12 @@ def _is_switch(name: str, schema: Schema) -> bool:
 
 
 def _properties(schema: Schema) -> dict[str, Schema]:
-    found: dict[str, Schema] = schema.get("properties", {})
-    return found
+    properties: dict[str, Schema] = schema.get("properties", {})
+    return properties
 
 
 def _kinds(part: Schema, root: Schema) -> list[Schema]:
-    """The part and its alternatives, references followed."""
+    """The part and its alternatives, with references resolved."""
     name = str(part.get("$ref", ""))
     if name.startswith("#/$defs/"):
         part = {**root.get("$defs", {}).get(name.removeprefix("#/$defs/"), {}), **part}

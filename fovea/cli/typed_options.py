@@ -1,4 +1,4 @@
-"""Command-line options made from a request's wire type, so that nothing about them is written down twice."""
+"""Command-line options from a request's wire type, so that they are declared only once."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ _PANEL = "Model"
 
 
 def add_request_options(
-    verb: Callable[..., None], kind: type[BaseModel], *, without: frozenset[str]
+    command: Callable[..., None], kind: type[BaseModel], *, without: frozenset[str]
 ) -> Callable[..., None]:
-    """A verb that takes the fields of `kind` as options and hands those that were given on, as `options`.
+    """Add the fields of a request to a command as options; those that were given arrive as `options`.
 
     Args:
-        verb: Takes `options: dict[str, Any]` beside what it declares itself.
-        kind: The request.
-        without: Fields that the verb asks for in its own way.
+        command: Takes `options: dict[str, Any]` beside its own parameters.
+        kind: Type of the request.
+        without: Fields that the command declares itself.
     """
-    own = inspect.signature(verb, eval_str=True).parameters
+    own = inspect.signature(command, eval_str=True).parameters
     added = {parameter.name: parameter for parameter in _parameters(kind, without)}
 
-    @functools.wraps(verb)
-    def whole(**values: Any) -> None:
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> None:
         options = {name: value for name in added if (value := values.pop(name)) is not None}
-        verb(**values, options=options)
+        command(**values, options=options)
 
     parameters = [parameter for parameter in own.values() if parameter.name != "options"] + list(added.values())
     # typer reads both: the order from the signature, the types from the annotations.
-    whole.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect's own protocol
-    whole.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return whole
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect's own protocol
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
 
 
 def _parameters(kind: type[BaseModel], without: frozenset[str]) -> Iterator[inspect.Parameter]:
@@ -60,7 +60,7 @@ def _parameters(kind: type[BaseModel], without: frozenset[str]) -> Iterator[insp
 
 
 def _type(field: FieldInfo) -> Any:
-    """The field's type where the command line has it, text otherwise; whether it may be null does not matter here."""
+    """The type of a field where the command line supports it, text otherwise; null is left out."""
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
     kind = kinds[0] if len(kinds) == 1 and get_origin(field.annotation) in {Union, UnionType} else field.annotation
     return kind if kind in {bool, int, float} or get_origin(kind) is Literal else str

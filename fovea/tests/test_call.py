@@ -1,4 +1,4 @@
-"""What the SDK sends and how it reads answers, without a socket: calls, errors, patience, pictures, options."""
+"""What the SDK sends and how it reads answers, without a socket: calls, errors, retries, pictures, options."""
 
 import io
 import json
@@ -43,7 +43,7 @@ KINDS = [
 
 
 def sent(call: Call[Any]) -> httpx2.Request:
-    return call.request(httpx2.Client(base_url="http://gateway"))
+    return call.build_request(httpx2.Client(base_url="http://gateway"))
 
 
 def answer(status: int, body: Any = None, **headers: str) -> httpx2.Response:
@@ -105,21 +105,21 @@ def test_names_are_quoted_and_keep_their_slashes():
 
 def test_key_goes_out_as_a_bearer_token_and_is_not_in_the_repr():
     address = Address("http://gateway:1", key="fovea_secret")
-    options = address.options()
+    options = address.client_options()
     assert "secret" not in repr(address)
     assert options["headers"]["authorization"] == "Bearer fovea_secret"
-    assert "authorization" not in Address("http://gateway:1").options()["headers"]
+    assert "authorization" not in Address("http://gateway:1").client_options()["headers"]
 
 
 def test_a_proxy_of_the_environment_is_not_used_for_this_machine():
-    assert Address("http://127.0.0.1:8080").options()["trust_env"] is False
-    assert Address("https://fovea.example").options()["trust_env"] is True
+    assert Address("http://127.0.0.1:8080").client_options()["trust_env"] is False
+    assert Address("https://fovea.example").client_options()["trust_env"] is True
 
 
 @pytest.mark.parametrize("url", ["", "nonsense", "ftp://host", "http://", "127.0.0.1:8080"])
 def test_an_address_that_is_none_is_refused_before_anything_is_sent(url):
-    with pytest.raises(errors.Malformed, match="no address"):
-        Address(url).options()
+    with pytest.raises(errors.Malformed, match="not the address"):
+        Address(url).client_options()
 
 
 # How answers are read.
@@ -154,10 +154,10 @@ def test_no_error_body_breaks_the_reader(body, status):
 
 
 def test_an_answer_that_makes_no_sense_is_a_fault_of_versions():
-    with pytest.raises(errors.Fault, match="does not read"):
-        endpoints.models().answer(answer(200, {"data": "x"}))
-    with pytest.raises(errors.Fault, match="does not read"):
-        Call("GET", "/", read_json).answer(answer(200, b"<html>"))
+    with pytest.raises(errors.Fault, match="can't be read"):
+        endpoints.models().parse(answer(200, {"data": "x"}))
+    with pytest.raises(errors.Fault, match="can't be read"):
+        Call("GET", "/", read_json).parse(answer(200, b"<html>"))
 
 
 def test_facts_that_the_library_does_not_name_ride_along():
@@ -177,7 +177,7 @@ def test_facts_that_the_library_does_not_name_ride_along():
 
 
 def test_a_job_result_is_bytes_json_or_a_typed_answer():
-    found = endpoints.result("1").answer(answer(200, {"id": "x"}, content_type="application/json"))
+    found = endpoints.result("1").parse(answer(200, {"id": "x"}, content_type="application/json"))
     assert isinstance(found, JobResult)
     assert (found.content_type, found.json()) == ("application/json", {"id": "x"})
     with pytest.raises(ValueError, match="model"):
@@ -198,9 +198,9 @@ def chunk(**fields: Any) -> str:
 def test_a_piece_says_what_it_adds_to_the_first_choice():
     stream = StreamCall(endpoints.chat([], None, {}), ChatPiece.model_validate_json)
     both = [{"index": 1, "delta": {"content": "no"}}, {"index": 0, "delta": {"content": "yes"}}]
-    assert stream.item(event(chunk(choices=both))).text == "yes"
-    assert stream.item(event(chunk())).text == ""
-    assert stream.ends(event("[DONE]"))
+    assert stream.parse_event(event(chunk(choices=both))).text == "yes"
+    assert stream.parse_event(event(chunk())).text == ""
+    assert stream.is_end(event("[DONE]"))
 
 
 @pytest.mark.parametrize(
@@ -214,13 +214,13 @@ def test_a_piece_says_what_it_adds_to_the_first_choice():
 )
 def test_an_event_that_says_the_answer_broke_off_is_raised(told):
     with pytest.raises(errors.FoveaError, match="lost"):
-        StreamCall(endpoints.job("1"), Job.model_validate_json).item(event(json.dumps(told)))
+        StreamCall(endpoints.job("1"), Job.model_validate_json).parse_event(event(json.dumps(told)))
 
 
 def test_a_failed_job_is_an_event_like_any_other():
     job = Job(id="1", service="s", path="/", status="failed", error={"detail": "x"}, created=datetime.now(UTC))
     assert parse_stream_error(json.loads(job.model_dump_json())) is None
-    assert StreamCall(endpoints.job("1"), Job.model_validate_json).item(event(job.model_dump_json())) == job
+    assert StreamCall(endpoints.job("1"), Job.model_validate_json).parse_event(event(job.model_dump_json())) == job
 
 
 # Patience.
@@ -237,20 +237,20 @@ def test_seconds_and_dates_of_retry_after_are_both_read():
 
 @pytest.mark.parametrize("status", [200, 400, 401, 404, 409, 422, 500, 502, 504])
 def test_only_busy_and_not_ready_are_worth_another_try(status):
-    assert RetryPolicy().wait(1, answer(status)) is None
+    assert RetryPolicy().wait_s(1, answer(status)) is None
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_waits_as_long_as_asked_and_gives_up_after_its_tries(status):
-    patience = RetryPolicy(tries=3, longest=10)
-    assert patience.wait(1, answer(status, retry_after="7")) == 7
-    assert patience.wait(2, answer(status, retry_after="11")) is None
-    assert patience.wait(3, answer(status, retry_after="1")) is None
+    policy = RetryPolicy(tries=3, longest=10)
+    assert policy.wait_s(1, answer(status, retry_after="7")) == 7
+    assert policy.wait_s(2, answer(status, retry_after="11")) is None
+    assert policy.wait_s(3, answer(status, retry_after="1")) is None
 
 
 @given(st.integers(1, 20))
 def test_waits_of_its_own_grow_and_stay_bounded(attempt):
-    wait = RetryPolicy(tries=99, longest=5, first=0.2).wait(attempt, answer(503))
+    wait = RetryPolicy(tries=99, longest=5, first=0.2).wait_s(attempt, answer(503))
     assert wait is not None
     assert min(5, 0.2 * 2 ** (attempt - 1)) / 2 <= wait <= min(5, 0.2 * 2 ** (attempt - 1))
 
@@ -265,8 +265,8 @@ def test_a_watch_tells_each_state_once():
     heard: list[str] = []
     job = Job(id="1", service="s", path="/", status="running", created=datetime.now(UTC))
     watch = JobWatcher(lambda told: heard.append(told.status))
-    assert [watch.finished(job), watch.finished(job)] == [False, False]
-    assert watch.finished(job.model_copy(update={"status": "succeeded"}))
+    assert [watch.update(job), watch.update(job)] == [False, False]
+    assert watch.update(job.model_copy(update={"status": "succeeded"}))
     assert heard == ["running", "succeeded"]
 
 

@@ -54,11 +54,11 @@ class Gateway:
         self.asked = []
 
     @contextlib.asynccontextmanager
-    async def aclient(self):
+    async def open_async(self):
         """Itself."""
         yield self
 
-    async def default(self, task):
+    async def default_model(self, task):
         """A model of that task."""
         return f"default-{task}"
 

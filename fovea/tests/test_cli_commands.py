@@ -180,13 +180,13 @@ def test_a_url_that_holds_nothing_is_reported(fovea, site, tmp_path):
     code, _, err = fovea("segment", f"{site}/none", "http://127.0.0.1:9/x.png", "-o", tmp_path)
     assert code == 1
     assert "answered 404" in err
-    assert "could not be fetched" in err
+    assert "can't be downloaded" in err
 
 
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["none*.png"], 1, "Nothing matches"),
+        (["none*.png"], 1, "No file matches"),
         (["a.jpg", "--bogus", "3"], 1, "no option --bogus"),
         (["a.jpg", "--thresold=0.2"], 1, "--threshold?"),
         (["a.jpg", "--threshold", "7"], 2, "--threshold"),
@@ -239,7 +239,7 @@ def test_methods_are_listed_and_one_shows_its_knobs_as_flags(fovea):
     assert b"-K near=" in out
     assert b"Words that are heard. [8]" in out
     assert lines(fovea("methods", "--json")[1])[1]["name"] == "nearby"
-    assert "There are dense, nearby." in fovea("methods", "far")[2]
+    assert "Methods: dense, nearby." in fovea("methods", "far")[2]
 
 
 def test_a_chats_method_takes_the_knobs_that_the_service_describes(fovea, stage):
@@ -304,8 +304,8 @@ def test_an_answer_can_be_a_picture_and_go_to_a_file_or_a_pipe(fovea, folder):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["paint"], "Tasks are: chat, classify, judge, segment."),
-        (["classify", "a.jpg", "b.jpeg"], "2 files were named; this model takes 1."),
+        (["paint"], "Tasks: chat, segment, classify, judge."),
+        (["classify", "a.jpg", "b.jpeg"], "2 files were given; this model takes 1."),
         (["classify", "a.jpg", "--option", "top_k"], "has no value"),
         (["classify", "none.jpg"], "no file"),
     ],

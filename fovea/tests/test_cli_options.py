@@ -169,7 +169,7 @@ def test_folders_and_patterns_are_spelled_out_in_order(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/e.png").touch()
-    names = [source.said.rpartition("/")[2] for source in find_images([str(tmp_path), str(tmp_path / "**/*.png")])]
+    names = [source.name.rpartition("/")[2] for source in find_images([str(tmp_path), str(tmp_path / "**/*.png")])]
     assert names == ["a.jpg", "b.PNG", "d.tiff", "e.png"]
 
 
@@ -187,7 +187,7 @@ def test_nothing_that_is_written_overwrites_anything_else(names):
 def test_a_name_with_a_bracket_is_a_file_before_it_is_a_pattern(tmp_path):
     (tmp_path / "a[1].png").touch()
     assert [source.stem for source in find_images([str(tmp_path / "a[1].png")])] == ["a_1_"]
-    with pytest.raises(NotFound, match="Nothing matches"):
+    with pytest.raises(NotFound, match="No file matches"):
         find_images([str(tmp_path / "b[1].png")])
 
 

@@ -72,7 +72,7 @@ class FakeClient:
 def fovea(monkeypatch, capsys):
     client = FakeClient({"retrieval-heads": HEADS, "head-plans": HEADS, "needle-grid": GRID})
     for verb in (probe, heads):
-        monkeypatch.setattr(verb, "Connection", lambda *_: SimpleNamespace(client=lambda: client))
+        monkeypatch.setattr(verb, "Connection", lambda *_: SimpleNamespace(open=lambda: client))
     monkeypatch.setenv("NO_COLOR", "1")
 
     def run(*words, verb="probe"):

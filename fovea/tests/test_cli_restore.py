@@ -38,7 +38,7 @@ def answer(**changed: object) -> RestoreOut:
 class Source:
     """A picture of a test."""
 
-    said, stem = "view.jpg", "view"
+    name, stem = "view.jpg", "view"
 
     async def read(self) -> bytes:
         """Its bytes."""
@@ -82,12 +82,12 @@ def job(**changed: object) -> Job:
 
 @pytest.fixture
 def work(tmp_path):
-    return restore._Work(tmp_path / "out", Screen(as_json=False), None, {"variant": "paper", "model": None})
+    return restore._RestoreBatch(tmp_path / "out", Screen(as_json=False), None, {"variant": "paper", "model": None})
 
 
 def test_a_picture_is_sent_with_the_options_and_written_with_its_facts(work, capfd):
     client = Client(answer())
-    asyncio.run(work.one(client, Source()))
+    asyncio.run(work.process(client, Source()))
     (call,) = client.sent
     assert (call.path, call.form) == ("/v1/restore", {"variant": "paper"})
     assert call.files["image"][1] == b"\xff\xd8\xff picture"
@@ -99,19 +99,19 @@ def test_a_picture_is_sent_with_the_options_and_written_with_its_facts(work, cap
 def test_a_reference_goes_along(work, tmp_path):
     (tmp_path / "clean.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     work.reference = tmp_path / "clean.png"
-    assert set(work.call(b"x").files) == {"image", "reference"}
+    assert set(work.build_call(b"x").files) == {"image", "reference"}
 
 
 def test_what_takes_too_long_goes_on_as_a_job(work, capfd):
     client = Client(DeadlineExceeded("too long"), job())
-    asyncio.run(work.one(client, Source()))
+    asyncio.run(work.process(client, Source()))
     assert client.sent[1].headers["prefer"] == "respond-async"
     assert (work.output / "view.restored.jpg").exists()
     assert "job j1" in capfd.readouterr().err
 
 
 def test_one_failure_is_told_and_counted(work, capfd):
-    asyncio.run(work.one(Client(TooLarge("The picture is too large.")), Source()))
+    asyncio.run(work.process(Client(TooLarge("The picture is too large.")), Source()))
     assert work.failed == 1
     assert "view.jpg" in capfd.readouterr().err
     assert not work.output.exists()

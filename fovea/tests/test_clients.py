@@ -31,7 +31,7 @@ async def aclient(stage):
 def test_lists_models_of_all_tasks_or_of_one_with_chat_first(client):
     assert client.models()[0].task == "chat"
     assert [entry.id for entry in client.models("segment")] == ["disc", "disc-large"]
-    assert client.default("segment") == "disc"
+    assert client.default_model("segment") == "disc"
 
 
 def test_a_card_has_facts_tensors_and_the_schema_of_its_requests(client):
@@ -165,14 +165,14 @@ def test_the_same_key_twice_is_one_job(client):
 
 def test_a_full_queue_is_waited_for(stage):
     stage.stub.busy = 2
-    with Client(stage.url, patience=RetryPolicy(tries=3, longest=2)) as client:
+    with Client(stage.url, retry_policy=RetryPolicy(tries=3, longest=2)) as client:
         assert client.segment(PICTURE).width == 320
     assert stage.stub.busy == 0
 
 
 def test_an_impatient_client_hands_the_refusal_on(stage):
     stage.stub.busy = 1
-    with Client(stage.url, patience=RetryPolicy(tries=1)) as client, pytest.raises(errors.RateLimited) as caught:
+    with Client(stage.url, retry_policy=RetryPolicy(tries=1)) as client, pytest.raises(errors.RateLimited) as caught:
         client.segment(PICTURE)
     assert caught.value.retry_after == 1
     assert stage.stub.busy == 0
@@ -231,7 +231,7 @@ async def test_async_client_segments_and_runs_anything(aclient):
     assert (await aclient.run("classify", pictures={"image": PICTURE}))["model"] == "patches/tiny"
     assert (await aclient.model("disc")).task == "segment"
     assert (await aclient.example("parrot"))["messages"]
-    assert await aclient.default("chat") == "parrot"
+    assert await aclient.default_model("chat") == "parrot"
 
 
 async def test_async_client_waits_for_what_a_service_makes_a_job_of(aclient, stage):

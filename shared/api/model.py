@@ -1,13 +1,34 @@
-"""One entry of `GET /v1/models`: OpenAI's four fields, then ours; further facts of the Card ride along."""
+"""Model list entry: one model of `GET /v1/models`, OpenAI's four fields, then ours; further facts of the card follow.
+
+A task is any name: `KNOWN_TASKS` only says which come first where tasks are listed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, StringConstraints
 
-__all__ = ["ModelEntry", "ModelList", "sparsity_in_words"]
+__all__ = ["KNOWN_TASKS", "ModelEntry", "ModelList", "Task", "sort_tasks", "sparsity_in_words", "title_task"]
+
+Task = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+"""What a model does, as in its route `/v1/<task>`; any name will do."""
+
+KNOWN_TASKS: Final = (
+    "chat",
+    "complete",
+    "restore",
+    "segment",
+    "detect",
+    "classify",
+    "actions",
+    "scanpath",
+    "plan",
+    "probe",
+    "judge",
+)
+"""Tasks in the order in which they are listed; all others follow by name."""
 
 
 class ModelEntry(BaseModel):
@@ -37,3 +58,14 @@ def sparsity_in_words(claim: Mapping[str, Any]) -> str:
     measured = claim.get("measured")
     speed = f"{measured['speedup']:.2f} × the speed of dense" if measured else "speed not measured"
     return f"{left_out}; {speed}"
+
+
+def sort_tasks(tasks: Iterable[str]) -> list[str]:
+    """Sort tasks: the known ones in their order, then all others by name; each once."""
+    rank = {task: place for place, task in enumerate(KNOWN_TASKS)}
+    return sorted(set(tasks), key=lambda task: (rank.get(task, len(rank)), task))
+
+
+def title_task(task: str) -> str:
+    """Make a title of a task's name: `count-cells` becomes `Count cells`."""
+    return task.replace("-", " ").replace("_", " ").strip().capitalize()

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["EFFECTFUL", "ENDLESS", "LEASE_S", "RENEW_S", "ReplicaRecord", "replicas_key", "route_fields"]
+__all__ = ["EFFECTFUL", "ENDLESS", "LEASE_S", "RENEW_S", "ReplicaRecord", "is_endless", "replicas_key", "route_fields"]
 
 RENEW_S = 1.0
 """Seconds between two renewals."""
@@ -25,7 +25,7 @@ EFFECTFUL: Final[Mapping[str, Any]] = {_EFFECTFUL_KEY: True}
 """`openapi_extra` of a route that leaves something behind, so that the gateway never sends its request twice."""
 
 ENDLESS: Final[Mapping[str, Any]] = {_ENDLESS_KEY: True}
-"""`openapi_extra` of a route that answers while its body arrives, so that the gateway bounds neither size nor time."""
+"""`openapi_extra` of a route that answers while its body arrives: gateway and service bound neither size nor time."""
 
 
 def replicas_key(service: str) -> str:
@@ -57,6 +57,11 @@ class ReplicaRecord(BaseModel):
         (), description="Those routes whose body may never end: neither its size nor the time is bounded."
     )
     seen: float = Field(description="Unix time of the last renewal.")
+
+
+def is_endless(operation: Mapping[str, Any] | None) -> bool:
+    """Whether an OpenAPI operation, or the `openapi_extra` of a route, has the mark `ENDLESS`."""
+    return operation is not None and operation.get(_ENDLESS_KEY) is True
 
 
 def route_fields(document: Mapping[str, Any], is_own: Callable[[str], bool]) -> dict[str, tuple[str, ...]]:

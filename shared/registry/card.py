@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.api.model import Task
 from shared.sparsity import SparsityClaim
 
 __all__ = ["Card", "Limits", "Metric", "Paper", "Task"]
-
-Task = Literal[
-    "chat",
-    "complete",
-    "restore",
-    "segment",
-    "detect",
-    "classify",
-    "actions",
-    "scanpath",
-    "plan",
-    "probe",
-    "judge",
-    "echo",
-]
-"""The deed a model does. Domain routes are `/v1/<task>`; `echo` is for tests and benches."""
 
 
 class _Facts(BaseModel):

@@ -26,7 +26,7 @@ def _ask(page: Any, text: str) -> None:
 def test_document_is_read_once_and_its_citations_are_marked_in_it(page: Any) -> None:
     page.goto("/console/chat?model=fovea-landmark-recall")
     page.locator("#document-text").fill(TEXT)
-    page.get_by_role("button", name="Read it once").click()
+    page.get_by_role("button", name="Add the document").click()
     expect(page.locator("[data-part=document-state]")).to_contain_text("tokens in")
     page.locator("#option-max_tokens").fill("1")
     _ask(page, "? dog")
@@ -38,28 +38,28 @@ def test_document_is_read_once_and_its_citations_are_marked_in_it(page: Any) -> 
     inside.click()
     assert page.locator(".document-source mark").inner_text().split() == words.strip("“”").split()
     assert page.locator(".document-source").inner_text().split() == TEXT.split()
-    page.get_by_role("button", name="Delete it").click()
+    page.get_by_role("button", name="Delete the document").click()
     expect(page.locator("#document-text")).to_be_visible()
 
 
 def test_session_shows_its_size_and_what_surprised_it_and_can_go_back(page: Any) -> None:
     page.goto("/console/chat?model=fovea-titans-mac")
     state = page.locator("[data-part=session-state]")
-    expect(state).to_have_text("Nothing is remembered between requests.")
-    page.get_by_role("button", name="Remember from now on").click()
+    expect(state).to_have_text("The model keeps no memory between requests.")
+    page.get_by_role("button", name="Open a session").click()
     expect(state).to_contain_text("0 tokens read")
     page.locator("#option-max_tokens").fill("1")
     _ask(page, "the dog red of in ? dog")
-    expect(state).to_contain_text(re.compile(r"8 tokens read · [\d,]+ bytes remembered · version 1"))
+    expect(state).to_contain_text(re.compile(r"8 tokens read · [\d,]+ bytes of memory · version 1"))
     expect(page.locator(".learnt")).to_have_count(8)
     expect(page.locator(".learnt-4").first).to_be_visible()
     expect(page.locator("[data-part=surprise-mean]")).to_contain_text("mean")
     _ask(page, "? dog")
     expect(state).to_contain_text("11 tokens read")
-    page.get_by_role("button", name="Take back the last turn").click()
+    page.get_by_role("button", name="Undo the last turn").click()
     expect(state).to_contain_text("8 tokens read")
-    page.get_by_role("button", name="Forget everything").click()
-    expect(state).to_have_text("Nothing is remembered between requests.")
+    page.get_by_role("button", name="Delete the session").click()
+    expect(state).to_have_text("The model keeps no memory between requests.")
 
 
 def test_model_of_one_task_is_asked_what_it_is_made_for(page: Any) -> None:
@@ -71,13 +71,13 @@ def test_model_of_one_task_is_asked_what_it_is_made_for(page: Any) -> None:
 def test_model_without_memory_offers_none(page: Any) -> None:
     page.goto("/console/chat?model=fovea-hybrid-nonapproximate")
     page.locator("#message").wait_for()
-    assert page.locator("fovea-memory").count() == 0
+    assert page.locator("fovea-session-memory").count() == 0
 
 
 def test_what_the_memory_refuses_is_told(page: Any, complaints: list[str]) -> None:
     page.goto("/console/chat?model=fovea-landmark-recall")
     page.locator("#document-text").fill("a zebra")
-    page.get_by_role("button", name="Read it once").click()
+    page.get_by_role("button", name="Add the document").click()
     expect(page.get_by_role("alert")).to_contain_text("is no word of this model")
     assert len(complaints) == 1
     complaints.clear()
@@ -86,7 +86,7 @@ def test_what_the_memory_refuses_is_told(page: Any, complaints: list[str]) -> No
 def _talked(page: Any, model: str = "fovea-titans-mac") -> str:
     """A session that has read one request; its id."""
     page.goto(f"/console/chat?model={model}")
-    page.get_by_role("button", name="Remember from now on").click()
+    page.get_by_role("button", name="Open a session").click()
     name = page.locator("[data-part=session-id]")
     expect(name).to_have_text(re.compile(r"s_\w{20}"))
     page.locator("#option-max_tokens").fill("1")
@@ -123,7 +123,7 @@ def test_sessions_are_listed_with_what_they_remember_and_one_is_gone_on_with(pag
     page.reload()
     expect(state).to_contain_text("11 tokens read")
     page.locator("fovea-model select").select_option("fovea-titans-lmm")
-    expect(state).to_have_text("Nothing is remembered between requests.")
+    expect(state).to_have_text("The model keeps no memory between requests.")
     assert "session=" not in page.url
 
 
@@ -162,9 +162,9 @@ def test_older_sessions_come_a_page_at_a_time(page: Any, remembering: Any) -> No
     page.goto("/console/sessions")
     expect(page.locator(".session")).to_have_count(50)
     expect(page.locator("[data-part=count]")).to_contain_text("50 and more sessions")
-    page.get_by_role("button", name="Show older ones").click()
+    page.get_by_role("button", name="Show older sessions").click()
     expect(page.locator(".session")).to_have_count(51)
-    expect(page.get_by_role("button", name="Show older ones")).to_be_hidden()
+    expect(page.get_by_role("button", name="Show older sessions")).to_be_hidden()
     assert page.locator(".session [data-part=id]").all_inner_texts() == names
 
 
@@ -177,7 +177,7 @@ def test_session_that_is_gone_is_told_in_list_and_chat(page: Any, remembering: A
     expect(page.get_by_role("alert")).to_contain_text(f"There is no session {name}.")
     page.goto(f"/console/chat?model=fovea-titans-mac&session={name}")
     expect(page.get_by_role("alert")).to_contain_text(f"There is no session {name}.")
-    expect(page.get_by_role("button", name="Remember from now on")).to_be_visible()
+    expect(page.get_by_role("button", name="Open a session")).to_be_visible()
     assert ["404" in said for said in complaints] == [True, True]
     complaints.clear()
 

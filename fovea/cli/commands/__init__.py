@@ -1,1 +1,1 @@
-"""The verbs of `fovea` that speak to a gateway, one a file."""
+"""Commands of `fovea` that talk to a gateway, one file each."""

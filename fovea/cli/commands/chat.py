@@ -1,4 +1,4 @@
-"""`fovea chat [PROMPT …]`: one answer, or a conversation when there is a terminal and no prompt. Streams either."""
+"""`fovea chat [PROMPT …]`: streams one answer, or holds a conversation when there is a terminal and no prompt."""
 
 from __future__ import annotations
 
@@ -27,61 +27,67 @@ __all__ = ["chat"]
 def chat(
     prompt: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROMPT", help="The question; - stands for standard input.", show_default=False),
+        typer.Argument(metavar="PROMPT", help="The question; - is standard input.", show_default=False),
     ] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt.", show_default=False)] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", "-t", min=0, max=2, help="0 is greedy.", show_default=False)
+        float | None,
+        typer.Option(
+            "--temperature", "-t", min=0, max=2, help="Sampling temperature; 0 is greedy.", show_default=False
+        ),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", "-n", min=1, help="Longest answer.", show_default=False)
+        int | None, typer.Option("--max-tokens", "-n", min=1, help="Longest answer, in tokens.", show_default=False)
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Repeat a random answer.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed, to repeat an answer.", show_default=False)] = None,
     session: Annotated[
-        str | None, typer.Option(help="Go on in this session (`fovea sessions open`).", show_default=False)
+        str | None, typer.Option(help="Continue this session (`fovea sessions open`).", show_default=False)
     ] = None,
     document: Annotated[
         str | None, typer.Option(help="Ask about this document (`fovea documents add`).", show_default=False)
     ] = None,
-    method: Annotated[str | None, typer.Option(help="Attention method (`fovea methods`).", show_default=False)] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Attention method; `fovea methods` lists them.", show_default=False)
+    ] = None,
     knob: Annotated[
-        list[str] | None, typer.Option("--knob", "-K", metavar="NAME=VALUE", help="A knob of the method, or a budget.")
+        list[str] | None,
+        typer.Option("--knob", "-K", metavar="NAME=VALUE", help="A setting of the method, or a memory budget."),
     ] = None,
     model: Model = None,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
-    """Ask a language model; without a prompt, talk with it.
+    """Ask a language model a question, or hold a conversation with it.
 
-    Without a prompt and without a terminal, the prompt is read from standard input.
+    Without a prompt it starts a conversation; without a terminal the prompt is read from standard input.
     """
-    given = ChatOptions(
+    options = ChatOptions(
         temperature=temperature, max_tokens=max_tokens, seed=seed, session_id=session, document_id=document
     )
     screen = Screen(as_json=as_json)
-    with Connection(url, key).client() as client:
-        given["longctx"] = build_longctx(client, method, knob or ())
-        talk = _Talk(client, screen, model or client.default("chat"), system, given)
+    with Connection(url, key).open() as client:
+        options["longctx"] = build_longctx(client, method, knob or ())
+        conversation = _Conversation(client, screen, model or client.default_model("chat"), system, options)
         if not prompt and _at_terminal():
-            talk.converse()
+            conversation.run()
         else:
-            talk.ask(_question(prompt or ["-"]))
+            conversation.ask(_read_prompt(prompt or ["-"]))
 
 
 def _at_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def _question(words: list[str]) -> str:
+def _read_prompt(words: list[str]) -> str:
     text = " ".join(sys.stdin.read().strip() if word == "-" else word for word in words).strip()
     if not text:
         raise Malformed("There is no prompt.", hint='Try: fovea chat "What is attention?"')
     return text
 
 
-class _Talk:
-    """A conversation and where it is shown."""
+class _Conversation:
+    """A conversation with a model, and where it is printed."""
 
     def __init__(self, client: Client, screen: Screen, model: str, system: str | None, options: ChatOptions) -> None:
         self._client, self._screen, self._model = client, screen, model
@@ -90,25 +96,25 @@ class _Talk:
         self._messages = list(self._start)
 
     def ask(self, question: str) -> None:
-        """Add a question and show the answer as it comes."""
-        # A session remembers what was said: only what is new is sent.
-        before = [] if self._options.get("session_id") else self._messages
-        asked = [*before, ChatMessage(role="user", content=question)]
+        """Send a question and print the answer as it arrives."""
+        # A session has the earlier messages in its memory: only the new one is sent.
+        earlier = [] if self._options.get("session_id") else self._messages
+        messages = [*earlier, ChatMessage(role="user", content=question)]
         if self._screen.as_json:
-            answer = self._client.chat(asked, model=self._model, **self._options)
+            answer = self._client.chat(messages, model=self._model, **self._options)
             self._screen.line(answer)
             text = answer.text
         else:
-            text = self._streamed(asked)
-        self._messages = [*asked, ChatMessage(role="assistant", content=text)]
+            text = self._print_stream(messages)
+        self._messages = [*messages, ChatMessage(role="assistant", content=text)]
 
-    def converse(self) -> None:
-        """Read questions until the end of input; `/clear` begins anew."""
+    def run(self) -> None:
+        """Read questions until the end of input; `/clear` starts over."""
         # Importing it gives `input` a history and an editable line, where there is such a library.
         with contextlib.suppress(ImportError):
             importlib.import_module("readline")
-        self._screen.note(f"[bold]{escape(self._model)}[/] [dim]· /clear begins anew, Ctrl-D ends[/]")
-        for question in self._questions():
+        self._screen.note(f"[bold]{escape(self._model)}[/] [dim]· /clear starts over, Ctrl-D ends[/]")
+        for question in self._read_questions():
             if question == "/clear":
                 self._messages = list(self._start)
                 continue
@@ -119,7 +125,7 @@ class _Talk:
             except KeyboardInterrupt:
                 self._screen.note("[dim](stopped)[/]")
 
-    def _questions(self) -> Iterator[str]:
+    def _read_questions(self) -> Iterator[str]:
         while True:
             try:
                 question = input("› ").strip()
@@ -131,22 +137,22 @@ class _Talk:
             if question:
                 yield question
 
-    def _streamed(self, messages: list[ChatMessage]) -> str:
+    def _print_stream(self, messages: list[ChatMessage]) -> str:
         parts: list[str] = []
-        begun, usage, told = time.monotonic(), None, None
+        started, usage, longctx = time.monotonic(), None, None
         for piece in self._client.chat_stream(messages, model=self._model, **self._options):
             parts.append(piece.text)
             sys.stdout.write(piece.text)
             sys.stdout.flush()
-            usage, told = piece.usage or usage, piece.longctx or told
+            usage, longctx = piece.usage or usage, piece.longctx or longctx
         sys.stdout.write("\n")
-        for cited in told.citations if told is not None else ():
+        for cited in longctx.citations if longctx is not None else ():
             self._screen.note(f"[dim]block {cited.block}, {cited.weight:.0%}: {escape(cited.text)}[/]")
         if usage is not None and self._screen.err.is_terminal:
-            self._screen.note(f"[dim]{_summary(usage, time.monotonic() - begun)}[/]")
+            self._screen.note(f"[dim]{_summarise(usage, time.monotonic() - started)}[/]")
         return "".join(parts)
 
 
-def _summary(usage: Usage, seconds: float) -> str:
+def _summarise(usage: Usage, seconds: float) -> str:
     rate = usage.completion_tokens / seconds if seconds > 0 else 0.0
-    return f"{usage.prompt_tokens} tokens in, {usage.completion_tokens} out, {rate:.1f} a second"
+    return f"{usage.prompt_tokens} tokens in, {usage.completion_tokens} out, {rate:.1f} tokens per second"

@@ -1,7 +1,4 @@
-"""`fovea classify …`: what each of many pictures shows, whole or patch by patch, with the tinted picture beside.
-
-Options are the model's own, read from its schema.
-"""
+"""`fovea classify …`: classifies many pictures, whole or patch by patch, and saves the tinted picture."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ __all__ = ["CONTEXT_SETTINGS", "classify"]
 
 
 def _classify(
-    words: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to classify.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to classify.")],
     options: dict[str, Any],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for NAME.json and the tinted NAME.classes.jpg.")
@@ -38,46 +35,46 @@ def _classify(
 ) -> None:
     """Classify pictures: FILE, FOLDER, "PATTERN*", URL, or - for standard input.
 
-    Prints the class of each, or with --tile how many patches have which. The exit code is 1 if any failed.
+    Prints the class of each, or with --tile the number of patches of each class. The exit code is 1 if any failed.
     """
-    wanted = _Classified(Screen(as_json=as_json), {**options, "model": model}, output=output)
-    wanted.go(words, concurrency, Connection(url, key))
+    batch = _ClassifyBatch(Screen(as_json=as_json), {**options, "model": model}, output=output)
+    batch.run(sources, concurrency, Connection(url, key))
 
 
 classify = add_request_options(_classify, ClassifyIn, without=frozenset({"image", "model"}))
-"""The verb with the options that every classifier takes; those of one model alone are read from its schema."""
+"""The command with the options of every classifier; those of one model only are read from its schema."""
 
 
 @dataclass
-class _Classified(ImageBatch):
-    """The class of each picture, written down where asked for."""
+class _ClassifyBatch(ImageBatch):
+    """Classifies pictures, and saves the results where there is an output folder."""
 
     task = "classify"
-    doing = "classifying"
+    progress_label = "classifying"
 
     output: Path | None = None
 
     async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> ImageResult:
         """Classify one picture."""
-        answer = ClassifyOut.model_validate(await self._ask(client, picture))
+        answer = ClassifyOut.model_validate(await self._run_task(client, picture))
         if self.output is not None:
-            tinted = await self._ask(client, picture, accept="image/jpeg")
+            tinted = await self._run_task(client, picture, accept="image/jpeg")
             await asyncio.to_thread(write_result, answer, tinted, self.output, stem)
         return ImageResult(answer.model_dump(mode="json"), summarise(answer))
 
-    async def _ask(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
+    async def _run_task(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
         return await client.run(self.task, self.options, pictures={"image": picture}, accept=accept)
 
 
 def write_result(answer: ClassifyOut, tinted: bytes, folder: Path, stem: str) -> None:
-    """Write the answer and the tinted picture."""
+    """Write the answer and the tinted picture to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{stem}.json").write_text(json.dumps(answer.model_dump(mode="json"), indent=1) + "\n", "utf8")
     (folder / f"{stem}.classes.jpg").write_bytes(tinted)
 
 
 def summarise(answer: ClassifyOut) -> str:
-    """The classes of a whole picture with their probabilities, or the patches of each class."""
+    """Summarise the classes of a picture with their probabilities, or the number of patches of each class."""
     if len(answer.results) == 1:
         return ", ".join(f"{each.label} {each.probability:.1%}" for each in answer.results[0].top)
     return ", ".join(f"{count} × {label}" for label, count in answer.counts.items())

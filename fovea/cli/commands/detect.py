@@ -1,7 +1,4 @@
-"""`fovea detect …`: boxes in each of many pictures, with the drawn picture beside, and as CSV, COCO, YOLO or crops.
-
-Options are the model's own, read from its schema.
-"""
+"""`fovea detect …`: finds objects in many pictures, and saves them drawn and as CSV, COCO, YOLO or crops."""
 
 from __future__ import annotations
 
@@ -25,17 +22,17 @@ from shared.errors import InvalidOption
 
 __all__ = ["CONTEXT_SETTINGS", "detect"]
 
-FORMS = {
+FORMATS = {
     "csv": ("csv", "text/csv"),
     "coco": ("coco.json", "application/vnd.coco+json"),
     "yolo": ("txt", "text/plain"),
     "crops": ("crops.zip", "application/zip"),
 }
-"""Further forms of an answer: how the file's name ends, and the content type."""
+"""Further file formats of an answer: suffix and content type."""
 
 
 def _detect(
-    words: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to search.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to search.")],
     options: dict[str, Any],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for NAME.json and the drawn NAME.boxes.jpg.")
@@ -51,54 +48,54 @@ def _detect(
 ) -> None:
     """Find objects in pictures: FILE, FOLDER, "PATTERN*", URL, or - for standard input.
 
-    Prints how many of each class were found. The exit code is 1 if any failed.
+    Prints the number of objects of each class. The exit code is 1 if any failed.
     """
-    forms = _forms(also or (), output)
-    wanted = _Detected(Screen(as_json=as_json), {**options, "model": model}, output=output, forms=forms)
-    wanted.go(words, concurrency, Connection(url, key))
+    formats = _choose_formats(also or (), output)
+    batch = _DetectBatch(Screen(as_json=as_json), {**options, "model": model}, output=output, formats=formats)
+    batch.run(sources, concurrency, Connection(url, key))
 
 
 detect = add_request_options(_detect, DetectIn, without=frozenset({"image", "model", "include"}))
-"""The verb with the options that every detector takes; those of one model alone are read from its schema."""
+"""The command with the options of every detector; those of one model only are read from its schema."""
 
 
 @dataclass
-class _Detected(ImageBatch):
-    """The boxes in each picture, written down in the forms asked for."""
+class _DetectBatch(ImageBatch):
+    """Detects objects in pictures, and saves them in the chosen formats where there is an output folder."""
 
     task = "detect"
-    doing = "detecting"
+    progress_label = "detecting"
 
     output: Path | None = None
-    forms: dict[str, str] = field(default_factory=dict)
+    formats: dict[str, str] = field(default_factory=dict)
 
     async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> ImageResult:
-        """Search one picture."""
-        answer = DetectOut.model_validate(await self._ask(client, picture))
+        """Detect objects in one picture."""
+        answer = DetectOut.model_validate(await self._run_task(client, picture))
         if self.output is not None:
-            files = {end: await self._ask(client, picture, accept=media) for end, media in self.forms.items()}
+            files = {end: await self._run_task(client, picture, accept=media) for end, media in self.formats.items()}
             await asyncio.to_thread(write_result, answer, files, self.output, stem)
         return ImageResult(answer.model_dump(mode="json"), summarise(answer))
 
-    async def _ask(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
+    async def _run_task(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
         return await client.run(self.task, self.options, pictures={"image": picture}, accept=accept)
 
 
-def _forms(also: Sequence[str], output: Path | None) -> dict[str, str]:
-    """How files' names end → the content type to ask for.
+def _choose_formats(also: Sequence[str], output: Path | None) -> dict[str, str]:
+    """Choose the files to write: suffix → content type.
 
     Raises:
-        InvalidOption: There is no such form, or no folder to write it to.
+        InvalidOption: There is no such format, or no folder to write to.
     """
-    if unknown := [form for form in also if form not in FORMS]:
-        raise InvalidOption(f"There is no form {unknown[0]!r}.", hint=f"Forms are {', '.join(FORMS)}.", field="also")
+    if unknown := [name for name in also if name not in FORMATS]:
+        raise InvalidOption(f"There is no format {unknown[0]!r}.", hint=f"Formats: {', '.join(FORMATS)}.", field="also")
     if also and output is None:
-        raise InvalidOption("Files need a folder.", hint="Name one with --output.", field="also")
-    return {"boxes.jpg": "image/jpeg", **{FORMS[form][0]: FORMS[form][1] for form in also}}
+        raise InvalidOption("--also needs a folder to write to.", hint="Give one with --output.", field="also")
+    return {"boxes.jpg": "image/jpeg", **{FORMATS[name][0]: FORMATS[name][1] for name in also}}
 
 
 def write_result(answer: DetectOut, files: Mapping[str, bytes], folder: Path, stem: str) -> None:
-    """Write the answer and its other forms."""
+    """Write the answer and its other formats to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{stem}.json").write_text(json.dumps(answer.model_dump(mode="json"), indent=1) + "\n", "utf8")
     for end, content in files.items():
@@ -106,6 +103,6 @@ def write_result(answer: DetectOut, files: Mapping[str, bytes], folder: Path, st
 
 
 def summarise(answer: DetectOut) -> str:
-    """How many of each class, for people."""
-    told = ", ".join(f"{count} × {label}" for label, count in answer.counts.items())
-    return told or "nothing found"
+    """Summarise the number of objects of each class."""
+    counts = ", ".join(f"{count} × {label}" for label, count in answer.counts.items())
+    return counts or "nothing found"

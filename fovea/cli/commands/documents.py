@@ -1,4 +1,4 @@
-"""`fovea documents …`: texts that a model reads once and is asked about often."""
+"""`fovea documents …`: texts that a model reads once, to be asked about them often."""
 
 from __future__ import annotations
 
@@ -16,47 +16,51 @@ from shared.api.sessions import DocumentInfo
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Documents that are read once: add, list, show, delete.", no_args_is_help=True)
+app = typer.Typer(help="Documents that a model reads once: add, list, show, delete.", no_args_is_help=True)
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="As printed by add.")]
 
 
 @app.command()
 def add(
-    file: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A text in UTF-8.")],
-    name: Annotated[str | None, typer.Option(help="For people; the file's otherwise.", show_default=False)] = None,
-    blocks: Annotated[int | None, typer.Option(min=1, help="Blocks that a query fetches.", show_default=False)] = None,
+    file: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A text file in UTF-8.")],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the document; default: the file's name.", show_default=False)
+    ] = None,
+    blocks: Annotated[
+        int | None, typer.Option(min=1, help="Number of blocks that a query retrieves.", show_default=False)
+    ] = None,
     model: Model = None,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
-    """Have a text read; ask about it with `fovea chat --document ID`."""
+    """Add a text; ask about it with `fovea chat --document ID`."""
     knobs = None if blocks is None else {"blocks": blocks}
     call = sessions_documents.store_document(
         file.read_text("utf-8"), model=model, name=name or file.name, longctx=knobs
     )
     screen = Screen(as_json=as_json)
-    with Connection(url, key).client() as client:
-        _show(screen, client.send(call))
+    with Connection(url, key).open() as client:
+        _print(screen, client.send(call))
 
 
 @app.command("list")
 def list_(
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most documents to list.")] = 100,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
     """List documents, newest first."""
     screen = Screen(as_json=as_json)
-    with Connection(url, key).client() as client:
+    with Connection(url, key).open() as client:
         found = client.send(sessions_documents.documents(limit))
     if as_json:
         for one in found:
             screen.line(one)
     elif not found:
-        screen.note("No documents. `fovea documents add FILE` has one read.")
+        screen.note("No documents. `fovea documents add FILE` adds one.")
     else:
         rows = ((d.id, escape(d.name or "–"), d.model, str(d.tokens), str(d.blocks)) for d in found)
         screen.table(("id", "name", "model", "tokens", "blocks"), rows)
@@ -66,36 +70,36 @@ def list_(
 def show(document: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
     """Show a document and its text."""
     screen = Screen(as_json=as_json)
-    with Connection(url, key).client() as client:
+    with Connection(url, key).open() as client:
         found = client.send(sessions_documents.document(document))
-    _show(screen, found)
+    _print(screen, found)
     if not as_json:
         screen.text(found.text)
 
 
 @app.command()
 def delete(document: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
-    """Forget a document."""
+    """Delete a document."""
     screen = Screen(as_json=as_json)
-    with Connection(url, key).client() as client:
-        gone = client.send(sessions_documents.delete_document(document))
+    with Connection(url, key).open() as client:
+        deleted = client.send(sessions_documents.delete_document(document))
     if as_json:
-        screen.line(gone)
+        screen.line(deleted)
     else:
-        screen.note(f"Deleted {escape(gone.id)}.")
+        screen.note(f"Deleted {escape(deleted.id)}.")
 
 
-def _show(screen: Screen, told: DocumentInfo) -> None:
+def _print(screen: Screen, document: DocumentInfo) -> None:
     if screen.as_json:
-        screen.line(told)
+        screen.line(document)
         return
     screen.facts(
         {
-            "document": told.id,
-            "name": told.name,
-            "model": told.model,
-            "tokens": f"{told.tokens:,} in {told.blocks:,} blocks",
-            "read before": told.cached_tokens or None,
-            "replicas": "read it again: its blocks are not kept for them" if told.shared is False else None,
+            "document": document.id,
+            "name": document.name,
+            "model": document.model,
+            "tokens": f"{document.tokens:,} in {document.blocks:,} blocks",
+            "read before": document.cached_tokens or None,
+            "replicas": "read it again: its blocks are not kept for them" if document.shared is False else None,
         }
     )

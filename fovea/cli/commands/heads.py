@@ -1,6 +1,6 @@
-"""`fovea heads calibrate NAME`: make a head plan of a served model and store it under a name.
+"""`fovea heads calibrate NAME`: makes a head plan of a served model and stores it under a name.
 
-Requests to llm-longctx use it at once: `"longctx": {"method": "duo", "plan": NAME}`. Knows reports as JSON.
+Requests to llm-longctx can use it at once: `"longctx": {"method": "duo", "plan": NAME}`.
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from fovea.cli.commands.probe import parse_pair, print_report, run_study, save_report
+from fovea.cli.commands.probe import print_report, run_study, save_report
 from fovea.cli.common_options import AsJson, Connection, Key, Url
 from fovea.cli.output import Screen
-from fovea.cli.schema_options import parse_options
+from fovea.cli.schema_options import parse_options, parse_pair
 from fovea.transport import LOCAL
 from shared.errors import InvalidOption
 
 __all__ = ["app", "calibrate"]
 
-app = typer.Typer(no_args_is_help=True, help="Head plans: which heads keep everything, which only ends.")
+app = typer.Typer(no_args_is_help=True, help="Head plans: which heads keep the whole cache, and which only its ends.")
 
 EVIDENCE = "retrieval-report.json"
 
 
 @app.callback()
 def heads() -> None:
-    """Head plans: which heads keep everything, which only ends."""
+    """Head plans: which heads keep the whole cache, and which only its ends."""
 
 
 @app.command(no_args_is_help=True)
 def calibrate(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What requests will call the plan.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the plan in requests.")],
     kind: Annotated[
-        Literal["retrieval", "razor", "duo", "act", "statistic"], typer.Option(help="By what heads are told apart.")
+        Literal["retrieval", "razor", "duo", "act", "statistic"], typer.Option(help="How the heads are chosen.")
     ] = "retrieval",
-    lm: Annotated[str | None, typer.Option(help="Language model.", show_default=False)] = None,
+    lm: Annotated[str | None, typer.Option(help="Language model to study.", show_default=False)] = None,
     share: Annotated[
-        float | None, typer.Option(help="Share of key/value heads that stay full.", show_default=False)
+        float | None, typer.Option(help="Share of key/value heads that keep the whole cache.", show_default=False)
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", "-O", metavar="NAME=VALUE", help="An option of the study.")
@@ -52,31 +52,31 @@ def calibrate(
 ) -> None:
     """Make a head plan and store it under a name.
 
-    [bold]fovea heads calibrate mine[/] finds retrieval heads and makes a plan of them; --kind razor, duo or act makes
-    it by echo and induction, by trained gates, or searches heads to calibrate.
+    [bold]fovea heads calibrate mine[/] finds retrieval heads and makes a plan of them. Other kinds: razor finds
+    echo and induction heads, duo trains gates, act searches for heads to calibrate.
     """
     screen = Screen(as_json=as_json)
-    chosen = {"lm": lm} if lm else {}
-    wanted: dict[str, Any] = {"model": "head-plans", "kind": kind, "name": name, **chosen}
-    wanted |= {} if share is None else {"share": share}
-    with Connection(url, key).client() as client:
+    lm_option = {"lm": lm} if lm else {}
+    request: dict[str, Any] = {"model": "head-plans", "kind": kind, "name": name, **lm_option}
+    request |= {} if share is None else {"share": share}
+    with Connection(url, key).open() as client:
         study = "retrieval-heads" if kind == "retrieval" else "head-plans"
         options = parse_options(dict(parse_pair(text) for text in option or ()), client.model(study).request_schema)
         if kind == "retrieval":
-            found = run_study(client, screen, {"model": study, **chosen, **options})
-            save_report(found, study, output, screen)
-            wanted["report"] = _evidence(found)
+            evidence = run_study(client, screen, {"model": study, **lm_option, **options})
+            save_report(evidence, study, output, screen)
+            request["report"] = _read_evidence(evidence)
         else:
-            wanted |= options
-        report = run_study(client, screen, wanted)
+            request |= options
+        report = run_study(client, screen, request)
     save_report(report, "head-plans", output, screen)
     print_report(screen, report)
     screen.note(f'"longctx": {{"method": "{"act" if kind == "act" else "duo"}", "plan": "{name}"}}')
 
 
-def _evidence(report: dict[str, Any]) -> Any:
+def _read_evidence(report: dict[str, Any]) -> Any:
     found = next((one for one in report["artefacts"] if one["name"] == EVIDENCE), None)
     if found is None:
         detail = "The study found no retrieval heads to make a plan of."
-        raise InvalidOption(detail, hint="More samples or shorter texts may help; or take --kind razor.", field="kind")
+        raise InvalidOption(detail, hint="Try more samples, shorter texts, or --kind razor.", field="kind")
     return json.loads(found["content"])

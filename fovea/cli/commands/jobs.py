@@ -1,4 +1,4 @@
-"""`fovea jobs …`: requests that are answered later."""
+"""`fovea jobs …`: lists, follows, cancels and retries queued requests."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fovea.cli.common_options import AsJson, Connection, Key, Url
+from fovea.cli.job_progress import describe_state, follow_job
 from fovea.cli.output import Screen, colour_status
-from fovea.client import Client
 from fovea.transport import LOCAL
 from shared.api.job import Job
 
@@ -26,7 +25,7 @@ JobId = Annotated[str, typer.Argument(metavar="ID", help="As printed by list.")]
 
 @app.command("list")
 def list_(
-    limit: Annotated[int, typer.Option(min=1, max=500, help="How many at most.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="Most jobs to list.")] = 20,
     dead: Annotated[bool, typer.Option("--dead", help="Only dead letters.")] = False,
     as_json: AsJson = False,
     url: Url = LOCAL,
@@ -34,13 +33,13 @@ def list_(
 ) -> None:
     """List jobs, newest first."""
     screen = Screen(as_json=as_json)
-    with Connection(url, key).client() as client:
+    with Connection(url, key).open() as client:
         found = client.jobs.list(limit, dead=dead)
     if as_json:
         for job in found:
             screen.line(job)
     elif not found:
-        screen.note("No jobs. Any request can be queued: `fovea run … --job`, or `Prefer: respond-async`.")
+        screen.note("No jobs. Queue any request with `fovea run … --job` or `Prefer: respond-async`.")
     else:
         screen.table(("id", "status", "request", "progress", "age", "note"), map(_row, found))
 
@@ -48,18 +47,19 @@ def list_(
 @app.command()
 def get(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
     """Show one job."""
-    with Connection(url, key).client() as client:
-        _show(Screen(as_json=as_json), client.jobs.get(job_id))
+    with Connection(url, key).open() as client:
+        _print(Screen(as_json=as_json), client.jobs.get(job_id))
 
 
 @app.command()
 def watch(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
     """Follow a job to its end; the exit code says whether it succeeded."""
     screen = Screen(as_json=as_json)
-    with Connection(url, key).client() as client:
-        last = _follow_json(client, screen, job_id) if as_json else _follow(client, screen, job_id)
+    with Connection(url, key).open() as client:
+        on_change = screen.line if as_json else None
+        last = follow_job(client, screen, client.jobs.get(job_id), on_change=on_change)
     if not as_json:
-        _show(screen, last)
+        _print(screen, last)
     if last.status != "succeeded":
         raise typer.Exit(1)
 
@@ -67,26 +67,29 @@ def watch(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = N
 @app.command()
 def cancel(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
     """Cancel a job, also while it runs."""
-    with Connection(url, key).client() as client:
-        _show(Screen(as_json=as_json), client.jobs.cancel(job_id))
+    with Connection(url, key).open() as client:
+        _print(Screen(as_json=as_json), client.jobs.cancel(job_id))
 
 
 @app.command()
 def retry(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
     """Queue a failed or cancelled job again."""
-    with Connection(url, key).client() as client:
-        _show(Screen(as_json=as_json), client.jobs.retry(job_id))
+    with Connection(url, key).open() as client:
+        _print(Screen(as_json=as_json), client.jobs.retry(job_id))
 
 
 @app.command()
 def result(
     job_id: JobId,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it here.", show_default=False)] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write to; default: standard output.", show_default=False),
+    ] = None,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
     """Write the answer of a finished job, byte for byte."""
-    with Connection(url, key).client() as client:
+    with Connection(url, key).open() as client:
         found = client.jobs.result(job_id)
     if output is None:
         sys.stdout.buffer.write(found.content)
@@ -96,29 +99,7 @@ def result(
     Screen().note(f"wrote {output} ({found.content_type}, {len(found.content):,} bytes)")
 
 
-def _follow_json(client: Client, screen: Screen, job_id: str) -> Job:
-    last = client.jobs.get(job_id)
-    for job in client.jobs.events(job_id):
-        screen.line(last := job)
-    return last
-
-
-def _follow(client: Client, screen: Screen, job_id: str) -> Job:
-    last = client.jobs.get(job_id)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=screen.err, transient=True) as progress:
-        row = progress.add_task(_note(last), total=1.0)
-        for job in client.jobs.events(job_id):
-            progress.update(row, completed=job.progress, description=escape(_note(last := job)))
-    return last
-
-
-def _show(screen: Screen, job: Job) -> None:
+def _print(screen: Screen, job: Job) -> None:
     if screen.as_json:
         screen.line(job)
         return
@@ -131,9 +112,9 @@ def _show(screen: Screen, job: Job) -> None:
             "note": job.note,
             "ahead": job.position,
             "deliveries": job.attempts,
-            "created": _time(job.created),
-            "finished": _time(job.finished),
-            "expires": _time(job.expires),
+            "created": _format_time(job.created),
+            "finished": _format_time(job.finished),
+            "expires": _format_time(job.expires),
             "error": error.get("detail"),
             "hint": error.get("hint"),
         }
@@ -146,22 +127,16 @@ def _row(job: Job) -> tuple[str, ...]:
         colour_status(job.status),
         escape(job.path),
         f"{job.progress:.0%}",
-        _age(job.created),
-        escape(_note(job)),
+        _format_age(job.created),
+        escape(describe_state(job)),
     )
 
 
-def _note(job: Job) -> str:
-    if job.status == "queued" and job.position:
-        return f"queued, {job.position} ahead"
-    return job.note or (str(job.error.get("detail", "")) if job.error else job.status)
-
-
-def _time(moment: datetime | None) -> str:
+def _format_time(moment: datetime | None) -> str:
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else ""
 
 
-def _age(moment: datetime) -> str:
+def _format_age(moment: datetime) -> str:
     seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:

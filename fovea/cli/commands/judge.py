@@ -1,6 +1,6 @@
-"""`fovea judge …`: label pairs of queries and passages, one or many; templates and calibrations.
+"""`fovea judge …`: labels pairs of queries and passages, one or many; prompt templates and calibrations.
 
-What is computed from labels (agreement, rankings, ensembles, the leaderboard) is in `judge_metrics`.
+Commands that compute from labels (agreement, rankings, ensembles, the leaderboard) are in `judge_metrics`.
 """
 
 from __future__ import annotations
@@ -11,58 +11,64 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fovea import endpoints, judge_endpoints
 from fovea.cli.commands import judge_metrics
 from fovea.cli.common_options import AsJson, Connection, Key, Url
+from fovea.cli.job_progress import follow_job
 from fovea.cli.output import Screen
-from fovea.client import Client
+from fovea.cli.text_files import read_text, write_text
 from fovea.transport import LOCAL
-from shared.api.job import Job
 from shared.errors import Malformed
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Grade passages for queries, and see how far the grades can be trusted.", no_args_is_help=True)
+app = typer.Typer(
+    help="Grade passages for queries, and measure how far the grades can be trusted.", no_args_is_help=True
+)
 app.command("agreement")(judge_metrics.agreement)
 app.command("rankings")(judge_metrics.rankings)
 app.command("ensemble")(judge_metrics.ensemble)
 app.command("leaderboard")(judge_metrics.leaderboard)
 
 Judge = Annotated[str | None, typer.Option("--judge", "-j", help="prompted-grade, log-odds …", show_default=False)]
-Template = Annotated[str | None, typer.Option("--template", "-t", help="See `templates`.", show_default=False)]
+Template = Annotated[
+    str | None,
+    typer.Option("--template", "-t", help="Prompt template; `fovea judge templates` lists them.", show_default=False),
+]
 Llm = Annotated[str | None, typer.Option(help="Language model at the judge's endpoint.", show_default=False)]
-Cuts = Annotated[str | None, typer.Option("--calibration", help="Kept cuts, name or name@version.", show_default=False)]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write here.", show_default=False)]
+Cuts = Annotated[
+    str | None, typer.Option("--calibration", help="Stored calibration: name or name@version.", show_default=False)
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write to.", show_default=False)]
 
-_FORMS = {".jsonl": "jsonl", ".csv": "csv"}
+_FORMATS = {".jsonl": "jsonl", ".csv": "csv"}
 
 
 @app.command()
 def pair(
     query: Annotated[str, typer.Argument(help="The query.")],
-    passage: Annotated[str, typer.Argument(help="The passage; - stands for standard input.")],
+    passage: Annotated[str, typer.Argument(help="The passage; - is standard input.")],
     judge: Judge = None,
     template: Template = None,
     llm: Llm = None,
     calibration: Cuts = None,
-    rationale: Annotated[bool, typer.Option("--rationale", help="Show all that the model said.")] = False,
+    rationale: Annotated[bool, typer.Option("--rationale", help="Show the full answer of the model.")] = False,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
-    """Grade one passage for one query; exit code 1 where no grade came out."""
-    text = judge_endpoints.read_text(Path("-")) if passage == "-" else passage
+    """Grade one passage for one query; the exit code is 1 if there is no grade."""
+    text = read_text(Path("-")) if passage == "-" else passage
     options = {"template": template, "llm": llm, "calibration": calibration, "rationale": rationale or None}
     screen = Screen(as_json=as_json)
-    with Connection(url, key).client() as client:
+    with Connection(url, key).open() as client:
         answer = client.run("judge", {"model": judge, "pairs": [{"query": query, "passage": text}], **options})
     verdict = answer["results"][0]
     if as_json:
         screen.line(verdict)
     else:
-        _tell(screen, answer["model"], verdict)
+        _print_verdict(screen, answer["model"], verdict)
     if verdict["grade"] is None:
         raise typer.Exit(1)
 
@@ -72,9 +78,9 @@ def batch(
     topics: Annotated[Path | None, typer.Option(help="qid<TAB>text lines, or JSON lines.", show_default=False)] = None,
     passages: Annotated[Path | None, typer.Option(help="JSON lines with id and text.", show_default=False)] = None,
     runs: Annotated[list[Path] | None, typer.Option("--run", help="TREC run; may be repeated.")] = None,
-    depth: Annotated[int, typer.Option("--depth", "-k", min=1, help="How far down each run.")] = 10,
+    depth: Annotated[int, typer.Option("--depth", "-k", min=1, help="Ranks to take from each run.")] = 10,
     qrels: Annotated[
-        Path | None, typer.Option(help="Labels there are; only holes are filled.", show_default=False)
+        Path | None, typer.Option(help="Existing labels; only missing ones are made.", show_default=False)
     ] = None,
     pairs: Annotated[
         Path | None, typer.Option(help="JSON lines with qid, docid, query, passage.", show_default=False)
@@ -83,60 +89,62 @@ def batch(
     template: Template = None,
     llm: Llm = None,
     calibration: Cuts = None,
-    budget: Annotated[int | None, typer.Option(help="Tokens to spend at most.", show_default=False)] = None,
-    per_minute: Annotated[float | None, typer.Option(help="Pairs a minute at most.", show_default=False)] = None,
-    at_once: Annotated[int, typer.Option(min=1, max=32, help="Pairs under way at a time.")] = 4,
+    budget: Annotated[int | None, typer.Option(help="Most tokens to spend.", show_default=False)] = None,
+    per_minute: Annotated[float | None, typer.Option(help="Most pairs per minute.", show_default=False)] = None,
+    at_once: Annotated[int, typer.Option(min=1, max=32, help="Pairs at a time.")] = 4,
     output: Output = None,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
-    """Label many pairs as a job; -o x.qrels, x.jsonl or x.csv says the form. Run it again to go on.
+    """Label many pairs as a job; the suffix of -o (x.qrels, x.jsonl, x.csv) is the format. Run it again to continue.
 
-    The pairs are those of --pairs; or the top of --run; or every topic with every passage.
+    The pairs are those of --pairs, or the top of each --run, or every topic with every passage.
     """
     options = {"template": template, "llm": llm, "calibration": calibration}
     body = {
         "model": judge,
         "options": {name: value for name, value in options.items() if value is not None},
-        "topics": judge_endpoints.read_text(topics),
-        "passages": judge_endpoints.read_text(passages),
-        "pairs": judge_endpoints.read_text(pairs),
-        "runs": "".join(map(judge_endpoints.read_text, runs or ())),
-        "qrels": judge_endpoints.read_text(qrels),
+        "topics": read_text(topics),
+        "passages": read_text(passages),
+        "pairs": read_text(pairs),
+        "runs": "".join(map(read_text, runs or ())),
+        "qrels": read_text(qrels),
         "depth": depth,
         "budget_tokens": budget,
         "per_minute": per_minute,
         "at_once": at_once,
     }
     screen = Screen(as_json=as_json)
-    with Connection(url, key).client() as client:
+    with Connection(url, key).open() as client:
         job = client.send(endpoints.as_job(judge_endpoints.compute("batches", body), None))
-        _follow(client, screen, job)
+        follow_job(client, screen, job)
         done = client.jobs.result(job.id).json()
         if output is not None:
-            form = _FORMS.get(output.with_suffix("").suffix if output.suffix == ".gz" else output.suffix, "qrels")
-            judge_endpoints.write_text(output, client.send(judge_endpoints.labels(done["id"], form)))
+            file_format = _FORMATS.get(
+                output.with_suffix("").suffix if output.suffix == ".gz" else output.suffix, "qrels"
+            )
+            write_text(output, client.send(judge_endpoints.labels(done["id"], file_format)))
     if as_json:
         screen.line(done)
     else:
-        _summarise(screen, done, output)
+        _print_summary(screen, done, output)
     if done["failed"] or done["left"]:
         raise typer.Exit(1)
 
 
 @app.command()
 def templates(
-    name: Annotated[str | None, typer.Argument(help="Show this one.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(help="Show this template.", show_default=False)] = None,
     query: Annotated[str, typer.Option(help="With a name: fill it in.")] = "",
     passage: Annotated[str, typer.Option(help="With a name: fill it in.")] = "",
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
-    """List the prompts, or show one, filled in with a query and a passage and sent to nobody."""
+    """List the prompt templates, or show one, filled in with a query and a passage; nothing is sent."""
     screen = Screen(as_json=as_json)
-    with Connection(url, key).client() as client:
+    with Connection(url, key).open() as client:
         if name is not None:
             body = {"query": query or "{query}", "passage": passage or "{passage}"}
             shown = client.send(judge_endpoints.compute(f"templates/{name}/render", body))
@@ -158,22 +166,22 @@ def templates(
 
 @app.command()
 def calibrate(
-    signals: Annotated[Path, typer.Argument(metavar="BATCH.jsonl", help="A batch's labels with their signals.")],
+    signals: Annotated[Path, typer.Argument(metavar="BATCH.jsonl", help="Labels of a batch with their signals.")],
     reference: Annotated[Path, typer.Argument(metavar="QRELS", help="Labels to fit the cuts to.")],
-    name: Annotated[str | None, typer.Option(help="Keep the cuts under this name.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="Store the calibration under this name.", show_default=False)] = None,
     how: Annotated[str, typer.Option(help="quantile or kappa.")] = "quantile",
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
-    """Fit the cuts that turn a judge's signal into grades; evaluated with whole queries left out."""
+    """Fit the thresholds that turn a judge's signal into grades; evaluated on queries that were left out."""
     body = {
-        **_training(judge_endpoints.read_text(signals), judge_endpoints.read_text(reference)),
+        **_build_training(read_text(signals), read_text(reference)),
         "how": how,
         "name": name,
     }
     screen = Screen(as_json=as_json)
-    with Connection(url, key).client() as client:
+    with Connection(url, key).open() as client:
         found = client.send(judge_endpoints.compute("calibrations", body))
     if as_json:
         screen.line(found)
@@ -191,43 +199,30 @@ def calibrate(
         screen.note(f"[yellow]{escape(warning)}[/]")
 
 
-def _training(lines: str, qrels: str) -> dict[str, Any]:
-    """The signals of a batch's lines whose pairs have a reference label."""
+def _build_training(lines: str, qrels: str) -> dict[str, Any]:
+    """Build training data: the signals of those labelled pairs that have a reference label."""
     truth = {}
     for line in qrels.splitlines():
         if len(fields := line.split()) == 4 and fields[3].lstrip("-").isdigit():
             truth[fields[0], fields[2]] = int(fields[3])
     try:
         rows = [json.loads(line) for line in lines.splitlines() if line.strip()]
-        kept = [row for row in rows if row.get("signal") is not None and (row["qid"], row["docid"]) in truth]
+        labelled = [row for row in rows if row.get("signal") is not None and (row["qid"], row["docid"]) in truth]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Malformed("The batch's labels are not JSON lines.", hint="Write them with -o x.jsonl.") from error
-    owner = {field: {row.get(field) for row in kept} for field in ("template", "llm")}
+        raise Malformed("The labels of the batch are not JSON lines.", hint="Write them with -o x.jsonl.") from error
+    owner = {field: {row.get(field) for row in labelled} for field in ("template", "llm")}
     one = {field: next(iter(values)) if len(values) == 1 else None for field, values in owner.items()}
     return {
-        "signals": [row["signal"] for row in kept],
-        "grades": [truth[row["qid"], row["docid"]] for row in kept],
-        "queries": [row["qid"] for row in kept],
-        "pairs": [f"{row['qid']} {row['docid']}" for row in kept],
+        "signals": [row["signal"] for row in labelled],
+        "grades": [truth[row["qid"], row["docid"]] for row in labelled],
+        "queries": [row["qid"] for row in labelled],
+        "pairs": [f"{row['qid']} {row['docid']}" for row in labelled],
         "template": one["template"],
         "model": one["llm"],
     }
 
 
-def _follow(client: Client, screen: Screen, job: Job) -> None:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=screen.err, transient=True, disable=screen.as_json) as progress:
-        row = progress.add_task(job.note or job.status, total=1.0)
-        for seen in client.jobs.events(job.id):
-            progress.update(row, completed=seen.progress, description=escape(seen.note or seen.status))
-
-
-def _tell(screen: Screen, judge: str, verdict: dict[str, Any]) -> None:
+def _print_verdict(screen: Screen, judge: str, verdict: dict[str, Any]) -> None:
     grade = "no grade" if verdict["grade"] is None else f"grade {verdict['grade']}"
     screen.out.print(f"[bold]{grade}[/]  {escape(judge)}")
     screen.facts(
@@ -244,11 +239,11 @@ def _tell(screen: Screen, judge: str, verdict: dict[str, Any]) -> None:
             "answer": verdict["answer"],
         }
     )
-    for said in verdict["rationale"] or ():
-        screen.text(said)
+    for text in verdict["rationale"] or ():
+        screen.text(text)
 
 
-def _summarise(screen: Screen, done: dict[str, Any], output: Path | None) -> None:
+def _print_summary(screen: Screen, done: dict[str, Any], output: Path | None) -> None:
     counts = ", ".join(f"{count} × {grade}" for grade, count in enumerate(done["counts"]))
     screen.facts(
         {

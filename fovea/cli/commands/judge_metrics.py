@@ -1,6 +1,6 @@
-"""The verbs of `fovea judge` that compute from labels: agreement, rankings, ensembles, the leaderboard.
+"""Commands of `fovea judge` that compute from labels: agreement, rankings, ensembles, the leaderboard.
 
-Kappa and tau stand side by side wherever there are runs, because one says nothing about the other.
+Wherever there are runs, kappa and tau are shown side by side, because one says nothing about the other.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from rich.markup import escape
 from fovea import judge_endpoints
 from fovea.cli.common_options import AsJson, Connection, Key, Url
 from fovea.cli.output import Screen
+from fovea.cli.text_files import read_text, write_text
 from fovea.transport import LOCAL
 
 __all__ = ["agreement", "ensemble", "format_figure", "leaderboard", "rankings"]
 
-Reference = Annotated[Path, typer.Argument(metavar="REFERENCE", help="Qrels that count as the truth; .gz is fine.")]
-Labels = Annotated[Path, typer.Argument(metavar="JUDGE", help="The judge's qrels, or a batch's JSON lines.")]
+Reference = Annotated[Path, typer.Argument(metavar="REFERENCE", help="Reference qrels; may be .gz.")]
+Labels = Annotated[Path, typer.Argument(metavar="JUDGE", help="Qrels of the judge, or JSON lines of a batch.")]
 Runs = Annotated[list[Path] | None, typer.Option("--run", help="TREC run; may be repeated.", show_default=False)]
 Measure = Annotated[str, typer.Option(help="ndcg_cut_10, map, P_5, recip_rank, recall_100 …")]
 
@@ -27,7 +28,9 @@ Measure = Annotated[str, typer.Option(help="ndcg_cut_10, map, P_5, recip_rank, r
 def agreement(
     reference: Reference,
     judge: Labels,
-    topics: Annotated[Path | None, typer.Option(help="With --passages: bias by the texts.", show_default=False)] = None,
+    topics: Annotated[
+        Path | None, typer.Option(help="With --passages: bias by length and overlap of the texts.", show_default=False)
+    ] = None,
     passages: Annotated[Path | None, typer.Option(help="JSON lines with id and text.", show_default=False)] = None,
     as_json: AsJson = False,
     url: Url = LOCAL,
@@ -35,15 +38,15 @@ def agreement(
 ) -> None:
     """Compare a judge's labels with reference labels: kappa with its interval, alpha, confusion, bias."""
     names = {"reference": reference, "judge": judge, "topics": topics, "passages": passages}
-    found = _asked("agreement", {name: judge_endpoints.read_text(path) for name, path in names.items()}, url, key)
+    found = _compute("agreement", {name: read_text(path) for name, path in names.items()}, url, key)
     screen = Screen(as_json=as_json)
     if as_json:
         screen.line(found)
         return
     screen.facts(
         {
-            "pairs": _pairs(found),
-            "kappa": f"{format_figure(found['kappa'])}   ({_interval(found['kappa_interval'])})",
+            "pairs": _format_pairs(found),
+            "kappa": f"{format_figure(found['kappa'])}   ({_format_interval(found['kappa_interval'])})",
             "alpha (ordinal)": format_figure(found["alpha"]),
             "kappa, linear": format_figure(found["kappa_linear"]),
             "kappa, quadratic": format_figure(found["kappa_quadratic"]),
@@ -64,7 +67,7 @@ def agreement(
     )
     for name, block in ((name, (found["bias_by_text"] or {}).get(name)) for name in ("by_length", "by_overlap")):
         if block:
-            _terciles(screen, name, block)
+            _print_terciles(screen, name, block)
 
 
 def rankings(
@@ -73,21 +76,22 @@ def rankings(
     runs: Runs = None,
     measure: Measure = "ndcg_cut_10",
     families: Annotated[
-        list[str] | None, typer.Option("--family", help="system=family, for self-preference.", show_default=False)
+        list[str] | None,
+        typer.Option("--family", help="SYSTEM=FAMILY, to measure self-preference.", show_default=False),
     ] = None,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
-    """Rank systems under both label sets: tau and rho, with kappa beside them, and each system's shift."""
+    """Rank systems under both label sets: tau, rho, kappa, and how far each system moved."""
     body = {
-        "reference": judge_endpoints.read_text(reference),
-        "judge": judge_endpoints.read_text(judge),
+        "reference": read_text(reference),
+        "judge": read_text(judge),
         "measure": measure,
-        "runs": "".join(map(judge_endpoints.read_text, runs or ())),
+        "runs": "".join(map(read_text, runs or ())),
         "families": dict(pair.partition("=")[::2] for pair in families or ()),
     }
-    found = _asked("rankings", body, url, key)
+    found = _compute("rankings", body, url, key)
     screen = Screen(as_json=as_json)
     if as_json:
         screen.line(found)
@@ -115,26 +119,31 @@ def ensemble(
     combine: Annotated[str, typer.Option(help="majority, average or median.")] = "majority",
     tie: Annotated[str, typer.Option(help="average, min, max, median or random.")] = "average",
     rounding: Annotated[str, typer.Option(help="half_up or half_even.")] = "half_up",
-    weights: Annotated[list[float] | None, typer.Option("--weight", help="One per judge.", show_default=False)] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here.", show_default=False)] = None,
+    weights: Annotated[
+        list[float] | None, typer.Option("--weight", help="One weight per judge.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write to; default: standard output.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
-    """Make one label set of several, by a stated rule; qrels to -o or to standard output."""
+    """Combine several label sets into one; writes qrels to -o or to standard output."""
     body = {
-        "judges": list(map(judge_endpoints.read_text, judges)),
+        "judges": list(map(read_text, judges)),
         "combine": combine,
         "tie": tie,
         "rounding": rounding,
         "weights": weights,
     }
-    found = _asked("ensembles", body, url, key)
+    found = _compute("ensembles", body, url, key)
     screen = Screen(as_json=as_json)
     if as_json:
         screen.line(found)
         return
-    judge_endpoints.write_text(output, found["qrels"].encode("utf8"))
+    write_text(output, found["qrels"].encode("utf8"))
     if output is not None:
         screen.note(f"wrote {output} ({found['pairs']} pairs, {' · '.join(map(str, found['counts']))} per grade)")
 
@@ -142,17 +151,19 @@ def ensemble(
 def leaderboard(
     labels: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="REFERENCE JUDGE…", help="Left out, the kept table.", show_default=False),
+        typer.Argument(metavar="REFERENCE JUDGE…", help="Without files: the stored table.", show_default=False),
     ] = None,
     runs: Runs = None,
     measure: Measure = "ndcg_cut_10",
     sort: Annotated[str, typer.Option(help="kappa, alpha, tau_b, rho, mae, invalid_share, cost, judge …")] = "kappa",
-    name: Annotated[str | None, typer.Option(help="Keep it, or show what is kept.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Store the table under this name, or show the stored one.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
-    """Judges side by side, best first: kappa with its interval and, beside it, tau.
+    """Compare judges, best first: kappa with its interval, beside tau.
 
     With files: the first is the reference, the others are the judges.
     """
@@ -160,16 +171,16 @@ def leaderboard(
     if labels:
         reference, *judges = labels
         body = {
-            "reference": judge_endpoints.read_text(reference),
-            "runs": "".join(map(judge_endpoints.read_text, runs or ())),
-            "judges": [{"judge": _stem(path), "labels": judge_endpoints.read_text(path)} for path in judges],
+            "reference": read_text(reference),
+            "runs": "".join(map(read_text, runs or ())),
+            "judges": [{"judge": _judge_name(path), "labels": read_text(path)} for path in judges],
             "measure": measure,
             "sort": sort,
             "name": name,
         }
-        found = _asked("leaderboard", body, url, key)
+        found = _compute("leaderboard", body, url, key)
     else:
-        with Connection(url, key).client() as client:
+        with Connection(url, key).open() as client:
             found = client.send(judge_endpoints.fetch("leaderboard", name=name, sort=sort))
     if as_json:
         for row in found["rows"]:
@@ -178,27 +189,27 @@ def leaderboard(
     cuts = ("0|123", "01|23", "012|3")
     screen.table(
         ("judge", "kappa", "95 %", "tau-b", "alpha", "rho", *cuts, "bias", "invalid"),
-        (_board_row(row, cuts) for row in found["rows"]),
+        (_format_row(row, cuts) for row in found["rows"]),
     )
     for row in found["left_out"]:
         screen.note(f"[yellow]{escape(row['judge'])} is not shown:[/] {escape(row['reason'])}")
 
 
 def format_figure(value: float | None) -> str:
-    """Four decimals, or a dash where it is undefined."""
+    """Format a number with four decimals; a dash where it is undefined."""
     return "–" if value is None else f"{value:.4f}"
 
 
-def _asked(what: str, body: dict[str, Any], url: str, key: str | None) -> Any:
-    with Connection(url, key).client() as client:
+def _compute(what: str, body: dict[str, Any], url: str, key: str | None) -> Any:
+    with Connection(url, key).open() as client:
         return client.send(judge_endpoints.compute(what, body))
 
 
-def _board_row(row: dict[str, Any], cuts: tuple[str, ...]) -> tuple[str, ...]:
+def _format_row(row: dict[str, Any], cuts: tuple[str, ...]) -> tuple[str, ...]:
     return (
         f"[bold]{escape(row['judge'])}[/]",
         format_figure(row["kappa"]),
-        _interval(row["kappa_interval"]),
+        _format_interval(row["kappa_interval"]),
         format_figure(row["tau_b"]),
         format_figure(row["alpha"]),
         format_figure(row["rho"]),
@@ -208,16 +219,16 @@ def _board_row(row: dict[str, Any], cuts: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-def _interval(ends: list[float] | None) -> str:
+def _format_interval(ends: list[float] | None) -> str:
     return f"{ends[0]:.3f} … {ends[1]:.3f}" if ends else ""
 
 
-def _pairs(found: dict[str, Any]) -> str:
+def _format_pairs(found: dict[str, Any]) -> str:
     more = ", ".join(f"{found[name]} {name}" for name in ("missing", "extra", "clamped") if found[name])
     return f"{found['pairs']} ({more})" if more else str(found["pairs"])
 
 
-def _terciles(screen: Screen, name: str, block: list[dict[str, Any]]) -> None:
+def _print_terciles(screen: Screen, name: str, block: list[dict[str, Any]]) -> None:
     screen.out.print()
     rows = (
         (
@@ -231,5 +242,5 @@ def _terciles(screen: Screen, name: str, block: list[dict[str, Any]]) -> None:
     screen.table((name.replace("_", " "), "pairs", "bias", "kappa"), rows)
 
 
-def _stem(path: Path) -> str:
+def _judge_name(path: Path) -> str:
     return path.name.removesuffix(".gz").rsplit(".", 1)[0]

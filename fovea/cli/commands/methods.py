@@ -1,4 +1,4 @@
-"""`fovea methods [NAME]`: attention methods that a chat may ask for, and one's knobs, as the service describes them."""
+"""`fovea methods [NAME]`: lists the attention methods that a chat may use, or shows the settings of one."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fovea.cli.commands.probe import parse_pair
+from fovea import endpoints
 from fovea.cli.common_options import AsJson, Connection, Key, Url
 from fovea.cli.output import Screen
-from fovea.cli.schema_options import describe_options, parse_options
+from fovea.cli.schema_options import describe_options, parse_options, parse_pair
 from fovea.client import Client
-from fovea.method_schema import MethodCard
-from fovea.method_schema import methods as listed
+from fovea.results import MethodCard
 from fovea.transport import LOCAL
 from shared.api.text import LongctxOptions
 from shared.errors import NotFound
@@ -24,16 +23,16 @@ __all__ = ["build_longctx", "methods"]
 
 def methods(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Show this method's knobs.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="Show the settings of this method.", show_default=False)
     ] = None,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
-    """List attention methods, or show one's knobs."""
+    """List attention methods, or show the settings of one."""
     screen = Screen(as_json=as_json)
-    with Connection(url, key).client() as client:
-        found = client.send(listed()) if name is None else [_named(client, name)]
+    with Connection(url, key).open() as client:
+        found = client.send(endpoints.methods()) if name is None else [_fetch_method(client, name)]
     if as_json:
         for one in found:
             screen.line(one)
@@ -47,25 +46,25 @@ def methods(
 
 
 def build_longctx(client: Client, name: str | None, knobs: Sequence[str]) -> dict[str, Any] | None:
-    """`longctx` of a request from `--method` and `--knob NAME=VALUE`; None where neither is given.
+    """Build `longctx` of a request from `--method` and `--knob NAME=VALUE`; None where neither is given.
 
     Raises:
-        InvalidOption: A knob that the method does not have; the hint names those there are.
+        InvalidOption: The method has no such setting; the hint lists those it has.
         NotFound: There is no such method.
     """
     if name is None and not knobs:
         return None
-    card, own = _named(client, name or "dense"), LongctxOptions.model_json_schema()
+    card, own = _fetch_method(client, name or "dense"), LongctxOptions.model_json_schema()
     schema = {
         "properties": {**own["properties"], **card.knobs.get("properties", {})},
         "$defs": {**own.get("$defs", {}), **card.knobs.get("$defs", {})},
     }
-    return {"method": card.name, **parse_options(dict(map(parse_pair, knobs)), schema)}
+    return {"method": card.name, **parse_options(dict(parse_pair(knob, "--knob") for knob in knobs), schema)}
 
 
-def _named(client: Client, name: str) -> MethodCard:
-    found = {one.name: one for one in client.send(listed())}
+def _fetch_method(client: Client, name: str) -> MethodCard:
+    found = {one.name: one for one in client.send(endpoints.methods())}
     if name not in found:
         detail = f"There is no attention method {name!r}."
-        raise NotFound(detail, hint=f"There are {', '.join(found)}.")
+        raise NotFound(detail, hint=f"Methods: {', '.join(found)}.")
     return found[name]

@@ -1,4 +1,4 @@
-"""`fovea models [ID]`: what a gateway serves, and one model's card."""
+"""`fovea models [ID]`: lists the served models, or shows the card of one."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def models(
     name: Annotated[
         str | None, typer.Argument(metavar="ID", help="Show this model's card.", show_default=False)
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Only models of this task.", show_default=False)] = None,
+    task: Annotated[str | None, typer.Option(help="List only models of this task.", show_default=False)] = None,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
     """List the served models, or show one model's card."""
     screen = Screen(as_json=as_json)
-    with Connection(url, key).client() as client:
+    with Connection(url, key).open() as client:
         if name is not None:
-            _show(screen, client.model(name))
+            _print_card(screen, client.model(name))
             return
         entries = client.models(task)
     if as_json:
@@ -40,57 +40,57 @@ def models(
             screen.line(entry)
         return
     if not entries:
-        screen.note("No model is served yet. `fovea doctor` says what is missing.")
+        screen.note("No model is served yet. `fovea doctor` shows what is missing.")
         return
     screen.table(("model", "task", "service", "ready", "here / paper"), map(_row, entries))
 
 
 def _row(entry: ModelEntry) -> tuple[str, ...]:
     ready = "[green]yes[/]" if entry.ready else "[yellow]not yet[/]"
-    return (f"[bold]{escape(entry.id)}[/]", entry.task, entry.service, ready, _measured(entry))
+    return (f"[bold]{escape(entry.id)}[/]", entry.task, entry.service, ready, _format_headline(entry))
 
 
-def _measured(entry: ModelEntry) -> str:
-    """The number that says most, ours beside the paper's."""
-    told = pick_headline((entry.model_extra or {}).get("metrics") or ())
-    if told is None:
+def _format_headline(entry: ModelEntry) -> str:
+    """The headline metric: measured here / in the paper."""
+    metric = pick_headline((entry.model_extra or {}).get("metrics") or ())
+    if metric is None:
         return "[dim]–[/]"
-    return f"{_figure(told.ours)} / {_figure(told.paper)} [dim]{escape(told.name)}[/]"
+    return f"{_format_figure(metric.ours)} / {_format_figure(metric.paper)} [dim]{escape(metric.name)}[/]"
 
 
-def _figure(value: float | None) -> str:
+def _format_figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
-def _show(screen: Screen, card: ModelCard) -> None:
+def _print_card(screen: Screen, card: ModelCard) -> None:
     if screen.as_json:
         screen.line(card.model_dump(mode="json", by_alias=True))
         return
     screen.out.print(f"[bold]{escape(card.id)}[/]  {'[green]ready[/]' if card.ready else '[yellow]not ready[/]'}")
     screen.text(card.summary)
     screen.out.print()
-    screen.facts(dict(_facts(card)))
+    screen.facts(dict(_list_facts(card)))
     if options := list(describe_options(card.request_schema)):
         screen.out.print("\n[bold]Options[/]")
         screen.facts({f"--{name.replace('_', '-')}": about for name, about in options})
 
 
-def _facts(card: ModelCard) -> Iterator[tuple[str, Any]]:
-    more = card.model_extra or {}
+def _list_facts(card: ModelCard) -> Iterator[tuple[str, Any]]:
+    extra = card.model_extra or {}
     yield "task", card.task
     yield "service", card.service
-    if paper := more.get("paper"):
+    if paper := extra.get("paper"):
         yield "paper", f"{paper['title']}, {paper['venue']} {paper['year']}"
-    yield "variant", more.get("variant")
+    yield "variant", extra.get("variant")
     yield "licence", card.licence
-    for metric in more.get("metrics") or ():
-        ours, paper = _figure(metric.get("ours")), _figure(metric.get("paper"))
+    for metric in extra.get("metrics") or ():
+        ours, paper = _format_figure(metric.get("ours")), _format_figure(metric.get("paper"))
         yield metric["name"], f"{ours} here, {paper} in the paper ({metric['data']})"
     yield (
         "limits",
-        ", ".join(f"{name} {value}" for name, value in (more.get("limits") or {}).items() if value is not None),
+        ", ".join(f"{name} {value}" for name, value in (extra.get("limits") or {}).items() if value is not None),
     )
-    if claim := more.get("sparsity"):
+    if claim := extra.get("sparsity"):
         yield "sparsity", sparsity_in_words(claim)
-    for number, note in enumerate(more.get("notes") or ()):
+    for number, note in enumerate(extra.get("notes") or ()):
         yield "notes" if number == 0 else " " * (number + 1), note

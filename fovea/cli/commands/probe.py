@@ -1,7 +1,7 @@
-"""`fovea probe EXPERIMENT`: study a language model as a job, and put what was found to use.
+"""`fovea probe EXPERIMENT`: studies a language model as a job, and can serve with the heads that were found.
 
-`--then METHOD` closes the loop: the report's head plan goes to llm-longctx as that attention method's, and the needle
-grid shows what the model recalls with it, beside full attention. Knows reports as JSON.
+`--then METHOD` uses the report's head plan with that attention method in llm-longctx; the needle grid shows what the
+model recalls with it, beside full attention.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fovea.cli.common_options import AsJson, Connection, Key, Url
+from fovea.cli.job_progress import follow_job
 from fovea.cli.output import Screen
-from fovea.cli.schema_options import parse_options
+from fovea.cli.schema_options import parse_options, parse_pair
 from fovea.client import Client
 from fovea.transport import LOCAL
 from shared.errors import InvalidOption
 
-__all__ = ["parse_pair", "print_report", "probe", "run_study", "save_report"]
+__all__ = ["print_report", "probe", "run_study", "save_report"]
 
-PLAN = "head-plan.json"
-SHOWN = 12
-"""Rows of a report's first table."""
+PLAN_FILE = "head-plan.json"
+MAX_ROWS = 12
+"""Printed rows of a report's first table."""
 
 _SHADES = " ░▒▓█"
 
@@ -41,7 +41,7 @@ def probe(
         typer.Option(metavar="METHOD", help="Serve with this method and the plan that was found, for example duo."),
     ] = None,
     lengths: Annotated[str, typer.Option(help="Context lengths of the needle grid after --then.")] = "350,700,1200",
-    depths: Annotated[str, typer.Option(help="Depths of it, in percent.")] = "0,50,100",
+    depths: Annotated[str, typer.Option(help="Depths of the needle grid, in percent.")] = "0,50,100",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for reports and artefacts.", show_default=False)
     ] = None,
@@ -52,113 +52,103 @@ def probe(
     """Study a language model; with --then, use the heads that were found.
 
     [bold]fovea probe retrieval-heads --then duo[/] finds retrieval heads, compresses the cache with them, and shows
-    what was kept.
+    what the model still recalls.
     """
     screen = Screen(as_json=as_json)
-    with Connection(url, key).client() as client:
+    with Connection(url, key).open() as client:
         schema = client.model(experiment).request_schema
         texts = dict(parse_pair(text) for text in option or ())
-        chosen = {"lm": lm} if lm else {}
-        request = {"model": experiment, **chosen, **parse_options(texts, schema)}
+        lm_option = {"lm": lm} if lm else {}
+        request = {"model": experiment, **lm_option, **parse_options(texts, schema)}
         report = run_study(client, screen, request)
         save_report(report, experiment, output, screen)
         print_report(screen, report)
         if then is None:
             return
-        grid = {"model": "needle-grid", "lengths": _numbers(lengths), "depths": _numbers(depths), **chosen}
-        for method in ({"method": "dense"}, {"method": then, "plan": _plan(report)}):
-            kept = run_study(client, screen, {**grid, "longctx": method})
-            save_report(kept, f"needle-{method['method']}", output, screen)
-            _grid(screen, str(method["method"]), kept)
+        grid = {
+            "model": "needle-grid",
+            "lengths": _parse_numbers(lengths),
+            "depths": _parse_numbers(depths),
+            **lm_option,
+        }
+        for method in ({"method": "dense"}, {"method": then, "plan": _read_plan(report)}):
+            grid_report = run_study(client, screen, {**grid, "longctx": method})
+            save_report(grid_report, f"needle-{method['method']}", output, screen)
+            _print_grid(screen, str(method["method"]), grid_report)
 
 
 def run_study(client: Client, screen: Screen, request: dict[str, Any]) -> dict[str, Any]:
-    """A report, made as a job while its progress shows."""
+    """Run an experiment as a job, with a progress bar; returns its report."""
     job = client.jobs.submit("probe", request)
-    share = TextColumn("{task.percentage:>3.0f} %")
-    columns = (TextColumn("{task.description}"), BarColumn(), share, TimeElapsedColumn())
-    with Progress(*columns, console=screen.err, transient=True, disable=screen.as_json) as progress:
-        row = progress.add_task(str(request["model"]), total=1.0)
-        for seen in client.jobs.events(job.id):
-            progress.update(row, completed=seen.progress, description=escape(seen.note or seen.status))
-    found: dict[str, Any] = client.jobs.result(job.id).json()
-    return found
+    follow_job(client, screen, job, title=str(request["model"]))
+    report: dict[str, Any] = client.jobs.result(job.id).json()
+    return report
 
 
 def print_report(screen: Screen, report: dict[str, Any]) -> None:
-    """Tell a report: warnings, numbers and the beginning of its first table."""
+    """Print a report: warnings, numbers and the beginning of its first table."""
     if screen.as_json:
         screen.line(report)
         return
     screen.out.print(f"[bold]{escape(report['title'])}[/]")
     for warning in report["warnings"]:
         screen.note(f"[yellow]{escape(warning)}[/]")
-    screen.facts({name.replace("_", " "): _scalar(one) for name, one in report["scalars"].items()})
+    screen.facts({name.replace("_", " "): _format_scalar(one) for name, one in report["scalars"].items()})
     for table in report["tables"][:1]:
-        rows = ([escape(_figure(cell)) for cell in row] for row in table["rows"][:SHOWN])
+        rows = ([escape(_format_figure(cell)) for cell in row] for row in table["rows"][:MAX_ROWS])
         screen.table(table["columns"], rows)
 
 
-def _grid(screen: Screen, method: str, report: dict[str, Any]) -> None:
+def _print_grid(screen: Screen, method: str, report: dict[str, Any]) -> None:
     if screen.as_json:
         screen.line(report)
         return
     grid = report["grids"][0]
     recall = report["scalars"]["recall"]["value"]
-    screen.out.print(f"[bold]needle grid with {escape(method)}[/]: mean recall {_figure(recall)}")
+    screen.out.print(f"[bold]needle grid with {escape(method)}[/]: mean recall {_format_figure(recall)}")
     rows = (
-        [f"{tick} %", *(f"{_shade(value)} {_figure(value)}" for value in values)]
+        [f"{tick} %", *(f"{_choose_shade(value)} {_format_figure(value)}" for value in values)]
         for tick, values in zip(grid["rows"]["ticks"], grid["values"], strict=True)
     )
     screen.table(("depth", *(f"{tick} tokens" for tick in grid["columns"]["ticks"])), rows)
 
 
 def save_report(report: dict[str, Any], name: str, folder: Path | None, screen: Screen) -> None:
-    """Write a report and its artefacts into a folder, where one is given."""
+    """Write a report and its artefacts to a folder, where one is given."""
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(screen.pretty(report) + "\n", "utf8")
+    (folder / f"{name}.json").write_text(screen.format_json(report) + "\n", "utf8")
     for artefact in report["artefacts"]:
         (folder / Path(artefact["name"]).name).write_text(artefact["content"] or "", "utf8")
     screen.note(f"wrote {folder / name}.json and {len(report['artefacts'])} artefacts")
 
 
-def _plan(report: dict[str, Any]) -> Any:
-    found = next((one for one in report["artefacts"] if one["name"] == PLAN), None)
+def _read_plan(report: dict[str, Any]) -> Any:
+    found = next((one for one in report["artefacts"] if one["name"] == PLAN_FILE), None)
     if found is None:
         detail = f"{report['title']} made no head plan."
-        raise InvalidOption(detail, hint="retrieval-heads and head-plans make them.", field="then")
+        raise InvalidOption(detail, hint="retrieval-heads and head-plans make one.", field="then")
     return json.loads(found["content"])
 
 
-def parse_pair(text: str) -> tuple[str, str]:
-    """Name and value of an option.
-
-    Raises:
-        InvalidOption: There is no equals sign in it.
-    """
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise InvalidOption(f"--option {text!r} has no value.", hint="Write --option name=value.")
-    return name.replace("-", "_"), value
-
-
-def _numbers(text: str) -> list[int]:
+def _parse_numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise InvalidOption(f"{text!r} is no list of whole numbers.", hint="Write 350,700,1200.") from error
+        raise InvalidOption(
+            f"{text!r} is not a list of whole numbers.", hint="Write for example 350,700,1200."
+        ) from error
 
 
-def _scalar(one: dict[str, Any]) -> str:
+def _format_scalar(one: dict[str, Any]) -> str:
     note = f" ({one['note']})" if one["note"] else ""
-    return f"{_figure(one['value'])} {one['unit']}{note}".strip()
+    return f"{_format_figure(one['value'])} {one['unit']}{note}".strip()
 
 
-def _figure(value: Any) -> str:
+def _format_figure(value: Any) -> str:
     return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _shade(value: float | None) -> str:
+def _choose_shade(value: float | None) -> str:
     return _SHADES[0 if value is None else min(int(value * len(_SHADES)), len(_SHADES) - 1)]

@@ -1,4 +1,4 @@
-"""`fovea run TASK [FILE …] --option value`: any task that a gateway offers. Knows no model; the schema says it all."""
+"""`fovea run TASK [FILE …] --option value`: runs any task; its options come from the schema of the model."""
 
 from __future__ import annotations
 
@@ -10,81 +10,74 @@ import typer
 
 from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
 from fovea.cli.output import Screen
-from fovea.cli.schema_options import list_picture_fields, parse_options, split_arguments
+from fovea.cli.schema_options import list_picture_fields, parse_options, parse_pair, split_arguments
 from fovea.transport import LOCAL
 from shared.errors import InvalidOption
 
 __all__ = ["CONTEXT_SETTINGS", "run"]
 
 CONTEXT_SETTINGS = {"ignore_unknown_options": True}
-"""Options that only the served model knows are left among the words."""
+"""Typer keeps options that it does not know, which are the served model's, among the arguments."""
 
 
 def run(
     task: Annotated[str, typer.Argument(metavar="TASK", help="For example classify; `fovea models` lists tasks.")],
-    words: Annotated[
-        list[str] | None, typer.Argument(metavar="FILE", help="Pictures for its picture fields, in order.")
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="FILE", help="Files for the picture fields of the model, in order.")
     ] = None,
     model: Model = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", "-O", metavar="NAME=VALUE", help="An option of the model.")
     ] = None,
     accept: Annotated[
-        str | None, typer.Option(help="Form of the answer, for example image/png.", show_default=False)
+        str | None, typer.Option(help="Media type of the answer, for example image/png.", show_default=False)
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the answer here.", show_default=False)
+        Path | None, typer.Option("--output", "-o", help="File to write the answer to.", show_default=False)
     ] = None,
-    job: Annotated[bool, typer.Option("--job", help="Queue it, and print the job.")] = False,
+    job: Annotated[bool, typer.Option("--job", help="Queue the request, and print the job.")] = False,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
-    """Run any task; every further option is the model's own.
+    """Run any task; further options are those of the model.
 
     [bold]fovea models ID[/] lists a model's options; write them as --top-k 3.
     """
     screen = Screen(as_json=as_json)
-    with Connection(url, key).client() as client:
-        name = model or client.default(task)
+    with Connection(url, key).open() as client:
+        name = model or client.default_model(task)
         schema = client.model(name).request_schema
-        files, texts = split_arguments(words or [], schema)
-        texts |= dict(_pair(text) for text in option or ())
+        files, texts = split_arguments(arguments or [], schema)
+        texts |= dict(parse_pair(text) for text in option or ())
         request = {"model": name, **parse_options(texts, schema)}
-        pictures = dict(zip(_fields(schema, files), files, strict=True))
+        pictures = dict(zip(_match_fields(schema, files), files, strict=True))
         if job:
             screen.line(client.jobs.submit(task, request, pictures=pictures, accept=accept))
             return
         answer = client.run(task, request, pictures=pictures, accept=accept)
-    _write(screen, answer, output)
+    _write_answer(screen, answer, output)
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise InvalidOption(f"--option {text!r} has no value.", hint="Write --option name=value.")
-    return name.replace("-", "_"), value
-
-
-def _fields(schema: dict[str, Any], files: list[str]) -> list[str]:
+def _match_fields(schema: dict[str, Any], files: list[str]) -> list[str]:
     fields = list_picture_fields(schema)
     if len(files) > len(fields):
-        detail = f"{len(files)} files were named; this model takes {len(fields)}."
+        detail = f"{len(files)} files were given; this model takes {len(fields)}."
         raise InvalidOption(detail, hint=f"Its picture fields are: {', '.join(fields) or 'none'}.")
     return fields[: len(files)]
 
 
-def _write(screen: Screen, answer: Any, output: Path | None) -> None:
+def _write_answer(screen: Screen, answer: Any, output: Path | None) -> None:
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(answer, bytes):
             output.write_bytes(answer)
         else:
-            output.write_text(screen.pretty(answer) + "\n", "utf8")
+            output.write_text(screen.format_json(answer) + "\n", "utf8")
         screen.note(f"wrote {output}")
     elif isinstance(answer, bytes):
         sys.stdout.buffer.write(answer)
     elif screen.as_json:
         screen.line(answer)
     else:
-        screen.text(screen.pretty(answer))
+        screen.text(screen.format_json(answer))

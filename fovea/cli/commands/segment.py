@@ -1,7 +1,4 @@
-"""`fovea segment …`: any number of pictures, several at a time; mask, overlay and numbers of each are written down.
-
-Options are the model's own, read from its schema.
-"""
+"""`fovea segment …`: segments many pictures, and saves the mask, overlay and facts of each."""
 
 from __future__ import annotations
 
@@ -24,11 +21,11 @@ from shared.api.mask import SegmentIn, SegmentOut
 
 __all__ = ["CONTEXT_SETTINGS", "segment"]
 
-_WRITTEN = ("mask", "contours", "overlay")
+_INCLUDE = ("mask", "contours", "overlay")
 
 
 def _segment(
-    words: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to segment.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to segment.")],
     options: dict[str, Any],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("out"),
     model: Model = None,
@@ -41,34 +38,34 @@ def _segment(
 
     For each picture NAME, writes NAME.mask.png, NAME.overlay.jpg and NAME.json. The exit code is 1 if any failed.
     """
-    wanted = _Segmented(Screen(as_json=as_json), {**options, "model": model}, output=output)
-    wanted.go(words, concurrency, Connection(url, key))
+    batch = _SegmentBatch(Screen(as_json=as_json), {**options, "model": model}, output=output)
+    batch.run(sources, concurrency, Connection(url, key))
 
 
 segment = add_request_options(_segment, SegmentIn, without=frozenset({"image", "model", "include"}))
-"""The verb with the options that every segmentation model takes; those of one model alone are read from its schema."""
+"""The command with the options of every segmentation model; those of one model only are read from its schema."""
 
 
 @dataclass
-class _Segmented(ImageBatch):
-    """Mask, overlay and numbers of each picture, written down."""
+class _SegmentBatch(ImageBatch):
+    """Segments pictures, and saves the mask, overlay and facts of each."""
 
     task = "segment"
-    doing = "segmenting"
+    progress_label = "segmenting"
 
     output: Path = Path("out")
 
     async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> ImageResult:
         """Segment one picture."""
-        answer = await client.send(endpoints.segment(picture, None, {**self.options, "include": _WRITTEN}))
+        answer = await client.send(endpoints.segment(picture, None, {**self.options, "include": _INCLUDE}))
         files = await asyncio.to_thread(write_result, answer, self.output, stem)
-        return ImageResult({**build_facts(answer), "written": files}, f"{_summary(answer)} → {self.output / stem}.*")
+        return ImageResult({**build_facts(answer), "written": files}, f"{_summarise(answer)} → {self.output / stem}.*")
 
 
 def write_result(answer: SegmentOut, folder: Path, stem: str) -> list[str]:
-    """Write mask, overlay and facts of an answer; returns the files."""
+    """Write mask, overlay and facts of an answer to a folder; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    files: dict[Path, bytes] = {folder / f"{stem}.json": _lines(build_facts(answer)).encode()}
+    files: dict[Path, bytes] = {folder / f"{stem}.json": _format_facts(build_facts(answer)).encode()}
     if answer.mask is not None:
         files[folder / f"{stem}.mask.png"] = answer.mask
     if answer.overlay is not None:
@@ -79,16 +76,16 @@ def write_result(answer: SegmentOut, folder: Path, stem: str) -> list[str]:
 
 
 def build_facts(answer: SegmentOut) -> dict[str, Any]:
-    """What an answer says beside its pictures."""
+    """The facts of an answer, without its pictures."""
     return answer.model_dump(mode="json", exclude={"mask", "overlay", "probability"}, exclude_none=True)
 
 
-def _lines(told: dict[str, Any]) -> str:
-    """JSON with one line per fact: contours have thousands of numbers."""
-    return "{\n" + ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in told.items()) + "\n}\n"
+def _format_facts(facts: dict[str, Any]) -> str:
+    """Format facts as JSON, one a line: contours have thousands of numbers."""
+    return "{\n" + ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in facts.items()) + "\n}\n"
 
 
-def _summary(answer: SegmentOut) -> str:
+def _summarise(answer: SegmentOut) -> str:
     if answer.empty:
         return f"nothing found (highest probability {answer.max_probability:.2f})"
     regions = "1 region" if answer.component_count == 1 else f"{answer.component_count} regions"

@@ -1,4 +1,4 @@
-"""`fovea sessions …`: what a model with a memory remembers of a conversation."""
+"""`fovea sessions …`: the memory that a model keeps of a conversation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from rich.markup import escape
 
 from fovea import sessions_documents
 from fovea.call import Call
-from fovea.cli.common_options import AsJson, Key, Model, Url
-from fovea.cli.common_options import Connection as Gateway
+from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
 from fovea.cli.output import Screen
 from fovea.transport import LOCAL
 from shared.api.sessions import Session
@@ -20,7 +19,7 @@ from shared.api.sessions import Session
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Sessions of models with a memory: open, list, fork, move, roll back, forget.", no_args_is_help=True
+    help="Sessions of models with a memory: open, list, fork, export, import, roll back, delete.", no_args_is_help=True
 )
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="As printed by open.")]
@@ -28,21 +27,23 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="As printed by open.")]
 
 @app.command("open")
 def open_(model: Model = None, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
-    """Open a session; go on with `fovea chat --session ID`."""
-    _show(sessions_documents.open_session(model), as_json=as_json, url=url, key=key)
+    """Open a session; use it with `fovea chat --session ID`."""
+    _print(sessions_documents.open_session(model), as_json=as_json, url=url, key=key)
 
 
 @app.command("list")
 def list_(
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 100,
-    after: Annotated[str | None, typer.Option(metavar="ID", help="Go on behind this one.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most sessions to list.")] = 100,
+    after: Annotated[
+        str | None, typer.Option(metavar="ID", help="List those after this one.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
     """List sessions, newest first."""
     screen = Screen(as_json=as_json)
-    with Gateway(url, key).client() as client:
+    with Connection(url, key).open() as client:
         found = client.send(sessions_documents.sessions(limit, after))
     if as_json:
         for one in found.data:
@@ -51,7 +52,9 @@ def list_(
     if not found.data:
         screen.note("No sessions. `fovea sessions open` opens one.")
         return
-    rows = ((s.id, s.model, str(s.version), str(s.tokens), f"{s.state_bytes:,}", _age(s.updated)) for s in found.data)
+    rows = (
+        (s.id, s.model, str(s.version), str(s.tokens), f"{s.state_bytes:,}", _format_age(s.updated)) for s in found.data
+    )
     screen.table(("session", "model", "version", "tokens", "bytes", "last used"), rows)
     if found.has_more:
         screen.note(f"There are more: --after {escape(found.data[-1].id)}")
@@ -59,37 +62,37 @@ def list_(
 
 @app.command()
 def show(session: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
-    """Show what is known of a session."""
-    _show(sessions_documents.session(session), as_json=as_json, url=url, key=key)
+    """Show a session."""
+    _print(sessions_documents.session(session), as_json=as_json, url=url, key=key)
 
 
 @app.command()
 def fork(session: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
-    """Open a session that goes on from another's memory."""
-    _show(sessions_documents.fork(session), as_json=as_json, url=url, key=key)
+    """Open a new session with a copy of another's memory."""
+    _print(sessions_documents.fork(session), as_json=as_json, url=url, key=key)
 
 
 @app.command()
 def rollback(
     session: Id,
-    version: Annotated[int, typer.Argument(min=0, help="One of the versions that are kept.")],
+    version: Annotated[int, typer.Argument(min=0, help="One of the kept versions.")],
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
     """Go back to an earlier version, which becomes the newest."""
-    _show(sessions_documents.rollback(session, version), as_json=as_json, url=url, key=key)
+    _print(sessions_documents.rollback(session, version), as_json=as_json, url=url, key=key)
 
 
 @app.command("export")
 def export(
     session: Id,
-    output: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="Write the state here.")],
+    output: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="File to write the state to.")],
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
-    """Write what a session remembers to a file."""
-    with Gateway(url, key).client() as client:
+    """Export the memory of a session to a file."""
+    with Connection(url, key).open() as client:
         state = client.send(sessions_documents.export_state(session))
     output.write_bytes(state)
     Screen().note(f"{len(state):,} bytes → {escape(str(output))}")
@@ -98,26 +101,30 @@ def export(
 @app.command("import")
 def load(
     session: Id,
-    state: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="What export wrote.")],
+    state: Annotated[
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A file that export wrote.")
+    ],
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
-    """Let a session go on from a file."""
-    _show(sessions_documents.import_state(session, state.read_bytes()), as_json=as_json, url=url, key=key)
+    """Import the memory of a session from a file."""
+    _print(sessions_documents.import_state(session, state.read_bytes()), as_json=as_json, url=url, key=key)
 
 
 @app.command()
 def surprise(
     session: Id,
-    version: Annotated[int | None, typer.Option(min=0, help="The newest otherwise.", show_default=False)] = None,
+    version: Annotated[
+        int | None, typer.Option(min=0, help="Version; default: the newest.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
-    """Show what the last request taught the memory, token by token."""
+    """Show how much each token of the last request surprised the model and changed its memory."""
     screen = Screen(as_json=as_json)
-    with Gateway(url, key).client() as client:
+    with Connection(url, key).open() as client:
         trace = client.send(sessions_documents.surprise(session, version))
     if as_json:
         screen.line(trace)
@@ -130,20 +137,20 @@ def surprise(
 
 @app.command()
 def delete(session: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
-    """Forget a session: its memory, its versions and its answers."""
-    _tell(sessions_documents.delete_session(session), as_json=as_json, url=url, key=key)
+    """Delete a session: its memory, its versions and its answers."""
+    _print_deleted(sessions_documents.delete_session(session), as_json=as_json, url=url, key=key)
 
 
-def _age(at: int) -> str:
-    """How long ago a Unix time was."""
+def _format_age(at: int) -> str:
+    """Format how long ago a Unix time was."""
     ago = max(0, int(time.time()) - at)
     unit, size = next(((u, s) for u, s in (("d", 86_400), ("h", 3_600), ("min", 60)) if ago >= s), ("s", 1))
     return f"{ago // size} {unit} ago"
 
 
-def _tell(call: Call[Any], *, as_json: bool, url: str, key: str | None) -> None:
+def _print_deleted(call: Call[Any], *, as_json: bool, url: str, key: str | None) -> None:
     screen = Screen(as_json=as_json)
-    with Gateway(url, key).client() as client:
+    with Connection(url, key).open() as client:
         answer = client.send(call)
     if as_json:
         screen.line(answer)
@@ -151,20 +158,20 @@ def _tell(call: Call[Any], *, as_json: bool, url: str, key: str | None) -> None:
         screen.note(f"Deleted {escape(answer.id)}.")
 
 
-def _show(call: Call[Session], *, as_json: bool, url: str, key: str | None) -> None:
+def _print(call: Call[Session], *, as_json: bool, url: str, key: str | None) -> None:
     screen = Screen(as_json=as_json)
-    with Gateway(url, key).client() as client:
-        told = client.send(call)
+    with Connection(url, key).open() as client:
+        session = client.send(call)
     if as_json:
-        screen.line(told)
+        screen.line(session)
         return
     screen.facts(
         {
-            "session": told.id,
-            "model": told.model,
-            "version": told.version,
-            "can go back to": ", ".join(map(str, told.versions)),
-            "tokens read": told.tokens,
-            "remembers": f"{told.state_bytes:,} bytes",
+            "session": session.id,
+            "model": session.model,
+            "version": session.version,
+            "can go back to": ", ".join(map(str, session.versions)),
+            "tokens read": session.tokens,
+            "remembers": f"{session.state_bytes:,} bytes",
         }
     )

@@ -70,7 +70,6 @@ async def detect_stream(request: Request) -> Response:
     media = choose(request.headers.get("accept"), [NDJSON, MULTIPART])
     bounds = DecodeBounds(bytes=host.settings.max_body_bytes, pixels=host.settings.max_pixels)
     parser = choose_parser(request.headers.get("content-type", ""), bounds)
-    request.scope["fovea.endless"] = True
     run: CallContext = request.scope["fovea.run"]
     source = _counted(
         detect_frames(_read_body(request, parser), parser, options, _detector(host, name, run)), parser, run, name

@@ -1,4 +1,4 @@
-"""The web console: server-rendered pages with native custom elements. Knows the gateway only by its HTTP surface."""
+"""Web console: server-rendered pages with native custom elements; it uses the gateway only through its HTTP routes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["routes"]
 
 
 def routes(settings: Settings) -> list[BaseRoute]:
-    """Starlette routes of the console.
+    """Build the Starlette routes of the console.
 
-    The app that they are added to must answer `/v1/models` with all its checks on: pages ask it in process, with the
-    reader's own key. Security headers of HTML answers are that app's too.
+    The app that they are added to answers `/v1/models` for them, in process and with the reader's own key, and adds the
+    security headers of HTML answers.
     """
     return [*Console(InProcessClient(), keys=settings.auth == "keys").routes()]

@@ -1,6 +1,6 @@
-"""How the console learns what is served: by asking the gateway's own HTTP surface, in process, with the caller's key.
+"""In-process client of the console: requests the gateway's own HTTP routes with the reader's key.
 
-So the console shows what its reader may see, knows nothing about how the gateway works, and needs no door of its own.
+So the console shows what its reader may see, and knows nothing about how the gateway works.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from shared.errors import Fault, FoveaError, NotFound, NotReady
 
 __all__ = ["InProcessClient"]
 
-_PASSED = ("authorization", "x-api-key", "traceparent", "x-request-id")
-"""Headers of the reader's request that the question carries on."""
+_FORWARDED_HEADERS = ("authorization", "x-api-key", "traceparent", "x-request-id")
+"""Headers of the reader's request that are passed on."""
 
 
 class InProcessClient:
-    """Asks the app that serves a page, on behalf of the page's reader."""
+    """Sends requests to the app that serves a page, on behalf of the page's reader."""
 
     async def models(self, request: Request) -> list[ModelEntry]:
-        """All models, as the reader may see them."""
+        """Fetch the list of all models."""
         return ModelList.model_validate(await self._get(request, "v1/models")).data
 
     async def card(self, request: Request, name: str) -> dict[str, Any]:
-        """Everything about one model.
+        """Fetch the card of one model.
 
         Raises:
             NotFound: There is no such model.
@@ -39,7 +39,7 @@ class InProcessClient:
         return card
 
     async def example(self, request: Request, name: str) -> dict[str, Any]:
-        """A request that the model answers; empty where none is told."""
+        """Fetch an example request of a model; empty where there is none."""
         try:
             example = await self._get(request, f"v1/models/{name}/example")
         except FoveaError:
@@ -47,7 +47,7 @@ class InProcessClient:
         return example if isinstance(example, dict) else {}
 
     async def methods(self, request: Request) -> list[dict[str, Any]]:
-        """Attention methods with the schema of their knobs; none where no service has them."""
+        """Fetch the attention methods with the schema of their settings; none where no service has them."""
         try:
             found: list[dict[str, Any]] = await self._get(request, "v1/longctx/methods")
         except (NotFound, NotReady):
@@ -55,7 +55,7 @@ class InProcessClient:
         return found
 
     async def templates(self, request: Request) -> list[str]:
-        """Ids of the judges' templates; none where no service has them."""
+        """Fetch the ids of the judges' prompt templates; none where no service has them."""
         try:
             found = await self._get(request, "v1/judge/templates")
         except (NotFound, NotReady):
@@ -64,11 +64,11 @@ class InProcessClient:
 
     async def _get(self, request: Request, path: str) -> Any:
         client = (request.client.host, request.client.port) if request.client else ("127.0.0.1", 0)
-        headers = {name: request.headers[name] for name in ("host", *_PASSED) if name in request.headers}
-        question = httpx2.Request("GET", f"{request.base_url}{path}", headers=headers)
-        # The bare transport: a client around it would write a log line for every page.
+        headers = {name: request.headers[name] for name in ("host", *_FORWARDED_HEADERS) if name in request.headers}
+        inner = httpx2.Request("GET", f"{request.base_url}{path}", headers=headers)
+        # The bare transport: a client around it would log a line for every page.
         async with httpx2.ASGITransport(app=request.app, client=client) as transport:
-            response = await transport.handle_async_request(question)
+            response = await transport.handle_async_request(inner)
             await response.aread()
         if response.is_error:
             raise parse_error(response)

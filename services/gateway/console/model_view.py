@@ -1,4 +1,4 @@
-"""What a page says about a model: the Card's facts in words and in the order of interest. Knows no HTML, no HTTP."""
+"""View of a model: the facts of its card as text, in the order in which a page shows them. Renders no HTML."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from fovea.headline_metric import pick_headline
 from services.gateway.console.schema_forms import Field
-from shared.api.model import ModelEntry, sparsity_in_words
+from shared.api.model import ModelEntry, sort_tasks, sparsity_in_words, title_task
 
 __all__ = [
     "PAGES",
@@ -20,32 +20,37 @@ __all__ = [
 ]
 
 PAGES = {task: f"/console/{task}" for task in ("segment", "detect", "restore", "chat")}
-"""Tasks with a page of their own; every other task has the generic one."""
+"""Tasks with a page of their own; every other task uses the generic one."""
 
 
 def find_page(task: str, model: str) -> str | None:
-    """The page on which a model can be tried; None for tensors alone (a model on a Triton server, for example)."""
+    """Find the page on which a model can be tried; None for a model that takes only tensors, as on a Triton server."""
     if task == "infer":
         return None
     return f"{PAGES.get(task, f'/console/run/{task}')}?model={model}"
 
 
-def list_sibling_tasks(entries: Sequence[ModelEntry], service: str) -> list[tuple[str, str]]:
-    """The tasks of a service and their pages, in the order of its models."""
-    tasks = dict.fromkeys(entry.task for entry in entries if entry.service == service and entry.task != "infer")
-    return [(task, PAGES.get(task, f"/console/run/{task}")) for task in tasks]
+def list_sibling_tasks(entries: Sequence[ModelEntry], service: str) -> list[tuple[str, str, str]]:
+    """List the tasks of a service as (task, title, page), known tasks first."""
+    tasks = sort_tasks(entry.task for entry in entries if entry.service == service and entry.task != "infer")
+    return [(task, title_task(task), PAGES.get(task, f"/console/run/{task}")) for task in tasks]
 
 
 def describe_model(entry: ModelEntry | Mapping[str, Any]) -> dict[str, Any]:
-    """A model as templates use it: its facts, its headline, the page to try it on, and an id that fits into HTML."""
+    """Describe a model for templates: its facts, title of its task, headline, page to try it on, and id for HTML."""
     facts = entry.model_dump() if isinstance(entry, ModelEntry) else dict(entry)
     slug = "".join(c if c.isalnum() else "-" for c in facts["id"])
-    told = pick_headline(facts.get("metrics") or ())
-    return {**facts, "open": find_page(facts["task"], facts["id"]), "slug": slug, "headline": told}
+    return {
+        **facts,
+        "task_title": title_task(facts["task"]),
+        "open": find_page(facts["task"], facts["id"]),
+        "slug": slug,
+        "headline": pick_headline(facts.get("metrics") or ()),
+    }
 
 
 def group_by_service(entries: Sequence[ModelEntry]) -> list[dict[str, Any]]:
-    """Services in name order with their models: `{name, models}`."""
+    """Group models by service, in name order: `{name, models}`."""
     services: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
         services.setdefault(entry.service, []).append(describe_model(entry))
@@ -53,20 +58,20 @@ def group_by_service(entries: Sequence[ModelEntry]) -> list[dict[str, Any]]:
 
 
 def list_facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Facts of a card as (name, value, remark), without those that the model has not got."""
-    yield "Task", card["task"], ""
+    """Yield the facts of a card as (name, value, note), without those that the model does not have."""
+    yield "Task", title_task(card["task"]), ""
     if card.get("variant"):
         others = [v for v in card.get("variants", ()) if v != card["variant"]]
-        yield "Variant", card["variant"], f"also exists: {', '.join(others)}" if others else ""
+        yield "Variant", card["variant"], f"also available: {', '.join(others)}" if others else ""
     if card.get("version"):
         yield "Version", str(card["version"]), ""
     if card.get("parameters"):
-        yield "Parameters", _size(card["parameters"]), f"{card['parameters']:,}"
-    yield from _limits(card.get("limits") or {})
+        yield "Parameters", _format_count(card["parameters"]), f"{card['parameters']:,}"
+    yield from _list_limits(card.get("limits") or {})
     if card.get("media_types"):
-        yield "Answers as", ", ".join(card["media_types"]), ""
+        yield "Media types", ", ".join(card["media_types"]), ""
     if card.get("sparsity"):
-        yield "Sparsity", sparsity_in_words(card["sparsity"]), "measured; a claim that is linted"
+        yield "Sparsity", sparsity_in_words(card["sparsity"]), "measured and checked"
     if card.get("licence"):
         yield "Licence", card["licence"], ""
     weights = card.get("weights")
@@ -74,9 +79,9 @@ def list_facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def describe_type(field: Field) -> str:
-    """The type of an option for people."""
+    """Describe the type of an option."""
     if field.choices:
-        several = "some of " if field.kind == "choices" else ""
+        several = "any of " if field.kind == "choices" else ""
         return several + " · ".join(str(choice) for choice in field.choices)
     kind = {"switch": "yes or no", "prose": "text", "json": "JSON", "list": f"list of {field.items}s"}.get(
         field.kind, field.kind
@@ -87,7 +92,7 @@ def describe_type(field: Field) -> str:
     return f"{kind}, from {low}" if low else f"{kind}, up to {high}" if high else kind
 
 
-def _limits(limits: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _list_limits(limits: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     units = {"side": "pixels", "tokens": "tokens", "bytes": "bytes", "pixels": "pixels", "s": "seconds"}
     for name, value in limits.items():
         if value is None:
@@ -97,7 +102,7 @@ def _limits(limits: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield words, f"{value:,}" if isinstance(value, int) else f"{value:g}", units.get(unit, "")
 
 
-def _size(count: int) -> str:
+def _format_count(count: int) -> str:
     for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= scale:
             return f"{count / scale:.3g} {unit}"

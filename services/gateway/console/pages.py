@@ -1,6 +1,6 @@
-"""The pages: what each needs to know, and which template draws it. Knows no model, no upstream and no job.
+"""Pages of the console: the data that each needs, and the template that renders it.
 
-A reader without a good key gets the page that asks for one; every other refusal is a page that says what to try.
+A reader without a valid key gets the page that asks for one; every other error is a page that says what to try.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from fovea.endpoints import task_path
 from services.gateway.console import model_view
 from services.gateway.console.gateway_client import InProcessClient
 from services.gateway.console.schema_forms import Field, build_fields
-from services.gateway.console.snippets import build_snippets, task_path
-from shared.api.model import ModelEntry
+from services.gateway.console.snippets import build_snippets
+from shared.api.model import ModelEntry, title_task
 from shared.errors import FoveaError, InvalidOption
 
 __all__ = ["ASSETS", "Console"]
@@ -29,14 +30,14 @@ __all__ = ["ASSETS", "Console"]
 ASSETS = "/console/static"
 """Where style sheets, modules and icons are served."""
 
-_HERE = Path(__file__).parent
-_SHEETS = (
+_FOLDER = Path(__file__).parent
+_STYLE_SHEETS = (
     "tokens.css",
     "page.css",
     "controls.css",
     "models.css",
     "bench.css",
-    "answers.css",
+    "result_view.css",
     "sessions.css",
     "judge.css",
     "probe.css",
@@ -50,7 +51,11 @@ _NAVIGATION = (
     ("probe", "/console/probe", "probe"),
     ("jobs", "/console/jobs", "jobs"),
 )
-_STARTERS = ("What is attention, in two sentences?", "Write a haiku about retinas.", "Name three uses of a mask.")
+_DEFAULT_STARTERS = (
+    "What is attention, in two sentences?",
+    "Write a haiku about retinas.",
+    "Name three uses of a mask.",
+)
 
 _OWN_CONTROLS = {
     "chat": frozenset(
@@ -77,9 +82,9 @@ _OWN_CONTROLS = {
     "detect": frozenset({"model", "image", "include", "confidence", "iou", "labels", "stroke"}),
     "restore": frozenset({"model", "image", "include", "picture"}),
 }
-"""Options of a request that a page asks for in its own way, or that make no sense on it."""
+"""Options of a request that a page has its own control for, or that make no sense on it."""
 
-_DOWNLOADS = (
+_DOWNLOAD_FORMATS = (
     ("Picture", "image/png", "boxes.png"),
     ("CSV", "text/csv", "csv"),
     ("COCO", "application/vnd.coco+json", "coco.json"),
@@ -87,13 +92,13 @@ _DOWNLOADS = (
     ("Crops", "application/zip", "crops.zip"),
     ("JSON", "application/json", "json"),
 )
-"""Forms in which boxes can be kept: name, media type, ending of the file."""
+"""Download formats of detections: name, media type, suffix."""
 
-_BUDGET = frozenset({"plan", "kv_ratio"})
-"""What a request may say about memory, whatever its attention method."""
+_BUDGET_FIELDS = frozenset({"plan", "kv_ratio"})
+"""Memory options of a request, whatever its attention method."""
 
-_FIRST = ("max_tokens", "temperature", "top_p", "seed")
-"""Options that are looked for first, wherever the schema has them."""
+_FIRST_OPTIONS = ("max_tokens", "temperature", "top_p", "seed")
+"""Options that come first, wherever the schema has them."""
 
 _Page = Callable[[Request], Awaitable[Response]]
 
@@ -102,24 +107,26 @@ class Console:
     """The pages of one gateway.
 
     Args:
-        asker: How pages learn what is served.
-        keys: Whether callers need an API key, which snippets then show.
+        client: Fetches what pages show.
+        keys: Whether callers need an API key, which code snippets then show.
     """
 
-    def __init__(self, asker: InProcessClient, *, keys: bool) -> None:
-        self._asker, self._keys = asker, keys
+    def __init__(self, client: InProcessClient, *, keys: bool) -> None:
+        self._client, self._keys = client, keys
         self._templates = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(_HERE / "templates"),
+            loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
             autoescape=True,
             trim_blocks=True,
             lstrip_blocks=True,
             undefined=jinja2.ChainableUndefined,
         )
-        self._templates.filters["prose"] = _prose
-        self._templates.globals.update(asset=lambda name: f"{ASSETS}/{name}", sheets=_SHEETS, navigation=_NAVIGATION)
+        self._templates.filters["prose"] = _render_code_marks
+        self._templates.globals.update(
+            asset=lambda name: f"{ASSETS}/{name}", sheets=_STYLE_SHEETS, navigation=_NAVIGATION
+        )
 
     def routes(self) -> list[Route | Mount]:
-        """The routes of all pages and of what they load."""
+        """Build the routes of all pages and of their static files."""
         pages: dict[str, _Page] = {
             "/": self.home,
             "/console/segment": self.segment,
@@ -133,15 +140,15 @@ class Console:
             "/console/run/{task}": self.run,
             "/console/models/{name:path}": self.card,
         }
-        found: list[Route | Mount] = [Route(path, self._guarded(page)) for path, page in pages.items()]
-        return [*found, Mount(ASSETS, StaticFiles(directory=_HERE / "static"))]
+        found: list[Route | Mount] = [Route(path, self._with_errors(page)) for path, page in pages.items()]
+        return [*found, Mount(ASSETS, StaticFiles(directory=_FOLDER / "static"))]
 
     async def home(self, request: Request) -> Response:
         """All services and models."""
-        entries = await self._asker.models(request)
+        entries = await self._client.models(request)
         counts = {"all": len(entries), "ready": sum(entry.ready for entry in entries)}
         tasks = {entry.task for entry in entries}
-        return self._draw(
+        return self._render(
             "home.html",
             request,
             page="models",
@@ -152,64 +159,66 @@ class Console:
 
     async def segment(self, request: Request) -> Response:
         """A picture and its mask."""
-        return await self._bench(request, "segment", "segment.html", page="segment")
+        return await self._render_task_page(request, "segment", "segment.html", page="segment")
 
     async def detect(self, request: Request) -> Response:
         """A picture and the boxes in it."""
-        return await self._bench(request, "detect", "detect.html", page="detect")
+        return await self._render_task_page(request, "detect", "detect.html", page="detect")
 
     async def restore(self, request: Request) -> Response:
         """A picture before and after."""
-        return await self._bench(request, "restore", "restore.html", page="models")
+        return await self._render_task_page(request, "restore", "restore.html", page="models")
 
     async def chat(self, request: Request) -> Response:
-        """A conversation; the default model may be asked anything, others what they are made for."""
-        models = [entry for entry in await self._asker.models(request) if entry.task == "chat"]
-        chosen = _chosen(models, request.query_params.get("model"))
-        example = await self._asker.example(request, chosen.id) if chosen and chosen != models[0] else {}
-        card = await self._asker.card(request, chosen.id) if chosen else {}
-        methods = _methods(card, await self._asker.methods(request)) if _takes_methods(card) else []
-        starters = _starters(example)
-        return await self._bench(request, "chat", "chat.html", page="chat", starters=starters, methods=methods)
+        """A conversation; models other than the default start with their own example."""
+        models = [entry for entry in await self._client.models(request) if entry.task == "chat"]
+        model = _select_model(models, request.query_params.get("model"))
+        example = await self._client.example(request, model.id) if model and model != models[0] else {}
+        card = await self._client.card(request, model.id) if model else {}
+        methods = _build_method_forms(card, await self._client.methods(request)) if _takes_methods(card) else []
+        starters = _build_starters(example)
+        return await self._render_task_page(
+            request, "chat", "chat.html", page="chat", starters=starters, methods=methods
+        )
 
     async def sessions(self, request: Request) -> Response:
-        """What models remember for the reader; the browser fetches it, the question checks the key."""
-        models = [entry for entry in await self._asker.models(request) if entry.task == "chat"]
-        return self._draw("sessions.html", request, page="chat", models=models)
+        """The reader's sessions, which the browser fetches; the request here only checks the key."""
+        models = [entry for entry in await self._client.models(request) if entry.task == "chat"]
+        return self._render("sessions.html", request, page="chat", models=models)
 
     async def judge(self, request: Request) -> Response:
-        """Relevance labels: pairs, batches, and what is computed from them."""
-        models = [entry.id for entry in await self._asker.models(request) if entry.task == "judge"]
-        templates = await self._asker.templates(request) if models else []
-        return self._draw("judge.html", request, page="judge", models=models, templates=templates)
+        """Relevance labels: pairs, batches, and the metrics computed from them."""
+        models = [entry.id for entry in await self._client.models(request) if entry.task == "judge"]
+        templates = await self._client.templates(request) if models else []
+        return self._render("judge.html", request, page="judge", models=models, templates=templates)
 
     async def probe(self, request: Request) -> Response:
         """Experiments on language models; a permalink holds the spec that fills the form."""
-        return await self._bench(request, "probe", "probe.html", page="probe", given=_given(request))
+        return await self._render_task_page(request, "probe", "probe.html", page="probe", spec=_read_spec(request))
 
     async def run(self, request: Request) -> Response:
-        """Any other task."""
-        return await self._bench(request, request.path_params["task"], "run.html", page="models")
+        """The generic page, for any task without a page of its own."""
+        return await self._render_task_page(request, request.path_params["task"], "run.html", page="models")
 
     async def jobs(self, request: Request) -> Response:
-        """The reader's jobs; the browser fetches them, the question only checks the key."""
-        await self._asker.models(request)
-        return self._draw("jobs.html", request, page="jobs", origin=_origin(request))
+        """The reader's jobs, which the browser fetches; the request here only checks the key."""
+        await self._client.models(request)
+        return self._render("jobs.html", request, page="jobs", origin=_origin(request))
 
     async def card(self, request: Request) -> Response:
         """One model."""
-        card = await self._asker.card(request, request.path_params["name"])
+        card = await self._client.card(request, request.path_params["name"])
         options = [
             {
                 "name": f.name,
-                "shown": f.shown,
+                "default_text": f.default_text,
                 "help": f.help,
                 "required": f.required,
                 "type_words": model_view.describe_type(f),
             }
             for f in build_fields(card.get("schema") or {})
         ]
-        return self._draw(
+        return self._render(
             "card.html",
             request,
             page="models",
@@ -219,75 +228,80 @@ class Console:
             snippets=build_snippets(card, _origin(request), keys=self._keys),
         )
 
-    async def _bench(
+    async def _render_task_page(
         self,
         request: Request,
         task: str,
         template: str,
         page: str,
         *,
-        given: dict[str, Any] | None = None,
+        spec: dict[str, Any] | None = None,
         starters: Sequence[str] = (),
         methods: Sequence[dict[str, Any]] = (),
     ) -> Response:
-        entries = await self._asker.models(request)
+        entries = await self._client.models(request)
         models = [entry for entry in entries if entry.task == task]
-        chosen = _chosen(models, request.query_params.get("model"))
-        card = await self._asker.card(request, chosen.id) if chosen else None
-        return self._draw(
+        model = _select_model(models, request.query_params.get("model"))
+        card = await self._client.card(request, model.id) if model else None
+        return self._render(
             template,
             request,
             page=page,
             task=task,
+            title=title_task(task),
             path=task_path(task),
             models=models,
             chosen=card,
-            given=given,
+            spec=spec,
             starters=starters,
             methods=methods,
-            options=_options(card, task, given) if card else [],
-            threshold=_default(card or {}, "threshold", 0.5),
-            confidence=_default(card or {}, "confidence", 0.25),
-            iou=_default(card or {}, "iou", 0.45),
-            relatives=model_view.list_sibling_tasks(entries, chosen.service) if chosen else [],
-            downloads=_downloads(card or {}),
+            options=_build_options(card, task, spec) if card else [],
+            threshold=_read_default(card or {}, "threshold", 0.5),
+            confidence=_read_default(card or {}, "confidence", 0.25),
+            iou=_read_default(card or {}, "iou", 0.45),
+            sibling_tasks=model_view.list_sibling_tasks(entries, model.service) if model else [],
+            downloads=_list_downloads(card or {}),
         )
 
-    def _guarded(self, page: _Page) -> _Page:
-        async def guarded(request: Request) -> Response:
+    def _with_errors(self, page: _Page) -> _Page:
+        async def handle(request: Request) -> Response:
             try:
                 return await page(request)
             except FoveaError as error:
                 template = "locked.html" if error.status == 401 else "problem.html"
-                return self._draw(template, request, status=error.status, page="", error=error)
+                return self._render(template, request, status=error.status, page="", error=error)
 
-        return guarded
+        return handle
 
-    def _draw(self, template: str, request: Request, *, status: int = 200, **facts: Any) -> HTMLResponse:
+    def _render(self, template: str, request: Request, *, status: int = 200, **facts: Any) -> HTMLResponse:
         text = self._templates.get_template(template).render(request=request, **facts)
         return HTMLResponse(text, status, {"cache-control": "no-store"})
 
 
-def _chosen(models: list[ModelEntry], name: str | None) -> ModelEntry | None:
-    """The model asked for, else the first that is ready, else the first."""
+def _select_model(models: list[ModelEntry], name: str | None) -> ModelEntry | None:
+    """Select the requested model, else the first that is ready, else the first."""
     return next(
         (entry for entry in models if entry.id == name),
         next((entry for entry in models if entry.ready), models[0] if models else None),
     )
 
 
-def _starters(example: dict[str, Any]) -> tuple[str, ...]:
-    """What a model that may know one task only can be asked: its example; anything where that says nothing."""
-    said = [message.get("content") for message in example.get("messages") or () if isinstance(message, dict)]
-    texts = [content for content in said if isinstance(content, str)]
-    return (" ".join(texts),) if texts else _STARTERS
+def _build_starters(example: dict[str, Any]) -> tuple[str, ...]:
+    """Build the suggested questions: the model's example, which may be all it was trained for, or the default ones."""
+    contents = [message.get("content") for message in example.get("messages") or () if isinstance(message, dict)]
+    texts = [content for content in contents if isinstance(content, str)]
+    return (" ".join(texts),) if texts else _DEFAULT_STARTERS
 
 
-def _options(card: dict[str, Any], task: str, given: dict[str, Any] | None = None) -> list[Field]:
+def _build_options(card: dict[str, Any], task: str, spec: dict[str, Any] | None = None) -> list[Field]:
     without = _OWN_CONTROLS.get(task, frozenset({"model"})) | ({"longctx"} if _takes_methods(card) else set())
-    found = build_fields(card.get("schema") or {}, without=without, values=given)
+    found = build_fields(card.get("schema") or {}, without=without, values=spec)
     return sorted(
-        found, key=lambda field: (not field.required, _FIRST.index(field.name) if field.name in _FIRST else 99)
+        found,
+        key=lambda field: (
+            not field.required,
+            _FIRST_OPTIONS.index(field.name) if field.name in _FIRST_OPTIONS else 99,
+        ),
     )
 
 
@@ -295,11 +309,11 @@ def _takes_methods(card: dict[str, Any]) -> bool:
     return bool((card.get("details") or {}).get("methods"))
 
 
-def _methods(card: dict[str, Any], found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Attention methods with a form each: the budget, as the request's schema has it, and the method's knobs."""
+def _build_method_forms(card: dict[str, Any], found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Build a form for each attention method: its settings, and the memory budget of the request's schema."""
     root = card.get("schema") or {}
     options = root.get("$defs", {}).get("LongctxOptions", {})
-    other = frozenset(options.get("properties", {})) - _BUDGET
+    other = frozenset(options.get("properties", {})) - _BUDGET_FIELDS
     budget = build_fields({**options, "$defs": root.get("$defs", {})}, without=other)
     return [
         {"name": one["name"], "summary": one["summary"], "fields": [*build_fields(one["knobs"]), *budget]}
@@ -307,34 +321,36 @@ def _methods(card: dict[str, Any], found: Sequence[dict[str, Any]]) -> list[dict
     ]
 
 
-def _downloads(card: dict[str, Any]) -> list[tuple[str, str, str]]:
-    return [form for form in _DOWNLOADS if form[1] in (card.get("media_types") or ())]
+def _list_downloads(card: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [form for form in _DOWNLOAD_FORMATS if form[1] in (card.get("media_types") or ())]
 
 
-def _given(request: Request) -> dict[str, Any]:
-    """The spec that a permalink holds; one that is no object is refused.
+def _read_spec(request: Request) -> dict[str, Any]:
+    """Read the spec of a permalink.
 
     Raises:
-        InvalidOption: It is not JSON, or no object.
+        InvalidOption: It is not a JSON object.
     """
     try:
-        found = json.loads(request.query_params.get("spec") or "{}")
+        spec = json.loads(request.query_params.get("spec") or "{}")
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise InvalidOption("The permalink's spec is no JSON object.", hint="Open the page without it.", field="spec")
-    return found
+        spec = None
+    if not isinstance(spec, dict):
+        raise InvalidOption(
+            "The spec of the permalink is not a JSON object.", hint="Open the page without it.", field="spec"
+        )
+    return spec
 
 
-def _default(card: dict[str, Any], option: str, otherwise: float) -> Any:
+def _read_default(card: dict[str, Any], option: str, otherwise: float) -> Any:
     return (card.get("schema") or {}).get("properties", {}).get(option, {}).get("default", otherwise)
 
 
-def _prose(text: str) -> Markup:
-    """Text in which `backticks` mark code, as descriptions write it."""
+def _render_code_marks(text: str) -> Markup:
+    """Render text in which `backticks` mark code."""
     parts = str(text).split("`")
     return Markup("").join(  # every part is escaped
-        Markup("<code>{}</code>").format(part) if place % 2 else escape(part) for place, part in enumerate(parts)
+        Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(parts)
     )
 
 

@@ -1,7 +1,4 @@
-"""A request's JSON Schema as form fields. Pure data in, pure data out: knows no HTML and no model.
-
-Every served model describes its request; the console draws that description, so a new model needs no new page.
-"""
+"""Form fields from a request's JSON Schema, so that a new model needs no new page. Renders no HTML."""
 
 from __future__ import annotations
 
@@ -15,26 +12,26 @@ __all__ = ["Field", "Kind", "build_fields"]
 Kind = Literal[
     "picture", "pictures", "file", "choice", "choices", "number", "integer", "switch", "text", "prose", "list", "json"
 ]
-"""How a value is asked for: `choices` takes several, `list` holds scalars with commas between, `file` is a
-file of another kind than a picture, `json` is the rest."""
+"""Kind of a form control: `choices` takes several, `list` is scalars separated by commas, `file` is any file but a
+picture, `json` is the rest."""
 
 Schema = Mapping[str, Any]
 
-_PROSE = frozenset({"prompt", "text", "query", "passage", "document", "system", "input", "template"})
-"""Names of text options that deserve more than one line."""
+_LONG_TEXTS = frozenset({"prompt", "text", "query", "passage", "document", "system", "input", "template"})
+"""Names of text options that get several lines."""
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One option of a request, ready to be drawn.
+    """One option of a request, ready to be rendered.
 
     Attributes:
         name: Key in the request.
-        kind: How it is asked for.
-        label: The name in words.
+        kind: Kind of its form control.
+        label: The name as text.
         help: What it means; empty when the schema does not say.
-        default: The value used when the caller says nothing, or None.
-        required: Whether the request is refused without it.
+        default: The value that is used when the caller gives none, or None.
+        required: Whether the request is an error without it.
         choices: Allowed values of a `choice`, or entries of `choices`.
         low, high: Bounds of a number, inclusive, where there are some.
         step: Distance between two useful values of a number, or None for any.
@@ -54,7 +51,7 @@ class Field:
     items: str = "string"
 
     @property
-    def shown(self) -> str:
+    def default_text(self) -> str:
         """The default as the text of an input."""
         if self.default is None:
             return ""
@@ -63,55 +60,55 @@ class Field:
         return self.default if isinstance(self.default, str) else json.dumps(self.default, indent=2)
 
     @property
-    def slider(self) -> bool:
-        """Whether a number is best chosen on a scale: both bounds known and close together."""
+    def is_slider(self) -> bool:
+        """Whether a number is shown as a slider: both bounds are known and close together."""
         return self.kind == "number" and self.low is not None and self.high is not None and self.high - self.low <= 10
 
 
 def build_fields(schema: Schema, *, without: frozenset[str] = frozenset(), values: Schema | None = None) -> list[Field]:
-    """The fields of an object schema, in its order; required ones first.
+    """Build the fields of an object schema, in its order; required ones first.
 
     Args:
         schema: JSON Schema of the request; `$ref` into its own `$defs` is followed.
-        without: Names that the page asks for in a way of its own.
-        values: Values that stand for the schema's defaults, for example a model's example.
+        without: Names that the page has its own control for.
+        values: Values that replace the schema's defaults, for example those of a permalink.
     """
     needed = frozenset(schema.get("required", ()))
     found = [
-        _field(name, part, schema, required=name in needed, value=(values or {}).get(name))
+        _build_field(name, part, schema, required=name in needed, value=(values or {}).get(name))
         for name, part in schema.get("properties", {}).items()
         if name not in without
     ]
     return sorted(found, key=lambda field: not field.required)
 
 
-def _field(name: str, part: Schema, root: Schema, *, required: bool, value: Any) -> Field:
-    outer, inner = _resolved(part, root), _essence(part, root)
-    kind = _kind(name, inner, root)
-    low, high = _bounds(inner)
+def _build_field(name: str, part: Schema, root: Schema, *, required: bool, value: Any) -> Field:
+    outer, inner = _resolve(part, root), _strip_null(part, root)
+    kind = _choose_kind(name, inner, root)
+    low, high = _read_bounds(inner)
     return Field(
         name=name,
         kind=kind,
-        label=_label(name, str(part.get("title", ""))),
+        label=_build_label(name, str(part.get("title", ""))),
         help=str(outer.get("description") or inner.get("description") or ""),
         default=outer.get("default") if value is None else value,
         required=required,
-        choices=_choices(inner) or _choices(_essence(inner.get("items", {}), root)),
+        choices=_choices(inner) or _choices(_strip_null(inner.get("items", {}), root)),
         low=low,
         high=high,
-        step=_step(kind, inner, low, high),
-        items=str(_essence(inner.get("items", {}), root).get("type", "string")),
+        step=_choose_step(kind, inner, low, high),
+        items=str(_strip_null(inner.get("items", {}), root).get("type", "string")),
     )
 
 
-def _label(name: str, title: str) -> str:
-    """The title that was given to an option; pydantic makes one of every name, which says no more than the name."""
+def _build_label(name: str, title: str) -> str:
+    """Label of an option: its own title, or its name; pydantic's automatic title says no more than the name."""
     words = name.replace("_", " ")
     return title if title not in {"", words.title()} else words.capitalize()
 
 
-def _resolved(part: Schema, root: Schema) -> Schema:
-    """The part itself, with a `$ref` replaced by what it names (siblings of the `$ref` win)."""
+def _resolve(part: Schema, root: Schema) -> Schema:
+    """Replace a `$ref` by what it names (siblings of the `$ref` win)."""
     name = part.get("$ref", "")
     if not name.startswith("#/$defs/"):
         return part
@@ -119,12 +116,12 @@ def _resolved(part: Schema, root: Schema) -> Schema:
     return {**target, **{key: value for key, value in part.items() if key != "$ref"}}
 
 
-def _essence(part: Schema, root: Schema) -> Schema:
-    """What is left of a part without its `null` branch; of several others a text, which can be typed, is taken."""
-    part = _resolved(part, root)
-    branches = [b for b in (_resolved(b, root) for b in _branches(part)) if b.get("type") != "null"]
+def _strip_null(part: Schema, root: Schema) -> Schema:
+    """Drop the `null` branch of a part; of several others take text, which can be typed."""
+    part = _resolve(part, root)
+    branches = [b for b in (_resolve(b, root) for b in _branches(part)) if b.get("type") != "null"]
     typed = branches if len(branches) == 1 else [b for b in branches if b.get("type") == "string"]
-    return {**typed[0], **_without_branches(part)} if typed else part
+    return {**typed[0], **_keep_annotations(part)} if typed else part
 
 
 def _branches(part: Schema) -> Iterator[Schema]:
@@ -132,11 +129,11 @@ def _branches(part: Schema) -> Iterator[Schema]:
         yield from part.get(key, ())
 
 
-def _without_branches(part: Schema) -> Schema:
+def _keep_annotations(part: Schema) -> Schema:
     return {key: value for key, value in part.items() if key in {"description", "default", "title"}}
 
 
-def _kind(name: str, part: Schema, root: Schema) -> Kind:
+def _choose_kind(name: str, part: Schema, root: Schema) -> Kind:
     if _is_picture(part):
         return "picture"
     if part.get("contentEncoding") == "base64":
@@ -146,14 +143,14 @@ def _kind(name: str, part: Schema, root: Schema) -> Kind:
     simple: dict[Any, Kind] = {"number": "number", "integer": "integer", "boolean": "switch"}
     match part.get("type"):
         case "string":
-            return "prose" if name in _PROSE or part.get("maxLength", 0) > 400 else "text"
+            return "prose" if name in _LONG_TEXTS or part.get("maxLength", 0) > 400 else "text"
         case "array":
-            return _list_kind(_essence(part.get("items", {}), root))
+            return _choose_list_kind(_strip_null(part.get("items", {}), root))
         case kind:
             return simple.get(kind, "json")
 
 
-def _list_kind(entry: Schema) -> Kind:
+def _choose_list_kind(entry: Schema) -> Kind:
     if _is_picture(entry):
         return "pictures"
     if _choices(entry):
@@ -169,13 +166,13 @@ def _choices(part: Schema) -> tuple[Any, ...]:
     return (part["const"],) if "const" in part else tuple(part.get("enum", ()))
 
 
-def _bounds(part: Schema) -> tuple[float | None, float | None]:
+def _read_bounds(part: Schema) -> tuple[float | None, float | None]:
     low = part.get("minimum", part.get("exclusiveMinimum"))
     high = part.get("maximum", part.get("exclusiveMaximum"))
     return low, high
 
 
-def _step(kind: Kind, part: Schema, low: float | None, high: float | None) -> float | None:
+def _choose_step(kind: Kind, part: Schema, low: float | None, high: float | None) -> float | None:
     if "multipleOf" in part:
         return float(part["multipleOf"])
     if kind == "integer":

@@ -1,7 +1,4 @@
-"""How a model is called from a shell, from `openai`, from `tritonclient` and from our own client, as text.
-
-Pure functions of a card and the gateway's address; knows no HTML.
-"""
+"""Code snippets: how to call a model with curl, `openai`, `tritonclient` and the `fovea` client."""
 
 from __future__ import annotations
 
@@ -10,41 +7,38 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Snippet", "build_snippets", "task_path"]
+from fovea.endpoints import task_path
+
+__all__ = ["Snippet", "build_snippets"]
 
 _NUMPY = {"FP32": "float32", "FP16": "float16", "FP64": "float64", "UINT8": "uint8", "INT32": "int32", "INT64": "int64"}
 
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """A piece of text to copy, with its name."""
+    """A titled text to copy."""
 
     title: str
     text: str
 
 
-def task_path(task: str) -> str:
-    """The POST path of a task."""
-    return {"chat": "/v1/chat/completions", "complete": "/v1/completions"}.get(task, f"/v1/{task}")
-
-
 def build_snippets(card: Mapping[str, Any], origin: str, *, keys: bool = False) -> list[Snippet]:
-    """Ready-to-run calls of a model.
+    """Build ready-to-run calls of a model.
 
     Args:
         card: As `/v1/models/{id}` has it.
         origin: Scheme, host and port of the gateway.
         keys: Whether callers need an API key.
     """
-    writer = _Writer(card, origin, keys)
+    writer = _SnippetWriter(card, origin, keys)
     if card["task"] in {"chat", "complete"}:
         return list(writer.chat())
-    domain = writer.domain() if card["task"] != "infer" else ()
+    domain = writer.task() if card["task"] != "infer" else ()
     return [*domain, *writer.tensors()]
 
 
 @dataclass(frozen=True, slots=True)
-class _Writer:
+class _SnippetWriter:
     card: Mapping[str, Any]
     origin: str
     keys: bool
@@ -68,10 +62,10 @@ class _Writer:
         yield Snippet("openai", "\n".join(lines))
         yield Snippet("fovea", f'fovea chat "Say hello." --model {name} --url {self.origin}')
 
-    def domain(self) -> Iterator[Snippet]:
-        path, picture = task_path(self.card["task"]), _picture_field(self.card)
+    def task(self) -> Iterator[Snippet]:
+        path, picture = task_path(self.card["task"]), _find_picture_field(self.card)
         if picture is None:
-            # The example can be sent as it is, so it need not be written into the page.
+            # The example can be sent as it is, so the page does not have to show it.
             fetch = self._curl("", f"/v1/models/{self.card['id']}/example", "-o request.json").text
             post = self._curl("", path, "-H 'Content-Type: application/json'", "-d @request.json").text
             yield Snippet("curl", f"{fetch}\n{post}")
@@ -96,7 +90,7 @@ class _Writer:
         ]
         for tensor in inputs:
             lines += [
-                f"array = np.zeros({_shape(tensor['shape'])}, np.{_NUMPY.get(tensor['datatype'], 'float32')})",
+                f"array = np.zeros({_example_shape(tensor['shape'])}, np.{_NUMPY.get(tensor['datatype'], 'float32')})",
                 f'feed = triton.InferInput("{tensor["name"]}", list(array.shape), "{tensor["datatype"]}")',
                 "feed.set_data_from_numpy(array)",
                 "feeds.append(feed)",
@@ -126,14 +120,14 @@ class _Writer:
         return Snippet(title, " \\\n  ".join([f"curl {self.origin}{path}", *key, *arguments]))
 
 
-def _shape(shape: Sequence[int]) -> str:
-    """A shape to try: one of a batch, and a side that most vision models take for axes of any length."""
+def _example_shape(shape: Sequence[int]) -> str:
+    """A shape to try: a batch of one, and for other free axes a side that most vision models accept."""
     first, *rest = shape
     sides = [1 if first < 0 else first, *(352 if side < 0 else side for side in rest)]
     return f"({', '.join(map(str, sides))}{',' if len(sides) == 1 else ''})"
 
 
-def _picture_field(card: Mapping[str, Any]) -> str | None:
+def _find_picture_field(card: Mapping[str, Any]) -> str | None:
     properties: Mapping[str, Mapping[str, Any]] = (card.get("schema") or {}).get("properties", {})
     for name, part in properties.items():
         kinds = [part, *part.get("anyOf", ())]

@@ -52,7 +52,7 @@ def test_the_example_runs_on_the_model_that_was_chosen(page, stage, see):
     page.goto("/console/run/actions?model=second")
     page.get_by_role("button", name="Use the example").click()
     page.get_by_role("button", name="Run", exact=True).click()
-    see(page.locator("fovea-answer tbody tr")).to_have_count(1)
+    see(page.locator("fovea-result tbody tr")).to_have_count(1)
     sent = stage.stub.seen[-1]
     assert (sent["model"], sent["features"], sent["duration"]) == ("second", [[0.5, 1.0]], 8)
     assert "fps" not in sent
@@ -62,7 +62,7 @@ def test_a_file_of_numbers_is_sent_as_bytes(page, stage, see):
     page.goto("/console/run/actions")
     page.locator("#option-features").set_input_files({"name": "a.npy", "mimeType": "", "buffer": MATRIX})
     page.get_by_role("button", name="Run", exact=True).click()
-    see(page.locator("fovea-answer tbody tr")).to_have_count(1)
+    see(page.locator("fovea-result tbody tr")).to_have_count(1)
     assert base64.b64decode(stage.stub.seen[-1]["features"]) == MATRIX
 
 
@@ -72,4 +72,4 @@ def test_the_answer_is_drawn_above_its_figures(page, stage, see):
     page.get_by_role("button", name="Run", exact=True).click()
     see(page.get_by_role("img", name="the answer as a picture")).to_be_visible()
     assert [each["accept"] for each in stage.stub.seen[-2:]] == ["*/*", "image/png"]
-    see(page.locator("fovea-answer td").last).to_have_text("run 0.5000 · jump 0.2500")
+    see(page.locator("fovea-result td").last).to_have_text("run 0.5000 · jump 0.2500")

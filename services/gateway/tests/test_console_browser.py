@@ -125,8 +125,8 @@ def test_a_job_is_seen_moving_until_its_result_can_be_opened(page, stage, see):
     see(row).to_contain_text("Succeeded")
     stage.queue.step_s = 0.05
     row.get_by_role("button", name="Result").click()
-    see(row.locator("fovea-answer img")).to_be_visible()
-    see(row.locator("fovea-answer")).to_contain_text("area percent")
+    see(row.locator("fovea-result img")).to_be_visible()
+    see(row.locator("fovea-result")).to_contain_text("area percent")
     with page.expect_download() as waiting:
         row.get_by_role("button", name="Download").click()
     assert waiting.value.suggested_filename == f"{job}.json"
@@ -169,7 +169,7 @@ def test_a_model_without_a_page_of_its_own_is_run_from_its_schema(page, stage, s
     page.locator("#option-image").set_input_files({"name": "a.jpg", "mimeType": "image/jpeg", "buffer": PICTURE})
     page.locator("#option-top_k").fill("2")
     page.get_by_role("button", name="Run", exact=True).click()
-    see(page.locator("fovea-answer tbody tr")).to_have_count(2)
+    see(page.locator("fovea-result tbody tr")).to_have_count(2)
     assert stage.stub.seen[-1]["options"] == {"model": "patches/tiny", "top_k": 2}
     assert json.loads(kept(page, "Download the answer", "patches-tiny.json"))["model"] == "patches/tiny"
 
@@ -178,7 +178,7 @@ def test_its_example_needs_no_file(page, see):
     page.goto("/console/run/classify")
     page.get_by_role("button", name="Use the example").click()
     page.get_by_role("button", name="Run", exact=True).click()
-    see(page.locator("fovea-answer tbody tr")).to_have_count(3)
+    see(page.locator("fovea-result tbody tr")).to_have_count(3)
 
 
 def test_a_required_picture_is_asked_for_before_anything_is_sent(page, stage):
@@ -235,7 +235,7 @@ def test_every_kind_of_option_reaches_the_model_with_its_type(page, stage, see):
     page.locator("#option-ids").fill("4, 5")
     page.locator("#option-where").fill('{"x": 3, "y": 4}')
     page.get_by_role("button", name="Run", exact=True).click()
-    see(page.locator("fovea-answer")).to_be_visible()
+    see(page.locator("fovea-result")).to_be_visible()
     assert stage.stub.seen[-1] == {
         "model": "sink", "prompt": "Is it near?", "share": 0.75, "count": 7, "flag": False, "mode": "slow",
         "forms": ["box"], "names": ["a", "b c"], "ids": [4, 5], "where": {"x": 3, "y": 4},
@@ -246,7 +246,7 @@ def test_an_answer_of_any_shape_is_shown_and_never_run(page, see):
     page.goto("/console/run/judge")
     page.locator("#option-prompt").fill("x")
     page.get_by_role("button", name="Run", exact=True).click()
-    answer = page.locator("fovea-answer")
+    answer = page.locator("fovea-result")
     see(answer.locator("figure img")).to_have_js_property("naturalWidth", 64)
     see(answer.locator("dl").first).to_contain_text("0.1235")
     see(answer.locator("dl").first).to_contain_text("<i>text</i>")

@@ -95,13 +95,13 @@ def test_no_option_is_lost_and_the_required_come_first():
 
 def test_bounds_choices_defaults_and_descriptions_are_carried_over():
     share, colour, forms = FOUND["share"], FOUND["colour"], FOUND["forms"]
-    assert (share.low, share.high, share.step, share.default, share.slider) == (0, 1, 0.01, 0.25, True)
+    assert (share.low, share.high, share.step, share.default, share.is_slider) == (0, 1, 0.01, 0.25, True)
     assert share.help == "A part of `all`."
     assert (colour.choices, colour.default) == (("red", "blue"), "blue")
     assert (forms.choices, forms.default) == (("mask", "rle"), ["mask"])
     assert FOUND["ids"].items == "integer"
     assert FOUND["prompt"].help == "What to look for."
-    assert not FOUND["free"].slider
+    assert not FOUND["free"].is_slider
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_bounds_choices_defaults_and_descriptions_are_carried_over():
     }.items(),
 )
 def test_defaults_are_shown_as_one_would_type_them(name, shown):
-    assert FOUND[name].shown == shown
+    assert FOUND[name].default_text == shown
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_defaults_are_shown_as_one_would_type_them(name, shown):
         "count": "integer, 1 to 50",
         "flag": "yes or no",
         "colour": "red · blue",
-        "forms": "some of mask · rle",
+        "forms": "any of mask · rle",
         "ids": "list of integers",
         "where": "JSON",
         "word": "text",
@@ -147,7 +147,7 @@ def test_an_example_stands_for_the_defaults_and_a_page_may_keep_options_to_itsel
 
 def test_the_real_chat_request_has_its_sampling_options_with_their_bounds():
     found = {field.name: field for field in build_fields(ChatRequest.model_json_schema())}
-    assert (found["temperature"].kind, found["temperature"].slider) == ("number", True)
+    assert (found["temperature"].kind, found["temperature"].is_slider) == ("number", True)
     assert found["seed"].kind == "integer"
     assert found["messages"].required
     assert (found["stop"].kind, found["logit_bias"].kind) == ("text", "json")

@@ -171,7 +171,7 @@ def test_a_card_shows_numbers_notes_facts_tensors_and_snippets(site):
     for words in (
         "60 held-out synthetic frames",
         "Not a medical device.",
-        "also exists: as-described",
+        "also available: as-described",
         "1,234,567",
         "sha256",
         "FP32 [-1, 3, 352, 352]",
@@ -211,7 +211,7 @@ def test_without_a_service_the_home_page_says_what_to_do(tmp_path):
     with running(tmp_path) as stage:
         stage.stub.cards.clear()
         with httpx2.Client(base_url=stage.url) as site:
-            assert "No model has announced itself yet" in site.get("/").text
+            assert "No model is ready yet" in site.get("/").text
             assert "No segmentation model is served" in site.get("/console/segment").text
             assert "No chat model is served" in site.get("/console/chat").text
 

@@ -33,7 +33,7 @@ _FORMS: Mapping[str, ErrorForm] = {
 }
 """Path prefix → form, for requests that match no route."""
 
-_OURS = {405: MethodNotAllowed, 406: NotAcceptable, 408: TooSlow}
+_OURS: Mapping[int, type[FoveaError]] = {405: MethodNotAllowed, 406: NotAcceptable, 408: TooSlow}
 
 
 def translate(error: BaseException) -> FoveaError:

@@ -2,7 +2,7 @@
 
 Pure ASGI, one class, because it lies on the hot path. It knows no models: routes put the model's name into
 `scope["fovea.model"]` for the metrics. `scope["fovea.run"]` is the request's Run, made here unless a job brought one.
-A route that keeps nothing of its body sets `scope["fovea.endless"]`: only a stated length counts against the limit.
+Of a route with the mark `ENDLESS` (`shared.api.replica`) only a stated length counts against the limit.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import cache
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import telemetry
+from shared.api.replica import is_endless
 from shared.errors import FoveaError, TooLarge
 from shared.registry import CallContext
 from shared.serving.http.error_rendering import render, translate
@@ -136,7 +137,7 @@ class _Call:
             self.refused = TooSlow(f"The body stopped arriving for {pause:g} s.", hint="Send the whole request again.")
             raise self.refused from error
         self._read += len(message.get("body", b""))
-        if self._read > self._settings.max_body_bytes and not self.scope.get("fovea.endless"):
+        if self._read > self._settings.max_body_bytes and not self._is_endless():
             self.refused = self._too_large(self._read)
             raise self.refused
         if message["type"] == "http.disconnect":
@@ -146,6 +147,10 @@ class _Call:
             if self.watched:
                 self._alarm = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._watch)
         return message
+
+    def _is_endless(self) -> bool:
+        """Whether the route that was found keeps nothing of its body."""
+        return is_endless(getattr(self.scope.get("route"), "openapi_extra", None))
 
     async def send(self, message: Message) -> None:
         """Pass the answer on, with the request's id; an app's own words for what we refused are dropped."""

@@ -7,7 +7,7 @@ import httpx2
 import pytest
 import redis
 
-from shared.api.replica import RENEW_S, ReplicaRecord, replicas_key
+from shared.api.replica import EFFECTFUL, ENDLESS, RENEW_S, ReplicaRecord, replicas_key, route_fields
 from shared.jobs.redis_server import RedisServer
 from shared.serving.build_app import build
 from shared.serving.heartbeat import Heartbeat
@@ -59,6 +59,7 @@ async def test_record_says_where_what_and_whether_it_is_ready(serving, server, l
     assert (record.id, record.service, record.http, record.grpc) == (replica.id, "toy", replica.http, replica.grpc)
     assert record.models == tuple(TOYS)
     assert record.routes == ("/v1/echo", "/v1/plan", "/v1/probe", "/v1/segment")
+    assert (record.effectful, record.endless) == ((), ())
     assert abs(time.time() - record.seen) < RENEW_S + 1
     async with httpx2.AsyncClient() as client:
         assert (await client.get(f"{record.http}/readyz")).status_code == 200
@@ -199,3 +200,41 @@ async def test_service_with_a_failed_model_is_as_ready_as_it_gets(serving, serve
     *_, last = await asyncio.wait_for(follow(server, url), 5)
     assert (last.stage, last.models, list(last.reasons)) == ("incomplete", ("toy/echo",), ["toy/broken"])
     await replica.stop()
+
+
+def test_marks_are_read_from_any_operation_of_a_path_and_bad_documents_have_none():
+    document = {
+        "paths": {
+            "/v1/a": {"get": {}, "post": {**EFFECTFUL}},
+            "/v1/b": {"post": {**ENDLESS}},
+            "/v1/c": {"post": {"x-fovea-endless": "yes"}},
+            "/v1/d": None,
+            "/livez": {"get": {**EFFECTFUL}},
+        }
+    }
+    fields = route_fields(document, lambda path: path.startswith("/v1"))
+    assert fields == {"routes": ("/v1/a", "/v1/b", "/v1/c", "/v1/d"), "effectful": ("/v1/a",), "endless": ("/v1/b",)}
+    for bad in ({}, {"paths": []}, {"paths": None}):
+        assert set(route_fields(bad, lambda _: True).values()) == {()}
+
+
+@pytest.mark.parametrize(
+    ("service", "effectful", "endless"),
+    [
+        ("detection", set(), {"/v1/detect/stream"}),
+        (
+            "llm-longctx",
+            {
+                "/v1/documents",
+                "/v1/sessions",
+                "/v1/sessions/{session_id}/fork",
+                "/v1/sessions/{session_id}/import",
+                "/v1/sessions/{session_id}/rollback",
+            },
+            set(),
+        ),
+    ],
+)
+def test_services_mark_their_own_routes(service, effectful, endless):
+    fields = route_fields(load_app(service).openapi(), lambda path: path.startswith("/v1/"))
+    assert (set(fields["effectful"]), set(fields["endless"])) == (effectful, endless)

@@ -1,12 +1,12 @@
-/** Which attention method a chat asks for, with its knobs. Knows forms; knows no method. */
+/** The choice of an attention method for a chat, with the settings of the method. */
 
-import { values } from "./form.js";
-import { Part } from "./element.js";
+import { readValues } from "./form.js";
+import { CustomElement } from "./custom_element.js";
 
-export class Attention extends Part {
+export class Attention extends CustomElement {
   connectedCallback() {
-    this.on("change", "method", () => this.choose());
-    this.choose();
+    this.on("change", "method", () => this.showKnobs());
+    this.showKnobs();
   }
 
   get method() {
@@ -14,13 +14,13 @@ export class Attention extends Part {
   }
 
   /** Show the knobs of the method that is chosen. */
-  choose() {
+  showKnobs() {
     for (const knobs of this.querySelectorAll("[data-method]")) knobs.hidden = knobs.dataset.method !== this.method;
   }
 
-  /** What a request says about it; nothing where the default holds. */
-  get request() {
+  /** The method's fields of a request; empty for the default method. */
+  get requestFields() {
     const knobs = this.querySelector(`[data-method="${this.method}"]`);
-    return knobs ? { longctx: { method: this.method, ...values(knobs) } } : {};
+    return knobs ? { longctx: { method: this.method, ...readValues(knobs) } } : {};
   }
 }

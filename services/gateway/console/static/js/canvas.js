@@ -1,43 +1,43 @@
-/** Pictures and maps in and out of canvases. Knows pixels; knows no masks and no network. */
+/** Canvas helpers: decoding, scaling, blending and encoding of pictures. */
 
-/** A picture as the browser sees it, upright, or null for a format that it can't show (TIFF, in most). */
-export const decoded = (blob) => createImageBitmap(blob).catch(() => null);
+/** Decode a picture; null for a format that the browser can't show (TIFF, in most). */
+export const decodePicture = (blob) => createImageBitmap(blob).catch(() => null);
 
 /** Width and height of a picture, made to fit into a square of `longest`. */
-export function fitted(width, height, longest) {
+export function fitSize(width, height, longest) {
   const scale = Math.min(1, longest / Math.max(width, height));
   return { width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale)) };
 }
 
 /** A grey picture as bytes, row by row, at a size. */
-export function mapOf(bitmap, { width, height }) {
-  const context = blank(width, height);
+export function readMap(bitmap, { width, height }) {
+  const context = createContext(width, height);
   context.drawImage(bitmap, 0, 0, width, height);
   const { data } = context.getImageData(0, 0, width, height);
   return Uint8Array.from({ length: width * height }, (_, at) => data[at * 4]);
 }
 
 /** The 2D context of a new canvas. */
-export function blank(width, height) {
+export function createContext(width, height) {
   const canvas = document.createElement("canvas");
   Object.assign(canvas, { width, height });
   return canvas.getContext("2d", { willReadFrequently: true });
 }
 
-/** What a context shows as a file. */
-export const fileOf = (context, type = "image/png", quality = 0.92) =>
+/** The content of a context as a file. */
+export const toBlob = (context, type = "image/png", quality = 0.92) =>
   new Promise((resolve) => context.canvas.toBlob(resolve, type, quality));
 
-/** Draw RGBA values over what is there (`putImageData` would replace it). */
+/** Draw RGBA values over the present content (`putImageData` would replace it). */
 export function blend(context, image) {
-  const over = blank(image.width, image.height);
+  const over = createContext(image.width, image.height);
   over.putImageData(image, 0, 0);
   context.drawImage(over.canvas, 0, 0, context.canvas.width, context.canvas.height);
 }
 
 /** A colour of the style sheet as [red, green, blue]. */
-export function colourOf(element, name) {
-  const context = blank(1, 1);
+export function readColour(element, name) {
+  const context = createContext(1, 1);
   context.fillStyle = getComputedStyle(element).getPropertyValue(name).trim();
   context.fillRect(0, 0, 1, 1);
   return [...context.getImageData(0, 0, 1, 1).data.slice(0, 3)];

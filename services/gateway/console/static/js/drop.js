@@ -1,35 +1,35 @@
-/** Takes a picture that is dropped, pasted or chosen, and says so with a `fovea-picture` event. */
+/** Picture input: takes a dropped, pasted or chosen file, and dispatches `fovea-picture`. */
 
-import { Part } from "./element.js";
+import { CustomElement } from "./custom_element.js";
 
-export class Drop extends Part {
+export class Drop extends CustomElement {
   connectedCallback() {
     this.target = this.closest("[data-path]");
-    this.signal = new AbortController();
-    const options = { signal: this.signal.signal };
-    for (const type of ["dragover", "dragenter"]) this.target.addEventListener(type, (e) => this.drag(e, true), options);
-    this.target.addEventListener("dragleave", (e) => this.drag(e, this.target.contains(e.relatedTarget)), options);
+    this.listeners = new AbortController();
+    const options = { signal: this.listeners.signal };
+    for (const type of ["dragover", "dragenter"]) this.target.addEventListener(type, (e) => this.markDragging(e, true), options);
+    this.target.addEventListener("dragleave", (e) => this.markDragging(e, this.target.contains(e.relatedTarget)), options);
     this.target.addEventListener("drop", (e) => {
-      this.drag(e, false);
-      this.take(e.dataTransfer.files[0]);
+      this.markDragging(e, false);
+      this.dispatchPicture(e.dataTransfer.files[0]);
     }, options);
-    document.addEventListener("paste", (e) => this.take(e.clipboardData.files[0]), options);
+    document.addEventListener("paste", (e) => this.dispatchPicture(e.clipboardData.files[0]), options);
     this.on("change", "file", (_, input) => {
-      this.take(input.files[0]);
+      this.dispatchPicture(input.files[0]);
       input.value = "";
     });
   }
 
   disconnectedCallback() {
-    this.signal.abort();
+    this.listeners.abort();
   }
 
-  drag(event, over) {
+  markDragging(event, over) {
     event.preventDefault();
     this.target.classList.toggle("dragging", over);
   }
 
-  take(file) {
+  dispatchPicture(file) {
     if (file) this.dispatchEvent(new CustomEvent("fovea-picture", { bubbles: true, detail: file }));
   }
 }

@@ -1,6 +1,6 @@
 /**
- * Reads a form that the server drew from a JSON Schema. `data-kind` says how a control's text becomes a value;
- * a control that is left empty is left out, so that the model's own default holds.
+ * Reads and fills forms that the server renders from a JSON Schema. `data-kind` says how a control's text is parsed;
+ * an empty control is left out, so that the model's default applies.
  */
 
 const READERS = {
@@ -10,10 +10,10 @@ const READERS = {
   choice: (control) => JSON.parse(control.value),
   choices: (control) => [...control.querySelectorAll(":checked")].map((box) => JSON.parse(box.value)),
   json: (control) => JSON.parse(control.value),
-  list: (control) => control.value.split(",").map((entry) => entry.trim()).filter(Boolean).map(typed(control.dataset.items)),
+  list: (control) => control.value.split(",").map((entry) => entry.trim()).filter(Boolean).map(parseEntryAs(control.dataset.items)),
 };
 
-const typed = (type) => (entry) => (type === "string" ? entry : Number(entry));
+const parseEntryAs = (type) => (entry) => (type === "string" ? entry : Number(entry));
 
 const isFile = (control) => control.type === "file";
 
@@ -22,43 +22,43 @@ export const fileControls = (form) => [...form.querySelectorAll("[data-kind]")].
 
 const nameOf = (control) => control.name || control.dataset.name;
 
-/** A part of a form whose values are asked for by themselves. */
-const apart = (node) => node.closest("[data-apart]");
+/** The nested part of a form whose values are read separately, or null. */
+const separatePart = (node) => node.closest("[data-apart]");
 
-/** The model that the form has chosen. */
-export const chosenModel = (form) => form.querySelector('[data-kind="model"]')?.value;
+/** The selected model of a form. */
+export const selectedModel = (form) => form.querySelector('[data-kind="model"]')?.value;
 
 /** Options of the form as JSON values, without pictures. Throws a `SyntaxError` that names the field of broken JSON. */
-export function values(form) {
-  const found = {};
+export function readValues(form) {
+  const result = {};
   for (const control of form.querySelectorAll("[data-kind]")) {
     const { kind } = control.dataset;
-    if (kind === "model" || isFile(control) || control.value?.trim() === "" || apart(control) !== apart(form)) continue;
+    if (kind === "model" || isFile(control) || control.value?.trim() === "" || separatePart(control) !== separatePart(form)) continue;
     try {
-      found[nameOf(control)] = (READERS[kind] ?? ((c) => c.value))(control);
+      result[nameOf(control)] = (READERS[kind] ?? ((c) => c.value))(control);
     } catch (error) {
       throw Object.assign(new SyntaxError(`“${nameOf(control)}” is not JSON: ${error.message}`), { title: "Invalid option" });
     }
   }
-  return found;
+  return result;
 }
 
 /** The files of the form in base64, by field. */
-export async function files(form) {
-  const found = {};
+export async function readFiles(form) {
+  const result = {};
   for (const control of fileControls(form)) {
-    const texts = await Promise.all([...control.files].map(base64));
-    if (texts.length) found[control.name] = control.dataset.kind === "pictures" ? texts : texts[0];
+    const texts = await Promise.all([...control.files].map(encodeBase64));
+    if (texts.length) result[control.name] = control.dataset.kind === "pictures" ? texts : texts[0];
   }
-  return found;
+  return result;
 }
 
-/** Write values back into the controls; names without a control are returned. */
-export function fill(form, request) {
-  const left = {};
+/** Write values into the controls; returns the values without a control. */
+export function fillForm(form, request) {
+  const unused = {};
   for (const [name, value] of Object.entries(request)) {
     const control = [...form.querySelectorAll("[data-kind]")].find((candidate) => nameOf(candidate) === name);
-    if (!control || isFile(control)) left[name] = value;
+    if (!control || isFile(control)) unused[name] = value;
     else if (control.dataset.kind === "switch") control.checked = Boolean(value);
     else if (control.dataset.kind === "choices") for (const box of control.querySelectorAll("input")) box.checked = value.includes(JSON.parse(box.value));
     else if (control.dataset.kind === "choice") control.value = JSON.stringify(value);
@@ -66,11 +66,11 @@ export function fill(form, request) {
     else control.value = Array.isArray(value) ? value.join(", ") : (value ?? "");
     control?.dispatchEvent(new Event("input", { bubbles: true }));
   }
-  return left;
+  return unused;
 }
 
-/** A file's bytes in base64. */
-export function base64(file) {
+/** Encode a file in base64. */
+export function encodeBase64(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
@@ -79,14 +79,14 @@ export function base64(file) {
   });
 }
 
-/** Base64 (with or without a `data:` prefix) as a Blob. */
-export function blobOf(text, type) {
+/** Decode base64 (with or without a `data:` prefix) into a Blob. */
+export function decodeBase64(text, type) {
   const raw = atob(text.slice(text.indexOf(",") + 1).replace(/\s+/g, ""));
-  return new Blob([Uint8Array.from(raw, (c) => c.charCodeAt(0))], { type: type ?? pictureType(text) ?? "application/octet-stream" });
+  return new Blob([Uint8Array.from(raw, (c) => c.charCodeAt(0))], { type: type ?? detectPictureType(text) ?? "application/octet-stream" });
 }
 
-/** The media type of a picture in base64, or null for a text that is none. */
-export function pictureType(text) {
+/** The media type of a picture in base64; null for any other text. */
+export function detectPictureType(text) {
   if (typeof text !== "string" || text.length < 60) return null;
   if (text.startsWith("data:image/")) return text.slice(5, text.indexOf(";"));
   const starts = { iVBORw0KGgo: "image/png", "/9j/": "image/jpeg", UklGR: "image/webp" };

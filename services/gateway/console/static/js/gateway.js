@@ -1,15 +1,15 @@
 /**
- * Talks to the gateway: key, problems and server-sent events. Knows no page.
+ * Client of the gateway: API key, requests, errors and server-sent events.
  */
 
 const KEY = "fovea-key";
 
 /** The API key of this tab, or null. */
 export const storedKey = () => sessionStorage.getItem(KEY);
-export const keepKey = (key) => sessionStorage.setItem(KEY, key);
+export const storeKey = (key) => sessionStorage.setItem(KEY, key);
 export const forgetKey = () => sessionStorage.removeItem(KEY);
 
-/** An error that the gateway explained, in any of its three error forms. */
+/** An error of the gateway, in any of its three formats. */
 export class Problem extends Error {
   constructor(status, body, requestId) {
     const inner = typeof body?.error === "object" && body.error !== null ? body.error : {};
@@ -30,19 +30,19 @@ const TITLES = {
 
 /** Send a request with this tab's key. Throws a `Problem` unless it succeeds. */
 export async function call(path, { json, headers = {}, ...rest } = {}) {
-  const sent = new Headers(headers);
-  if (storedKey()) sent.set("Authorization", `Bearer ${storedKey()}`);
-  if (json !== undefined) sent.set("Content-Type", "application/json");
+  const requestHeaders = new Headers(headers);
+  if (storedKey()) requestHeaders.set("Authorization", `Bearer ${storedKey()}`);
+  if (json !== undefined) requestHeaders.set("Content-Type", "application/json");
   const body = json === undefined ? rest.body : JSON.stringify(json);
-  const response = await fetch(path, { ...rest, headers: sent, body }).catch(unreachable);
+  const response = await fetch(path, { ...rest, headers: requestHeaders, body }).catch(throwUnreachable);
   if (response.ok) return response;
-  const said = await response.json().catch(() => null);
-  throw new Problem(response.status, said, response.headers.get("x-request-id"));
+  const problem = await response.json().catch(() => null);
+  throw new Problem(response.status, problem, response.headers.get("x-request-id"));
 }
 
-function unreachable(error) {
+function throwUnreachable(error) {
   if (error.name === "AbortError") throw error;
-  const body = { title: "No answer", detail: "The gateway does not answer.", hint: "Is it still running? Start it with make run." };
+  const body = { title: "No answer", detail: "The gateway does not answer.", hint: "Check that it is running; start it with make run." };
   throw new Problem(0, body);
 }
 

@@ -1,23 +1,23 @@
 /**
- * The list of jobs, live. A few jobs are followed through server-sent events (browsers open six connections to a host);
- * the list itself is looked at every few seconds, which also finds jobs that somebody else queued.
+ * Jobs page. A few jobs are followed through server-sent events (browsers open six connections to a host); the list
+ * itself is fetched every few seconds, which also finds jobs that were queued elsewhere.
  */
 
 import { FINAL, jobNote, jobs } from "./submit.js";
-import { Part } from "./element.js";
+import { CustomElement } from "./custom_element.js";
 import { save } from "./save.js";
 
-const EVERY_MS = 3000;
-const FOLLOWED = 3;
+const POLL_INTERVAL_MS = 3000;
+const MAX_FOLLOWED = 3;
 
-export class Jobs extends Part {
+export class Jobs extends CustomElement {
   connectedCallback() {
     this.followed = new Map();
-    for (const verb of ["cancel", "retry"]) this.on("click", verb, (_, button) => this.act(verb, button));
-    this.on("click", "result", (_, button) => this.result(button));
+    for (const verb of ["cancel", "retry"]) this.on("click", verb, (_, button) => this.runAction(verb, button));
+    this.on("click", "result", (_, button) => this.toggleResult(button));
     this.on("click", "download", (_, button) => this.download(button));
-    this.timer = setInterval(() => document.visibilityState === "visible" && this.look(), EVERY_MS);
-    this.look();
+    this.timer = setInterval(() => document.visibilityState === "visible" && this.refresh(), POLL_INTERVAL_MS);
+    this.refresh();
   }
 
   disconnectedCallback() {
@@ -25,41 +25,41 @@ export class Jobs extends Part {
     for (const controller of this.followed.values()) controller.abort();
   }
 
-  async look() {
+  async refresh() {
     try {
       const found = await jobs.list();
-      this.fault(null);
+      this.showError(null);
       this.draw(found);
       found.filter((job) => !FINAL.has(job.status)).forEach((job) => this.follow(job.id));
     } catch (problem) {
-      this.fault(problem);
+      this.showError(problem);
     }
   }
 
   draw(found) {
     const list = this.part("list");
     found.forEach((job, index) => {
-      const row = this.row(job.id) ?? this.newRow(job);
+      const row = this.findRow(job.id) ?? this.createRow(job);
       if (list.children[index] !== row) list.insertBefore(row, list.children[index] ?? null);
       this.update(row, job);
     });
     while (list.children.length > found.length) list.lastElementChild.remove();
     this.show(found.length === 0, "nothing");
     const open = found.filter((job) => !FINAL.has(job.status)).length;
-    this.say("count", found.length ? `${found.length} kept, ${open || "none"} under way` : "");
+    this.setText("count", found.length ? `${found.length} kept, ${open || "none"} running` : "");
   }
 
-  row(id) {
+  findRow(id) {
     return this.querySelector(`[data-job="${CSS.escape(id)}"]`);
   }
 
-  newRow(job) {
-    const row = this.copyOf("job");
+  createRow(job) {
+    const row = this.cloneTemplate("job");
     row.dataset.job = job.id;
-    within(row, "id").textContent = job.id;
-    within(row, "path").textContent = job.path;
-    within(row, "service").textContent = job.service;
-    const time = within(row, "created");
+    partOf(row, "id").textContent = job.id;
+    partOf(row, "path").textContent = job.path;
+    partOf(row, "service").textContent = job.service;
+    const time = partOf(row, "created");
     time.dateTime = job.created;
     time.textContent = new Date(job.created).toLocaleString([], { dateStyle: "medium", timeStyle: "medium" });
     return row;
@@ -68,52 +68,52 @@ export class Jobs extends Part {
   update(row, job) {
     const final = FINAL.has(job.status);
     row.className = `job job-${job.status}`;
-    within(row, "status").className = `state state-${job.status}`;
-    within(row, "status").textContent = job.dead ? "Dead letter" : job.status[0].toUpperCase() + job.status.slice(1);
-    within(row, "bar").hidden = final;
-    within(row, "bar").value = job.progress;
-    within(row, "note").textContent = job.error?.detail ?? (final ? duration(job) : withPercent(job));
-    within(row, "cancel").hidden = final;
-    within(row, "retry").hidden = !["failed", "cancelled"].includes(job.status);
-    for (const name of ["result", "download"]) within(row, name).hidden = job.status !== "succeeded";
+    partOf(row, "status").className = `state state-${job.status}`;
+    partOf(row, "status").textContent = job.dead ? "Dead letter" : job.status[0].toUpperCase() + job.status.slice(1);
+    partOf(row, "bar").hidden = final;
+    partOf(row, "bar").value = job.progress;
+    partOf(row, "note").textContent = job.error?.detail ?? (final ? duration(job) : withPercent(job));
+    partOf(row, "cancel").hidden = final;
+    partOf(row, "retry").hidden = !["failed", "cancelled"].includes(job.status);
+    for (const name of ["result", "download"]) partOf(row, name).hidden = job.status !== "succeeded";
   }
 
   async follow(id) {
-    if (this.followed.has(id) || this.followed.size >= FOLLOWED) return;
+    if (this.followed.has(id) || this.followed.size >= MAX_FOLLOWED) return;
     const controller = new AbortController();
     this.followed.set(id, controller);
     try {
-      for await (const job of jobs.follow(id, controller.signal)) this.row(id) && this.update(this.row(id), job);
+      for await (const job of jobs.follow(id, controller.signal)) this.findRow(id) && this.update(this.findRow(id), job);
     } catch {
-      // The list is looked at again anyway; a broken event stream needs no words.
+      // The list is fetched again anyway, so a broken event stream needs no message.
     } finally {
       this.followed.delete(id);
     }
-    if (this.isConnected) this.look();
+    if (this.isConnected) this.refresh();
   }
 
-  async act(verb, button) {
+  async runAction(verb, button) {
     const row = button.closest("[data-job]");
     button.disabled = true;
     try {
       await jobs[verb](row.dataset.job);
-      await this.look();
+      await this.refresh();
       row.focus();
     } catch (problem) {
-      this.fault(problem);
+      this.showError(problem);
     } finally {
       button.disabled = false;
     }
   }
 
-  async result(button) {
+  async toggleResult(button) {
     const row = button.closest("[data-job]");
-    const answer = within(row, "answer");
+    const answer = partOf(row, "answer");
     const open = button.getAttribute("aria-expanded") === "true";
     button.setAttribute("aria-expanded", String(!open));
     answer.hidden = open;
     if (open || answer.childElementCount) return;
-    await jobs.result(row.dataset.job).then((response) => answer.draw(response)).catch((problem) => this.fault(problem));
+    await jobs.result(row.dataset.job).then((response) => answer.draw(response)).catch((problem) => this.showError(problem));
   }
 
   async download(button) {
@@ -122,12 +122,12 @@ export class Jobs extends Part {
       const blob = await (await jobs.result(job)).blob();
       save(blob, `${job}.${blob.type.split(/[/;+]/)[1] ?? "bin"}`);
     } catch (problem) {
-      this.fault(problem);
+      this.showError(problem);
     }
   }
 }
 
-const within = (row, name) => row.querySelector(`[data-part="${name}"]`);
+const partOf = (row, name) => row.querySelector(`[data-part="${name}"]`);
 
 const withPercent = (job) => (job.status === "running" ? `${jobNote(job)} · ${Math.round(job.progress * 100)} %` : jobNote(job));
 

@@ -1,17 +1,17 @@
 /**
- * Arithmetic on a probability map: what is inside at a threshold, how much, in how many regions, and its picture.
- * Maps are bytes, 255 for a probability of 1, row by row. Pure functions; knows no page and no network.
+ * Masks of a probability map: pixels above a threshold, their area and regions, and their pictures.
+ * Maps are bytes, 255 for a probability of 1, row by row. Pure functions.
  */
 
 /** The lowest byte that counts as inside. */
-export const cutOf = (threshold) => Math.max(Math.ceil(threshold * 255 - 1e-9), 0);
+export const thresholdByte = (threshold) => Math.max(Math.ceil(threshold * 255 - 1e-9), 0);
 
 /**
  * What is inside: a byte per pixel (1 inside), and its 8-connected regions as pixel counts, largest first.
  * Regions under `minArea` pixels are dropped; with `keepLargest` all but the largest.
  */
-export function inside(map, width, height, { threshold, minArea = 0, keepLargest = false }) {
-  const runs = joined(map, width, height, cutOf(threshold));
+export function thresholdMask(map, width, height, { threshold, minArea = 0, keepLargest = false }) {
+  const runs = findRuns(map, width, height, thresholdByte(threshold));
   const sizes = new Map();
   for (const { start, end, region } of runs) sizes.set(region, (sizes.get(region) ?? 0) + end - start);
   const order = [...sizes].filter(([, size]) => size >= minArea).sort(([, a], [, b]) => b - a);
@@ -21,8 +21,8 @@ export function inside(map, width, height, { threshold, minArea = 0, keepLargest
   return { mask, regions: [...kept.values()] };
 }
 
-/** Runs of pixels inside, row by row, each with the number of its region: rows are joined where runs touch. */
-function joined(map, width, height, cut) {
+/** Runs of pixels inside, row by row, each with the number of its region: runs that touch across rows are connected. */
+function findRuns(map, width, height, cut) {
   const runs = [];
   const parents = [];
   const rootOf = (run) => {
@@ -51,7 +51,7 @@ function joined(map, width, height, cut) {
 }
 
 /** Area in pixels, mean probability inside (0 when nothing is), and the highest probability of the whole map. */
-export function tally(map, mask) {
+export function measure(map, mask) {
   let area = 0;
   let sum = 0;
   let highest = 0;
@@ -65,33 +65,33 @@ export function tally(map, mask) {
 }
 
 /** The overlay as RGBA: the mask (or, with `heat`, the probability) in one colour, the mask's border drawn opaque. */
-export function overlay(map, mask, width, height, { opacity, outline, heat, colour: [red, green, blue] }) {
+export function drawOverlay(map, mask, width, height, { opacity, outline, heat, colour: [red, green, blue] }) {
   const image = new ImageData(width, height);
   const { data } = image;
   const rim = Math.max(1, Math.round(Math.max(width, height) / 640));
-  const within = (x, y) => x >= 0 && y >= 0 && x < width && y < height && mask[y * width + x] === 1;
-  const border = (x, y) => !(within(x - rim, y) && within(x + rim, y) && within(x, y - rim) && within(x, y + rim));
+  const isInside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && mask[y * width + x] === 1;
+  const isBorder = (x, y) => !(isInside(x - rim, y) && isInside(x + rim, y) && isInside(x, y - rim) && isInside(x, y + rim));
   for (let y = 0, at = 0; y < height; y++) {
     for (let x = 0; x < width; x++, at++) {
       let alpha = opacity * (heat ? map[at] : 255 * mask[at]);
-      if (outline && mask[at] && border(x, y)) alpha = 255;
-      if (alpha > 0) writeTo(data, at * 4, red, green, blue, alpha);
+      if (outline && mask[at] && isBorder(x, y)) alpha = 255;
+      if (alpha > 0) setPixel(data, at * 4, red, green, blue, alpha);
     }
   }
   return image;
 }
 
 /** The mask as RGBA: white inside, black outside. */
-export function binary(mask, width, height) {
+export function drawBinary(mask, width, height) {
   const image = new ImageData(width, height);
   for (let at = 0; at < mask.length; at++) {
     const value = 255 * mask[at];
-    writeTo(image.data, at * 4, value, value, value, 255);
+    setPixel(image.data, at * 4, value, value, value, 255);
   }
   return image;
 }
 
-function writeTo(data, at, red, green, blue, alpha) {
+function setPixel(data, at, red, green, blue, alpha) {
   data[at] = red;
   data[at + 1] = green;
   data[at + 2] = blue;

@@ -1,23 +1,23 @@
 /**
- * A page that sends one picture at a time: choosing it, sending it, waiting, and saying what went wrong.
- * What an answer looks like is the business of the page itself.
+ * Base class of pages that send one picture at a time: choosing it, sending it, progress and errors.
+ * A page only draws the answer.
  */
 
-import { blobOf, chosenModel, values } from "./form.js";
+import { decodeBase64, selectedModel, readValues } from "./form.js";
 import { call } from "./gateway.js";
-import { decoded } from "./canvas.js";
+import { decodePicture } from "./canvas.js";
 import { jobNote, submit } from "./submit.js";
-import { Part } from "./element.js";
+import { CustomElement } from "./custom_element.js";
 
-export class PicturePart extends Part {
-  /** What the progress bar says. */
-  static doing = "";
+export class PicturePage extends CustomElement {
+  /** Text of the progress bar. */
+  static progressLabel = "";
 
-  /** What is said of a picture that the browser can't show. */
-  static unseen = "";
+  /** Note beside a picture that the browser can't show. */
+  static hiddenNote = "";
 
   connectedCallback() {
-    this.addEventListener("fovea-picture", (event) => this.take(event.detail));
+    this.addEventListener("fovea-picture", (event) => this.setPicture(event.detail));
     this.on("submit", "options", (event) => {
       event.preventDefault();
       this.run();
@@ -28,27 +28,27 @@ export class PicturePart extends Part {
   }
 
   /** Show a picture and send it. */
-  async take(file) {
+  async setPicture(file) {
     this.file = file;
     this.stem = file.name.replace(/\.[^.]*$/, "") || "picture";
-    this.forget();
-    this.picture = await decoded(file);
-    const size = this.picture ? `, ${this.picture.width} × ${this.picture.height}` : ` (${this.constructor.unseen})`;
-    this.say("name", file.name + size);
+    this.clearAnswer();
+    this.picture = await decodePicture(file);
+    const size = this.picture ? `, ${this.picture.width} × ${this.picture.height}` : ` (${this.constructor.hiddenNote})`;
+    this.setText("name", file.name + size);
     this.show(false, "drop", "result");
     this.show(true, "viewer");
     this.part("go").disabled = false;
-    this.begin();
+    this.showPicture();
     await this.run();
   }
 
   async useExample() {
     try {
-      const request = await (await call(`/v1/models/${chosenModel(this)}/example`)).json();
-      const blob = blobOf(request.image);
-      await this.take(new File([blob], "example", { type: blob.type }));
+      const request = await (await call(`/v1/models/${selectedModel(this)}/example`)).json();
+      const blob = decodeBase64(request.image);
+      await this.setPicture(new File([blob], "example", { type: blob.type }));
     } catch (problem) {
-      this.fault(problem);
+      this.showError(problem);
     }
   }
 
@@ -56,26 +56,26 @@ export class PicturePart extends Part {
     if (!this.file) return;
     this.running?.abort();
     const running = (this.running = new AbortController());
-    this.busy(true);
+    this.setBusy(true);
     const started = performance.now();
     try {
       const response = await submit(this.dataset.path, {
-        body: this.body(), signal: running.signal, asJob: this.part("as-job").checked,
-        onJob: (job) => this.progress(job.status === "queued" ? undefined : job.progress, jobNote(job)),
+        body: this.buildBody(), signal: running.signal, asJob: this.part("as-job").checked,
+        onJob: (job) => this.showProgress(job.status === "queued" ? undefined : job.progress, jobNote(job)),
       });
       await this.receive(await response.json(), performance.now() - started);
     } catch (problem) {
-      this.fault(problem);
+      this.showError(problem);
     } finally {
-      if (this.running === running) this.busy(false);
+      if (this.running === running) this.setBusy(false);
     }
   }
 
   /** The request as multipart: the picture's bytes as they are. */
-  body() {
+  buildBody() {
     const body = new FormData();
-    body.append("model", chosenModel(this));
-    for (const [name, value] of Object.entries(this.asking)) {
+    body.append("model", selectedModel(this));
+    for (const [name, value] of Object.entries(this.requestOptions)) {
       body.append(name, typeof value === "string" ? value : JSON.stringify(value));
     }
     body.append("image", this.file, this.file.name);
@@ -84,26 +84,26 @@ export class PicturePart extends Part {
 
   /** The options of the form. */
   get options() {
-    return values(this.part("options"));
+    return readValues(this.part("options"));
   }
 
-  /** What is asked beside the picture. */
-  get asking() {
+  /** The options of a request. */
+  get requestOptions() {
     return this.options;
   }
 
-  /** Let go of the last answer. */
-  forget() {}
+  /** Drop the last answer. */
+  clearAnswer() {}
 
-  /** Draw the picture before there is an answer. */
-  begin() {}
+  /** Show the picture before there is an answer. */
+  showPicture() {}
 
   /** Show an answer that took so many milliseconds. */
   async receive(answer, milliseconds) {}
 
-  busy(on) {
-    if (on) this.fault(null);
-    this.progress(on ? undefined : null, this.constructor.doing);
+  setBusy(on) {
+    if (on) this.showError(null);
+    this.showProgress(on ? undefined : null, this.constructor.progressLabel);
     this.classList.toggle("busy", on);
     this.show(on, "stop");
     this.show(!on, "go");

@@ -1,4 +1,4 @@
-/** Puts labelled dots into an SVG that the server drew. Knows the frame of `judge.html`'s plots; knows no data. */
+/** Scatter plots: puts labelled dots into an SVG of `judge.html`. */
 
 const FRAME = { left: 44, top: 10, width: 266, height: 200 };
 
@@ -7,37 +7,37 @@ const FRAME = { left: 44, top: 10, width: 266, height: 200 };
  */
 export function scatter(part, name, points, { same = false } = {}) {
   const known = points.filter((point) => Number.isFinite(point.x) && Number.isFinite(point.y));
-  const across = range(known.map((point) => point.x));
-  const up = range(known.map((point) => point.y));
-  const [x, y] = same ? [joined(across, up), joined(across, up)] : [across, up];
+  const across = paddedRange(known.map((point) => point.x));
+  const up = paddedRange(known.map((point) => point.y));
+  const [x, y] = same ? [unite(across, up), unite(across, up)] : [across, up];
   part.part(`${name}-diagonal`).toggleAttribute("hidden", !same); // SVG has no `hidden` property
   for (const [axis, [low, high]] of [["x", x], ["y", y]]) {
-    part.say(`${name}-${axis}-low`, low.toFixed(2));
-    part.say(`${name}-${axis}-high`, high.toFixed(2));
+    part.setText(`${name}-${axis}-low`, low.toFixed(2));
+    part.setText(`${name}-${axis}-high`, high.toFixed(2));
   }
-  part.part(`${name}-dots`).replaceChildren(...known.map((point, place) => dot(part, point, x, y, place)));
+  part.part(`${name}-dots`).replaceChildren(...known.map((point, index) => createDot(part, point, x, y, index)));
 }
 
-function dot(part, point, [left, right], [bottom, top], place) {
+function createDot(part, point, [left, right], [bottom, top], index) {
   const group = part.querySelector('template[data-part="dot"]').content.querySelector("g").cloneNode(true);
   const x = FRAME.left + ((point.x - left) / (right - left)) * FRAME.width;
   const y = FRAME.top + FRAME.height - ((point.y - bottom) / (top - bottom)) * FRAME.height;
   const [circle, text] = group.children;
   circle.setAttribute("cx", x);
   circle.setAttribute("cy", y);
-  const late = x > FRAME.left + FRAME.width * 0.6;
-  text.setAttribute("x", late ? x - 7 : x + 7);
-  text.setAttribute("text-anchor", late ? "end" : "start");
-  text.setAttribute("y", y + (place % 2 ? 12 : -4));
+  const isRight = x > FRAME.left + FRAME.width * 0.6;
+  text.setAttribute("x", isRight ? x - 7 : x + 7);
+  text.setAttribute("text-anchor", isRight ? "end" : "start");
+  text.setAttribute("y", y + (index % 2 ? 12 : -4));
   text.textContent = point.label;
   return group;
 }
 
 /** The range of values with a little room on both sides. */
-function range(values) {
+function paddedRange(values) {
   const [low, high] = values.length ? [Math.min(...values), Math.max(...values)] : [0, 1];
-  const room = (high - low) * 0.12 || 0.1;
-  return [low - room, high + room];
+  const padding = (high - low) * 0.12 || 0.1;
+  return [low - padding, high + padding];
 }
 
-const joined = (a, b) => [Math.min(a[0], b[0]), Math.max(a[1], b[1])];
+const unite = (a, b) => [Math.min(a[0], b[0]), Math.max(a[1], b[1])];

@@ -1,4 +1,4 @@
-/** Hands a file to the reader's browser to keep. */
+/** Downloads: saves a blob or JSON as a file. */
 
 export function save(blob, name) {
   const link = document.createElement("a");

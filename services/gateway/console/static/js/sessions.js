@@ -1,63 +1,63 @@
 /**
- * The list of sessions, a page at a time: what each remembers, and what can be done with it. Deleting asks once more.
- * Knows the route and its rows; talking with a session is `chat.js` and `memory.js`.
+ * Sessions page: the list, a page at a time, with the actions for each session. Deleting asks for confirmation.
+ * Chatting with a session is `chat.js` and `session_memory.js`.
  */
 
 import { call } from "./gateway.js";
-import { Part } from "./element.js";
+import { CustomElement } from "./custom_element.js";
 import { save } from "./save.js";
 
 const PAGE = 50;
 const UNITS = [["day", 86_400], ["hour", 3600], ["minute", 60]];
 
-export class Sessions extends Part {
+export class Sessions extends CustomElement {
   connectedCallback() {
-    this.on("click", "fork", (_, button) => this.act(button, (row) => this.fork(row)));
-    this.on("click", "export", (_, button) => this.act(button, (row) => this.export(row)));
-    this.on("click", "delete", (_, button) => (button.dataset.sure ? this.act(button, (row) => this.delete(row)) : sure(button, true)));
-    this.on("focusout", "delete", (_, button) => sure(button, false));
-    this.on("click", "more", (_, button) => this.trying(button, () => this.look(this.part("list").lastElementChild?.dataset.session)));
-    this.trying(null, () => this.look());
+    this.on("click", "fork", (_, button) => this.runAction(button, (row) => this.fork(row)));
+    this.on("click", "export", (_, button) => this.runAction(button, (row) => this.export(row)));
+    this.on("click", "delete", (_, button) => (button.dataset.confirming ? this.runAction(button, (row) => this.delete(row)) : setConfirming(button, true)));
+    this.on("focusout", "delete", (_, button) => setConfirming(button, false));
+    this.on("click", "more", (_, button) => this.attempt(button, () => this.fetchNext(this.part("list").lastElementChild?.dataset.session)));
+    this.attempt(null, () => this.fetchNext());
   }
 
-  /** The next page, behind a session or from the newest on. */
-  async look(after) {
-    const asked = new URLSearchParams({ limit: PAGE, ...(after && { after }) });
-    const found = await (await call(`/v1/sessions?${asked}`)).json();
-    this.part("list").append(...found.data.map((session) => this.row(session)));
+  /** Fetch the next page of the list, after a session or from the newest on. */
+  async fetchNext(after) {
+    const query = new URLSearchParams({ limit: PAGE, ...(after && { after }) });
+    const found = await (await call(`/v1/sessions?${query}`)).json();
+    this.part("list").append(...found.data.map((session) => this.createRow(session)));
     this.show(found.has_more, "more");
-    this.count();
+    this.showCount();
   }
 
-  row(session) {
-    const row = this.copyOf("session");
-    const put = (name, text) => within(row, name).append(text);
+  createRow(session) {
+    const row = this.cloneTemplate("session");
+    const put = (name, text) => partOf(row, name).append(text);
     row.dataset.session = session.id;
     row.dataset.version = session.version;
     put("id", session.id);
     put("model", session.model);
-    within(row, "model").href = `/console/models/${session.model}`;
+    partOf(row, "model").href = `/console/models/${session.model}`;
     put("tokens", session.tokens.toLocaleString("en"));
     put("memory", size(session.state_bytes));
-    within(row, "memory").title = `${session.state_bytes.toLocaleString("en")} bytes`;
+    partOf(row, "memory").title = `${session.state_bytes.toLocaleString("en")} bytes`;
     put("version", session.version);
     const earlier = session.versions.filter((version) => version < session.version);
     put("versions", earlier.length ? `also kept: ${earlier.join(", ")}` : "");
     const used = new Date(1000 * session.updated);
     put("updated", ago(used));
-    within(row, "updated").dateTime = used.toISOString();
-    within(row, "updated").title = used.toLocaleString([], { dateStyle: "medium", timeStyle: "medium" });
-    within(row, "continue").href = `/console/chat?${new URLSearchParams({ model: session.model, session: session.id })}`;
-    for (const name of ["continue", "fork", "export", "delete"]) within(row, name).setAttribute("aria-describedby", `id-${session.id}`);
-    within(row, "id").id = `id-${session.id}`;
+    partOf(row, "updated").dateTime = used.toISOString();
+    partOf(row, "updated").title = used.toLocaleString([], { dateStyle: "medium", timeStyle: "medium" });
+    partOf(row, "continue").href = `/console/chat?${new URLSearchParams({ model: session.model, session: session.id })}`;
+    for (const name of ["continue", "fork", "export", "delete"]) partOf(row, name).setAttribute("aria-describedby", `id-${session.id}`);
+    partOf(row, "id").id = `id-${session.id}`;
     return row;
   }
 
   async fork({ dataset }) {
     const made = await (await call(`/v1/sessions/${dataset.session}/fork`, { method: "POST" })).json();
-    const row = this.row(made);
+    const row = this.createRow(made);
     this.part("list").prepend(row);
-    this.count();
+    this.showCount();
     row.focus();
     row.scrollIntoView({ block: "nearest" });
   }
@@ -71,43 +71,43 @@ export class Sessions extends Part {
     await call(`/v1/sessions/${row.dataset.session}`, { method: "DELETE" });
     const next = row.nextElementSibling ?? row.previousElementSibling;
     row.remove();
-    this.count();
+    this.showCount();
     next?.focus();
   }
 
-  count() {
+  showCount() {
     const shown = this.part("list").childElementCount;
     const more = !this.part("more").hidden;
     this.show(!shown && !more, "nothing");
     const some = `${shown}${more ? " and more" : ""} ${shown === 1 ? "session" : "sessions"}`;
-    this.say("count", shown ? `${some}. Unused ones are forgotten after a while.` : "");
+    this.setText("count", shown ? `${some}. Unused sessions are deleted after a while.` : "");
   }
 
-  act(button, deed) {
-    return this.trying(button, () => deed(button.closest("[data-session]")));
+  runAction(button, action) {
+    return this.attempt(button, () => action(button.closest("[data-session]")));
   }
 
-  async trying(button, deed) {
-    this.fault(null);
+  async attempt(button, action) {
+    this.showError(null);
     if (button) button.disabled = true;
     try {
-      await deed();
+      await action();
     } catch (problem) {
-      this.fault(problem);
+      this.showError(problem);
     } finally {
       if (button) button.disabled = false;
     }
   }
 }
 
-const within = (row, name) => row.querySelector(`[data-part="${name}"]`);
+const partOf = (row, name) => row.querySelector(`[data-part="${name}"]`);
 
-/** A button that destroys says so before it does. */
-function sure(button, on) {
-  if (on) button.dataset.sure = "yes";
-  else delete button.dataset.sure;
+/** Let a destructive button ask for confirmation. */
+function setConfirming(button, on) {
+  if (on) button.dataset.confirming = "yes";
+  else delete button.dataset.confirming;
   button.classList.toggle("grave", on);
-  within(button, "delete-words").textContent = on ? "Delete for good" : "Delete";
+  partOf(button, "delete-words").textContent = on ? "Delete for good" : "Delete";
 }
 
 function size(bytes) {

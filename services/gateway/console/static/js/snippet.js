@@ -1,6 +1,6 @@
-/** Two elements too small for a file of their own: a slider that shows its value, and a snippet that can be copied. */
+/** Two small elements: a slider that shows its value, and a snippet with a copy button. */
 
-import { Part } from "./element.js";
+import { CustomElement } from "./custom_element.js";
 
 export class Slider extends HTMLElement {
   connectedCallback() {
@@ -11,12 +11,12 @@ export class Slider extends HTMLElement {
   }
 }
 
-export class Code extends Part {
+export class Code extends CustomElement {
   connectedCallback() {
     this.on("click", "copy", async () => {
       await navigator.clipboard.writeText(this.part("text").textContent);
-      this.say("label", "Copied");
-      setTimeout(() => this.say("label", "Copy"), 1600);
+      this.setText("label", "Copied");
+      setTimeout(() => this.setText("label", "Copy"), 1600);
     });
   }
 }

@@ -1,5 +1,5 @@
 /**
- * Sends a model's request, at once or as a job, and follows a job to its end. Knows no page and no model.
+ * Sends a request, at once or as a job, and follows the job to its end.
  */
 
 import { call, events, Problem } from "./gateway.js";
@@ -12,7 +12,7 @@ export const jobs = {
   retry: (id) => call(`/v1/jobs/${encodeURIComponent(id)}/retry`, { method: "POST" }),
   result: (id) => call(`/v1/jobs/${encodeURIComponent(id)}/result`),
 
-  /** The job now and after every change, ending with its final state; a stream that breaks off is taken up again. */
+  /** The job now and after every change, until it is final; a broken stream is resumed. */
   async *follow(id, signal) {
     for (;;) {
       const response = await call(`/v1/jobs/${encodeURIComponent(id)}/events`, { signal, headers: { Accept: "text/event-stream" } });
@@ -26,15 +26,15 @@ export const jobs = {
   },
 };
 
-/** What a job is doing, in words. */
+/** The state of a job as text. */
 export function jobNote(job) {
   if (job.status === "queued") return job.position ? `Queued, ${job.position} ahead` : "Queued";
   return job.note ?? { running: "Running", succeeded: "Done", failed: "Failed", cancelled: "Cancelled" }[job.status];
 }
 
 /**
- * Answer of `POST path`. With `asJob`, or where the service makes it one because it takes long, it is queued; then
- * `onJob` hears of every change, and an abort cancels the job.
+ * The answer of `POST path`. With `asJob`, or where the service queues it because it takes long, it is a job; then
+ * `onJob` is called with every change, and an abort cancels the job.
  */
 export async function submit(path, { asJob, onJob, signal, ...request }) {
   const headers = { ...request.headers, ...(asJob ? { Prefer: "respond-async" } : {}) };

@@ -1,37 +1,37 @@
 /**
- * Files that go to the gateway as text: chosen by the reader (gzipped ones are unpacked here), or put in as an example.
- * A control is an `<input type=file data-text=NAME>`; what it holds is told in `data-text-note=NAME` beside it.
+ * Text files of a form: chosen by the reader (gzipped ones are unpacked here), or filled in as an example.
+ * A control is an `<input type=file data-text=NAME>`; `data-text-note=NAME` beside it says what it has.
  */
 
 const examples = new WeakMap();
 
-const inputs = (form) => [...form.querySelectorAll("[data-text]")];
+const textInputs = (form) => [...form.querySelectorAll("[data-text]")];
 
-/** Put texts into the controls of a form, by name; a file that is chosen later takes their place. */
-export function putIn(form, texts, origin) {
-  for (const input of inputs(form)) {
+/** Fill the controls of a form with texts, by name; a file that is chosen later replaces them. */
+export function fillTexts(form, texts, origin) {
+  for (const input of textInputs(form)) {
     const text = texts[input.dataset.text];
     if (text === undefined) continue;
     input.value = "";
     examples.set(input, text);
-    tell(form, input, `From ${origin}: ${text.split("\n").length - 1} lines. `);
+    setNote(form, input, `From ${origin}: ${text.split("\n").length - 1} lines. `);
   }
 }
 
-/** The texts of a form by name. Throws what a `fault` can show when one is missing or can't be unpacked. */
-export async function texts(form) {
-  const found = {};
-  for (const input of inputs(form)) {
-    const text = input.files.length ? await read(input.files[0]) : examples.get(input);
-    if (text === undefined && input.dataset.needed) throw missing(input);
-    if (text !== undefined) found[input.dataset.text] = text;
-    if (input.files.length) tell(form, input, "");
+/** Read the texts of a form by name. Throws an error for `showError` when one is missing or can't be unpacked. */
+export async function readTexts(form) {
+  const result = {};
+  for (const input of textInputs(form)) {
+    const text = input.files.length ? await readFile(input.files[0]) : examples.get(input);
+    if (text === undefined && input.dataset.needed) throw createMissingError(input);
+    if (text !== undefined) result[input.dataset.text] = text;
+    if (input.files.length) setNote(form, input, "");
   }
-  return found;
+  return result;
 }
 
 /** Texts by id, from `id<TAB>text` lines or JSON lines with `id` and `text`. */
-export function byId(text) {
+export function indexById(text) {
   const rows = (text ?? "").split("\n").filter((line) => line.trim());
   return new Map(rows.map((line) => (line.startsWith("{") ? jsonLine(line) : line.split("\t"))));
 }
@@ -41,7 +41,7 @@ function jsonLine(line) {
   return [String(row.id ?? row.qid ?? row.docid), row.text ?? row.query ?? row.passage];
 }
 
-async function read(file) {
+async function readFile(file) {
   if (!file.name.endsWith(".gz")) return file.text();
   try {
     return await new Response(file.stream().pipeThrough(new DecompressionStream("gzip"))).text();
@@ -50,12 +50,12 @@ async function read(file) {
   }
 }
 
-function missing(input) {
+function createMissingError(input) {
   const label = input.labels[0].textContent.trim();
-  const error = new Error(`“${label}” is needed.`);
+  const error = new Error(`“${label}” is required.`);
   return Object.assign(error, { title: "A file is missing", hint: "Choose one, or use the mini-collection." });
 }
 
-function tell(form, input, text) {
+function setNote(form, input, text) {
   form.querySelector(`[data-text-note="${input.dataset.text}"]`).textContent = text;
 }

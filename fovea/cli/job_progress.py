@@ -1,0 +1,50 @@
+"""Progress of a job: a bar on standard error that follows the job to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fovea.cli.output import Screen
+from fovea.client import Client
+from shared.api.job import Job
+
+__all__ = ["describe_state", "follow_job"]
+
+
+def describe_state(job: Job) -> str:
+    """What a job is doing: its place in the queue, its note, its error or its status."""
+    if job.status == "queued" and job.position:
+        return f"queued, {job.position} ahead"
+    return job.note or (str(job.error.get("detail", "")) if job.error else job.status)
+
+
+def follow_job(
+    client: Client,
+    screen: Screen,
+    job: Job,
+    *,
+    title: str | None = None,
+    on_change: Callable[[Job], None] | None = None,
+) -> Job:
+    """Show the progress of a job until it has ended; returns its last state.
+
+    Args:
+        client: Reads the job's events.
+        screen: Where the bar is drawn; not drawn where the output is JSON.
+        job: The job as it was last seen.
+        title: Text before the first event; the job's state otherwise.
+        on_change: Called with each state.
+    """
+    percent = TextColumn("{task.percentage:>3.0f} %")
+    columns = (TextColumn("{task.description}"), BarColumn(), percent, TimeElapsedColumn())
+    with Progress(*columns, console=screen.err, transient=True, disable=screen.as_json) as progress:
+        row = progress.add_task(escape(title or describe_state(job)), total=1.0)
+        for state in client.jobs.events(job.id):
+            job = state
+            progress.update(row, completed=job.progress, description=escape(describe_state(job)))
+            if on_change is not None:
+                on_change(job)
+    return job

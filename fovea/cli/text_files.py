@@ -1,0 +1,51 @@
+"""Text files of the command line: reads and writes them, gzipped where the name ends in `.gz`."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+from pathlib import Path
+
+from shared.errors import Malformed, NotFound
+
+__all__ = ["MAX_TEXT_BYTES", "read_text", "write_text"]
+
+MAX_TEXT_BYTES = 256 * 2**20
+"""Largest text file, unpacked."""
+
+
+def read_text(path: Path | None) -> str:
+    """Read a text file, unpacked where its name ends in `.gz`; `-` is standard input, None is the empty text.
+
+    Raises:
+        NotFound: There is no such file.
+        Malformed: It is not text, not gzip, or larger than `MAX_TEXT_BYTES`.
+    """
+    if path is None:
+        return ""
+    if str(path) == "-":
+        return sys.stdin.read()
+    try:
+        return _read(path).decode("utf8")
+    except FileNotFoundError as error:
+        raise NotFound(f"There is no file {path}.") from error
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise Malformed(f"{path} can't be read as text: {error}.") from error
+
+
+def write_text(path: Path | None, text: bytes) -> None:
+    """Write to a file, gzipped where its name ends in `.gz`; None is standard output."""
+    if path is None:
+        sys.stdout.buffer.write(text)
+        sys.stdout.flush()
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
+
+
+def _read(path: Path) -> bytes:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        raw = file.read(MAX_TEXT_BYTES + 1)
+    if len(raw) > MAX_TEXT_BYTES:
+        raise Malformed(f"{path} has more than {MAX_TEXT_BYTES // 2**20} MB.", hint="Send it in parts.")
+    return raw

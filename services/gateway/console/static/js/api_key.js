@@ -1,0 +1,29 @@
+/** Form for an API key: stores it and opens the requested page. */
+
+import { forgetKey, storeKey, storedKey } from "./gateway.js";
+import { CustomElement } from "./custom_element.js";
+import { fetchPage, replacePage } from "./page.js";
+
+export class ApiKeyForm extends CustomElement {
+  connectedCallback() {
+    this.on("submit", "form", (event) => {
+      event.preventDefault();
+      storeKey(this.part("key").value.trim());
+      this.openPage("The gateway does not accept this key.");
+    });
+    if (storedKey()) this.openPage("The key of this tab is no longer accepted.");
+  }
+
+  async openPage(refusal) {
+    this.classList.add("busy");
+    try {
+      replacePage(await fetchPage(location.href));
+      document.querySelector("fovea-key").hidden = false;
+    } catch (problem) {
+      if (problem.status === 401) forgetKey();
+      this.setText("message", problem.status === 401 ? refusal : problem.message);
+      this.classList.remove("busy");
+      this.part("key")?.focus();
+    }
+  }
+}

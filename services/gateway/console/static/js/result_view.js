@@ -1,0 +1,99 @@
+/**
+ * Generic result view: shows pictures as pictures, numbers as a list, arrays of objects as tables, the rest as JSON.
+ * A model of an unknown task is shown with it, without a page of its own.
+ */
+
+import { decodeBase64, detectPictureType } from "./form.js";
+
+const createNode = (tag, className, ...children) => {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  node.append(...children);
+  return node;
+};
+
+const words = (name) => String(name).replaceAll("_", " ");
+const isRow = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+const isTable = (value) => Array.isArray(value) && value.length > 0 && value.every(isRow);
+
+export class ResultView extends HTMLElement {
+  /** Draw the body of a response. */
+  async draw(response) {
+    const type = response.headers.get("content-type") ?? "";
+    if (type.startsWith("image/")) this.replaceChildren(createFigure(words("picture"), await response.blob()));
+    else if (type.includes("json")) this.drawJson(await response.json());
+    else this.replaceChildren(createNode("p", "answer-text", await response.text()));
+    this.hidden = false;
+  }
+
+  /** Show the answer as a picture above its facts. */
+  addPicture(blob) {
+    const figure = createFigure("the answer as a picture", blob);
+    figure.className = "answer-whole";
+    this.prepend(figure);
+  }
+
+  drawJson(value) {
+    const entries = isRow(value) ? Object.entries(value) : [["answer", value]];
+    const pictures = entries.flatMap(([name, part]) => createFigures(name, part));
+    const facts = entries.filter(([, part]) => typeof part !== "object" && !detectPictureType(part));
+    const tables = entries.filter(([, part]) => isTable(part));
+    this.replaceChildren(
+      ...(createChatText(value) ?? []),
+      ...(pictures.length ? [createNode("div", "answer-pictures", ...pictures)] : []),
+      ...(facts.length ? [createFactList(facts)] : []),
+      ...tables.map(([name, rows]) => createTable(name, rows)),
+      createJson(value),
+    );
+    this.hidden = false;
+  }
+}
+
+function createFigures(name, value) {
+  const texts = Array.isArray(value) ? value : [value];
+  return texts.filter(detectPictureType).map((text) => createFigure(words(name), decodeBase64(text)));
+}
+
+function createFigure(caption, blob) {
+  const image = new Image();
+  image.alt = caption;
+  image.src = URL.createObjectURL(blob);
+  image.onload = () => URL.revokeObjectURL(image.src);
+  return createNode("figure", "", image, createNode("figcaption", "", caption));
+}
+
+function createChatText(value) {
+  const text = value?.choices?.[0]?.message?.content ?? value?.choices?.[0]?.text;
+  return typeof text === "string" ? [createNode("p", "answer-text", text)] : null;
+}
+
+function createFactList(facts) {
+  return createNode("dl", "answer-facts", ...facts.flatMap(([name, value]) => [createNode("dt", "", words(name)), createNode("dd", "figures", formatValue(value))]));
+}
+
+function createTable(name, rows) {
+  const columns = [...new Set(rows.flatMap(Object.keys))].filter((column) => rows.every((row) => !detectPictureType(row[column])));
+  const head = createNode("thead", "", createNode("tr", "", ...columns.map((c) => Object.assign(createNode("th", "", words(c)), { scope: "col" }))));
+  const lines = rows.slice(0, 200).map((row) => createNode("tr", "", ...columns.map((c) => createCell(formatValue(row[c])))));
+  const caption = rows.length > 200 ? `${words(name)}, first 200 of ${rows.length}` : words(name);
+  const region = createNode("div", "scroll", createNode("table", "", createNode("caption", "hidden", caption), head, createNode("tbody", "", ...lines)));
+  region.tabIndex = 0;
+  return createNode("section", "", createNode("h3", "", caption), region);
+}
+
+const createCell = (text) => createNode("td", text.length > 40 ? "figures answer-long" : "figures", text);
+
+function formatValue(value) {
+  if (value === null || value === undefined) return "–";
+  if (typeof value === "number") return Number.isInteger(value) ? String(value) : value.toPrecision(4);
+  if (isTable(value)) return shorten(value.map((row) => Object.values(row).filter((part) => part !== null).map(formatValue).join(" ")).join(" · "));
+  if (typeof value === "object") return shorten(JSON.stringify(value));
+  return String(value);
+}
+
+const shorten = (text) => (text.length > 120 ? `${text.slice(0, 117)}…` : text);
+
+function createJson(value) {
+  const text = JSON.stringify(value, (_, part) => (typeof part === "string" && part.length > 400 ? `${part.slice(0, 60)}… (${part.length} characters)` : part), 2);
+  return createNode("details", "answer-raw", createNode("summary", "", "JSON"), createNode("pre", "", createNode("code", "", text)));
+}

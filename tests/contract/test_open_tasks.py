@@ -1,0 +1,203 @@
+"""A task that nothing here knows, with an endless route beside it: one file in a service, and no edited file anywhere.
+
+A real replica serves it; it must be routed, listed, shown and run by its own record and schema alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import httpx2
+import pytest
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from typer.testing import CliRunner
+
+from fovea.cli.main import app as command
+from services.gateway.tests.stage import fronted
+from shared.api.model import KNOWN_TASKS
+from shared.api.replica import EFFECTFUL, ENDLESS, ReplicaRecord
+from shared.errors import FoveaError
+from shared.registry import CallContext, Card, LoadContext, Paper, Servable
+from shared.serving.build_app import build
+from shared.serving.replica import ReplicaServer
+from shared.settings import Settings
+
+TASK = "count-cells"
+LIMIT = 100_000
+
+
+class CountIn(BaseModel):
+    """A request of the new task."""
+
+    text: str = Field("a b", description="Words to count.")
+    factor: int = Field(1, ge=1, le=9, description="Each word counts as so many.")
+
+
+class CountOut(BaseModel):
+    """The answer of the new task."""
+
+    count: int
+    words: list[dict[str, Any]]
+
+
+class Counter(Servable[CountIn, CountOut]):
+    """Counts words."""
+
+    card: ClassVar[Card] = Card(
+        name="counter",
+        task=TASK,
+        summary="Counts words.",
+        paper=Paper(title="Counting", venue="none", year=2026),
+        licence="Apache-2.0",
+        example={"text": "one two three"},
+    )
+    In, Out = CountIn, CountOut
+
+    @classmethod
+    def load(cls, place: LoadContext) -> Counter:  # noqa: ARG003  # the contract
+        """Nothing to load."""
+        return cls()
+
+    def predict(self, batch: Sequence[CountIn], run: CallContext) -> list[CountOut | FoveaError]:
+        """Count."""
+        split = [(request, request.text.split()) for request in batch]
+        return [
+            CountOut(count=len(words) * request.factor, words=[{"word": word} for word in words])
+            for request, words in split
+        ]
+
+
+router = APIRouter()
+
+
+class Echo(Response):
+    """Sends each chunk of the body back while the next one arrives."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(media_type="text/plain")
+        del self.headers["content-length"]
+        self.request = request
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send chunk by chunk."""
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for chunk in self.request.stream():
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+@router.post(f"/v1/{TASK}/stream", openapi_extra=dict(ENDLESS), response_class=Response)
+async def stream(request: Request) -> Response:
+    """Echo the body while it arrives."""
+    return Echo(request)
+
+
+@router.post("/v1/notes", openapi_extra=dict(EFFECTFUL))
+async def note() -> dict[str, str]:
+    """Leave something behind."""
+    return {"id": "1"}
+
+
+@router.get("/v1/notes")
+async def notes() -> list[str]:
+    """List what was left behind."""
+    return []
+
+
+def service(settings: Settings) -> Any:
+    return build("cells", routers=(router,), servables={"counter": Counter}, settings=settings)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder: Path = tmp_path_factory.mktemp("gateway")
+    app = service(Settings(data_dir=folder, redis_url=None, max_body_bytes=LIMIT))
+    with fronted(app, "cells", folder, max_body_bytes=LIMIT) as (address, _, _):
+        yield address
+
+
+def test_the_task_is_not_one_that_anything_knows() -> None:
+    assert TASK not in KNOWN_TASKS
+
+
+async def test_a_replica_announces_its_routes_and_their_marks() -> None:
+    settings = Settings(redis_url=None, drain_s=0.1)
+    replica = ReplicaServer(service(settings), settings)
+    await replica.start()
+    record = ReplicaRecord.model_validate_json(replica.record().model_dump_json())
+    await replica.stop()
+    assert set(record.routes) == {f"/v1/{TASK}", f"/v1/{TASK}/stream", "/v1/notes"}
+    assert (record.endless, record.effectful) == ((f"/v1/{TASK}/stream",), ("/v1/notes",))
+
+
+def test_the_task_is_proxied_and_listed(url: str) -> None:
+    answer = httpx2.post(f"{url}/v1/{TASK}", json={"text": "a b c", "factor": 2})
+    assert (answer.status_code, answer.json()["count"]) == (200, 6)
+    (entry,) = httpx2.get(f"{url}/v1/models", params={"task": TASK}).json()["data"]
+    assert (entry["id"], entry["task"], entry["ready"]) == ("counter", TASK, True)
+
+
+def test_the_endless_route_answers_while_its_body_arrives_and_has_no_limit(url: str) -> None:
+    host, _, port = url.removeprefix("http://").partition(":")
+    piece, sent = b"z" * 60_000, 0
+    with socket.create_connection((host, int(port)), timeout=20) as caller:
+        head = f"POST /v1/{TASK}/stream HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n"
+        caller.sendall(head.encode())
+        read = b""
+        for _ in range(4):  # more than the limit in all, and each answered before the next is sent
+            caller.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
+            sent += len(piece)
+            while read.count(b"z") < sent:
+                read += caller.recv(65536)
+        caller.sendall(b"0\r\n\r\n")
+    assert read.startswith(b"HTTP/1.1 200")
+    assert sent > 2 * LIMIT
+
+
+def test_a_route_without_the_mark_has_the_limit(url: str) -> None:
+    answer = httpx2.post(f"{url}/v1/{TASK}", content=b"x" * (LIMIT + 1), headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+
+
+def test_the_console_shows_it_with_a_title_a_form_and_the_generic_result_view(url: str) -> None:
+    home = httpx2.get(url).text
+    assert "Count cells" in home
+    assert f"/console/run/{TASK}?model=counter" in home
+    page = httpx2.get(f"{url}/console/run/{TASK}").text
+    assert "<h1>Count cells</h1>" in page
+    assert 'name="text"' in page
+    assert 'name="factor"' in page
+    assert "<fovea-result" in page
+    assert f'data-path="/v1/{TASK}"' in page
+    card = httpx2.get(f"{url}/console/models/counter").text
+    assert "Words to count." in card
+    assert f"curl {url}/v1/{TASK}" in card
+
+
+def test_the_command_lists_and_runs_it(url: str) -> None:
+    def run(*words: str) -> str:
+        result = CliRunner().invoke(command, [*words, "--url", url], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert TASK in run("models")
+    assert "--factor" in run("models", "counter")
+    assert json.loads(run("run", TASK, "--text", "a b", "--factor", "3", "--json"))["count"] == 6
+
+
+async def test_both_clients_run_it(url: str) -> None:
+    import fovea
+
+    async with fovea.AsyncClient(url) as client:
+        assert (await client.run(TASK, {"text": "a b"}))["count"] == 2
+    with fovea.Client(url) as client:
+        found = await asyncio.to_thread(client.run, TASK, {"text": "a"})
+    assert found["count"] == 1
