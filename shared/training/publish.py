@@ -37,7 +37,7 @@ def publish(
         notes: What else a reader of the manifest should know, for example an ablation that was measured beside it.
     """
     _round(fitted.network)
-    network, config = recipe.to_publish(fitted.network)
+    network, config = recipe.strip_training_parts(fitted.network)
     metrics = recipe.measure(network)
     progress = fitted.progress
     manifest = Manifest(

@@ -100,7 +100,7 @@ class Recipe(_Knobs, ABC):
     def config(self) -> dict[str, Any]:
         """Keywords of the `network()` call; they go into the manifest, so that a service builds the same network."""
 
-    def to_publish(self, network: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+    def strip_training_parts(self, network: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
         """What of the trained network is published, and its `config()`: parts that only training needs may go."""
         return network, self.config()
 

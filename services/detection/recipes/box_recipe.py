@@ -146,22 +146,22 @@ class BoxRecipe(FolderRecipe):
 
     def score(self, network: nn.Module) -> float:
         """mAP@.5 over the pictures set aside."""
-        truth, loose, _ = self.found(network, self._choose)
+        truth, loose, _ = self.collect_detections(network, self._choose)
         return map50(truth, loose)
 
     def measure(self, network: nn.Module) -> dict[str, float]:
         """mAP@.5, mAP@.5:.95, AP@.5 of each class and how far counts are off, over the held-out pictures."""
-        truth, loose, strict = self.found(network, self._out)
+        truth, loose, strict = self.collect_detections(network, self._out)
 
-        def resampled(indices: NDArray[np.int64]) -> float:
+        def map50_of(indices: NDArray[np.int64]) -> float:
             return map50([truth[i] for i in indices], [loose[i] for i in indices])
 
-        self._intervals = {"map50": bootstrap(len(truth), resampled, rounds=200)}
+        self._intervals = {"map50": bootstrap(len(truth), map50_of, rounds=200)}
         scores = box_scores(truth, loose, self._out.names) | _counts(truth, strict, self._out.names)
         return scores | {"pictures": float(len(truth))}
 
     @torch.no_grad()
-    def found(self, network: nn.Module, held: BoxSet) -> tuple[list[Rows], list[Rows], list[Rows]]:
+    def collect_detections(self, network: nn.Module, held: BoxSet) -> tuple[list[Rows], list[Rows], list[Rows]]:
         """Truth; detections for average precision; and those that are served: per picture, letterboxed as then."""
         predict = cast("Any", network.eval()).predictions
         loose, strict = list[Rows](), list[Rows]()

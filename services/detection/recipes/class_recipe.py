@@ -96,13 +96,13 @@ class ClassRecipe(FolderRecipe):
 
     def score(self, network: nn.Module) -> float:
         """Share of the pictures set aside that are classified right, less a little of the loss."""
-        logits = self.predicted(network, self._choose)
+        logits = self.predict_logits(network, self._choose)
         labels = torch.from_numpy(self._choose.labels)
         return float((logits.argmax(1) == labels).float().mean()) - 0.1 * float(F.cross_entropy(logits, labels))
 
     def measure(self, network: nn.Module) -> dict[str, float]:
         """Top-1 over the held-out pictures and for each class."""
-        right = (self.predicted(network, self._out).argmax(1).numpy() == self._out.labels).astype(float)
+        right = (self.predict_logits(network, self._out).argmax(1).numpy() == self._out.labels).astype(float)
         by_class = {
             f"recall.{name}": float(right[self._out.labels == index].mean())
             for index, name in enumerate(self._out.names)
@@ -112,7 +112,7 @@ class ClassRecipe(FolderRecipe):
         return {"top_1": float(right.mean()), "pictures": float(len(right))} | by_class
 
     @torch.no_grad()
-    def predicted(self, network: nn.Module, held: ClassSet, batch: int = 32) -> Tensor:
+    def predict_logits(self, network: nn.Module, held: ClassSet, batch: int = 32) -> Tensor:
         """Logits (n, classes) of pictures as they are served."""
         network.eval()
         pixels = [

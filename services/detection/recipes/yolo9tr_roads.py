@@ -48,7 +48,7 @@ class Yolo9trRoads(BoxRecipe):
         """Both branches, which training needs."""
         return {"classes": len(self._train.names), "size": self.size, "width": self.width, "branch": "both"}
 
-    def to_publish(self, network_: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+    def strip_training_parts(self, network_: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
         """The main branch alone: the auxiliary one never reaches a box."""
         config = self.config() | {"branch": "main"}
         main: nn.Module = network(self.weights, **config)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.detection.tests.test_detector import CARD, NAMES, Blobs, Toy
+from services.detection.tests.test_box_detector import CARD, NAMES, Blobs, Toy
 from services.detection.video.frame_parsers import JpegParser
 from services.detection.video.stream_pipeline import DetectStreamOptions, FrameQueue, detect_frames
 from services.detection.video.stream_route import router
