@@ -21,9 +21,9 @@ def stubs() -> Iterator[tuple[pathlib.Path, str]]:
 
 def model_pages() -> Iterator[tuple[pathlib.Path, str]]:
     """One page per served model, from its Card."""
-    from shared.serving.model_docs import pages
+    from shared.serving.model_docs import render_pages
 
-    yield from pages(ROOT / "docs/models")
+    yield from render_pages(ROOT / "docs/models")
 
 
 def settings_page() -> Iterator[tuple[pathlib.Path, str]]:

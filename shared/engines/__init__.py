@@ -1,4 +1,4 @@
-"""Engines run arrays → arrays: torch, ONNX Runtime, TensorRT (through it), and any Open Inference v2 server.
+"""Inference engines, arrays in and out: torch, ONNX Runtime, TensorRT (through it), and any Open Inference v2 server.
 
 Each engine's file imports its own library; importing this package needs none of them.
 """

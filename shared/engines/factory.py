@@ -1,4 +1,4 @@
-"""Opens the engine that a Place asks for, from the forms in which a network is there. Imports only what it needs."""
+"""Engine factory: opens the engine that a LoadContext names. Imports only that engine's library."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["ModelArtifacts", "missing_parts", "open_engine"]
 
 _LIBRARIES = {"onnx": "onnxruntime", "torch": "torch", "tensorrt": "onnxruntime", "triton": "tritonclient"}
 
-_AUTO = ("onnx", "torch")
-"""What `auto` tries, fastest first: on the CPU ONNX Runtime takes half of torch's time for PraNet."""
+_AUTO_ORDER = ("onnx", "torch")
+"""Engines that `auto` tries, fastest first: on the CPU ONNX Runtime takes half of torch's time for PraNet."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelArtifacts:
-    """The forms in which one network is there. Each is made when an engine asks for it, never before.
+    """Artifacts of one network: an ONNX graph, a torch network. Each is made when an engine asks for it, never before.
 
     Attributes:
         name: What a remote server calls it.
@@ -45,22 +45,22 @@ class ModelArtifacts:
     network: Callable[[], tuple[nn.Module, Callable[..., Any] | None]] | None = None
 
 
-def open_engine(place: LoadContext, forms: ModelArtifacts) -> Engine:
-    """The engine that `place` wants; `auto` takes the first that opens, and logs why others did not.
+def open_engine(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
+    """Open the engine that `context` names; `auto` takes the first that opens, and logs why others did not.
 
     Raises:
         NotReady: It can't run here; the detail says why, for `auto` of each that was tried.
     """
-    if place.engine != "auto":
-        return _OPENERS[place.engine](place, forms)
+    if context.engine != "auto":
+        return _OPENERS[context.engine](context, artifacts)
     reasons = []
-    for choice in _AUTO:
+    for choice in _AUTO_ORDER:
         try:
-            return _OPENERS[choice](place, forms)
+            return _OPENERS[choice](context, artifacts)
         except FoveaError as error:
-            log().warning("engine not opened", engine=choice, network=forms.name, reason=error.detail)
+            log().warning("engine not opened", engine=choice, network=artifacts.name, reason=error.detail)
             reasons.append(f"{choice}: {error.detail}")
-    raise NotReady(f"No engine opens {forms.name!r}. {' '.join(reasons)}")
+    raise NotReady(f"No engine opens {artifacts.name!r}. {' '.join(reasons)}")
 
 
 def missing_parts() -> dict[str, str | None]:
@@ -74,7 +74,7 @@ def missing_parts() -> dict[str, str | None]:
 
 
 def _module(name: str) -> ModuleType:
-    """The file of an engine, whose library is imported with it."""
+    """Import an engine's module, and with it its library."""
     try:
         return importlib.import_module(f"shared.engines.{name}")
     except ModuleNotFoundError as error:
@@ -83,39 +83,41 @@ def _module(name: str) -> ModuleType:
         ) from error
 
 
-def _graph(forms: ModelArtifacts) -> Path:
-    if forms.graph is None:
-        raise NotReady(f"{forms.name!r} has no ONNX form.", hint="Choose the engine `torch` or `auto`.")
-    return forms.graph()
+def _graph(artifacts: ModelArtifacts) -> Path:
+    if artifacts.graph is None:
+        raise NotReady(f"{artifacts.name!r} has no ONNX form.", hint="Choose the engine `torch` or `auto`.")
+    return artifacts.graph()
 
 
-def _onnx(place: LoadContext, forms: ModelArtifacts) -> Engine:
-    engine: Engine = _module("onnx").OnnxEngine(_graph(forms), device=place.device, threads=place.threads)
+def _onnx(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
+    engine: Engine = _module("onnx").OnnxEngine(_graph(artifacts), device=context.device, threads=context.threads)
     return engine
 
 
-def _tensorrt(place: LoadContext, forms: ModelArtifacts) -> Engine:
+def _tensorrt(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
     module = _module("tensorrt")
-    device = place.device if place.device.startswith("cuda") else "cuda"
-    engine: Engine = module.TensorRTEngine(_graph(forms), device=device, cache=place.cache, threads=place.threads)
-    return engine
-
-
-def _torch(place: LoadContext, forms: ModelArtifacts) -> Engine:
-    if forms.network is None:
-        raise NotReady(f"{forms.name!r} has no torch form.")
-    network, call = forms.network()
-    engine: Engine = _module("torch").TorchEngine(
-        network, forms.inputs, forms.outputs, device=place.device, threads=place.threads, call=call
+    device = context.device if context.device.startswith("cuda") else "cuda"
+    engine: Engine = module.TensorRTEngine(
+        _graph(artifacts), device=device, cache=context.cache, threads=context.threads
     )
     return engine
 
 
-def _triton(place: LoadContext, forms: ModelArtifacts) -> Engine:
-    url = place.options.get("triton_url")
+def _torch(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
+    if artifacts.network is None:
+        raise NotReady(f"{artifacts.name!r} has no torch form.")
+    network, call = artifacts.network()
+    engine: Engine = _module("torch").TorchEngine(
+        network, artifacts.inputs, artifacts.outputs, device=context.device, threads=context.threads, call=call
+    )
+    return engine
+
+
+def _triton(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
+    url = context.options.get("triton_url")
     if not url:
         raise NotReady("No Triton server is named.", hint="Set FOVEA_TRITON_URL to its host:port.")
-    engine: Engine = _module("triton").TritonEngine(url, forms.name)
+    engine: Engine = _module("triton").TritonEngine(url, artifacts.name)
     return engine
 
 

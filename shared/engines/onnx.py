@@ -1,4 +1,4 @@
-"""ONNX Runtime as an Engine, on the CPU or an NVIDIA GPU. Knows sessions and their types; exports nothing."""
+"""ONNX Runtime engine, on the CPU or an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 
 from shared.api.tensors import Datatype, TensorSpec
-from shared.engines.validation import check, to_error
+from shared.engines.validation import check_feeds, to_error
 from shared.errors import Malformed, NotReady
 
 __all__ = ["ONNX_DATATYPES", "OnnxEngine", "Provider", "session_options"]
@@ -84,7 +84,7 @@ class OnnxEngine:
             InvalidOption: A tensor is not as `inputs` states, or of a size that the graph can't take.
             TooLarge: There is not enough memory.
         """
-        check(feeds, self.inputs)
+        check_feeds(feeds, self.inputs)
         ready = {spec.name: _ready(spec, feeds[spec.name]) for spec in self.inputs}
         names = [spec.name for spec in self.outputs]
         try:

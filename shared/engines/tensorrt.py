@@ -1,4 +1,4 @@
-"""TensorRT as an Engine, through ONNX Runtime's provider; what it builds is kept in the cache. Needs an NVIDIA GPU."""
+"""TensorRT engine, through ONNX Runtime's provider; built engines go into the cache. Needs an NVIDIA GPU."""
 
 from __future__ import annotations
 

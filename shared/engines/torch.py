@@ -1,4 +1,4 @@
-"""PyTorch as an Engine: a network in eval mode behind arrays. Knows torch; knows nothing about weights or export."""
+"""PyTorch engine: a network in eval mode, arrays in and out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.api.tensors import Datatype, TensorSpec
-from shared.engines.validation import check, to_error
+from shared.engines.validation import check_feeds, to_error
 from shared.errors import FoveaError, NotReady
 
 __all__ = ["TORCH_DATATYPES", "TorchEngine"]
@@ -78,7 +78,7 @@ class TorchEngine:
             InvalidOption: A tensor is not as `inputs` states, or of a size that the network can't take.
             TooLarge: There is not enough memory.
         """
-        check(feeds, self.inputs)
+        check_feeds(feeds, self.inputs)
         try:
             with torch.inference_mode():
                 results = self._call(*(_tensor(feeds[spec.name]).to(self._device) for spec in self.inputs))

@@ -1,7 +1,7 @@
-"""Any Open Inference v2 server as an Engine (NVIDIA Triton, KServe, another Fovea), through `tritonclient`.
+"""Triton engine: any Open Inference v2 server (NVIDIA Triton, KServe, another Fovea), through `tritonclient`.
 
-Tensors travel as binary data over HTTP, or over gRPC when the URL starts with `grpc://`. Knows the client library and
-what its errors mean; the server's own metadata says what the model takes.
+Tensors travel as binary data over HTTP, or over gRPC when the URL starts with `grpc://`. The inputs and outputs come
+from the server's own metadata.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from tritonclient.utils import InferenceServerException
 
 from shared.api.tensors import TensorSpec
-from shared.engines.validation import check
+from shared.engines.validation import check_feeds
 from shared.errors import (
     Cancelled,
     Conflict,
@@ -75,7 +75,7 @@ class TritonEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="triton")
         try:
             self._library: Any = importlib.import_module(f"tritonclient.{'grpc' if self._grpc else 'http'}")
-            self._lost = _lost(self._grpc)
+            self._connection_errors = _find_connection_errors(self._grpc)
             self._client = self._thread.submit(self._connect).result()
             facts = self._ask(self._metadata)
         except BaseException:
@@ -90,10 +90,10 @@ class TritonEngine:
         Raises:
             FoveaError: What the server answers, by its status; NotReady when it is gone, DeadlineExceeded when slow.
         """
-        check(feeds, self.inputs)
+        check_feeds(feeds, self.inputs)
         inputs = [self._input(spec, np.ascontiguousarray(feeds[spec.name])) for spec in self.inputs]
-        wanted = [self._library.InferRequestedOutput(spec.name) for spec in self.outputs]
-        answer = self._ask(lambda: self._infer(inputs, wanted))
+        outputs = [self._library.InferRequestedOutput(spec.name) for spec in self.outputs]
+        answer = self._ask(lambda: self._infer(inputs, outputs))
         return {spec.name: _array(spec, answer.as_numpy(spec.name)) for spec in self.outputs}
 
     def close(self) -> None:
@@ -115,9 +115,9 @@ class TritonEngine:
         found: Mapping[str, Any] = self._client.get_model_metadata(self._model, self._version, **more)
         return found
 
-    def _infer(self, inputs: list[Any], wanted: list[Any]) -> Any:
+    def _infer(self, inputs: list[Any], outputs: list[Any]) -> Any:
         more = {"client_timeout": self._timeout} if self._grpc else {}
-        return self._client.infer(self._model, inputs, self._version, outputs=wanted, **more)
+        return self._client.infer(self._model, inputs, self._version, outputs=outputs, **more)
 
     def _input(self, spec: TensorSpec, array: np.ndarray) -> Any:
         tensor = self._library.InferInput(spec.name, list(array.shape), spec.datatype)
@@ -127,37 +127,37 @@ class TritonEngine:
     def _ask(self, call: Callable[[], T]) -> T:
         """Make a call on the client's thread, and turn what goes wrong into our errors."""
         try:
-            return self._thread.submit(self._insist, call).result()
+            return self._thread.submit(self._call_twice, call).result()
         except InferenceServerException as error:
-            raise _fault(error) from error
+            raise _to_fovea_error(error) from error
         except TimeoutError as error:
             raise DeadlineExceeded(f"The server at {self._address} took over {self._timeout:g} s.") from error
-        except self._lost as error:
+        except self._connection_errors as error:
             raise NotReady(
                 f"The server at {self._address} can't be reached.", hint="Check FOVEA_TRITON_URL and the server."
             ) from error
         except Exception as error:
             raise Fault(f"The server at {self._address} gave an answer that can't be read.") from error
 
-    def _insist(self, call: Callable[[], T]) -> T:
+    def _call_twice(self, call: Callable[[], T]) -> T:
         """Call again when the connection was lost: servers close idle ones, and inference may be done twice."""
         try:
             return call()
         except TimeoutError:
             raise
-        except self._lost:
+        except self._connection_errors:
             return call()
 
 
-def _lost(grpc: bool) -> tuple[type[Exception], ...]:
+def _find_connection_errors(grpc: bool) -> tuple[type[Exception], ...]:
     """Exceptions that mean a lost connection."""
     if grpc:
         return (OSError,)
     return (OSError, importlib.import_module("geventhttpclient.response").HTTPConnectionClosed)
 
 
-def _fault(error: InferenceServerException) -> FoveaError:
-    """The error of ours that stands for an HTTP status or a gRPC code; its text is the server's unless it is a 5xx."""
+def _to_fovea_error(error: InferenceServerException) -> FoveaError:
+    """The FoveaError for an HTTP status or a gRPC code, with the server's text unless it is a 5xx."""
     status, text = str(error.status() or ""), str(error.message() or "no reason given").strip()
     word = status.removeprefix("StatusCode.")
     kind = by_status(int(word)) if word.isdigit() else _GRPC.get(word, Fault)

@@ -1,7 +1,4 @@
-"""What all engines do with arrays before and after a run: see that they fit, and say what a failed run means.
-
-Knows tensor specs and numpy; knows no engine.
-"""
+"""Validation of feeds, and translation of failed runs, for all engines."""
 
 from __future__ import annotations
 
@@ -13,37 +10,37 @@ from shared.api.tensors import TensorSpec
 from shared.errors import Fault, FoveaError, InvalidOption, TooLarge
 from shared.rpc.tensors import datatype_of
 
-__all__ = ["check", "describe_spec", "to_error"]
+__all__ = ["check_feeds", "describe_spec", "to_error"]
 
 _MEMORY = ("out of memory", "bad_alloc", "failed to allocate", "not enough memory", "can't allocate memory")
 
 _DEVICE = ("cuda error", "cuda failure", "cudnn", "cublas")
 
 
-def check(feeds: Mapping[str, np.ndarray], specs: Sequence[TensorSpec]) -> None:
-    """See that `feeds` holds exactly the inputs of `specs`.
+def check_feeds(feeds: Mapping[str, np.ndarray], specs: Sequence[TensorSpec]) -> None:
+    """Check that `feeds` holds exactly the inputs of `specs`.
 
     Raises:
         InvalidOption: A tensor is missing or unknown, or has another dtype or shape; `field` names it.
     """
     names = [spec.name for spec in specs]
-    if strangers := [name for name in feeds if name not in names]:
-        raise InvalidOption(f"There is no input {strangers[0]!r}; inputs are {', '.join(names)}.", field=strangers[0])
+    if unknown := [name for name in feeds if name not in names]:
+        raise InvalidOption(f"There is no input {unknown[0]!r}; inputs are {', '.join(names)}.", field=unknown[0])
     for spec in specs:
         if spec.name not in feeds:
             raise InvalidOption(f"The input {spec.name!r} is missing.", field=spec.name)
         array = feeds[spec.name]
         if datatype_of(spec.name, array) != spec.datatype or not _fits(array.shape, spec.shape):
-            wanted = f"{spec.datatype} {list(spec.shape)}"
+            expected = f"{spec.datatype} {list(spec.shape)}"
             raise InvalidOption(
-                f"The input {spec.name!r} is {describe_spec(spec.name, array)}, but {wanted} is needed.",
+                f"The input {spec.name!r} is {describe_spec(spec.name, array)}, but {expected} is needed.",
                 hint="-1 stands for any length.",
                 field=spec.name,
             )
 
 
-def _fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
-    return len(shape) == len(wanted) and all(want in {-1, have} for have, want in zip(shape, wanted, strict=True))
+def _fits(shape: Sequence[int], expected: Sequence[int]) -> bool:
+    return len(shape) == len(expected) and all(b in {-1, a} for a, b in zip(shape, expected, strict=True))
 
 
 def describe_spec(name: str, array: np.ndarray) -> str:
@@ -52,10 +49,10 @@ def describe_spec(name: str, array: np.ndarray) -> str:
 
 
 def to_error(error: Exception, feeds: Mapping[str, np.ndarray]) -> FoveaError:
-    """What an exception of a numerical library means to the caller.
+    """Translate an exception of a numerical library for the caller.
 
-    A network that ran its example fails on other arrays only for their shape or their size, or because its device is
-    broken. The library's own text stays in the log: it may name files.
+    A network that ran its example fails on other arrays only for their shape or size, or because its device is broken.
+    The library's own text stays in the log: it may name files.
     """
     text, tensors = (
         str(error).lower(),

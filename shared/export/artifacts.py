@@ -1,7 +1,4 @@
-"""What a set of weights becomes: a torch network, and an ONNX graph that is exported once and kept in the cache.
-
-Knows weights, tensors and where graphs are kept; how a network is exported and compared is `export`'s.
-"""
+"""Artifacts of a set of weights: a torch network, and an ONNX graph that is exported once into the cache."""
 
 from __future__ import annotations
 
@@ -89,15 +86,15 @@ class ExportedForms:
         return Parity(**json.loads(self._facts.read_text()))
 
     def forms(self, name: str) -> ModelArtifacts:
-        """What `open_engine` chooses from; `name` is what a remote server calls the network."""
+        """The artifacts that `open_engine` takes; `name` is the remote server's name of the network."""
 
         def build_network() -> tuple[nn.Module, Callable[..., Any] | None]:
             net = self.network()
-            return net, self._called(net)
+            return net, self._callable(net)
 
         return ModelArtifacts(name, self.inputs, self.outputs, graph=self.graph, network=build_network)
 
-    def _called(self, net: nn.Module) -> Callable[..., Any] | None:
+    def _callable(self, net: nn.Module) -> Callable[..., Any] | None:
         return getattr(net, self.call) if self.call else None
 
     def _export(self) -> Parity:
@@ -109,7 +106,7 @@ class ExportedForms:
             self._graph,
             self._sample(first, draw),
             [spec.name for spec in self.outputs],
-            call=self._called(net),
+            call=self._callable(net),
             dynamic=dict(map(_free_axes, (*self.inputs, *self.outputs))),
             probes=[self._sample(shapes, draw) for shapes in others],
         )
@@ -121,7 +118,7 @@ class ExportedForms:
         """Normal numbers: what a network computes from them compares as well as any picture. Integers: 0..3."""
         if self.sample is not None:
             return {spec.name: self.sample(shapes[spec.name]) for spec in self.inputs}
-        return {spec.name: _drawn(spec, shapes[spec.name], draw) for spec in self.inputs}
+        return {spec.name: _draw(spec, shapes[spec.name], draw) for spec in self.inputs}
 
     @property
     def _graph(self) -> Path:
@@ -133,46 +130,46 @@ class ExportedForms:
         return self._graph.with_suffix(".json")
 
 
-def open_engine_with_card(card: Card, artefacts: ExportedForms, place: LoadContext) -> tuple[Engine, Card]:
-    """The engine that `place` wants behind a model, and its Card with what is true of the loaded weights.
+def open_engine_with_card(card: Card, artifacts: ExportedForms, context: LoadContext) -> tuple[Engine, Card]:
+    """Open the engine that `context` names, and refine the Card with the facts of the loaded weights.
 
     Raises:
         NotReady: No engine opens here, or it holds another network.
     """
-    engine = open_engine(place, artefacts.forms(card.name))
-    check_tensors(engine, artefacts)
-    return engine, refine_card(card, artefacts, engine.name)
+    engine = open_engine(context, artifacts.forms(card.name))
+    check_tensors(engine, artifacts)
+    return engine, refine_card(card, artifacts, engine.name)
 
 
-def check_tensors(engine: Engine, artefacts: ExportedForms) -> None:
-    """See that an engine has the tensors that the code feeds it: a remote server holds a model of its own.
+def check_tensors(engine: Engine, artifacts: ExportedForms) -> None:
+    """Check that an engine has the tensors that the code feeds it: a remote server has a model of its own.
 
     Raises:
         NotReady: It has others; the engine is closed.
     """
-    taken, given = artefacts.inputs, artefacts.outputs
-    same = [spec.shape[1:] for spec in engine.inputs] == [spec.shape[1:] for spec in taken]
-    if same and len(engine.outputs) == len(given):
+    inputs, outputs = artifacts.inputs, artifacts.outputs
+    is_same = [spec.shape[1:] for spec in engine.inputs] == [spec.shape[1:] for spec in inputs]
+    if is_same and len(engine.outputs) == len(outputs):
         return
-    held = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in (*engine.inputs, *engine.outputs))
+    found = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in (*engine.inputs, *engine.outputs))
     engine.close()
-    wanted = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in taken)
-    raise NotReady(f"The {engine.name} engine holds another network: {held}.", hint=f"It must take {wanted}.")
+    expected = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in inputs)
+    raise NotReady(f"The {engine.name} engine holds another network: {found}.", hint=f"It must take {expected}.")
 
 
-def refine_card(card: Card, artefacts: ExportedForms, engine: str) -> Card:
-    """The Card with what is true of the loaded weights: digest, size, measured metrics, and the parity of the graph."""
-    manifest, notes = artefacts.weights.manifest, list(card.notes)
+def refine_card(card: Card, artifacts: ExportedForms, engine: str) -> Card:
+    """Refine a Card with the facts of the loaded weights: digest, size, measured metrics, parity of the graph."""
+    manifest, notes = artifacts.weights.manifest, list(card.notes)
     measured = manifest.metrics if manifest.origin == "trained" else {}
     metrics = tuple(m.model_copy(update={"ours": measured.get(m.name)}) for m in card.metrics)
-    if engine != "torch" and (parity := artefacts.parity()) is not None:
+    if engine != "torch" and (parity := artifacts.parity()) is not None:
         size = f"{parity.max_difference:.1e} on values up to {parity.max_value:.1f}"
         notes.append(f"The ONNX graph differs from torch by at most {size}, measured at export.")
     facts = {"weights": manifest.sha256, "parameters": manifest.parameters, "metrics": metrics, "notes": tuple(notes)}
     return card.model_copy(update=facts)
 
 
-def _drawn(spec: TensorSpec, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+def _draw(spec: TensorSpec, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
     if spec.datatype == "INT64":
         return torch.randint(4, shape, generator=draw)
     return torch.randn(shape, generator=draw)

@@ -1,6 +1,6 @@
-"""torch → ONNX, with the difference between the two measured before anyone sees the file.
+"""ONNX export of torch networks, with the parity of both measured before the file is in place.
 
-Knows networks as functions of named tensors; knows no model. TensorRT takes the same file through ONNX Runtime.
+TensorRT takes the same file through ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OPSET = 17
 
 Axes = Mapping[str, Mapping[int, str]]
 
-_ONE_AT_A_TIME = threading.Lock()
+_EXPORT_LOCK = threading.Lock()
 """torch's exporter keeps its state in globals: models that load side by side must not export side by side."""
 
 
@@ -45,7 +45,7 @@ class Parity:
     shapes: tuple[tuple[tuple[int, ...], ...], ...]
 
 
-class _Called(nn.Module):
+class _CallModule(nn.Module):
     """A module whose forward is some function of a network: exporters take modules only."""
 
     def __init__(self, network: nn.Module, call: Callable[..., Any]) -> None:
@@ -54,7 +54,7 @@ class _Called(nn.Module):
         self.call = call
 
     def forward(self, *tensors: Tensor) -> Any:
-        """What the function returns."""
+        """Call the function."""
         return self.call(*tensors)
 
 
@@ -84,7 +84,7 @@ def export_onnx(
     Raises:
         Fault: ONNX Runtime computes something else than torch.
     """
-    module = _Called(network, call or network).eval()
+    module = _CallModule(network, call or network).eval()
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -100,7 +100,7 @@ def export_onnx(
 
 def _write(module: nn.Module, path: Path, inputs: Mapping[str, Tensor], outputs: Sequence[str], axes: Axes) -> None:
     """Export by tracing: for networks without branches it is exact, and ten times faster than `dynamo=True`."""
-    with _ONE_AT_A_TIME, warnings.catch_warnings():
+    with _EXPORT_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces the other exporter; the comparison decides, not the warning
         torch.onnx.export(
             module,

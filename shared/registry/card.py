@@ -1,4 +1,4 @@
-"""The Card: frozen facts about one served model. Data only; shown in `/v1/models/{id}`, docs, console and CLI."""
+"""Model card: frozen facts about one served model, shown in `/v1/models/{id}`, docs, console and CLI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds Servables and network builders by scanning packages. No global table: the mark is data on the thing found.
+"""Discovery of Servables and network builders by scanning packages; there is no global table.
 
 A room whose extra is not installed is skipped; `skipped_modules()` says which, and why, for `fovea doctor`.
 """

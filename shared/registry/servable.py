@@ -1,7 +1,7 @@
-"""The Servable contract: a Card, typed In and Out, and three verbs (load, predict, stream).
+"""Servable contract: a Card, typed In and Out, and three verbs (load, predict, stream).
 
-A Servable is domain code. It knows arrays and its own maths; it knows no HTTP, no queue and no metrics backend.
-The platform batches requests, moves them off the event loop and turns errors into answers.
+A Servable is domain code without HTTP, queues or metrics backends. The platform batches requests, runs them off the
+event loop and turns errors into answers.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadContext:
-    """Where and how a Servable loads: given by the platform, never read from the environment by domain code.
+    """Context of a load: device, engine, folders and options; domain code never reads the environment.
 
     Attributes:
         device: `cpu`, `cuda` or `cuda:N`.
-        engine: Wanted engine; `auto` lets the Servable choose the fastest that is there.
+        engine: Requested engine; `auto` lets the Servable choose the fastest that is there.
         cache: Folder for derived artefacts, named by digest (exported graphs, dequantised weights).
         weights: Folder of imported checkpoints, by model name; they win over what came with the package.
         threads: Intra-op threads; 0 means the library's default.
@@ -69,14 +69,14 @@ class LoadContext:
 
 
 class CallContext:
-    """One call in flight: its deadline, its cancellation and where its progress goes. Safe to share between threads.
+    """Context of a call: its deadline, its cancellation and its progress. Safe to share between threads.
 
-    Long work calls `check()` between steps and `progress()` when there is something to tell.
+    Long work calls `check()` between steps and `progress()` when there is something to report.
 
     Attributes:
         deadline: A `time.monotonic()` instant, or None.
         job: The job's id when it runs as one.
-        note: What `progress` told last.
+        note: The last note of `progress`.
     """
 
     def __init__(
@@ -86,15 +86,15 @@ class CallContext:
         report: Callable[[float, str | None], None] | None = None,
         job: str | None = None,
     ) -> None:
-        """Start a run; `deadline` is a `time.monotonic()` instant, `job` the id when it runs as a job."""
+        """Start a call; `deadline` is a `time.monotonic()` instant, `job` the id when it runs as a job."""
         self.deadline = deadline
         self.job = job
         self.note: str | None = None
         self._report = report
-        self._cancelled = False  # a plain flag: nobody waits for it, and setting it is atomic
+        self._cancelled = False  # a plain flag: setting it is atomic
 
     def progress(self, fraction: float, note: str | None = None) -> None:
-        """Tell how far the work is: `fraction` in 0..1, `note` for people."""
+        """Report how far the work is: `fraction` in 0..1, `note` for people."""
         self.note = note
         if self._report is not None:
             self._report(min(max(fraction, 0.0), 1.0), note)
@@ -105,7 +105,7 @@ class CallContext:
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody asked to stop."""
+        """Whether the call was cancelled."""
         return self._cancelled
 
     def part(self, index: int, count: int) -> CallContext:
@@ -113,7 +113,7 @@ class CallContext:
         return self if count == 1 else _PartContext(self, index, count)
 
     def check(self) -> None:
-        """Stop here if asked to.
+        """Raise if the call was cancelled or its deadline has passed.
 
         Raises:
             Cancelled: The caller went away or cancelled the job.
@@ -172,7 +172,7 @@ class Servable(ABC, Generic[Request, Answer]):
 
     @classmethod
     @abstractmethod
-    def load(cls, place: LoadContext) -> Self:
+    def load(cls, context: LoadContext) -> Self:
         """Verify and load the weights (random ones only if the class says so), ready to predict."""
 
     @abstractmethod
@@ -197,7 +197,7 @@ class Servable(ABC, Generic[Request, Answer]):
         return self.In.model_validate(self.card.example)  # type: ignore[return-value]
 
     def details(self) -> dict[str, Any]:
-        """What else is to be told about this model under `details` of `/v1/models/{id}`."""
+        """Further facts about this model, shown under `details` of `/v1/models/{id}`."""
         return {}
 
     def close(self) -> None:

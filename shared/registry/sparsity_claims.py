@@ -1,7 +1,7 @@
-"""A sparsity claim put together: what its owner says of itself, and what a bench measured of it.
+"""Sparsity claims: built from the owner's own statements and from what a bench measured.
 
-The measured part lies in a room as `claims.json`, written from the results of `make bench`. What was not measured is
-claimed all the same, and the lint says what it owes. Knows records; knows no model and no method.
+The measured part is a room's `claims.json`, written from the results of `make bench`. A claim that was not measured is
+made all the same, and the lint lists its open rules.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from shared.sparsity import SparsityClaim
 __all__ = ["build_claim", "read_measurements"]
 
 
-def build_claim(model: str, facts: Mapping[str, Any], **said: Any) -> SparsityClaim:
-    """The claim of a model or method.
+def build_claim(model: str, facts: Mapping[str, Any], **stated: Any) -> SparsityClaim:
+    """Build the claim of a model or method.
 
     Args:
         model: Its name.
         facts: What was measured: fields of a `SparsityClaim`.
-        said: The other fields; they win.
+        stated: The other fields; they win.
     """
     layers: dict[str, float] = facts.get("sparsity_by_layer", {})
     derived = {
@@ -33,7 +33,7 @@ def build_claim(model: str, facts: Mapping[str, Any], **said: Any) -> SparsityCl
         "dense_layers": [layer for layer, share in layers.items() if share == 0],
         "theoretical_flops_ratio": 1.0,
     }
-    return SparsityClaim.model_validate({"model": model, **derived, **facts, **said})
+    return SparsityClaim.model_validate({"model": model, **derived, **facts, **stated})
 
 
 @cache

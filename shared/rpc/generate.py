@@ -1,7 +1,7 @@
-"""Makes the stubs of this folder from `proto/`: `python -m shared.rpc.generate`. The stubs are committed.
+"""Generator of the protobuf stubs in this folder, from `proto/`: `python -m shared.rpc.generate`.
 
-Needs grpcio-tools of the `dev` extra. Only messages are generated: the service is served under another name than its
-package says (docs/adr/0003-open-inference.md), so the handlers are built by hand from the descriptor.
+The stubs are committed. Needs grpcio-tools of the `dev` extra. Only messages are generated: the service is served under
+another name than its package says (docs/adr/0003-open-inference.md), so the handlers are built from the descriptor.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def generate_stubs() -> Iterator[tuple[Path, str]]:
         if protoc.main(["protoc", *options, *map(str, sources)]):
             message = f"protoc failed on {', '.join(source.name for source in sources)}"
             raise RuntimeError(message)
-        for made in sorted(Path(folder).iterdir()):
-            yield STUBS / made.name, (_HEADER if made.suffix == ".pyi" else "") + made.read_text("utf8")
+        for stub in sorted(Path(folder).iterdir()):
+            yield STUBS / stub.name, (_HEADER if stub.suffix == ".pyi" else "") + stub.read_text("utf8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""Open Inference v2 without a wire: what a call asks for, and what is answered.
+"""Open Inference v2 without a transport: inference calls and answers.
 
-`oip_json` and `oip_proto` turn bytes and messages into `InferCall` and back; the REST and gRPC fronts, the gateway's
-tests and the `triton` engine all meet here. Knows nothing about servers, engines or batching.
+`oip_json` and `oip_proto` turn bytes and messages into `InferCall` and back, for the REST and gRPC fronts.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ import numpy as np
 
 from shared.errors import Fault, Malformed
 
-__all__ = ["InferAnswer", "InferCall", "Parameter", "answer", "check_outputs", "refuse_unoffered", "unique"]
+__all__ = ["InferAnswer", "InferCall", "Parameter", "build_answer", "check_outputs", "refuse_unoffered", "to_mapping"]
 
 Parameter = bool | int | float | str
 """Value of a request, tensor or answer parameter."""
 
 T = TypeVar("T")
 
-_LONGEST_US: Final = 2**53  # JSON integers may be longer than a float holds
+_MAX_TIMEOUT_US: Final = 2**53  # JSON integers may be longer than a float holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +29,11 @@ class InferCall:
 
     Attributes:
         model: Name of the model.
-        version: Wanted version; empty means the served one.
-        id: The caller's name for the request, handed back.
+        version: Requested version; empty means the served one.
+        id: The caller's name for the request, returned with the answer.
         feeds: Input name → array.
-        wanted: Output name → whether as bytes (None: as `binary` says), in the caller's order; empty means all outputs.
-        binary: Whether outputs travel as bytes unless `wanted` says otherwise.
+        requested: Output name → as bytes or not (None: as `binary` says), in the caller's order; empty means all.
+        binary: Whether outputs travel as bytes unless `requested` says otherwise.
         parameters: Request parameters, for example `timeout` in microseconds.
     """
 
@@ -42,25 +41,25 @@ class InferCall:
     feeds: Mapping[str, np.ndarray]
     version: str = ""
     id: str = ""
-    wanted: Mapping[str, bool | None] = field(default_factory=dict)
+    requested: Mapping[str, bool | None] = field(default_factory=dict)
     binary: bool = False
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
     @property
     def timeout_s(self) -> float | None:
-        """How long the caller waits, in seconds, where it says so."""
+        """The caller's timeout in seconds, where it states one."""
         timeout = self.parameters.get("timeout")
-        return min(timeout, _LONGEST_US) / 1e6 if type(timeout) is int and timeout > 0 else None
+        return min(timeout, _MAX_TIMEOUT_US) / 1e6 if type(timeout) is int and timeout > 0 else None
 
     def as_bytes(self, output: str) -> bool:
         """Whether an output travels as bytes."""
-        choice = self.wanted.get(output)
+        choice = self.requested.get(output)
         return self.binary if choice is None else choice
 
 
 @dataclass(frozen=True, slots=True)
 class InferAnswer:
-    """What is answered: output name → array, in the caller's order."""
+    """An inference answer: output name → array, in the caller's order."""
 
     model: str
     version: str
@@ -70,32 +69,32 @@ class InferAnswer:
 
 
 def check_outputs(call: InferCall, offered: Collection[str]) -> None:
-    """See that a model offers the outputs that a call names; whether its inputs fit is the host's to say.
+    """Check that a model has the outputs that a call names; the host checks the inputs.
 
     Raises:
         Malformed: It has no such output.
     """
-    for name in call.wanted:
+    for name in call.requested:
         if name not in offered:
             detail = f"Model {call.model!r} has no output {name!r}."
             raise Malformed(detail, field=name, hint=f"Its outputs are {_list(offered)}.")
 
 
-def answer(call: InferCall, results: Mapping[str, np.ndarray], version: str) -> InferAnswer:
-    """The outputs that the call wants, in its order; all of them when it names none.
+def build_answer(call: InferCall, results: Mapping[str, np.ndarray], version: str) -> InferAnswer:
+    """Build the answer: the requested outputs in the call's order; all of them when it names none.
 
     Raises:
         Fault: The model did not produce an output that it declares.
     """
-    names = call.wanted or results
+    names = call.requested or results
     if missing := [name for name in names if name not in results]:
         detail = f"Model {call.model!r} did not produce {_list(missing)}."
         raise Fault(detail)
     return InferAnswer(call.model, version, {name: results[name] for name in names}, call.id)
 
 
-def unique(kind: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
-    """A mapping of named things; `kind` (`input`, `output`) is for the error.
+def to_mapping(kind: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Build a mapping of named things; `kind` (`input`, `output`) is for the error.
 
     Raises:
         Malformed: A name is empty or comes twice.
@@ -110,21 +109,21 @@ def unique(kind: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
 
 
 def refuse_unoffered(name: str, parameters: Mapping[str, Any]) -> None:
-    """Refuse extensions that change what a request means and are not offered here; `name` is the tensor's, if any.
+    """Refuse extensions that change the meaning of a request and are not offered; `name` is the tensor's, if any.
 
     Raises:
         Malformed: Shared memory, classification or sequences are asked for.
     """
     if "shared_memory_region" in parameters:
-        detail = f"Tensor {name!r} is said to lie in shared memory, which is not offered."
+        detail = f"Tensor {name!r} is in shared memory, which is not offered."
         raise Malformed(detail, field=name, hint="Send the bytes with the request.")
     if parameters.get("classification"):
-        detail = f"Output {name!r} is asked for as classification, which is not offered."
+        detail = f"Output {name!r} is requested as classification, which is not offered."
         raise Malformed(
             detail, field=name, hint="Ask for the tensor, or use the model's own route, which gives labels."
         )
     if parameters.get("sequence_id"):
-        detail = "Sequences are not offered: every request stands for itself."
+        detail = "Sequences are not offered: requests are independent."
         raise Malformed(detail, field="sequence_id")
 
 

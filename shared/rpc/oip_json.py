@@ -1,7 +1,6 @@
-"""Open Inference v2 over HTTP bodies: JSON, then the binary tensors that `Inference-Header-Content-Length` sets apart.
+"""Codec of Open Inference v2 over HTTP bodies: JSON, then binary tensors from `Inference-Header-Content-Length` on.
 
-Knows bytes and `oip`'s calls and answers; knows no HTTP framework. Binary tensors are views of the body, so a body that
-is laid out with `align` costs no copy per tensor.
+Binary tensors are views of the body, so a body that is laid out with `align` costs no copy per tensor.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import pydantic_core
 from pydantic import BaseModel, ValidationError
 
 from shared.errors import Malformed, TooLarge
-from shared.rpc.oip import InferAnswer, InferCall, Parameter, refuse_unoffered, unique
+from shared.rpc.oip import InferAnswer, InferCall, Parameter, refuse_unoffered, to_mapping
 from shared.rpc.oip_wire import InferRequest, InferResponse, Tensor
 from shared.rpc.tensors import datatype_of, from_raw, from_values, to_raw, to_values
 
@@ -64,13 +63,13 @@ def align(chunks: Sequence[bytes], header_length: int | None) -> memoryview:
 
 
 def decode_request(model: str, version: str, body: bytes | memoryview, header_length: int | None = None) -> InferCall:
-    """A request body as a call.
+    """Decode a request body.
 
     Raises:
         Malformed: The body is not a request, or a tensor is not what it claims to be (`field` names it).
         TooLarge: There is more JSON than is read; tensors that large belong in binary data.
     """
-    head, raw = _split(InferRequest, "inputs", body, header_length)
+    head, raw = _split_body(InferRequest, "inputs", body, header_length)
     refuse_unoffered("", head.parameters)
     for output in head.outputs:
         refuse_unoffered(output.name, output.parameters)
@@ -78,50 +77,52 @@ def decode_request(model: str, version: str, body: bytes | memoryview, header_le
         model=model,
         version=version,
         id=head.id,
-        feeds=_tensors("input", head.inputs, raw, finite=True),
-        wanted=unique("output", ((o.name, _flag(o.name, o.parameters, "binary_data")) for o in head.outputs)),
-        binary=bool(_flag("", head.parameters, "binary_data_output")),
+        feeds=_decode_tensors("input", head.inputs, raw, finite=True),
+        requested=to_mapping(
+            "output", ((o.name, _read_flag(o.name, o.parameters, "binary_data")) for o in head.outputs)
+        ),
+        binary=bool(_read_flag("", head.parameters, "binary_data_output")),
         parameters=_scalars(head.parameters),
     )
 
 
 def encode_request(call: InferCall, *, binary: bool = True) -> EncodedBody:
-    """A call as a request body, for clients; `binary` says how the inputs travel, `call` how the outputs do."""
+    """Encode a call as a request body, for clients; `binary` says how the inputs travel, `call` how the outputs do."""
     head: dict[str, Any] = {"id": call.id} if call.id else {}
     parameters = dict(call.parameters) | ({"binary_data_output": True} if call.binary else {})
     if parameters:
         head["parameters"] = parameters
-    if call.wanted:
-        head["outputs"] = [{"name": n, "parameters": {"binary_data": call.as_bytes(n)}} for n in call.wanted]
-    return _body(head, "inputs", call.feeds, dict.fromkeys(call.feeds, binary))
+    if call.requested:
+        head["outputs"] = [{"name": n, "parameters": {"binary_data": call.as_bytes(n)}} for n in call.requested]
+    return _encode_body(head, "inputs", call.feeds, dict.fromkeys(call.feeds, binary))
 
 
 def decode_answer(body: bytes | memoryview, header_length: int | None = None) -> InferAnswer:
-    """An answer's body, for clients; NaN and infinities are let through, they are the model's own.
+    """Decode an answer's body, for clients; NaN and infinities are allowed: they are the model's own.
 
     Raises:
         Malformed: The body is not an answer.
     """
-    head, raw = _split(InferResponse, "outputs", body, header_length)
-    outputs = _tensors("output", head.outputs, raw, finite=False)
+    head, raw = _split_body(InferResponse, "outputs", body, header_length)
+    outputs = _decode_tensors("output", head.outputs, raw, finite=False)
     return InferAnswer(head.model_name, head.model_version, outputs, head.id, _scalars(head.parameters))
 
 
 def encode_answer(answer: InferAnswer, call: InferCall) -> EncodedBody:
-    """An answer as the body that `call` asks for.
+    """Encode an answer as the body that `call` requests.
 
     Raises:
-        Malformed: An output is asked for as JSON, and JSON can't carry its values.
+        Malformed: An output is requested as JSON, and JSON can't carry its values.
     """
     head: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
     if answer.id:
         head["id"] = answer.id
     if answer.parameters:
         head["parameters"] = dict(answer.parameters)
-    return _body(head, "outputs", answer.outputs, {name: call.as_bytes(name) for name in answer.outputs})
+    return _encode_body(head, "outputs", answer.outputs, {name: call.as_bytes(name) for name in answer.outputs})
 
 
-def _split(
+def _split_body(
     kind: type[Model], part: str, body: bytes | memoryview, header_length: int | None
 ) -> tuple[Model, memoryview | None]:
     """The JSON, checked, and the bytes behind it (None when the whole body is JSON)."""
@@ -141,12 +142,12 @@ def _split(
     try:
         head = kind.model_validate(raw)
     except ValidationError as error:
-        raise _named(error, raw, part) from error
+        raise _validation_error(error, raw, part) from error
     return head, None if header_length is None else view[size:]
 
 
-def _named(error: ValidationError, raw: Any, part: str) -> Malformed:
-    """The first thing that is wrong with the form of the JSON, with the tensor's name where there is one."""
+def _validation_error(error: ValidationError, raw: Any, part: str) -> Malformed:
+    """The first validation error of the JSON, with the tensor's name where there is one."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     path = first["loc"]
     where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
@@ -156,7 +157,9 @@ def _named(error: ValidationError, raw: Any, part: str) -> Malformed:
     return Malformed(detail, field=name if tensor else where or None)
 
 
-def _tensors(kind: str, heads: Sequence[Tensor], raw: memoryview | None, *, finite: bool) -> dict[str, np.ndarray]:
+def _decode_tensors(
+    kind: str, heads: Sequence[Tensor], raw: memoryview | None, *, finite: bool
+) -> dict[str, np.ndarray]:
     at, found, blob = 0, [], raw or memoryview(b"")
     for head in heads:
         refuse_unoffered(head.name, head.parameters)
@@ -170,7 +173,7 @@ def _tensors(kind: str, heads: Sequence[Tensor], raw: memoryview | None, *, fini
     if at != len(blob):
         detail = f"{len(blob) - at} bytes follow the last binary tensor; no `binary_data_size` claims them."
         raise Malformed(detail)
-    return unique(kind, found)
+    return to_mapping(kind, found)
 
 
 def _check_size(head: Tensor, size: Any, left: int | None) -> None:
@@ -194,11 +197,11 @@ def _from_json(head: Tensor) -> np.ndarray:
         raise Malformed(detail, field=head.name)
     values: list[Any] = head.data
     if list in map(type, values):
-        values = _flat(head)
+        values = _flatten(head)
     return from_values(head.name, head.datatype, head.shape, values)
 
 
-def _flat(head: Tensor) -> list[Any]:
+def _flatten(head: Tensor) -> list[Any]:
     """Nested lists, flattened axis by axis; each level must have the length that the shape says."""
     level: list[Any] = [head.data]
     for axis in head.shape:
@@ -209,7 +212,7 @@ def _flat(head: Tensor) -> list[Any]:
     return level
 
 
-def _flag(name: str, parameters: Mapping[str, Any], key: str) -> bool | None:
+def _read_flag(name: str, parameters: Mapping[str, Any], key: str) -> bool | None:
     value = parameters.get(key)
     if value is not None and not isinstance(value, bool):
         detail = f"The parameter {key!r}{f' of {name!r}' if name else ''} is not true or false."
@@ -221,7 +224,9 @@ def _scalars(parameters: Mapping[str, Any]) -> dict[str, Parameter]:
     return {key: value for key, value in parameters.items() if isinstance(value, bool | int | float | str)}
 
 
-def _body(head: dict[str, Any], part: str, arrays: Mapping[str, np.ndarray], binary: Mapping[str, bool]) -> EncodedBody:
+def _encode_body(
+    head: dict[str, Any], part: str, arrays: Mapping[str, np.ndarray], binary: Mapping[str, bool]
+) -> EncodedBody:
     tensors, blobs = [], []
     for name, array in arrays.items():
         tensor: dict[str, Any] = {"name": name, "datatype": datatype_of(name, array), "shape": list(array.shape)}

@@ -1,7 +1,4 @@
-"""Open Inference v2 over protobuf messages: raw contents, or typed contents.
-
-Knows our own stubs and `oip`'s calls and answers; knows no gRPC. An answer is raw when its request was.
-"""
+"""Codec of Open Inference v2 over protobuf messages, with raw or typed contents. Raw requests get raw answers."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import numpy as np
 
 from shared.errors import Malformed
 from shared.rpc import open_inference_pb2 as pb
-from shared.rpc.oip import InferAnswer, InferCall, Parameter, refuse_unoffered, unique
+from shared.rpc.oip import InferAnswer, InferCall, Parameter, refuse_unoffered, to_mapping
 from shared.rpc.tensors import datatype_of, element_count, from_raw, from_values, to_raw
 
 __all__ = ["decode_answer", "decode_request", "encode_answer", "encode_request"]
@@ -38,7 +35,7 @@ _FIELDS: Final[Mapping[str, str]] = MappingProxyType(
 
 
 class _TensorMessage(Protocol):
-    """What input and output tensors have in common."""
+    """The common fields of input and output tensors."""
 
     name: str
     datatype: str
@@ -52,7 +49,7 @@ class _TensorMessage(Protocol):
 
 
 def decode_request(message: pb.ModelInferRequest) -> InferCall:
-    """A request message as a call.
+    """Decode a request message.
 
     Raises:
         Malformed: A tensor is not what it claims to be (`field` names it).
@@ -69,17 +66,17 @@ def decode_request(message: pb.ModelInferRequest) -> InferCall:
         version=message.model_version,
         id=message.id,
         feeds=_tensors("input", message.inputs, message.raw_input_contents, finite=True),
-        wanted=unique("output", ((output.name, None) for output in message.outputs)),
+        requested=to_mapping("output", ((output.name, None) for output in message.outputs)),
         binary=bool(message.raw_input_contents),
         parameters=parameters,
     )
 
 
 def encode_request(call: InferCall) -> pb.ModelInferRequest:
-    """A call as a message, for clients; tensors travel raw."""
+    """Encode a call as a message, for clients; tensors travel raw."""
     message = pb.ModelInferRequest(model_name=call.model, model_version=call.version, id=call.id)
     _set_parameters(message.parameters, call.parameters)
-    for name in call.wanted:
+    for name in call.requested:
         message.outputs.add(name=name)
     for name, array in call.feeds.items():
         message.inputs.add(name=name, datatype=datatype_of(name, array), shape=array.shape)
@@ -88,7 +85,7 @@ def encode_request(call: InferCall) -> pb.ModelInferRequest:
 
 
 def decode_answer(message: pb.ModelInferResponse) -> InferAnswer:
-    """An answer message, for clients; NaN and infinities are let through, they are the model's own.
+    """Decode an answer message, for clients; NaN and infinities are allowed: they are the model's own.
 
     Raises:
         Malformed: A tensor is not what it claims to be.
@@ -99,7 +96,7 @@ def decode_answer(message: pb.ModelInferResponse) -> InferAnswer:
 
 
 def encode_answer(answer: InferAnswer, call: InferCall) -> pb.ModelInferResponse:
-    """An answer as the message that `call` asks for; all raw when one output has no typed form."""
+    """Encode an answer as the message that `call` requests; all raw when one output has no typed form."""
     message = pb.ModelInferResponse(model_name=answer.model, model_version=answer.version, id=answer.id)
     _set_parameters(message.parameters, answer.parameters)
     types = {name: datatype_of(name, array) for name, array in answer.outputs.items()}
@@ -130,7 +127,7 @@ def _tensors(
         else:
             array = from_raw(tensor.name, tensor.datatype, tensor.shape, raw[index], finite=finite)
         found.append((tensor.name, array))
-    return unique(kind, found)
+    return to_mapping(kind, found)
 
 
 def _from_contents(tensor: _TensorMessage, *, finite: bool) -> np.ndarray:

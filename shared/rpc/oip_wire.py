@@ -1,7 +1,4 @@
-"""The JSON of Open Inference v2 as pydantic models: checked on the way in, shown in the OpenAPI document.
-
-Only the form is checked here; whether sizes, datatypes and values fit is `tensors`' and `oip`'s.
-"""
+"""Wire schemas of Open Inference v2 as pydantic models. `tensors` and `oip` check sizes, datatypes and values."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-__all__ = ["InferRequest", "InferResponse", "Tensor", "WantedOutput"]
+__all__ = ["InferRequest", "InferResponse", "RequestedOutput", "Tensor"]
 
 Parameters = dict[str, Any]
 """Open by definition; what is read is checked where it is read."""
@@ -30,8 +27,8 @@ class Tensor(_Wire):
     data: list[Any] | None = Field(None, description="Row-major, flat or nested as `shape`.")
 
 
-class WantedOutput(_Wire):
-    """An output that is asked for; `parameters.binary_data` asks for bytes."""
+class RequestedOutput(_Wire):
+    """A requested output; `parameters.binary_data` asks for bytes."""
 
     name: str = Field(max_length=512)
     parameters: Parameters = Field(default_factory=dict)
@@ -45,7 +42,7 @@ class InferRequest(_Wire):
         default_factory=dict, description="`binary_data_output`: all outputs as bytes; `timeout`: in microseconds."
     )
     inputs: Annotated[list[Tensor], FailFast()] = Field(min_length=1, max_length=1024)
-    outputs: Annotated[list[WantedOutput], FailFast()] = Field(
+    outputs: Annotated[list[RequestedOutput], FailFast()] = Field(
         default_factory=list, max_length=1024, description="Empty asks for all."
     )
 

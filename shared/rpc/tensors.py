@@ -1,8 +1,7 @@
-"""One tensor between numpy and the wire: as raw bytes or as a list of values.
+"""Codec of one Open Inference tensor: numpy to and from raw bytes or a list of values.
 
-Knows the Open Inference datatypes, their byte order and what may be wrong with a tensor; every failure is a `Malformed`
-that names the tensor. Knows nothing about requests, JSON or protobuf. Decoded arrays are views of the bytes they came
-from wherever alignment allows, so they may be read-only.
+Every failure is a `Malformed` that names the tensor. Decoded arrays are views of their bytes wherever alignment allows,
+so they may be read-only.
 """
 
 from __future__ import annotations
@@ -142,7 +141,7 @@ def from_values(
     """An array of flat, row-major values (JSON or typed contents); their kind never changes (no 1.5 → 1).
 
     Raises:
-        Malformed: Number, type or range of the values don't fit, or one is NaN or infinite while `finite` is asked for.
+        Malformed: Number, type or range of the values don't fit, or one is NaN or infinite where `finite` is set.
     """
     count = element_count(name, datatype, shape)
     if len(values) != count:

@@ -1,4 +1,4 @@
-"""`python -m shared.serving SERVICE`: one replica in a process of its own, until SIGTERM. What the image runs."""
+"""`python -m shared.serving SERVICE`: one replica in a process of its own, until SIGTERM; the image runs it."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ def main(
     grpc_port: Annotated[int, typer.Option(help="Open Inference gRPC; 0 takes a free port.")] = 0,
 ) -> None:
     """Serve one service until SIGTERM or Ctrl-C, then finish what has begun."""
-    chosen = settings()
-    telemetry.configure_logs(chosen.log_level, chosen.log_format)
+    config = settings()
+    telemetry.configure_logs(config.log_level, config.log_format)
     if service not in SERVICES:
-        raise typer.BadParameter(f"{service!r} is none of {', '.join(SERVICES)}.")
+        raise typer.BadParameter(f"{service!r} is not a service; choose one of {', '.join(SERVICES)}.")
     try:
-        uvloop.run(_serve(service, chosen, http_port, grpc_port))
+        uvloop.run(_serve(service, config, http_port, grpc_port))
     except OSError as error:
         typer.echo(f"Can't listen: {error}. Try other ports: --http-port, --grpc-port.", err=True)
         raise typer.Exit(1) from error
 
 
-async def _serve(service: str, chosen: Settings, http_port: int, grpc_port: int) -> None:
-    over = asyncio.Event()
+async def _serve(service: str, config: Settings, http_port: int, grpc_port: int) -> None:
+    stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, over.set)
-    replica = ReplicaServer(load_app(service), chosen, http_port=http_port, grpc_port=grpc_port)
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    replica = ReplicaServer(load_app(service), config, http_port=http_port, grpc_port=grpc_port)
     await replica.start()
     telemetry.log().info("serving", service=service, http=replica.http, grpc=replica.grpc)
-    await over.wait()
+    await stopping.wait()
     telemetry.log().info("stopping", service=service)
     await replica.stop()
 

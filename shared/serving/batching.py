@@ -1,11 +1,11 @@
-"""Gathers calls of one model into micro-batches and runs them on the model's own thread.
+"""Dynamic batching: calls of one model are gathered into micro-batches that run on the model's own thread.
 
 The event loop puts calls into a bounded queue; the thread takes those that may run together (same key), oldest first,
-runs them and hands the answers back to the loop they came from. It knows nothing about models or transports: the work
-is a function from a list of items to a list of answers.
+runs them and returns the answers to the loop they came from. The work is a function from a list of items to a list of
+answers, so nothing here depends on models or transports.
 
-The wait for company is adaptive. While a batch runs, arrivals gather by themselves; only when the batch before had
-company, and ended a moment ago, are its callers likely to be on their way back, and the thread lingers for them.
+The delay is adaptive. While a batch runs, arrivals gather by themselves; only when the batch before had several calls,
+and ended a moment ago, are its callers likely to come back soon, and the thread waits for them.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ Work = Callable[[Hashable, Sequence[Item], CallContext], Sequence[Answer | Fovea
 
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
-    """How one model batches: largest batch in rows, longest wait for company in seconds, calls that may wait.
+    """How one model batches: largest batch in rows, longest delay in seconds, calls that may wait.
 
-    More than one thread is for models that schedule for themselves and want their calls side by side.
+    More than one thread is for models that schedule for themselves and want concurrent calls.
     """
 
     size: int = 8
@@ -63,15 +63,15 @@ class _Call(Generic[Item]):
 
 
 class BatchContext(CallContext):
-    """The run of a batch: it stops when every member has stopped, and tells every member how far it is."""
+    """Context of a batch: it stops when every member has stopped, and reports progress to every member."""
 
     def __init__(self, runs: Sequence[CallContext]) -> None:
         """Join `runs`; the deadline is the latest of theirs."""
         deadlines = [math.inf if run.deadline is None else run.deadline for run in runs]
-        super().__init__(deadline=None if math.inf in deadlines else max(deadlines), report=self._tell)
+        super().__init__(deadline=None if math.inf in deadlines else max(deadlines), report=self._report_to_members)
         self._members = tuple(runs)
 
-    def _tell(self, fraction: float, note: str | None) -> None:
+    def _report_to_members(self, fraction: float, note: str | None) -> None:
         for run in self._members:
             run.progress(fraction, note)
 
@@ -81,7 +81,7 @@ class BatchContext(CallContext):
         return all(run.cancelled for run in self._members)
 
     def check(self) -> None:
-        """Stop here if nobody waits for the batch any more."""
+        """Stop here if every member was cancelled."""
         if self.cancelled:
             self.cancel()
         super().check()
@@ -90,23 +90,23 @@ class BatchContext(CallContext):
 class Batcher(Generic[Item, Answer]):
     """The queue and the thread of one model. `submit` may be called from any event loop."""
 
-    def __init__(self, work: Work[Item, Answer], knobs: BatchOptions, *, service: str, model: str) -> None:
+    def __init__(self, work: Work[Item, Answer], options: BatchOptions, *, service: str, model: str) -> None:
         self._work = work
-        self._knobs = knobs
+        self._options = options
         self._names = {"service": service, "model": model}
         self._queue: deque[_Call[Item]] = deque()
         self._ready = threading.Condition(threading.Lock())
-        self._wanted = 1  # the thread sleeps until this many calls wait
-        self._company = 1  # calls that were about when the last batch ended
-        self._ended = -math.inf
-        self._seconds = 0.0  # recent time of one batch
+        self._wake_at = 1  # the thread sleeps until this many calls wait
+        self._last_count = 1  # calls that ran or waited when the last batch ended
+        self._last_end = -math.inf
+        self._mean_seconds = 0.0  # recent time of one batch
         self._running: dict[int, Sequence[_Call[Item]]] = {}  # by thread
         self._closed = False
-        self._waited = telemetry.LATENCY.labels(service, model, "queue")
+        self._queue_time = telemetry.LATENCY.labels(service, model, "queue")
         self._sizes = telemetry.BATCH_SIZE.labels(service, model)
         telemetry.QUEUE_DEPTH.labels(service, model).set_function(self._queue.__len__)
         self._threads = [
-            threading.Thread(target=self._serve, name=f"{model} {n}", daemon=True) for n in range(knobs.threads)
+            threading.Thread(target=self._run_batches, name=f"{model} {n}", daemon=True) for n in range(options.threads)
         ]
         for thread in self._threads:
             thread.start()
@@ -116,12 +116,12 @@ class Batcher(Generic[Item, Answer]):
 
         Args:
             item: What the work gets.
-            run: The caller's deadline and cancellation; an item that is over before its turn is never run.
+            run: The caller's deadline and cancellation; an item that ended before its turn is never run.
             key: Items run together only if their keys are equal.
             rows: How much of a batch the item takes; an item larger than a batch runs alone.
 
         Raises:
-            QueueFull: As many calls wait as may; `retry_after` estimates when a place is free.
+            QueueFull: The queue is full; `retry_after` estimates when a place is free.
             DeadlineExceeded: The run's deadline passed, whether the item was running or not.
             Cancelled: The run was cancelled before its turn, or the work noticed.
             NotReady: The batcher is closed.
@@ -140,7 +140,7 @@ class Batcher(Generic[Item, Answer]):
             if alarm is not None:
                 alarm.cancel()
             if call.queued:
-                self._forget(call)
+                self._remove(call)
 
     @property
     def busy(self) -> int:
@@ -158,7 +158,7 @@ class Batcher(Generic[Item, Answer]):
             left, running = list(self._queue), [call for batch in self._running.values() for call in batch]
             self._queue.clear()
         stopping = NotReady("The service is stopping.", hint="Send the request again.", retry_after=1)
-        _hand_back((call, stopping) for call in left)
+        _deliver((call, stopping) for call in left)
         for call in running:
             call.run.cancel()
 
@@ -171,28 +171,28 @@ class Batcher(Generic[Item, Answer]):
         with self._ready:
             if self._closed:
                 raise NotReady("The model is being unloaded.", hint="Send the request again.", retry_after=1)
-            if len(self._queue) >= self._knobs.depth:
+            if len(self._queue) >= self._options.depth:
                 raise self._full()
             self._queue.append(call)
-            if len(self._queue) >= self._wanted:
+            if len(self._queue) >= self._wake_at:
                 self._ready.notify()
 
     def _full(self) -> QueueFull:
         waiting = len(self._queue)
-        seconds = math.ceil(waiting / self._knobs.size) * self._seconds
-        detail = f"{waiting} requests wait for {self._names['model']}, and no more than {self._knobs.depth} may."
+        seconds = math.ceil(waiting / self._options.size) * self._mean_seconds
+        detail = f"{waiting} requests wait for {self._names['model']}; the limit is {self._options.depth}."
         return QueueFull(detail, hint="Send it again later, or as a job.", retry_after=max(seconds, 0.1))
 
-    def _forget(self, call: _Call[Item]) -> None:
+    def _remove(self, call: _Call[Item]) -> None:
         with self._ready, contextlib.suppress(ValueError):  # the thread may have taken it a moment ago
             self._queue.remove(call)
 
-    def _serve(self) -> None:
+    def _run_batches(self) -> None:
         with telemetry.bind(**self._names):
-            while batch := self._take():
+            while batch := self._next_batch():
                 self._run(batch)
 
-    def _take(self) -> list[_Call[Item]]:
+    def _next_batch(self) -> list[_Call[Item]]:
         """The next batch; empty when closed and done."""
         with self._ready:
             while True:
@@ -200,60 +200,60 @@ class Batcher(Generic[Item, Answer]):
                     if self._closed:
                         return []
                     self._ready.wait()
-                self._linger()
-                if batch := self._pick():
+                self._wait_for_returning()
+                if batch := self._select():
                     self._running[threading.get_ident()] = batch
                     return batch
 
-    def _linger(self) -> None:
-        """Give the callers of the batch before a moment to come back, if it had several and ended just now."""
-        knobs, wanted = self._knobs, min(self._company, self._knobs.size)
-        until = time.perf_counter() + knobs.wait
-        if len(self._queue) >= wanted or until - self._ended > 2 * knobs.wait:
+    def _wait_for_returning(self) -> None:
+        """Wait a moment for the callers of the last batch, if it had several and ended just now."""
+        options, expected = self._options, min(self._last_count, self._options.size)
+        until = time.perf_counter() + options.wait
+        if len(self._queue) >= expected or until - self._last_end > 2 * options.wait:
             return
-        self._wanted = wanted
-        while len(self._queue) < wanted and not self._closed and (left := until - time.perf_counter()) > 0:
+        self._wake_at = expected
+        while len(self._queue) < expected and not self._closed and (left := until - time.perf_counter()) > 0:
             self._ready.wait(left)
-        self._wanted = 1
+        self._wake_at = 1
 
-    def _pick(self) -> list[_Call[Item]]:
-        """Take the oldest live call and those after it that may run with it; drop the dead ones on the way."""
+    def _select(self) -> list[_Call[Item]]:
+        """Take the oldest live call and those after it that may run with it; drop ended ones on the way."""
         batch: list[_Call[Item]] = []
-        stay: deque[_Call[Item]] = deque()
-        dead: list[tuple[_Call[Item], FoveaError]] = []
+        remaining: deque[_Call[Item]] = deque()
+        ended: list[tuple[_Call[Item], FoveaError]] = []
         rows = 0
         while self._queue:
             call = self._queue.popleft()
-            if over := _over(call):
-                dead.append((call, over))
-            elif batch and (call.key != batch[0].key or rows + call.rows > self._knobs.size):
-                stay.append(call)
+            if reason := _end_reason(call):
+                ended.append((call, reason))
+            elif batch and (call.key != batch[0].key or rows + call.rows > self._options.size):
+                remaining.append(call)
                 if call.key == batch[0].key:  # calls of one key never overtake each other
                     break
             else:
                 batch.append(call)
                 rows += call.rows
-        self._queue.extendleft(reversed(stay))
-        for call in (*batch, *(call for call, _ in dead)):
+        self._queue.extendleft(reversed(remaining))
+        for call in (*batch, *(call for call, _ in ended)):
             call.queued = False
-        _hand_back(dead)
+        _deliver(ended)
         return batch
 
     def _run(self, batch: Sequence[_Call[Item]]) -> None:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         for call in batch:
-            self._waited.observe(begun - call.since)
+            self._queue_time.observe(started - call.since)
         self._sizes.observe(len(batch))
         answers = self._attempt(batch)
-        self._ended = time.perf_counter()
-        self._seconds += 0.3 * (self._ended - begun - self._seconds)
-        self._company = len(batch) + len(self._queue)
+        self._last_end = time.perf_counter()
+        self._mean_seconds += 0.3 * (self._last_end - started - self._mean_seconds)
+        self._last_count = len(batch) + len(self._queue)
         with self._ready:
             del self._running[threading.get_ident()]
-        _hand_back(zip(batch, answers, strict=True))
+        _deliver(zip(batch, answers, strict=True))
 
     def _attempt(self, batch: Sequence[_Call[Item]]) -> Sequence[Answer | FoveaError]:
-        """Run a batch; when it fails as a whole, run its members alone so that one does not spoil the others."""
+        """Run a batch; when it fails as a whole, run its members alone, so that one bad call fails alone."""
         run = batch[0].run if len(batch) == 1 else BatchContext([call.run for call in batch])
         try:
             with telemetry.bind(request_id=",".join(call.request_id for call in batch)):
@@ -273,12 +273,12 @@ class Batcher(Generic[Item, Answer]):
         return answers
 
 
-def _over(call: _Call[Any]) -> FoveaError | None:
+def _end_reason(call: _Call[Any]) -> FoveaError | None:
     try:
         call.run.check()
     except FoveaError as error:
         return error
-    return Cancelled("Nobody waits for this request any more.") if call.future.done() else None
+    return Cancelled("The caller has gone away.") if call.future.done() else None
 
 
 def _expire(future: asyncio.Future[Any]) -> None:
@@ -287,18 +287,18 @@ def _expire(future: asyncio.Future[Any]) -> None:
         future.set_exception(DeadlineExceeded(detail, hint="Send it with `Prefer: respond-async`, or allow more time."))
 
 
-def _hand_back(pairs: Iterable[tuple[_Call[Any], Any]]) -> None:
-    """Wake the callers, with one call into each event loop."""
+def _deliver(pairs: Iterable[tuple[_Call[Any], Any]]) -> None:
+    """Return answers to the callers, with one call into each event loop."""
     loops: defaultdict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = defaultdict(list)
     for call, answer in pairs:
         loops[call.loop].append((call.future, answer))
-    for loop, settled in loops.items():
+    for loop, resolved in loops.items():
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there any more
-            loop.call_soon_threadsafe(_settle, settled)
+            loop.call_soon_threadsafe(_resolve, resolved)
 
 
-def _settle(settled: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
-    for future, answer in settled:
+def _resolve(resolved: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, answer in resolved:
         if future.done():
             continue
         if isinstance(answer, Exception):

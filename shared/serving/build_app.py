@@ -1,6 +1,6 @@
-"""`build(...)`: the app of a service from its Servables, the same under uvicorn, Ray Serve and in a container.
+"""`build(...)`: the FastAPI app of a service from its Servables, the same under uvicorn, Ray Serve and in a container.
 
-It puts fronts on a `Host`: health, metrics, models, the domain routes, Open Inference v2 and a service's own routers.
+Around a `Host` it adds health, metrics, models, task routes, Open Inference v2 and the service's own routers.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def build(
         A FastAPI app whose `state.host` is the `Host`. Its lifespan loads the models in the background, so that
         `/livez` answers at once and `/readyz` when they are there.
     """
-    chosen = settings or read_settings()
+    config = settings or read_settings()
     known = discover(service) if servables is None else servables
-    host = Host(service, {**known, **trained_servables(known, chosen.weights_dir)}, chosen)
+    host = Host(service, {**known, **trained_servables(known, config.weights_dir)}, config)
     app = _App(
         title=f"Fovea {service}",
         version="1",
@@ -65,11 +65,11 @@ def build(
         exception_handlers={HTTPException: _on_error, RequestValidationError: _on_error},
     )
     app.state.host = host
-    app.state.settings = chosen
+    app.state.settings = config
     app.router.routes.extend(rest.router.routes)  # the hot path: first, and not behind a router of its own
-    for router in (*routers, system_routes.router, task_routes.router(host)):
+    for router in (*routers, system_routes.router, task_routes.build_router(host)):
         app.include_router(router)
-    app.add_middleware(ServiceMiddleware, service=service, settings=chosen)
+    app.add_middleware(ServiceMiddleware, service=service, settings=config)
     return app
 
 

@@ -1,7 +1,4 @@
-"""What a host has: its models by name and task, which of them are loaded, and everything that is known about each.
-
-Knows Cards and states; loads nothing and runs nothing.
-"""
+"""Model catalog of a host: models by name and task, their states, and everything that is known about each."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ __all__ = ["Catalog", "ModelSlot", "State"]
 
 State = Literal["waiting", "loading", "ready", "failed", "unloaded"]
 
-_WORDS: Mapping[State, str] = {
+_STATE_TEXTS: Mapping[State, str] = {
     "waiting": "not loaded yet",
     "loading": "still loading",
     "failed": "not available",
@@ -73,8 +70,10 @@ class Catalog:
             raise NotFound(f"The model {name!r} has version {slot.card.version}, not {version!r}.", field="version")
         if slot.servable is None or slot.batcher is None:
             why = f": {slot.reason}" if slot.reason else ""
-            again = 2 if slot.state in {"waiting", "loading"} else None
-            raise NotReady(f"The model {name!r} is {_WORDS[slot.state]}{why}.", retry_after=again, field="model")
+            retry_after = 2 if slot.state in {"waiting", "loading"} else None
+            raise NotReady(
+                f"The model {name!r} is {_STATE_TEXTS[slot.state]}{why}.", retry_after=retry_after, field="model"
+            )
         return slot.servable, slot.batcher
 
     def names(self) -> list[str]:
@@ -100,12 +99,12 @@ class Catalog:
             return fitting[0]
         if name is None or name not in self._slots:
             known = ", ".join(fitting) or "none"
-            asked = f"no model {name!r}" if name else f"no model for {task or 'anything'}"
-            raise NotFound(f"There is {asked} here; known are: {known}.", field="model")
+            missing = f"no model {name!r}" if name else f"no model for {task or 'anything'}"
+            raise NotFound(f"There is {missing} here; known are: {known}.", field="model")
         if name not in fitting:
-            does = self._slots[name].kind.card.task
+            its_task = self._slots[name].kind.card.task
             hint = f"Choose one of {', '.join(fitting)}." if fitting else None
-            raise InvalidOption(f"The model {name!r} does {does}, not {task}.", field="model", hint=hint)
+            raise InvalidOption(f"The model {name!r} does {its_task}, not {task}.", field="model", hint=hint)
         return name
 
     def missing(self) -> dict[str, str]:
@@ -117,7 +116,7 @@ class Catalog:
         }
 
     def is_settled(self) -> bool:
-        """Whether anything can be answered: nothing is still loading, and not every model failed to."""
+        """Whether requests can be answered: nothing is still loading, and not every model failed to."""
         states = {slot.state for slot in self}
         return not states & {"waiting", "loading"} and states != {"failed"}
 
@@ -141,12 +140,16 @@ class Catalog:
             "answer_schema": slot.kind.Out.model_json_schema(mode="serialization"),
         }
 
-    def knobs(self, slot: ModelSlot) -> BatchOptions:
+    def batch_options(self, slot: ModelSlot) -> BatchOptions:
         """How a model batches: jobs run alone, and a streaming model schedules its calls for itself."""
-        ours, mode = self._settings, slot.kind.mode
-        size = min(ours.max_batch_size, slot.card.limits.max_batch or ours.max_batch_size) if mode == "sync" else 1
-        threads = ours.max_batch_size if mode == "stream" else 1
-        return BatchOptions(size=size, wait=ours.max_batch_delay_ms / 1000, depth=ours.max_queue_size, threads=threads)
+        settings, mode = self._settings, slot.kind.mode
+        size = (
+            min(settings.max_batch_size, slot.card.limits.max_batch or settings.max_batch_size) if mode == "sync" else 1
+        )
+        threads = settings.max_batch_size if mode == "stream" else 1
+        return BatchOptions(
+            size=size, wait=settings.max_batch_delay_ms / 1000, depth=settings.max_queue_size, threads=threads
+        )
 
     def _rank(self, name: str) -> tuple[bool, bool, bool]:
         """Order of models within a task: the configured one, then loaded before failed, then real weights first."""
@@ -168,13 +171,13 @@ class Catalog:
         )
 
     def _limits(self, slot: ModelSlot) -> dict[str, Any]:
-        ours = self._settings
+        settings = self._settings
         return {
             **slot.card.limits.model_dump(mode="json"),
-            "max_body_bytes": ours.max_body_bytes,
-            "max_pixels": ours.max_pixels,
-            "max_images": ours.max_images,
-            "micro_batch": self.knobs(slot).size,
-            "queue": ours.max_queue_size,
-            "deadline_s": ours.request_timeout_s,
+            "max_body_bytes": settings.max_body_bytes,
+            "max_pixels": settings.max_pixels,
+            "max_images": settings.max_images,
+            "micro_batch": self.batch_options(slot).size,
+            "queue": settings.max_queue_size,
+            "deadline_s": settings.request_timeout_s,
         }

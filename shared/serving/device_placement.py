@@ -1,4 +1,4 @@
-"""Where models run on this machine: turns settings into a Place, and lists the GPUs.
+"""Device placement: turns settings into a LoadContext, and lists the GPUs.
 
 Loads no deep-learning library unless the NVIDIA driver is there.
 """
@@ -16,7 +16,7 @@ __all__ = ["choose_device", "list_gpus", "load_context"]
 
 
 def load_context(settings: Settings) -> LoadContext:
-    """The Place on which this process loads its Servables."""
+    """The LoadContext with which this process loads its Servables."""
     options = {
         "llm_model": settings.llm_model,
         "llm_dtype": settings.llm_dtype,
@@ -41,10 +41,10 @@ def load_context(settings: Settings) -> LoadContext:
     )
 
 
-def choose_device(wanted: str) -> str:
-    """`wanted`, or for `auto` the first GPU that a library here can use, else the CPU."""
-    if wanted != "auto":
-        return wanted
+def choose_device(device: str) -> str:
+    """`device` itself, or for `auto` the first GPU that a library here can use, else the CPU."""
+    if device != "auto":
+        return device
     return "cuda" if list_gpus() and _library_sees_gpu() else "cpu"
 
 

@@ -1,7 +1,6 @@
-"""Makes a replica known: writes its record into Redis and renews it while the replica lives.
+"""Replica heartbeat: writes a replica's record into Redis and renews it while the replica lives.
 
-Without Redis, or while Redis is away, the replica serves on; callers that know its address still reach it. Knows
-nothing about what is served.
+Without Redis, or while Redis is away, the replica serves on; callers that know its address still reach it.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import redis.asyncio as aioredis
@@ -21,19 +20,19 @@ from shared.api.replica import LEASE_S, RENEW_S, ReplicaRecord, replicas_key
 
 __all__ = ["Heartbeat"]
 
-_FORGET_S = 60 * LEASE_S
-"""Records this old are removed by the next replica of the service: nobody came back for them."""
+_REMOVE_AFTER_S = 60 * LEASE_S
+"""Records this old are removed by the next replica of the service."""
 
 
 class Heartbeat:
-    """Keeps one record alive. Belongs to the event loop that starts it."""
+    """Renews one record. Belongs to the event loop that starts it."""
 
     def __init__(self, url: str, record: Callable[[], ReplicaRecord]) -> None:
-        """Announce what `record()` returns, asked anew at every renewal, in the Redis at `url`."""
+        """Announce what `record()` returns at each renewal, in the Redis at `url`."""
         self._record = record
         self._redis: Any = aioredis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=1.0)
         self._task: asyncio.Task[None] | None = None
-        self._over = asyncio.Event()
+        self._stopping = asyncio.Event()
 
     def start(self) -> None:
         """Renew from now on, in the background."""
@@ -43,7 +42,7 @@ class Heartbeat:
         """Withdraw the record, so that no new request comes this way."""
         if self._task is None:
             return
-        self._over.set()  # not cancelled: a client that is cut off in the middle of a call may swallow it
+        self._stopping.set()  # not cancelled: a client that is cut off in the middle of a call may swallow it
         await self._task
         record = self._record()
         with contextlib.suppress(RedisError, OSError):
@@ -51,20 +50,20 @@ class Heartbeat:
         await self._redis.aclose()
 
     async def _renew(self) -> None:
-        away = False
+        is_away = False
         await self._try(self._sweep())
-        while not self._over.is_set():
+        while not self._stopping.is_set():
             record = self._record()
             key, value = replicas_key(record.service), record.model_dump_json()
             failure = await self._try(self._redis.hset(key, record.id, value))
-            if bool(failure) != away:
-                away = bool(failure)
-                telemetry.log().warning("not announced" if away else "announced again", why=failure)
+            if bool(failure) != is_away:
+                is_away = bool(failure)
+                telemetry.log().warning("not announced" if is_away else "announced again", why=failure)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RENEW_S):
-                    await self._over.wait()
+                    await self._stopping.wait()
 
-    async def _try(self, call: Any) -> str:
+    async def _try(self, call: Awaitable[object]) -> str:
         """Why the call failed; empty when it did not."""
         try:
             await call
@@ -76,12 +75,12 @@ class Heartbeat:
         """Remove records that nobody has renewed for long: replicas that were killed."""
         key = replicas_key(self._record().service)
         found = await self._redis.hgetall(key)
-        old = [name for name, value in found.items() if time.time() - _seen(value) > _FORGET_S]
+        old = [name for name, value in found.items() if time.time() - _last_seen(value) > _REMOVE_AFTER_S]
         if old:
             await self._redis.hdel(key, *old)
 
 
-def _seen(value: bytes) -> float:
+def _last_seen(value: bytes) -> float:
     try:
         return ReplicaRecord.model_validate_json(value).seen
     except ValidationError:

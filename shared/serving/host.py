@@ -1,6 +1,6 @@
-"""The transport-free core of a service: loads its Servables, and answers requests and tensors.
+"""Model host: the transport-free core of a service. It loads Servables and runs requests and tensors on them.
 
-REST, gRPC and jobs sit on it; it knows none of them.
+REST, gRPC and jobs call it; it depends on none of them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextvars
 import time
 from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from shared.api.model import ModelEntry
 from shared.api.tensors import TensorSpec
 from shared.errors import FoveaError, InvalidOption, QueueFull, TooLarge
 from shared.registry import CallContext, Engine, Servable
-from shared.serving.batching import Batcher
+from shared.serving.batching import Batcher, Work
 from shared.serving.catalog import Catalog, ModelSlot
 from shared.serving.device_placement import load_context
 from shared.serving.http.errors import to_safe_error
@@ -31,8 +32,16 @@ from shared.settings import Settings
 
 __all__ = ["Host"]
 
-_REQUESTS = "requests"
-"""Batch key of whole requests; tensors are keyed by their signature."""
+_WHOLE_REQUESTS = "requests"
+"""Batch key of whole requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class _TensorKey:
+    """Batch key of tensors: their signature, and the engine that runs them."""
+
+    signature: Hashable
+    engine: Engine = field(compare=False)
 
 
 class Host:
@@ -42,12 +51,12 @@ class Host:
         self.service = service
         self.settings = settings
         self._models = Catalog(service, servables, settings)
-        self._open: list[CallContext] = []  # of streams
-        self._quiet = asyncio.Event()
-        self._quiet.set()
+        self._streams: list[CallContext] = []
+        self._no_streams = asyncio.Event()
+        self._no_streams.set()
         self._pool = ThreadPoolExecutor(settings.max_queue_size, thread_name_prefix="stream")
 
-    # Life.
+    # Lifecycle.
 
     async def start(self) -> None:
         """Load and warm up all Servables at once; one that fails stays listed, not ready, with its reason."""
@@ -55,48 +64,48 @@ class Host:
         await asyncio.gather(*(self.load(name) for name in waiting))
 
     async def stop(self) -> None:
-        """Finish what has begun, for up to `shutdown_grace_s`, and free the models."""
+        """Finish running calls, for up to `shutdown_grace_s`, and free the models."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.shutdown_grace_s):
-                await self._quiet.wait()
-        for run in self._open:
+                await self._no_streams.wait()
+        for run in self._streams:
             run.cancel()
-        await asyncio.gather(*(self._free(slot, self.settings.shutdown_grace_s) for slot in self._models))
+        await asyncio.gather(*(self._release(slot, self.settings.shutdown_grace_s) for slot in self._models))
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def load(self, name: str) -> None:
-        """Load one model, if it is not loaded; a failure is logged and kept as its reason."""
+        """Load one model, if it is not loaded; a failure is logged and becomes its reason."""
         slot = self._models.slot(name)
         if slot.state in {"loading", "ready"}:
             return
         slot.state, slot.reason = "loading", None
         with telemetry.bind(service=self.service, model=name):
-            begun = time.monotonic()
+            started = time.monotonic()
             try:
                 slot.servable = await asyncio.to_thread(self._load, slot.kind)
             except Exception as error:  # noqa: BLE001  # a model may fail in any way without taking the others along
                 slot.state, slot.reason = "failed", to_safe_error(error, f"Loading {name}").detail
                 telemetry.log().warning("model not loaded", reason=slot.reason)
                 return
-            work, knobs = self._work(slot.servable), self._models.knobs(slot)
-            slot.batcher = Batcher(work, knobs, service=self.service, model=name)
+            work, options = self._work(slot.servable), self._models.batch_options(slot)
+            slot.batcher = Batcher(work, options, service=self.service, model=name)
             slot.state = "ready"
-            telemetry.log().info("model ready", seconds=round(time.monotonic() - begun, 2))
+            telemetry.log().info("model ready", seconds=round(time.monotonic() - started, 2))
 
     async def unload(self, name: str) -> None:
         """Take one model out of service, after its waiting calls."""
-        await self._free(self._models.slot(name), self.settings.shutdown_grace_s)
+        await self._release(self._models.slot(name), self.settings.shutdown_grace_s)
 
     def _load(self, kind: type[Servable[Any, Any]]) -> Servable[Any, Any]:
         servable = kind.load(load_context(self.settings))
         try:
-            _warm(servable)
+            _warm_up(servable)
         except BaseException:
             servable.close()
             raise
         return servable
 
-    async def _free(self, slot: ModelSlot, seconds: float) -> None:
+    async def _release(self, slot: ModelSlot, seconds: float) -> None:
         servable, batcher = slot.servable, slot.batcher
         slot.state, slot.servable, slot.batcher = "unloaded", None, None
         if batcher is not None:
@@ -119,7 +128,7 @@ class Host:
     @property
     def busy(self) -> int:
         """Calls that wait or run, and streams that are open."""
-        return len(self._open) + sum(slot.batcher.busy for slot in self._models if slot.batcher)
+        return len(self._streams) + sum(slot.batcher.busy for slot in self._models if slot.batcher)
 
     def missing(self) -> dict[str, str]:
         """Models that should be loaded and are not, with the reason."""
@@ -156,7 +165,7 @@ class Host:
         return self._models.entries()
 
     def card(self, name: str) -> dict[str, Any]:
-        """Everything that is known about a model: its Card, tensors, limits in force and schemas."""
+        """Everything known about a model: its Card, tensors, limits in force and schemas."""
         return self._models.describe(name)
 
     def tensors(self, name: str, version: str = "") -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -169,7 +178,7 @@ class Host:
         engine = self._models.ready(name, version)[0].engine
         return (engine.inputs, engine.outputs) if engine else ((), ())
 
-    # Deeds.
+    # Calls.
 
     async def predict(self, name: str, request: BaseModel, run: CallContext) -> BaseModel:
         """Answer one request, micro-batched with others.
@@ -178,7 +187,7 @@ class Host:
             FoveaError: What the model says of this request, or QueueFull, DeadlineExceeded, Cancelled, NotReady.
         """
         _, batcher = self._models.ready(name)
-        answer: BaseModel = await batcher.submit(request, run, key=_REQUESTS)
+        answer: BaseModel = await batcher.submit(request, run, key=_WHOLE_REQUESTS)
         return answer
 
     async def infer(
@@ -196,24 +205,24 @@ class Host:
             task = servable.card.task
             raise InvalidOption(f"The model {name!r} takes no tensors.", hint=f"Use POST /v1/{task}.", field="model")
         tensors.check_feeds(feeds, engine.inputs)
-        rows, limit = tensors.rows(feeds), servable.card.limits.max_batch
+        rows, limit = tensors.count_rows(feeds), servable.card.limits.max_batch
         if limit is not None and rows > limit:
             raise TooLarge(f"The batch has {rows} rows; {name} takes at most {limit}.", field="shape")
-        key: Hashable = tensors.signature(feeds) if tensors.is_batchable(engine) else object()
-        outputs: dict[str, np.ndarray] = await batcher.submit(feeds, run, key=key, rows=rows)
+        signature = tensors.signature(feeds) if tensors.is_batchable(engine) else object()
+        outputs: dict[str, np.ndarray] = await batcher.submit(feeds, run, key=_TensorKey(signature, engine), rows=rows)
         return outputs
 
     async def stream(self, name: str, request: BaseModel, run: CallContext) -> AsyncGenerator[BaseModel, None]:
         """Answer one request piece by piece; closing the iterator cancels the run.
 
         Raises:
-            QueueFull: As many streams are open as may be.
+            QueueFull: The limit of open streams is reached.
         """
         servable, _ = self._models.ready(name)
-        if len(self._open) >= self.settings.max_queue_size:
-            raise QueueFull(f"{len(self._open)} streams are open, and no more may be.", retry_after=1)
-        self._open.append(run)
-        self._quiet.clear()
+        if len(self._streams) >= self.settings.max_queue_size:
+            raise QueueFull(f"{len(self._streams)} streams are open, which is the limit.", retry_after=1)
+        self._streams.append(run)
+        self._no_streams.clear()
         try:
             with telemetry.bind(service=self.service, model=name):
                 context = contextvars.copy_context()
@@ -224,31 +233,30 @@ class Host:
         except Exception as error:
             raise to_safe_error(error, f"The model {name}") from error
         finally:
-            self._open.remove(run)
-            if not self._open:
-                self._quiet.set()
+            self._streams.remove(run)
+            if not self._streams:
+                self._no_streams.set()
 
-    def _work(self, servable: Servable[Any, Any]) -> Any:
-        """What the model's thread does with a batch: whole requests, or tensors of one signature."""
-        timed = telemetry.LATENCY.labels(self.service, servable.card.name, "run")
+    def _work(self, servable: Servable[Any, Any]) -> Work[Any, Any]:
+        """The function that runs a batch: whole requests, or tensors of one signature."""
+        duration = telemetry.LATENCY.labels(self.service, servable.card.name, "run")
 
         def work(key: Hashable, items: Sequence[Any], run: CallContext) -> Sequence[Any]:
-            if key == _REQUESTS:
+            if not isinstance(key, _TensorKey):
                 return servable.predict(items, run)
-            with timed.time():
-                return _infer(servable.engine, items)
+            with duration.time():
+                return _infer(key.engine, items)
 
         return work
 
 
-def _infer(engine: Engine | None, items: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-    assert engine is not None  # noqa: S101  # `Host.infer` lets no tensors in without one
+def _infer(engine: Engine, items: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
     if len(items) == 1:
         return [engine.run(items[0])]
-    return tensors.split_rows(engine.run(tensors.join_rows(items)), [tensors.rows(feeds) for feeds in items])
+    return tensors.split_rows(engine.run(tensors.join_rows(items)), [tensors.count_rows(feeds) for feeds in items])
 
 
-def _warm(servable: Servable[Any, Any]) -> None:
+def _warm_up(servable: Servable[Any, Any]) -> None:
     """Send the example through once, so that the first caller does not pay for lazy set-up."""
     run, request = CallContext(), servable.example()
     if servable.mode == "sync":

@@ -1,7 +1,6 @@
-"""A `Handler` that replays a job's request against a service's own ASGI app, in process.
+"""Job handler: replays a job's request against the service's own ASGI app, in process.
 
-The app is imported and started at the first job, so an idle worker holds no model. Knows ASGI; knows nothing about
-queues, or what the app does with a request.
+The app is imported and started at the first job, so an idle worker holds no model.
 """
 
 from __future__ import annotations
@@ -23,11 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["AsgiJobHandler"]
 
-_LOOK_S = 0.25
-"""Between two looks at whether the models are loaded."""
+_LOAD_POLL_S = 0.25
+"""Time between two looks at whether the models are loaded."""
 
-_NOT_KEPT = frozenset({b"content-length", b"content-type", b"connection", b"date", b"server", b"transfer-encoding"})
-"""Answer headers that belong to one transfer, or have a place of their own in `Result`."""
+_TRANSFER_HEADERS = frozenset(
+    {b"content-length", b"content-type", b"connection", b"date", b"server", b"transfer-encoding"}
+)
+"""Response headers of one transfer, or with a field of their own in `Result`."""
 
 
 class AsgiJobHandler:
@@ -37,30 +38,30 @@ class AsgiJobHandler:
         """Nothing is loaded before the first job; `load` is called off the loop."""
         self._load = load
         self._starting: asyncio.Task[Starlette] | None = None
-        self._living: asyncio.Task[None] | None = None
-        self._over = asyncio.Event()
+        self._lifespan: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
 
     async def __call__(self, payload: Payload, ticket: Ticket) -> Result:
         """The app's answer to the request; streams are collected whole. See `shared.jobs.queue.Handler`."""
-        app = await self._started(ticket)
-        run = _run(ticket)
-        call = _Call(payload, run)
-        stopping = asyncio.create_task(_stop_with(ticket, run, call))
+        app = await self._get_app(ticket)
+        run = _call_context(ticket)
+        call = _AsgiCall(payload, run)
+        watcher = asyncio.create_task(_cancel_with(ticket, run, call))
         try:
             await app(call.scope, call.receive, call.send)
         finally:
-            stopping.cancel()
+            watcher.cancel()
             run.cancel()
         return call.result()
 
     async def close(self) -> None:
         """Stop the app, if it was started."""
-        self._over.set()
-        for task in (self._starting, self._living):
+        self._closing.set()
+        for task in (self._starting, self._lifespan):
             if task is not None:
                 await asyncio.wait({task})
 
-    async def _started(self, ticket: Ticket) -> Starlette:
+    async def _get_app(self, ticket: Ticket) -> Starlette:
         if self._starting is None or (self._starting.done() and self._starting.exception()):
             self._starting = asyncio.create_task(self._start())
         if not self._starting.done():
@@ -71,18 +72,18 @@ class AsgiJobHandler:
     async def _start(self) -> Starlette:
         app = await asyncio.to_thread(self._load)
         up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._living = asyncio.create_task(self._live(app, up))
+        self._lifespan = asyncio.create_task(self._run_lifespan(app, up))
         await up
-        while await _loading(app) and not self._over.is_set():  # noqa: ASYNC110  (the app has no event to wait for)
-            await asyncio.sleep(_LOOK_S)
+        while await _is_loading(app) and not self._closing.is_set():  # noqa: ASYNC110  (the app has no event to wait for)
+            await asyncio.sleep(_LOAD_POLL_S)
         return app
 
-    async def _live(self, app: Starlette, up: asyncio.Future[None]) -> None:
+    async def _run_lifespan(self, app: Starlette, up: asyncio.Future[None]) -> None:
         """Enter and leave the app's lifespan in one task, as its cancel scopes demand."""
         try:
             async with app.router.lifespan_context(app):
                 up.set_result(None)
-                await self._over.wait()
+                await self._closing.wait()
         except Exception as error:  # noqa: BLE001  (raised again in whoever waits for `up`)
             if up.done():
                 log("jobs").exception("the app did not stop cleanly")
@@ -90,8 +91,8 @@ class AsgiJobHandler:
                 up.set_exception(error)
 
 
-class _Call:
-    """One request as an ASGI server would make it, and its answer."""
+class _AsgiCall:
+    """One request as an ASGI server would make it, and its response."""
 
     def __init__(self, payload: Payload, run: CallContext | None) -> None:
         path, _, query = payload.path.partition("?")
@@ -116,36 +117,38 @@ class _Call:
         }
         if run is not None:
             self.scope["fovea.run"] = run
-        self.gone = asyncio.Event()
+        self.disconnected = asyncio.Event()
         self._body: bytes | None = payload.body
         self._status = 500
         self._headers: list[tuple[bytes, bytes]] = []
-        self._pieces: list[bytes] = []
+        self._chunks: list[bytes] = []
 
     async def receive(self) -> dict[str, Any]:
-        """The body in one piece, then, when the job is cancelled, the caller's going away."""
+        """The body in one piece, then, when the job is cancelled, a disconnect."""
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        await self.gone.wait()
+        await self.disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Any) -> None:
-        """Collect the answer."""
+        """Collect the response."""
         if message["type"] == "http.response.start":
             self._status, self._headers = message["status"], list(message.get("headers", ()))
         elif message["type"] == "http.response.body":
-            self._pieces.append(message.get("body", b""))
+            self._chunks.append(message.get("body", b""))
 
     def result(self) -> Result:
-        """The answer as the caller would have had it."""
-        kinds = [value.decode("latin-1") for name, value in self._headers if name.lower() == b"content-type"]
-        kept = {n.decode("latin-1"): v.decode("latin-1") for n, v in self._headers if n.lower() not in _NOT_KEPT}
-        return Result(self._status, (kinds or ["application/octet-stream"])[0], b"".join(self._pieces), kept)
+        """The response as the caller would have had it."""
+        content_types = [value.decode("latin-1") for name, value in self._headers if name.lower() == b"content-type"]
+        headers = {
+            n.decode("latin-1"): v.decode("latin-1") for n, v in self._headers if n.lower() not in _TRANSFER_HEADERS
+        }
+        return Result(self._status, (content_types or ["application/octet-stream"])[0], b"".join(self._chunks), headers)
 
 
-def _run(ticket: Ticket) -> CallContext:
-    """The job's Run: its progress goes from whatever thread reports it to the ticket."""
+def _call_context(ticket: Ticket) -> CallContext:
+    """The job's CallContext: progress from any thread goes to the ticket."""
     # Imported at the first job: it brings numpy, which an idle worker does without.
     from shared.registry.servable import CallContext  # noqa: PLC0415
 
@@ -158,15 +161,15 @@ def _run(ticket: Ticket) -> CallContext:
     return CallContext(report=report, job=ticket.id)
 
 
-async def _stop_with(ticket: Ticket, run: CallContext, call: _Call) -> None:
+async def _cancel_with(ticket: Ticket, run: CallContext, call: _AsgiCall) -> None:
     await ticket.wait_until_cancelled()
     run.cancel()
-    call.gone.set()
+    call.disconnected.set()
 
 
-async def _loading(app: Starlette) -> bool:
-    """Whether any model is still on its way, as the app's own `/v1/models` says; apps without it are ready."""
-    call = _Call(Payload("", "/v1/models", b""), None)
+async def _is_loading(app: Starlette) -> bool:
+    """Whether any model is still loading, as the app's own `/v1/models` says; apps without it are ready."""
+    call = _AsgiCall(Payload("", "/v1/models", b""), None)
     call.scope["method"] = "GET"
     await app(call.scope, call.receive, call.send)
     answer = call.result()

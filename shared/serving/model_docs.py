@@ -1,4 +1,4 @@
-"""Writes one documentation page per served model, from its Card and its request schema. Knows no model by name."""
+"""Model documentation: one page per served model, from its Card and its request schema."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from shared.registry import Card, Servable, servables
 from shared.registry.discovery import SERVICES
 from shared.sparsity import SparsityClaim, lint
 
-__all__ = ["page", "pages"]
+__all__ = ["render_page", "render_pages"]
 
-_HERE = "http://127.0.0.1:8080"
+_BASE_URL = "http://127.0.0.1:8080"
 
 _CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 
@@ -28,19 +28,19 @@ Generated from the Cards; `make generate` rewrites it.
 """
 
 
-def pages(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Path and text of every model's page, and of the index."""
+def render_pages(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Render every model's page, and the index: paths and texts."""
     rows = []
     for service in SERVICES:
         for name, cls in servables(service).items():
             file = folder / f"{name.replace('/', '_')}.md"
             rows.append(f"| [{name}]({file.name}) | {service} | {cls.card.task} | {cls.card.summary} |")
-            yield file, page(service, cls)
+            yield file, render_page(service, cls)
     yield folder / "README.md", _INDEX + "\n".join(rows) + "\n"
 
 
-def page(service: str, cls: type[Servable[Any, Any]]) -> str:
-    """The page of one model as Markdown."""
+def render_page(service: str, cls: type[Servable[Any, Any]]) -> str:
+    """Render the page of one model as Markdown."""
     card = cls.card
     parts = [
         f"# {card.name}",
@@ -49,7 +49,7 @@ def page(service: str, cls: type[Servable[Any, Any]]) -> str:
         _metrics(card),
         _notes(card),
         _options(cls),
-        _call(cls),
+        _curl_example(cls),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -65,21 +65,21 @@ def _facts(service: str, card: Card) -> str:
         "parameters": f"{card.parameters:,}" if card.parameters else "",
         "weights": f"sha256 `{card.weights}`" if card.weights else "",
         "limits": ", ".join(f"{k} {v}" for k, v in card.limits.model_dump(exclude_none=True).items()),
-        "sparsity": _claimed(card.sparsity) if card.sparsity else "",
+        "sparsity": _describe_sparsity(card.sparsity) if card.sparsity else "",
     }
     return "| fact | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
 
 
-def _claimed(claim: SparsityClaim) -> str:
-    owed = ", ".join(finding.rule for finding in lint(claim))
-    return sparsity_in_words(claim.model_dump()) + (f"; rules that are open: {owed}" if owed else "")
+def _describe_sparsity(claim: SparsityClaim) -> str:
+    open_rules = ", ".join(finding.rule for finding in lint(claim))
+    return sparsity_in_words(claim.model_dump()) + (f"; rules that are open: {open_rules}" if open_rules else "")
 
 
 def _metrics(card: Card) -> str:
     if not card.metrics:
         return ""
     rows = [
-        f"| {m.name} | {_number(m.ours, 'not measured')} | {_number(m.paper, '')} | {m.data}{_aside(m.note)} |"
+        f"| {m.name} | {_number(m.ours, 'not measured')} | {_number(m.paper, '')} | {m.data}{_in_parentheses(m.note)} |"
         for m in card.metrics
     ]
     return "## Measured\n\n| metric | ours | paper | on |\n|---|---|---|---|\n" + "\n".join(rows)
@@ -89,7 +89,7 @@ def _number(value: float | None, absent: str) -> str:
     return absent if value is None else f"{value:g}"
 
 
-def _aside(note: str | None) -> str:
+def _in_parentheses(note: str | None) -> str:
     return f" ({note})" if note else ""
 
 
@@ -118,17 +118,17 @@ def _type(field: dict[str, Any]) -> str:
     )
 
 
-def _call(cls: type[Servable[Any, Any]]) -> str:
+def _curl_example(cls: type[Servable[Any, Any]]) -> str:
     """A call that works as it stands: a form where there is a picture to send, else the Card's example as JSON."""
     card, fields = cls.card, cls.In.model_json_schema().get("properties", {})
     pictures = [name for name, field in fields.items() if field.get("contentMediaType")]
     if pictures:
-        form = f"curl {_HERE}/v1/{card.task} -F {pictures[0]}=@picture.jpg -F model={card.name}"
+        form = f"curl {_BASE_URL}/v1/{card.task} -F {pictures[0]}=@picture.jpg -F model={card.name}"
         lines = [form, *(f"{form} -H 'accept: {media}' -o out{_ending(media)}" for media in cls.media_types()[:1])]
     else:
         path, body = ("chat/completions", _CHAT) if card.task == "chat" else (card.task, card.example)
-        said = json.dumps({"model": card.name, **body}).replace("'", "\\u0027")  # a shell's quotes hold no quote
-        lines = [f"curl {_HERE}/v1/{path} -H 'content-type: application/json' \\", f"  -d '{said}'"]
+        body_text = json.dumps({"model": card.name, **body}).replace("'", "\\u0027")  # a shell's quotes hold no quote
+        lines = [f"curl {_BASE_URL}/v1/{path} -H 'content-type: application/json' \\", f"  -d '{body_text}'"]
     return "\n".join(["## Call it", "", "```bash", *lines, "```"])
 
 

@@ -1,4 +1,4 @@
-"""Works on several items of a stream at a time, and hands out the results in the items' order. Knows no transport."""
+"""Ordered concurrent map over an async stream: several items at a time, results in the items' order."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ Result = TypeVar("Result")
 async def map_in_order(
     items: AsyncIterable[Item], work: Callable[[Item], Awaitable[Result]], *, ahead: int
 ) -> AsyncIterator[Result]:
-    """Yield `work(item)` for every item, in order; closing the iterator cancels what is under way.
+    """Yield `work(item)` for every item, in order; closing the iterator cancels running items.
 
     Args:
         items: Read only as fast as results are taken.
         work: Runs as a task of its own, so that neighbours can share a micro-batch.
-        ahead: Items that may be under way or waiting to be taken.
+        ahead: Most items that run or wait to be taken.
 
     Raises:
         Exception: Whatever reading or working raises, when its turn comes.
     """
-    room = asyncio.Semaphore(ahead)
-    begun: asyncio.Queue[asyncio.Task[Result] | None] = asyncio.Queue()
+    slots = asyncio.Semaphore(ahead)
+    started: asyncio.Queue[asyncio.Task[Result] | None] = asyncio.Queue()
 
-    async def one(item: Item) -> Result:
+    async def run_one(item: Item) -> Result:
         return await work(item)
 
     async def read() -> None:
         async for item in items:
-            await room.acquire()
-            begun.put_nowait(asyncio.create_task(one(item)))
+            await slots.acquire()
+            started.put_nowait(asyncio.create_task(run_one(item)))
 
     reader = asyncio.create_task(read())
-    reader.add_done_callback(lambda _: begun.put_nowait(None))
+    reader.add_done_callback(lambda _: started.put_nowait(None))
     try:
-        while (task := await begun.get()) is not None:
+        while (task := await started.get()) is not None:
             yield await task
-            room.release()
+            slots.release()
         await reader
     finally:
         reader.cancel()
-        while not begun.empty():
-            if task := begun.get_nowait():
+        while not started.empty():
+            if task := started.get_nowait():
                 task.cancel()

@@ -1,4 +1,4 @@
-"""Places replicas with Ray Serve, heals and scales them. The only file that imports ray.
+"""Replica placement on Ray Serve: starts, heals and scales replicas. The only module that imports ray.
 
 Ray is the control plane only: a deployment is an actor that runs a `ReplicaServer`, which listens on ports of its own
 and makes them known in Redis; request bytes never pass Ray (docs/adr/0002-replicas-outside-rays-proxy.md).
@@ -45,15 +45,15 @@ from ray import serve  # noqa: E402
 _OBJECT_STORE = 80 * 2**20
 """Bytes of shared memory; nothing of ours goes through it."""
 
-_SOCKET_PATH = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
+_MAX_TEMP_PATH = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
 """Longest temporary folder under which Ray's unix sockets still have a legal path."""
 
-_BUSY = 8
+_MAX_BUSY_PER_REPLICA = 8
 """Requests in flight per replica beyond which another replica is worth its memory."""
 
 
 class Placement(BaseModel):
-    """What to place: a service, how many replicas, and what each needs."""
+    """Placement of a service: how many replicas, and the GPUs of each."""
 
     service: str
     app: str | None = None
@@ -62,42 +62,42 @@ class Placement(BaseModel):
     num_gpus: float = 0
     max_per_node: int | None = None
     """Replicas on one node; a pod that was sized for one replica must not take the next one, too."""
-    busy_per_replica: int = _BUSY
+    busy_per_replica: int = _MAX_BUSY_PER_REPLICA
     """Requests in flight per replica beyond which another replica is started."""
     upscale_delay_s: float = 10.0
     """Seconds that the load must last before a replica is added."""
 
 
 class _Replica:
-    """The actor: runs a `ReplicaServer` on a thread and loop of its own, and tells the truth about it."""
+    """The actor: runs a `ReplicaServer` on a thread and loop of its own, and reports its health."""
 
     def __init__(self, placement: Placement) -> None:
-        chosen = settings()
-        telemetry.configure_logs(chosen.log_level, chosen.log_format)
+        config = settings()
+        telemetry.configure_logs(config.log_level, config.log_format)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        if chosen.replica_host == _LOOPBACK:
+        if config.replica_host == _LOOPBACK:
             _keep_to_loopback()
         self._started: Future[ReplicaServer] = Future()
-        self._over: asyncio.Event
+        self._stopping: asyncio.Event
         self._loop: asyncio.AbstractEventLoop
-        self._thread = threading.Thread(target=self._main, args=(placement, chosen), name="replica", daemon=True)
+        self._thread = threading.Thread(target=self._main, args=(placement, config), name="replica", daemon=True)
         self._thread.start()
         self._server = self._started.result()
 
-    def _main(self, placement: Placement, chosen: Settings) -> None:
+    def _main(self, placement: Placement, config: Settings) -> None:
         try:
-            uvloop.run(self._serve(placement, chosen))
+            uvloop.run(self._serve(placement, config))
         except BaseException as error:
             if self._started.done():
                 raise
             self._started.set_exception(error)
 
-    async def _serve(self, placement: Placement, chosen: Settings) -> None:
-        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        server = ReplicaServer(load_app(placement.service, placement.app), chosen)
+    async def _serve(self, placement: Placement, config: Settings) -> None:
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        server = ReplicaServer(load_app(placement.service, placement.app), config)
         await server.start()
         self._started.set_result(server)
-        await self._over.wait()
+        await self._stopping.wait()
         await server.stop()
 
     def check_health(self) -> None:
@@ -115,7 +115,7 @@ class _Replica:
 
     def __del__(self) -> None:
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._over.set)
+            self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join(settings().shutdown_grace_s + 5)
 
 
@@ -129,12 +129,12 @@ def _keep_to_loopback() -> None:
     inside.add_port_to_grpc_server = lambda server, _address: add_port(server, f"{_LOOPBACK}:0")
 
 
-def scale(context: Any, busy_per_replica: int = _BUSY) -> tuple[int, dict[str, Any]]:
+def scale(context: Any, busy_per_replica: int = _MAX_BUSY_PER_REPLICA) -> tuple[int, dict[str, Any]]:
     """Ray's autoscaling policy: as many replicas as keep each at no more than `busy_per_replica` requests in flight."""
     busy = context.aggregated_metrics.get("busy", {}) if context.aggregated_metrics else {}
-    wanted = math.ceil(sum(busy.values()) / busy_per_replica)
+    replicas = math.ceil(sum(busy.values()) / busy_per_replica)
     low, high = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
-    return min(max(wanted, low), high), {}
+    return min(max(replicas, low), high), {}
 
 
 def application(args: Mapping[str, Any] | Placement) -> serve.Application:
@@ -145,9 +145,9 @@ def application(args: Mapping[str, Any] | Placement) -> serve.Application:
             module with postponed annotations is a text to it, so it makes no `Placement` of it.
     """
     placement = Placement.model_validate(args)
-    how: dict[str, Any] = {"num_replicas": placement.min_replicas}
+    scaling: dict[str, Any] = {"num_replicas": placement.min_replicas}
     if placement.max_replicas > placement.min_replicas:
-        how = {
+        scaling = {
             "autoscaling_config": {
                 "min_replicas": placement.min_replicas,
                 "max_replicas": placement.max_replicas,
@@ -159,7 +159,7 @@ def application(args: Mapping[str, Any] | Placement) -> serve.Application:
             }
         }
     if placement.max_per_node is not None:
-        how["max_replicas_per_node"] = placement.max_per_node
+        scaling["max_replicas_per_node"] = placement.max_per_node
     deploy_as: Any = serve.deployment(
         name=placement.service,
         health_check_period_s=1.0,
@@ -167,19 +167,19 @@ def application(args: Mapping[str, Any] | Placement) -> serve.Application:
         graceful_shutdown_timeout_s=settings().shutdown_grace_s + 5,
         graceful_shutdown_wait_loop_s=0.1,
         ray_actor_options={"num_cpus": 0.1, "num_gpus": placement.num_gpus},
-        **how,
+        **scaling,
     )
     return cast("serve.Application", deploy_as(_Replica).bind(placement))
 
 
-def start(chosen: Settings) -> Path | None:
+def start(config: Settings) -> Path | None:
     """Start a Ray on loopback, without dashboard, proxy or telemetry; returns the folder to remove at the end."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    wanted = (chosen.data_dir / "ray").resolve()
-    folder = wanted if len(str(wanted)) <= _SOCKET_PATH else Path(tempfile.mkdtemp(prefix="fovea-"))
+    preferred = (config.data_dir / "ray").resolve()
+    folder = preferred if len(str(preferred)) <= _MAX_TEMP_PATH else Path(tempfile.mkdtemp(prefix="fovea-"))
     shutil.rmtree(folder, ignore_errors=True)  # what a killed Ray left
     ray.init(
-        num_cpus=len(SERVICES) * chosen.replicas,
+        num_cpus=len(SERVICES) * config.replicas,
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE,
         logging_level=logging.WARNING,
@@ -212,17 +212,19 @@ def stop(folder: Path | None = None) -> None:
 
 def main() -> None:
     """Place the services that have models, and keep them until SIGTERM or Ctrl-C."""
-    chosen = settings()
-    telemetry.configure_logs(chosen.log_level, chosen.log_format)
-    over = threading.Event()
-    folder = start(chosen)
+    config = settings()
+    telemetry.configure_logs(config.log_level, config.log_format)
+    stopping = threading.Event()
+    folder = start(config)
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own
-        signal.signal(number, lambda *_: over.set())
+        signal.signal(number, lambda *_: stopping.set())
     try:
-        wanted = chosen.enabled_service_names or services_with_models()
-        deploy([Placement(service=name, min_replicas=chosen.replicas, max_replicas=chosen.replicas) for name in wanted])
-        telemetry.log().info("placed", services=", ".join(wanted))
-        over.wait()
+        services = config.enabled_service_names or services_with_models()
+        deploy(
+            [Placement(service=name, min_replicas=config.replicas, max_replicas=config.replicas) for name in services]
+        )
+        telemetry.log().info("placed", services=", ".join(services))
+        stopping.wait()
     finally:
         stop(folder)
 

@@ -1,7 +1,4 @@
-"""Reads and writes the JSON schema of a Servable's In: which fields are pictures, what a text value means, OpenAPI.
-
-The signature is the schema: nothing about a model's options is written down a second time.
-"""
+"""Servable schema: the JSON schema of a model's In, its fields of bytes, and what text values mean for a field."""
 
 from __future__ import annotations
 
@@ -11,33 +8,34 @@ from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode
 
 from shared.errors import InvalidOption
 
-__all__ = ["blob_fields", "decode", "inline_refs", "is_list", "media_of", "properties"]
+__all__ = ["blob_fields", "decode_text", "inline_refs", "is_list", "media_of", "properties"]
 
 Schema = Mapping[str, Any]
 
 
 @cache
-def inline_refs(model: type[BaseModel], mode: Any = "validation") -> dict[str, Any]:
+def inline_refs(model: type[BaseModel], mode: JsonSchemaMode = "validation") -> dict[str, Any]:
     """The JSON schema of a model with its `$defs` put where they are used (a recursive one becomes `{}`)."""
     schema = model.model_json_schema(mode=mode)
-    put: dict[str, Any] = _put(schema, schema.pop("$defs", {}), ())
-    return put
+    inlined: dict[str, Any] = _inline(schema, schema.pop("$defs", {}), ())
+    return inlined
 
 
-def _put(node: Any, defs: Schema, inside: tuple[str, ...]) -> Any:
+def _inline(node: Any, defs: Schema, inside: tuple[str, ...]) -> Any:
     if isinstance(node, list):
-        return [_put(part, defs, inside) for part in node]
+        return [_inline(part, defs, inside) for part in node]
     if not isinstance(node, dict):
         return node
     reference = node.get("$ref")
     if isinstance(reference, str):
         name = reference.rpartition("/")[2]
         rest = {key: value for key, value in node.items() if key != "$ref"}
-        return {} if name in inside else {**_put(defs[name], defs, (*inside, name)), **rest}
-    return {key: _put(value, defs, inside) for key, value in node.items() if key != "discriminator"}
+        return {} if name in inside else {**_inline(defs[name], defs, (*inside, name)), **rest}
+    return {key: _inline(value, defs, inside) for key, value in node.items() if key != "discriminator"}
 
 
 def properties(model: type[BaseModel]) -> dict[str, Schema]:
@@ -66,12 +64,12 @@ def is_list(prop: Schema) -> bool:
 
 def _types(prop: Schema) -> set[str]:
     found = {kind for part in (*prop.get("anyOf", ()), *prop.get("oneOf", ())) for kind in _types(part)}
-    stated = prop.get("type")
-    found |= {stated} if isinstance(stated, str) else set(stated or ())
+    kind = prop.get("type")
+    found |= {kind} if isinstance(kind, str) else set(kind or ())
     return found
 
 
-def decode(field: str, prop: Schema, values: Sequence[str]) -> Any:
+def decode_text(field: str, prop: Schema, values: Sequence[str]) -> Any:
     """What text values (of a form or a query) mean for a field: JSON where its type asks for it, text otherwise.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Carries events from a thread to an async iterator, with back-pressure and cancellation. Knows no models."""
+"""Thread stream: iterates on a thread and yields in an event loop, with back-pressure and cancellation."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import contextlib
 import contextvars
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from shared.errors import DeadlineExceeded
 from shared.registry import CallContext
@@ -17,8 +17,11 @@ from shared.registry import CallContext
 __all__ = ["iterate_in_thread"]
 
 Event = TypeVar("Event")
+Item = TypeVar("Item")
 
-_END = object()
+
+class _End:
+    """The iteration is over."""
 
 
 async def iterate_in_thread(
@@ -38,52 +41,53 @@ async def iterate_in_thread(
         Exception: Whatever the iteration raises.
     """
     loop = asyncio.get_running_loop()
-    inbox: asyncio.Queue[Any] = asyncio.Queue()
-    room = threading.Semaphore(depth)
+    queue: asyncio.Queue[Event | Exception | _End] = asyncio.Queue()
+    slots = threading.Semaphore(depth)
 
-    def tell(event: Any) -> None:
+    def put(event: Event | Exception | _End) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
-            loop.call_soon_threadsafe(inbox.put_nowait, event)
+            loop.call_soon_threadsafe(queue.put_nowait, event)
 
     def work() -> None:
         try:
-            with contextlib.closing(_closable(events())) as source:
+            with contextlib.closing(_generate(events())) as source:
                 for event in source:
-                    room.acquire()
+                    slots.acquire()
                     run.check()
-                    tell(event)
-            tell(_END)
+                    put(event)
+            put(_End())
         except Exception as error:  # noqa: BLE001  # raised again in the reader
-            tell(error)
+            put(error)
 
     pool.submit((context or contextvars.copy_context()).run, work)
-    ended = False
+    is_over = False
     try:
-        while not ended:
-            event = await _next(inbox, run)
-            ended = event is _END or isinstance(event, Exception)
+        while True:
+            event = await _next(queue, run)
+            is_over = isinstance(event, Exception | _End)
             if isinstance(event, Exception):
                 raise event
-            if not ended:
-                room.release()
-                yield event
+            if isinstance(event, _End):
+                return
+            slots.release()
+            yield event
     finally:
-        if not ended:
+        if not is_over:
             run.cancel()
-            room.release()
+            slots.release()
 
 
-async def _next(inbox: asyncio.Queue[Any], run: CallContext) -> Any:
+async def _next(queue: asyncio.Queue[Item], run: CallContext) -> Item:
     if run.deadline is None:
-        return await inbox.get()
+        return await queue.get()
     try:
         async with asyncio.timeout(run.deadline - time.monotonic()):
-            return await inbox.get()
+            return await queue.get()
     except TimeoutError as error:
         detail = "The deadline of the request passed before it was done."
         raise DeadlineExceeded(detail, hint="Allow more time.") from error
 
 
-def _closable(events: Iterator[Event]) -> Any:
-    """`events` with a `close`, as generators have."""
-    return events if hasattr(events, "close") else (event for event in events)
+def _generate(events: Iterator[Event]) -> Generator[Event, None, None]:
+    """`events` as a generator, whose `close` closes them where they can be closed."""
+    yield from events

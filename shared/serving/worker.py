@@ -1,6 +1,6 @@
-"""`python -m shared.serving.worker SERVICE`: runs the service's jobs until SIGTERM, then hands back what is unfinished.
+"""`python -m shared.serving.worker SERVICE`: runs the service's jobs until SIGTERM, then hands back unfinished ones.
 
-Wires the queue's worker loop to the service's app. Holds about 60 MB until its first job loads the models.
+Holds about 60 MB until its first job loads the models.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ def main(
     app: Annotated[str | None, typer.Option(help="`module:name` of another app than the service's own.")] = None,
 ) -> None:
     """Run one service's jobs until SIGTERM or Ctrl-C."""
-    chosen = settings()
-    telemetry.configure_logs(chosen.log_level, chosen.log_format)
-    if chosen.redis_url is None:
+    config = settings()
+    telemetry.configure_logs(config.log_level, config.log_format)
+    if config.redis_url is None:
         typer.echo("A worker needs FOVEA_REDIS_URL. `fovea up` starts Redis and sets it.", err=True)
         raise typer.Exit(2)
-    uvloop.run(_work(service, chosen, app, chosen.redis_url))
+    uvloop.run(_work(service, config, app, config.redis_url))
 
 
-async def _work(service: str, chosen: Settings, app: str | None, url: str) -> NoReturn:
-    inbox, replay = QueueConsumer(url, service, chosen), AsgiJobHandler(lambda: _load(service, app))
-    worker = JobWorker(inbox, replay, chosen)
+async def _work(service: str, config: Settings, app: str | None, url: str) -> NoReturn:
+    consumer, handler = QueueConsumer(url, service, config), AsgiJobHandler(lambda: _load(service, app))
+    worker = JobWorker(consumer, handler, config)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, worker.stop)
     logger, code = telemetry.log("jobs"), 0
-    logger.info("working", service=service, worker=inbox.consumer)
+    logger.info("working", service=service, worker=consumer.consumer)
     try:
         await worker.run()
     except Exception:
         logger.exception("the worker broke; its jobs go to others when their leases end")
         code = 1
-    await asyncio.wait({asyncio.create_task(replay.close())}, timeout=chosen.shutdown_grace_s)
-    await inbox.close()
+    await asyncio.wait({asyncio.create_task(handler.close())}, timeout=config.shutdown_grace_s)
+    await consumer.close()
     logger.info("stopped", service=service)
-    # A model's thread that does not listen can't be stopped from inside, and Python would wait for it for ever.
+    # A model's thread that ignores cancellation can't be stopped, and Python would wait for it for ever.
     logging.shutdown()
     sys.stderr.flush()
     os._exit(code)

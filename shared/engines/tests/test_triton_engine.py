@@ -12,7 +12,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from shared.engines import ModelArtifacts, open_engine
-from shared.engines.triton import TritonEngine, _fault
+from shared.engines.triton import TritonEngine, _to_fovea_error
 from shared.errors import (
     BadInput,
     DeadlineExceeded,
@@ -162,7 +162,7 @@ def test_status_of_the_server_becomes_our_error(opened, status, kind):
     ],
 )
 def test_grpc_code_becomes_our_error(code, status):
-    assert _fault(InferenceServerException("why", status=f"StatusCode.{code}")).status == status
+    assert _to_fovea_error(InferenceServerException("why", status=f"StatusCode.{code}")).status == status
 
 
 def test_unknown_model_is_not_found(opened):

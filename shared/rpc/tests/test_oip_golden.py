@@ -13,7 +13,7 @@ import pytest
 
 from shared.rpc import oip_json, oip_proto
 from shared.rpc import open_inference_pb2 as pb
-from shared.rpc.oip import InferCall, answer
+from shared.rpc.oip import InferCall, build_answer
 from shared.rpc.tensors import DTYPES
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "oip_requests_tritonclient_2.73.json").read_text())
@@ -44,7 +44,7 @@ def test_http_body_decodes_to_its_stated_values(case: dict[str, Any]) -> None:
     call = decode(case)
 
     assert call.id == "r1"
-    assert call.wanted == {"out": case["binary"]}
+    assert call.requested == {"out": case["binary"]}
     assert call.feeds["in"].dtype == DTYPES[case["datatype"]]
     np.testing.assert_array_equal(call.feeds["in"], stated(case), strict=True)
 
@@ -52,7 +52,7 @@ def test_http_body_decodes_to_its_stated_values(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", HTTP, ids=named)
 def test_answer_to_an_http_body_decodes_back(case: dict[str, Any]) -> None:
     call = decode(case)
-    body = oip_json.encode_answer(answer(call, {"out": call.feeds["in"]}, "7"), call)
+    body = oip_json.encode_answer(build_answer(call, {"out": call.feeds["in"]}, "7"), call)
 
     assert (body.header_length is not None) is case["binary"]
     back = oip_json.decode_answer(body.join(), body.header_length)
@@ -73,7 +73,7 @@ def test_our_own_client_says_what_tritonclient_says(case: dict[str, Any]) -> Non
 def test_grpc_message_decodes_with_our_own_stubs(case: dict[str, Any]) -> None:
     call = oip_proto.decode_request(pb.ModelInferRequest.FromString(base64.b64decode(case["message_b64"])))
 
-    assert (call.model, call.id, dict(call.wanted), call.binary) == ("m", "r1", {"out": None}, True)
+    assert (call.model, call.id, dict(call.requested), call.binary) == ("m", "r1", {"out": None}, True)
     np.testing.assert_array_equal(call.feeds["in"], stated(case), strict=True)
 
 
@@ -88,7 +88,7 @@ def test_grpc_message_encodes_to_the_same_bytes(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", GRPC, ids=named)
 def test_answer_to_a_grpc_message_decodes_back(case: dict[str, Any]) -> None:
     call = oip_proto.decode_request(pb.ModelInferRequest.FromString(base64.b64decode(case["message_b64"])))
-    message = oip_proto.encode_answer(answer(call, {"out": call.feeds["in"]}, "7"), call)
+    message = oip_proto.encode_answer(build_answer(call, {"out": call.feeds["in"]}, "7"), call)
     back = oip_proto.decode_answer(pb.ModelInferResponse.FromString(message.SerializeToString()))
 
     assert (back.model, back.version, back.id) == ("m", "7", "r1")
@@ -104,6 +104,6 @@ def test_bf16_and_odd_bytes_are_ours_to_handle_where_the_client_refuses_them() -
     refused = {case["datatype"] for case in GOLDEN["client_refuses"]}
     assert refused == {"BF16", "BYTES"}
 
-    call = InferCall("m", {"in": np.array([0.5, -2], ml_dtypes.bfloat16)}, wanted={"out": False})
+    call = InferCall("m", {"in": np.array([0.5, -2], ml_dtypes.bfloat16)}, requested={"out": False})
     body = oip_json.encode_request(call, binary=False)
     assert oip_json.decode_request("m", "", body.join()).feeds["in"].tolist() == [0.5, -2]

@@ -12,7 +12,7 @@ import pytest
 from shared.errors import Fault, Malformed, TooLarge
 from shared.rpc import oip_json, oip_proto
 from shared.rpc import open_inference_pb2 as pb
-from shared.rpc.oip import InferAnswer, InferCall, answer, check_outputs
+from shared.rpc.oip import InferAnswer, InferCall, build_answer, check_outputs
 
 X = {"name": "x", "datatype": "FP32", "shape": [2]}
 RAW = {**X, "parameters": {"binary_data_size": 8}}
@@ -145,7 +145,7 @@ def test_outputs_travel_as_they_are_asked_for() -> None:
     outputs = [{"name": "a", "parameters": {"binary_data": False}}, {"name": "b"}]
     call = decode(request({**X, "data": [1, 2]}, outputs=outputs, parameters={"binary_data_output": True}))
     results = {"b": np.float32([1]), "a": np.float32([2]), "unwanted": np.float32([3])}
-    body = oip_json.encode_answer(answer(call, results, "1"), call)
+    body = oip_json.encode_answer(build_answer(call, results, "1"), call)
 
     head = json.loads(body.join()[: body.header_length])
     assert [(o["name"], "data" in o, "parameters" in o) for o in head["outputs"]] == [
@@ -157,14 +157,14 @@ def test_outputs_travel_as_they_are_asked_for() -> None:
 
 def test_all_outputs_come_when_none_is_named_and_as_json_unless_asked_otherwise() -> None:
     call = decode(request({**X, "data": [1, 2]}))
-    body = oip_json.encode_answer(answer(call, {"a": np.float32([2]), "b": np.array([b"t"], object)}, "1"), call)
+    body = oip_json.encode_answer(build_answer(call, {"a": np.float32([2]), "b": np.array([b"t"], object)}, "1"), call)
 
     assert body.header_length is None
     assert [o["data"] for o in json.loads(body.join())["outputs"]] == [[2.0], ["t"]]
 
 
 def test_an_unknown_output_is_refused_with_the_known_ones() -> None:
-    call = InferCall("m", {}, wanted={"heat": None})
+    call = InferCall("m", {}, requested={"heat": None})
 
     with pytest.raises(Malformed, match="no output 'heat'") as caught:
         check_outputs(call, ["mask"])
@@ -173,7 +173,7 @@ def test_an_unknown_output_is_refused_with_the_known_ones() -> None:
 
 def test_an_output_that_the_model_forgets_is_our_fault() -> None:
     with pytest.raises(Fault, match="'heat'"):
-        answer(InferCall("m", {}, wanted={"heat": None}), {"mask": np.zeros(1)}, "1")
+        build_answer(InferCall("m", {}, requested={"heat": None}), {"mask": np.zeros(1)}, "1")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_bad_message_is_malformed_and_says_where(bad: pb.ModelInferRequest, to
 )
 def test_typed_contents_are_read_and_answered_in_kind(datatype: str, field: str, values: list[Any]) -> None:
     call = oip_proto.decode_request(message(datatype=datatype, contents=contents(**{field: values})))
-    told = oip_proto.encode_answer(answer(call, {"y": call.feeds["x"]}, "1"), call)
+    told = oip_proto.encode_answer(build_answer(call, {"y": call.feeds["x"]}, "1"), call)
 
     assert call.feeds["x"].tolist() == values
     assert not told.raw_output_contents
@@ -257,7 +257,7 @@ def test_typed_contents_are_read_and_answered_in_kind(datatype: str, field: str,
 
 def test_one_output_without_typed_form_makes_the_answer_raw() -> None:
     call = oip_proto.decode_request(message(contents=contents(fp32_contents=[1, 2])))
-    told = oip_proto.encode_answer(answer(call, {"a": np.float16([1]), "b": np.float32([2])}, "1"), call)
+    told = oip_proto.encode_answer(build_answer(call, {"a": np.float16([1]), "b": np.float32([2])}, "1"), call)
 
     assert [len(raw) for raw in told.raw_output_contents] == [2, 4]
     assert {name: array.tolist() for name, array in oip_proto.decode_answer(told).outputs.items()} == {

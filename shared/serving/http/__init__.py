@@ -1,1 +1,1 @@
-"""A service's HTTP front: middleware, task routes, request parsing, negotiation, errors."""
+"""HTTP front of a service: middleware, task routes, request parsing, negotiation, errors."""

@@ -1,4 +1,4 @@
-"""Renders errors for HTTP: problem+json everywhere, except where a protocol demands its own form.
+"""Error rendering for HTTP: problem+json everywhere, except where a protocol demands its own form.
 
 A route says so with `openapi_extra={"x-error-form": "openai"}`; the paths of the protocols themselves are known here.
 """
@@ -33,15 +33,15 @@ _FORMS: Mapping[str, ErrorForm] = {
 }
 """Path prefix → form, for requests that match no route."""
 
-_OURS: Mapping[int, type[FoveaError]] = {405: MethodNotAllowed, 406: NotAcceptable, 408: TooSlow}
+_BY_STATUS: Mapping[int, type[FoveaError]] = {405: MethodNotAllowed, 406: NotAcceptable, 408: TooSlow}
 
 
 def translate(error: BaseException) -> FoveaError:
-    """The error of ours that stands for whatever a front raised."""
+    """The FoveaError for anything that a route or the framework raised."""
     if isinstance(error, RequestValidationError):
-        return _invalid(error.errors()[0])
+        return _validation_error(error.errors()[0])
     if isinstance(error, HTTPException):
-        return _http(error)
+        return _http_error(error)
     if isinstance(error, ClientDisconnect):
         return Cancelled("The caller went away.")
     return to_safe_error(error, "The service")
@@ -61,8 +61,8 @@ def render(scope: MutableMapping[str, Any], error: FoveaError, headers: Mapping[
     if form == "problem":
         body = problem(error, request_id).model_dump_json(exclude_none=True).encode()
         return Response(body, status, extra, PROBLEM_CONTENT_TYPE)
-    told = openai_error(error, request_id) if form == "openai" else oip_error(error)
-    return Response(json.dumps(told).encode(), status, extra, "application/json")
+    body_fields = openai_error(error, request_id) if form == "openai" else oip_error(error)
+    return Response(json.dumps(body_fields).encode(), status, extra, "application/json")
 
 
 def _form(scope: Mapping[str, Any]) -> ErrorForm:
@@ -72,19 +72,19 @@ def _form(scope: Mapping[str, Any]) -> ErrorForm:
     return next((form for prefix, form in _FORMS.items() if scope["path"].startswith(prefix)), "problem")
 
 
-def _invalid(first: Mapping[str, Any]) -> FoveaError:
+def _validation_error(first: Mapping[str, Any]) -> FoveaError:
     if first["type"] == "json_invalid":
         return Malformed(f"The body is not JSON: {first.get('ctx', {}).get('error', 'it does not parse')}.")
     where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
     return InvalidOption(f"{where}: {first['msg']}.", field=where)
 
 
-def _http(error: HTTPException) -> FoveaError:
+def _http_error(error: HTTPException) -> FoveaError:
     if error.status_code == 404 and error.detail == HTTPStatus(404).phrase:
         return NotFound("There is no such route here.", hint="GET /openapi.json lists the routes.")
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another")
         return MethodNotAllowed("This route does not take that method.", hint=f"It takes {allowed}.")
-    kind = _OURS.get(error.status_code) or by_status(error.status_code)
+    kind = _BY_STATUS.get(error.status_code) or by_status(error.status_code)
     found: FoveaError = kind(str(error.detail))
     return found

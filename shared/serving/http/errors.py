@@ -1,4 +1,4 @@
-"""Errors that only a front can have, and what a caller may know of a failure of ours."""
+"""Errors of the HTTP front, and unexpected exceptions made safe to show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["NotAcceptable", "TooSlow", "to_safe_error"]
 
 
 class NotAcceptable(BadInput):
-    """Nothing that the model can answer fits the `Accept` header; the detail lists what it can."""
+    """No form of the answer fits the `Accept` header; the detail lists what it can."""
 
     status, title = 406, "Not acceptable"
 
@@ -21,7 +21,7 @@ class TooSlow(BadInput):
 
 
 def to_safe_error(error: BaseException, what: str) -> FoveaError:
-    """Our own errors as they are; of any other only its place in the log.
+    """A FoveaError as it is; any other exception is logged, and becomes a `Fault` without its text.
 
     Args:
         error: What was raised.

@@ -1,8 +1,8 @@
-"""What every request passes: ids, trace, limits on its body, its Run, metrics, and errors turned into answers.
+"""Service middleware: request ids, trace, body limits, the CallContext, metrics, and errors turned into responses.
 
-Pure ASGI, one class, because it lies on the hot path. It knows no models: routes put the model's name into
-`scope["fovea.model"]` for the metrics. `scope["fovea.run"]` is the request's Run, made here unless a job brought one.
-Of a route with the mark `ENDLESS` (`shared.api.replica`) only a stated length counts against the limit.
+Pure ASGI, one class, because it lies on the hot path. Routes put the model's name into `scope["fovea.model"]` for the
+metrics. `scope["fovea.run"]` is the request's CallContext, made here unless a job brought one. Of a route with the mark
+`ENDLESS` (`shared.api.replica`) only a stated length counts against the limit.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from shared.settings import Settings
 
 __all__ = ["ServiceMiddleware"]
 
-_WATCH_AFTER_S = 0.05
-"""Requests that take longer than this are watched for the caller's going away."""
+_WATCH_DISCONNECT_AFTER_S = 0.05
+"""Requests that take longer than this are watched for a disconnect."""
 
-_HEADERS = (b"x-request-id", b"traceparent", b"x-fovea-deadline-ms", b"content-length")
+_REQUEST_HEADERS = (b"x-request-id", b"traceparent", b"x-fovea-deadline-ms", b"content-length")
 
 _CLOSE = {"connection": "close"}
 """Sent with errors that leave part of the body unread."""
@@ -44,39 +44,39 @@ class ServiceMiddleware:
         self._in_flight = telemetry.IN_FLIGHT.labels(service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request (or pass on anything that is none)."""
+        """Serve one HTTP request; pass anything else on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun = time.perf_counter()
-        sent = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _HEADERS}
-        fresh = telemetry.fresh_context(sent.get(b"x-request-id"), sent.get(b"traceparent"), self.service)
-        call = _Call(scope, receive, send, self.settings, sent)
+        started = time.perf_counter()
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _REQUEST_HEADERS}
+        context = telemetry.fresh_context(headers.get(b"x-request-id"), headers.get(b"traceparent"), self.service)
+        call = _Call(scope, receive, send, self.settings, headers)
         self._in_flight.inc()
-        with telemetry.bind(request_id=fresh.request_id, traceparent=fresh.traceparent, service=self.service):
+        with telemetry.bind(request_id=context.request_id, traceparent=context.traceparent, service=self.service):
             try:
                 await self._answer(call)
             finally:
                 self._in_flight.dec()
                 call.close()
-                self._count(scope, call, time.perf_counter() - begun)
+                self._count(scope, call, time.perf_counter() - started)
 
     async def _answer(self, call: _Call) -> None:
         try:
             call.check_size()
             await self.app(call.scope, call.receive, call.send)
             if call.refused is not None and not call.status:
-                raise call.refused  # noqa: TRY301  # the app answered with its own words for it
+                raise call.refused  # noqa: TRY301  # the app rendered an error of its own for it
         except Exception as error:
-            if call.status:  # too late to say anything: break off, so that the caller sees that it is not whole
+            if call.status:  # too late for an error: break off, so that the caller sees a truncated response
                 raise
-            told = translate(call.refused or error)
-            self._note(told)
-            headers = {**getattr(told, "headers", {}), **({} if call.complete else _CLOSE)}
+            failure = translate(call.refused or error)
+            self._log(failure)
+            headers = {**getattr(failure, "headers", {}), **({} if call.complete else _CLOSE)}
             call.refused = None
-            await render(call.scope, told, headers)(call.scope, call.receive, call.send)
+            await render(call.scope, failure, headers)(call.scope, call.receive, call.send)
 
-    def _note(self, error: FoveaError) -> None:
+    def _log(self, error: FoveaError) -> None:
         logger = telemetry.log()
         (logger.warning if error.status >= 500 else logger.info)(
             "refused", status=error.status, code=error.code, detail=error.detail
@@ -99,7 +99,7 @@ class _Call:
     """One request: its receive and send with limits around them."""
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, settings: Settings, sent: Mapping[bytes, str]
+        self, scope: Scope, receive: Receive, send: Send, settings: Settings, headers: Mapping[bytes, str]
     ) -> None:
         self.scope = scope
         self.status = 0
@@ -108,23 +108,23 @@ class _Call:
         self._receive = receive
         self._send = send
         self._settings = settings
-        self._length = int(sent.get(b"content-length", "0"))
+        self._length = int(headers.get(b"content-length", "0"))
         self._read = 0
-        self._gone: asyncio.Task[Message] | None = None
-        self._alarm: asyncio.TimerHandle | None = None
-        self.watched = "fovea.run" not in scope
-        if self.watched:
+        self._disconnect: asyncio.Task[Message] | None = None
+        self._watch_timer: asyncio.TimerHandle | None = None
+        self.has_own_context = "fovea.run" not in scope
+        if self.has_own_context:
             scope["fovea.run"] = CallContext(
-                deadline=time.monotonic() + _seconds(sent.get(b"x-fovea-deadline-ms"), settings)
+                deadline=time.monotonic() + _timeout_seconds(headers.get(b"x-fovea-deadline-ms"), settings)
             )
 
     def check_size(self) -> None:
-        """Refuse a body that says that it is too long, before reading any of it."""
+        """Refuse a body whose stated length is too large, before reading any of it."""
         if self._length > self._settings.max_body_bytes:
             raise self._too_large(self._length)
 
     async def receive(self) -> Message:
-        """The next piece of the body; after the last, the caller's going away."""
+        """The next chunk of the body; after the last, the disconnect."""
         if self.refused is not None:
             raise self.refused
         if self.complete:
@@ -144,8 +144,8 @@ class _Call:
             self.scope["fovea.run"].cancel()
         elif not message.get("more_body", False):
             self.complete = True
-            if self.watched:
-                self._alarm = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._watch)
+            if self.has_own_context:
+                self._watch_timer = asyncio.get_running_loop().call_later(_WATCH_DISCONNECT_AFTER_S, self._watch)
         return message
 
     def _is_endless(self) -> bool:
@@ -153,7 +153,7 @@ class _Call:
         return is_endless(getattr(self.scope.get("route"), "openapi_extra", None))
 
     async def send(self, message: Message) -> None:
-        """Pass the answer on, with the request's id; an app's own words for what we refused are dropped."""
+        """Pass the response on, with the request's id; the app's own error for a refused body is dropped."""
         if self.refused is not None:
             return
         if message["type"] == "http.response.start":
@@ -164,18 +164,18 @@ class _Call:
 
     def close(self) -> None:
         """Stop watching."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-        if self._gone is not None:
-            self._gone.cancel()
+        if self._watch_timer is not None:
+            self._watch_timer.cancel()
+        if self._disconnect is not None:
+            self._disconnect.cancel()
 
     def _watch(self) -> asyncio.Task[Message]:
-        """The one task that waits for the caller's going away, and cancels the run then."""
-        if self._gone is None:
-            self._gone = asyncio.ensure_future(self._await_gone())
-        return self._gone
+        """The one task that waits for the disconnect, and cancels the call then."""
+        if self._disconnect is None:
+            self._disconnect = asyncio.ensure_future(self._await_disconnect())
+        return self._disconnect
 
-    async def _await_gone(self) -> Message:
+    async def _await_disconnect(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self.scope["fovea.run"].cancel()
@@ -186,8 +186,8 @@ class _Call:
         return TooLarge(f"The body has {size:,} bytes or more; the limit is {limit:,}.", hint="Send less at a time.")
 
 
-def _seconds(deadline_ms: str | None, settings: Settings) -> float:
-    """Seconds the caller gives us; what is no number is as if it had not been sent."""
+def _timeout_seconds(deadline_ms: str | None, settings: Settings) -> float:
+    """Seconds that the caller allows; a value that is no number is ignored."""
     try:
         seconds = float(deadline_ms or "") / 1000
     except ValueError:

@@ -1,4 +1,4 @@
-"""Chooses the media type of an answer from an `Accept` header. Knows nothing about what the types mean."""
+"""Content negotiation: chooses a response's media type from the `Accept` header."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["choose"]
 
 
 def choose(accept: str | None, offered: Sequence[str]) -> str:
-    """The offered type that the caller likes best; among equals the first offered.
+    """Choose the offered type with the highest quality; among equals the first.
 
     Args:
         accept: The header, with q-values (RFC 9110, section 12.5.1); none means anything.
-        offered: What there is, best first.
+        offered: Media types, best first.
 
     Raises:
         NotAcceptable: Nothing fits; the detail lists what is offered.
@@ -22,8 +22,8 @@ def choose(accept: str | None, offered: Sequence[str]) -> str:
     if not accept or not accept.strip():
         return offered[0]
     ranges = [_range(part) for part in accept.split(",") if part.strip()]
-    liked = [(_quality(media, ranges), -place) for place, media in enumerate(offered)]
-    quality, place = max(liked)
+    ranked = [(_quality(media, ranges), -place) for place, media in enumerate(offered)]
+    quality, place = max(ranked)
     if quality <= 0:
         raise NotAcceptable(f"Nothing here fits `Accept: {accept[:100]}`.", hint=f"Offered are {', '.join(offered)}.")
     return offered[-place]
@@ -41,8 +41,8 @@ def _range(part: str) -> tuple[str, float]:
 def _quality(media: str, ranges: Sequence[tuple[str, float]]) -> float:
     """Quality of the most specific range that fits `media`."""
     family = f"{media.partition('/')[0]}/*"
-    for wanted in (media, family, "*/*"):
-        fitting = [quality for pattern, quality in ranges if pattern == wanted]
+    for accepted in (media, family, "*/*"):
+        fitting = [quality for pattern, quality in ranges if pattern == accepted]
         if fitting:
             return max(fitting)
     return 0.0

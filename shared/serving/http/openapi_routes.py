@@ -1,4 +1,4 @@
-"""Describes the domain routes in OpenAPI, from the schemas of the Servables behind them."""
+"""OpenAPI of the task routes, from the schemas of the Servables behind them."""
 
 from __future__ import annotations
 
@@ -10,46 +10,46 @@ from shared.registry import Servable
 from shared.serving import servable_schema
 from shared.serving.host import Host
 
-__all__ = ["operation", "problems", "responses", "summary"]
+__all__ = ["describe_operation", "describe_responses", "describe_task", "problems"]
 
 _SCALARS = {"string", "number", "integer", "boolean"}
 
 Kind = type[Servable[Any, Any]]
 
 
-def summary(host: Host, task: str) -> str:
-    """What the route does: its models, the default first."""
+def describe_task(host: Host, task: str) -> str:
+    """Describe the route: its models, the default first."""
     kinds = _kinds(host, task)
     lines = [f"* `{name}`: {kind.card.summary}" for name, kind in kinds.items()]
     return "\n".join([f"Answer a `{task}` request.", "", "Models, the default first:", "", *lines])
 
 
-def operation(host: Host, task: str) -> dict[str, Any]:
+def describe_operation(host: Host, task: str) -> dict[str, Any]:
     """Request body in all its forms, and the options that may go into the query."""
     kinds = _kinds(host, task)
     bodies = [_body(name, kind, host.settings.max_images) for name, kind in kinds.items()]
-    content: dict[str, Any] = {"application/json": {"schema": _any(bodies)}}
+    content: dict[str, Any] = {"application/json": {"schema": _any_of(bodies)}}
     blobs = [media for kind in kinds.values() for media in list(servable_schema.blob_fields(kind.In).values())[:1]]
     if blobs:
-        content["multipart/form-data"] = {"schema": _any([_form(name, kind) for name, kind in kinds.items()])}
+        content["multipart/form-data"] = {"schema": _any_of([_form(name, kind) for name, kind in kinds.items()])}
         content |= {media: {"schema": {"type": "string", "format": "binary"}} for media in blobs}
     return {"parameters": _parameters(kinds), "requestBody": {"required": True, "content": content}}
 
 
-def responses(host: Host, task: str) -> dict[int | str, dict[str, Any]]:
+def describe_responses(host: Host, task: str) -> dict[int | str, dict[str, Any]]:
     """The answer in all its forms, and the problems."""
     kinds = _kinds(host, task).values()
     outs = [servable_schema.inline_refs(kind.Out, "serialization") for kind in kinds]
     several = {"type": "object", "properties": {"results": {"type": "array", "items": {}}}, "required": ["results"]}
-    content: dict[str, Any] = {"application/json": {"schema": _any([*outs, several])}}
+    content: dict[str, Any] = {"application/json": {"schema": _any_of([*outs, several])}}
     content |= {media: {"schema": {"format": "binary"}} for kind in kinds for media in kind.media_types()}
     return {200: {"description": "The answer.", "content": content}, **problems(*_PROBLEMS)}
 
 
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     """The problems that a route answers with, by status."""
-    told = {"application/problem+json": {"schema": servable_schema.inline_refs(Problem)}}
-    return {code: {"description": _PROBLEMS[code], "content": told} for code in codes}
+    content = {"application/problem+json": {"schema": servable_schema.inline_refs(Problem)}}
+    return {code: {"description": _PROBLEMS[code], "content": content} for code in codes}
 
 
 _PROBLEMS: Mapping[int, str] = {
@@ -58,7 +58,7 @@ _PROBLEMS: Mapping[int, str] = {
     406: "Nothing fits the Accept header.",
     408: "The body stopped arriving.",
     413: "Too large; the detail names the limit.",
-    415: "Not a picture, or a content type nobody here reads.",
+    415: "Not a picture, or an unknown content type.",
     422: "An option is out of range; `field` names it.",
     429: "The queue is full; Retry-After says when to come back.",
     503: "The model is not ready.",
@@ -70,8 +70,8 @@ def _kinds(host: Host, task: str) -> dict[str, Kind]:
     return {name: host.servable_type(name) for name in host.tasks()[task]}
 
 
-def _any(schemas_: list[dict[str, Any]]) -> dict[str, Any]:
-    distinct = [schema for place, schema in enumerate(schemas_) if schema not in schemas_[:place]]
+def _any_of(schemas: list[dict[str, Any]]) -> dict[str, Any]:
+    distinct = [schema for place, schema in enumerate(schemas) if schema not in schemas[:place]]
     return distinct[0] if len(distinct) == 1 else {"anyOf": distinct}
 
 

@@ -1,14 +1,14 @@
-"""Reads a domain request in any of its forms (JSON, multipart, raw bytes, query) into the requests of a model's In.
+"""Request parsing: JSON, multipart, raw bytes and query become requests of a model's In.
 
 Two steps, because the body names the model and the model decides what the body means: `parse_request` takes the body
-apart, `build_requests` builds one `In` per picture. Knows no models, only their schemas.
+apart, `build_requests` builds one `In` per picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import pydantic_core
 from pydantic import BaseModel, ValidationError
@@ -21,7 +21,7 @@ from shared.serving import servable_schema
 __all__ = ["ParsedRequest", "build_requests", "is_url", "parse_request"]
 
 _FILES = ("file", "image", "files", "images")
-"""Names under which a form may send the model's first field of bytes."""
+"""Form fields that fill the model's first field of bytes."""
 
 
 @dataclass(slots=True)
@@ -44,11 +44,11 @@ class ParsedRequest:
 
     @property
     def model(self) -> str | None:
-        """The model that was asked for."""
-        named = self.options.get("model", self.texts.get("model", [None])[-1])
-        if named is not None and not isinstance(named, str):
+        """The model that the request names."""
+        name = self.options.get("model", self.texts.get("model", [None])[-1])
+        if name is not None and not isinstance(name, str):
             raise InvalidOption("model must be the name of a model, as text.", field="model")
-        return named or None
+        return name or None
 
 
 async def parse_request(request: Request) -> ParsedRequest:
@@ -56,31 +56,31 @@ async def parse_request(request: Request) -> ParsedRequest:
 
     Raises:
         Malformed: The body is not what its content type says.
-        UnsupportedMedia: Nobody here reads that content type.
+        UnsupportedMedia: The content type is unknown.
     """
-    asked = ParsedRequest(texts={name: request.query_params.getlist(name) for name in request.query_params})
+    parsed = ParsedRequest(texts={name: request.query_params.getlist(name) for name in request.query_params})
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media in {"multipart/form-data", "application/x-www-form-urlencoded"}:
-        await _read_form(request, asked)
-        return asked
+        await _read_form(request, parsed)
+        return parsed
     body = await request.body()
     if media.endswith("json") or (not media and body[:1] == b"{"):
-        asked.options = _object(body)
+        parsed.options = _parse_object(body)
     elif body:
-        asked.body, asked.media = body, media or "application/octet-stream"
-    return asked
+        parsed.body, parsed.media = body, media or "application/octet-stream"
+    return parsed
 
 
-async def _read_form(request: Request, asked: ParsedRequest) -> None:
+async def _read_form(request: Request, parsed: ParsedRequest) -> None:
     async with request.form(max_files=1000, max_fields=1000) as form:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
-                asked.files.append((name, await value.read()))
+                parsed.files.append((name, await value.read()))
             else:
-                asked.texts.setdefault(name, []).append(value)
+                parsed.texts.setdefault(name, []).append(value)
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def _parse_object(body: bytes) -> dict[str, Any]:
     try:
         found = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -91,9 +91,9 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 def build_requests(
-    asked: ParsedRequest, model: type[BaseModel], max_images: int
+    parsed: ParsedRequest, model: type[BaseModel], max_images: int
 ) -> tuple[list[BaseModel | FoveaError], bool]:
-    """One request per picture, or its error where only that picture is wrong; and whether a list was asked for.
+    """One request per picture, or its error where only that picture is wrong; and whether a list was sent.
 
     Raises:
         InvalidOption: An option is unknown or out of range; `field` names it.
@@ -101,31 +101,33 @@ def build_requests(
         UnsupportedMedia: Raw bytes of another kind than the model takes.
     """
     fields = servable_schema.properties(model)
-    options = {name: value for name, value in asked.options.items() if name != "model" or name in fields}
-    for name, texts in asked.texts.items():
+    options = {name: value for name, value in parsed.options.items() if name != "model" or name in fields}
+    for name, texts in parsed.texts.items():
         if name in fields:
-            options.setdefault(name, servable_schema.decode(name, fields[name], texts))
+            options.setdefault(name, servable_schema.decode_text(name, fields[name], texts))
         elif name != "model":
             options.setdefault(name, texts[-1])
-    pictures, many = _pictures(asked, model, options)
-    _known(options, model)
+    pictures, many = _collect_pictures(parsed, model, options)
+    _refuse_unknown(options, model)
     if not many:
         return [_validate(model, options | pictures)], False
     (main, several), *_ = pictures.items()
-    _count(several, max_images)
-    return [_alone(model, options, main, picture) for picture in several], True
+    _check_count(several, max_images)
+    return [_build_value_of(model, options, main, picture) for picture in several], True
 
 
-def _pictures(asked: ParsedRequest, model: type[BaseModel], options: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The fields of bytes that came outside the options, and whether the first is a list of pictures to answer each."""
+def _collect_pictures(
+    parsed: ParsedRequest, model: type[BaseModel], options: dict[str, Any]
+) -> tuple[dict[str, Any], bool]:
+    """Fields of bytes outside the options, and whether the first is a list of pictures to answer one by one."""
     blobs, fields = servable_schema.blob_fields(model), servable_schema.properties(model)
     main = next(iter(blobs), None)
-    if asked.body is not None:
-        return {_raw_field(main, blobs, asked.media): asked.body}, False
+    if parsed.body is not None:
+        return {_raw_field(main, blobs, parsed.media): parsed.body}, False
     if main is not None and "images" in options and "images" not in fields:
         return {main: options.pop("images")}, True
     found: dict[str, list[bytes]] = {}
-    for name, data in asked.files:
+    for name, data in parsed.files:
         target = name if name in blobs else main if name in _FILES else None
         if target is None:
             hint = f"Files go into {', '.join(blobs)}." if blobs else "This model takes no files."
@@ -133,26 +135,26 @@ def _pictures(asked: ParsedRequest, model: type[BaseModel], options: dict[str, A
         found.setdefault(target, []).append(data)
     many = main is not None and not servable_schema.is_list(fields[main]) and len(found.get(main, ())) > 1
     if many:
-        options |= {name: _one(fields[name], data) for name, data in found.items() if name != main}
+        options |= {name: _value_of(fields[name], data) for name, data in found.items() if name != main}
         return {str(main): found[str(main)]}, True
-    return {name: _one(fields[name], data) for name, data in found.items()}, False
+    return {name: _value_of(fields[name], data) for name, data in found.items()}, False
 
 
-def _one(prop: Mapping[str, Any], data: list[bytes]) -> Any:
+def _value_of(prop: Mapping[str, Any], data: list[bytes]) -> Any:
     return data if servable_schema.is_list(prop) else data[-1]
 
 
 def _raw_field(main: str | None, blobs: Mapping[str, str], media: str) -> str:
     """The field that a raw body of this content type fills."""
-    taken = blobs.get(main or "", "")
-    fits = media == "application/octet-stream" or media.partition("/")[0] == taken.partition("/")[0]
+    accepted = blobs.get(main or "", "")
+    fits = media == "application/octet-stream" or media.partition("/")[0] == accepted.partition("/")[0]
     if main is None or not fits:
-        kinds = ["application/json", "multipart/form-data", *([taken] if taken else [])]
+        kinds = ["application/json", "multipart/form-data", *([accepted] if accepted else [])]
         raise UnsupportedMedia(f"A body of type {media!r} is not read here.", hint=f"Send {', '.join(kinds)}.")
     return main
 
 
-def _known(options: Mapping[str, Any], model: type[BaseModel]) -> None:
+def _refuse_unknown(options: Mapping[str, Any], model: type[BaseModel]) -> None:
     if model.model_config.get("extra") == "allow":
         return
     fields = servable_schema.properties(model)
@@ -161,7 +163,7 @@ def _known(options: Mapping[str, Any], model: type[BaseModel]) -> None:
             raise InvalidOption(f"There is no option {name!r}.", field=name, hint=f"Options are {', '.join(fields)}.")
 
 
-def _count(several: Any, max_images: int) -> None:
+def _check_count(several: Any, max_images: int) -> None:
     if not isinstance(several, list) or not several:
         raise InvalidOption("images must be a list of at least one picture.", field="images")
     if len(several) > max_images:
@@ -169,7 +171,9 @@ def _count(several: Any, max_images: int) -> None:
         raise TooLarge(detail, hint="Send them in several requests.", field="images")
 
 
-def _alone(model: type[BaseModel], options: Mapping[str, Any], main: str, picture: Any) -> BaseModel | FoveaError:
+def _build_value_of(
+    model: type[BaseModel], options: Mapping[str, Any], main: str, picture: Any
+) -> BaseModel | FoveaError:
     """The request of one picture of several; an error that lies in the picture stays with it."""
     if isinstance(picture, FoveaError):  # it could not be fetched
         picture.field = main
@@ -187,15 +191,15 @@ def _validate(model: type[BaseModel], values: Mapping[str, Any]) -> BaseModel:
     try:
         request = model.model_validate(values)
     except ValidationError as error:
-        raise _named(error.errors(include_url=False)) from error
+        raise _first_error(error.errors(include_url=False)) from error
     for name in servable_schema.blob_fields(model):
         if getattr(request, name, None) == b"":
             raise Malformed(f"{name} is empty.", field=name)
     return request
 
 
-def is_url(value: Any) -> bool:
-    """Whether a value names a picture elsewhere instead of holding it."""
+def is_url(value: object) -> TypeGuard[str]:
+    """Whether a value is a URL of a picture instead of its bytes."""
     return isinstance(value, str) and value[:8].lower().startswith(("http://", "https://"))
 
 
@@ -206,7 +210,7 @@ def _refuse_urls(model: type[BaseModel], values: Mapping[str, Any]) -> None:
             raise InvalidOption(f"{name} is a URL, and pictures are not fetched here.", field=name, hint=hint)
 
 
-def _named(errors: Sequence[Any]) -> FoveaError:
+def _first_error(errors: Sequence[Any]) -> FoveaError:
     """The first thing that is wrong, by the name of its field, and how many more there are."""
     first, more = errors[0], len(errors) - 1
     where = ".".join(str(part) for part in first["loc"]) or "body"

@@ -1,4 +1,4 @@
-"""Routes that every service has: health, metrics and what it serves. Knows the host, and no model."""
+"""System routes of every service: health, metrics and models."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def example(name: str, host: HostOf) -> dict[str, Any]:
 
 
 class LintedClaim(BaseModel):
-    """What a model claims about its sparsity, and what is still owed."""
+    """A model's sparsity claim, and the rules that it does not meet yet."""
 
     claim: SparsityClaim
     findings: list[Finding] = Field(description="Rules of the claim that are open; empty when it is complete.")

@@ -1,4 +1,4 @@
-"""`POST /v1/<task>`: one route per task of the service, made from the Servables' own In and Out.
+"""Task routes: `POST /v1/<task>`, one per task of the service, from the Servables' own In and Out.
 
 Pictures come as multipart files, base64 in JSON or a raw body; answers go out as JSON or, by `Accept`, as whatever the
 model renders. Chat and completion are OpenAI's protocol and have routes of their own.
@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
@@ -27,85 +26,85 @@ from shared.serving.http.negotiation import choose
 from shared.serving.http.request_parsing import ParsedRequest, build_requests, parse_request
 from shared.serving.http.url_images import Fetcher, fetch_pictures
 
-__all__ = ["router"]
+__all__ = ["build_router"]
 
-_PROTOCOLS = frozenset({"chat", "complete"})
-"""Tasks that are served under a protocol of their own."""
+_PROTOCOL_TASKS = frozenset({"chat", "complete"})
+"""Tasks with a protocol of their own."""
 
-_LARGE = 256 * 1024
-"""Bodies from this size are taken apart on a thread: base64 of a photograph takes milliseconds."""
+_LARGE_BODY_BYTES = 256 * 1024
+"""Bodies from this size are parsed on a thread: base64 of a photograph takes milliseconds."""
 
-_STREAMS = ("application/x-ndjson", "text/event-stream")
+_STREAM_MEDIA_TYPES = ("application/x-ndjson", "text/event-stream")
 
 
-def router(host: Host) -> APIRouter:
-    """The domain routes of a host."""
+def build_router(host: Host) -> APIRouter:
+    """Build the task routes of a host."""
     routes = APIRouter(tags=["domain"])
     for task in host.tasks():
-        if task not in _PROTOCOLS:
+        if task not in _PROTOCOL_TASKS:
             routes.add_api_route(
                 f"/v1/{task}",
                 _endpoint(host, task),
                 methods=["POST"],
                 name=task,
                 operation_id=task,
-                openapi_extra=openapi_routes.operation(host, task),
+                openapi_extra=openapi_routes.describe_operation(host, task),
                 response_class=Response,
-                responses=openapi_routes.responses(host, task),
+                responses=openapi_routes.describe_responses(host, task),
             )
     return routes
 
 
-def _endpoint(host: Host, task: str) -> Any:
+def _endpoint(host: Host, task: str) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
-        asked = await parse_request(request)
-        name = host.resolve(asked.model, task)
+        parsed = await parse_request(request)
+        name = host.resolve(parsed.model, task)
         request.scope["fovea.model"] = name
-        return await _answer(host, name, asked, request)
+        return await _answer(host, name, parsed, request)
 
-    answer.__doc__ = openapi_routes.summary(host, task)
+    answer.__doc__ = openapi_routes.describe_task(host, task)
     return answer
 
 
-async def _answer(host: Host, name: str, asked: ParsedRequest, request: Request) -> Response:
+async def _answer(host: Host, name: str, parsed: ParsedRequest, request: Request) -> Response:
     kind, run = host.servable_type(name), request.scope["fovea.run"]
-    offered = ["application/json", *kind.media_types(), *(_STREAMS if kind.mode == "stream" else ())]
+    offered = ["application/json", *kind.media_types(), *(_STREAM_MEDIA_TYPES if kind.mode == "stream" else ())]
     media = choose(request.headers.get("accept"), offered)
-    host.servable(name)  # not ready is said before the body is looked at
+    host.servable(name)  # a model that is not ready is refused before the body is parsed
     if host.settings.allow_image_urls:
-        asked = await fetch_pictures(asked, kind.In, Fetcher(host.settings.max_body_bytes))
-    large = int(request.headers.get("content-length", _LARGE)) >= _LARGE
-    build = (asked, kind.In, host.settings.max_images)
+        parsed = await fetch_pictures(parsed, kind.In, Fetcher(host.settings.max_body_bytes))
+    large = int(request.headers.get("content-length", _LARGE_BODY_BYTES)) >= _LARGE_BODY_BYTES
+    build = (parsed, kind.In, host.settings.max_images)
     calls, many = await asyncio.to_thread(build_requests, *build) if large else build_requests(*build)
     if many:
-        return await _several(host, name, calls, media, run)
+        return await _answer_many(host, name, calls, media, run)
     (call,) = calls
     if isinstance(call, FoveaError):
         raise call
-    if media in _STREAMS:
+    if media in _STREAM_MEDIA_TYPES:
         return await _stream(host.stream(name, call, run), media)
-    found = await host.predict(name, call, run)
+    answer = await host.predict(name, call, run)
     if media == "application/json":
-        return Response(found.model_dump_json(), media_type=media, headers={"vary": "accept"})
-    return await _render(host, name, call, found, media)
+        return Response(answer.model_dump_json(), media_type=media, headers={"vary": "accept"})
+    return await _render(host, name, call, answer, media)
 
 
-async def _render(host: Host, name: str, call: BaseModel, found: BaseModel, media: str) -> Response:
-    picture = await asyncio.to_thread(host.servable(name).render, call, found, media)
+async def _render(host: Host, name: str, call: BaseModel, answer: BaseModel, media: str) -> Response:
+    picture = await asyncio.to_thread(host.servable(name).render, call, answer, media)
     if picture is None:
         raise NotAcceptable(f"This answer has no form {media}.", hint="Ask for application/json.")
     return Response(picture, media_type=media, headers={"vary": "accept"})
 
 
-async def _several(
+async def _answer_many(
     host: Host, name: str, calls: list[BaseModel | FoveaError], media: str, run: CallContext
 ) -> Response:
     """Answer a list of pictures: results in their order, each an answer or a problem."""
     if media != "application/json":
         detail = f"Several pictures are answered as JSON only, not as {media}."
         raise NotAcceptable(detail, hint="Send one picture at a time.")
-    found = await asyncio.gather(*(_attempt(host, name, call, run) for call in calls))
-    results = ",".join(_json(answer) for answer in found)
+    answers = await asyncio.gather(*(_attempt(host, name, call, run) for call in calls))
+    results = ",".join(_json(answer) for answer in answers)
     return Response(f'{{"results":[{results}]}}', media_type=media)
 
 
@@ -121,8 +120,8 @@ async def _attempt(host: Host, name: str, call: BaseModel | FoveaError, run: Cal
 def _json(answer: BaseModel | FoveaError) -> str:
     if isinstance(answer, BaseModel):
         return answer.model_dump_json()
-    told = problem(answer, telemetry.context().request_id)
-    return json.dumps({"problem": told.model_dump(mode="json", exclude_none=True)})
+    body = problem(answer, telemetry.context().request_id)
+    return json.dumps({"problem": body.model_dump(mode="json", exclude_none=True)})
 
 
 async def _stream(events: AsyncGenerator[BaseModel, None], media: str) -> Response:
@@ -130,7 +129,7 @@ async def _stream(events: AsyncGenerator[BaseModel, None], media: str) -> Respon
     try:
         first = await anext(events)
     except StopAsyncIteration as error:
-        raise InvalidOption("The model had nothing to say to this request.") from error
+        raise InvalidOption("The model streamed no event for this request.") from error
     return StreamingResponse(_lines(first, events, media), media_type=media)
 
 
@@ -141,5 +140,5 @@ async def _lines(first: BaseModel, events: AsyncGenerator[BaseModel, None], medi
         try:
             async for event in events:
                 yield form.format(event.model_dump_json())
-        except Exception as error:  # noqa: BLE001  # the status is sent: the stream itself must say what went wrong
+        except Exception as error:  # noqa: BLE001  # the status is sent: the error goes into the stream
             yield form.format(_json(to_safe_error(error, "The stream")))

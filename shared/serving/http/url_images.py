@@ -1,8 +1,8 @@
-"""Pictures that a request names by URL, where the operator allows it: fetched from public addresses only.
+"""Image URLs: pictures that a request names by URL are fetched, where allowed, from public addresses only.
 
 The host is resolved first, every address that it has must be public, and the connection goes to the address that was
 checked: a name that resolves differently the second time, a redirect into the network, or an address written as an IPv6
-form of a private one leads nowhere. Bytes are counted while they arrive. Knows no models.
+form of a private one leads nowhere. Bytes are counted while they arrive.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Address", "Fetcher", "fetch_pictures", "is_public"]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_HOPS = 4
+_MAX_REDIRECTS = 4
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -74,30 +74,35 @@ class Fetcher:
             raise InvalidOption("The picture's server could not be read from.") from error
 
     async def _follow(self, url: httpx2.URL) -> bytes:
-        for _ in range(_HOPS):
+        for _ in range(_MAX_REDIRECTS):
             found = await self._read(url)
             if isinstance(found, bytes):
                 return found
             url = url.join(found)
-        raise InvalidOption(f"The URL redirects more than {_HOPS} times.")
+        raise InvalidOption(f"The URL redirects more than {_MAX_REDIRECTS} times.")
 
     async def _read(self, url: httpx2.URL) -> bytes | str:
-        """The file, or where it has moved to."""
+        """The file, or the URL of a redirect."""
         if url.scheme not in {"http", "https"} or not url.host or url.userinfo:
             raise InvalidOption("A picture's URL must be http or https, with a host and without a password.")
-        address = await self._resolved(url.host, url.port or (443 if url.scheme == "https" else 80))
+        address = await self._resolve(url.host, url.port or (443 if url.scheme == "https" else 80))
         pinned = url.copy_with(host=str(address))
         client = httpx2.AsyncClient(trust_env=False, timeout=self.seconds)
-        asked = client.build_request("GET", pinned, headers={"host": url.netloc.decode()})
-        asked.extensions["sni_hostname"] = url.host  # the certificate must be the name's, though the address is pinned
-        async with client, contextlib.aclosing(await client.send(asked, stream=True, follow_redirects=False)) as answer:
+        request = client.build_request("GET", pinned, headers={"host": url.netloc.decode()})
+        request.extensions["sni_hostname"] = (
+            url.host
+        )  # the certificate must be the name's, though the address is pinned
+        async with (
+            client,
+            contextlib.aclosing(await client.send(request, stream=True, follow_redirects=False)) as answer,
+        ):
             if answer.is_redirect and "location" in answer.headers:
                 return str(answer.headers["location"])
             if answer.status_code != httpx2.codes.OK:
                 raise InvalidOption(f"The picture's server answered {answer.status_code}.")
-            return await self._counted(answer)
+            return await self._read_bounded(answer)
 
-    async def _counted(self, answer: httpx2.Response) -> bytes:
+    async def _read_bounded(self, answer: httpx2.Response) -> bytes:
         parts, size = [], int(answer.headers.get("content-length", 0))
         if size <= self.limit:
             size = 0
@@ -110,7 +115,7 @@ class Fetcher:
             raise TooLarge(f"The picture behind the URL has more than {self.limit:,} bytes.")
         return b"".join(parts)
 
-    async def _resolved(self, host: str, port: int) -> Address:
+    async def _resolve(self, host: str, port: int) -> Address:
         """The address to connect to: all that the host has must be allowed.
 
         Raises:
@@ -122,30 +127,30 @@ class Fetcher:
             raise InvalidOption(f"There is no host {host[:100]!r}.") from error
         addresses = [ipaddress.ip_address(entry[4][0]) for entry in found]
         if not addresses or not all(map(self.allowed, addresses)):
-            # Which address it was is not said: the answer would map the network behind us.
+            # The address is not named: the answer would map the internal network.
             raise InvalidOption("The URL leads to an address that is not public.", hint="Send the picture itself.")
         return addresses[0]
 
 
-async def fetch_pictures(asked: ParsedRequest, model: type[BaseModel], fetcher: Fetcher) -> ParsedRequest:
-    """The request with its URLs replaced by what is behind them; in a list, by an error where one can't be fetched.
+async def fetch_pictures(parsed: ParsedRequest, model: type[BaseModel], fetcher: Fetcher) -> ParsedRequest:
+    """Replace the URLs of a request by their content; in a list, by an error where one can't be fetched.
 
     Raises:
         FoveaError: The request's only picture can't be fetched; `field` names it.
     """
-    options, texts = dict(asked.options), dict(asked.texts)
+    options, texts = dict(parsed.options), dict(parsed.texts)
     for name in servable_schema.blob_fields(model):
         if is_url(value := options.get(name)):
-            options[name] = await _fetched(fetcher, value, name)
+            options[name] = await _fetch_field(fetcher, value, name)
         elif name in texts and is_url(texts[name][-1]):
-            options[name] = await _fetched(fetcher, texts.pop(name)[-1], name)
+            options[name] = await _fetch_field(fetcher, texts.pop(name)[-1], name)
     images: Any = options.get("images")
     if isinstance(images, list) and any(map(is_url, images)):
         options["images"] = await asyncio.gather(*(_attempt(fetcher, image) for image in images))
-    return replace(asked, options=options, texts=texts)
+    return replace(parsed, options=options, texts=texts)
 
 
-async def _fetched(fetcher: Fetcher, url: Any, field: str) -> bytes:
+async def _fetch_field(fetcher: Fetcher, url: str, field: str) -> bytes:
     with in_field(field):
         return await fetcher.fetch(url)
 

@@ -1,1 +1,1 @@
-"""A service's Open Inference v2 front: REST, gRPC, bodies, metadata, tensors."""
+"""Open Inference v2 front of a service: REST, gRPC, bodies, metadata, tensors."""

@@ -1,7 +1,4 @@
-"""Bodies of Open Inference v2 over HTTP: read raw and bounded, inflated if need be, written and deflated if asked for.
-
-Knows HTTP's encodings; knows nothing of what the bodies say.
-"""
+"""HTTP bodies of Open Inference v2: read raw and bounded, inflated where compressed; written, compressed on request."""
 
 from __future__ import annotations
 
@@ -19,11 +16,11 @@ from starlette.types import Receive, Scope, Send
 from shared.errors import Malformed, TooLarge, UnsupportedMedia
 from shared.rpc.oip_json import HEADER_LENGTH, EncodedBody, align
 
-__all__ = ["read_body", "respond"]
+__all__ = ["build_response", "read_body"]
 
 _WBITS: Final[Mapping[str, int]] = MappingProxyType({"gzip": 31, "deflate": 15})
 _LEVEL: Final = 1  # tensors are nearly incompressible: more effort only costs time
-_JOIN: Final = 64 * 1024  # below this, one write costs less than two
+_JOIN_BELOW_BYTES: Final = 64 * 1024  # below this, one write costs less than two
 
 
 async def read_body(request: Request, header_length: int | None, limit: int) -> memoryview:
@@ -46,22 +43,22 @@ async def read_body(request: Request, header_length: int | None, limit: int) -> 
     return align(chunks, header_length)
 
 
-async def respond(request: Request, body: EncodedBody) -> Response:
-    """A response with a body, deflated if the caller asks for it by name."""
+async def build_response(request: Request, body: EncodedBody) -> Response:
+    """Build a response, compressed where the caller names exactly one known coding."""
     headers = {} if body.header_length is None else {HEADER_LENGTH: str(body.header_length)}
     media_type = "application/json" if body.header_length is None else "application/octet-stream"
     coding = request.headers.get("accept-encoding", "").strip().lower()
-    # Browsers and HTTP libraries list several codings by habit; a tensor client that wants one names that one.
+    # Browsers and HTTP libraries list several codings by default; a tensor client that wants one names that one.
     if coding in _WBITS:
         content = await asyncio.to_thread(_deflate, body, coding)
         headers |= {"content-encoding": coding, "vary": "accept-encoding"}
         return Response(content, headers=headers, media_type=media_type)
-    if sum(map(len, body.parts)) > _JOIN:
-        return _InParts(body.parts, headers, media_type)
+    if sum(map(len, body.parts)) > _JOIN_BELOW_BYTES:
+        return _PartsResponse(body.parts, headers, media_type)
     return Response(body.join(), headers=headers, media_type=media_type)
 
 
-class _InParts(Response):
+class _PartsResponse(Response):
     """A response that is sent part by part: joining megabytes costs more than everything else about an answer."""
 
     def __init__(self, parts: Sequence[bytes | memoryview], headers: dict[str, str], media_type: str) -> None:
@@ -78,7 +75,7 @@ class _InParts(Response):
 
 def _inflate(data: bytes, coding: str, limit: int) -> bytes:
     if coding not in _WBITS:
-        detail = f"The content encoding {coding[:40]!r} is not read here."
+        detail = f"The content encoding {coding[:40]!r} is unknown."
         raise UnsupportedMedia(detail, hint="Known are gzip and deflate.")
     inflater = zlib.decompressobj(_WBITS[coding])
     try:
@@ -89,7 +86,7 @@ def _inflate(data: bytes, coding: str, limit: int) -> bytes:
     if len(inflated) > limit:
         raise _too_large(limit)
     if not inflater.eof or inflater.unused_data:
-        detail = f"The body is no whole {coding} stream, or more follows it."
+        detail = f"The body is not one whole {coding} stream."
         raise Malformed(detail)
     return inflated
 

@@ -1,7 +1,7 @@
 """Open Inference v2 over gRPC, beside the standard health and reflection services.
 
-Knows grpc.aio and the host, and leaves tensors to `shared.rpc`. The messages are our own package's, served under the
-public name `inference.GRPCInferenceService` (docs/adr/0003-open-inference.md).
+The messages are our own package's, served under the public name `inference.GRPCInferenceService`
+(docs/adr/0003-open-inference.md).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import grpc
 from google.protobuf.json_format import ParseDict
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from shared import telemetry
@@ -24,7 +24,7 @@ from shared.api.problem import oip_error
 from shared.errors import FoveaError, Malformed
 from shared.registry import CallContext
 from shared.rpc import open_inference_pb2 as pb
-from shared.rpc.oip import answer, check_outputs
+from shared.rpc.oip import build_answer, check_outputs
 from shared.rpc.oip_proto import decode_request, encode_answer
 from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
@@ -36,12 +36,12 @@ from shared.settings import Settings
 __all__ = ["serve_grpc"]
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Deed = Callable[[Any, CallContext], Awaitable[Any]]
+Method = Callable[[Any, CallContext], Awaitable[Message | dict[str, Any]]]
 
-_LONGEST_DETAIL: Final = 2000
+_MAX_DETAIL_BYTES: Final = 2000
 """Bytes of an error's text: it travels as a header, percent-encoded, and those are limited to 8 KiB."""
 
-_OFF_LOOP: Final = 64 * 1024
+_OFF_LOOP_BYTES: Final = 64 * 1024
 """Bytes of a message above which elements are taken one by one off the event loop only."""
 
 
@@ -66,7 +66,7 @@ async def serve_grpc(host: Host, bind: str, port: int, settings: Settings) -> tu
         ("grpc.so_reuseport", 0),  # a port in use is an error, and not shared in silence
     ]
     server = grpc.aio.server(options=options)
-    server.add_generic_rpc_handlers((_Front(host, settings),))
+    server.add_generic_rpc_handlers((_OpenInferenceService(host, settings),))
     add_standard_services(server, host)
     address = f"[{bind}]:{port}" if ":" in bind else f"{bind}:{port}"
     try:
@@ -78,13 +78,13 @@ async def serve_grpc(host: Host, bind: str, port: int, settings: Settings) -> tu
     return server, taken
 
 
-class _Front(grpc.GenericRpcHandler):
-    """The methods of the service: each takes a message and the call's Run, and answers with a message or a dict."""
+class _OpenInferenceService(grpc.GenericRpcHandler):
+    """The methods of the service: each takes a message and a CallContext, and returns a message or a dict."""
 
     def __init__(self, host: Host, settings: Settings) -> None:
         self._host = host
         self._settings = settings
-        self._deeds: Mapping[str, Deed] = {
+        self._methods_by_name: Mapping[str, Method] = {
             "ServerLive": self._live,
             "ServerReady": self._ready,
             "ModelReady": self._model_ready,
@@ -97,14 +97,14 @@ class _Front(grpc.GenericRpcHandler):
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
         }
-        self._handlers = {f"/{SERVICE}/{method.name}": self._handler(method) for method in _methods()}
+        self._handlers = {f"/{SERVICE}/{method.name}": self._handler(method) for method in _list_methods()}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The handler of a method; methods of Triton's service that are not offered are refused in words."""
+        """The handler of a method; methods of Triton's service that are not offered get an error that says so."""
         path = handler_call_details.method
         if found := self._handlers.get(path):
             return found
-        return grpc.unary_unary_rpc_method_handler(_not_offered) if path.startswith(f"/{SERVICE}/") else None
+        return grpc.unary_unary_rpc_method_handler(_refuse_method) if path.startswith(f"/{SERVICE}/") else None
 
     def _handler(self, method: Any) -> grpc.RpcMethodHandler[Any, Any]:
         request, response = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
@@ -113,21 +113,21 @@ class _Front(grpc.GenericRpcHandler):
         if method.name == "ModelStreamInfer":
             kind, behaviour = grpc.stream_stream_rpc_method_handler, self._stream_infer
         else:
-            behaviour = self._unary(method.name, self._deeds[method.name], response)
+            behaviour = self._unary(method.name, self._methods_by_name[method.name], response)
         handler: grpc.RpcMethodHandler[Any, Any] = kind(
-            behaviour, request_deserializer=_reader(request), response_serializer=response.SerializeToString
+            behaviour, request_deserializer=_build_deserializer(request), response_serializer=response.SerializeToString
         )
         return handler
 
     # Around every call.
 
-    def _unary(self, name: str, deed: Deed, response: type[Any]) -> Callable[[Any, Context], Awaitable[Any]]:
+    def _unary(self, name: str, method: Method, response: type[Any]) -> Callable[[Any, Context], Awaitable[Any]]:
         async def behaviour(message: Any, context: Context) -> Any:
             try:
-                told = await self._serve(name, deed, message, context)
+                answer = await self._serve(name, method, message, context)
             except FoveaError as error:
                 await context.abort(grpc.StatusCode[error.grpc], _sentence(error))
-            return ParseDict(told, response()) if isinstance(told, dict) else told
+            return ParseDict(answer, response()) if isinstance(answer, dict) else answer
 
         return behaviour
 
@@ -136,100 +136,104 @@ class _Front(grpc.GenericRpcHandler):
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """Answer each request of a stream, in order; one that fails gets its error, and the stream goes on."""
 
-        async def one(message: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+        async def infer_one(message: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
             try:
-                told = await self._serve("ModelStreamInfer", self._infer, message, context)
+                answer = await self._serve("ModelStreamInfer", self._infer, message, context)
             except FoveaError as error:
                 failed = pb.ModelInferResponse(id=getattr(message, "id", ""))
                 return pb.ModelStreamInferResponse(error_message=_sentence(error), infer_response=failed)
-            if (asked := message.parameters.get("triton_enable_empty_final_response")) and asked.bool_param:
-                told.parameters["triton_final_response"].bool_param = True
-            return pb.ModelStreamInferResponse(infer_response=told)
+            if (flag := message.parameters.get("triton_enable_empty_final_response")) and flag.bool_param:
+                answer.parameters["triton_final_response"].bool_param = True
+            return pb.ModelStreamInferResponse(infer_response=answer)
 
-        async for told in map_in_order(messages, one, ahead=self._settings.max_batch_size):
-            yield told
+        async for answer in map_in_order(messages, infer_one, ahead=self._settings.max_batch_size):
+            yield answer
 
-    async def _serve(self, name: str, deed: Deed, message: Any, context: Context) -> Any:
-        """Run one deed in the caller's context: ids, trace, deadline, metrics; any failure becomes a FoveaError."""
-        sent = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        fresh = telemetry.fresh_context(sent.get("x-request-id"), sent.get("traceparent"), self._host.service)
-        named = message.model_name if isinstance(message, pb.ModelInferRequest) else ""
-        model = named if named in self._host.names() else ""  # names that callers invent would swell the metrics
-        run = CallContext(deadline=time.monotonic() + _seconds(context, sent, self._settings))
-        ids = {"request_id": fresh.request_id, "traceparent": fresh.traceparent, "service": fresh.service}
-        trailers = [("x-request-id", fresh.request_id)]
-        with telemetry.bind(**ids, model=model), _counted(fresh.service, model, f"grpc {name}"):
+    async def _serve(self, name: str, method: Method, message: Any, context: Context) -> Any:
+        """Run a method in the caller's context: ids, trace, deadline, metrics; any failure becomes a FoveaError."""
+        headers = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        ids = telemetry.fresh_context(headers.get("x-request-id"), headers.get("traceparent"), self._host.service)
+        name_sent = message.model_name if isinstance(message, pb.ModelInferRequest) else ""
+        model = name_sent if name_sent in self._host.names() else ""  # unknown names would swell the metrics
+        run = CallContext(deadline=time.monotonic() + _timeout_seconds(context, headers, self._settings))
+        fields = {"request_id": ids.request_id, "traceparent": ids.traceparent, "service": ids.service}
+        trailers = [("x-request-id", ids.request_id)]
+        with telemetry.bind(**fields, model=model), _count_call(ids.service, model, f"grpc {name}"):
             try:
                 if isinstance(message, FoveaError):
-                    raise message  # noqa: TRY301  # the bytes were no message, see `_reader`
-                return await deed(message, run)
+                    raise message  # noqa: TRY301  # the bytes were not a message, see `_build_deserializer`
+                return await method(message, run)
             except asyncio.CancelledError:
                 run.cancel()
                 raise
             except Exception as error:
-                told = to_safe_error(error, "The service")
-                if told.retry_after is not None:
-                    trailers.append(("retry-after", str(math.ceil(told.retry_after))))
-                raise told from error
+                failure = to_safe_error(error, "The service")
+                if failure.retry_after is not None:
+                    trailers.append(("retry-after", str(math.ceil(failure.retry_after))))
+                raise failure from error
             finally:
                 context.set_trailing_metadata(tuple(trailers))
 
     # The methods.
 
-    async def _live(self, _message: pb.ServerLiveRequest, _run: CallContext) -> Any:
+    async def _live(self, _message: pb.ServerLiveRequest, _run: CallContext) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
-    async def _ready(self, _message: pb.ServerReadyRequest, _run: CallContext) -> Any:
+    async def _ready(self, _message: pb.ServerReadyRequest, _run: CallContext) -> pb.ServerReadyResponse:
         return pb.ServerReadyResponse(ready=self._host.ready)
 
-    async def _model_ready(self, message: pb.ModelReadyRequest, _run: CallContext) -> Any:
+    async def _model_ready(self, message: pb.ModelReadyRequest, _run: CallContext) -> pb.ModelReadyResponse:
         try:
             self._host.tensors(message.name, message.version)
         except FoveaError:  # unknown and unloaded alike: this method answers yes or no
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
 
-    async def _metadata(self, _message: pb.ServerMetadataRequest, _run: CallContext) -> Any:
-        return metadata.metadata(self._host)
+    async def _metadata(self, _message: pb.ServerMetadataRequest, _run: CallContext) -> dict[str, Any]:
+        return metadata.describe_server(self._host)
 
-    async def _model_metadata(self, message: pb.ModelMetadataRequest, _run: CallContext) -> Any:
-        return metadata.model(self._host, message.name, message.version)
+    async def _model_metadata(self, message: pb.ModelMetadataRequest, _run: CallContext) -> dict[str, Any]:
+        return metadata.describe_model(self._host, message.name, message.version)
 
-    async def _config(self, message: pb.ModelConfigRequest, _run: CallContext) -> Any:
-        return {"config": metadata.config(self._host, message.name, message.version)}
+    async def _config(self, message: pb.ModelConfigRequest, _run: CallContext) -> dict[str, Any]:
+        return {"config": metadata.describe_config(self._host, message.name, message.version)}
 
-    async def _statistics(self, message: pb.ModelStatisticsRequest, _run: CallContext) -> Any:
-        return metadata.statistics(self._host, message.name, message.version)
+    async def _statistics(self, message: pb.ModelStatisticsRequest, _run: CallContext) -> dict[str, Any]:
+        return metadata.collect_statistics(self._host, message.name, message.version)
 
-    async def _index(self, message: pb.RepositoryIndexRequest, _run: CallContext) -> Any:
-        return {"models": metadata.index(self._host, ready=message.ready)}
+    async def _index(self, message: pb.RepositoryIndexRequest, _run: CallContext) -> dict[str, Any]:
+        return {"models": metadata.list_models(self._host, ready=message.ready)}
 
-    async def _load(self, message: pb.RepositoryModelLoadRequest, _run: CallContext) -> Any:
-        await metadata.load(self._host, message.model_name, message.parameters)
+    async def _load(self, message: pb.RepositoryModelLoadRequest, _run: CallContext) -> dict[str, Any]:
+        await metadata.load_model(self._host, message.model_name, message.parameters)
         return {}
 
-    async def _unload(self, message: pb.RepositoryModelUnloadRequest, _run: CallContext) -> Any:
-        await metadata.unload(self._host, message.model_name)
+    async def _unload(self, message: pb.RepositoryModelUnloadRequest, _run: CallContext) -> dict[str, Any]:
+        await metadata.unload_model(self._host, message.model_name)
         return {}
 
     async def _infer(self, message: pb.ModelInferRequest, run: CallContext) -> pb.ModelInferResponse:
         host, name, version = self._host, message.model_name, message.model_version
         _, outputs = host.tensors(name, version)
         with telemetry.stage("pre"):
-            call = await asyncio.to_thread(decode_request, message) if _slow(message) else decode_request(message)
+            call = (
+                await asyncio.to_thread(decode_request, message)
+                if _is_slow_to_decode(message)
+                else decode_request(message)
+            )
         if outputs:
             check_outputs(call, [spec.name for spec in outputs])
         if call.timeout_s is not None:
             run.deadline = min(run.deadline or math.inf, time.monotonic() + call.timeout_s)
         results = await host.infer(name, call.feeds, run, version)
         with telemetry.stage("post"):
-            return encode_answer(answer(call, results, version or host.servable(name).card.version), call)
+            return encode_answer(build_answer(call, results, version or host.servable(name).card.version), call)
 
 
 @contextmanager
-def _counted(service: str, model: str, route: str) -> Iterator[None]:
+def _count_call(service: str, model: str, route: str) -> Iterator[None]:
     """Count one call under its gRPC status."""
-    begun, status = time.perf_counter(), "OK"
+    started, status = time.perf_counter(), "OK"
     with telemetry.IN_FLIGHT.labels(service).track_inprogress():
         try:
             yield
@@ -242,46 +246,48 @@ def _counted(service: str, model: str, route: str) -> Iterator[None]:
             raise
         finally:
             telemetry.REQUESTS.labels(service, model, route, status).inc()
-            telemetry.REQUEST_LATENCY.labels(service, route).observe(time.perf_counter() - begun)
+            telemetry.REQUEST_LATENCY.labels(service, route).observe(time.perf_counter() - started)
 
 
-async def _not_offered(_message: bytes, context: Context) -> bytes:
+async def _refuse_method(_message: bytes, context: Context) -> bytes:
     detail = "This method is not offered: shared memory, trace and log settings stay with the operator."
     await context.abort(grpc.StatusCode.UNIMPLEMENTED, detail)
 
 
-def _slow(message: pb.ModelInferRequest) -> bool:
+def _is_slow_to_decode(message: pb.ModelInferRequest) -> bool:
     """Whether decoding takes elements one by one, and many of them."""
     # `ByteSize` serialises the message, so it is asked last.
     one_by_one = not message.raw_input_contents or any(tensor.datatype == "BYTES" for tensor in message.inputs)
-    return one_by_one and message.ByteSize() > _OFF_LOOP
+    return one_by_one and message.ByteSize() > _OFF_LOOP_BYTES
 
 
-def _methods() -> list[Any]:
+def _list_methods() -> list[Any]:
     return list(pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods)
 
 
-def _reader(kind: type[Any]) -> Callable[[bytes], Any]:
-    """A deserialiser that hands a bad message on as its error: grpc would call it our failure, and log it as one."""
+def _build_deserializer(kind: type[Any]) -> Callable[[bytes], Any]:
+    """A deserializer that passes a bad message on as its error: grpc would report it as a server failure."""
 
     def read(data: bytes) -> Any:
         try:
             return kind.FromString(data)
         except DecodeError:
-            return Malformed(f"The bytes are no {kind.__name__} message.")
+            return Malformed(f"The bytes are not a {kind.__name__} message.")
 
     return read
 
 
 def _sentence(error: FoveaError) -> str:
-    return oip_error(error)["error"].encode()[:_LONGEST_DETAIL].decode(errors="ignore")
+    return oip_error(error)["error"].encode()[:_MAX_DETAIL_BYTES].decode(errors="ignore")
 
 
-def _seconds(context: Context, sent: Mapping[str, str], settings: Settings) -> float:
-    """Seconds the caller gives us: gRPC's own deadline, the gateway's header, or what is configured."""
+def _timeout_seconds(context: Context, headers: Mapping[str, str], settings: Settings) -> float:
+    """Seconds that the caller allows: gRPC's own deadline, the gateway's header, or the setting."""
     try:
         stated = (
-            float(sent["x-fovea-deadline-ms"]) / 1000 if "x-fovea-deadline-ms" in sent else settings.request_timeout_s
+            float(headers["x-fovea-deadline-ms"]) / 1000
+            if "x-fovea-deadline-ms" in headers
+            else settings.request_timeout_s
         )
     except ValueError:
         stated = settings.request_timeout_s

@@ -1,7 +1,7 @@
-"""The services that every gRPC server is expected to have: health and reflection.
+"""gRPC health and reflection services.
 
 Reflection shows our messages under the public package `inference`, from a descriptor pool of its own, so that it does
-not clash with a client library in the same process. Knows no tensors.
+not clash with a client library in the same process.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ SERVICE: Final = "inference.GRPCInferenceService"
 """The public name of Open Inference v2, as clients call it."""
 
 _HEALTH: Final = "grpc.health.v1.Health"
-_LOOK_EVERY_S: Final = 0.5
+_WATCH_POLL_S: Final = 0.5
 
 
 def add_standard_services(server: grpc.aio.Server, host: Host) -> None:
-    """Add health, which tells the host's readiness, and reflection."""
+    """Add health, which follows the host's readiness, and reflection."""
     health_pb2_grpc.add_HealthServicer_to_server(_Health(host), server)
     reflection.enable_server_reflection((SERVICE, _HEALTH, reflection.SERVICE_NAME), server, _public_pool())
 
@@ -49,19 +49,19 @@ class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the libr
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802  # the protocol's name
         """The same, now and at every change."""
-        told = None
+        last = None
         while True:
             status = self._status(request.service)
-            if status != told:
-                yield (told := status)
-            await asyncio.sleep(_LOOK_EVERY_S)
+            if status != last:
+                yield (last := status)
+            await asyncio.sleep(_WATCH_POLL_S)
 
     def _status(self, service: str) -> Any:
         kinds = health_pb2.HealthCheckResponse
         if service not in {"", SERVICE, _HEALTH}:
             return kinds(status=kinds.SERVICE_UNKNOWN)
-        good = service == _HEALTH or self._host.ready
-        return kinds(status=kinds.SERVING if good else kinds.NOT_SERVING)
+        is_serving = service == _HEALTH or self._host.ready
+        return kinds(status=kinds.SERVING if is_serving else kinds.NOT_SERVING)
 
 
 def _public_pool() -> DescriptorPool:

@@ -1,6 +1,6 @@
-"""What Open Inference v2 tells about a service, in its JSON form; REST sends it as it is, gRPC as the same messages.
+"""Metadata of Open Inference v2 in its JSON form: server, models, configuration, repository, statistics.
 
-Knows the host and the metrics; knows no transport.
+REST sends it as it is, gRPC as the same messages.
 """
 
 from __future__ import annotations
@@ -17,22 +17,31 @@ from shared.registry import Servable
 from shared.serving.host import Host
 from shared.serving.oip.tensors import is_batchable
 
-__all__ = ["EXTENSIONS", "config", "index", "load", "metadata", "model", "statistics", "unload"]
+__all__ = [
+    "EXTENSIONS",
+    "collect_statistics",
+    "describe_config",
+    "describe_model",
+    "describe_server",
+    "list_models",
+    "load_model",
+    "unload_model",
+]
 
 EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics")
-"""Triton's extensions that are offered: the others are refused in words."""
+"""Triton's extensions that are offered; requests for others get an error."""
 
 _Totals = defaultdict[tuple[str, str], list[float]]
 
 _STATES: Final[Mapping[str, str]] = {"ready": "READY", "loading": "LOADING"}
 
 
-def metadata(host: Host) -> dict[str, Any]:
+def describe_server(host: Host) -> dict[str, Any]:
     """Name, version and extensions of the server."""
     return {"name": f"fovea {host.service}", "version": installed_version("fovea"), "extensions": list(EXTENSIONS)}
 
 
-def model(host: Host, name: str, version: str = "") -> dict[str, Any]:
+def describe_model(host: Host, name: str, version: str = "") -> dict[str, Any]:
     """Inputs, outputs and versions of a model.
 
     Raises:
@@ -50,7 +59,7 @@ def model(host: Host, name: str, version: str = "") -> dict[str, Any]:
     }
 
 
-def config(host: Host, name: str, version: str = "") -> dict[str, Any]:
+def describe_config(host: Host, name: str, version: str = "") -> dict[str, Any]:
     """The part of Triton's model configuration that clients read.
 
     `max_batch_size` is the Card's limit, and `dims` then leave out the batch axis; without a limit it is 0 and `dims`
@@ -70,7 +79,7 @@ def config(host: Host, name: str, version: str = "") -> dict[str, Any]:
     }
 
 
-def index(host: Host, *, ready: bool = False) -> list[dict[str, Any]]:
+def list_models(host: Host, *, ready: bool = False) -> list[dict[str, Any]]:
     """All models with their state and, where not ready, the reason; only the ready ones if `ready`."""
     return [
         {
@@ -84,16 +93,16 @@ def index(host: Host, *, ready: bool = False) -> list[dict[str, Any]]:
     ]
 
 
-def statistics(host: Host, name: str = "", version: str = "") -> dict[str, Any]:
+def collect_statistics(host: Host, name: str = "", version: str = "") -> dict[str, Any]:
     """Counts and durations of one model, or of all, since the process began, from the service's own metrics."""
     if name:
         host.tensors(name, version)
-    totals = _totals(host.service)
+    totals = _sum_metrics(host.service)
     entries = [entry for entry in host.entries() if name in ("", entry.id)]
     return {"model_stats": [_statistics(entry.id, (entry.model_extra or {})["version"], totals) for entry in entries]}
 
 
-async def load(host: Host, name: str, parameters: Mapping[str, Any]) -> None:
+async def load_model(host: Host, name: str, parameters: Mapping[str, Any]) -> None:
     """Load a model that is not loaded.
 
     Raises:
@@ -109,7 +118,7 @@ async def load(host: Host, name: str, parameters: Mapping[str, Any]) -> None:
         raise NotReady(detail, field="model")
 
 
-async def unload(host: Host, name: str) -> None:
+async def unload_model(host: Host, name: str) -> None:
     """Take a model out of service, after its waiting calls."""
     await host.unload(name)
 
@@ -147,7 +156,7 @@ def _statistics(name: str, version: str, totals: _Totals) -> dict[str, Any]:
     }
 
 
-def _totals(service: str) -> _Totals:
+def _sum_metrics(service: str) -> _Totals:
     """Per model: answers given and refused; batches and their sizes; of each stage, count and seconds."""
     found: _Totals = defaultdict(lambda: [0.0, 0.0])
     for metric in (telemetry.BATCH_SIZE, telemetry.LATENCY, telemetry.REQUESTS):
@@ -155,7 +164,7 @@ def _totals(service: str) -> _Totals:
             kind, labels = sample.name.rpartition("_")[2], sample.labels
             if labels["service"] != service or kind not in {"count", "sum", "total"}:
                 continue
-            what = "answers" if kind == "total" else labels.get("stage", "batch")
+            group = "answers" if kind == "total" else labels.get("stage", "batch")
             second = kind == "sum" or (kind == "total" and labels["status"] not in {"200", "OK"})
-            found[labels["model"], what][second] += sample.value
+            found[labels["model"], group][second] += sample.value
     return found

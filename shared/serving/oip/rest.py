@@ -1,8 +1,7 @@
 """Open Inference v2 over REST: health, metadata, inference with the binary extension, repository, statistics.
 
-Knows HTTP and the host, and leaves tensors to `shared.rpc`; errors are raised and take the protocol's form in
-`rendering`. Routes call their function with the request and the model's name, without dependency solving, since
-inference lies on the hot path and reads its body raw.
+Errors take the protocol's form in `error_rendering`. Routes call their function with the request and the model's name,
+without dependency solving, since inference lies on the hot path and reads its body raw.
 """
 
 from __future__ import annotations
@@ -22,29 +21,29 @@ from starlette.responses import Response
 from shared import telemetry
 from shared.errors import Malformed, NotFound, NotReady
 from shared.registry import CallContext
-from shared.rpc.oip import InferCall, answer, check_outputs
+from shared.rpc.oip import InferCall, build_answer, check_outputs
 from shared.rpc.oip_json import HEADER_LENGTH, EncodedBody, decode_request, encode_answer
 from shared.rpc.oip_wire import InferRequest, InferResponse
 from shared.serving.host import Host
 from shared.serving.oip import metadata
-from shared.serving.oip.body import read_body, respond
+from shared.serving.oip.body import build_response, read_body
 
 __all__ = ["router"]
 
-_OFF_LOOP: Final = 64 * 1024
+_OFF_LOOP_BYTES: Final = 64 * 1024
 """Bytes above which values are taken one by one off the event loop only."""
 
 
-class _Direct(APIRoute):
+class _DirectRoute(APIRoute):
     """A route whose function takes the request and, where the path has one, the model's name."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Call the function, and nothing else."""
         endpoint = self.endpoint
-        wanted = signature(endpoint).parameters.keys() & {"name"}
+        parameters = signature(endpoint).parameters.keys() & {"name"}
 
         async def handle(request: Request) -> Response:
-            response: Response = await endpoint(request, **{key: request.path_params[key] for key in wanted})
+            response: Response = await endpoint(request, **{key: request.path_params[key] for key in parameters})
             return response
 
         return handle
@@ -80,7 +79,9 @@ _ERROR: Final[dict[str, Any]] = {
     "content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}},
 }
 
-router = APIRouter(prefix="/v2", tags=["open inference"], route_class=_Direct, responses={"4XX": _ERROR, "5XX": _ERROR})
+router = APIRouter(
+    prefix="/v2", tags=["open inference"], route_class=_DirectRoute, responses={"4XX": _ERROR, "5XX": _ERROR}
+)
 
 
 # The first route that matches wins: inference comes first because it comes often, and longer paths before shorter ones
@@ -92,27 +93,29 @@ router = APIRouter(prefix="/v2", tags=["open inference"], route_class=_Direct, r
 async def infer(request: Request, name: str) -> Response:
     """Tensors in, tensors out: as JSON, or as bytes behind the JSON. Also under `/versions/{version}/infer`."""
     host, version = _host(request), _version(request)
-    _, outputs = host.tensors(name, version)  # an unknown or unloaded model is told before the body is read
+    _, outputs = host.tensors(name, version)  # an unknown or unloaded model is refused before the body is read
     request.scope["fovea.model"] = name
     head = _header_length(request)
     body = await read_body(request, head, host.settings.max_body_bytes)
     with telemetry.bind(model=name):
         with telemetry.stage("pre"):
-            call: InferCall = await _maybe_off_loop(_slow(body, head), decode_request, name, version, body, head)
+            call: InferCall = await _maybe_off_loop(
+                _is_slow_to_decode(body, head), decode_request, name, version, body, head
+            )
         if outputs:
             check_outputs(call, [spec.name for spec in outputs])
         results = await host.infer(name, call.feeds, _run(request, call), version)
         with telemetry.stage("post"):
-            answered = answer(call, results, version or host.servable(name).card.version)
-            plain = sum(a.nbytes for n, a in answered.outputs.items() if not call.as_bytes(n))
-            told: EncodedBody = await _maybe_off_loop(plain > _OFF_LOOP, encode_answer, answered, call)
-    return await respond(request, told)
+            answer = build_answer(call, results, version or host.servable(name).card.version)
+            plain = sum(a.nbytes for n, a in answer.outputs.items() if not call.as_bytes(n))
+            encoded: EncodedBody = await _maybe_off_loop(plain > _OFF_LOOP_BYTES, encode_answer, answer, call)
+    return await build_response(request, encoded)
 
 
 @router.get("")
 async def server_metadata(request: Request) -> Response:
     """Name, version and extensions of this server."""
-    return JSONResponse(metadata.metadata(_host(request)))
+    return JSONResponse(metadata.describe_server(_host(request)))
 
 
 @router.get("/health/live")
@@ -145,7 +148,7 @@ async def not_offered(request: Request) -> Response:
 @router.get("/models/stats")
 async def all_statistics(request: Request) -> Response:
     """Counts and durations of all models."""
-    return JSONResponse(metadata.statistics(_host(request)))
+    return JSONResponse(metadata.collect_statistics(_host(request)))
 
 
 @router.get("/models/{name:path}/ready")
@@ -160,41 +163,41 @@ async def model_ready(request: Request, name: str) -> Response:
 @router.get("/models/{name:path}/versions/{version}/config", include_in_schema=False)
 async def model_config(request: Request, name: str) -> Response:
     """The part of a model's configuration that clients read."""
-    return JSONResponse(metadata.config(_host(request), name, _version(request)))
+    return JSONResponse(metadata.describe_config(_host(request), name, _version(request)))
 
 
 @router.get("/models/{name:path}/stats")
 @router.get("/models/{name:path}/versions/{version}/stats", include_in_schema=False)
 async def model_statistics(request: Request, name: str) -> Response:
     """Counts and durations of one model."""
-    return JSONResponse(metadata.statistics(_host(request), name, _version(request)))
+    return JSONResponse(metadata.collect_statistics(_host(request), name, _version(request)))
 
 
 @router.get("/models/{name:path}")
 @router.get("/models/{name:path}/versions/{version}", include_in_schema=False)
 async def model_metadata(request: Request, name: str) -> Response:
     """Inputs, outputs and versions of a model."""
-    return JSONResponse(metadata.model(_host(request), name, _version(request)))
+    return JSONResponse(metadata.describe_model(_host(request), name, _version(request)))
 
 
 @router.post("/repository/index")
 async def repository_index(request: Request) -> Response:
     """All models with their state; only the ready ones for `{"ready": true}`."""
     options = await _options(request)
-    return JSONResponse(metadata.index(_host(request), ready=options.get("ready") is True))
+    return JSONResponse(metadata.list_models(_host(request), ready=options.get("ready") is True))
 
 
 @router.post("/repository/models/{name:path}/load")
 async def repository_load(request: Request, name: str) -> Response:
     """Load a model that is not loaded."""
-    await metadata.load(_host(request), name, (await _options(request)).get("parameters") or {})
+    await metadata.load_model(_host(request), name, (await _options(request)).get("parameters") or {})
     return JSONResponse({})
 
 
 @router.post("/repository/models/{name:path}/unload")
 async def repository_unload(request: Request, name: str) -> Response:
     """Take a model out of service, after its waiting calls."""
-    await metadata.unload(_host(request), name)
+    await metadata.unload_model(_host(request), name)
     return JSONResponse({})
 
 
@@ -223,15 +226,15 @@ def _header_length(request: Request) -> int | None:
     if stated is None:
         return None
     if not (stated.isascii() and stated.isdecimal() and len(stated) <= 12):
-        detail = f"Inference-Header-Content-Length is {stated[:40]!r}, which is no number of bytes."
+        detail = f"Inference-Header-Content-Length is {stated[:40]!r}, which is not a number of bytes."
         raise Malformed(detail)
     return int(stated)
 
 
-def _slow(body: memoryview, head: int | None) -> bool:
+def _is_slow_to_decode(body: memoryview, head: int | None) -> bool:
     """Whether decoding takes values one by one, and many of them: much JSON, or a large body with BYTES in it."""
-    if len(body) <= _OFF_LOOP or head is None or head > _OFF_LOOP:
-        return len(body) > _OFF_LOOP
+    if len(body) <= _OFF_LOOP_BYTES or head is None or head > _OFF_LOOP_BYTES:
+        return len(body) > _OFF_LOOP_BYTES
     text = bytes(body[:head])
     return b"BYTES" in text or b"\\" in text  # the word may be written with escapes
 
@@ -242,7 +245,7 @@ async def _maybe_off_loop(slow: bool, work: Callable[..., Any], *args: Any) -> A
 
 async def _options(request: Request) -> dict[str, Any]:
     """The small JSON object that repository calls may carry."""
-    text = bytes(await read_body(request, None, _OFF_LOOP))
+    text = bytes(await read_body(request, None, _OFF_LOOP_BYTES))
     try:
         options = json.loads(text) if text.strip() else {}
     except (ValueError, RecursionError) as error:

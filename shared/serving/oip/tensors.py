@@ -1,4 +1,4 @@
-"""Checks tensors against what an engine states, joins and splits them along the batch axis. Knows no transport."""
+"""Tensor batches: checks feeds against an engine's specs, joins and splits them along the batch axis."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shared.errors import InvalidOption
 from shared.registry import Engine
 from shared.rpc.tensors import datatype_of
 
-__all__ = ["Feeds", "check_feeds", "is_batchable", "join_rows", "rows", "signature", "split_rows"]
+__all__ = ["Feeds", "check_feeds", "count_rows", "is_batchable", "join_rows", "signature", "split_rows"]
 
 Feeds = Mapping[str, np.ndarray]
 """Tensors by name; axis 0 is the batch."""
@@ -23,7 +23,7 @@ def is_batchable(engine: Engine) -> bool:
 
 
 def check_feeds(feeds: Feeds, specs: Sequence[TensorSpec]) -> None:
-    """See that `feeds` are exactly the stated inputs.
+    """Check that `feeds` are exactly the stated inputs.
 
     Raises:
         InvalidOption: A tensor is missing, unknown, of another dtype or shape, or the batch sizes differ; `field` names
@@ -34,7 +34,7 @@ def check_feeds(feeds: Feeds, specs: Sequence[TensorSpec]) -> None:
         raise InvalidOption(f"There is no input {name!r}; inputs are {', '.join(stated)}.", field=name)
     for name, spec in stated.items():
         if name not in feeds:
-            raise InvalidOption(f"The input {name!r} is missing.", field=name, hint=f"It is {_say(spec)}.")
+            raise InvalidOption(f"The input {name!r} is missing.", field=name, hint=f"It is {_describe(spec)}.")
         _check_one(feeds[name], spec)
     if len({array.shape[0] for array in feeds.values() if array.ndim}) > 1:
         sizes = ", ".join(f"{name} {array.shape[0]}" for name, array in feeds.items() if array.ndim)
@@ -42,27 +42,28 @@ def check_feeds(feeds: Feeds, specs: Sequence[TensorSpec]) -> None:
 
 
 def _check_one(array: np.ndarray, spec: TensorSpec) -> None:
-    if (sent := datatype_of(spec.name, array)) != spec.datatype:
-        raise InvalidOption(f"The input {spec.name!r} is {sent}, but {spec.datatype} is needed.", field=spec.name)
+    if (datatype := datatype_of(spec.name, array)) != spec.datatype:
+        raise InvalidOption(f"The input {spec.name!r} is {datatype}, but {spec.datatype} is needed.", field=spec.name)
     fits = array.ndim == len(spec.shape) and all(
-        length == want if want >= 0 else length > 0 for length, want in zip(array.shape, spec.shape, strict=True)
+        length == expected if expected >= 0 else length > 0
+        for length, expected in zip(array.shape, spec.shape, strict=True)
     )
     if not fits:
         detail = f"The input {spec.name!r} has shape {list(array.shape)}, but {list(spec.shape)} is needed."
         raise InvalidOption(detail, hint="-1 stands for any length above 0.", field=spec.name)
 
 
-def _say(spec: TensorSpec) -> str:
+def _describe(spec: TensorSpec) -> str:
     return f"{spec.datatype} {list(spec.shape)}"
 
 
 def signature(feeds: Feeds) -> Hashable:
-    """What must be equal for two requests to share a run: names, dtypes and all axes but the first."""
+    """The part that must be equal for requests to share a run: names, dtypes and all axes but the first."""
     return tuple(sorted((name, array.dtype.str, array.shape[1:]) for name, array in feeds.items()))
 
 
-def rows(feeds: Feeds) -> int:
-    """Length of the batch axis."""
+def count_rows(feeds: Feeds) -> int:
+    """Count the rows: the length of the batch axis."""
     return max((array.shape[0] for array in feeds.values() if array.ndim), default=1)
 
 

@@ -335,7 +335,7 @@ async def test_bad_encodings_have_their_own_errors() -> None:
 
 
 async def test_a_response_carries_its_parts_and_the_length_of_the_first() -> None:
-    told = await oip_body.respond(as_request(), EncodedBody([b"{}", memoryview(b"1234")], 2))
+    told = await oip_body.build_response(as_request(), EncodedBody([b"{}", memoryview(b"1234")], 2))
 
     assert told.body == b"{}1234"
     assert told.headers[HEADER_LENGTH] == "2"
@@ -343,7 +343,7 @@ async def test_a_response_carries_its_parts_and_the_length_of_the_first() -> Non
 
 async def test_a_large_response_is_sent_in_its_parts_and_not_joined() -> None:
     array = np.zeros(100_000, np.float32)
-    told = await oip_body.respond(as_request(), EncodedBody([b"{}", array.data.cast("B")], 2))
+    told = await oip_body.build_response(as_request(), EncodedBody([b"{}", array.data.cast("B")], 2))
     sent: list[Any] = []
 
     async def send(message: Any) -> None:

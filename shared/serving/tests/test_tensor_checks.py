@@ -63,7 +63,7 @@ def test_only_an_engine_with_open_first_axes_batches():
 @given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6))
 def test_split_undoes_join(sizes):
     requests = [{"a": np.full((size, 2), place, np.float32)} for place, size in enumerate(sizes)]
-    parts = tensors.split_rows(tensors.join_rows(requests), [tensors.rows(feeds) for feeds in requests])
+    parts = tensors.split_rows(tensors.join_rows(requests), [tensors.count_rows(feeds) for feeds in requests])
     for request, part in zip(requests, parts, strict=True):
         np.testing.assert_array_equal(part["a"], request["a"])
 

@@ -1,4 +1,4 @@
-"""`fovea doctor`: what this machine has, what is missing and what to do about it. Starts and changes nothing."""
+"""`fovea doctor`: checks what this machine has and lacks, and says what to do. Starts and changes nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -33,36 +33,36 @@ __all__ = ["Diagnosis", "doctor", "examine"]
 
 Verdict = Literal["good", "note", "bad"]
 
-_LEAST_MEMORY = 4 * 2**30
+_MIN_MEMORY_BYTES = 4 * 2**30
 _MARKS = {"good": "[green]✓[/]", "note": "[yellow]·[/]", "bad": "[red]✗[/]"}
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """One thing looked at: `bad` keeps the product from running, `note` is worth knowing."""
+    """Result of one check: `bad` keeps the product from running, `note` is worth knowing."""
 
     topic: str
     verdict: Verdict
-    told: str
+    detail: str
 
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Say what this machine has and lacks; the exit code says whether the product can run."""
+    """Check what this machine has and lacks; the exit code says whether the product can run."""
     found = examine(settings())
     if as_json:
-        typer.echo(json.dumps({"ok": _runs(found), "findings": [asdict(finding) for finding in found]}, indent=1))
+        typer.echo(json.dumps({"ok": _can_run(found), "findings": [_as_json(finding) for finding in found]}, indent=1))
     else:
         console = Console(soft_wrap=True, highlight=False)
         for finding in found:
-            console.print(f"{_MARKS[finding.verdict]} {finding.topic:<11} {escape(finding.told)}")
-    raise typer.Exit(0 if _runs(found) else 1)
+            console.print(f"{_MARKS[finding.verdict]} {finding.topic:<11} {escape(finding.detail)}")
+    raise typer.Exit(0 if _can_run(found) else 1)
 
 
-def examine(chosen: Settings) -> list[Diagnosis]:
-    """Look at everything."""
-    looks: list[Callable[[Settings], list[Diagnosis]]] = [
+def examine(config: Settings) -> list[Diagnosis]:
+    """Run all checks."""
+    checks: list[Callable[[Settings], list[Diagnosis]]] = [
         _python,
         _memory,
         _ports,
@@ -76,18 +76,22 @@ def examine(chosen: Settings) -> list[Diagnosis]:
         _models,
         _weights,
     ]
-    return [finding for look in looks for finding in _safely(look, chosen)]
+    return [finding for check in checks for finding in _safely(check, config)]
 
 
-def _safely(look: Callable[[Settings], list[Diagnosis]], chosen: Settings) -> list[Diagnosis]:
-    """A look that fails is a finding too: a room that can't be imported must not hide the others."""
+def _safely(check: Callable[[Settings], list[Diagnosis]], config: Settings) -> list[Diagnosis]:
+    """A check that fails is a finding too: a room that can't be imported must not hide the others."""
     try:
-        return look(chosen)
-    except Exception as error:  # noqa: BLE001  # told as a finding
-        return [Diagnosis(look.__name__.lstrip("_"), "bad", f"{type(error).__name__}: {error}")]
+        return check(config)
+    except Exception as error:  # noqa: BLE001  # reported as a finding
+        return [Diagnosis(check.__name__.lstrip("_"), "bad", f"{type(error).__name__}: {error}")]
 
 
-def _runs(found: list[Diagnosis]) -> bool:
+def _as_json(finding: Diagnosis) -> dict[str, str]:
+    return {"topic": finding.topic, "verdict": finding.verdict, "told": finding.detail}
+
+
+def _can_run(found: list[Diagnosis]) -> bool:
     return all(finding.verdict != "bad" for finding in found)
 
 
@@ -96,27 +100,27 @@ def _python(_: Settings) -> list[Diagnosis]:
     return [Diagnosis("python", good, f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores")]
 
 
-def _memory(chosen: Settings) -> list[Diagnosis]:
+def _memory(config: Settings) -> list[Diagnosis]:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    chosen.data_dir.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(chosen.data_dir).free
-    told = f"{total / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB free under {chosen.data_dir}"
-    return [Diagnosis("memory", "good" if total >= _LEAST_MEMORY else "note", told)]
+    config.data_dir.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(config.data_dir).free
+    detail = f"{total / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB free under {config.data_dir}"
+    return [Diagnosis("memory", "good" if total >= _MIN_MEMORY_BYTES else "note", detail)]
 
 
-def _ports(chosen: Settings) -> list[Diagnosis]:
-    wanted = ((chosen.http_port, "FOVEA_HTTP_PORT"), (chosen.grpc_port, "FOVEA_GRPC_PORT"))
-    taken = [said for port, variable in wanted if (said := port_in_use(chosen.host, port, variable))]
-    free = f"{chosen.http_port} (HTTP) and {chosen.grpc_port} (gRPC) on {chosen.host} are free"
-    return [Diagnosis("ports", "bad", said) for said in taken] or [Diagnosis("ports", "good", free)]
+def _ports(config: Settings) -> list[Diagnosis]:
+    ports = ((config.http_port, "FOVEA_HTTP_PORT"), (config.grpc_port, "FOVEA_GRPC_PORT"))
+    taken = [detail for port, variable in ports if (detail := port_in_use(config.host, port, variable))]
+    free = f"{config.http_port} (HTTP) and {config.grpc_port} (gRPC) on {config.host} are free"
+    return [Diagnosis("ports", "bad", detail) for detail in taken] or [Diagnosis("ports", "good", free)]
 
 
-def _redis(chosen: Settings) -> list[Diagnosis]:
+def _redis(config: Settings) -> list[Diagnosis]:
     try:
-        redis_server.find_redis(chosen)
+        redis_server.find_redis(config)
     except FoveaError as error:
         return [Diagnosis("redis", "bad", f"{error.detail} {error.hint or ''}")]
-    return [Diagnosis("redis", "good", redis_server.describe_redis(chosen))]
+    return [Diagnosis("redis", "good", redis_server.describe_redis(config))]
 
 
 def _ray(_: Settings) -> list[Diagnosis]:
@@ -126,37 +130,37 @@ def _ray(_: Settings) -> list[Diagnosis]:
 
 def _compilers(_: Settings) -> list[Diagnosis]:
     found = [name for name in ("gcc", "g++", "clang", "nvcc") if shutil.which(name)]
-    told = ", ".join(found) or "none; nothing needs one, torch.compile would"
-    return [Diagnosis("compilers", "good" if found else "note", told)]
+    detail = ", ".join(found) or "none; nothing needs one, torch.compile would"
+    return [Diagnosis("compilers", "good" if found else "note", detail)]
 
 
-def _gpus(chosen: Settings) -> list[Diagnosis]:
+def _gpus(config: Settings) -> list[Diagnosis]:
     found = list_gpus()
-    told = ", ".join(found) if found else "none (no NVIDIA driver)"
-    return [Diagnosis("gpus", "good" if found else "note", f"{told}; models load on {choose_device(chosen.device)}")]
+    detail = ", ".join(found) if found else "none (no NVIDIA driver)"
+    return [Diagnosis("gpus", "good" if found else "note", f"{detail}; models load on {choose_device(config.device)}")]
 
 
-def _engines(chosen: Settings) -> list[Diagnosis]:
+def _engines(config: Settings) -> list[Diagnosis]:
     numbers = {"torch": _version("torch"), "onnx": _version("onnxruntime") or _version("onnxruntime-gpu")}
-    lacking = {name: lack for name, lack in missing_parts().items() if name != "triton"}
-    if lacking["tensorrt"] is None and not list_gpus():
-        lacking["tensorrt"] = "the provider is there, but no GPU"
-    return [*(_engine(name, lack, numbers.get(name)) for name, lack in lacking.items()), _triton(chosen)]
+    missing = {name: reason for name, reason in missing_parts().items() if name != "triton"}
+    if missing["tensorrt"] is None and not list_gpus():
+        missing["tensorrt"] = "the provider is there, but no GPU"
+    return [*(_engine(name, reason, numbers.get(name)) for name, reason in missing.items()), _triton(config)]
 
 
-def _engine(name: str, lack: str | None, number: str | None) -> Diagnosis:
-    if lack is not None:
-        return Diagnosis("engine", "note", f"{name} not there: {lack}")
+def _engine(name: str, reason: str | None, number: str | None) -> Diagnosis:
+    if reason is not None:
+        return Diagnosis("engine", "note", f"{name} not there: {reason}")
     return Diagnosis("engine", "good", f"{name} {number}" if number else f"{name} through onnxruntime")
 
 
-def _triton(chosen: Settings) -> Diagnosis:
-    told = chosen.triton_url or "no server (FOVEA_TRITON_URL is not set)"
-    return Diagnosis("engine", "good" if chosen.triton_url else "note", f"triton {told}")
+def _triton(config: Settings) -> Diagnosis:
+    detail = config.triton_url or "no server (FOVEA_TRITON_URL is not set)"
+    return Diagnosis("engine", "good" if config.triton_url else "note", f"triton {detail}")
 
 
 def _findings(_: Settings) -> list[Diagnosis]:
-    """What rooms say of themselves: entry points of group `fovea.findings`, functions that return verdict and text."""
+    """Checks of rooms: entry points of group `fovea.findings`, functions that return verdict and text."""
     return [Diagnosis(point.name, *point.load()()) for point in entry_points(group="fovea.findings")]
 
 
@@ -171,15 +175,15 @@ def _models(_: Settings) -> list[Diagnosis]:
     return lines or [Diagnosis("models", "bad", "no service has a model; see the rooms left out")]
 
 
-def _weights(chosen: Settings) -> list[Diagnosis]:
+def _weights(config: Settings) -> list[Diagnosis]:
     """Whether the weights files of the services and those that were imported are what their manifests say."""
     packaged = [Path(place) / "weights" for spec in _packages() for place in spec.submodule_search_locations or ()]
     return [
-        _verified(file) for folder in (*packaged, chosen.weights_dir) for file in sorted(folder.glob("*.safetensors"))
+        _verify(file) for folder in (*packaged, config.weights_dir) for file in sorted(folder.glob("*.safetensors"))
     ]
 
 
-def _verified(file: Path) -> Diagnosis:
+def _verify(file: Path) -> Diagnosis:
     try:
         weights = read_weights(file)
     except (FoveaError, OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 """`fovea up`: starts Redis, Ray with the services, a worker per service and the gateway, and keeps them until Ctrl-C.
 
-It shows readiness as it comes, sends one real request to each service, prints the URLs, and at the end stops everything
-in reverse order. Knows processes and readiness; knows no models.
+It shows progress, sends one real request to each service, prints the URLs, and at the end stops everything in reverse
+order.
 """
 
 from __future__ import annotations
@@ -28,23 +28,25 @@ from shared.settings import Settings, settings
 
 __all__ = ["port_in_use", "up"]
 
-_OUT = Path("out")
-_LONGEST_START_S = 900.0
+_OUTPUT_FOLDER = Path("out")
+_START_TIMEOUT_S = 900.0
 _STAGES = {"placed": "loading", "ready": "[green]ready[/]", "incomplete": "[yellow]started, not whole[/]"}
 
 
 def up(
-    once: Annotated[bool, typer.Option("--once", help="Stop after first light; the exit code tells.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Stop after the first requests; the exit code says whether all succeeded.")
+    ] = False,
 ) -> None:
     """Start everything on this machine, send one real request to each service, and serve until Ctrl-C."""
-    chosen = settings()
-    telemetry.configure_logs("WARNING", chosen.log_format)
-    ports = {"http_port": chosen.http_port or _free_port(), "grpc_port": chosen.grpc_port or _free_port()}
-    raise typer.Exit(asyncio.run(_Product(chosen.model_copy(update=ports)).run(once=once)))
+    config = settings()
+    telemetry.configure_logs("WARNING", config.log_format)
+    ports = {"http_port": config.http_port or _free_port(), "grpc_port": config.grpc_port or _free_port()}
+    raise typer.Exit(asyncio.run(_Product(config.model_copy(update=ports)).run(once=once)))
 
 
 def port_in_use(host: str, port: int, variable: str) -> str | None:
-    """What to say when a port is taken; None when it is free."""
+    """An error text when a port is taken; None when it is free."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -62,22 +64,22 @@ def _free_port() -> int:
 
 
 class _Product:
-    """The whole product, as processes of this machine."""
+    """All processes of the product on this machine."""
 
-    def __init__(self, chosen: Settings) -> None:
-        self._settings = chosen
+    def __init__(self, config: Settings) -> None:
+        self._settings = config
         self._console = Console(soft_wrap=True, highlight=False)
-        self._begun = time.monotonic()
-        self._gateway = f"http://{_reachable(chosen.host)}:{chosen.http_port}"
-        self._services = chosen.enabled_service_names or services_with_models()
+        self._started = time.monotonic()
+        self._gateway = f"http://{_reachable(config.host)}:{config.http_port}"
+        self._services = config.enabled_service_names or services_with_models()
         self._failures = 0
         self._gave_up = False
 
     async def run(self, *, once: bool) -> int:
-        """Start, light, serve and stop; returns the exit code."""
-        over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Start, send first requests, serve and stop; return the exit code."""
+        stop_signal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, _asked, over, number.name)
+            asyncio.get_running_loop().add_signal_handler(number, _request_stop, stop_signal, number.name)
         try:
             self._check()
             server = RedisServer(self._settings)
@@ -87,21 +89,21 @@ class _Product:
             return 1
         self._say(f"Redis [green]ready[/]: {escape(server.safe_url)}, {server.source.kind}")
         try:
-            return await self._with(server, over, once=once)
+            return await self._supervise(server, stop_signal, once=once)
         finally:
             await asyncio.to_thread(server.stop)
             self._say("Stopped.")
 
-    async def _with(self, server: RedisServer, over: asyncio.Future[str], *, once: bool) -> int:
-        """Run the children on a Redis until the work is done, something is beyond repair, or somebody asks to stop."""
+    async def _supervise(self, server: RedisServer, stop_signal: asyncio.Future[str], *, once: bool) -> int:
+        """Run the children until the work is done, a child keeps failing, or a signal asks to stop."""
         logs = self._settings.data_dir / "logs"
         children = ProcessGroup(logs, self._environment(server), self._warn, self._settings.shutdown_grace_s + 10)
         tasks = [
-            asyncio.create_task(self._keep(server, children)),
+            asyncio.create_task(self._keep_redis(server, children)),
             asyncio.create_task(self._work(server, children, once=once)),
         ]
         try:
-            watched: list[asyncio.Future[Any]] = [children.failed, over, *tasks]
+            watched: list[asyncio.Future[Any]] = [children.failed, stop_signal, *tasks]
             done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
@@ -110,7 +112,7 @@ class _Product:
             self._gave_up = True
             self._say(f"[red]Giving up.[/] {escape(str(error))}")
         finally:
-            self._say(f"Stopping{f' ({over.result()})' if over.done() else ''} …")
+            self._say(f"Stopping{f' ({stop_signal.result()})' if stop_signal.done() else ''} …")
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -123,28 +125,28 @@ class _Product:
         await children.add("gateway", "services.gateway")
         readiness = StartupProgress(self._services, server.url, self._gateway)
         try:
-            async with asyncio.timeout(_LONGEST_START_S):
+            async with asyncio.timeout(_START_TIMEOUT_S):
                 async for news in readiness.news():
-                    self._tell(news)
+                    self._show_progress(news)
                     if news.stage == "placed":
                         await children.add(f"worker {news.service}", "shared.serving.worker", news.service)
         except TimeoutError:
-            raise NotReady(f"Not ready after {_LONGEST_START_S:g} s.", hint="See the logs.") from None
-        await self._light_up()
+            raise NotReady(f"Not ready after {_START_TIMEOUT_S:g} s.", hint="See the logs.") from None
+        await self._send_first_requests()
         self._urls()
         if not once:
             await asyncio.Event().wait()
 
-    async def _light_up(self) -> None:
-        """One request to each service; where keys are demanded and none is set, say what is left out."""
+    async def _send_first_requests(self) -> None:
+        """Send one request to each service; warn where a key is required and none is set."""
         key = self._settings.up_api_key
         if self._settings.auth == "keys" and key is None:
-            self._warn("Keys are demanded and FOVEA_UP_API_KEY is not set: no first requests are sent.")
+            self._warn("FOVEA_AUTH=keys and FOVEA_UP_API_KEY is not set: no first requests are sent.")
             return
-        async for light in run_smoke_test(self._gateway, _OUT, key.get_secret_value() if key else None):
-            self._show(light)
+        async for result in run_smoke_test(self._gateway, _OUTPUT_FOLDER, key.get_secret_value() if key else None):
+            self._show(result)
 
-    async def _keep(self, server: RedisServer, children: ProcessGroup) -> None:
+    async def _keep_redis(self, server: RedisServer, children: ProcessGroup) -> None:
         """Start our Redis again, with its data and port, whenever it dies."""
         while server.process is not None:
             children.watch(server.process.pid)
@@ -155,56 +157,56 @@ class _Product:
         await asyncio.Event().wait()
 
     def _check(self) -> None:
-        chosen = self._settings
+        config = self._settings
         if not self._services:
             raise NotReady("No service has a model.", hint="`fovea doctor` says which rooms were left out, and why.")
-        for port, variable in ((chosen.http_port, "FOVEA_HTTP_PORT"), (chosen.grpc_port, "FOVEA_GRPC_PORT")):
-            if taken := port_in_use(chosen.host, port, variable):
+        for port, variable in ((config.http_port, "FOVEA_HTTP_PORT"), (config.grpc_port, "FOVEA_GRPC_PORT")):
+            if taken := port_in_use(config.host, port, variable):
                 raise NotReady(taken)
 
     def _environment(self, server: RedisServer) -> dict[str, str]:
-        chosen = self._settings
-        told = {
+        config = self._settings
+        variables = {
             "FOVEA_REDIS_URL": server.url,
             "FOVEA_ENABLED_SERVICES": ",".join(self._services),
-            "FOVEA_DATA_DIR": str(chosen.data_dir.resolve()),
-            "FOVEA_HTTP_PORT": str(chosen.http_port),
-            "FOVEA_GRPC_PORT": str(chosen.grpc_port),
+            "FOVEA_DATA_DIR": str(config.data_dir.resolve()),
+            "FOVEA_HTTP_PORT": str(config.http_port),
+            "FOVEA_GRPC_PORT": str(config.grpc_port),
             "PYTHONUNBUFFERED": "1",
             # Services share the cores, so threads that wait must not spin for long; but the gaps inside one decode step
             # are shorter than falling asleep and waking up, which nearly doubles its time.
             "GOMP_SPINCOUNT": "10000",
         }
-        if "judge_base_url" not in chosen.model_fields_set:
-            told["FOVEA_JUDGE_BASE_URL"] = self._gateway
-        return told
+        if "judge_base_url" not in config.model_fields_set:
+            variables["FOVEA_JUDGE_BASE_URL"] = self._gateway
+        return variables
 
-    def _tell(self, news: ServiceProgress) -> None:
+    def _show_progress(self, news: ServiceProgress) -> None:
         self._say(f"{news.service} {_STAGES[news.stage]}: {', '.join(news.models) or 'no models'}")
         for model, reason in news.reasons.items():
             self._failures += 1
             self._say(f"  [red]{escape(model)}[/]: {escape(reason)}")
 
-    def _show(self, light: SmokeResult) -> None:
-        self._failures += not light.good
-        mark = "[green]✓[/]" if light.good else "[red]✗[/]"
-        files = f" → {', '.join(map(str, light.files))}" if light.files else ""
-        self._say(f"{mark} {light.model}  {light.seconds * 1000:.0f} ms  {escape(light.told)}{files}")
+    def _show(self, result: SmokeResult) -> None:
+        self._failures += not result.is_ok
+        mark = "[green]✓[/]" if result.is_ok else "[red]✗[/]"
+        files = f" → {', '.join(map(str, result.files))}" if result.files else ""
+        self._say(f"{mark} {result.model}  {result.seconds * 1000:.0f} ms  {escape(result.summary)}{files}")
 
     def _urls(self) -> None:
-        chosen, page = self._settings, self._gateway
-        self._say(f"Console {page}/  ·  API {page}/docs  ·  gRPC {_reachable(chosen.host)}:{chosen.grpc_port}")
+        config, page = self._settings, self._gateway
+        self._say(f"Console {page}/  ·  API {page}/docs  ·  gRPC {_reachable(config.host)}:{config.grpc_port}")
 
     def _say(self, line: str) -> None:
-        self._console.print(f"[dim]{time.monotonic() - self._begun:6.1f} s[/]  {line}")
+        self._console.print(f"[dim]{time.monotonic() - self._started:6.1f} s[/]  {line}")
 
     def _warn(self, line: str) -> None:
         self._say(f"[yellow]{escape(line)}[/]")
 
 
-def _asked(over: asyncio.Future[str], how: str) -> None:
-    if not over.done():
-        over.set_result(how)
+def _request_stop(stop_signal: asyncio.Future[str], name: str) -> None:
+    if not stop_signal.done():
+        stop_signal.set_result(name)
 
 
 def _reachable(host: str) -> str:

@@ -1,7 +1,4 @@
-"""Processes that `fovea up` starts: each in a session of its own, with a log, restarted with back-off when it dies.
-
-Knows processes; knows nothing about what they do.
-"""
+"""Managed processes of `fovea up`: each in a session of its own, with a log, restarted with back-off when it dies."""
 
 from __future__ import annotations
 
@@ -20,16 +17,16 @@ from shared.settings import environment
 
 __all__ = ["ManagedProcess", "ProcessDied", "ProcessGroup"]
 
-_DEATHS = 5
-_WITHIN_S = 60.0
-"""So many deaths in so many seconds, and there is no point in starting it once more."""
+_MAX_DEATHS = 5
+_DEATH_WINDOW_S = 60.0
+"""After so many deaths in so many seconds a process is not started again."""
 
-_FIRST_PAUSE_S = 0.5
-_TAIL = 15
+_FIRST_RESTART_PAUSE_S = 0.5
+_LOG_TAIL_LINES = 15
 
 
 class ProcessDied(Exception):
-    """A child died again and again; the message ends with the last lines of its log."""
+    """A child died too often; the message ends with the last lines of its log."""
 
 
 class ManagedProcess:
@@ -70,14 +67,14 @@ class ManagedProcess:
         await asyncio.to_thread(reaper.end_sessions, [pid], 0.5)
         await self.process.wait()
 
-    def last_words(self) -> str:
+    def log_tail(self) -> str:
         """The end of its log."""
         with self.log.open(encoding="utf-8", errors="replace") as lines:
-            return "".join(deque(lines, maxlen=_TAIL)).rstrip()
+            return "".join(deque(lines, maxlen=_LOG_TAIL_LINES)).rstrip()
 
 
 class ProcessGroup:
-    """All of them, in the order in which they were started."""
+    """The processes, in the order in which they were started."""
 
     def __init__(self, logs: Path, env: Mapping[str, str], say: Callable[[str], None], grace_s: float) -> None:
         """Keep logs under `logs`, give every child `env`, and report deaths through `say`."""
@@ -86,7 +83,7 @@ class ProcessGroup:
         self._say = say
         self._grace_s = grace_s
         self._all: list[ManagedProcess] = []
-        self._guard = subprocess.Popen(  # noqa: S603  # our own interpreter
+        self._reaper = subprocess.Popen(  # noqa: S603  # our own interpreter
             [sys.executable, "-m", reaper.__name__],
             stdin=subprocess.PIPE,
             start_new_session=True,
@@ -94,11 +91,11 @@ class ProcessGroup:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def watch(self, pid: int, *, gone: bool = False) -> None:
-        """Tell the guard of a session that somebody else started, or that has ended."""
-        if self._guard.stdin is not None:
+        """Tell the reaper of a session that was started elsewhere, or that has ended."""
+        if self._reaper.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
-                self._guard.stdin.write(f"{'-' if gone else '+'}{pid}\n".encode())
-                self._guard.stdin.flush()
+                self._reaper.stdin.write(f"{'-' if gone else '+'}{pid}\n".encode())
+                self._reaper.stdin.flush()
 
     async def add(self, name: str, *arguments: str) -> ManagedProcess:
         """Start `python -m ARGUMENTS` and keep it alive."""
@@ -107,46 +104,46 @@ class ProcessGroup:
         log.write_bytes(b"")
         child = ManagedProcess(name, arguments, log, self._env)
         self.watch(await child.start())
-        child.task = asyncio.create_task(self._keep(child))
+        child.task = asyncio.create_task(self._restart(child))
         self._all.append(child)
         return child
 
     async def stop(self) -> None:
-        """Stop all, the last started first, then the guard."""
+        """Stop all, the last started first, then the reaper."""
         while self._all:
             child = self._all.pop()
-            async with child.starting:  # never between the start of a process and its being known
+            async with child.starting:  # never between the start of a process and its registration
                 if child.task is not None:
                     child.task.cancel()
             await child.stop(self._grace_s)
             if child.process is not None:
                 self.watch(child.process.pid, gone=True)
-        if self._guard.stdin is not None:
-            self._guard.stdin.close()
-        await asyncio.to_thread(self._guard.wait)
+        if self._reaper.stdin is not None:
+            self._reaper.stdin.close()
+        await asyncio.to_thread(self._reaper.wait)
         if self.failed.done():
             self.failed.exception()
 
-    async def _keep(self, child: ManagedProcess) -> None:
+    async def _restart(self, child: ManagedProcess) -> None:
         """Start a child again whenever it ends, until it has done so too often."""
         deaths: list[float] = []
         while child.process is not None:
             code, pid = await child.process.wait(), child.process.pid
             now = time.monotonic()
-            deaths = [*(death for death in deaths if now - death < _WITHIN_S), now]
+            deaths = [*(death for death in deaths if now - death < _DEATH_WINDOW_S), now]
             await asyncio.to_thread(reaper.end_sessions, [pid], 0.0)
             self.watch(pid, gone=True)
-            if len(deaths) >= _DEATHS:
-                words = f"{child.name} ended {_DEATHS} times in a minute. Its last lines:\n{child.last_words()}"
+            if len(deaths) >= _MAX_DEATHS:
+                message = f"{child.name} ended {_MAX_DEATHS} times in a minute. Its last lines:\n{child.log_tail()}"
                 if not self.failed.done():
-                    self.failed.set_exception(ProcessDied(words))
+                    self.failed.set_exception(ProcessDied(message))
                 return
-            pause = _FIRST_PAUSE_S * 2 ** (len(deaths) - 1)
-            self._say(f"{child.name} ended ({_why(code)}); starting it again in {pause:g} s. Log: {child.log}")
+            pause = _FIRST_RESTART_PAUSE_S * 2 ** (len(deaths) - 1)
+            self._say(f"{child.name} ended ({_exit_reason(code)}); starting it again in {pause:g} s. Log: {child.log}")
             await asyncio.sleep(pause)
             async with child.starting:
                 self.watch(await child.start())
 
 
-def _why(code: int) -> str:
+def _exit_reason(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

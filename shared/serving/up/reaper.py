@@ -1,7 +1,7 @@
-"""Ends what a supervisor started when the supervisor is gone, however it went: `python -m shared.serving.up.reaper`.
+"""Process reaper: ends what a supervisor started when the supervisor is gone. `python -m shared.serving.up.reaper`.
 
-The supervisor holds the guard's standard input and writes the sessions it starts (`+pid`) and has ended (`-pid`). When
-the input ends, the guard ends the sessions that are left. It imports next to nothing, so that it costs next to nothing.
+The supervisor holds the reaper's standard input and writes the sessions it starts (`+pid`) and has ended (`-pid`). When
+the input ends, the reaper ends the sessions that are left. It imports little, so it costs little.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""First light: one real request to each service, through the gateway, with what came back written to `out/`.
-
-Knows the public API only, as any client does.
-"""
+"""Smoke test: one real request to each service through the gateway, with the answers written to `out/`."""
 
 from __future__ import annotations
 
@@ -24,13 +21,13 @@ _TIMEOUT_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class SmokeResult:
-    """What one service answered."""
+    """Result of one service's first request."""
 
     service: str
     model: str
-    good: bool
+    is_ok: bool
     seconds: float
-    told: str
+    summary: str
     files: tuple[Path, ...] = ()
 
 
@@ -44,38 +41,38 @@ async def run_smoke_test(gateway: str, out: Path, key: str | None = None) -> Asy
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}
     async with httpx2.AsyncClient(base_url=gateway, timeout=_TIMEOUT_S, headers=headers) as client:
-        listed = (await client.get("/v1/models")).raise_for_status().json()["data"]
-        chosen: dict[str, Mapping[str, Any]] = {}
-        for entry in sorted(listed, key=lambda entry: not entry["ready"]):
-            chosen.setdefault(entry["service"], entry)
-        for entry in chosen.values():
-            yield await _ask(client, entry, out / entry["service"])
+        entries = (await client.get("/v1/models")).raise_for_status().json()["data"]
+        first: dict[str, Mapping[str, Any]] = {}
+        for entry in sorted(entries, key=lambda entry: not entry["ready"]):
+            first.setdefault(entry["service"], entry)
+        for entry in first.values():
+            yield await _send(client, entry, out / entry["service"])
 
 
-async def _ask(client: httpx2.AsyncClient, entry: Mapping[str, Any], folder: Path) -> SmokeResult:
-    name, begun = entry["id"], time.perf_counter()
+async def _send(client: httpx2.AsyncClient, entry: Mapping[str, Any], folder: Path) -> SmokeResult:
+    name, started = entry["id"], time.perf_counter()
     try:
         example = (await client.get(f"/v1/models/{quote(name)}/example")).raise_for_status().json()
         route = _ROUTES.get(entry["task"], f"/v1/{entry['task']}")
-        begun = time.perf_counter()
+        started = time.perf_counter()
         answer = await client.post(route, json={"model": name, **example})
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
         answer.raise_for_status()
         files = [_write(folder / f"{_stem(name)}.json", json.dumps(answer.json(), indent=1).encode())]
-        files += await _pictures(client, name, route, example, folder)
+        files += await _save_picture(client, name, route, example, folder)
     except (httpx2.HTTPError, ValueError) as error:
-        return SmokeResult(entry["service"], name, False, time.perf_counter() - begun, _failure(error))
+        return SmokeResult(entry["service"], name, False, time.perf_counter() - started, _failure(error))
     return SmokeResult(entry["service"], name, True, seconds, _summary(answer.json()), tuple(files))
 
 
-async def _pictures(client: httpx2.AsyncClient, name: str, route: str, example: Any, folder: Path) -> list[Path]:
+async def _save_picture(client: httpx2.AsyncClient, name: str, route: str, example: Any, folder: Path) -> list[Path]:
     """The same request once more as a picture, where the model draws."""
     card = (await client.get(f"/v1/models/{quote(name)}")).raise_for_status().json()
     media = next((media for media in card.get("media_types", ()) if media in _PICTURES), None)
     if media is None:
         return []
-    drawn = await client.post(route, json={"model": name, **example}, headers={"accept": media})
-    return [_write(folder / f"{_stem(name)}.{_PICTURES[media]}", drawn.raise_for_status().content)]
+    picture = await client.post(route, json={"model": name, **example}, headers={"accept": media})
+    return [_write(folder / f"{_stem(name)}.{_PICTURES[media]}", picture.raise_for_status().content)]
 
 
 def _write(path: Path, content: bytes) -> Path:
@@ -94,8 +91,8 @@ def _failure(error: Exception) -> str:
             body = error.response.json()
         except ValueError:
             return str(error)
-        told = body.get("detail") or body.get("error", body)
-        return str(told.get("message", told) if isinstance(told, dict) else told)
+        detail = body.get("detail") or body.get("error", body)
+        return str(detail.get("message", detail) if isinstance(detail, dict) else detail)
     return str(error) or type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""Follows a start: which services are placed and ready, as told by Redis, the replicas and the gateway."""
+"""Startup progress: which services are placed and ready, from Redis, the replicas and the gateway."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class ServiceProgress:
-    """A service has come as far as this: placed, ready, or as ready as it gets, with the reasons why not more."""
+    """Progress of a service: placed, ready, or incomplete, with the reasons of models that failed."""
 
     service: str
     stage: Literal["placed", "ready", "incomplete"]
@@ -30,7 +30,7 @@ class ServiceProgress:
 
 
 class StartupProgress:
-    """Follows the services until all are as ready as they get."""
+    """Follows the services until all are ready or incomplete."""
 
     def __init__(self, services: Sequence[str], url: str, gateway: str) -> None:
         """Follow `services` in the Redis at `url`; `gateway` is the gateway's base URL."""
@@ -38,38 +38,38 @@ class StartupProgress:
         self._url = url
         self._gateway = gateway
         self._stages: dict[str, str] = {}
-        self._some: dict[str, bool] = {}  # whether any model of the service is there, so that it can be routed to
+        self._has_models: dict[str, bool] = {}  # whether any model of the service is there, so that it can be routed to
 
     async def news(self) -> AsyncIterator[ServiceProgress]:
-        """Each step of each service once; ends when all are settled and the gateway routes to them."""
-        async with _connect(self._url) as link, httpx2.AsyncClient(timeout=2.0) as client:
+        """Yield each step of each service once; ends when all are done and the gateway routes to them."""
+        async with _connect(self._url) as redis_client, httpx2.AsyncClient(timeout=2.0) as client:
             while True:
                 for service in self._services:
-                    for news in await self._step(link, client, service):
+                    for news in await self._step(redis_client, client, service):
                         yield news
-                settled = all(self._stages.get(service) in {"ready", "incomplete"} for service in self._services)
-                if settled and await self._routed(client):
+                is_done = all(self._stages.get(service) in {"ready", "incomplete"} for service in self._services)
+                if is_done and await self._routed(client):
                     return
                 await asyncio.sleep(_POLL_S)
 
-    async def _step(self, link: Any, client: httpx2.AsyncClient, service: str) -> list[ServiceProgress]:
+    async def _step(self, redis_client: Any, client: httpx2.AsyncClient, service: str) -> list[ServiceProgress]:
         stage = self._stages.get(service)
         if stage in {"ready", "incomplete"}:
             return []
-        replicas = await self._replicas(link, service)
+        replicas = await self._replicas(redis_client, service)
         if not replicas:
             return []
-        now = await _how_far(client, replicas[0])
+        now = await _progress_of(client, replicas[0])
         found = [ServiceProgress(service, "placed", replicas[0].models)] if stage is None else []
         if now.stage != "placed":
             found.append(now)
         self._stages[service] = now.stage
-        self._some[service] = bool(now.models)
+        self._has_models[service] = bool(now.models)
         return found
 
-    async def _replicas(self, link: Any, service: str) -> list[ReplicaRecord]:
+    async def _replicas(self, redis_client: Any, service: str) -> list[ReplicaRecord]:
         try:
-            records = await link.hvals(replicas_key(service))
+            records = await redis_client.hvals(replicas_key(service))
         except (RedisError, OSError):
             return []
         found = [ReplicaRecord.model_validate_json(record) for record in records]
@@ -81,10 +81,12 @@ class StartupProgress:
             known = (await client.get(f"{self._gateway}/readyz")).json().get("services", {})
         except (httpx2.HTTPError, ValueError):
             return False
-        return all(known.get(service, {}).get("ready") or not self._some.get(service) for service in self._services)
+        return all(
+            known.get(service, {}).get("ready") or not self._has_models.get(service) for service in self._services
+        )
 
 
-async def _how_far(client: httpx2.AsyncClient, replica: ReplicaRecord) -> ServiceProgress:
+async def _progress_of(client: httpx2.AsyncClient, replica: ReplicaRecord) -> ServiceProgress:
     """Ready, still loading, or done loading with some models failed."""
     try:
         entries = (await client.get(f"{replica.http}/v1/models")).json()["data"]

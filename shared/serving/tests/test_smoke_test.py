@@ -42,25 +42,25 @@ async def lights(url, out):
 
 async def test_answer_and_picture_are_kept_under_the_service(replica, tmp_path):
     made = await replica({"toy/eye": toys.Eye})
-    (light,) = await lights(made.http, tmp_path)
-    assert (light.service, light.model, light.good) == ("toy", "toy/eye", True)
-    assert light.files == (tmp_path / "toy" / "toy-eye.json", tmp_path / "toy" / "toy-eye.png")
-    assert json.loads(light.files[0].read_text())["threshold"] == 0.25
-    assert light.files[1].read_bytes() == PNG
-    assert light.told == "bytes 70, threshold 0.25, invert False"
+    (result,) = await lights(made.http, tmp_path)
+    assert (result.service, result.model, result.is_ok) == ("toy", "toy/eye", True)
+    assert result.files == (tmp_path / "toy" / "toy-eye.json", tmp_path / "toy" / "toy-eye.png")
+    assert json.loads(result.files[0].read_text())["threshold"] == 0.25
+    assert result.files[1].read_bytes() == PNG
+    assert result.summary == "bytes 70, threshold 0.25, invert False"
 
 
 async def test_one_model_of_a_service_is_asked_and_a_ready_one_rather_than_a_failed(replica, tmp_path):
     made = await replica({"toy/broken": toys.Broken, "toy/echo": toys.Echo, "toy/eye": toys.Eye})
-    (light,) = await lights(made.http, tmp_path)
-    assert (light.model, light.told) == ("toy/echo", "text hello, together 1")
+    (result,) = await lights(made.http, tmp_path)
+    assert (result.model, result.summary) == ("toy/echo", "text hello, together 1")
 
 
 async def test_service_whose_model_fails_is_told_with_its_sentence(replica, tmp_path):
     made = await replica({"toy/broken": toys.Broken})
-    (light,) = await lights(made.http, tmp_path)
-    assert not light.good
-    assert "not available" in light.told
+    (result,) = await lights(made.http, tmp_path)
+    assert not result.is_ok
+    assert "not available" in result.summary
     assert not list(tmp_path.iterdir())
 
 

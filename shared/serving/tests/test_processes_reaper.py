@@ -95,8 +95,8 @@ async def test_child_that_is_killed_is_said_by_signal(children):
     assert "signal SIGKILL" in children.said[0]
 
 
-async def test_child_that_dies_again_and_again_is_given_up_on_with_its_last_words(children, monkeypatch):
-    monkeypatch.setattr("shared.serving.up.processes._FIRST_PAUSE_S", 0.001)
+async def test_child_that_dies_again_and_again_is_given_up_on_with_its_log_tail(children, monkeypatch):
+    monkeypatch.setattr("shared.serving.up.processes._FIRST_RESTART_PAUSE_S", 0.001)
     await children.add("doomed", "doomed")
     with pytest.raises(ProcessDied, match=r"5 times in a minute(?s:.*)why it died"):
         await asyncio.wait_for(asyncio.shield(children.failed), 20)

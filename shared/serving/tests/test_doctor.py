@@ -40,7 +40,7 @@ def found(chosen, topic):
 def test_every_topic_is_looked_at_and_a_good_machine_can_run(machine):
     topics = {finding.topic for finding in examine(machine())}
     assert topics == {"python", "memory", "ports", "redis", "ray", "compilers", "gpus", "engine", "models", "kernels"}
-    assert room._runs(examine(machine()))
+    assert room._can_run(examine(machine()))
 
 
 def test_port_in_use_keeps_the_product_from_running(machine):
@@ -50,20 +50,20 @@ def test_port_in_use_keeps_the_product_from_running(machine):
         chosen = machine(grpc_port=taken.getsockname()[1])
         (finding,) = found(chosen, "ports")
         assert finding.verdict == "bad"
-        assert "FOVEA_GRPC_PORT" in finding.told
-        assert not room._runs(examine(chosen))
+        assert "FOVEA_GRPC_PORT" in finding.detail
+        assert not room._can_run(examine(chosen))
 
 
 def test_redis_that_is_given_is_named_without_its_password(machine):
     (finding,) = found(machine(redis_url="redis://:secret@127.0.0.1:9/0"), "redis")
-    assert "secret" not in finding.told
+    assert "secret" not in finding.detail
 
 
 def test_tensorrt_and_triton_are_told_with_the_reason_why_not(machine):
-    told = [finding.told for finding in found(machine(), "engine")]
+    told = [finding.detail for finding in found(machine(), "engine")]
     assert any(line.startswith("tensorrt ") for line in told)
     assert "triton no server (FOVEA_TRITON_URL is not set)" in told
-    assert "triton box:8001" in [finding.told for finding in found(machine(triton_url="box:8001"), "engine")]
+    assert "triton box:8001" in [finding.detail for finding in found(machine(triton_url="box:8001"), "engine")]
 
 
 def test_rooms_left_out_are_named_with_what_they_lack(machine, monkeypatch):
@@ -89,7 +89,7 @@ def test_weights_that_are_not_what_their_manifest_says_are_bad(machine, tmp_path
     assert good.verdict == "good"
     (tmp_path / "weights" / "eye.safetensors").write_bytes(b"replaced")
     (bad,) = found(machine(), "weights")
-    assert (bad.verdict, "eye.safetensors" in bad.told) == ("bad", True)
+    assert (bad.verdict, "eye.safetensors" in bad.detail) == ("bad", True)
 
 
 def test_json_is_for_machines_and_lines_for_people(machine, monkeypatch):

@@ -90,12 +90,12 @@ def test_inlined_schema_has_no_references_even_of_a_recursive_model():
     ],
 )
 def test_text_values_mean_what_the_field_s_type_says(field, values, meaning):
-    assert servable_schema.decode(field, FIELDS[field], values) == meaning
+    assert servable_schema.decode_text(field, FIELDS[field], values) == meaning
 
 
 def test_text_that_should_be_json_and_is_not_is_named():
     with pytest.raises(InvalidOption) as refused:
-        servable_schema.decode("inner", FIELDS["inner"], ["{size}"])
+        servable_schema.decode_text("inner", FIELDS["inner"], ["{size}"])
     assert refused.value.field == "inner"
 
 

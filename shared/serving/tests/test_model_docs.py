@@ -3,7 +3,7 @@
 import json
 import shlex
 
-from shared.serving.model_docs import page, pages
+from shared.serving.model_docs import render_page, render_pages
 from shared.serving.tests.toys import Echo, Eye
 
 
@@ -13,26 +13,26 @@ def called(text):
 
 
 def test_picture_is_sent_as_a_form_and_once_for_its_rendered_answer():
-    plain, rendered = called(page("toy", Eye))
+    plain, rendered = called(render_page("toy", Eye))
     assert plain == ["curl", "http://127.0.0.1:8080/v1/segment", "-F", "image=@picture.jpg", "-F", "model=toy/eye"]
     assert rendered[: len(plain)] == plain
     assert rendered[-1].startswith("out.")
 
 
 def test_anything_else_is_sent_as_the_cards_example():
-    [words] = called(page("toy", Echo))
+    [words] = called(render_page("toy", Echo))
     assert words[:2] == ["curl", "http://127.0.0.1:8080/v1/echo"]
     assert json.loads(words[-1]) == {"model": "toy/echo", **Echo.card.example}
 
 
 def test_quotes_in_an_example_survive_the_shell():
     kind = type("Quoted", (Echo,), {"card": Echo.card.model_copy(update={"example": {"text": "it's"}})})
-    [words] = called(page("toy", kind))
+    [words] = called(render_page("toy", kind))
     assert json.loads(words[-1])["text"] == "it's"
 
 
 def test_every_model_that_is_found_has_a_page_and_a_row(tmp_path):
-    written = dict(pages(tmp_path))
+    written = dict(render_pages(tmp_path))
     index = written.pop(tmp_path / "README.md")
     assert written
     assert all(f"({path.name})" in index and "## Call it" in text for path, text in written.items())
