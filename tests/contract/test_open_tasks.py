@@ -62,7 +62,7 @@ class Counter(Servable[CountIn, CountOut]):
     In, Out = CountIn, CountOut
 
     @classmethod
-    def load(cls, place: LoadContext) -> Counter:  # noqa: ARG003  # the contract
+    def load(cls, place: LoadContext) -> Counter:  # the contract
         """Nothing to load."""
         return cls()
 
