@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -61,6 +62,11 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(None, description="Redis to use; unset, `fovea up` starts one of its own.")
     data_dir: Path = Field(
         Path(".fovea"), description="State of this machine: Redis files, job payloads, caches, logs."
+    )
+    object_store: str | None = Field(
+        None,
+        description="Object store of what users made: `s3://bucket/prefix`, `gs://…`, `az://…` or `file:///folder`; "
+        "unset, the data folder. Credentials come from the cloud's usual variables (`AWS_ACCESS_KEY_ID` …).",
     )
     enabled_services: str = Field(
         "", description="Comma-separated services to start; empty means all that have a model."
@@ -139,7 +145,7 @@ class Settings(BaseSettings):
     job_queue_max: int = Field(1000, ge=1, description="Jobs that may wait per service before 429.")
     job_dead_letter_max: int = Field(1000, ge=1, description="Dead letters kept per tenant; beyond it the oldest go.")
     job_inline_max_bytes: int = Field(
-        1_000_000, ge=0, description="Payloads above this go to the blob store, not to Redis."
+        1_000_000, ge=0, description="Payloads above this go to the object store, not to Redis."
     )
 
     # What we tell.
@@ -169,9 +175,17 @@ class Settings(BaseSettings):
         return self.data_dir / "cache"
 
     @property
+    def object_store_url(self) -> str:
+        """URL of the object store; the embedded one is the data folder."""
+        return self.object_store or self.data_dir.absolute().as_uri()
+
+    @property
     def weights_dir(self) -> Path:
-        """Imported checkpoints, by model name; they win over the weights that came with the package."""
-        return self.data_dir / "weights"
+        """Imported checkpoints, by model name: the object store's own folder, or this machine's copy of them."""
+        if self.object_store is None:
+            return self.data_dir / "weights"
+        parts = urlsplit(self.object_store)
+        return Path(unquote(parts.path)) / "weights" if parts.scheme == "file" else self.cache_dir / "weights"
 
     @property
     def upstream_addresses(self) -> dict[str, tuple[str, str | None]]:
