@@ -28,6 +28,7 @@ from shared.serving.http.middleware import ServiceMiddleware
 from shared.serving.oip import rest
 from shared.settings import Settings
 from shared.settings import settings as read_settings
+from shared.storage import open_object_store
 
 __all__ = ["build"]
 
@@ -66,6 +67,7 @@ def build(
     )
     app.state.host = host
     app.state.settings = config
+    app.state.objects = open_object_store(config)
     app.router.routes.extend(rest.router.routes)  # the hot path: first, and not behind a router of its own
     for router in (*routers, system_routes.router, task_routes.build_router(host)):
         app.include_router(router)

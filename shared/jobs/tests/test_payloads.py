@@ -83,8 +83,9 @@ async def test_gateway_and_worker_of_two_machines_share_a_bucket(
         assert (await queue.result(job.id, payload.tenant)).body == answer
         objects = open_object_store(machines[0]).under("blobs", job.id)
         assert objects.list_names() == ["answer-1"]
-        while not await inbox.sweep():
-            await asyncio.sleep(0.1)
+        async with asyncio.timeout(20):
+            while not await inbox.sweep():  # noqa: ASYNC110  (the job expires by the clock of Redis)
+                await asyncio.sleep(0.1)
         assert objects.list_names() == []
     finally:
         await queue.close()
