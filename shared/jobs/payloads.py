@@ -45,7 +45,7 @@ class PayloadStore:
 
     def _older(self, instant: float) -> list[str]:
         newest: dict[str, float] = {}
-        for facts in self._objects.list():
+        for facts in self._objects.list_objects():
             job_id, written = facts.path.partition("/")[0], facts.modified.timestamp()
             newest[job_id] = max(newest.get(job_id, written), written)
         return [job_id for job_id, written in newest.items() if written <= instant]

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 
 from shared.registry import Servable
 from shared.registry.discovery import servables as discover
+from shared.registry.imported_weights import fetch_weights
 from shared.registry.trained import trained_servables
 from shared.serving.host import Host
 from shared.serving.http import system_routes, task_routes
@@ -53,6 +54,8 @@ def build(
         `/livez` answers at once and `/readyz` when they are there.
     """
     config = settings or read_settings()
+    objects = open_object_store(config)
+    fetch_weights(objects, config.weights_dir)
     known = discover(service) if servables is None else servables
     host = Host(service, {**known, **trained_servables(known, config.weights_dir)}, config)
     app = _App(
@@ -67,7 +70,7 @@ def build(
     )
     app.state.host = host
     app.state.settings = config
-    app.state.objects = open_object_store(config)
+    app.state.objects = objects
     app.router.routes.extend(rest.router.routes)  # the hot path: first, and not behind a router of its own
     for router in (*routers, system_routes.router, task_routes.build_router(host)):
         app.include_router(router)

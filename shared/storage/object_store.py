@@ -134,7 +134,7 @@ class ObjectStore:
 
     def delete_all(self) -> None:
         """Delete every object of this store."""
-        self.delete(*(facts.path for facts in self.list()))
+        self.delete(*(facts.path for facts in self.list_objects()))
 
     def head(self, path: str) -> ObjectFacts | None:
         """The facts of an object; None where there is none."""
@@ -144,7 +144,7 @@ class ObjectStore:
             except FileNotFoundError:
                 return None
 
-    def list(self) -> Iterator[ObjectFacts]:
+    def list_objects(self) -> Iterator[ObjectFacts]:
         """The facts of all objects, in no order. Objects that come or go meanwhile may be missing."""
         cut = len(self._path)
         with _translated():

@@ -88,7 +88,7 @@ class BatchStore:
 
     def list_batches(self, limit: int) -> list[BatchRow]:
         """The batches, newest first."""
-        newest = sorted(self._manifests.list(), key=lambda facts: facts.modified, reverse=True)
+        newest = sorted(self._manifests.list_objects(), key=lambda facts: facts.modified, reverse=True)
         found = [self.load_manifest(facts.path.removesuffix(".json")) for facts in newest[:limit]]
         return [BatchRow(id=m["id"], judge=m["judge"], pairs=len(m["pairs"]), at=m["at"]) for m in found]
 

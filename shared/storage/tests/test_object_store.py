@@ -44,12 +44,12 @@ def test_a_store_below_another_sees_its_own_objects_alone(store: ObjectStore) ->
     inner.put("a", b"1")
     inner.put("b/c", b"22")
     store.put("onerous", b"")
-    assert sorted((facts.path, facts.size) for facts in inner.list()) == [("a", 1), ("b/c", 2)]
+    assert sorted((facts.path, facts.size) for facts in inner.list_objects()) == [("a", 1), ("b/c", 2)]
     assert inner.list_names() == ["a", "b"]
     assert store.list_names() == ["one", "onerous"]
     assert store.get("one/two/a") == b"1"
     inner.delete_all()
-    assert [facts.path for facts in store.list()] == ["onerous"]
+    assert [facts.path for facts in store.list_objects()] == ["onerous"]
 
 
 def test_tenants_share_nothing_whatever_they_are_called(store: ObjectStore) -> None:
