@@ -188,7 +188,7 @@ class Settings(BaseSettings):
         url = self.redis_url or (self.redis_url_file and self.redis_url_file.read_text("utf-8").strip())
         if not url:
             return self
-        password = self.redis_password and self.redis_password.get_secret_value()
+        password = self.redis_password.get_secret_value() if self.redis_password else None
         if self.redis_password_file:
             password = self.redis_password_file.read_text("utf-8").strip()
         files = {"ssl_ca_certs": self.redis_ca_file, "ssl_certfile": self.redis_cert_file}

@@ -65,8 +65,12 @@ def open_redis_pool(url: str, *, max_connections: int, timeout: float, **options
     if not is_sentinel_url(url):
         return aioredis.BlockingConnectionPool.from_url(url, **limits)
     found = _parse(url)
-    sentinel = aiosentinel.Sentinel(found.nodes, sentinel_kwargs={**found.sentinel, **_timeouts(options)})
-    return _BlockingSentinelPool(found.master, sentinel, **found.connection, **limits)
+    # Annotated, because redis-py has no types here.
+    make_sentinel: Any = aiosentinel.Sentinel
+    make_pool: Any = _BlockingSentinelPool
+    sentinel = make_sentinel(found.nodes, sentinel_kwargs={**found.sentinel, **_timeouts(options)})
+    pool: aioredis.ConnectionPool = make_pool(found.master, sentinel, **found.connection, **limits)
+    return pool
 
 
 def open_async_redis(url: str, *, max_connections: int = 16, timeout: float = 5.0, **options: Any) -> aioredis.Redis:
@@ -80,8 +84,10 @@ def open_redis(url: str, **options: Any) -> redis.Redis:
     if not is_sentinel_url(url):
         return redis.Redis.from_url(url, **options)
     found = _parse(url)
-    sentinel = redis.sentinel.Sentinel(found.nodes, sentinel_kwargs={**found.sentinel, **_timeouts(options)})
-    pool = _SentinelPool(found.master, sentinel, **found.connection, **options)
+    make_sentinel: Any = redis.sentinel.Sentinel
+    make_pool: Any = _SentinelPool
+    sentinel = make_sentinel(found.nodes, sentinel_kwargs={**found.sentinel, **_timeouts(options)})
+    pool: redis.ConnectionPool = make_pool(found.master, sentinel, **found.connection, **options)
     return redis.Redis.from_pool(pool)
 
 

@@ -21,6 +21,7 @@ from shared.errors import InvalidOption
 from shared.registry.imported_weights import publish_weights
 from shared.settings import settings
 from shared.storage import open_object_store
+from shared.storage.private_files import make_files_private
 
 if TYPE_CHECKING:
     from shared.training.recipe import Recipe
@@ -35,8 +36,9 @@ def import_checkpoint(
 ) -> None:
     """Serve an official checkpoint instead of the demo weights. No code in the file is ever run."""
     console = Console()
-    importing = importlib.import_module("shared.training.checkpoint_import")
     config = settings()
+    make_files_private(config.data_dir)
+    importing = importlib.import_module("shared.training.checkpoint_import")
     imported = importing.import_weights(model, file, config.weights_dir)
     publish_weights(open_object_store(config), config.weights_dir, model)
     for label, keys in (("missing, kept at their initial values", imported.missing), ("left out", imported.unexpected)):
@@ -71,6 +73,7 @@ def train(
         _list(found.recipes())
         return
     kind = found.recipe_named(recipe)
+    make_files_private(settings().data_dir)
     if data is None:
         chosen = configure_recipe(kind, set_ or [])
         folder = folder or settings().data_dir / "training" / recipe
