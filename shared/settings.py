@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -58,9 +59,32 @@ class Settings(BaseSettings):
     )
 
     # What we stand on.
-    redis_url: str | None = Field(None, description="Redis to use; unset, `fovea up` starts one of its own.")
+    redis_url: str | None = Field(
+        None,
+        description="Redis to use: `redis://`, with TLS `rediss://`, or through Sentinel "
+        "`redis+sentinel://host:port,…/master`; unset, `fovea up` starts one of its own.",
+    )
+    redis_url_file: Path | None = Field(None, description="File that holds `redis_url`, as Secrets are mounted.")
+    redis_password: SecretStr | None = Field(None, description="Password of Redis, where the URL holds none.")
+    redis_password_file: Path | None = Field(None, description="File that holds `redis_password`.")
+    redis_ca_file: Path | None = Field(
+        None,
+        description="Certificates of the authority that signed those of Redis, for `rediss://`; unset, the system's.",
+    )
+    redis_cert_file: Path | None = Field(None, description="Our own certificate, where Redis asks for one.")
+    redis_key_file: Path | None = Field(None, description="The key of `redis_cert_file`.")
+    redis_max_bytes: int = Field(
+        2 * 2**30,
+        ge=0,
+        description="Most memory of the Redis that `fovea up` starts; a full one refuses new jobs. 0 sets no limit.",
+    )
     data_dir: Path = Field(
         Path(".fovea"), description="State of this machine: Redis files, job payloads, caches, logs."
+    )
+    object_store: str | None = Field(
+        None,
+        description="Object store of what users made: `s3://bucket/prefix`, `gs://…`, `az://…` or `file:///folder`; "
+        "unset, the data folder. Credentials come from the cloud's usual variables (`AWS_ACCESS_KEY_ID` …).",
     )
     enabled_services: str = Field(
         "", description="Comma-separated services to start; empty means all that have a model."
@@ -139,7 +163,7 @@ class Settings(BaseSettings):
     job_queue_max: int = Field(1000, ge=1, description="Jobs that may wait per service before 429.")
     job_dead_letter_max: int = Field(1000, ge=1, description="Dead letters kept per tenant; beyond it the oldest go.")
     job_inline_max_bytes: int = Field(
-        1_000_000, ge=0, description="Payloads above this go to the blob store, not to Redis."
+        1_000_000, ge=0, description="Payloads above this go to the object store, not to Redis."
     )
 
     # What we tell.
@@ -158,6 +182,20 @@ class Settings(BaseSettings):
             logging.getLogger(__name__).warning(message)
         return {**found, **given}
 
+    @model_validator(mode="after")
+    def _complete_redis_url(self) -> Self:
+        """Put password and certificates into the URL, which is all that a client of Redis needs."""
+        url = self.redis_url or (self.redis_url_file and self.redis_url_file.read_text("utf-8").strip())
+        if not url:
+            return self
+        password = self.redis_password.get_secret_value() if self.redis_password else None
+        if self.redis_password_file:
+            password = self.redis_password_file.read_text("utf-8").strip()
+        files = {"ssl_ca_certs": self.redis_ca_file, "ssl_certfile": self.redis_cert_file}
+        files["ssl_keyfile"] = self.redis_key_file
+        object.__setattr__(self, "redis_url", _complete_url(url, password, files))
+        return self
+
     @property
     def keys_path(self) -> Path:
         """File of hashed API keys."""
@@ -169,9 +207,17 @@ class Settings(BaseSettings):
         return self.data_dir / "cache"
 
     @property
+    def object_store_url(self) -> str:
+        """URL of the object store; the embedded one is the data folder."""
+        return self.object_store or self.data_dir.absolute().as_uri()
+
+    @property
     def weights_dir(self) -> Path:
-        """Imported checkpoints, by model name; they win over the weights that came with the package."""
-        return self.data_dir / "weights"
+        """Imported checkpoints, by model name: the object store's own folder, or this machine's copy of them."""
+        if self.object_store is None:
+            return self.data_dir / "weights"
+        parts = urlsplit(self.object_store)
+        return Path(unquote(parts.path)) / "weights" if parts.scheme == "file" else self.cache_dir / "weights"
 
     @property
     def upstream_addresses(self) -> dict[str, tuple[str, str | None]]:
@@ -200,6 +246,18 @@ def environment(**more: str) -> dict[str, str]:
     old = {_variable(name) for name in RENAMED.values()}
     ours = {name: value for name, value in os.environ.items() if name.upper() not in old}
     return {**{_variable(field): value for field, value in _old_values()}, **ours, **more}
+
+
+def _complete_url(url: str, password: str | None, files: Mapping[str, Path | None]) -> str:
+    """A Redis URL with a password and, for TLS, with certificates, unless it states its own."""
+    parts = urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    if password and ":" not in login:
+        login, at = f"{login}:{quote(password, safe='')}", "@"
+    query = dict(parse_qsl(parts.query))
+    if parts.scheme.startswith("rediss"):
+        query = {**{name: str(file) for name, file in files.items() if file}, **query}
+    return urlunsplit(parts._replace(netloc=f"{login}{at}{host}", query=urlencode(query, safe="/")))
 
 
 def _variable(name: str) -> str:

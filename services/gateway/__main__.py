@@ -12,6 +12,7 @@ from services.gateway.grpc.server import serve_grpc
 from services.gateway.policy.local_only import is_loopback
 from services.gateway.server import create_server
 from shared.settings import Settings, settings
+from shared.storage.private_files import make_files_private
 from shared.telemetry import configure_logs, log
 
 __all__ = ["main"]
@@ -25,6 +26,7 @@ def main() -> int:
     """Serve until a signal arrives; returns the exit status."""
     config = settings()
     configure_logs(config.log_level, config.log_format)
+    make_files_private(config.data_dir)
     try:
         require_safe_address(config)
         uvloop.run(serve(config))

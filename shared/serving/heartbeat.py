@@ -11,12 +11,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import redis.asyncio as aioredis
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from shared import telemetry
 from shared.api.replica import LEASE_S, RENEW_S, ReplicaRecord, replicas_key
+from shared.jobs.redis_connection import open_async_redis
 
 __all__ = ["Heartbeat"]
 
@@ -30,7 +30,7 @@ class Heartbeat:
     def __init__(self, url: str, record: Callable[[], ReplicaRecord]) -> None:
         """Announce what `record()` returns at each renewal, in the Redis at `url`."""
         self._record = record
-        self._redis: Any = aioredis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=1.0)
+        self._redis: Any = open_async_redis(url, socket_timeout=2.0, socket_connect_timeout=1.0)
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
 

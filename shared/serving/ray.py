@@ -29,6 +29,7 @@ from shared import telemetry
 from shared.registry.discovery import SERVICES, services_with_models
 from shared.serving.replica import ReplicaServer, load_app
 from shared.settings import Settings, export, settings
+from shared.storage.private_files import make_files_private
 
 __all__ = ["Placement", "application", "deploy", "main", "scale", "start", "stop"]
 
@@ -74,6 +75,7 @@ class _Replica:
     def __init__(self, placement: Placement) -> None:
         config = settings()
         telemetry.configure_logs(config.log_level, config.log_format)
+        make_files_private(config.data_dir)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         if config.replica_host == _LOOPBACK:
             _keep_to_loopback()

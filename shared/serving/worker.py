@@ -21,6 +21,7 @@ from shared.jobs.consumer import QueueConsumer
 from shared.jobs.worker import JobWorker
 from shared.serving.job_handler import AsgiJobHandler
 from shared.settings import Settings, settings
+from shared.storage.private_files import make_files_private
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -35,6 +36,7 @@ def main(
     """Run one service's jobs until SIGTERM or Ctrl-C."""
     config = settings()
     telemetry.configure_logs(config.log_level, config.log_format)
+    make_files_private(config.data_dir)
     if config.redis_url is None:
         typer.echo("A worker needs FOVEA_REDIS_URL. `fovea up` starts Redis and sets it.", err=True)
         raise typer.Exit(2)

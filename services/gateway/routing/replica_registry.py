@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 from services.gateway.routing.route_table import RouteTable
 from services.gateway.routing.static_upstreams import StaticUpstream
 from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
+from shared.jobs.redis_connection import open_async_redis
 from shared.settings import Settings
 from shared.telemetry import log
 
@@ -76,7 +77,7 @@ class ReplicaRegistry:
         """Take the names of wanted services and static upstreams from `settings`; `start` begins to poll."""
         self.routes = RouteTable()
         self.redis_up: bool | None = False if settings.redis_url else None
-        self._redis = Redis.from_url(settings.redis_url, socket_timeout=2) if settings.redis_url else None
+        self._redis = open_async_redis(settings.redis_url, socket_timeout=2) if settings.redis_url else None
         self._upstreams = {name: StaticUpstream(name, *urls) for name, urls in settings.upstream_addresses.items()}
         self._services = {name: ServiceState() for name in (*settings.enabled_service_names, *self._upstreams)}
         self._wanted = frozenset(self._services)

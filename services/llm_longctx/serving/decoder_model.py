@@ -67,7 +67,7 @@ class DecoderModel(TextModel):
         engine = Engine(model, weights_sha256=digest, threads=place.threads, monitor=_monitor(place))
         engine.scheduler.start()
         fingerprint = f"fp_{digest[:16]}_{name}"
-        plans = HeadPlanStore(cls.card.name, _BUNDLED_PLANS, place.weights)
+        plans = HeadPlanStore(cls.card.name, _BUNDLED_PLANS, place.objects)
         limits = config.positions, config.vocab
         return cls(DecoderAdapter(cls.card.name, fingerprint, tokenizer, engine.scheduler, *limits, engine, plans))
 

@@ -155,7 +155,8 @@ class _OpenInferenceService(grpc.GenericRpcHandler):
         ids = telemetry.fresh_context(headers.get("x-request-id"), headers.get("traceparent"), self._host.service)
         name_sent = message.model_name if isinstance(message, pb.ModelInferRequest) else ""
         model = name_sent if name_sent in self._host.names() else ""  # unknown names would swell the metrics
-        run = CallContext(deadline=time.monotonic() + _timeout_seconds(context, headers, self._settings))
+        seconds, tenant = _timeout_seconds(context, headers, self._settings), headers.get("x-fovea-tenant", "local")
+        run = CallContext(deadline=time.monotonic() + seconds, tenant=tenant)
         fields = {"request_id": ids.request_id, "traceparent": ids.traceparent, "service": ids.service}
         trailers = [("x-request-id", ids.request_id)]
         with telemetry.bind(**fields, model=model), _count_call(ids.service, model, f"grpc {name}"):

@@ -25,6 +25,7 @@ from shared.serving.up.processes import ProcessDied, ProcessGroup
 from shared.serving.up.smoke_test import SmokeResult, run_smoke_test
 from shared.serving.up.startup_progress import ServiceProgress, StartupProgress
 from shared.settings import Settings, settings
+from shared.storage.private_files import make_files_private
 
 __all__ = ["port_in_use", "up"]
 
@@ -80,6 +81,7 @@ class _Product:
         stop_signal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, _request_stop, stop_signal, number.name)
+        make_files_private(self._settings.data_dir)
         try:
             self._check()
             server = RedisServer(self._settings)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import httpx2
-import redis.asyncio as aioredis
 from redis.exceptions import RedisError
 
 from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
+from shared.jobs.redis_connection import open_async_redis
 
 __all__ = ["ServiceProgress", "StartupProgress"]
 
@@ -100,4 +100,4 @@ async def _progress_of(client: httpx2.AsyncClient, replica: ReplicaRecord) -> Se
 
 
 def _connect(url: str) -> Any:
-    return aioredis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=1.0)
+    return open_async_redis(url, socket_timeout=2.0, socket_connect_timeout=1.0)

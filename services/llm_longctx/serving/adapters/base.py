@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from services.llm_longctx.api.errors import ContextLengthExceeded
 from services.llm_longctx.engine import GenerationRequest, Sampling, Scheduler
@@ -57,6 +57,10 @@ class TextModelAdapter(ABC):
             raise ContextLengthExceeded(detail, hint="Shorten the prompt.", field=field)
         with in_field(field):
             return self.tokenizer.encode(text, special=special)
+
+    def of_tenant(self, tenant: str) -> Self:
+        """The adapter for the requests of a tenant; most know nothing of tenants."""
+        return self
 
     def render_chat(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True) -> str:
         """Render a conversation with the model's chat template.

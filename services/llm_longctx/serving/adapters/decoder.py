@@ -5,15 +5,16 @@ Knows engines and methods; what all adapters share is in `base`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from services.llm_longctx.engine import Engine, GenerationRequest, RequestStats
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
 from services.llm_longctx.serving.method_selection import build_method_usage, select_policy
 from services.llm_longctx.serving.request_state import RequestState
 from shared.api.text import GenerationOptions, LongctxUsage
-from shared.lm.head_plan import HeadPlan
+from shared.lm.head_plan_store import HeadPlanStore
 
 __all__ = ["DecoderAdapter"]
 
@@ -27,11 +28,15 @@ class DecoderAdapter(TextModelAdapter):
 
     Attributes:
         engine: Runs it; its scheduler is the adapter's.
-        plans: Head plans of this model by name.
+        plans: Head plans of this model by name: those of the package, and of one tenant.
     """
 
     engine: Engine
-    plans: Mapping[str, HeadPlan] = field(default_factory=dict)
+    plans: HeadPlanStore = field(default_factory=lambda: HeadPlanStore(""))
+
+    def of_tenant(self, tenant: str) -> Self:
+        """The adapter for the requests of a tenant, with its plans."""
+        return replace(self, plans=self.plans.of_tenant(tenant))
 
     def prepare(
         self,
