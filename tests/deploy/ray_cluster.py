@@ -22,7 +22,7 @@ import redis
 
 from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from shared.serving.up import reaper
-from shared.settings import environment
+from shared.settings import environment as process_environment
 
 Found = TypeVar("Found")
 
@@ -114,7 +114,7 @@ class RayCluster:
         """
 
         def settled() -> dict[str, Any]:
-            self._restart_nodes()
+            self.restart_nodes()
             found: dict[str, Any] = self._request("GET").json()["applications"]
             return found if found and all(app["status"] in TERMINAL for app in found.values()) else {}
 
@@ -122,11 +122,25 @@ class RayCluster:
         failed = {name: app["message"] for name, app in applications.items() if app["status"] != "RUNNING"}
         assert not failed, failed
 
+    def wait_replicas(self, service: str, count: int, seconds: float) -> list[ReplicaRecord]:
+        """Wait until a service has so many ready replicas."""
+
+        def settled() -> list[ReplicaRecord]:
+            self.restart_nodes()
+            found = self.list_replicas(service)
+            return found if len(found) == count else []
+
+        return wait_for(settled, seconds, f"{count} replicas of {service} are ready")
+
     def list_replicas(self, service: str) -> list[ReplicaRecord]:
         """Replicas that are ready and renew their records."""
-        with redis.Redis.from_url(self._redis_url) as link:
-            found = [ReplicaRecord.model_validate_json(value) for value in link.hvals(replicas_key(service))]
+        found = self.list_records(service)
         return [replica for replica in found if replica.ready and time.time() - replica.seen < LEASE_S]
+
+    def list_records(self, service: str) -> list[ReplicaRecord]:
+        """All records, also those of replicas that were killed."""
+        with redis.Redis.from_url(self._redis_url) as link:
+            return [ReplicaRecord.model_validate_json(value) for value in link.hvals(replicas_key(service))]
 
     def signal(self, node: str, number: signal.Signals) -> None:
         """Send a signal to the first process of a node, as the kubelet does; SIGKILL goes to all of the node.
@@ -153,7 +167,7 @@ class RayCluster:
     def start_gateway(self, **settings: str) -> str:
         """Start a gateway that knows the cluster's replicas through Redis; returns its URL."""
         http = free_port()
-        env = self._environment("gateway", FOVEA_HTTP_PORT=str(http), FOVEA_GRPC_PORT="0", **settings)
+        env = self.environment("gateway", FOVEA_HTTP_PORT=str(http), FOVEA_GRPC_PORT="0", **settings)
         self._spawn(f"gateway-{http}", [sys.executable, "-m", "services.gateway"], env)
         wait_for(lambda: is_listening(http), 60, "the gateway listens")
         return f"http://{LOOPBACK}:{http}"
@@ -162,7 +176,7 @@ class RayCluster:
         """The data folder of a node."""
         return self._folder / node
 
-    def _restart_nodes(self) -> None:
+    def restart_nodes(self) -> None:
         """Start nodes again that ended by themselves, as the kubelet does: Ray gives a slow start up after 30 s."""
         for node in [name for name in self._nodes if self.sessions[name].poll() is not None]:
             self.add_node(node)
@@ -178,10 +192,11 @@ class RayCluster:
 
     def _start(self, node: str, *flags: str, **variables: str) -> None:
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={node}"]
-        self._spawn(node, [*ray, "--object-store-memory=80000000", *flags], self._environment(node, **variables))
+        self._spawn(node, [*ray, "--object-store-memory=80000000", *flags], self.environment(node, **variables))
 
-    def _environment(self, node: str, **variables: str) -> dict[str, str]:
-        env = environment(
+    def environment(self, node: str, **variables: str) -> dict[str, str]:
+        """Environment of a node's processes."""
+        env = process_environment(
             FOVEA_REDIS_URL=self._redis_url,
             FOVEA_DATA_DIR=str(self.data_dir(node)),
             RAY_USAGE_STATS_ENABLED="0",

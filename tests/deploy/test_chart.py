@@ -31,6 +31,7 @@ SETTINGS = {
     ],
     "narrow": ["networkPolicy.gatewayFrom[0].team=search", "image.registry=r.example", "image.pullSecrets[0].name=x"],
     "volume": ["blobs.enabled=true", "blobs.storageClass=nfs"],
+    "password": ["redis.passwordSecret=cache", "redis.maxMemory=2gb"],
     "many": ["services.medical-seg.replicas.min=3", "services.medical-seg.replicas.max=9", "gateway.preStopSeconds=0"],
 }
 CUSTOM = {"RayService", "ScaledObject", "PodMonitor", "PrometheusRule"}
@@ -186,6 +187,21 @@ def test_heads_keep_their_state_in_the_redis_of_the_values(url, address):
     assert ray_cluster("medical-seg", f"redis.url={url}")["gcsFaultToleranceOptions"]["redisAddress"] == address
 
 
+def test_password_of_our_redis_reaches_everybody_who_asks_it():
+    documents = render("redis.passwordSecret=cache")
+    secret = {"secretKeyRef": {"name": "cache", "key": "password"}}
+    for name, spec in pod_specs(documents):
+        for container in spec["containers"]:
+            env = {e["name"]: e for e in container.get("env", ())}
+            if "FOVEA_REDIS_URL" in env or name == "demo-redis":
+                assert env["REDIS_PASSWORD"]["valueFrom"] == secret, name
+            if "FOVEA_REDIS_URL" in env:
+                assert list(env).index("REDIS_PASSWORD") < list(env).index("FOVEA_REDIS_URL")
+                assert env["FOVEA_REDIS_URL"]["value"] == "redis://:$(REDIS_PASSWORD)@demo-redis:6379/0"
+    options = ray_cluster("medical-seg", "redis.passwordSecret=cache")["gcsFaultToleranceOptions"]
+    assert options["redisPassword"]["valueFrom"] == secret
+
+
 def test_a_redis_that_only_a_secret_knows_wants_its_address_for_ray():
     done = run_helm("template", "demo", str(CHART), "--set", "redis.urlSecret.name=cache", check=False)
     assert "ray.faultTolerance.redisAddress" in done.stderr
@@ -286,7 +302,8 @@ def test_environment_names_are_settings_that_exist():
 
     known = {f"FOVEA_{name.upper()}" for name in Settings.model_fields}
     for name, spec in pod_specs(render(*ALL_ON)):
-        used = {e["name"] for c in spec["containers"] for e in c.get("env", []) if c["name"] != "autoscaler"}
+        names = {e["name"] for c in spec["containers"] for e in c.get("env", [])}
+        used = {variable for variable in names if variable.startswith("FOVEA_")}
         assert used <= known, (name, used - known)
 
 
@@ -298,8 +315,9 @@ def test_worker_is_scaled_on_jobs_of_its_own_service_that_wait_or_run():
 
 
 def test_own_redis_syncs_every_write_and_an_outside_one_starts_none():
-    command = named(render(), "StatefulSet", "demo-redis")["spec"]["template"]["spec"]["containers"][0]["command"]
-    assert command[command.index("--appendfsync") + 1] == "always"
+    [command] = named(render(), "StatefulSet", "demo-redis")["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert "--appendfsync always" in command
+    assert "--maxmemory 768mb --maxmemory-policy noeviction" in command
     assert not [d for d in render("redis.url=redis://elsewhere:6379/0") if d["kind"] == "StatefulSet"]
 
 

@@ -32,8 +32,14 @@ helm.sh/chart: {{ $root.Chart.Name }}-{{ $root.Chart.Version }}
 {{- if .Values.redis.urlSecret.name }}
 - name: FOVEA_REDIS_URL
   valueFrom: {secretKeyRef: {name: {{ .Values.redis.urlSecret.name }}, key: {{ .Values.redis.urlSecret.key }}}}
+{{- else if .Values.redis.url }}
+- {name: FOVEA_REDIS_URL, value: {{ .Values.redis.url | quote }}}
+{{- else if .Values.redis.passwordSecret }}
+- name: REDIS_PASSWORD
+  valueFrom: {secretKeyRef: {name: {{ .Values.redis.passwordSecret }}, key: password}}
+- {name: FOVEA_REDIS_URL, value: "redis://:$(REDIS_PASSWORD)@{{ .Release.Name }}-redis:6379/0"}
 {{- else }}
-- {name: FOVEA_REDIS_URL, value: {{ .Values.redis.url | default (printf "redis://%s-redis:6379/0" .Release.Name) | quote }}}
+- {name: FOVEA_REDIS_URL, value: "redis://{{ .Release.Name }}-redis:6379/0"}
 {{- end }}
 {{- if not .Values.blobs.enabled }}
 - {name: FOVEA_JOB_INLINE_MAX_BYTES, value: "1073741824"}
@@ -131,7 +137,8 @@ tolerations:
 {{- end -}}
 gcsFaultToleranceOptions:
   redisAddress: {{ $address }}
-  {{- with $tolerance.passwordSecret }}
+  {{- $ownSecret := ternary "" .Values.redis.passwordSecret (eq (include "fovea.hasOutsideRedis" .) "true") }}
+  {{- with $tolerance.passwordSecret | default $ownSecret }}
   redisPassword: {valueFrom: {secretKeyRef: {name: {{ . }}, key: password}}}
   {{- end }}
 {{- end }}
