@@ -32,6 +32,7 @@ __all__ = [
     "LATENCY",
     "METRICS_CONTENT_TYPE",
     "QUEUE_DEPTH",
+    "READY_REPLICAS",
     "REQUESTS",
     "REQUEST_LATENCY",
     "Context",
@@ -64,6 +65,7 @@ QUEUE_DEPTH = Gauge("fovea_queue_depth", "Requests or jobs that wait.", ["servic
 JOBS = Gauge(
     "fovea_jobs", "Jobs by state: queued or running. Every gateway counts the same ones.", ["service", "state"]
 )
+READY_REPLICAS = Gauge("fovea_ready_replicas", "Ready replicas, as a gateway sees them.", ["service"])
 DROPPED_FRAMES = Counter(
     "fovea_dropped_frames_total", "Frames of streams left out because newer ones had arrived.", ["service", "model"]
 )

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.errors import FoveaError
-from shared.telemetry import JOBS, METRICS_CONTENT_TYPE, QUEUE_DEPTH, metrics_text
+from shared.telemetry import JOBS, METRICS_CONTENT_TYPE, QUEUE_DEPTH, READY_REPLICAS, metrics_text
 
 __all__ = ["is_ready", "metrics", "router"]
 
@@ -54,6 +54,8 @@ async def readyz(request: Request) -> JSONResponse:
 async def metrics(request: Request) -> Response:
     """The gateway's own metrics in the Prometheus text format."""
     gateway = request.app.state.gateway
+    for service in gateway.registry.services:
+        READY_REPLICAS.labels(service).set(len(gateway.registry.list_ready(service)))
     if gateway.queue is not None:
         for service in gateway.registry.services:
             try:
