@@ -74,6 +74,7 @@ class RayCluster:
     def start_head(self) -> None:
         """Start the head, anew where it was killed: with its state in Redis it takes up where the old one ended."""
         place = urlsplit(self._redis_url)
+        (self._folder / "r" / "ray_current_cluster").unlink(missing_ok=True)  # a new pod's folder is empty
         self._start(
             HEAD,
             *("--head", "--num-cpus=0", f"--port={self.gcs}", "--include-dashboard=true"),
