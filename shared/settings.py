@@ -58,6 +58,14 @@ class Settings(BaseSettings):
         None, description="Address under which replicas are reached; unset, `replica_host`."
     )
 
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port for `/metrics` alone, without a key, on `host` or `replica_host`, for a Prometheus that the "
+        "network lets in; 0 opens none.",
+    )
+
     # What we stand on.
     redis_url: str | None = Field(
         None,

@@ -10,31 +10,24 @@ import re
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from shared.api.job import FINAL, Job
 from shared.errors import Conflict, NotFound, QueueFull
 from shared.jobs import codec, redis_keys
 from shared.jobs.payloads import PayloadStore
 from shared.jobs.pubsub import ChangeListener
-from shared.jobs.queue import Payload, Result
+from shared.jobs.queue import Counts, Payload, Result
 from shared.jobs.redis_client import RedisClient, retry_until_connected, translate_redis_errors
 from shared.jobs.worker_heartbeat import Worker
 from shared.settings import Settings
 from shared.storage import ObjectStore, open_object_store
 
-__all__ = ["Counts", "RedisJobQueue"]
+__all__ = ["RedisJobQueue"]
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _EVENTS_POLL_S = 2.0
 """Longest time for which `events` trusts the subscription alone; queue positions change without a message."""
-
-
-class Counts(NamedTuple):
-    """Jobs of a service."""
-
-    waiting: int
-    running: int
 
 
 class RedisJobQueue:

@@ -33,20 +33,26 @@ class Heartbeat:
         self._redis: Any = open_async_redis(url, socket_timeout=2.0, socket_connect_timeout=1.0)
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._is_withdrawn = False
 
     def start(self) -> None:
         """Renew from now on, in the background."""
         self._task = asyncio.create_task(self._renew())
 
-    async def stop(self) -> None:
-        """Withdraw the record, so that no new request comes this way."""
-        if self._task is None:
+    async def withdraw(self) -> None:
+        """Remove the record and renew it no more, so that no new request comes this way."""
+        if self._task is None or self._is_withdrawn:
             return
+        self._is_withdrawn = True
         self._stopping.set()  # not cancelled: a client that is cut off in the middle of a call may swallow it
         await self._task
         record = self._record()
         with contextlib.suppress(RedisError, OSError):
             await self._redis.hdel(replicas_key(record.service), record.id)
+
+    async def stop(self) -> None:
+        """Withdraw, and close the connection."""
+        await self.withdraw()
         await self._redis.aclose()
 
     async def _renew(self) -> None:

@@ -20,6 +20,7 @@ from shared import telemetry
 from shared.jobs.consumer import QueueConsumer
 from shared.jobs.worker import JobWorker
 from shared.serving.job_handler import AsgiJobHandler
+from shared.serving.metrics_server import MetricsServer
 from shared.settings import Settings, settings
 from shared.storage.private_files import make_files_private
 
@@ -48,6 +49,8 @@ async def _work(service: str, config: Settings, app: str | None, url: str) -> No
     worker = JobWorker(consumer, handler, config)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, worker.stop)
+    metrics = MetricsServer(config.replica_host, config.metrics_port)
+    metrics.start()
     logger, code = telemetry.log("jobs"), 0
     logger.info("working", service=service, worker=consumer.consumer)
     try:
@@ -57,6 +60,7 @@ async def _work(service: str, config: Settings, app: str | None, url: str) -> No
         code = 1
     await asyncio.wait({asyncio.create_task(handler.close())}, timeout=config.shutdown_grace_s)
     await consumer.close()
+    await metrics.stop()
     logger.info("stopped", service=service)
     # A model's thread that ignores cancellation can't be stopped, and Python would wait for it for ever.
     logging.shutdown()

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
-from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
+from services.gateway.routing.replica_registry import Attempt, Replica, ReplicaRegistry
 from shared.errors import DeadlineExceeded, NotReady
 from shared.telemetry import Context
 
@@ -104,9 +105,14 @@ class GrpcProxy:
         state = _start_retries(call)
 
         async def attempt(replica: Replica) -> bytes:
-            channel = await self._connect(replica)
+            channel, under_way = await self._connect(replica), Attempt(replica)
             try:
-                return await self._send(channel, call, message)
+                async with under_way:
+                    return await self._send(channel, call, message)
+            except TimeoutError as error:
+                if not under_way.is_aborted:
+                    raise
+                raise self._build_hung(call) from error
             except grpc.aio.AioRpcError as error:
                 lost = self._find_loss(error, channel, replica, state)
                 if lost is None:
@@ -128,10 +134,26 @@ class GrpcProxy:
         try:
             method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(call.path)
             messages = _prepend(first, rest)
-            async for answer in method(messages, timeout=_timeout_of(call), metadata=call.upstream_metadata):
+            answers = method(messages, timeout=_timeout_of(call), metadata=call.upstream_metadata)
+            while (answer := await self._read_answer(replica, call, answers)) is not grpc.aio.EOF:
                 yield answer
         finally:
             replica.in_flight -= 1
+
+    async def _read_answer(self, replica: Replica, call: GrpcCall, answers: Any) -> Any:
+        """The next message of a stream, or `EOF`.
+
+        Raises:
+            NotReady: The replica hangs.
+        """
+        under_way = Attempt(replica)
+        try:
+            async with under_way:
+                return await answers.read()
+        except TimeoutError as error:
+            if not under_way.is_aborted:
+                raise
+            raise self._build_hung(call).answer from error
 
     async def broadcast(self, call: GrpcCall, message: bytes) -> bytes:
         """Send one message to every replica in turn; returns the last answer, or raises the first error."""
@@ -151,6 +173,10 @@ class GrpcProxy:
             if replica is not None and replica.record.grpc:
                 answers.append(await self._send(await self._connect(replica), call, message))
         return b"".join(answers)
+
+    def _build_hung(self, call: GrpcCall) -> UpstreamLost:
+        answer = NotReady(f"A replica of {call.service} hangs.", hint="Send the request again.", retry_after=1)
+        return UpstreamLost("it hangs: its record is not renewed", answer, is_unseen=False, may_repeat=True)
 
     async def _connect_ready(self, call: GrpcCall) -> tuple[Replica, grpc.aio.Channel]:
         """Find a replica whose connection stands: a stream can't be sent twice."""

@@ -18,7 +18,7 @@ from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.proxy.replayable_body import MemoryBudget, ReplayableBody, read_content_length
 from services.gateway.proxy.response_relay import abort_response, relay_response
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
-from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
+from services.gateway.routing.replica_registry import Attempt, Replica, ReplicaRegistry
 from services.gateway.routing.route_table import Route
 from shared.errors import DeadlineExceeded, FoveaError, NotReady
 from shared.settings import Settings
@@ -116,8 +116,9 @@ class Proxy:
         Raises:
             UpstreamLost: The connection failed, or the replica is not ready and there is another.
         """
+        attempt = Attempt(replica)
         try:
-            async with self._client.request(ctx, replica, body) as response:
+            async with attempt, self._client.request(ctx, replica, body) as response:
                 if response.status == 503 and self._retry.has_untried(replica, state):
                     raise _build_lost(state, body, "it answers that it is not ready", is_unseen=True)
                 if ctx.may_queue and body.replayable and response.headers.get(WANTS_HEADER) == "respond-async":
@@ -133,6 +134,13 @@ class Proxy:
                 self._registry.mark_suspect(replica)
             reason = f"{type(error).__name__}: {error}"
             raise _build_lost(state, body, reason, is_unseen=is_unseen, is_idempotent=is_idempotent) from error
+        except TimeoutError as error:
+            if not attempt.is_aborted:
+                raise
+            if ctx.status:
+                return await abort_response(ctx)
+            reason = "it hangs: its record is not renewed"
+            raise _build_lost(state, body, reason, is_unseen=False, is_idempotent=is_idempotent) from error
 
     async def _broadcast(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
         """Send to every replica in turn; the caller gets the last answer, or the first that is an error."""

@@ -10,12 +10,12 @@ from starlette.responses import JSONResponse
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.errors import FoveaError
-from shared.telemetry import METRICS_CONTENT_TYPE, QUEUE_DEPTH, metrics_text
+from shared.telemetry import JOBS, METRICS_CONTENT_TYPE, QUEUE_DEPTH, READY_REPLICAS, metrics_text
 
-__all__ = ["is_ready", "router"]
+__all__ = ["is_ready", "metrics", "router"]
 
-QUEUE_DEPTH_TIMEOUT_S = 1.0
-"""Longest wait for the depth of the job queue while metrics are collected."""
+QUEUE_COUNTS_TIMEOUT_S = 1.0
+"""Longest wait for the counts of the job queue while metrics are collected."""
 
 router = APIRouter(tags=["health"], responses=PROBLEMS)
 
@@ -54,11 +54,16 @@ async def readyz(request: Request) -> JSONResponse:
 async def metrics(request: Request) -> Response:
     """The gateway's own metrics in the Prometheus text format."""
     gateway = request.app.state.gateway
+    for service in gateway.registry.services:
+        READY_REPLICAS.labels(service).set(len(gateway.registry.list_ready(service)))
     if gateway.queue is not None:
         for service in gateway.registry.services:
             try:
-                async with asyncio.timeout(QUEUE_DEPTH_TIMEOUT_S):
-                    QUEUE_DEPTH.labels(service, "jobs").set(await gateway.queue.depth(service))
+                async with asyncio.timeout(QUEUE_COUNTS_TIMEOUT_S):
+                    jobs = await gateway.queue.counts(service)
             except (FoveaError, TimeoutError):
                 break
+            QUEUE_DEPTH.labels(service, "jobs").set(jobs.waiting)
+            JOBS.labels(service, "queued").set(jobs.waiting)
+            JOBS.labels(service, "running").set(jobs.running)
     return Response(metrics_text(), media_type=METRICS_CONTENT_TYPE)

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
@@ -27,7 +28,7 @@ from shared.jobs.redis_connection import open_async_redis
 from shared.settings import Settings
 from shared.telemetry import log
 
-__all__ = ["Replica", "ReplicaRegistry"]
+__all__ = ["Attempt", "Replica", "ReplicaRegistry"]
 
 POLL_INTERVAL_S = 0.5
 """Seconds between two polls of Redis."""
@@ -42,6 +43,41 @@ FORGET_S = 600.0
 """How long a silent replica's service, routes and models stay known."""
 
 
+ABORT_AFTER_S = 2 * LEASE_S
+"""How long a replica is silent before requests that it has not answered go to another; a busy one may renew late."""
+
+
+class Attempt:
+    """One request under way to a replica. Ends with `TimeoutError` when the replica hangs and another is ready."""
+
+    __slots__ = ("_replica", "_timeout")
+
+    def __init__(self, replica: Replica) -> None:
+        """Begin with `async with`."""
+        self._replica, self._timeout = replica, asyncio.timeout(None)
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        self._replica.attempts.add(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._replica.attempts.discard(self)
+        await self._timeout.__aexit__(kind, error, trace)
+
+    def abort(self) -> None:
+        """End it now."""
+        if not self._timeout.expired():
+            self._timeout.reschedule(0)
+
+    @property
+    def is_aborted(self) -> bool:
+        """Whether a `TimeoutError` is this one's."""
+        return self._timeout.expired()
+
+
 @dataclass(eq=False, slots=True)
 class Replica:
     """One replica as this gateway sees it; `changed` is when its record last moved (`time.monotonic()`)."""
@@ -50,6 +86,7 @@ class Replica:
     changed: float
     in_flight: int = 0
     suspect_until: float = 0.0
+    attempts: set[Attempt] = field(default_factory=set)
 
     @property
     def id(self) -> str:
@@ -170,6 +207,7 @@ class ReplicaRegistry:
             self._note_redis_failure(error)
         else:
             self._note_redis_answer()
+            self._abort_hung()
         self._update_routes()
 
     async def _poll_upstream(self, upstream: StaticUpstream) -> None:
@@ -231,6 +269,15 @@ class ReplicaRegistry:
         if replica.record.service in self._upstreams:
             return True
         return (now if self._frozen_at is None else self._frozen_at) - replica.changed < LEASE_S
+
+    def _abort_hung(self) -> None:
+        """End what is under way to replicas that hang, where another replica is ready to take it."""
+        silent_since = (self._frozen_at or time.monotonic()) - ABORT_AFTER_S
+        for name in set(self._services) - set(self._upstreams):
+            hung = [r for r in self._services[name].replicas.values() if r.attempts and r.changed < silent_since]
+            if hung and self.list_ready(name):
+                for attempt in [attempt for replica in hung for attempt in replica.attempts]:
+                    attempt.abort()
 
     def _update_routes(self) -> None:
         """Note which services are ready now, and build a new route table where the replicas' routes changed."""
