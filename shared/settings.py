@@ -80,6 +80,19 @@ class Settings(BaseSettings):
     # How much we take.
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body.")
     max_pixels: int = Field(64_000_000, ge=1, description="Largest picture, from its header, before decoding.")
+    max_side: int = Field(16_384, ge=1, description="Longest side of a picture, pixels, whatever the model.")
+    picture_memory_bytes: int = Field(
+        2**30,
+        ge=2**20,
+        description="Memory that pictures in work may take in one replica, estimated before decoding; what needs more "
+        "is refused.",
+    )
+    replica_memory_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Memory at which a replica or worker ends itself rather than its neighbours; what it was doing is "
+        "not tried again. Unset, 80 % of what the machine or container has; 0 never.",
+    )
     max_images: int = Field(16, ge=1, description="Most pictures in one request.")
     allow_image_urls: bool = Field(
         default=False, description="Fetch pictures that requests name by URL, from public addresses only."

@@ -56,6 +56,8 @@ class ReplicaRecord(BaseModel):
     endless: tuple[str, ...] = Field(
         (), description="Those routes whose body may never end: neither its size nor the time is bounded."
     )
+    memory: float = Field(0.0, description="Share of its memory that the replica has taken.")
+    out_of_memory: bool = Field(False, description="Whether it ended because it outgrew its memory.")
     seen: float = Field(description="Unix time of the last renewal.")
 
 

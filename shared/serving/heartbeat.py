@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import redis
 import redis.asyncio as aioredis
 from pydantic import ValidationError
 from redis.exceptions import RedisError
@@ -30,6 +31,7 @@ class Heartbeat:
     def __init__(self, url: str, record: Callable[[], ReplicaRecord]) -> None:
         """Announce what `record()` returns at each renewal, in the Redis at `url`."""
         self._record = record
+        self._url = url
         self._redis: Any = aioredis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=1.0)
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -48,6 +50,13 @@ class Heartbeat:
         with contextlib.suppress(RedisError, OSError):
             await self._redis.hdel(replicas_key(record.service), record.id)
         await self._redis.aclose()
+
+    def announce_last(self, record: ReplicaRecord) -> None:
+        """Write a record from another thread, on a connection of its own, as the last act of a process."""
+        self._stopping.set()
+        last = redis.Redis.from_url(self._url, socket_timeout=0.5, socket_connect_timeout=0.5)
+        with contextlib.suppress(RedisError, OSError):
+            last.hset(replicas_key(record.service), record.id, record.model_dump_json())
 
     async def _renew(self) -> None:
         is_away = False

@@ -24,8 +24,10 @@ from shared.registry.discovery import service_package
 from shared.serving.build_app import build
 from shared.serving.heartbeat import Heartbeat
 from shared.serving.host import Host
+from shared.serving.memory_guard import EXIT_STATUS, MemoryGuard, find_memory_limit
 from shared.serving.oip.grpc import serve_grpc
 from shared.settings import Settings
+from shared.telemetry import log
 
 __all__ = ["ReplicaServer", "load_app"]
 
@@ -63,6 +65,7 @@ class ReplicaServer:
         self._serving: asyncio.Task[None] | None = None
         self._presence: Heartbeat | None = None
         self._routes: dict[str, tuple[str, ...]] = {}
+        self._guard: MemoryGuard | None = None
 
     async def start(self) -> None:
         """Listen, load the models in the background, and make the replica known.
@@ -83,9 +86,12 @@ class ReplicaServer:
         if self._settings.redis_url:
             self._presence = Heartbeat(self._settings.redis_url, self.record)
             self._presence.start()
+        self._guard = MemoryGuard(find_memory_limit(self._settings), self._die_of_memory)
 
     async def stop(self) -> None:
         """Withdraw the record, finish what has begun for up to `shutdown_grace_s`, then free the models."""
+        if self._guard is not None:
+            self._guard.stop()
         if self._presence is not None:
             await self._presence.stop()
             await asyncio.sleep(min(RENEW_S, self._settings.shutdown_grace_s))  # the gateway hears of it
@@ -110,9 +116,17 @@ class ReplicaServer:
             pid=os.getpid(),
             ready=self.host.settled,
             models=tuple(self.host.names()),
+            memory=round(self._guard.share, 3) if self._guard else 0.0,
             seen=time.time(),
             **self._routes,
         )
+
+    def _die_of_memory(self) -> None:
+        """Tell the gateway why, and end: what runs here must not be tried again on another replica."""
+        log().error("out of memory: this replica ends itself", service=self.host.service, replica=self.id)
+        if self._presence is not None:
+            self._presence.announce_last(self.record().model_copy(update={"out_of_memory": True, "ready": False}))
+        os._exit(EXIT_STATUS)
 
     async def _start_grpc(self) -> None:
         self._grpc, port = await serve_grpc(self.host, self._settings.replica_host, self._ports[1], self._settings)
