@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import grpc
 
+from services.gateway.policy.auth import Caller
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
 from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
-from shared.errors import DeadlineExceeded, NotReady
+from shared.errors import DeadlineExceeded, FoveaError, NotReady
 from shared.telemetry import Context
 
 __all__ = ["ChannelPool", "GrpcCall", "GrpcProxy"]
@@ -27,14 +28,26 @@ _DROPPED = frozenset({"user-agent", "authorization", "x-api-key", "x-request-id"
 
 @dataclass(slots=True)
 class GrpcCall:
-    """One call on its way: its method, caller, deadline (event-loop time) and the service that answers it."""
+    """One call on its way.
+
+    Attributes:
+        deadline: Event-loop time.
+        service: The service that answers it.
+        refusal: Why a later message of its stream was refused, after which the stream ends.
+    """
 
     path: str
     metadata: Sequence[tuple[str, str]]
-    tenant: str
+    caller: Caller
     trace: Context
     deadline: float
     service: str = ""
+    refusal: FoveaError | None = None
+
+    @property
+    def tenant(self) -> str:
+        """Whose call it is."""
+        return self.caller.tenant
 
     @property
     def method(self) -> str:

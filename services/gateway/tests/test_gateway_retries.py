@@ -209,11 +209,11 @@ async def test_an_upload_beyond_the_memory_set_aside_is_sent_but_not_twice(gatew
 
     upstream = await toy(name="good")
     scene = await gateway()
-    scene.app.state.gateway.proxy._budget.left = 1_000_000
+    scene.app.state.gateway.proxy.budget.left = 1_000_000
     scene.announce(upstream.url, name="good")
     answer = await scene.client.post("/v1/echo", content=pieces())
     assert len(answer.content) == 3_000_000
-    assert scene.app.state.gateway.proxy._budget.left == 1_000_000
+    assert scene.app.state.gateway.proxy.budget.left == 1_000_000
 
 
 @pytest.mark.slow
