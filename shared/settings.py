@@ -57,6 +57,12 @@ class Settings(BaseSettings):
         None, description="Address under which replicas are reached; unset, `replica_host`."
     )
 
+    replica_secret: SecretStr | None = Field(
+        None,
+        description="Secret by which replicas know their gateway; `fovea up` makes one per run. Several, separated by "
+        "commas, are accepted; the gateway sends the first, so that they can be rotated.",
+    )
+
     # What we stand on.
     redis_url: str | None = Field(None, description="Redis to use; unset, `fovea up` starts one of its own.")
     data_dir: Path = Field(
@@ -170,6 +176,17 @@ class Settings(BaseSettings):
             warnings.warn(message, DeprecationWarning, stacklevel=2)
             logging.getLogger(__name__).warning(message)
         return {**found, **given}
+
+    @property
+    def replica_secrets(self) -> tuple[str, ...]:
+        """The secrets that replicas accept; the gateway sends the first."""
+        text = self.replica_secret.get_secret_value() if self.replica_secret else ""
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+
+    @property
+    def replica_credentials(self) -> dict[str, str]:
+        """The header, or gRPC metadata, by which the gateway is known to replicas; empty without a secret."""
+        return {"x-fovea-replica-secret": self.replica_secrets[0]} if self.replica_secrets else {}
 
     @property
     def keys_path(self) -> Path:

@@ -18,10 +18,12 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from shared.api.replica import RENEW_S, ReplicaRecord, route_fields
 from shared.registry.discovery import service_package
 from shared.serving.build_app import build
+from shared.serving.gateway_only import GatewayOnlyMiddleware
 from shared.serving.heartbeat import Heartbeat
 from shared.serving.host import Host
 from shared.serving.memory_guard import EXIT_STATUS, MemoryGuard, find_memory_limit
@@ -75,7 +77,7 @@ class ReplicaServer:
         """
         listener = _listen(self._settings.replica_host, self._ports[0])
         self.http = f"http://{_address(self._reached_at, listener.getsockname()[1])}"
-        self._server = _Server(_config(self._app, self._settings))
+        self._server = _Server(_config(GatewayOnlyMiddleware(self._app, self._settings), self._settings))
         self._serving = asyncio.create_task(self._server.serve([listener]))
         while not self._server.started:
             if self._serving.done():
@@ -141,7 +143,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http="httptools",

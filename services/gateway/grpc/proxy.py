@@ -6,7 +6,7 @@ Knows nothing about methods and messages; they are bytes here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -101,9 +101,9 @@ class ChannelPool:
 class GrpcProxy:
     """Forwards calls to replicas."""
 
-    def __init__(self, registry: ReplicaRegistry, channels: ChannelPool) -> None:
-        """Choose among the replicas of `registry`."""
-        self._registry, self._channels = registry, channels
+    def __init__(self, registry: ReplicaRegistry, channels: ChannelPool, credentials: Mapping[str, str]) -> None:
+        """Choose among the replicas of `registry`; `credentials` are metadata by which they know their gateway."""
+        self._registry, self._channels, self._credentials = registry, channels, tuple(credentials.items())
         self._retry = ReplicaRetryPolicy(registry)
 
     async def call_unary(self, call: GrpcCall, message: bytes) -> bytes:
@@ -141,7 +141,8 @@ class GrpcProxy:
         try:
             method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(call.path)
             messages = _prepend(first, rest)
-            async for answer in method(messages, timeout=_timeout_of(call), metadata=call.upstream_metadata):
+            metadata = (*call.upstream_metadata, *self._credentials)
+            async for answer in method(messages, timeout=_timeout_of(call), metadata=metadata):
                 yield answer
         finally:
             replica.in_flight -= 1
@@ -188,7 +189,8 @@ class GrpcProxy:
 
     async def _send(self, channel: grpc.aio.Channel, call: GrpcCall, message: bytes) -> bytes:
         method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(call.path)
-        return await method(message, timeout=_timeout_of(call), metadata=call.upstream_metadata)
+        metadata = (*call.upstream_metadata, *self._credentials)
+        return await method(message, timeout=_timeout_of(call), metadata=metadata)
 
     def _find_loss(
         self, error: grpc.aio.AioRpcError, channel: grpc.aio.Channel, replica: Replica, state: RetryState

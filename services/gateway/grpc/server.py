@@ -91,7 +91,8 @@ class _InferenceHandler(grpc.GenericRpcHandler):
     def __init__(self, gateway: Gateway, reader: MessageReader) -> None:
         self._gateway, self._reader = gateway, reader
         self._streams: Counter[str] = Counter()
-        self._proxy = GrpcProxy(gateway.registry, ChannelPool(gateway.registry, gateway.settings.max_body_bytes))
+        channels = ChannelPool(gateway.registry, gateway.settings.max_body_bytes)
+        self._proxy = GrpcProxy(gateway.registry, channels, gateway.settings.replica_credentials)
         own_methods: dict[str, Method] = {
             "ServerLive": self._live,
             "ServerReady": self._ready,

@@ -80,7 +80,10 @@ class ReplicaRegistry:
         self.routes = RouteTable()
         self.redis_up: bool | None = False if settings.redis_url else None
         self._redis = Redis.from_url(settings.redis_url, socket_timeout=2) if settings.redis_url else None
-        self._upstreams = {name: StaticUpstream(name, *urls) for name, urls in settings.upstream_addresses.items()}
+        self._upstreams = {
+            name: StaticUpstream(name, *urls, settings.replica_credentials)
+            for name, urls in settings.upstream_addresses.items()
+        }
         self._services = {name: ServiceState() for name in (*settings.enabled_service_names, *self._upstreams)}
         self._wanted = frozenset(self._services)
         self._redis_answered_at = self._thaw_at = float("-inf")

@@ -27,6 +27,7 @@ from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import build_answer, check_outputs
 from shared.rpc.oip_proto import decode_request, encode_answer
 from shared.rpc.protobuf_fields import iterate_fields
+from shared.serving.gateway_only import GatewayOnlyInterceptor
 from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.oip import metadata
@@ -72,7 +73,7 @@ async def serve_grpc(host: Host, bind: str, port: int, settings: Settings) -> tu
         ("grpc.max_send_message_length", -1),  # what our own models answer may be larger than what they were sent
         ("grpc.so_reuseport", 0),  # a port in use is an error, and not shared in silence
     ]
-    server = grpc.aio.server(options=options)
+    server = grpc.aio.server(options=options, interceptors=[GatewayOnlyInterceptor(settings)])
     server.add_generic_rpc_handlers((_OpenInferenceService(host, settings),))
     add_standard_services(server, host)
     address = f"[{bind}]:{port}" if ":" in bind else f"{bind}:{port}"
