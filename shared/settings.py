@@ -65,6 +65,11 @@ class Settings(BaseSettings):
         description="Port for `/metrics` alone, without a key, on `host` or `replica_host`, for a Prometheus that the "
         "network lets in; 0 opens none.",
     )
+    replica_secret: SecretStr | None = Field(
+        None,
+        description="Secret by which replicas know their gateway; `fovea up` makes one per run. Several, separated by "
+        "commas, are accepted; the gateway sends the first, so that they can be rotated.",
+    )
 
     # What we stand on.
     redis_url: str | None = Field(
@@ -112,6 +117,19 @@ class Settings(BaseSettings):
     # How much we take.
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body.")
     max_pixels: int = Field(64_000_000, ge=1, description="Largest picture, from its header, before decoding.")
+    max_side: int = Field(16_384, ge=1, description="Longest side of a picture, pixels, whatever the model.")
+    picture_memory_bytes: int = Field(
+        2**30,
+        ge=2**20,
+        description="Memory that pictures in work may take in one replica, estimated before decoding; what needs more "
+        "is refused.",
+    )
+    replica_memory_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Memory at which a replica or worker ends itself rather than its neighbours; what it was doing is "
+        "not tried again. Unset, 80 % of what the machine or container has; 0 never.",
+    )
     max_images: int = Field(16, ge=1, description="Most pictures in one request.")
     allow_image_urls: bool = Field(
         default=False, description="Fetch pictures that requests name by URL, from public addresses only."
@@ -203,6 +221,17 @@ class Settings(BaseSettings):
         files["ssl_keyfile"] = self.redis_key_file
         object.__setattr__(self, "redis_url", _complete_url(url, password, files))
         return self
+
+    @property
+    def replica_secrets(self) -> tuple[str, ...]:
+        """The secrets that replicas accept; the gateway sends the first."""
+        text = self.replica_secret.get_secret_value() if self.replica_secret else ""
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+
+    @property
+    def replica_credentials(self) -> dict[str, str]:
+        """The header, or gRPC metadata, by which the gateway is known to replicas; empty without a secret."""
+        return {"x-fovea-replica-secret": self.replica_secrets[0]} if self.replica_secrets else {}
 
     @property
     def keys_path(self) -> Path:

@@ -51,7 +51,7 @@ class Gateway:
     @classmethod
     def from_settings(cls, settings: Settings, queue: JobQueue | None) -> Gateway:
         """Build one; nothing is opened yet."""
-        registry, client = ReplicaRegistry(settings), UpstreamClient()
+        registry, client = ReplicaRegistry(settings), UpstreamClient(settings.replica_credentials)
         return cls(
             settings=settings,
             registry=registry,

@@ -41,6 +41,7 @@ class Limits(_Facts):
     max_batch: int | None = None
     min_side: int | None = Field(None, description="Shortest picture side, pixels.")
     max_side: int | None = Field(None, description="Longest picture side, pixels.")
+    max_pixels: int | None = Field(None, description="Largest picture, pixels.")
     max_tokens: int | None = Field(None, description="Context window: prompt and answer together.")
 
 

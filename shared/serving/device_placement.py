@@ -25,6 +25,8 @@ def load_context(settings: Settings) -> LoadContext:
         "llm_fidelity_min_agreement": str(settings.llm_fidelity_min_agreement),
         "max_body_bytes": str(settings.max_body_bytes),
         "max_pixels": str(settings.max_pixels),
+        "max_side": str(settings.max_side),
+        "picture_memory_bytes": str(settings.picture_memory_bytes),
         "judge_base_url": settings.judge_base_url,
     }
     if settings.judge_api_key:

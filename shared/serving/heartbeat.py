@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from shared import telemetry
 from shared.api.replica import LEASE_S, RENEW_S, ReplicaRecord, replicas_key
-from shared.jobs.redis_connection import open_async_redis
+from shared.jobs.redis_connection import open_async_redis, open_redis
 
 __all__ = ["Heartbeat"]
 
@@ -30,6 +30,7 @@ class Heartbeat:
     def __init__(self, url: str, record: Callable[[], ReplicaRecord]) -> None:
         """Announce what `record()` returns at each renewal, in the Redis at `url`."""
         self._record = record
+        self._url = url
         self._redis: Any = open_async_redis(url, socket_timeout=2.0, socket_connect_timeout=1.0)
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -54,6 +55,13 @@ class Heartbeat:
         """Withdraw, and close the connection."""
         await self.withdraw()
         await self._redis.aclose()
+
+    def announce_last(self, record: ReplicaRecord) -> None:
+        """Write a record from another thread, on a connection of its own, as the last act of a process."""
+        self._stopping.set()
+        last = open_redis(self._url, socket_timeout=0.5, socket_connect_timeout=0.5)
+        with contextlib.suppress(RedisError, OSError):
+            last.hset(replicas_key(record.service), record.id, record.model_dump_json())
 
     async def _renew(self) -> None:
         is_away = False

@@ -18,17 +18,20 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
-from shared import telemetry
 from shared.api.replica import RENEW_S, ReplicaRecord, route_fields
 from shared.registry.discovery import service_package
 from shared.serving.build_app import build
 from shared.serving.drain import DrainFiles
+from shared.serving.gateway_only import GatewayOnlyMiddleware
 from shared.serving.heartbeat import Heartbeat
 from shared.serving.host import Host
+from shared.serving.memory_guard import EXIT_STATUS, MemoryGuard, find_memory_limit
 from shared.serving.metrics_server import MetricsServer
 from shared.serving.oip.grpc import serve_grpc
 from shared.settings import Settings
+from shared.telemetry import log
 
 __all__ = ["ReplicaServer", "load_app"]
 
@@ -89,6 +92,7 @@ class ReplicaServer:
         self._files = DrainFiles(settings.data_dir, self.id)
         self._draining: asyncio.Task[None] | None = None
         self._routes: dict[str, tuple[str, ...]] = {}
+        self._guard: MemoryGuard | None = None
 
     async def start(self) -> None:
         """Listen, load the models in the background, and make the replica known.
@@ -98,7 +102,7 @@ class ReplicaServer:
         """
         listener = _listen(self._settings.replica_host, self._ports[0])
         self.http = f"http://{_address(self._reached_at, listener.getsockname()[1])}"
-        self._server = _Server(_config(self._app, self._settings))
+        self._server = _Server(_config(GatewayOnlyMiddleware(self._app, self._settings), self._settings))
         self._serving = asyncio.create_task(self._server.serve([listener]))
         while not self._server.started:
             if self._serving.done():
@@ -112,9 +116,12 @@ class ReplicaServer:
             self._files.create()
             self._draining = asyncio.create_task(self._drain_when_asked())
         self._metrics.start()
+        self._guard = MemoryGuard(find_memory_limit(self._settings), self._die_of_memory)
 
     async def stop(self) -> None:
         """Withdraw the record, finish what has begun for up to `shutdown_grace_s`, then free the models."""
+        if self._guard is not None:
+            self._guard.stop()
         await self._metrics.stop()
         if self._draining is not None:
             self._draining.cancel()
@@ -150,6 +157,7 @@ class ReplicaServer:
             pid=os.getpid(),
             ready=self.host.settled,
             models=tuple(self.host.names()),
+            memory=round(self._guard.share, 3) if self._guard else 0.0,
             seen=time.time(),
             **self._routes,
         )
@@ -157,7 +165,7 @@ class ReplicaServer:
     async def _drain_when_asked(self) -> None:
         """Withdraw when somebody asks this machine's replicas to drain, and say so once nothing is in flight."""
         await _poll_until(self._files.is_requested)
-        telemetry.log().info("draining", service=self.host.service)
+        log().info("draining", service=self.host.service)
         if self._before_withdrawal is not None:
             await self._before_withdrawal()
         if self._presence is not None:
@@ -165,6 +173,13 @@ class ReplicaServer:
         await asyncio.sleep(RENEW_S)  # the gateway hears of it
         await _poll_until(lambda: not self.in_flight)
         self._files.remove()
+
+    def _die_of_memory(self) -> None:
+        """Tell the gateway why, and end: what runs here must not be tried again on another replica."""
+        log().error("out of memory: this replica ends itself", service=self.host.service, replica=self.id)
+        if self._presence is not None:
+            self._presence.announce_last(self.record().model_copy(update={"out_of_memory": True, "ready": False}))
+        os._exit(EXIT_STATUS)
 
     async def _start_grpc(self) -> None:
         self._grpc, port = await serve_grpc(self.host, self._settings.replica_host, self._ports[1], self._settings)
@@ -184,7 +199,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http="httptools",

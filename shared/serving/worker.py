@@ -6,6 +6,7 @@ Holds about 60 MB until its first job loads the models.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import os
@@ -17,9 +18,11 @@ import typer
 import uvloop
 
 from shared import telemetry
+from shared.errors import TooLarge
 from shared.jobs.consumer import QueueConsumer
 from shared.jobs.worker import JobWorker
 from shared.serving.job_handler import AsgiJobHandler
+from shared.serving.memory_guard import EXIT_STATUS, MemoryGuard, find_memory_limit
 from shared.serving.metrics_server import MetricsServer
 from shared.settings import Settings, settings
 from shared.storage.private_files import make_files_private
@@ -51,6 +54,7 @@ async def _work(service: str, config: Settings, app: str | None, url: str) -> No
         asyncio.get_running_loop().add_signal_handler(number, worker.stop)
     metrics = MetricsServer(config.replica_host, config.metrics_port)
     metrics.start()
+    guard = _guard_memory(worker, config)
     logger, code = telemetry.log("jobs"), 0
     logger.info("working", service=service, worker=consumer.consumer)
     try:
@@ -58,6 +62,7 @@ async def _work(service: str, config: Settings, app: str | None, url: str) -> No
     except Exception:
         logger.exception("the worker broke; its jobs go to others when their leases end")
         code = 1
+    guard.stop()
     await asyncio.wait({asyncio.create_task(handler.close())}, timeout=config.shutdown_grace_s)
     await consumer.close()
     await metrics.stop()
@@ -66,6 +71,21 @@ async def _work(service: str, config: Settings, app: str | None, url: str) -> No
     logging.shutdown()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _guard_memory(worker: JobWorker, config: Settings) -> MemoryGuard:
+    """End this process when it outgrows its memory; the jobs that run fail, since the next worker would die of them."""
+    loop = asyncio.get_running_loop()
+    detail = "The worker ran out of memory on this job."
+    error = TooLarge(detail, hint="Send less at a time, or raise FOVEA_REPLICA_MEMORY_BYTES of the workers.")
+
+    def end() -> None:
+        telemetry.log("jobs").error("out of memory: this worker ends itself, and its jobs fail")
+        with contextlib.suppress(Exception):
+            asyncio.run_coroutine_threadsafe(worker.fail_all(error), loop).result(timeout=2.0)
+        os._exit(EXIT_STATUS)
+
+    return MemoryGuard(find_memory_limit(config), end)
 
 
 def _load(service: str, app: str | None) -> Starlette:

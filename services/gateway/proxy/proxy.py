@@ -13,9 +13,10 @@ import aiohttp
 
 from services.gateway.http.errors import SlowBody
 from services.gateway.http.request_context import RequestContext
+from services.gateway.policy.memory_budget import MemoryBudget
 from services.gateway.proxy.disconnect import DisconnectGuard
 from services.gateway.proxy.http_client import UpstreamClient
-from services.gateway.proxy.replayable_body import MemoryBudget, ReplayableBody, read_content_length
+from services.gateway.proxy.replayable_body import ReplayableBody, read_content_length
 from services.gateway.proxy.response_relay import abort_response, relay_response
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
 from services.gateway.routing.replica_registry import Attempt, Replica, ReplicaRegistry
@@ -48,7 +49,7 @@ class Proxy:
         """Send to the replicas of `registry` through `client`."""
         self._settings, self._registry, self._client = settings, registry, client
         self._retry = ReplicaRetryPolicy(registry)
-        self._budget = MemoryBudget(MAX_BUFFERED_BODIES * settings.max_body_bytes)
+        self.budget = MemoryBudget(MAX_BUFFERED_BODIES * settings.max_body_bytes)
 
     def open_body(self, ctx: RequestContext, *, is_endless: bool = False) -> ReplayableBody:
         """Wrap the request's body, unread; of an endless one only a declared length is bounded, and nothing is kept.
@@ -64,7 +65,7 @@ class Proxy:
             length=length,
             limit=sys.maxsize if is_unbounded else limit,
             pause_s=self._settings.body_read_timeout_s,
-            budget=MemoryBudget(0) if is_unbounded else self._budget,
+            budget=MemoryBudget(0) if is_unbounded else self.budget,
         )
 
     async def forward(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:

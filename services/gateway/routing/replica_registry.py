@@ -36,6 +36,9 @@ POLL_INTERVAL_S = 0.5
 SUSPECT_S = 1.0
 """How long a replica that refused a connection is passed over."""
 
+NO_MEMORY_SHARE = 0.9
+"""Share of its memory beyond which a replica that dies is taken to have died of it."""
+
 RECOVERY_S = 60.0
 """How long requests wait for a service that lost its last ready replica."""
 
@@ -115,7 +118,10 @@ class ReplicaRegistry:
         self.routes = RouteTable()
         self.redis_up: bool | None = False if settings.redis_url else None
         self._redis = open_async_redis(settings.redis_url, socket_timeout=2) if settings.redis_url else None
-        self._upstreams = {name: StaticUpstream(name, *urls) for name, urls in settings.upstream_addresses.items()}
+        self._upstreams = {
+            name: StaticUpstream(name, *urls, settings.replica_credentials)
+            for name, urls in settings.upstream_addresses.items()
+        }
         self._services = {name: ServiceState() for name in (*settings.enabled_service_names, *self._upstreams)}
         self._wanted = frozenset(self._services)
         self._redis_answered_at = self._thaw_at = float("-inf")
@@ -174,6 +180,11 @@ class ReplicaRegistry:
         """Whether the service had a ready replica a short while ago, so that waiting for the next one makes sense."""
         state = self._services.get(service)
         return state is not None and time.monotonic() - state.last_ready < RECOVERY_S
+
+    async def has_died_of_memory(self, replica: Replica) -> bool:
+        """Whether a replica that was lost said so, or was last seen with next to no memory left."""
+        await self.poll_redis()
+        return replica.record.out_of_memory or replica.record.memory >= NO_MEMORY_SHARE
 
     # Load balancing.
 

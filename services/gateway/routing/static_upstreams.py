@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -25,8 +26,9 @@ _COMMON = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/v1/model
 class StaticUpstream:
     """The static upstream of one service."""
 
-    def __init__(self, service: str, http: str, grpc: str | None) -> None:
-        """Take its addresses; nothing is sent before `fetch_record`."""
+    def __init__(self, service: str, http: str, grpc: str | None, credentials: Mapping[str, str] | None = None) -> None:
+        """Take its addresses and what it knows its gateway by; nothing is sent before `fetch_record`."""
+        self._credentials = dict(credentials or {})
         self.service, self._http, self._grpc = service, http, grpc
         self._models: tuple[str, ...] = ()
         self._routes: dict[str, tuple[str, ...]] = {}
@@ -77,7 +79,7 @@ class StaticUpstream:
     async def _get(self, path: str, method: str = "GET") -> bytes | None:
         """The body of a 2xx answer, or None for any other outcome."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2))
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2), headers=self._credentials)
         try:
             async with self._session.request(method, self._http + path) as response:
                 return await response.read() if response.ok else None

@@ -7,6 +7,7 @@ order.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import signal
 import socket
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import SecretStr
 from rich.console import Console
 from rich.markup import escape
 
@@ -68,6 +70,8 @@ class _Product:
     """All processes of the product on this machine."""
 
     def __init__(self, config: Settings) -> None:
+        if config.replica_secret is None:
+            config = config.model_copy(update={"replica_secret": SecretStr(secrets.token_hex(32))})
         self._settings = config
         self._console = Console(soft_wrap=True, highlight=False)
         self._started = time.monotonic()
@@ -125,7 +129,7 @@ class _Product:
         """Start the children, follow them until they are ready, and send the first requests."""
         await children.add("ray", "shared.serving.ray")
         await children.add("gateway", "services.gateway")
-        readiness = StartupProgress(self._services, server.url, self._gateway)
+        readiness = StartupProgress(self._services, server.url, self._gateway, self._settings.replica_credentials)
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 async for news in readiness.news():
@@ -174,6 +178,7 @@ class _Product:
             "FOVEA_DATA_DIR": str(config.data_dir.resolve()),
             "FOVEA_HTTP_PORT": str(config.http_port),
             "FOVEA_GRPC_PORT": str(config.grpc_port),
+            "FOVEA_REPLICA_SECRET": ",".join(config.replica_secrets),
             "PYTHONUNBUFFERED": "1",
             # Services share the cores, so threads that wait must not spin for long; but the gaps inside one decode step
             # are shorter than falling asleep and waking up, which nearly doubles its time.
