@@ -81,6 +81,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body.")
     max_pixels: int = Field(64_000_000, ge=1, description="Largest picture, from its header, before decoding.")
     max_images: int = Field(16, ge=1, description="Most pictures in one request.")
+    refuse_non_finite: bool = Field(
+        default=False, description="Refuse tensors (Open Inference) that hold NaN or infinite values."
+    )
     allow_image_urls: bool = Field(
         default=False, description="Fetch pictures that requests name by URL, from public addresses only."
     )

@@ -32,7 +32,7 @@ __all__ = ["ReplicaServer", "load_app"]
 _KEEP_ALIVE_S = 75
 """Longer than any client keeps an idle connection, so that it is never we who close one that is about to be used."""
 
-_EVERYWHERE = ("/v2", "/v1/models", "/livez", "/readyz", "/metrics")
+_EVERYWHERE = ("/v2", "/v1/models", "/livez", "/readyz", "/health", "/version", "/metrics")
 """Where every service answers: the gateway does so itself, or routes by the model's name."""
 
 

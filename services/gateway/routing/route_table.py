@@ -15,7 +15,10 @@ from shared.errors import NotFound
 
 __all__ = ["GATEWAY_PATHS", "Route", "RouteTable"]
 
-GATEWAY_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/console", "/v1/jobs", "/v1/models", "/v2")
+GATEWAY_PATHS = (
+    "/livez", "/readyz", "/health", "/version", "/metrics", "/openapi.json", "/docs", "/console", "/v1/jobs",
+    "/v1/models", "/v2",
+)  # fmt: skip
 """Paths (and everything below) that no service can claim by path."""
 
 _INFERENCE = re.compile(
@@ -86,10 +89,6 @@ class RouteTable:
             if pattern.fullmatch(path):
                 return route
         return self._find_parent(path)
-
-    def describe_paths(self) -> str:
-        """List the paths in one line, for people."""
-        return ", ".join(sorted([*self.paths, *(r.label for _, r in self.templates)])) or "none yet"
 
     def find_service(self, model: str) -> str:
         """Find the service that serves a model.
