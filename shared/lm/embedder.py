@@ -32,6 +32,7 @@ class SentenceEmbedder:
 
     Attributes:
         width: Length of its vectors.
+        vocab: Token ids are below this.
         max_tokens: Tokens of a text that it reads, its two special ones included; what follows is cut off.
     """
 
@@ -39,6 +40,7 @@ class SentenceEmbedder:
         self._network = network
         self._tokenizer = tokenizer
         self.width = network.config.hidden
+        self.vocab = network.config.vocab
         self.max_tokens = max_tokens
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -68,10 +70,14 @@ class SentenceEmbedder:
         ids: list[int] = self._tokenizer.encode(text).ids
         return ids
 
-    @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed texts, cut to `max_tokens`: float32 [n,d], each row of length 1."""
-        cut = [self._cut(self.tokenize(text)) for text in texts]
+        return self.embed_tokens([self.tokenize(text) for text in texts])
+
+    @torch.inference_mode()
+    def embed_tokens(self, texts: Sequence[list[int]]) -> npt.NDArray[np.float32]:
+        """As `embed`, of texts that are tokens already, the special ones included."""
+        cut = [self._cut(ids) for ids in texts]
         found = np.zeros((len(cut), self.width), np.float32)
         order = sorted(range(len(cut)), key=lambda i: len(cut[i]))
         for begin in range(0, len(order), _BATCH):

@@ -161,4 +161,4 @@ def _address(bind: str, port: int) -> str:
 
 def _is_own(path: str) -> bool:
     """Whether the gateway may route by this path: not one that every service answers."""
-    return not path.startswith(_EVERYWHERE)
+    return path == "/v2/rerank" or not path.startswith(_EVERYWHERE)

@@ -21,6 +21,9 @@ GATEWAY_PATHS = (
 )  # fmt: skip
 """Paths (and everything below) that no service can claim by path."""
 
+_CLAIMABLE = frozenset({"/v2/rerank"})
+"""Paths below those that a service can claim all the same: Cohere's clients ask there."""
+
 _INFERENCE = re.compile(
     r"/v2/models/(?P<name>.+?)(?:/versions/(?P<version>[^/]+))?(?P<verb>/infer|/ready|/config|/stats|)/?"
 )
@@ -66,7 +69,7 @@ class RouteTable:
             for name in record.models:
                 models.setdefault(name, record.service)
             for path in record.routes:
-                if not _is_within(path, GATEWAY_PATHS) and path != "/":
+                if path in _CLAIMABLE or (not _is_within(path, GATEWAY_PATHS) and path != "/"):
                     paths[path] = _add_record(paths.get(path) or Route((), path), record)
         templates = tuple((_compile_template(p), route) for p, route in sorted(paths.items()) if "{" in p)
         return cls({p: r for p, r in paths.items() if "{" not in p}, templates, models)

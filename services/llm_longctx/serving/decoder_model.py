@@ -6,6 +6,7 @@ Subclasses say which files; `text_model` answers requests. Knows nothing about H
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
+from services.llm_longctx.serving.embeddings import DecoderEmbedder
 from services.llm_longctx.serving.text_model import TextModel
 from shared.api.text import ChatRequest, CompletionRequest
 from shared.errors import InvalidOption, Malformed, NotFound, UnsupportedMedia
@@ -76,6 +78,11 @@ class DecoderModel(TextModel):
             cls.card.name, fingerprint, tokenizer, engine.scheduler, *limits, engine, plans, sampling=sampling
         )
         return cls(adapter)
+
+    @cached_property
+    def embedder(self) -> DecoderEmbedder:
+        """Embeds texts by this decoder's states."""
+        return DecoderEmbedder(self.adapter.engine.model, self.adapter.tokenizer)
 
     def details(self) -> dict[str, Any]:
         """As every text model, and that requests may choose an attention method."""
