@@ -131,6 +131,9 @@ class Settings(BaseSettings):
         "not tried again. Unset, 80 % of what the machine or container has; 0 never.",
     )
     max_images: int = Field(16, ge=1, description="Most pictures in one request.")
+    refuse_non_finite: bool = Field(
+        default=False, description="Refuse tensors (Open Inference) that hold NaN or infinite values."
+    )
     allow_image_urls: bool = Field(
         default=False, description="Fetch pictures that requests name by URL, from public addresses only."
     )

@@ -138,8 +138,7 @@ async def _on_http(request: Request, raised: Exception) -> NoReturn:
     if request.method == "POST" and not registry.is_complete:
         detail = f"No service answers {path} yet: not all of them have announced themselves."
         raise NotReady(detail, hint="`/readyz` shows which services are ready.", retry_after=2)
-    hint = f"Services answer: {registry.routes.describe_paths()}. `/docs` lists everything."
-    raise NotFound(f"There is no {path}.", hint=hint)
+    raise NotFound(f"There is no {path}.", hint="`/docs` lists everything.")
 
 
 def _allowed_methods(request: Request) -> tuple[str, ...]:

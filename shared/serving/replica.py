@@ -41,7 +41,7 @@ _KEEP_ALIVE_S = 75
 _DRAIN_POLL_S = 0.2
 """Seconds between two looks whether somebody asks to drain, and whether something is in flight."""
 
-_EVERYWHERE = ("/v2", "/v1/models", "/livez", "/readyz", "/metrics")
+_EVERYWHERE = ("/v2", "/v1/models", "/livez", "/readyz", "/health", "/version", "/metrics")
 """Where every service answers: the gateway does so itself, or routes by the model's name."""
 
 
@@ -233,4 +233,4 @@ def _address(bind: str, port: int) -> str:
 
 def _is_own(path: str) -> bool:
     """Whether the gateway may route by this path: not one that every service answers."""
-    return not path.startswith(_EVERYWHERE)
+    return path == "/v2/rerank" or not path.startswith(_EVERYWHERE)

@@ -1,8 +1,9 @@
-"""Health routes: `/livez`, `/readyz` and the gateway's own `/metrics`."""
+"""Health routes: `/livez`, `/readyz`, `/health`, `/version` and the gateway's own `/metrics`."""
 
 from __future__ import annotations
 
 import asyncio
+from importlib import metadata
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
@@ -29,6 +30,18 @@ def is_ready(registry: ReplicaRegistry) -> bool:
 async def livez() -> dict[str, str]:
     """The process answers."""
     return {"status": "alive"}
+
+
+@router.get("/health", responses={503: {"description": "Some service has no ready replica."}})
+async def get_health(request: Request) -> Response:
+    """Whether every known service has a ready replica, without a body, as vLLM's load clients ask."""
+    return Response(status_code=200 if is_ready(request.app.state.gateway.registry) else 503)
+
+
+@router.get("/version")
+async def get_version() -> dict[str, str]:
+    """The version of this product."""
+    return {"version": metadata.version("fovea")}
 
 
 @router.get("/readyz", responses={503: {"description": "Some service has no ready replica."}})

@@ -20,7 +20,7 @@ __all__ = ["StaticUpstream"]
 RELEARN_INTERVAL_S = 5.0
 """Seconds between two readings of what an upstream serves; its readiness is checked at every poll."""
 
-_COMMON = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/v1/models", "/v2")
+_COMMON = ("/livez", "/readyz", "/health", "/version", "/metrics", "/openapi.json", "/docs", "/v1/models", "/v2")
 
 
 class StaticUpstream:

@@ -6,22 +6,25 @@ Subclasses say which files; `text_model` answers requests. Knows nothing about H
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from pydantic import ValidationError
 
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
+from services.llm_longctx.serving.embeddings import DecoderEmbedder
 from services.llm_longctx.serving.text_model import TextModel
 from shared.api.text import ChatRequest, CompletionRequest
-from shared.errors import InvalidOption, NotFound, UnsupportedMedia
+from shared.errors import InvalidOption, Malformed, NotFound, UnsupportedMedia
 from shared.lm.gguf_file import unpack
 from shared.lm.head_plan_store import HeadPlanStore
 from shared.lm.tokenizer import Tokenizer
-from shared.lm.weights import load_decoder, weights_digest
-from shared.registry import LoadContext
+from shared.lm.weights import load_decoder, read_json, weights_digest
+from shared.registry import LoadContext, SamplingDefaults
 
 __all__ = ["DecoderModel"]
 
@@ -40,8 +43,9 @@ class DecoderModel(TextModel):
     adapter: DecoderAdapter
 
     def __init__(self, adapter: DecoderAdapter) -> None:
-        """Serve a loaded decoder."""
+        """Serve a loaded decoder; the Card names how it draws tokens."""
         self.adapter = adapter
+        self.card = self.card.model_copy(update={"sampling": adapter.sampling})  # type: ignore[misc]  # of this instance
 
     @classmethod
     @abstractmethod
@@ -69,7 +73,16 @@ class DecoderModel(TextModel):
         fingerprint = f"fp_{digest[:16]}_{name}"
         plans = HeadPlanStore(cls.card.name, _BUNDLED_PLANS, place.objects)
         limits = config.positions, config.vocab
-        return cls(DecoderAdapter(cls.card.name, fingerprint, tokenizer, engine.scheduler, *limits, engine, plans))
+        sampling = _read_sampling(cls.source()) or cls.card.sampling or SamplingDefaults()
+        adapter = DecoderAdapter(
+            cls.card.name, fingerprint, tokenizer, engine.scheduler, *limits, engine, plans, sampling=sampling
+        )
+        return cls(adapter)
+
+    @cached_property
+    def embedder(self) -> DecoderEmbedder:
+        """Embeds texts by this decoder's states."""
+        return DecoderEmbedder(self.adapter.engine.model, self.adapter.tokenizer)
 
     def details(self) -> dict[str, Any]:
         """As every text model, and that requests may choose an attention method."""
@@ -88,6 +101,22 @@ def _monitor(place: LoadContext) -> FidelityMonitor:
         float(place.options.get("llm_fidelity_sample_rate", 0)),
         float(place.options.get("llm_fidelity_min_agreement", 0)),
     )
+
+
+def _read_sampling(source: Path) -> SamplingDefaults | None:
+    """The sampling fields of a folder's `generation_config.json`; None where there are none.
+
+    Raises:
+        Malformed: A value that can't be meant.
+    """
+    file = source / "generation_config.json"
+    stated = read_json(file) if file.is_file() else {}
+    known = {name: value for name in SamplingDefaults.model_fields if (value := stated.get(name)) is not None}
+    try:
+        return SamplingDefaults.model_validate(known) if known else None
+    except ValidationError as error:
+        detail = f"{file.name} of {source.name} can't be used: {error.errors()[0]['msg']}."
+        raise Malformed(detail) from error
 
 
 def _find_folder(source: Path, place: LoadContext, dtype: torch.dtype) -> Path:

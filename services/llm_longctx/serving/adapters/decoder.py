@@ -11,7 +11,7 @@ from typing import Self
 
 from services.llm_longctx.engine import Engine, GenerationRequest, RequestStats
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
-from services.llm_longctx.serving.method_selection import build_method_usage, select_policy
+from services.llm_longctx.serving.method_selection import build_method_usage, select_policy_or_dense
 from services.llm_longctx.serving.request_state import RequestState
 from shared.api.text import GenerationOptions, LongctxUsage
 from shared.lm.head_plan_store import HeadPlanStore
@@ -51,14 +51,15 @@ class DecoderAdapter(TextModelAdapter):
         room = self.context - len(ids)
         most, longctx = room if max_tokens is None else min(max_tokens, room), options.longctx
         planned = min(most, DEFAULT_BUDGET_TOKENS) if max_tokens is None else most
-        policy = select_policy(self.engine, longctx, self.plans, len(ids), planned)
+        policy, too_short = select_policy_or_dense(self.engine, longctx, self.plans, len(ids), planned)
         monitor = self.engine.monitor
-        fallback = None if monitor is None else monitor.held_back_reason(policy)
+        held_back = None if monitor is None else monitor.held_back_reason(policy)
+        fallback = too_short or held_back
         return GenerationRequest(
             ids,
             max_tokens=most,
-            policy=policy if fallback is None else self.engine.dense,
-            requested_policy=None if fallback is None else policy,
+            policy=policy if held_back is None else self.engine.dense,
+            requested_policy=None if held_back is None else policy,
             boundaries=None if longctx is None else longctx.boundaries,
             stop_token_ids=self.tokenizer.eos,
             priority=priority_of(options),
