@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.engine.kv_update import apply_compact_copies, apply_retention
+from services.llm_longctx.engine.layer_inputs import LayerInputs
 from services.llm_longctx.engine.paged_state import PagedState
 from services.llm_longctx.kernels import decode as attention
 from services.llm_longctx.kernels import decode_runs, merge
@@ -26,8 +27,9 @@ __all__ = ["StepAttention"]
 class StepAttention:
     """`attend` for one step. Rows are problems: sequence b's key/value head g is row b·G + g."""
 
-    def __init__(self, states: Sequence[PagedState], backend: str) -> None:
+    def __init__(self, states: Sequence[PagedState], backend: str, inputs: LayerInputs) -> None:
         self._states = states
+        self._inputs = inputs
         self._backend = backend
         self._pool = states[0].cache.pool
         slots = np.stack([s.cache.begin_step() for s in states], 1)
@@ -118,6 +120,8 @@ class StepAttention:
             tuple(cache.compact.n[layer].tolist()),
             s.policy.config,
             s.memos[layer],
+            self._inputs.attention_input(layer, b),
+            self._inputs.output_matrix(layer),
         )
 
     def _plan(

@@ -122,10 +122,13 @@ class Policy:
         """Pages of `page` entries that a request will hold, rounded up head by head."""
         entries, compact = self.footprint(prompt, new)
         pages = -(-entries // page)
-        if self.method.shares_layer_budget:
+        if self.method.shares_layer_budget or self.method.shares_model_budget:
             # Who of the heads that are cut holds how much is not known: the most pages that what they share can take.
             cut = ~self.full & np.array([layer is self.method for layer in self.layers])[:, None]
-            shared = (np.where(cut, entries, 0).sum(1) + cut.sum(1) * (page - 1)) // page
+            held, extra = np.where(cut, entries, 0).sum(1), cut.sum(1) * (page - 1)
+            if self.method.shares_model_budget:
+                held, extra = held.sum(keepdims=True), extra.sum(keepdims=True)
+            shared = (held + extra) // page
             return int(np.where(cut, 0, pages).sum() + shared.sum() + (-(-compact // page)).sum())
         return int(pages.sum() + (-(-compact // page)).sum())
 

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.engine.decode_attention import StepAttention
+from services.llm_longctx.engine.layer_inputs import LayerInputs
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.paged_state import PagedState, count_bytes
 from services.llm_longctx.engine.prefill_attention import ChunkAttention
+from services.llm_longctx.engine.prompt_end import end_prompt
 from services.llm_longctx.kernels import layer_ops
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
+from shared.lm.attention import Tap, ignore_taps
 from shared.lm.decoder import Decoder
 from shared.lm.ops import Ops
 
@@ -81,11 +84,16 @@ class ModelRunner:
             PoolExhausted: Pages ran out; the sequence is of no use any more.
         """
         borders = None if boundaries is None else tuple(boundaries)
-        seam = ChunkAttention(state, last=last, boundaries=borders, backend=self.backend)
-        device = self.model.output_matrix.device
+        inputs, method = LayerInputs(self.model, [state.policy.method.needs]), state.policy.method
+        seam = ChunkAttention(state, last=last, boundaries=borders, backend=self.backend, inputs=inputs)
+        device, tap = self.model.output_matrix.device, _tap_of(inputs)
         ids, ops = torch.tensor([list(chunk)], device=device), self._layer_ops()
-        logits: Tensor = self.model(ids, attend=seam, offset=state.cache.length, keep=keep, ops=ops)
+        logits: Tensor = self.model(ids, attend=seam, offset=state.cache.length, keep=keep, ops=ops, tap=tap)
         state.cache.length += len(chunk)
+        if method.overrides("after_prompt"):
+            state.read_ids += chunk
+            if last:
+                end_prompt(self.model, state, state.read_ids, self.backend)
         return logits[0]
 
     @torch.inference_mode()
@@ -102,8 +110,11 @@ class ModelRunner:
         device = self.model.output_matrix.device
         ids = torch.tensor([[token] for token in tokens], device=device)
         positions = torch.tensor([[s.cache.length] for s in states], device=device)
-        seam, ops = StepAttention(states, self.backend), self._layer_ops()
-        logits: Tensor = self.model(ids, attend=seam, positions=positions, ops=ops)[:, 0]
+        inputs = LayerInputs(
+            self.model, [s.policy.method.needs for s in states if s.policy.method.overrides("after_decode")]
+        )
+        seam, ops = StepAttention(states, self.backend, inputs), self._layer_ops()
+        logits: Tensor = self.model(ids, attend=seam, positions=positions, ops=ops, tap=_tap_of(inputs))[:, 0]
         for s in states:
             s.cache.end_step()
         return logits
@@ -116,3 +127,8 @@ class ModelRunner:
         self._open = [s for s in self._open if not s.is_closed]
         self._open.append(state)
         return state
+
+
+def _tap_of(inputs: LayerInputs) -> Tap:
+    """Only a pass that somebody looks at is tapped: the decoder leaves work out where nobody does."""
+    return inputs.tap if inputs.is_tapped else ignore_taps

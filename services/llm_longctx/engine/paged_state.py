@@ -28,6 +28,7 @@ class PagedState:
         densities: Of block-sparse prefills, per layer and chunk.
         full_steps: Steps whose scores the method asked for.
         cached_tokens: Tokens that came from the prefix cache.
+        read_ids: The prompt so far, for methods that replay it.
         is_closed: Whether it gave back its pages.
     """
 
@@ -41,6 +42,7 @@ class PagedState:
         self.densities: list[float] = []
         self.full_steps = 0
         self.cached_tokens = 0
+        self.read_ids: list[int] = []
         self.is_closed = False
 
     def reserve(self, prompt: int, new: int) -> None:

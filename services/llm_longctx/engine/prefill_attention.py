@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.engine.kv_update import apply_compact_copies, apply_retention
+from services.llm_longctx.engine.layer_inputs import LayerInputs
 from services.llm_longctx.engine.paged_state import PagedState
 from services.llm_longctx.engine.prefill_kernels import Part, over_held, over_history, under_mask, window_mask
 from services.llm_longctx.kernels import window_prefill
@@ -25,8 +26,11 @@ __all__ = ["ChunkAttention"]
 class ChunkAttention:
     """`attend` for one chunk."""
 
-    def __init__(self, state: PagedState, *, last: bool, boundaries: tuple[int, ...] | None, backend: str) -> None:
+    def __init__(
+        self, state: PagedState, *, last: bool, boundaries: tuple[int, ...] | None, backend: str, inputs: LayerInputs
+    ) -> None:
         self._s = state
+        self._inputs = inputs
         self._last = last
         self._boundaries = boundaries
         self._backend = backend
@@ -167,7 +171,17 @@ class ChunkAttention:
             full = tuple(bool(x) for x in s.policy.full[layer])
             seen = [_view(one) for one in heads]
             view = PostPrefillView(
-                layer, q, offset, self._last, full, seen, s.policy.config, s.memos[layer], prompt=s.prompt_length
+                layer,
+                q,
+                offset,
+                self._last,
+                full,
+                seen,
+                s.policy.config,
+                s.memos[layer],
+                prompt=s.prompt_length,
+                hidden=self._inputs.attention_input(layer),
+                output=self._inputs.output_matrix(layer),
             )
             outcome = method.after_prefill(view)
             s.memos[layer] = outcome.memo

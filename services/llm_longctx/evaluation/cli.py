@@ -17,7 +17,7 @@ from rich.table import Table
 from services.llm_longctx.evaluation.heatmap import draw_heatmap
 from shared.errors import InvalidOption, Malformed
 
-__all__ = ["fidelity", "needle"]
+__all__ = ["Knobs", "Model", "fidelity", "needle", "parse_knob"]
 
 Model = Annotated[str | None, typer.Option(help="A served name, a Hugging Face folder or a GGUF file.")]
 Longctx = Annotated[str, typer.Option(help='Method and knobs as JSON, for example \'{"method": "power"}\'.')]
@@ -104,11 +104,11 @@ def _request(longctx: str, method: str | None, knobs: list[str] | None, text: Pa
     if not isinstance(options, dict):
         raise Malformed("--longctx is not a JSON object.", hint='For example {"method": "power"}.')
     options |= {} if method is None else {"method": method}
-    options |= dict(map(_parse_knob, knobs or ()))
+    options |= dict(map(parse_knob, knobs or ()))
     return {"longctx": options, "text": None if text is None else text.read_text("utf-8")}
 
 
-def _parse_knob(text: str) -> tuple[str, Any]:
+def parse_knob(text: str) -> tuple[str, Any]:
     """`NAME=VALUE`; what is JSON is read as JSON, and the method checks the rest."""
     name, equals, value = text.partition("=")
     if not equals:

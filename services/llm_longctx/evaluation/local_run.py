@@ -27,7 +27,7 @@ from shared.registry import CallContext
 from shared.serving.device_placement import load_context
 from shared.settings import settings
 
-__all__ = ["fidelity", "needle"]
+__all__ = ["fidelity", "load_decoder_model", "needle"]
 
 _Request = TypeVar("_Request", bound=BaseModel)
 _Report = TypeVar("_Report")
@@ -59,7 +59,7 @@ def _run(
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidOption(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
-    loaded = _load(model or settings().llm_model)
+    loaded = load_decoder_model(model or settings().llm_model)
     try:
         with Progress(transient=True) as bar:
             task = bar.add_task(name, total=1.0)
@@ -69,7 +69,12 @@ def _run(
         loaded.close()
 
 
-def _load(name: str) -> DecoderModel:
+def load_decoder_model(name: str) -> DecoderModel:
+    """Load a decoder by its served name, or from a folder or file.
+
+    Raises:
+        InvalidOption: The model has attention of its own.
+    """
     models = select_models(name)
     kind = next((kind for known, kind in models.items() if known.startswith(name)), next(iter(models.values())))
     if not issubclass(kind, DecoderModel):

@@ -14,7 +14,15 @@ from pydantic import SerializeAsAny
 from torch import Tensor
 
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Supports
-from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, Chunk, DecodeView, PostPrefillView
+from services.llm_longctx.methods.core.hook_inputs import (
+    AttentionOutput,
+    Chunk,
+    DecodeView,
+    PostPrefillView,
+    PromptEndView,
+    Replay,
+    ReplayView,
+)
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, DecodePlan, Footprint, Heads, Pages, PrefillPlan
 from services.llm_longctx.methods.core.registry import method
 from services.llm_longctx.methods.dense import DenseMethod
@@ -87,6 +95,16 @@ class Composed(AttentionMethod):
         """As the part for heads cuts."""
         return self.heads.shares_layer_budget
 
+    @property
+    def shares_model_budget(self) -> bool:
+        """As the part for heads cuts."""
+        return self.heads.shares_model_budget
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What any part does."""
+        return frozenset[str]().union(*(p.needs for p in self._parts))
+
     def overrides(self, hook: str) -> bool:
         """Whether a part that this hook asks does."""
         parts = {
@@ -94,6 +112,7 @@ class Composed(AttentionMethod):
             "decode_plan": (self.decode, self.heads),
             "after_decode": (self.decode, self.heads),
             "epilogue": (self.heads,),
+            "after_prompt": (self.heads,),
         }.get(hook, self._parts)
         return any(p.overrides(hook) for p in parts)
 
@@ -146,6 +165,21 @@ class Composed(AttentionMethod):
         copied = self.decode.after_prefill(replace(view, memo=memos.decode))
         compact = {g: positions for g, positions in copied.compact.items() if view.full[g]}
         return CacheUpdate(cut.retain, compact, _Memos(read.memo, copied.memo, cut.memo))
+
+    def replays(self, ids: Sequence[int]) -> Sequence[Replay]:
+        """As the part for heads wants."""
+        return self.heads.replays(ids)
+
+    def after_replay(self, view: ReplayView) -> object:
+        """The part for heads remembers."""
+        memos = _memos(view.memo)
+        return memos._replace(heads=self.heads.after_replay(replace(view, memo=memos.heads)))
+
+    def after_prompt(self, view: PromptEndView) -> Mapping[int, CacheUpdate]:
+        """Cuts as the part for heads says."""
+        memos = [_memos(memo) for memo in view.memos]
+        cut = self.heads.after_prompt(replace(view, memos=[memo.heads for memo in memos]))
+        return {layer: replace(update, memo=memos[layer]._replace(heads=update.memo)) for layer, update in cut.items()}
 
     def decode_plan(self, step: DecodeView) -> DecodePlan:
         """Full heads as the part for decoding says; heads that were cut read what they hold."""

@@ -16,7 +16,14 @@ from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 
-__all__ = ["build_method_usage", "select_policy", "select_policy_or_dense"]
+__all__ = [
+    "build_method",
+    "build_method_usage",
+    "find_plan",
+    "fit_policy",
+    "select_policy",
+    "select_policy_or_dense",
+]
 
 
 class BudgetNotMet(InvalidOption):
@@ -51,8 +58,8 @@ def select_policy(
     """
     if options is None:
         return engine.policy
-    plan = _find_plan(options.plan, plans)
-    requested = _build_method(options)
+    plan = find_plan(options.plan, plans)
+    requested = build_method(options)
     if options.kv_bytes is None and options.kv_ratio is None:
         return engine.policy_of(requested, plan)
     if options.kv_bytes is not None and options.kv_ratio is not None:
@@ -60,7 +67,7 @@ def select_policy(
         raise InvalidOption(detail, field="longctx.kv_ratio")
     budget = options.kv_bytes or int((options.kv_ratio or 1) * engine.dense_bytes(prompt + new))
     given = options.model_dump(include={"kv_bytes", "kv_ratio"}, exclude_none=True)
-    return _fit(engine, requested, plan, budget, prompt, new).with_budget(requested, given)
+    return fit_policy(engine, requested, plan, budget, prompt, new).with_budget(requested, given)
 
 
 def select_policy_or_dense(
@@ -95,7 +102,7 @@ def build_method_usage(requests: Sequence[GenerationRequest], backend: str, defa
     )
 
 
-def _build_method(options: LongctxOptions) -> AttentionMethod:
+def build_method(options: LongctxOptions) -> AttentionMethod:
     """The method, or the composition, with its knobs."""
     beside, knobs = options.model_extra or {}, options.knobs
     if twice := sorted(beside.keys() & knobs.keys()):
@@ -115,7 +122,13 @@ def _part(given: str | dict[str, Any] | None) -> AttentionMethod:
     return method(given or "dense")
 
 
-def _find_plan(given: str | dict[str, Any] | None, plans: Mapping[str, HeadPlan]) -> HeadPlan | None:
+def find_plan(given: str | dict[str, Any] | None, plans: Mapping[str, HeadPlan]) -> HeadPlan | None:
+    """A head plan by name, or given; None is the default one.
+
+    Raises:
+        InvalidOption: There is none of that name.
+        Malformed: It is no plan.
+    """
     if given is None:
         return plans.get(DEFAULT_PLAN)
     if isinstance(given, dict):
@@ -126,7 +139,9 @@ def _find_plan(given: str | dict[str, Any] | None, plans: Mapping[str, HeadPlan]
     return found
 
 
-def _fit(engine: Engine, method: AttentionMethod, plan: HeadPlan | None, budget: int, prompt: int, new: int) -> Policy:
+def fit_policy(
+    engine: Engine, method: AttentionMethod, plan: HeadPlan | None, budget: int, prompt: int, new: int
+) -> Policy:
     """Knobs under which pages, rounded up head by head, stay within the budget."""
     entries = budget // engine.pool.entry_bytes
     for _ in range(TRIES):

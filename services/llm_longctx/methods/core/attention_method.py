@@ -14,7 +14,15 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, Chunk, DecodeView, PostPrefillView
+from services.llm_longctx.methods.core.hook_inputs import (
+    AttentionOutput,
+    Chunk,
+    DecodeView,
+    PostPrefillView,
+    PromptEndView,
+    Replay,
+    ReplayView,
+)
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, DecodePlan, Dense, Footprint, Heads, PrefillPlan
 from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
@@ -108,6 +116,16 @@ class AttentionMethod(BaseModel):
         return False
 
     @property
+    def shares_model_budget(self) -> bool:
+        """Whether `estimate` is right for all cut heads of the model together, and the text decides."""
+        return False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What its hooks want to see, too: `hidden`, the attention input; `output`, the output matrix."""
+        return frozenset()
+
+    @property
     def cut_at_end(self) -> bool:
         """Whether heads are cut only when the whole prompt is read, and hold all of it until then."""
         return self.chunk_invariant
@@ -199,6 +217,20 @@ class AttentionMethod(BaseModel):
         `view.last` is false a method that acts at the end of the prompt returns `CacheUpdate(memo=view.memo)`.
         """
         return CacheUpdate(memo=view.memo)
+
+    # At a prompt's end, when all layers have read it.
+
+    def replays(self, ids: Sequence[int]) -> Sequence[Replay]:
+        """Tokens to run over the prompt before it is cut, one run after the other; none by default."""
+        return ()
+
+    def after_replay(self, view: ReplayView) -> object:
+        """What is remembered after a replay, per layer: the new memo."""
+        return view.memo
+
+    def after_prompt(self, view: PromptEndView) -> Mapping[int, CacheUpdate]:
+        """What is kept, by layer; for decisions that need all layers. Memos of layers that are not named go on."""
+        return {}
 
     # Decode, per step and layer.
 

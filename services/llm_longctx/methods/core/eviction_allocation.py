@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["SafeguardRule", "count_kept", "keep_per_head", "keep_per_layer", "pyramid_counts"]
+__all__ = ["SafeguardRule", "count_kept", "keep_critical", "keep_per_head", "keep_per_layer", "pyramid_counts"]
 
 SafeguardRule = Literal["floor", "mix"]
 
@@ -61,9 +61,14 @@ def keep_per_head(scores: Sequence[Tensor], count: int) -> list[Tensor]:
 
 
 def keep_per_layer(
-    scores: Sequence[Tensor], positions: Sequence[Tensor], count: int, safeguard: float, rule: SafeguardRule
+    scores: Sequence[Tensor],
+    positions: Sequence[Tensor],
+    count: int,
+    safeguard: float,
+    rule: SafeguardRule,
+    total: int | None = None,
 ) -> list[Tensor]:
-    """The heads of a layer keep `count` entries on average, and more where they have the better ones.
+    """The heads of a layer, or of a model, keep `count` entries on average, and more where they have the better ones.
 
     Source: Ada-KV (2024); `floor` as in the kvpress collection, `mix` as the authors do.
 
@@ -73,15 +78,16 @@ def keep_per_layer(
         count: Entries per head on average.
         safeguard: Share of the even budget that each head has for itself.
         rule: `floor`: each head keeps that share first. `mix`: its number is a mean of the even one and the adaptive.
+        total: Entries of all heads together, where they are not `count` times their number.
 
     Returns:
         What stays, per head bool [n].
     """
     own = int(count * safeguard)
-    total = count * len(scores)
+    total = count * len(scores) if total is None else total
     if rule == "mix":
         won = [int(kept.sum()) for kept in _best_of_all(scores, positions, total)]
-        return [keep_per_head([row], n)[0] for row, n in zip(scores, _mix(won, count, own), strict=True)]
+        return [keep_per_head([row], n)[0] for row, n in zip(scores, _mix(won, total, own), strict=True)]
     least = max(own, 1) if safeguard > 0 else 0
     kept = keep_per_head(scores, least)
     left = max(total - sum(int(one.sum()) for one in kept), 0)
@@ -90,10 +96,34 @@ def keep_per_layer(
     return [one | other for one, other in zip(kept, more, strict=True)]
 
 
-def _mix(won: Sequence[int], count: int, own: int) -> list[int]:
+def keep_critical(
+    scores: Sequence[Tensor], norms: Sequence[Tensor], counts: Sequence[int], first: Sequence[int], epsilon: float
+) -> list[Tensor]:
+    """Each head keeps its best entries by score first, and fills up by (score + epsilon) times the value's norm.
+
+    Source: CriticalKV (2025). Protected entries are among the first.
+
+    Args:
+        scores: Of each head's entries [n], in order of position.
+        norms: Norms of their values behind the output matrix [n].
+        counts: Entries per head.
+        first: How many of them by score alone.
+        epsilon: Added to scores in the second stage.
+
+    Returns:
+        What stays, per head bool [n].
+    """
+    stays = []
+    for row, norm, count, own in zip(scores, norms, counts, first, strict=True):
+        kept = keep_per_head([row], own)[0]
+        rest = ((row + epsilon) * norm).masked_fill(kept, torch.inf)
+        stays.append(_best(rest, max(count, int(kept.sum()))))
+    return stays
+
+
+def _mix(won: Sequence[int], total: int, own: int) -> list[int]:
     """Entries per head: `own`, and a share of the rest in proportion to what each won; leftovers by fraction."""
-    total = count * len(won)
-    rest = (count - own) * len(won)
+    rest = total - own * len(won)
     counts = [own + rest * n // total if total else 0 for n in won]
     fractions = sorted(range(len(won)), key=lambda g: (-(rest * won[g] % max(total, 1)), g))
     for g in fractions[: max(own * len(won) + (rest * sum(won) // total if total else 0) - sum(counts), 0)]:

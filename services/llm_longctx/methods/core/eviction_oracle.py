@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from services.llm_longctx.methods.core.hook_inputs import CacheView
+from services.llm_longctx.methods.core.eviction_evidence import Evidence
+from services.llm_longctx.methods.core.hook_inputs import CacheView, ReadTokens
 
 __all__ = ["CutRules", "replay"]
 
@@ -33,11 +35,37 @@ class CutRules(Protocol):
     def query_window(self) -> int:
         """Queries that scores need."""
 
+    @property
+    def shares_model_budget(self) -> bool:
+        """Whether all heads of the model compete."""
+
+    def summarize(self, summary: object, tokens: ReadTokens) -> object:
+        """What scores need of all tokens."""
+
+    def evidence_of(self, q: Tensor, k: Tensor, v: Tensor, layer: int, inputs: Mapping[str, Any]) -> Evidence:
+        """Evidence of a whole prompt."""
+
+    def keep_entries(
+        self,
+        scores: Sequence[Tensor],
+        positions: Sequence[Tensor],
+        count: int,
+        norms: Sequence[Tensor] | None = None,
+        tokens: int | None = None,
+    ) -> list[Tensor]:
+        """Which entries stay."""
+
     def counts(self, tokens: int, layers: int) -> list[int]:
         """Entries per head and layer after a cut."""
 
     def keep_positions(
-        self, heads: Sequence[CacheView], q: Tensor, tokens: int, layer: int, count: int
+        self,
+        heads: Sequence[CacheView],
+        q: Tensor,
+        tokens: int,
+        layer: int,
+        count: int,
+        evidence: Evidence | None = None,
     ) -> list[Tensor]:
         """Positions that stay of each head."""
 
@@ -52,6 +80,8 @@ def replay(
     steps: int,
     layer: int,
     layers: int,
+    inputs: Mapping[str, Any] | None = None,
+    scores: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Read a prompt in chunks and take steps behind it, in one layer whose heads are all cut.
 
@@ -64,12 +94,14 @@ def replay(
         steps: T.
         layer: Which layer.
         layers: Of how many.
+        inputs: Further inputs by name; see `EvictionMethod.scores`.
+        scores: Of the prompt's entries [G,N].
 
     Returns:
         Visible pairs [H,N+T,N+T], and the positions held of the prompt when it is read, per key/value head.
     """
     (H, total, _), G, at = q.shape, k.shape[0], torch.arange(q.shape[1])
-    prompt, mask = total - steps, torch.zeros(H, total, total, dtype=torch.bool)
+    prompt, mask, given = total - steps, torch.zeros(H, total, total, dtype=torch.bool), inputs or {}
     held = kept = [at[:0]] * G
     for begin, end in pairwise((*accumulate(chunks, initial=0), *range(prompt + 1, total + 1))):
         held = [torch.cat((one, at[begin:end])) for one in held]
@@ -79,7 +111,11 @@ def replay(
             count = rules.counts(max(end, prompt), layers)[layer]
             heads = [CacheView(k[g, one], v[g, one], one) for g, one in enumerate(held)]
             queries = q[:, end - count_queries(rules, prompt, end) : end]
-            held = rules.keep_positions(heads, queries, end, layer, count)
+            if rules.shares_model_budget and scores is not None:
+                held = keep_against_rivals(rules, scores, count, given)
+            else:
+                evidence = summarize_to(rules, q, k, v, prompt, end, layer, given)
+                held = rules.keep_positions(heads, queries, end, layer, count, evidence)
         kept = held if end <= prompt else kept
     return mask & (at <= at[:, None]), kept
 
@@ -98,3 +134,26 @@ def count_queries(rules: CutRules, prompt: int, end: int) -> int:
     if end <= prompt:
         return min(end, rules.query_window)
     return min(rules.recent, min(prompt, rules.query_window) + end - prompt)
+
+
+def keep_against_rivals(rules: CutRules, scores: Tensor, count: int, inputs: Mapping[str, Any]) -> list[Tensor]:
+    """Positions that a layer's heads keep of a prompt where all heads of the model compete: scores [G,N]."""
+    rivals, begin = inputs.get("rivals") or (scores, 0)
+    N = scores.shape[1]
+    norms = inputs.get("rival_norms")
+    stays = rules.keep_entries(list(rivals), [torch.arange(N)] * len(rivals), count, norms, tokens=N)
+    return [one.nonzero()[:, 0] for one in stays[begin : begin + len(scores)]]
+
+
+def summarize_to(
+    rules: CutRules, q: Tensor, k: Tensor, v: Tensor, prompt: int, end: int, layer: int, inputs: Mapping[str, Any]
+) -> Evidence:
+    """Evidence as it is after `end` tokens of a prompt and its steps."""
+    read, hidden = min(prompt, end), inputs.get("hidden")
+    heads = tuple(inputs.get("kv_heads") or range(k.shape[0]))
+    evidence = rules.evidence_of(q[:, :read], k[:, :read], v[:, :read], layer, inputs)
+    for at in range(read, end):
+        own = None if hidden is None else hidden[at : at + 1]
+        token = ReadTokens(layer, q[:, at : at + 1], at, evidence.theta, own, heads, is_decoding=True)
+        evidence = replace(evidence, summary=rules.summarize(evidence.summary, token))
+    return evidence

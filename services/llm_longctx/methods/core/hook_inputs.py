@@ -13,7 +13,18 @@ from torch import Tensor
 
 from shared.lm.config import DecoderConfig
 
-__all__ = ["AttentionOutput", "CacheView", "Chunk", "DecodeView", "PostPrefillView", "ScoringView"]
+__all__ = [
+    "AttentionOutput",
+    "CacheView",
+    "Chunk",
+    "DecodeView",
+    "PostPrefillView",
+    "PromptEndView",
+    "ReadTokens",
+    "Replay",
+    "ReplayView",
+    "ScoringView",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +92,8 @@ class PostPrefillView:
         config: The model's facts.
         memo: As left by the method's last hook.
         prompt: Tokens of the whole prompt.
+        hidden: The chunk's attention input [T,D], behind the norm; only for methods whose `needs` name it.
+        output: The output matrix [D,H·d]; likewise.
     """
 
     layer: int
@@ -92,6 +105,8 @@ class PostPrefillView:
     config: DecoderConfig
     memo: object = None
     prompt: int = 0
+    hidden: Tensor | None = None
+    output: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -113,6 +128,8 @@ class DecodeView:
         compact: Entries in each head's compact run [G], before this step's own is appended.
         config: The model's facts.
         memo: As left by the method's last hook.
+        hidden: The token's attention input [1,D], behind the norm; only for methods whose `needs` name it.
+        output: The output matrix [D,H·d]; likewise.
     """
 
     layer: int
@@ -124,6 +141,8 @@ class DecodeView:
     compact: tuple[int, ...]
     config: DecoderConfig
     memo: object = None
+    hidden: Tensor | None = None
+    output: Tensor | None = None
 
     @property
     def number(self) -> int:
@@ -146,6 +165,9 @@ class ScoringView:
         v: Values [G',n,d].
         positions: Their positions [G',n] int64, ascending.
         tokens: Tokens so far; the next one has this position.
+        kv_heads: Which of the heads that `summary` tells about these are.
+        theta: Angle per position of each rotary pair [d/2]; None where keys are not rotated.
+        summary: What `EvictionMethod.summarize` made of all tokens, for all heads of the layer; None where it does not.
     """
 
     layer: int
@@ -154,6 +176,97 @@ class ScoringView:
     v: Tensor
     positions: Tensor
     tokens: int
+    kv_heads: tuple[int, ...] = ()
+    theta: Tensor | None = None
+    summary: object = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadTokens:
+    """Tokens that were just read at one layer; what `EvictionMethod.summarize` sees.
+
+    Attributes:
+        layer: Which layer.
+        q: Their queries [H,T,d], rotated.
+        offset: Position of the first.
+        theta: As in `ScoringView`.
+        hidden: Their attention input [T,D], where the method needs it.
+        kv_heads: Which key/value heads of the layer the queries are of.
+        is_decoding: Whether this is a decode step.
+    """
+
+    layer: int
+    q: Tensor
+    offset: int
+    theta: Tensor | None = None
+    hidden: Tensor | None = None
+    kv_heads: tuple[int, ...] = ()
+    is_decoding: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Tokens to run over a prompt that was read, to see what they look at; nothing of them is kept.
+
+    Attributes:
+        begin: First position of the prompt that they repeat.
+        end: The position behind the last.
+        ids: The tokens.
+    """
+
+    begin: int
+    end: int
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplayView:
+    """A replay at one layer; what `after_replay` sees.
+
+    Attributes:
+        layer: Which layer.
+        replay: What was replayed.
+        q: Queries of its tokens [H,T,d], at positions that go on from the prompt's.
+        k: Their keys [G,T,d], which are in no head.
+        full: [G], which key/value heads keep their whole history.
+        heads: What each key/value head holds of the prompt [G].
+        config: The model's facts.
+        memo: As left by the method's last hook.
+        hidden: Their attention input [T,D], and
+        output: the output matrix [D,H·d], for methods whose `needs` name them.
+    """
+
+    layer: int
+    replay: Replay
+    q: Tensor
+    k: Tensor
+    full: tuple[bool, ...]
+    heads: Sequence[CacheView]
+    config: DecoderConfig
+    memo: object = None
+    hidden: Tensor | None = None
+    output: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptEndView:
+    """A prompt that all layers have read; what `after_prompt` sees.
+
+    Attributes:
+        tokens: Its length.
+        full: [L][G], which key/value heads keep their whole history.
+        heads: What each key/value head holds [L][G]; made when it is looked at.
+        config: The model's facts.
+        memos: As left by the method's last hooks [L].
+        outputs: Output matrices [D,H·d] per layer, for methods whose `needs` name them.
+    """
+
+    tokens: int
+    full: Sequence[tuple[bool, ...]]
+    heads: Sequence[Sequence[CacheView]]
+    config: DecoderConfig
+    memos: Sequence[object]
+    outputs: Sequence[Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

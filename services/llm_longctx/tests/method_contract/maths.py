@@ -38,15 +38,15 @@ def check_reference(cls: type[AttentionMethod]) -> None:
             torch.manual_seed(N)
             q, k, v = (torch.randn(heads, N + NEW, 8, dtype=torch.float64) for heads in (H, G, G))
             before = q.clone(), k.clone(), v.clone()
-            wanted = expected(how, q, k, v, N, layer=0, layers=2, rope_theta=10000.0)
-            again = expected(how, q, k, v, N, layer=0, layers=2, rope_theta=10000.0)
+            facts = {"layer": 0, "layers": 2, "rope_theta": 10000.0, "wo": torch.randn(6, H * 8, dtype=q.dtype)}
+            wanted, again = (expected(how, q, k, v, N, **facts) for _ in range(2))
             where = f"{cls.name}'s reference on {H} over {G} heads, {N} tokens"
             assert all(torch.equal(a, b) for a, b in zip(before, (q, k, v), strict=True)), f"{where} writes its inputs"
             assert wanted.out.dtype == torch.float64, f"{where} is not float64"
             assert torch.isfinite(wanted.out).all(), f"{where} is not finite"
             near(wanted.out, again.out, f"{where}, twice", 0.0)
             _check_mask(wanted.mask, N, where)
-            _check_mixing(how, q, k, v, N, wanted, where)
+            _check_mixing(how, q, k, v, N, wanted, where, facts)
 
 
 def _check_mask(mask: torch.Tensor, prompt: int, where: str) -> None:
@@ -57,9 +57,8 @@ def _check_mask(mask: torch.Tensor, prompt: int, where: str) -> None:
     assert mask.diagonal(dim1=1, dim2=2)[:, prompt:].all(), f"{where}: a step does not see its own entry"
 
 
-def _check_mixing(how: AttentionMethod, q, k, v, N: int, wanted, where: str) -> None:
+def _check_mixing(how: AttentionMethod, q, k, v, N: int, wanted, where: str, facts: Mapping) -> None:
     """Rows are convex mixtures of the values up to them; by softmax under the mask, unless entries are transformed."""
-    facts = {"layer": 0, "layers": 2, "rope_theta": 10000.0}
     constant = expected(how, q, k, torch.full_like(v, 0.75), N, **facts).out
     near(constant, torch.full_like(constant, 0.75), f"{where}: weights of a row don't add up to 1")
     R, total = q.shape[0] // k.shape[0], q.shape[1]

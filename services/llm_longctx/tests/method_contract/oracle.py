@@ -20,6 +20,7 @@ from services.llm_longctx.engine import Engine
 from services.llm_longctx.kv_cache import Entries
 from services.llm_longctx.methods import AttentionMethod, Reference
 from services.llm_longctx.tests.conftest import tiny_decoder
+from shared.lm.attention import ignore_taps
 from shared.lm.head_plan import HeadPlan
 
 NEW = 7
@@ -96,18 +97,35 @@ class _Tapped:
 
     def __init__(self, net) -> None:
         self._net = net
-        self.rows: list[list[tuple[Tensor, ...]]] = [[] for _ in range(net.config.layers)]
+        layers = range(net.config.layers)
+        self.rows: list[list[tuple[Tensor, ...]]] = [[] for _ in layers]
+        self.hidden: list[list[Tensor]] = [[] for _ in layers]
+        self.replays: list[list[dict]] = [[] for _ in layers]
 
     def __getattr__(self, name):
         return getattr(self._net, name)
 
-    def __call__(self, ids, *, attend, **more):
+    def __call__(self, ids, *, attend, tap=ignore_taps, **more):
+        inputs: dict[int, Tensor] = {}
+        replay = getattr(attend, "replay", None)
+
+        def looking(site, layer, x):
+            if site == "resid_pre":
+                inputs[layer] = self._net.blocks[layer].input_layernorm(x)[0]
+            return tap(site, layer, x)
+
         def tapped(layer, q, k, v, offset):
             out = attend(layer, q, k, v, offset)
-            self.rows[layer].append(tuple(x[0].transpose(0, 1).clone() for x in (q, k, v, out)))
+            rows = [x[0].transpose(0, 1).clone() for x in (q, k, v, out)]
+            if replay is None:
+                self.rows[layer].append(tuple(rows))
+                self.hidden[layer].append(inputs[layer])
+            else:
+                facts = {"start": replay.begin, "end": replay.end, "hidden": inputs[layer]}
+                self.replays[layer].append(facts | dict(zip("qkv", rows, strict=False)))
             return out
 
-        return self._net(ids, attend=tapped, **more)
+        return self._net(ids, attend=tapped, tap=looking, **more)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +139,8 @@ class Played:
         pages: Pages held at the same times [T+1].
         foreseen: Pages that the engine's estimate says at the same times.
         heads: What the method said about heads.
+        hidden: The attention input [N+T,D] of every layer.
+        replays: What was run over the prompt, of every layer.
     """
 
     prompt: int
@@ -130,6 +150,8 @@ class Played:
     pages: list[int]
     foreseen: list[int]
     heads: object
+    hidden: list[Tensor]
+    replays: list[list[dict]]
 
     @property
     def positions(self) -> list:
@@ -179,7 +201,8 @@ def _play(how, ids, fed, chunks, boundaries, page, plan) -> Played:
     s.close()
     assert engine.pool.held == 0, f"{how.name}: pages are held after the sequence was closed"
     layers = [tuple(torch.cat(x, 1) for x in zip(*rows, strict=True)) for rows in net.rows]
-    return Played(len(ids), torch.cat(logits), layers, held, pages, foreseen, heads)
+    hidden = [torch.cat(rows) for rows in net.hidden]
+    return Played(len(ids), torch.cat(logits), layers, held, pages, foreseen, heads, hidden, net.replays)
 
 
 def _copy(held: Entries) -> Entries:
@@ -291,14 +314,42 @@ def _of_layer(how: AttentionMethod, played: Played, layer: int, **way) -> Expect
     weight = torch.zeros(H, total, total, dtype=torch.float64)
     whole = Expected(softmax_under(q, k, v, dense), dense.expand(H, total, total).clone(), weight)
     if any(acted):
-        facts = {"layer": layer, "layers": config.layers, "rope_theta": config.rope_theta}
         # Heads that are cut may compete with each other, never with those that keep everything.
         rows = [group for group in groups for _ in range(H // len(groups))]
+        facts = facts_of(played, layer, groups, rows)
+        if how.shares_model_budget:
+            facts["rivals"] = rivals(how, played, layer)
         part = expected(how, q[rows], k[groups], v[groups], played.prompt, **facts, **way)
         mine = [one for one, row in zip(acted, rows, strict=True) if row]
         for all_heads, own in ((whole.out, part.out), (whole.mask, part.mask), (whole.weight, part.weight)):
             all_heads[acted] = own[mine]
     return whole
+
+
+def facts_of(played: Played, layer: int, groups: Sequence[bool], rows: Sequence[bool]) -> dict:
+    """What a reference may want to know beside queries, keys and values of some heads of a layer."""
+    config, columns = model().config, torch.tensor(rows).repeat_interleave(model().config.head_dim)
+    return {
+        "layer": layer,
+        "layers": config.layers,
+        "rope_theta": config.rope_theta,
+        "kv_heads": [g for g, one in enumerate(groups) if one],
+        "hidden": played.hidden[layer],
+        "wo": model().blocks[layer].self_attn.o_proj.weight[:, columns],
+        "replays": [one | {"q": one["q"][rows], "k": one["k"][groups]} for one in played.replays[layer]],
+    }
+
+
+def rivals(how: AttentionMethod, played: Played, layer: int) -> tuple[list[Tensor], int]:
+    """Scores of all heads of the model that are cut, and where those of a layer begin."""
+    found, begin, N = [], 0, played.prompt
+    for i, (q, k, v, _) in enumerate(played.layers):
+        begin = len(found) if i == layer else begin
+        groups = [not one for one in played.heads.full[i]]
+        rows = [group for group in groups for _ in range(q.shape[0] // len(groups))]
+        if any(groups):
+            found += list(how.scores(q[rows, :N], k[groups, :N], v[groups, :N], **facts_of(played, i, groups, rows)))
+    return found, begin
 
 
 def parse(plan: Mapping | None) -> HeadPlan | None:

@@ -61,11 +61,10 @@ from services.llm_longctx.tests.mutants_methods.surroundings import (
     Local,
     Shared,
 )
-from services.llm_longctx.tests.toy_evictions import KeyDiff, KNorm, SnapKV
 
 __all__ = ["MUTANTS", "SOUND"]
 
-SOUND = (Window, Dotted, Mean, KNorm, KeyDiff, SnapKV)
+SOUND = (Window, Dotted, Mean)
 
 MUTANTS = {
     Zeros: "reference",

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 
 from services.llm_longctx.methods.core.hook_results import CacheUpdate
+from services.llm_longctx.methods.knorm import KNorm
+from services.llm_longctx.methods.snapkv import SnapKv
 from services.llm_longctx.methods.streaming_llm import StreamingLlm
-from services.llm_longctx.tests.toy_evictions import KNorm, SnapKV
 
 __all__ = [
     "CountsCutPrompt",
@@ -43,15 +44,15 @@ class _Turned(KNorm):
 class ForgetsProtection(StreamingLlm):
     """The engine evicts sinks; the reference keeps them."""
 
-    def _cut(self, heads, q, tokens, layer, count, config):
-        return super(ForgetsProtection, self.with_knobs(sink=0))._cut(heads, q, tokens, layer, count, config)
+    def _cut(self, *given):
+        return super(ForgetsProtection, self.with_knobs(sink=0))._cut(*given)
 
 
 class CountsOneMore(KNorm):
     """Keeps an entry more than it foresees, and than its reference does."""
 
-    def _cut(self, heads, q, tokens, layer, count, config):
-        return super()._cut(heads, q, tokens, layer, count + 1, config)
+    def _cut(self, heads, q, tokens, layer, count, *more):
+        return super()._cut(heads, q, tokens, layer, count + 1, *more)
 
 
 class KeepsOlderOfEqual(StreamingLlm):
@@ -61,8 +62,8 @@ class KeepsOlderOfEqual(StreamingLlm):
         """One number; the sinks are protected."""
         return torch.zeros(view.positions.shape).masked_fill(view.positions < self.sink, math.inf)
 
-    def _cut(self, heads, q, tokens, layer, count, config):
-        orders = super()._cut(heads, q, tokens, layer, count, config)
+    def _cut(self, heads, *more):
+        orders = super()._cut(heads, *more)
         return {g: type(order)(heads[g].positions[: len(order.positions)]) for g, order in orders.items()}
 
 
@@ -103,7 +104,7 @@ class ScoresByNeighbours(KNorm):
         return -(view.k.norm(dim=-1) * 3 / self.largest[0]).round()
 
 
-class TrustsCachedQueries(SnapKV):
+class TrustsCachedQueries(SnapKv):
     """Takes the queries that come with a cached prefix for its own, wherever they end."""
 
     @property
@@ -111,13 +112,13 @@ class TrustsCachedQueries(SnapKV):
         """One would do."""
         return 1
 
-    def _remember(self, memo, q, offset, most):
-        found = super()._remember(None if memo is None else type(memo)(memo.q, offset), q, offset, most)
+    def _remember(self, memo, q, offset, most, summary):
+        found = super()._remember(None if memo is None else type(memo)(memo.q, offset), q, offset, most, summary)
         missing = max(most - found.q.shape[1], 0)
         return type(found)(torch.cat((found.q[:, :1].expand(-1, missing, -1), found.q), 1), found.end)
 
 
-class ScoresForeignQueries(SnapKV):
+class ScoresForeignQueries(SnapKv):
     """Lets a group of heads be scored by the next group's queries."""
 
     def after_prefill(self, view):

@@ -1,0 +1,123 @@
+"""Answers to RULER-form samples, greedily, by sequences that decode together.
+
+`agnostic`: the method compresses the context alone, and the question comes as decode steps. `aware`: it compresses
+context and question together. Work comes in pieces, so that others can be served in between. Knows tokens; no text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.model_runner import ModelRunner
+from services.llm_longctx.engine.paged_state import PagedState
+
+__all__ = ["Answer", "PromptTokens", "answer_prompts"]
+
+Protocol = Literal["agnostic", "aware"]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """One sample's tokens, the policy that serves it, and how long its answer may be."""
+
+    context_ids: Sequence[int]
+    question_ids: Sequence[int]
+    policy: Policy
+    max_new_tokens: int
+
+
+@dataclass(slots=True)
+class Answer:
+    """What was generated, and what was held.
+
+    Attributes:
+        tokens: The answer, without a stop token.
+        kv_bytes: Pages held when the method had compressed.
+        kv_bytes_end: Pages held at the end.
+        density: Share of the prompt's attention that was read.
+        seconds: Wall time; of a block's answers together, divided by their number.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    kv_bytes: int = 0
+    kv_bytes_end: int = 0
+    density: float = 1.0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Running:
+    state: PagedState
+    answer: Answer
+    fed: list[int]
+    left: int
+
+    is_over: bool = False
+
+
+def answer_prompts(
+    runner: ModelRunner, prompts: Sequence[PromptTokens], stop: Collection[int], protocol: Protocol
+) -> Generator[None, None, list[Answer]]:
+    """Answer a block of prompts; returns one answer each, in order.
+
+    Raises:
+        PoolExhausted: They don't fit beside what is held; ask for fewer at a time.
+    """
+    begun, running = time.perf_counter(), list[_Running]()
+    try:
+        for prompt in prompts:
+            running.append(one := _open(runner, prompt, protocol))
+            yield from _read(runner, one, prompt, stop, protocol)
+        while batch := [one for one in running if not one.is_over]:
+            logits = runner.decode([one.state for one in batch], [one.fed.pop(0) for one in batch])
+            for one, row in zip(batch, logits.argmax(-1).tolist(), strict=True):
+                if not one.fed:
+                    _append(one, row, stop)
+            yield
+        for one in running:
+            one.answer.seconds = (time.perf_counter() - begun) / len(prompts)
+        return [one.answer for one in running]
+    finally:
+        for one in running:
+            one.state.close()
+
+
+def _open(runner: ModelRunner, prompt: PromptTokens, protocol: Protocol) -> _Running:
+    fed = list(prompt.question_ids) if protocol == "agnostic" else []
+    state = runner.open(prompt.policy)
+    read = len(prompt.context_ids) + (0 if fed else len(prompt.question_ids))
+    state.reserve(read, len(fed) + prompt.max_new_tokens)
+    return _Running(state, Answer(), fed, prompt.max_new_tokens)
+
+
+def _read(
+    runner: ModelRunner, one: _Running, prompt: PromptTokens, stop: Collection[int], protocol: Protocol
+) -> Generator[None, None, None]:
+    """Read what the method compresses, in chunks as served."""
+    ids = [*prompt.context_ids, *(prompt.question_ids if protocol == "aware" else ())]
+    at, logits = 0, None
+    while at < len(ids):
+        size = one.state.policy.next_chunk(at, len(ids))
+        last = at + size == len(ids)
+        logits = runner.prefill(one.state, ids[at : at + size], last=last, keep=int(last))
+        at += size
+        yield
+    one.answer.kv_bytes = one.state.cache.nbytes
+    if one.state.densities:
+        one.answer.density = sum(one.state.densities) / len(one.state.densities)
+    if not one.fed and logits is not None:
+        _append(one, int(logits[-1].argmax()), stop)
+
+
+def _append(one: _Running, token: int, stop: Collection[int]) -> None:
+    one.is_over = token in stop
+    if not one.is_over:
+        one.answer.tokens.append(token)
+        one.fed.append(token)
+        one.is_over = len(one.answer.tokens) >= one.left
+    if one.is_over:
+        one.answer.kv_bytes_end = one.state.cache.nbytes

@@ -1,0 +1,124 @@
+"""Generation of RULER-form samples: drafts fitted to a length in tokens of one tokenizer.
+
+A pure function of its arguments: sample i is the same however many are asked for. Knows text and tokens; no model.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from services.llm_longctx.evaluation.ruler.drafts import (
+    Built,
+    Draft,
+    check_questions,
+    draft_chains,
+    draft_coded_words,
+    draft_common_words,
+    draft_needles,
+    streams,
+)
+from services.llm_longctx.evaluation.ruler.haystacks import draft_documents, sentences_of
+from services.llm_longctx.evaluation.ruler.placement import fit
+from services.llm_longctx.evaluation.ruler.sample import RulerSample, render_text
+from services.llm_longctx.evaluation.ruler.task import TASKS, Task
+from shared.errors import InvalidOption
+from shared.lm.niah_prompts import Codec
+
+__all__ = ["generate"]
+
+
+def generate(
+    task: str,
+    codec: Codec,
+    *,
+    length: int,
+    n: int,
+    seed: int = 42,
+    corpus: str | None = None,
+    questions: int = 1,
+    chat: bool | None = None,
+    data: Path | None = None,
+) -> list[RulerSample]:
+    """Generate samples of one task.
+
+    Args:
+        task: By name.
+        codec: Tokenizer that counts.
+        length: Most tokens of prompt, template and answer together.
+        n: Samples.
+        seed: Of everything that is drawn.
+        corpus: Prose to hide needles in; None: Python's help topics.
+        questions: Questions per context; samples of one context share `group`.
+        chat: Under the chat template; left out, where there is one.
+        data: File of questions for `qa_1` and `qa_2`.
+
+    Raises:
+        InvalidOption: No such task, a length under its least, too many questions, or a file is missing.
+        NotReady: The words' package is not installed.
+    """
+    if (known := TASKS.get(task)) is None:
+        detail = f"There is no RULER-form task {task!r}; known are {', '.join(TASKS)}."
+        raise InvalidOption(detail, field="tasks")
+    check_questions(known, questions)
+    samples: list[RulerSample] = []
+    for group in range(-(-n // questions)):
+        draft = _draft(known, group, length, seed, corpus, questions, data)
+        samples += _fit_group(known, draft, codec, group, length, seed, questions, chat=chat)
+    return samples[:n]
+
+
+def _draft(
+    task: Task, group: int, length: int, seed: int, corpus: str | None, questions: int, data: Path | None
+) -> Draft:
+    rng, filler = streams(seed, task.name, group)
+    if task.kind == "vt":
+        return draft_chains(rng)
+    if task.kind == "cwe":
+        return draft_common_words(rng, filler, length)
+    if task.kind == "fwe":
+        return draft_coded_words(rng, filler, length)
+    if task.kind == "qa":
+        if data is None:
+            detail = f"{task.name} runs on a file of questions, and there is none."
+            raise InvalidOption(detail, hint="Give one with --qa: JSONL, SQuAD 2 or HotpotQA.", field="qa")
+        return draft_documents(Path(data), group, rng, filler)
+    prose = sentences_of(corpus) if task.haystack == "prose" else None
+    return draft_needles(task, rng, filler, questions, prose)
+
+
+def _fit_group(
+    task: Task, draft: Draft, codec: Codec, group: int, length: int, seed: int, questions: int, *, chat: bool | None
+) -> list[RulerSample]:
+    @cache
+    def count(units: int) -> tuple[int, ...]:
+        return _count_tokens(codec, draft.build(units), chat=chat)
+
+    def measure(units: int) -> int:
+        return max(count(units)) + task.max_new_tokens if units <= draft.most else length + 1
+
+    units = fit(measure, length, first=draft.first)
+    built = draft.build(units)
+    return [
+        RulerSample(
+            task.name,
+            group * questions + i,
+            group,
+            built.context,
+            asked.question,
+            asked.prefix,
+            asked.references,
+            task.max_new_tokens,
+            length,
+            tokens,
+            seed,
+            built.depths,
+        )
+        for i, (asked, tokens) in enumerate(zip(built.asked, count(units), strict=True))
+    ]
+
+
+def _count_tokens(codec: Codec, built: Built, *, chat: bool | None) -> tuple[int, ...]:
+    """Tokens of the prompt of each question."""
+    rendered = [render_text(codec, built.context, one.question, one.prefix, chat=chat) for one in built.asked]
+    return tuple(len(one.context_ids) + len(one.question_ids) for one in rendered)

@@ -1,0 +1,26 @@
+"""Predictions of peers on our samples: read from JSONL and scored here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from services.llm_longctx.evaluation.ruler.report import Prediction
+from services.llm_longctx.evaluation.ruler.scoring import score
+from shared.errors import Malformed
+
+__all__ = ["read_predictions"]
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Predictions of a file, scored by our metric.
+
+    Raises:
+        Malformed: It holds something else.
+    """
+    try:
+        rows = [Prediction.model_validate(json.loads(line)) for line in path.read_text("utf-8").splitlines() if line]
+    except ValueError as error:
+        detail = f"{path.name} holds no predictions: {str(error).splitlines()[0]}."
+        raise Malformed(detail, field="score") from error
+    return [one.model_copy(update={"score": score(one.task, one.prediction, one.references)}) for one in rows]

@@ -1,0 +1,85 @@
+"""Samples of the RULER form: text, tokens under a chat template, and identity. Knows no task and no model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from shared.lm.niah_prompts import Codec
+
+__all__ = ["Rendered", "RulerSample", "render"]
+
+_MARK = "<<<context ends here>>>"
+
+
+@dataclass(frozen=True, slots=True)
+class RulerSample:
+    """One question about one context.
+
+    Attributes:
+        task: Of which task.
+        index: Which sample of it.
+        group: Samples of one group share their context.
+        context: Introduction, example and haystack; ends in a line break.
+        question: What is asked.
+        answer_prefix: How the answer begins; the model goes on.
+        references: What the answer should contain.
+        max_new_tokens: Most tokens of the answer.
+        length: Most tokens of prompt and answer together.
+        tokens: Tokens of the prompt.
+        seed: It was drawn with.
+        depths: Percent of the haystack before each needle, where there are any.
+    """
+
+    task: str
+    index: int
+    group: int
+    context: str
+    question: str
+    answer_prefix: str
+    references: tuple[str, ...]
+    max_new_tokens: int
+    length: int
+    tokens: int
+    seed: int
+    depths: tuple[float, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its text and references."""
+        facts = [self.context, self.question, self.answer_prefix, list(self.references)]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """Tokens of a sample: those that a method may compress, and those that come behind."""
+
+    context_ids: tuple[int, ...]
+    question_ids: tuple[int, ...]
+
+
+def render(codec: Codec, sample: RulerSample, *, chat: bool | None = None) -> Rendered:
+    """Tokens under the chat template, or plainly.
+
+    The answer's prefix stands in the assistant's turn. Both protocols use these tokens, and differ only in what the
+    method saw when it compressed.
+
+    Args:
+        codec: Tokenizer.
+        sample: The sample.
+        chat: Under the chat template; left out, where there is one.
+    """
+    return render_text(codec, sample.context, sample.question, sample.answer_prefix, chat=chat)
+
+
+def render_text(codec: Codec, context: str, question: str, prefix: str, *, chat: bool | None = None) -> Rendered:
+    """As `render`, of texts."""
+    if codec.chat_template is not None if chat is None else chat:
+        whole = codec.chat([{"role": "user", "content": context + _MARK + question}])
+        head, _, tail = whole.partition(_MARK)
+        context_ids = codec.encode(head, special=False)
+    else:
+        context_ids, tail = codec.encode(context), f"{question} "
+    return Rendered(tuple(context_ids), tuple(codec.encode(tail + prefix, special=False)))

@@ -1,0 +1,138 @@
+"""KVzip (2025): the model repeats its prompt, and what it reads for that is what stays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from services.llm_longctx.methods.core.eviction_evidence import split_output
+from services.llm_longctx.methods.core.eviction_method import EvictionMethod
+from services.llm_longctx.methods.core.hook_inputs import Replay, ReplayView, ScoringView
+from services.llm_longctx.methods.core.hook_results import Heads
+from shared.errors import InvalidOption
+from shared.lm.config import DecoderConfig
+from shared.lm.head_plan import HeadPlan
+
+__all__ = ["KvZip"]
+
+_OVERLAP = 8
+"""Last tokens of the chunk before, with which later replays begin."""
+
+
+class KvZip(EvictionMethod):
+    """Keeps what the model reads when it repeats the prompt, so that one cache serves any question.
+
+    After a dense prefill the prompt is replayed in chunks behind an instruction; an entry's score is the most attention
+    that it gets. The replays cost two to three prefills. `ask`, `ask_next` and `suffix` are token ids: the instruction
+    of the first and of the later replays, and the turn change before the text; empty ones leave them out.
+    """
+
+    name: ClassVar[str] = "kvzip"
+    evidence = "replays of the prompt"
+    optional_knobs: ClassVar = frozenset(
+        {
+            "safeguard_rule", "beta", "recent", "critical", "first_stage", "critical_epsilon",
+            "every", "prefill", "ask", "ask_next", "suffix", "prefix", "sink",
+        }
+    )  # fmt: skip
+    contract_knobs: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"ratio": 0.4, "chunk": 20, "sink": 2, "allocation": "layer", "safeguard": 0.5},
+        {"budget": 13, "chunk": 16, "sink": 1, "plus": True, "allocation": "head", "ask": (3, 5), "suffix": (7,)},
+        {"ratio": 0.4, "chunk": 24, "sink": 2, "safeguard": 0.3},
+    )
+
+    allocation: Literal["head", "layer", "model", "pyramid"] = Field("model", description="Which entries compete.")
+    safeguard: float = Field(0.0, ge=0, le=1, description="Share of the even budget that each head has for itself.")
+    prefill: Literal["end"] = Field("end", description="The prompt is cut when it has been replayed.")
+    every: None = Field(None, description="Nothing is cut while decoding.")
+    sink: int = Field(4, ge=0, le=65536, description="First entries, which are always kept.")
+    chunk: int = Field(2048, ge=1, le=1 << 16, description="Tokens of the prompt that are replayed at a time.")
+    plus: bool = Field(False, description="KVzip+: attention counts by what the value adds to the residual stream.")
+    prefix: int = Field(0, ge=0, le=1 << 20, description="First tokens that are no context (a template's head): kept.")
+    ask: tuple[int, ...] = Field((), max_length=256, description="Token ids of the first instruction.")
+    ask_next: tuple[int, ...] = Field((), max_length=256, description="Token ids of later instructions.")
+    suffix: tuple[int, ...] = Field((), max_length=256, description="Token ids of the turn change behind them.")
+
+    @property
+    def cuts_after_layers(self) -> bool:
+        """Scores are known when all layers have replayed."""
+        return True
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """KVzip+ weighs by the output matrix and by the attention input."""
+        return super().needs | ({"hidden", "output"} if self.plus else frozenset())
+
+    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
+        """Replays read the whole prompt in every layer."""
+        if any(window is not None for window in config.windows or ()):
+            detail = "kvzip replays the whole prompt, and layers of this model hold a window of it only."
+            raise InvalidOption(detail, hint="Ask for snapkv or expected_attention.", field="longctx.method")
+        return super().head_plan(config, plan)
+
+    def replays(self, ids: Sequence[int]) -> tuple[Replay, ...]:
+        """Section 2: instruction, overlap, turn change, chunk."""
+        made: list[Replay] = []
+        for begin in range(min(self.prefix, len(ids)), len(ids), self.chunk):
+            end = min(begin + self.chunk, len(ids))
+            ask = self.ask if not made else (*self.ask_next, *ids[max(begin - _OVERLAP, 0) : begin])
+            made.append(Replay(begin, end, (*ask, *self.suffix, *ids[begin:end])))
+        return tuple(made)
+
+    def summarize_replay(self, summary: object, view: ReplayView) -> object:
+        """Scores of the replayed entries, behind those of earlier replays; of heads that keep everything zeros."""
+        before = summary if isinstance(summary, tuple) else ()
+        orders = [head.positions.argsort() for head in view.heads]
+        k = torch.stack([head.k[at] for head, at in zip(view.heads, orders, strict=True)])
+        v = torch.stack([head.v[at] for head, at in zip(view.heads, orders, strict=True)])
+        columns = self._columns(view.output, range(len(k)), view.q.shape[0] // len(k), k)
+        scored = self._score_replay(view.q, k, v, view.k, view.replay, view.hidden, columns)
+        return (*before, (view.replay.begin, scored))
+
+    def score(self, view: ScoringView) -> Tensor:
+        """The most attention that an entry got; sinks and what comes before the context are protected."""
+        found = torch.zeros(len(view.k), view.tokens, dtype=view.k.dtype)
+        for begin, scores in view.summary if isinstance(view.summary, tuple) else ():
+            found[:, begin : begin + scores.shape[1]] = scores[list(view.kv_heads)]
+        return found.gather(1, view.positions).masked_fill(view.positions < max(self.sink, self.prefix), math.inf)
+
+    def summarize_inputs(self, k: Tensor, v: Tensor, inputs: Mapping[str, Any]) -> object:
+        """Scores of replays that were given by hand, one after the other."""
+        summary = []
+        for one in inputs.get("replays", ()):
+            replay = Replay(int(one["start"]), int(one["end"]), ())
+            columns = self._columns(inputs.get("wo"), range(len(k)), one["q"].shape[0] // len(k), k)
+            scored = self._score_replay(one["q"], k, v, one["k"], replay, one.get("hidden"), columns)
+            summary.append((replay.begin, scored))
+        return tuple(summary)
+
+    def _columns(self, output: Tensor | None, heads: Sequence[int], group: int, k: Tensor) -> Tensor | None:
+        return None if output is None else split_output(output, heads, group, k.shape[-1])
+
+    def _score_replay(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        own: Tensor,
+        replay: Replay,
+        hidden: Tensor | None,
+        columns: Tensor | None,
+    ) -> Tensor:
+        """The largest probability of each replayed entry [G,end-begin] over a group's heads and all queries [H,T,d]."""
+        wide, (_, T, d), G = torch.promote_types(q.dtype, torch.float32), q.shape, len(k)
+        sinks, n = min(self.sink, replay.begin), replay.end - replay.begin
+        keys = torch.cat((k[:, :sinks], k[:, replay.begin : replay.end], own), 1).to(wide)
+        logits = q.to(wide).reshape(G, -1, T, d) @ keys[:, None].mT * d**-0.5
+        later = torch.ones(T, T, dtype=torch.bool).triu(1)
+        logits[..., sinks + n :].masked_fill_(later, -math.inf)
+        seen: Tensor = logits.softmax(-1)[..., sinks : sinks + n]
+        if self.plus and hidden is not None and columns is not None:
+            added = torch.einsum("gnd,grcd->grnc", v[:, replay.begin : replay.end].to(wide), columns.to(wide))
+            seen = seen * added.norm(dim=-1)[:, :, None] / hidden.to(wide).norm(dim=-1)[:, None]
+        return seen.amax((1, 2))
