@@ -57,7 +57,8 @@ class LoadContext:
         cache: Folder for derived artefacts, named by digest (exported graphs, dequantised weights).
         weights: Folder of imported checkpoints, by model name; they win over what came with the package.
         threads: Intra-op threads; 0 means the library's default.
-        options: Further facts, as text: `llm_model`, `llm_dtype`, `triton_url`, `max_body_bytes`, `max_pixels`.
+        options: Further facts, as text: `llm_model`, `llm_dtype`, `llm_weights`, `triton_url`, `max_body_bytes`,
+            `max_pixels`.
     """
 
     device: str = "cpu"

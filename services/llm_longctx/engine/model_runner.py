@@ -5,7 +5,8 @@ Knows the decoder and its attention seams; knows nothing about sampling or sched
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from services.llm_longctx.engine.decode_attention import StepAttention
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.paged_state import PagedState, count_bytes
 from services.llm_longctx.engine.prefill_attention import ChunkAttention
-from services.llm_longctx.kernels import layer_ops
+from services.llm_longctx.kernels import NativeDecoder, PackedMatrix, layer_ops
+from services.llm_longctx.kernels.decode_step import is_supported
+from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
 from shared.lm.decoder import Decoder
 from shared.lm.ops import Ops
@@ -29,12 +32,22 @@ class ModelRunner:
         model: The decoder, in eval mode.
         pool: The pages.
         backend: Name of the kernels' back end, or `auto`.
+        packed: Few-bit matrices that steps are made with, where there are C++ kernels; see `NativeDecoder`.
         weights_sha256: Digest of the weights, on which cached prefixes depend.
         dense: Policy of dense attention, with which methods are compared.
     """
 
-    def __init__(self, model: Decoder, pool: PagePool, backend: str, weights_sha256: str = "") -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        pool: PagePool,
+        backend: str,
+        weights_sha256: str = "",
+        packed: Mapping[str, PackedMatrix] = MappingProxyType({}),
+    ) -> None:
         self.model = model
+        self.packed = packed
+        self._native: NativeDecoder | None = None
         self.pool = pool
         self.backend = backend
         self.weights_sha256 = weights_sha256
@@ -99,13 +112,21 @@ class ModelRunner:
         if (wanted := sum(s.cache.pages_needed() for s in states)) > self.pool.free:
             message = f"a step needs {wanted} pages, and {self.pool.free} are free"
             raise PoolExhausted(message)
-        device = self.model.output_matrix.device
-        ids = torch.tensor([[token] for token in tokens], device=device)
-        positions = torch.tensor([[s.cache.length] for s in states], device=device)
-        seam, ops = StepAttention(states, self.backend), self._layer_ops()
-        logits: Tensor = self.model(ids, attend=seam, positions=positions, ops=ops)[:, 0]
+        logits = self._step(tokens, [s.cache.length for s in states], StepAttention(states, self.backend))
         for s in states:
             s.cache.end_step()
+        return logits
+
+    def _step(self, tokens: Sequence[int], positions: Sequence[int], seam: StepAttention) -> Tensor:
+        like = self.model.output_matrix
+        if is_supported(self.model) and choose("decode_step", self.backend, like.dtype, like.device.type) == "cpu_ext":
+            self._native = native = self._native or NativeDecoder(self.model, self.packed)
+            if seam.is_plain:
+                return native.step(tokens, positions, seam.runs())
+            return native.step_through(tokens, positions, seam)
+        ids = torch.tensor([[token] for token in tokens], device=like.device)
+        at = torch.tensor([[position] for position in positions], device=like.device)
+        logits: Tensor = self.model(ids, attend=seam, positions=at, ops=self._layer_ops())[:, 0]
         return logits
 
     def _layer_ops(self) -> Ops:

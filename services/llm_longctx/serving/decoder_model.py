@@ -9,18 +9,14 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.text_model import TextModel
+from services.llm_longctx.serving.weight_format import load_weights
 from shared.api.text import ChatRequest, CompletionRequest
-from shared.errors import InvalidOption, NotFound, UnsupportedMedia
-from shared.lm.gguf_file import unpack
 from shared.lm.head_plan_store import HeadPlanStore
 from shared.lm.tokenizer import Tokenizer
-from shared.lm.weights import load_decoder, weights_digest
 from shared.registry import LoadContext
 
 __all__ = ["DecoderModel"]
@@ -28,13 +24,11 @@ __all__ = ["DecoderModel"]
 _BUNDLED_PLANS = Path(__file__).parents[1] / "weights"
 """Head plans that come with the package."""
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 class DecoderModel(TextModel):
     """Serves one decoder with its tokenizer. Subclasses add a card and say where the files are.
 
-    `LoadContext.options["llm_dtype"]` is `float32` (default) or `bfloat16`.
+    `LoadContext.options["llm_weights"]` is the format of its weights; see `serving.weight_format`.
     """
 
     adapter: DecoderAdapter
@@ -56,17 +50,14 @@ class DecoderModel(TextModel):
             NotFound: The files are not there.
             FoveaError: They are no model that the decoder has a form for.
         """
-        name = place.options.get("llm_dtype", "float32")
-        dtype = _DTYPES.get(name)
-        if dtype is None:
-            detail = f"Language models run in {' or '.join(_DTYPES)}, not in {name}."
-            raise InvalidOption(detail, field="llm_dtype")
-        folder = _find_folder(cls.source(), place, dtype)
-        model, tokenizer = load_decoder(folder, dtype, place.device), Tokenizer.from_folder(folder)
-        digest, config = weights_digest(folder), model.config
-        engine = Engine(model, weights_sha256=digest, threads=place.threads, monitor=_monitor(place))
+        weights = load_weights(cls.source(), place.cache, place.options.get("llm_weights", "auto"), place.device)
+        model, digest, folder = weights.model, weights.sha256, weights.folder
+        tokenizer, config = Tokenizer.from_folder(folder), model.config
+        engine = Engine(
+            model, weights_sha256=digest, packed=weights.packed, threads=place.threads, monitor=_monitor(place)
+        )
         engine.scheduler.start()
-        fingerprint = f"fp_{digest[:16]}_{name}"
+        fingerprint = f"fp_{digest[:16]}_{weights.format}"
         plans = HeadPlanStore(cls.card.name, _BUNDLED_PLANS, place.weights)
         limits = config.positions, config.vocab
         return cls(DecoderAdapter(cls.card.name, fingerprint, tokenizer, engine.scheduler, *limits, engine, plans))
@@ -88,15 +79,3 @@ def _monitor(place: LoadContext) -> FidelityMonitor:
         float(place.options.get("llm_fidelity_sample_rate", 0)),
         float(place.options.get("llm_fidelity_min_agreement", 0)),
     )
-
-
-def _find_folder(source: Path, place: LoadContext, dtype: torch.dtype) -> Path:
-    if source.is_dir():
-        return source
-    if not source.exists():
-        detail = f"There is no model at {source.name}."
-        raise NotFound(detail, hint="FOVEA_LLM_MODEL names a served model, a Hugging Face folder or a GGUF file.")
-    if source.suffix != ".gguf":
-        detail = f"{source.name} is neither a Hugging Face folder nor a GGUF file."
-        raise UnsupportedMedia(detail, hint="Convert it to a folder with safetensors.")
-    return unpack(source, place.cache, dtype)
