@@ -51,7 +51,7 @@ class Engine:
         net: Decoder,
         method: str | AttentionMethod = "dense",
         plan: Plan = None,
-        page: int = 64,
+        page: int = 16,
         backend: str = "auto",
         max_batch: int = 8,
         *,
@@ -61,6 +61,7 @@ class Engine:
         monitor: FidelityMonitor | None = None,
         max_waiting: int = 64,
         prefill_tokens: int = 512,
+        prefix_block: int | None = None,
         threads: int = 0,
     ) -> None:
         """Take a model into service.
@@ -69,7 +70,8 @@ class Engine:
             net: The decoder, in eval mode.
             method: Default method, by name or ready.
             plan: Default head plan.
-            page: P, entries per page.
+            page: P, entries per page. Every head is rounded up to whole ones, so small pages leave more of a budget of
+                bytes to heads that stream; kernels read runs of pages and don't care.
             backend: `auto`, or a back end of `services.llm_longctx.kernels.backends()`.
             max_batch: Sequences that are decoded at a time; `open` and `batch` take any number.
             kv_bytes: Most bytes of keys and values that are held. One sequence of the model's whole context always
@@ -79,6 +81,7 @@ class Engine:
             monitor: Compares a share of the answers with dense attention; None compares none.
             max_waiting: As in `Scheduler`.
             prefill_tokens: As in `Scheduler`.
+            prefix_block: As in `PrefixCache`; None is a page.
             threads: As in `Scheduler`.
 
         Raises:
@@ -97,7 +100,7 @@ class Engine:
         self.pool = PagePool(max(kv_bytes // page_bytes, least), page, config.head_dim, like.dtype, like.device)
         self.runner = ModelRunner(net, self.pool, backend, weights_sha256, packed)
         self.dense = self.runner.dense
-        paged = PagedBackend(self.runner, self.policy, max_batch, monitor)
+        paged = PagedBackend(self.runner, self.policy, max_batch, monitor, prefix_block or page)
         self.scheduler = Scheduler(paged, max_waiting=max_waiting, prefill_tokens=prefill_tokens, threads=threads)
         self.prefix_cache = paged.prefix_cache
         self._default: OpenSequence | None = None

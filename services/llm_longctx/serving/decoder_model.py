@@ -24,6 +24,9 @@ __all__ = ["DecoderModel"]
 _BUNDLED_PLANS = Path(__file__).parents[1] / "weights"
 """Head plans that come with the package."""
 
+_PREFIX_BLOCK = 64
+"""Tokens by which cached prefixes of served prompts grow."""
+
 
 class DecoderModel(TextModel):
     """Serves one decoder with its tokenizer. Subclasses add a card and say where the files are.
@@ -54,7 +57,12 @@ class DecoderModel(TextModel):
         model, digest, folder = weights.model, weights.sha256, weights.folder
         tokenizer, config = Tokenizer.from_folder(folder), model.config
         engine = Engine(
-            model, weights_sha256=digest, packed=weights.packed, threads=place.threads, monitor=_monitor(place)
+            model,
+            weights_sha256=digest,
+            packed=weights.packed,
+            threads=place.threads,
+            monitor=_monitor(place),
+            prefix_block=_PREFIX_BLOCK,
         )
         engine.scheduler.start()
         fingerprint = f"fp_{digest[:16]}_{weights.format}"
