@@ -152,7 +152,13 @@ class Settings(BaseSettings):
     replicas: int = Field(1, ge=1, description="Replicas of each service that `fovea up` places.")
     max_batch_delay_ms: float = Field(2.0, ge=0, description="Longest wait for a micro-batch to fill; 0 never waits.")
     max_queue_size: int = Field(64, ge=1, description="Requests that may wait per model before 429.")
-    llm_dtype: Literal["float32", "bfloat16"] = Field("float32", description="Compute type of language models.")
+    llm_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Compute type of language models that interpretability looks into."
+    )
+    llm_weights: Literal["auto", "bf16", "q8", "q4", "fp32"] = Field(
+        "auto",
+        description="Format of a served language model's weights; auto: the file's own, as far as this machine has it.",
+    )
     llm_model: str = Field("smollm2", description="Default chat model: a served name, an HF folder or a GGUF file.")
 
     llm_fidelity_sample_rate: float = Field(

@@ -21,6 +21,7 @@ def load_context(settings: Settings) -> LoadContext:
     options = {
         "llm_model": settings.llm_model,
         "llm_dtype": settings.llm_dtype,
+        "llm_weights": settings.llm_weights,
         "llm_fidelity_sample_rate": str(settings.llm_fidelity_sample_rate),
         "llm_fidelity_min_agreement": str(settings.llm_fidelity_min_agreement),
         "max_body_bytes": str(settings.max_body_bytes),
