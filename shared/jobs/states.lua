@@ -272,6 +272,8 @@ end
 
 function verbs.succeed(id, fence, ttl, size, ...)
   local how = standing(id, fence)
+  -- An attempt that failed or was handed back is over: its late answer must not take the request from the next one.
+  if how == 'done' and get(id, 'status')[1] ~= 'succeeded' then how = 'lost' end
   if how == 'mine' then
     set(id, 'progress', 1, ...)
     unset(id, 'body') -- a succeeded job is never run again

@@ -358,13 +358,13 @@ def test_the_queue_agrees_with_the_model(redis_server: RedisServer, job_settings
     with redis.Redis.from_url(redis_server.url) as client:
         client.config_set("appendfsync", "no")  # thousands of small steps; durability has tests of its own
         try:
-            _check(redis_server, job_settings.model_copy(update={"job_ttl_s": 1000}), examples=20, steps=30)
+            _check(redis_server, job_settings.model_copy(update={"job_ttl_s": 1000}), examples=15, steps=30)
         finally:
             client.config_set("appendfsync", "always")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ttl_s", "examples", "steps"), [(1000, 150, 60), (RESTARTING, 25, 60)], ids=["", "restarts"])
+@pytest.mark.parametrize(("ttl_s", "examples", "steps"), [(1000, 100, 50), (RESTARTING, 20, 50)], ids=["", "restarts"])
 def test_the_queue_agrees_with_the_model_over_thousands_of_steps(
     own_redis: RedisServer, job_settings: Settings, ttl_s: int, examples: int, steps: int
 ) -> None:
