@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["make_read_only", "mount_small_disk"]
+__all__ = ["grow_disk", "make_read_only", "mount_small_disk"]
 
 
 @contextmanager
@@ -29,3 +29,8 @@ def mount_small_disk(place: Path) -> Iterator[Path]:
 def make_read_only(place: Path) -> None:
     """Take no more writes."""
     subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+
+
+def grow_disk(place: Path) -> None:
+    """Make room: four megabytes."""
+    subprocess.run(["mount", "-o", "remount,size=4m", str(place)], check=True)
