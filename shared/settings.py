@@ -183,6 +183,14 @@ class Settings(BaseSettings):
         "Replicas that do not share a data folder need the same one.",
     )
     session_ttl_s: int = Field(7 * 24 * 3600, ge=1, description="How long unused sessions and documents are kept.")
+    session_quota_bytes: int = Field(
+        256 * 2**20,
+        ge=0,
+        description="Most bytes that the sessions of one tenant hold before 429 for new ones.",
+    )
+    document_quota_bytes: int = Field(
+        256 * 2**20, ge=0, description="Most bytes that the documents of one tenant hold before 429 for new ones."
+    )
     document_cache_max_bytes: int = Field(
         64 * 2**20,
         ge=0,
@@ -192,6 +200,12 @@ class Settings(BaseSettings):
 
     # Jobs.
     job_ttl_s: int = Field(24 * 3600, ge=1, description="How long a finished job and its result are kept.")
+    job_cancelled_ttl_s: int = Field(
+        900, ge=1, description="How long a cancelled job is kept, with its request, for a retry."
+    )
+    job_quota_bytes: int = Field(
+        2**30, ge=0, description="Most bytes that the jobs of one tenant hold, requests and answers, before 429."
+    )
     job_lease_s: float = Field(4.0, gt=0, description="A silent worker loses its job after this long.")
     job_max_attempts: int = Field(3, ge=1, description="Deliveries before a job becomes a dead letter.")
     job_concurrency: int = Field(2, ge=1, description="Jobs that one worker runs at a time.")

@@ -26,6 +26,7 @@ __all__ = [
     "encode_request",
     "fingerprint",
     "get_status",
+    "size_of",
 ]
 
 JOB_FIELDS: Final = (
@@ -59,6 +60,11 @@ def fingerprint(payload: Payload) -> str:
     headers = {name.lower(): value for name, value in payload.headers.items()}
     parts = [payload.service, payload.path, *(headers.get(name, "") for name in _FINGERPRINT_HEADERS)]
     return sha256(json.dumps(parts).encode() + payload.body).hexdigest()
+
+
+def size_of(payload: Payload) -> int:
+    """Bytes that a request takes, wherever it is stored."""
+    return len(payload.body) + len(payload.path) + sum(len(n) + len(v) for n, v in payload.headers.items())
 
 
 def encode_request(payload: Payload, inline: bool) -> list[str | bytes]:

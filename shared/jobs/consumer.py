@@ -135,6 +135,7 @@ class QueueConsumer:
             delivery.id,
             delivery.attempt,
             self._settings.job_ttl_s * 1000,
+            len(result.body),
             *codec.encode_answer(result),
             *answer,
         )
@@ -154,6 +155,7 @@ class QueueConsumer:
             delivery.id,
             delivery.attempt,
             self._settings.job_ttl_s * 1000,
+            len(outcome.body) if isinstance(outcome, Result) and answer else 0,
             codec.encode_problem(outcome),
             *answer,
         )

@@ -76,6 +76,8 @@ class JobQueue(Protocol):
 
         Raises:
             QueueFull: Too many jobs wait for this service.
+            RateLimited: The tenant's jobs hold as many bytes as they may.
+            StorageFull: The queue's storage is full.
         """
         ...
 
@@ -93,6 +95,10 @@ class JobQueue(Protocol):
 
     async def cancel(self, job_id: str, tenant: str) -> Job:
         """Cancel, also while running; idempotent; a finished job is left as it is."""
+        ...
+
+    async def delete(self, job_id: str, tenant: str) -> Job:
+        """Cancel an unfinished job; forget a finished one with its request and answer. Returns its last state."""
         ...
 
     async def retry(self, job_id: str, tenant: str) -> Job:

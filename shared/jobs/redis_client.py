@@ -23,7 +23,7 @@ from shared.errors import NotReady, StorageFull
 from shared.jobs.redis_connection import open_redis_pool
 from shared.jobs.redis_keys import ROOT
 
-__all__ = ["RedisClient", "cancel_tasks", "retry_until_connected", "translate_redis_errors"]
+__all__ = ["UNUSABLE", "RedisClient", "cancel_tasks", "retry_until_connected", "translate_redis_errors"]
 
 _UNAVAILABLE: Final = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
 _REFUSED_WHEN_FULL: Final = ("submit", "retry")
@@ -42,11 +42,14 @@ _FULL_HINT: Final = (
     "or lower FOVEA_JOB_TTL_S and FOVEA_SESSION_TTL_S."
 )
 
+UNUSABLE: Final = (NotReady, StorageFull)
+"""Errors of a Redis or an object store that is away or full: both pass, and work that is done waits for it."""
+
 T = TypeVar("T")
 
 _RETRY_FOREVER: Final = stamina.AsyncRetryingCaller(
     attempts=None, timeout=None, wait_initial=0.05, wait_max=0.4, wait_jitter=0.1
-).on(NotReady)
+).on(UNUSABLE)
 _MAX_CONNECTIONS = 64
 _TIMEOUT_S = 5.0
 
@@ -74,7 +77,7 @@ def translate_redis_errors() -> Iterator[None]:
 
 
 async def retry_until_connected(call: Callable[[], Awaitable[T]]) -> T:
-    """Call until Redis is back: for work that outlives an outage. Pauses grow to half a second, with jitter."""
+    """Call until Redis is back or has room, for work that outlives that. Pauses grow to half a second, with jitter."""
     return await _RETRY_FOREVER(call)
 
 

@@ -11,6 +11,7 @@ may touch several. `states.lua` builds its keys by the same rule from `ROOT`, wh
     sequence  service     number  orders `waiting` within a priority
     tenant    tenant      zset    all jobs of a tenant by creation
     dead      tenant      zset    dead letters of a tenant by time of death
+    bytes     tenant      number  what all jobs of a tenant hold, in Redis and in the object store
     once      digest      string  idempotency key of a tenant → job id
     expiring  all         zset    finished jobs by the time they are forgotten
     workers   service     hash    worker id → `worker_heartbeat.Worker` as JSON

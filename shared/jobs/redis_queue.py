@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from shared.api.job import FINAL, Job
-from shared.errors import Conflict, NotFound, QueueFull
+from shared.errors import Conflict, NotFound, QueueFull, RateLimited
 from shared.jobs import codec, redis_keys
 from shared.jobs.payloads import PayloadStore
 from shared.jobs.pubsub import ChangeListener
@@ -53,6 +53,8 @@ class RedisJobQueue:
             payload.service,
             redis_keys.stream_of(payload.priority),
             self._settings.job_queue_max,
+            codec.size_of(payload),
+            self._settings.job_quota_bytes,
             redis_keys.idempotency_name(payload.tenant, idempotency_key) if idempotency_key else "",
             codec.fingerprint(payload),
             *codec.encode_request(payload, inline),
@@ -62,6 +64,8 @@ class RedisJobQueue:
             await self._payloads.delete_job(job_id)
         if how == b"full":
             raise _queue_full(payload.service, int(known))
+        if how == b"quota":
+            raise _over_quota(int(known), self._settings.job_quota_bytes)
         if how == b"conflict":
             raise Conflict(
                 "This idempotency key was used for another request.",
@@ -101,9 +105,18 @@ class RedisJobQueue:
 
     async def cancel(self, job_id: str, tenant: str) -> Job:
         """Cancel, also while running; the state is final when this returns. See `JobQueue.cancel`."""
-        if await self._redis.verb("cancel", _check_id(job_id), tenant, self._ttl_ms) == b"missing":
+        ttl_s = min(self._settings.job_ttl_s, self._settings.job_cancelled_ttl_s)
+        if await self._redis.verb("cancel", _check_id(job_id), tenant, ttl_s * 1000) == b"missing":
             raise _unknown_job(job_id)
         return await self.get(job_id, tenant)
+
+    async def delete(self, job_id: str, tenant: str) -> Job:
+        """Cancel an unfinished job; forget a finished one. See `JobQueue.delete`."""
+        job = await self.get(job_id, tenant)
+        if job.status not in FINAL:
+            return await self.cancel(job_id, tenant)
+        await self._redis.verb("delete", job_id, tenant)
+        return job
 
     async def retry(self, job_id: str, tenant: str) -> Job:
         """Queue an unsuccessful job again, with its whole budget of attempts. See `JobQueue.retry`."""
@@ -153,10 +166,6 @@ class RedisJobQueue:
         await self._changes.close()
         await self._redis.close()
 
-    @property
-    def _ttl_ms(self) -> int:
-        return self._settings.job_ttl_s * 1000
-
     async def _list(self, kind: str, tenant: str, limit: int) -> list[Job]:
         found: list[Any] = await self._redis.verb("list", kind, tenant, max(1, min(limit, 1000)), *codec.JOB_FIELDS)
         return [codec.decode_job(job_id.decode(), *row) for job_id, row in found]
@@ -173,6 +182,11 @@ def _unknown_job(job_id: str) -> NotFound:
     return NotFound(
         f"There is no job {job_id[:64]!r}.", hint="It may have expired; `GET /v1/jobs` lists the jobs there are."
     )
+
+
+def _over_quota(held: int, quota: int) -> RateLimited:
+    detail = f"Your jobs hold {held:,} bytes of at most {quota:,}: their requests and answers."
+    return RateLimited(detail, hint="Delete finished jobs (DELETE /v1/jobs/{id}), or wait until they expire.")
 
 
 def _queue_full(service: str, depth: int) -> QueueFull:

@@ -26,6 +26,15 @@ local function set(id, ...) redis.call('HSET', key('job', id), ...) end
 local function unset(id, ...) redis.call('HDEL', key('job', id), ...) end
 local function tell(id) redis.call('PUBLISH', key('changed'), id) end
 
+-- Counts the bytes that a job holds, in Redis and in the object store, against its tenant.
+local function hold(id, bytes)
+  local tenant, held = unpack(get(id, 'tenant', 'held'))
+  set(id, 'held', bytes)
+  if redis.call('INCRBY', key('bytes', tenant), bytes - tonumber(held or 0)) <= 0 then
+    redis.call('DEL', key('bytes', tenant))
+  end
+end
+
 -- The job if this tenant may see it: not somebody else's, not past its expiry (the sweep may be late).
 local function visible(id, tenant)
   local owner, expires = unpack(get(id, 'tenant', 'expires'))
@@ -123,7 +132,7 @@ local verbs = {}
 
 -- What callers do -------------------------------------------------------------------------------------------------
 
-function verbs.submit(id, tenant, service, level, limit, once, fingerprint, ...)
+function verbs.submit(id, tenant, service, level, limit, size, quota, once, fingerprint, ...)
   if redis.call('EXISTS', key('job', id)) == 1 then return { 'new', id } end -- the same call, sent again
   if once ~= '' then
     local first = redis.call('GET', key('once', once))
@@ -133,12 +142,16 @@ function verbs.submit(id, tenant, service, level, limit, once, fingerprint, ...)
     redis.call('SET', key('once', once), id)
   end
   local depth = redis.call('ZCARD', key('waiting', service))
-  if depth >= tonumber(limit) then
+  local held = tonumber(redis.call('GET', key('bytes', tenant)) or 0)
+  local refusal = depth >= tonumber(limit) and { 'full', tostring(depth) }
+    or held + size > tonumber(quota) and { 'quota', tostring(held) }
+  if refusal then
     if once ~= '' then redis.call('DEL', key('once', once)) end
-    return { 'full', tostring(depth) }
+    return refusal
   end
   set(id, 'tenant', tenant, 'service', service, 'level', level, 'once', once, 'fingerprint', fingerprint,
-    'created', now, 'fence', 0, 'tries', 0, ...)
+    'created', now, 'fence', 0, 'tries', 0, 'size', size, ...)
+  hold(id, size)
   redis.call('ZADD', key('tenant', tenant), now, id)
   enqueue(id, service, level)
   return { 'new', id }
@@ -169,6 +182,18 @@ function verbs.cancel(id, tenant, ttl)
   return 'cancelled'
 end
 
+-- A finished job is gone for callers at once, and for good with the next sweep.
+function verbs.delete(id, tenant)
+  if not visible(id, tenant) then return 'missing' end
+  local status = get(id, 'status')[1]
+  if status == 'queued' or status == 'running' then return status end
+  redis.call('ZREM', key('dead', tenant), id)
+  unset(id, 'body', 'answer')
+  hold(id, 0)
+  expire(id, now)
+  return 'deleted'
+end
+
 function verbs.retry(id, tenant, limit)
   if not visible(id, tenant) then return 'missing' end
   local status, service, level = unpack(get(id, 'status', 'service', 'level'))
@@ -179,6 +204,7 @@ function verbs.retry(id, tenant, limit)
   unset(id, 'dead', 'error', 'started', 'finished', 'expires',
     'answer_status', 'answer_type', 'answer_headers', 'answer')
   set(id, 'tries', 0)
+  hold(id, get(id, 'size')[1] or 0)
   enqueue(id, service, level)
   tell(id)
   return 'again'
@@ -244,20 +270,24 @@ function verbs.progress(id, fence, fraction, note)
   return mine and 1 or 0
 end
 
-function verbs.succeed(id, fence, ttl, ...)
+function verbs.succeed(id, fence, ttl, size, ...)
   local how = standing(id, fence)
+  -- An attempt that failed or was handed back is over: its late answer must not take the request from the next one.
+  if how == 'done' and get(id, 'status')[1] ~= 'succeeded' then how = 'lost' end
   if how == 'mine' then
     set(id, 'progress', 1, ...)
     unset(id, 'body') -- a succeeded job is never run again
+    hold(id, size)
     close(id, 'succeeded', ttl)
   end
   return how
 end
 
-function verbs.fail(id, fence, ttl, problem, ...)
+function verbs.fail(id, fence, ttl, size, problem, ...)
   local how = standing(id, fence)
   if how == 'mine' then
     set(id, 'error', problem, ...)
+    hold(id, (get(id, 'size')[1] or 0) + size)
     close(id, 'failed', ttl)
   end
   return how
@@ -303,6 +333,8 @@ function verbs.forget(id)
   if not tenant then return end
   if once ~= '' and redis.call('GET', key('once', once)) == id then redis.call('DEL', key('once', once)) end
   redis.call('ZREM', key('tenant', tenant), id)
+  redis.call('ZREM', key('dead', tenant), id)
+  hold(id, 0)
   redis.call('DEL', key('job', id))
 end
 

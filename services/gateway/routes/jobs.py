@@ -115,8 +115,8 @@ async def cancel(request: Request, job_id: JobId) -> Job:
 
 @router.delete("/{job_id}")
 async def delete(request: Request, job_id: JobId) -> Job:
-    """The same as cancel."""
-    return await _get_queue(request).cancel(job_id, _get_tenant(request))
+    """Cancel a job that is not over; forget a finished one, with its request and its answer."""
+    return await _get_queue(request).delete(job_id, _get_tenant(request))
 
 
 @router.post("/{job_id}/retry")

@@ -93,6 +93,11 @@ class ForgetfulQueue:
             self._note(job_id, status="cancelled", finished=datetime.now(UTC))
         return self.jobs[job_id]
 
+    async def delete(self, job_id: str, tenant: str) -> Job:
+        """Stop a job, or forget it."""
+        job = await self.get(job_id, tenant)
+        return self.jobs.pop(job_id) if job.status in FINAL else await self.cancel(job_id, tenant)
+
     async def retry(self, job_id: str, tenant: str) -> Job:
         """Begin again."""
         job = await self.get(job_id, tenant)

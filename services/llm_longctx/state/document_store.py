@@ -14,13 +14,13 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Any
 
 from services.llm_longctx.state.encryption import TenantCipher
-from shared.errors import Conflict, InvalidOption, NotFound, NotReady
+from shared.errors import Conflict, InvalidOption, NotFound, NotReady, RateLimited
 from shared.jobs.redis_client import RedisClient, translate_redis_errors
 
 __all__ = ["MAX_DOCUMENTS", "DocumentStore"]
@@ -62,11 +62,15 @@ class DocumentStore:
         cipher: Encrypts records and blocks.
         ttl_s: How long an unused document is kept.
         max_blocks_bytes: Most bytes of blocks that are kept per tenant.
+        quota_bytes: Most bytes of documents that are kept per tenant.
     """
 
-    def __init__(self, client: RedisClient, cipher: TenantCipher, ttl_s: int, max_blocks_bytes: int) -> None:
+    def __init__(
+        self, client: RedisClient, cipher: TenantCipher, ttl_s: int, max_blocks_bytes: int, quota_bytes: int = 2**40
+    ) -> None:
         self._client, self._cipher, self._ttl_ms = client, cipher, ttl_s * 1000
         self.max_blocks_bytes = max_blocks_bytes
+        self._quota_bytes = quota_bytes
         self._put_blocks = client.client.register_script(_PUT_BLOCKS_SCRIPT)
 
     async def put(self, tenant: str, name: str, record: bytes) -> None:
@@ -74,13 +78,13 @@ class DocumentStore:
 
         Raises:
             Conflict: The tenant has too many.
+            RateLimited: The tenant's documents hold as many bytes as they may.
         """
         prefix = _key_prefix(tenant)
         key = f"{prefix}{name}"
         async with self._redis() as redis:
-            known = await redis.exists(key)
-            if not known and len(await self._live_ids(redis, prefix)) >= MAX_DOCUMENTS:
-                raise Conflict(f"There are {MAX_DOCUMENTS:,} documents already.", hint="Delete some.")
+            if not await redis.exists(key):
+                self._require_room(await self._live_sizes(redis, prefix), len(record))
             async with redis.pipeline(transaction=True) as pipe:
                 pipe.set(key, self._cipher.encrypt(record, tenant, key), px=self._ttl_ms)
                 pipe.zadd(f"{prefix}index", {name: time.time()}, nx=True)
@@ -107,7 +111,7 @@ class DocumentStore:
     async def list_ids(self, tenant: str) -> list[str]:
         """Ids of the tenant's documents, newest first."""
         async with self._redis() as redis:
-            return (await self._live_ids(redis, _key_prefix(tenant)))[::-1]
+            return [*await self._live_sizes(redis, _key_prefix(tenant))][::-1]
 
     async def delete(self, tenant: str, name: str) -> None:
         """Delete a document.
@@ -158,13 +162,23 @@ class DocumentStore:
             pipe.pexpire(used, self._ttl_ms)
             return (await pipe.execute())[0]
 
-    async def _live_ids(self, redis: Any, prefix: str) -> list[str]:
-        """Ids of documents in the order of storing, without expired ones."""
+    def _require_room(self, sizes: Mapping[str, int], more: int) -> None:
+        if len(sizes) >= MAX_DOCUMENTS:
+            raise Conflict(f"There are {MAX_DOCUMENTS:,} documents already.", hint="Delete some.")
+        if (held := sum(sizes.values())) + more > self._quota_bytes:
+            detail = f"Your documents hold {held:,} bytes of at most {self._quota_bytes:,}."
+            raise RateLimited(detail, hint="Delete some (DELETE /v1/documents/{id}), or wait until unused ones expire.")
+
+    async def _live_sizes(self, redis: Any, prefix: str) -> dict[str, int]:
+        """Id → bytes of documents in the order of storing, without expired ones."""
         names = [name.decode() for name in await redis.zrange(f"{prefix}index", 0, -1)]
-        live = [bool(await redis.exists(f"{prefix}{name}")) for name in names]
-        if expired := [name for name, is_live in zip(names, live, strict=True) if not is_live]:
+        async with redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.strlen(f"{prefix}{name}")
+            sizes = dict(zip(names, await pipe.execute(), strict=True))
+        if expired := [name for name, size in sizes.items() if not size]:
             await redis.zrem(f"{prefix}index", *expired)
-        return [name for name in names if name not in expired]
+        return {name: size for name, size in sizes.items() if size}
 
     @asynccontextmanager
     async def _redis(self) -> AsyncIterator[Any]:

@@ -27,8 +27,11 @@ class RedisStores:
         configured = settings.session_key.get_secret_value() if settings.session_key else None
         cipher = TenantCipher(load_master_key(configured, settings.data_dir))
         self._redis = RedisClient(settings.redis_url)
-        self.sessions = SessionStore(self._redis, cipher, settings.session_ttl_s)
-        self.documents = DocumentStore(self._redis, cipher, settings.session_ttl_s, settings.document_cache_max_bytes)
+        ttl_s = settings.session_ttl_s
+        self.sessions = SessionStore(self._redis, cipher, ttl_s, settings.session_quota_bytes)
+        self.documents = DocumentStore(
+            self._redis, cipher, ttl_s, settings.document_cache_max_bytes, settings.document_quota_bytes
+        )
 
     async def close(self) -> None:
         """Close all connections."""

@@ -3,6 +3,7 @@
     {fovea:session:<tenant>:<id>}:head  hash    version, model, weights, tokens, created, updated
     {fovea:session:<tenant>:<id>}:v<n>  string  the encrypted state of version n; the last three are kept
     {fovea:session:<tenant>:<id>}:once  hash    digest of an idempotency key → the encrypted answer of its request
+    {fovea:session:<tenant>:<id>}:order list    those digests, oldest first; the last sixteen are kept
     {fovea:sessions:<tenant>}:index     sorted set  id → when it was opened
 
 A state is written only on top of the version that it was made from; a second writer gets a conflict. A tenant sees only
@@ -21,13 +22,16 @@ from hashlib import sha256
 from typing import Any
 
 from services.llm_longctx.state.encryption import TenantCipher
-from shared.errors import Conflict, InvalidOption, NotFound, NotReady, TooLarge
+from shared.errors import Conflict, InvalidOption, NotFound, NotReady, RateLimited, TooLarge
 from shared.jobs.redis_client import RedisClient, translate_redis_errors
 
 __all__ = ["KEPT_VERSIONS", "SessionRecord", "SessionStore"]
 
 KEPT_VERSIONS = 3
 """Versions of a session that can be gone back to, the current one included."""
+
+KEPT_ANSWERS = 16
+"""Answers of a session that a repeated request still gets; a request is repeated soon or never."""
 
 MAX_RECORD_BYTES = 17 * 2**20
 """Most bytes of one stored version: the model's state and its header."""
@@ -47,8 +51,14 @@ redis.call('PEXPIRE', head, ttl)
 redis.call('SET', prefix .. 'v' .. version, state, 'PX', ttl)
 redis.call('DEL', prefix .. 'v' .. (version - keep))
 for back = 1, keep - 1 do redis.call('PEXPIRE', prefix .. 'v' .. (version - back), ttl) end
-if once ~= '' then redis.call('HSET', prefix .. 'once', once, answer) end
+if once ~= '' and redis.call('HSET', prefix .. 'once', once, answer) == 1 then
+  redis.call('RPUSH', prefix .. 'order', once)
+  while redis.call('LLEN', prefix .. 'order') > tonumber(ARGV[10]) do
+    redis.call('HDEL', prefix .. 'once', redis.call('LPOP', prefix .. 'order'))
+  end
+end
 redis.call('PEXPIRE', prefix .. 'once', ttl)
+redis.call('PEXPIRE', prefix .. 'order', ttl)
 return {'written', tostring(version)}
 """
 """Compare and set: write the next version only on top of the expected one, together with the request's answer."""
@@ -84,18 +94,27 @@ class SessionStore:
         client: Redis.
         cipher: Encrypts states and answers.
         ttl_s: How long an unused session is kept.
+        quota_bytes: Most bytes of states that a tenant's sessions hold before it opens no more.
     """
 
-    def __init__(self, client: RedisClient, cipher: TenantCipher, ttl_s: int) -> None:
+    def __init__(self, client: RedisClient, cipher: TenantCipher, ttl_s: int, quota_bytes: int = 2**40) -> None:
         self._client = client
         self._cipher = cipher
         self._ttl_ms = ttl_s * 1000
+        self._quota_bytes = quota_bytes
         self._write = self._client.client.register_script(_WRITE_SCRIPT)
 
     async def create(
         self, tenant: str, model: str, weights: str, state: bytes, tokens: int = 0, state_bytes: int = 0
     ) -> SessionRecord:
-        """Create a session whose version 0 is `state`; `state_bytes` of it are the model's own."""
+        """Create a session whose version 0 is `state`; `state_bytes` of it are the model's own.
+
+        Raises:
+            RateLimited: The tenant's sessions hold as many bytes as they may.
+        """
+        if (held := await self._count_bytes(tenant)) + state_bytes > self._quota_bytes:
+            detail = f"Your sessions hold {held:,} bytes of at most {self._quota_bytes:,}."
+            raise RateLimited(detail, hint="Delete some (DELETE /v1/sessions/{id}), or wait until unused ones expire.")
         name, now = f"s_{secrets.token_hex(10)}", time.time()
         prefix = _key_prefix(tenant, name)
         record = SessionRecord(name, model, weights, 0, tokens, state_bytes, now, now)
@@ -201,6 +220,7 @@ class SessionStore:
         encrypted = self._encrypt(state, tenant, f"{prefix}v{record.version + 1}")
         stored = self._cipher.encrypt(answer, tenant, f"{prefix}once:{field}") if field else b""
         args = [record.version, encrypted, self._ttl_ms, KEPT_VERSIONS, field, stored, tokens, time.time(), state_bytes]
+        args.append(KEPT_ANSWERS)
         async with self._redis() as redis:
             status, version = await self._write(keys=[f"{prefix}head", prefix], args=args)
             if status == b"written":
@@ -230,8 +250,16 @@ class SessionStore:
             await redis.delete(f"{prefix}head")  # first: a concurrent write then finds no session
             # A write may have come between reading the version and deleting the head: one more than is kept.
             states = [f"{prefix}v{n}" for n in range(max(version - KEPT_VERSIONS, 0), version + 2)]
-            await redis.delete(f"{prefix}once", *states)
+            await redis.delete(f"{prefix}once", f"{prefix}order", *states)
             await redis.zrem(_index_key(tenant), name)
+
+    async def _count_bytes(self, tenant: str) -> int:
+        """Bytes of the states of all versions that the tenant's sessions keep."""
+        async with self._redis() as redis, redis.pipeline(transaction=False) as pipe:
+            for name in await redis.zrange(_index_key(tenant), 0, -1):
+                pipe.hmget(f"{_key_prefix(tenant, name.decode())}head", "version", "held")
+            rows = await pipe.execute()
+        return sum(min(int(version) + 1, KEPT_VERSIONS) * int(held or 0) for version, held in rows if version)
 
     async def _add_to_index(self, redis: Any, tenant: str, record: SessionRecord) -> None:
         """Keep the session in its tenant's index as long as the session lives."""

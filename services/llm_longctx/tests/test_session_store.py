@@ -7,9 +7,10 @@ import pytest
 import redis as sync_redis
 
 from services.llm_longctx.state import session_store
+from services.llm_longctx.state.document_store import DocumentStore
 from services.llm_longctx.state.encryption import TenantCipher, load_master_key
-from services.llm_longctx.state.session_store import KEPT_VERSIONS, SessionStore
-from shared.errors import Conflict, InvalidOption, NotFound, NotReady, TooLarge
+from services.llm_longctx.state.session_store import KEPT_ANSWERS, KEPT_VERSIONS, SessionStore
+from shared.errors import Conflict, InvalidOption, NotFound, NotReady, RateLimited, TooLarge
 from shared.jobs.redis_client import RedisClient
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
@@ -21,6 +22,14 @@ MASTER = b"0123456789abcdef"
 def server(tmp_path_factory):
     with RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"))) as running:
         yield running
+
+
+@pytest.fixture
+def url(server):
+    """An empty Redis."""
+    with sync_redis.Redis.from_url(server.url) as client:
+        client.flushall()
+    return server.url
 
 
 @pytest.fixture
@@ -195,3 +204,49 @@ def test_master_key_is_made_once_and_only_its_owner_may_read_it(tmp_path):
 def test_short_master_key_is_refused():
     with pytest.raises(ValueError, match="16 are needed"):
         TenantCipher(b"short")
+
+
+async def test_a_tenant_opens_sessions_up_to_its_quota_of_bytes_and_again_when_some_are_gone(url):
+    client = RedisClient(url)
+    store = SessionStore(client, TenantCipher(MASTER), ttl_s=60, quota_bytes=10_000)
+    record = await store.create("ann", "m", "w", b"x" * 4000, state_bytes=4000)
+    version = await store.write_version("ann", record, b"x" * 4000, 1, 4000)
+    assert version == 1
+    with pytest.raises(RateLimited, match="8,000 bytes of at most 10,000") as refused:
+        await store.create("ann", "m", "w", b"x" * 4000, state_bytes=4000)
+    assert "DELETE /v1/sessions" in str(refused.value.hint)
+    await store.create("bob", "m", "w", b"x" * 4000, state_bytes=4000)
+    await store.delete("ann", record.id)
+    await store.create("ann", "m", "w", b"x" * 4000, state_bytes=4000)
+    await client.close()
+
+
+async def test_answers_of_long_sessions_are_trimmed_to_the_last(url):
+    client = RedisClient(url)
+    store = SessionStore(client, TenantCipher(MASTER), ttl_s=60)
+    record = await store.create("ann", "m", "w", b"x")
+    for turn in range(KEPT_ANSWERS + 5):
+        await store.write_version("ann", record, b"x", turn, idempotency_key=f"k{turn}", answer=b"a")
+        record = await store.get("ann", record.id)
+    found = [await store.find_answer("ann", record.id, f"k{turn}") for turn in range(KEPT_ANSWERS + 5)]
+    assert found == [None] * 5 + [b"a"] * KEPT_ANSWERS
+    await store.delete("ann", record.id)
+    assert [key async for key in client.client.scan_iter(f"*{record.id}*")] == [], "nothing of it is left"
+    await client.close()
+
+
+async def test_a_tenant_stores_documents_up_to_its_quota_of_bytes(url):
+    client = RedisClient(url)
+    store = DocumentStore(client, TenantCipher(MASTER), 60, 2**20, quota_bytes=10_000)
+    names = [f"doc_{n:024x}" for n in range(4)]
+    for name in names[:2]:
+        await store.put("ann", name, b"x" * 4000)
+    with pytest.raises(RateLimited, match="of at most 10,000") as refused:
+        await store.put("ann", names[2], b"x" * 4000)
+    assert "DELETE /v1/documents" in str(refused.value.hint)
+    await store.put("ann", names[0], b"x" * 4000)  # the same document again
+    await store.put("bob", names[2], b"x" * 4000)
+    await store.delete("ann", names[0])
+    await store.put("ann", names[2], b"x" * 4000)
+    assert await store.list_ids("ann") == [names[2], names[1]]
+    await client.close()

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis import exceptions as gone
 
-from shared.errors import Cancelled, Fault, InvalidOption, NotFound, NotReady, TooLarge
+from shared.errors import Cancelled, Fault, InvalidOption, NotFound, NotReady, StorageFull, TooLarge
 from shared.jobs import codec, redis_keys
 from shared.jobs.pubsub import ChangeListener
 from shared.jobs.queue import Payload, Result
@@ -107,7 +107,6 @@ def test_the_words_of_our_own_failures_are_not_shown() -> None:
         gone.BusyLoadingError("x"),
         ConnectionResetError("x"),
         gone.ReadOnlyError("x"),
-        gone.OutOfMemoryError("x"),
         gone.ResponseError("MISCONF Redis is configured …"),
         gone.ResponseError("NOREPLICAS Not enough"),
         gone.AuthenticationError("x"),
@@ -117,6 +116,13 @@ def test_the_words_of_our_own_failures_are_not_shown() -> None:
 def test_an_absent_redis_is_not_ready(error: Exception) -> None:
     with pytest.raises(NotReady), translate_redis_errors():
         raise error
+
+
+@pytest.mark.parametrize("error", [gone.OutOfMemoryError("x"), gone.ResponseError("MISCONF … No space left on device")])
+def test_a_full_redis_or_disk_is_storage_full(error: Exception) -> None:
+    with pytest.raises(StorageFull, match="full") as caught, translate_redis_errors():
+        raise error
+    assert caught.value.hint
 
 
 def test_our_own_mistakes_are_not_taken_for_an_absent_redis() -> None:

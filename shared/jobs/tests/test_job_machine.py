@@ -1,4 +1,4 @@
-"""Any order of submits, deliveries, deaths, cancels and retries leaves the queue as a plain model says it should be."""
+"""Any order of submits, deliveries, deaths, cancels, retries, deletes, expiries, restarts agrees with a plain model."""
 
 # ruff: noqa: D102  (rules and invariants are named by what they say)
 
@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from shared.errors import Conflict, Fault, InvalidOption, QueueFull
-from shared.jobs import redis_keys
+from shared.errors import Conflict, Fault, InvalidOption, NotFound, QueueFull, RateLimited
+from shared.jobs import codec, redis_keys
 from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import Payload, Result
 from shared.jobs.redis_queue import RedisJobQueue
@@ -25,6 +25,10 @@ from shared.settings import Settings
 
 ATTEMPTS = 2
 ROOM = 6
+QUOTA = 4000
+INLINE = 100
+"""Larger bodies go to the object store."""
+
 FRONT = 0
 
 
@@ -45,21 +49,27 @@ class Expected:
     dead: bool = False
     answer: bytes | None = None
     delayed: bool = False
+    body: bytes = b""
+    held: int = 0
+    """Bytes that count against the quota."""
+    key: str | None = None
 
 
 class Machine(RuleBasedStateMachine):
     """Drives queue and inbox of one real Redis."""
 
-    def __init__(self, url: str, chosen: Settings) -> None:
+    def __init__(self, server: RedisServer, chosen: Settings) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.queue = RedisJobQueue(url, chosen)
-        self.inbox = QueueConsumer(url, "svc", chosen)
+        self.server, self.chosen = server, chosen
+        self.queue = RedisJobQueue(server.url, chosen)
+        self.inbox = QueueConsumer(server.url, "svc", chosen)
         self.jobs: dict[str, Expected] = {}
         self.used: dict[str, tuple[str, bytes]] = {}
         self.deliveries: list[Delivery] = []
         self.turns = 0
         self.run(self.queue._redis.client.flushall())
+        self.queue._payloads._objects.delete_all()
 
     def run(self, call: Any) -> Any:
         return self.runner.run(call)
@@ -81,7 +91,11 @@ class Machine(RuleBasedStateMachine):
         job.status, job.at, job.turn = "queued", level, self.next_turn()
         job.entry = job.turn
 
-    @rule(priority=st.integers(-2, 2), key=st.sampled_from([None, None, "a", "b"]), body=st.sampled_from([b"x", b"y"]))
+    @rule(
+        priority=st.integers(-2, 2),
+        key=st.sampled_from([None, None, "a", "b"]),
+        body=st.sampled_from([b"x", b"y", b"z" * 700]),
+    )
     def submit(self, priority: int, key: str | None, body: bytes) -> None:
         payload = Payload("svc", "/", body, priority=priority, tenant="t")
         if key in self.used and self.used[key][1] != body:
@@ -92,6 +106,11 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(QueueFull):
                 self.run(self.queue.submit(payload, key))
             return
+        size = codec.size_of(payload)
+        if key not in self.used and sum(job.held for job in self.jobs.values()) + size > QUOTA:
+            with pytest.raises(RateLimited, match="hold"):
+                self.run(self.queue.submit(payload, key))
+            return
         job, new = self.run(self.queue.submit(payload, key))
         assert new == (key not in self.used)
         if not new:
@@ -99,7 +118,7 @@ class Machine(RuleBasedStateMachine):
             return
         if key:
             self.used[key] = (job.id, body)
-        expected = Expected(redis_keys.stream_of(priority))
+        expected = Expected(redis_keys.stream_of(priority), body=body, held=size, key=key)
         self.enqueue(expected, expected.level)
         self.jobs[job.id] = expected
 
@@ -119,6 +138,7 @@ class Machine(RuleBasedStateMachine):
         job = self.jobs[wanted]
         job.status, job.tries, job.fence = "running", job.tries + 1, job.fence + 1
         assert (found.id, found.attempt, found.tries) == (wanted, job.fence, job.tries)
+        assert self.run(self.inbox.payload(found)).body == job.body
         self.deliveries.append(found)
 
     def expect_delivery(self, reclaim: bool) -> str | None:
@@ -135,10 +155,11 @@ class Machine(RuleBasedStateMachine):
                     return job_id
         return None
 
-    @precondition(lambda self: self.deliveries)
+    @precondition(lambda self: any(delivery.id in self.jobs for delivery in self.deliveries))
     @rule(data=st.data(), how=st.sampled_from(["succeed", "fail", "again", "hand_back", "progress", "renew"]))
     def write(self, data: st.DataObject, how: str) -> None:
-        delivery = data.draw(st.sampled_from(self.deliveries), label="delivery")
+        known = [delivery for delivery in self.deliveries if delivery.id in self.jobs]
+        delivery = data.draw(st.sampled_from(known), label="delivery")
         job = self.jobs[delivery.id]
         mine = job.status == "running" and job.fence == delivery.attempt
         if how == "again" and any(other.delayed for other in self.jobs.values()):
@@ -146,10 +167,10 @@ class Machine(RuleBasedStateMachine):
         getattr(self, how)(delivery, job, mine)
 
     def succeed(self, delivery: Delivery, job: Expected, mine: bool) -> None:
-        answer = str(delivery.attempt).encode()
+        answer = str(delivery.attempt).encode() * (1 + 300 * (delivery.attempt % 2))
         self.run(self.inbox.succeed(delivery, Result(200, "text/plain", answer)))
         if mine:
-            job.status, job.answer = "succeeded", answer
+            job.status, job.answer, job.held = "succeeded", answer, len(answer)
 
     def fail(self, delivery: Delivery, job: Expected, mine: bool) -> None:
         self.run(self.inbox.fail(delivery, InvalidOption("no")))
@@ -203,6 +224,68 @@ class Machine(RuleBasedStateMachine):
             job.tries, job.dead = 0, False
             self.enqueue(job, job.level)
 
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        job_id = data.draw(st.sampled_from(list(self.jobs)), label="job")
+        job = self.jobs[job_id]
+        self.run(self.queue.delete(job_id, "t"))
+        if job.status in {"queued", "running"}:
+            job.status, job.delayed = "cancelled", False
+        else:
+            self.forget(job_id)
+
+    @precondition(lambda self: any(job.status in {"succeeded", "failed", "cancelled"} for job in self.jobs.values()))
+    @rule(data=st.data(), swept=st.booleans())
+    def expire(self, data: st.DataObject, swept: bool) -> None:
+        """A finished job's time is over, which callers see at once, whether or not it was swept."""
+        over = [job_id for job_id, job in self.jobs.items() if self.expires(job)]
+        if not over:
+            return
+        job_id = data.draw(st.sampled_from(over), label="job")
+        client = self.queue._redis.client
+        self.run(client.hset(redis_keys.key("job", job_id), "expires", 1))
+        self.run(client.zadd(redis_keys.key("expiring"), {job_id: 1}))
+        with pytest.raises(NotFound):
+            self.run(self.queue.get(job_id, "t"))
+        if not swept:
+            with pytest.raises(NotFound):
+                self.run(self.queue.retry(job_id, "t"))
+        self.forget(job_id)
+
+    def expires(self, job: Expected) -> bool:
+        return job.status in {"succeeded", "failed", "cancelled"} and not job.dead
+
+    def forget(self, job_id: str) -> None:
+        self.run(self.inbox.sweep())
+        key = self.jobs.pop(job_id).key
+        if key and self.used[key][0] == job_id:
+            del self.used[key]
+
+    @rule()
+    def restart(self) -> None:
+        """The Redis dies with its memory and comes back with what it had on disk."""
+        if self.chosen.job_ttl_s != RESTARTING:
+            return
+        self.server.kill()
+        self.server.start()
+
+    @rule()
+    def the_worker_dies(self) -> None:
+        """Another worker takes over; what the dead one still writes is judged by its fence."""
+        self.run(self.inbox.close())
+        self.inbox = QueueConsumer(self.server.url, "svc", self.chosen)
+
+    @precondition(lambda self: self.deliveries)
+    @rule(data=st.data())
+    def written_after_the_job_is_gone(self, data: st.DataObject) -> None:
+        gone = [delivery for delivery in self.deliveries if delivery.id not in self.jobs]
+        if gone:
+            delivery = data.draw(st.sampled_from(gone), label="delivery")
+            assert not self.run(self.inbox.succeed(delivery, Result(200, "text/plain", b"late")))
+            assert not self.run(self.inbox.fail(delivery, InvalidOption("late")))
+            assert self.run(self.inbox.renew({delivery.id: delivery.attempt})) == {delivery.id}
+
     @invariant()
     def the_queue_is_as_the_model_says(self) -> None:
         shown = {job.id: job for job in self.run(self.queue.recent("t", 1000))}
@@ -219,6 +302,19 @@ class Machine(RuleBasedStateMachine):
         assert dead == {job_id for job_id, job in self.jobs.items() if job.dead}
 
     @invariant()
+    def bytes_are_counted_to_the_last(self) -> None:
+        held = self.run(self.queue._redis.client.get(redis_keys.key("bytes", "t")))
+        assert int(held or 0) == sum(job.held for job in self.jobs.values())
+
+    @invariant()
+    def the_object_store_holds_what_may_still_be_read(self) -> None:
+        stored = {facts.path for facts in self.queue._payloads._objects.list_objects()}
+        may_run = {job_id: job for job_id, job in self.jobs.items() if job.status != "succeeded"}
+        needed = {f"{job_id}/request" for job_id, job in may_run.items() if len(job.body) > INLINE}
+        assert needed <= stored
+        assert {path.split("/")[0] for path in stored} <= self.jobs.keys(), "payloads of jobs that are gone are gone"
+
+    @invariant()
     def answers_are_those_of_the_attempt_that_counted(self) -> None:
         for job_id, job in self.jobs.items():
             if job.answer is not None:
@@ -232,22 +328,44 @@ class Machine(RuleBasedStateMachine):
         assert held == [sum(job.at == level for job in active) for level in redis_keys.LEVELS]
 
 
-def test_the_queue_agrees_with_the_model(redis_server: RedisServer, job_settings: Settings) -> None:
-    chosen = job_settings.model_copy(
-        update={"job_lease_s": 0.001, "job_max_attempts": ATTEMPTS, "job_queue_max": ROOM, "job_ttl_s": 1000}
+RESTARTING = 2000
+"""The time to live that marks runs with restarts, which take a tenth of a second each."""
+
+
+def _check(server: RedisServer, chosen: Settings, examples: int, steps: int) -> None:
+    chosen = chosen.model_copy(
+        update={
+            "job_lease_s": 0.001,
+            "job_max_attempts": ATTEMPTS,
+            "job_queue_max": ROOM,
+            "job_quota_bytes": QUOTA,
+            "job_inline_max_bytes": INLINE,
+        }
     )
+    run_state_machine_as_test(
+        lambda: Machine(server, chosen),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            phases=[Phase.reuse, Phase.generate],  # shrinking takes minutes here, and thirty steps can be read
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
+
+
+def test_the_queue_agrees_with_the_model(redis_server: RedisServer, job_settings: Settings) -> None:
     with redis.Redis.from_url(redis_server.url) as client:
         client.config_set("appendfsync", "no")  # thousands of small steps; durability has tests of its own
         try:
-            run_state_machine_as_test(
-                lambda: Machine(redis_server.url, chosen),
-                settings=settings(
-                    max_examples=25,
-                    stateful_step_count=30,
-                    deadline=None,
-                    phases=[Phase.reuse, Phase.generate],  # shrinking takes minutes here, and thirty steps can be read
-                    suppress_health_check=[HealthCheck.too_slow],
-                ),
-            )
+            _check(redis_server, job_settings.model_copy(update={"job_ttl_s": 1000}), examples=15, steps=30)
         finally:
             client.config_set("appendfsync", "always")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ttl_s", "examples", "steps"), [(1000, 100, 50), (RESTARTING, 20, 50)], ids=["", "restarts"])
+def test_the_queue_agrees_with_the_model_over_thousands_of_steps(
+    own_redis: RedisServer, job_settings: Settings, ttl_s: int, examples: int, steps: int
+) -> None:
+    _check(own_redis, job_settings.model_copy(update={"job_ttl_s": ttl_s}), examples, steps)

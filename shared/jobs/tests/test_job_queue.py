@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from shared.errors import Conflict, Fault, InvalidOption, NotFound, NotReady, QueueFull
+from shared.errors import Conflict, Fault, InvalidOption, NotFound, NotReady, QueueFull, StorageFull
 from shared.jobs import redis_keys
 from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import JobQueue, Payload, Result
@@ -436,10 +436,10 @@ async def test_a_wrong_password_is_said_so(url: str, job_settings: Settings) -> 
     await queue.close()
 
 
-async def test_a_redis_that_takes_no_writes_is_not_ready(url: str, queue: RedisJobQueue, payload: Payload) -> None:
+async def test_a_full_redis_says_so(url: str, queue: RedisJobQueue, payload: Payload) -> None:
     await queue._redis.client.config_set("maxmemory", "1")
     try:
-        with pytest.raises(NotReady, match="no writes"):
+        with pytest.raises(StorageFull, match="Redis is full"):
             await queue.submit(payload)
     finally:
         await queue._redis.client.config_set("maxmemory", "0")

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from shared.jobs.queue import Handler, Payload, Result, Ticket
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.worker import JobWorker
 from shared.settings import Settings
+from shared.storage.tests.small_disk import grow_disk, mount_small_disk
 
 DONE = Result(200, "text/plain", b"done")
 
@@ -416,3 +418,26 @@ async def test_a_broken_loop_ends_the_worker_loudly(
         await asyncio.wait_for(JobWorker(inbox, always(DONE), job_settings).run(), 5)
     assert group.group_contains(RuntimeError, match="bug")
     await inbox.close()
+
+
+async def test_an_answer_that_finds_no_room_waits_for_it_and_the_job_is_not_run_again(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, tmp_path: Path
+) -> None:
+    runs: list[int] = []
+
+    async def handler(_payload: Payload, ticket: Ticket) -> Result:
+        runs.append(ticket.attempt)
+        return Result(200, "text/plain", b"x" * 200_000)
+
+    with mount_small_disk(tmp_path / "disk") as place:
+        settings = job_settings.model_copy(update={"object_store": (place / "objects").as_uri()})
+        reader = RedisJobQueue(url, settings)
+        async with working(url, settings, handler):
+            job, _ = await queue.submit(payload)
+            await asyncio.sleep(3 * settings.job_lease_s)
+            assert (await queue.get(job.id, "ann")).status == "running"
+            await asyncio.to_thread(grow_disk, place)
+            assert (await ended(queue, job)).status == "succeeded"
+        assert (await reader.result(job.id, "ann")).body == b"x" * 200_000
+        await reader.close()
+    assert runs == [1]

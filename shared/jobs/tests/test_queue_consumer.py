@@ -238,6 +238,18 @@ async def test_the_sweep_removes_payloads_without_a_job_and_workers_long_gone(
     assert not await queue._redis.client.hexists(redis_keys.key("workers", "svc"), other.consumer)
 
 
+async def test_a_late_answer_of_an_attempt_that_was_handed_back_leaves_the_request_to_the_next(
+    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
+) -> None:
+    large = replace(payload, body=b"x" * 2000)
+    job, _ = await queue.submit(large)
+    delivery = await take(inbox)
+    await inbox.hand_back(delivery)
+    assert not await inbox.succeed(delivery, Result(200, "text/plain", b"y" * 2000))
+    assert (await inbox.payload(await take(inbox))).body == large.body
+    assert await queue._payloads.older_than(-60) == [job.id]
+
+
 async def test_a_lost_body_is_a_fault_that_says_why(
     queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, job_settings: Settings
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
 from shared import telemetry
-from shared.errors import BadInput, Fault, FoveaError
+from shared.errors import BadInput, Fault, FoveaError, NotReady, StorageFull
 
 __all__ = ["NotAcceptable", "TooSlow", "to_safe_error"]
 
@@ -23,6 +25,8 @@ class TooSlow(BadInput):
 def to_safe_error(error: BaseException, what: str) -> FoveaError:
     """A FoveaError as it is; any other exception is logged, and becomes a `Fault` without its text.
 
+    A full or a read-only disk is said so: whoever runs the service can help.
+
     Args:
         error: What was raised.
         what: What failed, as the subject of a sentence: `The model pranet`.
@@ -30,4 +34,8 @@ def to_safe_error(error: BaseException, what: str) -> FoveaError:
     if isinstance(error, FoveaError):
         return error
     telemetry.log().error("failed", what=what, exc_info=error)
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StorageFull("The disk of the service is full.", hint="Free space in FOVEA_DATA_DIR, or give it more.")
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return NotReady("The disk of the service is read-only.", hint="Let FOVEA_DATA_DIR be written.")
     return Fault(f"{what} failed on this request.", hint="The log of the service says why, under the request id.")

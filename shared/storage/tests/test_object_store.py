@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
-import subprocess
 import threading
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 
 from shared.errors import NotReady, StorageFull
 from shared.storage import ObjectStore
+from shared.storage.tests.small_disk import make_read_only, mount_small_disk
 
 
 def test_what_was_put_is_there_until_it_is_deleted(store: ObjectStore) -> None:
@@ -103,25 +102,18 @@ def test_a_folder_is_private_and_leaves_no_empty_folders(tmp_path: Path) -> None
 
 
 def test_a_full_and_a_read_only_disk_say_what_to_do(tmp_path: Path) -> None:
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting needs root")
-    try:
+    with mount_small_disk(tmp_path / "disk") as place:
         store = ObjectStore.open((place / "objects").as_uri())
         store.put("small", b"x")
         with pytest.raises(StorageFull) as full:
             store.put("large", b"x" * 1_000_000)
         assert full.value.status == 507
         assert "FOVEA_OBJECT_STORE" in str(full.value.hint)
-        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        make_read_only(place)
         with pytest.raises(NotReady, match="read-only"):
             store.put("more", b"x")
         assert store.get("small") == b"x"
         assert store.get("large") is None
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_store_that_is_away_is_an_error_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from shared.export import artifacts as module
 from shared.export.artifacts import ExportedForms, check_tensors, refine_card
 from shared.registry import Card, LoadContext, Metric, Paper
 from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
+from shared.storage import ObjectStore
 
 torch.set_num_threads(1)
 
@@ -123,3 +124,12 @@ def test_card_tells_what_was_loaded(weights, tmp_path):
     assert (served.weights, served.parameters) == (weights.manifest.sha256, 33)
     assert [metric.ours for metric in served.metrics] == [0.5, None]
     assert "differs from torch" in served.notes[1]
+
+
+def test_a_graph_is_exported_by_one_process_and_fetched_by_the_next(weights, tmp_path, monkeypatch):
+    objects = ObjectStore.open((tmp_path / "objects").as_uri())
+    first = made(weights, tmp_path / "one").graph(objects)
+    monkeypatch.setattr(ExportedForms, "_export", lambda _self: pytest.fail("exported again"))
+    other = made(weights, tmp_path / "two")
+    assert other.graph(objects).read_bytes() == first.read_bytes()
+    assert other.parity() == made(weights, tmp_path / "one").parity()

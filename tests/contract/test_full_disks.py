@@ -1,0 +1,68 @@
+"""A full disk is 507 and a read-only one 503, with a hint, and what was there stays readable."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from services.relevance_judge.judges.log_odds import LogOdds
+from services.relevance_judge.routes import router
+from services.relevance_judge.tests.fake_endpoint import FakeModel
+from shared.errors import StorageFull
+from shared.jobs.queue import Payload
+from shared.jobs.redis_queue import RedisJobQueue
+from shared.jobs.redis_server import RedisServer
+from shared.registry import LoadContext
+from shared.serving.build_app import build
+from shared.settings import Settings
+from shared.storage.tests.small_disk import make_read_only, mount_small_disk
+
+
+class Answering(LogOdds):
+    """A judge with a model behind it."""
+
+    card = LogOdds.card
+
+    @classmethod
+    def load(cls, place: LoadContext) -> Any:
+        """With the place's store."""
+        return cls(FakeModel(first={"0": -0.5, "3": -1.0}).client(), place.objects)
+
+
+def test_a_service_whose_disk_is_full_or_read_only_says_what_to_do(tmp_path: Path) -> None:
+    training = {"signals": [0.1, 1.1, 2.1] * 4, "grades": [0, 1, 3] * 4, "queries": [str(n) for n in range(12)]}
+    with mount_small_disk(tmp_path / "disk") as place:
+        settings = Settings(data_dir=place / "data", shutdown_grace_s=1)
+        app = build("relevance-judge", routers=[router], servables={"log-odds": Answering}, settings=settings)
+        with TestClient(app, raise_server_exceptions=False) as client:
+            until = time.monotonic() + 20
+            while client.get("/readyz").status_code != 200 and time.monotonic() < until:
+                time.sleep(0.01)
+            assert client.post("/v1/judge/calibrations", json={**training, "name": "small"}).status_code == 200
+            ids = [f"{n} {'x' * 9000}" for n in range(12)]
+            full = client.post("/v1/judge/calibrations", json={**training, "pairs": ids, "name": "large"})
+            assert (full.status_code, full.json()["code"]) == (507, "storage_full")
+            assert full.json()["hint"]
+            make_read_only(place)
+            closed = client.post("/v1/judge/calibrations", json={**training, "name": "more"})
+            assert (closed.status_code, closed.json()["code"]) == (503, "not_ready")
+            assert "read-only" in closed.json()["detail"]
+            assert [row["name"] for row in client.get("/v1/judge/calibrations").json()] == ["small"]
+
+
+async def test_a_job_that_finds_no_room_is_not_accepted(tmp_path: Path) -> None:
+    payload = Payload("svc", "/v1/x", b"x", {}, tenant="ann")
+    with mount_small_disk(tmp_path / "disk") as place, RedisServer(Settings(data_dir=tmp_path / "redis")) as server:
+        queue = RedisJobQueue(server.url, Settings(data_dir=place / "data", job_inline_max_bytes=10))
+        try:
+            kept, _ = await queue.submit(replace(payload, body=b"x" * 1000))
+            with pytest.raises(StorageFull):
+                await queue.submit(replace(payload, body=b"x" * 1_000_000))
+            assert [job.id for job in await queue.recent("ann")] == [kept.id]
+        finally:
+            await queue.close()

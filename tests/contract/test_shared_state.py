@@ -1,0 +1,134 @@
+"""What one machine makes, another with another folder has: everything goes through a real S3 server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from starlette.testclient import TestClient
+from torch import nn
+
+from services.interpretability.routes import build_router
+from services.relevance_judge.judges.log_odds import LogOdds
+from services.relevance_judge.routes import router as judge_router
+from services.relevance_judge.tests.fake_endpoint import FakeModel
+from shared.lm.head_plan_store import HeadPlanStore
+from shared.registry import LoadContext, servables
+from shared.serving.build_app import build
+from shared.settings import Settings, environment
+from shared.storage import open_object_store
+from shared.storage.tests.s3_server import run_s3_server
+from shared.training import checkpoint_import
+from shared.training import cli as training_cli
+
+Machine = Callable[[str], Settings]
+
+
+@pytest.fixture(scope="module")
+def variables() -> Iterator[dict[str, str]]:
+    with run_s3_server() as found:
+        yield found
+
+
+@pytest.fixture
+def machine(variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Settings of a machine with a folder of its own; all of one test share a bucket's path."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    url = f"s3://fovea/{uuid.uuid4().hex}"
+    return lambda name: Settings(data_dir=tmp_path / name, object_store=url, intra_op_threads=1, shutdown_grace_s=1)
+
+
+@contextmanager
+def _serving(service: str, router: Any, kinds: Any, settings: Settings) -> Iterator[TestClient]:
+    with TestClient(build(service, routers=[router], servables=kinds, settings=settings)) as client:
+        until = time.monotonic() + 60
+        while client.get("/readyz").status_code != 200:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        yield client
+
+
+READ = """
+import sys
+from pathlib import Path
+from shared.registry.imported_weights import fetch_weights
+from shared.registry.weights import read_weights
+from shared.settings import settings
+from shared.storage import open_object_store
+fetch_weights(open_object_store(settings()), settings().weights_dir)
+weights = read_weights(settings().weights_dir / "toy.safetensors")
+print(weights.manifest.origin, float(weights.arrays["weight"].sum()))
+"""
+
+
+def test_fovea_import_reaches_a_process_with_another_folder(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_import, "network", lambda _name: nn.Linear(2, 2))
+    monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({},))
+    monkeypatch.setattr(training_cli, "settings", lambda: machine("workstation"))
+    monkeypatch.setattr(os, "umask", lambda _mask: 0)  # this process goes on to other tests
+    save_file({"weight": torch.full((2, 2), 0.5), "bias": torch.zeros(2)}, tmp_path / "toy.safetensors")
+    training_cli.import_checkpoint("toy", tmp_path / "toy.safetensors")
+    other = machine("pod")
+    told = environment(FOVEA_DATA_DIR=str(other.data_dir), FOVEA_OBJECT_STORE=str(other.object_store))
+    found = subprocess.run([sys.executable, "-c", READ], env=told, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["imported", "2.0"]
+
+
+def test_calibrations_leaderboards_and_labels_of_one_replica_serve_on_another(machine: Machine) -> None:
+    model = FakeModel(first={"0": -0.5, "3": -1.0})
+
+    class Answering(LogOdds):
+        card = LogOdds.card
+
+        @classmethod
+        def load(cls, place: LoadContext) -> Any:
+            """With a model behind it."""
+            return cls(model.client(), place.objects)
+
+    training = {"signals": [0.1, 1.1, 2.1] * 4, "grades": [0, 1, 3] * 4, "queries": [str(n) for n in range(12)]}
+    labels = {
+        "reference": "1 0 a 1\n1 0 b 0\n",
+        "judges": [{"judge": "j", "labels": "1 0 a 1\n1 0 b 1\n"}],
+        "draws": 10,
+    }
+    batch = {"topics": "1\tq\n", "passages": "a\tone\nb\ttwo\n"}
+    with _serving("relevance-judge", judge_router, {"log-odds": Answering}, machine("one")) as one:
+        assert one.post("/v1/judge/calibrations", json={**training, "name": "mine"}).status_code == 200
+        assert one.post("/v1/judge/leaderboard", json={**labels, "name": "board"}).status_code == 200
+        first = one.post("/v1/judge/batches", json=batch).json()
+    asked = len(model.asked)
+    with _serving("relevance-judge", judge_router, {"log-odds": Answering}, machine("two")) as two:
+        body = {"query": "q", "passages": ["p"], "calibration": "mine"}
+        assert two.post("/v1/judge", json=body).json()["results"][0]["calibration"].startswith("mine@1:")
+        assert two.post("/v1/judge/calibrations", json={**training, "name": "mine"}).json()["version"] == 2
+        assert two.get("/v1/judge/leaderboard?name=board").status_code == 200
+        assert [row["id"] for row in two.get("/v1/judge/batches").json()] == [first["id"]]
+        again = two.post("/v1/judge/batches", json=batch).json()
+    assert (again["id"], again["reused"]) == (first["id"], 2)
+    assert sum("messages" in body for body in model.asked[asked:]) == 1, "no label was asked for twice"
+
+
+def test_a_head_plan_and_its_report_reach_the_services_of_other_machines(machine: Machine) -> None:
+    kinds = {"head-plans": servables("interpretability")["head-plans"]}
+    spec = {"lm": "tiny-induction", "kind": "razor", "period": 24, "repeats": 3, "name": "mine"}
+    with _serving("interpretability", build_router(kinds), kinds, machine("one")) as one:
+        report = one.post("/v1/probe/heads/plans", json=spec).json()
+    with _serving("interpretability", build_router(kinds), kinds, machine("two")) as two:
+        assert two.get(f"/v1/probe/reports/{report['manifest']['report']}").json()["title"] == report["title"]
+        again = two.post("/v1/probe/heads/plans", json=spec).json()
+    assert again["manifest"]["created"] == report["manifest"]["created"], "its cells were not computed again"
+    plans = HeadPlanStore("tiny-induction", None, open_object_store(machine("three")))
+    assert plans["mine"].digest == report["artefacts"][0]["sha256"]
